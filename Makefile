@@ -1,0 +1,124 @@
+# Everything that people and CI run. Each target does its own set-up: `make demo` and `make test` need Python 3.11+ and no more.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV := .venv
+PROTO_VENV := .venv-proto
+FLOOR_VENV := .venv-floor
+BIN := $(VENV)/bin
+ARGS ?=
+
+# Generated with the oldest protobuf that is supported, since code from a newer one does not load on an older one. The
+# tools need an environment of their own: they pin what the project does not.
+PROTO_TOOLS := grpcio-tools==1.72.1 mypy-protobuf==3.6.0 'setuptools<81'
+# The oldest gRPC and a protobuf 6 that the client promises to run on.
+FLOOR := grpcio==1.72.1 grpcio-health-checking==1.72.1 grpcio-reflection==1.72.1 protobuf==6.33.0 'numpy<2.3'
+STUBS := clients/livefactor/v1
+PROTOS := $(wildcard protos/livefactor/v1/*.proto)
+
+.PHONY: help
+help: ## This list.
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+## Set-up: one virtual environment, one stamp for each set of extras.
+
+.PHONY: setup
+setup: $(VENV)/.stamp-dev ## The virtual environment with everything for work on the project.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "livefactor needs Python 3.11 or newer: make PYTHON=/path/to/python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-server: pyproject.toml scripts/install | $(BIN)/python
+	@scripts/install $(BIN)/python -e '.[server]'
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml scripts/install | $(BIN)/python
+	@scripts/install $(BIN)/python -e '.[server,dev]'
+	@touch $@ $(VENV)/.stamp-server
+
+$(VENV)/.stamp-bench: pyproject.toml scripts/install | $(BIN)/python
+	@scripts/install $(BIN)/python -e '.[server,bench]'
+	@touch $@ $(VENV)/.stamp-server
+
+$(PROTO_VENV)/.stamp: Makefile scripts/install
+	@$(PYTHON) -m venv --clear $(PROTO_VENV)
+	@scripts/install $(PROTO_VENV)/bin/python $(PROTO_TOOLS)
+	@touch $@
+
+$(FLOOR_VENV)/.stamp: Makefile pyproject.toml scripts/install
+	@$(PYTHON) -m venv --clear $(FLOOR_VENV)
+	@scripts/install $(FLOOR_VENV)/bin/python $(FLOOR) -e '.[server]' pytest pytest-timeout hypothesis pandas pyarrow psutil safetensors
+	@touch $@
+
+## Running it.
+
+.PHONY: demo
+demo: $(VENV)/.stamp-server ## A real shop's year through the server, killed and proven, in under two minutes.
+	@$(BIN)/livefactor demo $(ARGS)
+
+.PHONY: serve
+serve: $(VENV)/.stamp-server ## A server on its default port and data folder; ARGS='--help' lists its settings.
+	@$(BIN)/livefactor serve $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.stamp-bench ## All benchmarks, interleaved; writes benchmarks/results/.
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+## Testing it.
+
+.PHONY: test
+test: $(VENV)/.stamp-dev ## The whole suite.
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-long
+test-long: $(VENV)/.stamp-dev ## The tests that take minutes each.
+	@$(BIN)/python -m pytest -m long --timeout=3600 $(ARGS)
+
+.PHONY: test-floor
+test-floor: $(FLOOR_VENV)/.stamp ## Client, contract and examples on the oldest gRPC and on protobuf 6.
+	@$(FLOOR_VENV)/bin/python -m pytest tests/clients tests/house/test_stubs.py tests/end_to_end/test_examples.py $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.stamp-dev check-stubs ## Lint, types, imports between rooms, contract, stubs.
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/buf lint protos
+	@$(BIN)/buf breaking protos --against protos/baseline.binpb
+	@$(BIN)/python scripts/api_page.py --check
+
+## The contract.
+
+# $(1): a folder. Both plugins are found through PATH.
+generate = mkdir -p $(1) && cd protos && PATH="$(abspath $(PROTO_VENV))/bin:$$PATH" python -m grpc_tools.protoc -I. \
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS:protos/%=%)
+
+.PHONY: proto
+proto: $(PROTO_VENV)/.stamp ## Generates the stubs and docs/api.md from protos/.
+	@$(call generate,$(abspath clients))
+	@$(MAKE) --no-print-directory docs
+
+.PHONY: check-stubs
+check-stubs: $(PROTO_VENV)/.stamp ## Fails if the committed stubs are not what `make proto` writes.
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && ($(call generate,"$$scratch")) \
+		&& diff -rq --exclude=__init__.py --exclude=__pycache__ $(STUBS) "$$scratch/livefactor/v1" \
+		|| { echo 'the stubs differ from protos/: run `make proto` and commit what it writes' >&2; exit 1; }
+
+.PHONY: proto-baseline
+proto-baseline: $(VENV)/.stamp-dev ## Accepts an addition to the contract; BREAKING=1 accepts a breaking change too.
+	@test -n "$(BREAKING)" || $(BIN)/buf breaking protos --against protos/baseline.binpb
+	@$(BIN)/buf build protos --exclude-source-info -o protos/baseline.binpb
+
+.PHONY: docs
+docs: $(VENV)/.stamp-dev ## Writes docs/api.md from the comments of the contract.
+	@$(BIN)/python scripts/api_page.py
+
+.PHONY: clean
+clean: ## Removes the environments and everything that was built.
+	@rm -rf $(VENV) $(PROTO_VENV) $(FLOOR_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,93 @@
+"""livefactor: push user-item events into a factorization model, ask it for scores, and prove later which
+model answered.
+
+    with livefactor.Producer("127.0.0.1:50051", "shop") as producer:
+        ack = producer.push(["ann", "bob"], ["milk", "bread"]).result()
+    with livefactor.Scorer("127.0.0.1:50051") as scorer:
+        best = scorer.recommend("ann", k=10, min_position=ack.position)
+
+`Producer` pushes rows exactly once, `Scorer` scores and recommends, `Auditor` takes, fetches and verifies
+snapshots, `Models` administers, `load` reads a fetched snapshot into NumPy, `local()` runs a server in this
+process. Errors: the tree in `livefactor.errors`.
+"""
+
+from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
+from livefactor.batching import Ack, BatchSettings, Receipt, RowReject
+from livefactor.channel import open_channel
+from livefactor.errors import (
+    AlreadyExists,
+    BufferFull,
+    Cancelled,
+    ColumnError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    FlushTimeout,
+    InvalidArgument,
+    LivefactorError,
+    NotFound,
+    ProducerClosed,
+    ProducerFenced,
+    ResourceExhausted,
+    ServerMissing,
+    SnapshotInvalid,
+    Unavailable,
+    UnexpectedStatus,
+    Unimplemented,
+)
+from livefactor.keys import key_of, keys_of
+from livefactor.local import Local, local
+from livefactor.models import ModelDescription, Models
+from livefactor.position import Position
+from livefactor.producer import Producer
+from livefactor.scorer import Recommendations, Scorer, Scores, UserAnswer
+from livefactor.sending import ProducerStatus
+from livefactor.snapshot_files import LoadedSnapshot, Verification, load, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Ack",
+    "AlreadyExists",
+    "Auditor",
+    "BatchSettings",
+    "BufferFull",
+    "Cancelled",
+    "ColumnError",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "FlushTimeout",
+    "InvalidArgument",
+    "LivefactorError",
+    "LoadedSnapshot",
+    "Local",
+    "ModelDescription",
+    "Models",
+    "NotFound",
+    "Position",
+    "Producer",
+    "ProducerClosed",
+    "ProducerFenced",
+    "ProducerStatus",
+    "Receipt",
+    "Recommendations",
+    "ResourceExhausted",
+    "RowReject",
+    "Scorer",
+    "Scores",
+    "ServerMissing",
+    "SnapshotInfo",
+    "SnapshotInvalid",
+    "SnapshotProgress",
+    "Unavailable",
+    "UnexpectedStatus",
+    "Unimplemented",
+    "UserAnswer",
+    "Verification",
+    "__version__",
+    "key_of",
+    "keys_of",
+    "load",
+    "local",
+    "open_channel",
+    "verify",
+]

@@ -1,0 +1,26 @@
+"""The `livefactor` command. It is the server's, found through an entry point; without the server extra it
+says what to install.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from livefactor.errors import ServerMissing
+from livefactor.local import load_entry_point
+
+CLI_GROUP = "livefactor.cli"
+
+
+def main() -> int:
+    """Run the command; the exit code. 2 if the server extra is not installed."""
+    try:
+        command = load_entry_point(CLI_GROUP)
+    except ServerMissing as missing:
+        print(f"livefactor: {missing}", file=sys.stderr)
+        return 2
+    return int(command() or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""String ids to 64-bit keys: BLAKE2b with an 8-byte digest over the UTF-8 bytes, read little-endian.
+
+Any language can do the same (the proto's comments say how). With a `secret` (BLAKE2b's keyed mode) the raw
+ids cannot be guessed from the keys. With 64-bit keys, two of 100 million ids collide with a probability of
+0.03 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+
+from livefactor.errors import ColumnError
+
+KEY_BYTES = 8
+SECRET_BYTES_MAX = 64
+
+
+def _check_secret(secret: bytes) -> bytes:
+    if not isinstance(secret, bytes) or len(secret) > SECRET_BYTES_MAX:
+        raise ValueError(f"secret: expected at most {SECRET_BYTES_MAX} bytes, got {_measure(secret)}")
+    return secret
+
+
+def _measure(secret: object) -> str:
+    return f"{len(secret)} bytes" if isinstance(secret, bytes) else type(secret).__name__
+
+
+def _hash(text: str | bytes, secret: bytes) -> int:
+    data = text if isinstance(text, bytes) else text.encode()
+    return int.from_bytes(blake2b(data, digest_size=KEY_BYTES, key=secret).digest(), "little")
+
+
+def key_of(text: str | bytes, secret: bytes = b"") -> int:
+    """The 64-bit key of one id.
+
+    text: the id; bytes stand for UTF-8 as it is. secret: BLAKE2b key of at most 64 bytes, empty for none.
+    Raises ColumnError where `text` is no str or bytes, or cannot be written as UTF-8 (a lone surrogate);
+    ValueError for a bad secret.
+    """
+    _check_secret(secret)
+    if not isinstance(text, str | bytes):
+        raise ColumnError(f"id: expected str or bytes, got {type(text).__name__}")
+    try:
+        return _hash(text, secret)
+    except UnicodeEncodeError as error:
+        raise ColumnError(f"id: {text!r} cannot be written as UTF-8") from error
+
+
+def keys_of(ids: Sequence[str | bytes], secret: bytes = b"") -> npt.NDArray[np.uint64]:
+    """The keys of n ids as uint64[n]: `key_of` of each. Repeated ids are hashed once.
+
+    ids: a sequence of str (or UTF-8 bytes). secret: as in `key_of`.
+    Raises ColumnError naming the first position that holds no str or bytes or no valid UTF-8.
+    """
+    _check_secret(secret)
+    try:
+        known = {text: _hash(text, secret) for text in set(ids)}
+    except (TypeError, AttributeError, UnicodeEncodeError) as error:
+        raise _first_bad(ids) from error
+    return np.fromiter(map(known.__getitem__, ids), np.uint64, len(ids))
+
+
+def _first_bad(ids: Sequence[object]) -> ColumnError:
+    for row, text in enumerate(ids):
+        if not isinstance(text, str | bytes):
+            return ColumnError(f"ids[{row}]: expected str, got {text!r} ({type(text).__name__})")
+        if isinstance(text, str) and any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+            return ColumnError(f"ids[{row}]: {text!r} cannot be written as UTF-8")
+    return ColumnError("ids: expected str or bytes")

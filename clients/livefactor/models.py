@@ -1,0 +1,179 @@
+"""Administration: `Models` creates, describes, lists, deletes and restores the models that a server holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, Connection
+from livefactor.position import Position, position_of
+from livefactor.v1 import models_pb2
+
+_SERVICE = "/livefactor.v1.ModelService/"
+LONG_DEADLINE_S = 600.0
+"""Deadline of calls that read or write a whole model: root hash, delete, restore. Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """A model as a server describes it.
+
+    spec: the complete spec as nested plain values, enums by lower-case name. users, items: rows. events:
+    interactions accepted since the model began. log_hash: the log's chain hash. log_bytes, memory_bytes:
+    sizes. writable: False after a failed sync, until a restart. root_hash: 32 bytes over the whole state if
+    it was asked for, else empty.
+    """
+
+    name: str
+    position: Position
+    spec: dict[str, Any]
+    users: int
+    items: int
+    events: int
+    backend: str
+    log_hash: bytes
+    log_bytes: int
+    memory_bytes: int
+    writable: bool
+    root_hash: bytes
+
+
+class Models:
+    """The models of one server. target: "host:port" or "unix:/path" (or a channel). channel: the caller's own
+    transport.
+    """
+
+    def __init__(
+        self, target: str | grpc.Channel = DEFAULT_TARGET, *, channel: grpc.Channel | None = None
+    ) -> None:
+        self._connection = Connection(target, channel)
+
+    def create(self, name: str, preset: str = "", **spec: Any) -> ModelDescription:
+        """Create an empty model.
+
+        name: 1-64 of a-z 0-9 _ -, starting with a letter. preset: ratings, clicks or purchases; empty: the
+        server's default. spec: changes to the preset by the names of `livefactor.v1.ModelSpec` (k=32,
+        loss="bpr", seed=7, optimizer={"kind": "adagrad", "learning_rate": 0.1}, limits={"users_max":
+        1_000_000}). Raises AlreadyExists, InvalidArgument (the text names the field); TypeError or ValueError
+        for a field or name that there is not.
+        """
+        request = models_pb2.CreateModelRequest(model=name, preset=preset)
+        fill(request.spec, spec, "spec")
+        request.spec.SetInParent()
+        data = self._call("CreateModel", request, name, LONG_DEADLINE_S)
+        return _description(models_pb2.CreateModelResponse.FromString(data).description)
+
+    def describe(self, name: str = "default", *, with_root_hash: bool = False) -> ModelDescription:
+        """Describe a model. with_root_hash: hash its whole state at one revision, too. Raises NotFound."""
+        request = models_pb2.DescribeModelRequest(model=name, with_root_hash=with_root_hash)
+        data = self._call("DescribeModel", request, name, LONG_DEADLINE_S if with_root_hash else DEADLINE_S)
+        return _description(models_pb2.DescribeModelResponse.FromString(data).description)
+
+    def list(self) -> tuple[ModelDescription, ...]:
+        """All models of the server."""
+        data = self._call("ListModels", models_pb2.ListModelsRequest(), "", DEADLINE_S)
+        return tuple(map(_description, models_pb2.ListModelsResponse.FromString(data).models))
+
+    def delete(self, name: str) -> None:
+        """Delete a model, its log and its snapshots. There is no way back. Raises NotFound."""
+        self._call("DeleteModel", models_pb2.DeleteModelRequest(model=name), name, LONG_DEADLINE_S)
+
+    def restore(self, name: str, source: str, snapshot_id: str = "") -> ModelDescription:
+        """Make the new model `name` from a snapshot of the model `source` (empty id: the newest), verified
+        first.
+
+        The new model has a lineage of its own; its revisions go on from the snapshot's. Raises AlreadyExists,
+        NotFound, FailedPrecondition (the snapshot does not verify).
+        """
+        request = models_pb2.RestoreSnapshotRequest(model=name, source_model=source, snapshot_id=snapshot_id)
+        data = self._call("RestoreSnapshot", request, name, LONG_DEADLINE_S)
+        return _description(models_pb2.RestoreSnapshotResponse.FromString(data).description)
+
+    def close(self) -> None:
+        """Close the channel if it was opened here."""
+        self._connection.close()
+
+    def __enter__(self) -> Models:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(self, method: str, request: Any, name: str, deadline_s: float) -> bytes:
+        doing = f"model {name!r}" if name else "models"
+        return self._connection.unary(_SERVICE + method, request.SerializeToString(), deadline_s, doing)
+
+
+def fill(message: Any, values: dict[str, Any], where: str) -> None:
+    """Set a message's fields from nested plain values, enums by name ("bpr") or number. Raises TypeError,
+    ValueError.
+    """
+    fields = message.DESCRIPTOR.fields_by_name
+    for name, value in values.items():
+        field = fields.get(name)
+        if field is None:
+            raise TypeError(f"{where}.{name}: no such field; there are {', '.join(fields)}")
+        if field.message_type is not None:
+            if not isinstance(value, dict):
+                raise TypeError(f"{where}.{name}: expected a dict, got {value!r}")
+            fill(getattr(message, name), value, f"{where}.{name}")
+            getattr(message, name).SetInParent()
+        else:
+            _set(message, field, _enum_number(field, value, where), where)
+
+
+def _set(message: Any, field: Any, value: Any, where: str) -> None:
+    try:
+        setattr(message, field.name, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}.{field.name}: {error}") from None
+
+
+def _enum_number(field: Any, value: Any, where: str) -> Any:
+    if field.enum_type is None or not isinstance(value, str):
+        return value
+    numbers = {
+        _short_name(field.enum_type, one.name): one.number for one in field.enum_type.values if one.number
+    }
+    if value.lower() not in numbers:
+        raise ValueError(f"{where}.{field.name}: expected one of {', '.join(numbers)}, got {value!r}")
+    return numbers[value.lower()]
+
+
+def _short_name(enum: Any, name: str) -> str:
+    """LOSS_BPR as "bpr": protobuf wants the enum's name in front of every value's."""
+    prefix = "".join(f"_{letter}" if letter.isupper() else letter for letter in enum.name).strip("_").upper()
+    return name.removeprefix(f"{prefix}_").lower()
+
+
+def plain(message: Any) -> dict[str, Any]:
+    """A message's fields as nested plain values, enums by lower-case name: what `fill` takes."""
+    values: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None:
+            value = plain(value)
+        elif field.enum_type is not None:
+            known = field.enum_type.values_by_number.get(value)
+            value = value if known is None else _short_name(field.enum_type, known.name)
+        values[field.name] = value
+    return values
+
+
+def _description(message: Any) -> ModelDescription:
+    return ModelDescription(
+        name=message.model,
+        position=position_of(message.position),
+        spec=plain(message.spec),
+        users=message.users,
+        items=message.items,
+        events=message.events,
+        backend=message.backend,
+        log_hash=message.log_hash,
+        log_bytes=message.log_bytes,
+        memory_bytes=message.memory_bytes,
+        writable=message.writable,
+        root_hash=message.root_hash,
+    )

@@ -1,0 +1,58 @@
+"""Loads and stores with a memory order, on raw addresses, inside compiled code.
+
+A NumPy element store in a Numba kernel is a plain store: the compiler may move it and, on weakly ordered
+machines, so may the processor. Where one thread publishes to others that hold no lock, the order is part of
+the protocol. Addresses are uint64 and multiples of 8; values are uint64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_I64 = ir.IntType(64)
+_ALIGN = 8
+
+
+def _load(typingctx: Any, order: str) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], _I64.as_pointer())
+        return builder.load_atomic(pointer, order, _ALIGN, typ=_I64)
+
+    return types.uint64(types.uint64), codegen
+
+
+def _store(typingctx: Any, order: str) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], _I64.as_pointer())
+        builder.store_atomic(args[1], pointer, order, _ALIGN)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def load_acquire(typingctx: Any, address: Any) -> Any:
+    """uint64 at `address`; no later load or store of this thread is moved before it."""
+    return _load(typingctx, "acquire")
+
+
+@intrinsic  # type: ignore[misc]
+def load_relaxed(typingctx: Any, address: Any) -> Any:
+    """uint64 at `address`, read in one piece, in no particular order."""
+    return _load(typingctx, "monotonic")
+
+
+@intrinsic  # type: ignore[misc]
+def store_release(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write `value` at `address`; no earlier load or store of this thread is moved after it."""
+    return _store(typingctx, "release")
+
+
+@intrinsic  # type: ignore[misc]
+def store_relaxed(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write `value` at `address` in one piece, in no particular order."""
+    return _store(typingctx, "monotonic")

@@ -1,0 +1,73 @@
+"""The verbs every backend has, and the one place that chooses a backend."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from .cpu import CpuModel
+from .reference import ReferenceModel
+from .spec import ModelSpec
+from .update import Update
+
+__all__ = ["BACKEND_NAMES", "Backend", "Update", "create_backend", "state_sections"]
+
+
+class TableLike(Protocol):
+    """A side's rows (`tables.Table` says what each verb promises)."""
+
+    allocated: int
+    capacity: int
+
+    def allocate(self, keys: np.ndarray) -> np.ndarray: ...
+    def count_new(self, keys: np.ndarray) -> int: ...
+    def find(self, keys: np.ndarray, published: int) -> np.ndarray: ...
+    def sections(self, count: int) -> dict[str, np.ndarray]: ...
+
+
+class Backend(Protocol):
+    """A model that learns (`cpu.CpuModel` says what each verb promises)."""
+
+    spec: ModelSpec
+    revision: int
+    published: tuple[int, int]
+
+    @property
+    def users(self) -> Any: ...
+    @property
+    def items(self) -> Any: ...
+    @property
+    def mean(self) -> np.float32: ...
+    @property
+    def mean_sum(self) -> int: ...
+    @property
+    def mean_count(self) -> int: ...
+    def set_mean(self, total: int, count: int) -> None: ...
+    def apply(self, update: Update) -> None: ...
+    def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None: ...
+    def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None: ...
+
+
+_BACKENDS: dict[str, type] = {"cpu": CpuModel, "reference": ReferenceModel}
+BACKEND_NAMES = tuple(_BACKENDS)
+
+
+def create_backend(name: str, spec: ModelSpec) -> Backend:
+    """An empty model of backend `name` (one of `BACKEND_NAMES`); ValueError for another name, SpecError for a bad spec."""
+    if name not in _BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
+    backend: Backend = _BACKENDS[name](spec.check())
+    return backend
+
+
+def state_sections(backend: Backend) -> dict[str, np.ndarray]:
+    """The tables' share of a model's state at its revision, in the order in which the root hash takes it.
+
+    Views by name: users.keys, users.factors, ..., items.bias_g, of the published rows, and mean int64[2] (sum, count).
+    """
+    sections = {}
+    for side, table, count in zip(("users", "items"), (backend.users, backend.items), backend.published, strict=True):
+        sections |= {f"{side}.{name}": view for name, view in table.sections(count).items()}
+    sections["mean"] = np.array([backend.mean_sum, backend.mean_count], np.int64)
+    return sections

@@ -1,0 +1,127 @@
+"""The CPU backend: tables, the choice of the kernel that a spec needs, and the public verbs."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import scalar
+from .cpu_micro_batch import Scratch, micro_batch_kernel
+from .cpu_sequential import SAMPLED_NEGATIVES_MAX, positive_kernel, sampled_kernel
+from .pins import PinBoard
+from .spec import LANES, ModelSpec, OptimizerKind
+from .steps import Rows
+from .tables import ITEMS, USERS, Table
+from .update import Rates, Update, draw_negatives
+
+_INLINED = ("lanes.py", "scalar.py", "steps.py", "cpu_sequential.py", "cpu_micro_batch.py", "spec.py")
+
+
+def _source_stamp() -> int:
+    """Number that changes with the source of anything inlined into a kernel.
+
+    Numba's cache on disk looks only at the file of the kernel itself; without this an edited `scalar.py` would leave old code.
+    """
+    folder = Path(__file__).parent
+    digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in _INLINED)).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+SOURCE_STAMP = _source_stamp()
+_NO_FLOATS = np.empty(0, np.float32)
+
+
+class CpuModel:
+    """A model of the CPU backend: `users` and `items` tables and what an update does to them.
+
+    One thread may call `apply`, `advance`, `load_sections` and `set_mean`; reads of rows that are not being written, and the tables'
+    `allocate` and `find`, follow the rules of `tables.Table`. `revision` and `published` (rows of users and items visible at
+    it) change after the kernel has returned.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Reserve the tables of a spec and compile its kernel (or load it from Numba's cache); SpecError if it is refused."""
+        self.spec = spec.check()
+        self.users, self.items = Table(spec, USERS), Table(spec, ITEMS)
+        self.revision = 0
+        self.published = (0, 0)
+        self.pins = PinBoard(self)
+        self._mean_state = np.zeros(2, np.int64)
+        self._rates = Rates.of(spec)
+        self._rows = Rows.of(self.users), Rows.of(self.items)
+        self._drawn = np.empty(0, np.uint32)
+        self._choose_kernel()
+        self._run(np.empty(0, np.uint32), np.empty(0, np.uint32), _NO_FLOATS, _NO_FLOATS,
+                  np.empty((0, spec.negatives), np.uint32))
+
+    def _choose_kernel(self) -> None:
+        spec = self.spec
+        baked = (spec.k_padded // LANES, int(spec.loss), int(spec.optimizer.kind == OptimizerKind.ADAGRAD), SOURCE_STAMP)
+        self._sequential = spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX
+        if not self._sequential:
+            self._scratch, self._scratch_memory = Scratch.of(spec, self.users, self.items)
+            self._kernel = micro_batch_kernel(*baked)
+        else:
+            self._kernel = sampled_kernel(*baked) if spec.negatives else positive_kernel(*baked)
+
+    def _run(self, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any) -> None:
+        columns = (*self._rows, user_rows, item_rows, values, weights)
+        if not self._sequential:
+            self._kernel(*columns, negatives, self._mean_state, self._rates, self._scratch,
+                         np.uint64(self.spec.micro_batch))
+        elif self.spec.negatives:
+            self._kernel(*columns, negatives, self._rates)
+        else:
+            self._kernel(*columns, self._mean_state, self._rates)
+
+    @property
+    def mean_sum(self) -> int:
+        """Fixed-point sum (2**20) of the values seen, squared loss only."""
+        return int(self._mean_state[0])
+
+    @property
+    def mean_count(self) -> int:
+        """Events in `mean_sum`."""
+        return int(self._mean_state[1])
+
+    @property
+    def mean(self) -> np.float32:
+        """Global mean of the values seen (squared loss), else 0."""
+        return np.float32(scalar.mean_of(self.mean_sum, self.mean_count))
+
+    def set_mean(self, total: int, count: int) -> None:
+        """Restore the mean's fixed-point sum and its number of events."""
+        self._mean_state[:] = total, count
+
+    def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
+        """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with `advance`."""
+        (self.users, self.items)[side].load_sections(sections, count)
+
+    def apply(self, update: Update) -> None:
+        """Learn from one interactions record, then set `revision` and `published`. ValueError if a column is malformed.
+
+        Rows must be below the update's counts. The GIL is released in the kernel. With pins alive, the rows the record
+        will change are copied first.
+        """
+        update.check()
+        negatives = self._draw(update)
+        self.pins.protect(update, negatives)
+        values = _NO_FLOATS if update.values is None else update.values
+        weights = _NO_FLOATS if update.weights is None else update.weights
+        self._run(update.user_rows, update.item_rows, values, weights, negatives)
+        self.advance(update.revision, update.user_count, update.item_count)
+
+    def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
+        """Set the revision after a record that changes no rows; counts, if given, become the published ones."""
+        users, items = self.published
+        self.published = (users if user_count is None else user_count, items if item_count is None else item_count)
+        self.revision = revision
+
+    def _draw(self, update: Update) -> np.ndarray:
+        needed = update.item_rows.size * self.spec.negatives
+        if self._drawn.size < needed:
+            self._drawn = np.empty(needed, np.uint32)
+        return draw_negatives(self.spec, update, self._drawn)

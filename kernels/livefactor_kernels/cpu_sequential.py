@@ -1,0 +1,229 @@
+"""Kernels of B = 1, exact sequential steps in arrival order: `positive_kernel` (no negatives), `sampled_kernel` (with).
+
+What an event needs is prefetched `AHEAD` events earlier: the arithmetic of an event takes less time than one miss of the cache.
+The factories bake k, loss and optimiser into the code as integers, which Numba's cache on disk takes as part of the key; `stamp` is
+there for the same reason (`cpu.SOURCE_STAMP`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.extending import register_jitable
+
+from . import scalar
+from .lanes import VECTOR_BYTES, load1, load16
+from .spec import Loss
+from .steps import FLOAT_BYTES, ONE, ZERO, prefetch_row, row_bytes, score, step_bias, step_block
+
+AHEAD = np.uint64(12)
+SAMPLED_NEGATIVES_MAX = 16
+"""Negatives an event may have in `sampled_kernel`: with the positive they are one chunk of occurrences."""
+
+_SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
+_F0, _F1 = np.float32(0.0), np.float32(1.0)
+
+
+def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callable[..., None]:
+    """Kernel of squared or logistic loss without negatives, for rows of `blocks` vectors."""
+    BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
+
+    @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+    def livefactor_positive_kernel(
+        users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, weights: Any, mean_state: Any, rates: Any
+    ) -> int:
+        n = np.uint64(user_rows.size)
+        total, count = mean_state[ZERO], mean_state[ONE]
+        mean = scalar.mean_of(total, count)
+        for i in range(n):
+            ahead = min(i + AHEAD, n - ONE)
+            prefetch_row(users, np.uint64(user_rows[ahead]), BLOCKS, ADAGRAD)
+            prefetch_row(items, np.uint64(item_rows[ahead]), BLOCKS, ADAGRAD)
+            user, item = np.uint64(user_rows[i]), np.uint64(item_rows[i])
+            value = values[i] if values.size else _F1
+            weight = weights[i] if weights.size else _F1
+            s = score(mean, users, items, user, item, BLOCKS)
+            if LOSS == _SQUARED:
+                e = scalar.squared_error(s, value, weight, rates.error_max)
+                total += scalar.fixed_point(value)
+                count += 1
+                mean = scalar.mean_of(total, count)
+            else:
+                e = scalar.logistic_error(s, value, weight, rates.error_max)
+            user_offset, item_offset = user * row_bytes(BLOCKS), item * row_bytes(BLOCKS)
+            for c in range(BLOCKS):
+                at_user, at_item = user_offset + c * VECTOR_BYTES, item_offset + c * VECTOR_BYTES
+                x, y = load16(users.factors + at_user), load16(items.factors + at_item)
+                step_block(users, at_user, x, scalar.pull(e, y, rates.l2, x), ADAGRAD, rates)
+                step_block(items, at_item, y, scalar.pull(e, x, rates.l2, y), ADAGRAD, rates)
+            x_bias, y_bias = load1(users.bias + user * FLOAT_BYTES), load1(items.bias + item * FLOAT_BYTES)
+            step_bias(users, user, x_bias, scalar.bias_pull(e, rates.bias_l2, x_bias), ADAGRAD, rates)
+            step_bias(items, item, y_bias, scalar.bias_pull(e, rates.bias_l2, y_bias), ADAGRAD, rates)
+        mean_state[ZERO], mean_state[ONE] = total, count
+        return STAMP
+
+    return livefactor_positive_kernel  # type: ignore[no-any-return]
+
+
+@register_jitable  # type: ignore[misc]
+def event_errors(
+    users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, value: Any, weight: Any,
+    errors: Any, blocks: Any, loss: Any, rates: Any,
+) -> None:
+    """Errors of an event's slots, from the state as it is: errors[0] the positive's (not with BPR), then the negatives'."""
+    s = score(_F0, users, items, user, positive, blocks)
+    if loss != _BPR:
+        errors[ZERO] = scalar.logistic_error(s, value, weight, rates.error_max)
+    for d in range(count):
+        s_negative = score(_F0, users, items, user, np.uint64(negatives[d]), blocks)
+        if loss == _BPR:
+            errors[d + ONE] = scalar.bpr_error(s, s_negative, weight, rates.error_max)
+        else:
+            errors[d + ONE] = scalar.logistic_error(s_negative, _F0, weight, rates.error_max)
+
+
+@register_jitable  # type: ignore[misc]
+def _has_repeats(negatives: Any, count: Any) -> bool:
+    found = False
+    for d in range(ONE, count):
+        for before in range(d):
+            found |= negatives[before] == negatives[d]
+    return found
+
+
+@register_jitable  # type: ignore[misc]
+def _is_first(negatives: Any, d: Any) -> bool:
+    for before in range(d):
+        if negatives[before] == negatives[d]:
+            return False
+    return True
+
+
+@register_jitable  # type: ignore[misc]
+def _step_negatives(
+    items: Any, negatives: Any, count: Any, repeats: Any, errors: Any, sign: Any, at: Any, x: Any, blocks: Any,
+    adagrad: Any, rates: Any,
+) -> None:
+    """Step one block, `at` bytes into their rows, of an event's negatives; x: the user's old block."""
+    for d in range(count):
+        if repeats and not _is_first(negatives, d):
+            continue
+        offset = np.uint64(negatives[d]) * row_bytes(blocks) + at
+        y = load16(items.factors + offset)
+        g = scalar.pull(sign * errors[d + ONE], x, rates.l2, y)
+        if repeats:
+            for later in range(d + ONE, count):
+                if negatives[later] == negatives[d]:
+                    g = g + scalar.pull(sign * errors[later + ONE], x, rates.l2, y)
+        step_block(items, offset, y, g, adagrad, rates)
+
+
+@register_jitable  # type: ignore[misc]
+def _step_negative_biases(
+    items: Any, negatives: Any, count: Any, repeats: Any, errors: Any, sign: Any, adagrad: Any, rates: Any
+) -> None:
+    for d in range(count):
+        if repeats and not _is_first(negatives, d):
+            continue
+        row = np.uint64(negatives[d])
+        bias = load1(items.bias + row * FLOAT_BYTES)
+        g = scalar.bias_pull(sign * errors[d + ONE], rates.bias_l2, bias)
+        if repeats:
+            for later in range(d + ONE, count):
+                if negatives[later] == negatives[d]:
+                    g = g + scalar.bias_pull(sign * errors[later + ONE], rates.bias_l2, bias)
+        step_bias(items, row, bias, g, adagrad, rates)
+
+
+@register_jitable  # type: ignore[misc]
+def _step_logistic_pair(
+    users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, repeats: Any, errors: Any,
+    blocks: Any, adagrad: Any, rates: Any,
+) -> None:
+    """Step all rows of a logistic event from its errors."""
+    size = row_bytes(blocks)
+    for c in range(blocks):
+        at = c * VECTOR_BYTES
+        x, y = load16(users.factors + user * size + at), load16(items.factors + positive * size + at)
+        g = scalar.pull(errors[ZERO], y, rates.l2, x)
+        for d in range(count):
+            other = load16(items.factors + np.uint64(negatives[d]) * size + at)
+            g = g + scalar.pull(errors[d + ONE], other, rates.l2, x)
+        step_block(users, user * size + at, x, g, adagrad, rates)
+        step_block(items, positive * size + at, y, scalar.pull(errors[ZERO], x, rates.l2, y), adagrad, rates)
+        _step_negatives(items, negatives, count, repeats, errors, _F1, at, x, blocks, adagrad, rates)
+    bias = load1(users.bias + user * FLOAT_BYTES)
+    g_bias = scalar.bias_pull(errors[ZERO], rates.bias_l2, bias)
+    for d in range(count):
+        g_bias = g_bias + scalar.bias_pull(errors[d + ONE], rates.bias_l2, bias)
+    step_bias(users, user, bias, g_bias, adagrad, rates)
+    bias = load1(items.bias + positive * FLOAT_BYTES)
+    step_bias(items, positive, bias, scalar.bias_pull(errors[ZERO], rates.bias_l2, bias), adagrad, rates)
+    _step_negative_biases(items, negatives, count, repeats, errors, _F1, adagrad, rates)
+
+
+@register_jitable  # type: ignore[misc]
+def _step_bpr_event(
+    users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, repeats: Any, errors: Any,
+    blocks: Any, adagrad: Any, rates: Any,
+) -> None:
+    """Step all rows of a BPR event (at least one negative) from its errors; the user's bias has no part in it."""
+    size = row_bytes(blocks)
+    for c in range(blocks):
+        at = c * VECTOR_BYTES
+        x, y = load16(users.factors + user * size + at), load16(items.factors + positive * size + at)
+        other = load16(items.factors + np.uint64(negatives[ZERO]) * size + at)
+        g = scalar.pull(errors[ONE], y - other, rates.l2, x)
+        g_positive = scalar.pull(errors[ONE], x, rates.l2, y)
+        for d in range(ONE, count):
+            other = load16(items.factors + np.uint64(negatives[d]) * size + at)
+            g = g + scalar.pull(errors[d + ONE], y - other, rates.l2, x)
+            g_positive = g_positive + scalar.pull(errors[d + ONE], x, rates.l2, y)
+        step_block(users, user * size + at, x, g, adagrad, rates)
+        step_block(items, positive * size + at, y, g_positive, adagrad, rates)
+        _step_negatives(items, negatives, count, repeats, errors, -_F1, at, x, blocks, adagrad, rates)
+    bias = load1(items.bias + positive * FLOAT_BYTES)
+    g_bias = scalar.bias_pull(errors[ONE], rates.bias_l2, bias)
+    for d in range(ONE, count):
+        g_bias = g_bias + scalar.bias_pull(errors[d + ONE], rates.bias_l2, bias)
+    step_bias(items, positive, bias, g_bias, adagrad, rates)
+    _step_negative_biases(items, negatives, count, repeats, errors, -_F1, adagrad, rates)
+
+
+def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callable[..., None]:
+    """Kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` negatives an event, drawn beforehand."""
+    BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
+
+    @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+    def livefactor_sampled_kernel(
+        users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any, rates: Any
+    ) -> int:
+        n, width = np.uint64(user_rows.size), np.uint64(negatives.shape[1])
+        errors = np.empty(SAMPLED_NEGATIVES_MAX + 1, np.float32)
+        if LOSS == _BPR and width == ZERO:
+            return STAMP  # one item alive: nothing to compare it with
+        for i in range(n):
+            ahead = min(i + AHEAD, n - ONE)
+            prefetch_row(users, np.uint64(user_rows[ahead]), BLOCKS, ADAGRAD)
+            prefetch_row(items, np.uint64(item_rows[ahead]), BLOCKS, ADAGRAD)
+            for d in range(width):
+                prefetch_row(items, np.uint64(negatives[ahead, d]), BLOCKS, ADAGRAD)
+            user, positive = np.uint64(user_rows[i]), np.uint64(item_rows[i])
+            value = values[i] if values.size else _F1
+            weight = weights[i] if weights.size else _F1
+            count = ZERO if LOSS == _LOGISTIC and value == _F0 else width
+            drawn = negatives[i]
+            repeats = _has_repeats(drawn, count)
+            event_errors(users, items, user, positive, drawn, count, value, weight, errors, BLOCKS, LOSS, rates)
+            if LOSS == _BPR:
+                _step_bpr_event(users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates)
+            else:
+                _step_logistic_pair(
+                    users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates
+                )
+        return STAMP
+
+    return livefactor_sampled_kernel  # type: ignore[no-any-return]

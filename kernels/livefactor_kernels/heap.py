@@ -1,0 +1,77 @@
+"""The k best so far, as a heap of (score, row) whose root is the worst of them; compiled, for the kernels of
+`scoring`.
+
+`scores` float32[k] and `rows` uint32[k] hold the heap in their first `size` entries. The order is that of
+results: by score descending, then by item key ascending (`keys` uint64 by row, looked at in ties only).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+_0, _1, _2 = np.uint64(0), np.uint64(1), np.uint64(2)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def worse(score, row, other_score, other_row, keys):
+    """Whether (score, row) comes after (other_score, other_row) in the order of results."""
+    return score < other_score or (score == other_score and keys[row] > keys[other_row])
+
+
+@njit(nogil=True, cache=True)
+def sift_down(scores, rows, size, score, row, keys):
+    """Put (score, row) in place of the root of the heap's first `size` entries."""
+    hole = _0
+    while True:
+        child = hole * _2 + _1
+        if child >= size:
+            break
+        if child + _1 < size and worse(scores[child + _1], rows[child + _1], scores[child], rows[child], keys):
+            child += _1
+        if not worse(scores[child], rows[child], score, row, keys):
+            break
+        scores[hole], rows[hole] = scores[child], rows[child]
+        hole = child
+    scores[hole], rows[hole] = score, row
+
+
+@njit(nogil=True, cache=True)
+def offer(scores, rows, size, score, row, keys):
+    """Keep (score, row) if there is room or it is better than the root; return the heap's new size."""
+    if size == np.uint64(scores.size):
+        if worse(scores[_0], rows[_0], score, row, keys):
+            sift_down(scores, rows, size, score, row, keys)
+        return size
+    hole = size
+    while hole > _0:
+        parent = (hole - _1) // _2
+        if not worse(score, row, scores[parent], rows[parent], keys):
+            break
+        scores[hole], rows[hole] = scores[parent], rows[parent]
+        hole = parent
+    scores[hole], rows[hole] = score, row
+    return size + _1
+
+
+@njit(nogil=True, cache=True)
+def sort_heap(scores, rows, size, keys):
+    """Turn the heap's first `size` entries into results, best first."""
+    while size > _1:
+        size -= _1
+        score, row = scores[size], rows[size]
+        scores[size], rows[size] = scores[_0], rows[_0]
+        sift_down(scores, rows, size, score, row, keys)
+
+
+@njit(nogil=True, cache=True)
+def contains(ascending, row):
+    """Whether `row` is in an array of ascending rows."""
+    low, high = _0, np.uint64(ascending.size)
+    while low < high:
+        middle = (low + high) // _2
+        if ascending[middle] < row:
+            low = middle + _1
+        else:
+            high = middle
+    return low < np.uint64(ascending.size) and ascending[low] == row

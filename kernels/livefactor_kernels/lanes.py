@@ -1,0 +1,230 @@
+"""Sixteen float32 lanes for Numba: the type `Vec16` (LLVM's `<16 x float>`), its operators, aligned loads and stores.
+
+The formulas of `scalar.py` are written once, in plain arithmetic; with this type they compile for one float32 and for
+sixteen. Every operation is IEEE float32, rounded on its own: nothing here is flagged fast-math or contractible, so a
+machine with 512-bit, 256-bit or 128-bit registers gives the same bits. Rows are addressed by plain uint64 addresses: NumPy
+slices cost more than the arithmetic they would carry.
+
+`clamp` and `root` are the two operations that plain arithmetic lacks; they also work as they stand on NumPy scalars and arrays.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.cgutils import get_or_insert_function
+from numba.core.datamodel.models import PrimitiveModel
+from numba.extending import intrinsic, lower_builtin, overload, register_model, type_callable
+
+LANES = 16
+VECTOR_BYTES = np.uint64(4 * LANES)
+
+_FLOAT = ir.FloatType()
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_INT32 = ir.IntType(32)
+
+
+class Vec16Type(types.Type):  # type: ignore[misc]
+    """Numba type of sixteen float32 lanes; it lives in registers and cannot be passed to or from Python."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Vec16")
+
+
+vec16 = Vec16Type()
+
+
+@register_model(Vec16Type)
+class _Vec16Model(PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _VECTOR)
+
+
+def pointer_to(builder: ir.IRBuilder, address: ir.Value, pointee: ir.Type) -> ir.Value:
+    """Pointer for an intrinsic's access to an integer `address`; marks the function it is built in.
+
+    Numba optimises a function again after code generation has rewritten its addresses, and there `base + offset` may have become
+    "offset as pointer, plus base". Where the offset then turns out to be 0, LLVM sees an access based on null, takes it as
+    unreachable, and stores nonsense. `null_pointer_is_valid` (which inlining carries to the caller) forbids that conclusion.
+    """
+    set.add(builder.function.attributes, "null_pointer_is_valid")  # llvmlite's own add() does not know it
+    return builder.inttoptr(address, pointee.as_pointer())
+
+
+def _splat(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    seed = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, _INT32(0))
+    return builder.shuffle_vector(
+        seed, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
+    )
+
+
+def _register_operator(op: Callable[[Any, Any], Any], emit: str) -> None:
+    """Type and lower `op` for two vectors, and for a vector and a float32 (broadcast to all lanes)."""
+
+    @type_callable(op)
+    def _type(context: Any) -> Callable[[Any, Any], Any]:
+        def typer(a: Any, b: Any) -> Any:
+            pair = (a, b)
+            if vec16 in pair and all(t in (vec16, types.float32) for t in pair):
+                return vec16
+            return None
+
+        return typer
+
+    def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, b = (v if t is vec16 or t == vec16 else _splat(builder, v) for v, t in zip(args, sig.args, strict=True))
+        return getattr(builder, emit)(a, b)
+
+    for a, b in ((vec16, vec16), (vec16, types.float32), (types.float32, vec16)):
+        lower_builtin(op, a, b)(_lower)
+
+
+for _op, _emit in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+    _register_operator(_op, _emit)
+
+
+@intrinsic  # type: ignore[misc]
+def load16(typingctx: Any, address: Any) -> Any:
+    """Vec16 at `address` (uint64, a multiple of 64)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(pointer_to(builder, args[0], _VECTOR), align=64)
+
+    return vec16(types.uint64), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def store16(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write a Vec16 to `address` (uint64, a multiple of 64)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[1], pointer_to(builder, args[0], _VECTOR), align=64)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, vec16), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def load1(typingctx: Any, address: Any) -> Any:
+    """float32 at `address` (uint64, a multiple of 4)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(pointer_to(builder, args[0], _FLOAT), align=4)
+
+    return types.float32(types.uint64), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def store1(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write a float32 to `address` (uint64, a multiple of 4)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[1], pointer_to(builder, args[0], _FLOAT), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def broadcast(typingctx: Any, value: Any) -> Any:
+    """Vec16 with the float32 `value` in every lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, args[0])
+
+    return vec16(types.float32), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def tree_sum(typingctx: Any, value: Any) -> Any:
+    """float32 sum of a Vec16 in the order of the semantics: lane l += lane l+8, then l+4, l+2, l+1."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        vector, width = args[0], LANES
+        while width > 1:
+            width //= 2
+            halves = []
+            for start in (0, width):
+                mask = ir.Constant(ir.VectorType(_INT32, width), list(range(start, start + width)))
+                halves.append(builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask))
+            vector = builder.fadd(*halves)
+        return builder.extract_element(vector, _INT32(0))
+
+    return types.float32(vec16), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at `address` (uint64; any value is legal, an unmapped one is ignored)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = pointer_to(builder, args[0], ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
+        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, _INT32(0), _INT32(3), _INT32(1)])  # read, keep in all caches, data
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def _root16(typingctx: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR])
+        return builder.call(get_or_insert_function(builder.module, kind, "llvm.sqrt.v16f32"), args)
+
+    return vec16(vec16), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def _clamp16(typingctx: Any, value: Any, limit: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value, high = args[0], _splat(builder, args[1])
+        low = _splat(builder, builder.fneg(args[1]))
+        value = builder.select(builder.fcmp_ordered(">", value, high), high, value)
+        return builder.select(builder.fcmp_ordered("<", value, low), low, value)
+
+    return vec16(vec16, types.float32), codegen
+
+
+def root(value: Any) -> Any:
+    """Square root, correctly rounded: a NumPy float32 or array as it is, a float32 or Vec16 in compiled code."""
+    return np.sqrt(value)
+
+
+@overload(root)
+def _root(value: Any) -> Any:
+    def vector(value: Any) -> Any:
+        return _root16(value)
+
+    def scalar(value: Any) -> Any:
+        return np.sqrt(value)
+
+    return vector if value == vec16 else scalar
+
+
+def clamp(value: Any, limit: Any) -> Any:
+    """`value` limited to [-limit, limit]; limit is a float32 above 0 (there is no NaN in a model)."""
+    return np.minimum(np.maximum(value, -limit), limit)
+
+
+@overload(clamp)
+def _clamp(value: Any, limit: Any) -> Any:
+    def vector(value: Any, limit: Any) -> Any:
+        return _clamp16(value, limit)
+
+    def scalar(value: Any, limit: Any) -> Any:
+        value = limit if value > limit else value
+        return -limit if value < -limit else value
+
+    return vector if value == vec16 else scalar
+
+
+def address_of(array: np.ndarray) -> np.uint64:
+    """Address of an array's first element, as the uint64 that `load16` takes (the caller keeps the array alive)."""
+    return np.uint64(array.ctypes.data)

@@ -1,0 +1,266 @@
+"""Reading a model at one revision while it goes on learning: pins, and the copies that updates leave for them.
+
+A `Pin` names the state at the moment it was taken. While any pin exists, an update first copies every row that it is about to
+touch, once, to an append-only overlay; a row as of a pin is its earliest copy made after the pin, else the live row. Readers scan live
+rows without a lock and then patch what they read from the overlay under the board's lock: whatever a scan saw half-written had
+been copied before it was written, so the patch always wins.
+
+    stamp[row]   tag of the row's newest copy; a row is copied at its first touch by an update after a pin (stamp < newest pin's number)
+    overlay      a ring of (tag, row, factors, bias, accumulators), tags ascending; entries older than the oldest pin are dropped
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import njit
+
+from .spec import ModelSpec, OptimizerKind
+from .steps import ONE, ZERO
+from .tables import ITEMS, USERS, Table, reserve
+from .update import Update
+
+if TYPE_CHECKING:
+    from .cpu import CpuModel
+
+OVERLAY_ROWS_MAX = 1 << 18
+"""Copies of one side past which `PinBoard.wait_for_room` holds the writer back."""
+_ROW_SECTIONS = ("factors", "bias", "factor_g", "bias_g")
+
+
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+def _first_touches(rows: Any, below: Any, tag: Any, stamps: Any, out: Any, found: Any) -> Any:
+    """Append to `out` (after `found` entries) the rows below `below` whose stamp is older than `tag`, and stamp them."""
+    for i in range(np.uint64(rows.size)):
+        row = np.uint64(rows[i])
+        if row < below and stamps[row] < tag:
+            stamps[row] = tag
+            out[found] = rows[i]
+            found += ONE
+    return found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+def _copy_rows(rows: Any, live: Any, ring: Any, start: Any) -> None:
+    """Copy live[rows] to the ring from position `start` on (both two-dimensional)."""
+    size = np.uint64(ring.shape[0])
+    for i in range(np.uint64(rows.size)):
+        place, row = (start + i) % size, np.uint64(rows[i])
+        for j in range(np.uint64(ring.shape[1])):
+            ring[place, j] = live[row, j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+def _places_in_range(tags: Any, rows: Any, head: Any, tail: Any, pin: Any, start: Any, stop: Any, out: Any) -> Any:
+    """Set out[row - start] to 1 + the ring place of the row's earliest copy with tag >= pin; returns how many copies it saw."""
+    size, seen = np.uint64(rows.size), ZERO
+    for back in range(tail - head):
+        place = (tail - ONE - back) % size
+        row = np.uint64(rows[place])
+        if tags[place] >= pin and row >= start and row < stop:
+            out[row - start] = place + ONE
+            seen += ONE
+    return seen
+
+
+class _Overlay:
+    """Copies of one side's rows: a ring that doubles if one record needs more than it holds."""
+
+    def __init__(self, spec: ModelSpec, table: Table) -> None:
+        self.table = table
+        self.kp = spec.k_padded
+        adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
+        self.names = _ROW_SECTIONS if adagrad else _ROW_SECTIONS[:2]
+        self.stamps = reserve((table.capacity,), np.uint64)
+        self.head = self.tail = 0
+        self._reserve(2 * OVERLAY_ROWS_MAX)
+
+    def _reserve(self, rows: int) -> None:
+        self.size = rows
+        self.tags, self.rows = reserve((rows,), np.uint64), reserve((rows,), np.uint32)
+        self.arrays = {
+            name: reserve((rows, self.kp) if name.startswith("factor") else (rows,), np.float32) for name in self.names
+        }
+
+    def __len__(self) -> int:
+        return self.tail - self.head
+
+    def copy(self, rows: np.ndarray, tag: int) -> None:
+        """Append the live values of `rows` (uint32[m], distinct) under `tag`."""
+        if len(self) + rows.size > self.size:
+            self._grow(len(self) + rows.size)
+        places = np.arange(self.tail, self.tail + rows.size) % self.size
+        self.tags[places], self.rows[places] = tag, rows
+        for name, ring in self.arrays.items():
+            live = getattr(self.table, name).reshape(self.table.capacity, -1)
+            _copy_rows(rows, live, ring.reshape(self.size, -1), np.uint64(self.tail))
+        self.tail += rows.size
+
+    def _grow(self, needed: int) -> None:
+        old_places = np.arange(self.head, self.tail) % self.size
+        old = self.tags, self.rows, self.arrays
+        count, rows = len(self), self.size
+        while rows < needed:
+            rows *= 2
+        self._reserve(rows)
+        self.tags[:count], self.rows[:count] = old[0][old_places], old[1][old_places]
+        for name, ring in self.arrays.items():
+            ring[:count] = old[2][name][old_places]
+        self.head, self.tail = 0, count
+
+    def drop_before(self, oldest: int) -> None:
+        """Drop the copies that no pin from number `oldest` on can need."""
+        if not len(self) or self.tags[(self.tail - 1) % self.size] < oldest:
+            self.head = self.tail = 0  # empty: start over, so that small overlays stay in the same few pages
+            return
+        places = np.arange(self.head, self.tail) % self.size
+        self.head += int(np.searchsorted(self.tags[places], oldest))
+
+    def places(self, pin: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows - start, ring places) of the rows in [start, stop) that have a copy for `pin`."""
+        marks = np.zeros(stop - start, np.uint64)
+        args = (np.uint64(number) for number in (self.head, self.tail, pin, start, stop))
+        if not _places_in_range(self.tags, self.rows, *args, marks):
+            empty = np.empty(0, np.int64)
+            return empty, empty
+        found = np.flatnonzero(marks)
+        return found, (marks[found] - ONE).astype(np.int64)
+
+
+class Pin:
+    """The state of a model at `revision`: `counts` rows of users and items, and the global mean, as of when it was taken.
+
+    Release it as soon as the read is over (`release`, or as a context manager): copies are kept for it until then.
+    """
+
+    def __init__(self, board: PinBoard, number: int, model: CpuModel) -> None:
+        self._board, self._number = board, number
+        self.model = model
+        self.revision = model.revision
+        self.counts = model.published
+        self.mean = model.mean
+        self.mean_state = (model.mean_sum, model.mean_count)
+
+    def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Copies of rows [start, stop) of `side` as of the pin, named and shaped as `Table.sections`. IndexError past its count."""
+        if not 0 <= start <= stop <= self.counts[side]:
+            raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
+        table = self._board.table(side)
+        copies = {name: np.array(view[start:stop], order="C") for name, view in table.sections(stop).items()}
+        with self._board.lock:
+            overlay = self._board.overlay(side)
+            found, places = overlay.places(self._number, start, stop)
+            for name, ring in overlay.arrays.items():
+                patch = ring[places]
+                copies[name][found] = patch if ring.ndim == 1 else patch[:, : table.spec.k]
+        return copies
+
+    def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of `side` changed since the pin, as of the pin: uint32[m] ascending, factors float32[m, k_padded], bias float32[m]."""
+        with self._board.lock:
+            overlay = self._board.overlay(side)
+            rows, places = overlay.places(self._number, 0, self.counts[side])
+            return rows.astype(np.uint32), overlay.arrays["factors"][places], overlay.arrays["bias"][places]
+
+    def release(self) -> None:
+        """Give the pin up; calling it again does nothing."""
+        self._board.release(self._number)
+
+    def __enter__(self) -> Pin:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+
+class PinBoard:
+    """The pins of one model and the overlays that serve them. `lock` guards both."""
+
+    def __init__(self, model: CpuModel, overlay_rows_max: int = OVERLAY_ROWS_MAX) -> None:
+        """No pins; memory for copies is reserved, and taken when copies are made."""
+        self.overlay_rows_max = overlay_rows_max
+        self.lock = threading.Condition()
+        self._tables = (model.users, model.items)
+        self._overlays: list[_Overlay] | None = None
+        self._spec = model.spec
+        self._active: dict[int, tuple[int, int]] = {}
+        self._last = 0
+        self._touched = np.empty(0, np.uint32)
+
+    def table(self, side: int) -> Table:
+        """The live table of a side."""
+        return self._tables[side]
+
+    def overlay(self, side: int) -> _Overlay:
+        """The overlay of a side; hold `lock`."""
+        if self._overlays is None:
+            self._overlays = [_Overlay(self._spec, table) for table in self._tables]
+        return self._overlays[side]
+
+    @property
+    def active(self) -> int:
+        """Pins that are not released."""
+        return len(self._active)
+
+    @property
+    def copied_rows(self) -> int:
+        """Copies held, both sides."""
+        with self.lock:
+            return sum(map(len, self._overlays or ()))
+
+    def pin(self, model: CpuModel) -> Pin:
+        """Pin the model's state; the caller makes sure that no `apply` is running."""
+        with self.lock:
+            self._last += 1
+            pin = Pin(self, self._last, model)
+            self._active[self._last] = pin.counts
+            return pin
+
+    def release(self, number: int) -> None:
+        """Give up pin `number` if it is held; copies that nobody needs any more are dropped."""
+        with self.lock:
+            if self._active.pop(number, None) is None or self._overlays is None:
+                return
+            oldest = min(self._active, default=self._last + 1)
+            for overlay in self._overlays:
+                overlay.drop_before(oldest)
+            self.lock.notify_all()
+
+    def wait_for_room(self, update_rows: int, timeout: float | None = None) -> bool:
+        """Block while `update_rows` more copies of a side would pass the cap and pins are held; False after `timeout` seconds.
+
+        A record larger than the cap passes once there are no copies.
+        """
+        with self.lock:
+            return self.lock.wait_for(lambda: self._has_room(update_rows), timeout)
+
+    def _has_room(self, update_rows: int) -> bool:
+        held = max(map(len, self._overlays or ()), default=0)
+        return not self._active or held == 0 or held + update_rows <= self.overlay_rows_max
+
+    def protect(self, update: Update, negatives: np.ndarray) -> None:
+        """Copy the rows that `update` is about to change and that a pin can see, at their first touch after the newest pin.
+
+        negatives: uint32[n, d], the items drawn for it. The backend calls this before its kernel; free without pins.
+        """
+        if not self._active:
+            return
+        with self.lock:
+            self._protect_side(USERS, [update.user_rows])
+            self._protect_side(ITEMS, [update.item_rows, negatives.reshape(-1)])
+
+    def _protect_side(self, side: int, columns: list[np.ndarray]) -> None:
+        below = max((counts[side] for counts in self._active.values()), default=0)
+        overlay = self.overlay(side)
+        needed = sum(column.size for column in columns)
+        if self._touched.size < needed:
+            self._touched = np.empty(needed, np.uint32)
+        found = ZERO
+        for column in columns:
+            found = _first_touches(
+                column, np.uint64(below), np.uint64(self._last), overlay.stamps, self._touched, np.uint64(found)
+            )
+        overlay.copy(self._touched[: int(found)], self._last)

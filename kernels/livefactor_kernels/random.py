@@ -1,0 +1,81 @@
+"""Counter-based randomness: Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011), row initialisation, negative draws.
+
+Every draw is a function of (seed, what it is for, where it is), never of a generator's state: replaying a log, in any grouping,
+draws the same. The functions run as plain Python on NumPy uint64 and compile with Numba; all words are 32-bit values held in uint64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.extending import register_jitable
+
+_U = np.uint64
+_MASK = _U(0xFFFFFFFF)
+_32 = _U(32)
+_M0, _M1 = _U(0xD2511F53), _U(0xCD9E8D57)
+_W0, _W1 = _U(0x9E3779B9), _U(0xBB67AE85)
+
+INIT_DOMAIN = 0x6C66_696E_6974_0001
+"""XORed to the seed for initial rows."""
+NEGATIVE_DOMAIN = 0x6C66_6E65_6761_0002
+"""XORed to the seed for drawn negatives."""
+
+_EIGHT, _FOUR, _ONE, _ZERO = _U(8), _U(4), _U(1), _U(0)
+_TO_UNIT = np.float32(2.0**-24)
+_HALF = np.float32(0.5)
+
+
+@register_jitable  # type: ignore[misc]
+def philox(c0: Any, c1: Any, c2: Any, c3: Any, key: Any) -> Any:
+    """Four random 32-bit words (uint64 each) for a counter of four 32-bit words and a 64-bit key."""
+    k0, k1 = key & _MASK, key >> _32
+    for _ in range(10):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ k0, p1 & _MASK, (p0 >> _32) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+@register_jitable  # type: ignore[misc]
+def initial_factor(word: Any, scale: Any) -> Any:
+    """((word >> 8) * 2**-24 - 0.5) * scale as float32: uniform in [-scale/2, scale/2)."""
+    return (np.float32(word >> _EIGHT) * _TO_UNIT - _HALF) * scale
+
+
+@register_jitable  # type: ignore[misc]
+def draw_negative(key: Any, revision: Any, event: Any, draw: Any, positive: Any, items: Any) -> Any:
+    """Item row (uint64) of an event's negative `draw`: mulhi64(word0 | word1 << 32, items), or the next row modulo
+    items if that is the positive. `items` is 2..2**32-1, `event` the index in the stored payload; all are uint64."""
+    w0, w1, _, _ = philox(revision & _MASK, revision >> _32, event, draw, key)
+    row = (w1 * items + ((w0 * items) >> _32)) >> _32
+    if row == positive:
+        row = _ZERO if row + _ONE == items else row + _ONE
+    return row
+
+
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+def init_rows(keys: Any, factors: Any, k: Any, scale: Any, key: Any, table: Any) -> None:
+    """Write the initial factors of `keys` (uint64[n]) to the first `k` columns of `factors` (float32[n, kp])."""
+    for i in range(_U(keys.size)):
+        low, high = keys[i] & _MASK, keys[i] >> _32
+        for j in range(_ZERO, k, _FOUR):
+            words = philox(low, high, j // _FOUR, table, key)
+            for lane in range(min(_FOUR, k - j)):
+                factors[i, j + _U(lane)] = initial_factor(words[lane], scale)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+def draw_batch(key: Any, revision: Any, positives: Any, items: Any, out: Any) -> None:
+    """Write the negatives of a record's events to `out` (uint32[n, negatives]); positives uint32[n], items >= 2."""
+    for i in range(_U(positives.size)):
+        positive = _U(positives[i])
+        for d in range(_U(out.shape[1])):
+            out[i, d] = np.uint32(draw_negative(key, revision, i, d, positive, items))
+
+
+def domain_key(seed: int, domain: int) -> np.uint64:
+    """Philox key of a purpose: seed XOR domain."""
+    return _U((seed ^ domain) & 0xFFFF_FFFF_FFFF_FFFF)

@@ -1,0 +1,442 @@
+"""Scores and exact top-k. Every score is s = ((mu + b_u) + b_i) + dot, each sum rounded to float32, dot in 16
+lanes.
+
+The order is by score descending, then by item key ascending. Two ways find the k best items, to the same
+bits:
+
+    one user     scan the exact scores of all items into an array, put right what changed since the pin, select
+    many users   a matrix product scores a block of items for all of them; only what its rounding error cannot rule
+                 out of a user's k best is scored exactly
+
+Both read live rows while updates go on. A row that is changed after the pin is copied first, so whoever takes
+`Pin.copies` after a scan knows every row that the scan may have read late or half-written, and replaces its
+score.
+
+The matrix product runs on as many threads as BLAS has: a server limits it to one (threadpoolctl). Everything
+releases the GIL in its loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numba import njit
+
+from .heap import contains, offer, sort_heap, worse
+from .lanes import LANES, VECTOR_BYTES, address_of, load16, prefetch, store16, tree_sum
+from .tables import ITEMS, NO_ROW, Table
+
+MANY_USERS = 4
+"""From this many users on the matrix product is faster than a scan for each (benchmarks/reads.py)."""
+USERS_AT_ONCE = 64
+ITEMS_AT_ONCE = 4096
+"""Users and items of one matrix product: its result of 1 MiB stays in the cache until it has been looked through."""
+HEAP_SLOTS_MAX = 1 << 22
+HEAP_MARGIN = 32
+"""Heap places beyond k: items that change during a scan of many users seldom make a user's scan start again."""
+
+_0, _1 = np.uint64(0), np.uint64(1)
+_STRIP = np.uint64(64)
+_SCAN_AHEAD_BYTES = np.uint64(1024)
+_GATHER_AHEAD = np.uint64(12)
+_NO_ROW = np.uint32(NO_ROW)
+_NO_ROWS = np.empty(0, np.uint32)
+
+
+class PinView(Protocol):
+    """What reads need of a `pins.Pin`."""
+
+    counts: tuple[int, int]
+    mean: np.float32
+
+    def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+
+
+# ---------------------------------------------------------------- gathering and scoring
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _dot(x, y, vectors):
+    """Dot product of the rows at two addresses, `vectors` times 16 floats long."""
+    total = load16(x) * load16(y)
+    for v in range(_1, vectors):
+        at = v * VECTOR_BYTES
+        total = total + load16(x + at) * load16(y + at)
+    return tree_sum(total)
+
+
+@njit(nogil=True, cache=True)
+def _gather_kernel(factors, bias, rows, out, out_bias, vectors):
+    """Copy rows to the address `out`; the row NO_ROW is skipped."""
+    count, row_bytes = np.uint64(rows.size), vectors * VECTOR_BYTES
+    for i in range(count):
+        ahead = i + _GATHER_AHEAD
+        if ahead < count and rows[ahead] != _NO_ROW:
+            for v in range(vectors):
+                prefetch(factors + np.uint64(rows[ahead]) * row_bytes + v * VECTOR_BYTES)
+        if rows[i] != _NO_ROW:
+            row = np.uint64(rows[i])
+            for v in range(vectors):
+                at = v * VECTOR_BYTES
+                store16(out + i * row_bytes + at, load16(factors + row * row_bytes + at))
+            out_bias[i] = bias[row]
+
+
+@njit(nogil=True, cache=True)
+def _scan_kernel(user, base, factors, bias, vectors, scores):
+    """scores[i] = (base + bias[i]) + dot(user, row i of `factors`)."""
+    row_bytes = vectors * VECTOR_BYTES
+    for i in range(np.uint64(scores.size)):
+        row = factors + i * row_bytes
+        for v in range(vectors):
+            prefetch(row + _SCAN_AHEAD_BYTES + v * VECTOR_BYTES)
+        scores[i] = (base + bias[i]) + _dot(user, row, vectors)
+
+
+def gather(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(factors float32[n, kp], bias float32[n]) of rows uint32[n]; zeros where a row is `NO_ROW`.
+
+    Rows are read as they are now: the caller holds the gate, or patches them (`gather_pinned`).
+    """
+    out, bias = _aligned_zeros(rows.size, table.factors.shape[1]), np.zeros(rows.size, np.float32)
+    rows = _as_rows(rows)
+    _gather_kernel(address_of(table.factors), table.bias, rows, address_of(out), bias, _vectors(out))
+    return out, bias
+
+
+def gather_pinned(pin: PinView, side: int, table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`gather` of one side's rows as they were at the pin, without the gate."""
+    out, bias = gather(table, rows)
+    changed, factors, changed_bias = pin.copies(side)
+    if changed.size:
+        order = np.argsort(changed)
+        place = np.minimum(np.searchsorted(changed, rows, sorter=order), changed.size - 1)
+        hit = changed[order[place]] == rows
+        source = order[place[hit]]
+        out[hit], bias[hit] = factors[source], changed_bias[source]
+    return out, bias
+
+
+def score_candidates(
+    mean: np.float32, user_factors: np.ndarray, user_bias: np.ndarray, item_factors: np.ndarray,
+    item_bias: np.ndarray, offsets: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Scores float32[m] of each user's own candidates.
+
+    mean: float32. user_factors float32[n, kp], user_bias float32[n]; item_factors float32[m, kp], item_bias
+    float32[m]: user u's candidates are offsets[u]:offsets[u + 1] of the m (offsets: integers[n + 1], from 0
+    to m, ascending; else ValueError). Unknown users and items are rows of zeros, as `gather` gives them.
+    """
+    _check_offsets("offsets", offsets, len(user_bias), len(item_bias))
+    users, items = _aligned(user_factors), _aligned(item_factors)
+    bases = np.float32(mean) + np.asarray(user_bias, np.float32)
+    scores, ends = np.empty(len(item_bias), np.float32), offsets.tolist()
+    for u, (start, stop) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        _scan_kernel(address_of(users[u]), bases[u], address_of(items[start:]), item_bias[start:stop], _vectors(items),
+                     scores[start:stop])  # fmt: skip
+    return scores
+
+
+# ---------------------------------------------------------------- one user
+
+
+@njit(nogil=True, cache=True)
+def _select_kernel(item_scores, excluded, own, keys, scores, rows):
+    """Write the best of item_scores[row] into scores and rows, best first; return how many there are."""
+    count, size, full = np.uint64(item_scores.size), _0, np.uint64(scores.size)
+    for start in range(_0, count, _STRIP):
+        stop = min(start + _STRIP, count)
+        if size == full:  # one vector pass tells for nearly every strip that it holds nothing
+            threshold, reaching = scores[_0], np.uint32(0)
+            for i in range(start, stop):
+                reaching += np.uint32(item_scores[i] >= threshold)
+            if reaching == np.uint32(0):
+                continue
+        for i in range(start, stop):
+            row = np.uint32(i)
+            if size < full or item_scores[i] >= scores[_0]:
+                if not contains(own, row) and not contains(excluded, row):
+                    size = offer(scores, rows, size, item_scores[i], row, keys)
+    sort_heap(scores, rows, size, keys)
+    return size
+
+
+def _scan_top_k(query: _Query, user: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, scores) of one user's k best.
+
+    Why it is right: each score is the live row's, if nobody had touched the row by the time the scan was
+    over, or else the one of its copy; and the selection starts when all of them are in place.
+    """
+    items, vectors = query.items, _vectors(query.factors)
+    user_row, base = address_of(query.factors[user]), query.bases[user]
+    item_scores = np.empty(query.count, np.float32)
+    _scan_kernel(user_row, base, address_of(items.factors), items.bias, vectors, item_scores)
+    changed, factors, bias = query.pin.copies(ITEMS)
+    if changed.size:
+        corrected, factors = np.empty(changed.size, np.float32), _aligned(factors)
+        _scan_kernel(user_row, base, address_of(factors), bias, vectors, corrected)
+        item_scores[changed] = corrected
+    scores, rows = np.empty(query.k, np.float32), np.empty(query.k, np.uint32)
+    size = _select_kernel(item_scores, query.excluded, query.own(user), items.keys, scores, rows)
+    return rows[:size], scores[:size]
+
+
+# ---------------------------------------------------------------- many users
+
+
+class _Users(NamedTuple):
+    """Users of one matrix product: address of their factors, mu + b_u, own exclusions, heaps and how full they are."""
+
+    factors: np.uint64
+    bases: np.ndarray
+    own: np.ndarray
+    own_offsets: np.ndarray
+    scores: np.ndarray
+    rows: np.ndarray
+    sizes: np.ndarray
+
+
+class _Items(NamedTuple):
+    """All items: address of their factors, biases, keys, rows excluded for everybody, vectors of 16 floats in a row."""
+
+    factors: np.uint64
+    bias: np.ndarray
+    keys: np.ndarray
+    excluded: np.ndarray
+    vectors: np.uint64
+
+
+@njit(nogil=True, cache=True)
+def _bounds_kernel(items, start, stop):
+    """(largest squared norm, largest |bias|) of the rows start..stop, in float32."""
+    norm, largest = np.float32(0.0), np.float32(0.0)
+    for i in range(start, stop):
+        row = items.factors + i * items.vectors * VECTOR_BYTES
+        norm = max(norm, _dot(row, row, items.vectors))
+        largest = max(largest, abs(items.bias[i]))
+    return norm, largest
+
+
+def _slacks(bases: np.ndarray, norms: np.ndarray, k: int, item_norm: float, bias_max: float) -> np.ndarray:
+    """float64[n]: how far a score may be from the one with the matrix product's dot, at most, for each user.
+
+    With u = 2**-24, any order of adding k products, fused or not, gives the true dot within g * sum |x_j y_j|
+    <= g * N, where g = k u / (1 - k u) and N = |x| |y| (Cauchy-Schwarz), and within 2**-150 more for each
+    product that underflows. So the two dots d and p differ by at most 2 g N + k 2**-149. The scores fl(c + d)
+    and fl(c + p), with the same c = fl(fl(mu + b_u) + b_i), differ by that and by their two roundings, u |c +
+    d| + u |c + p| <= 2 u (|c| + (1 + g) N + k 2**-150). The item's norm is a float32 sum: too small by a
+    factor 1 - g at most, and by k 2**-149. One per cent more covers these factors up to k = 1024, and all
+    float64 rounding here.
+    """
+    u, tiny = 2.0**-24, k * 2.0**-148
+    g = k * u / (1.0 - k * u)
+    n = norms * np.sqrt(np.float64(item_norm) + tiny)
+    c = np.abs(bases.astype(np.float64)) + bias_max
+    return 1.01 * (2 * g * n + 2 * u * (c + (1 + g) * n) + tiny)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _cutoff(threshold, slack):
+    """float32 not above threshold - slack: what is taken off besides is four times the rounding to float32."""
+    wide = np.float64(threshold)
+    return np.float32(wide - slack - (abs(wide) + slack) * 2.0**-22 - 2.0**-148)
+
+
+@njit(nogil=True, cache=True)
+def _keep_kernel(products, u, users, items, start, slack):
+    """Score the rows from `start` on that their products cannot rule out of user u's heap, and offer them to it."""
+    base, bias = users.bases[u], items.bias[start:]
+    own = users.own[users.own_offsets[u] : users.own_offsets[u + _1]]
+    scores, rows, size = users.scores[u], users.rows[u], users.sizes[u]
+    user = users.factors + u * items.vectors * VECTOR_BYTES
+    count, full = np.uint64(products.size), np.uint64(scores.size)
+    for strip in range(_0, count, _STRIP):
+        stop = min(strip + _STRIP, count)
+        cutoff = _cutoff(scores[_0], slack) if size == full else np.float32(-np.inf)
+        reaching = np.uint32(0)
+        for i in range(strip, stop):
+            reaching += np.uint32((base + bias[i]) + products[i] >= cutoff)
+        if reaching == np.uint32(0):
+            continue
+        for i in range(strip, stop):
+            if (base + bias[i]) + products[i] >= cutoff:
+                row = np.uint32(start + i)
+                if not contains(own, row) and not contains(items.excluded, row):
+                    dot = _dot(user, items.factors + (start + i) * items.vectors * VECTOR_BYTES, items.vectors)
+                    size = offer(scores, rows, size, (base + bias[i]) + dot, row, items.keys)
+    users.sizes[u] = size
+
+
+@njit(nogil=True, cache=True)
+def _keep_all_kernel(products, users, items, start, slacks):
+    for u in range(np.uint64(products.shape[0])):
+        _keep_kernel(products[u], u, users, items, start, slacks[u])
+
+
+@njit(nogil=True, cache=True)
+def _settle_kernel(u, users, items, changed, corrected, k):
+    """Correct the scores of the rows `changed` (ascending) in user u's heap and sort it; return (results, all
+    right?).
+
+    The heap may have held wrong scores, so a right row may have been turned away. But only for being worse
+    than the heap's last root: if the k-th result is no worse than that root, no row that was turned away
+    belongs before it.
+    """
+    scores, rows, size = users.scores[u], users.rows[u], users.sizes[u]
+    own = users.own[users.own_offsets[u] : users.own_offsets[u + _1]]
+    turned_away = size == np.uint64(scores.size)
+    root_score, root_row = scores[_0], rows[_0]
+    if changed.size:
+        old_scores, old_rows, old_size, size = scores.copy(), rows.copy(), size, _0
+        for i in range(old_size):
+            if not contains(changed, old_rows[i]):
+                size = offer(scores, rows, size, old_scores[i], old_rows[i], items.keys)
+        for i in range(np.uint64(changed.size)):
+            if not contains(own, changed[i]) and not contains(items.excluded, changed[i]):
+                size = offer(scores, rows, size, corrected[i], changed[i], items.keys)
+    sort_heap(scores, rows, size, items.keys)
+    last = k - _1
+    wrong = turned_away and (size < k or worse(scores[last], rows[last], root_score, root_row, items.keys))
+    return min(size, k), not wrong
+
+
+def _multiply_top_k(query: _Query, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows, scores) of the k best of each of the users first..last."""
+    k = min(query.k + HEAP_MARGIN, query.count)
+    factors, bases, vectors = query.factors[first:last], query.bases[first:last], _vectors(query.factors)
+    heaps = np.empty((last - first, k), np.float32), np.empty((last - first, k), np.uint32)
+    users = _Users(address_of(factors), bases, query.own_rows, query.own_offsets[first:], *heaps,
+                   np.zeros(last - first, np.uint64))  # fmt: skip
+    items = _Items(address_of(query.items.factors), query.items.bias, query.items.keys, query.excluded, vectors)
+    norms = np.linalg.norm(factors.astype(np.float64), axis=1)
+    products = np.empty((last - first, ITEMS_AT_ONCE), np.float32)
+    for start in range(0, query.count, ITEMS_AT_ONCE):
+        stop = min(start + ITEMS_AT_ONCE, query.count)
+        block = np.matmul(factors, query.items.factors[start:stop].T, out=products[:, : stop - start])
+        bounds = _bounds_kernel(items, np.uint64(start), np.uint64(stop))
+        _keep_all_kernel(block, users, items, np.uint64(start), _slacks(bases, norms, factors.shape[1], *bounds))
+    yield from _settled(query, first, users, items)
+
+
+def _settled(query: _Query, first: int, users: _Users, items: _Items) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Results of a matrix product's users, once what changed during it is put right."""
+    changed, factors, bias = query.pin.copies(ITEMS)
+    order = np.argsort(changed)
+    changed, factors, bias = changed[order], _aligned(factors[order]), bias[order]
+    corrected = np.empty(changed.size, np.float32)
+    for u, base in enumerate(users.bases):
+        user_row = address_of(query.factors[first + u])
+        _scan_kernel(user_row, base, address_of(factors), bias, items.vectors, corrected)
+        size, right = _settle_kernel(np.uint64(u), users, items, changed, corrected, np.uint64(query.k))
+        yield (users.rows[u, :size], users.scores[u, :size]) if right else _scan_top_k(query, first + u)
+
+
+# ---------------------------------------------------------------- the verb
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A checked top-k: factors aligned, bases = mu + b_u, count items, k <= count, exclusions ascending."""
+
+    pin: PinView
+    items: Table
+    factors: np.ndarray
+    bases: np.ndarray
+    count: int
+    k: int
+    excluded: np.ndarray
+    own_rows: np.ndarray
+    own_offsets: np.ndarray
+
+    def own(self, user: int) -> np.ndarray:
+        return self.own_rows[int(self.own_offsets[user]) : int(self.own_offsets[user + 1])]
+
+
+def top_k(
+    pin: PinView, items: Table, user_factors: np.ndarray, user_bias: np.ndarray, k: int,
+    excluded_rows: np.ndarray | None = None, own_excluded_rows: np.ndarray | None = None,
+    own_offsets: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """The k best items of each user, exact, as of the pin: (rows uint32[m], scores float32[m], offsets
+    int64[n + 1]).
+
+    pin: a live pin; items: its model's item table. user_factors float32[n, kp], user_bias float32[n], both as
+    of the pin (`gather_pinned`); zeros for an unknown user. k >= 0: a user gets fewer if fewer items are
+    left. excluded_rows uint32[e]: ascending, left out for everybody. own_excluded_rows uint32[o], own_offsets
+    integers[n + 1]: user u's are own_offsets[u]:own_offsets[u + 1], ascending. User u's results are
+    rows[offsets[u]:offsets[u + 1]], by score descending, then item key ascending. ValueError if k is negative
+    or shapes do not fit. The gate is not needed.
+    """
+    query = _checked(pin, items, user_factors, user_bias, k, excluded_rows, own_excluded_rows, own_offsets)
+    results = list(_results(query))
+    offsets = np.zeros(len(results) + 1, np.int64)
+    np.cumsum([len(rows) for rows, _ in results], out=offsets[1:])
+    rows = np.concatenate([_NO_ROWS, *(rows for rows, _ in results)])
+    scores = np.concatenate([np.empty(0, np.float32), *(scores for _, scores in results)])
+    return rows, scores, offsets
+
+
+def _results(query: _Query) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    users = len(query.bases)
+    if query.k == 0:
+        yield from [(_NO_ROWS, np.empty(0, np.float32))] * users
+        return
+    at_once = min(USERS_AT_ONCE, HEAP_SLOTS_MAX // (query.k + HEAP_MARGIN))
+    for first in range(0, users, max(1, at_once)):
+        last = min(first + max(1, at_once), users)
+        if last - first >= MANY_USERS:
+            yield from _multiply_top_k(query, first, last)
+        else:
+            yield from (_scan_top_k(query, user) for user in range(first, last))
+
+
+def _checked(
+    pin: PinView, items: Table, user_factors: np.ndarray, user_bias: np.ndarray, k: int,
+    excluded_rows: np.ndarray | None, own_excluded_rows: np.ndarray | None, own_offsets: np.ndarray | None,
+) -> _Query:  # fmt: skip
+    users, kp = len(user_bias), items.factors.shape[1]
+    if user_factors.shape != (users, kp):
+        raise ValueError(f"user_factors: expected float32[{users}, {kp}], got {list(user_factors.shape)}")
+    if k < 0:
+        raise ValueError(f"k: expected 0 or more, got {k}")
+    own = _NO_ROWS if own_excluded_rows is None else own_excluded_rows
+    offsets = np.zeros(users + 1, np.int64) if own_offsets is None else own_offsets
+    _check_offsets("own_offsets", offsets, users, len(own))
+    count = pin.counts[ITEMS]
+    bases = np.float32(pin.mean) + np.asarray(user_bias, np.float32)
+    excluded = _as_rows(_NO_ROWS if excluded_rows is None else excluded_rows)
+    return _Query(pin, items, _aligned(user_factors), bases, count, min(k, count), excluded, _as_rows(own),
+                  offsets.astype(np.uint64))  # fmt: skip
+
+
+def _check_offsets(name: str, offsets: np.ndarray, lists: int, length: int) -> None:
+    ends = np.asarray(offsets).astype(np.int64)
+    if ends.shape != (lists + 1,) or ends[0] != 0 or ends[-1] != length or (np.diff(ends) < 0).any():
+        raise ValueError(f"{name}: expected {lists + 1} ascending numbers from 0 to {length}, got {ends.tolist()[:9]}")
+
+
+def _vectors(factors: np.ndarray) -> np.uint64:
+    return np.uint64(factors.shape[1] // LANES)
+
+
+def _as_rows(rows: np.ndarray) -> np.ndarray:
+    # Wire bytes give read-only and unaligned arrays, which Numba would compile every kernel anew for.
+    return np.require(rows, np.uint32, ("C", "A", "W"))
+
+
+def _aligned_zeros(rows: int, width: int) -> np.ndarray:
+    memory = np.zeros(rows * width + LANES, np.float32)
+    start = -int(address_of(memory)) % int(VECTOR_BYTES) // 4
+    return memory[start : start + rows * width].reshape(rows, width)
+
+
+def _aligned(factors: np.ndarray) -> np.ndarray:
+    """float32[n, kp], C-contiguous, at a multiple of 64 bytes: `factors` itself or a copy of it."""
+    if factors.dtype == np.float32 and factors.flags.c_contiguous and not int(address_of(factors)) % int(VECTOR_BYTES):
+        return factors
+    copy = _aligned_zeros(*factors.shape)
+    copy[:] = factors
+    return copy

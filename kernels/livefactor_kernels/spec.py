@@ -1,0 +1,224 @@
+"""What a model's state is a function of, beside its log: the specification.
+
+`state(r) = apply(spec, log[1..r])`. Two models with equal specs and equal logs have bit-identical tables on every
+supported machine; so every number here is part of the contract, is rounded once to float32 where the arithmetic
+uses it, and is checked so that no event can make a table value infinite or NaN (`ModelSpec.check`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import IntEnum
+
+import numpy as np
+
+KERNEL_SEMANTICS = 1
+"""Version of the arithmetic. Any change of the bits a log gives bumps it; golden digests fail otherwise."""
+
+LANES = 16
+"""Lanes of a dot product; rows are padded with zeros to a multiple of it."""
+
+FIXED_POINT_ONE = 1 << 20
+"""The global mean sums values in fixed point: round-half-even(float64(value) * 2**20) as int64."""
+
+MAX_K = 1024
+MAX_NEGATIVES = 1024
+MAX_MICRO_BATCH = 65_536
+
+
+class Loss(IntEnum):
+    """Numbers equal `livefactor.v1.Loss`."""
+
+    SQUARED = 1
+    LOGISTIC = 2
+    BPR = 3
+
+
+class OptimizerKind(IntEnum):
+    """Numbers equal `livefactor.v1.OptimizerKind`."""
+
+    SGD = 1
+    ADAGRAD = 2
+
+
+class SpecError(ValueError):
+    """A spec that is refused; the text names the field, what was expected and what came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """Step rule of factors and biases (AdaGrad: Duchi, Hazan, Singer 2011, diagonal form).
+
+    `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the accumulators' first value, `eps` is added to their root.
+    """
+
+    kind: OptimizerKind = OptimizerKind.SGD
+    learning_rate: float = 0.05
+    bias_learning_rate: float = 0.05
+    initial_g: float = 0.0
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds with a meaning for the model: an event outside them is rejected before it is logged.
+
+    `error_max` (e_max) clips an occurrence's error, `factor_max` (c_max) clamps every factor and bias after its step,
+    `g_max` clamps AdaGrad's accumulators; together they keep every table value finite.
+    """
+
+    users_max: int = 1 << 24
+    items_max: int = 1 << 22
+    producers_max: int = 1024
+    value_abs_max: float = 1e6
+    weight_max: float = 1e3
+    error_max: float = 1e6
+    factor_max: float = 1e3
+    g_max: float = 1e30
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model's specification (SEMANTICS of every field: docs/architecture.md).
+
+    k: factors a row. loss: how an event's error is taken. l2 / bias_l2: weight of the L2 term of an occurrence.
+    negatives: items drawn for each positive event (0 for squared loss). micro_batch: events a gradient step (B);
+    1 is exact sequential SGD. hot_row_events: a row named by more events of a micro-batch than this has its gradient scaled down to
+    as many. init_scale: width of the uniform distribution of initial factors, centred on 0. seed: of every counter-based draw.
+    """
+
+    k: int = 64
+    loss: Loss = Loss.LOGISTIC
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    l2: float = 0.0
+    bias_l2: float = 0.0
+    negatives: int = 0
+    micro_batch: int = 1
+    hot_row_events: float = 64.0
+    init_scale: float = 0.1
+    seed: int = 0
+    limits: Limits = field(default_factory=Limits)
+    kernel_semantics: int = KERNEL_SEMANTICS
+
+    @property
+    def k_padded(self) -> int:
+        """Floats a row takes in memory: k rounded up to a multiple of `LANES`."""
+        return -(-self.k // LANES) * LANES
+
+    def check(self) -> ModelSpec:
+        """Return self, or raise `SpecError` naming the first field that is outside its domain."""
+        _check_shape(self)
+        _check_rates(self)
+        _check_limits(self.limits)
+        _check_bounded(self)
+        return self
+
+
+def _require(ok: bool, name: str, expected: str, got: object) -> None:
+    if not ok:
+        raise SpecError(f"{name}: expected {expected}, got {got!r}")
+
+
+def _check_shape(spec: ModelSpec) -> None:
+    _require(1 <= spec.k <= MAX_K, "k", f"1..{MAX_K}", spec.k)
+    _require(spec.loss in tuple(Loss), "loss", "a known loss", spec.loss)
+    _require(0 <= spec.negatives <= MAX_NEGATIVES, "negatives", f"0..{MAX_NEGATIVES}", spec.negatives)
+    if spec.loss == Loss.SQUARED:
+        _require(spec.negatives == 0, "negatives", "0 with squared loss", spec.negatives)
+    if spec.loss == Loss.BPR:
+        _require(spec.negatives >= 1, "negatives", "at least 1 with BPR", spec.negatives)
+    _require(1 <= spec.micro_batch <= MAX_MICRO_BATCH, "micro_batch", f"1..{MAX_MICRO_BATCH}", spec.micro_batch)
+    _require(0 <= spec.seed < 1 << 64, "seed", "an unsigned 64-bit number", spec.seed)
+    _require(
+        spec.kernel_semantics == KERNEL_SEMANTICS, "kernel_semantics", str(KERNEL_SEMANTICS), spec.kernel_semantics
+    )
+
+
+def _finite32(value: float) -> bool:
+    return math.isfinite(value) and bool(np.isfinite(np.float32(value)))
+
+
+def _check_rates(spec: ModelSpec) -> None:
+    optimizer = spec.optimizer
+    _require(optimizer.kind in tuple(OptimizerKind), "optimizer.kind", "a known optimizer", optimizer.kind)
+    for name in ("learning_rate", "bias_learning_rate"):
+        value = getattr(optimizer, name)
+        _require(_finite32(value) and 0.0 <= value <= 100.0, f"optimizer.{name}", "0..100", value)
+    for name in ("l2", "bias_l2"):
+        value = getattr(spec, name)
+        _require(_finite32(value) and 0.0 <= value <= 100.0, name, "0..100", value)
+    _require(_finite32(optimizer.initial_g) and 0.0 <= optimizer.initial_g <= spec.limits.g_max,
+             "optimizer.initial_g", "0..g_max", optimizer.initial_g)
+    if optimizer.kind == OptimizerKind.ADAGRAD:
+        _require(1e-30 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-30..1e6 with AdaGrad", optimizer.eps)
+    _require(_finite32(spec.init_scale) and 0.0 <= spec.init_scale <= 2.0 * spec.limits.factor_max,
+             "init_scale", "0..2*factor_max", spec.init_scale)
+    _require(_finite32(spec.hot_row_events) and 1.0 <= spec.hot_row_events <= 1e9, "hot_row_events", "1..1e9",
+             spec.hot_row_events)
+
+
+def _check_limits(limits: Limits) -> None:
+    _require(1 <= limits.users_max < 1 << 32, "limits.users_max", "1..2**32-1", limits.users_max)
+    _require(1 <= limits.items_max < 1 << 32, "limits.items_max", "1..2**32-1", limits.items_max)
+    _require(1 <= limits.producers_max <= 1 << 20, "limits.producers_max", "1..2**20", limits.producers_max)
+    # The sum of the global mean must stay below 2**63 over 2**40 events of 2**20 fixed point.
+    _require(0.0 < limits.value_abs_max <= 1e6, "limits.value_abs_max", "(0, 1e6]", limits.value_abs_max)
+    _require(0.0 < limits.weight_max <= 1e6, "limits.weight_max", "(0, 1e6]", limits.weight_max)
+    _require(0.0 < limits.error_max <= 1e9, "limits.error_max", "(0, 1e9]", limits.error_max)
+    _require(0.0 < limits.factor_max <= 1e6, "limits.factor_max", "(0, 1e6]", limits.factor_max)
+    _require(0.0 < limits.g_max <= 1e38, "limits.g_max", "(0, 1e38]", limits.g_max)
+
+
+def _check_bounded(spec: ModelSpec) -> None:
+    """No sum of a micro-batch may overflow float32, in any order the semantics allow.
+
+    The largest score is k*c^2 + 2c + |mu|; times the largest weight it must be finite before it is clipped. The largest row
+    gradient is (occurrences) * (e_max * c_max * 2 + l2 * c_max); it, its square (AdaGrad) and its step must be finite.
+    """
+    limits = spec.limits
+    occurrences = spec.micro_batch * (1 + spec.negatives)
+    c, e = limits.factor_max, limits.error_max
+    score = spec.k_padded * c * c + 2 * c + limits.value_abs_max
+    _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)
+    gradient = occurrences * (2 * e * c + max(spec.l2, spec.bias_l2) * c + e)
+    rate = max(1.0, spec.optimizer.learning_rate, spec.optimizer.bias_learning_rate)
+    _require(gradient * rate < 1e37, "limits", "events * error_max * factor_max * rate < 1e37", gradient)
+    if spec.optimizer.kind == OptimizerKind.ADAGRAD:
+        bound = math.sqrt(1e38)
+        _require(gradient < bound, "limits",
+                 f"events * error_max * factor_max < {bound:.3g} with AdaGrad (lower error_max or factor_max)", gradient)
+
+
+_PRESETS: dict[str, ModelSpec] = {
+    "ratings": ModelSpec(
+        k=32, loss=Loss.SQUARED, optimizer=Optimizer(OptimizerKind.SGD, 0.02, 0.02), l2=0.02, bias_l2=0.005,
+        limits=Limits(value_abs_max=1e3, error_max=1e3),
+    ),
+    "clicks": ModelSpec(
+        k=64, loss=Loss.LOGISTIC, negatives=4, optimizer=Optimizer(OptimizerKind.SGD, 0.05, 0.01),
+        l2=0.001, limits=Limits(value_abs_max=1.0, error_max=1e3),
+    ),
+    "purchases": ModelSpec(
+        k=64, loss=Loss.BPR, negatives=4, optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.1, 0.1, 0.0, 1e-6), l2=0.001,
+        limits=Limits(value_abs_max=1e6, error_max=1e3),
+    ),
+}
+
+PRESET_NAMES = tuple(_PRESETS)
+
+
+def preset(name: str, **changes: object) -> ModelSpec:
+    """Return the preset spec `name` (one of `PRESET_NAMES`) with `changes` applied; SpecError if there is none such."""
+    if name not in _PRESETS:
+        raise SpecError(f"preset: expected one of {', '.join(PRESET_NAMES)}, got {name!r}")
+    return replace(_PRESETS[name], **changes).check()  # type: ignore[arg-type]
+
+
+def spec_fields(spec: ModelSpec) -> dict[str, object]:
+    """The spec as nested plain values, enums by name: for people and JSON, never for hashing."""
+    values = asdict(spec)
+    values["loss"] = Loss(spec.loss).name
+    values["optimizer"]["kind"] = OptimizerKind(spec.optimizer.kind).name
+    assert set(values) == {f.name for f in fields(spec)}
+    return values

@@ -1,0 +1,135 @@
+"""One side's rows: keys, factors, biases, AdaGrad accumulators, and the map from key to row.
+
+Memory is reserved once for the spec's maximum of rows and backed by the kernel as rows are first written: growth copies
+nothing and pauses nobody. Only the LOG stage allocates rows; only the APPLY stage changes rows; readers may look at any row below
+the published count.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import secrets
+
+import numpy as np
+
+from .keymap import KeyMap
+from .random import INIT_DOMAIN, domain_key, init_rows
+from .spec import ModelSpec, OptimizerKind
+
+USERS, ITEMS = 0, 1
+"""Sides of a model; also the table's number in the counter of its initial factors."""
+NO_ROW = 0xFFFFFFFF
+"""Row number of a key that is unknown."""
+_MAP_NORESERVE = 0x4000  # Linux; the mmap module names it only in newer Pythons
+
+
+def reserve(shape: tuple[int, ...], dtype: str | type) -> np.ndarray:
+    """A zeroed array of `shape` whose pages take memory when first written; page-aligned; huge pages are asked for."""
+    count = math.prod(shape)
+    size = max(1, count * np.dtype(dtype).itemsize)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without transparent huge pages: slower, not wrong
+    return np.frombuffer(memory, dtype, count).reshape(shape)
+
+
+class Table:
+    """Rows of one side of a model.
+
+    keys uint64[cap]; factors float32[cap, k_padded], columns from k on stay 0; bias float32[cap]; factor_g and bias_g, of the same
+    shapes, are AdaGrad's accumulators, None without it. allocated: rows given out, may be ahead of what is published.
+    """
+
+    def __init__(self, spec: ModelSpec, side: int) -> None:
+        """Reserve the side's memory (`USERS` or `ITEMS`); MemoryError or OSError if the system refuses the address space."""
+        self.spec, self.side = spec, side
+        self.capacity = spec.limits.users_max if side == USERS else spec.limits.items_max
+        shape = (self.capacity, spec.k_padded)
+        self.keys = reserve((self.capacity,), np.uint64)
+        self.factors = reserve(shape, np.float32)
+        self.bias = reserve((self.capacity,), np.float32)
+        adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
+        self.factor_g = reserve(shape, np.float32) if adagrad else None
+        self.bias_g = reserve((self.capacity,), np.float32) if adagrad else None
+        self.keymap = self._new_keymap()
+        self.allocated = 0
+
+    @staticmethod
+    def _new_keymap() -> KeyMap:
+        # Slots are no part of a model's state, so their hash takes a secret seed: nobody can aim keys at one slot.
+        return KeyMap(secrets.randbits(64))
+
+    def allocate(self, keys: np.ndarray) -> np.ndarray:
+        """Rows uint32[n] of `keys` uint64[n]; unknown keys get the next rows in order of first appearance, initialised.
+
+        LOG stage only. OverflowError, with nothing changed, if the new keys do not fit the table.
+        """
+        start = self.allocated
+        if start + keys.size > self.capacity and start + self.count_new(keys) > self.capacity:
+            raise OverflowError(f"table of {self.capacity} rows is full")
+        rows, new_keys = self.keymap.insert_missing(keys, start)
+        stop = start + new_keys.size
+        if new_keys.size:
+            self._initialise(new_keys, start, stop)
+            self.allocated = stop
+        return rows
+
+    def _initialise(self, keys: np.ndarray, start: int, stop: int) -> None:
+        spec = self.spec
+        self.keys[start:stop] = keys
+        init_rows(keys, self.factors[start:stop], np.uint64(spec.k), np.float32(spec.init_scale),
+                  domain_key(spec.seed, INIT_DOMAIN), np.uint64(self.side))
+        if self.factor_g is not None and self.bias_g is not None:
+            self.factor_g[start:stop, : spec.k] = np.float32(spec.optimizer.initial_g)
+            self.bias_g[start:stop] = np.float32(spec.optimizer.initial_g)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row takes in all arrays (its slot in the key map not counted)."""
+        arrays = (self.keys, self.factors, self.bias, self.factor_g, self.bias_g)
+        return sum(array[0].nbytes for array in arrays if array is not None)
+
+    def count_new(self, keys: np.ndarray) -> int:
+        """Distinct keys of uint64[n] that have no row yet; changes nothing."""
+        return int(self.keymap.count_new(keys))
+
+    def find(self, keys: np.ndarray, published: int) -> np.ndarray:
+        """Rows uint32[n] of `keys` uint64[n]; `NO_ROW` where unknown or at or past `published`. Any thread, no lock."""
+        rows = self.keymap.find(keys)
+        rows[rows >= published] = NO_ROW
+        return rows
+
+    def sections(self, count: int) -> dict[str, np.ndarray]:
+        """Views of the first `count` rows, unpadded: keys, factors (count, k), bias, and with AdaGrad factor_g, bias_g."""
+        views = {"keys": self.keys[:count], "factors": self.factors[:count, : self.spec.k], "bias": self.bias[:count]}
+        if self.factor_g is not None and self.bias_g is not None:
+            views["factor_g"] = self.factor_g[:count, : self.spec.k]
+            views["bias_g"] = self.bias_g[:count]
+        return views
+
+    def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
+        """Fill an empty table with `count` rows of `sections` (names and shapes as `sections()` gives) and rebuild its map.
+
+        ValueError, with the table still empty, if names or shapes differ, a key repeats, or the rows do not fit.
+        """
+        if self.allocated:
+            raise ValueError("load_sections: the table is not empty")
+        if count > self.capacity:
+            raise ValueError(f"load_sections: {count} rows, the table holds {self.capacity}")
+        views = self.sections(count)
+        if set(views) != set(sections):
+            raise ValueError(f"load_sections: expected {sorted(views)}, got {sorted(sections)}")
+        for name, view in views.items():
+            if sections[name].shape != view.shape or sections[name].dtype != view.dtype:
+                raise ValueError(f"load_sections: {name}: expected {view.dtype}{list(view.shape)}")
+        keymap = self._new_keymap()
+        _, new_keys = keymap.insert_missing(np.ascontiguousarray(sections["keys"]), 0)
+        if new_keys.size != count:
+            raise ValueError(f"load_sections: {count - new_keys.size} keys repeat")
+        for name, view in views.items():
+            view[:] = sections[name]
+        self.keymap, self.allocated = keymap, count

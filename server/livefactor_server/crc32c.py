@@ -1,0 +1,53 @@
+"""CRC32C of short byte strings: google-crc32c where it is installed, else tables in NumPy.
+
+A CRC is linear: for strings of one length it is the XOR of one table entry for each (position, byte), and a constant. So
+the fallback is one gather and one XOR reduction, with the tables built at the first string of a length. It is meant for the
+log's headers, which all have one length.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+_POLYNOMIAL = 0x82F63B78
+_LENGTHS_MAX = 4096  # tables of 1 KiB a byte: a longer string is not what this is for
+
+
+def _byte_table() -> np.ndarray:
+    """uint32[256]: the CRC register after one byte, from 0."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> 1) ^ np.uint32(_POLYNOMIAL), table >> 1).astype(np.uint32)
+    return table
+
+
+@cache
+def _tables(length: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """(flat uint32[length * 256], offsets int64[length] into it, constant) for strings of `length` bytes."""
+    if length > _LENGTHS_MAX:
+        raise ValueError(f"the CRC32C fallback takes at most {_LENGTHS_MAX} bytes, got {length}")
+    step = _byte_table()
+    table = np.empty((length, 256), np.uint32)
+    row = step
+    for position in range(length - 1, -1, -1):
+        table[position] = row
+        row = step[row & 0xFF] ^ (row >> 8)
+    register = 0xFFFFFFFF
+    for _ in range(length):
+        register = int(step[register & 0xFF]) ^ (register >> 8)
+    return table.ravel(), np.arange(length, dtype=np.int64) * 256, register ^ 0xFFFFFFFF
+
+
+def crc32c_fallback(data: bytes) -> int:
+    """CRC32C of `data`, at most 4,096 bytes."""
+    table, offsets, constant = _tables(len(data))
+    picked = table[offsets + np.frombuffer(data, np.uint8)]
+    return int(np.bitwise_xor.reduce(picked)) ^ constant
+
+
+try:
+    from google_crc32c import value as crc32c
+except ImportError:
+    crc32c = crc32c_fallback

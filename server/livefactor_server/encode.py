@@ -1,0 +1,90 @@
+"""Results to messages."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from livefactor.v1 import models_pb2, snapshots_pb2, updates_pb2
+
+from livefactor_server import spec_codec
+from livefactor_server.decode import REJECT_TEXTS
+from livefactor_server.snapshots import Manifest, root_hash_of
+from livefactor_server.statuses import Refused
+from livefactor_server.submission import Ack, Submission
+
+if TYPE_CHECKING:
+    from livefactor_server.hosting import Hosted
+
+
+def position(lineage: uuid.UUID, revision: int) -> updates_pb2.Position:
+    """A position."""
+    return updates_pb2.Position(lineage=lineage.bytes, revision=revision)
+
+
+def apply_response(lineage: uuid.UUID, ack: Ack) -> updates_pb2.ApplyUpdatesResponse:
+    """The answer to a batch."""
+    response = updates_pb2.ApplyUpdatesResponse(
+        position=position(lineage, ack.revision), accepted=ack.accepted, rejected_count=ack.rejects.count,
+        duplicate=ack.duplicate,
+    )
+    for row, reason in ack.rejects.listed:
+        response.rejects.add(row=row, reason=reason, text=REJECT_TEXTS.get(reason, ""))  # type: ignore[arg-type, call-overload]
+    return response
+
+
+def stream_response(lineage: uuid.UUID, item: Submission) -> bytes:
+    """The answer to a stream's batch."""
+    assert isinstance(item.result, Ack)
+    return updates_pb2.StreamUpdatesResponse(
+        index=item.tag, sequence=item.sequence, response=apply_response(lineage, item.result)
+    ).SerializeToString()
+
+
+def stream_refusal(index: int, sequence: int, refusal: Refused) -> bytes:
+    """What a unary call would have ended with."""
+    status = updates_pb2.BatchStatus(code=refusal.code.value[0], message=refusal.text)
+    return updates_pb2.StreamUpdatesResponse(index=index, sequence=sequence, status=status).SerializeToString()
+
+
+def snapshot_info(manifest: Manifest) -> snapshots_pb2.SnapshotInfo:
+    """What a list says of a snapshot."""
+    return snapshots_pb2.SnapshotInfo(
+        snapshot_id=manifest.snapshot_id, position=position(manifest.lineage, manifest.revision),
+        root_hash=manifest.root_hash, log_hash=manifest.log_hash, size_bytes=manifest.size_bytes,
+        created_us=manifest.created_us, users=manifest.users, items=manifest.items,
+    )
+
+
+def snapshot_progress(lineage: uuid.UUID, done: int, total: int, revision: int) -> bytes:
+    """How far a snapshot is."""
+    progress = snapshots_pb2.SnapshotProgress(bytes_done=done, bytes_total=total, position=position(lineage, revision))
+    return snapshots_pb2.SnapshotResponse(progress=progress).SerializeToString()
+
+
+def snapshot_done(manifest: Manifest) -> bytes:
+    """The last message of a Snapshot call."""
+    done = snapshots_pb2.SnapshotManifest(info=snapshot_info(manifest), manifest_json=manifest.to_json())
+    return snapshots_pb2.SnapshotResponse(manifest=done).SerializeToString()
+
+
+def description(hosted: Hosted, with_root_hash: bool = False) -> models_pb2.ModelDescription:
+    """What is known of a model, at one revision."""
+    engine = hosted.engine
+    with engine.gate.reading():
+        state = engine.state
+        users, items = state.backend.published
+        result = models_pb2.ModelDescription(
+            model=hosted.name, position=position(state.lineage, state.revision), spec=spec_codec.to_message(state.spec),
+            users=users, items=items, events=state.events, backend=state.backend_name, log_hash=state.log_hash,
+            log_bytes=engine.log.size_bytes, memory_bytes=sum(state.memory_bytes.values()),
+            writable=engine.failure is None,
+        )
+    if with_root_hash:
+        with engine.view() as view:
+            result.position.revision = view.revision
+            result.users, result.items = view.pin.counts
+            result.events = int(view.small["events"][0])
+            result.log_hash = view.log_hash
+            result.root_hash = root_hash_of(view)[0]
+    return result

@@ -1,0 +1,316 @@
+"""One engine per model: the only writer of its log and its tables.
+
+    handlers ── submit ─▶ queue ─▶ LOG stage: admit, append, sync, keys → rows ─▶ APPLY stage: kernel, publish, ack
+    readers  ── gate (small reads) or pin (long reads) ─▶ the state at one published revision
+
+Order of a commit, and why nothing acknowledged can be lost: a record is written and its sync has returned before it is
+applied; it is applied and published before it is acknowledged. What is queued when a stage turns forms the next group:
+throughput under load, latency when idle. A failed sync is final: the engine acknowledges nothing more and says why in `failure`;
+a restart recovers from the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from livefactor_server.admission import Admission
+from livefactor_server.changes import InteractionsChange
+from livefactor_server.gate import Gate
+from livefactor_server.log import Kind, Log, LogFailed, LogFull
+from livefactor_server.metrics import EngineMetrics
+from livefactor_server.snapshots import StateView
+from livefactor_server.state import Header, ModelState, Placed
+from livefactor_server.statuses import Refused, exhausted, unavailable
+from livefactor_server.submission import Ack, Submission
+from livefactor_server.views import frozen
+
+GROUP_RECORDS_MAX = 256
+GROUP_BYTES_MAX = 8 << 20
+GROUPS_AHEAD_MAX = 2
+"""Logged groups that may wait for the APPLY stage."""
+
+IDLE_MARK_S = 0.010
+"""After this long without a batch the log gets a mark, so that a torn tail can be told from damage."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine needs to know beside its model. Bytes; 0 pins nothing."""
+
+    queue_bytes_max: int = 64 << 20
+    memory_bytes_max: int = 8 << 30
+    backend: str = "cpu"
+
+
+@dataclass(slots=True)
+class _Logged:
+    """A durable record on its way to the tables."""
+
+    item: Submission
+    header: Header
+    placed: Placed | None
+
+
+class Engine:
+    """Runs a model's two stages. `submit` and the read methods may be called from any thread."""
+
+    def __init__(self, name: str, state: ModelState, log: Log, settings: EngineSettings) -> None:
+        self.name = name
+        self.state = state
+        self.log = log
+        self.gate = Gate()
+        self.failure: str | None = None
+        self.metrics = EngineMetrics(name)
+        self._admission = Admission(state, settings.memory_bytes_max, log.commit)
+        self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
+        self._to_apply: queue.SimpleQueue[list[_Logged] | None] = queue.SimpleQueue()
+        self._ahead = threading.BoundedSemaphore(GROUPS_AHEAD_MAX)
+        self._budget = _Budget(settings.queue_bytes_max)
+        self._published = threading.Condition()
+        self._draining = False
+        self._submitting = threading.Lock()
+        self._log_thread = threading.Thread(target=self._log_stage, name=f"log-{name}", daemon=True)
+        self._apply_thread = threading.Thread(target=self._apply_stage, name=f"apply-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start both stages."""
+        self.metrics.watch(self)
+        self._log_thread.start()
+        self._apply_thread.start()
+
+    # ------------------------------------------------------------------ handlers
+
+    def submit(self, item: Submission, wait: bool) -> None:
+        """Queue a batch. Raises Refused when draining, failed, or (without `wait`) when the queue is full.
+
+        With `wait` the caller is held until there is room: that is a stream's flow control.
+        """
+        self._check_writable()
+        if not self._budget.take(item.size, wait, lambda: self.failure is not None or self._draining):
+            self._check_writable()
+            raise exhausted("queue: full, try again later")
+        with self._submitting:
+            if self._draining:
+                self._budget.give(item.size)
+                raise unavailable("server: draining")
+            self._queue.put(item)
+
+    def _check_writable(self) -> None:
+        if self.failure is not None:
+            raise unavailable("model: writes are stopped, the log could not be written; see the server's log")
+        if self._draining:
+            raise unavailable("server: draining")
+
+    @property
+    def revision(self) -> int:
+        """The published revision."""
+        return self.state.revision
+
+    def wait_for(self, revision: int, timeout_s: float | None) -> bool:
+        """Wait until `revision` is published; False if the time is up first."""
+        if self.state.revision >= revision:
+            return True
+        with self._published:
+            return self._published.wait_for(lambda: self.state.revision >= revision, timeout_s)
+
+    def view(self) -> AbstractContextManager[StateView]:
+        """The state at the published revision, frozen while updates go on."""
+        return frozen(self.name, self.state, self.log.hash_name, self.gate)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of batches that are queued or being logged."""
+        return self._budget.used
+
+    def drain(self) -> None:
+        """Accept nothing more, finish what was accepted, stop both stages, close the log."""
+        with self._submitting:
+            self._draining = True
+            self._queue.put(None)
+        self._budget.wake()
+        self._log_thread.join()
+        self._apply_thread.join()
+        self.log.close()
+        self.metrics.close()
+
+    # ------------------------------------------------------------------ LOG stage
+
+    def _log_stage(self) -> None:
+        try:
+            open_end = True
+            while open_end:
+                group, open_end = self._next_group()
+                if group:
+                    self._commit(group)
+        except BaseException:  # a bug or a log that cannot even be marked: stop writing, keep serving reads
+            self._fail("the log stage stopped on an unexpected error")
+            logger.exception("model %s: log stage", self.name)
+            self._refuse_queue()
+        finally:
+            self._to_apply.put(None)
+
+    def _next_group(self) -> tuple[list[Submission], bool]:
+        """What is queued now; waits for the first. The flag is False when the queue has ended."""
+        first = self._first()
+        if first is None:
+            return [], False
+        group, size = [first], len(first.received_body)
+        while len(group) < GROUP_RECORDS_MAX and size < GROUP_BYTES_MAX:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if item is None:
+                return group, False
+            group.append(item)
+            size += len(item.received_body)
+        return group, True
+
+    def _first(self) -> Submission | None:
+        try:
+            return self._queue.get(timeout=IDLE_MARK_S)
+        except queue.Empty:
+            if self.failure is None:
+                self._mark()
+            return self._queue.get()
+
+    def _mark(self) -> None:
+        try:
+            self.log.mark()
+        except LogFull:
+            pass  # the next group tries again
+        except LogFailed as error:
+            self._fail(str(error))
+
+    def _commit(self, group: list[Submission]) -> None:
+        """Admit, append and sync; what found no certain room ends the group, so that it is decided on the exact state."""
+        admitted: list[Submission] = []
+        rows = 0
+        for item in group:
+            self._budget.give(item.size)
+            try:
+                if self.failure is not None:
+                    raise unavailable("model: writes are stopped")
+                if not self._admission.surely_fits(item.change, rows):
+                    self._append(admitted)
+                    admitted, rows = [], 0
+                if self._admission.sequence(item):
+                    self._make_fit(item)
+                    admitted.append(item)
+                    rows += item.change.rows
+            except Refused as refusal:
+                item.finish(refusal)
+        self._append(admitted)
+
+    def _make_fit(self, item: Submission) -> None:
+        if isinstance(item.change, InteractionsChange) and self._admission.surely_fits(item.change, 0):
+            return
+        try:
+            self._admission.make_fit(item)
+        except Refused:
+            self._admission.withdraw([item])
+            raise
+
+    def _append(self, items: list[Submission]) -> None:
+        """One commit group: durable when `log.append` returns; then keys to rows, and on to the APPLY stage."""
+        if not items:
+            return
+        base = self.log.last_revision
+        try:
+            hashes = self.log.append([item.entry(base + 1 + i) for i, item in enumerate(items)])
+        except LogFull:
+            self._refuse(items, exhausted("disk: full, nothing was logged, try again later"))
+            return
+        except LogFailed as error:
+            self._fail(str(error))
+            self._refuse(items, unavailable("model: writes are stopped, the log could not be written"))
+            return
+        logged = []
+        for i, (item, chain) in enumerate(zip(items, hashes, strict=True)):
+            placed = self.state.place(item.change) if isinstance(item.change, InteractionsChange) else None
+            header = Header(base + 1 + i, item.producer, item.epoch, item.sequence, item.salt, item.received_hash,
+                            item.rejects, chain)
+            logged.append(_Logged(item, header, placed))
+        self._ahead.acquire()
+        self._to_apply.put(logged)
+
+    def _refuse(self, items: list[Submission], refusal: Refused) -> None:
+        self._admission.withdraw(items)
+        for item in items:
+            item.finish(refusal)
+
+    def _refuse_queue(self) -> None:
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
+            item.finish(unavailable("model: writes are stopped"))
+
+    def _fail(self, reason: str) -> None:
+        self.failure = reason
+        self._budget.wake()
+        logger.critical("model %s: %s; no batch is acknowledged until a restart", self.name, reason)
+
+    # ------------------------------------------------------------------ APPLY stage
+
+    def _apply_stage(self) -> None:
+        try:
+            while (group := self._to_apply.get()) is not None:
+                for logged in group:
+                    self._apply(logged)
+                self._ahead.release()
+        except BaseException:
+            self._fail("the apply stage stopped on an unexpected error")
+            logger.exception("model %s: apply stage", self.name)
+
+    def _apply(self, logged: _Logged) -> None:
+        """Apply one durable record, publish its revision, acknowledge it."""
+        item, header = logged.item, logged.header
+        if logged.placed is not None:
+            self.state.backend.pins.wait_for_room(item.change.rows)
+        with self.gate.writing():
+            self.state.apply(header, item.change, logged.placed)
+        with self._admission.lock:
+            self._admission.settle(item)
+        with self._published:
+            self._published.notify_all()
+        last = header.sequence if item.change.kind == Kind.OPEN_PRODUCER else 0
+        item.finish(Ack(header.revision, item.change.rows, header.rejects, epoch=header.epoch, last_sequence=last))
+        self.metrics.observe_batch(item.change, header.rejects.count, time.perf_counter() - item.started)
+
+
+class _Budget:
+    """Bytes that may be queued."""
+
+    def __init__(self, limit: int) -> None:
+        self._condition = threading.Condition()
+        self._limit = limit
+        self.used = 0
+
+    def take(self, size: int, wait: bool, cancelled: object) -> bool:
+        """Take `size` bytes, waiting for room if told to; False if there is none or `cancelled()` came true."""
+        with self._condition:
+            while self.used and self.used + size > self._limit:
+                if not wait or cancelled():  # type: ignore[operator]
+                    return False
+                self._condition.wait()
+            self.used += size
+            return True
+
+    def give(self, size: int) -> None:
+        """Give bytes back."""
+        with self._condition:
+            self.used -= size
+            self._condition.notify()
+
+    def wake(self) -> None:
+        """Let waiting callers look at their cancel condition again."""
+        with self._condition:
+            self._condition.notify_all()

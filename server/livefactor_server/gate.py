@@ -1,0 +1,56 @@
+"""The reader-first gate: small reads and the writer take turns; readers never see a record half applied (promise 3).
+
+The writer holds it for one record; a small read for its look-up and gather. A waiting reader goes before the writer, but the
+writer waits for at most `READERS_BEFORE_WRITER` of them, so that readers cannot starve it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+READERS_BEFORE_WRITER = 16
+
+
+class Gate:
+    """One holder at a time; readers are preferred within a bound."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+        self._held = False
+        self._readers_waiting = 0
+        self._readers_ahead = 0
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold the gate for a short read."""
+        with self._condition:
+            self._readers_waiting += 1
+            while self._held:
+                self._condition.wait()
+            self._readers_waiting -= 1
+            self._readers_ahead += 1
+            self._held = True
+        try:
+            yield
+        finally:
+            self._release()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the gate for one record."""
+        with self._condition:
+            self._readers_ahead = 0
+            while self._held or (self._readers_waiting and self._readers_ahead < READERS_BEFORE_WRITER):
+                self._condition.wait()
+            self._held = True
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        with self._condition:
+            self._held = False
+            self._condition.notify_all()

@@ -1,0 +1,203 @@
+"""The models of one server: created, opened with recovery, restored, deleted, drained. Holds the data folder's lock.
+
+    <data>/lock                      held by one server (flock)
+    <data>/models/<name>/log         segments of the model's log
+    <data>/models/<name>/snapshots   its snapshots
+    <data>/models/<name>/base        the snapshot that a restored model began with
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from livefactor_kernels.spec import ModelSpec, SpecError
+
+from livefactor_server import replay, spec_codec
+from livefactor_server.engine import Engine, EngineSettings
+from livefactor_server.keeper import Keeper, KeeperSettings
+from livefactor_server.log import Log
+from livefactor_server.readers import Reader
+from livefactor_server.snapshots import SnapshotInvalid, SnapshotNotFound
+from livefactor_server.statuses import exhausted, exists, invalid, not_found, precondition
+
+DEFAULT_MODEL = "default"
+MODELS_MAX = 64
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+
+logger = logging.getLogger(__name__)
+
+
+class DataFolderBusy(Exception):
+    """Another server holds the data folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostingSettings:
+    """What a server does with its models. `default_preset`: the preset of the model "default", made at start if the folder is empty."""
+
+    default_preset: str = "clicks"
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    keeper: KeeperSettings = field(default_factory=KeeperSettings)
+
+
+@dataclass(slots=True)
+class Hosted:
+    """One model's parts."""
+
+    name: str
+    folder: Path
+    engine: Engine
+    reader: Reader
+    keeper: Keeper
+
+
+Progress = Callable[[str, int, int], None]
+"""(model, revision reached, last revision) while a log is replayed."""
+
+
+class Hosting:
+    """All models of a data folder. Thread-safe."""
+
+    def __init__(self, data: Path, settings: HostingSettings) -> None:
+        self._data = data
+        self._settings = settings
+        self._models: dict[str, Hosted] = {}
+        self._lock = threading.Lock()
+        self._draining = False
+        (data / "models").mkdir(parents=True, exist_ok=True)
+        self._lock_file = _hold(data / "lock")
+
+    def open_all(self, progress: Progress | None = None) -> None:
+        """Open every model in the folder; make "default" if there is none and a default preset is set."""
+        for path in (self._data / "models").glob(".*"):
+            shutil.rmtree(path)  # a create or delete that a crash cut short
+        for name, folder in replay.models_in(self._data):
+            self._models[name] = self._open(name, folder, progress)
+        if not self._models and self._settings.default_preset:
+            self.create(DEFAULT_MODEL, spec_codec.preset(self._settings.default_preset))
+
+    def _open(self, name: str, folder: Path, progress: Progress | None) -> Hosted:
+        log = Log.open(replay.log_folder(folder))
+        store = replay.snapshot_store(folder)
+        store.clean()
+        report = (lambda at, last: progress(name, at, last)) if progress else None
+        state = replay.recover(folder, log, self._settings.engine.backend, report)
+        engine = Engine(name, state, log, self._settings.engine)
+        engine.start()
+        keeper = Keeper(engine, store, self._settings.keeper)
+        keeper.start()
+        logger.info("model %s: open at revision %d, %d users, %d items", name, state.revision, *state.backend.published)
+        return Hosted(name, folder, engine, Reader(engine), keeper)
+
+    def get(self, name: str) -> Hosted:
+        """The model, or NOT_FOUND."""
+        hosted = self._models.get(name or DEFAULT_MODEL)
+        if hosted is None:
+            raise not_found(f"model: there is no {name or DEFAULT_MODEL!r}")
+        return hosted
+
+    def all(self) -> list[Hosted]:
+        """Every model, by name."""
+        return [self._models[name] for name in sorted(self._models)]
+
+    def create(self, name: str, spec: ModelSpec) -> Hosted:
+        """A new empty model; durable when this returns."""
+        spec_body = spec_codec.encode(spec)
+
+        def fill(folder: Path) -> None:
+            Log.create(replay.log_folder(folder), spec_body, 0, uuid.uuid4()).close()
+
+        return self._add(name, fill)
+
+    def restore(self, name: str, source: str, snapshot_id: str) -> Hosted:
+        """A new model that begins with a snapshot of `source`, verified first."""
+        origin = self.get(source).keeper.store
+        try:
+            loaded = origin.load(snapshot_id)
+            manifest, path = origin.open(loaded.manifest.snapshot_id)
+            spec = spec_codec.decode(manifest.spec)
+        except SnapshotNotFound:
+            raise not_found("snapshot: there is none such") from None
+        except (SpecError, SnapshotInvalid) as error:
+            logger.warning("model %s: a snapshot does not verify: %s", source, error)
+            raise precondition("snapshot: it does not verify; the server's log says where") from None
+
+        def fill(folder: Path) -> None:
+            replay.adopt(path, folder)
+            log = Log.create(replay.log_folder(folder), manifest.spec, manifest.revision, uuid.uuid4())
+            log.append([replay.engine_entry(log, manifest, spec.kernel_semantics, self._settings.engine.backend)])
+            log.close()
+
+        return self._add(name, fill)
+
+    def _add(self, name: str, fill: Callable[[Path], None]) -> Hosted:
+        if not _NAME.fullmatch(name):
+            raise invalid("model: a name is 1-64 of a-z 0-9 _ -, starting with a letter")
+        with self._lock:
+            if name in self._models:
+                raise exists(f"model: {name!r} is there already")
+            if len(self._models) >= MODELS_MAX:
+                raise exhausted(f"models: the server's limit of {MODELS_MAX} is reached")
+            temporary = self._data / "models" / f".new-{name}"
+            folder = self._data / "models" / name
+            try:
+                temporary.mkdir()
+                fill(temporary)
+                os.rename(temporary, folder)
+                _sync_folder(folder.parent)
+            except OSError:
+                logger.exception("model %s: could not be created", name)
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise exhausted("disk: the model's files could not be written") from None
+            self._models[name] = self._open(name, folder, None)
+            return self._models[name]
+
+    def delete(self, name: str) -> None:
+        """Delete a model, its log and its snapshots."""
+        with self._lock:
+            hosted = self.get(name)
+            del self._models[hosted.name]
+            hosted.keeper.stop(take_last=False)
+            hosted.engine.drain()
+            gone = hosted.folder.with_name(f".gone-{hosted.name}")
+            os.rename(hosted.folder, gone)
+            _sync_folder(gone.parent)
+            shutil.rmtree(gone)
+
+    def drain(self) -> None:
+        """Finish what was accepted, snapshot, close. Idempotent."""
+        with self._lock:
+            if self._draining:
+                return
+            self._draining = True
+            for hosted in self.all():
+                hosted.engine.drain()
+                hosted.keeper.stop(take_last=hosted.engine.failure is None)
+            self._lock_file.close()
+
+
+def _hold(path: Path) -> object:
+    file = open(path, "a")  # noqa: SIM115 - held until the server ends
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise DataFolderBusy(f"{path.parent} is in use by another livefactor server") from None
+    return file
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

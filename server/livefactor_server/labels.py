@@ -1,0 +1,65 @@
+"""Names of ids: the last label given wins, an empty one removes it.
+
+Kept as an append-only list, so that a snapshot freezes it by remembering a length; squeezed when mostly superseded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenLabels:
+    """The first `count` entries of a list that only grows."""
+
+    entries: list[tuple[int, str]]
+    count: int
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """keys uint64[n] ascending, offsets uint64[n+1] into text, text uint8[bytes] (UTF-8)."""
+        current = {key: text for key, text in self.entries[: self.count]}
+        names = sorted((key, text.encode()) for key, text in current.items() if text)
+        keys = np.array([key for key, _ in names], np.uint64)
+        offsets = np.zeros(len(names) + 1, np.uint64)
+        np.cumsum([len(text) for _, text in names], out=offsets[1:])
+        return {"keys": keys, "offsets": offsets, "text": np.frombuffer(b"".join(t for _, t in names), np.uint8)}
+
+
+class Labels:
+    """Labels of one side. Written by the apply stage; `get` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._entries: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def get(self, key: int) -> str:
+        """The label of `key`, "" if it has none."""
+        return self._names.get(key, "")
+
+    def put(self, keys: np.ndarray, labels: list[str]) -> None:
+        """Set labels in order."""
+        for key, text in zip(keys.tolist(), labels, strict=True):
+            self._entries.append((key, text))
+            if text:
+                self._names[key] = text
+            else:
+                self._names.pop(key, None)
+        if len(self._entries) > 2 * len(self._names) + 1024:
+            self._entries = list(self._names.items())  # a new list: frozen views keep the old one
+
+    def freeze(self) -> FrozenLabels:
+        """The labels as of now."""
+        return FrozenLabels(self._entries, len(self._entries))
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Replace all labels by a snapshot's (arrays as in `FrozenLabels.arrays`)."""
+        text = arrays["text"].tobytes()
+        ends = arrays["offsets"].tolist()
+        names = [text[start:end].decode() for start, end in zip(ends, ends[1:], strict=False)]
+        self._names = dict(zip(arrays["keys"].tolist(), names, strict=True))
+        self._entries = list(self._names.items())

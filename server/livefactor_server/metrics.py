@@ -1,0 +1,88 @@
+"""The few figures that matter, for Prometheus. `METRICS` names them all; docs/operations.md explains each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+
+from livefactor_server.changes import Change, InteractionsChange
+
+if TYPE_CHECKING:
+    from livefactor_server.engine import Engine
+
+_LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 5.0)
+
+EVENTS = Counter("livefactor_events", "Interactions applied.", ["model"])
+REJECTED = Counter("livefactor_rejected_rows", "Rows rejected in batches that were applied.", ["model"])
+BATCHES = Counter("livefactor_batches", "Batches applied.", ["model"])
+REVISION = Gauge("livefactor_revision", "Published revision.", ["model"])
+LOG_LAG = Gauge("livefactor_log_lag_records", "Records that are durable but not yet applied.", ["model"])
+QUEUE = Gauge("livefactor_queue_bytes", "Bytes of batches waiting for the log.", ["model"])
+LOG_BYTES = Gauge("livefactor_log_bytes", "Bytes of the log on disk.", ["model"])
+MEMORY = Gauge("livefactor_memory_bytes", "Bytes of rows in use and key maps.", ["model", "table"])
+ROWS = Gauge("livefactor_rows", "Published rows.", ["model", "table"])
+APPLY_LATENCY = Histogram(
+    "livefactor_apply_latency_seconds", "From decoded batch to acknowledgement.", ["model"], buckets=_LATENCY_BUCKETS
+)
+SCORE_LATENCY = Histogram("livefactor_score_latency_seconds", "Server time of a Score call.", ["model"], buckets=_LATENCY_BUCKETS)
+REFUSED = Counter("livefactor_refused_calls", "Calls answered with a status other than OK.", ["code"])
+WRITABLE = Gauge("livefactor_writable", "1 while the model accepts updates, 0 after a failed sync.", ["model"])
+
+_ALL = (
+    EVENTS, REJECTED, BATCHES, REVISION, LOG_LAG, QUEUE, LOG_BYTES, MEMORY, ROWS, APPLY_LATENCY, SCORE_LATENCY, REFUSED,
+    WRITABLE,
+)
+METRICS = tuple(metric._name for metric in _ALL)
+"""Names of all metrics (counters get the suffix _total on the wire)."""
+
+
+class EngineMetrics:
+    """One model's figures. Gauges are read from the engine when Prometheus asks, so that the hot path pays only for counting."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._events = EVENTS.labels(model)
+        self._batches = BATCHES.labels(model)
+        self._rejected = REJECTED.labels(model)
+        self._latency = APPLY_LATENCY.labels(model)
+        self._score = SCORE_LATENCY.labels(model)
+
+    def watch(self, engine: Engine) -> None:
+        """Tie the gauges to a running engine."""
+        model, state = self._model, engine.state
+        REVISION.labels(model).set_function(lambda: state.revision)
+        LOG_LAG.labels(model).set_function(lambda: engine.log.last_revision - state.revision)
+        QUEUE.labels(model).set_function(lambda: engine.queued_bytes)
+        LOG_BYTES.labels(model).set_function(lambda: engine.log.size_bytes)
+        WRITABLE.labels(model).set_function(lambda: float(engine.failure is None))
+        for side, table in enumerate(("users", "items")):
+            MEMORY.labels(model, table).set_function(lambda t=table: state.memory_bytes[t])
+            ROWS.labels(model, table).set_function(lambda s=side: state.backend.published[s])
+
+    def observe_batch(self, change: Change, rejected: int, seconds: float) -> None:
+        """Count an applied batch."""
+        self._batches.inc()
+        if isinstance(change, InteractionsChange):
+            self._events.inc(change.rows)
+        if rejected:
+            self._rejected.inc(rejected)
+        self._latency.observe(seconds)
+
+    def observe_score(self, seconds: float) -> None:
+        """Count a Score call."""
+        self._score.observe(seconds)
+
+    def close(self) -> None:
+        """Forget the model's gauges, so that nothing keeps its tables alive."""
+        for gauge in (REVISION, LOG_LAG, QUEUE, LOG_BYTES, WRITABLE):
+            gauge.remove(self._model)
+        for table in ("users", "items"):
+            MEMORY.remove(self._model, table)
+            ROWS.remove(self._model, table)
+
+
+def serve_metrics(host: str, port: int) -> int:
+    """Serve the Prometheus endpoint on its own thread; returns the port (useful with 0)."""
+    server, _ = start_http_server(port, host, REGISTRY)
+    return int(server.server_port)

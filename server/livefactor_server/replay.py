@@ -1,0 +1,162 @@
+"""`state(r)` from a log: on restart (newest snapshot, then the rest of the log) and in an audit (the whole log, no snapshot).
+
+Both go through `ModelState.place` and `ModelState.apply`, as the live engine does, so there is one meaning of a record.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from livefactor_server import decode
+from livefactor_server.changes import InteractionsChange, decode_rejects
+from livefactor_server.log import Entry, Kind, Log, Record
+from livefactor_server.snapshots import Manifest, SnapshotStore
+from livefactor_server.spec_codec import decode as decode_spec
+from livefactor_server.state import Header, ModelState, restored
+from livefactor_server.submission import SALT_BYTES
+
+Progress = Callable[[int, int], None]
+"""Called with (revision reached, last revision)."""
+
+PROGRESS_EVERY = 256
+
+logger = logging.getLogger(__name__)
+
+
+class ReplayError(Exception):
+    """The log and its base do not fit together; the text says what was expected and what was found."""
+
+
+def log_folder(model_folder: Path) -> Path:
+    """Where a model's log lies."""
+    return model_folder / "log"
+
+
+def snapshot_store(model_folder: Path) -> SnapshotStore:
+    """A model's own snapshots."""
+    return SnapshotStore(model_folder / "snapshots")
+
+
+def base_store(model_folder: Path) -> SnapshotStore:
+    """The snapshot that a restored model began with; empty for a model that began empty."""
+    return SnapshotStore(model_folder / "base")
+
+
+def recover(model_folder: Path, log: Log, backend: str, progress: Progress | None = None) -> ModelState:
+    """State at the log's end, from the newest snapshot that verifies. Raises ReplayError, SpecError."""
+    store = snapshot_store(model_folder)
+    for info in reversed(store.list()):
+        if info.lineage != log.lineage or info.revision > log.last_revision:
+            continue
+        try:
+            state = _from_snapshot(store, info.snapshot_id, log, backend)
+        except Exception as error:  # a snapshot can be re-made from the log: go on with an older one
+            logger.warning("snapshot %s is left out: %s", info.snapshot_id, error)
+            continue
+        logger.info("snapshot %s loaded and verified", info.snapshot_id)
+        return follow(state, log, progress=progress)
+    return replay(model_folder, log, backend, progress=progress)
+
+
+def replay(
+    model_folder: Path, log: Log, backend: str, until: int | None = None, progress: Progress | None = None
+) -> ModelState:
+    """State at `until` (default: the log's end) from the log alone, whole. Raises ReplayError, SpecError."""
+    return follow(_origin(model_folder, log, backend), log, until, progress)
+
+
+def _origin(model_folder: Path, log: Log, backend: str) -> ModelState:
+    records = log.read()
+    first = next(records)
+    if not first.revision:
+        return ModelState.empty(decode_spec(log.spec_body), log.spec_body, log.lineage, backend, first.hash)
+    root = bytes.fromhex(json.loads(bytes(next(records).body))["base"]["root_hash"])
+    base = base_store(model_folder)
+    for manifest in base.list():
+        if manifest.root_hash == root:
+            state = _from_snapshot(base, manifest.snapshot_id, log, backend)
+            state.log_hash = first.hash
+            return state
+    raise ReplayError(f"the log begins at revision {first.revision}; the snapshot it began with ({root.hex()}) is missing")
+
+
+def _from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: str) -> ModelState:
+    loaded = store.load(snapshot_id)
+    manifest = loaded.manifest
+    if manifest.spec != log.spec_body:
+        raise ReplayError(f"snapshot {snapshot_id} has another spec than the log")
+    return restored(
+        decode_spec(manifest.spec), manifest.spec, log.lineage, backend, manifest.revision, manifest.log_hash, loaded.tensors
+    )
+
+
+def follow(state: ModelState, log: Log, until: int | None = None, progress: Progress | None = None) -> ModelState:
+    """Apply the log's records after `state.revision` up to `until`."""
+    last = log.last_revision if until is None else until
+    for record in log.read(state.revision + 1):
+        if record.revision > last:
+            break
+        apply_record(state, record)
+        if progress and record.revision % PROGRESS_EVERY == 0:
+            progress(record.revision, last)
+    if state.revision != last:
+        raise ReplayError(f"the log ends at revision {state.revision}, expected {last}")
+    if progress:
+        progress(last, last)
+    return state
+
+
+def apply_record(state: ModelState, record: Record) -> None:
+    """Apply one record of the log."""
+    change = decode.change_of(record.kind, record.body)
+    rejects, received_hash = decode_rejects(bytes(record.rejects), record.commitment)
+    placed = state.place(change) if isinstance(change, InteractionsChange) else None
+    header = Header(
+        record.revision, record.producer, record.epoch, record.sequence, record.salt, received_hash, rejects, record.hash
+    )
+    if record.kind == Kind.ENGINE:
+        _check_engine(state, bytes(record.body))
+    state.apply(header, change, placed)
+
+
+def adopt(snapshot: Path, model_folder: Path) -> None:
+    """Copy a snapshot's folder, durably, to be the base of a new model."""
+    target = model_folder / "base" / snapshot.name
+    shutil.copytree(snapshot, target)
+    for path in (*target.iterdir(), target, target.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def engine_entry(log: Log, base: Manifest, kernel_semantics: int, backend: str) -> Entry:
+    """An ENGINE record: who computes from here on, and from which snapshot."""
+    origin = {"lineage": str(base.lineage), "revision": base.revision, "root_hash": base.root_hash.hex()}
+    body = json.dumps({"kernel_semantics": kernel_semantics, "backend": backend, "base": origin}, sort_keys=True).encode()
+    salt = os.urandom(SALT_BYTES)
+    return Entry(
+        Kind.ENGINE, log.last_revision + 1, b"", 0, 0, time.time_ns() // 1000, 0, b"", body, salt, log.commit(salt, b"", body)
+    )
+
+
+def _check_engine(state: ModelState, body: bytes) -> None:
+    semantics = json.loads(body)["kernel_semantics"]
+    if semantics != state.spec.kernel_semantics:
+        raise ReplayError(f"kernel_semantics {semantics} begins at revision {state.revision + 1}: replay from its snapshot")
+
+
+def models_in(data: Path) -> Iterator[tuple[str, Path]]:
+    """(name, folder) of every model in a data folder."""
+    folder = data / "models"
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.name.startswith("."):
+                yield path.name, path

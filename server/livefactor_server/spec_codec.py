@@ -1,0 +1,84 @@
+"""`livefactor.v1.ModelSpec` messages to and from `livefactor_kernels.spec.ModelSpec`.
+
+The bytes of a spec are hashed as logged and never serialised again: `encode` is used once, when a model is created;
+`decode` whenever the bytes are read back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from livefactor.v1 import models_pb2
+
+from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind, SpecError, preset
+
+_PLAIN = ("k", "l2", "bias_l2", "negatives", "micro_batch", "hot_row_events", "init_scale", "seed", "kernel_semantics")
+_OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps")
+_LIMITS = tuple(field.name for field in fields(Limits))
+
+
+def _given(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(message, name) for name in names if message.HasField(name)}
+
+
+def from_message(message: models_pb2.ModelSpec, preset_name: str) -> ModelSpec:
+    """The preset with the message's fields laid over it, checked. Raises SpecError naming the field."""
+    base = preset(preset_name)
+    changes: dict[str, Any] = _given(message, _PLAIN)
+    if message.loss:
+        changes["loss"] = _known(Loss, message.loss, "loss")
+        if changes["loss"] != base.loss and "negatives" not in changes:
+            changes["negatives"] = 0 if changes["loss"] == Loss.SQUARED else max(1, base.negatives)
+    optimizer = _given(message.optimizer, _OPTIMIZER)
+    if message.optimizer.kind:
+        optimizer["kind"] = _known(OptimizerKind, message.optimizer.kind, "optimizer.kind")
+    changes["optimizer"] = replace(base.optimizer, **optimizer)
+    changes["limits"] = replace(base.limits, **_given(message.limits, _LIMITS))
+    return replace(base, **changes).check()
+
+
+def _known(kind: type[Loss] | type[OptimizerKind], number: int, name: str) -> Any:
+    try:
+        return kind(number)
+    except ValueError:
+        raise SpecError(f"{name}: expected one of {[int(k) for k in kind]}, got {number}") from None
+
+
+def to_message(spec: ModelSpec) -> models_pb2.ModelSpec:
+    """The complete message of a spec."""
+    message = models_pb2.ModelSpec(
+        loss=int(spec.loss),  # type: ignore[arg-type]
+        optimizer=models_pb2.Optimizer(kind=int(spec.optimizer.kind)),  # type: ignore[arg-type]
+    )
+    for target, source, names in (
+        (message, spec, _PLAIN),
+        (message.optimizer, spec.optimizer, _OPTIMIZER),
+        (message.limits, spec.limits, _LIMITS),
+    ):
+        for name in names:
+            setattr(target, name, getattr(source, name))
+    return message
+
+
+def encode(spec: ModelSpec) -> bytes:
+    """The bytes that become the log's first record."""
+    return to_message(spec).SerializeToString(deterministic=True)
+
+
+def decode(body: bytes) -> ModelSpec:
+    """The spec of logged bytes. Raises SpecError if they are not a complete, valid spec of a version we compute."""
+    try:
+        message = models_pb2.ModelSpec.FromString(bytes(body))
+    except DecodeError:
+        raise SpecError("spec: the bytes are not a ModelSpec message") from None
+    return ModelSpec(
+        loss=_known(Loss, message.loss, "loss"),
+        optimizer=Optimizer(
+            kind=_known(OptimizerKind, message.optimizer.kind, "optimizer.kind"),
+            **_given(message.optimizer, _OPTIMIZER),
+        ),
+        limits=Limits(**_given(message.limits, _LIMITS)),
+        **_given(message, _PLAIN),
+    ).check()

@@ -1,0 +1,188 @@
+"""A model's whole state, and the one function that a log record goes through: live, on restart and in an audit alike.
+
+`state(r) = apply(spec, log[1..r])`: `ModelState.place` is what the LOG stage does with a record (keys to rows),
+`ModelState.apply` what the APPLY stage does. Replay calls one after the other.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+
+import numpy as np
+from livefactor_kernels.backend import Backend, Update, create_backend
+from livefactor_kernels.spec import Loss, ModelSpec
+
+from livefactor_server import producers as producer_codec
+from livefactor_server.changes import (
+    AvailabilityChange,
+    Change,
+    InteractionsChange,
+    LabelsChange,
+    OpenProducerChange,
+    Rejects,
+)
+from livefactor_server.labels import FrozenLabels, Labels
+from livefactor_server.producers import Outcome, ProducerTable
+
+
+@dataclass(slots=True)
+class Placed:
+    """Rows of an interactions record, and the table sizes after its allocation."""
+
+    user_rows: np.ndarray  # uint32[n]
+    item_rows: np.ndarray  # uint32[n]
+    user_count: int
+    item_count: int
+
+
+@dataclass(slots=True)
+class Header:
+    """What `apply` needs of a record beside its change."""
+
+    revision: int
+    producer: bytes
+    epoch: int
+    sequence: int
+    salt: bytes
+    received_hash: bytes
+    rejects: Rejects
+    hash: bytes
+
+
+NO_KEYS = np.empty(0, np.uint64)
+
+
+@dataclass(slots=True)
+class ModelState:
+    """State of one model. `revision` and everything in it but the tables' allocation belong to the APPLY stage."""
+
+    spec: ModelSpec
+    spec_body: bytes
+    lineage: uuid.UUID
+    backend: Backend
+    backend_name: str
+    revision: int = 0
+    log_hash: bytes = b""
+    events: int = 0
+    producers: ProducerTable = field(default_factory=ProducerTable)
+    labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    unavailable: np.ndarray = field(default_factory=lambda: NO_KEYS)  # uint64, ascending; replaced, never written in place
+
+    @classmethod
+    def empty(cls, spec: ModelSpec, spec_body: bytes, lineage: uuid.UUID, backend: str, log_hash: bytes) -> ModelState:
+        """The state at revision 0: nothing but the spec."""
+        return cls(spec, spec_body, lineage, create_backend(backend, spec), backend, log_hash=log_hash)
+
+    def place(self, change: InteractionsChange) -> Placed:
+        """Keys to rows, new keys get rows in first-appearance order. LOG stage; the caller has checked that they fit."""
+        backend = self.backend
+        user_rows = backend.users.allocate(change.columns.user_ids)
+        item_rows = backend.items.allocate(change.columns.item_ids)
+        return Placed(user_rows, item_rows, backend.users.allocated, backend.items.allocated)
+
+    def apply(self, header: Header, change: Change, placed: Placed | None) -> None:
+        """Apply one record. APPLY stage; the caller holds the gate, so that nobody reads between two revisions."""
+        assert header.revision == self.revision + 1, (header.revision, self.revision)
+        if isinstance(change, InteractionsChange):
+            assert placed is not None
+            self.backend.apply(self._update(header.revision, change, placed))
+            self.events += change.rows
+        else:
+            if isinstance(change, LabelsChange):
+                self.labels[change.side].put(change.ids, change.labels)
+            elif isinstance(change, AvailabilityChange):
+                self.unavailable = _marked(self.unavailable, change)
+            self.backend.advance(header.revision)
+        if isinstance(change, OpenProducerChange):
+            self.producers.open(header.producer, header.epoch)
+        elif header.producer:
+            self.producers.record(header.producer, _outcome(header, change))
+        self.revision = header.revision
+        self.log_hash = header.hash
+
+    def _update(self, revision: int, change: InteractionsChange, placed: Placed) -> Update:
+        columns = change.columns
+        values = None if self.spec.loss == Loss.BPR else columns.values
+        return Update(
+            revision, placed.user_rows, placed.item_rows, values, columns.weights, placed.user_count, placed.item_count
+        )
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of rows in use and of key maps, by table."""
+        return {
+            name: table.row_bytes * table.allocated + table.keymap.nbytes
+            for name, table in (("users", self.backend.users), ("items", self.backend.items))
+        }
+
+    def freeze_small(self) -> SmallState:
+        """What is not in the tables, as of now; later records do not change it. Taken under the gate."""
+        return SmallState(
+            self.spec_body,
+            (self.backend.mean_sum, self.backend.mean_count),
+            self.events,
+            self.producers.freeze(),
+            (self.labels[0].freeze(), self.labels[1].freeze()),
+            self.unavailable,
+        )
+
+
+def _outcome(header: Header, change: Change) -> Outcome:
+    rejects = header.rejects
+    return Outcome(
+        header.sequence, header.revision, change.rows, rejects.count, rejects.listed, header.salt, header.received_hash
+    )
+
+
+def _marked(unavailable: np.ndarray, change: AvailabilityChange) -> np.ndarray:
+    if change.available:
+        return np.setdiff1d(unavailable, change.item_ids)
+    return np.union1d(unavailable, change.item_ids)
+
+
+@dataclass(slots=True)
+class SmallState:
+    """Frozen state beside the tables; `arrays` turns it into a snapshot's tensors."""
+
+    spec_body: bytes
+    mean: tuple[int, int]
+    events: int
+    producers: list[tuple[bytes, int, int, tuple[Outcome, ...]]]
+    labels: tuple[FrozenLabels, FrozenLabels]
+    unavailable: np.ndarray
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Tensors by name, as the snapshot format lists them."""
+        small = {
+            "events": np.array([self.events], np.uint64),
+            "mean": np.array(self.mean, np.int64),
+            "producers": np.frombuffer(producer_codec.encode(self.producers), np.uint8),
+            "spec": np.frombuffer(self.spec_body, np.uint8),
+            "unavailable": self.unavailable,
+        }
+        for side, frozen in zip(("user", "item"), self.labels, strict=True):
+            for name, array in frozen.arrays().items():
+                small[f"labels.{side}.{name}"] = array
+        return small
+
+
+def restored(
+    spec: ModelSpec, spec_body: bytes, lineage: uuid.UUID, backend: str, revision: int, log_hash: bytes,
+    tensors: dict[str, np.ndarray],
+) -> ModelState:
+    """The state of a verified snapshot's tensors (names as `SmallState.arrays` and "users.*", "items.*")."""
+    state = ModelState.empty(spec, spec_body, lineage, backend, log_hash)
+    for side, name in enumerate(("users", "items")):
+        sections = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(name + ".")}
+        state.backend.load_sections(side, sections, len(sections["keys"]))
+    total, count = (int(number) for number in tensors["mean"])
+    state.backend.set_mean(total, count)
+    state.events = int(tensors["events"][0])
+    state.producers = producer_codec.decode(tensors["producers"].tobytes())
+    state.unavailable = np.array(tensors["unavailable"], np.uint64)
+    for book, side in zip(state.labels, ("user", "item"), strict=True):
+        book.load({key: tensors[f"labels.{side}.{key}"] for key in ("keys", "offsets", "text")})
+    state.revision = revision
+    state.backend.advance(revision, state.backend.users.allocated, state.backend.items.allocated)
+    return state

@@ -1,0 +1,53 @@
+"""A model's state at one revision, as snapshots and root hashes take it: of a live model through a pin, of a replayed one as it stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from livefactor_server.gate import Gate
+from livefactor_server.snapshots import RowReader, StateView
+from livefactor_server.state import ModelState, SmallState
+
+
+@contextmanager
+def frozen(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iterator[StateView]:
+    """The state at its published revision; updates go on meanwhile (the tables are read through a pin)."""
+    with gate.reading():
+        pin = state.backend.pins.pin(state.backend)
+        revision, log_hash, small = state.revision, state.log_hash, state.freeze_small()
+    try:
+        yield _view(name, state, revision, log_hash, log_hash_name, pin, small)
+    finally:
+        pin.release()
+
+
+def still(name: str, state: ModelState, log_hash_name: str) -> StateView:
+    """The state of a model that nobody changes any more, of any backend."""
+    rows = _StillRows(state)
+    return _view(name, state, state.revision, state.log_hash, log_hash_name, rows, state.freeze_small())
+
+
+@dataclass(frozen=True, slots=True)
+class _StillRows:
+    state: ModelState
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return self.state.backend.published
+
+    def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        table = (self.state.backend.users, self.state.backend.items)[side]
+        return {name: view[start:stop] for name, view in table.sections(stop).items()}
+
+
+def _view(name: str, state: ModelState, revision: int, log_hash: bytes, log_hash_name: str, rows: RowReader,
+          small: SmallState) -> StateView:
+    return StateView(
+        revision, state.lineage, state.spec_body, log_hash, log_hash_name, time.time_ns() // 1000,
+        state.spec.kernel_semantics, name, rows, small.arrays(),
+    )

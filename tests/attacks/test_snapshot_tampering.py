@@ -1,0 +1,240 @@
+"""Changed snapshots: an attacker who cannot recompute hashes changes bytes, files or names; all is refused by name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import snapshot_samples as samples
+from livefactor import snapshot_files
+from livefactor import snapshot_format as fmt
+from livefactor.errors import SnapshotInvalid
+from snapshot_refusals import VERBS, refused, refused_in_little_memory
+
+SEED = 20_240_917
+FLIPS = 2_000
+LONG_FLIPS = 10_000
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, True))
+    snapshot_files.load(path).score(1, [1])  # imports whatever is imported late
+    return path
+
+
+@pytest.fixture
+def copy(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / pristine.name))
+
+
+def _flip_many(path: Path, count: int) -> None:
+    """Flip random bits of random bytes: every file alike, one at a time, put back after each."""
+    chance = random.Random(SEED)
+    files = samples.files_of(path)
+    for number in range(count):
+        name = fmt.FILES[number % len(fmt.FILES)]
+        at = chance.randrange(len(files[name]))
+        mask = chance.randrange(1, 256)
+        with open(path / name, "r+b") as file:
+            file.seek(at)
+            file.write(bytes([files[name][at] ^ mask]))
+        error = refused(path, [VERBS[number // len(fmt.FILES) % 2]])
+        assert error.file == name, (SEED, name, at, mask, str(error))
+        with open(path / name, "r+b") as file:
+            file.seek(at)
+            file.write(files[name][at : at + 1])
+    snapshot_files.verify(path)
+
+
+def test_every_flipped_byte_is_found(copy: Path) -> None:
+    _flip_many(copy, FLIPS)
+
+
+@pytest.mark.long
+def test_every_flipped_byte_is_found_at_length(copy: Path) -> None:
+    _flip_many(copy, LONG_FLIPS)
+
+
+def test_any_change_of_a_header_is_seen(copy: Path) -> None:
+    for name in fmt.TENSOR_FILES:
+        data = (copy / name).read_bytes()
+        for at in range(0, 8 + struct.unpack_from("<Q", data)[0], 5):
+            (copy / name).write_bytes(data[:at] + bytes([data[at] ^ 0x20]) + data[at + 1 :])
+            with pytest.raises(SnapshotInvalid, match=name):
+                snapshot_files.verify(copy)
+        (copy / name).write_bytes(data)
+
+
+def _link_out(path: Path) -> None:
+    """A file becomes a link to an identical copy elsewhere."""
+    outside = path.parent / "outside"
+    shutil.move(path / "users.safetensors", outside)
+    (path / "users.safetensors").symlink_to(outside)
+
+
+def _pipe(path: Path) -> None:
+    (path / "state.safetensors").unlink()
+    os.mkfifo(path / "state.safetensors")
+
+
+def _folder_in_place(path: Path) -> None:
+    (path / "manifest.json").unlink()
+    (path / "manifest.json").mkdir()
+
+
+def _swap(path: Path) -> None:
+    os.rename(path / "users.safetensors", path / "x")
+    os.rename(path / "items.safetensors", path / "users.safetensors")
+    os.rename(path / "x", path / "items.safetensors")
+
+
+ADDED = [
+    ".git",
+    ".gitattributes",
+    ".gitignore",
+    ".hidden",
+    "users.safetensors.bak",
+    "Manifest.json",
+    "manifest.json ",
+    "model.pkl",
+    "__init__.py",
+    "\u200bmanifest.json",
+    "\udcff",
+]
+CHANGES: dict[str, Callable[[Path], object]] = {
+    **{f"add {name!a}": (lambda path, name=name: (path / name).touch()) for name in ADDED},
+    "add a folder": lambda path: (path / ".git").mkdir(),
+    "add a dangling link": lambda path: (path / "extra").symlink_to("/nowhere"),
+    **{f"remove {name}": (lambda path, name=name: (path / name).unlink()) for name in fmt.FILES},
+    **{
+        f"rename {name}": (lambda path, name=name: os.rename(path / name, path / (name + "x")))
+        for name in fmt.FILES
+    },
+    **{f"empty {name}": (lambda path, name=name: (path / name).write_bytes(b"")) for name in fmt.FILES},
+    **{f"grow {name}": (lambda path, name=name: (path / name).open("ab").write(b"\0")) for name in fmt.FILES},
+    **{
+        f"cut {name}": (lambda path, name=name: os.truncate(path / name, (path / name).stat().st_size - 1))
+        for name in fmt.FILES
+    },
+    "link out": _link_out,
+    "pipe": _pipe,
+    "folder in place of a file": _folder_in_place,
+    "swap two files": _swap,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_added_removed_renamed_and_linked_files_are_refused(copy: Path, change: str) -> None:
+    CHANGES[change](copy)
+    refused_in_little_memory(copy)
+
+
+def test_files_of_another_snapshot_do_not_pass(copy: Path, tmp_path: Path) -> None:
+    other = samples.taken(tmp_path / "other", samples.view(40, 30, 5, True, seed=1))
+    for name in fmt.FILES:
+        original = (copy / name).read_bytes()
+        if original == (other / name).read_bytes():
+            continue
+        shutil.copy(other / name, copy / name)
+        refused(copy)
+        (copy / name).write_bytes(original)
+    snapshot_files.verify(copy)
+
+
+def test_every_truncation_is_refused(copy: Path) -> None:
+    for name in fmt.FILES:
+        data = (copy / name).read_bytes()
+        for size in sorted({*range(0, min(len(data), 80)), *range(0, len(data), 97)}):
+            (copy / name).write_bytes(data[:size])
+            with pytest.raises(SnapshotInvalid):
+                snapshot_files.verify(copy)
+        (copy / name).write_bytes(data)
+
+
+def _entry(begin: int, end: int, shape: object = (40,), dtype: str = "U64") -> dict[str, object]:
+    return {"data_offsets": [begin, end], "dtype": dtype, "shape": shape}
+
+
+HEADERS = {
+    "huge length": struct.pack("<Q", 2**63),
+    "length of the whole file and more": struct.pack("<Q", 1 << 32),
+    "length past 64 bits when summed": struct.pack("<Q", 2**64 - 1),
+    "zero length": struct.pack("<Q", 0),
+    **{
+        name: struct.pack("<Q", len(text)) + text
+        for name, text in {
+            "negative offset": json.dumps({"users.keys": _entry(-8, 320)}).encode(),
+            "reversed offsets": json.dumps({"users.keys": _entry(320, 0)}).encode(),
+            "overlap": json.dumps({"users.keys": _entry(0, 320), "users.bias": _entry(0, 320)}).encode(),
+            "past the end": json.dumps({"users.keys": _entry(0, 2**62)}).encode(),
+            "huge shape": json.dumps({"users.keys": _entry(0, 320, [2**31, 2**31, 2**31])}).encode(),
+            "object dtype": json.dumps({"users.keys": _entry(0, 320, dtype="O")}).encode(),
+            "deep nesting": b"[" * 900,
+            "metadata": json.dumps({"__metadata__": {"a": "b"}, "users.keys": _entry(0, 320)}).encode(),
+            "not UTF-8": b"\xff" * 64,
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_hostile_safetensors_headers_are_refused_unread(copy: Path, name: str) -> None:
+    file = copy / "users.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(HEADERS[name] + data[len(HEADERS[name]) :])
+    error = refused_in_little_memory(copy)
+    assert error.file == "users.safetensors"
+    assert "header" in error.reason
+
+
+def _race(path: Path) -> str:
+    try:
+        snapshot_files.load(path)
+    except SnapshotInvalid as error:
+        # A followed link would show as a wrong hash.
+        return (
+            "refused"
+            if error.reason in ("is a link", "cannot be opened: " + os.strerror(errno.ELOOP))
+            else str(error)
+        )
+    return "loaded"
+
+
+def test_a_file_swapped_for_a_link_in_a_race_is_never_followed(copy: Path, tmp_path: Path) -> None:
+    """Whoever wins, a load sees the true file or refuses; the file outside is never opened."""
+    secret = tmp_path / "secret"
+    data = bytearray((copy / "users.safetensors").read_bytes())
+    data[-1] ^= 1
+    secret.write_bytes(data)
+    spare_link, spare_file, target = tmp_path / "link", tmp_path / "file", copy / "users.safetensors"
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            spare_link.symlink_to(secret)
+            shutil.copy(target, spare_file)
+            os.replace(spare_link, target)
+            os.replace(spare_file, target)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    outcomes = {"loaded": 0, "refused": 0}
+    try:
+        end = time.monotonic() + 20
+        while min(outcomes.values()) < 20 and time.monotonic() < end:
+            outcomes[_race(copy)] += 1
+    finally:
+        stop.set()
+        swapper.join()
+    assert min(outcomes.values()) > 0, outcomes

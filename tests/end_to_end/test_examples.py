@@ -1,0 +1,83 @@
+"""Clients in other languages and without livefactor's code, against a real server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ITEMS = {"teapot", "cup", "saucer", "kite", "string"}
+
+
+def check_output(output: str) -> int:
+    """Asserts that an example pushed all and got three known items at or after its own revision; returns that revision."""
+    pushed = re.search(r"^pushed 7 purchases, visible at revision (\d+)$", output, re.MULTILINE)
+    scored = re.search(r"^ada's best at revision (\d+):$", output, re.MULTILINE)
+    assert pushed, output
+    assert scored, output
+    assert int(scored[1]) >= int(pushed[1]) >= 1
+    listed = [line.split() for line in output[scored.end() :].splitlines() if line]
+    assert len(listed) == 3
+    assert {name for _, name in listed} <= ITEMS
+    scores = [float(score) for score, _ in listed]
+    assert scores == sorted(scores, reverse=True)
+    return int(pushed[1])
+
+
+def run(command: list[str], **environment: str) -> str:
+    result = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_reflection_client(server) -> None:
+    example = ROOT / "examples" / "reflection_client.py"
+    assert "import livefactor" not in example.read_text()
+    first = check_output(run([sys.executable, str(example), server.target]))
+    # Again: the model is there, the producer goes on where it was.
+    assert check_output(run([sys.executable, str(example), server.target])) > first
+
+
+@pytest.fixture
+def node_client(tmp_path: Path) -> Path:
+    """The Node example with its packages, or a skip that says why not."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("Node.js and npm are not on this machine")
+    folder = tmp_path / "node"
+    shutil.copytree(ROOT / "examples" / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
+    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    if installed.returncode:
+        pytest.skip(f"npm could not install the example's packages: {installed.stderr.strip()[-300:]}")
+    return folder / "client.mjs"
+
+
+def test_node_client(server, node_client: Path) -> None:
+    protos = str(ROOT / "protos")
+    first = check_output(run(["node", str(node_client), server.target], LIVEFACTOR_PROTOS=protos))
+    assert check_output(run(["node", str(node_client), server.target], LIVEFACTOR_PROTOS=protos)) > first
+
+
+def test_both_clients_make_the_same_keys(server, node_client: Path) -> None:
+    """Ids that Node pushed are the ids that Python asks for."""
+    check_output(run(["node", str(node_client), server.target, "shared"], LIVEFACTOR_PROTOS=str(ROOT / "protos")))
+    before = described_items(server.target)
+    check_output(run([sys.executable, str(ROOT / "examples" / "reflection_client.py"), server.target, "shared"]))
+    assert before == described_items(server.target) == len(ITEMS)
+
+
+def described_items(target: str) -> int:
+    import grpc
+    from livefactor.v1 import models_pb2, models_pb2_grpc
+
+    with grpc.insecure_channel(target) as channel:
+        models = models_pb2_grpc.ModelServiceStub(channel)
+        return models.DescribeModel(models_pb2.DescribeModelRequest(model="shared"), timeout=10).description.items

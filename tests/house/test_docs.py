@@ -1,0 +1,127 @@
+"""What can be called, set, measured or typed is in the documentation; what the documentation shows is real."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import livefactor_server
+import pytest
+import typer
+from repository import ROOT, compiled_contract, contract_files, project_files
+
+PAGES = sorted((ROOT / "docs").glob("*.md")) + [ROOT / "README.md"]
+# Written by `make docs`, so that it names every call proves nothing.
+GENERATED = {"api.md"}
+
+
+def documentation() -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in PAGES if path.name not in GENERATED)
+
+
+def missing(names: list[str]) -> list[str]:
+    """Names that no page holds as a word of its own."""
+    text = documentation()
+    return [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)]
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """(what is typed, command) of every command of `livefactor`."""
+    for module in pkgutil.iter_modules(livefactor_server.__path__):
+        if module.name.startswith("cli"):
+            importlib.import_module(f"livefactor_server.{module.name}")
+    from livefactor_server.cli import app
+
+    def walk(typed: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+        children = getattr(command, "commands", None)
+        if children is None:
+            yield typed, command
+        for name, child in (children or {}).items():
+            yield from walk(f"{typed} {name}", child)
+
+    yield from walk("livefactor", typer.main.get_command(app))
+
+
+def test_every_call_is_explained() -> None:
+    calls = [m.name for file in contract_files(compiled_contract()).values() for s in file.service for m in s.method]
+    assert len(calls) >= 12
+    assert missing(calls) == []
+
+
+def test_every_setting_is_explained() -> None:
+    from livefactor_server.settings import ServerSettings
+
+    flags = ["--" + name.replace("_", "-") for name in ServerSettings.model_fields]
+    assert len(flags) >= 5
+    assert missing(flags) == []
+
+
+def test_every_setting_is_a_flag_of_serve() -> None:
+    from livefactor_server.settings import ServerSettings
+
+    flags = {option for typed, command in commands() if typed == "livefactor serve" for p in command.params for option in p.opts}
+    assert {"--" + name.replace("_", "-") for name in ServerSettings.model_fields} <= flags
+
+
+def test_every_metric_is_explained() -> None:
+    from livefactor_server.metrics import METRICS
+
+    assert len(list(METRICS)) >= 5
+    # A counter may be written with the suffix that it has on the wire.
+    assert missing([name for name in METRICS if missing([name + "_total"])]) == []
+
+
+def test_every_command_and_flag_is_explained() -> None:
+    found = dict(commands())
+    assert len(found) >= 8
+    assert missing(list(found)) == []
+    flags = {option for command in found.values() for p in command.params for option in p.opts if option.startswith("--")}
+    assert missing(sorted(flags - {"--help"})) == []
+
+
+def test_every_command_and_flag_has_help() -> None:
+    silent = [typed for typed, command in commands() if not command.help]
+    silent += [
+        f"{typed} {p.name}" for typed, command in commands() for p in command.params if not getattr(p, "help", None)
+    ]
+    assert silent == []
+
+
+MARKDOWN = [path for path in project_files() if path.suffix == ".md"]
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        target, _, anchor = link.partition("#")
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path = (page.parent / target) if target else page
+        if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
+            broken.append(link)
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings make."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_excerpts_are_the_files_they_name() -> None:
+    """A code block whose first line is a comment with a file's name holds a piece of that file, word for word."""
+    seen = 0
+    for page in PAGES:
+        for code in re.findall(r"^```\w+\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            first, _, rest = code.partition("\n")
+            named = re.match(r"(?:#|//) ((?:examples|protos)/\S+)$", first)
+            if named:
+                seen += 1
+                assert rest.strip("\n") in (ROOT / named[1]).read_text(encoding="utf-8"), f"{page.name}: {named[1]}"
+    assert seen >= 2

@@ -1,0 +1,37 @@
+"""Rooms import only what they may, and the client stays thin."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from repository import ROOT, imports, modules, tool
+
+THIN = {"livefactor", "grpc", "google", "numpy"}
+
+
+def test_contracts_between_rooms_hold() -> None:
+    result = subprocess.run([tool("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_client_names_nothing_but_its_three_dependencies() -> None:
+    """Lazy imports inside functions count: what base dependencies do not bring may not be needed at all."""
+    allowed = THIN | sys.stdlib_module_names
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for module, path in modules()
+        if module.split(".")[0] == "livefactor"
+        for line, name in imports(path, type_checking=False)
+        if name.split(".")[0] not in allowed
+    ]
+    assert found == []
+
+
+def test_importing_the_client_loads_nothing_else() -> None:
+    code = "import sys; before = set(sys.modules); import livefactor; print(*{n.split('.')[0] for n in set(sys.modules) - before})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "livefactor" in loaded
+    extra = {name for name in loaded if not name.startswith("_")} - THIN - sys.stdlib_module_names
+    # grpc looks for these itself, and goes on without them.
+    assert extra - {"grpc_tools", "grpc_health", "grpc_reflection", "typing_extensions", "cython_runtime"} == set()

@@ -1,0 +1,66 @@
+"""What people install is whole: the demo's data, the types, the licence, and no more dependencies than promised."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tarfile
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from repository import PACKAGES, ROOT, STUBS, modules, tool
+
+
+def build(kind: str, source: Path, folder: Path) -> Path:
+    """Build a wheel or an sdist of `source` into `folder`."""
+    subprocess.run([tool("hatchling"), "build", "-t", kind, "-d", folder], cwd=source, check=True, capture_output=True)
+    (built,) = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build("wheel", ROOT, tmp_path_factory.mktemp("wheel")))
+
+
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+def test_the_wheel_holds_every_module_and_the_data(wheel: zipfile.ZipFile) -> None:
+    folders = {package: folder.parent for package, folder in PACKAGES.items()}
+    expected = {path.relative_to(folders[name.split(".")[0]]).as_posix() for name, path in modules()}
+    expected |= {f"livefactor/v1/{path.name}" for path in STUBS.glob("*.py*") if path.is_file()}
+    expected |= {f"{package}/py.typed" for package in PACKAGES}
+    data = "livefactor_server/data/online_retail"
+    expected |= {f"{data}/{name}" for name in ("events.csv.gz", "items.csv.gz", "README.md")}
+    assert expected - set(wheel.namelist()) == set()
+
+
+def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+    assert [name for name in wheel.namelist() if name.endswith((".pyc", ".nbi", ".nbc"))] == []
+
+
+def test_the_client_alone_needs_three_packages(wheel: zipfile.ZipFile) -> None:
+    requires = metadata(wheel).get_all("Requires-Dist") or []
+    base = {re.split(r"[^\w-]", line)[0] for line in requires if "extra ==" not in line}
+    assert base == {"grpcio", "protobuf", "numpy"}
+
+
+def test_the_licence_travels_with_the_code(wheel: zipfile.ZipFile) -> None:
+    assert metadata(wheel)["License-Expression"] == "Apache-2.0 AND CC-BY-4.0"
+    assert any(name.endswith("/licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_a_wheel_from_the_source_distribution_is_the_same(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    with tarfile.open(build("sdist", ROOT, tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    rebuilt = zipfile.ZipFile(build("wheel", source, tmp_path / "rebuilt"))
+    assert sorted(rebuilt.namelist()) == sorted(wheel.namelist())

@@ -1,0 +1,269 @@
+"""The two stages: exactly once, limits, a full disk, a failing disk, draining; replay gives the live state."""
+
+from __future__ import annotations
+
+import errno
+import queue
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from livefactor import columns as wire
+from livefactor_kernels.spec import Limits, ModelSpec, preset
+from livefactor_server import decode, spec_codec
+from livefactor_server.changes import NO_REJECTS, OpenProducerChange
+from livefactor_server.engine import Engine, EngineSettings
+from livefactor_server.file_io import FileIO
+from livefactor_server.log import Log
+from livefactor_server.replay import recover, replay
+from livefactor_server.snapshots import root_hash_of
+from livefactor_server.state import ModelState
+from livefactor_server.statuses import Refused
+from livefactor_server.submission import Ack, Submission
+from livefactor_server.views import still
+
+SPEC = preset("clicks", k=8, limits=Limits(users_max=5000, items_max=5000, value_abs_max=1.0, error_max=1e3))
+SEGMENT_BYTES = 16 << 10  # small, so that a full disk is met soon
+
+
+class FaultyIO(FileIO):
+    """A disk that can be told to be full, or to fail its next sync."""
+
+    full = False
+    sync_error = False
+
+    def fallocate(self, fd: int, size: int) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "no space")
+        super().fallocate(fd, size)
+
+    def fdatasync(self, fd: int) -> None:
+        if self.sync_error:
+            raise OSError(errno.EIO, "input/output error")
+        super().fdatasync(fd)
+
+
+class Rig:
+    """An engine on a folder, and a producer that talks to it directly."""
+
+    def __init__(self, folder: Path, spec: ModelSpec = SPEC, settings: EngineSettings | None = None) -> None:
+        self.folder = folder
+        self.io = FaultyIO()
+        if not (folder / "log").exists():
+            Log.create(folder / "log", spec_codec.encode(spec), 0, uuid.uuid4(), io=self.io, segment_bytes=SEGMENT_BYTES, ahead=False).close()
+        self.log = Log.open(folder / "log", io=self.io, segment_bytes=SEGMENT_BYTES, ahead=False)
+        self.engine = Engine("m", recover(folder, self.log, "cpu"), self.log, settings or EngineSettings())
+        self.engine.start()
+        self.epoch = 0
+
+    def send(self, change: object, body: bytes, producer: bytes, epoch: int, sequence: int) -> queue.SimpleQueue[Submission]:
+        replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
+        item = Submission(change, body, producer, epoch, sequence, NO_REJECTS, self.log.commit, replies.put)
+        self.engine.submit(item, wait=True)
+        return replies
+
+    def open(self, producer: bytes) -> Ack:
+        result = self.send(OpenProducerChange(), b"", producer, 0, 0).get(timeout=20).result
+        assert isinstance(result, Ack)
+        return result
+
+    def push_async(self, body: bytes, producer: bytes = b"", epoch: int = 0, sequence: int = 0):
+        request = decode.UpdateRequest("", producer, epoch, sequence, wire.INTERACTIONS, body)
+        change, _ = decode.change_from_wire(request, self.engine.state.spec, 65_536)
+        return self.send(change, body, producer, epoch, sequence)
+
+    def push(self, body: bytes, producer: bytes = b"", epoch: int = 0, sequence: int = 0) -> Ack:
+        result = self.push_async(body, producer, epoch, sequence).get(timeout=20).result
+        if isinstance(result, Refused):
+            raise result
+        assert result is not None
+        return result
+
+    def root(self) -> bytes:
+        with self.engine.view() as view:
+            return root_hash_of(view)[0]
+
+    def close(self) -> None:
+        self.engine.drain()
+
+
+def batch(seed: int, rows: int = 100) -> bytes:
+    rng = np.random.default_rng(seed)
+    return wire.encode_interactions(rng.integers(0, 300, rows, np.uint64), rng.integers(0, 200, rows, np.uint64))
+
+
+def state_root(state: ModelState) -> bytes:
+    return root_hash_of(still("m", state, "sha256"))[0]
+
+
+def replayed_root(folder: Path, backend: str = "cpu") -> bytes:
+    log = Log.open(folder / "log", read_only=True)
+    root = state_root(replay(folder, log, backend))
+    log.close()
+    return root
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    made.close()
+
+
+def code_of(call: object) -> grpc.StatusCode:
+    with pytest.raises(Refused) as caught:
+        call()  # type: ignore[operator]
+    return caught.value.code
+
+
+def test_a_retry_gets_the_first_answer_and_changes_nothing(rig: Rig) -> None:
+    epoch = rig.open(b"p").epoch
+    first = rig.push(batch(1), b"p", epoch, 1)
+    root = rig.root()
+    again = rig.push(batch(1), b"p", epoch, 1)
+    assert again == first._replace(duplicate=True, epoch=0)
+    assert rig.root() == root
+
+
+def test_a_retry_in_flight_waits_for_the_same_result(rig: Rig) -> None:
+    epoch = rig.open(b"p").epoch
+    replies = [rig.push_async(batch(1), b"p", epoch, 1) for _ in range(5)]
+    results = [reply.get(timeout=20).result for reply in replies]
+    assert len({result.revision for result in results}) == 1
+    assert sum(result.duplicate for result in results) == 4
+
+
+def test_sequences_have_no_gaps_and_epochs_fence(rig: Rig) -> None:
+    assert code_of(lambda: rig.push(batch(1), b"p", 1, 1)) == grpc.StatusCode.FAILED_PRECONDITION
+    old = rig.open(b"p").epoch
+    rig.push(batch(1), b"p", old, 1)
+    assert code_of(lambda: rig.push(batch(2), b"p", old, 3)) == grpc.StatusCode.FAILED_PRECONDITION
+    assert code_of(lambda: rig.push(batch(2), b"p", old, 1)) == grpc.StatusCode.ALREADY_EXISTS
+    reopened = rig.open(b"p")
+    assert (reopened.epoch, reopened.last_sequence) == (old + 1, 1)
+    assert code_of(lambda: rig.push(batch(2), b"p", old, 2)) == grpc.StatusCode.FAILED_PRECONDITION
+    assert rig.push(batch(2), b"p", reopened.epoch, 2).accepted == 100
+
+
+def test_older_than_the_ring_is_a_marked_duplicate(rig: Rig) -> None:
+    epoch = rig.open(b"p").epoch
+    for sequence in range(1, 70):
+        rig.push(batch(sequence, 1), b"p", epoch, sequence)
+    root = rig.root()
+    old = rig.push(batch(1, 1), b"p", epoch, 1)
+    assert old.duplicate and rig.root() == root
+    in_ring = rig.push(batch(6, 1), b"p", epoch, 6)
+    assert in_ring.duplicate and in_ring.revision == 7
+
+
+def test_more_than_a_ring_in_flight_is_refused_not_lost(rig: Rig) -> None:
+    epoch = rig.open(b"p").epoch
+    replies = [rig.push_async(batch(s, 2000), b"p", epoch, s) for s in range(1, 201)]
+    results = [reply.get(timeout=30).result for reply in replies]
+    applied = [result for result in results if isinstance(result, Ack)]
+    assert [ack.revision for ack in applied] == list(range(2, len(applied) + 2))
+    codes = {result.code for result in results if isinstance(result, Refused)}
+    assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION}
+
+
+def test_restart_gives_the_same_state_and_still_knows_retries(rig: Rig, tmp_path: Path) -> None:
+    epoch = rig.open(b"p").epoch
+    acks = [rig.push(batch(s), b"p", epoch, s) for s in range(1, 20)]
+    root = rig.root()
+    rig.close()
+    again = Rig(tmp_path)
+    assert again.root() == root == replayed_root(tmp_path) == replayed_root(tmp_path, "reference")
+    assert again.push(batch(19), b"p", epoch, 19) == acks[-1]._replace(duplicate=True, epoch=0)
+    assert code_of(lambda: again.push(batch(3), b"p", epoch, 19)) == grpc.StatusCode.ALREADY_EXISTS
+    rig.engine = again.engine  # the fixture closes the one that is open
+
+
+def test_a_full_disk_refuses_loses_nothing_and_recovers(rig: Rig, tmp_path: Path) -> None:
+    epoch = rig.open(b"p").epoch
+    rig.push(batch(1), b"p", epoch, 1)
+    rig.io.full = True
+    sequence, codes = 2, []
+    while not codes:
+        replies = [rig.push_async(batch(s), b"p", epoch, s) for s in range(sequence, sequence + 3)]
+        results = [reply.get(timeout=20).result for reply in replies]
+        sequence += sum(isinstance(result, Ack) for result in results)
+        codes = [result.code for result in results if isinstance(result, Refused)]
+        assert sequence < 100, "the disk was never full"
+    assert codes[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert set(codes) <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION}
+    root = rig.root()
+    assert rig.engine.failure is None and rig.engine.revision == sequence
+    rig.io.full = False
+    assert rig.root() == root
+    assert rig.push(batch(sequence), b"p", epoch, sequence).accepted == 100
+    assert rig.root() == replayed_root(tmp_path)
+
+
+def test_a_failed_sync_stops_writes_for_good_but_not_reads(rig: Rig, tmp_path: Path) -> None:
+    rig.push(batch(1))
+    root = rig.root()
+    rig.io.sync_error = True
+    assert code_of(lambda: rig.push(batch(2))) == grpc.StatusCode.UNAVAILABLE
+    rig.io.sync_error = False
+    assert code_of(lambda: rig.push(batch(2))) == grpc.StatusCode.UNAVAILABLE
+    assert rig.engine.failure is not None and rig.root() == root
+    rig.close()
+    again = Rig(tmp_path)
+    assert again.engine.revision >= 1
+    again.push(batch(3))
+    assert again.root() == replayed_root(tmp_path)
+    rig.engine = again.engine
+
+
+def test_draining_finishes_what_was_accepted(rig: Rig, tmp_path: Path) -> None:
+    replies = [rig.push_async(batch(s, 1000)) for s in range(30)]
+    rig.engine.drain()
+    assert all(isinstance(reply.get(timeout=1).result, Ack) for reply in replies)
+    assert code_of(lambda: rig.push(batch(1))) == grpc.StatusCode.UNAVAILABLE
+    again = Rig(tmp_path)
+    assert again.engine.revision == 30
+    rig.engine = again.engine
+
+
+def test_memory_limit_refuses_new_ids_before_they_are_logged(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, settings=EngineSettings(memory_bytes_max=60_000))
+    assert rig.push(batch(1, 50)).accepted == 50
+    users = np.arange(10_000, 11_000, dtype=np.uint64)
+    body = wire.encode_interactions(users, users)
+    assert code_of(lambda: rig.push(body)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert rig.push(batch(1, 50)).revision == 2
+    rig.close()
+
+
+def test_producers_are_limited(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, replace(SPEC, limits=replace(SPEC.limits, producers_max=2)))
+    rig.open(b"a")
+    rig.open(b"b")
+    replies = rig.send(OpenProducerChange(), b"", b"c", 0, 0)
+    assert replies.get(timeout=20).result.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert rig.open(b"a").epoch == 2
+    rig.close()
+
+
+def test_grouping_changes_nothing(tmp_path: Path) -> None:
+    roots = []
+    for name in ("one by one", "all at once"):
+        folder = tmp_path / name
+        folder.mkdir()
+        rig = Rig(folder)
+        waiting = []
+        for seed in range(40):
+            reply = rig.push_async(batch(seed))
+            waiting.append(reply)
+            if name == "one by one":
+                reply.get(timeout=20)
+                waiting.clear()
+        for reply in waiting:
+            reply.get(timeout=20)
+        roots.append(rig.root())
+        rig.close()
+    assert roots[0] == roots[1]

@@ -1,0 +1,168 @@
+"""The parts of a state beside its tables: producers, labels, reject summaries, specs, the gate."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from livefactor.v1 import models_pb2
+from livefactor_kernels.spec import PRESET_NAMES, Loss, ModelSpec, OptimizerKind, SpecError, preset
+from livefactor_server import producers, spec_codec
+from livefactor_server.changes import NO_REJECTS, REJECTS_LISTED_MAX, Rejects, decode_rejects, encode_rejects
+from livefactor_server.gate import Gate
+from livefactor_server.labels import Labels
+from livefactor_server.submission import _received_row
+
+U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+HASH = st.binary(min_size=32, max_size=32)
+REJECT_ROWS = st.lists(st.tuples(U32, st.integers(1, 255)), max_size=5).map(tuple)
+
+
+@st.composite
+def frozen_tables(draw: st.DrawFn) -> list[tuple[bytes, int, int, tuple[producers.Outcome, ...]]]:
+    ids = draw(st.lists(st.binary(min_size=1, max_size=64), unique=True, max_size=4))
+    table = []
+    for producer_id in ids:
+        last = draw(st.integers(0, 100))
+        ring = tuple(
+            producers.Outcome(sequence, draw(U64), draw(U32), draw(U32), draw(REJECT_ROWS), draw(HASH), draw(HASH))
+            for sequence in range(max(1, last - draw(st.integers(0, 5))), last + 1)
+        )
+        table.append((producer_id, draw(U64), last, ring))
+    return table
+
+
+@given(frozen_tables())
+def test_producer_tables_survive_their_bytes(table: list) -> None:
+    data = producers.encode(table)
+    assert producers.encode(list(reversed(table))) == data
+    assert sorted(producers.decode(data).freeze()) == sorted(table)
+
+
+@given(frozen_tables().filter(bool), st.data())
+def test_cut_producer_bytes_are_refused(table: list, data: st.DataObject) -> None:
+    whole = producers.encode(table)
+    cut = whole[: data.draw(st.integers(1, len(whole) - 1))]
+    try:
+        assert len(producers.decode(cut)) < len(table)
+    except ValueError as error:
+        assert "cut" in str(error)
+
+
+def test_ring_finds_what_it_holds() -> None:
+    table = producers.ProducerTable()
+    table.open(b"p", 1)
+    for sequence in range(1, 101):
+        table.record(b"p", producers.Outcome(sequence, sequence + 5, 1, 0, (), b"", b""))
+    producer = table.get(b"p")
+    assert producer is not None
+    assert [producer.outcome(s).revision for s in (37, 64, 100)] == [42, 69, 105]
+    assert producer.outcome(36) is None and producer.outcome(101) is None
+
+
+@given(st.integers(0, 300), HASH)
+def test_reject_summaries_survive_their_bytes(count: int, received: bytes) -> None:
+    rejects = NO_REJECTS.merged([(row, 1 + row % 5) for row in range(count)])
+    assert rejects.count == count and len(rejects.listed) == min(count, REJECTS_LISTED_MAX)
+    commitment = b"c" * 32
+    expected = received if count else commitment
+    assert decode_rejects(encode_rejects(rejects, received), commitment) == (rejects, expected)
+
+
+@given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
+def test_rows_keep_their_received_numbers_through_two_rejections(first: set[int], second: set[int]) -> None:
+    left = [row for row in range(61) if row not in first]
+    for index, row in enumerate(left):
+        if row in second:
+            assert _received_row(index, sorted(first)) == row
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.text(max_size=5))), st.integers(0, 50))
+def test_labels_are_the_last_given_and_freeze(pairs: list[tuple[int, str]], cut: int) -> None:
+    labels, expected = Labels(), {}
+    frozen, frozen_expected = labels.freeze(), {}
+    for index, (key, text) in enumerate(pairs):
+        labels.put(np.array([key], np.uint64), [text])
+        expected[key] = text
+        if index == cut:
+            frozen, frozen_expected = labels.freeze(), dict(expected)
+    assert {key: labels.get(key) for key in expected} == expected
+    again = Labels()
+    again.load(frozen.arrays())
+    assert {key: again.get(key) for key in frozen_expected} == frozen_expected
+    assert len(again) == sum(bool(text) for text in frozen_expected.values())
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_specs_survive_their_bytes(name: str) -> None:
+    spec = preset(name, seed=2**64 - 1)
+    data = spec_codec.encode(spec)
+    again = spec_codec.decode(data)
+    assert spec_codec.encode(again) == data
+    assert (again.k, again.loss, again.seed, again.optimizer.kind) == (spec.k, spec.loss, spec.seed, spec.optimizer.kind)
+
+
+def test_every_field_of_a_spec_is_in_the_contract() -> None:
+    message = models_pb2.ModelSpec.DESCRIPTOR
+    assert {f.name for f in fields(ModelSpec)} == {f.name for f in message.fields}
+    assert {f.name for f in fields(type(ModelSpec().limits))} == {f.name for f in models_pb2.Limits.DESCRIPTOR.fields}
+    assert {f.name for f in fields(type(ModelSpec().optimizer))} == {f.name for f in models_pb2.Optimizer.DESCRIPTOR.fields}
+    assert {f"LOSS_{loss.name}": loss.value for loss in Loss}.items() <= dict(models_pb2.Loss.items()).items()
+    kinds = {f"OPTIMIZER_KIND_{kind.name}": kind.value for kind in OptimizerKind}
+    assert kinds.items() <= dict(models_pb2.OptimizerKind.items()).items()
+
+
+def test_changing_the_loss_of_a_preset_brings_fitting_negatives() -> None:
+    squared = spec_codec.from_message(models_pb2.ModelSpec(loss=models_pb2.LOSS_SQUARED), "purchases")
+    assert squared.negatives == 0
+    assert spec_codec.from_message(models_pb2.ModelSpec(loss=models_pb2.LOSS_BPR), "ratings").negatives >= 1
+
+
+def test_foreign_spec_bytes_are_refused() -> None:
+    for data in (b"\xff\xff", b"", spec_codec.encode(preset("clicks"))[:10]):
+        with pytest.raises(SpecError):
+            spec_codec.decode(data)
+    with pytest.raises(SpecError, match="kernel_semantics"):
+        replace(preset("clicks"), kernel_semantics=2).check()
+
+
+def test_the_gate_lets_one_in_at_a_time_and_starves_nobody() -> None:
+    gate, inside, worst = Gate(), 0, 0
+    stop = threading.Event()
+    writes = 0
+
+    def reader() -> None:
+        nonlocal inside, worst
+        while not stop.is_set():
+            with gate.reading():
+                inside += 1
+                worst = max(worst, inside)
+                inside -= 1
+
+    readers = [threading.Thread(target=reader) for _ in range(4)]
+    for thread in readers:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while writes < 200 and time.monotonic() < deadline:
+        with gate.writing():
+            inside += 1
+            worst = max(worst, inside)
+            inside -= 1
+        writes += 1
+    stop.set()
+    for thread in readers:
+        thread.join()
+    assert writes == 200 and worst == 1
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 200))
+def test_rejects_merge_in_row_order(count: int) -> None:
+    merged = Rejects(1, ((50, 1),)).merged([(row, 2) for row in range(count)])
+    assert merged.count == count + 1
+    assert list(merged.listed) == sorted(merged.listed)

@@ -1,0 +1,104 @@
+"""States to take snapshots of: plain arrays in place of a model, so that these tests need no kernels."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from livefactor.v1 import models_pb2
+from livefactor_server.snapshots import SnapshotStore, StateView
+
+LINEAGE = uuid.UUID("6f1c1b3e-0000-4000-8000-00000000beef")
+LABELS = {3: "café", 4: "", 7: "日本", 2**64 - 1: "last"}
+
+
+class ArrayPin:
+    """Both tables as arrays, factors padded to a multiple of 16 columns as in memory; reads are copies."""
+
+    def __init__(self, users: int, items: int, k: int, adagrad: bool, seed: int = 0) -> None:
+        random = np.random.default_rng(seed)
+        self.counts = (users, items)
+        self.tables = [_table(random, count, k, adagrad) for count in self.counts]
+        self.rows_read_max = 0
+
+    def read_rows(self, side: int, start: int, stop: int) -> Mapping[str, np.ndarray]:
+        self.rows_read_max = max(self.rows_read_max, stop - start)
+        return {name: array[start:stop].copy() for name, array in self.tables[side].items()}
+
+
+def _table(random: np.random.Generator, count: int, k: int, adagrad: bool) -> dict[str, np.ndarray]:
+    factors = np.zeros((count, -(-k // 16) * 16), np.float32)
+    factors[:, :k] = random.standard_normal((count, k), np.float32)
+    keys = random.permutation(np.arange(count, dtype=np.uint64) * np.uint64(11) + np.uint64(1))
+    table = {"keys": keys, "factors": factors, "bias": random.standard_normal(count, np.float32)}
+    if adagrad:
+        table |= {"factor_g": factors * factors, "bias_g": table["bias"] ** 2}
+    return table
+
+
+def labels(names: dict[int, str]) -> dict[str, np.ndarray]:
+    """Label sections of one side."""
+    texts = [text.encode() for _, text in sorted(names.items())]
+    return {
+        "keys": np.array(sorted(names), np.uint64),
+        "offsets": np.cumsum([0, *map(len, texts)]).astype(np.uint64),
+        "text": np.frombuffer(b"".join(texts), np.uint8),
+    }
+
+
+def spec_bytes(k: int, adagrad: bool) -> bytes:
+    """Logged spec bytes: as much of a spec as the format depends on."""
+    optimizer = models_pb2.Optimizer(kind=2 if adagrad else 1, learning_rate=0.05)
+    return models_pb2.ModelSpec(
+        k=k, loss=1, optimizer=optimizer, kernel_semantics=1, seed=9
+    ).SerializeToString()
+
+
+def view(
+    users: int = 30,
+    items: int = 20,
+    k: int = 5,
+    adagrad: bool = False,
+    *,
+    revision: int = 7,
+    seed: int = 0,
+    created_us: int = 1_700_000_000_000_000,
+) -> StateView:
+    """A state of random tables with labels on both sides."""
+    spec = spec_bytes(k, adagrad)
+    small = {
+        "events": np.array([1234], np.uint64),
+        "mean": np.array([7_654_321, 3], np.int64),
+        "producers": np.frombuffer(b"\x01\x00p" + bytes(18), np.uint8),
+        "spec": np.frombuffer(spec, np.uint8),
+        "unavailable": np.array([1, 12, 2**64 - 1], np.uint64),
+    }
+    for side, names in (("user", LABELS), ("item", {1: "one"})):
+        small |= {f"labels.{side}.{name}": array for name, array in labels(names).items()}
+    pin = ArrayPin(users, items, k, adagrad, seed)
+    return StateView(
+        revision, LINEAGE, spec, bytes(range(32)), "blake3", created_us, 1, "default", pin, small
+    )
+
+
+def taken(folder: Path, state: StateView | None = None) -> Path:
+    """The folder of a fresh snapshot, of `view()` unless told otherwise."""
+    store = SnapshotStore(folder)
+    return folder / store.take(state or view()).snapshot_id
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    """Name -> bytes of every file of a folder."""
+    return {entry.name: entry.read_bytes() for entry in sorted(path.iterdir())}
+
+
+def pieces_of(path: Path, size: int = 100) -> list[tuple[str, int, int, bytes]]:
+    """A snapshot as a server streams it."""
+    return [
+        (name, start, len(data), data[start : start + size])
+        for name, data in sorted(files_of(path).items(), key=lambda entry: entry[0] != "manifest.json")
+        for start in range(0, len(data), size)
+    ]
