@@ -52,7 +52,7 @@ $(PROTO_VENV)/.stamp: Makefile scripts/install
 
 $(FLOOR_VENV)/.stamp: Makefile pyproject.toml scripts/install
 	@$(PYTHON) -m venv --clear $(FLOOR_VENV)
-	@scripts/install $(FLOOR_VENV)/bin/python $(FLOOR) -e '.[server]' pytest pytest-timeout hypothesis pandas pyarrow psutil safetensors
+	@scripts/install $(FLOOR_VENV)/bin/python $(FLOOR) -e '.[server]' buf-bin hypothesis pandas psutil pyarrow pytest pytest-timeout safetensors
 	@touch $@
 
 ## Running it.

@@ -1,9 +1,10 @@
-"""A livefactor client that knows nothing but an address: the server itself tells what its calls and messages look like.
+"""A livefactor client that knows nothing but an address: the server tells what calls and messages look like.
 
     pip install grpcio grpcio-reflection protobuf
     python reflection_client.py localhost:50551
 
-Creates a model, pushes a few purchases exactly once, and asks for a customer's best items at the revision of that push.
+Creates a model, pushes a few purchases exactly once, and asks for a customer's best items at the revision
+of that push.
 """
 
 import hashlib
@@ -60,7 +61,7 @@ def create_model(livefactor, model):
 
 
 def push(livefactor, model, producer_id):
-    """Push the purchases as one batch, stamped so that a retry is applied once. Returns the acknowledgement."""
+    """Push the purchases as one batch, stamped so that a retry is applied once. Returns the answer."""
     opened = livefactor.call("UpdateService", "OpenProducer", model=model, producer_id=producer_id)
     return livefactor.call(
         "UpdateService",

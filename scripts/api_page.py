@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the contract's comments. `--check` writes nothing and fails if the page is not up to date."""
+"""Writes docs/api.md from the contract's comments. `--check` writes nothing and fails if the page differs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
 INTRODUCTION = """# The contract: `livefactor.v1`
 
-Every call, message and field, from the comments of `protos/livefactor/v1/` (written by `make docs`; do not edit).
-How to call it from a language without a livefactor client: [clients.md](clients.md).
+Every call, message and field, from the comments of `protos/livefactor/v1/`
+(written by `make docs`; do not edit). How to call it from a language without a livefactor client:
+[clients.md](clients.md).
 """
 
 # Field numbers of descriptor.proto, of which the paths of comments are made.
@@ -49,7 +50,9 @@ class Comments:
 def contract() -> list[FileDescriptorProto]:
     """The files of protos/, with comments, in the order in which a reader meets them."""
     buf = Path(sys.executable).with_name("buf")
-    image = subprocess.run([buf, "build", "protos", "-o", "-"], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    image = subprocess.run(
+        [buf, "build", "protos", "-o", "-"], cwd=ROOT, check=True, stdout=subprocess.PIPE
+    ).stdout
     first = ["updates", "scoring", "snapshots", "models"]
     files = {Path(file.name).stem: file for file in FileDescriptorSet.FromString(image).file}
     return [files[name] for name in first + sorted(files.keys() - set(first))]
@@ -97,7 +100,9 @@ def enum_lines(enum: EnumDescriptorProto, comments: Comments, path: tuple[int, .
         yield f"| `{value.name}` | {value.number} | {in_cell(comments.at(*path, MEMBER, number))} |"
 
 
-def service_lines(service: ServiceDescriptorProto, comments: Comments, path: tuple[int, ...]) -> Iterator[str]:
+def service_lines(
+    service: ServiceDescriptorProto, comments: Comments, path: tuple[int, ...]
+) -> Iterator[str]:
     yield f"\n## {service.name}\n"
     if comment := comments.at(*path):
         yield comment + "\n"
@@ -134,7 +139,9 @@ def main() -> None:
     if not parser.parse_args().check:
         PAGE.write_text(text, encoding="utf-8")
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit("docs/api.md differs from the comments of protos/: run `make docs` and commit what it writes")
+        sys.exit(
+            "docs/api.md differs from the comments of protos/: run `make docs` and commit what it writes"
+        )
 
 
 if __name__ == "__main__":

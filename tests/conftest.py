@@ -16,7 +16,8 @@ import pytest
 START_TIMEOUT_S = 120.0  # the first start on a machine compiles the kernels
 STOP_TIMEOUT_S = 60.0
 
-# Compiled kernels make first examples slow, so hypothesis' own deadline says nothing; a failure prints how to repeat it.
+# Compiling makes first examples slow, so hypothesis' own deadline says nothing.
+# A failure prints how to repeat it.
 hypothesis.settings.register_profile("livefactor", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("livefactor")
 
@@ -43,7 +44,7 @@ class ServerProcess:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def start(self) -> ServerProcess:
-        """Start and wait until it serves. AssertionError with the server's log if it ends or does not come up."""
+        """Start and wait until it serves. AssertionError with the server's log if it does not come up."""
         assert self.process is None, "already started"
         port_file = self.data.with_name(self.data.name + ".port")
         port_file.unlink(missing_ok=True)
@@ -97,7 +98,7 @@ class ServerProcess:
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """`start_server(*flags, name="data")` starts a server on a folder of the test's; all are killed in the end."""
+    """`start_server(*flags, name="data")` starts a server on a folder of the test's; all end with it."""
     servers: list[ServerProcess] = []
 
     def start(*flags: str, name: str = "data") -> ServerProcess:

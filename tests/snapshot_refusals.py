@@ -1,4 +1,4 @@
-"""How a hostile snapshot is refused: by both verbs, quickly, in little memory, with nothing run or opened outside."""
+"""How a hostile snapshot is refused: quickly, in little memory, nothing run and nothing outside opened."""
 
 from __future__ import annotations
 

@@ -52,6 +52,9 @@ def as_keys(name: str, ids: Ids, secret: bytes = b"") -> npt.NDArray[np.uint64]:
         if isinstance(values[0], str | bytes):
             return _text_keys(name, values, secret)
         return _object_integers(name, values)
+    if isinstance(ids, list | tuple) and all(isinstance(value, int) for value in ids):
+        # NumPy makes floats of a list that holds integers both below and from 2**63 on.
+        return _object_integers(name, list(ids))
     raise ColumnError(f"{name}: expected integers or strings, got {array.dtype}{_missing_hint(array)}")
 
 

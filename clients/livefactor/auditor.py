@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,10 +14,11 @@ from livefactor import snapshot_files
 from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, Connection
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.position import Position, position_of
-from livefactor.snapshot_format import FILES, is_snapshot_id
+from livefactor.snapshot_format import is_snapshot_id
 from livefactor.v1 import snapshots_pb2
 
 _SERVICE = "/livefactor.v1.SnapshotService/"
+_Piece = tuple[str, int, int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,38 +110,25 @@ class Auditor:
         *,
         on_bytes: Callable[[int], None] | None = None,
     ) -> snapshot_files.Verification:
-        """Fetch a snapshot into the folder `path`, which must not exist, and verify it there.
+        """Fetch a snapshot as the new folder `path`, verified before it appears; no error leaves anything.
 
-        The files arrive in a temporary folder beside it, which takes the name `path` only once all of it
-        verified; after any error nothing is left. snapshot_id: from `list`; empty: the newest. on_bytes:
-        called with the bytes fetched so far. Raises FileExistsError, NotFound, SnapshotInvalid (also for what
-        the server must not send), Unavailable.
+        snapshot_id: from `list`; empty: the newest. on_bytes: called with the number of bytes fetched so far.
+        Raises FileExistsError, NotFound, SnapshotInvalid (also for files that are none of a snapshot's),
+        Unavailable.
         """
-        folder = Path(path)
         if snapshot_id and not is_snapshot_id(snapshot_id):
-            raise ValueError(
-                f"snapshot_id: expected one such as 00000000000000000012-9f86d081, got {snapshot_id!r}"
-            )
-        if os.path.lexists(folder):
-            raise FileExistsError(f"{folder} exists")
+            raise ValueError(f"snapshot_id: expected 20 digits, a dash and 8 hex digits, got {snapshot_id!r}")
         request = snapshots_pb2.FetchSnapshotRequest(model=self.model, snapshot_id=snapshot_id)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            _receive(self._stream("FetchSnapshot", request), staging, on_bytes)
-            verification = snapshot_files.verify(staging)
-            _check_is(staging, snapshot_id)
-            staging.chmod(0o755)  # mkdtemp's is 0o700.
-            if os.path.lexists(folder):
-                raise FileExistsError(f"{folder} exists")
-            staging.rename(folder)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+        verification = snapshot_files.save(_pieces(self._stream("FetchSnapshot", request), on_bytes), path)
+        got = verification.manifest.snapshot_id
+        if snapshot_id and got != snapshot_id:  # It may be sound and yet another than the one asked for.
+            shutil.rmtree(path)
+            raise SnapshotInvalid("manifest.json", f"the server sent snapshot {got}, expected {snapshot_id}")
         return verification
 
     def verify(self, path: str | os.PathLike[str]) -> snapshot_files.Verification:
         """Verify a fetched snapshot, without a server. Raises SnapshotInvalid naming file and tensor."""
-        return snapshot_files.verify(Path(path))
+        return snapshot_files.verify(path)
 
     def close(self) -> None:
         """Close the channel if it was opened here."""
@@ -168,56 +154,11 @@ def snapshot_info(message: Any) -> SnapshotInfo:
     )  # fmt: skip
 
 
-def _receive(chunks: Iterator[bytes], folder: Path, on_bytes: Callable[[int], None] | None) -> None:
-    """Write the chunks' files into `folder`. Only names of the closed list, each file once, whole and from
-    its beginning.
-    """
-    sizes: dict[str, int] = {}
+def _pieces(chunks: Iterator[bytes], on_bytes: Callable[[int], None] | None) -> Iterator[_Piece]:
     fetched = 0
-    name, written, out = "", 0, None
-    try:
-        for data in chunks:
-            chunk = snapshots_pb2.FetchSnapshotResponse.FromString(data)
-            if chunk.file_name != name:
-                _check_whole(name, written, sizes)
-                if chunk.file_name not in FILES or chunk.file_name in sizes:
-                    raise SnapshotInvalid(
-                        "", f"the server sent a file that is none of a snapshot's: {chunk.file_name!r}"
-                    )
-                if out is not None:
-                    out.close()
-                name, written = chunk.file_name, 0
-                sizes[name] = chunk.file_size
-                out = (folder / name).open("xb")
-            if (
-                chunk.offset != written
-                or chunk.file_size != sizes[name]
-                or written + len(chunk.data) > sizes[name]
-            ):
-                raise SnapshotInvalid(
-                    name,
-                    f"the server sent bytes at {chunk.offset} of {chunk.file_size}, "
-                    f"expected at {written} of {sizes[name]}",
-                )
-            assert out is not None
-            out.write(chunk.data)
-            written += len(chunk.data)
-            fetched += len(chunk.data)
-            if on_bytes is not None:
-                on_bytes(fetched)
-        _check_whole(name, written, sizes)
-    finally:
-        if out is not None:
-            out.close()
-
-
-def _check_whole(name: str, written: int, sizes: dict[str, int]) -> None:
-    if name and written != sizes[name]:
-        raise SnapshotInvalid(name, f"the server sent {written} of {sizes[name]} bytes")
-
-
-def _check_is(folder: Path, snapshot_id: str) -> None:
-    """A snapshot may verify and yet be another than the one asked for."""
-    got = snapshot_files.read_manifest(folder).snapshot_id
-    if snapshot_id and got != snapshot_id:
-        raise SnapshotInvalid("manifest.json", f"the server sent snapshot {got}, expected {snapshot_id}")
+    for data in chunks:
+        chunk = snapshots_pb2.FetchSnapshotResponse.FromString(data)
+        yield chunk.file_name, chunk.offset, chunk.file_size, chunk.data
+        fetched += len(chunk.data)
+        if on_bytes is not None:
+            on_bytes(fetched)

@@ -247,10 +247,8 @@ def share_rejects(share: Share) -> tuple[RowReject, ...]:
 
 
 def _reason(number: int) -> str:
-    try:
-        return str(updates_pb2.RejectReason.Name(number)).removeprefix("REJECT_REASON_")
-    except ValueError:  # A newer server's.
-        return f"REASON_{number}"
+    known = updates_pb2.RejectReason.DESCRIPTOR.values_by_number.get(number)  # None: a newer server's.
+    return f"REASON_{number}" if known is None else str(known.name).removeprefix("REJECT_REASON_")
 
 
 class Receipt:

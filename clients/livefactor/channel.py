@@ -115,14 +115,15 @@ class Connection:
         """One unary call with bytes in and out. doing: what is tried, for the error's text. Raises a
         LivefactorError.
         """
-        call = self.channel.unary_unary(path)
+        call: Any = self.channel.unary_unary(path)
         return guarded(lambda: call(request, timeout=deadline_s), doing)  # type: ignore[no-any-return]
 
     def stream(self, path: str, request: bytes, doing: str) -> Iterator[bytes]:
         """One call with a stream of answers as bytes; leaving the iteration early cancels it. Raises a
         LivefactorError.
         """
-        call = self.channel.unary_stream(path)(request)
+        begin: Any = self.channel.unary_stream(path)
+        call = begin(request)
         try:
             yield from call
         except grpc.RpcError as error:

@@ -316,7 +316,7 @@ def apply_prefix(model: str, stamp: Stamp, change: str, body_size: int) -> bytes
     written = producer.SerializeToString()
     head = field_prefix(_MODEL, len(name)) + name if name else b""
     tail = field_prefix(_CHANGE_NUMBERS[change], body_size)
-    return head + field_prefix(_PRODUCER, len(written)) + written + tail
+    return b"".join((head, field_prefix(_PRODUCER, len(written)), written, tail))
 
 
 def encode_apply(model: str, stamp: Stamp, change: str, body: bytes) -> bytes:

@@ -145,7 +145,7 @@ class Delivery:
         if not self.last_acked <= last_sequence <= self._applied_max:
             self.fail(ProducerFenced(
                 f"producer {self._producer_id!r}: the server applied {last_sequence} batches, expected "
-                f"{self.last_acked}..{self._applied_max}: another process uses this id, or the model is another"
+                f"{self.last_acked}..{self._applied_max}: another process uses this id, or the model changed"
             ))  # fmt: skip
             return
         self.epoch = epoch

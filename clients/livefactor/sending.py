@@ -198,7 +198,8 @@ class Sender:
                 return ""
             self._stream += 1
             messages = _Messages(self, self._stream)
-        self._call = self._connection.channel.stream_stream(_STREAM)(messages)
+        begin: Any = self._connection.channel.stream_stream(_STREAM)
+        self._call = begin(messages)
         for data in self._call:
             answer = updates_pb2.StreamUpdatesResponse.FromString(data)
             with self.lock:
@@ -310,7 +311,7 @@ class Sender:
 
     def _open(self) -> updates_pb2.OpenProducerResponse:
         request = updates_pb2.OpenProducerRequest(model=self._model, producer_id=self._producer_id)
-        call = self._connection.channel.unary_unary(_OPEN)
+        call: Any = self._connection.channel.unary_unary(_OPEN)
         data = call(request.SerializeToString(), timeout=OPEN_DEADLINE_S)
         opened: updates_pb2.OpenProducerResponse = updates_pb2.OpenProducerResponse.FromString(data)
         return opened

@@ -61,7 +61,7 @@ for _public in (updates_pb2.DESCRIPTOR, scoring_pb2.DESCRIPTOR):
 def twin_of(public: type[message.Message]) -> type[Any]:
     """The twin class of one of the contract's message classes (updates and scoring)."""
     name = public.DESCRIPTOR.full_name.replace(_PUBLIC_PACKAGE, _TWIN_PACKAGE)
-    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(name))  # type: ignore[no-any-return]
+    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(name))
 
 
 def malformed(public: type[message.Message]) -> ColumnError:

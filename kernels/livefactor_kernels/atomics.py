@@ -34,25 +34,25 @@ def _store(typingctx: Any, order: str) -> Any:
     return types.void(types.uint64, types.uint64), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load_acquire(typingctx: Any, address: Any) -> Any:
     """uint64 at `address`; no later load or store of this thread is moved before it."""
     return _load(typingctx, "acquire")
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load_relaxed(typingctx: Any, address: Any) -> Any:
     """uint64 at `address`, read in one piece, in no particular order."""
     return _load(typingctx, "monotonic")
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store_release(typingctx: Any, address: Any, value: Any) -> Any:
     """Write `value` at `address`; no earlier load or store of this thread is moved after it."""
     return _store(typingctx, "release")
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store_relaxed(typingctx: Any, address: Any, value: Any) -> Any:
     """Write `value` at `address` in one piece, in no particular order."""
     return _store(typingctx, "monotonic")

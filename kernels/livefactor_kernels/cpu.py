@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from . import scalar
-from .cpu_micro_batch import Scratch, micro_batch_kernel
+from .cpu_micro_batch import make_scratch, micro_batch_kernel
 from .cpu_sequential import SAMPLED_NEGATIVES_MAX, positive_kernel, sampled_kernel
+from .lanes import address_of
 from .pins import PinBoard
 from .spec import LANES, ModelSpec, OptimizerKind
 from .steps import Rows
@@ -53,6 +54,7 @@ class CpuModel:
         self._rates = Rates.of(spec)
         self._rows = Rows.of(self.users), Rows.of(self.items)
         self._drawn = np.empty(0, np.uint32)
+        self._errors = np.empty(1 + SAMPLED_NEGATIVES_MAX, np.float32)
         self._choose_kernel()
         self._run(np.empty(0, np.uint32), np.empty(0, np.uint32), _NO_FLOATS, _NO_FLOATS,
                   np.empty((0, spec.negatives), np.uint32))
@@ -62,20 +64,22 @@ class CpuModel:
         baked = (spec.k_padded // LANES, int(spec.loss), int(spec.optimizer.kind == OptimizerKind.ADAGRAD), SOURCE_STAMP)
         self._sequential = spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX
         if not self._sequential:
-            self._scratch, self._scratch_memory = Scratch.of(spec, self.users, self.items)
+            self._scratch, self._scratch_memory = make_scratch(spec, self.users, self.items)
             self._kernel = micro_batch_kernel(*baked)
         else:
             self._kernel = sampled_kernel(*baked) if spec.negatives else positive_kernel(*baked)
 
     def _run(self, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any) -> None:
-        columns = (*self._rows, user_rows, item_rows, values, weights)
+        drawn = address_of(negatives), np.uint64(negatives.shape[1])
         if not self._sequential:
-            self._kernel(*columns, negatives, self._mean_state, self._rates, self._scratch,
+            rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
+            self._kernel(*self._rows, *rows, values, weights, *drawn, self._mean_state, self._rates, self._scratch,
                          np.uint64(self.spec.micro_batch))
         elif self.spec.negatives:
-            self._kernel(*columns, negatives, self._rates)
+            self._kernel(*self._rows, user_rows, item_rows, values, weights, *drawn, address_of(self._errors),
+                         self._rates)
         else:
-            self._kernel(*columns, self._mean_state, self._rates)
+            self._kernel(*self._rows, user_rows, item_rows, values, weights, self._mean_state, self._rates)
 
     @property
     def mean_sum(self) -> int:

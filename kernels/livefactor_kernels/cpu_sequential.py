@@ -15,9 +15,9 @@ from numba import njit
 from numba.extending import register_jitable
 
 from . import scalar
-from .lanes import VECTOR_BYTES, load1, load16
+from .lanes import VECTOR_BYTES, load16, store1
 from .spec import Loss
-from .steps import FLOAT_BYTES, ONE, ZERO, prefetch_row, row_bytes, score, step_bias, step_block
+from .steps import ONE, WORD_BYTES, ZERO, prefetch_row, real, row_bytes, score, step_bias, step_block, word
 
 AHEAD = np.uint64(12)
 SAMPLED_NEGATIVES_MAX = 16
@@ -59,7 +59,7 @@ def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callabl
                 x, y = load16(users.factors + at_user), load16(items.factors + at_item)
                 step_block(users, at_user, x, scalar.pull(e, y, rates.l2, x), ADAGRAD, rates)
                 step_block(items, at_item, y, scalar.pull(e, x, rates.l2, y), ADAGRAD, rates)
-            x_bias, y_bias = load1(users.bias + user * FLOAT_BYTES), load1(items.bias + item * FLOAT_BYTES)
+            x_bias, y_bias = real(users.bias, user), real(items.bias, item)
             step_bias(users, user, x_bias, scalar.bias_pull(e, rates.bias_l2, x_bias), ADAGRAD, rates)
             step_bias(items, item, y_bias, scalar.bias_pull(e, rates.bias_l2, y_bias), ADAGRAD, rates)
         mean_state[ZERO], mean_state[ONE] = total, count
@@ -73,16 +73,18 @@ def event_errors(
     users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, value: Any, weight: Any,
     errors: Any, blocks: Any, loss: Any, rates: Any,
 ) -> None:
-    """Errors of an event's slots, from the state as it is: errors[0] the positive's (not with BPR), then the negatives'."""
+    """Errors of an event's slots, from the state as it is, to the float32 at address `errors`: the positive's first (not with
+    BPR), then those of the `count` negatives, whose rows are the uint32 at address `negatives`."""
     s = score(_F0, users, items, user, positive, blocks)
     if loss != _BPR:
-        errors[ZERO] = scalar.logistic_error(s, value, weight, rates.error_max)
+        store1(errors, scalar.logistic_error(s, value, weight, rates.error_max))
     for d in range(count):
-        s_negative = score(_F0, users, items, user, np.uint64(negatives[d]), blocks)
+        s_negative = score(_F0, users, items, user, word(negatives, d), blocks)
         if loss == _BPR:
-            errors[d + ONE] = scalar.bpr_error(s, s_negative, weight, rates.error_max)
+            e = scalar.bpr_error(s, s_negative, weight, rates.error_max)
         else:
-            errors[d + ONE] = scalar.logistic_error(s_negative, _F0, weight, rates.error_max)
+            e = scalar.logistic_error(s_negative, _F0, weight, rates.error_max)
+        store1(errors + (d + ONE) * WORD_BYTES, e)
 
 
 @register_jitable  # type: ignore[misc]
@@ -90,14 +92,14 @@ def _has_repeats(negatives: Any, count: Any) -> bool:
     found = False
     for d in range(ONE, count):
         for before in range(d):
-            found |= negatives[before] == negatives[d]
+            found |= word(negatives, before) == word(negatives, d)
     return found
 
 
 @register_jitable  # type: ignore[misc]
 def _is_first(negatives: Any, d: Any) -> bool:
     for before in range(d):
-        if negatives[before] == negatives[d]:
+        if word(negatives, before) == word(negatives, d):
             return False
     return True
 
@@ -111,13 +113,13 @@ def _step_negatives(
     for d in range(count):
         if repeats and not _is_first(negatives, d):
             continue
-        offset = np.uint64(negatives[d]) * row_bytes(blocks) + at
+        offset = word(negatives, d) * row_bytes(blocks) + at
         y = load16(items.factors + offset)
-        g = scalar.pull(sign * errors[d + ONE], x, rates.l2, y)
+        g = scalar.pull(sign * real(errors, d + ONE), x, rates.l2, y)
         if repeats:
             for later in range(d + ONE, count):
-                if negatives[later] == negatives[d]:
-                    g = g + scalar.pull(sign * errors[later + ONE], x, rates.l2, y)
+                if word(negatives, later) == word(negatives, d):
+                    g = g + scalar.pull(sign * real(errors, later + ONE), x, rates.l2, y)
         step_block(items, offset, y, g, adagrad, rates)
 
 
@@ -128,13 +130,13 @@ def _step_negative_biases(
     for d in range(count):
         if repeats and not _is_first(negatives, d):
             continue
-        row = np.uint64(negatives[d])
-        bias = load1(items.bias + row * FLOAT_BYTES)
-        g = scalar.bias_pull(sign * errors[d + ONE], rates.bias_l2, bias)
+        row = word(negatives, d)
+        bias = real(items.bias, row)
+        g = scalar.bias_pull(sign * real(errors, d + ONE), rates.bias_l2, bias)
         if repeats:
             for later in range(d + ONE, count):
-                if negatives[later] == negatives[d]:
-                    g = g + scalar.bias_pull(sign * errors[later + ONE], rates.bias_l2, bias)
+                if word(negatives, later) == word(negatives, d):
+                    g = g + scalar.bias_pull(sign * real(errors, later + ONE), rates.bias_l2, bias)
         step_bias(items, row, bias, g, adagrad, rates)
 
 
@@ -148,20 +150,20 @@ def _step_logistic_pair(
     for c in range(blocks):
         at = c * VECTOR_BYTES
         x, y = load16(users.factors + user * size + at), load16(items.factors + positive * size + at)
-        g = scalar.pull(errors[ZERO], y, rates.l2, x)
+        g = scalar.pull(real(errors, ZERO), y, rates.l2, x)
         for d in range(count):
-            other = load16(items.factors + np.uint64(negatives[d]) * size + at)
-            g = g + scalar.pull(errors[d + ONE], other, rates.l2, x)
+            other = load16(items.factors + word(negatives, d) * size + at)
+            g = g + scalar.pull(real(errors, d + ONE), other, rates.l2, x)
         step_block(users, user * size + at, x, g, adagrad, rates)
-        step_block(items, positive * size + at, y, scalar.pull(errors[ZERO], x, rates.l2, y), adagrad, rates)
+        step_block(items, positive * size + at, y, scalar.pull(real(errors, ZERO), x, rates.l2, y), adagrad, rates)
         _step_negatives(items, negatives, count, repeats, errors, _F1, at, x, blocks, adagrad, rates)
-    bias = load1(users.bias + user * FLOAT_BYTES)
-    g_bias = scalar.bias_pull(errors[ZERO], rates.bias_l2, bias)
+    bias = real(users.bias, user)
+    g_bias = scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias)
     for d in range(count):
-        g_bias = g_bias + scalar.bias_pull(errors[d + ONE], rates.bias_l2, bias)
+        g_bias = g_bias + scalar.bias_pull(real(errors, d + ONE), rates.bias_l2, bias)
     step_bias(users, user, bias, g_bias, adagrad, rates)
-    bias = load1(items.bias + positive * FLOAT_BYTES)
-    step_bias(items, positive, bias, scalar.bias_pull(errors[ZERO], rates.bias_l2, bias), adagrad, rates)
+    bias = real(items.bias, positive)
+    step_bias(items, positive, bias, scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias), adagrad, rates)
     _step_negative_biases(items, negatives, count, repeats, errors, _F1, adagrad, rates)
 
 
@@ -175,34 +177,37 @@ def _step_bpr_event(
     for c in range(blocks):
         at = c * VECTOR_BYTES
         x, y = load16(users.factors + user * size + at), load16(items.factors + positive * size + at)
-        other = load16(items.factors + np.uint64(negatives[ZERO]) * size + at)
-        g = scalar.pull(errors[ONE], y - other, rates.l2, x)
-        g_positive = scalar.pull(errors[ONE], x, rates.l2, y)
+        other = load16(items.factors + word(negatives, ZERO) * size + at)
+        g = scalar.pull(real(errors, ONE), y - other, rates.l2, x)
+        g_positive = scalar.pull(real(errors, ONE), x, rates.l2, y)
         for d in range(ONE, count):
-            other = load16(items.factors + np.uint64(negatives[d]) * size + at)
-            g = g + scalar.pull(errors[d + ONE], y - other, rates.l2, x)
-            g_positive = g_positive + scalar.pull(errors[d + ONE], x, rates.l2, y)
+            other = load16(items.factors + word(negatives, d) * size + at)
+            g = g + scalar.pull(real(errors, d + ONE), y - other, rates.l2, x)
+            g_positive = g_positive + scalar.pull(real(errors, d + ONE), x, rates.l2, y)
         step_block(users, user * size + at, x, g, adagrad, rates)
         step_block(items, positive * size + at, y, g_positive, adagrad, rates)
         _step_negatives(items, negatives, count, repeats, errors, -_F1, at, x, blocks, adagrad, rates)
-    bias = load1(items.bias + positive * FLOAT_BYTES)
-    g_bias = scalar.bias_pull(errors[ONE], rates.bias_l2, bias)
+    bias = real(items.bias, positive)
+    g_bias = scalar.bias_pull(real(errors, ONE), rates.bias_l2, bias)
     for d in range(ONE, count):
-        g_bias = g_bias + scalar.bias_pull(errors[d + ONE], rates.bias_l2, bias)
+        g_bias = g_bias + scalar.bias_pull(real(errors, d + ONE), rates.bias_l2, bias)
     step_bias(items, positive, bias, g_bias, adagrad, rates)
     _step_negative_biases(items, negatives, count, repeats, errors, -_F1, adagrad, rates)
 
 
 def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callable[..., None]:
-    """Kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` negatives an event, drawn beforehand."""
+    """Kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` negatives an event, drawn beforehand.
+
+    `negatives` is the address of uint32[n, width], `errors` that of float32[1 + width] to work in.
+    """
     BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
 
     @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
     def livefactor_sampled_kernel(
-        users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any, rates: Any
+        users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any,
+        width: Any, errors: Any, rates: Any,
     ) -> int:
-        n, width = np.uint64(user_rows.size), np.uint64(negatives.shape[1])
-        errors = np.empty(SAMPLED_NEGATIVES_MAX + 1, np.float32)
+        n = np.uint64(user_rows.size)
         if LOSS == _BPR and width == ZERO:
             return STAMP  # one item alive: nothing to compare it with
         for i in range(n):
@@ -210,12 +215,12 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callable
             prefetch_row(users, np.uint64(user_rows[ahead]), BLOCKS, ADAGRAD)
             prefetch_row(items, np.uint64(item_rows[ahead]), BLOCKS, ADAGRAD)
             for d in range(width):
-                prefetch_row(items, np.uint64(negatives[ahead, d]), BLOCKS, ADAGRAD)
+                prefetch_row(items, word(negatives, ahead * width + d), BLOCKS, ADAGRAD)
             user, positive = np.uint64(user_rows[i]), np.uint64(item_rows[i])
             value = values[i] if values.size else _F1
             weight = weights[i] if weights.size else _F1
             count = ZERO if LOSS == _LOGISTIC and value == _F0 else width
-            drawn = negatives[i]
+            drawn = negatives + i * width * WORD_BYTES
             repeats = _has_repeats(drawn, count)
             event_errors(users, items, user, positive, drawn, count, value, weight, errors, BLOCKS, LOSS, rates)
             if LOSS == _BPR:

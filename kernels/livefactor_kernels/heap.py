@@ -27,8 +27,9 @@ def sift_down(scores, rows, size, score, row, keys):
         child = hole * _2 + _1
         if child >= size:
             break
-        if child + _1 < size and worse(scores[child + _1], rows[child + _1], scores[child], rows[child], keys):
-            child += _1
+        right = child + _1
+        if right < size and worse(scores[right], rows[right], scores[child], rows[child], keys):
+            child = right
         if not worse(scores[child], rows[child], score, row, keys):
             break
         scores[hole], rows[hole] = scores[child], rows[child]

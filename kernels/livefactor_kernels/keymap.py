@@ -1,8 +1,8 @@
 """64-bit key → row number: one writer, any number of readers without a lock, look-ups in batches.
 
-    directory  uint64[256]  per sub-table: address of its block (a multiple of 64) + log2 of its buckets (low 6 bits)
-    block      buckets      a power of two of them, 64 bytes each (one cache line, four slots); linear probing
-    slot       16 bytes     key uint64 | row + 1 uint64 (0: the slot is empty); a bucket fills from its first slot on
+    directory  uint64[256] per sub-table: its block's address, a multiple of 64, + log2 of its buckets (6 bit)
+    block      buckets     a power of two of them, 64 bytes each (one cache line, four slots); linear probing
+    slot       16 bytes    key uint64 | row + 1 uint64 (0: an empty slot); buckets fill from the first slot on
 
 The top 8 bits of a key's hash choose the sub-table, the low bits its first bucket. A directory never changes:
 a sub-table that has become too full is copied into a block of twice the size, and a *new* directory is
@@ -55,7 +55,7 @@ _33, _29 = np.uint64(33), np.uint64(29)
 
 @njit(nogil=True, cache=True, inline="always")
 def _hash(key, seed_a, seed_b):
-    """MurmurHash3's 64-bit finaliser with secret words before and between its steps: a bijection of the key."""
+    """MurmurHash3's 64-bit finaliser with secret words before and between its steps (a bijection)."""
     h = key ^ seed_a
     h = (h ^ (h >> _33)) * _MIX_1 + seed_b
     h = (h ^ (h >> _29)) * _MIX_2
@@ -88,7 +88,7 @@ def _slot_row(slot, key):
 
 @njit(nogil=True, cache=True, inline="always")
 def _probe(directory, h, key):
-    """(row + 1, address of the last bucket looked at); 0: the key is absent, and that bucket has an empty slot."""
+    """(row + 1, address of the last bucket looked at); 0: the key is absent, that bucket has a free slot."""
     block, mask, bucket = _locate(directory, h)
     while True:
         slot = block + (bucket << _6)
@@ -125,7 +125,7 @@ def _find_kernel(directory, seed_a, seed_b, keys, rows):
 
 @njit(nogil=True, cache=True)
 def _insert_kernel(directory, seed_a, seed_b, counts, limits, keys, rows, new_keys, begin, made, next_row):
-    """Map keys number `begin`.. to rows; return (first key not mapped, new keys so far, sub-table to grow)."""
+    """Map keys from number `begin` on; return (first key not mapped, new keys so far, sub-table to grow)."""
     count = np.uint64(rows.size)
     hashes = np.empty(_RING_MASK + _1, np.uint64)
     for i in range(begin, min(begin + _WINDOW, count)):
@@ -172,7 +172,7 @@ def _move_kernel(directory, seed_a, seed_b, old_entry):
 
 @njit(nogil=True, cache=True)
 def _distinct_kernel(seed_a, seed_b, keys, rows, scratch):
-    """Number of distinct keys among those without a row. scratch: zeros, a power of two, more than such keys."""
+    """Distinct keys among those without a row. scratch: zeros, a power of two, more than such keys."""
     mask = np.uint64(scratch.size) - _1
     distinct, zero_seen = _0, _0
     for i in range(np.uint64(rows.size)):
@@ -263,7 +263,7 @@ class KeyMap:
         return blocks.directory.nbytes + sum(memory.nbytes for memory in blocks.memory)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Rows uint32[n] of keys uint64[n], `NO_ROW` where a key is not in the map. TypeError on other keys."""
+        """Rows uint32[n] of keys uint64[n], `NO_ROW` where a key is not in the map. TypeError for others."""
         keys = _as_keys(keys)
         rows = np.empty(keys.size, np.uint32)
         blocks = self._blocks  # held until the kernel is done: it owns every block that the kernel may read
@@ -303,7 +303,7 @@ class KeyMap:
         return rows, new_keys[:made].copy()
 
     def _grow(self, sub: int) -> None:
-        """Copy a sub-table into a block of twice the size and publish it; readers inside keep the old one alive."""
+        """Publish a copy of a sub-table of twice the size; readers that are inside keep the old one alive."""
         blocks = self._blocks
         old_entry = blocks.directory[sub]
         bits = (int(old_entry) & int(_SIZE_BITS)) + 1
@@ -327,3 +327,12 @@ class KeyMap:
         if new_keys.size != keys.size:
             self._start_empty(np.zeros(SUB_TABLES, np.uint64))
             raise ValueError(f"keys: expected {keys.size} distinct keys, got {new_keys.size}")
+
+
+def compile_kernels() -> None:
+    """Compile this module's kernels, or load them from Numba's cache: no first call waits for it then."""
+    keys = np.arange(16 * SUB_TABLES, dtype=np.uint64)
+    keymap = KeyMap(0)
+    keymap.count_new(keys)
+    keymap.insert_missing(keys, 0)
+    keymap.rebuild(keys)

@@ -131,6 +131,27 @@ def store1(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic  # type: ignore[misc]
+def load_u32(typingctx: Any, address: Any) -> Any:
+    """uint32 at `address` (uint64, a multiple of 4), as uint64."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.zext(builder.load(pointer_to(builder, args[0], _INT32), align=4), ir.IntType(64))
+
+    return types.uint64(types.uint64), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def store_u32(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write the low 32 bits of the uint64 `value` to `address` (uint64, a multiple of 4)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(builder.trunc(args[1], _INT32), pointer_to(builder, args[0], _INT32), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), codegen
+
+
+@intrinsic  # type: ignore[misc]
 def broadcast(typingctx: Any, value: Any) -> Any:
     """Vec16 with the float32 `value` in every lane."""
 

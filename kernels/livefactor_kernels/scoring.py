@@ -4,9 +4,9 @@ lanes.
 The order is by score descending, then by item key ascending. Two ways find the k best items, to the same
 bits:
 
-    one user     scan the exact scores of all items into an array, put right what changed since the pin, select
-    many users   a matrix product scores a block of items for all of them; only what its rounding error cannot rule
-                 out of a user's k best is scored exactly
+    one user     scan the exact scores of all items into an array, correct what changed since the pin, select
+    many users   a matrix product scores a block of items for all of them; only what its rounding error cannot
+                 rule out of a user's k best is scored exactly
 
 Both read live rows while updates go on. A row that is changed after the pin is copied first, so whoever takes
 `Pin.copies` after a scan knows every row that the scan may have read late or half-written, and replaces its
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,16 +28,17 @@ from numba import njit
 
 from .heap import contains, offer, sort_heap, worse
 from .lanes import LANES, VECTOR_BYTES, address_of, load16, prefetch, store16, tree_sum
+from .spec import Limits, ModelSpec
 from .tables import ITEMS, NO_ROW, Table
 
 MANY_USERS = 4
 """From this many users on the matrix product is faster than a scan for each (benchmarks/reads.py)."""
 USERS_AT_ONCE = 64
 ITEMS_AT_ONCE = 4096
-"""Users and items of one matrix product: its result of 1 MiB stays in the cache until it has been looked through."""
+"""Users and items of one matrix product: its result of 1 MiB is in the cache when it is looked at."""
 HEAP_SLOTS_MAX = 1 << 22
 HEAP_MARGIN = 32
-"""Heap places beyond k: items that change during a scan of many users seldom make a user's scan start again."""
+"""Heap places beyond k: items that change during a scan for many users seldom make it start again for one."""
 
 _0, _1 = np.uint64(0), np.uint64(1)
 _STRIP = np.uint64(64)
@@ -45,6 +47,8 @@ _GATHER_AHEAD = np.uint64(12)
 _NO_ROW = np.uint32(NO_ROW)
 _NO_ROWS = np.empty(0, np.uint32)
 
+_Result = tuple[np.ndarray, np.ndarray]
+
 
 class PinView(Protocol):
     """What reads need of a `pins.Pin`."""
@@ -52,7 +56,9 @@ class PinView(Protocol):
     counts: tuple[int, int]
     mean: np.float32
 
-    def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+    def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows changed since the pin, as of it: uint32[m] ascending, factors float32[m, kp], bias [m]."""
+        ...
 
 
 # ---------------------------------------------------------------- gathering and scoring
@@ -112,11 +118,9 @@ def gather_pinned(pin: PinView, side: int, table: Table, rows: np.ndarray) -> tu
     out, bias = gather(table, rows)
     changed, factors, changed_bias = pin.copies(side)
     if changed.size:
-        order = np.argsort(changed)
-        place = np.minimum(np.searchsorted(changed, rows, sorter=order), changed.size - 1)
-        hit = changed[order[place]] == rows
-        source = order[place[hit]]
-        out[hit], bias[hit] = factors[source], changed_bias[source]
+        place = np.minimum(np.searchsorted(changed, rows), changed.size - 1)
+        hit = changed[place] == rows
+        out[hit], bias[hit] = factors[place[hit]], changed_bias[place[hit]]
     return out, bias
 
 
@@ -134,9 +138,9 @@ def score_candidates(
     users, items = _aligned(user_factors), _aligned(item_factors)
     bases = np.float32(mean) + np.asarray(user_bias, np.float32)
     scores, ends = np.empty(len(item_bias), np.float32), offsets.tolist()
-    for u, (start, stop) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
-        _scan_kernel(address_of(users[u]), bases[u], address_of(items[start:]), item_bias[start:stop], _vectors(items),
-                     scores[start:stop])  # fmt: skip
+    for u, (start, stop) in enumerate(pairwise(ends)):
+        own, bias = address_of(items[start:]), item_bias[start:stop]
+        _scan_kernel(address_of(users[u]), bases[u], own, bias, _vectors(items), scores[start:stop])
     return scores
 
 
@@ -157,14 +161,14 @@ def _select_kernel(item_scores, excluded, own, keys, scores, rows):
                 continue
         for i in range(start, stop):
             row = np.uint32(i)
-            if size < full or item_scores[i] >= scores[_0]:
-                if not contains(own, row) and not contains(excluded, row):
-                    size = offer(scores, rows, size, item_scores[i], row, keys)
+            reaches = size < full or item_scores[i] >= scores[_0]
+            if reaches and not contains(own, row) and not contains(excluded, row):
+                size = offer(scores, rows, size, item_scores[i], row, keys)
     sort_heap(scores, rows, size, keys)
     return size
 
 
-def _scan_top_k(query: _Query, user: int) -> tuple[np.ndarray, np.ndarray]:
+def _scan_top_k(query: _Query, user: int) -> _Result:
     """(rows, scores) of one user's k best.
 
     Why it is right: each score is the live row's, if nobody had touched the row by the time the scan was
@@ -188,7 +192,7 @@ def _scan_top_k(query: _Query, user: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Users(NamedTuple):
-    """Users of one matrix product: address of their factors, mu + b_u, own exclusions, heaps and how full they are."""
+    """Users of one matrix product: address of factors, mu + b_u, own exclusions, heaps and their sizes."""
 
     factors: np.uint64
     bases: np.ndarray
@@ -200,7 +204,7 @@ class _Users(NamedTuple):
 
 
 class _Items(NamedTuple):
-    """All items: address of their factors, biases, keys, rows excluded for everybody, vectors of 16 floats in a row."""
+    """All items: address of factors, biases, keys, rows excluded for everybody, 16-float vectors in a row."""
 
     factors: np.uint64
     bias: np.ndarray
@@ -235,19 +239,20 @@ def _slacks(bases: np.ndarray, norms: np.ndarray, k: int, item_norm: float, bias
     g = k * u / (1.0 - k * u)
     n = norms * np.sqrt(np.float64(item_norm) + tiny)
     c = np.abs(bases.astype(np.float64)) + bias_max
-    return 1.01 * (2 * g * n + 2 * u * (c + (1 + g) * n) + tiny)
+    slacks: np.ndarray = 1.01 * (2 * g * n + 2 * u * (c + (1 + g) * n) + tiny)
+    return slacks
 
 
 @njit(nogil=True, cache=True, inline="always")
 def _cutoff(threshold, slack):
-    """float32 not above threshold - slack: what is taken off besides is four times the rounding to float32."""
+    """float32 not above threshold - slack: what else is taken off is four times that rounding."""
     wide = np.float64(threshold)
     return np.float32(wide - slack - (abs(wide) + slack) * 2.0**-22 - 2.0**-148)
 
 
 @njit(nogil=True, cache=True)
 def _keep_kernel(products, u, users, items, start, slack):
-    """Score the rows from `start` on that their products cannot rule out of user u's heap, and offer them to it."""
+    """Score exactly, and offer to user u's heap, what `products` cannot rule out of rows `start` and on."""
     base, bias = users.bases[u], items.bias[start:]
     own = users.own[users.own_offsets[u] : users.own_offsets[u + _1]]
     scores, rows, size = users.scores[u], users.rows[u], users.sizes[u]
@@ -265,8 +270,9 @@ def _keep_kernel(products, u, users, items, start, slack):
             if (base + bias[i]) + products[i] >= cutoff:
                 row = np.uint32(start + i)
                 if not contains(own, row) and not contains(items.excluded, row):
-                    dot = _dot(user, items.factors + (start + i) * items.vectors * VECTOR_BYTES, items.vectors)
-                    size = offer(scores, rows, size, (base + bias[i]) + dot, row, items.keys)
+                    item = items.factors + (start + i) * items.vectors * VECTOR_BYTES
+                    score = (base + bias[i]) + _dot(user, item, items.vectors)
+                    size = offer(scores, rows, size, score, row, items.keys)
     users.sizes[u] = size
 
 
@@ -303,30 +309,30 @@ def _settle_kernel(u, users, items, changed, corrected, k):
     return min(size, k), not wrong
 
 
-def _multiply_top_k(query: _Query, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _multiply_top_k(query: _Query, first: int, last: int) -> Iterator[_Result]:
     """(rows, scores) of the k best of each of the users first..last."""
     k = min(query.k + HEAP_MARGIN, query.count)
-    factors, bases, vectors = query.factors[first:last], query.bases[first:last], _vectors(query.factors)
+    factors, bases = query.factors[first:last], query.bases[first:last]
     heaps = np.empty((last - first, k), np.float32), np.empty((last - first, k), np.uint32)
     users = _Users(address_of(factors), bases, query.own_rows, query.own_offsets[first:], *heaps,
                    np.zeros(last - first, np.uint64))  # fmt: skip
-    items = _Items(address_of(query.items.factors), query.items.bias, query.items.keys, query.excluded, vectors)
+    table = query.items
+    items = _Items(address_of(table.factors), table.bias, table.keys, query.excluded, _vectors(table.factors))
     norms = np.linalg.norm(factors.astype(np.float64), axis=1)
     products = np.empty((last - first, ITEMS_AT_ONCE), np.float32)
     for start in range(0, query.count, ITEMS_AT_ONCE):
         stop = min(start + ITEMS_AT_ONCE, query.count)
-        block = np.matmul(factors, query.items.factors[start:stop].T, out=products[:, : stop - start])
+        block = np.matmul(factors, table.factors[start:stop].T, out=products[:, : stop - start])
         bounds = _bounds_kernel(items, np.uint64(start), np.uint64(stop))
-        _keep_all_kernel(block, users, items, np.uint64(start), _slacks(bases, norms, factors.shape[1], *bounds))
+        slacks = _slacks(bases, norms, factors.shape[1], *bounds)
+        _keep_all_kernel(block, users, items, np.uint64(start), slacks)
     yield from _settled(query, first, users, items)
 
 
-def _settled(query: _Query, first: int, users: _Users, items: _Items) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _settled(query: _Query, first: int, users: _Users, items: _Items) -> Iterator[_Result]:
     """Results of a matrix product's users, once what changed during it is put right."""
     changed, factors, bias = query.pin.copies(ITEMS)
-    order = np.argsort(changed)
-    changed, factors, bias = changed[order], _aligned(factors[order]), bias[order]
-    corrected = np.empty(changed.size, np.float32)
+    corrected, factors = np.empty(changed.size, np.float32), _aligned(factors)
     for u, base in enumerate(users.bases):
         user_row = address_of(query.factors[first + u])
         _scan_kernel(user_row, base, address_of(factors), bias, items.vectors, corrected)
@@ -379,7 +385,7 @@ def top_k(
     return rows, scores, offsets
 
 
-def _results(query: _Query) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _results(query: _Query) -> Iterator[_Result]:
     users = len(query.bases)
     if query.k == 0:
         yield from [(_NO_ROWS, np.empty(0, np.float32))] * users
@@ -415,7 +421,8 @@ def _checked(
 def _check_offsets(name: str, offsets: np.ndarray, lists: int, length: int) -> None:
     ends = np.asarray(offsets).astype(np.int64)
     if ends.shape != (lists + 1,) or ends[0] != 0 or ends[-1] != length or (np.diff(ends) < 0).any():
-        raise ValueError(f"{name}: expected {lists + 1} ascending numbers from 0 to {length}, got {ends.tolist()[:9]}")
+        got = ends.ravel().tolist()[:9]
+        raise ValueError(f"{name}: expected {lists + 1} ascending numbers from 0 to {length}, got {got}")
 
 
 def _vectors(factors: np.ndarray) -> np.uint64:
@@ -435,8 +442,35 @@ def _aligned_zeros(rows: int, width: int) -> np.ndarray:
 
 def _aligned(factors: np.ndarray) -> np.ndarray:
     """float32[n, kp], C-contiguous, at a multiple of 64 bytes: `factors` itself or a copy of it."""
-    if factors.dtype == np.float32 and factors.flags.c_contiguous and not int(address_of(factors)) % int(VECTOR_BYTES):
+    plain = factors.dtype == np.float32 and factors.flags.c_contiguous
+    if plain and address_of(factors) % VECTOR_BYTES == 0:
         return factors
     copy = _aligned_zeros(*factors.shape)
     copy[:] = factors
     return copy
+
+
+# ---------------------------------------------------------------- compiling ahead
+
+
+@dataclass(slots=True)
+class _StillPin:
+    """A pin of a table of its own, whose first row counts as changed."""
+
+    table: Table
+    counts: tuple[int, int]
+    mean: np.float32
+
+    def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return np.zeros(1, np.uint32), self.table.factors[:1].copy(), self.table.bias[:1].copy()
+
+
+def compile_kernels() -> None:
+    """Compile this module's kernels, or load them from Numba's cache: no first read waits for it then."""
+    table = Table(ModelSpec(k=LANES, limits=Limits(users_max=1, items_max=8)), ITEMS)
+    rows = table.allocate(np.arange(8, dtype=np.uint64))
+    pin = _StillPin(table, (0, 8), np.float32(0.0))
+    factors, bias = gather_pinned(pin, ITEMS, table, rows)
+    score_candidates(pin.mean, factors, bias, factors, bias, np.arange(9))
+    for users in (1, MANY_USERS):
+        top_k(pin, table, factors[:users], bias[:users], 2)

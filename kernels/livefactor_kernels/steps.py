@@ -12,12 +12,12 @@ import numpy as np
 from numba.extending import register_jitable
 
 from . import scalar
-from .lanes import VECTOR_BYTES, load1, load16, prefetch, store1, store16, tree_sum
+from .lanes import VECTOR_BYTES, load1, load16, load_u32, prefetch, store1, store16, tree_sum
 from .tables import Table
 
 ONE = np.uint64(1)
 ZERO = np.uint64(0)
-FLOAT_BYTES = np.uint64(4)
+WORD_BYTES = np.uint64(4)  # of a float32 and of a row number
 
 
 class Rows(NamedTuple):
@@ -42,6 +42,18 @@ def row_bytes(blocks: Any) -> Any:
 
 
 @register_jitable  # type: ignore[misc]
+def word(base: Any, index: Any) -> Any:
+    """uint32 number `index` of an array at address `base`, as uint64."""
+    return load_u32(base + index * WORD_BYTES)
+
+
+@register_jitable  # type: ignore[misc]
+def real(base: Any, index: Any) -> Any:
+    """float32 number `index` of an array at address `base`."""
+    return load1(base + index * WORD_BYTES)
+
+
+@register_jitable  # type: ignore[misc]
 def dot(x: Any, y: Any, blocks: Any) -> Any:
     """Dot product (float32) of the rows at x and y, in the order of the semantics."""
     lanes = load16(x) * load16(y)
@@ -55,8 +67,7 @@ def score(mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any) 
     """Score (float32) of a user's row and an item's."""
     size = row_bytes(blocks)
     product = dot(users.factors + user * size, items.factors + item * size, blocks)
-    user_bias = load1(users.bias + user * FLOAT_BYTES)
-    return scalar.score(mean, user_bias, load1(items.bias + item * FLOAT_BYTES), product)
+    return scalar.score(mean, real(users.bias, user), real(items.bias, item), product)
 
 
 @register_jitable  # type: ignore[misc]
@@ -73,7 +84,7 @@ def step_block(rows: Any, offset: Any, x: Any, g: Any, adagrad: Any, rates: Any)
 @register_jitable  # type: ignore[misc]
 def step_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
     """Step a row's bias from its old value x by gradient g, and store it."""
-    offset = row * FLOAT_BYTES
+    offset = row * WORD_BYTES
     if adagrad:
         total = scalar.adagrad_sum(load1(rows.bias_g + offset), g)
         store1(rows.bias + offset, scalar.adagrad_step(x, g, total, rates.bias_rate, rates.eps, rates.factor_max))
@@ -88,8 +99,8 @@ def prefetch_row(rows: Any, row: Any, blocks: Any, adagrad: Any) -> None:
     offset = row * row_bytes(blocks)
     for c in range(blocks):
         prefetch(rows.factors + offset + c * VECTOR_BYTES)
-    prefetch(rows.bias + row * FLOAT_BYTES)
+    prefetch(rows.bias + row * WORD_BYTES)
     if adagrad:
         for c in range(blocks):
             prefetch(rows.factor_g + offset + c * VECTOR_BYTES)
-        prefetch(rows.bias_g + row * FLOAT_BYTES)
+        prefetch(rows.bias_g + row * WORD_BYTES)

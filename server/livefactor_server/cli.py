@@ -54,7 +54,7 @@ def main() -> None:
 
 def _setting(name: str) -> Any:
     field = ServerSettings.model_fields[name]
-    return typer.Option(None, "--" + name.replace("_", "-"), help=f"{field.description} [default: {field.default}]",
+    return typer.Option("--" + name.replace("_", "-"), help=f"{field.description} [default: {field.default}]",
                         show_default=False)
 
 

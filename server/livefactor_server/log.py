@@ -6,6 +6,7 @@ judged, `log_recovery` what opening does to a tail that was never synced, `log_s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
-from livefactor_server.file_io import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, aligned_buffer, write_all
+from livefactor_server.file_io import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, write_all
 from livefactor_server.log_errors import LogDamaged, LogError, LogFailed, LogFull, LogMissing
 from livefactor_server.log_format import (
     FLAG_LAST,
@@ -24,6 +25,7 @@ from livefactor_server.log_format import (
     RECORD_ALIGN,
     Buffer,
     Entry,
+    GroupBuffer,
     Kind,
     Record,
     Stamp,
@@ -90,7 +92,8 @@ class Log:
         self.tail: Tail | None = contents.tail
         self._preallocator = writer
         self._fd = -1
-        self._buffer = aligned_buffer(BLOCK_BYTES)
+        self._buffer = GroupBuffer()
+        self._marked = False
         self._lock = Lock()
         self._failed: str | None = None if writer else "it was opened read-only"
 
@@ -191,9 +194,12 @@ class Log:
         log._fd = io.open(contents.segments[-1].path)
         log._incarnation += 1
         try:
-            log.mark()
-        except LogFull:
-            pass  # the next group carries the new incarnation; the tail, if any, is durably zero already
+            # Where there is no room for it, the next group carries the new incarnation; a tail is durably zero already.
+            with contextlib.suppress(LogFull):
+                log.mark()
+        except LogFailed:
+            log.close()
+            raise
         return log
 
     def close(self) -> None:
@@ -243,6 +249,7 @@ class Log:
             self._make_room(size)
             hashes = self._pack(entries, lengths, size)
             self._write_and_sync(size)
+            self._marked = False
             self._cursor.revision, self._cursor.hash = entries[-1].revision, hashes[-1]
             self.last_hash, self.last_revision = hashes[-1], entries[-1].revision
         return hashes
@@ -250,13 +257,16 @@ class Log:
     def mark(self) -> None:
         """Writes a bare mark durably: from then on, damage of any group before it is told from an unsynced tail.
 
-        Raises LogFull (nothing remains; no harm done) or LogFailed.
+        Does nothing if a mark is the last thing in the log. Raises LogFull (nothing remains; no harm done) or LogFailed.
         """
         with self._lock:
             self._check_usable()
+            if self._marked:
+                return
             self._make_room(BLOCK_BYTES)
             self._pack([Entry(Kind.MARK, self.last_revision)], [0], BLOCK_BYTES)
             self._write_and_sync(BLOCK_BYTES)
+            self._marked = True
 
     def _check_usable(self) -> None:
         if self._failed is not None:
@@ -280,7 +290,7 @@ class Log:
         path = self._folder / segment_name(self.last_revision + 1)
         assert self._preallocator is not None
         try:
-            # An empty segment that is too small has this very name: the larger one takes its place.
+            # A segment without a revision that is too small for this group has this very name: the new one replaces it.
             self._preallocator.take(path, new_size, zeroed)
             fd = self._io.open(path)
         except (LogFailed, OSError) as error:
@@ -289,15 +299,13 @@ class Log:
         if self._fd >= 0:
             self._io.close(self._fd)
         self._fd = fd
-        if segment is not None and segment.end == 0:
+        if segment is not None and segment.first == self.last_revision + 1:
             self._segments.pop()
         self._segments.append(Segment(path, self.last_revision + 1, self._io.size(path)))
 
     def _pack(self, entries: Sequence[Entry], lengths: list[int], size: int) -> list[bytes]:
         """Lays the group out in the buffer, every byte of [0, size) written."""
-        if len(self._buffer) < size:
-            self._buffer = aligned_buffer(size + size // 2)
-        buffer, segment, new_hash = self._buffer, self._segments[-1], self._new_hash
+        buffer, segment, new_hash = self._buffer.reserve(size), self._segments[-1], self._new_hash
         stamp = Stamp(
             self._cursor.log_id, self._cursor.hash_id, self._incarnation, segment.end // BLOCK_BYTES,
             segment.size // BLOCK_BYTES, max(self.last_revision, 0),
@@ -323,7 +331,7 @@ class Log:
         assert preallocator is not None
         preallocator.busy = True
         try:
-            write_all(self._io, self._fd, memoryview(self._buffer)[:size], segment.end)
+            write_all(self._io, self._fd, self._buffer.view[:size], segment.end)
         except OSError as error:
             self._undo_write(segment, size, error)
         try:

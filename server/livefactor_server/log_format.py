@@ -55,8 +55,10 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from livefactor_server.crc32c import crc32c
-from livefactor_server.file_io import BLOCK_BYTES
+from livefactor_server.file_io import BLOCK_BYTES, aligned_buffer
 from livefactor_server.log_errors import LogError
 
 try:
@@ -87,6 +89,7 @@ _REJECTS = struct.Struct("<I")
 assert _CHECKSUM.size + _STORAGE.size == STORAGE_BYTES
 assert _HEADER.size == STORAGE_BYTES + _HASHED.size == HEADER_BYTES
 
+_COPY_BYTES_MAX = 32 * 1024  # from here on NumPy copies, which lets other threads run
 _JOIN_BYTES_MAX = 4096  # below this one call on joined bytes is cheaper than several updates
 
 
@@ -272,7 +275,20 @@ def pack_headers(
     return _CHECKSUM.pack(crc32c(headers)) + headers, new_hash(hashed).digest()
 
 
-def pack_payload(buffer: Any, at: int, entry: Entry) -> int:
+class GroupBuffer:
+    """The page-aligned memory that groups are laid out in, reused; `view` is all of it as bytes."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(aligned_buffer(BLOCK_BYTES))
+
+    def reserve(self, size: int) -> memoryview:
+        """The memory, at least `size` bytes of it. What was in it is gone if it had to grow."""
+        if len(self.view) < size:
+            self.view = memoryview(aligned_buffer(size + size // 2))
+        return self.view
+
+
+def pack_payload(buffer: memoryview, at: int, entry: Entry) -> int:
     """Copies rejects and body into `buffer` at `at`, once; returns where they end."""
     rejects = entry.rejects
     head = _REJECTS.pack(len(rejects)) + rejects
@@ -280,7 +296,10 @@ def pack_payload(buffer: Any, at: int, entry: Entry) -> int:
     buffer[at:end] = head
     for part in parts_of(entry.body):
         start, end = end, end + len(part)
-        buffer[start:end] = part
+        if len(part) < _COPY_BYTES_MAX:
+            buffer[start:end] = part
+        else:
+            np.copyto(np.frombuffer(buffer, np.uint8, len(part), start), np.frombuffer(part, np.uint8))
     return end
 
 

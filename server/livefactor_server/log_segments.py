@@ -8,6 +8,7 @@ written and that gives up when the segment is wanted: a log under full load gets
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -51,8 +52,8 @@ class Preallocator:
             LogFull: no room; no trace of it is left.
             LogFailed: any other error of the disk.
         """
-        self._join()
         try:
+            self._join()
             if self._size < size:
                 self.discard()
                 self._make(size, zeroed)
@@ -60,16 +61,18 @@ class Preallocator:
             self._size = 0
             self._io.fsync_dir(self._folder)
         except OSError as error:
-            self._size = 0
-            self.discard()
+            with contextlib.suppress(OSError):  # what stays is removed before the next one is made
+                self.discard()
             if error.errno in DISK_FULL_ERRORS:
                 raise LogFull(f"no room for a segment of {size} bytes in {self._folder}: {error.strerror}") from error
             raise LogFailed(f"no segment could be made in {self._folder}: {error}") from error
 
     def close(self) -> None:
-        """Ends the background work and removes the spare."""
-        self._join()
-        self.discard()
+        """Ends the background work and removes the spare; one that a failed disk does not let go is removed by the next
+        open."""
+        with contextlib.suppress(OSError):
+            self._join()
+            self.discard()
 
     def discard(self) -> None:
         """Removes the spare, whole or not."""

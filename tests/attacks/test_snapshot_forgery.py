@@ -1,4 +1,4 @@
-"""Forged snapshots: all hashes are right and the content is hostile; only the closed format helps, and it does."""
+"""Forged snapshots: all hashes are right, the content is hostile; only the closed format helps, and does."""
 
 from __future__ import annotations
 

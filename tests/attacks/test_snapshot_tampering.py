@@ -1,13 +1,17 @@
-"""Changed snapshots: an attacker who cannot recompute hashes changes bytes, files or names; all is refused by name."""
+"""Changed snapshots: whoever cannot recompute hashes changes bytes, files or names; all is refused."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import pickle
 import random
 import shutil
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +23,7 @@ import snapshot_samples as samples
 from livefactor import snapshot_files
 from livefactor import snapshot_format as fmt
 from livefactor.errors import SnapshotInvalid
-from snapshot_refusals import VERBS, refused, refused_in_little_memory
+from snapshot_refusals import VERBS, refused, refused_in_little_memory, watched
 
 SEED = 20_240_917
 FLIPS = 2_000
@@ -55,6 +59,19 @@ def _flip_many(path: Path, count: int) -> None:
             file.seek(at)
             file.write(files[name][at : at + 1])
     snapshot_files.verify(path)
+
+
+def test_the_watch_sees_what_it_forbids(copy: Path, tmp_path: Path) -> None:
+    """Else nothing here would prove that nothing runs."""
+    for plant in (
+        lambda: pickle.loads(pickle.dumps(Path)),
+        lambda: exec("pass"),
+        lambda: subprocess.run([sys.executable, "-c", ""], check=True),
+        lambda: os.remove(tmp_path / "missing"),
+        lambda: open(__file__).close(),
+    ):
+        with pytest.raises(AssertionError), watched(copy), contextlib.suppress(OSError):
+            plant()
 
 
 def test_every_flipped_byte_is_found(copy: Path) -> None:

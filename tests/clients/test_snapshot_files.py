@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import snapshot_samples as samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import snapshot_samples as samples
 from livefactor import digest, snapshot_files
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.snapshot_files import LoadedSnapshot

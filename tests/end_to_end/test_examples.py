@@ -16,7 +16,7 @@ ITEMS = {"teapot", "cup", "saucer", "kite", "string"}
 
 
 def check_output(output: str) -> int:
-    """Asserts that an example pushed all and got three known items at or after its own revision; returns that revision."""
+    """Asserts that an example pushed all and got three known items. Returns the revision of its push."""
     pushed = re.search(r"^pushed 7 purchases, visible at revision (\d+)$", output, re.MULTILINE)
     scored = re.search(r"^ada's best at revision (\d+):$", output, re.MULTILINE)
     assert pushed, output
@@ -68,16 +68,23 @@ def test_node_client(server, node_client: Path) -> None:
 
 def test_both_clients_make_the_same_keys(server, node_client: Path) -> None:
     """Ids that Node pushed are the ids that Python asks for."""
-    check_output(run(["node", str(node_client), server.target, "shared"], LIVEFACTOR_PROTOS=str(ROOT / "protos")))
+    check_output(
+        run(["node", str(node_client), server.target, "shared"], LIVEFACTOR_PROTOS=str(ROOT / "protos"))
+    )
     before = described_items(server.target)
-    check_output(run([sys.executable, str(ROOT / "examples" / "reflection_client.py"), server.target, "shared"]))
+    check_output(
+        run([sys.executable, str(ROOT / "examples" / "reflection_client.py"), server.target, "shared"])
+    )
     assert before == described_items(server.target) == len(ITEMS)
 
 
 def described_items(target: str) -> int:
     import grpc
+
     from livefactor.v1 import models_pb2, models_pb2_grpc
 
     with grpc.insecure_channel(target) as channel:
         models = models_pb2_grpc.ModelServiceStub(channel)
-        return models.DescribeModel(models_pb2.DescribeModelRequest(model="shared"), timeout=10).description.items
+        return models.DescribeModel(
+            models_pb2.DescribeModelRequest(model="shared"), timeout=10
+        ).description.items

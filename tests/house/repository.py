@@ -24,7 +24,9 @@ STUBS = PACKAGES["livefactor"] / "v1"
 def project_files() -> tuple[Path, ...]:
     """Every file that is in the repository or would be added to it."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.split("\0")
+    names = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.split(
+        "\0"
+    )
     return tuple(sorted(path for name in names if name and (path := ROOT / name).is_file()))
 
 
@@ -52,7 +54,11 @@ def imports(path: Path, type_checking: bool = True) -> Iterator[tuple[int, str]]
         elif isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            source = ".".join(filter(None, (*package_of(path)[: -node.level + 1 or None], node.module))) if node.level else node.module
+            source = (
+                ".".join(filter(None, (*package_of(path)[: -node.level + 1 or None], node.module)))
+                if node.level
+                else node.module
+            )
             yield node.lineno, str(source)
             yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
 
@@ -81,7 +87,7 @@ def contract_files(image: bytes) -> dict[str, FileDescriptorProto]:
 
 
 def bare(file: FileDescriptorProto) -> FileDescriptorProto:
-    """The same file without comments, JSON names (which follow from the names) and fields of the compiler's own."""
+    """The same file without comments, JSON names (they follow from the names) and compilers' own fields."""
     file.ClearField("source_code_info")
     file.DiscardUnknownFields()
     for message in file.message_type:

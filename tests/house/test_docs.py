@@ -1,4 +1,4 @@
-"""What can be called, set, measured or typed is in the documentation; what the documentation shows is real."""
+"""What can be called, set, measured or typed is in the documentation; what that shows is real."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import livefactor_server
 import pytest
 import typer
+
+import livefactor_server
 from repository import ROOT, compiled_contract, contract_files, project_files
 
-PAGES = sorted((ROOT / "docs").glob("*.md")) + [ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 # Written by `make docs`, so that it names every call proves nothing.
 GENERATED = {"api.md"}
 
@@ -47,7 +48,12 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def test_every_call_is_explained() -> None:
-    calls = [m.name for file in contract_files(compiled_contract()).values() for s in file.service for m in s.method]
+    calls = [
+        m.name
+        for file in contract_files(compiled_contract()).values()
+        for s in file.service
+        for m in s.method
+    ]
     assert len(calls) >= 12
     assert missing(calls) == []
 
@@ -63,7 +69,13 @@ def test_every_setting_is_explained() -> None:
 def test_every_setting_is_a_flag_of_serve() -> None:
     from livefactor_server.settings import ServerSettings
 
-    flags = {option for typed, command in commands() if typed == "livefactor serve" for p in command.params for option in p.opts}
+    flags = {
+        option
+        for typed, command in commands()
+        if typed == "livefactor serve"
+        for p in command.params
+        for option in p.opts
+    }
     assert {"--" + name.replace("_", "-") for name in ServerSettings.model_fields} <= flags
 
 
@@ -79,14 +91,23 @@ def test_every_command_and_flag_is_explained() -> None:
     found = dict(commands())
     assert len(found) >= 8
     assert missing(list(found)) == []
-    flags = {option for command in found.values() for p in command.params for option in p.opts if option.startswith("--")}
+    flags = {
+        option
+        for command in found.values()
+        for p in command.params
+        for option in p.opts
+        if option.startswith("--")
+    }
     assert missing(sorted(flags - {"--help"})) == []
 
 
 def test_every_command_and_flag_has_help() -> None:
     silent = [typed for typed, command in commands() if not command.help]
     silent += [
-        f"{typed} {p.name}" for typed, command in commands() for p in command.params if not getattr(p, "help", None)
+        f"{typed} {p.name}"
+        for typed, command in commands()
+        for p in command.params
+        if not getattr(p, "help", None)
     ]
     assert silent == []
 
@@ -115,13 +136,17 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_excerpts_are_the_files_they_name() -> None:
-    """A code block whose first line is a comment with a file's name holds a piece of that file, word for word."""
+    """A code block that begins with a comment naming a file holds a piece of that file, word for word."""
     seen = 0
     for page in PAGES:
-        for code in re.findall(r"^```\w+\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for code in re.findall(
+            r"^```\w+\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
             first, _, rest = code.partition("\n")
             named = re.match(r"(?:#|//) ((?:examples|protos)/\S+)$", first)
             if named:
                 seen += 1
-                assert rest.strip("\n") in (ROOT / named[1]).read_text(encoding="utf-8"), f"{page.name}: {named[1]}"
+                assert rest.strip("\n") in (ROOT / named[1]).read_text(encoding="utf-8"), (
+                    f"{page.name}: {named[1]}"
+                )
     assert seen >= 2

@@ -11,7 +11,9 @@ THIN = {"livefactor", "grpc", "google", "numpy"}
 
 
 def test_contracts_between_rooms_hold() -> None:
-    result = subprocess.run([tool("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [tool("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -29,9 +31,14 @@ def test_the_client_names_nothing_but_its_three_dependencies() -> None:
 
 
 def test_importing_the_client_loads_nothing_else() -> None:
-    code = "import sys; before = set(sys.modules); import livefactor; print(*{n.split('.')[0] for n in set(sys.modules) - before})"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    code = "import sys; before = set(sys.modules); import livefactor; print(*set(sys.modules) - before)"
+    command = [sys.executable, "-c", code]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    loaded = {name.split(".")[0] for name in names}
     assert "livefactor" in loaded
     extra = {name for name in loaded if not name.startswith("_")} - THIN - sys.stdlib_module_names
     # grpc looks for these itself, and goes on without them.
-    assert extra - {"grpc_tools", "grpc_health", "grpc_reflection", "typing_extensions", "cython_runtime"} == set()
+    assert (
+        extra - {"grpc_tools", "grpc_health", "grpc_reflection", "typing_extensions", "cython_runtime"}
+        == set()
+    )

@@ -1,4 +1,4 @@
-"""The committed stubs and the baseline say what protos/ says. (`make check` compares the stubs byte by byte.)"""
+"""The committed stubs and the baseline say what protos/ says. (`make check` compares the stubs' text.)"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.internal import api_implementation
+
 from repository import ROOT, STUBS, bare, compiled_contract, contract_files
 
 PROTOS = sorted(path.relative_to(ROOT / "protos").as_posix() for path in (ROOT / "protos").rglob("*.proto"))
@@ -34,7 +35,7 @@ def test_the_baseline_for_breaking_changes_is_up_to_date() -> None:
 
 
 def test_stubs_load_on_the_oldest_protobuf() -> None:
-    """Generated code refuses to load on a protobuf older than the one it was made for; 6.30 is what pyproject.toml asks for."""
+    """Generated code refuses a protobuf older than its own, and pyproject.toml promises 6.30."""
     for path in STUBS.glob("*_pb2.py"):
         assert "# Protobuf Python Version: 6.30.0\n" in path.read_text()
 

@@ -7,8 +7,9 @@ import re
 import types
 from importlib.metadata import entry_points, version
 
-import livefactor
 import pytest
+
+import livefactor
 from repository import ROOT, modules
 
 
@@ -36,7 +37,14 @@ def test_versions_agree() -> None:
     assert livefactor.__version__ in newest[0]
 
 
-@pytest.mark.parametrize(("group", "name"), [("console_scripts", "livefactor"), ("livefactor.cli", "main"), ("livefactor.local", "start")])
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [("console_scripts", "livefactor"), ("livefactor.cli", "main"), ("livefactor.local", "start")],
+)
 def test_entry_points_lead_somewhere(group: str, name: str) -> None:
-    (found,) = [entry for entry in entry_points(group=group) if entry.name == name and entry.value.startswith("livefactor")]
+    (found,) = [
+        entry
+        for entry in entry_points(group=group)
+        if entry.name == name and entry.value.startswith("livefactor")
+    ]
     assert callable(found.load())

@@ -1,4 +1,4 @@
-"""What people install is whole: the demo's data, the types, the licence, and no more dependencies than promised."""
+"""What people install is whole: data, types and licence; and no more dependencies than promised."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+
 from repository import PACKAGES, ROOT, STUBS, modules, tool
 
 
 def build(kind: str, source: Path, folder: Path) -> Path:
     """Build a wheel or an sdist of `source` into `folder`."""
-    subprocess.run([tool("hatchling"), "build", "-t", kind, "-d", folder], cwd=source, check=True, capture_output=True)
+    subprocess.run(
+        [tool("hatchling"), "build", "-t", kind, "-d", folder], cwd=source, check=True, capture_output=True
+    )
     (built,) = folder.iterdir()
     return built
 

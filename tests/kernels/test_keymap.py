@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from livefactor_kernels import keymap as keymap_module
 from livefactor_kernels.keymap import NO_ROW, KeyMap
 
@@ -42,7 +43,11 @@ def unhash(keymap: KeyMap, h: int) -> int:
 
 
 @settings(max_examples=150, deadline=None)
-@given(batches=st.lists(st.lists(keys_64, max_size=60), max_size=8), gap=st.integers(0, 3), seed=st.integers(0, TOP))
+@given(
+    batches=st.lists(st.lists(keys_64, max_size=60), max_size=8),
+    gap=st.integers(0, 3),
+    seed=st.integers(0, TOP),
+)
 def test_batches_equal_a_dict(batches, gap, seed):
     keymap, model, next_row = KeyMap(seed), {}, 0
     for batch in batches:
@@ -51,8 +56,9 @@ def test_batches_equal_a_dict(batches, gap, seed):
         assert keymap.count_new(keys) == len(new)
         rows, new_keys = keymap.insert_missing(keys, next_row)
         model.update({key: next_row + i for i, key in enumerate(new)})
-        assert new_keys.tolist() == new and new_keys.dtype == np.uint64
-        assert rows.tolist() == [model[key] for key in batch] and rows.dtype == np.uint32
+        assert new_keys.tolist() == new
+        assert rows.tolist() == [model[key] for key in batch]
+        assert (rows.dtype, new_keys.dtype) == (np.uint32, np.uint64)
         assert len(keymap) == len(model)
         next_row += len(new) + gap
     probes = sorted({key for batch in batches for key in batch} | {0, 1, TOP, 1 << 56})
@@ -82,7 +88,8 @@ def test_duplicates_and_known_keys_in_one_large_batch():
     assert keymap.count_new(batch) == len(unknown)
     rows, new_keys = keymap.insert_missing(batch, 7000)
     assert new_keys.tolist() == unknown
-    expected = {key: i for i, key in enumerate(keys[:1000].tolist())} | {key: 7000 + i for i, key in enumerate(unknown)}
+    expected = {key: i for i, key in enumerate(keys[:1000].tolist())}
+    expected |= {key: 7000 + i for i, key in enumerate(unknown)}
     assert rows.tolist() == [expected[key] for key in batch.tolist()]
 
 
@@ -96,7 +103,7 @@ def test_unhash_inverts_the_hash():
 
 @pytest.mark.parametrize("fixed_low_bits", [0, 40])
 def test_keys_that_all_fall_into_one_sub_table(fixed_low_bits):
-    """Even with the secret known to the attacker results stay right: one sub-table grows, buckets overflow into the next."""
+    """Who knows the secret cannot make results wrong: one sub-table grows, buckets overflow."""
     keymap = KeyMap(11)
     random = np.random.default_rng(2).integers(0, 1 << 50, 3000).tolist()
     low = [r % (1 << 15) << fixed_low_bits if fixed_low_bits else r for r in random]
@@ -122,12 +129,15 @@ def test_rebuild_gives_rows_in_order_and_refuses_duplicates():
     keymap = KeyMap(3)
     keymap.insert_missing(keys[::-1], 0)
     keymap.rebuild(keys)
-    assert len(keymap) == keys.size and np.array_equal(keymap.find(keys), np.arange(keys.size))
+    assert len(keymap) == keys.size
+    assert np.array_equal(keymap.find(keys), np.arange(keys.size))
     rows, new_keys = keymap.insert_missing(u64([*keys[:2].tolist(), 12345]), keys.size)
-    assert rows.tolist() == [0, 1, keys.size] and new_keys.tolist() == [12345]
+    assert rows.tolist() == [0, 1, keys.size]
+    assert new_keys.tolist() == [12345]
     with pytest.raises(ValueError, match="expected 3 distinct keys, got 2"):
         keymap.rebuild(u64([9, 8, 9]))
-    assert len(keymap) == 0 and keymap.find(u64([8, 9])).tolist() == [NO_ROW, NO_ROW]
+    assert len(keymap) == 0
+    assert keymap.find(u64([8, 9])).tolist() == [NO_ROW, NO_ROW]
     keymap.rebuild(u64([]))
     assert len(keymap) == 0
 

@@ -206,7 +206,7 @@ def test_a_state_outside_the_format_is_refused_and_leaves_nothing(
 
 
 class FaultyOs:
-    """The os module; call number `fail_at` of a verb that touches the disk fails with `error`. Keeps all calls."""
+    """The os module; call `fail_at` of the verbs that touch the disk fails with `error`. Keeps all calls."""
 
     VERBS = ("open", "posix_fallocate", "pwrite", "fsync", "rename")
 

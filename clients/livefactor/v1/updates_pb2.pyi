@@ -71,8 +71,6 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     REJECT_REASON_ITEMS_FULL: _RejectReason.ValueType  # 5
     """a new item beyond items_max"""
     REJECT_REASON_LABEL_TOO_LONG: _RejectReason.ValueType  # 6
-    REJECT_REASON_LABELS_FULL: _RejectReason.ValueType  # 7
-    """a new label or mark beyond twice users_max + items_max"""
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """Why a row was rejected. Rejected rows are not logged; the other rows of the batch are applied."""
@@ -89,8 +87,6 @@ REJECT_REASON_USERS_FULL: RejectReason.ValueType  # 4
 REJECT_REASON_ITEMS_FULL: RejectReason.ValueType  # 5
 """a new item beyond items_max"""
 REJECT_REASON_LABEL_TOO_LONG: RejectReason.ValueType  # 6
-REJECT_REASON_LABELS_FULL: RejectReason.ValueType  # 7
-"""a new label or mark beyond twice users_max + items_max"""
 global___RejectReason = RejectReason
 
 @typing.final
@@ -232,7 +228,9 @@ global___Interactions = Interactions
 
 @typing.final
 class Labels(google.protobuf.message.Message):
-    """Names for ids, so that people can read answers. The last label given wins; an empty label removes it."""
+    """Names for ids, so that people can read answers. The last label given wins; an empty label removes it. A model holds as many labels
+    a side as it may hold rows; a batch that would pass that is refused as a whole (RESOURCE_EXHAUSTED).
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
