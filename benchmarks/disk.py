@@ -1,9 +1,10 @@
 """What the disk takes, with and without the log around it; `python benchmarks/disk.py [FOLDER]`.
 
-The same bytes three ways, taking turns: written by the log (packed, chained, O_DIRECT, fdatasync); raw into a file of zeros that
-were written before; raw into a file that was only reserved (`fallocate`). Sizes: groups of 8 batches of 8,192 events of 20 bytes,
-one such batch alone, and one record that fits 4 KiB. Hashing payloads is timed apart, since the server does it beside the log's thread.
-A disk shared with others gives other figures each time: compare within one run.
+The same bytes three ways, taking turns: written by the log (packed, chained, O_DIRECT, fdatasync); raw into a
+file of zeros that were written before; raw into a file that was only reserved (`fallocate`). Sizes: groups of
+8 batches of 8,192 events of 20 bytes, one such batch alone, and one record that fits 4 KiB. Hashing payloads
+is timed apart, since the server does it beside the log's thread. A disk shared with others gives other
+figures each time: compare within one run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ Way = Callable[[], None]
 
 
 class RawFile:
-    """Aligned writes and syncs, one behind the other, over a file of one segment's size; from its start again at its end."""
+    """Aligned writes and syncs, one behind the other, over a file of one segment's size; from its start again
+    at its end."""
 
     def __init__(self, path: Path, size: int, zeroed: bool) -> None:
         self._io, self._zeroed, self._path, self._at = FileIO(), zeroed, path, 0
@@ -73,7 +75,8 @@ class RawFile:
 
 
 class LogWriter:
-    """Groups of one shape appended to one log. Only `append` is in the clock; `hash_s` is what the commitments took."""
+    """Groups of one shape appended to one log. Only `append` is in the clock; `hash_s` is what the
+    commitments took."""
 
     def __init__(self, folder: Path, records: int, events: int) -> None:
         self._log = Log.create(folder, b"spec")
@@ -85,11 +88,25 @@ class LogWriter:
 
     def room(self) -> None:
         start = time.perf_counter()
-        sealed = [self._log.commit(salt, b"", body) for salt, body in zip(self._salts, self._bodies, strict=True)]
+        sealed = [
+            self._log.commit(salt, b"", body) for salt, body in zip(self._salts, self._bodies, strict=True)
+        ]
         self.hash_s.append(time.perf_counter() - start)
         first = self._log.last_revision + 1
         self._entries = [
-            Entry(Kind.INTERACTIONS, first + i, b"producer", 1, first + i, 0, self._events, b"", body, salt, commitment)
+            Entry(
+                Kind.INTERACTIONS,
+                first + i,
+                b"producer",
+                1,
+                first + i,
+                0,
+                self._events,
+                b"",
+                body,
+                salt,
+                commitment,
+            )
             for i, (body, salt, commitment) in enumerate(zip(self._bodies, self._salts, sealed, strict=True))
         ]
 
@@ -137,7 +154,9 @@ def measure_shape(folder: Path, name: str, rounds: int, seconds: float) -> dict[
         ways[way].close()
     log = ways["log"]
     assert isinstance(log, LogWriter)
-    figures[f"disk_{name}_hash_ns_an_event"] = round(float(np.median(log.hash_s)) * 1e9 / (records * events), 2)
+    figures[f"disk_{name}_hash_ns_an_event"] = round(
+        float(np.median(log.hash_s)) * 1e9 / (records * events), 2
+    )
     shutil.rmtree(folder)
     return figures
 
@@ -153,9 +172,13 @@ class NoDisk(FileIO):
 
 
 def measure_packing(folder: Path, rounds: int) -> dict[str, float]:
-    """CPU of `append` without the disk: of a one-click record in a group of 1,000, and of an event in a group of 8 x 8,192."""
+    """CPU of `append` without the disk: of a one-click record in a group of 1,000, and of an event in a group
+    of 8 x 8,192."""
     figures = {}
-    for name, records, events in (("log_us_a_one_click_record", 1_000, 1), ("log_ns_an_event_8x8k", 8, BATCH)):
+    for name, records, events in (
+        ("log_us_a_one_click_record", 1_000, 1),
+        ("log_ns_an_event_8x8k", 8, BATCH),
+    ):
         writer = LogWriter(folder / name, records, events)
         writer._log._io = NoDisk()
         took = []
@@ -188,7 +211,9 @@ def measure_reading(folder: Path, records: int) -> dict[str, float]:
     }
 
 
-def measure(folder: Path, rounds: int = ROUNDS, seconds: float = SECONDS, records: int = 100_000) -> dict[str, float]:
+def measure(
+    folder: Path, rounds: int = ROUNDS, seconds: float = SECONDS, records: int = 100_000
+) -> dict[str, float]:
     """All figures, flat. `folder` is an empty folder on the disk to measure."""
     figures: dict[str, float] = {}
     for name in SHAPES:
@@ -204,7 +229,8 @@ def main() -> None:
         print(f"{name:>9}  {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8} {'events/s':>12}")
         for way in ("log", "raw_zeroed", "raw_reserved"):
             p50, p99, worst = (figures[f"disk_{name}_{way}_{what}_ms"] for what in ("p50", "p99", "max"))
-            print(f"{way:>12} {p50:7.3f} {p99:8.3f} {worst:8.1f} {figures[f'disk_{name}_{way}_events_per_s']:12,.0f}")
+            speed = figures[f"disk_{name}_{way}_events_per_s"]
+            print(f"{way:>12} {p50:7.3f} {p99:8.3f} {worst:8.1f} {speed:12,.0f}")
     print(json.dumps(figures, indent=1))
 
 

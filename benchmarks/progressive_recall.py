@@ -1,66 +1,28 @@
-"""Progressive recall@N: is the item of the next event in the user's top N of what has been learned before its batch?
+"""Progressive recall@10: is an event's item in its user's top 10 of what was learned before its batch?
 
-A batch is scored as a whole, then learned as one record, as a producer would do that asks before it pushes. An event counts 1 if
-its item is among the N best of all items known before the batch (order: score descending, then item key ascending), else 0; so an
-item that is new in the batch is a miss. A user who is new in the batch has the list that `Score` would give: the item biases.
+A batch is scored as a whole, then learned as one record, as by a producer that asks before it pushes. An
+event is a hit if its item is among the 10 best of all items known before the batch (score descending, then
+item key ascending): an item that is new in the batch is a miss. A user who is new in it has the list that
+`Score` gives: by the item biases.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter, defaultdict
+from itertools import pairwise
 
 import numpy as np
-from livefactor_kernels.backend import Update, create_backend
-from livefactor_kernels.spec import LANES, ModelSpec
-from livefactor_kernels.steps import FLOAT_BYTES, Rows, load1, score
-from numba import njit
-
 from benchmarks.progressive_data import Stream
+
+from livefactor_kernels.backend import Update, create_backend
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.scoring import gather, top_k
+from livefactor_kernels.spec import ModelSpec
+from livefactor_kernels.tables import NO_ROW
 
 TOP = 10
 BATCH_EVENTS = 512
 HALF_LIFE_EVENTS = 20_000
-
-
-@njit(cache=True, error_model="numpy")
-def _in_top(scores: Any, keys: Any, item: Any, top: Any) -> bool:
-    """Whether fewer than `top` of all items come before `item`."""
-    own, better, equal = scores[item], np.int32(0), np.int32(0)
-    for other in range(scores.size):  # no branch, so that it becomes vector code
-        better += np.int32(scores[other] > own)
-        equal += np.int32(scores[other] == own)
-    if better < top and equal > 1:
-        for other in range(scores.size):
-            better += np.int32(scores[other] == own and keys[other] < keys[item])
-    return better < top
-
-
-@njit(cache=True, error_model="numpy")
-def _model_hits(users: Any, items: Any, keys: Any, known_users: Any, user_rows: Any, item_rows: Any, blocks: Any,
-                top: Any) -> int:  # fmt: skip
-    """Hits of a batch; keys: those of the published items; rows at or past the published counts are unknown."""
-    scores, scored, hits, zero = np.empty(keys.size, np.float32), -1, 0, np.float32(0.0)
-    for i in range(user_rows.size):
-        user = min(np.int64(user_rows[i]), np.int64(known_users))
-        if user != scored:
-            for item in range(np.uint64(keys.size)):
-                if user < known_users:
-                    scores[item] = score(zero, users, items, np.uint64(user), item, blocks)
-                else:
-                    scores[item] = load1(items.bias + item * FLOAT_BYTES)
-            scored = user
-        if item_rows[i] < keys.size:
-            hits += _in_top(scores, keys, item_rows[i], top)
-    return hits
-
-
-@njit(cache=True, error_model="numpy")
-def _popular_hits(counts: Any, keys: Any, known: Any, item_rows: Any, top: Any) -> int:
-    hits = 0
-    for i in range(item_rows.size):
-        if item_rows[i] < known:
-            hits += _in_top(counts[:known], keys[:known], item_rows[i], top)
-    return hits
 
 
 def batches(events: int, size: int) -> list[slice]:
@@ -68,32 +30,78 @@ def batches(events: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, events)) for start in range(0, events, size)]
 
 
-def model_recall(spec: ModelSpec, stream: Stream, batch_events: int = BATCH_EVENTS) -> float:
-    """Progressive recall@10 of a spec without global mean (logistic, BPR): a share of all events, in 0..1."""
+def model_hits(spec: ModelSpec, stream: Stream, batch_events: int = BATCH_EVENTS) -> np.ndarray:
+    """Whether each event is a hit (bool[n]) of a model that learns every event as a positive one."""
     model = create_backend("cpu", spec)
-    users, items, blocks = Rows.of(model.users), Rows.of(model.items), np.uint64(spec.k_padded // LANES)
-    hits = 0
+    hits = np.zeros(len(stream), bool)
     for revision, part in enumerate(batches(len(stream), batch_events), 1):
         known_users, known_items = model.published
-        user_rows, item_rows = model.users.allocate(stream.user_keys[part]), model.items.allocate(stream.item_keys[part])
-        hits += _model_hits(users, items, model.items.keys[:known_items], known_users, user_rows, item_rows, blocks, TOP)
-        values = np.ones(user_rows.size, np.float32)
-        model.apply(Update(revision, user_rows, item_rows, values, None, model.users.allocated, model.items.allocated))
-    return hits / len(stream)
+        user_rows = model.users.allocate(stream.user_keys[part])
+        item_rows = model.items.allocate(stream.item_keys[part])
+        asking, place = np.unique(np.where(user_rows < known_users, user_rows, NO_ROW), return_inverse=True)
+        if known_items:
+            hits[part] = (_lists(model, asking.astype(np.uint32))[place] == item_rows[:, None]).any(axis=1)
+        ones, counts = np.ones(user_rows.size, np.float32), (model.users.allocated, model.items.allocated)
+        model.apply(Update(revision, user_rows, item_rows, ones, None, *counts))
+    return hits
 
 
-def popular_recall(stream: Stream, half_life_events: float = HALF_LIFE_EVENTS, batch_events: int = BATCH_EVENTS) -> float:
-    """The same of one list for everybody: items by purchases so far, each worth half after `half_life_events` more."""
-    keys, first, item_rows = np.unique(stream.item_keys, return_index=True, return_inverse=True)
-    # Rows in order of first appearance, so that the known items are a prefix.
-    order = np.argsort(first)
-    keys, item_rows = keys[order], np.argsort(order)[item_rows]
-    counts, known, hits = np.zeros(keys.size), 0, 0
+def _lists(model: CpuModel, user_rows: np.ndarray) -> np.ndarray:
+    """The users' best item rows, uint32[users, TOP]; NO_ROW where there are fewer."""
+    factors, biases = gather(model.users, user_rows)
+    with model.pins.pin(model) as pin:
+        rows, _, offsets = top_k(pin, model.items, factors, biases, TOP)
+    lists = np.full((user_rows.size, TOP), NO_ROW, np.uint32)
+    for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
+        lists[user, : stop - start] = rows[start:stop]
+    return lists
+
+
+def popular_hits(
+    stream: Stream, half_life_events: float = HALF_LIFE_EVENTS, batch_events: int = BATCH_EVENTS
+) -> np.ndarray:
+    """The same (bool[n]) of one list for everybody: items by their events so far.
+
+    An event counts half after `half_life_events` more; infinity counts all alike.
+    """
+    keys, item_rows = np.unique(stream.item_keys, return_inverse=True)
+    counts, hits = np.zeros(keys.size), np.zeros(len(stream), bool)
     for part in batches(len(stream), batch_events):
-        rows = item_rows[part]
-        hits += _popular_hits(counts, keys, known, rows, TOP)
-        ages = np.arange(rows.size - 1, -1, -1)
-        counts = counts * 0.5 ** (rows.size / half_life_events)
-        counts += np.bincount(rows, 0.5 ** (ages / half_life_events), keys.size)
-        known = max(known, int(rows.max()) + 1)
-    return hits / len(stream)
+        hits[part] = np.isin(item_rows[part], _most_popular(counts))
+        counts = _count(counts, item_rows[part], half_life_events)
+    return hits
+
+
+def own_first_hits(
+    stream: Stream, half_life_events: float = HALF_LIFE_EVENTS, batch_events: int = BATCH_EVENTS
+) -> np.ndarray:
+    """The same (bool[n]) of a list of the user's own most frequent items, filled up as in `popular_hits`.
+
+    It names nothing new to a user who has bought 10 items: what there is to win by remembering repeats alone.
+    """
+    keys, item_rows = np.unique(stream.item_keys, return_inverse=True)
+    counts, hits = np.zeros(keys.size), np.zeros(len(stream), bool)
+    own: defaultdict[int, Counter[int]] = defaultdict(Counter)
+    for part in batches(len(stream), batch_events):
+        rows, users, popular = item_rows[part], stream.user_keys[part], _most_popular(counts).tolist()
+        for user in np.unique(users).tolist():
+            mine, chosen = own[user], users == user
+            best = np.array(sorted(mine), np.int64)
+            best = best[np.lexsort((-counts[best], [-mine[item] for item in best.tolist()]))][:TOP].tolist()
+            hits[part][chosen] = np.isin(rows[chosen], list(dict.fromkeys(best + popular))[:TOP])
+            mine.update(rows[chosen].tolist())
+        counts = _count(counts, rows, half_life_events)
+    return hits
+
+
+def _most_popular(counts: np.ndarray) -> np.ndarray:
+    """At most `TOP` items that were seen, best first; rows ascend by key, so ties break as in `Score`."""
+    best = np.argsort(-counts, kind="stable")[:TOP]
+    return best[counts[best] > 0]
+
+
+def _count(counts: np.ndarray, rows: np.ndarray, half_life_events: float) -> np.ndarray:
+    """The decayed counts after a batch's events."""
+    ages = np.arange(rows.size - 1, -1, -1)
+    aged = counts * 0.5 ** (rows.size / half_life_events)
+    return aged + np.bincount(rows, 0.5 ** (ages / half_life_events), counts.size)

@@ -1,7 +1,7 @@
 """A livefactor client that knows nothing but an address: the server tells what calls and messages look like.
 
     pip install grpcio grpcio-reflection protobuf
-    python reflection_client.py localhost:50551
+    python reflection_client.py localhost:50051
 
 Creates a model, pushes a few purchases exactly once, and asks for a customer's best items at the revision
 of that push.

@@ -22,6 +22,8 @@ FLOATS = np.dtype("<f4")
 NUMBERS = np.dtype("<u4")
 TIMES = np.dtype("<i8")
 
+_RANGES = {dtype: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for dtype in (KEYS, NUMBERS, TIMES)}
+_KEY_MAX = _RANGES[KEYS][1]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Ids = Any
@@ -38,6 +40,8 @@ def as_keys(name: str, ids: Ids, secret: bytes = b"") -> npt.NDArray[np.uint64]:
         return np.ascontiguousarray(ids)
     if isinstance(ids, str | bytes):
         return np.array([key_of(ids, secret)], KEYS)
+    if type(ids) is int and 0 <= ids <= _KEY_MAX:
+        return np.array([ids], KEYS)
     if _is_dictionary(ids):
         return _dictionary_keys(name, ids, secret)
     if _is_text_list(ids):
@@ -62,6 +66,8 @@ def as_floats(name: str, values: Any, n: int) -> npt.NDArray[np.float32]:
     """Numbers to float32[n]; one number stands for all n rows. NaN and what is too large stay (the server
     rejects those rows).
     """
+    if isinstance(values, float):
+        return np.full(n, values, FLOATS)
     array = _broadcast(name, values, n)
     if array.dtype == FLOATS:
         return np.ascontiguousarray(array)
@@ -142,12 +148,13 @@ def _broadcast(name: str, values: Any, n: int) -> npt.NDArray[Any]:
 
 def _whole(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """`array` (integers) as `dtype`, or ColumnError naming the first value outside its range."""
-    if array.dtype != dtype and array.size and not np.can_cast(array.dtype, dtype, "safe"):
-        limits = np.iinfo(dtype)
-        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+    if array.dtype != dtype and array.size:
+        low, high = _RANGES[dtype]
+        own = np.iinfo(array.dtype) if array.dtype.kind != "b" else np.iinfo(np.uint8)
+        if (own.min < low and int(array.min()) < low) or (own.max > high and int(array.max()) > high):
             values = array.tolist()
-            row = next(row for row, value in enumerate(values) if not limits.min <= value <= limits.max)
-            raise ColumnError(f"{name}[{row}]: expected {limits.min}..{limits.max}, got {values[row]}")
+            row = next(row for row, value in enumerate(values) if not low <= value <= high)
+            raise ColumnError(f"{name}[{row}]: expected {low}..{high}, got {values[row]}")
     return np.ascontiguousarray(array, dtype)
 
 

@@ -140,7 +140,7 @@ def row_columns(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Share:
     """`count` rows of one push in one batch: from row `batch_start` of the batch and `push_start` of the
     push.

@@ -12,6 +12,7 @@ from the canonical size) and lets the public class read the message.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
+@lru_cache(maxsize=1024)  # Batches are mostly of one size.
 def field_prefix(number: int, content: int) -> bytes:
     """Tag and length in front of `content` bytes of the length-delimited field `number`."""
     return varint(number << 3 | 2) + varint(content)

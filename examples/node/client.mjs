@@ -1,7 +1,7 @@
 // A livefactor client in Node.js: the folder of .proto files is all it needs.
 //
 //     npm install
-//     node client.mjs localhost:50551
+//     node client.mjs localhost:50051
 //
 // Creates a model, pushes a few purchases exactly once, and asks for a customer's best items at the revision of that push.
 
@@ -23,8 +23,10 @@ const PURCHASES = [
 
 const protos = process.env.LIVEFACTOR_PROTOS ?? fileURLToPath(new URL("../../protos", import.meta.url));
 const files = ["updates", "scoring", "models"].map((name) => `livefactor/v1/${name}.proto`);
-// 64-bit numbers do not fit a JavaScript number: they travel as strings.
-const definition = protoLoader.loadSync(files, { includeDirs: [protos], longs: String, keepCase: true });
+// 64-bit numbers do not fit a JavaScript number: they travel as strings. A field that is 0 or empty is not sent: `defaults`
+// puts it back.
+const options = { includeDirs: [protos], keepCase: true, longs: String, defaults: true };
+const definition = protoLoader.loadSync(files, options);
 const { UpdateService, ScoringService, ModelService } = grpc.loadPackageDefinition(definition).livefactor.v1;
 
 /** A client whose unary methods return promises and have a deadline of ten seconds. */

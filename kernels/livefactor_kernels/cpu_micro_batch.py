@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
-from numba.extending import register_jitable
 
 from . import scalar
 from .cpu_sequential import event_errors
-from .lanes import VECTOR_BYTES, broadcast, load1, load16, store1, store16, store_u32
+from .lanes import VECTOR_BYTES, broadcast, inlined, load1, load16, store1, store16, store_u32
 from .reference import CHUNK
 from .spec import LANES, Loss, ModelSpec
 from .steps import ONE, WORD_BYTES, ZERO, prefetch_row, real, row_bytes, score, step_bias, step_block, word
@@ -75,12 +74,12 @@ def make_scratch(spec: ModelSpec, users: Table, items: Table) -> tuple[Scratch, 
     return Scratch(*chains, errors, counts, gradients), arrays
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _set(base: Any, index: Any, value: Any) -> None:
-    store_u32(base + index * WORD_BYTES, value)
+    store_u32(base, value, index * WORD_BYTES)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _link(chains: Any, used: Any, row: Any, occurrence: Any) -> Any:
     """Append an occurrence to its row's list; the number of rows used after it."""
     place = word(chains.place, row)
@@ -97,20 +96,20 @@ def _link(chains: Any, used: Any, row: Any, occurrence: Any) -> Any:
     return used
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _reset(chains: Any, used: Any) -> None:
     for q in range(used):
         _set(chains.place, word(chains.row, q), ZERO)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _add(target: Any, c: Any, fresh: Any, term: Any) -> None:
     """Add 16 lanes to block c of a gradient row, or start it with them."""
-    address = target + c * VECTOR_BYTES
-    store16(address, term if fresh else load16(address) + term)
+    at = c * VECTOR_BYTES
+    store16(target, term if fresh else load16(target, at) + term, at)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _target(total: Any, chunk: Any, number: Any, blocks: Any) -> Any:
     """Where a row's occurrence `number` adds: the first chunk straight to `total`, later ones to `chunk`, folded when full."""
     if number < _CHUNK:
@@ -120,14 +119,14 @@ def _target(total: Any, chunk: Any, number: Any, blocks: Any) -> Any:
     return chunk
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _fold(total: Any, chunk: Any, blocks: Any) -> None:
     for c in range(blocks + ONE):
         at = c * VECTOR_BYTES
-        store16(total + at, load16(total + at) + load16(chunk + at))
+        store16(total, load16(total, at) + load16(chunk, at), at)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: Any) -> None:
     """Complete a row's sum of `number` occurrences, and scale it down if more than `hot` events name the row."""
     if number > _CHUNK:
@@ -136,41 +135,41 @@ def _finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: 
     if scale != _F1:
         for c in range(blocks + ONE):
             at = c * VECTOR_BYTES
-            store16(total + at, load16(total + at) * scale)
+            store16(total, load16(total, at) * scale, at)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _step_row(rows: Any, row: Any, gradient: Any, with_bias: Any, blocks: Any, adagrad: Any, rates: Any) -> None:
     """Step one row by its gradient row."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
         offset = row * row_bytes(blocks) + at
-        step_block(rows, offset, load16(rows.factors + offset), load16(gradient + at), adagrad, rates)
+        step_block(rows, offset, load16(rows.factors, offset), load16(gradient, at), adagrad, rates)
     if with_bias:
         bias = real(rows.bias, row)
-        step_bias(rows, row, bias, load1(gradient + row_bytes(blocks)), adagrad, rates)
+        step_bias(rows, row, bias, load1(gradient, row_bytes(blocks)), adagrad, rates)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _add_occurrence(target: Any, fresh: Any, e: Any, other: Any, own: Any, bias: Any, blocks: Any, rates: Any) -> None:
     """Add (e * other) + (lambda * own), and the bias's e + (lambda_b * bias), to a gradient row."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        _add(target, c, fresh, scalar.pull(e, load16(other + at), rates.l2, load16(own + at)))
+        _add(target, c, fresh, scalar.pull(e, load16(other, at), rates.l2, load16(own, at)))
     _add(target, blocks, fresh, broadcast(scalar.bias_pull(e, rates.bias_l2, bias)))
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _add_bpr_user(target: Any, fresh: Any, e: Any, y: Any, other: Any, x: Any, blocks: Any, rates: Any) -> None:
     """Add a BPR user's (e * (y_p - y_n)) + (lambda * x) to a gradient row; its bias's lane is unused."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        difference = load16(y + at) - load16(other + at)
-        _add(target, c, fresh, scalar.pull(e, difference, rates.l2, load16(x + at)))
+        difference = load16(y, at) - load16(other, at)
+        _add(target, c, fresh, scalar.pull(e, difference, rates.l2, load16(x, at)))
     _add(target, blocks, fresh, broadcast(_F0))
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _user_gradient(
     users: Any, items: Any, user: Any, q: Any, batch: Any, scratch: Any, total: Any, chunk: Any, blocks: Any, loss: Any,
     rates: Any,
@@ -195,7 +194,7 @@ def _user_gradient(
     _finish(total, chunk, number, events, rates.hot_events, blocks)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _item_gradient(
     users: Any, items: Any, item: Any, q: Any, batch: Any, scratch: Any, total: Any, chunk: Any, blocks: Any, loss: Any,
     rates: Any,
@@ -233,7 +232,7 @@ class Batch(NamedTuple):
     count: np.uint64
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _take_errors(
     users: Any, items: Any, batch: Any, values: Any, weights: Any, start: Any, mean: Any, scratch: Any, blocks: Any,
     loss: Any, adagrad: Any, rates: Any,
@@ -271,7 +270,7 @@ def _take_errors(
     return used_users, used_items
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _sum_and_step(
     users: Any, items: Any, batch: Any, used_users: Any, used_items: Any, scratch: Any, item_total: Any, blocks: Any,
     loss: Any, adagrad: Any, rates: Any,

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numba.extending import register_jitable
 
 from . import scalar
-from .lanes import VECTOR_BYTES, load16, store1
+from .lanes import VECTOR_BYTES, inlined, load16, store1
 from .spec import Loss
 from .steps import ONE, WORD_BYTES, ZERO, prefetch_row, real, row_bytes, score, step_bias, step_block, word
 
@@ -56,7 +55,7 @@ def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callabl
             user_offset, item_offset = user * row_bytes(BLOCKS), item * row_bytes(BLOCKS)
             for c in range(BLOCKS):
                 at_user, at_item = user_offset + c * VECTOR_BYTES, item_offset + c * VECTOR_BYTES
-                x, y = load16(users.factors + at_user), load16(items.factors + at_item)
+                x, y = load16(users.factors, at_user), load16(items.factors, at_item)
                 step_block(users, at_user, x, scalar.pull(e, y, rates.l2, x), ADAGRAD, rates)
                 step_block(items, at_item, y, scalar.pull(e, x, rates.l2, y), ADAGRAD, rates)
             x_bias, y_bias = real(users.bias, user), real(items.bias, item)
@@ -68,7 +67,7 @@ def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callabl
     return livefactor_positive_kernel  # type: ignore[no-any-return]
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def event_errors(
     users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, value: Any, weight: Any,
     errors: Any, blocks: Any, loss: Any, rates: Any,
@@ -84,10 +83,10 @@ def event_errors(
             e = scalar.bpr_error(s, s_negative, weight, rates.error_max)
         else:
             e = scalar.logistic_error(s_negative, _F0, weight, rates.error_max)
-        store1(errors + (d + ONE) * WORD_BYTES, e)
+        store1(errors, e, (d + ONE) * WORD_BYTES)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _has_repeats(negatives: Any, count: Any) -> bool:
     found = False
     for d in range(ONE, count):
@@ -96,7 +95,7 @@ def _has_repeats(negatives: Any, count: Any) -> bool:
     return found
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _is_first(negatives: Any, d: Any) -> bool:
     for before in range(d):
         if word(negatives, before) == word(negatives, d):
@@ -104,7 +103,7 @@ def _is_first(negatives: Any, d: Any) -> bool:
     return True
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _step_negatives(
     items: Any, negatives: Any, count: Any, repeats: Any, errors: Any, sign: Any, at: Any, x: Any, blocks: Any,
     adagrad: Any, rates: Any,
@@ -114,7 +113,7 @@ def _step_negatives(
         if repeats and not _is_first(negatives, d):
             continue
         offset = word(negatives, d) * row_bytes(blocks) + at
-        y = load16(items.factors + offset)
+        y = load16(items.factors, offset)
         g = scalar.pull(sign * real(errors, d + ONE), x, rates.l2, y)
         if repeats:
             for later in range(d + ONE, count):
@@ -123,7 +122,7 @@ def _step_negatives(
         step_block(items, offset, y, g, adagrad, rates)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _step_negative_biases(
     items: Any, negatives: Any, count: Any, repeats: Any, errors: Any, sign: Any, adagrad: Any, rates: Any
 ) -> None:
@@ -140,7 +139,7 @@ def _step_negative_biases(
         step_bias(items, row, bias, g, adagrad, rates)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _step_logistic_pair(
     users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, repeats: Any, errors: Any,
     blocks: Any, adagrad: Any, rates: Any,
@@ -149,10 +148,10 @@ def _step_logistic_pair(
     size = row_bytes(blocks)
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        x, y = load16(users.factors + user * size + at), load16(items.factors + positive * size + at)
+        x, y = load16(users.factors, user * size + at), load16(items.factors, positive * size + at)
         g = scalar.pull(real(errors, ZERO), y, rates.l2, x)
         for d in range(count):
-            other = load16(items.factors + word(negatives, d) * size + at)
+            other = load16(items.factors, word(negatives, d) * size + at)
             g = g + scalar.pull(real(errors, d + ONE), other, rates.l2, x)
         step_block(users, user * size + at, x, g, adagrad, rates)
         step_block(items, positive * size + at, y, scalar.pull(real(errors, ZERO), x, rates.l2, y), adagrad, rates)
@@ -167,7 +166,7 @@ def _step_logistic_pair(
     _step_negative_biases(items, negatives, count, repeats, errors, _F1, adagrad, rates)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def _step_bpr_event(
     users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, repeats: Any, errors: Any,
     blocks: Any, adagrad: Any, rates: Any,
@@ -176,12 +175,12 @@ def _step_bpr_event(
     size = row_bytes(blocks)
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        x, y = load16(users.factors + user * size + at), load16(items.factors + positive * size + at)
-        other = load16(items.factors + word(negatives, ZERO) * size + at)
+        x, y = load16(users.factors, user * size + at), load16(items.factors, positive * size + at)
+        other = load16(items.factors, word(negatives, ZERO) * size + at)
         g = scalar.pull(real(errors, ONE), y - other, rates.l2, x)
         g_positive = scalar.pull(real(errors, ONE), x, rates.l2, y)
         for d in range(ONE, count):
-            other = load16(items.factors + word(negatives, d) * size + at)
+            other = load16(items.factors, word(negatives, d) * size + at)
             g = g + scalar.pull(real(errors, d + ONE), y - other, rates.l2, x)
             g_positive = g_positive + scalar.pull(real(errors, d + ONE), x, rates.l2, y)
         step_block(users, user * size + at, x, g, adagrad, rates)

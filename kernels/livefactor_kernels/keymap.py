@@ -5,7 +5,7 @@
     slot       16 bytes    key uint64 | row + 1 uint64 (0: an empty slot); buckets fill from the first slot on
 
 The top 8 bits of a key's hash choose the sub-table, the low bits its first bucket. A directory never changes:
-a sub-table that has become too full is copied into a block of twice the size, and a *new* directory is
+a sub-table that has become too full is copied into a larger block, and a *new* directory is
 published by one Python assignment. A reader takes the directory once a call, and the object it holds owns
 every block in it: so "a retired block is freed only when no reader is inside" is plain reference counting.
 Inside a block the writer stores the key first and then row + 1 with release; readers load row + 1 with
@@ -16,8 +16,8 @@ The hash decides no row, no digest and nothing in the log (rows are given in fir
 where a slot lies. It is seeded so that nobody who does not know the seed can choose keys that collide.
 
 A bucket is looked at as a whole, without a branch for each slot (one misprediction costs more than four
-compares), and hashes are taken `_WINDOW` keys ahead, where their buckets are prefetched: 8 ns a look-up at
-100 thousand keys against 12 for slot-by-slot probing (benchmarks/keymap_bench.py measures the former).
+compares), and hashes are taken `_WINDOW` keys ahead, where their buckets are prefetched
+(benchmarks/keymap_bench.py).
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ SUB_TABLES = 256
 SLOTS_PER_BUCKET = 4
 _BUCKET_BYTES = 64
 _BUCKET_WORDS = 8
+_BITS_MIN = 3
+_BITS_QUADRUPLE = 6
+"""Below 64 buckets a block grows fourfold: there a growth costs more Python than copying."""
 _LOAD_MIN = 0.60
 _LOAD_SPREAD = 0.15
 """A sub-table grows when it is 60 to 75 % full, depending on its number: hashes fill all of them evenly, and
@@ -218,7 +221,7 @@ def _slot_limit(sub: int, bits: int) -> int:
 
 
 def _bits_for(sub: int, count: int) -> int:
-    bits = 1
+    bits = _BITS_MIN
     while _slot_limit(sub, bits) < count:
         bits += 1
     return bits
@@ -303,10 +306,11 @@ class KeyMap:
         return rows, new_keys[:made].copy()
 
     def _grow(self, sub: int) -> None:
-        """Publish a copy of a sub-table of twice the size; readers that are inside keep the old one alive."""
+        """Publish a larger copy of a sub-table; readers that are inside keep the old one alive."""
         blocks = self._blocks
         old_entry = blocks.directory[sub]
-        bits = (int(old_entry) & int(_SIZE_BITS)) + 1
+        old_bits = int(old_entry) & int(_SIZE_BITS)
+        bits = old_bits + (2 if old_bits < _BITS_QUADRUPLE else 1)
         directory, memory = blocks.directory.copy(), blocks.memory.copy()
         memory[sub], directory[sub] = _new_block(bits)
         grown = _Blocks(directory, memory)
@@ -331,7 +335,7 @@ class KeyMap:
 
 def compile_kernels() -> None:
     """Compile this module's kernels, or load them from Numba's cache: no first call waits for it then."""
-    keys = np.arange(16 * SUB_TABLES, dtype=np.uint64)
+    keys = np.arange(64 * SUB_TABLES, dtype=np.uint64)
     keymap = KeyMap(0)
     keymap.count_new(keys)
     keymap.insert_missing(keys, 0)

@@ -19,10 +19,19 @@ from llvmlite import ir
 from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.core.datamodel.models import PrimitiveModel
-from numba.extending import intrinsic, lower_builtin, overload, register_model, type_callable
+from numba.extending import intrinsic, lower_builtin, overload, register_jitable, register_model, type_callable
 
 LANES = 16
 VECTOR_BYTES = np.uint64(4 * LANES)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a function that is plain Python and, called from a kernel, becomes part of the kernel's code.
+
+    Left to itself LLVM keeps many of them as calls, and a `Vec16` crosses a call through memory.
+    """
+    return register_jitable(forceinline=True)(function)  # type: ignore[no-any-return]
+
 
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -39,21 +48,34 @@ class Vec16Type(types.Type):  # type: ignore[misc]
 vec16 = Vec16Type()
 
 
+def _offset(offset: Any) -> Any:
+    """Type of an access's offset argument, which may be left out."""
+    return types.Omitted(None) if offset is None or isinstance(offset, types.Omitted) else types.uint64
+
+
 @register_model(Vec16Type)
 class _Vec16Model(PrimitiveModel):  # type: ignore[misc]
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _VECTOR)
 
 
-def pointer_to(builder: ir.IRBuilder, address: ir.Value, pointee: ir.Type) -> ir.Value:
-    """Pointer for an intrinsic's access to an integer `address`; marks the function it is built in.
+def pointer_to(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value | None, pointee: ir.Type) -> ir.Value:
+    """Pointer of an intrinsic's access to an integer address, or to `offset` bytes past it.
 
-    Numba optimises a function again after code generation has rewritten its addresses, and there `base + offset` may have become
-    "offset as pointer, plus base". Where the offset then turns out to be 0, LLVM sees an access based on null, takes it as
-    unreachable, and stores nonsense. `null_pointer_is_valid` (which inlining carries to the caller) forbids that conclusion.
+    The offset must be an operand of its own (LLVM's getelementptr) where it can be a constant 0. Numba optimises a function again
+    after code generation has rewritten its addresses, and there a sum `base + offset` may have become "offset as pointer, plus
+    base": with offset 0 LLVM then sees an access based on null, takes it as unreachable and stores nonsense.
     """
-    set.add(builder.function.attributes, "null_pointer_is_valid")  # llvmlite's own add() does not know it
-    return builder.inttoptr(address, pointee.as_pointer())
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    if offset is not None:
+        pointer = builder.gep(pointer, [offset], source_etype=ir.IntType(8))
+    return builder.bitcast(pointer, pointee.as_pointer())
+
+
+def _pointer(builder: ir.IRBuilder, sig: Any, args: Any, pointee: ir.Type) -> ir.Value:
+    """Pointer for an intrinsic whose first argument is an address and whose last one is an offset that may be left out."""
+    offset = None if isinstance(sig.args[-1], types.Omitted) else args[-1]
+    return pointer_to(builder, args[0], offset, pointee)
 
 
 def _splat(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
@@ -89,66 +111,66 @@ for _op, _emit in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul
 
 
 @intrinsic  # type: ignore[misc]
-def load16(typingctx: Any, address: Any) -> Any:
-    """Vec16 at `address` (uint64, a multiple of 64)."""
+def load16(typingctx: Any, address: Any, offset: Any = None) -> Any:
+    """Vec16 at `address` + `offset` (uint64; the sum a multiple of 64)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(pointer_to(builder, args[0], _VECTOR), align=64)
+        return builder.load(_pointer(builder, sig, args, _VECTOR), align=64)
 
-    return vec16(types.uint64), codegen
+    return vec16(types.uint64, _offset(offset)), codegen
 
 
 @intrinsic  # type: ignore[misc]
-def store16(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write a Vec16 to `address` (uint64, a multiple of 64)."""
+def store16(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
+    """Write a Vec16 to `address` + `offset` (uint64; the sum a multiple of 64)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[1], pointer_to(builder, args[0], _VECTOR), align=64)
+        builder.store(args[1], _pointer(builder, sig, args, _VECTOR), align=64)
         return context.get_dummy_value()
 
-    return types.void(types.uint64, vec16), codegen
+    return types.void(types.uint64, vec16, _offset(offset)), codegen
 
 
 @intrinsic  # type: ignore[misc]
-def load1(typingctx: Any, address: Any) -> Any:
-    """float32 at `address` (uint64, a multiple of 4)."""
+def load1(typingctx: Any, address: Any, offset: Any = None) -> Any:
+    """float32 at `address` + `offset` (uint64; the sum a multiple of 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(pointer_to(builder, args[0], _FLOAT), align=4)
+        return builder.load(_pointer(builder, sig, args, _FLOAT), align=4)
 
-    return types.float32(types.uint64), codegen
+    return types.float32(types.uint64, _offset(offset)), codegen
 
 
 @intrinsic  # type: ignore[misc]
-def store1(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write a float32 to `address` (uint64, a multiple of 4)."""
+def store1(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
+    """Write a float32 to `address` + `offset` (uint64; the sum a multiple of 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[1], pointer_to(builder, args[0], _FLOAT), align=4)
+        builder.store(args[1], _pointer(builder, sig, args, _FLOAT), align=4)
         return context.get_dummy_value()
 
-    return types.void(types.uint64, types.float32), codegen
+    return types.void(types.uint64, types.float32, _offset(offset)), codegen
 
 
 @intrinsic  # type: ignore[misc]
-def load_u32(typingctx: Any, address: Any) -> Any:
-    """uint32 at `address` (uint64, a multiple of 4), as uint64."""
+def load_u32(typingctx: Any, address: Any, offset: Any = None) -> Any:
+    """uint32 at `address` + `offset` (uint64; the sum a multiple of 4), as uint64."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.zext(builder.load(pointer_to(builder, args[0], _INT32), align=4), ir.IntType(64))
+        return builder.zext(builder.load(_pointer(builder, sig, args, _INT32), align=4), ir.IntType(64))
 
-    return types.uint64(types.uint64), codegen
+    return types.uint64(types.uint64, _offset(offset)), codegen
 
 
 @intrinsic  # type: ignore[misc]
-def store_u32(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write the low 32 bits of the uint64 `value` to `address` (uint64, a multiple of 4)."""
+def store_u32(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
+    """Write the low 32 bits of the uint64 `value` to `address` + `offset` (the sum a multiple of 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(builder.trunc(args[1], _INT32), pointer_to(builder, args[0], _INT32), align=4)
+        builder.store(builder.trunc(args[1], _INT32), _pointer(builder, sig, args, _INT32), align=4)
         return context.get_dummy_value()
 
-    return types.void(types.uint64, types.uint64), codegen
+    return types.void(types.uint64, types.uint64, _offset(offset)), codegen
 
 
 @intrinsic  # type: ignore[misc]
@@ -180,17 +202,17 @@ def tree_sum(typingctx: Any, value: Any) -> Any:
 
 
 @intrinsic  # type: ignore[misc]
-def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at `address` (uint64; any value is legal, an unmapped one is ignored)."""
+def prefetch(typingctx: Any, address: Any, offset: Any = None) -> Any:
+    """Ask for the cache line at `address` + `offset` (uint64; any value is legal, an unmapped one is ignored)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = pointer_to(builder, args[0], ir.IntType(8))
+        pointer = _pointer(builder, sig, args, ir.IntType(8))
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
         function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         builder.call(function, [pointer, _INT32(0), _INT32(3), _INT32(1)])  # read, keep in all caches, data
         return context.get_dummy_value()
 
-    return types.void(types.uint64), codegen
+    return types.void(types.uint64, _offset(offset)), codegen
 
 
 @intrinsic  # type: ignore[misc]

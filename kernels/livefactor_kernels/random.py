@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numba.extending import register_jitable
+
+from .lanes import inlined
 
 _U = np.uint64
 _MASK = _U(0xFFFFFFFF)
@@ -28,7 +29,7 @@ _TO_UNIT = np.float32(2.0**-24)
 _HALF = np.float32(0.5)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, key: Any) -> Any:
     """Four random 32-bit words (uint64 each) for a counter of four 32-bit words and a 64-bit key."""
     k0, k1 = key & _MASK, key >> _32
@@ -39,13 +40,13 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, key: Any) -> Any:
     return c0, c1, c2, c3
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def initial_factor(word: Any, scale: Any) -> Any:
     """((word >> 8) * 2**-24 - 0.5) * scale as float32: uniform in [-scale/2, scale/2)."""
     return (np.float32(word >> _EIGHT) * _TO_UNIT - _HALF) * scale
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def draw_negative(key: Any, revision: Any, event: Any, draw: Any, positive: Any, items: Any) -> Any:
     """Item row (uint64) of an event's negative `draw`: mulhi64(word0 | word1 << 32, items), or the next row modulo
     items if that is the positive. `items` is 2..2**32-1, `event` the index in the stored payload; all are uint64."""

@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 
-from .lanes import clamp, root
+from .lanes import clamp, inlined, root
 
 _F = np.float32
 ONE = _F(1.0)
@@ -32,7 +31,7 @@ FIXED_ONE = np.float64(1 << 20)
 _ROUNDER64 = np.float64(6755399441055744.0)  # 1.5 * 2**52
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def exp(x: Any) -> Any:
     """e**x as float32 for a float32 x, which is first limited to [-87, 87]; error below 2 units in the last place."""
     x = clamp(x, _EXP_LIMIT)
@@ -47,73 +46,73 @@ def exp(x: Any) -> Any:
     return p * _POWERS_OF_TWO[int(n) + _POWER_OFFSET]
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e**-x) as float32 for a float32 x: in (0, 1], never a subnormal."""
     return ONE / (ONE + exp(-x))
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def score(mean: Any, user_bias: Any, item_bias: Any, dot: Any) -> Any:
     """s = ((mu + b_u) + b_i) + dot, all float32."""
     return ((mean + user_bias) + item_bias) + dot
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def squared_error(s: Any, value: Any, weight: Any, limit: Any) -> Any:
     """w * (s - v), limited to +-limit: the derivative of w/2 * (s - v)**2 with respect to s."""
     return clamp(weight * (s - value), limit)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def logistic_error(s: Any, value: Any, weight: Any, limit: Any) -> Any:
     """w * (sigmoid(s) - v), limited to +-limit, for a label v of 0 or 1."""
     return clamp(weight * (sigmoid(s) - value), limit)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def bpr_error(s_positive: Any, s_negative: Any, weight: Any, limit: Any) -> Any:
     """-w * sigmoid(s_n - s_p), limited to +-limit: the derivative of -w * log sigmoid(s_p - s_n) in s_p."""
     return clamp(-(weight * sigmoid(s_negative - s_positive)), limit)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def pull(error: Any, other: Any, l2: Any, own: Any) -> Any:
     """An occurrence's contribution to a row's gradient: (e * other) + (lambda * own)."""
     return (error * other) + (l2 * own)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def bias_pull(error: Any, l2: Any, own: Any) -> Any:
     """An occurrence's contribution to a bias's gradient: e + (lambda_b * own)."""
     return error + (l2 * own)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def sgd_step(x: Any, g: Any, rate: Any, limit: Any) -> Any:
     """x - rate * g, limited to +-limit."""
     return clamp(x - rate * g, limit)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def adagrad_sum(total: Any, g: Any) -> Any:
     """The accumulator after gradient g, before its own limit (which applies when it is stored)."""
     return total + g * g
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def adagrad_step(x: Any, g: Any, total: Any, rate: Any, eps: Any, limit: Any) -> Any:
     """x - (rate * g) / (sqrt(G) + eps), limited to +-limit; `total` is G after this gradient was added."""
     return clamp(x - (rate * g) / (root(total) + eps), limit)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def fixed_point(value: Any) -> Any:
     """round-half-even(float64(value) * 2**20) as int64, for |value| <= 1e6: what the global mean sums."""
     return np.int64((np.float64(value) * FIXED_ONE + _ROUNDER64) - _ROUNDER64)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def mean_of(total: Any, count: Any) -> Any:
     """Global mean as float32 from the fixed-point sum and the number of events (int64 both); 0 without events."""
     if count == 0:
@@ -121,7 +120,7 @@ def mean_of(total: Any, count: Any) -> Any:
     return _F(np.float64(total) / (np.float64(count) * FIXED_ONE))
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def hot_scale(limit: Any, events: Any) -> Any:
     """min(1, h / events) as float32: the scale of a row's gradient that `events` events of a micro-batch name."""
     count = _F(events)

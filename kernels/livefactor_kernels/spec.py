@@ -192,16 +192,18 @@ def _check_bounded(spec: ModelSpec) -> None:
 
 _PRESETS: dict[str, ModelSpec] = {
     "ratings": ModelSpec(
-        k=32, loss=Loss.SQUARED, optimizer=Optimizer(OptimizerKind.SGD, 0.02, 0.02), l2=0.02, bias_l2=0.005,
-        limits=Limits(value_abs_max=1e3, error_max=1e3),
+        k=32, loss=Loss.SQUARED, optimizer=Optimizer(OptimizerKind.SGD, 0.07, 0.05), l2=0.01, bias_l2=0.02,
+        init_scale=0.3, hot_row_events=16.0,
+        # Steps that suit five stars would blow up on a scale of a hundred: a bound on the error keeps them stable.
+        limits=Limits(value_abs_max=1e3, error_max=2.5),
     ),
     "clicks": ModelSpec(
-        k=64, loss=Loss.LOGISTIC, negatives=4, optimizer=Optimizer(OptimizerKind.SGD, 0.05, 0.01),
-        l2=0.001, limits=Limits(value_abs_max=1.0, error_max=1e3),
+        k=64, loss=Loss.LOGISTIC, negatives=4, optimizer=Optimizer(OptimizerKind.SGD, 0.12, 0.1), l2=0.001,
+        init_scale=0.4, hot_row_events=32.0, limits=Limits(value_abs_max=1.0, error_max=4.0),
     ),
     "purchases": ModelSpec(
-        k=64, loss=Loss.BPR, negatives=4, optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.1, 0.1, 0.0, 1e-6), l2=0.001,
-        limits=Limits(value_abs_max=1e6, error_max=1e3),
+        k=64, loss=Loss.BPR, negatives=8, optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.12, 0.15, 0.5, 1e-6), l2=0.001,
+        init_scale=0.3, hot_row_events=32.0, limits=Limits(value_abs_max=1e6, error_max=4.0),
     ),
 }
 

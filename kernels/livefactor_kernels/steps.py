@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import register_jitable
 
 from . import scalar
-from .lanes import VECTOR_BYTES, load1, load16, load_u32, prefetch, store1, store16, tree_sum
+from .lanes import VECTOR_BYTES, inlined, load1, load16, load_u32, prefetch, store1, store16, tree_sum
 from .tables import Table
 
 ONE = np.uint64(1)
@@ -35,34 +34,34 @@ class Rows(NamedTuple):
         return Rows(*(np.uint64(0 if array is None else array.ctypes.data) for array in arrays))
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def row_bytes(blocks: Any) -> Any:
     """Bytes of a row of `blocks` vectors."""
     return blocks * VECTOR_BYTES
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def word(base: Any, index: Any) -> Any:
     """uint32 number `index` of an array at address `base`, as uint64."""
-    return load_u32(base + index * WORD_BYTES)
+    return load_u32(base, index * WORD_BYTES)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def real(base: Any, index: Any) -> Any:
     """float32 number `index` of an array at address `base`."""
-    return load1(base + index * WORD_BYTES)
+    return load1(base, index * WORD_BYTES)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def dot(x: Any, y: Any, blocks: Any) -> Any:
     """Dot product (float32) of the rows at x and y, in the order of the semantics."""
     lanes = load16(x) * load16(y)
     for c in range(ONE, blocks):
-        lanes = lanes + load16(x + c * VECTOR_BYTES) * load16(y + c * VECTOR_BYTES)
+        lanes = lanes + load16(x, c * VECTOR_BYTES) * load16(y, c * VECTOR_BYTES)
     return tree_sum(lanes)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def score(mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any) -> Any:
     """Score (float32) of a user's row and an item's."""
     size = row_bytes(blocks)
@@ -70,37 +69,37 @@ def score(mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any) 
     return scalar.score(mean, real(users.bias, user), real(items.bias, item), product)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def step_block(rows: Any, offset: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
     """Step 16 factors, `offset` bytes into the table, from their old value x by gradient g, and store them."""
     if adagrad:
-        total = scalar.adagrad_sum(load16(rows.factor_g + offset), g)
-        store16(rows.factors + offset, scalar.adagrad_step(x, g, total, rates.rate, rates.eps, rates.factor_max))
-        store16(rows.factor_g + offset, scalar.clamp(total, rates.g_max))
+        total = scalar.adagrad_sum(load16(rows.factor_g, offset), g)
+        store16(rows.factors, scalar.adagrad_step(x, g, total, rates.rate, rates.eps, rates.factor_max), offset)
+        store16(rows.factor_g, scalar.clamp(total, rates.g_max), offset)
     else:
-        store16(rows.factors + offset, scalar.sgd_step(x, g, rates.rate, rates.factor_max))
+        store16(rows.factors, scalar.sgd_step(x, g, rates.rate, rates.factor_max), offset)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def step_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
     """Step a row's bias from its old value x by gradient g, and store it."""
     offset = row * WORD_BYTES
     if adagrad:
-        total = scalar.adagrad_sum(load1(rows.bias_g + offset), g)
-        store1(rows.bias + offset, scalar.adagrad_step(x, g, total, rates.bias_rate, rates.eps, rates.factor_max))
-        store1(rows.bias_g + offset, scalar.clamp(total, rates.g_max))
+        total = scalar.adagrad_sum(load1(rows.bias_g, offset), g)
+        store1(rows.bias, scalar.adagrad_step(x, g, total, rates.bias_rate, rates.eps, rates.factor_max), offset)
+        store1(rows.bias_g, scalar.clamp(total, rates.g_max), offset)
     else:
-        store1(rows.bias + offset, scalar.sgd_step(x, g, rates.bias_rate, rates.factor_max))
+        store1(rows.bias, scalar.sgd_step(x, g, rates.bias_rate, rates.factor_max), offset)
 
 
-@register_jitable  # type: ignore[misc]
+@inlined
 def prefetch_row(rows: Any, row: Any, blocks: Any, adagrad: Any) -> None:
     """Ask for all cache lines of a row: factors, bias, accumulators."""
     offset = row * row_bytes(blocks)
     for c in range(blocks):
-        prefetch(rows.factors + offset + c * VECTOR_BYTES)
-    prefetch(rows.bias + row * WORD_BYTES)
+        prefetch(rows.factors, offset + c * VECTOR_BYTES)
+    prefetch(rows.bias, row * WORD_BYTES)
     if adagrad:
         for c in range(blocks):
-            prefetch(rows.factor_g + offset + c * VECTOR_BYTES)
-        prefetch(rows.bias_g + row * WORD_BYTES)
+            prefetch(rows.factor_g, offset + c * VECTOR_BYTES)
+        prefetch(rows.bias_g, row * WORD_BYTES)

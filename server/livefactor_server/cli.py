@@ -19,7 +19,7 @@ from rich.table import Table
 from livefactor_server.settings import ServerSettings
 
 app = typer.Typer(
-    name="livefactor", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    name="livefactor", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="A factorization model that learns while it serves: push events in, score out, prove it later.",
 )
 models_app = typer.Typer(no_args_is_help=True, help="Create, list, describe, restore and delete models.")

@@ -220,7 +220,7 @@ def models_create(
 
 @models_app.command("describe")
 def models_describe(
-    name: Annotated[str, typer.Argument()] = "default",
+    name: Annotated[str, typer.Argument(help="The model.")] = "default",
     root_hash: Annotated[bool, typer.Option(help="Hash the whole state, too.")] = False,
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
@@ -245,7 +245,7 @@ def models_restore(
 
 @models_app.command("delete")
 def models_delete(
-    name: Annotated[str, typer.Argument()],
+    name: Annotated[str, typer.Argument(help="The model.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     target: Target = DEFAULT_TARGET,
 ) -> None:

@@ -1,12 +1,13 @@
 """CRC32C of short byte strings: google-crc32c where it is installed, else tables in NumPy.
 
-A CRC is linear: for strings of one length it is the XOR of one table entry for each (position, byte), and a constant. So
-the fallback is one gather and one XOR reduction, with the tables built at the first string of a length. It is meant for the
-log's headers, which all have one length.
+A CRC is linear: for strings of one length it is the XOR of one table entry for each (position, byte), and a
+constant. So the fallback is one gather and one XOR reduction, with the tables built at the first string of a
+length. It is meant for the log's headers, which all have one length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -48,6 +49,9 @@ def crc32c_fallback(data: bytes) -> int:
 
 
 try:
-    from google_crc32c import value as crc32c
+    from google_crc32c import value
 except ImportError:
-    crc32c = crc32c_fallback
+    value = crc32c_fallback
+
+crc32c: Callable[[bytes], int] = value
+"""CRC32C of bytes."""

@@ -1,7 +1,7 @@
 """Every touch of the disk the log makes, in one small class, so that tests can plant faults in its place.
 
-Nothing above this file calls `os` for a file of the log. `tests/server/crash_io.py` implements the same verbs over a
-simulated disk that loses what was not synced.
+Nothing above this file calls `os` for a file of the log. `tests/server/crash_io.py` implements the same verbs
+over a simulated disk that loses what was not synced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class FileIO:
     """The operating system's files. Every method raises OSError as the system reports it."""
 
     def open(self, path: Path, create: bool = False) -> int:
-        """Opens for writing, with O_DIRECT where the file system takes it. `create` demands that the file is new."""
+        """Opens for writing, with O_DIRECT where the file system takes it. `create` demands a new file."""
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
         if create:
             os.close(os.open(path, flags, 0o640))
@@ -35,11 +35,12 @@ class FileIO:
             return os.open(path, flags)
 
     def close(self, fd: int) -> None:
+        """Lets go of the file; makes nothing durable."""
         os.close(fd)
 
     def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
-        """Bytes written, possibly fewer than given. A file system that took O_DIRECT at open and refuses it here
-        (EINVAL) is written through the page cache from then on."""
+        """Bytes written, possibly fewer than given. A file system that took O_DIRECT at open and refuses it
+        here (EINVAL) is written through the page cache from then on."""
         try:
             return os.pwrite(fd, data, offset)
         except OSError as error:
@@ -50,9 +51,11 @@ class FileIO:
             return os.pwrite(fd, data, offset)
 
     def fdatasync(self, fd: int) -> None:
+        """When it returns, the file's bytes and length are durable; after an error nothing is known."""
         os.fdatasync(fd)
 
     def fsync_dir(self, folder: Path) -> None:
+        """When it returns, the names in the folder are durable."""
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -64,7 +67,7 @@ class FileIO:
         os.posix_fallocate(fd, 0, size)
 
     def map(self, path: Path) -> memoryview:
-        """The whole file, read-only. Its `obj` has `find(bytes, start)`. The mapping lives as long as any view of it."""
+        """The whole file, read-only, as long as any view of it lives. Its `obj` has `find(bytes, start)`."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size = os.fstat(fd).st_size
@@ -73,6 +76,7 @@ class FileIO:
             os.close(fd)
 
     def size(self, path: Path) -> int:
+        """Bytes in the file."""
         return os.stat(path).st_size
 
     def names(self, folder: Path) -> list[str]:
@@ -83,19 +87,23 @@ class FileIO:
             return []
 
     def make_folder(self, folder: Path) -> None:
+        """Makes the folder, and those above it, if they are missing."""
         os.makedirs(folder, mode=0o750, exist_ok=True)
 
     def rename(self, old: Path, new: Path) -> None:
+        """Gives the file its new name, in place of a file that has it."""
         os.rename(old, new)
 
     def unlink(self, path: Path) -> None:
+        """Removes the name."""
         os.unlink(path)
 
 
 def write_all(io: FileIO, fd: int, data: memoryview, offset: int) -> None:
-    """Writes the whole of `data` (a multiple of BLOCK_BYTES long, page aligned) at `offset`, over short writes.
+    """Writes all of `data` (page aligned, a multiple of BLOCK_BYTES long) at `offset`, over short writes.
 
-    A short write may end inside a block, where a direct write cannot start: it goes on from that block's beginning.
+    A short write may end inside a block, where a direct write cannot start: it goes on from that block's
+    beginning.
     """
     done = 0
     while done < len(data):

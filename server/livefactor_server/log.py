@@ -1,7 +1,8 @@
 """The log of one model: everything that changed it, in order, durable before it is applied.
 
-`Log.append` is the commit protocol, on one screen; `log_format` describes the bytes, `log_walk` how they are read and
-judged, `log_recovery` what opening does to a tail that was never synced, `log_segments` how files are made.
+`Log.append` is the commit protocol, on one screen; `log_format` describes the bytes, `log_walk` how they are
+read and judged, `log_recovery` what opening does to a tail that was never synced, `log_segments` how files
+are made.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ FIRST_SEGMENT_BYTES_MAX = 8 << 20
 class Log:
     """One log folder, open for one writer, or for reading alone.
 
-    `append` and `mark` are called by one thread; `read` and the attributes may be used by any thread at any time.
+    `append` and `mark` are called by one thread, `read` and the attributes by any thread at any time.
 
     Attributes:
         last_revision: the last synced revision.
@@ -79,14 +80,19 @@ class Log:
         tail: in a log opened read-only, the unsynced (or just being written) tail that was left out, or None.
     """
 
-    def __init__(self, io: FileIO, folder: Path, contents: Contents, segment_bytes: int, writer: Preallocator | None):
+    def __init__(
+        self, io: FileIO, folder: Path, contents: Contents, segment_bytes: int, writer: Preallocator | None
+    ):
         if segment_bytes < BLOCK_BYTES or segment_bytes % BLOCK_BYTES:
             raise ValueError(f"segment_bytes must be a multiple of {BLOCK_BYTES}, got {segment_bytes}")
         cursor = contents.cursor
         self._io, self._folder, self._segment_bytes = io, folder, segment_bytes
         self._segments, self._places = contents.segments, contents.places
         self._cursor, self._incarnation = cursor, cursor.incarnation
-        self.hash_name, self._new_hash = hash_name_of(cursor.hash_id), hash_function(hash_name_of(cursor.hash_id))
+        self.hash_name, self._new_hash = (
+            hash_name_of(cursor.hash_id),
+            hash_function(hash_name_of(cursor.hash_id)),
+        )
         self.lineage, self.spec_body = uuid.UUID(bytes=contents.lineage), contents.spec_body
         self.last_revision, self.last_hash = cursor.revision, cursor.hash
         self.tail: Tail | None = contents.tail
@@ -97,7 +103,7 @@ class Log:
         self._lock = Lock()
         self._failed: str | None = None if writer else "it was opened read-only"
 
-    # ------------------------------------------------------------------------------------------------- opening, closing
+    # --------------------------------------------------------------------------------------- opening, closing
 
     @classmethod
     def create(
@@ -113,7 +119,7 @@ class Log:
         segment_bytes: int = SEGMENT_BYTES,
         ahead: bool = True,
     ) -> Log:
-        """A new log whose first record, of revision `base_revision`, is the spec. It is durable when this returns.
+        """A new log whose first record, of revision `base_revision`, is the spec; durable when this returns.
 
         Args:
             folder: made if it is missing. Remains of a creation that never finished are removed.
@@ -139,11 +145,19 @@ class Log:
             Kind.SPEC, base_revision, time_us=time_us, body=spec_body, salt=salt,
             commitment=commitment_of(new_hash, salt, b"", spec_body),
         )  # fmt: skip
-        cursor = Cursor(base_revision - 1, first_previous(lineage.bytes), 1, new_id(), HASH_IDS[hash_name], new_hash)
+        cursor = Cursor(
+            base_revision - 1, first_previous(lineage.bytes), 1, new_id(), HASH_IDS[hash_name], new_hash
+        )
         io.make_folder(folder)
         io.fsync_dir(folder.parent)
         preallocator = Preallocator(io, folder, ahead)
-        log = cls(io, folder, Contents([], cursor, lineage.bytes, bytes(spec_body), None), segment_bytes, preallocator)
+        log = cls(
+            io,
+            folder,
+            Contents([], cursor, lineage.bytes, bytes(spec_body), None),
+            segment_bytes,
+            preallocator,
+        )
         try:
             log.append([entry])
             log.mark()
@@ -166,8 +180,9 @@ class Log:
     ) -> Log:
         """Reads and verifies the whole log, and puts its tail right.
 
-        A tail that was never synced, so never acknowledged, is copied to a `.broken` file and zeroed. Read-only: nothing
-        is changed, no lock is taken, a writer may be at work; such a tail is left out and described by `tail`.
+        A tail that was never synced, so never acknowledged, is copied to a `.broken` file and zeroed.
+        Read-only: nothing is changed, no lock is taken, a writer may be at work; such a tail is left out and
+        described by `tail`.
 
         Args:
             folder: of the log.
@@ -194,7 +209,8 @@ class Log:
         log._fd = io.open(contents.segments[-1].path)
         log._incarnation += 1
         try:
-            # Where there is no room for it, the next group carries the new incarnation; a tail is durably zero already.
+            # No room for it does no harm: the next group carries the new incarnation, and a tail is durably
+            # zero already.
             with contextlib.suppress(LogFull):
                 log.mark()
         except LogFailed:
@@ -219,17 +235,18 @@ class Log:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ----------------------------------------------------------------------------------------------------------- writing
+    # ------------------------------------------------------------------------------------------------ writing
 
     def commit(self, salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]) -> bytes:
-        """The commitment (32 bytes) of a payload, with the log's hash. Any thread; large bodies without the GIL."""
+        """The commitment (32 bytes) of a payload, by the log's hash. Any thread; large bodies without GIL."""
         return commitment_of(self._new_hash, salt, rejects, body)
 
     def append(self, entries: Sequence[Entry]) -> list[bytes]:
         """Writes one commit group durably: when this returns, every entry survives a power cut.
 
         Args:
-            entries: at least one, with consecutive revisions from `last_revision + 1`, and with their commitments.
+            entries: at least one, with consecutive revisions from `last_revision + 1`, and with their
+                commitments.
 
         Returns:
             The chain hash of each entry.
@@ -255,9 +272,10 @@ class Log:
         return hashes
 
     def mark(self) -> None:
-        """Writes a bare mark durably: from then on, damage of any group before it is told from an unsynced tail.
+        """Writes a bare mark durably: damage of any group before it can now be told from an unsynced tail.
 
-        Does nothing if a mark is the last thing in the log. Raises LogFull (nothing remains; no harm done) or LogFailed.
+        Does nothing if a mark is the last thing in the log. Raises LogFull (nothing remains; no harm done) or
+        LogFailed.
         """
         with self._lock:
             self._check_usable()
@@ -277,7 +295,9 @@ class Log:
             if entry.revision != revision:
                 raise ValueError(f"revision {revision} expected, got {entry.revision}")
             if len(entry.producer) > PRODUCER_BYTES_MAX:
-                raise ValueError(f"a producer id has at most {PRODUCER_BYTES_MAX} bytes, got {len(entry.producer)}")
+                raise ValueError(
+                    f"a producer id has at most {PRODUCER_BYTES_MAX} bytes, got {len(entry.producer)}"
+                )
 
     def _make_room(self, size: int) -> None:
         """The last segment has `size` bytes left, or a new one is begun."""
@@ -290,7 +310,8 @@ class Log:
         path = self._folder / segment_name(self.last_revision + 1)
         assert self._preallocator is not None
         try:
-            # A segment without a revision that is too small for this group has this very name: the new one replaces it.
+            # A segment that holds no revision yet and is too small for this group has this very name: the
+            # new one takes its place.
             self._preallocator.take(path, new_size, zeroed)
             fd = self._io.open(path)
         except (LogFailed, OSError) as error:
@@ -326,7 +347,7 @@ class Log:
         return hashes
 
     def _write_and_sync(self, size: int) -> None:
-        """The group in the buffer becomes durable behind the last one, or an exception says what it became."""
+        """The group in the buffer becomes durable behind the last one, or an exception says it did not."""
         segment, preallocator = self._segments[-1], self._preallocator
         assert preallocator is not None
         preallocator.busy = True
@@ -336,7 +357,9 @@ class Log:
             self._undo_write(segment, size, error)
         try:
             self._io.fdatasync(self._fd)
-        except OSError as error:  # what the disk holds now is unknown, and a second sync could report a success it is not
+        except (
+            OSError
+        ) as error:  # what the disk holds now is unknown, and a second sync could report a success it is not
             self._failed = f"fdatasync failed: {error}"
             raise LogFailed(self._failed) from error
         finally:
@@ -347,7 +370,7 @@ class Log:
             preallocator.prepare(self._segment_bytes)
 
     def _undo_write(self, segment: Segment, size: int, error: OSError) -> None:
-        """Raises LogFull once the ground of the refused group is durably zero again, LogFailed where that is not so."""
+        """Raises LogFull once the refused group's ground is durably zero again, LogFailed where it is not."""
         try:
             if error.errno not in DISK_FULL_ERRORS:
                 raise error
@@ -360,10 +383,12 @@ class Log:
     def _here(self) -> Cursor:
         return Cursor(self.last_revision, self._cursor.hash, self._incarnation)
 
-    # ----------------------------------------------------------------------------------------------------------- reading
+    # ------------------------------------------------------------------------------------------------ reading
 
-    def read(self, from_revision: int | None = None, mapped: bool = True, marks: bool = False) -> Iterator[Record]:
-        """Every record from `from_revision` (or the spec) to what was the last one at the call, verified as it goes.
+    def read(
+        self, from_revision: int | None = None, mapped: bool = True, marks: bool = False
+    ) -> Iterator[Record]:
+        """The records from `from_revision` (or the spec) to the last one at the call, verified on the way.
 
         Args:
             from_revision: first revision wanted.
@@ -386,10 +411,21 @@ class Log:
         return self._places[low]
 
     def _records(
-        self, segments: list[Segment], place: Place, stop: tuple[int, int], first: int, mapped: bool, marks: bool
+        self,
+        segments: list[Segment],
+        place: Place,
+        stop: tuple[int, int],
+        first: int,
+        mapped: bool,
+        marks: bool,
     ) -> Iterator[Record]:
         cursor = Cursor(
-            place.revision, place.hash, place.incarnation, self._cursor.log_id, self._cursor.hash_id, self._new_hash
+            place.revision,
+            place.hash,
+            place.incarnation,
+            self._cursor.log_id,
+            self._cursor.hash_id,
+            self._new_hash,
         )
         walk = Walk(self._io, segments, cursor, place.segment, place.offset, first, stop)
         for group in walk.groups():

@@ -1,10 +1,10 @@
 """What can go wrong with a log.
 
-    LogError
-    ├── LogMissing    there is no log in the folder, or its creation never finished: create it (again)
-    ├── LogFull       no room on the disk; nothing of the group remains and the log goes on
-    ├── LogFailed     a write or a sync failed: the log refuses everything until it is opened again
-    └── LogDamaged    bytes that were once synced are not what was written: path, offset and reason
+LogError
+├── LogMissing    there is no log in the folder, or its creation never finished: create it (again)
+├── LogFull       no room on the disk; nothing of the group remains and the log goes on
+├── LogFailed     a write or a sync failed: the log refuses everything until it is opened again
+└── LogDamaged    bytes that were once synced are not what was written: path, offset and reason
 """
 
 from __future__ import annotations

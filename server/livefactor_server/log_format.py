@@ -1,21 +1,21 @@
 """The bytes of a log: what a record is, how it is hashed, packed and read back.
 
-A log is a folder of segment files, each named by the first revision in it (20 digits, `.log`). A segment is preallocated
-zeros, then commit groups, each starting at a multiple of 4,096. A group is the unit that is written and synced at once, and
-kept or dropped as a whole by recovery. It holds records, each starting at a multiple of 64 and laid out so
-(little-endian, unsigned unless said):
+A log is a folder of segment files, each named by the first revision in it (20 digits, `.log`). A segment is
+preallocated zeros, then commit groups, each starting at a multiple of 4,096. A group is the unit that is
+written and synced at once, and kept or dropped as a whole by recovery. It holds records, each starting at a
+multiple of 64 and laid out so (little-endian, unsigned unless said):
 
     storage header, 128 bytes: not hashed, so that grouping, recovery and erasure leave the chain as it is
       0    4  checksum     CRC32C of bytes 4 to 319, both headers
       4    2  storage      version of this header, STORAGE_VERSION
       6    2  flags        bit 0: the last record of its commit group
-      8   16  log id       random, of this log alone and never told to a client: nobody can forge a record in a payload
+      8   16  log id       random, of this log alone, told to no client: none can forge a record in a payload
      24    4  incarnation  how often the log was opened for writing; never falls along the log
      28    4  group        where the commit group starts in this file, in blocks of 4,096
      32    4  segment      how long this file was made, in blocks of 4,096: a shorter file has lost its end
      36    4  rows         rows now in the payload (fewer than count once rows were erased)
      40    8  length       bytes now in the payload
-     48    8  mark         last revision that was synced before this group was written (0 also in a first record)
+     48    8  mark         last revision that was synced before this group was written; 0 in the first
      56    8  erased at    revision of the record that erased from this one, 0 if none did
      64   32  salt         random, of this record; destroyed when the record is erased from
      96   32  commitment   to the payload as it is now: hash(salt, payload)
@@ -39,9 +39,10 @@ kept or dropped as a whole by recovery. It holds records, each starting at a mul
     320    4  length of the reject summary
     324       reject summary, then the body
 
-Zeros fill up to the next multiple of 64, and behind the group's last record to the next of 4,096. A MARK record takes no
-revision and is outside the chain: it repeats the last revision and, as `previous`, that revision's hash, has no payload,
-zeros for commitments, and stands alone in its group. It says that all before it was synced.
+Zeros fill up to the next multiple of 64, and behind the group's last record to the next of 4,096. A MARK
+record takes no revision and is outside the chain: it repeats the last revision and, as `previous`, that
+revision's hash, has no payload, zeros for commitments, and stands alone in its group. It says that all before
+it was synced.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ from livefactor_server.file_io import BLOCK_BYTES, aligned_buffer
 from livefactor_server.log_errors import LogError
 
 try:
-    from blake3 import blake3
+    import blake3
 except ImportError:  # optional: a log without it uses SHA-256
-    blake3 = None
+    blake3 = None  # type: ignore[assignment]
 
 Buffer = bytes | bytearray | memoryview | Any
 """Anything with the buffer protocol, C-contiguous (NumPy arrays too)."""
@@ -107,9 +108,10 @@ class Kind(IntEnum):
 
 _MARK = int(Kind.MARK)  # comparing with a plain int is several times as fast
 
+
 @dataclass(slots=True)
 class Entry:
-    """One record to append. `body` is bytes-like or a sequence of bytes-likes that are written one behind the other."""
+    """One record to append. `body` is bytes-like, or a sequence of them, written one behind the other."""
 
     kind: int
     revision: int
@@ -149,7 +151,7 @@ class Head(NamedTuple):
     epoch: int
     sequence: int
     time_us: int
-    count: int
+    count_acked: int
     commitment: bytes
     previous: bytes
     producer: bytes
@@ -194,7 +196,7 @@ def align(n: int, to: int) -> int:
     return n + -n % to
 
 
-# ---------------------------------------------------------------------------------------------------------------- hashes
+# ----------------------------------------------------------------------------------------------------- hashes
 
 
 def default_hash_name() -> str:
@@ -207,7 +209,7 @@ def hash_function(name: str) -> Callable[..., Any]:
     if name == "sha256":
         return hashlib.sha256
     if name == "blake3" and blake3 is not None:
-        return blake3
+        return blake3.blake3
     missing = "needs the package blake3 (pip install blake3)" if name == "blake3" else "is unknown"
     raise LogError(f"the log's hash {name!r} {missing}")
 
@@ -218,16 +220,20 @@ def parts_of(body: Buffer | Sequence[Buffer]) -> list[Any]:
     return [piece if type(piece) is bytes else memoryview(piece).cast("B") for piece in pieces]
 
 
-def commitment_of(new_hash: Callable[..., Any], salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]) -> bytes:
-    """hash(salt ‖ u32 length of rejects ‖ rejects ‖ body): 32 bytes. Large bodies are hashed without the GIL."""
+def commitment_of(
+    new_hash: Callable[..., Any], salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]
+) -> bytes:
+    """hash(salt ‖ u32 length of rejects ‖ rejects ‖ body): 32 bytes. Large bodies without the GIL."""
     parts = parts_of(body)
     head = b"".join((salt, _REJECTS.pack(len(rejects)), rejects))
     if sum(map(len, parts)) <= _JOIN_BYTES_MAX:
-        return new_hash(b"".join((head, *parts))).digest()
-    state = new_hash(head)
-    for part in parts:
-        state.update(part)
-    return state.digest()
+        state = new_hash(b"".join((head, *parts)))
+    else:
+        state = new_hash(head)
+        for part in parts:
+            state.update(part)
+    digest: bytes = state.digest()
+    return digest
 
 
 def first_previous(lineage: bytes) -> bytes:
@@ -235,7 +241,7 @@ def first_previous(lineage: bytes) -> bytes:
     return lineage.ljust(HASH_BYTES, b"\0")
 
 
-# ----------------------------------------------------------------------------------------------------------- packing
+# ---------------------------------------------------------------------------------------------------- packing
 
 
 @dataclass(slots=True)
@@ -264,12 +270,12 @@ def pack_headers(
     """(both headers, the record's hash)."""
     producer = entry.producer
     hashed = _HASHED.pack(
-        MAGIC, HEADER_VERSION, entry.kind, stamp.hash_id, len(producer), entry.revision, entry.epoch, entry.sequence,
-        entry.time_us, entry.count, entry.commitment, previous, producer,
+        MAGIC, HEADER_VERSION, entry.kind, stamp.hash_id, len(producer), entry.revision, entry.epoch,
+        entry.sequence, entry.time_us, entry.count, entry.commitment, previous, producer,
     )  # fmt: skip
     storage = _STORAGE.pack(
-        STORAGE_VERSION, flags, stamp.log_id, stamp.incarnation, stamp.group, stamp.segment, entry.count, length,
-        stamp.mark, 0, entry.salt, entry.commitment,
+        STORAGE_VERSION, flags, stamp.log_id, stamp.incarnation, stamp.group, stamp.segment, entry.count,
+        length, stamp.mark, 0, entry.salt, entry.commitment,
     )  # fmt: skip
     headers = storage + hashed
     return _CHECKSUM.pack(crc32c(headers)) + headers, new_hash(hashed).digest()
@@ -308,7 +314,7 @@ def new_id() -> bytes:
     return os.urandom(16)
 
 
-# ----------------------------------------------------------------------------------------------------------- reading
+# ---------------------------------------------------------------------------------------------------- reading
 
 _HASH_OF_ID = {number: name for name, number in HASH_IDS.items()}
 
@@ -376,8 +382,8 @@ def record_of(view: memoryview, at: int, head: Head, chain: bytes, path: Path) -
             rejects = bytes(view[start + _REJECTS.size : body_start])
         body = view[body_start : start + head.length]
     return Record(
-        head.kind, head.revision, head.producer[: head.id_length], head.epoch, head.sequence, head.time_us, head.count,
-        rejects, body, head.salt, head.commitment, path, at, chain, head.previous, head,
+        head.kind, head.revision, head.producer[: head.id_length], head.epoch, head.sequence, head.time_us,
+        head.count_acked, rejects, body, head.salt, head.commitment, path, at, chain, head.previous, head,
     )  # fmt: skip
 
 

@@ -5,8 +5,9 @@
           └─ unsynced tail? ──▶ copy it beside (`.broken`), sync the copy and the folder
                                 ──▶ zero it, sync
 
-after which the last segment and the folder are synced, so that what was read is also durable, and the log raises its
-incarnation with a bare mark before it takes a record. A crash anywhere in here is followed by the same again.
+after which the last segment and the folder are synced, so that what was read is also durable, and the log
+raises its incarnation with a bare mark before it takes a record. A crash anywhere in here is followed by the
+same again.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Contents:
 
 
 def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -> None:
-    """Remembers the group start (segment, offset), where `cursor` stands, if the last remembered one is far enough."""
+    """Remembers the group start (segment, offset), where `cursor` stands, if the last one is far enough."""
     last = places[-1] if places else None
     if last is None or last.segment != segment or offset - last.offset >= INDEX_BYTES:
         places.append(Place(cursor.revision, cursor.hash, cursor.incarnation, segment, offset))
@@ -63,7 +64,8 @@ def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None]
     segments = list_segments(io, folder)
     if not segments:
         raise LogMissing(f"no log in {folder}")
-    cursor, places, spec = start_cursor(segments[0].first), [], None
+    cursor, spec = start_cursor(segments[0].first), None
+    places: list[Place] = []
     walk = Walk(io, segments, cursor, progress=progress)
     before = Cursor(cursor.revision, cursor.hash)
     for group in walk.groups():

@@ -1,9 +1,10 @@
 """Segment files: preallocated, synced together with their folder, and only then written to.
 
-Why zeros are written ahead: a direct write into blocks that were only reserved (`fallocate`) makes the next sync commit the
-file system's journal. Measured on ext4, 4 KiB + fdatasync took 0.31 ms in reserved blocks and 0.15 ms in zeroed ones, a
-group of 1.3 MB 4.9 and 3.0 ms. Zeroing costs bandwidth, so it is done by a thread that steps aside while a group is being
-written and that gives up when the segment is wanted: a log under full load gets reserved blocks, any other zeroed ones.
+Why zeros are written ahead: a direct write into blocks that were only reserved (`fallocate`) makes the next
+sync commit the file system's journal. Measured on ext4, 4 KiB + fdatasync took 0.31 ms in reserved blocks and
+0.15 ms in zeroed ones, a group of 1.3 MB 4.9 and 3.0 ms. Zeroing costs bandwidth, so it is done by a thread
+that steps aside while a group is being written and that gives up when the segment is wanted: a log under full
+load gets reserved blocks, any other zeroed ones.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _STEP_ASIDE_S = 0.0005
 class Preallocator:
     """Makes the next segment, in the background where `ahead` is set.
 
-    One file, `next.preallocated`, is made, reserved, synced and zeroed; `take` renames it to the segment's name and
-    syncs the folder. All errors of the background work are kept for `take`.
+    One file, `next.preallocated`, is made, reserved, synced and zeroed; `take` renames it to the segment's
+    name and syncs the folder. All errors of the background work are kept for `take`.
     """
 
     def __init__(self, io: FileIO, folder: Path, ahead: bool) -> None:
@@ -42,11 +43,13 @@ class Preallocator:
         """Starts making a spare of `size` bytes, unless one is there or on its way."""
         if not self._ahead or self._thread is not None or self._size:
             return
-        self._thread = threading.Thread(target=self._make_ahead, args=(size,), name="log-preallocate", daemon=True)
+        self._thread = threading.Thread(
+            target=self._make_ahead, args=(size,), name="log-preallocate", daemon=True
+        )
         self._thread.start()
 
     def take(self, path: Path, size: int, zeroed: int = 0) -> None:
-        """The next segment, at least `size` bytes, stands durably at `path`; its first `zeroed` bytes are written zeros.
+        """The next segment, at least `size` bytes, stands durably at `path`, `zeroed` bytes of it written.
 
         Raises:
             LogFull: no room; no trace of it is left.
@@ -64,12 +67,13 @@ class Preallocator:
             with contextlib.suppress(OSError):  # what stays is removed before the next one is made
                 self.discard()
             if error.errno in DISK_FULL_ERRORS:
-                raise LogFull(f"no room for a segment of {size} bytes in {self._folder}: {error.strerror}") from error
+                raise LogFull(
+                    f"no room for a segment of {size} bytes in {self._folder}: {error.strerror}"
+                ) from error
             raise LogFailed(f"no segment could be made in {self._folder}: {error}") from error
 
     def close(self) -> None:
-        """Ends the background work and removes the spare; one that a failed disk does not let go is removed by the next
-        open."""
+        """Ends the background work and removes the spare; what a failed disk keeps, the next open removes."""
         with contextlib.suppress(OSError):
             self._join()
             self.discard()

@@ -1,4 +1,4 @@
-"""What is in a log, for people: one row for each record, and where the log ends or is damaged instead of an exception."""
+"""What is in a log, for people: one row for each record, and where it ends or is damaged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLUMNS = {
     "producer": 16,
     "epoch": 5,
     "sequence": 8,
-    "time": 26,
+    "time": 24,
     "rows": 8,
     "rejected": 8,
     "bytes": 10,
@@ -32,8 +32,8 @@ COLUMNS = {
     "offset": 10,
     "hash": 16,
 }
-"""The fields of a row, and how wide each is in a plain table. `bytes` is the payload; `hash` the chain hash, in hex, which
-tables shorten."""
+"""The fields of a row, and how wide each is in a plain table. `bytes` is the payload; `hash` the chain hash,
+in hex, which tables shorten."""
 
 _TEXT = frozenset({"kind", "producer", "time", "segment", "hash"})
 
@@ -47,8 +47,8 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """A dict, fit for JSON, for each record from `from_revision`, verified as it is read; changes nothing.
 
-    A record has the fields of COLUMNS. Where the log is damaged, or its tail is not (yet) synced, the last dict has
-    "trouble" ("damaged" or "unsynced tail"), "segment", "offset" and "reason" instead.
+    A record has the fields of COLUMNS. Where the log is damaged, or its tail is not (yet) synced, the last
+    dict has "trouble" ("damaged" or "unsynced tail"), "segment", "offset" and "reason" instead.
 
     Args:
         folder: of the log.
@@ -81,7 +81,8 @@ def _rows(io: FileIO, folder: Path, from_revision: int, marks: bool) -> Iterator
 
 
 def _cursor_at(io: FileIO, segments: list[Segment], index: int) -> Cursor:
-    """Where the chain stands at the start of a segment, as its first record says; what is before it is not read."""
+    """Where the chain stands at the start of a segment, as its first record says; what is before it is not
+    read."""
     segment = segments[index]
     if index == 0:
         return start_cursor(segment.first)
@@ -104,7 +105,9 @@ def _row(record: Record) -> dict[str, Any]:
         "producer": record.producer.decode("utf-8", "backslashreplace"),
         "epoch": record.epoch,
         "sequence": record.sequence,
-        "time": "" if is_mark else datetime.fromtimestamp(record.time_us / 1e6, UTC).isoformat(timespec="milliseconds"),
+        "time": ""
+        if is_mark
+        else datetime.fromtimestamp(record.time_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
         "rows": record.head.rows,
         "rejected": _rejected(record),
         "bytes": record.head.length,

@@ -1,12 +1,16 @@
 """Walks a log group by group and says where it ends: cleanly, in a tail that was never synced, or in damage.
 
-The rule. A group is written only after the one before it was synced. So behind a group that cannot be read, anything of
-this log that was written later proves that the group was once whole on the disk, and the medium lost it: a later segment
-file, or a self-valid record of this incarnation or a later one that belongs to a later group or carries a mark at or past
-the missing revision. Then the log is damaged. Without such proof the group was never acknowledged: an unsynced tail.
+The rule. A group is written only after the one before it was synced. So behind a group that cannot be read,
+anything of this log that was written later proves that the group was once whole on the disk, and the medium
+lost it: a later segment file, or a self-valid record of this incarnation or a later one that belongs to a
+later group or carries a mark at or past the missing revision. A self-valid record in a place it does not
+belong to, or a file that got shorter, is no interrupted write either. Then the log is damaged. Without such
+proof the group was never acknowledged: an unsynced tail.
 
-The limit of the rule: damage to the very last group, before its bare mark was written (10 ms of idleness, or the next
-group), leaves no proof and looks like an unsynced tail.
+The limit of the rule: damage of the medium to the very last group, before its bare mark was written (10 ms of
+idleness, or the next group), leaves no proof and looks like an unsynced tail; and what destroys all that was
+written from some point on looks like a log that ends there. A snapshot, or an acknowledgement held outside,
+past the log's end tells the latter.
 """
 
 from __future__ import annotations
@@ -132,6 +136,7 @@ def read_group(
     if not cursor.begun:
         _begin(cursor, view, at, path)
     revision, chain, incarnation, new_hash = cursor.revision, cursor.hash, cursor.incarnation, cursor.new_hash
+    assert new_hash is not None
     found, offset, size, block = [], at, len(view), at // BLOCK_BYTES
     while True:
         raw = bytes(view[offset : offset + HEADER_BYTES])
@@ -177,7 +182,12 @@ def _begin(cursor: Cursor, view: memoryview, at: int, path: Path) -> None:
     check_payload(view, at, head, new_hash)
     if head.kind != Kind.SPEC or head.previous != first_previous(head.previous[:16]):
         raise MisplacedRecord(at, "the log does not start with a spec")
-    cursor.hash, cursor.hash_id, cursor.log_id, cursor.new_hash = head.previous, head.hash_id, head.log_id, new_hash
+    cursor.hash, cursor.hash_id, cursor.log_id, cursor.new_hash = (
+        head.previous,
+        head.hash_id,
+        head.log_id,
+        new_hash,
+    )
 
 
 class Walk:
@@ -192,8 +202,8 @@ class Walk:
         stop: (segment index, offset) up to which everything is known to be synced, or None to find the end.
         progress: called with (bytes passed, bytes of all segments).
 
-    `groups()` yields every whole group. When it ends, `tail` is the unsynced tail or None; it raises LogDamaged where
-    the log is damaged.
+    `groups()` yields every whole group. When it ends, `tail` is the unsynced tail or None; it raises
+    LogDamaged where the log is damaged.
     """
 
     def __init__(
@@ -213,6 +223,7 @@ class Walk:
         self.tail: Tail | None = None
 
     def groups(self) -> Iterator[Group]:
+        """Every whole group from the start on, verified. Raises LogDamaged."""
         last = len(self.segments) - 1 if self.stop is None else self.stop[0]
         offset = self.offset
         for index in range(self.index, last + 1):
@@ -246,10 +257,13 @@ class Walk:
             reason = f"the file was cut short: it was made {made or 'whole blocks of 4096'} bytes long"
             raise LogDamaged(segment.path, len(view), reason)
         if offset == 0 and self.cursor.begun and segment.first != self.cursor.revision + 1:
-            reason = f"revision {self.cursor.revision + 1} expected at its start: records or a whole segment are missing"
+            expected = self.cursor.revision + 1
+            reason = f"revision {expected} expected at its start: records or a whole segment are missing"
             raise LogDamaged(segment.path, 0, reason)
 
-    def _find_tail(self, segment: Segment, view: memoryview, start: int, bad: BadRecord | None) -> Tail | None:
+    def _find_tail(
+        self, segment: Segment, view: memoryview, start: int, bad: BadRecord | None
+    ) -> Tail | None:
         end = nonzero_end(view, start)
         if end == start:
             return None
@@ -271,15 +285,16 @@ class Walk:
 
 
 def find_later_record(view: memoryview, start: int, cursor: Cursor, path: Path) -> tuple[int, Head] | None:
-    """(offset, headers) of a self-valid record that can only have been written after the group at `start` was synced."""
-    position = view.obj.find(MAGIC, start)
+    """(offset, headers) of a self-valid record that proves that the group at `start` was synced."""
+    data: Any = view.obj
+    position = data.find(MAGIC, start)
     while position >= 0:
         offset = position - STORAGE_BYTES
         if offset >= start and offset % RECORD_ALIGN == 0:
             head = _self_valid(view, offset, cursor, path)
             if head is not None and (head.group * BLOCK_BYTES > start or head.mark > cursor.revision):
                 return offset, head
-        position = view.obj.find(MAGIC, position + 1)
+        position = data.find(MAGIC, position + 1)
     return None
 
 

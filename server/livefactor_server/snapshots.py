@@ -112,7 +112,7 @@ def root_hash_of(view: StateView, progress: Progress | None = None) -> tuple[byt
 
 
 def _scan(view: StateView, layout: Layout, sink: Sink, progress: Progress | None) -> tuple[Tensor, ...]:
-    """Hash all sections in one pass over the rows; each piece goes to `sink` (section, byte offset, bytes)."""
+    """Hash all sections in one pass over the rows; pieces go to `sink` (section, byte offset, bytes)."""
     hashers = {place.name: digest.SectionHasher() for place in layout.places}
     places = {place.name: place for place in layout.places}
     offsets = dict.fromkeys(places, 0)

@@ -1,7 +1,8 @@
-"""A small server with the contract's exactly-once rules and faults to order, so that the client's behaviour is tested apart.
+"""A small server with the contract's exactly-once rules and faults to order, so that the client's behaviour
+is tested apart.
 
-It applies batches one after the other in the handler's thread; `applied` holds the rows in the order in which they
-took effect. `script` holds faults for coming requests, one each: see `Fault`.
+It applies batches one after the other in the handler's thread; `applied` holds the rows in the order in which
+they took effect. `script` holds faults for coming requests, one each: see `Fault`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class ProducerState:
 
 
 class FakeServer:
-    """On a unix-domain socket in `folder`; `stop` and `start` keep the state, as a restart of a durable server does."""
+    """On a unix-domain socket in `folder`; `stop` and `start` keep the state, as a restart of a durable
+    server does.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.target = f"unix:{folder / 'fake.sock'}"

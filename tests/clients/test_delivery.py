@@ -1,4 +1,6 @@
-"""Exactly-once delivery against a model of a server and a network that breaks, delays and forgets, in any order."""
+"""Exactly-once delivery against a model of a server and a network that breaks, delays and forgets, in any
+order.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def answer(index: int, sequence: int, status: Status) -> updates_pb2.StreamUpdat
 
 
 class World:
-    """One Delivery, its server, the live stream's two directions, and requests of dead streams that are still about."""
+    """One Delivery, its server, the live stream's two directions, and requests of dead streams that are still
+    about.
+    """
 
     def __init__(self, server: Server, make: Callable[..., Delivery] = Delivery) -> None:
         self.server = server
@@ -205,8 +209,8 @@ def test_every_good_batch_is_applied_once_and_in_order(
 
 OLD_COPY = [
     *[("add", 0)] * 3, *[("send", 0)] * 3, ("break", 0),  # Three batches are about under the numbers 1, 2, 3.
-    ("send", 0), ("serve", 0), ("hear", 1),  # On the next stream the first is refused before the others are sent.
-    ("send", 0), ("serve", 0), ("stale", 2), ("stale", 1), ("stale", 0),  # The second is 1 now; its copy is still 2.
+    ("send", 0), ("serve", 0), ("hear", 1),  # On the next stream the first is refused alone.
+    ("send", 0), ("serve", 0), ("stale", 2), ("stale", 1), ("stale", 0),  # The second is 1, a copy of it 2.
 ]  # fmt: skip
 
 

@@ -46,12 +46,12 @@ def test_reflection_client(server) -> None:
     assert check_output(run([sys.executable, str(example), server.target])) > first
 
 
-@pytest.fixture
-def node_client(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def node_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Node example with its packages, or a skip that says why not."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("Node.js and npm are not on this machine")
-    folder = tmp_path / "node"
+    folder = tmp_path_factory.mktemp("node") / "example"
     shutil.copytree(ROOT / "examples" / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
     command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import tracemalloc
 import weakref
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from livefactor_kernels import keymap as keymap_module
 from livefactor_kernels.keymap import NO_ROW, KeyMap
@@ -194,6 +196,31 @@ def test_readers_beside_the_writer_see_every_earlier_key_and_no_wrong_row():
         reader.join()
     assert not failures, failures[:3]
     assert np.array_equal(keymap.find(keys), np.arange(keys.size))
+
+
+def test_the_writer_publishes_a_slot_by_its_row_with_release():
+    """The order of two stores is too short a moment for a race to show it: read the compiled code."""
+    bucket = np.zeros(24, np.uint64)
+    address = np.uint64(bucket.ctypes.data + -bucket.ctypes.data % 64)
+    put = njit(keymap_module._put.py_func)  # Numba does not show code that came from its cache
+    for key in (7, 8):
+        put(address, np.uint64(key), np.uint64(key + 1))
+    assert [n for n in bucket.tolist() if n] == [7, 8, 8, 9]
+    (code,) = put.inspect_llvm().values()
+    stores = re.findall(r"store atomic i64 .* (monotonic|release), align 8", code)
+    assert stores[:2] == ["monotonic", "release"]
+
+
+def test_look_ups_are_compiled_with_prefetch_and_acquire():
+    find = njit(keymap_module._find_kernel.py_func)
+    keys, keymap = distinct_keys(40, 1), KeyMap(0)
+    rows = np.empty(40, np.uint32)
+    find(keymap._blocks.address, keymap._seed_a, keymap._seed_b, np.uint64(keys.ctypes.data), rows)
+    assert (rows == NO_ROW).all()
+    (code,) = find.inspect_llvm().values()
+    assert len(re.findall(r"load atomic i64.* acquire, align 8", code)) >= 4
+    (assembly,) = find.inspect_asm().values()
+    assert assembly.count("prefetcht0") >= 2
 
 
 def test_a_retired_block_lives_as_long_as_a_reader_that_may_be_inside():

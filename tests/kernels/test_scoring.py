@@ -8,32 +8,33 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from livefactor_kernels import scoring
-from livefactor_kernels.spec import Limits, ModelSpec
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.spec import Limits, Loss, ModelSpec
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, Table
+from livefactor_kernels.update import Update
 
 NOTHING = (np.empty(0, np.uint32), np.empty((0, 0), np.float32), np.empty(0, np.float32))
 
 
 class StandInPin:
-    """A pin that says which rows changed; `on_copies` stands for what the writer does while the scan is running."""
+    """A pin of `items` rows with the copies `changed`: (rows, factors, biases)."""
 
-    def __init__(self, items: int, mean: float = 0.25, changed=NOTHING, on_copies=None) -> None:
+    def __init__(self, items: int, mean: float = 0.25, changed=NOTHING) -> None:
         self.counts, self.mean = (0, items), np.float32(mean)
-        self.changed, self.on_copies, self.calls = changed, on_copies, 0
+        self.changed, self.calls = changed, 0
 
     def copies(self, side):
         assert side in (USERS, ITEMS)
         self.calls += 1
-        if self.on_copies is not None:
-            self.on_copies()
         return self.changed
 
 
 def reference_dots(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """float32[n]: 16 lanes, each adding its products in order, then lane l += l + 8, + 4, + 2, + 1."""
-    products = (x[None, :] * rows).reshape(len(rows), -1, 16)
+    products = (x[None, :] * rows).reshape(len(rows), len(x) // 16, 16)
     lanes = products[:, 0].copy()
     for v in range(1, products.shape[1]):
         lanes += products[:, v]
@@ -53,8 +54,8 @@ def reference_top_k(mean, x, user_bias, factors, bias, keys, k, excluded) -> tup
     return order.astype(np.uint32), scores[order]
 
 
-def make_table(count: int, k: int = 64, seed: int = 0, spread: float = 1.0, levels: int | None = None) -> Table:
-    """A table of `count` random rows; `levels` draws values from as few numbers, so that scores tie exactly."""
+def make_table(count, k=64, seed=0, spread=1.0, levels=None) -> Table:
+    """A table of `count` random rows; `levels` draws values from so few numbers that scores tie exactly."""
     table = Table(ModelSpec(k=k, limits=Limits(users_max=1, items_max=max(1, count))), ITEMS)
     rng = np.random.default_rng(seed)
     table.allocate(rng.permutation(count).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
@@ -64,11 +65,11 @@ def make_table(count: int, k: int = 64, seed: int = 0, spread: float = 1.0, leve
     return table
 
 
-def make_users(count: int, table: Table, seed: int = 1, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def make_users(count, table: Table, seed=1, levels=None) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    k, shape = table.spec.k, (count, table.factors.shape[1])
-    factors = np.zeros(shape, np.float32)
-    factors[:, :k] = rng.standard_normal((count, k)) if levels is None else rng.integers(0, levels, (count, k))
+    factors = np.zeros((count, table.factors.shape[1]), np.float32)
+    drawn = factors[:, : table.spec.k]
+    drawn[:] = rng.standard_normal(drawn.shape) if levels is None else rng.integers(0, levels, drawn.shape)
     return factors, rng.standard_normal(count).astype(np.float32)
 
 
@@ -77,14 +78,15 @@ def rows_of(values) -> np.ndarray:
 
 
 def check_top_k(pin, table, users, k, excluded=(), own=None, want=None) -> None:
-    """top_k equals the reference in rows, scores and offsets, to the bit; `want` has the rows as of the pin."""
+    """top_k equals the reference to the bit; `want` has factors and biases as of the pin."""
     factors, bias = users
     own = own or [[] for _ in bias]
     count = pin.counts[ITEMS]
     as_of_pin, as_of_pin_bias = want or (table.factors[:count].copy(), table.bias[:count].copy())
     own_rows = np.concatenate([np.empty(0, np.uint32), *map(rows_of, own)])
     own_offsets = np.cumsum([0, *map(len, own)]).astype(np.uint32)
-    rows, scores, offsets = scoring.top_k(pin, table, factors, bias, k, rows_of(excluded), own_rows, own_offsets)
+    exclusions = rows_of(excluded), own_rows, own_offsets
+    rows, scores, offsets = scoring.top_k(pin, table, factors, bias, k, *exclusions)
     assert (rows.dtype, scores.dtype, offsets.dtype) == (np.uint32, np.float32, np.int64)
     assert len(offsets) == len(bias) + 1
     assert offsets[-1] == len(rows) == len(scores)
@@ -137,8 +139,9 @@ def test_read_only_unaligned_and_strided_arrays_score_the_same():
     users, user_bias = make_users(1, table)
     wire = np.frombuffer(b"\0\0\0\0" + users.tobytes(), np.float32, offset=4).reshape(1, -1)
     strided = np.repeat(table.factors[:40], 2, axis=0)[::2]
-    expected = reference_scores(0.0, users[0], user_bias[0], table.factors[:40], table.bias[:40])
-    scores = scoring.score_candidates(np.float32(0), wire, user_bias, strided, table.bias[:40], np.array([0, 40]))
+    bias, offsets = table.bias[:40], np.array([0, 40])
+    expected = reference_scores(0.0, users[0], user_bias[0], table.factors[:40], bias)
+    scores = scoring.score_candidates(np.float32(0), wire, user_bias, strided, bias, offsets)
     assert np.array_equal(scores, expected)
     excluded = np.frombuffer(np.arange(0, 40, 2, dtype=np.uint32).tobytes(), np.uint32)
     rows, _, _ = scoring.top_k(StandInPin(40), table, wire, user_bias, 40, excluded)
@@ -178,14 +181,14 @@ def test_malformed_arguments_are_refused():
 # ---------------------------------------------------------------- top-k, nothing changing
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_top_k_equals_the_reference(data):
     count = data.draw(st.sampled_from([0, 1, 2, 63, 64, 65, 130, 700]))
     users = data.draw(st.sampled_from([0, 1, 2, scoring.MANY_USERS, scoring.MANY_USERS + 3]))
     k = data.draw(st.sampled_from([0, 1, 2, 10, max(0, count - 1), count, count + 5]))
     levels = data.draw(st.sampled_from([None, 1, 2, 3]))
-    table = make_table(count, data.draw(st.sampled_from([3, 16, 40])), data.draw(st.integers(0, 9)), levels=levels)
+    table = make_table(count, data.draw(st.sampled_from([3, 16, 40])), seed=count + users, levels=levels)
     some_rows = st.sets(st.integers(0, max(0, count - 1)), max_size=count)
     excluded = data.draw(some_rows) if count else set()
     own = [data.draw(some_rows) if count else set() for _ in range(users)]
@@ -195,7 +198,7 @@ def test_top_k_equals_the_reference(data):
 @pytest.mark.parametrize("users", [1, scoring.MANY_USERS, scoring.USERS_AT_ONCE + 6])
 @pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-22, 300.0])
 def test_several_blocks_of_items(users, spread):
-    """More items than one matrix product takes, values from where products underflow to where they are large."""
+    """More items than one matrix product takes; values from where products underflow to large ones."""
     count = 2 * scoring.ITEMS_AT_ONCE + 77
     table = make_table(count, 64, seed=users, spread=spread)
     excluded = np.random.default_rng(1).choice(count, 500, replace=False).tolist()
@@ -210,7 +213,7 @@ def test_rows_past_the_pins_count_are_not_seen():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_that_differ_by_less_than_the_products_rounding(seed):
-    """Rows that are nearly one row: a matrix product orders them wrongly, so that only the bound and rescoring save it."""
+    """Rows that are nearly one row: a matrix product orders them wrongly; the bound and rescoring save it."""
     rng = np.random.default_rng(seed)
     count, users = 6000, 12
     table = make_table(count, 96, seed)
@@ -238,7 +241,7 @@ def test_the_bound_holds_and_is_not_idle():
         norms = np.linalg.norm(x.astype(np.float64), axis=1)
         slacks = scoring._slacks(bases, norms, k, np.square(y).sum(axis=1).max(), np.abs(bias).max())
         assert (error <= slacks).all()
-        assert (error > 0).all()
+        assert error.max() > 0
         assert (slacks < 1e-3 * norms * np.linalg.norm(y, axis=1).max() + 1e-5).all()
 
 
@@ -267,7 +270,7 @@ def test_large_k_is_split_into_fewer_users_and_still_exact(monkeypatch):
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.6, 1.0])
 @pytest.mark.parametrize("value", [1e3, -1e3, 0.0])
 def test_rows_touched_since_the_pin_count_as_they_were(users, share, value):
-    """Touched rows read far too high push right ones out of every heap, or far too low are turned away themselves."""
+    """Touched rows read too high push right ones out of every heap; read too low they are turned away."""
     count = 5000
     table = make_table(count, 32)
     factors, bias = make_users(users, table)
@@ -280,7 +283,7 @@ def test_rows_touched_since_the_pin_count_as_they_were(users, share, value):
 
 
 def test_only_a_displaced_result_makes_a_users_scan_start_again():
-    """With fewer touched rows than the margin one pass is enough; with more of them read too high it is not."""
+    """Of touched rows that are read too high the margin takes as many as it has places."""
     count, users = 5000, 10
     table = make_table(count, 32)
     queries = make_users(users, table)
@@ -295,7 +298,7 @@ def test_only_a_displaced_result_makes_a_users_scan_start_again():
 
 
 def test_a_writer_that_never_rests():
-    """Rows go on changing while they are scanned, each copied before its first change: answers stay those of the pin."""
+    """Rows change while they are scanned, each copied before its first change: answers stay the pin's."""
     count = 40_000
     table = make_table(count, 64)
     before, before_bias = table.factors[:count].copy(), table.bias[:count].copy()
@@ -320,7 +323,7 @@ def test_a_writer_that_never_rests():
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        for users in (1, 8, 1, 8, 1):
+        for users in (1, 8, 1):
             pin = LivePin(count)
             check_top_k(pin, table, make_users(users, table, seed=users), 100, want=(before, before_bias))
     finally:
@@ -329,9 +332,55 @@ def test_a_writer_that_never_rests():
     assert touched
 
 
+def test_top_k_of_a_model_that_learns_meanwhile():
+    """The real pins under real updates: two threads, and every answer is the one of the pinned revision."""
+    limits = Limits(users_max=500, items_max=6000, value_abs_max=1.0, error_max=1e3)
+    model = CpuModel(ModelSpec(k=24, loss=Loss.LOGISTIC, negatives=3, init_scale=1.0, limits=limits))
+    rng = np.random.default_rng(4)
+    users = model.users.allocate(np.arange(500, dtype=np.uint64))
+    items = model.items.allocate(rng.permutation(6000).astype(np.uint64))
+    model.apply(Update(1, users, items[:500], None, None, 500, 6000))
+
+    def learn() -> None:
+        for _ in range(20):
+            events = rng.choice(users, 300), rng.choice(items, 300)
+            model.apply(Update(model.revision + 1, *events, None, None, 500, 6000))
+
+    for asking in (1, 9):
+        with model.pins.pin(model) as pin:
+            want = model.items.factors[:6000].copy(), model.items.bias[:6000].copy()
+            asked = users[:asking]
+            at_pin = scoring.gather(model.users, asked)
+            learner = threading.Thread(target=learn)
+            learner.start()
+            for _ in range(3):
+                meanwhile = scoring.gather_pinned(pin, USERS, model.users, asked)
+                check_top_k(pin, model.items, meanwhile, 60, want=want)
+            learner.join()
+            assert pin.copies(ITEMS)[0].size > 1000
+            again = scoring.gather_pinned(pin, USERS, model.users, asked)
+            assert all(map(np.array_equal, again, at_pin))
+            check_top_k(pin, model.items, again, 60, want=want)
+
+
+def test_the_scan_is_compiled_with_lanes_and_prefetch_and_not_fused():
+    table = make_table(20)
+    scan = njit(scoring._scan_kernel.py_func)  # Numba does not show code that came from its cache
+    address, scores = np.uint64(table.factors.ctypes.data), np.empty(20, np.float32)
+    scan(address, np.float32(0), address, table.bias, np.uint64(4), scores)
+    assert np.array_equal(scores, table.bias[:20] + reference_dots(table.factors[0], table.factors[:20]))
+    (code,) = scan.inspect_llvm().values()
+    assert "fmul <16 x float>" in code
+    assert "fadd <16 x float>" in code
+    (assembly,) = scan.inspect_asm().values()
+    assert "prefetcht0" in assembly
+    assert "mulps" in assembly
+    assert "fmadd" not in assembly
+
+
 def test_compiling_ahead_leaves_nothing_to_compile():
     scoring.compile_kernels()
-    kernels = [kernel for kernel in vars(scoring).values() if hasattr(kernel, "signatures") and kernel.signatures]
+    kernels = [value for value in vars(scoring).values() if getattr(value, "signatures", None)]
     known = {kernel: len(kernel.signatures) for kernel in kernels}
     table = make_table(300)
     users, bias = make_users(6, table)

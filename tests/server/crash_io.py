@@ -1,9 +1,10 @@
 """A simulated disk that loses what was not synced, and every state a power cut could leave it in.
 
-`CrashIO` has the verbs of `FileIO` over memory, and writes down each operation, sync and acknowledgement. `crash_states`
-goes through that record: at every point of it the operations that no sync covers may each have reached the disk or not,
-in any combination, and a write may have reached it in some of its sectors only. A file's bytes and length become
-durable by `fdatasync` on it, names by `fsync_dir` on their folder, neither by the other.
+`CrashIO` has the verbs of `FileIO` over memory, and writes down each operation, sync and acknowledgement.
+`crash_states`
+goes through that record: at every point of it the operations that no sync covers may each have reached the
+disk or not, in any combination, and a write may have reached it in some of its sectors only. A file's bytes
+and length become durable by `fdatasync` on it, names by `fsync_dir` on their folder, neither by the other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from livefactor_server.file_io import BLOCK_BYTES, FileIO
 
 SECTOR_BYTES = 512
 OPEN_OPERATIONS_MAX = 8
-"""So many of the last unsynced operations are taken in all combinations; earlier ones have reached the disk."""
+"""So many of the last unsynced operations are taken in all combinations; earlier ones have reached the
+disk."""
 
 FOLDER = -1
 
@@ -97,15 +99,20 @@ class Image:
             for path, number in self.names.items()
             if number == FOLDER or self.names.get(path.parent) == FOLDER
         }
-        return Image(kept, {number: self.contents.get(number, bytearray()) for number in kept.values() if number >= 0})
+        return Image(
+            kept, {number: self.contents.get(number, bytearray()) for number in kept.values() if number >= 0}
+        )
 
     def fingerprint(self) -> int:
-        names = tuple(sorted((str(path), bytes(self.contents.get(file, b""))) for path, file in self.names.items()))
+        names = tuple(
+            sorted((str(path), bytes(self.contents.get(file, b""))) for path, file in self.names.items())
+        )
         return hash(names)
 
 
 class CrashIO(FileIO):
-    """The disk in memory. `short` makes it write short now and then, as real ones do; `full` makes it run out of room.
+    """The disk in memory. `short` makes it write short now and then, as real ones do; `full` makes it run out
+    of room.
 
     Args:
         image: what is on the disk at first.
@@ -153,7 +160,8 @@ class CrashIO(FileIO):
         del self._fds[fd]
 
     def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
-        assert offset % BLOCK_BYTES == 0 and len(data) % BLOCK_BYTES == 0, "a direct write must be aligned"
+        assert not offset % BLOCK_BYTES, "a direct write must be aligned"
+        assert not len(data) % BLOCK_BYTES, "a direct write is of whole blocks"
         failure = self.write_errors.pop(0) if self.write_errors else None
         size = len(data)
         if failure is not None:
@@ -202,7 +210,8 @@ class CrashIO(FileIO):
 
 
 def crash_states(io: CrashIO, acked: int, tears: int, seed: int) -> Iterator[tuple[int, Image]]:
-    """(last acknowledged revision, disk) of every distinct state a power cut could leave, over the whole record.
+    """(last acknowledged revision, disk) of every distinct state a power cut could leave, over the whole
+    record.
 
     Args:
         io: the disk with its record.
@@ -258,9 +267,11 @@ def _states(durable: Image, pending: list[Event], tears: int, chance: random.Ran
 
 
 def _tears(op: Write, random_tears: int, chance: random.Random) -> Iterator[list[Write]]:
-    """The write with only some of its sectors: every prefix, every suffix, random ones, and one with a sector of noise."""
+    """The write with only some of its sectors: every prefix, every suffix, random ones, and one with a sector
+    of noise."""
     sectors = [
-        Write(op.file, op.offset + at, op.data[at : at + SECTOR_BYTES]) for at in range(0, len(op.data), SECTOR_BYTES)
+        Write(op.file, op.offset + at, op.data[at : at + SECTOR_BYTES])
+        for at in range(0, len(op.data), SECTOR_BYTES)
     ]
     for cut in range(1, len(sectors)):
         yield sectors[:cut]

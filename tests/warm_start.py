@@ -1,0 +1,75 @@
+"""Starts servers in a tenth of a second: a process that has imported everything forks one for each order.
+
+`python warm_start.py` reads one JSON order a line and answers with one:
+
+    {"start": [arguments of livefactor], "log": path, "plants": [names of tests/plants.py]}   {"pid": number}
+    {"poll": pid}                                                     {"code": exit code, or null while it runs}
+
+A child is the `livefactor` command from its first line on, with its own output; nothing of gRPC was used before the
+fork. When the orders end, so do the children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+
+from livefactor.__main__ import main
+from livefactor_kernels.backend import create_backend
+from livefactor_kernels.scoring import compile_kernels
+from livefactor_kernels.spec import preset
+
+
+def import_all() -> None:
+    """What `livefactor serve` imports late, and its compiled kernels."""
+    for name in ("cli", "hosting", "metrics", "server", "cli_client", "cli_log", "cli_push"):
+        importlib.import_module(f"livefactor_server.{name}")
+    for name in ("grpc_health.v1.health", "grpc_reflection.v1alpha.reflection"):
+        importlib.import_module(name)
+    create_backend("cpu", preset("clicks", k=8))
+    compile_kernels()
+
+
+def become_server(order: dict[str, list[str]]) -> int:
+    """The child's part: its output goes to the log, the planted bugs in, then the command runs."""
+    with open(str(order["log"]), "ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    plants = importlib.import_module("plants")
+    for name in order["plants"]:
+        getattr(plants, name)()
+    sys.argv = ["livefactor", *order["start"]]
+    return main()
+
+
+def take_orders() -> int:
+    """Returns in a child alone, with its exit code."""
+    children: set[int] = set()
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "poll" in order:
+            pid, status = os.waitpid(order["poll"], os.WNOHANG)
+            children.discard(pid)
+            answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
+        else:
+            pid = os.fork()
+            if not pid:
+                return become_server(order)
+            children.add(pid)
+            answer = {"pid": pid}
+        print(json.dumps(answer), flush=True)
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return 0
+
+
+if __name__ == "__main__":
+    import_all()
+    print(json.dumps({"ready": True}), flush=True)
+    sys.exit(take_orders())
