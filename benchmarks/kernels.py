@@ -1,8 +1,9 @@
 """The update kernel against plain Numba loops, alone and with key look-ups; `python benchmarks/kernels.py`.
 
-k = 64, squared loss, SGD, B = 1, 100 thousand users x 20 thousand items, both Zipf. One run, the candidates take turns on the same
-events, medians over the turns of the CPU seconds they took (one thread; on an idle machine that is
-the time on the wall, on a busy one it is still a figure). Sizes: `events` a turn, `rounds` turns.
+k = 64, squared loss, SGD, B = 1, 100 thousand users x 20 thousand items, both Zipf. One run, the candidates
+take turns on the same events, medians over the turns of the CPU seconds they took (one thread; on an idle
+machine that is the time on the wall, on a busy one it is still a figure). Sizes: `events` a turn, `rounds`
+turns.
 """
 
 from __future__ import annotations
@@ -25,14 +26,20 @@ RATE, BIAS_RATE, L2, BIAS_L2 = 0.01, 0.01, 0.02, 0.005
 
 def _spec(**changes: object) -> ModelSpec:
     fields: dict[str, object] = {
-        "k": K, "loss": Loss.SQUARED, "optimizer": Optimizer(OptimizerKind.SGD, RATE, BIAS_RATE), "l2": L2,
-        "bias_l2": BIAS_L2, "seed": 1, "limits": Limits(users_max=USERS, items_max=ITEMS, error_max=1e3),
+        "k": K,
+        "loss": Loss.SQUARED,
+        "optimizer": Optimizer(OptimizerKind.SGD, RATE, BIAS_RATE),
+        "l2": L2,
+        "bias_l2": BIAS_L2,
+        "seed": 1,
+        "limits": Limits(users_max=USERS, items_max=ITEMS, error_max=1e3),
     }
     return ModelSpec(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def zipf_ids(generator: np.random.Generator, count: int, distinct: int) -> np.ndarray:
-    """uint64[count] ids below `distinct`, popularity proportional to 1 / rank, ranks spread over the ids at random."""
+    """uint64[count] ids below `distinct`, popularity proportional to 1 / rank, ranks spread over the ids at
+    random."""
     weights = 1.0 / np.arange(1, distinct + 1)
     ranks = np.searchsorted(np.cumsum(weights) / weights.sum(), generator.random(count))
     return generator.permutation(distinct).astype(np.uint64)[np.minimum(ranks, distinct - 1)]
@@ -55,7 +62,8 @@ class _Events:
         return model
 
     def update(self, model: CpuModel, revision: int, with_keys: bool) -> None:
-        """Apply all events as one record; with_keys: look the rows up first, else take them from the last look-up."""
+        """Apply all events as one record; with_keys: look the rows up first, else take them from the last
+        look-up."""
         if with_keys or not hasattr(self, "rows"):
             self.rows = model.users.find(self.user_keys, USERS), model.items.find(self.item_keys, ITEMS)
         values = self.values if model.spec.loss == Loss.SQUARED else None
@@ -63,8 +71,12 @@ class _Events:
 
 
 def _plain_state(model: CpuModel) -> list[np.ndarray]:
-    tables = (model.users.factors[:USERS], model.items.factors[:ITEMS], model.users.bias[:USERS],
-              model.items.bias[:ITEMS])
+    tables = (
+        model.users.factors[:USERS],
+        model.items.factors[:ITEMS],
+        model.users.bias[:USERS],
+        model.items.bias[:ITEMS],
+    )
     return [table.copy() for table in tables]
 
 
@@ -74,7 +86,8 @@ def _plain(loop: Callable[..., object], state: list[np.ndarray], events: _Events
 
 
 def measure(events: int = 1_000_000, rounds: int = 5) -> dict[str, float]:
-    """Events a second of each candidate, by the names of `benchmarks/results/cpu.json`; `digest` is printed, not returned."""
+    """Events a second of each candidate, by the names of `benchmarks/results/cpu.json`; `digest` is printed,
+    not returned."""
     data = _Events(events)
     ours, keyed = data.model(_spec()), data.model(_spec())
     data.update(ours, 1, with_keys=True)
@@ -97,9 +110,12 @@ def measure_losses(events: int = 500_000, rounds: int = 3) -> dict[str, float]:
         "kernel_logistic_events_per_s": _spec(loss=Loss.LOGISTIC, negatives=4),
         "kernel_bpr_events_per_s": _spec(loss=Loss.BPR, negatives=4),
         "kernel_bpr_adagrad_events_per_s": _spec(
-            loss=Loss.BPR, negatives=4, optimizer=Optimizer(OptimizerKind.ADAGRAD, RATE, BIAS_RATE)),
+            loss=Loss.BPR, negatives=4, optimizer=Optimizer(OptimizerKind.ADAGRAD, RATE, BIAS_RATE)
+        ),
         "kernel_micro_batch_1024_events_per_s": _spec(micro_batch=1024),
-        "kernel_micro_batch_1024_logistic_events_per_s": _spec(loss=Loss.LOGISTIC, negatives=4, micro_batch=1024),
+        "kernel_micro_batch_1024_logistic_events_per_s": _spec(
+            loss=Loss.LOGISTIC, negatives=4, micro_batch=1024
+        ),
     }
     models = {name: data.model(spec) for name, spec in specs.items()}
     candidates: dict[str, Callable[[int], None]] = {
@@ -111,7 +127,7 @@ def measure_losses(events: int = 500_000, rounds: int = 3) -> dict[str, float]:
 
 def _take_turns(candidates: dict[str, Callable[[int], None]], events: int, rounds: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for name, run in candidates.items():
+    for run in candidates.values():
         run(2)  # compiles, warms up
     for turn in range(3, rounds + 3):
         for name, run in candidates.items():

@@ -1,7 +1,8 @@
 """Yardsticks: sequential SGD as one would write it in Numba, without lanes and without prefetch.
 
-Squared loss with L2, both biases and a running mean, the same work as livefactor's kernel of B = 1; `plain_fast` may reassociate and
-contract (fast-math), `plain_strict` may not. Neither is part of livefactor, and neither gives its bits.
+Squared loss with L2, both biases and a running mean, the same work as livefactor's kernel of B = 1;
+`plain_fast` may reassociate and contract (fast-math), `plain_strict` may not. Neither is part of livefactor,
+and neither gives its bits.
 """
 
 from __future__ import annotations

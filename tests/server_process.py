@@ -136,8 +136,13 @@ class Server:
         return self.data / "models" / model
 
     def channel(self, **options: int) -> grpc.Channel:
-        """A new channel that looks for a restarted server at once."""
-        wanted = {"grpc.initial_reconnect_backoff_ms": 20, "grpc.max_reconnect_backoff_ms": 100, **options}
+        """A new channel with connections of its own, which looks for a restarted server at once."""
+        wanted = {
+            "grpc.use_local_subchannel_pool": 1,
+            "grpc.initial_reconnect_backoff_ms": 20,
+            "grpc.max_reconnect_backoff_ms": 100,
+            **options,
+        }
         return grpc.insecure_channel(self.target, list(wanted.items()))
 
     def launch(self) -> None:

@@ -97,7 +97,7 @@ class Auditor:
         """The model's snapshots, oldest first. Raises NotFound, Unavailable, DeadlineExceeded."""
         request = snapshots_pb2.ListSnapshotsRequest(model=self.model).SerializeToString()
         data = self._connection.unary(
-            _SERVICE + "ListSnapshots", request, deadline_s, f"model {self.model!r}"
+            _SERVICE + "ListSnapshots", request, deadline_s, f"model {self.model!r}", READ_ATTEMPTS
         )
         return tuple(
             snapshot_info(info) for info in snapshots_pb2.ListSnapshotsResponse.FromString(data).snapshots

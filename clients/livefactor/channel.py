@@ -1,19 +1,21 @@
 """The transport: targets, channel options, retries of reads, and unary calls whose errors are this package's.
 
 Every client class takes a target ("host:port", "[::1]:port", "unix:/path") or a channel of the caller's own
-(`channel=`), which then stays the caller's to close. Retries are the transport's for reads only; writes are
-made exactly-once by the Producer.
+(`channel=`), which then stays the caller's to close; it should come from `open_channel`, whose options
+matter. Reads are tried again here, within their deadline; writes are made exactly-once by the Producer.
 """
 
 from __future__ import annotations
 
-import json
+import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import grpc
 
-from livefactor.errors import LivefactorError, from_rpc
+from livefactor.errors import LivefactorError, Unavailable, from_rpc
 
 DEFAULT_PORT = 50051
 DEFAULT_TARGET = f"127.0.0.1:{DEFAULT_PORT}"
@@ -21,28 +23,17 @@ MESSAGE_BYTES_MAX = 4 << 20
 DEADLINE_S = 10.0
 """Default deadline of unary calls, seconds."""
 
-_READS = (
-    ("livefactor.v1.ScoringService", "Score"),
-    ("livefactor.v1.SnapshotService", "ListSnapshots"),
-    ("livefactor.v1.ModelService", "DescribeModel"),
-    ("livefactor.v1.ModelService", "ListModels"),
-)
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": service, "method": method} for service, method in _READS],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
+READ_ATTEMPTS = 4
+"""How often a read is tried while the server is unavailable, within its deadline."""
+
+READ_BACKOFF_S = 0.05
+READ_BACKOFF_MAX_S = 1.0
+
 OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # The transport's own retries lose a stream now and then that fails while it connects: its status arrives,
+    # and whoever waits for the next message waits for ever (grpcio 1.85.3, 7 of 119 streams on a busy
+    # machine; without retries none of 252). So reads are tried again here, and writes by the Producer.
+    ("grpc.enable_retries", 0),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     # A server ends connections that ping more often than every 5 minutes.
@@ -111,12 +102,28 @@ class Connection:
         if self.owned:
             self.channel.close()
 
-    def unary(self, path: str, request: bytes, deadline_s: float | None, doing: str) -> bytes:
-        """One unary call with bytes in and out. doing: what is tried, for the error's text. Raises a
-        LivefactorError.
+    def unary(
+        self, path: str, request: bytes, deadline_s: float | None, doing: str, attempts: int = 1
+    ) -> bytes:
+        """One unary call with bytes in and out. Raises a LivefactorError.
+
+        doing: what is tried, for the error's text. attempts: of a read, how often it is tried while the
+        server is unavailable; all within the deadline.
         """
         call: Any = self.channel.unary_unary(path)
-        return guarded(lambda: call(request, timeout=deadline_s), doing)  # type: ignore[no-any-return]
+        deadline = float("inf") if deadline_s is None else monotonic() + deadline_s
+        attempt = 1
+        while True:
+            left = None if deadline_s is None else max(0.0, deadline - monotonic())
+            try:
+                answer: bytes = guarded(partial(call, request, timeout=left), doing)
+                return answer
+            except Unavailable:
+                delay = backoff_s(attempt, READ_BACKOFF_S, READ_BACKOFF_MAX_S)
+                if attempt >= attempts or monotonic() + delay >= deadline:
+                    raise
+            sleep(delay)
+            attempt += 1
 
     def stream(self, path: str, request: bytes, doing: str) -> Iterator[bytes]:
         """One call with a stream of answers as bytes; leaving the iteration early cancels it. Raises a
@@ -130,6 +137,13 @@ class Connection:
             raise from_rpc(error, doing) from None
         finally:
             call.cancel()
+
+
+def backoff_s(attempt: int, first_s: float, most_s: float) -> float:
+    """Seconds to wait after try number `attempt` (1, 2, ...): doubled each time, spread so that clients do
+    not come at once.
+    """
+    return min(most_s, first_s * 2.0 ** min(attempt - 1, 16)) * random.uniform(0.5, 1.0)
 
 
 def guarded(call: Callable[[], Result], doing: str) -> Result:

@@ -7,11 +7,12 @@ from typing import Any
 
 import grpc
 
-from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, Connection
+from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.position import Position, position_of
 from livefactor.v1 import models_pb2
 
 _SERVICE = "/livefactor.v1.ModelService/"
+_READS = frozenset({"DescribeModel", "ListModels"})
 LONG_DEADLINE_S = 600.0
 """Deadline of calls that read or write a whole model: root hash, delete, restore. Seconds."""
 
@@ -103,7 +104,10 @@ class Models:
 
     def _call(self, method: str, request: Any, name: str, deadline_s: float) -> bytes:
         doing = f"model {name!r}" if name else "models"
-        return self._connection.unary(_SERVICE + method, request.SerializeToString(), deadline_s, doing)
+        attempts = READ_ATTEMPTS if method in _READS else 1
+        return self._connection.unary(
+            _SERVICE + method, request.SerializeToString(), deadline_s, doing, attempts
+        )
 
 
 def fill(message: Any, values: dict[str, Any], where: str) -> None:

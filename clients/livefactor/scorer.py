@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livefactor.arrays import KEYS, Ids, as_keys
-from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, Connection
+from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.errors import ColumnError
 from livefactor.position import Position
 from livefactor.scoring_columns import ScoreColumns, decode_score_response, encode_score
@@ -187,7 +187,7 @@ class Scorer:
     def _ask(self, request: bytes, deadline_s: float | None, users: int) -> tuple[Any, ...]:
         deadline_s = self._deadline_s if deadline_s is None else deadline_s
         answer = decode_score_response(
-            self._connection.unary(_SCORE, request, deadline_s, f"model {self.model!r}")
+            self._connection.unary(_SCORE, request, deadline_s, f"model {self.model!r}", READ_ATTEMPTS)
         )
         if len(answer.user_known) != users:
             raise ColumnError(f"user_known has {len(answer.user_known)} rows, expected {users} (users)")

@@ -10,7 +10,6 @@ it.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import grpc
 
 from livefactor.batching import Batch, PendingRows, RowReject
-from livefactor.channel import Connection
+from livefactor.channel import Connection, backoff_s
 from livefactor.delivery import TRANSIENT, Delivery, Settled
 from livefactor.errors import (
     BufferFull,
@@ -237,7 +236,7 @@ class Sender:
                 self._moving_again()
         if settled.pause:
             self._attempt += 1
-            self._resume_at = monotonic() + _delay(self._attempt)
+            self._resume_at = monotonic() + backoff_s(self._attempt, BACKOFF_S, BACKOFF_MAX_S)
         self.work.notify_all()
 
     def _report(self, settled: Settled) -> None:
@@ -265,7 +264,7 @@ class Sender:
         self._say_waiting(reason)
         with self.lock:
             self._attempt += 1
-            self.work.wait_for(self.unusable, _delay(self._attempt))
+            self.work.wait_for(self.unusable, backoff_s(self._attempt, BACKOFF_S, BACKOFF_MAX_S))
 
     def _say_waiting(self, reason: str) -> None:
         now = monotonic()
@@ -324,7 +323,7 @@ class Sender:
             except grpc.RpcError as error:
                 failure = from_rpc(error, f"producer {self._producer_id!r}")
             attempt += 1
-            delay = _delay(attempt)
+            delay = backoff_s(attempt, BACKOFF_S, BACKOFF_MAX_S)
             if not isinstance(failure, Unavailable | DeadlineExceeded) or monotonic() + delay > deadline:
                 raise failure
             if attempt == 1:
@@ -368,13 +367,6 @@ class _Messages:
 
     def __next__(self) -> bytes:
         return self._sender.next_message(self._stream)
-
-
-def _delay(attempt: int) -> float:
-    """Seconds before try number `attempt` (1, 2, ...), doubled each time and spread so that producers do not
-    come at once.
-    """
-    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(attempt - 1, 16)) * random.uniform(0.5, 1.0)
 
 
 def _call_back(function: Callable[[Any], None], argument: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -15,38 +15,62 @@ __all__ = ["BACKEND_NAMES", "Backend", "Update", "create_backend", "state_sectio
 
 
 class TableLike(Protocol):
-    """A side's rows (`tables.Table` says what each verb promises)."""
+    """A side's rows: the verbs of `tables.Table`."""
 
     allocated: int
     capacity: int
 
-    def allocate(self, keys: np.ndarray) -> np.ndarray: ...
-    def count_new(self, keys: np.ndarray) -> int: ...
-    def find(self, keys: np.ndarray, published: int) -> np.ndarray: ...
-    def sections(self, count: int) -> dict[str, np.ndarray]: ...
+    def allocate(self, keys: np.ndarray) -> np.ndarray:
+        """Rows of keys, new ones for unknown keys."""
+
+    def count_new(self, keys: np.ndarray) -> int:
+        """Distinct keys without a row."""
+
+    def find(self, keys: np.ndarray, published: int) -> np.ndarray:
+        """Rows of keys, `NO_ROW` where there is none below `published`."""
+
+    def sections(self, count: int) -> dict[str, np.ndarray]:
+        """Views of the first `count` rows by name."""
 
 
 class Backend(Protocol):
-    """A model that learns (`cpu.CpuModel` says what each verb promises)."""
+    """A model that learns: the verbs of `cpu.CpuModel`."""
 
     spec: ModelSpec
     revision: int
     published: tuple[int, int]
 
     @property
-    def users(self) -> Any: ...
+    def users(self) -> TableLike:
+        """The users' table."""
+
     @property
-    def items(self) -> Any: ...
+    def items(self) -> TableLike:
+        """The items' table."""
+
     @property
-    def mean(self) -> np.float32: ...
+    def mean(self) -> np.float32:
+        """Global mean of the values seen."""
+
     @property
-    def mean_sum(self) -> int: ...
+    def mean_sum(self) -> int:
+        """Its fixed-point sum."""
+
     @property
-    def mean_count(self) -> int: ...
-    def set_mean(self, total: int, count: int) -> None: ...
-    def apply(self, update: Update) -> None: ...
-    def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None: ...
-    def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None: ...
+    def mean_count(self) -> int:
+        """Its number of events."""
+
+    def set_mean(self, total: int, count: int) -> None:
+        """Restore the mean."""
+
+    def apply(self, update: Update) -> None:
+        """Learn from one interactions record."""
+
+    def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
+        """Move to a revision that changes no rows."""
+
+    def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
+        """Restore an empty table."""
 
 
 _BACKENDS: dict[str, type] = {"cpu": CpuModel, "reference": ReferenceModel}
@@ -54,7 +78,8 @@ BACKEND_NAMES = tuple(_BACKENDS)
 
 
 def create_backend(name: str, spec: ModelSpec) -> Backend:
-    """An empty model of backend `name` (one of `BACKEND_NAMES`); ValueError for another name, SpecError for a bad spec."""
+    """An empty model of backend `name` (one of `BACKEND_NAMES`); ValueError for another name, SpecError for a
+    bad spec."""
     if name not in _BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
     backend: Backend = _BACKENDS[name](spec.check())
@@ -64,10 +89,13 @@ def create_backend(name: str, spec: ModelSpec) -> Backend:
 def state_sections(backend: Backend) -> dict[str, np.ndarray]:
     """The tables' share of a model's state at its revision, in the order in which the root hash takes it.
 
-    Views by name: users.keys, users.factors, ..., items.bias_g, of the published rows, and mean int64[2] (sum, count).
+    Views by name: users.keys, users.factors, ..., items.bias_g, of the published rows, and mean int64[2]
+    (sum, count).
     """
-    sections = {}
-    for side, table, count in zip(("users", "items"), (backend.users, backend.items), backend.published, strict=True):
+    sections: dict[str, np.ndarray] = {}
+    for side, table, count in zip(
+        ("users", "items"), (backend.users, backend.items), backend.published, strict=True
+    ):
         sections |= {f"{side}.{name}": view for name, view in table.sections(count).items()}
     sections["mean"] = np.array([backend.mean_sum, backend.mean_count], np.int64)
     return sections

@@ -24,7 +24,8 @@ _INLINED = ("lanes.py", "scalar.py", "steps.py", "cpu_sequential.py", "cpu_micro
 def _source_stamp() -> int:
     """Number that changes with the source of anything inlined into a kernel.
 
-    Numba's cache on disk looks only at the file of the kernel itself; without this an edited `scalar.py` would leave old code.
+    Numba's cache on disk looks only at the file of the kernel itself; without this an edited `scalar.py`
+    would leave old code.
     """
     folder = Path(__file__).parent
     digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in _INLINED)).digest()
@@ -38,13 +39,14 @@ _NO_FLOATS = np.empty(0, np.float32)
 class CpuModel:
     """A model of the CPU backend: `users` and `items` tables and what an update does to them.
 
-    One thread may call `apply`, `advance`, `load_sections` and `set_mean`; reads of rows that are not being written, and the tables'
-    `allocate` and `find`, follow the rules of `tables.Table`. `revision` and `published` (rows of users and items visible at
-    it) change after the kernel has returned.
+    One thread may call `apply`, `advance`, `load_sections` and `set_mean`; reads of rows that are not being
+    written, and the tables' `allocate` and `find`, follow the rules of `tables.Table`. `revision` and
+    `published` (rows of users and items visible at it) change after the kernel has returned.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Reserve the tables of a spec and compile its kernel (or load it from Numba's cache); SpecError if it is refused."""
+        """Reserve the tables of a spec and compile its kernel (or load it from Numba's cache); SpecError if
+        it is refused."""
         self.spec = spec.check()
         self.users, self.items = Table(spec, USERS), Table(spec, ITEMS)
         self.revision = 0
@@ -56,12 +58,22 @@ class CpuModel:
         self._drawn = np.empty(0, np.uint32)
         self._errors = np.empty(1 + SAMPLED_NEGATIVES_MAX, np.float32)
         self._choose_kernel()
-        self._run(np.empty(0, np.uint32), np.empty(0, np.uint32), _NO_FLOATS, _NO_FLOATS,
-                  np.empty((0, spec.negatives), np.uint32))
+        self._run(
+            np.empty(0, np.uint32),
+            np.empty(0, np.uint32),
+            _NO_FLOATS,
+            _NO_FLOATS,
+            np.empty((0, spec.negatives), np.uint32),
+        )
 
     def _choose_kernel(self) -> None:
         spec = self.spec
-        baked = (spec.k_padded // LANES, int(spec.loss), int(spec.optimizer.kind == OptimizerKind.ADAGRAD), SOURCE_STAMP)
+        baked = (
+            spec.k_padded // LANES,
+            int(spec.loss),
+            int(spec.optimizer.kind == OptimizerKind.ADAGRAD),
+            SOURCE_STAMP,
+        )
         self._sequential = spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX
         if not self._sequential:
             self._scratch, self._scratch_memory = make_scratch(spec, self.users, self.items)
@@ -73,11 +85,28 @@ class CpuModel:
         drawn = address_of(negatives), np.uint64(negatives.shape[1])
         if not self._sequential:
             rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
-            self._kernel(*self._rows, *rows, values, weights, *drawn, self._mean_state, self._rates, self._scratch,
-                         np.uint64(self.spec.micro_batch))
+            self._kernel(
+                *self._rows,
+                *rows,
+                values,
+                weights,
+                *drawn,
+                self._mean_state,
+                self._rates,
+                self._scratch,
+                np.uint64(self.spec.micro_batch),
+            )
         elif self.spec.negatives:
-            self._kernel(*self._rows, user_rows, item_rows, values, weights, *drawn, address_of(self._errors),
-                         self._rates)
+            self._kernel(
+                *self._rows,
+                user_rows,
+                item_rows,
+                values,
+                weights,
+                *drawn,
+                address_of(self._errors),
+                self._rates,
+            )
         else:
             self._kernel(*self._rows, user_rows, item_rows, values, weights, self._mean_state, self._rates)
 
@@ -101,14 +130,16 @@ class CpuModel:
         self._mean_state[:] = total, count
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
-        """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with `advance`."""
+        """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
+        `advance`."""
         (self.users, self.items)[side].load_sections(sections, count)
 
     def apply(self, update: Update) -> None:
-        """Learn from one interactions record, then set `revision` and `published`. ValueError if a column is malformed.
+        """Learn from one interactions record, then set `revision` and `published`. ValueError if a column is
+        malformed.
 
-        Rows must be below the update's counts. The GIL is released in the kernel. With pins alive, the rows the record
-        will change are copied first.
+        Rows must be below the update's counts. The GIL is released in the kernel. With pins alive, the rows
+        the record will change are copied first.
         """
         update.check()
         negatives = self._draw(update)
@@ -119,9 +150,13 @@ class CpuModel:
         self.advance(update.revision, update.user_count, update.item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
-        """Set the revision after a record that changes no rows; counts, if given, become the published ones."""
+        """Set the revision after a record that changes no rows; counts, if given, become the published
+        ones."""
         users, items = self.published
-        self.published = (users if user_count is None else user_count, items if item_count is None else item_count)
+        self.published = (
+            users if user_count is None else user_count,
+            items if item_count is None else item_count,
+        )
         self.revision = revision
 
     def _draw(self, update: Update) -> np.ndarray:

@@ -1,14 +1,15 @@
-"""Kernel of ordered micro-batches (any B, any loss): errors first, then every row's sum in the order of the semantics, then its step.
+"""Kernel of ordered micro-batches (any B, any loss): errors first, then every row's sum in the order of the
+semantics, then its step.
 
-The occurrences of a row are a linked list in order of (event, slot), built while the errors are taken; so a row named by half of the
-batch costs no more per occurrence than one named twice. Users' gradients wait in scratch until the items, which need the users' old
-factors, have stepped. Scratch is sized by the micro-batch, but for two arrays `place` of one word a row, of which only used words are
-touched and set back.
+The occurrences of a row are a linked list in order of (event, slot), built while the errors are taken; so a
+row named by half of the batch costs no more per occurrence than one named twice. Users' gradients wait in
+scratch until the items, which need the users' old factors, have stepped. Scratch is sized by the micro-batch,
+but for two arrays `place` of one word a row, of which only used words are touched and set back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,8 @@ _F0, _F1 = np.float32(0.0), np.float32(1.0)
 class Chains(NamedTuple):
     """Occurrences by row of one side, as linked lists of occurrence numbers: addresses of uint32 arrays.
 
-    place[row]: 1 + the row's number among the rows used, 0 if unused. row, first, last: by that number. next: by occurrence.
+    place[row]: 1 + the row's number among the rows used, 0 if unused. row, first, last: by that number. next:
+    by occurrence.
     """
 
     place: np.uint64
@@ -45,8 +47,9 @@ class Chains(NamedTuple):
 class Scratch(NamedTuple):
     """Working memory of the kernel (addresses), for one model: reused over calls, never part of the state.
 
-    errors float32[B * slots]; counts uint32[B]: slots of each event; gradients: B rows for the users' gradients, then one for an
-    item's, then one for a chunk; a gradient row is k_padded floats and 16 more, of which the first is the bias's.
+    errors float32[B * slots]; counts uint32[B]: slots of each event; gradients: B rows for the users'
+    gradients, then one for an item's, then one for a chunk; a gradient row is k_padded floats and 16 more, of
+    which the first is the bias's.
     """
 
     users: Chains
@@ -71,7 +74,7 @@ def make_scratch(spec: ModelSpec, users: Table, items: Table) -> tuple[Scratch, 
     ]
     errors, counts = address((slots,), np.float32), address((events,), np.uint32)
     gradients = address((events + 2, spec.k_padded + LANES), np.float32)
-    return Scratch(*chains, errors, counts, gradients), arrays
+    return Scratch(chains[0], chains[1], errors, counts, gradients), arrays
 
 
 @inlined
@@ -111,7 +114,8 @@ def _add(target: Any, c: Any, fresh: Any, term: Any) -> None:
 
 @inlined
 def _target(total: Any, chunk: Any, number: Any, blocks: Any) -> Any:
-    """Where a row's occurrence `number` adds: the first chunk straight to `total`, later ones to `chunk`, folded when full."""
+    """Where a row's occurrence `number` adds: the first chunk straight to `total`, later ones to `chunk`,
+    folded when full."""
     if number < _CHUNK:
         return total
     if number % _CHUNK == ZERO and number > _CHUNK:
@@ -128,7 +132,8 @@ def _fold(total: Any, chunk: Any, blocks: Any) -> None:
 
 @inlined
 def _finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: Any) -> None:
-    """Complete a row's sum of `number` occurrences, and scale it down if more than `hot` events name the row."""
+    """Complete a row's sum of `number` occurrences, and scale it down if more than `hot` events name the
+    row."""
     if number > _CHUNK:
         _fold(total, chunk, blocks)
     scale = scalar.hot_scale(hot, events)
@@ -139,7 +144,9 @@ def _finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: 
 
 
 @inlined
-def _step_row(rows: Any, row: Any, gradient: Any, with_bias: Any, blocks: Any, adagrad: Any, rates: Any) -> None:
+def _step_row(
+    rows: Any, row: Any, gradient: Any, with_bias: Any, blocks: Any, adagrad: Any, rates: Any
+) -> None:
     """Step one row by its gradient row."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
@@ -151,7 +158,9 @@ def _step_row(rows: Any, row: Any, gradient: Any, with_bias: Any, blocks: Any, a
 
 
 @inlined
-def _add_occurrence(target: Any, fresh: Any, e: Any, other: Any, own: Any, bias: Any, blocks: Any, rates: Any) -> None:
+def _add_occurrence(
+    target: Any, fresh: Any, e: Any, other: Any, own: Any, bias: Any, blocks: Any, rates: Any
+) -> None:
     """Add (e * other) + (lambda * own), and the bias's e + (lambda_b * bias), to a gradient row."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
@@ -160,7 +169,9 @@ def _add_occurrence(target: Any, fresh: Any, e: Any, other: Any, own: Any, bias:
 
 
 @inlined
-def _add_bpr_user(target: Any, fresh: Any, e: Any, y: Any, other: Any, x: Any, blocks: Any, rates: Any) -> None:
+def _add_bpr_user(
+    target: Any, fresh: Any, e: Any, y: Any, other: Any, x: Any, blocks: Any, rates: Any
+) -> None:
     """Add a BPR user's (e * (y_p - y_n)) + (lambda * x) to a gradient row; its bias's lane is unused."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
@@ -171,7 +182,16 @@ def _add_bpr_user(target: Any, fresh: Any, e: Any, y: Any, other: Any, x: Any, b
 
 @inlined
 def _user_gradient(
-    users: Any, items: Any, user: Any, q: Any, batch: Any, scratch: Any, total: Any, chunk: Any, blocks: Any, loss: Any,
+    users: Any,
+    items: Any,
+    user: Any,
+    q: Any,
+    batch: Any,
+    scratch: Any,
+    total: Any,
+    chunk: Any,
+    blocks: Any,
+    loss: Any,
     rates: Any,
 ) -> None:
     """Sum the occurrences of the micro-batch's user number q to the gradient row `total`."""
@@ -183,7 +203,9 @@ def _user_gradient(
         for s in range(ONE if loss == _BPR else ZERO, word(scratch.counts, t)):
             target, fresh = _target(total, chunk, number, blocks), number % _CHUNK == ZERO
             e = real(scratch.errors, t * slots + s)
-            other = y if s == ZERO else items.factors + word(batch.negatives, t * batch.width + s - ONE) * size
+            other = (
+                y if s == ZERO else items.factors + word(batch.negatives, t * batch.width + s - ONE) * size
+            )
             if loss == _BPR:
                 _add_bpr_user(target, fresh, e, y, other, x, blocks, rates)
             else:
@@ -196,7 +218,16 @@ def _user_gradient(
 
 @inlined
 def _item_gradient(
-    users: Any, items: Any, item: Any, q: Any, batch: Any, scratch: Any, total: Any, chunk: Any, blocks: Any, loss: Any,
+    users: Any,
+    items: Any,
+    item: Any,
+    q: Any,
+    batch: Any,
+    scratch: Any,
+    total: Any,
+    chunk: Any,
+    blocks: Any,
+    loss: Any,
     rates: Any,
 ) -> None:
     """Sum the occurrences of the micro-batch's item number q to the gradient row `total`."""
@@ -223,27 +254,40 @@ def _item_gradient(
 
 
 class Batch(NamedTuple):
-    """Columns of one micro-batch: addresses of users' and items' rows (uint32), and of its negatives uint32[n, width]."""
+    """Columns of one micro-batch: addresses of users' and items' rows (uint32), and of its negatives
+    uint32[n, width]."""
 
     users: np.uint64
     items: np.uint64
     negatives: np.uint64
     width: np.uint64
-    count: np.uint64
+    events: np.uint64
 
 
 @inlined
 def _take_errors(
-    users: Any, items: Any, batch: Any, values: Any, weights: Any, start: Any, mean: Any, scratch: Any, blocks: Any,
-    loss: Any, adagrad: Any, rates: Any,
+    users: Any,
+    items: Any,
+    batch: Any,
+    values: Any,
+    weights: Any,
+    start: Any,
+    mean: Any,
+    scratch: Any,
+    blocks: Any,
+    loss: Any,
+    adagrad: Any,
+    rates: Any,
 ) -> Any:
-    """Errors of all slots of a micro-batch from the state at its start, and the lists of its rows' occurrences.
+    """Errors of all slots of a micro-batch from the state at its start, and the lists of its rows'
+    occurrences.
 
-    Returns the numbers of users' and items' rows used. scratch.counts[t] becomes the slots of event t (0: it changes nothing).
+    Returns the numbers of users' and items' rows used. scratch.counts[t] becomes the slots of event t (0: it
+    changes nothing).
     """
     width, used_users, used_items = batch.width, ZERO, ZERO
-    for t in range(batch.count):
-        ahead = min(t + _AHEAD, batch.count - ONE)
+    for t in range(batch.events):
+        ahead = min(t + _AHEAD, batch.events - ONE)
         prefetch_row(users, word(batch.users, ahead), blocks, adagrad)
         prefetch_row(items, word(batch.items, ahead), blocks, adagrad)
         for d in range(width):
@@ -258,7 +302,9 @@ def _take_errors(
             s = score(mean, users, items, user, positive, blocks)
             store1(errors, scalar.squared_error(s, value, weight, rates.error_max))
         else:
-            event_errors(users, items, user, positive, negatives, count, value, weight, errors, blocks, loss, rates)
+            event_errors(
+                users, items, user, positive, negatives, count, value, weight, errors, blocks, loss, rates
+            )
         if loss == _BPR and width == ZERO:
             _set(scratch.counts, t, ZERO)  # one item alive: nothing to compare it with
             continue
@@ -272,15 +318,27 @@ def _take_errors(
 
 @inlined
 def _sum_and_step(
-    users: Any, items: Any, batch: Any, used_users: Any, used_items: Any, scratch: Any, item_total: Any, blocks: Any,
-    loss: Any, adagrad: Any, rates: Any,
+    users: Any,
+    items: Any,
+    batch: Any,
+    used_users: Any,
+    used_items: Any,
+    scratch: Any,
+    item_total: Any,
+    blocks: Any,
+    loss: Any,
+    adagrad: Any,
+    rates: Any,
 ) -> None:
-    """Every row's gradient and step: users' sums to scratch, then the items (sum, step), then the users' steps."""
+    """Every row's gradient and step: users' sums to scratch, then the items (sum, step), then the users'
+    steps."""
     stride = row_bytes(blocks + ONE)
     chunk = item_total + stride
     for q in range(used_users):
         total = scratch.gradients + q * stride
-        _user_gradient(users, items, word(scratch.users.row, q), q, batch, scratch, total, chunk, blocks, loss, rates)
+        _user_gradient(
+            users, items, word(scratch.users.row, q), q, batch, scratch, total, chunk, blocks, loss, rates
+        )
     for q in range(used_items):
         item = word(scratch.items.row, q)
         _item_gradient(users, items, item, q, batch, scratch, item_total, chunk, blocks, loss, rates)
@@ -290,14 +348,27 @@ def _sum_and_step(
         _step_row(users, word(scratch.users.row, q), total, loss != _BPR, blocks, adagrad, rates)
 
 
-def micro_batch_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callable[..., int]:
-    """Kernel for rows of `blocks` vectors. `user_rows`, `item_rows`, `negatives` are addresses of uint32[n], [n], [n, width]."""
+@cache
+def micro_batch_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
+    """Kernel for rows of `blocks` vectors. `user_rows`, `item_rows`, `negatives` are addresses of uint32[n],
+    [n], [n, width]."""
     BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
 
-    @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+    @njit(cache=True, nogil=True, error_model="numpy")
     def livefactor_micro_batch_kernel(
-        users: Any, items: Any, user_rows: Any, item_rows: Any, n: Any, values: Any, weights: Any, negatives: Any,
-        width: Any, mean_state: Any, rates: Any, scratch: Any, micro_batch: Any,
+        users: Any,
+        items: Any,
+        user_rows: Any,
+        item_rows: Any,
+        n: Any,
+        values: Any,
+        weights: Any,
+        negatives: Any,
+        width: Any,
+        mean_state: Any,
+        rates: Any,
+        scratch: Any,
+        micro_batch: Any,
     ) -> int:
         item_total = scratch.gradients + micro_batch * row_bytes(BLOCKS + ONE)
         for start in range(ZERO, n, micro_batch):
@@ -319,4 +390,4 @@ def micro_batch_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Call
                 mean_state[ONE] += np.int64(count)
         return STAMP
 
-    return livefactor_micro_batch_kernel  # type: ignore[no-any-return]
+    return livefactor_micro_batch_kernel

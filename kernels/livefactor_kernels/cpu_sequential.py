@@ -1,13 +1,14 @@
-"""Kernels of B = 1, exact sequential steps in arrival order: `positive_kernel` (no negatives), `sampled_kernel` (with).
+"""Kernels of B = 1, exact sequential steps in arrival order: `positive_kernel` (no negatives),
+`sampled_kernel` (with).
 
-What an event needs is prefetched `AHEAD` events earlier: the arithmetic of an event takes less time than one miss of the cache.
-The factories bake k, loss and optimiser into the code as integers, which Numba's cache on disk takes as part of the key; `stamp` is
-there for the same reason (`cpu.SOURCE_STAMP`).
+What an event needs is prefetched `AHEAD` events earlier: the arithmetic of an event takes less time than one
+miss of the cache. The factories bake k, loss and optimiser into the code as integers, which Numba's cache on
+disk takes as part of the key; `stamp` is there for the same reason (`cpu.SOURCE_STAMP`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,21 @@ _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
-def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callable[..., None]:
+@cache
+def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
     """Kernel of squared or logistic loss without negatives, for rows of `blocks` vectors."""
     BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
 
-    @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+    @njit(cache=True, nogil=True, error_model="numpy")
     def livefactor_positive_kernel(
-        users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, weights: Any, mean_state: Any, rates: Any
+        users: Any,
+        items: Any,
+        user_rows: Any,
+        item_rows: Any,
+        values: Any,
+        weights: Any,
+        mean_state: Any,
+        rates: Any,
     ) -> int:
         n = np.uint64(user_rows.size)
         total, count = mean_state[ZERO], mean_state[ONE]
@@ -64,16 +73,27 @@ def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callabl
         mean_state[ZERO], mean_state[ONE] = total, count
         return STAMP
 
-    return livefactor_positive_kernel  # type: ignore[no-any-return]
+    return livefactor_positive_kernel
 
 
 @inlined
 def event_errors(
-    users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, value: Any, weight: Any,
-    errors: Any, blocks: Any, loss: Any, rates: Any,
+    users: Any,
+    items: Any,
+    user: Any,
+    positive: Any,
+    negatives: Any,
+    count: Any,
+    value: Any,
+    weight: Any,
+    errors: Any,
+    blocks: Any,
+    loss: Any,
+    rates: Any,
 ) -> None:
-    """Errors of an event's slots, from the state as it is, to the float32 at address `errors`: the positive's first (not with
-    BPR), then those of the `count` negatives, whose rows are the uint32 at address `negatives`."""
+    """Errors of an event's slots, from the state as it is, to the float32 at address `errors`: the positive's
+    first (not with BPR), then those of the `count` negatives, whose rows are the uint32 at address
+    `negatives`."""
     s = score(_F0, users, items, user, positive, blocks)
     if loss != _BPR:
         store1(errors, scalar.logistic_error(s, value, weight, rates.error_max))
@@ -97,16 +117,25 @@ def _has_repeats(negatives: Any, count: Any) -> bool:
 
 @inlined
 def _is_first(negatives: Any, d: Any) -> bool:
+    first = True
     for before in range(d):
-        if word(negatives, before) == word(negatives, d):
-            return False
-    return True
+        first &= word(negatives, before) != word(negatives, d)
+    return first
 
 
 @inlined
 def _step_negatives(
-    items: Any, negatives: Any, count: Any, repeats: Any, errors: Any, sign: Any, at: Any, x: Any, blocks: Any,
-    adagrad: Any, rates: Any,
+    items: Any,
+    negatives: Any,
+    count: Any,
+    repeats: Any,
+    errors: Any,
+    sign: Any,
+    at: Any,
+    x: Any,
+    blocks: Any,
+    adagrad: Any,
+    rates: Any,
 ) -> None:
     """Step one block, `at` bytes into their rows, of an event's negatives; x: the user's old block."""
     for d in range(count):
@@ -141,8 +170,17 @@ def _step_negative_biases(
 
 @inlined
 def _step_logistic_pair(
-    users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, repeats: Any, errors: Any,
-    blocks: Any, adagrad: Any, rates: Any,
+    users: Any,
+    items: Any,
+    user: Any,
+    positive: Any,
+    negatives: Any,
+    count: Any,
+    repeats: Any,
+    errors: Any,
+    blocks: Any,
+    adagrad: Any,
+    rates: Any,
 ) -> None:
     """Step all rows of a logistic event from its errors."""
     size = row_bytes(blocks)
@@ -154,7 +192,9 @@ def _step_logistic_pair(
             other = load16(items.factors, word(negatives, d) * size + at)
             g = g + scalar.pull(real(errors, d + ONE), other, rates.l2, x)
         step_block(users, user * size + at, x, g, adagrad, rates)
-        step_block(items, positive * size + at, y, scalar.pull(real(errors, ZERO), x, rates.l2, y), adagrad, rates)
+        step_block(
+            items, positive * size + at, y, scalar.pull(real(errors, ZERO), x, rates.l2, y), adagrad, rates
+        )
         _step_negatives(items, negatives, count, repeats, errors, _F1, at, x, blocks, adagrad, rates)
     bias = real(users.bias, user)
     g_bias = scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias)
@@ -162,16 +202,28 @@ def _step_logistic_pair(
         g_bias = g_bias + scalar.bias_pull(real(errors, d + ONE), rates.bias_l2, bias)
     step_bias(users, user, bias, g_bias, adagrad, rates)
     bias = real(items.bias, positive)
-    step_bias(items, positive, bias, scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias), adagrad, rates)
+    step_bias(
+        items, positive, bias, scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias), adagrad, rates
+    )
     _step_negative_biases(items, negatives, count, repeats, errors, _F1, adagrad, rates)
 
 
 @inlined
 def _step_bpr_event(
-    users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, repeats: Any, errors: Any,
-    blocks: Any, adagrad: Any, rates: Any,
+    users: Any,
+    items: Any,
+    user: Any,
+    positive: Any,
+    negatives: Any,
+    count: Any,
+    repeats: Any,
+    errors: Any,
+    blocks: Any,
+    adagrad: Any,
+    rates: Any,
 ) -> None:
-    """Step all rows of a BPR event (at least one negative) from its errors; the user's bias has no part in it."""
+    """Step all rows of a BPR event (at least one negative) from its errors; the user's bias has no part in
+    it."""
     size = row_bytes(blocks)
     for c in range(blocks):
         at = c * VECTOR_BYTES
@@ -194,17 +246,26 @@ def _step_bpr_event(
     _step_negative_biases(items, negatives, count, repeats, errors, -_F1, adagrad, rates)
 
 
-def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callable[..., None]:
+@cache
+def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
     """Kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` negatives an event, drawn beforehand.
 
     `negatives` is the address of uint32[n, width], `errors` that of float32[1 + width] to work in.
     """
     BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
 
-    @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+    @njit(cache=True, nogil=True, error_model="numpy")
     def livefactor_sampled_kernel(
-        users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any,
-        width: Any, errors: Any, rates: Any,
+        users: Any,
+        items: Any,
+        user_rows: Any,
+        item_rows: Any,
+        values: Any,
+        weights: Any,
+        negatives: Any,
+        width: Any,
+        errors: Any,
+        rates: Any,
     ) -> int:
         n = np.uint64(user_rows.size)
         if LOSS == _BPR and width == ZERO:
@@ -221,13 +282,17 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Callable
             count = ZERO if LOSS == _LOGISTIC and value == _F0 else width
             drawn = negatives + i * width * WORD_BYTES
             repeats = _has_repeats(drawn, count)
-            event_errors(users, items, user, positive, drawn, count, value, weight, errors, BLOCKS, LOSS, rates)
+            event_errors(
+                users, items, user, positive, drawn, count, value, weight, errors, BLOCKS, LOSS, rates
+            )
             if LOSS == _BPR:
-                _step_bpr_event(users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates)
+                _step_bpr_event(
+                    users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates
+                )
             else:
                 _step_logistic_pair(
                     users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates
                 )
         return STAMP
 
-    return livefactor_sampled_kernel  # type: ignore[no-any-return]
+    return livefactor_sampled_kernel

@@ -1,11 +1,13 @@
-"""Sixteen float32 lanes for Numba: the type `Vec16` (LLVM's `<16 x float>`), its operators, aligned loads and stores.
+"""Sixteen float32 lanes for Numba: the type `Vec16` (LLVM's `<16 x float>`), its operators, aligned loads and
+stores.
 
-The formulas of `scalar.py` are written once, in plain arithmetic; with this type they compile for one float32 and for
-sixteen. Every operation is IEEE float32, rounded on its own: nothing here is flagged fast-math or contractible, so a
-machine with 512-bit, 256-bit or 128-bit registers gives the same bits. Rows are addressed by plain uint64 addresses: NumPy
-slices cost more than the arithmetic they would carry.
+The formulas of `scalar.py` are written once, in plain arithmetic; with this type they compile for one float32
+and for sixteen. Every operation is IEEE float32, rounded on its own: nothing here is flagged fast-math or
+contractible, so a machine with 512-bit, 256-bit or 128-bit registers gives the same bits. Rows are addressed
+by plain uint64 addresses: NumPy slices cost more than the arithmetic they would carry.
 
-`clamp` and `root` are the two operations that plain arithmetic lacks; they also work as they stand on NumPy scalars and arrays.
+`clamp` and `root` are the two operations that plain arithmetic lacks; they also work as they stand on NumPy
+scalars and arrays.
 """
 
 from __future__ import annotations
@@ -19,14 +21,22 @@ from llvmlite import ir
 from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.core.datamodel.models import PrimitiveModel
-from numba.extending import intrinsic, lower_builtin, overload, register_jitable, register_model, type_callable
+from numba.extending import (
+    intrinsic,
+    lower_builtin,
+    overload,
+    register_jitable,
+    register_model,
+    type_callable,
+)
 
 LANES = 16
 VECTOR_BYTES = np.uint64(4 * LANES)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a function that is plain Python and, called from a kernel, becomes part of the kernel's code.
+    """Decorator of a function that is plain Python and, called from a kernel, becomes part of the kernel's
+    code.
 
     Left to itself LLVM keeps many of them as calls, and a `Vec16` crosses a call through memory.
     """
@@ -59,12 +69,15 @@ class _Vec16Model(PrimitiveModel):  # type: ignore[misc]
         super().__init__(dmm, fe_type, _VECTOR)
 
 
-def pointer_to(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value | None, pointee: ir.Type) -> ir.Value:
+def pointer_to(
+    builder: ir.IRBuilder, address: ir.Value, offset: ir.Value | None, pointee: ir.Type
+) -> ir.Value:
     """Pointer of an intrinsic's access to an integer address, or to `offset` bytes past it.
 
-    The offset must be an operand of its own (LLVM's getelementptr) where it can be a constant 0. Numba optimises a function again
-    after code generation has rewritten its addresses, and there a sum `base + offset` may have become "offset as pointer, plus
-    base": with offset 0 LLVM then sees an access based on null, takes it as unreachable and stores nonsense.
+    The offset must be an operand of its own (LLVM's getelementptr) where it can be a constant 0. Numba
+    optimises a function again after code generation has rewritten its addresses, and there a sum `base +
+    offset` may have become "offset as pointer, plus base": with offset 0 LLVM then sees an access based on
+    null, takes it as unreachable and stores nonsense.
     """
     pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
     if offset is not None:
@@ -73,7 +86,8 @@ def pointer_to(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value | None
 
 
 def _pointer(builder: ir.IRBuilder, sig: Any, args: Any, pointee: ir.Type) -> ir.Value:
-    """Pointer for an intrinsic whose first argument is an address and whose last one is an offset that may be left out."""
+    """Pointer for an intrinsic whose first argument is an address and whose last one is an offset that may be
+    left out."""
     offset = None if isinstance(sig.args[-1], types.Omitted) else args[-1]
     return pointer_to(builder, args[0], offset, pointee)
 
@@ -99,18 +113,25 @@ def _register_operator(op: Callable[[Any, Any], Any], emit: str) -> None:
         return typer
 
     def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        a, b = (v if t is vec16 or t == vec16 else _splat(builder, v) for v, t in zip(args, sig.args, strict=True))
+        a, b = (
+            v if t is vec16 or t == vec16 else _splat(builder, v) for v, t in zip(args, sig.args, strict=True)
+        )
         return getattr(builder, emit)(a, b)
 
     for a, b in ((vec16, vec16), (vec16, types.float32), (types.float32, vec16)):
         lower_builtin(op, a, b)(_lower)
 
 
-for _op, _emit in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+for _op, _emit in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
     _register_operator(_op, _emit)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load16(typingctx: Any, address: Any, offset: Any = None) -> Any:
     """Vec16 at `address` + `offset` (uint64; the sum a multiple of 64)."""
 
@@ -120,7 +141,7 @@ def load16(typingctx: Any, address: Any, offset: Any = None) -> Any:
     return vec16(types.uint64, _offset(offset)), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store16(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
     """Write a Vec16 to `address` + `offset` (uint64; the sum a multiple of 64)."""
 
@@ -131,7 +152,7 @@ def store16(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any
     return types.void(types.uint64, vec16, _offset(offset)), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load1(typingctx: Any, address: Any, offset: Any = None) -> Any:
     """float32 at `address` + `offset` (uint64; the sum a multiple of 4)."""
 
@@ -141,7 +162,7 @@ def load1(typingctx: Any, address: Any, offset: Any = None) -> Any:
     return types.float32(types.uint64, _offset(offset)), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store1(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
     """Write a float32 to `address` + `offset` (uint64; the sum a multiple of 4)."""
 
@@ -152,7 +173,7 @@ def store1(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
     return types.void(types.uint64, types.float32, _offset(offset)), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load_u32(typingctx: Any, address: Any, offset: Any = None) -> Any:
     """uint32 at `address` + `offset` (uint64; the sum a multiple of 4), as uint64."""
 
@@ -162,7 +183,7 @@ def load_u32(typingctx: Any, address: Any, offset: Any = None) -> Any:
     return types.uint64(types.uint64, _offset(offset)), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store_u32(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
     """Write the low 32 bits of the uint64 `value` to `address` + `offset` (the sum a multiple of 4)."""
 
@@ -173,7 +194,7 @@ def store_u32(typingctx: Any, address: Any, value: Any, offset: Any = None) -> A
     return types.void(types.uint64, types.uint64, _offset(offset)), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def broadcast(typingctx: Any, value: Any) -> Any:
     """Vec16 with the float32 `value` in every lane."""
 
@@ -183,7 +204,7 @@ def broadcast(typingctx: Any, value: Any) -> Any:
     return vec16(types.float32), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def tree_sum(typingctx: Any, value: Any) -> Any:
     """float32 sum of a Vec16 in the order of the semantics: lane l += lane l+8, then l+4, l+2, l+1."""
 
@@ -201,9 +222,10 @@ def tree_sum(typingctx: Any, value: Any) -> Any:
     return types.float32(vec16), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def prefetch(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Ask for the cache line at `address` + `offset` (uint64; any value is legal, an unmapped one is ignored)."""
+    """Ask for the cache line at `address` + `offset` (uint64; any value is legal, an unmapped one is
+    ignored)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(builder, sig, args, ir.IntType(8))
@@ -215,7 +237,7 @@ def prefetch(typingctx: Any, address: Any, offset: Any = None) -> Any:
     return types.void(types.uint64, _offset(offset)), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _root16(typingctx: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = ir.FunctionType(_VECTOR, [_VECTOR])
@@ -224,7 +246,7 @@ def _root16(typingctx: Any, value: Any) -> Any:
     return vec16(vec16), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _clamp16(typingctx: Any, value: Any, limit: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         value, high = args[0], _splat(builder, args[1])
@@ -236,7 +258,8 @@ def _clamp16(typingctx: Any, value: Any, limit: Any) -> Any:
 
 
 def root(value: Any) -> Any:
-    """Square root, correctly rounded: a NumPy float32 or array as it is, a float32 or Vec16 in compiled code."""
+    """Square root, correctly rounded: a NumPy float32 or array as it is, a float32 or Vec16 in compiled
+    code."""
     return np.sqrt(value)
 
 
@@ -269,5 +292,6 @@ def _clamp(value: Any, limit: Any) -> Any:
 
 
 def address_of(array: np.ndarray) -> np.uint64:
-    """Address of an array's first element, as the uint64 that `load16` takes (the caller keeps the array alive)."""
+    """Address of an array's first element, as the uint64 that `load16` takes (the caller keeps the array
+    alive)."""
     return np.uint64(array.ctypes.data)

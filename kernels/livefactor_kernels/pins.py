@@ -1,12 +1,15 @@
-"""Reading a model at one revision while it goes on learning: pins, and the copies that updates leave for them.
+"""Reading a model at one revision while it goes on learning: pins, and the copies that updates leave for
+them.
 
-A `Pin` names the state at the moment it was taken. While any pin exists, an update first copies every row that it is about to
-touch, once, to an append-only overlay; a row as of a pin is its earliest copy made after the pin, else the live row. Readers scan live
-rows without a lock and then patch what they read from the overlay under the board's lock: whatever a scan saw half-written had
-been copied before it was written, so the patch always wins.
+A `Pin` names the state at the moment it was taken. While any pin exists, an update first copies every row
+that it is about to touch, once, to an append-only overlay; a row as of a pin is its earliest copy made after
+the pin, else the live row. Readers scan live rows without a lock and then patch what they read from the
+overlay under the board's lock: whatever a scan saw half-written had been copied before it was written, so the
+patch always wins.
 
-    stamp[row]   tag of the row's newest copy; a row is copied at its first touch by an update after a pin (stamp < newest pin's number)
-    overlay      a ring of (tag, row, factors, bias, accumulators), tags ascending; entries older than the oldest pin are dropped
+    stamp[row]   tag of the row's newest copy; an update copies a row if that is below the newest pin's number
+    overlay      a ring of (tag, row, factors, bias, accumulators), tags ascending; what is older than the
+                 oldest pin is dropped
 """
 
 from __future__ import annotations
@@ -31,9 +34,10 @@ OVERLAY_ROWS_MAX = 1 << 18
 _ROW_SECTIONS = ("factors", "bias", "factor_g", "bias_g")
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+@njit(cache=True, nogil=True, error_model="numpy")
 def _first_touches(rows: Any, below: Any, tag: Any, stamps: Any, out: Any, found: Any) -> Any:
-    """Append to `out` (after `found` entries) the rows below `below` whose stamp is older than `tag`, and stamp them."""
+    """Append to `out` (after `found` entries) the rows below `below` whose stamp is older than `tag`, and
+    stamp them."""
     for i in range(np.uint64(rows.size)):
         row = np.uint64(rows[i])
         if row < below and stamps[row] < tag:
@@ -43,7 +47,7 @@ def _first_touches(rows: Any, below: Any, tag: Any, stamps: Any, out: Any, found
     return found
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+@njit(cache=True, nogil=True, error_model="numpy")
 def _copy_rows(rows: Any, live: Any, ring: Any, start: Any) -> None:
     """Copy live[rows] to the ring from position `start` on (both two-dimensional)."""
     size = np.uint64(ring.shape[0])
@@ -53,9 +57,12 @@ def _copy_rows(rows: Any, live: Any, ring: Any, start: Any) -> None:
             ring[place, j] = live[row, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
-def _places_in_range(tags: Any, rows: Any, head: Any, tail: Any, pin: Any, start: Any, stop: Any, out: Any) -> Any:
-    """Set out[row - start] to 1 + the ring place of the row's earliest copy with tag >= pin; returns how many copies it saw."""
+@njit(cache=True, nogil=True, error_model="numpy")
+def _places_in_range(
+    tags: Any, rows: Any, head: Any, tail: Any, pin: Any, start: Any, stop: Any, out: Any
+) -> Any:
+    """Set out[row - start] to 1 + the ring place of the row's earliest copy with tag >= pin; returns how many
+    copies it saw."""
     size, seen = np.uint64(rows.size), ZERO
     for back in range(tail - head):
         place = (tail - ONE - back) % size
@@ -69,20 +76,21 @@ def _places_in_range(tags: Any, rows: Any, head: Any, tail: Any, pin: Any, start
 class _Overlay:
     """Copies of one side's rows: a ring that doubles if one record needs more than it holds."""
 
-    def __init__(self, spec: ModelSpec, table: Table) -> None:
+    def __init__(self, spec: ModelSpec, table: Table, rows: int) -> None:
         self.table = table
         self.kp = spec.k_padded
         adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
         self.names = _ROW_SECTIONS if adagrad else _ROW_SECTIONS[:2]
         self.stamps = reserve((table.capacity,), np.uint64)
         self.head = self.tail = 0
-        self._reserve(2 * OVERLAY_ROWS_MAX)
+        self._reserve(rows)
 
     def _reserve(self, rows: int) -> None:
         self.size = rows
         self.tags, self.rows = reserve((rows,), np.uint64), reserve((rows,), np.uint32)
         self.arrays = {
-            name: reserve((rows, self.kp) if name.startswith("factor") else (rows,), np.float32) for name in self.names
+            name: reserve((rows, self.kp) if name.startswith("factor") else (rows,), np.float32)
+            for name in self.names
         }
 
     def __len__(self) -> int:
@@ -131,9 +139,11 @@ class _Overlay:
 
 
 class Pin:
-    """The state of a model at `revision`: `counts` rows of users and items, and the global mean, as of when it was taken.
+    """The state of a model at `revision`: `counts` rows of users and items, and the global mean, as of when
+    it was taken.
 
-    Release it as soon as the read is over (`release`, or as a context manager): copies are kept for it until then.
+    Release it as soon as the read is over (`release`, or as a context manager): copies are kept for it until
+    then.
     """
 
     def __init__(self, board: PinBoard, number: int, model: CpuModel) -> None:
@@ -145,7 +155,8 @@ class Pin:
         self.mean_state = (model.mean_sum, model.mean_count)
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Copies of rows [start, stop) of `side` as of the pin, named and shaped as `Table.sections`. IndexError past its count."""
+        """Copies of rows [start, stop) of `side` as of the pin, named and shaped as `Table.sections`.
+        IndexError past its count."""
         if not 0 <= start <= stop <= self.counts[side]:
             raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
         table = self._board.table(side)
@@ -159,7 +170,8 @@ class Pin:
         return copies
 
     def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows of `side` changed since the pin, as of the pin: uint32[m] ascending, factors float32[m, k_padded], bias float32[m]."""
+        """Rows of `side` changed since the pin, as of the pin: uint32[m] ascending, factors float32[m,
+        k_padded], bias float32[m]."""
         with self._board.lock:
             overlay = self._board.overlay(side)
             rows, places = overlay.places(self._number, 0, self.counts[side])
@@ -172,7 +184,9 @@ class Pin:
     def __enter__(self) -> Pin:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.release()
 
 
@@ -197,7 +211,7 @@ class PinBoard:
     def overlay(self, side: int) -> _Overlay:
         """The overlay of a side; hold `lock`."""
         if self._overlays is None:
-            self._overlays = [_Overlay(self._spec, table) for table in self._tables]
+            self._overlays = [_Overlay(self._spec, table, 2 * self.overlay_rows_max) for table in self._tables]
         return self._overlays[side]
 
     @property
@@ -230,7 +244,8 @@ class PinBoard:
             self.lock.notify_all()
 
     def wait_for_room(self, update_rows: int, timeout: float | None = None) -> bool:
-        """Block while `update_rows` more copies of a side would pass the cap and pins are held; False after `timeout` seconds.
+        """Block while `update_rows` more copies of a side would pass the cap and pins are held; False after
+        `timeout` seconds.
 
         A record larger than the cap passes once there are no copies.
         """
@@ -242,9 +257,11 @@ class PinBoard:
         return not self._active or held == 0 or held + update_rows <= self.overlay_rows_max
 
     def protect(self, update: Update, negatives: np.ndarray) -> None:
-        """Copy the rows that `update` is about to change and that a pin can see, at their first touch after the newest pin.
+        """Copy the rows that `update` is about to change and that a pin can see, at their first touch after
+        the newest pin.
 
-        negatives: uint32[n, d], the items drawn for it. The backend calls this before its kernel; free without pins.
+        negatives: uint32[n, d], the items drawn for it. The backend calls this before its kernel; free
+        without pins.
         """
         if not self._active:
             return
@@ -261,6 +278,11 @@ class PinBoard:
         found = ZERO
         for column in columns:
             found = _first_touches(
-                column, np.uint64(below), np.uint64(self._last), overlay.stamps, self._touched, np.uint64(found)
+                column,
+                np.uint64(below),
+                np.uint64(self._last),
+                overlay.stamps,
+                self._touched,
+                np.uint64(found),
             )
         overlay.copy(self._touched[: int(found)], self._last)

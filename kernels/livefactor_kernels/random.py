@@ -1,7 +1,9 @@
-"""Counter-based randomness: Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011), row initialisation, negative draws.
+"""Counter-based randomness: Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011), row initialisation, negative
+draws.
 
-Every draw is a function of (seed, what it is for, where it is), never of a generator's state: replaying a log, in any grouping,
-draws the same. The functions run as plain Python on NumPy uint64 and compile with Numba; all words are 32-bit values held in uint64.
+Every draw is a function of (seed, what it is for, where it is), never of a generator's state: replaying a
+log, in any grouping, draws the same. The functions run as plain Python on NumPy uint64 and compile with
+Numba; all words are 32-bit values held in uint64.
 """
 
 from __future__ import annotations
@@ -48,8 +50,9 @@ def initial_factor(word: Any, scale: Any) -> Any:
 
 @inlined
 def draw_negative(key: Any, revision: Any, event: Any, draw: Any, positive: Any, items: Any) -> Any:
-    """Item row (uint64) of an event's negative `draw`: mulhi64(word0 | word1 << 32, items), or the next row modulo
-    items if that is the positive. `items` is 2..2**32-1, `event` the index in the stored payload; all are uint64."""
+    """Item row (uint64) of an event's negative `draw`: mulhi64(word0 | word1 << 32, items), or the next row
+    modulo items if that is the positive. `items` is 2..2**32-1, `event` the index in the stored payload; all
+    are uint64."""
     w0, w1, _, _ = philox(revision & _MASK, revision >> _32, event, draw, key)
     row = (w1 * items + ((w0 * items) >> _32)) >> _32
     if row == positive:
@@ -57,9 +60,10 @@ def draw_negative(key: Any, revision: Any, event: Any, draw: Any, positive: Any,
     return row
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+@njit(cache=True, nogil=True, error_model="numpy")
 def init_rows(keys: Any, factors: Any, k: Any, scale: Any, key: Any, table: Any) -> None:
-    """Write the initial factors of `keys` (uint64[n]) to the first `k` columns of `factors` (float32[n, kp])."""
+    """Write the initial factors of `keys` (uint64[n]) to the first `k` columns of `factors` (float32[n,
+    kp])."""
     for i in range(_U(keys.size)):
         low, high = keys[i] & _MASK, keys[i] >> _32
         for j in range(_ZERO, k, _FOUR):
@@ -68,9 +72,10 @@ def init_rows(keys: Any, factors: Any, k: Any, scale: Any, key: Any, table: Any)
                 factors[i, j + _U(lane)] = initial_factor(words[lane], scale)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[misc]
+@njit(cache=True, nogil=True, error_model="numpy")
 def draw_batch(key: Any, revision: Any, positives: Any, items: Any, out: Any) -> None:
-    """Write the negatives of a record's events to `out` (uint32[n, negatives]); positives uint32[n], items >= 2."""
+    """Write the negatives of a record's events to `out` (uint32[n, negatives]); positives uint32[n], items >=
+    2."""
     for i in range(_U(positives.size)):
         positive = _U(positives[i])
         for d in range(_U(out.shape[1])):

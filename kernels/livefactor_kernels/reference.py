@@ -1,18 +1,19 @@
 """The semantics in plain NumPy, written to be read: the judge of every other backend, to the bit.
 
-An update is cut into micro-batches. In each, every event contributes gradients taken from the state at the micro-batch's start
-(`_occurrences`); the contributions to a row are summed in order of (event, slot), in chunks of 32 (`chunked_sum`), scaled down if
-the row is hot, and the row steps once (`_step`).
+An update is cut into micro-batches. In each, every event contributes gradients taken from the state at the
+micro-batch's start (`_occurrences`); the contributions to a row are summed in order of (event, slot), in
+chunks of 32 (`chunked_sum`), scaled down if the row is hot, and the row steps once (`_step`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import scalar
+from .lanes import clamp
 from .random import INIT_DOMAIN, domain_key, initial_factor, philox
 from .spec import LANES, Loss, ModelSpec, OptimizerKind
 from .tables import ITEMS, NO_ROW, USERS
@@ -23,7 +24,8 @@ CHUNK = 32
 
 
 class Occurrence(NamedTuple):
-    """One event's contribution to one row: to its factors float32[k_padded], and to its bias (None: not touched)."""
+    """One event's contribution to one row: to its factors float32[k_padded], and to its bias (None: not
+    touched)."""
 
     side: int
     row: int
@@ -32,22 +34,31 @@ class Occurrence(NamedTuple):
 
 
 class ReferenceTable:
-    """Rows of one side; the same verbs and attributes as `tables.Table`, arrays as long as the rows in use."""
+    """Rows of one side; the same verbs and attributes as `tables.Table`, arrays as long as the rows in
+    use."""
 
     def __init__(self, spec: ModelSpec, side: int) -> None:
         self.spec, self.side = spec, side
         self.capacity = spec.limits.users_max if side == USERS else spec.limits.items_max
         self.rows_of: dict[int, int] = {}
+        self.keys: np.ndarray
+        self.factors: np.ndarray
+        self.bias: np.ndarray
+        self.factor_g: np.ndarray
+        self.bias_g: np.ndarray
         self._resize(0)
 
     def _resize(self, rows: int) -> None:
         kp = self.spec.k_padded
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
-            "keys": ((rows,), np.uint64), "factors": ((rows, kp), np.float32), "bias": ((rows,), np.float32)}
+            "keys": ((rows,), np.uint64),
+            "factors": ((rows, kp), np.float32),
+            "bias": ((rows,), np.float32),
+        }
         if self.spec.optimizer.kind == OptimizerKind.ADAGRAD:
             shapes |= {"factor_g": ((rows, kp), np.float32), "bias_g": ((rows,), np.float32)}
         for name, (shape, dtype) in shapes.items():
-            array = np.zeros(shape, dtype)
+            array: np.ndarray = np.zeros(shape, dtype)
             old = getattr(self, name, array[:0])
             array[: len(old)] = old
             setattr(self, name, array)
@@ -58,7 +69,12 @@ class ReferenceTable:
         factors = np.zeros(self.spec.k_padded, np.float32)
         seed = domain_key(self.spec.seed, INIT_DOMAIN)
         for j in range(self.spec.k):
-            counter = (np.uint64(key & 0xFFFFFFFF), np.uint64(key >> 32), np.uint64(j // 4), np.uint64(self.side))
+            counter = (
+                np.uint64(key & 0xFFFFFFFF),
+                np.uint64(key >> 32),
+                np.uint64(j // 4),
+                np.uint64(self.side),
+            )
             factors[j] = initial_factor(philox(*counter, seed)[j % 4], np.float32(self.spec.init_scale))
         return factors
 
@@ -94,16 +110,24 @@ class ReferenceTable:
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
         """As `tables.Table.load_sections`."""
         keys = [int(key) for key in sections["keys"]]
-        if self.allocated or count > self.capacity or set(sections) != set(self._names) or len(set(keys)) != count:
-            raise ValueError("load_sections: not an empty table, or other sections than the spec's, or a key repeats")
+        if (
+            self.allocated
+            or count > self.capacity
+            or set(sections) != set(self._names)
+            or len(set(keys)) != count
+        ):
+            raise ValueError(
+                "load_sections: not an empty table, or other sections than the spec's, or a key repeats"
+            )
         self.rows_of = {key: row for row, key in enumerate(keys)}
         self._resize(count)
         for name, view in self.sections(count).items():
             view[:] = sections[name]
 
 
-def dot(x: np.ndarray, y: np.ndarray) -> np.float32:
-    """Dot product of two float32[k_padded] in 16 lanes: each lane left to right, then a tree over the lanes."""
+def dot(x: np.ndarray, y: np.ndarray) -> Any:
+    """Dot product of two float32[k_padded] in 16 lanes: each lane left to right, then a tree over the
+    lanes."""
     lanes = x[:LANES] * y[:LANES]
     for start in range(LANES, len(x), LANES):
         lanes = lanes + x[start : start + LANES] * y[start : start + LANES]
@@ -113,8 +137,9 @@ def dot(x: np.ndarray, y: np.ndarray) -> np.float32:
     return lanes[0]
 
 
-def chunked_sum(terms: list) -> np.ndarray:
-    """Sum of arrays or float32 in their order: chunks of 32 left to right from their first term, then the chunks likewise."""
+def chunked_sum(terms: list[Any]) -> Any:
+    """Sum of arrays or float32 in their order: chunks of 32 left to right from their first term, then the
+    chunks likewise."""
     sums = []
     for start in range(0, len(terms), CHUNK):
         total = terms[start]
@@ -124,7 +149,7 @@ def chunked_sum(terms: list) -> np.ndarray:
     return sums[0] if len(sums) == 1 else _left_to_right(sums)
 
 
-def _left_to_right(terms: list) -> np.ndarray:
+def _left_to_right(terms: list[Any]) -> Any:
     total = terms[0]
     for term in terms[1:]:
         total = total + term
@@ -147,7 +172,7 @@ class ReferenceModel:
     @property
     def mean(self) -> np.float32:
         """Global mean of the values seen (squared loss), else 0."""
-        return scalar.mean_of(self.mean_sum, self.mean_count)
+        return np.float32(scalar.mean_of(self.mean_sum, self.mean_count))
 
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""
@@ -158,9 +183,13 @@ class ReferenceModel:
         (self.users, self.items)[side].load_sections(sections, count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
-        """Set the revision after a record that changes no rows; counts, if given, become the published ones."""
+        """Set the revision after a record that changes no rows; counts, if given, become the published
+        ones."""
         users, items = self.published
-        self.published = (users if user_count is None else user_count, items if item_count is None else item_count)
+        self.published = (
+            users if user_count is None else user_count,
+            items if item_count is None else item_count,
+        )
         self.revision = revision
 
     def apply(self, update: Update) -> None:
@@ -184,14 +213,15 @@ class ReferenceModel:
                 self.mean_count += stop - start
         self.advance(update.revision, update.user_count, update.item_count)
 
-    def _score(self, user: int, item: int) -> np.float32:
+    def _score(self, user: int, item: int) -> Any:
         x, y = self.users.factors[user], self.items.factors[item]
         return scalar.score(self.mean, self.users.bias[user], self.items.bias[item], dot(x, y))
 
     def _occurrences(
         self, user: int, positive: int, negatives: list[int], value: np.float32, weight: np.float32
     ) -> Iterator[Occurrence]:
-        """Contributions of one event in order of slot: the positive is slot 0, then the negatives as drawn."""
+        """Contributions of one event in order of slot: the positive is slot 0, then the negatives as
+        drawn."""
         if self.spec.loss == Loss.BPR:
             yield from self._bpr_occurrences(user, positive, negatives, weight)
             return
@@ -240,4 +270,4 @@ class ReferenceModel:
         g = getattr(table, g_name)
         total = scalar.adagrad_sum(g[row], gradient)
         x[row] = scalar.adagrad_step(x[row], gradient, total, rate, rates.eps, rates.factor_max)
-        g[row] = scalar.clamp(total, rates.g_max)
+        g[row] = clamp(total, rates.g_max)

@@ -1,9 +1,10 @@
 """The scalar mathematics, written once: errors of the losses, optimiser steps, our own exp and sigmoid.
 
-Every function runs as plain Python on NumPy float32 (the reference), and compiles with Numba for float32; those without a branch
-(`pull`, `sgd_step`, `adagrad_*`) also compile for `lanes.Vec16` and run on whole NumPy arrays. Every operation is one
-float32 rounding, in the order written: never rewrite an expression here without bumping `spec.KERNEL_SEMANTICS`.
-libm, SVML and NumPy differ between machines in exp, so it is a polynomial of ours.
+Every function runs as plain Python on NumPy float32 (the reference), and compiles with Numba for float32;
+those without a branch (`pull`, `sgd_step`, `adagrad_*`) also compile for `lanes.Vec16` and run on whole NumPy
+arrays. Every operation is one float32 rounding, in the order written: never rewrite an expression here
+without bumping `spec.KERNEL_SEMANTICS`. libm, SVML and NumPy differ between machines in exp, so it is a
+polynomial of ours.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _F = np.float32
 ONE = _F(1.0)
 _EXP_LIMIT = _F(87.0)  # exp(-87) and exp(87) are normal float32 numbers
 _LOG2_E = _F(1.4426950408889634)
-_ROUNDER = _F(12582912.0)  # 1.5 * 2**23: adding it rounds a small float32 to the nearest integer, ties to even
+_ROUNDER = _F(
+    12582912.0
+)  # 1.5 * 2**23: adding it rounds a small float32 to the nearest integer, ties to even
 _LN2_HIGH = _F(0.693359375)  # 9 significant bits: n * _LN2_HIGH is exact for |n| < 2**15
 _LN2_LOW = _F(-2.12194440e-4)
 # Minimax polynomial of (exp(r) - 1 - r) / r**2 on |r| <= ln(2)/2 (Cephes, expf).
@@ -33,7 +36,8 @@ _ROUNDER64 = np.float64(6755399441055744.0)  # 1.5 * 2**52
 
 @inlined
 def exp(x: Any) -> Any:
-    """e**x as float32 for a float32 x, which is first limited to [-87, 87]; error below 2 units in the last place."""
+    """e**x as float32 for a float32 x, which is first limited to [-87, 87]; error below 2 units in the last
+    place."""
     x = clamp(x, _EXP_LIMIT)
     n = (x * _LOG2_E + _ROUNDER) - _ROUNDER
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
@@ -114,7 +118,8 @@ def fixed_point(value: Any) -> Any:
 
 @inlined
 def mean_of(total: Any, count: Any) -> Any:
-    """Global mean as float32 from the fixed-point sum and the number of events (int64 both); 0 without events."""
+    """Global mean as float32 from the fixed-point sum and the number of events (int64 both); 0 without
+    events."""
     if count == 0:
         return _F(0.0)
     return _F(np.float64(total) / (np.float64(count) * FIXED_ONE))
@@ -122,6 +127,7 @@ def mean_of(total: Any, count: Any) -> Any:
 
 @inlined
 def hot_scale(limit: Any, events: Any) -> Any:
-    """min(1, h / events) as float32: the scale of a row's gradient that `events` events of a micro-batch name."""
+    """min(1, h / events) as float32: the scale of a row's gradient that `events` events of a micro-batch
+    name."""
     count = _F(events)
     return limit / count if count > limit else ONE

@@ -1,8 +1,9 @@
 """What a model's state is a function of, beside its log: the specification.
 
-`state(r) = apply(spec, log[1..r])`. Two models with equal specs and equal logs have bit-identical tables on every
-supported machine; so every number here is part of the contract, is rounded once to float32 where the arithmetic
-uses it, and is checked so that no event can make a table value infinite or NaN (`ModelSpec.check`).
+`state(r) = apply(spec, log[1..r])`. Two models with equal specs and equal logs have bit-identical tables on
+every supported machine; so every number here is part of the contract, is rounded once to float32 where the
+arithmetic uses it, and is checked so that no event can make a table value infinite or NaN
+(`ModelSpec.check`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class SpecError(ValueError):
 class Optimizer:
     """Step rule of factors and biases (AdaGrad: Duchi, Hazan, Singer 2011, diagonal form).
 
-    `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the accumulators' first value, `eps` is added to their root.
+    `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the accumulators' first value, `eps` is added
+    to their root.
     """
 
     kind: OptimizerKind = OptimizerKind.SGD
@@ -64,8 +66,8 @@ class Optimizer:
 class Limits:
     """Bounds with a meaning for the model: an event outside them is rejected before it is logged.
 
-    `error_max` (e_max) clips an occurrence's error, `factor_max` (c_max) clamps every factor and bias after its step,
-    `g_max` clamps AdaGrad's accumulators; together they keep every table value finite.
+    `error_max` (e_max) clips an occurrence's error, `factor_max` (c_max) clamps every factor and bias after
+    its step, `g_max` clamps AdaGrad's accumulators; together they keep every table value finite.
     """
 
     users_max: int = 1 << 24
@@ -82,10 +84,11 @@ class Limits:
 class ModelSpec:
     """A model's specification (SEMANTICS of every field: docs/architecture.md).
 
-    k: factors a row. loss: how an event's error is taken. l2 / bias_l2: weight of the L2 term of an occurrence.
-    negatives: items drawn for each positive event (0 for squared loss). micro_batch: events a gradient step (B);
-    1 is exact sequential SGD. hot_row_events: a row named by more events of a micro-batch than this has its gradient scaled down to
-    as many. init_scale: width of the uniform distribution of initial factors, centred on 0. seed: of every counter-based draw.
+    k: factors a row. loss: how an event's error is taken. l2 / bias_l2: weight of the L2 term of an
+    occurrence. negatives: items drawn for each positive event (0 for squared loss). micro_batch: events a
+    gradient step (B); 1 is exact sequential SGD. hot_row_events: a row named by more events of a micro-batch
+    than this has its gradient scaled down to as many. init_scale: width of the uniform distribution of
+    initial factors, centred on 0. seed: of every counter-based draw.
     """
 
     k: int = 64
@@ -128,10 +131,15 @@ def _check_shape(spec: ModelSpec) -> None:
         _require(spec.negatives == 0, "negatives", "0 with squared loss", spec.negatives)
     if spec.loss == Loss.BPR:
         _require(spec.negatives >= 1, "negatives", "at least 1 with BPR", spec.negatives)
-    _require(1 <= spec.micro_batch <= MAX_MICRO_BATCH, "micro_batch", f"1..{MAX_MICRO_BATCH}", spec.micro_batch)
+    _require(
+        1 <= spec.micro_batch <= MAX_MICRO_BATCH, "micro_batch", f"1..{MAX_MICRO_BATCH}", spec.micro_batch
+    )
     _require(0 <= spec.seed < 1 << 64, "seed", "an unsigned 64-bit number", spec.seed)
     _require(
-        spec.kernel_semantics == KERNEL_SEMANTICS, "kernel_semantics", str(KERNEL_SEMANTICS), spec.kernel_semantics
+        spec.kernel_semantics == KERNEL_SEMANTICS,
+        "kernel_semantics",
+        str(KERNEL_SEMANTICS),
+        spec.kernel_semantics,
     )
 
 
@@ -148,14 +156,26 @@ def _check_rates(spec: ModelSpec) -> None:
     for name in ("l2", "bias_l2"):
         value = getattr(spec, name)
         _require(_finite32(value) and 0.0 <= value <= 100.0, name, "0..100", value)
-    _require(_finite32(optimizer.initial_g) and 0.0 <= optimizer.initial_g <= spec.limits.g_max,
-             "optimizer.initial_g", "0..g_max", optimizer.initial_g)
+    _require(
+        _finite32(optimizer.initial_g) and 0.0 <= optimizer.initial_g <= spec.limits.g_max,
+        "optimizer.initial_g",
+        "0..g_max",
+        optimizer.initial_g,
+    )
     if optimizer.kind == OptimizerKind.ADAGRAD:
         _require(1e-30 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-30..1e6 with AdaGrad", optimizer.eps)
-    _require(_finite32(spec.init_scale) and 0.0 <= spec.init_scale <= 2.0 * spec.limits.factor_max,
-             "init_scale", "0..2*factor_max", spec.init_scale)
-    _require(_finite32(spec.hot_row_events) and 1.0 <= spec.hot_row_events <= 1e9, "hot_row_events", "1..1e9",
-             spec.hot_row_events)
+    _require(
+        _finite32(spec.init_scale) and 0.0 <= spec.init_scale <= 2.0 * spec.limits.factor_max,
+        "init_scale",
+        "0..2*factor_max",
+        spec.init_scale,
+    )
+    _require(
+        _finite32(spec.hot_row_events) and 1.0 <= spec.hot_row_events <= 1e9,
+        "hot_row_events",
+        "1..1e9",
+        spec.hot_row_events,
+    )
 
 
 def _check_limits(limits: Limits) -> None:
@@ -173,8 +193,9 @@ def _check_limits(limits: Limits) -> None:
 def _check_bounded(spec: ModelSpec) -> None:
     """No sum of a micro-batch may overflow float32, in any order the semantics allow.
 
-    The largest score is k*c^2 + 2c + |mu|; times the largest weight it must be finite before it is clipped. The largest row
-    gradient is (occurrences) * (e_max * c_max * 2 + l2 * c_max); it, its square (AdaGrad) and its step must be finite.
+    The largest score is k*c^2 + 2c + |mu|; times the largest weight it must be finite before it is clipped.
+    The largest row gradient is (occurrences) * (e_max * c_max * 2 + l2 * c_max); it, its square (AdaGrad) and
+    its step must be finite.
     """
     limits = spec.limits
     occurrences = spec.micro_batch * (1 + spec.negatives)
@@ -186,24 +207,45 @@ def _check_bounded(spec: ModelSpec) -> None:
     _require(gradient * rate < 1e37, "limits", "events * error_max * factor_max * rate < 1e37", gradient)
     if spec.optimizer.kind == OptimizerKind.ADAGRAD:
         bound = math.sqrt(1e38)
-        _require(gradient < bound, "limits",
-                 f"events * error_max * factor_max < {bound:.3g} with AdaGrad (lower error_max or factor_max)", gradient)
+        _require(
+            gradient < bound,
+            "limits",
+            f"events * error_max * factor_max < {bound:.3g} with AdaGrad (lower error_max or factor_max)",
+            gradient,
+        )
 
 
 _PRESETS: dict[str, ModelSpec] = {
     "ratings": ModelSpec(
-        k=32, loss=Loss.SQUARED, optimizer=Optimizer(OptimizerKind.SGD, 0.07, 0.05), l2=0.01, bias_l2=0.02,
-        init_scale=0.3, hot_row_events=16.0,
+        k=32,
+        loss=Loss.SQUARED,
+        optimizer=Optimizer(OptimizerKind.SGD, 0.07, 0.05),
+        l2=0.01,
+        bias_l2=0.02,
+        init_scale=0.3,
+        hot_row_events=16.0,
         # Steps that suit five stars would blow up on a scale of a hundred: a bound on the error keeps them stable.
         limits=Limits(value_abs_max=1e3, error_max=2.5),
     ),
     "clicks": ModelSpec(
-        k=64, loss=Loss.LOGISTIC, negatives=4, optimizer=Optimizer(OptimizerKind.SGD, 0.12, 0.1), l2=0.001,
-        init_scale=0.4, hot_row_events=32.0, limits=Limits(value_abs_max=1.0, error_max=4.0),
+        k=64,
+        loss=Loss.LOGISTIC,
+        negatives=4,
+        optimizer=Optimizer(OptimizerKind.SGD, 0.12, 0.1),
+        l2=0.001,
+        init_scale=0.4,
+        hot_row_events=32.0,
+        limits=Limits(value_abs_max=1.0, error_max=4.0),
     ),
     "purchases": ModelSpec(
-        k=64, loss=Loss.BPR, negatives=8, optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.12, 0.15, 0.5, 1e-6), l2=0.001,
-        init_scale=0.3, hot_row_events=32.0, limits=Limits(value_abs_max=1e6, error_max=4.0),
+        k=64,
+        loss=Loss.BPR,
+        negatives=8,
+        optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.12, 0.15, 0.5, 1e-6),
+        l2=0.001,
+        init_scale=0.3,
+        hot_row_events=32.0,
+        limits=Limits(value_abs_max=1e6, error_max=4.0),
     ),
 }
 
@@ -211,7 +253,8 @@ PRESET_NAMES = tuple(_PRESETS)
 
 
 def preset(name: str, **changes: object) -> ModelSpec:
-    """Return the preset spec `name` (one of `PRESET_NAMES`) with `changes` applied; SpecError if there is none such."""
+    """Return the preset spec `name` (one of `PRESET_NAMES`) with `changes` applied; SpecError if there is
+    none such."""
     if name not in _PRESETS:
         raise SpecError(f"preset: expected one of {', '.join(PRESET_NAMES)}, got {name!r}")
     return replace(_PRESETS[name], **changes).check()  # type: ignore[arg-type]

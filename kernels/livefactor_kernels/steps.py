@@ -1,7 +1,8 @@
-"""Row steps in compiled code, shared by the CPU's kernels: dot product, one block of 16 factors, one bias, prefetch.
+"""Row steps in compiled code, shared by the CPU's kernels: dot product, one block of 16 factors, one bias,
+prefetch.
 
-Rows are addresses (uint64). `blocks` (k_padded / 16) and `adagrad` are constants of the kernel that calls; after inlining nothing of the
-other case is left.
+Rows are addresses (uint64). `blocks` (k_padded / 16) and `adagrad` are constants of the kernel that calls;
+after inlining nothing of the other case is left.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import scalar
-from .lanes import VECTOR_BYTES, inlined, load1, load16, load_u32, prefetch, store1, store16, tree_sum
+from .lanes import VECTOR_BYTES, clamp, inlined, load1, load16, load_u32, prefetch, store1, store16, tree_sum
 from .tables import Table
 
 ONE = np.uint64(1)
@@ -71,11 +72,14 @@ def score(mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any) 
 
 @inlined
 def step_block(rows: Any, offset: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
-    """Step 16 factors, `offset` bytes into the table, from their old value x by gradient g, and store them."""
+    """Step 16 factors, `offset` bytes into the table, from their old value x by gradient g, and store
+    them."""
     if adagrad:
         total = scalar.adagrad_sum(load16(rows.factor_g, offset), g)
-        store16(rows.factors, scalar.adagrad_step(x, g, total, rates.rate, rates.eps, rates.factor_max), offset)
-        store16(rows.factor_g, scalar.clamp(total, rates.g_max), offset)
+        store16(
+            rows.factors, scalar.adagrad_step(x, g, total, rates.rate, rates.eps, rates.factor_max), offset
+        )
+        store16(rows.factor_g, clamp(total, rates.g_max), offset)
     else:
         store16(rows.factors, scalar.sgd_step(x, g, rates.rate, rates.factor_max), offset)
 
@@ -86,8 +90,10 @@ def step_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> 
     offset = row * WORD_BYTES
     if adagrad:
         total = scalar.adagrad_sum(load1(rows.bias_g, offset), g)
-        store1(rows.bias, scalar.adagrad_step(x, g, total, rates.bias_rate, rates.eps, rates.factor_max), offset)
-        store1(rows.bias_g, scalar.clamp(total, rates.g_max), offset)
+        store1(
+            rows.bias, scalar.adagrad_step(x, g, total, rates.bias_rate, rates.eps, rates.factor_max), offset
+        )
+        store1(rows.bias_g, clamp(total, rates.g_max), offset)
     else:
         store1(rows.bias, scalar.sgd_step(x, g, rates.bias_rate, rates.factor_max), offset)
 

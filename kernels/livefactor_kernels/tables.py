@@ -1,12 +1,13 @@
 """One side's rows: keys, factors, biases, AdaGrad accumulators, and the map from key to row.
 
-Memory is reserved once for the spec's maximum of rows and backed by the kernel as rows are first written: growth copies
-nothing and pauses nobody. Only the LOG stage allocates rows; only the APPLY stage changes rows; readers may look at any row below
-the published count.
+Memory is reserved once for the spec's maximum of rows and backed by the kernel as rows are first written:
+growth copies nothing and pauses nobody. Only the LOG stage allocates rows; only the APPLY stage changes rows;
+readers may look at any row below the published count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import secrets
@@ -25,27 +26,28 @@ _MAP_NORESERVE = 0x4000  # Linux; the mmap module names it only in newer Pythons
 
 
 def reserve(shape: tuple[int, ...], dtype: str | type) -> np.ndarray:
-    """A zeroed array of `shape` whose pages take memory when first written; page-aligned; huge pages are asked for."""
+    """A zeroed array of `shape` whose pages take memory when first written; page-aligned; huge pages are
+    asked for."""
     count = math.prod(shape)
     size = max(1, count * np.dtype(dtype).itemsize)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel without transparent huge pages: slower, not wrong
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without transparent huge pages: slower, not wrong
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
 class Table:
     """Rows of one side of a model.
 
-    keys uint64[cap]; factors float32[cap, k_padded], columns from k on stay 0; bias float32[cap]; factor_g and bias_g, of the same
-    shapes, are AdaGrad's accumulators, None without it. allocated: rows given out, may be ahead of what is published.
+    keys uint64[cap]; factors float32[cap, k_padded], columns from k on stay 0; bias float32[cap]; factor_g
+    and bias_g, of the same shapes, are AdaGrad's accumulators, None without it. allocated: rows given out,
+    may be ahead of what is published.
     """
 
     def __init__(self, spec: ModelSpec, side: int) -> None:
-        """Reserve the side's memory (`USERS` or `ITEMS`); MemoryError or OSError if the system refuses the address space."""
+        """Reserve the side's memory (`USERS` or `ITEMS`); MemoryError or OSError if the system refuses the
+        address space."""
         self.spec, self.side = spec, side
         self.capacity = spec.limits.users_max if side == USERS else spec.limits.items_max
         shape = (self.capacity, spec.k_padded)
@@ -60,11 +62,12 @@ class Table:
 
     @staticmethod
     def _new_keymap() -> KeyMap:
-        # Slots are no part of a model's state, so their hash takes a secret seed: nobody can aim keys at one slot.
+        # Slots are no part of a model's state: with a secret seed nobody can aim keys at one of them.
         return KeyMap(secrets.randbits(64))
 
     def allocate(self, keys: np.ndarray) -> np.ndarray:
-        """Rows uint32[n] of `keys` uint64[n]; unknown keys get the next rows in order of first appearance, initialised.
+        """Rows uint32[n] of `keys` uint64[n]; unknown keys get the next rows in order of first appearance,
+        initialised.
 
         LOG stage only. OverflowError, with nothing changed, if the new keys do not fit the table.
         """
@@ -81,8 +84,14 @@ class Table:
     def _initialise(self, keys: np.ndarray, start: int, stop: int) -> None:
         spec = self.spec
         self.keys[start:stop] = keys
-        init_rows(keys, self.factors[start:stop], np.uint64(spec.k), np.float32(spec.init_scale),
-                  domain_key(spec.seed, INIT_DOMAIN), np.uint64(self.side))
+        init_rows(
+            keys,
+            self.factors[start:stop],
+            np.uint64(spec.k),
+            np.float32(spec.init_scale),
+            domain_key(spec.seed, INIT_DOMAIN),
+            np.uint64(self.side),
+        )
         if self.factor_g is not None and self.bias_g is not None:
             self.factor_g[start:stop, : spec.k] = np.float32(spec.optimizer.initial_g)
             self.bias_g[start:stop] = np.float32(spec.optimizer.initial_g)
@@ -98,23 +107,31 @@ class Table:
         return int(self.keymap.count_new(keys))
 
     def find(self, keys: np.ndarray, published: int) -> np.ndarray:
-        """Rows uint32[n] of `keys` uint64[n]; `NO_ROW` where unknown or at or past `published`. Any thread, no lock."""
+        """Rows uint32[n] of `keys` uint64[n]; `NO_ROW` where unknown or at or past `published`. Any thread,
+        no lock."""
         rows = self.keymap.find(keys)
         rows[rows >= published] = NO_ROW
         return rows
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
-        """Views of the first `count` rows, unpadded: keys, factors (count, k), bias, and with AdaGrad factor_g, bias_g."""
-        views = {"keys": self.keys[:count], "factors": self.factors[:count, : self.spec.k], "bias": self.bias[:count]}
+        """Views of the first `count` rows, unpadded: keys, factors (count, k), bias, and with AdaGrad
+        factor_g, bias_g."""
+        views = {
+            "keys": self.keys[:count],
+            "factors": self.factors[:count, : self.spec.k],
+            "bias": self.bias[:count],
+        }
         if self.factor_g is not None and self.bias_g is not None:
             views["factor_g"] = self.factor_g[:count, : self.spec.k]
             views["bias_g"] = self.bias_g[:count]
         return views
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
-        """Fill an empty table with `count` rows of `sections` (names and shapes as `sections()` gives) and rebuild its map.
+        """Fill an empty table with `count` rows of `sections` (names and shapes as `sections()` gives) and
+        rebuild its map.
 
-        ValueError, with the table still empty, if names or shapes differ, a key repeats, or the rows do not fit.
+        ValueError, with the table still empty, if names or shapes differ, a key repeats, or the rows do not
+        fit.
         """
         if self.allocated:
             raise ValueError("load_sections: the table is not empty")

@@ -15,8 +15,9 @@ from .spec import ModelSpec
 class Update:
     """One interactions record, its keys mapped to rows.
 
-    revision: the record's. user_rows, item_rows: uint32[n], C-contiguous. values, weights: float32[n], or None for all 1.
-    user_count, item_count: rows of the tables after this record's allocation; negatives are drawn from `item_count` rows.
+    revision: the record's. user_rows, item_rows: uint32[n], C-contiguous. values, weights: float32[n], or
+    None for all 1. user_count, item_count: rows of the tables after this record's allocation; negatives are
+    drawn from `item_count` rows.
     """
 
     revision: int
@@ -28,15 +29,27 @@ class Update:
     item_count: int
 
     def check(self) -> Update:
-        """Return self; ValueError if a column has another dtype or length than promised (rows are not range-checked)."""
+        """Return self; ValueError if a column has another dtype or length than promised (rows are not
+        range-checked)."""
         n = self.user_rows.shape
-        for name, dtype in (("user_rows", "uint32"), ("item_rows", "uint32"), ("values", "float32"),
-                            ("weights", "float32")):
+        for name, dtype in (
+            ("user_rows", "uint32"),
+            ("item_rows", "uint32"),
+            ("values", "float32"),
+            ("weights", "float32"),
+        ):
             column = getattr(self, name)
             if column is None and name in ("values", "weights"):
                 continue
-            if column.dtype != dtype or column.shape != n or column.ndim != 1 or not column.flags.c_contiguous:
-                raise ValueError(f"{name}: expected contiguous {dtype}{list(n)}, got {column.dtype}{list(column.shape)}")
+            if (
+                column.dtype != dtype
+                or column.shape != n
+                or column.ndim != 1
+                or not column.flags.c_contiguous
+            ):
+                raise ValueError(
+                    f"{name}: expected contiguous {dtype}{list(n)}, got {column.dtype}{list(column.shape)}"
+                )
         return self
 
 
@@ -57,15 +70,26 @@ class Rates(NamedTuple):
     def of(spec: ModelSpec) -> Rates:
         """Rates of a spec."""
         optimizer, limits = spec.optimizer, spec.limits
-        numbers = (optimizer.learning_rate, optimizer.bias_learning_rate, spec.l2, spec.bias_l2, optimizer.eps,
-                   limits.error_max, limits.factor_max, limits.g_max, spec.hot_row_events)
+        numbers = (
+            optimizer.learning_rate,
+            optimizer.bias_learning_rate,
+            spec.l2,
+            spec.bias_l2,
+            optimizer.eps,
+            limits.error_max,
+            limits.factor_max,
+            limits.g_max,
+            spec.hot_row_events,
+        )
         return Rates(*(np.float32(number) for number in numbers))
 
 
 def draw_negatives(spec: ModelSpec, update: Update, out: np.ndarray | None = None) -> np.ndarray:
-    """Negatives of every event of a record: uint32[n, negatives] item rows; uint32[n, 0] if fewer than two items are alive.
+    """Negatives of every event of a record: uint32[n, negatives] item rows; uint32[n, 0] if fewer than two
+    items are alive.
 
-    out: uint32[at least n * negatives] to draw into. Rows of events that take no negatives (logistic, value 0) are drawn too, unused.
+    out: uint32[at least n * negatives] to draw into. Rows of events that take no negatives (logistic, value
+    0) are drawn too, unused.
     """
     n = update.item_rows.size
     width = spec.negatives if update.item_count > 1 else 0

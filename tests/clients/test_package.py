@@ -18,7 +18,7 @@ import livefactor
 from fake_server import FakeServer
 from livefactor import __main__ as command
 from livefactor import errors
-from livefactor.channel import DEFAULT_PORT, Connection, open_channel, parse_target
+from livefactor.channel import DEFAULT_PORT, OPTIONS, Connection, open_channel, parse_target
 from livefactor.errors import LivefactorError, ServerMissing
 
 local_module = importlib.import_module("livefactor.local")  # The name itself is the function.
@@ -141,6 +141,11 @@ def test_targets(target: str, address: str) -> None:
 def test_what_is_no_target_is_refused_at_once(target: str) -> None:
     with pytest.raises(ValueError, match="target: expected"):
         open_channel(target)
+
+
+def test_the_transport_does_not_retry_by_itself() -> None:
+    """With its retries a stream could wait for ever: see channel.OPTIONS."""
+    assert dict(OPTIONS)["grpc.enable_retries"] == 0
 
 
 def test_a_channel_of_the_callers_is_not_closed(fake: FakeServer) -> None:

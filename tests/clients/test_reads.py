@@ -14,7 +14,7 @@ import pytest
 
 import snapshot_samples as samples
 from fake_server import LINEAGE, FakeServer
-from livefactor import errors
+from livefactor import channel, errors
 from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
 from livefactor.columns import ScoreColumns, ScoreQuery, decode_score, encode_score_response
 from livefactor.errors import ColumnError, LivefactorError, SnapshotInvalid
@@ -140,7 +140,7 @@ def test_every_status_is_one_error_with_its_text(fake: FakeServer, code: grpc.St
     assert type(raised.value) is getattr(errors, name, errors.UnexpectedStatus)
 
 
-def test_reads_are_tried_again_by_the_transport_while_the_server_is_unavailable(fake: FakeServer) -> None:
+def test_reads_are_tried_again_while_the_server_is_unavailable(fake: FakeServer) -> None:
     scoring, tries = Scoring(fake), iter(range(9))
 
     def second_time(data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -152,6 +152,35 @@ def test_reads_are_tried_again_by_the_transport_while_the_server_is_unavailable(
     with Scorer(fake.target) as scorer:
         assert scorer.score(3, [1])[0].scores.tolist() == [2.0]
     assert next(tries) == 2
+
+
+def test_reads_are_tried_so_often_within_their_deadline_and_writes_once(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def away(method: str) -> Callable[[bytes, Any], bytes]:
+        def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
+            tried.append(method)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+
+        return handle
+
+    monkeypatch.setattr(channel, "READ_BACKOFF_S", 0.001)
+    for method in (SCORE, MODELS + "ListModels", MODELS + "DeleteModel", SNAPSHOTS + "ListSnapshots"):
+        fake.serve(method, away(method))
+    with Scorer(fake.target) as scorer, Models(fake.target) as models, Auditor(fake.target) as auditor:
+        calls = (lambda: scorer.score(1, [1]), models.list, lambda: models.delete("m"), auditor.list)
+        for call, times in zip(calls, (4, 4, 1, 4), strict=True):
+            tried.clear()
+            with pytest.raises(errors.Unavailable):
+                call()
+            assert len(tried) == times
+        monkeypatch.setattr(channel, "READ_BACKOFF_S", 60.0)
+        tried.clear()
+        with pytest.raises(errors.Unavailable):
+            scorer.score(1, [1], deadline_s=0.4)
+        assert len(tried) == 1, "the next try would lie behind the deadline"
 
 
 def test_a_deadline_ends_a_call(fake: FakeServer) -> None:

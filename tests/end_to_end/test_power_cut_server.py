@@ -1,0 +1,112 @@
+"""Promise 1 under power cuts: a whole server on a file system whose plug is pulled while four producers push."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from livefactor_server.log import LogError
+from load import MODEL, Findings, Follower, Load, create_model, described
+from loop_disk import LoopFileSystem
+from server_process import Server, WarmStart
+
+CUTS = 20
+CUTS_LONG = 200
+SEED = 20_261_125
+DISK_BYTES = 256 << 20
+RUN_S = (0.0, 0.2)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[LoopFileSystem]:
+    try:
+        made = LoopFileSystem(tmp_path, DISK_BYTES)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"{CUTS} power cuts not made: they need root, loop devices and mkfs.ext4 ({error})")
+    yield made
+    made.remove()
+
+
+class Cutting:
+    """A server whose data lies on `disk`; its log and ports are elsewhere, they need not survive."""
+
+    def __init__(self, disk: LoopFileSystem, warm: WarmStart, tmp_path: Path, *plants: str) -> None:
+        self.disk, self.chance = disk, random.Random(SEED)
+        (tmp_path / "data").symlink_to(disk.folder)
+        self.server = Server(warm, tmp_path / "data", "--preset", "", plants=("small_segments", *plants))
+        self.server.start()
+        create_model(self.server)
+        self.load = Load(self.server, SEED)
+        self.findings = Findings()
+        self.follower = Follower(self.server.model_folder(MODEL))
+        self.cuts = 0
+
+    def cut(self) -> None:
+        """The power goes and comes back: the server starts on what the disk holds."""
+        self.load.wait_for_acks()
+        time.sleep(self.chance.uniform(*RUN_S))  # the random moment
+        self.disk.cut()
+        self.server.kill()
+        acked = self.load.acked_revision
+        self.disk.unmount()
+        self.disk.mount()
+        self.cuts += 1
+        self.server.start()
+        live = described(self.server)
+        self.findings.forgotten += live.position.revision < acked
+        self.findings.unequal += not self.follower.equals(live)
+
+    def finish(self) -> None:
+        """Everything pushed is acknowledged; the log is read and compared with that."""
+        self.load.finish()
+        live = described(self.server)
+        self.findings.unequal += not self.follower.equals(live)
+        self.findings.add_log(self.server.model_folder(MODEL), self.load)
+        print(f"seed {SEED}: {self.cuts} power cuts: {self.findings}")
+
+
+def cut_often(disk: LoopFileSystem, warm: WarmStart, tmp_path: Path, cuts: int) -> None:
+    cutting = Cutting(disk, warm, tmp_path)
+    try:
+        cutting.load.start()
+        for _ in range(cuts):
+            cutting.cut()
+        cutting.finish()
+    finally:
+        cutting.server.kill()
+    assert cutting.findings.sound, cutting.findings
+    assert cutting.findings.acked > 10 * cuts
+
+
+def test_nothing_acknowledged_is_lost_by_20_power_cuts(disk: LoopFileSystem, warm: WarmStart, tmp_path: Path) -> None:
+    cut_often(disk, warm, tmp_path, CUTS)
+
+
+@pytest.mark.long
+def test_nothing_acknowledged_is_lost_by_200_power_cuts(disk: LoopFileSystem, warm: WarmStart, tmp_path: Path) -> None:
+    cut_often(disk, warm, tmp_path, CUTS_LONG)
+
+
+@pytest.mark.parametrize("plant", ["no_sync", "ack_before_sync"])
+def test_a_planted_bug_is_caught(plant: str, disk: LoopFileSystem, warm: WarmStart, tmp_path: Path) -> None:
+    """The first cut shows it: the model is gone, its log is damaged, or it is behind what was acknowledged."""
+    cutting = Cutting(disk, warm, tmp_path, plant)
+    acked = 0
+    try:
+        cutting.load.start()
+        cutting.load.wait_for_acks()
+        acked = cutting.load.acked_revision
+        cutting.cut()
+        caught = cutting.findings.forgotten > 0
+        print(f"{plant}: {acked} acknowledged, {described(cutting.server).position.revision} recovered")
+    except (AssertionError, LogError, Exception) as error:
+        caught = acked > 0 and any(word in str(error) for word in ("did not start", "there is no 'm'"))
+        print(f"{plant}: {acked} acknowledged, then: {error}")
+    finally:
+        cutting.server.kill()
+        cutting.load.abandon()
+    assert caught

@@ -1,0 +1,137 @@
+"""Promise 1: an acknowledged batch survives `kill -9`, is applied once, and the log alone gives the same tables.
+
+Power cuts, which alone show that a sync was made, are in test_power_cut_server.py.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from livefactor.auditor import Auditor
+from livefactor.errors import LivefactorError
+from livefactor_server.audit import replay_model
+from load import MODEL, Findings, Follower, Load, create_model, described, give_up_is_fine
+from server_process import Server
+
+KILLS = 25
+KILLS_LONG = 500
+SEED = 20_261_124
+RUN_S = (0.0, 0.3)
+"""A server is killed this long after all producers are at work again, seconds; in some rounds once more while it recovers."""
+
+Serve = Callable[..., Server]
+
+
+class Killing:
+    """Kills a server again and again under four producers, and compares after every restart."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        self.server, self.chance = server, random.Random(seed)
+        self.findings = Findings()
+        self.load = Load(server, seed)
+        self.follower = Follower(server.model_folder(MODEL))
+        self.kills = self.kills_in_recovery = self.compared = self.snapshots = 0
+        self.surprises: list[Exception] = []
+
+    def round(self) -> None:
+        """Runs a while, perhaps with a snapshot on the way; kills, perhaps twice; starts and compares."""
+        snapshot = threading.Thread(target=self._snapshot)
+        if self.chance.random() < 0.5:
+            snapshot.start()
+        self.load.wait_for_acks()
+        time.sleep(self.chance.uniform(*RUN_S))  # the random moment
+        acked = self.load.acked_revision
+        self.server.kill()
+        self.kills += 1
+        if snapshot.ident is not None:
+            snapshot.join()
+        if self.chance.random() < 0.25:
+            self.server.launch()
+            time.sleep(self.chance.uniform(0, 0.15))
+            self.server.kill()
+            self.kills_in_recovery += 1
+        self.server.start()
+        self._compare(acked)
+
+    def _compare(self, acked: int) -> None:
+        live = described(self.server)
+        self.compared += 1
+        self.findings.forgotten += live.position.revision < acked
+        self.findings.unequal += not self.follower.equals(live)
+
+    def _snapshot(self) -> None:
+        try:
+            with Auditor(self.server.target, model=MODEL) as auditor:
+                auditor.snapshot()
+            self.snapshots += 1
+        except LivefactorError as error:
+            if not give_up_is_fine(error):
+                self.surprises.append(error)
+
+    def finish(self) -> None:
+        """Everything that was pushed is acknowledged; the whole log is replayed and read."""
+        self.load.finish()
+        live = described(self.server)
+        self.findings.unequal += not self.follower.equals(live)
+        if not self.load.errors:
+            self.findings.twice += live.events - self.load.acked_rows
+        self.findings.add_log(self.server.model_folder(MODEL), self.load)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kills} kills under load and {self.kills_in_recovery} in recovery, {self.snapshots} snapshots, "
+            f"{self.load.acked_pushes} batches acknowledged, {self.compared} restarts compared: {self.findings}"
+        )
+
+
+def kill_often(server: Server, kills: int, seed: int) -> Killing:
+    create_model(server)
+    killing = Killing(server, seed)
+    killing.load.start()
+    try:
+        for _ in range(kills):
+            killing.round()
+    finally:
+        killing.finish()
+    print(f"seed {seed}: {killing}")
+    return killing
+
+
+def check_sound(killing: Killing, kills: int) -> None:
+    assert not killing.surprises, killing.surprises
+    assert killing.findings.sound, killing.findings
+    assert killing.findings.acked > 20 * kills
+    report = replay_model(killing.server.model_folder(MODEL))
+    live = described(killing.server)
+    assert (report.root_hash, report.log_hash) == (live.root_hash, live.log_hash)
+    assert report.good
+
+
+def test_nothing_acknowledged_is_lost_or_applied_twice_by_25_kills(serve: Serve) -> None:
+    killing = kill_often(serve(plants=("small_segments",)), KILLS, SEED)
+    check_sound(killing, KILLS)
+    assert killing.compared == KILLS
+
+
+@pytest.mark.long
+def test_nothing_acknowledged_is_lost_or_applied_twice_by_500_kills(serve: Serve) -> None:
+    """The command as people start it, at its own size of segments."""
+    check_sound(kill_often(serve(cold=True), KILLS_LONG, SEED + 1), KILLS_LONG)
+
+
+@pytest.mark.parametrize(
+    ("plant", "seen"),
+    [
+        ("ack_before_write", lambda found: found.lost or found.forgotten),
+        ("apply_twice", lambda found: found.twice and found.unequal),
+        ("retries_are_new", lambda found: found.twice),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_planted_bug_is_caught(serve: Serve, plant: str, seen: Callable[[Findings], int]) -> None:
+    killing = kill_often(serve(plants=("small_segments", plant)), 4, SEED)
+    assert seen(killing.findings), killing.findings

@@ -1,0 +1,129 @@
+"""Bugs to plant in a server under test, each a function that changes the server's classes before its command runs.
+
+A harness that finds nothing in these finds nothing: every one must be caught by the test of the promise it breaks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from livefactor_kernels.pins import PinBoard
+from livefactor_server.admission import Admission
+from livefactor_server.changes import InteractionsChange
+from livefactor_server.engine import Engine
+from livefactor_server.file_io import FileIO
+from livefactor_server.gate import Gate
+from livefactor_server.log import Log
+from livefactor_server.state import ModelState
+from livefactor_server.submission import Ack, Submission
+
+SMALL_SEGMENT_BYTES = 128 << 10
+LATE_S = 0.1
+
+
+def small_segments() -> None:
+    """No bug: segments that end soon, so that a short test meets many of their ends."""
+    for verb in (Log.create, Log.open):
+        verb.__func__.__kwdefaults__["segment_bytes"] = SMALL_SEGMENT_BYTES  # type: ignore[attr-defined]
+
+
+def sync_on_trial() -> None:
+    """No bug: a disk whose syncs fail while a file "sync-fails" lies beside the log's."""
+    real = FileIO.fdatasync
+
+    def fdatasync(self: FileIO, fd: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{fd}")).with_name("sync-fails").exists():
+            raise OSError(errno.EIO, "planted")
+        real(self, fd)
+
+    FileIO.fdatasync = fdatasync  # type: ignore[method-assign]
+
+
+def _through_the_page_cache() -> None:
+    def buffered(self: FileIO, path: Path, create: bool = False) -> int:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0), 0o640)
+
+    FileIO.open = buffered  # type: ignore[method-assign]
+
+
+def no_sync() -> None:
+    """Nothing is ever synced."""
+    _through_the_page_cache()
+    FileIO.fdatasync = FileIO.fsync_dir = lambda self, _: None  # type: ignore[assignment, method-assign, misc]
+
+
+def ack_before_sync() -> None:
+    """A sync is begun, and taken for done at once."""
+    _through_the_page_cache()
+    real = FileIO.fdatasync
+
+    def later(self: FileIO, fd: int) -> None:
+        copy = os.dup(fd)
+
+        def sync() -> None:
+            with contextlib.suppress(OSError):
+                real(self, copy)
+            os.close(copy)
+
+        threading.Timer(LATE_S, sync).start()
+
+    FileIO.fdatasync = later  # type: ignore[method-assign]
+
+
+def ack_before_write() -> None:
+    """A batch is acknowledged, and written a little later."""
+    real = Engine._append
+
+    def append(self: Engine, items: list[Submission]) -> None:
+        for place, item in enumerate(items):
+            item.finish(Ack(self.log.last_revision + 1 + place, item.change.rows, item.rejects, epoch=item.epoch))
+            item.reply = lambda _: None
+        time.sleep(LATE_S / 10)
+        real(self, items)
+
+    Engine._append = append  # type: ignore[method-assign]
+
+
+def apply_twice() -> None:
+    """A record of interactions is applied two times."""
+    real = ModelState.apply
+
+    def apply(self: ModelState, header: Any, change: Any, placed: Any) -> None:
+        real(self, header, change, placed)
+        if isinstance(change, InteractionsChange):
+            self.backend.apply(self._update(header.revision, change, placed))
+            self.events += change.rows
+
+    ModelState.apply = apply  # type: ignore[method-assign]
+
+
+def retries_are_new() -> None:
+    """A batch that is sent again is logged again."""
+    real = Admission.sequence
+
+    def sequence(self: Admission, item: Submission) -> bool:
+        lane = self._lane(item.producer) if item.producer else None
+        if lane is None or item.epoch != lane.epoch or not 1 <= item.sequence <= lane.last_sequence:
+            return real(self, item)
+        number, reply = item.sequence, item.reply
+
+        def answer(done: Submission) -> None:
+            done.sequence = number
+            reply(done)
+
+        item.producer, item.sequence, item.reply = b"", 0, answer
+        return True
+
+    Admission.sequence = sequence  # type: ignore[method-assign]
+
+
+def no_turns() -> None:
+    """Readers and the writer do not wait for each other, and nothing is copied for pins."""
+    Gate.reading = Gate.writing = lambda self: contextlib.nullcontext()  # type: ignore[assignment, method-assign, misc, return-value]
+    PinBoard.protect = lambda *_: None  # type: ignore[assignment, method-assign]
