@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from livefactor import snapshot_files
-from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, Connection
+from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.position import Position, position_of
 from livefactor.snapshot_format import is_snapshot_id

@@ -58,7 +58,7 @@ class Producer:
     wait here for a server. secret: key for string ids (keys.py). on_reject(rejects): called with the rejected
     rows of a push (default: a warning in the log). on_wait(status): called whenever the producer has to wait,
     before each further try. Both are called on the background thread and must not push or flush. channel: the
-    transport, if the caller has one.
+    transport, if the caller has one (made by `open_channel`).
 
     Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be opened. Not
     to be used across a fork. Use it as a context manager, or call `close`: rows still buffered at exit are

@@ -211,7 +211,9 @@ class PinBoard:
     def overlay(self, side: int) -> _Overlay:
         """The overlay of a side; hold `lock`."""
         if self._overlays is None:
-            self._overlays = [_Overlay(self._spec, table, 2 * self.overlay_rows_max) for table in self._tables]
+            self._overlays = [
+                _Overlay(self._spec, table, 2 * self.overlay_rows_max) for table in self._tables
+            ]
         return self._overlays[side]
 
     @property

@@ -16,7 +16,7 @@ from . import scalar
 from .lanes import clamp
 from .random import INIT_DOMAIN, domain_key, initial_factor, philox
 from .spec import LANES, Loss, ModelSpec, OptimizerKind
-from .tables import ITEMS, NO_ROW, USERS
+from .tables import ITEMS, NO_ROW, USERS, check_sections
 from .update import Rates, Update, draw_negatives
 
 CHUNK = 32
@@ -59,7 +59,7 @@ class ReferenceTable:
             shapes |= {"factor_g": ((rows, kp), np.float32), "bias_g": ((rows,), np.float32)}
         for name, (shape, dtype) in shapes.items():
             array: np.ndarray = np.zeros(shape, dtype)
-            old = getattr(self, name, array[:0])
+            old = getattr(self, name, array[:0])[:rows]
             array[: len(old)] = old
             setattr(self, name, array)
         self._names = tuple(shapes)
@@ -109,18 +109,18 @@ class ReferenceTable:
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
         """As `tables.Table.load_sections`."""
-        keys = [int(key) for key in sections["keys"]]
-        if (
-            self.allocated
-            or count > self.capacity
-            or set(sections) != set(self._names)
-            or len(set(keys)) != count
-        ):
-            raise ValueError(
-                "load_sections: not an empty table, or other sections than the spec's, or a key repeats"
-            )
-        self.rows_of = {key: row for row, key in enumerate(keys)}
+        if self.allocated or count > self.capacity:
+            raise ValueError("load_sections: the table is not empty, or too small")
         self._resize(count)
+        try:
+            check_sections(self.sections(count), sections)
+            self.rows_of = {int(key): row for row, key in enumerate(sections["keys"])}
+            if len(self.rows_of) != count:
+                raise ValueError("load_sections: keys repeat")
+        except ValueError:
+            self.rows_of = {}
+            self._resize(0)
+            raise
         for name, view in self.sections(count).items():
             view[:] = sections[name]
 

@@ -37,6 +37,15 @@ def reserve(shape: tuple[int, ...], dtype: str | type) -> np.ndarray:
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
+def check_sections(views: dict[str, np.ndarray], sections: dict[str, np.ndarray]) -> None:
+    """ValueError if `sections` differ from a table's `views` in a name, a shape or a dtype."""
+    if set(views) != set(sections):
+        raise ValueError(f"load_sections: expected {sorted(views)}, got {sorted(sections)}")
+    for name, view in views.items():
+        if sections[name].shape != view.shape or sections[name].dtype != view.dtype:
+            raise ValueError(f"load_sections: {name}: expected {view.dtype}{list(view.shape)}")
+
+
 class Table:
     """Rows of one side of a model.
 
@@ -138,11 +147,7 @@ class Table:
         if count > self.capacity:
             raise ValueError(f"load_sections: {count} rows, the table holds {self.capacity}")
         views = self.sections(count)
-        if set(views) != set(sections):
-            raise ValueError(f"load_sections: expected {sorted(views)}, got {sorted(sections)}")
-        for name, view in views.items():
-            if sections[name].shape != view.shape or sections[name].dtype != view.dtype:
-                raise ValueError(f"load_sections: {name}: expected {view.dtype}{list(view.shape)}")
+        check_sections(views, sections)
         keymap = self._new_keymap()
         _, new_keys = keymap.insert_missing(np.ascontiguousarray(sections["keys"]), 0)
         if new_keys.size != count:

@@ -14,11 +14,13 @@ import os
 import re
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from livefactor_kernels import keymap, scoring
 from livefactor_kernels.spec import ModelSpec, SpecError
 
 from livefactor_server import replay, spec_codec
@@ -78,6 +80,8 @@ class Hosting:
 
     def open_all(self, progress: Progress | None = None) -> None:
         """Open every model in the folder; make "default" if there is none and a default preset is set."""
+        keymap.compile_kernels()
+        scoring.compile_kernels()
         for path in (self._data / "models").glob(".*"):
             shutil.rmtree(path)  # a create or delete that a crash cut short
         for name, folder in replay.models_in(self._data):
@@ -114,7 +118,7 @@ class Hosting:
         spec_body = spec_codec.encode(spec)
 
         def fill(folder: Path) -> None:
-            Log.create(replay.log_folder(folder), spec_body, 0, uuid.uuid4()).close()
+            Log.create(replay.log_folder(folder), spec_body, 0, uuid.uuid4(), time_us=time.time_ns() // 1000).close()
 
         return self._add(name, fill)
 
@@ -133,7 +137,7 @@ class Hosting:
 
         def fill(folder: Path) -> None:
             replay.adopt(path, folder)
-            log = Log.create(replay.log_folder(folder), manifest.spec, manifest.revision, uuid.uuid4())
+            log = Log.create(replay.log_folder(folder), manifest.spec, manifest.revision, uuid.uuid4(), time_us=time.time_ns() // 1000)
             log.append([replay.engine_entry(log, manifest, spec.kernel_semantics, self._settings.engine.backend)])
             log.close()
 

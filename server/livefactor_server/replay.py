@@ -52,8 +52,13 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
     """State at the log's end, from the newest snapshot that verifies. Raises ReplayError, SpecError."""
     store = snapshot_store(model_folder)
     for info in reversed(store.list()):
-        if info.lineage != log.lineage or info.revision > log.last_revision:
+        if info.lineage != log.lineage:
             continue
+        if info.revision > log.last_revision:
+            raise ReplayError(f"the log ends at revision {log.last_revision}, but a snapshot was taken at {info.revision}: "
+                              "records that were synced are missing")
+        if next(log.read(info.revision)).hash != info.log_hash:
+            raise ReplayError(f"snapshot {info.snapshot_id} and the log tell different histories up to revision {info.revision}")
         try:
             state = _from_snapshot(store, info.snapshot_id, log, backend)
         except Exception as error:  # a snapshot can be re-made from the log: go on with an older one

@@ -51,12 +51,13 @@ class Push:
 class Load:
     """Producers in threads of their own that push batches of random sizes until told to stop."""
 
-    def __init__(self, server: Server, seed: int, producers: int = 4, pause_s: float = 0.008) -> None:
+    def __init__(self, server: Server, seed: int, producers: int = 4, pause_s: float = 0.02) -> None:
         self.pushes: list[list[Push]] = [[] for _ in range(producers)]
         self.errors: list[Exception] = []
         self._acked = [0] * producers
         self._server, self._seed, self._pause_s = server, seed, pause_s
         self._stop = threading.Event()
+        self._channels: list[grpc.Channel] = []
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(producers)]
 
     def start(self) -> None:
@@ -71,9 +72,19 @@ class Load:
             thread.join(timeout_s)
             assert not thread.is_alive(), "a producer neither finished nor gave up"
 
+    def abandon(self) -> None:
+        """Stop at once; what is not acknowledged stays so."""
+        self._stop.set()
+        for channel in self._channels:
+            channel.close()
+        for thread in self._threads:
+            thread.join(60)
+
     def _run(self, number: int) -> None:
         try:
-            with self._server.channel() as channel, self._producer(number, channel) as producer:
+            channel = self._server.channel()
+            self._channels.append(channel)
+            with channel, self._producer(number, channel) as producer:
                 self._push_until_stopped(number, producer)
         except Exception as error:
             self.errors.append(error)

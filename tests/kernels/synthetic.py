@@ -1,0 +1,54 @@
+"""Models and event streams for the tests of the kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from livefactor_kernels.backend import Backend, Update, state_sections
+from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
+
+SMALL = Limits(users_max=4096, items_max=4096, value_abs_max=10.0, weight_max=10.0, error_max=100.0)
+
+
+def make_spec(loss: Loss, kind: OptimizerKind = OptimizerKind.SGD, **changes: object) -> ModelSpec:
+    """A small model with every term of the arithmetic switched on."""
+    fields: dict[str, object] = {
+        "k": 16,
+        "loss": loss,
+        "optimizer": Optimizer(kind, 0.07, 0.03, 0.1, 1e-6),
+        "l2": 0.02,
+        "bias_l2": 0.005,
+        "hot_row_events": 5.0,
+        "seed": 0x1234_5678_9ABC_DEF0,
+        "limits": SMALL,
+    }
+    return ModelSpec(**{**fields, **changes}).check()  # type: ignore[arg-type]
+
+
+def push(model: Backend, users, items, values=None, weights=None) -> None:
+    """Allocate the keys (sequences of int) and apply them as the next record."""
+    columns = [None if column is None else np.asarray(column, np.float32) for column in (values, weights)]
+    user_rows = model.users.allocate(np.asarray(users, np.uint64))
+    item_rows = model.items.allocate(np.asarray(items, np.uint64))
+    counts = model.users.allocated, model.items.allocated
+    model.apply(Update(model.revision + 1, user_rows, item_rows, *columns, *counts))
+
+
+def push_random(model: Backend, rng: np.random.Generator, events: int, users: int, items: int) -> None:
+    """A record of random events among few keys, so that rows repeat; every second event names item 3."""
+    item_keys = rng.integers(0, items, events)
+    item_keys[::2] = 3
+    values = rng.integers(0, 2, events) if model.spec.loss == Loss.LOGISTIC else rng.normal(size=events)
+    push(model, rng.integers(0, users, events), item_keys, values, rng.random(events) + 0.1)
+
+
+def differences(one: Backend, other: Backend) -> list[str]:
+    """Names of the sections whose bits differ."""
+    left, right = state_sections(one), state_sections(other)
+    assert left.keys() == right.keys()
+    return [name for name in left if left[name].tobytes() != right[name].tobytes()]
+
+
+def copy_state(model: Backend) -> dict[str, np.ndarray]:
+    """The published state, copied."""
+    return {name: view.copy() for name, view in state_sections(model).items()}
