@@ -53,12 +53,13 @@ class Producer:
 
     target: "host:port" or "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; whoever opens the
     same id later takes over, and this producer raises ProducerFenced. model: the model's name. batch: when a
-    batch is sent. buffer_events_max: rows that are not acknowledged, at most; a larger push waits until the
-    buffer is empty. timeout_s: how long a push waits for room, None for ever. open_timeout_s: how long to
-    wait here for a server. secret: key for string ids (keys.py). on_reject(rejects): called with the rejected
-    rows of a push (default: a warning in the log). on_wait(status): called whenever the producer has to wait,
-    before each further try. Both are called on the background thread and must not push or flush. channel: the
-    transport, if the caller has one (made by `open_channel`).
+    batch is sent. buffer_events_max: rows that are not acknowledged, at most, beside the batch that is being
+    filled; a larger push waits until all before it is acknowledged. timeout_s: how long a push waits for
+    room, None for ever. open_timeout_s: how long to wait here for a server. secret: key for string ids
+    (keys.py). on_reject(rejects): called with the rejected rows of a push (default: a warning in the log).
+    on_wait(status): called whenever the producer has to wait, before each further try. Both are called on the
+    background thread and must not push or flush. channel: the transport, if the caller has one (made by
+    `open_channel`).
 
     Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be opened. Not
     to be used across a fork. Use it as a context manager, or call `close`: rows still buffered at exit are
@@ -86,10 +87,12 @@ class Producer:
             raise ValueError(f"buffer_events_max: expected at least 1, got {buffer_events_max}")
         self.producer_id, self.model = producer_id, model
         self.batch = batch or BatchSettings()
-        self._buffer_events_max, self._timeout_s, self._secret = buffer_events_max, timeout_s, secret
+        self._timeout_s, self._secret = timeout_s, secret
         self._connection = Connection(target, channel)
         try:
-            self._sender = Sender(self._connection, model, producer_id, open_timeout_s, on_reject, on_wait)
+            self._sender = Sender(
+                self._connection, model, producer_id, buffer_events_max, open_timeout_s, on_reject, on_wait
+            )
         except BaseException:
             self._connection.close()
             raise
@@ -272,7 +275,7 @@ class Producer:
         return receipt
 
     def _reserve(self, n: int, timeout_s: float | None) -> None:
-        self._sender.reserve(n, self._buffer_events_max, self._timeout_s if timeout_s is None else timeout_s)
+        self._sender.reserve(n, self._timeout_s if timeout_s is None else timeout_s)
 
 
 def _label_cuts(labels: Sequence[str], settings: BatchSettings) -> list[tuple[int, int]]:

@@ -38,6 +38,9 @@ OPEN_DEADLINE_S = 10.0
 SAY_EVERY_S = 10.0
 """A producer that waits says so at once, and again this often, in seconds."""
 
+WAKE_SHARE = 0.875
+"""Of a full buffer, what must be left before those who wait for room are woken: not for every single ack."""
+
 _OPEN = "/livefactor.v1.UpdateService/OpenProducer"
 _STREAM = "/livefactor.v1.UpdateService/StreamUpdates"
 # What gRPC itself ends a stream with when a connection is lost, beside UNAVAILABLE.
@@ -67,6 +70,7 @@ class Sender:
         connection: Connection,
         model: str,
         producer_id: str,
+        events_max: int,
         open_timeout_s: float,
         on_reject: Callable[[tuple[RowReject, ...]], None] | None,
         on_wait: Callable[[ProducerStatus], None] | None,
@@ -77,6 +81,7 @@ class Sender:
         self.pending: PendingRows | None = None
         self.buffered = 0
         self._connection, self._model, self._producer_id = connection, model, producer_id
+        self._events_max = events_max
         self._on_reject, self._on_wait = on_reject, on_wait
         self._failed: list[Batch] = []
         self._stream = 0  # Which stream may take messages.
@@ -95,23 +100,26 @@ class Sender:
 
     # What the Producer does, with the lock held.
 
-    def reserve(self, n: int, events_max: int, timeout_s: float | None) -> None:
-        """Count n rows in, once the buffer has room for them, or is empty. Raises BufferFull and what
-        `check_usable` does.
-        """
+    def reserve(self, n: int, timeout_s: float | None) -> None:
+        """Count n rows in, once the buffer has room for them. Raises BufferFull and what `check_usable` does."""
         self.check_usable()
-        if not self._has_room(n, events_max):
-            self.progress.wait_for(lambda: self.unusable() or self._has_room(n, events_max), timeout_s)
+        if not self._has_room(n):
+            self.progress.wait_for(lambda: self.unusable() or self._has_room(n), timeout_s)
             self.check_usable()
-        if not self._has_room(n, events_max):
+        if not self._has_room(n):
             raise BufferFull(
-                f"no room for {n} rows within {timeout_s} s: {self.buffered} of {events_max} not acknowledged"
+                f"no room for {n} rows within {timeout_s} s: "
+                f"{self.buffered} of {self._events_max} not acknowledged"
                 + (f" (waiting for {self._waiting_for})" if self._waiting_for else "")
             )
         self.buffered += n
 
-    def _has_room(self, n: int, events_max: int) -> bool:
-        return not self.buffered or self.buffered + n <= events_max
+    def _has_room(self, n: int) -> bool:
+        return self._on_the_way() == 0 or self.buffered + n <= self._events_max
+
+    def _on_the_way(self) -> int:
+        """Buffered rows that an ack will free: all but those of the batch that is being filled."""
+        return self.buffered - (self.pending.batch.rows if self.pending is not None else 0)
 
     def seal(self) -> None:
         """Queue the batch that is being filled."""
@@ -231,7 +239,9 @@ class Sender:
             elif batch.answer.position.revision >= self.position.revision:
                 self.position = position_of(batch.answer.position)
         if settled.finished:
-            self.progress.notify_all()
+            on_the_way = self._on_the_way()
+            if on_the_way <= self._events_max * WAKE_SHARE or on_the_way == 0:
+                self.progress.notify_all()
             if not settled.pause:
                 self._moving_again()
         if settled.pause:

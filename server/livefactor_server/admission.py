@@ -210,7 +210,7 @@ def _rows_without_room(
         backend.items.find(columns.item_ids, backend.items.allocated) == NO_ROW
     )
     new: tuple[set[int], set[int]] = (set(), set())
-    rejected = []
+    rejected: list[tuple[int, int]] = []
     for row in np.flatnonzero(unknown).tolist():
         keys = (int(columns.user_ids[row]), int(columns.item_ids[row]))
         needs = [
@@ -218,9 +218,9 @@ def _rows_without_room(
             for side, (key, table) in enumerate(zip(keys, (backend.users, backend.items), strict=True))
         ]
         if needs[0] and len(new[0]) >= room[0]:
-            rejected.append((row, updates_pb2.REJECT_REASON_USERS_FULL))
+            rejected.append((row, int(updates_pb2.REJECT_REASON_USERS_FULL)))
         elif needs[1] and len(new[1]) >= room[1]:
-            rejected.append((row, updates_pb2.REJECT_REASON_ITEMS_FULL))
+            rejected.append((row, int(updates_pb2.REJECT_REASON_ITEMS_FULL)))
         else:
             for side in (0, 1):
                 if needs[side]:

@@ -18,7 +18,7 @@ from livefactor_server.log import Kind
 REJECTS_LISTED_MAX = 100
 """Rejected rows that are listed one by one; all are counted."""
 
-SIDES = {updates_pb2.SIDE_USER: 0, updates_pb2.SIDE_ITEM: 1}
+SIDES: dict[int, int] = {updates_pb2.SIDE_USER: 0, updates_pb2.SIDE_ITEM: 1}
 """Contract side -> table number."""
 
 
@@ -76,7 +76,16 @@ class OpenProducerChange:
     rows: int = 0
 
 
-Change = InteractionsChange | LabelsChange | AvailabilityChange | OpenProducerChange
+@dataclass(slots=True)
+class EngineChange:
+    """An ENGINE record: who computes from here on. It changes nothing in the tables."""
+
+    body: bytes
+    kind: Kind = Kind.ENGINE
+    rows: int = 0
+
+
+Change = InteractionsChange | LabelsChange | AvailabilityChange | OpenProducerChange | EngineChange
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from livefactor import errors
-from livefactor.channel import DEFAULT_TARGET
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table

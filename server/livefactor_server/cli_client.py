@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 from livefactor import keys
+from livefactor.channel import DEFAULT_TARGET
 from livefactor.auditor import Auditor, SnapshotInfo
 from livefactor.models import ModelDescription, Models
 from livefactor.scorer import Scorer
 from livefactor.snapshot_files import SnapshotInvalid, verify
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from livefactor_server.cli import DEFAULT_TARGET, AsJson, Model, Target, app, console, emit, models_app, notes, table
+from livefactor_server.cli import AsJson, Model, Target, app, console, emit, models_app, notes, table
 
 Secret = Annotated[str, typer.Option("--secret", envvar="LIVEFACTOR_SECRET", help="Key for string ids, as the producers use it.")]
 

@@ -12,10 +12,11 @@ from typing import IO, Annotated, Any
 
 import typer
 from livefactor.batching import BatchSettings
+from livefactor.channel import DEFAULT_TARGET
 from livefactor.producer import Producer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from livefactor_server.cli import DEFAULT_TARGET, AsJson, Model, Target, app, console, emit, notes
+from livefactor_server.cli import AsJson, Model, Target, app, console, emit, notes
 
 Column = dict[str, list[Any]]
 

@@ -6,7 +6,6 @@ the other rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from livefactor_server.changes import (
     SIDES,
     AvailabilityChange,
     Change,
+    EngineChange,
     InteractionsChange,
     LabelsChange,
     OpenProducerChange,
@@ -32,7 +32,7 @@ from livefactor_server.statuses import invalid
 
 LABEL_BYTES_MAX = 1024
 
-REJECT_TEXTS = {
+REJECT_TEXTS: dict[int, str] = {
     updates_pb2.REJECT_REASON_NOT_FINITE: "value or weight is NaN or infinite",
     updates_pb2.REJECT_REASON_VALUE_DOMAIN: "value is outside the loss's domain or above value_abs_max",
     updates_pb2.REJECT_REASON_WEIGHT_DOMAIN: "weight is not above 0, or above weight_max",
@@ -135,7 +135,7 @@ def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
 
 
 def _checked_labels(labels: wire.LabelColumns) -> tuple[Change, Rejects]:
-    side = SIDES.get(labels.side)  # type: ignore[call-overload]
+    side = SIDES.get(labels.side)
     if side is None:
         raise invalid("side: expected SIDE_USER or SIDE_ITEM")
     keep = np.array([len(text.encode()) <= LABEL_BYTES_MAX for text in labels.labels])
@@ -148,16 +148,7 @@ def _checked_labels(labels: wire.LabelColumns) -> tuple[Change, Rejects]:
     return LabelsChange(side, labels.ids, list(labels.labels), labels.body), rejects
 
 
-@dataclass(slots=True)
-class EngineChange:
-    """An ENGINE record: who computes from here on. It changes nothing in the tables."""
-
-    body: bytes
-    kind: Kind = Kind.ENGINE
-    rows: int = 0
-
-
-def change_of(kind: Kind, body: bytes | memoryview) -> Change | EngineChange:
+def change_of(kind: int, body: bytes | memoryview) -> Change:
     """The change of a logged record. What was logged had been checked; ColumnError means a foreign or damaged record."""
     data = bytes(body)
     if kind == Kind.INTERACTIONS:
@@ -165,7 +156,7 @@ def change_of(kind: Kind, body: bytes | memoryview) -> Change | EngineChange:
         return InteractionsChange(columns, data)
     if kind == Kind.LABELS:
         labels = wire.decode_labels(data)
-        return LabelsChange(SIDES[labels.side], labels.ids, list(labels.labels), data)  # type: ignore[index]
+        return LabelsChange(SIDES[labels.side], labels.ids, list(labels.labels), data)
     if kind == Kind.AVAILABILITY:
         marks = wire.decode_availability(data)
         return AvailabilityChange(marks.item_ids, marks.available, data)

@@ -29,7 +29,7 @@ from livefactor.position import Position
 from livefactor.producer import Producer
 from livefactor.scorer import Scorer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from livefactor_server.audit import replay_model
@@ -45,6 +45,8 @@ KILL_AT = 0.8
 
 BURST_ITEMS = 8
 BURST_ROUNDS = 4
+CUSTOMER_EVENTS = 20
+"""About as many purchases has the customer whose list is shown."""
 START_TIMEOUT_S = 120.0
 
 
@@ -74,7 +76,7 @@ def load_shop() -> Shop:
 def _rows(name: str) -> Iterator[dict[str, str]]:
     file = resources.files("livefactor_server") / "data" / "online_retail" / name
     text = gzip.decompress(file.read_bytes()).decode()
-    return csv.DictReader(io.StringIO(text))  # type: ignore[return-value]
+    return csv.DictReader(io.StringIO(text))
 
 
 class ServerProcess:
@@ -197,9 +199,8 @@ class Demo:
         """Push the year in batches, scoring each batch before it is pushed; a snapshot and a kill happen on the way."""
         popularity = Popularity(HALF_LIFE_EVENTS)
         columns = (
-            TextColumn("streaming"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]} ev/s  rev {task.fields[revision]}  recall@10 {task.fields[recall]} "
-                       "(most popular {task.fields[popular]})"),
+            BarColumn(12), TaskProgressColumn(),
+            TextColumn("{task.fields[rate]} ev/s, rev {task.fields[revision]}, recall@10 {task.fields[recall]}, popular {task.fields[popular]}"),
             TimeElapsedColumn(),
         )  # fmt: skip
         snapshot_thread: threading.Thread | None = None
@@ -252,9 +253,9 @@ class Demo:
 
     def burst(self, producer: Producer) -> int:
         """A customer's list before and after a burst of purchases; events pushed."""
-        # A customer with a long history, and things that go together and that this customer never had.
-        users, counts = np.unique(self.shop.users, return_counts=True)
-        customer = int(users[np.argsort(counts)[-25]])
+        # A customer with a short history, and things that go together and that this customer never had.
+        users, counts = np.unique(self.shop.users[: self.tally.accepted], return_counts=True)
+        customer = int(users[np.argmin(np.abs(counts - CUSTOMER_EVENTS))])
         words = ("CHRISTMAS", "ADVENT", "SNOW")
         had = set(self.shop.items[self.shop.users == customer].tolist())
         bought, times = np.unique(self.shop.items, return_counts=True)

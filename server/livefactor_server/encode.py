@@ -5,11 +5,12 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
+from livefactor.snapshot_format import Manifest
 from livefactor.v1 import models_pb2, snapshots_pb2, updates_pb2
 
 from livefactor_server import spec_codec
 from livefactor_server.decode import REJECT_TEXTS
-from livefactor_server.snapshots import Manifest, root_hash_of
+from livefactor_server.snapshots import root_hash_of
 from livefactor_server.statuses import Refused
 from livefactor_server.submission import Ack, Submission
 
@@ -29,7 +30,7 @@ def apply_response(lineage: uuid.UUID, ack: Ack) -> updates_pb2.ApplyUpdatesResp
         duplicate=ack.duplicate,
     )
     for row, reason in ack.rejects.listed:
-        response.rejects.add(row=row, reason=reason, text=REJECT_TEXTS.get(reason, ""))  # type: ignore[arg-type, call-overload]
+        response.rejects.add(row=row, reason=reason, text=REJECT_TEXTS.get(reason, ""))
     return response
 
 

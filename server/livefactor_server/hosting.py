@@ -19,16 +19,18 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
+from livefactor.errors import SnapshotInvalid
 from livefactor_kernels import keymap, scoring
-from livefactor_kernels.spec import ModelSpec, SpecError
+from livefactor_kernels.spec import ModelSpec, SpecError, preset
 
 from livefactor_server import replay, spec_codec
 from livefactor_server.engine import Engine, EngineSettings
 from livefactor_server.keeper import Keeper, KeeperSettings
 from livefactor_server.log import Log
 from livefactor_server.readers import Reader
-from livefactor_server.snapshots import SnapshotInvalid, SnapshotNotFound
+from livefactor_server.snapshots import SnapshotNotFound
 from livefactor_server.statuses import exhausted, exists, invalid, not_found, precondition
 
 DEFAULT_MODEL = "default"
@@ -87,7 +89,7 @@ class Hosting:
         for name, folder in replay.models_in(self._data):
             self._models[name] = self._open(name, folder, progress)
         if not self._models and self._settings.default_preset:
-            self.create(DEFAULT_MODEL, spec_codec.preset(self._settings.default_preset))
+            self.create(DEFAULT_MODEL, preset(self._settings.default_preset))
 
     def _open(self, name: str, folder: Path, progress: Progress | None) -> Hosted:
         log = Log.open(replay.log_folder(folder))
@@ -189,7 +191,7 @@ class Hosting:
             self._lock_file.close()
 
 
-def _hold(path: Path) -> object:
+def _hold(path: Path) -> TextIO:
     file = open(path, "a")  # noqa: SIM115 - held until the server ends
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

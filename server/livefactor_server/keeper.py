@@ -10,8 +10,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from livefactor.snapshot_format import Manifest
+
 from livefactor_server.engine import Engine
-from livefactor_server.snapshots import Manifest, SnapshotDiskFull, SnapshotStore
+from livefactor_server.snapshots import SnapshotDiskFull, SnapshotStore
 from livefactor_server.statuses import exhausted
 
 POLL_S = 1.0

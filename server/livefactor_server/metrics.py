@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
@@ -10,6 +11,7 @@ from livefactor_server.changes import Change, InteractionsChange
 
 if TYPE_CHECKING:
     from livefactor_server.engine import Engine
+    from livefactor_server.state import ModelState
 
 _LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 5.0)
 
@@ -57,8 +59,8 @@ class EngineMetrics:
         LOG_BYTES.labels(model).set_function(lambda: engine.log.size_bytes)
         WRITABLE.labels(model).set_function(lambda: float(engine.failure is None))
         for side, table in enumerate(("users", "items")):
-            MEMORY.labels(model, table).set_function(lambda t=table: state.memory_bytes[t])
-            ROWS.labels(model, table).set_function(lambda s=side: state.backend.published[s])
+            MEMORY.labels(model, table).set_function(partial(_memory_of, state, table))
+            ROWS.labels(model, table).set_function(partial(_rows_of, state, side))
 
     def observe_batch(self, change: Change, rejected: int, seconds: float) -> None:
         """Count an applied batch."""
@@ -80,6 +82,14 @@ class EngineMetrics:
         for table in ("users", "items"):
             MEMORY.remove(self._model, table)
             ROWS.remove(self._model, table)
+
+
+def _memory_of(state: ModelState, table: str) -> float:
+    return state.memory_bytes[table]
+
+
+def _rows_of(state: ModelState, side: int) -> float:
+    return state.backend.published[side]
 
 
 def serve_metrics(host: str, port: int) -> int:

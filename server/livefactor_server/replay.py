@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from livefactor.snapshot_format import Manifest
+
 from livefactor_server import decode
 from livefactor_server.changes import InteractionsChange, decode_rejects
 from livefactor_server.log import Entry, Kind, Log, Record
-from livefactor_server.snapshots import Manifest, SnapshotStore
+from livefactor_server.snapshots import SnapshotStore
 from livefactor_server.spec_codec import decode as decode_spec
 from livefactor_server.state import Header, ModelState, restored
 from livefactor_server.submission import SALT_BYTES

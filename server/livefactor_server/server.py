@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf.internal import api_implementation
@@ -98,7 +99,7 @@ class RpcServer:
         self._server.stop(grace_s).wait()
 
 
-def _add_health(server: grpc.Server) -> object | None:
+def _add_health(server: grpc.Server) -> Any:
     # The GPU machine has no grpcio-health-checking; the RPC core runs without it.
     try:
         from grpc_health.v1 import health, health_pb2_grpc

@@ -363,7 +363,7 @@ def _end_with(context: grpc.ServicerContext, error: BaseException) -> None:
     context.abort(refusal.code, refusal.text)
 
 
-def _unary(handle: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
+def _unary(handle: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler[bytes, bytes]:
     def guarded(raw: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             return handle(raw, context)
@@ -389,5 +389,5 @@ def _guard_stream(
     return guarded
 
 
-def _stream_out(handle: Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]) -> grpc.RpcMethodHandler:
+def _stream_out(handle: Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]) -> grpc.RpcMethodHandler[bytes, bytes]:
     return grpc.unary_stream_rpc_method_handler(_guard_stream(handle))

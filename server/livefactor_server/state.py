@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -154,7 +155,7 @@ class SmallState:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Tensors by name, as the snapshot format lists them."""
-        small = {
+        small: dict[str, np.ndarray] = {
             "events": np.array([self.events], np.uint64),
             "mean": np.array(self.mean, np.int64),
             "producers": np.frombuffer(producer_codec.encode(self.producers), np.uint8),
@@ -169,13 +170,13 @@ class SmallState:
 
 def restored(
     spec: ModelSpec, spec_body: bytes, lineage: uuid.UUID, backend: str, revision: int, log_hash: bytes,
-    tensors: dict[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray],
 ) -> ModelState:
     """The state of a verified snapshot's tensors (names as `SmallState.arrays` and "users.*", "items.*")."""
     state = ModelState.empty(spec, spec_body, lineage, backend, log_hash)
-    for side, name in enumerate(("users", "items")):
+    for number, name in enumerate(("users", "items")):
         sections = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(name + ".")}
-        state.backend.load_sections(side, sections, len(sections["keys"]))
+        state.backend.load_sections(number, sections, len(sections["keys"]))
     total, count = (int(number) for number in tensors["mean"])
     state.backend.set_mean(total, count)
     state.events = int(tensors["events"][0])

@@ -279,6 +279,16 @@ def test_a_push_larger_than_the_buffer_waits_until_it_is_empty(
     assert users(fake) == list(range(40))
 
 
+def test_a_buffer_smaller_than_a_batch_does_not_wait_for_itself(
+    fake: FakeServer, make: Callable[..., Producer]
+) -> None:
+    with make(batch=BY_COUNT, buffer_events_max=10) as producer:
+        for start in range(0, 250, 5):
+            producer.push(range(start, start + 5), 1 + np.arange(5), timeout_s=WAIT_S)
+    assert users(fake) == list(range(250))
+    assert fake.batch_rows == [100, 100, 50], "cut by count alone, whatever the buffer"
+
+
 def test_while_the_server_is_away_it_waits_says_so_and_loses_nothing(
     fake: FakeServer, make: Callable[..., Producer], caplog: pytest.LogCaptureFixture
 ) -> None:

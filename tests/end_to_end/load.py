@@ -25,7 +25,7 @@ from server_process import Server, wait_until
 MODEL = "m"
 USERS, ITEMS = 400, 200
 IN_FLIGHT_MAX = 24
-ROWS_MAX = 250
+ROWS_MAX = 120
 SERIAL_STEP = 1 << 40
 
 SMALL = {"k": 8, "limits": {"users_max": 10_000, "items_max": 10_000}}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from livefactor_kernels import reference, scalar
+from livefactor_kernels import reference
 from livefactor_kernels.lanes import (
     address_of,
     broadcast,
@@ -94,30 +94,6 @@ def test_offsets_are_bytes_past_the_address() -> None:
     assert target[0, 0] == 2.0
     assert target.view(np.uint32)[0, 3] == 0xFFFF_FFFF
     assert target[1].tolist() == [7.0] * 16
-
-
-@inlined
-def store_steps(rows, at, blocks):
-    """Two rows stepped as the kernels do: base and offset, where the first block's offset is the constant 0."""
-    for c in range(blocks):
-        offset = at + c * np.uint64(64)
-        x, y = load16(rows[0], offset), load16(rows[1], offset)
-        store16(rows[0], scalar.sgd_step(x, y, F(0.5), F(9.0)), offset)
-        store16(rows[1], scalar.sgd_step(y, x, F(0.5), F(9.0)), offset)
-
-
-@njit(error_model="numpy")
-def step_one_block(x, y):
-    store_steps((x, y), np.uint64(0), np.uint64(1))
-
-
-def test_a_constant_offset_of_zero_stores_what_it_should() -> None:
-    """LLVM once took such a store as an access based on null and wrote nonsense: see `lanes.pointer_to`."""
-    memory = reserve((2, 16), np.float32)
-    memory[0], memory[1] = 2.0, 4.0
-    step_one_block(address_of(memory[0]), address_of(memory[1]))
-    assert memory[0].tolist() == [0.0] * 16
-    assert memory[1].tolist() == [3.0] * 16
 
 
 def test_subnormals_are_kept() -> None:

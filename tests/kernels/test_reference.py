@@ -74,7 +74,7 @@ def test_the_mean_waits_for_the_end_of_its_micro_batch() -> None:
     model = ReferenceModel(spec)
     push(model, [1, 2, 3], [1, 2, 3], [4.0, 2.0, 3.0])
     dots = [float(model.users.factors[r] @ model.items.factors[r]) for r in range(3)]
-    # Without a step of the factors a bias is -e: value - mean - dot. The third event's mean is the first two's.
+    # Without a step of the factors a bias is -e: value - mean - dot. The third's mean is the first two's.
     assert model.users.bias == pytest.approx([4.0 - dots[0], 2.0 - dots[1], 3.0 - 3.0 - dots[2]], abs=1e-5)
     assert (model.mean_sum, model.mean_count) == (9 << 20, 3)
 

@@ -1,0 +1,193 @@
+"""Promise 3: every score names its revision and is computed at exactly that one, never from a half-applied batch.
+
+Every batch changes every user and item that is asked for, so an answer that mixes two revisions fits neither. Afterwards
+the log is replayed to each revision that an answer named, and every score is computed again in plain NumPy, to the bit.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from livefactor.auditor import Auditor
+from livefactor.batching import BatchSettings
+from livefactor.producer import Producer
+from livefactor.scorer import Answers, Scorer
+from livefactor_kernels.tables import NO_ROW
+from livefactor_server.state import ModelState
+from load import MODEL, Follower, create_model
+from server_process import Server
+
+Serve = Callable[..., Server]
+
+SEED = 20_261_127
+USERS, ITEMS = 24, 40
+EVENTS = 4096  # of a batch: applying one takes milliseconds
+RUN_S = 6.0
+REVISIONS_CHECKED_MAX = 400
+SPARE_ITEMS = 6000
+"""Items that a long read names beside the others, so that it goes past the gate's rows and through a pin."""
+
+
+@dataclass
+class Read:
+    """What was asked and answered."""
+
+    kind: str
+    users: list[int]
+    answer: Answers
+
+
+class Readers:
+    """Threads that ask in three ways, and keep what they were told."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.reads: list[Read] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(3)]
+        self.errors: list[Exception] = []
+
+    def __enter__(self) -> Readers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _run(self, number: int) -> None:
+        chance = random.Random(f"{SEED}/{number}")
+        try:
+            with self._server.channel() as channel:
+                scorer = Scorer(channel, model=MODEL, deadline_s=30)
+                while not self._stop.is_set():
+                    self._ask(scorer, chance)
+        except Exception as error:
+            self.errors.append(error)
+
+    def _ask(self, scorer: Scorer, chance: random.Random) -> None:
+        kind = chance.choices(("few", "many", "best"), (6, 1, 3))[0]
+        users = chance.sample(range(USERS), 1 if kind == "many" else 4)
+        if kind == "best":
+            answer: Answers = scorer.recommend(users, ITEMS)
+        else:
+            answer = scorer.score(users, list(range(ITEMS if kind == "few" else SPARE_ITEMS)))
+        self.reads.append(Read(kind, users, answer))
+
+
+def write_and_snapshot(server: Server, seconds: float) -> tuple[int, int]:
+    """Batches that each touch every user and item, and snapshots one after the other; how many of both."""
+    rng = np.random.default_rng(SEED)
+    stop = threading.Event()
+    taken: list[int] = []
+
+    def take() -> None:
+        with server.channel() as channel:
+            auditor = Auditor(channel, model=MODEL)
+            while not stop.is_set():
+                taken.append(auditor.snapshot().position.revision)
+
+    snapshots = threading.Thread(target=take)
+    snapshots.start()
+    batches, end = 0, time.monotonic() + seconds
+    settings = BatchSettings(latency_ms_max=0)
+    with server.channel() as channel, Producer(channel, "writer", model=MODEL, batch=settings) as producer:
+        while time.monotonic() < end:
+            receipts = [
+                producer.push(rng.integers(0, USERS, EVENTS, np.uint64), rng.integers(0, ITEMS, EVENTS, np.uint64))
+                for _ in range(4)
+            ]
+            batches += len([receipt.result(60) for receipt in receipts])
+    stop.set()
+    snapshots.join(60)
+    return batches, len(taken)
+
+
+def expected_scores(state: ModelState, users: list[int], items: np.ndarray) -> np.ndarray:
+    """float32[users, items]: ((mu + b_u) + b_i) + dot in 16 lanes and their tree, in NumPy alone."""
+    backend = state.backend
+
+    def rows_of(side: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        table = (backend.users, backend.items)[side]
+        rows = table.find(keys.astype(np.uint64), backend.published[side])
+        known = rows != NO_ROW
+        sections = table.sections(backend.published[side])
+        factors = np.zeros((len(keys), 16), np.float32)
+        bias = np.zeros(len(keys), np.float32)
+        factors[known, : sections["factors"].shape[1]] = sections["factors"][rows[known]]
+        bias[known] = sections["bias"][rows[known]]
+        return factors, bias
+
+    x, user_bias = rows_of(0, np.array(users))
+    y, item_bias = rows_of(1, items)
+    lanes = x[:, None, :] * y[None, :, :]
+    for width in (8, 4, 2, 1):
+        lanes = lanes[..., :width] + lanes[..., width : 2 * width]
+    return ((np.float32(backend.mean) + user_bias[:, None]) + item_bias[None, :]) + lanes[..., 0]
+
+
+def differences(read: Read, state: ModelState) -> int:
+    """Users whose answer is not the state's."""
+    every = np.arange(ITEMS if read.kind != "many" else SPARE_ITEMS, dtype=np.uint64)
+    expected = expected_scores(state, read.users, every)
+    wrong = 0
+    for user, answer in enumerate(read.answer):
+        order = np.lexsort((every, -expected[user])) if read.kind == "best" else np.arange(len(every))
+        same_items = np.array_equal(answer.item_ids, every[order])
+        wrong += not (same_items and answer.scores.tobytes() == expected[user][order].tobytes())
+    return wrong
+
+
+def torn_reads(server: Server, seconds: float) -> tuple[int, str]:
+    """Reads that differ from the replayed state at the revision they name, and what was done."""
+    with Readers(server) as readers:
+        batches, snapshots = write_and_snapshot(server, seconds)
+    assert not readers.errors, readers.errors
+    by_revision: dict[int, list[Read]] = defaultdict(list)
+    for read in readers.reads:
+        by_revision[read.answer.position.revision].append(read)
+    checked = sorted(random.Random(SEED).sample(sorted(by_revision), min(len(by_revision), REVISIONS_CHECKED_MAX)))
+    follower = Follower(server.model_folder(MODEL))
+    torn = 0
+    for revision in checked:
+        state = follower.state_at(revision)
+        torn += sum(differences(read, state) > 0 for read in by_revision[revision])
+    reads = [read for revision in checked for read in by_revision[revision]]
+    kinds = {kind: sum(read.kind == kind for read in reads) for kind in ("few", "many", "best")}
+    return torn, f"{batches} batches, {snapshots} snapshots, {len(checked)} revisions, {kinds} reads checked, {torn} torn"
+
+
+def prepared(server: Server) -> Server:
+    """A model in which every id that will be asked for is known, so that top-k names all items."""
+    create_model(server, "purchases", limits={"users_max": 100, "items_max": 100}, negatives=2)
+    with server.channel() as channel, Producer(channel, "first", model=MODEL) as producer:
+        producer.push(np.arange(ITEMS) % USERS, np.arange(ITEMS)).result(30)
+    return server
+
+
+def test_every_answer_is_the_replayed_state_at_the_revision_it_names(serve: Serve) -> None:
+    torn, report = torn_reads(prepared(serve()), RUN_S)
+    print(f"seed {SEED}: {report}")
+    assert torn == 0
+
+
+@pytest.mark.long
+def test_every_answer_is_the_replayed_state_at_the_revision_it_names_for_minutes(serve: Serve) -> None:
+    torn, report = torn_reads(prepared(serve()), 20 * RUN_S)
+    print(f"seed {SEED}: {report}")
+    assert torn == 0
+
+
+def test_readers_that_do_not_wait_their_turn_are_caught(serve: Serve) -> None:
+    torn, report = torn_reads(prepared(serve(plants=("no_turns",))), RUN_S / 3)
+    print(f"no_turns: {report}")
+    assert torn > 0

@@ -1,0 +1,212 @@
+"""The CPU backend against the reference, to the bit: every loss, optimiser and kernel, on streams full of repeats."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from livefactor_kernels.backend import BACKEND_NAMES, Update, create_backend
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.reference import ReferenceModel
+from livefactor_kernels.spec import Limits, Loss, Optimizer, OptimizerKind, SpecError, preset
+from synthetic import copy_state, differences, make_spec, push, push_random
+
+SGD, ADAGRAD = OptimizerKind.SGD, OptimizerKind.ADAGRAD
+LOSSES = ((Loss.SQUARED, 0), (Loss.LOGISTIC, 0), (Loss.LOGISTIC, 3), (Loss.BPR, 3))
+# Every loss, optimiser and kind of kernel at one vector a row; other lengths of a row for each of them once.
+CASES = [(16, loss, negatives, kind) for loss, negatives in LOSSES for kind in OptimizerKind]
+CASES += [
+    (20, Loss.SQUARED, 0, ADAGRAD),
+    (20, Loss.BPR, 3, SGD),
+    (64, Loss.SQUARED, 0, SGD),
+    (64, Loss.LOGISTIC, 3, ADAGRAD),
+]
+
+
+def pair(spec) -> tuple[CpuModel, ReferenceModel]:
+    return create_backend("cpu", spec), create_backend("reference", spec)
+
+
+def assert_same(fast: CpuModel, judge: ReferenceModel) -> None:
+    assert differences(fast, judge) == []
+    assert (fast.revision, fast.published) == (judge.revision, judge.published)
+    assert fast.mean.tobytes() == judge.mean.tobytes()
+    kp, k = fast.spec.k_padded, fast.spec.k
+    for table, count in zip((fast.users, fast.items), fast.published, strict=True):
+        assert not table.factors[:count, k:kp].view(np.uint32).any(), "padding"
+
+
+@pytest.mark.parametrize("sequential", [True, False], ids=["B1", "micro"])
+@pytest.mark.parametrize(("k", "loss", "negatives", "kind"), CASES)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_random_streams(k, loss, negatives, kind, sequential, data) -> None:
+    if k == 16:
+        k = data.draw(st.sampled_from([1, 8, 16]), "k")
+    if negatives:
+        # More than SAMPLED_NEGATIVES_MAX take the micro-batch kernel also at B = 1.
+        negatives = data.draw(st.sampled_from([1, 2, 4, 16] if sequential else [1, 3, 17, 40]), "negatives")
+    micro_batch = 1 if sequential else data.draw(st.integers(1 if negatives > 16 else 2, 120), "B")
+    hot = data.draw(st.sampled_from([1.0, 2.5, 64.0]), "h")
+    spec = make_spec(loss, kind, k=k, negatives=negatives, micro_batch=micro_batch, hot_row_events=hot)
+    models = pair(spec)
+    users, items = data.draw(st.integers(1, 12), "users"), data.draw(st.integers(1, 9), "items")
+    for events in data.draw(st.lists(st.integers(1, 100), min_size=1, max_size=3), "records"):
+        seed = data.draw(st.integers(0, 2**32), "seed")
+        for model in models:
+            push_random(model, np.random.default_rng(seed), events, users, items)
+        assert_same(*models)
+
+
+@pytest.mark.parametrize("occurrences", [1, 31, 32, 33, 63, 64, 65, 96, 97])
+@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+def test_chunk_boundaries(loss, negatives, occurrences) -> None:
+    """One item, then one user, named by just so many events of one micro-batch."""
+    models = pair(make_spec(loss, micro_batch=200, negatives=negatives, hot_row_events=1e6))
+    rng = np.random.default_rng(occurrences)
+    values = rng.integers(0, 2, occurrences) if loss == Loss.LOGISTIC else rng.normal(size=occurrences)
+    for model in models:
+        push(model, range(200), [n % 50 for n in range(200)], [1.0] * 200)
+        push(model, range(occurrences), [7] * occurrences, values)
+        push(model, [5] * occurrences, [n % 50 for n in range(occurrences)], values)
+    assert_same(*models)
+
+
+@pytest.mark.parametrize(("loss", "negatives"), [(Loss.LOGISTIC, 16), (Loss.BPR, 16), (Loss.BPR, 40)])
+@pytest.mark.parametrize("items", [1, 2, 3])
+def test_repeated_negatives_of_one_event(loss, negatives, items) -> None:
+    models = pair(make_spec(loss, negatives=negatives))
+    for model in models:
+        push(model, range(30), [n % items for n in range(30)], None, [0.5] * 30)
+        push(model, [3] * 10, [n % items for n in range(10)])
+    assert_same(*models)
+
+
+@pytest.mark.parametrize("kind", OptimizerKind)
+@pytest.mark.parametrize("micro_batch", [1, 64])
+@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+def test_extreme_inputs_stay_finite(loss, negatives, micro_batch, kind) -> None:
+    limits = Limits(
+        users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e3, error_max=1e6, factor_max=1e3
+    )
+    optimizer = Optimizer(kind, 100.0, 100.0, 0.0, 1e-30)
+    spec = make_spec(
+        loss,
+        kind,
+        optimizer=optimizer,
+        limits=limits,
+        negatives=negatives,
+        micro_batch=micro_batch,
+        l2=100.0,
+        bias_l2=100.0,
+        init_scale=2e3,
+        hot_row_events=1e9,
+    )
+    value, models = (1.0 if loss == Loss.LOGISTIC else 1e6), pair(spec)
+    for model in models:
+        for sign in (1.0, -1.0) if loss == Loss.SQUARED else (1.0, 0.0):
+            push(
+                model, [n % 5 for n in range(90)], [n % 4 for n in range(90)], [sign * value] * 90, [1e3] * 90
+            )
+    assert_same(*models)
+    for name, view in copy_state(models[0]).items():
+        assert np.isfinite(view).all(), name
+    assert np.abs(models[0].items.factors).max() <= 1e3
+
+
+def test_an_empty_record_moves_only_the_revision() -> None:
+    for name in BACKEND_NAMES:
+        model = create_backend(name, make_spec(Loss.SQUARED))
+        push(model, [1], [2], [3.0])
+        before = copy_state(model)
+        push(model, [], [], [])
+        assert model.revision == 2
+        model.advance(9)
+        model.users.allocate(np.array([77], np.uint64))  # allocated ahead of what is published
+        assert (model.revision, model.published) == (9, (1, 1))
+        after = copy_state(model)
+        assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+        model.advance(10, 2, 1)
+        assert model.published == (2, 1)
+
+
+@pytest.mark.parametrize("name", BACKEND_NAMES)
+def test_a_restored_model_goes_on_like_the_first(name) -> None:
+    spec = make_spec(Loss.SQUARED, ADAGRAD)
+    first, second = create_backend(name, spec), create_backend(name, spec)
+    rng = np.random.default_rng(4)
+    push_random(first, rng, 80, 10, 8)
+    for side, table, count in zip((0, 1), (first.users, first.items), first.published, strict=True):
+        second.load_sections(side, {name: view.copy() for name, view in table.sections(count).items()}, count)
+    second.set_mean(first.mean_sum, first.mean_count)
+    second.advance(first.revision, *first.published)
+    assert differences(first, second) == []
+    for model in (first, second):
+        push_random(model, np.random.default_rng(5), 80, 20, 16)
+    assert differences(first, second) == []
+
+
+def test_models_in_many_threads_learn_the_same() -> None:
+    """Kernels release the GIL: what a model learns must not depend on what runs beside it."""
+    specs = [make_spec(Loss.BPR, ADAGRAD, negatives=3, micro_batch=batch) for batch in (1, 7)]
+    models = [create_backend("cpu", spec) for spec in specs for _ in range(3)]
+
+    def run(model) -> None:
+        rng = np.random.default_rng(8)
+        for _ in range(12):
+            push_random(model, rng, 700, 200, 90)
+
+    threads = [threading.Thread(target=run, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for group in (models[:3], models[3:]):
+        assert differences(group[0], group[1]) == differences(group[0], group[2]) == []
+
+
+def test_two_records_are_one_at_the_same_micro_batches() -> None:
+    """Without negatives (their draws take the revision) only the cut into micro-batches counts, not the records."""
+    whole, halves = (create_backend("cpu", make_spec(Loss.SQUARED, micro_batch=8)) for _ in range(2))
+    rng = np.random.default_rng(2)
+    users, items, values = rng.integers(0, 9, 64), rng.integers(0, 7, 64), rng.normal(size=64)
+    push(whole, users, items, values)
+    push(halves, users[:24], items[:24], values[:24])
+    push(halves, users[24:], items[24:], values[24:])
+    assert differences(whole, halves) == []
+
+
+def test_missing_columns_mean_one() -> None:
+    for loss, negatives in LOSSES:
+        models = [create_backend("cpu", make_spec(loss, negatives=negatives)) for _ in range(2)]
+        push(models[0], range(9), [n % 4 for n in range(9)])
+        push(models[1], range(9), [n % 4 for n in range(9)], [1.0] * 9, [1.0] * 9)
+        assert differences(*models) == []
+
+
+@pytest.mark.parametrize("name", BACKEND_NAMES)
+def test_malformed_columns_are_refused(name) -> None:
+    model = create_backend(name, make_spec(Loss.SQUARED))
+    rows, values = model.users.allocate(np.arange(4, dtype=np.uint64)), np.ones(4, np.float32)
+    model.items.allocate(np.arange(4, dtype=np.uint64))
+    for changed in (
+        {"values": values.astype(np.float64)},
+        {"weights": values[:3]},
+        {"item_rows": rows.astype(np.int64)},
+        {"user_rows": np.repeat(rows, 2)[::2]},
+    ):
+        columns = {"user_rows": rows, "item_rows": rows, "values": values, "weights": values} | changed
+        with pytest.raises(ValueError, match=next(iter(changed))):
+            model.apply(Update(1, user_count=4, item_count=4, **columns))
+    assert model.revision == 0
+
+
+def test_the_choice_of_a_backend_names_what_it_refuses() -> None:
+    with pytest.raises(ValueError, match="cpu, reference"):
+        create_backend("abacus", preset("clicks"))
+    with pytest.raises(SpecError, match="k:"):
+        create_backend("cpu", make_spec(Loss.SQUARED).__class__(k=0))
