@@ -1,4 +1,4 @@
-"""What the disk takes, with and without the log around it; `python benchmarks/disk.py [FOLDER]`.
+"""What the disk takes, with and without the log around it; `python -m benchmarks.disk [FOLDER]`.
 
 The same bytes three ways, taking turns: written by the log (packed, chained, O_DIRECT, fdatasync); raw into a
 file of zeros that were written before; raw into a file that was only reserved (`fallocate`). Sizes: groups of

@@ -109,8 +109,10 @@ def unary_rate(target: str, model: str, load: Load) -> float:
         return len(load.users) / (time.perf_counter() - started)
 
 
-def measure(rounds: int = ROUNDS, events: int = ROUND_EVENTS) -> dict[str, float]:
-    """Medians of all figures, events a second."""
+def measure(
+    rounds: int = ROUNDS, events: int = ROUND_EVENTS, beside: dict[str, Callable[[], float]] | None = None
+) -> dict[str, float]:
+    """Medians of all figures, events a second. beside: more runs that take turns with these, by figure."""
     taken: dict[str, list[float]] = {}
     loads = {
         ("squared", batch): Load(events, batch, True) for batch in (65_536, 8_192)
@@ -129,7 +131,7 @@ def measure(rounds: int = ROUNDS, events: int = ROUND_EVENTS) -> dict[str, float
             "ingest_stream_durable_logistic_events_per_s": lambda: stream_rate(durable, "logistic", loads["logistic", 65_536]),
         }
         for number in range(rounds + 1):
-            for name, run in runs.items():
+            for name, run in (runs | (beside or {})).items():
                 rate = run()
                 if number:  # the first round warms up
                     taken.setdefault(name, []).append(rate)

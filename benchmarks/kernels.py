@@ -1,4 +1,4 @@
-"""The update kernel against plain Numba loops, alone and with key look-ups; `python benchmarks/kernels.py`.
+"""The update kernel against plain Numba loops, alone and with key look-ups; `python -m benchmarks.kernels`.
 
 k = 64, squared loss, SGD, B = 1, 100 thousand users x 20 thousand items, both Zipf. One run, the candidates
 take turns on the same events, medians over the turns of the CPU seconds they took (one thread; on an idle
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from statistics import median
 
 import numpy as np
-from plain_kernels import plain_fast, plain_strict
+from benchmarks.plain_kernels import plain_fast, plain_strict
+from benchmarks.streams import ITEMS, KEY_STEP, USERS, K, zipf_stream
 
 from livefactor_kernels.backend import Update, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
 
-USERS, ITEMS, K = 100_000, 20_000, 64
 RATE, BIAS_RATE, L2, BIAS_L2 = 0.01, 0.01, 0.02, 0.005
 
 
@@ -37,26 +37,15 @@ def _spec(**changes: object) -> ModelSpec:
     return ModelSpec(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def zipf_ids(generator: np.random.Generator, count: int, distinct: int) -> np.ndarray:
-    """uint64[count] ids below `distinct`, popularity proportional to 1 / rank, ranks spread over the ids at
-    random."""
-    weights = 1.0 / np.arange(1, distinct + 1)
-    ranks = np.searchsorted(np.cumsum(weights) / weights.sum(), generator.random(count))
-    return generator.permutation(distinct).astype(np.uint64)[np.minimum(ranks, distinct - 1)]
-
-
 class _Events:
     """Events of the benchmark, by key and by row, and a model whose tables hold every key."""
 
     def __init__(self, events: int) -> None:
-        generator = np.random.default_rng(7)
-        self.user_keys = zipf_ids(generator, events, USERS) * np.uint64(0x9E3779B97F4A7C15)
-        self.item_keys = zipf_ids(generator, events, ITEMS) * np.uint64(0x9E3779B97F4A7C15)
-        self.values = generator.normal(3.5, 1.0, events).astype(np.float32)
+        self.user_keys, self.item_keys, self.values = zipf_stream(events)
 
     def model(self, spec: ModelSpec) -> CpuModel:
         model = CpuModel(spec)
-        all_keys = np.arange(max(USERS, ITEMS), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        all_keys = np.arange(max(USERS, ITEMS), dtype=np.uint64) * KEY_STEP
         model.users.allocate(all_keys[:USERS])
         model.items.allocate(all_keys[:ITEMS])
         return model

@@ -1,4 +1,4 @@
-"""The key map: nanoseconds a key for look-ups, inserts and a rebuild; `python benchmarks/keymap_bench.py
+"""The key map: nanoseconds a key for look-ups, inserts and a rebuild; `python -m benchmarks.keymap_bench
 [KEYS...]`.
 
 Maps of 100 thousand, a million and 10 million random keys (fewer with arguments). Look-ups ask for random

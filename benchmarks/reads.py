@@ -1,4 +1,4 @@
-"""Exact top-k and candidate scoring in process, beside faiss; `python benchmarks/reads.py`.
+"""Exact top-k and candidate scoring in process, beside faiss; `python -m benchmarks.reads`.
 
 k = 64, the 100 best of 100 thousand and of a million items, for one user and for a batch of 64, on one
 thread, against faiss's exact `IndexFlatIP` on the same rows (inner products alone: no biases, keys or
@@ -74,7 +74,7 @@ def _medians_ms(actions: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: median(times) for name, times in turns.items()}
 
 
-def _measure_top_k(name: str, count: int) -> dict[str, float]:
+def _measure_top_k(name: str, count: int, share: float) -> dict[str, float]:
     table, pin = _random_items(count), _Still(count)
     users = np.random.default_rng(2).standard_normal((MANY, K)).astype(np.float32)
     bias = np.zeros(MANY, np.float32)
@@ -92,7 +92,7 @@ def _measure_top_k(name: str, count: int) -> dict[str, float]:
             actions[f"{label}_faiss_ms"] = lambda q=queries: index.search(q, TOP)
         if n == 1:
             actions["read"] = lambda: _sum_words(table.factors[:count].view(np.uint64).reshape(-1))
-        times = _medians_ms(actions, rounds[name])
+        times = _medians_ms(actions, max(1, round(rounds[name] * share)))
         if n == 1:
             gigabytes = count * K * 4 / 1e9
             results[f"{label}_gb_per_s"] = gigabytes / times[f"{label}_ms"] * 1e3
@@ -124,8 +124,11 @@ def _measure_candidates() -> dict[str, float]:
     return {f"score_{CANDIDATES}_of_1m_kernel_ms": _medians_ms({"call": one_call}, CANDIDATE_CALLS)["call"]}
 
 
-def measure() -> dict[str, float]:
-    """Flat results by name: milliseconds, GB/s, and speeds relative to faiss (over 1 is faster)."""
+def measure(share: float = 1.0) -> dict[str, float]:
+    """Flat results by name: milliseconds, GB/s, and speeds relative to faiss (over 1 is faster).
+
+    share: of the usual number of turns.
+    """
     scoring.compile_kernels()
     _sum_words(np.zeros(1, np.uint64))
     with threadpool_limits(1):
@@ -133,7 +136,7 @@ def measure() -> dict[str, float]:
             faiss.omp_set_num_threads(1)
         results = _measure_candidates()
         for name, count in SIZES.items():
-            results |= _measure_top_k(name, count)
+            results |= _measure_top_k(name, count, share)
     return results
 
 

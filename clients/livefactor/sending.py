@@ -101,7 +101,7 @@ class Sender:
     # What the Producer does, with the lock held.
 
     def reserve(self, n: int, timeout_s: float | None) -> None:
-        """Count n rows in, once the buffer has room for them. Raises BufferFull and what `check_usable` does."""
+        """Count n rows in, once there is room for them. Raises BufferFull and what `check_usable` does."""
         self.check_usable()
         if not self._has_room(n):
             self.progress.wait_for(lambda: self.unusable() or self._has_room(n), timeout_s)

@@ -68,18 +68,16 @@ class CpuModel:
 
     def _choose_kernel(self) -> None:
         spec = self.spec
-        baked = (
-            spec.k_padded // LANES,
-            int(spec.loss),
-            int(spec.optimizer.kind == OptimizerKind.ADAGRAD),
-            SOURCE_STAMP,
-        )
+        blocks, loss = spec.k_padded // LANES, int(spec.loss)
+        baked = int(spec.optimizer.kind == OptimizerKind.ADAGRAD), SOURCE_STAMP
         self._sequential = spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX
         if not self._sequential:
             self._scratch, self._scratch_memory = make_scratch(spec, self.users, self.items)
-            self._kernel = micro_batch_kernel(*baked)
+            self._kernel = micro_batch_kernel(blocks, loss, *baked)
+        elif spec.negatives:
+            self._kernel = sampled_kernel(blocks, loss, *baked)
         else:
-            self._kernel = sampled_kernel(*baked) if spec.negatives else positive_kernel(*baked)
+            self._kernel = positive_kernel(blocks, loss, *baked)
 
     def _run(self, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any) -> None:
         drawn = address_of(negatives), np.uint64(negatives.shape[1])

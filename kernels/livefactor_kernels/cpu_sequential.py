@@ -169,7 +169,7 @@ def _step_negative_biases(
 
 
 @inlined
-def _step_logistic_pair(
+def _step_logistic_event(
     users: Any,
     items: Any,
     user: Any,
@@ -290,7 +290,7 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
                     users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates
                 )
             else:
-                _step_logistic_pair(
+                _step_logistic_event(
                     users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates
                 )
         return STAMP

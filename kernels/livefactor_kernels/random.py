@@ -29,6 +29,7 @@ NEGATIVE_DOMAIN = 0x6C66_6E65_6761_0002
 _EIGHT, _FOUR, _ONE, _ZERO = _U(8), _U(4), _U(1), _U(0)
 _TO_UNIT = np.float32(2.0**-24)
 _HALF = np.float32(0.5)
+_DRAW_BLOCK = _U(256)
 
 
 @inlined
@@ -74,12 +75,17 @@ def init_rows(keys: Any, factors: Any, k: Any, scale: Any, key: Any, table: Any)
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def draw_batch(key: Any, revision: Any, positives: Any, items: Any, out: Any) -> None:
-    """Write the negatives of a record's events to `out` (uint32[n, negatives]); positives uint32[n], items >=
-    2."""
-    for i in range(_U(positives.size)):
-        positive = _U(positives[i])
+    """Write the negatives of a record's events to `out` (uint32[n, negatives]); positives uint32[n], items >= 2."""
+    n, items = _U(positives.size), items & _MASK
+    drawn = np.empty(_DRAW_BLOCK, np.uint32)  # contiguous, so that the compiler draws several events at once
+    for start in range(_ZERO, n, _DRAW_BLOCK):
+        count = min(_DRAW_BLOCK, n - start)
         for d in range(_U(out.shape[1])):
-            out[i, d] = np.uint32(draw_negative(key, revision, i, d, positive, items))
+            for i in range(count):
+                positive = _U(positives[start + i])
+                drawn[i] = np.uint32(draw_negative(key, revision, start + i, d, positive, items))
+            for i in range(count):
+                out[start + i, d] = drawn[i]
 
 
 def domain_key(seed: int, domain: int) -> np.uint64:

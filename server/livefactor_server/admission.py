@@ -29,6 +29,10 @@ from livefactor_server.statuses import exhausted, exists, precondition
 from livefactor_server.submission import Ack, Commit, Submission
 
 
+KEY_SLOT_BYTES = 32
+"""What a key takes in its map when that is emptiest."""
+
+
 @dataclass(slots=True)
 class _Lane:
     """A producer as let in: ahead of the published table by what is in flight."""
@@ -48,6 +52,11 @@ class Admission:
     _flying: dict[tuple[bytes, int], Submission] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pending_names: int = 0
+    _row_bytes: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        backend = self.state.backend
+        self._row_bytes = (backend.users.row_bytes + KEY_SLOT_BYTES, backend.items.row_bytes + KEY_SLOT_BYTES)
 
     def sequence(self, item: Submission) -> bool:
         """True: a new batch, let it in. False: a duplicate that was answered or will be. Raises Refused."""
@@ -151,11 +160,9 @@ class Admission:
         )
 
     def _bytes_with(self, new_users: int, new_items: int) -> int:
-        # 32 bytes: a key map's slot at its lowest load.
         backend = self.state.backend
-        return (backend.users.allocated + new_users) * (backend.users.row_bytes + 32) + (
-            backend.items.allocated + new_items
-        ) * (backend.items.row_bytes + 32)
+        users, items = backend.users.allocated + new_users, backend.items.allocated + new_items
+        return users * self._row_bytes[0] + items * self._row_bytes[1]
 
     def make_fit(self, item: Submission) -> None:
         """Near a limit: reject the interactions that would need a row past it. Nothing is ahead of the tables here. Raises Refused."""

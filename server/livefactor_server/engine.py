@@ -5,7 +5,7 @@
 
 Order of a commit, and why nothing acknowledged can be lost: a record is written and its sync has returned before it is
 applied; it is applied and published before it is acknowledged. What is queued when a stage turns forms the next group:
-throughput under load, latency when idle. A failed sync is final: the engine acknowledges nothing more and says why in `failure`;
+throughput under load, latency when idle. Under load the disk writes one group while the LOG stage finds the rows of the group before. A failed sync is final: the engine acknowledges nothing more and says why in `failure`;
 a restart recovers from the log.
 """
 
@@ -15,6 +15,7 @@ import logging
 import queue
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -71,6 +72,9 @@ class Engine:
         self._admission = Admission(state, settings.memory_bytes_max, log.commit)
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._to_apply: queue.SimpleQueue[list[_Logged] | None] = queue.SimpleQueue()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")
+        self._durable: list[tuple[Submission, Header]] = []
+        self._durable_rows = 0
         self._ahead = threading.BoundedSemaphore(GROUPS_AHEAD_MAX)
         self._budget = _Budget(settings.queue_bytes_max)
         self._published = threading.Condition()
@@ -137,6 +141,7 @@ class Engine:
         self._budget.wake()
         self._log_thread.join()
         self._apply_thread.join()
+        self._disk.shutdown()
         self.log.close()
         self.metrics.close()
 
@@ -149,6 +154,7 @@ class Engine:
                 group, open_end = self._next_group()
                 if group:
                     self._commit(group)
+            self._hand_over()
         except BaseException:  # a bug or a log that cannot even be marked: stop writing, keep serving reads
             self._fail("the log stage stopped on an unexpected error")
             logger.exception("model %s: log stage", self.name)
@@ -192,7 +198,7 @@ class Engine:
     def _commit(self, group: list[Submission]) -> None:
         """Admit, append and sync; what found no certain room ends the group, so that it is decided on the exact state."""
         admitted: list[Submission] = []
-        rows = 0
+        rows = self._durable_rows
         for item in group:
             self._budget.give(item.size)
             try:
@@ -200,6 +206,7 @@ class Engine:
                     raise unavailable("model: writes are stopped")
                 if not self._admission.surely_fits(item.change, rows):
                     self._append(admitted)
+                    self._hand_over()
                     admitted, rows = [], 0
                 if self._admission.sequence(item):
                     self._make_fit(item)
@@ -208,6 +215,8 @@ class Engine:
             except Refused as refusal:
                 item.finish(refusal)
         self._append(admitted)
+        if self._queue.empty():
+            self._hand_over()
 
     def _make_fit(self, item: Submission) -> None:
         if isinstance(item.change, InteractionsChange) and self._admission.surely_fits(item.change, 0):
@@ -219,12 +228,18 @@ class Engine:
             raise
 
     def _append(self, items: list[Submission]) -> None:
-        """One commit group: durable when `log.append` returns; then keys to rows, and on to the APPLY stage."""
+        """One commit group: durable when `log.append` has returned. Meanwhile the group before finds its rows."""
         if not items:
             return
         base = self.log.last_revision
+        entries = [item.entry(base + 1 + i) for i, item in enumerate(items)]
         try:
-            hashes = self.log.append([item.entry(base + 1 + i) for i, item in enumerate(items)])
+            if self._durable:
+                written = self._disk.submit(self.log.append, entries)
+                self._hand_over()
+                hashes = written.result()
+            else:
+                hashes = self.log.append(entries)
         except LogFull:
             self._refuse(items, exhausted("disk: full, nothing was logged, try again later"))
             return
@@ -232,12 +247,22 @@ class Engine:
             self._fail(str(error))
             self._refuse(items, unavailable("model: writes are stopped, the log could not be written"))
             return
-        logged = []
-        for i, (item, chain) in enumerate(zip(items, hashes, strict=True)):
-            placed = self.state.place(item.change) if isinstance(item.change, InteractionsChange) else None
-            header = Header(base + 1 + i, item.producer, item.epoch, item.sequence, item.salt, item.received_hash,
-                            item.rejects, chain)
-            logged.append(_Logged(item, header, placed))
+        self._durable = [
+            (item, Header(base + 1 + i, item.producer, item.epoch, item.sequence, item.salt, item.received_hash,
+                          item.rejects, chain))
+            for i, (item, chain) in enumerate(zip(items, hashes, strict=True))
+        ]
+        self._durable_rows = sum(item.change.rows for item in items)
+
+    def _hand_over(self) -> None:
+        """Keys to rows, in log order, of the group that became durable last; on to the APPLY stage."""
+        if not self._durable:
+            return
+        logged = [
+            _Logged(item, header, self.state.place(item.change) if isinstance(item.change, InteractionsChange) else None)
+            for item, header in self._durable
+        ]
+        self._durable, self._durable_rows = [], 0
         self._ahead.acquire()
         self._to_apply.put(logged)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from history import History, make_history
 from server_process import ColdStart, Server, WarmStart
 
 
@@ -31,3 +32,11 @@ def serve(warm: WarmStart, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def history(warm: WarmStart, tmp_path_factory: pytest.TempPathFactory) -> History:
+    """Logs and snapshots of models of every kind; to be read alone."""
+    server = Server(warm, tmp_path_factory.mktemp("history") / "data", "--preset", "")
+    server.start()
+    return make_history(server)

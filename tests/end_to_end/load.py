@@ -145,15 +145,22 @@ class Follower:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._state: ModelState | None = None
+        self._log: Log | None = None
 
     def state_at(self, revision: int) -> ModelState:
         """The state at `revision`, not before the last one asked for. Raises LogError, ReplayError."""
-        with Log.open(log_folder(self._folder), read_only=True) as log:
-            if self._state is None:
-                self._state = replay(self._folder, log, "cpu", revision)
-            else:
-                self._state = follow(self._state, log, revision)
-        return self._state
+        if self._log is None or self._log.last_revision < revision:
+            self.close()
+            self._log = Log.open(log_folder(self._folder), read_only=True)
+        if self._state is None:
+            self._state = replay(self._folder, self._log, "cpu", revision)
+        return follow(self._state, self._log, revision)
+
+    def close(self) -> None:
+        """Let go of the log's files."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def equals(self, live: ModelDescription) -> bool:
         """Whether the replay at the live model's revision has its hashes."""

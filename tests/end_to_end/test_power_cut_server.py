@@ -40,7 +40,7 @@ class Cutting:
         self.server = Server(warm, tmp_path / "data", "--preset", "", plants=("small_segments", *plants))
         self.server.start()
         create_model(self.server)
-        self.load = Load(self.server, SEED)
+        self.load = Load(self.server, SEED, pause_s=0.06)
         self.findings = Findings()
         self.follower = Follower(self.server.model_folder(MODEL))
         self.cuts = 0
@@ -59,6 +59,7 @@ class Cutting:
         live = described(self.server)
         self.findings.forgotten += live.position.revision < acked
         self.findings.unequal += not self.follower.equals(live)
+        self.follower.close()  # the disk could not be unmounted otherwise
 
     def finish(self) -> None:
         """Everything pushed is acknowledged; the log is read and compared with that."""

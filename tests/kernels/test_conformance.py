@@ -1,4 +1,4 @@
-"""The CPU backend against the reference, to the bit: every loss, optimiser and kernel, on streams full of repeats."""
+"""The CPU backend against the reference, to the bit: every loss, optimiser and kernel."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def assert_same(fast: CpuModel, judge: ReferenceModel) -> None:
 
 @pytest.mark.parametrize("sequential", [True, False], ids=["B1", "micro"])
 @pytest.mark.parametrize(("k", "loss", "negatives", "kind"), CASES)
-@settings(max_examples=10)
+@settings(max_examples=7)
 @given(data=st.data())
 def test_random_streams(k, loss, negatives, kind, sequential, data) -> None:
     if k == 16:
@@ -55,7 +55,7 @@ def test_random_streams(k, loss, negatives, kind, sequential, data) -> None:
     spec = make_spec(loss, kind, k=k, negatives=negatives, micro_batch=micro_batch, hot_row_events=hot)
     models = pair(spec)
     users, items = data.draw(st.integers(1, 12), "users"), data.draw(st.integers(1, 9), "items")
-    for events in data.draw(st.lists(st.integers(1, 100), min_size=1, max_size=3), "records"):
+    for events in data.draw(st.lists(st.integers(1, 80), min_size=1, max_size=3), "records"):
         seed = data.draw(st.integers(0, 2**32), "seed")
         for model in models:
             push_random(model, np.random.default_rng(seed), events, users, items)

@@ -38,7 +38,7 @@ def assert_reads(pin: Pin, expected: dict[str, np.ndarray]) -> None:
     assert [name for name in got if got[name].tobytes() != expected[name].tobytes()] == []
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_every_pin_reads_its_own_state(data) -> None:
     model = CpuModel(SPEC)

@@ -1,0 +1,85 @@
+"""A server's past, made once for the tests that replay it: models of every loss and optimizer, with all kinds of records."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from livefactor.auditor import Auditor
+from livefactor.batching import BatchSettings
+from livefactor.models import Models
+from livefactor.producer import Producer
+from server_process import Server
+
+SGD = {"kind": "sgd", "learning_rate": 0.05, "bias_learning_rate": 0.05}
+ADAGRAD = {"kind": "adagrad", "learning_rate": 0.1, "bias_learning_rate": 0.1, "initial_g": 0.0, "eps": 1e-6}
+LIMITS = {"users_max": 350, "items_max": 150}  # fewer than are sent: rows are rejected once they are reached
+
+MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "ratings-sgd": ("ratings", {"optimizer": SGD}),
+    "ratings-adagrad": ("ratings", {"optimizer": ADAGRAD}),
+    "clicks-sgd": ("clicks", {"optimizer": SGD}),
+    "clicks-adagrad": ("clicks", {"optimizer": ADAGRAD, "seed": 2**64 - 1}),
+    "clicks-batch": ("clicks", {"micro_batch": 32, "hot_row_events": 4.0}),
+    "purchases-sgd": ("purchases", {"optimizer": SGD}),
+    "purchases-adagrad": ("purchases", {"optimizer": ADAGRAD}),
+    "purchases-batch": ("purchases", {"micro_batch": 7, "negatives": 2}),
+}
+SEED = 20_261_128
+BATCHES, BATCHES_AFTER_SNAPSHOT = 12, 6
+ROWS_MAX = 300
+
+
+@dataclass(frozen=True)
+class History:
+    """The data folder of a killed server, and what it said of its models (root hashes, by name)."""
+
+    data: Path
+    roots: dict[str, bytes]
+
+    def folder(self, model: str) -> Path:
+        return self.data / "models" / model
+
+
+def make_history(server: Server) -> History:
+    """Push to each model by two producers at once, with a snapshot on the way; kill the server in the end."""
+    roots = {}
+    with server.channel() as channel:
+        models = Models(channel)
+        for name, (preset, changes) in MODELS.items():
+            models.create(name, preset, **{"k": 8, "limits": LIMITS, **changes})
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(lambda number, name=name: _push(server, name, number, BATCHES), range(2)))
+                Auditor(channel, model=name).snapshot()
+                list(pool.map(lambda number, name=name: _push(server, name, number, BATCHES_AFTER_SNAPSHOT), range(2)))
+            roots[name] = models.describe(name, with_root_hash=True).root_hash
+    server.kill()
+    return History(server.data, roots)
+
+
+def _push(server: Server, model: str, number: int, batches: int) -> None:
+    rng = np.random.default_rng([SEED, number, batches, *model.encode()])
+    settings = BatchSettings(latency_ms_max=0)
+    with server.channel() as channel, Producer(
+        channel, f"p{number}", model=model, batch=settings, on_reject=lambda _: None
+    ) as producer:
+        producer.push_labels("item", [1, 2, 1], ["mug", "lamp", f"red mug {number}"])
+        producer.set_available(rng.integers(0, 20, 5, np.uint64), bool(number))
+        for _ in range(batches):
+            rows = int(rng.integers(1, ROWS_MAX))
+            users = rng.integers(0, 400, rows, np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # any 64-bit id is legal
+            producer.push(users, rng.zipf(1.4, rows) % 200, *_columns(model, rng, rows), event_types=rows)
+
+
+def _columns(model: str, rng: np.random.Generator, rows: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(values, weights), a few of them to be rejected."""
+    values: np.ndarray = rng.normal(3, 1, rows).astype(np.float32)
+    if model.startswith("clicks"):
+        values = (rng.random(rows) < 0.8).astype(np.float32)
+    elif model.startswith("purchases"):
+        values = np.ones(rows, np.float32)
+    values[rng.random(rows) < 0.02] = np.nan
+    weights = rng.gamma(2.0, 0.5, rows).astype(np.float32) if rows % 2 else None
+    return values, weights

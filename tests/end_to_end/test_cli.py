@@ -1,0 +1,158 @@
+"""The command line against a real server, as a person or a script types it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import pytest
+import typer
+from livefactor import Producer, load
+from livefactor_server import cli_client, cli_log, cli_push  # noqa: F401
+from livefactor_server.cli import app
+
+LINES = ["customer,article,stars,at", "7,lamp,4,100", "7,mug,5,101", "8,mug,nan,102", "9,lamp,3,103", "9,vase,1,104"]
+
+
+@pytest.fixture
+def run(server: Any):
+    """`run("models", "list")` runs a command; (exit code, standard output, standard error)."""
+    runner = click.testing.CliRunner()
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        result = runner.invoke(typer.main.get_command(app), arguments, env={"LIVEFACTOR_TARGET": server.target, "COLUMNS": "200"})
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return call
+
+
+def as_json(run: Any, *arguments: str) -> Any:
+    code, out, err = run(*arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def ratings(run: Any, name: str) -> str:
+    as_json(run, "models", "create", name, "--preset", "ratings", "--spec", '{"k": 8, "limits": {"users_max": 1000}}')
+    return name
+
+
+def push_options(model: str) -> list[str]:
+    return ["--user", "customer", "--item", "article", "--value", "stars", "--time", "at", "--batch", "2", "-m", model]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_push_resumes_by_sequence_and_reports_rejects(run: Any, tmp_path: Path, packed: bool) -> None:
+    model = ratings(run, f"push{packed:d}")
+    text = "\n".join(LINES) + "\n"
+    file = tmp_path / ("events.csv.gz" if packed else "events.csv")
+    file.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    first = as_json(run, "push", str(file), *push_options(model))
+    assert (first["accepted"], first["rejected"], first["skipped_batches"]) == (4, 1, 0)
+    again = as_json(run, "push", str(file), *push_options(model))
+    assert (again["accepted"], again["skipped_batches"]) == (0, 3)
+    described = as_json(run, "models", "describe", model)
+    assert (described["events"], described["users"], described["items"]) == (4, 2, 3)
+
+
+def test_push_parquet_gives_what_csv_gives(run: Any, tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [line.split(",") for line in LINES[1:]]
+    columns = {"customer": [int(row[0]) for row in rows], "article": [row[1] for row in rows],
+               "stars": [float(row[2]) for row in rows], "at": [int(row[3]) for row in rows]}
+    parquet.write_table(arrow.table(columns), tmp_path / "events.parquet")
+    (tmp_path / "events.csv").write_text("\n".join(LINES) + "\n")
+    roots = []
+    for name in ("events.parquet", "events.csv"):
+        model = ratings(run, name.replace(".", "-"))
+        pushed = as_json(run, "push", str(tmp_path / name), *push_options(model), "--producer", "p")
+        assert pushed["accepted"] == 4
+        out = tmp_path / f"{model}-snapshot"
+        assert run("snapshot", "-m", model, "--out", str(out))[0] == 0
+        loaded = load(out)
+        roots.append((loaded.user_ids.tolist(), loaded.item_ids.tolist(), loaded.user_factors.tobytes(), loaded.mean))
+    assert roots[0] == roots[1]
+
+
+def test_push_says_what_is_wrong_with_a_file(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "events.csv"
+    file.write_text("a,b\n1,2\n")
+    code, _, err = run("push", str(file))
+    assert code == 2 and "user_id" in err
+    file.write_text("user_id,item_id\n1,2\n1\n")
+    code, _, err = run("push", str(file))
+    assert code == 2 and "line 3" in err
+    assert run("push", str(tmp_path / "missing.csv"))[0] == 2
+
+
+def test_recommend_shows_labels_and_revision(run: Any, server: Any) -> None:
+    as_json(run, "models", "create", "shop", "--preset", "clicks", "--spec", '{"k": 8}')
+    with Producer(server.target, "till", model="shop") as producer:
+        producer.push_labels("item", ["lamp", "mug"], ["A lamp", "A mug"])
+        producer.push(["ann", "ann", "bob"], ["lamp", "mug", "mug"])
+        producer.flush(30)
+    answer = as_json(run, "recommend", "ann", "nobody", "-k", "2", "-m", "shop")
+    ann, nobody = answer["users"]
+    assert ann["known"] and not nobody["known"]
+    assert {item["label"] for item in ann["items"]} == {"A lamp", "A mug"}
+    code, out, _ = run("recommend", "ann", "-k", "1", "-m", "shop", "--exclude", "lamp")
+    assert code == 0 and "A mug" in out and "A lamp" not in out and "revision" in out
+
+
+def test_snapshot_verify_and_replay(run: Any, server: Any, tmp_path: Path) -> None:
+    model = ratings(run, "audited")
+    (tmp_path / "events.csv").write_text("\n".join(LINES) + "\n")
+    assert run("push", str(tmp_path / "events.csv"), *push_options(model))[0] == 0
+    taken = as_json(run, "snapshot", "-m", model, "--out", str(tmp_path / "copy"))
+    listed = as_json(run, "snapshot", "-m", model, "--list")
+    assert [entry["snapshot_id"] for entry in listed] == [taken["snapshot_id"]]
+    assert as_json(run, "verify", str(tmp_path / "copy"))["root_hash"] == taken["root_hash"]
+    for backend in ("cpu", "reference"):
+        replayed = as_json(run, "verify", str(server.data / "models" / model), "--replay", "--backend", backend)
+        assert replayed["good"] and replayed["root_hash"] == taken["root_hash"]
+        assert replayed["snapshots"] == {taken["snapshot_id"]: True}
+    users = tmp_path / "copy" / "users.safetensors"
+    data = bytearray(users.read_bytes())
+    data[-1] ^= 1
+    users.write_bytes(data)
+    code, _, err = run("verify", str(tmp_path / "copy"))
+    assert code == 1 and "users.safetensors" in err
+
+
+def test_models_are_listed_restored_and_deleted(run: Any) -> None:
+    model = ratings(run, "first")
+    as_json(run, "snapshot", "-m", model)
+    restored = as_json(run, "models", "restore", "second", model)
+    assert restored["lineage"] != as_json(run, "models", "describe", model)["lineage"]
+    assert {"first", "second"} <= {entry["model"] for entry in as_json(run, "models", "list")}
+    assert run("models", "delete", "second", "--yes")[0] == 0
+    assert "second" not in {entry["model"] for entry in as_json(run, "models", "list")}
+    assert as_json(run, "models", "describe", model, "--root-hash")["root_hash"] != ""
+    code, out, _ = run("models", "list")
+    assert code == 0 and "first" in out
+
+
+def test_log_show_lists_what_was_logged(run: Any, server: Any, tmp_path: Path) -> None:
+    model = ratings(run, "logged")
+    (tmp_path / "events.csv").write_text("\n".join(LINES) + "\n")
+    assert run("push", str(tmp_path / "events.csv"), *push_options(model), "--producer", "me")[0] == 0
+    code, out, _ = run("log", "show", str(server.data), "-m", model, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [row["kind"] for row in rows] == ["SPEC", "OPEN_PRODUCER"] + ["INTERACTIONS"] * 3
+    assert [row["rows"] for row in rows[2:]] == [2, 1, 1] and rows[3]["rejected"] == 1
+    code, out, _ = run("log", "show", str(server.data), "-m", model, "--last", "-n", "1")
+    assert code == 0 and len(out.splitlines()) == 2 and re.search(r"INTERACTIONS\s+me", out)
+
+
+def test_faults_are_one_line(run: Any, tmp_path: Path) -> None:
+    for arguments in (("verify", str(tmp_path)), ("log", "show", str(tmp_path)), ("verify", "--replay", str(tmp_path))):
+        code, _, err = run(*arguments)
+        assert code == 1 and err.strip().startswith("livefactor: ") and len(err.strip().splitlines()) <= 2, (arguments, err)
+    code, _, err = run("models", "create", "bad", "--spec", '{"k": "many"}')
+    assert code == 2 and "k" in err

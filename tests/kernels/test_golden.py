@@ -1,0 +1,88 @@
+"""Golden digests: the bits that a log gives are part of the contract, on every machine.
+
+A digest that changes here means that every existing log replays to another model: bump
+`spec.KERNEL_SEMANTICS`, say why in docs/architecture.md, and only then write the new digests down (`python
+tests/kernels/test_golden.py` prints them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import livefactor_kernels
+from livefactor_kernels.backend import create_backend, state_sections
+from livefactor_kernels.spec import Loss, ModelSpec, OptimizerKind
+from synthetic import make_spec, push
+
+SPECS: dict[str, ModelSpec] = {
+    "squared": make_spec(Loss.SQUARED, k=64),
+    "squared_adagrad_micro": make_spec(Loss.SQUARED, OptimizerKind.ADAGRAD, k=20, micro_batch=100),
+    "logistic": make_spec(Loss.LOGISTIC, k=20, negatives=3),
+    "bpr_adagrad": make_spec(Loss.BPR, OptimizerKind.ADAGRAD, k=9, negatives=4),
+    "bpr_micro": make_spec(Loss.BPR, k=16, negatives=3, micro_batch=100),
+}
+GOLDEN = {
+    "squared": "5b2f2d828267796b7659817538f19658655a63bf7eb01da5d777a206dcc405d2",
+    "squared_adagrad_micro": "29810c890c1b5a1c9f762fe50766f57dda8823e79535592a8c10b6139ce812ff",
+    "logistic": "97ee0ce5ea1161542a987bcd26fe10ab21a4e7d458165489e225de33d3ab9f56",
+    "bpr_adagrad": "7beba1dd7902a721728570a36ca3edb2154a74a12e06cd596b8105702db1e555",
+    "bpr_micro": "ae67ebeafb8adaac32d9dc88a7a0139ec2324fabb8384da880b9ac40dbbc4389",
+}
+"""Taken with KERNEL_SEMANTICS = 1."""
+
+
+def _stream(records: int = 4, events: int = 500):
+    """Keys, values and weights from integers alone: no generator whose numbers could change with its
+    version."""
+    state = 88172645463325252
+    for _ in range(records):
+        columns = []
+        for _ in range(events):
+            state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+            high = state >> 33
+            user, item = high % 60 * 0x9E3779B97F4A7C15 % 2**64, min(high // 60 % 40, high // 2400 % 25)
+            columns.append((user, item, (high >> 7) % 2, 0.25 + (high >> 11) % 8 / 4))
+        yield tuple(zip(*columns, strict=True))
+
+
+def digest(name: str, backend: str = "cpu") -> str:
+    """SHA-256 over the state after the stream."""
+    model = create_backend(backend, SPECS[name])
+    for users, items, values, weights in _stream():
+        push(model, users, items, values, weights)
+    sha = hashlib.sha256()
+    for section, view in state_sections(model).items():
+        sha.update(f"{section} {view.dtype} {view.shape}\n".encode() + view.tobytes())
+    return sha.hexdigest()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_this_machine_gives_the_golden_digests(name: str) -> None:
+    assert digest(name) == GOLDEN[name]
+
+
+def test_the_reference_gives_the_golden_digest() -> None:
+    assert digest("bpr_adagrad", "reference") == GOLDEN["bpr_adagrad"]
+
+
+# haswell has AVX2 and FMA (which must not be used), x86-64 only 128-bit vectors.
+@pytest.mark.parametrize("cpu", ["haswell", "x86-64"])
+def test_code_for_another_cpu_gives_the_golden_digests(cpu: str) -> None:
+    paths = [str(Path(livefactor_kernels.__file__).parent.parent), str(Path(__file__).parent)]
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "PYTHONPATH": os.pathsep.join(paths)}
+    environment.pop("NUMBA_CPU_FEATURES", None)
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=True
+    )
+    assert dict(line.split() for line in done.stdout.splitlines()) == GOLDEN
+
+
+if __name__ == "__main__":
+    for name in SPECS:
+        print(name, digest(name))
