@@ -1,8 +1,9 @@
-"""Events through gRPC: from `Producer.push` in one process to a durable, visible ack from a server in another.
+"""Events through gRPC: from `Producer.push` in one process to a durable, visible ack from a server in
+another.
 
-The same stream as benchmarks/kernels.py (k = 64, SGD, B = 1; 100 thousand users, 20 thousand items, Zipf). Streamed in batches
-of 65,536 and 8,192; unary; and with a log that is not synced, to see what durability costs. What runs side by side takes turns in
-one run: figures are medians over the rounds.
+The same stream as benchmarks/kernels.py (k = 64, SGD, B = 1; 100 thousand users, 20 thousand items, Zipf).
+Streamed in batches of 65,536 and 8,192; unary; and with a log that is not synced, to see what durability
+costs. What runs side by side takes turns in one run: figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import numpy as np
+
+from benchmarks.streams import K, Run, zipf_stream
 from livefactor import BatchSettings, Models, Producer
 from livefactor import columns as wire
 from livefactor.channel import open_channel
 from livefactor.v1 import updates_pb2
-
-from benchmarks.streams import K, zipf_stream
 
 START_TIMEOUT_S = 120.0
 ROUND_EVENTS = 8 << 20
@@ -52,8 +52,8 @@ def serving(program: list[str] | None = None) -> Iterator[str]:
         ports = Path(name) / "ports"
         command = program or ["-m", "livefactor"]
         process = subprocess.Popen(
-            [sys.executable, *command, "serve", "--data", f"{name}/data", "--port", "0", "--port-file", str(ports),
-             "--preset", "", "--log-level", "warning", "--snapshot-every-events", "0"],
+            [sys.executable, *command, "serve", "--data", f"{name}/data", "--port", "0", "--preset", "",
+             "--port-file", str(ports), "--log-level", "warning", "--snapshot-every-events", "0"],
         )  # fmt: skip
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
@@ -82,8 +82,11 @@ class Load:
 
     def columns(self, part: slice) -> dict[str, np.ndarray | None]:
         """Arguments of `Producer.push`."""
-        return {"user_ids": self.users[part], "item_ids": self.items[part],
-                "values": None if self.values is None else self.values[part]}
+        return {
+            "user_ids": self.users[part],
+            "item_ids": self.items[part],
+            "values": None if self.values is None else self.values[part],
+        }
 
 
 def stream_rate(target: str, model: str, load: Load) -> float:
@@ -110,29 +113,33 @@ def unary_rate(target: str, model: str, load: Load) -> float:
 
 
 def measure(
-    rounds: int = ROUNDS, events: int = ROUND_EVENTS, beside: dict[str, Callable[[], float]] | None = None
+    rounds: int = ROUNDS, events: int = ROUND_EVENTS, beside: dict[str, Run] | None = None
 ) -> dict[str, float]:
     """Medians of all figures, events a second. beside: more runs that take turns with these, by figure."""
     taken: dict[str, list[float]] = {}
-    loads = {
-        ("squared", batch): Load(events, batch, True) for batch in (65_536, 8_192)
-    } | {("logistic", 65_536): Load(events, 65_536, False)}
+    loads = {("squared", batch): Load(events, batch, True) for batch in (65_536, 8_192)} | {
+        ("logistic", 65_536): Load(events, 65_536, False)
+    }
     with serving() as durable, serving(["-c", UNSYNCED]) as unsynced:
         for target in (durable, unsynced):
             with Models(target) as models:
                 for name, spec in SPECS.items():
                     models.create(name, **spec)  # type: ignore[arg-type]
-        runs: dict[str, Callable[[], float]] = {
-            "ingest_stream_durable_events_per_s": lambda: stream_rate(durable, "squared", loads["squared", 65_536]),
-            "ingest_stream_durable_8k_events_per_s": lambda: stream_rate(durable, "squared", loads["squared", 8_192]),
-            "ingest_stream_unsynced_events_per_s": lambda: stream_rate(unsynced, "squared", loads["squared", 65_536]),
-            "ingest_unary_durable_events_per_s": lambda: unary_rate(durable, "squared", loads["squared", 65_536]),
-            "ingest_unary_durable_8k_events_per_s": lambda: unary_rate(durable, "squared", loads["squared", 8_192]),
-            "ingest_stream_durable_logistic_events_per_s": lambda: stream_rate(durable, "logistic", loads["logistic", 65_536]),
+
+        def run(rate: Callable[[str, str, Load], float], target: str, model: str, batch: int) -> Run:
+            return lambda: rate(target, model, loads[model, batch])
+
+        runs: dict[str, Run] = {
+            "ingest_stream_durable_events_per_s": run(stream_rate, durable, "squared", 65_536),
+            "ingest_stream_durable_8k_events_per_s": run(stream_rate, durable, "squared", 8_192),
+            "ingest_stream_unsynced_events_per_s": run(stream_rate, unsynced, "squared", 65_536),
+            "ingest_unary_durable_events_per_s": run(unary_rate, durable, "squared", 65_536),
+            "ingest_unary_durable_8k_events_per_s": run(unary_rate, durable, "squared", 8_192),
+            "ingest_stream_durable_logistic_events_per_s": run(stream_rate, durable, "logistic", 65_536),
         }
         for number in range(rounds + 1):
-            for name, run in (runs | (beside or {})).items():
-                rate = run()
+            for name, one in (runs | (beside or {})).items():
+                rate = one()
                 if number:  # the first round warms up
                     taken.setdefault(name, []).append(rate)
     return {name: statistics.median(rates) for name, rates in taken.items()}

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from statistics import median
 
 import numpy as np
+
 from benchmarks.plain_kernels import plain_fast, plain_strict
 from benchmarks.streams import ITEMS, KEY_STEP, USERS, K, zipf_stream
-
 from livefactor_kernels.backend import Update, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind

@@ -1,12 +1,12 @@
 """How long a Score takes, and how long until an event shows in one; `python -m benchmarks.latency`.
 
-A server in a process of its own, k = 64, 100 thousand users. Asked one call at a time from this process: 500 random
-candidates and the best 100 out of models of 100 thousand and of a million items, in turns with faiss's exact
-`IndexFlatIP` (in process, one thread, inner products alone). Freshness, on the model of the ingest benchmark (20
-thousand items): from sending one event to the answer of a Score that waited for its ack's position; an ack means
-durable and visible. Each figure is taken quiet and ("loaded") while a producer in a third process pushes at half of
-the peak that the same producer reached on that model in this run, in batches of 8,192 ("64k": of 65,536). Quiet and
-loaded blocks take turns; quantiles are over all blocks.
+A server in a process of its own, k = 64, 100 thousand users. Asked one call at a time from this process: 500
+random candidates and the best 100 out of models of 100 thousand and of a million items, in turns with faiss's
+exact `IndexFlatIP` (in process, one thread, inner products alone). Freshness, on the model of the ingest
+benchmark (20 thousand items): from sending one event to the answer of a Score that waited for its ack's
+position; an ack means durable and visible. Each figure is taken quiet and ("loaded") while a producer in a
+third process pushes at half of the peak that the same producer reached on that model in this run, in batches
+of 8,192 ("64k": of 65,536). Quiet and loaded blocks take turns; quantiles are over all blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import paced
 from benchmarks.ingest import serving
-from benchmarks.streams import ITEMS, K, KEY_STEP, USERS
+from benchmarks.streams import ITEMS, KEY_STEP, USERS, K
 from livefactor import Models, Position, Producer, Scorer
 from livefactor import columns as wire
 from livefactor.batching import BatchSettings
@@ -156,9 +156,7 @@ def measure_reads(target: str, size: str, samples: Samples) -> dict[str, float]:
     reads.scorer.close()
     figures = clock.quantiles()
     for suffix in ("", "_loaded") if reads.index is not None else ():
-        ours, theirs = (
-            figures[f"{name}_{TOP}_of_{size}{suffix}_p50_ms"] for name in ("recommend", "faiss")
-        )
+        ours, theirs = (figures[f"{name}_{TOP}_of_{size}{suffix}_p50_ms"] for name in ("recommend", "faiss"))
         figures[f"recommend_{TOP}_of_{size}{suffix}_ratio_to_faiss"] = theirs / ours
     return figures | {
         f"reads_{size}_peak_events_per_s": peak,

@@ -1,26 +1,25 @@
-"""implicit's BPR and River's matrix factorization in process, on one thread, on the stream of `benchmarks.streams`.
+"""implicit's BPR and River's matrix factorization in process, on one thread, on the stream of
+`benchmarks.streams`.
 
-implicit fits whole matrices, so its rate is that of its epochs alone: the difference between fitting 1 + EPOCHS
-times and once, which leaves out its set-up. The matrix keeps repeated events, so an epoch takes as many samples as
-there are events; 63 factors and the bias column make 64; each sample has one negative, drawn by popularity and not
-verified. River learns an event a call, with factors, both biases and the mean, in squared loss.
+implicit fits whole matrices, so its rate is that of its epochs alone: the difference between fitting 1 +
+EPOCHS times and once, which leaves out its set-up. The matrix keeps repeated events, so an epoch takes as
+many samples as there are events; 63 factors and the bias column make 64; each sample has one negative, drawn
+by popularity and not verified. River learns an event a call, with factors, both biases and the mean, in
+squared loss.
 """
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
-from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.streams import K, zipf_stream
+from benchmarks.streams import K, Run, zipf_stream
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 try:
     from implicit.bpr import BayesianPersonalizedRanking
     from scipy.sparse import csr_matrix
@@ -34,7 +33,6 @@ except ImportError:
 EPOCHS = 3
 BPR_EVENTS = 1 << 20
 RIVER_EVENTS = 20_000
-Run = Callable[[], float]
 
 
 def rows_of(keys: np.ndarray) -> tuple[np.ndarray, int]:
@@ -44,7 +42,7 @@ def rows_of(keys: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def purchases_matrix(events: int) -> Any:
-    """The stream's first events as a CSR matrix of users by items that keeps every repetition: nnz = events."""
+    """The stream's first events as a CSR matrix of users by items, repetitions kept: nnz = events."""
     user_keys, item_keys, _ = zipf_stream(events)
     (users, user_count), (items, item_count) = rows_of(user_keys), rows_of(item_keys)
     starts = np.zeros(user_count + 1, np.int32)
@@ -54,7 +52,7 @@ def purchases_matrix(events: int) -> Any:
 
 
 def implicit_bpr(events: int = BPR_EVENTS) -> Run | None:
-    """A run that gives implicit's events a second; None if it is not installed. It learns on from run to run."""
+    """A run that gives implicit's events a second; None if not installed. It learns on from run to run."""
     if BayesianPersonalizedRanking is None:
         return None
     matrix = purchases_matrix(events)
@@ -73,13 +71,14 @@ def implicit_bpr(events: int = BPR_EVENTS) -> Run | None:
     def run() -> float:
         with threadpool_limits(1):
             once = fit(1)
+            assert matrix.nnz == events, "implicit has merged repeated events"
             return events * EPOCHS / (fit(1 + EPOCHS) - once)
 
     return run
 
 
 def river_mf(events: int = RIVER_EVENTS) -> Run | None:
-    """A run that gives River's events a second; None if it is not installed. It learns on from run to run."""
+    """A run that gives River's events a second; None if not installed. It learns on from run to run."""
     if reco is None:
         return None
     rate = optim.SGD(0.01)

@@ -1,8 +1,10 @@
-"""A producer in a process of its own, at a steady rate or as fast as it can: the load of `benchmarks.latency`.
+"""A producer in a process of its own, at a steady rate or as fast as it can: the load of
+`benchmarks.latency`.
 
-`python -m benchmarks.paced TARGET MODEL RATE BATCH ITEMS` pushes batches of the Zipf stream over ITEMS items, prints
-"ready" once the first ones are acknowledged, goes on until its standard input ends, and prints the events and the
-seconds between. RATE: events a second, 0: no pause. What it falls behind by is not made up for.
+`python -m benchmarks.paced TARGET MODEL RATE BATCH ITEMS` pushes batches of the Zipf stream over ITEMS items,
+prints "ready" once the first ones are acknowledged, goes on until its standard input ends, and prints the
+events and the seconds between. RATE: events a second, 0: no pause. What it falls behind by is not made up
+for.
 """
 
 from __future__ import annotations
@@ -71,7 +73,10 @@ def peak(target: str, model: str, batch: int, items: int, seconds: float) -> flo
 
 def _push(target: str, model: str, rate: float, batch: int, items: int) -> None:
     generator = np.random.default_rng(11)
-    users, wanted = zipf_ids(generator, EVENTS, USERS) * KEY_STEP, zipf_ids(generator, EVENTS, items) * KEY_STEP
+    users, wanted = (
+        zipf_ids(generator, EVENTS, USERS) * KEY_STEP,
+        zipf_ids(generator, EVENTS, items) * KEY_STEP,
+    )
     values = generator.normal(3.5, 1.0, EVENTS).astype(np.float32)
     parts = cycle(slice(start, start + batch) for start in range(0, EVENTS - batch + 1, batch))
     over = threading.Event()

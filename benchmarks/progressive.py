@@ -17,11 +17,11 @@ import os
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
+
 from benchmarks.progressive_data import RETAIL_SHIPPED, Stream, read_purchases, read_ratings
 from benchmarks.progressive_recall import BATCH_EVENTS, model_hits, own_first_hits, popular_hits
 from benchmarks.progressive_rmse import float64_errors, model_errors, rmse
-from threadpoolctl import threadpool_limits
-
 from livefactor_kernels.spec import preset
 
 RATINGS_VARIABLE = "ML1M_RATINGS"

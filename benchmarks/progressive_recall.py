@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 
 import numpy as np
-from benchmarks.progressive_data import Stream
 
+from benchmarks.progressive_data import Stream
 from livefactor_kernels.backend import Update, create_backend
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.scoring import gather, top_k

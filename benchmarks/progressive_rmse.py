@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from benchmarks.progressive_data import Stream
 from numba import njit
 
+from benchmarks.progressive_data import Stream
 from livefactor_kernels.backend import Update, create_backend
 from livefactor_kernels.spec import LANES, Loss, ModelSpec, OptimizerKind
 from livefactor_kernels.steps import Rows, score

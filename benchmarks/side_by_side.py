@@ -1,7 +1,7 @@
 """Ingest through gRPC in turns with what it is compared to: the kernel with key look-ups, implicit and River.
 
-All on the wall, in one run, on the same stream; the kernel with key look-ups takes the same batches under the same
-spec as the server, in process on one thread. Ratios are those of the medians.
+All on the wall, in one run, on the same stream; the kernel with key look-ups takes the same batches under the
+same spec as the server, in process on one thread. Ratios are those of the medians.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import time
 
 from benchmarks import ingest, opponents
-from benchmarks.streams import K
+from benchmarks.streams import K, Run
 from livefactor_kernels.backend import Update
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec import preset
 
 RATIOS = {
-    "ratio_ingest_to_kernel_with_keys": ("ingest_stream_durable_events_per_s", "kernel_with_keys_events_per_s"),
+    "ratio_ingest_to_kernel_with_keys": (
+        "ingest_stream_durable_events_per_s",
+        "kernel_with_keys_events_per_s",
+    ),
     "ratio_ingest_to_kernel_with_keys_8k": (
         "ingest_stream_durable_8k_events_per_s",
         "kernel_with_keys_8k_events_per_s",
@@ -29,8 +32,8 @@ RATIOS = {
 }
 
 
-def kernel_with_keys(load: ingest.Load) -> opponents.Run:
-    """A run that gives the events a second of looking up and learning the load, batch by batch, in process."""
+def kernel_with_keys(load: ingest.Load) -> Run:
+    """A run that gives the events a second of looking up and learning the load batch by batch."""
     model = CpuModel(preset("ratings", k=K))
     model.users.allocate(load.users)
     model.items.allocate(load.items)
@@ -39,7 +42,10 @@ def kernel_with_keys(load: ingest.Load) -> opponents.Run:
     def run() -> float:
         started = time.perf_counter()
         for part in load.slices():
-            rows = model.users.find(load.users[part], counts[0]), model.items.find(load.items[part], counts[1])
+            rows = (
+                model.users.find(load.users[part], counts[0]),
+                model.items.find(load.items[part], counts[1]),
+            )
             values = None if load.values is None else load.values[part]
             model.apply(Update(model.revision + 1, *rows, values, None, *counts))
         return len(load.users) / (time.perf_counter() - started)
@@ -49,7 +55,7 @@ def kernel_with_keys(load: ingest.Load) -> opponents.Run:
 
 def measure(rounds: int, events: int, bpr_events: int, river_events: int) -> dict[str, float | None]:
     """Medians of all rates, and the ratios; None for what is not installed."""
-    beside: dict[str, opponents.Run | None] = {
+    beside: dict[str, Run | None] = {
         "kernel_with_keys_events_per_s": kernel_with_keys(ingest.Load(events, 65_536, True)),
         "kernel_with_keys_8k_events_per_s": kernel_with_keys(ingest.Load(events, 8_192, True)),
         "implicit_bpr_events_per_s": opponents.implicit_bpr(bpr_events),

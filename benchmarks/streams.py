@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 USERS, ITEMS, K = 100_000, 20_000, 64
 KEY_STEP = np.uint64(0x9E3779B97F4A7C15)
 """Spreads small numbers over all 64-bit keys."""
 
+Run = Callable[[], float]
+"""One turn of a benchmark: does its work once and gives its events a second."""
+
 
 def zipf_ids(generator: np.random.Generator, count: int, distinct: int) -> np.ndarray:
-    """uint64[count] numbers below `distinct`, popularity proportional to 1 / rank, ranks spread over the numbers at random."""
+    """uint64[count] numbers below `distinct`: popularity proportional to 1 / rank, ranks spread at random."""
     weights = 1.0 / np.arange(1, distinct + 1)
     ranks = np.searchsorted(np.cumsum(weights) / weights.sum(), generator.random(count))
     return generator.permutation(distinct).astype(np.uint64)[np.minimum(ranks, distinct - 1)]

@@ -20,6 +20,7 @@ from .spec import Loss
 from .steps import ONE, WORD_BYTES, ZERO, prefetch_row, real, row_bytes, score, step_bias, step_block, word
 
 AHEAD = np.uint64(12)
+SAMPLED_AHEAD = np.uint64(4)  # an event of many rows: more of them would not fit the first cache
 SAMPLED_NEGATIVES_MAX = 16
 """Negatives an event may have in `sampled_kernel`: with the positive they are one chunk of occurrences."""
 
@@ -124,11 +125,10 @@ def _is_first(negatives: Any, d: Any) -> bool:
 
 
 @inlined
-def _step_negatives(
+def _step_repeated(
     items: Any,
     negatives: Any,
     count: Any,
-    repeats: Any,
     errors: Any,
     sign: Any,
     at: Any,
@@ -137,18 +137,19 @@ def _step_negatives(
     adagrad: Any,
     rates: Any,
 ) -> None:
-    """Step one block, `at` bytes into their rows, of an event's negatives; x: the user's old block."""
+    """Step one block, `at` bytes into their rows, of negatives of which some are drawn more than once.
+
+    x is the user's old block. A row takes the sum of its occurrences in one step, at its first one.
+    """
     for d in range(count):
-        if repeats and not _is_first(negatives, d):
-            continue
-        offset = word(negatives, d) * row_bytes(blocks) + at
-        y = load16(items.factors, offset)
-        g = scalar.pull(sign * real(errors, d + ONE), x, rates.l2, y)
-        if repeats:
+        if _is_first(negatives, d):
+            offset = word(negatives, d) * row_bytes(blocks) + at
+            y = load16(items.factors, offset)
+            g = scalar.pull(sign * real(errors, d + ONE), x, rates.l2, y)
             for later in range(d + ONE, count):
                 if word(negatives, later) == word(negatives, d):
                     g = g + scalar.pull(sign * real(errors, later + ONE), x, rates.l2, y)
-        step_block(items, offset, y, g, adagrad, rates)
+            step_block(items, offset, y, g, adagrad, rates)
 
 
 @inlined
@@ -188,14 +189,18 @@ def _step_logistic_event(
         at = c * VECTOR_BYTES
         x, y = load16(users.factors, user * size + at), load16(items.factors, positive * size + at)
         g = scalar.pull(real(errors, ZERO), y, rates.l2, x)
-        for d in range(count):
-            other = load16(items.factors, word(negatives, d) * size + at)
-            g = g + scalar.pull(real(errors, d + ONE), other, rates.l2, x)
-        step_block(users, user * size + at, x, g, adagrad, rates)
         step_block(
             items, positive * size + at, y, scalar.pull(real(errors, ZERO), x, rates.l2, y), adagrad, rates
         )
-        _step_negatives(items, negatives, count, repeats, errors, _F1, at, x, blocks, adagrad, rates)
+        for d in range(count):
+            offset, e = word(negatives, d) * size + at, real(errors, d + ONE)
+            other = load16(items.factors, offset)
+            g = g + scalar.pull(e, other, rates.l2, x)
+            if not repeats:
+                step_block(items, offset, other, scalar.pull(e, x, rates.l2, other), adagrad, rates)
+        if repeats:
+            _step_repeated(items, negatives, count, errors, _F1, at, x, blocks, adagrad, rates)
+        step_block(users, user * size + at, x, g, adagrad, rates)
     bias = real(users.bias, user)
     g_bias = scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias)
     for d in range(count):
@@ -228,16 +233,20 @@ def _step_bpr_event(
     for c in range(blocks):
         at = c * VECTOR_BYTES
         x, y = load16(users.factors, user * size + at), load16(items.factors, positive * size + at)
-        other = load16(items.factors, word(negatives, ZERO) * size + at)
-        g = scalar.pull(real(errors, ONE), y - other, rates.l2, x)
-        g_positive = scalar.pull(real(errors, ONE), x, rates.l2, y)
-        for d in range(ONE, count):
-            other = load16(items.factors, word(negatives, d) * size + at)
-            g = g + scalar.pull(real(errors, d + ONE), y - other, rates.l2, x)
-            g_positive = g_positive + scalar.pull(real(errors, d + ONE), x, rates.l2, y)
+        g = g_positive = x
+        for d in range(count):
+            offset, e = word(negatives, d) * size + at, real(errors, d + ONE)
+            other = load16(items.factors, offset)
+            user_term = scalar.pull(e, y - other, rates.l2, x)
+            positive_term = scalar.pull(e, x, rates.l2, y)
+            g = user_term if d == ZERO else g + user_term
+            g_positive = positive_term if d == ZERO else g_positive + positive_term
+            if not repeats:
+                step_block(items, offset, other, scalar.pull(-e, x, rates.l2, other), adagrad, rates)
+        if repeats:
+            _step_repeated(items, negatives, count, errors, -_F1, at, x, blocks, adagrad, rates)
         step_block(users, user * size + at, x, g, adagrad, rates)
         step_block(items, positive * size + at, y, g_positive, adagrad, rates)
-        _step_negatives(items, negatives, count, repeats, errors, -_F1, at, x, blocks, adagrad, rates)
     bias = real(items.bias, positive)
     g_bias = scalar.bias_pull(real(errors, ONE), rates.bias_l2, bias)
     for d in range(ONE, count):
@@ -271,7 +280,7 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
         if LOSS == _BPR and width == ZERO:
             return STAMP  # one item alive: nothing to compare it with
         for i in range(n):
-            ahead = min(i + AHEAD, n - ONE)
+            ahead = min(i + SAMPLED_AHEAD, n - ONE)
             prefetch_row(users, np.uint64(user_rows[ahead]), BLOCKS, ADAGRAD)
             prefetch_row(items, np.uint64(item_rows[ahead]), BLOCKS, ADAGRAD)
             for d in range(width):

@@ -75,7 +75,7 @@ def init_rows(keys: Any, factors: Any, k: Any, scale: Any, key: Any, table: Any)
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def draw_batch(key: Any, revision: Any, positives: Any, items: Any, out: Any) -> None:
-    """Write the negatives of a record's events to `out` (uint32[n, negatives]); positives uint32[n], items >= 2."""
+    """Write the negatives of a record's events to `out` uint32[n, d]; positives uint32[n], items >= 2."""
     n, items = _U(positives.size), items & _MASK
     drawn = np.empty(_DRAW_BLOCK, np.uint32)  # contiguous, so that the compiler draws several events at once
     for start in range(_ZERO, n, _DRAW_BLOCK):

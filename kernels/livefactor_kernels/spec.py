@@ -224,7 +224,8 @@ _PRESETS: dict[str, ModelSpec] = {
         bias_l2=0.02,
         init_scale=0.3,
         hot_row_events=16.0,
-        # Steps that suit five stars would blow up on a scale of a hundred: a bound on the error keeps them stable.
+        # Steps that suit five stars would blow up on a scale of a hundred: the bound on the error
+        # keeps them stable.
         limits=Limits(value_abs_max=1e3, error_max=2.5),
     ),
     "clicks": ModelSpec(

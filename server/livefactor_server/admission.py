@@ -22,6 +22,7 @@ from livefactor_server.changes import (
     OpenProducerChange,
     Rejects,
 )
+from livefactor_server.labels import ENTRY_BYTES
 from livefactor_server.log import Kind
 from livefactor_server.producers import RING, Outcome
 from livefactor_server.state import ModelState
@@ -52,6 +53,7 @@ class Admission:
     _flying: dict[tuple[bytes, int], Submission] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pending_names: int = 0
+    _pending_bytes: int = 0
     _row_bytes: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
@@ -134,12 +136,12 @@ class Admission:
                     lane.epoch -= 1
                     if not lane.epoch:
                         del self._lanes[item.producer]
-                self._pending_names -= _names(item.change)
+                self._count_names(item.change, -1)
 
     def settle(self, item: Submission) -> list[Submission]:
         """Called under `lock` when the record is published: nothing of it is in flight any more; returns its followers."""
         self._flying.pop((item.producer, item.sequence), None)
-        self._pending_names -= _names(item.change)
+        self._count_names(item.change, -1)
         return item.followers
 
     @property
@@ -162,7 +164,8 @@ class Admission:
     def _bytes_with(self, new_users: int, new_items: int) -> int:
         backend = self.state.backend
         users, items = backend.users.allocated + new_users, backend.items.allocated + new_items
-        return users * self._row_bytes[0] + items * self._row_bytes[1]
+        names = sum(labels.nbytes for labels in self.state.labels) + self._pending_bytes
+        return users * self._row_bytes[0] + items * self._row_bytes[1] + names
 
     def make_fit(self, item: Submission) -> None:
         """Near a limit: reject the interactions that would need a row past it. Nothing is ahead of the tables here. Raises Refused."""
@@ -193,14 +196,18 @@ class Admission:
         else:
             held, limit = len(self.state.unavailable), limits.items_max
         with self._lock:
-            self._pending_names += change.rows
+            self._count_names(change, 1)
             pending = self._pending_names
         if held + pending > limit:
             raise exhausted(f"labels and marks: the model's limit of {limit} would be passed")
+        if self._bytes_with(0, 0) > self.memory_bytes_max:
+            raise exhausted("memory: the server's memory_bytes_max would be passed")
 
-
-def _names(change: Change) -> int:
-    return change.rows if isinstance(change, LabelsChange | AvailabilityChange) else 0
+    def _count_names(self, change: Change, sign: int) -> None:
+        if isinstance(change, LabelsChange | AvailabilityChange):
+            self._pending_names += sign * change.rows
+        if isinstance(change, LabelsChange):
+            self._pending_bytes += sign * (len(change.body) + ENTRY_BYTES * change.rows)
 
 
 def _again(outcome: Outcome) -> Ack:

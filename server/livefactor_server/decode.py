@@ -69,6 +69,7 @@ def change_from_wire(request: UpdateRequest, spec: ModelSpec, rows_max: int) -> 
         _require_rows(len(columns), min(rows_max, _WORK_MAX // (1 + spec.negatives)))
         return _checked_interactions(columns, spec)
     if request.change == wire.LABELS:
+        _require_few_labels(request.body, rows_max)
         labels = wire.decode_labels(request.body)
         _require_rows(len(labels), rows_max)
         return _checked_labels(labels)
@@ -79,6 +80,16 @@ def change_from_wire(request: UpdateRequest, spec: ModelSpec, rows_max: int) -> 
 
 _WORK_MAX = 65_536 * 16
 """Most events times (1 + negatives) of a record: it bounds how long a reader waits at the gate."""
+
+
+def _require_few_labels(body: bytes, rows_max: int) -> None:
+    # A message of empty labels takes two bytes each: millions of strings, if it were parsed to be counted. Each has its
+    # tag, so the tag's byte occurs at least as often as there are labels; in ids and texts it is rare.
+    if body.count(_LABEL_TAG) > 2 * rows_max + len(body) // 64:
+        raise invalid(f"batch: at most {rows_max} rows, got many more labels")
+
+
+_LABEL_TAG = bytes([updates_pb2.Labels.LABELS_FIELD_NUMBER << 3 | 2])
 
 
 def _require_rows(rows: int, rows_max: int) -> None:

@@ -12,7 +12,7 @@ from livefactor_server import spec_codec
 from livefactor_server.decode import REJECT_TEXTS
 from livefactor_server.snapshots import root_hash_of
 from livefactor_server.statuses import Refused
-from livefactor_server.submission import Ack, Submission
+from livefactor_server.submission import Ack
 
 if TYPE_CHECKING:
     from livefactor_server.hosting import Hosted
@@ -34,11 +34,10 @@ def apply_response(lineage: uuid.UUID, ack: Ack) -> updates_pb2.ApplyUpdatesResp
     return response
 
 
-def stream_response(lineage: uuid.UUID, item: Submission) -> bytes:
+def stream_response(index: int, sequence: int, lineage: uuid.UUID, ack: Ack) -> bytes:
     """The answer to a stream's batch."""
-    assert isinstance(item.result, Ack)
     return updates_pb2.StreamUpdatesResponse(
-        index=item.tag, sequence=item.sequence, response=apply_response(lineage, item.result)
+        index=index, sequence=sequence, response=apply_response(lineage, ack)
     ).SerializeToString()
 
 

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 
+ENTRY_BYTES = 200
+"""Memory that an entry takes beside its text, about: key, string object, its places in the list and the map."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrozenLabels:
     """The first `count` entries of a list that only grows."""
@@ -33,6 +37,7 @@ class Labels:
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._entries: list[tuple[int, str]] = []
+        self.nbytes = 0  # memory taken, about
 
     def __len__(self) -> int:
         return len(self._names)
@@ -45,12 +50,17 @@ class Labels:
         """Set labels in order."""
         for key, text in zip(keys.tolist(), labels, strict=True):
             self._entries.append((key, text))
+            self.nbytes += ENTRY_BYTES + len(text.encode())
             if text:
                 self._names[key] = text
             else:
                 self._names.pop(key, None)
         if len(self._entries) > 2 * len(self._names) + 1024:
-            self._entries = list(self._names.items())  # a new list: frozen views keep the old one
+            self._squeeze()  # a new list: frozen views keep the old one
+
+    def _squeeze(self) -> None:
+        self._entries = list(self._names.items())
+        self.nbytes = sum(ENTRY_BYTES + len(text.encode()) for text in self._names.values())
 
     def freeze(self) -> FrozenLabels:
         """The labels as of now."""
@@ -62,4 +72,4 @@ class Labels:
         ends = arrays["offsets"].tolist()
         names = [text[start:end].decode() for start, end in zip(ends, ends[1:], strict=False)]
         self._names = dict(zip(arrays["keys"].tolist(), names, strict=True))
-        self._entries = list(self._names.items())
+        self._squeeze()

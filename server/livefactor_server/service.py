@@ -32,6 +32,10 @@ from livefactor_server.submission import Ack, Submission
 logger = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 0.1
+UNTAKEN_ANSWERS_MAX = 256
+"""Batches of one stream whose answer the peer has not taken: past it the server stops reading the stream."""
+SNAPSHOT_CALLS_MAX = 4
+"""Snapshot and FetchSnapshot calls at once: each holds a thread for as long as the peer takes to read."""
 _END = object()
 
 
@@ -50,7 +54,7 @@ class ServiceSettings:
     @property
     def threads(self) -> int:
         """Workers of the gRPC pool: a few more than all slots, so that health and administration always find one."""
-        return self.streams_max + self.update_slots + self.score_slots + 8
+        return self.streams_max + self.update_slots + self.score_slots + SNAPSHOT_CALLS_MAX + 8
 
 
 class Slots:
@@ -68,6 +72,29 @@ class Slots:
         self._free.release()
 
 
+class _Window:
+    """Room for batches on a stream, taken by the pump, given back when the peer has taken an answer."""
+
+    def __init__(self, size: int) -> None:
+        self._room = threading.Semaphore(size)
+        self._closed = False
+
+    def take(self) -> None:
+        """Wait for room; after `close` there always is some."""
+        self._room.acquire()
+        if self._closed:
+            self._room.release()
+
+    def give(self) -> None:
+        """An answer was taken."""
+        self._room.release()
+
+    def close(self) -> None:
+        """The call is over: nobody takes answers any more, and nobody shall wait for that."""
+        self._closed = True
+        self._room.release()
+
+
 class Services:
     """Handlers of all RPCs over one `Hosting`."""
 
@@ -77,12 +104,17 @@ class Services:
         self._updates = Slots(settings.update_slots, "updates")
         self._streams = Slots(settings.streams_max, "streams")
         self._scores = Slots(settings.score_slots, "scores")
+        self._snapshots = Slots(SNAPSHOT_CALLS_MAX, "snapshots")
         # Calls parked on min_position may not take all the score slots.
         self._parked = Slots(max(1, settings.score_slots // 2), "scores waiting for min_position")
 
     def generic_handlers(self) -> list[grpc.GenericRpcHandler]:
         """One handler a service, for `grpc.Server.add_generic_rpc_handlers`."""
-        unary, stream_out = _unary, _stream_out
+        unary = _unary
+
+        def stream_out(handle: Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]) -> grpc.RpcMethodHandler[bytes, bytes]:
+            return _stream_out(handle, self._snapshots)
+
         table = {
             updates_pb2.DESCRIPTOR.services_by_name["UpdateService"]: {
                 "OpenProducer": unary(self.open_producer),
@@ -152,21 +184,25 @@ class Services:
         """StreamUpdates: a pump of its own reads requests, since a handler blocked on the next request cannot send acks."""
         with self._streams:
             replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            pump = threading.Thread(target=self._pump, args=(requests, replies), name="update-stream", daemon=True)
+            window = _Window(UNTAKEN_ANSWERS_MAX)
+            context.add_callback(window.close)
+            pump = threading.Thread(target=self._pump, args=(requests, replies, window), name="update-stream", daemon=True)
             pump.start()
             answered, expected = 0, None
             while answered != expected:
                 reply = replies.get()
-                if isinstance(reply, tuple) and reply[0] is _END:
+                if reply[0] is _END:
                     expected = reply[1]
                     continue
                 answered += 1
-                yield self._stream_reply(reply)
+                yield self._stream_reply(*reply)
+                window.give()
 
-    def _pump(self, requests: Iterator[bytes], replies: queue.SimpleQueue[Any]) -> None:
+    def _pump(self, requests: Iterator[bytes], replies: queue.SimpleQueue[Any], window: _Window) -> None:
         index = 0
         try:
             for raw in requests:
+                window.take()
                 self._submit_from_stream(raw, index, replies)
                 index += 1
         except grpc.RpcError:
@@ -186,7 +222,7 @@ class Services:
             change, rejects = decode.change_from_wire(update, engine.state.spec, self._settings.batch_events_max)
 
             def reply(item: Submission, lineage: Any = engine.state.lineage) -> None:
-                replies.put((lineage, item))
+                replies.put((item.tag, item.sequence, item.result, lineage))  # not the item: it holds the payload
 
             engine.submit(
                 Submission(change, update.body, _producer_id(update.producer_id), update.epoch, sequence, rejects,
@@ -194,20 +230,16 @@ class Services:
                 wait=True,
             )
         except (Refused, ColumnError) as error:
-            replies.put((index, sequence, _refusal(error)))
+            replies.put((index, sequence, _refusal(error), None))
         except Exception:
             logger.exception("update stream")
-            replies.put((index, sequence, unavailable("server: unexpected error")))
+            replies.put((index, sequence, unavailable("server: unexpected error"), None))
 
     @staticmethod
-    def _stream_reply(reply: tuple[Any, ...]) -> bytes:
-        if len(reply) == 3:
-            index, sequence, refusal = reply
-            return encode.stream_refusal(index, sequence, refusal)
-        lineage, item = reply
-        if isinstance(item.result, Refused):
-            return encode.stream_refusal(item.tag, item.sequence, item.result)
-        return encode.stream_response(lineage, item)
+    def _stream_reply(index: int, sequence: int, result: Ack | Refused, lineage: Any) -> bytes:
+        if isinstance(result, Refused):
+            return encode.stream_refusal(index, sequence, result)
+        return encode.stream_response(index, sequence, lineage, result)
 
     # ------------------------------------------------------------------ scoring
 
@@ -389,5 +421,11 @@ def _guard_stream(
     return guarded
 
 
-def _stream_out(handle: Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]) -> grpc.RpcMethodHandler[bytes, bytes]:
-    return grpc.unary_stream_rpc_method_handler(_guard_stream(handle))
+def _stream_out(
+    handle: Callable[[bytes, grpc.ServicerContext], Iterator[bytes]], slots: Slots
+) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def limited(raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        with slots:
+            yield from handle(raw, context)
+
+    return grpc.unary_stream_rpc_method_handler(_guard_stream(limited))

@@ -32,7 +32,7 @@ class ServerSettings(BaseSettings):
     backend: Literal["cpu"] = Field("cpu", description="What computes; the bits do not depend on it.")
     batch_events_max: int = Field(65_536, ge=1, le=65_536, description="Most rows of one batch.")
     queue_bytes_max: int = Field(64 << 20, ge=1 << 16, description="Bytes of batches that may wait for the log, a model.")
-    memory_bytes_max: int = Field(8 << 30, ge=1 << 20, description="Bytes of rows and key maps, a model; past it new ids are refused.")
+    memory_bytes_max: int = Field(8 << 30, ge=1 << 20, description="Bytes of rows, key maps and labels, a model; past it new ones are refused.")
     streams_max: int = Field(32, ge=1, le=512, description="Update streams at once.")
     update_slots: int = Field(64, ge=1, le=512, description="Unary update calls at once.")
     score_slots: int = Field(16, ge=1, le=512, description="Score calls at once.")

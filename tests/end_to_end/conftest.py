@@ -1,37 +1,13 @@
-"""Servers for the tests of the promises."""
+"""Servers and their pasts, for the tests of the promises."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 from history import History, make_history
-from server_process import ColdStart, Server, WarmStart
+from server_process import Server, WarmStart
+from serving import serve, warm
 
-
-@pytest.fixture(scope="session")
-def warm() -> Iterator[WarmStart]:
-    """Starts servers quickly."""
-    starter = WarmStart()
-    yield starter
-    starter.close()
-
-
-@pytest.fixture
-def serve(warm: WarmStart, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """`serve(*flags, name=, plants=, cold=, data=)` starts a server without models; all end with the test."""
-    servers: list[Server] = []
-
-    def start(*flags: str, name: str = "data", plants: tuple[str, ...] = (), cold: bool = False) -> Server:
-        starter = ColdStart() if cold else warm
-        servers.append(Server(starter, tmp_path / name, "--preset", "", *flags, plants=plants))
-        servers[-1].start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.kill()
+__all__ = ["history", "serve", "warm"]
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def test_nothing_is_contracted(compiled) -> None:
 
 
 def test_no_row_is_stored_from_nowhere(compiled) -> None:
-    """An optimiser that takes an address for null replaces what is stored by `poison`: see `lanes.pointer_to`."""
+    """An optimiser that takes an address for null stores `poison` instead: see `lanes.pointer_to`."""
     assert "store <16 x float>" in compiled.llvm
     assert not re.search(r"store <\d+ x float> poison", compiled.llvm)
 

@@ -170,7 +170,7 @@ def test_models_in_many_threads_learn_the_same() -> None:
 
 
 def test_two_records_are_one_at_the_same_micro_batches() -> None:
-    """Without negatives (their draws take the revision) only the cut into micro-batches counts, not the records."""
+    """Without negatives (whose draws take the revision) only the cut into micro-batches counts."""
     whole, halves = (create_backend("cpu", make_spec(Loss.SQUARED, micro_batch=8)) for _ in range(2))
     rng = np.random.default_rng(2)
     users, items, values = rng.integers(0, 9, 64), rng.integers(0, 7, 64), rng.normal(size=64)

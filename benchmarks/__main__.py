@@ -1,0 +1,143 @@
+"""All benchmarks in one run: `make bench`, or `python -m benchmarks [--quick] [--only PART ...]`.
+
+A whole run takes about ten minutes on two quiet cores, writes benchmarks/results/cpu.json (flat) and the
+tables of docs/benchmarks.md and the README. A quick run, or one of some parts alone, prints its table, and
+writes figures only where `--output` says. ML1M_RATINGS: MovieLens-1M's ratings.csv.gz, which may not be
+shipped. BENCH_DIR: where servers keep their data (default: the temporary folder), so what disk is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import (
+    disk,
+    kernels,
+    keymap_bench,
+    latency,
+    limits,
+    machine,
+    opponents,
+    progressive,
+    reads,
+    report,
+    side_by_side,
+)
+from benchmarks import ingest as ingest_rounds
+
+RESULTS = report.ROOT / "benchmarks" / "results" / "cpu.json"
+QUIET_LOAD = 0.5
+"""Load average above which a run says that the machine is busy."""
+
+Figures = dict[str, report.Figure]
+
+
+def folder() -> Path:
+    """Where servers and raw files are put."""
+    return Path(os.environ.get("BENCH_DIR") or tempfile.gettempdir())
+
+
+def run_kernels(quick: bool) -> Figures:
+    """The bare kernels against plain loops."""
+    figures = kernels.measure(300_000, 3) if quick else kernels.measure()
+    figures |= kernels.measure_losses(100_000, 1) if quick else kernels.measure_losses()
+    # The figure of this name is taken in turns with ingest, at its batch size.
+    figures["kernel_one_record_with_keys_events_per_s"] = figures.pop("kernel_with_keys_events_per_s")
+    return dict(figures)
+
+
+def run_ingest(quick: bool) -> Figures:
+    """gRPC ingest, the kernel with look-ups, implicit and River, in turns."""
+    if quick:
+        return dict(side_by_side.measure(1, 1 << 20, 1 << 18, 5_000))
+    rounds, events = ingest_rounds.ROUNDS, ingest_rounds.ROUND_EVENTS
+    return dict(side_by_side.measure(rounds, events, opponents.BPR_EVENTS, opponents.RIVER_EVENTS))
+
+
+def run_disk(quick: bool) -> Figures:
+    """The disk, with and without the log."""
+    with tempfile.TemporaryDirectory(prefix="livefactor-bench-", dir=folder()) as name:
+        return dict(disk.measure(Path(name), 1, 0.3, 20_000) if quick else disk.measure(Path(name)))
+
+
+PARTS: dict[str, Callable[[bool], Figures]] = {
+    "limits": lambda quick: dict(limits.measure(rounds=3 if quick else 7)),
+    "kernels": run_kernels,
+    "ingest": run_ingest,
+    "latency": lambda quick: dict(latency.measure(latency.QUICK if quick else None)),
+    "reads": lambda quick: dict(reads.measure(0.2 if quick else 1.0)),
+    "disk": run_disk,
+    "keymap": lambda quick: dict(keymap_bench.measure((100_000,) if quick else keymap_bench.SIZES)),
+    "progressive": lambda quick: dict(progressive.measure(progressive.ratings_path())),
+}
+SLOW = {"progressive"}
+"""Left out of a quick run: their figures take the whole streams."""
+
+
+def run_parts(names: list[str], quick: bool, console: Console) -> Figures:
+    """The figures of the named parts, one part after the other. The screen rests while a part is measured."""
+    figures: Figures = {}
+    columns = TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, auto_refresh=False) as bar:
+        task = bar.add_task("", total=len(names))
+        for name in names:
+            bar.update(task, description=name)
+            bar.refresh()
+            started = time.monotonic()
+            figures |= PARTS[name](quick)
+            bar.advance(task)
+            console.print(f"{name}: {time.monotonic() - started:.0f} s")
+        bar.update(task, description="done")
+        bar.refresh()
+    return figures
+
+
+def say_missing(figures: Figures, console: Console) -> None:
+    """Name what could not be measured."""
+    missing = sorted(name for name, value in figures.items() if value is None)
+    if missing:
+        console.print("missing (a library is not installed, or ML1M_RATINGS not set):", ", ".join(missing))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(
+        "benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="two minutes, rough figures, no quality")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/cpu.json, if all is run")
+    arguments = parser.parse_args()
+    whole = not arguments.quick and not arguments.only
+    left_out = SLOW if arguments.quick else set()
+    names = [name for name in PARTS if name in (arguments.only or PARTS.keys() - left_out)]
+    console = Console()
+    about = machine.facts(folder())
+    if about["machine_load_before"] > QUIET_LOAD:
+        console.print(f"[yellow]the machine is busy (load average {about['machine_load_before']:.2f})[/]")
+    started = time.monotonic()
+    measured = run_parts(names, arguments.quick, console)
+    about["run_seconds"] = round(time.monotonic() - started, 1)
+    figures = about | report.completed(measured, whole)
+    console.print(report.tables(figures))
+    say_missing(figures, console)
+    output = arguments.output or (RESULTS if whole else None)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        console.print(f"written: {output}")
+    if whole:
+        report.write_pages(figures)
+
+
+if __name__ == "__main__":
+    main()

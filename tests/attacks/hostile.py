@@ -1,0 +1,117 @@
+"""Raw calls to every RPC of a server, what may come back, and proof that refused input changed nothing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+import grpc
+import psutil
+from livefactor.v1 import models_pb2, models_pb2_grpc, scoring_pb2, snapshots_pb2, updates_pb2
+from server_process import Server
+
+CLOSED_SET = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+LONG_S = 30.0
+SHORT_S = 0.3
+"""Deadline of calls that may be told to wait for a position that never comes; what they are told changes nothing."""
+
+INSIDES = re.compile(r"Traceback|Error\b|Exception|\.py\b|/\w+/\w|livefactor_|object at|numpy|google|upb|0x[0-9a-f]{6}")
+"""What must not be in a status' text: exceptions, paths, packages, classes, addresses."""
+
+METHODS = {
+    f"{service.full_name}/{method.name}": method
+    for file in (updates_pb2, scoring_pb2, snapshots_pb2, models_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+"""Every RPC of the contract, by path."""
+
+STREAMING_IN = {"livefactor.v1.UpdateService/StreamUpdates"}
+STREAMING_OUT = STREAMING_IN | {
+    "livefactor.v1.SnapshotService/Snapshot",
+    "livefactor.v1.SnapshotService/FetchSnapshot",
+}
+WAITING = {"livefactor.v1.ScoringService/Score", "livefactor.v1.SnapshotService/Snapshot"}
+MODEL = "m"
+LIMITS = models_pb2.Limits(users_max=500, items_max=400, producers_max=20)
+
+
+@dataclass
+class Target:
+    """A server with one model, over one channel."""
+
+    server: Server
+    channel: grpc.Channel
+    codes: Counter[str] = field(default_factory=Counter)
+    numbers: Iterator[int] = field(default_factory=count)
+
+    def __post_init__(self) -> None:
+        self.models = models_pb2_grpc.ModelServiceStub(self.channel)
+
+    def create(self, name: str = MODEL, preset: str = "ratings", **spec: object) -> None:
+        made = models_pb2.ModelSpec(**{"k": 8, "limits": LIMITS, **spec})
+        self.models.CreateModel(models_pb2.CreateModelRequest(model=name, preset=preset, spec=made), timeout=60)
+
+    def state(self, model: str = MODEL) -> tuple[int, bytes]:
+        """(revision, root hash)."""
+        request = models_pb2.DescribeModelRequest(model=model, with_root_hash=True)
+        described = self.models.DescribeModel(request, timeout=20).description
+        return described.position.revision, described.root_hash
+
+    def call(self, path: str, raw: bytes) -> list[tuple[grpc.StatusCode, str]]:
+        """One call with one message; the statuses of the call and, of an update stream, of its answer."""
+        timeout_s = SHORT_S if path in WAITING else LONG_S
+        try:
+            if path not in STREAMING_OUT:
+                self.channel.unary_unary("/" + path)(raw, timeout=timeout_s)
+                statuses = [(grpc.StatusCode.OK, "")]
+            elif path not in STREAMING_IN:
+                list(self.channel.unary_stream("/" + path)(raw, timeout=timeout_s))
+                statuses = [(grpc.StatusCode.OK, "")]
+            else:
+                answers = list(self.channel.stream_stream("/" + path)(iter([raw]), timeout=timeout_s))
+                statuses = [(grpc.StatusCode.OK, "")] + [batch_status(answer) for answer in answers]
+        except grpc.RpcError as error:
+            statuses = [(error.code(), error.details() or "")]
+        for code, text in statuses:
+            self.codes[code.name] += 1
+            check_status(code, text)
+        return statuses
+
+    def check_alive(self) -> None:
+        """It runs, answers, and has met nothing that it did not expect."""
+        assert self.server.exit_code() is None, self.server.log[-3000:]
+        self.models.ListModels(models_pb2.ListModelsRequest(), timeout=20)
+        assert "Traceback" not in self.server.log, self.server.log[-5000:]
+
+    @property
+    def rss(self) -> int:
+        """Resident memory of the server, bytes."""
+        return int(psutil.Process(self.server.pid).memory_info().rss)
+
+
+def batch_status(answer: bytes) -> tuple[grpc.StatusCode, str]:
+    """The status of a batch on a stream."""
+    message = updates_pb2.StreamUpdatesResponse.FromString(answer)
+    numbers = {code.value[0]: code for code in grpc.StatusCode}
+    return numbers[message.status.code], message.status.message
+
+
+def check_status(code: grpc.StatusCode, text: str) -> None:
+    assert code in CLOSED_SET, (code, text)
+    assert "unexpected error" not in text, "the server met an exception that it did not expect; see its log"
+    assert not INSIDES.search(text), f"insides in a status: {text!r}"

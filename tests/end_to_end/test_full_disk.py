@@ -1,0 +1,126 @@
+"""A full disk: nothing is acknowledged that was not written, scores go on, and writes resume when there is room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from livefactor.auditor import Auditor
+from livefactor.batching import BatchSettings
+from livefactor.errors import ResourceExhausted
+from livefactor.producer import Producer
+from livefactor.scorer import Scorer
+from livefactor.v1 import updates_pb2, updates_pb2_grpc
+from livefactor_server.audit import replay_model
+from load import MODEL, create_model, described
+from loop_disk import LoopFileSystem, run
+from server_process import Server, WarmStart, wait_until
+
+DISK_BYTES = 24 << 20
+LEFT_BYTES = 1 << 20
+ROWS = 200
+
+
+@pytest.fixture(params=["ext4", "tmpfs"])
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """The folder of a small file system of its own."""
+    if request.param == "ext4":
+        try:
+            disk = LoopFileSystem(tmp_path, DISK_BYTES)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"a full disk not tested: it needs root, loop devices and mkfs.ext4 ({error})")
+        yield disk.folder
+        disk.remove()
+        return
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    try:
+        run("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"a full disk not tested: it needs root and tmpfs ({error})")
+    yield folder
+    run("umount", "-l", folder)
+
+
+def fill_up(folder: Path) -> Path:
+    """A file that takes all the room but a little."""
+    file = folder / "ballast"
+    room = os.statvfs(folder)
+    with file.open("wb") as ballast:
+        os.posix_fallocate(ballast.fileno(), 0, room.f_bavail * room.f_frsize - LEFT_BYTES)
+    return file
+
+
+def push_until_full(channel: grpc.Channel) -> tuple[int, str]:
+    """Batches of one anonymous client until one is refused: how many rows were acknowledged, and what was said."""
+    stub = updates_pb2_grpc.UpdateServiceStub(channel)
+    rng = np.random.default_rng(1)
+    for accepted in range(0, 10_000_000, ROWS):
+        rows = updates_pb2.Interactions(user_ids=rng.integers(0, 99, ROWS), item_ids=rng.integers(0, 99, ROWS))
+        try:
+            stub.ApplyUpdates(updates_pb2.ApplyUpdatesRequest(model=MODEL, interactions=rows), timeout=30)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error
+            return accepted, error.details()
+    raise AssertionError("the disk was never full")
+
+
+def test_a_full_disk_refuses_writes_alone_and_loses_nothing(small_disk: Path, warm: WarmStart, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(small_disk)
+    server = Server(warm, tmp_path / "data", "--preset", "", plants=("small_segments",))
+    server.start()
+    try:
+        create_model(server)
+        with server.channel() as channel:
+            check_full_disk(server, channel, small_disk)
+    finally:
+        server.kill()
+
+
+def check_full_disk(server: Server, channel: grpc.Channel, disk: Path) -> None:
+    accepted = 0
+    scorer, auditor = Scorer(channel, model=MODEL), Auditor(channel, model=MODEL)
+    with Producer(channel, "p", model=MODEL, batch=BatchSettings(latency_ms_max=0)) as producer:
+        producer.push([1] * 10, [2] * 10).result(30)
+        kept = auditor.snapshot()
+        for _ in range(2):
+            ballast = fill_up(disk)
+            rows, text = push_until_full(channel)
+            accepted += rows
+            assert "disk" in text and "nothing was logged" in text
+            live = described(server)
+            assert live.events == accepted + 10 and live.writable
+            assert scorer.score(1, [2]).position == live.position
+            check_refused_snapshot(auditor, disk, kept.snapshot_id)
+            waiting = producer.push([1] * ROWS, [2] * ROWS)  # a producer waits, and tries again by itself
+            wait_until(lambda: producer.status.waiting_for != "", "the producer's wait")
+            assert "RESOURCE_EXHAUSTED" in producer.status.waiting_for and not waiting.done
+            ballast.unlink()
+            assert waiting.result(30).accepted == ROWS
+            accepted += ROWS
+    live = described(server)
+    assert live.events == accepted + 10
+    report = replay_model(server.model_folder(MODEL))
+    assert (report.root_hash, report.good) == (live.root_hash, True)
+    server.kill()
+    server.start()
+    assert described(server).root_hash == live.root_hash
+
+
+def check_refused_snapshot(auditor: Auditor, disk: Path, kept: str) -> None:
+    """With no room at all a snapshot is refused, leaves nothing, and the older one stays good."""
+    room = os.statvfs(disk)
+    more = disk / "more"
+    with more.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_frsize))
+    with pytest.raises(ResourceExhausted):
+        auditor.snapshot()
+    more.unlink()
+    assert [info.snapshot_id for info in auditor.list()] == [kept]
+    folder = disk / "models" / MODEL / "snapshots"
+    assert [path.name for path in folder.iterdir()] == [kept]

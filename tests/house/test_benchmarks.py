@@ -1,0 +1,104 @@
+"""The benchmarks run on what there is, and what the pages show is what was measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+
+import pytest
+
+from repository import ROOT
+
+sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
+from benchmarks import report
+
+MODULES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+measured = pytest.mark.skipif(not RESULTS.exists(), reason="`make bench` has not been run here")
+
+
+def results() -> report.Figures:
+    return json.loads(RESULTS.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_benchmark_loads_without_the_libraries_it_compares_with(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for opponent in ("faiss", "implicit", "implicit.bpr", "river", "scipy.sparse"):
+        monkeypatch.setitem(sys.modules, opponent, None)
+    monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
+    module = importlib.import_module(f"benchmarks.{name}")
+    assert module.__doc__
+
+
+def test_a_missing_opponent_is_missing_and_not_invented(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import opponents
+
+    monkeypatch.setattr(opponents, "BayesianPersonalizedRanking", None)
+    monkeypatch.setattr(opponents, "reco", None)
+    assert opponents.implicit_bpr(100) is None
+    assert opponents.river_mf(100) is None
+    figures = report.completed({"kernel_events_per_s": 4e7, "kernel_plain_events_per_s": 1e7}, whole=True)
+    assert figures["ratio_kernel_to_plain"] == 4.0
+    assert figures["ratio_ingest_to_implicit_bpr"] is None
+    assert report.shown("ratio_ingest_to_implicit_bpr", None) == "missing"
+    assert set(report.REQUIRED) <= figures.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("kernel_events_per_s", 41_230_000.0, "41.23 M/s"),
+        ("river_mf_events_per_s", 34_220.0, "34.2 k/s"),
+        ("freshness_p50_ms", 1.234, "1.23 ms"),
+        ("memory_read_1m_gb_per_s", 12.34, "12.3 GB/s"),
+        ("kernel_event_bytes", 1052, "1,052 bytes"),
+        ("progressive_recall10_retail", 0.06789, "0.0679"),
+        ("ratio_kernel_to_plain", 2.345, "2.35"),
+    ],
+)
+def test_figures_are_shown_with_their_units(name: str, value: float, text: str) -> None:
+    assert report.shown(name, value) == text
+
+
+def test_labels_name_every_figure_once() -> None:
+    names = [row.name for rows in report.SECTIONS.values() for row in rows]
+    assert len(names) == len(set(names))
+    assert set(report.CHOSEN) | set(report.REQUIRED) <= set(names)
+
+
+@measured
+def test_results_are_flat_and_hold_every_required_figure() -> None:
+    figures = results()
+    nested = {name: value for name, value in figures.items() if isinstance(value, dict | list)}
+    assert nested == {}
+    assert set(report.REQUIRED) - figures.keys() == set()
+    assert [name for name in report.REQUIRED if not isinstance(figures[name], float | int | None)] == []
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", str(figures["run_date"]))
+    assert {
+        "machine_cpu",
+        "machine_cores",
+        "version_python",
+        "version_numpy",
+        "version_numba",
+    } <= figures.keys()
+
+
+@measured
+def test_ratios_follow_from_the_figures_beside_them() -> None:
+    figures = results()
+    from benchmarks.side_by_side import RATIOS
+
+    for name, (over, under) in (RATIOS | report.QUOTIENTS).items():
+        if figures[name] is not None:
+            assert figures[name] == pytest.approx(figures[over] / figures[under], rel=1e-4), name
+
+
+@measured
+@pytest.mark.parametrize("page", report.PAGES, ids=lambda path: path.name)
+def test_pages_show_the_figures_that_were_measured(page) -> None:
+    _, shown, _ = report.between_marks(page.read_text(encoding="utf-8"))
+    assert shown == report.PAGES[page](results())
