@@ -58,7 +58,7 @@ def run_kernels(quick: bool) -> Figures:
 def run_ingest(quick: bool) -> Figures:
     """gRPC ingest, the kernel with look-ups, implicit and River, in turns."""
     if quick:
-        return dict(side_by_side.measure(1, 1 << 20, 1 << 18, 5_000))
+        return dict(side_by_side.measure(1, 1 << 22, 1 << 18, 5_000))
     rounds, events = ingest_rounds.ROUNDS, ingest_rounds.ROUND_EVENTS
     return dict(side_by_side.measure(rounds, events, opponents.BPR_EVENTS, opponents.RIVER_EVENTS))
 

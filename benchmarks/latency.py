@@ -60,7 +60,7 @@ class Samples:
         return (self.recommends or {"100k": 150, "1m": 60})[size]
 
 
-QUICK = Samples(1, 200, {"100k": 60, "1m": 20}, 200, 1.0)
+QUICK = Samples(1, 200, {"100k": 60, "1m": 20}, 200, 1.5)
 
 
 class Clock:

@@ -82,7 +82,9 @@ def ack_before_write() -> None:
 
     def append(self: Engine, items: list[Submission]) -> None:
         for place, item in enumerate(items):
-            item.finish(Ack(self.log.last_revision + 1 + place, item.change.rows, item.rejects, epoch=item.epoch))
+            item.finish(
+                Ack(self.log.last_revision + 1 + place, item.change.rows, item.rejects, epoch=item.epoch)
+            )
             item.reply = lambda _: None
         time.sleep(LATE_S / 10)
         real(self, items)

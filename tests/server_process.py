@@ -70,7 +70,11 @@ class WarmStart:
     def __init__(self) -> None:
         program = Path(__file__).with_name("warm_start.py")
         self._process = subprocess.Popen(
-            [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+            [sys.executable, str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
         )
         self._lock = threading.Lock()
         assert self._read() == {"ready": True}

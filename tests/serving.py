@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from server_process import ColdStart, Server, WarmStart
 
 
@@ -31,4 +32,3 @@ def serve(warm: WarmStart, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.kill()
-

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import grpc
+
 from livefactor.v1 import (
     models_pb2,
     models_pb2_grpc,
@@ -36,11 +37,19 @@ class Stubs:
         """A new model's name; k is 8 unless given."""
         name = f"m{next(self.numbers)}"
         spec = {"k": 8, "limits": SMALL_LIMITS, **spec}
-        self.models.CreateModel(models_pb2.CreateModelRequest(model=name, preset=preset, spec=models_pb2.ModelSpec(**spec)))
+        self.models.CreateModel(
+            models_pb2.CreateModelRequest(model=name, preset=preset, spec=models_pb2.ModelSpec(**spec))
+        )
         return name
 
-    def push(self, model: str, users: list[int], items: list[int], producer: updates_pb2.ProducerStamp | None = None,
-             **columns: object) -> updates_pb2.ApplyUpdatesResponse:
+    def push(
+        self,
+        model: str,
+        users: list[int],
+        items: list[int],
+        producer: updates_pb2.ProducerStamp | None = None,
+        **columns: object,
+    ) -> updates_pb2.ApplyUpdatesResponse:
         """One unary batch."""
         rows = updates_pb2.Interactions(user_ids=users, item_ids=items, **columns)
         return self.updates.ApplyUpdates(

@@ -7,30 +7,13 @@ from typing import Protocol
 import numpy as np
 
 from .cpu import CpuModel
+from .pins import PinBoard
 from .reference import ReferenceModel
 from .spec import ModelSpec
+from .tables import Table
 from .update import Update
 
 __all__ = ["BACKEND_NAMES", "Backend", "Update", "create_backend", "state_sections"]
-
-
-class TableLike(Protocol):
-    """A side's rows: the verbs of `tables.Table`."""
-
-    allocated: int
-    capacity: int
-
-    def allocate(self, keys: np.ndarray) -> np.ndarray:
-        """Rows of keys, new ones for unknown keys."""
-
-    def count_new(self, keys: np.ndarray) -> int:
-        """Distinct keys without a row."""
-
-    def find(self, keys: np.ndarray, published: int) -> np.ndarray:
-        """Rows of keys, `NO_ROW` where there is none below `published`."""
-
-    def sections(self, count: int) -> dict[str, np.ndarray]:
-        """Views of the first `count` rows by name."""
 
 
 class Backend(Protocol):
@@ -39,13 +22,14 @@ class Backend(Protocol):
     spec: ModelSpec
     revision: int
     published: tuple[int, int]
+    pins: PinBoard  # the reference has none: it is replayed, not served
 
     @property
-    def users(self) -> TableLike:
+    def users(self) -> Table:
         """The users' table."""
 
     @property
-    def items(self) -> TableLike:
+    def items(self) -> Table:
         """The items' table."""
 
     @property

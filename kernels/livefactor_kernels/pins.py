@@ -27,6 +27,7 @@ from .tables import ITEMS, USERS, Table, reserve
 from .update import Update
 
 if TYPE_CHECKING:
+    from .backend import Backend
     from .cpu import CpuModel
 
 OVERLAY_ROWS_MAX = 1 << 18
@@ -146,7 +147,7 @@ class Pin:
     then.
     """
 
-    def __init__(self, board: PinBoard, number: int, model: CpuModel) -> None:
+    def __init__(self, board: PinBoard, number: int, model: Backend) -> None:
         self._board, self._number = board, number
         self.model = model
         self.revision = model.revision
@@ -227,7 +228,7 @@ class PinBoard:
         with self.lock:
             return sum(map(len, self._overlays or ()))
 
-    def pin(self, model: CpuModel) -> Pin:
+    def pin(self, model: Backend) -> Pin:
         """Pin the model's state; the caller makes sure that no `apply` is running."""
         with self.lock:
             self._last += 1

@@ -10,9 +10,9 @@ import threading
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from livefactor.v1 import updates_pb2
 from livefactor_kernels.tables import NO_ROW
-
 from livefactor_server import decode
 from livefactor_server.changes import (
     AvailabilityChange,
@@ -28,7 +28,6 @@ from livefactor_server.producers import RING, Outcome
 from livefactor_server.state import ModelState
 from livefactor_server.statuses import exhausted, exists, precondition
 from livefactor_server.submission import Ack, Commit, Submission
-
 
 KEY_SLOT_BYTES = 32
 """What a key takes in its map when that is emptiest."""
@@ -192,7 +191,10 @@ class Admission:
     def _fit_names(self, change: LabelsChange | AvailabilityChange) -> None:
         limits = self.state.spec.limits
         if isinstance(change, LabelsChange):
-            held, limit = len(self.state.labels[change.side]), (limits.users_max, limits.items_max)[change.side]
+            held, limit = (
+                len(self.state.labels[change.side]),
+                (limits.users_max, limits.items_max)[change.side],
+            )
         else:
             held, limit = len(self.state.unavailable), limits.items_max
         with self._lock:
@@ -211,7 +213,9 @@ class Admission:
 
 
 def _again(outcome: Outcome) -> Ack:
-    return Ack(outcome.revision, outcome.accepted, Rejects(outcome.rejected_count, outcome.rejects), duplicate=True)
+    return Ack(
+        outcome.revision, outcome.accepted, Rejects(outcome.rejected_count, outcome.rejects), duplicate=True
+    )
 
 
 def _rows_without_room(
@@ -245,4 +249,3 @@ def _rows_without_room(
 def _absent(table: object, key: int) -> bool:
     found = table.find(np.array([key], np.uint64), table.allocated)  # type: ignore[attr-defined]
     return bool(found[0] == NO_ROW)
-

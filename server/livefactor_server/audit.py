@@ -29,8 +29,13 @@ class ReplayReport:
 
     def fields(self) -> dict[str, Any]:
         """Plain values, hashes in hex."""
-        return {"revision": self.revision, "log_hash": self.log_hash.hex(), "root_hash": self.root_hash.hex(),
-                "snapshots": self.snapshots, "good": self.good}
+        return {
+            "revision": self.revision,
+            "log_hash": self.log_hash.hex(),
+            "root_hash": self.root_hash.hex(),
+            "snapshots": self.snapshots,
+            "good": self.good,
+        }
 
 
 def root_of(state: ModelState) -> bytes:
@@ -45,13 +50,18 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
     Raises LogError, ReplayError, SpecError.
     """
     with Log.open(log_folder(model_folder), read_only=True) as log:
-        manifests = [m for m in snapshot_store(model_folder).list()
-                     if m.lineage == log.lineage and m.revision <= log.last_revision]
+        manifests = [
+            m
+            for m in snapshot_store(model_folder).list()
+            if m.lineage == log.lineage and m.revision <= log.last_revision
+        ]
         first = manifests[0].revision if manifests else log.last_revision
         state = replay(model_folder, log, backend, first, progress)
         equal = {}
         for manifest in manifests:
             follow(state, log, manifest.revision, progress)
-            equal[manifest.snapshot_id] = root_of(state) == manifest.root_hash and state.log_hash == manifest.log_hash
+            equal[manifest.snapshot_id] = (
+                root_of(state) == manifest.root_hash and state.log_hash == manifest.log_hash
+            )
         follow(state, log, log.last_revision, progress)
         return ReplayReport(state.revision, state.log_hash, root_of(state), equal)

@@ -10,9 +10,9 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
+
 from livefactor.columns import Columns
 from livefactor.v1 import updates_pb2
-
 from livefactor_server.log import Kind
 
 REJECTS_LISTED_MAX = 100

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from livefactor import errors
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from livefactor import errors
 from livefactor_server.settings import ServerSettings
 
 app = typer.Typer(
-    name="livefactor", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name="livefactor",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="A factorization model that learns while it serves: push events in, score out, prove it later.",
 )
 models_app = typer.Typer(no_args_is_help=True, help="Create, list, describe, restore and delete models.")
@@ -29,7 +33,9 @@ app.add_typer(log_app, name="log")
 console = Console()
 notes = Console(stderr=True)
 
-Target = Annotated[str, typer.Option("--target", envvar="LIVEFACTOR_TARGET", help="Server, as host:port or unix:/path.")]
+Target = Annotated[
+    str, typer.Option("--target", envvar="LIVEFACTOR_TARGET", help="Server, as host:port or unix:/path.")
+]
 Model = Annotated[str, typer.Option("--model", "-m", help="Name of the model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -53,8 +59,11 @@ def main() -> None:
 
 def _setting(name: str) -> Any:
     field = ServerSettings.model_fields[name]
-    return typer.Option("--" + name.replace("_", "-"), help=f"{field.description} [default: {field.default}]",
-                        show_default=False)
+    return typer.Option(
+        "--" + name.replace("_", "-"),
+        help=f"{field.description} [default: {field.default}]",
+        show_default=False,
+    )
 
 
 @app.command()
@@ -76,7 +85,9 @@ def serve(
     snapshots_kept: Annotated[int | None, _setting("snapshots_kept")] = None,
     drain_s: Annotated[float | None, _setting("drain_s")] = None,
     log_level: Annotated[str | None, _setting("log_level")] = None,
-    port_file: Annotated[Path | None, typer.Option(help="Write the gRPC and metrics ports here, one a line, once serving.")] = None,
+    port_file: Annotated[
+        Path | None, typer.Option(help="Write the gRPC and metrics ports here, one a line, once serving.")
+    ] = None,
 ) -> None:
     """Serve models from a data folder. Every setting is also an environment variable: LIVEFACTOR_PORT and so on."""
     given = {name: value for name, value in locals().items() if value is not None and name != "port_file"}
@@ -84,7 +95,9 @@ def serve(
         settings = ServerSettings(**given)
     except ValidationError as error:
         for line in error.errors():
-            notes.print(f"livefactor: {'.'.join(map(str, line['loc']))}: {line['msg']}", style="red", markup=False)
+            notes.print(
+                f"livefactor: {'.'.join(map(str, line['loc']))}: {line['msg']}", style="red", markup=False
+            )
         raise typer.Exit(2) from None
     raise typer.Exit(run_server(settings, port_file))
 
@@ -98,7 +111,10 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
     )
     if settings.host not in LOOPBACK and not settings.allow_remote:
-        notes.print(f"livefactor: {settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote", style="red")
+        notes.print(
+            f"livefactor: {settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote",
+            style="red",
+        )
         return 2
     from livefactor_server import hosting, metrics, server
     from livefactor_server.log import LogError
@@ -110,7 +126,9 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         models = hosting.Hosting(settings.data, settings.hosting())
         models.open_all(_report_replay)
         rpc = server.RpcServer(models, settings.service(), f"{settings.host}:{settings.port}")
-        metrics_port = metrics.serve_metrics(settings.host, settings.metrics_port) if settings.metrics_port >= 0 else -1
+        metrics_port = (
+            metrics.serve_metrics(settings.host, settings.metrics_port) if settings.metrics_port >= 0 else -1
+        )
     except (hosting.DataFolderBusy, server.PortInUse, LogError, ReplayError, OSError) as error:
         notes.print(f"livefactor: {error}", style="red", markup=False)
         return 1
@@ -119,7 +137,13 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         signal.signal(number, lambda *_: ended.set())
     rpc.start()
     logger = logging.getLogger("livefactor_server")
-    logger.info("serving gRPC on %s:%d, metrics on port %d, data in %s", settings.host, rpc.port, metrics_port, settings.data)
+    logger.info(
+        "serving gRPC on %s:%d, metrics on port %d, data in %s",
+        settings.host,
+        rpc.port,
+        metrics_port,
+        settings.data,
+    )
     if port_file is not None:
         server.write_port_file(port_file, [rpc.port, metrics_port])
     ended.wait()
@@ -132,12 +156,16 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
 def _report_replay(model: str, at: int, last: int) -> None:
     step = max(1, last // 20)
     if at == last or at // step != (at - 256) // step:
-        logging.getLogger("livefactor_server").info("model %s: replayed to revision %d of %d", model, at, last)
+        logging.getLogger("livefactor_server").info(
+            "model %s: replayed to revision %d of %d", model, at, last
+        )
 
 
 @app.command()
 def demo(
-    events: Annotated[int | None, typer.Option(help="Stop after so many events (default: the whole year).")] = None,
+    events: Annotated[
+        int | None, typer.Option(help="Stop after so many events (default: the whole year).")
+    ] = None,
 ) -> None:
     """Stream a real shop's year through a server, watch the list of a customer change, kill the server, prove nothing was lost."""
     from livefactor_server.demo import run_demo
@@ -151,4 +179,3 @@ def table(*columns: str) -> Table:
     for column in columns:
         made.add_column(column, overflow="fold")
     return made
-

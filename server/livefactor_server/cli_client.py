@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
 from livefactor import keys
-from livefactor.channel import DEFAULT_TARGET
 from livefactor.auditor import Auditor, SnapshotInfo
+from livefactor.channel import DEFAULT_TARGET
 from livefactor.models import ModelDescription, Models
 from livefactor.scorer import Scorer
 from livefactor.snapshot_files import SnapshotInvalid, verify
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
 from livefactor_server.cli import AsJson, Model, Target, app, console, emit, models_app, notes, table
 
-Secret = Annotated[str, typer.Option("--secret", envvar="LIVEFACTOR_SECRET", help="Key for string ids, as the producers use it.")]
+Secret = Annotated[
+    str,
+    typer.Option("--secret", envvar="LIVEFACTOR_SECRET", help="Key for string ids, as the producers use it."),
+]
 
 
 def as_id(text: str, string_ids: bool, secret: str) -> int:
@@ -31,7 +34,9 @@ def as_id(text: str, string_ids: bool, secret: str) -> int:
 def recommend(
     users: Annotated[list[str], typer.Argument(help="User ids: numbers, or text that is hashed to a key.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Items for each user.")] = 10,
-    exclude: Annotated[list[str] | None, typer.Option(help="Item ids to leave out; repeat the option.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Item ids to leave out; repeat the option.")
+    ] = None,
     string_ids: Annotated[bool, typer.Option(help="Hash ids even if they look like numbers.")] = False,
     secret: Secret = "",
     model: Model = "default",
@@ -41,8 +46,10 @@ def recommend(
     """The best items for users, with their labels and scores."""
     with Scorer(target, model=model) as scorer:
         answers = scorer.recommend(
-            [as_id(user, string_ids, secret) for user in users], k,
-            exclude=[as_id(item, string_ids, secret) for item in exclude or []] or None, with_labels=True,
+            [as_id(user, string_ids, secret) for user in users],
+            k,
+            exclude=[as_id(item, string_ids, secret) for item in exclude or []] or None,
+            with_labels=True,
         )
     listed = [
         {"user": user, "known": answer.known, "items": [
@@ -73,7 +80,9 @@ def _info_fields(info: SnapshotInfo) -> dict[str, Any]:
 
 @app.command()
 def snapshot(
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also fetch it into this new folder, and verify it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also fetch it into this new folder, and verify it.")
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the snapshots there are; take none.")] = False,
     model: Model = "default",
     target: Target = DEFAULT_TARGET,
@@ -88,8 +97,13 @@ def snapshot(
                 return
             grid = table("snapshot", "revision", "users", "items", "bytes", "root hash")
             for info in infos:
-                grid.add_row(*(str(info[name]) for name in ("snapshot_id", "revision", "users", "items", "size_bytes")),
-                             info["root_hash"][:16])
+                grid.add_row(
+                    *(
+                        str(info[name])
+                        for name in ("snapshot_id", "revision", "users", "items", "size_bytes")
+                    ),
+                    info["root_hash"][:16],
+                )
             console.print(grid)
             return
         taken = _take(auditor)
@@ -98,21 +112,41 @@ def snapshot(
     if as_json:
         emit(_info_fields(taken))
     else:
-        console.print(f"snapshot {taken.snapshot_id}: revision {taken.position.revision}, {taken.users} users, {taken.items} items")
-        console.print(f"root hash {taken.root_hash.hex()}" + (f"\nfetched to {out} and verified" if out else ""))
+        console.print(
+            f"snapshot {taken.snapshot_id}: revision {taken.position.revision}, {taken.users} users, {taken.items} items"
+        )
+        console.print(
+            f"root hash {taken.root_hash.hex()}" + (f"\nfetched to {out} and verified" if out else "")
+        )
 
 
 def _take(auditor: Auditor) -> SnapshotInfo:
-    with Progress(TextColumn("snapshot"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=notes, transient=True) as bar:
+    with Progress(
+        TextColumn("snapshot"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=notes,
+        transient=True,
+    ) as bar:
         task = bar.add_task("", total=None)
-        return auditor.snapshot(on_progress=lambda p: bar.update(task, total=p.bytes_total, completed=p.bytes_done))
+        return auditor.snapshot(
+            on_progress=lambda p: bar.update(task, total=p.bytes_total, completed=p.bytes_done)
+        )
 
 
 @app.command("verify")
 def verify_command(
-    path: Annotated[Path, typer.Argument(help="A snapshot's folder, or a model's folder in a server's data with --replay.")],
-    replay: Annotated[bool, typer.Option(help="Rebuild the state from the model's log alone, and compare its snapshots.")] = False,
-    backend: Annotated[str, typer.Option(help="What replays: cpu, or reference (plain NumPy, slow).")] = "cpu",
+    path: Annotated[
+        Path,
+        typer.Argument(help="A snapshot's folder, or a model's folder in a server's data with --replay."),
+    ],
+    replay: Annotated[
+        bool, typer.Option(help="Rebuild the state from the model's log alone, and compare its snapshots.")
+    ] = False,
+    backend: Annotated[
+        str, typer.Option(help="What replays: cpu, or reference (plain NumPy, slow).")
+    ] = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Check a snapshot's every byte; or, with --replay, prove that a log gives the model's states. Needs no server."""
@@ -127,12 +161,21 @@ def verify_command(
         else:
             notes.print(f"livefactor: not valid: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
-    facts = {"valid": True, "model": manifest.model, "revision": manifest.revision, "lineage": str(manifest.lineage),
-             "root_hash": manifest.root_hash.hex(), "users": manifest.users, "items": manifest.items}
+    facts = {
+        "valid": True,
+        "model": manifest.model,
+        "revision": manifest.revision,
+        "lineage": str(manifest.lineage),
+        "root_hash": manifest.root_hash.hex(),
+        "users": manifest.users,
+        "items": manifest.items,
+    }
     if as_json:
         emit(facts)
     else:
-        console.print(f"valid: {manifest.model} at revision {manifest.revision}, {manifest.users} users, {manifest.items} items")
+        console.print(
+            f"valid: {manifest.model} at revision {manifest.revision}, {manifest.users} users, {manifest.items} items"
+        )
         console.print(f"root hash {manifest.root_hash.hex()}")
 
 
@@ -142,10 +185,17 @@ def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
     from livefactor_server.replay import ReplayError
 
     try:
-        with Progress(TextColumn("replay"), BarColumn(), TextColumn("{task.completed}/{task.total} revisions"),
-                      console=notes, transient=True) as bar:
+        with Progress(
+            TextColumn("replay"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} revisions"),
+            console=notes,
+            transient=True,
+        ) as bar:
             task = bar.add_task("", total=None)
-            report = audit.replay_model(folder, backend, lambda at, last: bar.update(task, total=last, completed=at))
+            report = audit.replay_model(
+                folder, backend, lambda at, last: bar.update(task, total=last, completed=at)
+            )
     except (LogError, ReplayError, OSError) as error:
         notes.print(f"livefactor: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
@@ -196,8 +246,17 @@ def models_list(target: Target = DEFAULT_TARGET, as_json: AsJson = False) -> Non
         return
     grid = table("model", "revision", "users", "items", "events", "loss", "k", "log bytes", "memory bytes")
     for model in listed:
-        grid.add_row(model.name, str(model.position.revision), str(model.users), str(model.items), str(model.events),
-                     str(model.spec["loss"]), str(model.spec["k"]), str(model.log_bytes), str(model.memory_bytes))
+        grid.add_row(
+            model.name,
+            str(model.position.revision),
+            str(model.users),
+            str(model.items),
+            str(model.events),
+            str(model.spec["loss"]),
+            str(model.spec["k"]),
+            str(model.log_bytes),
+            str(model.memory_bytes),
+        )
     console.print(grid)
 
 
@@ -205,7 +264,12 @@ def models_list(target: Target = DEFAULT_TARGET, as_json: AsJson = False) -> Non
 def models_create(
     name: Annotated[str, typer.Argument(help="1-64 of a-z 0-9 _ -, starting with a letter.")],
     preset: Annotated[str, typer.Option(help="ratings, clicks or purchases.")] = "",
-    spec: Annotated[str, typer.Option(help='Changes to the preset, as JSON: \'{"k": 32, "optimizer": {"learning_rate": 0.1}}\'.')] = "{}",
+    spec: Annotated[
+        str,
+        typer.Option(
+            help='Changes to the preset, as JSON: \'{"k": 32, "optimizer": {"learning_rate": 0.1}}\'.'
+        ),
+    ] = "{}",
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:

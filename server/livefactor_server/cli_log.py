@@ -21,7 +21,9 @@ def show(
     model: Model = "default",
     from_revision: Annotated[int, typer.Option("--from", min=0, help="First revision to show.")] = 0,
     count: Annotated[int, typer.Option("-n", "--count", min=0, help="Records to show; 0: all.")] = 0,
-    last: Annotated[bool, typer.Option(help="Show the last --count records (20 if none is given) instead of the first.")] = False,
+    last: Annotated[
+        bool, typer.Option(help="Show the last --count records (20 if none is given) instead of the first.")
+    ] = False,
     marks: Annotated[bool, typer.Option(help="Show marks, too.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -29,7 +31,9 @@ def show(
     inner = log_folder(data / "models" / model)
     folder = inner if inner.is_dir() else data
     try:
-        shown: Iterable[dict[str, Any]] = log_show.rows(folder, from_revision, None if last else count or None, marks)
+        shown: Iterable[dict[str, Any]] = log_show.rows(
+            folder, from_revision, None if last else count or None, marks
+        )
         if last:
             shown = deque(shown, count or 20)
         damaged = _print(shown, as_json)

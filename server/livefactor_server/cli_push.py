@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from livefactor.batching import BatchSettings
 from livefactor.channel import DEFAULT_TARGET
 from livefactor.producer import Producer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from livefactor_server.cli import AsJson, Model, Target, app, console, emit, notes
 
 Column = dict[str, list[Any]]
@@ -23,7 +22,9 @@ Column = dict[str, list[Any]]
 
 @app.command()
 def push(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="csv, csv.gz or parquet, oldest event first.")],
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="csv, csv.gz or parquet, oldest event first.")
+    ],
     user: Annotated[str, typer.Option(help="Column of user ids.")] = "user_id",
     item: Annotated[str, typer.Option(help="Column of item ids.")] = "item_id",
     value: Annotated[str, typer.Option(help="Column of values (ratings, 0/1).")] = "",
@@ -33,14 +34,28 @@ def push(
     time_unit: Annotated[str, typer.Option(help="s, ms or us since 1970, of the time column.")] = "s",
     string_ids: Annotated[bool, typer.Option(help="Hash ids as text even if they are numbers.")] = False,
     secret: Annotated[str, typer.Option(envvar="LIVEFACTOR_SECRET", help="Key for string ids.")] = "",
-    producer: Annotated[str, typer.Option(help="Producer id; the same file and id resume. Default: from the file's name and size.")] = "",
-    batch: Annotated[int, typer.Option(min=1, max=65_536, help="Events a batch; keep it when resuming.")] = 8192,
+    producer: Annotated[
+        str,
+        typer.Option(
+            help="Producer id; the same file and id resume. Default: from the file's name and size."
+        ),
+    ] = "",
+    batch: Annotated[
+        int, typer.Option(min=1, max=65_536, help="Events a batch; keep it when resuming.")
+    ] = 8192,
     model: Model = "default",
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
     """Push a file of events. Run it again after a crash: batches that were applied are skipped by their sequence."""
-    names = {"user_ids": user, "item_ids": item, "values": value, "weights": weight, "event_types": event_type, "times": time}
+    names = {
+        "user_ids": user,
+        "item_ids": item,
+        "values": value,
+        "weights": weight,
+        "event_types": event_type,
+        "times": time,
+    }
     wanted = {field: column for field, column in names.items() if column}
     if time_unit not in _UNITS:
         notes.print("livefactor: --time-unit: expected s, ms or us", style="red")
@@ -48,10 +63,17 @@ def push(
     try:
         total, batches = _open(file, wanted, batch)
         fields = {"rejected": 0, "accepted": 0}
-        with Producer(target, producer or _producer_id(file, wanted, batch), model=model, secret=secret.encode(),
-                      batch=BatchSettings(events_max=batch, latency_ms_max=0.0)) as sender:
+        with Producer(
+            target,
+            producer or _producer_id(file, wanted, batch),
+            model=model,
+            secret=secret.encode(),
+            batch=BatchSettings(events_max=batch, latency_ms_max=0.0),
+        ) as sender:
             skipped = sender.last_sequence
-            position = _send(sender, batches, total, skipped, batch, _Conversion(string_ids, _UNITS[time_unit]), fields)
+            position = _send(
+                sender, batches, total, skipped, batch, _Conversion(string_ids, _UNITS[time_unit]), fields
+            )
     except KeyError as error:
         notes.print(f"livefactor: {file}: there is no column {error}", style="red", markup=False)
         raise typer.Exit(2) from None
@@ -91,9 +113,22 @@ class _Conversion:
         return [int(value) if field == "event_types" else float(value) for value in values]
 
 
-def _send(sender: Producer, batches: Iterator[Column], total: int, skipped: int, batch: int, conversion: _Conversion,
-          counts: dict[str, int]) -> int:
-    columns = (TextColumn("push"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed} events/s"), TimeElapsedColumn())
+def _send(
+    sender: Producer,
+    batches: Iterator[Column],
+    total: int,
+    skipped: int,
+    batch: int,
+    conversion: _Conversion,
+    counts: dict[str, int],
+) -> int:
+    columns = (
+        TextColumn("push"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.speed} events/s"),
+        TimeElapsedColumn(),
+    )
     receipts = []
     with Progress(*columns, console=notes, transient=True) as bar:
         task = bar.add_task("", total=total or None)
@@ -126,8 +161,8 @@ def _open(file: Path, wanted: dict[str, str], batch: int) -> tuple[int, Iterator
 
 
 def _csv_batches(file: Path, wanted: dict[str, str], batch: int) -> Iterator[Column]:
-    raw: IO[bytes] = gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb")  # type: ignore[assignment]
-    with raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as text:
+    opener: Any = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8", newline="") as text:
         reader = csv.reader(text)
         header = next(reader, [])
         places = {}

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+
 from livefactor import columns as wire
 from livefactor.columns import Columns
 from livefactor.scoring_columns import ScoreQuery, decode_score
 from livefactor.v1 import updates_pb2
 from livefactor_kernels.spec import Loss, ModelSpec
-
 from livefactor_server.changes import (
     NO_REJECTS,
     REJECTS_LISTED_MAX,
@@ -59,7 +59,9 @@ def update_request(raw: bytes) -> UpdateRequest:
     if request.change is None:
         raise invalid("change: none given, expected interactions, labels or availability")
     stamp = request.stamp
-    return UpdateRequest(request.model, stamp.producer_id.encode(), stamp.epoch, stamp.sequence, request.change, request.body)
+    return UpdateRequest(
+        request.model, stamp.producer_id.encode(), stamp.epoch, stamp.sequence, request.change, request.body
+    )
 
 
 def change_from_wire(request: UpdateRequest, spec: ModelSpec, rows_max: int) -> tuple[Change, Rejects]:
@@ -187,7 +189,9 @@ def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
     if query.target is None:
         raise invalid("target: none given, expected candidates or top_k")
     if query.target == "top_k" and not 1 <= query.k * users <= rows_max:
-        raise invalid(f"k: expected at least 1, and users * k at most {rows_max}; got {query.k} for {users} users")
+        raise invalid(
+            f"k: expected at least 1, and users * k at most {rows_max}; got {query.k} for {users} users"
+        )
     if query.offsets is not None:
         _check_offsets(query.offsets, users, len(query.item_ids))
     answers = len(query.item_ids) * (users if query.target == "candidates" and query.offsets is None else 1)

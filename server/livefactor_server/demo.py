@@ -21,6 +21,10 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
 from livefactor.auditor import Auditor, SnapshotInfo
 from livefactor.batching import BatchSettings
 from livefactor.keys import keys_of
@@ -28,10 +32,6 @@ from livefactor.models import Models
 from livefactor.position import Position
 from livefactor.producer import Producer
 from livefactor.scorer import Scorer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
 from livefactor_server.audit import replay_model
 
 BATCH_EVENTS = 512
@@ -64,7 +64,13 @@ def load_shop() -> Shop:
     """UCI Online Retail, as shipped (CC BY 4.0; data/online_retail/README.md)."""
     events = list(_rows("events.csv.gz"))
     names = list(_rows("items.csv.gz"))
-    labels = dict(zip(keys_of([row["stock_code"] for row in names]).tolist(), [row["description"] for row in names], strict=True))
+    labels = dict(
+        zip(
+            keys_of([row["stock_code"] for row in names]).tolist(),
+            [row["description"] for row in names],
+            strict=True,
+        )
+    )
     return Shop(
         np.array([int(row["customer_id"]) for row in events], np.uint64),
         keys_of([row["stock_code"] for row in events]),
@@ -105,7 +111,9 @@ class ServerProcess:
             )  # fmt: skip
         while not port_file.exists():
             if self._process.poll() is not None or time.monotonic() - started > START_TIMEOUT_S:
-                raise RuntimeError("the server did not start:\n" + (self.folder / "server.log").read_text()[-4000:])
+                raise RuntimeError(
+                    "the server did not start:\n" + (self.folder / "server.log").read_text()[-4000:]
+                )
             time.sleep(0.02)
         self.port = int(port_file.read_text().split()[0])
         return time.monotonic() - started
@@ -187,7 +195,9 @@ class Demo:
     def check(self, promise: str, held: bool, measured: str) -> None:
         """Note a promise and print whether it held."""
         self.checks.append((promise, held, measured))
-        self.console.print(f"[{'green' if held else 'bold red'}]{'held' if held else 'BROKEN'}[/]  {promise}: {measured}")
+        self.console.print(
+            f"[{'green' if held else 'bold red'}]{'held' if held else 'BROKEN'}[/]  {promise}: {measured}"
+        )
 
     def count_wait(self) -> None:
         """The producer found no server and tries again."""
@@ -200,19 +210,25 @@ class Demo:
         popularity = Popularity(HALF_LIFE_EVENTS)
         columns = (
             BarColumn(12), TaskProgressColumn(),
-            TextColumn("{task.fields[rate]} ev/s, rev {task.fields[revision]}, recall@10 {task.fields[recall]}, popular {task.fields[popular]}"),
+            TextColumn("{task.fields[rate]} ev/s, rev {task.fields[revision]},"),
+            TextColumn("recall@10 {task.fields[recall]}, popular {task.fields[popular]}"),
             TimeElapsedColumn(),
         )  # fmt: skip
         snapshot_thread: threading.Thread | None = None
         killed = False
-        with Scorer(self.server.target, deadline_s=60) as scorer, Progress(*columns, console=self.console) as bar:
+        with (
+            Scorer(self.server.target, deadline_s=60) as scorer,
+            Progress(*columns, console=self.console) as bar,
+        ):
             task = bar.add_task("", total=events, rate="", revision=0, recall="", popular="")
             started = time.monotonic()
             for start in range(0, events, BATCH_EVENTS):
                 batch = slice(start, min(events, start + BATCH_EVENTS))
                 self._score(scorer, popularity, batch)
                 before = time.monotonic()
-                receipt = producer.push(self.shop.users[batch], self.shop.items[batch], times=self.shop.times_us[batch])
+                receipt = producer.push(
+                    self.shop.users[batch], self.shop.items[batch], times=self.shop.times_us[batch]
+                )
                 if not killed and start >= KILL_AT * events:
                     killed = True
                     self._kill_and_restart()
@@ -222,9 +238,14 @@ class Demo:
                 if snapshot_thread is None and start >= SNAPSHOT_AT * events:
                     snapshot_thread = threading.Thread(target=self._take_snapshot)
                     snapshot_thread.start()
-                bar.update(task, completed=batch.stop, rate=f"{batch.stop / (time.monotonic() - started):,.0f}",
-                           revision=ack.position.revision, recall=f"{self.tally.recall:.4f}",
-                           popular=f"{self.tally.popular_recall:.4f}")
+                bar.update(
+                    task,
+                    completed=batch.stop,
+                    rate=f"{batch.stop / (time.monotonic() - started):,.0f}",
+                    revision=ack.position.revision,
+                    recall=f"{self.tally.recall:.4f}",
+                    popular=f"{self.tally.popular_recall:.4f}",
+                )
         if snapshot_thread is not None:
             snapshot_thread.join()
 
@@ -234,7 +255,9 @@ class Demo:
         answers = scorer.recommend(users, LIST_LENGTH, min_position=self.tally.position)
         lists = [set(answer.item_ids.tolist()) for answer in answers]
         popular = popularity.top(LIST_LENGTH)
-        self.tally.hits += sum(item in lists[place] for item, place in zip(items.tolist(), places.tolist(), strict=True))
+        self.tally.hits += sum(
+            item in lists[place] for item, place in zip(items.tolist(), places.tolist(), strict=True)
+        )
         self.tally.popular_hits += sum(item in popular for item in items.tolist())
         self.tally.events += len(items)
         popularity.add(items)
@@ -247,7 +270,9 @@ class Demo:
             self.snapshot.append(error)
 
     def _kill_and_restart(self) -> None:
-        self.console.print(f"killing the server with SIGKILL after {self.tally.accepted:,} acknowledged events, one batch in flight")
+        self.console.print(
+            f"killing the server with SIGKILL after {self.tally.accepted:,} acknowledged events, one batch in flight"
+        )
         self.server.kill()
         self.console.print(f"restarted on the same folder, serving again after {self.server.start():.1f} s")
 
@@ -259,68 +284,104 @@ class Demo:
         words = ("CHRISTMAS", "ADVENT", "SNOW")
         had = set(self.shop.items[self.shop.users == customer].tolist())
         bought, times = np.unique(self.shop.items, return_counts=True)
-        seasonal = [int(item) for item in bought[np.argsort(-times)].tolist()
-                    if item not in had and any(word in self.shop.labels.get(int(item), "") for word in words)]
+        seasonal = [
+            int(item)
+            for item in bought[np.argsort(-times)].tolist()
+            if item not in had and any(word in self.shop.labels.get(int(item), "") for word in words)
+        ]
         chosen = seasonal[:BURST_ITEMS]
         with Scorer(self.server.target, deadline_s=60) as scorer:
             before = scorer.recommend(customer, LIST_LENGTH, with_labels=True)[0]
             for _ in range(BURST_ROUNDS):
                 ack = producer.push([customer] * len(chosen), chosen).result(60)
             after = scorer.recommend(customer, LIST_LENGTH, min_position=ack.position, with_labels=True)[0]
-        grid = Table("rank", f"customer {customer} before", f"after buying {len(chosen)} Christmas items", box=None)
+        grid = Table(
+            "rank", f"customer {customer} before", f"after buying {len(chosen)} Christmas items", box=None
+        )
         for rank, (left, right) in enumerate(zip(before.labels, after.labels, strict=True), 1):
             new = right not in before.labels
             grid.add_row(str(rank), left, f"[bold green]{right}[/]" if new else right)
         self.console.print(grid)
         changed = LIST_LENGTH - len(set(before.item_ids.tolist()) & set(after.item_ids.tolist()))
-        self.check("a score knows the last purchases", changed > 0, f"{changed} of {LIST_LENGTH} items changed after the acknowledgement")
+        self.check(
+            "a score knows the last purchases",
+            changed > 0,
+            f"{changed} of {LIST_LENGTH} items changed after the acknowledgement",
+        )
         return BURST_ROUNDS * len(chosen)
 
     def prove(self, events: int, extra: int) -> None:
         """Nothing acknowledged was lost; the tables are those of an independent replay, also after a second kill."""
         with Models(self.server.target) as models:
             live = models.describe(with_root_hash=True)
-        self.check("nothing acknowledged was lost, nothing applied twice", live.events == self.tally.accepted + extra
-                   and self.tally.accepted == events, f"{self.tally.accepted + extra:,} acknowledged, {live.events:,} in the model")
+        self.check(
+            "nothing acknowledged was lost, nothing applied twice",
+            live.events == self.tally.accepted + extra and self.tally.accepted == events,
+            f"{self.tally.accepted + extra:,} acknowledged, {live.events:,} in the model",
+        )
         self.server.kill()
         report = replay_model(self.server.folder / "data" / "models" / "default")
-        self.check("the log alone gives the same tables", report.root_hash == live.root_hash and report.log_hash == live.log_hash,
-                   f"root hash {live.root_hash.hex()[:16]}... at revision {live.position.revision}, replayed {report.root_hash.hex()[:16]}...")
+        self.check(
+            "the log alone gives the same tables",
+            report.root_hash == live.root_hash and report.log_hash == live.log_hash,
+            f"root hash {live.root_hash.hex()[:16]}... at revision {live.position.revision}, "
+            f"replayed {report.root_hash.hex()[:16]}...",
+        )
         seconds = self.server.start()
         with Models(self.server.target) as models:
             again = models.describe(with_root_hash=True)
-        self.check("a killed server comes back with the same tables", again.root_hash == live.root_hash,
-                   f"root hash {again.root_hash.hex()[:16]}..., serving after {seconds:.1f} s")
+        self.check(
+            "a killed server comes back with the same tables",
+            again.root_hash == live.root_hash,
+            f"root hash {again.root_hash.hex()[:16]}..., serving after {seconds:.1f} s",
+        )
         taken = self.snapshot[0] if self.snapshot else RuntimeError("none was taken")
         equal = isinstance(taken, SnapshotInfo) and report.snapshots.get(taken.snapshot_id, False)
-        self.check("the snapshot taken while the stream ran is the replayed state at its revision", equal,
-                   f"revision {taken.position.revision}, {taken.size_bytes:,} bytes" if isinstance(taken, SnapshotInfo) else str(taken))
+        self.check(
+            "the snapshot taken while the stream ran is the replayed state at its revision",
+            equal,
+            f"revision {taken.position.revision}, {taken.size_bytes:,} bytes"
+            if isinstance(taken, SnapshotInfo)
+            else str(taken),
+        )
         code = self.server.stop()
         self.check("SIGTERM drains and exits 0", code == 0, f"exit code {code}")
 
 
 def run_demo(console: Console, events: int | None = None) -> int:
     """Run the demo; 0 if every promise held, else 1."""
-    console.print("Reading a shop's year (UCI Online Retail, 397,924 purchases, CC BY 4.0, doi:10.24432/C5BW33)")
+    console.print(
+        "Reading a shop's year (UCI Online Retail, 397,924 purchases, CC BY 4.0, doi:10.24432/C5BW33)"
+    )
     shop = load_shop()
     events = min(events or len(shop.users), len(shop.users))
     with tempfile.TemporaryDirectory(prefix="livefactor-demo-") as name:
         server = ServerProcess(Path(name))
         demo = Demo(console, shop, server)
         try:
-            console.print(f"server up after {server.start():.1f} s (kernels are compiled on the first run); batches of {BATCH_EVENTS} events")
+            console.print(
+                f"server up after {server.start():.1f} s (kernels are compiled on the first run); "
+                f"batches of {BATCH_EVENTS} events"
+            )
             settings = BatchSettings(events_max=BATCH_EVENTS, latency_ms_max=0.0)
-            with Producer(server.target, "till", batch=settings, on_wait=lambda _: demo.count_wait()) as producer:
+            with Producer(
+                server.target, "till", batch=settings, on_wait=lambda _: demo.count_wait()
+            ) as producer:
                 producer.push_labels("item", list(shop.labels), list(shop.labels.values())).result(60)
                 started = time.monotonic()
                 demo.stream(producer, events)
                 seconds = time.monotonic() - started
                 extra = demo.burst(producer)
-            demo.check("the model beats decayed most-popular, test-then-learn", demo.tally.recall > demo.tally.popular_recall,
-                       f"recall@10 {demo.tally.recall:.4f} against {demo.tally.popular_recall:.4f}, batches of {BATCH_EVENTS}")
+            demo.check(
+                "the model beats decayed most-popular, test-then-learn",
+                demo.tally.recall > demo.tally.popular_recall,
+                f"recall@10 {demo.tally.recall:.4f} against {demo.tally.popular_recall:.4f}, batches of {BATCH_EVENTS}",
+            )
             demo.prove(events, extra)
         finally:
             server.end()
-    console.print(f"{events:,} events scored and pushed in {seconds:.1f} s, of which pushing to a durable, visible ack "
-                  f"{demo.tally.push_seconds:.1f} s; the producer waited {demo.tally.waits} times for the killed server")
+    console.print(
+        f"{events:,} events scored and pushed in {seconds:.1f} s, of which pushing to a durable, visible ack "
+        f"{demo.tally.push_seconds:.1f} s; the producer waited {demo.tally.waits} times for the killed server"
+    )
     return 0 if all(held for _, held, _ in demo.checks) else 1

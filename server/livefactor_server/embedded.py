@@ -26,7 +26,9 @@ class EmbeddedServer:
         self._hosting = Hosting(folder, settings)
         self._hosting.open_all()
         self.target = f"unix:{self._temporary / 'rpc.sock'}"
-        self._server = RpcServer(self._hosting, ServiceSettings(default_preset=settings.default_preset), self.target)
+        self._server = RpcServer(
+            self._hosting, ServiceSettings(default_preset=settings.default_preset), self.target
+        )
         self._server.start()
 
     def stop(self) -> None:

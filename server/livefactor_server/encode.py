@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from livefactor.snapshot_format import Manifest
 from livefactor.v1 import models_pb2, snapshots_pb2, updates_pb2
-
 from livefactor_server import spec_codec
 from livefactor_server.decode import REJECT_TEXTS
 from livefactor_server.snapshots import root_hash_of
@@ -26,7 +25,9 @@ def position(lineage: uuid.UUID, revision: int) -> updates_pb2.Position:
 def apply_response(lineage: uuid.UUID, ack: Ack) -> updates_pb2.ApplyUpdatesResponse:
     """The answer to a batch."""
     response = updates_pb2.ApplyUpdatesResponse(
-        position=position(lineage, ack.revision), accepted=ack.accepted, rejected_count=ack.rejects.count,
+        position=position(lineage, ack.revision),
+        accepted=ack.accepted,
+        rejected_count=ack.rejects.count,
         duplicate=ack.duplicate,
     )
     for row, reason in ack.rejects.listed:
@@ -44,21 +45,30 @@ def stream_response(index: int, sequence: int, lineage: uuid.UUID, ack: Ack) -> 
 def stream_refusal(index: int, sequence: int, refusal: Refused) -> bytes:
     """What a unary call would have ended with."""
     status = updates_pb2.BatchStatus(code=refusal.code.value[0], message=refusal.text)
-    return updates_pb2.StreamUpdatesResponse(index=index, sequence=sequence, status=status).SerializeToString()
+    return updates_pb2.StreamUpdatesResponse(
+        index=index, sequence=sequence, status=status
+    ).SerializeToString()
 
 
 def snapshot_info(manifest: Manifest) -> snapshots_pb2.SnapshotInfo:
     """What a list says of a snapshot."""
     return snapshots_pb2.SnapshotInfo(
-        snapshot_id=manifest.snapshot_id, position=position(manifest.lineage, manifest.revision),
-        root_hash=manifest.root_hash, log_hash=manifest.log_hash, size_bytes=manifest.size_bytes,
-        created_us=manifest.created_us, users=manifest.users, items=manifest.items,
+        snapshot_id=manifest.snapshot_id,
+        position=position(manifest.lineage, manifest.revision),
+        root_hash=manifest.root_hash,
+        log_hash=manifest.log_hash,
+        size_bytes=manifest.size_bytes,
+        created_us=manifest.created_us,
+        users=manifest.users,
+        items=manifest.items,
     )
 
 
 def snapshot_progress(lineage: uuid.UUID, done: int, total: int, revision: int) -> bytes:
     """How far a snapshot is."""
-    progress = snapshots_pb2.SnapshotProgress(bytes_done=done, bytes_total=total, position=position(lineage, revision))
+    progress = snapshots_pb2.SnapshotProgress(
+        bytes_done=done, bytes_total=total, position=position(lineage, revision)
+    )
     return snapshots_pb2.SnapshotResponse(progress=progress).SerializeToString()
 
 
@@ -75,9 +85,16 @@ def description(hosted: Hosted, with_root_hash: bool = False) -> models_pb2.Mode
         state = engine.state
         users, items = state.backend.published
         result = models_pb2.ModelDescription(
-            model=hosted.name, position=position(state.lineage, state.revision), spec=spec_codec.to_message(state.spec),
-            users=users, items=items, events=state.events, backend=state.backend_name, log_hash=state.log_hash,
-            log_bytes=engine.log.size_bytes, memory_bytes=sum(state.memory_bytes.values()),
+            model=hosted.name,
+            position=position(state.lineage, state.revision),
+            spec=spec_codec.to_message(state.spec),
+            users=users,
+            items=items,
+            events=state.events,
+            backend=state.backend_name,
+            log_hash=state.log_hash,
+            log_bytes=engine.log.size_bytes,
+            memory_bytes=sum(state.memory_bytes.values()),
             writable=engine.failure is None,
         )
     if with_root_hash:

@@ -4,9 +4,10 @@
     readers  ── gate (small reads) or pin (long reads) ─▶ the state at one published revision
 
 Order of a commit, and why nothing acknowledged can be lost: a record is written and its sync has returned before it is
-applied; it is applied and published before it is acknowledged. What is queued when a stage turns forms the next group:
-throughput under load, latency when idle. Under load the disk writes one group while the LOG stage finds the rows of the group before. A failed sync is final: the engine acknowledges nothing more and says why in `failure`;
-a restart recovers from the log.
+applied; it is applied and published before it is acknowledged. What is queued when a stage turns forms the next
+group: throughput under load, latency when idle. Under load the disk writes one group while the LOG stage finds the
+rows of the group before. A failed sync is final: the engine acknowledges nothing more and says why in `failure`; a
+restart recovers from the log.
 """
 
 from __future__ import annotations
@@ -248,8 +249,19 @@ class Engine:
             self._refuse(items, unavailable("model: writes are stopped, the log could not be written"))
             return
         self._durable = [
-            (item, Header(base + 1 + i, item.producer, item.epoch, item.sequence, item.salt, item.received_hash,
-                          item.rejects, chain))
+            (
+                item,
+                Header(
+                    base + 1 + i,
+                    item.producer,
+                    item.epoch,
+                    item.sequence,
+                    item.salt,
+                    item.received_hash,
+                    item.rejects,
+                    chain,
+                ),
+            )
             for i, (item, chain) in enumerate(zip(items, hashes, strict=True))
         ]
         self._durable_rows = sum(item.change.rows for item in items)
@@ -259,7 +271,11 @@ class Engine:
         if not self._durable:
             return
         logged = [
-            _Logged(item, header, self.state.place(item.change) if isinstance(item.change, InteractionsChange) else None)
+            _Logged(
+                item,
+                header,
+                self.state.place(item.change) if isinstance(item.change, InteractionsChange) else None,
+            )
             for item, header in self._durable
         ]
         self._durable, self._durable_rows = [], 0
@@ -307,7 +323,9 @@ class Engine:
         with self._published:
             self._published.notify_all()
         last = header.sequence if item.change.kind == Kind.OPEN_PRODUCER else 0
-        item.finish(Ack(header.revision, item.change.rows, header.rejects, epoch=header.epoch, last_sequence=last))
+        item.finish(
+            Ack(header.revision, item.change.rows, header.rejects, epoch=header.epoch, last_sequence=last)
+        )
         self.metrics.observe_batch(item.change, header.rejects.count, time.perf_counter() - item.started)
 
 

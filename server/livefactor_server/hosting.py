@@ -1,9 +1,9 @@
 """The models of one server: created, opened with recovery, restored, deleted, drained. Holds the data folder's lock.
 
-    <data>/lock                      held by one server (flock)
-    <data>/models/<name>/log         segments of the model's log
-    <data>/models/<name>/snapshots   its snapshots
-    <data>/models/<name>/base        the snapshot that a restored model began with
+<data>/lock                      held by one server (flock)
+<data>/models/<name>/log         segments of the model's log
+<data>/models/<name>/snapshots   its snapshots
+<data>/models/<name>/base        the snapshot that a restored model began with
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import TextIO
 from livefactor.errors import SnapshotInvalid
 from livefactor_kernels import keymap, scoring
 from livefactor_kernels.spec import ModelSpec, SpecError, preset
-
 from livefactor_server import replay, spec_codec
 from livefactor_server.engine import Engine, EngineSettings
 from livefactor_server.keeper import Keeper, KeeperSettings
@@ -101,7 +100,12 @@ class Hosting:
         engine.start()
         keeper = Keeper(engine, store, self._settings.keeper)
         keeper.start()
-        logger.info("model %s: open at revision %d, %d users, %d items", name, state.revision, *state.backend.published)
+        logger.info(
+            "model %s: open at revision %d, %d users, %d items",
+            name,
+            state.revision,
+            *state.backend.published,
+        )
         return Hosted(name, folder, engine, Reader(engine), keeper)
 
     def get(self, name: str) -> Hosted:
@@ -120,7 +124,9 @@ class Hosting:
         spec_body = spec_codec.encode(spec)
 
         def fill(folder: Path) -> None:
-            Log.create(replay.log_folder(folder), spec_body, 0, uuid.uuid4(), time_us=time.time_ns() // 1000).close()
+            Log.create(
+                replay.log_folder(folder), spec_body, 0, uuid.uuid4(), time_us=time.time_ns() // 1000
+            ).close()
 
         return self._add(name, fill)
 
@@ -139,8 +145,16 @@ class Hosting:
 
         def fill(folder: Path) -> None:
             replay.adopt(path, folder)
-            log = Log.create(replay.log_folder(folder), manifest.spec, manifest.revision, uuid.uuid4(), time_us=time.time_ns() // 1000)
-            log.append([replay.engine_entry(log, manifest, spec.kernel_semantics, self._settings.engine.backend)])
+            log = Log.create(
+                replay.log_folder(folder),
+                manifest.spec,
+                manifest.revision,
+                uuid.uuid4(),
+                time_us=time.time_ns() // 1000,
+            )
+            log.append(
+                [replay.engine_entry(log, manifest, spec.kernel_semantics, self._settings.engine.backend)]
+            )
             log.close()
 
         return self._add(name, fill)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from livefactor.snapshot_format import Manifest
-
 from livefactor_server.engine import Engine
 from livefactor_server.snapshots import SnapshotDiskFull, SnapshotStore
 from livefactor_server.statuses import exhausted
@@ -71,7 +70,9 @@ class Keeper:
             try:
                 self.take()
             except Exception:
-                logger.exception("model %s: the last snapshot failed; the log has everything", self._engine.name)
+                logger.exception(
+                    "model %s: the last snapshot failed; the log has everything", self._engine.name
+                )
 
     def _watch(self) -> None:
         every = self._settings.snapshot_every_events
@@ -80,5 +81,7 @@ class Keeper:
                 try:
                     self.take()
                 except Exception:
-                    logger.exception("model %s: automatic snapshot failed, tried again later", self._engine.name)
+                    logger.exception(
+                        "model %s: automatic snapshot failed, tried again later", self._engine.name
+                    )
                     self._last_events = self._engine.state.events

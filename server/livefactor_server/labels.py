@@ -6,9 +6,9 @@ Kept as an append-only list, so that a snapshot freezes it by remembering a leng
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-
 
 ENTRY_BYTES = 200
 """Memory that an entry takes beside its text, about: key, string object, its places in the list and the map."""
@@ -23,12 +23,16 @@ class FrozenLabels:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """keys uint64[n] ascending, offsets uint64[n+1] into text, text uint8[bytes] (UTF-8)."""
-        current = {key: text for key, text in self.entries[: self.count]}
+        current = dict(self.entries[: self.count])
         names = sorted((key, text.encode()) for key, text in current.items() if text)
         keys = np.array([key for key, _ in names], np.uint64)
         offsets = np.zeros(len(names) + 1, np.uint64)
         np.cumsum([len(text) for _, text in names], out=offsets[1:])
-        return {"keys": keys, "offsets": offsets, "text": np.frombuffer(b"".join(t for _, t in names), np.uint8)}
+        return {
+            "keys": keys,
+            "offsets": offsets,
+            "text": np.frombuffer(b"".join(t for _, t in names), np.uint8),
+        }
 
 
 class Labels:
@@ -70,6 +74,6 @@ class Labels:
         """Replace all labels by a snapshot's (arrays as in `FrozenLabels.arrays`)."""
         text = arrays["text"].tobytes()
         ends = arrays["offsets"].tolist()
-        names = [text[start:end].decode() for start, end in zip(ends, ends[1:], strict=False)]
+        names = [text[start:end].decode() for start, end in pairwise(ends)]
         self._names = dict(zip(arrays["keys"].tolist(), names, strict=True))
         self._squeeze()

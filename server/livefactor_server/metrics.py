@@ -13,7 +13,22 @@ if TYPE_CHECKING:
     from livefactor_server.engine import Engine
     from livefactor_server.state import ModelState
 
-_LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 5.0)
+_LATENCY_BUCKETS = (
+    0.0005,
+    0.001,
+    0.002,
+    0.004,
+    0.008,
+    0.016,
+    0.032,
+    0.064,
+    0.128,
+    0.256,
+    0.512,
+    1.0,
+    2.0,
+    5.0,
+)
 
 EVENTS = Counter("livefactor_events", "Interactions applied.", ["model"])
 REJECTED = Counter("livefactor_rejected_rows", "Rows rejected in batches that were applied.", ["model"])
@@ -25,14 +40,32 @@ LOG_BYTES = Gauge("livefactor_log_bytes", "Bytes of the log on disk.", ["model"]
 MEMORY = Gauge("livefactor_memory_bytes", "Bytes of rows in use and key maps.", ["model", "table"])
 ROWS = Gauge("livefactor_rows", "Published rows.", ["model", "table"])
 APPLY_LATENCY = Histogram(
-    "livefactor_apply_latency_seconds", "From decoded batch to acknowledgement.", ["model"], buckets=_LATENCY_BUCKETS
+    "livefactor_apply_latency_seconds",
+    "From decoded batch to acknowledgement.",
+    ["model"],
+    buckets=_LATENCY_BUCKETS,
 )
-SCORE_LATENCY = Histogram("livefactor_score_latency_seconds", "Server time of a Score call.", ["model"], buckets=_LATENCY_BUCKETS)
+SCORE_LATENCY = Histogram(
+    "livefactor_score_latency_seconds", "Server time of a Score call.", ["model"], buckets=_LATENCY_BUCKETS
+)
 REFUSED = Counter("livefactor_refused_calls", "Calls answered with a status other than OK.", ["code"])
-WRITABLE = Gauge("livefactor_writable", "1 while the model accepts updates, 0 after a failed sync.", ["model"])
+WRITABLE = Gauge(
+    "livefactor_writable", "1 while the model accepts updates, 0 after a failed sync.", ["model"]
+)
 
 _ALL = (
-    EVENTS, REJECTED, BATCHES, REVISION, LOG_LAG, QUEUE, LOG_BYTES, MEMORY, ROWS, APPLY_LATENCY, SCORE_LATENCY, REFUSED,
+    EVENTS,
+    REJECTED,
+    BATCHES,
+    REVISION,
+    LOG_LAG,
+    QUEUE,
+    LOG_BYTES,
+    MEMORY,
+    ROWS,
+    APPLY_LATENCY,
+    SCORE_LATENCY,
+    REFUSED,
     WRITABLE,
 )
 METRICS = tuple(metric._name for metric in _ALL)

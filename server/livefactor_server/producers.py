@@ -88,10 +88,22 @@ def encode(frozen: list[tuple[bytes, int, int, tuple[Outcome, ...]]]) -> bytes:
     """Canonical bytes of a frozen table: equal tables give equal bytes."""
     parts = []
     for producer_id, epoch, last_sequence, ring in sorted(frozen):
-        parts += [struct.pack("<H", len(producer_id)), producer_id, _PRODUCER.pack(epoch, last_sequence, len(ring))]
+        parts += [
+            struct.pack("<H", len(producer_id)),
+            producer_id,
+            _PRODUCER.pack(epoch, last_sequence, len(ring)),
+        ]
         for o in ring:
             parts.append(
-                _OUTCOME.pack(o.sequence, o.revision, o.accepted, o.rejected_count, len(o.rejects), o.salt, o.received_hash)
+                _OUTCOME.pack(
+                    o.sequence,
+                    o.revision,
+                    o.accepted,
+                    o.rejected_count,
+                    len(o.rejects),
+                    o.salt,
+                    o.received_hash,
+                )
             )
             parts += [_REJECT.pack(row, reason) for row, reason in o.rejects]
     return b"".join(parts)
@@ -114,7 +126,9 @@ def decode(data: bytes) -> ProducerTable:
         epoch, last_sequence, count = _PRODUCER.unpack(take(_PRODUCER.size))
         ring = []
         for _ in range(count):
-            sequence, revision, accepted, rejected, listed, salt, received = _OUTCOME.unpack(take(_OUTCOME.size))
+            sequence, revision, accepted, rejected, listed, salt, received = _OUTCOME.unpack(
+                take(_OUTCOME.size)
+            )
             rejects = tuple(_REJECT.unpack(take(_REJECT.size)) for _ in range(listed))
             ring.append(Outcome(sequence, revision, accepted, rejected, rejects, salt, received))
         table._producers[producer_id] = Producer(epoch, last_sequence, ring)

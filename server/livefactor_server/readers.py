@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from livefactor.scoring_columns import ScoreColumns, ScoreQuery
 from livefactor_kernels import scoring
 from livefactor_kernels.pins import Pin
@@ -21,14 +22,17 @@ GATE_ROWS_MAX = 4096
 """Most rows gathered while holding the gate: longer reads go through a pin."""
 
 
-
 class Reader:
     """Scores of one model. Any thread."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._state = engine.state
-        self._unavailable_cache: tuple[np.ndarray, int, np.ndarray] = (np.empty(0, np.uint64), 0, np.empty(0, np.uint32))
+        self._unavailable_cache: tuple[np.ndarray, int, np.ndarray] = (
+            np.empty(0, np.uint64),
+            0,
+            np.empty(0, np.uint32),
+        )
 
     def score(self, query: ScoreQuery) -> ScoreColumns:
         """Answer a checked query."""
@@ -60,7 +64,12 @@ class Reader:
         scores, offsets = _score_lists(mean, users, items, query.offsets)
         repeat = len(query.user_ids) if query.offsets is None else 1
         return self._answer(
-            query, revision, np.tile(query.item_ids, repeat), scores, offsets, user_rows != NO_ROW,
+            query,
+            revision,
+            np.tile(query.item_ids, repeat),
+            scores,
+            offsets,
+            user_rows != NO_ROW,
             np.tile(item_rows != NO_ROW, repeat),
         )
 
@@ -79,21 +88,31 @@ class Reader:
                 pin, backend.items, factors, bias, query.k, common, own, own_offsets
             )
         return self._answer(
-            query, revision, backend.items.keys[rows], scores, offsets.astype(np.uint32), user_rows != NO_ROW,
+            query,
+            revision,
+            backend.items.keys[rows],
+            scores,
+            offsets.astype(np.uint32),
+            user_rows != NO_ROW,
             np.ones(len(rows), bool),
         )
 
-    def _exclusions(self, query: ScoreQuery, pin: Pin, unavailable: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _exclusions(
+        self, query: ScoreQuery, pin: Pin, unavailable: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(rows left out for all users, ascending; rows left out for one user each, ascending in a user; offsets of the latter)."""
         items = self._state.backend.items
         rows = items.find(query.item_ids, pin.counts[ITEMS])
-        common = [np.empty(0, np.uint32) if query.include_unavailable else self._unavailable_rows(unavailable, pin)]
+        common = [
+            np.empty(0, np.uint32) if query.include_unavailable else self._unavailable_rows(unavailable, pin)
+        ]
         own, offsets = np.empty(0, np.uint32), np.zeros(len(query.user_ids) + 1, np.uint32)
         if query.offsets is None:
             common.append(rows[rows != NO_ROW])
         else:
             lists = [
-                np.unique(part[part != NO_ROW]) for part in np.split(rows, query.offsets[1:-1].astype(np.int64))
+                np.unique(part[part != NO_ROW])
+                for part in np.split(rows, query.offsets[1:-1].astype(np.int64))
             ]
             own = np.concatenate(lists)
             np.cumsum([len(part) for part in lists], out=offsets[1:])
@@ -108,8 +127,16 @@ class Reader:
             self._unavailable_cache = (unavailable, pin.counts[ITEMS], rows)
         return rows
 
-    def _answer(self, query: ScoreQuery, revision: int, item_ids: np.ndarray, scores: np.ndarray, offsets: np.ndarray,
-                user_known: np.ndarray, item_known: np.ndarray) -> ScoreColumns:
+    def _answer(
+        self,
+        query: ScoreQuery,
+        revision: int,
+        item_ids: np.ndarray,
+        scores: np.ndarray,
+        offsets: np.ndarray,
+        user_known: np.ndarray,
+        item_known: np.ndarray,
+    ) -> ScoreColumns:
         labels: list[str] = []
         if query.with_labels:
             names = self._state.labels[ITEMS]
@@ -119,15 +146,21 @@ class Reader:
         )
 
 
-def _score_lists(mean: np.float32, users: tuple[np.ndarray, np.ndarray], items: tuple[np.ndarray, np.ndarray],
-                 offsets: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _score_lists(
+    mean: np.float32,
+    users: tuple[np.ndarray, np.ndarray],
+    items: tuple[np.ndarray, np.ndarray],
+    offsets: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
     """(scores, offsets): of each user's own list, or of the one list for every user."""
     if offsets is not None:
         return scoring.score_candidates(mean, *users, *items, offsets), offsets
     count, length = len(users[1]), len(items[1])
     ends = np.arange(count + 1, dtype=np.uint32) * np.uint32(length)
     lists = [
-        scoring.score_candidates(mean, users[0][u : u + 1], users[1][u : u + 1], *items, np.array([0, length], np.uint32))
+        scoring.score_candidates(
+            mean, users[0][u : u + 1], users[1][u : u + 1], *items, np.array([0, length], np.uint32)
+        )
         for u in range(count)
     ]
     return np.concatenate(lists), ends

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from livefactor.snapshot_format import Manifest
-
 from livefactor_server import decode
 from livefactor_server.changes import InteractionsChange, decode_rejects
 from livefactor_server.log import Entry, Kind, Log, Record
@@ -57,10 +56,14 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
         if info.lineage != log.lineage:
             continue
         if info.revision > log.last_revision:
-            raise ReplayError(f"the log ends at revision {log.last_revision}, but a snapshot was taken at {info.revision}: "
-                              "records that were synced are missing")
+            raise ReplayError(
+                f"the log ends at revision {log.last_revision}, but a snapshot was taken at {info.revision}: "
+                "records that were synced are missing"
+            )
         if next(log.read(info.revision)).hash != info.log_hash:
-            raise ReplayError(f"snapshot {info.snapshot_id} and the log tell different histories up to revision {info.revision}")
+            raise ReplayError(
+                f"snapshot {info.snapshot_id} and the log tell different histories up to revision {info.revision}"
+            )
         try:
             state = _from_snapshot(store, info.snapshot_id, log, backend)
         except Exception as error:  # a snapshot can be re-made from the log: go on with an older one
@@ -90,7 +93,9 @@ def _origin(model_folder: Path, log: Log, backend: str) -> ModelState:
             state = _from_snapshot(base, manifest.snapshot_id, log, backend)
             state.log_hash = first.hash
             return state
-    raise ReplayError(f"the log begins at revision {first.revision}; the snapshot it began with ({root.hex()}) is missing")
+    raise ReplayError(
+        f"the log begins at revision {first.revision}; the snapshot it began with ({root.hex()}) is missing"
+    )
 
 
 def _from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: str) -> ModelState:
@@ -99,11 +104,19 @@ def _from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: st
     if manifest.spec != log.spec_body:
         raise ReplayError(f"snapshot {snapshot_id} has another spec than the log")
     return restored(
-        decode_spec(manifest.spec), manifest.spec, log.lineage, backend, manifest.revision, manifest.log_hash, loaded.tensors
+        decode_spec(manifest.spec),
+        manifest.spec,
+        log.lineage,
+        backend,
+        manifest.revision,
+        manifest.log_hash,
+        loaded.tensors,
     )
 
 
-def follow(state: ModelState, log: Log, until: int | None = None, progress: Progress | None = None) -> ModelState:
+def follow(
+    state: ModelState, log: Log, until: int | None = None, progress: Progress | None = None
+) -> ModelState:
     """Apply the log's records after `state.revision` up to `until`."""
     last = log.last_revision if until is None else until
     for record in log.read(state.revision + 1):
@@ -125,7 +138,14 @@ def apply_record(state: ModelState, record: Record) -> None:
     rejects, received_hash = decode_rejects(bytes(record.rejects), record.commitment)
     placed = state.place(change) if isinstance(change, InteractionsChange) else None
     header = Header(
-        record.revision, record.producer, record.epoch, record.sequence, record.salt, received_hash, rejects, record.hash
+        record.revision,
+        record.producer,
+        record.epoch,
+        record.sequence,
+        record.salt,
+        received_hash,
+        rejects,
+        record.hash,
     )
     if record.kind == Kind.ENGINE:
         _check_engine(state, bytes(record.body))
@@ -147,17 +167,31 @@ def adopt(snapshot: Path, model_folder: Path) -> None:
 def engine_entry(log: Log, base: Manifest, kernel_semantics: int, backend: str) -> Entry:
     """An ENGINE record: who computes from here on, and from which snapshot."""
     origin = {"lineage": str(base.lineage), "revision": base.revision, "root_hash": base.root_hash.hex()}
-    body = json.dumps({"kernel_semantics": kernel_semantics, "backend": backend, "base": origin}, sort_keys=True).encode()
+    body = json.dumps(
+        {"kernel_semantics": kernel_semantics, "backend": backend, "base": origin}, sort_keys=True
+    ).encode()
     salt = os.urandom(SALT_BYTES)
     return Entry(
-        Kind.ENGINE, log.last_revision + 1, b"", 0, 0, time.time_ns() // 1000, 0, b"", body, salt, log.commit(salt, b"", body)
+        Kind.ENGINE,
+        log.last_revision + 1,
+        b"",
+        0,
+        0,
+        time.time_ns() // 1000,
+        0,
+        b"",
+        body,
+        salt,
+        log.commit(salt, b"", body),
     )
 
 
 def _check_engine(state: ModelState, body: bytes) -> None:
     semantics = json.loads(body)["kernel_semantics"]
     if semantics != state.spec.kernel_semantics:
-        raise ReplayError(f"kernel_semantics {semantics} begins at revision {state.revision + 1}: replay from its snapshot")
+        raise ReplayError(
+            f"kernel_semantics {semantics} begins at revision {state.revision + 1}: replay from its snapshot"
+        )
 
 
 def models_in(data: Path) -> Iterator[tuple[str, Path]]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.internal import api_implementation
-from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 
+from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 from livefactor_server.hosting import Hosting
 from livefactor_server.service import Services, ServiceSettings
 
@@ -53,12 +53,15 @@ class RpcServer:
     def __init__(self, hosting: Hosting, settings: ServiceSettings, address: str) -> None:
         """Bind `address` ("host:port", port 0 picks one, or "unix:/path"). Raises PortInUse."""
         if api_implementation.Type() != "upb":
-            raise RuntimeError("protobuf's upb implementation is needed: the pure-Python one is neither fast nor safe enough")
+            raise RuntimeError(
+                "protobuf's upb implementation is needed: the pure-Python one is neither fast nor safe enough"
+            )
         sys.setswitchinterval(THREAD_SWITCH_S)
         self._hosting = hosting
         pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="rpc")
         self._server = grpc.server(pool, options=_OPTIONS, maximum_concurrent_rpcs=settings.threads)
-        self._server.add_generic_rpc_handlers(tuple(Services(hosting, settings).generic_handlers()))
+        self._services = Services(hosting, settings)
+        self._server.add_generic_rpc_handlers(tuple(self._services.generic_handlers()))
         self._health = _add_health(self._server)
         _add_reflection(self._server)
         try:
@@ -96,6 +99,7 @@ class RpcServer:
         self._stopping.set()
         self._set_health(False, False)
         self._hosting.drain()
+        self._services.end_streams()
         self._server.stop(grace_s).wait()
 
 

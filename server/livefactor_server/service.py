@@ -1,7 +1,8 @@
 """RPC in, RPC out: the handlers translate between messages and the engine, and map refusals to statuses. Nothing else.
 
-Handlers take and return bytes (identity (de)serialisers): parsing happens here, so that malformed bytes are an INVALID_ARGUMENT and
-not the transport's UNKNOWN. Whatever else escapes a handler is logged and reaches the peer as UNAVAILABLE with a fixed text.
+Handlers take and return bytes (identity (de)serialisers): parsing happens here, so that malformed bytes are an
+INVALID_ARGUMENT and not the transport's UNKNOWN. Whatever else escapes a handler is logged and reaches the peer as
+UNAVAILABLE with a fixed text (guards.py).
 """
 
 from __future__ import annotations
@@ -11,22 +12,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+
 from livefactor.columns import ColumnError
 from livefactor.scoring_columns import encode_score_response
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 from livefactor_kernels.spec import PRESET_NAMES, SpecError
-
-from livefactor_server import decode, encode, metrics, spec_codec
+from livefactor_server import decode, encode, guards, spec_codec
 from livefactor_server.changes import OpenProducerChange, Rejects
 from livefactor_server.hosting import Hosting
-from livefactor_server.producers import ID_BYTES_MAX
 from livefactor_server.snapshots import SnapshotNotFound
-from livefactor_server.statuses import Refused, exhausted, invalid, late, not_found, precondition, unavailable
+from livefactor_server.statuses import Refused, invalid, late, not_found, precondition, unavailable
 from livefactor_server.submission import Ack, Submission
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ UNTAKEN_ANSWERS_MAX = 256
 """Batches of one stream whose answer the peer has not taken: past it the server stops reading the stream."""
 SNAPSHOT_CALLS_MAX = 4
 """Snapshot and FetchSnapshot calls at once: each holds a thread for as long as the peer takes to read."""
-_END = object()
+_END, _DRAINED = object(), object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,69 +57,38 @@ class ServiceSettings:
         return self.streams_max + self.update_slots + self.score_slots + SNAPSHOT_CALLS_MAX + 8
 
 
-class Slots:
-    """At most `count` calls of a kind at once; the next one is refused, not queued."""
-
-    def __init__(self, count: int, what: str) -> None:
-        self._free = threading.Semaphore(count)
-        self._what = what
-
-    def __enter__(self) -> None:
-        if not self._free.acquire(blocking=False):
-            raise exhausted(f"{self._what}: all slots are taken, try again later")
-
-    def __exit__(self, *_: object) -> None:
-        self._free.release()
-
-
-class _Window:
-    """Room for batches on a stream, taken by the pump, given back when the peer has taken an answer."""
-
-    def __init__(self, size: int) -> None:
-        self._room = threading.Semaphore(size)
-        self._closed = False
-
-    def take(self) -> None:
-        """Wait for room; after `close` there always is some."""
-        self._room.acquire()
-        if self._closed:
-            self._room.release()
-
-    def give(self) -> None:
-        """An answer was taken."""
-        self._room.release()
-
-    def close(self) -> None:
-        """The call is over: nobody takes answers any more, and nobody shall wait for that."""
-        self._closed = True
-        self._room.release()
-
-
 class Services:
     """Handlers of all RPCs over one `Hosting`."""
 
     def __init__(self, hosting: Hosting, settings: ServiceSettings) -> None:
         self._hosting = hosting
         self._settings = settings
-        self._updates = Slots(settings.update_slots, "updates")
-        self._streams = Slots(settings.streams_max, "streams")
-        self._scores = Slots(settings.score_slots, "scores")
-        self._snapshots = Slots(SNAPSHOT_CALLS_MAX, "snapshots")
+        self._updates = guards.Slots(settings.update_slots, "updates")
+        self._streams = guards.Slots(settings.streams_max, "streams")
+        self._scores = guards.Slots(settings.score_slots, "scores")
+        self._snapshots = guards.Slots(SNAPSHOT_CALLS_MAX, "snapshots")
         # Calls parked on min_position may not take all the score slots.
-        self._parked = Slots(max(1, settings.score_slots // 2), "scores waiting for min_position")
+        self._open_streams: set[queue.SimpleQueue[Any]] = set()
+        self._lock = threading.Lock()
+        self._draining = False
+        self._parked = guards.Slots(max(1, settings.score_slots // 2), "scores waiting for min_position")
 
     def generic_handlers(self) -> list[grpc.GenericRpcHandler]:
         """One handler a service, for `grpc.Server.add_generic_rpc_handlers`."""
-        unary = _unary
+        unary = guards.unary
 
-        def stream_out(handle: Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]) -> grpc.RpcMethodHandler[bytes, bytes]:
-            return _stream_out(handle, self._snapshots)
+        def stream_out(
+            handle: Callable[[bytes, grpc.ServicerContext], Iterator[bytes]],
+        ) -> grpc.RpcMethodHandler[bytes, bytes]:
+            return guards.stream_out(handle, self._snapshots)
 
         table = {
             updates_pb2.DESCRIPTOR.services_by_name["UpdateService"]: {
                 "OpenProducer": unary(self.open_producer),
                 "ApplyUpdates": unary(self.apply_updates),
-                "StreamUpdates": grpc.stream_stream_rpc_method_handler(_guard_stream(self.stream_updates)),
+                "StreamUpdates": grpc.stream_stream_rpc_method_handler(
+                    guards.guard_stream(self.stream_updates)
+                ),
             },
             scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"]: {"Score": unary(self.score)},
             snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"]: {
@@ -137,21 +106,26 @@ class Services:
         }
         for service, methods in table.items():
             assert set(methods) == {method.name for method in service.methods}, service.full_name
-        return [grpc.method_handlers_generic_handler(service.full_name, methods) for service, methods in table.items()]
+        return [
+            grpc.method_handlers_generic_handler(service.full_name, methods)
+            for service, methods in table.items()
+        ]
 
     # ------------------------------------------------------------------ updates
 
     def open_producer(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """OpenProducer."""
-        request = _parse(updates_pb2.OpenProducerRequest, raw)
-        producer = _producer_id(request.producer_id.encode())
+        request = guards.parse(updates_pb2.OpenProducerRequest, raw)
+        producer = guards.producer_id(request.producer_id.encode())
         if not producer:
             raise invalid("producer_id: empty")
         engine = self._hosting.get(request.model).engine
         with self._updates:
             ack = self._wait(engine, context, OpenProducerChange(), b"", producer, 0, 0, Rejects())
         return updates_pb2.OpenProducerResponse(
-            epoch=ack.epoch, last_sequence=ack.last_sequence, position=encode.position(engine.state.lineage, ack.revision)
+            epoch=ack.epoch,
+            last_sequence=ack.last_sequence,
+            position=encode.position(engine.state.lineage, ack.revision),
         ).SerializeToString()
 
     def apply_updates(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
@@ -159,22 +133,43 @@ class Services:
         update = decode.update_request(raw)
         engine = self._hosting.get(update.model).engine
         with self._updates:
-            change, rejects = decode.change_from_wire(update, engine.state.spec, self._settings.batch_events_max)
+            change, rejects = decode.change_from_wire(
+                update, engine.state.spec, self._settings.batch_events_max
+            )
             ack = self._wait(
-                engine, context, change, update.body, _producer_id(update.producer_id), update.epoch, update.sequence, rejects
+                engine,
+                context,
+                change,
+                update.body,
+                guards.producer_id(update.producer_id),
+                update.epoch,
+                update.sequence,
+                rejects,
             )
         return encode.apply_response(engine.state.lineage, ack).SerializeToString()
 
-    def _wait(self, engine: Any, context: grpc.ServicerContext, change: Any, body: bytes, producer: bytes, epoch: int,
-              sequence: int, rejects: Rejects) -> Ack:
+    def _wait(
+        self,
+        engine: Any,
+        context: grpc.ServicerContext,
+        change: Any,
+        body: bytes,
+        producer: bytes,
+        epoch: int,
+        sequence: int,
+        rejects: Rejects,
+    ) -> Ack:
         replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
         engine.submit(
-            Submission(change, body, producer, epoch, sequence, rejects, engine.log.commit, replies.put), wait=False
+            Submission(change, body, producer, epoch, sequence, rejects, engine.log.commit, replies.put),
+            wait=False,
         )
         try:
-            result = replies.get(timeout=_remaining(context)).result
+            result = replies.get(timeout=guards.remaining(context)).result
         except queue.Empty:
-            raise late("update: not acknowledged in time; its outcome is unknown, send the same sequence again") from None
+            raise late(
+                "update: not acknowledged in time; its outcome is unknown, send the same sequence again"
+            ) from None
         if isinstance(result, Refused):
             raise result
         assert result is not None
@@ -182,11 +177,13 @@ class Services:
 
     def stream_updates(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """StreamUpdates: a pump of its own reads requests, since a handler blocked on the next request cannot send acks."""
-        with self._streams:
-            replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            window = _Window(UNTAKEN_ANSWERS_MAX)
+        replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self._streams, self._listed(replies):
+            window = guards.Window(UNTAKEN_ANSWERS_MAX)
             context.add_callback(window.close)
-            pump = threading.Thread(target=self._pump, args=(requests, replies, window), name="update-stream", daemon=True)
+            pump = threading.Thread(
+                target=self._pump, args=(requests, replies, window), name="update-stream", daemon=True
+            )
             pump.start()
             answered, expected = 0, None
             while answered != expected:
@@ -194,11 +191,34 @@ class Services:
                 if reply[0] is _END:
                     expected = reply[1]
                     continue
+                if reply[0] is _DRAINED:
+                    raise unavailable("server: draining")
                 answered += 1
                 yield self._stream_reply(*reply)
                 window.give()
 
-    def _pump(self, requests: Iterator[bytes], replies: queue.SimpleQueue[Any], window: _Window) -> None:
+    @contextmanager
+    def _listed(self, replies: queue.SimpleQueue[Any]) -> Iterator[None]:
+        with self._lock:
+            if self._draining:
+                raise unavailable("server: draining")
+            self._open_streams.add(replies)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open_streams.discard(replies)
+
+    def end_streams(self) -> None:
+        """End every update stream behind the answers that it has; for a drain, when all that was accepted is answered."""
+        with self._lock:
+            self._draining = True
+            for replies in self._open_streams:
+                replies.put((_DRAINED, 0))
+
+    def _pump(
+        self, requests: Iterator[bytes], replies: queue.SimpleQueue[Any], window: guards.Window
+    ) -> None:
         index = 0
         try:
             for raw in requests:
@@ -208,7 +228,7 @@ class Services:
         except grpc.RpcError:
             pass  # the peer went away; what was submitted goes on
         except Exception as error:
-            if not _is_cancel(error):
+            if not guards.is_cancel(error):
                 logger.exception("update stream")
         finally:
             replies.put((_END, index))
@@ -219,18 +239,31 @@ class Services:
             update = decode.update_request(raw)
             sequence = update.sequence
             engine = self._hosting.get(update.model).engine
-            change, rejects = decode.change_from_wire(update, engine.state.spec, self._settings.batch_events_max)
+            change, rejects = decode.change_from_wire(
+                update, engine.state.spec, self._settings.batch_events_max
+            )
 
             def reply(item: Submission, lineage: Any = engine.state.lineage) -> None:
-                replies.put((item.tag, item.sequence, item.result, lineage))  # not the item: it holds the payload
+                replies.put(
+                    (item.tag, item.sequence, item.result, lineage)
+                )  # not the item: it holds the payload
 
             engine.submit(
-                Submission(change, update.body, _producer_id(update.producer_id), update.epoch, sequence, rejects,
-                           engine.log.commit, reply, index),
+                Submission(
+                    change,
+                    update.body,
+                    guards.producer_id(update.producer_id),
+                    update.epoch,
+                    sequence,
+                    rejects,
+                    engine.log.commit,
+                    reply,
+                    index,
+                ),
                 wait=True,
             )
         except (Refused, ColumnError) as error:
-            replies.put((index, sequence, _refusal(error), None))
+            replies.put((index, sequence, guards.refusal(error), None))
         except Exception:
             logger.exception("update stream")
             replies.put((index, sequence, unavailable("server: unexpected error"), None))
@@ -256,27 +289,33 @@ class Services:
         engine.metrics.observe_score(time.perf_counter() - started)
         return answer
 
-    def _await_position(self, engine: Any, lineage: bytes, revision: int, context: grpc.ServicerContext) -> None:
+    def _await_position(
+        self, engine: Any, lineage: bytes, revision: int, context: grpc.ServicerContext
+    ) -> None:
         if lineage and lineage != engine.state.lineage.bytes:
             raise precondition("min_position: of another lineage than the model's")
         if revision > engine.revision:
             with self._parked:
-                if not engine.wait_for(revision, _remaining(context)):
+                if not engine.wait_for(revision, guards.remaining(context)):
                     raise late(f"min_position: revision {revision} was not reached in time")
 
     # ------------------------------------------------------------------ snapshots
 
     def snapshot(self, raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Snapshot: progress while it is taken, then the manifest."""
-        request = _parse(snapshots_pb2.SnapshotRequest, raw)
+        request = guards.parse(snapshots_pb2.SnapshotRequest, raw)
         hosted = self._hosting.get(request.model)
         if request.HasField("min_position"):
-            self._await_position(hosted.engine, request.min_position.lineage, request.min_position.revision, context)
+            self._await_position(
+                hosted.engine, request.min_position.lineage, request.min_position.revision, context
+            )
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         def take() -> None:
             try:
-                events.put(hosted.keeper.take(lambda done, total, revision: events.put((done, total, revision))))
+                events.put(
+                    hosted.keeper.take(lambda done, total, revision: events.put((done, total, revision)))
+                )
             except BaseException as error:
                 events.put(error)
 
@@ -295,7 +334,7 @@ class Services:
 
     def list_snapshots(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """ListSnapshots."""
-        request = _parse(snapshots_pb2.ListSnapshotsRequest, raw)
+        request = guards.parse(snapshots_pb2.ListSnapshotsRequest, raw)
         infos = self._hosting.get(request.model).keeper.store.list()
         return snapshots_pb2.ListSnapshotsResponse(
             snapshots=[encode.snapshot_info(info) for info in infos]
@@ -303,7 +342,7 @@ class Services:
 
     def fetch_snapshot(self, raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         """FetchSnapshot: the manifest first, then the files it lists, in chunks."""
-        request = _parse(snapshots_pb2.FetchSnapshotRequest, raw)
+        request = guards.parse(snapshots_pb2.FetchSnapshotRequest, raw)
         store = self._hosting.get(request.model).keeper.store
         try:
             for piece in store.pieces(request.snapshot_id):
@@ -317,7 +356,7 @@ class Services:
 
     def create_model(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """CreateModel."""
-        request = _parse(models_pb2.CreateModelRequest, raw)
+        request = guards.parse(models_pb2.CreateModelRequest, raw)
         preset = request.preset or self._settings.default_preset or PRESET_NAMES[0]
         try:
             spec = spec_codec.from_message(request.spec, preset)
@@ -328,7 +367,7 @@ class Services:
 
     def describe_model(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """DescribeModel."""
-        request = _parse(models_pb2.DescribeModelRequest, raw)
+        request = guards.parse(models_pb2.DescribeModelRequest, raw)
         hosted = self._hosting.get(request.model)
         return models_pb2.DescribeModelResponse(
             description=encode.description(hosted, request.with_root_hash)
@@ -336,14 +375,14 @@ class Services:
 
     def list_models(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """ListModels."""
-        _parse(models_pb2.ListModelsRequest, raw)
+        guards.parse(models_pb2.ListModelsRequest, raw)
         return models_pb2.ListModelsResponse(
             models=[encode.description(hosted) for hosted in self._hosting.all()]
         ).SerializeToString()
 
     def delete_model(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """DeleteModel."""
-        request = _parse(models_pb2.DeleteModelRequest, raw)
+        request = guards.parse(models_pb2.DeleteModelRequest, raw)
         if not request.model:
             raise invalid("model: a name is needed to delete")
         self._hosting.delete(request.model)
@@ -351,81 +390,6 @@ class Services:
 
     def restore_snapshot(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """RestoreSnapshot."""
-        request = _parse(models_pb2.RestoreSnapshotRequest, raw)
+        request = guards.parse(models_pb2.RestoreSnapshotRequest, raw)
         hosted = self._hosting.restore(request.model, request.source_model, request.snapshot_id)
         return models_pb2.RestoreSnapshotResponse(description=encode.description(hosted)).SerializeToString()
-
-
-def _parse(kind: type[Any], raw: bytes) -> Any:
-    try:
-        return kind.FromString(raw)
-    except DecodeError:
-        message: type[Message] = kind
-        raise invalid(f"malformed {message.DESCRIPTOR.name}") from None
-
-
-def _producer_id(producer: bytes) -> bytes:
-    if len(producer) > ID_BYTES_MAX:
-        raise invalid(f"producer: an id has at most {ID_BYTES_MAX} bytes, got {len(producer)}")
-    return producer
-
-
-def _remaining(context: grpc.ServicerContext) -> float | None:
-    seconds = context.time_remaining()
-    # Without a deadline gRPC reports centuries, which a lock's timeout cannot hold.
-    return None if seconds is None or seconds > threading.TIMEOUT_MAX else max(0.0, seconds)
-
-
-def _refusal(error: Exception) -> Refused:
-    return error if isinstance(error, Refused) else invalid(str(error))
-
-
-def _is_cancel(error: Exception) -> bool:
-    # grpcio ends a cancelled stream's request iterator with a bare Exception or its private RpcError.
-    return type(error) is Exception and not error.args
-
-
-def _end_with(context: grpc.ServicerContext, error: BaseException) -> None:
-    if isinstance(error, Refused | ColumnError):
-        refusal = _refusal(error)
-    else:
-        logger.error("handler failed", exc_info=error)
-        refusal = unavailable("server: unexpected error")
-    metrics.REFUSED.labels(refusal.code.name).inc()
-    context.abort(refusal.code, refusal.text)
-
-
-def _unary(handle: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler[bytes, bytes]:
-    def guarded(raw: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            return handle(raw, context)
-        except Exception as error:
-            failure = error
-        _end_with(context, failure)
-        raise AssertionError("abort raises")
-
-    return grpc.unary_unary_rpc_method_handler(guarded)
-
-
-def _guard_stream(
-    handle: Callable[[Any, grpc.ServicerContext], Iterator[bytes]],
-) -> Callable[[Any, grpc.ServicerContext], Iterator[bytes]]:
-    def guarded(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-        try:
-            yield from handle(requests, context)
-            return
-        except Exception as error:
-            failure = error
-        _end_with(context, failure)
-
-    return guarded
-
-
-def _stream_out(
-    handle: Callable[[bytes, grpc.ServicerContext], Iterator[bytes]], slots: Slots
-) -> grpc.RpcMethodHandler[bytes, bytes]:
-    def limited(raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        with slots:
-            yield from handle(raw, context)
-
-    return grpc.unary_stream_rpc_method_handler(_guard_stream(limited))

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from livefactor_kernels.spec import PRESET_NAMES
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from livefactor_kernels.spec import PRESET_NAMES
 from livefactor_server.engine import EngineSettings
 from livefactor_server.hosting import HostingSettings
 from livefactor_server.keeper import KeeperSettings
@@ -23,23 +23,46 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LIVEFACTOR_", frozen=True)
 
-    data: Path = Field(Path("livefactor-data"), description="Folder that holds the models; one server at a time.")
-    host: str = Field("127.0.0.1", description="Address to bind. Anything but loopback also needs allow_remote.")
+    data: Path = Field(
+        Path("livefactor-data"), description="Folder that holds the models; one server at a time."
+    )
+    host: str = Field(
+        "127.0.0.1", description="Address to bind. Anything but loopback also needs allow_remote."
+    )
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
-    metrics_port: int = Field(0, ge=-1, le=65535, description="Prometheus port on the same host; 0 takes a free one, -1 is off.")
-    allow_remote: bool = Field(False, description="Allow a host other than loopback. There is no TLS and no access control yet.")
-    preset: str = Field("clicks", description="Preset of the model 'default', made if the data folder is empty; '' makes none.")
+    metrics_port: int = Field(
+        0, ge=-1, le=65535, description="Prometheus port on the same host; 0 takes a free one, -1 is off."
+    )
+    allow_remote: bool = Field(
+        False, description="Allow a host other than loopback. There is no TLS and no access control yet."
+    )
+    preset: str = Field(
+        "clicks",
+        description="Preset of the model 'default', made if the data folder is empty; '' makes none.",
+    )
     backend: Literal["cpu"] = Field("cpu", description="What computes; the bits do not depend on it.")
     batch_events_max: int = Field(65_536, ge=1, le=65_536, description="Most rows of one batch.")
-    queue_bytes_max: int = Field(64 << 20, ge=1 << 16, description="Bytes of batches that may wait for the log, a model.")
-    memory_bytes_max: int = Field(8 << 30, ge=1 << 20, description="Bytes of rows, key maps and labels, a model; past it new ones are refused.")
+    queue_bytes_max: int = Field(
+        64 << 20, ge=1 << 16, description="Bytes of batches that may wait for the log, a model."
+    )
+    memory_bytes_max: int = Field(
+        8 << 30,
+        ge=1 << 20,
+        description="Bytes of rows, key maps and labels, a model; past it new ones are refused.",
+    )
     streams_max: int = Field(32, ge=1, le=512, description="Update streams at once.")
     update_slots: int = Field(64, ge=1, le=512, description="Unary update calls at once.")
     score_slots: int = Field(16, ge=1, le=512, description="Score calls at once.")
-    snapshot_every_events: int = Field(20_000_000, ge=0, description="Take a snapshot after so many events; 0: only on drain.")
+    snapshot_every_events: int = Field(
+        20_000_000, ge=0, description="Take a snapshot after so many events; 0: only on drain."
+    )
     snapshots_kept: int = Field(3, ge=1, description="Newest snapshots to keep, a model.")
-    drain_s: float = Field(30.0, ge=0.0, description="Most seconds that running calls get to end after SIGTERM.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line of the server's log.")
+    drain_s: float = Field(
+        30.0, ge=0.0, description="Most seconds that running calls get to end after SIGTERM."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe line of the server's log."
+    )
 
     @field_validator("preset")
     @classmethod
@@ -59,6 +82,9 @@ class ServerSettings(BaseSettings):
     def service(self) -> ServiceSettings:
         """The handlers' part."""
         return ServiceSettings(
-            batch_events_max=self.batch_events_max, streams_max=self.streams_max, update_slots=self.update_slots,
-            score_slots=self.score_slots, default_preset=self.preset,
+            batch_events_max=self.batch_events_max,
+            streams_max=self.streams_max,
+            update_slots=self.update_slots,
+            score_slots=self.score_slots,
+            default_preset=self.preset,
         )

@@ -10,11 +10,21 @@ from dataclasses import fields, replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from livefactor.v1 import models_pb2
 
+from livefactor.v1 import models_pb2
 from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind, SpecError, preset
 
-_PLAIN = ("k", "l2", "bias_l2", "negatives", "micro_batch", "hot_row_events", "init_scale", "seed", "kernel_semantics")
+_PLAIN = (
+    "k",
+    "l2",
+    "bias_l2",
+    "negatives",
+    "micro_batch",
+    "hot_row_events",
+    "init_scale",
+    "seed",
+    "kernel_semantics",
+)
 _OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps")
 _LIMITS = tuple(field.name for field in fields(Limits))
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.spec import Loss, ModelSpec
-
 from livefactor_server import producers as producer_codec
 from livefactor_server.changes import (
     AvailabilityChange,
@@ -68,10 +68,14 @@ class ModelState:
     events: int = 0
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
-    unavailable: np.ndarray = field(default_factory=lambda: NO_KEYS)  # uint64, ascending; replaced, never written in place
+    unavailable: np.ndarray = field(
+        default_factory=lambda: NO_KEYS
+    )  # uint64, ascending; replaced, never written in place
 
     @classmethod
-    def empty(cls, spec: ModelSpec, spec_body: bytes, lineage: uuid.UUID, backend: str, log_hash: bytes) -> ModelState:
+    def empty(
+        cls, spec: ModelSpec, spec_body: bytes, lineage: uuid.UUID, backend: str, log_hash: bytes
+    ) -> ModelState:
         """The state at revision 0: nothing but the spec."""
         return cls(spec, spec_body, lineage, create_backend(backend, spec), backend, log_hash=log_hash)
 
@@ -106,7 +110,13 @@ class ModelState:
         columns = change.columns
         values = None if self.spec.loss == Loss.BPR else columns.values
         return Update(
-            revision, placed.user_rows, placed.item_rows, values, columns.weights, placed.user_count, placed.item_count
+            revision,
+            placed.user_rows,
+            placed.item_rows,
+            values,
+            columns.weights,
+            placed.user_count,
+            placed.item_count,
         )
 
     @property
@@ -132,7 +142,13 @@ class ModelState:
 def _outcome(header: Header, change: Change) -> Outcome:
     rejects = header.rejects
     return Outcome(
-        header.sequence, header.revision, change.rows, rejects.count, rejects.listed, header.salt, header.received_hash
+        header.sequence,
+        header.revision,
+        change.rows,
+        rejects.count,
+        rejects.listed,
+        header.salt,
+        header.received_hash,
     )
 
 
@@ -169,13 +185,20 @@ class SmallState:
 
 
 def restored(
-    spec: ModelSpec, spec_body: bytes, lineage: uuid.UUID, backend: str, revision: int, log_hash: bytes,
+    spec: ModelSpec,
+    spec_body: bytes,
+    lineage: uuid.UUID,
+    backend: str,
+    revision: int,
+    log_hash: bytes,
     tensors: Mapping[str, np.ndarray],
 ) -> ModelState:
     """The state of a verified snapshot's tensors (names as `SmallState.arrays` and "users.*", "items.*")."""
     state = ModelState.empty(spec, spec_body, lineage, backend, log_hash)
     for number, name in enumerate(("users", "items")):
-        sections = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(name + ".")}
+        sections = {
+            key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(name + ".")
+        }
         state.backend.load_sections(number, sections, len(sections["keys"]))
     total, count = (int(number) for number in tensors["mean"])
     state.backend.set_mean(total, count)

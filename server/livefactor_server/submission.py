@@ -73,15 +73,26 @@ class Submission:
     def reject_more(self, rejected: list[tuple[int, int]], change: Change) -> None:
         """Rows of the present change that found no room; `change` is what is left. Their numbers are the received batch's."""
         original = [row for row, _ in self.rejects.listed]
-        self.rejects = self.rejects.merged([(_received_row(row, original), reason) for row, reason in rejected])
+        self.rejects = self.rejects.merged(
+            [(_received_row(row, original), reason) for row, reason in rejected]
+        )
         self.change = change
         self._seal()
 
     def entry(self, revision: int) -> Entry:
         """The log entry of this batch."""
         return Entry(
-            self.change.kind, revision, self.producer, self.epoch, self.sequence, self.time_us, self.change.rows,
-            self.rejects_blob, self.change.body, self.salt, self.commitment,
+            self.change.kind,
+            revision,
+            self.producer,
+            self.epoch,
+            self.sequence,
+            self.time_us,
+            self.change.rows,
+            self.rejects_blob,
+            self.change.body,
+            self.salt,
+            self.commitment,
         )
 
     def finish(self, result: Ack | Refused) -> None:

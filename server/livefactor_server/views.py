@@ -45,9 +45,24 @@ class _StillRows:
         return {name: view[start:stop] for name, view in table.sections(stop).items()}
 
 
-def _view(name: str, state: ModelState, revision: int, log_hash: bytes, log_hash_name: str, rows: RowReader,
-          small: SmallState) -> StateView:
+def _view(
+    name: str,
+    state: ModelState,
+    revision: int,
+    log_hash: bytes,
+    log_hash_name: str,
+    rows: RowReader,
+    small: SmallState,
+) -> StateView:
     return StateView(
-        revision, state.lineage, state.spec_body, log_hash, log_hash_name, time.time_ns() // 1000,
-        state.spec.kernel_semantics, name, rows, small.arrays(),
+        revision,
+        state.lineage,
+        state.spec_body,
+        log_hash,
+        log_hash_name,
+        time.time_ns() // 1000,
+        state.spec.kernel_semantics,
+        name,
+        rows,
+        small.arrays(),
     )

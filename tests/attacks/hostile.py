@@ -10,6 +10,7 @@ from itertools import count
 
 import grpc
 import psutil
+
 from livefactor.v1 import models_pb2, models_pb2_grpc, scoring_pb2, snapshots_pb2, updates_pb2
 from server_process import Server
 

@@ -9,10 +9,18 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from hostile import METHODS, MODEL, Target
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from livefactor.v1 import models_pb2, scoring_pb2, scoring_pb2_grpc, snapshots_pb2, updates_pb2, updates_pb2_grpc
+
+from hostile import METHODS, MODEL, Target
+from livefactor.v1 import (
+    models_pb2,
+    scoring_pb2,
+    scoring_pb2_grpc,
+    snapshots_pb2,
+    updates_pb2,
+    updates_pb2_grpc,
+)
 from server_process import Server, WarmStart
 
 Serve = Callable[..., Server]

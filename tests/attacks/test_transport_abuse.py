@@ -11,8 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import psutil
 import pytest
+
 from hostile import MODEL, Target, check_status
-from livefactor.v1 import models_pb2, scoring_pb2, scoring_pb2_grpc, snapshots_pb2, updates_pb2, updates_pb2_grpc
+from livefactor.v1 import (
+    models_pb2,
+    scoring_pb2,
+    scoring_pb2_grpc,
+    snapshots_pb2,
+    updates_pb2,
+    updates_pb2_grpc,
+)
 from livefactor_server.audit import replay_model
 from server_process import Server, WarmStart, wait_until
 

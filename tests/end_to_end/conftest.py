@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from history import History, make_history
 from server_process import Server, WarmStart
 from serving import serve, warm

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from livefactor.auditor import Auditor
 from livefactor.batching import BatchSettings
 from livefactor.models import Models

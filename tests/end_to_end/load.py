@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+
 from livefactor import columns as wire
 from livefactor.batching import BatchSettings, Receipt
 from livefactor.errors import LivefactorError

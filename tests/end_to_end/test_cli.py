@@ -11,11 +11,19 @@ from typing import Any
 import click.testing
 import pytest
 import typer
+
 from livefactor import Producer, load
 from livefactor_server import cli_client, cli_log, cli_push  # noqa: F401
 from livefactor_server.cli import app
 
-LINES = ["customer,article,stars,at", "7,lamp,4,100", "7,mug,5,101", "8,mug,nan,102", "9,lamp,3,103", "9,vase,1,104"]
+LINES = [
+    "customer,article,stars,at",
+    "7,lamp,4,100",
+    "7,mug,5,101",
+    "8,mug,nan,102",
+    "9,lamp,3,103",
+    "9,vase,1,104",
+]
 
 
 @pytest.fixture
@@ -24,7 +32,9 @@ def run(server: Any):
     runner = click.testing.CliRunner()
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        result = runner.invoke(typer.main.get_command(app), arguments, env={"LIVEFACTOR_TARGET": server.target, "COLUMNS": "200"})
+        result = runner.invoke(
+            typer.main.get_command(app), arguments, env={"LIVEFACTOR_TARGET": server.target, "COLUMNS": "200"}
+        )
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result.exit_code, result.stdout, result.stderr
@@ -39,12 +49,34 @@ def as_json(run: Any, *arguments: str) -> Any:
 
 
 def ratings(run: Any, name: str) -> str:
-    as_json(run, "models", "create", name, "--preset", "ratings", "--spec", '{"k": 8, "limits": {"users_max": 1000}}')
+    as_json(
+        run,
+        "models",
+        "create",
+        name,
+        "--preset",
+        "ratings",
+        "--spec",
+        '{"k": 8, "limits": {"users_max": 1000}}',
+    )
     return name
 
 
 def push_options(model: str) -> list[str]:
-    return ["--user", "customer", "--item", "article", "--value", "stars", "--time", "at", "--batch", "2", "-m", model]
+    return [
+        "--user",
+        "customer",
+        "--item",
+        "article",
+        "--value",
+        "stars",
+        "--time",
+        "at",
+        "--batch",
+        "2",
+        "-m",
+        model,
+    ]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -64,8 +96,12 @@ def test_push_resumes_by_sequence_and_reports_rejects(run: Any, tmp_path: Path, 
 def test_push_parquet_gives_what_csv_gives(run: Any, tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [line.split(",") for line in LINES[1:]]
-    columns = {"customer": [int(row[0]) for row in rows], "article": [row[1] for row in rows],
-               "stars": [float(row[2]) for row in rows], "at": [int(row[3]) for row in rows]}
+    columns = {
+        "customer": [int(row[0]) for row in rows],
+        "article": [row[1] for row in rows],
+        "stars": [float(row[2]) for row in rows],
+        "at": [int(row[3]) for row in rows],
+    }
     parquet.write_table(arrow.table(columns), tmp_path / "events.parquet")
     (tmp_path / "events.csv").write_text("\n".join(LINES) + "\n")
     roots = []
@@ -76,7 +112,9 @@ def test_push_parquet_gives_what_csv_gives(run: Any, tmp_path: Path) -> None:
         out = tmp_path / f"{model}-snapshot"
         assert run("snapshot", "-m", model, "--out", str(out))[0] == 0
         loaded = load(out)
-        roots.append((loaded.user_ids.tolist(), loaded.item_ids.tolist(), loaded.user_factors.tobytes(), loaded.mean))
+        roots.append(
+            (loaded.user_ids.tolist(), loaded.item_ids.tolist(), loaded.user_factors.tobytes(), loaded.mean)
+        )
     assert roots[0] == roots[1]
 
 
@@ -114,7 +152,9 @@ def test_snapshot_verify_and_replay(run: Any, server: Any, tmp_path: Path) -> No
     assert [entry["snapshot_id"] for entry in listed] == [taken["snapshot_id"]]
     assert as_json(run, "verify", str(tmp_path / "copy"))["root_hash"] == taken["root_hash"]
     for backend in ("cpu", "reference"):
-        replayed = as_json(run, "verify", str(server.data / "models" / model), "--replay", "--backend", backend)
+        replayed = as_json(
+            run, "verify", str(server.data / "models" / model), "--replay", "--backend", backend
+        )
         assert replayed["good"] and replayed["root_hash"] == taken["root_hash"]
         assert replayed["snapshots"] == {taken["snapshot_id"]: True}
     users = tmp_path / "copy" / "users.safetensors"
@@ -151,8 +191,15 @@ def test_log_show_lists_what_was_logged(run: Any, server: Any, tmp_path: Path) -
 
 
 def test_faults_are_one_line(run: Any, tmp_path: Path) -> None:
-    for arguments in (("verify", str(tmp_path)), ("log", "show", str(tmp_path)), ("verify", "--replay", str(tmp_path))):
+    for arguments in (
+        ("verify", str(tmp_path)),
+        ("log", "show", str(tmp_path)),
+        ("verify", "--replay", str(tmp_path)),
+    ):
         code, _, err = run(*arguments)
-        assert code == 1 and err.strip().startswith("livefactor: ") and len(err.strip().splitlines()) <= 2, (arguments, err)
+        assert code == 1 and err.strip().startswith("livefactor: ") and len(err.strip().splitlines()) <= 2, (
+            arguments,
+            err,
+        )
     code, _, err = run("models", "create", "bad", "--spec", '{"k": "many"}')
     assert code == 2 and "k" in err

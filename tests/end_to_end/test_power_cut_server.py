@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from livefactor.errors import NotFound
 from load import MODEL, Findings, Follower, Load, create_model, described
 from loop_disk import LoopFileSystem

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+
 from livefactor.auditor import Auditor
 from livefactor.errors import LivefactorError
 from livefactor_server.audit import replay_model

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+
 from livefactor.batching import BatchSettings
 from livefactor.errors import Cancelled, DeadlineExceeded, FailedPrecondition, ResourceExhausted, Unavailable
 from livefactor.position import Position

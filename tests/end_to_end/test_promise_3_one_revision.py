@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+
 from livefactor.auditor import Auditor
 from livefactor.batching import BatchSettings
 from livefactor.producer import Producer

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import grpc
 import pytest
+
 from livefactor.v1 import updates_pb2, updates_pb2_grpc
 from livefactor_server.log import Kind, Log
 from livefactor_server.replay import log_folder

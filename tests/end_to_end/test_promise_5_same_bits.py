@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+
 from history import MODELS, History
 from livefactor_server.audit import replay_model, root_of
 from livefactor_server.log import Entry, Log, Record

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from livefactor import snapshot_files
 from livefactor.auditor import Auditor, SnapshotInfo
 from livefactor.batching import BatchSettings

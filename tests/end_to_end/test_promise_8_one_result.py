@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from history import MODELS, History
 from livefactor_kernels import scoring
-from livefactor_server.audit import replay_model, root_of
+from livefactor_server.audit import replay_model
 from livefactor_server.log import Log
 from livefactor_server.replay import log_folder, replay
 from livefactor_server.state import ModelState

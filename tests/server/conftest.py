@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+
 from livefactor_server import embedded
 from stubs import Stubs
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+
 from livefactor import columns as wire
 from livefactor_kernels.spec import Limits, ModelSpec, preset
 from livefactor_server import decode, spec_codec
@@ -54,13 +55,23 @@ class Rig:
         self.folder = folder
         self.io = FaultyIO()
         if not (folder / "log").exists():
-            Log.create(folder / "log", spec_codec.encode(spec), 0, uuid.uuid4(), io=self.io, segment_bytes=SEGMENT_BYTES, ahead=False).close()
+            Log.create(
+                folder / "log",
+                spec_codec.encode(spec),
+                0,
+                uuid.uuid4(),
+                io=self.io,
+                segment_bytes=SEGMENT_BYTES,
+                ahead=False,
+            ).close()
         self.log = Log.open(folder / "log", io=self.io, segment_bytes=SEGMENT_BYTES, ahead=False)
         self.engine = Engine("m", recover(folder, self.log, "cpu"), self.log, settings or EngineSettings())
         self.engine.start()
         self.epoch = 0
 
-    def send(self, change: object, body: bytes, producer: bytes, epoch: int, sequence: int) -> queue.SimpleQueue[Submission]:
+    def send(
+        self, change: object, body: bytes, producer: bytes, epoch: int, sequence: int
+    ) -> queue.SimpleQueue[Submission]:
         replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
         item = Submission(change, body, producer, epoch, sequence, NO_REJECTS, self.log.commit, replies.put)
         self.engine.submit(item, wait=True)
@@ -93,7 +104,9 @@ class Rig:
 
 def batch(seed: int, rows: int = 100) -> bytes:
     rng = np.random.default_rng(seed)
-    return wire.encode_interactions(rng.integers(0, 300, rows, np.uint64), rng.integers(0, 200, rows, np.uint64))
+    return wire.encode_interactions(
+        rng.integers(0, 300, rows, np.uint64), rng.integers(0, 200, rows, np.uint64)
+    )
 
 
 def state_root(state: ModelState) -> bytes:

@@ -1,17 +1,10 @@
-"""Real power cuts: an ext4 file system in a file is shut down under a writer, as if the plug was pulled.
-
-`FS_IOC_SHUTDOWN` drops what the kernel had not written. It would do so to any file system, the machine's own
-too, so it is used through `cut` alone, which demands a loop device that this test mounted. A disk that lies
-about its own cache is not tested.
-"""
+"""Real power cuts: an ext4 file system in a file is shut down under a writer, as if the plug was pulled (loop_disk.py)."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import random
-import re
-import struct
 import subprocess
 import sys
 import time
@@ -19,65 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loop_disk import LoopFileSystem, run
 
 from livefactor_server.log import Entry, FileIO, Kind, Log, LogError
 
-FS_IOC_SHUTDOWN = 0x8004587D
-SHUTDOWN_NO_LOG_FLUSH = 2
 CUTS = 20
 SEED = 11
 SEGMENT_BYTES = 64 * 1024
-
-
-class LoopFileSystem:
-    """An ext4 of 64 MiB in a file, mounted at `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        folder = folder.resolve()
-        self.image, self.folder = folder / "disk.img", folder / "mounted"
-        self.folder.mkdir()
-        with self.image.open("wb") as file:
-            file.truncate(64 << 20)
-        self.mounted_by_us = False
-        run("mkfs.ext4", "-q", "-F", self.image)
-        self.mount()
-
-    def mount(self) -> None:
-        run("mount", "-o", "loop", self.image, self.folder)
-        self.mounted_by_us = True
-
-    def unmount(self) -> None:
-        for _ in range(100):
-            if subprocess.run(["umount", str(self.folder)], capture_output=True, check=False).returncode == 0:
-                self.mounted_by_us = False
-                return
-            time.sleep(0.02)
-        raise RuntimeError(f"{self.folder} stays busy")
-
-    def cut(self) -> None:
-        """Pulls the plug. Refuses unless the file system is on a loop device over this object's own image."""
-        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            self._check_ours(os.fstat(fd).st_dev)
-            fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", SHUTDOWN_NO_LOG_FLUSH))
-        finally:
-            os.close(fd)
-
-    def _check_ours(self, device: int) -> None:
-        name = f"{os.major(device)}:{os.minor(device)}"
-        lines = [line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        mounts = [(words[4], words[words.index("-") + 2]) for words in lines if words[2] == name]
-        sources = {source for _, source in mounts if re.fullmatch(r"/dev/loop[0-9]+", source)}
-        backing = [
-            Path(f"/sys/block/{source[5:]}/loop/backing_file").read_text().strip() for source in sources
-        ]
-        only_here = [folder for folder, _ in mounts] == [str(self.folder)]
-        if not (self.mounted_by_us and only_here and backing == [str(self.image)]):
-            raise RuntimeError(f"{self.folder} is not a loop file system of this test: no power cut")
-
-
-def run(*command: object) -> None:
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -87,8 +28,7 @@ def disk(tmp_path: Path) -> Iterator[LoopFileSystem]:
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"{CUTS} power cuts not made: they need root, loop devices and mkfs.ext4 ({error})")
     yield made
-    if made.mounted_by_us:
-        run("umount", "-l", made.folder)
+    made.remove()
 
 
 class NoSync(FileIO):

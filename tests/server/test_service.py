@@ -8,14 +8,20 @@ from collections.abc import Callable, Iterator
 import grpc
 import numpy as np
 import pytest
-from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 
+from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 from stubs import Stubs
 
 CLOSED = {
-    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNIMPLEMENTED,
 }
 Rows = updates_pb2.Interactions
 NAN, INF = float("nan"), float("inf")
@@ -30,14 +36,22 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
 
 
 def top_k(stubs: Stubs, model: str, users: list[int], k: int, **fields: object) -> scoring_pb2.ScoreResponse:
-    target = scoring_pb2.TopK(k=k, **{n: v for n, v in fields.items() if n not in ("with_labels", "min_position")})
+    target = scoring_pb2.TopK(
+        k=k, **{n: v for n, v in fields.items() if n not in ("with_labels", "min_position")}
+    )
     rest = {n: v for n, v in fields.items() if n in ("with_labels", "min_position")}
-    return stubs.scoring.Score(scoring_pb2.ScoreRequest(model=model, user_ids=users, top_k=target, **rest), timeout=30)
+    return stubs.scoring.Score(
+        scoring_pb2.ScoreRequest(model=model, user_ids=users, top_k=target, **rest), timeout=30
+    )
 
 
-def candidates(stubs: Stubs, model: str, users: list[int], items: list[int], offsets: list[int] | None = None):
+def candidates(
+    stubs: Stubs, model: str, users: list[int], items: list[int], offsets: list[int] | None = None
+):
     target = scoring_pb2.Candidates(item_ids=items, offsets=offsets or [])
-    return stubs.scoring.Score(scoring_pb2.ScoreRequest(model=model, user_ids=users, candidates=target), timeout=30)
+    return stubs.scoring.Score(
+        scoring_pb2.ScoreRequest(model=model, user_ids=users, candidates=target), timeout=30
+    )
 
 
 def test_a_batch_is_acknowledged_with_its_revision_and_visible(stubs: Stubs) -> None:
@@ -63,7 +77,11 @@ def test_unknown_users_and_items_get_a_marked_answer(stubs: Stubs) -> None:
 def test_an_empty_model_answers(stubs: Stubs) -> None:
     model = stubs.model()
     answer = top_k(stubs, model, [1, 2], 5)
-    assert list(answer.offsets) == [0, 0, 0] and not answer.item_ids and list(answer.user_known) == [False, False]
+    assert (
+        list(answer.offsets) == [0, 0, 0]
+        and not answer.item_ids
+        and list(answer.user_known) == [False, False]
+    )
     assert list(candidates(stubs, model, [1], [5]).scores) == [0.0]
     assert answer.position.revision == 0 and len(answer.position.lineage) == 16
 
@@ -75,12 +93,18 @@ def test_top_k_is_exact_ordered_and_leaves_out_what_it_should(stubs: Stubs) -> N
     items = list(range(60))
     scored = candidates(stubs, model, [7, 8], items)
     for user in (0, 1):
-        known = [(-s, i) for s, i, ok in zip(scored.scores[user * 60:], items, scored.item_known[user * 60:], strict=False) if ok]
+        known = [
+            (-s, i)
+            for s, i, ok in zip(
+                scored.scores[user * 60 :], items, scored.item_known[user * 60 :], strict=False
+            )
+            if ok
+        ]
         expected = [item for _, item in sorted(known)]
         answer = top_k(stubs, model, [7, 8], 10)
-        assert list(answer.item_ids)[user * 10: user * 10 + 10] == expected[:10]
+        assert list(answer.item_ids)[user * 10 : user * 10 + 10] == expected[:10]
         everything = top_k(stubs, model, [7, 8], 1000)
-        assert list(everything.item_ids)[everything.offsets[user]: everything.offsets[user + 1]] == expected
+        assert list(everything.item_ids)[everything.offsets[user] : everything.offsets[user + 1]] == expected
     both = top_k(stubs, model, [7, 8], 3, exclude_ids=[1, 2, 1, 999], offsets=[0, 2, 4])
     assert not {1, 2} & set(both.item_ids[:3]) and 1 not in both.item_ids[3:]
 
@@ -102,7 +126,9 @@ def test_unavailable_items_keep_learning_and_are_left_out_of_top_k(stubs: Stubs)
 def test_labels_give_names_back(stubs: Stubs) -> None:
     model = stubs.model()
     stubs.push(model, [1, 1], [10, 11])
-    named = updates_pb2.Labels(side=updates_pb2.SIDE_ITEM, ids=[10, 11, 10], labels=["lamp", "mug", "red lamp"])
+    named = updates_pb2.Labels(
+        side=updates_pb2.SIDE_ITEM, ids=[10, 11, 10], labels=["lamp", "mug", "red lamp"]
+    )
     ack = stubs.updates.ApplyUpdates(updates_pb2.ApplyUpdatesRequest(model=model, labels=named))
     assert ack.accepted == 3
     answer = top_k(stubs, model, [1], 2, with_labels=True)
@@ -111,13 +137,22 @@ def test_labels_give_names_back(stubs: Stubs) -> None:
 
 def test_bad_rows_do_not_sink_their_batch(stubs: Stubs) -> None:
     model = stubs.model("ratings")
-    ack = stubs.push(model, list(range(7)), list(range(7)), values=[1, NAN, 3, INF, 5, 2e3, 4],
-                     weights=[1, 1, 0, 1, -1, 1, NAN])
+    ack = stubs.push(
+        model,
+        list(range(7)),
+        list(range(7)),
+        values=[1, NAN, 3, INF, 5, 2e3, 4],
+        weights=[1, 1, 0, 1, -1, 1, NAN],
+    )
     reasons = {reject.row: updates_pb2.RejectReason.Name(reject.reason) for reject in ack.rejects}
     assert ack.accepted == 1 and ack.rejected_count == 6
     assert reasons == {
-        1: "REJECT_REASON_NOT_FINITE", 2: "REJECT_REASON_WEIGHT_DOMAIN", 3: "REJECT_REASON_NOT_FINITE",
-        4: "REJECT_REASON_WEIGHT_DOMAIN", 5: "REJECT_REASON_VALUE_DOMAIN", 6: "REJECT_REASON_NOT_FINITE",
+        1: "REJECT_REASON_NOT_FINITE",
+        2: "REJECT_REASON_WEIGHT_DOMAIN",
+        3: "REJECT_REASON_NOT_FINITE",
+        4: "REJECT_REASON_WEIGHT_DOMAIN",
+        5: "REJECT_REASON_VALUE_DOMAIN",
+        6: "REJECT_REASON_NOT_FINITE",
     }
     assert all(reject.text for reject in ack.rejects)
     assert list(candidates(stubs, model, [0], list(range(7))).item_known) == [True] + [False] * 6
@@ -133,7 +168,8 @@ def test_full_tables_reject_rows_and_allocate_nothing_for_them(stubs: Stubs) -> 
     model = stubs.model(limits=models_pb2.Limits(users_max=3, items_max=4))
     ack = stubs.push(model, [1, 2, 3, 4, 1, 1, 1], [1, 2, 3, 9, 4, 5, 1])
     assert [(reject.row, reject.reason) for reject in ack.rejects] == [
-        (3, updates_pb2.REJECT_REASON_USERS_FULL), (5, updates_pb2.REJECT_REASON_ITEMS_FULL),
+        (3, updates_pb2.REJECT_REASON_USERS_FULL),
+        (5, updates_pb2.REJECT_REASON_ITEMS_FULL),
     ]
     known = candidates(stubs, model, [1, 4], [1, 2, 3, 4, 5, 9])
     assert list(known.item_known)[:6] == [True] * 4 + [False] * 2 and list(known.user_known) == [True, False]
@@ -146,14 +182,25 @@ def test_full_tables_reject_rows_and_allocate_nothing_for_them(stubs: Stubs) -> 
     [
         (updates_pb2.ApplyUpdatesRequest(), "change"),
         (updates_pb2.ApplyUpdatesRequest(interactions=Rows()), "no rows"),
-        (updates_pb2.ApplyUpdatesRequest(interactions=Rows(user_ids=[1], item_ids=[1, 2])), "item_ids has 2 rows, expected 1"),
-        (updates_pb2.ApplyUpdatesRequest(interactions=Rows(user_ids=[1], item_ids=[1], values=[1, 2])), "values has 2 rows"),
-        (updates_pb2.ApplyUpdatesRequest(interactions=Rows(user_ids=[1] * 65_537, item_ids=[1] * 65_537)), "at most 65536"),
+        (
+            updates_pb2.ApplyUpdatesRequest(interactions=Rows(user_ids=[1], item_ids=[1, 2])),
+            "item_ids has 2 rows, expected 1",
+        ),
+        (
+            updates_pb2.ApplyUpdatesRequest(interactions=Rows(user_ids=[1], item_ids=[1], values=[1, 2])),
+            "values has 2 rows",
+        ),
+        (
+            updates_pb2.ApplyUpdatesRequest(interactions=Rows(user_ids=[1] * 65_537, item_ids=[1] * 65_537)),
+            "at most 65536",
+        ),
         (updates_pb2.ApplyUpdatesRequest(labels=updates_pb2.Labels(ids=[1], labels=["x"])), "side"),
         (updates_pb2.ApplyUpdatesRequest(labels=updates_pb2.Labels(side=1, ids=[1])), "labels has 0 rows"),
     ],
 )
-def test_message_level_faults_say_what_is_wrong(stubs: Stubs, message: updates_pb2.ApplyUpdatesRequest, text: str) -> None:
+def test_message_level_faults_say_what_is_wrong(
+    stubs: Stubs, message: updates_pb2.ApplyUpdatesRequest, text: str
+) -> None:
     message.model = "default"
     before = stubs.root("default")
     code, details = refusal(lambda: stubs.updates.ApplyUpdates(message))
@@ -167,7 +214,12 @@ def test_squared_loss_needs_values(stubs: Stubs) -> None:
 
 
 def test_malformed_bytes_are_an_invalid_argument_and_show_no_internals(stubs: Stubs) -> None:
-    for method in ("UpdateService/ApplyUpdates", "ScoringService/Score", "ModelService/CreateModel", "UpdateService/OpenProducer"):
+    for method in (
+        "UpdateService/ApplyUpdates",
+        "ScoringService/Score",
+        "ModelService/CreateModel",
+        "UpdateService/OpenProducer",
+    ):
         call = stubs.channel.unary_unary(f"/livefactor.v1.{method}")
         code, details = refusal(lambda call=call: call(b"\xff\xff\xff garbage"))
         assert code == grpc.StatusCode.INVALID_ARGUMENT
@@ -188,8 +240,14 @@ def test_bad_score_requests(stubs: Stubs) -> None:
         (request(user_ids=[1]), "target"),
         (request(top_k=scoring_pb2.TopK(k=1)), "user_ids"),
         (request(user_ids=[1], top_k=scoring_pb2.TopK(k=0)), "k:"),
-        (request(user_ids=[1, 2], candidates=scoring_pb2.Candidates(item_ids=[1, 2], offsets=[0, 2])), "offsets"),
-        (request(user_ids=[1, 2], candidates=scoring_pb2.Candidates(item_ids=[1, 2], offsets=[0, 2, 1])), "offsets"),
+        (
+            request(user_ids=[1, 2], candidates=scoring_pb2.Candidates(item_ids=[1, 2], offsets=[0, 2])),
+            "offsets",
+        ),
+        (
+            request(user_ids=[1, 2], candidates=scoring_pb2.Candidates(item_ids=[1, 2], offsets=[0, 2, 1])),
+            "offsets",
+        ),
         (request(user_ids=[1] * 2000, top_k=scoring_pb2.TopK(k=1)), "user_ids"),
     ):
         code, details = refusal(lambda message=message: score(message))
@@ -201,7 +259,9 @@ def test_min_position(stubs: Stubs) -> None:
     ack = stubs.push(model, [1], [1])
     assert top_k(stubs, model, [1], 1, min_position=ack.position).position.revision == 1
     ahead = updates_pb2.Position(lineage=ack.position.lineage, revision=3)
-    request = scoring_pb2.ScoreRequest(model=model, user_ids=[1], top_k=scoring_pb2.TopK(k=1), min_position=ahead)
+    request = scoring_pb2.ScoreRequest(
+        model=model, user_ids=[1], top_k=scoring_pb2.TopK(k=1), min_position=ahead
+    )
     assert refusal(lambda: stubs.scoring.Score(request, timeout=0.3))[0] == grpc.StatusCode.DEADLINE_EXCEEDED
     waiting = stubs.scoring.Score.future(request, timeout=30)
     stubs.push(model, [1], [2])
@@ -217,11 +277,16 @@ def test_stream_acknowledges_each_batch_and_a_bad_one_does_not_end_it(stubs: Stu
 
     def requests() -> Iterator[updates_pb2.StreamUpdatesRequest]:
         for users in ([1, 2], [1, 2, 3], [4]):
-            yield updates_pb2.StreamUpdatesRequest(model=model, interactions=Rows(user_ids=users, item_ids=[5] * 2))
+            yield updates_pb2.StreamUpdatesRequest(
+                model=model, interactions=Rows(user_ids=users, item_ids=[5] * 2)
+            )
 
     answers = {answer.index: answer for answer in stubs.updates.StreamUpdates(requests(), timeout=30)}
     assert answers[0].response.accepted == 2
-    assert answers[1].status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0] and "item_ids" in answers[1].status.message
+    assert (
+        answers[1].status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        and "item_ids" in answers[1].status.message
+    )
     assert answers[2].status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
@@ -270,7 +335,9 @@ def test_bad_names_are_refused(stubs: Stubs, name: str) -> None:
     ],
 )
 def test_bad_specs_name_the_field(stubs: Stubs, spec: models_pb2.ModelSpec, text: str) -> None:
-    code, details = refusal(lambda: stubs.models.CreateModel(models_pb2.CreateModelRequest(model="bad", spec=spec)))
+    code, details = refusal(
+        lambda: stubs.models.CreateModel(models_pb2.CreateModelRequest(model="bad", spec=spec))
+    )
     assert code == grpc.StatusCode.INVALID_ARGUMENT and text in details
 
 
@@ -292,7 +359,9 @@ def test_snapshot_list_fetch_restore(stubs: Stubs) -> None:
     restored = stubs.models.RestoreSnapshot(
         models_pb2.RestoreSnapshotRequest(model=f"{model}-again", source_model=model)
     ).description
-    assert restored.position.revision == 2 and restored.position.lineage != info.position.lineage  # 2: its ENGINE record
+    assert (
+        restored.position.revision == 2 and restored.position.lineage != info.position.lineage
+    )  # 2: its ENGINE record
     assert restored.users == 3
     both = [candidates(stubs, name, [1, 2], [4, 5, 6]).scores for name in (model, f"{model}-again")]
     ack = stubs.push(f"{model}-again", [9], [9])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from livefactor.v1 import models_pb2
 from livefactor_kernels.spec import PRESET_NAMES, Loss, ModelSpec, OptimizerKind, SpecError, preset
 from livefactor_server import producers, spec_codec
@@ -30,7 +31,9 @@ def frozen_tables(draw: st.DrawFn) -> list[tuple[bytes, int, int, tuple[producer
     for producer_id in ids:
         last = draw(st.integers(0, 100))
         ring = tuple(
-            producers.Outcome(sequence, draw(U64), draw(U32), draw(U32), draw(REJECT_ROWS), draw(HASH), draw(HASH))
+            producers.Outcome(
+                sequence, draw(U64), draw(U32), draw(U32), draw(REJECT_ROWS), draw(HASH), draw(HASH)
+            )
             for sequence in range(max(1, last - draw(st.integers(0, 5))), last + 1)
         )
         table.append((producer_id, draw(U64), last, ring))
@@ -104,14 +107,23 @@ def test_specs_survive_their_bytes(name: str) -> None:
     data = spec_codec.encode(spec)
     again = spec_codec.decode(data)
     assert spec_codec.encode(again) == data
-    assert (again.k, again.loss, again.seed, again.optimizer.kind) == (spec.k, spec.loss, spec.seed, spec.optimizer.kind)
+    assert (again.k, again.loss, again.seed, again.optimizer.kind) == (
+        spec.k,
+        spec.loss,
+        spec.seed,
+        spec.optimizer.kind,
+    )
 
 
 def test_every_field_of_a_spec_is_in_the_contract() -> None:
     message = models_pb2.ModelSpec.DESCRIPTOR
     assert {f.name for f in fields(ModelSpec)} == {f.name for f in message.fields}
-    assert {f.name for f in fields(type(ModelSpec().limits))} == {f.name for f in models_pb2.Limits.DESCRIPTOR.fields}
-    assert {f.name for f in fields(type(ModelSpec().optimizer))} == {f.name for f in models_pb2.Optimizer.DESCRIPTOR.fields}
+    assert {f.name for f in fields(type(ModelSpec().limits))} == {
+        f.name for f in models_pb2.Limits.DESCRIPTOR.fields
+    }
+    assert {f.name for f in fields(type(ModelSpec().optimizer))} == {
+        f.name for f in models_pb2.Optimizer.DESCRIPTOR.fields
+    }
     assert {f"LOSS_{loss.name}": loss.value for loss in Loss}.items() <= dict(models_pb2.Loss.items()).items()
     kinds = {f"OPTIMIZER_KIND_{kind.name}": kind.value for kind in OptimizerKind}
     assert kinds.items() <= dict(models_pb2.OptimizerKind.items()).items()
