@@ -69,6 +69,7 @@ class Engine:
         self.log = log
         self.gate = Gate()
         self.failure: str | None = None
+        self.torn = False
         self.metrics = EngineMetrics(name)
         self._admission = Admission(state, settings.memory_bytes_max, log.commit)
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
@@ -159,6 +160,8 @@ class Engine:
         except BaseException:  # a bug or a log that cannot even be marked: stop writing, keep serving reads
             self._fail("the log stage stopped on an unexpected error")
             logger.exception("model %s: log stage", self.name)
+            for item, _ in self._durable:
+                item.finish(unavailable("model: writes are stopped"))
             self._refuse_queue()
         finally:
             self._to_apply.put(None)
@@ -302,14 +305,26 @@ class Engine:
     # ------------------------------------------------------------------ APPLY stage
 
     def _apply_stage(self) -> None:
-        try:
-            while (group := self._to_apply.get()) is not None:
+        while (group := self._to_apply.get()) is not None:
+            try:
                 for logged in group:
-                    self._apply(logged)
+                    if self.torn:
+                        logged.item.finish(unavailable("model: writes are stopped"))
+                    else:
+                        self._apply_or_tear(logged)
+            finally:
                 self._ahead.release()
-        except BaseException:
+
+    def _apply_or_tear(self, logged: _Logged) -> None:
+        try:
+            self._apply(logged)
+        except (
+            BaseException
+        ):  # a bug: the record may be half applied, so nobody may read or write until a restart
+            self.torn = True
             self._fail("the apply stage stopped on an unexpected error")
             logger.exception("model %s: apply stage", self.name)
+            logged.item.finish(unavailable("model: writes are stopped"))
 
     def _apply(self, logged: _Logged) -> None:
         """Apply one durable record, publish its revision, acknowledge it."""

@@ -14,6 +14,7 @@ from livefactor.scoring_columns import ScoreColumns, ScoreQuery
 from livefactor_kernels import scoring
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
+from livefactor_server.statuses import unavailable
 
 if TYPE_CHECKING:
     from livefactor_server.engine import Engine
@@ -35,7 +36,9 @@ class Reader:
         )
 
     def score(self, query: ScoreQuery) -> ScoreColumns:
-        """Answer a checked query."""
+        """Answer a checked query. Raises Refused (UNAVAILABLE) if the tables may be half-way between two revisions."""
+        if self._engine.torn:
+            raise unavailable("model: stopped after an internal error, until a restart")
         if query.target == "candidates":
             return self._candidates(query)
         return self._top_k(query)

@@ -30,7 +30,9 @@ LONG_S = 30.0
 SHORT_S = 0.3
 """Deadline of calls that may be told to wait for a position that never comes; what they are told changes nothing."""
 
-INSIDES = re.compile(r"Traceback|Error\b|Exception|\.py\b|/\w+/\w|livefactor_|object at|numpy|google|upb|0x[0-9a-f]{6}")
+INSIDES = re.compile(
+    r"Traceback|Error\b|Exception|\.py\b|/\w+/\w|livefactor_|object at|numpy|google|upb|0x[0-9a-f]{6}"
+)
 """What must not be in a status' text: exceptions, paths, packages, classes, addresses."""
 
 METHODS = {
@@ -65,7 +67,9 @@ class Target:
 
     def create(self, name: str = MODEL, preset: str = "ratings", **spec: object) -> None:
         made = models_pb2.ModelSpec(**{"k": 8, "limits": LIMITS, **spec})
-        self.models.CreateModel(models_pb2.CreateModelRequest(model=name, preset=preset, spec=made), timeout=60)
+        self.models.CreateModel(
+            models_pb2.CreateModelRequest(model=name, preset=preset, spec=made), timeout=60
+        )
 
     def state(self, model: str = MODEL) -> tuple[int, bytes]:
         """(revision, root hash)."""

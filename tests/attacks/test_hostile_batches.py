@@ -33,7 +33,9 @@ NAN, INF = float("nan"), float("inf")
 
 @pytest.fixture(scope="module")
 def target(warm: WarmStart, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    server = Server(warm, tmp_path_factory.mktemp("attacked") / "data", "--preset", "", "--batch-events-max", "5000")
+    server = Server(
+        warm, tmp_path_factory.mktemp("attacked") / "data", "--preset", "", "--batch-events-max", "5000"
+    )
     server.start()
     with server.channel() as channel:
         made = Target(server, channel)
@@ -51,7 +53,14 @@ def valid_messages() -> dict[str, list[Any]]:
     """What a friendly client could send, for each RPC; several of some."""
     stamp = updates_pb2.ProducerStamp(id="p", epoch=1, sequence=1)
     here = updates_pb2.Position(lineage=bytes(16), revision=3)
-    rows = Rows(user_ids=[1, 2, 3], item_ids=[4, 5, 6], values=[1, 2, 3], weights=[1, 1, 2], event_types=[1, 2, 3], times_us=[7, 8, 9])
+    rows = Rows(
+        user_ids=[1, 2, 3],
+        item_ids=[4, 5, 6],
+        values=[1, 2, 3],
+        weights=[1, 1, 2],
+        event_types=[1, 2, 3],
+        times_us=[7, 8, 9],
+    )
     labels = updates_pb2.Labels(side=updates_pb2.SIDE_ITEM, ids=[4, 5], labels=["mug", "lamp"])
     marks = updates_pb2.Availability(item_ids=[4, 5], available=False)
     update = [
@@ -60,7 +69,9 @@ def valid_messages() -> dict[str, list[Any]]:
     ]  # fmt: skip
     few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
     best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)
-    spec = models_pb2.ModelSpec(k=8, l2=0.1, optimizer=models_pb2.Optimizer(learning_rate=0.1), limits=models_pb2.Limits(users_max=9))
+    spec = models_pb2.ModelSpec(
+        k=8, l2=0.1, optimizer=models_pb2.Optimizer(learning_rate=0.1), limits=models_pb2.Limits(users_max=9)
+    )
     return {
         "OpenProducer": [updates_pb2.OpenProducerRequest(model=MODEL, producer_id="p")],
         "ApplyUpdates": [updates_pb2.ApplyUpdatesRequest(**fields) for fields in update],
@@ -71,12 +82,16 @@ def valid_messages() -> dict[str, list[Any]]:
         ],
         "Snapshot": [snapshots_pb2.SnapshotRequest(model=MODEL, min_position=here)],
         "ListSnapshots": [snapshots_pb2.ListSnapshotsRequest(model=MODEL)],
-        "FetchSnapshot": [snapshots_pb2.FetchSnapshotRequest(model=MODEL, snapshot_id="0" * 20 + "-" + "0" * 8)],
+        "FetchSnapshot": [
+            snapshots_pb2.FetchSnapshotRequest(model=MODEL, snapshot_id="0" * 20 + "-" + "0" * 8)
+        ],
         "CreateModel": [models_pb2.CreateModelRequest(model="Not A Name", preset="clicks", spec=spec)],
         "DescribeModel": [models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)],
         "ListModels": [models_pb2.ListModelsRequest()],
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
-        "RestoreSnapshot": [models_pb2.RestoreSnapshotRequest(model="Not A Name", source_model=MODEL, snapshot_id="x")],
+        "RestoreSnapshot": [
+            models_pb2.RestoreSnapshotRequest(model="Not A Name", source_model=MODEL, snapshot_id="x")
+        ],
     }
 
 
@@ -98,9 +113,11 @@ def mutated(message: Any, seed: int) -> bytes:
         elif kind == "put":
             raw[at:at] = chance.randbytes(chance.randint(1, 9))
         elif kind == "splice":
-            raw[at:] = chance.choice(others)[chance.randrange(40):]
+            raw[at:] = chance.choice(others)[chance.randrange(40) :]
         elif kind == "number":
-            raw[at:to] = chance.choice((b"\xff" * 9 + b"\x01", b"\x00" * 8, b"\xff" * 8, b"\x00\x00\x80\x7f", b"\x80\x80\x01"))
+            raw[at:to] = chance.choice(
+                (b"\xff" * 9 + b"\x01", b"\x00" * 8, b"\xff" * 8, b"\x00\x00\x80\x7f", b"\x80\x80\x01")
+            )
     return bytes(raw)
 
 
@@ -132,7 +149,9 @@ def attack(target: Target, mutations: int) -> None:
     target.check_alive()
 
 
-def test_mutated_messages_get_a_status_of_the_closed_set_and_change_nothing_when_refused(target: Target) -> None:
+def test_mutated_messages_get_a_status_of_the_closed_set_and_change_nothing_when_refused(
+    target: Target,
+) -> None:
     before = sum(target.codes.values())
     attack(target, MUTATIONS)
     print(f"{sum(target.codes.values()) - before} answers: {dict(target.codes)}")
@@ -159,7 +178,9 @@ def test_random_bytes_and_nothing_at_all(target: Target) -> None:
 # ------------------------------------------------------------------------------------------------ hostile numbers
 
 
-def push(target: Target, model: str, users: list[int], items: list[int], **columns: Any) -> updates_pb2.ApplyUpdatesResponse:
+def push(
+    target: Target, model: str, users: list[int], items: list[int], **columns: Any
+) -> updates_pb2.ApplyUpdatesResponse:
     stub = updates_pb2_grpc.UpdateServiceStub(target.channel)
     rows = Rows(user_ids=users, item_ids=items, **columns)
     return stub.ApplyUpdates(updates_pb2.ApplyUpdatesRequest(model=model, interactions=rows), timeout=30)
@@ -167,7 +188,9 @@ def push(target: Target, model: str, users: list[int], items: list[int], **colum
 
 @pytest.mark.parametrize("column", ["values", "weights"])
 @pytest.mark.parametrize("bad", [NAN, -NAN, INF, -INF, 1e39, -1e39, 3.4e38, -3.4e38])
-def test_numbers_that_are_none_are_rejected_by_row_and_the_good_rows_are_applied(target: Target, column: str, bad: float) -> None:
+def test_numbers_that_are_none_are_rejected_by_row_and_the_good_rows_are_applied(
+    target: Target, column: str, bad: float
+) -> None:
     columns = {"values": [1.0, 2.0, 3.0], "weights": [1.0, 1.0, 1.0]}
     columns[column][1] = bad
     ack = push(target, MODEL, [1, 2, 3], [4, 5, 6], **columns)
@@ -179,7 +202,9 @@ def test_numbers_that_are_none_are_rejected_by_row_and_the_good_rows_are_applied
 @pytest.mark.parametrize("weight", [0.0, -0.0, -1.0, 1e-46, 1001.0])
 def test_weights_outside_their_domain_are_rejected(target: Target, weight: float) -> None:
     ack = push(target, MODEL, [1, 2], [4, 5], values=[1, 1], weights=[weight, 1])
-    assert [(reject.row, reject.reason) for reject in ack.rejects] == [(0, updates_pb2.REJECT_REASON_WEIGHT_DOMAIN)]
+    assert [(reject.row, reject.reason) for reject in ack.rejects] == [
+        (0, updates_pb2.REJECT_REASON_WEIGHT_DOMAIN)
+    ]
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, 2.0, NAN, INF])
@@ -192,7 +217,9 @@ def test_the_largest_legal_numbers_keep_every_score_finite(target: Target) -> No
     rng = np.random.default_rng(1)
     for _ in range(20):
         users, items = rng.integers(1, 4, 2000).tolist(), rng.integers(4, 7, 2000).tolist()
-        ack = push(target, MODEL, users, items, values=rng.choice([-1000.0, 1000.0], 2000), weights=[1000.0] * 2000)
+        ack = push(
+            target, MODEL, users, items, values=rng.choice([-1000.0, 1000.0], 2000), weights=[1000.0] * 2000
+        )
         assert ack.accepted == 2000
     check_scores_are_finite(target)
 
@@ -200,7 +227,9 @@ def test_the_largest_legal_numbers_keep_every_score_finite(target: Target) -> No
 def check_scores_are_finite(target: Target) -> None:
     stub = scoring_pb2_grpc.ScoringServiceStub(target.channel)
     items = scoring_pb2.Candidates(item_ids=range(10))
-    scores = stub.Score(scoring_pb2.ScoreRequest(model=MODEL, user_ids=range(5), candidates=items), timeout=20).scores
+    scores = stub.Score(
+        scoring_pb2.ScoreRequest(model=MODEL, user_ids=range(5), candidates=items), timeout=20
+    ).scores
     assert np.isfinite(scores).all()
 
 
@@ -214,7 +243,9 @@ def float_fields() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("message", "field"), float_fields())
-def test_a_spec_with_a_number_that_is_none_is_refused_and_names_the_field(target: Target, message: str, field: str) -> None:
+def test_a_spec_with_a_number_that_is_none_is_refused_and_names_the_field(
+    target: Target, message: str, field: str
+) -> None:
     for bad in (NAN, INF, -INF, 1e39, -1e30):
         spec = models_pb2.ModelSpec(k=8)
         part = {"ModelSpec": spec, "Optimizer": spec.optimizer, "Limits": spec.limits}[message]
@@ -277,7 +308,9 @@ def test_a_flood_of_labels_marks_and_producers_stops_at_the_limits(target: Targe
                 refusals.append(error.code())
     for number in range(40):
         try:
-            stub.OpenProducer(updates_pb2.OpenProducerRequest(model="named", producer_id=f"p{number}"), timeout=20)
+            stub.OpenProducer(
+                updates_pb2.OpenProducerRequest(model="named", producer_id=f"p{number}"), timeout=20
+            )
         except grpc.RpcError as error:
             refusals.append(error.code())
     assert set(refusals) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -296,7 +329,9 @@ def test_a_flood_of_names_stops_at_the_memory_of_the_server(serve: Serve) -> Non
         before, refused = target.rss, []
         for start in range(0, 200_000, 1000):
             ids = range(start, start + 1000)
-            labels = updates_pb2.Labels(side=updates_pb2.SIDE_ITEM, ids=ids, labels=[f"{n:01000}" for n in ids])
+            labels = updates_pb2.Labels(
+                side=updates_pb2.SIDE_ITEM, ids=ids, labels=[f"{n:01000}" for n in ids]
+            )
             try:
                 stub.ApplyUpdates(updates_pb2.ApplyUpdatesRequest(model=MODEL, labels=labels), timeout=20)
             except grpc.RpcError as error:
@@ -347,8 +382,12 @@ def test_reads_between_updates_leave_no_trace(target: Target) -> None:
 
 
 def read(target: Target, model: str, chance: random.Random) -> None:
-    users = [chance.choice((chance.randrange(150), chance.randrange(2**64))) for _ in range(chance.randint(1, 20))]
-    items = [chance.choice((chance.randrange(90), chance.randrange(2**64))) for _ in range(chance.randint(1, 300))]
+    users = [
+        chance.choice((chance.randrange(150), chance.randrange(2**64))) for _ in range(chance.randint(1, 20))
+    ]
+    items = [
+        chance.choice((chance.randrange(90), chance.randrange(2**64))) for _ in range(chance.randint(1, 300))
+    ]
     if chance.random() < 0.5:
         fields: dict[str, Any] = dict(candidates=scoring_pb2.Candidates(item_ids=items))
     else:
@@ -356,5 +395,11 @@ def read(target: Target, model: str, chance: random.Random) -> None:
     stub = scoring_pb2_grpc.ScoringServiceStub(target.channel)
     stub.Score(scoring_pb2.ScoreRequest(model=model, user_ids=users, **fields), timeout=20)
     if chance.random() < 0.1:
-        target.call("livefactor.v1.SnapshotService/Snapshot", snapshots_pb2.SnapshotRequest(model=model).SerializeToString())
-        target.call("livefactor.v1.SnapshotService/FetchSnapshot", snapshots_pb2.FetchSnapshotRequest(model=model).SerializeToString())
+        target.call(
+            "livefactor.v1.SnapshotService/Snapshot",
+            snapshots_pb2.SnapshotRequest(model=model).SerializeToString(),
+        )
+        target.call(
+            "livefactor.v1.SnapshotService/FetchSnapshot",
+            snapshots_pb2.FetchSnapshotRequest(model=model).SerializeToString(),
+        )

@@ -75,7 +75,13 @@ def test_messages_over_the_limit_are_refused(target: Target) -> None:
         ((code, _),) = target.call(APPLY, field_bytes(15, bytes(size)))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert target.state() == before
-    rows = Rows(user_ids=[1] * 65_536, item_ids=[2] * 65_536, values=[1] * 65_536, weights=[1] * 65_536, times_us=[1] * 65_536)
+    rows = Rows(
+        user_ids=[1] * 65_536,
+        item_ids=[2] * 65_536,
+        values=[1] * 65_536,
+        weights=[1] * 65_536,
+        times_us=[1] * 65_536,
+    )
     ack = updates_pb2_grpc.UpdateServiceStub(target.channel).ApplyUpdates(
         updates_pb2.ApplyUpdatesRequest(model=MODEL, interactions=rows), timeout=30
     )
@@ -83,7 +89,9 @@ def test_messages_over_the_limit_are_refused(target: Target) -> None:
 
 
 @pytest.mark.parametrize("size", [64 << 20, 256 << 20])
-def test_a_small_message_that_unpacks_to_a_large_one_is_refused_before_it_is_unpacked(target: Target, size: int) -> None:
+def test_a_small_message_that_unpacks_to_a_large_one_is_refused_before_it_is_unpacked(
+    target: Target, size: int
+) -> None:
     before = target.rss
     call = target.channel.unary_unary("/" + APPLY)
     with pytest.raises(grpc.RpcError) as caught:
@@ -102,7 +110,8 @@ def bombs() -> dict[str, bytes]:
         "empty interactions": model + b"\x1a\x00" * (room // 2),
         "empty labels": model + field_bytes(4, b"\x08\x01" + b"\x1a\x00" * (room // 2 - 40)),
         "labels without a side": model + field_bytes(4, b"\x1a\x00" * (room // 2 - 40)),
-        "ids one by one": model + field_bytes(3, (b"\x09" + bytes(8) + b"\x11" + bytes(8)) * (room // 18 - 4)),
+        "ids one by one": model
+        + field_bytes(3, (b"\x09" + bytes(8) + b"\x11" + bytes(8)) * (room // 18 - 4)),
         "ids in pieces": model + field_bytes(3, (b"\x0a\x08" + bytes(8)) * (room // 10 - 4)),
         "varints of one byte": model + b"\x78\x01" * (room // 2),
         "groups in groups": model + b"\x7b" * 5000,
@@ -112,7 +121,9 @@ def bombs() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", bombs())
-def test_a_bomb_is_refused_without_much_memory_and_others_are_served_meanwhile(target: Target, name: str) -> None:
+def test_a_bomb_is_refused_without_much_memory_and_others_are_served_meanwhile(
+    target: Target, name: str
+) -> None:
     raw = bombs()[name]
     assert len(raw) <= MESSAGE_BYTES_MAX
     before, state = target.rss, target.state()
@@ -131,7 +142,9 @@ def test_a_bomb_is_refused_without_much_memory_and_others_are_served_meanwhile(t
         longest = max(longest, time.monotonic() - began)
     attacker.join()
     assert len(codes) == 2 and set(codes) == {grpc.StatusCode.INVALID_ARGUMENT}, codes
-    print(f"{name}: memory +{(target.rss - before) / 1e6:.0f} MB, longest call of another client {longest * 1e3:.0f} ms")
+    print(
+        f"{name}: memory +{(target.rss - before) / 1e6:.0f} MB, longest call of another client {longest * 1e3:.0f} ms"
+    )
     assert target.rss - before < GROWTH_MAX
     assert longest < STALL_MAX_S
     assert target.state() == state
@@ -154,7 +167,11 @@ def test_metadata_over_its_limit_is_refused(target: Target, size: int) -> None:
     call = target.channel.unary_unary("/livefactor.v1.ModelService/ListModels")
     with pytest.raises(grpc.RpcError) as caught:
         call(b"", timeout=10, metadata=(("x-much", "y" * size),))
-    assert caught.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
+    assert caught.value.code() in (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+    )
     target.check_alive()
 
 
@@ -210,7 +227,9 @@ def test_deadlines_of_milliseconds_leave_whole_batches_and_every_slot(small: Tar
             check_status(error.code(), error.details())
             codes.append(error.code())
     wait_until(lambda: answered(lambda: stub.ApplyUpdates(request, timeout=20)), "a free slot")
-    described = small.models.DescribeModel(models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)).description
+    described = small.models.DescribeModel(
+        models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)
+    ).description
     assert described.events % 300 == 0 and described.events >= 300 * codes.count(grpc.StatusCode.OK)
     report = replay_model(small.server.model_folder(MODEL))
     assert (report.revision, report.root_hash) == (described.position.revision, described.root_hash)
@@ -222,7 +241,10 @@ def test_deadlines_of_milliseconds_leave_whole_batches_and_every_slot(small: Tar
 
 def test_scores_over_the_slots_are_refused_and_the_slots_come_back(small: Target) -> None:
     updates_pb2_grpc.UpdateServiceStub(small.channel).ApplyUpdates(
-        updates_pb2.ApplyUpdatesRequest(model=MODEL, interactions=Rows(user_ids=range(10_000), item_ids=range(10_000))), timeout=30
+        updates_pb2.ApplyUpdatesRequest(
+            model=MODEL, interactions=Rows(user_ids=range(10_000), item_ids=range(10_000))
+        ),
+        timeout=30,
     )
     stub = scoring_pb2_grpc.ScoringServiceStub(small.channel)
     heavy = scoring_pb2.ScoreRequest(model=MODEL, user_ids=range(500), top_k=scoring_pb2.TopK(k=100))
@@ -258,9 +280,13 @@ def test_streams_over_their_maximum_are_refused_and_end_in_room_for_others(small
 
 def test_updates_over_the_slots_are_refused_and_the_slots_come_back(small: Target) -> None:
     stub = updates_pb2_grpc.UpdateServiceStub(small.channel)
-    request = updates_pb2.ApplyUpdatesRequest(model=MODEL, interactions=Rows(user_ids=[1] * 60_000, item_ids=[1] * 60_000))
+    request = updates_pb2.ApplyUpdatesRequest(
+        model=MODEL, interactions=Rows(user_ids=[1] * 60_000, item_ids=[1] * 60_000)
+    )
     with ThreadPoolExecutor(20) as pool:
-        results = list(pool.map(lambda _: answered(lambda: stub.ApplyUpdates(request, timeout=30)), range(60)))
+        results = list(
+            pool.map(lambda _: answered(lambda: stub.ApplyUpdates(request, timeout=30)), range(60))
+        )
     assert True in results and False in results
     assert answered(lambda: stub.ApplyUpdates(request, timeout=30))
 
@@ -342,11 +368,15 @@ def test_fetches_that_are_not_read_leave_the_other_calls_alone(serve: Serve) -> 
         fetch = snapshots_pb2.FetchSnapshotRequest(model=MODEL).SerializeToString()
         channels = [server.channel() for _ in range(3)]
         calls = [
-            one.unary_stream("/livefactor.v1.SnapshotService/FetchSnapshot")(fetch, timeout=60) for one in channels for _ in range(60)
+            one.unary_stream("/livefactor.v1.SnapshotService/FetchSnapshot")(fetch, timeout=60)
+            for one in channels
+            for _ in range(60)
         ]
         request = scoring_pb2.ScoreRequest(model=MODEL, user_ids=[1], top_k=scoring_pb2.TopK(k=5))
         for _ in range(20):
-            assert scoring_pb2_grpc.ScoringServiceStub(channel).Score(request, timeout=5).position.revision == 1
+            assert (
+                scoring_pb2_grpc.ScoringServiceStub(channel).Score(request, timeout=5).position.revision == 1
+            )
         for call in calls:
             call.cancel()
         for one in channels:

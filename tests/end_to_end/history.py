@@ -54,7 +54,12 @@ def make_history(server: Server) -> History:
             with ThreadPoolExecutor(2) as pool:
                 list(pool.map(lambda number, name=name: _push(server, name, number, BATCHES), range(2)))
                 Auditor(channel, model=name).snapshot()
-                list(pool.map(lambda number, name=name: _push(server, name, number, BATCHES_AFTER_SNAPSHOT), range(2)))
+                list(
+                    pool.map(
+                        lambda number, name=name: _push(server, name, number, BATCHES_AFTER_SNAPSHOT),
+                        range(2),
+                    )
+                )
             roots[name] = models.describe(name, with_root_hash=True).root_hash
     server.kill()
     return History(server.data, roots)
@@ -63,14 +68,17 @@ def make_history(server: Server) -> History:
 def _push(server: Server, model: str, number: int, batches: int) -> None:
     rng = np.random.default_rng([SEED, number, batches, *model.encode()])
     settings = BatchSettings(latency_ms_max=0)
-    with server.channel() as channel, Producer(
-        channel, f"p{number}", model=model, batch=settings, on_reject=lambda _: None
-    ) as producer:
+    with (
+        server.channel() as channel,
+        Producer(channel, f"p{number}", model=model, batch=settings, on_reject=lambda _: None) as producer,
+    ):
         producer.push_labels("item", [1, 2, 1], ["mug", "lamp", f"red mug {number}"])
         producer.set_available(rng.integers(0, 20, 5, np.uint64), bool(number))
         for _ in range(batches):
             rows = int(rng.integers(1, ROWS_MAX))
-            users = rng.integers(0, 400, rows, np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # any 64-bit id is legal
+            users = rng.integers(0, 400, rows, np.uint64) * np.uint64(
+                0x9E3779B97F4A7C15
+            )  # any 64-bit id is legal
             producer.push(users, rng.zipf(1.4, rows) % 200, *_columns(model, rng, rows), event_types=rows)
 
 

@@ -92,7 +92,9 @@ class Load:
 
     def _producer(self, number: int, channel: grpc.Channel) -> Producer:
         settings = BatchSettings(latency_ms_max=0)  # every push is a batch
-        return Producer(channel, f"producer-{number}", model=MODEL, batch=settings, timeout_s=30, open_timeout_s=60)
+        return Producer(
+            channel, f"producer-{number}", model=MODEL, batch=settings, timeout_s=30, open_timeout_s=60
+        )
 
     def _push_until_stopped(self, number: int, producer: Producer) -> None:
         rng, chance = np.random.default_rng([self._seed, number]), random.Random(f"{self._seed}/{number}")
@@ -169,7 +171,11 @@ class Follower:
             state = self.state_at(live.position.revision)
         except (LogError, ReplayError, AssertionError):
             return False
-        return root_of(state) == live.root_hash and state.log_hash == live.log_hash and state.events == live.events
+        return (
+            root_of(state) == live.root_hash
+            and state.log_hash == live.log_hash
+            and state.events == live.events
+        )
 
 
 @dataclass(slots=True)
@@ -217,7 +223,9 @@ def _logged(folder: Path) -> tuple[dict[tuple[int, int], list[int]], int]:
                 times = wire.decode_interactions(bytes(record.body)).times_us
                 assert times is not None
                 contiguous = bool((np.diff(times) == 1).all())
-                found.setdefault((int(times[0]), len(times) if contiguous else -1), []).append(record.revision)
+                found.setdefault((int(times[0]), len(times) if contiguous else -1), []).append(
+                    record.revision
+                )
                 rows += len(times)
     return found, rows
 
@@ -230,4 +238,8 @@ def described(server: Server) -> ModelDescription:
 
 def give_up_is_fine(error: Exception) -> bool:
     """What a client may be told while its server is being killed."""
-    return isinstance(error, LivefactorError) and error.code in ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")
+    return isinstance(error, LivefactorError) and error.code in (
+        "UNAVAILABLE",
+        "CANCELLED",
+        "DEADLINE_EXCEEDED",
+    )

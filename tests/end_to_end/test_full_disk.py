@@ -63,7 +63,9 @@ def push_until_full(channel: grpc.Channel) -> tuple[int, str]:
     stub = updates_pb2_grpc.UpdateServiceStub(channel)
     rng = np.random.default_rng(1)
     for accepted in range(0, 10_000_000, ROWS):
-        rows = updates_pb2.Interactions(user_ids=rng.integers(0, 99, ROWS), item_ids=rng.integers(0, 99, ROWS))
+        rows = updates_pb2.Interactions(
+            user_ids=rng.integers(0, 99, ROWS), item_ids=rng.integers(0, 99, ROWS)
+        )
         try:
             stub.ApplyUpdates(updates_pb2.ApplyUpdatesRequest(model=MODEL, interactions=rows), timeout=30)
         except grpc.RpcError as error:
@@ -72,7 +74,9 @@ def push_until_full(channel: grpc.Channel) -> tuple[int, str]:
     raise AssertionError("the disk was never full")
 
 
-def test_a_full_disk_refuses_writes_alone_and_loses_nothing(small_disk: Path, warm: WarmStart, tmp_path: Path) -> None:
+def test_a_full_disk_refuses_writes_alone_and_loses_nothing(
+    small_disk: Path, warm: WarmStart, tmp_path: Path
+) -> None:
     (tmp_path / "data").symlink_to(small_disk)
     server = Server(warm, tmp_path / "data", "--preset", "", plants=("small_segments",))
     server.start()

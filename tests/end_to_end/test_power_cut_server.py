@@ -84,12 +84,16 @@ def cut_often(disk: LoopFileSystem, warm: WarmStart, tmp_path: Path, cuts: int) 
     assert cutting.findings.acked > 10 * cuts
 
 
-def test_nothing_acknowledged_is_lost_by_20_power_cuts(disk: LoopFileSystem, warm: WarmStart, tmp_path: Path) -> None:
+def test_nothing_acknowledged_is_lost_by_20_power_cuts(
+    disk: LoopFileSystem, warm: WarmStart, tmp_path: Path
+) -> None:
     cut_often(disk, warm, tmp_path, CUTS)
 
 
 @pytest.mark.long
-def test_nothing_acknowledged_is_lost_by_200_power_cuts(disk: LoopFileSystem, warm: WarmStart, tmp_path: Path) -> None:
+def test_nothing_acknowledged_is_lost_by_200_power_cuts(
+    disk: LoopFileSystem, warm: WarmStart, tmp_path: Path
+) -> None:
     cut_often(disk, warm, tmp_path, CUTS_LONG)
 
 

@@ -51,7 +51,12 @@ def command(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProce
 def import_seconds() -> float:
     """How long a command takes that only imports."""
     began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "livefactor", "serve", "--help"], capture_output=True, env=environment(), check=True)
+    subprocess.run(
+        [sys.executable, "-m", "livefactor", "serve", "--help"],
+        capture_output=True,
+        env=environment(),
+        check=True,
+    )
     return time.monotonic() - began
 
 
@@ -64,7 +69,9 @@ def test_a_second_server_on_the_same_folder_is_refused(serve: Serve) -> None:
     imports = import_seconds()
     began = time.monotonic()
     result = command("--data", str(server.data), "--port", "0", "--metrics-port", "-1")
-    assert time.monotonic() - began < imports + REFUSED_WITHIN_S + imports  # twice: other processes share the machine
+    assert (
+        time.monotonic() - began < imports + REFUSED_WITHIN_S + imports
+    )  # twice: other processes share the machine
     assert result.returncode == 1
     assert "in use by another livefactor server" in result.stderr and "Traceback" not in result.stderr
     assert described(server).events == 0  # the first one goes on
@@ -77,7 +84,9 @@ def test_a_second_server_on_the_same_port_is_refused(serve: Serve, tmp_path: Pat
     other = ["--metrics-port", "-1"] if port == "--port" else ["--port", "0"]
     result = command("--data", str(tmp_path / "other"), port, str(taken), *other)
     assert result.returncode == 1
-    assert ("cannot be bound" in result.stderr or "in use" in result.stderr) and "Traceback" not in result.stderr
+    assert (
+        "cannot be bound" in result.stderr or "in use" in result.stderr
+    ) and "Traceback" not in result.stderr
     with server.channel() as channel:
         assert Models(channel).list() == ()  # the first one goes on
 
@@ -97,7 +106,9 @@ def test_with_the_flag_any_address_is_bound(serve: Serve) -> None:
 
 def test_without_the_flag_nothing_but_loopback_is_bound(serve: Serve) -> None:
     server = serve()
-    listening = {c.laddr for c in psutil.Process(server.pid).net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    listening = {
+        c.laddr for c in psutil.Process(server.pid).net_connections("inet") if c.status == psutil.CONN_LISTEN
+    }
     assert {port for _, port in listening} == {server.port, server.metrics_port}
     assert {address.removeprefix("::ffff:") for address, _ in listening} == {"127.0.0.1"}
 
@@ -256,7 +267,9 @@ def metric(server: Server, name: str, **labels: str) -> float:
     """The value of a metric of the model."""
     wanted = [f'{key}="{value}"' for key, value in {"model": MODEL, **labels}.items()]
     found = [
-        line for line in metric_lines(server) if line.split("{")[0] == name and all(label in line for label in wanted)
+        line
+        for line in metric_lines(server)
+        if line.split("{")[0] == name and all(label in line for label in wanted)
     ]
     assert len(found) == 1, (name, found)
     return float(found[0].rsplit(" ", 1)[1])

@@ -31,7 +31,9 @@ class Client:
     def __init__(self, server: Server, number: int) -> None:
         self.number = number
         self.channel = server.channel()
-        self.producer = Producer(self.channel, f"client-{number}", model=MODEL, batch=BatchSettings(latency_ms_max=0))
+        self.producer = Producer(
+            self.channel, f"client-{number}", model=MODEL, batch=BatchSettings(latency_ms_max=0)
+        )
         self.scorer = Scorer(self.channel, model=MODEL)
         self.asked = self.stale = self.retried = 0
         self.revision = 0
@@ -53,7 +55,11 @@ class Client:
         for min_position in (None, ack.position):
             answer = self.ask(user, item, min_position, count % 8 == 0)
             self.asked += 1
-            seen = answer.position.revision >= self.revision and answer[0].known and item in answer[0].item_ids.tolist()
+            seen = (
+                answer.position.revision >= self.revision
+                and answer[0].known
+                and item in answer[0].item_ids.tolist()
+            )
             self.stale += not (seen and answer[0].item_known.all())
 
     def ask(self, user: int, item: int, min_position: Position | None, best: bool) -> Answers:
@@ -93,7 +99,11 @@ def test_a_score_after_an_ack_is_at_its_revision_or_later_also_over_restarts(ser
     def restart(clients: list[Client]) -> None:
         for _ in range(RESTARTS):
             before = [client.asked for client in clients]
-            wait_until(lambda before=before: all(c.asked > b + 100 for c, b in zip(clients, before, strict=True)), "work", 60)
+            wait_until(
+                lambda before=before: all(c.asked > b + 100 for c, b in zip(clients, before, strict=True)),
+                "work",
+                60,
+            )
             server.kill()
             server.start()
 
@@ -107,21 +117,29 @@ def few_slots(serve: Serve) -> Server:
     return server
 
 
-def test_a_position_in_the_future_waits_until_the_deadline_and_is_never_answered_stale(few_slots: Server) -> None:
+def test_a_position_in_the_future_waits_until_the_deadline_and_is_never_answered_stale(
+    few_slots: Server,
+) -> None:
     with few_slots.channel() as channel, Producer(channel, "p", model=MODEL) as producer:
         here = producer.push(1, 1).result(30).position
         scorer = Scorer(channel, model=MODEL)
         for deadline_s in (0.05, 0.3, 0.6):
             began = time.monotonic()
             with pytest.raises(DeadlineExceeded):
-                scorer.score(1, [1], min_position=Position(here.lineage, here.revision + 1), deadline_s=deadline_s)
+                scorer.score(
+                    1, [1], min_position=Position(here.lineage, here.revision + 1), deadline_s=deadline_s
+                )
             assert time.monotonic() - began >= deadline_s * 0.99
         with pytest.raises(FailedPrecondition):
             scorer.score(1, [1], min_position=Position(bytes(16), 1))
 
 
 def test_a_position_that_comes_is_answered_at_once_at_that_revision(few_slots: Server) -> None:
-    with few_slots.channel() as channel, Producer(channel, "p", model=MODEL) as producer, ThreadPoolExecutor(2) as pool:
+    with (
+        few_slots.channel() as channel,
+        Producer(channel, "p", model=MODEL) as producer,
+        ThreadPoolExecutor(2) as pool,
+    ):
         here = producer.push(1, 1).result(30).position
         scorer = Scorer(channel, model=MODEL)
         wanted = Position(here.lineage, here.revision + 2)
@@ -133,7 +151,11 @@ def test_a_position_that_comes_is_answered_at_once_at_that_revision(few_slots: S
 
 
 def test_calls_that_wait_for_a_position_leave_half_of_the_slots(few_slots: Server) -> None:
-    with few_slots.channel() as channel, Producer(channel, "p", model=MODEL) as producer, ThreadPoolExecutor(8) as pool:
+    with (
+        few_slots.channel() as channel,
+        Producer(channel, "p", model=MODEL) as producer,
+        ThreadPoolExecutor(8) as pool,
+    ):
         here = producer.push(1, 1).result(30).position
         scorer = Scorer(channel, model=MODEL)
         future = Position(here.lineage, here.revision + 1)

@@ -104,7 +104,9 @@ def write_and_snapshot(server: Server, seconds: float) -> tuple[int, int]:
     with server.channel() as channel, Producer(channel, "writer", model=MODEL, batch=settings) as producer:
         while time.monotonic() < end:
             receipts = [
-                producer.push(rng.integers(0, USERS, EVENTS, np.uint64), rng.integers(0, ITEMS, EVENTS, np.uint64))
+                producer.push(
+                    rng.integers(0, USERS, EVENTS, np.uint64), rng.integers(0, ITEMS, EVENTS, np.uint64)
+                )
                 for _ in range(4)
             ]
             batches += len([receipt.result(60) for receipt in receipts])
@@ -156,7 +158,9 @@ def torn_reads(server: Server, seconds: float) -> tuple[int, str]:
     by_revision: dict[int, list[Read]] = defaultdict(list)
     for read in readers.reads:
         by_revision[read.answer.position.revision].append(read)
-    checked = sorted(random.Random(SEED).sample(sorted(by_revision), min(len(by_revision), REVISIONS_CHECKED_MAX)))
+    checked = sorted(
+        random.Random(SEED).sample(sorted(by_revision), min(len(by_revision), REVISIONS_CHECKED_MAX))
+    )
     follower = Follower(server.model_folder(MODEL))
     torn = 0
     for revision in checked:
@@ -164,7 +168,10 @@ def torn_reads(server: Server, seconds: float) -> tuple[int, str]:
         torn += sum(differences(read, state) > 0 for read in by_revision[revision])
     reads = [read for revision in checked for read in by_revision[revision]]
     kinds = {kind: sum(read.kind == kind for read in reads) for kind in ("few", "many", "best")}
-    return torn, f"{batches} batches, {snapshots} snapshots, {len(checked)} revisions, {kinds} reads checked, {torn} torn"
+    return (
+        torn,
+        f"{batches} batches, {snapshots} snapshots, {len(checked)} revisions, {kinds} reads checked, {torn} torn",
+    )
 
 
 def prepared(server: Server) -> Server:

@@ -53,7 +53,9 @@ class Sender:
         chance = random.Random(f"{SEED}/{self.number}/{sequence}")
         users = [chance.randrange(300) for _ in range(chance.randint(1, 60))]
         values = [0.5 if chance.random() < 0.05 else 1.0 for _ in users]
-        rows = updates_pb2.Interactions(user_ids=users, item_ids=[chance.randrange(100) for _ in users], values=values)
+        rows = updates_pb2.Interactions(
+            user_ids=users, item_ids=[chance.randrange(100) for _ in users], values=values
+        )
         stamp = updates_pb2.ProducerStamp(id=self.id, epoch=self.epoch, sequence=sequence)
         return updates_pb2.ApplyUpdatesRequest(model=MODEL, producer=stamp, interactions=rows)
 
@@ -89,7 +91,13 @@ class Sender:
         for sequence, replies in self.replies.items():
             ((revision, accepted),) = logged[sequence]
             outcomes = {
-                (r.position.revision, r.accepted, r.rejected_count, tuple((x.row, x.reason) for x in r.rejects)) for r in replies
+                (
+                    r.position.revision,
+                    r.accepted,
+                    r.rejected_count,
+                    tuple((x.row, x.reason) for x in r.rejects),
+                )
+                for r in replies
             }
             assert len(outcomes) == 1, outcomes
             assert next(iter(outcomes))[:2] == (revision, accepted)
@@ -97,7 +105,9 @@ class Sender:
 
 
 def opened(stub: updates_pb2_grpc.UpdateServiceStub, producer_id: str) -> updates_pb2.OpenProducerResponse:
-    return stub.OpenProducer(updates_pb2.OpenProducerRequest(model=MODEL, producer_id=producer_id), timeout=20)
+    return stub.OpenProducer(
+        updates_pb2.OpenProducerRequest(model=MODEL, producer_id=producer_id), timeout=20
+    )
 
 
 def logged_batches(server: Server) -> dict[str, dict[int, list[tuple[int, int]]]]:
@@ -149,7 +159,9 @@ class Rig:
     server: Server
     stub: updates_pb2_grpc.UpdateServiceStub
 
-    def push(self, epoch: int, sequence: int, item: int = 1, rows: int = 1) -> updates_pb2.ApplyUpdatesResponse:
+    def push(
+        self, epoch: int, sequence: int, item: int = 1, rows: int = 1
+    ) -> updates_pb2.ApplyUpdatesResponse:
         stamp = updates_pb2.ProducerStamp(id="p", epoch=epoch, sequence=sequence)
         columns = updates_pb2.Interactions(user_ids=[1] * rows, item_ids=[item] * rows)
         request = updates_pb2.ApplyUpdatesRequest(model=MODEL, producer=stamp, interactions=columns)

@@ -23,7 +23,9 @@ FEW = ("clicks-batch", "purchases-adagrad")
 """Models to replay where every kernel has to be compiled for the purpose."""
 
 
-def roots_in_a_process(history: History, backend: str, models: tuple[str, ...], **variables: str) -> dict[str, list[str]]:
+def roots_in_a_process(
+    history: History, backend: str, models: tuple[str, ...], **variables: str
+) -> dict[str, list[str]]:
     command = [sys.executable, str(PROGRAM), str(history.data), backend, *models]
     result = subprocess.run(
         command, env={**environment(), **variables}, capture_output=True, text=True, timeout=280, check=False
@@ -76,7 +78,9 @@ def test_the_grouping_into_commits_changes_nothing(history: History, tmp_path: P
 def copied(log: Log, folder: Path, size: int) -> Log:
     records = log.read(mapped=False)
     next(records)
-    copy = Log.create(log_folder(folder), log.spec_body, 0, uuid.UUID(bytes=log.lineage.bytes), hash_name=log.hash_name)
+    copy = Log.create(
+        log_folder(folder), log.spec_body, 0, uuid.UUID(bytes=log.lineage.bytes), hash_name=log.hash_name
+    )
     for group in grouped(records, size):
         copy.append([
             Entry(r.kind, r.revision, r.producer, r.epoch, r.sequence, r.time_us, r.count, bytes(r.rejects), bytes(r.body), r.salt,

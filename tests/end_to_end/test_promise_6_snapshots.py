@@ -30,7 +30,9 @@ ROWS = 20_000  # of each side, so that a snapshot takes a while
 AGAIN = "again"
 
 
-def test_ten_snapshots_under_load_are_the_replayed_states_and_updates_go_on(serve: Serve, tmp_path: Path) -> None:
+def test_ten_snapshots_under_load_are_the_replayed_states_and_updates_go_on(
+    serve: Serve, tmp_path: Path
+) -> None:
     server = serve("--snapshots-kept", str(KEPT))
     create_model(server, k=64, limits={"users_max": 2 * ROWS, "items_max": 2 * ROWS})
     fill(server, ROWS)
@@ -133,7 +135,10 @@ def test_snapshots_are_taken_by_themselves_and_on_drain(serve: Serve) -> None:
         auditor = Auditor(channel, model=MODEL)
         for taken in (1, 2, 3):
             producer.push([1] * 1000, [1] * 1000).result(30)
-            wait_until(lambda taken=taken: len(auditor.list()) >= min(taken, 2) and newest(auditor) > taken, "a snapshot")
+            wait_until(
+                lambda taken=taken: len(auditor.list()) >= min(taken, 2) and newest(auditor) > taken,
+                "a snapshot",
+            )
         kept = auditor.list()
         last = producer.push(1, 1).result(30).position.revision
     assert len(kept) == 2
@@ -156,8 +161,15 @@ def test_a_restored_model_scores_as_the_original_did_and_learns_on(serve: Serve,
 
     def push(model: str, producer_id: str) -> None:
         settings = BatchSettings(events_max=100)
-        with server.channel() as channel, Producer(channel, producer_id, model=model, batch=settings) as producer:
-            producer.push(rng.integers(0, 50, 2000), rng.integers(0, 80, 2000), rng.integers(1, 5, 2000).astype(np.float32))
+        with (
+            server.channel() as channel,
+            Producer(channel, producer_id, model=model, batch=settings) as producer,
+        ):
+            producer.push(
+                rng.integers(0, 50, 2000),
+                rng.integers(0, 80, 2000),
+                rng.integers(1, 5, 2000).astype(np.float32),
+            )
 
     def scores(model: str) -> bytes:
         with server.channel() as channel:
@@ -169,7 +181,10 @@ def test_a_restored_model_scores_as_the_original_did_and_learns_on(serve: Serve,
         at_snapshot = scores(MODEL)
         push(MODEL, "first")  # the original learns on, its copy begins where the snapshot was
         restored = Models(channel).restore(AGAIN, MODEL, info.snapshot_id)
-    assert restored.position.lineage != info.position.lineage and restored.position.revision > info.position.revision
+    assert (
+        restored.position.lineage != info.position.lineage
+        and restored.position.revision > info.position.revision
+    )
     assert scores(AGAIN) == at_snapshot != scores(MODEL)
     push(AGAIN, "first")  # its producers came with the snapshot
     check_restored(server, scores(AGAIN))
@@ -182,7 +197,11 @@ def check_restored(server: Server, scores: bytes) -> None:
             live = Models(channel).describe(AGAIN, with_root_hash=True)
         end()
         report = replay_model(server.model_folder(AGAIN))
-        assert (report.root_hash, report.log_hash, report.revision) == (live.root_hash, live.log_hash, live.position.revision)
+        assert (report.root_hash, report.log_hash, report.revision) == (
+            live.root_hash,
+            live.log_hash,
+            live.position.revision,
+        )
         assert report.good
         server.start()
     with server.channel() as channel:

@@ -45,10 +45,15 @@ def test_scores_of_both_are_the_same_bits(history: History, model: str) -> None:
 def scores_in_numpy(state: ModelState) -> np.ndarray:
     """float32[users, items]: ((mu + b_u) + b_i) + dot, 8 factors in as many lanes."""
     users, items = (
-        table.sections(count) for table, count in zip((state.backend.users, state.backend.items), state.backend.published, strict=True)
+        table.sections(count)
+        for table, count in zip(
+            (state.backend.users, state.backend.items), state.backend.published, strict=True
+        )
     )
     lanes = users["factors"][:, None, :] * items["factors"][None, :, :]
     assert lanes.shape[-1] == 8
     for width in (4, 2, 1):
         lanes = lanes[..., :width] + lanes[..., width : 2 * width]
-    return ((np.float32(state.backend.mean) + users["bias"][:, None]) + items["bias"][None, :]) + lanes[..., 0]
+    return ((np.float32(state.backend.mean) + users["bias"][:, None]) + items["bias"][None, :]) + lanes[
+        ..., 0
+    ]

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from livefactor import columns as wire
+from livefactor.scoring_columns import ScoreQuery
 from livefactor_kernels.spec import Limits, ModelSpec, preset
 from livefactor_server import decode, spec_codec
 from livefactor_server.changes import NO_REJECTS, OpenProducerChange
 from livefactor_server.engine import Engine, EngineSettings
 from livefactor_server.file_io import FileIO
 from livefactor_server.log import Log
+from livefactor_server.readers import Reader
 from livefactor_server.replay import recover, replay
 from livefactor_server.snapshots import root_hash_of
 from livefactor_server.state import ModelState
@@ -280,3 +282,23 @@ def test_grouping_changes_nothing(tmp_path: Path) -> None:
         roots.append(rig.root())
         rig.close()
     assert roots[0] == roots[1]
+
+
+def test_a_bug_while_applying_stops_reads_and_writes_until_a_restart(rig: Rig, tmp_path: Path) -> None:
+    rig.push(batch(1))
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    rig.engine.state.backend.apply = broken  # type: ignore[method-assign]
+    replies = [rig.push_async(batch(seed)) for seed in (2, 3, 4)]
+    codes = {reply.get(timeout=20).result.code for reply in replies}
+    assert codes == {grpc.StatusCode.UNAVAILABLE}
+    query = ScoreQuery(
+        "", None, 0, np.array([1], np.uint64), "top_k", np.empty(0, np.uint64), None, 1, False, False
+    )
+    assert code_of(lambda: Reader(rig.engine).score(query)) == grpc.StatusCode.UNAVAILABLE
+    rig.close()
+    again = Rig(tmp_path)
+    assert again.engine.revision >= 2 and again.root() == replayed_root(tmp_path)
+    rig.engine = again.engine

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loop_disk import LoopFileSystem, run
 
 from livefactor_server.log import Entry, FileIO, Kind, Log, LogError
+from loop_disk import LoopFileSystem, run
 
 CUTS = 20
 SEED = 11
