@@ -1,9 +1,8 @@
-"""What tests of every room share: a real server in a process of its own."""
+"""What tests of every room share: hypothesis' profile, and a real server in a process of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -16,24 +15,9 @@ hypothesis.settings.register_profile("livefactor", deadline=None, print_blob=Tru
 hypothesis.settings.load_profile("livefactor")
 
 
-@pytest.fixture
-def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """`start_server(*flags, name="data")` starts a server on a folder of the test's; all end with it."""
-    servers: list[Server] = []
-
-    def start(*flags: str, name: str = "data") -> Server:
-        servers.append(Server(ColdStart(), tmp_path / name, *flags))
-        servers[-1].start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.kill()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with default settings, which began empty; the tests of a module share it."""
+    """A server with default settings, started as people do, which began empty; the tests of a module share it."""
     running = Server(ColdStart(), tmp_path_factory.mktemp("server") / "data")
     running.start()
     yield running

@@ -26,7 +26,7 @@ from server_process import Server, WarmStart
 Serve = Callable[..., Server]
 Rows = updates_pb2.Interactions
 
-MUTATIONS = 3000
+MUTATIONS = 2000
 MUTATIONS_LONG = 30_000
 NAN, INF = float("nan"), float("inf")
 

@@ -21,7 +21,7 @@ from server_process import Server
 KILLS = 25
 KILLS_LONG = 500
 SEED = 20_261_124
-RUN_S = (0.0, 0.3)
+RUN_S = (0.0, 0.2)
 """A server is killed this long after all producers are at work again, seconds; in some rounds once more while it recovers."""
 
 Serve = Callable[..., Server]

@@ -21,7 +21,7 @@ from server_process import Server, wait_until
 Serve = Callable[..., Server]
 
 CLIENTS = 4
-WRITES = 1000
+WRITES = 600
 RESTARTS = 3
 
 
