@@ -45,6 +45,11 @@ def emit(value: Any) -> None:
     typer.echo(json.dumps(value, default=str, sort_keys=True))
 
 
+def complain(text: str) -> None:
+    """One line to standard error, never wrapped, so that scripts can read it."""
+    typer.secho(f"livefactor: {text}", fg=typer.colors.RED, err=True)
+
+
 def main() -> None:
     """Entry point: errors of the client and of settings become one line and exit code 1."""
     # Commands live in modules of their own; importing them adds them to `app`.
@@ -53,7 +58,7 @@ def main() -> None:
     try:
         app()
     except errors.LivefactorError as error:
-        notes.print(f"livefactor: {error}", style="red", markup=False)
+        complain(f"{error}")
         raise SystemExit(1) from None
 
 
@@ -95,9 +100,7 @@ def serve(
         settings = ServerSettings(**given)
     except ValidationError as error:
         for line in error.errors():
-            notes.print(
-                f"livefactor: {'.'.join(map(str, line['loc']))}: {line['msg']}", style="red", markup=False
-            )
+            complain(f"{'.'.join(map(str, line['loc']))}: {line['msg']}")
         raise typer.Exit(2) from None
     raise typer.Exit(run_server(settings, port_file))
 
@@ -111,10 +114,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
     )
     if settings.host not in LOOPBACK and not settings.allow_remote:
-        notes.print(
-            f"livefactor: {settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote",
-            style="red",
-        )
+        complain(f"{settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote")
         return 2
     from livefactor_server import hosting, metrics, server
     from livefactor_server.log import LogError
@@ -130,7 +130,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
             metrics.serve_metrics(settings.host, settings.metrics_port) if settings.metrics_port >= 0 else -1
         )
     except (hosting.DataFolderBusy, server.PortInUse, LogError, ReplayError, OSError) as error:
-        notes.print(f"livefactor: {error}", style="red", markup=False)
+        complain(f"{error}")
         return 1
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

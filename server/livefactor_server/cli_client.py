@@ -15,7 +15,18 @@ from livefactor.channel import DEFAULT_TARGET
 from livefactor.models import ModelDescription, Models
 from livefactor.scorer import Scorer
 from livefactor.snapshot_files import SnapshotInvalid, verify
-from livefactor_server.cli import AsJson, Model, Target, app, console, emit, models_app, notes, table
+from livefactor_server.cli import (
+    AsJson,
+    Model,
+    Target,
+    app,
+    complain,
+    console,
+    emit,
+    models_app,
+    notes,
+    table,
+)
 
 Secret = Annotated[
     str,
@@ -159,7 +170,7 @@ def verify_command(
         if as_json:
             emit({"valid": False, "reason": str(error)})
         else:
-            notes.print(f"livefactor: not valid: {error}", style="red", markup=False)
+            complain(f"not valid: {error}")
         raise typer.Exit(1) from None
     facts = {
         "valid": True,
@@ -197,7 +208,7 @@ def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
                 folder, backend, lambda at, last: bar.update(task, total=last, completed=at)
             )
     except (LogError, ReplayError, OSError) as error:
-        notes.print(f"livefactor: {error}", style="red", markup=False)
+        complain(f"{error}")
         raise typer.Exit(1) from None
     if as_json:
         emit(report.fields())
@@ -279,7 +290,7 @@ def models_create(
         with Models(target) as models:
             _show(models.create(name, preset, **changes), as_json)
     except (json.JSONDecodeError, TypeError, ValueError) as error:
-        notes.print(f"livefactor: spec: {error}", style="red", markup=False)
+        complain(f"spec: {error}")
         raise typer.Exit(2) from None
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from livefactor_server import log_show
-from livefactor_server.cli import AsJson, Model, emit, log_app, notes
+from livefactor_server.cli import AsJson, Model, complain, emit, log_app
 from livefactor_server.log import LogError
 from livefactor_server.replay import log_folder
 
@@ -38,7 +38,7 @@ def show(
             shown = deque(shown, count or 20)
         damaged = _print(shown, as_json)
     except (LogError, OSError) as error:
-        notes.print(f"livefactor: {error}", style="red", markup=False)
+        complain(f"{error}")
         raise typer.Exit(1) from None
     if damaged:
         raise typer.Exit(1)

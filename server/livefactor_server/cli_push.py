@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from livefactor.batching import BatchSettings
 from livefactor.channel import DEFAULT_TARGET
 from livefactor.producer import Producer
-from livefactor_server.cli import AsJson, Model, Target, app, console, emit, notes
+from livefactor_server.cli import AsJson, Model, Target, app, complain, console, emit, notes
 
 Column = dict[str, list[Any]]
 
@@ -58,7 +58,7 @@ def push(
     }
     wanted = {field: column for field, column in names.items() if column}
     if time_unit not in _UNITS:
-        notes.print("livefactor: --time-unit: expected s, ms or us", style="red")
+        complain("--time-unit: expected s, ms or us")
         raise typer.Exit(2)
     try:
         total, batches = _open(file, wanted, batch)
@@ -75,10 +75,10 @@ def push(
                 sender, batches, total, skipped, batch, _Conversion(string_ids, _UNITS[time_unit]), fields
             )
     except KeyError as error:
-        notes.print(f"livefactor: {file}: there is no column {error}", style="red", markup=False)
+        complain(f"{file}: there is no column {error}")
         raise typer.Exit(2) from None
     except ValueError as error:
-        notes.print(f"livefactor: {file}: {error}", style="red", markup=False)
+        complain(f"{file}: {error}")
         raise typer.Exit(2) from None
     if as_json:
         emit({**fields, "skipped_batches": skipped, "revision": position})
