@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import queue
 import signal
-import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,9 +132,10 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     except (hosting.DataFolderBusy, server.PortInUse, LogError, ReplayError, OSError) as error:
         complain(f"{error}")
         return 1
-    ended = threading.Event()
+    # Unlike an Event, which a second signal or one at a bad moment would lock up, it may be used inside a handler.
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, lambda *_: ended.put(None))
     rpc.start()
     logger = logging.getLogger("livefactor_server")
     logger.info(
@@ -146,9 +147,14 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     )
     if port_file is not None:
         server.write_port_file(port_file, [rpc.port, metrics_port])
-    ended.wait()
+    ended.get()
     logger.info("draining")
     rpc.drain(settings.drain_s)
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # the exit code of a clean drain is 0, however often it is asked for
+        signal.signal(number, signal.SIG_IGN)
     logger.info("drained")
     return 0
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import grpc
 import numpy as np
@@ -118,12 +119,21 @@ def check_full_disk(server: Server, channel: grpc.Channel, disk: Path) -> None:
     assert described(server).root_hash == live.root_hash
 
 
+def _fill(file: BinaryIO) -> int:
+    """Bytes written until the disk is full."""
+    start = file.tell()
+    with contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return file.tell() - start
+
+
 def check_refused_snapshot(auditor: Auditor, disk: Path, kept: str) -> None:
     """With no room at all a snapshot is refused, leaves nothing, and the older one stays good."""
     more = disk / "more"
-    with more.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
+    with more.open("wb", buffering=0) as file:
+        while _fill(file):  # what was written late may leave a little room once more
+            os.fsync(file.fileno())
     with pytest.raises(ResourceExhausted):
         auditor.snapshot()
     more.unlink()

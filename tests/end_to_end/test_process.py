@@ -244,6 +244,17 @@ def error_of(call: Callable[[], object]) -> Exception:
     raise AssertionError("it was not refused")
 
 
+def test_a_signal_as_soon_as_it_serves_and_many_more_are_not_lost(serve: Serve) -> None:
+    """A handler runs between any two steps of the main thread, also while that takes a lock or handles a signal."""
+    server = serve()
+    for _ in range(8):
+        for _ in range(50):
+            if server.exit_code() is None:
+                server.signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+        server.start()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_server_ends_at_once(serve: Serve, number: signal.Signals) -> None:
     server = serve(cold=True)
