@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ Serve = Callable[..., Server]
 Rows = updates_pb2.Interactions
 
 MUTATIONS = 2000
-MUTATIONS_LONG = 30_000
+MUTATIONS_LONG = 10_000
 NAN, INF = float("nan"), float("inf")
 
 
@@ -128,6 +129,14 @@ def test_there_are_messages_for_every_rpc() -> None:
     assert set(valid_messages()) == set(NAMES)
 
 
+def would_delete(raw: bytes) -> bool:
+    """Whether a mutation has made it a good request to delete the model under attack."""
+    try:
+        return models_pb2.DeleteModelRequest.FromString(raw).model in (MODEL, "clicks")
+    except DecodeError:
+        return False
+
+
 def attack(target: Target, mutations: int) -> None:
     """Mutated messages for every RPC; after every refusal the model is as it was."""
     cases = [(name, message) for name, messages in valid_messages().items() for message in messages]
@@ -138,7 +147,10 @@ def attack(target: Target, mutations: int) -> None:
     def run(case: tuple[str, Any], seed: int) -> None:
         nonlocal last
         name, message = case
-        statuses = target.call(NAMES[name], mutated(message, seed))
+        raw = mutated(message, seed)
+        if name == "DeleteModel" and would_delete(raw):
+            return
+        statuses = target.call(NAMES[name], raw)
         now = target.state()
         if any(code is not grpc.StatusCode.OK for code, _ in statuses):
             assert now == last, (name, statuses)

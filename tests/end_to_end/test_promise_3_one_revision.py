@@ -190,7 +190,7 @@ def test_every_answer_is_the_replayed_state_at_the_revision_it_names(serve: Serv
 
 @pytest.mark.long
 def test_every_answer_is_the_replayed_state_at_the_revision_it_names_for_minutes(serve: Serve) -> None:
-    torn, report = torn_reads(prepared(serve()), 20 * RUN_S)
+    torn, report = torn_reads(prepared(serve()), 10 * RUN_S)
     print(f"seed {SEED}: {report}")
     assert torn == 0
 
