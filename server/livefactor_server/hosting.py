@@ -29,6 +29,7 @@ from livefactor_server.engine import Engine, EngineSettings
 from livefactor_server.keeper import Keeper, KeeperSettings
 from livefactor_server.log import Log
 from livefactor_server.readers import Reader
+from livefactor_server.safetensors_writer import sync_folder
 from livefactor_server.snapshots import SnapshotNotFound
 from livefactor_server.statuses import exhausted, exists, invalid, not_found, precondition
 
@@ -173,7 +174,7 @@ class Hosting:
                 temporary.mkdir()
                 fill(temporary)
                 os.rename(temporary, folder)
-                _sync_folder(folder.parent)
+                sync_folder(folder.parent)
             except OSError:
                 logger.exception("model %s: could not be created", name)
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -190,7 +191,7 @@ class Hosting:
             hosted.engine.drain()
             gone = hosted.folder.with_name(f".gone-{hosted.name}")
             os.rename(hosted.folder, gone)
-            _sync_folder(gone.parent)
+            sync_folder(gone.parent)
             shutil.rmtree(gone)
 
     def drain(self) -> None:
@@ -213,11 +214,3 @@ def _hold(path: Path) -> TextIO:
         file.close()
         raise DataFolderBusy(f"{path.parent} is in use by another livefactor server") from None
     return file
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
