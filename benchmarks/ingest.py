@@ -42,6 +42,7 @@ main()
 SPECS = {
     "squared": {"preset": "ratings", "k": K},
     "logistic": {"preset": "clicks", "k": K, "negatives": 1},
+    "labels": {"preset": "clicks", "k": K, "negatives": 0},
 }
 
 
@@ -68,11 +69,15 @@ def serving(program: list[str] | None = None) -> Iterator[str]:
 
 
 class Load:
-    """The stream's columns, cut into batches."""
+    """The stream's columns, cut into batches. kind: of `SPECS`; says what the values are."""
 
-    def __init__(self, events: int, batch: int, ratings: bool) -> None:
+    def __init__(self, events: int, batch: int, kind: str = "squared") -> None:
         self.users, self.items, values = zipf_stream(events)
-        self.values = values if ratings else None
+        self.values: np.ndarray | None = values
+        if kind == "labels":
+            self.values = (values > np.median(values)).astype(np.float32)
+        elif kind == "logistic":
+            self.values = None  # positives alone: their negatives are drawn
         self.batch = batch
 
     def slices(self) -> Iterator[slice]:
@@ -117,8 +122,8 @@ def measure(
 ) -> dict[str, float]:
     """Medians of all figures, events a second. beside: more runs that take turns with these, by figure."""
     taken: dict[str, list[float]] = {}
-    loads = {("squared", batch): Load(events, batch, True) for batch in (65_536, 8_192)} | {
-        ("logistic", 65_536): Load(events, 65_536, False)
+    loads = {("squared", 8_192): Load(events, 8_192)} | {
+        (kind, 65_536): Load(events, 65_536, kind) for kind in SPECS
     }
     with serving() as durable, serving(["-c", UNSYNCED]) as unsynced:
         for target in (durable, unsynced):
@@ -136,6 +141,7 @@ def measure(
             "ingest_unary_durable_events_per_s": run(unary_rate, durable, "squared", 65_536),
             "ingest_unary_durable_8k_events_per_s": run(unary_rate, durable, "squared", 8_192),
             "ingest_stream_durable_logistic_events_per_s": run(stream_rate, durable, "logistic", 65_536),
+            "ingest_stream_durable_labels_events_per_s": run(stream_rate, durable, "labels", 65_536),
         }
         for number in range(rounds + 1):
             for name, one in (runs | (beside or {})).items():

@@ -14,11 +14,9 @@ from itertools import pairwise
 import numpy as np
 
 from benchmarks.progressive_data import Stream
-from livefactor_kernels.backend import Update, create_backend
-from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.scoring import gather, top_k
+from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.spec import ModelSpec
-from livefactor_kernels.tables import NO_ROW
+from livefactor_kernels.tables import NO_ROW, USERS
 
 TOP = 10
 BATCH_EVENTS = 512
@@ -46,11 +44,10 @@ def model_hits(spec: ModelSpec, stream: Stream, batch_events: int = BATCH_EVENTS
     return hits
 
 
-def _lists(model: CpuModel, user_rows: np.ndarray) -> np.ndarray:
+def _lists(model: Backend, user_rows: np.ndarray) -> np.ndarray:
     """The users' best item rows, uint32[users, TOP]; NO_ROW where there are fewer."""
-    factors, biases = gather(model.users, user_rows)
-    with model.pins.pin(model) as pin:
-        rows, _, offsets = top_k(pin, model.items, factors, biases, TOP)
+    with model.pin() as pin:
+        rows, _, offsets = pin.top_k(*pin.gather(USERS, user_rows), TOP)
     lists = np.full((user_rows.size, TOP), NO_ROW, np.uint32)
     for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
         lists[user, : stop - start] = rows[start:stop]

@@ -74,6 +74,9 @@ INGEST = [
     Row("ingest_unary_durable_events_per_s", "unary calls one by one, 65,536"),
     Row("ingest_unary_durable_8k_events_per_s", "unary calls one by one, 8,192"),
     Row("ingest_stream_durable_logistic_events_per_s", "logistic loss, 1 negative, streamed, 65,536"),
+    Row(
+        "ingest_stream_durable_labels_events_per_s", "logistic loss, labels 0 and 1 as sent, streamed, 65,536"
+    ),
     Row("ratio_ingest_to_kernel_with_keys", "streamed to kernel with keys, 65,536", "at least 0.70"),
     Row("ratio_ingest_to_kernel_with_keys_8k", "streamed to kernel with keys, 8,192", "at least 0.50"),
     Row("ratio_ingest_to_unsynced", "durable to not synced"),
@@ -82,6 +85,7 @@ OPPONENTS = [
     Row("implicit_bpr_events_per_s", "implicit BPR in process, 1 thread, 1 negative"),
     Row("river_mf_events_per_s", "River BiasedMF in process"),
     Row("ratio_ingest_to_implicit_bpr", "streamed logistic, 1 negative, to implicit BPR", "at least 5"),
+    Row("ratio_ingest_labels_to_implicit_bpr", "streamed logistic, labels as sent, to implicit BPR"),
     Row("ratio_ingest_to_river_mf", "streamed squared loss to River"),
 ]
 FRESHNESS = [

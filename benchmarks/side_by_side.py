@@ -28,6 +28,10 @@ RATIOS = {
         "ingest_stream_durable_logistic_events_per_s",
         "implicit_bpr_events_per_s",
     ),
+    "ratio_ingest_labels_to_implicit_bpr": (
+        "ingest_stream_durable_labels_events_per_s",
+        "implicit_bpr_events_per_s",
+    ),
     "ratio_ingest_to_river_mf": ("ingest_stream_durable_events_per_s", "river_mf_events_per_s"),
 }
 
@@ -56,8 +60,8 @@ def kernel_with_keys(load: ingest.Load) -> Run:
 def measure(rounds: int, events: int, bpr_events: int, river_events: int) -> dict[str, float | None]:
     """Medians of all rates, and the ratios; None for what is not installed."""
     beside: dict[str, Run | None] = {
-        "kernel_with_keys_events_per_s": kernel_with_keys(ingest.Load(events, 65_536, True)),
-        "kernel_with_keys_8k_events_per_s": kernel_with_keys(ingest.Load(events, 8_192, True)),
+        "kernel_with_keys_events_per_s": kernel_with_keys(ingest.Load(events, 65_536)),
+        "kernel_with_keys_8k_events_per_s": kernel_with_keys(ingest.Load(events, 8_192)),
         "implicit_bpr_events_per_s": opponents.implicit_bpr(bpr_events),
         "river_mf_events_per_s": opponents.river_mf(river_events),
     }

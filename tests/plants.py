@@ -10,8 +10,8 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from livefactor_kernels.pins import PinBoard
 from livefactor_server.admission import Admission
@@ -20,7 +20,7 @@ from livefactor_server.engine import Engine
 from livefactor_server.file_io import FileIO
 from livefactor_server.gate import Gate
 from livefactor_server.log import Log
-from livefactor_server.state import ModelState
+from livefactor_server.state import Logged, ModelState
 from livefactor_server.submission import Ack, Submission
 
 SMALL_SEGMENT_BYTES = 128 << 10
@@ -96,11 +96,13 @@ def apply_twice() -> None:
     """A record of interactions is applied two times."""
     real = ModelState.apply
 
-    def apply(self: ModelState, header: Any, change: Any, placed: Any) -> None:
-        real(self, header, change, placed)
-        if isinstance(change, InteractionsChange):
-            self.backend.apply(self._update(header.revision, change, placed))
-            self.events += change.rows
+    def apply(self: ModelState, records: Sequence[Logged]) -> None:
+        real(self, records)
+        for record in records:
+            if isinstance(record.change, InteractionsChange):
+                self.backend.apply(self._update(record))
+                self.events += record.change.rows
+        self.backend.advance(self.revision)
 
     ModelState.apply = apply  # type: ignore[method-assign]
 

@@ -54,6 +54,11 @@ class Settled:
     finished: list[Batch] = field(default_factory=list)
     pause: str = ""
 
+    def add(self, more: Settled) -> None:
+        """Take in what came of later answers."""
+        self.finished += more.finished
+        self.pause = self.pause or more.pause
+
 
 class Delivery:
     """The unacknowledged batches of one producer, in order: sent ones (`_sent`, by index on the stream), then
@@ -107,7 +112,7 @@ class Delivery:
         self._index += 1
         return batch.message(self._model, self._producer_id, self.epoch)
 
-    def answered(self, answer: updates_pb2.StreamUpdatesResponse) -> Settled:
+    def answered(self, answer: updates_pb2.BatchAnswer) -> Settled:
         """Take in one answer of the stream. An answer to nothing that is on its way (a second ack) has no
         effect.
         """

@@ -208,9 +208,11 @@ class Sender:
         begin: Any = self._connection.channel.stream_stream(_STREAM)
         self._call = begin(messages)
         for data in self._call:
-            answer = updates_pb2.StreamUpdatesResponse.FromString(data)
+            message = updates_pb2.StreamUpdatesResponse.FromString(data)
+            settled = Settled()
             with self.lock:
-                settled = self.delivery.answered(answer)
+                for answer in message.answers:
+                    settled.add(self.delivery.answered(answer))
                 self._take_in(settled)
                 reopen = self.delivery.must_reopen
             self._report(settled)

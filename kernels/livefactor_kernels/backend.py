@@ -1,36 +1,151 @@
-"""The verbs every backend has, and the one place that chooses a backend."""
+"""The verbs every backend has, and the one place that chooses a backend.
+
+A server speaks to a model through `Backend`, and reads it at one revision through `Pin`; where the tables lie
+(in memory, on a device) shows in neither. The gate is the caller's lock: whoever holds it knows that no
+`apply`, `advance`, `set_mean` or `load_sections` is running.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
 from .cpu import CpuModel
-from .pins import PinBoard
 from .reference import ReferenceModel
 from .spec import ModelSpec
-from .tables import Table
+from .tables import ITEMS, USERS
 from .update import Update
 
-__all__ = ["BACKEND_NAMES", "Backend", "Update", "create_backend", "state_sections"]
+__all__ = [
+    "BACKEND_NAMES",
+    "Backend",
+    "Pin",
+    "RowTable",
+    "Update",
+    "create_backend",
+    "state_sections",
+]
+
+
+class RowMap(Protocol):
+    """A map from key to row, as far as its size is of interest."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes."""
+
+
+class RowTable(Protocol):
+    """Which key has which row of one side: what a backend's `users` and `items` have in common.
+
+    The LOG stage allocates rows, ahead of what is published; any thread may look them up.
+    """
+
+    @property
+    def keys(self) -> np.ndarray:
+        """Keys by row, uint64[allocated or more]."""
+
+    @property
+    def capacity(self) -> int:
+        """Rows that the spec allows."""
+
+    @property
+    def allocated(self) -> int:
+        """Rows given out."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row takes in all arrays, its place in `keymap` not counted."""
+
+    @property
+    def keymap(self) -> RowMap:
+        """The map behind `find`."""
+
+    def allocate(self, keys: np.ndarray) -> np.ndarray:
+        """Rows uint32[n] of `keys` uint64[n]; unknown keys get the next rows in order of first appearance.
+
+        OverflowError, with nothing changed, if the new keys do not fit the table.
+        """
+
+    def count_new(self, keys: np.ndarray) -> int:
+        """Distinct keys of uint64[n] that have no row yet."""
+
+    def find(self, keys: np.ndarray, published: int) -> np.ndarray:
+        """Rows uint32[n] of `keys` uint64[n]; `NO_ROW` where unknown or at or past `published`."""
+
+
+class Pin(Protocol):
+    """One revision of a model, readable without the gate while updates go on. Release it after the read.
+
+    revision: the model's, when it was pinned. counts: rows of users and items. mean: the global mean, and
+    mean_state its (fixed-point sum, events). Reads change nothing.
+    """
+
+    @property
+    def revision(self) -> int:
+        """The model's revision at the pin."""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Rows of users and items published at the pin."""
+
+    @property
+    def mean(self) -> np.float32:
+        """Global mean of the values seen (squared loss), else 0."""
+
+    @property
+    def mean_state(self) -> tuple[int, int]:
+        """(fixed-point sum, events) of the mean."""
+
+    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Backend.gather`, as of the pin. Rows must be below `counts`, or `NO_ROW`."""
+
+    def top_k(
+        self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
+        own: np.ndarray | None = None, own_offsets: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """The k best items of each user, exact: (rows uint32[m], scores float32[m], offsets int64[n + 1]).
+
+        user_factors float32[n, kp], user_bias float32[n]: as this pin's `gather` gives them. common
+        uint32[e]: ascending rows left out for everybody. own uint32[o], own_offsets integers[n + 1]: user u's
+        own exclusions are own[own_offsets[u]:own_offsets[u + 1]], ascending. All of them are below the pin's
+        count. User u's results are rows[offsets[u]:offsets[u + 1]], by score descending, then item key
+        ascending; fewer than k if fewer items are left. ValueError if k is negative or shapes do not fit.
+        """
+
+    def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Copies of rows [start, stop) of a side, named and shaped as `Backend.sections`; IndexError past
+        its count."""
+
+    def release(self) -> None:
+        """Give the pin up; calling it again does nothing."""
+
+    def __enter__(self) -> Pin:
+        """The pin itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release it."""
 
 
 class Backend(Protocol):
-    """A model that learns: the verbs of `cpu.CpuModel`."""
+    """A model that learns: the verbs of `cpu.CpuModel`. Sides are `tables.USERS` and `tables.ITEMS`."""
 
     spec: ModelSpec
     revision: int
     published: tuple[int, int]
-    pins: PinBoard  # the reference has none: it is replayed, not served
 
     @property
-    def users(self) -> Table:
-        """The users' table."""
+    def users(self) -> RowTable:
+        """The users' rows."""
 
     @property
-    def items(self) -> Table:
-        """The items' table."""
+    def items(self) -> RowTable:
+        """The items' rows."""
 
     @property
     def mean(self) -> np.float32:
@@ -47,8 +162,23 @@ class Backend(Protocol):
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean."""
 
+    def reserve(self, user_rows: int, item_rows: int) -> bool:
+        """Make sure that there is memory for tables of so many rows (each at most the side's capacity).
+
+        The LOG stage asks before it appends: what it lets in can be applied. False, with nothing changed, if
+        there is not enough. What was granted stays; asking for less changes nothing. Rows that come without
+        asking (replay, restore) take their memory as they come: MemoryError if there is none.
+        """
+
+    def wait_for_room(self, update_rows: int) -> None:
+        """Block while pins hold so many copies that an update of `update_rows` events must wait. The writer
+        calls it before it takes the gate."""
+
     def apply(self, update: Update) -> None:
-        """Learn from one interactions record."""
+        """Learn from one interactions record. The caller holds the gate."""
+
+    def apply_all(self, updates: Sequence[Update]) -> None:
+        """Learn from consecutive interactions records, to the same bits; only the last revision becomes visible."""
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """Move to a revision that changes no rows."""
@@ -56,8 +186,26 @@ class Backend(Protocol):
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table."""
 
+    def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
+        """The first `count` rows of a side as arrays of the host, unpadded: keys uint64[count], factors
+        float32[count, k], bias float32[count], and with AdaGrad factor_g, bias_g of the same shapes.
 
-_BACKENDS: dict[str, type] = {"cpu": CpuModel, "reference": ReferenceModel}
+        Views where the tables are in memory: do not write to them. The caller holds the gate as long as it
+        looks at them.
+        """
+
+    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(factors float32[n, kp], bias float32[n]) of rows uint32[n] at the current revision; zeros where a
+        row is `NO_ROW`. The caller holds the gate.
+
+        New arrays of the host, C-contiguous; factors begin at a multiple of 64 bytes.
+        """
+
+    def pin(self) -> Pin:
+        """Keep the current revision readable. The caller holds the gate."""
+
+
+_BACKENDS: dict[str, Callable[[ModelSpec], Backend]] = {"cpu": CpuModel, "reference": ReferenceModel}
 BACKEND_NAMES = tuple(_BACKENDS)
 
 
@@ -66,20 +214,18 @@ def create_backend(name: str, spec: ModelSpec) -> Backend:
     bad spec."""
     if name not in _BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
-    backend: Backend = _BACKENDS[name](spec.check())
-    return backend
+    return _BACKENDS[name](spec.check())
 
 
 def state_sections(backend: Backend) -> dict[str, np.ndarray]:
     """The tables' share of a model's state at its revision, in the order in which the root hash takes it.
 
-    Views by name: users.keys, users.factors, ..., items.bias_g, of the published rows, and mean int64[2]
-    (sum, count).
+    By name: users.keys, users.factors, ..., items.bias_g, of the published rows as `Backend.sections` gives
+    them, and mean int64[2] (sum, count).
     """
     sections: dict[str, np.ndarray] = {}
-    for side, table, count in zip(
-        ("users", "items"), (backend.users, backend.items), backend.published, strict=True
-    ):
-        sections |= {f"{side}.{name}": view for name, view in table.sections(count).items()}
+    for name, side in (("users", USERS), ("items", ITEMS)):
+        part = backend.sections(side, backend.published[side])
+        sections |= {f"{name}.{section}": array for section, array in part.items()}
     sections["mean"] = np.array([backend.mean_sum, backend.mean_count], np.int64)
     return sections

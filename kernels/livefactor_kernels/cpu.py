@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import scalar
+from . import scalar, scoring
 from .cpu_micro_batch import make_scratch, micro_batch_kernel
 from .cpu_sequential import SAMPLED_NEGATIVES_MAX, positive_kernel, sampled_kernel
 from .lanes import address_of
-from .pins import PinBoard
+from .pins import Pin, PinBoard
 from .spec import LANES, ModelSpec, OptimizerKind
 from .steps import Rows
 from .tables import ITEMS, USERS, Table
-from .update import Rates, Update, draw_negatives
+from .update import Rates, Update, draw_negatives, joined
 
 _INLINED = ("lanes.py", "scalar.py", "steps.py", "cpu_sequential.py", "cpu_micro_batch.py", "spec.py")
 
@@ -139,8 +140,29 @@ class CpuModel:
         Rows must be below the update's counts. The GIL is released in the kernel. With pins alive, the rows
         the record will change are copied first.
         """
-        update.check()
-        negatives = self._draw(update)
+        self.apply_all([update])
+
+    def apply_all(self, updates: Sequence[Update]) -> None:
+        """Learn from consecutive interactions records: the same bits as `apply` on one after the other.
+
+        Nothing between the first and the last revision becomes visible. With B = 1 they take one call of the
+        kernel. ValueError, with nothing learned, if a column is malformed.
+        """
+        for update in updates:
+            update.check()
+        if len(updates) == 1 or (self._sequential and self._draw_widths(updates) < 2):
+            self._learn(updates)
+            return
+        for update in updates:
+            self._learn([update])
+
+    def _draw_widths(self, updates: Sequence[Update]) -> int:
+        """How many different numbers of negatives an event takes: none are drawn while there is one item."""
+        return len({update.item_count > 1 for update in updates}) if self.spec.negatives else 1
+
+    def _learn(self, updates: Sequence[Update]) -> None:
+        negatives = self._draw(updates)
+        update = joined(updates)
         self.pins.protect(update, negatives)
         values = _NO_FLOATS if update.values is None else update.values
         weights = _NO_FLOATS if update.weights is None else update.weights
@@ -157,8 +179,34 @@ class CpuModel:
         )
         self.revision = revision
 
-    def _draw(self, update: Update) -> np.ndarray:
-        needed = update.item_rows.size * self.spec.negatives
+    def reserve(self, user_rows: int, item_rows: int) -> bool:
+        """True: address space for every row that the spec allows is held, and pages come when written."""
+        return True
+
+    def wait_for_room(self, update_rows: int) -> None:
+        """Block while pins hold too many copies for `update_rows` more (`PinBoard.wait_for_room`)."""
+        self.pins.wait_for_room(update_rows)
+
+    def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
+        """Views of a side's first `count` rows (`Table.sections`: names and shapes)."""
+        return (self.users, self.items)[side].sections(count)
+
+    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(factors float32[n, kp], bias float32[n]) of rows uint32[n] as they are now (`scoring.gather`)."""
+        return scoring.gather((self.users, self.items)[side], rows)
+
+    def pin(self) -> Pin:
+        """Keep the current revision readable; no `apply` may be running."""
+        return self.pins.pin(self)
+
+    def _draw(self, updates: Sequence[Update]) -> np.ndarray:
+        """Negatives uint32[n, width] of all events; every update draws equally many an event."""
+        events = sum(update.item_rows.size for update in updates)
+        needed = events * self.spec.negatives
         if self._drawn.size < needed:
             self._drawn = np.empty(needed, np.uint32)
-        return draw_negatives(self.spec, update, self._drawn)
+        start, width = 0, 0
+        for update in updates:
+            drawn = draw_negatives(self.spec, update, self._drawn[start:])
+            start, width = start + drawn.size, drawn.shape[1]
+        return self._drawn[:start].reshape(events, width)

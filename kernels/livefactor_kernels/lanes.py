@@ -12,6 +12,7 @@ scalars and arrays.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -269,7 +270,7 @@ def _root(value: Any) -> Any:
         return _root16(value)
 
     def scalar(value: Any) -> Any:
-        return np.sqrt(value)
+        return math.sqrt(value)  # CUDA compiles this spelling, too
 
     return vector if value == vec16 else scalar
 

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
+from . import scoring
 from .spec import ModelSpec, OptimizerKind
 from .steps import ONE, ZERO
 from .tables import ITEMS, USERS, Table, reserve
 from .update import Update
 
 if TYPE_CHECKING:
-    from .backend import Backend
     from .cpu import CpuModel
 
 OVERLAY_ROWS_MAX = 1 << 18
@@ -140,20 +140,27 @@ class _Overlay:
 
 
 class Pin:
-    """The state of a model at `revision`: `counts` rows of users and items, and the global mean, as of when
-    it was taken.
+    """The state of a CPU model as of when it was taken (`backend.Pin`). Copies are kept for it until it is
+    released."""
 
-    Release it as soon as the read is over (`release`, or as a context manager): copies are kept for it until
-    then.
-    """
-
-    def __init__(self, board: PinBoard, number: int, model: Backend) -> None:
+    def __init__(self, board: PinBoard, number: int, model: CpuModel) -> None:
         self._board, self._number = board, number
-        self.model = model
         self.revision = model.revision
         self.counts = model.published
         self.mean = model.mean
         self.mean_state = (model.mean_sum, model.mean_count)
+
+    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(factors float32[n, kp], bias float32[n]) of rows uint32[n] (`scoring.gather_pinned`)."""
+        return scoring.gather_pinned(self, side, self._board.table(side), rows)
+
+    def top_k(
+        self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
+        own: np.ndarray | None = None, own_offsets: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """The k best items of each user: (rows, scores, offsets) of `scoring.top_k`."""
+        items = self._board.table(ITEMS)
+        return scoring.top_k(self, items, user_factors, user_bias, k, common, own, own_offsets)
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
         """Copies of rows [start, stop) of `side` as of the pin, named and shaped as `Table.sections`.
@@ -228,7 +235,7 @@ class PinBoard:
         with self.lock:
             return sum(map(len, self._overlays or ()))
 
-    def pin(self, model: Backend) -> Pin:
+    def pin(self, model: CpuModel) -> Pin:
         """Pin the model's state; the caller makes sure that no `apply` is running."""
         with self.lock:
             self._last += 1

@@ -3,11 +3,18 @@
 An update is cut into micro-batches. In each, every event contributes gradients taken from the state at the
 micro-batch's start (`_occurrences`); the contributions to a row are summed in order of (event, slot), in
 chunks of 32 (`chunked_sum`), scaled down if the row is hot, and the row steps once (`_step`).
+
+A pin (`ReferencePin`) is a copy of all rows. So a server can run on this backend too: slowly, for a look at
+what the others must answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +22,9 @@ import numpy as np
 from . import scalar
 from .lanes import clamp
 from .random import INIT_DOMAIN, domain_key, initial_factor, philox
+from .scoring import check_top_k
 from .spec import LANES, Loss, ModelSpec, OptimizerKind
-from .tables import ITEMS, NO_ROW, USERS, check_sections
+from .tables import ITEMS, NO_ROW, USERS, check_sections, reserve
 from .update import Rates, Update, draw_negatives
 
 CHUNK = 32
@@ -33,14 +41,28 @@ class Occurrence(NamedTuple):
     bias: np.float32 | None
 
 
+class RowOfKey(dict[int, int]):
+    """Row of every key, in row order."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dictionary, its numbers not counted."""
+        return sys.getsizeof(self)
+
+
 class ReferenceTable:
     """Rows of one side; the same verbs and attributes as `tables.Table`, arrays as long as the rows in
-    use."""
+    use.
+
+    Rows are allocated while others of them learn, and new rows make longer arrays: `lock` keeps a step from
+    going to an array that has just been replaced.
+    """
 
     def __init__(self, spec: ModelSpec, side: int) -> None:
         self.spec, self.side = spec, side
         self.capacity = spec.limits.users_max if side == USERS else spec.limits.items_max
-        self.rows_of: dict[int, int] = {}
+        self.lock = threading.Lock()
+        self.keymap = RowOfKey()
         self.keys: np.ndarray
         self.factors: np.ndarray
         self.bias: np.ndarray
@@ -83,29 +105,40 @@ class ReferenceTable:
         if self.allocated + self.count_new(keys) > self.capacity:
             raise OverflowError(f"table of {self.capacity} rows is full")
         start = self.allocated
-        rows = np.array([self.rows_of.setdefault(int(key), len(self.rows_of)) for key in keys], np.uint32)
-        self._resize(len(self.rows_of))
-        for key, row in list(self.rows_of.items())[start:]:
-            self.keys[row] = key
-            self.factors[row] = self._initial(key)
-            if self.spec.optimizer.kind == OptimizerKind.ADAGRAD:
-                self.factor_g[row, : self.spec.k] = self.spec.optimizer.initial_g
-                self.bias_g[row] = self.spec.optimizer.initial_g
+        rows = np.array([self.keymap.setdefault(int(key), len(self.keymap)) for key in keys], np.uint32)
+        with self.lock:
+            self._resize(len(self.keymap))
+            for key, row in list(self.keymap.items())[start:]:
+                self.keys[row] = key
+                self.factors[row] = self._initial(key)
+                if self.spec.optimizer.kind == OptimizerKind.ADAGRAD:
+                    self.factor_g[row, : self.spec.k] = self.spec.optimizer.initial_g
+                    self.bias_g[row] = self.spec.optimizer.initial_g
         return rows
+
+    @property
+    def row_bytes(self) -> int:
+        """As `tables.Table.row_bytes`."""
+        arrays = [getattr(self, name) for name in self._names]
+        return sum(math.prod(array.shape[1:]) * array.itemsize for array in arrays)
 
     def count_new(self, keys: np.ndarray) -> int:
         """As `tables.Table.count_new`."""
-        return len({int(key) for key in keys} - self.rows_of.keys())
+        return len({int(key) for key in keys} - self.keymap.keys())
 
     def find(self, keys: np.ndarray, published: int) -> np.ndarray:
         """As `tables.Table.find`."""
-        rows = [self.rows_of.get(int(key), NO_ROW) for key in keys]
+        rows = [self.keymap.get(int(key), NO_ROW) for key in keys]
         return np.array([row if row < published else NO_ROW for row in rows], np.uint32)
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
         """As `tables.Table.sections`."""
         views = {name: getattr(self, name)[:count] for name in self._names}
         return {name: view if view.ndim == 1 else view[:, : self.spec.k] for name, view in views.items()}
+
+    def copy(self, count: int) -> dict[str, np.ndarray]:
+        """Copies of the first `count` rows of every array, padded as it is, by name."""
+        return {name: getattr(self, name)[:count].copy() for name in self._names}
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
         """As `tables.Table.load_sections`."""
@@ -114,11 +147,11 @@ class ReferenceTable:
         self._resize(count)
         try:
             check_sections(self.sections(count), sections)
-            self.rows_of = {int(key): row for row, key in enumerate(sections["keys"])}
-            if len(self.rows_of) != count:
+            self.keymap = RowOfKey({int(key): row for row, key in enumerate(sections["keys"])})
+            if len(self.keymap) != count:
                 raise ValueError("load_sections: keys repeat")
         except ValueError:
-            self.rows_of = {}
+            self.keymap = RowOfKey()
             self._resize(0)
             raise
         for name, view in self.sections(count).items():
@@ -126,8 +159,10 @@ class ReferenceTable:
 
 
 def dot(x: np.ndarray, y: np.ndarray) -> Any:
-    """Dot product of two float32[k_padded] in 16 lanes: each lane left to right, then a tree over the
-    lanes."""
+    """Dot product of two float32[k_padded] in 16 lanes: each lane left to right, then a tree over the lanes.
+
+    Of float32[k_padded, n] it is the products of the columns.
+    """
     lanes = x[:LANES] * y[:LANES]
     for start in range(LANES, len(x), LANES):
         lanes = lanes + x[start : start + LANES] * y[start : start + LANES]
@@ -154,6 +189,70 @@ def _left_to_right(terms: list[Any]) -> Any:
     for term in terms[1:]:
         total = total + term
     return total
+
+
+def gather(factors: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(factors[rows], bias[rows]), zeros where a row is `NO_ROW`; memory aligned as `Backend.gather` promises."""
+    known = rows != NO_ROW
+    out, out_bias = reserve((len(rows), factors.shape[1]), np.float32), np.zeros(len(rows), np.float32)
+    out[known], out_bias[known] = factors[rows[known]], bias[rows[known]]
+    return out, out_bias
+
+
+class ReferencePin:
+    """A model's rows as they were, copied (`backend.Pin`)."""
+
+    def __init__(self, model: ReferenceModel) -> None:
+        self.revision = model.revision
+        self.counts = model.published
+        self.mean = model.mean
+        self.mean_state = model.mean_sum, model.mean_count
+        self._k = model.spec.k
+        self._rows = model.users.copy(self.counts[USERS]), model.items.copy(self.counts[ITEMS])
+
+    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `backend.Pin.gather`."""
+        return gather(self._rows[side]["factors"], self._rows[side]["bias"], rows)
+
+    def top_k(
+        self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
+        own: np.ndarray | None = None, own_offsets: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """As `backend.Pin.top_k`: score every item, leave out what is excluded, sort, take k."""
+        items = self._rows[ITEMS]
+        own, ends = check_top_k(user_factors, user_bias, items["factors"].shape[1], k, own, own_offsets)
+        offsets, rows, scores = [0], np.empty(0, np.uint32), np.empty(0, np.float32)
+        for user, (x, bias) in enumerate(zip(user_factors, user_bias, strict=True)):
+            products = dot(x[:, None], items["factors"].T)
+            user_scores = scalar.score(self.mean, bias, items["bias"], products)
+            left = np.ones(len(user_scores), bool)
+            left[own[int(ends[user]) : int(ends[user + 1])]] = False
+            if common is not None:
+                left[common] = False
+            found = np.flatnonzero(left).astype(np.uint32)
+            best = found[np.lexsort((items["keys"][found], -user_scores[found]))][:k]
+            rows, scores = np.append(rows, best), np.append(scores, user_scores[best])
+            offsets.append(len(rows))
+        return rows, scores, np.array(offsets, np.int64)
+
+    def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """As `backend.Pin.read_rows`."""
+        if not 0 <= start <= stop <= self.counts[side]:
+            raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
+        parts = {name: array[start:stop] for name, array in self._rows[side].items()}
+        return {name: (part if part.ndim == 1 else part[:, : self._k]).copy() for name, part in parts.items()}
+
+    def release(self) -> None:
+        """Forget the copies."""
+        self._rows = {}, {}
+
+    def __enter__(self) -> ReferencePin:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 class ReferenceModel:
@@ -192,9 +291,39 @@ class ReferenceModel:
         )
         self.revision = revision
 
+    def reserve(self, user_rows: int, item_rows: int) -> bool:
+        """True: NumPy is given what it asks for."""
+        return True
+
+    def wait_for_room(self, update_rows: int) -> None:
+        """Return at once: pins are copies already, and no update adds to them."""
+
+    def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
+        """As `tables.Table.sections`."""
+        return (self.users, self.items)[side].sections(count)
+
+    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `backend.Backend.gather`."""
+        table = (self.users, self.items)[side]
+        return gather(table.factors, table.bias, rows)
+
+    def pin(self) -> ReferencePin:
+        """Copy everything published; no `apply` may be running."""
+        return ReferencePin(self)
+
+    def apply_all(self, updates: Sequence[Update]) -> None:
+        """Learn from consecutive interactions records."""
+        for update in updates:
+            self.apply(update)
+
     def apply(self, update: Update) -> None:
         """Learn from one interactions record."""
-        n = update.check().user_rows.size
+        with self.users.lock, self.items.lock:
+            self._learn(update.check())
+        self.advance(update.revision, update.user_count, update.item_count)
+
+    def _learn(self, update: Update) -> None:
+        n = update.user_rows.size
         negatives = draw_negatives(self.spec, update)
         ones = np.ones(n, np.float32)
         values = ones if update.values is None else update.values
@@ -211,7 +340,6 @@ class ReferenceModel:
             if self.spec.loss == Loss.SQUARED:
                 self.mean_sum += sum(int(scalar.fixed_point(value)) for value in values[start:stop])
                 self.mean_count += stop - start
-        self.advance(update.revision, update.user_count, update.item_count)
 
     def _score(self, user: int, item: int) -> Any:
         x, y = self.users.factors[user], self.items.factors[item]

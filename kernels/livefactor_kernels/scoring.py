@@ -224,7 +224,7 @@ def _bounds_kernel(items, start, stop):
     return norm, largest
 
 
-def _slacks(bases: np.ndarray, norms: np.ndarray, k: int, item_norm: float, bias_max: float) -> np.ndarray:
+def slacks(bases: np.ndarray, norms: np.ndarray, k: int, item_norm: float, bias_max: float) -> np.ndarray:
     """float64[n]: how far a score may be from the one with the matrix product's dot, at most, for each user.
 
     With u = 2**-24, any order of adding k products, fused or not, gives the true dot within g * sum |x_j y_j|
@@ -239,12 +239,12 @@ def _slacks(bases: np.ndarray, norms: np.ndarray, k: int, item_norm: float, bias
     g = k * u / (1.0 - k * u)
     n = norms * np.sqrt(np.float64(item_norm) + tiny)
     c = np.abs(bases.astype(np.float64)) + bias_max
-    slacks: np.ndarray = 1.01 * (2 * g * n + 2 * u * (c + (1 + g) * n) + tiny)
-    return slacks
+    most: np.ndarray = 1.01 * (2 * g * n + 2 * u * (c + (1 + g) * n) + tiny)
+    return most
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _cutoff(threshold, slack):
+def cutoff(threshold, slack):
     """float32 not above threshold - slack: what else is taken off is four times that rounding."""
     wide = np.float64(threshold)
     return np.float32(wide - slack - (abs(wide) + slack) * 2.0**-22 - 2.0**-148)
@@ -260,7 +260,7 @@ def _keep_kernel(products, u, users, items, start, slack):
     count, full = np.uint64(products.size), np.uint64(scores.size)
     for strip in range(_0, count, _STRIP):
         stop = min(strip + _STRIP, count)
-        cutoff = _cutoff(scores[_0], slack) if size == full else np.float32(-np.inf)
+        cutoff = cutoff(scores[_0], slack) if size == full else np.float32(-np.inf)
         reaching = np.uint32(0)
         for i in range(strip, stop):
             reaching += np.uint32((base + bias[i]) + products[i] >= cutoff)
@@ -324,7 +324,7 @@ def _multiply_top_k(query: _Query, first: int, last: int) -> Iterator[_Result]:
         stop = min(start + ITEMS_AT_ONCE, query.count)
         block = np.matmul(factors, table.factors[start:stop].T, out=products[:, : stop - start])
         bounds = _bounds_kernel(items, np.uint64(start), np.uint64(stop))
-        slacks = _slacks(bases, norms, factors.shape[1], *bounds)
+        slacks = slacks(bases, norms, factors.shape[1], *bounds)
         _keep_all_kernel(block, users, items, np.uint64(start), slacks)
     yield from _settled(query, first, users, items)
 
@@ -403,19 +403,33 @@ def _checked(
     pin: PinView, items: Table, user_factors: np.ndarray, user_bias: np.ndarray, k: int,
     excluded_rows: np.ndarray | None, own_excluded_rows: np.ndarray | None, own_offsets: np.ndarray | None,
 ) -> _Query:  # fmt: skip
-    users, kp = len(user_bias), items.factors.shape[1]
-    if user_factors.shape != (users, kp):
-        raise ValueError(f"user_factors: expected float32[{users}, {kp}], got {list(user_factors.shape)}")
-    if k < 0:
-        raise ValueError(f"k: expected 0 or more, got {k}")
-    own = _NO_ROWS if own_excluded_rows is None else own_excluded_rows
-    offsets = np.zeros(users + 1, np.int64) if own_offsets is None else own_offsets
-    _check_offsets("own_offsets", offsets, users, len(own))
+    kp = items.factors.shape[1]
+    own, offsets = check_top_k(user_factors, user_bias, kp, k, own_excluded_rows, own_offsets)
     count = pin.counts[ITEMS]
     bases = np.float32(pin.mean) + np.asarray(user_bias, np.float32)
     excluded = _as_rows(_NO_ROWS if excluded_rows is None else excluded_rows)
     return _Query(pin, items, _aligned(user_factors), bases, count, min(k, count), excluded, _as_rows(own),
                   offsets.astype(np.uint64))  # fmt: skip
+
+
+def check_top_k(
+    user_factors: np.ndarray, user_bias: np.ndarray, kp: int, k: int, own: np.ndarray | None,
+    own_offsets: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(own exclusions, their offsets), empty ones for None, of a top-k's arguments as `backend.Pin.top_k` has
+    them; kp: floats in a row.
+
+    ValueError if k is negative or shapes do not fit.
+    """
+    users = len(user_bias)
+    if user_factors.shape != (users, kp):
+        raise ValueError(f"user_factors: expected float32[{users}, {kp}], got {list(user_factors.shape)}")
+    if k < 0:
+        raise ValueError(f"k: expected 0 or more, got {k}")
+    own = _NO_ROWS if own is None else own
+    offsets = np.zeros(users + 1, np.int64) if own_offsets is None else own_offsets
+    _check_offsets("own_offsets", offsets, users, len(own))
+    return own, offsets
 
 
 def _check_offsets(name: str, offsets: np.ndarray, lists: int, length: int) -> None:

@@ -46,26 +46,18 @@ def check_sections(views: dict[str, np.ndarray], sections: dict[str, np.ndarray]
             raise ValueError(f"load_sections: {name}: expected {view.dtype}{list(view.shape)}")
 
 
-class Table:
-    """Rows of one side of a model.
+class RowKeys:
+    """Which key has which row of one side; shared by the tables of all fast backends.
 
-    keys uint64[cap]; factors float32[cap, k_padded], columns from k on stay 0; bias float32[cap]; factor_g
-    and bias_g, of the same shapes, are AdaGrad's accumulators, None without it. allocated: rows given out,
-    may be ahead of what is published.
+    keys uint64[cap] by row. allocated: rows given out, may be ahead of what is published. Only the LOG stage
+    calls `allocate`.
     """
 
     def __init__(self, spec: ModelSpec, side: int) -> None:
-        """Reserve the side's memory (`USERS` or `ITEMS`); MemoryError or OSError if the system refuses the
-        address space."""
+        """Reserve the keys' memory; MemoryError or OSError if the system refuses the address space."""
         self.spec, self.side = spec, side
         self.capacity = spec.limits.users_max if side == USERS else spec.limits.items_max
-        shape = (self.capacity, spec.k_padded)
         self.keys = reserve((self.capacity,), np.uint64)
-        self.factors = reserve(shape, np.float32)
-        self.bias = reserve((self.capacity,), np.float32)
-        adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
-        self.factor_g = reserve(shape, np.float32) if adagrad else None
-        self.bias_g = reserve((self.capacity,), np.float32) if adagrad else None
         self.keymap = self._new_keymap()
         self.allocated = 0
 
@@ -86,13 +78,62 @@ class Table:
         rows, new_keys = self.keymap.insert_missing(keys, start)
         stop = start + new_keys.size
         if new_keys.size:
+            self.keys[start:stop] = new_keys
             self._initialise(new_keys, start, stop)
             self.allocated = stop
         return rows
 
     def _initialise(self, keys: np.ndarray, start: int, stop: int) -> None:
+        """Give the new rows [start, stop) of `keys` their initial values, where that is done at once."""
+
+    def count_new(self, keys: np.ndarray) -> int:
+        """Distinct keys of uint64[n] that have no row yet; changes nothing."""
+        return int(self.keymap.count_new(keys))
+
+    def find(self, keys: np.ndarray, published: int) -> np.ndarray:
+        """Rows uint32[n] of `keys` uint64[n]; `NO_ROW` where unknown or at or past `published`. Any thread,
+        no lock."""
+        rows = self.keymap.find(keys)
+        rows[rows >= published] = NO_ROW
+        return rows
+
+    def map_of(self, sections: dict[str, np.ndarray], views: dict[str, np.ndarray], count: int) -> KeyMap:
+        """The map of `count` rows that an empty table is to be filled with; changes nothing.
+
+        ValueError if the table is not empty, if names, shapes or dtypes of `sections` differ
+        from `views` (only those are looked at), or if a key repeats.
+        """
+        if self.allocated:
+            raise ValueError("load_sections: the table is not empty")
+        check_sections(views, sections)
+        keymap = self._new_keymap()
+        _, new_keys = keymap.insert_missing(np.ascontiguousarray(sections["keys"]), 0)
+        if new_keys.size != count:
+            raise ValueError(f"load_sections: {count - new_keys.size} keys repeat")
+        return keymap
+
+
+class Table(RowKeys):
+    """Rows of one side of a model in this machine's memory.
+
+    keys uint64[cap]; factors float32[cap, k_padded], columns from k on stay 0; bias float32[cap]; factor_g
+    and bias_g, of the same shapes, are AdaGrad's accumulators, None without it. allocated: rows given out,
+    may be ahead of what is published.
+    """
+
+    def __init__(self, spec: ModelSpec, side: int) -> None:
+        """Reserve the side's memory (`USERS` or `ITEMS`); MemoryError or OSError if the system refuses the
+        address space."""
+        super().__init__(spec, side)
+        shape = (self.capacity, spec.k_padded)
+        self.factors = reserve(shape, np.float32)
+        self.bias = reserve((self.capacity,), np.float32)
+        adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
+        self.factor_g = reserve(shape, np.float32) if adagrad else None
+        self.bias_g = reserve((self.capacity,), np.float32) if adagrad else None
+
+    def _initialise(self, keys: np.ndarray, start: int, stop: int) -> None:
         spec = self.spec
-        self.keys[start:stop] = keys
         init_rows(
             keys,
             self.factors[start:stop],
@@ -110,17 +151,6 @@ class Table:
         """Bytes that a row takes in all arrays (its slot in the key map not counted)."""
         arrays = (self.keys, self.factors, self.bias, self.factor_g, self.bias_g)
         return sum(array[0].nbytes for array in arrays if array is not None)
-
-    def count_new(self, keys: np.ndarray) -> int:
-        """Distinct keys of uint64[n] that have no row yet; changes nothing."""
-        return int(self.keymap.count_new(keys))
-
-    def find(self, keys: np.ndarray, published: int) -> np.ndarray:
-        """Rows uint32[n] of `keys` uint64[n]; `NO_ROW` where unknown or at or past `published`. Any thread,
-        no lock."""
-        rows = self.keymap.find(keys)
-        rows[rows >= published] = NO_ROW
-        return rows
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
         """Views of the first `count` rows, unpadded: keys, factors (count, k), bias, and with AdaGrad
@@ -142,16 +172,10 @@ class Table:
         ValueError, with the table still empty, if names or shapes differ, a key repeats, or the rows do not
         fit.
         """
-        if self.allocated:
-            raise ValueError("load_sections: the table is not empty")
         if count > self.capacity:
             raise ValueError(f"load_sections: {count} rows, the table holds {self.capacity}")
         views = self.sections(count)
-        check_sections(views, sections)
-        keymap = self._new_keymap()
-        _, new_keys = keymap.insert_missing(np.ascontiguousarray(sections["keys"]), 0)
-        if new_keys.size != count:
-            raise ValueError(f"load_sections: {count - new_keys.size} keys repeat")
+        keymap = self.map_of(sections, views, count)
         for name, view in views.items():
             view[:] = sections[name]
         self.keymap, self.allocated = keymap, count

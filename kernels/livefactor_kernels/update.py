@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,6 +52,37 @@ class Update:
                     f"{name}: expected contiguous {dtype}{list(n)}, got {column.dtype}{list(column.shape)}"
                 )
         return self
+
+
+def joined(updates: Sequence[Update]) -> Update:
+    """One update with the events of all, in order; revision and counts are the last one's.
+
+    With B = 1 its kernel does to the tables what the updates would one after the other: only the draws of
+    negatives, which need each record's own revision, are lost.
+    """
+    if len(updates) == 1:
+        return updates[0]
+    last = updates[-1]
+    return Update(
+        last.revision,
+        np.concatenate([update.user_rows for update in updates]),
+        np.concatenate([update.item_rows for update in updates]),
+        _joined_column([update.values for update in updates], updates),
+        _joined_column([update.weights for update in updates], updates),
+        last.user_count,
+        last.item_count,
+    )
+
+
+def _joined_column(columns: list[np.ndarray | None], updates: Sequence[Update]) -> np.ndarray | None:
+    if all(column is None for column in columns):
+        return None
+    return np.concatenate(
+        [
+            np.ones(update.user_rows.size, np.float32) if column is None else column
+            for column, update in zip(columns, updates, strict=True)
+        ]
+    )
 
 
 class Rates(NamedTuple):

@@ -54,6 +54,7 @@ class Admission:
     _pending_names: int = 0
     _pending_bytes: int = 0
     _row_bytes: tuple[int, int] = (0, 0)
+    _reserved: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         backend = self.state.backend
@@ -149,16 +150,32 @@ class Admission:
         return self._lock
 
     def surely_fits(self, change: Change, rows_ahead: int) -> bool:
-        """True if every id of `change` may be new and there is room still, behind `rows_ahead` other events."""
+        """True if every id of `change` may be new and there is room still, behind `rows_ahead` other events.
+
+        That room is reserved then.
+        """
         if not isinstance(change, InteractionsChange):
             return True
         limits, backend = self.state.spec.limits, self.state.backend
         worst = change.rows + rows_ahead
+        users, items = backend.users.allocated + worst, backend.items.allocated + worst
         return (
-            backend.users.allocated + worst <= limits.users_max
-            and backend.items.allocated + worst <= limits.items_max
+            users <= limits.users_max
+            and items <= limits.items_max
             and self._bytes_with(worst, worst) <= self.memory_bytes_max
+            and self._reserve(users, items)
         )
+
+    def _reserve(self, users: int, items: int) -> bool:
+        """Whether the backend has memory for tables of so many rows; it is asked only for more than it has granted."""
+        granted_users, granted_items = self._reserved
+        if users <= granted_users and items <= granted_items:
+            return True
+        wanted = max(users, granted_users), max(items, granted_items)
+        if not self.state.backend.reserve(*wanted):
+            return False
+        self._reserved = wanted
+        return True
 
     def _bytes_with(self, new_users: int, new_items: int) -> int:
         backend = self.state.backend
@@ -183,6 +200,11 @@ class Admission:
             raise exhausted("memory: the server's memory_bytes_max would be passed")
         limits = self.state.spec.limits
         room = (limits.users_max - backend.users.allocated, limits.items_max - backend.items.allocated)
+        if not self._reserve(
+            backend.users.allocated + min(new_users, room[0]),
+            backend.items.allocated + min(new_items, room[1]),
+        ):
+            raise exhausted("memory: the backend has no room for so many new rows")
         if new_users <= room[0] and new_items <= room[1]:
             return
         rejected = _rows_without_room(self.state, change, room)

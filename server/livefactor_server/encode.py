@@ -35,19 +35,20 @@ def apply_response(lineage: uuid.UUID, ack: Ack) -> updates_pb2.ApplyUpdatesResp
     return response
 
 
-def stream_response(index: int, sequence: int, lineage: uuid.UUID, ack: Ack) -> bytes:
-    """The answer to a stream's batch."""
-    return updates_pb2.StreamUpdatesResponse(
-        index=index, sequence=sequence, response=apply_response(lineage, ack)
-    ).SerializeToString()
-
-
-def stream_refusal(index: int, sequence: int, refusal: Refused) -> bytes:
-    """What a unary call would have ended with."""
-    status = updates_pb2.BatchStatus(code=refusal.code.value[0], message=refusal.text)
-    return updates_pb2.StreamUpdatesResponse(
-        index=index, sequence=sequence, status=status
-    ).SerializeToString()
+def add_stream_answer(
+    message: updates_pb2.StreamUpdatesResponse,
+    index: int,
+    sequence: int,
+    result: Ack | Refused,
+    lineage: uuid.UUID | None,
+) -> None:
+    """Append the answer to a stream's batch: its ack, or what a unary call would have ended with."""
+    answer = message.answers.add(index=index, sequence=sequence)
+    if isinstance(result, Refused):
+        answer.status.code, answer.status.message = result.code.value[0], result.text
+    else:
+        assert lineage is not None
+        answer.response.CopyFrom(apply_response(lineage, result))
 
 
 def snapshot_info(manifest: Manifest) -> snapshots_pb2.SnapshotInfo:

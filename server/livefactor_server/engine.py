@@ -6,7 +6,7 @@
 Order of a commit, and why nothing acknowledged can be lost: a record is written and its sync has returned before it is
 applied; it is applied and published before it is acknowledged. What is queued when a stage turns forms the next
 group: throughput under load, latency when idle. Under load the disk writes one group while the LOG stage finds the
-rows of the group before. A failed sync is final: the engine acknowledges nothing more and says why in `failure`; a
+rows of the group before; when there is no load the LOG stage also applies what it logged. A failed sync is final: the engine acknowledges nothing more and says why in `failure`; a
 restart recovers from the log.
 """
 
@@ -16,6 +16,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from livefactor_server.gate import Gate
 from livefactor_server.log import Kind, Log, LogFailed, LogFull
 from livefactor_server.metrics import EngineMetrics
 from livefactor_server.snapshots import StateView
-from livefactor_server.state import Header, ModelState, Placed
+from livefactor_server.state import Header, Logged, ModelState
 from livefactor_server.statuses import Refused, exhausted, unavailable
 from livefactor_server.submission import Ack, Submission
 from livefactor_server.views import frozen
@@ -36,10 +37,18 @@ GROUP_BYTES_MAX = 8 << 20
 GROUPS_AHEAD_MAX = 2
 """Logged groups that may wait for the APPLY stage."""
 
+RUN_WORK_MAX = 32_768
+"""Events times (1 + negatives) that are applied under one hold of the gate, one larger record aside."""
+INLINE_WORK_MAX = 8_192
+"""A group of no more work is applied by the LOG stage itself if nothing else waits: waking another thread takes longer."""
+
 IDLE_MARK_S = 0.010
 """After this long without a batch the log gets a mark, so that a torn tail can be told from damage."""
 
 logger = logging.getLogger(__name__)
+
+_Group = list[tuple[Submission, Logged]]
+"""Durable records and the batches that wait for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +58,6 @@ class EngineSettings:
     queue_bytes_max: int = 64 << 20
     memory_bytes_max: int = 8 << 30
     backend: str = "cpu"
-
-
-@dataclass(slots=True)
-class _Logged:
-    """A durable record on its way to the tables."""
-
-    item: Submission
-    header: Header
-    placed: Placed | None
 
 
 class Engine:
@@ -73,11 +73,12 @@ class Engine:
         self.metrics = EngineMetrics(name)
         self._admission = Admission(state, settings.memory_bytes_max, log.commit)
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
-        self._to_apply: queue.SimpleQueue[list[_Logged] | None] = queue.SimpleQueue()
+        self._to_apply: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")
         self._durable: list[tuple[Submission, Header]] = []
         self._durable_rows = 0
-        self._ahead = threading.BoundedSemaphore(GROUPS_AHEAD_MAX)
+        self._ahead = threading.Condition()
+        self._groups_ahead = 0
         self._budget = _Budget(settings.queue_bytes_max)
         self._published = threading.Condition()
         self._draining = False
@@ -273,17 +274,19 @@ class Engine:
         """Keys to rows, in log order, of the group that became durable last; on to the APPLY stage."""
         if not self._durable:
             return
-        logged = [
-            _Logged(
-                item,
-                header,
-                self.state.place(item.change) if isinstance(item.change, InteractionsChange) else None,
-            )
-            for item, header in self._durable
+        placed = self.state.place([item.change for item, _ in self._durable])
+        group = [
+            (item, Logged(header, item.change, rows))
+            for (item, header), rows in zip(self._durable, placed, strict=True)
         ]
         self._durable, self._durable_rows = [], 0
-        self._ahead.acquire()
-        self._to_apply.put(logged)
+        if not self._groups_ahead and self._queue.empty() and self._work(group) <= INLINE_WORK_MAX:
+            self._apply_group(group)
+            return
+        with self._ahead:
+            self._ahead.wait_for(lambda: self._groups_ahead < GROUPS_AHEAD_MAX)
+            self._groups_ahead += 1
+        self._to_apply.put(group)
 
     def _refuse(self, items: list[Submission], refusal: Refused) -> None:
         self._admission.withdraw(items)
@@ -306,42 +309,70 @@ class Engine:
 
     def _apply_stage(self) -> None:
         while (group := self._to_apply.get()) is not None:
-            try:
-                for logged in group:
-                    if self.torn:
-                        logged.item.finish(unavailable("model: writes are stopped"))
-                    else:
-                        self._apply_or_tear(logged)
-            finally:
-                self._ahead.release()
+            self._apply_group(group)
+            with self._ahead:
+                self._groups_ahead -= 1
+                self._ahead.notify()
 
-    def _apply_or_tear(self, logged: _Logged) -> None:
+    def _apply_group(self, group: _Group) -> None:
+        for run in self._runs(group):
+            if self.torn:
+                self._abandon(run)
+            else:
+                self._apply_or_tear(run)
+
+    def _work(self, group: _Group) -> int:
+        return sum(item.change.rows for item, _ in group) * (1 + self.state.spec.negatives)
+
+    def _runs(self, group: _Group) -> Iterator[_Group]:
+        """The group in pieces of bounded work: how long readers may have to wait for the gate."""
+        run: _Group = []
+        work = 0
+        for entry in group:
+            more = self._work([entry])
+            if run and work + more > RUN_WORK_MAX:
+                yield run
+                run, work = [], 0
+            run.append(entry)
+            work += more
+        yield run
+
+    def _apply_or_tear(self, run: _Group) -> None:
         try:
-            self._apply(logged)
+            self._apply(run)
         except (
             BaseException
-        ):  # a bug: the record may be half applied, so nobody may read or write until a restart
+        ):  # a bug: a record may be half applied, so nobody may read or write until a restart
             self.torn = True
             self._fail("the apply stage stopped on an unexpected error")
             logger.exception("model %s: apply stage", self.name)
-            logged.item.finish(unavailable("model: writes are stopped"))
+            self._abandon(run)
 
-    def _apply(self, logged: _Logged) -> None:
-        """Apply one durable record, publish its revision, acknowledge it."""
-        item, header = logged.item, logged.header
-        if logged.placed is not None:
-            self.state.backend.pins.wait_for_room(item.change.rows)
+    @staticmethod
+    def _abandon(run: _Group) -> None:
+        for item, _ in run:
+            if item.result is None:
+                item.finish(unavailable("model: writes are stopped"))
+
+    def _apply(self, run: _Group) -> None:
+        """Apply durable records, publish the last one's revision, acknowledge them."""
+        self.state.backend.wait_for_room(sum(item.change.rows for item, _ in run))
         with self.gate.writing():
-            self.state.apply(header, item.change, logged.placed)
+            self.state.apply([record for _, record in run])
         with self._admission.lock:
-            self._admission.settle(item)
+            for item, _ in run:
+                self._admission.settle(item)
         with self._published:
             self._published.notify_all()
-        last = header.sequence if item.change.kind == Kind.OPEN_PRODUCER else 0
-        item.finish(
-            Ack(header.revision, item.change.rows, header.rejects, epoch=header.epoch, last_sequence=last)
-        )
-        self.metrics.observe_batch(item.change, header.rejects.count, time.perf_counter() - item.started)
+        for item, record in run:
+            item.finish(_ack(item, record))
+        self.metrics.observe([item for item, _ in run], time.perf_counter())
+
+
+def _ack(item: Submission, record: Logged) -> Ack:
+    header = record.header
+    last = header.sequence if item.change.kind == Kind.OPEN_PRODUCER else 0
+    return Ack(header.revision, item.change.rows, header.rejects, epoch=header.epoch, last_sequence=last)
 
 
 class _Budget:

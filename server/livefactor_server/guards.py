@@ -46,9 +46,9 @@ class Window:
         if self._closed:
             self._room.release()
 
-    def give(self) -> None:
-        """An answer was taken."""
-        self._room.release()
+    def give(self, answers: int) -> None:
+        """Answers were taken."""
+        self._room.release(answers)
 
     def close(self) -> None:
         """The call is over: nobody takes answers any more, and nobody shall wait for that."""

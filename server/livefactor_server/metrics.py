@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
 
-from livefactor_server.changes import Change, InteractionsChange
+from livefactor_server.changes import InteractionsChange
 
 if TYPE_CHECKING:
     from livefactor_server.engine import Engine
     from livefactor_server.state import ModelState
+    from livefactor_server.submission import Submission
 
 _LATENCY_BUCKETS = (
     0.0005,
@@ -95,14 +97,17 @@ class EngineMetrics:
             MEMORY.labels(model, table).set_function(partial(_memory_of, state, table))
             ROWS.labels(model, table).set_function(partial(_rows_of, state, side))
 
-    def observe_batch(self, change: Change, rejected: int, seconds: float) -> None:
-        """Count an applied batch."""
-        self._batches.inc()
-        if isinstance(change, InteractionsChange):
-            self._events.inc(change.rows)
+    def observe(self, applied: Sequence[Submission], now: float) -> None:
+        """Count applied batches, acknowledged at `now` (seconds, `time.perf_counter`)."""
+        self._batches.inc(len(applied))
+        self._events.inc(
+            sum(item.change.rows for item in applied if isinstance(item.change, InteractionsChange))
+        )
+        rejected = sum(item.rejects.count for item in applied)
         if rejected:
             self._rejected.inc(rejected)
-        self._latency.observe(seconds)
+        for item in applied:
+            self._latency.observe(now - item.started)
 
     def observe_score(self, seconds: float) -> None:
         """Count a Score call."""

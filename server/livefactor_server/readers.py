@@ -1,7 +1,7 @@
 """SCORE: answers at exactly one published revision while the tables change in place (promise 3).
 
 Candidates: look up and gather under the gate, which the writer also holds for each record; the dots come after. Top-k: pin the
-revision under the gate, then scan without it; rows that the writer touches meanwhile are taken from the pin's copies.
+revision under the gate, then scan without it; the pin answers as of its revision, whatever the writer does meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from livefactor.scoring_columns import ScoreColumns, ScoreQuery
 from livefactor_kernels import scoring
-from livefactor_kernels.pins import Pin
+from livefactor_kernels.backend import Pin
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.statuses import unavailable
 
@@ -52,18 +52,18 @@ class Reader:
                 revision, mean, published = self._state.revision, backend.mean, backend.published
                 user_rows = backend.users.find(query.user_ids, published[USERS])
                 item_rows = backend.items.find(query.item_ids, published[ITEMS])
-                users = scoring.gather(backend.users, user_rows)
-                items = scoring.gather(backend.items, item_rows)
+                users = backend.gather(USERS, user_rows)
+                items = backend.gather(ITEMS, item_rows)
         else:
             with self._engine.gate.reading():
-                pin = backend.pins.pin(backend)
+                pin = backend.pin()
                 revision = self._state.revision
             with pin:
                 mean = pin.mean
                 user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
                 item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
-                users = scoring.gather_pinned(pin, USERS, backend.users, user_rows)
-                items = scoring.gather_pinned(pin, ITEMS, backend.items, item_rows)
+                users = pin.gather(USERS, user_rows)
+                items = pin.gather(ITEMS, item_rows)
         scores, offsets = _score_lists(mean, users, items, query.offsets)
         repeat = len(query.user_ids) if query.offsets is None else 1
         return self._answer(
@@ -81,15 +81,13 @@ class Reader:
     def _top_k(self, query: ScoreQuery) -> ScoreColumns:
         backend = self._state.backend
         with self._engine.gate.reading():
-            pin = backend.pins.pin(backend)
+            pin = backend.pin()
             revision, unavailable = self._state.revision, self._state.unavailable
         with pin:
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
-            factors, bias = scoring.gather_pinned(pin, USERS, backend.users, user_rows)
+            factors, bias = pin.gather(USERS, user_rows)
             common, own, own_offsets = self._exclusions(query, pin, unavailable)
-            rows, scores, offsets = scoring.top_k(
-                pin, backend.items, factors, bias, query.k, common, own, own_offsets
-            )
+            rows, scores, offsets = pin.top_k(factors, bias, query.k, common, own, own_offsets)
         return self._answer(
             query,
             revision,

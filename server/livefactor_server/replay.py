@@ -10,22 +10,24 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from livefactor.snapshot_format import Manifest
 from livefactor_server import decode
-from livefactor_server.changes import InteractionsChange, decode_rejects
+from livefactor_server.changes import Change, EngineChange, decode_rejects
 from livefactor_server.log import Entry, Kind, Log, Record
 from livefactor_server.snapshots import SnapshotStore
 from livefactor_server.spec_codec import decode as decode_spec
-from livefactor_server.state import Header, ModelState, restored
+from livefactor_server.state import Header, Logged, ModelState, restored
 from livefactor_server.submission import SALT_BYTES
 
 Progress = Callable[[int, int], None]
 """Called with (revision reached, last revision)."""
 
-PROGRESS_EVERY = 256
+RUN_EVENTS, RUN_RECORDS = 65_536, 1024
+"""Events and records that are applied in one go, and how often progress is told."""
 
 logger = logging.getLogger(__name__)
 
@@ -119,12 +121,14 @@ def follow(
 ) -> ModelState:
     """Apply the log's records after `state.revision` up to `until`."""
     last = log.last_revision if until is None else until
-    for record in log.read(state.revision + 1):
-        if record.revision > last:
-            break
-        apply_record(state, record)
-        if progress and record.revision % PROGRESS_EVERY == 0:
-            progress(record.revision, last)
+    records = takewhile(lambda record: record.revision <= last, log.read(state.revision + 1))
+    for run in _runs(records, state.spec.kernel_semantics):
+        placed = state.place([change for _, change in run])
+        state.apply(
+            [Logged(header, change, rows) for (header, change), rows in zip(run, placed, strict=True)]
+        )
+        if progress:
+            progress(state.revision, last)
     if state.revision != last:
         raise ReplayError(f"the log ends at revision {state.revision}, expected {last}")
     if progress:
@@ -132,11 +136,26 @@ def follow(
     return state
 
 
-def apply_record(state: ModelState, record: Record) -> None:
-    """Apply one record of the log."""
+def _runs(records: Iterable[Record], semantics: int) -> Iterator[list[tuple[Header, Change]]]:
+    """Records, decoded, in pieces of about `RUN_EVENTS` events: how they are grouped changes no bit."""
+    run: list[tuple[Header, Change]] = []
+    events = 0
+    for record in records:
+        header, change = _decoded(record, semantics)
+        run.append((header, change))
+        events += change.rows
+        if events >= RUN_EVENTS or len(run) == RUN_RECORDS:
+            yield run
+            run, events = [], 0
+    if run:
+        yield run
+
+
+def _decoded(record: Record, semantics: int) -> tuple[Header, Change]:
     change = decode.change_of(record.kind, record.body)
+    if isinstance(change, EngineChange):
+        _check_engine(record.revision, change.body, semantics)
     rejects, received_hash = decode_rejects(bytes(record.rejects), record.commitment)
-    placed = state.place(change) if isinstance(change, InteractionsChange) else None
     header = Header(
         record.revision,
         record.producer,
@@ -147,9 +166,7 @@ def apply_record(state: ModelState, record: Record) -> None:
         rejects,
         record.hash,
     )
-    if record.kind == Kind.ENGINE:
-        _check_engine(state, bytes(record.body))
-    state.apply(header, change, placed)
+    return header, change
 
 
 def adopt(snapshot: Path, model_folder: Path) -> None:
@@ -186,11 +203,11 @@ def engine_entry(log: Log, base: Manifest, kernel_semantics: int, backend: str) 
     )
 
 
-def _check_engine(state: ModelState, body: bytes) -> None:
+def _check_engine(revision: int, body: bytes, expected: int) -> None:
     semantics = json.loads(body)["kernel_semantics"]
-    if semantics != state.spec.kernel_semantics:
+    if semantics != expected:
         raise ReplayError(
-            f"kernel_semantics {semantics} begins at revision {state.revision + 1}: replay from its snapshot"
+            f"kernel_semantics {semantics} begins at revision {revision}: replay from its snapshot"
         )
 
 

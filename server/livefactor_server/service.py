@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 PROGRESS_INTERVAL_S = 0.1
 UNTAKEN_ANSWERS_MAX = 256
 """Batches of one stream whose answer the peer has not taken: past it the server stops reading the stream."""
+ANSWERS_A_MESSAGE_MAX = 64
+"""Answers that were ready together and share a message; with a hundred rejects each it still is far below the limit."""
 SNAPSHOT_CALLS_MAX = 4
 """Snapshot and FetchSnapshot calls at once: each holds a thread for as long as the peer takes to read."""
 _END, _DRAINED = object(), object()
@@ -187,15 +189,18 @@ class Services:
             pump.start()
             answered, expected = 0, None
             while answered != expected:
-                reply = replies.get()
-                if reply[0] is _END:
-                    expected = reply[1]
-                    continue
-                if reply[0] is _DRAINED:
+                ready = _ready(replies)
+                if ready[-1][0] is _END:
+                    expected = ready.pop()[1]
+                drained = bool(ready) and ready[-1][0] is _DRAINED
+                if drained:
+                    ready.pop()
+                if ready:
+                    answered += len(ready)
+                    yield _answers(ready)
+                    window.give(len(ready))
+                if drained:
                     raise unavailable("server: draining")
-                answered += 1
-                yield self._stream_reply(*reply)
-                window.give()
 
     @contextmanager
     def _listed(self, replies: queue.SimpleQueue[Any]) -> Iterator[None]:
@@ -267,12 +272,6 @@ class Services:
         except Exception:
             logger.exception("update stream")
             replies.put((index, sequence, unavailable("server: unexpected error"), None))
-
-    @staticmethod
-    def _stream_reply(index: int, sequence: int, result: Ack | Refused, lineage: Any) -> bytes:
-        if isinstance(result, Refused):
-            return encode.stream_refusal(index, sequence, result)
-        return encode.stream_response(index, sequence, lineage, result)
 
     # ------------------------------------------------------------------ scoring
 
@@ -393,3 +392,21 @@ class Services:
         request = guards.parse(models_pb2.RestoreSnapshotRequest, raw)
         hosted = self._hosting.restore(request.model, request.source_model, request.snapshot_id)
         return models_pb2.RestoreSnapshotResponse(description=encode.description(hosted)).SerializeToString()
+
+
+def _ready(replies: queue.SimpleQueue[Any]) -> list[Any]:
+    """The replies of a stream that are there, at least one; `_END` and `_DRAINED` end the list."""
+    ready = [replies.get()]
+    while len(ready) < ANSWERS_A_MESSAGE_MAX and ready[-1][0] not in (_END, _DRAINED):
+        try:
+            ready.append(replies.get_nowait())
+        except queue.Empty:
+            break
+    return ready
+
+
+def _answers(replies: list[Any]) -> bytes:
+    message = updates_pb2.StreamUpdatesResponse()
+    for reply in replies:
+        encode.add_stream_answer(message, *reply)
+    return message.SerializeToString()

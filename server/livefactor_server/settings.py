@@ -40,7 +40,10 @@ class ServerSettings(BaseSettings):
         "clicks",
         description="Preset of the model 'default', made if the data folder is empty; '' makes none.",
     )
-    backend: Literal["cpu"] = Field("cpu", description="What computes; the bits do not depend on it.")
+    backend: Literal["cpu", "reference"] = Field(
+        "cpu",
+        description="What computes: cpu, or reference (plain NumPy, slow); the bits do not depend on it.",
+    )
     batch_events_max: int = Field(65_536, ge=1, le=65_536, description="Most rows of one batch.")
     queue_bytes_max: int = Field(
         64 << 20, ge=1 << 16, description="Bytes of batches that may wait for the log, a model."

@@ -55,7 +55,7 @@ class SnapshotNotFound(LookupError):
 
 
 class RowReader(Protocol):
-    """What a snapshot needs of a pin (livefactor_kernels.pins): the tables at one revision."""
+    """What a snapshot needs of a pin (livefactor_kernels.backend): the tables at one revision."""
 
     @property
     def counts(self) -> tuple[int, int]:

@@ -1,18 +1,21 @@
 """A model's whole state, and the one function that a log record goes through: live, on restart and in an audit alike.
 
-`state(r) = apply(spec, log[1..r])`: `ModelState.place` is what the LOG stage does with a record (keys to rows),
-`ModelState.apply` what the APPLY stage does. Replay calls one after the other.
+`state(r) = apply(spec, log[1..r])`: `ModelState.place` is what the LOG stage does with records (keys to rows),
+`ModelState.apply` what the APPLY stage does. Replay calls one after the other. Both take any number of consecutive
+records at once, which changes no bit: it saves calls.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.backend import Backend, Update, create_backend
+from livefactor_kernels.backend import Backend, RowTable, Update, create_backend
 from livefactor_kernels.spec import Loss, ModelSpec
 from livefactor_server import producers as producer_codec
 from livefactor_server.changes import (
@@ -51,6 +54,14 @@ class Header:
     hash: bytes
 
 
+class Logged(NamedTuple):
+    """A durable record on its way to the tables; `placed` of interactions only."""
+
+    header: Header
+    change: Change
+    placed: Placed | None
+
+
 NO_KEYS = np.empty(0, np.uint64)
 
 
@@ -79,38 +90,70 @@ class ModelState:
         """The state at revision 0: nothing but the spec."""
         return cls(spec, spec_body, lineage, create_backend(backend, spec), backend, log_hash=log_hash)
 
-    def place(self, change: InteractionsChange) -> Placed:
-        """Keys to rows, new keys get rows in first-appearance order. LOG stage; the caller has checked that they fit."""
-        backend = self.backend
-        user_rows = backend.users.allocate(change.columns.user_ids)
-        item_rows = backend.items.allocate(change.columns.item_ids)
-        return Placed(user_rows, item_rows, backend.users.allocated, backend.items.allocated)
+    def place(self, changes: Sequence[Change]) -> list[Placed | None]:
+        """Keys to rows, in order; new keys get rows in first-appearance order. None for changes without rows.
 
-    def apply(self, header: Header, change: Change, placed: Placed | None) -> None:
-        """Apply one record. APPLY stage; the caller holds the gate, so that nobody reads between two revisions."""
-        assert header.revision == self.revision + 1, (header.revision, self.revision)
-        if isinstance(change, InteractionsChange):
-            assert placed is not None
-            self.backend.apply(self._update(header.revision, change, placed))
-            self.events += change.rows
-        else:
-            if isinstance(change, LabelsChange):
-                self.labels[change.side].put(change.ids, change.labels)
-            elif isinstance(change, AvailabilityChange):
-                self.unavailable = _marked(self.unavailable, change)
-            self.backend.advance(header.revision)
-        if isinstance(change, OpenProducerChange):
+        LOG stage; the caller has checked that they fit.
+        """
+        learned = [change for change in changes if isinstance(change, InteractionsChange)]
+        placed = iter(self._place(learned) if learned else ())
+        return [next(placed) if isinstance(change, InteractionsChange) else None for change in changes]
+
+    def _place(self, changes: Sequence[InteractionsChange]) -> list[Placed]:
+        ends = np.cumsum([change.rows for change in changes])
+        starts = np.concatenate(([0], ends[:-1]))
+        users, items = (
+            _allocated(table, [getattr(change.columns, ids) for change in changes], starts)
+            for table, ids in ((self.backend.users, "user_ids"), (self.backend.items, "item_ids"))
+        )
+        return [
+            Placed(users[0][start:end], items[0][start:end], user_count, item_count)
+            for start, end, user_count, item_count in zip(
+                starts.tolist(), ends.tolist(), users[1], items[1], strict=True
+            )
+        ]
+
+    def apply(self, records: Sequence[Logged]) -> None:
+        """Apply consecutive records. APPLY stage; the caller holds the gate: nobody reads between them."""
+        assert records[0].header.revision == self.revision + 1, (records[0].header.revision, self.revision)
+        for are_learned, run in groupby(records, lambda record: record.placed is not None):
+            if are_learned:
+                self._learn(list(run))
+            else:
+                for record in run:
+                    self._note(record)
+
+    def _learn(self, records: list[Logged]) -> None:
+        self.backend.apply_all([self._update(record) for record in records])
+        for record in records:
+            self.events += record.change.rows
+            self._settle(record)
+
+    def _note(self, record: Logged) -> None:
+        change = record.change
+        if isinstance(change, LabelsChange):
+            self.labels[change.side].put(change.ids, change.labels)
+        elif isinstance(change, AvailabilityChange):
+            self.unavailable = _marked(self.unavailable, change)
+        self.backend.advance(record.header.revision)
+        self._settle(record)
+
+    def _settle(self, record: Logged) -> None:
+        header = record.header
+        if isinstance(record.change, OpenProducerChange):
             self.producers.open(header.producer, header.epoch)
         elif header.producer:
-            self.producers.record(header.producer, _outcome(header, change))
+            self.producers.record(header.producer, _outcome(header, record.change))
         self.revision = header.revision
         self.log_hash = header.hash
 
-    def _update(self, revision: int, change: InteractionsChange, placed: Placed) -> Update:
+    def _update(self, record: Logged) -> Update:
+        change, placed = record.change, record.placed
+        assert isinstance(change, InteractionsChange) and placed is not None
         columns = change.columns
         values = None if self.spec.loss == Loss.BPR else columns.values
         return Update(
-            revision,
+            record.header.revision,
             placed.user_rows,
             placed.item_rows,
             values,
@@ -137,6 +180,21 @@ class ModelState:
             (self.labels[0].freeze(), self.labels[1].freeze()),
             self.unavailable,
         )
+
+
+def _allocated(
+    table: RowTable, columns: list[np.ndarray], starts: np.ndarray
+) -> tuple[np.ndarray, list[int]]:
+    """Rows of the records' keys, and the table's size after each record."""
+    before = table.allocated
+    rows = table.allocate(np.concatenate(columns) if len(columns) > 1 else columns[0])
+    sizes = np.full(len(columns), before)
+    filled = np.array(
+        [column.size > 0 for column in columns]
+    )  # nothing is left of a batch whose rows were all rejected
+    if rows.size:
+        sizes[filled] = np.maximum.reduceat(rows, starts[filled]).astype(np.int64) + 1
+    return rows, np.maximum(np.maximum.accumulate(sizes), before).tolist()
 
 
 def _outcome(header: Header, change: Change) -> Outcome:

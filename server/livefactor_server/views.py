@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.gate import Gate
 from livefactor_server.snapshots import RowReader, StateView
 from livefactor_server.state import ModelState, SmallState
@@ -18,7 +19,7 @@ from livefactor_server.state import ModelState, SmallState
 def frozen(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iterator[StateView]:
     """The state at its published revision; updates go on meanwhile (the tables are read through a pin)."""
     with gate.reading():
-        pin = state.backend.pins.pin(state.backend)
+        pin = state.backend.pin()
         revision, log_hash, small = state.revision, state.log_hash, state.freeze_small()
     try:
         yield _view(name, state, revision, log_hash, log_hash_name, pin, small)
@@ -27,22 +28,20 @@ def frozen(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iter
 
 
 def still(name: str, state: ModelState, log_hash_name: str) -> StateView:
-    """The state of a model that nobody changes any more, of any backend."""
-    rows = _StillRows(state)
+    """The state of a model that nobody changes as long as the view is looked at, of any backend."""
+    backend = state.backend
+    users, items = (backend.sections(side, backend.published[side]) for side in (USERS, ITEMS))
+    rows = _StillRows(backend.published, (users, items))
     return _view(name, state, state.revision, state.log_hash, log_hash_name, rows, state.freeze_small())
 
 
 @dataclass(frozen=True, slots=True)
 class _StillRows:
-    state: ModelState
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        return self.state.backend.published
+    counts: tuple[int, int]
+    sections: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        table = (self.state.backend.users, self.state.backend.items)[side]
-        return {name: view[start:stop] for name, view in table.sections(stop).items()}
+        return {name: view[start:stop] for name, view in self.sections[side].items()}
 
 
 def _view(

@@ -88,8 +88,9 @@ class Target:
                 list(self.channel.unary_stream("/" + path)(raw, timeout=timeout_s))
                 statuses = [(grpc.StatusCode.OK, "")]
             else:
-                answers = list(self.channel.stream_stream("/" + path)(iter([raw]), timeout=timeout_s))
-                statuses = [(grpc.StatusCode.OK, "")] + [batch_status(answer) for answer in answers]
+                statuses = [(grpc.StatusCode.OK, "")]
+                for message in self.channel.stream_stream("/" + path)(iter([raw]), timeout=timeout_s):
+                    statuses += batch_statuses(message)
         except grpc.RpcError as error:
             statuses = [(error.code(), error.details() or "")]
         for code, text in statuses:
@@ -109,11 +110,11 @@ class Target:
         return int(psutil.Process(self.server.pid).memory_info().rss)
 
 
-def batch_status(answer: bytes) -> tuple[grpc.StatusCode, str]:
-    """The status of a batch on a stream."""
-    message = updates_pb2.StreamUpdatesResponse.FromString(answer)
+def batch_statuses(message: bytes) -> list[tuple[grpc.StatusCode, str]]:
+    """The statuses of the batches that a message of a stream answers."""
     numbers = {code.value[0]: code for code in grpc.StatusCode}
-    return numbers[message.status.code], message.status.message
+    answers = updates_pb2.StreamUpdatesResponse.FromString(message).answers
+    return [(numbers[answer.status.code], answer.status.message) for answer in answers]
 
 
 def check_status(code: grpc.StatusCode, text: str) -> None:

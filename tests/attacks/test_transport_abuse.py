@@ -12,7 +12,7 @@ import grpc
 import psutil
 import pytest
 
-from hostile import MODEL, Target, check_status
+from hostile import MODEL, Target, batch_statuses, check_status
 from livefactor.v1 import (
     models_pb2,
     scoring_pb2,
@@ -157,9 +157,8 @@ def call_patiently(target: Target, path: str, raw: bytes) -> list[grpc.StatusCod
             target.channel.unary_unary("/" + path)(raw, timeout=30)
         check_status(caught.value.code(), caught.value.details())
         return [caught.value.code()]
-    numbers = {code.value[0]: code for code in grpc.StatusCode}
-    answers = target.channel.stream_stream("/" + path)(iter([raw]), timeout=30)
-    return [numbers[updates_pb2.StreamUpdatesResponse.FromString(answer).status.code] for answer in answers]
+    messages = target.channel.stream_stream("/" + path)(iter([raw]), timeout=30)
+    return [code for message in messages for code, _ in batch_statuses(message)]
 
 
 @pytest.mark.parametrize("size", [17 << 10, 1 << 20])
@@ -270,7 +269,7 @@ def test_streams_over_their_maximum_are_refused_and_end_in_room_for_others(small
         return stub.StreamUpdates(requests(), timeout=60)
 
     streams = [open_stream() for _ in range(2)]
-    assert [next(stream).response.accepted for stream in streams] == [1, 1]
+    assert [next(stream).answers[0].response.accepted for stream in streams] == [1, 1]
     for _ in range(3):
         assert not answered(lambda: next(open_stream()))
     streams[0].cancel()
@@ -316,7 +315,7 @@ def test_a_stream_whose_answers_are_not_read_is_held_back(target: Target) -> Non
         growth = target.rss - before
         print(f"held back after {sent[0]} batches, memory +{growth / 1e6:.0f} MB")
         assert growth < GROWTH_MAX
-        answers = sum(answer.response.rejected_count == 500 for answer in call)
+        answers = sum(answer.response.rejected_count == 500 for message in call for answer in message.answers)
     assert answers == sent[0]  # whoever reads on gets every answer
 
 

@@ -133,7 +133,8 @@ class FakeServer:
             fault = self.script.popleft() if self.script else Fault.NONE
             if fault is Fault.DROP_BEFORE:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "as ordered")
-            answer = updates_pb2.StreamUpdatesResponse(index=index, sequence=request.stamp.sequence)
+            message = updates_pb2.StreamUpdatesResponse()
+            answer = message.answers.add(index=index, sequence=request.stamp.sequence)
             try:
                 if fault is Fault.EXHAUSTED:
                     raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "full, as ordered")
@@ -144,9 +145,9 @@ class FakeServer:
                     raise Refusal(grpc.StatusCode.UNAVAILABLE, "draining, as ordered")
             except Refusal as refusal:
                 answer.status.code, answer.status.message = refusal.code.value[0], refusal.text
-            yield answer.SerializeToString()
             if fault is Fault.TWICE:
-                yield answer.SerializeToString()
+                message.answers.add().CopyFrom(answer)
+            yield message.SerializeToString()
 
     def apply(self, request: UpdateRequest) -> Answer:
         with self.lock:

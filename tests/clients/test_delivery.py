@@ -53,8 +53,8 @@ class Server:
         return OK
 
 
-def answer(index: int, sequence: int, status: Status) -> updates_pb2.StreamUpdatesResponse:
-    message = updates_pb2.StreamUpdatesResponse(index=index, sequence=sequence)
+def answer(index: int, sequence: int, status: Status) -> updates_pb2.BatchAnswer:
+    message = updates_pb2.BatchAnswer(index=index, sequence=sequence)
     if isinstance(status, grpc.StatusCode):
         message.status.code, message.status.message = status.value[0], status.name
     else:
@@ -73,7 +73,7 @@ class World:
         self.batches: list[Batch] = []
         self.finished: list[Batch] = []
         self.requests: deque[tuple[int, bytes]] = deque()
-        self.answers: deque[updates_pb2.StreamUpdatesResponse] = deque()
+        self.answers: deque[updates_pb2.BatchAnswer] = deque()
         self.stale: list[bytes] = []
         self.index = 0
 

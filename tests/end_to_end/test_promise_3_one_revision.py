@@ -123,7 +123,7 @@ def expected_scores(state: ModelState, users: list[int], items: np.ndarray) -> n
         table = (backend.users, backend.items)[side]
         rows = table.find(keys.astype(np.uint64), backend.published[side])
         known = rows != NO_ROW
-        sections = table.sections(backend.published[side])
+        sections = backend.sections(side, backend.published[side])
         factors = np.zeros((len(keys), 16), np.float32)
         bias = np.zeros(len(keys), np.float32)
         factors[known, : sections["factors"].shape[1]] = sections["factors"][rows[known]]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from history import MODELS, History
+from livefactor.auditor import Auditor
+from livefactor.batching import BatchSettings
+from livefactor.producer import Producer
+from livefactor.scorer import Scorer
 from livefactor_kernels import scoring
+from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.audit import replay_model
 from livefactor_server.log import Log
 from livefactor_server.replay import log_folder, replay
 from livefactor_server.state import ModelState
+from load import MODEL, create_model, described
+from server_process import Server
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -35,8 +44,8 @@ def test_scores_of_both_are_the_same_bits(history: History, model: str) -> None:
     lists = np.arange(users + 1, dtype=np.uint32) * np.uint32(items)
     item_rows = np.tile(np.arange(items, dtype=np.uint32), users)
     got = scoring.score_candidates(
-        fast.backend.mean, *scoring.gather(fast.backend.users, np.arange(users, dtype=np.uint32)),
-        *scoring.gather(fast.backend.items, item_rows), lists,
+        fast.backend.mean, *fast.backend.gather(USERS, np.arange(users, dtype=np.uint32)),
+        *fast.backend.gather(ITEMS, item_rows), lists,
     )  # fmt: skip
     assert got.tobytes() == expected.tobytes()
     assert np.unique(got).size > users  # they say something
@@ -44,12 +53,7 @@ def test_scores_of_both_are_the_same_bits(history: History, model: str) -> None:
 
 def scores_in_numpy(state: ModelState) -> np.ndarray:
     """float32[users, items]: ((mu + b_u) + b_i) + dot, 8 factors in as many lanes."""
-    users, items = (
-        table.sections(count)
-        for table, count in zip(
-            (state.backend.users, state.backend.items), state.backend.published, strict=True
-        )
-    )
+    users, items = (state.backend.sections(side, state.backend.published[side]) for side in (USERS, ITEMS))
     lanes = users["factors"][:, None, :] * items["factors"][None, :, :]
     assert lanes.shape[-1] == 8
     for width in (4, 2, 1):
@@ -57,3 +61,54 @@ def scores_in_numpy(state: ModelState) -> np.ndarray:
     return ((np.float32(state.backend.mean) + users["bias"][:, None]) + items["bias"][None, :]) + lanes[
         ..., 0
     ]
+
+
+class Talk:
+    """What a server is told, and every score that it answers with, as bytes."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.rng, self.answers = server, np.random.default_rng(20_261_131), []
+
+    def push(self) -> None:
+        """Four batches of which each begins with users and items that are new."""
+        settings = BatchSettings(latency_ms_max=0)
+        with self.server.channel() as channel, Producer(channel, "p", model=MODEL, batch=settings) as pushing:
+            for _ in range(4):
+                fresh = np.arange(10, dtype=np.uint64) + self.rng.integers(1 << 40, dtype=np.uint64)
+                users = np.concatenate([fresh, self.rng.integers(0, 60, 50, np.uint64)])
+                items = np.concatenate([fresh, self.rng.integers(0, 40, 50, np.uint64)])
+                pushing.push(users, items).result(60)
+
+    def ask(self) -> None:
+        """Candidates of one user, the best items of few and of many."""
+        with self.server.channel() as channel, Scorer(channel, model=MODEL) as scorer:
+            one, few = scorer.score(3, range(50)), scorer.recommend([1, 99_999], 9)
+            many = scorer.recommend(np.arange(70), 100)
+        for answer in (one, *few, *many):
+            self.answers += [answer.item_ids.tobytes(), answer.scores.tobytes()]
+
+
+def test_a_server_on_the_reference_gives_the_answers_of_one_on_the_cpu(serve: Callable[..., Server]) -> None:
+    talks = []
+    for backend in ("cpu", "reference"):
+        server = serve("--backend", backend, name=backend)
+        create_model(server, seed=7)
+        talk = Talk(server)
+        talk.push()
+        talk.ask()
+        with server.channel() as channel:
+            Auditor(channel, model=MODEL).snapshot()
+        talk.push()
+        server.kill()  # what came after the snapshot is in the log alone
+        server.start()
+        talk.ask()
+        talk.push()
+        talk.ask()
+        model = described(server)
+        assert model.backend == backend
+        assert server.stop() == 0
+        report = replay_model(server.model_folder(MODEL))
+        assert report.good and report.snapshots and report.root_hash == model.root_hash
+        talks.append(talk)
+    assert talks[0].answers == talks[1].answers
+    assert len(set(talks[0].answers)) > 100  # they say something

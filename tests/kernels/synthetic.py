@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from livefactor_kernels.backend import Backend, Update, state_sections
+from livefactor_kernels.backend import Backend, Pin, Update, state_sections
 from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
+from livefactor_kernels.tables import ITEMS, USERS
 
+SIDES = ((USERS, "users"), (ITEMS, "items"))
 SMALL = Limits(users_max=4096, items_max=4096, value_abs_max=10.0, weight_max=10.0, error_max=100.0)
 
 
@@ -52,3 +54,26 @@ def differences(one: Backend, other: Backend) -> list[str]:
 def copy_state(model: Backend) -> dict[str, np.ndarray]:
     """The published state, copied."""
     return {name: view.copy() for name, view in state_sections(model).items()}
+
+
+def read_pin(pin: Pin, step: int = 7) -> dict[str, np.ndarray]:
+    """All that a pin shows, named as `state_sections`; rows are read `step` at a time."""
+    sections: dict[str, list[np.ndarray]] = {}
+    for side, name in SIDES:
+        for start in range(0, max(1, pin.counts[side]), step):
+            rows = pin.read_rows(side, start, min(start + step, pin.counts[side]))
+            for section, values in rows.items():
+                sections.setdefault(f"{name}.{section}", []).append(values)
+    joined = {name: np.concatenate(parts) for name, parts in sections.items()}
+    return joined | {"mean": np.array(pin.mean_state, np.int64)}
+
+
+def unlike(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[str]:
+    """Names of the arrays whose bits, shape or dtype differ, and names that only one has."""
+    both = got.keys() & expected.keys()
+    return sorted(got.keys() ^ expected.keys()) + [
+        name
+        for name in sorted(both)
+        if (got[name].dtype, got[name].shape) != (expected[name].dtype, expected[name].shape)
+        or got[name].tobytes() != expected[name].tobytes()
+    ]

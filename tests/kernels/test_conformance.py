@@ -1,7 +1,8 @@
-"""The CPU backend against the reference, to the bit: every loss, optimiser and kernel."""
+"""Every backend against the reference, to the bit: what it learns with every loss, optimiser and kernel, and what it reads."""
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livefactor_kernels.backend import BACKEND_NAMES, Update, create_backend
+from livefactor_kernels.backend import BACKEND_NAMES, Backend, Pin, Update, create_backend
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reference import ReferenceModel
-from livefactor_kernels.spec import Limits, Loss, Optimizer, OptimizerKind, SpecError, preset
-from synthetic import copy_state, differences, make_spec, push, push_random
+from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind, SpecError, preset
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
+from synthetic import SIDES, copy_state, differences, make_spec, push, push_random, read_pin, unlike
 
 SGD, ADAGRAD = OptimizerKind.SGD, OptimizerKind.ADAGRAD
 LOSSES = ((Loss.SQUARED, 0), (Loss.LOGISTIC, 0), (Loss.LOGISTIC, 3), (Loss.BPR, 3))
@@ -140,8 +142,9 @@ def test_a_restored_model_goes_on_like_the_first(name) -> None:
     first, second = create_backend(name, spec), create_backend(name, spec)
     rng = np.random.default_rng(4)
     push_random(first, rng, 80, 10, 8)
-    for side, table, count in zip((0, 1), (first.users, first.items), first.published, strict=True):
-        second.load_sections(side, {name: view.copy() for name, view in table.sections(count).items()}, count)
+    for side, count in enumerate(first.published):
+        sections = {section: view.copy() for section, view in first.sections(side, count).items()}
+        second.load_sections(side, sections, count)
     second.set_mean(first.mean_sum, first.mean_count)
     second.advance(first.revision, *first.published)
     assert differences(first, second) == []
@@ -210,3 +213,204 @@ def test_the_choice_of_a_backend_names_what_it_refuses() -> None:
         create_backend("abacus", preset("clicks"))
     with pytest.raises(SpecError, match="k:"):
         create_backend("cpu", make_spec(Loss.SQUARED).__class__(k=0))
+
+
+# ---------------------------------------------------------------- reads
+
+READ_CASES = [(3, Loss.SQUARED, 0, SGD), (20, Loss.BPR, 3, ADAGRAD), (64, Loss.LOGISTIC, 2, SGD)]
+LISTS_ASKED = (1, 3, 70)
+"""Users asked at once: some few, and more than one matrix product takes."""
+
+
+def taught(name: str, spec: ModelSpec) -> Backend:
+    """A model of backend `name` that has seen three records: 90 users and 200 items at most."""
+    model = create_backend(name, spec)
+    for turn in range(3):
+        push_random(model, np.random.default_rng(turn), 200, 90, 200)
+    return model
+
+
+def push_known(model: Backend, rng: np.random.Generator) -> None:
+    """A record of 100 events that allocates no row."""
+    rows = [rng.integers(0, count, 100).astype(np.uint32) for count in model.published]
+    values = rng.normal(size=100).astype(np.float32)
+    model.apply(Update(model.revision + 1, *rows, values, None, *model.published))
+
+
+def gathered(model: Backend | Pin, counts: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Rows of both sides in any order, some of them twice and some unknown."""
+    answers = {}
+    for side, name in SIDES:
+        rows = np.random.default_rng(side).integers(0, counts[side], 300).astype(np.uint32)
+        rows[::11] = NO_ROW
+        factors, bias = model.gather(side, rows)
+        assert factors.ctypes.data % 64 == 0 and factors.flags.c_contiguous
+        assert not factors[::11].any() and not bias[::11].any() and factors[1].any()
+        answers |= {f"{name}.factors": factors, f"{name}.bias": bias}
+    return answers
+
+
+def best(pin: Pin, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Top-k of few and of many users, with and without exclusions."""
+    users, items = pin.counts
+    answers = {}
+    for asked in LISTS_ASKED:
+        rows = rng.integers(0, users, asked).astype(np.uint32)
+        rows[-1] = NO_ROW  # nobody: by the item biases
+        queries = pin.gather(USERS, rows)
+        common = np.unique(rng.integers(0, items, items // 3)).astype(np.uint32)
+        own = [np.unique(rng.integers(0, items, 5 * (user % 3))).astype(np.uint32) for user in range(asked)]
+        ends = np.cumsum([0, *map(len, own)])
+        for k in (0, 1, 10, items + 5):
+            plain = pin.top_k(*queries, k)
+            some = pin.top_k(*queries, k, common, np.concatenate(own), ends)
+            for kind, answer in (("all", plain), ("some", some)):
+                for part, array in zip(("rows", "scores", "offsets"), answer, strict=True):
+                    answers[f"{kind} {k} of {asked}: {part}"] = array
+    return answers
+
+
+@pytest.mark.parametrize("name", BACKEND_NAMES)
+@pytest.mark.parametrize(("k", "loss", "negatives", "kind"), READ_CASES)
+def test_every_backend_reads_what_the_reference_reads(name, k, loss, negatives, kind) -> None:
+    spec = make_spec(loss, kind, k=k, negatives=negatives)
+    model, judge = taught(name, spec), taught("reference", spec)
+    before = copy_state(model)
+    with model.pin() as pin, judge.pin() as expected:
+        assert (pin.revision, pin.counts, pin.mean_state) == (3, model.published, expected.mean_state)
+        assert pin.mean.tobytes() == expected.mean.tobytes()
+        of_judge = gathered(judge, judge.published)
+        assert unlike(gathered(model, model.published), of_judge) == []
+        assert unlike(gathered(pin, pin.counts), of_judge) == []
+        assert unlike(read_pin(pin), read_pin(expected)) == []
+        answers = best(pin, np.random.default_rng(9))
+        assert unlike(answers, best(expected, np.random.default_rng(9))) == []
+        assert len(answers["all 10 of 3: rows"]) == 30
+    for side, side_name in SIDES:
+        sections = model.sections(side, 40)
+        assert all(len(array) == 40 for array in sections.values())
+        for section, array in sections.items():
+            assert array.tobytes() == before[f"{side_name}.{section}"][:40].tobytes(), section
+    assert unlike(copy_state(model), before) == []  # a read leaves the digest unchanged
+
+
+@pytest.mark.parametrize("name", BACKEND_NAMES)
+def test_a_pin_is_its_revision_whatever_is_learned_after_it(name) -> None:
+    spec = make_spec(Loss.BPR, ADAGRAD, k=20, negatives=3)
+    model, judge = taught(name, spec), taught("reference", spec)
+    with model.pin() as first:
+        of_first = read_pin(first) | best(first, np.random.default_rng(1))
+        for each in (model, judge):
+            push_random(each, np.random.default_rng(7), 300, 120, 260)
+        with model.pin() as second:
+            push_known(model, np.random.default_rng(8))
+            push_random(model, np.random.default_rng(8), 300, 150, 300)
+            assert (first.revision, second.revision, model.revision) == (3, 4, 6)
+            assert unlike(read_pin(first) | best(first, np.random.default_rng(1)), of_first) == []
+            with judge.pin() as expected:
+                assert unlike(read_pin(second), read_pin(expected)) == []
+                of_second, wanted = (best(pin, np.random.default_rng(2)) for pin in (second, expected))
+                assert unlike(of_second, wanted) == []
+        second.release()
+        assert unlike(read_pin(first), {name: of_first[name] for name in read_pin(first)}) == []
+    push_known(judge, np.random.default_rng(8))
+    push_random(judge, np.random.default_rng(8), 300, 150, 300)
+    assert differences(model, judge) == []  # what was pinned meanwhile changes no bit
+
+
+@pytest.mark.parametrize("name", BACKEND_NAMES)
+def test_a_pin_is_read_without_the_gate_while_updates_go_on(name) -> None:
+    model = taught(name, make_spec(Loss.BPR, ADAGRAD, k=20, negatives=3))
+    gate, stop, learned = threading.Lock(), threading.Event(), []
+
+    def learn() -> None:
+        rng = np.random.default_rng(5)
+        while not stop.is_set():
+            user_rows = model.users.allocate(rng.integers(0, 300, 100).astype(np.uint64))
+            item_rows = model.items.allocate(rng.integers(0, 300, 100).astype(np.uint64))
+            counts = model.users.allocated, model.items.allocated
+            model.wait_for_room(100)
+            with gate:
+                model.apply(Update(model.revision + 1, user_rows, item_rows, None, None, *counts))
+            learned.append(model.revision)
+
+    learner = threading.Thread(target=learn)
+    learner.start()
+    try:
+        for turn in range(6):
+            with gate:
+                pin = model.pin()
+                state = copy_state(model)
+                expected = gathered(model, model.published) | best(pin, np.random.default_rng(turn))
+            with pin:
+                goal = pin.revision + 2
+                while model.revision < goal:
+                    got = gathered(pin, pin.counts) | best(pin, np.random.default_rng(turn))
+                    assert unlike(got, expected) == []
+                    assert unlike(read_pin(pin, 23), state) == []
+    finally:
+        stop.set()
+        learner.join()
+    assert len(learned) >= 12
+
+
+@pytest.mark.parametrize("name", BACKEND_NAMES)
+def test_rows_allocated_while_a_record_is_applied_cost_it_nothing(name) -> None:
+    """The LOG stage runs ahead of the APPLY stage."""
+    spec = make_spec(Loss.SQUARED, ADAGRAD)
+    model, judge = taught(name, spec), taught("reference", spec)
+    stop = threading.Event()
+
+    def allocate() -> None:
+        for key in range(1000, 3000):
+            for table in (model.users, model.items):
+                table.allocate(np.array([key], np.uint64))
+            if stop.is_set():
+                return
+
+    other = threading.Thread(target=allocate)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that the threads meet everywhere
+    try:
+        other.start()
+        for turn in range(8):
+            push_known(model, np.random.default_rng(turn))
+    finally:
+        stop.set()
+        other.join()
+        sys.setswitchinterval(interval)
+    for turn in range(8):
+        push_known(judge, np.random.default_rng(turn))
+    assert model.published == judge.published and model.users.allocated > model.published[USERS]
+    assert differences(model, judge) == []
+
+
+@pytest.mark.parametrize("name", BACKEND_NAMES)
+def test_malformed_reads_are_refused(name) -> None:
+    model = taught(name, make_spec(Loss.SQUARED, k=20))
+    two = np.array([0, 1], np.uint32)
+    with model.pin() as pin:
+        users, bias = pin.gather(USERS, two)
+        with pytest.raises(ValueError, match=r"user_factors: expected float32\[2, 32\]"):
+            pin.top_k(users[:, :16], bias, 3)
+        with pytest.raises(ValueError, match="k: expected 0 or more"):
+            pin.top_k(users, bias, -1)
+        with pytest.raises(ValueError, match="own_offsets: expected 3"):
+            pin.top_k(users, bias, 3, None, two, np.array([0, 1]))
+        push(model, [1000], [1000], [1.0])
+        for side in (USERS, ITEMS):
+            with pytest.raises(IndexError, match=rf"0\.\.{pin.counts[side]}"):
+                pin.read_rows(side, 0, pin.counts[side] + 1)
+
+
+@pytest.mark.parametrize("name", BACKEND_NAMES)
+def test_room_for_few_rows_is_there_and_what_a_row_takes_is_known(name) -> None:
+    model = taught(name, make_spec(Loss.SQUARED, ADAGRAD, k=20))
+    before, allocated = copy_state(model), (model.users.allocated, model.items.allocated)
+    assert model.reserve(1000, 500) and model.reserve(10, 10)
+    model.wait_for_room(1 << 20)  # nobody has pinned anything
+    assert (model.users.allocated, model.items.allocated) == allocated
+    assert unlike(copy_state(model), before) == []
+    for table in (model.users, model.items):
+        assert table.row_bytes == 8 + 2 * (32 * 4 + 4)
+        assert table.keymap.nbytes >= 8 * table.allocated

@@ -14,26 +14,13 @@ from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.pins import Pin, PinBoard
 from livefactor_kernels.spec import Loss, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
-from synthetic import copy_state, make_spec, push, push_random
+from synthetic import SIDES, copy_state, make_spec, push, push_random, read_pin
 
 SPEC = make_spec(Loss.BPR, OptimizerKind.ADAGRAD, negatives=3, k=20)
-SIDES = ((USERS, "users"), (ITEMS, "items"))
-
-
-def read(pin: Pin, step: int = 7) -> dict[str, np.ndarray]:
-    """All rows of a pin, read in pieces."""
-    sections: dict[str, list[np.ndarray]] = {}
-    for side, name in SIDES:
-        for start in range(0, max(1, pin.counts[side]), step):
-            rows = pin.read_rows(side, start, min(start + step, pin.counts[side]))
-            for section, values in rows.items():
-                sections.setdefault(f"{name}.{section}", []).append(values)
-    joined = {name: np.concatenate(parts) for name, parts in sections.items()}
-    return joined | {"mean": np.array(pin.mean_state, np.int64)}
 
 
 def assert_reads(pin: Pin, expected: dict[str, np.ndarray]) -> None:
-    got = read(pin)
+    got = read_pin(pin)
     assert got.keys() == expected.keys()
     assert [name for name in got if got[name].tobytes() != expected[name].tobytes()] == []
 
@@ -49,7 +36,7 @@ def test_every_pin_reads_its_own_state(data) -> None:
             seed, keys = data.draw(st.integers(0, 1000)), data.draw(st.integers(1, 60))
             push_random(model, np.random.default_rng(seed), 40, keys, keys)
         elif action == "pin":
-            held.append((model.pins.pin(model), copy_state(model)))
+            held.append((model.pin(), copy_state(model)))
         elif held:
             held.pop(data.draw(st.integers(0, len(held) - 1)))[0].release()
         for pin, expected in held:
@@ -62,10 +49,10 @@ def test_every_pin_reads_its_own_state(data) -> None:
 def test_pins_change_no_bit() -> None:
     plain, pinned = CpuModel(SPEC), CpuModel(SPEC)
     for turn in range(5):
-        with pinned.pins.pin(pinned) as pin:
+        with pinned.pin() as pin:
             for model in (plain, pinned):
                 push_random(model, np.random.default_rng(turn), 60, 30, 30)
-            read(pin)
+            read_pin(pin)
     left, right = copy_state(plain), copy_state(pinned)
     assert all(left[name].tobytes() == right[name].tobytes() for name in left)
 
@@ -75,7 +62,7 @@ def test_a_row_is_copied_at_its_first_touch_only() -> None:
     push(model, [1, 2, 3], [1, 2, 3], [1.0] * 3)
     push(model, [1, 2], [1, 2], [1.0] * 2)
     assert model.pins.copied_rows == 0  # nobody looks
-    pin = model.pins.pin(model)
+    pin = model.pin()
     for _ in range(4):
         push(model, [1, 1, 9], [2, 2, 2], [1.0] * 3)
     assert model.pins.copied_rows == 2  # user 1, item 2; user 9 is newer than the pin
@@ -84,7 +71,7 @@ def test_a_row_is_copied_at_its_first_touch_only() -> None:
     assert rows.dtype == np.uint32 and factors.shape == (1, 16) and bias.shape == (1,)
     assert (factors[0] != model.items.factors[1]).any()
     assert pin.copies(USERS)[0].tolist() == [0]
-    second = model.pins.pin(model)
+    second = model.pin()
     push(model, [1], [3], [1.0])
     assert model.pins.copied_rows == 4  # user 1 again, for the second pin, and item 3
     pin.release()
@@ -98,7 +85,7 @@ def test_a_row_is_copied_at_its_first_touch_only() -> None:
 def test_copies_are_what_read_rows_patches() -> None:
     model = CpuModel(SPEC)
     push_random(model, np.random.default_rng(0), 80, 30, 30)
-    with model.pins.pin(model) as pin:
+    with model.pin() as pin:
         before = copy_state(model)
         push_random(model, np.random.default_rng(1), 80, 30, 30)
         for side, name in SIDES:
@@ -111,7 +98,7 @@ def test_copies_are_what_read_rows_patches() -> None:
 def test_rows_past_the_pins_count_are_refused() -> None:
     model = CpuModel(SPEC)
     push(model, [1, 2], [1, 2])
-    with model.pins.pin(model) as pin:
+    with model.pin() as pin:
         push(model, [3], [3])
         assert pin.counts == (2, 2) and pin.revision == 1 and pin.mean == 0.0
         with pytest.raises(IndexError, match=r"0\.\.2"):
@@ -122,10 +109,10 @@ def test_a_record_larger_than_the_overlay_makes_it_grow() -> None:
     model = CpuModel(SPEC)
     model.pins = PinBoard(model, overlay_rows_max=8)
     push_random(model, np.random.default_rng(0), 90, 70, 60)
-    with model.pins.pin(model) as first:
+    with model.pin() as first:
         expected = copy_state(model)
         push(model, [3], [4])
-        with model.pins.pin(model) as second:
+        with model.pin() as second:
             later = copy_state(model)
             push_random(model, np.random.default_rng(1), 200, 70, 60)
             assert model.pins.copied_rows > 16
@@ -139,7 +126,7 @@ def test_the_writer_waits_for_room_until_a_pin_is_released() -> None:
     model.pins = PinBoard(model, overlay_rows_max=10)
     push(model, range(20), range(20), [1.0] * 20)
     assert model.pins.wait_for_room(10_000, timeout=0)  # nobody looks
-    pin = model.pins.pin(model)
+    pin = model.pin()
     assert model.pins.wait_for_room(10_000, timeout=0)  # larger than the cap, but nothing is held
     push(model, range(8), range(8), [1.0] * 8)
     assert model.pins.wait_for_room(2, timeout=0)
@@ -167,9 +154,9 @@ def test_a_reader_without_a_lock_never_sees_a_later_row() -> None:
     def look() -> None:
         while not stop.is_set():
             with gate:
-                expected, pin = copy_state(model), model.pins.pin(model)
+                expected, pin = copy_state(model), model.pin()
             with pin:
-                got = read(pin, 23)
+                got = read_pin(pin, 23)
             failures.extend(name for name in got if got[name].tobytes() != expected[name].tobytes())
 
     threads = [threading.Thread(target=target) for target in (learn, look, look)]

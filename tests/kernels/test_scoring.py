@@ -239,7 +239,7 @@ def test_the_bound_holds_and_is_not_idle():
         exact = c + np.stack([reference_dots(row, y) for row in x])
         error = np.abs((c + x @ y.T).astype(np.float64) - exact).max(axis=1)
         norms = np.linalg.norm(x.astype(np.float64), axis=1)
-        slacks = scoring._slacks(bases, norms, k, np.square(y).sum(axis=1).max(), np.abs(bias).max())
+        slacks = scoring.slacks(bases, norms, k, np.square(y).sum(axis=1).max(), np.abs(bias).max())
         assert (error <= slacks).all()
         assert error.max() > 0
         assert (slacks < 1e-3 * norms * np.linalg.norm(y, axis=1).max() + 1e-5).all()
@@ -250,7 +250,7 @@ def test_the_bound_holds_and_is_not_idle():
     slack=st.floats(0, 2.0**100, allow_nan=False),
 )
 def test_a_cutoff_is_never_above_the_threshold_less_the_slack(threshold, slack):
-    cutoff = scoring._cutoff(np.float32(threshold), slack)
+    cutoff = scoring.cutoff(np.float32(threshold), slack)
     assert float(cutoff) <= threshold - slack
 
 
@@ -347,7 +347,7 @@ def test_top_k_of_a_model_that_learns_meanwhile():
             model.apply(Update(model.revision + 1, *events, None, None, 500, 6000))
 
     for asking in (1, 9):
-        with model.pins.pin(model) as pin:
+        with model.pin() as pin:
             want = model.items.factors[:6000].copy(), model.items.bias[:6000].copy()
             asked = users[:asking]
             at_pin = scoring.gather(model.users, asked)

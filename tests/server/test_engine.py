@@ -254,6 +254,35 @@ def test_memory_limit_refuses_new_ids_before_they_are_logged(tmp_path: Path) -> 
     rig.close()
 
 
+def test_rows_that_the_backend_has_no_memory_for_are_refused_before_they_are_logged(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    asked: list[tuple[int, int]] = []
+
+    def reserve(users: int, items: int) -> bool:
+        asked.append((users, items))
+        return max(users, items) <= 400
+
+    rig.engine.state.backend.reserve = reserve  # type: ignore[method-assign]
+    epoch = rig.open(b"p").epoch
+
+    def push(sequence: int, first: int, stop: int) -> Ack:
+        keys = np.arange(first, stop, dtype=np.uint64)
+        return rig.push(wire.encode_interactions(keys, keys), b"p", epoch, sequence)
+
+    push(1, 0, 300)
+    for sequence in range(2, 6):
+        push(sequence, 0, 50)  # all may be new as far as anybody knows yet
+    push(6, 0, 100)
+    assert asked == [(300, 300), (350, 350), (400, 400)]  # never again for what was granted
+    assert push(7, 0, 101).accepted == 101  # no room for so many new rows, but none of them is new
+    assert rig.log.last_revision == 8
+    assert code_of(lambda: push(8, 300, 401)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert rig.log.last_revision == 8 and rig.engine.state.backend.users.allocated == 300
+    assert push(8, 300, 400).accepted == 100
+    assert set(asked[3:]) == {(401, 401)} and rig.engine.state.backend.published == (400, 400)
+    rig.close()
+
+
 def test_producers_are_limited(tmp_path: Path) -> None:
     rig = Rig(tmp_path, replace(SPEC, limits=replace(SPEC.limits, producers_max=2)))
     rig.open(b"a")
@@ -290,7 +319,7 @@ def test_a_bug_while_applying_stops_reads_and_writes_until_a_restart(rig: Rig, t
     def broken(*_: object) -> None:
         raise RuntimeError("planted")
 
-    rig.engine.state.backend.apply = broken  # type: ignore[method-assign]
+    rig.engine.state.backend.apply_all = broken  # type: ignore[method-assign]
     replies = [rig.push_async(batch(seed)) for seed in (2, 3, 4)]
     codes = {reply.get(timeout=20).result.code for reply in replies}
     assert codes == {grpc.StatusCode.UNAVAILABLE}

@@ -281,7 +281,8 @@ def test_stream_acknowledges_each_batch_and_a_bad_one_does_not_end_it(stubs: Stu
                 model=model, interactions=Rows(user_ids=users, item_ids=[5] * 2)
             )
 
-    answers = {answer.index: answer for answer in stubs.updates.StreamUpdates(requests(), timeout=30)}
+    messages = stubs.updates.StreamUpdates(requests(), timeout=30)
+    answers = {answer.index: answer for message in messages for answer in message.answers}
     assert answers[0].response.accepted == 2
     assert (
         answers[1].status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -300,7 +301,7 @@ def test_a_cancelled_stream_frees_its_slot(stubs: Stubs) -> None:
             ended.wait(30)
 
         call = stubs.updates.StreamUpdates(requests(), timeout=30)
-        assert next(call).response.accepted == 1
+        assert next(call).answers[0].response.accepted == 1
         call.cancel()
         ended.set()
 

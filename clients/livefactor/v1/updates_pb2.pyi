@@ -425,7 +425,9 @@ class BatchStatus(google.protobuf.message.Message):
 global___BatchStatus = BatchStatus
 
 @typing.final
-class StreamUpdatesResponse(google.protobuf.message.Message):
+class BatchAnswer(google.protobuf.message.Message):
+    """The answer to one request of a stream."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: builtins.int
@@ -451,5 +453,23 @@ class StreamUpdatesResponse(google.protobuf.message.Message):
     def HasField(self, field_name: typing.Literal["response", b"response", "result", b"result", "status", b"status"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["index", b"index", "response", b"response", "result", b"result", "sequence", b"sequence", "status", b"status"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["response", "status"] | None: ...
+
+global___BatchAnswer = BatchAnswer
+
+@typing.final
+class StreamUpdatesResponse(google.protobuf.message.Message):
+    """Answers that were ready together share a message, so a slow reader gets few large ones: read all of them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: builtins.int
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BatchAnswer]: ...
+    def __init__(
+        self,
+        *,
+        answers: collections.abc.Iterable[global___BatchAnswer] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers"]) -> None: ...
 
 global___StreamUpdatesResponse = StreamUpdatesResponse

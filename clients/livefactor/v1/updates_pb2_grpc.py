@@ -78,7 +78,7 @@ class UpdateServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamUpdates(self, request_iterator, context):
-        """The same on a stream: one response a request, in order of completion (each names its sequence and index). A batch that is refused does
+        """The same on a stream: one answer a request, in order of completion (each names its sequence and index). A batch that is refused does
         not end the stream. Flow control is the transport's: the server stops reading while its queue is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

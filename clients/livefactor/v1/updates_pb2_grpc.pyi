@@ -60,7 +60,7 @@ class UpdateServiceStub:
         livefactor.v1.updates_pb2.StreamUpdatesRequest,
         livefactor.v1.updates_pb2.StreamUpdatesResponse,
     ]
-    """The same on a stream: one response a request, in order of completion (each names its sequence and index). A batch that is refused does
+    """The same on a stream: one answer a request, in order of completion (each names its sequence and index). A batch that is refused does
     not end the stream. Flow control is the transport's: the server stops reading while its queue is full.
     """
 
@@ -92,7 +92,7 @@ class UpdateServiceAsyncStub:
         livefactor.v1.updates_pb2.StreamUpdatesRequest,
         livefactor.v1.updates_pb2.StreamUpdatesResponse,
     ]
-    """The same on a stream: one response a request, in order of completion (each names its sequence and index). A batch that is refused does
+    """The same on a stream: one answer a request, in order of completion (each names its sequence and index). A batch that is refused does
     not end the stream. Flow control is the transport's: the server stops reading while its queue is full.
     """
 
@@ -130,7 +130,7 @@ class UpdateServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[livefactor.v1.updates_pb2.StreamUpdatesRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[livefactor.v1.updates_pb2.StreamUpdatesResponse], collections.abc.AsyncIterator[livefactor.v1.updates_pb2.StreamUpdatesResponse]]:
-        """The same on a stream: one response a request, in order of completion (each names its sequence and index). A batch that is refused does
+        """The same on a stream: one answer a request, in order of completion (each names its sequence and index). A batch that is refused does
         not end the stream. Flow control is the transport's: the server stops reading while its queue is full.
         """
 

@@ -1,0 +1,99 @@
+"""How records are grouped changes nothing: consecutive records placed and applied together give the state of one after the other."""
+
+from __future__ import annotations
+
+import uuid
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from livefactor import columns as wire
+from livefactor_kernels.backend import state_sections
+from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
+from livefactor_server import decode
+from livefactor_server.changes import NO_REJECTS, AvailabilityChange, Change, OpenProducerChange
+from livefactor_server.log import Kind
+from livefactor_server.state import Header, Logged, ModelState, Placed
+
+SMALL = Limits(users_max=512, items_max=512, value_abs_max=10.0, weight_max=10.0, error_max=100.0)
+KERNELS = [
+    (Loss.SQUARED, 0, 1),
+    (Loss.LOGISTIC, 2, 1),
+    (Loss.BPR, 2, 1),
+    (Loss.BPR, 20, 1),
+    (Loss.LOGISTIC, 1, 5),
+]
+
+
+@st.composite
+def changes(draw: st.DrawFn, ratings: bool) -> Change:
+    kind = draw(st.sampled_from(["events"] * 6 + ["marks", "open"]))
+    if kind == "open":
+        return OpenProducerChange()
+    keys = st.integers(0, 9).map(lambda number: number * 0x9E3779B97F4A7C15 % 2**64)
+    if kind == "marks":
+        marked = np.array(draw(st.lists(keys, min_size=1, max_size=3)), np.uint64)
+        return AvailabilityChange(marked, draw(st.booleans()), b"")
+    events = draw(st.integers(0, 7))  # 0: all rows of the batch were rejected
+    columns = {
+        name: np.array(draw(st.lists(keys, min_size=events, max_size=events)), np.uint64)
+        for name in ("user_ids", "item_ids")
+    }
+    values = np.array(draw(st.lists(st.integers(0, 1), min_size=events, max_size=events)), np.float32)
+    weights = np.full(events, 0.5, np.float32)
+    body = wire.encode_interactions(
+        **columns,
+        values=values if events and (ratings or draw(st.booleans())) else None,
+        weights=weights if events and draw(st.booleans()) else None,
+    )
+    return decode.change_of(Kind.INTERACTIONS, body)
+
+
+def headers_of(stream: list[Change]) -> list[Header]:
+    """One producer sends all: opens raise its epoch, everything else has the next sequence."""
+    headers, epoch, sequence = [], 0, 0
+    for place, change in enumerate(stream):
+        opens = isinstance(change, OpenProducerChange)
+        epoch, sequence = epoch + opens, sequence + (not opens)
+        salt = bytes([place]) * 32
+        headers.append(Header(place + 1, b"p", epoch, sequence, salt, salt, NO_REJECTS, salt))
+    return headers
+
+
+def run(spec: ModelSpec, backend: str, stream: list[Change], cuts: list[int]) -> ModelState:
+    state = ModelState.empty(spec, b"", uuid.UUID(int=0), backend, b"")
+    headers = headers_of(stream)
+    for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        if start < stop:
+            placed: list[Placed | None] = state.place(stream[start:stop])
+            records = zip(headers[start:stop], stream[start:stop], placed, strict=True)
+            state.apply([Logged(*record) for record in records])
+    return state
+
+
+def everything(state: ModelState) -> dict[str, object]:
+    sections = {name: view.tobytes() for name, view in state_sections(state.backend).items()}
+    small = {name: array.tobytes() for name, array in state.freeze_small().arrays().items()}
+    facts = (state.revision, state.log_hash, state.backend.revision, state.backend.published)
+    return {**sections, **small, "facts": facts}
+
+
+@pytest.mark.parametrize(("loss", "negatives", "micro_batch"), KERNELS)
+@pytest.mark.parametrize("kind", list(OptimizerKind))
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_any_grouping_gives_the_same_state(
+    loss: Loss, negatives: int, micro_batch: int, kind: OptimizerKind, data: st.DataObject
+) -> None:
+    spec = ModelSpec(
+        k=16, loss=loss, negatives=negatives, micro_batch=micro_batch, seed=7, l2=0.01, limits=SMALL,
+        optimizer=Optimizer(kind, 0.1, 0.05, 0.1, 1e-6),
+    ).check()  # fmt: skip
+    drawn = data.draw(st.lists(changes(loss == Loss.SQUARED), min_size=1, max_size=8))
+    stream: list[Change] = [OpenProducerChange(), *drawn]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=4)))
+    together = run(spec, "cpu", stream, cuts)
+    one_by_one = run(spec, "reference", stream, list(range(1, len(stream))))
+    assert everything(together) == everything(one_by_one)
