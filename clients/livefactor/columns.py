@@ -97,6 +97,9 @@ def _tags(numbers: Iterable[int]) -> dict[int, int]:
 
 
 _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
+_COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
+_OPTIONAL = tuple(_COLUMNS)[2:]
+_NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
 _CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, INTERACTIONS, LABELS, AVAILABILITY)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()
@@ -247,17 +250,20 @@ def decode_interactions(body: bytes) -> Columns:
         body = canonical(updates_pb2.Interactions, body)
         spans = _spans(body, _COLUMN_TAGS) or {}
     columns = {
-        name: column_view(name, dtype, body, *spans.get(number, (0, 0)))
-        for (name, dtype), number in zip(_COLUMN_DTYPES.items(), _COLUMN_NUMBERS.values(), strict=True)
+        name: column_view(name, dtype, body, *spans[number])
+        for name, (number, dtype) in _COLUMNS.items()
+        if number in spans
     }
-    n = len(columns["user_ids"])
+    users = columns.pop("user_ids", _NO_IDS)
+    items = columns.pop("item_ids", _NO_IDS)
+    require_rows("item_ids", items, len(users))
+    others: dict[str, Any] = {}
     for name, column in columns.items():
-        if name == "item_ids" or len(column):
-            require_rows(name, column, n)
-    values, weights, event_types, times_us = (
-        column if len(column) else None for column in list(columns.values())[2:]
-    )
-    return Columns(columns["user_ids"], columns["item_ids"], values, weights, event_types, times_us, body)
+        if len(column):
+            require_rows(name, column, len(users))
+            others[name] = column
+    values, weights, types, times = map(others.get, _OPTIONAL)
+    return Columns(users, items, values, weights, types, times, body)
 
 
 def select(columns: Columns, mask: npt.NDArray[np.bool_]) -> bytes:

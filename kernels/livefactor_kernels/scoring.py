@@ -324,8 +324,8 @@ def _multiply_top_k(query: _Query, first: int, last: int) -> Iterator[_Result]:
         stop = min(start + ITEMS_AT_ONCE, query.count)
         block = np.matmul(factors, table.factors[start:stop].T, out=products[:, : stop - start])
         bounds = _bounds_kernel(items, np.uint64(start), np.uint64(stop))
-        slacks = slacks(bases, norms, factors.shape[1], *bounds)
-        _keep_all_kernel(block, users, items, np.uint64(start), slacks)
+        limits = slacks(bases, norms, factors.shape[1], *bounds)
+        _keep_all_kernel(block, users, items, np.uint64(start), limits)
     yield from _settled(query, first, users, items)
 
 
