@@ -260,14 +260,14 @@ def _keep_kernel(products, u, users, items, start, slack):
     count, full = np.uint64(products.size), np.uint64(scores.size)
     for strip in range(_0, count, _STRIP):
         stop = min(strip + _STRIP, count)
-        cutoff = cutoff(scores[_0], slack) if size == full else np.float32(-np.inf)
+        least = cutoff(scores[_0], slack) if size == full else np.float32(-np.inf)
         reaching = np.uint32(0)
         for i in range(strip, stop):
-            reaching += np.uint32((base + bias[i]) + products[i] >= cutoff)
+            reaching += np.uint32((base + bias[i]) + products[i] >= least)
         if reaching == np.uint32(0):
             continue
         for i in range(strip, stop):
-            if (base + bias[i]) + products[i] >= cutoff:
+            if (base + bias[i]) + products[i] >= least:
                 row = np.uint32(start + i)
                 if not contains(own, row) and not contains(items.excluded, row):
                     item = items.factors + (start + i) * items.vectors * VECTOR_BYTES
@@ -277,9 +277,9 @@ def _keep_kernel(products, u, users, items, start, slack):
 
 
 @njit(nogil=True, cache=True)
-def _keep_all_kernel(products, users, items, start, slacks):
+def _keep_all_kernel(products, users, items, start, slack):
     for u in range(np.uint64(products.shape[0])):
-        _keep_kernel(products[u], u, users, items, start, slacks[u])
+        _keep_kernel(products[u], u, users, items, start, slack[u])
 
 
 @njit(nogil=True, cache=True)

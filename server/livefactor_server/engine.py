@@ -6,8 +6,8 @@
 Order of a commit, and why nothing acknowledged can be lost: a record is written and its sync has returned before it is
 applied; it is applied and published before it is acknowledged. What is queued when a stage turns forms the next
 group: throughput under load, latency when idle. Under load the disk writes one group while the LOG stage finds the
-rows of the group before; when there is no load the LOG stage also applies what it logged. A failed sync is final: the engine acknowledges nothing more and says why in `failure`; a
-restart recovers from the log.
+rows of the group before; without load the LOG stage also applies what it logged. A failed sync is final: the engine
+acknowledges nothing more and says why in `failure`; a restart recovers from the log.
 """
 
 from __future__ import annotations
