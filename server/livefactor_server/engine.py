@@ -37,7 +37,7 @@ GROUP_BYTES_MAX = 8 << 20
 GROUPS_AHEAD_MAX = 2
 """Logged groups that may wait for the APPLY stage."""
 
-RUN_WORK_MAX = 32_768
+RUN_WORK_MAX = 16_384
 """Events times (1 + negatives) that are applied under one hold of the gate, one larger record aside."""
 INLINE_WORK_MAX = 8_192
 """A group of no more work is applied by the LOG stage itself if nothing else waits: waking another thread takes longer."""
