@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 PROTO_VENV := .venv-proto
 FLOOR_VENV := .venv-floor
+SUCCESSOR_VENV := .venv-successor
 BIN := $(VENV)/bin
 ARGS ?=
 
@@ -55,6 +56,11 @@ $(FLOOR_VENV)/.stamp: Makefile pyproject.toml scripts/install
 	@scripts/install $(FLOOR_VENV)/bin/python $(FLOOR) -e '.[server]' buf-bin hypothesis pandas psutil pyarrow pytest pytest-timeout safetensors
 	@touch $@
 
+$(SUCCESSOR_VENV)/.stamp: Makefile scripts/install
+	@$(PYTHON) -m venv --clear $(SUCCESSOR_VENV)
+	@scripts/install $(SUCCESSOR_VENV)/bin/python numba-cuda-mlir 'numba>=0.68' 'cuda-toolkit==13.0.*'
+	@touch $@
+
 ## Running it.
 
 .PHONY: demo
@@ -69,6 +75,10 @@ serve: $(VENV)/.stamp-server ## A server on its default port and data folder; AR
 bench: $(VENV)/.stamp-bench ## All benchmarks, interleaved; writes benchmarks/results/.
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: quality
+quality: $(VENV)/.stamp-bench ## Ranking and prediction beside tuned retrains; writes docs/quality.md and its pictures.
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality $(ARGS)
+
 ## Testing it.
 
 .PHONY: test
@@ -78,6 +88,14 @@ test: $(VENV)/.stamp-dev ## The whole suite.
 .PHONY: test-long
 test-long: $(VENV)/.stamp-dev ## The tests that take minutes each.
 	@$(BIN)/python -m pytest -m long --timeout=3600 $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(VENV)/.stamp-dev ## The tests that need a GPU; `pip install livefactor[cuda13]` (or cuda12) first.
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+.PHONY: gpu-check
+gpu-check: ## On a GPU, with what is installed there: all its tests, then every figure to reach; writes the results.
+	@PYTHONPATH=clients:server:kernels $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
 
 .PHONY: test-floor
 test-floor: $(FLOOR_VENV)/.stamp ## Client, contract and examples on the oldest gRPC and on protobuf 6.
@@ -91,6 +109,10 @@ check: $(VENV)/.stamp-dev check-stubs ## Lint, types, imports between rooms, con
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf breaking protos --against protos/baseline.binpb
 	@$(BIN)/python scripts/api_page.py --check
+
+.PHONY: check-successor
+check-successor: $(SUCCESSOR_VENV)/.stamp ## Tells which GPU kernels numba-cuda's successor compiles; never fails.
+	@$(SUCCESSOR_VENV)/bin/python scripts/compile_with_successor.py
 
 ## The contract.
 
@@ -120,5 +142,5 @@ docs: $(VENV)/.stamp-dev ## Writes docs/api.md from the comments of the contract
 
 .PHONY: clean
 clean: ## Removes the environments and everything that was built.
-	@rm -rf $(VENV) $(PROTO_VENV) $(FLOOR_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) $(PROTO_VENV) $(FLOOR_VENV) $(SUCCESSOR_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """How well the presets predict what comes next, in one pass, test-then-learn.
 
 ratings      RMSE on the half of MovieLens-1M that has times (a file of yours: it may not be shipped),
-             beside plain sequential SGD in float64
+             beside plain sequential SGD in float64, and with factors stored as float16 and bfloat16
 purchases    recall@10 on Online Retail (shipped), beside decayed most-popular; `clicks` on the same events
 micro-batch  the same presets at B = 1, 16, 256, 4096, all on records of 4,096 events that are predicted
              before they are learned, so that what differs is the learning alone
@@ -22,11 +22,12 @@ from threadpoolctl import threadpool_limits
 from benchmarks.progressive_data import RETAIL_SHIPPED, Stream, read_purchases, read_ratings
 from benchmarks.progressive_recall import BATCH_EVENTS, model_hits, own_first_hits, popular_hits
 from benchmarks.progressive_rmse import float64_errors, model_errors, rmse
-from livefactor_kernels.spec import preset
+from livefactor_kernels.spec import FactorDtype, preset
 
 RATINGS_VARIABLE = "ML1M_RATINGS"
 MICRO_BATCHES = (1, 16, 256, 4096)
 MICRO_BATCH_RECORD = 4096
+NARROW = (FactorDtype.FLOAT16, FactorDtype.BFLOAT16)
 TUNED_PART = {"ml1m": 0.5, "retail": 0.6}
 
 _FIGURE_OF_PRESET = {
@@ -40,6 +41,10 @@ _LABELS = {
     "progressive_rmse_ratio": "  ratio (to reach: 0.999 to 1.001)",
     "progressive_rmse_ratio_clipped": "  ratio to float64 with errors clipped as the spec does",
     "progressive_rmse_ml1m_untouched": "  second half alone",
+    "progressive_rmse_ml1m_float16": "  factors stored as float16",
+    "progressive_rmse_ml1m_bfloat16": "  factors stored as bfloat16",
+    "rmse_ratio_float16_to_float32": "  ratio, float16 (to reach: 0.995 to 1.005)",
+    "rmse_ratio_bfloat16_to_float32": "  ratio, bfloat16 (to reach: 0.995 to 1.005)",
     "progressive_recall10_retail": f"purchases, recall@10, {BATCH_EVENTS} events a record",
     "progressive_recall10_retail_popular": "  decayed most-popular",
     "progressive_recall10_ratio": "  ratio (to reach: over 1)",
@@ -81,6 +86,10 @@ def ratings_figures(stream: Stream) -> dict[str, float]:
         "progressive_rmse_ratio_clipped": rmse(errors) / clipped,
         "progressive_rmse_ml1m_untouched": rmse(_untouched(errors, "ml1m")),
     }
+    for dtype in NARROW:
+        name, narrow = dtype.name.lower(), rmse(model_errors(preset("ratings", factor_dtype=dtype), stream))
+        figures[f"progressive_rmse_ml1m_{name}"] = narrow
+        figures[f"rmse_ratio_{name}_to_float32"] = narrow / rmse(errors)
     for size in MICRO_BATCHES:
         other = model_errors(preset("ratings", micro_batch=size), stream, MICRO_BATCH_RECORD)
         figures[f"progressive_rmse_ml1m_b{size}"] = rmse(other)

@@ -123,6 +123,8 @@ READS = [
 QUALITY = [
     Row("progressive_rmse_ml1m", "MovieLens-1M, progressive RMSE"),
     Row("progressive_rmse_ratio", "to sequential float64 SGD", "0.999 to 1.001"),
+    Row("rmse_ratio_float16_to_float32", "factors stored as float16, to float32", "0.995 to 1.005"),
+    Row("rmse_ratio_bfloat16_to_float32", "factors stored as bfloat16, to float32", "0.995 to 1.005"),
     Row("progressive_recall10_retail", "Online Retail, progressive recall@10"),
     Row("progressive_recall10_retail_popular", "decayed most-popular"),
     Row("progressive_recall10_ratio", "to decayed most-popular", "over 1"),
@@ -196,7 +198,7 @@ def shown(name: str, value: Figure) -> str:
     ending = next((ending for ending in FORMATS if name.endswith(ending)), None)
     if ending is not None:
         return FORMATS[ending].format(value)
-    return f"{value:.4f}" if name.startswith("progressive") else f"{value:.2f}"
+    return f"{value:.4f}" if name.startswith(("progressive", "rmse")) else f"{value:.2f}"
 
 
 def rows_of(figures: Figures, chosen: tuple[str, ...] = ()) -> Iterator[tuple[str, list[Row]]]:

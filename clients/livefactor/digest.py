@@ -8,7 +8,8 @@ the root covers every section:
     livefactor-state 1 <revision>\\n
     <name> <dtype> <shape> <hex digest>\\n
 
-with one line a section; a shape is spelled 3x64, a dtype as in safetensors (U64, I64, F32, U8).
+with one line a section; a shape is spelled 3x64, a dtype as in safetensors (U64, I64, F32, F16,
+BF16, U8).
 Both ends use these functions: the server when it takes a snapshot, an auditor when it checks one.
 """
 

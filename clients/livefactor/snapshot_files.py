@@ -101,7 +101,7 @@ class _Index:
 class LoadedSnapshot:
     """A verified snapshot. Arrays are read-only views of the mapped files, rows in the model's row order.
 
-    tensors: every section by name ("users.keys", ..., "mean", ...; snapshot_format lists them).
+    tensors: every section by name ("users.keys", ..., "mean", ...; snapshot_format lists them), bfloat16 as uint16.
     """
 
     path: Path
@@ -143,15 +143,15 @@ class LoadedSnapshot:
         """uint64[items]."""
         return self.tensors["items.keys"]
 
-    @property
+    @cached_property
     def user_factors(self) -> np.ndarray:
-        """float32[users, k]."""
-        return self.tensors["users.factors"]
+        """[users, k]: float32, or float16 if stored so; bfloat16 is widened to float32, exactly."""
+        return _without_bfloat16(self.tensors["users.factors"])
 
-    @property
+    @cached_property
     def item_factors(self) -> np.ndarray:
-        """float32[items, k]."""
-        return self.tensors["items.factors"]
+        """[items, k], as `user_factors`."""
+        return _without_bfloat16(self.tensors["items.factors"])
 
     @property
     def user_biases(self) -> np.ndarray:
@@ -220,6 +220,15 @@ class LoadedSnapshot:
         y, item_bias = _gather(self.item_factors, self.item_biases, rows)
         scores: np.ndarray = ((self.mean + user_bias) + item_bias) + _dot(x, y)
         return scores
+
+
+def _without_bfloat16(factors: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 (uint16) as float32; other arrays as they are."""
+    if factors.dtype != np.uint16:
+        return factors
+    wide = (factors.astype(np.uint32) << 16).view(np.float32)
+    wide.flags.writeable = False
+    return wide
 
 
 def _gather(factors: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -384,8 +393,10 @@ def _check_blocks(file: io.FileIO, tensor: Tensor, buffer: memoryview) -> None:
         _read_at(file, place.file, place.offset + begin, block)
         if hashlib.sha256(block).digest() != expected:
             raise SnapshotInvalid(place.file, "the bytes are not those that were hashed", place.name, number)
-        if place.dtype == "F32" and not np.isfinite(np.frombuffer(block, "<f4")).all():
-            raise SnapshotInvalid(place.file, "holds NaN or infinity", place.name, number)
+        if place.dtype in ("F32", "F16", "BF16"):
+            values = np.frombuffer(block, fmt.NUMPY_DTYPES[place.dtype])
+            if not np.isfinite(_without_bfloat16(values)).all():
+                raise SnapshotInvalid(place.file, "holds NaN or infinity", place.name, number)
 
 
 def _mapped(data: mmap.mmap, place: Place) -> np.ndarray:

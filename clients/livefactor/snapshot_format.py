@@ -4,14 +4,15 @@ A snapshot is a folder of exactly four files:
 
     manifest.json        canonical JSON (below)
     users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n]
+                         (factors F16 or BF16 where the spec says so)
                          and with AdaGrad    users.factor_g F32[n,k]  users.bias_g F32[n]
     items.safetensors    the same of items
     state.safetensors    what is not in a table: `SMALL`
 
 The order of sections, which the root hash follows: users.* as above, items.* alike, then `SMALL` by name. The
-layout is a function of the spec (k, accumulators or not) and of the row counts, so a reader computes the
+layout is a function of the spec (k, accumulators or not, what factors are stored as) and of the row counts, so a reader computes the
 expected layout and safetensors headers and compares: nothing in a header is ever interpreted. Within a file,
-tensors of 8-byte elements come first, then 4, then 1, without gaps (safetensors demands it), and data begins
+tensors of 8-byte elements come first, then 4, 2 and 1, without gaps (safetensors demands it), and data begins
 at a multiple of 64 bytes (the header is padded with spaces), so that every tensor is aligned to its element
 size. Headers are written with sorted names and no metadata, so the bytes depend on the state alone.
 
@@ -58,10 +59,19 @@ TENSOR_FILES = ("items.safetensors", "state.safetensors", "users.safetensors")
 FILES = (MANIFEST_FILE, *TENSOR_FILES)
 """The closed list of file names, the manifest first."""
 
-ITEM_BYTES = {"U64": 8, "I64": 8, "F32": 4, "U8": 1}
+ITEM_BYTES = {"U64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 """Bytes of an element by safetensors dtype: the whole list of dtypes that a snapshot may hold."""
 
-NUMPY_DTYPES = {"U64": "<u8", "I64": "<i8", "F32": "<f4", "U8": "|u1"}
+NUMPY_DTYPES = {"U64": "<u8", "I64": "<i8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "|u1"}
+"""What arrays have; NumPy knows no bfloat16, so those hold its bits."""
+
+FACTOR_DTYPES = {
+    models_pb2.FACTOR_DTYPE_UNSPECIFIED: "F32",
+    models_pb2.FACTOR_DTYPE_FLOAT32: "F32",
+    models_pb2.FACTOR_DTYPE_FLOAT16: "F16",
+    models_pb2.FACTOR_DTYPE_BFLOAT16: "BF16",
+}
+"""safetensors dtype of factors by the spec's `factor_dtype`."""
 
 SMALL: dict[str, tuple[str, int | None]] = {
     "events": ("U64", 1),  # interactions accepted
@@ -121,14 +131,23 @@ class Layout:
         return sum(place.nbytes for place in self.places)
 
 
-def spec_shape(spec: bytes) -> tuple[int, bool]:
-    """(k, whether the optimizer keeps accumulators) of logged spec bytes. Raises ValueError if they are no
-    such spec.
-    """
+class TableShape(NamedTuple):
+    """What tables look like: k factors a row, of a safetensors dtype; whether the optimizer keeps accumulators."""
+
+    k: int
+    accumulators: bool
+    factors: str
+
+
+def spec_shape(spec: bytes) -> TableShape:
+    """What the tables of logged spec bytes look like. Raises ValueError if they are no such spec."""
     message = parse_spec(spec)
     if not 1 <= message.k <= MAX_K:
         raise ValueError(f"spec: k: expected 1..{MAX_K}, got {message.k}")
-    return message.k, message.optimizer.kind == models_pb2.OPTIMIZER_KIND_ADAGRAD
+    if message.factor_dtype not in FACTOR_DTYPES:
+        raise ValueError(f"spec: factor_dtype: expected a known one, got {message.factor_dtype}")
+    accumulators = message.optimizer.kind == models_pb2.OPTIMIZER_KIND_ADAGRAD
+    return TableShape(message.k, accumulators, FACTOR_DTYPES[message.factor_dtype])
 
 
 def parse_spec(spec: bytes) -> models_pb2.ModelSpec:
@@ -145,8 +164,8 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
     """The one layout of a state: `users` and `items` are row counts, `small_lengths` elements of each name of
     `SMALL`.
     """
-    k, accumulators = spec_shape(spec)
-    sections = [*_table("users", users, k, accumulators), *_table("items", items, k, accumulators)]
+    shape = spec_shape(spec)
+    sections = [*_table("users", users, shape), *_table("items", items, shape)]
     if set(small_lengths) != set(SMALL):
         raise ValueError(f"sections: expected {sorted(SMALL)}, got {sorted(small_lengths)}")
     for name, (dtype, length) in sorted(SMALL.items()):
@@ -159,15 +178,15 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
 _Unplaced = tuple[str, str, str, tuple[int, ...]]
 
 
-def _table(side: str, rows: int, k: int, accumulators: bool) -> list[_Unplaced]:
+def _table(side: str, rows: int, table: TableShape) -> list[_Unplaced]:
     file = f"{side}.safetensors"
     columns: list[tuple[str, str, tuple[int, ...]]] = [
         ("keys", "U64", (rows,)),
-        ("factors", "F32", (rows, k)),
+        ("factors", table.factors, (rows, table.k)),
         ("bias", "F32", (rows,)),
     ]
-    if accumulators:
-        columns += [("factor_g", "F32", (rows, k)), ("bias_g", "F32", (rows,))]
+    if table.accumulators:
+        columns += [("factor_g", "F32", (rows, table.k)), ("bias_g", "F32", (rows,))]
     return [(f"{side}.{name}", file, dtype, shape) for name, dtype, shape in columns]
 
 

@@ -8,6 +8,7 @@ A server speaks to a model through `Backend`, and reads it at one revision throu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Protocol
 
@@ -20,11 +21,14 @@ from .tables import ITEMS, USERS
 from .update import Update
 
 __all__ = [
+    "AUTO",
     "BACKEND_NAMES",
     "Backend",
+    "BackendUnavailable",
     "Pin",
     "RowTable",
     "Update",
+    "choose_backend",
     "create_backend",
     "state_sections",
 ]
@@ -187,8 +191,9 @@ class Backend(Protocol):
         """Restore an empty table."""
 
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
-        """The first `count` rows of a side as arrays of the host, unpadded: keys uint64[count], factors
-        float32[count, k], bias float32[count], and with AdaGrad factor_g, bias_g of the same shapes.
+        """The first `count` rows of a side as arrays of the host, unpadded: keys uint64[count], factors [count, k]
+        as stored (float32, float16, or uint16: the bits of bfloat16), bias float32[count], and with AdaGrad
+        factor_g, bias_g float32 of the same shapes.
 
         Views where the tables are in memory: do not write to them. The caller holds the gate as long as it
         looks at them.
@@ -205,8 +210,48 @@ class Backend(Protocol):
         """Keep the current revision readable. The caller holds the gate."""
 
 
-_BACKENDS: dict[str, Callable[[ModelSpec], Backend]] = {"cpu": CpuModel, "reference": ReferenceModel}
+def _cuda_model(spec: ModelSpec) -> Backend:
+    from .cuda import CudaModel  # loading it takes a second and more
+
+    return CudaModel(spec)
+
+
+_BACKENDS: dict[str, Callable[[ModelSpec], Backend]] = {
+    "cpu": CpuModel,
+    "cuda": _cuda_model,
+    "reference": ReferenceModel,
+}
 BACKEND_NAMES = tuple(_BACKENDS)
+AUTO = "auto"
+"""Stands for `cuda` where a GPU answers, else for `cpu`."""
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for cannot run on this machine; the text says what was found."""
+
+
+def choose_backend(name: str) -> str:
+    """The backend that `name`, one of `BACKEND_NAMES` or `AUTO`, stands for here.
+
+    BackendUnavailable if it is `cuda` and no GPU answers, ValueError for another name. Nothing of the GPU's
+    libraries is loaded for the others.
+    """
+    if name not in (*BACKEND_NAMES, AUTO):
+        raise ValueError(f"backend: expected one of {', '.join((*BACKEND_NAMES, AUTO))}, got {name!r}")
+    if name not in ("cuda", AUTO):
+        return name
+    missing = [library for library in ("cupy", "numba_cuda") if find_spec(library) is None]
+    if missing:
+        found = f"not installed: {', '.join(missing)}; see docs/gpu.md"
+    else:
+        from . import device
+
+        if device.is_available():
+            return "cuda"
+        found = device.found()
+    if name == AUTO:
+        return "cpu"
+    raise BackendUnavailable(f"backend cuda: no GPU answers ({found})")
 
 
 def create_backend(name: str, spec: ModelSpec) -> Backend:

@@ -14,12 +14,22 @@ from .cpu_micro_batch import make_scratch, micro_batch_kernel
 from .cpu_sequential import SAMPLED_NEGATIVES_MAX, positive_kernel, sampled_kernel
 from .lanes import address_of
 from .pins import Pin, PinBoard
-from .spec import LANES, ModelSpec, OptimizerKind
+from .random import ROUNDING_DOMAIN, domain_key
+from .spec import LANES, FactorDtype, ModelSpec, OptimizerKind
 from .steps import Rows
 from .tables import ITEMS, USERS, Table
 from .update import Rates, Update, draw_negatives, joined
 
-_INLINED = ("lanes.py", "scalar.py", "steps.py", "cpu_sequential.py", "cpu_micro_batch.py", "spec.py")
+_INLINED = (
+    "lanes.py",
+    "scalar.py",
+    "random.py",
+    "narrow.py",
+    "steps.py",
+    "cpu_sequential.py",
+    "cpu_micro_batch.py",
+    "spec.py",
+)
 
 
 def _source_stamp() -> int:
@@ -55,11 +65,16 @@ class CpuModel:
         self.pins = PinBoard(self)
         self._mean_state = np.zeros(2, np.int64)
         self._rates = Rates.of(spec)
+        self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
         self._rows = Rows.of(self.users), Rows.of(self.items)
         self._drawn = np.empty(0, np.uint32)
         self._errors = np.empty(1 + SAMPLED_NEGATIVES_MAX, np.float32)
+        self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
+        if spec.factor_dtype != FactorDtype.FLOAT32:
+            scoring.compile_kernels(spec.factor_dtype)  # those of float32 are for whoever reads
         self._choose_kernel()
         self._run(
+            self.revision,
             np.empty(0, np.uint32),
             np.empty(0, np.uint32),
             _NO_FLOATS,
@@ -80,8 +95,11 @@ class CpuModel:
         else:
             self._kernel = positive_kernel(blocks, loss, *baked)
 
-    def _run(self, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any) -> None:
+    def _run(
+        self, revision: int, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any
+    ) -> None:
         drawn = address_of(negatives), np.uint64(negatives.shape[1])
+        rounding = self._rounding_key, np.uint64(revision)
         if not self._sequential:
             rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
             self._kernel(
@@ -92,6 +110,7 @@ class CpuModel:
                 *drawn,
                 self._mean_state,
                 self._rates,
+                *rounding,
                 self._scratch,
                 np.uint64(self.spec.micro_batch),
             )
@@ -104,10 +123,13 @@ class CpuModel:
                 weights,
                 *drawn,
                 address_of(self._errors),
+                address_of(self._words),
                 self._rates,
+                *rounding,
             )
         else:
-            self._kernel(*self._rows, user_rows, item_rows, values, weights, self._mean_state, self._rates)
+            columns = user_rows, item_rows, values, weights
+            self._kernel(*self._rows, *columns, self._mean_state, self._rates, *rounding)
 
     @property
     def mean_sum(self) -> int:
@@ -145,12 +167,14 @@ class CpuModel:
     def apply_all(self, updates: Sequence[Update]) -> None:
         """Learn from consecutive interactions records: the same bits as `apply` on one after the other.
 
-        Nothing between the first and the last revision becomes visible. With B = 1 they take one call of the
-        kernel. ValueError, with nothing learned, if a column is malformed.
+        Nothing between the first and the last revision becomes visible. With B = 1 and float32 factors they take
+        one call of the kernel (rounding depends on a record's own revision). ValueError, with nothing learned,
+        if a column is malformed.
         """
         for update in updates:
             update.check()
-        if len(updates) == 1 or (self._sequential and self._draw_widths(updates) < 2):
+        joinable = self._sequential and self.spec.factor_dtype == FactorDtype.FLOAT32
+        if len(updates) == 1 or (joinable and self._draw_widths(updates) < 2):
             self._learn(updates)
             return
         for update in updates:
@@ -166,7 +190,7 @@ class CpuModel:
         self.pins.protect(update, negatives)
         values = _NO_FLOATS if update.values is None else update.values
         weights = _NO_FLOATS if update.weights is None else update.weights
-        self._run(update.user_rows, update.item_rows, values, weights, negatives)
+        self._run(update.revision, update.user_rows, update.item_rows, values, weights, negatives)
         self.advance(update.revision, update.user_count, update.item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:

@@ -18,9 +18,23 @@ from numba import njit
 from . import scalar
 from .cpu_sequential import event_errors
 from .lanes import VECTOR_BYTES, broadcast, inlined, load1, load16, store1, store16, store_u32
+from .narrow import load_factors
 from .reference import CHUNK
 from .spec import LANES, Loss, ModelSpec
-from .steps import ONE, WORD_BYTES, ZERO, prefetch_row, real, row_bytes, score, step_bias, step_block, word
+from .steps import (
+    ONE,
+    WORD_BYTES,
+    ZERO,
+    Rounding,
+    prefetch_row,
+    real,
+    row_bytes,
+    row_word,
+    score,
+    step_bias,
+    step_block,
+    word,
+)
 from .tables import Table, reserve
 
 _CHUNK = np.uint64(CHUNK)
@@ -145,13 +159,15 @@ def _finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: 
 
 @inlined
 def _step_row(
-    rows: Any, row: Any, gradient: Any, with_bias: Any, blocks: Any, adagrad: Any, rates: Any
-) -> None:
-    """Step one row by its gradient row."""
+    rows: Any, row: Any, gradient: Any, with_bias: Any, blocks: Any, adagrad: Any, rates: Any, rounding: Any,
+    step: Any,
+) -> None:  # fmt: skip
+    """Step one row by its gradient row, in micro-batch number `step` of the record."""
+    start, random_word = row * row_bytes(blocks), row_word(rows, row, rounding, step)
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        offset = row * row_bytes(blocks) + at
-        step_block(rows, offset, load16(rows.factors, offset), load16(gradient, at), adagrad, rates)
+        x = load_factors(rows.factors, start + at)
+        step_block(rows, start, at, x, load16(gradient, at), adagrad, rates, random_word)
     if with_bias:
         bias = real(rows.bias, row)
         step_bias(rows, row, bias, load1(gradient, row_bytes(blocks)), adagrad, rates)
@@ -159,24 +175,29 @@ def _step_row(
 
 @inlined
 def _add_occurrence(
-    target: Any, fresh: Any, e: Any, other: Any, own: Any, bias: Any, blocks: Any, rates: Any
-) -> None:
-    """Add (e * other) + (lambda * own), and the bias's e + (lambda_b * bias), to a gradient row."""
+    target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
+    blocks: Any, rates: Any,
+) -> None:  # fmt: skip
+    """Add (e * other) + (lambda * own), and the bias's e + (lambda_b * bias), to a gradient row. other, own:
+    factors, and where their rows begin."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        _add(target, c, fresh, scalar.pull(e, load16(other, at), rates.l2, load16(own, at)))
+        y, x = load_factors(other, other_start + at), load_factors(own, own_start + at)
+        _add(target, c, fresh, scalar.pull(e, y, rates.l2, x))
     _add(target, blocks, fresh, broadcast(scalar.bias_pull(e, rates.bias_l2, bias)))
 
 
 @inlined
 def _add_bpr_user(
-    target: Any, fresh: Any, e: Any, y: Any, other: Any, x: Any, blocks: Any, rates: Any
-) -> None:
-    """Add a BPR user's (e * (y_p - y_n)) + (lambda * x) to a gradient row; its bias's lane is unused."""
+    target: Any, fresh: Any, e: Any, items: Any, y_start: Any, other_start: Any, users: Any, x_start: Any,
+    blocks: Any, rates: Any,
+) -> None:  # fmt: skip
+    """Add a BPR user's (e * (y_p - y_n)) + (lambda * x) to a gradient row; its bias's lane is unused. users,
+    items: factors, and where the rows begin."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        difference = load16(y, at) - load16(other, at)
-        _add(target, c, fresh, scalar.pull(e, difference, rates.l2, load16(x, at)))
+        difference = load_factors(items, y_start + at) - load_factors(items, other_start + at)
+        _add(target, c, fresh, scalar.pull(e, difference, rates.l2, load_factors(users, x_start + at)))
     _add(target, blocks, fresh, broadcast(_F0))
 
 
@@ -196,20 +217,22 @@ def _user_gradient(
 ) -> None:
     """Sum the occurrences of the micro-batch's user number q to the gradient row `total`."""
     size, slots = row_bytes(blocks), batch.width + ONE
-    x, bias = users.factors + user * size, real(users.bias, user)
+    x_start, bias = user * size, real(users.bias, user)
     number, events, t = ZERO, ZERO, word(scratch.users.first, q)
     while t != _END:
-        y = items.factors + word(batch.items, t) * size
+        y_start = word(batch.items, t) * size
         for s in range(ONE if loss == _BPR else ZERO, word(scratch.counts, t)):
             target, fresh = _target(total, chunk, number, blocks), number % _CHUNK == ZERO
             e = real(scratch.errors, t * slots + s)
-            other = (
-                y if s == ZERO else items.factors + word(batch.negatives, t * batch.width + s - ONE) * size
-            )
+            start = y_start if s == ZERO else word(batch.negatives, t * batch.width + s - ONE) * size
             if loss == _BPR:
-                _add_bpr_user(target, fresh, e, y, other, x, blocks, rates)
+                _add_bpr_user(
+                    target, fresh, e, items.factors, y_start, start, users.factors, x_start, blocks, rates
+                )
             else:
-                _add_occurrence(target, fresh, e, other, x, bias, blocks, rates)
+                _add_occurrence(
+                    target, fresh, e, items.factors, start, users.factors, x_start, bias, blocks, rates
+                )
             number += ONE
         events += ONE
         t = word(scratch.users.next, t)
@@ -232,19 +255,21 @@ def _item_gradient(
 ) -> None:
     """Sum the occurrences of the micro-batch's item number q to the gradient row `total`."""
     size, slots = row_bytes(blocks), batch.width + ONE
-    y, bias = items.factors + item * size, real(items.bias, item)
+    y_start, bias = item * size, real(items.bias, item)
     number, events, o, last_event = ZERO, ZERO, word(scratch.items.first, q), _END
     while o != _END:
         t = o // slots
         positive = o == t * slots
-        x = users.factors + word(batch.users, t) * size
+        x_start = word(batch.users, t) * size
         # A BPR positive occurs once for each negative of its event.
         for d in range(batch.width if loss == _BPR and positive else ONE):
             target, fresh = _target(total, chunk, number, blocks), number % _CHUNK == ZERO
             e = real(scratch.errors, o + d + ONE) if loss == _BPR and positive else real(scratch.errors, o)
             if loss == _BPR and not positive:
                 e = -e
-            _add_occurrence(target, fresh, e, x, y, bias, blocks, rates)
+            _add_occurrence(
+                target, fresh, e, users.factors, x_start, items.factors, y_start, bias, blocks, rates
+            )
             number += ONE
         if t != last_event:
             events += ONE
@@ -329,6 +354,8 @@ def _sum_and_step(
     loss: Any,
     adagrad: Any,
     rates: Any,
+    rounding: Any,
+    step: Any,
 ) -> None:
     """Every row's gradient and step: users' sums to scratch, then the items (sum, step), then the users'
     steps."""
@@ -342,10 +369,11 @@ def _sum_and_step(
     for q in range(used_items):
         item = word(scratch.items.row, q)
         _item_gradient(users, items, item, q, batch, scratch, item_total, chunk, blocks, loss, rates)
-        _step_row(items, item, item_total, True, blocks, adagrad, rates)
+        _step_row(items, item, item_total, True, blocks, adagrad, rates, rounding, step)
     for q in range(used_users):
         total = scratch.gradients + q * stride
-        _step_row(users, word(scratch.users.row, q), total, loss != _BPR, blocks, adagrad, rates)
+        user = word(scratch.users.row, q)
+        _step_row(users, user, total, loss != _BPR, blocks, adagrad, rates, rounding, step)
 
 
 @cache
@@ -367,9 +395,12 @@ def micro_batch_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
         width: Any,
         mean_state: Any,
         rates: Any,
+        rounding_key: Any,
+        revision: Any,
         scratch: Any,
         micro_batch: Any,
     ) -> int:
+        rounding = Rounding(rounding_key, revision)
         item_total = scratch.gradients + micro_batch * row_bytes(BLOCKS + ONE)
         for start in range(ZERO, n, micro_batch):
             at = start * WORD_BYTES
@@ -380,8 +411,9 @@ def micro_batch_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
                 users, items, batch, values, weights, start, mean, scratch, BLOCKS, LOSS, ADAGRAD, rates
             )
             _sum_and_step(
-                users, items, batch, used_users, used_items, scratch, item_total, BLOCKS, LOSS, ADAGRAD, rates
-            )
+                users, items, batch, used_users, used_items, scratch, item_total, BLOCKS, LOSS, ADAGRAD, rates,
+                rounding, start // micro_batch,
+            )  # fmt: skip
             _reset(scratch.users, used_users)
             _reset(scratch.items, used_items)
             if LOSS == _SQUARED:

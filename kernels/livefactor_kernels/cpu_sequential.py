@@ -2,7 +2,8 @@
 `sampled_kernel` (with).
 
 What an event needs is prefetched `AHEAD` events earlier: the arithmetic of an event takes less time than one
-miss of the cache. The factories bake k, loss and optimiser into the code as integers, which Numba's cache on
+miss of the cache. Where factors are narrow, an event's number in the call is its number in its record: a call
+takes one record then. The factories bake k, loss and optimiser into the code as integers, which Numba's cache on
 disk takes as part of the key; `stamp` is there for the same reason (`cpu.SOURCE_STAMP`).
 """
 
@@ -15,9 +16,24 @@ import numpy as np
 from numba import njit
 
 from . import scalar
-from .lanes import VECTOR_BYTES, inlined, load16, store1
+from .lanes import VECTOR_BYTES, inlined, store1, store_u32
+from .narrow import dtype_of, load_factors
 from .spec import Loss
-from .steps import ONE, WORD_BYTES, ZERO, prefetch_row, real, row_bytes, score, step_bias, step_block, word
+from .steps import (
+    FLOAT32,
+    ONE,
+    WORD_BYTES,
+    ZERO,
+    Rounding,
+    prefetch_row,
+    real,
+    row_bytes,
+    row_word,
+    score,
+    step_bias,
+    step_block,
+    word,
+)
 
 AHEAD = np.uint64(12)
 SAMPLED_AHEAD = np.uint64(4)  # an event of many rows: more of them would not fit the first cache
@@ -26,6 +42,7 @@ SAMPLED_NEGATIVES_MAX = 16
 
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
+_TWO = np.uint64(2)
 
 
 @cache
@@ -43,8 +60,10 @@ def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
         weights: Any,
         mean_state: Any,
         rates: Any,
+        rounding_key: Any,
+        revision: Any,
     ) -> int:
-        n = np.uint64(user_rows.size)
+        n, rounding = np.uint64(user_rows.size), Rounding(rounding_key, revision)
         total, count = mean_state[ZERO], mean_state[ONE]
         mean = scalar.mean_of(total, count)
         for i in range(n):
@@ -62,12 +81,14 @@ def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
                 mean = scalar.mean_of(total, count)
             else:
                 e = scalar.logistic_error(s, value, weight, rates.error_max)
-            user_offset, item_offset = user * row_bytes(BLOCKS), item * row_bytes(BLOCKS)
+            x_start, y_start = user * row_bytes(BLOCKS), item * row_bytes(BLOCKS)
+            x_word, y_word = row_word(users, user, rounding, i), row_word(items, item, rounding, i)
             for c in range(BLOCKS):
-                at_user, at_item = user_offset + c * VECTOR_BYTES, item_offset + c * VECTOR_BYTES
-                x, y = load16(users.factors, at_user), load16(items.factors, at_item)
-                step_block(users, at_user, x, scalar.pull(e, y, rates.l2, x), ADAGRAD, rates)
-                step_block(items, at_item, y, scalar.pull(e, x, rates.l2, y), ADAGRAD, rates)
+                at = c * VECTOR_BYTES
+                x, y = load_factors(users.factors, x_start + at), load_factors(items.factors, y_start + at)
+                g, g_item = scalar.pull(e, y, rates.l2, x), scalar.pull(e, x, rates.l2, y)
+                step_block(users, x_start, at, x, g, ADAGRAD, rates, x_word)
+                step_block(items, y_start, at, y, g_item, ADAGRAD, rates, y_word)
             x_bias, y_bias = real(users.bias, user), real(items.bias, item)
             step_bias(users, user, x_bias, scalar.bias_pull(e, rates.bias_l2, x_bias), ADAGRAD, rates)
             step_bias(items, item, y_bias, scalar.bias_pull(e, rates.bias_l2, y_bias), ADAGRAD, rates)
@@ -108,6 +129,20 @@ def event_errors(
 
 
 @inlined
+def _keep_words(
+    users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, rounding: Any, step: Any,
+    words: Any,
+) -> None:  # fmt: skip
+    """Write the random words of an event's rows, where factors are narrow, to the uint32 at address `words`: the
+    user's, the positive's, then the negatives'."""
+    if dtype_of(users.factors) != FLOAT32:
+        store_u32(words, row_word(users, user, rounding, step))
+        store_u32(words, row_word(items, positive, rounding, step), WORD_BYTES)
+        for d in range(count):
+            store_u32(words, row_word(items, word(negatives, d), rounding, step), (d + _TWO) * WORD_BYTES)
+
+
+@inlined
 def _has_repeats(negatives: Any, count: Any) -> bool:
     found = False
     for d in range(ONE, count):
@@ -136,6 +171,7 @@ def _step_repeated(
     blocks: Any,
     adagrad: Any,
     rates: Any,
+    words: Any,
 ) -> None:
     """Step one block, `at` bytes into their rows, of negatives of which some are drawn more than once.
 
@@ -143,13 +179,13 @@ def _step_repeated(
     """
     for d in range(count):
         if _is_first(negatives, d):
-            offset = word(negatives, d) * row_bytes(blocks) + at
-            y = load16(items.factors, offset)
+            start = word(negatives, d) * row_bytes(blocks)
+            y = load_factors(items.factors, start + at)
             g = scalar.pull(sign * real(errors, d + ONE), x, rates.l2, y)
             for later in range(d + ONE, count):
                 if word(negatives, later) == word(negatives, d):
                     g = g + scalar.pull(sign * real(errors, later + ONE), x, rates.l2, y)
-            step_block(items, offset, y, g, adagrad, rates)
+            step_block(items, start, at, y, g, adagrad, rates, word(words, d + _TWO))
 
 
 @inlined
@@ -182,25 +218,27 @@ def _step_logistic_event(
     blocks: Any,
     adagrad: Any,
     rates: Any,
+    words: Any,
 ) -> None:
     """Step all rows of a logistic event from its errors."""
     size = row_bytes(blocks)
+    x_start, y_start = user * size, positive * size
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        x, y = load16(users.factors, user * size + at), load16(items.factors, positive * size + at)
+        x, y = load_factors(users.factors, x_start + at), load_factors(items.factors, y_start + at)
         g = scalar.pull(real(errors, ZERO), y, rates.l2, x)
-        step_block(
-            items, positive * size + at, y, scalar.pull(real(errors, ZERO), x, rates.l2, y), adagrad, rates
-        )
+        g_positive = scalar.pull(real(errors, ZERO), x, rates.l2, y)
+        step_block(items, y_start, at, y, g_positive, adagrad, rates, word(words, ONE))
         for d in range(count):
-            offset, e = word(negatives, d) * size + at, real(errors, d + ONE)
-            other = load16(items.factors, offset)
+            start, e = word(negatives, d) * size, real(errors, d + ONE)
+            other = load_factors(items.factors, start + at)
             g = g + scalar.pull(e, other, rates.l2, x)
             if not repeats:
-                step_block(items, offset, other, scalar.pull(e, x, rates.l2, other), adagrad, rates)
+                g_other = scalar.pull(e, x, rates.l2, other)
+                step_block(items, start, at, other, g_other, adagrad, rates, word(words, d + _TWO))
         if repeats:
-            _step_repeated(items, negatives, count, errors, _F1, at, x, blocks, adagrad, rates)
-        step_block(users, user * size + at, x, g, adagrad, rates)
+            _step_repeated(items, negatives, count, errors, _F1, at, x, blocks, adagrad, rates, words)
+        step_block(users, x_start, at, x, g, adagrad, rates, word(words, ZERO))
     bias = real(users.bias, user)
     g_bias = scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias)
     for d in range(count):
@@ -226,27 +264,30 @@ def _step_bpr_event(
     blocks: Any,
     adagrad: Any,
     rates: Any,
+    words: Any,
 ) -> None:
     """Step all rows of a BPR event (at least one negative) from its errors; the user's bias has no part in
     it."""
     size = row_bytes(blocks)
+    x_start, y_start = user * size, positive * size
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        x, y = load16(users.factors, user * size + at), load16(items.factors, positive * size + at)
+        x, y = load_factors(users.factors, x_start + at), load_factors(items.factors, y_start + at)
         g = g_positive = x
         for d in range(count):
-            offset, e = word(negatives, d) * size + at, real(errors, d + ONE)
-            other = load16(items.factors, offset)
+            start, e = word(negatives, d) * size, real(errors, d + ONE)
+            other = load_factors(items.factors, start + at)
             user_term = scalar.pull(e, y - other, rates.l2, x)
             positive_term = scalar.pull(e, x, rates.l2, y)
             g = user_term if d == ZERO else g + user_term
             g_positive = positive_term if d == ZERO else g_positive + positive_term
             if not repeats:
-                step_block(items, offset, other, scalar.pull(-e, x, rates.l2, other), adagrad, rates)
+                g_other = scalar.pull(-e, x, rates.l2, other)
+                step_block(items, start, at, other, g_other, adagrad, rates, word(words, d + _TWO))
         if repeats:
-            _step_repeated(items, negatives, count, errors, -_F1, at, x, blocks, adagrad, rates)
-        step_block(users, user * size + at, x, g, adagrad, rates)
-        step_block(items, positive * size + at, y, g_positive, adagrad, rates)
+            _step_repeated(items, negatives, count, errors, -_F1, at, x, blocks, adagrad, rates, words)
+        step_block(users, x_start, at, x, g, adagrad, rates, word(words, ZERO))
+        step_block(items, y_start, at, y, g_positive, adagrad, rates, word(words, ONE))
     bias = real(items.bias, positive)
     g_bias = scalar.bias_pull(real(errors, ONE), rates.bias_l2, bias)
     for d in range(ONE, count):
@@ -259,7 +300,8 @@ def _step_bpr_event(
 def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
     """Kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` negatives an event, drawn beforehand.
 
-    `negatives` is the address of uint32[n, width], `errors` that of float32[1 + width] to work in.
+    `negatives` is the address of uint32[n, width]; `errors` and `words` are those of float32[1 + width] and
+    uint32[2 + width] to work in.
     """
     BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
 
@@ -274,9 +316,12 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
         negatives: Any,
         width: Any,
         errors: Any,
+        words: Any,
         rates: Any,
+        rounding_key: Any,
+        revision: Any,
     ) -> int:
-        n = np.uint64(user_rows.size)
+        n, rounding = np.uint64(user_rows.size), Rounding(rounding_key, revision)
         if LOSS == _BPR and width == ZERO:
             return STAMP  # one item alive: nothing to compare it with
         for i in range(n):
@@ -294,13 +339,14 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
             event_errors(
                 users, items, user, positive, drawn, count, value, weight, errors, BLOCKS, LOSS, rates
             )
+            _keep_words(users, items, user, positive, drawn, count, rounding, i, words)
             if LOSS == _BPR:
                 _step_bpr_event(
-                    users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates
+                    users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates, words
                 )
             else:
                 _step_logistic_event(
-                    users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates
+                    users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates, words
                 )
         return STAMP
 

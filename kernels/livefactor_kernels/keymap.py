@@ -230,6 +230,8 @@ def _bits_for(sub: int, count: int) -> int:
 def _as_keys(keys: np.ndarray) -> np.ndarray:
     if keys.dtype != np.uint64 or keys.ndim != 1:
         raise TypeError(f"keys: expected uint64[n], got {keys.dtype}{list(keys.shape)}")
+    if keys.flags.c_contiguous and keys.flags.aligned:
+        return keys
     return np.require(keys, requirements=("C", "A"))
 
 

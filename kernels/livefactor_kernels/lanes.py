@@ -1,13 +1,16 @@
-"""Sixteen float32 lanes for Numba: the type `Vec16` (LLVM's `<16 x float>`), its operators, aligned loads and
-stores.
+"""Sixteen lanes for Numba: the types `Vec16` (LLVM's `<16 x float>`) and `Words16` (`<16 x i32>`), their
+operators, aligned loads and stores.
 
 The formulas of `scalar.py` are written once, in plain arithmetic; with this type they compile for one float32
 and for sixteen. Every operation is IEEE float32, rounded on its own: nothing here is flagged fast-math or
 contractible, so a machine with 512-bit, 256-bit or 128-bit registers gives the same bits. Rows are addressed
 by plain uint64 addresses: NumPy slices cost more than the arithmetic they would carry.
 
-`clamp` and `root` are the two operations that plain arithmetic lacks; they also work as they stand on NumPy
-scalars and arrays.
+A `Words16` stands for sixteen 32-bit words where plain code holds one in a uint64 (`random.py`): it wraps by
+itself, so masks that keep a uint64 to 32 bits cost it nothing.
+
+What plain arithmetic lacks are functions here (`clamp`, `root`, `bits_of`, `real_of`, `whole`, `choose`); they
+also work as they stand on NumPy scalars and arrays.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
+from llvmlite import binding, ir
+from numba import config, types
 from numba.core.cgutils import get_or_insert_function
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import (
@@ -33,6 +36,11 @@ from numba.extending import (
 
 LANES = 16
 VECTOR_BYTES = np.uint64(4 * LANES)
+HAS_HALVES = not (config.CPU_NAME or config.CPU_FEATURES) and bool(
+    binding.get_host_cpu_features().get("f16c")
+)
+"""Whether code is compiled for this very CPU and it widens float16 (F16C): else LLVM would call a function that
+there is not."""
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,6 +55,9 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _INT32 = ir.IntType(32)
+_WORDS = ir.VectorType(_INT32, LANES)
+_SHORTS = ir.VectorType(ir.IntType(16), LANES)
+_HALVES = ir.VectorType(ir.HalfType(), LANES)
 
 
 class Vec16Type(types.Type):  # type: ignore[misc]
@@ -59,6 +70,16 @@ class Vec16Type(types.Type):  # type: ignore[misc]
 vec16 = Vec16Type()
 
 
+class Words16Type(types.Type):  # type: ignore[misc]
+    """Numba type of sixteen 32-bit words; as `Vec16Type`."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Words16")
+
+
+words16 = Words16Type()
+
+
 def _offset(offset: Any) -> Any:
     """Type of an access's offset argument, which may be left out."""
     return types.Omitted(None) if offset is None or isinstance(offset, types.Omitted) else types.uint64
@@ -68,6 +89,12 @@ def _offset(offset: Any) -> Any:
 class _Vec16Model(PrimitiveModel):  # type: ignore[misc]
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _VECTOR)
+
+
+@register_model(Words16Type)
+class _Words16Model(PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _WORDS)
 
 
 def pointer_to(
@@ -94,32 +121,36 @@ def _pointer(builder: ir.IRBuilder, sig: Any, args: Any, pointee: ir.Type) -> ir
 
 
 def _splat(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    seed = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, _INT32(0))
-    return builder.shuffle_vector(
-        seed, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
-    )
+    nothing = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    seed = builder.insert_element(nothing, value, _INT32(0))
+    return builder.shuffle_vector(seed, nothing, ir.Constant(_WORDS, [0] * LANES))
 
 
-def _register_operator(op: Callable[[Any, Any], Any], emit: str) -> None:
-    """Type and lower `op` for two vectors, and for a vector and a float32 (broadcast to all lanes)."""
+def _lanes_of(builder: ir.IRBuilder, value: ir.Value, kind: Any) -> ir.Value:
+    """A vector as it is; a float32 in all lanes, or the low 32 bits of a uint64."""
+    if kind in (vec16, words16):
+        return value
+    return _splat(builder, builder.trunc(value, _INT32) if kind == types.uint64 else value)
+
+
+def _register_operator(op: Callable[[Any, Any], Any], emit: str, vector: Any, scalar: Any) -> None:
+    """Type and lower `op` for two vectors, and for a vector and a scalar (broadcast to all lanes)."""
 
     @type_callable(op)
     def _type(context: Any) -> Callable[[Any, Any], Any]:
         def typer(a: Any, b: Any) -> Any:
             pair = (a, b)
-            if vec16 in pair and all(t in (vec16, types.float32) for t in pair):
-                return vec16
+            if vector in pair and all(t in (vector, scalar) for t in pair):
+                return vector
             return None
 
         return typer
 
     def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        a, b = (
-            v if t is vec16 or t == vec16 else _splat(builder, v) for v, t in zip(args, sig.args, strict=True)
-        )
+        a, b = (_lanes_of(builder, v, t) for v, t in zip(args, sig.args, strict=True))
         return getattr(builder, emit)(a, b)
 
-    for a, b in ((vec16, vec16), (vec16, types.float32), (types.float32, vec16)):
+    for a, b in ((vector, vector), (vector, scalar), (scalar, vector)):
         lower_builtin(op, a, b)(_lower)
 
 
@@ -129,7 +160,17 @@ for _op, _emit in (
     (operator.mul, "fmul"),
     (operator.truediv, "fdiv"),
 ):
-    _register_operator(_op, _emit)
+    _register_operator(_op, _emit, vec16, types.float32)
+for _op, _emit in (
+    (operator.add, "add"),
+    (operator.mul, "mul"),
+    (operator.and_, "and_"),
+    (operator.or_, "or_"),
+    (operator.xor, "xor"),
+    (operator.lshift, "shl"),
+    (operator.rshift, "lshr"),
+):
+    _register_operator(_op, _emit, words16, types.uint64)
 
 
 @intrinsic
@@ -151,6 +192,50 @@ def store16(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any
         return context.get_dummy_value()
 
     return types.void(types.uint64, vec16, _offset(offset)), codegen
+
+
+@intrinsic
+def load_shorts(typingctx: Any, address: Any, offset: Any = None) -> Any:
+    """Words16 of the sixteen 16-bit numbers at `address` + `offset` (uint64; the sum a multiple of 32)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        shorts = builder.load(_pointer(builder, sig, args, _SHORTS), align=32)
+        return builder.zext(shorts, _WORDS)
+
+    return words16(types.uint64, _offset(offset)), codegen
+
+
+@intrinsic
+def load_halves(typingctx: Any, address: Any, offset: Any = None) -> Any:
+    """Vec16 of the sixteen float16 at `address` + `offset` (as `load_shorts`); only where `HAS_HALVES`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        halves = builder.load(_pointer(builder, sig, args, _HALVES), align=32)
+        return builder.fpext(halves, _VECTOR)
+
+    return vec16(types.uint64, _offset(offset)), codegen
+
+
+@intrinsic
+def store_shorts(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
+    """Write the low 16 bits of a Words16 to `address` + `offset` (uint64; the sum a multiple of 32)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        shorts = builder.trunc(args[1], _SHORTS)
+        builder.store(shorts, _pointer(builder, sig, args, _SHORTS), align=32)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, words16, _offset(offset)), codegen
+
+
+@intrinsic
+def lane_numbers(typingctx: Any) -> Any:
+    """Words16 with 0..15."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(_WORDS, list(range(LANES)))
+
+    return words16(), codegen
 
 
 @intrinsic
@@ -292,7 +377,98 @@ def _clamp(value: Any, limit: Any) -> Any:
     return vector if value == vec16 else scalar
 
 
+@intrinsic
+def _cast16(typingctx: Any, value: Any) -> Any:
+    result = words16 if value == vec16 else vec16
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _WORDS if value == vec16 else _VECTOR)
+
+    return result(value), codegen
+
+
+@intrinsic
+def _whole16(typingctx: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fptosi(args[0], _WORDS)  # what many CPUs have, and the same below 2**31
+
+    return words16(vec16), codegen
+
+
+@intrinsic
+def _choose16(typingctx: Any, word: Any, limit: Any, below: Any, other: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        limit = _lanes_of(builder, args[1], types.uint64)
+        return builder.select(builder.icmp_unsigned("<", args[0], limit), args[2], args[3])
+
+    return words16(words16, types.uint64, words16, words16), codegen
+
+
+def bits_of(value: Any) -> Any:
+    """The bits of a float32 as a word (uint64); of a Vec16 as a Words16."""
+    return value.view(np.uint32).astype(np.uint64)
+
+
+@overload(bits_of, jit_options={"forceinline": True})
+def _bits_of(value: Any) -> Any:
+    def vector(value: Any) -> Any:
+        return _cast16(value)
+
+    def scalar(value: Any) -> Any:
+        return np.uint64(np.float32(value).view(np.uint32))
+
+    return vector if value == vec16 else scalar
+
+
+def real_of(word: Any) -> Any:
+    """The float32 (or Vec16) of the bits in a word (or Words16)."""
+    return word.astype(np.uint32).view(np.float32)
+
+
+@overload(real_of, jit_options={"forceinline": True})
+def _real_of(word: Any) -> Any:
+    def vector(word: Any) -> Any:
+        return _cast16(word)
+
+    def scalar(word: Any) -> Any:
+        return np.uint32(word).view(np.float32)
+
+    return vector if word == words16 else scalar
+
+
+def whole(value: Any) -> Any:
+    """A float32 (or Vec16) in [0, 2**31) without its fraction, as a word (or Words16)."""
+    return value.astype(np.uint64)
+
+
+@overload(whole, jit_options={"forceinline": True})
+def _whole(value: Any) -> Any:
+    def vector(value: Any) -> Any:
+        return _whole16(value)
+
+    def scalar(value: Any) -> Any:
+        return np.uint64(value)
+
+    return vector if value == vec16 else scalar
+
+
+def choose(word: Any, limit: Any, below: Any, other: Any) -> Any:
+    """`below` where the word is below `limit` (uint64), else `other`: all words, or all Words16."""
+    return np.where(word < limit, below, other)
+
+
+@overload(choose, jit_options={"forceinline": True})
+def _choose(word: Any, limit: Any, below: Any, other: Any) -> Any:
+    def vector(word: Any, limit: Any, below: Any, other: Any) -> Any:
+        return _choose16(word, limit, below, other)
+
+    def scalar(word: Any, limit: Any, below: Any, other: Any) -> Any:
+        return below if word < limit else other
+
+    return vector if word == words16 else scalar
+
+
 def address_of(array: np.ndarray) -> np.uint64:
     """Address of an array's first element, as the uint64 that `load16` takes (the caller keeps the array
     alive)."""
-    return np.uint64(array.ctypes.data)
+    return np.uint64(array.__array_interface__["data"][0])

@@ -22,6 +22,7 @@ import numpy as np
 from numba import njit
 
 from . import scoring
+from .narrow import widened
 from .spec import ModelSpec, OptimizerKind
 from .steps import ONE, ZERO
 from .tables import ITEMS, USERS, Table, reserve
@@ -74,6 +75,12 @@ def _places_in_range(
     return seen
 
 
+def _bits(array: np.ndarray) -> np.ndarray:
+    """Elements of rows as words that compiled code copies as they are."""
+    words = array.view(np.dtype(f"uint{8 * array.itemsize}"))
+    return words.reshape(len(words), -1)
+
+
 class _Overlay:
     """Copies of one side's rows: a ring that doubles if one record needs more than it holds."""
 
@@ -90,9 +97,12 @@ class _Overlay:
         self.size = rows
         self.tags, self.rows = reserve((rows,), np.uint64), reserve((rows,), np.uint32)
         self.arrays = {
-            name: reserve((rows, self.kp) if name.startswith("factor") else (rows,), np.float32)
+            name: reserve((rows, self.kp) if name.startswith("factor") else (rows,), self._live(name).dtype)
             for name in self.names
         }
+
+    def _live(self, name: str) -> np.ndarray:
+        return getattr(self.table, name)  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
         return self.tail - self.head
@@ -104,8 +114,8 @@ class _Overlay:
         places = np.arange(self.tail, self.tail + rows.size) % self.size
         self.tags[places], self.rows[places] = tag, rows
         for name, ring in self.arrays.items():
-            live = getattr(self.table, name).reshape(self.table.capacity, -1)
-            _copy_rows(rows, live, ring.reshape(self.size, -1), np.uint64(self.tail))
+            live, copies = (_bits(array) for array in (self._live(name), ring))
+            _copy_rows(rows, live, copies, np.uint64(self.tail))
         self.tail += rows.size
 
     def _grow(self, needed: int) -> None:
@@ -183,7 +193,8 @@ class Pin:
         with self._board.lock:
             overlay = self._board.overlay(side)
             rows, places = overlay.places(self._number, 0, self.counts[side])
-            return rows.astype(np.uint32), overlay.arrays["factors"][places], overlay.arrays["bias"][places]
+            factors, bias = (overlay.arrays[name][places] for name in ("factors", "bias"))
+        return rows.astype(np.uint32), widened(factors), bias
 
     def release(self) -> None:
         """Give the pin up; calling it again does nothing."""

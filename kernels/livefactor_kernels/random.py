@@ -1,5 +1,5 @@
 """Counter-based randomness: Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011), row initialisation, negative
-draws.
+draws, the bits of stochastic rounding.
 
 Every draw is a function of (seed, what it is for, where it is), never of a generator's state: replaying a
 log, in any grouping, draws the same. The functions run as plain Python on NumPy uint64 and compile with
@@ -25,8 +25,15 @@ INIT_DOMAIN = 0x6C66_696E_6974_0001
 """XORed to the seed for initial rows."""
 NEGATIVE_DOMAIN = 0x6C66_6E65_6761_0002
 """XORed to the seed for drawn negatives."""
+ROUNDING_DOMAIN = 0x6C66_726F_756E_0003
+"""XORed to the seed for the rounding of a row's step, where factors are narrow."""
+INIT_ROUNDING_DOMAIN = 0x6C66_696E_726F_0004
+"""XORed to the seed for the rounding of initial rows."""
 
 _EIGHT, _FOUR, _ONE, _ZERO = _U(8), _U(4), _U(1), _U(0)
+_13, _16 = _U(13), _U(16)
+_COLUMN = _U(0x9E3779B1)
+_MIX1, _MIX2 = _U(0x85EBCA6B), _U(0xC2B2AE35)
 _TO_UNIT = np.float32(2.0**-24)
 _HALF = np.float32(0.5)
 _DRAW_BLOCK = _U(256)
@@ -59,6 +66,28 @@ def draw_negative(key: Any, revision: Any, event: Any, draw: Any, positive: Any,
     if row == positive:
         row = _ZERO if row + _ONE == items else row + _ONE
     return row
+
+
+@inlined
+def rounding_word(key: Any, revision: Any, step: Any, side: Any, row: Any) -> Any:
+    """The random word of a row's step: Philox's first, of counter (revision low, revision high, 2 * step + side,
+    row).
+
+    key: of `ROUNDING_DOMAIN`. step: the micro-batch's number within its record, below 2**31. side: 0 users, 1
+    items. An initial row has (key low, key high, side, 0) with the key of `INIT_ROUNDING_DOMAIN`: its key as
+    the revision, step 0, row 0. All are uint64.
+    """
+    word, _, _, _ = philox(revision & _MASK, revision >> _32, step + step + side, row, key)
+    return word
+
+
+@inlined
+def column_word(word: Any, column: Any) -> Any:
+    """The 32 random bits of a row's column: MurmurHash3's finaliser (Appleby) of word + column * 0x9E3779B1."""
+    h = (column * _COLUMN + word) & _MASK
+    h = ((h ^ (h >> _16)) * _MIX1) & _MASK
+    h = ((h ^ (h >> _13)) * _MIX2) & _MASK
+    return h ^ (h >> _16)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

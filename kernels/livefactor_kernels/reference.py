@@ -4,6 +4,11 @@ An update is cut into micro-batches. In each, every event contributes gradients 
 micro-batch's start (`_occurrences`); the contributions to a row are summed in order of (event, slot), in
 chunks of 32 (`chunked_sum`), scaled down if the row is hot, and the row steps once (`_step`).
 
+Narrow factors (`spec.factor_dtype`) are widened to float32 when they are read. The new float32 factors of a
+row's step, and those of a new row, are rounded stochastically: the row has a random word, from (revision, number
+of the micro-batch within the record, side, row) or from its key, and column j rounds by the bits of
+`column_word(word, j)`.
+
 A pin (`ReferencePin`) is a copy of all rows. So a server can run on this backend too: slowly, for a look at
 what the others must answer.
 """
@@ -21,7 +26,17 @@ import numpy as np
 
 from . import scalar
 from .lanes import clamp
-from .random import INIT_DOMAIN, domain_key, initial_factor, philox
+from .narrow import array_dtype, rounded, widened
+from .random import (
+    INIT_DOMAIN,
+    INIT_ROUNDING_DOMAIN,
+    ROUNDING_DOMAIN,
+    column_word,
+    domain_key,
+    initial_factor,
+    philox,
+    rounding_word,
+)
 from .scoring import check_top_k
 from .spec import LANES, Loss, ModelSpec, OptimizerKind
 from .tables import ITEMS, NO_ROW, USERS, check_sections, reserve
@@ -72,9 +87,9 @@ class ReferenceTable:
 
     def _resize(self, rows: int) -> None:
         kp = self.spec.k_padded
-        shapes: dict[str, tuple[tuple[int, ...], type]] = {
+        shapes: dict[str, tuple[tuple[int, ...], type | np.dtype]] = {
             "keys": ((rows,), np.uint64),
-            "factors": ((rows, kp), np.float32),
+            "factors": ((rows, kp), array_dtype(self.spec.factor_dtype)),
             "bias": ((rows,), np.float32),
         }
         if self.spec.optimizer.kind == OptimizerKind.ADAGRAD:
@@ -98,7 +113,23 @@ class ReferenceTable:
                 np.uint64(self.side),
             )
             factors[j] = initial_factor(philox(*counter, seed)[j % 4], np.float32(self.spec.init_scale))
-        return factors
+        rounding_key = domain_key(self.spec.seed, INIT_ROUNDING_DOMAIN)
+        return self._rounded(factors, rounding_key, key, step=0, row=0)
+
+    def _rounded(self, factors: np.ndarray, key: np.uint64, revision: int, step: int, row: int) -> np.ndarray:
+        """A row's float32 factors as they are stored."""
+        word = rounding_word(key, *map(np.uint64, (revision, step, self.side, row)))
+        columns = np.arange(self.spec.k_padded, dtype=np.uint64)
+        return rounded(self.spec.factor_dtype, factors, column_word(word, columns))
+
+    def read(self, row: int) -> np.ndarray:
+        """A row's factors as float32[k_padded]."""
+        return widened(self.factors[row])
+
+    def write(self, row: int, factors: np.ndarray, revision: int, step: int) -> None:
+        """Store a row's new float32 factors, rounded as those of micro-batch number `step` of a record."""
+        key = domain_key(self.spec.seed, ROUNDING_DOMAIN)
+        self.factors[row] = self._rounded(factors, key, revision, step, row)
 
     def allocate(self, keys: np.ndarray) -> np.ndarray:
         """As `tables.Table.allocate`."""
@@ -195,7 +226,7 @@ def gather(factors: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.
     """(factors[rows], bias[rows]), zeros where a row is `NO_ROW`; memory aligned as `Backend.gather` promises."""
     known = rows != NO_ROW
     out, out_bias = reserve((len(rows), factors.shape[1]), np.float32), np.zeros(len(rows), np.float32)
-    out[known], out_bias[known] = factors[rows[known]], bias[rows[known]]
+    out[known], out_bias[known] = widened(factors[rows[known]]), bias[rows[known]]
     return out, out_bias
 
 
@@ -220,10 +251,11 @@ class ReferencePin:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """As `backend.Pin.top_k`: score every item, leave out what is excluded, sort, take k."""
         items = self._rows[ITEMS]
-        own, ends = check_top_k(user_factors, user_bias, items["factors"].shape[1], k, own, own_offsets)
+        item_factors = widened(items["factors"])
+        own, ends = check_top_k(user_factors, user_bias, item_factors.shape[1], k, own, own_offsets)
         offsets, rows, scores = [0], np.empty(0, np.uint32), np.empty(0, np.float32)
         for user, (x, bias) in enumerate(zip(user_factors, user_bias, strict=True)):
-            products = dot(x[:, None], items["factors"].T)
+            products = dot(x[:, None], item_factors.T)
             user_scores = scalar.score(self.mean, bias, items["bias"], products)
             left = np.ones(len(user_scores), bool)
             left[own[int(ends[user]) : int(ends[user + 1])]] = False
@@ -336,13 +368,14 @@ class ReferenceModel:
                 for occurrence in self._occurrences(*rows, values[t], weights[t]):
                     grouped.setdefault((occurrence.side, occurrence.row), []).append((t, occurrence))
             for (side, row), occurrences in grouped.items():
-                self._step((self.users, self.items)[side], row, occurrences)
+                number = start // self.spec.micro_batch
+                self._step((self.users, self.items)[side], row, occurrences, update.revision, number)
             if self.spec.loss == Loss.SQUARED:
                 self.mean_sum += sum(int(scalar.fixed_point(value)) for value in values[start:stop])
                 self.mean_count += stop - start
 
     def _score(self, user: int, item: int) -> Any:
-        x, y = self.users.factors[user], self.items.factors[item]
+        x, y = self.users.read(user), self.items.read(item)
         return scalar.score(self.mean, self.users.bias[user], self.items.bias[item], dot(x, y))
 
     def _occurrences(
@@ -359,43 +392,55 @@ class ReferenceModel:
         for slot, item in enumerate([positive, *negatives]):
             target = value if slot == 0 else np.float32(0.0)
             e = error(self._score(user, item), target, weight, self.rates.error_max)
-            yield self._pull(USERS, user, e, self.items.factors[item])
-            yield self._pull(ITEMS, item, e, self.users.factors[user])
+            yield self._pull(USERS, user, e, self.items.read(item))
+            yield self._pull(ITEMS, item, e, self.users.read(user))
 
     def _bpr_occurrences(
         self, user: int, positive: int, negatives: list[int], weight: np.float32
     ) -> Iterator[Occurrence]:
-        x, y = self.users.factors[user], self.items.factors[positive]
+        x, y = self.users.read(user), self.items.read(positive)
         s = self._score(user, positive)
         for item in negatives:
             e = scalar.bpr_error(s, self._score(user, item), weight, self.rates.error_max)
             # The user's bias cancels in the difference of the scores: no gradient, no L2, no step.
-            yield self._pull(USERS, user, e, y - self.items.factors[item])._replace(bias=None)
+            yield self._pull(USERS, user, e, y - self.items.read(item))._replace(bias=None)
             yield self._pull(ITEMS, positive, e, x)
             yield self._pull(ITEMS, item, -e, x)
 
     def _pull(self, side: int, row: int, e: np.float32, other: np.ndarray) -> Occurrence:
         table = (self.users, self.items)[side]
-        factors = scalar.pull(e, other, self.rates.l2, table.factors[row])
+        factors = scalar.pull(e, other, self.rates.l2, table.read(row))
         return Occurrence(side, row, factors, scalar.bias_pull(e, self.rates.bias_l2, table.bias[row]))
 
-    def _step(self, table: ReferenceTable, row: int, occurrences: list[tuple[int, Occurrence]]) -> None:
+    def _step(
+        self,
+        table: ReferenceTable,
+        row: int,
+        occurrences: list[tuple[int, Occurrence]],
+        revision: int,
+        number: int,
+    ) -> None:
+        """Step a row by its occurrences in micro-batch `number` of the record `revision`."""
         events = len({t for t, _ in occurrences})
         scale = scalar.hot_scale(self.rates.hot_events, events)
         gradient = chunked_sum([o.factors for _, o in occurrences]) * scale
-        self._step_one(table, "factors", "factor_g", row, gradient, self.rates.rate)
+        factors = self._stepped(table.read(row), table, "factor_g", row, gradient, self.rates.rate)
+        table.write(row, factors, revision, number)
         biases = [o.bias for _, o in occurrences]
         if biases[0] is not None:
-            self._step_one(table, "bias", "bias_g", row, chunked_sum(biases) * scale, self.rates.bias_rate)
+            gradient = chunked_sum(biases) * scale
+            table.bias[row] = self._stepped(
+                table.bias[row], table, "bias_g", row, gradient, self.rates.bias_rate
+            )
 
-    def _step_one(
-        self, table: ReferenceTable, name: str, g_name: str, row: int, gradient: np.ndarray, rate: np.float32
-    ) -> None:
-        x, rates = getattr(table, name), self.rates
+    def _stepped(
+        self, x: Any, table: ReferenceTable, g_name: str, row: int, gradient: Any, rate: np.float32
+    ) -> Any:
+        """What a step leaves of x; AdaGrad's accumulator is stepped, too."""
+        rates = self.rates
         if self.spec.optimizer.kind == OptimizerKind.SGD:
-            x[row] = scalar.sgd_step(x[row], gradient, rate, rates.factor_max)
-            return
+            return scalar.sgd_step(x, gradient, rate, rates.factor_max)
         g = getattr(table, g_name)
         total = scalar.adagrad_sum(g[row], gradient)
-        x[row] = scalar.adagrad_step(x[row], gradient, total, rate, rates.eps, rates.factor_max)
         g[row] = clamp(total, rates.g_max)
+        return scalar.adagrad_step(x, gradient, total, rate, rates.eps, rates.factor_max)

@@ -20,16 +20,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-from numba import njit
 
-from .heap import contains, offer, sort_heap, worse
-from .lanes import LANES, VECTOR_BYTES, address_of, load16, prefetch, store16, tree_sum
-from .spec import Limits, ModelSpec
-from .tables import ITEMS, NO_ROW, Table
+from .lanes import LANES, VECTOR_BYTES, address_of
+from .narrow import as_argument, factors_of, widened
+from .scoring_kernels import (
+    ItemRows,
+    ManyUsers,
+    bounds_kernel,
+    gather_kernel,
+    keep_all_kernel,
+    scan_kernel,
+    select_kernel,
+    settle_kernel,
+    widen_kernel,
+)
+from .spec import FactorDtype, Limits, ModelSpec
+from .tables import ITEMS, Table
 
 MANY_USERS = 4
 """From this many users on the matrix product is faster than a scan for each (benchmarks/reads.py)."""
@@ -40,11 +51,6 @@ HEAP_SLOTS_MAX = 1 << 22
 HEAP_MARGIN = 32
 """Heap places beyond k: items that change during a scan for many users seldom make it start again for one."""
 
-_0, _1 = np.uint64(0), np.uint64(1)
-_STRIP = np.uint64(64)
-_SCAN_AHEAD_BYTES = np.uint64(1024)
-_GATHER_AHEAD = np.uint64(12)
-_NO_ROW = np.uint32(NO_ROW)
 _NO_ROWS = np.empty(0, np.uint32)
 
 _Result = tuple[np.ndarray, np.ndarray]
@@ -64,44 +70,6 @@ class PinView(Protocol):
 # ---------------------------------------------------------------- gathering and scoring
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _dot(x, y, vectors):
-    """Dot product of the rows at two addresses, `vectors` times 16 floats long."""
-    total = load16(x) * load16(y)
-    for v in range(_1, vectors):
-        at = v * VECTOR_BYTES
-        total = total + load16(x + at) * load16(y + at)
-    return tree_sum(total)
-
-
-@njit(nogil=True, cache=True)
-def _gather_kernel(factors, bias, rows, out, out_bias, vectors):
-    """Copy rows to the address `out`; the row NO_ROW is skipped."""
-    count, row_bytes = np.uint64(rows.size), vectors * VECTOR_BYTES
-    for i in range(count):
-        ahead = i + _GATHER_AHEAD
-        if ahead < count and rows[ahead] != _NO_ROW:
-            for v in range(vectors):
-                prefetch(factors + np.uint64(rows[ahead]) * row_bytes + v * VECTOR_BYTES)
-        if rows[i] != _NO_ROW:
-            row = np.uint64(rows[i])
-            for v in range(vectors):
-                at = v * VECTOR_BYTES
-                store16(out + i * row_bytes + at, load16(factors + row * row_bytes + at))
-            out_bias[i] = bias[row]
-
-
-@njit(nogil=True, cache=True)
-def _scan_kernel(user, base, factors, bias, vectors, scores):
-    """scores[i] = (base + bias[i]) + dot(user, row i of `factors`)."""
-    row_bytes = vectors * VECTOR_BYTES
-    for i in range(np.uint64(scores.size)):
-        row = factors + i * row_bytes
-        for v in range(vectors):
-            prefetch(row + _SCAN_AHEAD_BYTES + v * VECTOR_BYTES)
-        scores[i] = (base + bias[i]) + _dot(user, row, vectors)
-
-
 def gather(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(factors float32[n, kp], bias float32[n]) of rows uint32[n]; zeros where a row is `NO_ROW`.
 
@@ -109,7 +77,7 @@ def gather(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     out, bias = _aligned_zeros(rows.size, table.factors.shape[1]), np.zeros(rows.size, np.float32)
     rows = _as_rows(rows)
-    _gather_kernel(address_of(table.factors), table.bias, rows, address_of(out), bias, _vectors(out))
+    gather_kernel(as_argument(table.factors), table.bias, rows, address_of(out), bias, _vectors(out))
     return out, bias
 
 
@@ -139,33 +107,12 @@ def score_candidates(
     bases = np.float32(mean) + np.asarray(user_bias, np.float32)
     scores, ends = np.empty(len(item_bias), np.float32), offsets.tolist()
     for u, (start, stop) in enumerate(pairwise(ends)):
-        own, bias = address_of(items[start:]), item_bias[start:stop]
-        _scan_kernel(address_of(users[u]), bases[u], own, bias, _vectors(items), scores[start:stop])
+        own, bias = items[start:], item_bias[start:stop]
+        scan_kernel(users[u], bases[u], own, bias, _vectors(items), scores[start:stop])
     return scores
 
 
 # ---------------------------------------------------------------- one user
-
-
-@njit(nogil=True, cache=True)
-def _select_kernel(item_scores, excluded, own, keys, scores, rows):
-    """Write the best of item_scores[row] into scores and rows, best first; return how many there are."""
-    count, size, full = np.uint64(item_scores.size), _0, np.uint64(scores.size)
-    for start in range(_0, count, _STRIP):
-        stop = min(start + _STRIP, count)
-        if size == full:  # one vector pass tells for nearly every strip that it holds nothing
-            threshold, reaching = scores[_0], np.uint32(0)
-            for i in range(start, stop):
-                reaching += np.uint32(item_scores[i] >= threshold)
-            if reaching == np.uint32(0):
-                continue
-        for i in range(start, stop):
-            row = np.uint32(i)
-            reaches = size < full or item_scores[i] >= scores[_0]
-            if reaches and not contains(own, row) and not contains(excluded, row):
-                size = offer(scores, rows, size, item_scores[i], row, keys)
-    sort_heap(scores, rows, size, keys)
-    return size
 
 
 def _scan_top_k(query: _Query, user: int) -> _Result:
@@ -175,53 +122,20 @@ def _scan_top_k(query: _Query, user: int) -> _Result:
     over, or else the one of its copy; and the selection starts when all of them are in place.
     """
     items, vectors = query.items, _vectors(query.factors)
-    user_row, base = address_of(query.factors[user]), query.bases[user]
+    user_row, base = query.factors[user], query.bases[user]
     item_scores = np.empty(query.count, np.float32)
-    _scan_kernel(user_row, base, address_of(items.factors), items.bias, vectors, item_scores)
+    scan_kernel(user_row, base, as_argument(items.factors), items.bias, vectors, item_scores)
     changed, factors, bias = query.pin.copies(ITEMS)
     if changed.size:
         corrected, factors = np.empty(changed.size, np.float32), _aligned(factors)
-        _scan_kernel(user_row, base, address_of(factors), bias, vectors, corrected)
+        scan_kernel(user_row, base, factors, bias, vectors, corrected)
         item_scores[changed] = corrected
     scores, rows = np.empty(query.k, np.float32), np.empty(query.k, np.uint32)
-    size = _select_kernel(item_scores, query.excluded, query.own(user), items.keys, scores, rows)
+    size = select_kernel(item_scores, query.excluded, query.own(user), items.keys, scores, rows)
     return rows[:size], scores[:size]
 
 
 # ---------------------------------------------------------------- many users
-
-
-class _Users(NamedTuple):
-    """Users of one matrix product: address of factors, mu + b_u, own exclusions, heaps and their sizes."""
-
-    factors: np.uint64
-    bases: np.ndarray
-    own: np.ndarray
-    own_offsets: np.ndarray
-    scores: np.ndarray
-    rows: np.ndarray
-    sizes: np.ndarray
-
-
-class _Items(NamedTuple):
-    """All items: address of factors, biases, keys, rows excluded for everybody, 16-float vectors in a row."""
-
-    factors: np.uint64
-    bias: np.ndarray
-    keys: np.ndarray
-    excluded: np.ndarray
-    vectors: np.uint64
-
-
-@njit(nogil=True, cache=True)
-def _bounds_kernel(items, start, stop):
-    """(largest squared norm, largest |bias|) of the rows start..stop, in float32."""
-    norm, largest = np.float32(0.0), np.float32(0.0)
-    for i in range(start, stop):
-        row = items.factors + i * items.vectors * VECTOR_BYTES
-        norm = max(norm, _dot(row, row, items.vectors))
-        largest = max(largest, abs(items.bias[i]))
-    return norm, largest
 
 
 def slacks(bases: np.ndarray, norms: np.ndarray, k: int, item_norm: float, bias_max: float) -> np.ndarray:
@@ -243,100 +157,46 @@ def slacks(bases: np.ndarray, norms: np.ndarray, k: int, item_norm: float, bias_
     return most
 
 
-@njit(nogil=True, cache=True, inline="always")
-def cutoff(threshold, slack):
-    """float32 not above threshold - slack: what else is taken off is four times that rounding."""
-    wide = np.float64(threshold)
-    return np.float32(wide - slack - (abs(wide) + slack) * 2.0**-22 - 2.0**-148)
-
-
-@njit(nogil=True, cache=True)
-def _keep_kernel(products, u, users, items, start, slack):
-    """Score exactly, and offer to user u's heap, what `products` cannot rule out of rows `start` and on."""
-    base, bias = users.bases[u], items.bias[start:]
-    own = users.own[users.own_offsets[u] : users.own_offsets[u + _1]]
-    scores, rows, size = users.scores[u], users.rows[u], users.sizes[u]
-    user = users.factors + u * items.vectors * VECTOR_BYTES
-    count, full = np.uint64(products.size), np.uint64(scores.size)
-    for strip in range(_0, count, _STRIP):
-        stop = min(strip + _STRIP, count)
-        least = cutoff(scores[_0], slack) if size == full else np.float32(-np.inf)
-        reaching = np.uint32(0)
-        for i in range(strip, stop):
-            reaching += np.uint32((base + bias[i]) + products[i] >= least)
-        if reaching == np.uint32(0):
-            continue
-        for i in range(strip, stop):
-            if (base + bias[i]) + products[i] >= least:
-                row = np.uint32(start + i)
-                if not contains(own, row) and not contains(items.excluded, row):
-                    item = items.factors + (start + i) * items.vectors * VECTOR_BYTES
-                    score = (base + bias[i]) + _dot(user, item, items.vectors)
-                    size = offer(scores, rows, size, score, row, items.keys)
-    users.sizes[u] = size
-
-
-@njit(nogil=True, cache=True)
-def _keep_all_kernel(products, users, items, start, slack):
-    for u in range(np.uint64(products.shape[0])):
-        _keep_kernel(products[u], u, users, items, start, slack[u])
-
-
-@njit(nogil=True, cache=True)
-def _settle_kernel(u, users, items, changed, corrected, k):
-    """Correct the scores of the rows `changed` (ascending) in user u's heap and sort it; return (results, all
-    right?).
-
-    The heap may have held wrong scores, so a right row may have been turned away. But only for being worse
-    than the heap's last root: if the k-th result is no worse than that root, no row that was turned away
-    belongs before it.
-    """
-    scores, rows, size = users.scores[u], users.rows[u], users.sizes[u]
-    own = users.own[users.own_offsets[u] : users.own_offsets[u + _1]]
-    turned_away = size == np.uint64(scores.size)
-    root_score, root_row = scores[_0], rows[_0]
-    if changed.size:
-        old_scores, old_rows, old_size, size = scores.copy(), rows.copy(), size, _0
-        for i in range(old_size):
-            if not contains(changed, old_rows[i]):
-                size = offer(scores, rows, size, old_scores[i], old_rows[i], items.keys)
-        for i in range(np.uint64(changed.size)):
-            if not contains(own, changed[i]) and not contains(items.excluded, changed[i]):
-                size = offer(scores, rows, size, corrected[i], changed[i], items.keys)
-    sort_heap(scores, rows, size, items.keys)
-    last = k - _1
-    wrong = turned_away and (size < k or worse(scores[last], rows[last], root_score, root_row, items.keys))
-    return min(size, k), not wrong
-
-
 def _multiply_top_k(query: _Query, first: int, last: int) -> Iterator[_Result]:
     """(rows, scores) of the k best of each of the users first..last."""
     k = min(query.k + HEAP_MARGIN, query.count)
     factors, bases = query.factors[first:last], query.bases[first:last]
     heaps = np.empty((last - first, k), np.float32), np.empty((last - first, k), np.uint32)
-    users = _Users(address_of(factors), bases, query.own_rows, query.own_offsets[first:], *heaps,
+    users = ManyUsers(factors_of(factors), bases, query.own_rows, query.own_offsets[first:], *heaps,
                    np.zeros(last - first, np.uint64))  # fmt: skip
     table = query.items
-    items = _Items(address_of(table.factors), table.bias, table.keys, query.excluded, _vectors(table.factors))
+    vectors = _vectors(table.factors)
+    items = ItemRows(factors_of(table.factors), table.bias, table.keys, query.excluded, vectors)
     norms = np.linalg.norm(factors.astype(np.float64), axis=1)
     products = np.empty((last - first, ITEMS_AT_ONCE), np.float32)
     for start in range(0, query.count, ITEMS_AT_ONCE):
         stop = min(start + ITEMS_AT_ONCE, query.count)
-        block = np.matmul(factors, table.factors[start:stop].T, out=products[:, : stop - start])
-        bounds = _bounds_kernel(items, np.uint64(start), np.uint64(stop))
+        item_factors = _as_float32(table.factors, start, stop)
+        block = np.matmul(factors, item_factors.T, out=products[:, : stop - start])
+        bounds = bounds_kernel(items, np.uint64(start), np.uint64(stop))
         limits = slacks(bases, norms, factors.shape[1], *bounds)
-        _keep_all_kernel(block, users, items, np.uint64(start), limits)
+        keep_all_kernel(block, users, items, np.uint64(start), limits)
     yield from _settled(query, first, users, items)
 
 
-def _settled(query: _Query, first: int, users: _Users, items: _Items) -> Iterator[_Result]:
+def _as_float32(factors: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Rows start..stop of a table's factors; a copy where they are narrow."""
+    if factors.dtype == np.float32:
+        return factors[start:stop]
+    wide = _aligned_zeros(stop - start, factors.shape[1])
+    vectors = _vectors(factors)
+    widen_kernel(as_argument(factors), np.uint64(start), np.uint64(stop), address_of(wide), vectors)
+    return wide
+
+
+def _settled(query: _Query, first: int, users: ManyUsers, items: ItemRows) -> Iterator[_Result]:
     """Results of a matrix product's users, once what changed during it is put right."""
     changed, factors, bias = query.pin.copies(ITEMS)
     corrected, factors = np.empty(changed.size, np.float32), _aligned(factors)
     for u, base in enumerate(users.bases):
-        user_row = address_of(query.factors[first + u])
-        _scan_kernel(user_row, base, address_of(factors), bias, items.vectors, corrected)
-        size, right = _settle_kernel(np.uint64(u), users, items, changed, corrected, np.uint64(query.k))
+        user_row = query.factors[first + u]
+        scan_kernel(user_row, base, factors, bias, items.vectors, corrected)
+        size, right = settle_kernel(np.uint64(u), users, items, changed, corrected, np.uint64(query.k))
         yield (users.rows[u, :size], users.scores[u, :size]) if right else _scan_top_k(query, first + u)
 
 
@@ -434,7 +294,7 @@ def check_top_k(
 
 def _check_offsets(name: str, offsets: np.ndarray, lists: int, length: int) -> None:
     ends = np.asarray(offsets).astype(np.int64)
-    if ends.shape != (lists + 1,) or ends[0] != 0 or ends[-1] != length or (np.diff(ends) < 0).any():
+    if ends.shape != (lists + 1,) or ends[0] != 0 or ends[-1] != length or (ends[1:] < ends[:-1]).any():
         got = ends.ravel().tolist()[:9]
         raise ValueError(f"{name}: expected {lists + 1} ascending numbers from 0 to {length}, got {got}")
 
@@ -445,6 +305,8 @@ def _vectors(factors: np.ndarray) -> np.uint64:
 
 def _as_rows(rows: np.ndarray) -> np.ndarray:
     # Wire bytes give read-only and unaligned arrays, which Numba would compile every kernel anew for.
+    if rows.dtype == np.uint32 and rows.flags.carray:
+        return rows
     return np.require(rows, np.uint32, ("C", "A", "W"))
 
 
@@ -476,12 +338,14 @@ class _StillPin:
     mean: np.float32
 
     def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return np.zeros(1, np.uint32), self.table.factors[:1].copy(), self.table.bias[:1].copy()
+        return np.zeros(1, np.uint32), widened(self.table.factors[:1].copy()), self.table.bias[:1].copy()
 
 
-def compile_kernels() -> None:
-    """Compile this module's kernels, or load them from Numba's cache: no first read waits for it then."""
-    table = Table(ModelSpec(k=LANES, limits=Limits(users_max=1, items_max=8)), ITEMS)
+@cache
+def compile_kernels(factor_dtype: FactorDtype = FactorDtype.FLOAT32) -> None:
+    """Compile the kernels of reads, or load them from Numba's cache: no first read waits for it then."""
+    limits = Limits(users_max=1, items_max=8)
+    table = Table(ModelSpec(k=LANES, factor_dtype=factor_dtype, limits=limits), ITEMS)
     rows = table.allocate(np.arange(8, dtype=np.uint64))
     pin = _StillPin(table, (0, 8), np.float32(0.0))
     factors, bias = gather_pinned(pin, ITEMS, table, rows)

@@ -43,6 +43,18 @@ class OptimizerKind(IntEnum):
     ADAGRAD = 2
 
 
+class FactorDtype(IntEnum):
+    """What factors are stored as. Numbers equal `livefactor.v1.FactorDtype`; logged specs leave FLOAT32 out."""
+
+    FLOAT32 = 1
+    FLOAT16 = 2
+    BFLOAT16 = 3
+
+
+FLOAT16_MAX = 65504.0
+"""The largest float16."""
+
+
 class SpecError(ValueError):
     """A spec that is refused; the text names the field, what was expected and what came."""
 
@@ -88,7 +100,16 @@ class ModelSpec:
     occurrence. negatives: items drawn for each positive event (0 for squared loss). micro_batch: events a
     gradient step (B); 1 is exact sequential SGD. hot_row_events: a row named by more events of a micro-batch
     than this has its gradient scaled down to as many. init_scale: width of the uniform distribution of
-    initial factors, centred on 0. seed: of every counter-based draw.
+    initial factors, centred on 0. seed: of every counter-based draw. factor_dtype: what factors are stored
+    as; biases and accumulators are float32 always.
+
+    Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
+    is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
+    stochastically, up or down in proportion to the distance (`narrow.py`), by bits that are a function of
+    (seed, revision, number of the micro-batch within its record, side, row, column), those of a new row of
+    (seed, key, side, column): counters and mix in `random.rounding_word` and `random.column_word`. What is
+    representable stays as it is. A bfloat16 factor may so come to lie above factor_max, by less than one
+    step of the type; a float16 one never above 65504, since factor_max may not.
     """
 
     k: int = 64
@@ -101,12 +122,13 @@ class ModelSpec:
     hot_row_events: float = 64.0
     init_scale: float = 0.1
     seed: int = 0
+    factor_dtype: FactorDtype = FactorDtype.FLOAT32
     limits: Limits = field(default_factory=Limits)
     kernel_semantics: int = KERNEL_SEMANTICS
 
     @property
     def k_padded(self) -> int:
-        """Floats a row takes in memory: k rounded up to a multiple of `LANES`."""
+        """Factors a row takes in memory: k rounded up to a multiple of `LANES`."""
         return -(-self.k // LANES) * LANES
 
     def check(self) -> ModelSpec:
@@ -135,6 +157,7 @@ def _check_shape(spec: ModelSpec) -> None:
         1 <= spec.micro_batch <= MAX_MICRO_BATCH, "micro_batch", f"1..{MAX_MICRO_BATCH}", spec.micro_batch
     )
     _require(0 <= spec.seed < 1 << 64, "seed", "an unsigned 64-bit number", spec.seed)
+    _require(spec.factor_dtype in tuple(FactorDtype), "factor_dtype", "a known dtype", spec.factor_dtype)
     _require(
         spec.kernel_semantics == KERNEL_SEMANTICS,
         "kernel_semantics",
@@ -198,6 +221,9 @@ def _check_bounded(spec: ModelSpec) -> None:
     its step must be finite.
     """
     limits = spec.limits
+    if spec.factor_dtype == FactorDtype.FLOAT16:
+        most = f"at most {FLOAT16_MAX:.0f} with float16"
+        _require(limits.factor_max <= FLOAT16_MAX, "limits.factor_max", most, limits.factor_max)
     occurrences = spec.micro_batch * (1 + spec.negatives)
     c, e = limits.factor_max, limits.error_max
     score = spec.k_padded * c * c + 2 * c + limits.value_abs_max
@@ -265,6 +291,7 @@ def spec_fields(spec: ModelSpec) -> dict[str, object]:
     """The spec as nested plain values, enums by name: for people and JSON, never for hashing."""
     values = asdict(spec)
     values["loss"] = Loss(spec.loss).name
+    values["factor_dtype"] = FactorDtype(spec.factor_dtype).name
     values["optimizer"]["kind"] = OptimizerKind(spec.optimizer.kind).name
     assert set(values) == {f.name for f in fields(spec)}
     return values

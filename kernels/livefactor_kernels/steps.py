@@ -1,8 +1,9 @@
 """Row steps in compiled code, shared by the CPU's kernels: dot product, one block of 16 factors, one bias,
 prefetch.
 
-Rows are addresses (uint64). `blocks` (k_padded / 16) and `adagrad` are constants of the kernel that calls;
-after inlining nothing of the other case is left.
+Rows are addresses (uint64); places in them are bytes of float32 rows, whatever factors are stored as
+(`narrow.load_factors`). `blocks` (k_padded / 16) and `adagrad` are constants of the kernel that calls, and so
+is what factors are stored as, by their type; after inlining nothing of the other cases is left.
 """
 
 from __future__ import annotations
@@ -13,26 +14,41 @@ import numpy as np
 
 from . import scalar
 from .lanes import VECTOR_BYTES, clamp, inlined, load1, load16, load_u32, prefetch, store1, store16, tree_sum
+from .narrow import Factors, dtype_of, factors_of, load_factors, prefetch_factors, store_factors
+from .random import rounding_word
+from .spec import FactorDtype
 from .tables import Table
 
 ONE = np.uint64(1)
 ZERO = np.uint64(0)
 WORD_BYTES = np.uint64(4)  # of a float32 and of a row number
+FLOAT32 = int(FactorDtype.FLOAT32)
 
 
 class Rows(NamedTuple):
-    """Addresses (uint64) of a table's arrays; the accumulators' are 0 without AdaGrad."""
+    """A table's arrays by address (uint64); the accumulators' are 0 without AdaGrad. side: `USERS` or `ITEMS`."""
 
-    factors: np.uint64
+    factors: Factors
     bias: np.uint64
     factor_g: np.uint64
     bias_g: np.uint64
+    side: np.uint64
 
     @staticmethod
     def of(table: Table) -> Rows:
         """Addresses of a table's arrays (which never move)."""
-        arrays = (table.factors, table.bias, table.factor_g, table.bias_g)
-        return Rows(*(np.uint64(0 if array is None else array.ctypes.data) for array in arrays))
+        bias, factor_g, bias_g = (
+            np.uint64(0 if array is None else array.ctypes.data)
+            for array in (table.bias, table.factor_g, table.bias_g)
+        )
+        return Rows(factors_of(table.factors), bias, factor_g, bias_g, np.uint64(table.side))
+
+
+class Rounding(NamedTuple):
+    """What the random bits of a record's steps depend on: the key of `ROUNDING_DOMAIN`, the record's revision."""
+
+    key: np.uint64
+    revision: np.uint64
 
 
 @inlined
@@ -54,11 +70,13 @@ def real(base: Any, index: Any) -> Any:
 
 
 @inlined
-def dot(x: Any, y: Any, blocks: Any) -> Any:
-    """Dot product (float32) of the rows at x and y, in the order of the semantics."""
-    lanes = load16(x) * load16(y)
+def dot(x: Any, x_offset: Any, y: Any, y_offset: Any, blocks: Any) -> Any:
+    """Dot product (float32) of two rows, in the order of the semantics. x, y: factors; the rows' offsets in
+    them."""
+    lanes = load_factors(x, x_offset) * load_factors(y, y_offset)
     for c in range(ONE, blocks):
-        lanes = lanes + load16(x, c * VECTOR_BYTES) * load16(y, c * VECTOR_BYTES)
+        at = c * VECTOR_BYTES
+        lanes = lanes + load_factors(x, x_offset + at) * load_factors(y, y_offset + at)
     return tree_sum(lanes)
 
 
@@ -66,22 +84,33 @@ def dot(x: Any, y: Any, blocks: Any) -> Any:
 def score(mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any) -> Any:
     """Score (float32) of a user's row and an item's."""
     size = row_bytes(blocks)
-    product = dot(users.factors + user * size, items.factors + item * size, blocks)
+    product = dot(users.factors, user * size, items.factors, item * size, blocks)
     return scalar.score(mean, real(users.bias, user), real(items.bias, item), product)
 
 
 @inlined
-def step_block(rows: Any, offset: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
-    """Step 16 factors, `offset` bytes into the table, from their old value x by gradient g, and store
-    them."""
+def row_word(rows: Any, row: Any, rounding: Any, step: Any) -> Any:
+    """Random word of a row's step in micro-batch `step` of its record; 0 for float32, which rounds nothing."""
+    if dtype_of(rows.factors) == FLOAT32:
+        return ZERO
+    return rounding_word(rounding.key, rounding.revision, step, rows.side, row)
+
+
+@inlined
+def step_block(rows: Any, start: Any, at: Any, x: Any, g: Any, adagrad: Any, rates: Any, word: Any) -> None:
+    """Step 16 factors from their old value x by gradient g, and store them.
+
+    They lie `at` bytes into the row that begins `start` bytes into the table; word: the row's (`row_word`).
+    """
+    offset, column = start + at, at // WORD_BYTES
     if adagrad:
         total = scalar.adagrad_sum(load16(rows.factor_g, offset), g)
-        store16(
-            rows.factors, scalar.adagrad_step(x, g, total, rates.rate, rates.eps, rates.factor_max), offset
-        )
+        stepped = scalar.adagrad_step(x, g, total, rates.rate, rates.eps, rates.factor_max)
+        store_factors(rows.factors, offset, stepped, column, word)
         store16(rows.factor_g, clamp(total, rates.g_max), offset)
     else:
-        store16(rows.factors, scalar.sgd_step(x, g, rates.rate, rates.factor_max), offset)
+        stepped = scalar.sgd_step(x, g, rates.rate, rates.factor_max)
+        store_factors(rows.factors, offset, stepped, column, word)
 
 
 @inlined
@@ -102,8 +131,7 @@ def step_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> 
 def prefetch_row(rows: Any, row: Any, blocks: Any, adagrad: Any) -> None:
     """Ask for all cache lines of a row: factors, bias, accumulators."""
     offset = row * row_bytes(blocks)
-    for c in range(blocks):
-        prefetch(rows.factors, offset + c * VECTOR_BYTES)
+    prefetch_factors(rows.factors, offset, blocks)
     prefetch(rows.bias, row * WORD_BYTES)
     if adagrad:
         for c in range(blocks):

@@ -15,8 +15,9 @@ import secrets
 import numpy as np
 
 from .keymap import KeyMap
-from .random import INIT_DOMAIN, domain_key, init_rows
-from .spec import ModelSpec, OptimizerKind
+from .narrow import array_dtype, init_narrow_rows
+from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key, init_rows
+from .spec import FactorDtype, ModelSpec, OptimizerKind
 
 USERS, ITEMS = 0, 1
 """Sides of a model; also the table's number in the counter of its initial factors."""
@@ -25,7 +26,7 @@ NO_ROW = 0xFFFFFFFF
 _MAP_NORESERVE = 0x4000  # Linux; the mmap module names it only in newer Pythons
 
 
-def reserve(shape: tuple[int, ...], dtype: str | type) -> np.ndarray:
+def reserve(shape: tuple[int, ...], dtype: str | type | np.dtype) -> np.ndarray:
     """A zeroed array of `shape` whose pages take memory when first written; page-aligned; huge pages are
     asked for."""
     count = math.prod(shape)
@@ -116,8 +117,9 @@ class RowKeys:
 class Table(RowKeys):
     """Rows of one side of a model in this machine's memory.
 
-    keys uint64[cap]; factors float32[cap, k_padded], columns from k on stay 0; bias float32[cap]; factor_g
-    and bias_g, of the same shapes, are AdaGrad's accumulators, None without it. allocated: rows given out,
+    keys uint64[cap]; factors [cap, k_padded], columns from k on stay 0, of dtype float32, float16, or uint16
+    (the bits of bfloat16), as the spec says; bias float32[cap]; factor_g and bias_g, float32 of the same shapes,
+    are AdaGrad's accumulators, None without it. allocated: rows given out,
     may be ahead of what is published.
     """
 
@@ -126,7 +128,7 @@ class Table(RowKeys):
         address space."""
         super().__init__(spec, side)
         shape = (self.capacity, spec.k_padded)
-        self.factors = reserve(shape, np.float32)
+        self.factors = reserve(shape, array_dtype(spec.factor_dtype))
         self.bias = reserve((self.capacity,), np.float32)
         adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
         self.factor_g = reserve(shape, np.float32) if adagrad else None
@@ -134,14 +136,14 @@ class Table(RowKeys):
 
     def _initialise(self, keys: np.ndarray, start: int, stop: int) -> None:
         spec = self.spec
-        init_rows(
-            keys,
-            self.factors[start:stop],
-            np.uint64(spec.k),
-            np.float32(spec.init_scale),
-            domain_key(spec.seed, INIT_DOMAIN),
-            np.uint64(self.side),
-        )
+        key, side = domain_key(spec.seed, INIT_DOMAIN), np.uint64(self.side)
+        rows, width = self.factors[start:stop], (np.uint64(spec.k), np.float32(spec.init_scale))
+        if spec.factor_dtype == FactorDtype.FLOAT32:
+            init_rows(keys, rows, *width, key, side)
+        else:
+            rounding_key = domain_key(spec.seed, INIT_ROUNDING_DOMAIN)
+            bits, dtype = rows.view(np.uint16), np.uint64(spec.factor_dtype)
+            init_narrow_rows(keys, bits, dtype, *width, key, rounding_key, side)
         if self.factor_g is not None and self.bias_g is not None:
             self.factor_g[start:stop, : spec.k] = np.float32(spec.optimizer.initial_g)
             self.bias_g[start:stop] = np.float32(spec.optimizer.initial_g)

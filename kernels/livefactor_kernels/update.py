@@ -58,7 +58,7 @@ def joined(updates: Sequence[Update]) -> Update:
     """One update with the events of all, in order; revision and counts are the last one's.
 
     With B = 1 its kernel does to the tables what the updates would one after the other: only the draws of
-    negatives, which need each record's own revision, are lost.
+    negatives and of rounding, which need each record's own revision, are lost.
     """
     if len(updates) == 1:
         return updates[0]

@@ -116,6 +116,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     if settings.host not in LOOPBACK and not settings.allow_remote:
         complain(f"{settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote")
         return 2
+    from livefactor_kernels.backend import BackendUnavailable
     from livefactor_server import hosting, metrics, server
     from livefactor_server.log import LogError
     from livefactor_server.replay import ReplayError
@@ -123,13 +124,24 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     server.limit_libraries()
     try:
         settings.data.mkdir(parents=True, exist_ok=True)
-        models = hosting.Hosting(settings.data, settings.hosting())
+        parts = settings.hosting()
+        logging.getLogger("livefactor_server").info(
+            "backend %s (--backend %s)", parts.engine.backend, settings.backend
+        )
+        models = hosting.Hosting(settings.data, parts)
         models.open_all(_report_replay)
         rpc = server.RpcServer(models, settings.service(), f"{settings.host}:{settings.port}")
         metrics_port = (
             metrics.serve_metrics(settings.host, settings.metrics_port) if settings.metrics_port >= 0 else -1
         )
-    except (hosting.DataFolderBusy, server.PortInUse, LogError, ReplayError, OSError) as error:
+    except (
+        BackendUnavailable,
+        hosting.DataFolderBusy,
+        server.PortInUse,
+        LogError,
+        ReplayError,
+        OSError,
+    ) as error:
         complain(f"{error}")
         return 1
     # Unlike an Event, which a second signal or one at a bad moment would lock up, it may be used inside a handler.

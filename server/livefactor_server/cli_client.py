@@ -156,7 +156,7 @@ def verify_command(
         bool, typer.Option(help="Rebuild the state from the model's log alone, and compare its snapshots.")
     ] = False,
     backend: Annotated[
-        str, typer.Option(help="What replays: cpu, or reference (plain NumPy, slow).")
+        str, typer.Option(help="What replays: cpu, cuda, auto, or reference (plain NumPy, slow).")
     ] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -191,10 +191,16 @@ def verify_command(
 
 
 def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
+    from livefactor_kernels.backend import BackendUnavailable, choose_backend
     from livefactor_server import audit
     from livefactor_server.log import LogError
     from livefactor_server.replay import ReplayError
 
+    try:
+        backend = choose_backend(backend)
+    except (BackendUnavailable, ValueError) as error:
+        complain(f"{error}")
+        raise typer.Exit(1) from None
     try:
         with Progress(
             TextColumn("replay"),

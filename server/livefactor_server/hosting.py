@@ -31,7 +31,7 @@ from livefactor_server.log import Log
 from livefactor_server.readers import Reader
 from livefactor_server.safetensors_writer import sync_folder
 from livefactor_server.snapshots import SnapshotNotFound
-from livefactor_server.statuses import exhausted, exists, invalid, not_found, precondition
+from livefactor_server.statuses import exhausted, exists, invalid, no_memory, not_found, precondition
 
 DEFAULT_MODEL = "default"
 MODELS_MAX = 64
@@ -96,7 +96,11 @@ class Hosting:
         store = replay.snapshot_store(folder)
         store.clean()
         report = (lambda at, last: progress(name, at, last)) if progress else None
-        state = replay.recover(folder, log, self._settings.engine.backend, report)
+        try:
+            state = replay.recover(folder, log, self._settings.engine.backend, report)
+        except MemoryError:
+            log.close()
+            raise
         engine = Engine(name, state, log, self._settings.engine)
         engine.start()
         keeper = Keeper(engine, store, self._settings.keeper)
@@ -179,7 +183,11 @@ class Hosting:
                 logger.exception("model %s: could not be created", name)
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise exhausted("disk: the model's files could not be written") from None
-            self._models[name] = self._open(name, folder, None)
+            try:
+                self._models[name] = self._open(name, folder, None)
+            except MemoryError:
+                _remove(folder)  # nobody was told of it, and the next start would find no room for it either
+                raise no_memory("this model") from None
             return self._models[name]
 
     def delete(self, name: str) -> None:
@@ -189,10 +197,7 @@ class Hosting:
             del self._models[hosted.name]
             hosted.keeper.stop(take_last=False)
             hosted.engine.drain()
-            gone = hosted.folder.with_name(f".gone-{hosted.name}")
-            os.rename(hosted.folder, gone)
-            sync_folder(gone.parent)
-            shutil.rmtree(gone)
+            _remove(hosted.folder)
 
     def drain(self) -> None:
         """Finish what was accepted, snapshot, close. Idempotent."""
@@ -204,6 +209,14 @@ class Hosting:
                 hosted.engine.drain()
                 hosted.keeper.stop(take_last=hosted.engine.failure is None)
             self._lock_file.close()
+
+
+def _remove(folder: Path) -> None:
+    """Delete a model's folder: gone as a whole or not at all."""
+    gone = folder.with_name(f".gone-{folder.name}")
+    os.rename(folder, gone)
+    sync_folder(gone.parent)
+    shutil.rmtree(gone)
 
 
 def _hold(path: Path) -> TextIO:

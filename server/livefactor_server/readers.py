@@ -14,7 +14,7 @@ from livefactor.scoring_columns import ScoreColumns, ScoreQuery
 from livefactor_kernels import scoring
 from livefactor_kernels.backend import Pin
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.statuses import unavailable
+from livefactor_server.statuses import no_memory, unavailable
 
 if TYPE_CHECKING:
     from livefactor_server.engine import Engine
@@ -36,12 +36,14 @@ class Reader:
         )
 
     def score(self, query: ScoreQuery) -> ScoreColumns:
-        """Answer a checked query. Raises Refused (UNAVAILABLE) if the tables may be half-way between two revisions."""
+        """Answer a checked query. Raises Refused: UNAVAILABLE if the tables may be half-way between two revisions,
+        RESOURCE_EXHAUSTED if the backend has no memory for the read."""
         if self._engine.torn:
             raise unavailable("model: stopped after an internal error, until a restart")
-        if query.target == "candidates":
-            return self._candidates(query)
-        return self._top_k(query)
+        try:
+            return self._candidates(query) if query.target == "candidates" else self._top_k(query)
+        except MemoryError:
+            raise no_memory("this read") from None
 
     # ------------------------------------------------------------------ candidates
 
@@ -69,11 +71,11 @@ class Reader:
         return self._answer(
             query,
             revision,
-            np.tile(query.item_ids, repeat),
+            np.tile(query.item_ids, repeat) if repeat > 1 else query.item_ids,
             scores,
             offsets,
             user_rows != NO_ROW,
-            np.tile(item_rows != NO_ROW, repeat),
+            np.tile(item_rows != NO_ROW, repeat) if repeat > 1 else item_rows != NO_ROW,
         )
 
     # ------------------------------------------------------------------ top-k

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from livefactor_kernels.backend import choose_backend
 from livefactor_kernels.spec import PRESET_NAMES
 from livefactor_server.engine import EngineSettings
 from livefactor_server.hosting import HostingSettings
@@ -40,9 +41,10 @@ class ServerSettings(BaseSettings):
         "clicks",
         description="Preset of the model 'default', made if the data folder is empty; '' makes none.",
     )
-    backend: Literal["cpu", "reference"] = Field(
+    backend: Literal["cpu", "cuda", "reference", "auto"] = Field(
         "cpu",
-        description="What computes: cpu, or reference (plain NumPy, slow); the bits do not depend on it.",
+        description="What computes: cpu, cuda (a GPU), auto (cuda if a GPU answers, else cpu), or reference"
+        " (plain NumPy, slow); the bits do not depend on it.",
     )
     batch_events_max: int = Field(65_536, ge=1, le=65_536, description="Most rows of one batch.")
     queue_bytes_max: int = Field(
@@ -75,10 +77,10 @@ class ServerSettings(BaseSettings):
         return value
 
     def hosting(self) -> HostingSettings:
-        """The engine room's part."""
+        """The engine room's part. BackendUnavailable if the backend cannot run here."""
         return HostingSettings(
             default_preset=self.preset,
-            engine=EngineSettings(self.queue_bytes_max, self.memory_bytes_max, self.backend),
+            engine=EngineSettings(self.queue_bytes_max, self.memory_bytes_max, choose_backend(self.backend)),
             keeper=KeeperSettings(self.snapshot_every_events, self.snapshots_kept),
         )
 

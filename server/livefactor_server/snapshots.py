@@ -62,7 +62,8 @@ class RowReader(Protocol):
         """(user rows, item rows)."""
 
     def read_rows(self, side: int, start: int, stop: int) -> Mapping[str, np.ndarray]:
-        """keys uint64[n], factors float32[n, k or more], bias float32[n]; AdaGrad: factor_g, bias_g alike."""
+        """keys uint64[n], factors [n, k or more] as stored (float32; float16; uint16: bfloat16), bias float32[n];
+        AdaGrad: factor_g, bias_g float32."""
 
 
 @dataclass(slots=True)

@@ -12,7 +12,16 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
-from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind, SpecError, preset
+from livefactor_kernels.spec import (
+    FactorDtype,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    SpecError,
+    preset,
+)
 
 _PLAIN = (
     "k",
@@ -41,6 +50,8 @@ def from_message(message: models_pb2.ModelSpec, preset_name: str) -> ModelSpec:
         changes["loss"] = _known(Loss, message.loss, "loss")
         if changes["loss"] != base.loss and "negatives" not in changes:
             changes["negatives"] = 0 if changes["loss"] == Loss.SQUARED else max(1, base.negatives)
+    if message.factor_dtype:
+        changes["factor_dtype"] = _known(FactorDtype, message.factor_dtype, "factor_dtype")
     optimizer = _given(message.optimizer, _OPTIMIZER)
     if message.optimizer.kind:
         optimizer["kind"] = _known(OptimizerKind, message.optimizer.kind, "optimizer.kind")
@@ -49,7 +60,7 @@ def from_message(message: models_pb2.ModelSpec, preset_name: str) -> ModelSpec:
     return replace(base, **changes).check()
 
 
-def _known(kind: type[Loss] | type[OptimizerKind], number: int, name: str) -> Any:
+def _known(kind: type[Loss] | type[OptimizerKind] | type[FactorDtype], number: int, name: str) -> Any:
     try:
         return kind(number)
     except ValueError:
@@ -60,6 +71,7 @@ def to_message(spec: ModelSpec) -> models_pb2.ModelSpec:
     """The complete message of a spec."""
     message = models_pb2.ModelSpec(
         loss=int(spec.loss),  # type: ignore[arg-type]
+        factor_dtype=int(spec.factor_dtype),  # type: ignore[arg-type]
         optimizer=models_pb2.Optimizer(kind=int(spec.optimizer.kind)),  # type: ignore[arg-type]
     )
     for target, source, names in (
@@ -73,8 +85,12 @@ def to_message(spec: ModelSpec) -> models_pb2.ModelSpec:
 
 
 def encode(spec: ModelSpec) -> bytes:
-    """The bytes that become the log's first record."""
-    return to_message(spec).SerializeToString(deterministic=True)
+    """The bytes that become the log's first record. float32 factors are left out: so they were before there were
+    others."""
+    message = to_message(spec)
+    if spec.factor_dtype == FactorDtype.FLOAT32:
+        message.ClearField("factor_dtype")
+    return message.SerializeToString(deterministic=True)
 
 
 def decode(body: bytes) -> ModelSpec:
@@ -83,7 +99,9 @@ def decode(body: bytes) -> ModelSpec:
         message = models_pb2.ModelSpec.FromString(bytes(body))
     except DecodeError:
         raise SpecError("spec: the bytes are not a ModelSpec message") from None
+    dtype = message.factor_dtype or FactorDtype.FLOAT32
     return ModelSpec(
+        factor_dtype=_known(FactorDtype, dtype, "factor_dtype"),
         loss=_known(Loss, message.loss, "loss"),
         optimizer=Optimizer(
             kind=_known(OptimizerKind, message.optimizer.kind, "optimizer.kind"),

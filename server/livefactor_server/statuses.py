@@ -43,6 +43,11 @@ def exhausted(text: str) -> Refused:
     return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
 
+def no_memory(what: str) -> Refused:
+    """The host or a backend's device has no memory for something that changes nothing."""
+    return exhausted(f"memory: there is not enough for {what} now, try again later")
+
+
 def unavailable(text: str) -> Refused:
     """The server is starting, draining or cannot write; the outcome of what was in flight is unknown."""
     return Refused(grpc.StatusCode.UNAVAILABLE, text)

@@ -13,18 +13,21 @@ from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.gate import Gate
 from livefactor_server.snapshots import RowReader, StateView
 from livefactor_server.state import ModelState, SmallState
+from livefactor_server.statuses import no_memory
 
 
 @contextmanager
 def frozen(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iterator[StateView]:
-    """The state at its published revision; updates go on meanwhile (the tables are read through a pin)."""
-    with gate.reading():
-        pin = state.backend.pin()
-        revision, log_hash, small = state.revision, state.log_hash, state.freeze_small()
+    """The state at its published revision; updates go on meanwhile (the tables are read through a pin). Raises Refused
+    (RESOURCE_EXHAUSTED) if the backend has no memory for it, or finds none while it is looked at."""
     try:
-        yield _view(name, state, revision, log_hash, log_hash_name, pin, small)
-    finally:
-        pin.release()
+        with gate.reading():
+            pin = state.backend.pin()
+            revision, log_hash, small = state.revision, state.log_hash, state.freeze_small()
+        with pin:
+            yield _view(name, state, revision, log_hash, log_hash_name, pin, small)
+    except MemoryError:
+        raise no_memory("reading all rows") from None
 
 
 def still(name: str, state: ModelState, log_hash_name: str) -> StateView:

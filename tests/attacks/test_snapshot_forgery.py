@@ -326,3 +326,40 @@ def test_content_that_no_model_has_is_refused_although_all_hashes_are_right(
     error = refused(samples.taken(tmp_path, state))
     assert error.tensor == tensor
     assert error.file == ("items.safetensors" if tensor.startswith("items.") else "state.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("factor_dtype", "value"),
+    [
+        (samples.FLOAT16, np.float16(np.nan)),
+        (samples.FLOAT16, np.float16(-np.inf)),
+        (samples.BFLOAT16, np.uint16(0x7F80)),
+        (samples.BFLOAT16, np.uint16(0xFFC0)),
+    ],
+)
+def test_narrow_factors_that_are_no_numbers_are_refused(
+    tmp_path: Path, factor_dtype: int, value: np.generic
+) -> None:
+    state = samples.view(40, 30, 5, True, factor_dtype=factor_dtype)
+    snapshot_files.verify(samples.taken(tmp_path / "good", state))
+    state.pin.tables[1]["factors"][7, 3] = value
+    error = refused(samples.taken(tmp_path / "bad", state))
+    assert (error.tensor, error.file) == ("items.factors", "items.safetensors")
+
+
+def test_factors_of_another_width_than_the_spec_s_are_refused(copy: Path) -> None:
+    """The right number of bytes does not help: the spec says what they are."""
+    pristine = _fields(copy)
+    for dtype in ("F16", "BF16", "U64"):
+        fields = json.loads(json.dumps(pristine))
+        tensor = next(one for one in fields["tensors"] if one["name"] == "items.factors")
+        tensor["dtype"] = dtype
+        _write_manifest(copy, fields)
+        assert refused(copy).file == "manifest.json"
+
+
+def test_a_spec_with_unknown_factors_is_refused(copy: Path) -> None:
+    fields = _fields(copy)
+    fields["spec"] = str(fields["spec"]) + "6809"  # factor_dtype = 9
+    _write_manifest(copy, fields)
+    assert "factor_dtype" in str(refused(copy))

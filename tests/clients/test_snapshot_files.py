@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -107,6 +108,46 @@ def test_scores_have_the_bits_of_the_rule(tmp_path: Path, k: int) -> None:
         expected = np.array([_score_by_hand(snapshot, user, item) for item in items], np.float32)
         assert scores.tobytes() == expected.tobytes()
     assert snapshot.score(1, np.array([], np.uint64)).shape == (0,)
+
+
+def test_float16_factors_are_loaded_as_they_are(tmp_path: Path) -> None:
+    state = samples.view(30, 20, 5, True, factor_dtype=samples.FLOAT16)
+    snapshot = snapshot_files.load(samples.taken(tmp_path, state))
+    for side, factors in enumerate((snapshot.user_factors, snapshot.item_factors)):
+        assert factors.dtype == np.float16
+        np.testing.assert_array_equal(factors, state.pin.tables[side]["factors"][:, :5])
+    assert {array.dtype for array in snapshot.accumulators.values()} == {np.dtype(np.float32)}
+
+
+def test_bfloat16_factors_are_widened_when_they_are_loaded(tmp_path: Path) -> None:
+    state = samples.view(30, 20, 5, factor_dtype=samples.BFLOAT16)
+    snapshot = snapshot_files.load(samples.taken(tmp_path, state))
+    for side, name in enumerate(("users", "items")):
+        stored = state.pin.tables[side]["factors"][:, :5]
+        factors = (snapshot.user_factors, snapshot.item_factors)[side]
+        assert factors.dtype == np.float32 and not factors.flags.writeable
+        assert (factors.view(np.uint32) == stored.astype(np.uint32) << 16).all()
+        np.testing.assert_array_equal(snapshot.tensors[f"{name}.factors"], stored)
+
+
+@pytest.mark.parametrize("factor_dtype", [samples.FLOAT16, samples.BFLOAT16])
+def test_scores_of_narrow_factors_have_the_bits_of_the_rule(tmp_path: Path, factor_dtype: int) -> None:
+    state = samples.view(20, 25, 33, factor_dtype=factor_dtype)
+    snapshot = snapshot_files.load(samples.taken(tmp_path, state))
+    items = snapshot.item_ids.tolist()
+    wide = replace_factors(snapshot)
+    for user in snapshot.user_ids.tolist():
+        expected = np.array([_score_by_hand(wide, user, item) for item in items], np.float32)
+        assert snapshot.score(user, items).tobytes() == expected.tobytes()
+
+
+def replace_factors(snapshot: LoadedSnapshot) -> LoadedSnapshot:
+    """The same snapshot with float32 factors."""
+    wide = {
+        "users.factors": snapshot.user_factors.astype(np.float32),
+        "items.factors": snapshot.item_factors.astype(np.float32),
+    }
+    return replace(snapshot, tensors=dict(snapshot.tensors) | wide)
 
 
 def test_an_empty_model_scores_its_mean(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "purchases-sgd": ("purchases", {"optimizer": SGD}),
     "purchases-adagrad": ("purchases", {"optimizer": ADAGRAD}),
     "purchases-batch": ("purchases", {"micro_batch": 7, "negatives": 2}),
+    "ratings-float16": ("ratings", {"factor_dtype": "float16"}),
+    "clicks-bfloat16": ("clicks", {"factor_dtype": "bfloat16", "optimizer": ADAGRAD}),
+    "purchases-batch-float16": ("purchases", {"micro_batch": 7, "negatives": 2, "factor_dtype": "float16"}),
 }
 SEED = 20_261_128
 BATCHES, BATCHES_AFTER_SNAPSHOT = 12, 6

@@ -19,7 +19,7 @@ from livefactor_server.replay import log_folder, recover, replay
 from server_process import environment
 
 PROGRAM = Path(__file__).with_name("replay_roots.py")
-FEW = ("clicks-batch", "purchases-adagrad")
+FEW = ("clicks-batch", "purchases-adagrad", "ratings-float16")
 """Models to replay where every kernel has to be compiled for the purpose."""
 
 

@@ -88,11 +88,14 @@ class Talk:
             self.answers += [answer.item_ids.tobytes(), answer.scores.tobytes()]
 
 
-def test_a_server_on_the_reference_gives_the_answers_of_one_on_the_cpu(serve: Callable[..., Server]) -> None:
+@pytest.mark.parametrize("factors", ["float32", "float16", "bfloat16"])
+def test_a_server_on_the_reference_gives_the_answers_of_one_on_the_cpu(
+    serve: Callable[..., Server], factors: str
+) -> None:
     talks = []
     for backend in ("cpu", "reference"):
         server = serve("--backend", backend, name=backend)
-        create_model(server, seed=7)
+        create_model(server, seed=7, factor_dtype=factors)
         talk = Talk(server)
         talk.push()
         talk.ask()

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from livefactor_kernels.backend import Backend, Pin, Update, state_sections
+from livefactor_kernels.backend import BACKEND_NAMES, Backend, Pin, Update, state_sections
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
 
+BACKENDS = [pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in BACKEND_NAMES]
+"""Every backend, for `parametrize`; the GPU's where one is."""
+LOSSES = ((Loss.SQUARED, 0), (Loss.LOGISTIC, 0), (Loss.LOGISTIC, 3), (Loss.BPR, 3))
+"""Loss and negatives of each kind of event."""
 SIDES = ((USERS, "users"), (ITEMS, "items"))
 SMALL = Limits(users_max=4096, items_max=4096, value_abs_max=10.0, weight_max=10.0, error_max=100.0)
 
@@ -49,6 +56,21 @@ def differences(one: Backend, other: Backend) -> list[str]:
     left, right = state_sections(one), state_sections(other)
     assert left.keys() == right.keys()
     return [name for name in left if left[name].tobytes() != right[name].tobytes()]
+
+
+def pair(spec: ModelSpec) -> tuple[CpuModel, ReferenceModel]:
+    """A model and its judge, both empty."""
+    return CpuModel(spec), ReferenceModel(spec)
+
+
+def assert_same(fast: CpuModel, judge: ReferenceModel) -> None:
+    """Same bits in every table, and padding that is still 0."""
+    assert differences(fast, judge) == []
+    assert (fast.revision, fast.published) == (judge.revision, judge.published)
+    assert fast.mean.tobytes() == judge.mean.tobytes()
+    kp, k = fast.spec.k_padded, fast.spec.k
+    for table, count in zip((fast.users, fast.items), fast.published, strict=True):
+        assert not any(table.factors[:count, k:kp].tobytes()), "padding"
 
 
 def copy_state(model: Backend) -> dict[str, np.ndarray]:

@@ -7,18 +7,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from llvmlite import binding
+from numba import typeof
 from numba.core.caching import NullCache
 
 from livefactor_kernels import cpu
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.cpu_micro_batch import micro_batch_kernel
 from livefactor_kernels.cpu_sequential import positive_kernel, sampled_kernel
-from livefactor_kernels.spec import LANES, Loss, ModelSpec
+from livefactor_kernels.spec import LANES, FactorDtype, Loss, ModelSpec
 from synthetic import make_spec
 
 KERNELS = {
@@ -27,6 +29,12 @@ KERNELS = {
     "micro": (micro_batch_kernel, make_spec(Loss.BPR, negatives=2, micro_batch=8)),
 }
 """Factory and spec by the kind of kernel."""
+KERNELS |= {
+    f"{name} {dtype.name.lower()}": (factory, replace(spec, factor_dtype=dtype))
+    for (name, (factory, spec)), dtype in zip(
+        KERNELS.items(), (FactorDtype.FLOAT16, FactorDtype.BFLOAT16, FactorDtype.FLOAT16), strict=True
+    )
+}
 
 
 class Compiled:
@@ -35,7 +43,9 @@ class Compiled:
     def __init__(self, factory: Callable[..., Any], spec: ModelSpec) -> None:
         kernel = factory.__wrapped__(spec.k_padded // LANES, int(spec.loss), 0, 0)
         kernel._cache = NullCache()
-        signature = CpuModel(spec)._kernel.signatures[0]
+        model = CpuModel(spec)
+        rows = typeof(model._rows[0])
+        (signature,) = (types for types in model._kernel.signatures if types[0] == rows)
         kernel.compile(signature)
         self.llvm, assembly = kernel.inspect_llvm(signature), kernel.inspect_asm(signature)
         self.main = _function(r"^(?!cfunc|_ZN7cpython)\S*livefactor_\w+_kernel\S*:.*?^\.Lfunc_end", assembly)
@@ -72,13 +82,19 @@ def test_nothing_is_contracted(compiled) -> None:
 
 def test_no_row_is_stored_from_nowhere(compiled) -> None:
     """An optimiser that takes an address for null stores `poison` instead: see `lanes.pointer_to`."""
-    assert "store <16 x float>" in compiled.llvm
-    assert not re.search(r"store <\d+ x float> poison", compiled.llvm)
+    assert re.search(r"store <16 x (float|i16)>", compiled.llvm)
+    assert not re.search(r"store <\d+ x \w+> poison", compiled.llvm)
+
+
+def test_factors_are_stored_as_they_are_kept(compiled, request) -> None:
+    narrow = "float16" in request.node.callspec.id
+    assert ("store <16 x i16>" in compiled.loop) == narrow
+    assert ("mul <16 x i32>" in compiled.loop) == narrow  # where nothing is rounded, nothing is drawn
 
 
 def test_the_loop_calls_nothing(compiled) -> None:
     """Scalar mathematics and row steps are inlined: a vector that crosses a call goes through memory."""
-    assert "store <16 x float>" in compiled.loop
+    assert re.search(r"store <16 x (float|i16)>", compiled.loop)
     assert not re.findall(r"call [^\n]*@_ZN18livefactor_kernels\S*", compiled.loop)
 
 

@@ -11,14 +11,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor_kernels.backend import BACKEND_NAMES, Backend, Pin, Update, create_backend
-from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.reference import ReferenceModel
-from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind, SpecError, preset
+from livefactor_kernels.narrow import widened
+from livefactor_kernels.spec import (
+    FactorDtype,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    SpecError,
+    preset,
+)
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from synthetic import SIDES, copy_state, differences, make_spec, push, push_random, read_pin, unlike
+from synthetic import (
+    BACKENDS,
+    LOSSES,
+    SIDES,
+    assert_same,
+    copy_state,
+    differences,
+    make_spec,
+    pair,
+    push,
+    push_random,
+    read_pin,
+    unlike,
+)
 
 SGD, ADAGRAD = OptimizerKind.SGD, OptimizerKind.ADAGRAD
-LOSSES = ((Loss.SQUARED, 0), (Loss.LOGISTIC, 0), (Loss.LOGISTIC, 3), (Loss.BPR, 3))
+NARROW = [FactorDtype.FLOAT16, FactorDtype.BFLOAT16]
 # Every loss, optimiser and kind of kernel at one vector a row; other lengths of a row for each of them once.
 CASES = [(16, loss, negatives, kind) for loss, negatives in LOSSES for kind in OptimizerKind]
 CASES += [
@@ -27,19 +48,13 @@ CASES += [
     (64, Loss.SQUARED, 0, SGD),
     (64, Loss.LOGISTIC, 3, ADAGRAD),
 ]
-
-
-def pair(spec) -> tuple[CpuModel, ReferenceModel]:
-    return create_backend("cpu", spec), create_backend("reference", spec)
-
-
-def assert_same(fast: CpuModel, judge: ReferenceModel) -> None:
-    assert differences(fast, judge) == []
-    assert (fast.revision, fast.published) == (judge.revision, judge.published)
-    assert fast.mean.tobytes() == judge.mean.tobytes()
-    kp, k = fast.spec.k_padded, fast.spec.k
-    for table, count in zip((fast.users, fast.items), fast.published, strict=True):
-        assert not table.factors[:count, k:kp].view(np.uint32).any(), "padding"
+STORED = [
+    pytest.param(name, dtype, marks=pytest.mark.gpu if name == "cuda" else ())
+    for name in BACKEND_NAMES
+    for dtype in FactorDtype
+    if name != "cuda" or dtype == FactorDtype.FLOAT32
+]
+"""Every backend with all that it can store factors as."""
 
 
 @pytest.mark.parametrize("sequential", [True, False], ids=["B1", "micro"])
@@ -92,6 +107,16 @@ def test_repeated_negatives_of_one_event(loss, negatives, items) -> None:
 @pytest.mark.parametrize("micro_batch", [1, 64])
 @pytest.mark.parametrize(("loss", "negatives"), LOSSES)
 def test_extreme_inputs_stay_finite(loss, negatives, micro_batch, kind) -> None:
+    check_extreme_inputs(loss, negatives, micro_batch, kind, FactorDtype.FLOAT32)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+def test_extreme_inputs_stay_finite_in_narrow_factors(loss, negatives, dtype) -> None:
+    check_extreme_inputs(loss, negatives, 1, SGD, dtype)
+
+
+def check_extreme_inputs(loss, negatives, micro_batch, kind, dtype) -> None:
     limits = Limits(
         users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e3, error_max=1e6, factor_max=1e3
     )
@@ -107,6 +132,7 @@ def test_extreme_inputs_stay_finite(loss, negatives, micro_batch, kind) -> None:
         bias_l2=100.0,
         init_scale=2e3,
         hot_row_events=1e9,
+        factor_dtype=dtype,
     )
     value, models = (1.0 if loss == Loss.LOGISTIC else 1e6), pair(spec)
     for model in models:
@@ -116,29 +142,29 @@ def test_extreme_inputs_stay_finite(loss, negatives, micro_batch, kind) -> None:
             )
     assert_same(*models)
     for name, view in copy_state(models[0]).items():
-        assert np.isfinite(view).all(), name
-    assert np.abs(models[0].items.factors).max() <= 1e3
+        assert np.isfinite(widened(view) if name.endswith("factors") else view).all(), name
+    assert np.abs(widened(models[0].items.factors)).max() <= 1e3  # which all three types can say
 
 
-def test_an_empty_record_moves_only_the_revision() -> None:
-    for name in BACKEND_NAMES:
-        model = create_backend(name, make_spec(Loss.SQUARED))
-        push(model, [1], [2], [3.0])
-        before = copy_state(model)
-        push(model, [], [], [])
-        assert model.revision == 2
-        model.advance(9)
-        model.users.allocate(np.array([77], np.uint64))  # allocated ahead of what is published
-        assert (model.revision, model.published) == (9, (1, 1))
-        after = copy_state(model)
-        assert all(before[name].tobytes() == after[name].tobytes() for name in before)
-        model.advance(10, 2, 1)
-        assert model.published == (2, 1)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_an_empty_record_moves_only_the_revision(name) -> None:
+    model = create_backend(name, make_spec(Loss.SQUARED))
+    push(model, [1], [2], [3.0])
+    before = copy_state(model)
+    push(model, [], [], [])
+    assert model.revision == 2
+    model.advance(9)
+    model.users.allocate(np.array([77], np.uint64))  # allocated ahead of what is published
+    assert (model.revision, model.published) == (9, (1, 1))
+    after = copy_state(model)
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    model.advance(10, 2, 1)
+    assert model.published == (2, 1)
 
 
-@pytest.mark.parametrize("name", BACKEND_NAMES)
-def test_a_restored_model_goes_on_like_the_first(name) -> None:
-    spec = make_spec(Loss.SQUARED, ADAGRAD)
+@pytest.mark.parametrize(("name", "dtype"), STORED)
+def test_a_restored_model_goes_on_like_the_first(name, dtype) -> None:
+    spec = make_spec(Loss.SQUARED, ADAGRAD, factor_dtype=dtype)
     first, second = create_backend(name, spec), create_backend(name, spec)
     rng = np.random.default_rng(4)
     push_random(first, rng, 80, 10, 8)
@@ -191,7 +217,7 @@ def test_missing_columns_mean_one() -> None:
         assert differences(*models) == []
 
 
-@pytest.mark.parametrize("name", BACKEND_NAMES)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_malformed_columns_are_refused(name) -> None:
     model = create_backend(name, make_spec(Loss.SQUARED))
     rows, values = model.users.allocate(np.arange(4, dtype=np.uint64)), np.ones(4, np.float32)
@@ -209,7 +235,7 @@ def test_malformed_columns_are_refused(name) -> None:
 
 
 def test_the_choice_of_a_backend_names_what_it_refuses() -> None:
-    with pytest.raises(ValueError, match="cpu, reference"):
+    with pytest.raises(ValueError, match="cpu, cuda, reference"):
         create_backend("abacus", preset("clicks"))
     with pytest.raises(SpecError, match="k:"):
         create_backend("cpu", make_spec(Loss.SQUARED).__class__(k=0))
@@ -270,10 +296,10 @@ def best(pin: Pin, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return answers
 
 
-@pytest.mark.parametrize("name", BACKEND_NAMES)
+@pytest.mark.parametrize(("name", "dtype"), STORED)
 @pytest.mark.parametrize(("k", "loss", "negatives", "kind"), READ_CASES)
-def test_every_backend_reads_what_the_reference_reads(name, k, loss, negatives, kind) -> None:
-    spec = make_spec(loss, kind, k=k, negatives=negatives)
+def test_every_backend_reads_what_the_reference_reads(name, dtype, k, loss, negatives, kind) -> None:
+    spec = make_spec(loss, kind, k=k, negatives=negatives, factor_dtype=dtype)
     model, judge = taught(name, spec), taught("reference", spec)
     before = copy_state(model)
     with model.pin() as pin, judge.pin() as expected:
@@ -294,9 +320,9 @@ def test_every_backend_reads_what_the_reference_reads(name, k, loss, negatives, 
     assert unlike(copy_state(model), before) == []  # a read leaves the digest unchanged
 
 
-@pytest.mark.parametrize("name", BACKEND_NAMES)
-def test_a_pin_is_its_revision_whatever_is_learned_after_it(name) -> None:
-    spec = make_spec(Loss.BPR, ADAGRAD, k=20, negatives=3)
+@pytest.mark.parametrize(("name", "dtype"), STORED)
+def test_a_pin_is_its_revision_whatever_is_learned_after_it(name, dtype) -> None:
+    spec = make_spec(Loss.BPR, ADAGRAD, k=20, negatives=3, factor_dtype=dtype)
     model, judge = taught(name, spec), taught("reference", spec)
     with model.pin() as first:
         of_first = read_pin(first) | best(first, np.random.default_rng(1))
@@ -318,9 +344,9 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it(name) -> None:
     assert differences(model, judge) == []  # what was pinned meanwhile changes no bit
 
 
-@pytest.mark.parametrize("name", BACKEND_NAMES)
-def test_a_pin_is_read_without_the_gate_while_updates_go_on(name) -> None:
-    model = taught(name, make_spec(Loss.BPR, ADAGRAD, k=20, negatives=3))
+@pytest.mark.parametrize(("name", "dtype"), STORED)
+def test_a_pin_is_read_without_the_gate_while_updates_go_on(name, dtype) -> None:
+    model = taught(name, make_spec(Loss.BPR, ADAGRAD, k=20, negatives=3, factor_dtype=dtype))
     gate, stop, learned = threading.Lock(), threading.Event(), []
 
     def learn() -> None:
@@ -354,7 +380,7 @@ def test_a_pin_is_read_without_the_gate_while_updates_go_on(name) -> None:
     assert len(learned) >= 12
 
 
-@pytest.mark.parametrize("name", BACKEND_NAMES)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_rows_allocated_while_a_record_is_applied_cost_it_nothing(name) -> None:
     """The LOG stage runs ahead of the APPLY stage."""
     spec = make_spec(Loss.SQUARED, ADAGRAD)
@@ -385,7 +411,7 @@ def test_rows_allocated_while_a_record_is_applied_cost_it_nothing(name) -> None:
     assert differences(model, judge) == []
 
 
-@pytest.mark.parametrize("name", BACKEND_NAMES)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_malformed_reads_are_refused(name) -> None:
     model = taught(name, make_spec(Loss.SQUARED, k=20))
     two = np.array([0, 1], np.uint32)
@@ -403,7 +429,7 @@ def test_malformed_reads_are_refused(name) -> None:
                 pin.read_rows(side, 0, pin.counts[side] + 1)
 
 
-@pytest.mark.parametrize("name", BACKEND_NAMES)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_room_for_few_rows_is_there_and_what_a_row_takes_is_known(name) -> None:
     model = taught(name, make_spec(Loss.SQUARED, ADAGRAD, k=20))
     before, allocated = copy_state(model), (model.users.allocated, model.items.allocated)

@@ -17,7 +17,7 @@ import pytest
 
 import livefactor_kernels
 from livefactor_kernels.backend import create_backend, state_sections
-from livefactor_kernels.spec import Loss, ModelSpec, OptimizerKind
+from livefactor_kernels.spec import FactorDtype, Loss, ModelSpec, OptimizerKind
 from synthetic import make_spec, push
 
 SPECS: dict[str, ModelSpec] = {
@@ -26,6 +26,16 @@ SPECS: dict[str, ModelSpec] = {
     "logistic": make_spec(Loss.LOGISTIC, k=20, negatives=3),
     "bpr_adagrad": make_spec(Loss.BPR, OptimizerKind.ADAGRAD, k=9, negatives=4),
     "bpr_micro": make_spec(Loss.BPR, k=16, negatives=3, micro_batch=100),
+    "squared_float16": make_spec(Loss.SQUARED, k=64, factor_dtype=FactorDtype.FLOAT16),
+    "logistic_adagrad_bfloat16": make_spec(
+        Loss.LOGISTIC, OptimizerKind.ADAGRAD, k=20, negatives=3, factor_dtype=FactorDtype.BFLOAT16
+    ),
+    "bpr_micro_float16": make_spec(
+        Loss.BPR, k=20, negatives=3, micro_batch=100, factor_dtype=FactorDtype.FLOAT16
+    ),
+    "squared_micro_bfloat16": make_spec(
+        Loss.SQUARED, k=40, micro_batch=100, factor_dtype=FactorDtype.BFLOAT16
+    ),
 }
 GOLDEN = {
     "squared": "5b2f2d828267796b7659817538f19658655a63bf7eb01da5d777a206dcc405d2",
@@ -33,6 +43,10 @@ GOLDEN = {
     "logistic": "97ee0ce5ea1161542a987bcd26fe10ab21a4e7d458165489e225de33d3ab9f56",
     "bpr_adagrad": "7beba1dd7902a721728570a36ca3edb2154a74a12e06cd596b8105702db1e555",
     "bpr_micro": "ae67ebeafb8adaac32d9dc88a7a0139ec2324fabb8384da880b9ac40dbbc4389",
+    "squared_float16": "8ad0a1b4699a662989c57cc412949d0641f6442d25e0bdeece95d57f2f66e032",
+    "logistic_adagrad_bfloat16": "e3025e5c541ac9e4efb627dd57fdd9e019f1b6b0371b717ce65de43e2ae6c255",
+    "bpr_micro_float16": "aefc252b97ced486132901e2c57c0b90564c4d6a2074eb74903a166c5035146e",
+    "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
 }
 """Taken with KERNEL_SEMANTICS = 1."""
 
@@ -67,8 +81,9 @@ def test_this_machine_gives_the_golden_digests(name: str) -> None:
     assert digest(name) == GOLDEN[name]
 
 
-def test_the_reference_gives_the_golden_digest() -> None:
-    assert digest("bpr_adagrad", "reference") == GOLDEN["bpr_adagrad"]
+@pytest.mark.parametrize("name", ["bpr_adagrad", "squared_float16", "logistic_adagrad_bfloat16"])
+def test_the_reference_gives_the_golden_digest(name: str) -> None:
+    assert digest(name, "reference") == GOLDEN[name]
 
 
 # haswell has AVX2 and FMA (which must not be used), x86-64 only 128-bit vectors.

@@ -17,7 +17,7 @@ from benchmarks.progressive_recall import model_hits, own_first_hits, popular_hi
 from benchmarks.progressive_rmse import float64_errors, model_errors, rmse
 
 from livefactor_kernels.backend import ReferenceModel, Update
-from livefactor_kernels.spec import ModelSpec, preset
+from livefactor_kernels.spec import FactorDtype, ModelSpec, preset
 
 USERS, ITEMS = 60, 40
 SMALL = {"users_max": 500, "items_max": 500}
@@ -88,6 +88,18 @@ def test_the_model_is_as_good_as_float64():
     assert rmse(float64_errors(spec, events)) != rmse(same)  # errors over the spec's largest do occur here
     with pytest.raises(ValueError, match="squared loss"):
         float64_errors(small("clicks"), events)
+
+
+@pytest.mark.parametrize("dtype", [FactorDtype.FLOAT16, FactorDtype.BFLOAT16])
+def test_narrow_factors_predict_as_well_as_wide_ones(dtype):
+    rng = np.random.default_rng(4)
+    users, items = rng.integers(0, USERS, 20_000), rng.integers(0, ITEMS, 20_000)
+    taste = rng.normal(size=(USERS, 3)) @ rng.normal(size=(3, ITEMS))
+    events = stream(users, items, np.clip(np.rint(3 + taste[users, items]), 1, 5))
+    wide = model_errors(small("ratings"), events)
+    narrow = model_errors(small("ratings", factor_dtype=dtype), events)
+    assert (wide != narrow).mean() > 0.9
+    assert rmse(narrow) == pytest.approx(rmse(wide), rel=0.005)
 
 
 def test_ratings_learn_taste_and_stay_finite_on_any_scale():

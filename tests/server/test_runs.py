@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from livefactor import columns as wire
 from livefactor_kernels.backend import state_sections
-from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
+from livefactor_kernels.spec import FactorDtype, Limits, Loss, ModelSpec, Optimizer, OptimizerKind
 from livefactor_server import decode
 from livefactor_server.changes import NO_REJECTS, AvailabilityChange, Change, OpenProducerChange
 from livefactor_server.log import Kind
@@ -82,14 +82,20 @@ def everything(state: ModelState) -> dict[str, object]:
 
 @pytest.mark.parametrize(("loss", "negatives", "micro_batch"), KERNELS)
 @pytest.mark.parametrize("kind", list(OptimizerKind))
+@pytest.mark.parametrize("dtype", list(FactorDtype))
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_grouping_gives_the_same_state(
-    loss: Loss, negatives: int, micro_batch: int, kind: OptimizerKind, data: st.DataObject
+    loss: Loss,
+    negatives: int,
+    micro_batch: int,
+    kind: OptimizerKind,
+    dtype: FactorDtype,
+    data: st.DataObject,
 ) -> None:
     spec = ModelSpec(
         k=16, loss=loss, negatives=negatives, micro_batch=micro_batch, seed=7, l2=0.01, limits=SMALL,
-        optimizer=Optimizer(kind, 0.1, 0.05, 0.1, 1e-6),
+        optimizer=Optimizer(kind, 0.1, 0.05, 0.1, 1e-6), factor_dtype=dtype,
     ).check()  # fmt: skip
     drawn = data.draw(st.lists(changes(loss == Loss.SQUARED), min_size=1, max_size=8))
     stream: list[Change] = [OpenProducerChange(), *drawn]

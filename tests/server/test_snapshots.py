@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors import deserialize
 
 import snapshot_samples as samples
 from livefactor import digest, snapshot_files
@@ -38,6 +38,17 @@ def store(tmp_path: Path) -> SnapshotStore:
     return SnapshotStore(tmp_path / "snapshots")
 
 
+_DTYPES = {
+    "uint64": "U64",
+    "int64": "I64",
+    "float32": "F32",
+    "float16": "F16",
+    "uint16": "BF16",
+    "uint8": "U8",
+}
+"""Of safetensors, by those of NumPy."""
+
+
 def _expected_sections(state: StateView) -> list[tuple[str, np.ndarray]]:
     k = snapshots.fmt.spec_shape(state.spec_body)[0]
     sections = []
@@ -49,7 +60,6 @@ def _expected_sections(state: StateView) -> list[tuple[str, np.ndarray]]:
 
 def _plain_root(state: StateView) -> bytes:
     """The root hash written out from its definition, on whole arrays."""
-    dtypes = {"uint64": "U64", "int64": "I64", "float32": "F32", "uint8": "U8"}
     text = f"livefactor-state 1 {state.revision}\n"
     for name, array in _expected_sections(state):
         data = np.ascontiguousarray(array).tobytes()
@@ -58,7 +68,7 @@ def _plain_root(state: StateView) -> bytes:
             hashlib.sha256(data[start : start + digest.BLOCK_BYTES]).digest() for start in starts
         )
         shape = "x".join(map(str, array.shape))
-        text += f"{name} {dtypes[str(array.dtype)]} {shape} {hashlib.sha256(blocks).hexdigest()}\n"
+        text += f"{name} {_DTYPES[str(array.dtype)]} {shape} {hashlib.sha256(blocks).hexdigest()}\n"
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -68,14 +78,22 @@ def _plain_root(state: StateView) -> bytes:
     items=st.integers(0, 60),
     k=st.integers(1, 40),
     adagrad=st.booleans(),
+    factor_dtype=st.sampled_from(samples.FACTOR_DTYPES),
     revision=st.integers(0, 2**64 - 1),
     block=st.sampled_from([64, 100, 1000]),
     step=st.sampled_from([1, 500, 4 << 20]),
 )
 def test_a_snapshot_of_any_shape_is_the_state(
-    users: int, items: int, k: int, adagrad: bool, revision: int, block: int, step: int
+    users: int,
+    items: int,
+    k: int,
+    adagrad: bool,
+    factor_dtype: int,
+    revision: int,
+    block: int,
+    step: int,
 ) -> None:
-    state = samples.view(users, items, k, adagrad, revision=revision)
+    state = samples.view(users, items, k, adagrad, revision=revision, factor_dtype=factor_dtype)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(
             digest, "BLOCK_BYTES", block
@@ -87,13 +105,15 @@ def test_a_snapshot_of_any_shape_is_the_state(
         assert (manifest.users, manifest.items, manifest.revision) == (users, items, revision)
         loaded = SnapshotStore(folder).load()
         path = Path(folder) / manifest.snapshot_id
-        by_library = {k: v for file in path.glob("*.safetensors") for k, v in load_file(file).items()}
+        by_library = {k: v for file in path.glob("*.safetensors") for k, v in deserialize(file.read_bytes())}
         expected = dict(_expected_sections(state))
         assert set(loaded.tensors) == set(by_library) == set(expected)
         for name, array in expected.items():
-            for found in (loaded.tensors[name], by_library[name]):
-                assert found.dtype == array.dtype
-                np.testing.assert_array_equal(found, array)
+            assert loaded.tensors[name].dtype == array.dtype
+            np.testing.assert_array_equal(loaded.tensors[name], array)
+            found = by_library[name]
+            assert (found["dtype"], tuple(found["shape"])) == (_DTYPES[str(array.dtype)], array.shape)
+            assert bytes(found["data"]) == array.tobytes()
         assert manifest.size_bytes == sum(map(len, samples.files_of(path).values()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from dataclasses import fields, replace
@@ -12,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor.v1 import models_pb2
-from livefactor_kernels.spec import PRESET_NAMES, Loss, ModelSpec, OptimizerKind, SpecError, preset
+from livefactor_kernels.spec import (
+    PRESET_NAMES,
+    FactorDtype,
+    Loss,
+    ModelSpec,
+    OptimizerKind,
+    SpecError,
+    preset,
+)
 from livefactor_server import producers, spec_codec
 from livefactor_server.changes import NO_REJECTS, REJECTS_LISTED_MAX, Rejects, decode_rejects, encode_rejects
 from livefactor_server.gate import Gate
@@ -127,6 +136,42 @@ def test_every_field_of_a_spec_is_in_the_contract() -> None:
     assert {f"LOSS_{loss.name}": loss.value for loss in Loss}.items() <= dict(models_pb2.Loss.items()).items()
     kinds = {f"OPTIMIZER_KIND_{kind.name}": kind.value for kind in OptimizerKind}
     assert kinds.items() <= dict(models_pb2.OptimizerKind.items()).items()
+    dtypes = {f"FACTOR_DTYPE_{dtype.name}": dtype.value for dtype in FactorDtype}
+    assert dtypes.items() <= dict(models_pb2.FactorDtype.items()).items()
+
+
+GOLDEN_SPECS = {"ratings": "0bfe4e58ced83f30", "clicks": "ad007ac1e348174f", "purchases": "f1e4fbe80f4f8180"}
+
+
+@pytest.mark.parametrize("dtype", FactorDtype)
+def test_what_factors_are_stored_as_survives_and_float32_leaves_no_trace(dtype: FactorDtype) -> None:
+    spec = preset("clicks", factor_dtype=dtype)
+    data = spec_codec.encode(spec)
+    assert spec_codec.decode(data) == spec_codec.decode(spec_codec.encode(spec_codec.decode(data)))
+    assert spec_codec.decode(data).factor_dtype == dtype
+    assert (models_pb2.ModelSpec.FromString(data).factor_dtype == 0) == (dtype == FactorDtype.FLOAT32)
+    message = spec_codec.to_message(spec)
+    assert message.factor_dtype == dtype  # people see it
+    assert spec_codec.from_message(message, "clicks").factor_dtype == dtype
+    assert spec_codec.decode(message.SerializeToString()).factor_dtype == dtype
+
+
+def test_the_bytes_of_a_float32_spec_never_change() -> None:
+    """Golden: snapshots, logs and hashes of models from before there were narrow factors hold them."""
+    digests = {
+        name: hashlib.sha256(spec_codec.encode(preset(name))).hexdigest()[:16] for name in PRESET_NAMES
+    }
+    assert digests == GOLDEN_SPECS
+
+
+def test_an_unknown_way_to_store_factors_is_refused() -> None:
+    message = models_pb2.ModelSpec(factor_dtype=9)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="factor_dtype: expected one of"):
+        spec_codec.from_message(message, "clicks")
+    whole = spec_codec.to_message(preset("clicks"))
+    whole.factor_dtype = 9  # type: ignore[assignment]
+    with pytest.raises(SpecError, match="factor_dtype: expected one of"):
+        spec_codec.decode(whole.SerializeToString())
 
 
 def test_changing_the_loss_of_a_preset_brings_fitting_negatives() -> None:

@@ -64,6 +64,32 @@ OPTIMIZER_KIND_SGD: OptimizerKind.ValueType  # 1
 OPTIMIZER_KIND_ADAGRAD: OptimizerKind.ValueType  # 2
 global___OptimizerKind = OptimizerKind
 
+class _FactorDtype:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _FactorDtypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_FactorDtype.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    FACTOR_DTYPE_UNSPECIFIED: _FactorDtype.ValueType  # 0
+    """The preset's. In the logged spec: float32."""
+    FACTOR_DTYPE_FLOAT32: _FactorDtype.ValueType  # 1
+    FACTOR_DTYPE_FLOAT16: _FactorDtype.ValueType  # 2
+    """factor_max may be at most 65504."""
+    FACTOR_DTYPE_BFLOAT16: _FactorDtype.ValueType  # 3
+
+class FactorDtype(_FactorDtype, metaclass=_FactorDtypeEnumTypeWrapper):
+    """What factors are stored as. Arithmetic is float32 always, and so are biases and accumulators; narrow factors take half of the memory, and
+    are rounded up or down at random, in proportion to the distance, by bits that are a function of seed, revision and place.
+    """
+
+FACTOR_DTYPE_UNSPECIFIED: FactorDtype.ValueType  # 0
+"""The preset's. In the logged spec: float32."""
+FACTOR_DTYPE_FLOAT32: FactorDtype.ValueType  # 1
+FACTOR_DTYPE_FLOAT16: FactorDtype.ValueType  # 2
+"""factor_max may be at most 65504."""
+FACTOR_DTYPE_BFLOAT16: FactorDtype.ValueType  # 3
+global___FactorDtype = FactorDtype
+
 @typing.final
 class Optimizer(google.protobuf.message.Message):
     """Step rule. Every field absent takes the preset's value."""
@@ -181,6 +207,7 @@ class ModelSpec(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     LIMITS_FIELD_NUMBER: builtins.int
     KERNEL_SEMANTICS_FIELD_NUMBER: builtins.int
+    FACTOR_DTYPE_FIELD_NUMBER: builtins.int
     k: builtins.int
     """Factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -197,6 +224,7 @@ class ModelSpec(google.protobuf.message.Message):
     seed: builtins.int
     kernel_semantics: builtins.int
     """Version of the arithmetic; absent: the server's."""
+    factor_dtype: global___FactorDtype.ValueType
     @property
     def optimizer(self) -> global___Optimizer: ...
     @property
@@ -216,9 +244,10 @@ class ModelSpec(google.protobuf.message.Message):
         seed: builtins.int | None = ...,
         limits: global___Limits | None = ...,
         kernel_semantics: builtins.int | None = ...,
+        factor_dtype: global___FactorDtype.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "seed", b"seed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "factor_dtype", b"factor_dtype", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "seed", b"seed"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

@@ -1,0 +1,189 @@
+"""Two other ways to run updates on a GPU, squared loss and SGD only, behind the same `apply` as the backend's.
+
+    HogwildModel     one warp an event, stores race, nothing is ordered: what order costs is measured against it
+    RowBlockModel    ordered micro-batches, but one block sums a whole row: what a hot row costs without chunks
+
+Neither keeps the semantics' bits (RowBlockModel does while no row has more than 32 occurrences in a
+micro-batch), so neither is a backend.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import float32
+
+from livefactor_kernels import scalar
+from livefactor_kernels.cuda import CudaModel
+from livefactor_kernels.cuda_factors import load_factor, store_factor
+from livefactor_kernels.cuda_micro_batch import dot, load_row
+from livefactor_kernels.cuda_plan import Plan, Span, event_of, row_of, value_of, weight_of
+from livefactor_kernels.cuda_staging import WORD_BYTES, Slot
+from livefactor_kernels.lanes import inlined
+from livefactor_kernels.spec import LANES
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.update import Update
+from livefactor_kernels.warp import BLOCK_THREADS, SIMULATED, cuda, half_sum, kernel
+
+WARP = LANES if SIMULATED else 2 * LANES
+K = 64
+_EACH = K // WARP
+_BLOCKS = K // LANES
+
+
+@inlined
+def _warp_sum(value: Any) -> Any:
+    if WARP > LANES:
+        value = value + cuda.shfl_xor_sync(0xFFFFFFFF, value, LANES)
+    return half_sum(value)
+
+
+@kernel
+def livefactor_hogwild_kernel(
+    words: Any, floats: Any, events: Any, users_at: Any, items_at: Any, values_at: Any, users: Any, items: Any,
+    mean: Any, rates: Any,
+) -> None:  # fmt: skip
+    """A warp an event: 64 factors of the user and the item, read, stepped and stored without any order. Narrow ones
+    are rounded by random bits that cost what the backend's do, one word an event."""
+    x, y = cuda.local.array(_EACH, float32), cuda.local.array(_EACH, float32)
+    t, mine = cuda.grid(1) // WARP, cuda.threadIdx.x % WARP
+    if t >= events:
+        return
+    user, item = np.int64(words[users_at + t]), np.int64(words[items_at + t])
+    total = np.float32(0.0)
+    for c in range(_EACH):
+        x[c] = load_factor(users.factors, user * K + c * WARP + mine)
+        y[c] = load_factor(items.factors, item * K + c * WARP + mine)
+        total += x[c] * y[c]
+    user_bias, item_bias = users.bias[user], items.bias[item]
+    s = scalar.score(mean, user_bias, item_bias, _warp_sum(total))
+    e = scalar.squared_error(s, floats[values_at + t], np.float32(1.0), rates.error_max)
+    for c in range(_EACH):
+        column = c * WARP + mine  # written out below: as one sum the addresses take more registers
+        g_user, g_item = scalar.pull(e, y[c], rates.l2, x[c]), scalar.pull(e, x[c], rates.l2, y[c])
+        new_x = scalar.sgd_step(x[c], g_user, rates.rate, rates.factor_max)
+        new_y = scalar.sgd_step(y[c], g_item, rates.rate, rates.factor_max)
+        store_factor(users.factors, user * K + c * WARP + mine, new_x, t, column)
+        store_factor(items.factors, item * K + c * WARP + mine, new_y, t, K + column)
+    if mine == 0:
+        g_user = scalar.bias_pull(e, rates.bias_l2, user_bias)
+        g_item = scalar.bias_pull(e, rates.bias_l2, item_bias)
+        users.bias[user] = scalar.sgd_step(user_bias, g_user, rates.bias_rate, rates.factor_max)
+        items.bias[item] = scalar.sgd_step(item_bias, g_item, rates.bias_rate, rates.factor_max)
+
+
+@kernel
+def livefactor_errors_kernel(
+    span: Any, plan: Any, words: Any, floats: Any, users: Any, items: Any, rates: Any, micro_batch: Any
+) -> None:
+    """A half-warp an event of a micro-batch: its error."""
+    x, y = cuda.local.array(_BLOCKS, float32), cuda.local.array(_BLOCKS, float32)
+    number = cuda.grid(1) // LANES
+    t = micro_batch * span.batch + number
+    if number >= span.batch or t >= span.events:
+        return
+    user = np.int64(words[span.users_at + span.first + t])
+    item = np.int64(words[span.items_at + span.first + t])
+    load_row(users.factors, user, x, _BLOCKS)
+    load_row(items.factors, item, y, _BLOCKS)
+    mean = floats[span.means_at + span.first // span.batch + micro_batch]
+    s = scalar.score(mean, users.bias[user], items.bias[item], dot(x, y, _BLOCKS))
+    value, weight = value_of(span, floats, t), weight_of(span, floats, t)
+    e = scalar.squared_error(s, value, weight, rates.error_max)
+    if cuda.threadIdx.x % LANES == 0:
+        plan.errors[t] = e
+
+
+@kernel
+def livefactor_row_block_kernel(
+    span: Any, plan: Any, words: Any, users: Any, items: Any, totals: Any, rates: Any, micro_batch: Any
+) -> None:
+    """A block a row, a thread a factor (the last one the bias): all of the row's occurrences, one by one."""
+    side, number = cuda.blockIdx.y, cuda.blockIdx.x
+    group = side * span.batches + micro_batch
+    segment = plan.group_segment[group] + number
+    if segment >= plan.group_segment[group + 1]:
+        return
+    start = plan.chunk_start[plan.segment_chunk[segment]]
+    stop = plan.chunk_start[plan.segment_chunk[segment + 1]]
+    row, own, other = row_of(span, plan.keys[start]), items, users
+    other_at = span.users_at + span.first
+    if side == USERS:
+        own, other, other_at = users, items, span.items_at + span.first
+    for column in range(cuda.threadIdx.x, K + 1, cuda.blockDim.x):
+        total = np.float32(0.0)
+        for i in range(start, stop):
+            t = event_of(span, plan.keys[i], np.int64(1))[0]
+            e = plan.errors[t]
+            if column < K:
+                term = scalar.pull(
+                    e,
+                    other.factors[np.int64(words[other_at + t]) * K + column],
+                    rates.l2,
+                    own.factors[row * K + column],
+                )
+            else:
+                term = scalar.bias_pull(e, rates.bias_l2, own.bias[row])
+            total = term if i == start else total + term
+        scale = scalar.hot_scale(rates.hot_events, stop - start)
+        totals[(side * span.batch + number) * (K + 1) + column] = total * scale
+
+
+@kernel
+def livefactor_row_step_kernel(
+    span: Any, plan: Any, users: Any, items: Any, totals: Any, rates: Any, micro_batch: Any
+) -> None:
+    """A thread a column of a row: its step."""
+    i, side = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+    number, column = i // (K + 1), i % (K + 1)
+    group = side * span.batches + micro_batch
+    segment = plan.group_segment[group] + number
+    if segment >= plan.group_segment[group + 1]:
+        return
+    row = row_of(span, plan.keys[plan.chunk_start[plan.segment_chunk[segment]]])
+    rows = users if side == USERS else items
+    g = totals[(side * span.batch + number) * (K + 1) + column]
+    if column < K:
+        at = row * K + column
+        rows.factors[at] = scalar.sgd_step(rows.factors[at], g, rates.rate, rates.factor_max)
+    else:
+        rows.bias[row] = scalar.sgd_step(rows.bias[row], g, rates.bias_rate, rates.factor_max)
+
+
+class HogwildModel(CudaModel):
+    """Learns from a record in one launch; k must be 64."""
+
+    def _learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
+        events = update.user_rows.size
+        places = (offsets[name] // WORD_BYTES for name in ("users", "items", "values"))
+        self.device.launch(
+            livefactor_hogwild_kernel, events * WARP, slot.words, slot.floats, events, *places, self.users.live,
+            self.items.live, self.mean, self._rates,
+        )  # fmt: skip
+
+
+class RowBlockModel(CudaModel):
+    """Ordered micro-batches with one block a row; k must be 64."""
+
+    def _micro_batches(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
+        device, tables, rates = self.device, (self.users.live, self.items.live), self._rates
+        size = 2 * span.batch * (K + 1)
+        if not hasattr(self, "_totals") or self._totals.array.size < size:
+            self._totals = device.empty(size, np.float32)
+        totals = self._totals.argument
+        rows = min(span.batch, span.events)
+        for m in range(span.batches):
+            device.launch(
+                livefactor_errors_kernel, rows * LANES, span, plan, slot.words, slot.floats, *tables, rates, m
+            )
+            device.launch(
+                livefactor_row_block_kernel, rows * BLOCK_THREADS, span, plan, slot.words, *tables, totals, rates, m,
+                sides=2,
+            )  # fmt: skip
+            device.launch(
+                livefactor_row_step_kernel, rows * (K + 1), span, plan, *tables, totals, rates, m, sides=2
+            )
+
+
+assert (USERS, ITEMS) == (0, 1)

@@ -1,0 +1,90 @@
+"""The judge of update rules: `make quality`, or `python -m benchmarks.quality [--quick] [--output FILE]`.
+
+A whole run takes about half an hour, one thread; it writes benchmarks/results/quality.json (flat)
+and, from that file alone, docs/quality.md's figures and its pictures. A quick run (one of eight users, two
+settings of each grid, one seed) only shows that everything runs. ML1M_RATINGS: MovieLens-1M's ratings.csv.gz,
+which may not be shipped; without it its figures are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from threadpoolctl import threadpool_limits
+
+from benchmarks import machine
+from benchmarks.progressive import ratings_path
+from benchmarks.quality import methods, pictures, report, suite
+from benchmarks.quality.ranking import QUICK, WHOLE, Extent, Figures
+
+RESULTS = report.ROOT / "benchmarks" / "results" / "quality.json"
+
+
+def print_grids(console: Console, extent: Extent) -> None:
+    """How many settings each method is tuned over, and which."""
+    grids = {method.label: method.grid for method in methods.METHODS.values()}
+    grids |= {f"{name}, test-then-learn": settings for name, settings in suite.NEXT_GRIDS.items()}
+    grids |= {"multi-pass SGD": suite.MULTI_PASS_GRID, "ratings": suite.STREAMED_GRID}
+    for label, settings in grids.items():
+        axes = {axis: sorted({each[axis] for each in extent.of(settings)}) for axis in settings[0]}
+        words = "; ".join(f"{axis} {', '.join(map(str, values))}" for axis, values in axes.items())
+        console.print(f"{label}: {len(extent.of(settings))} settings {words}")
+
+
+def measure(ratings: Path | None, extent: Extent, console: Console) -> Figures:
+    """All figures by name."""
+    figures: Figures = {}
+    parts = list(suite.all_parts(ratings, extent))
+    columns = TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, auto_refresh=False) as bar, threadpool_limits(1):
+        task = bar.add_task("", total=len(parts))
+        for part in parts:
+            bar.update(task, description=part.name)
+            bar.refresh()
+            started = time.monotonic()
+            measured = part.run()
+            figures |= measured
+            bar.advance(task)
+            main = next((f"{value:.4f}" for value in measured.values() if isinstance(value, float)), "")
+            console.print(f"{part.name}: {main} ({time.monotonic() - started:.0f} s)")
+    return figures
+
+
+def main() -> None:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("benchmarks.quality", description=__doc__, formatter_class=style)
+    parser.add_argument("--quick", action="store_true", help="two minutes, figures that mean nothing")
+    parser.add_argument(
+        "--pages", action="store_true", help="only write page and pictures again, from the results"
+    )
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/quality.json, if all is run")
+    arguments = parser.parse_args()
+    console = Console()
+    if not arguments.pages:
+        extent = QUICK if arguments.quick else WHOLE
+        print_grids(console, extent)
+        about, started = machine.facts(Path(tempfile.gettempdir())), time.monotonic()
+        measured = measure(ratings_path(), extent, console)
+        about |= {"run_seconds": round(time.monotonic() - started, 1), "run_load_after": os.getloadavg()[0]}
+        figures = about | report.completed(measured)
+        console.print(report.tables(figures))
+        output = arguments.output or (None if arguments.quick else RESULTS)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            console.print(f"written: {output}")
+    if arguments.pages or not (arguments.quick or arguments.output):
+        figures = json.loads(RESULTS.read_text(encoding="utf-8"))
+        report.write_page(figures)
+        pictures.draw(figures, report.ROOT / "docs" / "images")
+
+
+if __name__ == "__main__":
+    main()

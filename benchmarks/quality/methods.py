@@ -1,0 +1,126 @@
+"""What is compared: every method with the settings it is tuned over, and how it learns from events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.quality import als, closed_form
+from benchmarks.quality.data import Events
+from benchmarks.quality.metrics import Scores
+from benchmarks.quality.search import grid
+from benchmarks.quality.streamed import one_pass, spec_of
+
+EPOCHS = 10
+"""Of our batch iALS. More change the fourth digit."""
+IMPLICIT_EPOCHS = 15
+"""implicit's default."""
+
+# The preset's learning rates, times the rate.
+CLICKS_GRID = grid(rate=(0.5, 1, 2), l2=(0.001, 0.01), k=(32, 64), negatives=(8, 16))
+PURCHASES_GRID = grid(rate=(1, 2), l2=(0.001, 0.01, 0.03), k=(32, 64), negatives=(16, 32))
+IALS_GRID = grid(k=(32, 64), unobserved=(0.3, 1, 3), l2=(0.001, 0.003, 0.01, 0.02))
+IMPLICIT_GRID = grid(k=(64, 128), alpha=(1.3, 2, 4), l2=(3, 10, 20, 30))
+KNN_GRID = grid(kind=("cosine", "conditional"), shrinkage=(0, 5, 20, 100), neighbours=(0, 50, 200))
+EASE_GRID = grid(l2=(20, 50, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000))
+RECENCY_GRID = grid(l2=(300, 600, 1000, 2000), half_life=(2, 3, 5, 8, 20, 80))
+POPULAR_GRID = grid(
+    half_life=(300, 1000, 2000, 3000, 5000, 7000, 10_000, 20_000, 30_000, 50_000, 100_000, 300_000)
+)
+
+
+class Parts:
+    """Events, and what several settings of a method share, computed when first asked for."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        self._matrix: np.ndarray | None = None
+        self._counts: np.ndarray | None = None
+        self._ease: tuple[float, np.ndarray] | None = None
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """float32[users, items]: 1 where there is an event."""
+        if self._matrix is None:
+            self._matrix = self.events.matrix()
+        return self._matrix
+
+    @property
+    def counts(self) -> np.ndarray:
+        """float32[items, items]: users who have both."""
+        if self._counts is None:
+            self._counts = closed_form.counted_together(self.matrix)
+        return self._counts
+
+    def ease(self, l2: float) -> np.ndarray:
+        """EASE's weights; the last ones are kept, so grids vary l2 last."""
+        if self._ease is None or self._ease[0] != l2:
+            self._ease = l2, closed_form.ease_weights(self.counts, l2)
+        return self._ease[1]
+
+
+def _ease_recent(parts: Parts, seed: int, l2: float, half_life: float) -> Scores:
+    history = parts.events.matrix(closed_form.recency(parts.events, half_life))
+    return closed_form.linear(history, parts.ease(l2))
+
+
+class Method(NamedTuple):
+    """learn: (parts, seed, settings) to what ranks.
+
+    grid: one empty setting if there is nothing to tune. random: whether seeds matter. recent: whether it looks at
+    the order of time, so that a shuffled order is not for it. ours: streamed, one pass.
+    """
+
+    label: str
+    learn: Callable[..., Scores]
+    grid: list[dict[str, float | str]] = grid()
+    random: bool = False
+    recent: bool = False
+    ours: bool = False
+    is_installed: Callable[[], bool] = lambda: True
+
+
+def _ours(preset: str) -> Callable[..., Scores]:
+    def learn(parts: Parts, seed: int, **settings: Any) -> Scores:
+        return one_pass(spec_of(preset, seed=seed, **settings), parts.events).scores
+
+    return learn
+
+
+METHODS: dict[str, Method] = {
+    "popular": Method("most-popular", lambda parts, seed: closed_form.popular(parts.events)),
+    "popular_decayed": Method(
+        "most-popular, decayed",
+        lambda parts, seed, half_life: closed_form.popular(parts.events, half_life),
+        POPULAR_GRID,
+        recent=True,
+    ),
+    "knn": Method(
+        "item-kNN, exact counts",
+        lambda parts, seed, **settings: closed_form.item_knn(parts.matrix, parts.counts, **settings),
+        KNN_GRID,
+    ),
+    "ease": Method(
+        "EASE", lambda parts, seed, l2: closed_form.linear(parts.matrix, parts.ease(l2)), EASE_GRID
+    ),
+    "ease_recent": Method("EASE, recency-weighted history", _ease_recent, RECENCY_GRID, recent=True),
+    "ials": Method(
+        "iALS, our own batch one",
+        lambda parts, seed, **settings: als.ials(parts.events, EPOCHS, seed, **settings),
+        IALS_GRID,
+        random=True,
+    ),
+    "implicit": Method(
+        "iALS, implicit's",
+        lambda parts, seed, **settings: als.implicit_ials(parts.events, IMPLICIT_EPOCHS, seed, **settings),
+        IMPLICIT_GRID,
+        random=True,
+        is_installed=lambda: als.AlternatingLeastSquares is not None,
+    ),
+    "clicks": Method("livefactor `clicks`, one pass", _ours("clicks"), CLICKS_GRID, True, False, True),
+    "purchases": Method(
+        "livefactor `purchases`, one pass", _ours("purchases"), PURCHASES_GRID, True, False, True
+    ),
+}

@@ -1,0 +1,122 @@
+"""The pictures of docs/quality.md, drawn from the figures alone; the same figures give the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.methods import METHODS
+from benchmarks.quality.metrics import PRIMARY
+from benchmarks.quality.ranking import CURVES, POINTS
+from benchmarks.quality.report import NEXT_LABELS, ORDER_LABELS, SET_LABELS, Figures
+from benchmarks.quality.suite import WINDOWS
+
+COLOURS = {
+    "popular": "#9a9a9a",
+    "popular_decayed": "#5f5f5f",
+    "knn": "#8c6d1f",
+    "ease": "#2a7f62",
+    "ease_recent": "#1b4d3e",
+    "ials": "#3b6fb6",
+    "implicit": "#7da7d9",
+    "clicks": "#e07b39",
+    "purchases": "#c0392b",
+}
+STYLE = {
+    "svg.hashsalt": "livefactor",
+    "svg.fonttype": "path",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+}
+
+
+def draw(figures: Figures, folder: Path) -> None:
+    """Write quality-speed.svg, quality-curve.svg and quality-next.svg. ImportError without Matplotlib."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        for name, picture in (("speed", _speed), ("curve", _curve), ("next", _next)):
+            path = folder / f"quality-{name}.svg"
+            picture(figures).savefig(path, metadata={"Date": None})
+            # Matplotlib ends lines with spaces.
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
+
+
+def _label(key: str) -> str:
+    return METHODS[key].label.replace("`", "")
+
+
+def _grid(rows: int, columns: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 3.6 * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _number(figures: Figures, name: str) -> float | None:
+    value = figures.get(name)
+    return float(value) if isinstance(value, float | int) else None
+
+
+def _speed(figures: Figures) -> Any:
+    """Quality against events learned in a CPU second."""
+    figure, axes = _grid(2, 2)
+    for row, (name, words) in enumerate(SET_LABELS.items()):
+        for column, (order, order_words) in enumerate(ORDER_LABELS.items()):
+            axis = axes[row][column]
+            axis.set(title=f"{words}, {order_words}", xscale="log", ylabel="NDCG@10")
+            axis.set_xlabel("events learned in a CPU second")
+            for key, method in METHODS.items():
+                prefix = f"{name}_{order}_{key}"
+                x, y = _number(figures, f"{prefix}_events_per_s"), _number(figures, f"{prefix}_{PRIMARY}")
+                if x is not None and y is not None:
+                    marker = "D" if method.ours else "o"
+                    axis.scatter([x], [y], color=COLOURS[key], marker=marker, label=_label(key), zorder=3)
+            axis.set_ylim(bottom=0)
+    handles, labels = axes[1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _curve(figures: Figures) -> Any:
+    """What is held back, asked again after each tenth of the stream."""
+    figure, axes = _grid(2, 2)
+    shares = [point / POINTS for point in range(1, POINTS + 1)]
+    for row, (name, words) in enumerate(SET_LABELS.items()):
+        for column, (what, what_words) in enumerate((("ndcg10", "NDCG@10"), ("recall10", "recall@10"))):
+            axis = axes[row][column]
+            axis.set(title=words, xlabel="share of the stream learned", ylabel=what_words)
+            for key in CURVES:
+                names = [f"{name}_time_{key}_{what}_after_{point:02}" for point in range(1, POINTS + 1)]
+                values = [_number(figures, each) for each in names]
+                if None not in values:
+                    axis.plot(shares, values, color=COLOURS[key], marker=".", label=_label(key))
+            axis.set_ylim(bottom=0)
+    handles, labels = axes[1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _next(figures: Figures) -> Any:
+    """Test-then-learn, a tenth of the stream at a time."""
+    figure, axes = _grid(1, 1)
+    axis, windows = axes[0][0], range(1, WINDOWS + 1)
+    axis.set(title="Online Retail, test-then-learn", ylabel="recall@10 within the tenth")
+    axis.set_xlabel("share of the stream learned")
+    for key in NEXT_LABELS:
+        values = [_number(figures, f"retail_next_{key}_recall10_window_{window:02}") for window in windows]
+        if None not in values:
+            axis.plot(
+                [w / WINDOWS for w in windows], values, color=COLOURS[key], marker=".", label=_label(key)
+            )
+    axis.set_ylim(bottom=0)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure

@@ -1,0 +1,258 @@
+"""The figures as tables: on the terminal and, between its marks, in docs/quality.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from rich.console import Group
+from rich.table import Table
+
+from benchmarks.quality.methods import METHODS
+from benchmarks.quality.metrics import NAMES, PRIMARY
+from benchmarks.quality.ranking import MICRO_BATCHES
+from benchmarks.quality.suite import BY_USER, NEXT_GRIDS, ORDERS
+from benchmarks.report import ROOT, Figure
+
+PAGE = ROOT / "docs" / "quality.md"
+BEGIN, END = "<!-- figures: make quality -->", "<!-- /figures -->"
+Figures = Mapping[str, Figure]
+
+SET_LABELS = {"ml1m": "MovieLens-1M, timed half", "retail": "Online Retail"}
+ORDER_LABELS = {"time": "in the order of time", "shuffled": "in shuffled order"}
+NEXT_LABELS = {"popular_decayed": "most-popular, decayed", "knn": METHODS["knn"].label} | {
+    key: METHODS[key].label for key in ("clicks", "purchases")
+}
+RMSE_LABELS = {"multi_pass": "multi-pass SGD, float64", "ratings": "livefactor `ratings`, one pass"}
+OURS = [key for key, method in METHODS.items() if method.ours]
+CELLS = {
+    "ndcg10": "NDCG@10",
+    "ndcg10_spread": "spread",
+    "recall10": "recall@10",
+    "recall20": "recall@20",
+    "hit10": "hit rate",
+}
+
+
+class Ratio(NamedTuple):
+    """A figure over the largest of others; goal: what is to be reached, in words."""
+
+    label: str
+    over: str
+    under: tuple[str, ...]
+    goal: str
+
+
+def ratios() -> dict[str, Ratio]:
+    """The figures that are to be reached, by name."""
+    found: dict[str, Ratio] = {}
+    for name in SET_LABELS:
+        for order in ORDER_LABELS:
+            found |= _to_retrains(name, order)
+    for name, words in SET_LABELS.items():
+        for key in OURS:
+            one = f"{name}_time_{key}_{PRIMARY}"
+            for size in MICRO_BATCHES:
+                label = f"{words}, in the order of time: `{key}`, B = {size} to B = 1"
+                over = f"{name}_time_{key}_b{size}_{PRIMARY}"
+                found[f"ratio_{name}_time_{key}_b{size}"] = Ratio(label, over, (one,), "at least 0.99")
+    for key in OURS:
+        label = f"Online Retail, test-then-learn recall@10: `{key}` to item-kNN"
+        names = f"retail_next_{key}_recall10", ("retail_next_knn_recall10",)
+        found[f"ratio_retail_next_{key}_to_knn"] = Ratio(label, *names, "at least 1.05")
+    for order, words in ORDER_LABELS.items():
+        label = f"MovieLens-1M, timed half, {words}: RMSE, one pass to multi-pass SGD"
+        names = f"ml1m_{order}_ratings_rmse", (f"ml1m_{order}_multi_pass_rmse",)
+        found[f"ratio_ml1m_{order}_rmse"] = Ratio(label, *names, "at most 1.02")
+    return found
+
+
+def _to_retrains(name: str, order: str) -> dict[str, Ratio]:
+    """NDCG@10 of ours over that of full retrains. In shuffled order nothing is recent, and iALS is the test."""
+    prefix, words = f"{name}_{order}", f"{SET_LABELS[name]}, {ORDER_LABELS[order]}"
+    others = {"ials": ("iALS, the better one", ("ials", "implicit"))}
+    if order == "time":
+        others |= {key: (METHODS[key].label, (key,)) for key in ("ease", "ease_recent")}
+    goal = "at least 1.00" if order == "time" else "at least 0.99"
+    return {
+        f"ratio_{prefix}_{key}_to_{other}": Ratio(
+            f"{words}: `{key}` to {label}",
+            f"{prefix}_{key}_{PRIMARY}",
+            tuple(f"{prefix}_{each}_{PRIMARY}" for each in under),
+            goal,
+        )
+        for key in OURS
+        for other, (label, under) in others.items()
+    }
+
+
+def required() -> list[str]:
+    """What every whole run has, as None where a library or a file is missing."""
+    names = []
+    for name in BY_USER:
+        for order in ORDERS:
+            for key, method in METHODS.items():
+                if not (method.recent and order == "shuffled"):
+                    names += [f"{name}_{order}_{key}_{what}" for what in (*NAMES, "events_per_s", "settings")]
+    names += [f"retail_next_{key}_recall10" for key in NEXT_GRIDS]
+    names += [f"ml1m_{order}_{key}_rmse" for order in ORDERS for key in RMSE_LABELS]
+    return names + list(ratios())
+
+
+def completed(measured: Figures) -> dict[str, Figure]:
+    """The figures with their ratios, and every required name that is missing as None; six digits."""
+    result: dict[str, Figure] = dict.fromkeys(required()) | dict(measured)
+    for name, ratio in ratios().items():
+        over, under = measured.get(ratio.over), [measured.get(other) for other in ratio.under]
+        numbers = [value for value in under if isinstance(value, float)]
+        if isinstance(over, float) and numbers:
+            result[name] = over / max(numbers)
+    return {
+        name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in result.items()
+    }
+
+
+def shown(name: str, value: Figure) -> str:
+    """A figure as text, by the end of its name."""
+    if value is None:
+        return "missing"
+    if isinstance(value, str):
+        return value
+    if name.endswith("_events_per_s"):
+        return f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value / 1e3:.1f} k"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if name.startswith("ratio_") else f"{value:.4f}"
+
+
+class Sheet(NamedTuple):
+    """A table: its title, its head, its rows."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def sheets(figures: Figures) -> Iterator[Sheet]:
+    """All tables."""
+    yield _goals(figures)
+    for name in BY_USER:
+        for order in ORDERS:
+            yield _ranking(figures, name, order)
+    yield _next(figures)
+    for order in ORDERS:
+        yield _ratings(figures, order)
+
+
+def _goals(figures: Figures) -> Sheet:
+    rows = [
+        [ratio.label, f"`{name}`", shown(name, figures.get(name)), ratio.goal]
+        for name, ratio in ratios().items()
+    ]
+    return Sheet("What is to be reached", ["", "in quality.json", "measured", "to reach"], rows)
+
+
+def _settings(figures: Figures, prefix: str) -> list[str]:
+    names = [f"{prefix}_{what}" for what in ("events_per_s", "settings", "grid_size")]
+    return [shown(name, figures.get(name)) for name in names]
+
+
+def _ranking(figures: Figures, name: str, order: str) -> Sheet:
+    prefix = f"{name}_{order}"
+    rows = []
+    for key, method in METHODS.items():
+        if f"{prefix}_{key}_{PRIMARY}" in figures:
+            cells = {cell: shown(cell, figures.get(f"{prefix}_{key}_{cell}")) for cell in CELLS}
+            if not method.random:
+                cells[f"{PRIMARY}_spread"] = "–"
+            rows.append([method.label, *cells.values(), *_settings(figures, f"{prefix}_{key}")])
+    head = ["", *CELLS.values(), "events / CPU s", "settings", "of"]
+    return Sheet(f"{SET_LABELS[name]}, {ORDER_LABELS[order]}", head, rows)
+
+
+def _next(figures: Figures) -> Sheet:
+    rows = []
+    for key, label in NEXT_LABELS.items():
+        names = [
+            f"retail_next_{key}_{what}" for what in ("recall10", "recall10_later", "settings", "grid_size")
+        ]
+        rows.append([label, *(shown(name, figures.get(name)) for name in names)])
+    return Sheet(
+        "Online Retail, test-then-learn", ["", "recall@10", "last 40 % alone", "settings", "of"], rows
+    )
+
+
+def _ratings(figures: Figures, order: str) -> Sheet:
+    rows = []
+    for key, label in RMSE_LABELS.items():
+        prefix = f"ml1m_{order}_{key}"
+        cells = [shown(name, figures.get(name)) for name in (f"{prefix}_rmse", f"{prefix}_rmse_spread")]
+        rows.append([label, *cells, *_settings(figures, prefix)])
+    title = f"Ratings, MovieLens-1M, timed half, {ORDER_LABELS[order]}"
+    return Sheet(title, ["", "RMSE", "spread", "events / CPU s", "settings", "of"], rows)
+
+
+def tables(figures: Figures) -> Group:
+    """For a terminal."""
+    parts = []
+    for sheet in sheets(figures):
+        table = Table(*sheet.head, title=sheet.title, title_justify="left")
+        for row in sheet.rows:
+            table.add_row(*row)
+        parts.append(table)
+    return Group(*parts)
+
+
+def _machine(figures: Figures) -> str:
+    """Machine, versions and date in a sentence."""
+    text = (
+        "{run_date}, {machine_cpu}, {machine_cores} cores, one thread, {machine_memory_gb} GB of memory, "
+        "{machine_system}; Python {version_python}, NumPy {version_numpy}, Numba {version_numba}, implicit "
+        "{version_implicit}; load average before {machine_load_before:.2f}, after {run_load_after:.2f}; "
+        "{run_seconds:.0f} s in all."
+    )
+    return text.format_map({name: "missing" if value is None else value for name, value in figures.items()})
+
+
+def _counts(figures: Figures) -> Iterator[str]:
+    """How much was learned and judged, a line for each set and order that was measured."""
+    for name, words in SET_LABELS.items():
+        for order, order_words in ORDER_LABELS.items():
+            events, users = f"{name}_{order}_learned_events", f"{name}_{order}_judged_users"
+            if events in figures:
+                learned, judged = shown(events, figures[events]), shown(users, figures[users])
+                yield f"- {words}, {order_words}: {learned} events learned, {judged} users judged."
+
+
+def page(figures: Figures) -> str:
+    """What docs/quality.md shows between its marks."""
+    lines = [_machine(figures), "", *_counts(figures)]
+    for sheet in sheets(figures):
+        lines += ["", f"### {sheet.title}", "", *_markdown(sheet)]
+    return "\n".join(lines)
+
+
+def _markdown(sheet: Sheet) -> list[str]:
+    """Cells that begin with a digit or name a missing one stand to the right."""
+    first = sheet.rows[0] if sheet.rows else sheet.head
+    rules = ["---:" if cell[:1].isdigit() or cell == "missing" else "---" for cell in first]
+    return [
+        f"| {' | '.join(sheet.head)} |",
+        f"|{'|'.join(rules)}|",
+        *(f"| {' | '.join(row)} |" for row in sheet.rows),
+    ]
+
+
+def between_marks(text: str) -> tuple[str, str, str]:
+    """(before, between, after) the marks of a page. ValueError if it has none, or several."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"expected {BEGIN} and {END} once each")
+    before, rest = text.split(BEGIN)
+    between, after = rest.split(END)
+    return before + BEGIN + "\n", between.strip("\n"), "\n" + END + after
+
+
+def write_page(figures: Figures) -> None:
+    """Put the tables where people read them."""
+    before, _, after = between_marks(PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(before + page(figures) + after, encoding="utf-8")

@@ -1,0 +1,142 @@
+"""Everything that is measured, part by part. Names of figures are flat: <set>_<order>_<method>_<what>.
+
+Sets: ml1m (the timed half), retail. Orders: time, shuffled. Beside those of `ranking`: retail_next_..., which is
+test-then-learn, and ml1m_<order>_..._rmse, of ratings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.progressive import TUNED_PART
+from benchmarks.progressive_data import Stream, read_purchases, read_ratings
+from benchmarks.progressive_recall import model_hits, popular_hits
+from benchmarks.quality import ratings
+from benchmarks.quality.data import Judgement, in_time, numbered, shuffled
+from benchmarks.quality.methods import CLICKS_GRID, POPULAR_GRID, PURCHASES_GRID
+from benchmarks.quality.ranking import Extent, Figures, Part, Ranking, chosen
+from benchmarks.quality.search import Choice, Settings, grid, pick
+from benchmarks.quality.streamed import spec_of
+from benchmarks.quality.test_then_learn import knn_hits
+
+BY_USER = {"ml1m": True, "retail": False}
+ORDERS = {"time": in_time, "shuffled": shuffled}
+WINDOWS = 10
+"""Of test-then-learn: the stream in so many equal parts."""
+
+NEXT_KNN_GRID = grid(
+    kind=("cosine", "conditional"), shrinkage=(20, 50, 100), half_life=(10, 30, 1e9), repeats=(1, 2, 4)
+)
+NEXT_GRIDS = {
+    "popular_decayed": POPULAR_GRID,
+    "knn": NEXT_KNN_GRID,
+    "clicks": CLICKS_GRID,
+    "purchases": PURCHASES_GRID,
+}
+STREAMED_GRID = grid(rate=(0.25, 0.5, 1, 2), l2=(0.003, 0.01, 0.03), k=(16, 32))
+MULTI_PASS_GRID = grid(rate=(0.005, 0.01, 0.02), l2=(0.02, 0.04, 0.06, 0.1), k=(16, 64))
+
+
+def thinned(stream: Stream, part: int) -> Stream:
+    """The events of one of `part` users."""
+    kept = np.unique(stream.user_keys, return_inverse=True)[1] % part == 0
+    return Stream(stream.user_keys[kept], stream.item_keys[kept], stream.values[kept])
+
+
+def all_parts(ratings_file: Path | None, extent: Extent) -> Iterator[Part]:
+    """Everything there is to measure, to be run in order; without the ratings' file what needs none of it."""
+    streams = {"retail": read_purchases()}
+    if ratings_file is not None and ratings_file.exists():
+        streams = {"ml1m": read_ratings(ratings_file)} | streams
+    for name, stream in streams.items():
+        stream = thinned(stream, extent.part)
+        for order, divide in ORDERS.items():
+            judgement = divide(numbered(stream, once=True), BY_USER[name])
+            yield from Ranking(f"{name}_{order}", judgement, order == "shuffled", extent).parts()
+            if name == "ml1m":
+                yield from _rmse_parts(f"{name}_{order}", judgement, extent)
+    yield from _next_parts(thinned(streams["retail"], extent.part), extent)
+
+
+def _rmse_parts(prefix: str, judgement: Judgement, extent: Extent) -> Iterator[Part]:
+    yield Part(f"{prefix}_multi_pass_rmse", lambda: _multi_pass(f"{prefix}_multi_pass", judgement, extent))
+    yield Part(f"{prefix}_ratings_rmse", lambda: _streamed(f"{prefix}_ratings", judgement, extent))
+
+
+def _multi_pass(prefix: str, judgement: Judgement, extent: Extent) -> Figures:
+    epochs: dict[str, int] = {}
+
+    def worth(settings: Settings) -> float:
+        error, epochs[str(settings)] = ratings.best_epochs(judgement.tuning, settings)
+        return -error
+
+    choice = pick(extent.of(MULTI_PASS_GRID), worth)
+    chosen_epochs = epochs[str(choice.settings)]
+    choice = Choice({**choice.settings, "epochs": chosen_epochs}, choice.size, -choice.value)
+    return _rmse(prefix, judgement, choice, extent, ratings.multi_pass)
+
+
+def _streamed(prefix: str, judgement: Judgement, extent: Extent) -> Figures:
+    def worth(settings: Settings) -> float:
+        model = ratings.streamed(judgement.tuning.learned, 0, **settings)  # type: ignore[arg-type]
+        return -ratings.error_of(model, judgement.tuning.judged)
+
+    choice = pick(extent.of(STREAMED_GRID), worth)
+    choice = Choice(choice.settings, choice.size, -choice.value)
+    return _rmse(prefix, judgement, choice, extent, ratings.streamed)
+
+
+def _rmse(
+    prefix: str, judgement: Judgement, choice: Choice, extent: Extent, learn: Callable[..., ratings.Predicts]
+) -> Figures:
+    errors, seconds = [], []
+    for seed in range(extent.seeds):
+        started = time.process_time()
+        model = learn(judgement.final.learned, seed=seed, **choice.settings)
+        seconds.append(time.process_time() - started)
+        errors.append(ratings.error_of(model, judgement.final.judged))
+    return {
+        f"{prefix}_rmse": float(np.mean(errors)),
+        f"{prefix}_rmse_spread": max(errors) - min(errors),
+        f"{prefix}_events_per_s": len(judgement.final.learned) / float(np.mean(seconds)),
+    } | chosen(prefix, choice)
+
+
+def _next_parts(stream: Stream, extent: Extent) -> Iterator[Part]:
+    def hits_of(key: str, part: Stream, settings: Settings, seed: int) -> np.ndarray:
+        if key == "popular_decayed":
+            return popular_hits(part, settings["half_life"])  # type: ignore[arg-type]
+        if key == "knn":
+            return knn_hits(numbered(part, once=False), **settings)  # type: ignore[arg-type]
+        return model_hits(spec_of(key, seed=seed, **settings), part)  # type: ignore[arg-type]
+
+    for key, settings in NEXT_GRIDS.items():
+        tried = extent.of(settings)
+        seeds = extent.seeds if key in ("clicks", "purchases") else 1
+        yield Part(
+            f"retail_next_{key}",
+            lambda k=key, t=tried, s=seeds: _next(
+                f"retail_next_{k}", stream, t, s, lambda *a: hits_of(k, *a)
+            ),
+        )
+
+
+def _next(
+    prefix: str, stream: Stream, settings: list[dict[str, float | str]], seeds: int,
+    hits_of: Callable[[Stream, Settings, int], np.ndarray],
+) -> Figures:  # fmt: skip
+    """Recall@10 of the whole stream, of what follows the tuned part, and of each window."""
+    tuned = int(len(stream) * TUNED_PART["retail"])
+    choice = pick(settings, lambda each: float(hits_of(stream.head(tuned), each, 0).mean()))
+    hits = np.mean([hits_of(stream, choice.settings, seed) for seed in range(seeds)], axis=0)
+    figures: Figures = {
+        f"{prefix}_recall10": float(hits.mean()),
+        f"{prefix}_recall10_later": float(hits[tuned:].mean()),
+    }
+    for window, part in enumerate(np.array_split(hits, WINDOWS), 1):
+        figures[f"{prefix}_recall10_window_{window:02}"] = float(part.mean())
+    return figures | chosen(prefix, choice)

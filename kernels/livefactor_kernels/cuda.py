@@ -1,0 +1,346 @@
+"""The GPU backend: tables on the device, the launches of an update, and the public verbs.
+
+Keys become rows on the host; what crosses for a record are its columns of rows, values and weights, the keys of
+its new rows, and for squared loss a mean a micro-batch. Everything else happens on the device, in the order of
+one stream: initial rows, negatives, the order of occurrences (`cuda_plan`), the micro-batches
+(`cuda_micro_batch`). `apply` returns when all of that is on the stream: whoever reads waits for it there, since
+reads take the same stream. So the published state is what a read sees, and at most two records are under way
+(`cuda_staging`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+
+from . import scalar
+from .cuda_micro_batch import micro_batch_kernels
+from .cuda_pins import CudaPin, Pins, as_floats, fetch_rows
+from .cuda_plan import (
+    Plan,
+    Span,
+    entries_kernel,
+    livefactor_list_kernel,
+    livefactor_mark_kernel,
+    livefactor_words_kernel,
+    spans_of,
+)
+from .cuda_rows import CudaTable, livefactor_init_kernel
+from .cuda_scratch import RECORD_EVENTS_MAX, Scratch, chunks_of, record_bytes
+from .cuda_staging import KEY_BYTES, WORD_BYTES, Slot, Staging, aligned
+from .device import open_device
+from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
+from .spec import LANES, FactorDtype, Limits, Loss, ModelSpec, Optimizer, OptimizerKind
+from .tables import ITEMS, USERS
+from .update import Rates, Update
+from .warp import SIMULATED
+
+WALK_ENTRIES_MAX = 128
+"""Entries of a micro-batch up to which one block walks over all of a span's micro-batches."""
+WALK_THREADS = 256
+MARGIN_BYTES = 512 << 20
+"""Memory of the device that tables leave free for scratch, pins and reads."""
+
+
+class CudaModel:
+    """A model on the current GPU; the same verbs, and the same bits, as `cpu.CpuModel`.
+
+    One thread may call `apply`, `advance`, `load_sections` and `set_mean`, another one `reserve` and the
+    tables' `allocate`; reads may come from any thread.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        device_bytes_max: int | None = None,
+        walk_entries_max: int = WALK_ENTRIES_MAX,
+        together: bool = False,
+    ) -> None:
+        """An empty model. RuntimeError if no GPU answers, SpecError if the spec is refused, MemoryError if the device
+        has no room for what a record takes beside the tables (`cuda_scratch`).
+
+        device_bytes_max: most bytes of tables on the device (all that is free but for a margin if None).
+        walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
+        with a barrier over all of it, not in three launches each. Neither changes a bit.
+        """
+        self._set_up(spec.check(), device_bytes_max, walk_entries_max)
+        self._together = together
+        if not SIMULATED:
+            _compile_kernels(spec.k_padded, int(spec.loss), int(spec.optimizer.kind), int(spec.factor_dtype))
+
+    def _set_up(self, spec: ModelSpec, device_bytes_max: int | None, walk_entries_max: int) -> None:
+        self.spec = spec
+        self.device = open_device()
+        self.lock = threading.Condition()
+        self.users, self.items = (CudaTable(spec, side, self.device) for side in (USERS, ITEMS))
+        self.revision = 0
+        self.published = (0, 0)
+        self.mean_sum = self.mean_count = 0
+        self.pins = Pins(self.spec, self.device, (self.users, self.items), self.lock)
+        self._device_bytes_max, self._walk_entries_max = device_bytes_max, walk_entries_max
+        self._together = False
+        self._memory_lock = threading.Lock()
+        self._rates = Rates.of(spec)
+        self._staging = Staging(self.device, record_bytes(spec, RECORD_EVENTS_MAX))
+        self._scratch = Scratch(spec, self.device)
+        adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
+        self._entries_kernel = entries_kernel(int(spec.loss))
+        self._kernels = micro_batch_kernels(spec.k_padded // LANES, int(spec.loss), adagrad)
+
+    # ------------------------------------------------------------ state
+
+    @property
+    def mean(self) -> np.float32:
+        """Global mean of the values seen (squared loss), else 0."""
+        return np.float32(scalar.mean_of(self.mean_sum, self.mean_count))
+
+    def set_mean(self, total: int, count: int) -> None:
+        """Restore the mean's fixed-point sum and its number of events."""
+        self.mean_sum, self.mean_count = total, count
+
+    def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
+        """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
+        `advance`. MemoryError if the device has no room."""
+        with self.lock:
+            self._table(side).load_sections(sections, count)
+
+    def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
+        """Set the revision after a record that changes no rows; counts, if given, become the published
+        ones."""
+        users, items = self.published
+        counts = (users if user_count is None else user_count, items if item_count is None else item_count)
+        if any(count > self._table(side).initialised for side, count in enumerate(counts)):
+            with self.lock:
+                self._put_on_stream(None, counts)
+        self.published, self.revision = counts, revision
+
+    def _table(self, side: int) -> CudaTable:
+        return (self.users, self.items)[side]
+
+    # ------------------------------------------------------------ memory
+
+    def reserve(self, user_rows: int, item_rows: int) -> bool:
+        """Have device memory for tables of so many rows; False at the configured limit, or if the device has
+        not so much. What was granted stays."""
+        wanted = (user_rows, item_rows)
+        with self._memory_lock:
+            missing = sum(self._table(side).missing(rows) for side, rows in enumerate(wanted))
+            if not missing:
+                return True
+            held = sum(rows.mapped for side in (USERS, ITEMS) for rows in self._table(side).arrays.values())
+            if self._device_bytes_max is not None and held + missing > self._device_bytes_max:
+                return False
+            if missing > self.device.free_bytes() - MARGIN_BYTES:
+                return False
+            return all(self._table(side).reserve(rows) for side, rows in enumerate(wanted))
+
+    def wait_for_room(self, update_rows: int) -> None:
+        """Block while pins hold so many copies that an update of `update_rows` events must wait."""
+        self.pins.wait_for_room(update_rows)
+
+    # ------------------------------------------------------------ reads
+
+    def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
+        """Copies of a side's first `count` rows (`Table.sections`: names and shapes)."""
+        with self.lock:
+            return self._table(side).sections(count)
+
+    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(factors float32[n, kp], bias float32[n]) of rows uint32[n] as they are now; zeros for `NO_ROW`."""
+        with self.lock:
+            wait = fetch_rows(self.device, self._table(side), None, rows, ("factors", "bias"))
+        return as_floats(*wait())
+
+    def pin(self) -> CudaPin:
+        """Keep the current revision readable; no `apply` may be running."""
+        state = (self.revision, self.published, self.mean, (self.mean_sum, self.mean_count))
+        return self.pins.pin(*state)
+
+    # ------------------------------------------------------------ updates
+
+    def apply_all(self, updates: Sequence[Update]) -> None:
+        """Learn from consecutive interactions records, one after the other."""
+        for update in updates:
+            update.check()
+        for update in updates:
+            self.apply(update)
+
+    def apply(self, update: Update) -> None:
+        """Learn from one interactions record: put it on the stream, then set `revision` and `published`.
+        ValueError if a column is malformed. MemoryError, with nothing changed, if the device has no room: for rows
+        that were not reserved (`reserve`), for a pin's copies that were not waited for (`wait_for_room`), or for
+        more than `RECORD_EVENTS_MAX` events.
+
+        Rows must be below the update's counts. Blocks while two records are under way.
+        """
+        update.check()
+        self._staging.wait_for_turn()
+        with self.lock:
+            self._put_on_stream(update, (update.user_count, update.item_count))
+        if self.spec.loss == Loss.SQUARED:
+            values = np.ones(update.user_rows.size, np.float32) if update.values is None else update.values
+            self.mean_sum += int(scalar.fixed_point(values).sum())
+            self.mean_count += values.size
+        self.advance(update.revision, update.user_count, update.item_count)
+
+    def _put_on_stream(self, update: Update | None, counts: tuple[int, int]) -> None:
+        """Initialise rows up to `counts`, and learn from a record. The caller holds the lock."""
+        tables = (self.users, self.items)
+        columns: dict[str, np.ndarray] = {
+            f"new_{table.side}": table.keys[table.initialised : count]
+            for table, count in zip(tables, counts, strict=True)
+        }
+        if update is not None:
+            columns |= self._columns(update)
+        self._hold(update, columns, counts)
+        slot, offsets = self._staging.send(columns)
+        with self.device.learning():
+            for table, count in zip(tables, counts, strict=True):
+                self._initialise(table, count, slot, offsets[f"new_{table.side}"])
+            if update is not None:
+                self._learn(update, slot, offsets)
+        slot.done = self.device.mark()
+
+    def _hold(self, update: Update | None, columns: dict[str, np.ndarray], counts: tuple[int, int]) -> None:
+        """Have all memory that is needed, before anything is changed; MemoryError if the device has not so much."""
+        if not self.reserve(*counts):
+            raise MemoryError(f"the device has no room for tables of {counts} rows")
+        self._staging.hold(sum(aligned(column.nbytes) for column in columns.values()))
+        if update is not None:
+            self.pins.make_room(update.user_rows.size)
+            self._scratch.hold(update.user_rows.size, [self._width(update)], *counts)
+
+    def _width(self, update: Update) -> int:
+        """Negatives that are drawn for an event."""
+        return self.spec.negatives if update.item_count > 1 else 0
+
+    def _columns(self, update: Update) -> dict[str, np.ndarray]:
+        columns: dict[str, np.ndarray | None] = {
+            "users": update.user_rows,
+            "items": update.item_rows,
+            "values": update.values,
+            "weights": update.weights,
+        }
+        if self.spec.loss == Loss.SQUARED:
+            columns["means"] = self._means(update)
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def _means(self, update: Update) -> np.ndarray:
+        """The global mean float32 at the start of each micro-batch of a record, by the formula of
+        `scalar.mean_of`."""
+        batch, n = self.spec.micro_batch, update.user_rows.size
+        values = np.ones(n, np.float32) if update.values is None else update.values
+        ends = np.arange(0, n, batch)
+        sums = np.concatenate(([0], np.cumsum(scalar.fixed_point(values))))[ends] + self.mean_sum
+        counts = ends + self.mean_count
+        means = sums.astype(np.float64) / (np.maximum(counts, 1).astype(np.float64) * scalar.FIXED_ONE)
+        return means.astype(np.float32)  # without events the sum is 0, too
+
+    def _initialise(self, table: CudaTable, count: int, slot: Slot, keys_at: int) -> None:
+        new = table.new_rows(count, keys_at // KEY_BYTES)
+        if new.number <= 0:
+            return
+        scale, initial_g = np.float32(self.spec.init_scale), np.float32(self.spec.optimizer.initial_g)
+        seeds = [domain_key(self.spec.seed, domain) for domain in (INIT_DOMAIN, INIT_ROUNDING_DOMAIN)]
+        threads = new.number * (new.k_padded // 4)
+        self.device.launch(
+            livefactor_init_kernel, threads, new, table.live, slot.keys, scale, initial_g, *seeds
+        )
+        table.initialised = count
+
+    def _learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
+        places = {
+            f"{name}_at": offsets[name] // WORD_BYTES if name in offsets else -1
+            for name in ("users", "items", "values", "weights", "means")
+        }
+        rows = max(update.user_count, update.item_count)
+        for span in spans_of(self.spec, update.user_rows.size, self._width(update), rows, places):
+            plan = self._order(update, span, slot)
+            self.pins.save(span, plan, slot)
+            self._micro_batches(update, span, plan, slot)
+
+    def _order(self, update: Update, span: Span, slot: Slot) -> Plan:
+        """Draw a span's negatives and list its groups, segments and chunks."""
+        device, plan, arrays = self.device, self._scratch.plan, self._scratch.arrays
+        entries = span.events * (span.user_entries + span.item_entries)
+        seed, revision = domain_key(self.spec.seed, NEGATIVE_DOMAIN), np.uint64(update.revision)
+        numbers = seed, revision, np.uint64(update.item_count)
+        threads = span.events * (1 + span.width)
+        device.launch(self._entries_kernel, threads, span, plan, slot.words, slot.floats, *numbers)
+        arrays.keys[:entries].sort()
+        device.launch(livefactor_mark_kernel, entries, span, plan, entries)
+        device.xp.cumsum(arrays.marks[:entries], out=arrays.counts[:entries])
+        device.launch(livefactor_list_kernel, entries, span, plan, entries)
+        if self.spec.factor_dtype != FactorDtype.FLOAT32:
+            key = domain_key(self.spec.seed, ROUNDING_DOMAIN)
+            device.launch(livefactor_words_kernel, entries, span, plan, key, revision)
+        return plan
+
+    def _micro_batches(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
+        """Three launches a micro-batch, or one for all of them where they are small."""
+        device, kernels, rates = self.device, self._kernels, self._rates
+        tables = self.users.live, self.items.live
+        events = min(span.batch, span.events)
+        counts = update.user_count, update.item_count
+        rows = min(events, counts[USERS]), min(events * (1 + span.width), counts[ITEMS])
+        chunks, sums = chunks_of(self.spec, events, span.width, *counts), self._scratch.sums
+        if events * (span.user_entries + span.item_entries) <= self._walk_entries_max:
+            arguments = span, plan, slot.words, slot.floats, *tables, sums, rates
+            device.launch_block(kernels.walk, WALK_THREADS, *arguments)
+            return
+        if self._together:
+            device.launch_together(
+                kernels.walk_together, span, plan, slot.words, slot.floats, *tables, sums, rates
+            )
+            return
+        columns = max(rows) * (self.spec.k_padded + 1)
+        for m in range(span.batches):
+            device.launch(
+                kernels.users,
+                chunks[USERS] * LANES,
+                span,
+                plan,
+                slot.words,
+                slot.floats,
+                *tables,
+                sums,
+                rates,
+                m,
+            )
+            device.launch(
+                kernels.items, chunks[ITEMS] * LANES, span, plan, slot.words, *tables, sums, rates, m
+            )
+            device.launch(kernels.step, columns, span, plan, *tables, sums, rates, m, sides=2)
+
+
+@cache
+def _compile_kernels(k: int, loss: int, optimizer: int, factor_dtype: int) -> int:
+    """Compile all that models of a kind need, by a small one of them: no first update or read waits for it then.
+    Returns how many kernels it launched."""
+    few = Limits(users_max=8, items_max=8)
+    spec = ModelSpec(
+        k=k,
+        loss=Loss(loss),
+        optimizer=Optimizer(OptimizerKind(optimizer)),
+        negatives=int(loss == Loss.BPR),
+        micro_batch=2,
+        factor_dtype=FactorDtype(factor_dtype),
+        limits=replace(few, error_max=1.0, factor_max=1.0),
+    )
+    compiling = CudaModel.__new__(CudaModel)
+    compiling._set_up(spec.check(), None, WALK_ENTRIES_MAX)
+    keys, rows = np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint32)
+    for table in (compiling.users, compiling.items):
+        table.allocate(keys)
+    for revision, walk in ((1, WALK_ENTRIES_MAX), (2, 0)):
+        compiling._walk_entries_max = walk
+        with compiling.pin() as pin:
+            compiling.apply(Update(revision, rows, rows, None, None, 4, 4))
+            users = pin.gather(USERS, rows[: pin.counts[USERS]])
+            for asked in (4, 1):
+                pin.top_k(users[0][:asked], users[1][:asked], 2)
+    return compiling.device.launches

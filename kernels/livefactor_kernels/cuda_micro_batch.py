@@ -1,0 +1,368 @@
+"""GPU kernels of a micro-batch: errors and sums of the users' chunks, sums of the items' chunks, then one step
+a row.
+
+    users    a half-warp a chunk: dots, errors (kept for the items) and the chunk's gradient, old rows only
+    items    a half-warp a chunk: the chunk's gradient from the errors, old rows only
+    step     a thread a factor: a row's chunk sums left to right, scaled if the row is hot, and its step
+
+Between the three lies a barrier: three launches for a micro-batch; or, where micro-batches are small, one block
+that walks over all of a span's (`walk`), with the block's barrier; or a grid that is on the device as a whole
+(`walk_together`), with a barrier over all of it. All run the same functions, in
+which the order of every sum is the semantics': so neither the launch shape nor the number of blocks shows in
+a bit. A row named by half of the batch is many chunks, summed by as many half-warps.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import float32
+
+from . import scalar
+from .cuda_factors import load_factor, store_factor
+from .cuda_plan import event_of, row_of, value_of, weight_of
+from .lanes import clamp, inlined
+from .spec import LANES, Loss
+from .tables import ITEMS, USERS
+from .warp import cuda, half_sum, kernel, lane
+
+_SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
+_F0 = np.float32(0.0)
+_AHEAD = 8
+"""Chunk sums of a hot row that are loaded at once before they are added."""
+
+
+class DeviceRows(NamedTuple):
+    """A side's arrays on the device, flat: [cap * k_padded] as stored (`cuda_factors`), float32[cap], and
+    AdaGrad's, float32 of the same sizes.
+
+    Without AdaGrad the last two are arrays of one element that nobody looks at.
+    """
+
+    factors: Any
+    bias: Any
+    factor_g: Any
+    bias_g: Any
+
+
+class Sums(NamedTuple):
+    """Chunk sums of one micro-batch: users' chunks from place 0 on, items' from `items_at` on.
+
+    gradients float32[places * (k_padded + 16)]: factors, then the bias. events int32[places]: how many events
+    begin in the chunk.
+    """
+
+    gradients: Any
+    events: Any
+    items_at: int
+
+
+class Kernels(NamedTuple):
+    """The kernels of a loss, an optimiser and a length of rows."""
+
+    users: Any
+    items: Any
+    step: Any
+    walk: Any
+    walk_together: Any
+
+
+@inlined
+def load_row(factors: Any, row: Any, out: Any, blocks: Any) -> None:
+    """This lane's factors of a row: out[c] = factor c * 16 + lane."""
+    at = row * (blocks * LANES) + lane()
+    for c in range(blocks):
+        out[c] = load_factor(factors, at + c * LANES)
+
+
+@inlined
+def dot(x: Any, y: Any, blocks: Any) -> Any:
+    """Dot product (float32, in all lanes) of two rows as `load_row` gives them, in the order of the
+    semantics."""
+    total = x[0] * y[0]
+    for c in range(1, blocks):
+        total = total + x[c] * y[c]
+    return half_sum(total)
+
+
+@inlined
+def _add(total: Any, c: Any, fresh: Any, term: Any) -> None:
+    total[c] = term if fresh else total[c] + term
+
+
+@inlined
+def _store(sums: Any, place: Any, total: Any, total_bias: Any, events: Any, blocks: Any) -> None:
+    at = place * ((blocks + 1) * LANES)
+    for c in range(blocks):
+        sums.gradients[at + c * LANES + lane()] = total[c]
+    if lane() == 0:
+        sums.gradients[at + blocks * LANES] = total_bias
+        sums.events[place] = np.int32(events)
+
+
+@inlined
+def _event_before(span: Any, plan: Any, start: Any, entries: Any) -> Any:
+    """Event of the entry before a chunk in its segment, -1 if the chunk is the segment's first."""
+    if start > 0 and plan.keys[start - 1] >> span.entry_bits == plan.keys[start] >> span.entry_bits:
+        return event_of(span, plan.keys[start - 1], entries)[0]
+    return np.int64(-1)
+
+
+@inlined
+def _user_chunk(
+    span: Any, plan: Any, words: Any, floats: Any, users: Any, items: Any, sums: Any, rates: Any, mean: Any,
+    chunk: Any, place: Any, scratch: Any, blocks: Any, loss: Any,
+) -> None:  # fmt: skip
+    """Errors and gradient of one chunk of a user's entries. scratch: (x, y, positive's y, total) to work in."""
+    x, y, y_positive, total = scratch
+    start, stop = plan.chunk_start[chunk], plan.chunk_start[chunk + 1]
+    row = row_of(span, plan.keys[start])
+    load_row(users.factors, row, x, blocks)
+    bias, total_bias, s_positive = users.bias[row], _F0, _F0
+    before, events = _event_before(span, plan, start, span.user_entries), 0
+    last = np.int64(-1)  # the event whose positive is loaded
+    for i in range(start, stop):
+        fresh = i == start
+        t, number = event_of(span, plan.keys[i], span.user_entries)
+        slot = number + 1 if loss == _BPR else number
+        if loss == _BPR and t != last:
+            positive = np.int64(words[span.items_at + span.first + t])
+            load_row(items.factors, positive, y_positive, blocks)
+            s_positive = scalar.score(_F0, bias, items.bias[positive], dot(x, y_positive, blocks))
+            last = t
+        item = np.int64(words[span.items_at + span.first + t])
+        if slot > 0:
+            item = np.int64(plan.negatives[t * span.width + slot - 1])
+        load_row(items.factors, item, y, blocks)
+        s = scalar.score(mean, bias, items.bias[item], dot(x, y, blocks))
+        weight = weight_of(span, floats, t)
+        if loss == _BPR:
+            e = scalar.bpr_error(s_positive, s, weight, rates.error_max)
+            for c in range(blocks):
+                _add(total, c, fresh, scalar.pull(e, y_positive[c] - y[c], rates.l2, x[c]))
+        else:
+            target = value_of(span, floats, t) if slot == 0 else _F0
+            if loss == _SQUARED:
+                e = scalar.squared_error(s, target, weight, rates.error_max)
+            else:
+                e = scalar.logistic_error(s, target, weight, rates.error_max)
+            for c in range(blocks):
+                _add(total, c, fresh, scalar.pull(e, y[c], rates.l2, x[c]))
+            bias_term = scalar.bias_pull(e, rates.bias_l2, bias)
+            total_bias = bias_term if fresh else total_bias + bias_term
+        if lane() == 0:
+            plan.errors[t * (span.width + 1) + slot] = e
+        events += 1 if t != before else 0
+        before = t
+    _store(sums, place, total, total_bias, events, blocks)
+
+
+@inlined
+def _item_chunk(
+    span: Any, plan: Any, words: Any, users: Any, items: Any, sums: Any, rates: Any, chunk: Any, place: Any,
+    scratch: Any, blocks: Any, loss: Any,
+) -> None:  # fmt: skip
+    """Gradient of one chunk of an item's entries, from the errors. scratch as in `_user_chunk`."""
+    x, y, _, total = scratch
+    start, stop = plan.chunk_start[chunk], plan.chunk_start[chunk + 1]
+    row = row_of(span, plan.keys[start])
+    load_row(items.factors, row, y, blocks)
+    bias, total_bias = items.bias[row], _F0
+    before, events = _event_before(span, plan, start, span.item_entries), 0
+    for i in range(start, stop):
+        fresh = i == start
+        t, number = event_of(span, plan.keys[i], span.item_entries)
+        slot = number
+        if loss == _BPR:
+            slot = number + 1 if number < span.width else number - span.width + 1
+        e = plan.errors[t * (span.width + 1) + slot]
+        if loss == _BPR and number >= span.width:
+            e = -e
+        load_row(users.factors, np.int64(words[span.users_at + span.first + t]), x, blocks)
+        for c in range(blocks):
+            _add(total, c, fresh, scalar.pull(e, x[c], rates.l2, y[c]))
+        bias_term = scalar.bias_pull(e, rates.bias_l2, bias)
+        total_bias = bias_term if fresh else total_bias + bias_term
+        events += 1 if t != before else 0
+        before = t
+    _store(sums, place, total, total_bias, events, blocks)
+
+
+@inlined
+def _row_sum(sums: Any, at: Any, count: Any, stride: Any, ahead: Any) -> Any:
+    """Sum (float32), left to right, of `count` chunk sums from gradients[at] on, `stride` apart."""
+    total, i = sums.gradients[at], 1
+    while i + _AHEAD <= count:
+        for j in range(_AHEAD):
+            ahead[j] = sums.gradients[at + (i + j) * stride]
+        for j in range(_AHEAD):
+            total = total + ahead[j]
+        i += _AHEAD
+    while i < count:
+        total = total + sums.gradients[at + i * stride]
+        i += 1
+    return total
+
+
+@inlined
+def _step_one(
+    values: Any,
+    accumulators: Any,
+    at: Any,
+    g: Any,
+    rate: Any,
+    adagrad: Any,
+    rates: Any,
+    word: Any,
+    column: Any,
+) -> None:
+    """Step one factor or bias by its gradient; word, column: as `store_factor`."""
+    x = load_factor(values, at)
+    if adagrad:
+        total = scalar.adagrad_sum(accumulators[at], g)
+        stepped = scalar.adagrad_step(x, g, total, rate, rates.eps, rates.factor_max)
+        store_factor(values, at, stepped, word, column)
+        accumulators[at] = clamp(total, rates.g_max)
+    else:
+        store_factor(values, at, scalar.sgd_step(x, g, rate, rates.factor_max), word, column)
+
+
+@inlined
+def _step_column(
+    span: Any, plan: Any, side: Any, rows: Any, sums: Any, rates: Any, micro_batch: Any, number: Any,
+    column: Any, ahead: Any, blocks: Any, loss: Any, adagrad: Any,
+) -> None:  # fmt: skip
+    """Step one column (k_padded: the bias) of row `number` of a side's micro-batch, if there is one such."""
+    group = side * span.batches + micro_batch
+    segment = plan.group_segment[group] + number
+    if segment >= plan.group_segment[group + 1]:
+        return
+    first, width = plan.segment_chunk[segment], blocks * LANES
+    count = plan.segment_chunk[segment + 1] - first
+    place = first - plan.group_chunk[group] + side * sums.items_at
+    if column == width and side == USERS and loss == _BPR:
+        return  # the user's bias cancels in the difference of the scores
+    events = np.int64(0)
+    for c in range(count):
+        events += sums.events[place + c]
+    stride = width + LANES
+    g = _row_sum(sums, place * stride + column, count, stride, ahead)
+    g = g * scalar.hot_scale(rates.hot_events, events)
+    row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
+    if column == width:
+        _step_one(rows.bias, rows.bias_g, row, g, rates.bias_rate, adagrad, rates, word, column)
+    else:
+        at = row * width + column
+        _step_one(rows.factors, rows.factor_g, at, g, rates.rate, adagrad, rates, word, column)
+
+
+@cache
+def micro_batch_kernels(blocks: int, loss: int, adagrad: int) -> Kernels:
+    """Kernels for rows of `blocks` times 16 factors."""
+    return Kernels(
+        *_chunk_kernels(int(blocks), int(loss)),
+        _step_kernel(int(blocks), int(loss), int(adagrad)),
+        _walk_kernel(int(blocks), int(loss), int(adagrad), False),
+        _walk_kernel(int(blocks), int(loss), int(adagrad), True),
+    )
+
+
+def _chunk_kernels(BLOCKS: int, LOSS: int) -> tuple[Any, Any]:
+    @kernel
+    def livefactor_users_kernel(
+        span: Any, plan: Any, words: Any, floats: Any, users: Any, items: Any, sums: Any, rates: Any,
+        micro_batch: Any,
+    ) -> None:  # fmt: skip
+        x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
+        z, total = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
+        place = cuda.grid(1) // LANES
+        chunk = plan.group_chunk[micro_batch] + place
+        if chunk >= plan.group_chunk[micro_batch + 1]:
+            return
+        mean = floats[span.means_at + span.first // span.batch + micro_batch] if LOSS == _SQUARED else _F0
+        scratch = (x, y, z, total)
+        _user_chunk(
+            span, plan, words, floats, users, items, sums, rates, mean, chunk, place, scratch, BLOCKS, LOSS
+        )
+
+    @kernel
+    def livefactor_items_kernel(
+        span: Any, plan: Any, words: Any, users: Any, items: Any, sums: Any, rates: Any, micro_batch: Any
+    ) -> None:
+        x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
+        total = cuda.local.array(BLOCKS, float32)
+        place, group = cuda.grid(1) // LANES, span.batches + micro_batch
+        chunk = plan.group_chunk[group] + place
+        if chunk >= plan.group_chunk[group + 1]:
+            return
+        place, scratch = place + sums.items_at, (x, y, y, total)
+        _item_chunk(span, plan, words, users, items, sums, rates, chunk, place, scratch, BLOCKS, LOSS)
+
+    return livefactor_users_kernel, livefactor_items_kernel
+
+
+def _step_kernel(BLOCKS: int, LOSS: int, ADAGRAD: int) -> Any:
+    @kernel
+    def livefactor_step_kernel(
+        span: Any, plan: Any, users: Any, items: Any, sums: Any, rates: Any, micro_batch: Any
+    ) -> None:
+        """A thread a column of a row; the grid's second dimension is the side."""
+        ahead = cuda.local.array(_AHEAD, float32)
+        i, side = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+        number, column = i // (BLOCKS * LANES + 1), i % (BLOCKS * LANES + 1)
+        rows = users if side == USERS else items
+        _step_column(
+            span, plan, side, rows, sums, rates, micro_batch, number, column, ahead, BLOCKS, LOSS, ADAGRAD
+        )
+
+    return livefactor_step_kernel
+
+
+def _walk_kernel(BLOCKS: int, LOSS: int, ADAGRAD: int, WHOLE_GRID: bool) -> Any:
+    @inlined
+    def barrier() -> None:
+        if WHOLE_GRID:
+            cuda.cg.this_grid().sync()
+        else:
+            cuda.syncthreads()
+
+    @kernel
+    def livefactor_walk_kernel(
+        span: Any, plan: Any, words: Any, floats: Any, users: Any, items: Any, sums: Any, rates: Any
+    ) -> None:
+        """All micro-batches of a span, one after the other, by one block or by a grid that runs all at once."""
+        x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
+        z, total = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
+        ahead, scratch = cuda.local.array(_AHEAD, float32), (x, y, z, total)
+        thread, threads = cuda.grid(1), cuda.gridsize(1)
+        for m in range(span.batches):
+            mean = floats[span.means_at + span.first // span.batch + m] if LOSS == _SQUARED else _F0
+            first = plan.group_chunk[m]
+            for chunk in range(first + thread // LANES, plan.group_chunk[m + 1], threads // LANES):
+                _user_chunk(
+                    span, plan, words, floats, users, items, sums, rates, mean, chunk, chunk - first, scratch,
+                    BLOCKS, LOSS,
+                )  # fmt: skip
+            barrier()
+            group = span.batches + m
+            first = plan.group_chunk[group]
+            for chunk in range(first + thread // LANES, plan.group_chunk[group + 1], threads // LANES):
+                place = chunk - first + sums.items_at
+                _item_chunk(span, plan, words, users, items, sums, rates, chunk, place, scratch, BLOCKS, LOSS)
+            barrier()
+            for side in range(2):
+                rows, group = users if side == USERS else items, side * span.batches + m
+                count = plan.group_segment[group + 1] - plan.group_segment[group]
+                for i in range(thread, count * (BLOCKS * LANES + 1), threads):
+                    number, column = i // (BLOCKS * LANES + 1), i % (BLOCKS * LANES + 1)
+                    _step_column(
+                        span, plan, side, rows, sums, rates, m, number, column, ahead, BLOCKS, LOSS, ADAGRAD
+                    )
+            barrier()
+
+    return livefactor_walk_kernel
+
+
+assert (USERS, ITEMS) == (0, 1)  # a side is also the number of its groups, its places and its blocks

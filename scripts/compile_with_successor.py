@@ -1,0 +1,57 @@
+"""Which GPU kernels numba-cuda-mlir, numba-cuda's successor, compiles: told, never a failure. `make check-successor`.
+
+It stands in for numba.cuda here, in an environment of its own. Where it differs from what `warp.py` needs, that is told.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import numba
+import numba_cuda_mlir
+from numba_cuda_mlir import cuda, extending
+from numba_cuda_mlir.numba_cuda import types
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = (9, 0)
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = traceback.format_exception_only(error)[-1].strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def main() -> None:
+    """Print why kernels do not compile, and how many do."""
+    numba.cuda = cuda
+    sys.modules |= {"numba.cuda": cuda, "numba.cuda.extending": extending}
+    sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tests" / "kernels"), str(ROOT)]
+    version = getattr(numba_cuda_mlir, "__version__", "?")
+    try:
+        from livefactor_kernels import cuda_plan  # noqa: F401 - what the CPU shares must see Numba's own types
+
+        numba.types, numba.float32 = types, types.float32
+        import gpu_compiler
+
+        cases = list(gpu_compiler.cases())
+    except Exception as error:
+        print(f"numba-cuda-mlir {version}: the kernels do not load: {last_line(error)}")
+        return
+    reasons: Counter[str] = Counter()
+    for case in cases:
+        try:
+            signature = types.void(*case.arguments)
+            cuda.compile(case.kernel.py_func, signature, device=False, abi="numba", cc=TARGET, output="ptx")
+        except Exception as error:
+            reasons[last_line(error)] += 1
+    for reason, count in reasons.most_common():
+        print(f"{count} kernels: {reason}")
+    print(f"numba-cuda-mlir {version}: {len(cases) - reasons.total()} of {len(cases)} kernels compile")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The GPU's part of the house: one door to numba.cuda, figures that were measured or are said not to be, and a
+server that starts with what a GPU machine has."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from repository import ROOT, imports, python_files
+
+sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
+from benchmarks import gpu_check
+
+WARP = ROOT / "kernels" / "livefactor_kernels" / "warp.py"
+
+
+def test_one_file_imports_numba_cuda() -> None:
+    found = {
+        path
+        for path in python_files()
+        for _, name in imports(path)
+        if name == "numba.cuda" or name.startswith("numba.cuda.")
+    }
+    assert found == {WARP}
+
+
+def test_the_page_shows_what_was_measured_and_nothing_else() -> None:
+    figures = json.loads(gpu_check.RESULTS.read_text("utf-8")) if gpu_check.RESULTS.exists() else {}
+    text = gpu_check.PAGE.read_text(encoding="utf-8")
+    shown = text.split(gpu_check.BEGIN)[1].split(gpu_check.END)[0].strip()
+    assert shown == gpu_check.table(figures).strip()
+    if not figures:
+        assert shown.count(gpu_check.NOT_MEASURED) == len(gpu_check.GOALS)
+        assert "**No GPU has been at hand yet.**" in text
+
+
+def test_goals_are_quotients_of_what_was_measured() -> None:
+    figures = gpu_check.completed(
+        {
+            "gpu_copy_gb_per_s": 2000.0,
+            "gpu_hogwild_events_per_s": 1e9,
+            "gpu_ordered_65536_events_per_s": 6e8,
+            "gpu_device_busy_share": 0.3,
+            "gpu_device": "a device",
+            "run_date": "today",
+            "gpu_tests": "9 passed",
+        }
+    )
+    assert figures["gpu_hogwild_share_of_copy"] == pytest.approx(1036 / 2000)
+    assert figures["ratio_gpu_ordered_65536_to_hogwild"] == pytest.approx(0.6)
+    assert figures["ratio_gpu_topk_64_to_torch"] is None  # torch was not there
+    lines = gpu_check.table(figures).splitlines()
+    assert [line for line in lines if "0.518 (not reached)" in line and "at least 0.6" in line]
+    assert [line for line in lines if "0.3 (not reached)" in line and "at most 0.2" in line]
+    assert lines[-1] == "a device, today: 9 passed."
+    assert sum(gpu_check.NOT_MEASURED in line for line in lines) == len(gpu_check.GOALS) - 3
+
+
+def test_a_part_that_fails_is_told_and_left_out(capsys) -> None:
+    def fails() -> gpu_check.Figures:
+        raise MemoryError("no room")
+
+    figures = gpu_check.measured({"one": lambda: {"a": 1.0}, "top-k": fails, "two": lambda: {"b": None}})
+    assert figures == {"a": 1.0, "failed_top_k": "MemoryError: no room", "b": None}
+    assert "top-k: failed" in capsys.readouterr().out
+
+
+def test_gpu_check_says_what_it_found_where_there_is_no_gpu() -> None:
+    code = (
+        "import sys; sys.argv = ['gpu_check']; from livefactor_kernels import backend;"
+        "backend.find_spec = lambda name: None; from benchmarks import gpu_check; sys.exit(gpu_check.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=gpu_check.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "gpu-check: backend cuda: no GPU answers (not installed: cupy, numba_cuda; see docs/gpu.md)\n"
+    )
+
+
+MISSING = (
+    "blake3", "buf", "cryptography", "google_crc32c", "grpc_health", "grpc_reflection", "grpc_status", "grpc_tools",
+    "optuna", "pandas", "psutil", "pydantic", "pydantic_settings", "pytest_timeout", "river", "threadpoolctl",
+)  # fmt: skip
+"""What a machine with a GPU need not have."""
+
+BARE = f"""
+import sys
+sys.modules.update(dict.fromkeys({MISSING!r}))
+from livefactor import Producer, Scorer
+from livefactor.channel import open_channel
+from livefactor_server.embedded import EmbeddedServer
+server = EmbeddedServer("clicks")
+channel = open_channel(server.target)
+with Producer(producer_id="bare", channel=channel) as producer:
+    producer.push([1, 2], [3, 4])
+    producer.flush()
+print(len(Scorer(channel=channel).recommend(1, 2).item_ids))
+channel.close()
+server.stop()
+print(sorted(name for name in {MISSING!r} if sys.modules.get(name) is not None))
+"""
+
+
+def test_a_server_starts_with_what_a_gpu_machine_has() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BARE], env=gpu_check.environment(), capture_output=True, text=True, check=False,
+        cwd=os.sep,
+    )  # fmt: skip
+    assert done.stdout.split("\n")[:2] == ["2", "[]"], done.stdout + done.stderr
+
+
+def test_the_gpu_tests_need_no_plugin() -> None:
+    """`gpu_check.run_tests` leaves the project's options out; what is left must be known to pytest alone."""
+    text = (ROOT / "benchmarks" / "gpu_check.py").read_text(encoding="utf-8")
+    assert '"addopts="' in text and re.search(r'"-m", "gpu and not long"', text)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/kernels", "-m", "gpu and not long", "--collect-only", "-q", "-o",
+         "addopts=", "-p", "no:cacheprovider", "-p", "no:timeout"],
+        cwd=ROOT, env=gpu_check.environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for needed in ("test_gpu_device.py", "test_gpu_model.py", "test_gpu_figures.py", "test_conformance.py"):
+        assert needed in done.stdout

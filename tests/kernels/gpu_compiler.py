@@ -1,0 +1,188 @@
+"""Every kernel of the GPU backend, compiled without a GPU, a driver or nvcc: PTX, then machine code."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+from cuda.core import Linker, LinkerOptions, ObjectCode
+from cuda.pathfinder import find_static_lib
+from numba import types
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are in no package that is installed
+from benchmarks.gpu import rivals
+
+from livefactor_kernels import cuda_plan, cuda_reads, cuda_rows
+from livefactor_kernels.cuda_micro_batch import DeviceRows, Sums, micro_batch_kernels
+from livefactor_kernels.cuda_plan import Plan, Span
+from livefactor_kernels.cuda_reads import Saved
+from livefactor_kernels.spec import LANES, FactorDtype, Loss
+from livefactor_kernels.update import Rates
+from livefactor_kernels.warp import cuda
+
+TARGETS = ((8, 0), (9, 0), (10, 0))
+"""Compute capabilities: A100, H100, B200."""
+
+I64, U64, F32 = types.int64, types.uint64, types.float32
+FLOATS, WORDS, INTS, LONGS, KEYS = (
+    types.Array(kind, 1, "C") for kind in (F32, types.uint32, types.int32, I64, U64)
+)
+
+
+def _named(kind: type, **others: Any) -> types.BaseTuple:
+    """Numba's type of a named tuple: int64 but for `others`."""
+    members = [others.get(name, I64) for name in kind._fields]
+    if len(set(members)) == 1:
+        return types.NamedUniTuple(members[0], len(members), kind)
+    return types.NamedTuple(members, kind)
+
+
+SPAN = _named(Span)
+PLAN = _named(
+    Plan,
+    **dict.fromkeys(Plan._fields, LONGS) | {"negatives": WORDS, "errors": FLOATS, "segment_word": WORDS},
+)
+STORED = {
+    dtype: types.Array(kind, 1, "C")
+    for dtype, kind in (
+        (FactorDtype.FLOAT32, F32),
+        (FactorDtype.FLOAT16, types.float16),
+        (FactorDtype.BFLOAT16, types.uint16),
+    )
+}
+ROWS_OF = {
+    dtype: _named(DeviceRows, **dict.fromkeys(DeviceRows._fields, FLOATS) | {"factors": array})
+    for dtype, array in STORED.items()
+}
+ROWS = ROWS_OF[FactorDtype.FLOAT32]
+SUMS = _named(Sums, gradients=FLOATS, events=INTS)
+RATES = _named(Rates, **dict.fromkeys(Rates._fields, F32))
+NEW = _named(cuda_rows.NewRows)
+
+
+class Case(NamedTuple):
+    """A kernel and the types that it is launched with."""
+
+    name: str
+    kernel: Any
+    arguments: tuple[Any, ...]
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel; those of a length of rows at k = 64, each loss with the optimiser that costs more. Those that
+    read or write factors once more for each narrow type, of a loss with both kinds of entries."""
+    for loss in Loss:
+        name = f"{loss.name.lower()}_"
+        yield Case(
+            name + "entries",
+            cuda_plan.entries_kernel(int(loss)),
+            (SPAN, PLAN, WORDS, FLOATS, U64, U64, U64),
+        )
+        yield from _of_a_micro_batch(name, loss, ROWS)
+    yield from _rivals()
+    yield Case("mark", cuda_plan.livefactor_mark_kernel, (SPAN, PLAN, I64))
+    yield Case("list", cuda_plan.livefactor_list_kernel, (SPAN, PLAN, I64))
+    yield Case("words", cuda_plan.livefactor_words_kernel, (SPAN, PLAN, U64, U64))
+    yield from _of_rows("", FactorDtype.FLOAT32)
+    for dtype in (FactorDtype.FLOAT16, FactorDtype.BFLOAT16):
+        name = f"{dtype.name.lower()}_"
+        yield from _of_a_micro_batch(name, Loss.LOGISTIC, ROWS_OF[dtype])
+        yield from _of_rows(name, dtype)
+
+
+def _of_a_micro_batch(name: str, loss: Loss, rows: types.BaseTuple) -> Iterator[Case]:
+    kernels = micro_batch_kernels(64 // LANES, int(loss), 1)
+    yield Case(name + "users", kernels.users, (SPAN, PLAN, WORDS, FLOATS, rows, rows, SUMS, RATES, I64))
+    yield Case(name + "items", kernels.items, (SPAN, PLAN, WORDS, rows, rows, SUMS, RATES, I64))
+    yield Case(name + "step", kernels.step, (SPAN, PLAN, rows, rows, SUMS, RATES, I64))
+    walk = (SPAN, PLAN, WORDS, FLOATS, rows, rows, SUMS, RATES)
+    yield Case(name + "walk", kernels.walk, walk)
+    yield Case(name + "walk_together", kernels.walk_together, walk)
+
+
+def _of_rows(name: str, dtype: FactorDtype) -> Iterator[Case]:
+    rows, stored = ROWS_OF[dtype], STORED[dtype]
+    saved = _named(Saved, place=INTS, rows=WORDS, counter=INTS, arrays=rows)
+    yield Case(name + "init", cuda_rows.livefactor_init_kernel, (NEW, rows, KEYS, F32, F32, U64, U64))
+    gather = (WORDS, stored, stored, saved, I64, I64, I64, stored)
+    yield Case(name + "gather", cuda_reads.livefactor_gather_kernel, gather)
+    yield Case(
+        name + "save", cuda_reads.livefactor_save_kernel, (WORDS, I64, I64, I64, rows, saved, I64, I64)
+    )
+    scan = (FLOATS, FLOATS, I64, rows, saved, I64, I64, I64, I64, FLOATS)
+    yield Case(name + "scan", cuda_reads.livefactor_scan_kernel, scan)
+    rescore = (FLOATS, FLOATS, rows, saved, LONGS, LONGS, I64, I64, FLOATS)
+    yield Case(name + "rescore", cuda_reads.livefactor_rescore_kernel, rescore)
+    yield Case(name + "norms", cuda_reads.livefactor_norms_kernel, (rows, I64, I64, FLOATS))
+
+
+def _rivals() -> Iterator[Case]:
+    for name, dtype in (
+        ("rival_hogwild", FactorDtype.FLOAT32),
+        ("rival_float16_hogwild", FactorDtype.FLOAT16),
+    ):
+        rows = ROWS_OF[dtype]
+        yield Case(
+            name,
+            rivals.livefactor_hogwild_kernel,
+            (WORDS, FLOATS, I64, I64, I64, I64, rows, rows, F32, RATES),
+        )
+    shared = (ROWS, ROWS, RATES, I64)
+    yield Case("rival_errors", rivals.livefactor_errors_kernel, (SPAN, PLAN, WORDS, FLOATS, *shared))
+    totals = (ROWS, ROWS, FLOATS, RATES, I64)
+    yield Case("rival_row_block", rivals.livefactor_row_block_kernel, (SPAN, PLAN, WORDS, *totals))
+    yield Case("rival_row_step", rivals.livefactor_row_step_kernel, (SPAN, PLAN, *totals))
+
+
+def device_of(target: tuple[int, int]) -> Any:
+    """What Numba asks the driver for when a kernel calls a function."""
+    return SimpleNamespace(compute_capability=target)
+
+
+@contextmanager
+def _compiling_for(target: tuple[int, int]) -> Iterator[None]:
+    with mock.patch("numba.cuda.dispatcher.get_current_device", return_value=device_of(target)):
+        yield
+
+
+def ptx_of(case: Case, target: tuple[int, int]) -> str:
+    """The kernel's PTX."""
+    with _compiling_for(target):
+        ptx, _ = cuda.compile(
+            case.kernel.py_func,
+            types.void(*case.arguments),
+            device=False,
+            abi="numba",
+            cc=target,
+            output="ptx",
+        )
+    return str(ptx)
+
+
+class Machine(NamedTuple):
+    """What ptxas says of a kernel."""
+
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+
+
+def machine_code_of(ptx: str, target: tuple[int, int]) -> Machine:
+    """Assemble PTX; the registers it takes, and what it keeps in memory for want of them."""
+    options = LinkerOptions(arch="sm_{}{}".format(*target), ptxas_options=["-v"])
+    parts = [ObjectCode.from_ptx(ptx.encode())]
+    if "cudaCGSynchronize" in ptx:  # the barrier over a grid is in CUDA's device runtime
+        parts.append(ObjectCode.from_library(find_static_lib("cudadevrt")))
+    linker = Linker(*parts, options=options)
+    assert len(linker.link("cubin").code) > 0
+    log = linker.get_info_log()
+    numbers = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    registers = re.search(r"Used (\d+) registers", log)
+    assert numbers is not None and registers is not None, log
+    return Machine(int(registers[1]), int(numbers[1]), int(numbers[2]) + int(numbers[3]))

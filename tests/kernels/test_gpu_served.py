@@ -1,0 +1,50 @@
+"""A log that a GPU served is replayed and verified on a CPU, and its snapshot goes on there (and the other way)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from livefactor import Models, Producer, Scorer
+from livefactor.channel import open_channel
+from livefactor_kernels.warp import SIMULATED
+from livefactor_server.audit import replay_model
+from livefactor_server.embedded import EmbeddedServer
+
+pytestmark = [] if SIMULATED else [pytest.mark.gpu]
+MODEL = "small"
+
+
+def serve(folder: Path, backend: str, users: list[int], items: list[int]) -> tuple[bytes, list[float], str]:
+    """Start, learn, stop with a snapshot: (root hash, scores, backend that the model's description names)."""
+    server = EmbeddedServer("clicks", folder, backend=backend)
+    channel = open_channel(server.target)
+    try:
+        models = Models(channel=channel)
+        if MODEL not in {description.name for description in models.list()}:
+            models.create(MODEL, preset="clicks", k=16, negatives=1, micro_batch=2)
+        with Producer(model=MODEL, producer_id=f"by {backend}", channel=channel) as producer:
+            producer.push(users, items)
+            position = producer.flush()
+        scorer = Scorer(model=MODEL, channel=channel)
+        scores = scorer.score(users[0], [3, 4, 99], min_position=position, deadline_s=60.0).scores.tolist()
+        described = models.describe(MODEL, with_root_hash=True)
+        return described.root_hash, scores, described.backend
+    finally:
+        channel.close()
+        server.stop()
+
+
+def test_a_log_of_one_backend_is_the_others_state(tmp_path) -> None:
+    first, _, name = serve(tmp_path, "cuda", [1, 2, 1, 3], [3, 4, 5, 3])
+    assert name == "cuda"
+    for backend in ("cpu", "reference"):
+        report = replay_model(tmp_path / "models" / MODEL, backend)
+        assert report.root_hash == first and report.good and report.snapshots, backend
+    second, _, name = serve(tmp_path, "cpu", [1, 9], [4, 8])
+    assert name == "cpu" and second != first
+    third, scores, _ = serve(tmp_path, "cuda", [2, 9], [4, 8])  # from the CPU's snapshot
+    report = replay_model(tmp_path / "models" / MODEL, "cpu")
+    assert report.root_hash == third and report.good
+    assert len(scores) == 3 and scores[0] != scores[1]
