@@ -29,17 +29,20 @@ def target(request) -> tuple[int, int]:
     return request.param
 
 
-ONE_KIND = {(8, 0): "bpr", (10, 0): "squared"}
-"""Kernels of a loss or a type that the default suite compiles for a target; of each for the others."""
+ALL_LOSSES = (9, 0)
+"""The target that the default suite compiles the kernels of each loss, the narrow ones and the rivals for."""
+ONE_LOSS = {(8, 0): "bpr", (10, 0): "squared"}
+"""The loss whose kernels it compiles for another target."""
 
 
 def is_short(name: str, target: tuple[int, int]) -> bool:
-    kind = name.split("_")[0]
-    if (
-        target not in ONE_KIND
-    ):  # bfloat16 differs from float16 in two formulas: where rows are read and stepped
-        return kind != "bfloat16" or name.endswith(("_users", "_step"))
-    return kind in (name, "rival", ONE_KIND[target])
+    """Whether the default suite compiles a kernel for a target; `make test-long` all for each."""
+    kind, is_together = name.split("_")[0], name.endswith("_together")
+    if target != ALL_LOSSES:
+        return kind in (name, ONE_LOSS[target]) and not is_together
+    if kind == "bfloat16":  # differs from float16 in two formulas: where rows are read and stepped
+        return name.endswith(("_users", "_step"))
+    return not is_together or kind == "squared"
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,11 @@ def test_the_backend_passes_its_tests_in_the_simulator() -> None:
 
 
 @pytest.mark.long
+def test_what_is_served_and_what_is_measured_passes_its_tests_in_the_simulator() -> None:
+    passed("not long", (1, 7), (("test_gpu_served.py",), ("test_gpu_figures.py",)))
+
+
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_kind_of_narrow_model_learns_in_the_simulator() -> None:
     passed("long", (60,), (("test_gpu_narrow.py",),))
