@@ -43,7 +43,7 @@ WALK_ENTRIES_MAX = 128
 """Entries of a micro-batch up to which one block walks over all of a span's micro-batches."""
 WALK_THREADS = 256
 MARGIN_BYTES = 512 << 20
-"""Memory of the device that tables leave free for scratch, pins and reads."""
+"""Memory of the device that tables leave free for pins and reads."""
 
 
 class CudaModel:

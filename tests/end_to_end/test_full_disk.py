@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -132,8 +133,11 @@ def check_refused_snapshot(auditor: Auditor, disk: Path, kept: str) -> None:
     """With no room at all a snapshot is refused, leaves nothing, and the older one stays good."""
     more = disk / "more"
     with more.open("wb", buffering=0) as file:
-        while _fill(file):  # what was written late may leave a little room once more
-            os.fsync(file.fileno())
+        quiet = 0
+        while quiet < 3:  # what was written late, or is freed late, may leave a little room once more
+            quiet = 0 if _fill(file) else quiet + 1
+            os.sync()
+            time.sleep(0.02)
     with pytest.raises(ResourceExhausted):
         auditor.snapshot()
     more.unlink()

@@ -134,3 +134,12 @@ def test_the_gpu_tests_need_no_plugin() -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     for needed in ("test_gpu_device.py", "test_gpu_model.py", "test_gpu_figures.py", "test_conformance.py"):
         assert needed in done.stdout
+
+
+def test_no_server_lets_in_a_record_that_the_gpu_holds_no_memory_for() -> None:
+    from livefactor_kernels.cuda_scratch import RECORD_EVENTS_MAX
+    from livefactor_server.settings import Settings
+
+    assert Settings(batch_events_max=RECORD_EVENTS_MAX).batch_events_max == RECORD_EVENTS_MAX
+    with pytest.raises(ValueError, match="batch_events_max"):
+        Settings(batch_events_max=RECORD_EVENTS_MAX + 1)

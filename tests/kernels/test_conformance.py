@@ -52,9 +52,8 @@ STORED = [
     pytest.param(name, dtype, marks=pytest.mark.gpu if name == "cuda" else ())
     for name in BACKEND_NAMES
     for dtype in FactorDtype
-    if name != "cuda" or dtype == FactorDtype.FLOAT32
 ]
-"""Every backend with all that it can store factors as."""
+"""Every backend with all that factors can be stored as."""
 
 
 @pytest.mark.parametrize("sequential", [True, False], ids=["B1", "micro"])

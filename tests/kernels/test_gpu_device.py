@@ -51,6 +51,16 @@ def test_tables_grow_in_place() -> None:
     assert differences(model, judge) == []
 
 
+def test_a_record_takes_no_memory_not_even_to_sort() -> None:
+    model = create_backend("cuda", make_spec(Loss.LOGISTIC, negatives=3, micro_batch=4096))
+    assert model.reserve(4096, 4096)
+    pools = model.device._pool, model.device.xp.get_default_memory_pool()
+    before = [pool.total_bytes() for pool in pools]
+    for turn, events in enumerate((1, 300, 65_536, 20_000)):
+        push_random(model, np.random.default_rng(turn), events, 4000, 4000)
+    assert [pool.total_bytes() for pool in pools] == before and before[0] > 0
+
+
 def test_models_in_many_threads_learn_the_same() -> None:
     spec = make_spec(Loss.BPR, OptimizerKind.ADAGRAD, negatives=3, micro_batch=64)
     models = [create_backend(name, spec) for name in ("cuda", "cuda", "cuda", "cpu")]
