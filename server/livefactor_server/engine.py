@@ -6,8 +6,8 @@
 Order of a commit, and why nothing acknowledged can be lost: a record is written and its sync has returned before it is
 applied; it is applied and published before it is acknowledged. What is queued when a stage turns forms the next
 group: throughput under load, latency when idle. Under load the disk writes one group while the LOG stage finds the
-rows of the group before; without load the LOG stage also applies what it logged. A failed sync is final: the engine
-acknowledges nothing more and says why in `failure`; a restart recovers from the log.
+rows of the group before. A failed sync is final: the engine acknowledges nothing more and says why in `failure`; a
+restart recovers from the log.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ GROUPS_AHEAD_MAX = 2
 
 RUN_WORK_MAX = 16_384
 """Events times (1 + negatives) that are applied under one hold of the gate, one larger record aside."""
-INLINE_WORK_MAX = 8_192
-"""A group of no more work is applied by the LOG stage itself if nothing else waits: waking another thread takes longer."""
 
 IDLE_MARK_S = 0.010
 """After this long without a batch the log gets a mark, so that a torn tail can be told from damage."""
@@ -77,8 +75,7 @@ class Engine:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")
         self._durable: list[tuple[Submission, Header]] = []
         self._durable_rows = 0
-        self._ahead = threading.Condition()
-        self._groups_ahead = 0
+        self._ahead = threading.BoundedSemaphore(GROUPS_AHEAD_MAX)
         self._budget = _Budget(settings.queue_bytes_max)
         self._published = threading.Condition()
         self._draining = False
@@ -280,12 +277,7 @@ class Engine:
             for (item, header), rows in zip(self._durable, placed, strict=True)
         ]
         self._durable, self._durable_rows = [], 0
-        if not self._groups_ahead and self._queue.empty() and self._work(group) <= INLINE_WORK_MAX:
-            self._apply_group(group)
-            return
-        with self._ahead:
-            self._ahead.wait_for(lambda: self._groups_ahead < GROUPS_AHEAD_MAX)
-            self._groups_ahead += 1
+        self._ahead.acquire()
         self._to_apply.put(group)
 
     def _refuse(self, items: list[Submission], refusal: Refused) -> None:
@@ -309,27 +301,21 @@ class Engine:
 
     def _apply_stage(self) -> None:
         while (group := self._to_apply.get()) is not None:
-            self._apply_group(group)
-            with self._ahead:
-                self._groups_ahead -= 1
-                self._ahead.notify()
-
-    def _apply_group(self, group: _Group) -> None:
-        for run in self._runs(group):
-            if self.torn:
-                self._abandon(run)
-            else:
-                self._apply_or_tear(run)
-
-    def _work(self, group: _Group) -> int:
-        return sum(item.change.rows for item, _ in group) * (1 + self.state.spec.negatives)
+            try:
+                for run in self._runs(group):
+                    if self.torn:
+                        self._abandon(run)
+                    else:
+                        self._apply_or_tear(run)
+            finally:
+                self._ahead.release()
 
     def _runs(self, group: _Group) -> Iterator[_Group]:
         """The group in pieces of bounded work: how long readers may have to wait for the gate."""
         run: _Group = []
         work = 0
         for entry in group:
-            more = self._work([entry])
+            more = entry[0].change.rows * (1 + self.state.spec.negatives)
             if run and work + more > RUN_WORK_MAX:
                 yield run
                 run, work = [], 0
