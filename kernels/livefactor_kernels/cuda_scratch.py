@@ -35,12 +35,10 @@ def chunks_of(spec: ModelSpec, events: int, width: int, user_rows: int, item_row
 
 def record_bytes(spec: ModelSpec, events: int) -> int:
     """Bytes of a record's columns (`cuda_staging`), if all are there and every key in it is new."""
-    columns = 2 * [events * KEY_BYTES] + 4 * [
-        events * WORD_BYTES
-    ]  # new keys; rows of two sides, values, weights
-    if spec.loss == Loss.SQUARED:
-        columns.append(-(-events // spec.micro_batch) * WORD_BYTES)  # means
-    return sum(map(aligned, columns))
+    elements = [KEY_BYTES] * 2 + [WORD_BYTES] * 4  # new keys; rows of both sides, values, weights
+    nbytes = sum(aligned(events * each) for each in elements)
+    means = -(-events // spec.micro_batch) if spec.loss == Loss.SQUARED else 0
+    return nbytes + aligned(means * WORD_BYTES)
 
 
 def plan_sizes(spec: ModelSpec, events: int, width: int) -> dict[str, int]:

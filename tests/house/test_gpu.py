@@ -138,8 +138,8 @@ def test_the_gpu_tests_need_no_plugin() -> None:
 
 def test_no_server_lets_in_a_record_that_the_gpu_holds_no_memory_for() -> None:
     from livefactor_kernels.cuda_scratch import RECORD_EVENTS_MAX
-    from livefactor_server.settings import Settings
+    from livefactor_server.settings import ServerSettings
 
-    assert Settings(batch_events_max=RECORD_EVENTS_MAX).batch_events_max == RECORD_EVENTS_MAX
+    assert ServerSettings(batch_events_max=RECORD_EVENTS_MAX).batch_events_max == RECORD_EVENTS_MAX
     with pytest.raises(ValueError, match="batch_events_max"):
-        Settings(batch_events_max=RECORD_EVENTS_MAX + 1)
+        ServerSettings(batch_events_max=RECORD_EVENTS_MAX + 1)

@@ -110,6 +110,7 @@ def test_every_kind_of_model_learns_what_the_reference_learns(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [name for name in SPECS if name.endswith("float16")])
 def test_the_golden_digests(name) -> None:
     assert digest(name, "cuda") == GOLDEN[name]
