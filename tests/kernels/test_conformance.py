@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -346,11 +347,13 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it(name, dtype) -> None
 @pytest.mark.parametrize(("name", "dtype"), STORED)
 def test_a_pin_is_read_without_the_gate_while_updates_go_on(name, dtype) -> None:
     model = taught(name, make_spec(Loss.BPR, ADAGRAD, k=20, negatives=3, factor_dtype=dtype))
-    gate, stop, learned = threading.Lock(), threading.Event(), []
+    gate, wanted, stop, learned = threading.Lock(), threading.Event(), threading.Event(), []
 
     def learn() -> None:
         rng = np.random.default_rng(5)
         while not stop.is_set():
+            while wanted.is_set():  # a lock is not fair: who holds it nearly always would get it nearly always
+                time.sleep(0.0005)
             user_rows = model.users.allocate(rng.integers(0, 300, 100).astype(np.uint64))
             item_rows = model.items.allocate(rng.integers(0, 300, 100).astype(np.uint64))
             counts = model.users.allocated, model.items.allocated
@@ -363,7 +366,9 @@ def test_a_pin_is_read_without_the_gate_while_updates_go_on(name, dtype) -> None
     learner.start()
     try:
         for turn in range(6):
+            wanted.set()
             with gate:
+                wanted.clear()
                 pin = model.pin()
                 state = copy_state(model)
                 expected = gathered(model, model.published) | best(pin, np.random.default_rng(turn))
