@@ -352,7 +352,9 @@ def test_a_pin_is_read_without_the_gate_while_updates_go_on(name, dtype) -> None
     def learn() -> None:
         rng = np.random.default_rng(5)
         while not stop.is_set():
-            while wanted.is_set():  # a lock is not fair: who holds it nearly always would get it nearly always
+            while (
+                wanted.is_set()
+            ):  # a lock is not fair: who holds it nearly always would get it nearly always
                 time.sleep(0.0005)
             user_rows = model.users.allocate(rng.integers(0, 300, 100).astype(np.uint64))
             item_rows = model.items.allocate(rng.integers(0, 300, 100).astype(np.uint64))
