@@ -342,7 +342,9 @@ class Engine:
 
     def _apply(self, run: _Group) -> None:
         """Apply durable records, publish the last one's revision, acknowledge them."""
-        self.state.backend.wait_for_room(sum(item.change.rows for item, _ in run))
+        learned = sum(record.change.rows for _, record in run if record.placed is not None)
+        if learned:
+            self.state.backend.wait_for_room(learned)
         with self.gate.writing():
             self.state.apply([record for _, record in run])
         with self._admission.lock:
