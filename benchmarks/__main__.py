@@ -33,8 +33,9 @@ from benchmarks import (
     side_by_side,
 )
 from benchmarks import ingest as ingest_rounds
+from benchmarks.pages import ROOT
 
-RESULTS = report.ROOT / "benchmarks" / "results" / "cpu.json"
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 QUIET_LOAD = 0.5
 """Load average above which a run says that the machine is busy."""
 

@@ -23,10 +23,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.pages import ROOT, write_between
+
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 PAGE = ROOT / "docs" / "gpu.md"
-BEGIN, END = "<!-- figures: make gpu-check -->", "<!-- /figures -->"
+COMMAND = "make gpu-check"
 NOT_MEASURED = "not yet measured"
 TEST_SECONDS_MAX = 240
 PACKAGES = ("numpy", "numba", "numba-cuda", "cupy-cuda13x", "cupy-cuda12x", "torch", "grpcio", "protobuf")
@@ -110,10 +111,7 @@ def table(figures: Figures) -> str:
 
 def write_page(figures: Figures) -> None:
     """Put the table in docs/gpu.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(figures)}\n{END}{after}", encoding="utf-8")
+    write_between(PAGE, COMMAND, table(figures))
 
 
 def environment() -> dict[str, str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Group
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- figures: make bench -->", "<!-- /figures -->"
+from benchmarks.pages import ROOT, six_digits, write_between
+
+COMMAND = "make bench"
 Figure = float | str | None
 Figures = Mapping[str, Figure]
 
@@ -182,9 +182,7 @@ def completed(figures: Figures, whole: bool) -> dict[str, Figure]:
         left, right = figures.get(over), figures.get(under)
         if isinstance(left, float | int) and isinstance(right, float | int):
             result[name] = left / right
-    return {
-        name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in result.items()
-    }
+    return six_digits(result)
 
 
 def shown(name: str, value: Figure) -> str:
@@ -253,20 +251,10 @@ def short_page(figures: Figures) -> str:
 PAGES = {ROOT / "docs" / "benchmarks.md": full_page, ROOT / "README.md": short_page}
 
 
-def between_marks(text: str) -> tuple[str, str, str]:
-    """(before, between, after) the marks of a page. ValueError if it has none, or several."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"expected {BEGIN} and {END} once each")
-    before, rest = text.split(BEGIN)
-    between, after = rest.split(END)
-    return before + BEGIN + "\n", between.strip("\n"), "\n" + END + after
-
-
 def write_pages(figures: Figures) -> None:
     """Put the tables where people read them."""
     for path, page in PAGES.items():
-        before, _, after = between_marks(path.read_text(encoding="utf-8"))
-        path.write_text(before + page(figures) + after, encoding="utf-8")
+        write_between(path, COMMAND, page(figures))
 
 
 def _markdown(figures: Figures, rows: list[Row]) -> list[str]:

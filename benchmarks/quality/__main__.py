@@ -20,11 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from threadpoolctl import threadpool_limits
 
 from benchmarks import machine
+from benchmarks.pages import ROOT
 from benchmarks.progressive import ratings_path
 from benchmarks.quality import methods, pictures, report, suite
 from benchmarks.quality.ranking import QUICK, WHOLE, Extent, Figures
 
-RESULTS = report.ROOT / "benchmarks" / "results" / "quality.json"
+RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
 
 
 def print_grids(console: Console, extent: Extent) -> None:
@@ -83,7 +84,7 @@ def main() -> None:
     if arguments.pages or not (arguments.quick or arguments.output):
         figures = json.loads(RESULTS.read_text(encoding="utf-8"))
         report.write_page(figures)
-        pictures.draw(figures, report.ROOT / "docs" / "images")
+        pictures.draw(figures, ROOT / "docs" / "images")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ from typing import NamedTuple
 from rich.console import Group
 from rich.table import Table
 
+from benchmarks.pages import ROOT, six_digits, write_between
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.metrics import NAMES, PRIMARY
 from benchmarks.quality.ranking import MICRO_BATCHES
 from benchmarks.quality.suite import BY_USER, NEXT_GRIDS, ORDERS
-from benchmarks.report import ROOT, Figure
+from benchmarks.report import Figure
 
 PAGE = ROOT / "docs" / "quality.md"
-BEGIN, END = "<!-- figures: make quality -->", "<!-- /figures -->"
+COMMAND = "make quality"
 Figures = Mapping[str, Figure]
 
 SET_LABELS = {"ml1m": "MovieLens-1M, timed half", "retail": "Online Retail"}
@@ -107,9 +108,7 @@ def completed(measured: Figures) -> dict[str, Figure]:
         numbers = [value for value in under if isinstance(value, float)]
         if isinstance(over, float) and numbers:
             result[name] = over / max(numbers)
-    return {
-        name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in result.items()
-    }
+    return six_digits(result)
 
 
 def shown(name: str, value: Figure) -> str:
@@ -243,16 +242,6 @@ def _markdown(sheet: Sheet) -> list[str]:
     ]
 
 
-def between_marks(text: str) -> tuple[str, str, str]:
-    """(before, between, after) the marks of a page. ValueError if it has none, or several."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"expected {BEGIN} and {END} once each")
-    before, rest = text.split(BEGIN)
-    between, after = rest.split(END)
-    return before + BEGIN + "\n", between.strip("\n"), "\n" + END + after
-
-
 def write_page(figures: Figures) -> None:
     """Put the tables where people read them."""
-    before, _, after = between_marks(PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(before + page(figures) + after, encoding="utf-8")
+    write_between(PAGE, COMMAND, page(figures))

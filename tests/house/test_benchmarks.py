@@ -13,6 +13,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
 from benchmarks import report
+from benchmarks.pages import between_marks
 
 MODULES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
@@ -100,5 +101,5 @@ def test_ratios_follow_from_the_figures_beside_them() -> None:
 @measured
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda path: path.name)
 def test_pages_show_the_figures_that_were_measured(page) -> None:
-    _, shown, _ = report.between_marks(page.read_text(encoding="utf-8"))
+    _, shown, _ = between_marks(page.read_text(encoding="utf-8"), report.COMMAND)
     assert shown == report.PAGES[page](results())

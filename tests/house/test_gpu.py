@@ -15,6 +15,7 @@ from repository import ROOT, imports, python_files
 
 sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
 from benchmarks import gpu_check
+from benchmarks.pages import between_marks
 
 WARP = ROOT / "kernels" / "livefactor_kernels" / "warp.py"
 
@@ -32,7 +33,7 @@ def test_one_file_imports_numba_cuda() -> None:
 def test_the_page_shows_what_was_measured_and_nothing_else() -> None:
     figures = json.loads(gpu_check.RESULTS.read_text("utf-8")) if gpu_check.RESULTS.exists() else {}
     text = gpu_check.PAGE.read_text(encoding="utf-8")
-    shown = text.split(gpu_check.BEGIN)[1].split(gpu_check.END)[0].strip()
+    _, shown, _ = between_marks(text, gpu_check.COMMAND)
     assert shown == gpu_check.table(figures).strip()
     if not figures:
         assert shown.count(gpu_check.NOT_MEASURED) == len(gpu_check.GOALS)

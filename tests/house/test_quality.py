@@ -14,6 +14,7 @@ import pytest
 from repository import ROOT
 
 sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
+from benchmarks.pages import between_marks
 from benchmarks.progressive_data import Stream
 from benchmarks.quality import als, closed_form, data, metrics, ratings, report, search
 from benchmarks.quality.data import Events
@@ -297,7 +298,7 @@ def test_what_was_not_measured_is_missing_and_not_invented() -> None:
     assert figures["ratio_ml1m_time_clicks_to_ials"] is None
     assert report.shown("ratio_ml1m_time_clicks_to_ials", None) == "missing"
     with pytest.raises(ValueError, match="once each"):
-        report.between_marks("no marks")
+        between_marks("no marks", report.COMMAND)
 
 
 @measured
@@ -314,5 +315,5 @@ def test_results_are_flat_dated_and_whole() -> None:
 
 @measured
 def test_the_page_shows_the_figures_that_were_measured() -> None:
-    _, shown, _ = report.between_marks(report.PAGE.read_text(encoding="utf-8"))
+    _, shown, _ = between_marks(report.PAGE.read_text(encoding="utf-8"), report.COMMAND)
     assert shown == report.page(json.loads(RESULTS.read_text(encoding="utf-8")))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -49,6 +52,21 @@ def push_random(model: Backend, rng: np.random.Generator, events: int, users: in
     item_keys[::2] = 3
     values = rng.integers(0, 2, events) if model.spec.loss == Loss.LOGISTIC else rng.normal(size=events)
     push(model, rng.integers(0, users, events), item_keys, values, rng.random(events) + 0.1)
+
+
+def learn_side_by_side(models: Sequence[Backend]) -> None:
+    """The same random records for every model, each in a thread of its own, all at once."""
+
+    def run(model: Backend) -> None:
+        rng = np.random.default_rng(8)
+        for _ in range(12):
+            push_random(model, rng, 700, 200, 90)
+
+    threads = [threading.Thread(target=run, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def differences(one: Backend, other: Backend) -> list[str]:

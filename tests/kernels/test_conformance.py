@@ -31,6 +31,7 @@ from synthetic import (
     assert_same,
     copy_state,
     differences,
+    learn_side_by_side,
     make_spec,
     pair,
     push,
@@ -183,17 +184,7 @@ def test_models_in_many_threads_learn_the_same() -> None:
     """Kernels release the GIL: what a model learns must not depend on what runs beside it."""
     specs = [make_spec(Loss.BPR, ADAGRAD, negatives=3, micro_batch=batch) for batch in (1, 7)]
     models = [create_backend("cpu", spec) for spec in specs for _ in range(3)]
-
-    def run(model) -> None:
-        rng = np.random.default_rng(8)
-        for _ in range(12):
-            push_random(model, rng, 700, 200, 90)
-
-    threads = [threading.Thread(target=run, args=(model,)) for model in models]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    learn_side_by_side(models)
     for group in (models[:3], models[3:]):
         assert differences(group[0], group[1]) == differences(group[0], group[2]) == []
 

@@ -3,8 +3,6 @@ other."""
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from livefactor_kernels.backend import create_backend
 from livefactor_kernels.spec import Limits, Loss, ModelSpec, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.warp import SIMULATED
-from synthetic import differences, make_spec, push_random, read_pin, unlike
+from synthetic import differences, learn_side_by_side, make_spec, push_random, read_pin, unlike
 from test_golden import GOLDEN, SPECS, digest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(SIMULATED, reason="the simulator has no device")]
@@ -64,17 +62,7 @@ def test_a_record_takes_no_memory_not_even_to_sort() -> None:
 def test_models_in_many_threads_learn_the_same() -> None:
     spec = make_spec(Loss.BPR, OptimizerKind.ADAGRAD, negatives=3, micro_batch=64)
     models = [create_backend(name, spec) for name in ("cuda", "cuda", "cuda", "cpu")]
-
-    def run(model) -> None:
-        rng = np.random.default_rng(8)
-        for _ in range(12):
-            push_random(model, rng, 700, 200, 90)
-
-    threads = [threading.Thread(target=run, args=(model,)) for model in models]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    learn_side_by_side(models)
     assert [differences(model, models[-1]) for model in models[:-1]] == [[], [], []]
 
 

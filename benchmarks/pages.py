@@ -1,0 +1,33 @@
+"""Pages of the docs whose tables are written by a command, between two marks; needs nothing but Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+END = "<!-- /figures -->"
+
+
+def between_marks(text: str, command: str) -> tuple[str, str, str]:
+    """(before, between, after) the marks that `command` writes between. ValueError if there are none, or several."""
+    begin = f"<!-- figures: {command} -->"
+    if text.count(begin) != 1 or text.count(END) != 1:
+        raise ValueError(f"expected {begin} and {END} once each")
+    before, rest = text.split(begin)
+    between, after = rest.split(END)
+    return before + begin + "\n", between.strip("\n"), "\n" + END + after
+
+
+def write_between(path: Path, command: str, content: str) -> None:
+    """Put `content` between the marks of a page."""
+    before, _, after = between_marks(path.read_text(encoding="utf-8"), command)
+    path.write_text(before + content + after, encoding="utf-8")
+
+
+def six_digits(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures, floats rounded to six digits."""
+    return {
+        name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in figures.items()
+    }
