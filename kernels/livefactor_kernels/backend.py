@@ -107,6 +107,13 @@ class Pin(Protocol):
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `Backend.gather`, as of the pin. Rows must be below `counts`, or `NO_ROW`."""
 
+    @property
+    def gram(self) -> np.ndarray:
+        """`Backend.gram` at the pin."""
+
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `Backend.read`, as of the pin. Rows must be below `counts`, or `NO_ROW`."""
+
     def top_k(
         self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
         own: np.ndarray | None = None, own_offsets: np.ndarray | None = None,
@@ -166,6 +173,13 @@ class Backend(Protocol):
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean."""
 
+    @property
+    def gram(self) -> np.ndarray:
+        """float64[2, k, k]: sums of outer products of users' and items' rows (rule SOLVE), else float64[2, 0, 0]."""
+
+    def set_gram(self, gram: np.ndarray) -> None:
+        """Restore `gram`."""
+
     def reserve(self, user_rows: int, item_rows: int) -> bool:
         """Make sure that there is memory for tables of so many rows (each at most the side's capacity).
 
@@ -192,8 +206,8 @@ class Backend(Protocol):
 
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
         """The first `count` rows of a side as arrays of the host, unpadded: keys uint64[count], factors [count, k]
-        as stored (float32, float16, or uint16: the bits of bfloat16), bias float32[count], and with AdaGrad
-        factor_g, bias_g float32 of the same shapes.
+        as stored (float32, float16, or uint16: the bits of bfloat16), bias float32[count], with AdaGrad
+        factor_g, bias_g float32 of the same shapes, and the history's (`history.row_sections`).
 
         Views where the tables are in memory: do not write to them. The caller holds the gate as long as it
         looks at them.
@@ -205,6 +219,10 @@ class Backend(Protocol):
 
         New arrays of the host, C-contiguous; factors begin at a multiple of 64 bytes.
         """
+
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Copies of the sections `names` (as `sections` has them) of rows uint32[n], zeros where a row is `NO_ROW`.
+        The caller holds the gate."""
 
     def pin(self) -> Pin:
         """Keep the current revision readable. The caller holds the gate."""
@@ -266,11 +284,13 @@ def state_sections(backend: Backend) -> dict[str, np.ndarray]:
     """The tables' share of a model's state at its revision, in the order in which the root hash takes it.
 
     By name: users.keys, users.factors, ..., items.bias_g, of the published rows as `Backend.sections` gives
-    them, and mean int64[2] (sum, count).
+    them, with rule SOLVE gram float64[2 * k * k], and mean int64[2] (sum, count).
     """
     sections: dict[str, np.ndarray] = {}
     for name, side in (("users", USERS), ("items", ITEMS)):
         part = backend.sections(side, backend.published[side])
         sections |= {f"{name}.{section}": array for section, array in part.items()}
+    if backend.gram.size:
+        sections["gram"] = backend.gram.ravel()
     sections["mean"] = np.array([backend.mean_sum, backend.mean_count], np.int64)
     return sections

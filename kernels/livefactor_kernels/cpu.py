@@ -12,10 +12,12 @@ import numpy as np
 from . import scalar, scoring
 from .cpu_micro_batch import make_scratch, micro_batch_kernel
 from .cpu_sequential import SAMPLED_NEGATIVES_MAX, positive_kernel, sampled_kernel
+from .history.cpu import Recorder
 from .lanes import address_of
 from .pins import Pin, PinBoard
 from .random import ROUNDING_DOMAIN, domain_key
-from .spec import LANES, FactorDtype, ModelSpec, OptimizerKind
+from .solve.cpu import Solver
+from .spec import LANES, FactorDtype, ModelSpec, OptimizerKind, Rule
 from .steps import Rows
 from .tables import ITEMS, USERS, Table
 from .update import Rates, Update, draw_negatives, joined
@@ -62,8 +64,12 @@ class CpuModel:
         self.users, self.items = Table(spec, USERS), Table(spec, ITEMS)
         self.revision = 0
         self.published = (0, 0)
-        self.pins = PinBoard(self)
         self._mean_state = np.zeros(2, np.int64)
+        self._solver = (
+            Solver(spec, self.users, self.items, self._mean_state) if spec.rule == Rule.SOLVE else None
+        )
+        self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
+        self.pins = PinBoard(self)
         self._rates = Rates.of(spec)
         self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
         self._rows = Rows.of(self.users), Rows.of(self.items)
@@ -72,6 +78,8 @@ class CpuModel:
         self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
         if spec.factor_dtype != FactorDtype.FLOAT32:
             scoring.compile_kernels(spec.factor_dtype)  # those of float32 are for whoever reads
+        if self._solver is not None:
+            return
         self._choose_kernel()
         self._run(
             self.revision,
@@ -146,6 +154,15 @@ class CpuModel:
         """Global mean of the values seen (squared loss), else 0."""
         return np.float32(scalar.mean_of(self.mean_sum, self.mean_count))
 
+    @property
+    def gram(self) -> np.ndarray:
+        """float64[2, k, k]: sums of outer products of users' and items' rows (rule SOLVE), else float64[2, 0, 0]."""
+        return np.zeros((2, 0, 0)) if self._solver is None else self._solver.gram
+
+    def set_gram(self, gram: np.ndarray) -> None:
+        """Restore `gram`."""
+        self.gram[:] = gram
+
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""
         self._mean_state[:] = total, count
@@ -173,12 +190,22 @@ class CpuModel:
         """
         for update in updates:
             update.check()
+        if self._solver is not None:
+            for update in updates:
+                self._solve(self._solver, update)
+            return
         joinable = self._sequential and self.spec.factor_dtype == FactorDtype.FLOAT32
         if len(updates) == 1 or (joinable and self._draw_widths(updates) < 2):
             self._learn(updates)
             return
         for update in updates:
             self._learn([update])
+
+    def _solve(self, solver: Solver, update: Update) -> None:
+        if self.pins.active:
+            self.pins.protect(update, solver.recorder.followed(update))
+        solver.learn(update)
+        self.advance(update.revision, update.user_count, update.item_count)
 
     def _draw_widths(self, updates: Sequence[Update]) -> int:
         """How many different numbers of negatives an event takes: none are drawn while there is one item."""
@@ -187,10 +214,14 @@ class CpuModel:
     def _learn(self, updates: Sequence[Update]) -> None:
         negatives = self._draw(updates)
         update = joined(updates)
-        self.pins.protect(update, negatives)
+        if self.pins.active:
+            followed = () if self._recorder is None else (self._recorder.followed(update),)
+            self.pins.protect(update, negatives.reshape(-1), *followed)
         values = _NO_FLOATS if update.values is None else update.values
         weights = _NO_FLOATS if update.weights is None else update.weights
         self._run(update.revision, update.user_rows, update.item_rows, values, weights, negatives)
+        if self._recorder is not None:
+            self._recorder.record(update, 0, update.user_rows.size)
         self.advance(update.revision, update.user_count, update.item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
@@ -218,6 +249,10 @@ class CpuModel:
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(factors float32[n, kp], bias float32[n]) of rows uint32[n] as they are now (`scoring.gather`)."""
         return scoring.gather((self.users, self.items)[side], rows)
+
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Copies of sections of rows as they are now (`Table.read`)."""
+        return (self.users, self.items)[side].read(rows, names)
 
     def pin(self) -> Pin:
         """Keep the current revision readable; no `apply` may be running."""

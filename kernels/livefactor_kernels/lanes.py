@@ -472,3 +472,11 @@ def address_of(array: np.ndarray) -> np.uint64:
     """Address of an array's first element, as the uint64 that `load16` takes (the caller keeps the array
     alive)."""
     return np.uint64(array.__array_interface__["data"][0])
+
+
+@overload(address_of)
+def _address_of(array: Any) -> Any:
+    def impl(array: Any) -> Any:
+        return np.uint64(array.ctypes.data)
+
+    return impl

@@ -15,6 +15,7 @@ patch always wins.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,9 @@ from numba import njit
 
 from . import scoring
 from .narrow import widened
-from .spec import ModelSpec, OptimizerKind
+from .spec import ModelSpec
 from .steps import ONE, ZERO
-from .tables import ITEMS, USERS, Table, reserve
+from .tables import ITEMS, USERS, Table, reserve, unpadded
 from .update import Update
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 OVERLAY_ROWS_MAX = 1 << 18
 """Copies of one side past which `PinBoard.wait_for_room` holds the writer back."""
-_ROW_SECTIONS = ("factors", "bias", "factor_g", "bias_g")
+OVERLAY_BYTES_MAX = 1 << 30
+"""Bytes of copies of one side that stand for the same, where rows are long."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -87,8 +89,7 @@ class _Overlay:
     def __init__(self, spec: ModelSpec, table: Table, rows: int) -> None:
         self.table = table
         self.kp = spec.k_padded
-        adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
-        self.names = _ROW_SECTIONS if adagrad else _ROW_SECTIONS[:2]
+        self.live = table.padded()
         self.stamps = reserve((table.capacity,), np.uint64)
         self.head = self.tail = 0
         self._reserve(rows)
@@ -97,12 +98,8 @@ class _Overlay:
         self.size = rows
         self.tags, self.rows = reserve((rows,), np.uint64), reserve((rows,), np.uint32)
         self.arrays = {
-            name: reserve((rows, self.kp) if name.startswith("factor") else (rows,), self._live(name).dtype)
-            for name in self.names
+            name: reserve((rows, *array.shape[1:]), array.dtype) for name, array in self.live.items()
         }
-
-    def _live(self, name: str) -> np.ndarray:
-        return getattr(self.table, name)  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
         return self.tail - self.head
@@ -114,7 +111,7 @@ class _Overlay:
         places = np.arange(self.tail, self.tail + rows.size) % self.size
         self.tags[places], self.rows[places] = tag, rows
         for name, ring in self.arrays.items():
-            live, copies = (_bits(array) for array in (self._live(name), ring))
+            live, copies = (_bits(array) for array in (self.live[name], ring))
             _copy_rows(rows, live, copies, np.uint64(self.tail))
         self.tail += rows.size
 
@@ -159,6 +156,7 @@ class Pin:
         self.counts = model.published
         self.mean = model.mean
         self.mean_state = (model.mean_sum, model.mean_count)
+        self.gram = model.gram.copy()
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(factors float32[n, kp], bias float32[n]) of rows uint32[n] (`scoring.gather_pinned`)."""
@@ -183,9 +181,21 @@ class Pin:
             overlay = self._board.overlay(side)
             found, places = overlay.places(self._number, start, stop)
             for name, ring in overlay.arrays.items():
-                patch = ring[places]
-                copies[name][found] = patch if ring.ndim == 1 else patch[:, : table.spec.k]
+                copies[name][found] = unpadded(name, ring[places], table.spec.k)
         return copies
+
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `backend.Pin.read`."""
+        out = self._board.table(side).read(rows, names)
+        with self._board.lock:
+            overlay = self._board.overlay(side)
+            changed, places = overlay.places(self._number, 0, self.counts[side])
+            if changed.size:
+                at = np.minimum(np.searchsorted(changed, rows), changed.size - 1)
+                hit = changed[at] == rows
+                for name in names:
+                    out[name][hit] = unpadded(name, overlay.arrays[name][places[at[hit]]], self._board.table(side).spec.k)
+        return out
 
     def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of `side` changed since the pin, as of the pin: uint32[m] ascending, factors float32[m,
@@ -214,7 +224,8 @@ class PinBoard:
 
     def __init__(self, model: CpuModel, overlay_rows_max: int = OVERLAY_ROWS_MAX) -> None:
         """No pins; memory for copies is reserved, and taken when copies are made."""
-        self.overlay_rows_max = overlay_rows_max
+        longest = max(table.row_bytes for table in (model.users, model.items))
+        self.overlay_rows_max = max(1, min(overlay_rows_max, OVERLAY_BYTES_MAX // longest))
         self.lock = threading.Condition()
         self._tables = (model.users, model.items)
         self._overlays: list[_Overlay] | None = None
@@ -277,18 +288,18 @@ class PinBoard:
         held = max(map(len, self._overlays or ()), default=0)
         return not self._active or held == 0 or held + update_rows <= self.overlay_rows_max
 
-    def protect(self, update: Update, negatives: np.ndarray) -> None:
+    def protect(self, update: Update, *more_items: np.ndarray) -> None:
         """Copy the rows that `update` is about to change and that a pin can see, at their first touch after
         the newest pin.
 
-        negatives: uint32[n, d], the items drawn for it. The backend calls this before its kernel; free
+        more_items: uint32[n], items that it changes beside those it names. The backend calls this before its kernel; free
         without pins.
         """
         if not self._active:
             return
         with self.lock:
             self._protect_side(USERS, [update.user_rows])
-            self._protect_side(ITEMS, [update.item_rows, negatives.reshape(-1)])
+            self._protect_side(ITEMS, [update.item_rows, *more_items])
 
     def _protect_side(self, side: int, columns: list[np.ndarray]) -> None:
         below = max((counts[side] for counts in self._active.values()), default=0)

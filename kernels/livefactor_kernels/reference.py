@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import scalar
+from .history import row_sections
+from .history.reference import Recorder
 from .lanes import clamp
 from .narrow import array_dtype, rounded, widened
 from .random import (
@@ -38,8 +40,9 @@ from .random import (
     rounding_word,
 )
 from .scoring import check_top_k
-from .spec import LANES, Loss, ModelSpec, OptimizerKind
-from .tables import ITEMS, NO_ROW, USERS, check_sections, reserve
+from .solve.reference import Solver
+from .spec import LANES, Loss, ModelSpec, OptimizerKind, Rule
+from .tables import ITEMS, NO_ROW, USERS, check_sections, read_rows, reserve, unpadded
 from .update import Rates, Update, draw_negatives
 
 CHUNK = 32
@@ -83,23 +86,34 @@ class ReferenceTable:
         self.bias: np.ndarray
         self.factor_g: np.ndarray
         self.bias_g: np.ndarray
+        self.seen_rows: np.ndarray
+        self.seen_values: np.ndarray
+        self.seen_weights: np.ndarray
+        self.seen_visits: np.ndarray
+        self.seen_count: np.ndarray
+        self.visits: np.ndarray
+        self.last_time: np.ndarray
+        self.neighbor_rows: np.ndarray
+        self.neighbor_counts: np.ndarray
         self._resize(0)
 
     def _resize(self, rows: int) -> None:
         kp = self.spec.k_padded
-        shapes: dict[str, tuple[tuple[int, ...], type | np.dtype]] = {
+        shapes: dict[str, tuple[tuple[int, ...], type | np.dtype | str]] = {
             "keys": ((rows,), np.uint64),
             "factors": ((rows, kp), array_dtype(self.spec.factor_dtype)),
             "bias": ((rows,), np.float32),
         }
         if self.spec.optimizer.kind == OptimizerKind.ADAGRAD:
             shapes |= {"factor_g": ((rows, kp), np.float32), "bias_g": ((rows,), np.float32)}
+        for name, (shape, dtype) in row_sections(self.spec, self.side).items():
+            shapes[name] = ((rows, *shape), dtype)
         for name, (shape, dtype) in shapes.items():
             array: np.ndarray = np.zeros(shape, dtype)
             old = getattr(self, name, array[:0])[:rows]
             array[: len(old)] = old
             setattr(self, name, array)
-        self._names = tuple(shapes)
+        self.names = tuple(shapes)
         self.allocated = rows
 
     def _initial(self, key: int) -> np.ndarray:
@@ -150,7 +164,7 @@ class ReferenceTable:
     @property
     def row_bytes(self) -> int:
         """As `tables.Table.row_bytes`."""
-        arrays = [getattr(self, name) for name in self._names]
+        arrays = [getattr(self, name) for name in self.names]
         return sum(math.prod(array.shape[1:]) * array.itemsize for array in arrays)
 
     def count_new(self, keys: np.ndarray) -> int:
@@ -164,12 +178,11 @@ class ReferenceTable:
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
         """As `tables.Table.sections`."""
-        views = {name: getattr(self, name)[:count] for name in self._names}
-        return {name: view if view.ndim == 1 else view[:, : self.spec.k] for name, view in views.items()}
+        return {name: unpadded(name, getattr(self, name)[:count], self.spec.k) for name in self.names}
 
     def copy(self, count: int) -> dict[str, np.ndarray]:
         """Copies of the first `count` rows of every array, padded as it is, by name."""
-        return {name: getattr(self, name)[:count].copy() for name in self._names}
+        return {name: getattr(self, name)[:count].copy() for name in self.names}
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
         """As `tables.Table.load_sections`."""
@@ -238,12 +251,17 @@ class ReferencePin:
         self.counts = model.published
         self.mean = model.mean
         self.mean_state = model.mean_sum, model.mean_count
+        self.gram = model.gram.copy()
         self._k = model.spec.k
         self._rows = model.users.copy(self.counts[USERS]), model.items.copy(self.counts[ITEMS])
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `backend.Pin.gather`."""
         return gather(self._rows[side]["factors"], self._rows[side]["bias"], rows)
+
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `backend.Pin.read`."""
+        return read_rows(self._rows[side], rows, names, self._k)
 
     def top_k(
         self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
@@ -272,7 +290,7 @@ class ReferencePin:
         if not 0 <= start <= stop <= self.counts[side]:
             raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
         parts = {name: array[start:stop] for name, array in self._rows[side].items()}
-        return {name: (part if part.ndim == 1 else part[:, : self._k]).copy() for name, part in parts.items()}
+        return {name: unpadded(name, part, self._k).copy() for name, part in parts.items()}
 
     def release(self) -> None:
         """Forget the copies."""
@@ -299,11 +317,22 @@ class ReferenceModel:
         self.published = (0, 0)
         self.mean_sum = 0
         self.mean_count = 0
+        self._solver = Solver(self) if spec.rule == Rule.SOLVE else None
+        self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
 
     @property
     def mean(self) -> np.float32:
         """Global mean of the values seen (squared loss), else 0."""
         return np.float32(scalar.mean_of(self.mean_sum, self.mean_count))
+
+    @property
+    def gram(self) -> np.ndarray:
+        """As `cpu.CpuModel.gram`."""
+        return np.zeros((2, 0, 0)) if self._solver is None else self._solver.gram
+
+    def set_gram(self, gram: np.ndarray) -> None:
+        """Restore `gram`."""
+        self.gram[:] = gram
 
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""
@@ -339,6 +368,11 @@ class ReferenceModel:
         table = (self.users, self.items)[side]
         return gather(table.factors, table.bias, rows)
 
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `backend.Backend.read`."""
+        table = (self.users, self.items)[side]
+        return read_rows({name: getattr(table, name) for name in names}, rows, names, self.spec.k)
+
     def pin(self) -> ReferencePin:
         """Copy everything published; no `apply` may be running."""
         return ReferencePin(self)
@@ -351,7 +385,12 @@ class ReferenceModel:
     def apply(self, update: Update) -> None:
         """Learn from one interactions record."""
         with self.users.lock, self.items.lock:
-            self._learn(update.check())
+            if self._solver is not None:
+                self._solver.learn(update.check())
+            else:
+                self._learn(update.check())
+                if self._recorder is not None:
+                    self._recorder.record(update, 0, update.user_rows.size)
         self.advance(update.revision, update.user_count, update.item_count)
 
     def _learn(self, update: Update) -> None:

@@ -26,6 +26,16 @@ FIXED_POINT_ONE = 1 << 20
 MAX_K = 1024
 MAX_NEGATIVES = 1024
 MAX_MICRO_BATCH = 65_536
+MAX_HISTORY = 8192
+MAX_NEIGHBORS = 1024
+MAX_EVENT_TYPES = 64
+
+
+class Rule(IntEnum):
+    """How a model learns from an event. Numbers equal `livefactor.v1.Rule`; logged specs leave SGD out."""
+
+    SGD = 1
+    SOLVE = 2
 
 
 class Loss(IntEnum):
@@ -34,6 +44,7 @@ class Loss(IntEnum):
     SQUARED = 1
     LOGISTIC = 2
     BPR = 3
+    IMPLICIT = 4
 
 
 class OptimizerKind(IntEnum):
@@ -75,6 +86,60 @@ class Optimizer:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """How many of a row's last events it remembers (0: none), a multiple of 16 up to `MAX_HISTORY`.
+
+    users: items that a user had, with values, weights and visits; items: an item's users. Events of a user at
+    one time are one visit, as a basket is; an event whose time is 0 (unknown) is a visit of its own.
+    `half_life`: after so many later visits of its user an event counts half when the user is folded in for a
+    score; 0: all count alike.
+    """
+
+    users: int = 0
+    items: int = 0
+    half_life: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Solve:
+    """Rule SOLVE: a row is the least-squares solution for its history (`solve/__init__.py`).
+
+    unobserved: weight of the error of every pair to 0, beside that of events to their targets (0 with squared
+    loss). item_events: an item is solved for each of its first so many events, then at every so manieth; a user
+    always. sweeps: Gauss-Seidel sweeps over a row's factors.
+    """
+
+    unobserved: float = 0.0
+    item_events: int = 8
+    sweeps: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Which item follows which: co-occurrence counts, added to scores (`history/__init__.py`).
+
+    neighbors: followers that an item remembers (0: no counts), a multiple of 16 up to `MAX_NEIGHBORS`. span: an
+    event follows up to so many earlier ones of its user. half_life: visits after which it adds half. weight:
+    of the counts in a score. shrinkage: added to the norm, sqrt(events of the one * events of the other).
+    """
+
+    neighbors: int = 0
+    span: int = 32
+    half_life: float = 8.0
+    weight: float = 0.5
+    shrinkage: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """What an event's type means: its weight is multiplied by `weight`; a `negative` one has value 0."""
+
+    type: int
+    weight: float = 1.0
+    negative: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds with a meaning for the model: an event outside them is rejected before it is logged.
 
@@ -101,7 +166,8 @@ class ModelSpec:
     gradient step (B); 1 is exact sequential SGD. hot_row_events: a row named by more events of a micro-batch
     than this has its gradient scaled down to as many. init_scale: width of the uniform distribution of
     initial factors, centred on 0. seed: of every counter-based draw. factor_dtype: what factors are stored
-    as; biases and accumulators are float32 always.
+    as; biases and accumulators are float32 always. rule: how it learns; SGD has an optimizer and negatives,
+    SOLVE has none. history, counts: beside any rule. event_types: weights by type; others have weight 1.
 
     Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
     is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
@@ -123,6 +189,11 @@ class ModelSpec:
     init_scale: float = 0.1
     seed: int = 0
     factor_dtype: FactorDtype = FactorDtype.FLOAT32
+    rule: Rule = Rule.SGD
+    history: History = field(default_factory=History)
+    solve: Solve = field(default_factory=Solve)
+    counts: Counts = field(default_factory=Counts)
+    event_types: tuple[EventType, ...] = ()
     limits: Limits = field(default_factory=Limits)
     kernel_semantics: int = KERNEL_SEMANTICS
 
@@ -136,6 +207,10 @@ class ModelSpec:
         _check_shape(self)
         _check_rates(self)
         _check_limits(self.limits)
+        _check_history(self)
+        _check_event_types(self.event_types)
+        if self.rule == Rule.SOLVE:
+            _check_solve(self)
         _check_bounded(self)
         return self
 
@@ -147,7 +222,10 @@ def _require(ok: bool, name: str, expected: str, got: object) -> None:
 
 def _check_shape(spec: ModelSpec) -> None:
     _require(1 <= spec.k <= MAX_K, "k", f"1..{MAX_K}", spec.k)
+    _require(spec.rule in tuple(Rule), "rule", "a known rule", spec.rule)
     _require(spec.loss in tuple(Loss), "loss", "a known loss", spec.loss)
+    if spec.loss == Loss.IMPLICIT:
+        _require(spec.rule == Rule.SOLVE, "rule", "solve with implicit loss", spec.rule)
     _require(0 <= spec.negatives <= MAX_NEGATIVES, "negatives", f"0..{MAX_NEGATIVES}", spec.negatives)
     if spec.loss == Loss.SQUARED:
         _require(spec.negatives == 0, "negatives", "0 with squared loss", spec.negatives)
@@ -164,6 +242,70 @@ def _check_shape(spec: ModelSpec) -> None:
         str(KERNEL_SEMANTICS),
         spec.kernel_semantics,
     )
+
+
+def _check_history(spec: ModelSpec) -> None:
+    history, counts = spec.history, spec.counts
+    for name, length, most in (
+        ("history.users", history.users, MAX_HISTORY),
+        ("history.items", history.items, MAX_HISTORY),
+        ("counts.neighbors", counts.neighbors, MAX_NEIGHBORS),
+    ):
+        _require(
+            0 <= length <= most and length % LANES == 0, name, f"a multiple of {LANES} up to {most}", length
+        )
+    _require(_is_half_life(history.half_life, 0.0), "history.half_life", "0..1e6 visits", history.half_life)
+    if history.items or counts.neighbors:
+        _require(history.users > 0, "history.users", "above 0 with history.items or counts", history.users)
+    if counts.neighbors:
+        most = f"1..history.users ({history.users})"
+        _require(1 <= counts.span <= history.users, "counts.span", most, counts.span)
+        _require(_is_half_life(counts.half_life, 0.1), "counts.half_life", "0.1..1e6", counts.half_life)
+        for name, value in (("counts.weight", counts.weight), ("counts.shrinkage", counts.shrinkage)):
+            _require(_finite32(value) and 0.0 <= value <= 1e6, name, "0..1e6", value)
+
+
+def _is_half_life(value: float, least: float) -> bool:
+    return _finite32(value) and least <= value <= 1e6
+
+
+def _check_solve(spec: ModelSpec) -> None:
+    solve = spec.solve
+    _require(
+        spec.loss in (Loss.SQUARED, Loss.IMPLICIT), "loss", "squared or implicit with rule solve", spec.loss
+    )
+    _require(spec.history.users > 0, "history.users", "above 0 with rule solve", spec.history.users)
+    _require(spec.history.items > 0, "history.items", "above 0 with rule solve", spec.history.items)
+    _require(spec.negatives == 0, "negatives", "0 with rule solve", spec.negatives)
+    is_sgd = spec.optimizer.kind == OptimizerKind.SGD
+    _require(is_sgd, "optimizer.kind", "sgd (no accumulators) with rule solve", spec.optimizer.kind)
+    is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
+    _require(is_float32, "factor_dtype", "float32 with rule solve", spec.factor_dtype)
+    _require(1e-6 <= spec.l2, "l2", "1e-6..100 with rule solve", spec.l2)
+    if spec.loss == Loss.SQUARED:
+        _require(1e-6 <= spec.bias_l2, "bias_l2", "1e-6..100 with rule solve", spec.bias_l2)
+        _require(solve.unobserved == 0.0, "solve.unobserved", "0 with squared loss", solve.unobserved)
+    _require(
+        _finite32(solve.unobserved) and 0.0 <= solve.unobserved <= 1e3,
+        "solve.unobserved",
+        "0..1e3",
+        solve.unobserved,
+    )
+    _require(1 <= solve.item_events <= 1 << 16, "solve.item_events", "1..65536", solve.item_events)
+    _require(1 <= solve.sweeps <= 64, "solve.sweeps", "1..64", solve.sweeps)
+
+
+def _check_event_types(event_types: tuple[EventType, ...]) -> None:
+    _require(
+        len(event_types) <= MAX_EVENT_TYPES, "event_types", f"at most {MAX_EVENT_TYPES}", len(event_types)
+    )
+    numbers = [each.type for each in event_types]
+    _require(len(set(numbers)) == len(numbers), "event_types", "each type once", numbers)
+    for each in event_types:
+        _require(0 <= each.type < 1 << 32, "event_types.type", "an unsigned 32-bit number", each.type)
+        _require(
+            _finite32(each.weight) and 0.0 < each.weight <= 1e3, "event_types.weight", "(0, 1e3]", each.weight
+        )
 
 
 def _finite32(value: float) -> bool:
@@ -292,6 +434,7 @@ def spec_fields(spec: ModelSpec) -> dict[str, object]:
     values = asdict(spec)
     values["loss"] = Loss(spec.loss).name
     values["factor_dtype"] = FactorDtype(spec.factor_dtype).name
+    values["rule"] = Rule(spec.rule).name
     values["optimizer"]["kind"] = OptimizerKind(spec.optimizer.kind).name
     assert set(values) == {f.name for f in fields(spec)}
     return values

@@ -11,9 +11,11 @@ import contextlib
 import math
 import mmap
 import secrets
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .history import row_sections
 from .keymap import KeyMap
 from .narrow import array_dtype, init_narrow_rows
 from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key, init_rows
@@ -45,6 +47,24 @@ def check_sections(views: dict[str, np.ndarray], sections: dict[str, np.ndarray]
     for name, view in views.items():
         if sections[name].shape != view.shape or sections[name].dtype != view.dtype:
             raise ValueError(f"load_sections: {name}: expected {view.dtype}{list(view.shape)}")
+
+
+def unpadded(name: str, rows: np.ndarray, k: int) -> np.ndarray:
+    """A view of rows of section `name` without the columns that only fill up their last vector."""
+    return rows[:, :k] if name in ("factors", "factor_g") else rows
+
+
+def read_rows(
+    arrays: Mapping[str, np.ndarray], rows: np.ndarray, names: Sequence[str], k: int
+) -> dict[str, np.ndarray]:
+    """Copies of rows uint32[n] of the sections `names` of padded `arrays`, unpadded; zeros where a row is `NO_ROW`."""
+    known = rows != NO_ROW
+    out = {}
+    for name in names:
+        part = np.zeros((len(rows), *arrays[name].shape[1:]), arrays[name].dtype)
+        part[known] = arrays[name][rows[known]]
+        out[name] = unpadded(name, part, k)
+    return out
 
 
 class RowKeys:
@@ -119,8 +139,8 @@ class Table(RowKeys):
 
     keys uint64[cap]; factors [cap, k_padded], columns from k on stay 0, of dtype float32, float16, or uint16
     (the bits of bfloat16), as the spec says; bias float32[cap]; factor_g and bias_g, float32 of the same shapes,
-    are AdaGrad's accumulators, None without it. allocated: rows given out,
-    may be ahead of what is published.
+    are AdaGrad's accumulators, None without it. history: arrays of `history.row_sections` by name, [cap, ...].
+    allocated: rows given out, may be ahead of what is published.
     """
 
     def __init__(self, spec: ModelSpec, side: int) -> None:
@@ -133,6 +153,15 @@ class Table(RowKeys):
         adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
         self.factor_g = reserve(shape, np.float32) if adagrad else None
         self.bias_g = reserve((self.capacity,), np.float32) if adagrad else None
+        self.history = {
+            name: reserve((self.capacity, *shape), dtype)
+            for name, (shape, dtype) in row_sections(spec, side).items()
+        }
+
+    def padded(self) -> dict[str, np.ndarray]:
+        """All arrays that a learned event may change, as they lie in memory, by name."""
+        arrays = {name: getattr(self, name) for name in ("factors", "bias", "factor_g", "bias_g")}
+        return {name: array for name, array in arrays.items() if array is not None} | self.history
 
     def _initialise(self, keys: np.ndarray, start: int, stop: int) -> None:
         spec = self.spec
@@ -151,21 +180,19 @@ class Table(RowKeys):
     @property
     def row_bytes(self) -> int:
         """Bytes that a row takes in all arrays (its slot in the key map not counted)."""
-        arrays = (self.keys, self.factors, self.bias, self.factor_g, self.bias_g)
-        return sum(array[0].nbytes for array in arrays if array is not None)
+        return sum(array[0].nbytes for array in (self.keys, *self.padded().values()))
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
-        """Views of the first `count` rows, unpadded: keys, factors (count, k), bias, and with AdaGrad
-        factor_g, bias_g."""
-        views = {
-            "keys": self.keys[:count],
-            "factors": self.factors[:count, : self.spec.k],
-            "bias": self.bias[:count],
-        }
-        if self.factor_g is not None and self.bias_g is not None:
-            views["factor_g"] = self.factor_g[:count, : self.spec.k]
-            views["bias_g"] = self.bias_g[:count]
+        """Views of the first `count` rows, unpadded: keys, factors (count, k), bias, with AdaGrad
+        factor_g, bias_g, and the history's."""
+        views = {"keys": self.keys[:count]}
+        for name, array in self.padded().items():
+            views[name] = unpadded(name, array[:count], self.spec.k)
         return views
+
+    def read(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Copies of the sections `names` of rows uint32[n], unpadded; zeros where a row is `NO_ROW`."""
+        return read_rows(self.padded(), rows, names, self.spec.k)
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
         """Fill an empty table with `count` rows of `sections` (names and shapes as `sections()` gives) and

@@ -11,6 +11,8 @@ import numpy as np
 from .random import NEGATIVE_DOMAIN, domain_key, draw_batch
 from .spec import ModelSpec
 
+_ONE = np.float32(1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
@@ -18,7 +20,7 @@ class Update:
 
     revision: the record's. user_rows, item_rows: uint32[n], C-contiguous. values, weights: float32[n], or
     None for all 1. user_count, item_count: rows of the tables after this record's allocation; negatives are
-    drawn from `item_count` rows.
+    drawn from `item_count` rows. times: int64[n], microseconds, or None for all 0 (unknown); histories look at it.
     """
 
     revision: int
@@ -28,6 +30,7 @@ class Update:
     weights: np.ndarray | None
     user_count: int
     item_count: int
+    times: np.ndarray | None = None
 
     def check(self) -> Update:
         """Return self; ValueError if a column has another dtype or length than promised (rows are not
@@ -38,9 +41,10 @@ class Update:
             ("item_rows", "uint32"),
             ("values", "float32"),
             ("weights", "float32"),
+            ("times", "int64"),
         ):
             column = getattr(self, name)
-            if column is None and name in ("values", "weights"):
+            if column is None and name in ("values", "weights", "times"):
                 continue
             if (
                 column.dtype != dtype
@@ -71,15 +75,18 @@ def joined(updates: Sequence[Update]) -> Update:
         _joined_column([update.weights for update in updates], updates),
         last.user_count,
         last.item_count,
+        _joined_column([update.times for update in updates], updates, np.int64(0)),
     )
 
 
-def _joined_column(columns: list[np.ndarray | None], updates: Sequence[Update]) -> np.ndarray | None:
+def _joined_column(
+    columns: list[np.ndarray | None], updates: Sequence[Update], default: np.generic = _ONE
+) -> np.ndarray | None:
     if all(column is None for column in columns):
         return None
     return np.concatenate(
         [
-            np.ones(update.user_rows.size, np.float32) if column is None else column
+            np.full(update.user_rows.size, default) if column is None else column
             for column, update in zip(columns, updates, strict=True)
         ]
     )

@@ -1,0 +1,180 @@
+"""Recording events in compiled code (semantics: `history/__init__.py`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from ..spec import ModelSpec
+from ..tables import Table
+from . import COUNT_MIN, DECAY_STEPS, decays
+
+if TYPE_CHECKING:
+    from ..update import Update
+
+_NO_ROWS = np.empty((0, 0), np.uint32)
+_NO_FLOATS = np.empty((0, 0), np.float32)
+_NO_COLUMN = np.empty(0, np.float32)
+_NO_TIMES = np.empty(0, np.int64)
+_0, _1 = np.uint64(0), np.uint64(1)
+_F0, _F1 = np.float32(0.0), np.float32(1.0)
+
+
+class Ring(NamedTuple):
+    """One side's ring: rows uint32[cap, H], values, weights float32[cap, H], count uint32[cap]; H may be 0."""
+
+    rows: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+    count: np.ndarray
+
+    @staticmethod
+    def of(table: Table) -> Ring:
+        """A table's ring (its arrays never move)."""
+        arrays = table.history
+        rows = arrays.get("seen_rows", _NO_ROWS)
+        rings = (arrays.get(name, _NO_FLOATS) for name in ("seen_values", "seen_weights"))
+        return Ring(rows, *rings, arrays["seen_count"])
+
+
+class Visits(NamedTuple):
+    """Users' visits: of ring entries uint32[cap, H], now uint32[cap], last_time int64[cap]."""
+
+    seen: np.ndarray
+    now: np.ndarray
+    last_time: np.ndarray
+
+
+class Followers(NamedTuple):
+    """Items' followers: rows uint32[cap, M], counts float32[cap, M] (M 0: none), span, decay float32[DECAY_STEPS]."""
+
+    rows: np.ndarray
+    counts: np.ndarray
+    span: np.uint64
+    decay: np.ndarray
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _place_of(rows: Any, counts: Any, row: Any, follower: Any) -> Any:
+    """The place of a follower with a count above 0, or their number. Without a branch, so that it vectorises."""
+    length = np.int32(rows.shape[1])
+    found = length
+    for place in range(length):
+        hit = (rows[row, place] == follower) & (counts[row, place] > _F0)
+        found = min(found, np.int32(place) if hit else length)
+    return np.uint64(found)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _add(rows: Any, counts: Any, row: Any, follower: Any, added: Any) -> None:
+    place, length = _place_of(rows, counts, row, np.uint32(follower)), np.uint64(rows.shape[1])
+    if place < length:
+        counts[row, place] += added
+        return
+    least, place = counts[row, _0], _0
+    for other in range(_1, length):
+        if counts[row, other] < least:
+            least, place = counts[row, other], other
+    left = least - added
+    if left > _F0:
+        counts[row, place] = left
+        return
+    rows[row, place] = follower
+    counts[row, place] = max(-left, COUNT_MIN)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _count(ring: Any, visits: Any, followers: Any, user: Any, item: Any, weight: Any) -> None:
+    length, seen = np.uint64(ring.rows.shape[1]), np.uint64(ring.count[user])
+    now = np.uint64(visits.now[user])
+    for back in range(_1, min(min(seen, followers.span), length) + _1):
+        place = (seen - back) % length
+        other = np.uint64(ring.rows[user, place])
+        age = now - np.uint64(visits.seen[user, place])
+        added = weight * followers.decay[min(age, np.uint64(DECAY_STEPS - 1))]
+        if added < COUNT_MIN:
+            continue
+        _add(followers.rows, followers.counts, other, item, added)
+        if age == _0 and other != item:
+            _add(followers.rows, followers.counts, item, other, added)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
+    """Append to a row's ring; returns the place (0 of an empty ring)."""
+    length = np.uint64(ring.rows.shape[1])
+    place = np.uint64(ring.count[row]) % length if length else _0
+    if length:
+        ring.rows[row, place] = other
+        ring.values[row, place] = value
+        ring.weights[row, place] = weight
+    ring.count[row] += np.uint32(1)
+    return place
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def livefactor_record_kernel(
+    users: Any, items: Any, visits: Any, followers: Any, user_rows: Any, item_rows: Any, values: Any,
+    weights: Any, times: Any, start: Any, stop: Any,
+) -> None:  # fmt: skip
+    """Record events [start, stop): rings of users and items, visits, counts. Empty columns have their defaults."""
+    for t in range(start, stop):
+        user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
+        value = values[t] if values.size else _F1
+        weight = weights[t] if weights.size else _F1
+        time = times[t] if times.size else np.int64(0)
+        if time == 0 or time != visits.last_time[user]:
+            visits.now[user] += np.uint32(1)
+        visits.last_time[user] = time
+        if followers.counts.shape[1]:
+            _count(users, visits, followers, user, item, weight)
+        place = _remember(users, user, item, value, weight)
+        visits.seen[user, place] = visits.now[user]
+        _remember(items, item, user, value, weight)
+
+
+class Recorder:
+    """Records a model's events in its tables."""
+
+    def __init__(self, spec: ModelSpec, users: Table, items: Table) -> None:
+        """For tables with histories; compiles the kernel, or loads it from Numba's cache."""
+        self.users, self.items = Ring.of(users), Ring.of(items)
+        own, followers = users.history, items.history
+        self._visits = Visits(own["seen_visits"], own["visits"], own["last_time"])
+        self._followers = Followers(
+            followers.get("neighbor_rows", _NO_ROWS),
+            followers.get("neighbor_counts", _NO_FLOATS),
+            np.uint64(spec.counts.span),
+            decays(spec.counts.half_life),
+        )
+        self._counts = spec.counts
+        empty = np.empty(0, np.uint32)
+        self._run(empty, empty, _NO_COLUMN, _NO_COLUMN, _NO_TIMES, _0, _0)
+
+    def _run(self, *events: Any) -> None:
+        livefactor_record_kernel(self.users, self.items, self._visits, self._followers, *events)
+
+    def record(self, update: Update, start: int, stop: int) -> None:
+        """Record the events [start, stop) of an update. The GIL is released."""
+        self._run(
+            update.user_rows,
+            update.item_rows,
+            _NO_COLUMN if update.values is None else update.values,
+            _NO_COLUMN if update.weights is None else update.weights,
+            _NO_TIMES if update.times is None else update.times,
+            np.uint64(start),
+            np.uint64(stop),
+        )
+
+    def followed(self, update: Update) -> np.ndarray:
+        """uint32[n * span]: items whose counts the update may change beside its own, some of them repeatedly."""
+        if not self._counts.neighbors:
+            return np.empty(0, np.uint32)
+        users = np.unique(update.user_rows)
+        length = self.users.rows.shape[1]
+        seen = self.users.count[users].astype(np.int64)[:, None]
+        back = np.arange(1, min(self._counts.span, length) + 1)
+        recent = self.users.rows[users[:, None], (seen - back) % length]
+        return np.ascontiguousarray(recent[back <= seen])

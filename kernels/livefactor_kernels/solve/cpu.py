@@ -1,0 +1,317 @@
+"""Row solves in compiled code (semantics: `solve/__init__.py`).
+
+Of a system's matrix four rows of one vector each are kept in registers while the remembered events go by; what they need
+of an event lies in scratch, its row and its row times its weight.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from .. import scalar
+from ..history.cpu import Recorder, Ring
+from ..lanes import LANES, VECTOR_BYTES, address_of, broadcast, clamp, inlined, load1, load16, store16
+from ..spec import ModelSpec
+from ..tables import Table, reserve
+from . import RIDGE_MIN, SolveRates, width
+
+if TYPE_CHECKING:
+    from ..update import Update
+
+_0, _1, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(LANES)
+_F0, _F1 = np.float32(0.0), np.float32(1.0)
+
+
+class Side(NamedTuple):
+    """One side's rows: factors float32[cap, kp], bias float32[cap], its ring."""
+
+    factors: np.ndarray
+    bias: np.ndarray
+    ring: Ring
+
+    @staticmethod
+    def of(table: Table) -> Side:
+        """A table's rows (its arrays never move)."""
+        return Side(table.factors, table.bias, Ring.of(table))
+
+
+class Scratch(NamedTuple):
+    """Memory of a system: y and weighted float32[H, m]; matrix float32[m, m]; right, x float32[m]; everywhere
+    float32[m, m]: a0 G. All begin at multiples of 64 bytes and m is one of 16 floats."""
+
+    y: np.ndarray
+    weighted: np.ndarray
+    matrix: np.ndarray
+    right: np.ndarray
+    x: np.ndarray
+    everywhere: np.ndarray
+
+    @staticmethod
+    def of(spec: ModelSpec) -> Scratch:
+        """For the longest history of a spec."""
+        m, events = width(spec), max(spec.history.users, spec.history.items)
+        shapes = (events, m), (events, m), (m, m), (m,), (m,), (m, m)
+        return Scratch(*(reserve(shape, np.float32) for shape in shapes))
+
+
+class Touched(NamedTuple):
+    """The distinct rows of a micro-batch: rows uint32[B], before uint32[B] (events before it), old float32[B, kp];
+    times uint32[cap], all 0 between micro-batches: how often each is named."""
+
+    rows: np.ndarray
+    before: np.ndarray
+    old: np.ndarray
+    times: np.ndarray
+
+    @staticmethod
+    def of(spec: ModelSpec, table: Table) -> Touched:
+        """For micro-batches of a spec."""
+        size = spec.micro_batch
+        rows, before = np.empty(size, np.uint32), np.empty(size, np.uint32)
+        return Touched(
+            rows, before, np.empty((size, spec.k_padded), np.float32), reserve((table.capacity,), np.uint32)
+        )
+
+
+@inlined
+def _gather_event(scratch: Any, j: Any, others: Any, row: Any, weight: Any, target: Any, rates: Any) -> None:
+    """Put event j's row in scratch, itself and times its weight, and add it to the right side."""
+    kp, m = np.uint64(others.factors.shape[1]), np.uint64(scratch.y.shape[1])
+    y, weighted, right = address_of(scratch.y), address_of(scratch.weighted), address_of(scratch.right)
+    start, source = j * m * _4, address_of(others.factors) + row * kp * _4
+    for c in range(kp // _16):
+        at = c * VECTOR_BYTES
+        vector = load16(source, at)
+        times = vector * weight
+        store16(y, vector, start + at)
+        store16(weighted, times, start + at)
+        store16(right, load16(right, at) + times * target, at)
+    if rates.has_bias:  # one vector: 1 and zeros
+        scratch.y[j, kp], scratch.weighted[j, kp] = _F1, weight
+        scratch.right[kp] += weight * target
+
+
+@inlined
+def _accumulate(scratch: Any, events: Any, p: Any, at: Any) -> None:
+    """Add all events to rows p..p+3 of the matrix, the vector `at` bytes into them."""
+    size = np.uint64(scratch.y.shape[1]) * _4
+    y, weighted, matrix = address_of(scratch.y), address_of(scratch.weighted), address_of(scratch.matrix)
+    start = p * size + at
+    a0, a1 = load16(matrix, start), load16(matrix, start + size)
+    a2, a3 = load16(matrix, start + size + size), load16(matrix, start + size + size + size)
+    column = p * _4
+    for j in range(events):
+        row = j * size
+        vector, own = load16(y, row + at), row + column
+        a0 = a0 + vector * load1(weighted, own)
+        a1 = a1 + vector * load1(weighted, own + _4)
+        a2 = a2 + vector * load1(weighted, own + _4 + _4)
+        a3 = a3 + vector * load1(weighted, own + _4 + _4 + _4)
+    store16(matrix, a0, start)
+    store16(matrix, a1, start + size)
+    store16(matrix, a2, start + size + size)
+    store16(matrix, a3, start + size + size + size)
+
+
+@inlined
+def _build(scratch: Any, events: Any, total: Any, others: Any, kp: Any, rates: Any) -> None:
+    """The matrix of the events in scratch, both triangles."""
+    m = np.uint64(scratch.matrix.shape[0])
+    matrix = scratch.matrix
+    for p in range(m):
+        for q in range(m):
+            matrix[p, q] = scratch.everywhere[p, q]
+    ridge = max(rates.l2 * (total + rates.unobserved * others), RIDGE_MIN)
+    for p in range(kp):
+        matrix[p, p] += ridge
+    last = rates.k
+    if rates.has_bias:
+        matrix[kp, kp] += max(rates.bias_l2 * total, RIDGE_MIN)
+        last = kp + _1
+    for p in range(_0, last, _4):
+        for c in range(p // _16 + _1):
+            _accumulate(scratch, events, p, c * VECTOR_BYTES)
+    for p in range(last):
+        for q in range(p):
+            matrix[q, p] = matrix[p, q]
+
+
+@inlined
+def _take(right: Any, matrix: Any, p: Any, m: Any, factor: Any) -> None:
+    """right - factor * (row p of the matrix)."""
+    for c in range(m // _16):
+        at = c * VECTOR_BYTES
+        store16(right, load16(right, at) - load16(matrix, p * m * _4 + at) * factor, at)
+
+
+@inlined
+def _sweep(scratch: Any, kp: Any, sweeps: Any, rates: Any) -> None:
+    """Gauss-Seidel from scratch.x, which holds the row, bias at kp."""
+    m = np.uint64(scratch.matrix.shape[0])
+    right, matrix = address_of(scratch.right), address_of(scratch.matrix)
+    x, r, a = scratch.x, scratch.right, scratch.matrix
+    coordinates = rates.k + (_1 if rates.has_bias else _0)
+    for n in range(coordinates):
+        p = n if n < rates.k else kp
+        _take(right, matrix, p, m, x[p])
+    for _ in range(sweeps):
+        for n in range(coordinates):
+            p = n if n < rates.k else kp
+            new = clamp(x[p] + r[p] / a[p, p], rates.factor_max)
+            _take(right, matrix, p, m, new - x[p])
+            x[p] = new
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def livefactor_fold_kernel(
+    own: Any, row: Any, others: Any, events: Any, rows: Any, values: Any, weights: Any, mean: Any, count: Any,
+    scratch: Any, sweeps: Any, rates: Any,
+) -> None:  # fmt: skip
+    """Solve own's row for its events into scratch.x (bias at kp); rows uint32, values, weights float32, one an event;
+    count float32: N."""
+    kp, m = np.uint64(others.factors.shape[1]), np.uint64(scratch.matrix.shape[0])
+    total, x, right = _F0, scratch.x, address_of(scratch.right)
+    for c in range(m // _16):
+        store16(right, broadcast(_F0), c * VECTOR_BYTES)
+    for j in range(events):
+        other = np.uint64(rows[j])
+        if rates.has_bias:
+            target = (values[j] - mean) - others.bias[other]
+        else:
+            target = _F1 if values[j] > _F0 else _F0
+        _gather_event(scratch, j, others, other, weights[j], target, rates)
+        total += weights[j]
+    _build(scratch, events, total, count, kp, rates)
+    for p in range(kp):
+        x[p] = own.factors[row, p]
+    if rates.has_bias:
+        x[kp] = own.bias[row]
+    _sweep(scratch, kp, sweeps, rates)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _distinct(rows: Any, start: Any, stop: Any, ring: Any, touched: Any) -> Any:
+    """The distinct rows of events [start, stop) in order of first appearance; returns how many."""
+    found = _0
+    for t in range(start, stop):
+        row = np.uint64(rows[t])
+        if touched.times[row] == 0:
+            touched.rows[found] = rows[t]
+            found += _1
+        touched.times[row] += np.uint32(1)
+    for i in range(found):
+        row = np.uint64(touched.rows[i])
+        touched.before[i] = ring.count[row] - touched.times[row]
+        touched.times[row] = np.uint32(0)
+    return found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
+    """Only those of the first `found` rows that are due; returns how many."""
+    due = _0
+    for i in range(found):
+        before, after = np.uint64(touched.before[i]), np.uint64(ring.count[np.uint64(touched.rows[i])])
+        if before < period or before // period < after // period:
+            touched.rows[due], touched.before[due] = touched.rows[i], touched.before[i]
+            due += _1
+    return due
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def livefactor_solve_kernel(
+    own: Any, others: Any, touched: Any, first: Any, last: Any, mean: Any, count: Any, scratch: Any, rates: Any
+) -> None:
+    """Solve the touched rows [first, last); their old factors go to touched.old, zeros before a row's first event."""
+    kp, ring = np.uint64(own.factors.shape[1]), own.ring
+    length = np.uint64(ring.rows.shape[1])
+    for i in range(first, last):
+        row = np.uint64(touched.rows[i])
+        events = min(np.uint64(ring.count[row]), length)
+        livefactor_fold_kernel(
+            own, row, others, events, ring.rows[row], ring.values[row], ring.weights[row], mean, count, scratch,
+            rates.sweeps, rates,
+        )  # fmt: skip
+        is_new = touched.before[i] == 0
+        for p in range(kp):
+            touched.old[i, p] = _F0 if is_new else own.factors[row, p]
+            own.factors[row, p] = scratch.x[p]
+        if rates.has_bias:
+            own.bias[row] = scratch.x[kp]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def livefactor_gram_kernel(own: Any, touched: Any, found: Any, gram: Any, k: Any) -> None:
+    """Put the changes of the touched rows into gram float64[k, k]."""
+    for i in range(found):
+        row = np.uint64(touched.rows[i])
+        new, old = own.factors[row], touched.old[i]
+        for p in range(k):
+            new_p, old_p, line = np.float64(new[p]), np.float64(old[p]), gram[p]
+            for q in range(p + _1):
+                line[q] = (line[q] + new_p * np.float64(new[q])) - old_p * np.float64(old[q])
+    for p in range(k):
+        for q in range(p):
+            gram[q, p] = gram[p, q]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _weigh(gram: Any, unobserved: Any, everywhere: Any) -> None:
+    """everywhere = float32(a0 G)."""
+    a0 = np.float64(unobserved)
+    for p in range(np.uint64(gram.shape[0])):
+        for q in range(np.uint64(gram.shape[0])):
+            everywhere[p, q] = np.float32(a0 * gram[p, q])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def livefactor_mean_kernel(values: Any, start: Any, stop: Any, mean_state: Any) -> None:
+    """Add values to the mean's state int64[2]."""
+    for t in range(start, stop):
+        mean_state[_0] += scalar.fixed_point(values[t])
+        mean_state[_1] += 1
+
+
+class Solver:
+    """Learns from updates; `gram` float64[2, k, k], users' and items', is state."""
+
+    def __init__(self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray) -> None:
+        """Compiles the kernels, or loads them from Numba's cache."""
+        self._spec, self._rates, self._mean_state = spec, SolveRates.of(spec), mean_state
+        self.recorder = Recorder(spec, users, items)
+        self._sides = Side.of(users), Side.of(items)
+        self._touched = Touched.of(spec, users), Touched.of(spec, items)
+        self._scratch = Scratch.of(spec)
+        self.gram = np.zeros((2, spec.k, spec.k))
+        empty = np.empty(0, np.uint32)
+        for side in (0, 1):
+            self._solve(side, empty, 0, 0, 0)
+        if self._rates.has_bias:
+            livefactor_mean_kernel(np.empty(0, np.float32), _0, _0, mean_state)
+
+    def learn(self, update: Update) -> None:
+        """Learn from one record."""
+        size, events = self._spec.micro_batch, update.user_rows.size
+        for start in range(0, events, size):
+            stop = min(start + size, events)
+            self.recorder.record(update, start, stop)
+            self._solve(0, update.user_rows, start, stop, update.item_count)
+            self._solve(1, update.item_rows, start, stop, update.user_count)
+            if self._rates.has_bias:
+                livefactor_mean_kernel(update.values, np.uint64(start), np.uint64(stop), self._mean_state)
+
+    def _solve(self, side: int, rows: np.ndarray, start: int, stop: int, count: int) -> None:
+        own, others, touched = self._sides[side], self._sides[1 - side], self._touched[side]
+        found = _distinct(rows, np.uint64(start), np.uint64(stop), own.ring, touched)
+        if side == 1:
+            found = _keep_due(touched, np.uint64(found), own.ring, self._rates.item_events)
+        rates, found = self._rates, np.uint64(found)
+        if rates.unobserved > 0:
+            _weigh(self.gram[1 - side], rates.unobserved, self._scratch.everywhere)
+        mean = np.float32(scalar.mean_of(int(self._mean_state[0]), int(self._mean_state[1])))
+        livefactor_solve_kernel(own, others, touched, _0, found, mean, np.float32(count), self._scratch, rates)
+        if rates.unobserved > 0:
+            livefactor_gram_kernel(own, touched, found, self.gram[side], rates.k)

@@ -1,0 +1,119 @@
+"""Row solves in plain NumPy: the judge of `solve/cpu.py` (semantics: `solve/__init__.py`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import scalar
+from ..history.reference import Recorder
+from ..lanes import clamp
+from ..tables import ITEMS, USERS
+from ..update import Update
+from . import RIDGE_MIN, SolveRates, width
+
+if TYPE_CHECKING:
+    from ..reference import ReferenceModel, ReferenceTable
+
+
+def solved(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray, targets: np.ndarray, everywhere: np.ndarray,
+    others: int, rates: SolveRates, sweeps: int,
+) -> np.ndarray:  # fmt: skip
+    """The row x float32[m] after `sweeps` from where it is. y float32[n, m], weights, targets float32[n]; everywhere
+    float32[m, m]: a0 G; others: N. m is k, or k + 1 with a bias."""
+    total = np.float32(0.0)
+    for weight in weights:
+        total = total + weight
+    ridge = np.full(len(x), rates.l2 * (total + rates.unobserved * np.float32(others)), np.float32)
+    if rates.has_bias:
+        ridge[-1] = rates.bias_l2 * total
+    a, b = everywhere.copy(), np.zeros(len(x), np.float32)
+    diagonal = np.diag_indices_from(a)
+    a[diagonal] = a[diagonal] + np.maximum(ridge, RIDGE_MIN)
+    for j in range(len(y)):
+        weighted = weights[j] * y[j]
+        a = a + weighted[:, None] * y[j]
+        b = b + weighted * targets[j]
+    a = np.tril(a) + np.tril(a, -1).T
+    x, r = x.copy(), b
+    for p in range(len(x)):
+        r = r - x[p] * a[p]
+    for _ in range(sweeps):
+        for p in range(len(x)):
+            new = clamp(x[p] + r[p] / a[p, p], rates.factor_max)
+            r = r - (new - x[p]) * a[p]
+            x[p] = new
+    return x
+
+
+class Solver:
+    """Learns from updates; `gram` float64[2, k, k], users' and items', is state."""
+
+    def __init__(self, model: ReferenceModel) -> None:
+        self._model, self._spec, self._rates = model, model.spec, SolveRates.of(model.spec)
+        self._recorder = Recorder(model.spec, model.users, model.items)
+        self.gram = np.zeros((2, model.spec.k, model.spec.k))
+
+    def learn(self, update: Update) -> None:
+        """Learn from one record."""
+        size = self._spec.micro_batch
+        for start in range(0, update.user_rows.size, size):
+            self._micro_batch(update, start, min(start + size, update.user_rows.size))
+
+    def _micro_batch(self, update: Update, start: int, stop: int) -> None:
+        model = self._model
+        self._recorder.record(update, start, stop)
+        for side, rows, others in (
+            (USERS, update.user_rows[start:stop], update.item_count),
+            (ITEMS, update.item_rows[start:stop], update.user_count),
+        ):
+            table = (model.users, model.items)[side]
+            changes = []
+            for row in dict.fromkeys(rows.tolist()):
+                after = int(table.seen_count[row])
+                before = after - int((rows == row).sum())
+                period = self._spec.solve.item_events
+                if side == USERS or before < period or before // period < after // period:
+                    old = np.zeros(self._spec.k, np.float32) if before == 0 else self._factors(table, row)
+                    self._solve(side, row, others)
+                    changes.append((old, self._factors(table, row)))
+            for old, new in changes if self._rates.unobserved > 0 else ():
+                plus, minus = (np.outer(v, v) for v in (new.astype(np.float64), old.astype(np.float64)))
+                self.gram[side] = (self.gram[side] + plus) - minus
+        if self._rates.has_bias and update.values is not None:
+            model.mean_sum += sum(int(scalar.fixed_point(value)) for value in update.values[start:stop])
+            model.mean_count += stop - start
+
+    def _factors(self, table: ReferenceTable, row: int) -> np.ndarray:
+        return table.factors[row, : self._spec.k].copy()
+
+    def _solve(self, side: int, row: int, others: int) -> None:
+        model = self._model
+        own, other = (model.users, model.items) if side == USERS else (model.items, model.users)
+        remembered = min(int(own.seen_count[row]), own.seen_rows.shape[1])
+        rows = own.seen_rows[row, :remembered]
+        values, weights = own.seen_values[row, :remembered], own.seen_weights[row, :remembered]
+        everywhere = (self._rates.unobserved * self.gram[1 - side]).astype(np.float32)
+        x = self._factors(own, row)
+        new = fold(self._rates, model.mean, x, own.bias[row], other.factors[rows, : self._spec.k], other.bias[rows],
+                   values, weights, everywhere, others, int(self._rates.sweeps))  # fmt: skip
+        own.factors[row, : self._spec.k] = new[: self._spec.k]
+        if self._rates.has_bias:
+            own.bias[row] = new[-1]
+
+
+def fold(
+    rates: SolveRates, mean: np.float32, x: np.ndarray, bias: np.float32, y: np.ndarray, y_bias: np.ndarray,
+    values: np.ndarray, weights: np.ndarray, everywhere: np.ndarray, others: int, sweeps: int,
+) -> Any:  # fmt: skip
+    """float32[k], or [k + 1] with the bias last: a row x float32[k] solved for its events' y float32[n, k], y_bias,
+    values, weights float32[n]. everywhere float32[k, k]: a0 G."""
+    if not rates.has_bias:
+        targets = (values > 0).astype(np.float32)
+        return solved(x, y, weights, targets, everywhere, others, rates, sweeps)
+    targets = (values - mean) - y_bias
+    wide = np.pad(everywhere, (0, 1))
+    ones = np.ones((len(y), 1), np.float32)
+    return solved(np.append(x, bias), np.hstack([y, ones]), weights, targets, wide, others, rates, sweeps)
