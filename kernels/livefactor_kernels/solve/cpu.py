@@ -52,7 +52,12 @@ class Scratch(NamedTuple):
     @staticmethod
     def of(spec: ModelSpec) -> Scratch:
         """For the longest history of a spec."""
-        m, events = width(spec), max(spec.history.users, spec.history.items)
+        return Scratch.for_events(spec, max(spec.history.users, spec.history.items))
+
+    @staticmethod
+    def for_events(spec: ModelSpec, events: int) -> Scratch:
+        """For rows of so many events."""
+        m = width(spec)
         shapes = (events, m), (events, m), (m, m), (m,), (m,), (m, m)
         return Scratch(*(reserve(shape, np.float32) for shape in shapes))
 
