@@ -156,7 +156,7 @@ class CpuModel:
 
     @property
     def gram(self) -> np.ndarray:
-        """float64[2, k, k]: sums of outer products of users' and items' rows (rule SOLVE), else float64[2, 0, 0]."""
+        """float64[2, k + 1, k + 1]: sums of outer products of users' and items' (x, 1) (rule SOLVE), else float64[2, 0, 0]."""
         return np.zeros((2, 0, 0)) if self._solver is None else self._solver.gram
 
     def set_gram(self, gram: np.ndarray) -> None:

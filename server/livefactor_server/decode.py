@@ -131,6 +131,8 @@ def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
             good = np.abs(values) <= np.float32(limits.value_abs_max)
         elif spec.loss == Loss.LOGISTIC:
             good = (values == 0) | (values == 1)
+        elif spec.loss == Loss.IMPLICIT:
+            good = (values >= 0) & (values <= np.float32(limits.value_abs_max))
         else:
             good = (values > 0) & (values <= np.float32(limits.value_abs_max))
         checks.append((values, good, updates_pb2.REJECT_REASON_VALUE_DOMAIN))
@@ -193,14 +195,19 @@ def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
             f"k: expected at least 1, and users * k at most {rows_max}; got {query.k} for {users} users"
         )
     if query.offsets is not None:
-        _check_offsets(query.offsets, users, len(query.item_ids))
+        _check_offsets("offsets", query.offsets, users, len(query.item_ids))
+    if query.event_ids is not None:
+        if len(query.event_ids) > rows_max:
+            raise invalid(f"events: at most {rows_max}, got {len(query.event_ids)}")
+        if query.event_offsets is not None:
+            _check_offsets("events.offsets", query.event_offsets, users, len(query.event_ids))
     answers = len(query.item_ids) * (users if query.target == "candidates" and query.offsets is None else 1)
     if answers > rows_max:
         raise invalid(f"item_ids: at most {rows_max} scores a call, got {answers}")
     return query
 
 
-def _check_offsets(offsets: np.ndarray, users: int, items: int) -> None:
+def _check_offsets(name: str, offsets: np.ndarray, users: int, items: int) -> None:
     good = len(offsets) == users + 1 and offsets[0] == 0 and offsets[-1] == items
     if not good or (offsets[1:] < offsets[:-1]).any():
-        raise invalid(f"offsets: expected {users + 1} ascending numbers from 0 to {items}")
+        raise invalid(f"{name}: expected {users + 1} ascending numbers from 0 to {items}")

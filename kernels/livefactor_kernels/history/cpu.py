@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from ..spec import ModelSpec
+from ..spec import LANES, ModelSpec
 from ..tables import Table
 from . import COUNT_MIN, DECAY_STEPS, decays
 
@@ -18,7 +18,7 @@ _NO_ROWS = np.empty((0, 0), np.uint32)
 _NO_FLOATS = np.empty((0, 0), np.float32)
 _NO_COLUMN = np.empty(0, np.float32)
 _NO_TIMES = np.empty(0, np.int64)
-_0, _1 = np.uint64(0), np.uint64(1)
+_0, _1, _16 = np.uint64(0), np.uint64(1), np.uint64(LANES)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
@@ -48,41 +48,56 @@ class Visits(NamedTuple):
 
 
 class Followers(NamedTuple):
-    """Items' followers: rows uint32[cap, M], counts float32[cap, M] (M 0: none), span, decay float32[DECAY_STEPS]."""
+    """Items' followers: rows uint32[cap, M], counts float32[cap, M] (M 0: none), bits uint32: those of counts, which
+    have their order since none is below 0; span, decay float32[DECAY_STEPS]."""
 
     rows: np.ndarray
     counts: np.ndarray
+    bits: np.ndarray
     span: np.uint64
     decay: np.ndarray
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _place_of(rows: Any, counts: Any, row: Any, follower: Any) -> Any:
-    """The place of a follower with a count above 0, or their number. Without a branch, so that it vectorises."""
-    length = np.int32(rows.shape[1])
-    found = length
-    for place in range(length):
-        hit = (rows[row, place] == follower) & (counts[row, place] > _F0)
-        found = min(found, np.int32(place) if hit else length)
-    return np.uint64(found)
+def _place_of(words: Any, word: Any) -> Any:
+    """The first place of a word among uint32[m], m a multiple of 16; m if there is none. A branch for 16 of them: what is
+    between vectorises."""
+    length = np.uint64(words.size)
+    for start in range(_0, length, _16):
+        hits = np.uint32(0)
+        for place in range(start, start + _16):
+            hits |= np.uint32(words[place] == word)
+        if hits:
+            for place in range(start, start + _16):
+                if words[place] == word:
+                    return place
+    return length
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _add(rows: Any, counts: Any, row: Any, follower: Any, added: Any) -> None:
-    place, length = _place_of(rows, counts, row, np.uint32(follower)), np.uint64(rows.shape[1])
-    if place < length:
-        counts[row, place] += added
+def _least(words: Any) -> Any:
+    least = np.uint32(0xFFFFFFFF)
+    for place in range(np.uint64(words.size)):
+        least = min(least, words[place])
+    return least
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _add(followers: Any, row: Any, follower: Any, added: Any) -> None:
+    # Places fill from the front and never empty again. So row 0, which an empty place seems to hold, is found where
+    # it is, or in the first empty place, where it belongs.
+    rows, counts, bits = followers.rows[row], followers.counts[row], followers.bits[row]
+    place = _place_of(rows, np.uint32(follower))
+    if place < np.uint64(rows.size):
+        counts[place] += added
         return
-    least, place = counts[row, _0], _0
-    for other in range(_1, length):
-        if counts[row, other] < least:
-            least, place = counts[row, other], other
-    left = least - added
+    place = _place_of(bits, _least(bits))
+    left = counts[place] - added
     if left > _F0:
-        counts[row, place] = left
+        counts[place] = left
         return
-    rows[row, place] = follower
-    counts[row, place] = max(-left, COUNT_MIN)
+    rows[place] = follower
+    counts[place] = max(-left, COUNT_MIN)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -96,9 +111,9 @@ def _count(ring: Any, visits: Any, followers: Any, user: Any, item: Any, weight:
         added = weight * followers.decay[min(age, np.uint64(DECAY_STEPS - 1))]
         if added < COUNT_MIN:
             continue
-        _add(followers.rows, followers.counts, other, item, added)
+        _add(followers, other, item, added)
         if age == _0 and other != item:
-            _add(followers.rows, followers.counts, item, other, added)
+            _add(followers, item, other, added)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -135,6 +150,11 @@ def livefactor_record_kernel(
         _remember(items, item, user, value, weight)
 
 
+def _writable(column: np.ndarray) -> np.ndarray:
+    # Numba compiles a kernel anew for columns that are read-only, as views of wire bytes are.
+    return column if column.flags.carray else np.require(column, requirements=("C", "A", "W"))
+
+
 class Recorder:
     """Records a model's events in its tables."""
 
@@ -143,9 +163,11 @@ class Recorder:
         self.users, self.items = Ring.of(users), Ring.of(items)
         own, followers = users.history, items.history
         self._visits = Visits(own["seen_visits"], own["visits"], own["last_time"])
+        counts = followers.get("neighbor_counts", _NO_FLOATS)
         self._followers = Followers(
             followers.get("neighbor_rows", _NO_ROWS),
-            followers.get("neighbor_counts", _NO_FLOATS),
+            counts,
+            counts.view(np.uint32),
             np.uint64(spec.counts.span),
             decays(spec.counts.half_life),
         )
@@ -161,9 +183,9 @@ class Recorder:
         self._run(
             update.user_rows,
             update.item_rows,
-            _NO_COLUMN if update.values is None else update.values,
-            _NO_COLUMN if update.weights is None else update.weights,
-            _NO_TIMES if update.times is None else update.times,
+            _NO_COLUMN if update.values is None else _writable(update.values),
+            _NO_COLUMN if update.weights is None else _writable(update.weights),
+            _NO_TIMES if update.times is None else _writable(update.times),
             np.uint64(start),
             np.uint64(stop),
         )
