@@ -404,6 +404,19 @@ def _choose16(typingctx: Any, word: Any, limit: Any, below: Any, other: Any) -> 
     return words16(words16, types.uint64, words16, words16), codegen
 
 
+@intrinsic
+def match16(typingctx: Any, address: Any, word: Any, offset: Any = None) -> Any:
+    """Which of the sixteen uint32 at `address` + `offset` (uint64; the sum a multiple of 64) are the low 32 bits of the
+    uint64 `word`: bit l of a uint64 for lane l."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        words = builder.load(_pointer(builder, sig, args, _WORDS), align=64)
+        hits = builder.icmp_unsigned("==", words, _lanes_of(builder, args[1], sig.args[1]))
+        return builder.zext(builder.bitcast(hits, ir.IntType(LANES)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64, _offset(offset)), codegen
+
+
 def bits_of(value: Any) -> Any:
     """The bits of a float32 as a word (uint64); of a Vec16 as a Words16."""
     return value.view(np.uint32).astype(np.uint64)

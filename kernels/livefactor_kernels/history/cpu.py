@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from ..lanes import VECTOR_BYTES, address_of, match16, prefetch
 from ..spec import LANES, ModelSpec
 from ..tables import Table
 from . import COUNT_MIN, DECAY_STEPS, decays
@@ -18,7 +19,9 @@ _NO_ROWS = np.empty((0, 0), np.uint32)
 _NO_FLOATS = np.empty((0, 0), np.float32)
 _NO_COLUMN = np.empty(0, np.float32)
 _NO_TIMES = np.empty(0, np.int64)
-_0, _1, _16 = np.uint64(0), np.uint64(1), np.uint64(LANES)
+_0, _1, _2, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(4), np.uint64(LANES)
+_64, _ADDED_AHEAD = VECTOR_BYTES, np.uint64(6)
+_ADDITIONS_AT_ONCE = 4096
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
@@ -60,18 +63,17 @@ class Followers(NamedTuple):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _place_of(words: Any, word: Any) -> Any:
-    """The first place of a word among uint32[m], m a multiple of 16; m if there is none. A branch for 16 of them: what is
-    between vectorises."""
-    length = np.uint64(words.size)
-    for start in range(_0, length, _16):
-        hits = np.uint32(0)
-        for place in range(start, start + _16):
-            hits |= np.uint32(words[place] == word)
+    """The first place of a word (uint64) among uint32[m], m a multiple of 16; m if there is none."""
+    first = address_of(words)
+    for start in range(_0, np.uint64(words.size), _16):
+        hits = match16(first, word, start * _4)
         if hits:
-            for place in range(start, start + _16):
-                if words[place] == word:
-                    return place
-    return length
+            place = start
+            while not hits & _1:
+                hits >>= _1
+                place += _1
+            return place
+    return np.uint64(words.size)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -87,11 +89,11 @@ def _add(followers: Any, row: Any, follower: Any, added: Any) -> None:
     # Places fill from the front and never empty again. So row 0, which an empty place seems to hold, is found where
     # it is, or in the first empty place, where it belongs.
     rows, counts, bits = followers.rows[row], followers.counts[row], followers.bits[row]
-    place = _place_of(rows, np.uint32(follower))
+    place = _place_of(rows, np.uint64(follower))
     if place < np.uint64(rows.size):
         counts[place] += added
         return
-    place = _place_of(bits, _least(bits))
+    place = _place_of(bits, np.uint64(_least(bits)))
     left = counts[place] - added
     if left > _F0:
         counts[place] = left
@@ -100,8 +102,38 @@ def _add(followers: Any, row: Any, follower: Any, added: Any) -> None:
     counts[place] = max(-left, COUNT_MIN)
 
 
+class Additions(NamedTuple):
+    """Counts that are to be added: rows, followers uint32[n], added float32[n], in order. They are listed before they
+    are made, so that what they need can be prefetched."""
+
+    rows: np.ndarray
+    followers: np.ndarray
+    added: np.ndarray
+
+    @staticmethod
+    def of(size: int) -> Additions:
+        """Room for so many."""
+        return Additions(np.empty(size, np.uint32), np.empty(size, np.uint32), np.empty(size, np.float32))
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def _count(ring: Any, visits: Any, followers: Any, user: Any, item: Any, weight: Any) -> None:
+def livefactor_add_kernel(followers: Any, additions: Any, size: Any) -> None:
+    """Make the first `size` additions, in order."""
+    rows, counts = address_of(followers.rows), address_of(followers.counts)
+    line = np.uint64(followers.rows.shape[1]) * _4
+    for n in range(size):
+        ahead = np.uint64(additions.rows[min(n + _ADDED_AHEAD, size - _1)]) * line
+        for at in range(_0, line, _64):
+            prefetch(rows + ahead, at)
+            prefetch(counts + ahead, at)
+        _add(followers, np.uint64(additions.rows[n]), additions.followers[n], additions.added[n])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _count(
+    ring: Any, visits: Any, followers: Any, additions: Any, size: Any, user: Any, item: Any, weight: Any
+) -> Any:
+    """List an event's additions after `size` others; returns how many there are then."""
     length, seen = np.uint64(ring.rows.shape[1]), np.uint64(ring.count[user])
     now = np.uint64(visits.now[user])
     for back in range(_1, min(min(seen, followers.span), length) + _1):
@@ -111,9 +143,12 @@ def _count(ring: Any, visits: Any, followers: Any, user: Any, item: Any, weight:
         added = weight * followers.decay[min(age, np.uint64(DECAY_STEPS - 1))]
         if added < COUNT_MIN:
             continue
-        _add(followers, other, item, added)
+        additions.rows[size], additions.followers[size], additions.added[size] = other, item, added
+        size += _1
         if age == _0 and other != item:
-            _add(followers, item, other, added)
+            additions.rows[size], additions.followers[size], additions.added[size] = item, other, added
+            size += _1
+    return size
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -131,10 +166,11 @@ def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def livefactor_record_kernel(
-    users: Any, items: Any, visits: Any, followers: Any, user_rows: Any, item_rows: Any, values: Any,
-    weights: Any, times: Any, start: Any, stop: Any,
+    users: Any, items: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
+    values: Any, weights: Any, times: Any, start: Any, stop: Any,
 ) -> None:  # fmt: skip
     """Record events [start, stop): rings of users and items, visits, counts. Empty columns have their defaults."""
+    size, most = _0, _2 * followers.span
     for t in range(start, stop):
         user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
         value = values[t] if values.size else _F1
@@ -144,10 +180,14 @@ def livefactor_record_kernel(
             visits.now[user] += np.uint32(1)
         visits.last_time[user] = time
         if followers.counts.shape[1]:
-            _count(users, visits, followers, user, item, weight)
+            if size + most > np.uint64(additions.rows.size):
+                livefactor_add_kernel(followers, additions, size)
+                size = _0
+            size = _count(users, visits, followers, additions, size, user, item, weight)
         place = _remember(users, user, item, value, weight)
         visits.seen[user, place] = visits.now[user]
         _remember(items, item, user, value, weight)
+    livefactor_add_kernel(followers, additions, size)
 
 
 def _writable(column: np.ndarray) -> np.ndarray:
@@ -172,11 +212,13 @@ class Recorder:
             decays(spec.counts.half_life),
         )
         self._counts = spec.counts
+        self._additions = Additions.of(max(_ADDITIONS_AT_ONCE, 2 * spec.counts.span))
         empty = np.empty(0, np.uint32)
         self._run(empty, empty, _NO_COLUMN, _NO_COLUMN, _NO_TIMES, _0, _0)
 
     def _run(self, *events: Any) -> None:
-        livefactor_record_kernel(self.users, self.items, self._visits, self._followers, *events)
+        state = self.users, self.items, self._visits, self._followers
+        livefactor_record_kernel(*state, self._additions, *events)
 
     def record(self, update: Update, start: int, stop: int) -> None:
         """Record the events [start, stop) of an update. The GIL is released."""
