@@ -173,6 +173,16 @@ for _op, _emit in (
     _register_operator(_op, _emit, words16, types.uint64)
 
 
+@type_callable(operator.neg)
+def _type_neg(context: Any) -> Callable[[Any], Any]:
+    return lambda a: vec16 if a == vec16 else None
+
+
+@lower_builtin(operator.neg, vec16)
+def _lower_neg(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return builder.fneg(args[0])
+
+
 @intrinsic
 def load16(typingctx: Any, address: Any, offset: Any = None) -> Any:
     """Vec16 at `address` + `offset` (uint64; the sum a multiple of 64)."""
