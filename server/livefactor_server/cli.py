@@ -53,7 +53,7 @@ def complain(text: str) -> None:
 def main() -> None:
     """Entry point: errors of the client and of settings become one line and exit code 1."""
     # Commands live in modules of their own; importing them adds them to `app`.
-    from livefactor_server import cli_client, cli_log, cli_push  # noqa: F401
+    from livefactor_server import cli_client, cli_log, cli_push, cli_tune  # noqa: F401
 
     try:
         app()
@@ -79,6 +79,7 @@ def serve(
     metrics_port: Annotated[int | None, _setting("metrics_port")] = None,
     allow_remote: Annotated[bool | None, _setting("allow_remote")] = None,
     preset: Annotated[str | None, _setting("preset")] = None,
+    spec: Annotated[Path | None, _setting("spec")] = None,
     backend: Annotated[str | None, _setting("backend")] = None,
     batch_events_max: Annotated[int | None, _setting("batch_events_max")] = None,
     queue_bytes_max: Annotated[int | None, _setting("queue_bytes_max")] = None,
@@ -120,6 +121,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     from livefactor_server import hosting, metrics, server
     from livefactor_server.log import LogError
     from livefactor_server.replay import ReplayError
+    from livefactor_server.spec_files import SpecFileError
 
     server.limit_libraries()
     try:
@@ -140,6 +142,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         server.PortInUse,
         LogError,
         ReplayError,
+        SpecFileError,
         OSError,
     ) as error:
         complain(f"{error}")
