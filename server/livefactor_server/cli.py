@@ -106,6 +106,7 @@ def serve(
     raise typer.Exit(run_server(settings, port_file))
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -149,7 +150,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         return 1
     # Unlike an Event, which a second signal or one at a bad moment would lock up, it may be used inside a handler.
     ended: queue.SimpleQueue[None] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: ended.put(None))
     rpc.start()
     logger = logging.getLogger("livefactor_server")
@@ -165,10 +166,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     ended.get()
     logger.info("draining")
     rpc.drain(settings.drain_s)
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # the exit code of a clean drain is 0, however often it is asked for
+    for number in STOP_SIGNALS:  # the exit code of a clean drain is 0, however often it is asked for
         signal.signal(number, signal.SIG_IGN)
     logger.info("drained")
     return 0

@@ -219,6 +219,7 @@ def _grid(report: Report, done: list[search.Tried], judge: plan.Plan) -> Table:
     rows = [report.winner, *others, report.preset, report.naive]
     fields = shown_fields(rows)
     grid = table(judge.metric.label, "search", "rest", "M/s", "rule", *fields.values())
+    grid.columns[0].min_width = 10
     for column in grid.columns[1:]:
         column.no_wrap = True
     for row in rows:

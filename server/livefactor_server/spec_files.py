@@ -52,13 +52,16 @@ def read_changes(file: Path) -> tuple[str, dict[str, Any]]:
 
 
 def read_spec(file: Path, preset: str) -> ModelSpec:
-    """The spec of a file, with `preset` where it names none. Raises SpecFileError as `read_changes` does, and for
-    a field outside its domain."""
+    """The spec of a file, with `preset` where it names none, and numbers as a model's log holds them.
+
+    Raises SpecFileError as `read_changes` does, and for a field outside its domain.
+    """
     named, changes = read_changes(file)
     try:
-        return spec_codec.from_message(_message(file, changes), named or preset)
+        spec = spec_codec.from_message(_message(file, changes), named or preset)
     except SpecError as error:
         raise SpecFileError(f"{file}: {error}") from None
+    return spec_codec.decode(spec_codec.encode(spec))
 
 
 def _message(file: Path, changes: dict[str, Any]) -> models_pb2.ModelSpec:
