@@ -124,22 +124,12 @@ def without_rows(change: InteractionsChange, rows: np.ndarray | list[int]) -> In
 def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
     """uint8[n] reject reason of each row, 0 for good ones; None if all are good. One compare a column when all is well."""
     checks = []
-    limits = spec.limits
     if columns.values is not None:
-        values = columns.values
-        if spec.loss == Loss.SQUARED:
-            good = np.abs(values) <= np.float32(limits.value_abs_max)
-        elif spec.loss == Loss.LOGISTIC:
-            good = (values == 0) | (values == 1)
-        elif spec.loss == Loss.IMPLICIT:
-            good = (values >= 0) & (values <= np.float32(limits.value_abs_max))
-        else:
-            good = (values > 0) & (values <= np.float32(limits.value_abs_max))
-        checks.append((values, good, updates_pb2.REJECT_REASON_VALUE_DOMAIN))
+        good = good_values(columns.values, spec)
+        checks.append((columns.values, good, updates_pb2.REJECT_REASON_VALUE_DOMAIN))
     if columns.weights is not None:
-        weights = columns.weights
-        good = (weights > 0) & (weights <= np.float32(limits.weight_max))
-        checks.append((weights, good, updates_pb2.REJECT_REASON_WEIGHT_DOMAIN))
+        good = good_weights(columns.weights, spec)
+        checks.append((columns.weights, good, updates_pb2.REJECT_REASON_WEIGHT_DOMAIN))
     if all(good.all() for _, good, _ in checks):
         return None
     reasons = np.zeros(len(columns), np.uint8)
@@ -147,6 +137,25 @@ def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
         reasons[~good] = reason
         reasons[~np.isfinite(numbers)] = updates_pb2.REJECT_REASON_NOT_FINITE
     return reasons
+
+
+def good_values(values: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """bool[n]: which values float32[n] are in the domain of the spec's loss, so that their rows are accepted."""
+    good: np.ndarray
+    if spec.loss == Loss.SQUARED:
+        good = np.abs(values) <= np.float32(spec.limits.value_abs_max)
+    elif spec.loss == Loss.LOGISTIC:
+        good = (values == 0) | (values == 1)
+    elif spec.loss == Loss.IMPLICIT:
+        good = (values >= 0) & (values <= np.float32(spec.limits.value_abs_max))
+    else:
+        good = (values > 0) & (values <= np.float32(spec.limits.value_abs_max))
+    return good
+
+
+def good_weights(weights: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """bool[n]: which weights float32[n] the spec accepts."""
+    return (weights > 0) & (weights <= np.float32(spec.limits.weight_max))
 
 
 def _checked_labels(labels: wire.LabelColumns) -> tuple[Change, Rejects]:
