@@ -44,7 +44,8 @@ MULTI_PASS_GRID = grid(rate=(0.005, 0.01, 0.02), l2=(0.02, 0.04, 0.06, 0.1), k=(
 def thinned(stream: Stream, part: int) -> Stream:
     """The events of one of `part` users."""
     kept = np.unique(stream.user_keys, return_inverse=True)[1] % part == 0
-    return Stream(stream.user_keys[kept], stream.item_keys[kept], stream.values[kept])
+    times = None if stream.times is None else stream.times[kept]
+    return Stream(stream.user_keys[kept], stream.item_keys[kept], stream.values[kept], times=times)
 
 
 def all_parts(ratings_file: Path | None, extent: Extent) -> Iterator[Part]:

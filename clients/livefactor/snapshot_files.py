@@ -215,7 +215,9 @@ class LoadedSnapshot:
         (rule SOLVE, counts): its scores take more than factors.
         """
         if "gram" in self.tensors or "items.neighbor_rows" in self.tensors:
-            raise ValueError("score: this model's scores take histories, which only a server reads; restore it on one")
+            raise ValueError(
+                "score: this model's scores take histories, which only a server reads; restore it on one"
+            )
         ids = np.asarray(item_ids if isinstance(item_ids, np.ndarray) else list(item_ids), np.uint64)
         user = self._user_index.rows(np.array([user_id], np.uint64))
         rows = self._item_index.rows(ids)

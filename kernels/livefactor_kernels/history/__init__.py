@@ -53,7 +53,11 @@ def row_sections(spec: ModelSpec, side: int) -> Sections:
             "seen_weights": ((length,), "float32"),
         }
     if side == USERS:
-        sections |= {"seen_visits": ((length,), "uint32"), "visits": ((), "uint32"), "last_time": ((), "int64")}
+        sections |= {
+            "seen_visits": ((length,), "uint32"),
+            "visits": ((), "uint32"),
+            "last_time": ((), "int64"),
+        }
     sections["seen_count"] = ((), "uint32")
     if side != USERS and spec.counts.neighbors:
         wide = (spec.counts.neighbors,)

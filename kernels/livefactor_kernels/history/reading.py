@@ -105,7 +105,14 @@ class Persons:
         )
 
     def _merged(
-        self, pin: Pin, keys: np.ndarray, k: int, user: int, rows: np.ndarray, common: np.ndarray, own: np.ndarray
+        self,
+        pin: Pin,
+        keys: np.ndarray,
+        k: int,
+        user: int,
+        rows: np.ndarray,
+        common: np.ndarray,
+        own: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         followers = self.followers[user][0]
         followers = followers[~np.isin(followers, common) & ~np.isin(followers, own)]
@@ -119,7 +126,7 @@ class Persons:
 
 
 class PersonReader:
-    """Reads users of a model whose spec has histories. Any thread may call it."""
+    """Reads users of a model: with histories as they are folded in, else their rows. Any thread may call it."""
 
     def __init__(self, spec: ModelSpec) -> None:
         """Computes decays; kernels are compiled by the first read."""
@@ -132,6 +139,8 @@ class PersonReader:
         """The users of rows uint32[n] (or `NO_ROW`); item_count: items of the model. own: events that stand in the place
         of a user's history."""
         factors, bias = source.gather(USERS, user_rows)
+        if not self._spec.history.users:
+            return Persons(factors, bias, [], [])
         events = self._events(source, user_rows)
         if own is not None:
             events = [given if given is not None else kept for given, kept in zip(own, events, strict=True)]
@@ -157,7 +166,13 @@ class PersonReader:
         ]
 
     def _ordered(
-        self, rows: np.ndarray, values: np.ndarray, weights: np.ndarray, visits: np.ndarray, count: int, now: int
+        self,
+        rows: np.ndarray,
+        values: np.ndarray,
+        weights: np.ndarray,
+        visits: np.ndarray,
+        count: int,
+        now: int,
     ) -> Events:
         length = len(rows)
         order = np.arange(max(0, count - length), count) % length
@@ -214,7 +229,10 @@ class PersonReader:
 
 
 _NO_RING = Ring(
-    np.empty((0, 0), np.uint32), np.empty((0, 0), np.float32), np.empty((0, 0), np.float32), np.empty(0, np.uint32)
+    np.empty((0, 0), np.uint32),
+    np.empty((0, 0), np.float32),
+    np.empty((0, 0), np.float32),
+    np.empty(0, np.uint32),
 )
 
 

@@ -54,7 +54,9 @@ class SolveRates(NamedTuple):
     @staticmethod
     def of(spec: ModelSpec) -> SolveRates:
         """Rates of a spec."""
-        reals = (np.float32(x) for x in (spec.solve.unobserved, spec.l2, spec.bias_l2, spec.limits.factor_max))
+        reals = (
+            np.float32(x) for x in (spec.solve.unobserved, spec.l2, spec.bias_l2, spec.limits.factor_max)
+        )
         wholes = (np.uint64(n) for n in (spec.solve.sweeps, spec.solve.item_events, spec.k))
         return SolveRates(*reals, *wholes, spec.loss == Loss.SQUARED)
 

@@ -228,7 +228,15 @@ def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def livefactor_solve_kernel(
-    own: Any, others: Any, touched: Any, first: Any, last: Any, mean: Any, count: Any, scratch: Any, rates: Any
+    own: Any,
+    others: Any,
+    touched: Any,
+    first: Any,
+    last: Any,
+    mean: Any,
+    count: Any,
+    scratch: Any,
+    rates: Any,
 ) -> None:
     """Solve the touched rows [first, last); their old factors go to touched.old, zeros before a row's first event."""
     kp, ring = np.uint64(own.factors.shape[1]), own.ring
@@ -322,6 +330,8 @@ class Solver:
         if rates.unobserved > 0:
             _weigh(self.gram[1 - side], rates.unobserved, self._scratch.everywhere)
         mean = np.float32(scalar.mean_of(int(self._mean_state[0]), int(self._mean_state[1])))
-        livefactor_solve_kernel(own, others, touched, _0, found, mean, np.float32(count), self._scratch, rates)
+        livefactor_solve_kernel(
+            own, others, touched, _0, found, mean, np.float32(count), self._scratch, rates
+        )
         if rates.unobserved > 0:
             livefactor_gram_kernel(own, touched, found, self.gram[side], rates.k)
