@@ -39,6 +39,11 @@ def spec_of(
     return preset(name, optimizer=optimizer, **changes)
 
 
+def settled(key: str, **settings: Any) -> ModelSpec:
+    """The spec of one of our methods, by its key, with settings."""
+    return ranking_spec(**settings) if key.startswith("ranking") else spec_of(key, **settings)
+
+
 def ranking_spec(
     unobserved: float | None = None,
     l2: float | None = None,
