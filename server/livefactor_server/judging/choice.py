@@ -1,10 +1,10 @@
 """Which events are judged, and among which items: draws by counter, so that a replay of the log judges the same ones.
 
 A share of the records is judged, by a lot each: the first word of Philox4x32-10 (`livefactor_kernels.random`) with counter
-(revision low, revision high, 0, 1). Of a judged record of n events min(n, most) are, one from each of as many equal stretches:
-with counter (revision low, revision high, stretch, 0) the first word says where in its stretch the event lies, the third and
-the fourth are lots that decide whether it is also ranked among drawn items, and among all. The candidates come from
-`draw_negative` under a key of their own; the negatives are the very ones that the model will learn from.
+(revision low, revision high, 0, 1). Of a judged record of n events min(n, most, max(8, n / 128)) are, one from each of as many
+equal stretches: with counter (revision low, revision high, stretch, 0) the first word says where in its stretch the event
+lies, the third and the fourth are lots that decide whether it is also ranked among drawn items, and among all. The candidates
+come from `draw_negative` under a key of their own; the negatives are the very ones that the model will learn from.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ CHOICE_DOMAIN = 0x6C66_6A75_6467_0001
 CANDIDATE_DOMAIN = 0x6C66_6A75_6467_0002
 """XORed to the seed for the items that a judged event is ranked among."""
 
+EVENTS_LEAST, EVENTS_SHARE = 8, 1 / 128
+"""Events of a judged record that are judged: this share of them, but this many if it has them."""
+
 _MASK, _32, _0, _1 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0), np.uint64(1)
 
 
@@ -33,12 +36,12 @@ def _lots_kernel(key: Any, share: Any, revisions: Any, judged: Any) -> None:
 
 @njit(cache=True, nogil=True)
 def _choose_kernel(
-    key: Any, revisions: Any, sizes: Any, most: Any, records: Any, events: Any, lots: Any
+    key: Any, revisions: Any, sizes: Any, counts: Any, records: Any, events: Any, lots: Any
 ) -> None:
     at = 0
     for record in range(sizes.size):
         low, high, n = revisions[record] & _MASK, revisions[record] >> _32, sizes[record]
-        chosen = min(n, most)
+        chosen = counts[record]
         for j in range(chosen):
             place, _, sampled, ranked = philox(low, high, np.uint64(j), _0, key)
             start, stop = j * n // chosen, (j + 1) * n // chosen
@@ -75,9 +78,12 @@ def judged_records(seed: int, share: float, revisions: np.ndarray) -> np.ndarray
 
 def choose(seed: int, revisions: np.ndarray, sizes: np.ndarray, most: int) -> Chosen:
     """At most `most` events of each judged record, `revisions` uint64[r] and `sizes` int64[r], in log order."""
-    total = int(np.minimum(sizes, most).sum())
+    counts = np.minimum(
+        np.minimum(sizes, most), np.maximum(EVENTS_LEAST, (sizes * EVENTS_SHARE).astype(np.int64))
+    )
+    total = int(counts.sum())
     chosen = Chosen(np.empty(total, np.int64), np.empty(total, np.int64), np.empty((total, 2)))
-    _choose_kernel(domain_key(seed, CHOICE_DOMAIN), revisions, sizes, most, *chosen)
+    _choose_kernel(domain_key(seed, CHOICE_DOMAIN), revisions, sizes, counts, *chosen)
     return chosen
 
 

@@ -11,6 +11,9 @@ import numpy as np
 LOSSES_TO_SCALE = 256
 """Losses that are looked at before the first is handed to ADWIN: their median sets the scale."""
 
+CHECKED_EVERY = 32
+"""River's ADWIN looks for a change after so many values."""
+
 
 class Drift(NamedTuple):
     """The mean of a series before and after a change; scaled, for losses (`LossDrift`)."""
@@ -36,11 +39,12 @@ class HitDrift:
         """Take float64[n] in; the last change found in them, if there was one."""
         found = None
         adwin = self._adwin
-        for value in values.tolist():
+        for start in range(0, len(values), CHECKED_EVERY):
             before = adwin.estimation
-            adwin.update(value)
-            if adwin.drift_detected:
-                found = Drift(before, adwin.estimation)
+            for value in values[start : start + CHECKED_EVERY].tolist():
+                adwin.update(value)
+                if adwin.drift_detected:
+                    found = Drift(before, adwin.estimation)
         return found
 
 

@@ -28,7 +28,7 @@ from livefactor_server.state import Logged, ModelState
 
 SAMPLED_ITEMS = 100
 """Items drawn, with replacement, for an event to be ranked among."""
-RANKED_ROWS_PER_RECORD = 16_000
+RANKED_ROWS_PER_RECORD = 8_000
 """Item rows that ranking among all items may score for a judged record, on average: with more items fewer events are ranked."""
 EVENTS_KEPT = 16
 DRIFT = "drift"

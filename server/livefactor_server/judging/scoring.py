@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 
-from livefactor_kernels import scoring
 from livefactor_kernels.backend import Backend
+from livefactor_kernels.lanes import LANES
+from livefactor_kernels.scoring_kernels import scan_kernel
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.changes import InteractionsChange
 from livefactor_server.judging import choice, metrics
@@ -105,8 +107,10 @@ def read(
         users, user_bias = backend.gather(USERS, _known(sample.user_rows, published[USERS]))
         items, item_bias = backend.gather(ITEMS, _known(item_rows, published[ITEMS]))
     own = m * width
-    scores = _scores(mean, users, user_bias, items[:own], item_bias[:own], width)
-    among = _scores(mean, users[ranked], user_bias[ranked], items[own:], item_bias[own:], candidates.shape[1])
+    everybody = np.arange(m)
+    scores = _scores(mean, users, user_bias, everybody, items[:own], item_bias[:own], width)
+    asked = everybody[ranked]
+    among = _scores(mean, users, user_bias, asked, items[own:], item_bias[own:], candidates.shape[1])
     return Read(scores[:, 0], scores[:, 1:], among, (users, items[:own:width]))
 
 
@@ -114,12 +118,25 @@ def _known(rows: np.ndarray, published: int) -> np.ndarray:
     return np.where(rows < published, rows, NO_ROW).astype(np.uint32)
 
 
+@njit(cache=True, nogil=True)
+def _score_kernel(users: Any, bases: Any, asked: Any, items: Any, bias: Any, vectors: Any, out: Any) -> None:
+    width = out.shape[1]
+    for i in range(out.shape[0]):
+        own = slice(i * width, (i + 1) * width)
+        scan_kernel(users[asked[i]], bases[asked[i]], items[own], bias[own], vectors, out[i])
+
+
 def _scores(
-    mean: np.float32, users: np.ndarray, user_bias: np.ndarray, items: np.ndarray, bias: np.ndarray, width: int
+    mean: np.float32, users: np.ndarray, user_bias: np.ndarray, asked: np.ndarray, items: np.ndarray,
+    bias: np.ndarray, width: int,
 ) -> np.ndarray:  # fmt: skip
-    """Scores float32[n, width] of each user's own `width` items."""
-    offsets = np.arange(len(user_bias) + 1) * width
-    return scoring.score_candidates(mean, users, user_bias, items, bias, offsets).reshape(-1, width)
+    """Scores float32[n, width] of `asked` users' own `width` items, as `livefactor_kernels.scoring` has them. Rows begin at multiples of 64
+    bytes, as `gather` gives them."""
+    out = np.empty((asked.size, width), np.float32)
+    if out.size:
+        vectors = np.uint64(users.shape[1] // LANES)
+        _score_kernel(users, np.float32(mean) + user_bias, asked, items, bias, vectors, out)
+    return out
 
 
 def ranks_among_drawn(

@@ -21,6 +21,7 @@ class Window:
 
     def push(self, rows: np.ndarray, types: np.ndarray) -> None:
         """Append rows float64[n, columns] with event types uint32[n]."""
+        self.pushed += max(0, len(rows) - self.size)
         rows, types = rows[-self.size :], types[-self.size :]
         start = self.pushed % self.size
         first = min(len(rows), self.size - start)
