@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import typer
 
-from livefactor import FailedPrecondition, Models, Producer, Scorer
+from livefactor import Auditor, FailedPrecondition, Models, Producer, Scorer
 from livefactor_server import cli_client, cli_judge  # noqa: F401
 from livefactor_server.cli import app
 from server_process import Server
@@ -118,18 +118,24 @@ def test_what_runs_away_is_held_until_an_operator_releases_it(serve: Callable[..
         with Producer(server.target, "p", model="m") as producer:
             for seed in range(80):
                 producer.push(**ratings(seed, 4.0)).result(30)
+                if seed in (20, 40):
+                    assert typed(server, "snapshot", "-m", "m")[0] == 0
             assert models.describe("m").hold is None
             with pytest.raises(FailedPrecondition, match="not on hold"):
                 typed(server, "models", "release", "m")
-            taken = typed(server, "snapshot", "-m", "m")
-            assert taken[0] == 0
+            assert typed(server, "snapshot", "-m", "m")[0] == 0
         with pytest.raises(FailedPrecondition, match="on hold since revision"):
             push_until_refused(server)
         described = models.describe("m", with_root_hash=True)
         hold = described.hold
         assert hold is not None and "loss_above_window" in hold.reason
         assert 0 < hold.good_revision < hold.revision <= described.position.revision < 150
-        assert hold.snapshot_id
+        with Auditor(server.target, model="m") as auditor:
+            at = {info.snapshot_id: info.position.revision for info in auditor.list()}
+        assert sorted(at.values()) == [22, 42, 81]
+        assert (
+            at[hold.snapshot_id] == 42 < hold.good_revision < 81
+        )  # at the last one it was not yet known to be good
         assert 'livefactor_held{model="m"} 1.0' in scraped(server)
         assert 'livefactor_judge_warnings_total{kind="loss_above_window",model="m"} 1.0' in scraped(server)
         # What was acknowledged is there, other calls go on, and a restart forgets nothing of it.

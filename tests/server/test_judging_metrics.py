@@ -123,12 +123,12 @@ def test_popularity_is_counts_or_means_with_weights_that_halve(
 ) -> None:
     half_life, items = 3.0, 8
     made = Popularity(means, half_life)
-    made.reserve(items)
     for record in records:
         rows, values = (
             np.array([event[at] for event in record], kind) for at, kind in ((0, "u4"), (1, "f4"))
         )
         made.count(rows, values)
+    made.settle(items)
     events = [event for record in records for event in record]
     all_rows = np.arange(items, dtype=np.uint32)
     for which in (PLAIN, DECAYED):
@@ -155,17 +155,17 @@ def test_popularity_is_counts_or_means_with_weights_that_halve(
 
 def test_of_a_large_record_a_share_is_counted_as_so_many() -> None:
     made = Popularity(False, 1e9)
-    made.reserve(2)
     made.count(np.arange(8 * COUNTED_EVENTS, dtype=np.uint32) // 8 % 2, None)
+    made.settle()
     assert made.scores(PLAIN, np.array([0, 1])).tolist() == [0.5, 0.5]
 
 
 def test_decayed_counts_outlive_their_renormalisation() -> None:
     made = Popularity(False, 1.0)  # doubles with each event: past float64's range without it
-    made.reserve(2)
     for _ in range(30):
         made.count(np.zeros(100, np.uint32), None)
     made.count(np.array([1], np.uint32), None)
+    made.settle()
     assert made.scores(DECAYED, np.array([0, 1])) == pytest.approx([0.5, 0.5])
 
 

@@ -5,6 +5,8 @@ A share of the records is judged, by a lot each: the first word of Philox4x32-10
 equal stretches: with counter (revision low, revision high, stretch, 0) the first word says where in its stretch the event
 lies, the third and the fourth are lots that decide whether it is also ranked among drawn items, and among all. The candidates
 come from `draw_negative` under a key of their own; the negatives are the very ones that the model will learn from.
+
+The judge's kernels take microseconds and keep the GIL: to get it back from a busy thread takes longer.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ EVENTS_LEAST, EVENTS_SHARE = 8, 1 / 128
 _MASK, _32, _0, _1 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0), np.uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _lots_kernel(key: Any, share: Any, revisions: Any, judged: Any) -> None:
     for record in range(revisions.size):
         lot, _, _, _ = philox(revisions[record] & _MASK, revisions[record] >> _32, _0, _1, key)
         judged[record] = lot * 2.0**-32 < share
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _choose_kernel(
     key: Any, revisions: Any, sizes: Any, counts: Any, records: Any, events: Any, lots: Any
 ) -> None:
@@ -51,7 +53,7 @@ def _choose_kernel(
             at += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _draw_kernel(key: Any, revisions: Any, events: Any, positives: Any, items: Any, out: Any) -> None:
     for i in range(out.shape[0]):
         for d in range(out.shape[1]):

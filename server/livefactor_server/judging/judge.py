@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ SAMPLED_ITEMS = 100
 RANKED_ROWS_PER_RECORD = 8_000
 """Item rows that ranking among all items may score for a judged record, on average: with more items fewer events are ranked."""
 EVENTS_KEPT = 16
+LOTS_AHEAD = 1024
 DRIFT = "drift"
 
 
@@ -73,6 +75,7 @@ class Judge:
     """
 
     def __init__(self, state: ModelState, settings: JudgeSettings, reading: Reading = nullcontext) -> None:
+        compile_kernels()
         spec = state.spec
         self._backend, self._spec, self._settings, self._reading = state.backend, spec, settings, reading
         self._ranks = spec.loss != Loss.SQUARED
@@ -87,6 +90,7 @@ class Judge:
         self._since = self._revision = state.revision
         self._good_revision = 0
         self._lock = threading.Lock()
+        self._lots_from, self._lots = -LOTS_AHEAD, frozenset[int]()
         self._records: list[Logged] = []
         self._pending: _Pending | None = None
 
@@ -101,14 +105,21 @@ class Judge:
         self._pending = None
         if not self._records:
             return
-        seed, settings = self._spec.seed, self._settings
-        revisions = np.array([record.header.revision for record in self._records], np.uint64)
-        judged = choice.judged_records(seed, settings.record_share, revisions)
-        if judged.any():
-            picked = [record for record, one in zip(self._records, judged, strict=True) if one]
+        picked = [record for record in self._records if self._is_judged(record.header.revision)]
+        if picked:
+            revisions = np.array([record.header.revision for record in picked], np.uint64)
             sizes = np.array([record.change.rows for record in picked], np.int64)
-            chosen = choice.choose(seed, revisions[judged], sizes, settings.events_per_record_max)
+            most = self._settings.events_per_record_max
+            chosen = choice.choose(self._spec.seed, revisions, sizes, most)
             self._pending = self._read(scoring.sample_of(picked, chosen))
+
+    def _is_judged(self, revision: int) -> bool:
+        """By the record's lot; lots are drawn ahead, many at once."""
+        if not self._lots_from <= revision < self._lots_from + LOTS_AHEAD:
+            revisions = np.arange(revision, revision + LOTS_AHEAD, dtype=np.uint64)
+            judged = choice.judged_records(self._spec.seed, self._settings.record_share, revisions)
+            self._lots_from, self._lots = revision, frozenset(revisions[judged].tolist())
+        return revision in self._lots
 
     def _read(self, sample: Sample) -> _Pending:
         settings = self._settings
@@ -126,9 +137,6 @@ class Judge:
         """Judge what `before` read, then count its records for most-popular. What was noticed."""
         if not self._records:
             return []
-        placed = self._records[-1].placed
-        assert placed is not None
-        self._popularity.reserve(placed.item_count)
         noticed = self._conclude(self._pending) if self._pending is not None else []
         for record in self._records:
             change, placed = record.change, record.placed
@@ -140,6 +148,7 @@ class Judge:
 
     def _conclude(self, pending: _Pending) -> list[Event]:
         _, sample, negatives, candidates, ranked, read, asked, best = pending
+        self._popularity.settle(int(sample.item_counts.max()))
         rows, there = self._loss_rows(sample, read, negatives)
         drawn = scoring.ranks_among_drawn(
             read, ranked, sample.item_rows[ranked], candidates, self._popularity
@@ -237,3 +246,18 @@ class Judge:
                 self._bounds.clamped_share,
                 self._loss_drift is not None,
             )
+
+
+@cache
+def compile_kernels() -> None:
+    """Compile the judge's kernels, or load them from Numba's cache: no first record waits for it then."""
+    rows = np.zeros(1, np.uint32)
+    one = np.ones(1, np.uint64)
+    choice.judged_records(0, 1.0, one)
+    choice.choose(0, one, np.ones(1, np.int64), 1)
+    choice.draw(0, choice.CANDIDATE_DOMAIN, one, np.zeros(1, np.int64), rows, one, 1)
+    scoring.compile_kernels()
+    for means in (False, True):
+        popularity = Popularity(means, 1.0)
+        popularity.count(rows, np.ones(1, np.float32))
+        popularity.settle()

@@ -118,7 +118,7 @@ def _known(rows: np.ndarray, published: int) -> np.ndarray:
     return np.where(rows < published, rows, NO_ROW).astype(np.uint32)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _score_kernel(users: Any, bases: Any, asked: Any, items: Any, bias: Any, vectors: Any, out: Any) -> None:
     width = out.shape[1]
     for i in range(out.shape[0]):
@@ -137,6 +137,18 @@ def _scores(
         vectors = np.uint64(users.shape[1] // LANES)
         _score_kernel(users, np.float32(mean) + user_bias, asked, items, bias, vectors, out)
     return out
+
+
+def compile_kernels() -> None:
+    """Compile what scores lists."""
+    rows, bias = _aligned_zeros(1), np.zeros(1, np.float32)
+    _scores(np.float32(0.0), rows, bias, np.zeros(1, np.int64), rows, bias, 1)
+
+
+def _aligned_zeros(rows: int) -> np.ndarray:
+    memory = np.zeros(rows * LANES + LANES, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + rows * LANES].reshape(rows, LANES)
 
 
 def ranks_among_drawn(
