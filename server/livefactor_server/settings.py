@@ -65,7 +65,10 @@ class ServerSettings(BaseSettings):
     )
     snapshots_kept: int = Field(3, ge=1, description="Newest snapshots to keep, a model.")
     judge_record_share: float = Field(
-        0.03125, ge=0.0, le=1.0, description="Share of the records whose events are judged; 0 judges nothing."
+        0.015625,
+        ge=0.0,
+        le=1.0,
+        description="Share of the records whose events are judged; 0 judges nothing.",
     )
     judge_events_per_record_max: int = Field(
         64, ge=1, le=65_536, description="Most events of a judged record that are judged."

@@ -46,7 +46,7 @@ class JudgeSettings:
     popularity_half_life_events: of decayed most-popular, in events learned.
     """
 
-    record_share: float = 0.03125
+    record_share: float = 0.015625
     events_per_record_max: int = 64
     sampled_share: float = 0.25
     ranked_share: float = 0.125
