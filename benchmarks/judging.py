@@ -2,7 +2,7 @@
 
 `python -m benchmarks.judging`: batches of 8,192 and 512 events, ratings and clicks, default settings. Events a second until the
 last ack, medians; the least CPU seconds of the server, which say more where other work shares the machine; and microseconds of
-CPU that a record of 8,192 events takes to be judged and to be applied, means.
+CPU that a record of 8,192 events takes to be judged and to be applied, means over the later half.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ CASES = {
     "logistic_8k": ("logistic", 8_192),
     "logistic_512": ("logistic", 512),
 }
-WARM_RECORDS = 64
 
 
 def server_process(target: str) -> psutil.Process:
@@ -52,7 +51,7 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 
 def in_process(load: Load, preset_name: str, **changes: int) -> tuple[float, float]:
-    """(judging, applying) a record, microseconds of CPU, means without the first `WARM_RECORDS`."""
+    """(judging, applying) a record, microseconds of CPU, means over the later half of the records."""
     state = ModelState.empty(preset(preset_name, k=K, **changes), b"", uuid.UUID(int=0), "cpu", b"")
     judge, judging, applying, records = Judge(state, JudgeSettings()), 0.0, 0.0, 0
     for revision, part in enumerate(load.slices(), 1):
@@ -63,7 +62,7 @@ def in_process(load: Load, preset_name: str, **changes: int) -> tuple[float, flo
         for step in (lambda: judge.before(run), lambda: state.apply(run), judge.after):  # noqa: B023 - called at once
             step()
             marks.append(time.thread_time())
-        if revision > WARM_RECORDS:
+        if 2 * revision * load.batch > len(load.users):
             records += 1
             judging += marks[1] - marks[0] + marks[3] - marks[2]
             applying += marks[2] - marks[1]

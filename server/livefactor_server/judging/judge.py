@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -223,29 +223,24 @@ class Judge:
             self._bounds.restart()
 
     def report(self) -> Report:
-        """What was found so far."""
-        settings = self._settings
+        """What was found so far. `before` and `after` wait for copies alone, not for the figures."""
+        settings, loss = self._settings, Loss(self._spec.loss)
         with self._lock:
-            found = report.figures(
-                Loss(self._spec.loss),
-                self._losses,
-                self._drawn,
-                self._full,
-                settings.window_events,
-                settings.half_life_events,
-            )
-            return Report(
+            losses, drawn, full = (window.rows() for window in (self._losses, self._drawn, self._full))
+            found = Report(
                 self._since,
                 self._revision,
                 self._losses.pushed,
                 (self._drawn.pushed, self._full.pushed),
-                tuple(found),
+                (),
                 tuple(self._events),
                 self._good_revision,
                 self._bounds.row_norm,
                 self._bounds.clamped_share,
                 self._loss_drift is not None,
             )
+        sizes = settings.window_events, settings.half_life_events
+        return replace(found, figures=tuple(report.figures(loss, losses, drawn, full, *sizes)))
 
 
 @cache

@@ -11,7 +11,6 @@ import numpy as np
 from livefactor_kernels.spec import Loss
 from livefactor_server.judging import metrics
 from livefactor_server.judging.scoring import RANKED_AT
-from livefactor_server.judging.windows import Window
 
 MODEL, POPULAR, POPULAR_DECAYED = "model", "popular", "popular_decayed"
 SCORERS = (MODEL, POPULAR, POPULAR_DECAYED)
@@ -114,16 +113,19 @@ def _rank_figures(prefix: str) -> Iterator[tuple[str, str, _Value]]:
             )
 
 
+Rows = tuple[_Columns, np.ndarray]
+"""A window's columns and event types (`windows.Window.rows`)."""
+
+
 def figures(
-    loss: Loss, losses: Window, drawn: Window, full: Window, window_events: int, half_life_events: int
-) -> Iterator[Figure]:  # fmt: skip
+    loss: Loss, losses: Rows, drawn: Rows, full: Rows, window_events: int, half_life_events: int
+) -> Iterator[Figure]:
     """Every figure there is: of all events, then of each of the most frequent types if there is more than one."""
-    for window, names in (
+    for (columns, types), names in (
         (losses, list(_loss_figures(loss))),
         (drawn, list(_rank_figures("sampled_"))),
         (full, list(_rank_figures(""))),
     ):
-        columns, types = window.rows()
         if not types.size:
             continue
         decayed = metrics.half_life_weights(types.size, half_life_events)
