@@ -25,6 +25,7 @@ weakest follower down before it replaces it (after Misra, Gries, Sci. Comput. Pr
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
+from functools import cache
 
 import numpy as np
 
@@ -65,6 +66,7 @@ def row_sections(spec: ModelSpec, side: int) -> Sections:
     return sections
 
 
+@cache
 def decays(half_life: float) -> np.ndarray:
     """float32[DECAY_STEPS]: what is left after so many visits; ones for a half-life of 0.
 
