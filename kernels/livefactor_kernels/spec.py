@@ -258,8 +258,8 @@ def _check_history(spec: ModelSpec) -> None:
     if history.items or counts.neighbors:
         _require(history.users > 0, "history.users", "above 0 with history.items or counts", history.users)
     if counts.neighbors:
-        most = f"1..history.users ({history.users})"
-        _require(1 <= counts.span <= history.users, "counts.span", most, counts.span)
+        expected = f"1..history.users ({history.users})"
+        _require(1 <= counts.span <= history.users, "counts.span", expected, counts.span)
         _require(_is_half_life(counts.half_life, 0.1), "counts.half_life", "0.1..1e6", counts.half_life)
         for name, value in (("counts.weight", counts.weight), ("counts.shrinkage", counts.shrinkage)):
             _require(_finite32(value) and 0.0 <= value <= 1e6, name, "0..1e6", value)

@@ -123,7 +123,7 @@ def encode(spec: ModelSpec) -> bytes:
         message.ClearField("rule")
     for name, kind in _PARTS.items():
         if getattr(spec, name) == kind():
-            message.ClearField(name)
+            message.ClearField(name)  # type: ignore[arg-type]
     return message.SerializeToString(deterministic=True)
 
 

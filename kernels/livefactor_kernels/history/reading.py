@@ -15,6 +15,7 @@ A user may come with events of its own: they stand in the place of its history.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -39,11 +40,22 @@ class Source(Protocol):
     """What is read from: a pin, or a backend whose gate is held."""
 
     @property
-    def mean(self) -> np.float32: ...
+    def mean(self) -> np.float32:
+        """The global mean."""
+        ...
+
     @property
-    def gram(self) -> np.ndarray: ...
-    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
-    def read(self, side: int, rows: np.ndarray, names: Any) -> dict[str, np.ndarray]: ...
+    def gram(self) -> np.ndarray:
+        """As `backend.Backend.gram`."""
+        ...
+
+    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `backend.Backend.gather`."""
+        ...
+
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `backend.Backend.read`."""
+        ...
 
 
 class Events(NamedTuple):
@@ -159,25 +171,19 @@ class PersonReader:
 
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
-        rings = (sections[name] for name in _USER_SECTIONS[:4])
         return [
-            self._ordered(*ring, int(sections["seen_count"][n]), int(sections["visits"][n]))
-            for n, ring in enumerate(zip(*rings, strict=True))
+            self._ordered({name: section[n] for name, section in sections.items()})
+            for n in range(len(user_rows))
         ]
 
-    def _ordered(
-        self,
-        rows: np.ndarray,
-        values: np.ndarray,
-        weights: np.ndarray,
-        visits: np.ndarray,
-        count: int,
-        now: int,
-    ) -> Events:
-        length = len(rows)
+    def _ordered(self, user: dict[str, np.ndarray]) -> Events:
+        count, length = int(user["seen_count"]), len(user["seen_rows"])
         order = np.arange(max(0, count - length), count) % length
-        ages = np.clip(now - visits[order].astype(np.int64), 0, DECAY_STEPS - 1)
-        return Events(rows[order], values[order], weights[order] * self._decay[ages])
+        ages = int(user["visits"]) - user["seen_visits"][order].astype(np.int64)
+        decay = self._decay[np.clip(ages, 0, DECAY_STEPS - 1)]
+        return Events(
+            user["seen_rows"][order], user["seen_values"][order], user["seen_weights"][order] * decay
+        )
 
     def _fold(
         self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int

@@ -116,9 +116,9 @@ def read(
     asked = everybody[ranked]
     among = _scores(mean, users, user_bias, asked, items[own:], item_bias[own:], candidates.shape[1])
     if persons.followers:
-        for place in everybody:
+        for place in range(m):
             scores[place] += persons.gained(place, lists[place])
-        for place, user in enumerate(asked):
+        for place, user in enumerate(asked.tolist()):
             among[place] += persons.gained(user, candidates[place])
     return Read(scores[:, 0], scores[:, 1:], among, (users, items[:own:width]))
 
