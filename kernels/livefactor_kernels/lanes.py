@@ -496,4 +496,7 @@ def address_of(array: np.ndarray) -> np.uint64:
 
 @overload(address_of)
 def _address_of(array: Any) -> Any:
-    return lambda array: np.uint64(array.ctypes.data)
+    def compiled(array: Any) -> Any:
+        return np.uint64(array.ctypes.data)
+
+    return compiled
