@@ -19,7 +19,7 @@ import numpy as np
 
 from .lanes import inlined
 from .random import draw_negative, rounding_word
-from .reference import CHUNK
+from .sums import CHUNK
 from .spec import Loss, ModelSpec
 from .tables import ITEMS, USERS
 from .warp import cuda, kernel

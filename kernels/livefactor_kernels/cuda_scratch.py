@@ -15,7 +15,7 @@ from .cuda_micro_batch import Sums
 from .cuda_plan import Plan, entries_per_event, span_events_max
 from .cuda_staging import KEY_BYTES, WORD_BYTES, aligned
 from .device import Device
-from .reference import CHUNK
+from .sums import CHUNK
 from .spec import LANES, Loss, ModelSpec
 from .tables import ITEMS, USERS
 
