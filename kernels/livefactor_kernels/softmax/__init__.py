@@ -6,9 +6,11 @@ proposed with,
 
     loss = w log(1 + sum_n exp((s_n - log Q_n) - (s_p - log Q_p))) + l2/2 (|x|^2 + |y_p|^2) + bias_l2/2 b_p^2
 
-over the n whose item is not the event's own (an accidental hit). The micro-batch's losses are added up; their gradient,
-taken at its start, is what rows step by. A user's bias has no part in it and stays as it is. Events whose value is not above
-0 are recorded in histories and change nothing else.
+over the n whose item is not the event's own (an accidental hit). Events are taken one after the other: each one's gradient is
+taken where its user is by then and where items were at the start of the micro-batch; its user steps at once, items
+when the micro-batch is over, by the sum over its events. So a basket or a sitting, many events of one user in a row,
+moves its user as often. A user's bias has no part in the loss and stays as it is. Events whose value is not above 0 are
+recorded in histories and change nothing else.
 
 Negatives (`proposal.py`), from Philox with counter (revision low, revision high, number of the micro-batch within its
 record, draw):
@@ -25,12 +27,11 @@ Arithmetic: float32, one rounding each, in this order; dots have 16 lanes.
     s = b + dot;  z_n = exp(clamp(s_n - s_p, 40)) v_n, 0 where n is a hit
     S: 16 lanes, lane l adds z_n of n = l, l + 16, .. in this order, then the tree of a dot (absent n are 0)
     a = w / (v_p + S);  e_n = clamp(z_n a, e_max);  e_p = -clamp(S a, e_max)
-    of an event on its user: e_p y_p + e_1 y_1 + .. + e_m y_m + l2 x, left to right
+    a user's gradient: e_p y_p + e_1 y_1 + .. + e_m y_m + l2 x, left to right
     of an event on its item: (e_p x) + (l2 y_p), and on the bias e_p + (bias_l2 b_p)
     of the events on negative n: e_n x, and on the bias e_n
-A row's gradient: its events in order, in chunks of 32 as everywhere, and, of an item, then the negatives that it is, in
-their order, each the sum over all events, in chunks of 32. It is scaled down if the row is the user or the item of more than
-`hot_row_events` events. A row steps once.
+An item's gradient: its events in order, in chunks of 32 as everywhere, then the negatives that it is, in their order, each
+the sum over all events, in chunks of 32. It is scaled down if it is the item of more than `hot_row_events` events.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ from .proposal import Proposer, Shared
 
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 _LANES = np.uint64(LANES)
-_TWO, _FOUR = np.uint64(2), np.uint64(4)
+_TWO, _THREE, _FOUR, _EIGHT = np.uint64(2), np.uint64(3), np.uint64(4), np.uint64(8)
 _AHEAD = np.uint64(8)
 _NO_FLOATS = np.empty(0, np.float32)
 
@@ -61,7 +61,7 @@ _NO_FLOATS = np.empty(0, np.float32)
 class Events(NamedTuple):
     """The events of a micro-batch that count, one after the other: addresses of users, items uint32[B]; weight, own
     (rarity of the item), error (of the item) float32[B]; x float32[B, kp]: users' rows; errors float32[B, M]: of the
-    negatives; pulls float32[B, kp + 16]: on the users."""
+    negatives; pull float32[kp]: on a user."""
 
     users: np.uint64
     items: np.uint64
@@ -70,7 +70,7 @@ class Events(NamedTuple):
     error: np.uint64
     x: Any
     errors: np.uint64
-    pulls: np.uint64
+    pull: np.uint64
 
 
 class Negatives(NamedTuple):
@@ -91,13 +91,12 @@ class Negatives(NamedTuple):
 class Scratch(NamedTuple):
     """Working memory of a model's kernel; reused over calls, never part of the state."""
 
-    users: Chains
     items: Chains
     events: Events
     negatives: Negatives
 
     @staticmethod
-    def of(spec: ModelSpec, users: Table, items: Table) -> tuple[Scratch, list[np.ndarray]]:
+    def of(spec: ModelSpec, items: Table) -> tuple[Scratch, list[np.ndarray]]:
         """Scratch of a model, and the arrays that must outlive it."""
         arrays: list[np.ndarray] = []
 
@@ -107,16 +106,13 @@ class Scratch(NamedTuple):
 
         size, kp, wide = spec.micro_batch, spec.k_padded, spec.k_padded + LANES
         m = -(-spec.shared_negatives // LANES) * LANES
-        chains = [
-            Chains(floats(table.capacity), *(floats(count) for _ in range(4)))
-            for table, count in ((users, size), (items, size + m))
-        ]
+        chains = Chains(floats(items.capacity), *(floats(size + m) for _ in range(4)))
         columns = [floats(size) for _ in range(5)]
         arrays.append(reserve((size, kp), np.float32))
-        events = Events(*columns, factors_of(arrays[-1]), floats(size, m), floats(size, wide))
+        events = Events(*columns, factors_of(arrays[-1]), floats(size, m), floats(wide))
         shapes = (m,), (m,), (m,), (m, kp), (kp, m), (m + 2, wide), (m,)
         negatives = Negatives(*(floats(*shape) for shape in shapes), np.uint64(4 * m))
-        return Scratch(*chains, events, negatives), arrays
+        return Scratch(chains, events, negatives), arrays
 
 
 @inlined
@@ -158,69 +154,47 @@ def _keep_events(
 
 
 @inlined
-def _lane(turned: Any, size: Any, x: Any, other: Any, lane: Any, blocks: Any) -> Any:
-    """Lane `lane` of the dots of sixteen negatives with two rows, at addresses x and other."""
-    at = lane * WORD_BYTES
-    y = load16(turned, lane * size)
-    one, two = y * load1(x, at), y * load1(other, at)
+def _lane(turned: Any, size: Any, x: Any, lane: Any, blocks: Any) -> Any:
+    """Lane `lane` of the dots of sixteen negatives with the row at address x."""
+    sums = load16(turned, lane * size) * load1(x, lane * WORD_BYTES)
     for c in range(ONE, blocks):
-        at = (c * _LANES + lane) * WORD_BYTES
-        y = load16(turned, (c * _LANES + lane) * size)
-        one, two = one + y * load1(x, at), two + y * load1(other, at)
-    return one, two
+        j = c * _LANES + lane
+        sums = sums + load16(turned, j * size) * load1(x, j * WORD_BYTES)
+    return sums
 
 
 @inlined
-def _lanes2(turned: Any, size: Any, x: Any, other: Any, lane: Any, blocks: Any) -> Any:
-    a, b = _lane(turned, size, x, other, lane, blocks)
-    c, d = _lane(turned, size, x, other, lane + np.uint64(8), blocks)
-    return a + c, b + d
+def _lanes2(turned: Any, size: Any, x: Any, lane: Any, blocks: Any) -> Any:
+    return _lane(turned, size, x, lane, blocks) + _lane(turned, size, x, lane + _EIGHT, blocks)
 
 
 @inlined
-def _lanes4(turned: Any, size: Any, x: Any, other: Any, lane: Any, blocks: Any) -> Any:
-    a, b = _lanes2(turned, size, x, other, lane, blocks)
-    c, d = _lanes2(turned, size, x, other, lane + _FOUR, blocks)
-    return a + c, b + d
+def _lanes4(turned: Any, size: Any, x: Any, lane: Any, blocks: Any) -> Any:
+    return _lanes2(turned, size, x, lane, blocks) + _lanes2(turned, size, x, lane + _FOUR, blocks)
 
 
 @inlined
-def _lanes8(turned: Any, size: Any, x: Any, other: Any, lane: Any, blocks: Any) -> Any:
-    a, b = _lanes4(turned, size, x, other, lane, blocks)
-    c, d = _lanes4(turned, size, x, other, lane + _TWO, blocks)
-    return a + c, b + d
+def _lanes8(turned: Any, size: Any, x: Any, lane: Any, blocks: Any) -> Any:
+    return _lanes4(turned, size, x, lane, blocks) + _lanes4(turned, size, x, lane + _TWO, blocks)
 
 
 @inlined
-def _dots(turned: Any, size: Any, x: Any, other: Any, blocks: Any) -> Any:
-    """Dots of sixteen negatives with two rows: a dot's tree over lanes, each lane a vector."""
-    a, b = _lanes8(turned, size, x, other, ZERO, blocks)
-    c, d = _lanes8(turned, size, x, other, ONE, blocks)
-    return a + c, b + d
+def _dots(turned: Any, size: Any, x: Any, blocks: Any) -> Any:
+    """Dots of sixteen negatives with the row at address x: a dot's tree over its lanes, each lane a vector."""
+    return _lanes8(turned, size, x, ZERO, blocks) + _lanes8(turned, size, x, ONE, blocks)
 
 
 @inlined
-def _score(events: Any, negatives: Any, first: Any, last: Any, vectors: Any, blocks: Any) -> None:
-    """Scores of the negatives to events.errors, for events [first, last), two at a time."""
-    kp = row_bytes(blocks)
-    x = events.x.address
-    for v in range(vectors):
-        at = v * VECTOR_BYTES
-        bias = load16(negatives.bias, at)
-        for t in range(first, last, _TWO):
-            other = min(t + ONE, last - ONE)
-            one, two = _dots(negatives.turned + at, negatives.size, x + t * kp, x + other * kp, blocks)
-            store16(events.errors, bias + one, t * negatives.size + at)
-            store16(events.errors, bias + two, other * negatives.size + at)
-
-
-@inlined
-def _take_errors(events: Any, negatives: Any, t: Any, own_score: Any, vectors: Any, rates: Any) -> None:
-    """Make the scores of event t errors."""
+def _take_errors(
+    events: Any, negatives: Any, t: Any, own_score: Any, vectors: Any, blocks: Any, rates: Any
+) -> None:
+    """Errors of event t, whose user's row is in scratch and whose item has the score `own_score`."""
+    x = events.x.address + t * row_bytes(blocks)
     errors, item, total = events.errors + t * negatives.size, word(events.items, t), broadcast(_F0)
     for v in range(vectors):
         at = v * VECTOR_BYTES
-        z = scalar.exp_lanes(clamp(load16(errors, at) - own_score, GAP_MAX)) * load16(negatives.rarity, at)
+        scores = load16(negatives.bias, at) + _dots(negatives.turned + at, negatives.size, x, blocks)
+        z = scalar.exp_lanes(clamp(scores - own_score, GAP_MAX)) * load16(negatives.rarity, at)
         differs = bits_of(load16(negatives.rows, at)) ^ item
         z = real_of(choose(differs, ONE, differs, bits_of(z)))  # where it is 0, so is z
         store16(errors, z, at)
@@ -234,93 +208,86 @@ def _take_errors(events: Any, negatives: Any, t: Any, own_score: Any, vectors: A
 
 
 @inlined
-def _combine(
-    out: Any, stride: Any, count: Any, weights: Any, row_step: Any, term_step: Any, terms: Any, size: Any, n: Any,
-    blocks: Any, fresh: Any, onto: Any,
-) -> None:  # fmt: skip
-    """Rows i < count of `out`: the sum over j < n of weight (i, j) * row j of `terms`, four rows and sixteen columns a turn.
-
-    Addresses out, rows of `stride` bytes; weights, (i, j) at i * row_step + j * term_step; terms, rows of `size` bytes.
-    fresh: begin with the first term and, if onto, add the whole to out; else begin with what out holds.
-    """
-    for i in range(ZERO, count, _FOUR):
-        i1, i2, i3 = min(i + ONE, count - ONE), min(i + _TWO, count - ONE), min(i + _TWO + ONE, count - ONE)
-        w0, w1, w2, w3 = (
-            weights + i * row_step,
-            weights + i1 * row_step,
-            weights + i2 * row_step,
-            weights + i3 * row_step,
+def _pull_user(items: Any, events: Any, negatives: Any, t: Any, m: Any, blocks: Any, rates: Any) -> None:
+    """The gradient of event t's user to events.pull, four vectors of it at a time."""
+    kp, x = row_bytes(blocks), events.x.address + t * row_bytes(blocks)
+    own, item = real(events.error, t), items.factors.address + word(events.items, t) * kp
+    errors = events.errors + t * negatives.size
+    for c in range(ZERO, blocks, _FOUR):  # those past the last are the last, and the same
+        c1, c2, c3 = min(c + ONE, blocks - ONE), min(c + _TWO, blocks - ONE), min(c + _THREE, blocks - ONE)
+        at0, at1, at2, at3 = c * VECTOR_BYTES, c1 * VECTOR_BYTES, c2 * VECTOR_BYTES, c3 * VECTOR_BYTES
+        a0, a1, a2, a3 = (
+            load16(item, at0) * own,
+            load16(item, at1) * own,
+            load16(item, at2) * own,
+            load16(item, at3) * own,
         )
-        o0, o1, o2, o3 = out + i * stride, out + i1 * stride, out + i2 * stride, out + i3 * stride
-        for c in range(blocks):
-            at = c * VECTOR_BYTES
-            if fresh:
-                y = load16(terms, at)
-                a0, a1, a2, a3 = (
-                    y * load1(w0, ZERO),
-                    y * load1(w1, ZERO),
-                    y * load1(w2, ZERO),
-                    y * load1(w3, ZERO),
-                )
-            else:
-                a0, a1, a2, a3 = load16(o0, at), load16(o1, at), load16(o2, at), load16(o3, at)
-            for j in range(ONE if fresh else ZERO, n):
-                y, place = load16(terms, j * size + at), j * term_step
-                a0 = a0 + y * load1(w0, place)
-                a1 = a1 + y * load1(w1, place)
-                a2 = a2 + y * load1(w2, place)
-                a3 = a3 + y * load1(w3, place)
-            if fresh and onto:
-                a0, a1, a2, a3 = (
-                    load16(o0, at) + a0,
-                    load16(o1, at) + a1,
-                    load16(o2, at) + a2,
-                    load16(o3, at) + a3,
-                )
-            store16(o3, a3, at)  # those past the last are the last, and the same
-            store16(o2, a2, at)
-            store16(o1, a1, at)
-            store16(o0, a0, at)
+        for n in range(m):
+            e, y = real(errors, n), n * kp
+            a0 = a0 + load16(negatives.y, y + at0) * e
+            a1 = a1 + load16(negatives.y, y + at1) * e
+            a2 = a2 + load16(negatives.y, y + at2) * e
+            a3 = a3 + load16(negatives.y, y + at3) * e
+        store16(events.pull, a3 + load16(x, at3) * rates.l2, at3)
+        store16(events.pull, a2 + load16(x, at2) * rates.l2, at2)
+        store16(events.pull, a1 + load16(x, at1) * rates.l2, at1)
+        store16(events.pull, a0 + load16(x, at0) * rates.l2, at0)
 
 
 @inlined
-def _own_scores(
-    users: Any, items: Any, scratch: Any, first: Any, last: Any, count: Any, blocks: Any, adagrad: Any
-) -> None:
-    """Copy the users' rows of events [first, last) to scratch; the scores of their items to events.error."""
-    events = scratch.events
+def _learn_users(
+    users: Any, items: Any, scratch: Any, first: Any, last: Any, count: Any, m: Any, vectors: Any, blocks: Any,
+    adagrad: Any, rates: Any,
+) -> None:  # fmt: skip
+    """Errors of events [first, last), one after the other; each one's user steps at once."""
+    events, negatives = scratch.events, scratch.negatives
+    kp = row_bytes(blocks)
     for t in range(first, last):
         ahead = min(t + _AHEAD, count - ONE)
         prefetch_row(users, word(events.users, ahead), blocks, adagrad)
         prefetch_row(items, word(events.items, ahead), blocks, adagrad)
-        start, item = word(events.users, t) * row_bytes(blocks), word(events.items, t)
+        user, item = word(events.users, t), word(events.items, t)
         for c in range(blocks):
             at = c * VECTOR_BYTES
-            store16(events.x.address, load16(users.factors.address, start + at), t * row_bytes(blocks) + at)
-        product = dot(events.x, t * row_bytes(blocks), items.factors, item * row_bytes(blocks), blocks)
-        store1(events.error, real(items.bias, item) + product, t * WORD_BYTES)
+            store16(events.x.address, load16(users.factors.address, user * kp + at), t * kp + at)
+        own_score = real(items.bias, item) + dot(events.x, t * kp, items.factors, item * kp, blocks)
+        _take_errors(events, negatives, t, own_score, vectors, blocks, rates)
+        _pull_user(items, events, negatives, t, m, blocks, rates)
+        step_row(users, user, events.pull, False, blocks, adagrad, rates, Rounding(ZERO, ZERO), ZERO)
 
 
 @inlined
-def _pull_users(
-    items: Any, events: Any, negatives: Any, first: Any, last: Any, m: Any, blocks: Any, rates: Any
+def _sum_block(
+    out: Any, errors: Any, size: Any, n: Any, x: Any, kp: Any, count: Any, at: Any, wide: Any, onto: Any
 ) -> None:
-    """The pulls of events [first, last) on their users."""
-    wide, kp = row_bytes(blocks + ONE), row_bytes(blocks)
-    for t in range(first, last):
-        own, y = real(events.error, t), word(events.items, t) * kp
-        for c in range(blocks):
-            at = c * VECTOR_BYTES
-            store16(events.pulls, load16(items.factors.address, y + at) * own, t * wide + at)
-    _combine(
-        events.pulls + first * wide, wide, last - first, events.errors + first * negatives.size, negatives.size,
-        WORD_BYTES, negatives.y, kp, m, blocks, False, False,
-    )  # fmt: skip
-    for t in range(first, last):
-        for c in range(blocks):
-            at = c * VECTOR_BYTES
-            pull, x = load16(events.pulls, t * wide + at), load16(events.x.address, t * kp + at)
-            store16(events.pulls, pull + x * rates.l2, t * wide + at)
+    """Sums of e_n x over `count` events, for negatives n = (n0, n1, n2, n3) and one vector of their gradients."""
+    n0, n1, n2, n3 = n
+    e0, e1, e2, e3 = (
+        errors + n0 * WORD_BYTES,
+        errors + n1 * WORD_BYTES,
+        errors + n2 * WORD_BYTES,
+        errors + n3 * WORD_BYTES,
+    )
+    y = load16(x, at)
+    a0, a1, a2, a3 = y * load1(e0, ZERO), y * load1(e1, ZERO), y * load1(e2, ZERO), y * load1(e3, ZERO)
+    for t in range(ONE, count):
+        y, place = load16(x, t * kp + at), t * size
+        a0 = a0 + y * load1(e0, place)
+        a1 = a1 + y * load1(e1, place)
+        a2 = a2 + y * load1(e2, place)
+        a3 = a3 + y * load1(e3, place)
+    o0, o1, o2, o3 = n0 * wide + at, n1 * wide + at, n2 * wide + at, n3 * wide + at
+    if onto:
+        a0, a1, a2, a3 = (
+            load16(out, o0) + a0,
+            load16(out, o1) + a1,
+            load16(out, o2) + a2,
+            load16(out, o3) + a3,
+        )
+    store16(out, a3, o3)
+    store16(out, a2, o2)
+    store16(out, a1, o1)
+    store16(out, a0, o0)
 
 
 @inlined
@@ -330,10 +297,12 @@ def _pull_negatives(
     """Add the chunk of events [first, last) to the negatives' gradients, which the first chunk begins."""
     wide, kp, onto = row_bytes(blocks + ONE), row_bytes(blocks), first > ZERO
     errors = events.errors + first * negatives.size
-    _combine(
-        negatives.gradients, wide, m, errors, WORD_BYTES, negatives.size, events.x.address + first * kp, kp,
-        last - first, blocks, True, onto,
-    )  # fmt: skip
+    x = events.x.address + first * kp
+    for n in range(ZERO, m, _FOUR):  # those past the last are the last, and the same
+        rows = n, min(n + ONE, m - ONE), min(n + _TWO, m - ONE), min(n + _THREE, m - ONE)
+        for c in range(blocks):
+            at = c * VECTOR_BYTES
+            _sum_block(negatives.gradients, errors, negatives.size, rows, x, kp, last - first, at, wide, onto)
     for v in range(vectors):
         at = v * VECTOR_BYTES
         total = load16(errors, at)
@@ -383,51 +352,19 @@ def _step_item(
 
 
 @inlined
-def _step_user(
-    users: Any, user: Any, first: Any, scratch: Any, blocks: Any, adagrad: Any, rates: Any
+def _step_items(
+    items: Any, scratch: Any, count: Any, m: Any, micro_batch: Any, blocks: Any, adagrad: Any, rates: Any
 ) -> None:
-    """Sum the pulls on one user, from event `first` on, into the first of them, and step."""
-    wide = row_bytes(blocks + ONE)
-    total, chunk, number, t = scratch.events.pulls + first * wide, scratch.negatives.gradients, ZERO, first
-    while t != END:
-        if number > ZERO:
-            target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
-            for c in range(blocks):
-                add_block(target, c, fresh, load16(scratch.events.pulls, t * wide + c * VECTOR_BYTES))
-        number += ONE
-        t = word(scratch.users.next, t)
-    finish(total, chunk, number, number, rates.hot_events, blocks)
-    step_row(users, user, total, False, blocks, adagrad, rates, Rounding(ZERO, ZERO), ZERO)
-
-
-@inlined
-def _step_rows(
-    users: Any,
-    items: Any,
-    scratch: Any,
-    count: Any,
-    m: Any,
-    micro_batch: Any,
-    blocks: Any,
-    adagrad: Any,
-    rates: Any,
-) -> None:
-    """Link occurrences by row (an item's events are numbered from 0, its negatives from micro_batch), step all rows."""
-    used_users, used_items = ZERO, ZERO
+    """Link occurrences by item (events are numbered from 0, negatives from micro_batch), and step all items."""
+    used = ZERO
     for t in range(count):
-        used_users = link(scratch.users, used_users, word(scratch.events.users, t), t)
-        used_items = link(scratch.items, used_items, word(scratch.events.items, t), t)
+        used = link(scratch.items, used, word(scratch.events.items, t), t)
     for n in range(m):
-        used_items = link(scratch.items, used_items, word(scratch.negatives.rows, n), micro_batch + n)
-    for q in range(used_items):
+        used = link(scratch.items, used, word(scratch.negatives.rows, n), micro_batch + n)
+    for q in range(used):
         item, first = word(scratch.items.row, q), word(scratch.items.first, q)
         _step_item(items, item, first, scratch, micro_batch, blocks, adagrad, rates)
-    for q in range(used_users):
-        _step_user(
-            users, word(scratch.users.row, q), word(scratch.users.first, q), scratch, blocks, adagrad, rates
-        )
-    reset(scratch.users, used_users)
-    reset(scratch.items, used_items)
+    reset(scratch.items, used)
 
 
 @cache
@@ -452,13 +389,9 @@ def softmax_kernel(blocks: int, adagrad: int, stamp: int) -> Any:
             vectors = _gather_negatives(items, negatives, rows, rare, m, BLOCKS)
             for first in range(ZERO, count, CHUNK_EVENTS):
                 last = min(first + CHUNK_EVENTS, count)
-                _own_scores(users, items, scratch, first, last, count, BLOCKS, ADAGRAD)
-                _score(events, negatives, first, last, vectors, BLOCKS)
-                for t in range(first, last):
-                    _take_errors(events, negatives, t, real(events.error, t), vectors, rates)
-                _pull_users(items, events, negatives, first, last, m, BLOCKS, rates)
+                _learn_users(users, items, scratch, first, last, count, m, vectors, BLOCKS, ADAGRAD, rates)
                 _pull_negatives(events, negatives, first, last, m, vectors, BLOCKS)
-            _step_rows(users, items, scratch, count, m, micro_batch, BLOCKS, ADAGRAD, rates)
+            _step_items(items, scratch, count, m, micro_batch, BLOCKS, ADAGRAD, rates)
         return STAMP
 
     return livefactor_softmax_kernel
@@ -472,7 +405,7 @@ class Softmax:
         self._spec, self._rates = spec, Rates.of(spec)
         self.proposer = Proposer(spec, items)
         self._rows = Rows.of(users), Rows.of(items)
-        self._scratch, self._memory = Scratch.of(spec, users, items)
+        self._scratch, self._memory = Scratch.of(spec, items)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
         self._kernel = softmax_kernel(spec.k_padded // LANES, adagrad, stamp)
         empty = np.empty(0, np.uint32)

@@ -95,11 +95,12 @@ class Softmax:
                 items.bias[item] + dot(x, own), scores, rarity[item], rarity[negatives], negatives == item, weight,
                 self._rates.error_max,
             )  # fmt: skip
-            events.append((user, item, self._pulls(user, item, errors, y)))
+            pull, *of_item = self._pulls(user, item, errors, y)
+            events.append((item, of_item))
             of_negatives.append((errors.others[:, None] * x, errors.others))
+            self._model.step(USERS, user, pull, None, 1)
         if events:
             self._step_items(events, negatives, of_negatives)
-            self._step_users(events)
 
     def _events(self, update: Update, start: int, stop: int) -> Iterator[tuple[int, np.float32]]:
         """(number, weight) of the events that count."""
@@ -125,7 +126,7 @@ class Softmax:
         biases = chunked_sum([biases for _, biases in of_negatives])
         gradients: dict[int, list[Any]] = {}
         named: dict[int, list[Any]] = {}
-        for _, item, (_, *pulls) in events:
+        for item, pulls in events:
             named.setdefault(item, []).append(pulls)
         for item, pulls in named.items():
             gradients[item] = [chunked_sum([pull[part] for pull in pulls]) for part in (0, 1)]
@@ -135,10 +136,3 @@ class Softmax:
             gradients[row] = mine if old is None else [a + b for a, b in zip(old, mine, strict=True)]
         for item, (gradient, bias) in gradients.items():
             self._model.step(ITEMS, item, gradient, bias, len(named.get(item, ())))
-
-    def _step_users(self, events: list[Any]) -> None:
-        named: dict[int, list[Any]] = {}
-        for user, _, pulls in events:
-            named.setdefault(user, []).append(pulls[0])
-        for user, pulls in named.items():
-            self._model.step(USERS, user, chunked_sum(pulls), None, len(pulls))
