@@ -308,6 +308,34 @@ def tree_sum(typingctx: Any, value: Any) -> Any:
     return types.float32(vec16), codegen
 
 
+def _joined_sums(lower: list[int], upper: list[int]) -> Any:
+    """Intrinsic that adds two selections of the lanes of two Vec16 (the second's are numbered from 16)."""
+
+    @intrinsic
+    def add_lanes(typingctx: Any, one: Any, other: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.fadd(
+                *(builder.shuffle_vector(*args, ir.Constant(_WORDS, mask)) for mask in (lower, upper))
+            )
+
+        return vec16(vec16, vec16), codegen
+
+    return add_lanes
+
+
+def _twice(mask: list[int]) -> list[int]:
+    return mask + [lane + LANES for lane in mask]
+
+
+# Sixteen tree sums at once: each step adds the upper half of the lanes that a sum still has to the lower, and packs two vectors
+# into one; how it packs is what 256-bit registers do without crossing their halves. Of sums a b c d .. pack1 leaves, eight a
+# half, a c e g b d f h.
+pack8 = _joined_sums(_twice([*range(8)]), _twice([*range(8, 16)]))
+pack4 = _joined_sums(_twice([0, 1, 2, 3, 8, 9, 10, 11]), _twice([4, 5, 6, 7, 12, 13, 14, 15]))
+pack2 = _joined_sums(_twice([0, 1, 8, 9, 4, 5, 12, 13]), _twice([2, 3, 10, 11, 6, 7, 14, 15]))
+pack1 = _joined_sums(_twice([0, 2, 8, 10, 4, 6, 12, 14]), _twice([1, 3, 9, 11, 5, 7, 13, 15]))
+
+
 @intrinsic
 def prefetch(typingctx: Any, address: Any, offset: Any = None) -> Any:
     """Ask for the cache line at `address` + `offset` (uint64; any value is legal, an unmapped one is

@@ -37,6 +37,10 @@ from ..lanes import (
     inlined,
     load1,
     load16,
+    pack1,
+    pack2,
+    pack4,
+    pack8,
     real_of,
     store1,
     store16,
@@ -75,14 +79,14 @@ class Events(NamedTuple):
 
 class Negatives(NamedTuple):
     """A micro-batch's negatives, m of them filled up to M, a multiple of 16: addresses of rows uint32[M]; bias, rarity
-    (0 where there is none) float32[M]; y float32[M, kp]; turned float32[kp, M]; gradients float32[M + 2, kp + 16]: theirs,
+    (0 where there is none) float32[M]; y float32[M, kp]; quarters float32[4 M]: what `_quarters` leaves; gradients float32[M + 2, kp + 16]: theirs,
     one of an item, one of a chunk; biases float32[M]: their biases' gradients. size: bytes of M floats."""
 
     rows: np.uint64
     bias: np.uint64
     rarity: np.uint64
     y: np.uint64
-    turned: np.uint64
+    quarters: np.uint64
     gradients: np.uint64
     biases: np.uint64
     size: np.uint64
@@ -110,17 +114,20 @@ class Scratch(NamedTuple):
         columns = [floats(size) for _ in range(5)]
         arrays.append(reserve((size, kp), np.float32))
         events = Events(*columns, factors_of(arrays[-1]), floats(size, m), floats(wide))
-        shapes = (m,), (m,), (m,), (m, kp), (kp, m), (m + 2, wide), (m,)
+        shapes = (m,), (m,), (m,), (m, kp), (4 * m,), (m + 2, wide), (m,)
         negatives = Negatives(*(floats(*shape) for shape in shapes), np.uint64(4 * m))
         return Scratch(chains, events, negatives), arrays
 
 
 @inlined
-def _gather_negatives(items: Any, negatives: Any, drawn: Any, rarity: Any, count: Any, blocks: Any) -> Any:
+def _gather_negatives(
+    items: Any, negatives: Any, drawn: Any, rarity: Any, count: Any, blocks: Any, adagrad: Any
+) -> Any:
     """Copy the negatives' rows, uint32 at address `drawn`, to scratch; returns how many vectors of them there are."""
-    vectors, kp = (count + _LANES - ONE) // _LANES, blocks * _LANES
+    vectors = (count + _LANES - ONE) // _LANES
     for n in range(vectors * _LANES):
         at = n * WORD_BYTES
+        prefetch_row(items, word(drawn, min(n + _AHEAD, count - ONE)), blocks, adagrad)
         is_there = n < count
         row = word(drawn, n) if is_there else ZERO
         store_u32(negatives.rows, row, at)
@@ -131,8 +138,6 @@ def _gather_negatives(items: Any, negatives: Any, drawn: Any, rarity: Any, count
             place = c * VECTOR_BYTES
             vector = load_factors(items.factors, start + place)
             store16(target, vector if is_there else broadcast(_F0), place)
-        for j in range(kp):
-            store1(negatives.turned, real(target, j), j * negatives.size + at)
     return vectors
 
 
@@ -154,34 +159,41 @@ def _keep_events(
 
 
 @inlined
-def _lane(turned: Any, size: Any, x: Any, lane: Any, blocks: Any) -> Any:
-    """Lane `lane` of the dots of sixteen negatives with the row at address x."""
-    sums = load16(turned, lane * size) * load1(x, lane * WORD_BYTES)
+def _dots4(x: Any, y: Any, blocks: Any) -> Any:
+    """The last four lanes of the dots of the row at address x with rows 0, 4, 1 and 5 from address y on."""
+    y1, y4 = y + row_bytes(blocks), y + _FOUR * row_bytes(blocks)
+    y5, own = y4 + row_bytes(blocks), load16(x, ZERO)
+    a0, a1, a4, a5 = (
+        own * load16(y, ZERO),
+        own * load16(y1, ZERO),
+        own * load16(y4, ZERO),
+        own * load16(y5, ZERO),
+    )
     for c in range(ONE, blocks):
-        j = c * _LANES + lane
-        sums = sums + load16(turned, j * size) * load1(x, j * WORD_BYTES)
-    return sums
+        at = c * VECTOR_BYTES
+        own = load16(x, at)
+        a0 = a0 + own * load16(y, at)
+        a1 = a1 + own * load16(y1, at)
+        a4 = a4 + own * load16(y4, at)
+        a5 = a5 + own * load16(y5, at)
+    return pack4(pack8(a0, a4), pack8(a1, a5))
 
 
 @inlined
-def _lanes2(turned: Any, size: Any, x: Any, lane: Any, blocks: Any) -> Any:
-    return _lane(turned, size, x, lane, blocks) + _lane(turned, size, x, lane + _EIGHT, blocks)
+def _quarters(x: Any, negatives: Any, vectors: Any, blocks: Any) -> None:
+    """Of the dots with the row at address x the last four lanes, four negatives a vector: 0 4 1 5, 2 6 3 7, and so on."""
+    for q in range(vectors * _FOUR):
+        n = (q >> ONE) * _EIGHT + (q & ONE) * _TWO
+        store16(negatives.quarters, _dots4(x, negatives.y + n * row_bytes(blocks), blocks), q * VECTOR_BYTES)
 
 
 @inlined
-def _lanes4(turned: Any, size: Any, x: Any, lane: Any, blocks: Any) -> Any:
-    return _lanes2(turned, size, x, lane, blocks) + _lanes2(turned, size, x, lane + _FOUR, blocks)
-
-
-@inlined
-def _lanes8(turned: Any, size: Any, x: Any, lane: Any, blocks: Any) -> Any:
-    return _lanes4(turned, size, x, lane, blocks) + _lanes4(turned, size, x, lane + _TWO, blocks)
-
-
-@inlined
-def _dots(turned: Any, size: Any, x: Any, blocks: Any) -> Any:
-    """Dots of sixteen negatives with the row at address x: a dot's tree over its lanes, each lane a vector."""
-    return _lanes8(turned, size, x, ZERO, blocks) + _lanes8(turned, size, x, ONE, blocks)
+def _dots(quarters: Any, v: Any) -> Any:
+    """Dots of the sixteen negatives from 16 v on."""
+    at = v * _FOUR * VECTOR_BYTES
+    one = pack2(load16(quarters, at), load16(quarters, at + VECTOR_BYTES))
+    at += _TWO * VECTOR_BYTES
+    return pack1(one, pack2(load16(quarters, at), load16(quarters, at + VECTOR_BYTES)))
 
 
 @inlined
@@ -191,9 +203,10 @@ def _take_errors(
     """Errors of event t, whose user's row is in scratch and whose item has the score `own_score`."""
     x = events.x.address + t * row_bytes(blocks)
     errors, item, total = events.errors + t * negatives.size, word(events.items, t), broadcast(_F0)
+    _quarters(x, negatives, vectors, blocks)
     for v in range(vectors):
         at = v * VECTOR_BYTES
-        scores = load16(negatives.bias, at) + _dots(negatives.turned + at, negatives.size, x, blocks)
+        scores = load16(negatives.bias, at) + _dots(negatives.quarters, v)
         z = scalar.exp_lanes(clamp(scores - own_score, GAP_MAX)) * load16(negatives.rarity, at)
         differs = bits_of(load16(negatives.rows, at)) ^ item
         z = real_of(choose(differs, ONE, differs, bits_of(z)))  # where it is 0, so is z
@@ -386,7 +399,7 @@ def softmax_kernel(blocks: int, adagrad: int, stamp: int) -> Any:
             m = stop - start if is_in_batch else np.uint64(drawn.shape[1])
             at = step * np.uint64(drawn.shape[1]) * WORD_BYTES
             rows, rare = address_of(drawn) + at, address_of(rarity) + at
-            vectors = _gather_negatives(items, negatives, rows, rare, m, BLOCKS)
+            vectors = _gather_negatives(items, negatives, rows, rare, m, BLOCKS, ADAGRAD)
             for first in range(ZERO, count, CHUNK_EVENTS):
                 last = min(first + CHUNK_EVENTS, count)
                 _learn_users(users, items, scratch, first, last, count, m, vectors, BLOCKS, ADAGRAD, rates)
