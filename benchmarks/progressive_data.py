@@ -8,31 +8,15 @@ from __future__ import annotations
 
 import csv
 import gzip
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from livefactor.keys import keys_of
+from livefactor_server.tuning.progressive import Stream
 
 _SHIPPED = "server/livefactor_server/data/online_retail/events.csv.gz"
 RETAIL_SHIPPED = Path(__file__).resolve().parent.parent / _SHIPPED
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """Events in time order: user_keys, item_keys uint64[n]; values float32[n], ones if they have none."""
-
-    user_keys: np.ndarray
-    item_keys: np.ndarray
-    values: np.ndarray
-
-    def __len__(self) -> int:
-        return self.user_keys.size
-
-    def head(self, events: int) -> Stream:
-        """The first `events` events."""
-        return Stream(self.user_keys[:events], self.item_keys[:events], self.values[:events])
 
 
 def read_ratings(path: Path) -> Stream:

@@ -10,6 +10,7 @@ from benchmarks.quality.metrics import PRIMARY
 from benchmarks.quality.ranking import CURVES, POINTS
 from benchmarks.quality.report import NEXT_LABELS, ORDER_LABELS, SET_LABELS, Figures
 from benchmarks.quality.suite import WINDOWS
+from livefactor_server.tuning.drawing import grid, write_svg
 
 COLOURS = {
     "popular": "#9a9a9a",
@@ -22,43 +23,17 @@ COLOURS = {
     "clicks": "#e07b39",
     "purchases": "#c0392b",
 }
-STYLE = {
-    "svg.hashsalt": "livefactor",
-    "svg.fonttype": "path",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-}
 
 
 def draw(figures: Figures, folder: Path) -> None:
     """Write quality-speed.svg, quality-curve.svg and quality-next.svg. ImportError without Matplotlib."""
-    import matplotlib
-
-    matplotlib.use("svg")
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        for name, picture in (("speed", _speed), ("curve", _curve), ("next", _next)):
-            path = folder / f"quality-{name}.svg"
-            picture(figures).savefig(path, metadata={"Date": None})
-            # Matplotlib ends lines with spaces.
-            lines = path.read_text(encoding="utf-8").splitlines()
-            path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
+    for name, picture in (("speed", _speed), ("curve", _curve), ("next", _next)):
+        write_svg(folder / f"quality-{name}.svg", lambda picture=picture: picture(figures))
 
 
 def _label(key: str) -> str:
     return METHODS[key].label.replace("`", "")
-
-
-def _grid(rows: int, columns: int) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, 3.6 * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _number(figures: Figures, name: str) -> float | None:
@@ -68,7 +43,7 @@ def _number(figures: Figures, name: str) -> float | None:
 
 def _speed(figures: Figures) -> Any:
     """Quality against events learned in a CPU second."""
-    figure, axes = _grid(2, 2)
+    figure, axes = grid(2, 2)
     for row, (name, words) in enumerate(SET_LABELS.items()):
         for column, (order, order_words) in enumerate(ORDER_LABELS.items()):
             axis = axes[row][column]
@@ -88,7 +63,7 @@ def _speed(figures: Figures) -> Any:
 
 def _curve(figures: Figures) -> Any:
     """What is held back, asked again after each tenth of the stream."""
-    figure, axes = _grid(2, 2)
+    figure, axes = grid(2, 2)
     shares = [point / POINTS for point in range(1, POINTS + 1)]
     for row, (name, words) in enumerate(SET_LABELS.items()):
         for column, (what, what_words) in enumerate((("ndcg10", "NDCG@10"), ("recall10", "recall@10"))):
@@ -107,7 +82,7 @@ def _curve(figures: Figures) -> Any:
 
 def _next(figures: Figures) -> Any:
     """Test-then-learn, a tenth of the stream at a time."""
-    figure, axes = _grid(1, 1)
+    figure, axes = grid(1, 1)
     axis, windows = axes[0][0], range(1, WINDOWS + 1)
     axis.set(title="Online Retail, test-then-learn", ylabel="recall@10 within the tenth")
     axis.set_xlabel("share of the stream learned")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from benchmarks.progressive_recall import BATCH_EVENTS, batches
 from benchmarks.quality.data import Events
+from livefactor_server.tuning.progressive import BATCH_EVENTS, batches
 
 TOP = 10
 COSINE, CONDITIONAL = 0, 1

@@ -119,7 +119,12 @@ def fill(message: Any, values: dict[str, Any], where: str) -> None:
         field = fields.get(name)
         if field is None:
             raise TypeError(f"{where}.{name}: no such field; there are {', '.join(fields)}")
-        if field.message_type is not None:
+        if field.message_type is not None and hasattr(getattr(message, name), "add"):  # a repeated one
+            if not isinstance(value, list | tuple):
+                raise TypeError(f"{where}.{name}: expected a list of dicts, got {value!r}")
+            for number, each in enumerate(value):
+                fill(getattr(message, name).add(), each, f"{where}.{name}[{number}]")
+        elif field.message_type is not None:
             if not isinstance(value, dict):
                 raise TypeError(f"{where}.{name}: expected a dict, got {value!r}")
             fill(getattr(message, name), value, f"{where}.{name}")
@@ -158,7 +163,7 @@ def plain(message: Any) -> dict[str, Any]:
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.message_type is not None:
-            value = plain(value)
+            value = [plain(each) for each in value] if hasattr(value, "add") else plain(value)
         elif field.enum_type is not None:
             known = field.enum_type.values_by_number.get(value)
             value = value if known is None else _short_name(field.enum_type, known.name)

@@ -116,14 +116,16 @@ class Scorer:
         users: Ids,
         items: Any,
         *,
+        events: Any = None,
         min_position: Position | None = None,
         deadline_s: float | None = None,
         with_labels: bool = False,
     ) -> Scores:
         """Scores of `items` for each of n users.
 
-        users: one id or n. items: one list of ids that all users share, or n lists. min_position: wait until
-        this position is visible (an Ack's: read your own write). deadline_s: seconds. Raises ColumnError for
+        users: one id or n. items: one list of ids that all users share, or n lists. events: items that a user has
+        just had, oldest first, in the place of its history in this call and not written, one list for all users or
+        n lists (an empty one: the user's own history). min_position: wait until this position is visible (an Ack's: read your own write). deadline_s: seconds. Raises ColumnError for
         ids of a wrong type, DeadlineExceeded (also where min_position was not reached), NotFound,
         InvalidArgument, FailedPrecondition (min_position of another lineage), ResourceExhausted, Unavailable.
         """
@@ -134,6 +136,7 @@ class Scorer:
             keys,
             candidates=candidates,
             offsets=offsets,
+            **self._events(events, len(keys)),
             with_labels=with_labels,
             min_position=_pair(min_position),
         )
@@ -145,7 +148,9 @@ class Scorer:
         k: int = 10,
         *,
         exclude: Any = None,
+        exclude_seen: bool = False,
         include_unavailable: bool = False,
+        events: Any = None,
         min_position: Position | None = None,
         deadline_s: float | None = None,
         with_labels: bool = False,
@@ -153,7 +158,8 @@ class Scorer:
         """The k items with the highest scores for each of n users, exactly; fewer where fewer items are left.
 
         users: one id or n. exclude: ids that are left out, one list for all users or n lists; unknown ones
-        have no effect. include_unavailable: also items marked unavailable. The rest, and the errors, as in
+        have no effect. exclude_seen: leave out what a user has had, as far as the model remembers it (spec:
+        history). include_unavailable: also items marked unavailable. The rest, and the errors, as in
         `score`.
         """
         if k < 1:
@@ -169,10 +175,18 @@ class Scorer:
             exclude_ids=excluded,
             offsets=offsets,
             include_unavailable=include_unavailable,
+            exclude_seen=exclude_seen,
+            **self._events(events, len(keys)),
             with_labels=with_labels,
             min_position=_pair(min_position),
         )
         return Recommendations(*self._ask(request, deadline_s, len(keys)))
+
+    def _events(self, events: Any, users: int) -> dict[str, Any]:
+        if events is None:
+            return {}
+        ids, offsets = _lists("events", events, users, self._secret)
+        return {"events": ids, "event_offsets": offsets}
 
     def close(self) -> None:
         """Close the channel if it was opened here."""

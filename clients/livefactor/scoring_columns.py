@@ -28,8 +28,8 @@ class ScoreQuery:
 
     min_lineage, min_revision: the position to wait for; min_lineage is None where there is none. user_ids:
     uint64[n]. target: "candidates", "top_k" or None. item_ids: the candidates, or with top-k the excluded
-    ids. offsets: uint32[n + 1] into item_ids, or None: all users share the one list. k, include_unavailable:
-    of top-k.
+    ids. offsets: uint32[n + 1] into item_ids, or None: all users share the one list. k, include_unavailable,
+    exclude_seen: of top-k. event_ids: items in the place of users' histories, or None; event_offsets: as offsets.
     """
 
     model: str
@@ -42,6 +42,9 @@ class ScoreQuery:
     k: int
     include_unavailable: bool
     with_labels: bool
+    exclude_seen: bool = False
+    event_ids: UInt64s | None = None
+    event_offsets: UInt32s | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +75,28 @@ def encode_score(
     exclude_ids: Ids = None,
     offsets: Any = None,
     include_unavailable: bool = False,
+    exclude_seen: bool = False,
+    events: Ids = None,
+    event_offsets: Any = None,
     with_labels: bool = False,
     min_position: tuple[bytes, int] | None = None,
 ) -> bytes:
     """The bytes of a ScoreRequest: of `candidates` if given, else top-k with `exclude_ids` left out.
 
     user_ids: n ids. offsets: n + 1 numbers into candidates (or exclude_ids), None: all users share the one
-    list. min_position: (lineage, revision). Raises ColumnError for ids or offsets of a wrong type.
+    list. events: ids in the place of users' histories, oldest first; event_offsets: as offsets. min_position:
+    (lineage, revision). Raises ColumnError for ids or offsets of a wrong type.
     """
     request = _RequestTwin(
         model=model, user_ids=as_keys("user_ids", user_ids).tobytes(), with_labels=with_labels
     )
     if min_position is not None:
         request.min_position.lineage, request.min_position.revision = min_position
+    if events is not None:
+        request.events.SetInParent()
+        request.events.item_ids = as_keys("events", events).tobytes()
+        if event_offsets is not None:
+            request.events.offsets = as_numbers("event_offsets", event_offsets, len(event_offsets)).tobytes()
     bounds = b"" if offsets is None else as_numbers("offsets", offsets, len(offsets)).tobytes()
     if candidates is not None:
         request.candidates.SetInParent()
@@ -93,6 +105,7 @@ def encode_score(
         return bytes(request.SerializeToString())
     request.top_k.k = k
     request.top_k.include_unavailable = include_unavailable
+    request.top_k.exclude_seen = exclude_seen
     request.top_k.offsets = bounds
     if exclude_ids is not None:
         request.top_k.exclude_ids = as_keys("exclude_ids", exclude_ids).tobytes()
@@ -110,6 +123,8 @@ def decode_score(data: bytes) -> ScoreQuery:
     item_ids = twin_column(chosen, "exclude_ids" if target == "top_k" else "item_ids", KEYS)
     offsets = twin_column(chosen, "offsets", NUMBERS)
     waits = twin.HasField("min_position")
+    has_events = twin.HasField("events")
+    event_offsets = twin_column(twin.events, "offsets", NUMBERS)
     return ScoreQuery(
         model=twin.model,
         min_lineage=twin.min_position.lineage if waits else None,
@@ -121,6 +136,9 @@ def decode_score(data: bytes) -> ScoreQuery:
         k=twin.top_k.k if target == "top_k" else 0,
         include_unavailable=target == "top_k" and twin.top_k.include_unavailable,
         with_labels=twin.with_labels,
+        exclude_seen=target == "top_k" and twin.top_k.exclude_seen,
+        event_ids=twin_column(twin.events, "item_ids", KEYS) if has_events else None,
+        event_offsets=event_offsets if len(event_offsets) else None,
     )
 
 

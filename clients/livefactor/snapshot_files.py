@@ -211,8 +211,11 @@ class LoadedSnapshot:
         """Scores float32[n] of items (ids, uint64[n]) for a user: bit for bit what the server answers at this
         revision.
 
-        An unknown user or item counts as a row of zeros.
+        An unknown user or item counts as a row of zeros. ValueError for a model that folds users in or counts followers
+        (rule SOLVE, counts): its scores take more than factors.
         """
+        if "gram" in self.tensors or "items.neighbor_rows" in self.tensors:
+            raise ValueError("score: this model's scores take histories, which only a server reads; restore it on one")
         ids = np.asarray(item_ids if isinstance(item_ids, np.ndarray) else list(item_ids), np.uint64)
         user = self._user_index.rows(np.array([user_id], np.uint64))
         rows = self._item_index.rows(ids)
@@ -393,7 +396,7 @@ def _check_blocks(file: io.FileIO, tensor: Tensor, buffer: memoryview) -> None:
         _read_at(file, place.file, place.offset + begin, block)
         if hashlib.sha256(block).digest() != expected:
             raise SnapshotInvalid(place.file, "the bytes are not those that were hashed", place.name, number)
-        if place.dtype in ("F32", "F16", "BF16"):
+        if place.dtype in ("F64", "F32", "F16", "BF16"):
             values = np.frombuffer(block, fmt.NUMPY_DTYPES[place.dtype])
             if not np.isfinite(_without_bfloat16(values)).all():
                 raise SnapshotInvalid(place.file, "holds NaN or infinity", place.name, number)
@@ -422,6 +425,17 @@ def _check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
     require(_ascending(tensors["unavailable"]), "unavailable", "is not ascending")
     for name in ("users.keys", "items.keys"):
         require(_ascending(np.sort(tensors[name])), name, "holds an id twice")
+    for section, rows_of in (
+        ("users.seen_rows", "items"),
+        ("items.seen_rows", "users"),
+        ("items.neighbor_rows", "items"),
+    ):
+        if section in tensors and tensors[section].size:
+            most = len(tensors[f"{rows_of}.keys"])
+            require(int(tensors[section].max()) < most, section, f"names a row past the {most} {rows_of}")
+    for section in ("users.seen_weights", "items.seen_weights", "items.neighbor_counts"):
+        if section in tensors:
+            require(bool((tensors[section] >= 0).all()), section, "holds a negative number")
     for side in ("user", "item"):
         keys, offsets, text = (tensors[f"labels.{side}.{name}"] for name in ("keys", "offsets", "text"))
         require(_ascending(keys), f"labels.{side}.keys", "is not ascending")

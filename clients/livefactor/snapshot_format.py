@@ -6,8 +6,9 @@ A snapshot is a folder of exactly four files:
     users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n]
                          (factors F16 or BF16 where the spec says so)
                          and with AdaGrad    users.factor_g F32[n,k]  users.bias_g F32[n]
+                         and histories: `_history`
     items.safetensors    the same of items
-    state.safetensors    what is not in a table: `SMALL`
+    state.safetensors    what is not in a table: `SMALL`, and with rule SOLVE gram F64[2*(k+1)^2]
 
 The order of sections, which the root hash follows: users.* as above, items.* alike, then `SMALL` by name. The
 layout is a function of the spec (k, accumulators or not, what factors are stored as) and of the row counts, so a reader computes the
@@ -59,10 +60,10 @@ TENSOR_FILES = ("items.safetensors", "state.safetensors", "users.safetensors")
 FILES = (MANIFEST_FILE, *TENSOR_FILES)
 """The closed list of file names, the manifest first."""
 
-ITEM_BYTES = {"U64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+ITEM_BYTES = {"U64": 8, "I64": 8, "F64": 8, "U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 """Bytes of an element by safetensors dtype: the whole list of dtypes that a snapshot may hold."""
 
-NUMPY_DTYPES = {"U64": "<u8", "I64": "<i8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "|u1"}
+NUMPY_DTYPES = {"U64": "<u8", "I64": "<i8", "F64": "<f8", "U32": "<u4", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "|u1"}
 """What arrays have; NumPy knows no bfloat16, so those hold its bits."""
 
 FACTOR_DTYPES = {
@@ -90,6 +91,7 @@ SMALL: dict[str, tuple[str, int | None]] = {
 
 ALIGNMENT = 64
 MAX_K = 1024
+MAX_HISTORY = 8192
 MANIFEST_BYTES_MAX = 64 << 20
 SPEC_BYTES_MAX = 1 << 16
 _MANIFEST_BASE_BYTES = 16 << 10
@@ -132,11 +134,15 @@ class Layout:
 
 
 class TableShape(NamedTuple):
-    """What tables look like: k factors a row, of a safetensors dtype; whether the optimizer keeps accumulators."""
+    """What tables look like: k factors a row, of a safetensors dtype; whether the optimizer keeps accumulators; events
+    that users and items remember; followers that items count; whether there are Gram matrices."""
 
     k: int
     accumulators: bool
     factors: str
+    histories: tuple[int, int]
+    neighbors: int
+    gram: bool
 
 
 def spec_shape(spec: bytes) -> TableShape:
@@ -147,7 +153,17 @@ def spec_shape(spec: bytes) -> TableShape:
     if message.factor_dtype not in FACTOR_DTYPES:
         raise ValueError(f"spec: factor_dtype: expected a known one, got {message.factor_dtype}")
     accumulators = message.optimizer.kind == models_pb2.OPTIMIZER_KIND_ADAGRAD
-    return TableShape(message.k, accumulators, FACTOR_DTYPES[message.factor_dtype])
+    lengths = message.history.users, message.history.items, message.counts.neighbors
+    if max(lengths) > MAX_HISTORY:
+        raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
+    return TableShape(
+        message.k,
+        accumulators,
+        FACTOR_DTYPES[message.factor_dtype],
+        lengths[:2],
+        lengths[2],
+        message.rule == models_pb2.RULE_SOLVE,
+    )
 
 
 def parse_spec(spec: bytes) -> models_pb2.ModelSpec:
@@ -166,9 +182,10 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
     """
     shape = spec_shape(spec)
     sections = [*_table("users", users, shape), *_table("items", items, shape)]
-    if set(small_lengths) != set(SMALL):
-        raise ValueError(f"sections: expected {sorted(SMALL)}, got {sorted(small_lengths)}")
-    for name, (dtype, length) in sorted(SMALL.items()):
+    small = SMALL | ({"gram": ("F64", 2 * (shape.k + 1) ** 2)} if shape.gram else {})
+    if set(small_lengths) != set(small):
+        raise ValueError(f"sections: expected {sorted(small)}, got {sorted(small_lengths)}")
+    for name, (dtype, length) in sorted(small.items()):
         if length not in (None, small_lengths[name]):
             raise ValueError(f"{name}: expected {length} elements, got {small_lengths[name]}")
         sections.append((name, "state.safetensors", dtype, (small_lengths[name],)))
@@ -187,7 +204,27 @@ def _table(side: str, rows: int, table: TableShape) -> list[_Unplaced]:
     ]
     if table.accumulators:
         columns += [("factor_g", "F32", (rows, table.k)), ("bias_g", "F32", (rows,))]
+    columns += [(name, dtype, (rows, *wide)) for name, dtype, wide in _history(side, table)]
     return [(f"{side}.{name}", file, dtype, shape) for name, dtype, shape in columns]
+
+
+def _history(side: str, table: TableShape) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Sections of what rows remember: rings of events, whose place is their number modulo the ring's length; followers."""
+    users, items = table.histories
+    if not users:
+        return []
+    length = users if side == "users" else items
+    sections: list[tuple[str, str, tuple[int, ...]]] = []
+    if length:
+        sections = [(f"seen_{name}", dtype, (length,)) for name, dtype in
+                    (("rows", "U32"), ("values", "F32"), ("weights", "F32"))]  # fmt: skip
+    if side == "users":
+        sections += [("seen_visits", "U32", (length,)), ("visits", "U32", ()), ("last_time", "I64", ())]
+    sections += [("seen_count", "U32", ())]
+    if side == "items" and table.neighbors:
+        wide = (table.neighbors,)
+        sections += [("neighbor_rows", "U32", wide), ("neighbor_counts", "F32", wide)]
+    return sections
 
 
 def _placed(sections: list[_Unplaced]) -> Layout:
@@ -282,7 +319,12 @@ class Manifest:
     @property
     def layout(self) -> Layout:
         """Where everything lies. Raises ValueError if the tensors do not fit the spec."""
-        lengths = {t.place.name: math.prod(t.place.shape) for t in self.tensors if t.place.name in SMALL}
+        tables = ("users.", "items.")
+        lengths = {
+            t.place.name: math.prod(t.place.shape)
+            for t in self.tensors
+            if not t.place.name.startswith(tables)
+        }
         return layout(self.spec, self.users, self.items, lengths)
 
     @property

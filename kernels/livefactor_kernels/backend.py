@@ -175,7 +175,7 @@ class Backend(Protocol):
 
     @property
     def gram(self) -> np.ndarray:
-        """float64[2, k, k]: sums of outer products of users' and items' rows (rule SOLVE), else float64[2, 0, 0]."""
+        """float64[2, k + 1, k + 1]: sums of outer products of users' and items' (x, 1) (rule SOLVE), else float64[2, 0, 0]."""
 
     def set_gram(self, gram: np.ndarray) -> None:
         """Restore `gram`."""
@@ -284,7 +284,7 @@ def state_sections(backend: Backend) -> dict[str, np.ndarray]:
     """The tables' share of a model's state at its revision, in the order in which the root hash takes it.
 
     By name: users.keys, users.factors, ..., items.bias_g, of the published rows as `Backend.sections` gives
-    them, with rule SOLVE gram float64[2 * k * k], and mean int64[2] (sum, count).
+    them, with rule SOLVE gram float64[2 * (k + 1) ** 2], and mean int64[2] (sum, count).
     """
     sections: dict[str, np.ndarray] = {}
     for name, side in (("users", USERS), ("items", ITEMS)):

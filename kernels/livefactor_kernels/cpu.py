@@ -11,16 +11,16 @@ import numpy as np
 
 from . import scalar, scoring
 from .cpu_micro_batch import make_scratch, micro_batch_kernel
-from .cpu_sequential import SAMPLED_NEGATIVES_MAX, positive_kernel, sampled_kernel
+from .cpu_sequential import DRAWN_ANY, SAMPLED_NEGATIVES_MAX, SLOT_LANES, sampled_kernel, squared_kernel
 from .history.cpu import Recorder
 from .lanes import address_of
 from .pins import Pin, PinBoard
 from .random import ROUNDING_DOMAIN, domain_key
 from .softmax.cpu import Softmax
 from .solve.cpu import Solver
-from .spec import LANES, FactorDtype, ModelSpec, OptimizerKind, Rule
+from .spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind, Rule
 from .steps import Rows
-from .tables import ITEMS, USERS, Table
+from .tables import ITEMS, USERS, Table, reserve
 from .update import Rates, Update, draw_negatives, joined
 
 _INLINED = (
@@ -30,6 +30,7 @@ _INLINED = (
     "narrow.py",
     "steps.py",
     "gradients.py",
+    "packs.py",
     "cpu_sequential.py",
     "cpu_micro_batch.py",
     "spec.py",
@@ -81,7 +82,7 @@ class CpuModel:
         self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
         self._rows = Rows.of(self.users), Rows.of(self.items)
         self._drawn = np.empty(0, np.uint32)
-        self._errors = np.empty(1 + SAMPLED_NEGATIVES_MAX, np.float32)
+        self._lanes = reserve((3, SLOT_LANES), np.float32)
         self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
         if spec.factor_dtype != FactorDtype.FLOAT32:
             scoring.compile_kernels(spec.factor_dtype)  # those of float32 are for whoever reads
@@ -100,23 +101,24 @@ class CpuModel:
     def _choose_kernel(self) -> None:
         spec = self.spec
         blocks, loss = spec.k_padded // LANES, int(spec.loss)
-        baked = int(spec.optimizer.kind == OptimizerKind.ADAGRAD), SOURCE_STAMP
+        adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
         self._sequential = spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX
         if not self._sequential:
             self._scratch, self._scratch_memory = make_scratch(spec, self.users, self.items)
-            self._kernel = micro_batch_kernel(blocks, loss, *baked)
-        elif spec.negatives:
-            self._kernel = sampled_kernel(blocks, loss, *baked)
+            self._kernel = micro_batch_kernel(blocks, loss, adagrad, SOURCE_STAMP)
+        elif spec.loss == Loss.SQUARED:
+            self._kernel = squared_kernel(blocks, adagrad, SOURCE_STAMP)
         else:
-            self._kernel = positive_kernel(blocks, loss, *baked)
+            drawn = min(spec.negatives, DRAWN_ANY)
+            self._kernel = sampled_kernel(blocks, loss, adagrad, drawn, SOURCE_STAMP)
 
     def _run(
         self, revision: int, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any
     ) -> None:
         drawn = address_of(negatives), np.uint64(negatives.shape[1])
         rounding = self._rounding_key, np.uint64(revision)
+        rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
         if not self._sequential:
-            rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
             self._kernel(
                 *self._rows,
                 *rows,
@@ -129,22 +131,12 @@ class CpuModel:
                 self._scratch,
                 np.uint64(self.spec.micro_batch),
             )
-        elif self.spec.negatives:
-            self._kernel(
-                *self._rows,
-                user_rows,
-                item_rows,
-                values,
-                weights,
-                *drawn,
-                address_of(self._errors),
-                address_of(self._words),
-                self._rates,
-                *rounding,
-            )
-        else:
+        elif self.spec.loss == Loss.SQUARED:
             columns = user_rows, item_rows, values, weights
             self._kernel(*self._rows, *columns, self._mean_state, self._rates, *rounding)
+        else:
+            memory = address_of(self._lanes), address_of(self._words)
+            self._kernel(*self._rows, *rows, values, weights, *drawn, *memory, self._rates, *rounding)
 
     @property
     def mean_sum(self) -> int:
@@ -163,7 +155,7 @@ class CpuModel:
 
     @property
     def gram(self) -> np.ndarray:
-        """float64[2, k, k]: sums of outer products of users' and items' rows (rule SOLVE), else float64[2, 0, 0]."""
+        """float64[2, k + 1, k + 1]: sums of outer products of users' and items' (x, 1) (rule SOLVE), else float64[2, 0, 0]."""
         return np.zeros((2, 0, 0)) if self._solver is None else self._solver.gram
 
     def set_gram(self, gram: np.ndarray) -> None:

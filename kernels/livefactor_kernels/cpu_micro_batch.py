@@ -16,7 +16,6 @@ import numpy as np
 from numba import njit
 
 from . import scalar
-from .cpu_sequential import event_errors
 from .gradients import (
     CHUNK_EVENTS,
     END,
@@ -187,6 +186,36 @@ class Batch(NamedTuple):
 
 
 @inlined
+def _event_errors(
+    users: Any,
+    items: Any,
+    user: Any,
+    positive: Any,
+    negatives: Any,
+    count: Any,
+    value: Any,
+    weight: Any,
+    errors: Any,
+    blocks: Any,
+    loss: Any,
+    rates: Any,
+) -> None:
+    """Errors of an event's slots, from the state as it is, to the float32 at address `errors`: the positive's
+    first (not with BPR), then those of the `count` negatives, whose rows are the uint32 at address
+    `negatives`."""
+    s = score(_F0, users, items, user, positive, blocks)
+    if loss != _BPR:
+        store1(errors, scalar.logistic_error(s, value, weight, rates.error_max))
+    for d in range(count):
+        s_negative = score(_F0, users, items, user, word(negatives, d), blocks)
+        if loss == _BPR:
+            e = scalar.bpr_error(s, s_negative, weight, rates.error_max)
+        else:
+            e = scalar.logistic_error(s_negative, _F0, weight, rates.error_max)
+        store1(errors, e, (d + ONE) * WORD_BYTES)
+
+
+@inlined
 def _take_errors(
     users: Any,
     items: Any,
@@ -224,7 +253,7 @@ def _take_errors(
             s = score(mean, users, items, user, positive, blocks)
             store1(errors, scalar.squared_error(s, value, weight, rates.error_max))
         else:
-            event_errors(
+            _event_errors(
                 users, items, user, positive, negatives, count, value, weight, errors, blocks, loss, rates
             )
         if loss == _BPR and width == ZERO:

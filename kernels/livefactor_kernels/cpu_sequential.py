@@ -1,9 +1,16 @@
-"""Kernels of B = 1, exact sequential steps in arrival order: `positive_kernel` (no negatives),
-`sampled_kernel` (with).
+"""Kernels of B = 1, exact sequential steps in arrival order: `squared_kernel`, and `sampled_kernel` for the
+other losses.
 
 What an event needs is prefetched `AHEAD` events earlier: the arithmetic of an event takes less time than one
 miss of the cache. Where factors are narrow, an event's number in the call is its number in its record: a call
-takes one record then. The factories bake k, loss and optimiser into the code as integers, which Numba's cache on
+takes one record then.
+
+With a sigmoid between an event's dot products and its steps, more waits for it than a CPU looks ahead. So
+`sampled_kernel` takes a clump of consecutive events that share no row at once: all scores, then all errors
+as lanes of a vector, then the steps in order. No event of a clump reads what another one writes, so the bits
+are those of one after the other.
+
+The factories bake k, loss and optimiser into the code as integers, which Numba's cache on
 disk takes as part of the key; `stamp` is there for the same reason (`cpu.SOURCE_STAMP`).
 """
 
@@ -16,7 +23,7 @@ import numpy as np
 from numba import njit
 
 from . import scalar
-from .lanes import VECTOR_BYTES, inlined, store1, store_u32
+from .lanes import LANES, VECTOR_BYTES, inlined, load16, store1, store16, store_u32
 from .narrow import dtype_of, load_factors
 from .spec import Loss
 from .steps import (
@@ -36,22 +43,29 @@ from .steps import (
 )
 
 AHEAD = np.uint64(12)
-SAMPLED_AHEAD = np.uint64(4)  # an event of many rows: more of them would not fit the first cache
+SAMPLED_AHEAD = np.uint64(4)  # beside a clump; of many rows, more events would not fit the first cache
 SAMPLED_NEGATIVES_MAX = 16
 """Negatives an event may have in `sampled_kernel`: with the positive they are one chunk of occurrences."""
+DRAWN_ANY = 2
+"""A kernel's number of negatives that is not baked in: with none and with one their loops fall away."""
+CLUMP_EVENTS_MAX = np.uint64(6)
+SLOT_LANES = 2 * LANES
+"""Slots of a clump, in whole vectors: at most `LANES`, or those of one event."""
 
-_SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
+_LOGISTIC, _BPR = int(Loss.LOGISTIC), int(Loss.BPR)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 _TWO = np.uint64(2)
+_LANES = np.uint64(LANES)
+_TARGETS, _WEIGHTS = np.uint64(4 * SLOT_LANES), np.uint64(8 * SLOT_LANES)  # bytes into `lanes`
 
 
 @cache
-def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
-    """Kernel of squared or logistic loss without negatives, for rows of `blocks` vectors."""
-    BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
+def squared_kernel(blocks: int, adagrad: int, stamp: int) -> Any:
+    """Kernel of squared loss, for rows of `blocks` vectors."""
+    BLOCKS, ADAGRAD, STAMP = np.uint64(blocks), int(adagrad), int(stamp)
 
     @njit(cache=True, nogil=True, error_model="numpy")
-    def livefactor_positive_kernel(
+    def livefactor_squared_kernel(
         users: Any,
         items: Any,
         user_rows: Any,
@@ -74,13 +88,10 @@ def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
             value = values[i] if values.size else _F1
             weight = weights[i] if weights.size else _F1
             s = score(mean, users, items, user, item, BLOCKS)
-            if LOSS == _SQUARED:
-                e = scalar.squared_error(s, value, weight, rates.error_max)
-                total += scalar.fixed_point(value)
-                count += 1
-                mean = scalar.mean_of(total, count)
-            else:
-                e = scalar.logistic_error(s, value, weight, rates.error_max)
+            e = scalar.squared_error(s, value, weight, rates.error_max)
+            total += scalar.fixed_point(value)
+            count += 1
+            mean = scalar.mean_of(total, count)
             x_start, y_start = user * row_bytes(BLOCKS), item * row_bytes(BLOCKS)
             x_word, y_word = row_word(users, user, rounding, i), row_word(items, item, rounding, i)
             for c in range(BLOCKS):
@@ -95,11 +106,59 @@ def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
         mean_state[ZERO], mean_state[ONE] = total, count
         return STAMP
 
-    return livefactor_positive_kernel
+    return livefactor_squared_kernel
 
 
 @inlined
-def event_errors(
+def _share_rows(user_rows: Any, item_rows: Any, negatives: Any, width: Any, a: Any, b: Any) -> Any:
+    """Whether events a and b name one row; drawn negatives count, even if the event does not take them."""
+    item_a, item_b = word(item_rows, a), word(item_rows, b)
+    share = (word(user_rows, a) == word(user_rows, b)) | (item_a == item_b)
+    for d in range(width):
+        of_a, of_b = word(negatives, a * width + d), word(negatives, b * width + d)
+        share |= (of_a == item_b) | (of_b == item_a)
+        for other in range(width):
+            share |= of_a == word(negatives, b * width + other)
+    return share
+
+
+@inlined
+def _clump(user_rows: Any, item_rows: Any, negatives: Any, width: Any, start: Any, most: Any) -> Any:
+    """How many events from `start` on, at most `most`, share no row."""
+    size, later = most, ONE
+    while later < size:
+        share = False
+        for before in range(start, start + later):
+            share |= _share_rows(user_rows, item_rows, negatives, width, before, start + later)
+        size = later if share else size
+        later += ONE
+    return size
+
+
+@inlined
+def _set_slot(lanes: Any, slot: Any, s: Any, target: Any, weight: Any) -> None:
+    """A slot's score and what it is judged by: its label or value, with BPR the positive's score."""
+    at = slot * WORD_BYTES
+    store1(lanes, s, at)
+    store1(lanes, target, _TARGETS + at)
+    store1(lanes, weight, _WEIGHTS + at)
+
+
+@inlined
+def _take_errors(lanes: Any, slots: Any, loss: Any, rates: Any) -> None:
+    """Errors of the first `slots` slots in place of their scores. Other lanes of the last vector are worked on,
+    too: they hold what earlier events left, all of it finite."""
+    for first in range(ZERO, slots, _LANES):
+        at = first * WORD_BYTES
+        s, target, weight = load16(lanes, at), load16(lanes, _TARGETS + at), load16(lanes, _WEIGHTS + at)
+        if loss == _BPR:
+            store16(lanes, scalar.bpr_error(target, s, weight, rates.error_max), at)
+        else:
+            store16(lanes, scalar.logistic_error(s, target, weight, rates.error_max), at)
+
+
+@inlined
+def _set_slots(
     users: Any,
     items: Any,
     user: Any,
@@ -108,24 +167,19 @@ def event_errors(
     count: Any,
     value: Any,
     weight: Any,
-    errors: Any,
+    lanes: Any,
+    first: Any,
     blocks: Any,
     loss: Any,
-    rates: Any,
 ) -> None:
-    """Errors of an event's slots, from the state as it is, to the float32 at address `errors`: the positive's
-    first (not with BPR), then those of the `count` negatives, whose rows are the uint32 at address
-    `negatives`."""
+    """Fill an event's slots from the state as it is: `first` for the positive, then one for each of the `count`
+    negatives, whose rows are the uint32 at address `negatives`."""
     s = score(_F0, users, items, user, positive, blocks)
-    if loss != _BPR:
-        store1(errors, scalar.logistic_error(s, value, weight, rates.error_max))
+    _set_slot(lanes, first, s, value, weight)
+    target = s if loss == _BPR else _F0
     for d in range(count):
         s_negative = score(_F0, users, items, user, word(negatives, d), blocks)
-        if loss == _BPR:
-            e = scalar.bpr_error(s, s_negative, weight, rates.error_max)
-        else:
-            e = scalar.logistic_error(s_negative, _F0, weight, rates.error_max)
-        store1(errors, e, (d + ONE) * WORD_BYTES)
+        _set_slot(lanes, first + d + ONE, s_negative, target, weight)
 
 
 @inlined
@@ -296,14 +350,46 @@ def _step_bpr_event(
     _step_negative_biases(items, negatives, count, repeats, errors, -_F1, adagrad, rates)
 
 
+@inlined
+def _step_event(
+    users: Any,
+    items: Any,
+    user: Any,
+    positive: Any,
+    negatives: Any,
+    count: Any,
+    errors: Any,
+    blocks: Any,
+    loss: Any,
+    adagrad: Any,
+    rates: Any,
+    rounding: Any,
+    i: Any,
+    words: Any,
+) -> None:
+    """Step all rows of event i from its errors."""
+    repeats = _has_repeats(negatives, count)
+    _keep_words(users, items, user, positive, negatives, count, rounding, i, words)
+    if loss == _BPR:
+        _step_bpr_event(
+            users, items, user, positive, negatives, count, repeats, errors, blocks, adagrad, rates, words
+        )
+    else:
+        _step_logistic_event(
+            users, items, user, positive, negatives, count, repeats, errors, blocks, adagrad, rates, words
+        )
+
+
 @cache
-def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
+def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int, stamp: int) -> Any:
     """Kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` negatives an event, drawn beforehand.
 
-    `negatives` is the address of uint32[n, width]; `errors` and `words` are those of float32[1 + width] and
-    uint32[2 + width] to work in.
+    drawn: how many negatives the spec has, up to `DRAWN_ANY`. `user_rows`, `item_rows`, `negatives` are addresses
+    of uint32[n], [n], [n, width]; to work in, `lanes` is that of float32[3, `SLOT_LANES`] (finite, at a multiple
+    of 64) and `words` that of uint32[2 + width].
     """
     BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
+    DRAWN = int(drawn)
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def livefactor_sampled_kernel(
@@ -311,43 +397,63 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
         items: Any,
         user_rows: Any,
         item_rows: Any,
+        n: Any,
         values: Any,
         weights: Any,
         negatives: Any,
         width: Any,
-        errors: Any,
+        lanes: Any,
         words: Any,
         rates: Any,
         rounding_key: Any,
         revision: Any,
     ) -> int:
-        n, rounding = np.uint64(user_rows.size), Rounding(rounding_key, revision)
-        if LOSS == _BPR and width == ZERO:
-            return STAMP  # one item alive: nothing to compare it with
-        for i in range(n):
-            ahead = min(i + SAMPLED_AHEAD, n - ONE)
-            prefetch_row(users, np.uint64(user_rows[ahead]), BLOCKS, ADAGRAD)
-            prefetch_row(items, np.uint64(item_rows[ahead]), BLOCKS, ADAGRAD)
-            for d in range(width):
-                prefetch_row(items, word(negatives, ahead * width + d), BLOCKS, ADAGRAD)
-            user, positive = np.uint64(user_rows[i]), np.uint64(item_rows[i])
-            value = values[i] if values.size else _F1
-            weight = weights[i] if weights.size else _F1
-            count = ZERO if LOSS == _LOGISTIC and value == _F0 else width
-            drawn = negatives + i * width * WORD_BYTES
-            repeats = _has_repeats(drawn, count)
-            event_errors(
-                users, items, user, positive, drawn, count, value, weight, errors, BLOCKS, LOSS, rates
-            )
-            _keep_words(users, items, user, positive, drawn, count, rounding, i, words)
-            if LOSS == _BPR:
-                _step_bpr_event(
-                    users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates, words
-                )
-            else:
-                _step_logistic_event(
-                    users, items, user, positive, drawn, count, repeats, errors, BLOCKS, ADAGRAD, rates, words
-                )
+        rounding = Rounding(rounding_key, revision)
+        alone = (
+            DRAWN > 0 and width == ZERO
+        )  # one item alive: there is no other to draw, or to compare it with
+        if LOSS == _BPR and alone:
+            return STAMP
+        if DRAWN < DRAWN_ANY:
+            width = np.uint64(DRAWN)
+        slots = width + ONE
+        clump_max = ONE if alone else min(max(_LANES // slots, ONE), CLUMP_EVENTS_MAX)
+        lead = clump_max + SAMPLED_AHEAD
+        start = ZERO
+        while start < n:
+            size = _clump(user_rows, item_rows, negatives, width, start, min(n - start, clump_max))
+            for i in range(start, start + size):
+                ahead = min(i + lead, n - ONE)
+                prefetch_row(users, word(user_rows, ahead), BLOCKS, ADAGRAD)
+                prefetch_row(items, word(item_rows, ahead), BLOCKS, ADAGRAD)
+                if not alone:
+                    for d in range(width):
+                        prefetch_row(items, word(negatives, ahead * width + d), BLOCKS, ADAGRAD)
+                user, positive = word(user_rows, i), word(item_rows, i)
+                value = values[i] if values.size else _F1
+                weight = weights[i] if weights.size else _F1
+                drawn, first = negatives + i * width * WORD_BYTES, (i - start) * slots
+                judged = value, weight, lanes, first
+                if DRAWN > 0 and LOSS == _LOGISTIC and (alone or value == _F0):  # the constant drops loops
+                    _set_slots(users, items, user, positive, drawn, ZERO, *judged, BLOCKS, LOSS)
+                else:
+                    _set_slots(users, items, user, positive, drawn, width, *judged, BLOCKS, LOSS)
+            _take_errors(lanes, size * slots, LOSS, rates)
+            for i in range(start, start + size):
+                user, positive = word(user_rows, i), word(item_rows, i)
+                value = values[i] if values.size else _F1
+                drawn, errors = negatives + i * width * WORD_BYTES, lanes + (i - start) * slots * WORD_BYTES
+                if DRAWN > 0 and LOSS == _LOGISTIC and (alone or value == _F0):
+                    _step_event(
+                        users, items, user, positive, drawn, ZERO, errors, BLOCKS, LOSS, ADAGRAD, rates,
+                        rounding, i, words,
+                    )  # fmt: skip
+                else:
+                    _step_event(
+                        users, items, user, positive, drawn, width, errors, BLOCKS, LOSS, ADAGRAD, rates,
+                        rounding, i, words,
+                    )  # fmt: skip
+            start += size
         return STAMP
 
     return livefactor_sampled_kernel

@@ -173,6 +173,16 @@ for _op, _emit in (
     _register_operator(_op, _emit, words16, types.uint64)
 
 
+@type_callable(operator.neg)
+def _type_neg(context: Any) -> Callable[[Any], Any]:
+    return lambda a: vec16 if a == vec16 else None
+
+
+@lower_builtin(operator.neg, vec16)
+def _lower_neg(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return builder.fneg(args[0])
+
+
 @intrinsic
 def load16(typingctx: Any, address: Any, offset: Any = None) -> Any:
     """Vec16 at `address` + `offset` (uint64; the sum a multiple of 64)."""
@@ -308,34 +318,6 @@ def tree_sum(typingctx: Any, value: Any) -> Any:
     return types.float32(vec16), codegen
 
 
-def _joined_sums(lower: list[int], upper: list[int]) -> Any:
-    """Intrinsic that adds two selections of the lanes of two Vec16 (the second's are numbered from 16)."""
-
-    @intrinsic
-    def add_lanes(typingctx: Any, one: Any, other: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return builder.fadd(
-                *(builder.shuffle_vector(*args, ir.Constant(_WORDS, mask)) for mask in (lower, upper))
-            )
-
-        return vec16(vec16, vec16), codegen
-
-    return add_lanes
-
-
-def _twice(mask: list[int]) -> list[int]:
-    return mask + [lane + LANES for lane in mask]
-
-
-# Sixteen tree sums at once: each step adds the upper half of the lanes that a sum still has to the lower, and packs two vectors
-# into one; how it packs is what 256-bit registers do without crossing their halves. Of sums a b c d .. pack1 leaves, eight a
-# half, a c e g b d f h.
-pack8 = _joined_sums(_twice([*range(8)]), _twice([*range(8, 16)]))
-pack4 = _joined_sums(_twice([0, 1, 2, 3, 8, 9, 10, 11]), _twice([4, 5, 6, 7, 12, 13, 14, 15]))
-pack2 = _joined_sums(_twice([0, 1, 8, 9, 4, 5, 12, 13]), _twice([2, 3, 10, 11, 6, 7, 14, 15]))
-pack1 = _joined_sums(_twice([0, 2, 8, 10, 4, 6, 12, 14]), _twice([1, 3, 9, 11, 5, 7, 13, 15]))
-
-
 @intrinsic
 def prefetch(typingctx: Any, address: Any, offset: Any = None) -> Any:
     """Ask for the cache line at `address` + `offset` (uint64; any value is legal, an unmapped one is
@@ -430,6 +412,19 @@ def _choose16(typingctx: Any, word: Any, limit: Any, below: Any, other: Any) -> 
         return builder.select(builder.icmp_unsigned("<", args[0], limit), args[2], args[3])
 
     return words16(words16, types.uint64, words16, words16), codegen
+
+
+@intrinsic
+def match16(typingctx: Any, address: Any, word: Any, offset: Any = None) -> Any:
+    """Which of the sixteen uint32 at `address` + `offset` (uint64; the sum a multiple of 64) are the low 32 bits of the
+    uint64 `word`: bit l of a uint64 for lane l."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        words = builder.load(_pointer(builder, sig, args, _WORDS), align=64)
+        hits = builder.icmp_unsigned("==", words, _lanes_of(builder, args[1], sig.args[1]))
+        return builder.zext(builder.bitcast(hits, ir.IntType(LANES)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64, _offset(offset)), codegen
 
 
 def bits_of(value: Any) -> Any:

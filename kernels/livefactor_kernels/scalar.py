@@ -1,8 +1,8 @@
 """The scalar mathematics, written once: errors of the losses, optimiser steps, our own exp and sigmoid.
 
 Every function runs as plain Python on NumPy float32 (the reference), and compiles with Numba for float32;
-those without a branch (`pull`, `sgd_step`, `adagrad_*`) also compile for `lanes.Vec16` and run on whole NumPy
-arrays. Every operation is one float32 rounding, in the order written: never rewrite an expression here
+those without a branch (all but the mean's and `hot_scale`) also compile for `lanes.Vec16` and run on whole
+NumPy arrays. Every operation is one float32 rounding, in the order written: never rewrite an expression here
 without bumping `spec.KERNEL_SEMANTICS`. libm, SVML and NumPy differ between machines in exp, so it is a
 polynomial of ours.
 """
@@ -27,17 +27,16 @@ _LN2_LOW = _F(-2.12194440e-4)
 # Minimax polynomial of (exp(r) - 1 - r) / r**2 on |r| <= ln(2)/2 (Cephes, expf).
 _P0, _P1, _P2 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
 _P3, _P4, _P5 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
-_POWER_OFFSET = 126
-_EXPONENT_BIAS, _EXPONENT_SHIFT = _F(127.0), np.uint64(23)
-_POWERS_OF_TWO = np.ldexp(np.ones(253, _F), np.arange(-_POWER_OFFSET, 127)).astype(_F)
+_EXPONENT_BIAS, _EXPONENT_SHIFT = _F(127.0), np.uint64(23)  # of a float32
 
 FIXED_ONE = np.float64(1 << 20)
 _ROUNDER64 = np.float64(6755399441055744.0)  # 1.5 * 2**52
 
 
 @inlined
-def _exp_parts(x: Any) -> Any:
-    """(n, p) with e**x = p * 2**n, n whole, for a float32 x that is first limited to [-87, 87]."""
+def exp(x: Any) -> Any:
+    """e**x as float32 for a float32 x, which is first limited to [-87, 87]; error below 2 units in the last
+    place."""
     x = clamp(x, _EXP_LIMIT)
     n = (x * _LOG2_E + _ROUNDER) - _ROUNDER
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
@@ -46,21 +45,7 @@ def _exp_parts(x: Any) -> Any:
     p = p * r + _P3
     p = p * r + _P4
     p = p * r + _P5
-    return n, (p * (r * r) + r) + ONE
-
-
-@inlined
-def exp(x: Any) -> Any:
-    """e**x as float32 for a float32 x, which is first limited to [-87, 87]; error below 2 units in the last
-    place."""
-    n, p = _exp_parts(x)
-    return p * _POWERS_OF_TWO[int(n) + _POWER_OFFSET]
-
-
-@inlined
-def exp_lanes(x: Any) -> Any:
-    """The same bits as `exp`, also of a Vec16 or an array: the power of two is made of its exponent's bits."""
-    n, p = _exp_parts(x)
+    p = (p * (r * r) + r) + ONE
     return p * real_of(whole(n + _EXPONENT_BIAS) << _EXPONENT_SHIFT)
 
 

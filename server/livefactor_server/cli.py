@@ -53,7 +53,7 @@ def complain(text: str) -> None:
 def main() -> None:
     """Entry point: errors of the client and of settings become one line and exit code 1."""
     # Commands live in modules of their own; importing them adds them to `app`.
-    from livefactor_server import cli_client, cli_log, cli_push  # noqa: F401
+    from livefactor_server import cli_client, cli_log, cli_push, cli_tune  # noqa: F401
 
     try:
         app()
@@ -79,6 +79,7 @@ def serve(
     metrics_port: Annotated[int | None, _setting("metrics_port")] = None,
     allow_remote: Annotated[bool | None, _setting("allow_remote")] = None,
     preset: Annotated[str | None, _setting("preset")] = None,
+    spec: Annotated[Path | None, _setting("spec")] = None,
     backend: Annotated[str | None, _setting("backend")] = None,
     batch_events_max: Annotated[int | None, _setting("batch_events_max")] = None,
     queue_bytes_max: Annotated[int | None, _setting("queue_bytes_max")] = None,
@@ -105,6 +106,7 @@ def serve(
     raise typer.Exit(run_server(settings, port_file))
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -120,6 +122,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     from livefactor_server import hosting, metrics, server
     from livefactor_server.log import LogError
     from livefactor_server.replay import ReplayError
+    from livefactor_server.spec_files import SpecFileError
 
     server.limit_libraries()
     try:
@@ -140,13 +143,14 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         server.PortInUse,
         LogError,
         ReplayError,
+        SpecFileError,
         OSError,
     ) as error:
         complain(f"{error}")
         return 1
     # Unlike an Event, which a second signal or one at a bad moment would lock up, it may be used inside a handler.
     ended: queue.SimpleQueue[None] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: ended.put(None))
     rpc.start()
     logger = logging.getLogger("livefactor_server")
@@ -162,10 +166,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     ended.get()
     logger.info("draining")
     rpc.drain(settings.drain_s)
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # the exit code of a clean drain is 0, however often it is asked for
+    for number in STOP_SIGNALS:  # the exit code of a clean drain is 0, however often it is asked for
         signal.signal(number, signal.SIG_IGN)
     logger.info("drained")
     return 0

@@ -27,6 +27,7 @@ from livefactor_server.cli import (
     notes,
     table,
 )
+from livefactor_server.spec_files import read_changes
 
 Secret = Annotated[
     str,
@@ -284,7 +285,7 @@ def models_create(
     spec: Annotated[
         str,
         typer.Option(
-            help='Changes to the preset, as JSON: \'{"k": 32, "optimizer": {"learning_rate": 0.1}}\'.'
+            help='Changes to the preset, as JSON: \'{"k": 32, "optimizer": {"learning_rate": 0.1}}\'; or a spec file (TOML).'
         ),
     ] = "{}",
     target: Target = DEFAULT_TARGET,
@@ -292,9 +293,9 @@ def models_create(
 ) -> None:
     """Create an empty model."""
     try:
-        changes = json.loads(spec)
+        named, changes = ("", json.loads(spec)) if spec.lstrip()[:1] == "{" else read_changes(Path(spec))
         with Models(target) as models:
-            _show(models.create(name, preset, **changes), as_json)
+            _show(models.create(name, preset or named, **changes), as_json)
     except (json.JSONDecodeError, TypeError, ValueError) as error:
         complain(f"spec: {error}")
         raise typer.Exit(2) from None

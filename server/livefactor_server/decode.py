@@ -124,20 +124,12 @@ def without_rows(change: InteractionsChange, rows: np.ndarray | list[int]) -> In
 def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
     """uint8[n] reject reason of each row, 0 for good ones; None if all are good. One compare a column when all is well."""
     checks = []
-    limits = spec.limits
     if columns.values is not None:
-        values = columns.values
-        if spec.loss == Loss.SQUARED:
-            good = np.abs(values) <= np.float32(limits.value_abs_max)
-        elif spec.loss == Loss.LOGISTIC:
-            good = (values == 0) | (values == 1)
-        else:
-            good = (values > 0) & (values <= np.float32(limits.value_abs_max))
-        checks.append((values, good, updates_pb2.REJECT_REASON_VALUE_DOMAIN))
+        good = good_values(columns.values, spec)
+        checks.append((columns.values, good, updates_pb2.REJECT_REASON_VALUE_DOMAIN))
     if columns.weights is not None:
-        weights = columns.weights
-        good = (weights > 0) & (weights <= np.float32(limits.weight_max))
-        checks.append((weights, good, updates_pb2.REJECT_REASON_WEIGHT_DOMAIN))
+        good = good_weights(columns.weights, spec)
+        checks.append((columns.weights, good, updates_pb2.REJECT_REASON_WEIGHT_DOMAIN))
     if all(good.all() for _, good, _ in checks):
         return None
     reasons = np.zeros(len(columns), np.uint8)
@@ -145,6 +137,25 @@ def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
         reasons[~good] = reason
         reasons[~np.isfinite(numbers)] = updates_pb2.REJECT_REASON_NOT_FINITE
     return reasons
+
+
+def good_values(values: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """bool[n]: which values float32[n] are in the domain of the spec's loss, so that their rows are accepted."""
+    good: np.ndarray
+    if spec.loss == Loss.SQUARED:
+        good = np.abs(values) <= np.float32(spec.limits.value_abs_max)
+    elif spec.loss == Loss.LOGISTIC:
+        good = (values == 0) | (values == 1)
+    elif spec.loss in (Loss.IMPLICIT, Loss.SOFTMAX):
+        good = (values >= 0) & (values <= np.float32(spec.limits.value_abs_max))
+    else:
+        good = (values > 0) & (values <= np.float32(spec.limits.value_abs_max))
+    return good
+
+
+def good_weights(weights: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """bool[n]: which weights float32[n] the spec accepts."""
+    return (weights > 0) & (weights <= np.float32(spec.limits.weight_max))
 
 
 def _checked_labels(labels: wire.LabelColumns) -> tuple[Change, Rejects]:
@@ -193,14 +204,19 @@ def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
             f"k: expected at least 1, and users * k at most {rows_max}; got {query.k} for {users} users"
         )
     if query.offsets is not None:
-        _check_offsets(query.offsets, users, len(query.item_ids))
+        _check_offsets("offsets", query.offsets, users, len(query.item_ids))
+    if query.event_ids is not None:
+        if len(query.event_ids) > rows_max:
+            raise invalid(f"events: at most {rows_max}, got {len(query.event_ids)}")
+        if query.event_offsets is not None:
+            _check_offsets("events.offsets", query.event_offsets, users, len(query.event_ids))
     answers = len(query.item_ids) * (users if query.target == "candidates" and query.offsets is None else 1)
     if answers > rows_max:
         raise invalid(f"item_ids: at most {rows_max} scores a call, got {answers}")
     return query
 
 
-def _check_offsets(offsets: np.ndarray, users: int, items: int) -> None:
+def _check_offsets(name: str, offsets: np.ndarray, users: int, items: int) -> None:
     good = len(offsets) == users + 1 and offsets[0] == 0 and offsets[-1] == items
     if not good or (offsets[1:] < offsets[:-1]).any():
-        raise invalid(f"offsets: expected {users + 1} ascending numbers from 0 to {items}")
+        raise invalid(f"{name}: expected {users + 1} ascending numbers from 0 to {items}")

@@ -46,9 +46,11 @@ class DataFolderBusy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HostingSettings:
-    """What a server does with its models. `default_preset`: the preset of the model "default", made at start if the folder is empty."""
+    """What a server does with its models. `default_preset`, or `default_spec` in its place: of the model "default", made at
+    start if the folder is empty."""
 
     default_preset: str = "clicks"
+    default_spec: ModelSpec | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     keeper: KeeperSettings = field(default_factory=KeeperSettings)
 
@@ -88,8 +90,12 @@ class Hosting:
             shutil.rmtree(path)  # a create or delete that a crash cut short
         for name, folder in replay.models_in(self._data):
             self._models[name] = self._open(name, folder, progress)
-        if not self._models and self._settings.default_preset:
-            self.create(DEFAULT_MODEL, preset(self._settings.default_preset))
+        spec, name = self._settings.default_spec, self._settings.default_preset
+        if not self._models and (spec or name):
+            self.create(DEFAULT_MODEL, spec or preset(name))
+        there = self._models.get(DEFAULT_MODEL)
+        if there and spec and there.engine.state.spec != spec:
+            logger.warning("model %s: keeps the spec that it was made with, another one", DEFAULT_MODEL)
 
     def _open(self, name: str, folder: Path, progress: Progress | None) -> Hosted:
         log = Log.open(replay.log_folder(folder))

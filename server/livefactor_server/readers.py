@@ -6,6 +6,7 @@ revision under the gate, then scan without it; the pin answers as of its revisio
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +14,9 @@ import numpy as np
 from livefactor.scoring_columns import ScoreColumns, ScoreQuery
 from livefactor_kernels import scoring
 from livefactor_kernels.backend import Pin
+from livefactor_kernels.history.reading import Events, PersonReader
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.statuses import no_memory, unavailable
+from livefactor_server.statuses import invalid, no_memory, unavailable
 
 if TYPE_CHECKING:
     from livefactor_server.engine import Engine
@@ -29,6 +31,8 @@ class Reader:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._state = engine.state
+        spec = engine.state.spec
+        self._persons = PersonReader(spec) if spec.history.users else None
         self._unavailable_cache: tuple[np.ndarray, int, np.ndarray] = (
             np.empty(0, np.uint64),
             0,
@@ -36,10 +40,15 @@ class Reader:
         )
 
     def score(self, query: ScoreQuery) -> ScoreColumns:
-        """Answer a checked query. Raises Refused: UNAVAILABLE if the tables may be half-way between two revisions,
+        """Answer a checked query. Raises Refused: INVALID_ARGUMENT if it asks for histories that there are not, UNAVAILABLE if the tables may be half-way between two revisions,
         RESOURCE_EXHAUSTED if the backend has no memory for the read."""
         if self._engine.torn:
             raise unavailable("model: stopped after an internal error, until a restart")
+        if self._persons is None:
+            if query.exclude_seen:
+                raise invalid("exclude_seen: this model remembers no histories (spec: history.users)")
+            if query.event_ids is not None:
+                raise invalid("events: this model remembers no histories (spec: history.users)")
         try:
             return self._candidates(query) if query.target == "candidates" else self._top_k(query)
         except MemoryError:
@@ -49,6 +58,8 @@ class Reader:
 
     def _candidates(self, query: ScoreQuery) -> ScoreColumns:
         backend = self._state.backend
+        if self._persons is not None:
+            return self._personal_candidates(self._persons, query)
         if len(query.user_ids) + len(query.item_ids) <= GATE_ROWS_MAX:
             with self._engine.gate.reading():
                 revision, mean, published = self._state.revision, backend.mean, backend.published
@@ -67,6 +78,29 @@ class Reader:
                 users = pin.gather(USERS, user_rows)
                 items = pin.gather(ITEMS, item_rows)
         scores, offsets = _score_lists(mean, users, items, query.offsets)
+        return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
+
+    def _personal_candidates(self, persons: PersonReader, query: ScoreQuery) -> ScoreColumns:
+        """With histories: users take many rows more, so a pin it is."""
+        backend = self._state.backend
+        with self._engine.gate.reading():
+            pin = backend.pin()
+            revision = self._state.revision
+        with pin:
+            user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
+            item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
+            read = persons.read(pin, user_rows, pin.counts[ITEMS], self._own_events(query, pin))
+            items = pin.gather(ITEMS, item_rows)
+        scores, offsets = _score_lists(pin.mean, (read.factors, read.bias), items, query.offsets)
+        for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
+            rows = item_rows if query.offsets is None else item_rows[start:stop]
+            scores[start:stop] += read.gained(user, rows)
+        return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
+
+    def _listed(
+        self, query: ScoreQuery, revision: int, scores: np.ndarray, offsets: np.ndarray,
+        user_known: np.ndarray, item_known: np.ndarray,
+    ) -> ScoreColumns:  # fmt: skip
         repeat = len(query.user_ids) if query.offsets is None else 1
         return self._answer(
             query,
@@ -74,9 +108,20 @@ class Reader:
             np.tile(query.item_ids, repeat) if repeat > 1 else query.item_ids,
             scores,
             offsets,
-            user_rows != NO_ROW,
-            np.tile(item_rows != NO_ROW, repeat) if repeat > 1 else item_rows != NO_ROW,
+            user_known,
+            np.tile(item_known, repeat) if repeat > 1 else item_known,
         )
+
+    def _own_events(self, query: ScoreQuery, pin: Pin) -> list[Events | None] | None:
+        """What the query gives in the place of users' histories; unknown items are left out."""
+        if query.event_ids is None:
+            return None
+        rows = self._state.backend.items.find(query.event_ids, pin.counts[ITEMS])
+        assert self._persons is not None
+        if query.event_offsets is None:
+            return [self._persons.given(rows[rows != NO_ROW])] * len(query.user_ids)
+        lists = (rows[start:stop] for start, stop in pairwise(query.event_offsets.tolist()))
+        return [self._persons.given(part[part != NO_ROW]) if part.size else None for part in lists]
 
     # ------------------------------------------------------------------ top-k
 
@@ -87,9 +132,16 @@ class Reader:
             revision, unavailable = self._state.revision, self._state.unavailable
         with pin:
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
-            factors, bias = pin.gather(USERS, user_rows)
             common, own, own_offsets = self._exclusions(query, pin, unavailable)
-            rows, scores, offsets = pin.top_k(factors, bias, query.k, common, own, own_offsets)
+            if self._persons is None:
+                factors, bias = pin.gather(USERS, user_rows)
+                rows, scores, offsets = pin.top_k(factors, bias, query.k, common, own, own_offsets)
+            else:
+                read = self._persons.read(pin, user_rows, pin.counts[ITEMS], self._own_events(query, pin))
+                if query.exclude_seen:
+                    own, own_offsets = read.with_had(own, own_offsets)
+                keys = backend.items.keys
+                rows, scores, offsets = read.top_k(pin, keys, query.k, common, own, own_offsets)
         return self._answer(
             query,
             revision,

@@ -17,6 +17,7 @@ from livefactor_server.engine import EngineSettings
 from livefactor_server.hosting import HostingSettings
 from livefactor_server.keeper import KeeperSettings
 from livefactor_server.service import ServiceSettings
+from livefactor_server.spec_files import read_spec
 
 
 class ServerSettings(BaseSettings):
@@ -40,6 +41,11 @@ class ServerSettings(BaseSettings):
     preset: str = Field(
         "clicks",
         description="Preset of the model 'default', made if the data folder is empty; '' makes none.",
+    )
+    spec: Path | None = Field(
+        None,
+        description="Spec file (TOML) of the model 'default', made if the data folder is empty; what it leaves"
+        " out is the preset's.",
     )
     backend: Literal["cpu", "cuda", "reference", "auto"] = Field(
         "cpu",
@@ -77,9 +83,10 @@ class ServerSettings(BaseSettings):
         return value
 
     def hosting(self) -> HostingSettings:
-        """The engine room's part. BackendUnavailable if the backend cannot run here."""
+        """The engine room's part. BackendUnavailable if the backend cannot run here, SpecFileError if the spec is refused."""
         return HostingSettings(
             default_preset=self.preset,
+            default_spec=read_spec(self.spec, self.preset or PRESET_NAMES[0]) if self.spec else None,
             engine=EngineSettings(self.queue_bytes_max, self.memory_bytes_max, choose_backend(self.backend)),
             keeper=KeeperSettings(self.snapshot_every_events, self.snapshots_kept),
         )

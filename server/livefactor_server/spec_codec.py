@@ -7,18 +7,26 @@ The bytes of a spec are hashed as logged and never serialised again: `encode` is
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from enum import IntEnum
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
 from livefactor_kernels.spec import (
+    Counts,
+    EventType,
     FactorDtype,
+    History,
     Limits,
     Loss,
     ModelSpec,
     Optimizer,
     OptimizerKind,
+    Proposal,
+    Rule,
+    Softmax,
+    Solve,
     SpecError,
     preset,
 )
@@ -36,6 +44,8 @@ _PLAIN = (
 )
 _OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps")
 _LIMITS = tuple(field.name for field in fields(Limits))
+_PARTS: dict[str, Any] = {"history": History, "solve": Solve, "counts": Counts}
+"""Messages within the spec that are left out of its bytes where they say nothing but the defaults."""
 
 
 def _given(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -52,6 +62,14 @@ def from_message(message: models_pb2.ModelSpec, preset_name: str) -> ModelSpec:
             changes["negatives"] = 0 if changes["loss"] == Loss.SQUARED else max(1, base.negatives)
     if message.factor_dtype:
         changes["factor_dtype"] = _known(FactorDtype, message.factor_dtype, "factor_dtype")
+    if message.rule:
+        changes["rule"] = _known(Rule, message.rule, "rule")
+    if message.softmax.proposal:
+        changes["softmax"] = _softmax(message)
+    for name, kind in _PARTS.items():
+        changes[name] = replace(getattr(base, name), **_given(getattr(message, name), _names(kind)))
+    if message.event_types:
+        changes["event_types"] = _event_types(message)
     optimizer = _given(message.optimizer, _OPTIMIZER)
     if message.optimizer.kind:
         optimizer["kind"] = _known(OptimizerKind, message.optimizer.kind, "optimizer.kind")
@@ -60,7 +78,20 @@ def from_message(message: models_pb2.ModelSpec, preset_name: str) -> ModelSpec:
     return replace(base, **changes).check()
 
 
-def _known(kind: type[Loss] | type[OptimizerKind] | type[FactorDtype], number: int, name: str) -> Any:
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+def _event_types(message: models_pb2.ModelSpec) -> tuple[EventType, ...]:
+    return tuple(EventType(each.type, each.weight, each.negative) for each in message.event_types)
+
+
+def _softmax(message: models_pb2.ModelSpec) -> Softmax:
+    number = message.softmax.proposal
+    return Softmax(_known(Proposal, number, "softmax.proposal")) if number else Softmax()
+
+
+def _known(kind: type[IntEnum], number: int, name: str) -> Any:
     try:
         return kind(number)
     except ValueError:
@@ -72,12 +103,19 @@ def to_message(spec: ModelSpec) -> models_pb2.ModelSpec:
     message = models_pb2.ModelSpec(
         loss=int(spec.loss),  # type: ignore[arg-type]
         factor_dtype=int(spec.factor_dtype),  # type: ignore[arg-type]
+        rule=int(spec.rule),  # type: ignore[arg-type]
+        event_types=[
+            models_pb2.EventType(type=each.type, weight=each.weight, negative=each.negative)
+            for each in spec.event_types
+        ],
         optimizer=models_pb2.Optimizer(kind=int(spec.optimizer.kind)),  # type: ignore[arg-type]
+        softmax=models_pb2.Softmax(proposal=int(spec.softmax.proposal)),  # type: ignore[arg-type]
     )
     for target, source, names in (
         (message, spec, _PLAIN),
         (message.optimizer, spec.optimizer, _OPTIMIZER),
         (message.limits, spec.limits, _LIMITS),
+        *((getattr(message, name), getattr(spec, name), _names(kind)) for name, kind in _PARTS.items()),
     ):
         for name in names:
             setattr(target, name, getattr(source, name))
@@ -85,11 +123,18 @@ def to_message(spec: ModelSpec) -> models_pb2.ModelSpec:
 
 
 def encode(spec: ModelSpec) -> bytes:
-    """The bytes that become the log's first record. float32 factors are left out: so they were before there were
-    others."""
+    """The bytes that become the log's first record. float32 factors, rule SGD and parts without effect are left out: so
+    they were before there were others."""
     message = to_message(spec)
     if spec.factor_dtype == FactorDtype.FLOAT32:
         message.ClearField("factor_dtype")
+    if spec.rule == Rule.SGD:
+        message.ClearField("rule")
+    if spec.rule != Rule.SOFTMAX:
+        message.ClearField("softmax")
+    for name, kind in _PARTS.items():
+        if getattr(spec, name) == kind():
+            message.ClearField(name)
     return message.SerializeToString(deterministic=True)
 
 
@@ -102,6 +147,10 @@ def decode(body: bytes) -> ModelSpec:
     dtype = message.factor_dtype or FactorDtype.FLOAT32
     return ModelSpec(
         factor_dtype=_known(FactorDtype, dtype, "factor_dtype"),
+        rule=_known(Rule, message.rule or Rule.SGD, "rule"),
+        event_types=_event_types(message),
+        softmax=_softmax(message),
+        **{name: kind(**_given(getattr(message, name), _names(kind))) for name, kind in _PARTS.items()},
         loss=_known(Loss, message.loss, "loss"),
         optimizer=Optimizer(
             kind=_known(OptimizerKind, message.optimizer.kind, "optimizer.kind"),

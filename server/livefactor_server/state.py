@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.backend import Backend, RowTable, Update, create_backend
-from livefactor_kernels.spec import Loss, ModelSpec
+from livefactor_kernels.spec import EventType, Loss, ModelSpec
 from livefactor_server import producers as producer_codec
 from livefactor_server.changes import (
     AvailabilityChange,
@@ -54,6 +54,33 @@ class Header:
     hash: bytes
 
 
+class TypeMeanings:
+    """What the spec says of event types, laid over the columns of a record."""
+
+    def __init__(self, event_types: tuple[EventType, ...]) -> None:
+        ordered = sorted(event_types, key=lambda each: each.type)
+        self._types = np.array([each.type for each in ordered], np.uint32)
+        self._weights = np.array([*(each.weight for each in ordered), 1.0], np.float32)
+        self._negative = np.array([*(each.negative for each in ordered), False])
+
+    def applied(
+        self, events: int, types: np.ndarray | None, values: np.ndarray | None, weights: np.ndarray | None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(values, weights) float32[events] of events of `types` uint32[events] (None: all 0); None: all 1."""
+        if not self._types.size:
+            return values, weights
+        types = np.zeros(events, np.uint32) if types is None else types
+        place = np.searchsorted(self._types, types)
+        is_known = self._types[np.minimum(place, self._types.size - 1)] == types
+        place = np.where(is_known, place, self._types.size)  # the last place: weight 1, not negative
+        weighted = self._weights[place] if weights is None else self._weights[place] * weights
+        negative = self._negative[place]
+        if negative.any():
+            values = np.ones(events, np.float32) if values is None else values
+            values = np.where(negative, np.float32(0.0), values)
+        return values, weighted
+
+
 class Logged(NamedTuple):
     """A durable record on its way to the tables; `placed` of interactions only."""
 
@@ -79,9 +106,13 @@ class ModelState:
     events: int = 0
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    event_types: TypeMeanings = field(init=False)
     unavailable: np.ndarray = field(
         default_factory=lambda: NO_KEYS
     )  # uint64, ascending; replaced, never written in place
+
+    def __post_init__(self) -> None:
+        self.event_types = TypeMeanings(self.spec.event_types)
 
     @classmethod
     def empty(
@@ -152,14 +183,17 @@ class ModelState:
         assert isinstance(change, InteractionsChange) and placed is not None
         columns = change.columns
         values = None if self.spec.loss == Loss.BPR else columns.values
+        values, weights = self.event_types.applied(change.rows, columns.event_types, values, columns.weights)
+        times = columns.times_us if self.spec.history.users else None
         return Update(
             record.header.revision,
             placed.user_rows,
             placed.item_rows,
             values,
-            columns.weights,
+            weights,
             placed.user_count,
             placed.item_count,
+            times,
         )
 
     @property
@@ -175,6 +209,7 @@ class ModelState:
         return SmallState(
             self.spec_body,
             (self.backend.mean_sum, self.backend.mean_count),
+            self.backend.gram.ravel().copy(),
             self.events,
             self.producers.freeze(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
@@ -222,6 +257,7 @@ class SmallState:
 
     spec_body: bytes
     mean: tuple[int, int]
+    gram: np.ndarray
     events: int
     producers: list[tuple[bytes, int, int, tuple[Outcome, ...]]]
     labels: tuple[FrozenLabels, FrozenLabels]
@@ -236,6 +272,8 @@ class SmallState:
             "spec": np.frombuffer(self.spec_body, np.uint8),
             "unavailable": self.unavailable,
         }
+        if self.gram.size:
+            small["gram"] = self.gram
         for side, frozen in zip(("user", "item"), self.labels, strict=True):
             for name, array in frozen.arrays().items():
                 small[f"labels.{side}.{name}"] = array
@@ -260,6 +298,8 @@ def restored(
         state.backend.load_sections(number, sections, len(sections["keys"]))
     total, count = (int(number) for number in tensors["mean"])
     state.backend.set_mean(total, count)
+    if "gram" in tensors:
+        state.backend.set_gram(np.reshape(tensors["gram"], state.backend.gram.shape))
     state.events = int(tensors["events"][0])
     state.producers = producer_codec.decode(tensors["producers"].tobytes())
     state.unavailable = np.array(tensors["unavailable"], np.uint64)

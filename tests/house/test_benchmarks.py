@@ -103,3 +103,11 @@ def test_ratios_follow_from_the_figures_beside_them() -> None:
 def test_pages_show_the_figures_that_were_measured(page) -> None:
     _, shown, _ = between_marks(page.read_text(encoding="utf-8"), report.COMMAND)
     assert shown == report.PAGES[page](results())
+
+
+def test_the_worked_example_of_tuning_shows_what_was_measured() -> None:
+    from benchmarks import tuned
+
+    figures = json.loads(tuned.RESULTS.read_text(encoding="utf-8"))
+    _, shown, _ = between_marks(tuned.PAGE.read_text(encoding="utf-8"), tuned.COMMAND)
+    assert shown == tuned.page(figures)

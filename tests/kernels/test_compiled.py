@@ -19,29 +19,34 @@ from numba.core.caching import NullCache
 from livefactor_kernels import cpu
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.cpu_micro_batch import micro_batch_kernel
-from livefactor_kernels.cpu_sequential import positive_kernel, sampled_kernel
+from livefactor_kernels.cpu_sequential import sampled_kernel, squared_kernel
 from livefactor_kernels.spec import LANES, FactorDtype, Loss, ModelSpec
 from synthetic import make_spec
 
+LOGISTIC, BPR = int(Loss.LOGISTIC), int(Loss.BPR)
 KERNELS = {
-    "positive": (positive_kernel, make_spec(Loss.SQUARED, k=64)),
-    "sampled": (sampled_kernel, make_spec(Loss.LOGISTIC, negatives=2)),
-    "micro": (micro_batch_kernel, make_spec(Loss.BPR, negatives=2, micro_batch=8)),
+    "squared": (squared_kernel, (0, 0), make_spec(Loss.SQUARED, k=64)),
+    "sampled": (sampled_kernel, (LOGISTIC, 0, 2, 0), make_spec(Loss.LOGISTIC, negatives=2)),
+    "micro": (micro_batch_kernel, (BPR, 0, 0), make_spec(Loss.BPR, negatives=2, micro_batch=8)),
 }
-"""Factory and spec by the kind of kernel."""
+"""By the kind of kernel: factory, its arguments after the number of vectors, spec."""
 KERNELS |= {
-    f"{name} {dtype.name.lower()}": (factory, replace(spec, factor_dtype=dtype))
-    for (name, (factory, spec)), dtype in zip(
+    f"{name} {dtype.name.lower()}": (factory, baked, replace(spec, factor_dtype=dtype))
+    for (name, (factory, baked, spec)), dtype in zip(
         KERNELS.items(), (FactorDtype.FLOAT16, FactorDtype.BFLOAT16, FactorDtype.FLOAT16), strict=True
     )
+}
+KERNELS |= {
+    "labels": (sampled_kernel, (LOGISTIC, 0, 0, 0), make_spec(Loss.LOGISTIC)),
+    "one drawn": (sampled_kernel, (BPR, 0, 1, 0), make_spec(Loss.BPR, negatives=1)),
 }
 
 
 class Compiled:
     """A kernel's LLVM code and assembly, compiled here and now: code from the cache cannot be looked at."""
 
-    def __init__(self, factory: Callable[..., Any], spec: ModelSpec) -> None:
-        kernel = factory.__wrapped__(spec.k_padded // LANES, int(spec.loss), 0, 0)
+    def __init__(self, factory: Callable[..., Any], baked: tuple[int, ...], spec: ModelSpec) -> None:
+        kernel = factory.__wrapped__(spec.k_padded // LANES, *baked)
         kernel._cache = NullCache()
         model = CpuModel(spec)
         rows = typeof(model._rows[0])
@@ -60,8 +65,7 @@ def _function(pattern: str, text: str) -> str:
 
 @pytest.fixture(scope="module", params=KERNELS)
 def compiled(request) -> Compiled:
-    factory, spec = KERNELS[request.param]
-    return Compiled(factory, spec)
+    return Compiled(*KERNELS[request.param])
 
 
 def test_the_arithmetic_is_in_full_vectors(compiled) -> None:

@@ -94,6 +94,20 @@ def test_chunk_boundaries(loss, negatives, occurrences) -> None:
     assert_same(*models)
 
 
+@pytest.mark.parametrize("kind", OptimizerKind)
+@pytest.mark.parametrize("negatives", [0, 1, 2, 4, 7, 8])
+@pytest.mark.parametrize("loss", [Loss.LOGISTIC, Loss.BPR])
+def test_clumps_of_events_that_share_no_row(loss, negatives, kind) -> None:
+    """Rows repeat at every distance, and often enough not at all; the first records know one item alone."""
+    models = pair(make_spec(loss, kind, negatives=max(negatives, int(loss == Loss.BPR))))
+    for model in models:
+        rng = np.random.default_rng(negatives)
+        for events, users, items in ((1, 1, 1), (7, 9, 1), (300, 40, 30), (5, 90, 90), (400, 300, 200)):
+            values = rng.integers(0, 2, events) if events % 2 and loss == Loss.LOGISTIC else None
+            push(model, rng.integers(0, users, events), rng.integers(0, items, events), values)
+    assert_same(*models)
+
+
 @pytest.mark.parametrize(("loss", "negatives"), [(Loss.LOGISTIC, 16), (Loss.BPR, 16), (Loss.BPR, 40)])
 @pytest.mark.parametrize("items", [1, 2, 3])
 def test_repeated_negatives_of_one_event(loss, negatives, items) -> None:

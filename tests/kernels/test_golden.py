@@ -17,7 +17,16 @@ import pytest
 
 import livefactor_kernels
 from livefactor_kernels.backend import create_backend, state_sections
-from livefactor_kernels.spec import FactorDtype, Loss, ModelSpec, OptimizerKind
+from livefactor_kernels.spec import (
+    Counts,
+    FactorDtype,
+    History,
+    Loss,
+    ModelSpec,
+    OptimizerKind,
+    Rule,
+    Solve,
+)
 from synthetic import make_spec, push
 
 SPECS: dict[str, ModelSpec] = {
@@ -36,6 +45,13 @@ SPECS: dict[str, ModelSpec] = {
     "squared_micro_bfloat16": make_spec(
         Loss.SQUARED, k=40, micro_batch=100, factor_dtype=FactorDtype.BFLOAT16
     ),
+    "solve_counts": make_spec(
+        Loss.IMPLICIT, k=20, rule=Rule.SOLVE, micro_batch=100, history=History(32, 64), solve=Solve(0.5, 4, 2),
+        counts=Counts(16, 8),
+    ),
+    "solve_squared": make_spec(
+        Loss.SQUARED, k=20, rule=Rule.SOLVE, micro_batch=7, history=History(32, 64), solve=Solve(0.0, 4, 2)
+    ),
 }
 GOLDEN = {
     "squared": "5b2f2d828267796b7659817538f19658655a63bf7eb01da5d777a206dcc405d2",
@@ -47,6 +63,8 @@ GOLDEN = {
     "logistic_adagrad_bfloat16": "e3025e5c541ac9e4efb627dd57fdd9e019f1b6b0371b717ce65de43e2ae6c255",
     "bpr_micro_float16": "aefc252b97ced486132901e2c57c0b90564c4d6a2074eb74903a166c5035146e",
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
+    "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
+    "solve_squared": "8a68d26443a1f77c714ca93f1d39497bad0c1f556e994365c0414ab5c30c64bf",
 }
 """Taken with KERNEL_SEMANTICS = 1."""
 

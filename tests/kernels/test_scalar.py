@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from numba import njit
 
 from livefactor_kernels import scalar
+from livefactor_kernels.lanes import LANES, VECTOR_BYTES, address_of, load16, store16
+from livefactor_kernels.tables import reserve
 
 F = np.float32
 anything = st.floats(-(2.0**100), 2.0**100, width=32).map(F)
@@ -40,6 +42,24 @@ def test_plain_python_and_compiled_code_give_the_same_bits(x, v, w) -> None:
     plain = compiled.py_func(x, v, w)
     assert all(type(value) is np.float32 for value in plain)
     assert np.array(plain).tobytes() == np.array(compiled(x, v, w), np.float32).tobytes()
+
+
+@njit(error_model="numpy")
+def compiled16(x, v, w, out):
+    s, limit = scalar, F(50.0)
+    xs, vs, ws = load16(x), load16(v), load16(w)
+    store16(out, s.logistic_error(xs, vs, ws, limit))
+    store16(out, s.bpr_error(xs, vs, ws, limit), VECTOR_BYTES)
+
+
+def test_sixteen_lanes_and_plain_python_give_the_same_bits() -> None:
+    memory, rng = reserve((5, LANES), np.float32), np.random.default_rng(0)
+    for x in np.linspace(-100, 100, 251).astype(np.float32).reshape(-1, 1) + np.arange(LANES, dtype=F) / 19:
+        memory[:3] = x, rng.normal(size=LANES), rng.random(LANES)
+        compiled16(*(address_of(memory[row]) for row in range(4)))
+        for row, error in ((3, scalar.logistic_error), (4, scalar.bpr_error)):
+            plain = [error(*lane, F(50.0)) for lane in memory[:3].T]
+            assert memory[row].tobytes() == np.array(plain, np.float32).tobytes()
 
 
 def test_exp_is_within_two_units_of_the_last_place() -> None:

@@ -20,6 +20,30 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Rule:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RuleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Rule.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    RULE_UNSPECIFIED: _Rule.ValueType  # 0
+    """The preset's. In the logged spec: SGD."""
+    RULE_SGD: _Rule.ValueType  # 1
+    """Gradient steps of `optimizer` on `loss`."""
+    RULE_SOLVE: _Rule.ValueType  # 2
+    """Row solves of the implicit ALS objective over remembered histories (loss IMPLICIT, or SQUARED for ratings)."""
+
+class Rule(_Rule, metaclass=_RuleEnumTypeWrapper):
+    """How a model learns from an event."""
+
+RULE_UNSPECIFIED: Rule.ValueType  # 0
+"""The preset's. In the logged spec: SGD."""
+RULE_SGD: Rule.ValueType  # 1
+"""Gradient steps of `optimizer` on `loss`."""
+RULE_SOLVE: Rule.ValueType  # 2
+"""Row solves of the implicit ALS objective over remembered histories (loss IMPLICIT, or SQUARED for ratings)."""
+global___Rule = Rule
+
 class _Loss:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -34,6 +58,8 @@ class _LossEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     """Clicks: values are 0 or 1; a 1 draws `negatives` items as negatives."""
     LOSS_BPR: _Loss.ValueType  # 3
     """Positive-only events ranked above drawn items (Rendle et al. 2009); values must be above 0 and have no effect."""
+    LOSS_IMPLICIT: _Loss.ValueType  # 4
+    """Rule SOLVE: the target is 1 where a value is above 0, 0 where it is 0; pairs without an event pull to 0."""
 
 class Loss(_Loss, metaclass=_LossEnumTypeWrapper): ...
 
@@ -45,6 +71,8 @@ LOSS_LOGISTIC: Loss.ValueType  # 2
 """Clicks: values are 0 or 1; a 1 draws `negatives` items as negatives."""
 LOSS_BPR: Loss.ValueType  # 3
 """Positive-only events ranked above drawn items (Rendle et al. 2009); values must be above 0 and have no effect."""
+LOSS_IMPLICIT: Loss.ValueType  # 4
+"""Rule SOLVE: the target is 1 where a value is above 0, 0 where it is 0; pairs without an event pull to 0."""
 global___Loss = Loss
 
 class _OptimizerKind:
@@ -190,6 +218,144 @@ class Limits(google.protobuf.message.Message):
 global___Limits = Limits
 
 @typing.final
+class History(google.protobuf.message.Message):
+    """How many of its last events a row remembers, multiples of 16 up to 8192; 0: none. Events of a user at one time (times_us) are one
+    visit, as a basket is; an event without a time is a visit of its own. Every field absent takes the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    USERS_FIELD_NUMBER: builtins.int
+    ITEMS_FIELD_NUMBER: builtins.int
+    HALF_LIFE_FIELD_NUMBER: builtins.int
+    users: builtins.int
+    """Items of a user."""
+    items: builtins.int
+    """Users of an item."""
+    half_life: builtins.float
+    """Visits after which an event counts half when a user is folded in for a score; 0: all count alike."""
+    def __init__(
+        self,
+        *,
+        users: builtins.int | None = ...,
+        items: builtins.int | None = ...,
+        half_life: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_half_life", b"_half_life", "_items", b"_items", "_users", b"_users", "half_life", b"half_life", "items", b"items", "users", b"users"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_half_life", b"_half_life", "_items", b"_items", "_users", b"_users", "half_life", b"half_life", "items", b"items", "users", b"users"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_half_life", b"_half_life"]) -> typing.Literal["half_life"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_items", b"_items"]) -> typing.Literal["items"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_users", b"_users"]) -> typing.Literal["users"] | None: ...
+
+global___History = History
+
+@typing.final
+class Solve(google.protobuf.message.Message):
+    """Rule SOLVE. Every field absent takes the preset's value."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    UNOBSERVED_FIELD_NUMBER: builtins.int
+    ITEM_EVENTS_FIELD_NUMBER: builtins.int
+    SWEEPS_FIELD_NUMBER: builtins.int
+    unobserved: builtins.float
+    """Weight of the pull to 0 of pairs without an event; 0 with squared loss."""
+    item_events: builtins.int
+    """An item is solved for its first so many events, then at every so manieth."""
+    sweeps: builtins.int
+    """Gauss-Seidel sweeps over a row, 1..64."""
+    def __init__(
+        self,
+        *,
+        unobserved: builtins.float | None = ...,
+        item_events: builtins.int | None = ...,
+        sweeps: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_item_events", b"_item_events", "_sweeps", b"_sweeps", "_unobserved", b"_unobserved", "item_events", b"item_events", "sweeps", b"sweeps", "unobserved", b"unobserved"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_item_events", b"_item_events", "_sweeps", b"_sweeps", "_unobserved", b"_unobserved", "item_events", b"item_events", "sweeps", b"sweeps", "unobserved", b"unobserved"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_item_events", b"_item_events"]) -> typing.Literal["item_events"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_sweeps", b"_sweeps"]) -> typing.Literal["sweeps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_unobserved", b"_unobserved"]) -> typing.Literal["unobserved"] | None: ...
+
+global___Solve = Solve
+
+@typing.final
+class Counts(google.protobuf.message.Message):
+    """Counts of which item follows which, added to scores. Every field absent takes the preset's value."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NEIGHBORS_FIELD_NUMBER: builtins.int
+    SPAN_FIELD_NUMBER: builtins.int
+    HALF_LIFE_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    SHRINKAGE_FIELD_NUMBER: builtins.int
+    neighbors: builtins.int
+    """Followers an item remembers, a multiple of 16 up to 1024; 0: no counts."""
+    span: builtins.int
+    """An event follows up to so many earlier ones of its user."""
+    half_life: builtins.float
+    """Visits after which following adds half."""
+    weight: builtins.float
+    """Of the counts in a score."""
+    shrinkage: builtins.float
+    """Added to the norm sqrt(events of the one * events of the other)."""
+    def __init__(
+        self,
+        *,
+        neighbors: builtins.int | None = ...,
+        span: builtins.int | None = ...,
+        half_life: builtins.float | None = ...,
+        weight: builtins.float | None = ...,
+        shrinkage: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_half_life", b"_half_life", "_neighbors", b"_neighbors", "_shrinkage", b"_shrinkage", "_span", b"_span", "_weight", b"_weight", "half_life", b"half_life", "neighbors", b"neighbors", "shrinkage", b"shrinkage", "span", b"span", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_half_life", b"_half_life", "_neighbors", b"_neighbors", "_shrinkage", b"_shrinkage", "_span", b"_span", "_weight", b"_weight", "half_life", b"half_life", "neighbors", b"neighbors", "shrinkage", b"shrinkage", "span", b"span", "weight", b"weight"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_half_life", b"_half_life"]) -> typing.Literal["half_life"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_neighbors", b"_neighbors"]) -> typing.Literal["neighbors"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_shrinkage", b"_shrinkage"]) -> typing.Literal["shrinkage"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_span", b"_span"]) -> typing.Literal["span"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+
+global___Counts = Counts
+
+@typing.final
+class EventType(google.protobuf.message.Message):
+    """What events of a type (Interactions.event_types) mean; types without one have weight 1."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    NEGATIVE_FIELD_NUMBER: builtins.int
+    type: builtins.int
+    weight: builtins.float
+    """Multiplies the event's own weight; above 0."""
+    negative: builtins.bool
+    """The event's value is taken as 0, whatever was sent: a dislike."""
+    def __init__(
+        self,
+        *,
+        type: builtins.int = ...,
+        weight: builtins.float = ...,
+        negative: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["negative", b"negative", "type", b"type", "weight", b"weight"]) -> None: ...
+
+global___EventType = EventType
+
+@typing.final
 class ModelSpec(google.protobuf.message.Message):
     """What a model's state is a function of, beside its log. Every field absent takes the preset's value."""
 
@@ -208,6 +374,11 @@ class ModelSpec(google.protobuf.message.Message):
     LIMITS_FIELD_NUMBER: builtins.int
     KERNEL_SEMANTICS_FIELD_NUMBER: builtins.int
     FACTOR_DTYPE_FIELD_NUMBER: builtins.int
+    RULE_FIELD_NUMBER: builtins.int
+    HISTORY_FIELD_NUMBER: builtins.int
+    SOLVE_FIELD_NUMBER: builtins.int
+    COUNTS_FIELD_NUMBER: builtins.int
+    EVENT_TYPES_FIELD_NUMBER: builtins.int
     k: builtins.int
     """Factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -225,10 +396,21 @@ class ModelSpec(google.protobuf.message.Message):
     kernel_semantics: builtins.int
     """Version of the arithmetic; absent: the server's."""
     factor_dtype: global___FactorDtype.ValueType
+    rule: global___Rule.ValueType
     @property
     def optimizer(self) -> global___Optimizer: ...
     @property
     def limits(self) -> global___Limits: ...
+    @property
+    def history(self) -> global___History: ...
+    @property
+    def solve(self) -> global___Solve: ...
+    @property
+    def counts(self) -> global___Counts: ...
+    @property
+    def event_types(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EventType]:
+        """If any are given they replace the preset's."""
+
     def __init__(
         self,
         *,
@@ -245,9 +427,14 @@ class ModelSpec(google.protobuf.message.Message):
         limits: global___Limits | None = ...,
         kernel_semantics: builtins.int | None = ...,
         factor_dtype: global___FactorDtype.ValueType = ...,
+        rule: global___Rule.ValueType = ...,
+        history: global___History | None = ...,
+        solve: global___Solve | None = ...,
+        counts: global___Counts | None = ...,
+        event_types: collections.abc.Iterable[global___EventType] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "factor_dtype", b"factor_dtype", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "seed", b"seed"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "seed", b"seed", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "rule", b"rule", "seed", b"seed", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

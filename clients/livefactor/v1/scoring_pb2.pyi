@@ -47,9 +47,12 @@ class TopK(google.protobuf.message.Message):
     EXCLUDE_IDS_FIELD_NUMBER: builtins.int
     OFFSETS_FIELD_NUMBER: builtins.int
     INCLUDE_UNAVAILABLE_FIELD_NUMBER: builtins.int
+    EXCLUDE_SEEN_FIELD_NUMBER: builtins.int
     k: builtins.int
     """If fewer items are left, fewer come back: see ScoreResponse.offsets."""
     include_unavailable: builtins.bool
+    exclude_seen: builtins.bool
+    """Leave out what the user has had, as far as the model remembers. INVALID_ARGUMENT: the model has no histories."""
     @property
     def exclude_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Left out of the answers; unknown ids have no effect."""
@@ -65,10 +68,37 @@ class TopK(google.protobuf.message.Message):
         exclude_ids: collections.abc.Iterable[builtins.int] | None = ...,
         offsets: collections.abc.Iterable[builtins.int] | None = ...,
         include_unavailable: builtins.bool = ...,
+        exclude_seen: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["exclude_ids", b"exclude_ids", "include_unavailable", b"include_unavailable", "k", b"k", "offsets", b"offsets"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exclude_ids", b"exclude_ids", "exclude_seen", b"exclude_seen", "include_unavailable", b"include_unavailable", "k", b"k", "offsets", b"offsets"]) -> None: ...
 
 global___TopK = TopK
+
+@typing.final
+class Events(google.protobuf.message.Message):
+    """Events that take the place of users' own histories in this call and are not written: of visitors, say. Laid end to end as in Candidates."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEM_IDS_FIELD_NUMBER: builtins.int
+    OFFSETS_FIELD_NUMBER: builtins.int
+    @property
+    def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Oldest first; unknown items have no effect."""
+
+    @property
+    def offsets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """users + 1 numbers. A user whose list is empty has its own history. Empty: all users share the one list."""
+
+    def __init__(
+        self,
+        *,
+        item_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        offsets: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "offsets", b"offsets"]) -> None: ...
+
+global___Events = Events
 
 @typing.final
 class ScoreRequest(google.protobuf.message.Message):
@@ -80,6 +110,7 @@ class ScoreRequest(google.protobuf.message.Message):
     CANDIDATES_FIELD_NUMBER: builtins.int
     TOP_K_FIELD_NUMBER: builtins.int
     WITH_LABELS_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     with_labels: builtins.bool
@@ -93,6 +124,10 @@ class ScoreRequest(google.protobuf.message.Message):
     def candidates(self) -> global___Candidates: ...
     @property
     def top_k(self) -> global___TopK: ...
+    @property
+    def events(self) -> global___Events:
+        """INVALID_ARGUMENT: the model has no histories."""
+
     def __init__(
         self,
         *,
@@ -102,9 +137,10 @@ class ScoreRequest(google.protobuf.message.Message):
         candidates: global___Candidates | None = ...,
         top_k: global___TopK | None = ...,
         with_labels: builtins.bool = ...,
+        events: global___Events | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["candidates", b"candidates", "min_position", b"min_position", "target", b"target", "top_k", b"top_k"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "min_position", b"min_position", "model", b"model", "target", b"target", "top_k", b"top_k", "user_ids", b"user_ids", "with_labels", b"with_labels"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "target", b"target", "top_k", b"top_k"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "model", b"model", "target", b"target", "top_k", b"top_k", "user_ids", b"user_ids", "with_labels", b"with_labels"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["target", b"target"]) -> typing.Literal["candidates", "top_k"] | None: ...
 
 global___ScoreRequest = ScoreRequest

@@ -25,6 +25,8 @@ class ScoringServiceStub:
     ]
     """Scores candidates, or finds the k best of all items, for one or more users, at exactly one revision, which it names.
     Reads never change a model. s = mu + b_user + b_item + <x_user, y_item>.
+    Models with rule SOLVE fold users in: x_user is solved from what they remember of the user as the items are now. Models with counts
+    add what follows the user's last items.
     INVALID_ARGUMENT: no users, no target, offsets that do not fit, k of 0, over a limit of size. NOT_FOUND: no such model.
     FAILED_PRECONDITION: min_position is of another lineage. DEADLINE_EXCEEDED: min_position was not reached in time.
     RESOURCE_EXHAUSTED: all score slots are taken.
@@ -37,6 +39,8 @@ class ScoringServiceAsyncStub:
     ]
     """Scores candidates, or finds the k best of all items, for one or more users, at exactly one revision, which it names.
     Reads never change a model. s = mu + b_user + b_item + <x_user, y_item>.
+    Models with rule SOLVE fold users in: x_user is solved from what they remember of the user as the items are now. Models with counts
+    add what follows the user's last items.
     INVALID_ARGUMENT: no users, no target, offsets that do not fit, k of 0, over a limit of size. NOT_FOUND: no such model.
     FAILED_PRECONDITION: min_position is of another lineage. DEADLINE_EXCEEDED: min_position was not reached in time.
     RESOURCE_EXHAUSTED: all score slots are taken.
@@ -51,6 +55,8 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[livefactor.v1.scoring_pb2.ScoreResponse, collections.abc.Awaitable[livefactor.v1.scoring_pb2.ScoreResponse]]:
         """Scores candidates, or finds the k best of all items, for one or more users, at exactly one revision, which it names.
         Reads never change a model. s = mu + b_user + b_item + <x_user, y_item>.
+        Models with rule SOLVE fold users in: x_user is solved from what they remember of the user as the items are now. Models with counts
+        add what follows the user's last items.
         INVALID_ARGUMENT: no users, no target, offsets that do not fit, k of 0, over a limit of size. NOT_FOUND: no such model.
         FAILED_PRECONDITION: min_position is of another lineage. DEADLINE_EXCEEDED: min_position was not reached in time.
         RESOURCE_EXHAUSTED: all score slots are taken.

@@ -198,7 +198,7 @@ class Interactions(google.protobuf.message.Message):
     def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Rating (squared loss), 0 or 1 (logistic). Empty: 1 (INVALID_ARGUMENT for squared loss)."""
+        """Rating (squared loss), 0 or 1 (logistic), at least 0 (implicit). Empty: 1 (INVALID_ARGUMENT for squared loss)."""
 
     @property
     def weights(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
@@ -206,11 +206,11 @@ class Interactions(google.protobuf.message.Message):
 
     @property
     def event_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The producer's own numbers (view, click, purchase). Empty: 0. Logged; no effect yet."""
+        """The producer's own numbers (view, click, purchase). Empty: 0. ModelSpec.event_types says what they mean."""
 
     @property
     def times_us(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Microseconds since 1970-01-01 UTC. Empty: 0. Logged; no effect yet."""
+        """Microseconds since 1970-01-01 UTC. Empty: 0, unknown. Histories take events of a user at one time as one visit."""
 
     def __init__(
         self,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from ..spec import ModelSpec
+from ..lanes import VECTOR_BYTES, address_of, match16, prefetch
+from ..spec import LANES, ModelSpec
 from ..tables import Table
 from . import COUNT_MIN, DECAY_STEPS, decays
 
@@ -18,7 +19,9 @@ _NO_ROWS = np.empty((0, 0), np.uint32)
 _NO_FLOATS = np.empty((0, 0), np.float32)
 _NO_COLUMN = np.empty(0, np.float32)
 _NO_TIMES = np.empty(0, np.int64)
-_0, _1 = np.uint64(0), np.uint64(1)
+_0, _1, _2, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(4), np.uint64(LANES)
+_64, _ADDED_AHEAD = VECTOR_BYTES, np.uint64(6)
+_ADDITIONS_AT_ONCE = 4096
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
@@ -48,45 +51,89 @@ class Visits(NamedTuple):
 
 
 class Followers(NamedTuple):
-    """Items' followers: rows uint32[cap, M], counts float32[cap, M] (M 0: none), span, decay float32[DECAY_STEPS]."""
+    """Items' followers: rows uint32[cap, M], counts float32[cap, M] (M 0: none), bits uint32: those of counts, which
+    have their order since none is below 0; span, decay float32[DECAY_STEPS]."""
 
     rows: np.ndarray
     counts: np.ndarray
+    bits: np.ndarray
     span: np.uint64
     decay: np.ndarray
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _place_of(rows: Any, counts: Any, row: Any, follower: Any) -> Any:
-    """The place of a follower with a count above 0, or their number. Without a branch, so that it vectorises."""
-    length = np.int32(rows.shape[1])
-    found = length
-    for place in range(length):
-        hit = (rows[row, place] == follower) & (counts[row, place] > _F0)
-        found = min(found, np.int32(place) if hit else length)
-    return np.uint64(found)
+def _place_of(words: Any, word: Any) -> Any:
+    """The first place of a word (uint64) among uint32[m], m a multiple of 16; m if there is none."""
+    first = address_of(words)
+    for start in range(_0, np.uint64(words.size), _16):
+        hits = match16(first, word, start * _4)
+        if hits:
+            place = start
+            while not hits & _1:
+                hits >>= _1
+                place += _1
+            return place
+    return np.uint64(words.size)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _add(rows: Any, counts: Any, row: Any, follower: Any, added: Any) -> None:
-    place, length = _place_of(rows, counts, row, np.uint32(follower)), np.uint64(rows.shape[1])
-    if place < length:
-        counts[row, place] += added
+def _least(words: Any) -> Any:
+    least = np.uint32(0xFFFFFFFF)
+    for place in range(np.uint64(words.size)):
+        least = min(least, words[place])
+    return least
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _add(followers: Any, row: Any, follower: Any, added: Any) -> None:
+    # Places fill from the front and never empty again. So row 0, which an empty place seems to hold, is found where
+    # it is, or in the first empty place, where it belongs.
+    rows, counts, bits = followers.rows[row], followers.counts[row], followers.bits[row]
+    place = _place_of(rows, np.uint64(follower))
+    if place < np.uint64(rows.size):
+        counts[place] += added
         return
-    least, place = counts[row, _0], _0
-    for other in range(_1, length):
-        if counts[row, other] < least:
-            least, place = counts[row, other], other
-    left = least - added
+    place = _place_of(bits, np.uint64(_least(bits)))
+    left = counts[place] - added
     if left > _F0:
-        counts[row, place] = left
+        counts[place] = left
         return
-    rows[row, place] = follower
-    counts[row, place] = max(-left, COUNT_MIN)
+    rows[place] = follower
+    counts[place] = max(-left, COUNT_MIN)
+
+
+class Additions(NamedTuple):
+    """Counts that are to be added: rows, followers uint32[n], added float32[n], in order. They are listed before they
+    are made, so that what they need can be prefetched."""
+
+    rows: np.ndarray
+    followers: np.ndarray
+    added: np.ndarray
+
+    @staticmethod
+    def of(size: int) -> Additions:
+        """Room for so many."""
+        return Additions(np.empty(size, np.uint32), np.empty(size, np.uint32), np.empty(size, np.float32))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _count(ring: Any, visits: Any, followers: Any, user: Any, item: Any, weight: Any) -> None:
+def livefactor_add_kernel(followers: Any, additions: Any, size: Any) -> None:
+    """Make the first `size` additions, in order."""
+    rows, counts = address_of(followers.rows), address_of(followers.counts)
+    line = np.uint64(followers.rows.shape[1]) * _4
+    for n in range(size):
+        ahead = np.uint64(additions.rows[min(n + _ADDED_AHEAD, size - _1)]) * line
+        for at in range(_0, line, _64):
+            prefetch(rows + ahead, at)
+            prefetch(counts + ahead, at)
+        _add(followers, np.uint64(additions.rows[n]), additions.followers[n], additions.added[n])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _count(
+    ring: Any, visits: Any, followers: Any, additions: Any, size: Any, user: Any, item: Any, weight: Any
+) -> Any:
+    """List an event's additions after `size` others; returns how many there are then."""
     length, seen = np.uint64(ring.rows.shape[1]), np.uint64(ring.count[user])
     now = np.uint64(visits.now[user])
     for back in range(_1, min(min(seen, followers.span), length) + _1):
@@ -96,9 +143,12 @@ def _count(ring: Any, visits: Any, followers: Any, user: Any, item: Any, weight:
         added = weight * followers.decay[min(age, np.uint64(DECAY_STEPS - 1))]
         if added < COUNT_MIN:
             continue
-        _add(followers.rows, followers.counts, other, item, added)
+        additions.rows[size], additions.followers[size], additions.added[size] = other, item, added
+        size += _1
         if age == _0 and other != item:
-            _add(followers.rows, followers.counts, item, other, added)
+            additions.rows[size], additions.followers[size], additions.added[size] = item, other, added
+            size += _1
+    return size
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -116,10 +166,11 @@ def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def livefactor_record_kernel(
-    users: Any, items: Any, visits: Any, followers: Any, user_rows: Any, item_rows: Any, values: Any,
-    weights: Any, times: Any, start: Any, stop: Any,
+    users: Any, items: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
+    values: Any, weights: Any, times: Any, start: Any, stop: Any,
 ) -> None:  # fmt: skip
     """Record events [start, stop): rings of users and items, visits, counts. Empty columns have their defaults."""
+    size, most = _0, _2 * followers.span
     for t in range(start, stop):
         user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
         value = values[t] if values.size else _F1
@@ -129,10 +180,19 @@ def livefactor_record_kernel(
             visits.now[user] += np.uint32(1)
         visits.last_time[user] = time
         if followers.counts.shape[1]:
-            _count(users, visits, followers, user, item, weight)
+            if size + most > np.uint64(additions.rows.size):
+                livefactor_add_kernel(followers, additions, size)
+                size = _0
+            size = _count(users, visits, followers, additions, size, user, item, weight)
         place = _remember(users, user, item, value, weight)
         visits.seen[user, place] = visits.now[user]
         _remember(items, item, user, value, weight)
+    livefactor_add_kernel(followers, additions, size)
+
+
+def _writable(column: np.ndarray) -> np.ndarray:
+    # Numba compiles a kernel anew for columns that are read-only, as views of wire bytes are.
+    return column if column.flags.carray else np.require(column, requirements=("C", "A", "W"))
 
 
 class Recorder:
@@ -143,27 +203,31 @@ class Recorder:
         self.users, self.items = Ring.of(users), Ring.of(items)
         own, followers = users.history, items.history
         self._visits = Visits(own["seen_visits"], own["visits"], own["last_time"])
+        counts = followers.get("neighbor_counts", _NO_FLOATS)
         self._followers = Followers(
             followers.get("neighbor_rows", _NO_ROWS),
-            followers.get("neighbor_counts", _NO_FLOATS),
+            counts,
+            counts.view(np.uint32),
             np.uint64(spec.counts.span),
             decays(spec.counts.half_life),
         )
         self._counts = spec.counts
+        self._additions = Additions.of(max(_ADDITIONS_AT_ONCE, 2 * spec.counts.span))
         empty = np.empty(0, np.uint32)
         self._run(empty, empty, _NO_COLUMN, _NO_COLUMN, _NO_TIMES, _0, _0)
 
     def _run(self, *events: Any) -> None:
-        livefactor_record_kernel(self.users, self.items, self._visits, self._followers, *events)
+        state = self.users, self.items, self._visits, self._followers
+        livefactor_record_kernel(*state, self._additions, *events)
 
     def record(self, update: Update, start: int, stop: int) -> None:
         """Record the events [start, stop) of an update. The GIL is released."""
         self._run(
             update.user_rows,
             update.item_rows,
-            _NO_COLUMN if update.values is None else update.values,
-            _NO_COLUMN if update.weights is None else update.weights,
-            _NO_TIMES if update.times is None else update.times,
+            _NO_COLUMN if update.values is None else _writable(update.values),
+            _NO_COLUMN if update.weights is None else _writable(update.weights),
+            _NO_TIMES if update.times is None else _writable(update.times),
             np.uint64(start),
             np.uint64(stop),
         )

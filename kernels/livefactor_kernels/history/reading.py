@@ -2,7 +2,8 @@
 
 Events of a user's history weigh weight * decay(visits - the event's visit), `history.half_life`. With rule SOLVE the
 user's row is solved for them against the items as they are (`FOLD_SWEEPS` sweeps from the row that it has), which is
-what its row would be had everything else been learned before it. With counts, item i gets, beside its score,
+what its row would be had everything else been learned before it; a user without events gets the mean of all users' rows,
+as far as Gram matrices are kept (`solve.unobserved` above 0). With counts, item i gets, beside its score,
 
     counts.weight * sum_j r_j count(j -> i) / (sqrt(n_j n_i) + shrinkage) / sum_j r_j
 
@@ -13,12 +14,15 @@ A user may come with events of its own: they stand in the place of its history.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numba import njit
 
+from ..backend import Pin
+from ..scoring import score_candidates
 from ..solve import SolveRates
 from ..solve.cpu import Scratch, Side, livefactor_fold_kernel
 from ..spec import ModelSpec, Rule
@@ -60,14 +64,68 @@ class Persons:
     had: list[np.ndarray]
     followers: list[tuple[np.ndarray, np.ndarray]]
 
+    def gained(self, user: int, rows: np.ndarray) -> np.ndarray:
+        """float32[n]: what counts add to the scores of item rows uint32[n] for a user."""
+        if not self.followers or not self.followers[user][0].size:
+            return np.zeros(len(rows), np.float32)
+        named, gained = self.followers[user]
+        place = np.minimum(np.searchsorted(named, rows), named.size - 1)
+        return np.where(named[place] == rows, gained[place], np.float32(0.0))
+
+    def with_had(self, own: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Users' own exclusions (rows ascending, offsets, as `backend.Pin.top_k` takes them) and all that they had."""
+        ends = offsets.tolist()
+        lists = [
+            np.union1d(own[start:stop], had).astype(np.uint32)
+            for start, stop, had in zip(ends[:-1], ends[1:], self.had, strict=True)
+        ]
+        return np.concatenate(lists), np.concatenate([[0], np.cumsum([part.size for part in lists])])
+
+    def top_k(
+        self, pin: Pin, keys: np.ndarray, k: int, common: np.ndarray, own: np.ndarray, own_offsets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `backend.Pin.top_k`, exact, with what counts add. keys: of items by row.
+
+        What counts add is never below 0, so an item that gets nothing and is among the k best is so without them, too:
+        the k best without counts and all followers are all that can be among the k best.
+        """
+        rows, scores, offsets = pin.top_k(self.factors, self.bias, k, common, own, own_offsets)
+        if not self.followers:
+            return rows, scores, offsets
+        best = [
+            self._merged(pin, keys, k, user, rows[offsets[user] : offsets[user + 1]], common,
+                         own[own_offsets[user] : own_offsets[user + 1]])
+            for user in range(len(self.bias))
+        ]  # fmt: skip
+        sizes = [len(part) for part, _ in best]
+        return (
+            np.concatenate([part for part, _ in best]),
+            np.concatenate([part for _, part in best]),
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        )
+
+    def _merged(
+        self, pin: Pin, keys: np.ndarray, k: int, user: int, rows: np.ndarray, common: np.ndarray, own: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        followers = self.followers[user][0]
+        followers = followers[~np.isin(followers, common) & ~np.isin(followers, own)]
+        found = np.union1d(rows, followers).astype(np.uint32)
+        factors, bias = pin.gather(ITEMS, found)
+        users = self.factors[user : user + 1], self.bias[user : user + 1]
+        scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, found.size]))
+        scores = scores + self.gained(user, found)
+        order = np.lexsort((keys[found], -scores))[:k]
+        return found[order], scores[order]
+
 
 class PersonReader:
-    """Reads users of a model whose spec has histories. Any thread may call it; it keeps no state."""
+    """Reads users of a model whose spec has histories. Any thread may call it."""
 
     def __init__(self, spec: ModelSpec) -> None:
         """Computes decays; kernels are compiled by the first read."""
         self._spec, self._rates = spec, SolveRates.of(spec)
         self._decay = decays(spec.history.half_life)
+        self._memory = threading.local()
 
     def read(self, source: Source, user_rows: np.ndarray, item_count: int,
              own: list[Events | None] | None = None) -> Persons:  # fmt: skip
@@ -83,6 +141,13 @@ class PersonReader:
         followers = [self._followers(source, each) for each in events] if self._spec.counts.neighbors else []
         return Persons(factors, bias, had, followers)
 
+    def given(self, rows: np.ndarray) -> Events:
+        """Events of item rows uint32[n], oldest first, each a visit of its own, of value and weight 1; of too many the
+        last ones, as a history keeps them."""
+        rows = rows[-self._spec.history.users :]
+        ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
+        return Events(rows, np.ones(len(rows), np.float32), self._decay[ages])
+
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
         rings = (sections[name] for name in _USER_SECTIONS[:4])
@@ -96,21 +161,22 @@ class PersonReader:
     ) -> Events:
         length = len(rows)
         order = np.arange(max(0, count - length), count) % length
-        ages = np.minimum(now - visits[order].astype(np.int64), DECAY_STEPS - 1)
+        ages = np.clip(now - visits[order].astype(np.int64), 0, DECAY_STEPS - 1)
         return Events(rows[order], values[order], weights[order] * self._decay[ages])
 
     def _fold(
         self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int
     ) -> None:
         """Replace factors and bias of the users who have events."""
-        longest = max((len(each.rows) for each in events), default=0)
-        if not longest:
+        scratch, k, gram = self._scratch(), self._spec.k, source.gram
+        if not any(len(each.rows) for each in events) and not gram[USERS, k, k]:
             return
-        scratch, k = Scratch.for_events(self._spec, longest), self._spec.k
-        scratch.everywhere[:k, :k] = (self._rates.unobserved * source.gram[ITEMS]).astype(np.float32)
+        scratch.everywhere[:k, :k] = (self._rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
         users = Side(factors, bias, _NO_RING)
         for n, each in enumerate(events):
             if not len(each.rows):
+                if gram[USERS, k, k]:
+                    factors[n, :k] = gram[USERS, k, :k] / gram[USERS, k, k]
                 continue
             item_factors, item_bias = source.gather(ITEMS, each.rows)
             items = Side(item_factors, item_bias, _NO_RING)
@@ -122,6 +188,12 @@ class PersonReader:
             factors[n] = scratch.x[: factors.shape[1]]
             if self._rates.has_bias:
                 bias[n] = scratch.x[factors.shape[1]]
+
+    def _scratch(self) -> Scratch:
+        scratch: Scratch | None = getattr(self._memory, "scratch", None)
+        if scratch is None:
+            scratch = self._memory.scratch = Scratch.for_events(self._spec, self._spec.history.users)
+        return scratch
 
     def _followers(self, source: Source, events: Events) -> tuple[np.ndarray, np.ndarray]:
         counts = self._spec.counts

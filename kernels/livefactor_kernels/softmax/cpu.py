@@ -37,10 +37,6 @@ from ..lanes import (
     inlined,
     load1,
     load16,
-    pack1,
-    pack2,
-    pack4,
-    pack8,
     real_of,
     store1,
     store16,
@@ -48,6 +44,7 @@ from ..lanes import (
     tree_sum,
 )
 from ..narrow import factors_of, load_factors
+from ..packs import pack1, pack2, pack4, pack8
 from ..spec import LANES, ModelSpec, OptimizerKind, Proposal
 from ..steps import ONE, WORD_BYTES, ZERO, Rounding, Rows, dot, prefetch_row, real, row_bytes, word
 from ..tables import Table, reserve
@@ -207,7 +204,7 @@ def _take_errors(
     for v in range(vectors):
         at = v * VECTOR_BYTES
         scores = load16(negatives.bias, at) + _dots(negatives.quarters, v)
-        z = scalar.exp_lanes(clamp(scores - own_score, GAP_MAX)) * load16(negatives.rarity, at)
+        z = scalar.exp(clamp(scores - own_score, GAP_MAX)) * load16(negatives.rarity, at)
         differs = bits_of(load16(negatives.rows, at)) ^ item
         z = real_of(choose(differs, ONE, differs, bits_of(z)))  # where it is 0, so is z
         store16(errors, z, at)

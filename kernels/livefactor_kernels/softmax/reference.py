@@ -34,7 +34,7 @@ def errors_of(
     weight: np.float32, limit: np.float32,
 ) -> Errors:  # fmt: skip
     """Errors of an event with score `own`, of negatives with scores, rarity float32[m] and hits bool[m]."""
-    z = np.where(hits, _F0, scalar.exp_lanes(clamp(others - own, GAP_MAX)) * rarity)
+    z = np.where(hits, _F0, scalar.exp(clamp(others - own, GAP_MAX)) * rarity)
     lanes = np.pad(z, (0, -len(z) % LANES)).reshape(-1, LANES)
     total = lane_sum(left_to_right(list(lanes)))
     scale = weight / (own_rarity + total)

@@ -24,8 +24,8 @@ Arithmetic: float32, one rounding each, in this order.
     r  = b, then r - x_p A[p, :] for each coordinate p of the row as it is
     each sweep, each p: new = clamp(x_p + r_p / A[p, p]); r = r - (new - x_p) A[p, :]; x_p = new
     sum_j w_j, from 0, in order; ridge = max(l2 (sum + a0 N), 1e-9), with bias_l2 alike for a bias
-G is float64: G[p, q] + new_p new_q - old_p old_q, left to right (the products are exact); a row is 0 in it before its
-first event.
+G is float64 and of (x, 1), so that its last row is the sum of x and the number of rows that have had an event; G[p, q] + new_p
+new_q - old_p old_q, left to right (the products are exact); a row is 0 in it before its first event.
 """
 
 from __future__ import annotations

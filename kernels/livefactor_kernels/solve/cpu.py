@@ -250,7 +250,8 @@ def livefactor_solve_kernel(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def livefactor_gram_kernel(own: Any, touched: Any, found: Any, gram: Any, k: Any) -> None:
-    """Put the changes of the touched rows into gram float64[k, k]."""
+    """Put the changes of the touched rows into gram float64[k + 1, k + 1]."""
+    sums = gram[k]
     for i in range(found):
         row = np.uint64(touched.rows[i])
         new, old = own.factors[row], touched.old[i]
@@ -258,7 +259,9 @@ def livefactor_gram_kernel(own: Any, touched: Any, found: Any, gram: Any, k: Any
             new_p, old_p, line = np.float64(new[p]), np.float64(old[p]), gram[p]
             for q in range(p + _1):
                 line[q] = (line[q] + new_p * np.float64(new[q])) - old_p * np.float64(old[q])
-    for p in range(k):
+            sums[p] = (sums[p] + new_p) - old_p
+        sums[k] += 1.0 if touched.before[i] == 0 else 0.0
+    for p in range(k + _1):
         for q in range(p):
             gram[q, p] = gram[p, q]
 
@@ -267,8 +270,9 @@ def livefactor_gram_kernel(own: Any, touched: Any, found: Any, gram: Any, k: Any
 def _weigh(gram: Any, unobserved: Any, everywhere: Any) -> None:
     """everywhere = float32(a0 G)."""
     a0 = np.float64(unobserved)
-    for p in range(np.uint64(gram.shape[0])):
-        for q in range(np.uint64(gram.shape[0])):
+    k = np.uint64(gram.shape[0]) - _1
+    for p in range(k):
+        for q in range(k):
             everywhere[p, q] = np.float32(a0 * gram[p, q])
 
 
@@ -281,7 +285,7 @@ def livefactor_mean_kernel(values: Any, start: Any, stop: Any, mean_state: Any) 
 
 
 class Solver:
-    """Learns from updates; `gram` float64[2, k, k], users' and items', is state."""
+    """Learns from updates; `gram` float64[2, k + 1, k + 1], users' and items', is state."""
 
     def __init__(self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray) -> None:
         """Compiles the kernels, or loads them from Numba's cache."""
@@ -290,7 +294,7 @@ class Solver:
         self._sides = Side.of(users), Side.of(items)
         self._touched = Touched.of(spec, users), Touched.of(spec, items)
         self._scratch = Scratch.of(spec)
-        self.gram = np.zeros((2, spec.k, spec.k))
+        self.gram = np.zeros((2, spec.k + 1, spec.k + 1))
         empty = np.empty(0, np.uint32)
         for side in (0, 1):
             self._solve(side, empty, 0, 0, 0)
@@ -300,13 +304,14 @@ class Solver:
     def learn(self, update: Update) -> None:
         """Learn from one record."""
         size, events = self._spec.micro_batch, update.user_rows.size
+        values = None if update.values is None else np.require(update.values, requirements=("C", "A", "W"))
         for start in range(0, events, size):
             stop = min(start + size, events)
             self.recorder.record(update, start, stop)
             self._solve(0, update.user_rows, start, stop, update.item_count)
             self._solve(1, update.item_rows, start, stop, update.user_count)
             if self._rates.has_bias:
-                livefactor_mean_kernel(update.values, np.uint64(start), np.uint64(stop), self._mean_state)
+                livefactor_mean_kernel(values, np.uint64(start), np.uint64(stop), self._mean_state)
 
     def _solve(self, side: int, rows: np.ndarray, start: int, stop: int, count: int) -> None:
         own, others, touched = self._sides[side], self._sides[1 - side], self._touched[side]

@@ -49,12 +49,12 @@ def solved(
 
 
 class Solver:
-    """Learns from updates; `gram` float64[2, k, k], users' and items', is state."""
+    """Learns from updates; `gram` float64[2, k + 1, k + 1], users' and items', is state."""
 
     def __init__(self, model: ReferenceModel) -> None:
         self._model, self._spec, self._rates = model, model.spec, SolveRates.of(model.spec)
         self._recorder = Recorder(model.spec, model.users, model.items)
-        self.gram = np.zeros((2, model.spec.k, model.spec.k))
+        self.gram = np.zeros((2, model.spec.k + 1, model.spec.k + 1))
 
     def learn(self, update: Update) -> None:
         """Learn from one record."""
@@ -76,12 +76,11 @@ class Solver:
                 before = after - int((rows == row).sum())
                 period = self._spec.solve.item_events
                 if side == USERS or before < period or before // period < after // period:
-                    old = np.zeros(self._spec.k, np.float32) if before == 0 else self._factors(table, row)
+                    old = np.append(self._factors(table, row), 1.0) * (before > 0)
                     self._solve(side, row, others)
-                    changes.append((old, self._factors(table, row)))
+                    changes.append((old, np.append(self._factors(table, row), 1.0)))
             for old, new in changes if self._rates.unobserved > 0 else ():
-                plus, minus = (np.outer(v, v) for v in (new.astype(np.float64), old.astype(np.float64)))
-                self.gram[side] = (self.gram[side] + plus) - minus
+                self.gram[side] = (self.gram[side] + np.outer(new, new)) - np.outer(old, old)
         if self._rates.has_bias and update.values is not None:
             model.mean_sum += sum(int(scalar.fixed_point(value)) for value in update.values[start:stop])
             model.mean_count += stop - start
@@ -95,7 +94,7 @@ class Solver:
         remembered = min(int(own.seen_count[row]), own.seen_rows.shape[1])
         rows = own.seen_rows[row, :remembered]
         values, weights = own.seen_values[row, :remembered], own.seen_weights[row, :remembered]
-        everywhere = (self._rates.unobserved * self.gram[1 - side]).astype(np.float32)
+        everywhere = (self._rates.unobserved * self.gram[1 - side, :-1, :-1]).astype(np.float32)
         x = self._factors(own, row)
         new = fold(self._rates, model.mean, x, own.bias[row], other.factors[rows, : self._spec.k], other.bias[rows],
                    values, weights, everywhere, others, int(self._rates.sweeps))  # fmt: skip

@@ -1,0 +1,142 @@
+"""A user's file as a stream: columns found, read, put in the order of time, checked row by row; the task guessed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from livefactor_kernels.spec import ModelSpec, preset
+from livefactor_server.decode import good_values, good_weights
+from livefactor_server.event_files import Conversion, EventFileError, Rows, header, open_events
+from livefactor_server.tuning.progressive import Stream
+from livefactor_server.tuning.rules import RULES
+
+CHUNK_EVENTS = 65_536
+
+USUAL_NAMES = {
+    "user_ids": ("user_id", "user"),
+    "item_ids": ("item_id", "item"),
+    "values": ("value", "rating"),
+    "weights": ("weight",),
+    "event_types": ("event_type", "type"),
+    "times": ("time", "timestamp"),
+}
+"""Columns that are taken by their names where none are given."""
+NEEDED = ("user_ids", "item_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class EventFile:
+    """A file that was read. stream: its events in time order. names: the column of each field. places: where in the file
+    (line or row, int64[n]) each event of the stream stands."""
+
+    stream: Stream
+    names: dict[str, str]
+    places: np.ndarray
+    unit: str
+
+    @property
+    def digest(self) -> str:
+        """Of what is learned: two files with the same digest give the same trials."""
+        stream, sha = self.stream, hashlib.sha256()
+        for column in (stream.user_keys, stream.item_keys, stream.values, stream.weights):
+            sha.update(b"-" if column is None else column.tobytes())
+        return sha.hexdigest()
+
+    def check(self, spec: ModelSpec, why: str) -> None:
+        """Raise EventFileError naming the first row that a model of this spec would reject."""
+        columns = (
+            ("values", self.stream.values, good_values),
+            ("weights", self.stream.weights, good_weights),
+        )
+        for field, numbers, good in columns:
+            if numbers is None or field not in self.names:
+                continue
+            bad = np.flatnonzero(~good(numbers, spec))
+            if bad.size:
+                first = bad[np.argmin(self.places[bad])]
+                where = f"{self.unit} {self.places[first]}, column {self.names[field]}"
+                raise EventFileError(
+                    f"{where}: {why} takes no {field[:-1]} of {numbers[first]:g} ({bad.size:,} such rows)"
+                )
+
+    def task(self) -> str:
+        """What the values look like: ratings if one is neither 0 nor 1, else clicks if one is 0, else purchases."""
+        values = self.stream.values
+        if ((values != 0) & (values != 1)).any():
+            return "ratings"
+        return "clicks" if (values == 0).any() else "purchases"
+
+    def rules(self, task: str, only: list[str]) -> tuple[list[str], list[str]]:
+        """(rules for a task, rules for it that are left out because they would reject rows of the file).
+
+        only: take these, if there are any. Raises EventFileError if the task's preset, or a rule that was asked for,
+        rejects a row; ValueError for a rule that is not for the task.
+        """
+        there = [name for name, rule in RULES.items() if task in rule.tasks]
+        for name in only:
+            if name not in there:
+                raise ValueError(f"rule: expected one of {', '.join(there)} for {task}, got {name!r}")
+            self.check(RULES[name].start, name)
+        self.check(preset(task), f"preset {task}")
+        taken = [name for name in there if good_values(self.stream.values, RULES[name].start).all()]
+        return [name for name in taken if name in only or not only], [n for n in there if n not in taken]
+
+
+def read_events(
+    file: Path,
+    given: dict[str, str],
+    conversion: Conversion,
+    on_events: Callable[[int, int], None] = lambda read, total: None,
+) -> EventFile:
+    """Read a csv, csv.gz or parquet file. given: a column's name by field; fields of no name take a column of a usual
+    name, if there is one. on_events: called with (events read, all events or 0).
+
+    A time column orders the events (stably), else the file's order is time's. Raises EventFileError, OSError.
+    """
+    names = _columns(header(file), given)
+    total, batches = open_events(file, names, CHUNK_EVENTS)
+    parts: list[dict[str, np.ndarray]] = []
+    places, unit, read = [np.empty(0, np.int64)], "row", 0
+    for rows in batches:
+        parts.append(conversion.columns(rows))
+        _require_numbers(rows, parts[-1])
+        places.append(np.asarray(rows.places, np.int64))
+        unit, read = rows.unit, read + len(rows)
+        on_events(read, total)
+    if not parts:
+        raise EventFileError("there are no events")
+    columns = {field: np.concatenate([part[field] for part in parts]) for field in names}
+    order = np.argsort(columns["times"], kind="stable") if "times" in names else np.arange(read)
+    users, items = columns["user_ids"][order], columns["item_ids"][order]
+    values = columns["values"][order] if "values" in names else np.ones(read, np.float32)
+    weights = columns["weights"][order] if "weights" in names else None
+    return EventFile(Stream(users, items, values, weights), names, np.concatenate(places)[order], unit)
+
+
+def _columns(have: list[str], given: dict[str, str]) -> dict[str, str]:
+    names = {}
+    for field, usual in USUAL_NAMES.items():
+        name = given.get(field, "") or next((name for name in usual if name in have), "")
+        if name:
+            names[field] = name
+        elif field in NEEDED:
+            raise EventFileError(
+                f"there is no column {' or '.join(usual)}, and none was named; there are {', '.join(have)}"
+            )
+    return names
+
+
+def _require_numbers(rows: Rows, columns: dict[str, np.ndarray]) -> None:
+    for field, expected in (("values", "a finite number"), ("weights", "a finite number above 0")):
+        if field not in columns:
+            continue
+        bad = ~np.isfinite(columns[field])
+        if field == "weights":
+            bad |= columns[field] <= 0
+        if bad.any():
+            raise rows.fault(int(np.argmax(bad)), field, expected)

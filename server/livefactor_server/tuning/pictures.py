@@ -1,0 +1,50 @@
+"""The picture of a search: the metric over the trials, and against the speed of learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from livefactor_server.tuning.drawing import grid, write_svg
+from livefactor_server.tuning.metrics import Metric
+from livefactor_server.tuning.rules import RULES
+from livefactor_server.tuning.search import Tried
+
+PALETTE = ("#3b6fb6", "#7da7d9", "#2a7f62", "#8c6d1f", "#e07b39", "#c0392b")
+GREY = "#5f5f5f"
+
+
+def draw(path: Path, done: list[Tried], metric: Metric, lines: Mapping[str, float]) -> None:
+    """Write the picture of finished trials, at least one of them not stopped. lines: what is drawn across, by name."""
+    write_svg(path, lambda: _picture(done, metric, lines))
+
+
+def _picture(done: list[Tried], metric: Metric, lines: Mapping[str, float]) -> Any:
+    figure, axes = grid(1, 2)
+    over, against = axes[0]
+    over.set(title="every trial (hollow: stopped early)", xlabel="trial", ylabel=metric.label)
+    against.set(title="trials that ran to the end", ylabel=metric.label)
+    against.set_xlabel("millions of events learned in a CPU second")
+    for name, one in _by_rule(done).items():
+        colour = PALETTE[list(RULES).index(name) % len(PALETTE)]
+        ended, stopped = [t for t in one if not t.stopped], [t for t in one if t.stopped]
+        over.scatter([t.number for t in ended], [t.value for t in ended], color=colour, label=name, zorder=3)
+        over.scatter([t.number for t in stopped], [t.value for t in stopped], edgecolor=colour, color="none")
+        against.scatter(
+            [t.events_per_s / 1e6 for t in ended], [t.value for t in ended], color=colour, zorder=3
+        )
+    ended = [t for t in done if not t.stopped]
+    best = max if metric.larger_is_better else min
+    so_far = list(accumulate((t.value for t in ended), best))
+    over.step([t.number for t in ended], so_far, where="post", color=GREY, label="best so far")
+    for (name, value), style in zip(lines.items(), ("--", ":", "-."), strict=False):
+        for axis in (over, against):
+            axis.axhline(value, color=GREY, linestyle=style, linewidth=1, label=name)
+    figure.legend(*over.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _by_rule(done: list[Tried]) -> dict[str, list[Tried]]:
+    return {name: [t for t in done if t.rule == name] for name in RULES if any(t.rule == name for t in done)}

@@ -1,0 +1,112 @@
+"""How a spec is judged on a stream: which events are learned only, judged in the search, kept for the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from livefactor_kernels.spec import ModelSpec
+from livefactor_server.tuning.metrics import METRICS, Metric
+from livefactor_server.tuning.progressive import BATCH_EVENTS, Stream, judge_then_learn
+
+POINTS = 10
+"""After each such share of what a search judges, a trial's metric so far is compared with the others'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """part: share of the stream that is for the search. warm_up: share of that which is learned and not judged.
+    judged_max: about as many events are judged in the search, and again in the rest, where there are more. seed: of
+    which ones. metric: one of `METRICS`."""
+
+    metric: str
+    batch_events: int = BATCH_EVENTS
+    part: float = 0.6
+    warm_up: float = 0.2
+    judged_max: int = 20_000
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one run was worth. value: the metric. events_per_s: events learned in a CPU second. at_points: the metric
+    so far, after each point that was reached."""
+
+    value: float
+    events_per_s: float
+    at_points: tuple[float, ...]
+
+
+class Plan:
+    """A stream and how it is judged. searched: its first events, those of the search; start: the first judged one;
+    asked, kept: bool[n], what is judged in the search and in the rest."""
+
+    def __init__(self, stream: Stream, settings: Settings) -> None:
+        """ValueError if a part holds nothing to judge."""
+        self.stream, self.settings = stream, settings
+        self.metric: Metric = METRICS[settings.metric]
+        self.searched = int(len(stream) * settings.part)
+        self.start = int(self.searched * settings.warm_up)
+        self.asked = self._sample(self.start, self.searched)
+        self.kept = self._sample(self.searched, len(stream))
+        if not self.asked.any() or not self.kept.any():
+            raise ValueError(
+                f"events: {len(stream):,} are too few: {self.asked.sum()} to judge in the search, {self.kept.sum()} in the rest"
+            )
+
+    def _sample(self, start: int, stop: int) -> np.ndarray:
+        """Events of [start, stop) to judge, bool[n]: whether one is depends on the seed, its number and the share
+        alone. Rankings are asked about positive events only."""
+        able = np.zeros(len(self.stream), bool)
+        able[start:stop] = True
+        if self.settings.metric != "rmse":
+            able &= self.stream.values > 0
+        share = self.settings.judged_max / max(1, able.sum())
+        draws = np.random.Generator(np.random.Philox(key=self.settings.seed)).random(able.size)
+        sample: np.ndarray = able & (draws < share)
+        return sample
+
+    def search(
+        self, spec: ModelSpec, on_point: Callable[[int, float], None], on_events: Callable[[int], None]
+    ) -> Outcome:
+        """Judge a spec in the search part. on_point: called with (number, metric so far) at each of `POINTS`; what it
+        raises ends the run. on_events: called with the events learned."""
+        head = self.stream.head(self.searched)
+        return self._run(spec, head, self.asked[: self.searched], on_point, on_events)
+
+    def rest(self, spec: ModelSpec, on_events: Callable[[int], None]) -> Outcome:
+        """Judge a spec in the rest, after it has learned the search part."""
+        return self._run(spec, self.stream, self.kept, lambda *_: None, on_events)
+
+    def naive(self) -> tuple[float, float]:
+        """The metric of the baseline that knows no users, in the search and in the rest."""
+        numbers = self.metric.naive(self.stream, self.settings.batch_events)
+        return self._value(numbers[self.asked]), self._value(numbers[self.kept])
+
+    def _value(self, numbers: np.ndarray) -> float:
+        return self.metric.of_mean(float(numbers.mean()))
+
+    def _run(
+        self,
+        spec: ModelSpec,
+        stream: Stream,
+        asked: np.ndarray,
+        on_point: Callable[[int, float], None],
+        on_events: Callable[[int], None],
+    ) -> Outcome:
+        width = (len(stream) - self.start) / POINTS
+        numbers: list[np.ndarray] = []
+        values: list[float] = []
+        seconds = 0.0
+        for step in judge_then_learn(spec, stream, self.metric.judge, asked, self.settings.batch_events):
+            numbers.append(step.judged)
+            seconds += step.learn_s
+            on_events(step.stop)
+            reached = step.stop >= self.start + (len(values) + 1) * width
+            if reached and len(values) < POINTS and any(part.size for part in numbers):
+                values.append(self._value(np.concatenate(numbers)))
+                on_point(len(values), values[-1])
+        rate = len(stream) / max(seconds, 1e-9)
+        return Outcome(self._value(np.concatenate(numbers)), rate, tuple(values))

@@ -1,0 +1,163 @@
+"""Test-then-learn: each batch of a stream is judged by what was learned before it, then learned as one record.
+
+So does a producer that asks before it pushes. An item that is new in the batch is in no list; a user who is new
+in it has the list that `Score` gives: by the item biases (Gama, Sebastião, Rodrigues, "On evaluating stream
+learning algorithms", Machine Learning 90, 2013).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from livefactor_kernels.backend import Backend, Update, create_backend
+from livefactor_kernels.spec import ModelSpec
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
+
+TOP = 10
+BATCH_EVENTS = 512
+HALF_LIFE_EVENTS = 20_000
+"""Most-popular forgets half of an event after so many more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Events in time order: user_keys, item_keys uint64[n]; values float32[n], ones if they have none; weights
+    float32[n], or None for all 1."""
+
+    user_keys: np.ndarray
+    item_keys: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.user_keys.size
+
+    def head(self, events: int) -> Stream:
+        """The first `events` events."""
+        weights = None if self.weights is None else self.weights[:events]
+        return Stream(self.user_keys[:events], self.item_keys[:events], self.values[:events], weights)
+
+
+def batches(events: int, size: int) -> list[slice]:
+    """Consecutive slices of `size` events, the last one shorter."""
+    return [slice(start, min(start + size, events)) for start in range(0, events, size)]
+
+
+Judge = Callable[[Backend, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""(model before a batch, user rows uint32[n], item rows uint32[n], values float32[n]) to a number of each event,
+float64[n]. Rows at or past the model's `published` are unknown to it."""
+
+
+class Step(NamedTuple):
+    """A batch that was judged and learned. stop: events learned so far. judged: the numbers of those of its events
+    that were asked for. learn_s: CPU seconds of learning it."""
+
+    stop: int
+    judged: np.ndarray
+    learn_s: float
+
+
+def judge_then_learn(
+    spec: ModelSpec, stream: Stream, judge: Judge, asked: np.ndarray, batch_events: int = BATCH_EVENTS
+) -> Iterator[Step]:
+    """Go through a stream in batches; judge the events of the mask `asked` (bool[n]), learn all."""
+    model = create_backend("cpu", spec)
+    for revision, part in enumerate(batches(len(stream), batch_events), 1):
+        started = time.thread_time()
+        user_rows = model.users.allocate(stream.user_keys[part])
+        item_rows = model.items.allocate(stream.item_keys[part])
+        seconds = time.thread_time() - started
+        chosen, values = np.flatnonzero(asked[part]), stream.values[part]
+        judged = np.empty(0)
+        if chosen.size:
+            judged = judge(model, user_rows[chosen], item_rows[chosen], values[chosen])
+        weights = None if stream.weights is None else stream.weights[part]
+        counts = model.users.allocated, model.items.allocated
+        started = time.thread_time()
+        model.apply(Update(revision, user_rows, item_rows, values, weights, *counts))
+        yield Step(part.stop, judged, seconds + time.thread_time() - started)
+
+
+def ranks(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
+    """Each item's place (int64[n], 0 the best) among the `TOP` best of all known items for its user; `TOP` if it is
+    not among them. Score descending, then item key ascending; repeats are not left out."""
+    known_users, known_items = model.published
+    if not known_items:
+        return np.full(item_rows.size, TOP)
+    users, place = np.unique(np.where(user_rows < known_users, user_rows, NO_ROW), return_inverse=True)
+    hits = _lists(model, users.astype(np.uint32))[place] == item_rows[:, None]
+    return np.where(hits.any(axis=1), hits.argmax(axis=1), TOP)
+
+
+def _lists(model: Backend, user_rows: np.ndarray) -> np.ndarray:
+    """The users' best item rows, uint32[users, TOP]; NO_ROW where there are fewer."""
+    with model.pin() as pin:
+        rows, _, offsets = pin.top_k(*pin.gather(USERS, user_rows), TOP)
+    lists = np.full((user_rows.size, TOP), NO_ROW, np.uint32)
+    for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
+        lists[user, : stop - start] = rows[start:stop]
+    return lists
+
+
+def predictions(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
+    """The scores float64[n] of users with items; what is unknown is a row of zeros."""
+    (x, user_bias), (y, item_bias) = (
+        model.gather(side, np.where(rows < model.published[side], rows, NO_ROW).astype(np.uint32))
+        for side, rows in ((USERS, user_rows), (ITEMS, item_rows))
+    )
+    dots = np.einsum("ij,ij->i", x.astype(np.float64), y.astype(np.float64))
+    return model.mean + user_bias.astype(np.float64) + item_bias + dots  # type: ignore[no-any-return]
+
+
+def popular_ranks(
+    stream: Stream, half_life_events: float = HALF_LIFE_EVENTS, batch_events: int = BATCH_EVENTS
+) -> np.ndarray:
+    """The places (int64[n]) of every event's item in one list for everybody: items by their events so far.
+
+    An event counts half after `half_life_events` more; infinity counts all alike. Events of value 0 do not count.
+    """
+    keys, item_rows = np.unique(stream.item_keys, return_inverse=True)
+    counts, places = np.zeros(keys.size), np.full(len(stream), TOP)
+    for part in batches(len(stream), batch_events):
+        hits = item_rows[part][:, None] == most_popular(counts)
+        places[part] = np.where(hits.any(axis=1), hits.argmax(axis=1) if hits.size else TOP, TOP)
+        counts = faded(counts, item_rows[part], half_life_events, stream.values[part] > 0)
+    return places
+
+
+def most_popular(counts: np.ndarray) -> np.ndarray:
+    """At most `TOP` items that were seen, best first; rows ascend by key, so ties break as in `Score`."""
+    best = np.argsort(-counts, kind="stable")[:TOP]
+    seen: np.ndarray = best[counts[best] > 0]
+    return seen
+
+
+def faded(
+    counts: np.ndarray, rows: np.ndarray, half_life_events: float, counted: np.ndarray | None = None
+) -> np.ndarray:
+    """The decayed counts after a batch's events; counted: bool[n], which of them count."""
+    ages = np.arange(rows.size - 1, -1, -1)
+    weights = 0.5 ** (ages / half_life_events)
+    new = np.bincount(rows, weights if counted is None else weights * counted, counts.size)
+    after: np.ndarray = counts * 0.5 ** (rows.size / half_life_events) + new
+    return after
+
+
+def item_means(stream: Stream, batch_events: int = BATCH_EVENTS) -> np.ndarray:
+    """For every event the mean value (float64[n]) of its item's events in earlier batches; the mean of all where the
+    item is new, 0 at the start."""
+    keys, item_rows = np.unique(stream.item_keys, return_inverse=True)
+    sums, counts, means = np.zeros(keys.size), np.zeros(keys.size), np.empty(len(stream))
+    for part in batches(len(stream), batch_events):
+        rows = item_rows[part]
+        overall = sums.sum() / max(1.0, counts.sum())
+        means[part] = np.where(counts[rows] > 0, sums[rows] / np.maximum(1.0, counts[rows]), overall)
+        sums += np.bincount(rows, stream.values[part], keys.size)
+        counts += np.bincount(rows, minlength=keys.size)
+    return means

@@ -1,0 +1,115 @@
+"""What a search found, beside the preset and the baseline, in the search part and, once, in the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from livefactor_kernels.spec import ModelSpec, preset, spec_fields
+from livefactor_server import spec_codec
+from livefactor_server.tuning.plan import Plan
+from livefactor_server.tuning.rules import RULES
+from livefactor_server.tuning.search import Tried, best_first
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table. search, rest: the metric in the two parts, None where it was not asked for. events_per_s:
+    learned in a CPU second, 0 if unknown. spec, rule: None and "" for what is no model."""
+
+    name: str
+    search: float
+    rest: float | None = None
+    events_per_s: float = 0.0
+    spec: ModelSpec | None = None
+    rule: str = ""
+
+    @staticmethod
+    def of_trial(one: Tried, name: str = "", rest: float | None = None) -> Row:
+        """The line of a finished trial."""
+        label = name or f"trial {one.number}"
+        return Row(label, one.value, rest, one.events_per_s, one.spec, one.rule)
+
+    def fields(self) -> dict[str, Any]:
+        """For JSON."""
+        spec = None if self.spec is None else spec_fields(self.spec)
+        figures = {"search": self.search, "rest": self.rest, "events_per_s": round(self.events_per_s)}
+        return {"name": self.name, **figures, "spec": spec}
+
+
+def shown_fields(rows: list[Row]) -> dict[str, str]:
+    """The fields of specs that are searched by a rule of these rows, and what people call them."""
+    axes = dict.fromkeys(axis.field for row in rows if row.rule for axis in RULES[row.rule].axes)
+    short = {"optimizer.learning_rate": "rate", "optimizer.bias_learning_rate": "bias", "negatives": "neg"}
+    return {field: short.get(field, field) for field in axes}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The winner's line, the preset's and the baseline's; trials: finished, stopped: those that were stopped early."""
+
+    task: str
+    metric: str
+    spec: ModelSpec
+    rule: str
+    winner: Row
+    preset: Row
+    naive: Row
+    trials: int
+    stopped: int
+    searched: tuple[int, int]
+    events: int
+
+    def lines(self) -> dict[str, float]:
+        """What the picture draws across."""
+        return {row.name: row.search for row in (self.preset, self.naive)}
+
+    def notes(self, file: str) -> list[str]:
+        """The comments of the spec file: where it comes from and what it is worth."""
+        first, last = self.searched
+        return [
+            f"Found by `livefactor tune` for {self.task} in {file}: the best of {self.trials} trials.",
+            f"{self.metric}, test-then-learn     events {first:,}-{last:,}, searched     {last:,}-{self.events:,}, kept for the end",
+            *(
+                f"{row.name:28} {row.search:>10.4f} {row.rest:>10.4f}"
+                for row in (self.winner, self.preset, self.naive)
+            ),
+        ]
+
+    def fields(self) -> dict[str, Any]:
+        """For JSON."""
+        rows = {name: getattr(self, name).fields() for name in ("winner", "preset", "naive")}
+        counts = {"trials": self.trials, "stopped": self.stopped}
+        return {"task": self.task, "metric": self.metric, "rule": self.rule, **counts, **rows}
+
+
+def make_report(
+    plan: Plan, done: list[Tried], task: str, on_events: Callable[[int, int], None] = lambda at, learned: None
+) -> Report:
+    """Judge the winner and the task's preset on the rest of the stream. on_events: called with (0 winner, 1 preset;
+    events learned). ValueError if no trial ran to its end."""
+    best = best_first(done, plan)
+    if not best:
+        raise ValueError("no trial ran to its end: give it more --minutes")
+    base = spec_codec.decode(spec_codec.encode(preset(task)))
+    winner, rest = best[0], plan.rest(best[0].spec, lambda at: on_events(0, at)).value
+    # The preset is among the starts, unless only other rules were asked for or time was short.
+    rule = next(name for name, each in RULES.items() if each.start == preset(task))
+    known = next((one for one in best if one.spec == base), None)
+    in_search = known or plan.search(base, lambda *_: None, lambda _: None)
+    base_rest = plan.rest(base, lambda at: on_events(1, at)).value
+    naive = plan.naive()
+    return Report(
+        task,
+        plan.metric.label,
+        winner.spec,
+        winner.rule,
+        Row.of_trial(winner, f"best: trial {winner.number}", rest),
+        Row(f"preset {task}", in_search.value, base_rest, in_search.events_per_s, base, rule),
+        Row(plan.metric.naive_label, *naive),
+        len(done),
+        sum(one.stopped for one in done),
+        (plan.start, plan.searched),
+        len(plan.stream),
+    )

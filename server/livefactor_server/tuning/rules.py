@@ -1,0 +1,136 @@
+"""What may be tried: one entry a rule of learning. A new rule is a new entry here, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from livefactor_kernels.spec import ModelSpec, Optimizer, OptimizerKind, preset
+from livefactor_server import spec_codec
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+Value = float | int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A field of the spec ("l2", "optimizer.learning_rate") between two values, searched by its logarithm. Numbers
+    between floats are rounded to three digits: what is left out changes no figure."""
+
+    field: str
+    low: Value
+    high: Value
+
+    def suggest(self, trial: Trial, name: str) -> Value:
+        """The parameter of a trial."""
+        if isinstance(self.low, int):
+            return trial.suggest_int(name, self.low, int(self.high), log=True)
+        return trial.suggest_float(name, self.low, self.high, log=True)
+
+    def value(self, parameter: Value) -> Value:
+        """What the field is set to."""
+        return parameter if isinstance(parameter, int) else float(f"{parameter:.3g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A field of the spec with one of a few values."""
+
+    field: str
+    options: tuple[Value, ...]
+
+    def suggest(self, trial: Trial, name: str) -> Value:
+        """The parameter of a trial."""
+        return trial.suggest_categorical(name, self.options)
+
+    def value(self, parameter: Value) -> Value:
+        """What the field is set to."""
+        return parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A way of learning: `start` is the spec that it begins with, `axes` are the fields that are searched, the rest stays
+    as in `start`. tasks: what it is for. preset: the preset that `start` is or was made of."""
+
+    tasks: tuple[str, ...]
+    preset: str
+    start: ModelSpec
+    axes: tuple[Range | Choice, ...]
+
+    def first(self, name: str) -> dict[str, Any]:
+        """The parameters of `start`, as a trial names them."""
+        return {f"{name}.{axis.field}": field_of(self.start, axis.field) for axis in self.axes}
+
+    def suggest(self, trial: Trial, name: str) -> None:
+        """Give a trial its parameters, named after the rule."""
+        for axis in self.axes:
+            axis.suggest(trial, f"{name}.{axis.field}")
+
+    def of_parameters(self, parameters: Mapping[str, Value], name: str) -> ModelSpec:
+        """The spec of a trial's parameters, with every number as the log of a model would give it back."""
+        values = {axis.field: axis.value(parameters[f"{name}.{axis.field}"]) for axis in self.axes}
+        return self.spec(values)
+
+    def spec(self, values: dict[str, Value]) -> ModelSpec:
+        """`start` with fields set; SpecError if it is refused."""
+        spec = self.start
+        for field, value in values.items():
+            spec = _with_field(spec, field, value)
+        return spec_codec.decode(spec_codec.encode(spec.check()))
+
+
+def field_of(spec: ModelSpec, field: str) -> Any:
+    """The value of a field, named from the top: "optimizer.learning_rate"."""
+    value: Any = spec
+    for name in field.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _with_field(spec: Any, field: str, value: Value) -> Any:
+    name, _, rest = field.partition(".")
+    return replace(spec, **{name: _with_field(getattr(spec, name), rest, value) if rest else value})
+
+
+RANKING = ("clicks", "purchases")
+TASKS = ("ratings", *RANKING)
+"""A task is called as the preset that it begins with."""
+
+# Every size of row is a kernel of its own, compiled when it is first used: so there are few.
+_K = Choice("k", (16, 32, 64, 128))
+_NEGATIVES = Range("negatives", 1, 32)
+_SGD = Range("optimizer.learning_rate", 0.01, 0.5), Range("optimizer.bias_learning_rate", 0.003, 0.5)
+_ADAGRAD = Range("optimizer.learning_rate", 0.02, 1.0), Range("optimizer.bias_learning_rate", 0.005, 1.0)
+_L2 = Range("l2", 1e-5, 0.1)
+_BIAS_L2 = Range("bias_l2", 1e-4, 0.1)
+
+
+def _adagrad(rate: float) -> Optimizer:
+    return Optimizer(OptimizerKind.ADAGRAD, rate, rate, initial_g=0.5)
+
+
+RULES = {
+    "squared-sgd": Rule(("ratings",), "ratings", preset("ratings"), (*_SGD, _L2, _BIAS_L2, _K)),
+    "squared-adagrad": Rule(
+        ("ratings",),
+        "ratings",
+        preset("ratings", optimizer=_adagrad(0.12)),
+        (*_ADAGRAD, _L2, _BIAS_L2, _K),
+    ),
+    "logistic-sgd": Rule(RANKING, "clicks", preset("clicks"), (*_SGD, _L2, _NEGATIVES, _K)),
+    "logistic-adagrad": Rule(
+        RANKING, "clicks", preset("clicks", optimizer=_adagrad(0.12)), (*_ADAGRAD, _L2, _NEGATIVES, _K)
+    ),
+    "bpr-sgd": Rule(
+        RANKING,
+        "purchases",
+        preset("purchases", optimizer=Optimizer(OptimizerKind.SGD, 0.05, 0.05)),
+        (*_SGD, _L2, _NEGATIVES, _K),
+    ),
+    "bpr-adagrad": Rule(RANKING, "purchases", preset("purchases"), (*_ADAGRAD, _L2, _NEGATIVES, _K)),
+}
+"""By the name that `--rule` takes and that a study's parameters begin with: renaming one ends old studies."""

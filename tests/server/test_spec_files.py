@@ -1,0 +1,120 @@
+"""Spec files: what is written is read back to the bit, what is not a field is refused by name, servers take them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from livefactor.channel import open_channel
+from livefactor.models import Models
+from livefactor_kernels.spec import PRESET_NAMES, FactorDtype, Limits, Loss, ModelSpec, Optimizer, preset
+from livefactor_server import embedded, hosting, spec_codec
+from livefactor_server.engine import EngineSettings
+from livefactor_server.settings import ServerSettings
+from livefactor_server.spec_files import SpecFileError, read_changes, read_spec, write_spec
+
+RATES = st.floats(0.0, 100.0, width=32)
+
+
+def specs() -> st.SearchStrategy[ModelSpec]:
+    return st.builds(
+        lambda name, k, rate, bias, l2, g, seed, dtype: replace(
+            preset(name),
+            k=k,
+            optimizer=replace(
+                preset(name).optimizer, learning_rate=rate, bias_learning_rate=bias, initial_g=g
+            ),
+            l2=l2,
+            seed=seed,
+            factor_dtype=dtype,
+        ),
+        st.sampled_from(PRESET_NAMES),
+        st.integers(1, 256),
+        RATES,
+        RATES,
+        RATES,
+        RATES,
+        st.integers(0, (1 << 64) - 1),
+        st.sampled_from(FactorDtype),
+    )
+
+
+@given(specs(), st.sampled_from(PRESET_NAMES))
+def test_a_written_spec_is_read_back_to_the_bit(tmp_path_factory, spec: ModelSpec, other: str) -> None:
+    """Whatever the preset says by then: every field is in the file."""
+    spec = spec_codec.decode(spec_codec.encode(spec))
+    file = tmp_path_factory.mktemp("spec") / "spec.toml"
+    write_spec(file, spec, other, ["a note = with [signs]"])
+    assert read_spec(file, "clicks") == spec
+    assert spec_codec.encode(read_spec(file, "ratings")) == spec_codec.encode(spec)
+
+
+def test_what_a_file_leaves_out_is_the_presets(tmp_path: Path) -> None:
+    file = tmp_path / "spec.toml"
+    file.write_text('k = 8\nloss = "squared"\n[optimizer]\nlearning_rate = 0.5\n')
+    spec = read_spec(file, "ratings")
+    rate = replace(preset("ratings").optimizer, learning_rate=0.5)
+    assert spec == spec_codec.decode(spec_codec.encode(replace(preset("ratings"), k=8, optimizer=rate)))
+    file.write_text('preset = "purchases"\n')
+    assert read_spec(file, "ratings").loss == Loss.BPR
+    assert read_changes(file) == ("purchases", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("k = 8\nfactors = 3\n", r"spec\.factors: no such field; there are k, loss"),
+        ("[optimizer]\nmomentum = 0.9\n", r"spec\.optimizer\.momentum: no such field"),
+        ("optimizer = 3\n", r"spec\.optimizer: expected a dict"),
+        ('k = "many"\n', r"spec\.k"),
+        ("k = 1.5\n", r"spec\.k"),
+        ('loss = "hinge"\n', r"spec\.loss: expected one of squared, logistic, bpr"),
+        ("k = 9999\n", r"k: expected 1\.\.1024, got 9999"),
+        ("l2 = nan\n", "l2: expected"),
+        ('preset = "best"\n', "preset: expected one of"),
+        ("k = \n", "line 1"),
+    ],
+)
+def test_a_bad_file_is_refused_by_field_and_file(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "spec.toml"
+    file.write_text(text)
+    with pytest.raises(SpecFileError, match=said) as refused:
+        read_spec(file, "clicks")
+    assert str(file) in str(refused.value)
+    with pytest.raises(SpecFileError):
+        read_spec(tmp_path / "missing.toml", "clicks")
+
+
+def test_models_made_of_a_file_have_its_spec(tmp_path: Path) -> None:
+    """By `serve --spec` and over the wire; a folder that has a model keeps the one it has."""
+    spec = spec_codec.decode(
+        spec_codec.encode(
+            ModelSpec(k=7, loss=Loss.BPR, negatives=3, optimizer=Optimizer(), limits=Limits(1000, 100))
+        )
+    )
+    file = tmp_path / "spec.toml"
+    write_spec(file, spec, "purchases", [])
+    settings = ServerSettings(spec=file, data=tmp_path / "data").hosting()
+    assert settings.default_spec == spec
+    for default in (settings, replace(settings, default_spec=preset("clicks"))):
+        hosted = hosting.Hosting(tmp_path / "data", replace(default, engine=EngineSettings()))
+        hosted.open_all()
+        assert hosted.get("default").engine.state.spec == spec
+        hosted.drain()
+    server = embedded.start(preset="clicks")
+    try:
+        with open_channel(server.target) as channel, Models(channel=channel) as models:
+            named, changes = read_changes(file)
+            models.create("tuned", named, **changes)
+        assert server._hosting.get("tuned").engine.state.spec == spec
+    finally:
+        server.stop()
+    with pytest.raises(SpecFileError, match="missing"):
+        ServerSettings(spec=tmp_path / "missing.toml").hosting()
+    with pytest.raises(ValidationError):
+        ServerSettings(preset="best")

@@ -1,0 +1,256 @@
+"""The search for a spec: the protocol, the table of rules, and a study that a kill does not change."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from livefactor_kernels.backend import ReferenceModel, Update
+from livefactor_kernels.spec import preset
+from livefactor_server import spec_codec
+from livefactor_server.tuning import metrics, plan, progressive, search
+from livefactor_server.tuning.plan import Plan, Settings
+from livefactor_server.tuning.progressive import TOP, Stream, judge_then_learn
+from livefactor_server.tuning.rules import RULES, TASKS, Choice, field_of
+
+RULE = ["logistic-sgd"]
+TRIALS = 7
+NOTHING = lambda *_: None  # noqa: E731
+
+
+def groups(events: int = 2500, seed: int = 1) -> Stream:
+    """Users of eight groups, who take items of their own group alone."""
+    rng = np.random.default_rng(seed)
+    users = rng.integers(0, 80, events)
+    items = (users % 8) * 20 + rng.integers(0, 20, events)
+    return Stream(users.astype(np.uint64), items.astype(np.uint64), np.ones(events, np.float32))
+
+
+# ---------------------------------------------------------------- the protocol
+
+
+def test_ranks_are_those_of_the_sorted_scores_before_the_batch() -> None:
+    spec, stream = preset("purchases", k=8), groups(900)
+    asked = np.random.default_rng(3).random(900) < 0.5
+    judge = metrics.METRICS["ndcg"].judge
+    steps = list(judge_then_learn(spec, stream, judge, asked, 100))
+    model, expected = ReferenceModel(spec), []
+    for revision, start in enumerate(range(0, 900, 100), 1):
+        known_users, known_items = model.published
+        for at in range(start, start + 100):
+            if not asked[at]:
+                continue
+            row = model.users.find(stream.user_keys[at : at + 1], known_users)[0]
+            scores = np.array(model.items.bias[:known_items], np.float64)
+            if row < known_users:
+                scores += model.items.factors[:known_items] @ model.users.factors[row]
+            keys = model.items.keys[:known_items]
+            best = [int(keys[i]) for i in np.lexsort((keys, -scores))[:TOP]]
+            item = int(stream.item_keys[at])
+            expected.append(1 / np.log2(2 + best.index(item)) if item in best else 0.0)
+        part = slice(start, start + 100)
+        rows = model.users.allocate(stream.user_keys[part]), model.items.allocate(stream.item_keys[part])
+        counts = model.users.allocated, model.items.allocated
+        model.apply(Update(revision, *rows, None, None, *counts))
+    judged = np.concatenate([step.judged for step in steps])
+    assert np.count_nonzero(expected) > 50
+    assert np.count_nonzero(~np.isclose(judged, expected)) <= 2  # scores that differ in the last digit alone
+
+
+def test_predictions_are_exact_and_weights_reach_the_model() -> None:
+    rng = np.random.default_rng(2)
+    stream = replace(groups(600), values=rng.integers(1, 6, 600).astype(np.float32))
+    everything = np.ones(600, bool)
+    judge = metrics.METRICS["rmse"].judge
+    spec = preset("ratings", k=8)
+    plain = np.concatenate([s.judged for s in judge_then_learn(spec, stream, judge, everything, 64)])
+    first = stream.values[:64].astype(np.float64) ** 2
+    np.testing.assert_array_equal(plain[:64], first)  # nothing is known: the prediction is 0
+    heavy = replace(stream, weights=np.full(600, 2.0, np.float32))
+    other = np.concatenate([s.judged for s in judge_then_learn(spec, heavy, judge, everything, 64)])
+    assert (plain[:64] == other[:64]).all() and (plain[64:] != other[64:]).mean() > 0.9
+
+
+def test_baselines_know_what_came_before() -> None:
+    stream = replace(groups(300), values=np.arange(300, dtype=np.float32))
+    means = progressive.item_means(stream, 50)
+    for at in (0, 49, 50, 299):
+        start = at // 50 * 50
+        same = stream.item_keys[:start] == stream.item_keys[at]
+        values = stream.values[:start]
+        expected = values[same].mean() if same.any() else (values.mean() if start else 0.0)
+        assert means[at] == pytest.approx(expected)
+    zeros = replace(stream, values=(stream.item_keys >= 20).astype(np.float32))
+    places = progressive.popular_ranks(zeros, batch_events=50)
+    assert (places[stream.item_keys < 20] == TOP).all() and (places[stream.item_keys >= 20] < TOP).any()
+
+
+@given(st.integers(0, 5), st.floats(0.2, 0.8), st.floats(0.0, 0.5), st.integers(50, 3000))
+@settings(max_examples=30)
+def test_what_is_judged_is_a_sample_of_its_part(seed: int, part: float, warm_up: float, most: int) -> None:
+    stream = groups(2000)
+    made = Plan(stream, Settings("recall", 100, part, warm_up, most, seed))
+    for mask, start, stop in ((made.asked, made.start, made.searched), (made.kept, made.searched, 2000)):
+        assert not mask[:start].any() and not mask[stop:].any()
+        spread = 5 * np.sqrt(most) + 1
+        assert min(most, stop - start) - spread <= mask.sum() <= min(most + spread, stop - start)
+    again = Plan(stream, Settings("recall", 100, part, warm_up, most, seed))
+    np.testing.assert_array_equal(made.asked, again.asked)
+
+
+def test_a_stream_that_is_too_short_is_refused() -> None:
+    with pytest.raises(ValueError, match="too few"):
+        Plan(groups(1), Settings("recall"))
+
+
+# ---------------------------------------------------------------- the table of rules
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_corner_of_a_rule_is_a_spec(name: str) -> None:
+    rule = RULES[name]
+    ends = [
+        axis.options[:: len(axis.options) - 1] if isinstance(axis, Choice) else (axis.low, axis.high)
+        for axis in rule.axes
+    ]
+    for values in itertools.product(*ends):
+        spec = rule.spec(dict(zip((axis.field for axis in rule.axes), values, strict=True)))
+        assert spec == spec_codec.decode(spec_codec.encode(spec))
+        assert [field_of(spec, axis.field) for axis in rule.axes] == pytest.approx(list(values))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_starts_within_its_ranges_and_at_its_spec(name: str) -> None:
+    rule = RULES[name]
+    assert set(rule.tasks) <= set(TASKS)
+    for axis in rule.axes:
+        start = field_of(rule.start, axis.field)
+        assert start in axis.options if isinstance(axis, Choice) else axis.low <= start <= axis.high
+    assert rule.of_parameters(rule.first(name), name) == rule.spec({})
+
+
+def test_every_task_starts_with_its_preset() -> None:
+    for task in TASKS:
+        starts = [rule.start for rule in RULES.values() if task in rule.tasks]
+        assert preset(task) in starts
+
+
+# ---------------------------------------------------------------- the study
+
+
+SETTINGS = {"events": "groups", "seed": 5}
+
+
+def run(folder: Path, made: Plan, trials: int = TRIALS, on_events=NOTHING) -> list[search.Tried]:
+    with search.open_study(folder, SETTINGS, made.metric.larger_is_better) as study:
+        return search.search(study, made, RULE, trials, 0.0, on_events, NOTHING)
+
+
+def said(done: list[search.Tried]) -> list[search.Tried]:
+    """Without what a clock says."""
+    return [replace(one, events_per_s=0.0) for one in done]
+
+
+@pytest.fixture(scope="module")
+def made() -> Plan:
+    pytest.importorskip("optuna")
+    return Plan(groups(), Settings("recall", 250, seed=5))
+
+
+@pytest.fixture(scope="module")
+def whole(made: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[search.Tried], bytes]:
+    """An uninterrupted search, and its journal."""
+    folder = tmp_path_factory.mktemp("whole")
+    return said(run(folder, made)), (folder / search.JOURNAL).read_bytes()
+
+
+def test_a_search_is_a_function_of_its_seed(made: Plan, whole, tmp_path: Path) -> None:
+    assert said(run(tmp_path, made)) == whole[0]
+    other = Plan(made.stream, replace(made.settings, seed=6))
+    assert said(run(tmp_path / "other", other))[1:] != whole[0][1:]
+    assert whole[0][0].spec == RULES[RULE[0]].spec({})
+    assert len({one.spec for one in whole[0]}) == TRIALS
+
+
+@given(st.data())
+@settings(max_examples=8)
+def test_whatever_a_kill_leaves_of_the_journal_the_search_ends_the_same(
+    made: Plan, whole, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """The journal is cut at any byte, and Optuna's lock is still there."""
+    done, journal = whole
+    folder = tmp_path_factory.mktemp("cut")
+    (folder / search.JOURNAL).write_bytes(journal[: data.draw(st.integers(0, len(journal)))])
+    (folder / f"{search.JOURNAL}.lock").symlink_to(folder / search.JOURNAL)
+    assert said(run(folder, made)) == done
+
+
+def test_a_search_that_dies_in_a_trial_begins_that_trial_again(made: Plan, whole, tmp_path: Path) -> None:
+    def die_later(after: int):
+        calls = itertools.count()
+
+        def on_events(_: int) -> None:
+            if next(calls) == after:
+                raise KeyboardInterrupt
+
+        return on_events
+
+    for after in (3, 8, 11):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, made, on_events=die_later(after))
+    assert said(run(tmp_path, made)) == whole[0]
+    with search.open_study(tmp_path, SETTINGS, True) as study:
+        states = [trial.state.name for trial in study.trials]
+    assert states.count("FAIL") == 3 and set(states) == {"COMPLETE", "PRUNED", "FAIL"}
+
+
+def test_more_trials_go_on_where_fewer_ended(made: Plan, whole, tmp_path: Path) -> None:
+    assert said(run(tmp_path, made, 3)) == whole[0][:3]
+    assert said(run(tmp_path, made, 3)) == whole[0][:3]
+    assert said(run(tmp_path, made)) == whole[0]
+
+
+def test_a_study_of_other_settings_or_in_use_is_refused(made: Plan, tmp_path: Path) -> None:
+    with (
+        search.open_study(tmp_path, SETTINGS, True),
+        pytest.raises(search.StudyError, match="in use"),
+        search.open_study(tmp_path, SETTINGS, True),
+    ):
+        pass
+    with (
+        pytest.raises(search.StudyError, match="holds a search with seed 5, not 6"),
+        search.open_study(tmp_path, {**SETTINGS, "seed": 6}, True),
+    ):
+        pass
+    (tmp_path / search.JOURNAL).write_bytes(b"no journal\n{}\n")
+    with pytest.raises(search.StudyError, match="damaged"), search.open_study(tmp_path, SETTINGS, True):
+        pass
+
+
+def test_hopeless_trials_are_stopped_and_never_win(made: Plan, tmp_path: Path, monkeypatch) -> None:
+    """Of equal specs a run that is worse from its first point on is stopped at the second."""
+    worth = iter([*[0.5] * search.JUDGED_TRIALS, 0.1, 0.9])
+
+    def run_of(self, spec, stream, asked, on_point, on_events) -> plan.Outcome:
+        value = next(worth)
+        for point in range(1, plan.POINTS + 1):
+            on_point(point, value)
+        return plan.Outcome(value, 1.0, ())
+
+    monkeypatch.setattr(Plan, "_run", run_of)
+    done = run(tmp_path, made)
+    assert [one.stopped for one in done] == [False] * search.JUDGED_TRIALS + [True, False]
+    best = search.best_first(done, made)
+    assert best[0].number == TRIALS - 1 and len(best) == TRIALS - 1
+
+
+def test_no_trial_begins_after_the_minutes(made: Plan, tmp_path: Path) -> None:
+    with search.open_study(tmp_path, SETTINGS, True) as study:
+        done = search.search(study, made, RULE, 100, 1e-9, NOTHING, NOTHING)
+    assert done == []
