@@ -30,6 +30,7 @@ _INLINED = (
     "narrow.py",
     "steps.py",
     "gradients.py",
+    "sums.py",
     "packs.py",
     "cpu_sequential.py",
     "cpu_micro_batch.py",

@@ -13,8 +13,8 @@ import numpy as np
 from . import scalar
 from .lanes import VECTOR_BYTES, broadcast, inlined, load1, load16, store16, store_u32
 from .narrow import load_factors
-from .sums import CHUNK
 from .steps import ONE, WORD_BYTES, ZERO, real, row_bytes, row_word, step_bias, step_block, word
+from .sums import CHUNK
 
 CHUNK_EVENTS = np.uint64(CHUNK)
 END = np.uint64(0xFFFFFFFF)

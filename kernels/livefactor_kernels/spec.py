@@ -226,9 +226,10 @@ class ModelSpec:
         return -(-self.k // LANES) * LANES
 
     @property
-    def shared_negatives(self) -> int:
-        """Most negatives that a micro-batch shares (rule SOFTMAX)."""
-        return self.micro_batch if self.softmax.proposal == Proposal.IN_BATCH else self.negatives
+    def negatives_of_event(self) -> int:
+        """Most negatives that an event is told from."""
+        is_in_batch = self.rule == Rule.SOFTMAX and self.softmax.proposal == Proposal.IN_BATCH
+        return self.micro_batch if is_in_batch else self.negatives
 
     def check(self) -> ModelSpec:
         """Return self, or raise `SpecError` naming the first field that is outside its domain."""
@@ -414,8 +415,7 @@ def _check_bounded(spec: ModelSpec) -> None:
     if spec.factor_dtype == FactorDtype.FLOAT16:
         most = f"at most {FLOAT16_MAX:.0f} with float16"
         _require(limits.factor_max <= FLOAT16_MAX, "limits.factor_max", most, limits.factor_max)
-    negatives = spec.shared_negatives if spec.rule == Rule.SOFTMAX else spec.negatives
-    occurrences = spec.micro_batch * (1 + negatives)
+    occurrences = spec.micro_batch * (1 + spec.negatives_of_event)
     c, e = limits.factor_max, limits.error_max
     score = spec.k_padded * c * c + 2 * c + limits.value_abs_max
     _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)

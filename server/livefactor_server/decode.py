@@ -68,7 +68,7 @@ def change_from_wire(request: UpdateRequest, spec: ModelSpec, rows_max: int) -> 
     """The change of a request without its rejected rows. Raises ColumnError, Refused."""
     if request.change == wire.INTERACTIONS:
         columns = wire.decode_interactions(request.body)
-        _require_rows(len(columns), min(rows_max, _WORK_MAX // (1 + spec.negatives)))
+        _require_rows(len(columns), min(rows_max, _WORK_MAX // (1 + spec.negatives_of_event)))
         return _checked_interactions(columns, spec)
     if request.change == wire.LABELS:
         _require_few_labels(request.body, rows_max)

@@ -130,7 +130,7 @@ def encode(spec: ModelSpec) -> bytes:
         message.ClearField("factor_dtype")
     if spec.rule == Rule.SGD:
         message.ClearField("rule")
-    if spec.rule != Rule.SOFTMAX:
+    if spec.softmax == Softmax():
         message.ClearField("softmax")
     for name, kind in _PARTS.items():
         if getattr(spec, name) == kind():

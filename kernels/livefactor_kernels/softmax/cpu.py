@@ -1,8 +1,9 @@
 """Sampled softmax in compiled code (semantics: `softmax/__init__.py`).
 
-A micro-batch goes by in chunks of 32 events, whose rows, errors and pulls stay in the first caches beside the shared
-negatives. These lie in scratch twice: as rows, and turned, so that sixteen scores are taken at once, lane by lane of the
-dots; a term that is loaded serves two or four sums in registers. Which sums share a turn changes no bit.
+A micro-batch goes by in chunks of 32 events, whose users' rows and errors stay in the first caches beside the shared
+negatives, which lie in scratch. Each loop over them keeps several sums in registers for a vector that it loads: the dots of
+four negatives at once, four vectors of a user's gradient, the gradients of four negatives. Which sums share a turn changes
+no bit.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ class Events(NamedTuple):
 
 class Negatives(NamedTuple):
     """A micro-batch's negatives, m of them filled up to M, a multiple of 16: addresses of rows uint32[M]; bias, rarity
-    (0 where there is none) float32[M]; y float32[M, kp]; quarters float32[4 M]: what `_quarters` leaves; gradients float32[M + 2, kp + 16]: theirs,
-    one of an item, one of a chunk; biases float32[M]: their biases' gradients. size: bytes of M floats."""
+    (0 where there is none) float32[M]; y float32[M, kp]; quarters float32[4 M]: what `_quarters` leaves; gradients
+    float32[M + 2, kp + 16]: theirs, one of an item, one of a chunk; biases float32[M]: their biases' gradients. size: bytes
+    of M floats."""
 
     rows: np.uint64
     bias: np.uint64
@@ -106,13 +108,13 @@ class Scratch(NamedTuple):
             return address_of(arrays[-1])
 
         size, kp, wide = spec.micro_batch, spec.k_padded, spec.k_padded + LANES
-        m = -(-spec.shared_negatives // LANES) * LANES
+        m = -(-spec.negatives_of_event // LANES) * LANES
         chains = Chains(floats(items.capacity), *(floats(size + m) for _ in range(4)))
         columns = [floats(size) for _ in range(5)]
         arrays.append(reserve((size, kp), np.float32))
-        events = Events(*columns, factors_of(arrays[-1]), floats(size, m), floats(wide))
+        events = Events._make([*columns, factors_of(arrays[-1]), floats(size, m), floats(wide)])
         shapes = (m,), (m,), (m,), (m, kp), (4 * m,), (m + 2, wide), (m,)
-        negatives = Negatives(*(floats(*shape) for shape in shapes), np.uint64(4 * m))
+        negatives = Negatives._make([*(floats(*shape) for shape in shapes), np.uint64(4 * m)])
         return Scratch(chains, events, negatives), arrays
 
 

@@ -128,7 +128,7 @@ class Proposer:
     def propose(self, update: Update) -> Shared:
         """The negatives of a record, whose events count from now on."""
         size, events = self._spec.micro_batch, update.item_rows.size
-        shape = -(-events // size), self._spec.shared_negatives
+        shape = -(-events // size), self._spec.negatives_of_event
         rows, rarity = np.zeros(shape, np.uint32), np.ones(shape, np.float32)
         shared = Shared(rows, rarity, np.ones(events, np.float32))
         numbers = self._proposal, self._key, np.uint64(update.revision)
