@@ -68,7 +68,9 @@ class CudaModel:
         with a barrier over all of it, not in three launches each. Neither changes a bit.
         """
         if spec.check().rule != Rule.SGD:
-            raise SpecError(f"rule: expected sgd on backend cuda, got {Rule(spec.rule).name.lower()}; backend cpu has it")
+            raise SpecError(
+                f"rule: expected sgd on backend cuda, got {Rule(spec.rule).name.lower()}; backend cpu has it"
+            )
         self._set_up(spec, device_bytes_max, walk_entries_max)
         self._together = together
         if not SIMULATED:

@@ -134,7 +134,7 @@ def encode(spec: ModelSpec) -> bytes:
         message.ClearField("softmax")
     for name, kind in _PARTS.items():
         if getattr(spec, name) == kind():
-            message.ClearField(name)
+            message.ClearField(name)  # type: ignore[arg-type]
     return message.SerializeToString(deterministic=True)
 
 

@@ -48,22 +48,37 @@ SPECS: dict[str, ModelSpec] = {
         Loss.SQUARED, k=40, micro_batch=100, factor_dtype=FactorDtype.BFLOAT16
     ),
     "solve_counts": make_spec(
-        Loss.IMPLICIT, k=20, rule=Rule.SOLVE, micro_batch=100, history=History(32, 64), solve=Solve(0.5, 4, 2),
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.5, 4, 2),
         counts=Counts(16, 8),
     ),
     "solve_squared": make_spec(
         Loss.SQUARED, k=20, rule=Rule.SOLVE, micro_batch=7, history=History(32, 64), solve=Solve(0.0, 4, 2)
     ),
     "softmax_uniform_adagrad": make_spec(
-        Loss.SOFTMAX, OptimizerKind.ADAGRAD, k=64, rule=Rule.SOFTMAX, softmax=Softmax(Proposal.UNIFORM),
-        negatives=20, micro_batch=100,
+        Loss.SOFTMAX,
+        OptimizerKind.ADAGRAD,
+        k=64,
+        rule=Rule.SOFTMAX,
+        softmax=Softmax(Proposal.UNIFORM),
+        negatives=20,
+        micro_batch=100,
     ),
     "softmax_popularity": make_spec(
         Loss.SOFTMAX, k=20, rule=Rule.SOFTMAX, negatives=20, micro_batch=16, history=History(16)
     ),
     "softmax_in_batch": make_spec(
-        Loss.SOFTMAX, k=9, rule=Rule.SOFTMAX, softmax=Softmax(Proposal.IN_BATCH), micro_batch=40,
-        history=History(16), counts=Counts(16, 8),
+        Loss.SOFTMAX,
+        k=9,
+        rule=Rule.SOFTMAX,
+        softmax=Softmax(Proposal.IN_BATCH),
+        micro_batch=40,
+        history=History(16),
+        counts=Counts(16, 8),
     ),
 }
 GOLDEN = {
