@@ -34,7 +34,7 @@ from .cuda_scratch import RECORD_EVENTS_MAX, Scratch, chunks_of, record_bytes
 from .cuda_staging import KEY_BYTES, WORD_BYTES, Slot, Staging, aligned
 from .device import open_device
 from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
-from .spec import LANES, FactorDtype, Limits, Loss, ModelSpec, Optimizer, OptimizerKind
+from .spec import LANES, FactorDtype, Limits, Loss, ModelSpec, Optimizer, OptimizerKind, Rule, SpecError
 from .tables import ITEMS, USERS
 from .update import Rates, Update
 from .warp import SIMULATED
@@ -67,7 +67,11 @@ class CudaModel:
         walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
         with a barrier over all of it, not in three launches each. Neither changes a bit.
         """
-        self._set_up(spec.check(), device_bytes_max, walk_entries_max)
+        if spec.check().rule != Rule.SGD:
+            raise SpecError(
+                f"rule: expected sgd on backend cuda, got {Rule(spec.rule).name.lower()}; backend cpu has it"
+            )
+        self._set_up(spec, device_bytes_max, walk_entries_max)
         self._together = together
         if not SIMULATED:
             _compile_kernels(spec.k_padded, int(spec.loss), int(spec.optimizer.kind), int(spec.factor_dtype))
