@@ -466,7 +466,7 @@ def _whole(value: Any) -> Any:
         return _whole16(value)
 
     def scalar(value: Any) -> Any:
-        return np.uint64(value)
+        return np.uint64(np.int64(value))  # one instruction; straight to uint64 takes many
 
     return vector if value == vec16 else scalar
 
