@@ -126,11 +126,8 @@ class Solve:
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """Rule SOFTMAX: every event against negatives that its micro-batch shares (`softmax/__init__.py`).
-
-    proposal: UNIFORM draws every item alike; POPULARITY in proportion to 1 + its events so far; IN_BATCH draws none
-    and takes the items of the micro-batch itself.
-    """
+    """Rule SOFTMAX: every event against negatives that its micro-batch shares (`softmax/__init__.py`): drawn from all items
+    alike (UNIFORM) or in proportion to 1 + their events so far (POPULARITY), or the micro-batch's own items (IN_BATCH)."""
 
     proposal: Proposal = Proposal.POPULARITY
 
@@ -188,8 +185,7 @@ class ModelSpec:
     than this has its gradient scaled down to as many. init_scale: width of the uniform distribution of
     initial factors, centred on 0. seed: of every counter-based draw. factor_dtype: what factors are stored
     as; biases and accumulators are float32 always. rule: how it learns; SGD has an optimizer and negatives,
-    SOLVE has none, of SOFTMAX `negatives` are those of a micro-batch. history, counts: beside any rule. event_types: weights by type;
-    others have weight 1.
+    SOLVE has none, of SOFTMAX `negatives` are a micro-batch's. history, counts: beside any rule. event_types: weights by type.
 
     Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
     is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
