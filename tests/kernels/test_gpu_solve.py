@@ -14,12 +14,20 @@ from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.history import cuda as history_cuda
 from livefactor_kernels.history.reading import PersonReader
-from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.solve import cuda as solve_cuda
-from livefactor_kernels.spec import Counts, History, Loss, ModelSpec, Optimizer, OptimizerKind, Solve, SpecError
+from livefactor_kernels.spec import (
+    Counts,
+    History,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Solve,
+    SpecError,
+)
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_kernels.warp import SIMULATED
-from synthetic import copy_state, differences, make_spec, read_pin, unlike
+from synthetic import differences, make_spec, read_pin, unlike
 from test_solve import push, solve_spec
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
@@ -31,8 +39,13 @@ CASES = [
     pytest.param(solve_spec(k=4, micro_batch=6), id="implicit"),
     pytest.param(solve_spec(k=3, micro_batch=1, counts=Counts()), id="implicit-B1"),
     pytest.param(solve_spec(Loss.SQUARED, k=16, micro_batch=9), id="squared"),
-    pytest.param(solve_spec(Loss.SQUARED, k=1, micro_batch=64, solve=Solve(0.0, 1, 3)), id="squared-every-item"),
-    pytest.param(make_spec(Loss.BPR, negatives=2, optimizer=ADAGRAD, history=COUNTED, counts=Counts(16, 5)), id="bpr-counts"),
+    pytest.param(
+        solve_spec(Loss.SQUARED, k=1, micro_batch=64, solve=Solve(0.0, 1, 3)), id="squared-every-item"
+    ),
+    pytest.param(
+        make_spec(Loss.BPR, negatives=2, optimizer=ADAGRAD, history=COUNTED, counts=Counts(16, 5)),
+        id="bpr-counts",
+    ),
     pytest.param(make_spec(Loss.LOGISTIC, micro_batch=8, history=History(16, 32)), id="logistic-history"),
 ]
 
@@ -42,7 +55,9 @@ def push_some(models, seed: int, events: int = EVENTS, users: int = 3, items: in
     rng = np.random.default_rng(seed)
     loss = models[0].spec.loss
     values = rng.integers(1, 6, events) if loss == Loss.SQUARED else rng.integers(0, 2, events)
-    columns = (values, rng.random(events) * 2 + 0.1, np.sort(rng.integers(0, 5, events))) if seed % 2 else (values,)
+    columns = (
+        (values, rng.random(events) * 2 + 0.1, np.sort(rng.integers(0, 5, events))) if seed % 2 else (values,)
+    )
     users, items = rng.integers(0, users, events), rng.integers(0, items, events)
     for model in models:
         push(model, users, items, *columns)
@@ -63,7 +78,7 @@ def test_rings_go_round_and_lists_of_followers_are_full() -> None:
     items = np.zeros(44, np.int64)
     items[1::2] = rng.permutation(22) + 1  # each follows item 0, which remembers 16
     for model in models:
-        push(model, [5] * 20, items[:20], None, rng.random(20) if model is None else None)
+        push(model, [5] * 20, items[:20])
         push(model, [5] * 24, items[20:], None, np.linspace(0.1, 3.0, 24), np.repeat(np.arange(1, 7), 4))
     assert_same(*models)
     assert models[0].read(ITEMS, np.zeros(1, np.uint32), ("neighbor_counts",))["neighbor_counts"].all()
@@ -73,7 +88,9 @@ def test_a_record_in_pieces_and_slices(monkeypatch) -> None:
     monkeypatch.setattr(history_cuda, "PIECE_EVENTS", 8)
     monkeypatch.setattr(cuda, "PIECE_EVENTS", 8)
     monkeypatch.setattr(history_cuda, "ADDITIONS_AT_ONCE", 20)  # three events
-    for spec in (solve_spec(k=2, micro_batch=4, counts=Counts(16, 3)), make_spec(Loss.SQUARED, micro_batch=4, history=COUNTED, counts=Counts(16, 3))):  # fmt: skip
+    counts = Counts(16, 3)
+    counted = make_spec(Loss.SQUARED, micro_batch=4, history=COUNTED, counts=counts)
+    for spec in (solve_spec(k=2, micro_batch=4, counts=counts), counted):
         models = pair(spec)
         push_some(models, 3, 18)
         assert_same(*models)
@@ -89,11 +106,33 @@ def test_matrices_in_scratch_are_those_in_shared_memory(monkeypatch) -> None:
     solve_cuda.solve_kernel.cache_clear()
 
 
+@pytest.mark.parametrize("spec", [CASES[2], CASES[4]])
+def test_kernels_are_compiled_by_a_small_model(spec) -> None:
+    assert cuda._compile_kernels.__wrapped__(cuda._kind_of(spec)) > 20
+
+
+def test_a_rule_that_it_does_not_know_is_refused_before_anything_is_held(monkeypatch) -> None:
+    monkeypatch.setattr(ModelSpec, "check", lambda spec: spec)  # as of a version that has such a rule
+    monkeypatch.setattr(cuda, "open_device", None)
+    with pytest.raises(SpecError, match="backend cuda knows sgd and solve, got 3"):
+        CudaModel(replace(solve_spec(), rule=3))
+
+
+def test_a_time_of_every_sign_is_a_visit_of_its_own() -> None:
+    models = pair(make_spec(Loss.SQUARED, micro_batch=8, history=COUNTED))
+    for model in models:
+        push(model, [1] * 8, range(8), [1.0] * 8, None, [0, 0, -5, -5, 2**62, 2**62, 7, 0])
+    assert_same(*models)
+    assert models[0].read(USERS, np.zeros(1, np.uint32), ("visits", "last_time"))["visits"].tolist() == [6]
+
+
 def restored(model, spec: ModelSpec, name: str):
     """Another backend in a model's state."""
     other = CudaModel(spec) if name == "cuda" else create_backend(name, spec)
     for side, count in enumerate(model.published):
-        other.load_sections(side, {name: view.copy() for name, view in model.sections(side, count).items()}, count)
+        other.load_sections(
+            side, {name: view.copy() for name, view in model.sections(side, count).items()}, count
+        )
     other.set_mean(model.mean_sum, model.mean_count)
     other.set_gram(model.gram)
     other.advance(model.revision, *model.published)
@@ -140,5 +179,7 @@ def test_persons_are_those_of_the_reference(spec) -> None:
             persons, others = (reader.read(each, rows, model.published[ITEMS]) for each in (source, wanted))
             assert persons.factors.tobytes() == others.factors.tobytes()
             assert [part.tolist() for part in persons.had] == [part.tolist() for part in others.had]
-            for (named, gained), (others_named, others_gained) in zip(persons.followers, others.followers, strict=True):
+            for (named, gained), (others_named, others_gained) in zip(
+                persons.followers, others.followers, strict=True
+            ):
                 assert (named.tolist(), gained.tobytes()) == (others_named.tolist(), others_gained.tobytes())

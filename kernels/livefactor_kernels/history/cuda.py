@@ -35,11 +35,12 @@ _UNUSED = np.int64(2**63 - 1)
 _EVENT_BITS, _ROW_BITS, _PLACE_BITS = 16, 32, 20  # of keys: (micro-batch, row, event) and (row, place)
 _EVENT_MASK, _ROW_MASK, _PLACE_MASK = (1 << _EVENT_BITS) - 1, (1 << _ROW_BITS) - 1, (1 << _PLACE_BITS) - 1
 _F0 = np.float32(0.0)
-_TYPES = {
+TYPES = {
     "seen_rows": np.uint32, "seen_values": np.float32, "seen_weights": np.float32, "seen_visits": np.uint32,
     "visits": np.uint32, "last_time": np.int64, "seen_count": np.uint32, "neighbor_rows": np.uint32,
     "neighbor_counts": np.float32,
 }  # fmt: skip
+"""Element types of what a `HistoryRows` holds."""
 
 
 class Piece(NamedTuple):
@@ -78,7 +79,7 @@ class HistoryRows(NamedTuple):
         """A table's history."""
         arrays = [
             table.arrays[name].buffer.argument if name in table.arrays else device.empty(1, dtype).argument
-            for name, dtype in _TYPES.items()
+            for name, dtype in TYPES.items()
         ]
         lengths = (table.widths.get(name, 0) for name in ("seen_rows", "neighbor_rows"))
         return HistoryRows(*arrays, *lengths)

@@ -71,7 +71,7 @@ def livefactor_named_kernel(
 
 
 @inlined
-def _element(e: Any, m: Any) -> Any:
+def element(e: Any, m: Any) -> Any:
     """Row and column of a lower triangle's element number e: line r of m + 1 is row r, then row m - 1 - r from its start.
     With an odd m the middle row comes twice; then the column is -1."""
     r, c = e // (m + 1), e % (m + 1)
@@ -120,7 +120,7 @@ def _begin(
     ridge = max(rates.l2 * (total + rates.unobserved * others), RIDGE_MIN)
     bias_ridge = max(rates.bias_l2 * total, RIDGE_MIN)
     for e in range(thread, (m + 1) // 2 * (m + 1), threads):
-        p, q = _element(e, m)
+        p, q = element(e, m)
         if q >= 0:
             value = _F0
             if m == k:
@@ -138,7 +138,7 @@ def _add_tile(matrix: Any, right: Any, tile: Any, n: Any, is_last: Any, m: Any) 
     y, weighted, targets = tile
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     for e in range(thread, (m + 1) // 2 * (m + 1), threads):
-        p, q = _element(e, m)
+        p, q = element(e, m)
         if q >= 0:
             total = matrix[p * m + q]
             for j in range(n):
