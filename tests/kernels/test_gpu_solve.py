@@ -71,6 +71,25 @@ def test_it_learns_what_the_reference_learns(spec) -> None:
         assert_same(*models)
 
 
+@pytest.mark.skipif(not SIMULATED, reason="a device maps memory when it is reserved")
+def test_new_rows_are_empty_in_memory_that_is_not() -> None:
+    models = pair(solve_spec(k=2, micro_batch=4))
+    for table in (models[0].users, models[0].items):
+        for name, array in table.arrays.items():
+            array.buffer.array[: 9 * table.widths[name]].view(np.uint8)[:] = 0xFF
+    push_some(models, 1, 6)
+    assert_same(*models)
+
+
+def test_items_are_solved_when_they_are_due() -> None:
+    """First ones always, then at every third: also one that had just three events before."""
+    models = pair(solve_spec(k=2, micro_batch=4, counts=Counts()))
+    for events in (3, 1, 1, 2, 4):
+        for model in models:
+            push(model, range(events), [7] * events)
+        assert_same(*models)
+
+
 def test_rings_go_round_and_lists_of_followers_are_full() -> None:
     """One user with more events than it remembers; an item with more followers than it remembers."""
     spec = make_spec(Loss.LOGISTIC, micro_batch=64, k=1, history=History(16, 16), counts=Counts(16, 3, 1.0))
