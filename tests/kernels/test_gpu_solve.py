@@ -90,6 +90,22 @@ def test_items_are_solved_when_they_are_due() -> None:
         assert_same(*models)
 
 
+@pytest.mark.parametrize(
+    ("spec", "launches"),
+    [
+        (solve_spec(Loss.SQUARED, k=1, micro_batch=2, counts=Counts()), 5),
+        (solve_spec(k=1, micro_batch=2, counts=Counts()), 7),
+        (solve_spec(k=1, micro_batch=2), 8),
+    ],
+)
+def test_the_launches_of_a_micro_batch(spec, launches) -> None:
+    model = CudaModel(spec)
+    push(model, [1, 2], [1, 2], [1.0, 1.0])
+    before = model.device.launches
+    push(model, [1, 2, 1, 2], [1, 2, 2, 1], [1.0] * 4)
+    assert model.device.launches - before == 1 + 2 * launches  # and one that orders the record
+
+
 def test_rings_go_round_and_lists_of_followers_are_full() -> None:
     """One user with more events than it remembers; an item with more followers than it remembers."""
     spec = make_spec(Loss.LOGISTIC, micro_batch=64, k=1, history=History(16, 16), counts=Counts(16, 3, 1.0))
