@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,14 +47,14 @@ SPECS = {
 
 
 @contextmanager
-def serving(program: list[str] | None = None) -> Iterator[str]:
-    """A server process on an empty folder; its target."""
+def serving(program: list[str] | None = None, flags: Sequence[str] = ()) -> Iterator[str]:
+    """A server process on an empty folder; its target. flags: more of `serve`."""
     with tempfile.TemporaryDirectory(prefix="livefactor-bench-", dir=os.environ.get("BENCH_DIR")) as name:
         ports = Path(name) / "ports"
         command = program or ["-m", "livefactor"]
         process = subprocess.Popen(
             [sys.executable, *command, "serve", "--data", f"{name}/data", "--port", "0", "--preset", "",
-             "--port-file", str(ports), "--log-level", "warning", "--snapshot-every-events", "0"],
+             "--port-file", str(ports), "--log-level", "warning", "--snapshot-every-events", "0", *flags],
         )  # fmt: skip
         try:
             deadline = time.monotonic() + START_TIMEOUT_S

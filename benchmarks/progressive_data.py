@@ -16,6 +16,7 @@ from livefactor.keys import keys_of
 from livefactor_server.tuning.progressive import Stream
 
 _SHIPPED = "server/livefactor_server/data/online_retail/events.csv.gz"
+MICROSECONDS = 1_000_000
 RETAIL_SHIPPED = Path(__file__).resolve().parent.parent / _SHIPPED
 
 
@@ -27,8 +28,9 @@ def read_ratings(path: Path) -> Stream:
     with gzip.open(path, "rt", encoding="ascii") as file:
         table = np.loadtxt(file, dtype=np.int64, delimiter=",", skiprows=1, ndmin=2)
     table = table[table[:, 3] > 0]
-    users, items, ratings, _ = table[np.argsort(table[:, 3], kind="stable")].T
-    return Stream(users.astype(np.uint64), items.astype(np.uint64), ratings.astype(np.float32))
+    users, items, ratings, seconds = table[np.argsort(table[:, 3], kind="stable")].T
+    keys = users.astype(np.uint64), items.astype(np.uint64)
+    return Stream(*keys, ratings.astype(np.float32), times=seconds * MICROSECONDS)
 
 
 def read_purchases(path: Path = RETAIL_SHIPPED) -> Stream:
@@ -38,6 +40,7 @@ def read_purchases(path: Path = RETAIL_SHIPPED) -> Stream:
     are ignored. OSError if the file cannot be read.
     """
     with gzip.open(path, "rt", encoding="ascii", newline="") as file:
-        rows = [(row["customer_id"], row["stock_code"]) for row in csv.DictReader(file)]
-    customers, stock_codes = zip(*rows, strict=True)
-    return Stream(keys_of(customers), keys_of(stock_codes), np.ones(len(rows), np.float32))
+        rows = [(row["customer_id"], row["stock_code"], row["timestamp"]) for row in csv.DictReader(file)]
+    customers, stock_codes, seconds = zip(*rows, strict=True)
+    keys = keys_of(customers), keys_of(stock_codes)
+    return Stream(*keys, np.ones(len(rows), np.float32), times=np.array(seconds, np.int64) * MICROSECONDS)

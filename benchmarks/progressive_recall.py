@@ -34,7 +34,8 @@ def model_hits(spec: ModelSpec, stream: Stream, batch_events: int = BATCH_EVENTS
     def judge(model, users, items, values):
         return hits(ranks(model, users, items))
 
-    stream = Stream(stream.user_keys, stream.item_keys, np.ones(len(stream), np.float32))
+    ones = np.ones(len(stream), np.float32)
+    stream = Stream(stream.user_keys, stream.item_keys, ones, times=stream.times)
     steps = judge_then_learn(spec, stream, judge, np.ones(len(stream), bool), batch_events)
     return np.concatenate([step.judged for step in steps]) > 0
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -39,10 +40,10 @@ def print_grids(console: Console, extent: Extent) -> None:
         console.print(f"{label}: {len(extent.of(settings))} settings {words}")
 
 
-def measure(ratings: Path | None, extent: Extent, console: Console) -> Figures:
+def measure(ratings: Path | None, extent: Extent, console: Console, only: str = "") -> Figures:
     """All figures by name."""
     figures: Figures = {}
-    parts = list(suite.all_parts(ratings, extent))
+    parts = [part for part in suite.all_parts(ratings, extent) if re.search(only, part.name)]
     columns = TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, auto_refresh=False) as bar, threadpool_limits(1):
         task = bar.add_task("", total=len(parts))
@@ -65,6 +66,10 @@ def main() -> None:
     parser.add_argument(
         "--pages", action="store_true", help="only write page and pictures again, from the results"
     )
+    parser.add_argument(
+        "--only",
+        help="measure only the parts whose names this regular expression is found in, keep the other figures",
+    )
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/quality.json, if all is run")
     arguments = parser.parse_args()
     console = Console()
@@ -72,8 +77,11 @@ def main() -> None:
         extent = QUICK if arguments.quick else WHOLE
         print_grids(console, extent)
         about, started = machine.facts(Path(tempfile.gettempdir())), time.monotonic()
-        measured = measure(ratings_path(), extent, console)
+        measured = measure(ratings_path(), extent, console, arguments.only or "")
         about |= {"run_seconds": round(time.monotonic() - started, 1), "run_load_after": os.getloadavg()[0]}
+        if arguments.only:
+            kept = json.loads(RESULTS.read_text(encoding="utf-8"))
+            about, measured = {**kept, "run_only": arguments.only}, {**kept, **measured}
         figures = about | report.completed(measured)
         console.print(report.tables(figures))
         output = arguments.output or (None if arguments.quick else RESULTS)

@@ -13,7 +13,7 @@ Settings are picked on an earlier cut of the same order: learned from its first 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +26,8 @@ HOLD_OUT_DRAW = 20_11
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Events in the order in which they are learned: users, items int32[n], small numbers; values float32[n].
+    """Events in the order in which they are learned: users, items int32[n], small numbers; values float32[n]; times
+    int64[n], microseconds, or None where the order is not time's.
 
     user_count, item_count: of the whole set, so that all parts of a set number alike.
     """
@@ -36,6 +37,7 @@ class Events:
     values: np.ndarray
     user_count: int
     item_count: int
+    times: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.users.size
@@ -43,7 +45,12 @@ class Events:
     def take(self, chosen: np.ndarray | slice) -> Events:
         """The events that `chosen` (places or a mask) names, in its order."""
         columns = self.users[chosen], self.items[chosen], self.values[chosen]
-        return Events(*columns, self.user_count, self.item_count)
+        times = None if self.times is None else self.times[chosen]
+        return Events(*columns, self.user_count, self.item_count, times)
+
+    def untimed(self) -> Events:
+        """The same events in the same order, their times unknown."""
+        return replace(self, times=None)
 
     def matrix(self, weights: np.ndarray | None = None) -> np.ndarray:
         """float32[users, items]: 1, or the last one of the weights (float[n]), where there is an event."""
@@ -73,8 +80,9 @@ def numbered(stream: Stream, once: bool) -> Events:
     user_keys, users = np.unique(stream.user_keys, return_inverse=True)
     item_keys, items = np.unique(stream.item_keys, return_inverse=True)
     events = Events(
-        users.astype(np.int32), items.astype(np.int32), stream.values, user_keys.size, item_keys.size
-    )
+        users.astype(np.int32), items.astype(np.int32), stream.values, user_keys.size, item_keys.size,
+        stream.times,
+    )  # fmt: skip
     if not once:
         return events
     firsts = np.unique(users.astype(np.int64) * item_keys.size + items, return_index=True)[1]
@@ -112,7 +120,7 @@ def shuffled(events: Events, by_user: bool) -> Judgement:
     """The set in one random order. Seeds permute what is learned (`reordered`), never what is held back: so no
     held-back event of one seed helps to pick the settings of another."""
     order = np.random.default_rng(HOLD_OUT_DRAW).permutation(len(events))
-    return in_time(events.take(order), by_user)
+    return in_time(events.take(order).untimed(), by_user)
 
 
 def reordered(events: Events, seed: int) -> Events:

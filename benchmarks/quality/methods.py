@@ -11,7 +11,7 @@ from benchmarks.quality import als, closed_form
 from benchmarks.quality.data import Events
 from benchmarks.quality.metrics import Scores
 from benchmarks.quality.search import grid
-from benchmarks.quality.streamed import one_pass, spec_of
+from benchmarks.quality.streamed import one_pass, settled
 
 EPOCHS = 10
 """Of our batch iALS. More change the fourth digit."""
@@ -21,6 +21,7 @@ IMPLICIT_EPOCHS = 15
 # The preset's learning rates, times the rate.
 CLICKS_GRID = grid(rate=(0.5, 1, 2), l2=(0.001, 0.01), k=(32, 64), negatives=(8, 16))
 PURCHASES_GRID = grid(rate=(1, 2), l2=(0.001, 0.01, 0.03), k=(32, 64), negatives=(16, 32))
+RANKING_GRID = grid(unobserved=(0.3, 1), l2=(0.001, 0.003, 0.01), half_life=(0, 1, 2), items=(512, 4096))
 IALS_GRID = grid(k=(32, 64), unobserved=(0.3, 1, 3), l2=(0.001, 0.003, 0.01, 0.02))
 IMPLICIT_GRID = grid(k=(64, 128), alpha=(1.3, 2, 4), l2=(3, 10, 20, 30))
 KNN_GRID = grid(kind=("cosine", "conditional"), shrinkage=(0, 5, 20, 100), neighbours=(0, 50, 200))
@@ -82,9 +83,9 @@ class Method(NamedTuple):
     is_installed: Callable[[], bool] = lambda: True
 
 
-def _ours(preset: str) -> Callable[..., Scores]:
+def _ours(key: str) -> Callable[..., Scores]:
     def learn(parts: Parts, seed: int, **settings: Any) -> Scores:
-        return one_pass(spec_of(preset, seed=seed, **settings), parts.events).scores
+        return one_pass(settled(key, seed=seed, **settings), parts.events).scores
 
     return learn
 
@@ -122,5 +123,11 @@ METHODS: dict[str, Method] = {
     "clicks": Method("livefactor `clicks`, one pass", _ours("clicks"), CLICKS_GRID, True, False, True),
     "purchases": Method(
         "livefactor `purchases`, one pass", _ours("purchases"), PURCHASES_GRID, True, False, True
+    ),
+    "ranking": Method(
+        "livefactor `ranking` as it is, one pass", _ours("ranking"), random=True, recent=True, ours=True
+    ),
+    "ranking_tuned": Method(
+        "livefactor `ranking`, tuned, one pass", _ours("ranking"), RANKING_GRID, True, False, True
     ),
 }

@@ -22,6 +22,8 @@ COLOURS = {
     "implicit": "#7da7d9",
     "clicks": "#e07b39",
     "purchases": "#c0392b",
+    "ranking": "#6a1b9a",
+    "ranking_tuned": "#b39ddb",
 }
 
 

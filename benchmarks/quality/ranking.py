@@ -13,15 +13,16 @@ from benchmarks.quality.data import Events, Judgement, reordered
 from benchmarks.quality.methods import METHODS, Method, Parts
 from benchmarks.quality.metrics import NAMES, PRIMARY, Judge
 from benchmarks.quality.search import Choice, Settings, pick
-from benchmarks.quality.streamed import Learner, one_pass, spec_of
+from benchmarks.quality.streamed import Learner, one_pass, settled
 
 Figure = float | str | None
 Figures = dict[str, Figure]
 
 POINTS = 10
 """Of a learning curve."""
-CURVES = ("popular", "popular_decayed", "clicks", "purchases")
-MICRO_BATCHES = (16, 256)
+CURVES = ("popular", "popular_decayed", "clicks", "purchases", "ranking")
+MICRO_BATCHES = {"clicks": (16, 256), "purchases": (16, 256), "ranking": (1,)}
+"""Sizes that are tried beside a method's own, which is 1, of `ranking` 256."""
 
 
 class Extent(NamedTuple):
@@ -70,10 +71,10 @@ class Ranking:
         for key, method in METHODS.items():
             if not (method.recent and self._shuffled):
                 yield Part(f"{self._prefix}_{key}", lambda k=key, m=method: self._ranked(k, m))
-        for key in (key for key, method in METHODS.items() if method.ours and not self._shuffled):
+        for key in () if self._shuffled else MICRO_BATCHES:
             yield Part(f"{self._prefix}_{key}_micro_batches", lambda k=key: self._micro_batches(k))
-        if not self._shuffled:
-            yield Part(f"{self._prefix}_curves", self._curves)
+        for key in () if self._shuffled else CURVES:
+            yield Part(f"{self._prefix}_{key}_curve", lambda k=key: self._curve(k))
 
     def _about(self) -> Figures:
         counts = {
@@ -110,32 +111,32 @@ class Ranking:
         return figures | chosen(prefix, choice)
 
     def _micro_batches(self, key: str) -> Figures:
-        """NDCG@10 of the settings that were picked for B = 1, with larger micro-batches."""
+        """NDCG@10 of the settings that were picked, with micro-batches of other sizes."""
         figures: Figures = {}
-        for size in MICRO_BATCHES:
+        for size in MICRO_BATCHES[key]:
             values = []
             for seed in range(self._extent.seeds):
-                spec = spec_of(key, seed=seed, micro_batch=size, **self._picked[key].settings)  # type: ignore[arg-type]
+                spec = settled(key, seed=seed, micro_batch=size, **self._picked[key].settings)
                 values.append(self._final.figures(one_pass(spec, self._stream(seed)).scores)[PRIMARY])
             figures[f"{self._prefix}_{key}_b{size}_{PRIMARY}"] = float(np.mean(values))
         return figures
 
-    def _curves(self) -> Figures:
+    def _curve(self, key: str) -> Figures:
         """NDCG@10 and recall@10 on what is held back after each tenth of the stream, one seed."""
         events = self._judgement.final.learned
         ends = [len(events) * point // POINTS for point in range(1, POINTS + 1)]
         figures: Figures = {}
-        for point, end in enumerate(ends, 1):
-            for key in ("popular", "popular_decayed"):
-                scores = closed_form.popular(events.take(slice(0, end)), **self._picked[key].settings)  # type: ignore[arg-type]
+        settings: dict[str, Any] = self._picked[key].settings
+        if not METHODS[key].ours:
+            for point, end in enumerate(ends, 1):
+                scores = closed_form.popular(events.take(slice(0, end)), **settings)
                 figures |= self._point(key, point, self._final.figures(scores))
-        for key in (key for key, method in METHODS.items() if method.ours):
-            learner = Learner(spec_of(key, **self._picked[key].settings), events)  # type: ignore[arg-type]
-            reached = 1
-            for learned in learner.learn():
-                if learned >= ends[reached - 1]:
-                    figures |= self._point(key, reached, self._final.figures(learner.scores))
-                    reached += 1
+            return figures
+        learner, reached = Learner(settled(key, **settings), events), 1
+        for learned in learner.learn():
+            if learned >= ends[reached - 1]:
+                figures |= self._point(key, reached, self._final.figures(learner.scores))
+                reached += 1
         return figures
 
     def _point(self, key: str, point: int, measured: dict[str, float]) -> Figures:

@@ -22,7 +22,7 @@ Figures = Mapping[str, Figure]
 SET_LABELS = {"ml1m": "MovieLens-1M, timed half", "retail": "Online Retail"}
 ORDER_LABELS = {"time": "in the order of time", "shuffled": "in shuffled order"}
 NEXT_LABELS = {"popular_decayed": "most-popular, decayed", "knn": METHODS["knn"].label} | {
-    key: METHODS[key].label for key in ("clicks", "purchases")
+    key: METHODS[key].label for key in ("clicks", "purchases", "ranking")
 }
 RMSE_LABELS = {"multi_pass": "multi-pass SGD, float64", "ratings": "livefactor `ratings`, one pass"}
 OURS = [key for key, method in METHODS.items() if method.ours]
@@ -51,13 +51,16 @@ def ratios() -> dict[str, Ratio]:
         for order in ORDER_LABELS:
             found |= _to_retrains(name, order)
     for name, words in SET_LABELS.items():
-        for key in OURS:
+        for key, sizes in MICRO_BATCHES.items():
             one = f"{name}_time_{key}_{PRIMARY}"
-            for size in MICRO_BATCHES:
+            for size in sizes:
                 label = f"{words}, in the order of time: `{key}`, B = {size} to B = 1"
                 over = f"{name}_time_{key}_b{size}_{PRIMARY}"
+                if size == 1:
+                    label = f"{words}, in the order of time: `{key}`, its own B to B = 1"
+                    one, over = over, one
                 found[f"ratio_{name}_time_{key}_b{size}"] = Ratio(label, over, (one,), "at least 0.99")
-    for key in OURS:
+    for key in (key for key in OURS if key in NEXT_GRIDS):
         label = f"Online Retail, test-then-learn recall@10: `{key}` to item-kNN"
         names = f"retail_next_{key}_recall10", ("retail_next_knn_recall10",)
         found[f"ratio_retail_next_{key}_to_knn"] = Ratio(label, *names, "at least 1.05")
@@ -83,6 +86,7 @@ def _to_retrains(name: str, order: str) -> dict[str, Ratio]:
             goal,
         )
         for key in OURS
+        if order == "time" or not METHODS[key].recent
         for other, (label, under) in others.items()
     }
 

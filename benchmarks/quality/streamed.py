@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from benchmarks.quality.data import Events
 from livefactor_kernels.backend import Backend, Update, create_backend
+from livefactor_kernels.history.reading import PersonReader, Persons
 from livefactor_kernels.spec import Loss, ModelSpec, preset
 from livefactor_kernels.tables import ITEMS, USERS
 
@@ -37,6 +39,34 @@ def spec_of(
     return preset(name, optimizer=optimizer, **changes)
 
 
+def settled(key: str, **settings: Any) -> ModelSpec:
+    """The spec of one of our methods, by its key, with settings."""
+    return ranking_spec(**settings) if key.startswith("ranking") else spec_of(key, **settings)
+
+
+def ranking_spec(
+    unobserved: float | None = None,
+    l2: float | None = None,
+    half_life: float | None = None,
+    items: int | None = None,
+    weight: float | None = None,
+    seed: int = 0,
+    micro_batch: int | None = None,
+) -> ModelSpec:
+    """The preset `ranking` with its settings changed. half_life, items: of histories. weight: of counts."""
+    base = preset("ranking")
+
+    def other(part: Any, **changes: float | None) -> Any:
+        return replace(part, **{name: value for name, value in changes.items() if value is not None})
+
+    parts = {
+        "solve": other(base.solve, unobserved=unobserved),
+        "history": other(base.history, half_life=half_life, items=items),
+        "counts": other(base.counts, weight=weight),
+    }
+    return other(replace(base, **parts, seed=seed), l2=l2, micro_batch=micro_batch).check()  # type: ignore[no-any-return]
+
+
 class Learner:
     """A model and where its keys are; `learn` takes records one after the other."""
 
@@ -54,23 +84,32 @@ class Learner:
             item_rows = self.model.items.allocate(events.items[part].astype(np.uint64))
             values = np.ascontiguousarray(events.values[part]) if self._with_values else None
             counts = self.model.users.allocated, self.model.items.allocated
-            self.model.apply(Update(revision, user_rows, item_rows, values, None, *counts))
+            times = None if events.times is None else np.ascontiguousarray(events.times[part])
+            self.model.apply(Update(revision, user_rows, item_rows, values, None, *counts, times))
             yield part.stop
 
     def scores(self, users: np.ndarray) -> np.ndarray:
         """float32[n, items]; a user or an item that was never seen is a row of zeros."""
-        factors, bias = self._rows(USERS, users)
-        item_factors, item_bias = self._rows(ITEMS, np.arange(self._events.item_count))
-        return self.model.mean + bias[:, None] + item_bias + factors @ item_factors.T
+        persons, items = self._persons(users), np.arange(self._events.item_count, dtype=np.uint64)
+        rows = self.model.items.find(items, self.model.published[ITEMS])
+        factors, bias = self.model.gather(ITEMS, rows)
+        scores = self.model.mean + persons.bias[:, None] + bias + persons.factors @ factors.T
+        for user, own in enumerate(scores):
+            own += persons.gained(user, rows)
+        return scores
 
     def predictions(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """float32[n]: the scores of users int[n] with items int[n]."""
-        (factors, bias), (item_factors, item_bias) = self._rows(USERS, users), self._rows(ITEMS, items)
-        return self.model.mean + bias + item_bias + np.einsum("ij,ij->i", factors, item_factors)
+        asked, place = np.unique(users, return_inverse=True)
+        persons = self._persons(asked)
+        rows = self.model.items.find(items.astype(np.uint64), self.model.published[ITEMS])
+        factors, bias = self.model.gather(ITEMS, rows)
+        dots = np.einsum("ij,ij->i", persons.factors[place], factors)
+        return self.model.mean + persons.bias[place] + bias + dots
 
-    def _rows(self, side: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        table = (self.model.users, self.model.items)[side]
-        return self.model.gather(side, table.find(keys.astype(np.uint64), self.model.published[side]))
+    def _persons(self, users: np.ndarray) -> Persons:
+        rows = self.model.users.find(users.astype(np.uint64), self.model.published[USERS])
+        return PersonReader(self.model.spec).read(self.model, rows, self.model.published[ITEMS])
 
 
 def one_pass(spec: ModelSpec, events: Events) -> Learner:

@@ -20,11 +20,12 @@ from benchmarks.quality.data import Judgement, in_time, numbered, shuffled
 from benchmarks.quality.methods import CLICKS_GRID, POPULAR_GRID, PURCHASES_GRID
 from benchmarks.quality.ranking import Extent, Figures, Part, Ranking, chosen
 from benchmarks.quality.search import Choice, Settings, grid, pick
-from benchmarks.quality.streamed import spec_of
+from benchmarks.quality.streamed import settled
 from benchmarks.quality.test_then_learn import knn_hits
 
 BY_USER = {"ml1m": True, "retail": False}
 ORDERS = {"time": in_time, "shuffled": shuffled}
+OURS = ("clicks", "purchases", "ranking")
 WINDOWS = 10
 """Of test-then-learn: the stream in so many equal parts."""
 
@@ -36,6 +37,7 @@ NEXT_GRIDS = {
     "knn": NEXT_KNN_GRID,
     "clicks": CLICKS_GRID,
     "purchases": PURCHASES_GRID,
+    "ranking": grid(half_life=(1, 1.5, 3), weight=(0.5, 1, 2), l2=(0.001, 0.003)),
 }
 STREAMED_GRID = grid(rate=(0.25, 0.5, 1, 2), l2=(0.003, 0.01, 0.03), k=(16, 32))
 MULTI_PASS_GRID = grid(rate=(0.005, 0.01, 0.02), l2=(0.02, 0.04, 0.06, 0.1), k=(16, 64))
@@ -44,7 +46,8 @@ MULTI_PASS_GRID = grid(rate=(0.005, 0.01, 0.02), l2=(0.02, 0.04, 0.06, 0.1), k=(
 def thinned(stream: Stream, part: int) -> Stream:
     """The events of one of `part` users."""
     kept = np.unique(stream.user_keys, return_inverse=True)[1] % part == 0
-    return Stream(stream.user_keys[kept], stream.item_keys[kept], stream.values[kept])
+    times = None if stream.times is None else stream.times[kept]
+    return Stream(stream.user_keys[kept], stream.item_keys[kept], stream.values[kept], times=times)
 
 
 def all_parts(ratings_file: Path | None, extent: Extent) -> Iterator[Part]:
@@ -112,11 +115,11 @@ def _next_parts(stream: Stream, extent: Extent) -> Iterator[Part]:
             return popular_hits(part, settings["half_life"])  # type: ignore[arg-type]
         if key == "knn":
             return knn_hits(numbered(part, once=False), **settings)  # type: ignore[arg-type]
-        return model_hits(spec_of(key, seed=seed, **settings), part)  # type: ignore[arg-type]
+        return model_hits(settled(key, seed=seed, **settings), part)  # type: ignore[arg-type]
 
     for key, settings in NEXT_GRIDS.items():
         tried = extent.of(settings)
-        seeds = extent.seeds if key in ("clicks", "purchases") else 1
+        seeds = extent.seeds if key in OURS else 1
         yield Part(
             f"retail_next_{key}",
             lambda k=key, t=tried, s=seeds: _next(

@@ -34,6 +34,7 @@ from livefactor.errors import (
     UnexpectedStatus,
     Unimplemented,
 )
+from livefactor.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
 from livefactor.keys import key_of, keys_of
 from livefactor.local import Local, local
 from livefactor.models import ModelDescription, Models
@@ -56,7 +57,11 @@ __all__ = [
     "DeadlineExceeded",
     "FailedPrecondition",
     "FlushTimeout",
+    "Hold",
     "InvalidArgument",
+    "JudgeEvent",
+    "JudgeFigure",
+    "Judgement",
     "LivefactorError",
     "LoadedSnapshot",
     "Local",

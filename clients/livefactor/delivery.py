@@ -196,7 +196,8 @@ class Delivery:
 
     def _fatal_error(self, code: grpc.StatusCode, text: str) -> LivefactorError:
         doing = f"producer {self._producer_id!r} (epoch {self.epoch})"
-        if code is grpc.StatusCode.FAILED_PRECONDITION:
+        # A text begins with what it is about: a hold is the model's, and no matter of producers.
+        if code is grpc.StatusCode.FAILED_PRECONDITION and not text.startswith("model:"):
             return ProducerFenced(f"{doing}: {text}", code=code.name, details=text)
         return from_status(code, text, doing)
 

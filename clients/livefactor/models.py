@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.judgement import Hold, Judgement, hold_of, judgement_of
 from livefactor.position import Position, position_of
 from livefactor.v1 import models_pb2
 
@@ -24,7 +25,8 @@ class ModelDescription:
     spec: the complete spec as nested plain values, enums by lower-case name. users, items: rows. events:
     interactions accepted since the model began. log_hash: the log's chain hash. log_bytes, memory_bytes:
     sizes. writable: False after a failed sync, until a restart. root_hash: 32 bytes over the whole state if
-    it was asked for, else empty.
+    it was asked for, else empty. judgement: how good the live model is; None in lists, and where nothing is judged.
+    hold: why updates are refused; None if they are not on hold.
     """
 
     name: str
@@ -39,6 +41,8 @@ class ModelDescription:
     memory_bytes: int
     writable: bool
     root_hash: bytes
+    judgement: Judgement | None = None
+    hold: Hold | None = None
 
 
 class Models:
@@ -91,6 +95,15 @@ class Models:
         request = models_pb2.RestoreSnapshotRequest(model=name, source_model=source, snapshot_id=snapshot_id)
         data = self._call("RestoreSnapshot", request, name, LONG_DEADLINE_S)
         return _description(models_pb2.RestoreSnapshotResponse.FromString(data).description)
+
+    def release(self, name: str = "default") -> ModelDescription:
+        """End a hold of updates (`ModelDescription.hold`); what comes next counts as normal.
+
+        A producer that was refused with FailedPrecondition is opened anew, and resumes by its last sequence. Raises
+        FailedPrecondition if updates are not on hold, NotFound.
+        """
+        data = self._call("ReleaseHold", models_pb2.ReleaseHoldRequest(model=name), name, DEADLINE_S)
+        return _description(models_pb2.ReleaseHoldResponse.FromString(data).description)
 
     def close(self) -> None:
         """Close the channel if it was opened here."""
@@ -185,4 +198,6 @@ def _description(message: Any) -> ModelDescription:
         memory_bytes=message.memory_bytes,
         writable=message.writable,
         root_hash=message.root_hash,
+        judgement=judgement_of(message.judgement) if message.HasField("judgement") else None,
+        hold=hold_of(message.hold) if message.HasField("hold") else None,
     )

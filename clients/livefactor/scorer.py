@@ -125,9 +125,10 @@ class Scorer:
 
         users: one id or n. items: one list of ids that all users share, or n lists. events: items that a user has
         just had, oldest first, in the place of its history in this call and not written, one list for all users or
-        n lists (an empty one: the user's own history). min_position: wait until this position is visible (an Ack's: read your own write). deadline_s: seconds. Raises ColumnError for
-        ids of a wrong type, DeadlineExceeded (also where min_position was not reached), NotFound,
-        InvalidArgument, FailedPrecondition (min_position of another lineage), ResourceExhausted, Unavailable.
+        n lists (an empty one: the user's own history). min_position: wait until this position is visible (an Ack's:
+        read your own write). deadline_s: seconds. Raises ColumnError for ids of a wrong type, DeadlineExceeded (also
+        where min_position was not reached), NotFound, InvalidArgument (also events where the model has no histories),
+        FailedPrecondition (min_position of another lineage), ResourceExhausted, Unavailable.
         """
         keys = as_keys("users", users, self._secret)
         candidates, offsets = _lists("items", items, len(keys), self._secret)

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import scalar, scoring
 from .cpu_micro_batch import make_scratch, micro_batch_kernel
-from .cpu_sequential import DRAWN_ANY, SAMPLED_NEGATIVES_MAX, SLOT_LANES, sampled_kernel, squared_kernel
+from .cpu_sequential import DRAWN_ANY, SAMPLED_NEGATIVES_MAX, SLOT_LANES, positive_kernel, sampled_kernel
 from .history.cpu import Recorder
 from .lanes import address_of
 from .pins import Pin, PinBoard
@@ -95,11 +95,16 @@ class CpuModel:
         blocks, loss = spec.k_padded // LANES, int(spec.loss)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
         self._sequential = spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX
+        # Without negatives the sigmoid is all that clumps save: less than they cost where a step is long.
+        long_step = bool(adagrad) or spec.factor_dtype != FactorDtype.FLOAT32
+        self._positive = spec.loss == Loss.SQUARED or (
+            spec.loss == Loss.LOGISTIC and not spec.negatives and long_step
+        )
         if not self._sequential:
             self._scratch, self._scratch_memory = make_scratch(spec, self.users, self.items)
             self._kernel = micro_batch_kernel(blocks, loss, adagrad, SOURCE_STAMP)
-        elif spec.loss == Loss.SQUARED:
-            self._kernel = squared_kernel(blocks, adagrad, SOURCE_STAMP)
+        elif self._positive:
+            self._kernel = positive_kernel(blocks, loss, adagrad, SOURCE_STAMP)
         else:
             drawn = min(spec.negatives, DRAWN_ANY)
             self._kernel = sampled_kernel(blocks, loss, adagrad, drawn, SOURCE_STAMP)
@@ -123,7 +128,7 @@ class CpuModel:
                 self._scratch,
                 np.uint64(self.spec.micro_batch),
             )
-        elif self.spec.loss == Loss.SQUARED:
+        elif self._positive:
             columns = user_rows, item_rows, values, weights
             self._kernel(*self._rows, *columns, self._mean_state, self._rates, *rounding)
         else:

@@ -1,5 +1,5 @@
-"""Kernels of B = 1, exact sequential steps in arrival order: `squared_kernel`, and `sampled_kernel` for the
-other losses.
+"""Kernels of B = 1, exact sequential steps in arrival order: `positive_kernel` (squared loss; logistic
+without negatives where clumps gain nothing) and `sampled_kernel` (logistic, BPR).
 
 What an event needs is prefetched `AHEAD` events earlier: the arithmetic of an event takes less time than one
 miss of the cache. Where factors are narrow, an event's number in the call is its number in its record: a call
@@ -52,7 +52,7 @@ CLUMP_EVENTS_MAX = np.uint64(6)
 SLOT_LANES = 2 * LANES
 """Slots of a clump, in whole vectors: at most `LANES`, or those of one event."""
 
-_LOGISTIC, _BPR = int(Loss.LOGISTIC), int(Loss.BPR)
+_SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 _TWO = np.uint64(2)
 _LANES = np.uint64(LANES)
@@ -60,12 +60,13 @@ _TARGETS, _WEIGHTS = np.uint64(4 * SLOT_LANES), np.uint64(8 * SLOT_LANES)  # byt
 
 
 @cache
-def squared_kernel(blocks: int, adagrad: int, stamp: int) -> Any:
-    """Kernel of squared loss, for rows of `blocks` vectors."""
-    BLOCKS, ADAGRAD, STAMP = np.uint64(blocks), int(adagrad), int(stamp)
+def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
+    """Kernel of squared or logistic loss without negatives, one event after the other, for rows of `blocks`
+    vectors."""
+    BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
 
     @njit(cache=True, nogil=True, error_model="numpy")
-    def livefactor_squared_kernel(
+    def livefactor_positive_kernel(
         users: Any,
         items: Any,
         user_rows: Any,
@@ -88,10 +89,13 @@ def squared_kernel(blocks: int, adagrad: int, stamp: int) -> Any:
             value = values[i] if values.size else _F1
             weight = weights[i] if weights.size else _F1
             s = score(mean, users, items, user, item, BLOCKS)
-            e = scalar.squared_error(s, value, weight, rates.error_max)
-            total += scalar.fixed_point(value)
-            count += 1
-            mean = scalar.mean_of(total, count)
+            if LOSS == _SQUARED:
+                e = scalar.squared_error(s, value, weight, rates.error_max)
+                total += scalar.fixed_point(value)
+                count += 1
+                mean = scalar.mean_of(total, count)
+            else:
+                e = scalar.logistic_error(s, value, weight, rates.error_max)
             x_start, y_start = user * row_bytes(BLOCKS), item * row_bytes(BLOCKS)
             x_word, y_word = row_word(users, user, rounding, i), row_word(items, item, rounding, i)
             for c in range(BLOCKS):
@@ -106,7 +110,7 @@ def squared_kernel(blocks: int, adagrad: int, stamp: int) -> Any:
         mean_state[ZERO], mean_state[ONE] = total, count
         return STAMP
 
-    return livefactor_squared_kernel
+    return livefactor_positive_kernel
 
 
 @inlined

@@ -7,10 +7,8 @@ contractible, so a machine with 512-bit, 256-bit or 128-bit registers gives the 
 by plain uint64 addresses: NumPy slices cost more than the arithmetic they would carry.
 
 A `Words16` stands for sixteen 32-bit words where plain code holds one in a uint64 (`random.py`): it wraps by
-itself, so masks that keep a uint64 to 32 bits cost it nothing.
-
-What plain arithmetic lacks are functions here (`clamp`, `root`, `bits_of`, `real_of`, `whole`, `choose`); they
-also work as they stand on NumPy scalars and arrays.
+itself, so masks that keep a uint64 to 32 bits cost it nothing. What plain arithmetic lacks are functions here
+(`clamp`, `root`, `bits_of`, `real_of`, `whole`, `choose`); they also work as they stand on NumPy's.
 """
 
 from __future__ import annotations
@@ -492,14 +490,10 @@ def _choose(word: Any, limit: Any, below: Any, other: Any) -> Any:
 
 
 def address_of(array: np.ndarray) -> np.uint64:
-    """Address of an array's first element, as the uint64 that `load16` takes (the caller keeps the array
-    alive)."""
+    """Address of an array's first element, as `load16` takes it (the caller keeps the array alive)."""
     return np.uint64(array.__array_interface__["data"][0])
 
 
 @overload(address_of)
 def _address_of(array: Any) -> Any:
-    def impl(array: Any) -> Any:
-        return np.uint64(array.ctypes.data)
-
-    return impl
+    return lambda array: np.uint64(array.ctypes.data)

@@ -194,7 +194,9 @@ class Pin:
                 at = np.minimum(np.searchsorted(changed, rows), changed.size - 1)
                 hit = changed[at] == rows
                 for name in names:
-                    out[name][hit] = unpadded(name, overlay.arrays[name][places[at[hit]]], self._board.table(side).spec.k)
+                    out[name][hit] = unpadded(
+                        name, overlay.arrays[name][places[at[hit]]], self._board.table(side).spec.k
+                    )
         return out
 
     def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -106,8 +106,8 @@ class ReferenceTable:
         }
         if self.spec.optimizer.kind == OptimizerKind.ADAGRAD:
             shapes |= {"factor_g": ((rows, kp), np.float32), "bias_g": ((rows,), np.float32)}
-        for name, (shape, dtype) in row_sections(self.spec, self.side).items():
-            shapes[name] = ((rows, *shape), dtype)
+        for name, (width, kind) in row_sections(self.spec, self.side).items():
+            shapes[name] = ((rows, *width), kind)
         for name, (shape, dtype) in shapes.items():
             array: np.ndarray = np.zeros(shape, dtype)
             old = getattr(self, name, array[:0])[:rows]

@@ -258,8 +258,8 @@ def _check_history(spec: ModelSpec) -> None:
     if history.items or counts.neighbors:
         _require(history.users > 0, "history.users", "above 0 with history.items or counts", history.users)
     if counts.neighbors:
-        most = f"1..history.users ({history.users})"
-        _require(1 <= counts.span <= history.users, "counts.span", most, counts.span)
+        expected = f"1..history.users ({history.users})"
+        _require(1 <= counts.span <= history.users, "counts.span", expected, counts.span)
         _require(_is_half_life(counts.half_life, 0.1), "counts.half_life", "0.1..1e6", counts.half_life)
         for name, value in (("counts.weight", counts.weight), ("counts.shrinkage", counts.shrinkage)):
             _require(_finite32(value) and 0.0 <= value <= 1e6, name, "0..1e6", value)
@@ -281,9 +281,9 @@ def _check_solve(spec: ModelSpec) -> None:
     _require(is_sgd, "optimizer.kind", "sgd (no accumulators) with rule solve", spec.optimizer.kind)
     is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
     _require(is_float32, "factor_dtype", "float32 with rule solve", spec.factor_dtype)
-    _require(1e-6 <= spec.l2, "l2", "1e-6..100 with rule solve", spec.l2)
+    _require(spec.l2 >= 1e-6, "l2", "1e-6..100 with rule solve", spec.l2)
     if spec.loss == Loss.SQUARED:
-        _require(1e-6 <= spec.bias_l2, "bias_l2", "1e-6..100 with rule solve", spec.bias_l2)
+        _require(spec.bias_l2 >= 1e-6, "bias_l2", "1e-6..100 with rule solve", spec.bias_l2)
         _require(solve.unobserved == 0.0, "solve.unobserved", "0 with squared loss", solve.unobserved)
     _require(
         _finite32(solve.unobserved) and 0.0 <= solve.unobserved <= 1e3,
@@ -415,6 +415,18 @@ _PRESETS: dict[str, ModelSpec] = {
         init_scale=0.3,
         hot_row_events=32.0,
         limits=Limits(value_abs_max=1e6, error_max=4.0),
+    ),
+    # Measured on Online Retail and MovieLens alike (docs/quality.md): the best of these for lists of clicks or purchases.
+    "ranking": ModelSpec(
+        k=64,
+        loss=Loss.IMPLICIT,
+        rule=Rule.SOLVE,
+        l2=0.003,
+        micro_batch=256,
+        init_scale=0.05,
+        history=History(users=256, items=512, half_life=1.5),
+        solve=Solve(unobserved=1.0),
+        counts=Counts(neighbors=128),
     ),
 }
 

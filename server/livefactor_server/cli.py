@@ -53,7 +53,7 @@ def complain(text: str) -> None:
 def main() -> None:
     """Entry point: errors of the client and of settings become one line and exit code 1."""
     # Commands live in modules of their own; importing them adds them to `app`.
-    from livefactor_server import cli_client, cli_log, cli_push, cli_tune  # noqa: F401
+    from livefactor_server import cli_client, cli_judge, cli_log, cli_push, cli_tune  # noqa: F401
 
     try:
         app()
@@ -89,6 +89,17 @@ def serve(
     score_slots: Annotated[int | None, _setting("score_slots")] = None,
     snapshot_every_events: Annotated[int | None, _setting("snapshot_every_events")] = None,
     snapshots_kept: Annotated[int | None, _setting("snapshots_kept")] = None,
+    judge_record_share: Annotated[float | None, _setting("judge_record_share")] = None,
+    judge_events_per_record_max: Annotated[int | None, _setting("judge_events_per_record_max")] = None,
+    judge_sampled_share: Annotated[float | None, _setting("judge_sampled_share")] = None,
+    judge_ranked_share: Annotated[float | None, _setting("judge_ranked_share")] = None,
+    judge_window_events: Annotated[int | None, _setting("judge_window_events")] = None,
+    judge_half_life_events: Annotated[int | None, _setting("judge_half_life_events")] = None,
+    judge_popularity_half_life_events: Annotated[
+        int | None, _setting("judge_popularity_half_life_events")
+    ] = None,
+    judge_hold: Annotated[bool | None, _setting("judge_hold")] = None,
+    tensorboard: Annotated[Path | None, _setting("tensorboard")] = None,
     drain_s: Annotated[float | None, _setting("drain_s")] = None,
     log_level: Annotated[str | None, _setting("log_level")] = None,
     port_file: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from livefactor_server.cli import (
     notes,
     table,
 )
+from livefactor_server.cli_judge import show_hold, show_judgement
 from livefactor_server.spec_files import read_changes
 
 Secret = Annotated[
@@ -237,6 +239,7 @@ def _description_fields(model: ModelDescription) -> dict[str, Any]:
         "items": model.items, "events": model.events, "backend": model.backend, "log_hash": model.log_hash.hex(),
         "log_bytes": model.log_bytes, "memory_bytes": model.memory_bytes, "writable": model.writable,
         "root_hash": model.root_hash.hex(), "spec": model.spec,
+        "judgement": model.judgement and asdict(model.judgement), "hold": model.hold and asdict(model.hold),
     }  # fmt: skip
 
 
@@ -246,12 +249,17 @@ def _show(model: ModelDescription, as_json: bool) -> None:
         emit(fields)
         return
     spec = fields.pop("spec")
+    del fields["judgement"], fields["hold"]  # shown below
     grid = table("", "")
     for name, value in fields.items():
         grid.add_row(name, str(value))
     for name, value in spec.items():
         grid.add_row(f"spec.{name}", json.dumps(value) if isinstance(value, dict) else str(value))
     console.print(grid)
+    if model.judgement is not None and model.judgement.judged_events:
+        show_judgement(model.judgement)
+    if model.hold is not None:
+        show_hold(model.hold)
 
 
 @models_app.command("list")

@@ -6,9 +6,10 @@ import uuid
 from typing import TYPE_CHECKING
 
 from livefactor.snapshot_format import Manifest
-from livefactor.v1 import models_pb2, snapshots_pb2, updates_pb2
+from livefactor.v1 import judging_pb2, models_pb2, snapshots_pb2, updates_pb2
 from livefactor_server import spec_codec
 from livefactor_server.decode import REJECT_TEXTS
+from livefactor_server.judging.report import Report
 from livefactor_server.snapshots import root_hash_of
 from livefactor_server.statuses import Refused
 from livefactor_server.submission import Ack
@@ -98,6 +99,7 @@ def description(hosted: Hosted, with_root_hash: bool = False) -> models_pb2.Mode
             memory_bytes=sum(state.memory_bytes.values()),
             writable=engine.failure is None,
         )
+    _add_hold(result, hosted)
     if with_root_hash:
         with engine.view() as view:
             result.position.revision = view.revision
@@ -106,3 +108,39 @@ def description(hosted: Hosted, with_root_hash: bool = False) -> models_pb2.Mode
             result.log_hash = view.log_hash
             result.root_hash = root_hash_of(view)[0]
     return result
+
+
+def _add_hold(message: models_pb2.ModelDescription, hosted: Hosted) -> None:
+    hold = hosted.engine.observer.hold
+    if hold is None:
+        return
+    at = [info for info in hosted.keeper.store.list() if info.revision <= hold.good_revision]
+    message.hold.CopyFrom(
+        judging_pb2.Hold(
+            reason=hold.reason,
+            revision=hold.revision,
+            time_us=hold.time_us,
+            good_revision=hold.good_revision,
+            snapshot_id=at[-1].snapshot_id if at else "",
+        )
+    )
+
+
+def judgement(report: Report) -> judging_pb2.Judgement:
+    """What the judge found."""
+    message = judging_pb2.Judgement(
+        drift_detection=report.drift_detection,
+        since_revision=report.since_revision,
+        revision=report.revision,
+        judged_events=report.judged_events,
+        sampled_events=report.ranked_events[0],
+        ranked_events=report.ranked_events[1],
+        good_revision=report.good_revision,
+        row_norm=report.row_norm,
+        clamped_share=report.clamped_share,
+    )
+    for figure in report.figures:
+        message.figures.add(**figure._asdict())
+    for event in report.events:
+        message.events.add(**event._asdict(), worse=event.worse)
+    return message

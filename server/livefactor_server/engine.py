@@ -19,13 +19,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from livefactor_server.admission import Admission
 from livefactor_server.changes import InteractionsChange
 from livefactor_server.gate import Gate
 from livefactor_server.log import Kind, Log, LogFailed, LogFull
 from livefactor_server.metrics import EngineMetrics
+from livefactor_server.observer import Observer, ObserverSettings
 from livefactor_server.snapshots import StateView
 from livefactor_server.state import Header, Logged, ModelState
 from livefactor_server.statuses import Refused, exhausted, unavailable
@@ -51,17 +53,21 @@ _Group = list[tuple[Submission, Logged]]
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine needs to know beside its model. Bytes; 0 pins nothing."""
+    """What an engine needs to know beside its model. Bytes; 0 pins nothing. observer: the judge."""
 
     queue_bytes_max: int = 64 << 20
     memory_bytes_max: int = 8 << 30
     backend: str = "cpu"
+    observer: ObserverSettings = field(default_factory=ObserverSettings)
 
 
 class Engine:
     """Runs a model's two stages. `submit` and the read methods may be called from any thread."""
 
-    def __init__(self, name: str, state: ModelState, log: Log, settings: EngineSettings) -> None:
+    def __init__(
+        self, name: str, state: ModelState, log: Log, settings: EngineSettings, hold_path: Path | None = None
+    ) -> None:
+        """hold_path: where a hold of updates is kept over a restart; None keeps it in memory."""
         self.name = name
         self.state = state
         self.log = log
@@ -69,6 +75,7 @@ class Engine:
         self.failure: str | None = None
         self.torn = False
         self.metrics = EngineMetrics(name)
+        self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
         self._admission = Admission(state, settings.memory_bytes_max, log.commit)
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._to_apply: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
@@ -211,6 +218,7 @@ class Engine:
                     self._hand_over()
                     admitted, rows = [], 0
                 if self._admission.sequence(item):
+                    self._check_hold(item)
                     self._make_fit(item)
                     admitted.append(item)
                     rows += item.change.rows
@@ -219,6 +227,13 @@ class Engine:
         self._append(admitted)
         if self._queue.empty():
             self._hand_over()
+
+    def _check_hold(self, item: Submission) -> None:
+        """Retries of what was acknowledged never come here: they get their answer while updates are on hold, too."""
+        refusal = self.observer.refusal() if isinstance(item.change, InteractionsChange) else None
+        if refusal is not None:
+            self._admission.withdraw([item])
+            raise refusal
 
     def _make_fit(self, item: Submission) -> None:
         if isinstance(item.change, InteractionsChange) and self._admission.surely_fits(item.change, 0):
@@ -345,8 +360,10 @@ class Engine:
         learned = sum(record.change.rows for _, record in run if record.placed is not None)
         if learned:
             self.state.backend.wait_for_room(learned)
+        records = [record for _, record in run]
+        self.observer.before(records)
         with self.gate.writing():
-            self.state.apply([record for _, record in run])
+            self.state.apply(records)
         with self._admission.lock:
             for item, _ in run:
                 self._admission.settle(item)
@@ -355,6 +372,7 @@ class Engine:
         for item, record in run:
             item.finish(_ack(item, record))
         self.metrics.observe([item for item, _ in run], time.perf_counter())
+        self.observer.after()
 
 
 def _ack(item: Submission, record: Logged) -> Ack:

@@ -4,6 +4,7 @@
 <data>/models/<name>/log         segments of the model's log
 <data>/models/<name>/snapshots   its snapshots
 <data>/models/<name>/base        the snapshot that a restored model began with
+<data>/models/<name>/hold.json   a hold of updates, while there is one
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from livefactor.errors import SnapshotInvalid
 from livefactor_kernels import keymap, scoring
 from livefactor_kernels.spec import ModelSpec, SpecError, preset
 from livefactor_server import replay, spec_codec
+from livefactor_server.board import Board
 from livefactor_server.engine import Engine, EngineSettings
 from livefactor_server.keeper import Keeper, KeeperSettings
 from livefactor_server.log import Log
@@ -64,6 +66,14 @@ class Hosted:
     engine: Engine
     reader: Reader
     keeper: Keeper
+    board: Board | None = None
+
+    def stop(self, take_last: bool) -> None:
+        """End the engine, then what watches it; with `take_last` behind a last snapshot."""
+        self.engine.drain()
+        self.keeper.stop(take_last and self.engine.failure is None)
+        if self.board is not None:
+            self.board.stop()
 
 
 Progress = Callable[[str, int, int], None]
@@ -107,17 +117,26 @@ class Hosting:
         except MemoryError:
             log.close()
             raise
-        engine = Engine(name, state, log, self._settings.engine)
+        engine = Engine(name, state, log, self._settings.engine, folder / "hold.json")
         engine.start()
         keeper = Keeper(engine, store, self._settings.keeper)
         keeper.start()
+        board = self._board(engine)
         logger.info(
             "model %s: open at revision %d, %d users, %d items",
             name,
             state.revision,
             *state.backend.published,
         )
-        return Hosted(name, folder, engine, Reader(engine), keeper)
+        return Hosted(name, folder, engine, Reader(engine), keeper, board)
+
+    def _board(self, engine: Engine) -> Board | None:
+        folder = self._settings.engine.observer.tensorboard
+        if folder is None:
+            return None
+        board = Board(folder / engine.name, engine.observer)
+        board.start()
+        return board
 
     def get(self, name: str) -> Hosted:
         """The model, or NOT_FOUND."""
@@ -201,8 +220,7 @@ class Hosting:
         with self._lock:
             hosted = self.get(name)
             del self._models[hosted.name]
-            hosted.keeper.stop(take_last=False)
-            hosted.engine.drain()
+            hosted.stop(take_last=False)
             _remove(hosted.folder)
 
     def drain(self) -> None:
@@ -212,8 +230,7 @@ class Hosting:
                 return
             self._draining = True
             for hosted in self.all():
-                hosted.engine.drain()
-                hosted.keeper.stop(take_last=hosted.engine.failure is None)
+                hosted.stop(take_last=True)
             self._lock_file.close()
 
 

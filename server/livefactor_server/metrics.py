@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from livefactor_server.changes import InteractionsChange
 
 if TYPE_CHECKING:
     from livefactor_server.engine import Engine
+    from livefactor_server.observer import Observer
     from livefactor_server.state import ModelState
     from livefactor_server.submission import Submission
 
@@ -54,6 +58,72 @@ REFUSED = Counter("livefactor_refused_calls", "Calls answered with a status othe
 WRITABLE = Gauge(
     "livefactor_writable", "1 while the model accepts updates, 0 after a failed sync.", ["model"]
 )
+DRIFTS = Counter(
+    "livefactor_drifts", "Changes that ADWIN found in what is judged.", ["model", "metric", "direction"]
+)
+WARNINGS = Counter("livefactor_judge_warnings", "Bounds that were passed.", ["model", "kind"])
+HELD = Gauge("livefactor_held", "1 while updates are on hold, until an operator releases them.", ["model"])
+
+
+class JudgeCollector(Collector):
+    """What the judges of all models found, computed when Prometheus asks. Label sets come and go with models and event types."""
+
+    NAMES = (
+        "livefactor_judge_figure",
+        "livefactor_judged_events",
+        "livefactor_judge_row_norm",
+        "livefactor_judge_clamped_share",
+    )
+
+    def __init__(self) -> None:
+        self._observers: dict[str, Observer] = {}
+        self._lock = threading.Lock()
+
+    def watch(self, model: str, observer: Observer) -> None:
+        """Show a model's figures from now on."""
+        with self._lock:
+            self._observers[model] = observer
+
+    def forget(self, model: str) -> None:
+        """Show them no more."""
+        with self._lock:
+            self._observers.pop(model, None)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The families."""
+        labels = ["model", "metric", "scorer", "event_type", "span"]
+        figures, judged, norm, clamped = (
+            GaugeMetricFamily(name, text, labels=names)
+            for name, text, names in zip(
+                self.NAMES,
+                (
+                    "Progressive validation: a figure of a scorer, windowed or decayed.",
+                    "Judged events since the start.",
+                    "Mean norm of judged rows.",
+                    "Share of judged factors at the spec's bound.",
+                ),
+                (labels, ["model"], ["model"], ["model"]),
+                strict=True,
+            )
+        )
+        with self._lock:
+            observers = list(self._observers.items())
+        for model, observer in observers:
+            report = observer.report()
+            if report is None:
+                continue
+            judged.add_metric([model], report.judged_events)
+            norm.add_metric([model], report.row_norm)
+            clamped.add_metric([model], report.clamped_share)
+            for figure in report.figures:
+                kind = "all" if figure.event_type is None else str(figure.event_type)
+                for span, value in (("window", figure.windowed), ("decayed", figure.decayed)):
+                    figures.add_metric([model, figure.metric, figure.scorer, kind, span], value)
+        yield from (figures, judged, norm, clamped)
+
+
+JUDGES = JudgeCollector()
+REGISTRY.register(JUDGES)
 
 _ALL = (
     EVENTS,
@@ -69,8 +139,11 @@ _ALL = (
     SCORE_LATENCY,
     REFUSED,
     WRITABLE,
+    DRIFTS,
+    WARNINGS,
+    HELD,
 )
-METRICS = tuple(metric._name for metric in _ALL)
+METRICS = (*(metric._name for metric in _ALL), *JudgeCollector.NAMES)
 """Names of all metrics (counters get the suffix _total on the wire)."""
 
 
@@ -93,6 +166,8 @@ class EngineMetrics:
         QUEUE.labels(model).set_function(lambda: engine.queued_bytes)
         LOG_BYTES.labels(model).set_function(lambda: engine.log.size_bytes)
         WRITABLE.labels(model).set_function(lambda: float(engine.failure is None))
+        HELD.labels(model).set_function(lambda: float(engine.observer.hold is not None))
+        JUDGES.watch(model, engine.observer)
         for side, table in enumerate(("users", "items")):
             MEMORY.labels(model, table).set_function(partial(_memory_of, state, table))
             ROWS.labels(model, table).set_function(partial(_rows_of, state, side))
@@ -115,7 +190,8 @@ class EngineMetrics:
 
     def close(self) -> None:
         """Forget the model's gauges, so that nothing keeps its tables alive."""
-        for gauge in (REVISION, LOG_LAG, QUEUE, LOG_BYTES, WRITABLE):
+        JUDGES.forget(self._model)
+        for gauge in (REVISION, LOG_LAG, QUEUE, LOG_BYTES, WRITABLE, HELD):
             gauge.remove(self._model)
         for table in ("users", "items"):
             MEMORY.remove(self._model, table)

@@ -40,7 +40,8 @@ class Reader:
         )
 
     def score(self, query: ScoreQuery) -> ScoreColumns:
-        """Answer a checked query. Raises Refused: INVALID_ARGUMENT if it asks for histories that there are not, UNAVAILABLE if the tables may be half-way between two revisions,
+        """Answer a checked query. Raises Refused: INVALID_ARGUMENT if it asks for histories that
+        there are not, UNAVAILABLE if the tables may be half-way between two revisions,
         RESOURCE_EXHAUSTED if the backend has no memory for the read."""
         if self._engine.torn:
             raise unavailable("model: stopped after an internal error, until a restart")

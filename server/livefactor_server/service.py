@@ -104,6 +104,7 @@ class Services:
                 "ListModels": unary(self.list_models),
                 "DeleteModel": unary(self.delete_model),
                 "RestoreSnapshot": unary(self.restore_snapshot),
+                "ReleaseHold": unary(self.release_hold),
             },
         }
         for service, methods in table.items():
@@ -368,9 +369,11 @@ class Services:
         """DescribeModel."""
         request = guards.parse(models_pb2.DescribeModelRequest, raw)
         hosted = self._hosting.get(request.model)
-        return models_pb2.DescribeModelResponse(
-            description=encode.description(hosted, request.with_root_hash)
-        ).SerializeToString()
+        description = encode.description(hosted, request.with_root_hash)
+        report = hosted.engine.observer.report()
+        if report is not None:
+            description.judgement.CopyFrom(encode.judgement(report))
+        return models_pb2.DescribeModelResponse(description=description).SerializeToString()
 
     def list_models(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """ListModels."""
@@ -392,6 +395,13 @@ class Services:
         request = guards.parse(models_pb2.RestoreSnapshotRequest, raw)
         hosted = self._hosting.restore(request.model, request.source_model, request.snapshot_id)
         return models_pb2.RestoreSnapshotResponse(description=encode.description(hosted)).SerializeToString()
+
+    def release_hold(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
+        """ReleaseHold."""
+        hosted = self._hosting.get(guards.parse(models_pb2.ReleaseHoldRequest, raw).model)
+        if not hosted.engine.observer.release():
+            raise precondition("model: its updates are not on hold")
+        return models_pb2.ReleaseHoldResponse(description=encode.description(hosted)).SerializeToString()
 
 
 def _ready(replies: queue.SimpleQueue[Any]) -> list[Any]:

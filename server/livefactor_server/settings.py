@@ -15,7 +15,9 @@ from livefactor_kernels.backend import choose_backend
 from livefactor_kernels.spec import PRESET_NAMES
 from livefactor_server.engine import EngineSettings
 from livefactor_server.hosting import HostingSettings
+from livefactor_server.judging.judge import JudgeSettings
 from livefactor_server.keeper import KeeperSettings
+from livefactor_server.observer import ObserverSettings
 from livefactor_server.service import ServiceSettings
 from livefactor_server.spec_files import read_spec
 
@@ -68,6 +70,40 @@ class ServerSettings(BaseSettings):
         20_000_000, ge=0, description="Take a snapshot after so many events; 0: only on drain."
     )
     snapshots_kept: int = Field(3, ge=1, description="Newest snapshots to keep, a model.")
+    judge_record_share: float = Field(
+        0.015625,
+        ge=0.0,
+        le=1.0,
+        description="Share of the records whose events are judged; 0 judges nothing.",
+    )
+    judge_events_per_record_max: int = Field(
+        64, ge=1, le=65_536, description="Most events of a judged record that are judged."
+    )
+    judge_sampled_share: float = Field(
+        0.25, ge=0.0, le=1.0, description="Share of judged events that are ranked among 100 drawn items."
+    )
+    judge_ranked_share: float = Field(
+        0.125,
+        ge=0.0,
+        le=1.0,
+        description="Most of the judged events that are ranked among all items, a share.",
+    )
+    judge_window_events: int = Field(
+        10_000, ge=1, le=1_000_000, description="Last judged events that windowed figures are over."
+    )
+    judge_half_life_events: int = Field(
+        2_000, ge=1, le=125_000, description="Judged events after which one weighs half in decayed figures."
+    )
+    judge_popularity_half_life_events: int = Field(
+        20_000, ge=1, description="Learned events after which one weighs half in decayed most-popular."
+    )
+    judge_hold: bool = Field(
+        False, description="Stop updates when loss or factors run away, until an operator releases them."
+    )
+    tensorboard: Path | None = Field(
+        None,
+        description="Folder for TensorBoard event files of the judge's figures; none are written without.",
+    )
     drain_s: float = Field(
         30.0, ge=0.0, description="Most seconds that running calls get to end after SIGTERM."
     )
@@ -87,9 +123,23 @@ class ServerSettings(BaseSettings):
         return HostingSettings(
             default_preset=self.preset,
             default_spec=read_spec(self.spec, self.preset or PRESET_NAMES[0]) if self.spec else None,
-            engine=EngineSettings(self.queue_bytes_max, self.memory_bytes_max, choose_backend(self.backend)),
+            engine=EngineSettings(
+                self.queue_bytes_max, self.memory_bytes_max, choose_backend(self.backend), self._observer()
+            ),
             keeper=KeeperSettings(self.snapshot_every_events, self.snapshots_kept),
         )
+
+    def _observer(self) -> ObserverSettings:
+        judge = JudgeSettings(
+            self.judge_record_share,
+            self.judge_events_per_record_max,
+            self.judge_sampled_share,
+            self.judge_ranked_share,
+            self.judge_window_events,
+            self.judge_half_life_events,
+            self.judge_popularity_half_life_events,
+        )
+        return ObserverSettings(judge, self.judge_hold, self.tensorboard)
 
     def service(self) -> ServiceSettings:
         """The handlers' part."""

@@ -81,7 +81,9 @@ def _event_types(message: models_pb2.ModelSpec) -> tuple[EventType, ...]:
     return tuple(EventType(each.type, each.weight, each.negative) for each in message.event_types)
 
 
-def _known(kind: type[Loss] | type[OptimizerKind] | type[FactorDtype] | type[Rule], number: int, name: str) -> Any:
+def _known(
+    kind: type[Loss] | type[OptimizerKind] | type[FactorDtype] | type[Rule], number: int, name: str
+) -> Any:
     try:
         return kind(number)
     except ValueError:
@@ -121,7 +123,7 @@ def encode(spec: ModelSpec) -> bytes:
         message.ClearField("rule")
     for name, kind in _PARTS.items():
         if getattr(spec, name) == kind():
-            message.ClearField(name)
+            message.ClearField(name)  # type: ignore[arg-type]
     return message.SerializeToString(deterministic=True)
 
 

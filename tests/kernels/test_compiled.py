@@ -19,13 +19,13 @@ from numba.core.caching import NullCache
 from livefactor_kernels import cpu
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.cpu_micro_batch import micro_batch_kernel
-from livefactor_kernels.cpu_sequential import sampled_kernel, squared_kernel
+from livefactor_kernels.cpu_sequential import positive_kernel, sampled_kernel
 from livefactor_kernels.spec import LANES, FactorDtype, Loss, ModelSpec
 from synthetic import make_spec
 
 LOGISTIC, BPR = int(Loss.LOGISTIC), int(Loss.BPR)
 KERNELS = {
-    "squared": (squared_kernel, (0, 0), make_spec(Loss.SQUARED, k=64)),
+    "positive": (positive_kernel, (int(Loss.SQUARED), 0, 0), make_spec(Loss.SQUARED, k=64)),
     "sampled": (sampled_kernel, (LOGISTIC, 0, 2, 0), make_spec(Loss.LOGISTIC, negatives=2)),
     "micro": (micro_batch_kernel, (BPR, 0, 0), make_spec(Loss.BPR, negatives=2, micro_batch=8)),
 }

@@ -46,7 +46,12 @@ SPECS: dict[str, ModelSpec] = {
         Loss.SQUARED, k=40, micro_batch=100, factor_dtype=FactorDtype.BFLOAT16
     ),
     "solve_counts": make_spec(
-        Loss.IMPLICIT, k=20, rule=Rule.SOLVE, micro_batch=100, history=History(32, 64), solve=Solve(0.5, 4, 2),
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.5, 4, 2),
         counts=Counts(16, 8),
     ),
     "solve_squared": make_spec(

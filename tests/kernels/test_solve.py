@@ -50,7 +50,9 @@ def push(model: Backend, users, items, values=None, weights=None, times=None) ->
     model.apply(Update(model.revision + 1, user_rows, item_rows, *columns, *counts, times))
 
 
-def push_random(model: Backend, rng: np.random.Generator, events: int, users: int = 5, items: int = 40) -> None:
+def push_random(
+    model: Backend, rng: np.random.Generator, events: int, users: int = 5, items: int = 40
+) -> None:
     """A record with repeats, baskets and, now and then, empty columns."""
     values = rng.integers(0, 2, events) if model.spec.loss == Loss.IMPLICIT else rng.integers(1, 6, events)
     weights = rng.random(events) * 2 + 0.1 if rng.random() < 0.6 else None
@@ -65,7 +67,9 @@ CASES = [
     pytest.param(solve_spec(counts=Counts()), id="no-counts"),
     pytest.param(solve_spec(Loss.SQUARED), id="squared"),
     pytest.param(solve_spec(Loss.SQUARED, k=17, micro_batch=1, solve=Solve(0.0, 2, 3)), id="squared-B1"),
-    pytest.param(make_spec(Loss.BPR, negatives=2, history=History(16), counts=Counts(16, 5)), id="bpr-counts"),
+    pytest.param(
+        make_spec(Loss.BPR, negatives=2, history=History(16), counts=Counts(16, 5)), id="bpr-counts"
+    ),
     pytest.param(make_spec(Loss.LOGISTIC, micro_batch=8, history=History(16, 32)), id="logistic-history"),
 ]
 
@@ -161,7 +165,9 @@ def test_visits_counts_and_rings_by_hand() -> None:
         counted = {
             (row, int(follower)): float(count)
             for row in range(3)
-            for follower, count in zip(items["neighbor_rows"][row], items["neighbor_counts"][row], strict=True)
+            for follower, count in zip(
+                items["neighbor_rows"][row], items["neighbor_counts"][row], strict=True
+            )
             if count > 0
         }
         assert counted == {
@@ -183,7 +189,9 @@ def test_a_frequent_newcomer_replaces_the_weakest_follower() -> None:
     for n in range(3):
         push(model, [5000 + n] * 2, [0, 99])
     items = model.sections(ITEMS, model.published[ITEMS])
-    followers = dict(zip(items["neighbor_rows"][0].tolist(), items["neighbor_counts"][0].tolist(), strict=True))
+    followers = dict(
+        zip(items["neighbor_rows"][0].tolist(), items["neighbor_counts"][0].tolist(), strict=True)
+    )
     newcomer = int(model.items.find(np.array([99], np.uint64), model.published[ITEMS])[0])
     assert newcomer in followers
     assert 2 not in followers
@@ -193,7 +201,9 @@ def test_a_frequent_newcomer_replaces_the_weakest_follower() -> None:
 def test_decays_halve_after_a_half_life() -> None:
     assert (decays(0.0) == 1.0).all()
     for half_life in (0.5, 1.0, 8.0, 30.0):
-        assert decays(half_life)[int(max(1, half_life))] == pytest.approx(0.5 ** (max(1, half_life) / half_life), rel=1e-5)
+        assert decays(half_life)[int(max(1, half_life))] == pytest.approx(
+            0.5 ** (max(1, half_life) / half_life), rel=1e-5
+        )
 
 
 # ---------------------------------------------------------------- reads
@@ -238,7 +248,9 @@ def test_reads_of_reference_and_cpu_agree_and_change_nothing() -> None:
             push_random(model, rng, 40)
         before = copy_state(model)
         with model.pin() as pin:
-            answers.append(PersonReader(spec).read(pin, np.arange(5, dtype=np.uint32), model.published[ITEMS]))
+            answers.append(
+                PersonReader(spec).read(pin, np.arange(5, dtype=np.uint32), model.published[ITEMS])
+            )
         assert unlike(copy_state(model), before) == []
     one, other = answers
     assert one.factors.tobytes() == other.factors.tobytes()

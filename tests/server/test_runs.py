@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from livefactor import columns as wire
 from livefactor_kernels.backend import state_sections
-from livefactor_kernels.spec import FactorDtype, Limits, Loss, ModelSpec, Optimizer, OptimizerKind
+from livefactor_kernels.spec import (
+    Counts,
+    EventType,
+    FactorDtype,
+    History,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Rule,
+    Solve,
+)
 from livefactor_server import decode
 from livefactor_server.changes import NO_REJECTS, AvailabilityChange, Change, OpenProducerChange
 from livefactor_server.log import Kind
@@ -97,7 +109,38 @@ def test_any_grouping_gives_the_same_state(
         k=16, loss=loss, negatives=negatives, micro_batch=micro_batch, seed=7, l2=0.01, limits=SMALL,
         optimizer=Optimizer(kind, 0.1, 0.05, 0.1, 1e-6), factor_dtype=dtype,
     ).check()  # fmt: skip
-    drawn = data.draw(st.lists(changes(loss == Loss.SQUARED), min_size=1, max_size=8))
+    _assert_grouping_is_nothing(spec, data)
+
+
+HISTORY = {"k": 16, "seed": 7, "l2": 0.01, "limits": SMALL, "history": History(16, 16, 1.0)}
+COUNTS = Counts(16, 4, 2.0)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ModelSpec(
+            loss=Loss.IMPLICIT,
+            rule=Rule.SOLVE,
+            solve=Solve(0.5, 2, 2),
+            micro_batch=3,
+            counts=COUNTS,
+            **HISTORY,
+        ),
+        ModelSpec(loss=Loss.SQUARED, rule=Rule.SOLVE, solve=Solve(0.0, 2, 2), bias_l2=0.1, **HISTORY),
+        ModelSpec(loss=Loss.BPR, negatives=2, counts=COUNTS, event_types=(EventType(0, 0.5),), **HISTORY),
+        ModelSpec(loss=Loss.LOGISTIC, counts=COUNTS, event_types=(EventType(0, 2.0, True),), **HISTORY),
+    ],
+    ids=["solve", "solve-ratings", "bpr", "logistic"],
+)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_any_grouping_gives_the_same_state_with_histories(spec: ModelSpec, data: st.DataObject) -> None:
+    _assert_grouping_is_nothing(spec.check(), data)
+
+
+def _assert_grouping_is_nothing(spec: ModelSpec, data: st.DataObject) -> None:
+    drawn = data.draw(st.lists(changes(spec.loss == Loss.SQUARED), min_size=1, max_size=8))
     stream: list[Change] = [OpenProducerChange(), *drawn]
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=4)))
     together = run(spec, "cpu", stream, cuts)

@@ -9,6 +9,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import livefactor.v1.judging_pb2
 import livefactor.v1.updates_pb2
 import sys
 import typing
@@ -516,6 +517,8 @@ class ModelDescription(google.protobuf.message.Message):
     MEMORY_BYTES_FIELD_NUMBER: builtins.int
     WRITABLE_FIELD_NUMBER: builtins.int
     ROOT_HASH_FIELD_NUMBER: builtins.int
+    JUDGEMENT_FIELD_NUMBER: builtins.int
+    HOLD_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -537,6 +540,14 @@ class ModelDescription(google.protobuf.message.Message):
     def spec(self) -> global___ModelSpec:
         """Complete."""
 
+    @property
+    def judgement(self) -> livefactor.v1.judging_pb2.Judgement:
+        """How good the live model is. Absent from lists, and where nothing is judged."""
+
+    @property
+    def hold(self) -> livefactor.v1.judging_pb2.Hold:
+        """Absent: updates are not on hold."""
+
     def __init__(
         self,
         *,
@@ -552,9 +563,11 @@ class ModelDescription(google.protobuf.message.Message):
         memory_bytes: builtins.int = ...,
         writable: builtins.bool = ...,
         root_hash: builtins.bytes = ...,
+        judgement: livefactor.v1.judging_pb2.Judgement | None = ...,
+        hold: livefactor.v1.judging_pb2.Hold | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["position", b"position", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["backend", b"backend", "events", b"events", "items", b"items", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["backend", b"backend", "events", b"events", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
 
 global___ModelDescription = ModelDescription
 
@@ -684,3 +697,35 @@ class RestoreSnapshotResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["description", b"description"]) -> None: ...
 
 global___RestoreSnapshotResponse = RestoreSnapshotResponse
+
+@typing.final
+class ReleaseHoldRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model"]) -> None: ...
+
+global___ReleaseHoldRequest = ReleaseHoldRequest
+
+@typing.final
+class ReleaseHoldResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    @property
+    def description(self) -> global___ModelDescription: ...
+    def __init__(
+        self,
+        *,
+        description: global___ModelDescription | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["description", b"description"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description"]) -> None: ...
+
+global___ReleaseHoldResponse = ReleaseHoldResponse

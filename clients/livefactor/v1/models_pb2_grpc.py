@@ -59,6 +59,11 @@ class ModelServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_models__pb2.RestoreSnapshotRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_models__pb2.RestoreSnapshotResponse.FromString,
                 _registered_method=True)
+        self.ReleaseHold = channel.unary_unary(
+                '/livefactor.v1.ModelService/ReleaseHold',
+                request_serializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -98,6 +103,13 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseHold(self, request, context):
+        """Ends a hold of updates; what comes next counts as normal. FAILED_PRECONDITION: there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +137,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.RestoreSnapshot,
                     request_deserializer=livefactor_dot_v1_dot_models__pb2.RestoreSnapshotRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_models__pb2.RestoreSnapshotResponse.SerializeToString,
+            ),
+            'ReleaseHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHold,
+                    request_deserializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -262,6 +279,33 @@ class ModelService(object):
             '/livefactor.v1.ModelService/RestoreSnapshot',
             livefactor_dot_v1_dot_models__pb2.RestoreSnapshotRequest.SerializeToString,
             livefactor_dot_v1_dot_models__pb2.RestoreSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livefactor.v1.ModelService/ReleaseHold',
+            livefactor_dot_v1_dot_models__pb2.ReleaseHoldRequest.SerializeToString,
+            livefactor_dot_v1_dot_models__pb2.ReleaseHoldResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,12 @@ class ModelServiceStub:
     FAILED_PRECONDITION: the snapshot does not verify.
     """
 
+    ReleaseHold: grpc.UnaryUnaryMultiCallable[
+        livefactor.v1.models_pb2.ReleaseHoldRequest,
+        livefactor.v1.models_pb2.ReleaseHoldResponse,
+    ]
+    """Ends a hold of updates; what comes next counts as normal. FAILED_PRECONDITION: there is none."""
+
 class ModelServiceAsyncStub:
     CreateModel: grpc.aio.UnaryUnaryMultiCallable[
         livefactor.v1.models_pb2.CreateModelRequest,
@@ -79,6 +85,12 @@ class ModelServiceAsyncStub:
     """Makes a new model (new lineage) whose state is a snapshot's, verified before it is served. Revisions go on from the snapshot's.
     FAILED_PRECONDITION: the snapshot does not verify.
     """
+
+    ReleaseHold: grpc.aio.UnaryUnaryMultiCallable[
+        livefactor.v1.models_pb2.ReleaseHoldRequest,
+        livefactor.v1.models_pb2.ReleaseHoldResponse,
+    ]
+    """Ends a hold of updates; what comes next counts as normal. FAILED_PRECONDITION: there is none."""
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -120,5 +132,13 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """Makes a new model (new lineage) whose state is a snapshot's, verified before it is served. Revisions go on from the snapshot's.
         FAILED_PRECONDITION: the snapshot does not verify.
         """
+
+    @abc.abstractmethod
+    def ReleaseHold(
+        self,
+        request: livefactor.v1.models_pb2.ReleaseHoldRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[livefactor.v1.models_pb2.ReleaseHoldResponse, collections.abc.Awaitable[livefactor.v1.models_pb2.ReleaseHoldResponse]]:
+        """Ends a hold of updates; what comes next counts as normal. FAILED_PRECONDITION: there is none."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

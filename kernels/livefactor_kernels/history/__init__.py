@@ -25,6 +25,7 @@ weakest follower down before it replaces it (after Misra, Gries, Sci. Comput. Pr
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
+from functools import cache
 
 import numpy as np
 
@@ -53,7 +54,11 @@ def row_sections(spec: ModelSpec, side: int) -> Sections:
             "seen_weights": ((length,), "float32"),
         }
     if side == USERS:
-        sections |= {"seen_visits": ((length,), "uint32"), "visits": ((), "uint32"), "last_time": ((), "int64")}
+        sections |= {
+            "seen_visits": ((length,), "uint32"),
+            "visits": ((), "uint32"),
+            "last_time": ((), "int64"),
+        }
     sections["seen_count"] = ((), "uint32")
     if side != USERS and spec.counts.neighbors:
         wide = (spec.counts.neighbors,)
@@ -61,6 +66,7 @@ def row_sections(spec: ModelSpec, side: int) -> Sections:
     return sections
 
 
+@cache
 def decays(half_life: float) -> np.ndarray:
     """float32[DECAY_STEPS]: what is left after so many visits; ones for a half-life of 0.
 

@@ -26,20 +26,19 @@ _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
 class Ring(NamedTuple):
-    """One side's ring: rows uint32[cap, H], values, weights float32[cap, H], count uint32[cap]; H may be 0."""
+    """One side's ring: rows uint32[cap, H], values, weights float32[cap, H], seen uint32[cap]: events so far; H may be 0."""
 
     rows: np.ndarray
     values: np.ndarray
     weights: np.ndarray
-    count: np.ndarray
+    seen: np.ndarray
 
     @staticmethod
     def of(table: Table) -> Ring:
         """A table's ring (its arrays never move)."""
         arrays = table.history
-        rows = arrays.get("seen_rows", _NO_ROWS)
-        rings = (arrays.get(name, _NO_FLOATS) for name in ("seen_values", "seen_weights"))
-        return Ring(rows, *rings, arrays["seen_count"])
+        values, weights = (arrays.get(name, _NO_FLOATS) for name in ("seen_values", "seen_weights"))
+        return Ring(arrays.get("seen_rows", _NO_ROWS), values, weights, arrays["seen_count"])
 
 
 class Visits(NamedTuple):
@@ -64,11 +63,11 @@ class Followers(NamedTuple):
 @njit(cache=True, nogil=True, error_model="numpy")
 def _place_of(words: Any, word: Any) -> Any:
     """The first place of a word (uint64) among uint32[m], m a multiple of 16; m if there is none."""
-    first = address_of(words)
+    first: Any = address_of(words)
     for start in range(_0, np.uint64(words.size), _16):
         hits = match16(first, word, start * _4)
         if hits:
-            place = start
+            place: Any = start
             while not hits & _1:
                 hits >>= _1
                 place += _1
@@ -78,7 +77,7 @@ def _place_of(words: Any, word: Any) -> Any:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _least(words: Any) -> Any:
-    least = np.uint32(0xFFFFFFFF)
+    least: Any = np.uint32(0xFFFFFFFF)
     for place in range(np.uint64(words.size)):
         least = min(least, words[place])
     return least
@@ -134,7 +133,7 @@ def _count(
     ring: Any, visits: Any, followers: Any, additions: Any, size: Any, user: Any, item: Any, weight: Any
 ) -> Any:
     """List an event's additions after `size` others; returns how many there are then."""
-    length, seen = np.uint64(ring.rows.shape[1]), np.uint64(ring.count[user])
+    length, seen = np.uint64(ring.rows.shape[1]), np.uint64(ring.seen[user])
     now = np.uint64(visits.now[user])
     for back in range(_1, min(min(seen, followers.span), length) + _1):
         place = (seen - back) % length
@@ -155,12 +154,12 @@ def _count(
 def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
     """Append to a row's ring; returns the place (0 of an empty ring)."""
     length = np.uint64(ring.rows.shape[1])
-    place = np.uint64(ring.count[row]) % length if length else _0
+    place = np.uint64(ring.seen[row]) % length if length else _0
     if length:
         ring.rows[row, place] = other
         ring.values[row, place] = value
         ring.weights[row, place] = weight
-    ring.count[row] += np.uint32(1)
+    ring.seen[row] += np.uint32(1)
     return place
 
 
@@ -238,7 +237,7 @@ class Recorder:
             return np.empty(0, np.uint32)
         users = np.unique(update.user_rows)
         length = self.users.rows.shape[1]
-        seen = self.users.count[users].astype(np.int64)[:, None]
+        seen = self.users.seen[users].astype(np.int64)[:, None]
         back = np.arange(1, min(self._counts.span, length) + 1)
         recent = self.users.rows[users[:, None], (seen - back) % length]
         return np.ascontiguousarray(recent[back <= seen])

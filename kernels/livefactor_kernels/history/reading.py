@@ -15,6 +15,7 @@ A user may come with events of its own: they stand in the place of its history.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -39,11 +40,22 @@ class Source(Protocol):
     """What is read from: a pin, or a backend whose gate is held."""
 
     @property
-    def mean(self) -> np.float32: ...
+    def mean(self) -> np.float32:
+        """The global mean."""
+        ...
+
     @property
-    def gram(self) -> np.ndarray: ...
-    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
-    def read(self, side: int, rows: np.ndarray, names: Any) -> dict[str, np.ndarray]: ...
+    def gram(self) -> np.ndarray:
+        """As `backend.Backend.gram`."""
+        ...
+
+    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `backend.Backend.gather`."""
+        ...
+
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `backend.Backend.read`."""
+        ...
 
 
 class Events(NamedTuple):
@@ -105,7 +117,14 @@ class Persons:
         )
 
     def _merged(
-        self, pin: Pin, keys: np.ndarray, k: int, user: int, rows: np.ndarray, common: np.ndarray, own: np.ndarray
+        self,
+        pin: Pin,
+        keys: np.ndarray,
+        k: int,
+        user: int,
+        rows: np.ndarray,
+        common: np.ndarray,
+        own: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         followers = self.followers[user][0]
         followers = followers[~np.isin(followers, common) & ~np.isin(followers, own)]
@@ -119,7 +138,7 @@ class Persons:
 
 
 class PersonReader:
-    """Reads users of a model whose spec has histories. Any thread may call it."""
+    """Reads users of a model: with histories as they are folded in, else their rows. Any thread may call it."""
 
     def __init__(self, spec: ModelSpec) -> None:
         """Computes decays; kernels are compiled by the first read."""
@@ -132,6 +151,8 @@ class PersonReader:
         """The users of rows uint32[n] (or `NO_ROW`); item_count: items of the model. own: events that stand in the place
         of a user's history."""
         factors, bias = source.gather(USERS, user_rows)
+        if not self._spec.history.users:
+            return Persons(factors, bias, [], [])
         events = self._events(source, user_rows)
         if own is not None:
             events = [given if given is not None else kept for given, kept in zip(own, events, strict=True)]
@@ -150,19 +171,19 @@ class PersonReader:
 
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
-        rings = (sections[name] for name in _USER_SECTIONS[:4])
         return [
-            self._ordered(*ring, int(sections["seen_count"][n]), int(sections["visits"][n]))
-            for n, ring in enumerate(zip(*rings, strict=True))
+            self._ordered({name: section[n] for name, section in sections.items()})
+            for n in range(len(user_rows))
         ]
 
-    def _ordered(
-        self, rows: np.ndarray, values: np.ndarray, weights: np.ndarray, visits: np.ndarray, count: int, now: int
-    ) -> Events:
-        length = len(rows)
+    def _ordered(self, user: dict[str, np.ndarray]) -> Events:
+        count, length = int(user["seen_count"]), len(user["seen_rows"])
         order = np.arange(max(0, count - length), count) % length
-        ages = np.clip(now - visits[order].astype(np.int64), 0, DECAY_STEPS - 1)
-        return Events(rows[order], values[order], weights[order] * self._decay[ages])
+        ages = int(user["visits"]) - user["seen_visits"][order].astype(np.int64)
+        decay = self._decay[np.clip(ages, 0, DECAY_STEPS - 1)]
+        return Events(
+            user["seen_rows"][order], user["seen_values"][order], user["seen_weights"][order] * decay
+        )
 
     def _fold(
         self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int
@@ -214,7 +235,10 @@ class PersonReader:
 
 
 _NO_RING = Ring(
-    np.empty((0, 0), np.uint32), np.empty((0, 0), np.float32), np.empty((0, 0), np.float32), np.empty(0, np.uint32)
+    np.empty((0, 0), np.uint32),
+    np.empty((0, 0), np.float32),
+    np.empty((0, 0), np.float32),
+    np.empty(0, np.uint32),
 )
 
 

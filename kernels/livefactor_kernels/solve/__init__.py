@@ -54,9 +54,16 @@ class SolveRates(NamedTuple):
     @staticmethod
     def of(spec: ModelSpec) -> SolveRates:
         """Rates of a spec."""
-        reals = (np.float32(x) for x in (spec.solve.unobserved, spec.l2, spec.bias_l2, spec.limits.factor_max))
-        wholes = (np.uint64(n) for n in (spec.solve.sweeps, spec.solve.item_events, spec.k))
-        return SolveRates(*reals, *wholes, spec.loss == Loss.SQUARED)
+        return SolveRates(
+            np.float32(spec.solve.unobserved),
+            np.float32(spec.l2),
+            np.float32(spec.bias_l2),
+            np.float32(spec.limits.factor_max),
+            np.uint64(spec.solve.sweeps),
+            np.uint64(spec.solve.item_events),
+            np.uint64(spec.k),
+            spec.loss == Loss.SQUARED,
+        )
 
 
 def width(spec: ModelSpec) -> int:

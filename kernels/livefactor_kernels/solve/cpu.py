@@ -183,10 +183,9 @@ def livefactor_fold_kernel(
         store16(right, broadcast(_F0), c * VECTOR_BYTES)
     for j in range(events):
         other = np.uint64(rows[j])
+        target = _F1 if values[j] > _F0 else _F0
         if rates.has_bias:
             target = (values[j] - mean) - others.bias[other]
-        else:
-            target = _F1 if values[j] > _F0 else _F0
         _gather_event(scratch, j, others, other, weights[j], target, rates)
         total += weights[j]
     _build(scratch, events, total, count, kp, rates)
@@ -209,7 +208,7 @@ def _distinct(rows: Any, start: Any, stop: Any, ring: Any, touched: Any) -> Any:
         touched.times[row] += np.uint32(1)
     for i in range(found):
         row = np.uint64(touched.rows[i])
-        touched.before[i] = ring.count[row] - touched.times[row]
+        touched.before[i] = ring.seen[row] - touched.times[row]
         touched.times[row] = np.uint32(0)
     return found
 
@@ -219,7 +218,7 @@ def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
     """Only those of the first `found` rows that are due; returns how many."""
     due = _0
     for i in range(found):
-        before, after = np.uint64(touched.before[i]), np.uint64(ring.count[np.uint64(touched.rows[i])])
+        before, after = np.uint64(touched.before[i]), np.uint64(ring.seen[np.uint64(touched.rows[i])])
         if before < period or before // period < after // period:
             touched.rows[due], touched.before[due] = touched.rows[i], touched.before[i]
             due += _1
@@ -228,14 +227,22 @@ def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def livefactor_solve_kernel(
-    own: Any, others: Any, touched: Any, first: Any, last: Any, mean: Any, count: Any, scratch: Any, rates: Any
+    own: Any,
+    others: Any,
+    touched: Any,
+    first: Any,
+    last: Any,
+    mean: Any,
+    count: Any,
+    scratch: Any,
+    rates: Any,
 ) -> None:
     """Solve the touched rows [first, last); their old factors go to touched.old, zeros before a row's first event."""
     kp, ring = np.uint64(own.factors.shape[1]), own.ring
     length = np.uint64(ring.rows.shape[1])
     for i in range(first, last):
         row = np.uint64(touched.rows[i])
-        events = min(np.uint64(ring.count[row]), length)
+        events = min(np.uint64(ring.seen[row]), length)
         livefactor_fold_kernel(
             own, row, others, events, ring.rows[row], ring.values[row], ring.weights[row], mean, count, scratch,
             rates.sweeps, rates,
@@ -322,6 +329,8 @@ class Solver:
         if rates.unobserved > 0:
             _weigh(self.gram[1 - side], rates.unobserved, self._scratch.everywhere)
         mean = np.float32(scalar.mean_of(int(self._mean_state[0]), int(self._mean_state[1])))
-        livefactor_solve_kernel(own, others, touched, _0, found, mean, np.float32(count), self._scratch, rates)
+        livefactor_solve_kernel(
+            own, others, touched, _0, found, mean, np.float32(count), self._scratch, rates
+        )
         if rates.unobserved > 0:
             livefactor_gram_kernel(own, touched, found, self.gram[side], rates.k)

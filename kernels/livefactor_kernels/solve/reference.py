@@ -11,7 +11,7 @@ from ..history.reference import Recorder
 from ..lanes import clamp
 from ..tables import ITEMS, USERS
 from ..update import Update
-from . import RIDGE_MIN, SolveRates, width
+from . import RIDGE_MIN, SolveRates
 
 if TYPE_CHECKING:
     from ..reference import ReferenceModel, ReferenceTable

@@ -43,7 +43,7 @@ class EventFile:
     def digest(self) -> str:
         """Of what is learned: two files with the same digest give the same trials."""
         stream, sha = self.stream, hashlib.sha256()
-        for column in (stream.user_keys, stream.item_keys, stream.values, stream.weights):
+        for column in (stream.user_keys, stream.item_keys, stream.values, stream.weights, stream.times):
             sha.update(b"-" if column is None else column.tobytes())
         return sha.hexdigest()
 
@@ -115,7 +115,8 @@ def read_events(
     users, items = columns["user_ids"][order], columns["item_ids"][order]
     values = columns["values"][order] if "values" in names else np.ones(read, np.float32)
     weights = columns["weights"][order] if "weights" in names else None
-    return EventFile(Stream(users, items, values, weights), names, np.concatenate(places)[order], unit)
+    times = columns["times"][order] if "times" in names else None
+    return EventFile(Stream(users, items, values, weights, times), names, np.concatenate(places)[order], unit)
 
 
 def _columns(have: list[str], given: dict[str, str]) -> dict[str, str]:

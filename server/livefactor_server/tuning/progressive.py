@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.backend import Backend, Update, create_backend
+from livefactor_kernels.history.reading import PersonReader
 from livefactor_kernels.spec import ModelSpec
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 
@@ -28,20 +29,21 @@ HALF_LIFE_EVENTS = 20_000
 @dataclass(frozen=True, slots=True)
 class Stream:
     """Events in time order: user_keys, item_keys uint64[n]; values float32[n], ones if they have none; weights
-    float32[n], or None for all 1."""
+    float32[n], or None for all 1; times int64[n], microseconds, or None if they are not known."""
 
     user_keys: np.ndarray
     item_keys: np.ndarray
     values: np.ndarray
     weights: np.ndarray | None = None
+    times: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.user_keys.size
 
     def head(self, events: int) -> Stream:
         """The first `events` events."""
-        weights = None if self.weights is None else self.weights[:events]
-        return Stream(self.user_keys[:events], self.item_keys[:events], self.values[:events], weights)
+        weights, times = (None if c is None else c[:events] for c in (self.weights, self.times))
+        return Stream(self.user_keys[:events], self.item_keys[:events], self.values[:events], weights, times)
 
 
 def batches(events: int, size: int) -> list[slice]:
@@ -77,10 +79,10 @@ def judge_then_learn(
         judged = np.empty(0)
         if chosen.size:
             judged = judge(model, user_rows[chosen], item_rows[chosen], values[chosen])
-        weights = None if stream.weights is None else stream.weights[part]
+        weights, times = (None if c is None else c[part] for c in (stream.weights, stream.times))
         counts = model.users.allocated, model.items.allocated
         started = time.thread_time()
-        model.apply(Update(revision, user_rows, item_rows, values, weights, *counts))
+        model.apply(Update(revision, user_rows, item_rows, values, weights, *counts, times))
         yield Step(part.stop, judged, seconds + time.thread_time() - started)
 
 
@@ -97,8 +99,10 @@ def ranks(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.nd
 
 def _lists(model: Backend, user_rows: np.ndarray) -> np.ndarray:
     """The users' best item rows, uint32[users, TOP]; NO_ROW where there are fewer."""
+    none, no_offsets = np.empty(0, np.uint32), np.zeros(user_rows.size + 1, np.int64)
     with model.pin() as pin:
-        rows, _, offsets = pin.top_k(*pin.gather(USERS, user_rows), TOP)
+        persons = PersonReader(model.spec).read(pin, user_rows, pin.counts[ITEMS])
+        rows, _, offsets = persons.top_k(pin, model.items.keys, TOP, none, none, no_offsets)
     lists = np.full((user_rows.size, TOP), NO_ROW, np.uint32)
     for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
         lists[user, : stop - start] = rows[start:stop]
@@ -107,10 +111,14 @@ def _lists(model: Backend, user_rows: np.ndarray) -> np.ndarray:
 
 def predictions(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
     """The scores float64[n] of users with items; what is unknown is a row of zeros."""
-    (x, user_bias), (y, item_bias) = (
-        model.gather(side, np.where(rows < model.published[side], rows, NO_ROW).astype(np.uint32))
+    known_users, known_items = (
+        np.where(rows < model.published[side], rows, NO_ROW).astype(np.uint32)
         for side, rows in ((USERS, user_rows), (ITEMS, item_rows))
     )
+    users, place = np.unique(known_users, return_inverse=True)
+    persons = PersonReader(model.spec).read(model, users, model.published[ITEMS])
+    x, user_bias = persons.factors[place], persons.bias[place]
+    y, item_bias = model.gather(ITEMS, known_items)
     dots = np.einsum("ij,ij->i", x.astype(np.float64), y.astype(np.float64))
     return model.mean + user_bias.astype(np.float64) + item_bias + dots  # type: ignore[no-any-return]
 

@@ -1,0 +1,261 @@
+"""Test, then learn: `Judge.before` reads what is judged of a run before the model learns it, `Judge.after` concludes.
+
+A judged event is scored at the state before its run, which is the state before its record wherever records are applied one by
+one (large records, light load, replay), and at most `engine.RUN_WORK_MAX` of work earlier where many small ones come at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from livefactor_kernels.spec import Loss
+from livefactor_server.changes import InteractionsChange
+from livefactor_server.judging import choice, drift, metrics, report, scoring
+from livefactor_server.judging.bounds import Bounds
+from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity
+from livefactor_server.judging.report import Event, Report
+from livefactor_server.judging.scoring import Best, Read, Reading, Sample
+from livefactor_server.judging.windows import Window
+from livefactor_server.state import Logged, ModelState
+
+SAMPLED_ITEMS = 100
+"""Items drawn, with replacement, for an event to be ranked among."""
+RANKED_ROWS_PER_RECORD = 8_000
+"""Item rows that ranking among all items may score for a judged record, on average: with more items fewer events are ranked."""
+EVENTS_KEPT = 16
+LOTS_AHEAD = 1024
+DRIFT = "drift"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSettings:
+    """How much is judged, and what figures are computed over.
+
+    record_share: of the records, judged; 0 judges nothing. events_per_record_max: events of such a record that are judged at
+    most. sampled_share, ranked_share: of those, ranked among drawn items, and among all (fewer if
+    `RANKED_ROWS_PER_RECORD` binds). window_events, half_life_events: of figures, in events judged.
+    popularity_half_life_events: of decayed most-popular, in events learned.
+    """
+
+    record_share: float = 0.015625
+    events_per_record_max: int = 64
+    sampled_share: float = 0.25
+    ranked_share: float = 0.125
+    window_events: int = 10_000
+    half_life_events: int = 2_000
+    popularity_half_life_events: int = 20_000
+
+
+class _Pending(NamedTuple):
+    """What was read of a run, before it was learned."""
+
+    revision: int
+    sample: Sample
+    negatives: np.ndarray
+    candidates: np.ndarray
+    ranked: np.ndarray
+    read: Read
+    asked: Sample
+    best: Best | None
+
+
+class Judge:
+    """Judges one model. One thread calls `before` and `after`, in turns; any may call `report` and `restart_bounds`.
+
+    reading: gives the backend's lock for short reads (the gate); a replay needs none.
+    """
+
+    def __init__(self, state: ModelState, settings: JudgeSettings, reading: Reading = nullcontext) -> None:
+        compile_kernels()
+        spec = state.spec
+        self._backend, self._spec, self._settings, self._reading = state.backend, spec, settings, reading
+        self._ranks = spec.loss != Loss.SQUARED
+        sizes = settings.window_events, settings.half_life_events
+        self._losses = Window(report.LOSS_COLUMNS[Loss(spec.loss)], *sizes)
+        self._drawn, self._full = (Window(report.RANK_COLUMNS, *sizes) for _ in range(2))
+        self._popularity = Popularity(not self._ranks, settings.popularity_half_life_events)
+        self._bounds = Bounds(spec.limits.factor_max, spec.k)
+        self._loss_drift = drift.LossDrift() if drift.available() else None
+        self._hit_drift = drift.HitDrift() if drift.available() and self._ranks else None
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._since = self._revision = state.revision
+        self._good_revision = 0
+        self._lock = threading.Lock()
+        self._lots_from, self._lots = -LOTS_AHEAD, frozenset[int]()
+        self._records: list[Logged] = []
+        self._pending: _Pending | None = None
+
+    @property
+    def good_revision(self) -> int:
+        """The newest revision whose figures were within all bounds, 0 if none was looked at."""
+        return self._good_revision
+
+    def before(self, records: Sequence[Logged]) -> None:
+        """Read what is judged of consecutive records that the model is about to learn."""
+        self._records = [record for record in records if record.placed is not None and record.change.rows]
+        self._pending = None
+        if not self._records:
+            return
+        picked = [record for record in self._records if self._is_judged(record.header.revision)]
+        if picked:
+            revisions = np.array([record.header.revision for record in picked], np.uint64)
+            sizes = np.array([record.change.rows for record in picked], np.int64)
+            most = self._settings.events_per_record_max
+            chosen = choice.choose(self._spec.seed, revisions, sizes, most)
+            self._pending = self._read(scoring.sample_of(picked, chosen))
+
+    def _is_judged(self, revision: int) -> bool:
+        """By the record's lot; lots are drawn ahead, many at once."""
+        if not self._lots_from <= revision < self._lots_from + LOTS_AHEAD:
+            revisions = np.arange(revision, revision + LOTS_AHEAD, dtype=np.uint64)
+            judged = choice.judged_records(self._spec.seed, self._settings.record_share, revisions)
+            self._lots_from, self._lots = revision, frozenset(revisions[judged].tolist())
+        return revision in self._lots
+
+    def _read(self, sample: Sample) -> _Pending:
+        settings = self._settings
+        judgeable = (sample.values > 0) & (sample.item_counts > 1) & self._ranks
+        ranked = judgeable & (sample.lots[:, 0] < settings.sampled_share)
+        negatives = self._draw(choice.NEGATIVE_DOMAIN, sample, self._spec.negatives if self._ranks else 0)
+        candidates = self._draw(choice.CANDIDATE_DOMAIN, sample.where(ranked), SAMPLED_ITEMS)
+        read = scoring.read(self._backend, self._reading, sample, ranked, negatives, candidates)
+        scans = RANKED_ROWS_PER_RECORD / (sample.item_counts * sample.companions)
+        asked = sample.where(judgeable & (sample.lots[:, 1] < np.minimum(settings.ranked_share, scans)))
+        best = scoring.best_items(self._backend, self._reading, asked) if len(asked.events) else None
+        return _Pending(self._backend.revision, sample, negatives, candidates, ranked, read, asked, best)
+
+    def after(self) -> list[Event]:
+        """Judge what `before` read, then count its records for most-popular. What was noticed."""
+        if not self._records:
+            return []
+        noticed = self._conclude(self._pending) if self._pending is not None else []
+        for record in self._records:
+            change, placed = record.change, record.placed
+            assert isinstance(change, InteractionsChange) and placed is not None
+            values = None if self._spec.loss == Loss.BPR else change.columns.values
+            self._popularity.count(placed.item_rows, values)
+        self._records, self._pending = [], None
+        return noticed
+
+    def _conclude(self, pending: _Pending) -> list[Event]:
+        _, sample, negatives, candidates, ranked, read, asked, best = pending
+        self._popularity.settle(int(sample.item_counts.max()))
+        rows, there = self._loss_rows(sample, read, negatives)
+        drawn = scoring.ranks_among_drawn(
+            read, ranked, sample.item_rows[ranked], candidates, self._popularity
+        )
+        with self._lock:
+            self._revision = pending.revision
+            self._losses.push(rows[there], sample.types[there])
+            self._drawn.push(drawn, sample.types[ranked])
+            if best is not None:
+                self._full.push(scoring.ranks_among_all(best, asked, self._popularity), asked.types)
+            noticed = self._notice(rows[there, 0], drawn[:, 0], read)
+            self._events.extend(noticed)
+        return noticed
+
+    def _draw(self, domain: int, sample: Sample, width: int) -> np.ndarray:
+        return choice.draw(
+            self._spec.seed,
+            domain,
+            sample.revisions,
+            sample.events,
+            sample.item_rows,
+            sample.item_counts,
+            width,
+        )
+
+    def _loss_rows(self, sample: Sample, read: Read, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(rows of the window of losses float64[m, columns], which of them have a loss bool[m])."""
+        loss, popularity, weights = Loss(self._spec.loss), self._popularity, sample.weights
+        alone = sample.item_counts < 2
+        everywhere = np.ones(len(sample.events), bool)
+        if loss == Loss.SQUARED:
+            floors = [popularity.scores(which, sample.item_rows) for which in (PLAIN, DECAYED)]
+            errors = [(scores - sample.values) ** 2 for scores in (read.own.astype(np.float64), *floors)]
+            return np.column_stack(
+                (metrics.squared_loss(read.own, sample.values, weights), *errors)
+            ), everywhere
+        if loss == Loss.IMPLICIT:
+            targets = (sample.values > 0).astype(np.float64)
+            return metrics.squared_loss(read.own, targets, weights)[:, None], everywhere
+        if loss == Loss.BPR:
+            return metrics.bpr_loss(read.own, read.negatives, weights)[:, None], ~alone
+        losses = metrics.logistic_loss(read.own, sample.values, read.negatives, ~alone, weights)
+        own = [read.own, *(popularity.scores(which, sample.item_rows) for which in (PLAIN, DECAYED))]
+        if negatives.shape[1]:
+            others = [
+                read.negatives[:, 0],
+                *(popularity.scores(which, negatives[:, 0]) for which in (PLAIN, DECAYED)),
+            ]
+            took = (sample.values > 0) & ~alone
+            others = [np.where(took, scores, np.nan) for scores in others]
+        else:
+            others = [np.full(len(own[0]), np.nan)] * 3
+        return np.column_stack((losses, sample.values > 0, *own, *others)), everywhere
+
+    def _notice(self, losses: np.ndarray, drawn_ranks: np.ndarray, read: Read) -> list[Event]:
+        found: list[tuple[str, str, float, float]] = []
+        hits = metrics.recall_at(scoring.RANKED_AT, drawn_ranks)
+        for metric, detector, series in (
+            ("loss", self._loss_drift, losses),
+            (f"sampled_recall@{scoring.RANKED_AT}", self._hit_drift, hits),
+        ):
+            change = detector.push(series) if detector is not None else None
+            if change is not None:
+                found.append((DRIFT, metric, *change))
+        ended, alarms = self._bounds.push(losses, read.factors)
+        found += alarms
+        if ended and not self._bounds.passed:
+            self._good_revision = self._revision
+        now = time.time_ns() // 1000
+        return [Event(kind, metric, self._revision, now, old, new) for kind, metric, old, new in found]
+
+    def restart_bounds(self) -> None:
+        """What comes next is what is normal: after an operator has looked at a warning."""
+        with self._lock:
+            self._bounds.restart()
+
+    def report(self) -> Report:
+        """What was found so far. `before` and `after` wait for copies alone, not for the figures."""
+        settings, loss = self._settings, Loss(self._spec.loss)
+        with self._lock:
+            losses, drawn, full = (window.rows() for window in (self._losses, self._drawn, self._full))
+            found = Report(
+                self._since,
+                self._revision,
+                self._losses.pushed,
+                (self._drawn.pushed, self._full.pushed),
+                (),
+                tuple(self._events),
+                self._good_revision,
+                self._bounds.row_norm,
+                self._bounds.clamped_share,
+                self._loss_drift is not None,
+            )
+        sizes = settings.window_events, settings.half_life_events
+        return replace(found, figures=tuple(report.figures(loss, losses, drawn, full, *sizes)))
+
+
+@cache
+def compile_kernels() -> None:
+    """Compile the judge's kernels, or load them from Numba's cache: no first record waits for it then."""
+    rows = np.zeros(1, np.uint32)
+    one = np.ones(1, np.uint64)
+    choice.judged_records(0, 1.0, one)
+    choice.choose(0, one, np.ones(1, np.int64), 1)
+    choice.draw(0, choice.CANDIDATE_DOMAIN, one, np.zeros(1, np.int64), rows, one, 1)
+    scoring.compile_kernels()
+    for means in (False, True):
+        popularity = Popularity(means, 1.0)
+        popularity.count(rows, np.ones(1, np.float32))
+        popularity.settle()

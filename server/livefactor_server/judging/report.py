@@ -1,0 +1,149 @@
+"""What the judge found, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from livefactor_kernels.spec import Loss
+from livefactor_server.judging import metrics
+from livefactor_server.judging.scoring import RANKED_AT
+
+MODEL, POPULAR, POPULAR_DECAYED = "model", "popular", "popular_decayed"
+SCORERS = (MODEL, POPULAR, POPULAR_DECAYED)
+TYPES_MAX = 16
+"""Event types that get figures of their own: the most frequent among the last judged events."""
+
+LOSS_COLUMNS = {
+    Loss.SQUARED: ("loss", *SCORERS),
+    Loss.LOGISTIC: ("loss", "positive", *SCORERS, *(f"{scorer}_negative" for scorer in SCORERS)),
+    Loss.BPR: ("loss",),
+    Loss.IMPLICIT: ("loss",),
+}
+"""Columns of the window of losses. Squared: squared errors of each scorer. Logistic: scores, of the event and of one drawn
+negative (NaN if it has none)."""
+RANK_COLUMNS = SCORERS
+
+
+class Figure(NamedTuple):
+    """One figure of one scorer, over the last judged events and decayed. event_type None: of all events."""
+
+    metric: str
+    scorer: str
+    event_type: int | None
+    events: int
+    windowed: float
+    decayed: float
+
+
+class Event(NamedTuple):
+    """Something that was noticed: "drift", or one of `bounds.KINDS`; `revision` is the model's when it was judged."""
+
+    kind: str
+    metric: str
+    revision: int
+    time_us: int
+    before: float
+    after: float
+
+    @property
+    def worse(self) -> bool:
+        """Whether the model got worse: hits are better when more, all else when less."""
+        return (
+            self.after < self.before
+            if self.metric == f"sampled_recall@{RANKED_AT}"
+            else not self.after < self.before
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All of it at one moment. since_revision: where judging began; good_revision: the newest whose figures were within all
+    bounds, 0 if none was looked at yet."""
+
+    since_revision: int
+    revision: int
+    judged_events: int
+    ranked_events: tuple[int, int]  # among drawn items, among all
+    figures: tuple[Figure, ...]
+    events: tuple[Event, ...]
+    good_revision: int
+    row_norm: float
+    clamped_share: float
+    drift_detection: bool
+
+
+_Columns = dict[str, np.ndarray]
+_Value = Callable[[_Columns, np.ndarray], float]
+
+
+def _loss_figures(loss: Loss) -> Iterator[tuple[str, str, _Value]]:
+    yield "loss", MODEL, lambda columns, weights: metrics.mean(columns["loss"], weights)
+    for scorer in SCORERS:
+        if loss == Loss.SQUARED:
+            yield "rmse", scorer, lambda columns, weights, of=scorer: metrics.rmse(columns[of], weights)  # type: ignore[misc]
+        elif loss == Loss.LOGISTIC:
+            yield "auc", scorer, lambda columns, weights, of=scorer: _auc(columns, weights, of)  # type: ignore[misc]
+
+
+def _auc(columns: _Columns, weights: np.ndarray, scorer: str) -> float:
+    drawn = columns[f"{scorer}_negative"]
+    there = ~np.isnan(drawn)
+    return metrics.auc(
+        np.concatenate((columns[scorer], drawn[there])),
+        np.concatenate((columns["positive"] > 0, np.zeros(int(there.sum()), bool))),
+        np.concatenate((weights, weights[there])),
+    )
+
+
+def _rank_figures(prefix: str) -> Iterator[tuple[str, str, _Value]]:
+    for name, gain in (
+        (f"{prefix}recall@{RANKED_AT}", metrics.recall_at),
+        (f"{prefix}ndcg@{RANKED_AT}", metrics.ndcg_at),
+    ):
+        for scorer in SCORERS:
+            yield (
+                name,
+                scorer,
+                lambda columns, weights, of=scorer, gain=gain: metrics.mean(  # type: ignore[misc]
+                    gain(RANKED_AT, columns[of]), weights
+                ),
+            )
+
+
+Rows = tuple[_Columns, np.ndarray]
+"""A window's columns and event types (`windows.Window.rows`)."""
+
+
+def figures(
+    loss: Loss, losses: Rows, drawn: Rows, full: Rows, window_events: int, half_life_events: int
+) -> Iterator[Figure]:
+    """Every figure there is: of all events, then of each of the most frequent types if there is more than one."""
+    for (columns, types), names in (
+        (losses, list(_loss_figures(loss))),
+        (drawn, list(_rank_figures("sampled_"))),
+        (full, list(_rank_figures(""))),
+    ):
+        if not types.size:
+            continue
+        decayed = metrics.half_life_weights(types.size, half_life_events)
+        windowed = (np.arange(types.size) >= types.size - window_events).astype(np.float64)
+        for kind in (None, *_frequent(types[-window_events:])):
+            mask = np.ones(types.size, bool) if kind is None else types == kind
+            part = {name: column[mask] for name, column in columns.items()}
+            count = int(windowed[mask].sum())
+            for metric, scorer, value in names:
+                yield Figure(
+                    metric, scorer, kind, count, value(part, windowed[mask]), value(part, decayed[mask])
+                )
+
+
+def _frequent(types: np.ndarray) -> list[int]:
+    kinds, counts = np.unique(types, return_counts=True)
+    if kinds.size < 2:
+        return []
+    order = np.argsort(-counts, kind="stable")[:TYPES_MAX]
+    return sorted(int(kind) for kind in kinds[order])
