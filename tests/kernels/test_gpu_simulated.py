@@ -40,7 +40,7 @@ def test_the_backend_passes_its_tests_in_the_simulator() -> None:
 
 @pytest.mark.long
 def test_what_is_served_and_what_is_measured_passes_its_tests_in_the_simulator() -> None:
-    passed("not long", (1, 7), (("test_gpu_served.py",), ("test_gpu_figures.py",)))
+    passed("not long", (2, 7), (("test_gpu_served.py",), ("test_gpu_figures.py",)))
 
 
 @pytest.mark.long
