@@ -19,7 +19,16 @@ from benchmarks.plain_kernels import plain_fast, plain_strict
 from benchmarks.streams import ITEMS, KEY_STEP, USERS, K, zipf_stream
 from livefactor_kernels.backend import Update, state_sections
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
+from livefactor_kernels.spec import (
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Proposal,
+    Rule,
+    Softmax,
+)
 
 RATE, BIAS_RATE, L2, BIAS_L2 = 0.01, 0.01, 0.02, 0.005
 
@@ -114,6 +123,30 @@ def measure_losses(events: int = 500_000, rounds: int = 3) -> dict[str, float]:
     return _take_turns(candidates, events, rounds)
 
 
+def measure_softmax(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
+    """Events a second of rule SOFTMAX with 64 shared negatives, by optimizer and micro-batch."""
+    data = _Events(events)
+    models = {
+        f"kernel_softmax_{kind.name.lower()}_{size}_events_per_s": data.model(
+            _spec(
+                loss=Loss.SOFTMAX,
+                rule=Rule.SOFTMAX,
+                softmax=Softmax(Proposal.UNIFORM),
+                negatives=64,
+                micro_batch=size,
+                optimizer=Optimizer(kind, RATE, BIAS_RATE, 0.1),
+            )
+        )
+        for kind in OptimizerKind
+        for size in (16, 64, 256, 1024)
+    }
+    candidates: dict[str, Callable[[int], None]] = {
+        name: (lambda turn, model=model: data.update(model, turn, with_keys=False))  # type: ignore[misc]
+        for name, model in models.items()
+    }
+    return _take_turns(candidates, events, rounds)
+
+
 def _take_turns(candidates: dict[str, Callable[[int], None]], events: int, rounds: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
@@ -137,7 +170,7 @@ def digest(model: CpuModel) -> str:
 
 def main() -> None:
     """Measure everything and print a table."""
-    rates = measure() | measure_losses()
+    rates = measure() | measure_losses() | measure_softmax()
     plain = rates["kernel_plain_events_per_s"]
     print(f"{'':48}{'M events/s':>12}{'ns/event':>10}{'x plain':>9}")
     for name, rate in rates.items():

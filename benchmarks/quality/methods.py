@@ -21,7 +21,7 @@ IMPLICIT_EPOCHS = 15
 # The preset's learning rates, times the rate.
 CLICKS_GRID = grid(rate=(0.5, 1, 2), l2=(0.001, 0.01), k=(32, 64), negatives=(8, 16))
 PURCHASES_GRID = grid(rate=(1, 2), l2=(0.001, 0.01, 0.03), k=(32, 64), negatives=(16, 32))
-RANKING_GRID = grid(unobserved=(0.3, 1), l2=(0.001, 0.003, 0.01), half_life=(0, 1, 2), items=(512, 4096))
+RANKING_GRID = grid(unobserved=(0.3, 1), l2=(0.001, 0.003, 0.01), half_life=(0, 1.5), items=(512, 4096))
 IALS_GRID = grid(k=(32, 64), unobserved=(0.3, 1, 3), l2=(0.001, 0.003, 0.01, 0.02))
 IMPLICIT_GRID = grid(k=(64, 128), alpha=(1.3, 2, 4), l2=(3, 10, 20, 30))
 KNN_GRID = grid(kind=("cosine", "conditional"), shrinkage=(0, 5, 20, 100), neighbours=(0, 50, 200))

@@ -16,6 +16,7 @@ from .history.cpu import Recorder
 from .lanes import address_of
 from .pins import Pin, PinBoard
 from .random import ROUNDING_DOMAIN, domain_key
+from .softmax.cpu import Softmax
 from .solve.cpu import Solver
 from .spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind, Rule
 from .steps import Rows
@@ -28,9 +29,14 @@ _INLINED = (
     "random.py",
     "narrow.py",
     "steps.py",
+    "gradients.py",
+    "sums.py",
+    "packs.py",
     "cpu_sequential.py",
     "cpu_micro_batch.py",
     "spec.py",
+    "softmax/__init__.py",
+    "softmax/cpu.py",
 )
 
 
@@ -68,6 +74,9 @@ class CpuModel:
         self._solver = (
             Solver(spec, self.users, self.items, self._mean_state) if spec.rule == Rule.SOLVE else None
         )
+        self._softmax = (
+            Softmax(spec, self.users, self.items, SOURCE_STAMP) if spec.rule == Rule.SOFTMAX else None
+        )
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self.pins = PinBoard(self)
         self._rates = Rates.of(spec)
@@ -78,7 +87,7 @@ class CpuModel:
         self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
         if spec.factor_dtype != FactorDtype.FLOAT32:
             scoring.compile_kernels(spec.factor_dtype)  # those of float32 are for whoever reads
-        if self._solver is not None:
+        if self._solver is not None or self._softmax is not None:
             return
         self._choose_kernel()
         self._run(
@@ -167,6 +176,8 @@ class CpuModel:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
         `advance`."""
         (self.users, self.items)[side].load_sections(sections, count)
+        if self._softmax is not None and side == ITEMS:
+            self._softmax.proposer.reload(count)
 
     def apply(self, update: Update) -> None:
         """Learn from one interactions record, then set `revision` and `published`. ValueError if a column is
@@ -190,6 +201,10 @@ class CpuModel:
             for update in updates:
                 self._solve(self._solver, update)
             return
+        if self._softmax is not None:
+            for update in updates:
+                self._contrast(self._softmax, update)
+            return
         joinable = self._sequential and self.spec.factor_dtype == FactorDtype.FLOAT32
         if len(updates) == 1 or (joinable and self._draw_widths(updates) < 2):
             self._learn(updates)
@@ -203,6 +218,22 @@ class CpuModel:
         solver.learn(update)
         self.advance(update.revision, update.user_count, update.item_count)
 
+    def _contrast(self, softmax: Softmax, update: Update) -> None:
+        shared = softmax.proposer.propose(update)
+        self._protect(update, shared.rows.reshape(-1))
+        softmax.learn(update, shared)
+        self._record(update)
+
+    def _protect(self, update: Update, negatives: np.ndarray) -> None:
+        if self.pins.active:
+            followed = () if self._recorder is None else (self._recorder.followed(update),)
+            self.pins.protect(update, negatives, *followed)
+
+    def _record(self, update: Update) -> None:
+        if self._recorder is not None:
+            self._recorder.record(update, 0, update.user_rows.size)
+        self.advance(update.revision, update.user_count, update.item_count)
+
     def _draw_widths(self, updates: Sequence[Update]) -> int:
         """How many different numbers of negatives an event takes: none are drawn while there is one item."""
         return len({update.item_count > 1 for update in updates}) if self.spec.negatives else 1
@@ -210,15 +241,11 @@ class CpuModel:
     def _learn(self, updates: Sequence[Update]) -> None:
         negatives = self._draw(updates)
         update = joined(updates)
-        if self.pins.active:
-            followed = () if self._recorder is None else (self._recorder.followed(update),)
-            self.pins.protect(update, negatives.reshape(-1), *followed)
+        self._protect(update, negatives.reshape(-1))
         values = _NO_FLOATS if update.values is None else update.values
         weights = _NO_FLOATS if update.weights is None else update.weights
         self._run(update.revision, update.user_rows, update.item_rows, values, weights, negatives)
-        if self._recorder is not None:
-            self._recorder.record(update, 0, update.user_rows.size)
-        self.advance(update.revision, update.user_count, update.item_count)
+        self._record(update)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """Set the revision after a record that changes no rows; counts, if given, become the published

@@ -16,9 +16,21 @@ import numpy as np
 from numba import njit
 
 from . import scalar
-from .lanes import VECTOR_BYTES, broadcast, inlined, load1, load16, store1, store16, store_u32
+from .gradients import (
+    CHUNK_EVENTS,
+    END,
+    Chains,
+    add_block,
+    add_occurrence,
+    finish,
+    link,
+    place_for,
+    reset,
+    set_word,
+    step_row,
+)
+from .lanes import VECTOR_BYTES, broadcast, inlined, store1
 from .narrow import load_factors
-from .reference import CHUNK
 from .spec import LANES, Loss, ModelSpec
 from .steps import (
     ONE,
@@ -28,33 +40,14 @@ from .steps import (
     prefetch_row,
     real,
     row_bytes,
-    row_word,
     score,
-    step_bias,
-    step_block,
     word,
 )
 from .tables import Table, reserve
 
-_CHUNK = np.uint64(CHUNK)
-_END = np.uint64(0xFFFFFFFF)
 _AHEAD = np.uint64(8)
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
-
-
-class Chains(NamedTuple):
-    """Occurrences by row of one side, as linked lists of occurrence numbers: addresses of uint32 arrays.
-
-    place[row]: 1 + the row's number among the rows used, 0 if unused. row, first, last: by that number. next:
-    by occurrence.
-    """
-
-    place: np.uint64
-    row: np.uint64
-    first: np.uint64
-    last: np.uint64
-    next: np.uint64
 
 
 class Scratch(NamedTuple):
@@ -91,102 +84,6 @@ def make_scratch(spec: ModelSpec, users: Table, items: Table) -> tuple[Scratch, 
 
 
 @inlined
-def _set(base: Any, index: Any, value: Any) -> None:
-    store_u32(base, value, index * WORD_BYTES)
-
-
-@inlined
-def _link(chains: Any, used: Any, row: Any, occurrence: Any) -> Any:
-    """Append an occurrence to its row's list; the number of rows used after it."""
-    place = word(chains.place, row)
-    _set(chains.next, occurrence, _END)
-    if place == ZERO:
-        _set(chains.row, used, row)
-        _set(chains.first, used, occurrence)
-        _set(chains.last, used, occurrence)
-        _set(chains.place, row, used + ONE)
-        return used + ONE
-    last = chains.last + (place - ONE) * WORD_BYTES
-    _set(chains.next, word(last, ZERO), occurrence)
-    store_u32(last, occurrence)
-    return used
-
-
-@inlined
-def _reset(chains: Any, used: Any) -> None:
-    for q in range(used):
-        _set(chains.place, word(chains.row, q), ZERO)
-
-
-@inlined
-def _add(target: Any, c: Any, fresh: Any, term: Any) -> None:
-    """Add 16 lanes to block c of a gradient row, or start it with them."""
-    at = c * VECTOR_BYTES
-    store16(target, term if fresh else load16(target, at) + term, at)
-
-
-@inlined
-def _target(total: Any, chunk: Any, number: Any, blocks: Any) -> Any:
-    """Where a row's occurrence `number` adds: the first chunk straight to `total`, later ones to `chunk`,
-    folded when full."""
-    if number < _CHUNK:
-        return total
-    if number % _CHUNK == ZERO and number > _CHUNK:
-        _fold(total, chunk, blocks)
-    return chunk
-
-
-@inlined
-def _fold(total: Any, chunk: Any, blocks: Any) -> None:
-    for c in range(blocks + ONE):
-        at = c * VECTOR_BYTES
-        store16(total, load16(total, at) + load16(chunk, at), at)
-
-
-@inlined
-def _finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: Any) -> None:
-    """Complete a row's sum of `number` occurrences, and scale it down if more than `hot` events name the
-    row."""
-    if number > _CHUNK:
-        _fold(total, chunk, blocks)
-    scale = scalar.hot_scale(hot, events)
-    if scale != _F1:
-        for c in range(blocks + ONE):
-            at = c * VECTOR_BYTES
-            store16(total, load16(total, at) * scale, at)
-
-
-@inlined
-def _step_row(
-    rows: Any, row: Any, gradient: Any, with_bias: Any, blocks: Any, adagrad: Any, rates: Any, rounding: Any,
-    step: Any,
-) -> None:  # fmt: skip
-    """Step one row by its gradient row, in micro-batch number `step` of the record."""
-    start, random_word = row * row_bytes(blocks), row_word(rows, row, rounding, step)
-    for c in range(blocks):
-        at = c * VECTOR_BYTES
-        x = load_factors(rows.factors, start + at)
-        step_block(rows, start, at, x, load16(gradient, at), adagrad, rates, random_word)
-    if with_bias:
-        bias = real(rows.bias, row)
-        step_bias(rows, row, bias, load1(gradient, row_bytes(blocks)), adagrad, rates)
-
-
-@inlined
-def _add_occurrence(
-    target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
-    blocks: Any, rates: Any,
-) -> None:  # fmt: skip
-    """Add (e * other) + (lambda * own), and the bias's e + (lambda_b * bias), to a gradient row. other, own:
-    factors, and where their rows begin."""
-    for c in range(blocks):
-        at = c * VECTOR_BYTES
-        y, x = load_factors(other, other_start + at), load_factors(own, own_start + at)
-        _add(target, c, fresh, scalar.pull(e, y, rates.l2, x))
-    _add(target, blocks, fresh, broadcast(scalar.bias_pull(e, rates.bias_l2, bias)))
-
-
-@inlined
 def _add_bpr_user(
     target: Any, fresh: Any, e: Any, items: Any, y_start: Any, other_start: Any, users: Any, x_start: Any,
     blocks: Any, rates: Any,
@@ -196,8 +93,8 @@ def _add_bpr_user(
     for c in range(blocks):
         at = c * VECTOR_BYTES
         difference = load_factors(items, y_start + at) - load_factors(items, other_start + at)
-        _add(target, c, fresh, scalar.pull(e, difference, rates.l2, load_factors(users, x_start + at)))
-    _add(target, blocks, fresh, broadcast(_F0))
+        add_block(target, c, fresh, scalar.pull(e, difference, rates.l2, load_factors(users, x_start + at)))
+    add_block(target, blocks, fresh, broadcast(_F0))
 
 
 @inlined
@@ -218,10 +115,10 @@ def _user_gradient(
     size, slots = row_bytes(blocks), batch.width + ONE
     x_start, bias = user * size, real(users.bias, user)
     number, events, t = ZERO, ZERO, word(scratch.users.first, q)
-    while t != _END:
+    while t != END:
         y_start = word(batch.items, t) * size
         for s in range(ONE if loss == _BPR else ZERO, word(scratch.counts, t)):
-            target, fresh = _target(total, chunk, number, blocks), number % _CHUNK == ZERO
+            target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
             e = real(scratch.errors, t * slots + s)
             start = y_start if s == ZERO else word(batch.negatives, t * batch.width + s - ONE) * size
             if loss == _BPR:
@@ -229,13 +126,13 @@ def _user_gradient(
                     target, fresh, e, items.factors, y_start, start, users.factors, x_start, blocks, rates
                 )
             else:
-                _add_occurrence(
+                add_occurrence(
                     target, fresh, e, items.factors, start, users.factors, x_start, bias, blocks, rates
                 )
             number += ONE
         events += ONE
         t = word(scratch.users.next, t)
-    _finish(total, chunk, number, events, rates.hot_events, blocks)
+    finish(total, chunk, number, events, rates.hot_events, blocks)
 
 
 @inlined
@@ -255,18 +152,18 @@ def _item_gradient(
     """Sum the occurrences of the micro-batch's item number q to the gradient row `total`."""
     size, slots = row_bytes(blocks), batch.width + ONE
     y_start, bias = item * size, real(items.bias, item)
-    number, events, o, last_event = ZERO, ZERO, word(scratch.items.first, q), _END
-    while o != _END:
+    number, events, o, last_event = ZERO, ZERO, word(scratch.items.first, q), END
+    while o != END:
         t = o // slots
         positive = o == t * slots
         x_start = word(batch.users, t) * size
         # A BPR positive occurs once for each negative of its event.
         for d in range(batch.width if loss == _BPR and positive else ONE):
-            target, fresh = _target(total, chunk, number, blocks), number % _CHUNK == ZERO
+            target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
             e = real(scratch.errors, o + d + ONE) if loss == _BPR and positive else real(scratch.errors, o)
             if loss == _BPR and not positive:
                 e = -e
-            _add_occurrence(
+            add_occurrence(
                 target, fresh, e, users.factors, x_start, items.factors, y_start, bias, blocks, rates
             )
             number += ONE
@@ -274,7 +171,7 @@ def _item_gradient(
             events += ONE
         last_event = t
         o = word(scratch.items.next, o)
-    _finish(total, chunk, number, events, rates.hot_events, blocks)
+    finish(total, chunk, number, events, rates.hot_events, blocks)
 
 
 class Batch(NamedTuple):
@@ -360,13 +257,13 @@ def _take_errors(
                 users, items, user, positive, negatives, count, value, weight, errors, blocks, loss, rates
             )
         if loss == _BPR and width == ZERO:
-            _set(scratch.counts, t, ZERO)  # one item alive: nothing to compare it with
+            set_word(scratch.counts, t, ZERO)  # one item alive: nothing to compare it with
             continue
-        _set(scratch.counts, t, count + ONE)
-        used_users = _link(scratch.users, used_users, user, t)
-        used_items = _link(scratch.items, used_items, positive, slot)
+        set_word(scratch.counts, t, count + ONE)
+        used_users = link(scratch.users, used_users, user, t)
+        used_items = link(scratch.items, used_items, positive, slot)
         for d in range(count):
-            used_items = _link(scratch.items, used_items, word(negatives, d), slot + d + ONE)
+            used_items = link(scratch.items, used_items, word(negatives, d), slot + d + ONE)
     return used_users, used_items
 
 
@@ -398,11 +295,11 @@ def _sum_and_step(
     for q in range(used_items):
         item = word(scratch.items.row, q)
         _item_gradient(users, items, item, q, batch, scratch, item_total, chunk, blocks, loss, rates)
-        _step_row(items, item, item_total, True, blocks, adagrad, rates, rounding, step)
+        step_row(items, item, item_total, True, blocks, adagrad, rates, rounding, step)
     for q in range(used_users):
         total = scratch.gradients + q * stride
         user = word(scratch.users.row, q)
-        _step_row(users, user, total, loss != _BPR, blocks, adagrad, rates, rounding, step)
+        step_row(users, user, total, loss != _BPR, blocks, adagrad, rates, rounding, step)
 
 
 @cache
@@ -443,8 +340,8 @@ def micro_batch_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
                 users, items, batch, used_users, used_items, scratch, item_total, BLOCKS, LOSS, ADAGRAD, rates,
                 rounding, start // micro_batch,
             )  # fmt: skip
-            _reset(scratch.users, used_users)
-            _reset(scratch.items, used_items)
+            reset(scratch.users, used_users)
+            reset(scratch.items, used_items)
             if LOSS == _SQUARED:
                 for t in range(start, start + count):
                     mean_state[ZERO] += scalar.fixed_point(values[t] if values.size else _F1)

@@ -386,9 +386,9 @@ class CudaModel:
 
 def _known(spec: ModelSpec) -> ModelSpec:
     """The spec; SpecError if its rule is not one of this backend."""
-    if int(spec.rule) not in (Rule.SGD, Rule.SOLVE):
-        name = getattr(spec.rule, "name", str(spec.rule)).lower()
-        raise SpecError(f"rule: backend cuda knows sgd and solve, got {name}; use backend cpu")
+    if spec.rule not in (Rule.SGD, Rule.SOLVE):
+        name = Rule(spec.rule).name.lower()
+        raise SpecError(f"rule: expected sgd or solve on backend cuda, got {name}; backend cpu has it")
     return spec
 
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from .lanes import inlined
 from .random import draw_negative, rounding_word
-from .reference import CHUNK
 from .spec import Loss, ModelSpec
+from .sums import CHUNK
 from .tables import ITEMS, USERS
 from .warp import cuda, kernel
 

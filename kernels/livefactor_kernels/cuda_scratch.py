@@ -15,8 +15,8 @@ from .cuda_micro_batch import Sums
 from .cuda_plan import Plan, entries_per_event, span_events_max
 from .cuda_staging import KEY_BYTES, WORD_BYTES, aligned
 from .device import Device
-from .reference import CHUNK
 from .spec import LANES, Loss, ModelSpec
+from .sums import CHUNK
 from .tables import ITEMS, USERS
 
 RECORD_EVENTS_MAX = 1 << 16

@@ -112,8 +112,7 @@ def pointer_to(
 
 
 def _pointer(builder: ir.IRBuilder, sig: Any, args: Any, pointee: ir.Type) -> ir.Value:
-    """Pointer for an intrinsic whose first argument is an address and whose last one is an offset that may be
-    left out."""
+    """Pointer for an intrinsic whose first argument is an address and whose last one an offset, or left out."""
     offset = None if isinstance(sig.args[-1], types.Omitted) else args[-1]
     return pointer_to(builder, args[0], offset, pointee)
 
@@ -318,8 +317,7 @@ def tree_sum(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Ask for the cache line at `address` + `offset` (uint64; any value is legal, an unmapped one is
-    ignored)."""
+    """Ask for the cache line at `address` + `offset` (uint64; an unmapped one is ignored)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(builder, sig, args, ir.IntType(8))
@@ -496,4 +494,7 @@ def address_of(array: np.ndarray) -> np.uint64:
 
 @overload(address_of)
 def _address_of(array: Any) -> Any:
-    return lambda array: np.uint64(array.ctypes.data)
+    def compiled(array: Any) -> Any:
+        return np.uint64(array.ctypes.data)
+
+    return compiled

@@ -29,6 +29,8 @@ ROUNDING_DOMAIN = 0x6C66_726F_756E_0003
 """XORed to the seed for the rounding of a row's step, where factors are narrow."""
 INIT_ROUNDING_DOMAIN = 0x6C66_696E_726F_0004
 """XORed to the seed for the rounding of initial rows."""
+SHARED_DOMAIN = 0x6C66_7368_6172_0005
+"""XORed to the seed for the negatives that a micro-batch shares (rule SOFTMAX)."""
 
 _EIGHT, _FOUR, _ONE, _ZERO = _U(8), _U(4), _U(1), _U(0)
 _13, _16 = _U(13), _U(16)
@@ -66,6 +68,18 @@ def draw_negative(key: Any, revision: Any, event: Any, draw: Any, positive: Any,
     if row == positive:
         row = _ZERO if row + _ONE == items else row + _ONE
     return row
+
+
+@inlined
+def draw_below(key: Any, revision: Any, step: Any, draw: Any, count: Any) -> Any:
+    """Draw number `draw` of micro-batch `step` of a record: mulhi64(word0 | word1 << 32, count), uint64 in [0, count).
+
+    Philox's counter is (revision low, revision high, step, draw), key of `SHARED_DOMAIN`; count is any uint64.
+    """
+    w0, w1, _, _ = philox(revision & _MASK, revision >> _32, step, draw, key)
+    low, high = count & _MASK, count >> _32
+    middle = w1 * low + ((w0 * low) >> _32)
+    return w1 * high + (middle >> _32) + ((w0 * high + (middle & _MASK)) >> _32)
 
 
 @inlined

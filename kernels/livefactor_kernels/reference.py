@@ -40,13 +40,12 @@ from .random import (
     rounding_word,
 )
 from .scoring import check_top_k
+from .softmax.reference import Softmax
 from .solve.reference import Solver
-from .spec import LANES, Loss, ModelSpec, OptimizerKind, Rule
+from .spec import Loss, ModelSpec, OptimizerKind, Rule
+from .sums import chunked_sum, dot
 from .tables import ITEMS, NO_ROW, USERS, check_sections, read_rows, reserve, unpadded
 from .update import Rates, Update, draw_negatives
-
-CHUNK = 32
-"""Occurrences of a row that are added up left to right before their sum joins the row's."""
 
 
 class Occurrence(NamedTuple):
@@ -202,39 +201,6 @@ class ReferenceTable:
             view[:] = sections[name]
 
 
-def dot(x: np.ndarray, y: np.ndarray) -> Any:
-    """Dot product of two float32[k_padded] in 16 lanes: each lane left to right, then a tree over the lanes.
-
-    Of float32[k_padded, n] it is the products of the columns.
-    """
-    lanes = x[:LANES] * y[:LANES]
-    for start in range(LANES, len(x), LANES):
-        lanes = lanes + x[start : start + LANES] * y[start : start + LANES]
-    while len(lanes) > 1:
-        half = len(lanes) // 2
-        lanes = lanes[:half] + lanes[half:]
-    return lanes[0]
-
-
-def chunked_sum(terms: list[Any]) -> Any:
-    """Sum of arrays or float32 in their order: chunks of 32 left to right from their first term, then the
-    chunks likewise."""
-    sums = []
-    for start in range(0, len(terms), CHUNK):
-        total = terms[start]
-        for term in terms[start + 1 : start + CHUNK]:
-            total = total + term
-        sums.append(total)
-    return sums[0] if len(sums) == 1 else _left_to_right(sums)
-
-
-def _left_to_right(terms: list[Any]) -> Any:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
-
-
 def gather(factors: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(factors[rows], bias[rows]), zeros where a row is `NO_ROW`; memory aligned as `Backend.gather` promises."""
     known = rows != NO_ROW
@@ -318,6 +284,7 @@ class ReferenceModel:
         self.mean_sum = 0
         self.mean_count = 0
         self._solver = Solver(self) if spec.rule == Rule.SOLVE else None
+        self._softmax = Softmax(self) if spec.rule == Rule.SOFTMAX else None
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
 
     @property
@@ -388,7 +355,7 @@ class ReferenceModel:
             if self._solver is not None:
                 self._solver.learn(update.check())
             else:
-                self._learn(update.check())
+                (self._learn if self._softmax is None else self._softmax.learn)(update.check())
                 if self._recorder is not None:
                     self._recorder.record(update, 0, update.user_rows.size)
         self.advance(update.revision, update.user_count, update.item_count)
@@ -460,16 +427,22 @@ class ReferenceModel:
         number: int,
     ) -> None:
         """Step a row by its occurrences in micro-batch `number` of the record `revision`."""
-        events = len({t for t, _ in occurrences})
-        scale = scalar.hot_scale(self.rates.hot_events, events)
-        gradient = chunked_sum([o.factors for _, o in occurrences]) * scale
-        factors = self._stepped(table.read(row), table, "factor_g", row, gradient, self.rates.rate)
-        table.write(row, factors, revision, number)
+        gradient = chunked_sum([o.factors for _, o in occurrences])
         biases = [o.bias for _, o in occurrences]
-        if biases[0] is not None:
-            gradient = chunked_sum(biases) * scale
+        bias = None if biases[0] is None else chunked_sum(biases)
+        self.step(table.side, row, gradient, bias, len({t for t, _ in occurrences}), revision, number)
+
+    def step(
+        self, side: int, row: int, gradient: np.ndarray, bias: np.float32 | None, events: int, revision: int = 0,
+        number: int = 0,
+    ) -> None:  # fmt: skip
+        """Step a row that `events` events name by its gradient float32[k_padded] and its bias's (None: it stays)."""
+        table, scale = (self.users, self.items)[side], scalar.hot_scale(self.rates.hot_events, events)
+        factors = self._stepped(table.read(row), table, "factor_g", row, gradient * scale, self.rates.rate)
+        table.write(row, factors, revision, number)
+        if bias is not None:
             table.bias[row] = self._stepped(
-                table.bias[row], table, "bias_g", row, gradient, self.rates.bias_rate
+                table.bias[row], table, "bias_g", row, bias * scale, self.rates.bias_rate
             )
 
     def _stepped(

@@ -36,6 +36,7 @@ class Rule(IntEnum):
 
     SGD = 1
     SOLVE = 2
+    SOFTMAX = 3
 
 
 class Loss(IntEnum):
@@ -45,6 +46,15 @@ class Loss(IntEnum):
     LOGISTIC = 2
     BPR = 3
     IMPLICIT = 4
+    SOFTMAX = 5
+
+
+class Proposal(IntEnum):
+    """How the shared negatives of rule SOFTMAX come. Numbers equal `livefactor.v1.Proposal`."""
+
+    UNIFORM = 1
+    POPULARITY = 2
+    IN_BATCH = 3
 
 
 class OptimizerKind(IntEnum):
@@ -115,6 +125,17 @@ class Solve:
 
 
 @dataclass(frozen=True, slots=True)
+class Softmax:
+    """Rule SOFTMAX: every event against negatives that its micro-batch shares (`softmax/__init__.py`).
+
+    proposal: UNIFORM draws every item alike; POPULARITY in proportion to 1 + its events so far; IN_BATCH draws none
+    and takes the items of the micro-batch itself.
+    """
+
+    proposal: Proposal = Proposal.POPULARITY
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Which item follows which: co-occurrence counts, added to scores (`history/__init__.py`).
 
@@ -167,7 +188,8 @@ class ModelSpec:
     than this has its gradient scaled down to as many. init_scale: width of the uniform distribution of
     initial factors, centred on 0. seed: of every counter-based draw. factor_dtype: what factors are stored
     as; biases and accumulators are float32 always. rule: how it learns; SGD has an optimizer and negatives,
-    SOLVE has none. history, counts: beside any rule. event_types: weights by type; others have weight 1.
+    SOLVE has none, of SOFTMAX `negatives` are those of a micro-batch. history, counts: beside any rule. event_types: weights by type;
+    others have weight 1.
 
     Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
     is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
@@ -192,6 +214,7 @@ class ModelSpec:
     rule: Rule = Rule.SGD
     history: History = field(default_factory=History)
     solve: Solve = field(default_factory=Solve)
+    softmax: Softmax = field(default_factory=Softmax)
     counts: Counts = field(default_factory=Counts)
     event_types: tuple[EventType, ...] = ()
     limits: Limits = field(default_factory=Limits)
@@ -202,6 +225,12 @@ class ModelSpec:
         """Factors a row takes in memory: k rounded up to a multiple of `LANES`."""
         return -(-self.k // LANES) * LANES
 
+    @property
+    def negatives_of_event(self) -> int:
+        """Most negatives that an event is told from."""
+        is_in_batch = self.rule == Rule.SOFTMAX and self.softmax.proposal == Proposal.IN_BATCH
+        return self.micro_batch if is_in_batch else self.negatives
+
     def check(self) -> ModelSpec:
         """Return self, or raise `SpecError` naming the first field that is outside its domain."""
         _check_shape(self)
@@ -211,6 +240,8 @@ class ModelSpec:
         _check_event_types(self.event_types)
         if self.rule == Rule.SOLVE:
             _check_solve(self)
+        if self.rule == Rule.SOFTMAX:
+            _check_softmax(self)
         _check_bounded(self)
         return self
 
@@ -226,6 +257,8 @@ def _check_shape(spec: ModelSpec) -> None:
     _require(spec.loss in tuple(Loss), "loss", "a known loss", spec.loss)
     if spec.loss == Loss.IMPLICIT:
         _require(spec.rule == Rule.SOLVE, "rule", "solve with implicit loss", spec.rule)
+    if spec.loss == Loss.SOFTMAX:
+        _require(spec.rule == Rule.SOFTMAX, "rule", "softmax with softmax loss", spec.rule)
     _require(0 <= spec.negatives <= MAX_NEGATIVES, "negatives", f"0..{MAX_NEGATIVES}", spec.negatives)
     if spec.loss == Loss.SQUARED:
         _require(spec.negatives == 0, "negatives", "0 with squared loss", spec.negatives)
@@ -293,6 +326,22 @@ def _check_solve(spec: ModelSpec) -> None:
     )
     _require(1 <= solve.item_events <= 1 << 16, "solve.item_events", "1..65536", solve.item_events)
     _require(1 <= solve.sweeps <= 64, "solve.sweeps", "1..64", solve.sweeps)
+
+
+def _check_softmax(spec: ModelSpec) -> None:
+    proposal, drawn = spec.softmax.proposal, spec.negatives
+    _require(spec.loss == Loss.SOFTMAX, "loss", "softmax with rule softmax", spec.loss)
+    is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
+    _require(is_float32, "factor_dtype", "float32 with rule softmax", spec.factor_dtype)
+    _require(proposal in tuple(Proposal), "softmax.proposal", "a known proposal", proposal)
+    if proposal == Proposal.IN_BATCH:
+        _require(drawn == 0, "negatives", "0 with proposal in-batch", drawn)
+        most = f"2..{MAX_NEGATIVES} with proposal in-batch"
+        _require(2 <= spec.micro_batch <= MAX_NEGATIVES, "micro_batch", most, spec.micro_batch)
+    else:
+        _require(drawn >= 1, "negatives", "at least 1 with rule softmax", drawn)
+    if proposal != Proposal.UNIFORM:  # how often an item came is part of its history
+        _require(spec.history.users > 0, "history.users", "above 0 with this proposal", spec.history.users)
 
 
 def _check_event_types(event_types: tuple[EventType, ...]) -> None:
@@ -366,7 +415,7 @@ def _check_bounded(spec: ModelSpec) -> None:
     if spec.factor_dtype == FactorDtype.FLOAT16:
         most = f"at most {FLOAT16_MAX:.0f} with float16"
         _require(limits.factor_max <= FLOAT16_MAX, "limits.factor_max", most, limits.factor_max)
-    occurrences = spec.micro_batch * (1 + spec.negatives)
+    occurrences = spec.micro_batch * (1 + spec.negatives_of_event)
     c, e = limits.factor_max, limits.error_max
     score = spec.k_padded * c * c + 2 * c + limits.value_abs_max
     _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)
@@ -447,6 +496,7 @@ def spec_fields(spec: ModelSpec) -> dict[str, object]:
     values["loss"] = Loss(spec.loss).name
     values["factor_dtype"] = FactorDtype(spec.factor_dtype).name
     values["rule"] = Rule(spec.rule).name
+    values["softmax"]["proposal"] = Proposal(spec.softmax.proposal).name
     values["optimizer"]["kind"] = OptimizerKind(spec.optimizer.kind).name
     assert set(values) == {f.name for f in fields(spec)}
     return values

@@ -68,7 +68,7 @@ def change_from_wire(request: UpdateRequest, spec: ModelSpec, rows_max: int) -> 
     """The change of a request without its rejected rows. Raises ColumnError, Refused."""
     if request.change == wire.INTERACTIONS:
         columns = wire.decode_interactions(request.body)
-        _require_rows(len(columns), min(rows_max, _WORK_MAX // (1 + spec.negatives)))
+        _require_rows(len(columns), min(rows_max, _WORK_MAX // (1 + spec.negatives_of_event)))
         return _checked_interactions(columns, spec)
     if request.change == wire.LABELS:
         _require_few_labels(request.body, rows_max)
@@ -146,7 +146,7 @@ def good_values(values: np.ndarray, spec: ModelSpec) -> np.ndarray:
         good = np.abs(values) <= np.float32(spec.limits.value_abs_max)
     elif spec.loss == Loss.LOGISTIC:
         good = (values == 0) | (values == 1)
-    elif spec.loss == Loss.IMPLICIT:
+    elif spec.loss in (Loss.IMPLICIT, Loss.SOFTMAX):
         good = (values >= 0) & (values <= np.float32(spec.limits.value_abs_max))
     else:
         good = (values > 0) & (values <= np.float32(spec.limits.value_abs_max))

@@ -330,7 +330,7 @@ class Engine:
         run: _Group = []
         work = 0
         for entry in group:
-            more = entry[0].change.rows * (1 + self.state.spec.negatives)
+            more = entry[0].change.rows * (1 + self.state.spec.negatives_of_event)
             if run and work + more > RUN_WORK_MAX:
                 yield run
                 run, work = [], 0

@@ -7,6 +7,7 @@ The bytes of a spec are hashed as logged and never serialised again: `encode` is
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from enum import IntEnum
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -22,7 +23,9 @@ from livefactor_kernels.spec import (
     ModelSpec,
     Optimizer,
     OptimizerKind,
+    Proposal,
     Rule,
+    Softmax,
     Solve,
     SpecError,
     preset,
@@ -61,6 +64,8 @@ def from_message(message: models_pb2.ModelSpec, preset_name: str) -> ModelSpec:
         changes["factor_dtype"] = _known(FactorDtype, message.factor_dtype, "factor_dtype")
     if message.rule:
         changes["rule"] = _known(Rule, message.rule, "rule")
+    if message.softmax.proposal:
+        changes["softmax"] = _softmax(message)
     for name, kind in _PARTS.items():
         changes[name] = replace(getattr(base, name), **_given(getattr(message, name), _names(kind)))
     if message.event_types:
@@ -81,9 +86,12 @@ def _event_types(message: models_pb2.ModelSpec) -> tuple[EventType, ...]:
     return tuple(EventType(each.type, each.weight, each.negative) for each in message.event_types)
 
 
-def _known(
-    kind: type[Loss] | type[OptimizerKind] | type[FactorDtype] | type[Rule], number: int, name: str
-) -> Any:
+def _softmax(message: models_pb2.ModelSpec) -> Softmax:
+    number = message.softmax.proposal
+    return Softmax(_known(Proposal, number, "softmax.proposal")) if number else Softmax()
+
+
+def _known(kind: type[IntEnum], number: int, name: str) -> Any:
     try:
         return kind(number)
     except ValueError:
@@ -101,6 +109,7 @@ def to_message(spec: ModelSpec) -> models_pb2.ModelSpec:
             for each in spec.event_types
         ],
         optimizer=models_pb2.Optimizer(kind=int(spec.optimizer.kind)),  # type: ignore[arg-type]
+        softmax=models_pb2.Softmax(proposal=int(spec.softmax.proposal)),  # type: ignore[arg-type]
     )
     for target, source, names in (
         (message, spec, _PLAIN),
@@ -121,6 +130,8 @@ def encode(spec: ModelSpec) -> bytes:
         message.ClearField("factor_dtype")
     if spec.rule == Rule.SGD:
         message.ClearField("rule")
+    if spec.softmax == Softmax():
+        message.ClearField("softmax")
     for name, kind in _PARTS.items():
         if getattr(spec, name) == kind():
             message.ClearField(name)  # type: ignore[arg-type]
@@ -138,6 +149,7 @@ def decode(body: bytes) -> ModelSpec:
         factor_dtype=_known(FactorDtype, dtype, "factor_dtype"),
         rule=_known(Rule, message.rule or Rule.SGD, "rule"),
         event_types=_event_types(message),
+        softmax=_softmax(message),
         **{name: kind(**_given(getattr(message, name), _names(kind))) for name, kind in _PARTS.items()},
         loss=_known(Loss, message.loss, "loss"),
         optimizer=Optimizer(

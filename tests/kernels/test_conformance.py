@@ -15,11 +15,13 @@ from livefactor_kernels.backend import BACKEND_NAMES, Backend, Pin, Update, crea
 from livefactor_kernels.narrow import widened
 from livefactor_kernels.spec import (
     FactorDtype,
+    History,
     Limits,
     Loss,
     ModelSpec,
     Optimizer,
     OptimizerKind,
+    Rule,
     SpecError,
     preset,
 )
@@ -197,9 +199,10 @@ def test_a_restored_model_goes_on_like_the_first(name, dtype) -> None:
 def test_models_in_many_threads_learn_the_same() -> None:
     """Kernels release the GIL: what a model learns must not depend on what runs beside it."""
     specs = [make_spec(Loss.BPR, ADAGRAD, negatives=3, micro_batch=batch) for batch in (1, 7)]
+    specs.append(make_spec(Loss.SOFTMAX, rule=Rule.SOFTMAX, negatives=9, micro_batch=30, history=History(16)))
     models = [create_backend("cpu", spec) for spec in specs for _ in range(3)]
     learn_side_by_side(models)
-    for group in (models[:3], models[3:]):
+    for group in (models[:3], models[3:6], models[6:]):
         assert differences(group[0], group[1]) == differences(group[0], group[2]) == []
 
 

@@ -24,7 +24,9 @@ from livefactor_kernels.spec import (
     Loss,
     ModelSpec,
     OptimizerKind,
+    Proposal,
     Rule,
+    Softmax,
     Solve,
 )
 from synthetic import make_spec, push
@@ -57,6 +59,27 @@ SPECS: dict[str, ModelSpec] = {
     "solve_squared": make_spec(
         Loss.SQUARED, k=20, rule=Rule.SOLVE, micro_batch=7, history=History(32, 64), solve=Solve(0.0, 4, 2)
     ),
+    "softmax_uniform_adagrad": make_spec(
+        Loss.SOFTMAX,
+        OptimizerKind.ADAGRAD,
+        k=64,
+        rule=Rule.SOFTMAX,
+        softmax=Softmax(Proposal.UNIFORM),
+        negatives=20,
+        micro_batch=100,
+    ),
+    "softmax_popularity": make_spec(
+        Loss.SOFTMAX, k=20, rule=Rule.SOFTMAX, negatives=20, micro_batch=16, history=History(16)
+    ),
+    "softmax_in_batch": make_spec(
+        Loss.SOFTMAX,
+        k=9,
+        rule=Rule.SOFTMAX,
+        softmax=Softmax(Proposal.IN_BATCH),
+        micro_batch=40,
+        history=History(16),
+        counts=Counts(16, 8),
+    ),
 }
 GOLDEN = {
     "squared": "5b2f2d828267796b7659817538f19658655a63bf7eb01da5d777a206dcc405d2",
@@ -70,6 +93,9 @@ GOLDEN = {
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
     "solve_squared": "8a68d26443a1f77c714ca93f1d39497bad0c1f556e994365c0414ab5c30c64bf",
+    "softmax_uniform_adagrad": "97252bf497f34d731ee6e8256da6aec43649a2fe23f90d3c65f13ff08af1d664",
+    "softmax_popularity": "db732f0c100f23c86e07275fcddddbb6ca63522a1b1e1127df880595ca50eb17",
+    "softmax_in_batch": "cc1831531236c432a4e0dd1e5c2b60c66232f99f028237c20d7164a029f89d53",
 }
 """Taken with KERNEL_SEMANTICS = 1."""
 

@@ -22,6 +22,7 @@ from livefactor_kernels.spec import (
     ModelSpec,
     Optimizer,
     OptimizerKind,
+    Rule,
     Solve,
     SpecError,
 )
@@ -147,10 +148,10 @@ def test_kernels_are_compiled_by_a_small_model(spec) -> None:
 
 
 def test_a_rule_that_it_does_not_know_is_refused_before_anything_is_held(monkeypatch) -> None:
-    monkeypatch.setattr(ModelSpec, "check", lambda spec: spec)  # as of a version that has such a rule
+    monkeypatch.setattr(ModelSpec, "check", lambda spec: spec)  # whatever else the rule asks of a spec
     monkeypatch.setattr(cuda, "open_device", None)
-    with pytest.raises(SpecError, match="backend cuda knows sgd and solve, got 3"):
-        CudaModel(replace(solve_spec(), rule=3))
+    with pytest.raises(SpecError, match="expected sgd or solve on backend cuda, got softmax"):
+        CudaModel(replace(solve_spec(), rule=Rule.SOFTMAX))
 
 
 def test_a_time_of_every_sign_is_a_visit_of_its_own() -> None:

@@ -33,6 +33,8 @@ class _RuleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     """Gradient steps of `optimizer` on `loss`."""
     RULE_SOLVE: _Rule.ValueType  # 2
     """Row solves of the implicit ALS objective over remembered histories (loss IMPLICIT, or SQUARED for ratings)."""
+    RULE_SOFTMAX: _Rule.ValueType  # 3
+    """Gradient steps of sampled softmax (loss SOFTMAX): each event against negatives that its micro-batch shares."""
 
 class Rule(_Rule, metaclass=_RuleEnumTypeWrapper):
     """How a model learns from an event."""
@@ -43,6 +45,8 @@ RULE_SGD: Rule.ValueType  # 1
 """Gradient steps of `optimizer` on `loss`."""
 RULE_SOLVE: Rule.ValueType  # 2
 """Row solves of the implicit ALS objective over remembered histories (loss IMPLICIT, or SQUARED for ratings)."""
+RULE_SOFTMAX: Rule.ValueType  # 3
+"""Gradient steps of sampled softmax (loss SOFTMAX): each event against negatives that its micro-batch shares."""
 global___Rule = Rule
 
 class _Loss:
@@ -61,6 +65,8 @@ class _LossEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     """Positive-only events ranked above drawn items (Rendle et al. 2009); values must be above 0 and have no effect."""
     LOSS_IMPLICIT: _Loss.ValueType  # 4
     """Rule SOLVE: the target is 1 where a value is above 0, 0 where it is 0; pairs without an event pull to 0."""
+    LOSS_SOFTMAX: _Loss.ValueType  # 5
+    """Rule SOFTMAX: an event's item against the shared negatives; a value of 0 is remembered but not learned from."""
 
 class Loss(_Loss, metaclass=_LossEnumTypeWrapper): ...
 
@@ -74,6 +80,8 @@ LOSS_BPR: Loss.ValueType  # 3
 """Positive-only events ranked above drawn items (Rendle et al. 2009); values must be above 0 and have no effect."""
 LOSS_IMPLICIT: Loss.ValueType  # 4
 """Rule SOLVE: the target is 1 where a value is above 0, 0 where it is 0; pairs without an event pull to 0."""
+LOSS_SOFTMAX: Loss.ValueType  # 5
+"""Rule SOFTMAX: an event's item against the shared negatives; a value of 0 is remembered but not learned from."""
 global___Loss = Loss
 
 class _OptimizerKind:
@@ -118,6 +126,34 @@ FACTOR_DTYPE_FLOAT16: FactorDtype.ValueType  # 2
 """factor_max may be at most 65504."""
 FACTOR_DTYPE_BFLOAT16: FactorDtype.ValueType  # 3
 global___FactorDtype = FactorDtype
+
+class _Proposal:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ProposalEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Proposal.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PROPOSAL_UNSPECIFIED: _Proposal.ValueType  # 0
+    """The preset's. In the logged spec: POPULARITY."""
+    PROPOSAL_UNIFORM: _Proposal.ValueType  # 1
+    """`negatives` are drawn, every item alike."""
+    PROPOSAL_POPULARITY: _Proposal.ValueType  # 2
+    """`negatives` are drawn, in proportion to 1 + an item's events so far; needs history.users."""
+    PROPOSAL_IN_BATCH: _Proposal.ValueType  # 3
+    """The items of the micro-batch's own events, corrected as with POPULARITY; `negatives` is 0."""
+
+class Proposal(_Proposal, metaclass=_ProposalEnumTypeWrapper):
+    """How the negatives that a micro-batch shares come."""
+
+PROPOSAL_UNSPECIFIED: Proposal.ValueType  # 0
+"""The preset's. In the logged spec: POPULARITY."""
+PROPOSAL_UNIFORM: Proposal.ValueType  # 1
+"""`negatives` are drawn, every item alike."""
+PROPOSAL_POPULARITY: Proposal.ValueType  # 2
+"""`negatives` are drawn, in proportion to 1 + an item's events so far; needs history.users."""
+PROPOSAL_IN_BATCH: Proposal.ValueType  # 3
+"""The items of the micro-batch's own events, corrected as with POPULARITY; `negatives` is 0."""
+global___Proposal = Proposal
 
 @typing.final
 class Optimizer(google.protobuf.message.Message):
@@ -287,6 +323,23 @@ class Solve(google.protobuf.message.Message):
 global___Solve = Solve
 
 @typing.final
+class Softmax(google.protobuf.message.Message):
+    """Rule SOFTMAX."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROPOSAL_FIELD_NUMBER: builtins.int
+    proposal: global___Proposal.ValueType
+    def __init__(
+        self,
+        *,
+        proposal: global___Proposal.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["proposal", b"proposal"]) -> None: ...
+
+global___Softmax = Softmax
+
+@typing.final
 class Counts(google.protobuf.message.Message):
     """Counts of which item follows which, added to scores. Every field absent takes the preset's value."""
 
@@ -380,13 +433,14 @@ class ModelSpec(google.protobuf.message.Message):
     SOLVE_FIELD_NUMBER: builtins.int
     COUNTS_FIELD_NUMBER: builtins.int
     EVENT_TYPES_FIELD_NUMBER: builtins.int
+    SOFTMAX_FIELD_NUMBER: builtins.int
     k: builtins.int
     """Factors a row, 1..1024."""
     loss: global___Loss.ValueType
     l2: builtins.float
     bias_l2: builtins.float
     negatives: builtins.int
-    """Items drawn for a positive event."""
+    """Items drawn for a positive event; with rule SOFTMAX, for a micro-batch."""
     micro_batch: builtins.int
     """Events a gradient step (B); 1 is exact sequential SGD."""
     hot_row_events: builtins.float
@@ -412,6 +466,8 @@ class ModelSpec(google.protobuf.message.Message):
     def event_types(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EventType]:
         """If any are given they replace the preset's."""
 
+    @property
+    def softmax(self) -> global___Softmax: ...
     def __init__(
         self,
         *,
@@ -433,9 +489,10 @@ class ModelSpec(google.protobuf.message.Message):
         solve: global___Solve | None = ...,
         counts: global___Counts | None = ...,
         event_types: collections.abc.Iterable[global___EventType] | None = ...,
+        softmax: global___Softmax | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "seed", b"seed", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "rule", b"rule", "seed", b"seed", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

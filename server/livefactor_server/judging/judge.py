@@ -188,7 +188,10 @@ class Judge:
         if loss == Loss.IMPLICIT:
             targets = (sample.values > 0).astype(np.float64)
             return metrics.squared_loss(read.own, targets, weights)[:, None], everywhere
-        if loss == Loss.BPR:
+        if loss in (
+            Loss.BPR,
+            Loss.SOFTMAX,
+        ):  # of softmax the pairs say as much, and need no estimate of its sum
             return metrics.bpr_loss(read.own, read.negatives, weights)[:, None], ~alone
         losses = metrics.logistic_loss(read.own, sample.values, read.negatives, ~alone, weights)
         own = [read.own, *(popularity.scores(which, sample.item_rows) for which in (PLAIN, DECAYED))]

@@ -22,6 +22,7 @@ LOSS_COLUMNS = {
     Loss.LOGISTIC: ("loss", "positive", *SCORERS, *(f"{scorer}_negative" for scorer in SCORERS)),
     Loss.BPR: ("loss",),
     Loss.IMPLICIT: ("loss",),
+    Loss.SOFTMAX: ("loss",),
 }
 """Columns of the window of losses. Squared: squared errors of each scorer. Logistic: scores, of the event and of one drawn
 negative (NaN if it has none)."""

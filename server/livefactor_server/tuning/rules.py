@@ -132,5 +132,17 @@ RULES = {
         (*_SGD, _L2, _NEGATIVES, _K),
     ),
     "bpr-adagrad": Rule(RANKING, "purchases", preset("purchases"), (*_ADAGRAD, _L2, _NEGATIVES, _K)),
+    "solve-counts": Rule(
+        RANKING,
+        "ranking",
+        preset("ranking"),
+        (
+            Range("l2", 3e-4, 0.03),
+            Range("solve.unobserved", 0.1, 10.0),
+            Range("history.half_life", 0.5, 20.0),
+            Range("counts.weight", 0.05, 5.0),
+            Choice("k", (32, 64)),
+        ),
+    ),
 }
 """By the name that `--rule` takes and that a study's parameters begin with: renaming one ends old studies."""

@@ -1,0 +1,138 @@
+"""Sampled softmax in plain NumPy: the judge of `softmax/cpu.py` (semantics: `softmax/__init__.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .. import scalar
+from ..lanes import clamp
+from ..random import SHARED_DOMAIN, domain_key, draw_below
+from ..spec import LANES, Proposal
+from ..sums import chunked_sum, dot, lane_sum, left_to_right
+from ..tables import ITEMS, USERS
+from ..update import Update
+from . import GAP_MAX
+
+if TYPE_CHECKING:
+    from ..reference import ReferenceModel
+
+_F0, _F1 = np.float32(0.0), np.float32(1.0)
+
+
+class Errors(NamedTuple):
+    """An event's errors: own float32, of its item; others float32[m], of the negatives."""
+
+    own: np.float32
+    others: np.ndarray
+
+
+def errors_of(
+    own: np.float32, others: np.ndarray, own_rarity: np.float32, rarity: np.ndarray, hits: np.ndarray,
+    weight: np.float32, limit: np.float32,
+) -> Errors:  # fmt: skip
+    """Errors of an event with score `own`, of negatives with scores, rarity float32[m] and hits bool[m]."""
+    z = np.where(hits, _F0, scalar.exp(clamp(others - own, GAP_MAX)) * rarity)
+    lanes = np.pad(z, (0, -len(z) % LANES)).reshape(-1, LANES)
+    total = lane_sum(left_to_right(list(lanes)))
+    scale = weight / (own_rarity + total)
+    return Errors(-clamp(total * scale, limit), clamp(z * scale, limit))
+
+
+class Softmax:
+    """Learns from updates."""
+
+    def __init__(self, model: ReferenceModel) -> None:
+        self._model, self._spec, self._rates = model, model.spec, model.rates
+        self._key = domain_key(model.spec.seed, SHARED_DOMAIN)
+
+    def learn(self, update: Update) -> None:
+        """Learn from one record; histories are recorded after it."""
+        size, n = self._spec.micro_batch, update.user_rows.size
+        items = self._model.items
+        counts = items.seen_count.astype(np.int64) if "seen_count" in items.names else np.zeros(0, np.int64)
+        counts = np.pad(counts[: update.item_count], (0, max(0, update.item_count - len(counts))))
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            negatives = self._propose(update, start, stop, counts)
+            self._micro_batch(update, start, stop, negatives, self._rarity(counts))
+            np.add.at(counts, update.item_rows[start:stop], 1)
+
+    def _rarity(self, counts: np.ndarray) -> np.ndarray:
+        if self._spec.softmax.proposal == Proposal.UNIFORM:
+            return np.ones(len(counts), np.float32)
+        return _F1 / (counts + 1).astype(np.float32)
+
+    def _propose(self, update: Update, start: int, stop: int, counts: np.ndarray) -> np.ndarray:
+        if self._spec.softmax.proposal == Proposal.IN_BATCH:
+            return update.item_rows[start:stop]
+        is_uniform = self._spec.softmax.proposal == Proposal.UNIFORM
+        ends = np.cumsum(np.zeros_like(counts) if is_uniform else counts)
+        events, step = int(ends[-1]), start // self._spec.micro_batch
+        rows = []
+        for draw in range(self._spec.negatives):
+            numbers = (
+                np.uint64(number) for number in (update.revision, step, draw, events + update.item_count)
+            )
+            ticket = int(draw_below(self._key, *numbers))
+            row = int(np.searchsorted(ends, ticket, side="right")) if ticket < events else ticket - events
+            rows.append(row)
+        return np.array(rows, np.uint32)
+
+    def _micro_batch(
+        self, update: Update, start: int, stop: int, negatives: np.ndarray, rarity: np.ndarray
+    ) -> None:
+        users, items = self._model.users, self._model.items
+        y, y_bias = items.factors[negatives], items.bias[negatives]
+        events, of_negatives = [], []
+        for t, weight in self._events(update, start, stop):
+            user, item = int(update.user_rows[t]), int(update.item_rows[t])
+            x, own = users.factors[user], items.factors[item]
+            scores = y_bias + dot(x[:, None], y.T)
+            errors = errors_of(
+                items.bias[item] + dot(x, own), scores, rarity[item], rarity[negatives], negatives == item, weight,
+                self._rates.error_max,
+            )  # fmt: skip
+            pull, *of_item = self._pulls(user, item, errors, y)
+            events.append((item, of_item))
+            of_negatives.append((errors.others[:, None] * x, errors.others))
+            self._model.step(USERS, user, pull, None, 1)
+        if events:
+            self._step_items(events, negatives, of_negatives)
+
+    def _events(self, update: Update, start: int, stop: int) -> Iterator[tuple[int, np.float32]]:
+        """(number, weight) of the events that count."""
+        for t in range(start, stop):
+            if update.values is None or update.values[t] > 0:
+                yield t, _F1 if update.weights is None else update.weights[t]
+
+    def _pulls(self, user: int, item: int, errors: Errors, y: np.ndarray) -> tuple[Any, Any, Any]:
+        """An event's contributions to its user's factors, its item's, its item's bias."""
+        users, items, rates = self._model.users, self._model.items, self._rates
+        x, own = users.factors[user], items.factors[item]
+        pull = errors.own * own
+        for error, other in zip(errors.others, y, strict=True):
+            pull = pull + error * other
+        return (
+            pull + rates.l2 * x,
+            scalar.pull(errors.own, x, rates.l2, own),
+            scalar.bias_pull(errors.own, rates.bias_l2, items.bias[item]),
+        )
+
+    def _step_items(self, events: list[Any], negatives: np.ndarray, of_negatives: list[Any]) -> None:
+        factors = chunked_sum([factors for factors, _ in of_negatives])
+        biases = chunked_sum([biases for _, biases in of_negatives])
+        gradients: dict[int, list[Any]] = {}
+        named: dict[int, list[Any]] = {}
+        for item, pulls in events:
+            named.setdefault(item, []).append(pulls)
+        for item, pulls in named.items():
+            gradients[item] = [chunked_sum([pull[part] for pull in pulls]) for part in (0, 1)]
+        for n, row in enumerate(negatives.tolist()):
+            mine = [factors[n], biases[n]]
+            old = gradients.get(row)
+            gradients[row] = mine if old is None else [a + b for a, b in zip(old, mine, strict=True)]
+        for item, (gradient, bias) in gradients.items():
+            self._model.step(ITEMS, item, gradient, bias, len(named.get(item, ())))
