@@ -3,7 +3,8 @@
 Keys become rows on the host; what crosses for a record are its columns of rows, values and weights, the keys of
 its new rows, and for squared loss a mean a micro-batch. Everything else happens on the device, in the order of
 one stream: initial rows, negatives, the order of occurrences (`cuda_plan`), the micro-batches
-(`cuda_micro_batch`). `apply` returns when all of that is on the stream: whoever reads waits for it there, since
+(`cuda_micro_batch`). With histories a record's events are recorded on the device, too (`history.cuda`), and with rule SOLVE rows are solved
+there (`solve.cuda`). `apply` returns when all of that is on the stream: whoever reads waits for it there, since
 reads take the same stream. So the published state is what a read sees, and at most two records are under way
 (`cuda_staging`).
 """
@@ -12,14 +13,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
 from . import scalar
 from .cuda_micro_batch import micro_batch_kernels
-from .cuda_pins import CudaPin, Pins, as_floats, fetch_rows
+from .cuda_pins import CudaPin, Pins, as_floats, as_gram, as_sections, fetch_rows
 from .cuda_plan import (
     Plan,
     Span,
@@ -32,9 +32,24 @@ from .cuda_plan import (
 from .cuda_rows import CudaTable, livefactor_init_kernel
 from .cuda_scratch import RECORD_EVENTS_MAX, Scratch, chunks_of, record_bytes
 from .cuda_staging import KEY_BYTES, WORD_BYTES, Slot, Staging, aligned
-from .device import open_device
+from .device import Buffer, open_device
+from .history.cuda import PIECE_EVENTS, Recorder, pieces_of
 from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
-from .spec import LANES, FactorDtype, Limits, Loss, ModelSpec, Optimizer, OptimizerKind, Rule, SpecError
+from .solve.cuda import Solver
+from .spec import (
+    LANES,
+    Counts,
+    FactorDtype,
+    History,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Rule,
+    Solve,
+    SpecError,
+)
 from .tables import ITEMS, USERS
 from .update import Rates, Update
 from .warp import SIMULATED
@@ -49,7 +64,7 @@ MARGIN_BYTES = 512 << 20
 class CudaModel:
     """A model on the current GPU; the same verbs, and the same bits, as `cpu.CpuModel`.
 
-    One thread may call `apply`, `advance`, `load_sections` and `set_mean`, another one `reserve` and the
+    One thread may call `apply`, `advance`, `load_sections`, `set_mean` and `set_gram`, another one `reserve` and the
     tables' `allocate`; reads may come from any thread.
     """
 
@@ -60,21 +75,18 @@ class CudaModel:
         walk_entries_max: int = WALK_ENTRIES_MAX,
         together: bool = False,
     ) -> None:
-        """An empty model. RuntimeError if no GPU answers, SpecError if the spec is refused, MemoryError if the device
-        has no room for what a record takes beside the tables (`cuda_scratch`).
+        """An empty model. RuntimeError if no GPU answers, SpecError if the spec is refused or has a rule that this backend
+        does not know, MemoryError if the device has no room for what a record takes beside the tables
+        (`cuda_scratch`, `history.cuda`, `solve.cuda`).
 
         device_bytes_max: most bytes of tables on the device (all that is free but for a margin if None).
         walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
         with a barrier over all of it, not in three launches each. Neither changes a bit.
         """
-        if spec.check().rule != Rule.SGD:
-            raise SpecError(
-                f"rule: expected sgd on backend cuda, got {Rule(spec.rule).name.lower()}; backend cpu has it"
-            )
-        self._set_up(spec, device_bytes_max, walk_entries_max)
+        self._set_up(_known(spec.check()), device_bytes_max, walk_entries_max)
         self._together = together
         if not SIMULATED:
-            _compile_kernels(spec.k_padded, int(spec.loss), int(spec.optimizer.kind), int(spec.factor_dtype))
+            _compile_kernels(_kind_of(spec))
 
     def _set_up(self, spec: ModelSpec, device_bytes_max: int | None, walk_entries_max: int) -> None:
         self.spec = spec
@@ -90,6 +102,13 @@ class CudaModel:
         self._memory_lock = threading.Lock()
         self._rates = Rates.of(spec)
         self._staging = Staging(self.device, record_bytes(spec, RECORD_EVENTS_MAX))
+        tables = self.users, self.items
+        self._recorder = Recorder(spec, self.device, *tables) if spec.history.users else None
+        self._solver = None
+        if spec.rule == Rule.SOLVE:
+            assert self._recorder is not None  # `ModelSpec.check`
+            self._solver = Solver(spec, self.device, *tables, self._recorder)
+            return
         self._scratch = Scratch(spec, self.device)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
         self._entries_kernel = entries_kernel(int(spec.loss))
@@ -105,6 +124,23 @@ class CudaModel:
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""
         self.mean_sum, self.mean_count = total, count
+
+    @property
+    def gram(self) -> np.ndarray:
+        """As `backend.Backend.gram`, copied from the device."""
+        with self.lock:
+            wait = self.device.fetch([buffer.array for buffer in self._gram])
+        return as_gram(wait())
+
+    def set_gram(self, gram: np.ndarray) -> None:
+        """Restore `gram`."""
+        with self.lock, self.device.working():
+            for buffer, side in zip(self._gram, gram, strict=bool(self._gram)):
+                buffer.array[:] = self.device.xp.asarray(side.ravel())
+
+    @property
+    def _gram(self) -> tuple[Buffer, ...]:
+        return () if self._solver is None else self._solver.gram
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
@@ -159,10 +195,16 @@ class CudaModel:
             wait = fetch_rows(self.device, self._table(side), None, rows, ("factors", "bias"))
         return as_floats(*wait())
 
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Copies of sections of rows as they are now (`backend.Backend.read`)."""
+        with self.lock:
+            wait = fetch_rows(self.device, self._table(side), None, rows, names)
+        return as_sections(self._table(side), names, wait())
+
     def pin(self) -> CudaPin:
         """Keep the current revision readable; no `apply` may be running."""
         state = (self.revision, self.published, self.mean, (self.mean_sum, self.mean_count))
-        return self.pins.pin(*state)
+        return self.pins.pin(*state, self._gram)
 
     # ------------------------------------------------------------ updates
 
@@ -216,6 +258,7 @@ class CudaModel:
         self._staging.hold(sum(aligned(column.nbytes) for column in columns.values()))
         if update is not None:
             self.pins.make_room(update.user_rows.size)
+        if update is not None and self._solver is None:
             self._scratch.hold(update.user_rows.size, [self._width(update)], *counts)
 
     def _width(self, update: Update) -> int:
@@ -228,6 +271,7 @@ class CudaModel:
             "items": update.item_rows,
             "values": update.values,
             "weights": update.weights,
+            "times": update.times if self.spec.history.users else None,
         }
         if self.spec.loss == Loss.SQUARED:
             columns["means"] = self._means(update)
@@ -254,6 +298,7 @@ class CudaModel:
         self.device.launch(
             livefactor_init_kernel, threads, new, table.live, slot.keys, scale, initial_g, *seeds
         )
+        table.forget(table.initialised, count)
         table.initialised = count
 
     def _learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
@@ -261,6 +306,24 @@ class CudaModel:
             f"{name}_at": offsets[name] // WORD_BYTES if name in offsets else -1
             for name in ("users", "items", "values", "weights", "means")
         }
+        events, recorder = update.user_rows.size, self._recorder
+        if recorder is None:
+            self._step_rows(update, slot, places)
+            return
+        for frozen in self.pins.frozen:
+            recorder.save_followed(frozen.sides[ITEMS], slot, places["users_at"], events)
+        times_at = offsets["times"] // KEY_BYTES if "times" in offsets else -1
+        if self._solver is not None:
+            self.pins.save_named(slot, (places["users_at"], places["items_at"]), events)
+            self._solver.learn(update, slot, places | {"times_at": times_at})
+            return
+        self._step_rows(update, slot, places)
+        for piece in pieces_of(events, PIECE_EVENTS, places | {"times_at": times_at}):
+            recorder.order(piece, slot)
+            recorder.record(piece, slot, 0, piece.events)
+
+    def _step_rows(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
+        """Rule SGD: a record's spans, one after the other."""
         rows = max(update.user_count, update.item_count)
         for span in spans_of(self.spec, update.user_rows.size, self._width(update), rows, places):
             plan = self._order(update, span, slot)
@@ -321,22 +384,40 @@ class CudaModel:
             device.launch(kernels.step, columns, span, plan, *tables, sums, rates, m, sides=2)
 
 
+def _known(spec: ModelSpec) -> ModelSpec:
+    """The spec; SpecError if its rule is not one of this backend."""
+    if spec.rule not in (Rule.SGD, Rule.SOLVE):
+        name = Rule(spec.rule).name.lower()
+        raise SpecError(f"rule: expected sgd or solve on backend cuda, got {name}; backend cpu has it")
+    return spec
+
+
+def _kind_of(spec: ModelSpec) -> ModelSpec:
+    """A small spec that takes the same kernels."""
+    history, counts = spec.history, spec.counts
+    return ModelSpec(
+        k=spec.k,
+        loss=Loss(spec.loss),
+        optimizer=Optimizer(OptimizerKind(spec.optimizer.kind)),
+        negatives=int(spec.loss == Loss.BPR),
+        l2=1.0,
+        bias_l2=1.0,
+        micro_batch=2,
+        factor_dtype=FactorDtype(spec.factor_dtype),
+        rule=Rule(spec.rule),
+        history=History(min(history.users, LANES), min(history.items, LANES)),
+        solve=Solve(float(spec.solve.unobserved > 0)),
+        counts=Counts(min(counts.neighbors, LANES), span=1),
+        limits=Limits(users_max=8, items_max=8, error_max=1.0, factor_max=1.0),
+    ).check()
+
+
 @cache
-def _compile_kernels(k: int, loss: int, optimizer: int, factor_dtype: int) -> int:
+def _compile_kernels(kind: ModelSpec) -> int:
     """Compile all that models of a kind need, by a small one of them: no first update or read waits for it then.
     Returns how many kernels it launched."""
-    few = Limits(users_max=8, items_max=8)
-    spec = ModelSpec(
-        k=k,
-        loss=Loss(loss),
-        optimizer=Optimizer(OptimizerKind(optimizer)),
-        negatives=int(loss == Loss.BPR),
-        micro_batch=2,
-        factor_dtype=FactorDtype(factor_dtype),
-        limits=replace(few, error_max=1.0, factor_max=1.0),
-    )
     compiling = CudaModel.__new__(CudaModel)
-    compiling._set_up(spec.check(), None, WALK_ENTRIES_MAX)
+    compiling._set_up(kind, None, WALK_ENTRIES_MAX)
     keys, rows = np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint32)
     for table in (compiling.users, compiling.items):
         table.allocate(keys)
@@ -345,6 +426,8 @@ def _compile_kernels(k: int, loss: int, optimizer: int, factor_dtype: int) -> in
         with compiling.pin() as pin:
             compiling.apply(Update(revision, rows, rows, None, None, 4, 4))
             users = pin.gather(USERS, rows[: pin.counts[USERS]])
+            for side, table in enumerate((compiling.users, compiling.items)):
+                pin.read(side, rows[: pin.counts[side]], table.history)
             for asked in (4, 1):
                 pin.top_k(users[0][:asked], users[1][:asked], 2)
     return compiling.device.launches

@@ -11,8 +11,9 @@ to the host by the stream of copies, beside the updates that follow.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from .cuda_micro_batch import DeviceRows
 from .cuda_plan import Plan, Span
-from .cuda_reads import Saved, livefactor_gather_kernel, livefactor_save_kernel
+from .cuda_reads import Saved, livefactor_copy_kernel, livefactor_gather_kernel, livefactor_save_kernel
 from .cuda_rows import CudaTable
 from .cuda_staging import Slot
 from .cuda_top_k import Exclusions, TopK
@@ -28,11 +29,14 @@ from .device import Buffer, Device
 from .narrow import widened
 from .scoring import check_top_k
 from .spec import ModelSpec
-from .tables import ITEMS, USERS, reserve
+from .tables import ITEMS, reserve
 
 SAVED_ROWS_MAX = 1 << 18
 """Copies of one side past which `Pins.wait_for_room` holds the writer back."""
+SAVED_BYTES_MAX = 1 << 30
+"""Bytes of copies of one side that stand for the same, where rows are long."""
 _SAVED_ROWS_MIN = 1 << 10
+_COPYING_THREADS_MAX = 1 << 18
 _Tables = tuple[CudaTable, CudaTable]
 
 
@@ -44,7 +48,7 @@ class FrozenSide:
         self.bound = 0  # copies there can be at most: the number itself is known on the device
         self._device, self._table = device, table
         self._adagrad = int("factor_g" in table.arrays)
-        self._place, self._counter = device.empty(max(1, count), np.int32), device.empty(1, np.int32)
+        self._place, self._counter = device.empty(max(1, count), np.int32), device.empty(2, np.int32)
         with device.working():
             self._place.array.fill(0)
             self._counter.array.fill(0)
@@ -84,28 +88,47 @@ class FrozenSide:
     def save(self, rows: Any, at: int, count: int) -> None:
         """Copy the rows rows[at : at + count] that are not copied yet and that a pin can see. There is room
         (`make_room`)."""
+        self.save_by(livefactor_save_kernel, count, rows, at)
+
+    def save_by(self, kernel: Any, count: int, *which: Any) -> None:
+        """As `save`, of at most `count` rows that a kernel finds: it takes `which` first, then what `livefactor_save_kernel`
+        takes."""
         if not count or not self.count:
             return
-        self._device.launch(
-            livefactor_save_kernel,
-            count,
-            rows,
-            at,
-            count,
-            self.count,
-            self._table.live,
-            self.saved,
-            self._table.spec.k_padded,
-            self._adagrad,
-        )
+        table, device = self._table, self._device
+        numbers = table.spec.k_padded, self._adagrad
+        device.launch(kernel, count, *which, count, self.count, table.live, self.saved, *numbers)
         self.bound = min(self.bound + count, self.count)
+        for name in table.history:
+            width, copied = table.widths[name], self.argument(name)
+            threads = min(min(count, self.bound) * width, _COPYING_THREADS_MAX)
+            live = table.arrays[name].buffer.argument
+            device.launch(livefactor_copy_kernel, threads, live, self.saved, copied, width)
+        if table.history:
+            with device.working():
+                self._counter.array[1:] = self._counter.array[:1]
+
+    def argument(self, name: str) -> Any:
+        """Copies of a section, as kernels take them."""
+        return self._arrays[name].argument
 
 
 class Frozen:
     """One revision, the pins that hold it, and the copies that they need. The board's lock guards it."""
 
-    def __init__(self, device: Device, tables: _Tables, revision: int, counts: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        tables: _Tables,
+        revision: int,
+        counts: tuple[int, int],
+        gram: tuple[Buffer, ...],
+    ) -> None:
         self.revision, self.counts, self.holders = revision, counts, 0
+        self.gram = [device.empty(buffer.array.size, np.float64) for buffer in gram]
+        with device.working():
+            for copy, buffer in zip(self.gram, gram, strict=True):
+                copy.array[:] = buffer.array
         self.sides = tuple(
             FrozenSide(device, table, count) for table, count in zip(tables, counts, strict=True)
         )
@@ -124,7 +147,8 @@ class Pins:
         rows_max: int = SAVED_ROWS_MAX,
     ) -> None:  # fmt: skip
         """No pins. rows_max: as `SAVED_ROWS_MAX`."""
-        self.spec, self.device, self.tables, self.lock, self.rows_max = spec, device, tables, lock, rows_max
+        self.spec, self.device, self.tables, self.lock = spec, device, tables, lock
+        self.rows_max = min(rows_max, SAVED_BYTES_MAX // max(table.row_bytes for table in tables))
         self.frozen: list[Frozen] = []
         self._promised = (
             0,
@@ -132,14 +156,15 @@ class Pins:
         )  # copies of users and items that every pin has room for when the writer goes on
 
     def pin(
-        self, revision: int, counts: tuple[int, int], mean: np.float32, mean_state: tuple[int, int]
-    ) -> CudaPin:
+        self, revision: int, counts: tuple[int, int], mean: np.float32, mean_state: tuple[int, int],
+        gram: tuple[Buffer, ...] = (),
+    ) -> CudaPin:  # fmt: skip
         """Pin a state; the caller makes sure that no `apply` is running. MemoryError if the device has no memory
-        for it and for the copies that the next update needs."""
+        for it and for the copies that the next update needs. gram: the sides' matrices, if they are kept."""
         with self.lock:
             newest = self.frozen[-1] if self.frozen else None
             if newest is None or (newest.revision, newest.counts) != (revision, counts):
-                newest = Frozen(self.device, self.tables, revision, counts)
+                newest = Frozen(self.device, self.tables, revision, counts, gram)
                 newest.make_room(self._promised)
                 self.frozen.append(newest)
             newest.holders += 1
@@ -175,7 +200,8 @@ class Pins:
             frozen.make_room(self._copies_of(events))
 
     def _copies_of(self, events: int) -> tuple[int, int]:
-        return events, events * (1 + self.spec.negatives)
+        followed = self.spec.counts.span if self.spec.counts.neighbors else 0
+        return events, events * (1 + self.spec.negatives + followed)
 
     def _has_room(self, frozen: Frozen, wanted: tuple[int, int]) -> bool:
         for side, more in zip(frozen.sides, wanted, strict=True):
@@ -192,10 +218,15 @@ class Pins:
     def save(self, span: Span, plan: Plan, slot: Slot) -> None:
         """Copy what a span is about to change, for every revision that is held. The caller holds the lock, and has
         called `make_room` for the record."""
+        self.save_named(slot, (span.users_at + span.first, span.items_at + span.first), span.events)
         for frozen in self.frozen:
-            frozen.sides[USERS].save(slot.words, span.users_at + span.first, span.events)
-            frozen.sides[ITEMS].save(slot.words, span.items_at + span.first, span.events)
             frozen.sides[ITEMS].save(plan.negatives, 0, span.events * span.width)
+
+    def save_named(self, slot: Slot, rows_at: tuple[int, int], events: int) -> None:
+        """As `save`, of the rows that so many events name: words of the slot from `rows_at` on, users' and items'."""
+        for frozen in self.frozen:
+            for side, at in zip(frozen.sides, rows_at, strict=True):
+                side.save(slot.words, at, events)
 
 
 class CudaPin:
@@ -210,10 +241,22 @@ class CudaPin:
         """As `backend.Pin.gather`."""
         return as_floats(*self._fetch(side, rows, ("factors", "bias")))
 
+    @property
+    def gram(self) -> np.ndarray:
+        """As `backend.Pin.gram`."""
+        pins = self._pins
+        with pins.lock:
+            wait = pins.device.fetch([buffer.array for buffer in self._frozen.gram])
+        return as_gram(wait())
+
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `backend.Pin.read`."""
+        return as_sections(self._pins.tables[side], names, self._fetch(side, rows, names))
+
     def _fetch(self, side: int, rows: np.ndarray, names: Iterable[str]) -> list[np.ndarray]:
         pins = self._pins
         with pins.lock:
-            wait = fetch_rows(pins.device, pins.tables[side], self._frozen.sides[side].saved, rows, names)
+            wait = fetch_rows(pins.device, pins.tables[side], self._frozen.sides[side], rows, names)
         return wait()
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -223,11 +266,7 @@ class CudaPin:
         table = self._pins.tables[side]
         rows = np.arange(start, stop, dtype=np.uint32)
         parts = self._fetch(side, rows, table.arrays)
-        out = {"keys": table.keys[start:stop].copy()}
-        return out | {
-            name: np.ascontiguousarray(table.shaped(name, part))
-            for name, part in zip(table.arrays, parts, strict=True)
-        }
+        return {"keys": table.keys[start:stop].copy()} | as_sections(table, table.arrays, parts)
 
     def top_k(
         self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
@@ -259,20 +298,22 @@ class CudaPin:
 
 
 def fetch_rows(
-    device: Device, table: CudaTable, saved: Saved | None, rows: np.ndarray, names: Iterable[str]
+    device: Device, table: CudaTable, frozen: FrozenSide | None, rows: np.ndarray, names: Iterable[str]
 ) -> Callable[[], list[np.ndarray]]:
     """Put a gather of rows uint32[n] on the stream, live or as of a pin; call the result for [n, width] a name,
     padded and as stored, of the host. The caller holds the lock."""
     where = device.put(np.asarray(rows, np.uint32))
-    pinned = int(saved is not None)
-    if saved is None:
+    if frozen is None:
         unused = device.empty(1, np.int32).argument
         saved = Saved(unused, where.argument, unused, table.live)
+    else:
+        saved = frozen.saved
     parts = []
     for name in names:
         width = table.widths[name]
         out = device.empty(rows.size * width, table.dtypes[name])
-        live, copied = getattr(table.live, name), getattr(saved.arrays, name)
+        live = table.arrays[name].buffer.argument
+        copied = live if frozen is None else frozen.argument(name)
         numbers = width, rows.size
         if rows.size:
             device.launch(
@@ -282,12 +323,25 @@ def fetch_rows(
                 live,
                 copied,
                 saved,
-                pinned,
+                int(frozen is not None),
                 *numbers,
                 out.argument,
             )
         parts.append(out.array.reshape(rows.size, width))
     return device.fetch(parts)
+
+
+def as_sections(table: CudaTable, names: Iterable[str], parts: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """What `fetch_rows` gives as `backend.Backend.read` promises it."""
+    return {
+        name: np.ascontiguousarray(table.shaped(name, part)) for name, part in zip(names, parts, strict=True)
+    }
+
+
+def as_gram(sides: list[np.ndarray]) -> np.ndarray:
+    """The sides' matrices as `backend.Backend.gram` promises them; with none of them float64[2, 0, 0]."""
+    size = math.isqrt(sides[0].size) if sides else 0
+    return np.stack(sides).reshape(2, size, size) if sides else np.zeros((2, 0, 0))
 
 
 def as_floats(factors: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ _NO_ROW = np.uint32(NO_ROW)
 
 class Saved(NamedTuple):
     """Copies of rows that a pin needs, one side's: place int32[rows at the pin], rows uint32[capacity] by copy,
-    counter int32[1] (copies), arrays: `cuda_micro_batch.DeviceRows` of the copies."""
+    counter int32[2] (copies; those of them whose history is copied), arrays: `cuda_micro_batch.DeviceRows` of the copies."""
 
     place: Any
     rows: Any
@@ -50,15 +50,9 @@ def livefactor_gather_kernel(
         out[i] = live[np.int64(row) * width + column]
 
 
-@kernel
-def livefactor_save_kernel(
-    rows: Any, at: Any, count: Any, below: Any, live: Any, saved: Any, width: Any, adagrad: Any
-) -> None:
-    """Copy the rows rows[at : at + count] that are below `below`, each at its first touch. A thread an entry."""
-    i = cuda.grid(1)
-    if i >= count:
-        return
-    row = np.int64(rows[at + i])
+@inlined
+def _save(row: Any, below: Any, live: Any, saved: Any, width: Any, adagrad: Any) -> None:
+    """Copy a row (int64) that is below `below`, at its first touch."""
     if row >= below or cuda.atomic.cas(saved.place, row, 0, -1) != 0:
         return
     place = np.int64(cuda.atomic.add(saved.counter, 0, 1))
@@ -71,6 +65,41 @@ def livefactor_save_kernel(
         for j in range(width):
             saved.arrays.factor_g[place * width + j] = live.factor_g[row * width + j]
     saved.place[row] = np.int32(place + 1)
+
+
+@kernel
+def livefactor_save_kernel(
+    rows: Any, at: Any, count: Any, below: Any, live: Any, saved: Any, width: Any, adagrad: Any
+) -> None:
+    """Copy the rows rows[at : at + count] that are below `below`, each at its first touch. A thread an entry."""
+    i = cuda.grid(1)
+    if i < count:
+        _save(np.int64(rows[at + i]), below, live, saved, width, adagrad)
+
+
+@kernel
+def livefactor_save_followed_kernel(
+    words: Any, users_at: Any, users: Any, span: Any, count: Any, below: Any, live: Any, saved: Any, width: Any,
+    adagrad: Any,
+) -> None:  # fmt: skip
+    """As `livefactor_save_kernel`, of the last `span` items of the users that a record names. A thread an event and
+    an item."""
+    i = cuda.grid(1)
+    if i >= count:
+        return
+    user, back = np.int64(words[users_at + i // span]), 1 + i % span
+    seen = np.int64(users.seen_count[user])
+    if back <= min(seen, users.length):
+        item = np.int64(users.seen_rows[user * users.length + (seen - back) % users.length])
+        _save(item, below, live, saved, width, adagrad)
+
+
+@kernel
+def livefactor_copy_kernel(live: Any, saved: Any, copied: Any, width: Any) -> None:
+    """Copy a section of the history, `width` elements a row, of the rows that were saved since counter[1] was set."""
+    first, last = np.int64(saved.counter[1]), np.int64(saved.counter[0])
+    for i in range(first * width + cuda.grid(1), last * width, cuda.gridsize(1)):
+        copied[i] = live[np.int64(saved.rows[i // width]) * width + i % width]
 
 
 @inlined

@@ -6,6 +6,7 @@ first update that needs them: only their keys cross.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from .cuda_factors import store_factor
 from .cuda_micro_batch import DeviceRows
 from .device import Device, Growing
+from .history import row_sections
 from .narrow import array_dtype
 from .random import initial_factor, philox, rounding_word
 from .spec import ModelSpec, OptimizerKind
@@ -70,7 +72,8 @@ def livefactor_init_kernel(
 class CudaTable(RowKeys):
     """Rows of one side of a model on the device; keys, `allocate` and `find` as `tables.Table`.
 
-    arrays: by section name, flat; widths, dtypes: of a row in each. live: the arrays as kernels take them.
+    arrays: by section name, flat; widths, dtypes: of a row in each; history: the names of those that `history.row_sections`
+    gives. live: the others as kernels take them.
     initialised: rows that have their initial values on the device.
     """
 
@@ -79,14 +82,17 @@ class CudaTable(RowKeys):
         super().__init__(spec, side)
         adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
         names = ("factors", "bias", "factor_g", "bias_g") if adagrad else ("factors", "bias")
-        self._device = device
+        history = row_sections(spec, side)
+        self._device, self.history = device, tuple(history)
         self.widths = {name: spec.k_padded if name.startswith("factor") else 1 for name in names}
+        self.widths |= {name: math.prod(shape) for name, (shape, _) in history.items()}
         self.dtypes = {
             name: array_dtype(spec.factor_dtype) if name == "factors" else np.dtype(np.float32)
             for name in names
-        }
+        } | {name: np.dtype(dtype) for name, (_, dtype) in history.items()}
         self.arrays: dict[str, Growing] = {
-            name: device.growing(self.capacity * self.widths[name], self.dtypes[name]) for name in names
+            name: device.growing(self.capacity * width, self.dtypes[name])
+            for name, width in self.widths.items()
         }
         unused = device.empty(1, np.float32).argument
         arguments = {name: array.buffer.argument for name, array in self.arrays.items()}
@@ -117,14 +123,21 @@ class CudaTable(RowKeys):
             self.initialised, stop - self.initialised, keys_at, spec.k, spec.k_padded, self.side, adagrad
         )
 
+    def forget(self, start: int, stop: int) -> None:
+        """Clear the history of rows [start, stop): new memory is not zero."""
+        for name in self.history:
+            self.matrix(name, start, stop)[:] = 0
+
     def matrix(self, name: str, start: int, stop: int) -> Any:
         """Rows [start, stop) of a section as the device's array: [stop - start, width], as stored."""
         width = self.widths[name]
         return self.arrays[name].buffer.array[start * width : stop * width].reshape(stop - start, width)
 
     def shaped(self, name: str, rows: Any) -> Any:
-        """Padded rows [n, width] as the section shows them: without padding, biases float32[n]."""
-        return rows[:, : self.spec.k] if self.widths[name] > 1 else rows[:, 0]
+        """Padded rows [n, width] as the section shows them: without padding, single elements [n]."""
+        if name.startswith("factor"):
+            return rows[:, : self.spec.k]
+        return rows if self.widths[name] > 1 else rows[:, 0]
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
         """Copies of the first `count` rows, named and shaped as `tables.Table.sections`."""
@@ -137,9 +150,8 @@ class CudaTable(RowKeys):
         return out
 
     def _empty(self, count: int) -> dict[str, np.ndarray]:
-        k = self.spec.k
         return {
-            name: np.empty((count, k) if width > 1 else (count,), self.dtypes[name])
+            name: np.empty(self.shaped(name, np.broadcast_to(0, (count, width))).shape, self.dtypes[name])
             for name, width in self.widths.items()
         }
 

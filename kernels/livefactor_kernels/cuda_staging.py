@@ -20,7 +20,8 @@ KEY_BYTES = 8
 
 
 class Slot:
-    """One buffer. words, floats, keys: the device's side as kernels take it, uint32, float32 and uint64 of the same memory."""
+    """One buffer. words, floats, keys, longs: the device's side as kernels take it, uint32, float32, uint64 and int64 of the
+    same memory."""
 
     def __init__(self) -> None:
         self.host = np.empty(0, np.uint8)
@@ -28,6 +29,7 @@ class Slot:
         self.words: Any = None
         self.floats: Any = None
         self.keys: Any = None
+        self.longs: Any = None
         self.done: Callable[[], None] = _at_once
 
     def reserve(self, device: Device, nbytes: int) -> None:
@@ -36,9 +38,10 @@ class Slot:
             return
         size = max(_BYTES_MIN, 1 << (nbytes - 1).bit_length())
         keys = device.empty(size // KEY_BYTES, np.uint64)
-        views = [device.view(keys, dtype) for dtype in (np.uint8, np.uint32, np.float32)]
+        views = [device.view(keys, dtype) for dtype in (np.uint8, np.uint32, np.float32, np.int64)]
         self.host, self.memory = device.pinned(size), views[0]
-        self.words, self.floats, self.keys = views[1].argument, views[2].argument, keys.argument
+        self.words, self.floats, self.longs = (view.argument for view in views[1:])
+        self.keys = keys.argument
 
 
 def _at_once() -> None:

@@ -62,9 +62,11 @@ class Device(Protocol):
         """As `working`, but memory that array operations take by themselves comes out of a pool of its own: what one
         of them has given back is there for the next."""
 
-    def launch(self, kernel: Any, threads: int, *arguments: Any, sides: int = 1) -> None:
+    def launch(
+        self, kernel: Any, threads: int, *arguments: Any, sides: int = 1, shared_bytes: int = 0
+    ) -> None:
         """Put a kernel of at least `threads` threads on the stream; `sides`: blocks in the grid's second
-        dimension."""
+        dimension; `shared_bytes`: shared memory that a block gets beside what the kernel asks for."""
 
     def launch_block(self, kernel: Any, threads: int, *arguments: Any) -> None:
         """Put a kernel of one block on the stream, of `threads` threads where blocks may be so large."""
@@ -152,11 +154,13 @@ class SimulatedDevice:
         """As `Device.learning`."""
         return nullcontext()
 
-    def launch(self, kernel: Any, threads: int, *arguments: Any, sides: int = 1) -> None:
+    def launch(
+        self, kernel: Any, threads: int, *arguments: Any, sides: int = 1, shared_bytes: int = 0
+    ) -> None:
         """As `Device.launch`."""
         self.launches += 1
         with self._one_at_a_time:
-            kernel[(-(-threads // BLOCK_THREADS), sides), BLOCK_THREADS](*arguments)
+            kernel[(-(-threads // BLOCK_THREADS), sides), BLOCK_THREADS, 0, shared_bytes](*arguments)
 
     def launch_block(self, kernel: Any, threads: int, *arguments: Any) -> None:
         """As `Device.launch_block`."""
@@ -258,10 +262,13 @@ class CudaDevice:
         with self._stream, self.xp.cuda.using_allocator(self._pool.malloc):
             yield
 
-    def launch(self, kernel: Any, threads: int, *arguments: Any, sides: int = 1) -> None:
+    def launch(
+        self, kernel: Any, threads: int, *arguments: Any, sides: int = 1, shared_bytes: int = 0
+    ) -> None:
         """As `Device.launch`."""
         self.launches += 1
-        kernel[(-(-threads // BLOCK_THREADS), sides), BLOCK_THREADS, self._numba_stream](*arguments)
+        grid = -(-threads // BLOCK_THREADS), sides
+        kernel[grid, BLOCK_THREADS, self._numba_stream, shared_bytes](*arguments)
 
     def launch_block(self, kernel: Any, threads: int, *arguments: Any) -> None:
         """As `Device.launch_block`."""

@@ -7,7 +7,8 @@ lanes meet at `syncthreads` over shared memory.
 Arithmetic on two float32 is lowered to libdevice's `_rn` functions, which become `add.rn.f32`, `mul.rn.f32`
 and so on: neither NVVM nor ptxas may then contract a product and a sum to one rounding. Division and square
 root are IEEE as Numba compiles them, and subnormals are kept. So the formulas of `scalar.py`, as they stand,
-give the reference's bits. This holds for every CUDA kernel that Numba compiles in the process.
+give the reference's bits. For float64 `add64` and
+`mul64` do that. This holds for every CUDA kernel that Numba compiles in the process.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if not hasattr(np, "row_stack"):
 
 from numba import cuda
 
-__all__ = ["BLOCK_THREADS", "SIMULATED", "cuda", "float16_of", "half_sum", "kernel", "lane"]
+__all__ = ["BLOCK_THREADS", "SIMULATED", "add64", "cuda", "float16_of", "half_sum", "kernel", "lane", "mul64"]
 
 SIMULATED = bool(getattr(cuda.config, "ENABLE_CUDASIM", False))  # the successor has no simulator
 """Whether kernels run in Numba's simulator, on NumPy arrays, as Python threads."""
@@ -66,6 +67,14 @@ if SIMULATED:
         """The float16 of the low 16 bits of a uint64."""
         return np.uint16(word).view(np.float16)
 
+    def add64(a: Any, b: Any) -> Any:
+        """Sum of two float64, rounded on its own."""
+        return a + b
+
+    def mul64(a: Any, b: Any) -> Any:
+        """Product of two float64, rounded on its own."""
+        return a * b
+
     def _thread() -> Any:
         """The simulator's thread that this is: it knows its place, and its block as `_manager`."""
         return threading.current_thread()
@@ -74,6 +83,7 @@ else:
     from llvmlite import ir
     from numba import types
     from numba.core.cgutils import get_or_insert_function
+    from numba.cuda import libdevice
     from numba.cuda.extending import intrinsic, lower_builtin
 
     _FLOAT = ir.FloatType()
@@ -100,6 +110,16 @@ else:
             return builder.trunc(args[0], context.get_value_type(types.float16))
 
         return types.float16(types.uint64), codegen
+
+    @inlined
+    def add64(a: Any, b: Any) -> Any:  # type: ignore[misc]
+        """Sum of two float64, rounded on its own."""
+        return libdevice.dadd_rn(a, b)
+
+    @inlined
+    def mul64(a: Any, b: Any) -> Any:  # type: ignore[misc]
+        """Product of two float64, rounded on its own."""
+        return libdevice.dmul_rn(a, b)
 
     @inlined
     def lane() -> Any:  # type: ignore[misc]

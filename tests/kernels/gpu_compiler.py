@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 from cuda.core import Linker, LinkerOptions, ObjectCode
 from cuda.pathfinder import find_static_lib
 from numba import types
@@ -22,6 +23,9 @@ from livefactor_kernels import cuda_plan, cuda_reads, cuda_rows
 from livefactor_kernels.cuda_micro_batch import DeviceRows, Sums, micro_batch_kernels
 from livefactor_kernels.cuda_plan import Plan, Span
 from livefactor_kernels.cuda_reads import Saved
+from livefactor_kernels.history import cuda as history
+from livefactor_kernels.solve import SolveRates
+from livefactor_kernels.solve import cuda as solve
 from livefactor_kernels.spec import LANES, FactorDtype, Loss
 from livefactor_kernels.update import Rates
 from livefactor_kernels.warp import cuda
@@ -64,6 +68,10 @@ ROWS = ROWS_OF[FactorDtype.FLOAT32]
 SUMS = _named(Sums, gradients=FLOATS, events=INTS)
 RATES = _named(Rates, **dict.fromkeys(Rates._fields, F32))
 NEW = _named(cuda_rows.NewRows)
+PIECE = _named(history.Piece)
+_OF_TYPE = {np.uint32: WORDS, np.float32: FLOATS, np.int64: LONGS}
+HISTORY = _named(history.HistoryRows, **{name: _OF_TYPE[element] for name, element in history.TYPES.items()})
+ADDITIONS = _named(history.Additions, keys=LONGS, followers=WORDS, added=FLOATS, decay=FLOATS)
 
 
 class Case(NamedTuple):
@@ -77,7 +85,7 @@ class Case(NamedTuple):
 def cases() -> Iterator[Case]:
     """Every kernel; those of a length of rows at k = 64, each loss with the optimiser that costs more. Those that
     read or write factors once more for each narrow type, of a loss with both kinds of entries."""
-    for loss in Loss:
+    for loss in (Loss.SQUARED, Loss.LOGISTIC, Loss.BPR):
         name = f"{loss.name.lower()}_"
         yield Case(
             name + "entries",
@@ -90,6 +98,8 @@ def cases() -> Iterator[Case]:
     yield Case("list", cuda_plan.livefactor_list_kernel, (SPAN, PLAN, I64))
     yield Case("words", cuda_plan.livefactor_words_kernel, (SPAN, PLAN, U64, U64))
     yield from _of_rows("", FactorDtype.FLOAT32)
+    yield from _of_histories()
+    yield from _of_solves()
     for dtype in (FactorDtype.FLOAT16, FactorDtype.BFLOAT16):
         name = f"{dtype.name.lower()}_"
         yield from _of_a_micro_batch(name, Loss.LOGISTIC, ROWS_OF[dtype])
@@ -120,6 +130,35 @@ def _of_rows(name: str, dtype: FactorDtype) -> Iterator[Case]:
     rescore = (FLOATS, FLOATS, rows, saved, LONGS, LONGS, I64, I64, FLOATS)
     yield Case(name + "rescore", cuda_reads.livefactor_rescore_kernel, rescore)
     yield Case(name + "norms", cuda_reads.livefactor_norms_kernel, (rows, I64, I64, FLOATS))
+
+
+def _of_histories() -> Iterator[Case]:
+    yield Case("order", history.livefactor_order_kernel, (PIECE, WORDS, LONGS, LONGS))
+    columns, slices = (PIECE, LONGS, WORDS, FLOATS), (I64,) * 4
+    users = (*columns, LONGS, HISTORY, ADDITIONS, I64, *slices)
+    yield Case("users_record", history.livefactor_record_users_kernel, users)
+    yield Case("items_record", history.livefactor_record_items_kernel, (*columns, HISTORY, I64, I64))
+    yield Case("add", history.livefactor_add_kernel, (HISTORY, ADDITIONS, I64))
+    saved = _named(Saved, place=INTS, rows=WORDS, counter=INTS, arrays=ROWS)
+    followed = (WORDS, I64, HISTORY, I64, I64, I64, ROWS, saved, I64, I64)
+    yield Case("followed_save", cuda_reads.livefactor_save_followed_kernel, followed)
+    for name, kind in (("words", WORDS), ("floats", FLOATS), ("longs", LONGS)):
+        yield Case(f"{name}_copy", cuda_reads.livefactor_copy_kernel, (kind, saved, kind, I64))
+        gather = (WORDS, kind, kind, saved, I64, I64, I64, kind)
+        if kind != FLOATS:  # which is that of factors
+            yield Case(f"{name}_gather", cuda_reads.livefactor_gather_kernel, gather)
+
+
+def _of_solves() -> Iterator[Case]:
+    rates = _named(SolveRates, **dict.fromkeys(("unobserved", "l2", "bias_l2", "factor_max"), F32))
+    batch = _named(solve.Batch, counts=WORDS, old=FLOATS)
+    yield Case("named", solve.livefactor_named_kernel, (LONGS, LONGS, HISTORY, batch, I64, I64, I64))
+    named, doubles = (WORDS, I64, ROWS, HISTORY), types.Array(types.float64, 1, "C")
+    numbers = (FLOATS, I64, F32, I64, I64, I64)
+    for k, has_bias in ((64, False), (64, True), (128, False)):
+        name, kernel = f"solve_{k}" + "_bias" * has_bias, solve.solve_kernel(k, has_bias)
+        yield Case(name, kernel, (*named, ROWS, batch, doubles, FLOATS, rates, *numbers))
+    yield Case("gram", solve.livefactor_gram_kernel, (*named, batch, doubles, I64, I64, I64, I64))
 
 
 def _rivals() -> Iterator[Case]:

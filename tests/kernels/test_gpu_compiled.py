@@ -86,9 +86,11 @@ def test_every_operation_is_rounded_once(compiled) -> None:
         floats = set(
             re.findall(r"\b(?:fma|mad|add|sub|mul|div|rcp|sqrt|rsqrt|ex2|lg2)\.\S*f(?:32|64)\b", ptx)
         )
-        assert floats <= {
-            "add.rn.f32", "sub.rn.f32", "mul.rn.f32", "div.rn.f32", "rcp.rn.f32", "sqrt.rn.f32",
-        }, name  # fmt: skip
+        allowed = {"add.rn.f32", "sub.rn.f32", "mul.rn.f32", "div.rn.f32", "rcp.rn.f32", "sqrt.rn.f32"}
+        if name.startswith(("solve", "gram")):  # Gram matrices
+            allowed |= {"add.rn.f64", "mul.rn.f64"}
+        assert floats <= allowed, name
+        assert ".f64" not in ptx or allowed & floats & {"add.rn.f64", "mul.rn.f64"}, name
         assert ".ftz" not in ptx and ".approx" not in ptx, name
         if name.startswith("rival"):
             continue
@@ -104,6 +106,8 @@ def test_narrow_factors_are_half_as_many_bytes(compiled) -> None:
         kind = "float16" if name.startswith("rival_float16") else name.split("_")[0]
         loads, stores = (bool(re.search(rf"\b{verb}(?:\.global)?\.[bsu]16\b", ptx)) for verb in ("ld", "st"))
         narrow = kind in ("float16", "bfloat16")
+        if name in ("named", "users_record", "items_record"):
+            continue  # they load 16 bits of keys, an event's number
         assert loads == (narrow and not name.endswith("init")), name
         stepped = name.endswith(("init", "step", "walk", "together", "gather", "save", "hogwild"))
         assert stores == (narrow and stepped), name

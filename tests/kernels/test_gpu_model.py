@@ -11,7 +11,7 @@ from livefactor_kernels import cuda, cuda_plan, cuda_top_k
 from livefactor_kernels.backend import Update
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.reference import ReferenceModel
-from livefactor_kernels.spec import FactorDtype, Limits, Loss, ModelSpec, Optimizer, OptimizerKind
+from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
 from livefactor_kernels.tables import USERS
 from livefactor_kernels.warp import SIMULATED
 from synthetic import copy_state, differences, make_spec, push, push_random, read_pin, unlike
@@ -108,11 +108,11 @@ def test_the_launches_of_a_micro_batch_are_three() -> None:
     assert model.device.launches == 2 + 3 + 1
 
 
-@pytest.mark.parametrize("loss", Loss)
-def test_kernels_are_compiled_by_a_small_model(loss) -> None:
+@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+def test_kernels_are_compiled_by_a_small_model(loss, negatives) -> None:
     """Every launch of updates and reads happens once; on a GPU the models of a kind compile no more then."""
     compile_kernels = cuda._compile_kernels.__wrapped__
-    assert compile_kernels(16, int(loss), int(ADAGRAD), int(FactorDtype.FLOAT32)) > 20
+    assert compile_kernels(cuda._kind_of(make_spec(loss, ADAGRAD, negatives=negatives))) > 20
 
 
 def test_missing_columns_mean_one() -> None:

@@ -206,7 +206,7 @@ def test_a_narrow_factor_takes_two_bytes() -> None:
 
 def test_kernels_are_compiled_by_a_small_model() -> None:
     compile_kernels = cuda._compile_kernels.__wrapped__
-    assert compile_kernels(16, int(Loss.LOGISTIC), int(SGD), int(FactorDtype.BFLOAT16)) > 20
+    assert compile_kernels(cuda._kind_of(make_spec(Loss.LOGISTIC, factor_dtype=FactorDtype.BFLOAT16))) > 20
 
 
 @pytest.mark.parametrize("dtype", NARROW)

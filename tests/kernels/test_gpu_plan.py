@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from livefactor_kernels import cuda_plan
 from livefactor_kernels.cuda_plan import KEY_BITS, spans_of
 from livefactor_kernels.cuda_staging import Staging
 from livefactor_kernels.device import SimulatedDevice
+from livefactor_kernels.history.cuda import PIECE_EVENTS, pieces_of
+from livefactor_kernels.solve.cuda import element
 from livefactor_kernels.spec import Loss, ModelSpec
 from synthetic import make_spec
 
@@ -93,3 +97,22 @@ def test_buffers_grow_with_the_records() -> None:
         assert offsets == {"keys": 0, "none": size * 8}
         if size:
             assert slot.keys[:size].tolist() == list(range(size))
+
+
+@given(events=st.integers(0, 200_000), batch=st.integers(1, PIECE_EVENTS))
+@example(events=PIECE_EVENTS, batch=1)
+@example(events=2 * PIECE_EVENTS, batch=PIECE_EVENTS)
+def test_pieces_are_whole_micro_batches_and_their_keys_fit(events, batch) -> None:
+    pieces = list(pieces_of(events, batch, {**OFFSETS, "times_at": -1}))
+    assert [piece.first for piece in pieces] == np.cumsum([0, *(p.events for p in pieces)])[:-1].tolist()
+    assert sum(piece.events for piece in pieces) == events
+    assert all(piece.events % batch == 0 for piece in pieces[:-1])
+    for piece in pieces:  # keys: micro-batch, 32 bits of row, event
+        assert 0 < piece.events <= 1 << 16
+        assert -(-piece.events // batch) << (32 + 16) <= 1 << 63
+
+
+@given(size=st.integers(1, 60))
+def test_every_element_of_a_lower_triangle_is_one_threads(size) -> None:
+    found = [element(number, size) for number in range((size + 1) // 2 * (size + 1))]
+    assert sorted(at for at in found if at[1] >= 0) == [(p, q) for p in range(size) for q in range(p + 1)]

@@ -10,10 +10,11 @@ from livefactor_kernels import cuda, cuda_pins, cuda_scratch
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.cuda_scratch import Scratch, chunks_of, record_bytes
 from livefactor_kernels.device import CudaDevice, SimulatedDevice
-from livefactor_kernels.spec import FactorDtype, Loss, OptimizerKind
+from livefactor_kernels.spec import Counts, FactorDtype, History, Loss, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.warp import SIMULATED
 from synthetic import LOSSES, copy_state, make_spec, push, push_random, read_pin, unlike
+from test_solve import solve_spec
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 
@@ -66,6 +67,25 @@ def test_a_record_takes_no_memory(device, loss, negatives) -> None:
     assert_same(model, judge)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        solve_spec(k=2, micro_batch=5),
+        make_spec(Loss.SQUARED, k=2, micro_batch=5, history=History(16, 16), counts=Counts(16, 4)),
+    ],
+    ids=["solve", "counts"],
+)
+def test_a_record_with_histories_takes_no_memory(device, spec) -> None:
+    model, judge = pair(spec)
+    assert model.reserve(50, 50)
+    device.left = 0
+    for turn, events in enumerate((1, RECORD, 3)):
+        for each in (model, judge):
+            push_random(each, np.random.default_rng(turn), events, 5 + 4 * turn, 5 + 4 * turn)
+    device.left = 1_000_000
+    assert_same(model, judge)
+
+
 def test_a_larger_record_takes_it_before_it_is_begun(device) -> None:
     model, judge = taught(make_spec(Loss.SQUARED, micro_batch=30))
     device.left = 0
@@ -82,16 +102,17 @@ def test_a_larger_record_takes_it_before_it_is_begun(device) -> None:
     assert_same(model, judge)
 
 
-def test_a_device_without_memory_for_a_record_holds_no_model(device) -> None:
+@pytest.mark.parametrize("spec", [make_spec(Loss.SQUARED), solve_spec()], ids=["sgd", "solve"])
+def test_a_device_without_memory_for_a_record_holds_no_model(device, spec) -> None:
     used = device.left
-    CudaModel(make_spec(Loss.SQUARED))
+    CudaModel(spec)
     used -= device.left
     for left in range(used):
         device.left = left
         with pytest.raises(MemoryError, match="full"):
-            CudaModel(make_spec(Loss.SQUARED))
+            CudaModel(spec)
     device.left = used
-    assert CudaModel(make_spec(Loss.SQUARED)).revision == 0
+    assert CudaModel(spec).revision == 0
 
 
 def test_pins_have_room_for_what_the_writer_was_let_through_for(device) -> None:
@@ -117,8 +138,11 @@ def test_pins_have_room_for_what_the_writer_was_let_through_for(device) -> None:
     assert_same(model, judge)
 
 
-def test_a_pin_without_memory_is_refused_and_leaves_nothing(device) -> None:
-    model, judge = taught(make_spec(Loss.SQUARED, micro_batch=8))
+@pytest.mark.parametrize(
+    "spec", [make_spec(Loss.SQUARED, micro_batch=8), solve_spec(k=2, micro_batch=8)], ids=["sgd", "solve"]
+)
+def test_a_pin_without_memory_is_refused_and_leaves_nothing(device, spec) -> None:
+    model, judge = taught(spec)
     assert model.pins.wait_for_room(4)
     used = device.left
     with model.pin():

@@ -14,16 +14,24 @@ from livefactor_server.embedded import EmbeddedServer
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 MODEL = "small"
+LIMITS = {"users_max": 1024, "items_max": 1024}
+SMALL = {
+    "clicks": {"k": 16, "negatives": 1, "micro_batch": 2, "limits": LIMITS},
+    "ranking": {"k": 4, "micro_batch": 2, "limits": LIMITS},
+}
+"""Presets, made small: the simulator copies some tables whole, the addresses that are held as well."""
 
 
-def serve(folder: Path, backend: str, users: list[int], items: list[int]) -> tuple[bytes, list[float], str]:
+def serve(
+    folder: Path, preset: str, backend: str, users: list[int], items: list[int]
+) -> tuple[bytes, list[float], str]:
     """Start, learn, stop with a snapshot: (root hash, scores, backend that the model's description names)."""
     server = EmbeddedServer("clicks", folder, backend=backend)
     channel = open_channel(server.target)
     try:
         models = Models(channel=channel)
         if MODEL not in {description.name for description in models.list()}:
-            models.create(MODEL, preset="clicks", k=16, negatives=1, micro_batch=2)
+            models.create(MODEL, preset=preset, **SMALL[preset])
         with Producer(model=MODEL, producer_id=f"by {backend}", channel=channel) as producer:
             producer.push(users, items)
             position = producer.flush()
@@ -36,15 +44,16 @@ def serve(folder: Path, backend: str, users: list[int], items: list[int]) -> tup
         server.stop()
 
 
-def test_a_log_of_one_backend_is_the_others_state(tmp_path) -> None:
-    first, _, name = serve(tmp_path, "cuda", [1, 2, 1, 3], [3, 4, 5, 3])
+@pytest.mark.parametrize("preset", SMALL)
+def test_a_log_of_one_backend_is_the_others_state(tmp_path, preset) -> None:
+    first, _, name = serve(tmp_path, preset, "cuda", [1, 2, 1, 3], [3, 4, 5, 3])
     assert name == "cuda"
     for backend in ("cpu", "reference"):
         report = replay_model(tmp_path / "models" / MODEL, backend)
         assert report.root_hash == first and report.good and report.snapshots, backend
-    second, _, name = serve(tmp_path, "cpu", [1, 9], [4, 8])
+    second, _, name = serve(tmp_path, preset, "cpu", [1, 9], [4, 8])
     assert name == "cpu" and second != first
-    third, scores, _ = serve(tmp_path, "cuda", [2, 9], [4, 8])  # from the CPU's snapshot
+    third, scores, _ = serve(tmp_path, preset, "cuda", [2, 9], [4, 8])  # from the CPU's snapshot
     report = replay_model(tmp_path / "models" / MODEL, "cpu")
     assert report.root_hash == third and report.good
     assert len(scores) == 3 and scores[0] != scores[1]

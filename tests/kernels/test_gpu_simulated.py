@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-GROUPS = (("test_gpu_model.py",), ("test_gpu_narrow.py", "test_gpu_room.py"))
+GROUPS = (("test_gpu_model.py",), ("test_gpu_narrow.py", "test_gpu_room.py"), ("test_gpu_solve.py",))
 """Files that run side by side: most of the simulator's time is one thread's."""
 
 
@@ -35,12 +35,12 @@ def passed(marks: str, least: tuple[int, ...], groups: tuple[tuple[str, ...], ..
 
 
 def test_the_backend_passes_its_tests_in_the_simulator() -> None:
-    passed("not long", (60, 45), GROUPS)
+    passed("not long", (60, 45, 18), GROUPS)
 
 
 @pytest.mark.long
 def test_what_is_served_and_what_is_measured_passes_its_tests_in_the_simulator() -> None:
-    passed("not long", (1, 7), (("test_gpu_served.py",), ("test_gpu_figures.py",)))
+    passed("not long", (2, 7), (("test_gpu_served.py",), ("test_gpu_figures.py",)))
 
 
 @pytest.mark.long

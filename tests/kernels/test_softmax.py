@@ -311,7 +311,7 @@ def test_specs_are_refused(field, changes) -> None:
 
 
 def test_the_gpu_refuses_the_rule() -> None:
-    with pytest.raises(SpecError, match="rule: expected sgd on backend cuda, got softmax"):
+    with pytest.raises(SpecError, match="rule: expected sgd or solve on backend cuda, got softmax"):
         CudaModel(softmax_spec())
 
 

@@ -1,0 +1,321 @@
+"""Recording events on the GPU (semantics: `history/__init__.py`).
+
+A row's events are recorded by one thread, in their order: rows do not meet there. A record is taken in pieces of
+whole micro-batches, whose events are sorted once by (micro-batch, row, event), users' and items' apart. What follows
+what is counted in slices of a micro-batch: the users' threads list a slice's additions, each at the place that its
+event and its number in it give; sorted by (item, place), an item's additions are made by one thread, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..cuda_plan import value_of, weight_of
+from ..cuda_reads import livefactor_save_followed_kernel
+from ..lanes import inlined
+from ..warp import cuda, kernel
+from . import COUNT_MIN, DECAY_STEPS, decays
+
+if TYPE_CHECKING:
+    from ..cuda_pins import FrozenSide
+    from ..cuda_rows import CudaTable
+    from ..cuda_staging import Slot
+    from ..device import Device
+    from ..spec import ModelSpec
+
+PIECE_EVENTS = 1 << 16
+"""Events of a piece at most; no micro-batch has more."""
+_BATCHES_MAX = 1 << 15
+ADDITIONS_AT_ONCE = 1 << 18
+"""Additions of a slice, if one event does not have more."""
+_UNUSED = np.int64(2**63 - 1)
+_EVENT_BITS, _ROW_BITS, _PLACE_BITS = 16, 32, 20  # of keys: (micro-batch, row, event) and (row, place)
+_EVENT_MASK, _ROW_MASK, _PLACE_MASK = (1 << _EVENT_BITS) - 1, (1 << _ROW_BITS) - 1, (1 << _PLACE_BITS) - 1
+_F0 = np.float32(0.0)
+TYPES = {
+    "seen_rows": np.uint32, "seen_values": np.float32, "seen_weights": np.float32, "seen_visits": np.uint32,
+    "visits": np.uint32, "last_time": np.int64, "seen_count": np.uint32, "neighbor_rows": np.uint32,
+    "neighbor_counts": np.float32,
+}  # fmt: skip
+"""Element types of what a `HistoryRows` holds."""
+
+
+class Piece(NamedTuple):
+    """Numbers of a piece of a record (int64 all). events: of the piece; first: its first one's number in the record;
+    batch: events a micro-batch. Others as in `cuda_plan.Span`; times_at: offset in the record's int64 words, -1 for 0."""
+
+    events: int
+    first: int
+    batch: int
+    users_at: int
+    items_at: int
+    values_at: int
+    weights_at: int
+    times_at: int
+    means_at: int
+
+
+class HistoryRows(NamedTuple):
+    """A side's history on the device, flat (`history.row_sections`). length, neighbors: of a row's lists, 0 where there are
+    none; what there is not is an array of one element that nobody looks at."""
+
+    seen_rows: Any
+    seen_values: Any
+    seen_weights: Any
+    seen_visits: Any
+    visits: Any
+    last_time: Any
+    seen_count: Any
+    neighbor_rows: Any
+    neighbor_counts: Any
+    length: int
+    neighbors: int
+
+    @staticmethod
+    def of(table: CudaTable, device: Device) -> HistoryRows:
+        """A table's history."""
+        arrays = [
+            table.arrays[name].buffer.argument if name in table.arrays else device.empty(1, dtype).argument
+            for name, dtype in TYPES.items()
+        ]
+        lengths = (table.widths.get(name, 0) for name in ("seen_rows", "neighbor_rows"))
+        return HistoryRows(*arrays, *lengths)
+
+
+class Additions(NamedTuple):
+    """Counts to be added in a slice: keys int64 (row, place), sorted before they are made; by place followers uint32 and added
+    float32. span: earlier events that an event follows, at most; decay float32[DECAY_STEPS]."""
+
+    keys: Any
+    followers: Any
+    added: Any
+    decay: Any
+    span: int
+
+
+def pieces_of(events: int, batch: int, offsets: dict[str, int]) -> Iterator[Piece]:
+    """The pieces of a record of `events` events."""
+    at_once = min(PIECE_EVENTS // batch, _BATCHES_MAX) * batch
+    for first in range(0, events, at_once):
+        yield Piece(min(at_once, events - first), first, batch, **offsets)
+
+
+@inlined
+def row_of(key: Any) -> Any:
+    """Row (int64) of an event's key."""
+    return (key >> _EVENT_BITS) & _ROW_MASK
+
+
+@inlined
+def event_of(key: Any) -> Any:
+    """The event's number (int64) in the piece."""
+    return key & _EVENT_MASK
+
+
+@inlined
+def begins_row(keys: Any, i: Any, start: Any) -> Any:
+    """Whether entry i is the first one of its row among those from `start` on."""
+    return i == start or keys[i - 1] >> _EVENT_BITS != keys[i] >> _EVENT_BITS
+
+
+@inlined
+def end_of_row(keys: Any, i: Any, stop: Any) -> Any:
+    """The end (int64) of entry i's row among the entries up to `stop`."""
+    name, low, high = keys[i] >> _EVENT_BITS, np.int64(i + 1), np.int64(stop)
+    while low < high:
+        middle = (low + high) // 2
+        if keys[middle] >> _EVENT_BITS == name:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel
+def livefactor_order_kernel(piece: Any, words: Any, user_keys: Any, item_keys: Any) -> None:
+    """Write the keys of a piece's events. A thread an event."""
+    t = cuda.grid(1)
+    if t >= piece.events:
+        return
+    batch, at = np.int64(t // piece.batch) << (_ROW_BITS + _EVENT_BITS), piece.first + t
+    user_keys[t] = batch | (np.int64(words[piece.users_at + at]) << _EVENT_BITS) | t
+    item_keys[t] = batch | (np.int64(words[piece.items_at + at]) << _EVENT_BITS) | t
+
+
+@inlined
+def _list_additions(
+    users: Any, additions: Any, user: Any, now: Any, item: Any, weight: Any, place: Any
+) -> None:
+    """List an event's additions from `place` on."""
+    length, seen = users.length, np.int64(users.seen_count[user])
+    for back in range(1, min(min(seen, additions.span), length) + 1):
+        at = user * length + (seen - back) % length
+        other = np.int64(users.seen_rows[at])
+        age = now - np.int64(users.seen_visits[at])
+        added = weight * additions.decay[min(age, DECAY_STEPS - 1)]
+        if added < COUNT_MIN:
+            continue
+        additions.keys[place] = (other << _PLACE_BITS) | place
+        additions.followers[place], additions.added[place] = np.uint32(item), added
+        place += 1
+        if age == 0 and other != item:
+            additions.keys[place] = (item << _PLACE_BITS) | place
+            additions.followers[place], additions.added[place] = np.uint32(other), added
+            place += 1
+
+
+@inlined
+def _remember(side: Any, row: Any, seen: Any, other: Any, value: Any, weight: Any) -> Any:
+    """Write a row's event number `seen` to its ring; returns where."""
+    at = row * side.length + seen % side.length
+    side.seen_rows[at] = np.uint32(other)
+    side.seen_values[at] = value
+    side.seen_weights[at] = weight
+    return at
+
+
+@kernel
+def livefactor_record_users_kernel(
+    piece: Any, keys: Any, words: Any, floats: Any, longs: Any, users: Any, additions: Any, counted: Any, start: Any,
+    stop: Any, first: Any, last: Any,
+) -> None:  # fmt: skip
+    """Record the events [first, last) of the micro-batch [start, stop) in their users' rows; `counted`: and list what they
+    add to counts. A thread an entry: a user's first one in the slice goes through all of them."""
+    i = start + cuda.grid(1)
+    if i >= stop or event_of(keys[i]) < first or event_of(keys[i]) >= last:
+        return
+    if not begins_row(keys, i, start) and event_of(keys[i - 1]) >= first:
+        return
+    user, end = row_of(keys[i]), end_of_row(keys, i, stop)
+    while i < end and event_of(keys[i]) < last:
+        t = event_of(keys[i])
+        at = piece.first + t
+        time = longs[piece.times_at + at] if piece.times_at >= 0 else np.int64(0)
+        if time == 0 or time != users.last_time[user]:
+            users.visits[user] += np.uint32(1)
+        users.last_time[user] = time
+        item, weight = np.int64(words[piece.items_at + at]), weight_of(piece, floats, t)
+        if counted:
+            place, now = (t - first) * (2 * additions.span), np.int64(users.visits[user])
+            _list_additions(users, additions, user, now, item, weight, place)
+        where = _remember(
+            users, user, np.int64(users.seen_count[user]), item, value_of(piece, floats, t), weight
+        )
+        users.seen_visits[where] = users.visits[user]
+        users.seen_count[user] += np.uint32(1)
+        i += 1
+
+
+@kernel
+def livefactor_record_items_kernel(
+    piece: Any, keys: Any, words: Any, floats: Any, items: Any, start: Any, stop: Any
+) -> None:
+    """Record the micro-batch [start, stop) in its items' rows. A thread an entry: an item's first one goes through those
+    that its ring will still hold."""
+    i = start + cuda.grid(1)
+    if i >= stop or not begins_row(keys, i, start):
+        return
+    item, end = row_of(keys[i]), end_of_row(keys, i, stop)
+    seen = np.int64(items.seen_count[item])
+    for j in range(max(i, end - items.length), end):
+        t = event_of(keys[j])
+        user = np.int64(words[piece.users_at + piece.first + t])
+        _remember(items, item, seen + (j - i), user, value_of(piece, floats, t), weight_of(piece, floats, t))
+    items.seen_count[item] = np.uint32(seen + (end - i))
+
+
+@inlined
+def _add(items: Any, item: Any, follower: Any, added: Any) -> None:
+    at = item * items.neighbors
+    least = at
+    for place in range(at, at + items.neighbors):
+        count = items.neighbor_counts[place]
+        if count > _F0 and items.neighbor_rows[place] == follower:
+            items.neighbor_counts[place] = count + added
+            return
+        if count < items.neighbor_counts[least]:
+            least = place
+        if count == _F0:  # places fill from the front: all that follow are empty
+            break
+    left = items.neighbor_counts[least] - added
+    if left > _F0:
+        items.neighbor_counts[least] = left
+        return
+    items.neighbor_rows[least] = follower
+    items.neighbor_counts[least] = max(-left, COUNT_MIN)
+
+
+@kernel
+def livefactor_add_kernel(items: Any, additions: Any, count: Any) -> None:
+    """Make the additions whose keys are the first `count`, sorted. A thread an addition: an item's first one makes all of
+    them."""
+    i = cuda.grid(1)
+    if i >= count or additions.keys[i] == _UNUSED:
+        return
+    item = additions.keys[i] >> _PLACE_BITS
+    if i > 0 and additions.keys[i - 1] >> _PLACE_BITS == item:
+        return
+    while i < count and additions.keys[i] >> _PLACE_BITS == item:
+        place = additions.keys[i] & _PLACE_MASK
+        _add(items, item, additions.followers[place], additions.added[place])
+        i += 1
+
+
+class Recorder:
+    """Records a model's events in its tables on the device. All memory that it takes is held from the start."""
+
+    def __init__(self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable) -> None:
+        """For tables with histories; MemoryError if the device has no room."""
+        self._device, self._counted = device, bool(spec.counts.neighbors)
+        self.users, self.items = HistoryRows.of(users, device), HistoryRows.of(items, device)
+        self.keys = device.empty(PIECE_EVENTS, np.int64), device.empty(PIECE_EVENTS, np.int64)
+        self._event_additions = 2 * spec.counts.span if self._counted else 1
+        self._at_once = max(1, ADDITIONS_AT_ONCE // self._event_additions) if self._counted else PIECE_EVENTS
+        self._hold(self._at_once * self._event_additions if self._counted else 1, spec)
+
+    def _hold(self, size: int, spec: ModelSpec) -> None:
+        device = self._device
+        self._listed = device.empty(size, np.int64)
+        self._columns = device.empty(size, np.uint32), device.empty(size, np.float32)
+        self._decay = device.put(decays(spec.counts.half_life) if self._counted else np.ones(1, np.float32))
+        followers, added = self._columns
+        columns = self._listed.argument, followers.argument, added.argument, self._decay.argument
+        self._additions = Additions(*columns, spec.counts.span)
+        with device.learning():  # sorting finds its memory from now on
+            for buffer in (*self.keys, self._listed):
+                buffer.array.fill(0)
+                buffer.array.sort()
+
+    def save_followed(self, items: FrozenSide, slot: Slot, users_at: int, events: int) -> None:
+        """Copy for pins the items whose counts so many events may change beside those that they name."""
+        if self._counted:
+            which = slot.words, users_at, self.users, self._additions.span
+            items.save_by(livefactor_save_followed_kernel, events * self._additions.span, *which)
+
+    def order(self, piece: Piece, slot: Slot) -> None:
+        """Sort a piece's events."""
+        keys = (buffer.argument for buffer in self.keys)
+        self._device.launch(livefactor_order_kernel, piece.events, piece, slot.words, *keys)
+        for buffer in self.keys:
+            buffer.array[: piece.events].sort()
+
+    def record(self, piece: Piece, slot: Slot, start: int, stop: int) -> None:
+        """Record the micro-batch [start, stop) of an ordered piece."""
+        columns = slot.words, slot.floats
+        for first in range(start, stop, self._at_once):
+            last = min(first + self._at_once, stop)
+            listed = (last - first) * self._event_additions
+            if self._counted:
+                self._listed.array[:listed].fill(_UNUSED)
+            self._device.launch(
+                livefactor_record_users_kernel, stop - start, piece, self.keys[0].argument, *columns, slot.longs,
+                self.users, self._additions, int(self._counted), start, stop, first, last,
+            )  # fmt: skip
+            if self._counted:
+                self._listed.array[:listed].sort()
+                self._device.launch(livefactor_add_kernel, listed, self.items, self._additions, listed)
+        arguments = piece, self.keys[1].argument, *columns, self.items, start, stop
+        self._device.launch(livefactor_record_items_kernel, stop - start, *arguments)

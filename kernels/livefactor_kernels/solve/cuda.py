@@ -1,0 +1,369 @@
+"""Row solves on the GPU (semantics: `solve/__init__.py`).
+
+    named    which events of a micro-batch are the first of their row, and of a row that is due
+    solve    a block a row: its events pass through shared memory in tiles, in the ring's order, while each element of
+             the matrix is added up by one thread; then the sweeps, one coordinate after the other, all threads on the
+             right side
+    gram     a thread an element: the changes of the named rows, in the order of their first events
+
+So the order of every sum is the semantics', whatever the launch. The matrix lies in shared memory where it fits
+(k to 100), else in scratch, and blocks are fewer then.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numba import float32
+
+from ..history.cuda import HistoryRows, Recorder, begins_row, end_of_row, event_of, pieces_of, row_of
+from ..lanes import clamp, inlined
+from ..spec import Loss, ModelSpec
+from ..tables import ITEMS, USERS
+from ..warp import BLOCK_THREADS, add64, cuda, kernel, mul64
+from . import RIDGE_MIN, SolveRates
+
+if TYPE_CHECKING:
+    from ..cuda_rows import CudaTable
+    from ..cuda_staging import Slot
+    from ..device import Device
+    from ..history.cuda import Piece
+    from ..update import Update
+
+_SHARED_COORDINATES = 101
+"""Coordinates of a system whose matrix, 40 KiB, fits a block's shared memory beside the tiles."""
+_TILE_FLOATS = 512
+_MATRICES_BYTES = 64 << 20
+_F0, _F1 = np.float32(0.0), np.float32(1.0)
+
+
+class Batch(NamedTuple):
+    """What a micro-batch names. counts uint32[2 * B], by side and event: how many of the events are of its row, if it is the
+    row's first and the row is due, else 0. old float32[B * k_padded]: a row's factors before it was solved, by its first
+    event; zeros if it had had none. size: B."""
+
+    counts: Any
+    old: Any
+    size: int
+
+
+@kernel
+def livefactor_named_kernel(
+    user_keys: Any, item_keys: Any, items: Any, batch: Any, item_events: Any, start: Any, stop: Any
+) -> None:
+    """Write batch.counts of the micro-batch [start, stop), which has been recorded. A thread an entry; the grid's second
+    dimension is the side."""
+    i, side = start + cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+    if i >= stop:
+        return
+    keys = user_keys if side == USERS else item_keys
+    count = np.int64(0)
+    if begins_row(keys, i, start):
+        count = end_of_row(keys, i, stop) - i
+        if side == ITEMS:
+            after = np.int64(items.seen_count[row_of(keys[i])])
+            before = after - count
+            if before >= item_events and before // item_events == after // item_events:
+                count = np.int64(0)
+    batch.counts[side * batch.size + event_of(keys[i]) - start] = np.uint32(count)
+
+
+@inlined
+def element(e: Any, m: Any) -> Any:
+    """Row and column of a lower triangle's element number e: line r of m + 1 is row r, then row m - 1 - r from its start.
+    With an odd m the middle row comes twice; then the column is -1."""
+    r, c = e // (m + 1), e % (m + 1)
+    if c <= r:
+        return r, c
+    return m - 1 - r, (c - r - 1 if 2 * r != m - 1 else -1)
+
+
+@inlined
+def _load_tile(tile: Any, own: Any, others: Any, at: Any, n: Any, kp: Any, mean: Any, k: Any, m: Any) -> None:
+    """Events [at, at + n) of the own rings: rows, rows times weights, targets."""
+    y, weighted, targets = tile
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    for e in range(thread, n * k, threads):
+        j, p = e // k, e % k
+        value = others.factors[np.int64(own.seen_rows[at + j]) * kp + p]
+        y[j * m + p] = value
+        weighted[j * m + p] = value * own.seen_weights[at + j]
+    for j in range(thread, n, threads):
+        if m > k:
+            y[j * m + k] = _F1
+            weighted[j * m + k] = own.seen_weights[at + j]
+            targets[j] = (own.seen_values[at + j] - mean) - others.bias[np.int64(own.seen_rows[at + j])]
+        else:
+            targets[j] = _F1 if own.seen_values[at + j] > _F0 else _F0
+
+
+@inlined
+def _begin(
+    matrix: Any,
+    right: Any,
+    gram: Any,
+    own: Any,
+    at: Any,
+    events: Any,
+    others: Any,
+    rates: Any,
+    k: Any,
+    m: Any,
+) -> None:
+    """a0 G and the ridge; zeros on the right side."""
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    total = _F0
+    for j in range(events):
+        total = total + own.seen_weights[at + j]
+    ridge = max(rates.l2 * (total + rates.unobserved * others), RIDGE_MIN)
+    bias_ridge = max(rates.bias_l2 * total, RIDGE_MIN)
+    for e in range(thread, (m + 1) // 2 * (m + 1), threads):
+        p, q = element(e, m)
+        if q >= 0:
+            value = _F0
+            if m == k:
+                value = np.float32(mul64(np.float64(rates.unobserved), gram[p * (k + 1) + q]))
+            if p == q:
+                value = value + (ridge if p < k else bias_ridge)
+            matrix[p * m + q] = value
+    for p in range(thread, m, threads):
+        right[p] = _F0
+
+
+@inlined
+def _add_tile(matrix: Any, right: Any, tile: Any, n: Any, is_last: Any, m: Any) -> None:
+    """Add n events to the lower triangle and to the right side; mirror it with the last."""
+    y, weighted, targets = tile
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    for e in range(thread, (m + 1) // 2 * (m + 1), threads):
+        p, q = element(e, m)
+        if q >= 0:
+            total = matrix[p * m + q]
+            for j in range(n):
+                total = total + weighted[j * m + p] * y[j * m + q]
+            matrix[p * m + q] = total
+            if is_last:
+                matrix[q * m + p] = total
+    for p in range(thread, m, threads):
+        total = right[p]
+        for j in range(n):
+            total = total + weighted[j * m + p] * targets[j]
+        right[p] = total
+
+
+@inlined
+def _turn(matrix: Any, right: Any, x: Any, p: Any, limit: Any, m: Any) -> Any:
+    """Set coordinate p from the right side; returns by how much it changed."""
+    new = clamp(x[p] + right[p] / matrix[p * m + p], limit)
+    change = new - x[p]
+    x[p] = new
+    return change
+
+
+@inlined
+def _sweep(matrix: Any, right: Any, x: Any, changes: Any, rates: Any, m: Any) -> None:
+    """Gauss-Seidel from x. Coordinate p of x and of the right side is one thread's: that of the next p leaves its change
+    in `changes`, in turn in one of two places, so that threads meet once a coordinate."""
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    for q in range(thread, m, threads):
+        value = right[q]
+        for p in range(m):
+            value = value - x[p] * matrix[p * m + q]
+        right[q] = value
+    cuda.syncthreads()  # all have read x
+    if thread == 0:
+        changes[0] = _turn(matrix, right, x, 0, rates.factor_max, m)
+    cuda.syncthreads()
+    steps = rates.sweeps * m
+    for step in range(steps):
+        p, following = step % m, (step + 1) % m
+        change = changes[step % 2]
+        for q in range(thread, m, threads):
+            right[q] = right[q] - change * matrix[p * m + q]
+            if q == following and step + 1 < steps:
+                changes[(step + 1) % 2] = _turn(matrix, right, x, q, rates.factor_max, m)
+        cuda.syncthreads()
+
+
+@inlined
+def _take_up(own: Any, row: Any, kp: Any, x: Any, k: Any, m: Any) -> None:
+    for p in range(cuda.threadIdx.x, m, cuda.blockDim.x):
+        x[p] = own.factors[row * kp + p] if p < k else own.bias[row]
+
+
+@inlined
+def _put_down(own: Any, row: Any, kp: Any, x: Any, old: Any, at: Any, is_new: Any, k: Any, m: Any) -> None:
+    for p in range(cuda.threadIdx.x, m, cuda.blockDim.x):
+        if p < k:
+            old[at + p] = _F0 if is_new else own.factors[row * kp + p]
+            own.factors[row * kp + p] = x[p]
+        else:
+            own.bias[row] = x[p]
+
+
+def _tile_events(coordinates: int) -> int:
+    return max(1, _TILE_FLOATS // coordinates)
+
+
+def shared_floats(coordinates: int) -> int:
+    """Shared memory of a block, in float32: a tile, two vectors, two changes, and the matrix if it fits."""
+    tile = _tile_events(coordinates)
+    matrix = coordinates**2 if coordinates <= _SHARED_COORDINATES else 0
+    return tile * (2 * coordinates + 1) + 2 * coordinates + 2 + matrix
+
+
+@cache
+def solve_kernel(k: int, has_bias: bool) -> Any:
+    """Kernel that solves the rows of a side that a micro-batch names: a block a row."""
+    K, M = int(k), int(k) + int(has_bias)
+    SHARED, TILE = M <= _SHARED_COORDINATES, _tile_events(M)
+    TILED = TILE * M
+    VECTORS = 2 * TILED + TILE
+
+    @kernel
+    def livefactor_solve_kernel(
+        words: Any, rows_at: Any, own: Any, ring: Any, others: Any, batch: Any, gram: Any, matrices: Any, rates: Any,
+        floats: Any, mean_at: Any, others_count: Any, side: Any, events: Any, kp: Any,
+    ) -> None:  # fmt: skip
+        """The micro-batch's rows are words[rows_at : rows_at + events]; gram: of the other side."""
+        memory = cuda.shared.array(0, float32)  # as much as the launch gives: `shared_floats`
+        tile = (memory[:TILED], memory[TILED : 2 * TILED], memory[2 * TILED : 2 * TILED + TILE])
+        x, right = memory[VECTORS : VECTORS + M], memory[VECTORS + M : VECTORS + 2 * M]
+        changes = memory[VECTORS + 2 * M : VECTORS + 2 * M + 2]
+        matrix = memory[VECTORS + 2 * M + 2 :]
+        if not SHARED:
+            matrix = matrices[cuda.blockIdx.x * (M * M) : (cuda.blockIdx.x + 1) * (M * M)]
+        mean = floats[mean_at] if M > K else _F0
+        for i in range(cuda.blockIdx.x, events, cuda.gridDim.x):
+            count = np.int64(batch.counts[side * batch.size + i])
+            if count == 0:
+                continue
+            row = np.int64(words[rows_at + i])
+            seen = np.int64(ring.seen_count[row])
+            remembered, at = min(seen, ring.length), row * ring.length
+            _take_up(own, row, kp, x, K, M)
+            _begin(matrix, right, gram, ring, at, remembered, others_count, rates, K, M)
+            for first in range(0, remembered, TILE):
+                n = min(TILE, remembered - first)
+                _load_tile(tile, ring, others, at + first, n, kp, mean, K, M)
+                cuda.syncthreads()
+                _add_tile(matrix, right, tile, n, first + n == remembered, M)
+                cuda.syncthreads()
+            _sweep(matrix, right, x, changes, rates, M)
+            _put_down(own, row, kp, x, batch.old, i * kp, seen == count, K, M)
+            cuda.syncthreads()
+
+    return livefactor_solve_kernel
+
+
+@kernel
+def livefactor_gram_kernel(
+    words: Any,
+    rows_at: Any,
+    own: Any,
+    ring: Any,
+    batch: Any,
+    gram: Any,
+    side: Any,
+    events: Any,
+    k: Any,
+    kp: Any,
+) -> None:
+    """Put the changes of the rows that a micro-batch names into gram float64[(k + 1) ** 2]. A thread an element."""
+    i = cuda.grid(1)
+    p, q = i // (k + 1), i % (k + 1)
+    if p > k or q > p:
+        return
+    total = gram[p * (k + 1) + q]
+    for t in range(events):
+        count = np.int64(batch.counts[side * batch.size + t])
+        if count == 0:
+            continue
+        row = np.int64(words[rows_at + t])
+        was = _F0 if np.int64(ring.seen_count[row]) == count else _F1
+        new_p = own.factors[row * kp + p] if p < k else _F1
+        new_q = own.factors[row * kp + q] if q < k else _F1
+        old_p = batch.old[t * kp + p] if p < k else was
+        old_q = batch.old[t * kp + q] if q < k else was
+        total = add64(total, mul64(np.float64(new_p), np.float64(new_q)))
+        total = add64(total, -mul64(np.float64(old_p), np.float64(old_q)))
+    gram[p * (k + 1) + q] = total
+    gram[q * (k + 1) + p] = total
+
+
+class Solver:
+    """Learns from updates; `gram`, on the device, float64[(k + 1) ** 2] a side, is state. All memory that it takes is held
+    from the start."""
+
+    def __init__(
+        self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, recorder: Recorder
+    ) -> None:
+        """MemoryError if the device has no room."""
+        self._spec, self._device, self._recorder = spec, device, recorder
+        self._tables = users, items
+        rates = SolveRates.of(spec)
+        wholes = {name: int(getattr(rates, name)) for name in ("sweeps", "item_events", "k", "has_bias")}
+        self._rates = rates._replace(**wholes)  # type: ignore[arg-type]  # kernels count in int64
+        self._kernel = solve_kernel(spec.k, spec.loss == Loss.SQUARED)
+        self.gram = tuple(device.empty((spec.k + 1) ** 2, np.float64) for _ in (USERS, ITEMS))
+        with device.working():
+            for buffer in self.gram:
+                buffer.array.fill(0)
+        self._hold()
+
+    def _hold(self) -> None:
+        spec, size = self._spec, self._spec.micro_batch
+        coordinates = spec.k + int(spec.loss == Loss.SQUARED)
+        matrix = coordinates**2
+        shared = coordinates <= _SHARED_COORDINATES
+        self._blocks_max = size if shared else max(1, min(size, _MATRICES_BYTES // (4 * matrix)))
+        self._shared_bytes = 4 * shared_floats(coordinates)
+        self._matrices = self._device.empty(1 if shared else self._blocks_max * matrix, np.float32)
+        self._memory = (
+            self._device.empty(2 * size, np.uint32),
+            self._device.empty(size * spec.k_padded, np.float32),
+        )
+        counts, old = self._memory
+        self._batch = Batch(counts.argument, old.argument, size)
+
+    def learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
+        """Put learning from a record on the stream; offsets: of its columns (`history.cuda.Piece`)."""
+        recorder, size = self._recorder, self._spec.micro_batch
+        counts = update.user_count, update.item_count
+        for piece in pieces_of(update.user_rows.size, size, offsets):
+            recorder.order(piece, slot)
+            for start in range(0, piece.events, size):
+                stop = min(start + size, piece.events)
+                recorder.record(piece, slot, start, stop)
+                keys = (buffer.argument for buffer in recorder.keys)
+                numbers = self._rates.item_events, start, stop
+                self._device.launch(
+                    livefactor_named_kernel,
+                    stop - start,
+                    *keys,
+                    recorder.items,
+                    self._batch,
+                    *numbers,
+                    sides=2,
+                )
+                for side in (USERS, ITEMS):
+                    self._solve(side, piece, slot, start, stop, counts[1 - side])
+
+    def _solve(self, side: int, piece: Piece, slot: Slot, start: int, stop: int, others: int) -> None:
+        """Solve the rows of a side that the micro-batch [start, stop) names, and put them in the Gram matrix."""
+        own, other = self._tables[side].live, self._tables[1 - side].live
+        ring: HistoryRows = (self._recorder.users, self._recorder.items)[side]
+        rows_at = (piece.users_at, piece.items_at)[side] + piece.first + start
+        mean_at = piece.means_at + (piece.first + start) // self._spec.micro_batch
+        kp, events = self._spec.k_padded, stop - start
+        self._device.launch(
+            self._kernel, min(events, self._blocks_max) * BLOCK_THREADS, slot.words, rows_at, own, ring, other,
+            self._batch, self.gram[1 - side].argument, self._matrices.argument, self._rates, slot.floats, mean_at,
+            np.float32(others), side, events, kp, shared_bytes=self._shared_bytes,
+        )  # fmt: skip
+        if self._rates.unobserved > 0:
+            k, gram = self._spec.k, self.gram[side].argument
+            arguments = slot.words, rows_at, own, ring, self._batch, gram, side, events, k, kp
+            self._device.launch(livefactor_gram_kernel, (k + 1) ** 2, *arguments)
