@@ -33,7 +33,7 @@ def print_grids(console: Console, extent: Extent) -> None:
     """How many settings each method is tuned over, and which."""
     grids = {method.label: method.grid for method in methods.METHODS.values()}
     grids |= {f"{name}, test-then-learn": settings for name, settings in suite.NEXT_GRIDS.items()}
-    grids |= {"multi-pass SGD": suite.MULTI_PASS_GRID, "ratings": suite.STREAMED_GRID}
+    grids |= {"multi-pass SGD": suite.MULTI_PASS_GRID, **suite.STREAMED_GRIDS}
     for label, settings in grids.items():
         axes = {axis: sorted({each[axis] for each in extent.of(settings)}) for axis in settings[0]}
         words = "; ".join(f"{axis} {', '.join(map(str, values))}" for axis, values in axes.items())

@@ -15,7 +15,7 @@ from numba import njit
 from benchmarks.progressive_rmse import rmse
 from benchmarks.quality.data import Division, Events
 from benchmarks.quality.search import Settings
-from benchmarks.quality.streamed import one_pass, spec_of
+from benchmarks.quality.streamed import one_pass, settled
 
 EPOCHS_MAX, PATIENCE = 60, 3
 
@@ -96,6 +96,6 @@ def multi_pass(events: Events, epochs: int, seed: int, **settings: float) -> Mul
     return model
 
 
-def streamed(events: Events, seed: int, **settings: float) -> Predicts:
-    """Ours, the preset `ratings` with other settings, after one pass."""
-    return one_pass(spec_of("ratings", **settings, seed=seed), events)  # type: ignore[arg-type]
+def streamed(events: Events, seed: int, key: str = "ratings", **settings: float) -> Predicts:
+    """Ours, the preset `key` with other settings, after one pass."""
+    return one_pass(settled(key, **settings, seed=seed), events)

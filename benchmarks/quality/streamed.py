@@ -41,6 +41,8 @@ def spec_of(
 
 def settled(key: str, **settings: Any) -> ModelSpec:
     """The spec of one of our methods, by its key, with settings."""
+    if key == "ratings_solve":
+        return preset(key, **settings)
     return ranking_spec(**settings) if key.startswith("ranking") else spec_of(key, **settings)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +41,10 @@ NEXT_GRIDS = {
     "purchases": PURCHASES_GRID,
     "ranking": grid(half_life=(1, 1.5, 3), weight=(0.5, 1, 2), l2=(0.001, 0.003)),
 }
-STREAMED_GRID = grid(rate=(0.25, 0.5, 1, 2), l2=(0.003, 0.01, 0.03), k=(16, 32))
+STREAMED_GRIDS = {
+    "ratings": grid(rate=(0.25, 0.5, 1, 2), l2=(0.003, 0.01, 0.03), k=(16, 32)),
+    "ratings_solve": grid(l2=(0.07, 0.1, 0.15), bias_l2=(0.02, 0.05), k=(16, 32)),
+}
 MULTI_PASS_GRID = grid(rate=(0.005, 0.01, 0.02), l2=(0.02, 0.04, 0.06, 0.1), k=(16, 64))
 
 
@@ -67,7 +72,10 @@ def all_parts(ratings_file: Path | None, extent: Extent) -> Iterator[Part]:
 
 def _rmse_parts(prefix: str, judgement: Judgement, extent: Extent) -> Iterator[Part]:
     yield Part(f"{prefix}_multi_pass_rmse", lambda: _multi_pass(f"{prefix}_multi_pass", judgement, extent))
-    yield Part(f"{prefix}_ratings_rmse", lambda: _streamed(f"{prefix}_ratings", judgement, extent))
+    for key, settings in STREAMED_GRIDS.items():
+        yield Part(
+            f"{prefix}_{key}_rmse", lambda k=key, s=settings: _streamed(prefix, k, s, judgement, extent)
+        )
 
 
 def _multi_pass(prefix: str, judgement: Judgement, extent: Extent) -> Figures:
@@ -83,14 +91,18 @@ def _multi_pass(prefix: str, judgement: Judgement, extent: Extent) -> Figures:
     return _rmse(prefix, judgement, choice, extent, ratings.multi_pass)
 
 
-def _streamed(prefix: str, judgement: Judgement, extent: Extent) -> Figures:
+def _streamed(
+    prefix: str, key: str, settings: list[dict[str, Any]], judgement: Judgement, extent: Extent
+) -> Figures:
+    learn = partial(ratings.streamed, key=key)
+
     def worth(settings: Settings) -> float:
-        model = ratings.streamed(judgement.tuning.learned, 0, **settings)  # type: ignore[arg-type]
+        model = learn(judgement.tuning.learned, 0, **settings)
         return -ratings.error_of(model, judgement.tuning.judged)
 
-    choice = pick(extent.of(STREAMED_GRID), worth)
+    choice = pick(extent.of(settings), worth)
     choice = Choice(choice.settings, choice.size, -choice.value)
-    return _rmse(prefix, judgement, choice, extent, ratings.streamed)
+    return _rmse(f"{prefix}_{key}", judgement, choice, extent, learn)
 
 
 def _rmse(

@@ -461,6 +461,18 @@ _PRESETS: dict[str, ModelSpec] = {
         hot_row_events=32.0,
         limits=Limits(value_abs_max=1e6, error_max=4.0),
     ),
+    "ratings_solve": ModelSpec(
+        k=32,
+        loss=Loss.SQUARED,
+        rule=Rule.SOLVE,
+        l2=0.1,
+        bias_l2=0.05,
+        micro_batch=256,
+        init_scale=0.3,
+        history=History(users=512, items=1024),
+        solve=Solve(sweeps=3),
+        limits=Limits(value_abs_max=1e3),
+    ),
     # Measured on Online Retail and MovieLens alike (docs/quality.md): the best of these for lists of clicks or purchases.
     "ranking": ModelSpec(
         k=64,
