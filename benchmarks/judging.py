@@ -20,7 +20,7 @@ from benchmarks.ingest import SPECS, Load, serving, stream_rate
 from benchmarks.streams import K
 from livefactor import Models
 from livefactor import columns as wire
-from livefactor_kernels.spec import preset
+from livefactor_kernels.presets import preset
 from livefactor_server import decode
 from livefactor_server.changes import NO_REJECTS
 from livefactor_server.judging.judge import Judge, JudgeSettings

@@ -22,7 +22,8 @@ from threadpoolctl import threadpool_limits
 from benchmarks.progressive_data import RETAIL_SHIPPED, Stream, read_purchases, read_ratings
 from benchmarks.progressive_recall import BATCH_EVENTS, model_hits, own_first_hits, popular_hits
 from benchmarks.progressive_rmse import float64_errors, model_errors, rmse
-from livefactor_kernels.spec import FactorDtype, preset
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import FactorDtype
 
 RATINGS_VARIABLE = "ML1M_RATINGS"
 MICRO_BATCHES = (1, 16, 256, 4096)

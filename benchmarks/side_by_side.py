@@ -12,7 +12,7 @@ from benchmarks import ingest, opponents
 from benchmarks.streams import K, Run
 from livefactor_kernels.backend import Update
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.spec import preset
+from livefactor_kernels.presets import preset
 
 RATIOS = {
     "ratio_ingest_to_kernel_with_keys": (

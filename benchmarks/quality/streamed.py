@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.quality.data import Events
 from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.history.reading import PersonReader, Persons
-from livefactor_kernels.spec import Loss, ModelSpec, preset
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import Loss, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 
 RECORD_EVENTS = 512

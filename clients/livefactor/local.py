@@ -56,7 +56,7 @@ def local(preset: str | None = "purchases", data: str | os.PathLike[str] | None 
     """Run a server in this process for the length of a `with` block: no port, the same API, the same
     guarantees.
 
-    preset: of the model "default" (ratings, clicks, purchases), made if the folder has none; None: make no
+    preset: of the model "default" (ratings, clicks, purchases, ranking, ratings_solve), made if the folder has none; None: make no
     model. data: the data folder, kept and held by one server at a time; None: a temporary one. Raises
     ServerMissing if the server extra is not installed.
     """

@@ -9,7 +9,7 @@ arithmetic uses it, and is checked so that no event can make a table value infin
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 
 import numpy as np
@@ -426,76 +426,6 @@ def _check_bounded(spec: ModelSpec) -> None:
             f"events * error_max * factor_max < {bound:.3g} with AdaGrad (lower error_max or factor_max)",
             gradient,
         )
-
-
-_PRESETS: dict[str, ModelSpec] = {
-    "ratings": ModelSpec(
-        k=32,
-        loss=Loss.SQUARED,
-        optimizer=Optimizer(OptimizerKind.SGD, 0.07, 0.05),
-        l2=0.01,
-        bias_l2=0.02,
-        init_scale=0.3,
-        hot_row_events=16.0,
-        # Steps that suit five stars would blow up on a scale of a hundred: the bound on the error
-        # keeps them stable.
-        limits=Limits(value_abs_max=1e3, error_max=2.5),
-    ),
-    "clicks": ModelSpec(
-        k=64,
-        loss=Loss.LOGISTIC,
-        negatives=4,
-        optimizer=Optimizer(OptimizerKind.SGD, 0.12, 0.1),
-        l2=0.001,
-        init_scale=0.4,
-        hot_row_events=32.0,
-        limits=Limits(value_abs_max=1.0, error_max=4.0),
-    ),
-    "purchases": ModelSpec(
-        k=64,
-        loss=Loss.BPR,
-        negatives=8,
-        optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.12, 0.15, 0.5, 1e-6),
-        l2=0.001,
-        init_scale=0.3,
-        hot_row_events=32.0,
-        limits=Limits(value_abs_max=1e6, error_max=4.0),
-    ),
-    "ratings_solve": ModelSpec(
-        k=32,
-        loss=Loss.SQUARED,
-        rule=Rule.SOLVE,
-        l2=0.1,
-        bias_l2=0.05,
-        micro_batch=256,
-        init_scale=0.3,
-        history=History(users=512, items=1024),
-        solve=Solve(sweeps=3),
-        limits=Limits(value_abs_max=1e3),
-    ),
-    # Measured on Online Retail and MovieLens alike (docs/quality.md): the best of these for lists of clicks or purchases.
-    "ranking": ModelSpec(
-        k=64,
-        loss=Loss.IMPLICIT,
-        rule=Rule.SOLVE,
-        l2=0.003,
-        micro_batch=256,
-        init_scale=0.05,
-        history=History(users=256, items=512, half_life=1.5),
-        solve=Solve(unobserved=1.0),
-        counts=Counts(neighbors=128),
-    ),
-}
-
-PRESET_NAMES = tuple(_PRESETS)
-
-
-def preset(name: str, **changes: object) -> ModelSpec:
-    """Return the preset spec `name` (one of `PRESET_NAMES`) with `changes` applied; SpecError if there is
-    none such."""
-    if name not in _PRESETS:
-        raise SpecError(f"preset: expected one of {', '.join(PRESET_NAMES)}, got {name!r}")
-    return replace(_PRESETS[name], **changes).check()  # type: ignore[arg-type]
 
 
 def spec_fields(spec: ModelSpec) -> dict[str, object]:

@@ -24,7 +24,8 @@ from typing import TextIO
 
 from livefactor.errors import SnapshotInvalid
 from livefactor_kernels import keymap, scoring
-from livefactor_kernels.spec import ModelSpec, SpecError, preset
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import ModelSpec, SpecError
 from livefactor_server import replay, spec_codec
 from livefactor_server.board import Board
 from livefactor_server.engine import Engine, EngineSettings

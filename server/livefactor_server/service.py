@@ -21,7 +21,8 @@ import grpc
 from livefactor.columns import ColumnError
 from livefactor.scoring_columns import encode_score_response
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
-from livefactor_kernels.spec import PRESET_NAMES, SpecError
+from livefactor_kernels.presets import PRESET_NAMES
+from livefactor_kernels.spec import SpecError
 from livefactor_server import decode, encode, guards, spec_codec
 from livefactor_server.changes import OpenProducerChange, Rejects
 from livefactor_server.hosting import Hosting

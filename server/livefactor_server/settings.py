@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from livefactor_kernels.backend import choose_backend
-from livefactor_kernels.spec import PRESET_NAMES
+from livefactor_kernels.presets import PRESET_NAMES
 from livefactor_server.engine import EngineSettings
 from livefactor_server.hosting import HostingSettings
 from livefactor_server.judging.judge import JudgeSettings

@@ -13,6 +13,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
+from livefactor_kernels.presets import preset
 from livefactor_kernels.spec import (
     Counts,
     EventType,
@@ -28,7 +29,6 @@ from livefactor_kernels.spec import (
     Softmax,
     Solve,
     SpecError,
-    preset,
 )
 
 _PLAIN = (

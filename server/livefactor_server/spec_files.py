@@ -24,7 +24,8 @@ import numpy as np
 
 from livefactor.models import fill, plain
 from livefactor.v1 import models_pb2
-from livefactor_kernels.spec import PRESET_NAMES, ModelSpec, SpecError
+from livefactor_kernels.presets import PRESET_NAMES
+from livefactor_kernels.spec import ModelSpec, SpecError
 from livefactor_server import spec_codec
 
 LEFT_OUT = ("kernel_semantics",)

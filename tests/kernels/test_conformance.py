@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.backend import BACKEND_NAMES, Backend, Pin, Update, create_backend
 from livefactor_kernels.narrow import widened
+from livefactor_kernels.presets import preset
 from livefactor_kernels.spec import (
     FactorDtype,
     History,
@@ -23,7 +24,6 @@ from livefactor_kernels.spec import (
     OptimizerKind,
     Rule,
     SpecError,
-    preset,
 )
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from synthetic import (

@@ -17,7 +17,8 @@ from benchmarks.progressive_recall import model_hits, own_first_hits, popular_hi
 from benchmarks.progressive_rmse import float64_errors, model_errors, rmse
 
 from livefactor_kernels.backend import ReferenceModel, Update
-from livefactor_kernels.spec import FactorDtype, ModelSpec, preset
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import FactorDtype, ModelSpec
 
 USERS, ITEMS = 60, 40
 SMALL = {"users_max": 500, "items_max": 500}

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from livefactor import columns as wire
-from livefactor_kernels.spec import Limits, ModelSpec, preset
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import Limits, ModelSpec
 from livefactor_server import decode
 from livefactor_server.changes import NO_REJECTS, Change
 from livefactor_server.judging.judge import Judge, JudgeSettings

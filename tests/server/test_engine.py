@@ -15,7 +15,8 @@ import pytest
 
 from livefactor import columns as wire
 from livefactor.scoring_columns import ScoreQuery
-from livefactor_kernels.spec import Limits, ModelSpec, preset
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import Limits, ModelSpec
 from livefactor_server import decode, spec_codec
 from livefactor_server.changes import NO_REJECTS, OpenProducerChange
 from livefactor_server.engine import Engine, EngineSettings

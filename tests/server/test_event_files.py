@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livefactor.keys import key_of, keys_of
-from livefactor_kernels.spec import preset
+from livefactor_kernels.presets import preset
 from livefactor_server.event_files import Conversion, EventFileError, header, open_events
 from livefactor_server.tuning.events import EventFile, read_events
 from livefactor_server.tuning.rules import RULES

@@ -14,7 +14,8 @@ import pytest
 from judged import EVERYTHING, Learner, body, change, small
 from livefactor import columns as wire
 from livefactor_kernels.backend import state_sections
-from livefactor_kernels.spec import Limits, Loss, preset
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import Limits, Loss
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_kernels.update import Update, draw_negatives
 from livefactor_server.engine import EngineSettings

@@ -12,7 +12,8 @@ import livefactor
 from livefactor.local import local
 from livefactor.models import Models
 from livefactor.v1 import models_pb2
-from livefactor_kernels.spec import Loss, Proposal, Rule, Softmax, SpecError, preset
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import Loss, Proposal, Rule, Softmax, SpecError
 from livefactor_server import spec_codec
 from livefactor_server.audit import replay_model
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from livefactor.channel import open_channel
 from livefactor.models import Models
-from livefactor_kernels.spec import PRESET_NAMES, FactorDtype, Limits, Loss, ModelSpec, Optimizer, preset
+from livefactor_kernels.presets import PRESET_NAMES, preset
+from livefactor_kernels.spec import FactorDtype, Limits, Loss, ModelSpec, Optimizer
 from livefactor_server import embedded, hosting, spec_codec
 from livefactor_server.engine import EngineSettings
 from livefactor_server.settings import ServerSettings

@@ -13,15 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor.v1 import models_pb2
-from livefactor_kernels.spec import (
-    PRESET_NAMES,
-    FactorDtype,
-    Loss,
-    ModelSpec,
-    OptimizerKind,
-    SpecError,
-    preset,
-)
+from livefactor_kernels.presets import PRESET_NAMES, preset
+from livefactor_kernels.spec import FactorDtype, Loss, ModelSpec, OptimizerKind, SpecError
 from livefactor_server import producers, spec_codec
 from livefactor_server.changes import NO_REJECTS, REJECTS_LISTED_MAX, Rejects, decode_rejects, encode_rejects
 from livefactor_server.gate import Gate

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor_kernels.backend import ReferenceModel, Update
-from livefactor_kernels.spec import preset
+from livefactor_kernels.presets import preset
 from livefactor_server import spec_codec
 from livefactor_server.tuning import metrics, plan, progressive, search
 from livefactor_server.tuning.plan import Plan, Settings

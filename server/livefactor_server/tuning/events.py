@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from livefactor_kernels.spec import ModelSpec, preset
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import ModelSpec
 from livefactor_server.decode import good_values, good_weights
 from livefactor_server.event_files import Conversion, EventFileError, Rows, header, open_events
 from livefactor_server.tuning.progressive import Stream

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from livefactor_kernels.spec import ModelSpec, preset, spec_fields
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import ModelSpec, spec_fields
 from livefactor_server import spec_codec
 from livefactor_server.tuning.plan import Plan
 from livefactor_server.tuning.rules import RULES

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from livefactor_kernels.spec import ModelSpec, Optimizer, OptimizerKind, preset
+from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import ModelSpec, Optimizer, OptimizerKind
 from livefactor_server import spec_codec
 
 if TYPE_CHECKING:
