@@ -97,6 +97,8 @@ def _fields(values: dict[str, Any]) -> list[str]:
 def _literal(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"'
+    if isinstance(value, list):  # of dicts: inline tables
+        return f"[{', '.join('{ ' + ', '.join(_fields(each)) + ' }' for each in value)}]"
     if isinstance(value, bool):
         return str(value).lower()
     # The message's floats are float32 widened: 0.12 would be written 0.11999999731779099.

@@ -90,6 +90,7 @@ def valid_messages() -> dict[str, list[Any]]:
         "DescribeModel": [models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)],
         "ListModels": [models_pb2.ListModelsRequest()],
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
+        "ReleaseHold": [models_pb2.ReleaseHoldRequest(model=MODEL)],
         "RestoreSnapshot": [
             models_pb2.RestoreSnapshotRequest(model="Not A Name", source_model=MODEL, snapshot_id="x")
         ],

@@ -235,7 +235,11 @@ def test_models_are_created_from_a_preset_and_changes(fake: FakeServer) -> None:
         ({"factors": 3}, TypeError, "spec.factors: no such field; there are k, loss"),
         ({"optimizer": {"rate": 1}}, TypeError, "spec.optimizer.rate: no such field"),
         ({"optimizer": "sgd"}, TypeError, "spec.optimizer: expected a dict, got 'sgd'"),
-        ({"loss": "hinge"}, ValueError, "spec.loss: expected one of squared, logistic, bpr, got 'hinge'"),
+        (
+            {"loss": "hinge"},
+            ValueError,
+            "spec.loss: expected one of squared, logistic, bpr, implicit, softmax, got 'hinge'",
+        ),
         ({"k": "many"}, TypeError, "spec.k: "),
         ({"k": -1}, ValueError, "spec.k: "),
     ],

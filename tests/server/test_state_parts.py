@@ -133,7 +133,13 @@ def test_every_field_of_a_spec_is_in_the_contract() -> None:
     assert dtypes.items() <= dict(models_pb2.FactorDtype.items()).items()
 
 
-GOLDEN_SPECS = {"ratings": "0bfe4e58ced83f30", "clicks": "ad007ac1e348174f", "purchases": "f1e4fbe80f4f8180"}
+GOLDEN_SPECS = {
+    "ratings": "0bfe4e58ced83f30",
+    "clicks": "ad007ac1e348174f",
+    "purchases": "f1e4fbe80f4f8180",
+    "ranking": "9f5f2f04a6d903cd",
+    "ratings_solve": "4bee5d340b71ef3e",
+}
 
 
 @pytest.mark.parametrize("dtype", FactorDtype)
