@@ -21,7 +21,7 @@ from .solve.cpu import Solver
 from .spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind, Rule
 from .steps import Rows
 from .tables import ITEMS, USERS, Table, reserve
-from .update import Rates, Update, draw_negatives, joined
+from .update import Rates, Update, draw_negatives, joined, writable
 
 _INLINED = (
     "lanes.py",
@@ -242,8 +242,8 @@ class CpuModel:
         negatives = self._draw(updates)
         update = joined(updates)
         self._protect(update, negatives.reshape(-1))
-        values = _NO_FLOATS if update.values is None else update.values
-        weights = _NO_FLOATS if update.weights is None else update.weights
+        values = _NO_FLOATS if update.values is None else writable(update.values)
+        weights = _NO_FLOATS if update.weights is None else writable(update.weights)
         self._run(update.revision, update.user_rows, update.item_rows, values, weights, negatives)
         self._record(update)
 

@@ -92,6 +92,12 @@ def _joined_column(
     )
 
 
+def writable(column: np.ndarray) -> np.ndarray:
+    """The column, or a copy that is writable and aligned: Numba compiles a kernel anew for arrays that are not, as
+    views of wire bytes are."""
+    return column if column.flags.carray else np.require(column, requirements=("C", "A", "W"))
+
+
 class Rates(NamedTuple):
     """The spec's numbers as the arithmetic uses them: each rounded once to float32."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -10,10 +10,8 @@ from numba import njit
 from ..lanes import VECTOR_BYTES, address_of, match16, prefetch
 from ..spec import LANES, ModelSpec
 from ..tables import Table
+from ..update import Update, writable
 from . import COUNT_MIN, DECAY_STEPS, decays
-
-if TYPE_CHECKING:
-    from ..update import Update
 
 _NO_ROWS = np.empty((0, 0), np.uint32)
 _NO_FLOATS = np.empty((0, 0), np.float32)
@@ -189,11 +187,6 @@ def livefactor_record_kernel(
     livefactor_add_kernel(followers, additions, size)
 
 
-def _writable(column: np.ndarray) -> np.ndarray:
-    # Numba compiles a kernel anew for columns that are read-only, as views of wire bytes are.
-    return column if column.flags.carray else np.require(column, requirements=("C", "A", "W"))
-
-
 class Recorder:
     """Records a model's events in its tables."""
 
@@ -224,9 +217,9 @@ class Recorder:
         self._run(
             update.user_rows,
             update.item_rows,
-            _NO_COLUMN if update.values is None else _writable(update.values),
-            _NO_COLUMN if update.weights is None else _writable(update.weights),
-            _NO_TIMES if update.times is None else _writable(update.times),
+            _NO_COLUMN if update.values is None else writable(update.values),
+            _NO_COLUMN if update.weights is None else writable(update.weights),
+            _NO_TIMES if update.times is None else writable(update.times),
             np.uint64(start),
             np.uint64(stop),
         )

@@ -49,7 +49,7 @@ from ..packs import pack1, pack2, pack4, pack8
 from ..spec import LANES, ModelSpec, OptimizerKind, Proposal
 from ..steps import ONE, WORD_BYTES, ZERO, Rounding, Rows, dot, prefetch_row, real, row_bytes, word
 from ..tables import Table, reserve
-from ..update import Rates, Update
+from ..update import Rates, Update, writable
 from . import GAP_MAX
 from .proposal import Proposer, Shared
 
@@ -426,7 +426,8 @@ class Softmax:
 
     def learn(self, update: Update, shared: Shared) -> None:
         """Learn from one record with the negatives that were proposed for it. The GIL is released."""
-        columns = (_NO_FLOATS if column is None else column for column in (update.values, update.weights))
+        given = update.values, update.weights
+        columns = (_NO_FLOATS if column is None else writable(column) for column in given)
         events = update.user_rows, update.item_rows, *columns
         is_in_batch = self._spec.softmax.proposal == Proposal.IN_BATCH
         micro_batch = np.uint64(self._spec.micro_batch)

@@ -6,7 +6,7 @@ of an event lies in scratch, its row and its row times its weight.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -16,10 +16,8 @@ from ..history.cpu import Recorder, Ring
 from ..lanes import LANES, VECTOR_BYTES, address_of, broadcast, clamp, inlined, load1, load16, store16
 from ..spec import ModelSpec
 from ..tables import Table, reserve
+from ..update import Update, writable
 from . import RIDGE_MIN, SolveRates, width
-
-if TYPE_CHECKING:
-    from ..update import Update
 
 _0, _1, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(LANES)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
@@ -311,7 +309,7 @@ class Solver:
     def learn(self, update: Update) -> None:
         """Learn from one record."""
         size, events = self._spec.micro_batch, update.user_rows.size
-        values = None if update.values is None else np.require(update.values, requirements=("C", "A", "W"))
+        values = None if update.values is None else writable(update.values)
         for start in range(0, events, size):
             stop = min(start + size, events)
             self.recorder.record(update, start, stop)
