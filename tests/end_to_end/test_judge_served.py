@@ -16,7 +16,7 @@ import typer
 from livefactor import Auditor, FailedPrecondition, Models, Producer, Scorer
 from livefactor_server import cli_client, cli_judge  # noqa: F401
 from livefactor_server.cli import app
-from server_process import Server
+from server_process import Server, wait_until
 
 JUDGED = ("--judge-record-share", "1", "--judge-sampled-share", "1", "--judge-ranked-share", "1")
 SPEC = {"k": 8, "limits": {"users_max": 1000, "items_max": 1000}}
@@ -40,6 +40,11 @@ def clicks(producer: Producer, batches: int) -> None:
         kinds = rng.integers(0, 2, ROWS).astype(np.uint32)
         rows = (rng.integers(0, 60, ROWS, np.uint64), rng.integers(0, 40, ROWS, np.uint64))
         producer.push(*rows, event_types=kinds).result(30)
+
+
+def judged_events(models: Models) -> int:
+    judgement = models.describe("m").judgement
+    return 0 if judgement is None else judgement.judged_events
 
 
 def push_until_refused(server: Server) -> None:
@@ -80,6 +85,8 @@ def test_figures_are_described_scraped_and_written(serve: Callable[..., Server],
         models.create("m", "clicks", **SPEC)
         with Producer(server.target, "p", model="m") as producer:
             clicks(producer, 40)
+        # The judge concludes after the acknowledgement.
+        wait_until(lambda: judged_events(models) == 320, "320 judged events")
         judgement = models.describe("m").judgement
         assert models.list()[0].judgement is None
     assert judgement is not None and judgement.judged_events == 320 and judgement.drift_detection
