@@ -136,7 +136,7 @@ def test_the_reference_gives_the_golden_digest(name: str) -> None:
 
 
 # haswell has AVX2 and FMA (which must not be used), x86-64 only 128-bit vectors.
-@pytest.mark.parametrize("cpu", ["haswell", "x86-64"])
+@pytest.mark.parametrize("cpu", ["haswell", pytest.param("x86-64", marks=pytest.mark.long)])
 def test_code_for_another_cpu_gives_the_golden_digests(cpu: str) -> None:
     paths = [str(Path(livefactor_kernels.__file__).parent.parent), str(Path(__file__).parent)]
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "PYTHONPATH": os.pathsep.join(paths)}
