@@ -77,7 +77,9 @@ class CpuModel:
         self._softmax = (
             Softmax(spec, self.users, self.items, SOURCE_STAMP) if spec.rule == Rule.SOFTMAX else None
         )
-        self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
+        self._recorder = self._solver.recorder if self._solver is not None else None
+        if self._recorder is None and spec.history.users:
+            self._recorder = Recorder(spec, self.users, self.items)
         self.pins = PinBoard(self)
         self._rates = Rates.of(spec)
         self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
@@ -213,8 +215,7 @@ class CpuModel:
             self._learn([update])
 
     def _solve(self, solver: Solver, update: Update) -> None:
-        if self.pins.active:
-            self.pins.protect(update, solver.recorder.followed(update))
+        self._protect(update, update.item_rows[:0])
         solver.learn(update)
         self.advance(update.revision, update.user_count, update.item_count)
 

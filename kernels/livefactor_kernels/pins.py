@@ -88,7 +88,6 @@ class _Overlay:
 
     def __init__(self, spec: ModelSpec, table: Table, rows: int) -> None:
         self.table = table
-        self.kp = spec.k_padded
         self.live = table.padded()
         self.stamps = reserve((table.capacity,), np.uint64)
         self.head = self.tail = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from livefactor_kernels.backend import Backend
+from livefactor_server.judging.metrics import ndcg_at, recall_at
 from livefactor_server.tuning.progressive import TOP, Stream, item_means, popular_ranks, predictions, ranks
 
 
@@ -30,13 +31,13 @@ class Metric:
 
 def hits(places: np.ndarray) -> np.ndarray:
     """1 where an item is in the list, else 0: float64[n] of places int64[n]."""
-    return (places < TOP).astype(np.float64)
+    return recall_at(TOP, places)
 
 
 def gains(places: np.ndarray) -> np.ndarray:
     """1 / log2(2 + place) where an item is in the list, else 0 (Järvelin, Kekäläinen 2002; one relevant item, so the
     ideal gain is 1): float64[n]."""
-    return np.where(places < TOP, 1.0 / np.log2(2.0 + places), 0.0)
+    return ndcg_at(TOP, places)
 
 
 METRICS = {
