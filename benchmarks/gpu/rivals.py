@@ -17,10 +17,10 @@ from numba import float32
 from livefactor_kernels import scalar
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.cuda_factors import load_factor, store_factor
-from livefactor_kernels.cuda_micro_batch import dot, load_row
 from livefactor_kernels.cuda_plan import Plan, Span, event_of, row_of, value_of, weight_of
 from livefactor_kernels.cuda_staging import WORD_BYTES, Slot
 from livefactor_kernels.lanes import inlined
+from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row
 from livefactor_kernels.spec import LANES
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.update import Update

@@ -5,23 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from . import scalar, scoring
-from .cpu_micro_batch import make_scratch, micro_batch_kernel
-from .cpu_sequential import DRAWN_ANY, SAMPLED_NEGATIVES_MAX, SLOT_LANES, positive_kernel, sampled_kernel
 from .history.cpu import Recorder
-from .lanes import address_of
 from .pins import Pin, PinBoard
-from .random import ROUNDING_DOMAIN, domain_key
+from .sgd.cpu import Sgd
 from .softmax.cpu import Softmax
 from .solve.cpu import Solver
-from .spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind, Rule
-from .steps import Rows
-from .tables import ITEMS, USERS, Table, reserve
-from .update import Rates, Update, draw_negatives, joined, writable
+from .spec import FactorDtype, ModelSpec, Rule
+from .tables import ITEMS, USERS, Table
+from .update import Update, joined
 
 _INLINED = (
     "lanes.py",
@@ -32,9 +28,11 @@ _INLINED = (
     "gradients.py",
     "sums.py",
     "packs.py",
-    "cpu_sequential.py",
-    "cpu_micro_batch.py",
     "spec.py",
+    "spec_checks.py",
+    "spec_parts.py",
+    "sgd/cpu_sequential.py",
+    "sgd/cpu_micro_batch.py",
     "softmax/__init__.py",
     "softmax/cpu.py",
 )
@@ -52,7 +50,22 @@ def _source_stamp() -> int:
 
 
 SOURCE_STAMP = _source_stamp()
-_NO_FLOATS = np.empty(0, np.float32)
+
+
+class LearningRule(Protocol):
+    """How a model learns from its records (`sgd/cpu.py`, `solve/cpu.py`, `softmax/cpu.py`)."""
+
+    records: bool
+    """Whether `learn` puts events in the histories: else they are recorded after it."""
+
+    def joins(self, updates: Sequence[Update]) -> bool:
+        """Whether one call of `prepare` and `learn` may take these consecutive records."""
+
+    def prepare(self, updates: Sequence[Update]) -> np.ndarray:
+        """What must be known before `learn`; item rows uint32[any] that it will change beside the records' own."""
+
+    def learn(self, update: Update) -> None:
+        """Learn from what was prepared, joined to one record."""
 
 
 class CpuModel:
@@ -71,80 +84,20 @@ class CpuModel:
         self.revision = 0
         self.published = (0, 0)
         self._mean_state = np.zeros(2, np.int64)
-        self._solver = (
-            Solver(spec, self.users, self.items, self._mean_state) if spec.rule == Rule.SOLVE else None
-        )
-        self._softmax = (
-            Softmax(spec, self.users, self.items, SOURCE_STAMP) if spec.rule == Rule.SOFTMAX else None
-        )
-        self._recorder = self._solver.recorder if self._solver is not None else None
-        if self._recorder is None and spec.history.users:
-            self._recorder = Recorder(spec, self.users, self.items)
+        self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
+        self._rule = self._rule_of(spec)
         self.pins = PinBoard(self)
-        self._rates = Rates.of(spec)
-        self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
-        self._rows = Rows.of(self.users), Rows.of(self.items)
-        self._drawn = np.empty(0, np.uint32)
-        self._lanes = reserve((3, SLOT_LANES), np.float32)
-        self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
         if spec.factor_dtype != FactorDtype.FLOAT32:
             scoring.compile_kernels(spec.factor_dtype)  # those of float32 are for whoever reads
-        if self._solver is not None or self._softmax is not None:
-            return
-        self._choose_kernel()
-        self._run(
-            self.revision,
-            np.empty(0, np.uint32),
-            np.empty(0, np.uint32),
-            _NO_FLOATS,
-            _NO_FLOATS,
-            np.empty((0, spec.negatives), np.uint32),
-        )
 
-    def _choose_kernel(self) -> None:
-        spec = self.spec
-        blocks, loss = spec.k_padded // LANES, int(spec.loss)
-        adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
-        self._sequential = spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX
-        # Without negatives the sigmoid is all that clumps save: less than they cost where a step is long.
-        long_step = bool(adagrad) or spec.factor_dtype != FactorDtype.FLOAT32
-        self._positive = spec.loss == Loss.SQUARED or (
-            spec.loss == Loss.LOGISTIC and not spec.negatives and long_step
-        )
-        if not self._sequential:
-            self._scratch, self._scratch_memory = make_scratch(spec, self.users, self.items)
-            self._kernel = micro_batch_kernel(blocks, loss, adagrad, SOURCE_STAMP)
-        elif self._positive:
-            self._kernel = positive_kernel(blocks, loss, adagrad, SOURCE_STAMP)
-        else:
-            drawn = min(spec.negatives, DRAWN_ANY)
-            self._kernel = sampled_kernel(blocks, loss, adagrad, drawn, SOURCE_STAMP)
-
-    def _run(
-        self, revision: int, user_rows: Any, item_rows: Any, values: Any, weights: Any, negatives: Any
-    ) -> None:
-        drawn = address_of(negatives), np.uint64(negatives.shape[1])
-        rounding = self._rounding_key, np.uint64(revision)
-        rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
-        if not self._sequential:
-            self._kernel(
-                *self._rows,
-                *rows,
-                values,
-                weights,
-                *drawn,
-                self._mean_state,
-                self._rates,
-                *rounding,
-                self._scratch,
-                np.uint64(self.spec.micro_batch),
-            )
-        elif self._positive:
-            columns = user_rows, item_rows, values, weights
-            self._kernel(*self._rows, *columns, self._mean_state, self._rates, *rounding)
-        else:
-            memory = address_of(self._lanes), address_of(self._words)
-            self._kernel(*self._rows, *rows, values, weights, *drawn, *memory, self._rates, *rounding)
+    def _rule_of(self, spec: ModelSpec) -> LearningRule:
+        tables = self.users, self.items
+        if spec.rule == Rule.SOLVE:
+            assert self._recorder is not None  # `ModelSpec.check`
+            return Solver(spec, *tables, self._mean_state, self._recorder)
+        if spec.rule == Rule.SOFTMAX:
+            return Softmax(spec, *tables, SOURCE_STAMP)
+        return Sgd(spec, *tables, self._mean_state, SOURCE_STAMP)
 
     @property
     def mean_sum(self) -> int:
@@ -164,7 +117,7 @@ class CpuModel:
     @property
     def gram(self) -> np.ndarray:
         """float64[2, k + 1, k + 1]: sums of outer products of users' and items' (x, 1) (rule SOLVE), else float64[2, 0, 0]."""
-        return np.zeros((2, 0, 0)) if self._solver is None else self._solver.gram
+        return self._rule.gram if isinstance(self._rule, Solver) else np.zeros((2, 0, 0))
 
     def set_gram(self, gram: np.ndarray) -> None:
         """Restore `gram`."""
@@ -178,8 +131,8 @@ class CpuModel:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
         `advance`."""
         (self.users, self.items)[side].load_sections(sections, count)
-        if self._softmax is not None and side == ITEMS:
-            self._softmax.proposer.reload(count)
+        if isinstance(self._rule, Softmax) and side == ITEMS:
+            self._rule.proposer.reload(count)
 
     def apply(self, update: Update) -> None:
         """Learn from one interactions record, then set `revision` and `published`. ValueError if a column is
@@ -193,60 +146,23 @@ class CpuModel:
     def apply_all(self, updates: Sequence[Update]) -> None:
         """Learn from consecutive interactions records: the same bits as `apply` on one after the other.
 
-        Nothing between the first and the last revision becomes visible. With B = 1 and float32 factors they take
-        one call of the kernel (rounding depends on a record's own revision). ValueError, with nothing learned,
-        if a column is malformed.
+        Nothing between the first and the last revision becomes visible. ValueError, with nothing learned, if a
+        column is malformed.
         """
         for update in updates:
             update.check()
-        if self._solver is not None:
-            for update in updates:
-                self._solve(self._solver, update)
-            return
-        if self._softmax is not None:
-            for update in updates:
-                self._contrast(self._softmax, update)
-            return
-        joinable = self._sequential and self.spec.factor_dtype == FactorDtype.FLOAT32
-        if len(updates) == 1 or (joinable and self._draw_widths(updates) < 2):
-            self._learn(updates)
-            return
-        for update in updates:
-            self._learn([update])
-
-    def _solve(self, solver: Solver, update: Update) -> None:
-        self._protect(update, update.item_rows[:0])
-        solver.learn(update)
-        self.advance(update.revision, update.user_count, update.item_count)
-
-    def _contrast(self, softmax: Softmax, update: Update) -> None:
-        shared = softmax.proposer.propose(update)
-        self._protect(update, shared.rows.reshape(-1))
-        softmax.learn(update, shared)
-        self._record(update)
-
-    def _protect(self, update: Update, negatives: np.ndarray) -> None:
-        if self.pins.active:
-            followed = () if self._recorder is None else (self._recorder.followed(update),)
-            self.pins.protect(update, negatives, *followed)
-
-    def _record(self, update: Update) -> None:
-        if self._recorder is not None:
-            self._recorder.record(update, 0, update.user_rows.size)
-        self.advance(update.revision, update.user_count, update.item_count)
-
-    def _draw_widths(self, updates: Sequence[Update]) -> int:
-        """How many different numbers of negatives an event takes: none are drawn while there is one item."""
-        return len({update.item_count > 1 for update in updates}) if self.spec.negatives else 1
+        for group in [updates] if self._rule.joins(updates) else [[update] for update in updates]:
+            self._learn(group)
 
     def _learn(self, updates: Sequence[Update]) -> None:
-        negatives = self._draw(updates)
-        update = joined(updates)
-        self._protect(update, negatives.reshape(-1))
-        values = _NO_FLOATS if update.values is None else writable(update.values)
-        weights = _NO_FLOATS if update.weights is None else writable(update.weights)
-        self._run(update.revision, update.user_rows, update.item_rows, values, weights, negatives)
-        self._record(update)
+        rows, update = self._rule.prepare(updates), joined(updates)
+        if self.pins.active:
+            followed = () if self._recorder is None else (self._recorder.followed(update),)
+            self.pins.protect(update, rows, *followed)
+        self._rule.learn(update)
+        if self._recorder is not None and not self._rule.records:
+            self._recorder.record(update, 0, update.user_rows.size)
+        self.advance(update.revision, update.user_count, update.item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """Set the revision after a record that changes no rows; counts, if given, become the published
@@ -281,15 +197,3 @@ class CpuModel:
     def pin(self) -> Pin:
         """Keep the current revision readable; no `apply` may be running."""
         return self.pins.pin(self)
-
-    def _draw(self, updates: Sequence[Update]) -> np.ndarray:
-        """Negatives uint32[n, width] of all events; every update draws equally many an event."""
-        events = sum(update.item_rows.size for update in updates)
-        needed = events * self.spec.negatives
-        if self._drawn.size < needed:
-            self._drawn = np.empty(needed, np.uint32)
-        start, width = 0, 0
-        for update in updates:
-            drawn = draw_negatives(self.spec, update, self._drawn[start:])
-            start, width = start + drawn.size, drawn.shape[1]
-        return self._drawn[:start].reshape(events, width)

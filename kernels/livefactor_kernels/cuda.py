@@ -3,7 +3,7 @@
 Keys become rows on the host; what crosses for a record are its columns of rows, values and weights, the keys of
 its new rows, and for squared loss a mean a micro-batch. Everything else happens on the device, in the order of
 one stream: initial rows, negatives, the order of occurrences (`cuda_plan`), the micro-batches
-(`cuda_micro_batch`). With histories a record's events are recorded on the device, too (`history.cuda`), and with rule SOLVE rows are solved
+(`sgd/cuda.py`). With histories a record's events are recorded on the device, too (`history.cuda`), and with rule SOLVE rows are solved
 there (`solve.cuda`). `apply` returns when all of that is on the stream: whoever reads waits for it there, since
 reads take the same stream. So the published state is what a read sees, and at most two records are under way
 (`cuda_staging`).
@@ -18,23 +18,14 @@ from functools import cache
 import numpy as np
 
 from . import scalar
-from .cuda_micro_batch import micro_batch_kernels
 from .cuda_pins import CudaPin, Pins, as_floats, as_gram, as_sections, fetch_rows
-from .cuda_plan import (
-    Plan,
-    Span,
-    entries_kernel,
-    livefactor_list_kernel,
-    livefactor_mark_kernel,
-    livefactor_words_kernel,
-    spans_of,
-)
 from .cuda_rows import CudaTable, livefactor_init_kernel
-from .cuda_scratch import RECORD_EVENTS_MAX, Scratch, chunks_of, record_bytes
+from .cuda_scratch import RECORD_EVENTS_MAX, record_bytes
 from .cuda_staging import KEY_BYTES, WORD_BYTES, Slot, Staging, aligned
 from .device import Buffer, open_device
 from .history.cuda import PIECE_EVENTS, Recorder, pieces_of
-from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
+from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key
+from .sgd.cuda import Sgd
 from .solve.cuda import Solver
 from .spec import (
     LANES,
@@ -51,12 +42,11 @@ from .spec import (
     SpecError,
 )
 from .tables import ITEMS, USERS
-from .update import Rates, Update
+from .update import Update
 from .warp import SIMULATED
 
 WALK_ENTRIES_MAX = 128
 """Entries of a micro-batch up to which one block walks over all of a span's micro-batches."""
-WALK_THREADS = 256
 MARGIN_BYTES = 512 << 20
 """Memory of the device that tables leave free for pins and reads."""
 
@@ -83,12 +73,13 @@ class CudaModel:
         walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
         with a barrier over all of it, not in three launches each. Neither changes a bit.
         """
-        self._set_up(_known(spec.check()), device_bytes_max, walk_entries_max)
-        self._together = together
+        self._set_up(_known(spec.check()), device_bytes_max, walk_entries_max, together)
         if not SIMULATED:
             _compile_kernels(_kind_of(spec))
 
-    def _set_up(self, spec: ModelSpec, device_bytes_max: int | None, walk_entries_max: int) -> None:
+    def _set_up(
+        self, spec: ModelSpec, device_bytes_max: int | None, walk_entries_max: int, together: bool
+    ) -> None:
         self.spec = spec
         self.device = open_device()
         self.lock = threading.Condition()
@@ -97,22 +88,18 @@ class CudaModel:
         self.published = (0, 0)
         self.mean_sum = self.mean_count = 0
         self.pins = Pins(self.spec, self.device, (self.users, self.items), self.lock)
-        self._device_bytes_max, self._walk_entries_max = device_bytes_max, walk_entries_max
-        self._together = False
+        self._device_bytes_max = device_bytes_max
         self._memory_lock = threading.Lock()
-        self._rates = Rates.of(spec)
         self._staging = Staging(self.device, record_bytes(spec, RECORD_EVENTS_MAX))
         tables = self.users, self.items
         self._recorder = Recorder(spec, self.device, *tables) if spec.history.users else None
-        self._solver = None
+        self._solver: Solver | None = None
+        self._sgd: Sgd | None = None
         if spec.rule == Rule.SOLVE:
             assert self._recorder is not None  # `ModelSpec.check`
             self._solver = Solver(spec, self.device, *tables, self._recorder)
-            return
-        self._scratch = Scratch(spec, self.device)
-        adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
-        self._entries_kernel = entries_kernel(int(spec.loss))
-        self._kernels = micro_batch_kernels(spec.k_padded // LANES, int(spec.loss), adagrad)
+        else:
+            self._sgd = Sgd(spec, self.device, *tables, self.pins, walk_entries_max, together)
 
     # ------------------------------------------------------------ state
 
@@ -258,12 +245,8 @@ class CudaModel:
         self._staging.hold(sum(aligned(column.nbytes) for column in columns.values()))
         if update is not None:
             self.pins.make_room(update.user_rows.size)
-        if update is not None and self._solver is None:
-            self._scratch.hold(update.user_rows.size, [self._width(update)], *counts)
-
-    def _width(self, update: Update) -> int:
-        """Negatives that are drawn for an event."""
-        return self.spec.negatives if update.item_count > 1 else 0
+        if update is not None and self._sgd is not None:
+            self._sgd.hold(update, counts)
 
     def _columns(self, update: Update) -> dict[str, np.ndarray]:
         columns: dict[str, np.ndarray | None] = {
@@ -307,81 +290,21 @@ class CudaModel:
             for name in ("users", "items", "values", "weights", "means")
         }
         events, recorder = update.user_rows.size, self._recorder
-        if recorder is None:
-            self._step_rows(update, slot, places)
-            return
-        for frozen in self.pins.frozen:
-            recorder.save_followed(frozen.sides[ITEMS], slot, places["users_at"], events)
+        if recorder is not None:
+            for frozen in self.pins.frozen:
+                recorder.save_followed(frozen.sides[ITEMS], slot, places["users_at"], events)
         times_at = offsets["times"] // KEY_BYTES if "times" in offsets else -1
         if self._solver is not None:
             self.pins.save_named(slot, (places["users_at"], places["items_at"]), events)
             self._solver.learn(update, slot, places | {"times_at": times_at})
             return
-        self._step_rows(update, slot, places)
+        assert self._sgd is not None
+        self._sgd.learn(update, slot, places)
+        if recorder is None:
+            return
         for piece in pieces_of(events, PIECE_EVENTS, places | {"times_at": times_at}):
             recorder.order(piece, slot)
             recorder.record(piece, slot, 0, piece.events)
-
-    def _step_rows(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
-        """Rule SGD: a record's spans, one after the other."""
-        rows = max(update.user_count, update.item_count)
-        for span in spans_of(self.spec, update.user_rows.size, self._width(update), rows, places):
-            plan = self._order(update, span, slot)
-            self.pins.save(span, plan, slot)
-            self._micro_batches(update, span, plan, slot)
-
-    def _order(self, update: Update, span: Span, slot: Slot) -> Plan:
-        """Draw a span's negatives and list its groups, segments and chunks."""
-        device, plan, arrays = self.device, self._scratch.plan, self._scratch.arrays
-        entries = span.events * (span.user_entries + span.item_entries)
-        seed, revision = domain_key(self.spec.seed, NEGATIVE_DOMAIN), np.uint64(update.revision)
-        numbers = seed, revision, np.uint64(update.item_count)
-        threads = span.events * (1 + span.width)
-        device.launch(self._entries_kernel, threads, span, plan, slot.words, slot.floats, *numbers)
-        arrays.keys[:entries].sort()
-        device.launch(livefactor_mark_kernel, entries, span, plan, entries)
-        device.xp.cumsum(arrays.marks[:entries], out=arrays.counts[:entries])
-        device.launch(livefactor_list_kernel, entries, span, plan, entries)
-        if self.spec.factor_dtype != FactorDtype.FLOAT32:
-            key = domain_key(self.spec.seed, ROUNDING_DOMAIN)
-            device.launch(livefactor_words_kernel, entries, span, plan, key, revision)
-        return plan
-
-    def _micro_batches(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
-        """Three launches a micro-batch, or one for all of them where they are small."""
-        device, kernels, rates = self.device, self._kernels, self._rates
-        tables = self.users.live, self.items.live
-        events = min(span.batch, span.events)
-        counts = update.user_count, update.item_count
-        rows = min(events, counts[USERS]), min(events * (1 + span.width), counts[ITEMS])
-        chunks, sums = chunks_of(self.spec, events, span.width, *counts), self._scratch.sums
-        if events * (span.user_entries + span.item_entries) <= self._walk_entries_max:
-            arguments = span, plan, slot.words, slot.floats, *tables, sums, rates
-            device.launch_block(kernels.walk, WALK_THREADS, *arguments)
-            return
-        if self._together:
-            device.launch_together(
-                kernels.walk_together, span, plan, slot.words, slot.floats, *tables, sums, rates
-            )
-            return
-        columns = max(rows) * (self.spec.k_padded + 1)
-        for m in range(span.batches):
-            device.launch(
-                kernels.users,
-                chunks[USERS] * LANES,
-                span,
-                plan,
-                slot.words,
-                slot.floats,
-                *tables,
-                sums,
-                rates,
-                m,
-            )
-            device.launch(
-                kernels.items, chunks[ITEMS] * LANES, span, plan, slot.words, *tables, sums, rates, m
-            )
-            device.launch(kernels.step, columns, span, plan, *tables, sums, rates, m, sides=2)
 
 
 def _known(spec: ModelSpec) -> ModelSpec:
@@ -416,18 +339,19 @@ def _kind_of(spec: ModelSpec) -> ModelSpec:
 def _compile_kernels(kind: ModelSpec) -> int:
     """Compile all that models of a kind need, by a small one of them: no first update or read waits for it then.
     Returns how many kernels it launched."""
-    compiling = CudaModel.__new__(CudaModel)
-    compiling._set_up(kind, None, WALK_ENTRIES_MAX)
-    keys, rows = np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint32)
-    for table in (compiling.users, compiling.items):
-        table.allocate(keys)
-    for revision, walk in ((1, WALK_ENTRIES_MAX), (2, 0)):
-        compiling._walk_entries_max = walk
-        with compiling.pin() as pin:
-            compiling.apply(Update(revision, rows, rows, None, None, 4, 4))
-            users = pin.gather(USERS, rows[: pin.counts[USERS]])
-            for side, table in enumerate((compiling.users, compiling.items)):
-                pin.read(side, rows[: pin.counts[side]], table.history)
-            for asked in (4, 1):
-                pin.top_k(users[0][:asked], users[1][:asked], 2)
-    return compiling.device.launches
+    keys, rows, launches = np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint32), 0
+    for walk in (WALK_ENTRIES_MAX, 0):
+        compiling = CudaModel.__new__(CudaModel)
+        compiling._set_up(kind, None, walk, False)
+        for table in (compiling.users, compiling.items):
+            table.allocate(keys)
+        for revision in (1, 2):  # what is read of a pin is there from the first one on
+            with compiling.pin() as pin:
+                compiling.apply(Update(revision, rows, rows, None, None, 4, 4))
+                users = pin.gather(USERS, rows[: pin.counts[USERS]])
+                for side, table in enumerate((compiling.users, compiling.items)):
+                    pin.read(side, rows[: pin.counts[side]], table.history)
+                for asked in (4, 1):
+                    pin.top_k(users[0][:asked], users[1][:asked], 2)
+        launches += compiling.device.launches
+    return launches

@@ -7,7 +7,7 @@ A float16 is widened by the one instruction that GPUs have for it, which is exac
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.extending import overload
@@ -86,3 +86,16 @@ def _store_factor(factors: Any, at: Any, value: Any, word: Any, column: Any) -> 
         store(factors, at, value, word, column)
 
     return implementation
+
+
+class DeviceRows(NamedTuple):
+    """A side's arrays on the device, flat: [cap * k_padded] as stored (`cuda_factors`), float32[cap], and
+    AdaGrad's, float32 of the same sizes.
+
+    Without AdaGrad the last two are arrays of one element that nobody looks at.
+    """
+
+    factors: Any
+    bias: Any
+    factor_g: Any
+    bias_g: Any

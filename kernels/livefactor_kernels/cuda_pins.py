@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .cuda_micro_batch import DeviceRows
+from .cuda_factors import DeviceRows
 from .cuda_plan import Plan, Span
 from .cuda_reads import Saved, livefactor_copy_kernel, livefactor_gather_kernel, livefactor_save_kernel
 from .cuda_rows import CudaTable

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cuda_factors import store_factor
-from .cuda_micro_batch import DeviceRows
+from .cuda_factors import DeviceRows, store_factor
 from .device import Device, Growing
 from .history import row_sections
 from .narrow import array_dtype

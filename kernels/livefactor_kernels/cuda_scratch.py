@@ -8,10 +8,10 @@ else uses (`Device.learning`): once they have run on as much as there can be, th
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cuda_micro_batch import Sums
 from .cuda_plan import Plan, entries_per_event, span_events_max
 from .cuda_staging import KEY_BYTES, WORD_BYTES, aligned
 from .device import Device
@@ -50,6 +50,18 @@ def plan_sizes(spec: ModelSpec, events: int, width: int) -> dict[str, int]:
     sizes = dict.fromkeys(("keys", "marks", "counts", "chunk_start", "segment_chunk"), entries + 1)
     sizes |= dict.fromkeys(("group_chunk", "group_segment"), 2 * batches + 1)
     return sizes | {"negatives": events * width, "errors": events * (1 + width), "segment_word": entries}
+
+
+class Sums(NamedTuple):
+    """Chunk sums of one micro-batch: users' chunks from place 0 on, items' from `items_at` on.
+
+    gradients float32[places * (k_padded + 16)]: factors, then the bias. events int32[places]: how many events
+    begin in the chunk.
+    """
+
+    gradients: Any
+    events: Any
+    items_at: int
 
 
 class Scratch:

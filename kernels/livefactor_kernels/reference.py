@@ -1,8 +1,7 @@
 """The semantics in plain NumPy, written to be read: the judge of every other backend, to the bit.
 
-An update is cut into micro-batches. In each, every event contributes gradients taken from the state at the
-micro-batch's start (`_occurrences`); the contributions to a row are summed in order of (event, slot), in
-chunks of 32 (`chunked_sum`), scaled down if the row is hot, and the row steps once (`_step`).
+Each rule learns in a file of its own (`sgd/reference.py`, `solve/reference.py`, `softmax/reference.py`); here are the
+tables, and the step of a row by its gradient.
 
 Narrow factors (`spec.factor_dtype`) are widened to float32 when they are read. The new float32 factors of a
 row's step, and those of a new row, are rounded stochastically: the row has a random word, from (revision, number
@@ -18,9 +17,9 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -40,22 +39,13 @@ from .random import (
     rounding_word,
 )
 from .scoring import check_top_k
+from .sgd.reference import Sgd
 from .softmax.reference import Softmax
 from .solve.reference import Solver
-from .spec import Loss, ModelSpec, OptimizerKind, Rule
-from .sums import chunked_sum, dot
+from .spec import ModelSpec, OptimizerKind, Rule
+from .sums import dot
 from .tables import ITEMS, NO_ROW, USERS, check_sections, read_rows, reserve, unpadded
-from .update import Rates, Update, draw_negatives
-
-
-class Occurrence(NamedTuple):
-    """One event's contribution to one row: to its factors float32[k_padded], and to its bias (None: not
-    touched)."""
-
-    side: int
-    row: int
-    factors: np.ndarray
-    bias: np.float32 | None
+from .update import Rates, Update
 
 
 class RowOfKey(dict[int, int]):
@@ -283,9 +273,13 @@ class ReferenceModel:
         self.published = (0, 0)
         self.mean_sum = 0
         self.mean_count = 0
-        self._solver = Solver(self) if spec.rule == Rule.SOLVE else None
-        self._softmax = Softmax(self) if spec.rule == Rule.SOFTMAX else None
-        self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
+        self.recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
+        rules: dict[Rule, type[Sgd | Solver | Softmax]] = {
+            Rule.SGD: Sgd,
+            Rule.SOLVE: Solver,
+            Rule.SOFTMAX: Softmax,
+        }
+        self._rule = rules[spec.rule](self)
 
     @property
     def mean(self) -> np.float32:
@@ -295,7 +289,7 @@ class ReferenceModel:
     @property
     def gram(self) -> np.ndarray:
         """As `cpu.CpuModel.gram`."""
-        return np.zeros((2, 0, 0)) if self._solver is None else self._solver.gram
+        return self._rule.gram if isinstance(self._rule, Solver) else np.zeros((2, 0, 0))
 
     def set_gram(self, gram: np.ndarray) -> None:
         """Restore `gram`."""
@@ -352,85 +346,10 @@ class ReferenceModel:
     def apply(self, update: Update) -> None:
         """Learn from one interactions record."""
         with self.users.lock, self.items.lock:
-            if self._solver is not None:
-                self._solver.learn(update.check())
-            else:
-                (self._learn if self._softmax is None else self._softmax.learn)(update.check())
-                if self._recorder is not None:
-                    self._recorder.record(update, 0, update.user_rows.size)
+            self._rule.learn(update.check())
+            if self.recorder is not None and not self._rule.records:
+                self.recorder.record(update, 0, update.user_rows.size)
         self.advance(update.revision, update.user_count, update.item_count)
-
-    def _learn(self, update: Update) -> None:
-        n = update.user_rows.size
-        negatives = draw_negatives(self.spec, update)
-        ones = np.ones(n, np.float32)
-        values = ones if update.values is None else update.values
-        weights = ones if update.weights is None else update.weights
-        for start in range(0, n, self.spec.micro_batch):
-            stop = min(start + self.spec.micro_batch, n)
-            grouped: dict[tuple[int, int], list[tuple[int, Occurrence]]] = {}
-            for t in range(start, stop):
-                rows = int(update.user_rows[t]), int(update.item_rows[t]), [int(row) for row in negatives[t]]
-                for occurrence in self._occurrences(*rows, values[t], weights[t]):
-                    grouped.setdefault((occurrence.side, occurrence.row), []).append((t, occurrence))
-            for (side, row), occurrences in grouped.items():
-                number = start // self.spec.micro_batch
-                self._step((self.users, self.items)[side], row, occurrences, update.revision, number)
-            if self.spec.loss == Loss.SQUARED:
-                self.mean_sum += sum(int(scalar.fixed_point(value)) for value in values[start:stop])
-                self.mean_count += stop - start
-
-    def _score(self, user: int, item: int) -> Any:
-        x, y = self.users.read(user), self.items.read(item)
-        return scalar.score(self.mean, self.users.bias[user], self.items.bias[item], dot(x, y))
-
-    def _occurrences(
-        self, user: int, positive: int, negatives: list[int], value: np.float32, weight: np.float32
-    ) -> Iterator[Occurrence]:
-        """Contributions of one event in order of slot: the positive is slot 0, then the negatives as
-        drawn."""
-        if self.spec.loss == Loss.BPR:
-            yield from self._bpr_occurrences(user, positive, negatives, weight)
-            return
-        if self.spec.loss == Loss.LOGISTIC and value == 0.0:
-            negatives = []  # an explicit negative draws none
-        error = scalar.squared_error if self.spec.loss == Loss.SQUARED else scalar.logistic_error
-        for slot, item in enumerate([positive, *negatives]):
-            target = value if slot == 0 else np.float32(0.0)
-            e = error(self._score(user, item), target, weight, self.rates.error_max)
-            yield self._pull(USERS, user, e, self.items.read(item))
-            yield self._pull(ITEMS, item, e, self.users.read(user))
-
-    def _bpr_occurrences(
-        self, user: int, positive: int, negatives: list[int], weight: np.float32
-    ) -> Iterator[Occurrence]:
-        x, y = self.users.read(user), self.items.read(positive)
-        s = self._score(user, positive)
-        for item in negatives:
-            e = scalar.bpr_error(s, self._score(user, item), weight, self.rates.error_max)
-            # The user's bias cancels in the difference of the scores: no gradient, no L2, no step.
-            yield self._pull(USERS, user, e, y - self.items.read(item))._replace(bias=None)
-            yield self._pull(ITEMS, positive, e, x)
-            yield self._pull(ITEMS, item, -e, x)
-
-    def _pull(self, side: int, row: int, e: np.float32, other: np.ndarray) -> Occurrence:
-        table = (self.users, self.items)[side]
-        factors = scalar.pull(e, other, self.rates.l2, table.read(row))
-        return Occurrence(side, row, factors, scalar.bias_pull(e, self.rates.bias_l2, table.bias[row]))
-
-    def _step(
-        self,
-        table: ReferenceTable,
-        row: int,
-        occurrences: list[tuple[int, Occurrence]],
-        revision: int,
-        number: int,
-    ) -> None:
-        """Step a row by its occurrences in micro-batch `number` of the record `revision`."""
-        gradient = chunked_sum([o.factors for _, o in occurrences])
-        biases = [o.bias for _, o in occurrences]
-        bias = None if biases[0] is None else chunked_sum(biases)
-        self.step(table.side, row, gradient, bias, len({t for t, _ in occurrences}), revision, number)
 
     def step(
         self, side: int, row: int, gradient: np.ndarray, bias: np.float32 | None, events: int, revision: int = 0,

@@ -20,10 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are i
 from benchmarks.gpu import rivals
 
 from livefactor_kernels import cuda_plan, cuda_reads, cuda_rows
-from livefactor_kernels.cuda_micro_batch import DeviceRows, Sums, micro_batch_kernels
+from livefactor_kernels.cuda_factors import DeviceRows
 from livefactor_kernels.cuda_plan import Plan, Span
 from livefactor_kernels.cuda_reads import Saved
+from livefactor_kernels.cuda_scratch import Sums
 from livefactor_kernels.history import cuda as history
+from livefactor_kernels.sgd.cuda_micro_batch import micro_batch_kernels
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve import cuda as solve
 from livefactor_kernels.spec import LANES, FactorDtype, Loss

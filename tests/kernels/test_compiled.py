@@ -18,8 +18,8 @@ from numba.core.caching import NullCache
 
 from livefactor_kernels import cpu
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.cpu_micro_batch import micro_batch_kernel
-from livefactor_kernels.cpu_sequential import positive_kernel, sampled_kernel
+from livefactor_kernels.sgd.cpu_micro_batch import micro_batch_kernel
+from livefactor_kernels.sgd.cpu_sequential import positive_kernel, sampled_kernel
 from livefactor_kernels.spec import LANES, FactorDtype, Loss, ModelSpec
 from synthetic import make_spec
 
@@ -49,8 +49,8 @@ class Compiled:
         kernel = factory.__wrapped__(spec.k_padded // LANES, *baked)
         kernel._cache = NullCache()
         model = CpuModel(spec)
-        rows = typeof(model._rows[0])
-        (signature,) = (types for types in model._kernel.signatures if types[0] == rows)
+        rows = typeof(model._rule._rows[0])
+        (signature,) = (types for types in model._rule._kernel.signatures if types[0] == rows)
         kernel.compile(signature)
         self.llvm, assembly = kernel.inspect_llvm(signature), kernel.inspect_asm(signature)
         self.main = _function(r"^(?!cfunc|_ZN7cpython)\S*livefactor_\w+_kernel\S*:.*?^\.Lfunc_end", assembly)
@@ -109,7 +109,7 @@ from livefactor_kernels.spec import Loss
 total = [0, 0]
 for fields in ({}, {"micro_batch": 4}):
     model = CpuModel(make_spec(Loss.SQUARED, k=4, **fields))
-    stats = model._kernel.stats
+    stats = model._rule._kernel.stats
     total[0] += sum(stats.cache_hits.values())
     total[1] += sum(stats.cache_misses.values())
 print(*total)
@@ -134,13 +134,20 @@ def test_another_process_finds_the_kernels_in_the_cache(tmp_path) -> None:
 def test_the_stamp_covers_every_file_that_is_inlined() -> None:
     """Numba's cache looks at the kernel's own file only; the others must be in `cpu.SOURCE_STAMP`."""
     folder = Path(cpu.__file__).parent
-    seen, todo = set(), ["cpu_sequential.py", "cpu_micro_batch.py"]
+    seen, todo = (
+        set(),
+        [folder / each for each in ("sgd/cpu_sequential.py", "sgd/cpu_micro_batch.py", "softmax/cpu.py")],
+    )
     while todo:
-        name = todo.pop()
-        if name in seen or name in ("tables.py", "reference.py", "keymap.py"):
+        path = todo.pop()
+        name = str(path.relative_to(folder))
+        if name in seen or name in ("tables.py", "update.py", "keymap.py", "softmax/proposal.py"):
             continue  # of these the kernels take no function
         seen.add(name)
-        text = (folder / name).read_text()
-        todo += [f"{module}.py" for module in re.findall(r"^from \.(\w+) import", text, re.M)]
-        todo += [f"{module}.py" for module in re.findall(r"^from \. import (\w+)", text, re.M)]
+        text = path.read_text()
+        for dots, module, names in re.findall(r"^from (\.+)(\w*) import ([\w, ]+)", text, re.M):
+            base = path.parents[len(dots) - 1]
+            modules = [module] if module else re.findall(r"\w+", names)
+            found = [base / f"{each}.py" for each in modules]
+            todo += [each if each.exists() else base / module / "__init__.py" for each in found]
     assert seen <= set(cpu._INLINED)

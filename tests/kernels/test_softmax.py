@@ -176,7 +176,7 @@ def test_a_step_is_the_gradient_of_the_objective(proposal) -> None:
         users,
         items,
     )
-    negatives = drawing._softmax.proposer.propose(update).rows[0].astype(int)
+    negatives = drawing._rule.proposer.propose(update).rows[0].astype(int)
     counts = before["items.seen_count"].astype(float) if proposal != UNIFORM else np.zeros(items)
     model.apply(update)
     after = copy_state(model)
@@ -274,7 +274,7 @@ def test_popular_items_are_drawn_as_often_as_they_came() -> None:
     model = CpuModel(spec)
     push(model, [0] * 90, [0] * 59 + [1] * 29 + [2, 3])
     zeros = np.zeros(1, np.uint32)
-    shared = model._softmax.proposer.propose(Update(2, zeros, zeros, None, None, *model.published))
+    shared = model._rule.proposer.propose(Update(2, zeros, zeros, None, None, *model.published))
     shares = np.bincount(shared.rows[0], minlength=4) / 1000
     assert shares == pytest.approx(np.array([60, 30, 2, 2]) / 94, abs=0.06)
 

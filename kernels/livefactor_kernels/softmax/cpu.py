@@ -8,6 +8,7 @@ no bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ from ..steps import ONE, WORD_BYTES, ZERO, Rounding, Rows, dot, prefetch_row, re
 from ..tables import Table, reserve
 from ..update import Rates, Update, writable
 from . import GAP_MAX
-from .proposal import Proposer, Shared
+from .proposal import Proposer
 
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 _LANES = np.uint64(LANES)
@@ -412,6 +413,8 @@ def softmax_kernel(blocks: int, adagrad: int, stamp: int) -> Any:
 class Softmax:
     """Learns from updates."""
 
+    records = False
+
     def __init__(self, spec: ModelSpec, users: Table, items: Table, stamp: int) -> None:
         """Compiles the kernels, or loads them from Numba's cache; stamp: as `cpu.SOURCE_STAMP`."""
         self._spec, self._rates = spec, Rates.of(spec)
@@ -422,13 +425,25 @@ class Softmax:
         self._kernel = softmax_kernel(spec.k_padded // LANES, adagrad, stamp)
         empty = np.empty(0, np.uint32)
         nothing = Update(0, empty, empty, None, None, 0, 0)
-        self.learn(nothing, self.proposer.propose(nothing))
+        self.prepare([nothing])
+        self.learn(nothing)
 
-    def learn(self, update: Update, shared: Shared) -> None:
+    def joins(self, updates: Sequence[Update]) -> bool:
+        """One record a call: micro-batches are cut within it."""
+        return len(updates) == 1
+
+    def prepare(self, updates: Sequence[Update]) -> np.ndarray:
+        """Propose a record's negatives: item rows uint32[any]."""
+        self._shared = self.proposer.propose(updates[0])
+        return self._shared.rows.reshape(-1)
+
+    def learn(self, update: Update) -> None:
         """Learn from one record with the negatives that were proposed for it. The GIL is released."""
         given = update.values, update.weights
         columns = (_NO_FLOATS if column is None else writable(column) for column in given)
         events = update.user_rows, update.item_rows, *columns
         is_in_batch = self._spec.softmax.proposal == Proposal.IN_BATCH
         micro_batch = np.uint64(self._spec.micro_batch)
-        self._kernel(*self._rows, *events, *shared, is_in_batch, self._rates, self._scratch, micro_batch)
+        self._kernel(
+            *self._rows, *events, *self._shared, is_in_batch, self._rates, self._scratch, micro_batch
+        )

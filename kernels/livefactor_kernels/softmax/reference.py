@@ -44,6 +44,8 @@ def errors_of(
 class Softmax:
     """Learns from updates."""
 
+    records = False
+
     def __init__(self, model: ReferenceModel) -> None:
         self._model, self._spec, self._rates = model, model.spec, model.rates
         self._key = domain_key(model.spec.seed, SHARED_DOMAIN)

@@ -6,6 +6,7 @@ of an event lies in scratch, its row and its row times its weight.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -292,10 +293,14 @@ def livefactor_mean_kernel(values: Any, start: Any, stop: Any, mean_state: Any) 
 class Solver:
     """Learns from updates; `gram` float64[2, k + 1, k + 1], users' and items', is state."""
 
-    def __init__(self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray) -> None:
+    records = True
+
+    def __init__(
+        self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, recorder: Recorder
+    ) -> None:
         """Compiles the kernels, or loads them from Numba's cache."""
         self._spec, self._rates, self._mean_state = spec, SolveRates.of(spec), mean_state
-        self.recorder = Recorder(spec, users, items)
+        self._recorder = recorder
         self._sides = Side.of(users), Side.of(items)
         self._touched = Touched.of(spec, users), Touched.of(spec, items)
         self._scratch = Scratch.of(spec)
@@ -306,13 +311,21 @@ class Solver:
         if self._rates.has_bias:
             livefactor_mean_kernel(np.empty(0, np.float32), _0, _0, mean_state)
 
+    def joins(self, updates: Sequence[Update]) -> bool:
+        """One record a call: micro-batches are cut within it."""
+        return len(updates) == 1
+
+    def prepare(self, updates: Sequence[Update]) -> np.ndarray:
+        """Nothing: no other rows change."""
+        return np.empty(0, np.uint32)
+
     def learn(self, update: Update) -> None:
         """Learn from one record."""
         size, events = self._spec.micro_batch, update.user_rows.size
         values = None if update.values is None else writable(update.values)
         for start in range(0, events, size):
             stop = min(start + size, events)
-            self.recorder.record(update, start, stop)
+            self._recorder.record(update, start, stop)
             self._solve(0, update.user_rows, start, stop, update.item_count)
             self._solve(1, update.item_rows, start, stop, update.user_count)
             if self._rates.has_bias:

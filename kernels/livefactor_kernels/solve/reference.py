@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import scalar
-from ..history.reference import Recorder
 from ..lanes import clamp
 from ..tables import ITEMS, USERS
 from ..update import Update
@@ -51,9 +50,12 @@ def solved(
 class Solver:
     """Learns from updates; `gram` float64[2, k + 1, k + 1], users' and items', is state."""
 
+    records = True
+
     def __init__(self, model: ReferenceModel) -> None:
         self._model, self._spec, self._rates = model, model.spec, SolveRates.of(model.spec)
-        self._recorder = Recorder(model.spec, model.users, model.items)
+        assert model.recorder is not None  # `ModelSpec.check`
+        self._recorder = model.recorder
         self.gram = np.zeros((2, model.spec.k + 1, model.spec.k + 1))
 
     def learn(self, update: Update) -> None:

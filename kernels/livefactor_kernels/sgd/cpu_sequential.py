@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from . import scalar
-from .lanes import LANES, VECTOR_BYTES, inlined, load16, store1, store16, store_u32
-from .narrow import dtype_of, load_factors
-from .spec import Loss
-from .steps import (
+from .. import scalar
+from ..lanes import LANES, VECTOR_BYTES, inlined, load16, store1, store16, store_u32
+from ..narrow import dtype_of, load_factors
+from ..spec import Loss
+from ..steps import (
     FLOAT32,
     ONE,
     WORD_BYTES,

@@ -20,43 +20,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import float32
 
-from . import scalar
-from .cuda_factors import load_factor, store_factor
-from .cuda_plan import event_of, row_of, value_of, weight_of
-from .lanes import clamp, inlined
-from .spec import LANES, Loss
-from .tables import ITEMS, USERS
-from .warp import cuda, half_sum, kernel, lane
+from .. import scalar
+from ..cuda_factors import load_factor, store_factor
+from ..cuda_plan import event_of, row_of, value_of, weight_of
+from ..lanes import clamp, inlined
+from ..spec import LANES, Loss
+from ..tables import ITEMS, USERS
+from ..warp import cuda, half_sum, kernel, lane
 
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _F0 = np.float32(0.0)
 _AHEAD = 8
 """Chunk sums of a hot row that are loaded at once before they are added."""
-
-
-class DeviceRows(NamedTuple):
-    """A side's arrays on the device, flat: [cap * k_padded] as stored (`cuda_factors`), float32[cap], and
-    AdaGrad's, float32 of the same sizes.
-
-    Without AdaGrad the last two are arrays of one element that nobody looks at.
-    """
-
-    factors: Any
-    bias: Any
-    factor_g: Any
-    bias_g: Any
-
-
-class Sums(NamedTuple):
-    """Chunk sums of one micro-batch: users' chunks from place 0 on, items' from `items_at` on.
-
-    gradients float32[places * (k_padded + 16)]: factors, then the bias. events int32[places]: how many events
-    begin in the chunk.
-    """
-
-    gradients: Any
-    events: Any
-    items_at: int
 
 
 class Kernels(NamedTuple):

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from . import scalar
-from .gradients import (
+from .. import scalar
+from ..gradients import (
     CHUNK_EVENTS,
     END,
     Chains,
@@ -29,10 +29,10 @@ from .gradients import (
     set_word,
     step_row,
 )
-from .lanes import VECTOR_BYTES, broadcast, inlined, store1
-from .narrow import load_factors
-from .spec import LANES, Loss, ModelSpec
-from .steps import (
+from ..lanes import VECTOR_BYTES, broadcast, inlined, store1
+from ..narrow import load_factors
+from ..spec import LANES, Loss, ModelSpec
+from ..steps import (
     ONE,
     WORD_BYTES,
     ZERO,
@@ -43,7 +43,7 @@ from .steps import (
     score,
     word,
 )
-from .tables import Table, reserve
+from ..tables import Table, reserve
 
 _AHEAD = np.uint64(8)
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)

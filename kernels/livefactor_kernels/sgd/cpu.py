@@ -1,0 +1,101 @@
+"""Rule SGD on the CPU: the choice of the kernel that a spec needs, and its call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..lanes import address_of
+from ..random import ROUNDING_DOMAIN, domain_key
+from ..spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
+from ..steps import Rows
+from ..tables import Table, reserve
+from ..update import Rates, Update, draw_negatives, writable
+from .cpu_micro_batch import make_scratch, micro_batch_kernel
+from .cpu_sequential import DRAWN_ANY, SAMPLED_NEGATIVES_MAX, SLOT_LANES, positive_kernel, sampled_kernel
+
+_NO_FLOATS = np.empty(0, np.float32)
+_NOTHING = np.empty(0, np.uint32)
+
+
+class Sgd:
+    """Learns from updates."""
+
+    records = False
+
+    def __init__(
+        self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, stamp: int
+    ) -> None:
+        """Compiles the kernel, or loads it from Numba's cache; stamp: as `cpu.SOURCE_STAMP`."""
+        self._spec, self._rates, self._mean_state = spec, Rates.of(spec), mean_state
+        self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
+        self._rows = Rows.of(users), Rows.of(items)
+        self._drawn = np.empty(0, np.uint32)
+        self._negatives = np.empty((0, spec.negatives), np.uint32)
+        self._lanes = reserve((3, SLOT_LANES), np.float32)
+        self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
+        self._choose_kernel(users, items, stamp)
+        self.learn(Update(0, _NOTHING, _NOTHING, None, None, 0, 0))
+
+    def _choose_kernel(self, users: Table, items: Table, stamp: int) -> None:
+        spec = self._spec
+        blocks, loss = spec.k_padded // LANES, int(spec.loss)
+        adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
+        self._sequential = spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX
+        # Without negatives the sigmoid is all that clumps save: less than they cost where a step is long.
+        long_step = bool(adagrad) or spec.factor_dtype != FactorDtype.FLOAT32
+        self._positive = spec.loss == Loss.SQUARED or (
+            spec.loss == Loss.LOGISTIC and not spec.negatives and long_step
+        )
+        if not self._sequential:
+            self._scratch, self._scratch_memory = make_scratch(spec, users, items)
+            self._kernel = micro_batch_kernel(blocks, loss, adagrad, stamp)
+        elif self._positive:
+            self._kernel = positive_kernel(blocks, loss, adagrad, stamp)
+        else:
+            drawn = min(spec.negatives, DRAWN_ANY)
+            self._kernel = sampled_kernel(blocks, loss, adagrad, drawn, stamp)
+
+    def joins(self, updates: Sequence[Update]) -> bool:
+        """Whether one call may learn from consecutive records: with B = 1, and where nothing but the draws of negatives
+        depends on a record's own revision and each draws equally many an event (none while there is one item)."""
+        joinable = self._sequential and self._spec.factor_dtype == FactorDtype.FLOAT32
+        widths = len({update.item_count > 1 for update in updates}) if self._spec.negatives else 1
+        return joinable and widths == 1
+
+    def prepare(self, updates: Sequence[Update]) -> np.ndarray:
+        """Draw the negatives of records that are about to be learned from: item rows uint32[any]."""
+        events = sum(update.item_rows.size for update in updates)
+        needed = events * self._spec.negatives
+        if self._drawn.size < needed:
+            self._drawn = np.empty(needed, np.uint32)
+        start, width = 0, 0
+        for update in updates:
+            drawn = draw_negatives(self._spec, update, self._drawn[start:])
+            start, width = start + drawn.size, drawn.shape[1]
+        self._negatives = self._drawn[:start].reshape(events, width)
+        return self._drawn[:start]
+
+    def learn(self, update: Update) -> None:
+        """Learn from what was prepared, joined to one record. The GIL is released."""
+        values, weights = (
+            _NO_FLOATS if column is None else writable(column) for column in (update.values, update.weights)
+        )
+        user_rows, item_rows, negatives = update.user_rows, update.item_rows, self._negatives
+        drawn = address_of(negatives), np.uint64(negatives.shape[1])
+        rounding = self._rounding_key, np.uint64(update.revision)
+        rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
+        rates: Any = self._rates
+        if not self._sequential:
+            batches = self._scratch, np.uint64(self._spec.micro_batch)
+            self._kernel(
+                *self._rows, *rows, values, weights, *drawn, self._mean_state, rates, *rounding, *batches
+            )
+        elif self._positive:
+            columns = user_rows, item_rows, values, weights
+            self._kernel(*self._rows, *columns, self._mean_state, rates, *rounding)
+        else:
+            memory = address_of(self._lanes), address_of(self._words)
+            self._kernel(*self._rows, *rows, values, weights, *drawn, *memory, rates, *rounding)

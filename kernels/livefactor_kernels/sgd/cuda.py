@@ -1,0 +1,114 @@
+"""Rule SGD on the GPU: the launches of a record's micro-batches (kernels: `cuda_micro_batch`; order of occurrences: `cuda_plan`)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..cuda_pins import Pins
+from ..cuda_plan import (
+    Plan,
+    Span,
+    entries_kernel,
+    livefactor_list_kernel,
+    livefactor_mark_kernel,
+    livefactor_words_kernel,
+    spans_of,
+)
+from ..cuda_rows import CudaTable
+from ..cuda_scratch import Scratch, chunks_of
+from ..cuda_staging import Slot
+from ..device import Device
+from ..random import NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
+from ..spec import LANES, FactorDtype, ModelSpec, OptimizerKind
+from ..tables import ITEMS, USERS
+from ..update import Rates, Update
+from .cuda_micro_batch import micro_batch_kernels
+
+WALK_THREADS = 256
+
+
+class Sgd:
+    """Learns from updates. All memory that a record takes is held from the start."""
+
+    def __init__(
+        self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, pins: Pins, walk_entries_max: int,
+        together: bool,
+    ) -> None:  # fmt: skip
+        """MemoryError if the device has no room. walk_entries_max, together: as `cuda.CudaModel` takes them."""
+        self._spec, self._device, self._pins = spec, device, pins
+        self._tables = users, items
+        self._walk_entries_max, self._together = walk_entries_max, together
+        self._rates = Rates.of(spec)
+        self._scratch = Scratch(spec, device)
+        adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
+        self._entries_kernel = entries_kernel(int(spec.loss))
+        self._kernels = micro_batch_kernels(spec.k_padded // LANES, int(spec.loss), adagrad)
+
+    def hold(self, update: Update, counts: tuple[int, int]) -> None:
+        """Have the memory that a record takes, in tables of so many rows; MemoryError if the device has no room."""
+        self._scratch.hold(update.user_rows.size, [self._width(update)], *counts)
+
+    def _width(self, update: Update) -> int:
+        """Negatives that are drawn for an event."""
+        return self._spec.negatives if update.item_count > 1 else 0
+
+    def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
+        """Put learning from a record on the stream, span by span; places: of its columns (`cuda_plan.Span`)."""
+        rows = max(update.user_count, update.item_count)
+        for span in spans_of(self._spec, update.user_rows.size, self._width(update), rows, places):
+            plan = self._order(update, span, slot)
+            self._pins.save(span, plan, slot)
+            self._micro_batches(update, span, plan, slot)
+
+    def _order(self, update: Update, span: Span, slot: Slot) -> Plan:
+        """Draw a span's negatives and list its groups, segments and chunks."""
+        device, plan, arrays = self._device, self._scratch.plan, self._scratch.arrays
+        entries = span.events * (span.user_entries + span.item_entries)
+        seed, revision = domain_key(self._spec.seed, NEGATIVE_DOMAIN), np.uint64(update.revision)
+        numbers = seed, revision, np.uint64(update.item_count)
+        threads = span.events * (1 + span.width)
+        device.launch(self._entries_kernel, threads, span, plan, slot.words, slot.floats, *numbers)
+        arrays.keys[:entries].sort()
+        device.launch(livefactor_mark_kernel, entries, span, plan, entries)
+        device.xp.cumsum(arrays.marks[:entries], out=arrays.counts[:entries])
+        device.launch(livefactor_list_kernel, entries, span, plan, entries)
+        if self._spec.factor_dtype != FactorDtype.FLOAT32:
+            key = domain_key(self._spec.seed, ROUNDING_DOMAIN)
+            device.launch(livefactor_words_kernel, entries, span, plan, key, revision)
+        return plan
+
+    def _micro_batches(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
+        """Three launches a micro-batch, or one for all of them where they are small."""
+        device, kernels, rates = self._device, self._kernels, self._rates
+        tables = (table.live for table in self._tables)
+        events = min(span.batch, span.events)
+        counts = update.user_count, update.item_count
+        rows = min(events, counts[USERS]), min(events * (1 + span.width), counts[ITEMS])
+        chunks, sums = chunks_of(self._spec, events, span.width, *counts), self._scratch.sums
+        if events * (span.user_entries + span.item_entries) <= self._walk_entries_max:
+            arguments = span, plan, slot.words, slot.floats, *tables, sums, rates
+            device.launch_block(kernels.walk, WALK_THREADS, *arguments)
+            return
+        if self._together:
+            device.launch_together(
+                kernels.walk_together, span, plan, slot.words, slot.floats, *tables, sums, rates
+            )
+            return
+        columns = max(rows) * (self._spec.k_padded + 1)
+        for m in range(span.batches):
+            device.launch(
+                kernels.users,
+                chunks[USERS] * LANES,
+                span,
+                plan,
+                slot.words,
+                slot.floats,
+                *tables,
+                sums,
+                rates,
+                m,
+            )
+            device.launch(
+                kernels.items, chunks[ITEMS] * LANES, span, plan, slot.words, *tables, sums, rates, m
+            )
+            device.launch(kernels.step, columns, span, plan, *tables, sums, rates, m, sides=2)

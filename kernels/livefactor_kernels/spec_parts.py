@@ -1,0 +1,166 @@
+"""Parts of a specification: its enumerations, its sections and their limits (`spec.ModelSpec` is the whole)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+KERNEL_SEMANTICS = 1
+"""Version of the arithmetic. Any change of the bits a log gives bumps it; golden digests fail otherwise."""
+
+LANES = 16
+"""Lanes of a dot product; rows are padded with zeros to a multiple of it."""
+
+FIXED_POINT_ONE = 1 << 20
+"""The global mean sums values in fixed point: round-half-even(float64(value) * 2**20) as int64."""
+
+MAX_K = 1024
+MAX_NEGATIVES = 1024
+MAX_MICRO_BATCH = 65_536
+MAX_HISTORY = 8192
+MAX_NEIGHBORS = 1024
+MAX_EVENT_TYPES = 64
+
+
+class Rule(IntEnum):
+    """How a model learns from an event. Numbers equal `livefactor.v1.Rule`; logged specs leave SGD out."""
+
+    SGD = 1
+    SOLVE = 2
+    SOFTMAX = 3
+
+
+class Loss(IntEnum):
+    """Numbers equal `livefactor.v1.Loss`."""
+
+    SQUARED = 1
+    LOGISTIC = 2
+    BPR = 3
+    IMPLICIT = 4
+    SOFTMAX = 5
+
+
+class Proposal(IntEnum):
+    """How the shared negatives of rule SOFTMAX come. Numbers equal `livefactor.v1.Proposal`."""
+
+    UNIFORM = 1
+    POPULARITY = 2
+    IN_BATCH = 3
+
+
+class OptimizerKind(IntEnum):
+    """Numbers equal `livefactor.v1.OptimizerKind`."""
+
+    SGD = 1
+    ADAGRAD = 2
+
+
+class FactorDtype(IntEnum):
+    """What factors are stored as. Numbers equal `livefactor.v1.FactorDtype`; logged specs leave FLOAT32 out."""
+
+    FLOAT32 = 1
+    FLOAT16 = 2
+    BFLOAT16 = 3
+
+
+FLOAT16_MAX = 65504.0
+"""The largest float16."""
+
+
+class SpecError(ValueError):
+    """A spec that is refused; the text names the field, what was expected and what came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """Step rule of factors and biases (AdaGrad: Duchi, Hazan, Singer 2011, diagonal form).
+
+    `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the accumulators' first value, `eps` is added
+    to their root.
+    """
+
+    kind: OptimizerKind = OptimizerKind.SGD
+    learning_rate: float = 0.05
+    bias_learning_rate: float = 0.05
+    initial_g: float = 0.0
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How many of a row's last events it remembers (0: none), a multiple of 16 up to `MAX_HISTORY`.
+
+    users: items that a user had, with values, weights and visits; items: an item's users. Events of a user at
+    one time are one visit, as a basket is; an event whose time is 0 (unknown) is a visit of its own.
+    `half_life`: after so many later visits of its user an event counts half when the user is folded in for a
+    score; 0: all count alike.
+    """
+
+    users: int = 0
+    items: int = 0
+    half_life: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Solve:
+    """Rule SOLVE: a row is the least-squares solution for its history (`solve/__init__.py`).
+
+    unobserved: weight of the error of every pair to 0, beside that of events to their targets (0 with squared
+    loss). item_events: an item is solved for each of its first so many events, then at every so manieth; a user
+    always. sweeps: Gauss-Seidel sweeps over a row's factors.
+    """
+
+    unobserved: float = 0.0
+    item_events: int = 8
+    sweeps: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """Rule SOFTMAX: every event against negatives that its micro-batch shares (`softmax/__init__.py`): drawn from all items
+    alike (UNIFORM) or in proportion to 1 + their events so far (POPULARITY), or the micro-batch's own items (IN_BATCH)."""
+
+    proposal: Proposal = Proposal.POPULARITY
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Which item follows which: co-occurrence counts, added to scores (`history/__init__.py`).
+
+    neighbors: followers that an item remembers (0: no counts), a multiple of 16 up to `MAX_NEIGHBORS`. span: an
+    event follows up to so many earlier ones of its user. half_life: visits after which it adds half. weight:
+    of the counts in a score. shrinkage: added to the norm, sqrt(events of the one * events of the other).
+    """
+
+    neighbors: int = 0
+    span: int = 32
+    half_life: float = 8.0
+    weight: float = 0.5
+    shrinkage: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """What an event's type means: its weight is multiplied by `weight`; a `negative` one has value 0."""
+
+    type: int
+    weight: float = 1.0
+    negative: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds with a meaning for the model: an event outside them is rejected before it is logged.
+
+    `error_max` (e_max) clips an occurrence's error, `factor_max` (c_max) clamps every factor and bias after
+    its step, `g_max` clamps AdaGrad's accumulators; together they keep every table value finite.
+    """
+
+    users_max: int = 1 << 24
+    items_max: int = 1 << 22
+    producers_max: int = 1024
+    value_abs_max: float = 1e6
+    weight_max: float = 1e3
+    error_max: float = 1e6
+    factor_max: float = 1e3
+    g_max: float = 1e30
