@@ -80,18 +80,18 @@ class Sgd:
     def _micro_batches(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
         """Three launches a micro-batch, or one for all of them where they are small."""
         device, kernels, rates = self._device, self._kernels, self._rates
-        tables = (table.live for table in self._tables)
+        users, items = (table.live for table in self._tables)
         events = min(span.batch, span.events)
         counts = update.user_count, update.item_count
         rows = min(events, counts[USERS]), min(events * (1 + span.width), counts[ITEMS])
         chunks, sums = chunks_of(self._spec, events, span.width, *counts), self._scratch.sums
         if events * (span.user_entries + span.item_entries) <= self._walk_entries_max:
-            arguments = span, plan, slot.words, slot.floats, *tables, sums, rates
+            arguments = span, plan, slot.words, slot.floats, users, items, sums, rates
             device.launch_block(kernels.walk, WALK_THREADS, *arguments)
             return
         if self._together:
             device.launch_together(
-                kernels.walk_together, span, plan, slot.words, slot.floats, *tables, sums, rates
+                kernels.walk_together, span, plan, slot.words, slot.floats, users, items, sums, rates
             )
             return
         columns = max(rows) * (self._spec.k_padded + 1)
@@ -103,12 +103,13 @@ class Sgd:
                 plan,
                 slot.words,
                 slot.floats,
-                *tables,
+                users,
+                items,
                 sums,
                 rates,
                 m,
             )
             device.launch(
-                kernels.items, chunks[ITEMS] * LANES, span, plan, slot.words, *tables, sums, rates, m
+                kernels.items, chunks[ITEMS] * LANES, span, plan, slot.words, users, items, sums, rates, m
             )
-            device.launch(kernels.step, columns, span, plan, *tables, sums, rates, m, sides=2)
+            device.launch(kernels.step, columns, span, plan, users, items, sums, rates, m, sides=2)
