@@ -26,6 +26,8 @@ _INLINED = (
     "narrow.py",
     "steps.py",
     "gradients.py",
+    "row_steps.py",
+    "optimizers.py",
     "sums.py",
     "packs.py",
     "spec.py",

@@ -308,10 +308,15 @@ class CudaModel:
 
 
 def _known(spec: ModelSpec) -> ModelSpec:
-    """The spec; SpecError if its rule is not one of this backend."""
+    """The spec; SpecError naming what this backend has not."""
     if spec.rule not in (Rule.SGD, Rule.SOLVE):
         name = Rule(spec.rule).name.lower()
         raise SpecError(f"rule: expected sgd or solve on backend cuda, got {name}; backend cpu has it")
+    if spec.optimizer.kind not in (OptimizerKind.SGD, OptimizerKind.ADAGRAD):
+        name = OptimizerKind(spec.optimizer.kind).name.lower()
+        raise SpecError(
+            f"optimizer.kind: expected sgd or adagrad on backend cuda, got {name}; backend cpu has it"
+        )
     return spec
 
 

@@ -175,8 +175,15 @@ def _check_rates(spec: ModelSpec) -> None:
         "0..g_max",
         optimizer.initial_g,
     )
-    if optimizer.kind == OptimizerKind.ADAGRAD:
+    if optimizer.kind in (OptimizerKind.ADAGRAD, OptimizerKind.ROWWISE_ADAGRAD):
         _require(1e-30 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-30..1e6 with AdaGrad", optimizer.eps)
+    if optimizer.kind == OptimizerKind.LAZY_ADAM:
+        _require(1e-20 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-20..1e6 with lazy Adam", optimizer.eps)
+    for name in ("beta1", "beta2"):
+        value = getattr(optimizer, name)
+        _require(0.0 <= value <= 1.0 - 1e-6, f"optimizer.{name}", "0..0.999999", value)
+    _require(_finite32(optimizer.l1) and 0.0 <= optimizer.l1 <= 1e6, "optimizer.l1", "0..1e6", optimizer.l1)
+    _require(1e-6 <= optimizer.beta <= 1e6, "optimizer.beta", "1e-6..1e6", optimizer.beta)
     _require(
         _finite32(spec.init_scale) and 0.0 <= spec.init_scale <= 2.0 * spec.limits.factor_max,
         "init_scale",
@@ -207,8 +214,14 @@ def _check_bounded(spec: ModelSpec) -> None:
     """No sum of a micro-batch may overflow float32, in any order the semantics allow.
 
     The largest score is k*c^2 + 2c + |mu|; times the largest weight it must be finite before it is clipped.
-    The largest row gradient is (occurrences) * (e_max * c_max * 2 + l2 * c_max); it, its square (AdaGrad) and
-    its step must be finite.
+    The largest row gradient g is (occurrences) * (e_max * c_max * 2 + l2 * c_max); it and its step must be finite. An
+    accumulator is at most g_max (1e38), and what a step adds to it at most 1e38, so that their sum is finite:
+        AdaGrad  G + g**2. As G >= g**2, or both are so small that g < 1e-22, (lr g) / (sqrt(G) + eps) is finite.
+        row-wise AdaGrad  G + |g|**2 / k, of the whole row: k * g**2 < 1e38. The step as AdaGrad's, times sqrt(k).
+        lazy Adam  beta2 v + (1 - beta2) g**2. v / (1 - beta2**t) is at most g_max / (1 - beta2). m is a mean of
+                   gradients, rounded: at most 2 g; its step at most lr * 2 g / (1 - beta1) / eps.
+        FTRL  n + g**2; z + lr g - sqrt(g_max + g**2) c, which is below 1e38 + 1e37 + 2e25. A new z is below (beta +
+              sqrt(g_max)) c + lr l1 < 1e26. The weight is at most g_max / beta.
     """
     limits = spec.limits
     if spec.factor_dtype == FactorDtype.FLOAT16:
@@ -221,11 +234,26 @@ def _check_bounded(spec: ModelSpec) -> None:
     gradient = occurrences * (2 * e * c + max(spec.l2, spec.bias_l2) * c + e)
     rate = max(1.0, spec.optimizer.learning_rate, spec.optimizer.bias_learning_rate)
     _require(gradient * rate < 1e37, "limits", "events * error_max * factor_max * rate < 1e37", gradient)
-    if spec.optimizer.kind == OptimizerKind.ADAGRAD:
-        bound = math.sqrt(1e38)
-        _require(
-            gradient < bound,
-            "limits",
-            f"events * error_max * factor_max < {bound:.3g} with AdaGrad (lower error_max or factor_max)",
-            gradient,
+    _check_accumulators(spec, gradient)
+
+
+def _check_accumulators(spec: ModelSpec, gradient: float) -> None:
+    """What `_check_bounded` says of the optimizer's state, of rows whose gradient is at most `gradient`."""
+    optimizer, limits, bound = spec.optimizer, spec.limits, math.sqrt(1e38)
+    wide = math.sqrt(spec.k_padded) if optimizer.kind == OptimizerKind.ROWWISE_ADAGRAD else 1.0
+    if optimizer.kind != OptimizerKind.SGD:
+        expected = (
+            f"events * error_max * factor_max < {bound:.3g} with AdaGrad (lower error_max or factor_max)"
+            if optimizer.kind == OptimizerKind.ADAGRAD
+            else f"events * error_max * factor_max * sqrt(k) < {bound:.3g} (lower error_max or factor_max)"
         )
+        _require(gradient * wide < bound, "limits", expected, gradient * wide)
+    if optimizer.kind == OptimizerKind.LAZY_ADAM:
+        mean = limits.g_max / (1.0 - optimizer.beta2)
+        _require(mean < 1e38, "limits.g_max", "below 1e38 * (1 - beta2) with lazy Adam", limits.g_max)
+        rate = max(optimizer.learning_rate, optimizer.bias_learning_rate)
+        step = 2.0 * gradient * rate / ((1.0 - optimizer.beta1) * optimizer.eps)
+        _require(step < 1e37, "optimizer.eps", "events * error_max * factor_max * rate / eps < 1e37", step)
+    if optimizer.kind == OptimizerKind.FTRL:
+        most = limits.g_max / optimizer.beta
+        _require(most < 1e38, "limits.g_max", "below 1e38 * beta with FTRL", limits.g_max)

@@ -53,6 +53,9 @@ class OptimizerKind(IntEnum):
 
     SGD = 1
     ADAGRAD = 2
+    ROWWISE_ADAGRAD = 3
+    LAZY_ADAM = 4
+    FTRL = 5
 
 
 class FactorDtype(IntEnum):
@@ -73,10 +76,11 @@ class SpecError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """Step rule of factors and biases (AdaGrad: Duchi, Hazan, Singer 2011, diagonal form).
+    """Step rule of factors and biases (`optimizers.py`: formulas, papers, what a row keeps).
 
-    `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the accumulators' first value, `eps` is added
-    to their root.
+    `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the first value of sums of squares (AdaGrad, row-wise
+    AdaGrad, FTRL), `eps` is added to their root (AdaGrad, row-wise AdaGrad, lazy Adam). beta1, beta2: what is left of lazy
+    Adam's means at a step. l1: FTRL's L1 term of factors and biases; beta: added to the root of its sum of squares.
     """
 
     kind: OptimizerKind = OptimizerKind.SGD
@@ -84,6 +88,10 @@ class Optimizer:
     bias_learning_rate: float = 0.05
     initial_g: float = 0.0
     eps: float = 1e-6
+    beta1: float = 0.9
+    beta2: float = 0.999
+    l1: float = 0.0
+    beta: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +161,7 @@ class Limits:
     """Bounds with a meaning for the model: an event outside them is rejected before it is logged.
 
     `error_max` (e_max) clips an occurrence's error, `factor_max` (c_max) clamps every factor and bias after
-    its step, `g_max` clamps AdaGrad's accumulators; together they keep every table value finite.
+    its step, `g_max` clamps the optimizer's accumulators; together they keep every table value finite.
     """
 
     users_max: int = 1 << 24

@@ -93,12 +93,24 @@ class _OptimizerKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     OPTIMIZER_KIND_UNSPECIFIED: _OptimizerKind.ValueType  # 0
     OPTIMIZER_KIND_SGD: _OptimizerKind.ValueType  # 1
     OPTIMIZER_KIND_ADAGRAD: _OptimizerKind.ValueType  # 2
+    OPTIMIZER_KIND_ROWWISE_ADAGRAD: _OptimizerKind.ValueType  # 3
+    """One sum of squares a row."""
+    OPTIMIZER_KIND_LAZY_ADAM: _OptimizerKind.ValueType  # 4
+    """Adam, of the rows that have a gradient, bias-corrected by a row's own number of steps."""
+    OPTIMIZER_KIND_FTRL: _OptimizerKind.ValueType  # 5
+    """FTRL-Proximal."""
 
 class OptimizerKind(_OptimizerKind, metaclass=_OptimizerKindEnumTypeWrapper): ...
 
 OPTIMIZER_KIND_UNSPECIFIED: OptimizerKind.ValueType  # 0
 OPTIMIZER_KIND_SGD: OptimizerKind.ValueType  # 1
 OPTIMIZER_KIND_ADAGRAD: OptimizerKind.ValueType  # 2
+OPTIMIZER_KIND_ROWWISE_ADAGRAD: OptimizerKind.ValueType  # 3
+"""One sum of squares a row."""
+OPTIMIZER_KIND_LAZY_ADAM: OptimizerKind.ValueType  # 4
+"""Adam, of the rows that have a gradient, bias-corrected by a row's own number of steps."""
+OPTIMIZER_KIND_FTRL: OptimizerKind.ValueType  # 5
+"""FTRL-Proximal."""
 global___OptimizerKind = OptimizerKind
 
 class _FactorDtype:
@@ -166,14 +178,26 @@ class Optimizer(google.protobuf.message.Message):
     BIAS_LEARNING_RATE_FIELD_NUMBER: builtins.int
     INITIAL_G_FIELD_NUMBER: builtins.int
     EPS_FIELD_NUMBER: builtins.int
+    BETA1_FIELD_NUMBER: builtins.int
+    BETA2_FIELD_NUMBER: builtins.int
+    L1_FIELD_NUMBER: builtins.int
+    BETA_FIELD_NUMBER: builtins.int
     kind: global___OptimizerKind.ValueType
     learning_rate: builtins.float
     bias_learning_rate: builtins.float
     """0: no biases."""
     initial_g: builtins.float
-    """AdaGrad: first value of the accumulators."""
+    """AdaGrad, row-wise AdaGrad, FTRL: first value of the sums of squares."""
     eps: builtins.float
-    """AdaGrad: added to the accumulator's root."""
+    """AdaGrad, row-wise AdaGrad, lazy Adam: added to the accumulator's root."""
+    beta1: builtins.float
+    """Lazy Adam: what a step leaves of the mean of gradients. Default 0.9."""
+    beta2: builtins.float
+    """Lazy Adam: of the mean of their squares. Default 0.999."""
+    l1: builtins.float
+    """FTRL: L1 term. Default 0."""
+    beta: builtins.float
+    """FTRL: added to the root of the sum of squares. Default 1."""
     def __init__(
         self,
         *,
@@ -182,15 +206,27 @@ class Optimizer(google.protobuf.message.Message):
         bias_learning_rate: builtins.float | None = ...,
         initial_g: builtins.float | None = ...,
         eps: builtins.float | None = ...,
+        beta1: builtins.float | None = ...,
+        beta2: builtins.float | None = ...,
+        l1: builtins.float | None = ...,
+        beta: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_learning_rate", b"_bias_learning_rate", "_eps", b"_eps", "_initial_g", b"_initial_g", "_learning_rate", b"_learning_rate", "bias_learning_rate", b"bias_learning_rate", "eps", b"eps", "initial_g", b"initial_g", "learning_rate", b"learning_rate"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_learning_rate", b"_bias_learning_rate", "_eps", b"_eps", "_initial_g", b"_initial_g", "_learning_rate", b"_learning_rate", "bias_learning_rate", b"bias_learning_rate", "eps", b"eps", "initial_g", b"initial_g", "kind", b"kind", "learning_rate", b"learning_rate"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_bias_learning_rate", b"_bias_learning_rate", "_eps", b"_eps", "_initial_g", b"_initial_g", "_l1", b"_l1", "_learning_rate", b"_learning_rate", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "bias_learning_rate", b"bias_learning_rate", "eps", b"eps", "initial_g", b"initial_g", "l1", b"l1", "learning_rate", b"learning_rate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_bias_learning_rate", b"_bias_learning_rate", "_eps", b"_eps", "_initial_g", b"_initial_g", "_l1", b"_l1", "_learning_rate", b"_learning_rate", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "bias_learning_rate", b"bias_learning_rate", "eps", b"eps", "initial_g", b"initial_g", "kind", b"kind", "l1", b"l1", "learning_rate", b"learning_rate"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta", b"_beta"]) -> typing.Literal["beta"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta1", b"_beta1"]) -> typing.Literal["beta1"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta2", b"_beta2"]) -> typing.Literal["beta2"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_learning_rate", b"_bias_learning_rate"]) -> typing.Literal["bias_learning_rate"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_eps", b"_eps"]) -> typing.Literal["eps"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_initial_g", b"_initial_g"]) -> typing.Literal["initial_g"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_l1", b"_l1"]) -> typing.Literal["l1"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
 
@@ -220,7 +256,7 @@ class Limits(google.protobuf.message.Message):
     factor_max: builtins.float
     """Factors and biases are clamped to it after each step."""
     g_max: builtins.float
-    """AdaGrad's accumulators are clamped to it."""
+    """The optimizer's accumulators are clamped to it."""
     def __init__(
         self,
         *,

@@ -27,17 +27,16 @@ from ..gradients import (
     place_for,
     reset,
     set_word,
-    step_row,
 )
 from ..lanes import VECTOR_BYTES, broadcast, inlined, store1
 from ..narrow import load_factors
+from ..row_steps import Method, prefetch_state, step_row
 from ..spec import LANES, Loss, ModelSpec
 from ..steps import (
     ONE,
     WORD_BYTES,
     ZERO,
     Rounding,
-    prefetch_row,
     real,
     row_bytes,
     score,
@@ -227,7 +226,7 @@ def _take_errors(
     scratch: Any,
     blocks: Any,
     loss: Any,
-    adagrad: Any,
+    method: Any,
     rates: Any,
 ) -> Any:
     """Errors of all slots of a micro-batch from the state at its start, and the lists of its rows'
@@ -239,10 +238,10 @@ def _take_errors(
     width, used_users, used_items = batch.width, ZERO, ZERO
     for t in range(batch.events):
         ahead = min(t + _AHEAD, batch.events - ONE)
-        prefetch_row(users, word(batch.users, ahead), blocks, adagrad)
-        prefetch_row(items, word(batch.items, ahead), blocks, adagrad)
+        prefetch_state(users, word(batch.users, ahead), blocks, method)
+        prefetch_state(items, word(batch.items, ahead), blocks, method)
         for d in range(width):
-            prefetch_row(items, word(batch.negatives, ahead * width + d), blocks, adagrad)
+            prefetch_state(items, word(batch.negatives, ahead * width + d), blocks, method)
         user, positive = word(batch.users, t), word(batch.items, t)
         value = values[start + t] if values.size else _F1
         weight = weights[start + t] if weights.size else _F1
@@ -278,7 +277,7 @@ def _sum_and_step(
     item_total: Any,
     blocks: Any,
     loss: Any,
-    adagrad: Any,
+    method: Any,
     rates: Any,
     rounding: Any,
     step: Any,
@@ -295,18 +294,18 @@ def _sum_and_step(
     for q in range(used_items):
         item = word(scratch.items.row, q)
         _item_gradient(users, items, item, q, batch, scratch, item_total, chunk, blocks, loss, rates)
-        step_row(items, item, item_total, True, blocks, adagrad, rates, rounding, step)
+        step_row(items, item, item_total, True, blocks, method, rates, rounding, step)
     for q in range(used_users):
         total = scratch.gradients + q * stride
         user = word(scratch.users.row, q)
-        step_row(users, user, total, loss != _BPR, blocks, adagrad, rates, rounding, step)
+        step_row(users, user, total, loss != _BPR, blocks, method, rates, rounding, step)
 
 
 @cache
-def micro_batch_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
+def micro_batch_kernel(blocks: int, loss: int, method: Method, stamp: int) -> Any:
     """Kernel for rows of `blocks` vectors. `user_rows`, `item_rows`, `negatives` are addresses of uint32[n],
     [n], [n, width]."""
-    BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
+    BLOCKS, LOSS, METHOD, STAMP = np.uint64(blocks), int(loss), method, int(stamp)
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def livefactor_micro_batch_kernel(
@@ -334,10 +333,10 @@ def micro_batch_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
             batch = Batch(user_rows + at, item_rows + at, negatives + at * width, width, count)
             mean = scalar.mean_of(mean_state[ZERO], mean_state[ONE])
             used_users, used_items = _take_errors(
-                users, items, batch, values, weights, start, mean, scratch, BLOCKS, LOSS, ADAGRAD, rates
+                users, items, batch, values, weights, start, mean, scratch, BLOCKS, LOSS, METHOD, rates
             )
             _sum_and_step(
-                users, items, batch, used_users, used_items, scratch, item_total, BLOCKS, LOSS, ADAGRAD, rates,
+                users, items, batch, used_users, used_items, scratch, item_total, BLOCKS, LOSS, METHOD, rates,
                 rounding, start // micro_batch,
             )  # fmt: skip
             reset(scratch.users, used_users)
