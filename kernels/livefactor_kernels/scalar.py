@@ -119,7 +119,7 @@ def decayed_mean(mean: Any, g: Any, beta: Any, rest: Any) -> Any:
 
 @inlined
 def decayed_power(power: Any, beta: Any) -> Any:
-    """beta**(t + 1) from beta**t; below 2**-26, where 1 - beta**t is 1, it stays (and so never is a subnormal)."""
+    """beta**(t + 1) from beta**t; from 2**-26 on, where 1 - beta**t is 1, it stays (and so never is a subnormal)."""
     return beta * power if power > _POWER_MIN else power
 
 

@@ -23,6 +23,7 @@ from livefactor_kernels.spec import (
     History,
     Loss,
     ModelSpec,
+    Optimizer,
     OptimizerKind,
     Proposal,
     Rule,
@@ -40,6 +41,18 @@ SPECS: dict[str, ModelSpec] = {
     "squared_float16": make_spec(Loss.SQUARED, k=64, factor_dtype=FactorDtype.FLOAT16),
     "logistic_adagrad_bfloat16": make_spec(
         Loss.LOGISTIC, OptimizerKind.ADAGRAD, k=20, negatives=3, factor_dtype=FactorDtype.BFLOAT16
+    ),
+    "squared_rowwise_adagrad": make_spec(Loss.SQUARED, OptimizerKind.ROWWISE_ADAGRAD, k=20),
+    "logistic_adam_micro": make_spec(
+        Loss.LOGISTIC, OptimizerKind.LAZY_ADAM, k=20, negatives=3, micro_batch=100
+    ),
+    "bpr_ftrl_bfloat16": make_spec(
+        Loss.BPR,
+        k=20,
+        negatives=3,
+        optimizer=Optimizer(OptimizerKind.FTRL, 0.1, 0.1, l1=0.01),
+        micro_batch=16,
+        factor_dtype=FactorDtype.BFLOAT16,
     ),
     "bpr_micro_float16": make_spec(
         Loss.BPR, k=20, negatives=3, micro_batch=100, factor_dtype=FactorDtype.FLOAT16
@@ -130,7 +143,15 @@ def test_this_machine_gives_the_golden_digests(name: str) -> None:
     assert digest(name) == GOLDEN[name]
 
 
-@pytest.mark.parametrize("name", ["bpr_adagrad", "squared_float16", "logistic_adagrad_bfloat16"])
+@pytest.mark.parametrize("name", [
+        "bpr_adagrad",
+        "squared_float16",
+        "logistic_adagrad_bfloat16",
+        "squared_rowwise_adagrad",
+        "logistic_adam_micro",
+        "bpr_ftrl_bfloat16",
+    ],
+)
 def test_the_reference_gives_the_golden_digest(name: str) -> None:
     assert digest(name, "reference") == GOLDEN[name]
 
