@@ -400,7 +400,7 @@ def softmax_kernel(blocks: int, method: Method, stamp: int) -> Any:
             m = stop - start if is_in_batch else np.uint64(drawn.shape[1])
             at = step * np.uint64(drawn.shape[1]) * WORD_BYTES
             rows, rare = address_of(drawn) + at, address_of(rarity) + at
-            vectors = _gather_negatives(items, negatives, rows, rare, m, BLOCKS, ADAGRAD)
+            vectors = _gather_negatives(items, negatives, rows, rare, m, BLOCKS, METHOD)
             for first in range(ZERO, count, CHUNK_EVENTS):
                 last = min(first + CHUNK_EVENTS, count)
                 _learn_users(users, items, scratch, first, last, count, m, vectors, BLOCKS, METHOD, rates)
