@@ -35,6 +35,7 @@ _INLINED = (
     "spec_parts.py",
     "sgd/cpu_sequential.py",
     "sgd/cpu_micro_batch.py",
+    "sgd/cpu_dropout.py",
     "softmax/__init__.py",
     "softmax/cpu.py",
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import cache
 
 import numpy as np
@@ -37,6 +38,7 @@ from .spec import (
     ModelSpec,
     Optimizer,
     OptimizerKind,
+    Regularization,
     Rule,
     Solve,
     SpecError,
@@ -317,6 +319,11 @@ def _known(spec: ModelSpec) -> ModelSpec:
         raise SpecError(
             f"optimizer.kind: expected sgd or adagrad on backend cuda, got {name}; backend cpu has it"
         )
+    for field in fields(Regularization):
+        value = getattr(spec.regularization, field.name)
+        if value:
+            name = f"regularization.{field.name}"
+            raise SpecError(f"{name}: expected 0 on backend cuda, got {value:g}; backend cpu has it")
     return spec
 
 

@@ -107,12 +107,12 @@ def finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: A
 @inlined
 def add_occurrence(
     target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
-    blocks: Any, rates: Any,
+    blocks: Any, weights: Any,
 ) -> None:  # fmt: skip
     """Add (e * other) + (lambda * own), and the bias's e + (lambda_b * bias), to a gradient row. other, own:
-    factors, and where their rows begin."""
+    factors, and where their rows begin. weights: of L2, with fields l2 and bias_l2."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
         y, x = load_factors(other, other_start + at), load_factors(own, own_start + at)
-        add_block(target, c, fresh, scalar.pull(e, y, rates.l2, x))
-    add_block(target, blocks, fresh, broadcast(scalar.bias_pull(e, rates.bias_l2, bias)))
+        add_block(target, c, fresh, scalar.pull(e, y, weights.l2, x))
+    add_block(target, blocks, fresh, broadcast(scalar.bias_pull(e, weights.bias_l2, bias)))

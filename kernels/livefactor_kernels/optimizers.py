@@ -21,7 +21,15 @@ lanes of a vector with itself. A row that no event names is not touched.
 The steps use G and N as they are before the limit, m, v and z as they are after it. A new row's G and n are `initial_g`,
 m and v 0, p1 and p2 1, and z what gives its initial factors: -((beta + sqrt(n)) x + sign(x) lr l1).
 
-Before a step the gradient of a row that more than `hot_row_events` events name is scaled down (`scalar.hot_scale`).
+Before a step the gradient of a row that more than `hot_row_events` events name is scaled down (`scalar.hot_scale`). Then
+come, where the spec's `regularization` has them:
+
+    gradient_norm_max  g is scaled by min(1, c / sqrt(squares(g))), a bias's gradient limited to +-c
+    row_norm_max       the factors that the step leaves, limited to `factor_max`, are scaled by min(1, c / sqrt(squares(x)))
+                       (max-norm: Srebro, Rennie, Jaakkola, NIPS 2004); then narrow ones are rounded. FTRL's z stays, so
+                       that x is the scaled solution for it.
+
+Two more are of rule SGD alone (`sgd/__init__.py`): l2_frequency, dropout.
 """
 
 from __future__ import annotations
@@ -31,6 +39,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .lanes import root
+from .random import DROPOUT_DOMAIN, domain_key
 from .spec import ModelSpec, OptimizerKind
 from .update import Rates
 
@@ -69,7 +78,8 @@ def initial_state(spec: ModelSpec, name: str, factors: np.ndarray) -> np.ndarray
 
 class StepRates(NamedTuple):
     """`Rates` and what the other optimisers take, each rounded once to float32. rest1, rest2: 1 - beta1, 1 - beta2. l1,
-    bias_l1: the learning rates times l1, at least the smallest normal float32. k: factors a row."""
+    bias_l1: the learning rates times l1, at least the smallest normal float32. k: factors a row. keep_scale: 1 / (1 - dropout); keep_below: (1 - dropout) * 2**32, what the 32 bits of a kept
+    column are below; dropout_key: Philox's."""
 
     rate: np.float32
     bias_rate: np.float32
@@ -88,11 +98,17 @@ class StepRates(NamedTuple):
     bias_l1: np.float32
     beta: np.float32
     k: np.float32
+    gradient_norm_max: np.float32
+    row_norm_max: np.float32
+    keep_scale: np.float32
+    keep_below: np.uint64
+    dropout_key: np.uint64
 
     @staticmethod
     def of(spec: ModelSpec) -> StepRates:
         """Rates of a spec."""
         one, rates, optimizer = np.float32(1.0), Rates.of(spec), spec.optimizer
+        dropout = np.float32(spec.regularization.dropout)
         beta1, beta2, l1 = np.float32(optimizer.beta1), np.float32(optimizer.beta2), np.float32(optimizer.l1)
         return StepRates(
             *rates,
@@ -104,4 +120,9 @@ class StepRates(NamedTuple):
             max(rates.bias_rate * l1, _TINY),
             np.float32(optimizer.beta),
             np.float32(spec.k),
+            np.float32(spec.regularization.gradient_norm_max),
+            np.float32(spec.regularization.row_norm_max),
+            one / (one - dropout),
+            np.uint64(min((1.0 - float(dropout)) * 2.0**32, 2.0**32 - 1.0)),
+            domain_key(spec.seed, DROPOUT_DOMAIN),
         )

@@ -24,26 +24,26 @@ def step_row(
 ) -> np.ndarray:  # fmt: skip
     """The float32[k_padded] that a step of a row by its gradient leaves of its factors. Its bias (None: it stays) and its
     state are stepped in the table."""
-    x, limit, state = table.read(row), rates.factor_max, _State(table, row, rates.g_max)
-    kind = spec.optimizer.kind
-    if kind == OptimizerKind.SGD:
-        if bias is not None:
-            table.bias[row] = scalar.sgd_step(table.bias[row], bias, rates.bias_rate, limit)
-        return scalar.sgd_step(x, gradient, rates.rate, limit)  # type: ignore[no-any-return]
+    limits, kind = spec.regularization, spec.optimizer.kind
+    if limits.gradient_norm_max > 0:
+        gradient = gradient * scalar.norm_scale(dot(gradient, gradient), rates.gradient_norm_max)
+        bias = None if bias is None else clamp(bias, rates.gradient_norm_max)
     step = {
+        OptimizerKind.SGD: _sgd,
         OptimizerKind.ADAGRAD: _adagrad,
         OptimizerKind.ROWWISE_ADAGRAD: _rowwise_adagrad,
         OptimizerKind.LAZY_ADAM: _lazy_adam,
         OptimizerKind.FTRL: _ftrl,
     }[kind]
-    factors, new_bias = step(rates, state, x, gradient, table.bias[row], bias)
-    if bias is not None:
-        table.bias[row] = new_bias
+    state = _State(table, row, rates.g_max)
+    factors, table.bias[row] = step(rates, state, table.read(row), gradient, table.bias[row], bias)
+    if limits.row_norm_max > 0:
+        factors = factors * scalar.norm_scale(dot(factors, factors), rates.row_norm_max)
     return factors
 
 
 class _State:
-    """A row's accumulators by section name: reads as they are stored, writes limited."""
+    """A row's state by section name: reads as it is stored, writes limited but for powers."""
 
     def __init__(self, table: ReferenceTable, row: int, limit: np.float32) -> None:
         self._table, self._row, self._limit = table, row, limit
@@ -52,7 +52,13 @@ class _State:
         return getattr(self._table, name)[self._row]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        getattr(self._table, name)[self._row] = clamp(value, self._limit)
+        limited = value if name == "powers" else clamp(value, self._limit)
+        getattr(self._table, name)[self._row] = limited
+
+
+def _sgd(r: StepRates, _: _State, x: Any, g: Any, b: Any, g_bias: Any) -> tuple[Any, Any]:
+    bias = b if g_bias is None else scalar.sgd_step(b, g_bias, r.bias_rate, r.factor_max)
+    return scalar.sgd_step(x, g, r.rate, r.factor_max), bias
 
 
 def _adagrad(r: StepRates, state: _State, x: Any, g: Any, b: Any, g_bias: Any) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from . import scalar
 from .lanes import VECTOR_BYTES, clamp, inlined, load1, load16, prefetch, store1, store16, tree_sum
 from .narrow import Factors, factors_of, load_factors, store_factors
 from .spec import ModelSpec, OptimizerKind
-from .steps import ONE, WORD_BYTES, prefetch_row, real, row_bytes, row_word
+from .steps import ONE, WORD_BYTES, prefetch_row, real, row_bytes, row_word, word
 from .tables import Table
 
 _SGD, _ADAGRAD = int(OptimizerKind.SGD), int(OptimizerKind.ADAGRAD)
@@ -29,7 +29,7 @@ class StepRows(NamedTuple):
     """A table's arrays by address (uint64), 0 where a spec has none. side: `USERS` or `ITEMS`.
 
     factor_g, bias_g: the first accumulators of factors and biases (AdaGrad's G, Adam's m, FTRL's z). factor_h, bias_h: the
-    second (Adam's v, FTRL's n). row_state: a row's own (row-wise AdaGrad's G, Adam's two powers).
+    second (Adam's v, FTRL's n). row_state: a row's own (row-wise AdaGrad's G, Adam's two powers). seen: uint32, events so far.
     """
 
     factors: Factors
@@ -39,6 +39,7 @@ class StepRows(NamedTuple):
     factor_h: np.uint64
     bias_h: np.uint64
     row_state: np.uint64
+    seen: np.uint64
     side: np.uint64
 
     @staticmethod
@@ -49,6 +50,7 @@ class StepRows(NamedTuple):
             found = [array for name, array in table.state.items() if name.startswith(prefix)]
             return np.uint64(found[number].ctypes.data if number < len(found) else 0)
 
+        seen = table.history.get("seen_count")
         return StepRows(
             factors_of(table.factors),
             np.uint64(table.bias.ctypes.data),
@@ -57,19 +59,27 @@ class StepRows(NamedTuple):
             address(("factor_",), 1),
             address(("bias_",), 1),
             address(("row_", "powers"), 0),
+            np.uint64(seen.ctypes.data if seen is not None else 0),
             np.uint64(table.side),
         )
 
 
 class Method(NamedTuple):
-    """What a step's code is made for. optimizer: number of `OptimizerKind`."""
+    """What a step's code is made for. optimizer: number of `OptimizerKind`. clips, norms, drops: 1 where gradients are
+    clipped, rows held to a norm, columns dropped. frequency: twice the power p of l2 / n**p."""
 
     optimizer: int
+    clips: int
+    norms: int
+    drops: int
+    frequency: int
 
     @staticmethod
     def of(spec: ModelSpec) -> Method:
         """The method of a spec."""
-        return Method(int(spec.optimizer.kind))
+        of = spec.regularization
+        switches = of.gradient_norm_max > 0, of.row_norm_max > 0, of.dropout > 0
+        return Method(int(spec.optimizer.kind), *map(int, switches), int(2 * of.l2_frequency))
 
 
 class RowState(NamedTuple):
@@ -169,16 +179,43 @@ def step_row(
     rows: Any, row: Any, gradient: Any, with_bias: Any, blocks: Any, method: Any, rates: Any, rounding: Any,
     step: Any,
 ) -> None:  # fmt: skip
-    """Step one row by its gradient row, in micro-batch number `step` of the record."""
+    """Step one row by its gradient row, which is spent, in micro-batch number `step` of the record."""
     start, random_word = row * row_bytes(blocks), row_word(rows, row, rounding, step)
+    if method.clips:
+        _scale(gradient, scalar.norm_scale(squares(gradient, blocks), rates.gradient_norm_max), blocks)
     state = _step_state(rows, row, gradient, blocks, method, rates)
     for c in range(blocks):
         at = c * VECTOR_BYTES
         x, g = load_factors(rows.factors, start + at), load16(gradient, at)
         stepped = _step_factors(rows, start + at, x, g, method, rates, state)
-        store_factors(rows.factors, start + at, stepped, at // WORD_BYTES, random_word)
+        if method.norms:
+            store16(gradient, stepped, at)
+        else:
+            store_factors(rows.factors, start + at, stepped, at // WORD_BYTES, random_word)
+    if method.norms:  # the gradient's place holds the new factors by now
+        _scale(gradient, scalar.norm_scale(squares(gradient, blocks), rates.row_norm_max), blocks)
+        for c in range(blocks):
+            at = c * VECTOR_BYTES
+            store_factors(rows.factors, start + at, load16(gradient, at), at // WORD_BYTES, random_word)
     if with_bias:
-        _step_bias(rows, row, load1(gradient, row_bytes(blocks)), method, rates, state)
+        g = load1(gradient, row_bytes(blocks))
+        g = clamp(g, rates.gradient_norm_max) if method.clips else g
+        _step_bias(rows, row, g, method, rates, state)
+
+
+@inlined
+def _scale(vector: Any, scale: Any, blocks: Any) -> None:
+    """Multiply the row at an address by a float32."""
+    if scale != _F1:
+        for c in range(blocks):
+            at = c * VECTOR_BYTES
+            store16(vector, load16(vector, at) * scale, at)
+
+
+@inlined
+def l2_of(rows: Any, row: Any, l2: Any, method: Any) -> Any:
+    """A row's weight of an occurrence's L2 (float32)."""
+    return scalar.frequent_l2(l2, word(rows.seen, row), method.frequency) if method.frequency else l2
 
 
 @inlined

@@ -1,7 +1,7 @@
 """The scalar mathematics, written once: errors of the losses, optimiser steps, our own exp and sigmoid.
 
 Every function runs as plain Python on NumPy float32 (the reference), and compiles with Numba for float32;
-those without a branch (all but the mean's, `hot_scale`, `norm_scale` and `decayed_power`) also compile for `lanes.Vec16` and run on whole
+those without a branch (all but the mean's, `hot_scale`, `norm_scale`, `frequent_l2` and `decayed_power`) also compile for `lanes.Vec16` and run on whole
 NumPy arrays. Every operation is one float32 rounding, in the order written: never rewrite an expression here
 without bumping `spec.KERNEL_SEMANTICS`. libm, SVML and NumPy differ between machines in exp, so it is a
 polynomial of ours.
@@ -141,6 +141,14 @@ def ftrl_sum(z: Any, x: Any, g: Any, n: Any, total: Any, rate: Any) -> Any:
 def ftrl_weight(z: Any, total: Any, l1: Any, beta: Any, limit: Any) -> Any:
     """(clamp(z, l1) - z) / (beta + sqrt(total)), limited to +-limit: 0 where |z| <= l1, which is above 0."""
     return clamp((clamp(z, l1) - z) / (beta + root(total)), limit)
+
+
+@inlined
+def frequent_l2(l2: Any, events: Any, power: Any) -> Any:
+    """l2 / n**p as float32, n at least 1 and twice p the int `power`: l2 / sqrt(n) for 1, l2 / n for 2."""
+    count = _F(events)
+    count = count if count > ONE else ONE
+    return l2 / (root(count) if power == 1 else count)
 
 
 @inlined

@@ -148,6 +148,22 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Regularization:
+    """What keeps rows from growing, beside `l2` and `bias_l2` (`optimizers.py`: order and formulas); 0 switches each off.
+
+    gradient_norm_max: a row's summed gradient is scaled down to this Euclidean norm, its bias's to this magnitude.
+    row_norm_max: a row's factors are scaled down to this norm after their step. l2_frequency: p of l2 / n**p, n the
+    events of the row so far; 0, 0.5 or 1; needs history.users. dropout: share of the columns that an event is told
+    without, up to 0.9. Rule SOFTMAX has the first two.
+    """
+
+    gradient_norm_max: float = 0.0
+    row_norm_max: float = 0.0
+    l2_frequency: float = 0.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EventType:
     """What an event's type means: its weight is multiplied by `weight`; a `negative` one has value 0."""
 

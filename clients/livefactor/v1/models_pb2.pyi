@@ -421,6 +421,45 @@ class Counts(google.protobuf.message.Message):
 global___Counts = Counts
 
 @typing.final
+class Regularization(google.protobuf.message.Message):
+    """What keeps rows from growing, beside l2 and bias_l2; 0 switches each off. Every field absent takes the preset's value."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GRADIENT_NORM_MAX_FIELD_NUMBER: builtins.int
+    ROW_NORM_MAX_FIELD_NUMBER: builtins.int
+    L2_FREQUENCY_FIELD_NUMBER: builtins.int
+    DROPOUT_FIELD_NUMBER: builtins.int
+    gradient_norm_max: builtins.float
+    """Rules SGD, SOFTMAX: Euclidean norm that a row's gradient is scaled down to; magnitude of a bias's."""
+    row_norm_max: builtins.float
+    """Rules SGD, SOFTMAX: a row's factors are scaled down to this norm after their step."""
+    l2_frequency: builtins.float
+    """Rule SGD: p of l2 / n**p, n the events of the row so far; 0, 0.5 or 1; needs history.users."""
+    dropout: builtins.float
+    """Rule SGD: share of the columns of factors that an event is told without, up to 0.9."""
+    def __init__(
+        self,
+        *,
+        gradient_norm_max: builtins.float | None = ...,
+        row_norm_max: builtins.float | None = ...,
+        l2_frequency: builtins.float | None = ...,
+        dropout: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_dropout", b"_dropout"]) -> typing.Literal["dropout"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_gradient_norm_max", b"_gradient_norm_max"]) -> typing.Literal["gradient_norm_max"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_l2_frequency", b"_l2_frequency"]) -> typing.Literal["l2_frequency"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_row_norm_max", b"_row_norm_max"]) -> typing.Literal["row_norm_max"] | None: ...
+
+global___Regularization = Regularization
+
+@typing.final
 class EventType(google.protobuf.message.Message):
     """What events of a type (Interactions.event_types) mean; types without one have weight 1."""
 
@@ -470,6 +509,7 @@ class ModelSpec(google.protobuf.message.Message):
     COUNTS_FIELD_NUMBER: builtins.int
     EVENT_TYPES_FIELD_NUMBER: builtins.int
     SOFTMAX_FIELD_NUMBER: builtins.int
+    REGULARIZATION_FIELD_NUMBER: builtins.int
     k: builtins.int
     """Factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -504,6 +544,8 @@ class ModelSpec(google.protobuf.message.Message):
 
     @property
     def softmax(self) -> global___Softmax: ...
+    @property
+    def regularization(self) -> global___Regularization: ...
     def __init__(
         self,
         *,
@@ -526,9 +568,10 @@ class ModelSpec(google.protobuf.message.Message):
         counts: global___Counts | None = ...,
         event_types: collections.abc.Iterable[global___EventType] | None = ...,
         softmax: global___Softmax | None = ...,
+        regularization: global___Regularization | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

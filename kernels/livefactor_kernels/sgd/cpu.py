@@ -11,7 +11,7 @@ from ..lanes import address_of
 from ..optimizers import StepRates
 from ..random import ROUNDING_DOMAIN, domain_key
 from ..row_steps import Method, StepRows
-from ..spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
+from ..spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind, Regularization
 from ..steps import Rows
 from ..tables import Table, reserve
 from ..update import Rates, Update, draw_negatives, writable
@@ -24,7 +24,8 @@ _NOTHING = np.empty(0, np.uint32)
 
 def has_block_steps(spec: ModelSpec) -> bool:
     """Whether a row may be stepped 16 factors at a time, before the rest of its gradient is known."""
-    return spec.optimizer.kind in (OptimizerKind.SGD, OptimizerKind.ADAGRAD)
+    kinds = OptimizerKind.SGD, OptimizerKind.ADAGRAD
+    return spec.optimizer.kind in kinds and spec.regularization == Regularization()
 
 
 class Sgd:
