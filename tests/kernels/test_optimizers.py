@@ -157,7 +157,7 @@ def test_streams_with_every_number_of_the_optimizer(loss, negatives, kind, data)
         "l1": data.draw(st.sampled_from([0.0, 1e-3, 1.0]), "l1"),
         "beta": data.draw(st.sampled_from([1e-6, 1.0]), "beta"),
     }
-    k, micro_batch = data.draw(st.sampled_from([1, 16, 33]), "k"), data.draw(st.sampled_from([1, 7, 90]), "B")
+    k, micro_batch = data.draw(st.sampled_from([1, 16]), "k"), data.draw(st.sampled_from([1, 7, 90]), "B")
     models = pair(
         make_spec(loss, k=k, negatives=negatives, micro_batch=micro_batch, optimizer=optimizer(kind, **numbers))
     )
@@ -167,7 +167,7 @@ def test_streams_with_every_number_of_the_optimizer(loss, negatives, kind, data)
         assert_same(*models)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_extreme_numbers_stay_finite(data) -> None:
     """Whatever a spec may say, two records of extreme events leave finite numbers, and the reference's."""
