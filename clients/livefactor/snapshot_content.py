@@ -7,7 +7,6 @@ import numpy as np
 from livefactor.errors import SnapshotInvalid
 from livefactor.snapshot_format import Manifest
 
-
 SQUARES = ("factor_g", "row_g", "bias_g", "factor_v", "bias_v", "factor_n", "bias_n")
 """Sections of an optimizer's state whose square root is taken."""
 

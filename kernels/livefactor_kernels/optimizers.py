@@ -77,9 +77,12 @@ def initial_state(spec: ModelSpec, name: str, factors: np.ndarray) -> np.ndarray
 
 
 class StepRates(NamedTuple):
-    """`Rates` and what the other optimisers take, each rounded once to float32. rest1, rest2: 1 - beta1, 1 - beta2. l1,
-    bias_l1: the learning rates times l1, at least the smallest normal float32. k: factors a row. keep_scale: 1 / (1 - dropout); keep_below: (1 - dropout) * 2**32, what the 32 bits of a kept
-    column are below; dropout_key: Philox's."""
+    """`Rates` and what steps of micro-batches take beside them, each rounded once to float32.
+
+    rest1, rest2: 1 - beta1, 1 - beta2. l1, bias_l1: the learning rates times l1, at least the smallest normal float32. k:
+    factors a row. keep_scale: 1 / (1 - dropout). keep_below: (1 - dropout) * 2**32, which the 32 bits of a column that is
+    kept are below; dropout_key: Philox's.
+    """
 
     rate: np.float32
     bias_rate: np.float32

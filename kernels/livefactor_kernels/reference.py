@@ -19,7 +19,6 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 

@@ -78,8 +78,13 @@ class Method(NamedTuple):
     def of(spec: ModelSpec) -> Method:
         """The method of a spec."""
         of = spec.regularization
-        switches = of.gradient_norm_max > 0, of.row_norm_max > 0, of.dropout > 0
-        return Method(int(spec.optimizer.kind), *map(int, switches), int(2 * of.l2_frequency))
+        return Method(
+            int(spec.optimizer.kind),
+            int(of.gradient_norm_max > 0),
+            int(of.row_norm_max > 0),
+            int(of.dropout > 0),
+            int(2 * of.l2_frequency),
+        )
 
 
 class RowState(NamedTuple):
@@ -139,9 +144,7 @@ def _step_factors(rows: Any, offset: Any, x: Any, g: Any, method: Any, rates: An
     if method.optimizer == _FTRL:
         n = load16(rows.factor_h, offset)
         total = scalar.adagrad_sum(n, g)
-        z = clamp(
-            scalar.ftrl_sum(load16(rows.factor_g, offset), x, g, n, total, rates.rate), rates.g_max
-        )
+        z = clamp(scalar.ftrl_sum(load16(rows.factor_g, offset), x, g, n, total, rates.rate), rates.g_max)
         store16(rows.factor_g, z, offset)
         store16(rows.factor_h, clamp(total, rates.g_max), offset)
         return scalar.ftrl_weight(z, total, rates.l1, rates.beta, limit)

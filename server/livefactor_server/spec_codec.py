@@ -47,7 +47,12 @@ _LATER = ("beta1", "beta2", "l1", "beta")
 """Numbers of the optimizer that are left out of the bytes where they are the defaults."""
 _OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps", *_LATER)
 _LIMITS = tuple(field.name for field in fields(Limits))
-_PARTS: dict[str, Any] = {"history": History, "solve": Solve, "counts": Counts, "regularization": Regularization}
+_PARTS: dict[str, Any] = {
+    "history": History,
+    "solve": Solve,
+    "counts": Counts,
+    "regularization": Regularization,
+}
 """Messages within the spec that are left out of its bytes where they say nothing but the defaults."""
 
 

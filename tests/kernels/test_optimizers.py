@@ -159,7 +159,9 @@ def test_streams_with_every_number_of_the_optimizer(loss, negatives, kind, data)
     }
     k, micro_batch = data.draw(st.sampled_from([1, 16]), "k"), data.draw(st.sampled_from([1, 7, 90]), "B")
     models = pair(
-        make_spec(loss, k=k, negatives=negatives, micro_batch=micro_batch, optimizer=optimizer(kind, **numbers))
+        make_spec(
+            loss, k=k, negatives=negatives, micro_batch=micro_batch, optimizer=optimizer(kind, **numbers)
+        )
     )
     for seed in data.draw(st.lists(st.integers(0, 2**32), min_size=1, max_size=3), "records"):
         for model in models:
@@ -246,7 +248,9 @@ def test_it_learns(kind, micro_batch) -> None:
     rng = np.random.default_rng(11)
     x, y = rng.normal(size=(40, 2)), rng.normal(size=(30, 2))
     model = CpuModel(
-        make_spec(Loss.SQUARED, k=4, optimizer=LEARNING[kind], l2=1e-4, micro_batch=micro_batch, init_scale=0.5)
+        make_spec(
+            Loss.SQUARED, k=4, optimizer=LEARNING[kind], l2=1e-4, micro_batch=micro_batch, init_scale=0.5
+        )
     )
     errors = []
     for _ in range(60):
@@ -303,7 +307,9 @@ def test_specs_are_refused(field, changes) -> None:
 @pytest.mark.parametrize("kind", NEW)
 def test_the_gpu_refuses_what_it_has_not(kind) -> None:
     name = kind.name.lower()
-    with pytest.raises(SpecError, match=f"optimizer.kind: expected sgd or adagrad on backend cuda, got {name}"):
+    with pytest.raises(
+        SpecError, match=f"optimizer.kind: expected sgd or adagrad on backend cuda, got {name}"
+    ):
         CudaModel(make_spec(Loss.SQUARED, optimizer=optimizer(kind)))
 
 

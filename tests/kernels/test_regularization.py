@@ -101,7 +101,9 @@ def test_a_gradient_is_scaled_to_its_norm() -> None:
 
 @pytest.mark.parametrize("kind", OptimizerKind)
 def test_no_row_is_longer_than_its_norm(kind) -> None:
-    spec = make_spec(Loss.SQUARED, kind, k=20, micro_batch=8, regularization=Regularization(row_norm_max=0.125))
+    spec = make_spec(
+        Loss.SQUARED, kind, k=20, micro_batch=8, regularization=Regularization(row_norm_max=0.125)
+    )
     model = CpuModel(spec)
     push_random(model, np.random.default_rng(1), 300, 20, 15)
     lengths = np.linalg.norm(widened(model.users.factors[:20]).astype(np.float64), axis=1)
@@ -129,7 +131,9 @@ def test_l2_is_divided_by_a_power_of_the_events_so_far(power) -> None:
 def test_an_events_rows_lose_the_same_columns() -> None:
     """Without L2, what a step leaves as it was is what was dropped."""
     model = CpuModel(
-        make_spec(Loss.BPR, k=200, negatives=2, l2=0.0, regularization=Regularization(dropout=0.25), init_scale=1.0)
+        make_spec(
+            Loss.BPR, k=200, negatives=2, l2=0.0, regularization=Regularization(dropout=0.25), init_scale=1.0
+        )
     )
     push(model, range(90), range(90))
     before = copy_state(model)
@@ -240,13 +244,13 @@ def test_specs_are_refused(field, changes) -> None:
 
 @pytest.mark.parametrize("name", ["l2", "dropout"])
 def test_rule_softmax_refuses_what_it_has_not(name) -> None:
-    with pytest.raises(SpecError, match="regularization.*expected 0 with rule softmax"):
+    with pytest.raises(SpecError, match=r"regularization\.\w+: expected 0 with rule softmax"):
         softmax_spec(regularization=ONE_BY_ONE[name])
 
 
 @pytest.mark.parametrize("name", ["gradient", "row", "l2", "dropout"])
 def test_rule_solve_refuses_all(name) -> None:
-    with pytest.raises(SpecError, match="regularization.*expected 0 with rule solve|0 with rule solve"):
+    with pytest.raises(SpecError, match=r"regularization\.\w+: expected 0 with rule solve"):
         make_spec(
             Loss.IMPLICIT, rule=Rule.SOLVE, history=History(16, 16), solve=Solve(0.5), regularization=ONE_BY_ONE[name]
         )  # fmt: skip

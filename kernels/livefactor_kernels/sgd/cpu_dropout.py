@@ -28,7 +28,9 @@ def kept(word: Any, c: Any, rates: Any) -> Any:
 
 
 @inlined
-def dropped_score(mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any, word: Any, rates: Any) -> Any:
+def dropped_score(
+    mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any, word: Any, rates: Any
+) -> Any:
     """Score (float32) of a user's row and an item's, by the columns that are kept."""
     x, y = user * row_bytes(blocks), item * row_bytes(blocks)
     lanes = load_factors(users.factors, x) * (load_factors(items.factors, y) * kept(word, ZERO, rates))

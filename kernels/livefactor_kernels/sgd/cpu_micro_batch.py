@@ -232,7 +232,15 @@ class Batch(NamedTuple):
 
 @inlined
 def _score(
-    mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any, dropped: Any, method: Any, rates: Any
+    mean: Any,
+    users: Any,
+    items: Any,
+    user: Any,
+    item: Any,
+    blocks: Any,
+    dropped: Any,
+    method: Any,
+    rates: Any,
 ) -> Any:
     if method.drops:
         return dropped_score(mean, users, items, user, item, blocks, dropped, rates)
@@ -357,9 +365,7 @@ def _sum_and_step(
         )  # fmt: skip
     for q in range(used_items):
         item = word(scratch.items.row, q)
-        _item_gradient(
-            users, items, item, q, batch, scratch, item_total, chunk, blocks, loss, method, rates
-        )
+        _item_gradient(users, items, item, q, batch, scratch, item_total, chunk, blocks, loss, method, rates)
         step_row(items, item, item_total, True, blocks, method, rates, rounding, step)
     for q in range(used_users):
         total = scratch.gradients + q * stride

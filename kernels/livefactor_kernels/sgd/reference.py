@@ -85,9 +85,7 @@ class Sgd:
 
     def _score(self, event: Event, item: int) -> Any:
         x, y = self._users.read(event.user), self._items.read(item) * event.kept
-        return scalar.score(
-            self._model.mean, self._users.bias[event.user], self._items.bias[item], dot(x, y)
-        )
+        return scalar.score(self._model.mean, self._users.bias[event.user], self._items.bias[item], dot(x, y))
 
     def _occurrences(self, event: Event) -> Iterator[Occurrence]:
         """Contributions of one event in order of slot: the positive is slot 0, then the negatives as
