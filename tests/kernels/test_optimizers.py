@@ -291,12 +291,18 @@ def test_adams_powers_stop_before_they_are_subnormal() -> None:
         ("optimizer.beta2", {"optimizer": optimizer(ADAM, beta2=math.nan)}),
         ("optimizer.eps", {"optimizer": optimizer(ADAM, eps=0.0)}),
         ("optimizer.eps", {"optimizer": optimizer(ROWWISE, eps=0.0)}),
-        ("optimizer.eps", {"optimizer": optimizer(ADAM, eps=1e-20), "limits": Limits(error_max=1e9)}),
+        (
+            "optimizer.eps",
+            {
+                "optimizer": optimizer(ADAM, eps=1e-20), "micro_batch": 65_536,
+                "limits": Limits(error_max=1e9, factor_max=1e4),
+            },
+        ),
         ("optimizer.l1", {"optimizer": optimizer(FTRL, l1=-1.0)}),
         ("optimizer.beta:", {"optimizer": optimizer(FTRL, beta=0.0)}),
         ("limits.g_max", {"optimizer": optimizer(FTRL, beta=1e-3), "limits": Limits(g_max=1e36)}),
         ("limits.g_max", {"optimizer": optimizer(ADAM), "limits": Limits(g_max=1e36)}),
-        ("limits:", {"optimizer": optimizer(ROWWISE), "micro_batch": 65_536, "limits": Limits(error_max=1e9)}),
+        ("limits:", {"optimizer": optimizer(ROWWISE), "micro_batch": 65_536, "limits": Limits(error_max=1e9, factor_max=1e5)}),
     ],
 )  # fmt: skip
 def test_specs_are_refused(field, changes) -> None:
