@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..cuda_pins import Pins
@@ -18,11 +20,12 @@ from ..cuda_rows import CudaTable
 from ..cuda_scratch import Scratch, chunks_of
 from ..cuda_staging import Slot
 from ..device import Device
+from ..optimizers import Method, StepRates
 from ..random import NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
-from ..spec import LANES, FactorDtype, ModelSpec, OptimizerKind
+from ..spec import LANES, FactorDtype, ModelSpec
 from ..tables import ITEMS, USERS
 from ..update import Rates, Update
-from .cuda_micro_batch import micro_batch_kernels
+from .cuda_micro_batch import micro_batch_kernels, threads_of_a_step
 
 WALK_THREADS = 256
 
@@ -38,11 +41,12 @@ class Sgd:
         self._spec, self._device, self._pins = spec, device, pins
         self._tables = users, items
         self._walk_entries_max, self._together = walk_entries_max, together
-        self._rates = Rates.of(spec)
         self._scratch = Scratch(spec, device)
-        adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
+        method, blocks = Method.of(spec), spec.k_padded // LANES
+        self._rates: Any = StepRates.of(spec) if method.by_rows else Rates.of(spec)
+        self._step_threads = threads_of_a_step(blocks, method)
         self._entries_kernel = entries_kernel(int(spec.loss))
-        self._kernels = micro_batch_kernels(spec.k_padded // LANES, int(spec.loss), adagrad)
+        self._kernels = micro_batch_kernels(blocks, int(spec.loss), method)
 
     def hold(self, update: Update, counts: tuple[int, int]) -> None:
         """Have the memory that a record takes, in tables of so many rows; MemoryError if the device has no room."""
@@ -94,7 +98,7 @@ class Sgd:
                 kernels.walk_together, span, plan, slot.words, slot.floats, users, items, sums, rates
             )
             return
-        columns = max(rows) * (self._spec.k_padded + 1)
+        threads = max(rows) * self._step_threads
         for m in range(span.batches):
             device.launch(
                 kernels.users,
@@ -112,4 +116,4 @@ class Sgd:
             device.launch(
                 kernels.items, chunks[ITEMS] * LANES, span, plan, slot.words, users, items, sums, rates, m
             )
-            device.launch(kernels.step, columns, span, plan, users, items, sums, rates, m, sides=2)
+            device.launch(kernels.step, threads, span, plan, users, items, sums, rates, m, sides=2)
