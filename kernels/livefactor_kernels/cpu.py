@@ -132,7 +132,7 @@ class CpuModel:
         `advance`."""
         (self.users, self.items)[side].load_sections(sections, count)
         if isinstance(self._rule, Softmax) and side == ITEMS:
-            self._rule.proposer.reload(count)
+            self._rule.proposer.reload(sections)
 
     def apply(self, update: Update) -> None:
         """Learn from one interactions record, then set `revision` and `published`. ValueError if a column is

@@ -118,6 +118,12 @@ class ModelSpec:
         is_in_batch = self.rule == Rule.SOFTMAX and self.softmax.proposal == Proposal.IN_BATCH
         return self.micro_batch if is_in_batch else self.negatives
 
+    def drawn(self, events: int) -> int:
+        """Item rows that a record of so many events draws, at most."""
+        if self.rule == Rule.SOFTMAX:
+            return -(-events // self.micro_batch) * self.negatives_of_event
+        return events * self.negatives
+
     def check(self) -> ModelSpec:
         """Return self, or raise `SpecError` naming the first field that is outside its domain."""
         spec_checks.check(self)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -22,9 +20,7 @@ from livefactor_kernels.spec import (
     ModelSpec,
     Optimizer,
     OptimizerKind,
-    Rule,
     Solve,
-    SpecError,
 )
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_kernels.warp import SIMULATED
@@ -145,13 +141,6 @@ def test_matrices_in_scratch_are_those_in_shared_memory(monkeypatch) -> None:
 @pytest.mark.parametrize("spec", [CASES[2], CASES[4]])
 def test_kernels_are_compiled_by_a_small_model(spec) -> None:
     assert cuda._compile_kernels.__wrapped__(cuda._kind_of(spec)) > 20
-
-
-def test_a_rule_that_it_does_not_know_is_refused_before_anything_is_held(monkeypatch) -> None:
-    monkeypatch.setattr(ModelSpec, "check", lambda spec: spec)  # whatever else the rule asks of a spec
-    monkeypatch.setattr(cuda, "open_device", None)
-    with pytest.raises(SpecError, match="expected sgd or solve on backend cuda, got softmax"):
-        CudaModel(replace(solve_spec(), rule=Rule.SOFTMAX))
 
 
 def test_a_time_of_every_sign_is_a_visit_of_its_own() -> None:

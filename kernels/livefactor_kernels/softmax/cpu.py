@@ -418,7 +418,7 @@ class Softmax:
     def __init__(self, spec: ModelSpec, users: Table, items: Table, stamp: int) -> None:
         """Compiles the kernels, or loads them from Numba's cache; stamp: as `cpu.SOURCE_STAMP`."""
         self._spec, self._rates = spec, Rates.of(spec)
-        self.proposer = Proposer(spec, items)
+        self.proposer = Proposer(spec, items.capacity)
         self._rows = Rows.of(users), Rows.of(items)
         self._scratch, self._memory = Scratch.of(spec, items)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
