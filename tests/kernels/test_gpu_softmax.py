@@ -11,7 +11,7 @@ from livefactor_kernels import cuda
 from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.softmax import cuda as softmax_cuda
-from livefactor_kernels.spec import Counts, History, ModelSpec, OptimizerKind
+from livefactor_kernels.spec import Counts, History, OptimizerKind
 from livefactor_kernels.warp import SIMULATED
 from synthetic import differences, push, read_pin, unlike
 from test_gpu_solve import restored
@@ -19,7 +19,7 @@ from test_softmax import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, push_random, so
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 
-EVENTS = 12 if SIMULATED else 500
+EVENTS = 8 if SIMULATED else 500
 CASES = [
     pytest.param(softmax_spec(UNIFORM, k=4, negatives=3, micro_batch=5), id="uniform"),
     pytest.param(softmax_spec(UNIFORM, ADAGRAD, k=3, negatives=2, micro_batch=1), id="uniform-B1"),
@@ -39,7 +39,7 @@ def push_some(models, seed: int, events: int = EVENTS, users: int = 3, items: in
 @pytest.mark.parametrize("spec", CASES)
 def test_it_learns_what_the_reference_learns(spec) -> None:
     models = pair(spec)
-    for seed, users in ((1, 2), (2, 4), (3, 3)):
+    for seed, users in ((1, 2), (2, 4)):
         push_some(models, seed, EVENTS // seed, users=users, items=4 + 3 * seed)
         assert_same(*models)
 
@@ -106,9 +106,8 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it(spec) -> None:
     assert_same(model, judge)
 
 
-@pytest.mark.parametrize("spec", [CASES[0], CASES[4]])
-def test_kernels_are_compiled_by_a_small_model(spec: ModelSpec) -> None:
-    assert cuda._compile_kernels.__wrapped__(cuda._kind_of(spec)) > 20
+def test_kernels_are_compiled_by_a_small_model() -> None:
+    assert cuda._compile_kernels.__wrapped__(cuda._kind_of(softmax_spec(IN_BATCH, micro_batch=8))) > 20
 
 
 def test_copies_for_pins_are_those_of_micro_batches_not_of_events() -> None:
