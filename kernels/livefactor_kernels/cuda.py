@@ -12,7 +12,7 @@ reads take the same stream. So the published state is what a read sees, and at m
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -25,6 +25,8 @@ from .cuda_staging import KEY_BYTES, WORD_BYTES, Slot, Staging, aligned
 from .device import Buffer, open_device
 from .history.cuda import PIECE_EVENTS, Recorder, pieces_of
 from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key
+from .replay import most_events
+from .replay.cpu import Reservoir
 from .sgd.cuda import Sgd
 from .solve.cuda import Solver
 from .spec import (
@@ -90,7 +92,8 @@ class CudaModel:
         self.pins = Pins(self.spec, self.device, (self.users, self.items), self.lock)
         self._device_bytes_max = device_bytes_max
         self._memory_lock = threading.Lock()
-        self._staging = Staging(self.device, record_bytes(spec, RECORD_EVENTS_MAX))
+        self._staging = Staging(self.device, record_bytes(spec, most_events(spec, RECORD_EVENTS_MAX)))
+        self._reservoir = Reservoir(spec) if spec.replay.size else None
         tables = self.users, self.items
         self._recorder = Recorder(spec, self.device, *tables) if spec.history.users else None
         self._solver: Solver | None = None
@@ -128,6 +131,16 @@ class CudaModel:
     @property
     def _gram(self) -> tuple[Buffer, ...]:
         return () if self._solver is None else self._solver.gram
+
+    @property
+    def reservoir(self) -> dict[str, np.ndarray]:
+        """As `backend.Backend.reservoir`."""
+        return {} if self._reservoir is None else self._reservoir.columns
+
+    def set_reservoir(self, columns: Mapping[str, np.ndarray], events: int) -> None:
+        """Restore `reservoir`, after `events` events."""
+        if self._reservoir is not None:
+            self._reservoir.load(columns, events)
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
@@ -167,7 +180,7 @@ class CudaModel:
 
     def wait_for_room(self, update_rows: int) -> None:
         """Block while pins hold so many copies that an update of `update_rows` events must wait."""
-        self.pins.wait_for_room(update_rows)
+        self.pins.wait_for_room(most_events(self.spec, update_rows))
 
     # ------------------------------------------------------------ reads
 
@@ -211,9 +224,12 @@ class CudaModel:
         Rows must be below the update's counts. Blocks while two records are under way.
         """
         update.check()
+        learned = update if self._reservoir is None else self._reservoir.extended(update)
         self._staging.wait_for_turn()
         with self.lock:
-            self._put_on_stream(update, (update.user_count, update.item_count))
+            self._put_on_stream(learned, (update.user_count, update.item_count))
+        if self._reservoir is not None:
+            self._reservoir.keep(update)
         if self.spec.loss == Loss.SQUARED:
             values = np.ones(update.user_rows.size, np.float32) if update.values is None else update.values
             self.mean_sum += int(scalar.fixed_point(values).sum())
@@ -265,7 +281,7 @@ class CudaModel:
         `scalar.mean_of`."""
         batch, n = self.spec.micro_batch, update.user_rows.size
         values = np.ones(n, np.float32) if update.values is None else update.values
-        ends = np.arange(0, n, batch)
+        ends: np.ndarray = np.minimum(np.arange(0, n, batch), update.fresh)
         sums = np.concatenate(([0], np.cumsum(scalar.fixed_point(values))))[ends] + self.mean_sum
         counts = ends + self.mean_count
         means = sums.astype(np.float64) / (np.maximum(counts, 1).astype(np.float64) * scalar.FIXED_ONE)
@@ -292,7 +308,7 @@ class CudaModel:
         events, recorder = update.user_rows.size, self._recorder
         if recorder is not None:
             for frozen in self.pins.frozen:
-                recorder.save_followed(frozen.sides[ITEMS], slot, places["users_at"], events)
+                recorder.save_followed(frozen.sides[ITEMS], slot, places["users_at"], update.fresh)
         times_at = offsets["times"] // KEY_BYTES if "times" in offsets else -1
         if self._solver is not None:
             self.pins.save_named(slot, (places["users_at"], places["items_at"]), events)
@@ -302,7 +318,7 @@ class CudaModel:
         self._sgd.learn(update, slot, places)
         if recorder is None:
             return
-        for piece in pieces_of(events, PIECE_EVENTS, places | {"times_at": times_at}):
+        for piece in pieces_of(update.fresh, PIECE_EVENTS, places | {"times_at": times_at}):
             recorder.order(piece, slot)
             recorder.record(piece, slot, 0, piece.events)
 
