@@ -281,10 +281,12 @@ class CudaModel:
         `scalar.mean_of`."""
         batch, n = self.spec.micro_batch, update.user_rows.size
         values = np.ones(n, np.float32) if update.values is None else update.values
-        ends: np.ndarray = np.minimum(np.arange(0, n, batch), update.fresh)
+        ends = np.minimum(np.arange(0, n, batch), update.fresh)
         sums = np.concatenate(([0], np.cumsum(scalar.fixed_point(values))))[ends] + self.mean_sum
         counts = ends + self.mean_count
-        means = sums.astype(np.float64) / (np.maximum(counts, 1).astype(np.float64) * scalar.FIXED_ONE)
+        means: np.ndarray = sums.astype(np.float64) / (
+            np.maximum(counts, 1).astype(np.float64) * scalar.FIXED_ONE
+        )
         return means.astype(np.float32)  # without events the sum is 0, too
 
     def _initialise(self, table: CudaTable, count: int, slot: Slot, keys_at: int) -> None:

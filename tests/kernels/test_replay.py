@@ -16,6 +16,7 @@ from livefactor_kernels.spec import (
     History,
     Loss,
     ModelSpec,
+    Optimizer,
     OptimizerKind,
     Proposal,
     Replay,
@@ -173,6 +174,36 @@ def test_a_pin_does_not_see_what_is_replayed(name: str) -> None:
             push_random(model, rng, 2, 20, 12)
         assert unlike(read_pin(pin), before) == []
     assert differences_of(model, create_backend("cpu", CASES[name])) != []
+
+
+def forgotten(replay: Replay) -> float:
+    """RMSE of what a model was taught first, after it was taught as much of the same users' ratings of other items."""
+    rng = np.random.default_rng(0)
+    tastes, items = rng.normal(size=(2, 60, 4)), rng.normal(size=(40, 4))
+    spec = make_spec(
+        Loss.SQUARED, optimizer=Optimizer(learning_rate=0.05), init_scale=0.5, l2=0.01, replay=replay
+    )
+    model = create_backend("cpu", spec)
+    model.users.allocate(np.arange(60, dtype=np.uint64))
+    model.items.allocate(np.arange(40, dtype=np.uint64))
+    pairs = [[part.ravel() for part in np.mgrid[:60, phase : phase + 20]] for phase in (0, 20)]
+    truth = [
+        (tastes[phase, u] * items[i]).sum(axis=1).astype(np.float32) for phase, (u, i) in enumerate(pairs)
+    ]
+    for (u, i), values in zip(pairs, truth, strict=True):
+        for _ in range(15):
+            for part in np.array_split(rng.permutation(1200), 12):
+                rows = u[part].astype(np.uint32), i[part].astype(np.uint32)
+                model.apply(Update(model.revision + 1, *rows, values[part], None, 60, 40))
+    (x, x_bias), (y, y_bias) = (
+        model.gather(side, rows.astype(np.uint32)) for side, rows in enumerate(pairs[0])
+    )
+    errors = model.mean + x_bias + y_bias + (x * y).sum(axis=1) - truth[0]
+    return float(np.sqrt(np.mean(errors**2)))
+
+
+def test_what_was_learned_first_is_forgotten_less() -> None:
+    assert forgotten(Replay(500, 1.0)) < 0.6 * forgotten(Replay())
 
 
 @pytest.mark.parametrize(
