@@ -8,9 +8,10 @@ A snapshot is a folder of exactly four files:
                          and with AdaGrad    users.factor_g F32[n,k]  users.bias_g F32[n]
                          and histories: `_history`
     items.safetensors    the same of items
-    state.safetensors    what is not in a table: `SMALL`, and with rule SOLVE gram F64[2*(k+1)^2]
+    state.safetensors    what is not in a table: `SMALL`, with rule SOLVE gram F64[2*(k+1)^2], and with replay
+                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir
 
-The order of sections, which the root hash follows: users.* as above, items.* alike, then `SMALL` by name. The
+The order of sections, which the root hash follows: users.* as above, items.* alike, then the state's by name. The
 layout is a function of the spec (k, accumulators or not, what factors are stored as) and of the row counts, so a reader computes the
 expected layout and safetensors headers and compares: nothing in a header is ever interpreted. Within a file,
 tensors of 8-byte elements come first, then 4, 2 and 1, without gaps (safetensors demands it), and data begins
@@ -98,9 +99,13 @@ SMALL: dict[str, tuple[str, int | None]] = {
 }
 """Sections beside the tables: dtype, and length where it is fixed. All are one-dimensional."""
 
+REPLAY = {"item_rows": "U32", "user_rows": "U32", "values": "F32", "weights": "F32"}
+"""Sections of a reservoir, named replay.*: one place an event, the first min(events, replay.size) are filled."""
+
 ALIGNMENT = 64
 MAX_K = 1024
 MAX_HISTORY = 8192
+MAX_REPLAY_SIZE = 1 << 20
 MANIFEST_BYTES_MAX = 64 << 20
 SPEC_BYTES_MAX = 1 << 16
 _MANIFEST_BASE_BYTES = 16 << 10
@@ -144,7 +149,7 @@ class Layout:
 
 class TableShape(NamedTuple):
     """What tables look like: k factors a row, of a safetensors dtype; whether the optimizer keeps accumulators; events
-    that users and items remember; followers that items count; whether there are Gram matrices."""
+    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay."""
 
     k: int
     accumulators: bool
@@ -152,6 +157,7 @@ class TableShape(NamedTuple):
     histories: tuple[int, int]
     neighbors: int
     gram: bool
+    replay: int
 
 
 def spec_shape(spec: bytes) -> TableShape:
@@ -165,6 +171,8 @@ def spec_shape(spec: bytes) -> TableShape:
     lengths = message.history.users, message.history.items, message.counts.neighbors
     if max(lengths) > MAX_HISTORY:
         raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
+    if message.replay.size > MAX_REPLAY_SIZE:
+        raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
     return TableShape(
         message.k,
         accumulators,
@@ -172,6 +180,7 @@ def spec_shape(spec: bytes) -> TableShape:
         lengths[:2],
         lengths[2],
         message.rule == models_pb2.RULE_SOLVE,
+        message.replay.size,
     )
 
 
@@ -192,6 +201,8 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
     shape = spec_shape(spec)
     sections = [*_table("users", users, shape), *_table("items", items, shape)]
     small = SMALL | ({"gram": ("F64", 2 * (shape.k + 1) ** 2)} if shape.gram else {})
+    if shape.replay:
+        small |= {f"replay.{name}": (dtype, shape.replay) for name, dtype in REPLAY.items()}
     if set(small_lengths) != set(small):
         raise ValueError(f"sections: expected {sorted(small)}, got {sorted(small_lengths)}")
     for name, (dtype, length) in sorted(small.items()):

@@ -12,7 +12,7 @@ since reads take the same stream. So the published state is what a read sees, an
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Protocol
 
@@ -26,6 +26,8 @@ from .cuda_staging import KEY_BYTES, WORD_BYTES, Slot, Staging, aligned
 from .device import Buffer, open_device
 from .history.cuda import PIECE_EVENTS, Recorder, pieces_of
 from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key
+from .replay import most_events
+from .replay.cpu import Reservoir
 from .sgd.cuda import Sgd
 from .softmax.cuda import Softmax
 from .solve.cuda import Solver
@@ -110,7 +112,8 @@ class CudaModel:
         self.pins = Pins(self.spec, self.device, (self.users, self.items), self.lock)
         self._device_bytes_max = device_bytes_max
         self._memory_lock = threading.Lock()
-        self._staging = Staging(self.device, record_bytes(spec, RECORD_EVENTS_MAX))
+        self._staging = Staging(self.device, record_bytes(spec, most_events(spec, RECORD_EVENTS_MAX)))
+        self._reservoir = Reservoir(spec) if spec.replay.size else None
         tables = self.users, self.items
         self._recorder = Recorder(spec, self.device, *tables) if spec.history.users else None
         self._rule: LearningRule
@@ -149,6 +152,16 @@ class CudaModel:
     @property
     def _gram(self) -> tuple[Buffer, ...]:
         return self._rule.gram if isinstance(self._rule, Solver) else ()
+
+    @property
+    def reservoir(self) -> dict[str, np.ndarray]:
+        """As `backend.Backend.reservoir`."""
+        return {} if self._reservoir is None else self._reservoir.columns
+
+    def set_reservoir(self, columns: Mapping[str, np.ndarray], events: int) -> None:
+        """Restore `reservoir`, after `events` events."""
+        if self._reservoir is not None:
+            self._reservoir.load(columns, events)
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
@@ -190,7 +203,7 @@ class CudaModel:
 
     def wait_for_room(self, update_rows: int) -> None:
         """Block while pins hold so many copies that an update of `update_rows` events must wait."""
-        self.pins.wait_for_room(update_rows)
+        self.pins.wait_for_room(most_events(self.spec, update_rows))
 
     # ------------------------------------------------------------ reads
 
@@ -234,9 +247,12 @@ class CudaModel:
         Rows must be below the update's counts. Blocks while two records are under way.
         """
         update.check()
+        learned = update if self._reservoir is None else self._reservoir.extended(update)
         self._staging.wait_for_turn()
         with self.lock:
-            self._put_on_stream(update, (update.user_count, update.item_count))
+            self._put_on_stream(learned, (update.user_count, update.item_count))
+        if self._reservoir is not None:
+            self._reservoir.keep(update)
         if self.spec.loss == Loss.SQUARED:
             values = np.ones(update.user_rows.size, np.float32) if update.values is None else update.values
             self.mean_sum += int(scalar.fixed_point(values).sum())
@@ -291,10 +307,12 @@ class CudaModel:
         `scalar.mean_of`."""
         batch, n = self.spec.micro_batch, update.user_rows.size
         values = np.ones(n, np.float32) if update.values is None else update.values
-        ends = np.arange(0, n, batch)
+        ends = np.minimum(np.arange(0, n, batch), update.fresh)
         sums = np.concatenate(([0], np.cumsum(scalar.fixed_point(values))))[ends] + self.mean_sum
         counts = ends + self.mean_count
-        means = sums.astype(np.float64) / (np.maximum(counts, 1).astype(np.float64) * scalar.FIXED_ONE)
+        means: np.ndarray = sums.astype(np.float64) / (
+            np.maximum(counts, 1).astype(np.float64) * scalar.FIXED_ONE
+        )
         return means.astype(np.float32)  # without events the sum is 0, too
 
     def _initialise(self, table: CudaTable, count: int, slot: Slot, keys_at: int) -> None:
@@ -313,14 +331,14 @@ class CudaModel:
     def _learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
         places = {f"{name}_at": offsets.get(name, -WORD_BYTES) // WORD_BYTES for name in _COLUMNS}
         places["times_at"] = offsets.get("times", -KEY_BYTES) // KEY_BYTES
-        events, recorder = update.user_rows.size, self._recorder
+        recorder = self._recorder
         if recorder is not None:
             for frozen in self.pins.frozen:
-                recorder.save_followed(frozen.sides[ITEMS], slot, places["users_at"], events)
+                recorder.save_followed(frozen.sides[ITEMS], slot, places["users_at"], update.fresh)
         self._rule.learn(update, slot, places)
         if recorder is None or self._rule.records:
             return
-        for piece in pieces_of(events, PIECE_EVENTS, places):
+        for piece in pieces_of(update.fresh, PIECE_EVENTS, places):
             recorder.order(piece, slot)
             recorder.record(piece, slot, 0, piece.events)
 

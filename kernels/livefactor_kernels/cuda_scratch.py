@@ -15,12 +15,13 @@ import numpy as np
 from .cuda_plan import Plan, entries_per_event, span_events_max
 from .cuda_staging import KEY_BYTES, WORD_BYTES, aligned
 from .device import Device
+from .replay import most_events
 from .spec import LANES, Loss, ModelSpec, Rule
 from .sums import CHUNK
 from .tables import ITEMS, USERS
 
 RECORD_EVENTS_MAX = 1 << 16
-"""Events of a record that memory is held for from the start: no server lets in more."""
+"""Events of a record, beside those that it replays, that memory is held for from the start: no server lets in more."""
 _TYPES = {"negatives": np.uint32, "errors": np.float32, "segment_word": np.uint32}
 
 
@@ -80,13 +81,13 @@ class Scratch:
     sums: Sums
 
     def __init__(self, spec: ModelSpec, device: Device) -> None:
-        """Memory for a record of `RECORD_EVENTS_MAX` events; MemoryError if the device has not so much."""
+        """Memory for a record of `RECORD_EVENTS_MAX` events and what it replays; MemoryError if the device has not so much."""
         self._spec, self._device = spec, device
         self._sizes = dict.fromkeys(Plan._fields, 0)
         self._places = (0, 0)
         # While there is one item no negatives are drawn, and a span has more events then.
         widths = (0, spec.negatives)
-        self.hold(RECORD_EVENTS_MAX, widths, spec.limits.users_max, spec.limits.items_max)
+        self.hold(most_events(spec, RECORD_EVENTS_MAX), widths, spec.limits.users_max, spec.limits.items_max)
 
     def hold(self, events: int, widths: Iterable[int], user_rows: int, item_rows: int) -> None:
         """Have memory for a record of `events` events with as many negatives each as any of `widths`, in tables of so

@@ -31,6 +31,8 @@ INIT_ROUNDING_DOMAIN = 0x6C66_696E_726F_0004
 """XORed to the seed for the rounding of initial rows."""
 SHARED_DOMAIN = 0x6C66_7368_6172_0005
 """XORed to the seed for the negatives that a micro-batch shares (rule SOFTMAX)."""
+REPLAY_DOMAIN = 0x6C66_7265_706C_0006
+"""XORed to the seed for what a reservoir keeps and replays."""
 
 _EIGHT, _FOUR, _ONE, _ZERO = _U(8), _U(4), _U(1), _U(0)
 _13, _16 = _U(13), _U(16)

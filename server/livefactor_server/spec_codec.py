@@ -25,6 +25,7 @@ from livefactor_kernels.spec import (
     Optimizer,
     OptimizerKind,
     Proposal,
+    Replay,
     Rule,
     Softmax,
     Solve,
@@ -44,7 +45,7 @@ _PLAIN = (
 )
 _OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps")
 _LIMITS = tuple(field.name for field in fields(Limits))
-_PARTS: dict[str, Any] = {"history": History, "solve": Solve, "counts": Counts}
+_PARTS: dict[str, Any] = {"history": History, "solve": Solve, "counts": Counts, "replay": Replay}
 """Messages within the spec that are left out of its bytes where they say nothing but the defaults."""
 
 

@@ -11,7 +11,7 @@ from livefactor_kernels import cuda
 from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.softmax import cuda as softmax_cuda
-from livefactor_kernels.spec import Counts, History, OptimizerKind
+from livefactor_kernels.spec import Counts, History, OptimizerKind, Replay
 from livefactor_kernels.warp import SIMULATED
 from synthetic import differences, push, read_pin, unlike
 from test_gpu_solve import restored
@@ -28,6 +28,7 @@ CASES = [
         softmax_spec(k=18, negatives=3, counts=Counts(16, 5), history=History(16, 16)), id="popularity-counts"
     ),
     pytest.param(softmax_spec(IN_BATCH, ADAGRAD, k=4, micro_batch=9), id="in-batch"),
+    pytest.param(softmax_spec(k=2, negatives=2, micro_batch=3, replay=Replay(8, 1.5)), id="replay"),
 ]
 
 
@@ -83,7 +84,7 @@ def test_three_launches_are_a_micro_batch() -> None:
     assert model.device.launches - before == 1 + 2 * 3  # and one that orders the record
 
 
-@pytest.mark.parametrize("spec", CASES[2:])
+@pytest.mark.parametrize("spec", CASES[2:5])
 def test_a_state_of_the_cpu_goes_on_here_and_back(spec) -> None:
     first = create_backend("cpu", spec)
     push_some([first], 1)

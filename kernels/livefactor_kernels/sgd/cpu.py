@@ -43,7 +43,11 @@ class Sgd:
         spec = self._spec
         blocks, loss = spec.k_padded // LANES, int(spec.loss)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
-        self._sequential = spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX
+        # The sequential kernel of squared loss has no word for events that do not join the mean.
+        leaves_mean = spec.loss == Loss.SQUARED and spec.replay.size > 0
+        self._sequential = (
+            spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX and not leaves_mean
+        )
         # Without negatives the sigmoid is all that clumps save: less than they cost where a step is long.
         long_step = bool(adagrad) or spec.factor_dtype != FactorDtype.FLOAT32
         self._positive = spec.loss == Loss.SQUARED or (
@@ -89,7 +93,7 @@ class Sgd:
         rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
         rates: Any = self._rates
         if not self._sequential:
-            batches = self._scratch, np.uint64(self._spec.micro_batch)
+            batches = self._scratch, np.uint64(self._spec.micro_batch), np.uint64(update.fresh)
             self._kernel(
                 *self._rows, *rows, values, weights, *drawn, self._mean_state, rates, *rounding, *batches
             )

@@ -55,8 +55,9 @@ class Sgd:
                 number = start // self._spec.micro_batch
                 self._step(self._tables[side], row, occurrences, update.revision, number)
             if self._spec.loss == Loss.SQUARED:
-                self._model.mean_sum += sum(int(scalar.fixed_point(value)) for value in values[start:stop])
-                self._model.mean_count += stop - start
+                fresh = values[start : min(stop, update.fresh)]
+                self._model.mean_sum += sum(int(scalar.fixed_point(value)) for value in fresh)
+                self._model.mean_count += len(fresh)
 
     def _score(self, user: int, item: int) -> Any:
         x, y = self._users.read(user), self._items.read(item)
