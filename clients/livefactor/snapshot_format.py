@@ -5,14 +5,14 @@ A snapshot is a folder of exactly four files:
     manifest.json        canonical JSON (below)
     users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n]
                          (factors F16 or BF16 where the spec says so)
-                         and with AdaGrad    users.factor_g F32[n,k]  users.bias_g F32[n]
+                         and the optimizer's state: `OPTIMIZER_STATE`
                          and histories: `_history`
     items.safetensors    the same of items
     state.safetensors    what is not in a table: `SMALL`, with rule SOLVE gram F64[2*(k+1)^2], and with replay
                          replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir
 
 The order of sections, which the root hash follows: users.* as above, items.* alike, then the state's by name. The
-layout is a function of the spec (k, accumulators or not, what factors are stored as) and of the row counts, so a reader computes the
+layout is a function of the spec (k, its optimizer, what factors are stored as) and of the row counts, so a reader computes the
 expected layout and safetensors headers and compares: nothing in a header is ever interpreted. Within a file,
 tensors of 8-byte elements come first, then 4, 2 and 1, without gaps (safetensors demands it), and data begins
 at a multiple of 64 bytes (the header is padded with spaces), so that every tensor is aligned to its element
@@ -84,6 +84,17 @@ FACTOR_DTYPES = {
 }
 """safetensors dtype of factors by the spec's `factor_dtype`."""
 
+OPTIMIZER_STATE: dict[int, tuple[str, ...]] = {
+    models_pb2.OPTIMIZER_KIND_UNSPECIFIED: (),
+    models_pb2.OPTIMIZER_KIND_SGD: (),
+    models_pb2.OPTIMIZER_KIND_ADAGRAD: ("factor_g", "bias_g"),
+    models_pb2.OPTIMIZER_KIND_ROWWISE_ADAGRAD: ("row_g", "bias_g"),
+    models_pb2.OPTIMIZER_KIND_LAZY_ADAM: ("factor_m", "factor_v", "bias_m", "bias_v", "powers"),
+    models_pb2.OPTIMIZER_KIND_FTRL: ("factor_z", "factor_n", "bias_z", "bias_n"),
+}
+"""Sections that a table has beside factors and biases, F32, by the spec's `optimizer.kind`: factor_* [n,k], powers [n,2],
+others [n]."""
+
 SMALL: dict[str, tuple[str, int | None]] = {
     "events": ("U64", 1),  # interactions accepted
     "labels.item.keys": ("U64", None),  # ascending
@@ -148,11 +159,11 @@ class Layout:
 
 
 class TableShape(NamedTuple):
-    """What tables look like: k factors a row, of a safetensors dtype; whether the optimizer keeps accumulators; events
+    """What tables look like: k factors a row, of a safetensors dtype; names of the optimizer's sections; events
     that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay."""
 
     k: int
-    accumulators: bool
+    state: tuple[str, ...]
     factors: str
     histories: tuple[int, int]
     neighbors: int
@@ -167,7 +178,8 @@ def spec_shape(spec: bytes) -> TableShape:
         raise ValueError(f"spec: k: expected 1..{MAX_K}, got {message.k}")
     if message.factor_dtype not in FACTOR_DTYPES:
         raise ValueError(f"spec: factor_dtype: expected a known one, got {message.factor_dtype}")
-    accumulators = message.optimizer.kind == models_pb2.OPTIMIZER_KIND_ADAGRAD
+    if message.optimizer.kind not in OPTIMIZER_STATE:
+        raise ValueError(f"spec: optimizer.kind: expected a known one, got {message.optimizer.kind}")
     lengths = message.history.users, message.history.items, message.counts.neighbors
     if max(lengths) > MAX_HISTORY:
         raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
@@ -175,7 +187,7 @@ def spec_shape(spec: bytes) -> TableShape:
         raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
     return TableShape(
         message.k,
-        accumulators,
+        OPTIMIZER_STATE[message.optimizer.kind],
         FACTOR_DTYPES[message.factor_dtype],
         lengths[:2],
         lengths[2],
@@ -222,8 +234,8 @@ def _table(side: str, rows: int, table: TableShape) -> list[_Unplaced]:
         ("factors", table.factors, (rows, table.k)),
         ("bias", "F32", (rows,)),
     ]
-    if table.accumulators:
-        columns += [("factor_g", "F32", (rows, table.k)), ("bias_g", "F32", (rows,))]
+    wide = {"factor": (table.k,), "powers": (2,)}
+    columns += [(name, "F32", (rows, *wide.get(name.partition("_")[0], ()))) for name in table.state]
     columns += [(name, dtype, (rows, *wide)) for name, dtype, wide in _history(side, table)]
     return [(f"{side}.{name}", file, dtype, shape) for name, dtype, shape in columns]
 

@@ -28,6 +28,8 @@ _INLINED = (
     "narrow.py",
     "steps.py",
     "gradients.py",
+    "row_steps.py",
+    "optimizers.py",
     "sums.py",
     "packs.py",
     "spec.py",
@@ -35,6 +37,7 @@ _INLINED = (
     "spec_parts.py",
     "sgd/cpu_sequential.py",
     "sgd/cpu_micro_batch.py",
+    "sgd/cpu_dropout.py",
     "softmax/__init__.py",
     "softmax/cpu.py",
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from typing import Protocol
 
@@ -41,8 +42,10 @@ from .spec import (
     ModelSpec,
     Optimizer,
     OptimizerKind,
+    Regularization,
     Rule,
     Solve,
+    SpecError,
 )
 from .tables import ITEMS, USERS
 from .update import Update
@@ -341,6 +344,21 @@ class CudaModel:
         for piece in pieces_of(update.fresh, PIECE_EVENTS, places):
             recorder.order(piece, slot)
             recorder.record(piece, slot, 0, piece.events)
+
+
+def _known(spec: ModelSpec) -> ModelSpec:
+    """The spec; SpecError naming what this backend has not."""
+    if spec.optimizer.kind not in (OptimizerKind.SGD, OptimizerKind.ADAGRAD):
+        name = OptimizerKind(spec.optimizer.kind).name.lower()
+        raise SpecError(
+            f"optimizer.kind: expected sgd or adagrad on backend cuda, got {name}; backend cpu has it"
+        )
+    for field in fields(Regularization):
+        value = getattr(spec.regularization, field.name)
+        if value:
+            name = f"regularization.{field.name}"
+            raise SpecError(f"{name}: expected 0 on backend cuda, got {value:g}; backend cpu has it")
+    return spec
 
 
 def _kind_of(spec: ModelSpec) -> ModelSpec:

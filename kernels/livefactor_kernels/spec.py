@@ -34,6 +34,7 @@ from .spec_parts import (
     Optimizer,
     OptimizerKind,
     Proposal,
+    Regularization,
     Replay,
     Rule,
     Softmax,
@@ -64,6 +65,7 @@ __all__ = [
     "Optimizer",
     "OptimizerKind",
     "Proposal",
+    "Regularization",
     "Replay",
     "Rule",
     "Softmax",
@@ -84,7 +86,7 @@ class ModelSpec:
     initial factors, centred on 0. seed: of every counter-based draw. factor_dtype: what factors are stored
     as; biases and accumulators are float32 always. rule: how it learns; SGD has an optimizer and negatives,
     SOLVE has none, of SOFTMAX `negatives` are a micro-batch's. history, counts: beside any rule. replay: beside SGD and
-    SOFTMAX. event_types: weights by type.
+    SOFTMAX. event_types: weights by type. regularization: clipping, max-norm, frequency-scaled L2, dropout.
 
     Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
     is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
@@ -113,6 +115,7 @@ class ModelSpec:
     counts: Counts = field(default_factory=Counts)
     replay: Replay = field(default_factory=Replay)
     event_types: tuple[EventType, ...] = ()
+    regularization: Regularization = field(default_factory=Regularization)
     limits: Limits = field(default_factory=Limits)
     kernel_semantics: int = KERNEL_SEMANTICS
 

@@ -25,6 +25,7 @@ from livefactor_kernels.spec import (
     Optimizer,
     OptimizerKind,
     Proposal,
+    Regularization,
     Replay,
     Rule,
     Softmax,
@@ -43,9 +44,17 @@ _PLAIN = (
     "seed",
     "kernel_semantics",
 )
-_OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps")
+_LATER = ("beta1", "beta2", "l1", "beta")
+"""Numbers of the optimizer that are left out of the bytes where they are the defaults."""
+_OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps", *_LATER)
 _LIMITS = tuple(field.name for field in fields(Limits))
-_PARTS: dict[str, Any] = {"history": History, "solve": Solve, "counts": Counts, "replay": Replay}
+_PARTS: dict[str, Any] = {
+    "history": History,
+    "solve": Solve,
+    "counts": Counts,
+    "regularization": Regularization,
+    "replay": Replay,
+}
 """Messages within the spec that are left out of its bytes where they say nothing but the defaults."""
 
 
@@ -133,6 +142,9 @@ def encode(spec: ModelSpec) -> bytes:
         message.ClearField("rule")
     if spec.softmax == Softmax():
         message.ClearField("softmax")
+    for name in _LATER:
+        if getattr(spec.optimizer, name) == getattr(Optimizer(), name):
+            message.optimizer.ClearField(name)  # type: ignore[arg-type]
     for name, kind in _PARTS.items():
         if getattr(spec, name) == kind():
             message.ClearField(name)  # type: ignore[arg-type]

@@ -230,7 +230,7 @@ def test_extreme_inputs_stay_finite(proposal, kind) -> None:
         users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e3, error_max=1e6, factor_max=1e3
     )
     spec = softmax_spec(
-        proposal, kind, limits=limits, optimizer=Optimizer(kind, 100.0, 100.0, 0.0, 1e-30), l2=100.0, bias_l2=100.0,
+        proposal, kind, limits=limits, optimizer=Optimizer(kind, 100.0, 100.0, 0.0, 1e-20), l2=100.0, bias_l2=100.0,
         init_scale=2e3, hot_row_events=1e9,
     )  # fmt: skip
     models = [CpuModel(spec), ReferenceModel(spec)]
