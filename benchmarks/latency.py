@@ -234,12 +234,16 @@ def measure_freshness(target: str, samples: Samples) -> dict[str, float]:
         / (2 * figures[f"empty_call{suffix}_p50_ms"])
         for suffix in ("", "_quiet")
     }
-    return figures | limits | {
-        "freshness_peak_events_per_s": peaks[BATCH],
-        "freshness_64k_peak_events_per_s": peaks[BATCH_64K],
-        "freshness_load_share_of_peak": float(np.median(carried[BATCH])),
-        "freshness_64k_load_share_of_peak": float(np.median(carried[BATCH_64K])),
-    }
+    return (
+        figures
+        | limits
+        | {
+            "freshness_peak_events_per_s": peaks[BATCH],
+            "freshness_64k_peak_events_per_s": peaks[BATCH_64K],
+            "freshness_load_share_of_peak": float(np.median(carried[BATCH])),
+            "freshness_64k_load_share_of_peak": float(np.median(carried[BATCH_64K])),
+        }
+    )
 
 
 def measure(samples: Samples | None = None) -> dict[str, float]:

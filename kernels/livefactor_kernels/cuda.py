@@ -98,7 +98,7 @@ class CudaModel:
         walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
         with a barrier over all of it, not in three launches each. Neither changes a bit.
         """
-        self._set_up(spec.check(), device_bytes_max, walk_entries_max, together)
+        self._set_up(_known(spec.check()), device_bytes_max, walk_entries_max, together)
         if not SIMULATED:
             _compile_kernels(_kind_of(spec))
 

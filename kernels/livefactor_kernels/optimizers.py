@@ -61,6 +61,21 @@ def optimizer_sections(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return {name: shapes[name.partition("_")[0]] for name in _STATE[OptimizerKind(spec.optimizer.kind)]}
 
 
+def state_slots(spec: ModelSpec) -> dict[str, str]:
+    """The section that each place of a kernel's rows holds (`row_steps.StepRows`, `cuda_factors.StateRows`): factor_g and
+    bias_g are the first accumulators of factors and biases, factor_h and bias_h the second, row_state is a row's own."""
+    places = {
+        "factor": ("factor_g", "factor_h"),
+        "bias": ("bias_g", "bias_h"),
+        "row": ("row_state",),
+        "powers": ("row_state",),
+    }
+    slots: dict[str, str] = {}
+    for name in optimizer_sections(spec):
+        slots[next(place for place in places[name.partition("_")[0]] if place not in slots)] = name
+    return slots
+
+
 def initial_state(spec: ModelSpec, name: str, factors: np.ndarray) -> np.ndarray | np.float32:
     """What new rows hold in section `name`: one value for all, or float32[n, k] from their initial factors float32[n, k]."""
     if name in _SQUARES:
@@ -76,10 +91,36 @@ def initial_state(spec: ModelSpec, name: str, factors: np.ndarray) -> np.ndarray
     return z
 
 
+class Method(NamedTuple):
+    """What a step's code is made for. optimizer: number of `OptimizerKind`. clips, norms, drops: 1 where gradients are
+    clipped, rows held to a norm, columns dropped. frequency: twice the power p of l2 / n**p."""
+
+    optimizer: int
+    clips: int
+    norms: int
+    drops: int
+    frequency: int
+
+    @staticmethod
+    def of(spec: ModelSpec) -> Method:
+        """The method of a spec."""
+        of = spec.regularization
+        return Method(
+            int(spec.optimizer.kind),
+            int(of.gradient_norm_max > 0),
+            int(of.row_norm_max > 0),
+            int(of.dropout > 0),
+            int(2 * of.l2_frequency),
+        )
+
+
 class StepRates(NamedTuple):
-    """`Rates` and what the other optimisers take, each rounded once to float32. rest1, rest2: 1 - beta1, 1 - beta2. l1,
-    bias_l1: the learning rates times l1, at least the smallest normal float32. k: factors a row. keep_scale: 1 / (1 - dropout); keep_below: (1 - dropout) * 2**32, what the 32 bits of a kept
-    column are below; dropout_key: Philox's."""
+    """`Rates` and what steps of micro-batches take beside them, each rounded once to float32.
+
+    rest1, rest2: 1 - beta1, 1 - beta2. l1, bias_l1: the learning rates times l1, at least the smallest normal float32. k:
+    factors a row. keep_scale: 1 / (1 - dropout). keep_below: (1 - dropout) * 2**32, which the 32 bits of a column that is
+    kept are below; dropout_key: Philox's.
+    """
 
     rate: np.float32
     bias_rate: np.float32

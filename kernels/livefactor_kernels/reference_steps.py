@@ -36,6 +36,7 @@ def step_row(
         OptimizerKind.FTRL: _ftrl,
     }[kind]
     state = _State(table, row, rates.g_max)
+    factors: np.ndarray
     factors, table.bias[row] = step(rates, state, table.read(row), gradient, table.bias[row], bias)
     if limits.row_norm_max > 0:
         factors = factors * scalar.norm_scale(dot(factors, factors), rates.row_norm_max)

@@ -13,7 +13,8 @@ import numpy as np
 from . import scalar
 from .lanes import VECTOR_BYTES, clamp, inlined, load1, load16, prefetch, store1, store16, tree_sum
 from .narrow import Factors, factors_of, load_factors, store_factors
-from .spec import ModelSpec, OptimizerKind
+from .optimizers import state_slots
+from .spec import OptimizerKind
 from .steps import ONE, WORD_BYTES, prefetch_row, real, row_bytes, row_word, word
 from .tables import Table
 
@@ -46,40 +47,23 @@ class StepRows(NamedTuple):
     def of(table: Table) -> StepRows:
         """Addresses of a table's arrays (which never move)."""
 
-        def address(prefix: tuple[str, ...], number: int) -> np.uint64:
-            found = [array for name, array in table.state.items() if name.startswith(prefix)]
-            return np.uint64(found[number].ctypes.data if number < len(found) else 0)
+        slots = state_slots(table.spec)
+
+        def address(slot: str) -> np.uint64:
+            return np.uint64(table.state[slots[slot]].ctypes.data if slot in slots else 0)
 
         seen = table.history.get("seen_count")
         return StepRows(
             factors_of(table.factors),
             np.uint64(table.bias.ctypes.data),
-            address(("factor_",), 0),
-            address(("bias_",), 0),
-            address(("factor_",), 1),
-            address(("bias_",), 1),
-            address(("row_", "powers"), 0),
+            address("factor_g"),
+            address("bias_g"),
+            address("factor_h"),
+            address("bias_h"),
+            address("row_state"),
             np.uint64(seen.ctypes.data if seen is not None else 0),
             np.uint64(table.side),
         )
-
-
-class Method(NamedTuple):
-    """What a step's code is made for. optimizer: number of `OptimizerKind`. clips, norms, drops: 1 where gradients are
-    clipped, rows held to a norm, columns dropped. frequency: twice the power p of l2 / n**p."""
-
-    optimizer: int
-    clips: int
-    norms: int
-    drops: int
-    frequency: int
-
-    @staticmethod
-    def of(spec: ModelSpec) -> Method:
-        """The method of a spec."""
-        of = spec.regularization
-        switches = of.gradient_norm_max > 0, of.row_norm_max > 0, of.dropout > 0
-        return Method(int(spec.optimizer.kind), *map(int, switches), int(2 * of.l2_frequency))
 
 
 class RowState(NamedTuple):

@@ -1,8 +1,8 @@
 """The scalar mathematics, written once: errors of the losses, optimiser steps, our own exp and sigmoid.
 
 Every function runs as plain Python on NumPy float32 (the reference), and compiles with Numba for float32;
-those without a branch (all but the mean's, `hot_scale`, `norm_scale`, `frequent_l2` and `decayed_power`) also compile for `lanes.Vec16` and run on whole
-NumPy arrays. Every operation is one float32 rounding, in the order written: never rewrite an expression here
+those without a branch (all but the mean's, `hot_scale`, `norm_scale`, `frequent_l2` and `decayed_power`) also compile for
+`lanes.Vec16` and run on whole NumPy arrays. Every operation is one float32 rounding, in the order written: never rewrite an expression here
 without bumping `spec.KERNEL_SEMANTICS`. libm, SVML and NumPy differ between machines in exp, so it is a
 polynomial of ours.
 """

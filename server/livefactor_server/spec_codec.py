@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
@@ -143,7 +144,7 @@ def encode(spec: ModelSpec) -> bytes:
     if spec.softmax == Softmax():
         message.ClearField("softmax")
     for name in _LATER:
-        if getattr(spec.optimizer, name) == getattr(Optimizer(), name):
+        if np.float32(getattr(spec.optimizer, name)) == np.float32(getattr(Optimizer(), name)):
             message.optimizer.ClearField(name)  # type: ignore[arg-type]
     for name, kind in _PARTS.items():
         if getattr(spec, name) == kind():

@@ -157,7 +157,7 @@ def test_streams_with_every_number_of_the_optimizer(loss, negatives, kind, data)
         "l1": data.draw(st.sampled_from([0.0, 1e-3, 1.0]), "l1"),
         "beta": data.draw(st.sampled_from([1e-6, 1.0]), "beta"),
     }
-    k, micro_batch = data.draw(st.sampled_from([1, 16, 33]), "k"), data.draw(st.sampled_from([1, 7, 90]), "B")
+    k, micro_batch = data.draw(st.sampled_from([1, 16]), "k"), data.draw(st.sampled_from([1, 7, 90]), "B")
     models = pair(
         make_spec(
             loss, k=k, negatives=negatives, micro_batch=micro_batch, optimizer=optimizer(kind, **numbers)
@@ -169,7 +169,7 @@ def test_streams_with_every_number_of_the_optimizer(loss, negatives, kind, data)
         assert_same(*models)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_extreme_numbers_stay_finite(data) -> None:
     """Whatever a spec may say, two records of extreme events leave finite numbers, and the reference's."""
@@ -291,12 +291,18 @@ def test_adams_powers_stop_before_they_are_subnormal() -> None:
         ("optimizer.beta2", {"optimizer": optimizer(ADAM, beta2=math.nan)}),
         ("optimizer.eps", {"optimizer": optimizer(ADAM, eps=0.0)}),
         ("optimizer.eps", {"optimizer": optimizer(ROWWISE, eps=0.0)}),
-        ("optimizer.eps", {"optimizer": optimizer(ADAM, eps=1e-20), "limits": Limits(error_max=1e9)}),
+        (
+            "optimizer.eps",
+            {
+                "optimizer": optimizer(ADAM, eps=1e-20), "micro_batch": 65_536,
+                "limits": Limits(error_max=1e9, factor_max=1e4),
+            },
+        ),
         ("optimizer.l1", {"optimizer": optimizer(FTRL, l1=-1.0)}),
         ("optimizer.beta:", {"optimizer": optimizer(FTRL, beta=0.0)}),
         ("limits.g_max", {"optimizer": optimizer(FTRL, beta=1e-3), "limits": Limits(g_max=1e36)}),
         ("limits.g_max", {"optimizer": optimizer(ADAM), "limits": Limits(g_max=1e36)}),
-        ("limits:", {"optimizer": optimizer(ROWWISE), "micro_batch": 65_536, "limits": Limits(error_max=1e9)}),
+        ("limits:", {"optimizer": optimizer(ROWWISE), "micro_batch": 65_536, "limits": Limits(error_max=1e9, factor_max=1e5)}),
     ],
 )  # fmt: skip
 def test_specs_are_refused(field, changes) -> None:

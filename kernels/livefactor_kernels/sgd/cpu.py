@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..lanes import address_of
-from ..optimizers import StepRates
+from ..optimizers import Method, StepRates
 from ..random import ROUNDING_DOMAIN, domain_key
-from ..row_steps import Method, StepRows
+from ..row_steps import StepRows
 from ..spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind, Regularization
 from ..steps import Rows
 from ..tables import Table, reserve

@@ -30,8 +30,9 @@ from ..gradients import (
 )
 from ..lanes import VECTOR_BYTES, broadcast, inlined, store1
 from ..narrow import load_factors
+from ..optimizers import Method
 from ..random import dropout_word
-from ..row_steps import Method, l2_of, prefetch_state, step_row
+from ..row_steps import l2_of, prefetch_state, step_row
 from ..spec import LANES, Loss, ModelSpec
 from ..steps import (
     ONE,

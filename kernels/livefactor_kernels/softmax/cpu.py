@@ -45,9 +45,9 @@ from ..lanes import (
     tree_sum,
 )
 from ..narrow import factors_of, load_factors
-from ..optimizers import StepRates
+from ..optimizers import Method, StepRates
 from ..packs import pack1, pack2, pack4, pack8
-from ..row_steps import Method, StepRows, prefetch_state, step_row
+from ..row_steps import StepRows, prefetch_state, step_row
 from ..spec import LANES, ModelSpec, Proposal
 from ..steps import ONE, WORD_BYTES, ZERO, Rounding, dot, real, row_bytes, word
 from ..tables import Table, reserve
