@@ -64,7 +64,7 @@ FILES = (MANIFEST_FILE, *TENSOR_FILES)
 ITEM_BYTES = {"U64": 8, "I64": 8, "F64": 8, "U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 """Bytes of an element by safetensors dtype: the whole list of dtypes that a snapshot may hold."""
 
-NUMPY_DTYPES = dict(zip(ITEM_BYTES, "<u8 <i8 <f8 <u4 <f4 <f2 <u2 |u1".split(), strict=True))
+NUMPY_DTYPES = dict(zip(ITEM_BYTES, ("<u8", "<i8", "<f8", "<u4", "<f4", "<f2", "<u2", "|u1"), strict=True))
 """What arrays have; NumPy knows no bfloat16, so those hold its bits."""
 
 FACTOR_DTYPES = {
