@@ -386,19 +386,19 @@ def _kind_of(spec: ModelSpec) -> ModelSpec:
 def _compile_kernels(kind: ModelSpec) -> int:
     """Compile all that models of a kind need, by a small one of them: no first update or read waits for it then.
     Returns how many kernels it launched."""
-    keys, rows, launches = np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint32), 0
-    for walk in (WALK_ENTRIES_MAX, 0):
-        compiling = CudaModel.__new__(CudaModel)
-        compiling._set_up(kind, None, walk, False)
-        for table in (compiling.users, compiling.items):
-            table.allocate(keys)
-        for revision in (1, 2):  # what is read of a pin is there from the first one on
-            with compiling.pin() as pin:
-                compiling.apply(Update(revision, rows, rows, None, None, 4, 4))
-                users = pin.gather(USERS, rows[: pin.counts[USERS]])
-                for side, table in enumerate((compiling.users, compiling.items)):
-                    pin.read(side, rows[: pin.counts[side]], table.history)
-                for asked in (4, 1):
-                    pin.top_k(users[0][:asked], users[1][:asked], 2)
-        launches += compiling.device.launches
-    return launches
+    compiling = CudaModel.__new__(CudaModel)
+    compiling._set_up(kind, None, WALK_ENTRIES_MAX, False)
+    keys, rows = np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint32)
+    for table in (compiling.users, compiling.items):
+        table.allocate(keys)
+    for revision, walk in ((1, WALK_ENTRIES_MAX), (2, 0)):
+        if isinstance(compiling._rule, Sgd):
+            compiling._rule.walk_entries_max = walk
+        with compiling.pin() as pin:
+            compiling.apply(Update(revision, rows, rows, None, None, 4, 4))
+            users = pin.gather(USERS, rows[: pin.counts[USERS]])
+            for side, table in enumerate((compiling.users, compiling.items)):
+                pin.read(side, rows[: pin.counts[side]], table.history)
+            for asked in (4, 1):
+                pin.top_k(users[0][:asked], users[1][:asked], 2)
+    return compiling.device.launches

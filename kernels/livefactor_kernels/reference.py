@@ -144,7 +144,7 @@ class ReferenceTable:
             for key, row in list(self.keymap.items())[start:]:
                 self.keys[row] = key
                 self.factors[row] = self._initial(key)
-            factors = widened(self.factors[start:, : self.spec.k])
+            factors = self.factors[start:, : self.spec.k]
             for name in optimizer_sections(self.spec):
                 new = unpadded(name, getattr(self, name)[start:], self.spec.k)
                 new[:] = initial_state(self.spec, name, factors)

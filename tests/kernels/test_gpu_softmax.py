@@ -6,15 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpu_models import assert_same, pair
+from gpu_models import assert_a_state_goes_on_elsewhere, assert_same, pair
 from livefactor_kernels import cuda
-from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.softmax import cuda as softmax_cuda
 from livefactor_kernels.spec import Counts, History, OptimizerKind, Replay
 from livefactor_kernels.warp import SIMULATED
-from synthetic import differences, push, read_pin, unlike
-from test_gpu_solve import restored
+from synthetic import push, read_pin, unlike
 from test_softmax import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, push_random, softmax_spec
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
@@ -86,14 +84,7 @@ def test_three_launches_are_a_micro_batch() -> None:
 
 @pytest.mark.parametrize("spec", CASES[2:5])
 def test_a_state_of_the_cpu_goes_on_here_and_back(spec) -> None:
-    first = create_backend("cpu", spec)
-    push_some([first], 1)
-    second = restored(first, spec, "cuda")
-    assert differences(first, second) == []
-    push_some([first, second], 2, users=5)
-    third = restored(second, spec, "cpu")
-    push_some([first, third], 3)
-    assert differences(first, third) == []
+    assert_a_state_goes_on_elsewhere(spec, push_some)
 
 
 @pytest.mark.parametrize("spec", CASES[2:])

@@ -39,7 +39,7 @@ class Sgd:
         """MemoryError if the device has no room. walk_entries_max, together: as `cuda.CudaModel` takes them."""
         self._spec, self._device, self._pins = spec, device, pins
         self._tables = users, items
-        self._walk_entries_max, self._together = walk_entries_max, together
+        self.walk_entries_max, self._together = walk_entries_max, together
         self._rates = Rates.of(spec)
         self._scratch = Scratch(spec, device)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
@@ -91,7 +91,7 @@ class Sgd:
         counts = update.user_count, update.item_count
         rows = min(events, counts[USERS]), min(events * (1 + span.width), counts[ITEMS])
         chunks, sums = chunks_of(self._spec, events, span.width, *counts), self._scratch.sums
-        if events * (span.user_entries + span.item_entries) <= self._walk_entries_max:
+        if events * (span.user_entries + span.item_entries) <= self.walk_entries_max:
             arguments = span, plan, slot.words, slot.floats, users, items, sums, rates
             device.launch_block(kernels.walk, WALK_THREADS, *arguments)
             return
