@@ -33,9 +33,18 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
         if section in tensors and tensors[section].size:
             most = len(tensors[f"{rows_of}.keys"])
             require(int(tensors[section].max()) < most, section, f"names a row past the {most} {rows_of}")
-    for section in ("users.seen_weights", "items.seen_weights", "items.neighbor_counts"):
+    for section in ("users.seen_weights", "items.seen_weights", "items.neighbor_counts", "replay.weights"):
         if section in tensors:
             require(bool((tensors[section] >= 0).all()), section, "holds a negative number")
+    if "replay.user_rows" in tensors:
+        kept = int(min(tensors["events"][0], len(tensors["replay.user_rows"])))
+        for side in ("user", "item"):
+            rows, most = tensors[f"replay.{side}_rows"][:kept], len(tensors[f"{side}s.keys"])
+            require(
+                not kept or int(rows.max()) < most,
+                f"replay.{side}_rows",
+                f"names a row past the {most} {side}s",
+            )
     for side in ("users", "items"):
         for name in SQUARES:
             section = f"{side}.{name}"

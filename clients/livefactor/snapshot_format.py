@@ -8,9 +8,10 @@ A snapshot is a folder of exactly four files:
                          and the optimizer's state: `OPTIMIZER_STATE`
                          and histories: `_history`
     items.safetensors    the same of items
-    state.safetensors    what is not in a table: `SMALL`, and with rule SOLVE gram F64[2*(k+1)^2]
+    state.safetensors    what is not in a table: `SMALL`, with rule SOLVE gram F64[2*(k+1)^2], and with replay
+                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir
 
-The order of sections, which the root hash follows: users.* as above, items.* alike, then `SMALL` by name. The
+The order of sections, which the root hash follows: users.* as above, items.* alike, then the state's by name. The
 layout is a function of the spec (k, its optimizer, what factors are stored as) and of the row counts, so a reader computes the
 expected layout and safetensors headers and compares: nothing in a header is ever interpreted. Within a file,
 tensors of 8-byte elements come first, then 4, 2 and 1, without gaps (safetensors demands it), and data begins
@@ -63,16 +64,7 @@ FILES = (MANIFEST_FILE, *TENSOR_FILES)
 ITEM_BYTES = {"U64": 8, "I64": 8, "F64": 8, "U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 """Bytes of an element by safetensors dtype: the whole list of dtypes that a snapshot may hold."""
 
-NUMPY_DTYPES = {
-    "U64": "<u8",
-    "I64": "<i8",
-    "F64": "<f8",
-    "U32": "<u4",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "U8": "|u1",
-}
+NUMPY_DTYPES = dict(zip(ITEM_BYTES, ("<u8", "<i8", "<f8", "<u4", "<f4", "<f2", "<u2", "|u1"), strict=True))
 """What arrays have; NumPy knows no bfloat16, so those hold its bits."""
 
 FACTOR_DTYPES = {
@@ -109,9 +101,13 @@ SMALL: dict[str, tuple[str, int | None]] = {
 }
 """Sections beside the tables: dtype, and length where it is fixed. All are one-dimensional."""
 
+REPLAY = {"item_rows": "U32", "user_rows": "U32", "values": "F32", "weights": "F32"}
+"""Sections of a reservoir, named replay.*: one place an event, the first min(events, replay.size) are filled."""
+
 ALIGNMENT = 64
 MAX_K = 1024
 MAX_HISTORY = 8192
+MAX_REPLAY_SIZE = 1 << 20
 MANIFEST_BYTES_MAX = 64 << 20
 SPEC_BYTES_MAX = 1 << 16
 _MANIFEST_BASE_BYTES = 16 << 10
@@ -155,7 +151,7 @@ class Layout:
 
 class TableShape(NamedTuple):
     """What tables look like: k factors a row, of a safetensors dtype; names of the optimizer's sections; events
-    that users and items remember; followers that items count; whether there are Gram matrices."""
+    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay."""
 
     k: int
     state: tuple[str, ...]
@@ -163,6 +159,7 @@ class TableShape(NamedTuple):
     histories: tuple[int, int]
     neighbors: int
     gram: bool
+    replay: int
 
 
 def spec_shape(spec: bytes) -> TableShape:
@@ -177,6 +174,8 @@ def spec_shape(spec: bytes) -> TableShape:
     lengths = message.history.users, message.history.items, message.counts.neighbors
     if max(lengths) > MAX_HISTORY:
         raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
+    if message.replay.size > MAX_REPLAY_SIZE:
+        raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
     return TableShape(
         message.k,
         OPTIMIZER_STATE[message.optimizer.kind],
@@ -184,6 +183,7 @@ def spec_shape(spec: bytes) -> TableShape:
         lengths[:2],
         lengths[2],
         message.rule == models_pb2.RULE_SOLVE,
+        message.replay.size,
     )
 
 
@@ -204,6 +204,8 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
     shape = spec_shape(spec)
     sections = [*_table("users", users, shape), *_table("items", items, shape)]
     small = SMALL | ({"gram": ("F64", 2 * (shape.k + 1) ** 2)} if shape.gram else {})
+    if shape.replay:
+        small |= {f"replay.{name}": (dtype, shape.replay) for name, dtype in REPLAY.items()}
     if set(small_lengths) != set(small):
         raise ValueError(f"sections: expected {sorted(small)}, got {sorted(small_lengths)}")
     for name, (dtype, length) in sorted(small.items()):

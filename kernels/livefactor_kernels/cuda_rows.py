@@ -74,7 +74,8 @@ class CudaTable(RowKeys):
 
     arrays: by section name, flat; widths, dtypes: of a row in each; history: the names of those that `history.row_sections`
     gives; apart: those, and the state of an optimiser that is not AdaGrad: sections that are initialised and saved for pins
-    one by one. live: the others as kernels take them.
+    one by one. live: the others as kernels take them; stepped: as those that step rows do (`StateRows`, where a `Method` is by
+    rows).
     initialised: rows that have their initial values on the device.
     """
 
@@ -99,9 +100,10 @@ class CudaTable(RowKeys):
         }
         unused = device.empty(1, np.float32).argument
         arguments = {name: array.buffer.argument for name, array in self.arrays.items()}
+        self.live = DeviceRows(*(arguments.get(name, unused) for name in DeviceRows._fields))
         slots = state_slots(spec)
-        kind = StateRows if Method.of(spec).by_rows else DeviceRows
-        self.live = kind(*(arguments.get(slots.get(name, name), unused) for name in kind._fields))
+        state_rows = StateRows(*(arguments.get(slots.get(name, name), unused) for name in StateRows._fields))
+        self.stepped = state_rows if Method.of(spec).by_rows else self.live
         self.initialised = 0
 
     @property

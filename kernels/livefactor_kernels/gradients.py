@@ -97,11 +97,16 @@ def finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: A
     row."""
     if number > CHUNK_EVENTS:
         fold(total, chunk, blocks)
-    scale = scalar.hot_scale(hot, events)
+    scale_vectors(total, scalar.hot_scale(hot, events), blocks + ONE)
+
+
+@inlined
+def scale_vectors(vectors: Any, scale: Any, count: Any) -> None:
+    """Multiply `count` vectors at an address by a float32."""
     if scale != _F1:
-        for c in range(blocks + ONE):
+        for c in range(count):
             at = c * VECTOR_BYTES
-            store16(total, load16(total, at) * scale, at)
+            store16(vectors, load16(vectors, at) * scale, at)
 
 
 @inlined

@@ -39,6 +39,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .lanes import root
+from .narrow import widened
 from .random import DROPOUT_DOMAIN, domain_key
 from .spec import ModelSpec, OptimizerKind
 from .update import Rates
@@ -62,7 +63,7 @@ def optimizer_sections(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def state_slots(spec: ModelSpec) -> dict[str, str]:
-    """The section that each place of a kernel's rows holds (`row_steps.StepRows`, `cuda_factors.StateRows`): factor_g and
+    """The section that each place of a kernel's rows holds (`row_steps.StepRows`): factor_g and
     bias_g are the first accumulators of factors and biases, factor_h and bias_h the second, row_state is a row's own."""
     places = {
         "factor": ("factor_g", "factor_h"),
@@ -77,14 +78,15 @@ def state_slots(spec: ModelSpec) -> dict[str, str]:
 
 
 def initial_state(spec: ModelSpec, name: str, factors: np.ndarray) -> np.ndarray | np.float32:
-    """What new rows hold in section `name`: one value for all, or float32[n, k] from their initial factors float32[n, k]."""
+    """What new rows hold in section `name`: one value for all, or float32[n, k] from their initial factors [n, k], as they
+    are stored."""
     if name in _SQUARES:
         return np.float32(spec.optimizer.initial_g)
     if name == "powers":
         return np.float32(1.0)
     if name != "factor_z":
         return np.float32(0.0)
-    rates = StepRates.of(spec)
+    rates, factors = StepRates.of(spec), widened(factors)
     z: np.ndarray = -(
         factors * (rates.beta + root(np.float32(spec.optimizer.initial_g))) + np.sign(factors) * rates.l1
     )

@@ -31,7 +31,9 @@ INIT_ROUNDING_DOMAIN = 0x6C66_696E_726F_0004
 """XORed to the seed for the rounding of initial rows."""
 SHARED_DOMAIN = 0x6C66_7368_6172_0005
 """XORed to the seed for the negatives that a micro-batch shares (rule SOFTMAX)."""
-DROPOUT_DOMAIN = 0x6C66_6472_6F70_0006
+REPLAY_DOMAIN = 0x6C66_7265_706C_0006
+"""XORed to the seed for what a reservoir keeps and replays."""
+DROPOUT_DOMAIN = 0x6C66_6472_6F70_0007
 """XORed to the seed for the columns that an event is told without."""
 
 _EIGHT, _FOUR, _ONE, _ZERO = _U(8), _U(4), _U(1), _U(0)

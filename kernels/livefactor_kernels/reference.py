@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -38,6 +38,7 @@ from .random import (
     rounding_word,
 )
 from .reference_steps import step_row
+from .replay.reference import Reservoir
 from .scoring import check_top_k
 from .sgd.reference import Sgd
 from .softmax.reference import Softmax
@@ -143,7 +144,7 @@ class ReferenceTable:
             for key, row in list(self.keymap.items())[start:]:
                 self.keys[row] = key
                 self.factors[row] = self._initial(key)
-            factors = widened(self.factors[start:, : self.spec.k])
+            factors = self.factors[start:, : self.spec.k]
             for name in optimizer_sections(self.spec):
                 new = unpadded(name, getattr(self, name)[start:], self.spec.k)
                 new[:] = initial_state(self.spec, name, factors)
@@ -273,6 +274,7 @@ class ReferenceModel:
         self.mean_sum = 0
         self.mean_count = 0
         self.recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
+        self._reservoir = Reservoir(spec) if spec.replay.size else None
         rules: dict[Rule, type[Sgd | Solver | Softmax]] = {
             Rule.SGD: Sgd,
             Rule.SOLVE: Solver,
@@ -293,6 +295,16 @@ class ReferenceModel:
     def set_gram(self, gram: np.ndarray) -> None:
         """Restore `gram`."""
         self.gram[:] = gram
+
+    @property
+    def reservoir(self) -> dict[str, np.ndarray]:
+        """As `cpu.CpuModel.reservoir`."""
+        return {} if self._reservoir is None else self._reservoir.columns
+
+    def set_reservoir(self, columns: Mapping[str, np.ndarray], events: int) -> None:
+        """Restore `reservoir`, after `events` events."""
+        if self._reservoir is not None:
+            self._reservoir.load(columns, events)
 
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""
@@ -344,10 +356,13 @@ class ReferenceModel:
 
     def apply(self, update: Update) -> None:
         """Learn from one interactions record."""
+        update.check()
         with self.users.lock, self.items.lock:
-            self._rule.learn(update.check())
+            self._rule.learn(update if self._reservoir is None else self._reservoir.extended(update))
             if self.recorder is not None and not self._rule.records:
                 self.recorder.record(update, 0, update.user_rows.size)
+        if self._reservoir is not None:
+            self._reservoir.keep(update)
         self.advance(update.revision, update.user_count, update.item_count)
 
     def step(

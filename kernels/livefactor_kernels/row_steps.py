@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import scalar
+from .gradients import scale_vectors
 from .lanes import VECTOR_BYTES, clamp, inlined, load1, load16, prefetch, store1, store16, tree_sum
 from .narrow import Factors, factors_of, load_factors, store_factors
 from .optimizers import state_slots
@@ -164,7 +165,7 @@ def step_row(
     """Step one row by its gradient row, which is spent, in micro-batch number `step` of the record."""
     start, random_word = row * row_bytes(blocks), row_word(rows, row, rounding, step)
     if method.clips:
-        _scale(gradient, scalar.norm_scale(squares(gradient, blocks), rates.gradient_norm_max), blocks)
+        scale_vectors(gradient, scalar.norm_scale(squares(gradient, blocks), rates.gradient_norm_max), blocks)
     state = _step_state(rows, row, gradient, blocks, method, rates)
     for c in range(blocks):
         at = c * VECTOR_BYTES
@@ -175,7 +176,7 @@ def step_row(
         else:
             store_factors(rows.factors, start + at, stepped, at // WORD_BYTES, random_word)
     if method.norms:  # the gradient's place holds the new factors by now
-        _scale(gradient, scalar.norm_scale(squares(gradient, blocks), rates.row_norm_max), blocks)
+        scale_vectors(gradient, scalar.norm_scale(squares(gradient, blocks), rates.row_norm_max), blocks)
         for c in range(blocks):
             at = c * VECTOR_BYTES
             store_factors(rows.factors, start + at, load16(gradient, at), at // WORD_BYTES, random_word)
@@ -183,15 +184,6 @@ def step_row(
         g = load1(gradient, row_bytes(blocks))
         g = clamp(g, rates.gradient_norm_max) if method.clips else g
         _step_bias(rows, row, g, method, rates, state)
-
-
-@inlined
-def _scale(vector: Any, scale: Any, blocks: Any) -> None:
-    """Multiply the row at an address by a float32."""
-    if scale != _F1:
-        for c in range(blocks):
-            at = c * VECTOR_BYTES
-            store16(vector, load16(vector, at) * scale, at)
 
 
 @inlined

@@ -17,6 +17,8 @@ from .spec_parts import (
     MAX_MICRO_BATCH,
     MAX_NEGATIVES,
     MAX_NEIGHBORS,
+    MAX_REPLAY_PER_EVENT,
+    MAX_REPLAY_SIZE,
     EventType,
     FactorDtype,
     Limits,
@@ -37,6 +39,7 @@ def check(spec: ModelSpec) -> None:
     _check_rates(spec)
     _check_limits(spec.limits)
     _check_history(spec)
+    _check_replay(spec)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
     if spec.rule == Rule.SOLVE:
@@ -96,6 +99,17 @@ def _check_history(spec: ModelSpec) -> None:
         _require(_is_half_life(counts.half_life, 0.1), "counts.half_life", "0.1..1e6", counts.half_life)
         for name, value in (("counts.weight", counts.weight), ("counts.shrinkage", counts.shrinkage)):
             _require(_finite32(value) and 0.0 <= value <= 1e6, name, "0..1e6", value)
+
+
+def _check_replay(spec: ModelSpec) -> None:
+    size, per_event = spec.replay.size, spec.replay.per_event
+    _require(0 <= size <= MAX_REPLAY_SIZE, "replay.size", f"0..{MAX_REPLAY_SIZE}", size)
+    if size:
+        _require(spec.rule != Rule.SOLVE, "replay.size", "0 with rule solve", size)
+        is_share = _finite32(per_event) and 0.0 < float(np.float32(per_event)) <= MAX_REPLAY_PER_EVENT
+        _require(is_share, "replay.per_event", f"(0, {MAX_REPLAY_PER_EVENT:.0f}]", per_event)
+    else:
+        _require(per_event == 0.0, "replay.per_event", "0 without replay.size", per_event)
 
 
 def _is_half_life(value: float, least: float) -> bool:

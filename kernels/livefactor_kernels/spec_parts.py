@@ -20,6 +20,8 @@ MAX_MICRO_BATCH = 65_536
 MAX_HISTORY = 8192
 MAX_NEIGHBORS = 1024
 MAX_EVENT_TYPES = 64
+MAX_REPLAY_SIZE = 1 << 20
+MAX_REPLAY_PER_EVENT = 4.0
 
 
 class Rule(IntEnum):
@@ -145,6 +147,18 @@ class Counts:
     half_life: float = 8.0
     weight: float = 0.5
     shrinkage: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Replay of past events against forgetting (`replay/__init__.py`).
+
+    size: events that a uniform sample of all events so far keeps, up to `MAX_REPLAY_SIZE` (0: no replay).
+    per_event: events of it that are learned again for each new one, in (0, `MAX_REPLAY_PER_EVENT`].
+    """
+
+    size: int = 0
+    per_event: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from .history import row_sections
 from .keymap import KeyMap
-from .narrow import array_dtype, init_narrow_rows, widened
+from .narrow import array_dtype, init_narrow_rows
 from .optimizers import initial_state, optimizer_sections
 from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key, init_rows
 from .spec import FactorDtype, ModelSpec
@@ -176,7 +176,7 @@ class Table(RowKeys):
             init_narrow_rows(keys, bits, dtype, *width, key, rounding_key, side)
         for name, array in self.state.items():
             new = unpadded(name, array[start:stop], spec.k)
-            new[:] = initial_state(spec, name, widened(rows[:, : spec.k]))
+            new[:] = initial_state(spec, name, rows[:, : spec.k])
 
     @property
     def row_bytes(self) -> int:

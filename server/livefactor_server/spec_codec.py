@@ -27,6 +27,7 @@ from livefactor_kernels.spec import (
     OptimizerKind,
     Proposal,
     Regularization,
+    Replay,
     Rule,
     Softmax,
     Solve,
@@ -53,6 +54,7 @@ _PARTS: dict[str, Any] = {
     "solve": Solve,
     "counts": Counts,
     "regularization": Regularization,
+    "replay": Replay,
 }
 """Messages within the spec that are left out of its bytes where they say nothing but the defaults."""
 

@@ -15,6 +15,7 @@ import pytest
 import snapshot_samples as samples
 from livefactor import snapshot_files
 from livefactor.errors import SnapshotInvalid
+from livefactor.snapshot_format import NUMPY_DTYPES, REPLAY
 from livefactor.v1 import models_pb2
 from snapshot_refusals import refused, refused_in_little_memory
 
@@ -328,6 +329,30 @@ def test_content_that_no_model_has_is_refused_although_all_hashes_are_right(
     error = refused(samples.taken(tmp_path, state))
     assert error.tensor == tensor
     assert error.file == ("items.safetensors" if tensor.startswith("items.") else "state.safetensors")
+
+
+RESERVOIRS = {
+    "user_rows": [40, 0, 0, 0],
+    "item_rows": [0, 0, 0, 30],
+    "values": [0.0, 0.0, np.nan, 0.0],
+    "weights": [0.0, 0.0, 0.0, -1.0],
+}
+
+
+@pytest.mark.parametrize("name", RESERVOIRS)
+def test_a_reservoir_that_no_model_keeps_is_refused(tmp_path: Path, name: str) -> None:
+    state = samples.view(40, 30, 5)
+    state.spec_body += b"\xb2\x01\x02\x08\x04"  # replay = 22 { size = 4 }
+    state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8)}
+    state.small |= {f"replay.{column}": np.zeros(4, NUMPY_DTYPES[dtype]) for column, dtype in REPLAY.items()}
+    snapshot_files.verify(samples.taken(tmp_path / "good", state))
+    column = np.array(RESERVOIRS[name], NUMPY_DTYPES[REPLAY[name]])
+    state.small |= {f"replay.{name}": column}
+    error = refused(samples.taken(tmp_path / "bad", state))
+    assert (error.tensor, error.file) == (f"replay.{name}", "state.safetensors")
+    state.small |= {f"replay.{name}": column[:3]}
+    with pytest.raises(ValueError, match=f"replay.{name}: expected 4 elements, got 3"):
+        samples.taken(tmp_path / "short", state)
 
 
 @pytest.mark.parametrize("value", [-0.5, 1.5])

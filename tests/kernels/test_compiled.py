@@ -120,7 +120,9 @@ def test_no_row_is_stored_from_nowhere(compiled) -> None:
 def test_factors_are_stored_as_they_are_kept(compiled, request) -> None:
     narrow = "float16" in request.node.callspec.id
     assert ("store <16 x i16>" in compiled.loop) == narrow
-    drawn = narrow or "dropout" in request.node.callspec.id  # where nothing is rounded or dropped, nothing is drawn
+    drawn = (
+        narrow or "dropout" in request.node.callspec.id
+    )  # where nothing is rounded or dropped, nothing is drawn
     assert ("mul <16 x i32>" in compiled.loop) == drawn
 
 

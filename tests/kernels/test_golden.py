@@ -114,7 +114,7 @@ GOLDEN = {
     "squared_rowwise_adagrad": "dfdc81c81a92baf12538059de383c8f24cc2c753ab46f490bef6d65a97634b5b",
     "logistic_adam_micro": "7749540427c05efd71983113a4bb04f2136fd460f812928de020dec3e244ea46",
     "bpr_ftrl_bfloat16": "8668cef2cbf71c51d7305eb789324ecbce92fc9873288d1620cf6e1e50bec5ae",
-    "logistic_regularized": "1efef41bd640da168d01d571e50dcdebfdba3113617158a427a0c90cde92c24b",
+    "logistic_regularized": "d4500d426f1a6f8d022e73063131a4e64bad0a1de699d7203293a8c2f9f690c6",
     "bpr_micro_float16": "aefc252b97ced486132901e2c57c0b90564c4d6a2074eb74903a166c5035146e",
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",

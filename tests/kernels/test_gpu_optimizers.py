@@ -20,6 +20,8 @@ from livefactor_kernels.spec import (
 )
 from livefactor_kernels.warp import SIMULATED
 from synthetic import LOSSES, copy_state, differences, make_spec, push, push_random, read_pin, unlike
+from test_softmax import POPULARITY, softmax_spec
+from test_softmax import push_random as push_lists
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 
@@ -68,6 +70,21 @@ def test_clipped_gradients_and_rows(kind, walk) -> None:
 def test_narrow_factors(kind, dtype) -> None:
     bounds = CLIPPED if kind in (SGD, FTRL) else Regularization(gradient_norm_max=0.1)
     check_learning(kind, Loss.SQUARED, 0, 4, LAUNCHES, bounds, dtype)
+
+
+@pytest.mark.parametrize("kind", OptimizerKind)
+def test_rule_softmax(kind) -> None:
+    """Users step event by event, items when the micro-batch is over; a bias is clipped, too."""
+    bounds = Regularization(gradient_norm_max=0.3, row_norm_max=0.4)
+    models = pair(
+        softmax_spec(
+            POPULARITY, k=18, negatives=3, micro_batch=4, optimizer=optimizer(kind), regularization=bounds
+        )
+    )
+    for seed in (1, 2):
+        for model in models:
+            push_lists(model, np.random.default_rng(seed), EVENTS, 3 * seed, 4 * seed)
+    assert_same(*models)
 
 
 @pytest.mark.parametrize("kind", NEW)

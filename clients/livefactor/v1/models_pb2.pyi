@@ -421,6 +421,33 @@ class Counts(google.protobuf.message.Message):
 global___Counts = Counts
 
 @typing.final
+class Replay(google.protobuf.message.Message):
+    """Replay of past events against forgetting, beside rule SGD or SOFTMAX. Every field absent takes the preset's value."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: builtins.int
+    PER_EVENT_FIELD_NUMBER: builtins.int
+    size: builtins.int
+    """Events that a uniform sample of all so far keeps, up to 1048576; 0: no replay."""
+    per_event: builtins.float
+    """Events of it that are learned again for each new one, above 0 and up to 4."""
+    def __init__(
+        self,
+        *,
+        size: builtins.int | None = ...,
+        per_event: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_per_event", b"_per_event", "_size", b"_size", "per_event", b"per_event", "size", b"size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_per_event", b"_per_event", "_size", b"_size", "per_event", b"per_event", "size", b"size"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_per_event", b"_per_event"]) -> typing.Literal["per_event"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_size", b"_size"]) -> typing.Literal["size"] | None: ...
+
+global___Replay = Replay
+
+@typing.final
 class Regularization(google.protobuf.message.Message):
     """What keeps rows from growing, beside l2 and bias_l2; 0 switches each off. Every field absent takes the preset's value."""
 
@@ -510,6 +537,7 @@ class ModelSpec(google.protobuf.message.Message):
     EVENT_TYPES_FIELD_NUMBER: builtins.int
     SOFTMAX_FIELD_NUMBER: builtins.int
     REGULARIZATION_FIELD_NUMBER: builtins.int
+    REPLAY_FIELD_NUMBER: builtins.int
     k: builtins.int
     """Factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -546,6 +574,8 @@ class ModelSpec(google.protobuf.message.Message):
     def softmax(self) -> global___Softmax: ...
     @property
     def regularization(self) -> global___Regularization: ...
+    @property
+    def replay(self) -> global___Replay: ...
     def __init__(
         self,
         *,
@@ -569,9 +599,10 @@ class ModelSpec(google.protobuf.message.Message):
         event_types: collections.abc.Iterable[global___EventType] | None = ...,
         softmax: global___Softmax | None = ...,
         regularization: global___Regularization | None = ...,
+        replay: global___Replay | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

@@ -50,9 +50,10 @@ class Sgd:
         spec = self._spec
         blocks, loss = spec.k_padded // LANES, int(spec.loss)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
-        self._sequential = (
-            spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX and has_block_steps(spec)
-        )
+        # The sequential kernel of squared loss has no word for events that do not join the mean.
+        leaves_mean = spec.loss == Loss.SQUARED and spec.replay.size > 0
+        is_short = spec.negatives <= SAMPLED_NEGATIVES_MAX and not leaves_mean
+        self._sequential = spec.micro_batch == 1 and is_short and has_block_steps(spec)
         self._rows: tuple[Any, Any]
         self._rates: Any
         if self._sequential:
@@ -104,7 +105,7 @@ class Sgd:
         rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
         rates = self._rates
         if not self._sequential:
-            batches = self._scratch, np.uint64(self._spec.micro_batch)
+            batches = self._scratch, np.uint64(self._spec.micro_batch), np.uint64(update.fresh)
             self._kernel(
                 *self._rows, *rows, values, weights, *drawn, self._mean_state, rates, *rounding, *batches
             )

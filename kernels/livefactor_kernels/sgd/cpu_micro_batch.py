@@ -377,7 +377,7 @@ def _sum_and_step(
 @cache
 def micro_batch_kernel(blocks: int, loss: int, method: Method, stamp: int) -> Any:
     """Kernel for rows of `blocks` vectors. `user_rows`, `item_rows`, `negatives` are addresses of uint32[n],
-    [n], [n, width]."""
+    [n], [n, width]; the first `fresh` of n events join the mean."""
     BLOCKS, LOSS, METHOD, STAMP = np.uint64(blocks), int(loss), method, int(stamp)
 
     @njit(cache=True, nogil=True, error_model="numpy")
@@ -397,6 +397,7 @@ def micro_batch_kernel(blocks: int, loss: int, method: Method, stamp: int) -> An
         revision: Any,
         scratch: Any,
         micro_batch: Any,
+        fresh: Any,
     ) -> int:
         rounding = Rounding(rounding_key, revision)
         item_total = scratch.gradients + micro_batch * row_bytes(BLOCKS + ONE)
@@ -415,9 +416,9 @@ def micro_batch_kernel(blocks: int, loss: int, method: Method, stamp: int) -> An
             reset(scratch.users, used_users)
             reset(scratch.items, used_items)
             if LOSS == _SQUARED:
-                for t in range(start, start + count):
+                for t in range(start, min(start + count, fresh)):
                     mean_state[ZERO] += scalar.fixed_point(values[t] if values.size else _F1)
-                mean_state[ONE] += np.int64(count)
+                    mean_state[ONE] += np.int64(1)
         return STAMP
 
     return livefactor_micro_batch_kernel

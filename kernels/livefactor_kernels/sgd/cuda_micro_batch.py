@@ -32,7 +32,7 @@ from ..warp import cuda, half_sum, kernel, lane
 from .cuda_row_steps import step_row
 
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
-_SGD, _ADAGRAD = int(OptimizerKind.SGD), int(OptimizerKind.ADAGRAD)
+_ADAGRAD = int(OptimizerKind.ADAGRAD)
 _F0 = np.float32(0.0)
 _AHEAD = 8
 """Chunk sums of a hot row that are loaded at once before they are added."""
@@ -186,7 +186,7 @@ def _row_sum(sums: Any, at: Any, count: Any, stride: Any, ahead: Any) -> Any:
 
 
 @inlined
-def _step_one(
+def step_one(
     values: Any,
     accumulators: Any,
     at: Any,
@@ -211,7 +211,7 @@ def _step_one(
 @inlined
 def _step_column(
     span: Any, plan: Any, side: Any, rows: Any, sums: Any, rates: Any, micro_batch: Any, number: Any,
-    column: Any, scratch: Any, blocks: Any, loss: Any, optimizer: Any, clips: Any, norms: Any,
+    column: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
 ) -> None:  # fmt: skip
     """Step one column (k_padded: the bias) of row `number` of a side's micro-batch, if there is one such."""
     group = side * span.batches + micro_batch
@@ -226,21 +226,21 @@ def _step_column(
     events = np.int64(0)
     for c in range(count):
         events += sums.events[place + c]
-    stride, adagrad = width + LANES, optimizer == _ADAGRAD
+    stride, adagrad = width + LANES, method.optimizer == _ADAGRAD
     g = _row_sum(sums, place * stride + column, count, stride, scratch[0])
     g = g * scalar.hot_scale(rates.hot_events, events)
     row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
     if column == width:
-        _step_one(rows.bias, rows.bias_g, row, g, rates.bias_rate, adagrad, rates, word, column)
+        step_one(rows.bias, rows.bias_g, row, g, rates.bias_rate, adagrad, rates, word, column)
     else:
         at = row * width + column
-        _step_one(rows.factors, rows.factor_g, at, g, rates.rate, adagrad, rates, word, column)
+        step_one(rows.factors, rows.factor_g, at, g, rates.rate, adagrad, rates, word, column)
 
 
 @inlined
 def _step_lane(
     span: Any, plan: Any, side: Any, rows: Any, sums: Any, rates: Any, micro_batch: Any, number: Any,
-    column: Any, scratch: Any, blocks: Any, loss: Any, optimizer: Any, clips: Any, norms: Any,
+    column: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
 ) -> None:  # fmt: skip
     """As `_step_column`, the whole row by a half-warp; column: the lane. scratch: (ahead, a row)."""
     ahead, gradient = scratch
@@ -261,7 +261,7 @@ def _step_lane(
     g_bias = _row_sum(sums, place * stride + width, count, stride, ahead) * scale
     row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
     with_bias = side == ITEMS or loss != _BPR  # a user's cancels in the difference of the scores
-    step_row(rows, row, gradient, g_bias, with_bias, word, blocks, optimizer, clips, norms, rates)
+    step_row(rows, row, gradient, g_bias, with_bias, word, blocks, method, rates)
 
 
 def threads_of_a_step(blocks: int, method: Method) -> int:
@@ -315,12 +315,7 @@ def _chunk_kernels(BLOCKS: int, LOSS: int) -> tuple[Any, Any]:
 
 
 def _step_kernel(BLOCKS: int, LOSS: int, method: Method) -> Any:
-    OPTIMIZER, CLIPS, NORMS, THREADS = (
-        method.optimizer,
-        method.clips,
-        method.norms,
-        threads_of_a_step(BLOCKS, method),
-    )
+    METHOD, THREADS = method, threads_of_a_step(BLOCKS, method)
     step = _step_lane if method.by_rows else _step_column
 
     @kernel
@@ -333,20 +328,14 @@ def _step_kernel(BLOCKS: int, LOSS: int, method: Method) -> Any:
         number, column = i // THREADS, i % THREADS
         rows = users if side == USERS else items
         step(
-            span, plan, side, rows, sums, rates, micro_batch, number, column, scratch, BLOCKS, LOSS, OPTIMIZER, CLIPS,
-            NORMS,
+            span, plan, side, rows, sums, rates, micro_batch, number, column, scratch, BLOCKS, LOSS, METHOD
         )  # fmt: skip
 
     return livefactor_step_kernel
 
 
 def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> Any:
-    OPTIMIZER, CLIPS, NORMS, THREADS = (
-        method.optimizer,
-        method.clips,
-        method.norms,
-        threads_of_a_step(BLOCKS, method),
-    )
+    METHOD, THREADS = method, threads_of_a_step(BLOCKS, method)
     step = _step_lane if method.by_rows else _step_column
 
     @inlined
@@ -386,8 +375,7 @@ def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> An
                 for i in range(thread, count * THREADS, threads):
                     number, column = i // THREADS, i % THREADS
                     step(
-                        span, plan, side, rows, sums, rates, m, number, column, stepping, BLOCKS, LOSS, OPTIMIZER, CLIPS,
-                        NORMS,
+                        span, plan, side, rows, sums, rates, m, number, column, stepping, BLOCKS, LOSS, METHOD
                     )  # fmt: skip
             barrier()
 

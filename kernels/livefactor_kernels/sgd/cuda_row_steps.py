@@ -12,11 +12,11 @@ from .. import scalar
 from ..cuda_factors import load_factor, store_factor
 from ..lanes import clamp, inlined
 from ..spec import LANES, OptimizerKind
-from ..warp import half_sum, lane
+from ..warp import half_of, half_sum, lane
 
 _ADAGRAD, _ROWWISE_ADAGRAD = int(OptimizerKind.ADAGRAD), int(OptimizerKind.ROWWISE_ADAGRAD)
 _LAZY_ADAM, _FTRL = int(OptimizerKind.LAZY_ADAM), int(OptimizerKind.FTRL)
-_F0, _F1 = np.float32(0.0), np.float32(1.0)
+_F1 = np.float32(1.0)
 
 
 @inlined
@@ -32,12 +32,6 @@ def _squares(row: Any, blocks: Any) -> Any:
 def _scale(row: Any, scale: Any, blocks: Any) -> None:
     for c in range(blocks):
         row[c] = row[c] * scale
-
-
-@inlined
-def _of_first_lane(values: Any, at: Any) -> Any:
-    """values[at] (float32, not below 0) as the half-warp's first lane reads it, in all lanes: that lane may write it then."""
-    return half_sum(values[at] if lane() == 0 else _F0)
 
 
 @inlined
@@ -70,22 +64,21 @@ def _stepped(
 
 @inlined
 def step_row(
-    rows: Any, row: Any, g: Any, g_bias: Any, with_bias: Any, word: Any, blocks: Any, optimizer: Any, clips: Any,
-    norms: Any, rates: Any,
+    rows: Any, row: Any, g: Any, g_bias: Any, with_bias: Any, word: Any, blocks: Any, method: Any, rates: Any
 ) -> None:  # fmt: skip
     """Step a row by its gradient, by all lanes of a half-warp. g[c]: of column c * 16 + lane, spent by the step; word: of
-    the row's rounding; optimizer, clips, norms: as in `optimizers.Method`, constants of the kernel."""
-    total, rate, bias_rate, rest = _F1, rates.rate, rates.bias_rate, _F1
-    if clips:
+    the row's rounding; method: an `optimizers.Method`, a constant of the kernel."""
+    optimizer, total, rate, bias_rate, rest = method.optimizer, _F1, rates.rate, rates.bias_rate, _F1
+    if method.clips:
         _scale(g, scalar.norm_scale(_squares(g, blocks), rates.gradient_norm_max), blocks)
         g_bias = clamp(g_bias, rates.gradient_norm_max)
     if optimizer == _ROWWISE_ADAGRAD:
-        total = _of_first_lane(rows.row_state, row) + _squares(g, blocks) / rates.k
+        total = half_of(rows.row_state[row], 0) + _squares(g, blocks) / rates.k
         if lane() == 0:
             rows.row_state[row] = clamp(total, rates.g_max)
     if optimizer == _LAZY_ADAM:
-        p1 = scalar.decayed_power(_of_first_lane(rows.row_state, 2 * row), rates.beta1)
-        p2 = scalar.decayed_power(_of_first_lane(rows.row_state, 2 * row + 1), rates.beta2)
+        p1 = scalar.decayed_power(half_of(rows.row_state[2 * row], 0), rates.beta1)
+        p2 = scalar.decayed_power(half_of(rows.row_state[2 * row + 1], 0), rates.beta2)
         if lane() == 0:
             rows.row_state[2 * row], rows.row_state[2 * row + 1] = p1, p2
         rate, bias_rate, rest = rate / (_F1 - p1), bias_rate / (_F1 - p1), _F1 - p2
@@ -95,11 +88,11 @@ def step_row(
         at = start + column
         x = load_factor(rows.factors, at)
         x = _stepped(rows.factor_g, rows.factor_h, at, x, g[c], rate, rates.l1, total, rest, optimizer, rates)
-        if norms:
+        if method.norms:
             g[c] = x
         else:
             store_factor(rows.factors, at, x, word, column)
-    if norms:  # the gradient's place holds the new factors by now
+    if method.norms:  # the gradient's place holds the new factors by now
         _scale(g, scalar.norm_scale(_squares(g, blocks), rates.row_norm_max), blocks)
         for c in range(blocks):
             column = c * LANES + lane()

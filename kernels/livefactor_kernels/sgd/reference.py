@@ -71,8 +71,9 @@ class Sgd:
                 number = start // self._spec.micro_batch
                 self._step(self._tables[side], row, occurrences, update.revision, number)
             if self._spec.loss == Loss.SQUARED:
-                self._model.mean_sum += sum(int(scalar.fixed_point(value)) for value in values[start:stop])
-                self._model.mean_count += stop - start
+                fresh = values[start : min(stop, update.fresh)]
+                self._model.mean_sum += sum(int(scalar.fixed_point(value)) for value in fresh)
+                self._model.mean_count += len(fresh)
 
     def _kept(self, revision: int, event: int) -> np.ndarray:
         """float32[k_padded] that dropout multiplies an event's columns by."""

@@ -419,7 +419,7 @@ class Softmax:
     def __init__(self, spec: ModelSpec, users: Table, items: Table, stamp: int) -> None:
         """Compiles the kernels, or loads them from Numba's cache; stamp: as `cpu.SOURCE_STAMP`."""
         self._spec, self._rates = spec, StepRates.of(spec)
-        self.proposer = Proposer(spec, items)
+        self.proposer = Proposer(spec, items.capacity)
         self._rows = StepRows.of(users), StepRows.of(items)
         self._scratch, self._memory = Scratch.of(spec, items)
         self._kernel = softmax_kernel(spec.k_padded // LANES, Method.of(spec), stamp)
