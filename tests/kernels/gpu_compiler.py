@@ -190,9 +190,8 @@ def _of_softmax() -> Iterator[Case]:
     yield Case("softmax_negatives", kernels.negatives, (PIECE, batch, FLOATS, kept))
     yield Case("softmax_items", kernels.items, (*columns, ROWS, kept, RATES))
     kernels = softmax.softmax_kernels(64 // LANES, Method(int(OptimizerKind.LAZY_ADAM), 1, 1, 0, 0))
-    state = STATE_ROWS
-    yield Case("softmax_adam_users", kernels.users, (*columns, state, state, kept, STEP_RATES))
-    yield Case("softmax_adam_items", kernels.items, (*columns, state, kept, STEP_RATES))
+    yield Case("softmax_adam_users", kernels.users, (*columns, STATE_ROWS, STATE_ROWS, kept, STEP_RATES))
+    yield Case("softmax_adam_lanes", kernels.items, (*columns, STATE_ROWS, kept, STEP_RATES))
 
 
 def _rivals() -> Iterator[Case]:

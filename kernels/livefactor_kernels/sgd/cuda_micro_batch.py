@@ -24,12 +24,12 @@ from numba import float32
 from .. import scalar
 from ..cuda_factors import load_factor, store_factor
 from ..cuda_plan import event_of, row_of, value_of, weight_of
+from ..cuda_row_steps import step_row
 from ..lanes import clamp, inlined
 from ..optimizers import Method
 from ..spec import LANES, Loss, OptimizerKind
 from ..tables import ITEMS, USERS
 from ..warp import cuda, half_sum, kernel, lane
-from .cuda_row_steps import step_row
 
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _ADAGRAD = int(OptimizerKind.ADAGRAD)

@@ -19,6 +19,7 @@ from numba import float32
 
 from .. import scalar
 from ..cuda_plan import value_of, weight_of
+from ..cuda_row_steps import step_row
 from ..history.cuda import (
     PIECE_EVENTS,
     begins_row,
@@ -31,7 +32,6 @@ from ..history.cuda import (
 from ..lanes import clamp, inlined
 from ..optimizers import Method, StepRates
 from ..sgd.cuda_micro_batch import dot, load_row, step_one
-from ..sgd.cuda_row_steps import step_row
 from ..spec import LANES, ModelSpec, OptimizerKind
 from ..sums import CHUNK
 from ..tables import ITEMS

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import scalar
-from ..cuda_factors import load_factor, store_factor
-from ..lanes import clamp, inlined
-from ..spec import LANES, OptimizerKind
-from ..warp import half_of, half_sum, lane
+from . import scalar
+from .cuda_factors import load_factor, store_factor
+from .lanes import clamp, inlined
+from .spec import LANES, OptimizerKind
+from .warp import half_of, half_sum, lane
 
 _ADAGRAD, _ROWWISE_ADAGRAD = int(OptimizerKind.ADAGRAD), int(OptimizerKind.ROWWISE_ADAGRAD)
 _LAZY_ADAM, _FTRL = int(OptimizerKind.LAZY_ADAM), int(OptimizerKind.FTRL)
