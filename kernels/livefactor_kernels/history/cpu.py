@@ -165,7 +165,7 @@ def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
 def livefactor_record_kernel(
     users: Any, items: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
     values: Any, weights: Any, times: Any, start: Any, stop: Any,
-) -> int:  # fmt: skip
+) -> Any:  # fmt: skip
     """Record events [start, stop) in rings of users and items, and visits. Returns how many additions to counts are listed:
     those that are still to be made. Empty columns have their defaults."""
     size, most = _0, _2 * followers.span
