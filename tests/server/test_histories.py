@@ -27,7 +27,14 @@ SPEC: dict[str, Any] = {
     "init_scale": 0.05,
     "history": {"users": 32, "items": 64, "half_life": 1.0},
     "solve": {"unobserved": 1.0, "item_events": 8, "sweeps": 2},
-    "counts": {"neighbors": 16, "span": 8, "half_life": 8.0, "weight": 0.5, "shrinkage": 10.0},
+    "counts": {
+        "neighbors": 16,
+        "span": 8,
+        "half_life": 8.0,
+        "weight": 0.5,
+        "shrinkage": 10.0,
+        "repeat": 0.25,
+    },
     "event_types": [{"type": 7, "weight": 2.0, "negative": True}],
     "limits": {"users_max": 1000, "items_max": 1000, "value_abs_max": 10.0},
 }

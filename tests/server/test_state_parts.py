@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from livefactor.v1 import models_pb2
 from livefactor_kernels.presets import PRESET_NAMES, preset
-from livefactor_kernels.spec import FactorDtype, Loss, ModelSpec, OptimizerKind, SpecError
+from livefactor_kernels.spec import Counts, FactorDtype, Loss, ModelSpec, OptimizerKind, SpecError
 from livefactor_server import producers, spec_codec
 from livefactor_server.changes import NO_REJECTS, REJECTS_LISTED_MAX, Rejects, decode_rejects, encode_rejects
 from livefactor_server.gate import Gate
@@ -161,6 +161,14 @@ def test_the_bytes_of_a_float32_spec_never_change() -> None:
         name: hashlib.sha256(spec_codec.encode(preset(name))).hexdigest()[:16] for name in PRESET_NAMES
     }
     assert digests == GOLDEN_SPECS
+
+
+def test_repeats_are_logged_where_there_are_some() -> None:
+    spec = preset("ranking", counts=Counts(16, repeat=0.25))
+    assert spec_codec.decode(spec_codec.encode(spec)).counts == spec.counts
+    logged = models_pb2.ModelSpec.FromString(spec_codec.encode(preset("ranking")))
+    assert logged.HasField("counts") and not logged.counts.HasField("repeat")
+    assert spec_codec.to_message(preset("ranking")).counts.HasField("repeat")  # people see it
 
 
 def test_an_unknown_way_to_store_factors_is_refused() -> None:
