@@ -32,7 +32,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
 def print_grids(console: Console, extent: Extent) -> None:
     """How many settings each method is tuned over, and which."""
     grids = {method.label: method.grid for method in methods.METHODS.values()}
-    grids |= {f"{name}, test-then-learn": settings for name, settings in suite.NEXT_GRIDS.items()}
+    grids |= {
+        f"{method.label}, shuffled": method.shuffled for method in methods.METHODS.values() if method.shuffled
+    }
+    for name, each in suite.NEXT_GRIDS.items():
+        grids |= {f"{name}, test-then-learn, {key}": settings for key, settings in each.items()}
     grids |= {"multi-pass SGD": suite.MULTI_PASS_GRID, **suite.STREAMED_GRIDS}
     for label, settings in grids.items():
         axes = {axis: sorted({each[axis] for each in extent.of(settings)}) for axis in settings[0]}

@@ -6,8 +6,21 @@ from dataclasses import replace
 
 from .spec import Counts, History, Limits, Loss, ModelSpec, Optimizer, OptimizerKind, Rule, Solve, SpecError
 
+_SOLVED_LISTS = ModelSpec(
+    k=64,
+    loss=Loss.IMPLICIT,
+    rule=Rule.SOLVE,
+    l2=0.003,
+    micro_batch=256,
+    init_scale=0.05,
+    history=History(users=256, items=512, half_life=1.5),
+    solve=Solve(unobserved=1.0),
+    counts=Counts(neighbors=128),
+)
+"""Measured on Online Retail and MovieLens alike (docs/quality.md)."""
+
 _PRESETS: dict[str, ModelSpec] = {
-    "ratings": ModelSpec(
+    "ratings_sgd": ModelSpec(
         k=32,
         loss=Loss.SQUARED,
         optimizer=Optimizer(OptimizerKind.SGD, 0.07, 0.05),
@@ -19,7 +32,7 @@ _PRESETS: dict[str, ModelSpec] = {
         # keeps them stable.
         limits=Limits(value_abs_max=1e3, error_max=2.5),
     ),
-    "clicks": ModelSpec(
+    "clicks_sgd": ModelSpec(
         k=64,
         loss=Loss.LOGISTIC,
         negatives=4,
@@ -29,7 +42,7 @@ _PRESETS: dict[str, ModelSpec] = {
         hot_row_events=32.0,
         limits=Limits(value_abs_max=1.0, error_max=4.0),
     ),
-    "purchases": ModelSpec(
+    "purchases_sgd": ModelSpec(
         k=64,
         loss=Loss.BPR,
         negatives=8,
@@ -39,7 +52,7 @@ _PRESETS: dict[str, ModelSpec] = {
         hot_row_events=32.0,
         limits=Limits(value_abs_max=1e6, error_max=4.0),
     ),
-    "ratings_solve": ModelSpec(
+    "ratings": ModelSpec(
         k=32,
         loss=Loss.SQUARED,
         rule=Rule.SOLVE,
@@ -51,17 +64,22 @@ _PRESETS: dict[str, ModelSpec] = {
         solve=Solve(sweeps=3),
         limits=Limits(value_abs_max=1e3),
     ),
-    # Measured on Online Retail and MovieLens alike (docs/quality.md): the best of these for lists of clicks or purchases.
-    "ranking": ModelSpec(
+    # A rating of 3 is no click.
+    "clicks": replace(_SOLVED_LISTS, limits=Limits(value_abs_max=1.0)),
+    "purchases": replace(_SOLVED_LISTS, counts=replace(_SOLVED_LISTS.counts, repeat=0.2)),
+    # Items that nobody asks for any more sink, because they are drawn as negatives; biases are quick, to follow what is read now.
+    "news": ModelSpec(
         k=64,
-        loss=Loss.IMPLICIT,
-        rule=Rule.SOLVE,
-        l2=0.003,
-        micro_batch=256,
-        init_scale=0.05,
-        history=History(users=256, items=512, half_life=1.5),
-        solve=Solve(unobserved=1.0),
-        counts=Counts(neighbors=128),
+        loss=Loss.SOFTMAX,
+        rule=Rule.SOFTMAX,
+        negatives=64,
+        micro_batch=8,
+        optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.2, 1.0, 0.1, 1e-6),
+        l2=0.03,
+        init_scale=0.1,
+        hot_row_events=32.0,
+        history=History(users=64),
+        limits=Limits(value_abs_max=1.0, error_max=4.0),
     ),
 }
 

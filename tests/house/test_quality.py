@@ -286,6 +286,7 @@ def test_multi_pass_sgd_learns_ratings_that_factors_explain() -> None:
 def test_opponents_are_tuned_as_long_as_ours() -> None:
     ours = {len(method.grid) for method in METHODS.values() if method.ours} - {1}  # 1: a preset as it is
     assert len(ours) == 1
+    assert {len(method.shuffled) for method in METHODS.values() if method.shuffled} == ours
     for key in ("ials", "implicit", "knn", "ease_recent"):
         assert len(METHODS[key].grid) >= max(ours)
     for key in ("popular_decayed", "ease"):

@@ -39,17 +39,17 @@ SPEC: dict[str, Any] = {
 
 def test_the_wire_says_the_rule_and_its_proposal() -> None:
     spec = preset(
-        "clicks", rule=Rule.SOFTMAX, loss=Loss.SOFTMAX, softmax=Softmax(Proposal.UNIFORM), micro_batch=4
+        "clicks_sgd", rule=Rule.SOFTMAX, loss=Loss.SOFTMAX, softmax=Softmax(Proposal.UNIFORM), micro_batch=4
     )
     assert spec_codec.decode(spec_codec.encode(spec)).softmax == spec.softmax
     message = models_pb2.ModelSpec.FromString(spec_codec.encode(spec))
     assert (message.rule, message.softmax.proposal) == (models_pb2.RULE_SOFTMAX, models_pb2.PROPOSAL_UNIFORM)
-    assert not models_pb2.ModelSpec.FromString(spec_codec.encode(preset("clicks"))).HasField("softmax")
+    assert not models_pb2.ModelSpec.FromString(spec_codec.encode(preset("clicks_sgd"))).HasField("softmax")
     message.softmax.proposal = 9  # type: ignore[assignment]
     with pytest.raises(SpecError, match=r"softmax\.proposal"):
         spec_codec.decode(message.SerializeToString())
     with pytest.raises(SpecError, match=r"softmax\.proposal"):
-        spec_codec.from_message(message, "clicks")
+        spec_codec.from_message(message, "clicks_sgd")
 
 
 def test_it_is_served_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_it_is_served_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
     users = rng.integers(0, 50, 4000).astype(np.uint64)
     items = (users % 10 * 10 + rng.integers(0, 10, 4000)).astype(np.uint64)
     with local(None, tmp_path) as server, Models(channel=server.channel) as models:
-        models.create("m", "clicks", **SPEC)
+        models.create("m", "clicks_sgd", **SPEC)
         with livefactor.Producer(producer_id="p", channel=server.channel, model="m") as producer:
             for part in np.array_split(np.arange(4000), 8):
                 producer.push(users[part], items[part])

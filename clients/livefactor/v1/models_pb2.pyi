@@ -530,7 +530,7 @@ class CreateModelRequest(google.protobuf.message.Message):
     model: builtins.str
     """1-64 of a-z 0-9 _ -, starting with a letter."""
     preset: builtins.str
-    """ratings, clicks, purchases, ranking or ratings_solve. Empty: the server's default."""
+    """ratings, clicks, purchases, news; ratings_sgd, clicks_sgd, purchases_sgd. Empty: the server's default."""
     @property
     def spec(self) -> global___ModelSpec:
         """Changes to the preset."""
