@@ -7,6 +7,9 @@ import numpy as np
 from livefactor.errors import SnapshotInvalid
 from livefactor.snapshot_format import Manifest
 
+SQUARES = ("factor_g", "row_g", "bias_g", "factor_v", "bias_v", "factor_n", "bias_n")
+"""Sections of an optimizer's state whose square root is taken."""
+
 
 def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
     """Raise SnapshotInvalid for what no honest server writes, though its hashes may be right. tensors: by section name,
@@ -30,9 +33,26 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
         if section in tensors and tensors[section].size:
             most = len(tensors[f"{rows_of}.keys"])
             require(int(tensors[section].max()) < most, section, f"names a row past the {most} {rows_of}")
-    for section in ("users.seen_weights", "items.seen_weights", "items.neighbor_counts"):
+    for section in ("users.seen_weights", "items.seen_weights", "items.neighbor_counts", "replay.weights"):
         if section in tensors:
             require(bool((tensors[section] >= 0).all()), section, "holds a negative number")
+    if "replay.user_rows" in tensors:
+        kept = int(min(tensors["events"][0], len(tensors["replay.user_rows"])))
+        for side in ("user", "item"):
+            rows, most = tensors[f"replay.{side}_rows"][:kept], len(tensors[f"{side}s.keys"])
+            require(
+                not kept or int(rows.max()) < most,
+                f"replay.{side}_rows",
+                f"names a row past the {most} {side}s",
+            )
+    for side in ("users", "items"):
+        for name in SQUARES:
+            section = f"{side}.{name}"
+            if section in tensors:
+                require(bool((tensors[section] >= 0).all()), section, "holds a negative sum of squares")
+        if f"{side}.powers" in tensors:
+            powers = tensors[f"{side}.powers"]
+            require(bool(((powers >= 0) & (powers <= 1)).all()), f"{side}.powers", "holds no power of a beta")
     for side in ("user", "item"):
         keys, offsets, text = (tensors[f"labels.{side}.{name}"] for name in ("keys", "offsets", "text"))
         require(_ascending(keys), f"labels.{side}.keys", "is not ascending")

@@ -7,7 +7,7 @@ A server speaks to a model through `Backend`, and reads it at one revision throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Protocol
@@ -180,6 +180,13 @@ class Backend(Protocol):
     def set_gram(self, gram: np.ndarray) -> None:
         """Restore `gram`."""
 
+    @property
+    def reservoir(self) -> dict[str, np.ndarray]:
+        """Events kept for replay (`replay.COLUMNS`), [replay.size] each; none without replay. Do not write to them."""
+
+    def set_reservoir(self, columns: Mapping[str, np.ndarray], events: int) -> None:
+        """Restore `reservoir` of a model that has learned from `events` events."""
+
     def reserve(self, user_rows: int, item_rows: int) -> bool:
         """Make sure that there is memory for tables of so many rows (each at most the side's capacity).
 
@@ -284,7 +291,8 @@ def state_sections(backend: Backend) -> dict[str, np.ndarray]:
     """The tables' share of a model's state at its revision, in the order in which the root hash takes it.
 
     By name: users.keys, users.factors, ..., items.bias_g, of the published rows as `Backend.sections` gives
-    them, with rule SOLVE gram float64[2 * (k + 1) ** 2], and mean int64[2] (sum, count).
+    them, with rule SOLVE gram float64[2 * (k + 1) ** 2], mean int64[2] (sum, count), and with replay replay.user_rows and
+    so on, [replay.size] each.
     """
     sections: dict[str, np.ndarray] = {}
     for name, side in (("users", USERS), ("items", ITEMS)):
@@ -293,4 +301,5 @@ def state_sections(backend: Backend) -> dict[str, np.ndarray]:
     if backend.gram.size:
         sections["gram"] = backend.gram.ravel()
     sections["mean"] = np.array([backend.mean_sum, backend.mean_count], np.int64)
+    sections |= {f"replay.{name}": column for name, column in sorted(backend.reservoir.items())}
     return sections

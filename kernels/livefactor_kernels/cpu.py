@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,8 @@ import numpy as np
 from . import scalar, scoring
 from .history.cpu import Recorder
 from .pins import Pin, PinBoard
+from .replay import most_events
+from .replay.cpu import Reservoir
 from .sgd.cpu import Sgd
 from .softmax.cpu import Softmax
 from .solve.cpu import Solver
@@ -26,6 +28,8 @@ _INLINED = (
     "narrow.py",
     "steps.py",
     "gradients.py",
+    "row_steps.py",
+    "optimizers.py",
     "sums.py",
     "packs.py",
     "spec.py",
@@ -33,6 +37,7 @@ _INLINED = (
     "spec_parts.py",
     "sgd/cpu_sequential.py",
     "sgd/cpu_micro_batch.py",
+    "sgd/cpu_dropout.py",
     "softmax/__init__.py",
     "softmax/cpu.py",
 )
@@ -85,6 +90,7 @@ class CpuModel:
         self.published = (0, 0)
         self._mean_state = np.zeros(2, np.int64)
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
+        self._reservoir = Reservoir(spec) if spec.replay.size else None
         self._rule = self._rule_of(spec)
         self.pins = PinBoard(self)
         if spec.factor_dtype != FactorDtype.FLOAT32:
@@ -123,6 +129,16 @@ class CpuModel:
         """Restore `gram`."""
         self.gram[:] = gram
 
+    @property
+    def reservoir(self) -> dict[str, np.ndarray]:
+        """Columns of the events kept for replay (`replay.COLUMNS`), [size] each; none without replay. Do not write to them."""
+        return {} if self._reservoir is None else self._reservoir.columns
+
+    def set_reservoir(self, columns: Mapping[str, np.ndarray], events: int) -> None:
+        """Restore `reservoir`, after `events` events."""
+        if self._reservoir is not None:
+            self._reservoir.load(columns, events)
+
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""
         self._mean_state[:] = total, count
@@ -132,7 +148,7 @@ class CpuModel:
         `advance`."""
         (self.users, self.items)[side].load_sections(sections, count)
         if isinstance(self._rule, Softmax) and side == ITEMS:
-            self._rule.proposer.reload(count)
+            self._rule.proposer.reload(sections)
 
     def apply(self, update: Update) -> None:
         """Learn from one interactions record, then set `revision` and `published`. ValueError if a column is
@@ -151,6 +167,11 @@ class CpuModel:
         """
         for update in updates:
             update.check()
+        if self._reservoir is not None:
+            for update in updates:
+                self._learn([self._reservoir.extended(update)])
+                self._reservoir.keep(update)
+            return
         for group in [updates] if self._rule.joins(updates) else [[update] for update in updates]:
             self._learn(group)
 
@@ -161,7 +182,7 @@ class CpuModel:
             self.pins.protect(update, rows, *followed)
         self._rule.learn(update)
         if self._recorder is not None and not self._rule.records:
-            self._recorder.record(update, 0, update.user_rows.size)
+            self._recorder.record(update, 0, update.fresh)
         self.advance(update.revision, update.user_count, update.item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
@@ -179,8 +200,8 @@ class CpuModel:
         return True
 
     def wait_for_room(self, update_rows: int) -> None:
-        """Block while pins hold too many copies for `update_rows` more (`PinBoard.wait_for_room`)."""
-        self.pins.wait_for_room(update_rows)
+        """Block while pins hold too many copies for `update_rows` more, and what they replay (`PinBoard.wait_for_room`)."""
+        self.pins.wait_for_room(most_events(self.spec, update_rows))
 
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
         """Views of a side's first `count` rows (`Table.sections`: names and shapes)."""

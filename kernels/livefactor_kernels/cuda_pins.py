@@ -201,7 +201,7 @@ class Pins:
 
     def _copies_of(self, events: int) -> tuple[int, int]:
         followed = self.spec.counts.span if self.spec.counts.neighbors else 0
-        return events, events * (1 + self.spec.negatives + followed)
+        return events, events * (1 + followed) + self.spec.drawn(events)
 
     def _has_room(self, frozen: Frozen, wanted: tuple[int, int]) -> bool:
         for side, more in zip(frozen.sides, wanted, strict=True):

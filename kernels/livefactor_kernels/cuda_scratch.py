@@ -15,12 +15,13 @@ import numpy as np
 from .cuda_plan import Plan, entries_per_event, span_events_max
 from .cuda_staging import KEY_BYTES, WORD_BYTES, aligned
 from .device import Device
-from .spec import LANES, Loss, ModelSpec
+from .replay import most_events
+from .spec import LANES, Loss, ModelSpec, Rule
 from .sums import CHUNK
 from .tables import ITEMS, USERS
 
 RECORD_EVENTS_MAX = 1 << 16
-"""Events of a record that memory is held for from the start: no server lets in more."""
+"""Events of a record, beside those that it replays, that memory is held for from the start: no server lets in more."""
 _TYPES = {"negatives": np.uint32, "errors": np.float32, "segment_word": np.uint32}
 
 
@@ -38,9 +39,16 @@ def record_bytes(spec: ModelSpec, events: int) -> int:
     elements = [KEY_BYTES] * 2 + [WORD_BYTES] * 4  # new keys; rows of both sides, values, weights
     if spec.history.users:
         elements.append(KEY_BYTES)  # times
-    nbytes = sum(aligned(events * each) for each in elements)
+    nbytes = sum(aligned(events * each) for each in elements) + shared_bytes(spec, events)
     means = -(-events // spec.micro_batch) if spec.loss == Loss.SQUARED else 0
     return nbytes + aligned(means * WORD_BYTES)
+
+
+def shared_bytes(spec: ModelSpec, events: int) -> int:
+    """Bytes of the columns of a record's shared negatives (rule SOFTMAX): rows and rarity of each, its events' rarity."""
+    if spec.rule != Rule.SOFTMAX:
+        return 0
+    return 2 * aligned(spec.drawn(events) * WORD_BYTES) + aligned(events * WORD_BYTES)
 
 
 def plan_sizes(spec: ModelSpec, events: int, width: int) -> dict[str, int]:
@@ -73,13 +81,13 @@ class Scratch:
     sums: Sums
 
     def __init__(self, spec: ModelSpec, device: Device) -> None:
-        """Memory for a record of `RECORD_EVENTS_MAX` events; MemoryError if the device has not so much."""
+        """Memory for a record of `RECORD_EVENTS_MAX` events and what it replays; MemoryError if the device has not so much."""
         self._spec, self._device = spec, device
         self._sizes = dict.fromkeys(Plan._fields, 0)
         self._places = (0, 0)
         # While there is one item no negatives are drawn, and a span has more events then.
         widths = (0, spec.negatives)
-        self.hold(RECORD_EVENTS_MAX, widths, spec.limits.users_max, spec.limits.items_max)
+        self.hold(most_events(spec, RECORD_EVENTS_MAX), widths, spec.limits.users_max, spec.limits.items_max)
 
     def hold(self, events: int, widths: Iterable[int], user_rows: int, item_rows: int) -> None:
         """Have memory for a record of `events` events with as many negatives each as any of `widths`, in tables of so

@@ -8,6 +8,7 @@ arithmetic uses it, and is checked so that no event can make a table value infin
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 
 from . import spec_checks
@@ -22,6 +23,8 @@ from .spec_parts import (
     MAX_MICRO_BATCH,
     MAX_NEGATIVES,
     MAX_NEIGHBORS,
+    MAX_REPLAY_PER_EVENT,
+    MAX_REPLAY_SIZE,
     Counts,
     EventType,
     FactorDtype,
@@ -31,6 +34,8 @@ from .spec_parts import (
     Optimizer,
     OptimizerKind,
     Proposal,
+    Regularization,
+    Replay,
     Rule,
     Softmax,
     Solve,
@@ -48,6 +53,8 @@ __all__ = [
     "MAX_MICRO_BATCH",
     "MAX_NEGATIVES",
     "MAX_NEIGHBORS",
+    "MAX_REPLAY_PER_EVENT",
+    "MAX_REPLAY_SIZE",
     "Counts",
     "EventType",
     "FactorDtype",
@@ -58,6 +65,8 @@ __all__ = [
     "Optimizer",
     "OptimizerKind",
     "Proposal",
+    "Regularization",
+    "Replay",
     "Rule",
     "Softmax",
     "Solve",
@@ -76,7 +85,8 @@ class ModelSpec:
     than this has its gradient scaled down to as many. init_scale: width of the uniform distribution of
     initial factors, centred on 0. seed: of every counter-based draw. factor_dtype: what factors are stored
     as; biases and accumulators are float32 always. rule: how it learns; SGD has an optimizer and negatives,
-    SOLVE has none, of SOFTMAX `negatives` are a micro-batch's. history, counts: beside any rule. event_types: weights by type.
+    SOLVE has none, of SOFTMAX `negatives` are a micro-batch's. history, counts: beside any rule. replay: beside SGD and
+    SOFTMAX. event_types: weights by type. regularization: clipping, max-norm, frequency-scaled L2, dropout.
 
     Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
     is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
@@ -103,7 +113,9 @@ class ModelSpec:
     solve: Solve = field(default_factory=Solve)
     softmax: Softmax = field(default_factory=Softmax)
     counts: Counts = field(default_factory=Counts)
+    replay: Replay = field(default_factory=Replay)
     event_types: tuple[EventType, ...] = ()
+    regularization: Regularization = field(default_factory=Regularization)
     limits: Limits = field(default_factory=Limits)
     kernel_semantics: int = KERNEL_SEMANTICS
 
@@ -117,6 +129,17 @@ class ModelSpec:
         """Most negatives that an event is told from."""
         is_in_batch = self.rule == Rule.SOFTMAX and self.softmax.proposal == Proposal.IN_BATCH
         return self.micro_batch if is_in_batch else self.negatives
+
+    def drawn(self, events: int) -> int:
+        """Item rows that a record of so many events draws, at most."""
+        if self.rule == Rule.SOFTMAX:
+            return -(-events // self.micro_batch) * self.negatives_of_event
+        return events * self.negatives
+
+    @property
+    def work_of_event(self) -> int:
+        """Scores that an event takes at most: of itself and its negatives, and of the events replayed for it."""
+        return (1 + self.negatives_of_event) * math.ceil(1.0 + self.replay.per_event)
 
     def check(self) -> ModelSpec:
         """Return self, or raise `SpecError` naming the first field that is outside its domain."""

@@ -21,6 +21,7 @@ class Update:
     revision: the record's. user_rows, item_rows: uint32[n], C-contiguous. values, weights: float32[n], or
     None for all 1. user_count, item_count: rows of the tables after this record's allocation; negatives are
     drawn from `item_count` rows. times: int64[n], microseconds, or None for all 0 (unknown); histories look at it.
+    replayed: how many events at the end are learned again (`replay.Reservoir.extended`): nothing remembers or counts them.
     """
 
     revision: int
@@ -31,6 +32,12 @@ class Update:
     user_count: int
     item_count: int
     times: np.ndarray | None = None
+    replayed: int = 0
+
+    @property
+    def fresh(self) -> int:
+        """Events that are learned for the first time: they stand before those that are replayed."""
+        return self.user_rows.size - self.replayed
 
     def check(self) -> Update:
         """Return self; ValueError if a column has another dtype or length than promised (rows are not

@@ -68,7 +68,7 @@ def change_from_wire(request: UpdateRequest, spec: ModelSpec, rows_max: int) -> 
     """The change of a request without its rejected rows. Raises ColumnError, Refused."""
     if request.change == wire.INTERACTIONS:
         columns = wire.decode_interactions(request.body)
-        _require_rows(len(columns), min(rows_max, _WORK_MAX // (1 + spec.negatives_of_event)))
+        _require_rows(len(columns), min(rows_max, _WORK_MAX // spec.work_of_event))
         return _checked_interactions(columns, spec)
     if request.change == wire.LABELS:
         _require_few_labels(request.body, rows_max)
@@ -81,7 +81,7 @@ def change_from_wire(request: UpdateRequest, spec: ModelSpec, rows_max: int) -> 
 
 
 _WORK_MAX = 65_536 * 16
-"""Most events times (1 + negatives) of a record: it bounds how long a reader waits at the gate."""
+"""Most events times `ModelSpec.work_of_event` of a record: it bounds how long a reader waits at the gate."""
 
 
 def _require_few_labels(body: bytes, rows_max: int) -> None:

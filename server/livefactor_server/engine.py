@@ -40,7 +40,7 @@ GROUPS_AHEAD_MAX = 2
 """Logged groups that may wait for the APPLY stage."""
 
 RUN_WORK_MAX = 16_384
-"""Events times (1 + negatives) that are applied under one hold of the gate, one larger record aside."""
+"""Events times `ModelSpec.work_of_event` that are applied under one hold of the gate, one larger record aside."""
 
 IDLE_MARK_S = 0.010
 """After this long without a batch the log gets a mark, so that a torn tail can be told from damage."""
@@ -330,7 +330,7 @@ class Engine:
         run: _Group = []
         work = 0
         for entry in group:
-            more = entry[0].change.rows * (1 + self.state.spec.negatives_of_event)
+            more = entry[0].change.rows * self.state.spec.work_of_event
             if run and work + more > RUN_WORK_MAX:
                 yield run
                 run, work = [], 0

@@ -210,6 +210,7 @@ class ModelState:
             self.spec_body,
             (self.backend.mean_sum, self.backend.mean_count),
             self.backend.gram.ravel().copy(),
+            {name: column.copy() for name, column in self.backend.reservoir.items()},
             self.events,
             self.producers.freeze(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
@@ -258,6 +259,7 @@ class SmallState:
     spec_body: bytes
     mean: tuple[int, int]
     gram: np.ndarray
+    reservoir: dict[str, np.ndarray]
     events: int
     producers: list[tuple[bytes, int, int, tuple[Outcome, ...]]]
     labels: tuple[FrozenLabels, FrozenLabels]
@@ -274,6 +276,7 @@ class SmallState:
         }
         if self.gram.size:
             small["gram"] = self.gram
+        small |= {f"replay.{name}": column for name, column in self.reservoir.items()}
         for side, frozen in zip(("user", "item"), self.labels, strict=True):
             for name, array in frozen.arrays().items():
                 small[f"labels.{side}.{name}"] = array
@@ -301,6 +304,8 @@ def restored(
     if "gram" in tensors:
         state.backend.set_gram(np.reshape(tensors["gram"], state.backend.gram.shape))
     state.events = int(tensors["events"][0])
+    columns = {name: tensors[f"replay.{name}"] for name in state.backend.reservoir}
+    state.backend.set_reservoir(columns, state.events)
     state.producers = producer_codec.decode(tensors["producers"].tobytes())
     state.unavailable = np.array(tensors["unavailable"], np.uint64)
     for book, side in zip(state.labels, ("user", "item"), strict=True):

@@ -15,12 +15,14 @@ import pytest
 import snapshot_samples as samples
 from livefactor import snapshot_files
 from livefactor.errors import SnapshotInvalid
+from livefactor.snapshot_format import NUMPY_DTYPES, REPLAY
+from livefactor.v1 import models_pb2
 from snapshot_refusals import refused, refused_in_little_memory
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, True))
+    path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, samples.ADAGRAD))
     snapshot_files.load(path).score(1, [1])  # imports whatever is imported late
     return path
 
@@ -167,9 +169,9 @@ FIELDS: dict[str, Callable[[dict], object]] = {
             "0a",
             "ff" * 70_000,
             "0g",
-            samples.spec_bytes(6, True).hex(),
-            samples.spec_bytes(5, False).hex(),
-            samples.spec_bytes(2000, True).hex(),
+            samples.spec_bytes(6, samples.ADAGRAD).hex(),
+            samples.spec_bytes(5, samples.SGD).hex(),
+            samples.spec_bytes(2000, samples.ADAGRAD).hex(),
             5,
         )
     },
@@ -297,6 +299,7 @@ CONTENTS = {
     "NaN factor": (_with_rows("factors", np.nan), "items.factors"),
     "infinite bias": (_with_rows("bias", np.inf), "items.bias"),
     "infinite accumulator": (_with_rows("factor_g", -np.inf), "items.factor_g"),
+    "negative accumulator": (_with_rows("bias_g", -1e-3), "items.bias_g"),
     "an id twice": (_with_rows("keys", 1), "items.keys"),
     "negative count": (_with_small(mean=[1, -1]), "mean"),
     "another spec": (_with_small(spec=b"\x08\x06"), "spec"),
@@ -320,12 +323,43 @@ CONTENTS = {
 def test_content_that_no_model_has_is_refused_although_all_hashes_are_right(
     tmp_path: Path, name: str
 ) -> None:
-    state = samples.view(40, 30, 5, True)
+    state = samples.view(40, 30, 5, samples.ADAGRAD)
     spoil, tensor = CONTENTS[name]
     spoil(state)
     error = refused(samples.taken(tmp_path, state))
     assert error.tensor == tensor
     assert error.file == ("items.safetensors" if tensor.startswith("items.") else "state.safetensors")
+
+
+RESERVOIRS = {
+    "user_rows": [40, 0, 0, 0],
+    "item_rows": [0, 0, 0, 30],
+    "values": [0.0, 0.0, np.nan, 0.0],
+    "weights": [0.0, 0.0, 0.0, -1.0],
+}
+
+
+@pytest.mark.parametrize("name", RESERVOIRS)
+def test_a_reservoir_that_no_model_keeps_is_refused(tmp_path: Path, name: str) -> None:
+    state = samples.view(40, 30, 5)
+    state.spec_body += b"\xb2\x01\x02\x08\x04"  # replay = 22 { size = 4 }
+    state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8)}
+    state.small |= {f"replay.{column}": np.zeros(4, NUMPY_DTYPES[dtype]) for column, dtype in REPLAY.items()}
+    snapshot_files.verify(samples.taken(tmp_path / "good", state))
+    column = np.array(RESERVOIRS[name], NUMPY_DTYPES[REPLAY[name]])
+    state.small |= {f"replay.{name}": column}
+    error = refused(samples.taken(tmp_path / "bad", state))
+    assert (error.tensor, error.file) == (f"replay.{name}", "state.safetensors")
+    state.small |= {f"replay.{name}": column[:3]}
+    with pytest.raises(ValueError, match=f"replay.{name}: expected 4 elements, got 3"):
+        samples.taken(tmp_path / "short", state)
+
+
+@pytest.mark.parametrize("value", [-0.5, 1.5])
+def test_powers_that_a_model_cannot_have_are_refused(tmp_path: Path, value: float) -> None:
+    state = samples.view(40, 30, 5, models_pb2.OPTIMIZER_KIND_LAZY_ADAM)
+    _with_rows("powers", value)(state)
+    assert refused(samples.taken(tmp_path, state)).tensor == "items.powers"
 
 
 @pytest.mark.parametrize(
@@ -340,7 +374,7 @@ def test_content_that_no_model_has_is_refused_although_all_hashes_are_right(
 def test_narrow_factors_that_are_no_numbers_are_refused(
     tmp_path: Path, factor_dtype: int, value: np.generic
 ) -> None:
-    state = samples.view(40, 30, 5, True, factor_dtype=factor_dtype)
+    state = samples.view(40, 30, 5, samples.ADAGRAD, factor_dtype=factor_dtype)
     snapshot_files.verify(samples.taken(tmp_path / "good", state))
     state.pin.tables[1]["factors"][7, 3] = value
     error = refused(samples.taken(tmp_path / "bad", state))

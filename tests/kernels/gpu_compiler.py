@@ -26,6 +26,7 @@ from livefactor_kernels.cuda_reads import Saved
 from livefactor_kernels.cuda_scratch import Sums
 from livefactor_kernels.history import cuda as history
 from livefactor_kernels.sgd.cuda_micro_batch import micro_batch_kernels
+from livefactor_kernels.softmax import cuda as softmax
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve import cuda as solve
 from livefactor_kernels.spec import LANES, FactorDtype, Loss
@@ -102,6 +103,7 @@ def cases() -> Iterator[Case]:
     yield from _of_rows("", FactorDtype.FLOAT32)
     yield from _of_histories()
     yield from _of_solves()
+    yield from _of_softmax()
     for dtype in (FactorDtype.FLOAT16, FactorDtype.BFLOAT16):
         name = f"{dtype.name.lower()}_"
         yield from _of_a_micro_batch(name, Loss.LOGISTIC, ROWS_OF[dtype])
@@ -161,6 +163,15 @@ def _of_solves() -> Iterator[Case]:
         name, kernel = f"solve_{k}" + "_bias" * has_bias, solve.solve_kernel(k, has_bias)
         yield Case(name, kernel, (*named, ROWS, batch, doubles, FLOATS, rates, *numbers))
     yield Case("gram", solve.livefactor_gram_kernel, (*named, batch, doubles, I64, I64, I64, I64))
+
+
+def _of_softmax() -> Iterator[Case]:
+    kernels = softmax.softmax_kernels(64 // LANES, 1)
+    batch, kept = _named(softmax.Batch), _named(softmax.Kept, **dict.fromkeys(softmax.Kept._fields, FLOATS))
+    columns = (PIECE, batch, LONGS, WORDS, FLOATS)
+    yield Case("softmax_users", kernels.users, (*columns, ROWS, ROWS, kept, RATES))
+    yield Case("softmax_negatives", kernels.negatives, (PIECE, batch, FLOATS, kept))
+    yield Case("softmax_items", kernels.items, (*columns, ROWS, kept, RATES))
 
 
 def _rivals() -> Iterator[Case]:

@@ -23,8 +23,10 @@ from livefactor_kernels.spec import (
     History,
     Loss,
     ModelSpec,
+    Optimizer,
     OptimizerKind,
     Proposal,
+    Regularization,
     Rule,
     Softmax,
     Solve,
@@ -40,6 +42,26 @@ SPECS: dict[str, ModelSpec] = {
     "squared_float16": make_spec(Loss.SQUARED, k=64, factor_dtype=FactorDtype.FLOAT16),
     "logistic_adagrad_bfloat16": make_spec(
         Loss.LOGISTIC, OptimizerKind.ADAGRAD, k=20, negatives=3, factor_dtype=FactorDtype.BFLOAT16
+    ),
+    "squared_rowwise_adagrad": make_spec(Loss.SQUARED, OptimizerKind.ROWWISE_ADAGRAD, k=20),
+    "logistic_adam_micro": make_spec(
+        Loss.LOGISTIC, OptimizerKind.LAZY_ADAM, k=20, negatives=3, micro_batch=100
+    ),
+    "bpr_ftrl_bfloat16": make_spec(
+        Loss.BPR,
+        k=20,
+        negatives=3,
+        optimizer=Optimizer(OptimizerKind.FTRL, 0.1, 0.1, l1=0.01),
+        micro_batch=16,
+        factor_dtype=FactorDtype.BFLOAT16,
+    ),
+    "logistic_regularized": make_spec(
+        Loss.LOGISTIC,
+        k=20,
+        negatives=3,
+        micro_batch=16,
+        history=History(16),
+        regularization=Regularization(0.05, 0.2, 0.5, 0.3),
     ),
     "bpr_micro_float16": make_spec(
         Loss.BPR, k=20, negatives=3, micro_batch=100, factor_dtype=FactorDtype.FLOAT16
@@ -89,6 +111,10 @@ GOLDEN = {
     "bpr_micro": "ae67ebeafb8adaac32d9dc88a7a0139ec2324fabb8384da880b9ac40dbbc4389",
     "squared_float16": "8ad0a1b4699a662989c57cc412949d0641f6442d25e0bdeece95d57f2f66e032",
     "logistic_adagrad_bfloat16": "e3025e5c541ac9e4efb627dd57fdd9e019f1b6b0371b717ce65de43e2ae6c255",
+    "squared_rowwise_adagrad": "dfdc81c81a92baf12538059de383c8f24cc2c753ab46f490bef6d65a97634b5b",
+    "logistic_adam_micro": "7749540427c05efd71983113a4bb04f2136fd460f812928de020dec3e244ea46",
+    "bpr_ftrl_bfloat16": "8668cef2cbf71c51d7305eb789324ecbce92fc9873288d1620cf6e1e50bec5ae",
+    "logistic_regularized": "d4500d426f1a6f8d022e73063131a4e64bad0a1de699d7203293a8c2f9f690c6",
     "bpr_micro_float16": "aefc252b97ced486132901e2c57c0b90564c4d6a2074eb74903a166c5035146e",
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
@@ -130,7 +156,18 @@ def test_this_machine_gives_the_golden_digests(name: str) -> None:
     assert digest(name) == GOLDEN[name]
 
 
-@pytest.mark.parametrize("name", ["bpr_adagrad", "squared_float16", "logistic_adagrad_bfloat16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bpr_adagrad",
+        "squared_float16",
+        "logistic_adagrad_bfloat16",
+        "squared_rowwise_adagrad",
+        "logistic_adam_micro",
+        "bpr_ftrl_bfloat16",
+        "logistic_regularized",
+    ],
+)
 def test_the_reference_gives_the_golden_digest(name: str) -> None:
     assert digest(name, "reference") == GOLDEN[name]
 

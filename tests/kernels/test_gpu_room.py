@@ -10,7 +10,7 @@ from livefactor_kernels import cuda, cuda_pins, cuda_scratch
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.cuda_scratch import Scratch, chunks_of, record_bytes
 from livefactor_kernels.device import CudaDevice, SimulatedDevice
-from livefactor_kernels.spec import Counts, FactorDtype, History, Loss, OptimizerKind
+from livefactor_kernels.spec import Counts, FactorDtype, History, Loss, OptimizerKind, Replay
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.warp import SIMULATED
 from synthetic import LOSSES, copy_state, make_spec, push, push_random, read_pin, unlike
@@ -72,8 +72,9 @@ def test_a_record_takes_no_memory(device, loss, negatives) -> None:
     [
         solve_spec(k=2, micro_batch=5),
         make_spec(Loss.SQUARED, k=2, micro_batch=5, history=History(16, 16), counts=Counts(16, 4)),
+        make_spec(Loss.SQUARED, k=2, micro_batch=5, history=History(16, 16), replay=Replay(8, 0.6)),
     ],
-    ids=["solve", "counts"],
+    ids=["solve", "counts", "replay"],
 )
 def test_a_record_with_histories_takes_no_memory(device, spec) -> None:
     model, judge = pair(spec)

@@ -21,6 +21,7 @@ from livefactor_kernels.spec import (
     ModelSpec,
     Optimizer,
     OptimizerKind,
+    Replay,
     Rule,
     Solve,
 )
@@ -128,10 +129,15 @@ COUNTS = Counts(16, 4, 2.0)
             **HISTORY,
         ),
         ModelSpec(loss=Loss.SQUARED, rule=Rule.SOLVE, solve=Solve(0.0, 2, 2), bias_l2=0.1, **HISTORY),
+        ModelSpec(loss=Loss.SQUARED, replay=Replay(8, 0.7), **HISTORY),
+        ModelSpec(loss=Loss.BPR, negatives=2, micro_batch=3, replay=Replay(8, 1.5), counts=COUNTS, **HISTORY),
+        ModelSpec(
+            loss=Loss.SOFTMAX, rule=Rule.SOFTMAX, negatives=4, micro_batch=3, replay=Replay(8, 0.7), **HISTORY
+        ),
         ModelSpec(loss=Loss.BPR, negatives=2, counts=COUNTS, event_types=(EventType(0, 0.5),), **HISTORY),
         ModelSpec(loss=Loss.LOGISTIC, counts=COUNTS, event_types=(EventType(0, 2.0, True),), **HISTORY),
     ],
-    ids=["solve", "solve-ratings", "bpr", "logistic"],
+    ids=["solve", "solve-ratings", "replay-ratings", "replay-bpr", "replay-softmax", "bpr", "logistic"],
 )
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())

@@ -30,6 +30,8 @@ WALK_THREADS = 256
 class Sgd:
     """Learns from updates. All memory that a record takes is held from the start."""
 
+    records = False
+
     def __init__(
         self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, pins: Pins, walk_entries_max: int,
         together: bool,
@@ -37,7 +39,7 @@ class Sgd:
         """MemoryError if the device has no room. walk_entries_max, together: as `cuda.CudaModel` takes them."""
         self._spec, self._device, self._pins = spec, device, pins
         self._tables = users, items
-        self._walk_entries_max, self._together = walk_entries_max, together
+        self.walk_entries_max, self._together = walk_entries_max, together
         self._rates = Rates.of(spec)
         self._scratch = Scratch(spec, device)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
@@ -48,12 +50,16 @@ class Sgd:
         """Have the memory that a record takes, in tables of so many rows; MemoryError if the device has no room."""
         self._scratch.hold(update.user_rows.size, [self._width(update)], *counts)
 
+    def propose(self, update: Update) -> dict[str, np.ndarray]:
+        """Nothing: negatives are drawn on the device."""
+        return {}
+
     def _width(self, update: Update) -> int:
         """Negatives that are drawn for an event."""
         return self._spec.negatives if update.item_count > 1 else 0
 
     def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
-        """Put learning from a record on the stream, span by span; places: of its columns (`cuda_plan.Span`)."""
+        """Put learning from a record on the stream, span by span (`cuda.LearningRule`)."""
         rows = max(update.user_count, update.item_count)
         for span in spans_of(self._spec, update.user_rows.size, self._width(update), rows, places):
             plan = self._order(update, span, slot)
@@ -85,7 +91,7 @@ class Sgd:
         counts = update.user_count, update.item_count
         rows = min(events, counts[USERS]), min(events * (1 + span.width), counts[ITEMS])
         chunks, sums = chunks_of(self._spec, events, span.width, *counts), self._scratch.sums
-        if events * (span.user_entries + span.item_entries) <= self._walk_entries_max:
+        if events * (span.user_entries + span.item_entries) <= self.walk_entries_max:
             arguments = span, plan, slot.words, slot.floats, users, items, sums, rates
             device.launch_block(kernels.walk, WALK_THREADS, *arguments)
             return

@@ -182,7 +182,7 @@ def _row_sum(sums: Any, at: Any, count: Any, stride: Any, ahead: Any) -> Any:
 
 
 @inlined
-def _step_one(
+def step_one(
     values: Any,
     accumulators: Any,
     at: Any,
@@ -227,10 +227,10 @@ def _step_column(
     g = g * scalar.hot_scale(rates.hot_events, events)
     row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
     if column == width:
-        _step_one(rows.bias, rows.bias_g, row, g, rates.bias_rate, adagrad, rates, word, column)
+        step_one(rows.bias, rows.bias_g, row, g, rates.bias_rate, adagrad, rates, word, column)
     else:
         at = row * width + column
-        _step_one(rows.factors, rows.factor_g, at, g, rates.rate, adagrad, rates, word, column)
+        step_one(rows.factors, rows.factor_g, at, g, rates.rate, adagrad, rates, word, column)
 
 
 @cache

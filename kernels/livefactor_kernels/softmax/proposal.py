@@ -13,7 +13,7 @@ from numba import njit
 
 from ..random import SHARED_DOMAIN, domain_key, draw_below
 from ..spec import ModelSpec, Proposal
-from ..tables import Table, reserve
+from ..tables import reserve
 from ..update import Update
 
 _0, _1 = np.uint64(0), np.uint64(1)
@@ -84,10 +84,11 @@ def _count(tree: Any, row: Any) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def livefactor_propose_kernel(
-    proposal: Any, key: Any, revision: Any, item_rows: Any, items: Any, micro_batch: Any, tree: Any, rows: Any,
-    rarity: Any, own: Any,
+    proposal: Any, key: Any, revision: Any, item_rows: Any, fresh: Any, items: Any, micro_batch: Any, tree: Any,
+    rows: Any, rarity: Any, own: Any,
 ) -> None:  # fmt: skip
-    """Fill `Shared`'s arrays for a record's events, and count them in the tree (not with UNIFORM, which needs none)."""
+    """Fill `Shared`'s arrays for a record's events, and count the fresh ones in the tree (not with UNIFORM, which needs
+    none)."""
     n, drawn = np.uint64(item_rows.size), np.uint64(rows.shape[1])
     for start in range(_0, n, micro_batch):
         step, stop = start // micro_batch, min(start + micro_batch, n)
@@ -106,32 +107,33 @@ def livefactor_propose_kernel(
         if proposal != _UNIFORM:
             for t in range(start, stop):
                 own[t] = _F1 / np.float32(tree.sums[np.uint64(item_rows[t])] + _1)
-            for t in range(start, stop):
+            for t in range(start, min(stop, fresh)):
                 _count(tree, np.uint64(item_rows[t]))
 
 
 class Proposer:
     """Proposes negatives, record by record."""
 
-    def __init__(self, spec: ModelSpec, items: Table) -> None:
-        """For an empty table of items."""
-        self._spec, self._items = spec, items
+    def __init__(self, spec: ModelSpec, capacity: int) -> None:
+        """For an empty table of at most `capacity` items."""
+        self._spec = spec
         self._proposal = int(spec.softmax.proposal)
         self._key = domain_key(spec.seed, SHARED_DOMAIN)
-        self._tree = Tree.of(1 if spec.softmax.proposal == Proposal.UNIFORM else items.capacity)
+        self._tree = Tree.of(1 if spec.softmax.proposal == Proposal.UNIFORM else capacity)
 
-    def reload(self, count: int) -> None:
-        """Take the events of the first `count` items from their table again."""
+    def reload(self, items: dict[str, np.ndarray]) -> None:
+        """Take the events of items from the restored sections of their table."""
         if self._spec.softmax.proposal != Proposal.UNIFORM:
-            self._tree.fill(self._items.history["seen_count"][:count])
+            self._tree.fill(items["seen_count"])
 
     def propose(self, update: Update) -> Shared:
         """The negatives of a record, whose events count from now on."""
-        size, events = self._spec.micro_batch, update.item_rows.size
-        shape = -(-events // size), self._spec.negatives_of_event
+        size, n = self._spec.micro_batch, update.item_rows.size
+        shape = -(-n // size), self._spec.negatives_of_event
         rows, rarity = np.zeros(shape, np.uint32), np.ones(shape, np.float32)
-        shared = Shared(rows, rarity, np.ones(events, np.float32))
+        shared = Shared(rows, rarity, np.ones(n, np.float32))
         numbers = self._proposal, self._key, np.uint64(update.revision)
         items, micro_batch = np.uint64(update.item_count), np.uint64(size)
-        livefactor_propose_kernel(*numbers, update.item_rows, items, micro_batch, self._tree, *shared)
+        events = update.item_rows, np.uint64(update.fresh)
+        livefactor_propose_kernel(*numbers, *events, items, micro_batch, self._tree, *shared)
         return shared

@@ -60,7 +60,7 @@ class Softmax:
             stop = min(start + size, n)
             negatives = self._propose(update, start, stop, counts)
             self._micro_batch(update, start, stop, negatives, self._rarity(counts))
-            np.add.at(counts, update.item_rows[start:stop], 1)
+            np.add.at(counts, update.item_rows[start : min(stop, update.fresh)], 1)
 
     def _rarity(self, counts: np.ndarray) -> np.ndarray:
         if self._spec.softmax.proposal == Proposal.UNIFORM:

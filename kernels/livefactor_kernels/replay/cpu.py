@@ -1,0 +1,86 @@
+"""The reservoir of the backends that learn fast, in the host's memory (semantics: `replay/__init__.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from ..random import REPLAY_DOMAIN, domain_key, draw_below
+from ..spec import ModelSpec
+from ..update import Update, writable
+from . import COLUMNS, KEEP, REPLAY, asked_for
+
+_0, _1 = np.uint64(0), np.uint64(1)
+_KEEP, _REPLAY = np.uint64(KEEP), np.uint64(REPLAY)
+_NO_ROWS = np.empty(0, np.uint32)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def livefactor_keep_kernel(key: Any, first: Any, events: Any, n: Any, kept: Any) -> None:
+    """Put the first n of a record's events (columns as in `COLUMNS`), from number `first` on, in their places of `kept`."""
+    size = np.uint64(kept[0].size)
+    for t in range(n):
+        number = first + t
+        place = number if number < size else draw_below(key, number, _KEEP, _0, number + _1)
+        if place < size:
+            kept[0][place] = events[0][t]
+            kept[1][place] = events[1][t]
+            kept[2][place] = events[2][t]
+            kept[3][place] = events[3][t]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def livefactor_replay_kernel(key: Any, first: Any, kept: Any, places: Any) -> None:
+    """Write the places uint32[n] from which replayed events come, from number `first` on."""
+    for t in range(np.uint64(places.size)):
+        places[t] = draw_below(key, first + t, _REPLAY, _0, kept)
+
+
+class Reservoir:
+    """What is kept of past events. columns: [size] each; do not write to them. events: how many there were."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """An empty one; compiles the kernels, or loads them from Numba's cache."""
+        self._spec, self._key = spec, domain_key(spec.seed, REPLAY_DOMAIN)
+        self.events = 0
+        self.columns = {name: np.zeros(spec.replay.size, dtype) for name, dtype in COLUMNS.items()}
+        self.keep(Update(0, _NO_ROWS, _NO_ROWS, None, None, 0, 0))
+        livefactor_replay_kernel(self._key, _0, _1, _NO_ROWS)
+
+    def extended(self, update: Update) -> Update:
+        """The update with the events that it replays. Nothing is changed: `keep` is for when they are learned."""
+        kept = min(self.events, self._spec.replay.size)
+        first, last = (asked_for(self._spec, n) for n in (self.events, self.events + update.fresh))
+        if not kept or first == last:
+            return update
+        places = np.empty(last - first, np.uint32)
+        livefactor_replay_kernel(self._key, np.uint64(first), np.uint64(kept), places)
+        columns: dict[str, Any] = {
+            name: np.concatenate((_column(update, name), self.columns[name][places])) for name in COLUMNS
+        }
+        times = update.times
+        if times is not None:
+            times = np.concatenate((times, np.zeros(places.size, np.int64)))
+        return replace(update, times=times, replayed=places.size, **columns)
+
+    def keep(self, update: Update) -> None:
+        """Put the fresh events of an update in their places."""
+        events, kept = tuple(_column(update, name) for name in COLUMNS), tuple(self.columns.values())
+        numbers = np.uint64(self.events), events, np.uint64(update.fresh)
+        livefactor_keep_kernel(self._key, *numbers, kept)
+        self.events += update.fresh
+
+    def load(self, columns: Mapping[str, np.ndarray], events: int) -> None:
+        """Restore what was kept of `events` events."""
+        for name, column in self.columns.items():
+            column[:] = columns[name]
+        self.events = events
+
+
+def _column(update: Update, name: str) -> np.ndarray:
+    column: np.ndarray | None = getattr(update, name)
+    return np.ones(update.user_rows.size, np.float32) if column is None else writable(column)

@@ -1,0 +1,57 @@
+"""The reservoir in plain Python: the judge of `replay/cpu.py` (semantics: `replay/__init__.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..random import REPLAY_DOMAIN, domain_key, draw_below
+from ..spec import ModelSpec
+from ..update import Update
+from . import COLUMNS, KEEP, REPLAY, asked_for
+
+
+class Reservoir:
+    """What is kept of past events."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec, self._key = spec, domain_key(spec.seed, REPLAY_DOMAIN)
+        self.events = 0
+        self.columns = {name: np.zeros(spec.replay.size, dtype) for name, dtype in COLUMNS.items()}
+
+    def _draw(self, purpose: int, number: int, count: int) -> int:
+        numbers = (np.uint64(each) for each in (number, purpose, 0, count))
+        return int(draw_below(self._key, *numbers))
+
+    def extended(self, update: Update) -> Update:
+        """The update with the events that it replays."""
+        kept = min(self.events, self._spec.replay.size)
+        first, last = (asked_for(self._spec, n) for n in (self.events, self.events + update.fresh))
+        places = [self._draw(REPLAY, number, kept) for number in range(first, last) if kept]
+        columns: dict[str, Any] = {
+            name: np.append(_column(update, name), self.columns[name][places]) for name in COLUMNS
+        }
+        times = None if update.times is None else np.append(update.times, np.zeros(len(places), np.int64))
+        return replace(update, times=times, replayed=len(places), **columns)
+
+    def keep(self, update: Update) -> None:
+        """Put the fresh events of an update in their places."""
+        size = self._spec.replay.size
+        for t in range(update.fresh):
+            number = self.events + t
+            place = number if number < size else self._draw(KEEP, number, number + 1)
+            for name in COLUMNS if place < size else ():
+                self.columns[name][place] = _column(update, name)[t]
+        self.events += update.fresh
+
+    def load(self, columns: Mapping[str, np.ndarray], events: int) -> None:
+        """Restore what was kept of `events` events."""
+        self.columns, self.events = {name: columns[name].copy() for name in COLUMNS}, events
+
+
+def _column(update: Update, name: str) -> np.ndarray:
+    column: np.ndarray | None = getattr(update, name)
+    return np.ones(update.user_rows.size, np.float32) if column is None else column
