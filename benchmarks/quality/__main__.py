@@ -45,7 +45,7 @@ def print_grids(console: Console, extent: Extent) -> None:
 
 
 def measure(ratings: Path | None, extent: Extent, console: Console, only: str = "") -> Figures:
-    """All figures by name."""
+    """All figures by name; of the parts that `only` is found in, with the date of each."""
     figures: Figures = {}
     parts = [part for part in suite.all_parts(ratings, extent) if re.search(only, part.name)]
     columns = TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -56,7 +56,7 @@ def measure(ratings: Path | None, extent: Extent, console: Console, only: str = 
             bar.refresh()
             started = time.monotonic()
             measured = part.run()
-            figures |= measured
+            figures |= measured | ({f"{part.name}_run_date": machine.date()} if only else {})
             bar.advance(task)
             main = next((f"{value:.4f}" for value in measured.values() if isinstance(value, float)), "")
             console.print(f"{part.name}: {main} ({time.monotonic() - started:.0f} s)")
@@ -84,8 +84,7 @@ def main() -> None:
         measured = measure(ratings_path(), extent, console, arguments.only or "")
         about |= {"run_seconds": round(time.monotonic() - started, 1), "run_load_after": os.getloadavg()[0]}
         if arguments.only:
-            kept = json.loads(RESULTS.read_text(encoding="utf-8"))
-            about, measured = {**kept, "run_only": arguments.only}, {**kept, **measured}
+            about, measured = {}, json.loads(RESULTS.read_text(encoding="utf-8")) | measured
         figures = about | report.completed(measured)
         console.print(report.tables(figures))
         output = arguments.output or (None if arguments.quick else RESULTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -233,6 +234,16 @@ def _machine(figures: Figures) -> str:
     return text.format_map({name: "missing" if value is None else value for name, value in figures.items()})
 
 
+def _again(figures: Figures) -> Iterator[str]:
+    """A line for each day on which parts were run alone (`--only`), after all the others."""
+    by_day = defaultdict(list)
+    for name, date in figures.items():
+        if name.endswith("_run_date"):
+            by_day[str(date)[:10]].append(f"`{name.removesuffix('_run_date')}`")
+    for day, parts in sorted(by_day.items()):
+        yield f"- Run alone on {day}: {', '.join(parts)}."
+
+
 def _counts(figures: Figures) -> Iterator[str]:
     """How much was learned and judged, a line for each set and order that was measured."""
     for name, words in SET_LABELS.items():
@@ -245,7 +256,7 @@ def _counts(figures: Figures) -> Iterator[str]:
 
 def page(figures: Figures) -> str:
     """What docs/quality.md shows between its marks."""
-    lines = [_machine(figures), "", *_counts(figures)]
+    lines = [_machine(figures), "", *_again(figures), *_counts(figures)]
     for sheet in sheets(figures):
         lines += ["", f"### {sheet.title}", "", *_markdown(sheet)]
     return "\n".join(lines)

@@ -318,3 +318,10 @@ def test_results_are_flat_dated_and_whole() -> None:
 def test_the_page_shows_the_figures_that_were_measured() -> None:
     _, shown, _ = between_marks(report.PAGE.read_text(encoding="utf-8"), report.COMMAND)
     assert shown == report.page(json.loads(RESULTS.read_text(encoding="utf-8")))
+
+
+@measured
+def test_the_page_says_what_was_run_on_another_day() -> None:
+    figures = json.loads(RESULTS.read_text(encoding="utf-8"))
+    dates = {"a_run_date": "2031-01-02 03:04 UTC", "b_run_date": "2031-01-02 05:06 UTC"}
+    assert "- Run alone on 2031-01-02: `a`, `b`." in report.page(figures | dates).splitlines()
