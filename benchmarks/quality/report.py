@@ -26,7 +26,7 @@ NEXT_LABELS = {
     "popular_decayed": "most-popular, decayed",
     "knn": METHODS["knn"].label,
     **{key: METHODS[key].label for key in ("clicks_sgd", "purchases_sgd", "clicks", "clicks_tuned")},
-    "purchases": "livefactor `purchases` as it is, one pass",
+    "purchases": "livefactor `purchases`, tuned, one pass",
     "news": "livefactor `news` as it is, one pass",
 }
 NEXT_TITLES = {

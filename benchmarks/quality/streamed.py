@@ -65,10 +65,14 @@ def lists_spec(
     items: int | None = None,
     item_events: int | None = None,
     weight: float | None = None,
+    repeat: float | None = None,
     seed: int = 0,
     micro_batch: int | None = None,
 ) -> ModelSpec:
-    """The preset `clicks` or `purchases` with its settings changed. half_life, items: of histories. weight: of counts."""
+    """The preset `clicks` or `purchases` with its settings changed.
+
+    half_life, items: of histories. weight, repeat: of counts.
+    """
     base = preset(name)
 
     def other(part: Any, **changes: float | None) -> Any:
@@ -77,7 +81,7 @@ def lists_spec(
     parts = {
         "solve": other(base.solve, unobserved=unobserved, item_events=item_events),
         "history": other(base.history, half_life=half_life, items=items),
-        "counts": other(base.counts, weight=weight),
+        "counts": other(base.counts, weight=weight, repeat=repeat),
     }
     return other(replace(base, **parts, seed=seed), k=k, l2=l2, micro_batch=micro_batch).check()  # type: ignore[no-any-return]
 

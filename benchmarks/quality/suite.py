@@ -34,7 +34,7 @@ WINDOWS = 10
 NEXT_TUNED_PART = TUNED_PART["retail"]
 """Of every stream: settings are picked on it."""
 NEXT_KNN_GRID = grid(
-    kind=("cosine", "conditional"), shrinkage=(20, 50, 100), half_life=(10, 30, 1e9), repeats=(1, 2, 4)
+    kind=("cosine", "conditional"), shrinkage=(20, 50, 100), half_life=(30, 60, 100), repeats=(2, 3, 4)
 )
 NEXT_GRIDS: dict[str, dict[str, list[dict[str, float | str]]]] = {
     "retail": {
@@ -43,7 +43,7 @@ NEXT_GRIDS: dict[str, dict[str, list[dict[str, float | str]]]] = {
         "clicks_sgd": CLICKS_GRID,
         "purchases_sgd": PURCHASES_GRID,
         "clicks_tuned": grid(half_life=(1, 1.5, 3), weight=(0.5, 1, 2), l2=(0.001, 0.003)),
-        "purchases": grid(),
+        "purchases": grid(repeat=(0.05, 0.1, 0.2, 0.5)),
     },
     "news": {
         "popular_decayed": POPULAR_GRID,

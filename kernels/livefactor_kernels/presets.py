@@ -66,7 +66,8 @@ _PRESETS: dict[str, ModelSpec] = {
     ),
     # A rating of 3 is no click.
     "clicks": replace(_SOLVED_LISTS, limits=Limits(value_abs_max=1.0)),
-    "purchases": replace(_SOLVED_LISTS, counts=replace(_SOLVED_LISTS.counts, repeat=0.2)),
+    # Of 0.05 to 0.5, the repeat that did best on the first 60 % of Online Retail; all of them do well.
+    "purchases": replace(_SOLVED_LISTS, counts=replace(_SOLVED_LISTS.counts, repeat=0.1)),
     # Items that nobody asks for any more sink, because they are drawn as negatives; biases are quick, to follow what is read now.
     "news": ModelSpec(
         k=64,
