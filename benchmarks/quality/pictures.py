@@ -15,6 +15,7 @@ from livefactor_server.tuning.drawing import grid, write_svg
 COLOURS = {
     "popular": "#9a9a9a",
     "popular_decayed": "#5f5f5f",
+    "own_first": "#b5651d",
     "knn": "#8c6d1f",
     "ease": "#2a7f62",
     "ease_recent": "#1b4d3e",
@@ -26,7 +27,8 @@ COLOURS = {
     "news": "#d81b8c",
     "clicks": "#6a1b9a",
     "clicks_tuned": "#b39ddb",
-    "purchases": "#311b92",
+    "clicks_repeats": "#311b92",
+    "purchases": "#d81b8c",
 }
 
 

@@ -24,8 +24,10 @@ SET_LABELS = {"ml1m": "MovieLens-1M, timed half", "retail": "Online Retail"}
 ORDER_LABELS = {"time": "in the order of time", "shuffled": "in shuffled order"}
 NEXT_LABELS = {
     "popular_decayed": "most-popular, decayed",
+    "own_first": "the user's own most frequent, then most-popular, decayed",
     "knn": METHODS["knn"].label,
     **{key: METHODS[key].label for key in ("clicks_sgd", "purchases_sgd", "clicks", "clicks_tuned")},
+    "clicks_repeats": "livefactor `clicks` with repeats, tuned, one pass",
     "purchases": "livefactor `purchases`, tuned, one pass",
     "news": "livefactor `news` as it is, one pass",
 }

@@ -46,7 +46,9 @@ def settled(key: str, **settings: Any) -> ModelSpec:
         return preset(key, **settings)
     if key == "softmax":
         return softmax_spec(**settings)
-    return spec_of(key, **settings) if key.endswith("_sgd") else lists_spec(key, **settings)
+    if key == "purchases":
+        return purchases_spec(**settings)
+    return spec_of(key, **settings) if key.endswith("_sgd") else clicks_spec(**settings)
 
 
 def softmax_spec(rate: float, l2: float, micro_batch: int, proposal: str, seed: int = 0) -> ModelSpec:
@@ -56,8 +58,14 @@ def softmax_spec(rate: float, l2: float, micro_batch: int, proposal: str, seed: 
     return preset("news", optimizer=optimizer, l2=l2, micro_batch=micro_batch, softmax=negatives, seed=seed)
 
 
-def lists_spec(
-    name: str,
+def purchases_spec(repeat: float, bias_rate: float, seed: int = 0) -> ModelSpec:
+    """The preset `purchases` with its settings changed. repeat: of counts."""
+    base = preset("purchases")
+    optimizer = replace(base.optimizer, bias_learning_rate=bias_rate)
+    return preset("purchases", counts=replace(base.counts, repeat=repeat), optimizer=optimizer, seed=seed)
+
+
+def clicks_spec(
     k: int | None = None,
     unobserved: float | None = None,
     l2: float | None = None,
@@ -69,11 +77,8 @@ def lists_spec(
     seed: int = 0,
     micro_batch: int | None = None,
 ) -> ModelSpec:
-    """The preset `clicks` or `purchases` with its settings changed.
-
-    half_life, items: of histories. weight, repeat: of counts.
-    """
-    base = preset(name)
+    """The preset `clicks` with its settings changed. half_life, items: of histories. weight, repeat: of counts."""
+    base = preset("clicks")
 
     def other(part: Any, **changes: float | None) -> Any:
         return replace(part, **{name: value for name, value in changes.items() if value is not None})

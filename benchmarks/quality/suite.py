@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.progressive import TUNED_PART
 from benchmarks.progressive_data import Stream, read_purchases, read_ratings
-from benchmarks.progressive_recall import model_hits, popular_hits
+from benchmarks.progressive_recall import model_hits, own_first_hits, popular_hits
 from benchmarks.quality import ratings
 from benchmarks.quality.data import Judgement, in_time, numbered, shuffled
 from benchmarks.quality.methods import CLICKS_GRID, POPULAR_GRID, PURCHASES_GRID
@@ -39,11 +39,13 @@ NEXT_KNN_GRID = grid(
 NEXT_GRIDS: dict[str, dict[str, list[dict[str, float | str]]]] = {
     "retail": {
         "popular_decayed": POPULAR_GRID,
+        "own_first": POPULAR_GRID,
         "knn": NEXT_KNN_GRID,
         "clicks_sgd": CLICKS_GRID,
         "purchases_sgd": PURCHASES_GRID,
         "clicks_tuned": grid(half_life=(1, 1.5, 3), weight=(0.5, 1, 2), l2=(0.001, 0.003)),
-        "purchases": grid(repeat=(0.05, 0.1, 0.2, 0.5)),
+        "clicks_repeats": grid(repeat=(0.05, 0.1, 0.2, 0.5)),
+        "purchases": grid(repeat=(1, 1.5, 2), bias_rate=(0.05, 0.2, 0.4, 1)),
     },
     "news": {
         "popular_decayed": POPULAR_GRID,
@@ -54,7 +56,7 @@ NEXT_GRIDS: dict[str, dict[str, list[dict[str, float | str]]]] = {
     },
 }
 NEXT_OURS = {
-    name: [key for key in grids if key not in ("popular_decayed", "knn")]
+    name: [key for key in grids if key not in ("popular_decayed", "own_first", "knn")]
     for name, grids in NEXT_GRIDS.items()
 }
 STREAMED_GRIDS = {
@@ -142,10 +144,12 @@ def _next_parts(name: str, stream: Stream, extent: Extent) -> Iterator[Part]:
     def hits_of(key: str, part: Stream, settings: Settings, seed: int) -> np.ndarray:
         if key == "popular_decayed":
             return popular_hits(part, settings["half_life"])  # type: ignore[arg-type]
+        if key == "own_first":
+            return own_first_hits(part, settings["half_life"])  # type: ignore[arg-type]
         if key == "knn":
             return knn_hits(numbered(part, once=False), **settings)  # type: ignore[arg-type]
-        own = settled(key.removesuffix("_tuned"), seed=seed, **settings)  # type: ignore[arg-type]
-        return model_hits(own, part)
+        preset_key = key.removesuffix("_tuned").removesuffix("_repeats")
+        return model_hits(settled(preset_key, seed=seed, **settings), part)  # type: ignore[arg-type]
 
     for key, settings in NEXT_GRIDS[name].items():
         prefix, tried = f"{name}_next_{key}", extent.of(settings)

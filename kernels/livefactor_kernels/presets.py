@@ -6,18 +6,14 @@ from dataclasses import replace
 
 from .spec import Counts, History, Limits, Loss, ModelSpec, Optimizer, OptimizerKind, Rule, Solve, SpecError
 
-_SOLVED_LISTS = ModelSpec(
+_SHARED_NEGATIVES = ModelSpec(
     k=64,
-    loss=Loss.IMPLICIT,
-    rule=Rule.SOLVE,
-    l2=0.003,
-    micro_batch=256,
-    init_scale=0.05,
-    history=History(users=256, items=512, half_life=1.5),
-    solve=Solve(unobserved=1.0),
-    counts=Counts(neighbors=128),
+    loss=Loss.SOFTMAX,
+    rule=Rule.SOFTMAX,
+    negatives=64,
+    init_scale=0.1,
+    hot_row_events=32.0,
 )
-"""Measured on Online Retail and MovieLens alike (docs/quality.md)."""
 
 _PRESETS: dict[str, ModelSpec] = {
     "ratings_sgd": ModelSpec(
@@ -64,21 +60,35 @@ _PRESETS: dict[str, ModelSpec] = {
         solve=Solve(sweeps=3),
         limits=Limits(value_abs_max=1e3),
     ),
-    # A rating of 3 is no click.
-    "clicks": replace(_SOLVED_LISTS, limits=Limits(value_abs_max=1.0)),
-    # Of 0.05 to 0.5, the repeat that did best on the first 60 % of Online Retail; all of them do well.
-    "purchases": replace(_SOLVED_LISTS, counts=replace(_SOLVED_LISTS.counts, repeat=0.1)),
-    # Items that nobody asks for any more sink, because they are drawn as negatives; biases are quick, to follow what is read now.
-    "news": ModelSpec(
+    # Measured on Online Retail and MovieLens alike (docs/quality.md). A rating of 3 is no click, so values have a limit.
+    "clicks": ModelSpec(
         k=64,
-        loss=Loss.SOFTMAX,
-        rule=Rule.SOFTMAX,
-        negatives=64,
+        loss=Loss.IMPLICIT,
+        rule=Rule.SOLVE,
+        l2=0.003,
+        micro_batch=256,
+        init_scale=0.05,
+        history=History(users=256, items=512, half_life=1.5),
+        solve=Solve(unobserved=1.0),
+        counts=Counts(neighbors=128),
+        limits=Limits(value_abs_max=1.0),
+    ),
+    # The repeat and the quick biases that did best on the first 60 % of Online Retail (docs/quality.md).
+    "purchases": replace(
+        _SHARED_NEGATIVES,
+        micro_batch=4,
+        optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.1, 0.4, 0.1, 1e-6),
+        l2=0.001,
+        history=History(users=256),
+        counts=Counts(repeat=1.5),
+        limits=Limits(value_abs_max=1e6, error_max=4.0),
+    ),
+    # Items that nobody asks for any more sink, because they are drawn as negatives; biases are quick, to follow what is read now.
+    "news": replace(
+        _SHARED_NEGATIVES,
         micro_batch=8,
         optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.2, 1.0, 0.1, 1e-6),
         l2=0.03,
-        init_scale=0.1,
-        hot_row_events=32.0,
         history=History(users=64),
         limits=Limits(value_abs_max=1.0, error_max=4.0),
     ),

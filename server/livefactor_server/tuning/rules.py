@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import ModelSpec, Optimizer, OptimizerKind
+from livefactor_kernels.spec import Limits, ModelSpec, Optimizer, OptimizerKind
 from livefactor_server import spec_codec
 
 if TYPE_CHECKING:
@@ -113,9 +113,10 @@ _SOLVE = (
     Range("solve.unobserved", 0.1, 10.0),
     Range("history.half_life", 0.5, 20.0),
     Range("counts.weight", 0.05, 5.0),
-    Choice("counts.repeat", (0.0, 0.1, 0.2, 0.4)),
+    Choice("counts.repeat", (0.0, 0.1, 0.2)),
     Choice("k", (32, 64)),
 )
+_SOFTMAX = *_ADAGRAD, _L2, Choice("micro_batch", (4, 8, 16)), Choice("k", (32, 64))
 
 
 def _adagrad(rate: float) -> Optimizer:
@@ -150,13 +151,15 @@ RULES = {
         (*_SGD, _L2, _NEGATIVES, _K),
     ),
     "bpr-adagrad": Rule(RANKING, "purchases_sgd", preset("purchases_sgd"), (*_ADAGRAD, _L2, _NEGATIVES, _K)),
-    "softmax": Rule(
-        RANKING,
-        "news",
-        preset("news"),
-        (*_ADAGRAD, _L2, Choice("micro_batch", (4, 8, 16)), Choice("k", (32, 64))),
+    "softmax": Rule(("clicks", "news"), "news", preset("news"), _SOFTMAX),
+    "softmax-repeats": Rule(
+        ("purchases",),
+        "purchases",
+        preset("purchases"),
+        (*_SOFTMAX, Choice("counts.repeat", (0.0, 0.75, 1.5, 3.0))),
     ),
     "solve-counts": Rule(("clicks", "news"), "clicks", preset("clicks"), _SOLVE),
-    "solve-repeats": Rule(("purchases",), "purchases", preset("purchases"), _SOLVE),
+    # Amounts are welcome where things are bought.
+    "solve-repeats": Rule(("purchases",), "clicks", preset("clicks", limits=Limits()), _SOLVE),
 }
 """By the name that `--rule` takes and that a study's parameters begin with: renaming one ends old studies."""
