@@ -1,6 +1,6 @@
 """The judge of update rules: `make quality`, or `python -m benchmarks.quality [--quick] [--output FILE]`.
 
-A whole run takes about half an hour, one thread; it writes benchmarks/results/quality.json (flat)
+A whole run takes over an hour, one thread; it writes benchmarks/results/quality.json (flat)
 and, from that file alone, docs/quality.md's figures and its pictures. A quick run (one of eight users, two
 settings of each grid, one seed) only shows that everything runs. ML1M_RATINGS: MovieLens-1M's ratings.csv.gz,
 which may not be shipped; without it its figures are missing.
