@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from typing import Protocol
 
@@ -328,7 +327,7 @@ class CudaModel:
         self.device.launch(
             livefactor_init_kernel, threads, new, table.live, slot.keys, scale, initial_g, *seeds
         )
-        table.forget(table.initialised, count)
+        table.start_apart(table.initialised, count)
         table.initialised = count
 
     def _learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
@@ -348,22 +347,18 @@ class CudaModel:
 
 def _known(spec: ModelSpec) -> ModelSpec:
     """The spec; SpecError naming what this backend has not."""
-    if spec.optimizer.kind not in (OptimizerKind.SGD, OptimizerKind.ADAGRAD):
-        name = OptimizerKind(spec.optimizer.kind).name.lower()
-        raise SpecError(
-            f"optimizer.kind: expected sgd or adagrad on backend cuda, got {name}; backend cpu has it"
-        )
-    for field in fields(Regularization):
-        value = getattr(spec.regularization, field.name)
+    for name in ("l2_frequency", "dropout"):
+        value = getattr(spec.regularization, name)
         if value:
-            name = f"regularization.{field.name}"
-            raise SpecError(f"{name}: expected 0 on backend cuda, got {value:g}; backend cpu has it")
+            raise SpecError(
+                f"regularization.{name}: expected 0 on backend cuda, got {value:g}; backend cpu has it"
+            )
     return spec
 
 
 def _kind_of(spec: ModelSpec) -> ModelSpec:
     """A small spec that takes the same kernels."""
-    history, counts = spec.history, spec.counts
+    history, counts, bounds = spec.history, spec.counts, spec.regularization
     return ModelSpec(
         k=spec.k,
         loss=Loss(spec.loss),
@@ -378,6 +373,7 @@ def _kind_of(spec: ModelSpec) -> ModelSpec:
         solve=Solve(float(spec.solve.unobserved > 0)),
         softmax=spec.softmax,
         counts=Counts(min(counts.neighbors, LANES), span=1),
+        regularization=Regularization(float(bounds.gradient_norm_max > 0), float(bounds.row_norm_max > 0)),
         limits=Limits(users_max=8, items_max=8, error_max=1.0, factor_max=1.0),
     ).check()
 
@@ -398,7 +394,7 @@ def _compile_kernels(kind: ModelSpec) -> int:
             compiling.apply(Update(revision, rows, rows, None, None, 4, 4))
             users = pin.gather(USERS, rows[: pin.counts[USERS]])
             for side, table in enumerate((compiling.users, compiling.items)):
-                pin.read(side, rows[: pin.counts[side]], table.history)
+                pin.read(side, rows[: pin.counts[side]], table.apart)
             for asked in (4, 1):
                 pin.top_k(users[0][:asked], users[1][:asked], 2)
     return compiling.device.launches

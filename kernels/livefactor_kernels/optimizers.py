@@ -103,6 +103,12 @@ class Method(NamedTuple):
     drops: int
     frequency: int
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether a step needs a row's whole gradient."""
+        kinds = OptimizerKind.SGD, OptimizerKind.ADAGRAD
+        return self.optimizer not in kinds or bool(self.clips or self.norms)
+
     @staticmethod
     def of(spec: ModelSpec) -> Method:
         """The method of a spec."""

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.reference import ReferenceModel, ReferenceTable
 from livefactor_kernels.spec import (
     FactorDtype,
@@ -308,15 +307,6 @@ def test_adams_powers_stop_before_they_are_subnormal() -> None:
 def test_specs_are_refused(field, changes) -> None:
     with pytest.raises(SpecError, match=f"^{re.escape(field)}"):
         make_spec(Loss.SQUARED, **changes)
-
-
-@pytest.mark.parametrize("kind", NEW)
-def test_the_gpu_refuses_what_it_has_not(kind) -> None:
-    name = kind.name.lower()
-    with pytest.raises(
-        SpecError, match=f"optimizer.kind: expected sgd or adagrad on backend cuda, got {name}"
-    ):
-        CudaModel(make_spec(Loss.SQUARED, optimizer=optimizer(kind)))
 
 
 @pytest.mark.parametrize("kind", NEW)

@@ -19,6 +19,7 @@ from numba import float32
 
 from .. import scalar
 from ..cuda_plan import value_of, weight_of
+from ..cuda_row_steps import step_row
 from ..history.cuda import (
     PIECE_EVENTS,
     begins_row,
@@ -29,6 +30,7 @@ from ..history.cuda import (
     row_of,
 )
 from ..lanes import clamp, inlined
+from ..optimizers import Method, StepRates
 from ..sgd.cuda_micro_batch import dot, load_row, step_one
 from ..spec import LANES, ModelSpec, OptimizerKind
 from ..sums import CHUNK
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
     from ..device import Device
 
 _F0 = np.float32(0.0)
+_ADAGRAD = int(OptimizerKind.ADAGRAD)
+_NO_WORD = np.uint32(0)
+"""For the rounding of a step: factors are float32."""
 
 
 class Batch(NamedTuple):
@@ -195,22 +200,40 @@ def _add_events(
 
 
 @inlined
-def _step_row(rows: Any, row: Any, x: Any, g: Any, scale: Any, blocks: Any, adagrad: Any, rates: Any) -> None:
-    """Step a row's factors by their gradient; x: to keep them in."""
-    at, nothing = row * (blocks * LANES) + lane(), np.uint32(0)
+def _step_by_columns(
+    rows: Any, row: Any, x: Any, g: Any, g_bias: Any, with_bias: Any, scale: Any, blocks: Any, method: Any, rates: Any
+) -> None:  # fmt: skip
+    """Step a row by its gradient, times `scale`; x: to keep its factors in."""
+    at, adagrad = row * (blocks * LANES) + lane(), method.optimizer == _ADAGRAD
     for c in range(blocks):
         place = at + c * LANES
         step_one(
-            rows.factors, rows.factor_g, place, g[c] * scale, rates.rate, adagrad, rates, nothing, nothing
+            rows.factors, rows.factor_g, place, g[c] * scale, rates.rate, adagrad, rates, _NO_WORD, _NO_WORD
         )
         x[c] = rows.factors[place]
+    if with_bias and lane() == 0:
+        step_one(
+            rows.bias, rows.bias_g, row, g_bias * scale, rates.bias_rate, adagrad, rates, _NO_WORD, _NO_WORD
+        )
+
+
+@inlined
+def _step_whole(
+    rows: Any, row: Any, x: Any, g: Any, g_bias: Any, with_bias: Any, scale: Any, blocks: Any, method: Any, rates: Any
+) -> None:  # fmt: skip
+    """As `_step_by_columns`, where a step needs all of the gradient, which it spends."""
+    for c in range(blocks):
+        g[c] = g[c] * scale
+    step_row(rows, row, g, g_bias * scale, with_bias, _NO_WORD, blocks, method, rates)
+    load_row(rows.factors, row, x, blocks)
 
 
 @cache
-def softmax_kernels(blocks: int, adagrad: int) -> Kernels:
-    """Kernels for rows of `blocks` times 16 factors."""
-    BLOCKS, ADAGRAD = int(blocks), int(adagrad)
+def softmax_kernels(blocks: int, method: Method) -> Kernels:
+    """Kernels for rows of `blocks` times 16 factors. They take `Rates`, those that step by rows `StepRates`."""
+    BLOCKS, METHOD = int(blocks), method
     KP = BLOCKS * LANES
+    step = _step_whole if method.by_rows else _step_by_columns
 
     @kernel
     def livefactor_softmax_users_kernel(
@@ -242,7 +265,7 @@ def softmax_kernels(blocks: int, adagrad: int) -> Kernels:
             own_error = _take_errors(piece, batch, words, floats, items, kept, t, x, y, BLOCKS, rates)
             _pull_user(piece, batch, words, items, kept, t, x, y, g, own_error, BLOCKS, rates)
             scale = scalar.hot_scale(rates.hot_events, 1)
-            _step_row(users, user, x, g, scale, BLOCKS, ADAGRAD, rates)
+            step(users, user, x, g, _F0, False, scale, BLOCKS, METHOD, rates)
 
     @kernel
     def livefactor_softmax_negatives_kernel(piece: Any, batch: Any, floats: Any, kept: Any) -> None:
@@ -307,12 +330,7 @@ def softmax_kernels(blocks: int, adagrad: int) -> Kernels:
         if number == 0:
             return
         scale = scalar.hot_scale(rates.hot_events, named)
-        _step_row(items, row, y, total, scale, BLOCKS, ADAGRAD, rates)
-        if lane() == 0:
-            nothing = np.uint32(0)
-            step_one(
-                items.bias, items.bias_g, row, bias * scale, rates.bias_rate, ADAGRAD, rates, nothing, nothing
-            )
+        step(items, row, y, total, bias, True, scale, BLOCKS, METHOD, rates)
 
     return Kernels(
         livefactor_softmax_users_kernel, livefactor_softmax_negatives_kernel, livefactor_softmax_items_kernel
@@ -329,10 +347,10 @@ class Softmax:
     ) -> None:
         """MemoryError if the device has no room."""
         self._spec, self._device, self._pins, self._tables = spec, device, pins, (users, items)
-        self._rates = Rates.of(spec)
+        method = Method.of(spec)
+        self._rates: Any = StepRates.of(spec) if method.by_rows else Rates.of(spec)
         self.proposer = Proposer(spec, items.capacity)
-        adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
-        self._kernels = softmax_kernels(spec.k_padded // LANES, adagrad)
+        self._kernels = softmax_kernels(spec.k_padded // LANES, method)
         size, m, kp = spec.micro_batch, spec.negatives_of_event, spec.k_padded
         self._memory = [
             device.empty(count, np.float32) for count in (size, size * m, size * kp, m * kp, m, 1)
@@ -386,7 +404,7 @@ class Softmax:
         return users.argument, items.argument
 
     def _micro_batch(self, piece: Any, slot: Slot, batch: Batch) -> None:
-        users, items = (table.live for table in self._tables)
+        users, items = (table.stepped for table in self._tables)
         user_keys, item_keys = self._arguments
         events, columns = batch.stop - batch.start, (slot.words, slot.floats)
         launch, kept, rates = self._device.launch, self._kept, self._rates
