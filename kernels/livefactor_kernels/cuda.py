@@ -44,7 +44,6 @@ from .spec import (
     Regularization,
     Rule,
     Solve,
-    SpecError,
 )
 from .tables import ITEMS, USERS
 from .update import Update
@@ -97,7 +96,7 @@ class CudaModel:
         walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
         with a barrier over all of it, not in three launches each. Neither changes a bit.
         """
-        self._set_up(_known(spec.check()), device_bytes_max, walk_entries_max, together)
+        self._set_up(spec.check(), device_bytes_max, walk_entries_max, together)
         if not SIMULATED:
             _compile_kernels(_kind_of(spec))
 
@@ -327,7 +326,7 @@ class CudaModel:
         self.device.launch(
             livefactor_init_kernel, threads, new, table.live, slot.keys, scale, initial_g, *seeds
         )
-        table.start_apart(table.initialised, count)
+        table.start_apart(new)
         table.initialised = count
 
     def _learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
@@ -343,17 +342,6 @@ class CudaModel:
         for piece in pieces_of(update.fresh, PIECE_EVENTS, places):
             recorder.order(piece, slot)
             recorder.record(piece, slot, 0, piece.events)
-
-
-def _known(spec: ModelSpec) -> ModelSpec:
-    """The spec; SpecError naming what this backend has not."""
-    for name in ("l2_frequency", "dropout"):
-        value = getattr(spec.regularization, name)
-        if value:
-            raise SpecError(
-                f"regularization.{name}: expected 0 on backend cuda, got {value:g}; backend cpu has it"
-            )
-    return spec
 
 
 def _kind_of(spec: ModelSpec) -> ModelSpec:
@@ -373,7 +361,12 @@ def _kind_of(spec: ModelSpec) -> ModelSpec:
         solve=Solve(float(spec.solve.unobserved > 0)),
         softmax=spec.softmax,
         counts=Counts(min(counts.neighbors, LANES), span=1),
-        regularization=Regularization(float(bounds.gradient_norm_max > 0), float(bounds.row_norm_max > 0)),
+        regularization=Regularization(
+            float(bounds.gradient_norm_max > 0),
+            float(bounds.row_norm_max > 0),
+            bounds.l2_frequency,
+            0.5 * (bounds.dropout > 0),
+        ),
         limits=Limits(users_max=8, items_max=8, error_max=1.0, factor_max=1.0),
     ).check()
 
