@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from livefactor.errors import SnapshotInvalid
-from livefactor.snapshot_format import Manifest
+from livefactor.snapshot_format import RATE_STEPS_MAX, Manifest
 
 
 def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
@@ -33,6 +33,11 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
     for section in ("users.seen_weights", "items.seen_weights", "items.neighbor_counts", "replay.weights"):
         if section in tensors:
             require(bool((tensors[section] >= 0).all()), section, "holds a negative number")
+    if "rates" in tensors:
+        steps, rest = tensors["rates"][:2], tensors["rates"][2:]
+        require(bool((np.abs(steps) <= RATE_STEPS_MAX).all()), "rates", f"is past {RATE_STEPS_MAX} steps")
+        require(bool((tensors["rates"][:3] % 1 == 0).all()), "rates", "holds a part of a step or an event")
+        require(bool((rest >= 0).all()), "rates", "holds a negative number")
     if "replay.user_rows" in tensors:
         kept = int(min(tensors["events"][0], len(tensors["replay.user_rows"])))
         for side in ("user", "item"):

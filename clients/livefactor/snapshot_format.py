@@ -6,10 +6,12 @@ A snapshot is a folder of exactly four files:
     users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n]
                          (factors F16 or BF16 where the spec says so)
                          and with AdaGrad    users.factor_g F32[n,k]  users.bias_g F32[n]
+                         and with an adaptive rate fast_factors, slow_factors F32[n,k], fast_bias, slow_bias F32[n]
                          and histories: `_history`
     items.safetensors    the same of items
     state.safetensors    what is not in a table: `SMALL`, with rule SOLVE gram F64[2*(k+1)^2], and with replay
-                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir
+                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir;
+                         with an adaptive rate rates F64[8]: users' and items' step, events in the window, sums
 
 The order of sections, which the root hash follows: users.* as above, items.* alike, then the state's by name. The
 layout is a function of the spec (k, accumulators or not, what factors are stored as) and of the row counts, so a reader computes the
@@ -106,6 +108,7 @@ ALIGNMENT = 64
 MAX_K = 1024
 MAX_HISTORY = 8192
 MAX_REPLAY_SIZE = 1 << 20
+RATES_SIZE, RATE_STEPS_MAX = 8, 24
 MANIFEST_BYTES_MAX = 64 << 20
 SPEC_BYTES_MAX = 1 << 16
 _MANIFEST_BASE_BYTES = 16 << 10
@@ -149,7 +152,8 @@ class Layout:
 
 class TableShape(NamedTuple):
     """What tables look like: k factors a row, of a safetensors dtype; whether the optimizer keeps accumulators; events
-    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay."""
+    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay; whether rows have
+    twins (an adaptive rate)."""
 
     k: int
     accumulators: bool
@@ -158,6 +162,7 @@ class TableShape(NamedTuple):
     neighbors: int
     gram: bool
     replay: int
+    twins: bool
 
 
 def spec_shape(spec: bytes) -> TableShape:
@@ -173,14 +178,10 @@ def spec_shape(spec: bytes) -> TableShape:
         raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
     if message.replay.size > MAX_REPLAY_SIZE:
         raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
+    factors = FACTOR_DTYPES[message.factor_dtype]
+    gram, twins = message.rule == models_pb2.RULE_SOLVE, message.adaptive_rate.window > 0
     return TableShape(
-        message.k,
-        accumulators,
-        FACTOR_DTYPES[message.factor_dtype],
-        lengths[:2],
-        lengths[2],
-        message.rule == models_pb2.RULE_SOLVE,
-        message.replay.size,
+        message.k, accumulators, factors, lengths[:2], lengths[2], gram, message.replay.size, twins
     )
 
 
@@ -201,6 +202,8 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
     shape = spec_shape(spec)
     sections = [*_table("users", users, shape), *_table("items", items, shape)]
     small = SMALL | ({"gram": ("F64", 2 * (shape.k + 1) ** 2)} if shape.gram else {})
+    if shape.twins:
+        small |= {"rates": ("F64", RATES_SIZE)}
     if shape.replay:
         small |= {f"replay.{name}": (dtype, shape.replay) for name, dtype in REPLAY.items()}
     if set(small_lengths) != set(small):
@@ -224,6 +227,9 @@ def _table(side: str, rows: int, table: TableShape) -> list[_Unplaced]:
     ]
     if table.accumulators:
         columns += [("factor_g", "F32", (rows, table.k)), ("bias_g", "F32", (rows,))]
+    if table.twins:
+        columns += [("fast_factors", "F32", (rows, table.k)), ("slow_factors", "F32", (rows, table.k))]
+        columns += [("fast_bias", "F32", (rows,)), ("slow_bias", "F32", (rows,))]
     columns += [(name, dtype, (rows, *wide)) for name, dtype, wide in _history(side, table)]
     return [(f"{side}.{name}", file, dtype, shape) for name, dtype, shape in columns]
 

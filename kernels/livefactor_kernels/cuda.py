@@ -142,6 +142,14 @@ class CudaModel:
         if self._reservoir is not None:
             self._reservoir.load(columns, events)
 
+    @property
+    def rate_state(self) -> np.ndarray:
+        """As `backend.Backend.rate_state`: no rate is adapted here."""
+        return np.empty(0)
+
+    def set_rate_state(self, state: np.ndarray) -> None:
+        """Nothing: there is none."""
+
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
         `advance`. MemoryError if the device has no room."""
@@ -326,10 +334,13 @@ class CudaModel:
 
 
 def _known(spec: ModelSpec) -> ModelSpec:
-    """The spec; SpecError if its rule is not one of this backend."""
+    """The spec; SpecError if it has a rule or a part that is not one of this backend."""
     if spec.rule not in (Rule.SGD, Rule.SOLVE):
         name = Rule(spec.rule).name.lower()
         raise SpecError(f"rule: expected sgd or solve on backend cuda, got {name}; backend cpu has it")
+    if spec.adaptive_rate.window:
+        window = spec.adaptive_rate.window
+        raise SpecError(f"adaptive_rate.window: expected 0 on backend cuda, got {window}; backend cpu has it")
     return spec
 
 

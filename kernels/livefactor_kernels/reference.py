@@ -40,6 +40,7 @@ from .random import (
 )
 from .replay.reference import Reservoir
 from .scoring import check_top_k
+from .sgd.adaptive_reference import AdaptiveSgd
 from .sgd.reference import Sgd
 from .softmax.reference import Softmax
 from .solve.reference import Solver
@@ -76,6 +77,8 @@ class ReferenceTable:
         self.bias: np.ndarray
         self.factor_g: np.ndarray
         self.bias_g: np.ndarray
+        self.fast_factors: np.ndarray
+        self.slow_factors: np.ndarray
         self.seen_rows: np.ndarray
         self.seen_values: np.ndarray
         self.seen_weights: np.ndarray
@@ -149,6 +152,8 @@ class ReferenceTable:
                 if self.spec.optimizer.kind == OptimizerKind.ADAGRAD:
                     self.factor_g[row, : self.spec.k] = self.spec.optimizer.initial_g
                     self.bias_g[row] = self.spec.optimizer.initial_g
+                if self.spec.adaptive_rate.window:
+                    self.fast_factors[row] = self.slow_factors[row] = self.factors[row]
         return rows
 
     @property
@@ -281,7 +286,7 @@ class ReferenceModel:
             Rule.SOLVE: Solver,
             Rule.SOFTMAX: Softmax,
         }
-        self._rule = rules[spec.rule](self)
+        self._rule = AdaptiveSgd(self) if spec.adaptive_rate.window else rules[spec.rule](self)
 
     @property
     def mean(self) -> np.float32:
@@ -306,6 +311,15 @@ class ReferenceModel:
         """Restore `reservoir`, after `events` events."""
         if self._reservoir is not None:
             self._reservoir.load(columns, events)
+
+    @property
+    def rate_state(self) -> np.ndarray:
+        """As `cpu.CpuModel.rate_state`."""
+        return self._rule.state if isinstance(self._rule, AdaptiveSgd) else np.empty(0)
+
+    def set_rate_state(self, state: np.ndarray) -> None:
+        """Restore `rate_state`."""
+        self.rate_state[:] = state
 
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""

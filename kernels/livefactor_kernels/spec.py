@@ -25,6 +25,9 @@ from .spec_parts import (
     MAX_NEIGHBORS,
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
+    MAX_WINDOW,
+    MIN_WINDOW,
+    AdaptiveRate,
     Counts,
     EventType,
     FactorDtype,
@@ -54,6 +57,9 @@ __all__ = [
     "MAX_NEIGHBORS",
     "MAX_REPLAY_PER_EVENT",
     "MAX_REPLAY_SIZE",
+    "MAX_WINDOW",
+    "MIN_WINDOW",
+    "AdaptiveRate",
     "Counts",
     "EventType",
     "FactorDtype",
@@ -84,7 +90,7 @@ class ModelSpec:
     initial factors, centred on 0. seed: of every counter-based draw. factor_dtype: what factors are stored
     as; biases and accumulators are float32 always. rule: how it learns; SGD has an optimizer and negatives,
     SOLVE has none, of SOFTMAX `negatives` are a micro-batch's. history, counts: beside any rule. replay: beside SGD and
-    SOFTMAX. event_types: weights by type.
+    SOFTMAX. adaptive_rate: with SGD. event_types: weights by type.
 
     Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
     is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
@@ -112,6 +118,7 @@ class ModelSpec:
     softmax: Softmax = field(default_factory=Softmax)
     counts: Counts = field(default_factory=Counts)
     replay: Replay = field(default_factory=Replay)
+    adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     event_types: tuple[EventType, ...] = ()
     limits: Limits = field(default_factory=Limits)
     kernel_semantics: int = KERNEL_SEMANTICS

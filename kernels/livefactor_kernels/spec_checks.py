@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .spec_parts import (
+    ADAPTED_MOST,
     FLOAT16_MAX,
     KERNEL_SEMANTICS,
     LANES,
+    MAX_ADAPTIVE_NEGATIVES,
     MAX_EVENT_TYPES,
     MAX_HISTORY,
     MAX_K,
@@ -19,6 +21,8 @@ from .spec_parts import (
     MAX_NEIGHBORS,
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
+    MAX_WINDOW,
+    MIN_WINDOW,
     EventType,
     FactorDtype,
     Limits,
@@ -40,6 +44,7 @@ def check(spec: ModelSpec) -> None:
     _check_limits(spec.limits)
     _check_history(spec)
     _check_replay(spec)
+    _check_adaptive_rate(spec)
     _check_event_types(spec.event_types)
     if spec.rule == Rule.SOLVE:
         _check_solve(spec)
@@ -109,6 +114,26 @@ def _check_replay(spec: ModelSpec) -> None:
         _require(is_share, "replay.per_event", f"(0, {MAX_REPLAY_PER_EVENT:.0f}]", per_event)
     else:
         _require(per_event == 0.0, "replay.per_event", "0 without replay.size", per_event)
+
+
+def _check_adaptive_rate(spec: ModelSpec) -> None:
+    window = spec.adaptive_rate.window
+    is_window = window == 0 or MIN_WINDOW <= window <= MAX_WINDOW
+    _require(is_window, "adaptive_rate.window", f"0, or {MIN_WINDOW}..{MAX_WINDOW}", window)
+    if not window:
+        return
+    is_sgd = spec.optimizer.kind == OptimizerKind.SGD
+    is_loss = spec.loss in (Loss.SQUARED, Loss.LOGISTIC)
+    most = MAX_ADAPTIVE_NEGATIVES
+    for ok, name, expected, got in (
+        (spec.rule == Rule.SGD, "rule", "sgd", spec.rule),
+        (is_loss, "loss", "squared or logistic", spec.loss),
+        (is_sgd, "optimizer.kind", "sgd (no accumulators)", spec.optimizer.kind),
+        (spec.micro_batch == 1, "micro_batch", "1", spec.micro_batch),
+        (spec.negatives <= most, "negatives", f"0..{most}", spec.negatives),
+        (spec.factor_dtype == FactorDtype.FLOAT32, "factor_dtype", "float32", spec.factor_dtype),
+    ):
+        _require(ok, name, f"{expected} with an adaptive rate", got)
 
 
 def _is_half_life(value: float, least: float) -> bool:
@@ -234,6 +259,7 @@ def _check_bounded(spec: ModelSpec) -> None:
     _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)
     gradient = occurrences * (2 * e * c + max(spec.l2, spec.bias_l2) * c + e)
     rate = max(1.0, spec.optimizer.learning_rate, spec.optimizer.bias_learning_rate)
+    rate *= ADAPTED_MOST if spec.adaptive_rate.window else 1.0
     _require(gradient * rate < 1e37, "limits", "events * error_max * factor_max * rate < 1e37", gradient)
     if spec.optimizer.kind == OptimizerKind.ADAGRAD:
         bound = math.sqrt(1e38)

@@ -20,6 +20,10 @@ MAX_MICRO_BATCH = 65_536
 MAX_HISTORY = 8192
 MAX_NEIGHBORS = 1024
 MAX_EVENT_TYPES = 64
+MAX_ADAPTIVE_NEGATIVES = 16
+ADAPTED_MOST = 128.0
+"""No rate, nor a twin's, is adapted to more times the spec's."""
+MIN_WINDOW, MAX_WINDOW = 16, 1 << 24
 MAX_REPLAY_SIZE = 1 << 20
 MAX_REPLAY_PER_EVENT = 4.0
 
@@ -151,6 +155,16 @@ class Replay:
 
     size: int = 0
     per_event: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveRate:
+    """Learning rates that move to what evaluation finds best, of users and items apart (`sgd/adaptive.py`).
+
+    window: events between two moves, `MIN_WINDOW` to `MAX_WINDOW` (0: the rates stay as they are).
+    """
+
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .history import row_sections
+from .history import TWINS, row_sections
 from .keymap import KeyMap
 from .narrow import array_dtype, init_narrow_rows
 from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key, init_rows
@@ -49,9 +49,12 @@ def check_sections(views: dict[str, np.ndarray], sections: dict[str, np.ndarray]
             raise ValueError(f"load_sections: {name}: expected {view.dtype}{list(view.shape)}")
 
 
+_PADDED = ("factors", "factor_g", "fast_factors", "slow_factors")
+
+
 def unpadded(name: str, rows: np.ndarray, k: int) -> np.ndarray:
     """A view of rows of section `name` without the columns that only fill up their last vector."""
-    return rows[:, :k] if name in ("factors", "factor_g") else rows
+    return rows[:, :k] if name in _PADDED else rows
 
 
 def read_rows(
@@ -176,6 +179,8 @@ class Table(RowKeys):
         if self.factor_g is not None and self.bias_g is not None:
             self.factor_g[start:stop, : spec.k] = np.float32(spec.optimizer.initial_g)
             self.bias_g[start:stop] = np.float32(spec.optimizer.initial_g)
+        for twin in TWINS if spec.adaptive_rate.window else ():
+            self.history[twin][start:stop, : spec.k] = rows[:, : spec.k]
 
     @property
     def row_bytes(self) -> int:

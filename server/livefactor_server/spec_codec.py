@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from livefactor.v1 import models_pb2
 from livefactor_kernels.presets import preset
 from livefactor_kernels.spec import (
+    AdaptiveRate,
     Counts,
     EventType,
     FactorDtype,
@@ -45,7 +46,13 @@ _PLAIN = (
 )
 _OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps")
 _LIMITS = tuple(field.name for field in fields(Limits))
-_PARTS: dict[str, Any] = {"history": History, "solve": Solve, "counts": Counts, "replay": Replay}
+_PARTS: dict[str, Any] = {
+    "history": History,
+    "solve": Solve,
+    "counts": Counts,
+    "replay": Replay,
+    "adaptive_rate": AdaptiveRate,
+}
 """Messages within the spec that are left out of its bytes where they say nothing but the defaults."""
 
 

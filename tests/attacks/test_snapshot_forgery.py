@@ -354,6 +354,23 @@ def test_a_reservoir_that_no_model_keeps_is_refused(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize(
+    "rates",
+    [[25.0, 0, 0], [0, -25.0, 0], [0.5, 0, 0], [0, 0, 1.5], [0, 0, -1.0], [0, 0, 0, -1.0], [0, 0, 0, np.inf]],
+)
+def test_rates_that_no_model_comes_to_are_refused(tmp_path: Path, rates: list[float]) -> None:
+    state = samples.view(3, 2, 5)
+    state.spec_body += b"\xba\x01\x02\x08\x10"  # adaptive_rate = 23 { window = 16 }
+    state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8), "rates": np.zeros(8)}
+    for table in state.pin.tables:
+        table |= {f"{twin}_factors": table["factors"] for twin in ("fast", "slow")}
+        table |= {f"{twin}_bias": table["bias"] for twin in ("fast", "slow")}
+    snapshot_files.verify(samples.taken(tmp_path / "good", state))
+    state.small |= {"rates": np.array(rates + [0.0] * (8 - len(rates)))}
+    error = refused(samples.taken(tmp_path / "bad", state))
+    assert (error.tensor, error.file) == ("rates", "state.safetensors")
+
+
+@pytest.mark.parametrize(
     ("factor_dtype", "value"),
     [
         (samples.FLOAT16, np.float16(np.nan)),

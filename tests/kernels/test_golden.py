@@ -18,6 +18,7 @@ import pytest
 import livefactor_kernels
 from livefactor_kernels.backend import create_backend, state_sections
 from livefactor_kernels.spec import (
+    AdaptiveRate,
     Counts,
     FactorDtype,
     History,
@@ -25,6 +26,7 @@ from livefactor_kernels.spec import (
     ModelSpec,
     OptimizerKind,
     Proposal,
+    Replay,
     Rule,
     Softmax,
     Solve,
@@ -80,6 +82,9 @@ SPECS: dict[str, ModelSpec] = {
         history=History(16),
         counts=Counts(16, 8),
     ),
+    "bpr_replay": make_spec(Loss.BPR, k=9, negatives=2, micro_batch=10, replay=Replay(300, 0.7)),
+    "squared_adaptive": make_spec(Loss.SQUARED, k=20, adaptive_rate=AdaptiveRate(64)),
+    "logistic_adaptive": make_spec(Loss.LOGISTIC, k=40, negatives=3, adaptive_rate=AdaptiveRate(64)),
 }
 GOLDEN = {
     "squared": "5b2f2d828267796b7659817538f19658655a63bf7eb01da5d777a206dcc405d2",
@@ -96,6 +101,9 @@ GOLDEN = {
     "softmax_uniform_adagrad": "97252bf497f34d731ee6e8256da6aec43649a2fe23f90d3c65f13ff08af1d664",
     "softmax_popularity": "db732f0c100f23c86e07275fcddddbb6ca63522a1b1e1127df880595ca50eb17",
     "softmax_in_batch": "cc1831531236c432a4e0dd1e5c2b60c66232f99f028237c20d7164a029f89d53",
+    "bpr_replay": "18d091bcf34306ce689e04bfd506a800c88d9b9454455aea7212c8640532e416",
+    "squared_adaptive": "dcd81f4046954b5d3233cf5cfb55e3ed642d32cbd54dc5e11ab09d0f1335d0df",
+    "logistic_adaptive": "7074e470e17b7376f9809e9631ba5b6128f9d802aec38fae4253114a55e94832",
 }
 """Taken with KERNEL_SEMANTICS = 1."""
 

@@ -412,6 +412,28 @@ class Replay(google.protobuf.message.Message):
 global___Replay = Replay
 
 @typing.final
+class AdaptiveRate(google.protobuf.message.Message):
+    """Learning rates that move to what evaluation on the events finds best, with rule SGD and its optimizer, one event a micro-batch,
+    squared or logistic loss. Every field absent takes the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WINDOW_FIELD_NUMBER: builtins.int
+    window: builtins.int
+    """Events between two moves, 16 and more; 0: the rates stay as they are."""
+    def __init__(
+        self,
+        *,
+        window: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_window", b"_window", "window", b"window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_window", b"_window", "window", b"window"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_window", b"_window"]) -> typing.Literal["window"] | None: ...
+
+global___AdaptiveRate = AdaptiveRate
+
+@typing.final
 class EventType(google.protobuf.message.Message):
     """What events of a type (Interactions.event_types) mean; types without one have weight 1."""
 
@@ -462,6 +484,7 @@ class ModelSpec(google.protobuf.message.Message):
     EVENT_TYPES_FIELD_NUMBER: builtins.int
     SOFTMAX_FIELD_NUMBER: builtins.int
     REPLAY_FIELD_NUMBER: builtins.int
+    ADAPTIVE_RATE_FIELD_NUMBER: builtins.int
     k: builtins.int
     """Factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -498,6 +521,8 @@ class ModelSpec(google.protobuf.message.Message):
     def softmax(self) -> global___Softmax: ...
     @property
     def replay(self) -> global___Replay: ...
+    @property
+    def adaptive_rate(self) -> global___AdaptiveRate: ...
     def __init__(
         self,
         *,
@@ -521,9 +546,10 @@ class ModelSpec(google.protobuf.message.Message):
         event_types: collections.abc.Iterable[global___EventType] | None = ...,
         softmax: global___Softmax | None = ...,
         replay: global___Replay | None = ...,
+        adaptive_rate: global___AdaptiveRate | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload
@@ -590,6 +616,28 @@ class CreateModelResponse(google.protobuf.message.Message):
 global___CreateModelResponse = CreateModelResponse
 
 @typing.final
+class AdaptedRates(google.protobuf.message.Message):
+    """What a model with an adaptive rate has come to."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    USERS_FIELD_NUMBER: builtins.int
+    ITEMS_FIELD_NUMBER: builtins.int
+    users: builtins.float
+    """Learning rates of users as a multiple of the spec's."""
+    items: builtins.float
+    """The same of items."""
+    def __init__(
+        self,
+        *,
+        users: builtins.float = ...,
+        items: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "users", b"users"]) -> None: ...
+
+global___AdaptedRates = AdaptedRates
+
+@typing.final
 class ModelDescription(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -607,6 +655,7 @@ class ModelDescription(google.protobuf.message.Message):
     ROOT_HASH_FIELD_NUMBER: builtins.int
     JUDGEMENT_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
+    ADAPTED_RATES_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -636,6 +685,10 @@ class ModelDescription(google.protobuf.message.Message):
     def hold(self) -> livefactor.v1.judging_pb2.Hold:
         """Absent: updates are not on hold."""
 
+    @property
+    def adapted_rates(self) -> global___AdaptedRates:
+        """Absent: the rates are the spec's."""
+
     def __init__(
         self,
         *,
@@ -653,9 +706,10 @@ class ModelDescription(google.protobuf.message.Message):
         root_hash: builtins.bytes = ...,
         judgement: livefactor.v1.judging_pb2.Judgement | None = ...,
         hold: livefactor.v1.judging_pb2.Hold | None = ...,
+        adapted_rates: global___AdaptedRates | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["backend", b"backend", "events", b"events", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["adapted_rates", b"adapted_rates", "hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapted_rates", b"adapted_rates", "backend", b"backend", "events", b"events", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
 
 global___ModelDescription = ModelDescription
 
