@@ -87,7 +87,7 @@ tune: $(VENV)/.stamp-dev ## The worked example of `livefactor tune`; writes its 
 
 .PHONY: test
 test: $(VENV)/.stamp-dev ## The whole suite.
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: test-long
 test-long: $(VENV)/.stamp-dev ## The tests that take minutes each.

@@ -20,12 +20,14 @@ from benchmarks.streams import ITEMS, KEY_STEP, USERS, K, zipf_stream
 from livefactor_kernels.backend import Update, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec import (
+    History,
     Limits,
     Loss,
     ModelSpec,
     Optimizer,
     OptimizerKind,
     Proposal,
+    Regularization,
     Rule,
     Softmax,
 )
@@ -137,9 +139,36 @@ def measure_softmax(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
                 optimizer=Optimizer(kind, RATE, BIAS_RATE, 0.1),
             )
         )
-        for kind in OptimizerKind
+        for kind in (OptimizerKind.SGD, OptimizerKind.ADAGRAD)
         for size in (16, 64, 256, 1024)
     }
+    candidates: dict[str, Callable[[int], None]] = {
+        name: (lambda turn, model=model: data.update(model, turn, with_keys=False))  # type: ignore[misc]
+        for name, model in models.items()
+    }
+    return _take_turns(candidates, events, rounds)
+
+
+def measure_optimizers(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
+    """Events a second of rule SGD, squared loss, by optimizer and micro-batch, and of SGD with each kind of regularisation."""
+    data = _Events(events)
+    specs = {
+        f"kernel_{kind.name.lower()}_{size}_events_per_s": _spec(
+            micro_batch=size, optimizer=Optimizer(kind, RATE, BIAS_RATE, 0.1)
+        )
+        for kind in OptimizerKind
+        for size in (1, 1024)
+    }
+    for name, regularization in (
+        ("gradient_norm", Regularization(gradient_norm_max=1.0)),
+        ("row_norm", Regularization(row_norm_max=1.0)),
+        ("l2_frequency", Regularization(l2_frequency=0.5)),
+        ("dropout", Regularization(dropout=0.2)),
+    ):
+        history = History(16) if regularization.l2_frequency else History()
+        spec = _spec(micro_batch=1024, history=history, regularization=regularization)
+        specs[f"kernel_sgd_1024_{name}_events_per_s"] = spec
+    models = {name: data.model(spec) for name, spec in specs.items()}
     candidates: dict[str, Callable[[int], None]] = {
         name: (lambda turn, model=model: data.update(model, turn, with_keys=False))  # type: ignore[misc]
         for name, model in models.items()
@@ -170,7 +199,7 @@ def digest(model: CpuModel) -> str:
 
 def main() -> None:
     """Measure everything and print a table."""
-    rates = measure() | measure_losses() | measure_softmax()
+    rates = measure() | measure_losses() | measure_softmax() | measure_optimizers()
     plain = rates["kernel_plain_events_per_s"]
     print(f"{'':48}{'M events/s':>12}{'ns/event':>10}{'x plain':>9}")
     for name, rate in rates.items():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
 from server_process import ColdStart, Server
+
+# Whoever imports the command line first decides how wide its tables are.
+os.environ["COLUMNS"] = "200"
 
 # Compiling makes first examples slow, so hypothesis' own deadline says nothing.
 # A failure prints how to repeat it.

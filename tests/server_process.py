@@ -39,9 +39,10 @@ class Starter(Protocol):
 
 
 def environment() -> dict[str, str]:
-    """This process's, with its import path, without settings of the server."""
+    """This process's, with its import path, without settings of the server; SIGABRT writes where every thread is."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LIVEFACTOR_")}
-    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    path = os.pathsep.join(path for path in sys.path if path)
+    return {**kept, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}
 
 
 def wait_until(done: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
@@ -186,7 +187,12 @@ class Server:
 
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Its exit code, once it has ended."""
-        wait_until(lambda: self.exit_code() is not None, "the server's end", timeout_s)
+        try:
+            wait_until(lambda: self.exit_code() is not None, "the server's end", timeout_s)
+        except AssertionError as error:
+            self.signal(signal.SIGABRT)
+            wait_until(lambda: self.exit_code() is not None, "its end by SIGABRT", timeout_s)
+            raise AssertionError(f"{error}; where it was:\n{self.log[-8000:]}") from None
         code = self.exit_code()
         assert code is not None
         self._child = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from livefactor.snapshot_format import OPTIMIZER_STATE
 from livefactor.v1 import models_pb2
 from livefactor_server.snapshots import SnapshotStore, StateView
 
@@ -15,6 +16,7 @@ LINEAGE = uuid.UUID("6f1c1b3e-0000-4000-8000-00000000beef")
 LABELS = {3: "café", 4: "", 7: "日本", 2**64 - 1: "last"}
 
 
+SGD, ADAGRAD = models_pb2.OPTIMIZER_KIND_SGD, models_pb2.OPTIMIZER_KIND_ADAGRAD
 FLOAT32 = models_pb2.FACTOR_DTYPE_FLOAT32
 FLOAT16 = models_pb2.FACTOR_DTYPE_FLOAT16
 BFLOAT16 = models_pb2.FACTOR_DTYPE_BFLOAT16
@@ -25,11 +27,11 @@ class ArrayPin:
     """Both tables as arrays, factors padded to a multiple of 16 columns as in memory; reads are copies."""
 
     def __init__(
-        self, users: int, items: int, k: int, adagrad: bool, seed: int = 0, factor_dtype: int = FLOAT32
+        self, users: int, items: int, k: int, optimizer: int, seed: int = 0, factor_dtype: int = FLOAT32
     ) -> None:
         random = np.random.default_rng(seed)
         self.counts = (users, items)
-        self.tables = [_table(random, count, k, adagrad, factor_dtype) for count in self.counts]
+        self.tables = [_table(random, count, k, optimizer, factor_dtype) for count in self.counts]
         self.rows_read_max = 0
 
     def read_rows(self, side: int, start: int, stop: int) -> Mapping[str, np.ndarray]:
@@ -38,14 +40,15 @@ class ArrayPin:
 
 
 def _table(
-    random: np.random.Generator, count: int, k: int, adagrad: bool, factor_dtype: int
+    random: np.random.Generator, count: int, k: int, optimizer: int, factor_dtype: int
 ) -> dict[str, np.ndarray]:
     factors = np.zeros((count, -(-k // 16) * 16), np.float32)
     factors[:, :k] = random.standard_normal((count, k), np.float32)
     keys = random.permutation(np.arange(count, dtype=np.uint64) * np.uint64(11) + np.uint64(1))
     table = {"keys": keys, "factors": factors, "bias": random.standard_normal(count, np.float32)}
-    if adagrad:
-        table |= {"factor_g": factors * factors, "bias_g": table["bias"] ** 2}
+    shapes = {"factor": factors, "powers": np.ones((count, 2), np.float32)}
+    for name in OPTIMIZER_STATE[optimizer]:
+        table[name] = shapes.get(name.partition("_")[0], table["bias"]) ** 2
     if factor_dtype == FLOAT16:
         table["factors"] = factors.astype(np.float16)
     if factor_dtype == BFLOAT16:
@@ -63,13 +66,13 @@ def labels(names: dict[int, str]) -> dict[str, np.ndarray]:
     }
 
 
-def spec_bytes(k: int, adagrad: bool, factor_dtype: int = FLOAT32) -> bytes:
+def spec_bytes(k: int, optimizer: int, factor_dtype: int = FLOAT32) -> bytes:
     """Logged spec bytes: as much of a spec as the format depends on; float32 is left out as in a log."""
-    optimizer = models_pb2.Optimizer(kind=2 if adagrad else 1, learning_rate=0.05)
+    message = models_pb2.Optimizer(kind=optimizer, learning_rate=0.05)  # type: ignore[arg-type]
     return models_pb2.ModelSpec(
         k=k,
         loss=1,
-        optimizer=optimizer,
+        optimizer=message,
         kernel_semantics=1,
         seed=9,
         factor_dtype=0 if factor_dtype == FLOAT32 else factor_dtype,
@@ -80,7 +83,7 @@ def view(
     users: int = 30,
     items: int = 20,
     k: int = 5,
-    adagrad: bool = False,
+    optimizer: int = SGD,
     *,
     revision: int = 7,
     seed: int = 0,
@@ -88,7 +91,7 @@ def view(
     factor_dtype: int = FLOAT32,
 ) -> StateView:
     """A state of random tables with labels on both sides."""
-    spec = spec_bytes(k, adagrad, factor_dtype)
+    spec = spec_bytes(k, optimizer, factor_dtype)
     small = {
         "events": np.array([1234], np.uint64),
         "mean": np.array([7_654_321, 3], np.int64),
@@ -98,7 +101,7 @@ def view(
     }
     for side, names in (("user", LABELS), ("item", {1: "one"})):
         small |= {f"labels.{side}.{name}": array for name, array in labels(names).items()}
-    pin = ArrayPin(users, items, k, adagrad, seed, factor_dtype)
+    pin = ArrayPin(users, items, k, optimizer, seed, factor_dtype)
     return StateView(
         revision, LINEAGE, spec, bytes(range(32)), "blake3", created_us, 1, "default", pin, small
     )

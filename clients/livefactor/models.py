@@ -26,8 +26,7 @@ class ModelDescription:
     interactions accepted since the model began. log_hash: the log's chain hash. log_bytes, memory_bytes:
     sizes. writable: False after a failed sync, until a restart. root_hash: 32 bytes over the whole state if
     it was asked for, else empty. judgement: how good the live model is; None in lists, and where nothing is judged.
-    hold: why updates are refused; None if they are not on hold. adapted_rates: learning rates of users and of items as
-    multiples of the spec's; None without an adaptive rate.
+    hold: why updates are refused; None if they are not on hold.
     """
 
     name: str
@@ -44,7 +43,6 @@ class ModelDescription:
     root_hash: bytes
     judgement: Judgement | None = None
     hold: Hold | None = None
-    adapted_rates: tuple[float, float] | None = None
 
 
 class Models:
@@ -203,7 +201,4 @@ def _description(message: Any) -> ModelDescription:
         root_hash=message.root_hash,
         judgement=judgement_of(message.judgement) if message.HasField("judgement") else None,
         hold=hold_of(message.hold) if message.HasField("hold") else None,
-        adapted_rates=(message.adapted_rates.users, message.adapted_rates.items)
-        if message.HasField("adapted_rates")
-        else None,
     )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from livefactor.errors import SnapshotInvalid
-from livefactor.snapshot_format import RATE_STEPS_MAX, Manifest
+from livefactor.snapshot_format import Manifest
+
+SQUARES = ("factor_g", "row_g", "bias_g", "factor_v", "bias_v", "factor_n", "bias_n")
+"""Sections of an optimizer's state whose square root is taken."""
 
 
 def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
@@ -33,11 +36,6 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
     for section in ("users.seen_weights", "items.seen_weights", "items.neighbor_counts", "replay.weights"):
         if section in tensors:
             require(bool((tensors[section] >= 0).all()), section, "holds a negative number")
-    if "rates" in tensors:
-        steps, rest = tensors["rates"][:2], tensors["rates"][2:]
-        require(bool((np.abs(steps) <= RATE_STEPS_MAX).all()), "rates", f"is past {RATE_STEPS_MAX} steps")
-        require(bool((tensors["rates"][:3] % 1 == 0).all()), "rates", "holds a part of a step or an event")
-        require(bool((rest >= 0).all()), "rates", "holds a negative number")
     if "replay.user_rows" in tensors:
         kept = int(min(tensors["events"][0], len(tensors["replay.user_rows"])))
         for side in ("user", "item"):
@@ -47,6 +45,14 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
                 f"replay.{side}_rows",
                 f"names a row past the {most} {side}s",
             )
+    for side in ("users", "items"):
+        for name in SQUARES:
+            section = f"{side}.{name}"
+            if section in tensors:
+                require(bool((tensors[section] >= 0).all()), section, "holds a negative sum of squares")
+        if f"{side}.powers" in tensors:
+            powers = tensors[f"{side}.powers"]
+            require(bool(((powers >= 0) & (powers <= 1)).all()), f"{side}.powers", "holds no power of a beta")
     for side in ("user", "item"):
         keys, offsets, text = (tensors[f"labels.{side}.{name}"] for name in ("keys", "offsets", "text"))
         require(_ascending(keys), f"labels.{side}.keys", "is not ascending")

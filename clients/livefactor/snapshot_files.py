@@ -166,10 +166,12 @@ class LoadedSnapshot:
 
     @property
     def accumulators(self) -> dict[str, np.ndarray]:
-        """AdaGrad's sums of squares by section name ("users.factor_g" float32[users, k], "users.bias_g" ...);
-        empty with SGD.
+        """The optimizer's state by section name (AdaGrad: "users.factor_g" float32[users, k], "users.bias_g" ...; all
+        names: `snapshot_format.OPTIMIZER_STATE`); empty with SGD.
         """
-        return {name: array for name, array in self.tensors.items() if name.endswith("_g")}
+        kind = self.spec.optimizer.kind
+        sections = [f"{side}.{name}" for side in ("users", "items") for name in fmt.OPTIMIZER_STATE[kind]]
+        return {name: self.tensors[name] for name in sections}
 
     @property
     def mean(self) -> np.float32:

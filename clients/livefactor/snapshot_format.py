@@ -5,16 +5,14 @@ A snapshot is a folder of exactly four files:
     manifest.json        canonical JSON (below)
     users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n]
                          (factors F16 or BF16 where the spec says so)
-                         and with AdaGrad    users.factor_g F32[n,k]  users.bias_g F32[n]
-                         and with an adaptive rate fast_factors, slow_factors F32[n,k], fast_bias, slow_bias F32[n]
+                         and the optimizer's state: `OPTIMIZER_STATE`
                          and histories: `_history`
     items.safetensors    the same of items
     state.safetensors    what is not in a table: `SMALL`, with rule SOLVE gram F64[2*(k+1)^2], and with replay
-                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir;
-                         with an adaptive rate rates F64[8]: users' and items' step, events in the window, sums
+                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir
 
 The order of sections, which the root hash follows: users.* as above, items.* alike, then the state's by name. The
-layout is a function of the spec (k, accumulators or not, what factors are stored as) and of the row counts, so a reader computes the
+layout is a function of the spec (k, its optimizer, what factors are stored as) and of the row counts, so a reader computes the
 expected layout and safetensors headers and compares: nothing in a header is ever interpreted. Within a file,
 tensors of 8-byte elements come first, then 4, 2 and 1, without gaps (safetensors demands it), and data begins
 at a multiple of 64 bytes (the header is padded with spaces), so that every tensor is aligned to its element
@@ -66,16 +64,7 @@ FILES = (MANIFEST_FILE, *TENSOR_FILES)
 ITEM_BYTES = {"U64": 8, "I64": 8, "F64": 8, "U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 """Bytes of an element by safetensors dtype: the whole list of dtypes that a snapshot may hold."""
 
-NUMPY_DTYPES = {
-    "U64": "<u8",
-    "I64": "<i8",
-    "F64": "<f8",
-    "U32": "<u4",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "U8": "|u1",
-}
+NUMPY_DTYPES = dict(zip(ITEM_BYTES, ("<u8", "<i8", "<f8", "<u4", "<f4", "<f2", "<u2", "|u1"), strict=True))
 """What arrays have; NumPy knows no bfloat16, so those hold its bits."""
 
 FACTOR_DTYPES = {
@@ -85,6 +74,17 @@ FACTOR_DTYPES = {
     models_pb2.FACTOR_DTYPE_BFLOAT16: "BF16",
 }
 """safetensors dtype of factors by the spec's `factor_dtype`."""
+
+OPTIMIZER_STATE: dict[int, tuple[str, ...]] = {
+    models_pb2.OPTIMIZER_KIND_UNSPECIFIED: (),
+    models_pb2.OPTIMIZER_KIND_SGD: (),
+    models_pb2.OPTIMIZER_KIND_ADAGRAD: ("factor_g", "bias_g"),
+    models_pb2.OPTIMIZER_KIND_ROWWISE_ADAGRAD: ("row_g", "bias_g"),
+    models_pb2.OPTIMIZER_KIND_LAZY_ADAM: ("factor_m", "factor_v", "bias_m", "bias_v", "powers"),
+    models_pb2.OPTIMIZER_KIND_FTRL: ("factor_z", "factor_n", "bias_z", "bias_n"),
+}
+"""Sections that a table has beside factors and biases, F32, by the spec's `optimizer.kind`: factor_* [n,k], powers [n,2],
+others [n]."""
 
 SMALL: dict[str, tuple[str, int | None]] = {
     "events": ("U64", 1),  # interactions accepted
@@ -108,7 +108,6 @@ ALIGNMENT = 64
 MAX_K = 1024
 MAX_HISTORY = 8192
 MAX_REPLAY_SIZE = 1 << 20
-RATES_SIZE, RATE_STEPS_MAX = 8, 24
 MANIFEST_BYTES_MAX = 64 << 20
 SPEC_BYTES_MAX = 1 << 16
 _MANIFEST_BASE_BYTES = 16 << 10
@@ -151,18 +150,16 @@ class Layout:
 
 
 class TableShape(NamedTuple):
-    """What tables look like: k factors a row, of a safetensors dtype; whether the optimizer keeps accumulators; events
-    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay; whether rows have
-    twins (an adaptive rate)."""
+    """What tables look like: k factors a row, of a safetensors dtype; names of the optimizer's sections; events
+    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay."""
 
     k: int
-    accumulators: bool
+    state: tuple[str, ...]
     factors: str
     histories: tuple[int, int]
     neighbors: int
     gram: bool
     replay: int
-    twins: bool
 
 
 def spec_shape(spec: bytes) -> TableShape:
@@ -172,16 +169,21 @@ def spec_shape(spec: bytes) -> TableShape:
         raise ValueError(f"spec: k: expected 1..{MAX_K}, got {message.k}")
     if message.factor_dtype not in FACTOR_DTYPES:
         raise ValueError(f"spec: factor_dtype: expected a known one, got {message.factor_dtype}")
-    accumulators = message.optimizer.kind == models_pb2.OPTIMIZER_KIND_ADAGRAD
+    if message.optimizer.kind not in OPTIMIZER_STATE:
+        raise ValueError(f"spec: optimizer.kind: expected a known one, got {message.optimizer.kind}")
     lengths = message.history.users, message.history.items, message.counts.neighbors
     if max(lengths) > MAX_HISTORY:
         raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
     if message.replay.size > MAX_REPLAY_SIZE:
         raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
-    factors = FACTOR_DTYPES[message.factor_dtype]
-    gram, twins = message.rule == models_pb2.RULE_SOLVE, message.adaptive_rate.window > 0
     return TableShape(
-        message.k, accumulators, factors, lengths[:2], lengths[2], gram, message.replay.size, twins
+        message.k,
+        OPTIMIZER_STATE[message.optimizer.kind],
+        FACTOR_DTYPES[message.factor_dtype],
+        lengths[:2],
+        lengths[2],
+        message.rule == models_pb2.RULE_SOLVE,
+        message.replay.size,
     )
 
 
@@ -202,8 +204,6 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
     shape = spec_shape(spec)
     sections = [*_table("users", users, shape), *_table("items", items, shape)]
     small = SMALL | ({"gram": ("F64", 2 * (shape.k + 1) ** 2)} if shape.gram else {})
-    if shape.twins:
-        small |= {"rates": ("F64", RATES_SIZE)}
     if shape.replay:
         small |= {f"replay.{name}": (dtype, shape.replay) for name, dtype in REPLAY.items()}
     if set(small_lengths) != set(small):
@@ -225,11 +225,8 @@ def _table(side: str, rows: int, table: TableShape) -> list[_Unplaced]:
         ("factors", table.factors, (rows, table.k)),
         ("bias", "F32", (rows,)),
     ]
-    if table.accumulators:
-        columns += [("factor_g", "F32", (rows, table.k)), ("bias_g", "F32", (rows,))]
-    if table.twins:
-        columns += [("fast_factors", "F32", (rows, table.k)), ("slow_factors", "F32", (rows, table.k))]
-        columns += [("fast_bias", "F32", (rows,)), ("slow_bias", "F32", (rows,))]
+    wide = {"factor": (table.k,), "powers": (2,)}
+    columns += [(name, "F32", (rows, *wide.get(name.partition("_")[0], ()))) for name in table.state]
     columns += [(name, dtype, (rows, *wide)) for name, dtype, wide in _history(side, table)]
     return [(f"{side}.{name}", file, dtype, shape) for name, dtype, shape in columns]
 

@@ -15,7 +15,6 @@ from .pins import Pin, PinBoard
 from .replay import most_events
 from .replay.cpu import Reservoir
 from .sgd.cpu import Sgd
-from .sgd.cpu_adaptive import AdaptiveSgd
 from .softmax.cpu import Softmax
 from .solve.cpu import Solver
 from .spec import FactorDtype, ModelSpec, Rule
@@ -29,6 +28,8 @@ _INLINED = (
     "narrow.py",
     "steps.py",
     "gradients.py",
+    "row_steps.py",
+    "optimizers.py",
     "sums.py",
     "packs.py",
     "spec.py",
@@ -36,8 +37,7 @@ _INLINED = (
     "spec_parts.py",
     "sgd/cpu_sequential.py",
     "sgd/cpu_micro_batch.py",
-    "sgd/adaptive.py",
-    "sgd/cpu_adaptive.py",
+    "sgd/cpu_dropout.py",
     "softmax/__init__.py",
     "softmax/cpu.py",
 )
@@ -103,8 +103,7 @@ class CpuModel:
             return Solver(spec, *tables, self._mean_state, self._recorder)
         if spec.rule == Rule.SOFTMAX:
             return Softmax(spec, *tables, SOURCE_STAMP)
-        kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
-        return kind(spec, *tables, self._mean_state, SOURCE_STAMP)
+        return Sgd(spec, *tables, self._mean_state, SOURCE_STAMP)
 
     @property
     def mean_sum(self) -> int:
@@ -140,15 +139,6 @@ class CpuModel:
         if self._reservoir is not None:
             self._reservoir.load(columns, events)
 
-    @property
-    def rate_state(self) -> np.ndarray:
-        """float64[8] of an adapted learning rate (`sgd/adaptive.py`), else float64[0]. Do not write to it."""
-        return self._rule.state if isinstance(self._rule, AdaptiveSgd) else np.empty(0)
-
-    def set_rate_state(self, state: np.ndarray) -> None:
-        """Restore `rate_state`."""
-        self.rate_state[:] = state
-
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""
         self._mean_state[:] = total, count
@@ -158,7 +148,7 @@ class CpuModel:
         `advance`."""
         (self.users, self.items)[side].load_sections(sections, count)
         if isinstance(self._rule, Softmax) and side == ITEMS:
-            self._rule.proposer.reload(count)
+            self._rule.proposer.reload(sections)
 
     def apply(self, update: Update) -> None:
         """Learn from one interactions record, then set `revision` and `published`. ValueError if a column is

@@ -3,9 +3,9 @@
 Keys become rows on the host; what crosses for a record are its columns of rows, values and weights, the keys of
 its new rows, and for squared loss a mean a micro-batch. Everything else happens on the device, in the order of
 one stream: initial rows, negatives, the order of occurrences (`cuda_plan`), the micro-batches
-(`sgd/cuda.py`). With histories a record's events are recorded on the device, too (`history.cuda`), and with rule SOLVE rows are solved
-there (`solve.cuda`). `apply` returns when all of that is on the stream: whoever reads waits for it there, since
-reads take the same stream. So the published state is what a read sees, and at most two records are under way
+(`sgd/cuda.py`); events are recorded in histories (`history.cuda`), rows solved (`solve.cuda`) or told from shared
+negatives (`softmax.cuda`). `apply` returns when all of that is on the stream: whoever reads waits for it there,
+since reads take the same stream. So the published state is what a read sees, and at most two records are under way
 (`cuda_staging`).
 """
 
@@ -14,13 +14,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 
 from . import scalar
 from .cuda_pins import CudaPin, Pins, as_floats, as_gram, as_sections, fetch_rows
 from .cuda_rows import CudaTable, livefactor_init_kernel
-from .cuda_scratch import RECORD_EVENTS_MAX, record_bytes
+from .cuda_scratch import RECORD_EVENTS_MAX, record_bytes, shared_bytes
 from .cuda_staging import KEY_BYTES, WORD_BYTES, Slot, Staging, aligned
 from .device import Buffer, open_device
 from .history.cuda import PIECE_EVENTS, Recorder, pieces_of
@@ -28,6 +29,7 @@ from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key
 from .replay import most_events
 from .replay.cpu import Reservoir
 from .sgd.cuda import Sgd
+from .softmax.cuda import Softmax
 from .solve.cuda import Solver
 from .spec import (
     LANES,
@@ -39,6 +41,7 @@ from .spec import (
     ModelSpec,
     Optimizer,
     OptimizerKind,
+    Regularization,
     Rule,
     Solve,
     SpecError,
@@ -47,10 +50,30 @@ from .tables import ITEMS, USERS
 from .update import Update
 from .warp import SIMULATED
 
+_COLUMNS = ("users", "items", "values", "weights", "means", "negatives", "rarity", "own")
+"""Columns of 32-bit words that a record may have on its way to the device."""
 WALK_ENTRIES_MAX = 128
 """Entries of a micro-batch up to which one block walks over all of a span's micro-batches."""
 MARGIN_BYTES = 512 << 20
 """Memory of the device that tables leave free for pins and reads."""
+
+
+class LearningRule(Protocol):
+    """How a model learns from its records (`sgd/cuda.py`, `solve/cuda.py`, `softmax/cuda.py`). The caller holds the model's
+    lock."""
+
+    records: bool
+    """Whether `learn` puts events in the histories: else they are recorded after it."""
+
+    def hold(self, update: Update, counts: tuple[int, int]) -> None:
+        """Have the memory that a record takes, in tables of so many rows; MemoryError if the device has no room."""
+
+    def propose(self, update: Update) -> dict[str, np.ndarray]:
+        """Columns that cross beside the record's own."""
+
+    def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
+        """Put learning from a record on the stream. places: of its columns in the slot, `<name>_at`, in words and for times
+        in int64 words; -1 for one that is not there."""
 
 
 class CudaModel:
@@ -67,9 +90,8 @@ class CudaModel:
         walk_entries_max: int = WALK_ENTRIES_MAX,
         together: bool = False,
     ) -> None:
-        """An empty model. RuntimeError if no GPU answers, SpecError if the spec is refused or has a rule that this backend
-        does not know, MemoryError if the device has no room for what a record takes beside the tables
-        (`cuda_scratch`, `history.cuda`, `solve.cuda`).
+        """An empty model. RuntimeError if no GPU answers, SpecError if the spec is refused, MemoryError if the
+        device has no room for what a record takes beside the tables (`cuda_scratch`, `history.cuda`, `solve.cuda`, `softmax.cuda`).
 
         device_bytes_max: most bytes of tables on the device (all that is free but for a margin if None).
         walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
@@ -96,13 +118,14 @@ class CudaModel:
         self._reservoir = Reservoir(spec) if spec.replay.size else None
         tables = self.users, self.items
         self._recorder = Recorder(spec, self.device, *tables) if spec.history.users else None
-        self._solver: Solver | None = None
-        self._sgd: Sgd | None = None
+        self._rule: LearningRule
         if spec.rule == Rule.SOLVE:
             assert self._recorder is not None  # `ModelSpec.check`
-            self._solver = Solver(spec, self.device, *tables, self._recorder)
+            self._rule = Solver(spec, self.device, *tables, self._recorder, self.pins)
+        elif spec.rule == Rule.SOFTMAX:
+            self._rule = Softmax(spec, self.device, *tables, self.pins)
         else:
-            self._sgd = Sgd(spec, self.device, *tables, self.pins, walk_entries_max, together)
+            self._rule = Sgd(spec, self.device, *tables, self.pins, walk_entries_max, together)
 
     # ------------------------------------------------------------ state
 
@@ -130,7 +153,7 @@ class CudaModel:
 
     @property
     def _gram(self) -> tuple[Buffer, ...]:
-        return () if self._solver is None else self._solver.gram
+        return self._rule.gram if isinstance(self._rule, Solver) else ()
 
     @property
     def reservoir(self) -> dict[str, np.ndarray]:
@@ -142,19 +165,13 @@ class CudaModel:
         if self._reservoir is not None:
             self._reservoir.load(columns, events)
 
-    @property
-    def rate_state(self) -> np.ndarray:
-        """As `backend.Backend.rate_state`: no rate is adapted here."""
-        return np.empty(0)
-
-    def set_rate_state(self, state: np.ndarray) -> None:
-        """Nothing: there is none."""
-
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
         `advance`. MemoryError if the device has no room."""
         with self.lock:
             self._table(side).load_sections(sections, count)
+        if isinstance(self._rule, Softmax) and side == ITEMS:
+            self._rule.proposer.reload(sections)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """Set the revision after a record that changes no rows; counts, if given, become the published
@@ -254,6 +271,8 @@ class CudaModel:
         if update is not None:
             columns |= self._columns(update)
         self._hold(update, columns, counts)
+        if update is not None:
+            columns |= self._rule.propose(update)
         slot, offsets = self._staging.send(columns)
         with self.device.learning():
             for table, count in zip(tables, counts, strict=True):
@@ -266,11 +285,12 @@ class CudaModel:
         """Have all memory that is needed, before anything is changed; MemoryError if the device has not so much."""
         if not self.reserve(*counts):
             raise MemoryError(f"the device has no room for tables of {counts} rows")
-        self._staging.hold(sum(aligned(column.nbytes) for column in columns.values()))
+        events = 0 if update is None else update.user_rows.size
+        nbytes = sum(aligned(column.nbytes) for column in columns.values())
+        self._staging.hold(nbytes + shared_bytes(self.spec, events))
         if update is not None:
-            self.pins.make_room(update.user_rows.size)
-        if update is not None and self._sgd is not None:
-            self._sgd.hold(update, counts)
+            self.pins.make_room(events)
+            self._rule.hold(update, counts)
 
     def _columns(self, update: Update) -> dict[str, np.ndarray]:
         columns: dict[str, np.ndarray | None] = {
@@ -307,51 +327,43 @@ class CudaModel:
         self.device.launch(
             livefactor_init_kernel, threads, new, table.live, slot.keys, scale, initial_g, *seeds
         )
-        table.forget(table.initialised, count)
+        table.start_apart(table.initialised, count)
         table.initialised = count
 
     def _learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
-        places = {
-            f"{name}_at": offsets[name] // WORD_BYTES if name in offsets else -1
-            for name in ("users", "items", "values", "weights", "means")
-        }
-        events, recorder = update.user_rows.size, self._recorder
+        places = {f"{name}_at": offsets.get(name, -WORD_BYTES) // WORD_BYTES for name in _COLUMNS}
+        places["times_at"] = offsets.get("times", -KEY_BYTES) // KEY_BYTES
+        recorder = self._recorder
         if recorder is not None:
             for frozen in self.pins.frozen:
                 recorder.save_followed(frozen.sides[ITEMS], slot, places["users_at"], update.fresh)
-        times_at = offsets["times"] // KEY_BYTES if "times" in offsets else -1
-        if self._solver is not None:
-            self.pins.save_named(slot, (places["users_at"], places["items_at"]), events)
-            self._solver.learn(update, slot, places | {"times_at": times_at})
+        self._rule.learn(update, slot, places)
+        if recorder is None or self._rule.records:
             return
-        assert self._sgd is not None
-        self._sgd.learn(update, slot, places)
-        if recorder is None:
-            return
-        for piece in pieces_of(update.fresh, PIECE_EVENTS, places | {"times_at": times_at}):
+        for piece in pieces_of(update.fresh, PIECE_EVENTS, places):
             recorder.order(piece, slot)
             recorder.record(piece, slot, 0, piece.events)
 
 
 def _known(spec: ModelSpec) -> ModelSpec:
-    """The spec; SpecError if it has a rule or a part that is not one of this backend."""
-    if spec.rule not in (Rule.SGD, Rule.SOLVE):
-        name = Rule(spec.rule).name.lower()
-        raise SpecError(f"rule: expected sgd or solve on backend cuda, got {name}; backend cpu has it")
-    if spec.adaptive_rate.window:
-        window = spec.adaptive_rate.window
-        raise SpecError(f"adaptive_rate.window: expected 0 on backend cuda, got {window}; backend cpu has it")
+    """The spec; SpecError naming what this backend has not."""
+    for name in ("l2_frequency", "dropout"):
+        value = getattr(spec.regularization, name)
+        if value:
+            raise SpecError(
+                f"regularization.{name}: expected 0 on backend cuda, got {value:g}; backend cpu has it"
+            )
     return spec
 
 
 def _kind_of(spec: ModelSpec) -> ModelSpec:
     """A small spec that takes the same kernels."""
-    history, counts = spec.history, spec.counts
+    history, counts, bounds = spec.history, spec.counts, spec.regularization
     return ModelSpec(
         k=spec.k,
         loss=Loss(spec.loss),
         optimizer=Optimizer(OptimizerKind(spec.optimizer.kind)),
-        negatives=int(spec.loss == Loss.BPR),
+        negatives=int(spec.loss == Loss.BPR or (spec.rule == Rule.SOFTMAX and spec.negatives > 0)),
         l2=1.0,
         bias_l2=1.0,
         micro_batch=2,
@@ -359,7 +371,9 @@ def _kind_of(spec: ModelSpec) -> ModelSpec:
         rule=Rule(spec.rule),
         history=History(min(history.users, LANES), min(history.items, LANES)),
         solve=Solve(float(spec.solve.unobserved > 0)),
+        softmax=spec.softmax,
         counts=Counts(min(counts.neighbors, LANES), span=1),
+        regularization=Regularization(float(bounds.gradient_norm_max > 0), float(bounds.row_norm_max > 0)),
         limits=Limits(users_max=8, items_max=8, error_max=1.0, factor_max=1.0),
     ).check()
 
@@ -368,19 +382,19 @@ def _kind_of(spec: ModelSpec) -> ModelSpec:
 def _compile_kernels(kind: ModelSpec) -> int:
     """Compile all that models of a kind need, by a small one of them: no first update or read waits for it then.
     Returns how many kernels it launched."""
-    keys, rows, launches = np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint32), 0
-    for walk in (WALK_ENTRIES_MAX, 0):
-        compiling = CudaModel.__new__(CudaModel)
-        compiling._set_up(kind, None, walk, False)
-        for table in (compiling.users, compiling.items):
-            table.allocate(keys)
-        for revision in (1, 2):  # what is read of a pin is there from the first one on
-            with compiling.pin() as pin:
-                compiling.apply(Update(revision, rows, rows, None, None, 4, 4))
-                users = pin.gather(USERS, rows[: pin.counts[USERS]])
-                for side, table in enumerate((compiling.users, compiling.items)):
-                    pin.read(side, rows[: pin.counts[side]], table.history)
-                for asked in (4, 1):
-                    pin.top_k(users[0][:asked], users[1][:asked], 2)
-        launches += compiling.device.launches
-    return launches
+    compiling = CudaModel.__new__(CudaModel)
+    compiling._set_up(kind, None, WALK_ENTRIES_MAX, False)
+    keys, rows = np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint32)
+    for table in (compiling.users, compiling.items):
+        table.allocate(keys)
+    for revision, walk in ((1, WALK_ENTRIES_MAX), (2, 0)):
+        if isinstance(compiling._rule, Sgd):
+            compiling._rule.walk_entries_max = walk
+        with compiling.pin() as pin:
+            compiling.apply(Update(revision, rows, rows, None, None, 4, 4))
+            users = pin.gather(USERS, rows[: pin.counts[USERS]])
+            for side, table in enumerate((compiling.users, compiling.items)):
+                pin.read(side, rows[: pin.counts[side]], table.apart)
+            for asked in (4, 1):
+                pin.top_k(users[0][:asked], users[1][:asked], 2)
+    return compiling.device.launches

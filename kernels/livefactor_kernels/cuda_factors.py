@@ -99,3 +99,15 @@ class DeviceRows(NamedTuple):
     bias: Any
     factor_g: Any
     bias_g: Any
+
+
+class StateRows(NamedTuple):
+    """As `DeviceRows`, with the state of any optimiser: places as `optimizers.state_slots` names them."""
+
+    factors: Any
+    bias: Any
+    factor_g: Any
+    bias_g: Any
+    factor_h: Any
+    bias_h: Any
+    row_state: Any

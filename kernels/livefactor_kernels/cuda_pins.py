@@ -99,12 +99,12 @@ class FrozenSide:
         numbers = table.spec.k_padded, self._adagrad
         device.launch(kernel, count, *which, count, self.count, table.live, self.saved, *numbers)
         self.bound = min(self.bound + count, self.count)
-        for name in table.history:
+        for name in table.apart:
             width, copied = table.widths[name], self.argument(name)
             threads = min(min(count, self.bound) * width, _COPYING_THREADS_MAX)
             live = table.arrays[name].buffer.argument
             device.launch(livefactor_copy_kernel, threads, live, self.saved, copied, width)
-        if table.history:
+        if table.apart:
             with device.working():
                 self._counter.array[1:] = self._counter.array[:1]
 
@@ -201,7 +201,7 @@ class Pins:
 
     def _copies_of(self, events: int) -> tuple[int, int]:
         followed = self.spec.counts.span if self.spec.counts.neighbors else 0
-        return events, events * (1 + self.spec.negatives + followed)
+        return events, events * (1 + followed) + self.spec.drawn(events)
 
     def _has_room(self, frozen: Frozen, wanted: tuple[int, int]) -> bool:
         for side, more in zip(frozen.sides, wanted, strict=True):

@@ -90,10 +90,12 @@ def entries_per_event(spec: ModelSpec, width: int) -> tuple[int, int]:
 
 
 def spans_of(spec: ModelSpec, events: int, width: int, rows: int, offsets: dict[str, int]) -> list[Span]:
-    """The spans of a record of `events` events; `rows`: of the larger table. Empty if no row can change."""
+    """The spans of a record of `events` events; `rows`: of the larger table; offsets: those of a `Span` are taken. Empty if
+    no row can change."""
     users, items = entries_per_event(spec, width)
     if not events or not users:
         return []
+    offsets = {name: offsets[name] for name in Span._fields if name.endswith("_at")}
     row_bits, batch = max(1, (rows - 1).bit_length()), spec.micro_batch
     events_max = span_events_max(spec, width, row_bits)
     spans = []

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cuda_factors import DeviceRows, store_factor
+from .cuda_factors import DeviceRows, StateRows, store_factor
 from .device import Device, Growing
 from .history import row_sections
-from .narrow import array_dtype
+from .narrow import array_dtype, widened
+from .optimizers import Method, initial_state, optimizer_sections, state_slots
 from .random import initial_factor, philox, rounding_word
 from .spec import ModelSpec, OptimizerKind
 from .tables import RowKeys
@@ -72,18 +73,22 @@ class CudaTable(RowKeys):
     """Rows of one side of a model on the device; keys, `allocate` and `find` as `tables.Table`.
 
     arrays: by section name, flat; widths, dtypes: of a row in each; history: the names of those that `history.row_sections`
-    gives. live: the others as kernels take them.
+    gives; apart: those, and the state of an optimiser that is not AdaGrad: sections that are initialised and saved for pins
+    one by one. live: the others as kernels take them; stepped: as those that step rows do (`StateRows`, where a `Method` is by
+    rows).
     initialised: rows that have their initial values on the device.
     """
 
     def __init__(self, spec: ModelSpec, side: int, device: Device) -> None:
         """Hold the addresses of the spec's rows on the device; memory comes with `reserve`."""
         super().__init__(spec, side)
-        adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
-        names = ("factors", "bias", "factor_g", "bias_g") if adagrad else ("factors", "bias")
-        history = row_sections(spec, side)
+        state, history = optimizer_sections(spec), row_sections(spec, side)
+        is_plain = spec.optimizer.kind in (OptimizerKind.SGD, OptimizerKind.ADAGRAD)
+        names = ("factors", "bias", *state)
         self._device, self.history = device, tuple(history)
-        self.widths = {name: spec.k_padded if name.startswith("factor") else 1 for name in names}
+        self.apart = (() if is_plain else tuple(state)) + self.history
+        self.widths = {"factors": spec.k_padded, "bias": 1}
+        self.widths |= {name: math.prod(shape) for name, shape in state.items()}
         self.widths |= {name: math.prod(shape) for name, (shape, _) in history.items()}
         self.dtypes = {
             name: array_dtype(spec.factor_dtype) if name == "factors" else np.dtype(np.float32)
@@ -96,6 +101,9 @@ class CudaTable(RowKeys):
         unused = device.empty(1, np.float32).argument
         arguments = {name: array.buffer.argument for name, array in self.arrays.items()}
         self.live = DeviceRows(*(arguments.get(name, unused) for name in DeviceRows._fields))
+        slots = state_slots(spec)
+        state_rows = StateRows(*(arguments.get(slots.get(name, name), unused) for name in StateRows._fields))
+        self.stepped = state_rows if Method.of(spec).by_rows else self.live
         self.initialised = 0
 
     @property
@@ -122,10 +130,15 @@ class CudaTable(RowKeys):
             self.initialised, stop - self.initialised, keys_at, spec.k, spec.k_padded, self.side, adagrad
         )
 
-    def forget(self, start: int, stop: int) -> None:
-        """Clear the history of rows [start, stop): new memory is not zero."""
-        for name in self.history:
-            self.matrix(name, start, stop)[:] = 0
+    def start_apart(self, start: int, stop: int) -> None:
+        """Give rows [start, stop), whose factors are initialised, their first values in the sections of `apart`: new memory
+        is not zero."""
+        for name in self.apart:
+            rows = self.matrix(name, start, stop)
+            rows[:] = 0
+            if name not in self.history:
+                factors = widened(self.matrix("factors", start, stop)[:, : self.spec.k])
+                self.shaped(name, rows)[:] = initial_state(self.spec, name, factors)
 
     def matrix(self, name: str, start: int, stop: int) -> Any:
         """Rows [start, stop) of a section as the device's array: [stop - start, width], as stored."""

@@ -16,7 +16,7 @@ from .cuda_plan import Plan, entries_per_event, span_events_max
 from .cuda_staging import KEY_BYTES, WORD_BYTES, aligned
 from .device import Device
 from .replay import most_events
-from .spec import LANES, Loss, ModelSpec
+from .spec import LANES, Loss, ModelSpec, Rule
 from .sums import CHUNK
 from .tables import ITEMS, USERS
 
@@ -39,9 +39,16 @@ def record_bytes(spec: ModelSpec, events: int) -> int:
     elements = [KEY_BYTES] * 2 + [WORD_BYTES] * 4  # new keys; rows of both sides, values, weights
     if spec.history.users:
         elements.append(KEY_BYTES)  # times
-    nbytes = sum(aligned(events * each) for each in elements)
+    nbytes = sum(aligned(events * each) for each in elements) + shared_bytes(spec, events)
     means = -(-events // spec.micro_batch) if spec.loss == Loss.SQUARED else 0
     return nbytes + aligned(means * WORD_BYTES)
+
+
+def shared_bytes(spec: ModelSpec, events: int) -> int:
+    """Bytes of the columns of a record's shared negatives (rule SOFTMAX): rows and rarity of each, its events' rarity."""
+    if spec.rule != Rule.SOFTMAX:
+        return 0
+    return 2 * aligned(spec.drawn(events) * WORD_BYTES) + aligned(events * WORD_BYTES)
 
 
 def plan_sizes(spec: ModelSpec, events: int, width: int) -> dict[str, int]:

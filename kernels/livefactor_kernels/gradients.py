@@ -1,5 +1,5 @@
-"""What kernels of micro-batches share: the occurrences of a row as a linked list, sums of them in the order of the
-semantics, and the step of a row by its sum.
+"""What kernels of micro-batches share: the occurrences of a row as a linked list, and sums of them in the order of the
+semantics. (The step of a row by its sum: `row_steps.py`.)
 
 A gradient row is k_padded floats and 16 more, of which the first is the bias's.
 """
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import scalar
-from .lanes import VECTOR_BYTES, broadcast, inlined, load1, load16, store16, store_u32
+from .lanes import VECTOR_BYTES, broadcast, inlined, load16, store16, store_u32
 from .narrow import load_factors
-from .steps import ONE, WORD_BYTES, ZERO, real, row_bytes, row_word, step_bias, step_block, word
+from .steps import ONE, WORD_BYTES, ZERO, word
 from .sums import CHUNK
 
 CHUNK_EVENTS = np.uint64(CHUNK)
@@ -97,38 +97,27 @@ def finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: A
     row."""
     if number > CHUNK_EVENTS:
         fold(total, chunk, blocks)
-    scale = scalar.hot_scale(hot, events)
-    if scale != _F1:
-        for c in range(blocks + ONE):
-            at = c * VECTOR_BYTES
-            store16(total, load16(total, at) * scale, at)
+    scale_vectors(total, scalar.hot_scale(hot, events), blocks + ONE)
 
 
 @inlined
-def step_row(
-    rows: Any, row: Any, gradient: Any, with_bias: Any, blocks: Any, adagrad: Any, rates: Any, rounding: Any,
-    step: Any,
-) -> None:  # fmt: skip
-    """Step one row by its gradient row, in micro-batch number `step` of the record."""
-    start, random_word = row * row_bytes(blocks), row_word(rows, row, rounding, step)
-    for c in range(blocks):
-        at = c * VECTOR_BYTES
-        x = load_factors(rows.factors, start + at)
-        step_block(rows, start, at, x, load16(gradient, at), adagrad, rates, random_word)
-    if with_bias:
-        bias = real(rows.bias, row)
-        step_bias(rows, row, bias, load1(gradient, row_bytes(blocks)), adagrad, rates)
+def scale_vectors(vectors: Any, scale: Any, count: Any) -> None:
+    """Multiply `count` vectors at an address by a float32."""
+    if scale != _F1:
+        for c in range(count):
+            at = c * VECTOR_BYTES
+            store16(vectors, load16(vectors, at) * scale, at)
 
 
 @inlined
 def add_occurrence(
     target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
-    blocks: Any, rates: Any,
+    blocks: Any, weights: Any,
 ) -> None:  # fmt: skip
     """Add (e * other) + (lambda * own), and the bias's e + (lambda_b * bias), to a gradient row. other, own:
-    factors, and where their rows begin."""
+    factors, and where their rows begin. weights: of L2, with fields l2 and bias_l2."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
         y, x = load_factors(other, other_start + at), load_factors(own, own_start + at)
-        add_block(target, c, fresh, scalar.pull(e, y, rates.l2, x))
-    add_block(target, blocks, fresh, broadcast(scalar.bias_pull(e, rates.bias_l2, bias)))
+        add_block(target, c, fresh, scalar.pull(e, y, weights.l2, x))
+    add_block(target, blocks, fresh, broadcast(scalar.bias_pull(e, weights.bias_l2, bias)))

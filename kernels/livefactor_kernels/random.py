@@ -33,6 +33,8 @@ SHARED_DOMAIN = 0x6C66_7368_6172_0005
 """XORed to the seed for the negatives that a micro-batch shares (rule SOFTMAX)."""
 REPLAY_DOMAIN = 0x6C66_7265_706C_0006
 """XORed to the seed for what a reservoir keeps and replays."""
+DROPOUT_DOMAIN = 0x6C66_6472_6F70_0007
+"""XORed to the seed for the columns that an event is told without."""
 
 _EIGHT, _FOUR, _ONE, _ZERO = _U(8), _U(4), _U(1), _U(0)
 _13, _16 = _U(13), _U(16)
@@ -94,6 +96,17 @@ def rounding_word(key: Any, revision: Any, step: Any, side: Any, row: Any) -> An
     the revision, step 0, row 0. All are uint64.
     """
     word, _, _, _ = philox(revision & _MASK, revision >> _32, step + step + side, row, key)
+    return word
+
+
+@inlined
+def dropout_word(key: Any, revision: Any, event: Any) -> Any:
+    """The random word of an event's dropout: Philox's first, of counter (revision low, revision high, event, 0).
+
+    key: of `DROPOUT_DOMAIN`. event: the index in the stored payload. All are uint64; the bits of a column are its
+    `column_word`.
+    """
+    word, _, _, _ = philox(revision & _MASK, revision >> _32, event, _ZERO, key)
     return word
 
 

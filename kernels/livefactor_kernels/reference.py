@@ -19,15 +19,14 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from . import scalar
 from .history import row_sections
 from .history.reference import Recorder
-from .lanes import clamp
 from .narrow import array_dtype, rounded, widened
+from .optimizers import StepRates, initial_state, optimizer_sections
 from .random import (
     INIT_DOMAIN,
     INIT_ROUNDING_DOMAIN,
@@ -38,16 +37,16 @@ from .random import (
     philox,
     rounding_word,
 )
+from .reference_steps import step_row
 from .replay.reference import Reservoir
 from .scoring import check_top_k
-from .sgd.adaptive_reference import AdaptiveSgd
 from .sgd.reference import Sgd
 from .softmax.reference import Softmax
 from .solve.reference import Solver
-from .spec import ModelSpec, OptimizerKind, Rule
+from .spec import ModelSpec, Rule
 from .sums import dot
 from .tables import ITEMS, NO_ROW, USERS, check_sections, read_rows, reserve, unpadded
-from .update import Rates, Update
+from .update import Update
 
 
 class RowOfKey(dict[int, int]):
@@ -75,10 +74,6 @@ class ReferenceTable:
         self.keys: np.ndarray
         self.factors: np.ndarray
         self.bias: np.ndarray
-        self.factor_g: np.ndarray
-        self.bias_g: np.ndarray
-        self.fast_factors: np.ndarray
-        self.slow_factors: np.ndarray
         self.seen_rows: np.ndarray
         self.seen_values: np.ndarray
         self.seen_weights: np.ndarray
@@ -97,8 +92,8 @@ class ReferenceTable:
             "factors": ((rows, kp), array_dtype(self.spec.factor_dtype)),
             "bias": ((rows,), np.float32),
         }
-        if self.spec.optimizer.kind == OptimizerKind.ADAGRAD:
-            shapes |= {"factor_g": ((rows, kp), np.float32), "bias_g": ((rows,), np.float32)}
+        for name, wide in optimizer_sections(self.spec).items():
+            shapes[name] = ((rows, *wide), np.float32)
         for name, (width, kind) in row_sections(self.spec, self.side).items():
             shapes[name] = ((rows, *width), kind)
         for name, (shape, dtype) in shapes.items():
@@ -149,11 +144,10 @@ class ReferenceTable:
             for key, row in list(self.keymap.items())[start:]:
                 self.keys[row] = key
                 self.factors[row] = self._initial(key)
-                if self.spec.optimizer.kind == OptimizerKind.ADAGRAD:
-                    self.factor_g[row, : self.spec.k] = self.spec.optimizer.initial_g
-                    self.bias_g[row] = self.spec.optimizer.initial_g
-                if self.spec.adaptive_rate.window:
-                    self.fast_factors[row] = self.slow_factors[row] = self.factors[row]
+            factors = self.factors[start:, : self.spec.k]
+            for name in optimizer_sections(self.spec):
+                new = unpadded(name, getattr(self, name)[start:], self.spec.k)
+                new[:] = initial_state(self.spec, name, factors)
         return rows
 
     @property
@@ -273,7 +267,7 @@ class ReferenceModel:
     def __init__(self, spec: ModelSpec) -> None:
         """An empty model of a checked spec, at revision 0."""
         self.spec = spec
-        self.rates = Rates.of(spec)
+        self.rates = StepRates.of(spec)
         self.users, self.items = ReferenceTable(spec, USERS), ReferenceTable(spec, ITEMS)
         self.revision = 0
         self.published = (0, 0)
@@ -286,7 +280,7 @@ class ReferenceModel:
             Rule.SOLVE: Solver,
             Rule.SOFTMAX: Softmax,
         }
-        self._rule = AdaptiveSgd(self) if spec.adaptive_rate.window else rules[spec.rule](self)
+        self._rule = rules[spec.rule](self)
 
     @property
     def mean(self) -> np.float32:
@@ -311,15 +305,6 @@ class ReferenceModel:
         """Restore `reservoir`, after `events` events."""
         if self._reservoir is not None:
             self._reservoir.load(columns, events)
-
-    @property
-    def rate_state(self) -> np.ndarray:
-        """As `cpu.CpuModel.rate_state`."""
-        return self._rule.state if isinstance(self._rule, AdaptiveSgd) else np.empty(0)
-
-    def set_rate_state(self, state: np.ndarray) -> None:
-        """Restore `rate_state`."""
-        self.rate_state[:] = state
 
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""
@@ -386,21 +371,7 @@ class ReferenceModel:
     ) -> None:  # fmt: skip
         """Step a row that `events` events name by its gradient float32[k_padded] and its bias's (None: it stays)."""
         table, scale = (self.users, self.items)[side], scalar.hot_scale(self.rates.hot_events, events)
-        factors = self._stepped(table.read(row), table, "factor_g", row, gradient * scale, self.rates.rate)
+        factors = step_row(
+            self.spec, self.rates, table, row, gradient * scale, None if bias is None else bias * scale
+        )
         table.write(row, factors, revision, number)
-        if bias is not None:
-            table.bias[row] = self._stepped(
-                table.bias[row], table, "bias_g", row, bias * scale, self.rates.bias_rate
-            )
-
-    def _stepped(
-        self, x: Any, table: ReferenceTable, g_name: str, row: int, gradient: Any, rate: np.float32
-    ) -> Any:
-        """What a step leaves of x; AdaGrad's accumulator is stepped, too."""
-        rates = self.rates
-        if self.spec.optimizer.kind == OptimizerKind.SGD:
-            return scalar.sgd_step(x, gradient, rate, rates.factor_max)
-        g = getattr(table, g_name)
-        total = scalar.adagrad_sum(g[row], gradient)
-        g[row] = clamp(total, rates.g_max)
-        return scalar.adagrad_step(x, gradient, total, rate, rates.eps, rates.factor_max)

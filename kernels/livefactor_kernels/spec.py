@@ -25,9 +25,6 @@ from .spec_parts import (
     MAX_NEIGHBORS,
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
-    MAX_WINDOW,
-    MIN_WINDOW,
-    AdaptiveRate,
     Counts,
     EventType,
     FactorDtype,
@@ -37,6 +34,7 @@ from .spec_parts import (
     Optimizer,
     OptimizerKind,
     Proposal,
+    Regularization,
     Replay,
     Rule,
     Softmax,
@@ -57,9 +55,6 @@ __all__ = [
     "MAX_NEIGHBORS",
     "MAX_REPLAY_PER_EVENT",
     "MAX_REPLAY_SIZE",
-    "MAX_WINDOW",
-    "MIN_WINDOW",
-    "AdaptiveRate",
     "Counts",
     "EventType",
     "FactorDtype",
@@ -70,6 +65,7 @@ __all__ = [
     "Optimizer",
     "OptimizerKind",
     "Proposal",
+    "Regularization",
     "Replay",
     "Rule",
     "Softmax",
@@ -90,7 +86,7 @@ class ModelSpec:
     initial factors, centred on 0. seed: of every counter-based draw. factor_dtype: what factors are stored
     as; biases and accumulators are float32 always. rule: how it learns; SGD has an optimizer and negatives,
     SOLVE has none, of SOFTMAX `negatives` are a micro-batch's. history, counts: beside any rule. replay: beside SGD and
-    SOFTMAX. adaptive_rate: with SGD. event_types: weights by type.
+    SOFTMAX. event_types: weights by type. regularization: clipping, max-norm, frequency-scaled L2, dropout.
 
     Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
     is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
@@ -118,8 +114,8 @@ class ModelSpec:
     softmax: Softmax = field(default_factory=Softmax)
     counts: Counts = field(default_factory=Counts)
     replay: Replay = field(default_factory=Replay)
-    adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     event_types: tuple[EventType, ...] = ()
+    regularization: Regularization = field(default_factory=Regularization)
     limits: Limits = field(default_factory=Limits)
     kernel_semantics: int = KERNEL_SEMANTICS
 
@@ -133,6 +129,12 @@ class ModelSpec:
         """Most negatives that an event is told from."""
         is_in_batch = self.rule == Rule.SOFTMAX and self.softmax.proposal == Proposal.IN_BATCH
         return self.micro_batch if is_in_batch else self.negatives
+
+    def drawn(self, events: int) -> int:
+        """Item rows that a record of so many events draws, at most."""
+        if self.rule == Rule.SOFTMAX:
+            return -(-events // self.micro_batch) * self.negatives_of_event
+        return events * self.negatives
 
     @property
     def work_of_event(self) -> int:

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .spec_parts import (
-    ADAPTED_MOST,
     FLOAT16_MAX,
     KERNEL_SEMANTICS,
     LANES,
-    MAX_ADAPTIVE_NEGATIVES,
     MAX_EVENT_TYPES,
     MAX_HISTORY,
     MAX_K,
@@ -21,8 +19,6 @@ from .spec_parts import (
     MAX_NEIGHBORS,
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
-    MAX_WINDOW,
-    MIN_WINDOW,
     EventType,
     FactorDtype,
     Limits,
@@ -44,8 +40,8 @@ def check(spec: ModelSpec) -> None:
     _check_limits(spec.limits)
     _check_history(spec)
     _check_replay(spec)
-    _check_adaptive_rate(spec)
     _check_event_types(spec.event_types)
+    _check_regularization(spec)
     if spec.rule == Rule.SOLVE:
         _check_solve(spec)
     if spec.rule == Rule.SOFTMAX:
@@ -116,26 +112,6 @@ def _check_replay(spec: ModelSpec) -> None:
         _require(per_event == 0.0, "replay.per_event", "0 without replay.size", per_event)
 
 
-def _check_adaptive_rate(spec: ModelSpec) -> None:
-    window = spec.adaptive_rate.window
-    is_window = window == 0 or MIN_WINDOW <= window <= MAX_WINDOW
-    _require(is_window, "adaptive_rate.window", f"0, or {MIN_WINDOW}..{MAX_WINDOW}", window)
-    if not window:
-        return
-    is_sgd = spec.optimizer.kind == OptimizerKind.SGD
-    is_loss = spec.loss in (Loss.SQUARED, Loss.LOGISTIC)
-    most = MAX_ADAPTIVE_NEGATIVES
-    for ok, name, expected, got in (
-        (spec.rule == Rule.SGD, "rule", "sgd", spec.rule),
-        (is_loss, "loss", "squared or logistic", spec.loss),
-        (is_sgd, "optimizer.kind", "sgd (no accumulators)", spec.optimizer.kind),
-        (spec.micro_batch == 1, "micro_batch", "1", spec.micro_batch),
-        (spec.negatives <= most, "negatives", f"0..{most}", spec.negatives),
-        (spec.factor_dtype == FactorDtype.FLOAT32, "factor_dtype", "float32", spec.factor_dtype),
-    ):
-        _require(ok, name, f"{expected} with an adaptive rate", got)
-
-
 def _is_half_life(value: float, least: float) -> bool:
     return _finite32(value) and least <= value <= 1e6
 
@@ -182,6 +158,27 @@ def _check_softmax(spec: ModelSpec) -> None:
         _require(spec.history.users > 0, "history.users", "above 0 with this proposal", spec.history.users)
 
 
+def _check_regularization(spec: ModelSpec) -> None:
+    of = spec.regularization
+    for name in ("gradient_norm_max", "row_norm_max"):
+        value = getattr(of, name)
+        ok = value == 0.0 or (_finite32(value) and 1e-6 <= value <= 1e30)
+        _require(ok, f"regularization.{name}", "0, or 1e-6..1e30", value)
+    power = of.l2_frequency
+    _require(power in (0.0, 0.5, 1.0), "regularization.l2_frequency", "0, 0.5 or 1", power)
+    _require(0.0 <= of.dropout <= 0.9, "regularization.dropout", "0..0.9", of.dropout)
+    if power:  # how many events a row has had is part of its history
+        _require(spec.history.users > 0, "history.users", "above 0 with l2_frequency", spec.history.users)
+    if spec.rule != Rule.SGD:
+        rule = f"0 with rule {Rule(spec.rule).name.lower()}"
+        _require(power == 0.0, "regularization.l2_frequency", rule, power)
+        _require(of.dropout == 0.0, "regularization.dropout", rule, of.dropout)
+    if spec.rule == Rule.SOLVE:
+        clipped = of.gradient_norm_max
+        _require(clipped == 0.0, "regularization.gradient_norm_max", "0 with rule solve", clipped)
+        _require(of.row_norm_max == 0.0, "regularization.row_norm_max", "0 with rule solve", of.row_norm_max)
+
+
 def _check_event_types(event_types: tuple[EventType, ...]) -> None:
     _require(
         len(event_types) <= MAX_EVENT_TYPES, "event_types", f"at most {MAX_EVENT_TYPES}", len(event_types)
@@ -214,8 +211,15 @@ def _check_rates(spec: ModelSpec) -> None:
         "0..g_max",
         optimizer.initial_g,
     )
-    if optimizer.kind == OptimizerKind.ADAGRAD:
+    if optimizer.kind in (OptimizerKind.ADAGRAD, OptimizerKind.ROWWISE_ADAGRAD):
         _require(1e-30 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-30..1e6 with AdaGrad", optimizer.eps)
+    if optimizer.kind == OptimizerKind.LAZY_ADAM:
+        _require(1e-20 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-20..1e6 with lazy Adam", optimizer.eps)
+    for name in ("beta1", "beta2"):
+        value = getattr(optimizer, name)
+        _require(0.0 <= value <= 1.0 - 1e-6, f"optimizer.{name}", "0..0.999999", value)
+    _require(_finite32(optimizer.l1) and 0.0 <= optimizer.l1 <= 1e6, "optimizer.l1", "0..1e6", optimizer.l1)
+    _require(1e-6 <= optimizer.beta <= 1e6, "optimizer.beta", "1e-6..1e6", optimizer.beta)
     _require(
         _finite32(spec.init_scale) and 0.0 <= spec.init_scale <= 2.0 * spec.limits.factor_max,
         "init_scale",
@@ -246,8 +250,15 @@ def _check_bounded(spec: ModelSpec) -> None:
     """No sum of a micro-batch may overflow float32, in any order the semantics allow.
 
     The largest score is k*c^2 + 2c + |mu|; times the largest weight it must be finite before it is clipped.
-    The largest row gradient is (occurrences) * (e_max * c_max * 2 + l2 * c_max); it, its square (AdaGrad) and
-    its step must be finite.
+    The largest row gradient g is (occurrences) * (e_max * c_max * 2 + l2 * c_max); it and its step must be finite; where
+    gradients are clipped, k * g**2 must. Dropout multiplies what scores and errors pull by 1 / (1 - dropout). An
+    accumulator is at most g_max (1e38), and what a step adds to it at most 1e38, so that their sum is finite:
+        AdaGrad  G + g**2. As G >= g**2, or both are so small that g < 1e-22, (lr g) / (sqrt(G) + eps) is finite.
+        row-wise AdaGrad  G + |g|**2 / k, of the whole row: k * g**2 < 1e38. The step as AdaGrad's, times sqrt(k).
+        lazy Adam  beta2 v + (1 - beta2) g**2. v / (1 - beta2**t) is at most g_max / (1 - beta2). m is a mean of
+                   gradients, rounded: at most 2 g; its step at most lr * 2 g / (1 - beta1) / eps.
+        FTRL  n + g**2; z + lr g - sqrt(g_max + g**2) c, which is below 1e38 + 1e37 + 2e25. A new z is below (beta +
+              sqrt(g_max)) c + lr l1 < 1e26. The weight is at most g_max / beta.
     """
     limits = spec.limits
     if spec.factor_dtype == FactorDtype.FLOAT16:
@@ -255,17 +266,34 @@ def _check_bounded(spec: ModelSpec) -> None:
         _require(limits.factor_max <= FLOAT16_MAX, "limits.factor_max", most, limits.factor_max)
     occurrences = spec.micro_batch * (1 + spec.negatives_of_event)
     c, e = limits.factor_max, limits.error_max
-    score = spec.k_padded * c * c + 2 * c + limits.value_abs_max
+    kept = 1.0 / (1.0 - spec.regularization.dropout)
+    score = spec.k_padded * c * c * kept + 2 * c + limits.value_abs_max
     _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)
-    gradient = occurrences * (2 * e * c + max(spec.l2, spec.bias_l2) * c + e)
+    gradient = occurrences * (2 * e * c * kept + max(spec.l2, spec.bias_l2) * c + e)
     rate = max(1.0, spec.optimizer.learning_rate, spec.optimizer.bias_learning_rate)
-    rate *= ADAPTED_MOST if spec.adaptive_rate.window else 1.0
     _require(gradient * rate < 1e37, "limits", "events * error_max * factor_max * rate < 1e37", gradient)
-    if spec.optimizer.kind == OptimizerKind.ADAGRAD:
-        bound = math.sqrt(1e38)
-        _require(
-            gradient < bound,
-            "limits",
-            f"events * error_max * factor_max < {bound:.3g} with AdaGrad (lower error_max or factor_max)",
-            gradient,
+    _check_accumulators(spec, gradient)
+
+
+def _check_accumulators(spec: ModelSpec, gradient: float) -> None:
+    """What `_check_bounded` says of the optimizer's state, of rows whose gradient is at most `gradient`."""
+    optimizer, limits, bound = spec.optimizer, spec.limits, math.sqrt(1e38)
+    clips = spec.regularization.gradient_norm_max > 0
+    of_row = clips or optimizer.kind == OptimizerKind.ROWWISE_ADAGRAD
+    wide = math.sqrt(spec.k_padded) if of_row else 1.0
+    if clips or optimizer.kind != OptimizerKind.SGD:
+        expected = (
+            f"events * error_max * factor_max * sqrt(k) < {bound:.3g} (lower error_max or factor_max)"
+            if of_row
+            else f"events * error_max * factor_max < {bound:.3g} with AdaGrad (lower error_max or factor_max)"
         )
+        _require(gradient * wide < bound, "limits", expected, gradient * wide)
+    if optimizer.kind == OptimizerKind.LAZY_ADAM:
+        mean = limits.g_max / (1.0 - optimizer.beta2)
+        _require(mean < 1e38, "limits.g_max", "below 1e38 * (1 - beta2) with lazy Adam", limits.g_max)
+        rate = max(optimizer.learning_rate, optimizer.bias_learning_rate)
+        step = 2.0 * gradient * rate / ((1.0 - optimizer.beta1) * optimizer.eps)
+        _require(step < 1e37, "optimizer.eps", "events * error_max * factor_max * rate / eps < 1e37", step)
+    if optimizer.kind == OptimizerKind.FTRL:
+        most = limits.g_max / optimizer.beta
+        _require(most < 1e38, "limits.g_max", "below 1e38 * beta with FTRL", limits.g_max)

@@ -20,10 +20,6 @@ MAX_MICRO_BATCH = 65_536
 MAX_HISTORY = 8192
 MAX_NEIGHBORS = 1024
 MAX_EVENT_TYPES = 64
-MAX_ADAPTIVE_NEGATIVES = 16
-ADAPTED_MOST = 128.0
-"""No rate, nor a twin's, is adapted to more times the spec's."""
-MIN_WINDOW, MAX_WINDOW = 16, 1 << 24
 MAX_REPLAY_SIZE = 1 << 20
 MAX_REPLAY_PER_EVENT = 4.0
 
@@ -59,6 +55,9 @@ class OptimizerKind(IntEnum):
 
     SGD = 1
     ADAGRAD = 2
+    ROWWISE_ADAGRAD = 3
+    LAZY_ADAM = 4
+    FTRL = 5
 
 
 class FactorDtype(IntEnum):
@@ -79,10 +78,11 @@ class SpecError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """Step rule of factors and biases (AdaGrad: Duchi, Hazan, Singer 2011, diagonal form).
+    """Step rule of factors and biases (`optimizers.py`: formulas, papers, what a row keeps).
 
-    `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the accumulators' first value, `eps` is added
-    to their root.
+    `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the first value of sums of squares (AdaGrad, row-wise
+    AdaGrad, FTRL), `eps` is added to their root (AdaGrad, row-wise AdaGrad, lazy Adam). beta1, beta2: what is left of lazy
+    Adam's means at a step. l1: FTRL's L1 term of factors and biases; beta: added to the root of its sum of squares.
     """
 
     kind: OptimizerKind = OptimizerKind.SGD
@@ -90,6 +90,10 @@ class Optimizer:
     bias_learning_rate: float = 0.05
     initial_g: float = 0.0
     eps: float = 1e-6
+    beta1: float = 0.9
+    beta2: float = 0.999
+    l1: float = 0.0
+    beta: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +162,19 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptiveRate:
-    """Learning rates that move to what evaluation finds best, of users and items apart (`sgd/adaptive.py`).
+class Regularization:
+    """What keeps rows from growing, beside `l2` and `bias_l2` (`optimizers.py`: order and formulas); 0 switches each off.
 
-    window: events between two moves, `MIN_WINDOW` to `MAX_WINDOW` (0: the rates stay as they are).
+    gradient_norm_max: a row's summed gradient is scaled down to this Euclidean norm, its bias's to this magnitude.
+    row_norm_max: a row's factors are scaled down to this norm after their step. l2_frequency: p of l2 / n**p, n the
+    events of the row so far; 0, 0.5 or 1; needs history.users. dropout: share of the columns that an event is told
+    without, up to 0.9. Rule SOFTMAX has the first two.
     """
 
-    window: int = 0
+    gradient_norm_max: float = 0.0
+    row_norm_max: float = 0.0
+    l2_frequency: float = 0.0
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +191,7 @@ class Limits:
     """Bounds with a meaning for the model: an event outside them is rejected before it is logged.
 
     `error_max` (e_max) clips an occurrence's error, `factor_max` (c_max) clamps every factor and bias after
-    its step, `g_max` clamps AdaGrad's accumulators; together they keep every table value finite.
+    its step, `g_max` clamps the optimizer's accumulators; together they keep every table value finite.
     """
 
     users_max: int = 1 << 24

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
         """Addresses of a table's arrays (which never move)."""
         bias, factor_g, bias_g = (
             np.uint64(0 if array is None else array.ctypes.data)
-            for array in (table.bias, table.factor_g, table.bias_g)
+            for array in (table.bias, table.state.get("factor_g"), table.state.get("bias_g"))
         )
         return Rows(factors_of(table.factors), bias, factor_g, bias_g, np.uint64(table.side))
 

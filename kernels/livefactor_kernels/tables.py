@@ -1,4 +1,4 @@
-"""One side's rows: keys, factors, biases, AdaGrad accumulators, and the map from key to row.
+"""One side's rows: keys, factors, biases, the optimizer's state, and the map from key to row.
 
 Memory is reserved once for the spec's maximum of rows and backed by the kernel as rows are first written:
 growth copies nothing and pauses nobody. Only the LOG stage allocates rows; only the APPLY stage changes rows;
@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .history import TWINS, row_sections
+from .history import row_sections
 from .keymap import KeyMap
 from .narrow import array_dtype, init_narrow_rows
+from .optimizers import initial_state, optimizer_sections
 from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key, init_rows
-from .spec import FactorDtype, ModelSpec, OptimizerKind
+from .spec import FactorDtype, ModelSpec
 
 USERS, ITEMS = 0, 1
 """Sides of a model; also the table's number in the counter of its initial factors."""
@@ -49,12 +50,9 @@ def check_sections(views: dict[str, np.ndarray], sections: dict[str, np.ndarray]
             raise ValueError(f"load_sections: {name}: expected {view.dtype}{list(view.shape)}")
 
 
-_PADDED = ("factors", "factor_g", "fast_factors", "slow_factors")
-
-
 def unpadded(name: str, rows: np.ndarray, k: int) -> np.ndarray:
     """A view of rows of section `name` without the columns that only fill up their last vector."""
-    return rows[:, :k] if name in _PADDED else rows
+    return rows[:, :k] if name.startswith("factor") else rows
 
 
 def read_rows(
@@ -141,8 +139,8 @@ class Table(RowKeys):
     """Rows of one side of a model in this machine's memory.
 
     keys uint64[cap]; factors [cap, k_padded], columns from k on stay 0, of dtype float32, float16, or uint16
-    (the bits of bfloat16), as the spec says; bias float32[cap]; factor_g and bias_g, float32 of the same shapes,
-    are AdaGrad's accumulators, None without it. history: arrays of `history.row_sections` by name, [cap, ...].
+    (the bits of bfloat16), as the spec says; bias float32[cap]; state: float32 arrays of
+    `optimizers.optimizer_sections` by name, history: arrays of `history.row_sections`, both [cap, ...].
     allocated: rows given out, may be ahead of what is published.
     """
 
@@ -153,9 +151,10 @@ class Table(RowKeys):
         shape = (self.capacity, spec.k_padded)
         self.factors = reserve(shape, array_dtype(spec.factor_dtype))
         self.bias = reserve((self.capacity,), np.float32)
-        adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
-        self.factor_g = reserve(shape, np.float32) if adagrad else None
-        self.bias_g = reserve((self.capacity,), np.float32) if adagrad else None
+        self.state = {
+            name: reserve((self.capacity, *shape), np.float32)
+            for name, shape in optimizer_sections(spec).items()
+        }
         self.history = {
             name: reserve((self.capacity, *shape), dtype)
             for name, (shape, dtype) in row_sections(spec, side).items()
@@ -163,8 +162,7 @@ class Table(RowKeys):
 
     def padded(self) -> dict[str, np.ndarray]:
         """All arrays that a learned event may change, as they lie in memory, by name."""
-        arrays = {name: getattr(self, name) for name in ("factors", "bias", "factor_g", "bias_g")}
-        return {name: array for name, array in arrays.items() if array is not None} | self.history
+        return {"factors": self.factors, "bias": self.bias} | self.state | self.history
 
     def _initialise(self, keys: np.ndarray, start: int, stop: int) -> None:
         spec = self.spec
@@ -176,11 +174,9 @@ class Table(RowKeys):
             rounding_key = domain_key(spec.seed, INIT_ROUNDING_DOMAIN)
             bits, dtype = rows.view(np.uint16), np.uint64(spec.factor_dtype)
             init_narrow_rows(keys, bits, dtype, *width, key, rounding_key, side)
-        if self.factor_g is not None and self.bias_g is not None:
-            self.factor_g[start:stop, : spec.k] = np.float32(spec.optimizer.initial_g)
-            self.bias_g[start:stop] = np.float32(spec.optimizer.initial_g)
-        for twin in TWINS if spec.adaptive_rate.window else ():
-            self.history[twin][start:stop, : spec.k] = rows[:, : spec.k]
+        for name, array in self.state.items():
+            new = unpadded(name, array[start:stop], spec.k)
+            new[:] = initial_state(spec, name, rows[:, : spec.k])
 
     @property
     def row_bytes(self) -> int:
@@ -188,8 +184,8 @@ class Table(RowKeys):
         return sum(array[0].nbytes for array in (self.keys, *self.padded().values()))
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
-        """Views of the first `count` rows, unpadded: keys, factors (count, k), bias, with AdaGrad
-        factor_g, bias_g, and the history's."""
+        """Views of the first `count` rows, unpadded: keys, factors (count, k), bias, the
+        optimizer's state and the history's."""
         views = {"keys": self.keys[:count]}
         for name, array in self.padded().items():
             views[name] = unpadded(name, array[:count], self.spec.k)

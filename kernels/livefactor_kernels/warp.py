@@ -27,7 +27,18 @@ if not hasattr(np, "row_stack"):
 
 from numba import cuda
 
-__all__ = ["BLOCK_THREADS", "SIMULATED", "add64", "cuda", "float16_of", "half_sum", "kernel", "lane", "mul64"]
+__all__ = [
+    "BLOCK_THREADS",
+    "SIMULATED",
+    "add64",
+    "cuda",
+    "float16_of",
+    "half_of",
+    "half_sum",
+    "kernel",
+    "lane",
+    "mul64",
+]
 
 SIMULATED = bool(getattr(cuda.config, "ENABLE_CUDASIM", False))  # the successor has no simulator
 """Whether kernels run in Numba's simulator, on NumPy arrays, as Python threads."""
@@ -49,19 +60,16 @@ if SIMULATED:
         return int(_thread().threadIdx.x)
 
     def half_sum(value: Any) -> Any:
-        """float32 sum over a half-warp's lanes, in all of them: lane l += lane l+8, then l+4, l+2, l+1.
-
-        Two buffers in turn: who comes to the second sum knows that all have left the one before the first.
-        """
-        thread = _thread()
-        turn = thread.turn = 1 - getattr(thread, "turn", 0)
-        lanes = vars(thread._manager).setdefault("lanes", np.zeros((2, LANES), np.float32))[turn]
-        lanes[thread.threadIdx.x] = value
-        thread.syncthreads()
+        """float32 sum over a half-warp's lanes, in all of them: lane l += lane l+8, then l+4, l+2, l+1."""
+        lanes = _meet(value)
         while lanes.size > 1:
             half = lanes.size // 2
             lanes = lanes[:half] + lanes[half:]
         return lanes[0]
+
+    def half_of(value: Any, source: int) -> Any:
+        """Lane `source`'s float32, in all of a half-warp's lanes."""
+        return _meet(value)[source]
 
     def float16_of(word: Any) -> Any:
         """The float16 of the low 16 bits of a uint64."""
@@ -74,6 +82,18 @@ if SIMULATED:
     def mul64(a: Any, b: Any) -> Any:
         """Product of two float64, rounded on its own."""
         return a * b
+
+    def _meet(value: Any) -> np.ndarray:
+        """All lanes' values, once all are there.
+
+        Two buffers in turn: who comes to the second meeting knows that all have left the one before the first.
+        """
+        thread = _thread()
+        turn = thread.turn = 1 - getattr(thread, "turn", 0)
+        lanes: np.ndarray = vars(thread._manager).setdefault("lanes", np.zeros((2, LANES), np.float32))[turn]
+        lanes[thread.threadIdx.x] = value
+        thread.syncthreads()
+        return lanes
 
     def _thread() -> Any:
         """The simulator's thread that this is: it knows its place, and its block as `_manager`."""
@@ -125,6 +145,12 @@ else:
     def lane() -> Any:  # type: ignore[misc]
         """This thread's lane in its half-warp, 0..15."""
         return cuda.threadIdx.x & _LANE_MASK
+
+    @inlined
+    def half_of(value: Any, source: Any) -> Any:  # type: ignore[misc]
+        """Lane `source`'s float32, in all of a half-warp's lanes."""
+        own_half = cuda.threadIdx.x & LANES
+        return cuda.shfl_sync(0xFFFF << own_half, value, own_half | source)
 
     @inlined
     def half_sum(value: Any) -> Any:  # type: ignore[misc]

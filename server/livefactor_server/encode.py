@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from livefactor.snapshot_format import Manifest
 from livefactor.v1 import judging_pb2, models_pb2, snapshots_pb2, updates_pb2
-from livefactor_kernels.sgd.adaptive import multiple
 from livefactor_server import spec_codec
 from livefactor_server.decode import REJECT_TEXTS
 from livefactor_server.judging.report import Report
@@ -100,10 +99,6 @@ def description(hosted: Hosted, with_root_hash: bool = False) -> models_pb2.Mode
             memory_bytes=sum(state.memory_bytes.values()),
             writable=engine.failure is None,
         )
-        steps = state.backend.rate_state[:2].tolist()
-    if steps:
-        users_rate, items_rate = (float(multiple(int(step))) for step in steps)
-        result.adapted_rates.CopyFrom(models_pb2.AdaptedRates(users=users_rate, items=items_rate))
     _add_hold(result, hosted)
     if with_root_hash:
         with engine.view() as view:

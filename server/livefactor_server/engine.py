@@ -16,7 +16,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -86,6 +86,7 @@ class Engine:
         self._budget = _Budget(settings.queue_bytes_max)
         self._published = threading.Condition()
         self._draining = False
+        self._ended = False
         self._submitting = threading.Lock()
         self._log_thread = threading.Thread(target=self._log_stage, name=f"log-{name}", daemon=True)
         self._apply_thread = threading.Thread(target=self._apply_stage, name=f"apply-{name}", daemon=True)
@@ -124,12 +125,27 @@ class Engine:
         """The published revision."""
         return self.state.revision
 
-    def wait_for(self, revision: int, timeout_s: float | None) -> bool:
-        """Wait until `revision` is published; False if the time is up first."""
+    def wait_for(self, revision: int, timeout_s: float | None, is_wanted: Callable[[], bool]) -> bool:
+        """Wait until `revision` is published; False if the time is up first or, seen at a `wake`, nobody wants it any more.
+
+        Raises Refused (UNAVAILABLE) when nothing more will be published.
+        """
+
+        def is_over() -> bool:
+            return self.state.revision >= revision or self._ended or not is_wanted()
+
+        with self._published:
+            self._published.wait_for(is_over, timeout_s)
         if self.state.revision >= revision:
             return True
+        if self._ended:
+            raise unavailable("model: it takes no updates any more, the position will not be reached here")
+        return False
+
+    def wake(self) -> None:
+        """Let those who wait for a revision look again."""
         with self._published:
-            return self._published.wait_for(lambda: self.state.revision >= revision, timeout_s)
+            self._published.notify_all()
 
     def view(self) -> AbstractContextManager[StateView]:
         """The state at the published revision, frozen while updates go on."""
@@ -148,6 +164,7 @@ class Engine:
         self._budget.wake()
         self._log_thread.join()
         self._apply_thread.join()
+        self._end()
         self._disk.shutdown()
         self.log.close()
         self.metrics.close()
@@ -307,9 +324,15 @@ class Engine:
                 return
             item.finish(unavailable("model: writes are stopped"))
 
+    def _end(self) -> None:
+        """Nothing more will be published, or nobody can say what will."""
+        self._ended = True
+        self.wake()
+
     def _fail(self, reason: str) -> None:
         self.failure = reason
         self._budget.wake()
+        self._end()
         logger.critical("model %s: %s; no batch is acknowledged until a restart", self.name, reason)
 
     # ------------------------------------------------------------------ APPLY stage
@@ -367,8 +390,7 @@ class Engine:
         with self._admission.lock:
             for item, _ in run:
                 self._admission.settle(item)
-        with self._published:
-            self._published.notify_all()
+        self.wake()
         for item, record in run:
             item.finish(_ack(item, record))
         self.metrics.observe([item for item, _ in run], time.perf_counter())

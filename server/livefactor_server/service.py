@@ -297,7 +297,8 @@ class Services:
             raise precondition("min_position: of another lineage than the model's")
         if revision > engine.revision:
             with self._parked:
-                if not engine.wait_for(revision, guards.remaining(context)):
+                context.add_callback(engine.wake)  # a peer that goes away leaves its slot to others
+                if not engine.wait_for(revision, guards.remaining(context), context.is_active):
                     raise late(f"min_position: revision {revision} was not reached in time")
 
     # ------------------------------------------------------------------ snapshots

@@ -10,12 +10,12 @@ from dataclasses import fields, replace
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
 from livefactor_kernels.presets import preset
 from livefactor_kernels.spec import (
-    AdaptiveRate,
     Counts,
     EventType,
     FactorDtype,
@@ -26,6 +26,7 @@ from livefactor_kernels.spec import (
     Optimizer,
     OptimizerKind,
     Proposal,
+    Regularization,
     Replay,
     Rule,
     Softmax,
@@ -44,14 +45,16 @@ _PLAIN = (
     "seed",
     "kernel_semantics",
 )
-_OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps")
+_LATER = ("beta1", "beta2", "l1", "beta")
+"""Numbers of the optimizer that are left out of the bytes where they are the defaults."""
+_OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps", *_LATER)
 _LIMITS = tuple(field.name for field in fields(Limits))
 _PARTS: dict[str, Any] = {
     "history": History,
     "solve": Solve,
     "counts": Counts,
+    "regularization": Regularization,
     "replay": Replay,
-    "adaptive_rate": AdaptiveRate,
 }
 """Messages within the spec that are left out of its bytes where they say nothing but the defaults."""
 
@@ -140,6 +143,9 @@ def encode(spec: ModelSpec) -> bytes:
         message.ClearField("rule")
     if spec.softmax == Softmax():
         message.ClearField("softmax")
+    for name in _LATER:
+        if np.float32(getattr(spec.optimizer, name)) == np.float32(getattr(Optimizer(), name)):
+            message.optimizer.ClearField(name)  # type: ignore[arg-type]
     for name, kind in _PARTS.items():
         if getattr(spec, name) == kind():
             message.ClearField(name)  # type: ignore[arg-type]

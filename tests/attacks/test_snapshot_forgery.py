@@ -16,12 +16,13 @@ import snapshot_samples as samples
 from livefactor import snapshot_files
 from livefactor.errors import SnapshotInvalid
 from livefactor.snapshot_format import NUMPY_DTYPES, REPLAY
+from livefactor.v1 import models_pb2
 from snapshot_refusals import refused, refused_in_little_memory
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, True))
+    path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, samples.ADAGRAD))
     snapshot_files.load(path).score(1, [1])  # imports whatever is imported late
     return path
 
@@ -168,9 +169,9 @@ FIELDS: dict[str, Callable[[dict], object]] = {
             "0a",
             "ff" * 70_000,
             "0g",
-            samples.spec_bytes(6, True).hex(),
-            samples.spec_bytes(5, False).hex(),
-            samples.spec_bytes(2000, True).hex(),
+            samples.spec_bytes(6, samples.ADAGRAD).hex(),
+            samples.spec_bytes(5, samples.SGD).hex(),
+            samples.spec_bytes(2000, samples.ADAGRAD).hex(),
             5,
         )
     },
@@ -298,6 +299,7 @@ CONTENTS = {
     "NaN factor": (_with_rows("factors", np.nan), "items.factors"),
     "infinite bias": (_with_rows("bias", np.inf), "items.bias"),
     "infinite accumulator": (_with_rows("factor_g", -np.inf), "items.factor_g"),
+    "negative accumulator": (_with_rows("bias_g", -1e-3), "items.bias_g"),
     "an id twice": (_with_rows("keys", 1), "items.keys"),
     "negative count": (_with_small(mean=[1, -1]), "mean"),
     "another spec": (_with_small(spec=b"\x08\x06"), "spec"),
@@ -321,7 +323,7 @@ CONTENTS = {
 def test_content_that_no_model_has_is_refused_although_all_hashes_are_right(
     tmp_path: Path, name: str
 ) -> None:
-    state = samples.view(40, 30, 5, True)
+    state = samples.view(40, 30, 5, samples.ADAGRAD)
     spoil, tensor = CONTENTS[name]
     spoil(state)
     error = refused(samples.taken(tmp_path, state))
@@ -353,21 +355,11 @@ def test_a_reservoir_that_no_model_keeps_is_refused(tmp_path: Path, name: str) -
         samples.taken(tmp_path / "short", state)
 
 
-@pytest.mark.parametrize(
-    "rates",
-    [[25.0, 0, 0], [0, -25.0, 0], [0.5, 0, 0], [0, 0, 1.5], [0, 0, -1.0], [0, 0, 0, -1.0], [0, 0, 0, np.inf]],
-)
-def test_rates_that_no_model_comes_to_are_refused(tmp_path: Path, rates: list[float]) -> None:
-    state = samples.view(3, 2, 5)
-    state.spec_body += b"\xba\x01\x02\x08\x10"  # adaptive_rate = 23 { window = 16 }
-    state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8), "rates": np.zeros(8)}
-    for table in state.pin.tables:
-        table |= {f"{twin}_factors": table["factors"] for twin in ("fast", "slow")}
-        table |= {f"{twin}_bias": table["bias"] for twin in ("fast", "slow")}
-    snapshot_files.verify(samples.taken(tmp_path / "good", state))
-    state.small |= {"rates": np.array(rates + [0.0] * (8 - len(rates)))}
-    error = refused(samples.taken(tmp_path / "bad", state))
-    assert (error.tensor, error.file) == ("rates", "state.safetensors")
+@pytest.mark.parametrize("value", [-0.5, 1.5])
+def test_powers_that_a_model_cannot_have_are_refused(tmp_path: Path, value: float) -> None:
+    state = samples.view(40, 30, 5, models_pb2.OPTIMIZER_KIND_LAZY_ADAM)
+    _with_rows("powers", value)(state)
+    assert refused(samples.taken(tmp_path, state)).tensor == "items.powers"
 
 
 @pytest.mark.parametrize(
@@ -382,7 +374,7 @@ def test_rates_that_no_model_comes_to_are_refused(tmp_path: Path, rates: list[fl
 def test_narrow_factors_that_are_no_numbers_are_refused(
     tmp_path: Path, factor_dtype: int, value: np.generic
 ) -> None:
-    state = samples.view(40, 30, 5, True, factor_dtype=factor_dtype)
+    state = samples.view(40, 30, 5, samples.ADAGRAD, factor_dtype=factor_dtype)
     snapshot_files.verify(samples.taken(tmp_path / "good", state))
     state.pin.tables[1]["factors"][7, 3] = value
     error = refused(samples.taken(tmp_path / "bad", state))

@@ -30,7 +30,7 @@ LONG_FLIPS = 10_000
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, True))
+    path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, samples.ADAGRAD))
     snapshot_files.load(path).score(1, [1])  # imports whatever is imported late
     return path
 
@@ -156,7 +156,7 @@ def test_added_removed_renamed_and_linked_files_are_refused(copy: Path, change: 
 
 
 def test_files_of_another_snapshot_do_not_pass(copy: Path, tmp_path: Path) -> None:
-    other = samples.taken(tmp_path / "other", samples.view(40, 30, 5, True, seed=1))
+    other = samples.taken(tmp_path / "other", samples.view(40, 30, 5, samples.ADAGRAD, seed=1))
     for name in fmt.FILES:
         original = (copy / name).read_bytes()
         if original == (other / name).read_bytes():

@@ -292,7 +292,7 @@ SNAPSHOTS = "/livefactor.v1.SnapshotService/"
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    return samples.taken(tmp_path / "store", samples.view(30, 20, 5, True))
+    return samples.taken(tmp_path / "store", samples.view(30, 20, 5, samples.ADAGRAD))
 
 
 def chunks(folder: Path, size: int = 1000) -> list[snapshots_pb2.FetchSnapshotResponse]:

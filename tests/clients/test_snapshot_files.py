@@ -22,11 +22,11 @@ from livefactor.snapshot_files import LoadedSnapshot
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return samples.taken(tmp_path / "store", samples.view(30, 20, 5, True))
+    return samples.taken(tmp_path / "store", samples.view(30, 20, 5, samples.ADAGRAD))
 
 
 def test_a_loaded_snapshot_gives_ids_factors_and_what_they_mean(path: Path) -> None:
-    state = samples.view(30, 20, 5, True)
+    state = samples.view(30, 20, 5, samples.ADAGRAD)
     snapshot = snapshot_files.load(path)
     for side, (ids, factors, biases) in enumerate(
         (
@@ -111,7 +111,7 @@ def test_scores_have_the_bits_of_the_rule(tmp_path: Path, k: int) -> None:
 
 
 def test_float16_factors_are_loaded_as_they_are(tmp_path: Path) -> None:
-    state = samples.view(30, 20, 5, True, factor_dtype=samples.FLOAT16)
+    state = samples.view(30, 20, 5, samples.ADAGRAD, factor_dtype=samples.FLOAT16)
     snapshot = snapshot_files.load(samples.taken(tmp_path, state))
     for side, factors in enumerate((snapshot.user_factors, snapshot.item_factors)):
         assert factors.dtype == np.float16

@@ -29,6 +29,24 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "purchases-batch": ("purchases", {"micro_batch": 7, "negatives": 2}),
     "ratings-float16": ("ratings", {"factor_dtype": "float16"}),
     "clicks-bfloat16": ("clicks", {"factor_dtype": "bfloat16", "optimizer": ADAGRAD}),
+    "ratings-rowwise": ("ratings", {"optimizer": {**ADAGRAD, "kind": "rowwise_adagrad"}, "micro_batch": 16}),
+    "clicks-adam": (
+        "clicks",
+        {"optimizer": {"kind": "lazy_adam", "learning_rate": 0.01}, "factor_dtype": "bfloat16"},
+    ),
+    "purchases-ftrl": (
+        "purchases",
+        {
+            "optimizer": {"kind": "ftrl", "learning_rate": 0.1, "l1": 0.01},
+            "history": {"users": 16},
+            "regularization": {
+                "gradient_norm_max": 1.0,
+                "row_norm_max": 2.0,
+                "l2_frequency": 0.5,
+                "dropout": 0.2,
+            },
+        },
+    ),
     "purchases-batch-float16": ("purchases", {"micro_batch": 7, "negatives": 2, "factor_dtype": "float16"}),
 }
 SEED = 20_261_128

@@ -33,7 +33,7 @@ def run(server: Any):
 
     def call(*arguments: str) -> tuple[int, str, str]:
         result = runner.invoke(
-            typer.main.get_command(app), arguments, env={"LIVEFACTOR_TARGET": server.target, "COLUMNS": "200"}
+            typer.main.get_command(app), arguments, env={"LIVEFACTOR_TARGET": server.target}
         )
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

@@ -54,7 +54,7 @@ def push_until_refused(server: Server) -> None:
 
 
 def typed(server: Server, *arguments: str) -> tuple[int, str]:
-    environment = {"LIVEFACTOR_TARGET": server.target, "COLUMNS": "200"}
+    environment = {"LIVEFACTOR_TARGET": server.target}
     result = click.testing.CliRunner().invoke(typer.main.get_command(app), arguments, env=environment)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

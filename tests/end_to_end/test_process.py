@@ -22,6 +22,7 @@ from livefactor.errors import FlushTimeout, LivefactorError, Unavailable
 from livefactor.models import Models
 from livefactor.producer import Producer
 from livefactor.scorer import Scorer
+from livefactor.v1 import scoring_pb2
 from livefactor_server.audit import replay_model
 from livefactor_server.metrics import METRICS
 from load import MODEL, Findings, Load, create_model, described
@@ -230,6 +231,21 @@ def test_a_drain_finishes_what_was_accepted_and_refuses_what_comes_later(serve: 
         waiting.join(30)
     assert server.wait() == 0
     assert ended and isinstance(ended[0], LivefactorError)
+
+
+def test_a_drain_does_not_wait_for_a_position_that_will_not_come(serve: Serve) -> None:
+    """A call without a deadline waits for a revision; the server ends all the same, and says so."""
+    server = serve()
+    create_model(server)
+    ask = scoring_pb2.ScoreRequest(model=MODEL, user_ids=[1], candidates=scoring_pb2.Candidates(item_ids=[1]))
+    ask.min_position.revision = 1000
+    with server.channel() as channel:
+        call = channel.unary_unary("/livefactor.v1.ScoringService/Score").future(ask.SerializeToString())
+        time.sleep(0.5)
+        assert not call.done()
+        server.signal(signal.SIGTERM)
+        assert call.exception(10).code() is grpc.StatusCode.UNAVAILABLE
+    assert server.wait() == 0
 
 
 def wait_for(channel: grpc.Channel, position: object) -> None:

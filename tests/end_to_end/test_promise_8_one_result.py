@@ -88,7 +88,7 @@ class Talk:
             self.answers += [answer.item_ids.tobytes(), answer.scores.tobytes()]
 
 
-@pytest.mark.parametrize("factors", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("factors", ["float32", "float16", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_a_server_on_the_reference_gives_the_answers_of_one_on_the_cpu(
     serve: Callable[..., Server], factors: str
 ) -> None:

@@ -42,9 +42,7 @@ def ratings(tmp_path: Path) -> Path:
 
 
 def type_in(*arguments: str) -> tuple[int, str, str]:
-    result = click.testing.CliRunner().invoke(
-        typer.main.get_command(app), arguments, env={"COLUMNS": "160"}, catch_exceptions=False
-    )
+    result = click.testing.CliRunner().invoke(typer.main.get_command(app), arguments, catch_exceptions=False)
     return result.exit_code, result.stdout, result.stderr
 
 

@@ -20,15 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are i
 from benchmarks.gpu import rivals
 
 from livefactor_kernels import cuda_plan, cuda_reads, cuda_rows
-from livefactor_kernels.cuda_factors import DeviceRows
+from livefactor_kernels.cuda_factors import DeviceRows, StateRows
 from livefactor_kernels.cuda_plan import Plan, Span
 from livefactor_kernels.cuda_reads import Saved
 from livefactor_kernels.cuda_scratch import Sums
 from livefactor_kernels.history import cuda as history
+from livefactor_kernels.optimizers import Method, StepRates
 from livefactor_kernels.sgd.cuda_micro_batch import micro_batch_kernels
+from livefactor_kernels.softmax import cuda as softmax
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve import cuda as solve
-from livefactor_kernels.spec import LANES, FactorDtype, Loss
+from livefactor_kernels.spec import LANES, FactorDtype, Loss, OptimizerKind
 from livefactor_kernels.update import Rates
 from livefactor_kernels.warp import cuda
 
@@ -68,7 +70,12 @@ ROWS_OF = {
 }
 ROWS = ROWS_OF[FactorDtype.FLOAT32]
 SUMS = _named(Sums, gradients=FLOATS, events=INTS)
+ADAGRAD = Method(int(OptimizerKind.ADAGRAD), 0, 0, 0, 0)
 RATES = _named(Rates, **dict.fromkeys(Rates._fields, F32))
+STATE_ROWS = _named(StateRows, **dict.fromkeys(StateRows._fields, FLOATS))
+STEP_RATES = _named(
+    StepRates, **dict.fromkeys(StepRates._fields, F32) | {"keep_below": U64, "dropout_key": U64}
+)
 NEW = _named(cuda_rows.NewRows)
 PIECE = _named(history.Piece)
 _OF_TYPE = {np.uint32: WORDS, np.float32: FLOATS, np.int64: LONGS}
@@ -95,6 +102,8 @@ def cases() -> Iterator[Case]:
             (SPAN, PLAN, WORDS, FLOATS, U64, U64, U64),
         )
         yield from _of_a_micro_batch(name, loss, ROWS)
+    for kind in (OptimizerKind.ROWWISE_ADAGRAD, OptimizerKind.LAZY_ADAM, OptimizerKind.FTRL):
+        yield from _of_whole_rows(kind)
     yield from _rivals()
     yield Case("mark", cuda_plan.livefactor_mark_kernel, (SPAN, PLAN, I64))
     yield Case("list", cuda_plan.livefactor_list_kernel, (SPAN, PLAN, I64))
@@ -102,6 +111,7 @@ def cases() -> Iterator[Case]:
     yield from _of_rows("", FactorDtype.FLOAT32)
     yield from _of_histories()
     yield from _of_solves()
+    yield from _of_softmax()
     for dtype in (FactorDtype.FLOAT16, FactorDtype.BFLOAT16):
         name = f"{dtype.name.lower()}_"
         yield from _of_a_micro_batch(name, Loss.LOGISTIC, ROWS_OF[dtype])
@@ -109,13 +119,22 @@ def cases() -> Iterator[Case]:
 
 
 def _of_a_micro_batch(name: str, loss: Loss, rows: types.BaseTuple) -> Iterator[Case]:
-    kernels = micro_batch_kernels(64 // LANES, int(loss), 1)
+    kernels = micro_batch_kernels(64 // LANES, int(loss), ADAGRAD)
     yield Case(name + "users", kernels.users, (SPAN, PLAN, WORDS, FLOATS, rows, rows, SUMS, RATES, I64))
     yield Case(name + "items", kernels.items, (SPAN, PLAN, WORDS, rows, rows, SUMS, RATES, I64))
     yield Case(name + "step", kernels.step, (SPAN, PLAN, rows, rows, SUMS, RATES, I64))
     walk = (SPAN, PLAN, WORDS, FLOATS, rows, rows, SUMS, RATES)
     yield Case(name + "walk", kernels.walk, walk)
     yield Case(name + "walk_together", kernels.walk_together, walk)
+
+
+def _of_whole_rows(kind: OptimizerKind) -> Iterator[Case]:
+    """Kernels that step a row by half-warps, with bounds of gradients and rows."""
+    name = kind.name.lower().removeprefix("lazy_").removesuffix("_adagrad")
+    kernels = micro_batch_kernels(64 // LANES, int(Loss.BPR), Method(int(kind), 1, 1, 0, 0))
+    yield Case(name + "_lanes", kernels.step, (SPAN, PLAN, STATE_ROWS, STATE_ROWS, SUMS, STEP_RATES, I64))
+    walk = (SPAN, PLAN, WORDS, FLOATS, STATE_ROWS, STATE_ROWS, SUMS, STEP_RATES)
+    yield Case(name + "_walk", kernels.walk, walk)
 
 
 def _of_rows(name: str, dtype: FactorDtype) -> Iterator[Case]:
@@ -161,6 +180,18 @@ def _of_solves() -> Iterator[Case]:
         name, kernel = f"solve_{k}" + "_bias" * has_bias, solve.solve_kernel(k, has_bias)
         yield Case(name, kernel, (*named, ROWS, batch, doubles, FLOATS, rates, *numbers))
     yield Case("gram", solve.livefactor_gram_kernel, (*named, batch, doubles, I64, I64, I64, I64))
+
+
+def _of_softmax() -> Iterator[Case]:
+    kernels = softmax.softmax_kernels(64 // LANES, ADAGRAD)
+    batch, kept = _named(softmax.Batch), _named(softmax.Kept, **dict.fromkeys(softmax.Kept._fields, FLOATS))
+    columns = (PIECE, batch, LONGS, WORDS, FLOATS)
+    yield Case("softmax_users", kernels.users, (*columns, ROWS, ROWS, kept, RATES))
+    yield Case("softmax_negatives", kernels.negatives, (PIECE, batch, FLOATS, kept))
+    yield Case("softmax_items", kernels.items, (*columns, ROWS, kept, RATES))
+    kernels = softmax.softmax_kernels(64 // LANES, Method(int(OptimizerKind.LAZY_ADAM), 1, 1, 0, 0))
+    yield Case("softmax_adam_users", kernels.users, (*columns, STATE_ROWS, STATE_ROWS, kept, STEP_RATES))
+    yield Case("softmax_adam_lanes", kernels.items, (*columns, STATE_ROWS, kept, STEP_RATES))
 
 
 def _rivals() -> Iterator[Case]:

@@ -18,16 +18,32 @@ from numba.core.caching import NullCache
 
 from livefactor_kernels import cpu
 from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.optimizers import Method
 from livefactor_kernels.sgd.cpu_micro_batch import micro_batch_kernel
 from livefactor_kernels.sgd.cpu_sequential import positive_kernel, sampled_kernel
-from livefactor_kernels.spec import LANES, FactorDtype, Loss, ModelSpec
+from livefactor_kernels.spec import (
+    LANES,
+    FactorDtype,
+    History,
+    Loss,
+    ModelSpec,
+    OptimizerKind,
+    Regularization,
+)
 from synthetic import make_spec
 
 LOGISTIC, BPR = int(Loss.LOGISTIC), int(Loss.BPR)
+REGULARIZED = Regularization(0.5, 0.5, 0.5, 0.5)
+
+
+def _micro(spec: ModelSpec) -> tuple[Callable[..., Any], tuple[Any, ...], ModelSpec]:
+    return micro_batch_kernel, (int(spec.loss), Method.of(spec), 0), spec
+
+
 KERNELS = {
     "positive": (positive_kernel, (int(Loss.SQUARED), 0, 0), make_spec(Loss.SQUARED, k=64)),
     "sampled": (sampled_kernel, (LOGISTIC, 0, 2, 0), make_spec(Loss.LOGISTIC, negatives=2)),
-    "micro": (micro_batch_kernel, (BPR, 0, 0), make_spec(Loss.BPR, negatives=2, micro_batch=8)),
+    "micro": _micro(make_spec(Loss.BPR, negatives=2, micro_batch=8)),
 }
 """By the kind of kernel: factory, its arguments after the number of vectors, spec."""
 KERNELS |= {
@@ -38,6 +54,17 @@ KERNELS |= {
 }
 KERNELS |= {
     "labels": (sampled_kernel, (LOGISTIC, 0, 0, 0), make_spec(Loss.LOGISTIC)),
+    "micro adam": _micro(make_spec(Loss.SQUARED, OptimizerKind.LAZY_ADAM, k=64, micro_batch=8)),
+    "micro ftrl dropout": _micro(
+        make_spec(
+            Loss.LOGISTIC,
+            OptimizerKind.FTRL,
+            k=20,
+            negatives=2,
+            regularization=REGULARIZED,
+            history=History(16),
+        )
+    ),
     "one drawn": (sampled_kernel, (BPR, 0, 1, 0), make_spec(Loss.BPR, negatives=1)),
 }
 
@@ -45,7 +72,7 @@ KERNELS |= {
 class Compiled:
     """A kernel's LLVM code and assembly, compiled here and now: code from the cache cannot be looked at."""
 
-    def __init__(self, factory: Callable[..., Any], baked: tuple[int, ...], spec: ModelSpec) -> None:
+    def __init__(self, factory: Callable[..., Any], baked: tuple[Any, ...], spec: ModelSpec) -> None:
         kernel = factory.__wrapped__(spec.k_padded // LANES, *baked)
         kernel._cache = NullCache()
         model = CpuModel(spec)
@@ -93,7 +120,10 @@ def test_no_row_is_stored_from_nowhere(compiled) -> None:
 def test_factors_are_stored_as_they_are_kept(compiled, request) -> None:
     narrow = "float16" in request.node.callspec.id
     assert ("store <16 x i16>" in compiled.loop) == narrow
-    assert ("mul <16 x i32>" in compiled.loop) == narrow  # where nothing is rounded, nothing is drawn
+    drawn = (
+        narrow or "dropout" in request.node.callspec.id
+    )  # where nothing is rounded or dropped, nothing is drawn
+    assert ("mul <16 x i32>" in compiled.loop) == drawn
 
 
 def test_the_loop_calls_nothing(compiled) -> None:

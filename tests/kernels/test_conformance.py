@@ -96,7 +96,7 @@ def test_chunk_boundaries(loss, negatives, occurrences) -> None:
     assert_same(*models)
 
 
-@pytest.mark.parametrize("kind", OptimizerKind)
+@pytest.mark.parametrize("kind", [SGD, ADAGRAD])  # the others know no clumps
 @pytest.mark.parametrize("negatives", [0, 1, 2, 4, 7, 8])
 @pytest.mark.parametrize("loss", [Loss.LOGISTIC, Loss.BPR])
 def test_clumps_of_events_that_share_no_row(loss, negatives, kind) -> None:
@@ -137,7 +137,7 @@ def check_extreme_inputs(loss, negatives, micro_batch, kind, dtype) -> None:
     limits = Limits(
         users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e3, error_max=1e6, factor_max=1e3
     )
-    optimizer = Optimizer(kind, 100.0, 100.0, 0.0, 1e-30)
+    optimizer = Optimizer(kind, 100.0, 100.0, 0.0, 1e-20 if kind == OptimizerKind.LAZY_ADAM else 1e-30)
     spec = make_spec(
         loss,
         kind,

@@ -18,15 +18,15 @@ import pytest
 import livefactor_kernels
 from livefactor_kernels.backend import create_backend, state_sections
 from livefactor_kernels.spec import (
-    AdaptiveRate,
     Counts,
     FactorDtype,
     History,
     Loss,
     ModelSpec,
+    Optimizer,
     OptimizerKind,
     Proposal,
-    Replay,
+    Regularization,
     Rule,
     Softmax,
     Solve,
@@ -42,6 +42,26 @@ SPECS: dict[str, ModelSpec] = {
     "squared_float16": make_spec(Loss.SQUARED, k=64, factor_dtype=FactorDtype.FLOAT16),
     "logistic_adagrad_bfloat16": make_spec(
         Loss.LOGISTIC, OptimizerKind.ADAGRAD, k=20, negatives=3, factor_dtype=FactorDtype.BFLOAT16
+    ),
+    "squared_rowwise_adagrad": make_spec(Loss.SQUARED, OptimizerKind.ROWWISE_ADAGRAD, k=20),
+    "logistic_adam_micro": make_spec(
+        Loss.LOGISTIC, OptimizerKind.LAZY_ADAM, k=20, negatives=3, micro_batch=100
+    ),
+    "bpr_ftrl_bfloat16": make_spec(
+        Loss.BPR,
+        k=20,
+        negatives=3,
+        optimizer=Optimizer(OptimizerKind.FTRL, 0.1, 0.1, l1=0.01),
+        micro_batch=16,
+        factor_dtype=FactorDtype.BFLOAT16,
+    ),
+    "logistic_regularized": make_spec(
+        Loss.LOGISTIC,
+        k=20,
+        negatives=3,
+        micro_batch=16,
+        history=History(16),
+        regularization=Regularization(0.05, 0.2, 0.5, 0.3),
     ),
     "bpr_micro_float16": make_spec(
         Loss.BPR, k=20, negatives=3, micro_batch=100, factor_dtype=FactorDtype.FLOAT16
@@ -82,9 +102,6 @@ SPECS: dict[str, ModelSpec] = {
         history=History(16),
         counts=Counts(16, 8),
     ),
-    "bpr_replay": make_spec(Loss.BPR, k=9, negatives=2, micro_batch=10, replay=Replay(300, 0.7)),
-    "squared_adaptive": make_spec(Loss.SQUARED, k=20, adaptive_rate=AdaptiveRate(64)),
-    "logistic_adaptive": make_spec(Loss.LOGISTIC, k=40, negatives=3, adaptive_rate=AdaptiveRate(64)),
 }
 GOLDEN = {
     "squared": "5b2f2d828267796b7659817538f19658655a63bf7eb01da5d777a206dcc405d2",
@@ -94,6 +111,10 @@ GOLDEN = {
     "bpr_micro": "ae67ebeafb8adaac32d9dc88a7a0139ec2324fabb8384da880b9ac40dbbc4389",
     "squared_float16": "8ad0a1b4699a662989c57cc412949d0641f6442d25e0bdeece95d57f2f66e032",
     "logistic_adagrad_bfloat16": "e3025e5c541ac9e4efb627dd57fdd9e019f1b6b0371b717ce65de43e2ae6c255",
+    "squared_rowwise_adagrad": "dfdc81c81a92baf12538059de383c8f24cc2c753ab46f490bef6d65a97634b5b",
+    "logistic_adam_micro": "7749540427c05efd71983113a4bb04f2136fd460f812928de020dec3e244ea46",
+    "bpr_ftrl_bfloat16": "8668cef2cbf71c51d7305eb789324ecbce92fc9873288d1620cf6e1e50bec5ae",
+    "logistic_regularized": "d4500d426f1a6f8d022e73063131a4e64bad0a1de699d7203293a8c2f9f690c6",
     "bpr_micro_float16": "aefc252b97ced486132901e2c57c0b90564c4d6a2074eb74903a166c5035146e",
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
@@ -101,9 +122,6 @@ GOLDEN = {
     "softmax_uniform_adagrad": "97252bf497f34d731ee6e8256da6aec43649a2fe23f90d3c65f13ff08af1d664",
     "softmax_popularity": "db732f0c100f23c86e07275fcddddbb6ca63522a1b1e1127df880595ca50eb17",
     "softmax_in_batch": "cc1831531236c432a4e0dd1e5c2b60c66232f99f028237c20d7164a029f89d53",
-    "bpr_replay": "18d091bcf34306ce689e04bfd506a800c88d9b9454455aea7212c8640532e416",
-    "squared_adaptive": "dcd81f4046954b5d3233cf5cfb55e3ed642d32cbd54dc5e11ab09d0f1335d0df",
-    "logistic_adaptive": "7074e470e17b7376f9809e9631ba5b6128f9d802aec38fae4253114a55e94832",
 }
 """Taken with KERNEL_SEMANTICS = 1."""
 
@@ -138,7 +156,18 @@ def test_this_machine_gives_the_golden_digests(name: str) -> None:
     assert digest(name) == GOLDEN[name]
 
 
-@pytest.mark.parametrize("name", ["bpr_adagrad", "squared_float16", "logistic_adagrad_bfloat16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bpr_adagrad",
+        "squared_float16",
+        "logistic_adagrad_bfloat16",
+        "squared_rowwise_adagrad",
+        "logistic_adam_micro",
+        "bpr_ftrl_bfloat16",
+        "logistic_regularized",
+    ],
+)
 def test_the_reference_gives_the_golden_digest(name: str) -> None:
     assert digest(name, "reference") == GOLDEN[name]
 

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-GROUPS = (("test_gpu_model.py",), ("test_gpu_narrow.py", "test_gpu_room.py"), ("test_gpu_solve.py",))
+GROUPS = (
+    ("test_gpu_model.py",),
+    ("test_gpu_narrow.py", "test_gpu_room.py"),
+    ("test_gpu_solve.py", "test_gpu_softmax.py"),
+    ("test_gpu_optimizers.py",),
+)
 """Files that run side by side: most of the simulator's time is one thread's."""
 
 
@@ -35,7 +40,7 @@ def passed(marks: str, least: tuple[int, ...], groups: tuple[tuple[str, ...], ..
 
 
 def test_the_backend_passes_its_tests_in_the_simulator() -> None:
-    passed("not long", (60, 45, 18), GROUPS)
+    passed("not long", (60, 45, 38, 55), GROUPS)
 
 
 @pytest.mark.long

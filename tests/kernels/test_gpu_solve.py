@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from gpu_models import assert_same, pair
+from gpu_models import assert_a_state_goes_on_elsewhere, assert_same, pair
 from livefactor_kernels import cuda
-from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.history import cuda as history_cuda
 from livefactor_kernels.history.reading import PersonReader
@@ -19,16 +16,13 @@ from livefactor_kernels.spec import (
     Counts,
     History,
     Loss,
-    ModelSpec,
     Optimizer,
     OptimizerKind,
-    Rule,
     Solve,
-    SpecError,
 )
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_kernels.warp import SIMULATED
-from synthetic import differences, make_spec, read_pin, unlike
+from synthetic import make_spec, read_pin, unlike
 from test_solve import push, solve_spec
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
@@ -147,13 +141,6 @@ def test_kernels_are_compiled_by_a_small_model(spec) -> None:
     assert cuda._compile_kernels.__wrapped__(cuda._kind_of(spec)) > 20
 
 
-def test_a_rule_that_it_does_not_know_is_refused_before_anything_is_held(monkeypatch) -> None:
-    monkeypatch.setattr(ModelSpec, "check", lambda spec: spec)  # whatever else the rule asks of a spec
-    monkeypatch.setattr(cuda, "open_device", None)
-    with pytest.raises(SpecError, match="expected sgd or solve on backend cuda, got softmax"):
-        CudaModel(replace(solve_spec(), rule=Rule.SOFTMAX))
-
-
 def test_a_time_of_every_sign_is_a_visit_of_its_own() -> None:
     models = pair(make_spec(Loss.SQUARED, micro_batch=8, history=COUNTED))
     for model in models:
@@ -162,29 +149,9 @@ def test_a_time_of_every_sign_is_a_visit_of_its_own() -> None:
     assert models[0].read(USERS, np.zeros(1, np.uint32), ("visits", "last_time"))["visits"].tolist() == [6]
 
 
-def restored(model, spec: ModelSpec, name: str):
-    """Another backend in a model's state."""
-    other = CudaModel(spec) if name == "cuda" else create_backend(name, spec)
-    for side, count in enumerate(model.published):
-        other.load_sections(
-            side, {name: view.copy() for name, view in model.sections(side, count).items()}, count
-        )
-    other.set_mean(model.mean_sum, model.mean_count)
-    other.set_gram(model.gram)
-    other.advance(model.revision, *model.published)
-    return other
-
-
 @pytest.mark.parametrize("spec", [CASES[0], CASES[4]])
 def test_a_state_of_the_cpu_goes_on_here_and_back(spec) -> None:
-    first = create_backend("cpu", spec)
-    push_some([first], 1)
-    second = restored(first, spec, "cuda")
-    assert differences(first, second) == []
-    push_some([first, second], 2, users=5)
-    third = restored(second, spec, "cpu")
-    push_some([first, third], 3)
-    assert differences(first, third) == []
+    assert_a_state_goes_on_elsewhere(spec, push_some)
 
 
 @pytest.mark.parametrize("spec", [CASES[0], CASES[4]])

@@ -30,6 +30,12 @@ def compiled(x, v, w):
         s.bpr_error(x, v, w, limit),
         s.pull(x, v, w, x),
         s.adagrad_step(x, v, total, F(0.1), F(1e-6), limit),
+        s.decayed_mean(x, v, F(0.9), F(0.1)),
+        s.decayed_power(w, F(0.9)),
+        s.adam_step(x, v, total, F(0.1), F(0.5), F(1e-6), limit),
+        s.ftrl_sum(x, v, v, w, total, F(0.1)),
+        s.ftrl_weight(x, total, F(0.3), F(1.0), limit),
+        s.norm_scale(total, F(2.0)),
     )
 
 

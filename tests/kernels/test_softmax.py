@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from livefactor_kernels import cpu
 from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.softmax.proposal import Tree, _ticket
 from livefactor_kernels.spec import (
@@ -230,7 +229,7 @@ def test_extreme_inputs_stay_finite(proposal, kind) -> None:
         users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e3, error_max=1e6, factor_max=1e3
     )
     spec = softmax_spec(
-        proposal, kind, limits=limits, optimizer=Optimizer(kind, 100.0, 100.0, 0.0, 1e-30), l2=100.0, bias_l2=100.0,
+        proposal, kind, limits=limits, optimizer=Optimizer(kind, 100.0, 100.0, 0.0, 1e-20), l2=100.0, bias_l2=100.0,
         init_scale=2e3, hot_row_events=1e9,
     )  # fmt: skip
     models = [CpuModel(spec), ReferenceModel(spec)]
@@ -308,11 +307,6 @@ def test_popular_items_are_drawn_as_often_as_they_came() -> None:
 def test_specs_are_refused(field, changes) -> None:
     with pytest.raises(SpecError, match=f"^{re.escape(field)}"):
         replace(softmax_spec(), **changes).check()
-
-
-def test_the_gpu_refuses_the_rule() -> None:
-    with pytest.raises(SpecError, match="rule: expected sgd or solve on backend cuda, got softmax"):
-        CudaModel(softmax_spec())
 
 
 def test_the_stamp_covers_every_file_that_is_inlined() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
 from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.history import cpu as history_cpu
 from livefactor_kernels.history import decays
 from livefactor_kernels.history.reading import PersonReader
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.scoring import score_candidates
 from livefactor_kernels.solve import SolveRates
+from livefactor_kernels.solve import cpu as solve_cpu
 from livefactor_kernels.solve.reference import solved
 from livefactor_kernels.spec import Counts, EventType, History, Loss, ModelSpec, Rule, Solve, SpecError
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
@@ -83,6 +86,28 @@ def test_random_streams(spec, seed, sizes) -> None:
         rng = np.random.default_rng(seed)
         for size in sizes:
             push_random(model, rng, size)
+    assert_same(fast, judge)
+
+
+@pytest.mark.parametrize("additions_max", [0, 1 << 16], ids=["the list is full in between", "all of them"])
+def test_counts_are_made_beside_the_solves(monkeypatch, additions_max) -> None:
+    monkeypatch.setattr(solve_cpu, "_ADDITIONS_BESIDE", 1)
+    monkeypatch.setattr(history_cpu, "_ADDITIONS_MAX", additions_max)
+    threads = set()
+    count = history_cpu.Recorder.count
+
+    def counting(recorder: history_cpu.Recorder, additions: int) -> None:
+        threads.add(threading.current_thread().name.split("_")[0])
+        count(recorder, additions)
+
+    monkeypatch.setattr(history_cpu.Recorder, "count", counting)
+    spec = solve_spec(micro_batch=64)
+    fast, judge = CpuModel(spec), ReferenceModel(spec)
+    for model in (fast, judge):
+        rng = np.random.default_rng(11)
+        for _ in range(6):
+            push_random(model, rng, 150)
+    assert threads == {"counts"}
     assert_same(fast, judge)
 
 

@@ -65,7 +65,7 @@ def test_new_rows_are_initialised_like_the_reference(dtype) -> None:
     for name, view in judge.sections(3).items():
         assert fast.sections(3)[name].tobytes() == view.tobytes(), name
     assert not fast.factors[:3, 20:].any()
-    assert (fast.factor_g[:3, :20] == np.float32(0.1)).all()
+    assert (fast.state["factor_g"][:3, :20] == np.float32(0.1)).all()
 
 
 @pytest.mark.parametrize("dtype", [FactorDtype.FLOAT16, FactorDtype.BFLOAT16])

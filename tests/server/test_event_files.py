@@ -87,7 +87,9 @@ def test_what_is_wrong_is_said_with_row_and_column(tmp_path: Path, text: str, sa
         read(tmp_path / "events.csv", text)
 
 
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"user,item\n1,2\n" * 999)[:40]])
+@pytest.mark.parametrize(
+    "data", [b"no gzip", gzip.compress(b"user,item\n1,2\n" * 999)[:40]], ids=["no archive", "cut off"]
+)
 def test_a_damaged_archive_is_a_fault_of_the_file(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "events.csv.gz"
     file.write_bytes(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -270,6 +271,28 @@ def test_min_position(stubs: Stubs) -> None:
     other = updates_pb2.Position(lineage=b"0" * 16, revision=1)
     request.min_position.CopyFrom(other)
     assert refusal(lambda: stubs.scoring.Score(request))[0] == grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_cancelled_waits_for_a_position_free_their_slots(stubs: Stubs) -> None:
+    model = stubs.model()
+    ack = stubs.push(model, [1], [1])
+    next_one = updates_pb2.Position(lineage=ack.position.lineage, revision=2)
+    request = scoring_pb2.ScoreRequest(
+        model=model, user_ids=[1], top_k=scoring_pb2.TopK(k=1), min_position=next_one
+    )
+    for _ in range(40):  # more than there are slots for calls that wait
+        call = stubs.scoring.Score.future(request)
+        time.sleep(0.01)
+        call.cancel()
+    deadline = time.monotonic() + 10
+    while True:
+        waiting = stubs.scoring.Score.future(request)
+        time.sleep(0.1)
+        if not waiting.done():  # it was not refused for want of a slot
+            break
+        assert time.monotonic() < deadline, waiting.details()
+    stubs.push(model, [1], [2])
+    assert waiting.result(30).position.revision == 2
 
 
 def test_stream_acknowledges_each_batch_and_a_bad_one_does_not_end_it(stubs: Stubs) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from livefactor_kernels.spec import (
     Loss,
     ModelSpec,
     Optimizer,
+    OptimizerKind,
+    Regularization,
     Rule,
 )
 from livefactor_server import embedded, hosting, spec_codec
@@ -71,6 +74,20 @@ def test_histories_and_event_types_are_read_back_to_the_bit(tmp_path: Path, name
     spec = preset(name, history=History(32, 64, 0.7), counts=Counts(16, 8, 3.3), event_types=types)
     write_spec(tmp_path / "spec.toml", spec, "ratings", [])
     assert read_spec(tmp_path / "spec.toml", "clicks") == spec_codec.decode(spec_codec.encode(spec))
+
+
+@pytest.mark.parametrize("kind", OptimizerKind)
+def test_optimizers_and_regularization_are_read_back_to_the_bit(tmp_path: Path, kind: OptimizerKind) -> None:
+    optimizer = Optimizer(kind, 0.1, 0.2, 0.3, 0.4, beta1=0.7, beta2=0.99, l1=0.6, beta=0.8)
+    spec = preset(
+        "purchases",
+        optimizer=optimizer,
+        regularization=Regularization(0.1, 0.2, 0.5, 0.3),
+        history=History(16),
+    )
+    write_spec(tmp_path / "spec.toml", spec, "ratings", [])
+    assert read_spec(tmp_path / "spec.toml", "clicks") == spec_codec.decode(spec_codec.encode(spec))
+    assert spec_codec.decode(spec_codec.encode(spec)).optimizer.beta1 == np.float32(0.7)
 
 
 def test_what_a_file_leaves_out_is_the_presets(tmp_path: Path) -> None:

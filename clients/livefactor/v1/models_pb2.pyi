@@ -93,12 +93,24 @@ class _OptimizerKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     OPTIMIZER_KIND_UNSPECIFIED: _OptimizerKind.ValueType  # 0
     OPTIMIZER_KIND_SGD: _OptimizerKind.ValueType  # 1
     OPTIMIZER_KIND_ADAGRAD: _OptimizerKind.ValueType  # 2
+    OPTIMIZER_KIND_ROWWISE_ADAGRAD: _OptimizerKind.ValueType  # 3
+    """One sum of squares a row."""
+    OPTIMIZER_KIND_LAZY_ADAM: _OptimizerKind.ValueType  # 4
+    """Adam, of the rows that have a gradient, bias-corrected by a row's own number of steps."""
+    OPTIMIZER_KIND_FTRL: _OptimizerKind.ValueType  # 5
+    """FTRL-Proximal."""
 
 class OptimizerKind(_OptimizerKind, metaclass=_OptimizerKindEnumTypeWrapper): ...
 
 OPTIMIZER_KIND_UNSPECIFIED: OptimizerKind.ValueType  # 0
 OPTIMIZER_KIND_SGD: OptimizerKind.ValueType  # 1
 OPTIMIZER_KIND_ADAGRAD: OptimizerKind.ValueType  # 2
+OPTIMIZER_KIND_ROWWISE_ADAGRAD: OptimizerKind.ValueType  # 3
+"""One sum of squares a row."""
+OPTIMIZER_KIND_LAZY_ADAM: OptimizerKind.ValueType  # 4
+"""Adam, of the rows that have a gradient, bias-corrected by a row's own number of steps."""
+OPTIMIZER_KIND_FTRL: OptimizerKind.ValueType  # 5
+"""FTRL-Proximal."""
 global___OptimizerKind = OptimizerKind
 
 class _FactorDtype:
@@ -166,14 +178,26 @@ class Optimizer(google.protobuf.message.Message):
     BIAS_LEARNING_RATE_FIELD_NUMBER: builtins.int
     INITIAL_G_FIELD_NUMBER: builtins.int
     EPS_FIELD_NUMBER: builtins.int
+    BETA1_FIELD_NUMBER: builtins.int
+    BETA2_FIELD_NUMBER: builtins.int
+    L1_FIELD_NUMBER: builtins.int
+    BETA_FIELD_NUMBER: builtins.int
     kind: global___OptimizerKind.ValueType
     learning_rate: builtins.float
     bias_learning_rate: builtins.float
     """0: no biases."""
     initial_g: builtins.float
-    """AdaGrad: first value of the accumulators."""
+    """AdaGrad, row-wise AdaGrad, FTRL: first value of the sums of squares."""
     eps: builtins.float
-    """AdaGrad: added to the accumulator's root."""
+    """AdaGrad, row-wise AdaGrad, lazy Adam: added to the accumulator's root."""
+    beta1: builtins.float
+    """Lazy Adam: what a step leaves of the mean of gradients. Default 0.9."""
+    beta2: builtins.float
+    """Lazy Adam: of the mean of their squares. Default 0.999."""
+    l1: builtins.float
+    """FTRL: L1 term. Default 0."""
+    beta: builtins.float
+    """FTRL: added to the root of the sum of squares. Default 1."""
     def __init__(
         self,
         *,
@@ -182,15 +206,27 @@ class Optimizer(google.protobuf.message.Message):
         bias_learning_rate: builtins.float | None = ...,
         initial_g: builtins.float | None = ...,
         eps: builtins.float | None = ...,
+        beta1: builtins.float | None = ...,
+        beta2: builtins.float | None = ...,
+        l1: builtins.float | None = ...,
+        beta: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_learning_rate", b"_bias_learning_rate", "_eps", b"_eps", "_initial_g", b"_initial_g", "_learning_rate", b"_learning_rate", "bias_learning_rate", b"bias_learning_rate", "eps", b"eps", "initial_g", b"initial_g", "learning_rate", b"learning_rate"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_learning_rate", b"_bias_learning_rate", "_eps", b"_eps", "_initial_g", b"_initial_g", "_learning_rate", b"_learning_rate", "bias_learning_rate", b"bias_learning_rate", "eps", b"eps", "initial_g", b"initial_g", "kind", b"kind", "learning_rate", b"learning_rate"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_bias_learning_rate", b"_bias_learning_rate", "_eps", b"_eps", "_initial_g", b"_initial_g", "_l1", b"_l1", "_learning_rate", b"_learning_rate", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "bias_learning_rate", b"bias_learning_rate", "eps", b"eps", "initial_g", b"initial_g", "l1", b"l1", "learning_rate", b"learning_rate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_bias_learning_rate", b"_bias_learning_rate", "_eps", b"_eps", "_initial_g", b"_initial_g", "_l1", b"_l1", "_learning_rate", b"_learning_rate", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "bias_learning_rate", b"bias_learning_rate", "eps", b"eps", "initial_g", b"initial_g", "kind", b"kind", "l1", b"l1", "learning_rate", b"learning_rate"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta", b"_beta"]) -> typing.Literal["beta"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta1", b"_beta1"]) -> typing.Literal["beta1"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta2", b"_beta2"]) -> typing.Literal["beta2"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_learning_rate", b"_bias_learning_rate"]) -> typing.Literal["bias_learning_rate"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_eps", b"_eps"]) -> typing.Literal["eps"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_initial_g", b"_initial_g"]) -> typing.Literal["initial_g"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_l1", b"_l1"]) -> typing.Literal["l1"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
 
@@ -220,7 +256,7 @@ class Limits(google.protobuf.message.Message):
     factor_max: builtins.float
     """Factors and biases are clamped to it after each step."""
     g_max: builtins.float
-    """AdaGrad's accumulators are clamped to it."""
+    """The optimizer's accumulators are clamped to it."""
     def __init__(
         self,
         *,
@@ -412,26 +448,43 @@ class Replay(google.protobuf.message.Message):
 global___Replay = Replay
 
 @typing.final
-class AdaptiveRate(google.protobuf.message.Message):
-    """Learning rates that move to what evaluation on the events finds best, with rule SGD and its optimizer, one event a micro-batch,
-    squared or logistic loss. Every field absent takes the preset's value.
-    """
+class Regularization(google.protobuf.message.Message):
+    """What keeps rows from growing, beside l2 and bias_l2; 0 switches each off. Every field absent takes the preset's value."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WINDOW_FIELD_NUMBER: builtins.int
-    window: builtins.int
-    """Events between two moves, 16 and more; 0: the rates stay as they are."""
+    GRADIENT_NORM_MAX_FIELD_NUMBER: builtins.int
+    ROW_NORM_MAX_FIELD_NUMBER: builtins.int
+    L2_FREQUENCY_FIELD_NUMBER: builtins.int
+    DROPOUT_FIELD_NUMBER: builtins.int
+    gradient_norm_max: builtins.float
+    """Rules SGD, SOFTMAX: Euclidean norm that a row's gradient is scaled down to; magnitude of a bias's."""
+    row_norm_max: builtins.float
+    """Rules SGD, SOFTMAX: a row's factors are scaled down to this norm after their step."""
+    l2_frequency: builtins.float
+    """Rule SGD: p of l2 / n**p, n the events of the row so far; 0, 0.5 or 1; needs history.users."""
+    dropout: builtins.float
+    """Rule SGD: share of the columns of factors that an event is told without, up to 0.9."""
     def __init__(
         self,
         *,
-        window: builtins.int | None = ...,
+        gradient_norm_max: builtins.float | None = ...,
+        row_norm_max: builtins.float | None = ...,
+        l2_frequency: builtins.float | None = ...,
+        dropout: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_window", b"_window", "window", b"window"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_window", b"_window", "window", b"window"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_window", b"_window"]) -> typing.Literal["window"] | None: ...
+    def HasField(self, field_name: typing.Literal["_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_dropout", b"_dropout"]) -> typing.Literal["dropout"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_gradient_norm_max", b"_gradient_norm_max"]) -> typing.Literal["gradient_norm_max"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_l2_frequency", b"_l2_frequency"]) -> typing.Literal["l2_frequency"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_row_norm_max", b"_row_norm_max"]) -> typing.Literal["row_norm_max"] | None: ...
 
-global___AdaptiveRate = AdaptiveRate
+global___Regularization = Regularization
 
 @typing.final
 class EventType(google.protobuf.message.Message):
@@ -483,8 +536,8 @@ class ModelSpec(google.protobuf.message.Message):
     COUNTS_FIELD_NUMBER: builtins.int
     EVENT_TYPES_FIELD_NUMBER: builtins.int
     SOFTMAX_FIELD_NUMBER: builtins.int
+    REGULARIZATION_FIELD_NUMBER: builtins.int
     REPLAY_FIELD_NUMBER: builtins.int
-    ADAPTIVE_RATE_FIELD_NUMBER: builtins.int
     k: builtins.int
     """Factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -520,9 +573,9 @@ class ModelSpec(google.protobuf.message.Message):
     @property
     def softmax(self) -> global___Softmax: ...
     @property
-    def replay(self) -> global___Replay: ...
+    def regularization(self) -> global___Regularization: ...
     @property
-    def adaptive_rate(self) -> global___AdaptiveRate: ...
+    def replay(self) -> global___Replay: ...
     def __init__(
         self,
         *,
@@ -545,11 +598,11 @@ class ModelSpec(google.protobuf.message.Message):
         counts: global___Counts | None = ...,
         event_types: collections.abc.Iterable[global___EventType] | None = ...,
         softmax: global___Softmax | None = ...,
+        regularization: global___Regularization | None = ...,
         replay: global___Replay | None = ...,
-        adaptive_rate: global___AdaptiveRate | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload
@@ -616,28 +669,6 @@ class CreateModelResponse(google.protobuf.message.Message):
 global___CreateModelResponse = CreateModelResponse
 
 @typing.final
-class AdaptedRates(google.protobuf.message.Message):
-    """What a model with an adaptive rate has come to."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    USERS_FIELD_NUMBER: builtins.int
-    ITEMS_FIELD_NUMBER: builtins.int
-    users: builtins.float
-    """Learning rates of users as a multiple of the spec's."""
-    items: builtins.float
-    """The same of items."""
-    def __init__(
-        self,
-        *,
-        users: builtins.float = ...,
-        items: builtins.float = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["items", b"items", "users", b"users"]) -> None: ...
-
-global___AdaptedRates = AdaptedRates
-
-@typing.final
 class ModelDescription(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -655,7 +686,6 @@ class ModelDescription(google.protobuf.message.Message):
     ROOT_HASH_FIELD_NUMBER: builtins.int
     JUDGEMENT_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
-    ADAPTED_RATES_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -685,10 +715,6 @@ class ModelDescription(google.protobuf.message.Message):
     def hold(self) -> livefactor.v1.judging_pb2.Hold:
         """Absent: updates are not on hold."""
 
-    @property
-    def adapted_rates(self) -> global___AdaptedRates:
-        """Absent: the rates are the spec's."""
-
     def __init__(
         self,
         *,
@@ -706,10 +732,9 @@ class ModelDescription(google.protobuf.message.Message):
         root_hash: builtins.bytes = ...,
         judgement: livefactor.v1.judging_pb2.Judgement | None = ...,
         hold: livefactor.v1.judging_pb2.Hold | None = ...,
-        adapted_rates: global___AdaptedRates | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["adapted_rates", b"adapted_rates", "hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapted_rates", b"adapted_rates", "backend", b"backend", "events", b"events", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["backend", b"backend", "events", b"events", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
 
 global___ModelDescription = ModelDescription
 

@@ -34,7 +34,6 @@ from ..spec import ModelSpec
 USERS = 0
 
 RING = ("seen_rows", "seen_values", "seen_weights")
-TWINS, TWIN_BIASES = ("fast_factors", "slow_factors"), ("fast_bias", "slow_bias")
 COUNT_MIN = np.float32(np.finfo(np.float32).tiny)
 DECAY_STEPS = 4096
 """Visits past which an event's weight stays what it is then."""
@@ -43,17 +42,7 @@ Sections = dict[str, tuple[tuple[int, ...], str]]
 
 
 def row_sections(spec: ModelSpec, side: int) -> Sections:
-    """Sections of one side beside factors, biases and accumulators by name: shape of a row, dtype; in the order of the root
-    hash. First the twins of rows (`sgd/adaptive.py`), then the history."""
-    twins: Sections = {}
-    if spec.adaptive_rate.window:
-        twins = dict.fromkeys(TWINS, ((spec.k_padded,), "float32")) | dict.fromkeys(
-            TWIN_BIASES, ((), "float32")
-        )
-    return twins | _history_sections(spec, side)
-
-
-def _history_sections(spec: ModelSpec, side: int) -> Sections:
+    """Sections of one side's history by name: shape of a row, dtype; in the order of the root hash."""
     sections: Sections = {}
     if not spec.history.users:
         return sections

@@ -19,7 +19,7 @@ _NO_COLUMN = np.empty(0, np.float32)
 _NO_TIMES = np.empty(0, np.int64)
 _0, _1, _2, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(4), np.uint64(LANES)
 _64, _ADDED_AHEAD = VECTOR_BYTES, np.uint64(6)
-_ADDITIONS_AT_ONCE = 4096
+_ADDITIONS_MAX = 1 << 16
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
@@ -165,8 +165,9 @@ def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
 def livefactor_record_kernel(
     users: Any, items: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
     values: Any, weights: Any, times: Any, start: Any, stop: Any,
-) -> None:  # fmt: skip
-    """Record events [start, stop): rings of users and items, visits, counts. Empty columns have their defaults."""
+) -> Any:  # fmt: skip
+    """Record events [start, stop) in rings of users and items, and visits. Returns how many additions to counts are listed:
+    those that are still to be made. Empty columns have their defaults."""
     size, most = _0, _2 * followers.span
     for t in range(start, stop):
         user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
@@ -184,7 +185,7 @@ def livefactor_record_kernel(
         place = _remember(users, user, item, value, weight)
         visits.seen[user, place] = visits.now[user]
         _remember(items, item, user, value, weight)
-    livefactor_add_kernel(followers, additions, size)
+    return size
 
 
 class Recorder:
@@ -204,17 +205,23 @@ class Recorder:
             decays(spec.counts.half_life),
         )
         self._counts = spec.counts
-        self._additions = Additions.of(max(_ADDITIONS_AT_ONCE, 2 * spec.counts.span))
+        most = min(2 * spec.counts.span * spec.micro_batch, _ADDITIONS_MAX)
+        self._additions = Additions.of(max(most, 2 * spec.counts.span))
         empty = np.empty(0, np.uint32)
         self._run(empty, empty, _NO_COLUMN, _NO_COLUMN, _NO_TIMES, _0, _0)
+        livefactor_add_kernel(self._followers, self._additions, _0)
 
-    def _run(self, *events: Any) -> None:
+    def _run(self, *events: Any) -> int:
         state = self.users, self.items, self._visits, self._followers
-        livefactor_record_kernel(*state, self._additions, *events)
+        return int(livefactor_record_kernel(*state, self._additions, *events))
 
     def record(self, update: Update, start: int, stop: int) -> None:
         """Record the events [start, stop) of an update. The GIL is released."""
-        self._run(
+        self.count(self.remember(update, start, stop))
+
+    def remember(self, update: Update, start: int, stop: int) -> int:
+        """As `record`, but for what counts gain: so many additions that `count` must make before the next call."""
+        return self._run(
             update.user_rows,
             update.item_rows,
             _NO_COLUMN if update.values is None else writable(update.values),
@@ -223,6 +230,12 @@ class Recorder:
             np.uint64(start),
             np.uint64(stop),
         )
+
+    def count(self, additions: int) -> None:
+        """Make the additions that `remember` has left. It touches nothing but counts, and may run beside whatever does not
+        read them."""
+        if additions:
+            livefactor_add_kernel(self._followers, self._additions, np.uint64(additions))
 
     def followed(self, update: Update) -> np.ndarray:
         """uint32[n * span]: items whose counts the update may change beside its own, some of them repeatedly."""

@@ -97,7 +97,8 @@ class Additions(NamedTuple):
 
 
 def pieces_of(events: int, batch: int, offsets: dict[str, int]) -> Iterator[Piece]:
-    """The pieces of a record of `events` events."""
+    """The pieces of a record of `events` events; offsets: those of a `Piece` are taken."""
+    offsets = {name: offsets[name] for name in Piece._fields if name.endswith("_at")}
     at_once = min(PIECE_EVENTS // batch, _BATCHES_MAX) * batch
     for first in range(0, events, at_once):
         yield Piece(min(at_once, events - first), first, batch, **offsets)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..lanes import address_of
+from ..optimizers import Method, StepRates
 from ..random import ROUNDING_DOMAIN, domain_key
-from ..spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
+from ..row_steps import StepRows
+from ..spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind, Regularization
 from ..steps import Rows
 from ..tables import Table, reserve
 from ..update import Rates, Update, draw_negatives, writable
@@ -18,6 +20,12 @@ from .cpu_sequential import DRAWN_ANY, SAMPLED_NEGATIVES_MAX, SLOT_LANES, positi
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)
+
+
+def has_block_steps(spec: ModelSpec) -> bool:
+    """Whether a row may be stepped 16 factors at a time, before the rest of its gradient is known."""
+    kinds = OptimizerKind.SGD, OptimizerKind.ADAGRAD
+    return spec.optimizer.kind in kinds and spec.regularization == Regularization()
 
 
 class Sgd:
@@ -29,9 +37,8 @@ class Sgd:
         self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, stamp: int
     ) -> None:
         """Compiles the kernel, or loads it from Numba's cache; stamp: as `cpu.SOURCE_STAMP`."""
-        self._spec, self._rates, self._mean_state = spec, Rates.of(spec), mean_state
+        self._spec, self._mean_state = spec, mean_state
         self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
-        self._rows = Rows.of(users), Rows.of(items)
         self._drawn = np.empty(0, np.uint32)
         self._negatives = np.empty((0, spec.negatives), np.uint32)
         self._lanes = reserve((3, SLOT_LANES), np.float32)
@@ -45,9 +52,14 @@ class Sgd:
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
         # The sequential kernel of squared loss has no word for events that do not join the mean.
         leaves_mean = spec.loss == Loss.SQUARED and spec.replay.size > 0
-        self._sequential = (
-            spec.micro_batch == 1 and spec.negatives <= SAMPLED_NEGATIVES_MAX and not leaves_mean
-        )
+        is_short = spec.negatives <= SAMPLED_NEGATIVES_MAX and not leaves_mean
+        self._sequential = spec.micro_batch == 1 and is_short and has_block_steps(spec)
+        self._rows: tuple[Any, Any]
+        self._rates: Any
+        if self._sequential:
+            self._rows, self._rates = (Rows.of(users), Rows.of(items)), Rates.of(spec)
+        else:
+            self._rows, self._rates = (StepRows.of(users), StepRows.of(items)), StepRates.of(spec)
         # Without negatives the sigmoid is all that clumps save: less than they cost where a step is long.
         long_step = bool(adagrad) or spec.factor_dtype != FactorDtype.FLOAT32
         self._positive = spec.loss == Loss.SQUARED or (
@@ -55,7 +67,7 @@ class Sgd:
         )
         if not self._sequential:
             self._scratch, self._scratch_memory = make_scratch(spec, users, items)
-            self._kernel = micro_batch_kernel(blocks, loss, adagrad, stamp)
+            self._kernel = micro_batch_kernel(blocks, loss, Method.of(spec), stamp)
         elif self._positive:
             self._kernel = positive_kernel(blocks, loss, adagrad, stamp)
         else:
@@ -91,7 +103,7 @@ class Sgd:
         drawn = address_of(negatives), np.uint64(negatives.shape[1])
         rounding = self._rounding_key, np.uint64(update.revision)
         rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
-        rates: Any = self._rates
+        rates = self._rates
         if not self._sequential:
             batches = self._scratch, np.uint64(self._spec.micro_batch), np.uint64(update.fresh)
             self._kernel(

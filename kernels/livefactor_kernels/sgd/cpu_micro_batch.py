@@ -27,27 +27,36 @@ from ..gradients import (
     place_for,
     reset,
     set_word,
-    step_row,
 )
 from ..lanes import VECTOR_BYTES, broadcast, inlined, store1
 from ..narrow import load_factors
+from ..optimizers import Method
+from ..random import dropout_word
+from ..row_steps import l2_of, prefetch_state, step_row
 from ..spec import LANES, Loss, ModelSpec
 from ..steps import (
     ONE,
     WORD_BYTES,
     ZERO,
     Rounding,
-    prefetch_row,
     real,
     row_bytes,
     score,
     word,
 )
 from ..tables import Table, reserve
+from .cpu_dropout import add_dropped, dropped_score, kept
 
 _AHEAD = np.uint64(8)
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
+
+
+class Weights(NamedTuple):
+    """Weights of the L2 of a row's occurrences, float32."""
+
+    l2: Any
+    bias_l2: Any
 
 
 class Scratch(NamedTuple):
@@ -55,7 +64,7 @@ class Scratch(NamedTuple):
 
     errors float32[B * slots]; counts uint32[B]: slots of each event; gradients: B rows for the users'
     gradients, then one for an item's, then one for a chunk; a gradient row is k_padded floats and 16 more, of
-    which the first is the bias's.
+    which the first is the bias's. dropped uint32[B]: random words of the events' dropout.
     """
 
     users: Chains
@@ -63,6 +72,7 @@ class Scratch(NamedTuple):
     errors: np.uint64
     counts: np.uint64
     gradients: np.uint64
+    dropped: np.uint64
 
 
 def make_scratch(spec: ModelSpec, users: Table, items: Table) -> tuple[Scratch, list[np.ndarray]]:
@@ -80,21 +90,50 @@ def make_scratch(spec: ModelSpec, users: Table, items: Table) -> tuple[Scratch, 
     ]
     errors, counts = address((slots,), np.float32), address((events,), np.uint32)
     gradients = address((events + 2, spec.k_padded + LANES), np.float32)
-    return Scratch(chains[0], chains[1], errors, counts, gradients), arrays
+    dropped = address((events,), np.uint32)
+    return Scratch(chains[0], chains[1], errors, counts, gradients, dropped), arrays
 
 
 @inlined
 def _add_bpr_user(
     target: Any, fresh: Any, e: Any, items: Any, y_start: Any, other_start: Any, users: Any, x_start: Any,
-    blocks: Any, rates: Any,
+    blocks: Any, weights: Any, dropped: Any, method: Any, rates: Any,
 ) -> None:  # fmt: skip
     """Add a BPR user's (e * (y_p - y_n)) + (lambda * x) to a gradient row; its bias's lane is unused. users,
     items: factors, and where the rows begin."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
         difference = load_factors(items, y_start + at) - load_factors(items, other_start + at)
-        add_block(target, c, fresh, scalar.pull(e, difference, rates.l2, load_factors(users, x_start + at)))
+        if method.drops:
+            difference = difference * kept(dropped, c, rates)
+        add_block(target, c, fresh, scalar.pull(e, difference, weights.l2, load_factors(users, x_start + at)))
     add_block(target, blocks, fresh, broadcast(_F0))
+
+
+@inlined
+def _add(
+    target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
+    blocks: Any, weights: Any, dropped: Any, method: Any, rates: Any,
+) -> None:  # fmt: skip
+    """Add an occurrence to a gradient row; `dropped` is its event's word, if there is dropout."""
+    if method.drops:
+        add_dropped(
+            target, fresh, e, other, other_start, own, own_start, bias, blocks, weights, dropped, rates
+        )
+    else:
+        add_occurrence(target, fresh, e, other, other_start, own, own_start, bias, blocks, weights)
+
+
+@inlined
+def _word_of(scratch: Any, t: Any, method: Any) -> Any:
+    """Random word of event t's dropout; 0 without."""
+    return word(scratch.dropped, t) if method.drops else ZERO
+
+
+@inlined
+def _weights_of(rows: Any, row: Any, method: Any, rates: Any) -> Any:
+    """Weights of the L2 of a row's occurrences."""
+    return Weights(l2_of(rows, row, rates.l2, method), l2_of(rows, row, rates.bias_l2, method))
 
 
 @inlined
@@ -109,26 +148,30 @@ def _user_gradient(
     chunk: Any,
     blocks: Any,
     loss: Any,
+    method: Any,
     rates: Any,
 ) -> None:
     """Sum the occurrences of the micro-batch's user number q to the gradient row `total`."""
     size, slots = row_bytes(blocks), batch.width + ONE
     x_start, bias = user * size, real(users.bias, user)
+    weights = _weights_of(users, user, method, rates)
     number, events, t = ZERO, ZERO, word(scratch.users.first, q)
     while t != END:
-        y_start = word(batch.items, t) * size
+        y_start, dropped = word(batch.items, t) * size, _word_of(scratch, t, method)
         for s in range(ONE if loss == _BPR else ZERO, word(scratch.counts, t)):
             target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
             e = real(scratch.errors, t * slots + s)
             start = y_start if s == ZERO else word(batch.negatives, t * batch.width + s - ONE) * size
             if loss == _BPR:
                 _add_bpr_user(
-                    target, fresh, e, items.factors, y_start, start, users.factors, x_start, blocks, rates
-                )
+                    target, fresh, e, items.factors, y_start, start, users.factors, x_start, blocks, weights, dropped,
+                    method, rates,
+                )  # fmt: skip
             else:
-                add_occurrence(
-                    target, fresh, e, items.factors, start, users.factors, x_start, bias, blocks, rates
-                )
+                _add(
+                    target, fresh, e, items.factors, start, users.factors, x_start, bias, blocks, weights, dropped,
+                    method, rates,
+                )  # fmt: skip
             number += ONE
         events += ONE
         t = word(scratch.users.next, t)
@@ -147,25 +190,28 @@ def _item_gradient(
     chunk: Any,
     blocks: Any,
     loss: Any,
+    method: Any,
     rates: Any,
 ) -> None:
     """Sum the occurrences of the micro-batch's item number q to the gradient row `total`."""
     size, slots = row_bytes(blocks), batch.width + ONE
     y_start, bias = item * size, real(items.bias, item)
+    weights = _weights_of(items, item, method, rates)
     number, events, o, last_event = ZERO, ZERO, word(scratch.items.first, q), END
     while o != END:
         t = o // slots
         positive = o == t * slots
-        x_start = word(batch.users, t) * size
+        x_start, dropped = word(batch.users, t) * size, _word_of(scratch, t, method)
         # A BPR positive occurs once for each negative of its event.
         for d in range(batch.width if loss == _BPR and positive else ONE):
             target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
             e = real(scratch.errors, o + d + ONE) if loss == _BPR and positive else real(scratch.errors, o)
             if loss == _BPR and not positive:
                 e = -e
-            add_occurrence(
-                target, fresh, e, users.factors, x_start, items.factors, y_start, bias, blocks, rates
-            )
+            _add(
+                target, fresh, e, users.factors, x_start, items.factors, y_start, bias, blocks, weights, dropped,
+                method, rates,
+            )  # fmt: skip
             number += ONE
         if t != last_event:
             events += ONE
@@ -186,6 +232,23 @@ class Batch(NamedTuple):
 
 
 @inlined
+def _score(
+    mean: Any,
+    users: Any,
+    items: Any,
+    user: Any,
+    item: Any,
+    blocks: Any,
+    dropped: Any,
+    method: Any,
+    rates: Any,
+) -> Any:
+    if method.drops:
+        return dropped_score(mean, users, items, user, item, blocks, dropped, rates)
+    return score(mean, users, items, user, item, blocks)
+
+
+@inlined
 def _event_errors(
     users: Any,
     items: Any,
@@ -198,16 +261,19 @@ def _event_errors(
     errors: Any,
     blocks: Any,
     loss: Any,
+    dropped: Any,
+    method: Any,
     rates: Any,
 ) -> None:
     """Errors of an event's slots, from the state as it is, to the float32 at address `errors`: the positive's
     first (not with BPR), then those of the `count` negatives, whose rows are the uint32 at address
     `negatives`."""
-    s = score(_F0, users, items, user, positive, blocks)
+    s = _score(_F0, users, items, user, positive, blocks, dropped, method, rates)
     if loss != _BPR:
         store1(errors, scalar.logistic_error(s, value, weight, rates.error_max))
     for d in range(count):
-        s_negative = score(_F0, users, items, user, word(negatives, d), blocks)
+        item = word(negatives, d)
+        s_negative = _score(_F0, users, items, user, item, blocks, dropped, method, rates)
         if loss == _BPR:
             e = scalar.bpr_error(s, s_negative, weight, rates.error_max)
         else:
@@ -227,8 +293,9 @@ def _take_errors(
     scratch: Any,
     blocks: Any,
     loss: Any,
-    adagrad: Any,
+    method: Any,
     rates: Any,
+    rounding: Any,
 ) -> Any:
     """Errors of all slots of a micro-batch from the state at its start, and the lists of its rows'
     occurrences.
@@ -239,23 +306,28 @@ def _take_errors(
     width, used_users, used_items = batch.width, ZERO, ZERO
     for t in range(batch.events):
         ahead = min(t + _AHEAD, batch.events - ONE)
-        prefetch_row(users, word(batch.users, ahead), blocks, adagrad)
-        prefetch_row(items, word(batch.items, ahead), blocks, adagrad)
+        prefetch_state(users, word(batch.users, ahead), blocks, method)
+        prefetch_state(items, word(batch.items, ahead), blocks, method)
         for d in range(width):
-            prefetch_row(items, word(batch.negatives, ahead * width + d), blocks, adagrad)
+            prefetch_state(items, word(batch.negatives, ahead * width + d), blocks, method)
         user, positive = word(batch.users, t), word(batch.items, t)
         value = values[start + t] if values.size else _F1
         weight = weights[start + t] if weights.size else _F1
         count = ZERO if loss == _LOGISTIC and value == _F0 else width
         slot = t * (width + ONE)
         errors, negatives = scratch.errors + slot * WORD_BYTES, batch.negatives + t * width * WORD_BYTES
+        dropped = ZERO
+        if method.drops:
+            dropped = dropout_word(rates.dropout_key, rounding.revision, start + t)
+            set_word(scratch.dropped, t, dropped)
         if loss == _SQUARED:
-            s = score(mean, users, items, user, positive, blocks)
+            s = _score(mean, users, items, user, positive, blocks, dropped, method, rates)
             store1(errors, scalar.squared_error(s, value, weight, rates.error_max))
         else:
             _event_errors(
-                users, items, user, positive, negatives, count, value, weight, errors, blocks, loss, rates
-            )
+                users, items, user, positive, negatives, count, value, weight, errors, blocks, loss, dropped, method,
+                rates,
+            )  # fmt: skip
         if loss == _BPR and width == ZERO:
             set_word(scratch.counts, t, ZERO)  # one item alive: nothing to compare it with
             continue
@@ -278,7 +350,7 @@ def _sum_and_step(
     item_total: Any,
     blocks: Any,
     loss: Any,
-    adagrad: Any,
+    method: Any,
     rates: Any,
     rounding: Any,
     step: Any,
@@ -290,23 +362,23 @@ def _sum_and_step(
     for q in range(used_users):
         total = scratch.gradients + q * stride
         _user_gradient(
-            users, items, word(scratch.users.row, q), q, batch, scratch, total, chunk, blocks, loss, rates
-        )
+            users, items, word(scratch.users.row, q), q, batch, scratch, total, chunk, blocks, loss, method, rates
+        )  # fmt: skip
     for q in range(used_items):
         item = word(scratch.items.row, q)
-        _item_gradient(users, items, item, q, batch, scratch, item_total, chunk, blocks, loss, rates)
-        step_row(items, item, item_total, True, blocks, adagrad, rates, rounding, step)
+        _item_gradient(users, items, item, q, batch, scratch, item_total, chunk, blocks, loss, method, rates)
+        step_row(items, item, item_total, True, blocks, method, rates, rounding, step)
     for q in range(used_users):
         total = scratch.gradients + q * stride
         user = word(scratch.users.row, q)
-        step_row(users, user, total, loss != _BPR, blocks, adagrad, rates, rounding, step)
+        step_row(users, user, total, loss != _BPR, blocks, method, rates, rounding, step)
 
 
 @cache
-def micro_batch_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
+def micro_batch_kernel(blocks: int, loss: int, method: Method, stamp: int) -> Any:
     """Kernel for rows of `blocks` vectors. `user_rows`, `item_rows`, `negatives` are addresses of uint32[n],
     [n], [n, width]; the first `fresh` of n events join the mean."""
-    BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
+    BLOCKS, LOSS, METHOD, STAMP = np.uint64(blocks), int(loss), method, int(stamp)
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def livefactor_micro_batch_kernel(
@@ -335,10 +407,10 @@ def micro_batch_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
             batch = Batch(user_rows + at, item_rows + at, negatives + at * width, width, count)
             mean = scalar.mean_of(mean_state[ZERO], mean_state[ONE])
             used_users, used_items = _take_errors(
-                users, items, batch, values, weights, start, mean, scratch, BLOCKS, LOSS, ADAGRAD, rates
-            )
+                users, items, batch, values, weights, start, mean, scratch, BLOCKS, LOSS, METHOD, rates, rounding
+            )  # fmt: skip
             _sum_and_step(
-                users, items, batch, used_users, used_items, scratch, item_total, BLOCKS, LOSS, ADAGRAD, rates,
+                users, items, batch, used_users, used_items, scratch, item_total, BLOCKS, LOSS, METHOD, rates,
                 rounding, start // micro_batch,
             )  # fmt: skip
             reset(scratch.users, used_users)

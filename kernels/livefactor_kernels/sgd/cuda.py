@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..cuda_pins import Pins
@@ -18,17 +20,20 @@ from ..cuda_rows import CudaTable
 from ..cuda_scratch import Scratch, chunks_of
 from ..cuda_staging import Slot
 from ..device import Device
+from ..optimizers import Method, StepRates
 from ..random import NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
-from ..spec import LANES, FactorDtype, ModelSpec, OptimizerKind
+from ..spec import LANES, FactorDtype, ModelSpec
 from ..tables import ITEMS, USERS
 from ..update import Rates, Update
-from .cuda_micro_batch import micro_batch_kernels
+from .cuda_micro_batch import micro_batch_kernels, threads_of_a_step
 
 WALK_THREADS = 256
 
 
 class Sgd:
     """Learns from updates. All memory that a record takes is held from the start."""
+
+    records = False
 
     def __init__(
         self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, pins: Pins, walk_entries_max: int,
@@ -37,23 +42,28 @@ class Sgd:
         """MemoryError if the device has no room. walk_entries_max, together: as `cuda.CudaModel` takes them."""
         self._spec, self._device, self._pins = spec, device, pins
         self._tables = users, items
-        self._walk_entries_max, self._together = walk_entries_max, together
-        self._rates = Rates.of(spec)
+        self.walk_entries_max, self._together = walk_entries_max, together
         self._scratch = Scratch(spec, device)
-        adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
+        method, blocks = Method.of(spec), spec.k_padded // LANES
+        self._rates: Any = StepRates.of(spec) if method.by_rows else Rates.of(spec)
+        self._step_threads = threads_of_a_step(blocks, method)
         self._entries_kernel = entries_kernel(int(spec.loss))
-        self._kernels = micro_batch_kernels(spec.k_padded // LANES, int(spec.loss), adagrad)
+        self._kernels = micro_batch_kernels(blocks, int(spec.loss), method)
 
     def hold(self, update: Update, counts: tuple[int, int]) -> None:
         """Have the memory that a record takes, in tables of so many rows; MemoryError if the device has no room."""
         self._scratch.hold(update.user_rows.size, [self._width(update)], *counts)
+
+    def propose(self, update: Update) -> dict[str, np.ndarray]:
+        """Nothing: negatives are drawn on the device."""
+        return {}
 
     def _width(self, update: Update) -> int:
         """Negatives that are drawn for an event."""
         return self._spec.negatives if update.item_count > 1 else 0
 
     def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
-        """Put learning from a record on the stream, span by span; places: of its columns (`cuda_plan.Span`)."""
+        """Put learning from a record on the stream, span by span (`cuda.LearningRule`)."""
         rows = max(update.user_count, update.item_count)
         for span in spans_of(self._spec, update.user_rows.size, self._width(update), rows, places):
             plan = self._order(update, span, slot)
@@ -80,12 +90,12 @@ class Sgd:
     def _micro_batches(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
         """Three launches a micro-batch, or one for all of them where they are small."""
         device, kernels, rates = self._device, self._kernels, self._rates
-        users, items = (table.live for table in self._tables)
+        users, items = (table.stepped for table in self._tables)
         events = min(span.batch, span.events)
         counts = update.user_count, update.item_count
         rows = min(events, counts[USERS]), min(events * (1 + span.width), counts[ITEMS])
         chunks, sums = chunks_of(self._spec, events, span.width, *counts), self._scratch.sums
-        if events * (span.user_entries + span.item_entries) <= self._walk_entries_max:
+        if events * (span.user_entries + span.item_entries) <= self.walk_entries_max:
             arguments = span, plan, slot.words, slot.floats, users, items, sums, rates
             device.launch_block(kernels.walk, WALK_THREADS, *arguments)
             return
@@ -94,7 +104,7 @@ class Sgd:
                 kernels.walk_together, span, plan, slot.words, slot.floats, users, items, sums, rates
             )
             return
-        columns = max(rows) * (self._spec.k_padded + 1)
+        threads = max(rows) * self._step_threads
         for m in range(span.batches):
             device.launch(
                 kernels.users,
@@ -112,4 +122,4 @@ class Sgd:
             device.launch(
                 kernels.items, chunks[ITEMS] * LANES, span, plan, slot.words, users, items, sums, rates, m
             )
-            device.launch(kernels.step, columns, span, plan, users, items, sums, rates, m, sides=2)
+            device.launch(kernels.step, threads, span, plan, users, items, sums, rates, m, sides=2)

@@ -3,7 +3,8 @@ a row.
 
     users    a half-warp a chunk: dots, errors (kept for the items) and the chunk's gradient, old rows only
     items    a half-warp a chunk: the chunk's gradient from the errors, old rows only
-    step     a thread a factor: a row's chunk sums left to right, scaled if the row is hot, and its step
+    step     a thread a factor: a row's chunk sums left to right, scaled if the row is hot, and its step; or a half-warp
+             a row, where a step needs all of its gradient (`cuda_row_steps.py`)
 
 Between the three lies a barrier: three launches for a micro-batch; or, where micro-batches are small, one block
 that walks over all of a span's (`walk`), with the block's barrier; or a grid that is on the device as a whole
@@ -23,12 +24,15 @@ from numba import float32
 from .. import scalar
 from ..cuda_factors import load_factor, store_factor
 from ..cuda_plan import event_of, row_of, value_of, weight_of
+from ..cuda_row_steps import step_row
 from ..lanes import clamp, inlined
-from ..spec import LANES, Loss
+from ..optimizers import Method
+from ..spec import LANES, Loss, OptimizerKind
 from ..tables import ITEMS, USERS
 from ..warp import cuda, half_sum, kernel, lane
 
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
+_ADAGRAD = int(OptimizerKind.ADAGRAD)
 _F0 = np.float32(0.0)
 _AHEAD = 8
 """Chunk sums of a hot row that are loaded at once before they are added."""
@@ -182,7 +186,7 @@ def _row_sum(sums: Any, at: Any, count: Any, stride: Any, ahead: Any) -> Any:
 
 
 @inlined
-def _step_one(
+def step_one(
     values: Any,
     accumulators: Any,
     at: Any,
@@ -207,7 +211,7 @@ def _step_one(
 @inlined
 def _step_column(
     span: Any, plan: Any, side: Any, rows: Any, sums: Any, rates: Any, micro_batch: Any, number: Any,
-    column: Any, ahead: Any, blocks: Any, loss: Any, adagrad: Any,
+    column: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
 ) -> None:  # fmt: skip
     """Step one column (k_padded: the bias) of row `number` of a side's micro-batch, if there is one such."""
     group = side * span.batches + micro_batch
@@ -222,25 +226,57 @@ def _step_column(
     events = np.int64(0)
     for c in range(count):
         events += sums.events[place + c]
-    stride = width + LANES
-    g = _row_sum(sums, place * stride + column, count, stride, ahead)
+    stride, adagrad = width + LANES, method.optimizer == _ADAGRAD
+    g = _row_sum(sums, place * stride + column, count, stride, scratch[0])
     g = g * scalar.hot_scale(rates.hot_events, events)
     row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
     if column == width:
-        _step_one(rows.bias, rows.bias_g, row, g, rates.bias_rate, adagrad, rates, word, column)
+        step_one(rows.bias, rows.bias_g, row, g, rates.bias_rate, adagrad, rates, word, column)
     else:
         at = row * width + column
-        _step_one(rows.factors, rows.factor_g, at, g, rates.rate, adagrad, rates, word, column)
+        step_one(rows.factors, rows.factor_g, at, g, rates.rate, adagrad, rates, word, column)
+
+
+@inlined
+def _step_lane(
+    span: Any, plan: Any, side: Any, rows: Any, sums: Any, rates: Any, micro_batch: Any, number: Any,
+    column: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
+) -> None:  # fmt: skip
+    """As `_step_column`, the whole row by a half-warp; column: the lane. scratch: (ahead, a row)."""
+    ahead, gradient = scratch
+    group = side * span.batches + micro_batch
+    segment = plan.group_segment[group] + number
+    if segment >= plan.group_segment[group + 1]:
+        return
+    first, width = plan.segment_chunk[segment], blocks * LANES
+    count = plan.segment_chunk[segment + 1] - first
+    place = first - plan.group_chunk[group] + side * sums.items_at
+    events = np.int64(0)
+    for c in range(count):
+        events += sums.events[place + c]
+    stride, scale = width + LANES, scalar.hot_scale(rates.hot_events, events)
+    for c in range(blocks):
+        at = place * stride + c * LANES + column
+        gradient[c] = _row_sum(sums, at, count, stride, ahead) * scale
+    g_bias = _row_sum(sums, place * stride + width, count, stride, ahead) * scale
+    row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
+    with_bias = side == ITEMS or loss != _BPR  # a user's cancels in the difference of the scores
+    step_row(rows, row, gradient, g_bias, with_bias, word, blocks, method, rates)
+
+
+def threads_of_a_step(blocks: int, method: Method) -> int:
+    """Threads that step a row: one for each column and the bias, or a half-warp."""
+    return LANES if method.by_rows else blocks * LANES + 1
 
 
 @cache
-def micro_batch_kernels(blocks: int, loss: int, adagrad: int) -> Kernels:
-    """Kernels for rows of `blocks` times 16 factors."""
+def micro_batch_kernels(blocks: int, loss: int, method: Method) -> Kernels:
+    """Kernels for rows of `blocks` times 16 factors. They take `Rates`, those that step by rows `StepRates`."""
     return Kernels(
         *_chunk_kernels(int(blocks), int(loss)),
-        _step_kernel(int(blocks), int(loss), int(adagrad)),
-        _walk_kernel(int(blocks), int(loss), int(adagrad), False),
-        _walk_kernel(int(blocks), int(loss), int(adagrad), True),
+        _step_kernel(int(blocks), int(loss), method),
+        _walk_kernel(int(blocks), int(loss), method, False),
+        _walk_kernel(int(blocks), int(loss), method, True),
     )
 
 
@@ -278,24 +314,30 @@ def _chunk_kernels(BLOCKS: int, LOSS: int) -> tuple[Any, Any]:
     return livefactor_users_kernel, livefactor_items_kernel
 
 
-def _step_kernel(BLOCKS: int, LOSS: int, ADAGRAD: int) -> Any:
+def _step_kernel(BLOCKS: int, LOSS: int, method: Method) -> Any:
+    METHOD, THREADS = method, threads_of_a_step(BLOCKS, method)
+    step = _step_lane if method.by_rows else _step_column
+
     @kernel
     def livefactor_step_kernel(
         span: Any, plan: Any, users: Any, items: Any, sums: Any, rates: Any, micro_batch: Any
     ) -> None:
-        """A thread a column of a row; the grid's second dimension is the side."""
-        ahead = cuda.local.array(_AHEAD, float32)
+        """A thread a column of a row, or a lane a row; the grid's second dimension is the side."""
+        scratch = (cuda.local.array(_AHEAD, float32), cuda.local.array(BLOCKS, float32))
         i, side = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
-        number, column = i // (BLOCKS * LANES + 1), i % (BLOCKS * LANES + 1)
+        number, column = i // THREADS, i % THREADS
         rows = users if side == USERS else items
-        _step_column(
-            span, plan, side, rows, sums, rates, micro_batch, number, column, ahead, BLOCKS, LOSS, ADAGRAD
-        )
+        step(
+            span, plan, side, rows, sums, rates, micro_batch, number, column, scratch, BLOCKS, LOSS, METHOD
+        )  # fmt: skip
 
     return livefactor_step_kernel
 
 
-def _walk_kernel(BLOCKS: int, LOSS: int, ADAGRAD: int, WHOLE_GRID: bool) -> Any:
+def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> Any:
+    METHOD, THREADS = method, threads_of_a_step(BLOCKS, method)
+    step = _step_lane if method.by_rows else _step_column
+
     @inlined
     def barrier() -> None:
         if WHOLE_GRID:
@@ -310,7 +352,7 @@ def _walk_kernel(BLOCKS: int, LOSS: int, ADAGRAD: int, WHOLE_GRID: bool) -> Any:
         """All micro-batches of a span, one after the other, by one block or by a grid that runs all at once."""
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         z, total = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
-        ahead, scratch = cuda.local.array(_AHEAD, float32), (x, y, z, total)
+        scratch, stepping = (x, y, z, total), (cuda.local.array(_AHEAD, float32), total)
         thread, threads = cuda.grid(1), cuda.gridsize(1)
         for m in range(span.batches):
             mean = floats[span.means_at + span.first // span.batch + m] if LOSS == _SQUARED else _F0
@@ -330,11 +372,11 @@ def _walk_kernel(BLOCKS: int, LOSS: int, ADAGRAD: int, WHOLE_GRID: bool) -> Any:
             for side in range(2):
                 rows, group = users if side == USERS else items, side * span.batches + m
                 count = plan.group_segment[group + 1] - plan.group_segment[group]
-                for i in range(thread, count * (BLOCKS * LANES + 1), threads):
-                    number, column = i // (BLOCKS * LANES + 1), i % (BLOCKS * LANES + 1)
-                    _step_column(
-                        span, plan, side, rows, sums, rates, m, number, column, ahead, BLOCKS, LOSS, ADAGRAD
-                    )
+                for i in range(thread, count * THREADS, threads):
+                    number, column = i // THREADS, i % THREADS
+                    step(
+                        span, plan, side, rows, sums, rates, m, number, column, stepping, BLOCKS, LOSS, METHOD
+                    )  # fmt: skip
             barrier()
 
     return livefactor_walk_kernel

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import scalar
+from ..random import column_word, dropout_word
 from ..spec import Loss
 from ..sums import chunked_sum, dot
 from ..tables import ITEMS, USERS
@@ -15,6 +16,9 @@ from ..update import Update, draw_negatives
 
 if TYPE_CHECKING:
     from ..reference import ReferenceModel, ReferenceTable
+
+
+_F0 = np.float32(0.0)
 
 
 class Occurrence(NamedTuple):
@@ -25,6 +29,17 @@ class Occurrence(NamedTuple):
     row: int
     factors: np.ndarray
     bias: np.float32 | None
+
+
+class Event(NamedTuple):
+    """An event in rows; kept float32[k_padded]: what dropout multiplies its columns by."""
+
+    user: int
+    positive: int
+    negatives: list[int]
+    value: np.float32
+    weight: np.float32
+    kept: np.ndarray
 
 
 class Sgd:
@@ -49,7 +64,8 @@ class Sgd:
             grouped: dict[tuple[int, int], list[tuple[int, Occurrence]]] = {}
             for t in range(start, stop):
                 rows = int(update.user_rows[t]), int(update.item_rows[t]), [int(row) for row in negatives[t]]
-                for occurrence in self._occurrences(*rows, values[t], weights[t]):
+                event = Event(*rows, values[t], weights[t], self._kept(update.revision, t))
+                for occurrence in self._occurrences(event):
                     grouped.setdefault((occurrence.side, occurrence.row), []).append((t, occurrence))
             for (side, row), occurrences in grouped.items():
                 number = start // self._spec.micro_batch
@@ -59,43 +75,57 @@ class Sgd:
                 self._model.mean_sum += sum(int(scalar.fixed_point(value)) for value in fresh)
                 self._model.mean_count += len(fresh)
 
-    def _score(self, user: int, item: int) -> Any:
-        x, y = self._users.read(user), self._items.read(item)
-        return scalar.score(self._model.mean, self._users.bias[user], self._items.bias[item], dot(x, y))
+    def _kept(self, revision: int, event: int) -> np.ndarray:
+        """float32[k_padded] that dropout multiplies an event's columns by."""
+        rates, width = self._rates, self._spec.k_padded
+        if self._spec.regularization.dropout == 0:
+            return np.ones(width, np.float32)
+        word = dropout_word(rates.dropout_key, np.uint64(revision), np.uint64(event))
+        is_kept = column_word(word, np.arange(width, dtype=np.uint64)) < rates.keep_below
+        return np.where(is_kept, rates.keep_scale, _F0)
 
-    def _occurrences(
-        self, user: int, positive: int, negatives: list[int], value: np.float32, weight: np.float32
-    ) -> Iterator[Occurrence]:
+    def _score(self, event: Event, item: int) -> Any:
+        x, y = self._users.read(event.user), self._items.read(item) * event.kept
+        return scalar.score(self._model.mean, self._users.bias[event.user], self._items.bias[item], dot(x, y))
+
+    def _occurrences(self, event: Event) -> Iterator[Occurrence]:
         """Contributions of one event in order of slot: the positive is slot 0, then the negatives as
         drawn."""
+        user, negatives = event.user, event.negatives
         if self._spec.loss == Loss.BPR:
-            yield from self._bpr_occurrences(user, positive, negatives, weight)
+            yield from self._bpr_occurrences(event)
             return
-        if self._spec.loss == Loss.LOGISTIC and value == 0.0:
+        if self._spec.loss == Loss.LOGISTIC and event.value == 0.0:
             negatives = []  # an explicit negative draws none
         error = scalar.squared_error if self._spec.loss == Loss.SQUARED else scalar.logistic_error
-        for slot, item in enumerate([positive, *negatives]):
-            target = value if slot == 0 else np.float32(0.0)
-            e = error(self._score(user, item), target, weight, self._rates.error_max)
-            yield self._pull(USERS, user, e, self._items.read(item))
-            yield self._pull(ITEMS, item, e, self._users.read(user))
+        for slot, item in enumerate([event.positive, *negatives]):
+            target = event.value if slot == 0 else _F0
+            e = error(self._score(event, item), target, event.weight, self._rates.error_max)
+            yield self._pull(USERS, user, e, self._items.read(item) * event.kept)
+            yield self._pull(ITEMS, item, e, self._users.read(user) * event.kept)
 
-    def _bpr_occurrences(
-        self, user: int, positive: int, negatives: list[int], weight: np.float32
-    ) -> Iterator[Occurrence]:
+    def _bpr_occurrences(self, event: Event) -> Iterator[Occurrence]:
+        user, positive = event.user, event.positive
         x, y = self._users.read(user), self._items.read(positive)
-        s = self._score(user, positive)
-        for item in negatives:
-            e = scalar.bpr_error(s, self._score(user, item), weight, self._rates.error_max)
+        s = self._score(event, positive)
+        for item in event.negatives:
+            e = scalar.bpr_error(s, self._score(event, item), event.weight, self._rates.error_max)
             # The user's bias cancels in the difference of the scores: no gradient, no L2, no step.
-            yield self._pull(USERS, user, e, y - self._items.read(item))._replace(bias=None)
-            yield self._pull(ITEMS, positive, e, x)
-            yield self._pull(ITEMS, item, -e, x)
+            difference = (y - self._items.read(item)) * event.kept
+            yield self._pull(USERS, user, e, difference)._replace(bias=None)
+            yield self._pull(ITEMS, positive, e, x * event.kept)
+            yield self._pull(ITEMS, item, -e, x * event.kept)
 
     def _pull(self, side: int, row: int, e: np.float32, other: np.ndarray) -> Occurrence:
         table = self._tables[side]
-        factors = scalar.pull(e, other, self._rates.l2, table.read(row))
-        return Occurrence(side, row, factors, scalar.bias_pull(e, self._rates.bias_l2, table.bias[row]))
+        l2, bias_l2 = (self._l2(table, row, weight) for weight in (self._rates.l2, self._rates.bias_l2))
+        factors = scalar.pull(e, other, l2, table.read(row))
+        return Occurrence(side, row, factors, scalar.bias_pull(e, bias_l2, table.bias[row]))
+
+    def _l2(self, table: ReferenceTable, row: int, weight: np.float32) -> Any:
+        """A row's weight of L2, by its events before this record: histories record it when it is learned."""
+        power = int(2 * self._spec.regularization.l2_frequency)
+        return scalar.frequent_l2(weight, int(table.seen_count[row]), power) if power else weight
 
     def _step(
         self,

@@ -27,7 +27,6 @@ from ..gradients import (
     link,
     place_for,
     reset,
-    step_row,
 )
 from ..lanes import (
     VECTOR_BYTES,
@@ -46,11 +45,13 @@ from ..lanes import (
     tree_sum,
 )
 from ..narrow import factors_of, load_factors
+from ..optimizers import Method, StepRates
 from ..packs import pack1, pack2, pack4, pack8
-from ..spec import LANES, ModelSpec, OptimizerKind, Proposal
-from ..steps import ONE, WORD_BYTES, ZERO, Rounding, Rows, dot, prefetch_row, real, row_bytes, word
+from ..row_steps import StepRows, prefetch_state, step_row
+from ..spec import LANES, ModelSpec, Proposal
+from ..steps import ONE, WORD_BYTES, ZERO, Rounding, dot, real, row_bytes, word
 from ..tables import Table, reserve
-from ..update import Rates, Update, writable
+from ..update import Update, writable
 from . import GAP_MAX
 from .proposal import Proposer
 
@@ -121,13 +122,13 @@ class Scratch(NamedTuple):
 
 @inlined
 def _gather_negatives(
-    items: Any, negatives: Any, drawn: Any, rarity: Any, count: Any, blocks: Any, adagrad: Any
+    items: Any, negatives: Any, drawn: Any, rarity: Any, count: Any, blocks: Any, method: Any
 ) -> Any:
     """Copy the negatives' rows, uint32 at address `drawn`, to scratch; returns how many vectors of them there are."""
     vectors = (count + _LANES - ONE) // _LANES
     for n in range(vectors * _LANES):
         at = n * WORD_BYTES
-        prefetch_row(items, word(drawn, min(n + _AHEAD, count - ONE)), blocks, adagrad)
+        prefetch_state(items, word(drawn, min(n + _AHEAD, count - ONE)), blocks, method)
         is_there = n < count
         row = word(drawn, n) if is_there else ZERO
         store_u32(negatives.rows, row, at)
@@ -250,15 +251,15 @@ def _pull_user(items: Any, events: Any, negatives: Any, t: Any, m: Any, blocks: 
 @inlined
 def _learn_users(
     users: Any, items: Any, scratch: Any, first: Any, last: Any, count: Any, m: Any, vectors: Any, blocks: Any,
-    adagrad: Any, rates: Any,
+    method: Any, rates: Any,
 ) -> None:  # fmt: skip
     """Errors of events [first, last), one after the other; each one's user steps at once."""
     events, negatives = scratch.events, scratch.negatives
     kp = row_bytes(blocks)
     for t in range(first, last):
         ahead = min(t + _AHEAD, count - ONE)
-        prefetch_row(users, word(events.users, ahead), blocks, adagrad)
-        prefetch_row(items, word(events.items, ahead), blocks, adagrad)
+        prefetch_state(users, word(events.users, ahead), blocks, method)
+        prefetch_state(items, word(events.items, ahead), blocks, method)
         user, item = word(events.users, t), word(events.items, t)
         for c in range(blocks):
             at = c * VECTOR_BYTES
@@ -266,7 +267,7 @@ def _learn_users(
         own_score = real(items.bias, item) + dot(events.x, t * kp, items.factors, item * kp, blocks)
         _take_errors(events, negatives, t, own_score, vectors, blocks, rates)
         _pull_user(items, events, negatives, t, m, blocks, rates)
-        step_row(users, user, events.pull, False, blocks, adagrad, rates, Rounding(ZERO, ZERO), ZERO)
+        step_row(users, user, events.pull, False, blocks, method, rates, Rounding(ZERO, ZERO), ZERO)
 
 
 @inlined
@@ -326,7 +327,7 @@ def _pull_negatives(
 
 @inlined
 def _step_item(
-    items: Any, item: Any, first: Any, scratch: Any, micro_batch: Any, blocks: Any, adagrad: Any, rates: Any
+    items: Any, item: Any, first: Any, scratch: Any, micro_batch: Any, blocks: Any, method: Any, rates: Any
 ) -> None:
     """Sum and step one item: its events, then the negatives that it is, from occurrence `first` on."""
     events, negatives = scratch.events, scratch.negatives
@@ -361,12 +362,12 @@ def _step_item(
         fresh = False
         o = word(scratch.items.next, o)
     finish(total, chunk, ZERO, number, rates.hot_events, blocks)
-    step_row(items, item, total, True, blocks, adagrad, rates, Rounding(ZERO, ZERO), ZERO)
+    step_row(items, item, total, True, blocks, method, rates, Rounding(ZERO, ZERO), ZERO)
 
 
 @inlined
 def _step_items(
-    items: Any, scratch: Any, count: Any, m: Any, micro_batch: Any, blocks: Any, adagrad: Any, rates: Any
+    items: Any, scratch: Any, count: Any, m: Any, micro_batch: Any, blocks: Any, method: Any, rates: Any
 ) -> None:
     """Link occurrences by item (events are numbered from 0, negatives from micro_batch), and step all items."""
     used = ZERO
@@ -376,14 +377,14 @@ def _step_items(
         used = link(scratch.items, used, word(scratch.negatives.rows, n), micro_batch + n)
     for q in range(used):
         item, first = word(scratch.items.row, q), word(scratch.items.first, q)
-        _step_item(items, item, first, scratch, micro_batch, blocks, adagrad, rates)
+        _step_item(items, item, first, scratch, micro_batch, blocks, method, rates)
     reset(scratch.items, used)
 
 
 @cache
-def softmax_kernel(blocks: int, adagrad: int, stamp: int) -> Any:
+def softmax_kernel(blocks: int, method: Method, stamp: int) -> Any:
     """Kernel for rows of `blocks` vectors; `drawn`, `rarity`, `own` are those of `Shared`."""
-    BLOCKS, ADAGRAD, STAMP = np.uint64(blocks), int(adagrad), int(stamp)
+    BLOCKS, METHOD, STAMP = np.uint64(blocks), method, int(stamp)
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def livefactor_softmax_kernel(
@@ -399,12 +400,12 @@ def softmax_kernel(blocks: int, adagrad: int, stamp: int) -> Any:
             m = stop - start if is_in_batch else np.uint64(drawn.shape[1])
             at = step * np.uint64(drawn.shape[1]) * WORD_BYTES
             rows, rare = address_of(drawn) + at, address_of(rarity) + at
-            vectors = _gather_negatives(items, negatives, rows, rare, m, BLOCKS, ADAGRAD)
+            vectors = _gather_negatives(items, negatives, rows, rare, m, BLOCKS, METHOD)
             for first in range(ZERO, count, CHUNK_EVENTS):
                 last = min(first + CHUNK_EVENTS, count)
-                _learn_users(users, items, scratch, first, last, count, m, vectors, BLOCKS, ADAGRAD, rates)
+                _learn_users(users, items, scratch, first, last, count, m, vectors, BLOCKS, METHOD, rates)
                 _pull_negatives(events, negatives, first, last, m, vectors, BLOCKS)
-            _step_items(items, scratch, count, m, micro_batch, BLOCKS, ADAGRAD, rates)
+            _step_items(items, scratch, count, m, micro_batch, BLOCKS, METHOD, rates)
         return STAMP
 
     return livefactor_softmax_kernel
@@ -417,12 +418,11 @@ class Softmax:
 
     def __init__(self, spec: ModelSpec, users: Table, items: Table, stamp: int) -> None:
         """Compiles the kernels, or loads them from Numba's cache; stamp: as `cpu.SOURCE_STAMP`."""
-        self._spec, self._rates = spec, Rates.of(spec)
-        self.proposer = Proposer(spec, items)
-        self._rows = Rows.of(users), Rows.of(items)
+        self._spec, self._rates = spec, StepRates.of(spec)
+        self.proposer = Proposer(spec, items.capacity)
+        self._rows = StepRows.of(users), StepRows.of(items)
         self._scratch, self._memory = Scratch.of(spec, items)
-        adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
-        self._kernel = softmax_kernel(spec.k_padded // LANES, adagrad, stamp)
+        self._kernel = softmax_kernel(spec.k_padded // LANES, Method.of(spec), stamp)
         empty = np.empty(0, np.uint32)
         nothing = Update(0, empty, empty, None, None, 0, 0)
         self.prepare([nothing])

@@ -13,7 +13,7 @@ from numba import njit
 
 from ..random import SHARED_DOMAIN, domain_key, draw_below
 from ..spec import ModelSpec, Proposal
-from ..tables import Table, reserve
+from ..tables import reserve
 from ..update import Update
 
 _0, _1 = np.uint64(0), np.uint64(1)
@@ -114,17 +114,17 @@ def livefactor_propose_kernel(
 class Proposer:
     """Proposes negatives, record by record."""
 
-    def __init__(self, spec: ModelSpec, items: Table) -> None:
-        """For an empty table of items."""
-        self._spec, self._items = spec, items
+    def __init__(self, spec: ModelSpec, capacity: int) -> None:
+        """For an empty table of at most `capacity` items."""
+        self._spec = spec
         self._proposal = int(spec.softmax.proposal)
         self._key = domain_key(spec.seed, SHARED_DOMAIN)
-        self._tree = Tree.of(1 if spec.softmax.proposal == Proposal.UNIFORM else items.capacity)
+        self._tree = Tree.of(1 if spec.softmax.proposal == Proposal.UNIFORM else capacity)
 
-    def reload(self, count: int) -> None:
-        """Take the events of the first `count` items from their table again."""
+    def reload(self, items: dict[str, np.ndarray]) -> None:
+        """Take the events of items from the restored sections of their table."""
         if self._spec.softmax.proposal != Proposal.UNIFORM:
-            self._tree.fill(self._items.history["seen_count"][:count])
+            self._tree.fill(items["seen_count"])
 
     def propose(self, update: Update) -> Shared:
         """The negatives of a record, whose events count from now on."""

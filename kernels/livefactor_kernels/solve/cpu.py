@@ -6,7 +6,9 @@ of an event lies in scratch, its row and its row times its weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,8 @@ from . import RIDGE_MIN, SolveRates, width
 
 _0, _1, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(LANES)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
+_ADDITIONS_BESIDE = 512
+"""Fewer are made sooner than a thread is woken for them."""
 
 
 class Side(NamedTuple):
@@ -304,6 +308,7 @@ class Solver:
         self._sides = Side.of(users), Side.of(items)
         self._touched = Touched.of(spec, users), Touched.of(spec, items)
         self._scratch = Scratch.of(spec)
+        self._counter = ThreadPoolExecutor(1, thread_name_prefix="counts")
         self.gram = np.zeros((2, spec.k + 1, spec.k + 1))
         empty = np.empty(0, np.uint32)
         for side in (0, 1):
@@ -325,11 +330,23 @@ class Solver:
         values = None if update.values is None else writable(update.values)
         for start in range(0, events, size):
             stop = min(start + size, events)
-            self._recorder.record(update, start, stop)
-            self._solve(0, update.user_rows, start, stop, update.item_count)
-            self._solve(1, update.item_rows, start, stop, update.user_count)
+            with self._recording(update, start, stop):
+                self._solve(0, update.user_rows, start, stop, update.item_count)
+                self._solve(1, update.item_rows, start, stop, update.user_count)
             if self._rates.has_bias:
                 livefactor_mean_kernel(values, np.uint64(start), np.uint64(stop), self._mean_state)
+
+    @contextmanager
+    def _recording(self, update: Update, start: int, stop: int) -> Iterator[None]:
+        """Record events; counts, which no solve reads, gain theirs beside the block."""
+        additions = self._recorder.remember(update, start, stop)
+        if additions < _ADDITIONS_BESIDE:
+            self._recorder.count(additions)
+            yield
+            return
+        counting = self._counter.submit(self._recorder.count, additions)
+        yield
+        counting.result()
 
     def _solve(self, side: int, rows: np.ndarray, start: int, stop: int, count: int) -> None:
         own, others, touched = self._sides[side], self._sides[1 - side], self._touched[side]

@@ -26,6 +26,7 @@ from ..warp import BLOCK_THREADS, add64, cuda, kernel, mul64
 from . import RIDGE_MIN, SolveRates
 
 if TYPE_CHECKING:
+    from ..cuda_pins import Pins
     from ..cuda_rows import CudaTable
     from ..cuda_staging import Slot
     from ..device import Device
@@ -297,11 +298,13 @@ class Solver:
     """Learns from updates; `gram`, on the device, float64[(k + 1) ** 2] a side, is state. All memory that it takes is held
     from the start."""
 
+    records = True
+
     def __init__(
-        self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, recorder: Recorder
-    ) -> None:
+        self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, recorder: Recorder, pins: Pins
+    ) -> None:  # fmt: skip
         """MemoryError if the device has no room."""
-        self._spec, self._device, self._recorder = spec, device, recorder
+        self._spec, self._device, self._recorder, self._pins = spec, device, recorder, pins
         self._tables = users, items
         rates = SolveRates.of(spec)
         wholes = {name: int(getattr(rates, name)) for name in ("sweeps", "item_events", "k", "has_bias")}
@@ -328,11 +331,19 @@ class Solver:
         counts, old = self._memory
         self._batch = Batch(counts.argument, old.argument, size)
 
-    def learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
-        """Put learning from a record on the stream; offsets: of its columns (`history.cuda.Piece`)."""
+    def hold(self, update: Update, counts: tuple[int, int]) -> None:
+        """All is held already."""
+
+    def propose(self, update: Update) -> dict[str, np.ndarray]:
+        """Nothing: events are told from all other items."""
+        return {}
+
+    def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
+        """Put learning from a record on the stream (`cuda.LearningRule`)."""
         recorder, size = self._recorder, self._spec.micro_batch
-        counts = update.user_count, update.item_count
-        for piece in pieces_of(update.user_rows.size, size, offsets):
+        counts, events = (update.user_count, update.item_count), update.user_rows.size
+        self._pins.save_named(slot, (places["users_at"], places["items_at"]), events)
+        for piece in pieces_of(events, size, places):
             recorder.order(piece, slot)
             for start in range(0, piece.events, size):
                 stop = min(start + size, piece.events)

@@ -1,0 +1,54 @@
+"""Factor dropout in kernels of micro-batches (semantics: `sgd/__init__.py`): scores and occurrences of an event that is told
+without some columns. `word` is the event's (`random.dropout_word`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import scalar
+from ..gradients import add_block
+from ..lanes import VECTOR_BYTES, bits_of, broadcast, choose, inlined, lane_numbers, real_of, tree_sum
+from ..narrow import load_factors
+from ..random import column_word
+from ..spec import LANES
+from ..steps import ONE, ZERO, real, row_bytes
+
+_LANES = np.uint64(LANES)
+
+
+@inlined
+def kept(word: Any, c: Any, rates: Any) -> Any:
+    """Vec16 of what dropout multiplies block c of a row by: 1 / (1 - p), or 0 where a column is dropped."""
+    columns = lane_numbers() + c * _LANES
+    nothing = columns & ZERO
+    scale = nothing + bits_of(rates.keep_scale)
+    return real_of(choose(column_word(word, columns), rates.keep_below, scale, nothing))
+
+
+@inlined
+def dropped_score(
+    mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any, word: Any, rates: Any
+) -> Any:
+    """Score (float32) of a user's row and an item's, by the columns that are kept."""
+    x, y = user * row_bytes(blocks), item * row_bytes(blocks)
+    lanes = load_factors(users.factors, x) * (load_factors(items.factors, y) * kept(word, ZERO, rates))
+    for c in range(ONE, blocks):
+        at = c * VECTOR_BYTES
+        other = load_factors(items.factors, y + at) * kept(word, c, rates)
+        lanes = lanes + load_factors(users.factors, x + at) * other
+    return scalar.score(mean, real(users.bias, user), real(items.bias, item), tree_sum(lanes))
+
+
+@inlined
+def add_dropped(
+    target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
+    blocks: Any, weights: Any, word: Any, rates: Any,
+) -> None:  # fmt: skip
+    """As `gradients.add_occurrence`, with (e * (d * other)), d what `kept` gives."""
+    for c in range(blocks):
+        at = c * VECTOR_BYTES
+        y, x = load_factors(other, other_start + at) * kept(word, c, rates), load_factors(own, own_start + at)
+        add_block(target, c, fresh, scalar.pull(e, y, weights.l2, x))
+    add_block(target, blocks, fresh, broadcast(scalar.bias_pull(e, weights.bias_l2, bias)))

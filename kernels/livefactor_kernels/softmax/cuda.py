@@ -1,0 +1,417 @@
+"""Sampled softmax on the GPU (semantics: `softmax/__init__.py`).
+
+    users      a half-warp a user: its events one after the other, each against the shared negatives, and its steps; an
+               event's errors and its user's factors are kept
+    negatives  a thread a negative and a factor: the sum over all events
+    items      a half-warp an item: the sum over its events, then of the negatives that it is, and its step
+
+Items stand still until the third, and users meet nowhere, so three launches are a micro-batch. What is proposed is a function
+of the events alone: the host does it (`proposal.py`), and it crosses with the record's columns.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numba import float32
+
+from .. import scalar
+from ..cuda_plan import value_of, weight_of
+from ..cuda_row_steps import step_row
+from ..history.cuda import (
+    PIECE_EVENTS,
+    begins_row,
+    end_of_row,
+    event_of,
+    livefactor_order_kernel,
+    pieces_of,
+    row_of,
+)
+from ..lanes import clamp, inlined
+from ..optimizers import Method, StepRates
+from ..sgd.cuda_micro_batch import dot, load_row, step_one
+from ..spec import LANES, ModelSpec, OptimizerKind
+from ..sums import CHUNK
+from ..tables import ITEMS
+from ..update import Rates, Update
+from ..warp import cuda, half_of, half_sum, kernel, lane
+from . import GAP_MAX
+from .proposal import Proposer
+
+if TYPE_CHECKING:
+    from ..cuda_pins import Pins
+    from ..cuda_rows import CudaTable
+    from ..cuda_staging import Slot
+    from ..device import Device
+
+_F0 = np.float32(0.0)
+_ADAGRAD = int(OptimizerKind.ADAGRAD)
+_NO_WORD = np.uint32(0)
+"""For the rounding of a step: factors are float32."""
+
+
+class Batch(NamedTuple):
+    """A micro-batch (int64 all): events [start, stop) of the piece; m negatives, of which `rows_at` and `rarity_at` are the
+    places in the record's words, as `own_at` is that of its events' rarity."""
+
+    start: int
+    stop: int
+    m: int
+    rows_at: int
+    rarity_at: int
+    own_at: int
+
+
+class Kept(NamedTuple):
+    """What is kept of a micro-batch's events and negatives, float32 all. own[t]: an event's error on its item. errors[t * m +
+    n]. x[t * k_padded + j]: its user's factors when it was taken. sums[n * k_padded + j], bias[n]: negatives' sums. counted[0]:
+    events that are learned from."""
+
+    own: Any
+    errors: Any
+    x: Any
+    sums: Any
+    bias: Any
+    counted: Any
+
+
+class Kernels(NamedTuple):
+    """The kernels of an optimiser and a length of rows."""
+
+    users: Any
+    negatives: Any
+    items: Any
+
+
+@inlined
+def _counts(piece: Any, floats: Any, t: Any) -> Any:
+    """Whether event t of the piece is learned from."""
+    return value_of(piece, floats, t) > _F0
+
+
+@inlined
+def _take_errors(
+    piece: Any, batch: Any, words: Any, floats: Any, items: Any, kept: Any, t: Any, x: Any, y: Any, blocks: Any,
+    rates: Any,
+) -> Any:  # fmt: skip
+    """Errors of event t, whose user's factors are x; returns that on its item. A lane works on every sixteenth negative; y:
+    to work in."""
+    m, at, own = batch.m, (t - batch.start) * batch.m, np.int64(words[piece.items_at + piece.first + t])
+    load_row(items.factors, own, y, blocks)
+    s_own = items.bias[own] + dot(x, y, blocks)
+    for n in range(m):
+        row = np.int64(words[batch.rows_at + n])
+        load_row(items.factors, row, y, blocks)
+        s = items.bias[row] + dot(x, y, blocks)
+        if n % LANES == lane():
+            kept.errors[at + n] = s
+    total = _F0
+    for n in range(lane(), m, LANES):
+        z = scalar.exp(clamp(kept.errors[at + n] - s_own, GAP_MAX)) * floats[batch.rarity_at + n]
+        if np.int64(words[batch.rows_at + n]) == own:
+            z = _F0
+        kept.errors[at + n] = z
+        total = total + z
+    total = half_sum(total)
+    scale = weight_of(piece, floats, t) / (floats[batch.own_at + piece.first + t] + total)
+    for n in range(lane(), m, LANES):
+        kept.errors[at + n] = clamp(kept.errors[at + n] * scale, rates.error_max)
+    own_error = -clamp(total * scale, rates.error_max)
+    if lane() == 0:
+        kept.own[t - batch.start] = own_error
+    return own_error
+
+
+@inlined
+def _pull_user(
+    piece: Any, batch: Any, words: Any, items: Any, kept: Any, t: Any, x: Any, y: Any, g: Any, own_error: Any,
+    blocks: Any, rates: Any,
+) -> None:  # fmt: skip
+    """The gradient g of event t's user."""
+    at = (t - batch.start) * batch.m
+    load_row(items.factors, np.int64(words[piece.items_at + piece.first + t]), y, blocks)
+    for c in range(blocks):
+        g[c] = own_error * y[c]
+    for first in range(0, batch.m, LANES):
+        mine = kept.errors[at + first + lane()] if first + lane() < batch.m else _F0
+        for n in range(first, min(first + LANES, batch.m)):
+            e = half_of(mine, n - first)
+            load_row(items.factors, np.int64(words[batch.rows_at + n]), y, blocks)
+            for c in range(blocks):
+                g[c] = g[c] + e * y[c]
+    for c in range(blocks):
+        g[c] = g[c] + rates.l2 * x[c]
+
+
+@inlined
+def _is_first(words: Any, rows_at: Any, n: Any) -> Any:
+    """Whether negative n's item is not one of those before."""
+    first = True
+    for before in range(n):
+        first &= words[rows_at + before] != words[rows_at + n]
+    return first
+
+
+@inlined
+def _first_entry(keys: Any, batch: Any, row: Any) -> Any:
+    """The first of the micro-batch's sorted entries whose row is `row` or above."""
+    low, high = np.int64(batch.start), np.int64(batch.stop)
+    while low < high:
+        middle = (low + high) // 2
+        if row_of(keys[middle]) < row:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inlined
+def _add_events(
+    piece: Any, batch: Any, keys: Any, floats: Any, items: Any, kept: Any, row: Any, first: Any, y: Any, chunk: Any,
+    total: Any, blocks: Any, rates: Any,
+) -> Any:  # fmt: skip
+    """The sum of an item's own events to `total`, from its sorted entry `first` on; returns (sum of the bias, events)."""
+    bias, number, i = items.bias[row], 0, np.int64(first)
+    chunk_bias, total_bias = _F0, _F0
+    while i < batch.stop and row_of(keys[i]) == row:
+        t = event_of(keys[i])
+        i += 1
+        if not _counts(piece, floats, t):
+            continue
+        e, place = kept.own[t - batch.start], (t - batch.start) * (blocks * LANES) + lane()
+        fresh = number % CHUNK == 0
+        if fresh and number > 0:
+            for c in range(blocks):
+                total[c] = chunk[c] if number == CHUNK else total[c] + chunk[c]
+            total_bias = chunk_bias if number == CHUNK else total_bias + chunk_bias
+        for c in range(blocks):
+            term = scalar.pull(e, kept.x[place + c * LANES], rates.l2, y[c])
+            chunk[c] = term if fresh else chunk[c] + term
+        term_bias = scalar.bias_pull(e, rates.bias_l2, bias)
+        chunk_bias = term_bias if fresh else chunk_bias + term_bias
+        number += 1
+    if number > 0:
+        for c in range(blocks):
+            total[c] = chunk[c] if number <= CHUNK else total[c] + chunk[c]
+        total_bias = chunk_bias if number <= CHUNK else total_bias + chunk_bias
+    return total_bias, number
+
+
+@inlined
+def _step_by_columns(
+    rows: Any, row: Any, x: Any, g: Any, g_bias: Any, with_bias: Any, scale: Any, blocks: Any, method: Any, rates: Any
+) -> None:  # fmt: skip
+    """Step a row by its gradient, times `scale`; x: to keep its factors in."""
+    at, adagrad = row * (blocks * LANES) + lane(), method.optimizer == _ADAGRAD
+    for c in range(blocks):
+        place = at + c * LANES
+        step_one(
+            rows.factors, rows.factor_g, place, g[c] * scale, rates.rate, adagrad, rates, _NO_WORD, _NO_WORD
+        )
+        x[c] = rows.factors[place]
+    if with_bias and lane() == 0:
+        step_one(
+            rows.bias, rows.bias_g, row, g_bias * scale, rates.bias_rate, adagrad, rates, _NO_WORD, _NO_WORD
+        )
+
+
+@inlined
+def _step_whole(
+    rows: Any, row: Any, x: Any, g: Any, g_bias: Any, with_bias: Any, scale: Any, blocks: Any, method: Any, rates: Any
+) -> None:  # fmt: skip
+    """As `_step_by_columns`, where a step needs all of the gradient, which it spends."""
+    for c in range(blocks):
+        g[c] = g[c] * scale
+    step_row(rows, row, g, g_bias * scale, with_bias, _NO_WORD, blocks, method, rates)
+    load_row(rows.factors, row, x, blocks)
+
+
+@cache
+def softmax_kernels(blocks: int, method: Method) -> Kernels:
+    """Kernels for rows of `blocks` times 16 factors. They take `Rates`, those that step by rows `StepRates`."""
+    BLOCKS, METHOD = int(blocks), method
+    KP = BLOCKS * LANES
+    step = _step_whole if method.by_rows else _step_by_columns
+
+    @kernel
+    def livefactor_softmax_users_kernel(
+        piece: Any,
+        batch: Any,
+        keys: Any,
+        words: Any,
+        floats: Any,
+        users: Any,
+        items: Any,
+        kept: Any,
+        rates: Any,
+    ) -> None:
+        """A half-warp an entry: a user's first one goes through all of them."""
+        x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
+        g = cuda.local.array(BLOCKS, float32)
+        i = batch.start + cuda.grid(1) // LANES
+        if i >= batch.stop or not begins_row(keys, i, batch.start):
+            return
+        user, end = row_of(keys[i]), end_of_row(keys, i, batch.stop)
+        load_row(users.factors, user, x, BLOCKS)
+        while i < end:
+            t = event_of(keys[i])
+            i += 1
+            if not _counts(piece, floats, t):
+                continue
+            for c in range(BLOCKS):
+                kept.x[(t - batch.start) * KP + c * LANES + lane()] = x[c]
+            own_error = _take_errors(piece, batch, words, floats, items, kept, t, x, y, BLOCKS, rates)
+            _pull_user(piece, batch, words, items, kept, t, x, y, g, own_error, BLOCKS, rates)
+            scale = scalar.hot_scale(rates.hot_events, 1)
+            step(users, user, x, g, _F0, False, scale, BLOCKS, METHOD, rates)
+
+    @kernel
+    def livefactor_softmax_negatives_kernel(piece: Any, batch: Any, floats: Any, kept: Any) -> None:
+        """A thread a negative and a factor; one more than there are is the bias."""
+        i = cuda.grid(1)
+        n, column = i // (KP + 1), i % (KP + 1)
+        if n >= batch.m:
+            return
+        total, chunk, number = _F0, _F0, 0
+        for t in range(batch.start, batch.stop):
+            if not _counts(piece, floats, t):
+                continue
+            place = t - batch.start
+            term = kept.errors[place * batch.m + n]
+            if column < KP:
+                term = term * kept.x[place * KP + column]
+            if number % CHUNK == 0 and number > 0:
+                total = chunk if number == CHUNK else total + chunk
+            chunk = term if number % CHUNK == 0 else chunk + term
+            number += 1
+        total = chunk if number <= CHUNK else total + chunk
+        if column < KP:
+            kept.sums[n * KP + column] = total
+        else:
+            kept.bias[n] = total
+            kept.counted[0] = np.float32(number)
+
+    @kernel
+    def livefactor_softmax_items_kernel(
+        piece: Any, batch: Any, keys: Any, words: Any, floats: Any, items: Any, kept: Any, rates: Any
+    ) -> None:
+        """A half-warp an entry and, behind them, a negative: an item's first one steps it."""
+        y, chunk = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
+        total = cuda.local.array(BLOCKS, float32)
+        events, i = batch.stop - batch.start, cuda.grid(1) // LANES
+        if i >= events + batch.m or kept.counted[0] == _F0:
+            return
+        if i < events:
+            first = np.int64(batch.start + i)
+            if not begins_row(keys, first, batch.start):
+                return
+            row = row_of(keys[first])
+        else:
+            if not _is_first(words, batch.rows_at, i - events):
+                return
+            row = np.int64(words[batch.rows_at + i - events])
+            first = _first_entry(keys, batch, row)
+            if first < batch.stop and row_of(keys[first]) == row:
+                return  # an event's item: its entry does it
+        load_row(items.factors, row, y, BLOCKS)
+        bias, number = _add_events(
+            piece, batch, keys, floats, items, kept, row, first, y, chunk, total, BLOCKS, rates
+        )
+        named = number
+        for n in range(batch.m):
+            if np.int64(words[batch.rows_at + n]) == row:
+                for c in range(BLOCKS):
+                    term = kept.sums[n * KP + c * LANES + lane()]
+                    total[c] = term if number == 0 else total[c] + term
+                bias = kept.bias[n] if number == 0 else bias + kept.bias[n]
+                number += 1
+        if number == 0:
+            return
+        scale = scalar.hot_scale(rates.hot_events, named)
+        step(items, row, y, total, bias, True, scale, BLOCKS, METHOD, rates)
+
+    return Kernels(
+        livefactor_softmax_users_kernel, livefactor_softmax_negatives_kernel, livefactor_softmax_items_kernel
+    )
+
+
+class Softmax:
+    """Learns from updates. All memory that a record takes is held from the start."""
+
+    records = False
+
+    def __init__(
+        self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, pins: Pins
+    ) -> None:
+        """MemoryError if the device has no room."""
+        self._spec, self._device, self._pins, self._tables = spec, device, pins, (users, items)
+        method = Method.of(spec)
+        self._rates: Any = StepRates.of(spec) if method.by_rows else Rates.of(spec)
+        self.proposer = Proposer(spec, items.capacity)
+        self._kernels = softmax_kernels(spec.k_padded // LANES, method)
+        size, m, kp = spec.micro_batch, spec.negatives_of_event, spec.k_padded
+        self._memory = [
+            device.empty(count, np.float32) for count in (size, size * m, size * kp, m * kp, m, 1)
+        ]
+        self._kept = Kept(*(buffer.argument for buffer in self._memory))
+        self._keys = device.empty(PIECE_EVENTS, np.int64), device.empty(PIECE_EVENTS, np.int64)
+        with device.learning():  # sorting finds its memory from now on
+            for buffer in self._keys:
+                buffer.array.fill(0)
+                buffer.array.sort()
+
+    def propose(self, update: Update) -> dict[str, np.ndarray]:
+        """A record's negatives, as columns that cross with it."""
+        shared = self.proposer.propose(update)
+        return {"negatives": shared.rows.ravel(), "rarity": shared.rarity.ravel(), "own": shared.own}
+
+    def hold(self, update: Update, counts: tuple[int, int]) -> None:
+        """All is held already."""
+
+    def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
+        """Put learning from a record on the stream (`cuda.LearningRule`)."""
+        device, size, width = self._device, self._spec.micro_batch, self._spec.negatives_of_event
+        events = update.user_rows.size
+        self._pins.save_named(slot, (places["users_at"], places["items_at"]), events)
+        for frozen in self._pins.frozen:
+            frozen.sides[ITEMS].save(slot.words, places["negatives_at"], -(-events // size) * width)
+        for piece in pieces_of(events, size, places):
+            device.launch(livefactor_order_kernel, piece.events, piece, slot.words, *self._arguments)
+            for buffer in self._keys:
+                buffer.array[: piece.events].sort()
+            for start in range(0, piece.events, size):
+                stop = min(start + size, piece.events)
+                at = (piece.first + start) // size * width
+                m = stop - start if self._spec.negatives == 0 else width
+                self._micro_batch(
+                    piece,
+                    slot,
+                    Batch(
+                        start,
+                        stop,
+                        m,
+                        places["negatives_at"] + at,
+                        places["rarity_at"] + at,
+                        places["own_at"],
+                    ),
+                )
+
+    @property
+    def _arguments(self) -> tuple[Any, Any]:
+        users, items = self._keys
+        return users.argument, items.argument
+
+    def _micro_batch(self, piece: Any, slot: Slot, batch: Batch) -> None:
+        users, items = (table.stepped for table in self._tables)
+        user_keys, item_keys = self._arguments
+        events, columns = batch.stop - batch.start, (slot.words, slot.floats)
+        launch, kept, rates = self._device.launch, self._kept, self._rates
+        launch(
+            self._kernels.users, events * LANES, piece, batch, user_keys, *columns, users, items, kept, rates
+        )
+        threads = batch.m * (self._spec.k_padded + 1)
+        launch(self._kernels.negatives, threads, piece, batch, slot.floats, kept)
+        threads = (events + batch.m) * LANES
+        launch(self._kernels.items, threads, piece, batch, item_keys, *columns, items, kept, rates)
