@@ -6,10 +6,12 @@ A snapshot is a folder of exactly four files:
     users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n]
                          (factors F16 or BF16 where the spec says so)
                          and the optimizer's state: `OPTIMIZER_STATE`
+                         and with an adaptive rate its probe: users.factor_probe F32[n,k]   users.bias_probe F32[n]   users.row_probe F32[n]
                          and histories: `_history`
     items.safetensors    the same of items
     state.safetensors    what is not in a table: `SMALL`, with rule SOLVE gram F64[2*(k+1)^2], and with replay
-                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir
+                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir;
+                         with an adaptive rate rates F64[5]: step, moves, events in the window, sums
 
 The order of sections, which the root hash follows: users.* as above, items.* alike, then the state's by name. The
 layout is a function of the spec (k, its optimizer, what factors are stored as) and of the row counts, so a reader computes the
@@ -86,6 +88,9 @@ OPTIMIZER_STATE: dict[int, tuple[str, ...]] = {
 """Sections that a table has beside factors and biases, F32, by the spec's `optimizer.kind`: factor_* [n,k], powers [n,2],
 others [n]."""
 
+PROBE = ("factor_probe", "bias_probe", "row_probe")
+"""Sections after those where the spec has an adaptive rate."""
+
 SMALL: dict[str, tuple[str, int | None]] = {
     "events": ("U64", 1),  # interactions accepted
     "labels.item.keys": ("U64", None),  # ascending
@@ -108,6 +113,7 @@ ALIGNMENT = 64
 MAX_K = 1024
 MAX_HISTORY = 8192
 MAX_REPLAY_SIZE = 1 << 20
+RATES_SIZE, RATE_STEPS_MAX, MOVES_MAX = 5, 24, 1 << 24
 MANIFEST_BYTES_MAX = 64 << 20
 SPEC_BYTES_MAX = 1 << 16
 _MANIFEST_BASE_BYTES = 16 << 10
@@ -150,8 +156,9 @@ class Layout:
 
 
 class TableShape(NamedTuple):
-    """What tables look like: k factors a row, of a safetensors dtype; names of the optimizer's sections; events
-    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay."""
+    """What tables look like: k factors a row, of a safetensors dtype; names of the optimizer's sections and the probe's; events
+    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay; whether
+    the rate is adaptive."""
 
     k: int
     state: tuple[str, ...]
@@ -160,6 +167,7 @@ class TableShape(NamedTuple):
     neighbors: int
     gram: bool
     replay: int
+    adaptive: bool
 
 
 def spec_shape(spec: bytes) -> TableShape:
@@ -176,14 +184,16 @@ def spec_shape(spec: bytes) -> TableShape:
         raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
     if message.replay.size > MAX_REPLAY_SIZE:
         raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
+    adaptive = message.adaptive_rate.window > 0
     return TableShape(
         message.k,
-        OPTIMIZER_STATE[message.optimizer.kind],
+        OPTIMIZER_STATE[message.optimizer.kind] + (PROBE if adaptive else ()),
         FACTOR_DTYPES[message.factor_dtype],
         lengths[:2],
         lengths[2],
         message.rule == models_pb2.RULE_SOLVE,
         message.replay.size,
+        adaptive,
     )
 
 
@@ -204,6 +214,8 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
     shape = spec_shape(spec)
     sections = [*_table("users", users, shape), *_table("items", items, shape)]
     small = SMALL | ({"gram": ("F64", 2 * (shape.k + 1) ** 2)} if shape.gram else {})
+    if shape.adaptive:
+        small |= {"rates": ("F64", RATES_SIZE)}
     if shape.replay:
         small |= {f"replay.{name}": (dtype, shape.replay) for name, dtype in REPLAY.items()}
     if set(small_lengths) != set(small):

@@ -165,6 +165,14 @@ class CudaModel:
         if self._reservoir is not None:
             self._reservoir.load(columns, events)
 
+    @property
+    def rate_state(self) -> np.ndarray:
+        """As `backend.Backend.rate_state`: no rate is adapted here."""
+        return np.empty(0)
+
+    def set_rate_state(self, state: np.ndarray) -> None:
+        """Nothing: there is none."""
+
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
         `advance`. MemoryError if the device has no room."""
@@ -347,6 +355,9 @@ class CudaModel:
 
 def _known(spec: ModelSpec) -> ModelSpec:
     """The spec; SpecError naming what this backend has not."""
+    if spec.adaptive_rate.window:
+        window = spec.adaptive_rate.window
+        raise SpecError(f"adaptive_rate.window: expected 0 on backend cuda, got {window}; backend cpu has it")
     for name in ("l2_frequency", "dropout"):
         value = getattr(spec.regularization, name)
         if value:
