@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 
 from benchmarks.pages import ROOT, six_digits, write_between
+from benchmarks.quality.adaptive import PRESETS, RATES
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.metrics import NAMES, PRIMARY
 from benchmarks.quality.ranking import MICRO_BATCHES
@@ -28,6 +29,11 @@ RMSE_LABELS = {
     "multi_pass": "multi-pass SGD, float64",
     "ratings": "livefactor `ratings`, one pass",
     "ratings_solve": "livefactor `ratings_solve`, one pass",
+}
+STREAM_LABELS = {
+    "ml1m": "MovieLens-1M, ratings, RMSE",
+    "retail": "Online Retail, purchases, log loss",
+    "drift": "made, tastes that drift and rest, RMSE",
 }
 OURS = [key for key, method in METHODS.items() if method.ours]
 CELLS = {
@@ -73,6 +79,10 @@ def ratios() -> dict[str, Ratio]:
         for key, suffix in (("ratings", ""), ("ratings_solve", "_solve")):
             names = f"ml1m_{order}_{key}_rmse", (f"ml1m_{order}_multi_pass_rmse",)
             found[f"ratio_ml1m_{order}_rmse{suffix}"] = Ratio(f"{label}, `{key}`", *names, "at most 1.02")
+    for name, words in STREAM_LABELS.items():
+        label = f"{words}: adaptive rate to the best of five fixed ones"
+        names = f"adaptive_{name}_loss", (f"adaptive_{name}_best_fixed",)
+        found[f"ratio_adaptive_{name}"] = Ratio(label, *names, "at most 1.00")
     return found
 
 
@@ -106,6 +116,7 @@ def required() -> list[str]:
                     names += [f"{name}_{order}_{key}_{what}" for what in (*NAMES, "events_per_s", "settings")]
     names += [f"retail_next_{key}_recall10" for key in NEXT_GRIDS]
     names += [f"ml1m_{order}_{key}_rmse" for order in ORDERS for key in RMSE_LABELS]
+    names += [f"adaptive_{name}_{what}" for name in PRESETS for what in ("best_fixed", "loss", "settings")]
     return names + list(ratios())
 
 
@@ -150,6 +161,7 @@ def sheets(figures: Figures) -> Iterator[Sheet]:
     yield _next(figures)
     for order in ORDERS:
         yield _ratings(figures, order)
+    yield _adaptive(figures)
 
 
 def _goals(figures: Figures) -> Sheet:
@@ -198,6 +210,17 @@ def _ratings(figures: Figures, order: str) -> Sheet:
         rows.append([label, *cells, *_settings(figures, prefix)])
     title = f"Ratings, MovieLens-1M, timed half, {ORDER_LABELS[order]}"
     return Sheet(title, ["", "RMSE", "spread", "events / CPU s", "settings", "of"], rows)
+
+
+def _adaptive(figures: Figures) -> Sheet:
+    rows = []
+    for name, label in STREAM_LABELS.items():
+        prefix = f"adaptive_{name}"
+        whats = [f"fixed_{rate:g}" for rate in RATES] + ["loss", "loss_spread", "last_rate", "settings", "grid_size"]
+        cells = [shown(f"{prefix}_{what}", figures.get(f"{prefix}_{what}")) for what in whats]
+        rows.append([label, *cells])
+    head = [f"{rate:g} x" for rate in RATES] + ["adaptive", "spread", "last rate", "settings", "of"]
+    return Sheet("Adaptive rate beside fixed ones, in multiples of the preset's", ["", *head], rows)
 
 
 def tables(figures: Figures) -> Group:

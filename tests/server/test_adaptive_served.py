@@ -39,7 +39,7 @@ def _push(server: Any, model: str, producer_id: str, start: int, stop: int) -> N
         for part in np.array_split(numbers, 8):
             users, items = part * 7919 % 50, part * 104729 % 97
             producer.push(users, items, users % 3 + items % 2)
-        producer.flush()
+            producer.flush()  # a record each
 
 
 def test_it_is_served_described_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
