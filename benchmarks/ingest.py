@@ -40,9 +40,9 @@ main()
 """A server whose log is written but never synced: a yardstick for what durability costs, nothing to run."""
 
 SPECS = {
-    "squared": {"preset": "ratings", "k": K},
-    "logistic": {"preset": "clicks", "k": K, "negatives": 1},
-    "labels": {"preset": "clicks", "k": K, "negatives": 0},
+    "squared": {"preset": "ratings_sgd", "k": K},
+    "logistic": {"preset": "clicks_sgd", "k": K, "negatives": 1},
+    "labels": {"preset": "clicks_sgd", "k": K, "negatives": 0},
 }
 
 

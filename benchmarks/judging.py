@@ -108,7 +108,10 @@ def main() -> None:
     arguments = parser.parse_args()
     loads = {case: Load(arguments.events, batch, model) for case, (model, batch) in CASES.items()}
     figures: dict[str, float] = {}
-    for case, name, changes in (("squared_8k", "ratings", {}), ("logistic_8k", "clicks", {"negatives": 1})):
+    for case, name, changes in (
+        ("squared_8k", "ratings_sgd", {}),
+        ("logistic_8k", "clicks_sgd", {"negatives": 1}),
+    ):
         judging, applying = in_process(loads[case], name, **changes)
         figures |= {f"{case}_judge_us_a_record": judging, f"{case}_apply_us_a_record": applying}
     print(json.dumps(figures | served(arguments.rounds, loads), indent=1))

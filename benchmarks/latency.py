@@ -89,7 +89,7 @@ class Clock:
 def fill(target: str, model: str, items: int) -> None:
     """Make a model of k = 64 that knows every user and, by one event each, every item."""
     with Models(target) as models:
-        models.create(model, "ratings", k=K)
+        models.create(model, "ratings_sgd", k=K)
     keys = np.arange(max(USERS, items), dtype=np.uint64)
     values = np.random.default_rng(items).normal(3.5, 1.0, keys.size).astype(np.float32)
     settings = BatchSettings(events_max=BATCH_64K, latency_ms_max=None)

@@ -28,7 +28,7 @@ def facts(folder: Path) -> dict[str, str | float | None]:
     """
     numbers = re.findall(r"MemTotal: +(\d+) kB", _read("/proc/meminfo"))
     return {
-        "run_date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "run_date": date(),
         "machine_cpu": next(iter(re.findall(r"model name\s*: (.*)", _read("/proc/cpuinfo"))), None),
         "machine_cores": len(os.sched_getaffinity(0)),
         "machine_l3_cache": _read("/sys/devices/system/cpu/cpu0/cache/index3/size").strip() or None,
@@ -39,6 +39,11 @@ def facts(folder: Path) -> dict[str, str | float | None]:
         "version_python": platform.python_version(),
         **{f"version_{name.replace('-', '_')}": _version(name) for name in PACKAGES},
     }
+
+
+def date() -> str:
+    """Now, to the minute."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def file_system(folder: Path) -> str | None:

@@ -32,9 +32,9 @@ NARROW = (FactorDtype.FLOAT16, FactorDtype.BFLOAT16)
 TUNED_PART = {"ml1m": 0.5, "retail": 0.6}
 
 _FIGURE_OF_PRESET = {
-    "ratings": "rmse_ml1m",
-    "purchases": "recall10_retail",
-    "clicks": "recall10_retail_clicks",
+    "ratings_sgd": "rmse_ml1m",
+    "purchases_sgd": "recall10_retail",
+    "clicks_sgd": "recall10_retail_clicks",
 }
 _LABELS = {
     "progressive_rmse_ml1m": "ratings, RMSE, one event a record",
@@ -77,7 +77,7 @@ def measure(ratings: Path | None, purchases: Path | None = RETAIL_SHIPPED) -> di
 
 def ratings_figures(stream: Stream) -> dict[str, float]:
     """The figures of a stream of ratings."""
-    spec = preset("ratings")
+    spec = preset("ratings_sgd")
     errors, plain = model_errors(spec, stream), rmse(float64_errors(spec, stream))
     clipped = rmse(float64_errors(spec, stream, spec.limits.error_max))
     figures = {
@@ -88,18 +88,21 @@ def ratings_figures(stream: Stream) -> dict[str, float]:
         "progressive_rmse_ml1m_untouched": rmse(_untouched(errors, "ml1m")),
     }
     for dtype in NARROW:
-        name, narrow = dtype.name.lower(), rmse(model_errors(preset("ratings", factor_dtype=dtype), stream))
+        name, narrow = (
+            dtype.name.lower(),
+            rmse(model_errors(preset("ratings_sgd", factor_dtype=dtype), stream)),
+        )
         figures[f"progressive_rmse_ml1m_{name}"] = narrow
         figures[f"rmse_ratio_{name}_to_float32"] = narrow / rmse(errors)
     for size in MICRO_BATCHES:
-        other = model_errors(preset("ratings", micro_batch=size), stream, MICRO_BATCH_RECORD)
+        other = model_errors(preset("ratings_sgd", micro_batch=size), stream, MICRO_BATCH_RECORD)
         figures[f"progressive_rmse_ml1m_b{size}"] = rmse(other)
     return figures
 
 
 def purchases_figures(stream: Stream) -> dict[str, float]:
     """The figures of a stream of purchases."""
-    hits, popular = model_hits(preset("purchases"), stream), popular_hits(stream)
+    hits, popular = model_hits(preset("purchases_sgd"), stream), popular_hits(stream)
     figures = {
         "progressive_recall10_retail": hits.mean(),
         "progressive_recall10_retail_popular": popular.mean(),
@@ -108,9 +111,9 @@ def purchases_figures(stream: Stream) -> dict[str, float]:
         "progressive_recall10_retail_own_first": own_first_hits(stream).mean(),
         "progressive_recall10_retail_untouched": _untouched(hits, "retail").mean(),
         "progressive_recall10_retail_popular_untouched": _untouched(popular, "retail").mean(),
-        "progressive_recall10_retail_clicks": model_hits(preset("clicks"), stream).mean(),
+        "progressive_recall10_retail_clicks": model_hits(preset("clicks_sgd"), stream).mean(),
     }
-    for name in ("purchases", "clicks"):
+    for name in ("purchases_sgd", "clicks_sgd"):
         for size in MICRO_BATCHES:
             other = model_hits(preset(name, micro_batch=size), stream, MICRO_BATCH_RECORD)
             figures[f"progressive_{_FIGURE_OF_PRESET[name]}_b{size}"] = other.mean()

@@ -38,7 +38,7 @@ RATIOS = {
 
 def kernel_with_keys(load: ingest.Load) -> Run:
     """A run that gives the events a second of looking up and learning the load batch by batch."""
-    model = CpuModel(preset("ratings", k=K))
+    model = CpuModel(preset("ratings_sgd", k=K))
     model.users.allocate(load.users)
     model.items.allocate(load.items)
     counts = model.users.allocated, model.items.allocated

@@ -33,7 +33,7 @@ class Stubs:
         self.snapshots = snapshots_pb2_grpc.SnapshotServiceStub(self.channel)
         self.models = models_pb2_grpc.ModelServiceStub(self.channel)
 
-    def model(self, preset: str = "clicks", **spec: object) -> str:
+    def model(self, preset: str = "clicks_sgd", **spec: object) -> str:
         """A new model's name; k is 8 unless given."""
         name = f"m{next(self.numbers)}"
         spec = {"k": 8, "limits": SMALL_LIMITS, **spec}

@@ -30,7 +30,7 @@ def import_all() -> None:
         importlib.import_module(f"livefactor_server.{name}")
     for name in ("grpc_health.v1.health", "grpc_reflection.v1alpha.reflection"):
         importlib.import_module(name)
-    create_backend("cpu", preset("clicks", k=8))
+    create_backend("cpu", preset("clicks_sgd", k=8))
     compile_kernels()
 
 

@@ -89,10 +89,10 @@ def measure(xp: Any, load: Load = Load()) -> Figures:
     """`xp`: CuPy. Streams batches, first alone, then with Score calls beside."""
     columns = load.columns()
     with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedServer("ratings", Path(folder) / "data", backend="cuda")
+        server = EmbeddedServer("ratings_sgd", Path(folder) / "data", backend="cuda")
         channel = open_channel(server.target)
         try:
-            Models(channel=channel).create("bench", preset="ratings", k=64, micro_batch=load.micro_batch)
+            Models(channel=channel).create("bench", preset="ratings_sgd", k=64, micro_batch=load.micro_batch)
             options: dict[str, Any] = {
                 "model": "bench",
                 "producer_id": "bench",

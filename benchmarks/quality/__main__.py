@@ -1,6 +1,6 @@
 """The judge of update rules: `make quality`, or `python -m benchmarks.quality [--quick] [--output FILE]`.
 
-A whole run takes about half an hour, one thread; it writes benchmarks/results/quality.json (flat)
+A whole run takes over an hour, one thread; it writes benchmarks/results/quality.json (flat)
 and, from that file alone, docs/quality.md's figures and its pictures. A quick run (one of eight users, two
 settings of each grid, one seed) only shows that everything runs. ML1M_RATINGS: MovieLens-1M's ratings.csv.gz,
 which may not be shipped; without it its figures are missing.
@@ -32,7 +32,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
 def print_grids(console: Console, extent: Extent) -> None:
     """How many settings each method is tuned over, and which."""
     grids = {method.label: method.grid for method in methods.METHODS.values()}
-    grids |= {f"{name}, test-then-learn": settings for name, settings in suite.NEXT_GRIDS.items()}
+    grids |= {
+        f"{method.label}, shuffled": method.shuffled for method in methods.METHODS.values() if method.shuffled
+    }
+    for name, each in suite.NEXT_GRIDS.items():
+        grids |= {f"{name}, test-then-learn, {key}": settings for key, settings in each.items()}
     grids |= {"multi-pass SGD": suite.MULTI_PASS_GRID, **suite.STREAMED_GRIDS}
     for label, settings in grids.items():
         axes = {axis: sorted({each[axis] for each in extent.of(settings)}) for axis in settings[0]}
@@ -41,7 +45,7 @@ def print_grids(console: Console, extent: Extent) -> None:
 
 
 def measure(ratings: Path | None, extent: Extent, console: Console, only: str = "") -> Figures:
-    """All figures by name."""
+    """All figures by name; of the parts that `only` is found in, with the date of each."""
     figures: Figures = {}
     parts = [part for part in suite.all_parts(ratings, extent) if re.search(only, part.name)]
     columns = TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -52,7 +56,7 @@ def measure(ratings: Path | None, extent: Extent, console: Console, only: str = 
             bar.refresh()
             started = time.monotonic()
             measured = part.run()
-            figures |= measured
+            figures |= measured | ({f"{part.name}_run_date": machine.date()} if only else {})
             bar.advance(task)
             main = next((f"{value:.4f}" for value in measured.values() if isinstance(value, float)), "")
             console.print(f"{part.name}: {main} ({time.monotonic() - started:.0f} s)")
@@ -80,8 +84,7 @@ def main() -> None:
         measured = measure(ratings_path(), extent, console, arguments.only or "")
         about |= {"run_seconds": round(time.monotonic() - started, 1), "run_load_after": os.getloadavg()[0]}
         if arguments.only:
-            kept = json.loads(RESULTS.read_text(encoding="utf-8"))
-            about, measured = {**kept, "run_only": arguments.only}, {**kept, **measured}
+            about, measured = {}, json.loads(RESULTS.read_text(encoding="utf-8")) | measured
         figures = about | report.completed(measured)
         console.print(report.tables(figures))
         output = arguments.output or (None if arguments.quick else RESULTS)

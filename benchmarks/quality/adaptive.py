@@ -27,7 +27,7 @@ from livefactor_kernels.steps import Rows
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """The fixed ones, as multiples of the preset's."""
 WINDOWS = grid(window=(1024, 2048, 4096))
-PRESETS = {"ml1m": "ratings", "retail": "clicks", "drift": "ratings"}
+PRESETS = {"ml1m": "ratings_sgd", "retail": "clicks_sgd", "drift": "ratings_sgd"}
 TUNED_PART = 0.2
 RECORD_EVENTS = 64
 DRIFT_EVENTS = 400_000

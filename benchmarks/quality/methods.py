@@ -21,9 +21,22 @@ IMPLICIT_EPOCHS = 15
 # The preset's learning rates, times the rate.
 CLICKS_GRID = grid(rate=(0.5, 1, 2), l2=(0.001, 0.01), k=(32, 64), negatives=(8, 16))
 PURCHASES_GRID = grid(rate=(1, 2), l2=(0.001, 0.01, 0.03), k=(32, 64), negatives=(16, 32))
-RANKING_GRID = grid(unobserved=(0.3, 1), l2=(0.001, 0.003, 0.01), half_life=(0, 1.5), items=(512, 4096))
-IALS_GRID = grid(k=(32, 64), unobserved=(0.3, 1, 3), l2=(0.001, 0.003, 0.01, 0.02))
-IMPLICIT_GRID = grid(k=(64, 128), alpha=(1.3, 2, 4), l2=(3, 10, 20, 30))
+SOLVE_GRID = grid(unobserved=(0.3, 1), l2=(0.001, 0.003, 0.01), half_life=(0, 1.5), items=(512, 4096))
+# Nothing is recent here, and there is no hurry: rows are wider and solved more often.
+SOLVE_SHUFFLED_GRID = grid(
+    unobserved=(0.2, 0.3),
+    l2=(0.004, 0.006, 0.01),
+    k=(64, 128),
+    item_events=(2, 8),
+    half_life=(0,),
+    items=(4096,),
+)
+SOFTMAX_GRID = grid(
+    rate=(1, 1.5, 2), l2=(0.001, 0.03), micro_batch=(4, 8), proposal=("uniform", "popularity")
+)
+# As wide as ours at their widest. implicit's always did best so.
+IALS_GRID = grid(k=(64, 128), unobserved=(0.1, 0.3, 1, 3), l2=(0.001, 0.003, 0.01, 0.02))
+IMPLICIT_GRID = grid(k=(128,), alpha=(0.7, 1.3, 2, 4, 8, 16), l2=(10, 20, 30, 60))
 KNN_GRID = grid(kind=("cosine", "conditional"), shrinkage=(0, 5, 20, 100), neighbours=(0, 50, 200))
 EASE_GRID = grid(l2=(20, 50, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000))
 RECENCY_GRID = grid(l2=(300, 600, 1000, 2000), half_life=(2, 3, 5, 8, 20, 80))
@@ -71,7 +84,8 @@ class Method(NamedTuple):
     """learn: (parts, seed, settings) to what ranks.
 
     grid: one empty setting if there is nothing to tune. random: whether seeds matter. recent: whether it looks at
-    the order of time, so that a shuffled order is not for it. ours: streamed, one pass.
+    the order of time, so that a shuffled order is not for it. ours: streamed, one pass. shuffled: the grid in shuffled order,
+    if it is another one.
     """
 
     label: str
@@ -81,6 +95,7 @@ class Method(NamedTuple):
     recent: bool = False
     ours: bool = False
     is_installed: Callable[[], bool] = lambda: True
+    shuffled: list[dict[str, float | str]] | None = None
 
 
 def _ours(key: str) -> Callable[..., Scores]:
@@ -120,14 +135,35 @@ METHODS: dict[str, Method] = {
         random=True,
         is_installed=lambda: als.AlternatingLeastSquares is not None,
     ),
-    "clicks": Method("livefactor `clicks`, one pass", _ours("clicks"), CLICKS_GRID, True, False, True),
-    "purchases": Method(
-        "livefactor `purchases`, one pass", _ours("purchases"), PURCHASES_GRID, True, False, True
+    "clicks_sgd": Method(
+        "livefactor `clicks_sgd`, tuned, one pass", _ours("clicks_sgd"), CLICKS_GRID, True, False, True
     ),
-    "ranking": Method(
-        "livefactor `ranking` as it is, one pass", _ours("ranking"), random=True, recent=True, ours=True
+    "purchases_sgd": Method(
+        "livefactor `purchases_sgd`, tuned, one pass",
+        _ours("purchases_sgd"),
+        PURCHASES_GRID,
+        True,
+        False,
+        True,
     ),
-    "ranking_tuned": Method(
-        "livefactor `ranking`, tuned, one pass", _ours("ranking"), RANKING_GRID, True, False, True
+    "softmax": Method(
+        "livefactor softmax, 64 shared negatives, tuned, one pass",
+        _ours("softmax"),
+        SOFTMAX_GRID,
+        True,
+        False,
+        True,
+    ),
+    "clicks": Method(
+        "livefactor `clicks` as it is, one pass", _ours("clicks"), random=True, recent=True, ours=True
+    ),
+    "clicks_tuned": Method(
+        "livefactor `clicks`, tuned, one pass",
+        _ours("clicks"),
+        SOLVE_GRID,
+        True,
+        False,
+        True,
+        shuffled=SOLVE_SHUFFLED_GRID,
     ),
 }

@@ -8,22 +8,27 @@ from typing import Any
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.metrics import PRIMARY
 from benchmarks.quality.ranking import CURVES, POINTS
-from benchmarks.quality.report import NEXT_LABELS, ORDER_LABELS, SET_LABELS, Figures
-from benchmarks.quality.suite import WINDOWS
+from benchmarks.quality.report import NEXT_LABELS, NEXT_TITLES, ORDER_LABELS, SET_LABELS, Figures
+from benchmarks.quality.suite import NEXT_GRIDS, WINDOWS
 from livefactor_server.tuning.drawing import grid, write_svg
 
 COLOURS = {
     "popular": "#9a9a9a",
     "popular_decayed": "#5f5f5f",
+    "own_first": "#b5651d",
     "knn": "#8c6d1f",
     "ease": "#2a7f62",
     "ease_recent": "#1b4d3e",
     "ials": "#3b6fb6",
     "implicit": "#7da7d9",
-    "clicks": "#e07b39",
-    "purchases": "#c0392b",
-    "ranking": "#6a1b9a",
-    "ranking_tuned": "#b39ddb",
+    "clicks_sgd": "#e07b39",
+    "purchases_sgd": "#c0392b",
+    "softmax": "#d81b8c",
+    "news": "#d81b8c",
+    "clicks": "#6a1b9a",
+    "clicks_tuned": "#b39ddb",
+    "clicks_repeats": "#311b92",
+    "purchases": "#d81b8c",
 }
 
 
@@ -35,7 +40,7 @@ def draw(figures: Figures, folder: Path) -> None:
 
 
 def _label(key: str) -> str:
-    return METHODS[key].label.replace("`", "")
+    return (METHODS[key].label if key in METHODS else NEXT_LABELS[key]).replace("`", "")
 
 
 def _number(figures: Figures, name: str) -> float | None:
@@ -84,16 +89,16 @@ def _curve(figures: Figures) -> Any:
 
 def _next(figures: Figures) -> Any:
     """Test-then-learn, a tenth of the stream at a time."""
-    figure, axes = grid(1, 1)
-    axis, windows = axes[0][0], range(1, WINDOWS + 1)
-    axis.set(title="Online Retail, test-then-learn", ylabel="recall@10 within the tenth")
-    axis.set_xlabel("share of the stream learned")
-    for key in NEXT_LABELS:
-        values = [_number(figures, f"retail_next_{key}_recall10_window_{window:02}") for window in windows]
-        if None not in values:
-            axis.plot(
-                [w / WINDOWS for w in windows], values, color=COLOURS[key], marker=".", label=_label(key)
-            )
-    axis.set_ylim(bottom=0)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure, axes = grid(1, 2)
+    windows, labelled = range(1, WINDOWS + 1), {}
+    for axis, name in zip(axes[0], NEXT_GRIDS, strict=True):
+        axis.set(title=NEXT_TITLES[name], ylabel="recall@10 within the tenth")
+        axis.set_xlabel("share of the stream learned")
+        for key in NEXT_GRIDS[name]:
+            values = [_number(figures, f"{name}_next_{key}_recall10_window_{w:02}") for w in windows]
+            if None not in values:
+                (line,) = axis.plot([w / WINDOWS for w in windows], values, color=COLOURS[key], marker=".")
+                labelled[_label(key)] = line
+        axis.set_ylim(bottom=0)
+    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=3)
     return figure

@@ -20,9 +20,9 @@ Figures = dict[str, Figure]
 
 POINTS = 10
 """Of a learning curve."""
-CURVES = ("popular", "popular_decayed", "clicks", "purchases", "ranking")
-MICRO_BATCHES = {"clicks": (16, 256), "purchases": (16, 256), "ranking": (1,)}
-"""Sizes that are tried beside a method's own, which is 1, of `ranking` 256."""
+CURVES = ("popular", "popular_decayed", "clicks_sgd", "purchases_sgd", "softmax", "clicks")
+MICRO_BATCHES = {"clicks_sgd": (16, 256), "purchases_sgd": (16, 256), "clicks": (1,)}
+"""Sizes that are tried beside a method's own, which is 1, of `clicks` 256."""
 
 
 class Extent(NamedTuple):
@@ -96,7 +96,8 @@ class Ranking:
 
         if not method.is_installed():
             return {}
-        choice = self._picked[key] = pick(self._extent.of(method.grid), worth)
+        tried = method.shuffled if self._shuffled and method.shuffled else method.grid
+        choice = self._picked[key] = pick(self._extent.of(tried), worth)
         results, seconds = [], []
         for seed in range(self._extent.seeds if method.random else 1):
             parts = Parts(self._stream(seed) if method.ours else self._judgement.final.learned)

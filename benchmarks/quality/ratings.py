@@ -96,6 +96,6 @@ def multi_pass(events: Events, epochs: int, seed: int, **settings: float) -> Mul
     return model
 
 
-def streamed(events: Events, seed: int, key: str = "ratings", **settings: float) -> Predicts:
+def streamed(events: Events, seed: int, key: str = "ratings_sgd", **settings: float) -> Predicts:
     """Ours, the preset `key` with other settings, after one pass."""
     return one_pass(settled(key, **settings, seed=seed), events)

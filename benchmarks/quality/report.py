@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from benchmarks.quality.adaptive import PRESETS, RATES
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.metrics import NAMES, PRIMARY
 from benchmarks.quality.ranking import MICRO_BATCHES
-from benchmarks.quality.suite import BY_USER, NEXT_GRIDS, ORDERS
+from benchmarks.quality.suite import BY_USER, NEXT_GRIDS, NEXT_OURS, ORDERS
 from benchmarks.report import Figure
 
 PAGE = ROOT / "docs" / "quality.md"
@@ -22,13 +23,23 @@ Figures = Mapping[str, Figure]
 
 SET_LABELS = {"ml1m": "MovieLens-1M, timed half", "retail": "Online Retail"}
 ORDER_LABELS = {"time": "in the order of time", "shuffled": "in shuffled order"}
-NEXT_LABELS = {"popular_decayed": "most-popular, decayed", "knn": METHODS["knn"].label} | {
-    key: METHODS[key].label for key in ("clicks", "purchases", "ranking")
+NEXT_LABELS = {
+    "popular_decayed": "most-popular, decayed",
+    "own_first": "the user's own most frequent, then most-popular, decayed",
+    "knn": METHODS["knn"].label,
+    **{key: METHODS[key].label for key in ("clicks_sgd", "purchases_sgd", "clicks", "clicks_tuned")},
+    "clicks_repeats": "livefactor `clicks` with repeats, tuned, one pass",
+    "purchases": "livefactor `purchases`, tuned, one pass",
+    "news": "livefactor `news` as it is, one pass",
+}
+NEXT_TITLES = {
+    "retail": "Online Retail, test-then-learn",
+    "news": "Stream of news, made by rule, test-then-learn",
 }
 RMSE_LABELS = {
     "multi_pass": "multi-pass SGD, float64",
-    "ratings": "livefactor `ratings`, one pass",
-    "ratings_solve": "livefactor `ratings_solve`, one pass",
+    "ratings_sgd": "livefactor `ratings_sgd`, tuned, one pass",
+    "ratings": "livefactor `ratings`, tuned, one pass",
 }
 STREAM_LABELS = {
     "ml1m": "MovieLens-1M, ratings, RMSE",
@@ -70,13 +81,17 @@ def ratios() -> dict[str, Ratio]:
                     label = f"{words}, in the order of time: `{key}`, its own B to B = 1"
                     one, over = over, one
                 found[f"ratio_{name}_time_{key}_b{size}"] = Ratio(label, over, (one,), "at least 0.99")
-    for key in (key for key in OURS if key in NEXT_GRIDS):
+    for key in NEXT_OURS["retail"]:
         label = f"Online Retail, test-then-learn recall@10: `{key}` to item-kNN"
         names = f"retail_next_{key}_recall10", ("retail_next_knn_recall10",)
         found[f"ratio_retail_next_{key}_to_knn"] = Ratio(label, *names, "at least 1.05")
+    for key in NEXT_OURS["news"]:
+        label = f"Stream of news, test-then-learn recall@10: `{key}` to most-popular, decayed"
+        names = f"news_next_{key}_recall10", ("news_next_popular_decayed_recall10",)
+        found[f"ratio_news_next_{key}_to_popular"] = Ratio(label, *names, "at least 1.00")
     for order, words in ORDER_LABELS.items():
         label = f"MovieLens-1M, timed half, {words}: RMSE, one pass to multi-pass SGD"
-        for key, suffix in (("ratings", ""), ("ratings_solve", "_solve")):
+        for key, suffix in (("ratings_sgd", "_sgd"), ("ratings", "")):
             names = f"ml1m_{order}_{key}_rmse", (f"ml1m_{order}_multi_pass_rmse",)
             found[f"ratio_ml1m_{order}_rmse{suffix}"] = Ratio(f"{label}, `{key}`", *names, "at most 1.02")
     for name, words in STREAM_LABELS.items():
@@ -114,7 +129,7 @@ def required() -> list[str]:
             for key, method in METHODS.items():
                 if not (method.recent and order == "shuffled"):
                     names += [f"{name}_{order}_{key}_{what}" for what in (*NAMES, "events_per_s", "settings")]
-    names += [f"retail_next_{key}_recall10" for key in NEXT_GRIDS]
+    names += [f"{name}_next_{key}_recall10" for name, grids in NEXT_GRIDS.items() for key in grids]
     names += [f"ml1m_{order}_{key}_rmse" for order in ORDERS for key in RMSE_LABELS]
     names += [f"adaptive_{name}_{what}" for name in PRESETS for what in ("best_fixed", "loss", "settings")]
     return names + list(ratios())
@@ -141,6 +156,8 @@ def shown(name: str, value: Figure) -> str:
         return f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value / 1e3:.1f} k"
     if isinstance(value, int):
         return f"{value:,}"
+    if value >= 1e4:  # of what diverged
+        return f"{value:.1e}"
     return f"{value:.3f}" if name.startswith("ratio_") else f"{value:.4f}"
 
 
@@ -158,7 +175,8 @@ def sheets(figures: Figures) -> Iterator[Sheet]:
     for name in BY_USER:
         for order in ORDERS:
             yield _ranking(figures, name, order)
-    yield _next(figures)
+    for name in NEXT_GRIDS:
+        yield _next(figures, name)
     for order in ORDERS:
         yield _ratings(figures, order)
     yield _adaptive(figures)
@@ -190,16 +208,14 @@ def _ranking(figures: Figures, name: str, order: str) -> Sheet:
     return Sheet(f"{SET_LABELS[name]}, {ORDER_LABELS[order]}", head, rows)
 
 
-def _next(figures: Figures) -> Sheet:
+def _next(figures: Figures, name: str) -> Sheet:
     rows = []
-    for key, label in NEXT_LABELS.items():
+    for key in NEXT_GRIDS[name]:
         names = [
-            f"retail_next_{key}_{what}" for what in ("recall10", "recall10_later", "settings", "grid_size")
+            f"{name}_next_{key}_{what}" for what in ("recall10", "recall10_later", "settings", "grid_size")
         ]
-        rows.append([label, *(shown(name, figures.get(name)) for name in names)])
-    return Sheet(
-        "Online Retail, test-then-learn", ["", "recall@10", "last 40 % alone", "settings", "of"], rows
-    )
+        rows.append([NEXT_LABELS[key], *(shown(each, figures.get(each)) for each in names)])
+    return Sheet(NEXT_TITLES[name], ["", "recall@10", "last 40 % alone", "settings", "of"], rows)
 
 
 def _ratings(figures: Figures, order: str) -> Sheet:
@@ -216,7 +232,13 @@ def _adaptive(figures: Figures) -> Sheet:
     rows = []
     for name, label in STREAM_LABELS.items():
         prefix = f"adaptive_{name}"
-        whats = [f"fixed_{rate:g}" for rate in RATES] + ["loss", "loss_spread", "last_rate", "settings", "grid_size"]
+        whats = [f"fixed_{rate:g}" for rate in RATES] + [
+            "loss",
+            "loss_spread",
+            "last_rate",
+            "settings",
+            "grid_size",
+        ]
         cells = [shown(f"{prefix}_{what}", figures.get(f"{prefix}_{what}")) for what in whats]
         rows.append([label, *cells])
     head = [f"{rate:g} x" for rate in RATES] + ["adaptive", "spread", "last rate", "settings", "of"]
@@ -245,6 +267,16 @@ def _machine(figures: Figures) -> str:
     return text.format_map({name: "missing" if value is None else value for name, value in figures.items()})
 
 
+def _again(figures: Figures) -> Iterator[str]:
+    """A line for each day on which parts were run alone (`--only`), after all the others."""
+    by_day = defaultdict(list)
+    for name, date in figures.items():
+        if name.endswith("_run_date"):
+            by_day[str(date)[:10]].append(f"`{name.removesuffix('_run_date')}`")
+    for day, parts in sorted(by_day.items()):
+        yield f"- Run alone on {day}: {', '.join(parts)}."
+
+
 def _counts(figures: Figures) -> Iterator[str]:
     """How much was learned and judged, a line for each set and order that was measured."""
     for name, words in SET_LABELS.items():
@@ -257,7 +289,7 @@ def _counts(figures: Figures) -> Iterator[str]:
 
 def page(figures: Figures) -> str:
     """What docs/quality.md shows between its marks."""
-    lines = [_machine(figures), "", *_counts(figures)]
+    lines = [_machine(figures), "", *_again(figures), *_counts(figures)]
     for sheet in sheets(figures):
         lines += ["", f"### {sheet.title}", "", *_markdown(sheet)]
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from benchmarks.quality.data import Events
 from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.history.reading import PersonReader, Persons
 from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import Loss, ModelSpec
+from livefactor_kernels.spec import Loss, ModelSpec, Proposal, Softmax
 from livefactor_kernels.tables import ITEMS, USERS
 
 RECORD_EVENTS = 512
@@ -42,32 +42,53 @@ def spec_of(
 
 def settled(key: str, **settings: Any) -> ModelSpec:
     """The spec of one of our methods, by its key, with settings."""
-    if key == "ratings_solve":
+    if key in ("ratings", "news"):
         return preset(key, **settings)
-    return ranking_spec(**settings) if key.startswith("ranking") else spec_of(key, **settings)
+    if key == "softmax":
+        return softmax_spec(**settings)
+    if key == "purchases":
+        return purchases_spec(**settings)
+    return spec_of(key, **settings) if key.endswith("_sgd") else clicks_spec(**settings)
 
 
-def ranking_spec(
+def softmax_spec(rate: float, l2: float, micro_batch: int, proposal: str, seed: int = 0) -> ModelSpec:
+    """The preset `news` with rates for items that stay. rate: a multiple of 0.1 for factors and of 0.05 for biases."""
+    optimizer = replace(preset("news").optimizer, learning_rate=0.1 * rate, bias_learning_rate=0.05 * rate)
+    negatives = Softmax(Proposal[proposal.upper()])
+    return preset("news", optimizer=optimizer, l2=l2, micro_batch=micro_batch, softmax=negatives, seed=seed)
+
+
+def purchases_spec(repeat: float, bias_rate: float, seed: int = 0) -> ModelSpec:
+    """The preset `purchases` with its settings changed. repeat: of counts."""
+    base = preset("purchases")
+    optimizer = replace(base.optimizer, bias_learning_rate=bias_rate)
+    return preset("purchases", counts=replace(base.counts, repeat=repeat), optimizer=optimizer, seed=seed)
+
+
+def clicks_spec(
+    k: int | None = None,
     unobserved: float | None = None,
     l2: float | None = None,
     half_life: float | None = None,
     items: int | None = None,
+    item_events: int | None = None,
     weight: float | None = None,
+    repeat: float | None = None,
     seed: int = 0,
     micro_batch: int | None = None,
 ) -> ModelSpec:
-    """The preset `ranking` with its settings changed. half_life, items: of histories. weight: of counts."""
-    base = preset("ranking")
+    """The preset `clicks` with its settings changed. half_life, items: of histories. weight, repeat: of counts."""
+    base = preset("clicks")
 
     def other(part: Any, **changes: float | None) -> Any:
         return replace(part, **{name: value for name, value in changes.items() if value is not None})
 
     parts = {
-        "solve": other(base.solve, unobserved=unobserved),
+        "solve": other(base.solve, unobserved=unobserved, item_events=item_events),
         "history": other(base.history, half_life=half_life, items=items),
-        "counts": other(base.counts, weight=weight),
+        "counts": other(base.counts, weight=weight, repeat=repeat),
     }
-    return other(replace(base, **parts, seed=seed), l2=l2, micro_batch=micro_batch).check()  # type: ignore[no-any-return]
+    return other(replace(base, **parts, seed=seed), k=k, l2=l2, micro_batch=micro_batch).check()  # type: ignore[no-any-return]
 
 
 class Learner:

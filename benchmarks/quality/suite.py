@@ -1,7 +1,7 @@
 """Everything that is measured, part by part. Names of figures are flat: <set>_<order>_<method>_<what>.
 
-Sets: ml1m (the timed half), retail. Orders: time, shuffled. Beside those of `ranking`: retail_next_..., which is
-test-then-learn, ml1m_<order>_..._rmse, of ratings, and adaptive_<stream>_... of learning rates.
+Sets: ml1m (the timed half), retail. Orders: time, shuffled. Beside those of `ranking.py`: retail_next_... and news_next_...,
+which are test-then-learn, ml1m_<order>_..._rmse, of ratings, and adaptive_<stream>_... of learning rates.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 
 from benchmarks.progressive import TUNED_PART
 from benchmarks.progressive_data import Stream, read_purchases, read_ratings
-from benchmarks.progressive_recall import model_hits, popular_hits
+from benchmarks.progressive_recall import model_hits, own_first_hits, popular_hits
 from benchmarks.quality import adaptive, ratings
 from benchmarks.quality.data import Judgement, in_time, numbered, shuffled
 from benchmarks.quality.methods import CLICKS_GRID, POPULAR_GRID, PURCHASES_GRID
+from benchmarks.quality.news import news_stream
 from benchmarks.quality.ranking import Extent, Figures, Part, Ranking, chosen
 from benchmarks.quality.search import Choice, Settings, grid, pick
 from benchmarks.quality.streamed import settled
@@ -27,23 +28,40 @@ from benchmarks.quality.test_then_learn import knn_hits
 
 BY_USER = {"ml1m": True, "retail": False}
 ORDERS = {"time": in_time, "shuffled": shuffled}
-OURS = ("clicks", "purchases", "ranking")
 WINDOWS = 10
 """Of test-then-learn: the stream in so many equal parts."""
 
+NEXT_TUNED_PART = TUNED_PART["retail"]
+"""Of every stream: settings are picked on it."""
 NEXT_KNN_GRID = grid(
-    kind=("cosine", "conditional"), shrinkage=(20, 50, 100), half_life=(10, 30, 1e9), repeats=(1, 2, 4)
+    kind=("cosine", "conditional"), shrinkage=(20, 50, 100), half_life=(30, 60, 100), repeats=(2, 3, 4)
 )
-NEXT_GRIDS = {
-    "popular_decayed": POPULAR_GRID,
-    "knn": NEXT_KNN_GRID,
-    "clicks": CLICKS_GRID,
-    "purchases": PURCHASES_GRID,
-    "ranking": grid(half_life=(1, 1.5, 3), weight=(0.5, 1, 2), l2=(0.001, 0.003)),
+NEXT_GRIDS: dict[str, dict[str, list[dict[str, float | str]]]] = {
+    "retail": {
+        "popular_decayed": POPULAR_GRID,
+        "own_first": POPULAR_GRID,
+        "knn": NEXT_KNN_GRID,
+        "clicks_sgd": CLICKS_GRID,
+        "purchases_sgd": PURCHASES_GRID,
+        "clicks_tuned": grid(half_life=(1, 1.5, 3), weight=(0.5, 1, 2), l2=(0.001, 0.003)),
+        "clicks_repeats": grid(repeat=(0.05, 0.1, 0.2, 0.5)),
+        "purchases": grid(repeat=(1, 1.5, 2), bias_rate=(0.05, 0.2, 0.4, 1)),
+    },
+    "news": {
+        "popular_decayed": POPULAR_GRID,
+        "knn": NEXT_KNN_GRID,
+        "clicks_sgd": CLICKS_GRID,
+        "clicks": grid(),
+        "news": grid(),
+    },
+}
+NEXT_OURS = {
+    name: [key for key in grids if key not in ("popular_decayed", "own_first", "knn")]
+    for name, grids in NEXT_GRIDS.items()
 }
 STREAMED_GRIDS = {
-    "ratings": grid(rate=(0.25, 0.5, 1, 2), l2=(0.003, 0.01, 0.03), k=(16, 32)),
-    "ratings_solve": grid(l2=(0.07, 0.1, 0.15), bias_l2=(0.02, 0.05), k=(16, 32)),
+    "ratings_sgd": grid(rate=(0.25, 0.5, 1, 2), l2=(0.003, 0.01, 0.03), k=(16, 32)),
+    "ratings": grid(l2=(0.07, 0.1, 0.15), bias_l2=(0.02, 0.05), k=(16, 32)),
 }
 MULTI_PASS_GRID = grid(rate=(0.005, 0.01, 0.02), l2=(0.02, 0.04, 0.06, 0.1), k=(16, 64))
 
@@ -67,7 +85,8 @@ def all_parts(ratings_file: Path | None, extent: Extent) -> Iterator[Part]:
             yield from Ranking(f"{name}_{order}", judgement, order == "shuffled", extent).parts()
             if name == "ml1m":
                 yield from _rmse_parts(f"{name}_{order}", judgement, extent)
-    yield from _next_parts(thinned(streams["retail"], extent.part), extent)
+    yield from _next_parts("retail", thinned(streams["retail"], extent.part), extent)
+    yield from _next_parts("news", thinned(news_stream(), extent.part), extent)
     yield from adaptive.parts({name: thinned(each, extent.part) for name, each in streams.items()}, extent)
 
 
@@ -122,22 +141,23 @@ def _rmse(
     } | chosen(prefix, choice)
 
 
-def _next_parts(stream: Stream, extent: Extent) -> Iterator[Part]:
+def _next_parts(name: str, stream: Stream, extent: Extent) -> Iterator[Part]:
     def hits_of(key: str, part: Stream, settings: Settings, seed: int) -> np.ndarray:
         if key == "popular_decayed":
             return popular_hits(part, settings["half_life"])  # type: ignore[arg-type]
+        if key == "own_first":
+            return own_first_hits(part, settings["half_life"])  # type: ignore[arg-type]
         if key == "knn":
             return knn_hits(numbered(part, once=False), **settings)  # type: ignore[arg-type]
-        return model_hits(settled(key, seed=seed, **settings), part)  # type: ignore[arg-type]
+        preset_key = key.removesuffix("_tuned").removesuffix("_repeats")
+        return model_hits(settled(preset_key, seed=seed, **settings), part)  # type: ignore[arg-type]
 
-    for key, settings in NEXT_GRIDS.items():
-        tried = extent.of(settings)
-        seeds = extent.seeds if key in OURS else 1
+    for key, settings in NEXT_GRIDS[name].items():
+        prefix, tried = f"{name}_next_{key}", extent.of(settings)
+        seeds = extent.seeds if key in NEXT_OURS[name] else 1
         yield Part(
-            f"retail_next_{key}",
-            lambda k=key, t=tried, s=seeds: _next(
-                f"retail_next_{k}", stream, t, s, lambda *a: hits_of(k, *a)
-            ),
+            prefix,
+            lambda p=prefix, k=key, t=tried, s=seeds: _next(p, stream, t, s, lambda *a: hits_of(k, *a)),
         )
 
 
@@ -146,7 +166,7 @@ def _next(
     hits_of: Callable[[Stream, Settings, int], np.ndarray],
 ) -> Figures:  # fmt: skip
     """Recall@10 of the whole stream, of what follows the tuned part, and of each window."""
-    tuned = int(len(stream) * TUNED_PART["retail"])
+    tuned = int(len(stream) * NEXT_TUNED_PART)
     choice = pick(settings, lambda each: float(hits_of(stream.head(tuned), each, 0).mean()))
     hits = np.mean([hits_of(stream, choice.settings, seed) for seed in range(seeds)], axis=0)
     figures: Figures = {

@@ -6,7 +6,7 @@ A snapshot is a folder of exactly four files:
     users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n]
                          (factors F16 or BF16 where the spec says so)
                          and the optimizer's state: `OPTIMIZER_STATE`
-                         and with an adaptive rate its probe: users.factor_probe F32[n,k]   users.bias_probe F32[n]   users.row_probe F32[n]
+                         and with an adaptive rate `PROBE`
                          and histories: `_history`
     items.safetensors    the same of items
     state.safetensors    what is not in a table: `SMALL`, with rule SOLVE gram F64[2*(k+1)^2], and with replay
@@ -88,9 +88,7 @@ OPTIMIZER_STATE: dict[int, tuple[str, ...]] = {
 """Sections that a table has beside factors and biases, F32, by the spec's `optimizer.kind`: factor_* [n,k], powers [n,2],
 others [n]."""
 
-PROBE = ("factor_probe", "bias_probe", "row_probe")
-"""Sections after those where the spec has an adaptive rate."""
-
+PROBE = ("factor_probe", "bias_probe", "row_probe")  # sections after those, with an adaptive rate
 SMALL: dict[str, tuple[str, int | None]] = {
     "events": ("U64", 1),  # interactions accepted
     "labels.item.keys": ("U64", None),  # ascending
@@ -110,9 +108,7 @@ REPLAY = {"item_rows": "U32", "user_rows": "U32", "values": "F32", "weights": "F
 """Sections of a reservoir, named replay.*: one place an event, the first min(events, replay.size) are filled."""
 
 ALIGNMENT = 64
-MAX_K = 1024
-MAX_HISTORY = 8192
-MAX_REPLAY_SIZE = 1 << 20
+MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE = 1024, 8192, 1 << 20
 RATES_SIZE, RATE_STEPS_MAX, MOVES_MAX = 5, 24, 1 << 24
 MANIFEST_BYTES_MAX = 64 << 20
 SPEC_BYTES_MAX = 1 << 16
@@ -157,8 +153,7 @@ class Layout:
 
 class TableShape(NamedTuple):
     """What tables look like: k factors a row, of a safetensors dtype; names of the optimizer's sections and the probe's; events
-    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay; whether
-    the rate is adaptive."""
+    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay."""
 
     k: int
     state: tuple[str, ...]
@@ -167,7 +162,6 @@ class TableShape(NamedTuple):
     neighbors: int
     gram: bool
     replay: int
-    adaptive: bool
 
 
 def spec_shape(spec: bytes) -> TableShape:
@@ -184,16 +178,14 @@ def spec_shape(spec: bytes) -> TableShape:
         raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
     if message.replay.size > MAX_REPLAY_SIZE:
         raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
-    adaptive = message.adaptive_rate.window > 0
     return TableShape(
         message.k,
-        OPTIMIZER_STATE[message.optimizer.kind] + (PROBE if adaptive else ()),
+        OPTIMIZER_STATE[message.optimizer.kind] + (PROBE if message.adaptive_rate.window else ()),
         FACTOR_DTYPES[message.factor_dtype],
         lengths[:2],
         lengths[2],
         message.rule == models_pb2.RULE_SOLVE,
         message.replay.size,
-        adaptive,
     )
 
 
@@ -214,8 +206,7 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
     shape = spec_shape(spec)
     sections = [*_table("users", users, shape), *_table("items", items, shape)]
     small = SMALL | ({"gram": ("F64", 2 * (shape.k + 1) ** 2)} if shape.gram else {})
-    if shape.adaptive:
-        small |= {"rates": ("F64", RATES_SIZE)}
+    small |= {"rates": ("F64", RATES_SIZE)} if "row_probe" in shape.state else {}
     if shape.replay:
         small |= {f"replay.{name}": (dtype, shape.replay) for name, dtype in REPLAY.items()}
     if set(small_lengths) != set(small):

@@ -335,7 +335,7 @@ class CudaModel:
         self.device.launch(
             livefactor_init_kernel, threads, new, table.live, slot.keys, scale, initial_g, *seeds
         )
-        table.start_apart(table.initialised, count)
+        table.start_apart(new)
         table.initialised = count
 
     def _learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
@@ -358,12 +358,6 @@ def _known(spec: ModelSpec) -> ModelSpec:
     if spec.adaptive_rate.window:
         window = spec.adaptive_rate.window
         raise SpecError(f"adaptive_rate.window: expected 0 on backend cuda, got {window}; backend cpu has it")
-    for name in ("l2_frequency", "dropout"):
-        value = getattr(spec.regularization, name)
-        if value:
-            raise SpecError(
-                f"regularization.{name}: expected 0 on backend cuda, got {value:g}; backend cpu has it"
-            )
     return spec
 
 
@@ -384,7 +378,12 @@ def _kind_of(spec: ModelSpec) -> ModelSpec:
         solve=Solve(float(spec.solve.unobserved > 0)),
         softmax=spec.softmax,
         counts=Counts(min(counts.neighbors, LANES), span=1),
-        regularization=Regularization(float(bounds.gradient_norm_max > 0), float(bounds.row_norm_max > 0)),
+        regularization=Regularization(
+            float(bounds.gradient_norm_max > 0),
+            float(bounds.row_norm_max > 0),
+            bounds.l2_frequency,
+            0.5 * (bounds.dropout > 0),
+        ),
         limits=Limits(users_max=8, items_max=8, error_max=1.0, factor_max=1.0),
     ).check()
 

@@ -102,7 +102,8 @@ class DeviceRows(NamedTuple):
 
 
 class StateRows(NamedTuple):
-    """As `DeviceRows`, with the state of any optimiser: places as `optimizers.state_slots` names them."""
+    """As `DeviceRows`, with the state of any optimiser, in places as `optimizers.state_slots` names them, and seen uint32[cap],
+    events so far."""
 
     factors: Any
     bias: Any
@@ -111,3 +112,4 @@ class StateRows(NamedTuple):
     factor_h: Any
     bias_h: Any
     row_state: Any
+    seen: Any

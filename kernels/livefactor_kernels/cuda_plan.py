@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .lanes import inlined
-from .random import draw_negative, rounding_word
+from .random import draw_negative, dropout_word, rounding_word
 from .spec import Loss, ModelSpec
 from .sums import CHUNK
 from .tables import ITEMS, USERS
@@ -60,13 +60,14 @@ class Span(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Arrays of a span. int64 but for negatives uint32[events * width], errors float32[events * (1 + width)] and
-    segment_word uint32.
+    """Arrays of a span. int64 but for negatives uint32[events * width], errors float32[events * (1 + width)],
+    segment_word uint32 and dropped uint32[events].
 
     keys: entries, sorted. marks: by entry, begins a segment << 32 | begins a chunk; counts: their running sum. chunk_start: first entry of
     each chunk, and the end. segment_chunk: first chunk of each segment, and the end. segment_word: random word of
     each segment's step, where factors are narrow (`random.rounding_word`). group_chunk,
-    group_segment: first chunk and segment of each group (users' micro-batches, then items'), and the end.
+    group_segment: first chunk and segment of each group (users' micro-batches, then items'), and the end. dropped: random
+    word of each event's dropout, if there is any (`random.dropout_word`).
     """
 
     keys: Any
@@ -79,6 +80,7 @@ class Plan(NamedTuple):
     group_segment: Any
     negatives: Any
     errors: Any
+    dropped: Any
 
 
 def entries_per_event(spec: ModelSpec, width: int) -> tuple[int, int]:
@@ -251,3 +253,11 @@ def livefactor_words_kernel(span: Any, plan: Any, key: Any, revision: Any) -> No
     side, number = group // span.batches, span.first // span.batch + group % span.batches
     word = rounding_word(key, revision, np.uint64(number), np.uint64(side), np.uint64(row_of(span, first)))
     plan.segment_word[i] = np.uint32(word)
+
+
+@kernel
+def livefactor_dropout_kernel(span: Any, plan: Any, key: Any, revision: Any) -> None:
+    """Write the random words of the events' dropout. One thread an event."""
+    t = cuda.grid(1)
+    if t < span.events:
+        plan.dropped[t] = np.uint32(dropout_word(key, revision, np.uint64(span.first + t)))

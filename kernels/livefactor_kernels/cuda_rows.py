@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cuda_factors import DeviceRows, StateRows, store_factor
+from .cuda_factors import DeviceRows, StateRows, load_factor, store_factor
 from .device import Device, Growing
 from .history import row_sections
-from .narrow import array_dtype, widened
-from .optimizers import Method, initial_state, optimizer_sections, state_slots
+from .lanes import root
+from .narrow import array_dtype
+from .optimizers import Method, StepRates, initial_state, optimizer_sections, state_slots
 from .random import initial_factor, philox, rounding_word
 from .spec import ModelSpec, OptimizerKind
 from .tables import RowKeys
@@ -25,7 +26,8 @@ BLOCK_ROWS = 1 << 16
 """Rows that are copied at once between host and device."""
 
 _MASK, _32, _ZERO = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0)
-_F0 = np.float32(0.0)
+_F0, _F1 = np.float32(0.0), np.float32(1.0)
+_NO_FACTORS = np.empty((0, 0), np.float32)
 
 
 class NewRows(NamedTuple):
@@ -69,13 +71,26 @@ def livefactor_init_kernel(
             rows.bias_g[row] = initial_g
 
 
+@kernel
+def livefactor_start_kernel(new: Any, factors: Any, z: Any, scale: Any, l1: Any) -> None:
+    """FTRL's z of new rows, whose factors are initialised (`optimizers.initial_state`): a thread a factor. scale: beta +
+    sqrt(n)."""
+    i = cuda.grid(1)
+    if i >= new.number * new.k_padded:
+        return
+    at = new.first * new.k_padded + i
+    x = load_factor(factors, at)
+    sign = _F1 if x > _F0 else (-_F1 if x < _F0 else _F0)
+    z[at] = -(x * scale + sign * l1) if i % new.k_padded < new.k else _F0
+
+
 class CudaTable(RowKeys):
     """Rows of one side of a model on the device; keys, `allocate` and `find` as `tables.Table`.
 
     arrays: by section name, flat; widths, dtypes: of a row in each; history: the names of those that `history.row_sections`
     gives; apart: those, and the state of an optimiser that is not AdaGrad: sections that are initialised and saved for pins
-    one by one. live: the others as kernels take them; stepped: as those that step rows do (`StateRows`, where a `Method` is by
-    rows).
+    one by one. live: the others as kernels take them; stepped: as those that step rows do (`StateRows`, unless the
+    spec's `Method` is plain).
     initialised: rows that have their initial values on the device.
     """
 
@@ -101,9 +116,10 @@ class CudaTable(RowKeys):
         unused = device.empty(1, np.float32).argument
         arguments = {name: array.buffer.argument for name, array in self.arrays.items()}
         self.live = DeviceRows(*(arguments.get(name, unused) for name in DeviceRows._fields))
-        slots = state_slots(spec)
+        slots = state_slots(spec) | {"seen": "seen_count"}
+        arguments.setdefault("seen_count", device.empty(1, np.uint32).argument)
         state_rows = StateRows(*(arguments.get(slots.get(name, name), unused) for name in StateRows._fields))
-        self.stepped = state_rows if Method.of(spec).by_rows else self.live
+        self.stepped = self.live if Method.of(spec).is_plain else state_rows
         self.initialised = 0
 
     @property
@@ -130,15 +146,21 @@ class CudaTable(RowKeys):
             self.initialised, stop - self.initialised, keys_at, spec.k, spec.k_padded, self.side, adagrad
         )
 
-    def start_apart(self, start: int, stop: int) -> None:
-        """Give rows [start, stop), whose factors are initialised, their first values in the sections of `apart`: new memory
-        is not zero."""
+    def start_apart(self, new: NewRows) -> None:
+        """Give new rows, whose factors are initialised, their first values in the sections of `apart`: new memory is not
+        zero. Takes no memory: a record is being learned."""
+        start, stop, spec = new.first, new.first + new.number, self.spec
         for name in self.apart:
             rows = self.matrix(name, start, stop)
+            if name == "factor_z":
+                rates, n = StepRates.of(spec), np.float32(spec.optimizer.initial_g)
+                arrays = (self.arrays[section].buffer.argument for section in ("factors", name))
+                numbers = rates.beta + root(n), rates.l1
+                self._device.launch(livefactor_start_kernel, rows.size, new, *arrays, *numbers)
+                continue
             rows[:] = 0
             if name not in self.history:
-                factors = widened(self.matrix("factors", start, stop)[:, : self.spec.k])
-                self.shaped(name, rows)[:] = initial_state(self.spec, name, factors)
+                self.shaped(name, rows)[:] = initial_state(spec, name, _NO_FACTORS)
 
     def matrix(self, name: str, start: int, stop: int) -> Any:
         """Rows [start, stop) of a section as the device's array: [stop - start, width], as stored."""

@@ -22,7 +22,7 @@ from .tables import ITEMS, USERS
 
 RECORD_EVENTS_MAX = 1 << 16
 """Events of a record, beside those that it replays, that memory is held for from the start: no server lets in more."""
-_TYPES = {"negatives": np.uint32, "errors": np.float32, "segment_word": np.uint32}
+_TYPES = {"negatives": np.uint32, "errors": np.float32, "segment_word": np.uint32, "dropped": np.uint32}
 
 
 def chunks_of(spec: ModelSpec, events: int, width: int, user_rows: int, item_rows: int) -> tuple[int, int]:
@@ -57,7 +57,8 @@ def plan_sizes(spec: ModelSpec, events: int, width: int) -> dict[str, int]:
     entries, batches = events * sum(entries_per_event(spec, width)), -(-events // spec.micro_batch)
     sizes = dict.fromkeys(("keys", "marks", "counts", "chunk_start", "segment_chunk"), entries + 1)
     sizes |= dict.fromkeys(("group_chunk", "group_segment"), 2 * batches + 1)
-    return sizes | {"negatives": events * width, "errors": events * (1 + width), "segment_word": entries}
+    sizes |= {"negatives": events * width, "errors": events * (1 + width), "segment_word": entries}
+    return sizes | {"dropped": events if spec.regularization.dropout > 0 else 0}
 
 
 class Sums(NamedTuple):

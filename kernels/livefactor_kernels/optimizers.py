@@ -109,10 +109,9 @@ class Method(NamedTuple):
     frequency: int
 
     @property
-    def by_rows(self) -> bool:
-        """Whether a step needs a row's whole gradient."""
-        kinds = OptimizerKind.SGD, OptimizerKind.ADAGRAD
-        return self.optimizer not in kinds or bool(self.clips or self.norms)
+    def is_plain(self) -> bool:
+        """Whether it is SGD or AdaGrad and nothing else: then a step needs no more than `Rates`, nor a row's whole gradient."""
+        return self.optimizer in (OptimizerKind.SGD, OptimizerKind.ADAGRAD) and not any(self[1:])
 
     @staticmethod
     def of(spec: ModelSpec) -> Method:

@@ -95,12 +95,16 @@ def _check_history(spec: ModelSpec) -> None:
             0 <= length <= most and length % LANES == 0, name, f"a multiple of {LANES} up to {most}", length
         )
     _require(_is_half_life(history.half_life, 0.0), "history.half_life", "0..1e6 visits", history.half_life)
-    if history.items or counts.neighbors:
+    _require(
+        _finite32(counts.repeat) and 0.0 <= counts.repeat <= 1e6, "counts.repeat", "0..1e6", counts.repeat
+    )
+    if history.items or counts.neighbors or counts.repeat:
         _require(history.users > 0, "history.users", "above 0 with history.items or counts", history.users)
+    if counts.neighbors or counts.repeat:
+        _require(_is_half_life(counts.half_life, 0.1), "counts.half_life", "0.1..1e6", counts.half_life)
     if counts.neighbors:
         expected = f"1..history.users ({history.users})"
         _require(1 <= counts.span <= history.users, "counts.span", expected, counts.span)
-        _require(_is_half_life(counts.half_life, 0.1), "counts.half_life", "0.1..1e6", counts.half_life)
         for name, value in (("counts.weight", counts.weight), ("counts.shrinkage", counts.shrinkage)):
             _require(_finite32(value) and 0.0 <= value <= 1e6, name, "0..1e6", value)
 

@@ -142,7 +142,8 @@ class Counts:
 
     neighbors: followers that an item remembers (0: no counts), a multiple of 16 up to `MAX_NEIGHBORS`. span: an
     event follows up to so many earlier ones of its user. half_life: visits after which it adds half. weight:
-    of the counts in a score. shrinkage: added to the norm, sqrt(events of the one * events of the other).
+    of the counts in a score. shrinkage: added to the norm, sqrt(events of the one * events of the other). repeat: what a
+    user's remembered event adds to its own item's score, half after `half_life` visits; needs no neighbors.
     """
 
     neighbors: int = 0
@@ -150,6 +151,7 @@ class Counts:
     half_life: float = 8.0
     weight: float = 0.5
     shrinkage: float = 10.0
+    repeat: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

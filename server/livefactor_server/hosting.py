@@ -52,7 +52,7 @@ class HostingSettings:
     """What a server does with its models. `default_preset`, or `default_spec` in its place: of the model "default", made at
     start if the folder is empty."""
 
-    default_preset: str = "clicks"
+    default_preset: str = "clicks_sgd"
     default_spec: ModelSpec | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     keeper: KeeperSettings = field(default_factory=KeeperSettings)

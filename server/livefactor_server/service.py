@@ -52,7 +52,7 @@ class ServiceSettings:
     score_slots: int = 16
     score_users_max: int = 1024
     score_rows_max: int = 1 << 18
-    default_preset: str = "clicks"
+    default_preset: str = "clicks_sgd"
 
     @property
     def threads(self) -> int:

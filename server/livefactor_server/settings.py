@@ -41,7 +41,7 @@ class ServerSettings(BaseSettings):
         False, description="Allow a host other than loopback. There is no TLS and no access control yet."
     )
     preset: str = Field(
-        "clicks",
+        "clicks_sgd",
         description="Preset of the model 'default', made if the data folder is empty; '' makes none.",
     )
     spec: Path | None = Field(

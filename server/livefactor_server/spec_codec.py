@@ -151,6 +151,8 @@ def encode(spec: ModelSpec) -> bytes:
     for name, kind in _PARTS.items():
         if getattr(spec, name) == kind():
             message.ClearField(name)  # type: ignore[arg-type]
+    if not spec.counts.repeat and message.HasField("counts"):
+        message.counts.ClearField("repeat")
     return message.SerializeToString(deterministic=True)
 
 

@@ -3,7 +3,7 @@
 The fields are those of `livefactor.v1.ModelSpec`, enums by their short names; `preset` names the preset that gives
 what is left out:
 
-    preset = "purchases"
+    preset = "purchases_sgd"
     k = 32
     loss = "bpr"
 

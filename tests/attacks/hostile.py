@@ -65,7 +65,7 @@ class Target:
     def __post_init__(self) -> None:
         self.models = models_pb2_grpc.ModelServiceStub(self.channel)
 
-    def create(self, name: str = MODEL, preset: str = "ratings", **spec: object) -> None:
+    def create(self, name: str = MODEL, preset: str = "ratings_sgd", **spec: object) -> None:
         made = models_pb2.ModelSpec(**{"k": 8, "limits": LIMITS, **spec})
         self.models.CreateModel(
             models_pb2.CreateModelRequest(model=name, preset=preset, spec=made), timeout=60

@@ -41,7 +41,7 @@ def target(warm: WarmStart, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with server.channel() as channel:
         made = Target(server, channel)
         made.create()
-        made.create("clicks", "clicks")
+        made.create("clicks", "clicks_sgd")
         yield made
         made.check_alive()
     server.kill()
@@ -86,7 +86,7 @@ def valid_messages() -> dict[str, list[Any]]:
         "FetchSnapshot": [
             snapshots_pb2.FetchSnapshotRequest(model=MODEL, snapshot_id="0" * 20 + "-" + "0" * 8)
         ],
-        "CreateModel": [models_pb2.CreateModelRequest(model="Not A Name", preset="clicks", spec=spec)],
+        "CreateModel": [models_pb2.CreateModelRequest(model="Not A Name", preset="clicks_sgd", spec=spec)],
         "DescribeModel": [models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)],
         "ListModels": [models_pb2.ListModelsRequest()],
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
@@ -263,7 +263,7 @@ def test_a_spec_with_a_number_that_is_none_is_refused_and_names_the_field(
         spec = models_pb2.ModelSpec(k=8)
         part = {"ModelSpec": spec, "Optimizer": spec.optimizer, "Limits": spec.limits}[message]
         setattr(part, field, bad)
-        request = models_pb2.CreateModelRequest(model="never", preset="purchases", spec=spec)
+        request = models_pb2.CreateModelRequest(model="never", preset="purchases_sgd", spec=spec)
         ((code, text),) = target.call("livefactor.v1.ModelService/CreateModel", request.SerializeToString())
         assert code is grpc.StatusCode.INVALID_ARGUMENT and field in text, (bad, text)
 
@@ -272,7 +272,7 @@ def test_a_spec_with_a_number_that_is_none_is_refused_and_names_the_field(
 
 
 def test_a_flood_of_ids_stops_at_the_limits_of_the_spec(target: Target) -> None:
-    target.create("flooded", "clicks")
+    target.create("flooded", "clicks_sgd")
     accepted = rejected = 0
     for start in range(0, 40_000, 4000):
         users = range(start, start + 4000)
@@ -289,7 +289,9 @@ def test_a_flood_of_ids_stops_at_the_memory_of_the_server(serve: Serve) -> None:
     server = serve("--memory-bytes-max", str(4 << 20))
     with server.channel() as channel:
         target = Target(server, channel)
-        target.create(MODEL, "clicks", k=64, limits=models_pb2.Limits(users_max=1 << 20, items_max=1 << 20))
+        target.create(
+            MODEL, "clicks_sgd", k=64, limits=models_pb2.Limits(users_max=1 << 20, items_max=1 << 20)
+        )
         push(target, MODEL, [1], [1])
         before = target.rss
         refused = 0
@@ -307,7 +309,7 @@ def test_a_flood_of_ids_stops_at_the_memory_of_the_server(serve: Serve) -> None:
 
 
 def test_a_flood_of_labels_marks_and_producers_stops_at_the_limits(target: Target) -> None:
-    target.create("named", "clicks")
+    target.create("named", "clicks_sgd")
     stub = updates_pb2_grpc.UpdateServiceStub(target.channel)
     refusals = []
     for start in range(0, 5000, 100):
@@ -336,7 +338,7 @@ def test_a_flood_of_names_stops_at_the_memory_of_the_server(serve: Serve) -> Non
     server = serve("--memory-bytes-max", str(4 << 20))
     with server.channel() as channel:
         target = Target(server, channel)
-        target.create(MODEL, "clicks", limits=models_pb2.Limits(users_max=1 << 20, items_max=1 << 20))
+        target.create(MODEL, "clicks_sgd", limits=models_pb2.Limits(users_max=1 << 20, items_max=1 << 20))
         push(target, MODEL, [1], [1])
         stub = updates_pb2_grpc.UpdateServiceStub(channel)
         before, refused = target.rss, []
@@ -360,12 +362,12 @@ def test_a_flood_of_models_stops_at_the_limit(serve: Serve) -> None:
     with server.channel() as channel:
         target = Target(server, channel)
         for number in range(64):
-            target.create(f"m{number}", "clicks")
+            target.create(f"m{number}", "clicks_sgd")
         with pytest.raises(grpc.RpcError) as caught:
-            target.create("one-more", "clicks")
+            target.create("one-more", "clicks_sgd")
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         target.models.DeleteModel(models_pb2.DeleteModelRequest(model="m7"), timeout=20)
-        target.create("one-more", "clicks")
+        target.create("one-more", "clicks_sgd")
 
 
 @pytest.mark.parametrize("rows", [5001, 65_537, 200_000])
@@ -384,7 +386,7 @@ def test_reads_between_updates_leave_no_trace(target: Target) -> None:
     """Two models get the same batches, one of them is read all the time: one root hash."""
     roots = []
     for name, reads in (("quiet", 0), ("read", 6)):
-        target.create(name, "purchases", seed=5)
+        target.create(name, "purchases_sgd", seed=5)
         chance, rng = random.Random(3), np.random.default_rng(3)
         for _ in range(60):
             push(target, name, rng.integers(0, 100, 50).tolist(), rng.integers(0, 60, 50).tolist())

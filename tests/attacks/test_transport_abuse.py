@@ -40,7 +40,7 @@ def target(warm: WarmStart, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     server.start()
     with server.channel() as channel:
         made = Target(server, channel)
-        made.create(MODEL, "clicks")
+        made.create(MODEL, "clicks_sgd")
         yield made
         made.check_alive()
     server.kill()
@@ -52,7 +52,7 @@ def small(serve: Serve) -> Iterator[Target]:
     server = serve("--score-slots", "2", "--streams-max", "2", "--update-slots", "2")
     with server.channel() as channel:
         made = Target(server, channel)
-        made.create(MODEL, "clicks", limits=models_pb2.Limits(users_max=20_000, items_max=20_000))
+        made.create(MODEL, "clicks_sgd", limits=models_pb2.Limits(users_max=20_000, items_max=20_000))
         yield made
         made.check_alive()
 
@@ -359,7 +359,9 @@ def test_fetches_that_are_not_read_leave_the_other_calls_alone(serve: Serve) -> 
     server = serve()
     with server.channel() as channel:
         target = Target(server, channel)
-        target.create(MODEL, "clicks", k=256, limits=models_pb2.Limits(users_max=20_000, items_max=20_000))
+        target.create(
+            MODEL, "clicks_sgd", k=256, limits=models_pb2.Limits(users_max=20_000, items_max=20_000)
+        )
         rows = Rows(user_ids=range(15_000), item_ids=range(15_000))
         updates = updates_pb2_grpc.UpdateServiceStub(channel)
         updates.ApplyUpdates(updates_pb2.ApplyUpdatesRequest(model=MODEL, interactions=rows), timeout=60)

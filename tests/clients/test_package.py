@@ -102,7 +102,7 @@ def embedded(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Embe
 
 
 def test_local_is_the_same_api_and_ends_its_server(embedded: Embedded) -> None:
-    with livefactor.local(preset="clicks", data="folder") as here:
+    with livefactor.local(preset="clicks_sgd", data="folder") as here:
         assert here.target == embedded.target
         with here.producer("p") as producer:
             assert isinstance(producer, livefactor.Producer)
@@ -110,7 +110,7 @@ def test_local_is_the_same_api_and_ends_its_server(embedded: Embedded) -> None:
         assert isinstance(here.scorer(model="m"), livefactor.Scorer)
         assert isinstance(here.auditor(), livefactor.Auditor)
         assert isinstance(here.models(), livefactor.Models)
-    assert embedded.options == {"preset": "clicks", "data": "folder"}
+    assert embedded.options == {"preset": "clicks_sgd", "data": "folder"}
     assert len(embedded.fake.applied) == 1
 
 

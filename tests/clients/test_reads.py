@@ -218,9 +218,9 @@ def test_models_are_created_from_a_preset_and_changes(fake: FakeServer) -> None:
             "optimizer": {"kind": "adagrad", "eps": 0.5},
             "limits": {"users_max": 9},
         }
-        made = models.create("shop", "purchases", **spec)
+        made = models.create("shop", "purchases_sgd", **spec)
         models.create("plain")
-    assert (seen[0].preset, seen[0].spec.loss, seen[0].spec.optimizer.kind) == ("purchases", 3, 2)
+    assert (seen[0].preset, seen[0].spec.loss, seen[0].spec.optimizer.kind) == ("purchases_sgd", 3, 2)
     assert seen[0].spec.optimizer.HasField("eps")
     assert not seen[0].spec.optimizer.HasField("learning_rate")
     assert seen[1].spec == models_pb2.ModelSpec()

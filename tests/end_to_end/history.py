@@ -19,23 +19,26 @@ ADAGRAD = {"kind": "adagrad", "learning_rate": 0.1, "bias_learning_rate": 0.1, "
 LIMITS = {"users_max": 350, "items_max": 150}  # fewer than are sent: rows are rejected once they are reached
 
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
-    "ratings-sgd": ("ratings", {"optimizer": SGD}),
-    "ratings-adagrad": ("ratings", {"optimizer": ADAGRAD}),
-    "clicks-sgd": ("clicks", {"optimizer": SGD}),
-    "clicks-adagrad": ("clicks", {"optimizer": ADAGRAD, "seed": 2**64 - 1}),
-    "clicks-batch": ("clicks", {"micro_batch": 32, "hot_row_events": 4.0}),
-    "purchases-sgd": ("purchases", {"optimizer": SGD}),
-    "purchases-adagrad": ("purchases", {"optimizer": ADAGRAD}),
-    "purchases-batch": ("purchases", {"micro_batch": 7, "negatives": 2}),
-    "ratings-float16": ("ratings", {"factor_dtype": "float16"}),
-    "clicks-bfloat16": ("clicks", {"factor_dtype": "bfloat16", "optimizer": ADAGRAD}),
-    "ratings-rowwise": ("ratings", {"optimizer": {**ADAGRAD, "kind": "rowwise_adagrad"}, "micro_batch": 16}),
+    "ratings-sgd": ("ratings_sgd", {"optimizer": SGD}),
+    "ratings-adagrad": ("ratings_sgd", {"optimizer": ADAGRAD}),
+    "clicks-sgd": ("clicks_sgd", {"optimizer": SGD}),
+    "clicks-adagrad": ("clicks_sgd", {"optimizer": ADAGRAD, "seed": 2**64 - 1}),
+    "clicks-batch": ("clicks_sgd", {"micro_batch": 32, "hot_row_events": 4.0}),
+    "purchases-sgd": ("purchases_sgd", {"optimizer": SGD}),
+    "purchases-adagrad": ("purchases_sgd", {"optimizer": ADAGRAD}),
+    "purchases-batch": ("purchases_sgd", {"micro_batch": 7, "negatives": 2}),
+    "ratings-float16": ("ratings_sgd", {"factor_dtype": "float16"}),
+    "clicks-bfloat16": ("clicks_sgd", {"factor_dtype": "bfloat16", "optimizer": ADAGRAD}),
+    "ratings-rowwise": (
+        "ratings_sgd",
+        {"optimizer": {**ADAGRAD, "kind": "rowwise_adagrad"}, "micro_batch": 16},
+    ),
     "clicks-adam": (
-        "clicks",
+        "clicks_sgd",
         {"optimizer": {"kind": "lazy_adam", "learning_rate": 0.01}, "factor_dtype": "bfloat16"},
     ),
     "purchases-ftrl": (
-        "purchases",
+        "purchases_sgd",
         {
             "optimizer": {"kind": "ftrl", "learning_rate": 0.1, "l1": 0.01},
             "history": {"users": 16},
@@ -47,7 +50,10 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
             },
         },
     ),
-    "purchases-batch-float16": ("purchases", {"micro_batch": 7, "negatives": 2, "factor_dtype": "float16"}),
+    "purchases-batch-float16": (
+        "purchases_sgd",
+        {"micro_batch": 7, "negatives": 2, "factor_dtype": "float16"},
+    ),
 }
 SEED = 20_261_128
 BATCHES, BATCHES_AFTER_SNAPSHOT = 12, 6

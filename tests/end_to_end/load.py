@@ -33,7 +33,7 @@ SMALL = {"k": 8, "limits": {"users_max": 10_000, "items_max": 10_000}}
 """Of a model whose state is small enough to hash between two kills."""
 
 
-def create_model(server: Server, preset: str = "purchases", **spec: object) -> None:
+def create_model(server: Server, preset: str = "purchases_sgd", **spec: object) -> None:
     """The model that the load goes to."""
     with Models(server.target) as models:
         models.create(MODEL, preset, **{**SMALL, **spec})

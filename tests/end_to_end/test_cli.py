@@ -55,7 +55,7 @@ def ratings(run: Any, name: str) -> str:
         "create",
         name,
         "--preset",
-        "ratings",
+        "ratings_sgd",
         "--spec",
         '{"k": 8, "limits": {"users_max": 1000}}',
     )
@@ -130,7 +130,7 @@ def test_push_says_what_is_wrong_with_a_file(run: Any, tmp_path: Path) -> None:
 
 
 def test_recommend_shows_labels_and_revision(run: Any, server: Any) -> None:
-    as_json(run, "models", "create", "shop", "--preset", "clicks", "--spec", '{"k": 8}')
+    as_json(run, "models", "create", "shop", "--preset", "clicks_sgd", "--spec", '{"k": 8}')
     with Producer(server.target, "till", model="shop") as producer:
         producer.push_labels("item", ["lamp", "mug"], ["A lamp", "A mug"])
         producer.push(["ann", "ann", "bob"], ["lamp", "mug", "mug"])

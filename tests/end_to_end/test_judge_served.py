@@ -82,7 +82,7 @@ def test_figures_are_described_scraped_and_written(serve: Callable[..., Server],
 
     server = serve(*JUDGED, "--tensorboard", str(tmp_path / "board"))
     with Models(server.target) as models:
-        models.create("m", "clicks", **SPEC)
+        models.create("m", "clicks_sgd", **SPEC)
         with Producer(server.target, "p", model="m") as producer:
             clicks(producer, 40)
         # The judge concludes after the acknowledgement.
@@ -120,7 +120,7 @@ def test_what_runs_away_is_held_until_an_operator_releases_it(serve: Callable[..
     server = serve(*JUDGED, "--judge-events-per-record-max", "64", "--judge-hold")
     with Models(server.target) as models:
         models.create(
-            "m", "ratings", k=8, limits={"users_max": 1000, "items_max": 1000, "value_abs_max": 1000}
+            "m", "ratings_sgd", k=8, limits={"users_max": 1000, "items_max": 1000, "value_abs_max": 1000}
         )
         with Producer(server.target, "p", model="m") as producer:
             for seed in range(80):

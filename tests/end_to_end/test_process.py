@@ -305,7 +305,7 @@ def metric(server: Server, name: str, **labels: str) -> float:
 @pytest.fixture
 def measured(serve: Serve) -> Iterator[Server]:
     server = serve()
-    create_model(server, "clicks")
+    create_model(server, "clicks_sgd")
     with server.channel() as channel:
         settings = BatchSettings(events_max=100)
         with Producer(channel, "p", model=MODEL, batch=settings, on_reject=lambda _: None) as producer:

@@ -176,7 +176,7 @@ def torn_reads(server: Server, seconds: float) -> tuple[int, str]:
 
 def prepared(server: Server) -> Server:
     """A model in which every id that will be asked for is known, so that top-k names all items."""
-    create_model(server, "purchases", limits={"users_max": 100, "items_max": 100}, negatives=2)
+    create_model(server, "purchases_sgd", limits={"users_max": 100, "items_max": 100}, negatives=2)
     with server.channel() as channel, Producer(channel, "first", model=MODEL) as producer:
         producer.push(np.arange(ITEMS) % USERS, np.arange(ITEMS)).result(30)
     return server

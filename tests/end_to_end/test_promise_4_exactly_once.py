@@ -123,7 +123,7 @@ def logged_batches(server: Server) -> dict[str, dict[int, list[tuple[int, int]]]
 
 def test_each_batch_is_applied_once_however_often_it_is_sent_and_whatever_dies(serve: Serve) -> None:
     server = serve()
-    create_model(server, "clicks")
+    create_model(server, "clicks_sgd")
     senders = [Sender(server, number) for number in range(PRODUCERS)]
     enough = threading.Event()
     with ThreadPoolExecutor(PRODUCERS) as pool:
@@ -175,7 +175,7 @@ class Rig:
 @pytest.fixture
 def rig(serve: Serve) -> Iterator[Rig]:
     server = serve()
-    create_model(server, "clicks")
+    create_model(server, "clicks_sgd")
     with server.channel() as channel:
         yield Rig(server, updates_pb2_grpc.UpdateServiceStub(channel))
 

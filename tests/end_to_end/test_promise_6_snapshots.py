@@ -152,7 +152,7 @@ def newest(auditor: Auditor) -> int:
     return auditor.list()[-1].position.revision
 
 
-@pytest.mark.parametrize("preset", ["ratings", "purchases"])
+@pytest.mark.parametrize("preset", ["ratings_sgd", "purchases_sgd"])
 def test_a_restored_model_scores_as_the_original_did_and_learns_on(serve: Serve, preset: str) -> None:
     server = serve()
     create_model(server, preset)

@@ -30,11 +30,11 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture
 def ratings(tmp_path: Path) -> Path:
-    """Stars that three factors explain, from few users: the preset learns too slowly for so short a stream."""
+    """Stars of three factors and more noise, of which the preset believes too much."""
     rng = np.random.default_rng(4)
     users, items = rng.integers(0, 200, 8000), rng.integers(0, 100, 8000)
     taste = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 100))
-    stars = np.clip(np.rint(3 + taste[users, items]), 1, 5)
+    stars = np.clip(np.rint(3 + taste[users, items] + rng.normal(0.0, 2.0, 8000)), 1, 5)
     lines = [f"u{u},{i},{s:.0f},{at}" for at, (u, i, s) in enumerate(zip(users, items, stars, strict=True))]
     file = tmp_path / "stars.csv"
     file.write_text("\n".join(["user,item,rating,time", *lines]) + "\n")
@@ -48,7 +48,7 @@ def type_in(*arguments: str) -> tuple[int, str, str]:
 
 def options(folder: Path, trials: int) -> list[str]:
     return [
-        "--trials", str(trials), "--batch", "128", "--rule", "squared-adagrad", "--rule", "squared-sgd",
+        "--trials", str(trials), "--batch", "128", "--rule", "squared-solve",
         "--out", str(folder / "tuned.toml"),
     ]  # fmt: skip
 
@@ -61,8 +61,8 @@ def test_the_winner_beats_the_preset_and_is_served(
     found = json.loads(out)
     assert (found["task"], found["metric"], found["trials"]) == ("ratings", "RMSE", 12)
     for part in ("search", "rest"):
-        assert found["winner"][part] < 0.95 * found["preset"][part]
-        assert found["winner"][part] < 0.9 * found["naive"][part]
+        assert found["winner"][part] < 0.97 * found["preset"][part]
+        assert found["winner"][part] < 0.98 * found["naive"][part]
     file = tmp_path / "tuned.toml"
     notes = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert any(f"{found['winner']['rest']:.4f}" in line for line in notes)
@@ -74,8 +74,8 @@ def test_the_winner_beats_the_preset_and_is_served(
     assert code == 0 and "0 of them now" in err
     assert f"{found['preset']['rest']:.4f}" in out and "mean of the item so far" in out
 
-    server = serve("--preset", "clicks", "--spec", str(file))
-    spec = read_spec(file, "clicks")
+    server = serve("--preset", "clicks_sgd", "--spec", str(file))
+    spec = read_spec(file, "clicks_sgd")
     with Models(server.target) as models:
         described = models.describe()
     assert type_in("models", "create", "other", "--spec", str(file), "--target", server.target)[0] == 0
@@ -118,8 +118,11 @@ def test_a_killed_search_goes_on_to_the_same_file(ratings: Path, tmp_path: Path)
         (["--value", "stars"], "there is no column 'stars'"),
         (["--item", "rating", "--value", "user"], "line 2, column user: expected a number, got 'u"),
         (["--task", "clicks"], "column rating: preset clicks takes no value of"),
-        (["--task", "films"], "--task: expected one of ratings, clicks, purchases, got 'films'"),
-        (["--rule", "bpr-sgd"], "rule: expected one of squared-sgd, squared-adagrad for ratings"),
+        (["--task", "films"], "--task: expected one of ratings, clicks, purchases, news, got 'films'"),
+        (
+            ["--rule", "bpr-sgd"],
+            "rule: expected one of squared-sgd, squared-adagrad, squared-solve for ratings",
+        ),
         (["--metric", "auc"], "--metric: expected recall or ndcg, got 'auc'"),
         (["--secret", "s" * 65], "secret"),
     ],

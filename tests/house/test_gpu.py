@@ -103,7 +103,7 @@ sys.modules.update(dict.fromkeys({MISSING!r}))
 from livefactor import Producer, Scorer
 from livefactor.channel import open_channel
 from livefactor_server.embedded import EmbeddedServer
-server = EmbeddedServer("clicks")
+server = EmbeddedServer("clicks_sgd")
 channel = open_channel(server.target)
 with Producer(producer_id="bare", channel=channel) as producer:
     producer.push([1, 2], [3, 4])

@@ -286,6 +286,7 @@ def test_multi_pass_sgd_learns_ratings_that_factors_explain() -> None:
 def test_opponents_are_tuned_as_long_as_ours() -> None:
     ours = {len(method.grid) for method in METHODS.values() if method.ours} - {1}  # 1: a preset as it is
     assert len(ours) == 1
+    assert {len(method.shuffled) for method in METHODS.values() if method.shuffled} == ours
     for key in ("ials", "implicit", "knn", "ease_recent"):
         assert len(METHODS[key].grid) >= max(ours)
     for key in ("popular_decayed", "ease"):
@@ -317,3 +318,10 @@ def test_results_are_flat_dated_and_whole() -> None:
 def test_the_page_shows_the_figures_that_were_measured() -> None:
     _, shown, _ = between_marks(report.PAGE.read_text(encoding="utf-8"), report.COMMAND)
     assert shown == report.page(json.loads(RESULTS.read_text(encoding="utf-8")))
+
+
+@measured
+def test_the_page_says_what_was_run_on_another_day() -> None:
+    figures = json.loads(RESULTS.read_text(encoding="utf-8"))
+    dates = {"a_run_date": "2031-01-02 03:04 UTC", "b_run_date": "2031-01-02 05:06 UTC"}
+    assert "- Run alone on 2031-01-02: `a`, `b`." in report.page(figures | dates).splitlines()

@@ -54,7 +54,8 @@ def _named(kind: type, **others: Any) -> types.BaseTuple:
 SPAN = _named(Span)
 PLAN = _named(
     Plan,
-    **dict.fromkeys(Plan._fields, LONGS) | {"negatives": WORDS, "errors": FLOATS, "segment_word": WORDS},
+    **dict.fromkeys(Plan._fields, LONGS)
+    | {"negatives": WORDS, "errors": FLOATS, "segment_word": WORDS, "dropped": WORDS},
 )
 STORED = {
     dtype: types.Array(kind, 1, "C")
@@ -72,7 +73,7 @@ ROWS = ROWS_OF[FactorDtype.FLOAT32]
 SUMS = _named(Sums, gradients=FLOATS, events=INTS)
 ADAGRAD = Method(int(OptimizerKind.ADAGRAD), 0, 0, 0, 0)
 RATES = _named(Rates, **dict.fromkeys(Rates._fields, F32))
-STATE_ROWS = _named(StateRows, **dict.fromkeys(StateRows._fields, FLOATS))
+STATE_ROWS = _named(StateRows, **dict.fromkeys(StateRows._fields, FLOATS) | {"seen": WORDS})
 STEP_RATES = _named(
     StepRates, **dict.fromkeys(StepRates._fields, F32) | {"keep_below": U64, "dropout_key": U64}
 )
@@ -104,10 +105,12 @@ def cases() -> Iterator[Case]:
         yield from _of_a_micro_batch(name, loss, ROWS)
     for kind in (OptimizerKind.ROWWISE_ADAGRAD, OptimizerKind.LAZY_ADAM, OptimizerKind.FTRL):
         yield from _of_whole_rows(kind)
+    yield from _of_regularization()
     yield from _rivals()
     yield Case("mark", cuda_plan.livefactor_mark_kernel, (SPAN, PLAN, I64))
     yield Case("list", cuda_plan.livefactor_list_kernel, (SPAN, PLAN, I64))
     yield Case("words", cuda_plan.livefactor_words_kernel, (SPAN, PLAN, U64, U64))
+    yield Case("dropout", cuda_plan.livefactor_dropout_kernel, (SPAN, PLAN, U64, U64))
     yield from _of_rows("", FactorDtype.FLOAT32)
     yield from _of_histories()
     yield from _of_solves()
@@ -137,10 +140,22 @@ def _of_whole_rows(kind: OptimizerKind) -> Iterator[Case]:
     yield Case(name + "_walk", kernels.walk, walk)
 
 
+def _of_regularization() -> Iterator[Case]:
+    """Kernels that tell events without columns, of rows whose L2 is scaled."""
+    for loss in (Loss.LOGISTIC, Loss.BPR):
+        name, method = f"dropped_{loss.name.lower()}_", Method(int(OptimizerKind.SGD), 0, 0, 1, 1)
+        kernels = micro_batch_kernels(64 // LANES, int(loss), method)
+        columns, rows = (SPAN, PLAN, WORDS), (STATE_ROWS, STATE_ROWS)
+        yield Case(name + "users", kernels.users, (*columns, FLOATS, *rows, SUMS, STEP_RATES, I64))
+        yield Case(name + "items", kernels.items, (*columns, *rows, SUMS, STEP_RATES, I64))
+        yield Case(name + "walk", kernels.walk, (*columns, FLOATS, *rows, SUMS, STEP_RATES))
+
+
 def _of_rows(name: str, dtype: FactorDtype) -> Iterator[Case]:
     rows, stored = ROWS_OF[dtype], STORED[dtype]
     saved = _named(Saved, place=INTS, rows=WORDS, counter=INTS, arrays=rows)
     yield Case(name + "init", cuda_rows.livefactor_init_kernel, (NEW, rows, KEYS, F32, F32, U64, U64))
+    yield Case(name + "start", cuda_rows.livefactor_start_kernel, (NEW, stored, FLOATS, F32, F32))
     gather = (WORDS, stored, stored, saved, I64, I64, I64, stored)
     yield Case(name + "gather", cuda_reads.livefactor_gather_kernel, gather)
     yield Case(

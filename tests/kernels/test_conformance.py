@@ -244,7 +244,7 @@ def test_malformed_columns_are_refused(name) -> None:
 
 def test_the_choice_of_a_backend_names_what_it_refuses() -> None:
     with pytest.raises(ValueError, match="cpu, cuda, reference"):
-        create_backend("abacus", preset("clicks"))
+        create_backend("abacus", preset("clicks_sgd"))
     with pytest.raises(SpecError, match="k:"):
         create_backend("cpu", make_spec(Loss.SQUARED).__class__(k=0))
 

@@ -1,4 +1,4 @@
-"""Optimisers and bounds of rows on the GPU backend against the reference, to the bit (on a GPU where one is, and in the
+"""Optimisers and regularisation on the GPU backend against the reference, to the bit (on a GPU where one is, and in the
 simulator)."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, assert_same, pair
-from livefactor_kernels import cuda
+from livefactor_kernels import cuda, cuda_plan
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.spec import (
     FactorDtype,
@@ -17,6 +17,7 @@ from livefactor_kernels.spec import (
     Optimizer,
     OptimizerKind,
     Regularization,
+    Replay,
 )
 from livefactor_kernels.warp import SIMULATED
 from synthetic import LOSSES, copy_state, differences, make_spec, push, push_random, read_pin, unlike
@@ -35,10 +36,12 @@ def optimizer(kind: OptimizerKind) -> Optimizer:
     return Optimizer(kind, 0.07, 0.03, 0.1, 1e-6, l1=0.01)
 
 
-def check_learning(kind, loss, negatives, batch, walk, bounds=FREE, dtype=FactorDtype.FLOAT32) -> None:
+def check_learning(
+    kind, loss, negatives, batch, walk, bounds=FREE, dtype=FactorDtype.FLOAT32, **changes
+) -> None:
     spec = make_spec(
         loss, k=20, negatives=negatives, micro_batch=batch, hot_row_events=1.5, optimizer=optimizer(kind),
-        factor_dtype=dtype, regularization=bounds,
+        factor_dtype=dtype, regularization=bounds, **changes,
     )  # fmt: skip
     models = pair(spec, walk)
     for turn, events in enumerate((EVENTS, EVENTS // 2)):
@@ -70,6 +73,57 @@ def test_clipped_gradients_and_rows(kind, walk) -> None:
 def test_narrow_factors(kind, dtype) -> None:
     bounds = CLIPPED if kind in (SGD, FTRL) else Regularization(gradient_norm_max=0.1)
     check_learning(kind, Loss.SQUARED, 0, 4, LAUNCHES, bounds, dtype)
+
+
+SCALED = {"sqrt": Regularization(l2_frequency=0.5), "events": Regularization(l2_frequency=1.0)}
+DROPPED = Regularization(dropout=0.4)
+ALL = Regularization(0.05, 0.15, 0.5, 0.3)
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+def test_l2_is_scaled_by_the_events_before_the_record(loss, negatives, name) -> None:
+    check_learning(
+        ADAGRAD, loss, negatives, 4, LAUNCHES, SCALED[name], history=History(16), l2=0.5, bias_l2=0.5
+    )
+
+
+@pytest.mark.parametrize("kind", [SGD, ADAM])
+@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+def test_events_are_told_without_columns(loss, negatives, kind) -> None:
+    check_learning(kind, loss, negatives, 4, LAUNCHES, DROPPED)
+
+
+@pytest.mark.parametrize(
+    ("loss", "negatives", "walk", "dtype"),
+    [
+        (Loss.SQUARED, 0, WALK, FactorDtype.FLOAT16),
+        (Loss.LOGISTIC, 2, WALK, FactorDtype.FLOAT32),
+        (Loss.BPR, 3, TOGETHER, FactorDtype.BFLOAT16),
+    ],
+)
+def test_all_regularization_at_once(loss, negatives, walk, dtype) -> None:
+    """Replayed events draw columns by their places in the record, and count no events."""
+    check_learning(FTRL, loss, negatives, 3, walk, ALL, dtype, history=History(16), replay=Replay(8, 0.5))
+
+
+@pytest.mark.parametrize("name", ["sqrt", "dropped", "all"])
+def test_regularization_changes_what_is_learned(name) -> None:
+    """So the tests above would fail if the device knew nothing of it."""
+    models = []
+    for bounds in (FREE, {"dropped": DROPPED, "all": ALL, **SCALED}[name]):
+        models.append(
+            CudaModel(make_spec(Loss.SQUARED, micro_batch=4, history=History(16), regularization=bounds))
+        )
+        for seed in range(2):
+            push_random(models[-1], np.random.default_rng(seed), EVENTS, 3, 3)
+    assert {"users.factors", "items.factors"} <= set(differences(*models))
+
+
+def test_dropout_of_a_record_in_spans(monkeypatch) -> None:
+    """An event's columns are drawn by its number in the record, whatever span it comes in."""
+    monkeypatch.setattr(cuda_plan, "SPAN_ENTRIES", 12)
+    check_learning(SGD, Loss.LOGISTIC, 2, 2, LAUNCHES, DROPPED)
 
 
 @pytest.mark.parametrize("kind", OptimizerKind)
@@ -135,5 +189,7 @@ def test_extreme_inputs_stay_finite(kind) -> None:
 
 @pytest.mark.parametrize("kind", NEW)
 def test_every_kernel_is_known_before_the_first_update(kind) -> None:
-    spec = make_spec(Loss.LOGISTIC, negatives=1, optimizer=optimizer(kind), regularization=CLIPPED)
+    spec = make_spec(
+        Loss.LOGISTIC, negatives=1, optimizer=optimizer(kind), regularization=ALL, history=History(16)
+    )
     assert cuda._compile_kernels(cuda._kind_of(spec)) > 20

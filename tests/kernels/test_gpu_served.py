@@ -16,8 +16,8 @@ pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 MODEL = "small"
 LIMITS = {"users_max": 1024, "items_max": 1024}
 SMALL = {
-    "clicks": {"k": 16, "negatives": 1, "micro_batch": 2, "limits": LIMITS},
-    "ranking": {"k": 4, "micro_batch": 2, "limits": LIMITS},
+    "clicks_sgd": {"k": 16, "negatives": 1, "micro_batch": 2, "limits": LIMITS},
+    "clicks": {"k": 4, "micro_batch": 2, "limits": LIMITS},
 }
 """Presets, made small: the simulator copies some tables whole, the addresses that are held as well."""
 
@@ -26,7 +26,7 @@ def serve(
     folder: Path, preset: str, backend: str, users: list[int], items: list[int]
 ) -> tuple[bytes, list[float], str]:
     """Start, learn, stop with a snapshot: (root hash, scores, backend that the model's description names)."""
-    server = EmbeddedServer("clicks", folder, backend=backend)
+    server = EmbeddedServer("clicks_sgd", folder, backend=backend)
     channel = open_channel(server.target)
     try:
         models = Models(channel=channel)

@@ -67,7 +67,7 @@ def reference_errors(spec: ModelSpec, events: Stream, record_events: int) -> np.
 
 @pytest.mark.parametrize(("micro_batch", "record_events"), [(1, 1), (1, 7), (16, 50)])
 def test_each_rating_is_predicted_from_what_came_before_its_record(micro_batch, record_events):
-    spec, events = small("ratings", k=8, micro_batch=micro_batch), random_stream(300, 1)
+    spec, events = small("ratings_sgd", k=8, micro_batch=micro_batch), random_stream(300, 1)
     errors = model_errors(spec, events, record_events)
     np.testing.assert_allclose(errors, reference_errors(spec, events, record_events), atol=1e-5)
 
@@ -77,18 +77,18 @@ def test_a_later_rating_changes_no_earlier_error():
     changed = replace(events, values=np.where(np.arange(200) < 120, events.values, 5).astype(np.float32))
     assert (changed.values != events.values).any()
     for errors_of in (model_errors, float64_errors):
-        before, after = errors_of(small("ratings"), events), errors_of(small("ratings"), changed)
+        before, after = errors_of(small("ratings_sgd"), events), errors_of(small("ratings_sgd"), changed)
         np.testing.assert_array_equal((before + events.values)[:121], (after + changed.values)[:121])
         assert (before + events.values)[121:].tolist() != (after + changed.values)[121:].tolist()
 
 
 def test_the_model_is_as_good_as_float64():
-    spec, events = small("ratings"), random_stream(3000, 3)
+    spec, events = small("ratings_sgd"), random_stream(3000, 3)
     same = float64_errors(spec, events, spec.limits.error_max)
     np.testing.assert_allclose(model_errors(spec, events), same, atol=1e-4)
     assert rmse(float64_errors(spec, events)) != rmse(same)  # errors over the spec's largest do occur here
     with pytest.raises(ValueError, match="squared loss"):
-        float64_errors(small("clicks"), events)
+        float64_errors(small("clicks_sgd"), events)
 
 
 @pytest.mark.parametrize("dtype", [FactorDtype.FLOAT16, FactorDtype.BFLOAT16])
@@ -97,8 +97,8 @@ def test_narrow_factors_predict_as_well_as_wide_ones(dtype):
     users, items = rng.integers(0, USERS, 20_000), rng.integers(0, ITEMS, 20_000)
     taste = rng.normal(size=(USERS, 3)) @ rng.normal(size=(3, ITEMS))
     events = stream(users, items, np.clip(np.rint(3 + taste[users, items]), 1, 5))
-    wide = model_errors(small("ratings"), events)
-    narrow = model_errors(small("ratings", factor_dtype=dtype), events)
+    wide = model_errors(small("ratings_sgd"), events)
+    narrow = model_errors(small("ratings_sgd", factor_dtype=dtype), events)
     assert (wide != narrow).mean() > 0.9
     assert rmse(narrow) == pytest.approx(rmse(wide), rel=0.005)
 
@@ -108,10 +108,10 @@ def test_ratings_learn_taste_and_stay_finite_on_any_scale():
     users, items = rng.integers(0, USERS, 20_000), rng.integers(0, ITEMS, 20_000)
     taste = rng.normal(size=(USERS, 3)) @ rng.normal(size=(3, ITEMS))
     stars = np.clip(np.rint(3 + taste[users, items]), 1, 5)
-    last = model_errors(small("ratings"), stream(users, items, stars))[15_000:]
+    last = model_errors(small("ratings_sgd"), stream(users, items, stars))[15_000:]
     assert rmse(last) < 0.6 * stars.std()
     for scale in (20, 200):
-        errors = model_errors(small("ratings"), stream(users, items, stars * scale))[15_000:]
+        errors = model_errors(small("ratings_sgd"), stream(users, items, stars * scale))[15_000:]
         assert rmse(errors) < 1.5 * stars.std() * scale
 
 
@@ -137,7 +137,7 @@ def test_a_user_s_own_items_come_first():
 
 def test_nothing_of_a_batch_counts_for_the_batch():
     """60 items bought by one customer each: all are new, so nothing can be a hit; a second time they can."""
-    spec = small("purchases")
+    spec = small("purchases_sgd")
     events = stream(range(60), range(60))
     assert not model_hits(spec, events, 60).any() and not model_hits(spec, events, 1).any()
     twice = stream([*range(60)] * 20, [*range(60)] * 20)
@@ -151,12 +151,12 @@ def test_an_unknown_user_has_the_list_of_the_item_biases():
     popular, rare = rng.integers(0, 10, 5000), rng.integers(10, 40, 1000)
     items = rng.permutation(np.concatenate([popular, rare]))
     events = stream([*rng.integers(0, 50, items.size), *range(1000, 1020)], [*items, *range(20)])
-    hits = model_hits(small("purchases"), events, items.size // 60)
+    hits = model_hits(small("purchases_sgd"), events, items.size // 60)
     # The last batch holds the 20 new customers, with the 10 popular items and 10 others.
     assert hits[-20:-10].sum() >= 9 and hits[-10:].sum() <= 1
 
 
-@pytest.mark.parametrize("name", ["purchases", "clicks"])
+@pytest.mark.parametrize("name", ["purchases_sgd", "clicks_sgd"])
 def test_presets_find_groups_where_popularity_cannot(name):
     rng = np.random.default_rng(6)
     users = rng.integers(0, 200, 30_000)
@@ -168,8 +168,8 @@ def test_presets_find_groups_where_popularity_cannot(name):
 def test_presets_beat_decayed_popularity_on_the_shipped_purchases():
     events = read_purchases().head(100_000)
     popular = popular_hits(events).mean()
-    assert model_hits(preset("purchases"), events).mean() > 1.3 * popular
-    assert model_hits(preset("clicks"), events).mean() > 1.2 * popular
+    assert model_hits(preset("purchases_sgd"), events).mean() > 1.3 * popular
+    assert model_hits(preset("clicks_sgd"), events).mean() > 1.2 * popular
 
 
 # ---------------------------------------------------------------- files

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.narrow import widened
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.spec import (
@@ -254,10 +253,3 @@ def test_rule_solve_refuses_all(name) -> None:
         make_spec(
             Loss.IMPLICIT, rule=Rule.SOLVE, history=History(16, 16), solve=Solve(0.5), regularization=ONE_BY_ONE[name]
         )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["l2", "dropout"])
-def test_the_gpu_refuses_what_it_has_not(name) -> None:
-    spec = make_spec(Loss.SQUARED, history=History(16), regularization=ONE_BY_ONE[name])
-    with pytest.raises(SpecError, match=r"regularization\.\w+: expected 0 on backend cuda"):
-        CudaModel(spec)

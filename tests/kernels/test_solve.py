@@ -241,13 +241,17 @@ def _learned(spec: ModelSpec) -> CpuModel:
     return model
 
 
-def test_top_k_with_counts_is_exact() -> None:
-    model = _learned(solve_spec(counts=Counts(16, 6, 3.0, 5.0, 2.0)))
+@pytest.mark.parametrize(
+    "counts", [Counts(16, 6, 3.0, 5.0, 2.0), Counts(repeat=2.0), Counts(16, 6, 3.0, 5.0, 2.0, 2.0)]
+)
+def test_top_k_with_counts_is_exact(counts: Counts) -> None:
+    model = _learned(solve_spec(counts=counts))
     users = np.array([0, 3, NO_ROW], np.uint32)
     count = model.published[ITEMS]
     with model.pin() as pin:
         persons = PersonReader(model.spec).read(pin, users, count)
-        own, offsets = persons.with_had(np.empty(0, np.uint32), np.zeros(4, np.int64))
+        none = np.empty(0, np.uint32), np.zeros(4, np.int64)
+        own, offsets = none if counts.repeat else persons.with_had(*none)
         common = np.array([5], np.uint32)
         rows, scores, ends = persons.top_k(pin, model.items.keys, 7, common, own, offsets)
         factors, bias = pin.gather(ITEMS, np.arange(count, dtype=np.uint32))
@@ -256,7 +260,7 @@ def test_top_k_with_counts_is_exact() -> None:
                 pin.mean, persons.factors[user : user + 1], persons.bias[user : user + 1], factors, bias,
                 np.array([0, count]),
             ) + persons.gained(user, np.arange(count, dtype=np.uint32))  # fmt: skip
-            left = np.setdiff1d(np.arange(count), [5, *persons.had[user]])
+            left = np.setdiff1d(np.arange(count), [5, *own[offsets[user] : offsets[user + 1]]])
             best = left[np.lexsort((model.items.keys[left], -each[left]))][:7]
             mine = slice(ends[user], ends[user + 1])
             assert rows[mine].tolist() == best.tolist()
@@ -264,8 +268,34 @@ def test_top_k_with_counts_is_exact() -> None:
         assert persons.gained(0, np.arange(count, dtype=np.uint32)).max() > 0
 
 
+@pytest.mark.parametrize("rule", [Rule.SOLVE, Rule.SGD])
+def test_what_a_user_had_gains_by_its_own_events(rule: Rule) -> None:
+    counts = Counts(16, 6, 3.0, 0.5, 2.0)
+    parts = {"history": History(16, 16 if rule == Rule.SOLVE else 0), "counts": counts}
+    spec = solve_spec(**parts) if rule == Rule.SOLVE else make_spec(Loss.BPR, negatives=1, **parts)
+    model, repeat = _learned(spec), replace(spec, counts=replace(counts, repeat=0.3))
+    rows, users = np.arange(model.published[ITEMS], dtype=np.uint32), np.array([0, 3, NO_ROW], np.uint32)
+    decay = decays(counts.half_life)
+    with model.pin() as pin:
+        without, with_repeat = (PersonReader(s).read(pin, users, rows.size) for s in (spec, repeat))
+        kept = pin.read(
+            USERS, users, ("seen_rows", "seen_values", "seen_weights", "seen_visits", "visits", "seen_count")
+        )
+    for user in range(2):
+        own = np.zeros(rows.size, np.float32)
+        for back in range(16, 0, -1):  # oldest first
+            place = (int(kept["seen_count"][user]) - back) % 16
+            age = int(kept["visits"][user]) - int(kept["seen_visits"][user, place])
+            if kept["seen_values"][user, place] > 0:
+                own[kept["seen_rows"][user, place]] += kept["seen_weights"][user, place] * decay[age]
+        expected = without.gained(user, rows) + np.float32(0.3) * own
+        assert own.any() and with_repeat.gained(user, rows).tobytes() == expected.tobytes()
+    assert not with_repeat.gained(2, rows).any()
+    assert with_repeat.factors.tobytes() == without.factors.tobytes()
+
+
 def test_reads_of_reference_and_cpu_agree_and_change_nothing() -> None:
-    spec = solve_spec()
+    spec = solve_spec(counts=Counts(16, 6, 3.0, 0.5, 2.0, 0.3))
     answers = []
     for name in ("cpu", "reference"):
         model, rng = create_backend(name, spec), np.random.default_rng(9)
@@ -285,7 +315,8 @@ def test_reads_of_reference_and_cpu_agree_and_change_nothing() -> None:
 
 
 def test_given_events_score_like_the_same_history() -> None:
-    spec = solve_spec(history=History(16, 16, 2.0), solve=Solve(0.7, 1, 64))
+    counts = Counts(16, 6, 3.0, 0.5, 2.0, 0.3)
+    spec = solve_spec(history=History(16, 16, 2.0), solve=Solve(0.7, 1, 64), counts=counts)
     model = _learned(spec)
     push(model, [77] * 3, [1, 2, 3])
     rows = model.items.find(np.array([1, 2, 3], np.uint64), model.published[ITEMS])
@@ -311,6 +342,18 @@ def test_given_events_score_like_the_same_history() -> None:
         ("history.items", {"history": History(16, 0)}),
         ("l2", {"l2": 0.0}),
         ("counts.span", {"counts": Counts(16, 17)}),
+        ("counts.repeat", {"counts": Counts(repeat=-0.1)}),
+        ("counts.half_life", {"counts": Counts(half_life=0.0, repeat=0.1)}),
+        (
+            "history.users",
+            {
+                "rule": Rule.SGD,
+                "loss": Loss.BPR,
+                "negatives": 1,
+                "history": History(),
+                "counts": Counts(repeat=1.0),
+            },
+        ),
         ("solve.unobserved", {"loss": Loss.SQUARED}),
         ("solve.sweeps", {"solve": Solve(0.7, 3, 0)}),
         ("event_types", {"event_types": (EventType(1), EventType(1))}),

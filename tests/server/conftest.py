@@ -14,7 +14,7 @@ from stubs import Stubs
 @pytest.fixture(scope="session")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stubs]:
     """Stubs of an in-process server that lives as long as the tests of this folder."""
-    server = embedded.start(preset="clicks", data=tmp_path_factory.mktemp("data"))
+    server = embedded.start(preset="clicks_sgd", data=tmp_path_factory.mktemp("data"))
     with grpc.insecure_channel(server.target) as channel:
         yield Stubs(channel)
     server.stop()

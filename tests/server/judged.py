@@ -23,7 +23,7 @@ EVERYTHING = JudgeSettings(1.0, 64, 1.0, 1.0, 1000, 100, 500)
 
 def small(name: str, **changes: object) -> ModelSpec:
     limits = SMALL if name == "ratings" else Limits(2000, 2000, value_abs_max=1.0, error_max=4.0)
-    return preset(name, k=8, limits=limits, **changes)
+    return preset(f"{name}_sgd", k=8, limits=limits, **changes)
 
 
 def body(seed: int, rows: int, name: str, users: int = 60, items: int = 40) -> bytes:

@@ -26,11 +26,13 @@ SPEC: dict[str, Any] = {
 
 
 def test_logged_specs_and_files_say_an_adaptive_rate_where_there_is_one(tmp_path: Path) -> None:
-    assert not models_pb2.ModelSpec.FromString(spec_codec.encode(preset("ratings"))).HasField("adaptive_rate")
-    spec = preset("ratings", adaptive_rate=AdaptiveRate(5000))
+    assert not models_pb2.ModelSpec.FromString(spec_codec.encode(preset("ratings_sgd"))).HasField(
+        "adaptive_rate"
+    )
+    spec = preset("ratings_sgd", adaptive_rate=AdaptiveRate(5000))
     assert spec_codec.decode(spec_codec.encode(spec)).adaptive_rate == spec.adaptive_rate
-    write_spec(tmp_path / "spec.toml", spec, "ratings", [])
-    assert read_spec(tmp_path / "spec.toml", "ratings").adaptive_rate == spec.adaptive_rate
+    write_spec(tmp_path / "spec.toml", spec, "ratings_sgd", [])
+    assert read_spec(tmp_path / "spec.toml", "ratings_sgd").adaptive_rate == spec.adaptive_rate
 
 
 def _push(server: Any, model: str, producer_id: str, start: int, stop: int) -> None:
@@ -44,10 +46,10 @@ def _push(server: Any, model: str, producer_id: str, start: int, stop: int) -> N
 
 def test_it_is_served_described_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
     with local(None, tmp_path) as server, Models(channel=server.channel) as models:
-        created = models.create("m", "ratings", **SPEC)
+        created = models.create("m", "ratings_sgd", **SPEC)
         assert created.spec["adaptive_rate"] == SPEC["adaptive_rate"]
         assert created.adapted_rate == 1.0
-        assert models.create("plain", "ratings").adapted_rate is None
+        assert models.create("plain", "ratings_sgd").adapted_rate is None
         _push(server, "m", "p", 0, 1990)
         with livefactor.Auditor(channel=server.channel, model="m") as auditor:
             auditor.snapshot()

@@ -30,7 +30,9 @@ from livefactor_server.statuses import Refused
 from livefactor_server.submission import Ack, Submission
 from livefactor_server.views import still
 
-SPEC = preset("clicks", k=8, limits=Limits(users_max=5000, items_max=5000, value_abs_max=1.0, error_max=1e3))
+SPEC = preset(
+    "clicks_sgd", k=8, limits=Limits(users_max=5000, items_max=5000, value_abs_max=1.0, error_max=1e3)
+)
 SEGMENT_BYTES = 16 << 10  # small, so that a full disk is met soon
 
 

@@ -27,7 +27,14 @@ SPEC: dict[str, Any] = {
     "init_scale": 0.05,
     "history": {"users": 32, "items": 64, "half_life": 1.0},
     "solve": {"unobserved": 1.0, "item_events": 8, "sweeps": 2},
-    "counts": {"neighbors": 16, "span": 8, "half_life": 8.0, "weight": 0.5, "shrinkage": 10.0},
+    "counts": {
+        "neighbors": 16,
+        "span": 8,
+        "half_life": 8.0,
+        "weight": 0.5,
+        "shrinkage": 10.0,
+        "repeat": 0.25,
+    },
     "event_types": [{"type": 7, "weight": 2.0, "negative": True}],
     "limits": {"users_max": 1000, "items_max": 1000, "value_abs_max": 10.0},
 }
@@ -36,7 +43,7 @@ SPEC: dict[str, Any] = {
 def _fill(server: Local) -> None:
     """Users 0-49 in ten tastes of ten items each; three events a visit."""
     with Models(channel=server.channel) as models:
-        assert models.create("m", "clicks", **SPEC).spec["event_types"] == SPEC["event_types"]
+        assert models.create("m", "clicks_sgd", **SPEC).spec["event_types"] == SPEC["event_types"]
     rng = np.random.default_rng(0)
     users = rng.integers(0, 50, 1500).astype(np.uint64)
     items = (users % 10 * 10 + rng.integers(0, 10, 1500)).astype(np.uint64)
@@ -93,7 +100,7 @@ def test_visitors_are_served_by_the_events_that_they_bring(server: Local) -> Non
 
 def test_a_negative_type_pulls_down(server: Local) -> None:
     with Models(channel=server.channel) as models:
-        models.create("types", "clicks", **SPEC)
+        models.create("types", "clicks_sgd", **SPEC)
     with livefactor.Producer(producer_id="p", channel=server.channel, model="types") as producer:
         producer.push(np.repeat(np.arange(20), 2), np.tile([1, 2], 20), times=np.arange(40) + 1)
         producer.push([500, 501], [1, 1], event_types=[0, 7], times=[100, 100])
@@ -106,7 +113,7 @@ def test_a_negative_type_pulls_down(server: Local) -> None:
 
 def test_models_without_histories_say_so(server: Local) -> None:
     with Models(channel=server.channel) as models:
-        models.create("plain", "clicks", k=8, rule="sgd", loss="logistic", history={"users": 0, "items": 0},
+        models.create("plain", "clicks_sgd", k=8, rule="sgd", loss="logistic", history={"users": 0, "items": 0},
                       counts={"neighbors": 0}, limits={"users_max": 10, "items_max": 10})  # fmt: skip
     with livefactor.Scorer(channel=server.channel, model="plain") as scorer:
         with pytest.raises(InvalidArgument, match="exclude_seen"):

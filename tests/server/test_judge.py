@@ -274,7 +274,7 @@ def runaway(rig: Rig, epoch: int) -> int:
 
 
 def test_a_hold_refuses_interactions_alone_and_consumes_no_sequence(tmp_path: Path) -> None:
-    spec = preset("ratings", k=8, limits=Limits(100, 100, value_abs_max=1000.0, error_max=2.5))
+    spec = preset("ratings_sgd", k=8, limits=Limits(100, 100, value_abs_max=1000.0, error_max=2.5))
     rig = Rig(tmp_path, spec, observed(hold=True))
     epoch = rig.open(b"p").epoch
     refused = runaway(rig, epoch)

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def stubs(folder) -> Iterator[Stubs]:
-    server = embedded.start(preset="clicks", data=folder)
+    server = embedded.start(preset="clicks_sgd", data=folder)
     with grpc.insecure_channel(server.target) as channel:
         yield Stubs(channel)
     server.stop()
@@ -88,7 +88,7 @@ def test_a_model_that_finds_no_room_is_not_made(stubs: Stubs, folder, monkeypatc
     source = stubs.model()
     stubs.push(source, [1, 2], [3, 4])
     list(stubs.snapshots.Snapshot(snapshots_pb2.SnapshotRequest(model=source)))
-    create = models_pb2.CreateModelRequest(model="large", preset="clicks")
+    create = models_pb2.CreateModelRequest(model="large", preset="clicks_sgd")
     restore = models_pb2.RestoreSnapshotRequest(model="large", source_model=source)
     before = sorted(path.name for path in (folder / "models").iterdir())
     with monkeypatch.context() as patch:

@@ -28,11 +28,11 @@ SPEC: dict[str, Any] = {
 
 
 def test_logged_specs_and_files_say_replay_where_there_is_one(tmp_path: Path) -> None:
-    assert not models_pb2.ModelSpec.FromString(spec_codec.encode(preset("clicks"))).HasField("replay")
-    spec = preset("clicks", replay=Replay(1000, 0.5))
+    assert not models_pb2.ModelSpec.FromString(spec_codec.encode(preset("clicks_sgd"))).HasField("replay")
+    spec = preset("clicks_sgd", replay=Replay(1000, 0.5))
     assert spec_codec.decode(spec_codec.encode(spec)).replay == spec.replay
-    write_spec(tmp_path / "spec.toml", spec, "clicks", [])
-    assert read_spec(tmp_path / "spec.toml", "clicks").replay == spec.replay
+    write_spec(tmp_path / "spec.toml", spec, "clicks_sgd", [])
+    assert read_spec(tmp_path / "spec.toml", "clicks_sgd").replay == spec.replay
 
 
 def _push(server: Any, model: str, producer_id: str, start: int, stop: int) -> None:
@@ -45,7 +45,7 @@ def _push(server: Any, model: str, producer_id: str, start: int, stop: int) -> N
 
 def test_it_is_served_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
     with local(None, tmp_path) as server, Models(channel=server.channel) as models:
-        assert models.create("m", "clicks", **SPEC).spec["replay"] == SPEC["replay"]
+        assert models.create("m", "clicks_sgd", **SPEC).spec["replay"] == SPEC["replay"]
         _push(server, "m", "p", 0, 900)
         with livefactor.Auditor(channel=server.channel, model="m") as auditor:
             auditor.snapshot()

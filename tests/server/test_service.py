@@ -137,7 +137,7 @@ def test_labels_give_names_back(stubs: Stubs) -> None:
 
 
 def test_bad_rows_do_not_sink_their_batch(stubs: Stubs) -> None:
-    model = stubs.model("ratings")
+    model = stubs.model("ratings_sgd")
     ack = stubs.push(
         model,
         list(range(7)),
@@ -210,7 +210,7 @@ def test_message_level_faults_say_what_is_wrong(
 
 
 def test_squared_loss_needs_values(stubs: Stubs) -> None:
-    model = stubs.model("ratings")
+    model = stubs.model("ratings_sgd")
     assert refusal(lambda: stubs.push(model, [1], [1]))[0] == grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -330,7 +330,7 @@ def test_a_cancelled_stream_frees_its_slot(stubs: Stubs) -> None:
 
 
 def test_models_are_created_described_listed_deleted(stubs: Stubs) -> None:
-    model = stubs.model("purchases", seed=7)
+    model = stubs.model("purchases_sgd", seed=7)
     described = stubs.models.DescribeModel(models_pb2.DescribeModelRequest(model=model)).description
     assert (described.spec.k, described.spec.seed, described.spec.loss) == (8, 7, models_pb2.LOSS_BPR)
     assert described.backend == "cpu" and described.writable and described.position.revision == 0

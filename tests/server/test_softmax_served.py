@@ -26,6 +26,7 @@ SPEC: dict[str, Any] = {
     "micro_batch": 8,
     "optimizer": {"kind": "adagrad", "learning_rate": 0.2, "bias_learning_rate": 0.05, "initial_g": 0.1},
     "history": {"users": 32},
+    "counts": {"repeat": 1.5},
     "event_types": [{"type": 7, "negative": True, "weight": 1.0}],
     "limits": {
         "users_max": 1000,
@@ -39,17 +40,17 @@ SPEC: dict[str, Any] = {
 
 def test_the_wire_says_the_rule_and_its_proposal() -> None:
     spec = preset(
-        "clicks", rule=Rule.SOFTMAX, loss=Loss.SOFTMAX, softmax=Softmax(Proposal.UNIFORM), micro_batch=4
+        "clicks_sgd", rule=Rule.SOFTMAX, loss=Loss.SOFTMAX, softmax=Softmax(Proposal.UNIFORM), micro_batch=4
     )
     assert spec_codec.decode(spec_codec.encode(spec)).softmax == spec.softmax
     message = models_pb2.ModelSpec.FromString(spec_codec.encode(spec))
     assert (message.rule, message.softmax.proposal) == (models_pb2.RULE_SOFTMAX, models_pb2.PROPOSAL_UNIFORM)
-    assert not models_pb2.ModelSpec.FromString(spec_codec.encode(preset("clicks"))).HasField("softmax")
+    assert not models_pb2.ModelSpec.FromString(spec_codec.encode(preset("clicks_sgd"))).HasField("softmax")
     message.softmax.proposal = 9  # type: ignore[assignment]
     with pytest.raises(SpecError, match=r"softmax\.proposal"):
         spec_codec.decode(message.SerializeToString())
     with pytest.raises(SpecError, match=r"softmax\.proposal"):
-        spec_codec.from_message(message, "clicks")
+        spec_codec.from_message(message, "clicks_sgd")
 
 
 def test_it_is_served_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_it_is_served_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
     users = rng.integers(0, 50, 4000).astype(np.uint64)
     items = (users % 10 * 10 + rng.integers(0, 10, 4000)).astype(np.uint64)
     with local(None, tmp_path) as server, Models(channel=server.channel) as models:
-        models.create("m", "clicks", **SPEC)
+        models.create("m", "clicks_sgd", **SPEC)
         with livefactor.Producer(producer_id="p", channel=server.channel, model="m") as producer:
             for part in np.array_split(np.arange(4000), 8):
                 producer.push(users[part], items[part])
@@ -80,3 +81,26 @@ def test_it_is_served_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
             live = models.describe(model, with_root_hash=True)
             for backend in ("cpu", "reference"):
                 assert replay_model(tmp_path / "models" / model, backend).root_hash == live.root_hash
+
+
+def test_what_is_bought_again_gains_in_scores_and_in_lists() -> None:
+    rng, answers = np.random.default_rng(1), []
+    users, items = rng.integers(1, 50, 1000), rng.integers(0, 80, 1000)
+    with local(None) as server, Models(channel=server.channel) as models:
+        for model, repeat in (("some", 1.5), ("none", 0.0)):
+            models.create(model, "purchases", k=16, counts={"repeat": repeat})
+            with livefactor.Producer(producer_id="p", channel=server.channel, model=model) as producer:
+                producer.push([*users, 0, 0, 0, 0], [*items, 90, 91, 90, 92])  # each a visit of its own
+                producer.flush()
+            with livefactor.Scorer(channel=server.channel, model=model) as scorer:
+                scores = scorer.score([0], [[90, 91, 92, 5]])[0].scores
+                answers.append(
+                    (scores, scorer.recommend(0, 3)[0], scorer.recommend(0, 3, exclude_seen=True)[0])
+                )
+    (more, first, others), (plain, _, plain_others) = answers
+    ages = np.array([1.0, 3.0, 2.0, 0.0])
+    halved = 1.5 * 0.5 ** (ages / 8.0)
+    np.testing.assert_allclose(more - plain, [halved[0] + halved[1], halved[2], halved[3], 0.0], atol=1e-5)
+    assert first.item_ids.tolist()[0] == 90
+    assert others.item_ids.tolist() == plain_others.item_ids.tolist()
+    assert others.scores.tobytes() == plain_others.scores.tobytes()

@@ -64,41 +64,41 @@ def test_a_written_spec_is_read_back_to_the_bit(tmp_path_factory, spec: ModelSpe
     spec = spec_codec.decode(spec_codec.encode(spec))
     file = tmp_path_factory.mktemp("spec") / "spec.toml"
     write_spec(file, spec, other, ["a note = with [signs]"])
-    assert read_spec(file, "clicks") == spec
-    assert spec_codec.encode(read_spec(file, "ratings")) == spec_codec.encode(spec)
+    assert read_spec(file, "clicks_sgd") == spec
+    assert spec_codec.encode(read_spec(file, "ratings_sgd")) == spec_codec.encode(spec)
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_histories_and_event_types_are_read_back_to_the_bit(tmp_path: Path, name: str) -> None:
     types = (EventType(3, 0.1), EventType(7, 2.0, True))
     spec = preset(name, history=History(32, 64, 0.7), counts=Counts(16, 8, 3.3), event_types=types)
-    write_spec(tmp_path / "spec.toml", spec, "ratings", [])
-    assert read_spec(tmp_path / "spec.toml", "clicks") == spec_codec.decode(spec_codec.encode(spec))
+    write_spec(tmp_path / "spec.toml", spec, "ratings_sgd", [])
+    assert read_spec(tmp_path / "spec.toml", "clicks_sgd") == spec_codec.decode(spec_codec.encode(spec))
 
 
 @pytest.mark.parametrize("kind", OptimizerKind)
 def test_optimizers_and_regularization_are_read_back_to_the_bit(tmp_path: Path, kind: OptimizerKind) -> None:
     optimizer = Optimizer(kind, 0.1, 0.2, 0.3, 0.4, beta1=0.7, beta2=0.99, l1=0.6, beta=0.8)
     spec = preset(
-        "purchases",
+        "purchases_sgd",
         optimizer=optimizer,
         regularization=Regularization(0.1, 0.2, 0.5, 0.3),
         history=History(16),
     )
-    write_spec(tmp_path / "spec.toml", spec, "ratings", [])
-    assert read_spec(tmp_path / "spec.toml", "clicks") == spec_codec.decode(spec_codec.encode(spec))
+    write_spec(tmp_path / "spec.toml", spec, "ratings_sgd", [])
+    assert read_spec(tmp_path / "spec.toml", "clicks_sgd") == spec_codec.decode(spec_codec.encode(spec))
     assert spec_codec.decode(spec_codec.encode(spec)).optimizer.beta1 == np.float32(0.7)
 
 
 def test_what_a_file_leaves_out_is_the_presets(tmp_path: Path) -> None:
     file = tmp_path / "spec.toml"
     file.write_text('k = 8\nloss = "squared"\n[optimizer]\nlearning_rate = 0.5\n')
-    spec = read_spec(file, "ratings")
-    rate = replace(preset("ratings").optimizer, learning_rate=0.5)
-    assert spec == spec_codec.decode(spec_codec.encode(replace(preset("ratings"), k=8, optimizer=rate)))
-    file.write_text('preset = "purchases"\n')
-    assert read_spec(file, "ratings").loss == Loss.BPR
-    assert read_changes(file) == ("purchases", {})
+    spec = read_spec(file, "ratings_sgd")
+    rate = replace(preset("ratings_sgd").optimizer, learning_rate=0.5)
+    assert spec == spec_codec.decode(spec_codec.encode(replace(preset("ratings_sgd"), k=8, optimizer=rate)))
+    file.write_text('preset = "purchases_sgd"\n')
+    assert read_spec(file, "ratings_sgd").loss == Loss.BPR
+    assert read_changes(file) == ("purchases_sgd", {})
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_a_bad_file_is_refused_by_field_and_file(tmp_path: Path, text: str, said
     file = tmp_path / "spec.toml"
     file.write_text(text)
     with pytest.raises(SpecFileError, match=said) as refused:
-        read_spec(file, "clicks")
+        read_spec(file, "clicks_sgd")
     assert str(file) in str(refused.value)
     with pytest.raises(SpecFileError):
-        read_spec(tmp_path / "missing.toml", "clicks")
+        read_spec(tmp_path / "missing.toml", "clicks_sgd")
 
 
 def test_models_made_of_a_file_have_its_spec(tmp_path: Path) -> None:
@@ -134,15 +134,15 @@ def test_models_made_of_a_file_have_its_spec(tmp_path: Path) -> None:
         )
     )
     file = tmp_path / "spec.toml"
-    write_spec(file, spec, "purchases", [])
+    write_spec(file, spec, "purchases_sgd", [])
     settings = ServerSettings(spec=file, data=tmp_path / "data").hosting()
     assert settings.default_spec == spec
-    for default in (settings, replace(settings, default_spec=preset("clicks"))):
+    for default in (settings, replace(settings, default_spec=preset("clicks_sgd"))):
         hosted = hosting.Hosting(tmp_path / "data", replace(default, engine=EngineSettings()))
         hosted.open_all()
         assert hosted.get("default").engine.state.spec == spec
         hosted.drain()
-    server = embedded.start(preset="clicks")
+    server = embedded.start(preset="clicks_sgd")
     try:
         with open_channel(server.target) as channel, Models(channel=channel) as models:
             named, changes = read_changes(file)

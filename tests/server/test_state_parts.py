@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from livefactor.v1 import models_pb2
 from livefactor_kernels.presets import PRESET_NAMES, preset
-from livefactor_kernels.spec import FactorDtype, Loss, ModelSpec, OptimizerKind, SpecError
+from livefactor_kernels.spec import FactorDtype, Limits, Loss, ModelSpec, OptimizerKind, SpecError
 from livefactor_server import producers, spec_codec
 from livefactor_server.changes import NO_REJECTS, REJECTS_LISTED_MAX, Rejects, decode_rejects, encode_rejects
 from livefactor_server.gate import Gate
@@ -137,24 +137,26 @@ def test_every_field_of_a_spec_is_in_the_contract() -> None:
 
 
 GOLDEN_SPECS = {
-    "ratings": "0bfe4e58ced83f30",
-    "clicks": "ad007ac1e348174f",
-    "purchases": "f1e4fbe80f4f8180",
-    "ranking": "9f5f2f04a6d903cd",
-    "ratings_solve": "4bee5d340b71ef3e",
+    "ratings_sgd": "0bfe4e58ced83f30",
+    "clicks_sgd": "ad007ac1e348174f",
+    "purchases_sgd": "f1e4fbe80f4f8180",
+    "ratings": "4bee5d340b71ef3e",
+    "clicks": "63e51217ace23fa2",
+    "purchases": "40f01ff03c0699ff",
+    "news": "378cf86c4283f0fa",
 }
 
 
 @pytest.mark.parametrize("dtype", FactorDtype)
 def test_what_factors_are_stored_as_survives_and_float32_leaves_no_trace(dtype: FactorDtype) -> None:
-    spec = preset("clicks", factor_dtype=dtype)
+    spec = preset("clicks_sgd", factor_dtype=dtype)
     data = spec_codec.encode(spec)
     assert spec_codec.decode(data) == spec_codec.decode(spec_codec.encode(spec_codec.decode(data)))
     assert spec_codec.decode(data).factor_dtype == dtype
     assert (models_pb2.ModelSpec.FromString(data).factor_dtype == 0) == (dtype == FactorDtype.FLOAT32)
     message = spec_codec.to_message(spec)
     assert message.factor_dtype == dtype  # people see it
-    assert spec_codec.from_message(message, "clicks").factor_dtype == dtype
+    assert spec_codec.from_message(message, "clicks_sgd").factor_dtype == dtype
     assert spec_codec.decode(message.SerializeToString()).factor_dtype == dtype
 
 
@@ -166,15 +168,26 @@ def test_the_bytes_of_a_float32_spec_never_change() -> None:
     assert digests == GOLDEN_SPECS
 
 
+def test_repeats_are_logged_where_there_are_some() -> None:
+    without = preset("clicks", limits=Limits())
+    spec = replace(without, counts=replace(without.counts, repeat=0.1))
+    assert spec_codec.decode(spec_codec.encode(spec)).counts.repeat == np.float32(0.1)
+    data = spec_codec.encode(without)
+    assert not models_pb2.ModelSpec.FromString(data).counts.HasField("repeat")
+    golden = "9f5f2f04a6d903cd"  # from before there were repeats
+    assert hashlib.sha256(data).hexdigest()[:16] == golden
+    assert spec_codec.to_message(without).counts.HasField("repeat")  # people see it
+
+
 def test_what_an_optimizer_leaves_at_its_default_leaves_no_trace() -> None:
     """Numbers that came with later optimisers, given by name as they are by default: the bytes are what they were."""
-    plain = spec_codec.encode(preset("clicks"))
-    message = spec_codec.to_message(preset("clicks"))
+    plain = spec_codec.encode(preset("clicks_sgd"))
+    message = spec_codec.to_message(preset("clicks_sgd"))
     assert message.optimizer.HasField("beta1") and message.HasField("regularization")  # people see them
-    assert spec_codec.encode(spec_codec.from_message(message, "ratings")) == plain
+    assert spec_codec.encode(spec_codec.from_message(message, "ratings_sgd")) == plain
     message.optimizer.beta1 = 0.5
     message.regularization.dropout = 0.25
-    spec = spec_codec.from_message(message, "clicks")
+    spec = spec_codec.from_message(message, "clicks_sgd")
     logged = models_pb2.ModelSpec.FromString(spec_codec.encode(spec))
     assert (logged.optimizer.beta1, logged.optimizer.HasField("beta2")) == (0.5, False)
     assert logged.regularization.dropout == 0.25
@@ -184,25 +197,27 @@ def test_what_an_optimizer_leaves_at_its_default_leaves_no_trace() -> None:
 def test_an_unknown_way_to_store_factors_is_refused() -> None:
     message = models_pb2.ModelSpec(factor_dtype=9)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="factor_dtype: expected one of"):
-        spec_codec.from_message(message, "clicks")
-    whole = spec_codec.to_message(preset("clicks"))
+        spec_codec.from_message(message, "clicks_sgd")
+    whole = spec_codec.to_message(preset("clicks_sgd"))
     whole.factor_dtype = 9  # type: ignore[assignment]
     with pytest.raises(SpecError, match="factor_dtype: expected one of"):
         spec_codec.decode(whole.SerializeToString())
 
 
 def test_changing_the_loss_of_a_preset_brings_fitting_negatives() -> None:
-    squared = spec_codec.from_message(models_pb2.ModelSpec(loss=models_pb2.LOSS_SQUARED), "purchases")
+    squared = spec_codec.from_message(models_pb2.ModelSpec(loss=models_pb2.LOSS_SQUARED), "purchases_sgd")
     assert squared.negatives == 0
-    assert spec_codec.from_message(models_pb2.ModelSpec(loss=models_pb2.LOSS_BPR), "ratings").negatives >= 1
+    assert (
+        spec_codec.from_message(models_pb2.ModelSpec(loss=models_pb2.LOSS_BPR), "ratings_sgd").negatives >= 1
+    )
 
 
 def test_foreign_spec_bytes_are_refused() -> None:
-    for data in (b"\xff\xff", b"", spec_codec.encode(preset("clicks"))[:10]):
+    for data in (b"\xff\xff", b"", spec_codec.encode(preset("clicks_sgd"))[:10]):
         with pytest.raises(SpecError):
             spec_codec.decode(data)
     with pytest.raises(SpecError, match="kernel_semantics"):
-        replace(preset("clicks"), kernel_semantics=2).check()
+        replace(preset("clicks_sgd"), kernel_semantics=2).check()
 
 
 def test_the_gate_lets_one_in_at_a_time_and_starves_nobody() -> None:

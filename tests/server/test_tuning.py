@@ -36,7 +36,7 @@ def groups(events: int = 2500, seed: int = 1) -> Stream:
 
 
 def test_ranks_are_those_of_the_sorted_scores_before_the_batch() -> None:
-    spec, stream = preset("purchases", k=8), groups(900)
+    spec, stream = preset("purchases_sgd", k=8), groups(900)
     asked = np.random.default_rng(3).random(900) < 0.5
     judge = metrics.METRICS["ndcg"].judge
     steps = list(judge_then_learn(spec, stream, judge, asked, 100))
@@ -68,7 +68,7 @@ def test_predictions_are_exact_and_weights_reach_the_model() -> None:
     stream = replace(groups(600), values=rng.integers(1, 6, 600).astype(np.float32))
     everything = np.ones(600, bool)
     judge = metrics.METRICS["rmse"].judge
-    spec = preset("ratings", k=8)
+    spec = preset("ratings_sgd", k=8)
     plain = np.concatenate([s.judged for s in judge_then_learn(spec, stream, judge, everything, 64)])
     first = stream.values[:64].astype(np.float64) ** 2
     np.testing.assert_array_equal(plain[:64], first)  # nothing is known: the prediction is 0

@@ -386,6 +386,7 @@ class Counts(google.protobuf.message.Message):
     HALF_LIFE_FIELD_NUMBER: builtins.int
     WEIGHT_FIELD_NUMBER: builtins.int
     SHRINKAGE_FIELD_NUMBER: builtins.int
+    REPEAT_FIELD_NUMBER: builtins.int
     neighbors: builtins.int
     """Followers an item remembers, a multiple of 16 up to 1024; 0: no counts."""
     span: builtins.int
@@ -396,6 +397,8 @@ class Counts(google.protobuf.message.Message):
     """Of the counts in a score."""
     shrinkage: builtins.float
     """Added to the norm sqrt(events of the one * events of the other)."""
+    repeat: builtins.float
+    """What a remembered event adds to the score of its own item, half after half_life visits."""
     def __init__(
         self,
         *,
@@ -404,13 +407,16 @@ class Counts(google.protobuf.message.Message):
         half_life: builtins.float | None = ...,
         weight: builtins.float | None = ...,
         shrinkage: builtins.float | None = ...,
+        repeat: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_half_life", b"_half_life", "_neighbors", b"_neighbors", "_shrinkage", b"_shrinkage", "_span", b"_span", "_weight", b"_weight", "half_life", b"half_life", "neighbors", b"neighbors", "shrinkage", b"shrinkage", "span", b"span", "weight", b"weight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_half_life", b"_half_life", "_neighbors", b"_neighbors", "_shrinkage", b"_shrinkage", "_span", b"_span", "_weight", b"_weight", "half_life", b"half_life", "neighbors", b"neighbors", "shrinkage", b"shrinkage", "span", b"span", "weight", b"weight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_half_life", b"_half_life", "_neighbors", b"_neighbors", "_repeat", b"_repeat", "_shrinkage", b"_shrinkage", "_span", b"_span", "_weight", b"_weight", "half_life", b"half_life", "neighbors", b"neighbors", "repeat", b"repeat", "shrinkage", b"shrinkage", "span", b"span", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_half_life", b"_half_life", "_neighbors", b"_neighbors", "_repeat", b"_repeat", "_shrinkage", b"_shrinkage", "_span", b"_span", "_weight", b"_weight", "half_life", b"half_life", "neighbors", b"neighbors", "repeat", b"repeat", "shrinkage", b"shrinkage", "span", b"span", "weight", b"weight"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_half_life", b"_half_life"]) -> typing.Literal["half_life"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_neighbors", b"_neighbors"]) -> typing.Literal["neighbors"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_repeat", b"_repeat"]) -> typing.Literal["repeat"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_shrinkage", b"_shrinkage"]) -> typing.Literal["shrinkage"] | None: ...
     @typing.overload
@@ -660,7 +666,7 @@ class CreateModelRequest(google.protobuf.message.Message):
     model: builtins.str
     """1-64 of a-z 0-9 _ -, starting with a letter."""
     preset: builtins.str
-    """ratings, clicks, purchases, ranking or ratings_solve. Empty: the server's default."""
+    """ratings, clicks, purchases, news; ratings_sgd, clicks_sgd, purchases_sgd. Empty: the server's default."""
     @property
     def spec(self) -> global___ModelSpec:
         """Changes to the preset."""

@@ -7,7 +7,12 @@ as far as Gram matrices are kept (`solve.unobserved` above 0). With counts, item
 
     counts.weight * sum_j r_j count(j -> i) / (sqrt(n_j n_i) + shrinkage) / sum_j r_j
 
-over the last `span` events j, newest first, r_j their weights, n the items' numbers of events; float32, in this order.
+over the last `span` events j, newest first, r_j their weights, n the items' numbers of events; float32, in this order. What
+was had before is had again, the sooner the more recently (Anderson, Kumar, Tomkins, Vassilvitskii, WWW 2014): so item i gets
+
+    counts.repeat * sum_j weight * decay(visits - the event's visit)
+
+too, over all remembered events j of i itself whose value is above 0, oldest first, decay that of `counts.half_life`.
 
 A user may come with events of its own: they stand in the place of its history.
 """
@@ -59,11 +64,13 @@ class Source(Protocol):
 
 
 class Events(NamedTuple):
-    """A user's remembered events, oldest first: item rows uint32[n], values, weights (as of now) float32[n]."""
+    """A user's remembered events, oldest first: item rows uint32[n], values, weights as of now float32[n], for folding in
+    and (repeats) for their own items."""
 
     rows: np.ndarray
     values: np.ndarray
     weights: np.ndarray
+    repeats: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +151,7 @@ class PersonReader:
         """Computes decays; kernels are compiled by the first read."""
         self._spec, self._rates = spec, SolveRates.of(spec)
         self._decay = decays(spec.history.half_life)
+        self._repeat_decay = decays(spec.counts.half_life if spec.counts.repeat else 0.0)
         self._memory = threading.local()
 
     def read(self, source: Source, user_rows: np.ndarray, item_count: int,
@@ -159,7 +167,11 @@ class PersonReader:
         had = [np.unique(each.rows) for each in events]
         if self._spec.rule == Rule.SOLVE:
             self._fold(source, factors, bias, events, item_count)
-        followers = [self._followers(source, each) for each in events] if self._spec.counts.neighbors else []
+        counts = self._spec.counts
+        followers = [self._followers(source, each) for each in events] if counts.neighbors else []
+        if counts.repeat:
+            followers = followers or [_NOTHING_GAINED] * len(events)
+            followers = [self._repeated(*pair) for pair in zip(events, followers, strict=True)]
         return Persons(factors, bias, had, followers)
 
     def given(self, rows: np.ndarray) -> Events:
@@ -167,7 +179,7 @@ class PersonReader:
         last ones, as a history keeps them."""
         rows = rows[-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
-        return Events(rows, np.ones(len(rows), np.float32), self._decay[ages])
+        return Events(rows, np.ones(len(rows), np.float32), self._decay[ages], self._repeat_decay[ages])
 
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
@@ -180,9 +192,11 @@ class PersonReader:
         count, length = int(user["seen_count"]), len(user["seen_rows"])
         order = np.arange(max(0, count - length), count) % length
         ages = int(user["visits"]) - user["seen_visits"][order].astype(np.int64)
-        decay = self._decay[np.clip(ages, 0, DECAY_STEPS - 1)]
+        ages = np.clip(ages, 0, DECAY_STEPS - 1)
+        values, weights = user["seen_values"][order], user["seen_weights"][order]
+        liked = weights * (values > 0)
         return Events(
-            user["seen_rows"][order], user["seen_values"][order], user["seen_weights"][order] * decay
+            user["seen_rows"][order], values, weights * self._decay[ages], liked * self._repeat_decay[ages]
         )
 
     def _fold(
@@ -223,7 +237,7 @@ class PersonReader:
         lists = source.read(ITEMS, rows, ("neighbor_rows", "neighbor_counts", "seen_count"))
         followers, amounts = lists["neighbor_rows"], lists["neighbor_counts"]
         if not followers.size:
-            return np.empty(0, np.uint32), np.empty(0, np.float32)
+            return _NOTHING_GAINED
         named = np.unique(followers[amounts > 0])
         events_of = source.read(ITEMS, named, ("seen_count",))["seen_count"]
         gained = np.zeros(len(named), np.float32)
@@ -233,7 +247,18 @@ class PersonReader:
         )  # fmt: skip
         return named, gained
 
+    def _repeated(
+        self, events: Events, followers: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What followers get, and with it what the events' own items do."""
+        named = np.union1d(followers[0], events.rows).astype(np.uint32)
+        gained, again = np.zeros((2, len(named)), np.float32)
+        gained[np.searchsorted(named, followers[0])] = followers[1]
+        np.add.at(again, np.searchsorted(named, events.rows), events.repeats)
+        return named, gained + np.float32(self._spec.counts.repeat) * again
 
+
+_NOTHING_GAINED = np.empty(0, np.uint32), np.empty(0, np.float32)
 _NO_RING = Ring(
     np.empty((0, 0), np.uint32),
     np.empty((0, 0), np.float32),

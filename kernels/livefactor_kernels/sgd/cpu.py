@@ -11,7 +11,7 @@ from ..lanes import address_of
 from ..optimizers import Method, StepRates
 from ..random import ROUNDING_DOMAIN, domain_key
 from ..row_steps import StepRows
-from ..spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind, Regularization
+from ..spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
 from ..steps import Rows
 from ..tables import Table, reserve
 from ..update import Rates, Update, draw_negatives, writable
@@ -20,12 +20,6 @@ from .cpu_sequential import DRAWN_ANY, SAMPLED_NEGATIVES_MAX, SLOT_LANES, positi
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)
-
-
-def has_block_steps(spec: ModelSpec) -> bool:
-    """Whether a row may be stepped 16 factors at a time, before the rest of its gradient is known."""
-    kinds = OptimizerKind.SGD, OptimizerKind.ADAGRAD
-    return spec.optimizer.kind in kinds and spec.regularization == Regularization()
 
 
 class Sgd:
@@ -53,7 +47,7 @@ class Sgd:
         # The sequential kernel of squared loss has no word for events that do not join the mean.
         leaves_mean = spec.loss == Loss.SQUARED and spec.replay.size > 0
         is_short = spec.negatives <= SAMPLED_NEGATIVES_MAX and not leaves_mean
-        self._sequential = spec.micro_batch == 1 and is_short and has_block_steps(spec)
+        self._sequential = spec.micro_batch == 1 and is_short and Method.of(spec).is_plain
         kind: Any = Rows if self._sequential else StepRows
         self._rows = kind.of(users), kind.of(items)
         self.take_rates(spec)

@@ -11,6 +11,7 @@ from ..cuda_plan import (
     Plan,
     Span,
     entries_kernel,
+    livefactor_dropout_kernel,
     livefactor_list_kernel,
     livefactor_mark_kernel,
     livefactor_words_kernel,
@@ -21,7 +22,7 @@ from ..cuda_scratch import Scratch, chunks_of
 from ..cuda_staging import Slot
 from ..device import Device
 from ..optimizers import Method, StepRates
-from ..random import NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
+from ..random import DROPOUT_DOMAIN, NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
 from ..spec import LANES, FactorDtype, ModelSpec
 from ..tables import ITEMS, USERS
 from ..update import Rates, Update
@@ -45,7 +46,7 @@ class Sgd:
         self.walk_entries_max, self._together = walk_entries_max, together
         self._scratch = Scratch(spec, device)
         method, blocks = Method.of(spec), spec.k_padded // LANES
-        self._rates: Any = StepRates.of(spec) if method.by_rows else Rates.of(spec)
+        self._rates: Any = Rates.of(spec) if method.is_plain else StepRates.of(spec)
         self._step_threads = threads_of_a_step(blocks, method)
         self._entries_kernel = entries_kernel(int(spec.loss))
         self._kernels = micro_batch_kernels(blocks, int(spec.loss), method)
@@ -85,6 +86,9 @@ class Sgd:
         if self._spec.factor_dtype != FactorDtype.FLOAT32:
             key = domain_key(self._spec.seed, ROUNDING_DOMAIN)
             device.launch(livefactor_words_kernel, entries, span, plan, key, revision)
+        if self._spec.regularization.dropout > 0:
+            key = domain_key(self._spec.seed, DROPOUT_DOMAIN)
+            device.launch(livefactor_dropout_kernel, span.events, span, plan, key, revision)
         return plan
 
     def _micro_batches(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:

@@ -30,6 +30,7 @@ from ..optimizers import Method
 from ..spec import LANES, Loss, OptimizerKind
 from ..tables import ITEMS, USERS
 from ..warp import cuda, half_sum, kernel, lane
+from .cuda_regularization import l2_of, load_kept, told, told_dot
 
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _ADAGRAD = int(OptimizerKind.ADAGRAD)
@@ -92,35 +93,43 @@ def _event_before(span: Any, plan: Any, start: Any, entries: Any) -> Any:
 @inlined
 def _user_chunk(
     span: Any, plan: Any, words: Any, floats: Any, users: Any, items: Any, sums: Any, rates: Any, mean: Any,
-    chunk: Any, place: Any, scratch: Any, blocks: Any, loss: Any,
+    chunk: Any, place: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
 ) -> None:  # fmt: skip
-    """Errors and gradient of one chunk of a user's entries. scratch: (x, y, positive's y, total) to work in."""
-    x, y, y_positive, total = scratch
+    """Errors and gradient of one chunk of a user's entries. scratch: (x, y, positive's y, total, kept columns) to work
+    in."""
+    x, y, y_positive, total, kept = scratch
     start, stop = plan.chunk_start[chunk], plan.chunk_start[chunk + 1]
     row = row_of(span, plan.keys[start])
     load_row(users.factors, row, x, blocks)
+    l2, bias_l2 = l2_of(users, row, rates.l2, method), l2_of(users, row, rates.bias_l2, method)
     bias, total_bias, s_positive = users.bias[row], _F0, _F0
     before, events = _event_before(span, plan, start, span.user_entries), 0
-    last = np.int64(-1)  # the event whose positive is loaded
+    last = np.int64(-1)  # the event whose positive and columns are loaded
     for i in range(start, stop):
         fresh = i == start
         t, number = event_of(span, plan.keys[i], span.user_entries)
         slot = number + 1 if loss == _BPR else number
-        if loss == _BPR and t != last:
-            positive = np.int64(words[span.items_at + span.first + t])
-            load_row(items.factors, positive, y_positive, blocks)
-            s_positive = scalar.score(_F0, bias, items.bias[positive], dot(x, y_positive, blocks))
+        if (loss == _BPR or method.drops) and t != last:
+            if method.drops:
+                load_kept(plan.dropped[t], kept, blocks, rates)
+            if loss == _BPR:
+                positive = np.int64(words[span.items_at + span.first + t])
+                load_row(items.factors, positive, y_positive, blocks)
+                s_positive = scalar.score(
+                    _F0, bias, items.bias[positive], told_dot(x, y_positive, kept, blocks, method)
+                )
             last = t
         item = np.int64(words[span.items_at + span.first + t])
         if slot > 0:
             item = np.int64(plan.negatives[t * span.width + slot - 1])
         load_row(items.factors, item, y, blocks)
-        s = scalar.score(mean, bias, items.bias[item], dot(x, y, blocks))
+        s = scalar.score(mean, bias, items.bias[item], told_dot(x, y, kept, blocks, method))
         weight = weight_of(span, floats, t)
         if loss == _BPR:
             e = scalar.bpr_error(s_positive, s, weight, rates.error_max)
             for c in range(blocks):
-                _add(total, c, fresh, scalar.pull(e, y_positive[c] - y[c], rates.l2, x[c]))
+                difference = told(y_positive[c] - y[c], kept, c, method)
+                _add(total, c, fresh, scalar.pull(e, difference, l2, x[c]))
         else:
             target = value_of(span, floats, t) if slot == 0 else _F0
             if loss == _SQUARED:
@@ -128,8 +137,8 @@ def _user_chunk(
             else:
                 e = scalar.logistic_error(s, target, weight, rates.error_max)
             for c in range(blocks):
-                _add(total, c, fresh, scalar.pull(e, y[c], rates.l2, x[c]))
-            bias_term = scalar.bias_pull(e, rates.bias_l2, bias)
+                _add(total, c, fresh, scalar.pull(e, told(y[c], kept, c, method), l2, x[c]))
+            bias_term = scalar.bias_pull(e, bias_l2, bias)
             total_bias = bias_term if fresh else total_bias + bias_term
         if lane() == 0:
             plan.errors[t * (span.width + 1) + slot] = e
@@ -141,13 +150,14 @@ def _user_chunk(
 @inlined
 def _item_chunk(
     span: Any, plan: Any, words: Any, users: Any, items: Any, sums: Any, rates: Any, chunk: Any, place: Any,
-    scratch: Any, blocks: Any, loss: Any,
+    scratch: Any, blocks: Any, loss: Any, method: Any,
 ) -> None:  # fmt: skip
     """Gradient of one chunk of an item's entries, from the errors. scratch as in `_user_chunk`."""
-    x, y, _, total = scratch
+    x, y, _, total, kept = scratch
     start, stop = plan.chunk_start[chunk], plan.chunk_start[chunk + 1]
     row = row_of(span, plan.keys[start])
     load_row(items.factors, row, y, blocks)
+    l2, bias_l2 = l2_of(items, row, rates.l2, method), l2_of(items, row, rates.bias_l2, method)
     bias, total_bias = items.bias[row], _F0
     before, events = _event_before(span, plan, start, span.item_entries), 0
     for i in range(start, stop):
@@ -159,10 +169,12 @@ def _item_chunk(
         e = plan.errors[t * (span.width + 1) + slot]
         if loss == _BPR and number >= span.width:
             e = -e
+        if method.drops:
+            load_kept(plan.dropped[t], kept, blocks, rates)
         load_row(users.factors, np.int64(words[span.users_at + span.first + t]), x, blocks)
         for c in range(blocks):
-            _add(total, c, fresh, scalar.pull(e, x[c], rates.l2, y[c]))
-        bias_term = scalar.bias_pull(e, rates.bias_l2, bias)
+            _add(total, c, fresh, scalar.pull(e, told(x[c], kept, c, method), l2, y[c]))
+        bias_term = scalar.bias_pull(e, bias_l2, bias)
         total_bias = bias_term if fresh else total_bias + bias_term
         events += 1 if t != before else 0
         before = t
@@ -266,21 +278,24 @@ def _step_lane(
 
 def threads_of_a_step(blocks: int, method: Method) -> int:
     """Threads that step a row: one for each column and the bias, or a half-warp."""
-    return LANES if method.by_rows else blocks * LANES + 1
+    return blocks * LANES + 1 if method.is_plain else LANES
 
 
 @cache
 def micro_batch_kernels(blocks: int, loss: int, method: Method) -> Kernels:
-    """Kernels for rows of `blocks` times 16 factors. They take `Rates`, those that step by rows `StepRates`."""
+    """Kernels for rows of `blocks` times 16 factors. They take `Rates` and `DeviceRows` if the method is plain, else `StepRates` and
+    `StateRows`."""
     return Kernels(
-        *_chunk_kernels(int(blocks), int(loss)),
+        *_chunk_kernels(int(blocks), int(loss), method),
         _step_kernel(int(blocks), int(loss), method),
         _walk_kernel(int(blocks), int(loss), method, False),
         _walk_kernel(int(blocks), int(loss), method, True),
     )
 
 
-def _chunk_kernels(BLOCKS: int, LOSS: int) -> tuple[Any, Any]:
+def _chunk_kernels(BLOCKS: int, LOSS: int, method: Method) -> tuple[Any, Any]:
+    METHOD, KEPT = method, BLOCKS if method.drops else 1
+
     @kernel
     def livefactor_users_kernel(
         span: Any, plan: Any, words: Any, floats: Any, users: Any, items: Any, sums: Any, rates: Any,
@@ -288,35 +303,36 @@ def _chunk_kernels(BLOCKS: int, LOSS: int) -> tuple[Any, Any]:
     ) -> None:  # fmt: skip
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         z, total = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
+        kept = cuda.local.array(KEPT, float32)
         place = cuda.grid(1) // LANES
         chunk = plan.group_chunk[micro_batch] + place
         if chunk >= plan.group_chunk[micro_batch + 1]:
             return
         mean = floats[span.means_at + span.first // span.batch + micro_batch] if LOSS == _SQUARED else _F0
-        scratch = (x, y, z, total)
+        scratch = (x, y, z, total, kept)
         _user_chunk(
-            span, plan, words, floats, users, items, sums, rates, mean, chunk, place, scratch, BLOCKS, LOSS
-        )
+            span, plan, words, floats, users, items, sums, rates, mean, chunk, place, scratch, BLOCKS, LOSS, METHOD
+        )  # fmt: skip
 
     @kernel
     def livefactor_items_kernel(
         span: Any, plan: Any, words: Any, users: Any, items: Any, sums: Any, rates: Any, micro_batch: Any
     ) -> None:
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
-        total = cuda.local.array(BLOCKS, float32)
+        total, kept = cuda.local.array(BLOCKS, float32), cuda.local.array(KEPT, float32)
         place, group = cuda.grid(1) // LANES, span.batches + micro_batch
         chunk = plan.group_chunk[group] + place
         if chunk >= plan.group_chunk[group + 1]:
             return
-        place, scratch = place + sums.items_at, (x, y, y, total)
-        _item_chunk(span, plan, words, users, items, sums, rates, chunk, place, scratch, BLOCKS, LOSS)
+        place, scratch = place + sums.items_at, (x, y, y, total, kept)
+        _item_chunk(span, plan, words, users, items, sums, rates, chunk, place, scratch, BLOCKS, LOSS, METHOD)
 
     return livefactor_users_kernel, livefactor_items_kernel
 
 
 def _step_kernel(BLOCKS: int, LOSS: int, method: Method) -> Any:
     METHOD, THREADS = method, threads_of_a_step(BLOCKS, method)
-    step = _step_lane if method.by_rows else _step_column
+    step = _step_column if method.is_plain else _step_lane
 
     @kernel
     def livefactor_step_kernel(
@@ -336,7 +352,8 @@ def _step_kernel(BLOCKS: int, LOSS: int, method: Method) -> Any:
 
 def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> Any:
     METHOD, THREADS = method, threads_of_a_step(BLOCKS, method)
-    step = _step_lane if method.by_rows else _step_column
+    KEPT = BLOCKS if method.drops else 1
+    step = _step_column if method.is_plain else _step_lane
 
     @inlined
     def barrier() -> None:
@@ -352,7 +369,8 @@ def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> An
         """All micro-batches of a span, one after the other, by one block or by a grid that runs all at once."""
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         z, total = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
-        scratch, stepping = (x, y, z, total), (cuda.local.array(_AHEAD, float32), total)
+        kept = cuda.local.array(KEPT, float32)
+        scratch, stepping = (x, y, z, total, kept), (cuda.local.array(_AHEAD, float32), total)
         thread, threads = cuda.grid(1), cuda.gridsize(1)
         for m in range(span.batches):
             mean = floats[span.means_at + span.first // span.batch + m] if LOSS == _SQUARED else _F0
@@ -360,14 +378,16 @@ def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> An
             for chunk in range(first + thread // LANES, plan.group_chunk[m + 1], threads // LANES):
                 _user_chunk(
                     span, plan, words, floats, users, items, sums, rates, mean, chunk, chunk - first, scratch,
-                    BLOCKS, LOSS,
+                    BLOCKS, LOSS, METHOD,
                 )  # fmt: skip
             barrier()
             group = span.batches + m
             first = plan.group_chunk[group]
             for chunk in range(first + thread // LANES, plan.group_chunk[group + 1], threads // LANES):
                 place = chunk - first + sums.items_at
-                _item_chunk(span, plan, words, users, items, sums, rates, chunk, place, scratch, BLOCKS, LOSS)
+                _item_chunk(
+                    span, plan, words, users, items, sums, rates, chunk, place, scratch, BLOCKS, LOSS, METHOD
+                )
             barrier()
             for side in range(2):
                 rows, group = users if side == USERS else items, side * span.batches + m

@@ -230,10 +230,10 @@ def _step_whole(
 
 @cache
 def softmax_kernels(blocks: int, method: Method) -> Kernels:
-    """Kernels for rows of `blocks` times 16 factors. They take `Rates`, those that step by rows `StepRates`."""
+    """Kernels for rows of `blocks` times 16 factors. They take `Rates` if the method is plain, else `StepRates`."""
     BLOCKS, METHOD = int(blocks), method
     KP = BLOCKS * LANES
-    step = _step_whole if method.by_rows else _step_by_columns
+    step = _step_by_columns if method.is_plain else _step_whole
 
     @kernel
     def livefactor_softmax_users_kernel(
@@ -348,7 +348,7 @@ class Softmax:
         """MemoryError if the device has no room."""
         self._spec, self._device, self._pins, self._tables = spec, device, pins, (users, items)
         method = Method.of(spec)
-        self._rates: Any = StepRates.of(spec) if method.by_rows else Rates.of(spec)
+        self._rates: Any = Rates.of(spec) if method.is_plain else StepRates.of(spec)
         self.proposer = Proposer(spec, items.capacity)
         self._kernels = softmax_kernels(spec.k_padded // LANES, method)
         size, m, kp = spec.micro_batch, spec.negatives_of_event, spec.k_padded

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import ModelSpec, Optimizer, OptimizerKind
+from livefactor_kernels.spec import Limits, ModelSpec, Optimizer, OptimizerKind
 from livefactor_server import spec_codec
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _with_field(spec: Any, field: str, value: Value) -> Any:
     return replace(spec, **{name: _with_field(getattr(spec, name), rest, value) if rest else value})
 
 
-RANKING = ("clicks", "purchases")
+RANKING = ("clicks", "purchases", "news")
 TASKS = ("ratings", *RANKING)
 """A task is called as the preset that it begins with."""
 
@@ -108,6 +108,15 @@ _SGD = Range("optimizer.learning_rate", 0.01, 0.5), Range("optimizer.bias_learni
 _ADAGRAD = Range("optimizer.learning_rate", 0.02, 1.0), Range("optimizer.bias_learning_rate", 0.005, 1.0)
 _L2 = Range("l2", 1e-5, 0.1)
 _BIAS_L2 = Range("bias_l2", 1e-4, 0.1)
+_SOLVE = (
+    Range("l2", 3e-4, 0.03),
+    Range("solve.unobserved", 0.1, 10.0),
+    Range("history.half_life", 0.5, 20.0),
+    Range("counts.weight", 0.05, 5.0),
+    Choice("counts.repeat", (0.0, 0.1, 0.2)),
+    Choice("k", (32, 64)),
+)
+_SOFTMAX = *_ADAGRAD, _L2, Choice("micro_batch", (4, 8, 16)), Choice("k", (32, 64))
 
 
 def _adagrad(rate: float) -> Optimizer:
@@ -115,35 +124,42 @@ def _adagrad(rate: float) -> Optimizer:
 
 
 RULES = {
-    "squared-sgd": Rule(("ratings",), "ratings", preset("ratings"), (*_SGD, _L2, _BIAS_L2, _K)),
+    "squared-sgd": Rule(("ratings",), "ratings_sgd", preset("ratings_sgd"), (*_SGD, _L2, _BIAS_L2, _K)),
     "squared-adagrad": Rule(
         ("ratings",),
-        "ratings",
-        preset("ratings", optimizer=_adagrad(0.12)),
+        "ratings_sgd",
+        preset("ratings_sgd", optimizer=_adagrad(0.12)),
         (*_ADAGRAD, _L2, _BIAS_L2, _K),
     ),
-    "logistic-sgd": Rule(RANKING, "clicks", preset("clicks"), (*_SGD, _L2, _NEGATIVES, _K)),
+    "squared-solve": Rule(
+        ("ratings",),
+        "ratings",
+        preset("ratings"),
+        (Range("l2", 0.01, 1.0), Range("bias_l2", 0.005, 0.5), Choice("k", (16, 32, 64))),
+    ),
+    "logistic-sgd": Rule(RANKING, "clicks_sgd", preset("clicks_sgd"), (*_SGD, _L2, _NEGATIVES, _K)),
     "logistic-adagrad": Rule(
-        RANKING, "clicks", preset("clicks", optimizer=_adagrad(0.12)), (*_ADAGRAD, _L2, _NEGATIVES, _K)
+        RANKING,
+        "clicks_sgd",
+        preset("clicks_sgd", optimizer=_adagrad(0.12)),
+        (*_ADAGRAD, _L2, _NEGATIVES, _K),
     ),
     "bpr-sgd": Rule(
         RANKING,
-        "purchases",
-        preset("purchases", optimizer=Optimizer(OptimizerKind.SGD, 0.05, 0.05)),
+        "purchases_sgd",
+        preset("purchases_sgd", optimizer=Optimizer(OptimizerKind.SGD, 0.05, 0.05)),
         (*_SGD, _L2, _NEGATIVES, _K),
     ),
-    "bpr-adagrad": Rule(RANKING, "purchases", preset("purchases"), (*_ADAGRAD, _L2, _NEGATIVES, _K)),
-    "solve-counts": Rule(
-        RANKING,
-        "ranking",
-        preset("ranking"),
-        (
-            Range("l2", 3e-4, 0.03),
-            Range("solve.unobserved", 0.1, 10.0),
-            Range("history.half_life", 0.5, 20.0),
-            Range("counts.weight", 0.05, 5.0),
-            Choice("k", (32, 64)),
-        ),
+    "bpr-adagrad": Rule(RANKING, "purchases_sgd", preset("purchases_sgd"), (*_ADAGRAD, _L2, _NEGATIVES, _K)),
+    "softmax": Rule(("clicks", "news"), "news", preset("news"), _SOFTMAX),
+    "softmax-repeats": Rule(
+        ("purchases",),
+        "purchases",
+        preset("purchases"),
+        (*_SOFTMAX, Choice("counts.repeat", (0.0, 0.75, 1.5, 3.0))),
     ),
+    "solve-counts": Rule(("clicks", "news"), "clicks", preset("clicks"), _SOLVE),
+    # Amounts are welcome where things are bought.
+    "solve-repeats": Rule(("purchases",), "clicks", preset("clicks", limits=Limits()), _SOLVE),
 }
 """By the name that `--rule` takes and that a study's parameters begin with: renaming one ends old studies."""

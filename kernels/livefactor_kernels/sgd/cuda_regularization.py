@@ -1,0 +1,77 @@
+"""Frequency-scaled L2 and factor dropout on the GPU (semantics: `sgd/__init__.py`).
+
+Kernels of plain methods (`optimizers.Method.is_plain`) are given rows and rates that have nothing of either: for them these
+functions compile to what they are without.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba.extending import overload
+
+from .. import scalar
+from ..lanes import inlined
+from ..random import column_word
+from ..spec import LANES
+from ..warp import half_sum, lane
+
+_F0 = np.float32(0.0)
+
+
+@inlined
+def _same_l2(rows: Any, row: Any, l2: Any, method: Any) -> Any:
+    return l2
+
+
+@inlined
+def _scaled_l2(rows: Any, row: Any, l2: Any, method: Any) -> Any:
+    return scalar.frequent_l2(l2, rows.seen[row], method.frequency) if method.frequency else l2
+
+
+def l2_of(rows: Any, row: Any, l2: Any, method: Any) -> Any:
+    """A row's weight of an occurrence's L2 (float32)."""
+    return _scaled_l2(rows, row, l2, method)
+
+
+@overload(l2_of, jit_options={"forceinline": True})
+def _l2_of(rows: Any, row: Any, l2: Any, method: Any) -> Any:
+    return _scaled_l2 if "seen" in rows.fields else _same_l2
+
+
+@inlined
+def _load_nothing(word: Any, out: Any, blocks: Any, rates: Any) -> None:
+    pass
+
+
+@inlined
+def _load_columns(word: Any, out: Any, blocks: Any, rates: Any) -> None:
+    for c in range(blocks):
+        bits = column_word(np.uint64(word), np.uint64(c * LANES + lane()))
+        out[c] = rates.keep_scale if bits < rates.keep_below else _F0
+
+
+def load_kept(word: Any, out: Any, blocks: Any, rates: Any) -> None:
+    """What dropout multiplies this lane's columns by: 1 / (1 - p), or 0 where a column is dropped. word: the event's."""
+    _load_columns(word, out, blocks, rates)
+
+
+@overload(load_kept, jit_options={"forceinline": True})
+def _load_kept(word: Any, out: Any, blocks: Any, rates: Any) -> Any:
+    return _load_columns if "keep_scale" in rates.fields else _load_nothing
+
+
+@inlined
+def told(value: Any, kept: Any, c: Any, method: Any) -> Any:
+    """A factor of column c * 16 + lane as an event is told it."""
+    return value * kept[c] if method.drops else value
+
+
+@inlined
+def told_dot(x: Any, y: Any, kept: Any, blocks: Any, method: Any) -> Any:
+    """Dot product (float32, in all lanes) of a user's row and an item's, by the columns that are kept."""
+    total = x[0] * told(y[0], kept, 0, method)
+    for c in range(1, blocks):
+        total = total + x[c] * told(y[c], kept, c, method)
+    return half_sum(total)
