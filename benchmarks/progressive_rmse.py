@@ -25,7 +25,7 @@ def rmse(errors: np.ndarray) -> float:
 
 
 @njit(cache=True, error_model="numpy")
-def _served(
+def served(
     users: Any, items: Any, mean: Any, user_rows: Any, item_rows: Any, published: Any, zeros: Any,
     blocks: Any, out: Any,
 ) -> None:  # fmt: skip
@@ -48,7 +48,7 @@ def model_errors(spec: ModelSpec, stream: Stream, record_events: int = 1) -> np.
     for revision, start in enumerate(range(0, len(stream), record_events), 1):
         stop = min(start + record_events, len(stream))
         columns = user_rows[start:stop], item_rows[start:stop]
-        _served(*tables, model.mean, *columns, model.published, zeros, blocks, predictions[start:stop])
+        served(*tables, model.mean, *columns, model.published, zeros, blocks, predictions[start:stop])
         counts = user_counts[stop - 1], item_counts[stop - 1]
         model.apply(Update(revision, *columns, stream.values[start:stop], None, *counts))
     return predictions.astype(np.float64) - stream.values

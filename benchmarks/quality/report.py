@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from benchmarks.pages import ROOT, six_digits, write_between
+from benchmarks.quality.adaptive import PRESETS, RATES
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.metrics import NAMES, PRIMARY
 from benchmarks.quality.ranking import MICRO_BATCHES
@@ -39,6 +40,11 @@ RMSE_LABELS = {
     "multi_pass": "multi-pass SGD, float64",
     "ratings_sgd": "livefactor `ratings_sgd`, tuned, one pass",
     "ratings": "livefactor `ratings`, tuned, one pass",
+}
+STREAM_LABELS = {
+    "ml1m": "MovieLens-1M, ratings, RMSE",
+    "retail": "Online Retail, purchases, log loss",
+    "drift": "made, tastes that drift and rest, RMSE",
 }
 OURS = [key for key, method in METHODS.items() if method.ours]
 CELLS = {
@@ -88,6 +94,10 @@ def ratios() -> dict[str, Ratio]:
         for key, suffix in (("ratings_sgd", "_sgd"), ("ratings", "")):
             names = f"ml1m_{order}_{key}_rmse", (f"ml1m_{order}_multi_pass_rmse",)
             found[f"ratio_ml1m_{order}_rmse{suffix}"] = Ratio(f"{label}, `{key}`", *names, "at most 1.02")
+    for name, words in STREAM_LABELS.items():
+        label = f"{words}: adaptive rate to the best of five fixed ones"
+        names = f"adaptive_{name}_loss", (f"adaptive_{name}_best_fixed",)
+        found[f"ratio_adaptive_{name}"] = Ratio(label, *names, "at most 1.00")
     return found
 
 
@@ -121,6 +131,7 @@ def required() -> list[str]:
                     names += [f"{name}_{order}_{key}_{what}" for what in (*NAMES, "events_per_s", "settings")]
     names += [f"{name}_next_{key}_recall10" for name, grids in NEXT_GRIDS.items() for key in grids]
     names += [f"ml1m_{order}_{key}_rmse" for order in ORDERS for key in RMSE_LABELS]
+    names += [f"adaptive_{name}_{what}" for name in PRESETS for what in ("best_fixed", "loss", "settings")]
     return names + list(ratios())
 
 
@@ -145,6 +156,8 @@ def shown(name: str, value: Figure) -> str:
         return f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value / 1e3:.1f} k"
     if isinstance(value, int):
         return f"{value:,}"
+    if value >= 1e4:  # of what diverged
+        return f"{value:.1e}"
     return f"{value:.3f}" if name.startswith("ratio_") else f"{value:.4f}"
 
 
@@ -166,6 +179,7 @@ def sheets(figures: Figures) -> Iterator[Sheet]:
         yield _next(figures, name)
     for order in ORDERS:
         yield _ratings(figures, order)
+    yield _adaptive(figures)
 
 
 def _goals(figures: Figures) -> Sheet:
@@ -212,6 +226,23 @@ def _ratings(figures: Figures, order: str) -> Sheet:
         rows.append([label, *cells, *_settings(figures, prefix)])
     title = f"Ratings, MovieLens-1M, timed half, {ORDER_LABELS[order]}"
     return Sheet(title, ["", "RMSE", "spread", "events / CPU s", "settings", "of"], rows)
+
+
+def _adaptive(figures: Figures) -> Sheet:
+    rows = []
+    for name, label in STREAM_LABELS.items():
+        prefix = f"adaptive_{name}"
+        whats = [f"fixed_{rate:g}" for rate in RATES] + [
+            "loss",
+            "loss_spread",
+            "last_rate",
+            "settings",
+            "grid_size",
+        ]
+        cells = [shown(f"{prefix}_{what}", figures.get(f"{prefix}_{what}")) for what in whats]
+        rows.append([label, *cells])
+    head = [f"{rate:g} x" for rate in RATES] + ["adaptive", "spread", "last rate", "settings", "of"]
+    return Sheet("Adaptive rate beside fixed ones, in multiples of the preset's", ["", *head], rows)
 
 
 def tables(figures: Figures) -> Group:

@@ -1,7 +1,7 @@
 """Everything that is measured, part by part. Names of figures are flat: <set>_<order>_<method>_<what>.
 
 Sets: ml1m (the timed half), retail. Orders: time, shuffled. Beside those of `ranking.py`: retail_next_... and news_next_...,
-which are test-then-learn, and ml1m_<order>_..._rmse, of ratings.
+which are test-then-learn, ml1m_<order>_..._rmse, of ratings, and adaptive_<stream>_... of learning rates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.progressive import TUNED_PART
 from benchmarks.progressive_data import Stream, read_purchases, read_ratings
 from benchmarks.progressive_recall import model_hits, own_first_hits, popular_hits
-from benchmarks.quality import ratings
+from benchmarks.quality import adaptive, ratings
 from benchmarks.quality.data import Judgement, in_time, numbered, shuffled
 from benchmarks.quality.methods import CLICKS_GRID, POPULAR_GRID, PURCHASES_GRID
 from benchmarks.quality.news import news_stream
@@ -87,6 +87,7 @@ def all_parts(ratings_file: Path | None, extent: Extent) -> Iterator[Part]:
                 yield from _rmse_parts(f"{name}_{order}", judgement, extent)
     yield from _next_parts("retail", thinned(streams["retail"], extent.part), extent)
     yield from _next_parts("news", thinned(news_stream(), extent.part), extent)
+    yield from adaptive.parts({name: thinned(each, extent.part) for name, each in streams.items()}, extent)
 
 
 def _rmse_parts(prefix: str, judgement: Judgement, extent: Extent) -> Iterator[Part]:

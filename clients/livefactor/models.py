@@ -26,7 +26,8 @@ class ModelDescription:
     interactions accepted since the model began. log_hash: the log's chain hash. log_bytes, memory_bytes:
     sizes. writable: False after a failed sync, until a restart. root_hash: 32 bytes over the whole state if
     it was asked for, else empty. judgement: how good the live model is; None in lists, and where nothing is judged.
-    hold: why updates are refused; None if they are not on hold.
+    hold: why updates are refused; None if they are not on hold. adapted_rate: with an adaptive rate, the learning rates as a
+    multiple of the spec's; else None.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelDescription:
     root_hash: bytes
     judgement: Judgement | None = None
     hold: Hold | None = None
+    adapted_rate: float | None = None
 
 
 class Models:
@@ -200,4 +202,5 @@ def _description(message: Any) -> ModelDescription:
         root_hash=message.root_hash,
         judgement=judgement_of(message.judgement) if message.HasField("judgement") else None,
         hold=hold_of(message.hold) if message.HasField("hold") else None,
+        adapted_rate=message.adapted_rate if message.HasField("adapted_rate") else None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from livefactor.errors import SnapshotInvalid
-from livefactor.snapshot_format import Manifest
+from livefactor.snapshot_format import MOVES_MAX, RATE_STEPS_MAX, Manifest
 
 SQUARES = ("factor_g", "row_g", "bias_g", "factor_v", "bias_v", "factor_n", "bias_n")
 """Sections of an optimizer's state whose square root is taken."""
@@ -36,6 +36,16 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
     for section in ("users.seen_weights", "items.seen_weights", "items.neighbor_counts", "replay.weights"):
         if section in tensors:
             require(bool((tensors[section] >= 0).all()), section, "holds a negative number")
+    if "rates" in tensors:
+        step, moves, events, _, squares = tensors["rates"].tolist()
+        require(abs(step) <= RATE_STEPS_MAX, "rates", f"is past {RATE_STEPS_MAX} steps")
+        require(moves < MOVES_MAX, "rates", f"is past {MOVES_MAX} moves")
+        require(
+            step % 1 == moves % 1 == events % 1 == 0,
+            "rates",
+            "holds a part of a step, of a move or of an event",
+        )
+        require(min(moves, events, squares) >= 0, "rates", "holds a negative number")
     if "replay.user_rows" in tensors:
         kept = int(min(tensors["events"][0], len(tensors["replay.user_rows"])))
         for side in ("user", "item"):

@@ -6,10 +6,12 @@ A snapshot is a folder of exactly four files:
     users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n]
                          (factors F16 or BF16 where the spec says so)
                          and the optimizer's state: `OPTIMIZER_STATE`
+                         and with an adaptive rate `PROBE`
                          and histories: `_history`
     items.safetensors    the same of items
     state.safetensors    what is not in a table: `SMALL`, with rule SOLVE gram F64[2*(k+1)^2], and with replay
-                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir
+                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir;
+                         with an adaptive rate rates F64[5]: step, moves, events in the window, sums
 
 The order of sections, which the root hash follows: users.* as above, items.* alike, then the state's by name. The
 layout is a function of the spec (k, its optimizer, what factors are stored as) and of the row counts, so a reader computes the
@@ -86,6 +88,7 @@ OPTIMIZER_STATE: dict[int, tuple[str, ...]] = {
 """Sections that a table has beside factors and biases, F32, by the spec's `optimizer.kind`: factor_* [n,k], powers [n,2],
 others [n]."""
 
+PROBE = ("factor_probe", "bias_probe", "row_probe")  # sections after those, with an adaptive rate
 SMALL: dict[str, tuple[str, int | None]] = {
     "events": ("U64", 1),  # interactions accepted
     "labels.item.keys": ("U64", None),  # ascending
@@ -105,9 +108,8 @@ REPLAY = {"item_rows": "U32", "user_rows": "U32", "values": "F32", "weights": "F
 """Sections of a reservoir, named replay.*: one place an event, the first min(events, replay.size) are filled."""
 
 ALIGNMENT = 64
-MAX_K = 1024
-MAX_HISTORY = 8192
-MAX_REPLAY_SIZE = 1 << 20
+MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE = 1024, 8192, 1 << 20
+RATES_SIZE, RATE_STEPS_MAX, MOVES_MAX = 5, 24, 1 << 24
 MANIFEST_BYTES_MAX = 64 << 20
 SPEC_BYTES_MAX = 1 << 16
 _MANIFEST_BASE_BYTES = 16 << 10
@@ -150,7 +152,7 @@ class Layout:
 
 
 class TableShape(NamedTuple):
-    """What tables look like: k factors a row, of a safetensors dtype; names of the optimizer's sections; events
+    """What tables look like: k factors a row, of a safetensors dtype; names of the optimizer's sections and the probe's; events
     that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay."""
 
     k: int
@@ -178,7 +180,7 @@ def spec_shape(spec: bytes) -> TableShape:
         raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
     return TableShape(
         message.k,
-        OPTIMIZER_STATE[message.optimizer.kind],
+        OPTIMIZER_STATE[message.optimizer.kind] + (PROBE if message.adaptive_rate.window else ()),
         FACTOR_DTYPES[message.factor_dtype],
         lengths[:2],
         lengths[2],
@@ -204,6 +206,7 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
     shape = spec_shape(spec)
     sections = [*_table("users", users, shape), *_table("items", items, shape)]
     small = SMALL | ({"gram": ("F64", 2 * (shape.k + 1) ** 2)} if shape.gram else {})
+    small |= {"rates": ("F64", RATES_SIZE)} if "row_probe" in shape.state else {}
     if shape.replay:
         small |= {f"replay.{name}": (dtype, shape.replay) for name, dtype in REPLAY.items()}
     if set(small_lengths) != set(small):

@@ -187,6 +187,13 @@ class Backend(Protocol):
     def set_reservoir(self, columns: Mapping[str, np.ndarray], events: int) -> None:
         """Restore `reservoir` of a model that has learned from `events` events."""
 
+    @property
+    def rate_state(self) -> np.ndarray:
+        """float64[5] of an adapted learning rate (`sgd/adaptive.py`), else float64[0]. Do not write to it."""
+
+    def set_rate_state(self, state: np.ndarray) -> None:
+        """Restore `rate_state`."""
+
     def reserve(self, user_rows: int, item_rows: int) -> bool:
         """Make sure that there is memory for tables of so many rows (each at most the side's capacity).
 
@@ -291,8 +298,8 @@ def state_sections(backend: Backend) -> dict[str, np.ndarray]:
     """The tables' share of a model's state at its revision, in the order in which the root hash takes it.
 
     By name: users.keys, users.factors, ..., items.bias_g, of the published rows as `Backend.sections` gives
-    them, with rule SOLVE gram float64[2 * (k + 1) ** 2], mean int64[2] (sum, count), and with replay replay.user_rows and
-    so on, [replay.size] each.
+    them, with rule SOLVE gram float64[2 * (k + 1) ** 2], mean int64[2] (sum, count), with an adaptive rate rates float64[5],
+    and with replay replay.user_rows and so on, [replay.size] each.
     """
     sections: dict[str, np.ndarray] = {}
     for name, side in (("users", USERS), ("items", ITEMS)):
@@ -301,5 +308,7 @@ def state_sections(backend: Backend) -> dict[str, np.ndarray]:
     if backend.gram.size:
         sections["gram"] = backend.gram.ravel()
     sections["mean"] = np.array([backend.mean_sum, backend.mean_count], np.int64)
+    if backend.rate_state.size:
+        sections["rates"] = backend.rate_state
     sections |= {f"replay.{name}": column for name, column in sorted(backend.reservoir.items())}
     return sections

@@ -15,6 +15,7 @@ from .pins import Pin, PinBoard
 from .replay import most_events
 from .replay.cpu import Reservoir
 from .sgd.cpu import Sgd
+from .sgd.cpu_adaptive import AdaptiveSgd
 from .softmax.cpu import Softmax
 from .solve.cpu import Solver
 from .spec import FactorDtype, ModelSpec, Rule
@@ -38,6 +39,7 @@ _INLINED = (
     "sgd/cpu_sequential.py",
     "sgd/cpu_micro_batch.py",
     "sgd/cpu_dropout.py",
+    "sgd/adaptive.py",
     "softmax/__init__.py",
     "softmax/cpu.py",
 )
@@ -103,7 +105,8 @@ class CpuModel:
             return Solver(spec, *tables, self._mean_state, self._recorder)
         if spec.rule == Rule.SOFTMAX:
             return Softmax(spec, *tables, SOURCE_STAMP)
-        return Sgd(spec, *tables, self._mean_state, SOURCE_STAMP)
+        kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
+        return kind(spec, *tables, self._mean_state, SOURCE_STAMP)
 
     @property
     def mean_sum(self) -> int:
@@ -138,6 +141,16 @@ class CpuModel:
         """Restore `reservoir`, after `events` events."""
         if self._reservoir is not None:
             self._reservoir.load(columns, events)
+
+    @property
+    def rate_state(self) -> np.ndarray:
+        """float64[5] of an adapted learning rate (`sgd/adaptive.py`), else float64[0]. Do not write to it."""
+        return self._rule.state if isinstance(self._rule, AdaptiveSgd) else np.empty(0)
+
+    def set_rate_state(self, state: np.ndarray) -> None:
+        """Restore `rate_state`."""
+        if isinstance(self._rule, AdaptiveSgd):
+            self._rule.load(state)
 
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""

@@ -44,6 +44,7 @@ from .spec import (
     Regularization,
     Rule,
     Solve,
+    SpecError,
 )
 from .tables import ITEMS, USERS
 from .update import Update
@@ -96,7 +97,7 @@ class CudaModel:
         walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
         with a barrier over all of it, not in three launches each. Neither changes a bit.
         """
-        self._set_up(spec.check(), device_bytes_max, walk_entries_max, together)
+        self._set_up(_known(spec.check()), device_bytes_max, walk_entries_max, together)
         if not SIMULATED:
             _compile_kernels(_kind_of(spec))
 
@@ -163,6 +164,14 @@ class CudaModel:
         """Restore `reservoir`, after `events` events."""
         if self._reservoir is not None:
             self._reservoir.load(columns, events)
+
+    @property
+    def rate_state(self) -> np.ndarray:
+        """As `backend.Backend.rate_state`: no rate is adapted here."""
+        return np.empty(0)
+
+    def set_rate_state(self, state: np.ndarray) -> None:
+        """Nothing: there is none."""
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
@@ -342,6 +351,14 @@ class CudaModel:
         for piece in pieces_of(update.fresh, PIECE_EVENTS, places):
             recorder.order(piece, slot)
             recorder.record(piece, slot, 0, piece.events)
+
+
+def _known(spec: ModelSpec) -> ModelSpec:
+    """The spec; SpecError naming what this backend has not."""
+    if spec.adaptive_rate.window:
+        window = spec.adaptive_rate.window
+        raise SpecError(f"adaptive_rate.window: expected 0 on backend cuda, got {window}; backend cpu has it")
+    return spec
 
 
 def _kind_of(spec: ModelSpec) -> ModelSpec:

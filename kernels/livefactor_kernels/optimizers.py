@@ -52,6 +52,8 @@ _STATE: dict[OptimizerKind, tuple[str, ...]] = {
     OptimizerKind.LAZY_ADAM: ("factor_m", "factor_v", "bias_m", "bias_v", "powers"),
     OptimizerKind.FTRL: ("factor_z", "factor_n", "bias_z", "bias_n"),
 }
+PROBE = ("factor_probe", "bias_probe", "row_probe")
+"""With an adaptive rate: the probe's factors and biases, and when its rows began (`sgd/adaptive.py`)."""
 _SQUARES = ("factor_g", "row_g", "bias_g", "factor_n", "bias_n")
 
 
@@ -59,7 +61,8 @@ def optimizer_sections(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """The shape of a row in every section of the optimizer's state, float32, in the order of the root hash; rows of
     `factor_*` are padded as factors are."""
     shapes = {"factor": (spec.k_padded,), "bias": (), "row": (), "powers": (2,)}
-    return {name: shapes[name.partition("_")[0]] for name in _STATE[OptimizerKind(spec.optimizer.kind)]}
+    names = _STATE[OptimizerKind(spec.optimizer.kind)] + (PROBE if spec.adaptive_rate.window else ())
+    return {name: shapes[name.partition("_")[0]] for name in names}
 
 
 def state_slots(spec: ModelSpec) -> dict[str, str]:
@@ -72,7 +75,7 @@ def state_slots(spec: ModelSpec) -> dict[str, str]:
         "powers": ("row_state",),
     }
     slots: dict[str, str] = {}
-    for name in optimizer_sections(spec):
+    for name in _STATE[OptimizerKind(spec.optimizer.kind)]:
         slots[next(place for place in places[name.partition("_")[0]] if place not in slots)] = name
     return slots
 
@@ -84,6 +87,8 @@ def initial_state(spec: ModelSpec, name: str, factors: np.ndarray) -> np.ndarray
         return np.float32(spec.optimizer.initial_g)
     if name == "powers":
         return np.float32(1.0)
+    if name == "factor_probe":
+        return factors
     if name != "factor_z":
         return np.float32(0.0)
     rates, factors = StepRates.of(spec), widened(factors)

@@ -40,6 +40,7 @@ from .random import (
 from .reference_steps import step_row
 from .replay.reference import Reservoir
 from .scoring import check_top_k
+from .sgd.adaptive_reference import AdaptiveSgd
 from .sgd.reference import Sgd
 from .softmax.reference import Softmax
 from .solve.reference import Solver
@@ -74,6 +75,9 @@ class ReferenceTable:
         self.keys: np.ndarray
         self.factors: np.ndarray
         self.bias: np.ndarray
+        self.factor_probe: np.ndarray
+        self.bias_probe: np.ndarray
+        self.row_probe: np.ndarray
         self.seen_rows: np.ndarray
         self.seen_values: np.ndarray
         self.seen_weights: np.ndarray
@@ -280,7 +284,7 @@ class ReferenceModel:
             Rule.SOLVE: Solver,
             Rule.SOFTMAX: Softmax,
         }
-        self._rule = rules[spec.rule](self)
+        self._rule = AdaptiveSgd(self) if spec.adaptive_rate.window else rules[spec.rule](self)
 
     @property
     def mean(self) -> np.float32:
@@ -305,6 +309,16 @@ class ReferenceModel:
         """Restore `reservoir`, after `events` events."""
         if self._reservoir is not None:
             self._reservoir.load(columns, events)
+
+    @property
+    def rate_state(self) -> np.ndarray:
+        """As `cpu.CpuModel.rate_state`."""
+        return self._rule.state if isinstance(self._rule, AdaptiveSgd) else np.empty(0)
+
+    def set_rate_state(self, state: np.ndarray) -> None:
+        """Restore `rate_state`."""
+        if isinstance(self._rule, AdaptiveSgd):
+            self._rule.load(state)
 
     def set_mean(self, total: int, count: int) -> None:
         """Restore the mean's fixed-point sum and its number of events."""

@@ -25,6 +25,9 @@ from .spec_parts import (
     MAX_NEIGHBORS,
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
+    MAX_WINDOW,
+    MIN_WINDOW,
+    AdaptiveRate,
     Counts,
     EventType,
     FactorDtype,
@@ -55,6 +58,9 @@ __all__ = [
     "MAX_NEIGHBORS",
     "MAX_REPLAY_PER_EVENT",
     "MAX_REPLAY_SIZE",
+    "MAX_WINDOW",
+    "MIN_WINDOW",
+    "AdaptiveRate",
     "Counts",
     "EventType",
     "FactorDtype",
@@ -87,6 +93,7 @@ class ModelSpec:
     as; biases and accumulators are float32 always. rule: how it learns; SGD has an optimizer and negatives,
     SOLVE has none, of SOFTMAX `negatives` are a micro-batch's. history, counts: beside any rule. replay: beside SGD and
     SOFTMAX. event_types: weights by type. regularization: clipping, max-norm, frequency-scaled L2, dropout.
+    adaptive_rate: with SGD.
 
     Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
     is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
@@ -114,6 +121,7 @@ class ModelSpec:
     softmax: Softmax = field(default_factory=Softmax)
     counts: Counts = field(default_factory=Counts)
     replay: Replay = field(default_factory=Replay)
+    adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     event_types: tuple[EventType, ...] = ()
     regularization: Regularization = field(default_factory=Regularization)
     limits: Limits = field(default_factory=Limits)

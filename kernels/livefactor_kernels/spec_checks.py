@@ -19,6 +19,9 @@ from .spec_parts import (
     MAX_NEIGHBORS,
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
+    MAX_WINDOW,
+    MIN_WINDOW,
+    RATE_STEPS_MAX,
     EventType,
     FactorDtype,
     Limits,
@@ -40,6 +43,7 @@ def check(spec: ModelSpec) -> None:
     _check_limits(spec.limits)
     _check_history(spec)
     _check_replay(spec)
+    _check_adaptive_rate(spec)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
     if spec.rule == Rule.SOLVE:
@@ -114,6 +118,19 @@ def _check_replay(spec: ModelSpec) -> None:
         _require(is_share, "replay.per_event", f"(0, {MAX_REPLAY_PER_EVENT:.0f}]", per_event)
     else:
         _require(per_event == 0.0, "replay.per_event", "0 without replay.size", per_event)
+
+
+def _check_adaptive_rate(spec: ModelSpec) -> None:
+    window = spec.adaptive_rate.window
+    is_window = window == 0 or MIN_WINDOW <= window <= MAX_WINDOW
+    _require(is_window, "adaptive_rate.window", f"0, or {MIN_WINDOW}..{MAX_WINDOW}", window)
+    if not window:
+        return
+    is_sgd = spec.optimizer.kind == OptimizerKind.SGD
+    _require(spec.rule == Rule.SGD, "rule", "sgd with an adaptive rate", spec.rule)
+    _require(is_sgd, "optimizer.kind", "sgd with an adaptive rate", spec.optimizer.kind)
+    is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
+    _require(is_float32, "factor_dtype", "float32 with an adaptive rate", spec.factor_dtype)
 
 
 def _is_half_life(value: float, least: float) -> bool:
@@ -275,6 +292,8 @@ def _check_bounded(spec: ModelSpec) -> None:
     _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)
     gradient = occurrences * (2 * e * c * kept + max(spec.l2, spec.bias_l2) * c + e)
     rate = max(1.0, spec.optimizer.learning_rate, spec.optimizer.bias_learning_rate)
+    if spec.adaptive_rate.window:
+        rate *= 2.0 ** ((RATE_STEPS_MAX + 1) / 4)  # of the probe
     _require(gradient * rate < 1e37, "limits", "events * error_max * factor_max * rate < 1e37", gradient)
     _check_accumulators(spec, gradient)
 

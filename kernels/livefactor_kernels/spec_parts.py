@@ -21,6 +21,9 @@ MAX_HISTORY = 8192
 MAX_NEIGHBORS = 1024
 MAX_EVENT_TYPES = 64
 MAX_REPLAY_SIZE = 1 << 20
+MIN_WINDOW, MAX_WINDOW = 16, 1 << 24
+RATE_STEPS_MAX = 24
+"""An adapted rate is at most 2 ** 6 times the spec's, and at least as far below."""
 MAX_REPLAY_PER_EVENT = 4.0
 
 
@@ -161,6 +164,16 @@ class Replay:
 
     size: int = 0
     per_event: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveRate:
+    """A learning rate that moves to what evaluation finds best (`sgd/adaptive.py`).
+
+    window: events between two moves, `MIN_WINDOW` to `MAX_WINDOW` (0: the rate stays as it is).
+    """
+
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,7 +238,7 @@ def _description_fields(model: ModelDescription) -> dict[str, Any]:
         "model": model.name, "revision": model.position.revision, "lineage": model.position.lineage.hex(), "users": model.users,
         "items": model.items, "events": model.events, "backend": model.backend, "log_hash": model.log_hash.hex(),
         "log_bytes": model.log_bytes, "memory_bytes": model.memory_bytes, "writable": model.writable,
-        "root_hash": model.root_hash.hex(), "spec": model.spec,
+        "root_hash": model.root_hash.hex(), "spec": model.spec, "adapted_rate": model.adapted_rate,
         "judgement": model.judgement and asdict(model.judgement), "hold": model.hold and asdict(model.hold),
     }  # fmt: skip
 
@@ -252,7 +252,8 @@ def _show(model: ModelDescription, as_json: bool) -> None:
     del fields["judgement"], fields["hold"]  # shown below
     grid = table("", "")
     for name, value in fields.items():
-        grid.add_row(name, str(value))
+        if value is not None:
+            grid.add_row(name, str(value))
     for name, value in spec.items():
         grid.add_row(f"spec.{name}", json.dumps(value) if isinstance(value, dict) else str(value))
     console.print(grid)

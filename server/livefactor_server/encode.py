@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from livefactor.snapshot_format import Manifest
 from livefactor.v1 import judging_pb2, models_pb2, snapshots_pb2, updates_pb2
+from livefactor_kernels.sgd.adaptive import STEP, multiple
 from livefactor_server import spec_codec
 from livefactor_server.decode import REJECT_TEXTS
 from livefactor_server.judging.report import Report
@@ -99,6 +100,8 @@ def description(hosted: Hosted, with_root_hash: bool = False) -> models_pb2.Mode
             memory_bytes=sum(state.memory_bytes.values()),
             writable=engine.failure is None,
         )
+        if state.backend.rate_state.size:
+            result.adapted_rate = float(multiple(int(state.backend.rate_state[STEP])))
     _add_hold(result, hosted)
     if with_root_hash:
         with engine.view() as view:

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from livefactor.v1 import models_pb2
 from livefactor_kernels.presets import preset
 from livefactor_kernels.spec import (
+    AdaptiveRate,
     Counts,
     EventType,
     FactorDtype,
@@ -55,6 +56,7 @@ _PARTS: dict[str, Any] = {
     "counts": Counts,
     "regularization": Regularization,
     "replay": Replay,
+    "adaptive_rate": AdaptiveRate,
 }
 """Messages within the spec that are left out of its bytes where they say nothing but the defaults."""
 

@@ -211,6 +211,7 @@ class ModelState:
             (self.backend.mean_sum, self.backend.mean_count),
             self.backend.gram.ravel().copy(),
             {name: column.copy() for name, column in self.backend.reservoir.items()},
+            self.backend.rate_state.copy(),
             self.events,
             self.producers.freeze(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
@@ -260,6 +261,7 @@ class SmallState:
     mean: tuple[int, int]
     gram: np.ndarray
     reservoir: dict[str, np.ndarray]
+    rates: np.ndarray
     events: int
     producers: list[tuple[bytes, int, int, tuple[Outcome, ...]]]
     labels: tuple[FrozenLabels, FrozenLabels]
@@ -276,6 +278,8 @@ class SmallState:
         }
         if self.gram.size:
             small["gram"] = self.gram
+        if self.rates.size:
+            small["rates"] = self.rates
         small |= {f"replay.{name}": column for name, column in self.reservoir.items()}
         for side, frozen in zip(("user", "item"), self.labels, strict=True):
             for name, array in frozen.arrays().items():
@@ -306,6 +310,8 @@ def restored(
     state.events = int(tensors["events"][0])
     columns = {name: tensors[f"replay.{name}"] for name in state.backend.reservoir}
     state.backend.set_reservoir(columns, state.events)
+    if "rates" in tensors:
+        state.backend.set_rate_state(tensors["rates"])
     state.producers = producer_codec.decode(tensors["producers"].tobytes())
     state.unavailable = np.array(tensors["unavailable"], np.uint64)
     for book, side in zip(state.labels, ("user", "item"), strict=True):

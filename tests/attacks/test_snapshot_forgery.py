@@ -363,6 +363,22 @@ def test_powers_that_a_model_cannot_have_are_refused(tmp_path: Path, value: floa
 
 
 @pytest.mark.parametrize(
+    ("place", "value"),
+    [(0, 25), (0, 0.5), (1, -1), (1, 0.5), (1, 1 << 24), (2, -1), (2, 1.5), (3, np.inf), (4, -1)],
+)
+def test_rates_that_no_model_comes_to_are_refused(tmp_path: Path, place: int, value: float) -> None:
+    state = samples.view(3, 2, 5)
+    state.spec_body += b"\xba\x01\x02\x08\x10"  # adaptive_rate = 23 { window = 16 }
+    state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8), "rates": np.zeros(5)}
+    for table in state.pin.tables:
+        table |= {"factor_probe": table["factors"], "bias_probe": table["bias"], "row_probe": table["bias"]}
+    snapshot_files.verify(samples.taken(tmp_path / "good", state))
+    state.small["rates"][place] = value
+    error = refused(samples.taken(tmp_path / "bad", state))
+    assert (error.tensor, error.file) == ("rates", "state.safetensors")
+
+
+@pytest.mark.parametrize(
     ("factor_dtype", "value"),
     [
         (samples.FLOAT16, np.float16(np.nan)),

@@ -18,6 +18,7 @@ import pytest
 import livefactor_kernels
 from livefactor_kernels.backend import create_backend, state_sections
 from livefactor_kernels.spec import (
+    AdaptiveRate,
     Counts,
     FactorDtype,
     History,
@@ -39,6 +40,8 @@ SPECS: dict[str, ModelSpec] = {
     "logistic": make_spec(Loss.LOGISTIC, k=20, negatives=3),
     "bpr_adagrad": make_spec(Loss.BPR, OptimizerKind.ADAGRAD, k=9, negatives=4),
     "bpr_micro": make_spec(Loss.BPR, k=16, negatives=3, micro_batch=100),
+    "squared_adaptive": make_spec(Loss.SQUARED, k=20, adaptive_rate=AdaptiveRate(64)),
+    "logistic_adaptive": make_spec(Loss.LOGISTIC, k=40, negatives=3, adaptive_rate=AdaptiveRate(64)),
     "squared_float16": make_spec(Loss.SQUARED, k=64, factor_dtype=FactorDtype.FLOAT16),
     "logistic_adagrad_bfloat16": make_spec(
         Loss.LOGISTIC, OptimizerKind.ADAGRAD, k=20, negatives=3, factor_dtype=FactorDtype.BFLOAT16
@@ -109,6 +112,8 @@ GOLDEN = {
     "logistic": "97ee0ce5ea1161542a987bcd26fe10ab21a4e7d458165489e225de33d3ab9f56",
     "bpr_adagrad": "7beba1dd7902a721728570a36ca3edb2154a74a12e06cd596b8105702db1e555",
     "bpr_micro": "ae67ebeafb8adaac32d9dc88a7a0139ec2324fabb8384da880b9ac40dbbc4389",
+    "squared_adaptive": "27f95e479a37508e09ec1b4b8b71d51a1215abd489a3e5a88b99c9b068ff8d0b",
+    "logistic_adaptive": "2f835efd3cb187edb08d4a355de2ea33c5aed8037c5eb29c587c5788cc0ad1ba",
     "squared_float16": "8ad0a1b4699a662989c57cc412949d0641f6442d25e0bdeece95d57f2f66e032",
     "logistic_adagrad_bfloat16": "e3025e5c541ac9e4efb627dd57fdd9e019f1b6b0371b717ce65de43e2ae6c255",
     "squared_rowwise_adagrad": "dfdc81c81a92baf12538059de383c8f24cc2c753ab46f490bef6d65a97634b5b",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from livefactor import columns as wire
 from livefactor_kernels.backend import state_sections
 from livefactor_kernels.spec import (
+    AdaptiveRate,
     Counts,
     EventType,
     FactorDtype,
@@ -130,6 +131,8 @@ COUNTS = Counts(16, 4, 2.0)
         ),
         ModelSpec(loss=Loss.SQUARED, rule=Rule.SOLVE, solve=Solve(0.0, 2, 2), bias_l2=0.1, **HISTORY),
         ModelSpec(loss=Loss.SQUARED, replay=Replay(8, 0.7), **HISTORY),
+        ModelSpec(loss=Loss.SQUARED, adaptive_rate=AdaptiveRate(16), **HISTORY),
+        ModelSpec(loss=Loss.BPR, negatives=2, adaptive_rate=AdaptiveRate(16), **HISTORY),
         ModelSpec(loss=Loss.BPR, negatives=2, micro_batch=3, replay=Replay(8, 1.5), counts=COUNTS, **HISTORY),
         ModelSpec(
             loss=Loss.SOFTMAX, rule=Rule.SOFTMAX, negatives=4, micro_batch=3, replay=Replay(8, 0.7), **HISTORY
@@ -137,7 +140,17 @@ COUNTS = Counts(16, 4, 2.0)
         ModelSpec(loss=Loss.BPR, negatives=2, counts=COUNTS, event_types=(EventType(0, 0.5),), **HISTORY),
         ModelSpec(loss=Loss.LOGISTIC, counts=COUNTS, event_types=(EventType(0, 2.0, True),), **HISTORY),
     ],
-    ids=["solve", "solve-ratings", "replay-ratings", "replay-bpr", "replay-softmax", "bpr", "logistic"],
+    ids=[
+        "solve",
+        "solve-ratings",
+        "replay-ratings",
+        "adaptive-ratings",
+        "adaptive-bpr",
+        "replay-bpr",
+        "replay-softmax",
+        "bpr",
+        "logistic",
+    ],
 )
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())

@@ -454,6 +454,28 @@ class Replay(google.protobuf.message.Message):
 global___Replay = Replay
 
 @typing.final
+class AdaptiveRate(google.protobuf.message.Message):
+    """A learning rate that moves to what evaluation on the events finds best, with rule SGD and optimizer SGD. Every field absent
+    takes the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WINDOW_FIELD_NUMBER: builtins.int
+    window: builtins.int
+    """Events between two moves, 16 to 16777216; 0: the rate stays as it is."""
+    def __init__(
+        self,
+        *,
+        window: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_window", b"_window", "window", b"window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_window", b"_window", "window", b"window"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_window", b"_window"]) -> typing.Literal["window"] | None: ...
+
+global___AdaptiveRate = AdaptiveRate
+
+@typing.final
 class Regularization(google.protobuf.message.Message):
     """What keeps rows from growing, beside l2 and bias_l2; 0 switches each off. Every field absent takes the preset's value."""
 
@@ -544,6 +566,7 @@ class ModelSpec(google.protobuf.message.Message):
     SOFTMAX_FIELD_NUMBER: builtins.int
     REGULARIZATION_FIELD_NUMBER: builtins.int
     REPLAY_FIELD_NUMBER: builtins.int
+    ADAPTIVE_RATE_FIELD_NUMBER: builtins.int
     k: builtins.int
     """Factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -582,6 +605,8 @@ class ModelSpec(google.protobuf.message.Message):
     def regularization(self) -> global___Regularization: ...
     @property
     def replay(self) -> global___Replay: ...
+    @property
+    def adaptive_rate(self) -> global___AdaptiveRate: ...
     def __init__(
         self,
         *,
@@ -606,9 +631,10 @@ class ModelSpec(google.protobuf.message.Message):
         softmax: global___Softmax | None = ...,
         regularization: global___Regularization | None = ...,
         replay: global___Replay | None = ...,
+        adaptive_rate: global___AdaptiveRate | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload
@@ -692,6 +718,7 @@ class ModelDescription(google.protobuf.message.Message):
     ROOT_HASH_FIELD_NUMBER: builtins.int
     JUDGEMENT_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
+    ADAPTED_RATE_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -707,6 +734,8 @@ class ModelDescription(google.protobuf.message.Message):
     """False after a failed sync, until a restart."""
     root_hash: builtins.bytes
     """Only if asked for."""
+    adapted_rate: builtins.float
+    """With an adaptive rate: the learning rates as a multiple of the spec's."""
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position: ...
     @property
@@ -738,9 +767,11 @@ class ModelDescription(google.protobuf.message.Message):
         root_hash: builtins.bytes = ...,
         judgement: livefactor.v1.judging_pb2.Judgement | None = ...,
         hold: livefactor.v1.judging_pb2.Hold | None = ...,
+        adapted_rate: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["backend", b"backend", "events", b"events", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "adapted_rate", b"adapted_rate", "backend", b"backend", "events", b"events", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_adapted_rate", b"_adapted_rate"]) -> typing.Literal["adapted_rate"] | None: ...
 
 global___ModelDescription = ModelDescription
 

@@ -23,7 +23,7 @@ _NOTHING = np.empty(0, np.uint32)
 
 
 class Sgd:
-    """Learns from updates."""
+    """Learns from updates. negatives: item rows uint32[n, width] of the record that was prepared."""
 
     records = False
 
@@ -34,7 +34,7 @@ class Sgd:
         self._spec, self._mean_state = spec, mean_state
         self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
         self._drawn = np.empty(0, np.uint32)
-        self._negatives = np.empty((0, spec.negatives), np.uint32)
+        self.negatives = np.empty((0, spec.negatives), np.uint32)
         self._lanes = reserve((3, SLOT_LANES), np.float32)
         self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
         self._choose_kernel(users, items, stamp)
@@ -48,12 +48,9 @@ class Sgd:
         leaves_mean = spec.loss == Loss.SQUARED and spec.replay.size > 0
         is_short = spec.negatives <= SAMPLED_NEGATIVES_MAX and not leaves_mean
         self._sequential = spec.micro_batch == 1 and is_short and Method.of(spec).is_plain
-        self._rows: tuple[Any, Any]
-        self._rates: Any
-        if self._sequential:
-            self._rows, self._rates = (Rows.of(users), Rows.of(items)), Rates.of(spec)
-        else:
-            self._rows, self._rates = (StepRows.of(users), StepRows.of(items)), StepRates.of(spec)
+        kind: Any = Rows if self._sequential else StepRows
+        self._rows = kind.of(users), kind.of(items)
+        self.take_rates(spec)
         # Without negatives the sigmoid is all that clumps save: less than they cost where a step is long.
         long_step = bool(adagrad) or spec.factor_dtype != FactorDtype.FLOAT32
         self._positive = spec.loss == Loss.SQUARED or (
@@ -67,6 +64,10 @@ class Sgd:
         else:
             drawn = min(spec.negatives, DRAWN_ANY)
             self._kernel = sampled_kernel(blocks, loss, adagrad, drawn, stamp)
+
+    def take_rates(self, spec: ModelSpec) -> None:
+        """Learn by the numbers of a spec from now on, which differs from the model's in nothing but its learning rates."""
+        self._rates: Any = Rates.of(spec) if self._sequential else StepRates.of(spec)
 
     def joins(self, updates: Sequence[Update]) -> bool:
         """Whether one call may learn from consecutive records: with B = 1, and where nothing but the draws of negatives
@@ -85,7 +86,7 @@ class Sgd:
         for update in updates:
             drawn = draw_negatives(self._spec, update, self._drawn[start:])
             start, width = start + drawn.size, drawn.shape[1]
-        self._negatives = self._drawn[:start].reshape(events, width)
+        self.negatives = self._drawn[:start].reshape(events, width)
         return self._drawn[:start]
 
     def learn(self, update: Update) -> None:
@@ -93,7 +94,7 @@ class Sgd:
         values, weights = (
             _NO_FLOATS if column is None else writable(column) for column in (update.values, update.weights)
         )
-        user_rows, item_rows, negatives = update.user_rows, update.item_rows, self._negatives
+        user_rows, item_rows, negatives = update.user_rows, update.item_rows, self.negatives
         drawn = address_of(negatives), np.uint64(negatives.shape[1])
         rounding = self._rounding_key, np.uint64(update.revision)
         rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)

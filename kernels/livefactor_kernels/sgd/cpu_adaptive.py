@@ -1,0 +1,182 @@
+"""An adapted learning rate on the CPU (semantics: `sgd/adaptive.py`): rule SGD twice, for the model and for its probe."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from .. import scalar
+from ..lanes import inlined
+from ..optimizers import PROBE
+from ..spec import LANES, Loss, ModelSpec
+from ..steps import Rows, score
+from ..tables import Table
+from ..update import Update, writable
+from .adaptive import EVENTS, MOVES, SQUARES, STATE_SIZE, STEP, SUM, at_step, end_window
+from .cpu import Sgd
+
+_SQUARED, _LOGISTIC, _BPR = (int(loss) for loss in (Loss.SQUARED, Loss.LOGISTIC, Loss.BPR))
+_F0, _F1 = np.float32(0.0), np.float32(1.0)
+_NO_FLOATS = np.empty(0, np.float32)
+_NOTHING = np.empty(0, np.uint32)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def livefactor_begin_kernel(
+    rows: Any, moves: Any, factors: Any, bias: Any, factor_probe: Any, bias_probe: Any, row_probe: Any
+) -> None:
+    """Let those of the probe's rows uint32[n] that did not begin after move `moves` begin again."""
+    for t in range(np.uint64(rows.size)):
+        row = np.uint64(rows[t])
+        if row_probe[row] != moves:
+            for j in range(np.uint64(factors.shape[1])):
+                factor_probe[row, j] = factors[row, j]
+            bias_probe[row] = bias[row]
+            row_probe[row] = moves
+
+
+@inlined
+def _loss(
+    users: Any, items: Any, user: Any, item: Any, value: Any, weight: Any, negatives: Any, mean: Any, limit: Any,
+    blocks: Any, loss: Any,
+) -> Any:  # fmt: skip
+    """Sum of an event's squared errors, float64. negatives: item rows uint32[width]."""
+    s, total = score(mean, users, items, user, item, blocks), 0.0
+    if loss == _SQUARED:
+        e = np.float64(scalar.squared_error(s, value, weight, limit))
+        return e * e
+    if loss == _LOGISTIC:
+        e = np.float64(scalar.logistic_error(s, value, weight, limit))
+        total = e * e
+    if loss == _BPR or value != _F0:
+        for d in range(np.uint64(negatives.size)):
+            s_negative = score(mean, users, items, user, np.uint64(negatives[d]), blocks)
+            if loss == _BPR:
+                e = np.float64(scalar.bpr_error(s, s_negative, weight, limit))
+            else:
+                e = np.float64(scalar.logistic_error(s_negative, _F0, weight, limit))
+            total += e * e
+    return total
+
+
+@cache
+def evidence_kernel(blocks: int, loss: int, stamp: int) -> Any:
+    """Kernel for rows of `blocks` vectors: adds the evidence of the first `fresh` events to the state. probe_users, probe_items:
+    the probe's rows; negatives uint32[n, width]; limit: error_max."""
+    BLOCKS, LOSS, STAMP = np.uint64(blocks), int(loss), int(stamp)
+
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def livefactor_evidence_kernel(
+        users: Any,
+        items: Any,
+        probe_users: Any,
+        probe_items: Any,
+        user_rows: Any,
+        item_rows: Any,
+        values: Any,
+        weights: Any,
+        negatives: Any,
+        mean: Any,
+        limit: Any,
+        fresh: Any,
+        state: Any,
+    ) -> int:
+        for t in range(fresh):
+            user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
+            value = values[t] if values.size else _F1
+            weight = weights[t] if weights.size else _F1
+            drawn = negatives[t]
+            probe = _loss(
+                probe_users, probe_items, user, item, value, weight, drawn, mean, limit, BLOCKS, LOSS
+            )
+            d = probe - _loss(users, items, user, item, value, weight, drawn, mean, limit, BLOCKS, LOSS)
+            state[SUM] += d
+            state[SQUARES] += d * d
+        state[EVENTS] += np.float64(fresh)
+        return STAMP
+
+    return livefactor_evidence_kernel
+
+
+def _probe_of(table: Table) -> Table:
+    """The probe's rows as a table that rule SGD learns in; keys and histories are the table's own."""
+    probe = copy.copy(table)
+    probe.factors, probe.bias = table.state["factor_probe"], table.state["bias_probe"]
+    return probe
+
+
+class AdaptiveSgd:
+    """Learns from updates; `state` float64[5] is state."""
+
+    records = False
+
+    def __init__(
+        self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, stamp: int
+    ) -> None:
+        """Compiles the kernels, or loads them from Numba's cache; stamp: as `cpu.SOURCE_STAMP`."""
+        self._spec, self._mean_state = spec, mean_state
+        self._probe_mean_state = mean_state.copy()
+        probes = _probe_of(users), _probe_of(items)
+        self._model = Sgd(at_step(spec, 0), users, items, mean_state, stamp)
+        self._probe = Sgd(at_step(spec, 1), *probes, self._probe_mean_state, stamp)
+        self._tables = [
+            (table.factors, table.bias, *(table.state[name] for name in PROBE)) for table in (users, items)
+        ]
+        self._rows = tuple(Rows.of(table) for table in (users, items, *probes))
+        self._kernel = evidence_kernel(spec.k_padded // LANES, int(spec.loss), stamp)
+        self.state = np.zeros(STATE_SIZE)
+        nothing = Update(0, _NOTHING, _NOTHING, None, None, 0, 0)
+        self._begin(nothing)
+        self._add_evidence(nothing)
+
+    def load(self, state: np.ndarray) -> None:
+        """Restore `state`."""
+        self.state[:] = state
+        self._take_rates()
+
+    def _take_rates(self) -> None:
+        step = int(self.state[STEP])
+        self._model.take_rates(at_step(self._spec, step))
+        self._probe.take_rates(at_step(self._spec, step + 1))
+
+    def joins(self, updates: Sequence[Update]) -> bool:
+        """Never more than one: evidence is taken before a record, and a window ends after one."""
+        return len(updates) == 1
+
+    def prepare(self, updates: Sequence[Update]) -> np.ndarray:
+        """As `Sgd.prepare`."""
+        drawn = self._model.prepare(updates)
+        self._probe.negatives = self._model.negatives
+        return drawn
+
+    def learn(self, update: Update) -> None:
+        """Learn from the record that was prepared. The GIL is released."""
+        self._begin(update)
+        self._add_evidence(update)
+        self._probe_mean_state[:] = self._mean_state
+        self._probe.learn(update)
+        self._model.learn(update)
+        if self.state[EVENTS] >= self._spec.adaptive_rate.window:
+            end_window(self.state)
+            self._take_rates()
+
+    def _begin(self, update: Update) -> None:
+        moves, (users, items) = np.float32(self.state[MOVES]), self._tables
+        livefactor_begin_kernel(writable(update.user_rows), moves, *users)
+        livefactor_begin_kernel(writable(update.item_rows), moves, *items)
+        livefactor_begin_kernel(self._model.negatives.ravel(), moves, *items)
+
+    def _add_evidence(self, update: Update) -> None:
+        values, weights = (
+            _NO_FLOATS if column is None else writable(column) for column in (update.values, update.weights)
+        )
+        mean = np.float32(scalar.mean_of(*self._mean_state))
+        columns = writable(update.user_rows), writable(update.item_rows), values, weights
+        limit = np.float32(self._spec.limits.error_max)
+        numbers = mean, limit, np.uint64(update.fresh), self.state
+        self._kernel(*self._rows, *columns, self._model.negatives, *numbers)
