@@ -36,7 +36,7 @@ SOFTMAX_GRID = grid(
 )
 # As many events a micro-batch as make it fast.
 SOFTMAX_FAST_GRID = grid(
-    rate=(1, 2, 4), l2=(0.001, 0.03), micro_batch=(256,), proposal=("uniform", "popularity")
+    rate=(0.5, 1, 1.5, 2, 3, 4), l2=(0.001, 0.03), micro_batch=(256,), proposal=("uniform", "popularity")
 )
 # As wide as ours at their widest. implicit's always did best so.
 IALS_GRID = grid(k=(64, 128), unobserved=(0.1, 0.3, 1, 3), l2=(0.001, 0.003, 0.01, 0.02))
