@@ -34,6 +34,10 @@ SOLVE_SHUFFLED_GRID = grid(
 SOFTMAX_GRID = grid(
     rate=(1, 1.5, 2), l2=(0.001, 0.03), micro_batch=(4, 8), proposal=("uniform", "popularity")
 )
+# As many events a micro-batch as make it fast.
+SOFTMAX_FAST_GRID = grid(
+    rate=(0.5, 1, 1.5, 2, 3, 4), l2=(0.001, 0.03), micro_batch=(256,), proposal=("uniform", "popularity")
+)
 # As wide as ours at their widest. implicit's always did best so.
 IALS_GRID = grid(k=(64, 128), unobserved=(0.1, 0.3, 1, 3), l2=(0.001, 0.003, 0.01, 0.02))
 IMPLICIT_GRID = grid(k=(128,), alpha=(0.7, 1.3, 2, 4, 8, 16), l2=(10, 20, 30, 60))
@@ -150,6 +154,14 @@ METHODS: dict[str, Method] = {
         "livefactor softmax, 64 shared negatives, tuned, one pass",
         _ours("softmax"),
         SOFTMAX_GRID,
+        True,
+        False,
+        True,
+    ),
+    "softmax_256": Method(
+        "livefactor softmax, B = 256, 64 shared negatives, tuned, one pass",
+        _ours("softmax"),
+        SOFTMAX_FAST_GRID,
         True,
         False,
         True,

@@ -98,17 +98,21 @@ class Ranking:
             return {}
         tried = method.shuffled if self._shuffled and method.shuffled else method.grid
         choice = self._picked[key] = pick(self._extent.of(tried), worth)
-        results, seconds = [], []
+        results, seconds, on_clock = [], [], []
         for seed in range(self._extent.seeds if method.random else 1):
             parts = Parts(self._stream(seed) if method.ours else self._judgement.final.learned)
-            started = time.process_time()
+            started, began = time.process_time(), time.perf_counter()
             scores = method.learn(parts, seed, **choice.settings)
             seconds.append(time.process_time() - started)
+            on_clock.append(time.perf_counter() - began)
             results.append(self._final.figures(scores))
         prefix, values = f"{self._prefix}_{key}", [result[PRIMARY] for result in results]
         figures: Figures = {f"{prefix}_{name}": float(np.mean([r[name] for r in results])) for name in NAMES}
         figures[f"{prefix}_{PRIMARY}_spread"] = max(values) - min(values)
-        figures[f"{prefix}_events_per_s"] = len(self._judgement.final.learned) / float(np.mean(seconds))
+        events = len(self._judgement.final.learned)
+        figures[f"{prefix}_events_per_s"] = events / float(np.mean(seconds))
+        if method.ours:
+            figures[f"{prefix}_clock_events_per_s"] = events / float(np.median(on_clock))
         return figures | chosen(prefix, choice)
 
     def _micro_batches(self, key: str) -> Figures:

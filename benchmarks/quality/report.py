@@ -55,6 +55,9 @@ CELLS = {
     "hit10": "hit rate",
 }
 
+SPEED_GOALS = {"clicks": "at least 150 k", "softmax_256": "at least 2 M"}
+"""Events a second on the clock, 2 cores, of rules solve and softmax."""
+
 
 class Ratio(NamedTuple):
     """A figure over the largest of others; goal: what is to be reached, in words."""
@@ -187,6 +190,11 @@ def _goals(figures: Figures) -> Sheet:
         [ratio.label, f"`{name}`", shown(name, figures.get(name)), ratio.goal]
         for name, ratio in ratios().items()
     ]
+    for name, words in SET_LABELS.items():
+        for key, goal in SPEED_GOALS.items():
+            label = f"{words}, in the order of time: `{key}`, events a second on the clock"
+            figure = f"{name}_time_{key}_clock_events_per_s"
+            rows.append([label, f"`{figure}`", shown(figure, figures.get(figure)), goal])
     return Sheet("What is to be reached", ["", "in quality.json", "measured", "to reach"], rows)
 
 
