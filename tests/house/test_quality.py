@@ -16,9 +16,10 @@ from repository import ROOT
 sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
 from benchmarks.pages import between_marks
 from benchmarks.progressive_data import Stream
-from benchmarks.quality import als, closed_form, data, metrics, ratings, report, search
+from benchmarks.quality import als, closed_form, data, metrics, pictures, ratings, report, search
 from benchmarks.quality.data import Events
 from benchmarks.quality.methods import METHODS
+from benchmarks.quality.suite import NEXT_GRIDS
 from benchmarks.quality.test_then_learn import knn_hits
 
 MODULES = sorted(
@@ -281,6 +282,11 @@ def test_multi_pass_sgd_learns_ratings_that_factors_explain() -> None:
 
 
 # What is shown.
+
+
+def test_every_method_has_a_colour() -> None:
+    shown = {key for grids in NEXT_GRIDS.values() for key in grids} | set(METHODS)
+    assert shown <= set(pictures.COLOURS)
 
 
 def test_opponents_are_tuned_as_long_as_ours() -> None:
