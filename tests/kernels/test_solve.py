@@ -15,12 +15,24 @@ from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.history import cpu as history_cpu
 from livefactor_kernels.history import decays
 from livefactor_kernels.history.reading import PersonReader
+from livefactor_kernels.presets import preset
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.scoring import score_candidates
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve import cpu as solve_cpu
 from livefactor_kernels.solve.reference import solved
-from livefactor_kernels.spec import Counts, EventType, History, Loss, ModelSpec, Rule, Solve, SpecError
+from livefactor_kernels.spec import (
+    Counts,
+    EventType,
+    History,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Rule,
+    Solve,
+    SpecError,
+)
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from synthetic import SMALL, assert_same, copy_state, make_spec, read_pin, unlike
 
@@ -266,6 +278,26 @@ def test_top_k_with_counts_is_exact(counts: Counts) -> None:
             assert rows[mine].tolist() == best.tolist()
             assert scores[mine].tobytes() == each[best].tobytes()
         assert persons.gained(0, np.arange(count, dtype=np.uint32)).max() > 0
+
+
+def test_counts_alone() -> None:
+    """As docs/rules.md has it: factors that stay 0 leave biases, which learn what is popular, and counts."""
+    optimizer = Optimizer(OptimizerKind.ADAGRAD, 0.0, 0.4, 0.1)
+    spec = preset(
+        "purchases",
+        init_scale=0.0,
+        optimizer=optimizer,
+        counts=Counts(16, 6, 3.0, 5.0, 2.0, 1.5),
+        limits=SMALL,
+    )
+    model = _learned(spec)
+    users, rows = np.array([0, NO_ROW], np.uint32), np.arange(model.published[ITEMS], dtype=np.uint32)
+    factors, bias = model.gather(ITEMS, rows)
+    persons = PersonReader(spec).read(model, users, rows.size)
+    assert not factors.any() and not persons.factors.any()
+    frequent = np.argsort(-model.items.history["seen_count"][: rows.size].astype(int), kind="stable")
+    assert bias[frequent[:5]].min() > bias[frequent[-5:]].max()
+    assert persons.gained(0, rows).max() > 0 and not persons.gained(1, rows).any()
 
 
 @pytest.mark.parametrize("rule", [Rule.SOLVE, Rule.SGD])
