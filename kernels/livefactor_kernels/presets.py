@@ -95,6 +95,8 @@ _PRESETS: dict[str, ModelSpec] = {
 }
 
 PRESET_NAMES = tuple(_PRESETS)
+DEFAULT_PRESET = "clicks_sgd"
+"""Of a server that is not told otherwise."""
 
 
 def preset(name: str, **changes: object) -> ModelSpec:

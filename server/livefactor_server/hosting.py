@@ -24,7 +24,7 @@ from typing import TextIO
 
 from livefactor.errors import SnapshotInvalid
 from livefactor_kernels import keymap, scoring
-from livefactor_kernels.presets import preset
+from livefactor_kernels.presets import DEFAULT_PRESET, preset
 from livefactor_kernels.spec import ModelSpec, SpecError
 from livefactor_server import replay, spec_codec
 from livefactor_server.board import Board
@@ -52,7 +52,7 @@ class HostingSettings:
     """What a server does with its models. `default_preset`, or `default_spec` in its place: of the model "default", made at
     start if the folder is empty."""
 
-    default_preset: str = "clicks_sgd"
+    default_preset: str = DEFAULT_PRESET
     default_spec: ModelSpec | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     keeper: KeeperSettings = field(default_factory=KeeperSettings)

@@ -21,7 +21,7 @@ import grpc
 from livefactor.columns import ColumnError
 from livefactor.scoring_columns import encode_score_response
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
-from livefactor_kernels.presets import PRESET_NAMES
+from livefactor_kernels.presets import DEFAULT_PRESET, PRESET_NAMES
 from livefactor_kernels.spec import SpecError
 from livefactor_server import decode, encode, guards, spec_codec
 from livefactor_server.changes import OpenProducerChange, Rejects
@@ -52,7 +52,7 @@ class ServiceSettings:
     score_slots: int = 16
     score_users_max: int = 1024
     score_rows_max: int = 1 << 18
-    default_preset: str = "clicks_sgd"
+    default_preset: str = DEFAULT_PRESET
 
     @property
     def threads(self) -> int:

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from livefactor_kernels.backend import choose_backend
-from livefactor_kernels.presets import PRESET_NAMES
+from livefactor_kernels.presets import DEFAULT_PRESET, PRESET_NAMES
 from livefactor_server.engine import EngineSettings
 from livefactor_server.hosting import HostingSettings
 from livefactor_server.judging.judge import JudgeSettings
@@ -41,7 +41,7 @@ class ServerSettings(BaseSettings):
         False, description="Allow a host other than loopback. There is no TLS and no access control yet."
     )
     preset: str = Field(
-        "clicks_sgd",
+        DEFAULT_PRESET,
         description="Preset of the model 'default', made if the data folder is empty; '' makes none.",
     )
     spec: Path | None = Field(

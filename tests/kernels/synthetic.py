@@ -96,6 +96,18 @@ def copy_state(model: Backend) -> dict[str, np.ndarray]:
     return {name: view.copy() for name, view in state_sections(model).items()}
 
 
+def restore(model: Backend, other: Backend, events: int) -> None:
+    """Let an empty model go on where another one is, which has had so many events."""
+    for side, count in enumerate(other.published):
+        model.load_sections(side, {n: v.copy() for n, v in other.sections(side, count).items()}, count)
+    model.advance(other.revision, *other.published)
+    model.set_mean(other.mean_sum, other.mean_count)
+    if other.gram.size:
+        model.set_gram(other.gram)
+    model.set_reservoir({name: column.copy() for name, column in other.reservoir.items()}, events)
+    model.set_rate_state(other.rate_state)
+
+
 def read_pin(pin: Pin, step: int = 7) -> dict[str, np.ndarray]:
     """All that a pin shows, named as `state_sections`; rows are read `step` at a time."""
     sections: dict[str, list[np.ndarray]] = {}

@@ -27,7 +27,18 @@ from livefactor_kernels.spec import (
     Rule,
     SpecError,
 )
-from synthetic import SIDES, assert_same, copy_state, make_spec, pair, push, push_random, read_pin, unlike
+from synthetic import (
+    SIDES,
+    assert_same,
+    copy_state,
+    make_spec,
+    pair,
+    push,
+    push_random,
+    read_pin,
+    restore,
+    unlike,
+)
 
 WINDOW = AdaptiveRate(16)
 CASES = {
@@ -122,11 +133,7 @@ def test_a_restored_model_goes_on_like_the_first(spec: ModelSpec) -> None:
         rng = np.random.default_rng(3)
         for _ in range(3):
             push_random(first, rng, 35, 20, 12)
-        for side, count in enumerate(first.published):
-            second.load_sections(side, {n: v.copy() for n, v in first.sections(side, count).items()}, count)
-        second.advance(first.revision, *first.published)
-        second.set_mean(first.mean_sum, first.mean_count)
-        second.set_reservoir({name: column.copy() for name, column in first.reservoir.items()}, 105)
+        restore(second, first, 105)
         state = first.rate_state.copy()
         state[adaptive.STEP] = 3.0  # far from where both began
         for model in (first, second):

@@ -25,7 +25,7 @@ from livefactor_kernels.spec import (
     Solve,
     SpecError,
 )
-from synthetic import assert_same, copy_state, make_spec, pair, push, push_random, read_pin, unlike
+from synthetic import assert_same, copy_state, make_spec, pair, push, push_random, read_pin, restore, unlike
 
 ADAGRAD = OptimizerKind.ADAGRAD
 REPLAY = Replay(24, 0.75)
@@ -91,11 +91,7 @@ def test_a_restored_model_goes_on_like_the_first(spec: ModelSpec) -> None:
         rng = np.random.default_rng(3)
         for _ in range(3):
             push_random(first, rng, 30, 20, 12)
-        for side, count in enumerate(first.published):
-            second.load_sections(side, {n: v.copy() for n, v in first.sections(side, count).items()}, count)
-        second.advance(first.revision, *first.published)
-        second.set_mean(first.mean_sum, first.mean_count)
-        second.set_reservoir({name: column.copy() for name, column in first.reservoir.items()}, 90)
+        restore(second, first, 90)
         for model in (first, second):
             push_random(model, np.random.default_rng(4), 30, 25, 15)
         assert unlike(state_sections(second), state_sections(first)) == []

@@ -31,7 +31,7 @@ from livefactor_kernels.spec import (
     SpecError,
 )
 from livefactor_kernels.tables import ITEMS, USERS
-from synthetic import assert_same, copy_state, differences, make_spec, push, read_pin, unlike
+from synthetic import assert_same, copy_state, differences, make_spec, push, read_pin, restore, unlike
 
 UNIFORM, POPULARITY, IN_BATCH = Proposal
 ADAGRAD = OptimizerKind.ADAGRAD
@@ -109,9 +109,7 @@ def test_a_restored_model_goes_on_like_the_first(spec) -> None:
         rng = np.random.default_rng(3)
         for _ in range(3):
             push_random(first, rng, 30)
-        for side, count in ((USERS, first.published[0]), (ITEMS, first.published[1])):
-            second.load_sections(side, {n: v.copy() for n, v in first.sections(side, count).items()}, count)
-        second.advance(first.revision, *first.published)
+        restore(second, first, 90)
         for model in (first, second):
             push_random(model, np.random.default_rng(4), 30, 12, 50)
         assert unlike(state_sections(second), state_sections(first)) == []

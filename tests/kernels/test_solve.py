@@ -34,7 +34,7 @@ from livefactor_kernels.spec import (
     SpecError,
 )
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from synthetic import SMALL, assert_same, copy_state, make_spec, read_pin, unlike
+from synthetic import SMALL, assert_same, copy_state, make_spec, read_pin, restore, unlike
 
 
 def solve_spec(loss: Loss = Loss.IMPLICIT, **changes: object) -> ModelSpec:
@@ -130,12 +130,7 @@ def test_a_restored_model_goes_on_like_the_first(spec) -> None:
         rng = np.random.default_rng(3)
         for _ in range(3):
             push_random(first, rng, 30)
-        for side, count in ((USERS, first.published[0]), (ITEMS, first.published[1])):
-            second.load_sections(side, {n: v.copy() for n, v in first.sections(side, count).items()}, count)
-        second.set_mean(first.mean_sum, first.mean_count)
-        if first.gram.size:
-            second.set_gram(first.gram)
-        second.advance(first.revision, *first.published)
+        restore(second, first, 90)
         for model in (first, second):
             rng = np.random.default_rng(4)
             for _ in range(2):
