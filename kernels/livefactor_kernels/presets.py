@@ -23,6 +23,7 @@ _SHARED_NEGATIVES = ModelSpec(
     loss=Loss.SOFTMAX,
     rule=Rule.SOFTMAX,
     negatives=64,
+    softmax=Softmax(group_events=4),
     init_scale=0.1,
     hot_row_events=32.0,
 )
@@ -89,7 +90,6 @@ _PRESETS: dict[str, ModelSpec] = {
     "purchases": replace(
         _SHARED_NEGATIVES,
         micro_batch=512,
-        softmax=Softmax(group_events=4),
         optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.1, 0.4, 0.1, 1e-6),
         l2=0.001,
         history=History(users=256),

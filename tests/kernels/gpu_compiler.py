@@ -29,6 +29,7 @@ from livefactor_kernels.optimizers import Method, StepRates
 from livefactor_kernels.sgd import cuda_adaptive as adaptive
 from livefactor_kernels.sgd.cuda_micro_batch import micro_batch_kernels
 from livefactor_kernels.softmax import cuda as softmax
+from livefactor_kernels.softmax.cuda_shared import livefactor_order_negatives_kernel
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve import cuda as solve
 from livefactor_kernels.spec import LANES, FactorDtype, Loss, OptimizerKind
@@ -215,7 +216,7 @@ def _of_softmax() -> Iterator[Case]:
     kernels = softmax.softmax_kernels(64 // LANES, ADAGRAD)
     batch, kept = _named(softmax.Batch), _named(softmax.Kept, **dict.fromkeys(softmax.Kept._fields, FLOATS))
     columns = (PIECE, batch, LONGS, WORDS, FLOATS)
-    yield Case("softmax_order", softmax.livefactor_order_negatives_kernel, (WORDS, I64, I64, I64, I64, LONGS))
+    yield Case("softmax_order", livefactor_order_negatives_kernel, (WORDS, I64, I64, I64, I64, LONGS))
     yield Case("softmax_users", kernels.users, (*columns, ROWS, ROWS, kept, RATES))
     yield Case("softmax_negatives", kernels.negatives, (PIECE, batch, FLOATS, kept))
     sorted_columns = (PIECE, batch, LONGS, LONGS, FLOATS)

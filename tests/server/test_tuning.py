@@ -134,6 +134,8 @@ def test_every_rule_starts_within_its_ranges_and_at_its_spec(name: str) -> None:
         start = field_of(rule.start, axis.field)
         assert start in axis.options if isinstance(axis, Choice) else axis.low <= start <= axis.high
     assert rule.of_parameters(rule.first(name), name) == rule.spec({})
+    older = {key: value for key, value in rule.first(name).items() if key != f"{name}.{rule.axes[-1].field}"}
+    assert rule.of_parameters(older, name) == rule.spec({})  # of a study from before the axis was there
 
 
 @pytest.mark.parametrize("name", RULES)

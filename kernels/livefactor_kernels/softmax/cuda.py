@@ -39,6 +39,14 @@ from ..tables import ITEMS
 from ..update import Rates, Update
 from ..warp import cuda, half_of, half_sum, kernel, lane
 from . import GAP_MAX
+from .cuda_shared import (
+    BATCHES_MAX,
+    NEGATIVES_OF_PIECE,
+    first_negative,
+    livefactor_order_negatives_kernel,
+    place_of,
+    shared_row_of,
+)
 from .proposal import Proposer
 
 if TYPE_CHECKING:
@@ -49,10 +57,6 @@ if TYPE_CHECKING:
 
 _F0 = np.float32(0.0)
 _ADAGRAD = int(OptimizerKind.ADAGRAD)
-_PLACE_BITS, _ROW_BITS = 17, 32  # of keys: (micro-batch, row, place); `MAX_SHARED_NEGATIVES` places at most
-_PLACE_MASK, _ROW_MASK = (1 << _PLACE_BITS) - 1, (1 << _ROW_BITS) - 1
-_BATCHES_MAX = 1 << 14
-_NEGATIVES_OF_PIECE = 1 << 20
 _NO_WORD = np.uint32(0)
 """For the rounding of a step: factors are float32."""
 
@@ -99,31 +103,6 @@ class Kernels(NamedTuple):
 def _counts(piece: Any, floats: Any, t: Any) -> Any:
     """Whether event t of the piece is learned from."""
     return value_of(piece, floats, t) > _F0
-
-
-@inlined
-def _place_of(key: Any) -> Any:
-    """Place (int64) of a sorted negative among its micro-batch's."""
-    return key & _PLACE_MASK
-
-
-@inlined
-def _row_of(key: Any) -> Any:
-    """Row (int64) of a sorted negative."""
-    return (key >> _PLACE_BITS) & _ROW_MASK
-
-
-@kernel
-def livefactor_order_negatives_kernel(
-    words: Any, rows_at: Any, of_batch: Any, count: Any, entries: Any, keys: Any
-) -> None:
-    """Write the keys of a piece's negatives, `of_batch` a micro-batch; those from `count` on are no negatives. A thread each."""
-    i = cuda.grid(1)
-    if i >= entries:
-        return
-    batch, place = np.int64(i // of_batch), np.int64(i % of_batch)
-    row = np.int64(words[rows_at + i]) if i < count else np.int64(_ROW_MASK)
-    keys[i] = (((batch << _ROW_BITS) | row) << _PLACE_BITS) | place
 
 
 @inlined
@@ -201,19 +180,6 @@ def _first_entry(keys: Any, batch: Any, row: Any) -> Any:
     while low < high:
         middle = (low + high) // 2
         if row_of(keys[middle]) < row:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@inlined
-def _first_negative(shared: Any, batch: Any, row: Any) -> Any:
-    """As `_first_entry`, of its sorted negatives."""
-    low, high = np.int64(batch.shared_start), np.int64(batch.shared_stop)
-    while low < high:
-        middle = (low + high) // 2
-        if _row_of(shared[middle]) < row:
             low = middle + 1
         else:
             high = middle
@@ -363,11 +329,11 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
             if not begins_row(keys, first, batch.start):
                 return
             row = row_of(keys[first])
-            other = _first_negative(shared, batch, row)
+            other = first_negative(shared, batch, row)
         else:
             other = np.int64(batch.shared_start + i - events)
-            row = _row_of(shared[other])
-            if other > batch.shared_start and _row_of(shared[other - 1]) == row:
+            row = shared_row_of(shared[other])
+            if other > batch.shared_start and shared_row_of(shared[other - 1]) == row:
                 return
             first = _first_entry(keys, batch, row)
             if first < batch.stop and row_of(keys[first]) == row:
@@ -377,8 +343,8 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
             piece, batch, keys, floats, items, kept, row, first, y, chunk, total, BLOCKS, rates
         )
         named = number
-        while other < batch.shared_stop and _row_of(shared[other]) == row:
-            p = _place_of(shared[other])
+        while other < batch.shared_stop and shared_row_of(shared[other]) == row:
+            p = place_of(shared[other])
             other += 1
             if kept.counted[p // batch.width] == _F0:
                 continue
@@ -472,7 +438,7 @@ class Softmax:
     @property
     def _batches_of_piece(self) -> int:
         """Micro-batches of a piece at most, for their negatives."""
-        return max(1, min(_BATCHES_MAX, _NEGATIVES_OF_PIECE // self._spec.drawn(self._spec.micro_batch)))
+        return max(1, min(BATCHES_MAX, NEGATIVES_OF_PIECE // self._spec.drawn(self._spec.micro_batch)))
 
     @property
     def _arguments(self) -> tuple[Any, Any]:

@@ -72,9 +72,10 @@ class Rule:
             axis.suggest(trial, f"{name}.{axis.field}")
 
     def of_parameters(self, parameters: Mapping[str, Value], name: str) -> ModelSpec:
-        """The spec of a trial's parameters, with every number as the log of a model would give it back."""
-        values = {axis.field: axis.value(parameters[f"{name}.{axis.field}"]) for axis in self.axes}
-        return self.spec(values)
+        """The spec of a trial's parameters, with every number as the log of a model would give it back. A trial from before
+        there was an axis has the start's value."""
+        given = {axis.field: (axis, parameters.get(f"{name}.{axis.field}")) for axis in self.axes}
+        return self.spec({f: axis.value(value) for f, (axis, value) in given.items() if value is not None})
 
     def spec(self, values: dict[str, Value]) -> ModelSpec:
         """`start` with fields set; SpecError if it is refused."""
