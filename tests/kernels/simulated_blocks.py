@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-from numba.cuda.simulator import kernel
-from numba.cuda.simulator.kernelapi import Dim3
+
+from livefactor_kernels.warp import cuda
 
 SWITCH_S = 1e-3
 """How long a thread runs before another may, in seconds; Python's own 5 ms would let most reach their barrier undisturbed."""
@@ -31,7 +31,8 @@ class Lane(threading.Thread):
     def begin(self, block: Block, block_point: tuple[int, ...], thread_point: tuple[int, ...]) -> None:
         """Run the block's kernel at this place."""
         self._manager = block
-        self.blockIdx, self.threadIdx = Dim3(*block_point), Dim3(*thread_point)
+        place = cuda.simulator.kernelapi.Dim3
+        self.blockIdx, self.threadIdx = place(*block_point), place(*thread_point)
         self.turn = 0  # of the meetings of `warp`
         self.go()
 
@@ -114,4 +115,4 @@ class Block:
 def install() -> None:
     """From now on, in this process."""
     sys.setswitchinterval(SWITCH_S)
-    kernel.BlockManager = Block
+    cuda.simulator.kernel.BlockManager = Block
