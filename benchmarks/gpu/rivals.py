@@ -19,11 +19,13 @@ from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.cuda_factors import load_factor, store_factor
 from livefactor_kernels.cuda_plan import Plan, Span, event_of, row_of, value_of, weight_of
 from livefactor_kernels.cuda_staging import WORD_BYTES, Slot
+from livefactor_kernels.device import Buffer
 from livefactor_kernels.lanes import inlined
+from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row
-from livefactor_kernels.spec import LANES
+from livefactor_kernels.spec import LANES, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
-from livefactor_kernels.update import Update
+from livefactor_kernels.update import Rates, Update
 from livefactor_kernels.warp import BLOCK_THREADS, SIMULATED, cuda, half_sum, kernel
 
 WARP = LANES if SIMULATED else 2 * LANES
@@ -159,17 +161,29 @@ class HogwildModel(CudaModel):
         places = (offsets[name] // WORD_BYTES for name in ("users", "items", "values"))
         self.device.launch(
             livefactor_hogwild_kernel, events * WARP, slot.words, slot.floats, events, *places, self.users.live,
-            self.items.live, self.mean, self._rates,
+            self.items.live, self.mean, Rates.of(self.spec),
         )  # fmt: skip
 
 
 class RowBlockModel(CudaModel):
     """Ordered micro-batches with one block a row; k must be 64."""
 
-    def _micro_batches(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
-        device, tables, rates = self.device, (self.users.live, self.items.live), self._rates
-        size = 2 * span.batch * (K + 1)
-        if not hasattr(self, "_totals") or self._totals.array.size < size:
+    def _set_up(self, spec: ModelSpec, *settings: Any) -> None:
+        super()._set_up(spec, *settings)
+        tables = self.users, self.items
+        self._rule = RowBlocks(spec, self.device, *tables, self.pins, walk_entries_max=0, together=False)
+
+
+class RowBlocks(Sgd):
+    """How a `RowBlockModel` learns."""
+
+    _totals: Buffer | None = None
+
+    def _micro_batches(
+        self, update: Update, span: Span, plan: Plan, slot: Slot, tables: tuple[Any, Any], rates: Any
+    ) -> None:
+        device, size = self._device, 2 * span.batch * (K + 1)
+        if self._totals is None or self._totals.array.size < size:
             self._totals = device.empty(size, np.float32)
         totals = self._totals.argument
         rows = min(span.batch, span.events)

@@ -29,10 +29,13 @@ from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key
 from .replay import most_events
 from .replay.cpu import Reservoir
 from .sgd.cuda import Sgd
+from .sgd.cuda_adaptive import AdaptiveSgd
 from .softmax.cuda import Softmax
 from .solve.cuda import Solver
 from .spec import (
     LANES,
+    MIN_WINDOW,
+    AdaptiveRate,
     Counts,
     FactorDtype,
     History,
@@ -44,7 +47,6 @@ from .spec import (
     Regularization,
     Rule,
     Solve,
-    SpecError,
 )
 from .tables import ITEMS, USERS
 from .update import Update
@@ -97,7 +99,7 @@ class CudaModel:
         walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
         with a barrier over all of it, not in three launches each. Neither changes a bit.
         """
-        self._set_up(_known(spec.check()), device_bytes_max, walk_entries_max, together)
+        self._set_up(spec.check(), device_bytes_max, walk_entries_max, together)
         if not SIMULATED:
             _compile_kernels(_kind_of(spec))
 
@@ -125,7 +127,8 @@ class CudaModel:
         elif spec.rule == Rule.SOFTMAX:
             self._rule = Softmax(spec, self.device, *tables, self.pins)
         else:
-            self._rule = Sgd(spec, self.device, *tables, self.pins, walk_entries_max, together)
+            kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
+            self._rule = kind(spec, self.device, *tables, self.pins, walk_entries_max, together)
 
     # ------------------------------------------------------------ state
 
@@ -167,11 +170,15 @@ class CudaModel:
 
     @property
     def rate_state(self) -> np.ndarray:
-        """As `backend.Backend.rate_state`: no rate is adapted here."""
-        return np.empty(0)
+        """As `backend.Backend.rate_state`, copied; waits for the device."""
+        with self.lock:
+            return self._rule.state if isinstance(self._rule, AdaptiveSgd) else np.empty(0)
 
     def set_rate_state(self, state: np.ndarray) -> None:
-        """Nothing: there is none."""
+        """Restore `rate_state`."""
+        if isinstance(self._rule, AdaptiveSgd):
+            with self.lock:
+                self._rule.load(state)
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
@@ -353,14 +360,6 @@ class CudaModel:
             recorder.record(piece, slot, 0, piece.events)
 
 
-def _known(spec: ModelSpec) -> ModelSpec:
-    """The spec; SpecError naming what this backend has not."""
-    if spec.adaptive_rate.window:
-        window = spec.adaptive_rate.window
-        raise SpecError(f"adaptive_rate.window: expected 0 on backend cuda, got {window}; backend cpu has it")
-    return spec
-
-
 def _kind_of(spec: ModelSpec) -> ModelSpec:
     """A small spec that takes the same kernels."""
     history, counts, bounds = spec.history, spec.counts, spec.regularization
@@ -384,6 +383,7 @@ def _kind_of(spec: ModelSpec) -> ModelSpec:
             bounds.l2_frequency,
             0.5 * (bounds.dropout > 0),
         ),
+        adaptive_rate=AdaptiveRate(min(spec.adaptive_rate.window, MIN_WINDOW)),
         limits=Limits(users_max=8, items_max=8, error_max=1.0, factor_max=1.0),
     ).check()
 

@@ -98,10 +98,10 @@ class CudaTable(RowKeys):
         """Hold the addresses of the spec's rows on the device; memory comes with `reserve`."""
         super().__init__(spec, side)
         state, history = optimizer_sections(spec), row_sections(spec, side)
-        is_plain = spec.optimizer.kind in (OptimizerKind.SGD, OptimizerKind.ADAGRAD)
         names = ("factors", "bias", *state)
         self._device, self.history = device, tuple(history)
-        self.apart = (() if is_plain else tuple(state)) + self.history
+        is_adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD  # whose state the kernels of rows know
+        self.apart = (() if is_adagrad else tuple(state)) + self.history
         self.widths = {"factors": spec.k_padded, "bias": 1}
         self.widths |= {name: math.prod(shape) for name, shape in state.items()}
         self.widths |= {name: math.prod(shape) for name, (shape, _) in history.items()}
@@ -157,6 +157,9 @@ class CudaTable(RowKeys):
                 arrays = (self.arrays[section].buffer.argument for section in ("factors", name))
                 numbers = rates.beta + root(n), rates.l1
                 self._device.launch(livefactor_start_kernel, rows.size, new, *arrays, *numbers)
+                continue
+            if name == "factor_probe":
+                rows[:] = self.matrix("factors", start, stop)
                 continue
             rows[:] = 0
             if name not in self.history:

@@ -225,6 +225,6 @@ def _grid(report: Report, done: list[search.Tried], judge: plan.Plan) -> Table:
     for row in rows:
         rest = "" if row.rest is None else f"{row.rest:.4f}"
         speed = f"{row.events_per_s / 1e6:.2f}" if row.events_per_s else ""
-        spec = [f"{field_of(row.spec, field):.3g}" for field in fields] if row.spec else []
+        spec = [f"{field_of(row.spec, field):.4g}" for field in fields] if row.spec else []
         grid.add_row(row.name, f"{row.search:.4f}", rest, speed, row.rule, *spec)
     return grid

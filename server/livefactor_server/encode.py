@@ -100,8 +100,9 @@ def description(hosted: Hosted, with_root_hash: bool = False) -> models_pb2.Mode
             memory_bytes=sum(state.memory_bytes.values()),
             writable=engine.failure is None,
         )
-        if state.backend.rate_state.size:
-            result.adapted_rate = float(multiple(int(state.backend.rate_state[STEP])))
+        rates = state.backend.rate_state
+        if rates.size:
+            result.adapted_rate = float(multiple(int(rates[STEP])))
     _add_hold(result, hosted)
     if with_root_hash:
         with engine.view() as view:

@@ -26,6 +26,7 @@ from livefactor_kernels.cuda_reads import Saved
 from livefactor_kernels.cuda_scratch import Sums
 from livefactor_kernels.history import cuda as history
 from livefactor_kernels.optimizers import Method, StepRates
+from livefactor_kernels.sgd import cuda_adaptive as adaptive
 from livefactor_kernels.sgd.cuda_micro_batch import micro_batch_kernels
 from livefactor_kernels.softmax import cuda as softmax
 from livefactor_kernels.solve import SolveRates
@@ -38,8 +39,8 @@ TARGETS = ((8, 0), (9, 0), (10, 0))
 """Compute capabilities: A100, H100, B200."""
 
 I64, U64, F32 = types.int64, types.uint64, types.float32
-FLOATS, WORDS, INTS, LONGS, KEYS = (
-    types.Array(kind, 1, "C") for kind in (F32, types.uint32, types.int32, I64, U64)
+FLOATS, WORDS, INTS, LONGS, KEYS, DOUBLES = (
+    types.Array(kind, 1, "C") for kind in (F32, types.uint32, types.int32, I64, U64, types.float64)
 )
 
 
@@ -106,6 +107,7 @@ def cases() -> Iterator[Case]:
     for kind in (OptimizerKind.ROWWISE_ADAGRAD, OptimizerKind.LAZY_ADAM, OptimizerKind.FTRL):
         yield from _of_whole_rows(kind)
     yield from _of_regularization()
+    yield from _of_adaptive_rates()
     yield from _rivals()
     yield Case("mark", cuda_plan.livefactor_mark_kernel, (SPAN, PLAN, I64))
     yield Case("list", cuda_plan.livefactor_list_kernel, (SPAN, PLAN, I64))
@@ -151,6 +153,18 @@ def _of_regularization() -> Iterator[Case]:
         yield Case(name + "walk", kernels.walk, (*columns, FLOATS, *rows, SUMS, STEP_RATES))
 
 
+def _of_adaptive_rates() -> Iterator[Case]:
+    """What a probe takes beside the kernels that learn."""
+    rows = _named(adaptive.ProbedRows, **dict.fromkeys(adaptive.ProbedRows._fields, FLOATS))
+    for loss in (Loss.SQUARED, Loss.LOGISTIC, Loss.BPR):
+        columns, draws = (PIECE, WORDS, FLOATS, rows, rows, F32), (U64, U64, U64, I64)
+        kernel = adaptive.evidence_kernel(64 // LANES, int(loss))
+        yield Case(f"{loss.name.lower()}_evidence", kernel, (*columns, *draws, F32, DOUBLES))
+    yield Case("evidence_sums", adaptive.livefactor_evidence_sums_kernel, (DOUBLES, I64, DOUBLES))
+    named = (WORDS, I64, I64, WORDS, I64, I64)
+    yield Case("probe_begin", adaptive.livefactor_begin_kernel, (*named, rows, rows, F32, I64))
+
+
 def _of_rows(name: str, dtype: FactorDtype) -> Iterator[Case]:
     rows, stored = ROWS_OF[dtype], STORED[dtype]
     saved = _named(Saved, place=INTS, rows=WORDS, counter=INTS, arrays=rows)
@@ -189,24 +203,26 @@ def _of_solves() -> Iterator[Case]:
     rates = _named(SolveRates, **dict.fromkeys(("unobserved", "l2", "bias_l2", "factor_max"), F32))
     batch = _named(solve.Batch, counts=WORDS, old=FLOATS)
     yield Case("named", solve.livefactor_named_kernel, (LONGS, LONGS, HISTORY, batch, I64, I64, I64))
-    named, doubles = (WORDS, I64, ROWS, HISTORY), types.Array(types.float64, 1, "C")
+    named = (WORDS, I64, ROWS, HISTORY)
     numbers = (FLOATS, I64, F32, I64, I64, I64)
     for k, has_bias in ((64, False), (64, True), (128, False)):
         name, kernel = f"solve_{k}" + "_bias" * has_bias, solve.solve_kernel(k, has_bias)
-        yield Case(name, kernel, (*named, ROWS, batch, doubles, FLOATS, rates, *numbers))
-    yield Case("gram", solve.livefactor_gram_kernel, (*named, batch, doubles, I64, I64, I64, I64))
+        yield Case(name, kernel, (*named, ROWS, batch, DOUBLES, FLOATS, rates, *numbers))
+    yield Case("gram", solve.livefactor_gram_kernel, (*named, batch, DOUBLES, I64, I64, I64, I64))
 
 
 def _of_softmax() -> Iterator[Case]:
     kernels = softmax.softmax_kernels(64 // LANES, ADAGRAD)
     batch, kept = _named(softmax.Batch), _named(softmax.Kept, **dict.fromkeys(softmax.Kept._fields, FLOATS))
     columns = (PIECE, batch, LONGS, WORDS, FLOATS)
+    yield Case("softmax_order", softmax.livefactor_order_negatives_kernel, (WORDS, I64, I64, I64, I64, LONGS))
     yield Case("softmax_users", kernels.users, (*columns, ROWS, ROWS, kept, RATES))
     yield Case("softmax_negatives", kernels.negatives, (PIECE, batch, FLOATS, kept))
-    yield Case("softmax_items", kernels.items, (*columns, ROWS, kept, RATES))
+    sorted_columns = (PIECE, batch, LONGS, LONGS, FLOATS)
+    yield Case("softmax_items", kernels.items, (*sorted_columns, ROWS, kept, RATES))
     kernels = softmax.softmax_kernels(64 // LANES, Method(int(OptimizerKind.LAZY_ADAM), 1, 1, 0, 0))
     yield Case("softmax_adam_users", kernels.users, (*columns, STATE_ROWS, STATE_ROWS, kept, STEP_RATES))
-    yield Case("softmax_adam_lanes", kernels.items, (*columns, STATE_ROWS, kept, STEP_RATES))
+    yield Case("softmax_adam_lanes", kernels.items, (*sorted_columns, STATE_ROWS, kept, STEP_RATES))
 
 
 def _rivals() -> Iterator[Case]:

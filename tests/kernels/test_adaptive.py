@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.backend import create_backend, state_sections
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.sgd import adaptive
 from livefactor_kernels.spec import (
     AdaptiveRate,
@@ -258,8 +257,3 @@ def test_what_has_no_adaptive_rate_is_refused_by_name(changes: dict[str, object]
     fields: dict[str, object] = {"loss": Loss.LOGISTIC, "adaptive_rate": WINDOW}
     with pytest.raises(SpecError, match=field.replace(".", r"\.")):
         make_spec(**{**fields, **changes})  # type: ignore[arg-type]
-
-
-def test_the_gpu_backend_refuses_it_by_name() -> None:
-    with pytest.raises(SpecError, match=r"adaptive_rate\.window: expected 0 on backend cuda"):
-        CudaModel(CASES["squared"])

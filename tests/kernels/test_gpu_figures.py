@@ -33,6 +33,7 @@ def test_one_block_a_row_gives_the_bits_while_rows_are_short() -> None:
     for model in (rival, judge):
         push_random(model, np.random.default_rng(1), 11, 5, 4)
     assert differences(rival, judge) == []
+    assert rival._rule._totals is not None  # its own kernels did it
 
 
 def test_hogwild_learns_what_the_reference_does_where_nothing_races() -> None:

@@ -10,7 +10,7 @@ from livefactor_kernels import cuda, cuda_pins, cuda_scratch
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.cuda_scratch import Scratch, chunks_of, record_bytes
 from livefactor_kernels.device import CudaDevice, SimulatedDevice
-from livefactor_kernels.spec import Counts, FactorDtype, History, Loss, OptimizerKind, Replay
+from livefactor_kernels.spec import AdaptiveRate, Counts, FactorDtype, History, Loss, OptimizerKind, Replay
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.warp import SIMULATED
 from synthetic import LOSSES, copy_state, make_spec, push, push_random, read_pin, unlike
@@ -73,10 +73,11 @@ def test_a_record_takes_no_memory(device, loss, negatives) -> None:
         solve_spec(k=2, micro_batch=5),
         make_spec(Loss.SQUARED, k=2, micro_batch=5, history=History(16, 16), counts=Counts(16, 4)),
         make_spec(Loss.SQUARED, k=2, micro_batch=5, history=History(16, 16), replay=Replay(8, 0.6)),
+        make_spec(Loss.LOGISTIC, k=2, micro_batch=5, negatives=1, adaptive_rate=AdaptiveRate(16)),
     ],
-    ids=["solve", "counts", "replay"],
+    ids=["solve", "counts", "replay", "adaptive rate"],
 )
-def test_a_record_with_histories_takes_no_memory(device, spec) -> None:
+def test_a_record_with_more_state_takes_no_memory(device, spec) -> None:
     model, judge = pair(spec)
     assert model.reserve(50, 50)
     device.left = 0
@@ -103,7 +104,11 @@ def test_a_larger_record_takes_it_before_it_is_begun(device) -> None:
     assert_same(model, judge)
 
 
-@pytest.mark.parametrize("spec", [make_spec(Loss.SQUARED), solve_spec()], ids=["sgd", "solve"])
+@pytest.mark.parametrize(
+    "spec",
+    [make_spec(Loss.SQUARED), make_spec(Loss.SQUARED, adaptive_rate=AdaptiveRate(16)), solve_spec()],
+    ids=["sgd", "adaptive rate", "solve"],
+)
 def test_a_device_without_memory_for_a_record_holds_no_model(device, spec) -> None:
     used = device.left
     CudaModel(spec)

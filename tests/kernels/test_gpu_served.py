@@ -18,6 +18,7 @@ LIMITS = {"users_max": 1024, "items_max": 1024}
 SMALL = {
     "clicks_sgd": {"k": 16, "negatives": 1, "micro_batch": 2, "limits": LIMITS},
     "clicks": {"k": 4, "micro_batch": 2, "limits": LIMITS},
+    "ratings_sgd": {"k": 16, "micro_batch": 2, "limits": LIMITS, "adaptive_rate": {"window": 16}},
 }
 """Presets, made small: the simulator copies some tables whole, the addresses that are held as well."""
 
@@ -33,7 +34,7 @@ def serve(
         if MODEL not in {description.name for description in models.list()}:
             models.create(MODEL, preset=preset, **SMALL[preset])
         with Producer(model=MODEL, producer_id=f"by {backend}", channel=channel) as producer:
-            producer.push(users, items)
+            producer.push(users, items, items if preset == "ratings_sgd" else None)
             position = producer.flush()
         scorer = Scorer(model=MODEL, channel=channel)
         scores = scorer.score(users[0], [3, 4, 99], min_position=position, deadline_s=60.0).scores.tolist()

@@ -39,16 +39,20 @@ def passed(marks: str, least: tuple[int, ...], groups: tuple[tuple[str, ...], ..
 
 
 def test_the_backend_passes_its_tests_in_the_simulator() -> None:
-    passed("not long", (60, 45, 38), GROUPS)
+    passed("not long", (60, 47, 38), GROUPS)
 
 
 def test_optimisers_and_regularization_pass_their_tests_in_the_simulator() -> None:
     passed("not long", (78,), (("test_gpu_optimizers.py",),))
 
 
+def test_adaptive_rates_pass_their_tests_in_the_simulator() -> None:
+    passed("not long", (17,), (("test_gpu_adaptive.py",),))
+
+
 @pytest.mark.long
 def test_what_is_served_and_what_is_measured_passes_its_tests_in_the_simulator() -> None:
-    passed("not long", (2, 7), (("test_gpu_served.py",), ("test_gpu_figures.py",)))
+    passed("not long", (3, 7), (("test_gpu_served.py",), ("test_gpu_figures.py",)))
 
 
 @pytest.mark.long

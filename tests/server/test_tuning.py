@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.backend import ReferenceModel, Update
 from livefactor_kernels.presets import preset
+from livefactor_kernels.spec import AdaptiveRate, SpecError
 from livefactor_server import spec_codec
 from livefactor_server.tuning import metrics, plan, progressive, search
 from livefactor_server.tuning.plan import Plan, Settings
@@ -135,6 +136,17 @@ def test_every_rule_starts_within_its_ranges_and_at_its_spec(name: str) -> None:
     assert rule.of_parameters(rule.first(name), name) == rule.spec({})
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_an_adaptive_rate_is_tried_by_the_rules_that_take_it(name: str) -> None:
+    axes = [axis.field for axis in RULES[name].axes]
+    adapted = replace(RULES[name].start, adaptive_rate=AdaptiveRate(2048))
+    if "adaptive_rate.window" in axes:
+        assert RULES[name].spec({"adaptive_rate.window": 2048}).adaptive_rate == adapted.adaptive_rate
+    else:
+        with pytest.raises(SpecError, match="with an adaptive rate"):
+            adapted.check()
+
+
 def test_every_task_starts_with_its_preset() -> None:
     for task in TASKS:
         starts = [rule.start for rule in RULES.values() if task in rule.tasks]
@@ -176,6 +188,7 @@ def test_a_search_is_a_function_of_its_seed(made: Plan, whole, tmp_path: Path) -
     assert said(run(tmp_path / "other", other))[1:] != whole[0][1:]
     assert whole[0][0].spec == RULES[RULE[0]].spec({})
     assert len({one.spec for one in whole[0]}) == TRIALS
+    assert {one.spec.adaptive_rate.window for one in whole[0]} == {0, 2048}
 
 
 @given(st.data())

@@ -42,14 +42,19 @@ class Sgd:
     ) -> None:  # fmt: skip
         """MemoryError if the device has no room. walk_entries_max, together: as `cuda.CudaModel` takes them."""
         self._spec, self._device, self._pins = spec, device, pins
-        self._tables = users, items
+        self._model = users.stepped, items.stepped
         self.walk_entries_max, self._together = walk_entries_max, together
         self._scratch = Scratch(spec, device)
         method, blocks = Method.of(spec), spec.k_padded // LANES
-        self._rates: Any = Rates.of(spec) if method.is_plain else StepRates.of(spec)
+        self._rates = self.rates_of(spec)
         self._step_threads = threads_of_a_step(blocks, method)
         self._entries_kernel = entries_kernel(int(spec.loss))
         self._kernels = micro_batch_kernels(blocks, int(spec.loss), method)
+
+    @staticmethod
+    def rates_of(spec: ModelSpec) -> Any:
+        """A spec's rates, of the type that its kernels take."""
+        return Rates.of(spec) if Method.of(spec).is_plain else StepRates.of(spec)
 
     def hold(self, update: Update, counts: tuple[int, int]) -> None:
         """Have the memory that a record takes, in tables of so many rows; MemoryError if the device has no room."""
@@ -69,7 +74,11 @@ class Sgd:
         for span in spans_of(self._spec, update.user_rows.size, self._width(update), rows, places):
             plan = self._order(update, span, slot)
             self._pins.save(span, plan, slot)
-            self._micro_batches(update, span, plan, slot)
+            self._learn_span(update, span, plan, slot)
+
+    def _learn_span(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
+        """Learn from a span that is ordered, whose rows are saved for pins."""
+        self._micro_batches(update, span, plan, slot, self._model, self._rates)
 
     def _order(self, update: Update, span: Span, slot: Slot) -> Plan:
         """Draw a span's negatives and list its groups, segments and chunks."""
@@ -91,10 +100,11 @@ class Sgd:
             device.launch(livefactor_dropout_kernel, span.events, span, plan, key, revision)
         return plan
 
-    def _micro_batches(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
-        """Three launches a micro-batch, or one for all of them where they are small."""
-        device, kernels, rates = self._device, self._kernels, self._rates
-        users, items = (table.stepped for table in self._tables)
+    def _micro_batches(
+        self, update: Update, span: Span, plan: Plan, slot: Slot, tables: tuple[Any, Any], rates: Any
+    ) -> None:
+        """Three launches a micro-batch, or one for all of them where they are small. tables: users' and items' rows."""
+        device, kernels, (users, items) = self._device, self._kernels, tables
         events = min(span.batch, span.events)
         counts = update.user_count, update.item_count
         rows = min(events, counts[USERS]), min(events * (1 + span.width), counts[ITEMS])

@@ -43,6 +43,7 @@ def shown_fields(rows: list[Row]) -> dict[str, str]:
     """The fields of specs that are searched by a rule of these rows, and what people call them."""
     axes = dict.fromkeys(axis.field for row in rows if row.rule for axis in RULES[row.rule].axes)
     short = {"optimizer.learning_rate": "rate", "optimizer.bias_learning_rate": "bias", "negatives": "neg"}
+    short["adaptive_rate.window"] = "window"
     return {field: short.get(field, field) for field in axes}
 
 

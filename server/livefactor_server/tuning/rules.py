@@ -104,7 +104,11 @@ TASKS = ("ratings", *RANKING)
 # Every size of row is a kernel of its own, compiled when it is first used: so there are few.
 _K = Choice("k", (16, 32, 64, 128))
 _NEGATIVES = Range("negatives", 1, 32)
-_SGD = Range("optimizer.learning_rate", 0.01, 0.5), Range("optimizer.bias_learning_rate", 0.003, 0.5)
+_SGD = (
+    Range("optimizer.learning_rate", 0.01, 0.5),
+    Range("optimizer.bias_learning_rate", 0.003, 0.5),
+    Choice("adaptive_rate.window", (0, 2048)),  # no other optimiser takes it
+)
 _ADAGRAD = Range("optimizer.learning_rate", 0.02, 1.0), Range("optimizer.bias_learning_rate", 0.005, 1.0)
 _L2 = Range("l2", 1e-5, 0.1)
 _BIAS_L2 = Range("bias_l2", 1e-4, 0.1)
@@ -116,7 +120,13 @@ _SOLVE = (
     Choice("counts.repeat", (0.0, 0.1, 0.2)),
     Choice("k", (32, 64)),
 )
-_SOFTMAX = *_ADAGRAD, _L2, Choice("micro_batch", (4, 8, 16)), Choice("k", (32, 64))
+_SOFTMAX = (
+    *_ADAGRAD,
+    _L2,
+    Choice("micro_batch", (8, 64, 512)),
+    Choice("softmax.group_events", (4, 8)),
+    Choice("k", (32, 64)),
+)
 
 
 def _adagrad(rate: float) -> Optimizer:

@@ -1,0 +1,268 @@
+"""An adapted learning rate on the GPU (semantics: `sgd/adaptive.py`): rule SGD twice, for the model and for its probe.
+
+The evidence of a record is taken before anything of it is learned: a half-warp an event, then one thread that adds it
+up in the order of the events, so that its sums have the reference's bits. The sums stay on the device, and how many events
+the window has the host knows by itself: only when a window ends do the sums cross, and the host waits for them before it
+puts the next record on the stream. They are there when the last record's evidence is, before it is learned: so the device
+learns while the host decides, and records within a window wait for nothing. The rates are the kernels' arguments, as
+without an adaptive rate, and so are the rows, the model's or the probe's: the kernels that learn are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import float32, float64
+
+from .. import scalar
+from ..cuda_pins import Pins
+from ..cuda_plan import Plan, Span, entries_per_event, value_of, weight_of
+from ..cuda_rows import CudaTable
+from ..cuda_staging import Slot
+from ..device import Device
+from ..history.cuda import PIECE_EVENTS, pieces_of
+from ..lanes import inlined
+from ..random import NEGATIVE_DOMAIN, domain_key, draw_negative
+from ..spec import LANES, Loss, ModelSpec
+from ..tables import USERS
+from ..update import Update
+from ..warp import add64, cuda, half_of, kernel, lane, mul64
+from .adaptive import EVENTS, MOVES, STATE_SIZE, STEP, SUM, at_step, end_window
+from .cuda import Sgd
+from .cuda_micro_batch import dot, load_row
+
+_SQUARED, _LOGISTIC, _BPR = (int(loss) for loss in (Loss.SQUARED, Loss.LOGISTIC, Loss.BPR))
+_F0 = np.float32(0.0)
+_TILE_EVENTS, _THREADS = 1024, 256
+
+
+class ProbedRows(NamedTuple):
+    """A side's rows and the probe's, flat: float32[cap * k_padded] and float32[cap]; row_probe float32[cap]: after how many moves
+    the probe's row began."""
+
+    factors: Any
+    bias: Any
+    factor_probe: Any
+    bias_probe: Any
+    row_probe: Any
+
+    @staticmethod
+    def of(table: CudaTable) -> ProbedRows:
+        """A table's."""
+        return ProbedRows(*(table.arrays[name].buffer.argument for name in ProbedRows._fields))
+
+
+@inlined
+def _load(rows: Any, row: Any, probing: Any, moves: Any, out: Any, blocks: Any) -> Any:
+    """This lane's factors of the probe's row, or the model's; returns its bias. Where the probe's has yet to begin again it is
+    the model's."""
+    is_probes = probing and rows.row_probe[row] == moves
+    load_row(rows.factor_probe if is_probes else rows.factors, row, out, blocks)
+    return rows.bias_probe[row] if is_probes else rows.bias[row]
+
+
+@inlined
+def _loss(
+    piece: Any, words: Any, floats: Any, users: Any, items: Any, probing: Any, moves: Any, draws: Any, mean: Any,
+    limit: Any, t: Any, scratch: Any, blocks: Any, loss: Any,
+) -> Any:  # fmt: skip
+    """Sum (float64, in all lanes) of the squared errors of the piece's event t. draws: (key, revision, items, negatives an
+    event); limit: error_max."""
+    x, y = scratch
+    seed, revision, count, width = draws
+    event = piece.first + t
+    user, positive = np.int64(words[piece.users_at + event]), np.int64(words[piece.items_at + event])
+    value, weight = value_of(piece, floats, t), weight_of(piece, floats, t)
+    bias = _load(users, user, probing, moves, x, blocks)
+    slots = width + 1
+    if loss == _LOGISTIC and value == _F0:  # an explicit negative draws none
+        slots = 1
+    total, s_positive = np.float64(0.0), _F0
+    for slot in range(slots):
+        item = positive
+        if slot > 0:
+            place = np.uint64(event), np.uint64(slot - 1)
+            item = np.int64(draw_negative(seed, revision, *place, np.uint64(positive), count))
+        item_bias = _load(items, item, probing, moves, y, blocks)
+        s = scalar.score(mean, bias, item_bias, dot(x, y, blocks))
+        if slot == 0:
+            s_positive = s
+        if loss == _BPR:
+            e = scalar.bpr_error(s_positive, s, weight, limit)
+        elif loss == _SQUARED:
+            e = scalar.squared_error(s, value, weight, limit)
+        else:
+            e = scalar.logistic_error(s, value if slot == 0 else _F0, weight, limit)
+        if loss != _BPR or slot > 0:
+            total = add64(total, mul64(np.float64(e), np.float64(e)))
+    return total
+
+
+@cache
+def evidence_kernel(blocks: int, loss: int) -> Any:
+    """Kernel for rows of `blocks` times 16 factors that writes the evidence of a piece's events: a half-warp an event."""
+    BLOCKS, LOSS = int(blocks), int(loss)
+
+    @kernel
+    def livefactor_evidence_kernel(
+        piece: Any, words: Any, floats: Any, users: Any, items: Any, moves: Any, seed: Any, revision: Any, count: Any,
+        width: Any, limit: Any, evidence: Any,
+    ) -> None:  # fmt: skip
+        """evidence float64[events]; count: of items, of which each event draws `width`."""
+        scratch = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
+        t = cuda.grid(1) // LANES
+        if t >= piece.events:
+            return
+        mean, draws = floats[piece.means_at] if LOSS == _SQUARED else _F0, (seed, revision, count, width)
+        probe = _loss(
+            piece, words, floats, users, items, True, moves, draws, mean, limit, t, scratch, BLOCKS, LOSS
+        )
+        model = _loss(
+            piece, words, floats, users, items, False, moves, draws, mean, limit, t, scratch, BLOCKS, LOSS
+        )
+        if lane() == 0:
+            evidence[t] = add64(probe, -model)
+
+    return livefactor_evidence_kernel
+
+
+@kernel
+def livefactor_evidence_sums_kernel(evidence: Any, events: Any, sums: Any) -> None:
+    """Add d and d d of so many events to sums float64[2], one after the other: one block, which loads for its first thread."""
+    tile = cuda.shared.array(_TILE_EVENTS, float64)
+    thread = cuda.threadIdx.x
+    total, squares = sums[0], sums[1]
+    for first in range(0, events, _TILE_EVENTS):
+        n = min(_TILE_EVENTS, events - first)
+        for i in range(thread, n, cuda.blockDim.x):
+            tile[i] = evidence[first + i]
+        cuda.syncthreads()
+        if thread == 0:
+            for i in range(n):
+                d = tile[i]
+                total, squares = add64(total, d), add64(squares, mul64(d, d))
+        cuda.syncthreads()
+    if thread == 0:
+        sums[0], sums[1] = total, squares
+
+
+@kernel
+def livefactor_begin_kernel(
+    words: Any, users_at: Any, items_at: Any, negatives: Any, events: Any, drawn: Any, users: Any, items: Any,
+    moves: Any, blocks: Any,
+) -> None:  # fmt: skip
+    """Let those of the probe's rows that did not begin after move `moves` begin again: of the events' users, of their items, and of
+    the first `drawn` negatives. A half-warp an entry; those of one row write the same."""
+    i = cuda.grid(1) // LANES
+    if i >= 2 * events + drawn:
+        return
+    rows, row = items, np.int64(0)
+    if i < events:
+        rows, row = users, np.int64(words[users_at + i])
+    elif i < 2 * events:
+        row = np.int64(words[items_at + i - events])
+    else:
+        row = np.int64(negatives[i - 2 * events])
+    if half_of(rows.row_probe[row], 0) == moves:  # one lane's look: another half-warp may be writing it
+        return
+    at = row * (blocks * LANES) + lane()
+    for c in range(blocks):
+        rows.factor_probe[at + c * LANES] = rows.factors[at + c * LANES]
+    if lane() == 0:
+        rows.bias_probe[row] = rows.bias[row]
+        rows.row_probe[row] = moves
+
+
+class AdaptiveSgd(Sgd):
+    """Learns from updates. All memory that a record takes is held from the start."""
+
+    def __init__(
+        self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, pins: Pins, walk_entries_max: int,
+        together: bool,
+    ) -> None:  # fmt: skip
+        """As `Sgd`."""
+        super().__init__(spec, device, users, items, pins, walk_entries_max, together)
+        self._rows = ProbedRows.of(users), ProbedRows.of(items)
+        of_users, of_items = (
+            stepped._replace(factors=rows.factor_probe, bias=rows.bias_probe)
+            for stepped, rows in zip(self._model, self._rows, strict=True)
+        )
+        self._probe = of_users, of_items
+        self._evidence, self._sums = device.empty(PIECE_EVENTS, np.float64), device.empty(2, np.float64)
+        self._evidence_kernel = evidence_kernel(spec.k_padded // LANES, int(spec.loss))
+        self._state = np.zeros(STATE_SIZE)
+        self._ended: Callable[[], list[np.ndarray]] | None = None
+        self.load(self._state.copy())
+
+    @property
+    def state(self) -> np.ndarray:
+        """float64[5], copied; waits for the device. The caller holds the model's lock."""
+        self._settle()
+        self._state[SUM:] = self._device.fetch([self._sums.array])()[0]
+        return self._state.copy()
+
+    def load(self, state: np.ndarray) -> None:
+        """Restore `state`. The caller holds the model's lock."""
+        self._ended = None
+        self._state[:] = state
+        with self._device.working():
+            self._sums.array[:] = self._device.xp.asarray(self._state[SUM:])
+        self._take_rates()
+
+    def _take_rates(self) -> None:
+        step = int(self._state[STEP])
+        self._rates, self._probe_rates = (self.rates_of(at_step(self._spec, q)) for q in (step, step + 1))
+
+    def _settle(self) -> None:
+        """If a window has ended, wait for its sums, move the rates by them and begin the next one."""
+        if self._ended is None:
+            return
+        self._state[SUM:] = self._ended()[0]
+        self._ended = None
+        end_window(self._state)
+        self._take_rates()
+        with self._device.working():
+            self._sums.array.fill(0)
+
+    def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
+        """As `Sgd.learn`, after the record's evidence."""
+        self._settle()
+        width = self._width(update)
+        changes = entries_per_event(self._spec, width)[USERS] > 0
+        if changes:
+            self._add_evidence(update, width, slot, places)
+        self._state[EVENTS] += update.fresh
+        if self._state[EVENTS] >= self._spec.adaptive_rate.window:
+            self._ended = self._device.fetch([self._sums.array])
+        if changes:
+            super().learn(update, slot, places)
+        elif update.user_rows.size:  # an item's first events with BPR: nobody to compare it with
+            rows_at = places["users_at"], places["items_at"]
+            self._pins.save_named(slot, rows_at, update.user_rows.size)
+            self._begin(slot, rows_at, update.user_rows.size, 0)
+
+    def _add_evidence(self, update: Update, width: int, slot: Slot, places: dict[str, int]) -> None:
+        device, evidence = self._device, self._evidence.argument
+        seed = domain_key(self._spec.seed, NEGATIVE_DOMAIN)
+        draws = seed, np.uint64(update.revision), np.uint64(update.item_count), width
+        numbers = np.float32(self._state[MOVES]), *draws, np.float32(self._spec.limits.error_max)
+        for piece in pieces_of(update.fresh, PIECE_EVENTS, places):
+            columns = piece, slot.words, slot.floats, *self._rows
+            device.launch(self._evidence_kernel, piece.events * LANES, *columns, *numbers, evidence)
+            sums = evidence, piece.events, self._sums.argument
+            device.launch_block(livefactor_evidence_sums_kernel, _THREADS, *sums)
+
+    def _learn_span(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
+        rows_at = span.users_at + span.first, span.items_at + span.first
+        self._begin(slot, rows_at, span.events, span.events * span.width)
+        self._micro_batches(update, span, plan, slot, self._probe, self._probe_rates)
+        self._micro_batches(update, span, plan, slot, self._model, self._rates)
+
+    def _begin(self, slot: Slot, rows_at: tuple[int, int], events: int, drawn: int) -> None:
+        moves, blocks = np.float32(self._state[MOVES]), self._spec.k_padded // LANES
+        entries = events, drawn, *self._rows, moves, blocks
+        negatives, threads = self._scratch.plan.negatives, (2 * events + drawn) * LANES
+        self._device.launch(livefactor_begin_kernel, threads, slot.words, *rows_at, negatives, *entries)
