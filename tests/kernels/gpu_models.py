@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -16,8 +15,9 @@ from livefactor_kernels.warp import SIMULATED
 from synthetic import differences
 
 if SIMULATED:
-    # The simulator's main thread polls for threads that wait; with the usual 5 ms each meeting would take as long.
-    sys.setswitchinterval(2e-5)
+    import simulated_blocks
+
+    simulated_blocks.install()
 
 WALK, LAUNCHES = 1 << 30, 0
 """`walk_entries_max` that lets one block walk over every micro-batch, and one that launches for each."""
