@@ -24,7 +24,7 @@ COLOURS = {
     "clicks_sgd": "#e07b39",
     "purchases_sgd": "#c0392b",
     "softmax": "#d81b8c",
-    "softmax_256": "#f48fb1",
+    "softmax_fast": "#f48fb1",
     "news": "#d81b8c",
     "clicks": "#6a1b9a",
     "clicks_tuned": "#b39ddb",

@@ -21,8 +21,8 @@ Figures = dict[str, Figure]
 POINTS = 10
 """Of a learning curve."""
 CURVES = ("popular", "popular_decayed", "clicks_sgd", "purchases_sgd", "softmax", "clicks")
-MICRO_BATCHES = {"clicks_sgd": (16, 256), "purchases_sgd": (16, 256), "clicks": (1,)}
-"""Sizes that are tried beside a method's own, which is 1, of `clicks` 256."""
+MICRO_BATCHES = {"clicks_sgd": (16, 256), "purchases_sgd": (16, 256), "softmax": (1,), "clicks": (1,)}
+"""Sizes that are tried beside a method's own, which is 1, of `softmax` 512, of `clicks` 256."""
 
 
 class Extent(NamedTuple):

@@ -12,11 +12,13 @@ from benchmarks.quality.data import Events
 from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.history.reading import PersonReader, Persons
 from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import Loss, ModelSpec, Proposal, Softmax
+from livefactor_kernels.spec import History, Loss, ModelSpec, Proposal, Softmax
 from livefactor_kernels.tables import ITEMS, USERS
 
 RECORD_EVENTS = 512
 """As in benchmarks.progressive_recall; negatives are drawn from the items known by the end of a record."""
+FAST_RECORD_EVENTS = 8192
+"""Of a producer that wants throughput: a record that two threads share gains more than it costs to wake one."""
 
 
 def spec_of(
@@ -46,16 +48,25 @@ def settled(key: str, **settings: Any) -> ModelSpec:
         return preset(key, **settings)
     if key == "softmax":
         return softmax_spec(**settings)
+    if key == "softmax_fast":
+        return softmax_spec(**settings, k=32, micro_batch=1024, history=History())
     if key == "purchases":
         return purchases_spec(**settings)
     return spec_of(key, **settings) if key.endswith("_sgd") else clicks_spec(**settings)
 
 
-def softmax_spec(rate: float, l2: float, micro_batch: int, proposal: str, seed: int = 0) -> ModelSpec:
+def softmax_spec(
+    rate: float,
+    l2: float,
+    group_events: int,
+    proposal: str = "uniform",
+    micro_batch: int = 512,
+    **changes: Any,
+) -> ModelSpec:
     """The preset `news` with rates for items that stay. rate: a multiple of 0.1 for factors and of 0.05 for biases."""
     optimizer = replace(preset("news").optimizer, learning_rate=0.1 * rate, bias_learning_rate=0.05 * rate)
-    negatives = Softmax(Proposal[proposal.upper()])
-    return preset("news", optimizer=optimizer, l2=l2, micro_batch=micro_batch, softmax=negatives, seed=seed)
+    negatives = Softmax(Proposal[proposal.upper()], min(group_events, micro_batch))
+    return preset("news", optimizer=optimizer, l2=l2, micro_batch=micro_batch, softmax=negatives, **changes)
 
 
 def purchases_spec(repeat: float, bias_rate: float, seed: int = 0) -> ModelSpec:
@@ -94,16 +105,16 @@ def clicks_spec(
 class Learner:
     """A model and where its keys are; `learn` takes records one after the other."""
 
-    def __init__(self, spec: ModelSpec, events: Events) -> None:
+    def __init__(self, spec: ModelSpec, events: Events, record_events: int = RECORD_EVENTS) -> None:
         self.model: Backend = create_backend("cpu", spec)
-        self._events = events
+        self._events, self._record_events = events, record_events
         self._with_values = spec.loss == Loss.SQUARED
 
     def learn(self) -> Iterator[int]:
         """Learn a record, give the number of events learned so far, and so on."""
-        events = self._events
-        for revision, start in enumerate(range(0, len(events), RECORD_EVENTS), 1):
-            part = slice(start, min(start + RECORD_EVENTS, len(events)))
+        events, size = self._events, self._record_events
+        for revision, start in enumerate(range(0, len(events), size), 1):
+            part = slice(start, min(start + size, len(events)))
             user_rows = self.model.users.allocate(events.users[part].astype(np.uint64))
             item_rows = self.model.items.allocate(events.items[part].astype(np.uint64))
             values = np.ascontiguousarray(events.values[part]) if self._with_values else None
@@ -136,9 +147,9 @@ class Learner:
         return PersonReader(self.model.spec).read(self.model, rows, self.model.published[ITEMS])
 
 
-def one_pass(spec: ModelSpec, events: Events) -> Learner:
+def one_pass(spec: ModelSpec, events: Events, record_events: int = RECORD_EVENTS) -> Learner:
     """A model that has learned all of the events."""
-    learner = Learner(spec, events)
+    learner = Learner(spec, events, record_events)
     for _ in learner.learn():
         pass
     return learner

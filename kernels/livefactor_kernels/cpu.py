@@ -42,6 +42,8 @@ _INLINED = (
     "sgd/adaptive.py",
     "softmax/__init__.py",
     "softmax/cpu.py",
+    "softmax/cpu_events.py",
+    "softmax/cpu_items.py",
 )
 
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .spec import Counts, History, Limits, Loss, ModelSpec, Optimizer, OptimizerKind, Rule, Solve, SpecError
+from .spec import (
+    Counts,
+    History,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Rule,
+    Softmax,
+    Solve,
+    SpecError,
+)
 
 _SHARED_NEGATIVES = ModelSpec(
     k=64,
     loss=Loss.SOFTMAX,
     rule=Rule.SOFTMAX,
     negatives=64,
+    micro_batch=512,
+    softmax=Softmax(group_events=4),
     init_scale=0.1,
     hot_row_events=32.0,
 )
@@ -76,7 +90,6 @@ _PRESETS: dict[str, ModelSpec] = {
     # The repeat and the quick biases that did best on the first 60 % of Online Retail (docs/quality.md).
     "purchases": replace(
         _SHARED_NEGATIVES,
-        micro_batch=4,
         optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.1, 0.4, 0.1, 1e-6),
         l2=0.001,
         history=History(users=256),
@@ -86,7 +99,6 @@ _PRESETS: dict[str, ModelSpec] = {
     # Items that nobody asks for any more sink, because they are drawn as negatives; biases are quick, to follow what is read now.
     "news": replace(
         _SHARED_NEGATIVES,
-        micro_batch=8,
         optimizer=Optimizer(OptimizerKind.ADAGRAD, 0.2, 1.0, 0.1, 1e-6),
         l2=0.03,
         history=History(users=64),

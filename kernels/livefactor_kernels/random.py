@@ -30,7 +30,7 @@ ROUNDING_DOMAIN = 0x6C66_726F_756E_0003
 INIT_ROUNDING_DOMAIN = 0x6C66_696E_726F_0004
 """XORed to the seed for the rounding of initial rows."""
 SHARED_DOMAIN = 0x6C66_7368_6172_0005
-"""XORed to the seed for the negatives that a micro-batch shares (rule SOFTMAX)."""
+"""XORed to the seed for the negatives that a group of events shares (rule SOFTMAX)."""
 REPLAY_DOMAIN = 0x6C66_7265_706C_0006
 """XORed to the seed for what a reservoir keeps and replays."""
 DROPOUT_DOMAIN = 0x6C66_6472_6F70_0007
@@ -76,7 +76,7 @@ def draw_negative(key: Any, revision: Any, event: Any, draw: Any, positive: Any,
 
 @inlined
 def draw_below(key: Any, revision: Any, step: Any, draw: Any, count: Any) -> Any:
-    """Draw number `draw` of micro-batch `step` of a record: mulhi64(word0 | word1 << 32, count), uint64 in [0, count).
+    """Draw number `draw` of group `step` of a record: mulhi64(word0 | word1 << 32, count), uint64 in [0, count).
 
     Philox's counter is (revision low, revision high, step, draw), key of `SHARED_DOMAIN`; count is any uint64.
     """

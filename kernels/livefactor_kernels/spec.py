@@ -25,6 +25,7 @@ from .spec_parts import (
     MAX_NEIGHBORS,
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
+    MAX_SHARED_NEGATIVES,
     MAX_WINDOW,
     MIN_WINDOW,
     AdaptiveRate,
@@ -58,6 +59,7 @@ __all__ = [
     "MAX_NEIGHBORS",
     "MAX_REPLAY_PER_EVENT",
     "MAX_REPLAY_SIZE",
+    "MAX_SHARED_NEGATIVES",
     "MAX_WINDOW",
     "MIN_WINDOW",
     "AdaptiveRate",
@@ -91,7 +93,7 @@ class ModelSpec:
     than this has its gradient scaled down to as many. init_scale: width of the uniform distribution of
     initial factors, centred on 0. seed: of every counter-based draw. factor_dtype: what factors are stored
     as; biases and accumulators are float32 always. rule: how it learns; SGD has an optimizer and negatives,
-    SOLVE has none, of SOFTMAX `negatives` are a micro-batch's. history, counts: beside any rule. replay: beside SGD and
+    SOLVE has none, of SOFTMAX `negatives` are a group's. history, counts: beside any rule. replay: beside SGD and
     SOFTMAX. event_types: weights by type. regularization: clipping, max-norm, frequency-scaled L2, dropout.
     adaptive_rate: with SGD.
 
@@ -133,15 +135,20 @@ class ModelSpec:
         return -(-self.k // LANES) * LANES
 
     @property
+    def group_events(self) -> int:
+        """Events that share their negatives, with rule SOFTMAX."""
+        return self.softmax.group_events or self.micro_batch
+
+    @property
     def negatives_of_event(self) -> int:
         """Most negatives that an event is told from."""
         is_in_batch = self.rule == Rule.SOFTMAX and self.softmax.proposal == Proposal.IN_BATCH
-        return self.micro_batch if is_in_batch else self.negatives
+        return self.group_events if is_in_batch else self.negatives
 
     def drawn(self, events: int) -> int:
         """Item rows that a record of so many events draws, at most."""
         if self.rule == Rule.SOFTMAX:
-            return -(-events // self.micro_batch) * self.negatives_of_event
+            return -(-events // self.group_events) * self.negatives_of_event
         return events * self.negatives
 
     @property

@@ -19,6 +19,7 @@ from .spec_parts import (
     MAX_NEIGHBORS,
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
+    MAX_SHARED_NEGATIVES,
     MAX_WINDOW,
     MIN_WINDOW,
     RATE_STEPS_MAX,
@@ -168,12 +169,18 @@ def _check_softmax(spec: ModelSpec) -> None:
     is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
     _require(is_float32, "factor_dtype", "float32 with rule softmax", spec.factor_dtype)
     _require(proposal in tuple(Proposal), "softmax.proposal", "a known proposal", proposal)
+    group, size = spec.softmax.group_events, spec.micro_batch
+    divides = group == 0 or (group > 0 and size % group == 0)
+    _require(divides, "softmax.group_events", f"0, or a divisor of micro_batch ({size})", group)
     if proposal == Proposal.IN_BATCH:
         _require(drawn == 0, "negatives", "0 with proposal in-batch", drawn)
+        name = "softmax.group_events" if group else "micro_batch"
         most = f"2..{MAX_NEGATIVES} with proposal in-batch"
-        _require(2 <= spec.micro_batch <= MAX_NEGATIVES, "micro_batch", most, spec.micro_batch)
+        _require(2 <= spec.group_events <= MAX_NEGATIVES, name, most, spec.group_events)
     else:
         _require(drawn >= 1, "negatives", "at least 1 with rule softmax", drawn)
+    shared, most = spec.drawn(size), f"at most {MAX_SHARED_NEGATIVES} negatives of a micro-batch's groups"
+    _require(shared <= MAX_SHARED_NEGATIVES, "softmax.group_events", most, shared)
     if proposal != Proposal.UNIFORM:  # how often an item came is part of its history
         _require(spec.history.users > 0, "history.users", "above 0 with this proposal", spec.history.users)
 

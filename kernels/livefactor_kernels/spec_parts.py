@@ -17,6 +17,8 @@ FIXED_POINT_ONE = 1 << 20
 MAX_K = 1024
 MAX_NEGATIVES = 1024
 MAX_MICRO_BATCH = 65_536
+MAX_SHARED_NEGATIVES = 1 << 17
+"""Of all groups of a micro-batch."""
 MAX_HISTORY = 8192
 MAX_NEIGHBORS = 1024
 MAX_EVENT_TYPES = 64
@@ -130,10 +132,14 @@ class Solve:
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """Rule SOFTMAX: every event against negatives that its micro-batch shares (`softmax/__init__.py`): drawn from all items
-    alike (UNIFORM) or in proportion to 1 + their events so far (POPULARITY), or the micro-batch's own items (IN_BATCH)."""
+    """Rule SOFTMAX: every event against negatives that its group shares (`softmax/__init__.py`): drawn from all items
+    alike (UNIFORM) or in proportion to 1 + their events so far (POPULARITY), or the group's own items (IN_BATCH).
+
+    group_events: of a group, a divisor of `micro_batch`; 0: all of it.
+    """
 
     proposal: Proposal = Proposal.POPULARITY
+    group_events: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,13 @@ _PLAIN = (
     "seed",
     "kernel_semantics",
 )
-_LATER = ("beta1", "beta2", "l1", "beta")
-"""Numbers of the optimizer that are left out of the bytes where they are the defaults."""
-_OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps", *_LATER)
+_OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps", "beta1", "beta2", "l1", "beta")
+_LATER = {
+    "optimizer": ("beta1", "beta2", "l1", "beta"),
+    "counts": ("repeat",),
+    "softmax": ("group_events",),
+}
+"""Fields that a part gained after specs with it had been logged: left out of the bytes where they are the defaults."""
 _LIMITS = tuple(field.name for field in fields(Limits))
 _PARTS: dict[str, Any] = {
     "history": History,
@@ -77,8 +81,7 @@ def from_message(message: models_pb2.ModelSpec, preset_name: str) -> ModelSpec:
         changes["factor_dtype"] = _known(FactorDtype, message.factor_dtype, "factor_dtype")
     if message.rule:
         changes["rule"] = _known(Rule, message.rule, "rule")
-    if message.softmax.proposal:
-        changes["softmax"] = _softmax(message)
+    changes["softmax"] = _softmax(message, base.softmax)
     for name, kind in _PARTS.items():
         changes[name] = replace(getattr(base, name), **_given(getattr(message, name), _names(kind)))
     if message.event_types:
@@ -99,9 +102,11 @@ def _event_types(message: models_pb2.ModelSpec) -> tuple[EventType, ...]:
     return tuple(EventType(each.type, each.weight, each.negative) for each in message.event_types)
 
 
-def _softmax(message: models_pb2.ModelSpec) -> Softmax:
-    number = message.softmax.proposal
-    return Softmax(_known(Proposal, number, "softmax.proposal")) if number else Softmax()
+def _softmax(message: models_pb2.ModelSpec, base: Softmax) -> Softmax:
+    given = _given(message.softmax, ("group_events",))
+    if message.softmax.proposal:
+        given["proposal"] = _known(Proposal, message.softmax.proposal, "softmax.proposal")
+    return replace(base, **given)
 
 
 def _known(kind: type[IntEnum], number: int, name: str) -> Any:
@@ -122,7 +127,10 @@ def to_message(spec: ModelSpec) -> models_pb2.ModelSpec:
             for each in spec.event_types
         ],
         optimizer=models_pb2.Optimizer(kind=int(spec.optimizer.kind)),  # type: ignore[arg-type]
-        softmax=models_pb2.Softmax(proposal=int(spec.softmax.proposal)),  # type: ignore[arg-type]
+        softmax=models_pb2.Softmax(
+            proposal=int(spec.softmax.proposal),  # type: ignore[arg-type]
+            group_events=spec.softmax.group_events,
+        ),
     )
     for target, source, names in (
         (message, spec, _PLAIN),
@@ -145,14 +153,15 @@ def encode(spec: ModelSpec) -> bytes:
         message.ClearField("rule")
     if spec.softmax == Softmax():
         message.ClearField("softmax")
-    for name in _LATER:
-        if np.float32(getattr(spec.optimizer, name)) == np.float32(getattr(Optimizer(), name)):
-            message.optimizer.ClearField(name)  # type: ignore[arg-type]
+    for part, names in _LATER.items():
+        if message.HasField(part):  # type: ignore[arg-type]
+            own, logged = getattr(spec, part), getattr(message, part)
+            for name in names:
+                if np.float32(getattr(own, name)) == np.float32(getattr(type(own)(), name)):
+                    logged.ClearField(name)
     for name, kind in _PARTS.items():
         if getattr(spec, name) == kind():
             message.ClearField(name)  # type: ignore[arg-type]
-    if not spec.counts.repeat and message.HasField("counts"):
-        message.counts.ClearField("repeat")
     return message.SerializeToString(deterministic=True)
 
 
@@ -167,7 +176,7 @@ def decode(body: bytes) -> ModelSpec:
         factor_dtype=_known(FactorDtype, dtype, "factor_dtype"),
         rule=_known(Rule, message.rule or Rule.SGD, "rule"),
         event_types=_event_types(message),
-        softmax=_softmax(message),
+        softmax=_softmax(message, Softmax()),
         **{name: kind(**_given(getattr(message, name), _names(kind))) for name, kind in _PARTS.items()},
         loss=_known(Loss, message.loss, "loss"),
         optimizer=Optimizer(

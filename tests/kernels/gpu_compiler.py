@@ -201,12 +201,14 @@ def _of_softmax() -> Iterator[Case]:
     kernels = softmax.softmax_kernels(64 // LANES, ADAGRAD)
     batch, kept = _named(softmax.Batch), _named(softmax.Kept, **dict.fromkeys(softmax.Kept._fields, FLOATS))
     columns = (PIECE, batch, LONGS, WORDS, FLOATS)
+    yield Case("softmax_order", softmax.livefactor_order_negatives_kernel, (WORDS, I64, I64, I64, I64, LONGS))
     yield Case("softmax_users", kernels.users, (*columns, ROWS, ROWS, kept, RATES))
     yield Case("softmax_negatives", kernels.negatives, (PIECE, batch, FLOATS, kept))
-    yield Case("softmax_items", kernels.items, (*columns, ROWS, kept, RATES))
+    sorted_columns = (PIECE, batch, LONGS, LONGS, FLOATS)
+    yield Case("softmax_items", kernels.items, (*sorted_columns, ROWS, kept, RATES))
     kernels = softmax.softmax_kernels(64 // LANES, Method(int(OptimizerKind.LAZY_ADAM), 1, 1, 0, 0))
     yield Case("softmax_adam_users", kernels.users, (*columns, STATE_ROWS, STATE_ROWS, kept, STEP_RATES))
-    yield Case("softmax_adam_lanes", kernels.items, (*columns, STATE_ROWS, kept, STEP_RATES))
+    yield Case("softmax_adam_lanes", kernels.items, (*sorted_columns, STATE_ROWS, kept, STEP_RATES))
 
 
 def _rivals() -> Iterator[Case]:

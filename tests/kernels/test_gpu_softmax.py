@@ -13,7 +13,7 @@ from livefactor_kernels.softmax import cuda as softmax_cuda
 from livefactor_kernels.spec import Counts, History, OptimizerKind, Replay
 from livefactor_kernels.warp import SIMULATED
 from synthetic import push, read_pin, unlike
-from test_softmax import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, push_random, softmax_spec
+from test_softmax import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, grouped, push_random, softmax_spec
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 
@@ -27,6 +27,8 @@ CASES = [
     ),
     pytest.param(softmax_spec(IN_BATCH, ADAGRAD, k=4, micro_batch=9), id="in-batch"),
     pytest.param(softmax_spec(k=2, negatives=2, micro_batch=3, replay=Replay(8, 1.5)), id="replay"),
+    pytest.param(grouped(UNIFORM, 2, ADAGRAD, k=2, negatives=3, micro_batch=6), id="uniform-groups"),
+    pytest.param(grouped(IN_BATCH, 3, k=2, micro_batch=6), id="in-batch-groups"),
 ]
 
 
@@ -79,7 +81,7 @@ def test_three_launches_are_a_micro_batch() -> None:
     push(model, [1, 2], [1, 2])
     before = model.device.launches
     push(model, [1, 2, 1, 2], [1, 2, 2, 1])
-    assert model.device.launches - before == 1 + 2 * 3  # and one that orders the record
+    assert model.device.launches - before == 2 + 2 * 3  # and two that order the record
 
 
 @pytest.mark.parametrize("spec", CASES[2:5])

@@ -15,6 +15,8 @@ from livefactor_kernels import cpu
 from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reference import ReferenceModel
+from livefactor_kernels.softmax import cpu as softmax_cpu
+from livefactor_kernels.softmax.cpu import processors
 from livefactor_kernels.softmax.proposal import Tree, _ticket
 from livefactor_kernels.spec import (
     Counts,
@@ -53,6 +55,11 @@ def softmax_spec(
     return make_spec(Loss.SOFTMAX, kind, **{**fields, **changes})
 
 
+def grouped(proposal: Proposal, group_events: int, *kind: OptimizerKind, **changes: object) -> ModelSpec:
+    """As `softmax_spec`, micro-batches in groups."""
+    return softmax_spec(proposal, *kind, softmax=Softmax(proposal, group_events), **changes)
+
+
 def push_random(
     model: Backend, rng: np.random.Generator, events: int, users: int = 9, items: int = 30
 ) -> None:
@@ -76,6 +83,9 @@ CASES = [
     pytest.param(softmax_spec(counts=Counts(16, 5), history=History(16, 16)), id="popularity-counts"),
     pytest.param(softmax_spec(IN_BATCH, micro_batch=40), id="in-batch"),
     pytest.param(softmax_spec(IN_BATCH, ADAGRAD, micro_batch=16, k=33), id="in-batch-adagrad"),
+    pytest.param(grouped(UNIFORM, 5, ADAGRAD, micro_batch=40, k=33), id="uniform-groups"),
+    pytest.param(grouped(POPULARITY, 36, micro_batch=72, negatives=17), id="popularity-groups"),
+    pytest.param(grouped(IN_BATCH, 4, micro_batch=48), id="in-batch-groups"),
 ]
 
 
@@ -89,6 +99,34 @@ def test_random_streams(spec, seed, sizes) -> None:
         for size in sizes:
             push_random(model, rng, size)
     assert_same(fast, judge)
+
+
+@pytest.mark.skipif(processors() < 2, reason="one processor: no second thread")
+@pytest.mark.parametrize("spec", CASES)
+def test_two_threads_learn_what_one_learns(spec, monkeypatch) -> None:
+    monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1)
+    two, judge = CpuModel(spec), CpuModel(spec)
+    rngs = [np.random.default_rng(5) for _ in range(2)]
+    for turn in range(20):
+        push_random(two, rngs[0], 1 + 37 * turn)
+    monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1 << 40)
+    for turn in range(20):
+        push_random(judge, rngs[1], 1 + 37 * turn)
+    assert differences(two, judge) == []
+
+
+def test_a_group_is_what_a_micro_batch_of_that_size_is_told_from() -> None:
+    """Negatives are drawn alike; the items that they pull stand still for longer."""
+    whole, parts = (
+        CpuModel(softmax_spec(UNIFORM, micro_batch=4)),
+        CpuModel(grouped(UNIFORM, 4, micro_batch=8)),
+    )
+    for model in (whole, parts):
+        push(model, range(8), range(8))
+    zeros = np.zeros(11, np.uint32)
+    drawn = [m._rule.proposer.propose(Update(2, zeros, zeros, None, None, 8, 8)).rows for m in (whole, parts)]
+    assert drawn[0].shape == (3, 5) and np.array_equal(*drawn)
+    assert differences(whole, parts) != []
 
 
 @pytest.mark.parametrize("events", [31, 32, 33, 64, 65, 97])
@@ -291,6 +329,11 @@ def test_popular_items_are_drawn_as_often_as_they_came() -> None:
         ("history.users", {"history": History()}),
         ("factor_dtype", {"factor_dtype": FactorDtype.FLOAT16}),
         ("softmax.proposal", {"softmax": Softmax(9)}),  # type: ignore[arg-type]
+        ("softmax.group_events", {"softmax": Softmax(group_events=3)}),
+        ("softmax.group_events", {"softmax": Softmax(group_events=16)}),
+        ("softmax.group_events", {"softmax": Softmax(group_events=-1)}),
+        ("softmax.group_events", {"softmax": Softmax(IN_BATCH, 1), "negatives": 0}),
+        ("softmax.group_events", {"softmax": Softmax(group_events=1), "negatives": 1024, "micro_batch": 256}),
         (
             "limits",
             {
@@ -309,7 +352,10 @@ def test_specs_are_refused(field, changes) -> None:
 
 def test_the_stamp_covers_every_file_that_is_inlined() -> None:
     """As for the other kernels in test_compiled: Numba's cache looks at the kernel's own file only."""
-    text = (Path(cpu.__file__).parent / "softmax" / "cpu.py").read_text()
+    folder = Path(cpu.__file__).parent / "softmax"
+    text = "".join((folder / name).read_text() for name in ("cpu.py", "cpu_events.py", "cpu_items.py"))
     names = {f"{name}.py" for name in re.findall(r"^from \.\.(\w+) import", text, re.M)}
-    assert names - {"tables.py", "update.py"} <= set(cpu._INLINED)
-    assert {"softmax/cpu.py", "softmax/__init__.py"} <= set(cpu._INLINED)
+    assert names - {"atomics.py", "tables.py", "update.py"} <= set(cpu._INLINED)
+    assert {f"softmax/{name}.py" for name in ("__init__", "cpu", "cpu_events", "cpu_items")} <= set(
+        cpu._INLINED
+    )

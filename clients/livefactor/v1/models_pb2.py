@@ -26,23 +26,23 @@ from livefactor.v1 import judging_pb2 as livefactor_dot_v1_dot_judging__pb2
 from livefactor.v1 import updates_pb2 as livefactor_dot_v1_dot_updates__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1alivefactor/v1/models.proto\x12\rlivefactor.v1\x1a\x1blivefactor/v1/judging.proto\x1a\x1blivefactor/v1/updates.proto\"\xcd\x02\n\tOptimizer\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.livefactor.v1.OptimizerKind\x12\x1a\n\rlearning_rate\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x1f\n\x12\x62ias_learning_rate\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x16\n\tinitial_g\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x10\n\x03\x65ps\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05\x62\x65ta1\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05\x62\x65ta2\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x0f\n\x02l1\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04\x62\x65ta\x18\t \x01(\x02H\x07\x88\x01\x01\x42\x10\n\x0e_learning_rateB\x15\n\x13_bias_learning_rateB\x0c\n\n_initial_gB\x06\n\x04_epsB\x08\n\x06_beta1B\x08\n\x06_beta2B\x05\n\x03_l1B\x07\n\x05_beta\"\xc4\x02\n\x06Limits\x12\x16\n\tusers_max\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\titems_max\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x1a\n\rproducers_max\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x1a\n\rvalue_abs_max\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x17\n\nweight_max\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x16\n\terror_max\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x17\n\nfactor_max\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x12\n\x05g_max\x18\x08 \x01(\x02H\x07\x88\x01\x01\x42\x0c\n\n_users_maxB\x0c\n\n_items_maxB\x10\n\x0e_producers_maxB\x10\n\x0e_value_abs_maxB\r\n\x0b_weight_maxB\x0c\n\n_error_maxB\r\n\x0b_factor_maxB\x08\n\x06_g_max\"k\n\x07History\x12\x12\n\x05users\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05items\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x16\n\thalf_life\x18\x03 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_usersB\x08\n\x06_itemsB\x0c\n\n_half_life\"y\n\x05Solve\x12\x17\n\nunobserved\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x0bitem_events\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06sweeps\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\r\n\x0b_unobservedB\x0e\n\x0c_item_eventsB\t\n\x07_sweeps\"4\n\x07Softmax\x12)\n\x08proposal\x18\x01 \x01(\x0e\x32\x17.livefactor.v1.Proposal\"\xd6\x01\n\x06\x43ounts\x12\x16\n\tneighbors\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04span\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x16\n\thalf_life\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x13\n\x06weight\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x16\n\tshrinkage\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x13\n\x06repeat\x18\x06 \x01(\x02H\x05\x88\x01\x01\x42\x0c\n\n_neighborsB\x07\n\x05_spanB\x0c\n\n_half_lifeB\t\n\x07_weightB\x0c\n\n_shrinkageB\t\n\x07_repeat\"J\n\x06Replay\x12\x11\n\x04size\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tper_event\x18\x02 \x01(\x02H\x01\x88\x01\x01\x42\x07\n\x05_sizeB\x0c\n\n_per_event\".\n\x0c\x41\x64\x61ptiveRate\x12\x13\n\x06window\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_window\"\xc0\x01\n\x0eRegularization\x12\x1e\n\x11gradient_norm_max\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x19\n\x0crow_norm_max\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x19\n\x0cl2_frequency\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x14\n\x07\x64ropout\x18\x04 \x01(\x02H\x03\x88\x01\x01\x42\x14\n\x12_gradient_norm_maxB\x0f\n\r_row_norm_maxB\x0f\n\r_l2_frequencyB\n\n\x08_dropout\";\n\tEventType\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\x0e\n\x06weight\x18\x02 \x01(\x02\x12\x10\n\x08negative\x18\x03 \x01(\x08\"\xfe\x06\n\tModelSpec\x12\x0e\n\x01k\x18\x01 \x01(\rH\x00\x88\x01\x01\x12!\n\x04loss\x18\x02 \x01(\x0e\x32\x13.livefactor.v1.Loss\x12+\n\toptimizer\x18\x03 \x01(\x0b\x32\x18.livefactor.v1.Optimizer\x12\x0f\n\x02l2\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x14\n\x07\x62ias_l2\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12\x16\n\tnegatives\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x18\n\x0bmicro_batch\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x1b\n\x0ehot_row_events\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x17\n\ninit_scale\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x04H\x07\x88\x01\x01\x12%\n\x06limits\x18\x0b \x01(\x0b\x32\x15.livefactor.v1.Limits\x12\x1d\n\x10kernel_semantics\x18\x0c \x01(\rH\x08\x88\x01\x01\x12\x30\n\x0c\x66\x61\x63tor_dtype\x18\r \x01(\x0e\x32\x1a.livefactor.v1.FactorDtype\x12!\n\x04rule\x18\x0e \x01(\x0e\x32\x13.livefactor.v1.Rule\x12\'\n\x07history\x18\x0f \x01(\x0b\x32\x16.livefactor.v1.History\x12#\n\x05solve\x18\x10 \x01(\x0b\x32\x14.livefactor.v1.Solve\x12%\n\x06\x63ounts\x18\x11 \x01(\x0b\x32\x15.livefactor.v1.Counts\x12-\n\x0b\x65vent_types\x18\x12 \x03(\x0b\x32\x18.livefactor.v1.EventType\x12\'\n\x07softmax\x18\x14 \x01(\x0b\x32\x16.livefactor.v1.Softmax\x12\x35\n\x0eregularization\x18\x15 \x01(\x0b\x32\x1d.livefactor.v1.Regularization\x12%\n\x06replay\x18\x16 \x01(\x0b\x32\x15.livefactor.v1.Replay\x12\x32\n\radaptive_rate\x18\x17 \x01(\x0b\x32\x1b.livefactor.v1.AdaptiveRateB\x04\n\x02_kB\x05\n\x03_l2B\n\n\x08_bias_l2B\x0c\n\n_negativesB\x0e\n\x0c_micro_batchB\x11\n\x0f_hot_row_eventsB\r\n\x0b_init_scaleB\x07\n\x05_seedB\x13\n\x11_kernel_semantics\"[\n\x12\x43reateModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06preset\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.livefactor.v1.ModelSpec\"K\n\x13\x43reateModelResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.ModelDescription\"\x8f\x03\n\x10ModelDescription\x12\r\n\x05model\x18\x01 \x01(\t\x12)\n\x08position\x18\x02 \x01(\x0b\x32\x17.livefactor.v1.Position\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.livefactor.v1.ModelSpec\x12\r\n\x05users\x18\x04 \x01(\x04\x12\r\n\x05items\x18\x05 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x06 \x01(\x04\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\x10\n\x08log_hash\x18\x08 \x01(\x0c\x12\x11\n\tlog_bytes\x18\t \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x04\x12\x10\n\x08writable\x18\x0b \x01(\x08\x12\x11\n\troot_hash\x18\x0c \x01(\x0c\x12+\n\tjudgement\x18\r \x01(\x0b\x32\x18.livefactor.v1.Judgement\x12!\n\x04hold\x18\x0e \x01(\x0b\x32\x13.livefactor.v1.Hold\x12\x19\n\x0c\x61\x64\x61pted_rate\x18\x0f \x01(\x02H\x00\x88\x01\x01\x42\x0f\n\r_adapted_rate\"=\n\x14\x44\x65scribeModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0ewith_root_hash\x18\x02 \x01(\x08\"M\n\x15\x44\x65scribeModelResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.ModelDescription\"\x13\n\x11ListModelsRequest\"E\n\x12ListModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.livefactor.v1.ModelDescription\"#\n\x12\x44\x65leteModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"R\n\x16RestoreSnapshotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0csource_model\x18\x02 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x03 \x01(\t\"O\n\x17RestoreSnapshotResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.ModelDescription\"#\n\x12ReleaseHoldRequest\x12\r\n\x05model\x18\x01 \x01(\t\"K\n\x13ReleaseHoldResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.ModelDescription*L\n\x04Rule\x12\x14\n\x10RULE_UNSPECIFIED\x10\x00\x12\x0c\n\x08RULE_SGD\x10\x01\x12\x0e\n\nRULE_SOLVE\x10\x02\x12\x10\n\x0cRULE_SOFTMAX\x10\x03*t\n\x04Loss\x12\x14\n\x10LOSS_UNSPECIFIED\x10\x00\x12\x10\n\x0cLOSS_SQUARED\x10\x01\x12\x11\n\rLOSS_LOGISTIC\x10\x02\x12\x0c\n\x08LOSS_BPR\x10\x03\x12\x11\n\rLOSS_IMPLICIT\x10\x04\x12\x10\n\x0cLOSS_SOFTMAX\x10\x05*\xbe\x01\n\rOptimizerKind\x12\x1e\n\x1aOPTIMIZER_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12OPTIMIZER_KIND_SGD\x10\x01\x12\x1a\n\x16OPTIMIZER_KIND_ADAGRAD\x10\x02\x12\"\n\x1eOPTIMIZER_KIND_ROWWISE_ADAGRAD\x10\x03\x12\x1c\n\x18OPTIMIZER_KIND_LAZY_ADAM\x10\x04\x12\x17\n\x13OPTIMIZER_KIND_FTRL\x10\x05*z\n\x0b\x46\x61\x63torDtype\x12\x1c\n\x18\x46\x41\x43TOR_DTYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46\x41\x43TOR_DTYPE_FLOAT32\x10\x01\x12\x18\n\x14\x46\x41\x43TOR_DTYPE_FLOAT16\x10\x02\x12\x19\n\x15\x46\x41\x43TOR_DTYPE_BFLOAT16\x10\x03*j\n\x08Proposal\x12\x18\n\x14PROPOSAL_UNSPECIFIED\x10\x00\x12\x14\n\x10PROPOSAL_UNIFORM\x10\x01\x12\x17\n\x13PROPOSAL_POPULARITY\x10\x02\x12\x15\n\x11PROPOSAL_IN_BATCH\x10\x03\x32\xa1\x04\n\x0cModelService\x12T\n\x0b\x43reateModel\x12!.livefactor.v1.CreateModelRequest\x1a\".livefactor.v1.CreateModelResponse\x12Z\n\rDescribeModel\x12#.livefactor.v1.DescribeModelRequest\x1a$.livefactor.v1.DescribeModelResponse\x12Q\n\nListModels\x12 .livefactor.v1.ListModelsRequest\x1a!.livefactor.v1.ListModelsResponse\x12T\n\x0b\x44\x65leteModel\x12!.livefactor.v1.DeleteModelRequest\x1a\".livefactor.v1.DeleteModelResponse\x12`\n\x0fRestoreSnapshot\x12%.livefactor.v1.RestoreSnapshotRequest\x1a&.livefactor.v1.RestoreSnapshotResponse\x12T\n\x0bReleaseHold\x12!.livefactor.v1.ReleaseHoldRequest\x1a\".livefactor.v1.ReleaseHoldResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1alivefactor/v1/models.proto\x12\rlivefactor.v1\x1a\x1blivefactor/v1/judging.proto\x1a\x1blivefactor/v1/updates.proto\"\xcd\x02\n\tOptimizer\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.livefactor.v1.OptimizerKind\x12\x1a\n\rlearning_rate\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x1f\n\x12\x62ias_learning_rate\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x16\n\tinitial_g\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x10\n\x03\x65ps\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05\x62\x65ta1\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05\x62\x65ta2\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x0f\n\x02l1\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04\x62\x65ta\x18\t \x01(\x02H\x07\x88\x01\x01\x42\x10\n\x0e_learning_rateB\x15\n\x13_bias_learning_rateB\x0c\n\n_initial_gB\x06\n\x04_epsB\x08\n\x06_beta1B\x08\n\x06_beta2B\x05\n\x03_l1B\x07\n\x05_beta\"\xc4\x02\n\x06Limits\x12\x16\n\tusers_max\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\titems_max\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x1a\n\rproducers_max\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x1a\n\rvalue_abs_max\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x17\n\nweight_max\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x16\n\terror_max\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x17\n\nfactor_max\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x12\n\x05g_max\x18\x08 \x01(\x02H\x07\x88\x01\x01\x42\x0c\n\n_users_maxB\x0c\n\n_items_maxB\x10\n\x0e_producers_maxB\x10\n\x0e_value_abs_maxB\r\n\x0b_weight_maxB\x0c\n\n_error_maxB\r\n\x0b_factor_maxB\x08\n\x06_g_max\"k\n\x07History\x12\x12\n\x05users\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05items\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x16\n\thalf_life\x18\x03 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_usersB\x08\n\x06_itemsB\x0c\n\n_half_life\"y\n\x05Solve\x12\x17\n\nunobserved\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x0bitem_events\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06sweeps\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\r\n\x0b_unobservedB\x0e\n\x0c_item_eventsB\t\n\x07_sweeps\"`\n\x07Softmax\x12)\n\x08proposal\x18\x01 \x01(\x0e\x32\x17.livefactor.v1.Proposal\x12\x19\n\x0cgroup_events\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_group_events\"\xd6\x01\n\x06\x43ounts\x12\x16\n\tneighbors\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04span\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x16\n\thalf_life\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x13\n\x06weight\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x16\n\tshrinkage\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x13\n\x06repeat\x18\x06 \x01(\x02H\x05\x88\x01\x01\x42\x0c\n\n_neighborsB\x07\n\x05_spanB\x0c\n\n_half_lifeB\t\n\x07_weightB\x0c\n\n_shrinkageB\t\n\x07_repeat\"J\n\x06Replay\x12\x11\n\x04size\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tper_event\x18\x02 \x01(\x02H\x01\x88\x01\x01\x42\x07\n\x05_sizeB\x0c\n\n_per_event\".\n\x0c\x41\x64\x61ptiveRate\x12\x13\n\x06window\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_window\"\xc0\x01\n\x0eRegularization\x12\x1e\n\x11gradient_norm_max\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x19\n\x0crow_norm_max\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x19\n\x0cl2_frequency\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x14\n\x07\x64ropout\x18\x04 \x01(\x02H\x03\x88\x01\x01\x42\x14\n\x12_gradient_norm_maxB\x0f\n\r_row_norm_maxB\x0f\n\r_l2_frequencyB\n\n\x08_dropout\";\n\tEventType\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\x0e\n\x06weight\x18\x02 \x01(\x02\x12\x10\n\x08negative\x18\x03 \x01(\x08\"\xfe\x06\n\tModelSpec\x12\x0e\n\x01k\x18\x01 \x01(\rH\x00\x88\x01\x01\x12!\n\x04loss\x18\x02 \x01(\x0e\x32\x13.livefactor.v1.Loss\x12+\n\toptimizer\x18\x03 \x01(\x0b\x32\x18.livefactor.v1.Optimizer\x12\x0f\n\x02l2\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x14\n\x07\x62ias_l2\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12\x16\n\tnegatives\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x18\n\x0bmicro_batch\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x1b\n\x0ehot_row_events\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x17\n\ninit_scale\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x04H\x07\x88\x01\x01\x12%\n\x06limits\x18\x0b \x01(\x0b\x32\x15.livefactor.v1.Limits\x12\x1d\n\x10kernel_semantics\x18\x0c \x01(\rH\x08\x88\x01\x01\x12\x30\n\x0c\x66\x61\x63tor_dtype\x18\r \x01(\x0e\x32\x1a.livefactor.v1.FactorDtype\x12!\n\x04rule\x18\x0e \x01(\x0e\x32\x13.livefactor.v1.Rule\x12\'\n\x07history\x18\x0f \x01(\x0b\x32\x16.livefactor.v1.History\x12#\n\x05solve\x18\x10 \x01(\x0b\x32\x14.livefactor.v1.Solve\x12%\n\x06\x63ounts\x18\x11 \x01(\x0b\x32\x15.livefactor.v1.Counts\x12-\n\x0b\x65vent_types\x18\x12 \x03(\x0b\x32\x18.livefactor.v1.EventType\x12\'\n\x07softmax\x18\x14 \x01(\x0b\x32\x16.livefactor.v1.Softmax\x12\x35\n\x0eregularization\x18\x15 \x01(\x0b\x32\x1d.livefactor.v1.Regularization\x12%\n\x06replay\x18\x16 \x01(\x0b\x32\x15.livefactor.v1.Replay\x12\x32\n\radaptive_rate\x18\x17 \x01(\x0b\x32\x1b.livefactor.v1.AdaptiveRateB\x04\n\x02_kB\x05\n\x03_l2B\n\n\x08_bias_l2B\x0c\n\n_negativesB\x0e\n\x0c_micro_batchB\x11\n\x0f_hot_row_eventsB\r\n\x0b_init_scaleB\x07\n\x05_seedB\x13\n\x11_kernel_semantics\"[\n\x12\x43reateModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06preset\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.livefactor.v1.ModelSpec\"K\n\x13\x43reateModelResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.ModelDescription\"\x8f\x03\n\x10ModelDescription\x12\r\n\x05model\x18\x01 \x01(\t\x12)\n\x08position\x18\x02 \x01(\x0b\x32\x17.livefactor.v1.Position\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.livefactor.v1.ModelSpec\x12\r\n\x05users\x18\x04 \x01(\x04\x12\r\n\x05items\x18\x05 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x06 \x01(\x04\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\x10\n\x08log_hash\x18\x08 \x01(\x0c\x12\x11\n\tlog_bytes\x18\t \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x04\x12\x10\n\x08writable\x18\x0b \x01(\x08\x12\x11\n\troot_hash\x18\x0c \x01(\x0c\x12+\n\tjudgement\x18\r \x01(\x0b\x32\x18.livefactor.v1.Judgement\x12!\n\x04hold\x18\x0e \x01(\x0b\x32\x13.livefactor.v1.Hold\x12\x19\n\x0c\x61\x64\x61pted_rate\x18\x0f \x01(\x02H\x00\x88\x01\x01\x42\x0f\n\r_adapted_rate\"=\n\x14\x44\x65scribeModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0ewith_root_hash\x18\x02 \x01(\x08\"M\n\x15\x44\x65scribeModelResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.ModelDescription\"\x13\n\x11ListModelsRequest\"E\n\x12ListModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.livefactor.v1.ModelDescription\"#\n\x12\x44\x65leteModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"R\n\x16RestoreSnapshotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0csource_model\x18\x02 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x03 \x01(\t\"O\n\x17RestoreSnapshotResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.ModelDescription\"#\n\x12ReleaseHoldRequest\x12\r\n\x05model\x18\x01 \x01(\t\"K\n\x13ReleaseHoldResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.ModelDescription*L\n\x04Rule\x12\x14\n\x10RULE_UNSPECIFIED\x10\x00\x12\x0c\n\x08RULE_SGD\x10\x01\x12\x0e\n\nRULE_SOLVE\x10\x02\x12\x10\n\x0cRULE_SOFTMAX\x10\x03*t\n\x04Loss\x12\x14\n\x10LOSS_UNSPECIFIED\x10\x00\x12\x10\n\x0cLOSS_SQUARED\x10\x01\x12\x11\n\rLOSS_LOGISTIC\x10\x02\x12\x0c\n\x08LOSS_BPR\x10\x03\x12\x11\n\rLOSS_IMPLICIT\x10\x04\x12\x10\n\x0cLOSS_SOFTMAX\x10\x05*\xbe\x01\n\rOptimizerKind\x12\x1e\n\x1aOPTIMIZER_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12OPTIMIZER_KIND_SGD\x10\x01\x12\x1a\n\x16OPTIMIZER_KIND_ADAGRAD\x10\x02\x12\"\n\x1eOPTIMIZER_KIND_ROWWISE_ADAGRAD\x10\x03\x12\x1c\n\x18OPTIMIZER_KIND_LAZY_ADAM\x10\x04\x12\x17\n\x13OPTIMIZER_KIND_FTRL\x10\x05*z\n\x0b\x46\x61\x63torDtype\x12\x1c\n\x18\x46\x41\x43TOR_DTYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46\x41\x43TOR_DTYPE_FLOAT32\x10\x01\x12\x18\n\x14\x46\x41\x43TOR_DTYPE_FLOAT16\x10\x02\x12\x19\n\x15\x46\x41\x43TOR_DTYPE_BFLOAT16\x10\x03*j\n\x08Proposal\x12\x18\n\x14PROPOSAL_UNSPECIFIED\x10\x00\x12\x14\n\x10PROPOSAL_UNIFORM\x10\x01\x12\x17\n\x13PROPOSAL_POPULARITY\x10\x02\x12\x15\n\x11PROPOSAL_IN_BATCH\x10\x03\x32\xa1\x04\n\x0cModelService\x12T\n\x0b\x43reateModel\x12!.livefactor.v1.CreateModelRequest\x1a\".livefactor.v1.CreateModelResponse\x12Z\n\rDescribeModel\x12#.livefactor.v1.DescribeModelRequest\x1a$.livefactor.v1.DescribeModelResponse\x12Q\n\nListModels\x12 .livefactor.v1.ListModelsRequest\x1a!.livefactor.v1.ListModelsResponse\x12T\n\x0b\x44\x65leteModel\x12!.livefactor.v1.DeleteModelRequest\x1a\".livefactor.v1.DeleteModelResponse\x12`\n\x0fRestoreSnapshot\x12%.livefactor.v1.RestoreSnapshotRequest\x1a&.livefactor.v1.RestoreSnapshotResponse\x12T\n\x0bReleaseHold\x12!.livefactor.v1.ReleaseHoldRequest\x1a\".livefactor.v1.ReleaseHoldResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'livefactor.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RULE']._serialized_start=3691
-  _globals['_RULE']._serialized_end=3767
-  _globals['_LOSS']._serialized_start=3769
-  _globals['_LOSS']._serialized_end=3885
-  _globals['_OPTIMIZERKIND']._serialized_start=3888
-  _globals['_OPTIMIZERKIND']._serialized_end=4078
-  _globals['_FACTORDTYPE']._serialized_start=4080
-  _globals['_FACTORDTYPE']._serialized_end=4202
-  _globals['_PROPOSAL']._serialized_start=4204
-  _globals['_PROPOSAL']._serialized_end=4310
+  _globals['_RULE']._serialized_start=3735
+  _globals['_RULE']._serialized_end=3811
+  _globals['_LOSS']._serialized_start=3813
+  _globals['_LOSS']._serialized_end=3929
+  _globals['_OPTIMIZERKIND']._serialized_start=3932
+  _globals['_OPTIMIZERKIND']._serialized_end=4122
+  _globals['_FACTORDTYPE']._serialized_start=4124
+  _globals['_FACTORDTYPE']._serialized_end=4246
+  _globals['_PROPOSAL']._serialized_start=4248
+  _globals['_PROPOSAL']._serialized_end=4354
   _globals['_OPTIMIZER']._serialized_start=104
   _globals['_OPTIMIZER']._serialized_end=437
   _globals['_LIMITS']._serialized_start=440
@@ -52,45 +52,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SOLVE']._serialized_start=875
   _globals['_SOLVE']._serialized_end=996
   _globals['_SOFTMAX']._serialized_start=998
-  _globals['_SOFTMAX']._serialized_end=1050
-  _globals['_COUNTS']._serialized_start=1053
-  _globals['_COUNTS']._serialized_end=1267
-  _globals['_REPLAY']._serialized_start=1269
-  _globals['_REPLAY']._serialized_end=1343
-  _globals['_ADAPTIVERATE']._serialized_start=1345
-  _globals['_ADAPTIVERATE']._serialized_end=1391
-  _globals['_REGULARIZATION']._serialized_start=1394
-  _globals['_REGULARIZATION']._serialized_end=1586
-  _globals['_EVENTTYPE']._serialized_start=1588
-  _globals['_EVENTTYPE']._serialized_end=1647
-  _globals['_MODELSPEC']._serialized_start=1650
-  _globals['_MODELSPEC']._serialized_end=2544
-  _globals['_CREATEMODELREQUEST']._serialized_start=2546
-  _globals['_CREATEMODELREQUEST']._serialized_end=2637
-  _globals['_CREATEMODELRESPONSE']._serialized_start=2639
-  _globals['_CREATEMODELRESPONSE']._serialized_end=2714
-  _globals['_MODELDESCRIPTION']._serialized_start=2717
-  _globals['_MODELDESCRIPTION']._serialized_end=3116
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=3118
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=3179
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=3181
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=3258
-  _globals['_LISTMODELSREQUEST']._serialized_start=3260
-  _globals['_LISTMODELSREQUEST']._serialized_end=3279
-  _globals['_LISTMODELSRESPONSE']._serialized_start=3281
-  _globals['_LISTMODELSRESPONSE']._serialized_end=3350
-  _globals['_DELETEMODELREQUEST']._serialized_start=3352
-  _globals['_DELETEMODELREQUEST']._serialized_end=3387
-  _globals['_DELETEMODELRESPONSE']._serialized_start=3389
-  _globals['_DELETEMODELRESPONSE']._serialized_end=3410
-  _globals['_RESTORESNAPSHOTREQUEST']._serialized_start=3412
-  _globals['_RESTORESNAPSHOTREQUEST']._serialized_end=3494
-  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_start=3496
-  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_end=3575
-  _globals['_RELEASEHOLDREQUEST']._serialized_start=3577
-  _globals['_RELEASEHOLDREQUEST']._serialized_end=3612
-  _globals['_RELEASEHOLDRESPONSE']._serialized_start=3614
-  _globals['_RELEASEHOLDRESPONSE']._serialized_end=3689
-  _globals['_MODELSERVICE']._serialized_start=4313
-  _globals['_MODELSERVICE']._serialized_end=4858
+  _globals['_SOFTMAX']._serialized_end=1094
+  _globals['_COUNTS']._serialized_start=1097
+  _globals['_COUNTS']._serialized_end=1311
+  _globals['_REPLAY']._serialized_start=1313
+  _globals['_REPLAY']._serialized_end=1387
+  _globals['_ADAPTIVERATE']._serialized_start=1389
+  _globals['_ADAPTIVERATE']._serialized_end=1435
+  _globals['_REGULARIZATION']._serialized_start=1438
+  _globals['_REGULARIZATION']._serialized_end=1630
+  _globals['_EVENTTYPE']._serialized_start=1632
+  _globals['_EVENTTYPE']._serialized_end=1691
+  _globals['_MODELSPEC']._serialized_start=1694
+  _globals['_MODELSPEC']._serialized_end=2588
+  _globals['_CREATEMODELREQUEST']._serialized_start=2590
+  _globals['_CREATEMODELREQUEST']._serialized_end=2681
+  _globals['_CREATEMODELRESPONSE']._serialized_start=2683
+  _globals['_CREATEMODELRESPONSE']._serialized_end=2758
+  _globals['_MODELDESCRIPTION']._serialized_start=2761
+  _globals['_MODELDESCRIPTION']._serialized_end=3160
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=3162
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=3223
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=3225
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=3302
+  _globals['_LISTMODELSREQUEST']._serialized_start=3304
+  _globals['_LISTMODELSREQUEST']._serialized_end=3323
+  _globals['_LISTMODELSRESPONSE']._serialized_start=3325
+  _globals['_LISTMODELSRESPONSE']._serialized_end=3394
+  _globals['_DELETEMODELREQUEST']._serialized_start=3396
+  _globals['_DELETEMODELREQUEST']._serialized_end=3431
+  _globals['_DELETEMODELRESPONSE']._serialized_start=3433
+  _globals['_DELETEMODELRESPONSE']._serialized_end=3454
+  _globals['_RESTORESNAPSHOTREQUEST']._serialized_start=3456
+  _globals['_RESTORESNAPSHOTREQUEST']._serialized_end=3538
+  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_start=3540
+  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_end=3619
+  _globals['_RELEASEHOLDREQUEST']._serialized_start=3621
+  _globals['_RELEASEHOLDREQUEST']._serialized_end=3656
+  _globals['_RELEASEHOLDRESPONSE']._serialized_start=3658
+  _globals['_RELEASEHOLDRESPONSE']._serialized_end=3733
+  _globals['_MODELSERVICE']._serialized_start=4357
+  _globals['_MODELSERVICE']._serialized_end=4902
 # @@protoc_insertion_point(module_scope)

@@ -152,10 +152,10 @@ class _ProposalEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     PROPOSAL_POPULARITY: _Proposal.ValueType  # 2
     """`negatives` are drawn, in proportion to 1 + an item's events so far; needs history.users."""
     PROPOSAL_IN_BATCH: _Proposal.ValueType  # 3
-    """The items of the micro-batch's own events, corrected as with POPULARITY; `negatives` is 0."""
+    """The items of the group's own events, corrected as with POPULARITY; `negatives` is 0."""
 
 class Proposal(_Proposal, metaclass=_ProposalEnumTypeWrapper):
-    """How the negatives that a micro-batch shares come."""
+    """How the negatives that a group of events shares come."""
 
 PROPOSAL_UNSPECIFIED: Proposal.ValueType  # 0
 """The preset's. In the logged spec: POPULARITY."""
@@ -164,7 +164,7 @@ PROPOSAL_UNIFORM: Proposal.ValueType  # 1
 PROPOSAL_POPULARITY: Proposal.ValueType  # 2
 """`negatives` are drawn, in proportion to 1 + an item's events so far; needs history.users."""
 PROPOSAL_IN_BATCH: Proposal.ValueType  # 3
-"""The items of the micro-batch's own events, corrected as with POPULARITY; `negatives` is 0."""
+"""The items of the group's own events, corrected as with POPULARITY; `negatives` is 0."""
 global___Proposal = Proposal
 
 @typing.final
@@ -360,18 +360,24 @@ global___Solve = Solve
 
 @typing.final
 class Softmax(google.protobuf.message.Message):
-    """Rule SOFTMAX."""
+    """Rule SOFTMAX. Every field absent takes the preset's value."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PROPOSAL_FIELD_NUMBER: builtins.int
+    GROUP_EVENTS_FIELD_NUMBER: builtins.int
     proposal: global___Proposal.ValueType
+    group_events: builtins.int
+    """Events that share their negatives, a divisor of micro_batch; 0: all of a micro-batch."""
     def __init__(
         self,
         *,
         proposal: global___Proposal.ValueType = ...,
+        group_events: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["proposal", b"proposal"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_group_events", b"_group_events", "group_events", b"group_events"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_group_events", b"_group_events", "group_events", b"group_events", "proposal", b"proposal"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_group_events", b"_group_events"]) -> typing.Literal["group_events"] | None: ...
 
 global___Softmax = Softmax
 

@@ -96,10 +96,12 @@ class Additions(NamedTuple):
     span: int
 
 
-def pieces_of(events: int, batch: int, offsets: dict[str, int]) -> Iterator[Piece]:
-    """The pieces of a record of `events` events; offsets: those of a `Piece` are taken."""
+def pieces_of(
+    events: int, batch: int, offsets: dict[str, int], batches_max: int = _BATCHES_MAX
+) -> Iterator[Piece]:
+    """The pieces of a record of `events` events; offsets: those of a `Piece` are taken. batches_max: of a piece."""
     offsets = {name: offsets[name] for name in Piece._fields if name.endswith("_at")}
-    at_once = min(PIECE_EVENTS // batch, _BATCHES_MAX) * batch
+    at_once = min(PIECE_EVENTS // batch, batches_max) * batch
     for first in range(0, events, at_once):
         yield Piece(min(at_once, events - first), first, batch, **offsets)
 

@@ -1,12 +1,13 @@
 """Sampled softmax on the GPU (semantics: `softmax/__init__.py`).
 
-    users      a half-warp a user: its events one after the other, each against the shared negatives, and its steps; an
+    users      a half-warp a user: its events one after the other, each against the negatives of its group, and its steps; an
                event's errors and its user's factors are kept
-    negatives  a thread a negative and a factor: the sum over all events
+    negatives  a thread a negative and a factor: the sum over the events of its group
     items      a half-warp an item: the sum over its events, then of the negatives that it is, and its step
 
 Items stand still until the third, and users meet nowhere, so three launches are a micro-batch. What is proposed is a function
-of the events alone: the host does it (`proposal.py`), and it crosses with the record's columns.
+of the events alone: the host does it (`proposal.py`), and it crosses with the record's columns. Which negatives are an item's
+is found as its events are: those of a piece are sorted once by (micro-batch, row, place).
 """
 
 from __future__ import annotations
@@ -48,26 +49,35 @@ if TYPE_CHECKING:
 
 _F0 = np.float32(0.0)
 _ADAGRAD = int(OptimizerKind.ADAGRAD)
+_PLACE_BITS, _ROW_BITS = 17, 32  # of keys: (micro-batch, row, place); `MAX_SHARED_NEGATIVES` places at most
+_PLACE_MASK, _ROW_MASK = (1 << _PLACE_BITS) - 1, (1 << _ROW_BITS) - 1
+_BATCHES_MAX = 1 << 14
+_NEGATIVES_OF_PIECE = 1 << 20
 _NO_WORD = np.uint32(0)
 """For the rounding of a step: factors are float32."""
 
 
 class Batch(NamedTuple):
-    """A micro-batch (int64 all): events [start, stop) of the piece; m negatives, of which `rows_at` and `rarity_at` are the
-    places in the record's words, as `own_at` is that of its events' rarity."""
+    """A micro-batch (int64 all): events [start, stop) of the piece in groups of `group_events`; `width` negatives of a group,
+    last_m of the last one, of which `rows_at` and `rarity_at` are the places in the record's words, as `own_at` is that of its
+    events' rarity; [shared_start, shared_stop): its entries among the piece's sorted negatives."""
 
     start: int
     stop: int
-    m: int
+    group_events: int
+    width: int
+    last_m: int
     rows_at: int
     rarity_at: int
     own_at: int
+    shared_start: int
+    shared_stop: int
 
 
 class Kept(NamedTuple):
-    """What is kept of a micro-batch's events and negatives, float32 all. own[t]: an event's error on its item. errors[t * m +
-    n]. x[t * k_padded + j]: its user's factors when it was taken. sums[n * k_padded + j], bias[n]: negatives' sums. counted[0]:
-    events that are learned from."""
+    """What is kept of a micro-batch's events and negatives, float32 all. own[t]: an event's error on its item. errors[t * width
+    + n]. x[t * k_padded + j]: its user's factors when it was taken. sums[p * k_padded + j], bias[p]: those of the negative in
+    place p = group * width + n. counted[group]: events that are learned from."""
 
     own: Any
     errors: Any
@@ -92,25 +102,63 @@ def _counts(piece: Any, floats: Any, t: Any) -> Any:
 
 
 @inlined
+def _place_of(key: Any) -> Any:
+    """Place (int64) of a sorted negative among its micro-batch's."""
+    return key & _PLACE_MASK
+
+
+@inlined
+def _row_of(key: Any) -> Any:
+    """Row (int64) of a sorted negative."""
+    return (key >> _PLACE_BITS) & _ROW_MASK
+
+
+@kernel
+def livefactor_order_negatives_kernel(
+    words: Any, rows_at: Any, of_batch: Any, count: Any, entries: Any, keys: Any
+) -> None:
+    """Write the keys of a piece's negatives, `of_batch` a micro-batch; those from `count` on are no negatives. A thread each."""
+    i = cuda.grid(1)
+    if i >= entries:
+        return
+    batch, place = np.int64(i // of_batch), np.int64(i % of_batch)
+    row = np.int64(words[rows_at + i]) if i < count else np.int64(_ROW_MASK)
+    keys[i] = (((batch << _ROW_BITS) | row) << _PLACE_BITS) | place
+
+
+@inlined
+def _m_of(batch: Any, group: Any) -> Any:
+    """Negatives of a group."""
+    last = (batch.stop - batch.start - 1) // batch.group_events
+    return batch.last_m if group == last else batch.width
+
+
+@inlined
 def _take_errors(
     piece: Any, batch: Any, words: Any, floats: Any, items: Any, kept: Any, t: Any, x: Any, y: Any, blocks: Any,
     rates: Any,
 ) -> Any:  # fmt: skip
     """Errors of event t, whose user's factors are x; returns that on its item. A lane works on every sixteenth negative; y:
     to work in."""
-    m, at, own = batch.m, (t - batch.start) * batch.m, np.int64(words[piece.items_at + piece.first + t])
+    group = (t - batch.start) // batch.group_events
+    m, rows_at, rarity_at = (
+        _m_of(batch, group),
+        batch.rows_at + group * batch.width,
+        batch.rarity_at + group * batch.width,
+    )
+    at, own = (t - batch.start) * batch.width, np.int64(words[piece.items_at + piece.first + t])
     load_row(items.factors, own, y, blocks)
     s_own = items.bias[own] + dot(x, y, blocks)
     for n in range(m):
-        row = np.int64(words[batch.rows_at + n])
+        row = np.int64(words[rows_at + n])
         load_row(items.factors, row, y, blocks)
         s = items.bias[row] + dot(x, y, blocks)
         if n % LANES == lane():
             kept.errors[at + n] = s
     total = _F0
     for n in range(lane(), m, LANES):
-        z = scalar.exp(clamp(kept.errors[at + n] - s_own, GAP_MAX)) * floats[batch.rarity_at + n]
-        if np.int64(words[batch.rows_at + n]) == own:
+        z = scalar.exp(clamp(kept.errors[at + n] - s_own, GAP_MAX)) * floats[rarity_at + n]
+        if np.int64(words[rows_at + n]) == own:
             z = _F0
         kept.errors[at + n] = z
         total = total + z
@@ -130,28 +178,20 @@ def _pull_user(
     blocks: Any, rates: Any,
 ) -> None:  # fmt: skip
     """The gradient g of event t's user."""
-    at = (t - batch.start) * batch.m
+    group = (t - batch.start) // batch.group_events
+    m, rows_at, at = _m_of(batch, group), batch.rows_at + group * batch.width, (t - batch.start) * batch.width
     load_row(items.factors, np.int64(words[piece.items_at + piece.first + t]), y, blocks)
     for c in range(blocks):
         g[c] = own_error * y[c]
-    for first in range(0, batch.m, LANES):
-        mine = kept.errors[at + first + lane()] if first + lane() < batch.m else _F0
-        for n in range(first, min(first + LANES, batch.m)):
+    for first in range(0, m, LANES):
+        mine = kept.errors[at + first + lane()] if first + lane() < m else _F0
+        for n in range(first, min(first + LANES, m)):
             e = half_of(mine, n - first)
-            load_row(items.factors, np.int64(words[batch.rows_at + n]), y, blocks)
+            load_row(items.factors, np.int64(words[rows_at + n]), y, blocks)
             for c in range(blocks):
                 g[c] = g[c] + e * y[c]
     for c in range(blocks):
         g[c] = g[c] + rates.l2 * x[c]
-
-
-@inlined
-def _is_first(words: Any, rows_at: Any, n: Any) -> Any:
-    """Whether negative n's item is not one of those before."""
-    first = True
-    for before in range(n):
-        first &= words[rows_at + before] != words[rows_at + n]
-    return first
 
 
 @inlined
@@ -161,6 +201,19 @@ def _first_entry(keys: Any, batch: Any, row: Any) -> Any:
     while low < high:
         middle = (low + high) // 2
         if row_of(keys[middle]) < row:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inlined
+def _first_negative(shared: Any, batch: Any, row: Any) -> Any:
+    """As `_first_entry`, of its sorted negatives."""
+    low, high = np.int64(batch.shared_start), np.int64(batch.shared_stop)
+    while low < high:
+        middle = (low + high) // 2
+        if _row_of(shared[middle]) < row:
             low = middle + 1
         else:
             high = middle
@@ -271,15 +324,17 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
     def livefactor_softmax_negatives_kernel(piece: Any, batch: Any, floats: Any, kept: Any) -> None:
         """A thread a negative and a factor; one more than there are is the bias."""
         i = cuda.grid(1)
-        n, column = i // (KP + 1), i % (KP + 1)
-        if n >= batch.m:
+        p, column = i // (KP + 1), i % (KP + 1)
+        if p >= batch.shared_stop - batch.shared_start:
             return
+        group, n = p // batch.width, p % batch.width
         total, chunk, number = _F0, _F0, 0
-        for t in range(batch.start, batch.stop):
+        first = batch.start + group * batch.group_events
+        for t in range(first, min(first + batch.group_events, batch.stop)):
             if not _counts(piece, floats, t):
                 continue
             place = t - batch.start
-            term = kept.errors[place * batch.m + n]
+            term = kept.errors[place * batch.width + n]
             if column < KP:
                 term = term * kept.x[place * KP + column]
             if number % CHUNK == 0 and number > 0:
@@ -288,30 +343,32 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
             number += 1
         total = chunk if number <= CHUNK else total + chunk
         if column < KP:
-            kept.sums[n * KP + column] = total
+            kept.sums[p * KP + column] = total
         else:
-            kept.bias[n] = total
-            kept.counted[0] = np.float32(number)
+            kept.bias[p] = total
+            kept.counted[group] = np.float32(number)
 
     @kernel
     def livefactor_softmax_items_kernel(
-        piece: Any, batch: Any, keys: Any, words: Any, floats: Any, items: Any, kept: Any, rates: Any
+        piece: Any, batch: Any, keys: Any, shared: Any, floats: Any, items: Any, kept: Any, rates: Any
     ) -> None:
-        """A half-warp an entry and, behind them, a negative: an item's first one steps it."""
+        """A half-warp an entry and, behind them, a sorted negative: an item's first one steps it."""
         y, chunk = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         total = cuda.local.array(BLOCKS, float32)
         events, i = batch.stop - batch.start, cuda.grid(1) // LANES
-        if i >= events + batch.m or kept.counted[0] == _F0:
+        if i >= events + batch.shared_stop - batch.shared_start:
             return
         if i < events:
             first = np.int64(batch.start + i)
             if not begins_row(keys, first, batch.start):
                 return
             row = row_of(keys[first])
+            other = _first_negative(shared, batch, row)
         else:
-            if not _is_first(words, batch.rows_at, i - events):
+            other = np.int64(batch.shared_start + i - events)
+            row = _row_of(shared[other])
+            if other > batch.shared_start and _row_of(shared[other - 1]) == row:
                 return
-            row = np.int64(words[batch.rows_at + i - events])
             first = _first_entry(keys, batch, row)
             if first < batch.stop and row_of(keys[first]) == row:
                 return  # an event's item: its entry does it
@@ -320,13 +377,16 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
             piece, batch, keys, floats, items, kept, row, first, y, chunk, total, BLOCKS, rates
         )
         named = number
-        for n in range(batch.m):
-            if np.int64(words[batch.rows_at + n]) == row:
-                for c in range(BLOCKS):
-                    term = kept.sums[n * KP + c * LANES + lane()]
-                    total[c] = term if number == 0 else total[c] + term
-                bias = kept.bias[n] if number == 0 else bias + kept.bias[n]
-                number += 1
+        while other < batch.shared_stop and _row_of(shared[other]) == row:
+            p = _place_of(shared[other])
+            other += 1
+            if kept.counted[p // batch.width] == _F0:
+                continue
+            for c in range(BLOCKS):
+                term = kept.sums[p * KP + c * LANES + lane()]
+                total[c] = term if number == 0 else total[c] + term
+            bias = kept.bias[p] if number == 0 else bias + kept.bias[p]
+            number += 1
         if number == 0:
             return
         scale = scalar.hot_scale(rates.hot_events, named)
@@ -352,13 +412,14 @@ class Softmax:
         self.proposer = Proposer(spec, items.capacity)
         self._kernels = softmax_kernels(spec.k_padded // LANES, method)
         size, m, kp = spec.micro_batch, spec.negatives_of_event, spec.k_padded
-        self._memory = [
-            device.empty(count, np.float32) for count in (size, size * m, size * kp, m * kp, m, 1)
-        ]
+        groups, shared = size // spec.group_events, spec.drawn(size)
+        sizes = size, size * m, size * kp, shared * kp, shared, groups
+        self._memory = [device.empty(count, np.float32) for count in sizes]
         self._kept = Kept(*(buffer.argument for buffer in self._memory))
         self._keys = device.empty(PIECE_EVENTS, np.int64), device.empty(PIECE_EVENTS, np.int64)
+        self._shared = device.empty(self._batches_of_piece * shared, np.int64)
         with device.learning():  # sorting finds its memory from now on
-            for buffer in self._keys:
+            for buffer in (*self._keys, self._shared):
                 buffer.array.fill(0)
                 buffer.array.sort()
 
@@ -372,31 +433,46 @@ class Softmax:
 
     def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
         """Put learning from a record on the stream (`cuda.LearningRule`)."""
-        device, size, width = self._device, self._spec.micro_batch, self._spec.negatives_of_event
+        device, spec = self._device, self._spec
+        width, of_batch = spec.negatives_of_event, spec.drawn(spec.micro_batch)
         events = update.user_rows.size
         self._pins.save_named(slot, (places["users_at"], places["items_at"]), events)
         for frozen in self._pins.frozen:
-            frozen.sides[ITEMS].save(slot.words, places["negatives_at"], -(-events // size) * width)
-        for piece in pieces_of(events, size, places):
+            frozen.sides[ITEMS].save(slot.words, places["negatives_at"], spec.drawn(events))
+        for piece in pieces_of(events, spec.micro_batch, places, self._batches_of_piece):
             device.launch(livefactor_order_kernel, piece.events, piece, slot.words, *self._arguments)
             for buffer in self._keys:
                 buffer.array[: piece.events].sort()
-            for start in range(0, piece.events, size):
-                stop = min(start + size, piece.events)
-                at = (piece.first + start) // size * width
-                m = stop - start if self._spec.negatives == 0 else width
-                self._micro_batch(
-                    piece,
-                    slot,
-                    Batch(
-                        start,
-                        stop,
-                        m,
-                        places["negatives_at"] + at,
-                        places["rarity_at"] + at,
-                        places["own_at"],
-                    ),
+            at, entries = spec.drawn(piece.first), spec.drawn(piece.events)
+            count = piece.events if spec.negatives == 0 else entries
+            numbers = places["negatives_at"] + at, of_batch, count, entries
+            device.launch(
+                livefactor_order_negatives_kernel, entries, slot.words, *numbers, self._shared.argument
+            )
+            self._shared.array[:entries].sort()
+            for start in range(0, piece.events, spec.micro_batch):
+                stop = min(start + spec.micro_batch, piece.events)
+                groups = -(-(stop - start) // spec.group_events)
+                last_m = stop - start - (groups - 1) * spec.group_events if spec.negatives == 0 else width
+                first = spec.drawn(start)
+                batch = Batch(
+                    start,
+                    stop,
+                    spec.group_events,
+                    width,
+                    last_m,
+                    places["negatives_at"] + at + first,
+                    places["rarity_at"] + at + first,
+                    places["own_at"],
+                    first,
+                    first + (groups - 1) * width + last_m,
                 )
+                self._micro_batch(piece, slot, batch)
+
+    @property
+    def _batches_of_piece(self) -> int:
+        """Micro-batches of a piece at most, for their negatives."""
+        return max(1, min(_BATCHES_MAX, _NEGATIVES_OF_PIECE // self._spec.drawn(self._spec.micro_batch)))
 
     @property
     def _arguments(self) -> tuple[Any, Any]:
@@ -411,7 +487,17 @@ class Softmax:
         launch(
             self._kernels.users, events * LANES, piece, batch, user_keys, *columns, users, items, kept, rates
         )
-        threads = batch.m * (self._spec.k_padded + 1)
-        launch(self._kernels.negatives, threads, piece, batch, slot.floats, kept)
-        threads = (events + batch.m) * LANES
-        launch(self._kernels.items, threads, piece, batch, item_keys, *columns, items, kept, rates)
+        shared = batch.shared_stop - batch.shared_start
+        launch(self._kernels.negatives, shared * (self._spec.k_padded + 1), piece, batch, slot.floats, kept)
+        keys = item_keys, self._shared.argument
+        launch(
+            self._kernels.items,
+            (events + shared) * LANES,
+            piece,
+            batch,
+            *keys,
+            slot.floats,
+            items,
+            kept,
+            rates,
+        )

@@ -1,4 +1,4 @@
-"""The negatives that a record's micro-batches share, before anything is learned (semantics: `softmax/__init__.py`).
+"""The negatives that a record's groups share, before anything is learned (semantics: `softmax/__init__.py`).
 
 How often items came is a tree of sums with 64 children a node: an event costs one addition a level, a draw one short scan
 a level. It follows from the items' `seen_count`, so it is in no snapshot.
@@ -53,8 +53,8 @@ class Tree(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Negatives of a record's micro-batches: rows uint32[micro-batches, m], their rarity float32 of the same shape; own
-    float32[events]: the rarity of each event's item. In a short micro-batch only IN_BATCH leaves places unused."""
+    """Negatives of a record's groups: rows uint32[groups, m], their rarity float32 of the same shape; own
+    float32[events]: the rarity of each event's item. In a short group only IN_BATCH leaves places unused."""
 
     rows: np.ndarray
     rarity: np.ndarray
@@ -84,14 +84,14 @@ def _count(tree: Any, row: Any) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def livefactor_propose_kernel(
-    proposal: Any, key: Any, revision: Any, item_rows: Any, fresh: Any, items: Any, micro_batch: Any, tree: Any,
+    proposal: Any, key: Any, revision: Any, item_rows: Any, fresh: Any, items: Any, group_events: Any, tree: Any,
     rows: Any, rarity: Any, own: Any,
 ) -> None:  # fmt: skip
     """Fill `Shared`'s arrays for a record's events, and count the fresh ones in the tree (not with UNIFORM, which needs
     none)."""
     n, drawn = np.uint64(item_rows.size), np.uint64(rows.shape[1])
-    for start in range(_0, n, micro_batch):
-        step, stop = start // micro_batch, min(start + micro_batch, n)
+    for start in range(_0, n, group_events):
+        step, stop = start // group_events, min(start + group_events, n)
         events = tree.sums[tree.sums.size - 1]
         for d in range(stop - start if proposal == _IN_BATCH else drawn):
             if proposal == _UNIFORM:
@@ -128,12 +128,12 @@ class Proposer:
 
     def propose(self, update: Update) -> Shared:
         """The negatives of a record, whose events count from now on."""
-        size, n = self._spec.micro_batch, update.item_rows.size
+        size, n = self._spec.group_events, update.item_rows.size
         shape = -(-n // size), self._spec.negatives_of_event
         rows, rarity = np.zeros(shape, np.uint32), np.ones(shape, np.float32)
         shared = Shared(rows, rarity, np.ones(n, np.float32))
         numbers = self._proposal, self._key, np.uint64(update.revision)
-        items, micro_batch = np.uint64(update.item_count), np.uint64(size)
+        items, group_events = np.uint64(update.item_count), np.uint64(size)
         events = update.item_rows, np.uint64(update.fresh)
-        livefactor_propose_kernel(*numbers, *events, items, micro_batch, self._tree, *shared)
+        livefactor_propose_kernel(*numbers, *events, items, group_events, self._tree, *shared)
         return shared

@@ -29,6 +29,15 @@ class Errors(NamedTuple):
     others: np.ndarray
 
 
+class Group(NamedTuple):
+    """What items gain from a group. negatives int[m]; events: (item, (of its factors, of its bias)) of those that count;
+    of_negatives: what each pulls them by, (float32[m, kp], float32[m])."""
+
+    negatives: np.ndarray
+    events: list[Any]
+    of_negatives: list[Any]
+
+
 def errors_of(
     own: np.float32, others: np.ndarray, own_rarity: np.float32, rarity: np.ndarray, hits: np.ndarray,
     weight: np.float32, limit: np.float32,
@@ -52,15 +61,19 @@ class Softmax:
 
     def learn(self, update: Update) -> None:
         """Learn from one record; histories are recorded after it."""
-        size, n = self._spec.micro_batch, update.user_rows.size
+        size, n = self._spec.group_events, update.user_rows.size
         items = self._model.items
+        groups: list[Group] = []
         counts = items.seen_count.astype(np.int64) if "seen_count" in items.names else np.zeros(0, np.int64)
         counts = np.pad(counts[: update.item_count], (0, max(0, update.item_count - len(counts))))
         for start in range(0, n, size):
             stop = min(start + size, n)
             negatives = self._propose(update, start, stop, counts)
-            self._micro_batch(update, start, stop, negatives, self._rarity(counts))
+            groups.append(self._group(update, start, stop, negatives, self._rarity(counts)))
             np.add.at(counts, update.item_rows[start : min(stop, update.fresh)], 1)
+            if stop == n or stop % self._spec.micro_batch == 0:
+                self._step_items(groups)
+                groups = []
 
     def _rarity(self, counts: np.ndarray) -> np.ndarray:
         if self._spec.softmax.proposal == Proposal.UNIFORM:
@@ -72,7 +85,7 @@ class Softmax:
             return update.item_rows[start:stop]
         is_uniform = self._spec.softmax.proposal == Proposal.UNIFORM
         ends = np.cumsum(np.zeros_like(counts) if is_uniform else counts)
-        events, step = int(ends[-1]), start // self._spec.micro_batch
+        events, step = int(ends[-1]), start // self._spec.group_events
         rows = []
         for draw in range(self._spec.negatives):
             numbers = (
@@ -83,12 +96,12 @@ class Softmax:
             rows.append(row)
         return np.array(rows, np.uint32)
 
-    def _micro_batch(
+    def _group(
         self, update: Update, start: int, stop: int, negatives: np.ndarray, rarity: np.ndarray
-    ) -> None:
+    ) -> Group:
         users, items = self._model.users, self._model.items
         y, y_bias = items.factors[negatives], items.bias[negatives]
-        events, of_negatives = [], []
+        group = Group(negatives, [], [])
         for t, weight in self._events(update, start, stop):
             user, item = int(update.user_rows[t]), int(update.item_rows[t])
             x, own = users.factors[user], items.factors[item]
@@ -98,11 +111,10 @@ class Softmax:
                 self._rates.error_max,
             )  # fmt: skip
             pull, *of_item = self._pulls(user, item, errors, y)
-            events.append((item, of_item))
-            of_negatives.append((errors.others[:, None] * x, errors.others))
+            group.events.append((item, of_item))
+            group.of_negatives.append((errors.others[:, None] * x, errors.others))
             self._model.step(USERS, user, pull, None, 1)
-        if events:
-            self._step_items(events, negatives, of_negatives)
+        return group
 
     def _events(self, update: Update, start: int, stop: int) -> Iterator[tuple[int, np.float32]]:
         """(number, weight) of the events that count."""
@@ -123,18 +135,22 @@ class Softmax:
             scalar.bias_pull(errors.own, rates.bias_l2, items.bias[item]),
         )
 
-    def _step_items(self, events: list[Any], negatives: np.ndarray, of_negatives: list[Any]) -> None:
-        factors = chunked_sum([factors for factors, _ in of_negatives])
-        biases = chunked_sum([biases for _, biases in of_negatives])
+    def _step_items(self, groups: list[Group]) -> None:
+        """Step the items of a micro-batch."""
         gradients: dict[int, list[Any]] = {}
         named: dict[int, list[Any]] = {}
-        for item, pulls in events:
+        for item, pulls in (event for group in groups for event in group.events):
             named.setdefault(item, []).append(pulls)
         for item, pulls in named.items():
             gradients[item] = [chunked_sum([pull[part] for pull in pulls]) for part in (0, 1)]
-        for n, row in enumerate(negatives.tolist()):
-            mine = [factors[n], biases[n]]
-            old = gradients.get(row)
-            gradients[row] = mine if old is None else [a + b for a, b in zip(old, mine, strict=True)]
+        for group in groups:
+            if not group.events:
+                continue
+            factors = chunked_sum([factors for factors, _ in group.of_negatives])
+            biases = chunked_sum([biases for _, biases in group.of_negatives])
+            for n, row in enumerate(group.negatives.tolist()):
+                mine = [factors[n], biases[n]]
+                old = gradients.get(row)
+                gradients[row] = mine if old is None else [a + b for a, b in zip(old, mine, strict=True)]
         for item, (gradient, bias) in gradients.items():
             self._model.step(ITEMS, item, gradient, bias, len(named.get(item, ())))

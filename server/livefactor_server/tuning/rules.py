@@ -116,7 +116,7 @@ _SOLVE = (
     Choice("counts.repeat", (0.0, 0.1, 0.2)),
     Choice("k", (32, 64)),
 )
-_SOFTMAX = *_ADAGRAD, _L2, Choice("micro_batch", (4, 8, 16)), Choice("k", (32, 64))
+_SOFTMAX = *_ADAGRAD, _L2, Choice("softmax.group_events", (4, 8, 16)), Choice("k", (32, 64))
 
 
 def _adagrad(rate: float) -> Optimizer:

@@ -1,0 +1,167 @@
+"""The steps of a micro-batch's items in compiled code (semantics: `softmax/__init__.py`).
+
+The loop over a group's negatives keeps the gradients of four of them in registers for a vector that it loads. Which sums share
+a turn changes no bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..gradients import (
+    CHUNK_EVENTS,
+    END,
+    add_block,
+    add_occurrence,
+    finish,
+    fold,
+    link,
+    place_for,
+)
+from ..lanes import VECTOR_BYTES, broadcast, inlined, load1, load16, store16
+from ..row_steps import prefetch_state, step_row
+from ..steps import ONE, WORD_BYTES, ZERO, Rounding, real, row_bytes, word
+
+_TWO, _THREE, _FOUR = np.uint64(2), np.uint64(3), np.uint64(4)
+_AHEAD = np.uint64(8)
+
+
+class Sums(NamedTuple):
+    """Of a micro-batch's negatives, `places` of them a group, as many as fill vectors: addresses of gradients float32[groups,
+    places, kp + 16], of their biases' float32[groups, places]."""
+
+    gradients: np.uint64
+    biases: np.uint64
+    places: np.uint64
+
+
+@inlined
+def _sum_block(
+    out: Any, errors: Any, size: Any, n: Any, x: Any, kp: Any, count: Any, at: Any, wide: Any, onto: Any
+) -> None:
+    """Sums of e_n x over `count` events, for negatives n = (n0, n1, n2, n3) and one vector of their gradients."""
+    n0, n1, n2, n3 = n
+    e0, e1, e2, e3 = (
+        errors + n0 * WORD_BYTES,
+        errors + n1 * WORD_BYTES,
+        errors + n2 * WORD_BYTES,
+        errors + n3 * WORD_BYTES,
+    )
+    y = load16(x, at)
+    a0, a1, a2, a3 = y * load1(e0, ZERO), y * load1(e1, ZERO), y * load1(e2, ZERO), y * load1(e3, ZERO)
+    for t in range(ONE, count):
+        y, place = load16(x, t * kp + at), t * size
+        a0 = a0 + y * load1(e0, place)
+        a1 = a1 + y * load1(e1, place)
+        a2 = a2 + y * load1(e2, place)
+        a3 = a3 + y * load1(e3, place)
+    o0, o1, o2, o3 = n0 * wide + at, n1 * wide + at, n2 * wide + at, n3 * wide + at
+    if onto:
+        a0, a1, a2, a3 = (
+            load16(out, o0) + a0,
+            load16(out, o1) + a1,
+            load16(out, o2) + a2,
+            load16(out, o3) + a3,
+        )
+    store16(out, a3, o3)
+    store16(out, a2, o2)
+    store16(out, a1, o1)
+    store16(out, a0, o0)
+
+
+@inlined
+def pull_negatives(
+    events: Any, sums: Any, group: Any, begin: Any, first: Any, last: Any, m: Any, blocks: Any
+) -> None:
+    """Add the chunk of events [first, last) to the gradients of their group's negatives, which the chunk from `begin` on
+    starts."""
+    wide, kp, onto = row_bytes(blocks + ONE), row_bytes(blocks), first > begin
+    size = sums.places * WORD_BYTES
+    errors, x = events.errors + first * size, events.x.address + first * kp
+    gradients, biases = sums.gradients + group * sums.places * wide, sums.biases + group * size
+    for n in range(ZERO, m, _FOUR):  # those past the last are the last, and the same
+        rows = n, min(n + ONE, m - ONE), min(n + _TWO, m - ONE), min(n + _THREE, m - ONE)
+        for c in range(blocks):
+            at = c * VECTOR_BYTES
+            _sum_block(gradients, errors, size, rows, x, kp, last - first, at, wide, onto)
+    for place in range(ZERO, size, VECTOR_BYTES):
+        total = load16(errors, place)
+        for t in range(ONE, last - first):
+            total = total + load16(errors, t * size + place)
+        store16(biases, load16(biases, place) + total if onto else total, place)
+
+
+@inlined
+def _step_item(
+    items: Any, item: Any, first: Any, chains: Any, events: Any, sums: Any, work: Any, micro_batch: Any, blocks: Any,
+    method: Any, rates: Any,
+) -> None:  # fmt: skip
+    """Sum and step one item: its events, then the negatives that it is, from occurrence `first` on. work: float32[2, kp + 16],
+    of an item, of a chunk."""
+    kp, wide = row_bytes(blocks), row_bytes(blocks + ONE)
+    total, chunk = work, work + wide
+    number, o, bias = ZERO, first, real(items.bias, item)
+    while o != END and o < micro_batch:
+        target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
+        add_occurrence(
+            target,
+            fresh,
+            real(events.error, o),
+            events.x,
+            o * kp,
+            items.factors,
+            item * kp,
+            bias,
+            blocks,
+            rates,
+        )
+        number += ONE
+        o = word(chains.next, o)
+    fresh = number == ZERO
+    if number > CHUNK_EVENTS:
+        fold(total, chunk, blocks)
+    while o != END:
+        n = o - micro_batch
+        for c in range(blocks):
+            add_block(total, c, fresh, load16(sums.gradients, n * wide + c * VECTOR_BYTES))
+        add_block(total, blocks, fresh, broadcast(real(sums.biases, n)))
+        fresh = False
+        o = word(chains.next, o)
+    finish(total, chunk, ZERO, number, rates.hot_events, blocks)
+    step_row(items, item, total, True, blocks, method, rates, Rounding(ZERO, ZERO), ZERO)
+
+
+@inlined
+def link_items(
+    chains: Any, events: Any, drawn: Any, width: Any, sums: Any, groups: Any, last_m: Any, micro_batch: Any
+) -> Any:
+    """Link occurrences by item: events are numbered from 0, places of negatives from micro_batch on. drawn: the negatives,
+    uint32[groups, width] at an address, last_m of the last group. Returns how many items there are."""
+    used, count = ZERO, word(events.ends, groups - ONE)
+    for t in range(count):
+        used = link(chains, used, word(events.items, t), t)
+    begin = ZERO
+    for group in range(groups):
+        end = word(events.ends, group)
+        if end > begin:
+            first = micro_batch + group * sums.places
+            for n in range(last_m if group == groups - ONE else width):
+                used = link(chains, used, word(drawn, group * width + n), first + n)
+        begin = end
+    return used
+
+
+@inlined
+def step_items(
+    items: Any, chains: Any, events: Any, sums: Any, work: Any, numbers: Any, micro_batch: Any, blocks: Any,
+    method: Any, rates: Any,
+) -> None:  # fmt: skip
+    """Step the items whose numbers are [first, last) = `numbers` of those that are linked."""
+    first, last = numbers
+    for q in range(first, last):
+        ahead = min(q + _AHEAD, last - ONE)
+        prefetch_state(items, word(chains.row, ahead), blocks, method)
+        item, occurrence = word(chains.row, q), word(chains.first, q)
+        _step_item(items, item, occurrence, chains, events, sums, work, micro_batch, blocks, method, rates)
