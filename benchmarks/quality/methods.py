@@ -32,7 +32,7 @@ SOLVE_SHUFFLED_GRID = grid(
     items=(4096,),
 )
 SOFTMAX_GRID = grid(
-    rate=(1, 1.5, 2, 3), l2=(0.001, 0.03), group_events=(4, 8), proposal=("uniform", "popularity")
+    rate=(1, 2, 3), l2=(0.001, 0.03), group_events=(4, 8), proposal=("uniform", "popularity")
 )
 SOFTMAX_FAST_GRID = grid(rate=(1, 2, 3, 4), l2=(0.001, 0.03, 0.1), group_events=(8, 16))
 # As wide as ours at their widest. implicit's always did best so.

@@ -357,7 +357,7 @@ class CudaModel:
             return
         for piece in pieces_of(update.fresh, PIECE_EVENTS, places):
             recorder.order(piece, slot)
-            recorder.record(piece, slot, 0, piece.events)
+            recorder.record(piece, slot, 0, piece.events, piece.events)
 
 
 def _kind_of(spec: ModelSpec) -> ModelSpec:

@@ -114,7 +114,6 @@ def _check_replay(spec: ModelSpec) -> None:
     size, per_event = spec.replay.size, spec.replay.per_event
     _require(0 <= size <= MAX_REPLAY_SIZE, "replay.size", f"0..{MAX_REPLAY_SIZE}", size)
     if size:
-        _require(spec.rule != Rule.SOLVE, "replay.size", "0 with rule solve", size)
         is_share = _finite32(per_event) and 0.0 < float(np.float32(per_event)) <= MAX_REPLAY_PER_EVENT
         _require(is_share, "replay.per_event", f"(0, {MAX_REPLAY_PER_EVENT:.0f}]", per_event)
     else:

@@ -188,7 +188,7 @@ def _of_histories() -> Iterator[Case]:
     columns, slices = (PIECE, LONGS, WORDS, FLOATS), (I64,) * 4
     users = (*columns, LONGS, HISTORY, ADDITIONS, I64, *slices)
     yield Case("users_record", history.livefactor_record_users_kernel, users)
-    yield Case("items_record", history.livefactor_record_items_kernel, (*columns, HISTORY, I64, I64))
+    yield Case("items_record", history.livefactor_record_items_kernel, (*columns, HISTORY, I64, I64, I64))
     yield Case("add", history.livefactor_add_kernel, (HISTORY, ADDITIONS, I64))
     saved = _named(Saved, place=INTS, rows=WORDS, counter=INTS, arrays=ROWS)
     followed = (WORDS, I64, HISTORY, I64, I64, I64, ROWS, saved, I64, I64)
@@ -203,7 +203,7 @@ def _of_histories() -> Iterator[Case]:
 def _of_solves() -> Iterator[Case]:
     rates = _named(SolveRates, **dict.fromkeys(("unobserved", "l2", "bias_l2", "factor_max"), F32))
     batch = _named(solve.Batch, counts=WORDS, old=FLOATS)
-    yield Case("named", solve.livefactor_named_kernel, (LONGS, LONGS, HISTORY, batch, I64, I64, I64))
+    yield Case("named", solve.livefactor_named_kernel, (LONGS, LONGS, HISTORY, batch, I64, I64, I64, I64))
     named = (WORDS, I64, ROWS, HISTORY)
     numbers = (FLOATS, I64, F32, I64, I64, I64)
     for k, has_bias in ((64, False), (64, True), (128, False)):

@@ -28,6 +28,7 @@ from livefactor_kernels.spec import (
     OptimizerKind,
     Proposal,
     Regularization,
+    Replay,
     Rule,
     Softmax,
     Solve,
@@ -84,6 +85,15 @@ SPECS: dict[str, ModelSpec] = {
     "solve_squared": make_spec(
         Loss.SQUARED, k=20, rule=Rule.SOLVE, micro_batch=7, history=History(32, 64), solve=Solve(0.0, 4, 2)
     ),
+    "solve_replay": make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.5, 4, 2),
+        replay=Replay(200, 0.5),
+    ),
     "softmax_uniform_adagrad": make_spec(
         Loss.SOFTMAX,
         OptimizerKind.ADAGRAD,
@@ -124,6 +134,7 @@ GOLDEN = {
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
     "solve_squared": "8a68d26443a1f77c714ca93f1d39497bad0c1f556e994365c0414ab5c30c64bf",
+    "solve_replay": "16b81a95457dc0256485b862e09d87acc5acd88b89202b9143ec899ca608c190",
     "softmax_uniform_adagrad": "97252bf497f34d731ee6e8256da6aec43649a2fe23f90d3c65f13ff08af1d664",
     "softmax_popularity": "db732f0c100f23c86e07275fcddddbb6ca63522a1b1e1127df880595ca50eb17",
     "softmax_in_batch": "cc1831531236c432a4e0dd1e5c2b60c66232f99f028237c20d7164a029f89d53",

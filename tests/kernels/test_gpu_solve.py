@@ -20,6 +20,7 @@ from livefactor_kernels.spec import (
     Loss,
     Optimizer,
     OptimizerKind,
+    Replay,
     Solve,
 )
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
@@ -43,6 +44,8 @@ CASES = [
         make_spec(Loss.BPR, negatives=2, optimizer=ADAGRAD, history=COUNTED, counts=Counts(16, 5)),
         id="bpr-counts",
     ),
+    pytest.param(solve_spec(k=4, micro_batch=6, replay=Replay(8, 0.7)), id="implicit-replay"),
+    pytest.param(solve_spec(Loss.SQUARED, k=3, micro_batch=4, replay=Replay(6, 1.5)), id="squared-replay"),
     pytest.param(make_spec(Loss.LOGISTIC, micro_batch=8, history=History(16, 32)), id="logistic-history"),
 ]
 
@@ -126,6 +129,10 @@ def test_a_record_in_pieces_and_slices(monkeypatch) -> None:
         models = pair(spec)
         push_some(models, 3, 18)
         assert_same(*models)
+    models = pair(solve_spec(k=2, micro_batch=4, counts=counts, replay=Replay(16, 1.0)))
+    for events in (6, 9):  # the second has a piece of both kinds of events, and one of replayed ones alone
+        push_some(models, 3, events)
+    assert_same(*models)
 
 
 def test_matrices_in_scratch_are_those_in_shared_memory(monkeypatch) -> None:

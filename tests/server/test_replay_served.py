@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import livefactor
 from livefactor.local import local
@@ -17,14 +18,17 @@ from livefactor_server import spec_codec
 from livefactor_server.audit import replay_model
 from livefactor_server.spec_files import read_spec, write_spec
 
-SPEC: dict[str, Any] = {
+REPLAY: dict[str, Any] = {
     "k": 16,
-    "loss": "bpr",
-    "negatives": 2,
     "replay": {"size": 300, "per_event": 0.75},
     "event_types": [{"type": 7, "weight": 2.0}],
     "limits": {"users_max": 1000, "items_max": 1000},
 }
+SPECS: dict[str, dict[str, Any]] = {
+    "clicks_sgd": REPLAY | {"loss": "bpr", "negatives": 2},
+    "clicks": REPLAY | {"history": {"users": 16, "items": 32}, "counts": {"neighbors": 16, "span": 8}},
+}
+"""By the preset that they begin with."""
 
 
 def test_logged_specs_and_files_say_replay_where_there_is_one(tmp_path: Path) -> None:
@@ -43,9 +47,11 @@ def _push(server: Any, model: str, producer_id: str, start: int, stop: int) -> N
         producer.flush()
 
 
-def test_it_is_served_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset_name", SPECS)
+def test_it_is_served_snapshotted_replayed_and_restored(preset_name: str, tmp_path: Path) -> None:
     with local(None, tmp_path) as server, Models(channel=server.channel) as models:
-        assert models.create("m", "clicks_sgd", **SPEC).spec["replay"] == SPEC["replay"]
+        created = models.create("m", preset_name, **SPECS[preset_name])
+        assert created.spec["replay"] == REPLAY["replay"]
         _push(server, "m", "p", 0, 900)
         with livefactor.Auditor(channel=server.channel, model="m") as auditor:
             auditor.snapshot()

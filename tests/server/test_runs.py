@@ -130,6 +130,14 @@ COUNTS = Counts(16, 4, 2.0)
             **HISTORY,
         ),
         ModelSpec(loss=Loss.SQUARED, rule=Rule.SOLVE, solve=Solve(0.0, 2, 2), bias_l2=0.1, **HISTORY),
+        ModelSpec(
+            loss=Loss.IMPLICIT,
+            rule=Rule.SOLVE,
+            solve=Solve(0.5, 2),
+            micro_batch=3,
+            replay=Replay(8, 0.7),
+            **HISTORY,
+        ),
         ModelSpec(loss=Loss.SQUARED, replay=Replay(8, 0.7), **HISTORY),
         ModelSpec(loss=Loss.SQUARED, adaptive_rate=AdaptiveRate(16), **HISTORY),
         ModelSpec(loss=Loss.BPR, negatives=2, adaptive_rate=AdaptiveRate(16), **HISTORY),
@@ -143,6 +151,7 @@ COUNTS = Counts(16, 4, 2.0)
     ids=[
         "solve",
         "solve-ratings",
+        "replay-solve",
         "replay-ratings",
         "adaptive-ratings",
         "adaptive-bpr",

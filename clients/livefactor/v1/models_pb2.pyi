@@ -434,7 +434,7 @@ global___Counts = Counts
 
 @typing.final
 class Replay(google.protobuf.message.Message):
-    """Replay of past events against forgetting, beside rule SGD or SOFTMAX. Every field absent takes the preset's value."""
+    """Replay of past events against forgetting, beside any rule. Every field absent takes the preset's value."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

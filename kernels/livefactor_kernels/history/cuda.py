@@ -127,10 +127,16 @@ def begins_row(keys: Any, i: Any, start: Any) -> Any:
 @inlined
 def end_of_row(keys: Any, i: Any, stop: Any) -> Any:
     """The end (int64) of entry i's row among the entries up to `stop`."""
-    name, low, high = keys[i] >> _EVENT_BITS, np.int64(i + 1), np.int64(stop)
+    return end_of_events(keys, i, stop, 1 << _EVENT_BITS)
+
+
+@inlined
+def end_of_events(keys: Any, i: Any, stop: Any, last: Any) -> Any:
+    """The end (int64) of the events below number `last` of entry i's row, from entry i up to `stop`; i if there are none."""
+    limit, low, high = ((keys[i] >> _EVENT_BITS) << _EVENT_BITS) + last, np.int64(i), np.int64(stop)
     while low < high:
         middle = (low + high) // 2
-        if keys[middle] >> _EVENT_BITS == name:
+        if keys[middle] < limit:
             low = middle + 1
         else:
             high = middle
@@ -214,14 +220,14 @@ def livefactor_record_users_kernel(
 
 @kernel
 def livefactor_record_items_kernel(
-    piece: Any, keys: Any, words: Any, floats: Any, items: Any, start: Any, stop: Any
+    piece: Any, keys: Any, words: Any, floats: Any, items: Any, start: Any, stop: Any, last: Any
 ) -> None:
-    """Record the micro-batch [start, stop) in its items' rows. A thread an entry: an item's first one goes through those
-    that its ring will still hold."""
+    """Record the events below `last` of the micro-batch [start, stop) in their items' rows. A thread an entry: an item's
+    first one goes through those that its ring will still hold."""
     i = start + cuda.grid(1)
     if i >= stop or not begins_row(keys, i, start):
         return
-    item, end = row_of(keys[i]), end_of_row(keys, i, stop)
+    item, end = row_of(keys[i]), end_of_events(keys, i, stop, last)
     seen = np.int64(items.seen_count[item])
     for j in range(max(i, end - items.length), end):
         t = event_of(keys[j])
@@ -305,11 +311,13 @@ class Recorder:
         for buffer in self.keys:
             buffer.array[: piece.events].sort()
 
-    def record(self, piece: Piece, slot: Slot, start: int, stop: int) -> None:
-        """Record the micro-batch [start, stop) of an ordered piece."""
+    def record(self, piece: Piece, slot: Slot, start: int, fresh: int, stop: int) -> None:
+        """Record the events [start, fresh), if any, of the micro-batch [start, stop) of an ordered piece."""
+        if start == fresh:
+            return
         columns = slot.words, slot.floats
-        for first in range(start, stop, self._at_once):
-            last = min(first + self._at_once, stop)
+        for first in range(start, fresh, self._at_once):
+            last = min(first + self._at_once, fresh)
             listed = (last - first) * self._event_additions
             if self._counted:
                 self._listed.array[:listed].fill(_UNUSED)
@@ -320,5 +328,5 @@ class Recorder:
             if self._counted:
                 self._listed.array[:listed].sort()
                 self._device.launch(livefactor_add_kernel, listed, self.items, self._additions, listed)
-        arguments = piece, self.keys[1].argument, *columns, self.items, start, stop
+        arguments = piece, self.keys[1].argument, *columns, self.items, start, stop, fresh
         self._device.launch(livefactor_record_items_kernel, stop - start, *arguments)

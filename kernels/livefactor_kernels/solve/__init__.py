@@ -16,7 +16,11 @@ A micro-batch:
 2. Every user named in it is solved for the items as they are; then the sum of y y' over users (the Gram matrix) takes the
    changes, user by user in order of first appearance.
 3. Every item named in it that is due is solved for the users as they are now; Gram alike. Due: with c events before the
-   micro-batch and d after it, c < item_events, or floor(c / item_events) < floor(d / item_events).
+   micro-batch and d after it, c < item_events, or floor(c / item_events) < floor(d / item_events), or c = d.
+
+Replayed events (`replay/__init__.py`) are recorded nowhere and join no mean. They only name rows, which are solved again for
+what they remember, their changes in the Gram matrix as any other's; c = d is of the items that they alone name. What value and
+weight a replayed event has is all the same.
 
 Arithmetic: float32, one rounding each, in this order.
     A  lower triangle: A[p, q] = float32(a0 G[p, q]), + ridge on the diagonal, then + (w_j y_jp) y_jq for each j; A[q, p] is A[p, q]

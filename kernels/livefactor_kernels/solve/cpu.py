@@ -200,8 +200,9 @@ def livefactor_fold_kernel(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _distinct(rows: Any, start: Any, stop: Any, ring: Any, touched: Any) -> Any:
-    """The distinct rows of events [start, stop) in order of first appearance; returns how many."""
+def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, ring: Any, touched: Any) -> Any:
+    """The distinct rows of events [start, stop), of which [start, fresh) have been recorded, in order of first appearance;
+    returns how many."""
     found = _0
     for t in range(start, stop):
         row = np.uint64(rows[t])
@@ -209,6 +210,8 @@ def _distinct(rows: Any, start: Any, stop: Any, ring: Any, touched: Any) -> Any:
             touched.rows[found] = rows[t]
             found += _1
         touched.times[row] += np.uint32(1)
+    for t in range(fresh, stop):
+        touched.times[np.uint64(rows[t])] -= np.uint32(1)
     for i in range(found):
         row = np.uint64(touched.rows[i])
         touched.before[i] = ring.seen[row] - touched.times[row]
@@ -222,7 +225,7 @@ def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
     due = _0
     for i in range(found):
         before, after = np.uint64(touched.before[i]), np.uint64(ring.seen[np.uint64(touched.rows[i])])
-        if before < period or before // period < after // period:
+        if before == after or before < period or before // period < after // period:
             touched.rows[due], touched.before[due] = touched.rows[i], touched.before[i]
             due += _1
     return due
@@ -312,7 +315,7 @@ class Solver:
         self.gram = np.zeros((2, spec.k + 1, spec.k + 1))
         empty = np.empty(0, np.uint32)
         for side in (0, 1):
-            self._solve(side, empty, 0, 0, 0)
+            self._solve(side, empty, 0, 0, 0, 0)
         if self._rates.has_bias:
             livefactor_mean_kernel(np.empty(0, np.float32), _0, _0, mean_state)
 
@@ -330,11 +333,12 @@ class Solver:
         values = None if update.values is None else writable(update.values)
         for start in range(0, events, size):
             stop = min(start + size, events)
-            with self._recording(update, start, stop):
-                self._solve(0, update.user_rows, start, stop, update.item_count)
-                self._solve(1, update.item_rows, start, stop, update.user_count)
+            fresh = min(max(start, update.fresh), stop)
+            with self._recording(update, start, fresh):
+                self._solve(0, update.user_rows, start, fresh, stop, update.item_count)
+                self._solve(1, update.item_rows, start, fresh, stop, update.user_count)
             if self._rates.has_bias:
-                livefactor_mean_kernel(values, np.uint64(start), np.uint64(stop), self._mean_state)
+                livefactor_mean_kernel(values, np.uint64(start), np.uint64(fresh), self._mean_state)
 
     @contextmanager
     def _recording(self, update: Update, start: int, stop: int) -> Iterator[None]:
@@ -348,9 +352,10 @@ class Solver:
         yield
         counting.result()
 
-    def _solve(self, side: int, rows: np.ndarray, start: int, stop: int, count: int) -> None:
+    def _solve(self, side: int, rows: np.ndarray, start: int, fresh: int, stop: int, count: int) -> None:
         own, others, touched = self._sides[side], self._sides[1 - side], self._touched[side]
-        found = _distinct(rows, np.uint64(start), np.uint64(stop), own.ring, touched)
+        places = np.uint64(start), np.uint64(fresh), np.uint64(stop)
+        found = _distinct(rows, *places, own.ring, touched)
         if side == 1:
             found = _keep_due(touched, np.uint64(found), own.ring, self._rates.item_events)
         rates, found = self._rates, np.uint64(found)

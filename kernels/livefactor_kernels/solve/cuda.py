@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numba import float32
 
-from ..history.cuda import HistoryRows, Recorder, begins_row, end_of_row, event_of, pieces_of, row_of
+from ..history.cuda import HistoryRows, Recorder, begins_row, end_of_events, event_of, pieces_of, row_of
 from ..lanes import clamp, inlined
 from ..spec import Loss, ModelSpec
 from ..tables import ITEMS, USERS
@@ -37,13 +37,15 @@ _SHARED_COORDINATES = 101
 """Coordinates of a system whose matrix, 40 KiB, fits a block's shared memory beside the tiles."""
 _TILE_FLOATS = 512
 _MATRICES_BYTES = 64 << 20
+_REPLAYED = np.int64(2**32 - 1)
+"""In place of a number of fresh events: only replayed ones. No row has had so many, so that none is taken for a new one."""
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
 class Batch(NamedTuple):
-    """What a micro-batch names. counts uint32[2 * B], by side and event: how many of the events are of its row, if it is the
-    row's first and the row is due, else 0. old float32[B * k_padded]: a row's factors before it was solved, by its first
-    event; zeros if it had had none. size: B."""
+    """What a micro-batch names. counts uint32[2 * B], by side and event: how many of the fresh events are of its row (_REPLAYED:
+    none), if it is the row's first and the row is due, else 0. old float32[B * k_padded]: a row's factors before it was solved,
+    by its first event; zeros if it had had none. size: B."""
 
     counts: Any
     old: Any
@@ -52,18 +54,27 @@ class Batch(NamedTuple):
 
 @kernel
 def livefactor_named_kernel(
-    user_keys: Any, item_keys: Any, items: Any, batch: Any, item_events: Any, start: Any, stop: Any
+    user_keys: Any,
+    item_keys: Any,
+    items: Any,
+    batch: Any,
+    item_events: Any,
+    start: Any,
+    fresh: Any,
+    stop: Any,
 ) -> None:
-    """Write batch.counts of the micro-batch [start, stop), which has been recorded. A thread an entry; the grid's second
-    dimension is the side."""
+    """Write batch.counts of the micro-batch [start, stop), whose events [start, fresh) have been recorded. A thread an entry;
+    the grid's second dimension is the side."""
     i, side = start + cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if i >= stop:
         return
     keys = user_keys if side == USERS else item_keys
     count = np.int64(0)
     if begins_row(keys, i, start):
-        count = end_of_row(keys, i, stop) - i
-        if side == ITEMS:
+        count = end_of_events(keys, i, stop, fresh) - i
+        if count == 0:
+            count = _REPLAYED
+        elif side == ITEMS:
             after = np.int64(items.seen_count[row_of(keys[i])])
             before = after - count
             if before >= item_events and before // item_events == after // item_events:
@@ -347,9 +358,10 @@ class Solver:
             recorder.order(piece, slot)
             for start in range(0, piece.events, size):
                 stop = min(start + size, piece.events)
-                recorder.record(piece, slot, start, stop)
+                fresh = min(max(start, update.fresh - piece.first), stop)
+                recorder.record(piece, slot, start, fresh, stop)
                 keys = (buffer.argument for buffer in recorder.keys)
-                numbers = self._rates.item_events, start, stop
+                numbers = self._rates.item_events, start, fresh, stop
                 self._device.launch(
                     livefactor_named_kernel,
                     stop - start,

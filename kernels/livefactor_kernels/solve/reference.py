@@ -65,8 +65,8 @@ class Solver:
             self._micro_batch(update, start, min(start + size, update.user_rows.size))
 
     def _micro_batch(self, update: Update, start: int, stop: int) -> None:
-        model = self._model
-        self._recorder.record(update, start, stop)
+        model, fresh = self._model, min(max(start, update.fresh), stop)
+        self._recorder.record(update, start, fresh)
         for side, rows, others in (
             (USERS, update.user_rows[start:stop], update.item_count),
             (ITEMS, update.item_rows[start:stop], update.user_count),
@@ -75,17 +75,21 @@ class Solver:
             changes = []
             for row in dict.fromkeys(rows.tolist()):
                 after = int(table.seen_count[row])
-                before = after - int((rows == row).sum())
-                period = self._spec.solve.item_events
-                if side == USERS or before < period or before // period < after // period:
+                before = after - int((rows[: fresh - start] == row).sum())
+                if side == USERS or self._is_due(before, after):
                     old = np.append(self._factors(table, row), 1.0) * (before > 0)
                     self._solve(side, row, others)
                     changes.append((old, np.append(self._factors(table, row), 1.0)))
             for old, new in changes if self._rates.unobserved > 0 else ():
                 self.gram[side] = (self.gram[side] + np.outer(new, new)) - np.outer(old, old)
         if self._rates.has_bias and update.values is not None:
-            model.mean_sum += sum(int(scalar.fixed_point(value)) for value in update.values[start:stop])
-            model.mean_count += stop - start
+            model.mean_sum += sum(int(scalar.fixed_point(value)) for value in update.values[start:fresh])
+            model.mean_count += fresh - start
+
+    def _is_due(self, before: int, after: int) -> bool:
+        """Whether an item is solved that had `before` events before a micro-batch and has `after` after it."""
+        period = self._spec.solve.item_events
+        return before == after or before < period or before // period < after // period
 
     def _factors(self, table: ReferenceTable, row: int) -> np.ndarray:
         return table.factors[row, : self._spec.k].copy()
