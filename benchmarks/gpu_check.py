@@ -65,6 +65,10 @@ GOALS = (
          "gpu_block_a_row_65536_events_per_s", 3.0, True),
     Goal("ratio_gpu_ordered_to_cpu", "ordered, 65,536, to the CPU backend on all cores",
          "gpu_ordered_65536_events_per_s", "gpu_cpu_all_cores_events_per_s", 10.0, True),
+    Goal("gpu_softmax_events_per_s", "rule softmax, 64 negatives, groups of 16 in micro-batches of 16,384, events a second",
+         "gpu_softmax_events_per_s", None, 40e6, True),
+    Goal("gpu_solve_events_per_s", "rule solve, preset `clicks` in micro-batches of 4,096, events a second",
+         "gpu_solve_events_per_s", None, 3e6, True),
     Goal("gpu_device_busy_share", "share of time that the device is busy at the wire's peak", "gpu_device_busy_share",
          None, 0.2, False),
     Goal("ratio_gpu_topk_to_read", "exact top-100 of 1 million, one user, to one reading of the table",
@@ -74,7 +78,7 @@ GOALS = (
     Goal("gpu_score_500_ingest_p99_ms", "Score of 500 candidates under full ingest, p99, ms",
          "gpu_score_500_ingest_p99_ms", None, 3.0, False),
 )  # fmt: skip
-"""H100-class, k = 64, Zipf-distributed items, 10 million users and 1 million items."""
+"""H100-class, k = 64, Zipf-distributed items, 10 million users and 1 million items; rules softmax and solve a tenth of them."""
 
 
 def completed(figures: Figures) -> Figures:
@@ -174,6 +178,7 @@ def parts() -> dict[str, Callable[[], Figures]]:
         "copy": lambda: figures.copy_rate(sizes),
         "digests": lambda: figures.digests(sizes),
         "updates": lambda: figures.update_rates(sizes),
+        "rules": lambda: figures.rule_rates(sizes),
         "cpu": lambda: figures.cpu_rate(sizes),
         "top-k": lambda: figures.top_k_times(sizes),
         "served": lambda: served.measure(cupy),

@@ -31,9 +31,7 @@ SOLVE_SHUFFLED_GRID = grid(
     half_life=(0,),
     items=(4096,),
 )
-SOFTMAX_GRID = grid(
-    rate=(1, 2, 3), l2=(0.001, 0.03), group_events=(4, 8), proposal=("uniform", "popularity")
-)
+SOFTMAX_GRID = grid(rate=(1, 2, 3), l2=(0.001, 0.03), group_events=(4, 8), proposal=("uniform", "popularity"))
 SOFTMAX_FAST_GRID = grid(rate=(1, 2, 3, 4), l2=(0.001, 0.03, 0.1), group_events=(8, 16))
 # As wide as ours at their widest. implicit's always did best so.
 IALS_GRID = grid(k=(64, 128), unobserved=(0.1, 0.3, 1, 3), l2=(0.001, 0.003, 0.01, 0.02))

@@ -23,7 +23,7 @@ pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 
 SIZES = figures.Sizes(
     users=6, items=9, events=6, records=1, rounds=1, batches=(3, 6), copy_bytes=1024, cpu_users=50,
-    cpu_items=40, digest_events=8, queries=4,
+    cpu_items=40, digest_events=8, queries=4, softmax_batch=4, group_events=2, solve_batch=3, solve_k=2,
 )  # fmt: skip
 
 
@@ -47,7 +47,8 @@ def test_hogwild_learns_what_the_reference_does_where_nothing_races() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [figures.copy_rate, figures.update_rates, figures.digests, figures.top_k_times]
+    "part",
+    [figures.copy_rate, figures.update_rates, figures.rule_rates, figures.digests, figures.top_k_times],
 )
 def test_every_part_gives_its_figures(part) -> None:
     found = part(SIZES)
