@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Protocol
 
@@ -375,7 +376,7 @@ def _kind_of(spec: ModelSpec) -> ModelSpec:
         rule=Rule(spec.rule),
         history=History(min(history.users, LANES), min(history.items, LANES)),
         solve=Solve(float(spec.solve.unobserved > 0)),
-        softmax=spec.softmax,
+        softmax=replace(spec.softmax, group_events=0),
         counts=Counts(min(counts.neighbors, LANES), span=1),
         regularization=Regularization(
             float(bounds.gradient_norm_max > 0),

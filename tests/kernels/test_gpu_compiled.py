@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("cuda.core")
 
 from gpu_compiler import TARGETS, cases, machine_code_of, ptx_of
+from livefactor_kernels.cuda import _kind_of
+from livefactor_kernels.presets import PRESET_NAMES, preset
 from livefactor_kernels.warp import SIMULATED
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing")
@@ -174,3 +176,11 @@ if __name__ == "__main__":
     RATCHET.write_text(
         re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2, \3]", lines) + "\n", encoding="utf-8"
     )
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_every_preset_has_a_small_model_to_compile_its_kernels_by(name: str) -> None:
+    spec = preset(name)
+    small = _kind_of(spec)
+    assert (small.rule, small.loss, small.k) == (spec.rule, spec.loss, spec.k)
+    assert small.softmax.proposal == spec.softmax.proposal

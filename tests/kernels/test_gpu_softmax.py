@@ -101,7 +101,7 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it(spec) -> None:
 
 
 def test_kernels_are_compiled_by_a_small_model() -> None:
-    assert cuda._compile_kernels.__wrapped__(cuda._kind_of(softmax_spec(IN_BATCH, micro_batch=8))) > 20
+    assert cuda._compile_kernels.__wrapped__(cuda._kind_of(grouped(IN_BATCH, 4, micro_batch=8))) > 20
 
 
 def test_copies_for_pins_are_those_of_micro_batches_not_of_events() -> None:
