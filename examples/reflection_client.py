@@ -43,7 +43,7 @@ class Contract:
             request_serializer=type(request).SerializeToString,
             response_deserializer=GetMessageClass(descriptor.output_type).FromString,
         )
-        return send(request, timeout=10, wait_for_ready=True)
+        return send(request, timeout=60, wait_for_ready=True)  # a first model compiles its kernels
 
 
 def key(text):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 
@@ -13,9 +12,6 @@ from server_process import ColdStart, Server
 
 # Whoever imports the command line first decides how wide its tables are.
 os.environ["COLUMNS"] = "200"
-
-# Compilers make objects by the million and few cycles: looking for those after every 700 objects takes a fifth of the time.
-gc.set_threshold(50_000, 20, 20)
 
 # Compiling makes first examples slow, so hypothesis' own deadline says nothing.
 # A failure prints how to repeat it.

@@ -29,11 +29,11 @@ const options = { includeDirs: [protos], keepCase: true, longs: String, defaults
 const definition = protoLoader.loadSync(files, options);
 const { UpdateService, ScoringService, ModelService } = grpc.loadPackageDefinition(definition).livefactor.v1;
 
-/** A client whose unary methods return promises and have a deadline of ten seconds. */
+/** A client whose unary methods return promises and have a deadline of a minute: a first model compiles its kernels. */
 function connect(Service, target) {
   const client = new Service(target, grpc.credentials.createInsecure());
   const call = (method) => (request) =>
-    promisify(client[method]).call(client, request, new grpc.Metadata(), { deadline: Date.now() + 10_000 });
+    promisify(client[method]).call(client, request, new grpc.Metadata(), { deadline: Date.now() + 60_000 });
   const methods = Object.keys(Service.service);
   return Object.fromEntries([["close", () => client.close()], ...methods.map((name) => [name, call(name)])]);
 }

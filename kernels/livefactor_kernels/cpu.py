@@ -23,6 +23,7 @@ from .tables import ITEMS, USERS, Table
 from .update import Update, joined
 
 _INLINED = (
+    "atomics.py",
     "lanes.py",
     "scalar.py",
     "random.py",

@@ -225,7 +225,7 @@ def test_a_drain_finishes_what_was_accepted_and_refuses_what_comes_later(serve: 
         waiting.start()
         wait_until(lambda: metric_lines(server) is not None, "metrics")
         server.signal(signal.SIGTERM)
-        wait_until(lambda: not serving_or_gone(health), "NOT_SERVING", 10)
+        wait_until(lambda: not serving_or_gone(health), "NOT_SERVING", 15)
         late = error_of(lambda: Producer(channel, "q", model=MODEL, open_timeout_s=0.0))
         assert isinstance(late, Unavailable)
         waiting.join(30)

@@ -175,7 +175,7 @@ def test_the_stamp_covers_every_file_that_is_inlined() -> None:
             continue  # of these the kernels take no function
         seen.add(name)
         text = path.read_text()
-        for dots, module, names in re.findall(r"^from (\.+)(\w*) import ([\w, ]+)", text, re.M):
+        for dots, module, names in re.findall(r"^from (\.+)(\w*) import \(?([\w, ]*)", text, re.M):
             base = path.parents[len(dots) - 1]
             modules = [module] if module else re.findall(r"\w+", names)
             found = [base / f"{each}.py" for each in modules]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livefactor_kernels import cpu
 from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reference import ReferenceModel
@@ -348,14 +346,3 @@ def test_popular_items_are_drawn_as_often_as_they_came() -> None:
 def test_specs_are_refused(field, changes) -> None:
     with pytest.raises(SpecError, match=f"^{re.escape(field)}"):
         replace(softmax_spec(), **changes).check()
-
-
-def test_the_stamp_covers_every_file_that_is_inlined() -> None:
-    """As for the other kernels in test_compiled: Numba's cache looks at the kernel's own file only."""
-    folder = Path(cpu.__file__).parent / "softmax"
-    text = "".join((folder / name).read_text() for name in ("cpu.py", "cpu_events.py", "cpu_items.py"))
-    names = {f"{name}.py" for name in re.findall(r"^from \.\.(\w+) import", text, re.M)}
-    assert names - {"atomics.py", "tables.py", "update.py"} <= set(cpu._INLINED)
-    assert {f"softmax/{name}.py" for name in ("__init__", "cpu", "cpu_events", "cpu_items")} <= set(
-        cpu._INLINED
-    )

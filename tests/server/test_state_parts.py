@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from livefactor.v1 import models_pb2
 from livefactor_kernels.presets import PRESET_NAMES, preset
-from livefactor_kernels.spec import FactorDtype, Limits, Loss, ModelSpec, OptimizerKind, SpecError
+from livefactor_kernels.spec import (
+    FactorDtype,
+    Limits,
+    Loss,
+    ModelSpec,
+    OptimizerKind,
+    Proposal,
+    Softmax,
+    SpecError,
+)
 from livefactor_server import producers, spec_codec
 from livefactor_server.changes import NO_REJECTS, REJECTS_LISTED_MAX, Rejects, decode_rejects, encode_rejects
 from livefactor_server.gate import Gate
@@ -142,8 +151,8 @@ GOLDEN_SPECS = {
     "purchases_sgd": "f1e4fbe80f4f8180",
     "ratings": "4bee5d340b71ef3e",
     "clicks": "63e51217ace23fa2",
-    "purchases": "40f01ff03c0699ff",
-    "news": "378cf86c4283f0fa",
+    "purchases": "19bcfaa2a77c1250",
+    "news": "708c75acb1128cc9",
 }
 
 
@@ -166,6 +175,18 @@ def test_the_bytes_of_a_float32_spec_never_change() -> None:
         name: hashlib.sha256(spec_codec.encode(preset(name))).hexdigest()[:16] for name in PRESET_NAMES
     }
     assert digests == GOLDEN_SPECS
+
+
+def test_groups_are_logged_where_there_are_some() -> None:
+    """Fields that a part gained later leave no trace in the specs from before."""
+    grouped = preset("news")
+    assert spec_codec.decode(spec_codec.encode(grouped)).softmax == grouped.softmax
+    without = replace(grouped, softmax=Softmax(Proposal.UNIFORM))
+    message = models_pb2.ModelSpec.FromString(spec_codec.encode(without))
+    assert message.softmax.proposal and not message.softmax.HasField("group_events")
+    assert spec_codec.decode(spec_codec.encode(without)).softmax == without.softmax
+    given = models_pb2.ModelSpec(softmax=models_pb2.Softmax(group_events=2))
+    assert spec_codec.from_message(given, "news").softmax == replace(grouped.softmax, group_events=2)
 
 
 def test_repeats_are_logged_where_there_are_some() -> None:
