@@ -171,16 +171,16 @@ def written() -> dict[str, dict[str, list[int]]]:
     }
 
 
-if __name__ == "__main__":
-    lines = json.dumps(written(), indent=1)
-    RATCHET.write_text(
-        re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2, \3]", lines) + "\n", encoding="utf-8"
-    )
-
-
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_every_preset_has_a_small_model_to_compile_its_kernels_by(name: str) -> None:
     spec = preset(name)
     small = _kind_of(spec)
     assert (small.rule, small.loss, small.k) == (spec.rule, spec.loss, spec.k)
     assert small.softmax.proposal == spec.softmax.proposal
+
+
+if __name__ == "__main__":
+    lines = json.dumps(written(), indent=1)
+    RATCHET.write_text(
+        re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2, \3]", lines) + "\n", encoding="utf-8"
+    )

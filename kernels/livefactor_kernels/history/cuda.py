@@ -32,8 +32,8 @@ _BATCHES_MAX = 1 << 15
 ADDITIONS_AT_ONCE = 1 << 18
 """Additions of a slice, if one event does not have more."""
 _UNUSED = np.int64(2**63 - 1)
-_EVENT_BITS, _ROW_BITS, _PLACE_BITS = 16, 32, 20  # of keys: (micro-batch, row, event) and (row, place)
-_EVENT_MASK, _ROW_MASK, _PLACE_MASK = (1 << _EVENT_BITS) - 1, (1 << _ROW_BITS) - 1, (1 << _PLACE_BITS) - 1
+EVENT_BITS, _ROW_BITS, _PLACE_BITS = 16, 32, 20  # of keys: (micro-batch, row, event) and (row, place)
+_EVENT_MASK, _ROW_MASK, _PLACE_MASK = (1 << EVENT_BITS) - 1, (1 << _ROW_BITS) - 1, (1 << _PLACE_BITS) - 1
 _F0 = np.float32(0.0)
 TYPES = {
     "seen_rows": np.uint32, "seen_values": np.float32, "seen_weights": np.float32, "seen_visits": np.uint32,
@@ -109,7 +109,7 @@ def pieces_of(
 @inlined
 def row_of(key: Any) -> Any:
     """Row (int64) of an event's key."""
-    return (key >> _EVENT_BITS) & _ROW_MASK
+    return (key >> EVENT_BITS) & _ROW_MASK
 
 
 @inlined
@@ -119,21 +119,35 @@ def event_of(key: Any) -> Any:
 
 
 @inlined
+def first_of_row(keys: Any, start: Any, stop: Any, row: Any, bits: Any) -> Any:
+    """The first (int64) of a micro-batch's sorted entries [start, stop) whose row, above `bits` bits of a key, is `row` or
+    above."""
+    low, high = np.int64(start), np.int64(stop)
+    while low < high:
+        middle = (low + high) // 2
+        if (keys[middle] >> bits) & _ROW_MASK < row:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inlined
 def begins_row(keys: Any, i: Any, start: Any) -> Any:
     """Whether entry i is the first one of its row among those from `start` on."""
-    return i == start or keys[i - 1] >> _EVENT_BITS != keys[i] >> _EVENT_BITS
+    return i == start or keys[i - 1] >> EVENT_BITS != keys[i] >> EVENT_BITS
 
 
 @inlined
 def end_of_row(keys: Any, i: Any, stop: Any) -> Any:
     """The end (int64) of entry i's row among the entries up to `stop`."""
-    return end_of_events(keys, i, stop, 1 << _EVENT_BITS)
+    return end_of_events(keys, i, stop, 1 << EVENT_BITS)
 
 
 @inlined
 def end_of_events(keys: Any, i: Any, stop: Any, last: Any) -> Any:
     """The end (int64) of the events below number `last` of entry i's row, from entry i up to `stop`; i if there are none."""
-    limit, low, high = ((keys[i] >> _EVENT_BITS) << _EVENT_BITS) + last, np.int64(i), np.int64(stop)
+    limit, low, high = ((keys[i] >> EVENT_BITS) << EVENT_BITS) + last, np.int64(i), np.int64(stop)
     while low < high:
         middle = (low + high) // 2
         if keys[middle] < limit:
@@ -149,9 +163,9 @@ def livefactor_order_kernel(piece: Any, words: Any, user_keys: Any, item_keys: A
     t = cuda.grid(1)
     if t >= piece.events:
         return
-    batch, at = np.int64(t // piece.batch) << (_ROW_BITS + _EVENT_BITS), piece.first + t
-    user_keys[t] = batch | (np.int64(words[piece.users_at + at]) << _EVENT_BITS) | t
-    item_keys[t] = batch | (np.int64(words[piece.items_at + at]) << _EVENT_BITS) | t
+    batch, at = np.int64(t // piece.batch) << (_ROW_BITS + EVENT_BITS), piece.first + t
+    user_keys[t] = batch | (np.int64(words[piece.users_at + at]) << EVENT_BITS) | t
+    item_keys[t] = batch | (np.int64(words[piece.items_at + at]) << EVENT_BITS) | t
 
 
 @inlined

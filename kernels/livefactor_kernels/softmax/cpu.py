@@ -180,6 +180,7 @@ class Softmax:
         self._scratch, self._memory = Scratch.of(spec, items)
         self._kernel = softmax_kernel(spec.k_padded // LANES, Method.of(spec), stamp)
         self._words = np.zeros((len(Meeting._fields), _WORDS_OF_LINE), np.uint64)
+        self._meeting = Meeting.of(self._words)
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="softmax") if processors() > 1 else None
         empty = np.empty(0, np.uint32)
         nothing = Update(0, empty, empty, None, None, 0, 0)
@@ -219,6 +220,6 @@ class Softmax:
             is_in_batch,
             self._rates,
             self._scratch,
-            Meeting.of(self._words),
+            self._meeting,
             *sizes,
         )

@@ -22,10 +22,12 @@ from .. import scalar
 from ..cuda_plan import value_of, weight_of
 from ..cuda_row_steps import step_row
 from ..history.cuda import (
+    EVENT_BITS,
     PIECE_EVENTS,
     begins_row,
     end_of_row,
     event_of,
+    first_of_row,
     livefactor_order_kernel,
     pieces_of,
     row_of,
@@ -42,7 +44,7 @@ from . import GAP_MAX
 from .cuda_shared import (
     BATCHES_MAX,
     NEGATIVES_OF_PIECE,
-    first_negative,
+    PLACE_BITS,
     livefactor_order_negatives_kernel,
     place_of,
     shared_row_of,
@@ -171,19 +173,6 @@ def _pull_user(
                 g[c] = g[c] + e * y[c]
     for c in range(blocks):
         g[c] = g[c] + rates.l2 * x[c]
-
-
-@inlined
-def _first_entry(keys: Any, batch: Any, row: Any) -> Any:
-    """The first of the micro-batch's sorted entries whose row is `row` or above."""
-    low, high = np.int64(batch.start), np.int64(batch.stop)
-    while low < high:
-        middle = (low + high) // 2
-        if row_of(keys[middle]) < row:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 @inlined
@@ -329,13 +318,13 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
             if not begins_row(keys, first, batch.start):
                 return
             row = row_of(keys[first])
-            other = first_negative(shared, batch, row)
+            other = first_of_row(shared, batch.shared_start, batch.shared_stop, row, PLACE_BITS)
         else:
             other = np.int64(batch.shared_start + i - events)
             row = shared_row_of(shared[other])
             if other > batch.shared_start and shared_row_of(shared[other - 1]) == row:
                 return
-            first = _first_entry(keys, batch, row)
+            first = first_of_row(keys, batch.start, batch.stop, row, EVENT_BITS)
             if first < batch.stop and row_of(keys[first]) == row:
                 return  # an event's item: its entry does it
         load_row(items.factors, row, y, BLOCKS)

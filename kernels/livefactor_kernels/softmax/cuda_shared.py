@@ -10,8 +10,8 @@ import numpy as np
 from ..lanes import inlined
 from ..warp import cuda, kernel
 
-_PLACE_BITS, _ROW_BITS = 17, 32  # of keys: (micro-batch, row, place); `MAX_SHARED_NEGATIVES` places at most
-_PLACE_MASK, _ROW_MASK = (1 << _PLACE_BITS) - 1, (1 << _ROW_BITS) - 1
+PLACE_BITS, _ROW_BITS = 17, 32  # of keys: (micro-batch, row, place); `MAX_SHARED_NEGATIVES` places at most
+_PLACE_MASK, _ROW_MASK = (1 << PLACE_BITS) - 1, (1 << _ROW_BITS) - 1
 BATCHES_MAX = 1 << 14
 """Of a piece, so that a key has 63 bits."""
 NEGATIVES_OF_PIECE = 1 << 20
@@ -27,7 +27,7 @@ def place_of(key: Any) -> Any:
 @inlined
 def shared_row_of(key: Any) -> Any:
     """Row (int64) of a sorted negative."""
-    return (key >> _PLACE_BITS) & _ROW_MASK
+    return (key >> PLACE_BITS) & _ROW_MASK
 
 
 @kernel
@@ -40,17 +40,4 @@ def livefactor_order_negatives_kernel(
         return
     batch, place = np.int64(i // of_batch), np.int64(i % of_batch)
     row = np.int64(words[rows_at + i]) if i < count else np.int64(_ROW_MASK)
-    keys[i] = (((batch << _ROW_BITS) | row) << _PLACE_BITS) | place
-
-
-@inlined
-def first_negative(shared: Any, batch: Any, row: Any) -> Any:
-    """The first of the micro-batch's sorted negatives whose row is `row` or above."""
-    low, high = np.int64(batch.shared_start), np.int64(batch.shared_stop)
-    while low < high:
-        middle = (low + high) // 2
-        if shared_row_of(shared[middle]) < row:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    keys[i] = (((batch << _ROW_BITS) | row) << PLACE_BITS) | place
