@@ -1,1 +1,1 @@
-"""Speed and quality, measured: `make bench`, or one part alone, as in `python -m benchmarks.kernels`."""
+"""Speed and quality, measured: `make bench`, or one part alone, as in `python -m benchmarks.speed.kernels`."""

@@ -19,21 +19,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import (
+from benchmarks import machine, report
+from benchmarks.pages import ROOT
+from benchmarks.progressive import suite as progressive
+from benchmarks.speed import (
     disk,
     kernels,
-    keymap_bench,
     latency,
     limits,
-    machine,
     opponents,
-    progressive,
     reads,
-    report,
     side_by_side,
 )
-from benchmarks import ingest as ingest_rounds
-from benchmarks.pages import ROOT
+from benchmarks.speed import ingest as ingest_rounds
+from benchmarks.speed import (
+    keymap as keymap_bench,
+)
 
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 QUIET_LOAD = 0.5

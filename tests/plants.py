@@ -13,15 +13,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from livefactor_kernels.pins import PinBoard
-from livefactor_server.admission import Admission
+from livefactor_kernels.pins.cpu import PinBoard
 from livefactor_server.changes import InteractionsChange
-from livefactor_server.engine import Engine
-from livefactor_server.file_io import FileIO
-from livefactor_server.gate import Gate
-from livefactor_server.log import Log
-from livefactor_server.state import Logged, ModelState
-from livefactor_server.submission import Ack, Submission
+from livefactor_server.engine.admission import Admission
+from livefactor_server.engine.engine import Engine
+from livefactor_server.engine.submission import Ack, Submission
+from livefactor_server.log.disk import FileIO
+from livefactor_server.log.store import Log
+from livefactor_server.model.gate import Gate
+from livefactor_server.model.state import Logged, ModelState
 
 SMALL_SEGMENT_BYTES = 128 << 10
 LATE_S = 0.1

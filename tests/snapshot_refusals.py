@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from livefactor import snapshot_files
 from livefactor.errors import SnapshotInvalid
+from livefactor.snapshots import files as snapshot_files
 
 PEAK_BYTES_MAX = 8 << 20
 SECONDS_MAX = 1.0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from livefactor.snapshot_format import OPTIMIZER_STATE
+from livefactor.snapshots.format import OPTIMIZER_STATE
 from livefactor.v1 import models_pb2
-from livefactor_server.snapshots import SnapshotStore, StateView
+from livefactor_server.snapshots.store import SnapshotStore, StateView
 
 LINEAGE = uuid.UUID("6f1c1b3e-0000-4000-8000-00000000beef")
 LABELS = {3: "café", 4: "", 7: "日本", 2**64 - 1: "last"}

@@ -20,8 +20,8 @@ import sys
 
 from livefactor.__main__ import main
 from livefactor_kernels.backend import create_backend
-from livefactor_kernels.presets import preset
-from livefactor_kernels.scoring import compile_kernels
+from livefactor_kernels.scoring.cpu import compile_kernels
+from livefactor_kernels.spec.presets import preset
 
 
 def import_all() -> None:

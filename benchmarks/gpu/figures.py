@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.rivals import HogwildModel, RowBlockModel
-from livefactor_kernels import device as devices
 from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
 from livefactor_kernels.cuda import CudaModel
-from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import (
+from livefactor_kernels.device import machine as devices
+from livefactor_kernels.spec.model import (
     FactorDtype,
     Limits,
     Loss,
@@ -34,6 +33,7 @@ from livefactor_kernels.spec import (
     Rule,
     Softmax,
 )
+from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import USERS
 
 K, TOP = 64, 100

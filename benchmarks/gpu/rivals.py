@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 from numba import float32
 
-from livefactor_kernels import scalar
 from livefactor_kernels.cuda import CudaModel
-from livefactor_kernels.cuda_factors import load_factor, store_factor
-from livefactor_kernels.cuda_plan import Plan, Span, event_of, row_of, value_of, weight_of
-from livefactor_kernels.cuda_staging import WORD_BYTES, Slot
-from livefactor_kernels.device import Buffer
-from livefactor_kernels.lanes import inlined
+from livefactor_kernels.device.factors import load_factor, store_factor
+from livefactor_kernels.device.machine import Buffer
+from livefactor_kernels.device.plan import Plan, Span, event_of, row_of, value_of, weight_of
+from livefactor_kernels.device.staging import WORD_BYTES, Slot
+from livefactor_kernels.device.warp import BLOCK_THREADS, SIMULATED, cuda, half_sum, kernel
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row
-from livefactor_kernels.spec import LANES, ModelSpec
+from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.update import Rates, Update
-from livefactor_kernels.warp import BLOCK_THREADS, SIMULATED, cuda, half_sum, kernel
 
 WARP = LANES if SIMULATED else 2 * LANES
 K = 64

@@ -19,7 +19,7 @@ from benchmarks.gpu.figures import Figures, zipf_rows
 from livefactor import BatchSettings, Models, Producer, Scorer
 from livefactor.channel import open_channel
 from livefactor_kernels.cuda import CudaModel
-from livefactor_server.embedded import EmbeddedServer
+from livefactor_server.rpc.embedded import EmbeddedServer
 
 KEY_STEP = np.uint64(0x9E3779B97F4A7C15)
 """Spreads small numbers over all 64-bit keys."""

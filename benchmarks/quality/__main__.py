@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import machine
 from benchmarks.pages import ROOT
-from benchmarks.progressive import ratings_path
+from benchmarks.progressive.suite import ratings_path
 from benchmarks.quality import methods, pictures, report, suite
 from benchmarks.quality.ranking import QUICK, WHOLE, Extent, Figures
 

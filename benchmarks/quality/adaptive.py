@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.progressive_data import Stream
-from benchmarks.progressive_rmse import served
+from benchmarks.progressive.data import Stream
+from benchmarks.progressive.rmse import served
 from benchmarks.quality.ranking import Extent, Figures, Part, chosen
 from benchmarks.quality.search import grid, pick
 from livefactor_kernels.backend import Update
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.presets import preset
 from livefactor_kernels.sgd.adaptive import STEP, multiple
-from livefactor_kernels.spec import LANES, AdaptiveRate, Loss, ModelSpec
-from livefactor_kernels.steps import Rows
+from livefactor_kernels.simd.steps import Rows
+from livefactor_kernels.spec.model import LANES, AdaptiveRate, Loss, ModelSpec
+from livefactor_kernels.spec.presets import preset
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """The fixed ones, as multiples of the preset's."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchmarks.progressive_data import Stream
+from benchmarks.progressive.data import Stream
 
 VALIDATED_FROM, HELD_BACK_FROM = 0.64, 0.80
 HOLD_OUT_DRAW = 20_11

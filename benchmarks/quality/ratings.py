@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numba import njit
 
-from benchmarks.progressive_rmse import rmse
+from benchmarks.progressive.rmse import rmse
 from benchmarks.quality.data import Division, Events
 from benchmarks.quality.search import Settings
 from benchmarks.quality.streamed import one_pass, settled

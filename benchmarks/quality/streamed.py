@@ -11,12 +11,12 @@ import numpy as np
 from benchmarks.quality.data import Events
 from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.history.reading import PersonReader, Persons
-from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import History, Loss, ModelSpec, Proposal, Softmax
+from livefactor_kernels.spec.model import History, Loss, ModelSpec, Proposal, Softmax
+from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import ITEMS, USERS
 
 RECORD_EVENTS = 512
-"""As in benchmarks.progressive_recall; negatives are drawn from the items known by the end of a record."""
+"""As in benchmarks.progressive.recall; negatives are drawn from the items known by the end of a record."""
 FAST_RECORD_EVENTS = 8192
 """Of a producer that wants throughput: a record that two threads share gains more than it costs to wake one."""
 

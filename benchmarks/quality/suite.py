@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.progressive import TUNED_PART
-from benchmarks.progressive_data import Stream, read_purchases, read_ratings
-from benchmarks.progressive_recall import model_hits, own_first_hits, popular_hits
+from benchmarks.progressive.data import Stream, read_purchases, read_ratings
+from benchmarks.progressive.recall import model_hits, own_first_hits, popular_hits
+from benchmarks.progressive.suite import TUNED_PART
 from benchmarks.quality import adaptive, ratings
 from benchmarks.quality.data import Judgement, in_time, numbered, shuffled
 from benchmarks.quality.methods import CLICKS_GRID, POPULAR_GRID, PURCHASES_GRID

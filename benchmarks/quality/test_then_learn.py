@@ -1,6 +1,6 @@
 """Online Retail, test-then-learn: is an item in its customer's top 10 of what was learned before its batch?
 
-As benchmarks.progressive_recall asks: all 397,924 purchases, in batches of 512, each scored as a whole, then
+As benchmarks.progressive.recall asks: all 397,924 purchases, in batches of 512, each scored as a whole, then
 learned; repeats count, and lists leave nothing out. Beside ours and most-popular: item-kNN with exact counts,
 updated batch by batch. Settings are picked on the first 60 % of the stream; `later` figures are of the rest.
 """

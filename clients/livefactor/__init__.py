@@ -12,7 +12,6 @@ process. Errors: the tree in `livefactor.errors`.
 """
 
 from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
-from livefactor.batching import Ack, BatchSettings, Receipt, RowReject
 from livefactor.channel import open_channel
 from livefactor.errors import (
     AlreadyExists,
@@ -35,14 +34,15 @@ from livefactor.errors import (
     Unimplemented,
 )
 from livefactor.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
-from livefactor.keys import key_of, keys_of
 from livefactor.local import Local, local
 from livefactor.models import ModelDescription, Models
 from livefactor.position import Position
-from livefactor.producer import Producer
+from livefactor.pushing.batching import Ack, BatchSettings, Receipt, RowReject
+from livefactor.pushing.producer import Producer
+from livefactor.pushing.sending import ProducerStatus
 from livefactor.scorer import Recommendations, Scorer, Scores, UserAnswer
-from livefactor.sending import ProducerStatus
-from livefactor.snapshot_files import LoadedSnapshot, Verification, load, verify
+from livefactor.snapshots.files import LoadedSnapshot, Verification, load, verify
+from livefactor.wire.keys import key_of, keys_of
 
 __version__ = "0.1.0"
 

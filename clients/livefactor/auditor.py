@@ -10,11 +10,11 @@ from typing import Any
 
 import grpc
 
-from livefactor import snapshot_files
 from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.position import Position, position_of
-from livefactor.snapshot_format import is_snapshot_id
+from livefactor.snapshots import files as snapshot_files
+from livefactor.snapshots.format import is_snapshot_id
 from livefactor.v1 import snapshots_pb2
 
 _SERVICE = "/livefactor.v1.SnapshotService/"

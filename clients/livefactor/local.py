@@ -18,7 +18,7 @@ from livefactor.auditor import Auditor
 from livefactor.channel import open_channel
 from livefactor.errors import ServerMissing
 from livefactor.models import Models
-from livefactor.producer import Producer
+from livefactor.pushing.producer import Producer
 from livefactor.scorer import Scorer
 
 LOCAL_GROUP = "livefactor.local"

@@ -12,11 +12,11 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from livefactor.arrays import KEYS, Ids, as_keys
 from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.errors import ColumnError
 from livefactor.position import Position
-from livefactor.scoring_columns import ScoreColumns, decode_score_response, encode_score
+from livefactor.wire.arrays import KEYS, Ids, as_keys
+from livefactor.wire.scoring import ScoreColumns, decode_score_response, encode_score
 
 _SCORE = "/livefactor.v1.ScoringService/Score"
 

@@ -14,11 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
-from .cpu import CpuModel
-from .reference import ReferenceModel
-from .spec import ModelSpec
-from .tables import ITEMS, USERS
-from .update import Update
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.reference import ReferenceModel
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.update import Update
 
 __all__ = [
     "AUTO",
@@ -243,7 +243,7 @@ class Backend(Protocol):
 
 
 def _cuda_model(spec: ModelSpec) -> Backend:
-    from .cuda import CudaModel  # loading it takes a second and more
+    from livefactor_kernels.cuda import CudaModel  # loading it takes a second and more
 
     return CudaModel(spec)
 
@@ -276,7 +276,7 @@ def choose_backend(name: str) -> str:
     if missing:
         found = f"not installed: {', '.join(missing)}; see docs/gpu.md"
     else:
-        from . import device
+        from livefactor_kernels.device import machine as device
 
         if device.is_available():
             return "cuda"

@@ -9,34 +9,35 @@ from typing import Protocol
 
 import numpy as np
 
-from . import scalar, scoring
-from .history.cpu import Recorder
-from .pins import Pin, PinBoard
-from .replay import most_events
-from .replay.cpu import Reservoir
-from .sgd.cpu import Sgd
-from .sgd.cpu_adaptive import AdaptiveSgd
-from .softmax.cpu import Softmax
-from .solve.cpu import Solver
-from .spec import FactorDtype, ModelSpec, Rule
-from .tables import ITEMS, USERS, Table
-from .update import Update, joined
+from livefactor_kernels.history.cpu import Recorder
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.pins.cpu import Pin, PinBoard
+from livefactor_kernels.replay import most_events
+from livefactor_kernels.replay.cpu import Reservoir
+from livefactor_kernels.scoring import cpu as scoring
+from livefactor_kernels.sgd.cpu import Sgd
+from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
+from livefactor_kernels.softmax.cpu import Softmax
+from livefactor_kernels.solve.cpu import Solver
+from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
+from livefactor_kernels.tables import ITEMS, USERS, Table
+from livefactor_kernels.update import Update, joined
 
 _INLINED = (
-    "atomics.py",
-    "lanes.py",
-    "scalar.py",
-    "random.py",
-    "narrow.py",
-    "steps.py",
-    "gradients.py",
-    "row_steps.py",
-    "optimizers.py",
-    "sums.py",
-    "packs.py",
-    "spec.py",
-    "spec_checks.py",
-    "spec_parts.py",
+    "simd/atomics.py",
+    "numbers/lanes.py",
+    "numbers/scalar.py",
+    "numbers/random.py",
+    "numbers/narrow.py",
+    "simd/steps.py",
+    "simd/gradients.py",
+    "optimizers/cpu.py",
+    "optimizers/__init__.py",
+    "numbers/sums.py",
+    "simd/packs.py",
+    "spec/model.py",
+    "spec/checks.py",
+    "spec/parts.py",
     "sgd/cpu_sequential.py",
     "sgd/cpu_micro_batch.py",
     "sgd/cpu_dropout.py",

@@ -19,21 +19,21 @@ from typing import Protocol
 
 import numpy as np
 
-from . import scalar
-from .cuda_pins import CudaPin, Pins, as_floats, as_gram, as_sections, fetch_rows
-from .cuda_rows import CudaTable, livefactor_init_kernel
-from .cuda_scratch import RECORD_EVENTS_MAX, record_bytes, shared_bytes
-from .cuda_staging import KEY_BYTES, WORD_BYTES, Slot, Staging, aligned
-from .device import Buffer, open_device
-from .history.cuda import PIECE_EVENTS, Recorder, pieces_of
-from .random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key
-from .replay import most_events
-from .replay.cpu import Reservoir
-from .sgd.cuda import Sgd
-from .sgd.cuda_adaptive import AdaptiveSgd
-from .softmax.cuda import Softmax
-from .solve.cuda import Solver
-from .spec import (
+from livefactor_kernels.device.machine import Buffer, open_device
+from livefactor_kernels.device.scratch import RECORD_EVENTS_MAX, record_bytes, shared_bytes
+from livefactor_kernels.device.staging import KEY_BYTES, WORD_BYTES, Slot, Staging, aligned
+from livefactor_kernels.device.warp import SIMULATED
+from livefactor_kernels.history.cuda import PIECE_EVENTS, Recorder, pieces_of
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key
+from livefactor_kernels.pins.cuda import CudaPin, Pins, as_floats, as_gram, as_sections, fetch_rows
+from livefactor_kernels.replay import most_events
+from livefactor_kernels.replay.cpu import Reservoir
+from livefactor_kernels.sgd.cuda import Sgd
+from livefactor_kernels.sgd.cuda_adaptive import AdaptiveSgd
+from livefactor_kernels.softmax.cuda import Softmax
+from livefactor_kernels.solve.cuda import Solver
+from livefactor_kernels.spec.model import (
     LANES,
     MIN_WINDOW,
     AdaptiveRate,
@@ -49,9 +49,9 @@ from .spec import (
     Rule,
     Solve,
 )
-from .tables import ITEMS, USERS
-from .update import Update
-from .warp import SIMULATED
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.cuda import CudaTable, livefactor_init_kernel
+from livefactor_kernels.update import Update
 
 _COLUMNS = ("users", "items", "values", "weights", "means", "negatives", "rarity", "own")
 """Columns of 32-bit words that a record may have on its way to the device."""

@@ -22,12 +22,11 @@ from types import TracebackType
 
 import numpy as np
 
-from . import scalar
-from .history import row_sections
-from .history.reference import Recorder
-from .narrow import array_dtype, rounded, widened
-from .optimizers import StepRates, initial_state, optimizer_sections
-from .random import (
+from livefactor_kernels.history import row_sections
+from livefactor_kernels.history.reference import Recorder
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.narrow import array_dtype, rounded, widened
+from livefactor_kernels.numbers.random import (
     INIT_DOMAIN,
     INIT_ROUNDING_DOMAIN,
     ROUNDING_DOMAIN,
@@ -37,17 +36,18 @@ from .random import (
     philox,
     rounding_word,
 )
-from .reference_steps import step_row
-from .replay.reference import Reservoir
-from .scoring import check_top_k
-from .sgd.adaptive_reference import AdaptiveSgd
-from .sgd.reference import Sgd
-from .softmax.reference import Softmax
-from .solve.reference import Solver
-from .spec import ModelSpec, Rule
-from .sums import dot
-from .tables import ITEMS, NO_ROW, USERS, check_sections, read_rows, reserve, unpadded
-from .update import Update
+from livefactor_kernels.numbers.sums import dot
+from livefactor_kernels.optimizers import StepRates, initial_state, optimizer_sections
+from livefactor_kernels.optimizers.reference import step_row
+from livefactor_kernels.replay.reference import Reservoir
+from livefactor_kernels.scoring.cpu import check_top_k
+from livefactor_kernels.sgd.reference import Sgd
+from livefactor_kernels.sgd.reference_adaptive import AdaptiveSgd
+from livefactor_kernels.softmax.reference import Softmax
+from livefactor_kernels.solve.reference import Solver
+from livefactor_kernels.spec.model import ModelSpec, Rule
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, check_sections, read_rows, reserve, unpadded
+from livefactor_kernels.update import Update
 
 
 class RowOfKey(dict[int, int]):

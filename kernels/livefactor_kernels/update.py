@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .random import NEGATIVE_DOMAIN, domain_key, draw_batch
-from .spec import ModelSpec
+from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_batch
+from livefactor_kernels.spec.model import ModelSpec
 
 _ONE = np.float32(1.0)
 

@@ -14,10 +14,10 @@ from prometheus_client.registry import Collector
 from livefactor_server.changes import InteractionsChange
 
 if TYPE_CHECKING:
-    from livefactor_server.engine import Engine
-    from livefactor_server.observer import Observer
-    from livefactor_server.state import ModelState
-    from livefactor_server.submission import Submission
+    from livefactor_server.engine.engine import Engine
+    from livefactor_server.engine.submission import Submission
+    from livefactor_server.judging.observer import Observer
+    from livefactor_server.model.state import ModelState
 
 _LATENCY_BUCKETS = (
     0.0005,

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import snapshot_samples as samples
-from livefactor import snapshot_files
 from livefactor.errors import SnapshotInvalid
-from livefactor.snapshot_format import NUMPY_DTYPES, REPLAY
+from livefactor.snapshots import files as snapshot_files
+from livefactor.snapshots.format import NUMPY_DTYPES, REPLAY
 from livefactor.v1 import models_pb2
 from snapshot_refusals import refused, refused_in_little_memory
 

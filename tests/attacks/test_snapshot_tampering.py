@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 import snapshot_samples as samples
-from livefactor import snapshot_files
-from livefactor import snapshot_format as fmt
 from livefactor.errors import SnapshotInvalid
+from livefactor.snapshots import files as snapshot_files
+from livefactor.snapshots import format as fmt
 from snapshot_refusals import VERBS, refused, refused_in_little_memory, watched
 
 SEED = 20_240_917

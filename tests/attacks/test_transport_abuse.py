@@ -21,7 +21,7 @@ from livefactor.v1 import (
     updates_pb2,
     updates_pb2_grpc,
 )
-from livefactor_server.audit import replay_model
+from livefactor_server.snapshots.audit import replay_model
 from server_process import Server, WarmStart, wait_until
 
 Serve = Callable[..., Server]

@@ -18,7 +18,8 @@ from typing import Any
 
 import grpc
 
-from livefactor.columns import (
+from livefactor.v1 import updates_pb2
+from livefactor.wire.columns import (
     AVAILABILITY,
     INTERACTIONS,
     UpdateRequest,
@@ -27,7 +28,6 @@ from livefactor.columns import (
     decode_interactions,
     decode_labels,
 )
-from livefactor.v1 import updates_pb2
 
 LINEAGE = bytes(range(16))
 RING = 64

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livefactor.arrays import as_floats, as_keys, as_numbers, as_times
 from livefactor.errors import ColumnError
-from livefactor.keys import key_of, keys_of
+from livefactor.wire.arrays import as_floats, as_keys, as_numbers, as_times
+from livefactor.wire.keys import key_of, keys_of
 
 TEXTS = ["ann", "bob", "ann", "é"]
 WHOLE = [0, 1, 2**63, 2**64 - 1]

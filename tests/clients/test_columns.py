@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from livefactor import columns
-from livefactor.columns import ColumnError, Stamp
 from livefactor.v1 import scoring_pb2, updates_pb2
+from livefactor.wire import columns
+from livefactor.wire.columns import ColumnError, Stamp
 
 DTYPES = {
     "user_ids": np.uint64,

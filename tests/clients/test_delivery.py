@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livefactor.batching import Batch
-from livefactor.columns import AVAILABILITY, decode_apply
-from livefactor.delivery import WINDOW_BATCHES, Delivery
 from livefactor.errors import InvalidArgument, LivefactorError, NotFound, ProducerFenced
+from livefactor.pushing.batching import Batch
+from livefactor.pushing.delivery import WINDOW_BATCHES, Delivery
 from livefactor.v1 import updates_pb2
+from livefactor.wire.columns import AVAILABILITY, decode_apply
 
 OK, FULL, GAP = 0, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION
 Status = grpc.StatusCode | int

@@ -18,8 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_server import LINEAGE, FakeServer, Fault
-from livefactor import sending
-from livefactor.batching import PREFIX_BYTES_MAX, BatchSettings, RowReject
 from livefactor.channel import open_channel
 from livefactor.errors import (
     BufferFull,
@@ -32,8 +30,10 @@ from livefactor.errors import (
     ProducerFenced,
     Unavailable,
 )
-from livefactor.producer import Producer
-from livefactor.sending import ProducerStatus
+from livefactor.pushing import sending
+from livefactor.pushing.batching import PREFIX_BYTES_MAX, BatchSettings, RowReject
+from livefactor.pushing.producer import Producer
+from livefactor.pushing.sending import ProducerStatus
 
 EACH = BatchSettings(latency_ms_max=0)
 BY_COUNT = BatchSettings(events_max=100, latency_ms_max=None)

@@ -16,14 +16,14 @@ import snapshot_samples as samples
 from fake_server import LINEAGE, FakeServer
 from livefactor import channel, errors
 from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
-from livefactor.columns import ScoreColumns, ScoreQuery, decode_score, encode_score_response
 from livefactor.errors import ColumnError, LivefactorError, SnapshotInvalid
-from livefactor.keys import key_of
 from livefactor.models import Models
 from livefactor.position import Position
 from livefactor.scorer import Recommendations, Scorer, Scores
-from livefactor.snapshot_format import FILES
+from livefactor.snapshots.format import FILES
 from livefactor.v1 import models_pb2, snapshots_pb2
+from livefactor.wire.columns import ScoreColumns, ScoreQuery, decode_score, encode_score_response
+from livefactor.wire.keys import key_of
 
 SCORE = "/livefactor.v1.ScoringService/Score"
 HERE = Position(LINEAGE, 12)

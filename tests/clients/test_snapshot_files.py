@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import snapshot_samples as samples
-from livefactor import digest, snapshot_files
 from livefactor.errors import LivefactorError, SnapshotInvalid
-from livefactor.snapshot_files import LoadedSnapshot
+from livefactor.snapshots import digest
+from livefactor.snapshots import files as snapshot_files
+from livefactor.snapshots.files import LoadedSnapshot
 
 
 @pytest.fixture

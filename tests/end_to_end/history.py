@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from livefactor.auditor import Auditor
-from livefactor.batching import BatchSettings
 from livefactor.models import Models
-from livefactor.producer import Producer
+from livefactor.pushing.batching import BatchSettings
+from livefactor.pushing.producer import Producer
 from server_process import Server
 
 SGD = {"kind": "sgd", "learning_rate": 0.05, "bias_learning_rate": 0.05}

@@ -12,15 +12,15 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from livefactor import columns as wire
-from livefactor.batching import BatchSettings, Receipt
 from livefactor.errors import LivefactorError
 from livefactor.models import ModelDescription, Models
-from livefactor.producer import Producer
-from livefactor_server.audit import root_of
-from livefactor_server.log import Kind, Log, LogError
-from livefactor_server.replay import ReplayError, follow, log_folder, replay
-from livefactor_server.state import ModelState
+from livefactor.pushing.batching import BatchSettings, Receipt
+from livefactor.pushing.producer import Producer
+from livefactor.wire import columns as wire
+from livefactor_server.log.store import Kind, Log, LogError
+from livefactor_server.model.state import ModelState
+from livefactor_server.snapshots.audit import root_of
+from livefactor_server.snapshots.replay import ReplayError, follow, log_folder, replay
 from server_process import Server, wait_until
 
 MODEL = "m"

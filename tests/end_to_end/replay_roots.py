@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from livefactor_server.audit import root_of
-from livefactor_server.log import Log
-from livefactor_server.replay import log_folder, recover, replay
+from livefactor_server.log.store import Log
+from livefactor_server.snapshots.audit import root_of
+from livefactor_server.snapshots.replay import log_folder, recover, replay
 
 
 def roots_of(folder: Path, backend: str) -> list[str]:

@@ -13,8 +13,8 @@ import pytest
 import typer
 
 from livefactor import Producer, load
-from livefactor_server import cli_client, cli_log, cli_push  # noqa: F401
-from livefactor_server.cli import app
+from livefactor_server.cli import client as cli_client  # noqa: F401
+from livefactor_server.cli.app import app
 
 LINES = [
     "customer,article,stars,at",

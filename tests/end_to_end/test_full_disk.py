@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from livefactor.auditor import Auditor
-from livefactor.batching import BatchSettings
 from livefactor.errors import ResourceExhausted
-from livefactor.producer import Producer
+from livefactor.pushing.batching import BatchSettings
+from livefactor.pushing.producer import Producer
 from livefactor.scorer import Scorer
 from livefactor.v1 import updates_pb2, updates_pb2_grpc
-from livefactor_server.audit import replay_model
+from livefactor_server.snapshots.audit import replay_model
 from load import MODEL, create_model, described
 from loop_disk import LoopFileSystem, run
 from server_process import Server, WarmStart, wait_until

@@ -14,8 +14,8 @@ import pytest
 import typer
 
 from livefactor import Auditor, FailedPrecondition, Models, Producer, Scorer
-from livefactor_server import cli_client, cli_judge  # noqa: F401
-from livefactor_server.cli import app
+from livefactor_server.cli import client as cli_client  # noqa: F401
+from livefactor_server.cli.app import app
 from server_process import Server, wait_until
 
 JUDGED = ("--judge-record-share", "1", "--judge-sampled-share", "1", "--judge-ranked-share", "1")

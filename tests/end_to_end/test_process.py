@@ -17,14 +17,14 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from livefactor.batching import BatchSettings
 from livefactor.errors import FlushTimeout, LivefactorError, Unavailable
 from livefactor.models import Models
-from livefactor.producer import Producer
+from livefactor.pushing.batching import BatchSettings
+from livefactor.pushing.producer import Producer
 from livefactor.scorer import Scorer
 from livefactor.v1 import scoring_pb2
-from livefactor_server.audit import replay_model
 from livefactor_server.metrics import METRICS
+from livefactor_server.snapshots.audit import replay_model
 from load import MODEL, Findings, Load, create_model, described
 from server_process import Server, environment, wait_until
 

@@ -14,7 +14,7 @@ import pytest
 
 from livefactor.auditor import Auditor
 from livefactor.errors import LivefactorError
-from livefactor_server.audit import replay_model
+from livefactor_server.snapshots.audit import replay_model
 from load import MODEL, Findings, Follower, Load, create_model, described, give_up_is_fine
 from server_process import Server
 

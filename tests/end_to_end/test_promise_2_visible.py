@@ -10,10 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from livefactor.batching import BatchSettings
-from livefactor.errors import Cancelled, DeadlineExceeded, FailedPrecondition, ResourceExhausted, Unavailable
+from livefactor.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    ResourceExhausted,
+    Unavailable,
+)
 from livefactor.position import Position
-from livefactor.producer import Producer
+from livefactor.pushing.batching import BatchSettings
+from livefactor.pushing.producer import Producer
 from livefactor.scorer import Answers, Scorer
 from load import MODEL, create_model
 from server_process import Server, wait_until

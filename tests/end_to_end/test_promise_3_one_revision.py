@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from livefactor.auditor import Auditor
-from livefactor.batching import BatchSettings
-from livefactor.producer import Producer
+from livefactor.pushing.batching import BatchSettings
+from livefactor.pushing.producer import Producer
 from livefactor.scorer import Answers, Scorer
 from livefactor_kernels.tables import NO_ROW
-from livefactor_server.state import ModelState
+from livefactor_server.model.state import ModelState
 from load import MODEL, Follower, create_model
 from server_process import Server
 

@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from livefactor.v1 import updates_pb2, updates_pb2_grpc
-from livefactor_server.log import Kind, Log
-from livefactor_server.replay import log_folder
+from livefactor_server.log.store import Kind, Log
+from livefactor_server.snapshots.replay import log_folder
 from load import MODEL, Follower, create_model, described
 from server_process import Server, wait_until
 

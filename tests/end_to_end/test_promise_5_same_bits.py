@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from history import MODELS, History
-from livefactor_server.audit import replay_model, root_of
-from livefactor_server.log import Entry, Log, Record
-from livefactor_server.replay import log_folder, recover, replay
+from livefactor_server.log.store import Entry, Log, Record
+from livefactor_server.snapshots.audit import replay_model, root_of
+from livefactor_server.snapshots.replay import log_folder, recover, replay
 from server_process import environment
 
 PROGRAM = Path(__file__).with_name("replay_roots.py")

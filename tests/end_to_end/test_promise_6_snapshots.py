@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from livefactor import snapshot_files
 from livefactor.auditor import Auditor, SnapshotInfo
-from livefactor.batching import BatchSettings
 from livefactor.errors import ResourceExhausted
 from livefactor.models import Models
-from livefactor.producer import Producer
+from livefactor.pushing.batching import BatchSettings
+from livefactor.pushing.producer import Producer
 from livefactor.scorer import Scorer
-from livefactor_server.audit import replay_model, root_of
+from livefactor.snapshots import files as snapshot_files
+from livefactor_server.snapshots.audit import replay_model, root_of
 from load import MODEL, Follower, Load, create_model, described
 from server_process import Server, wait_until
 

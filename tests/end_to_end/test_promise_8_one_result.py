@@ -9,15 +9,15 @@ import pytest
 
 from history import MODELS, History
 from livefactor.auditor import Auditor
-from livefactor.batching import BatchSettings
-from livefactor.producer import Producer
+from livefactor.pushing.batching import BatchSettings
+from livefactor.pushing.producer import Producer
 from livefactor.scorer import Scorer
-from livefactor_kernels import scoring
+from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, USERS
-from livefactor_server.audit import replay_model
-from livefactor_server.log import Log
-from livefactor_server.replay import log_folder, replay
-from livefactor_server.state import ModelState
+from livefactor_server.log.store import Log
+from livefactor_server.model.state import ModelState
+from livefactor_server.snapshots.audit import replay_model
+from livefactor_server.snapshots.replay import log_folder, replay
 from load import MODEL, create_model, described
 from server_process import Server
 

@@ -18,9 +18,9 @@ import pytest
 import typer
 
 from livefactor.models import Models
-from livefactor_server import cli_client, cli_push, cli_tune  # noqa: F401
-from livefactor_server.cli import app
-from livefactor_server.spec_files import read_spec
+from livefactor_server.cli import client as cli_client  # noqa: F401
+from livefactor_server.cli.app import app
+from livefactor_server.files.specs import read_spec
 from livefactor_server.tuning import search
 from server_process import Server
 

@@ -36,7 +36,7 @@ def test_every_benchmark_loads_without_the_libraries_it_compares_with(
 
 
 def test_a_missing_opponent_is_missing_and_not_invented(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import opponents
+    from benchmarks.speed import opponents
 
     monkeypatch.setattr(opponents, "BayesianPersonalizedRanking", None)
     monkeypatch.setattr(opponents, "reco", None)
@@ -91,7 +91,7 @@ def test_results_are_flat_and_hold_every_required_figure() -> None:
 @measured
 def test_ratios_follow_from_the_figures_beside_them() -> None:
     figures = results()
-    from benchmarks.side_by_side import RATIOS
+    from benchmarks.speed.side_by_side import RATIOS
 
     for name, (over, under) in (RATIOS | report.QUOTIENTS).items():
         if figures[name] is not None:

@@ -35,7 +35,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
     for module in pkgutil.iter_modules(livefactor_server.__path__):
         if module.name.startswith("cli"):
             importlib.import_module(f"livefactor_server.{module.name}")
-    from livefactor_server.cli import app
+    from livefactor_server.cli.app import app
 
     def walk(typed: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
         children = getattr(command, "commands", None)
@@ -59,7 +59,7 @@ def test_every_call_is_explained() -> None:
 
 
 def test_every_setting_is_explained() -> None:
-    from livefactor_server.settings import ServerSettings
+    from livefactor_server.cli.settings import ServerSettings
 
     flags = ["--" + name.replace("_", "-") for name in ServerSettings.model_fields]
     assert len(flags) >= 5
@@ -67,7 +67,7 @@ def test_every_setting_is_explained() -> None:
 
 
 def test_every_setting_is_a_flag_of_serve() -> None:
-    from livefactor_server.settings import ServerSettings
+    from livefactor_server.cli.settings import ServerSettings
 
     flags = {
         option

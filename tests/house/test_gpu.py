@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
 from benchmarks import gpu_check
 from benchmarks.pages import between_marks
 
-WARP = ROOT / "kernels" / "livefactor_kernels" / "warp.py"
+WARP = ROOT / "kernels" / "livefactor_kernels" / "device" / "warp.py"
 
 
 def test_one_file_imports_numba_cuda() -> None:
@@ -138,8 +138,8 @@ def test_the_gpu_tests_need_no_plugin() -> None:
 
 
 def test_no_server_lets_in_a_record_that_the_gpu_holds_no_memory_for() -> None:
-    from livefactor_kernels.cuda_scratch import RECORD_EVENTS_MAX
-    from livefactor_server.settings import ServerSettings
+    from livefactor_kernels.device.scratch import RECORD_EVENTS_MAX
+    from livefactor_server.cli.settings import ServerSettings
 
     assert ServerSettings(batch_events_max=RECORD_EVENTS_MAX).batch_events_max == RECORD_EVENTS_MAX
     with pytest.raises(ValueError, match="batch_events_max"):

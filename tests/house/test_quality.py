@@ -15,7 +15,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
 from benchmarks.pages import between_marks
-from benchmarks.progressive_data import Stream
+from benchmarks.progressive.data import Stream
 from benchmarks.quality import als, closed_form, data, metrics, pictures, ratings, report, search
 from benchmarks.quality.data import Events
 from benchmarks.quality.methods import METHODS

@@ -11,7 +11,7 @@ import pytest
 from livefactor_kernels.backend import BACKEND_NAMES, Backend, Pin, Update, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reference import ReferenceModel
-from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
+from livefactor_kernels.spec.model import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
 
 BACKENDS = [pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in BACKEND_NAMES]

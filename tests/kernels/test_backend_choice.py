@@ -32,7 +32,7 @@ def test_without_the_libraries_auto_is_the_cpu_and_cuda_is_refused(monkeypatch) 
 
 @pytest.mark.parametrize(("answers", "chosen"), [(True, "cuda"), (False, "cpu")])
 def test_auto_is_what_answers(answers, chosen, monkeypatch) -> None:
-    from livefactor_kernels import device
+    from livefactor_kernels.device import machine as device
 
     monkeypatch.setattr(backend, "find_spec", lambda name: object())
     monkeypatch.setattr(device, "is_available", lambda: answers)

@@ -21,7 +21,7 @@ from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.optimizers import Method
 from livefactor_kernels.sgd.cpu_micro_batch import micro_batch_kernel
 from livefactor_kernels.sgd.cpu_sequential import positive_kernel, sampled_kernel
-from livefactor_kernels.spec import (
+from livefactor_kernels.spec.model import (
     LANES,
     FactorDtype,
     History,

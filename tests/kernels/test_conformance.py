@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor_kernels.backend import BACKEND_NAMES, Backend, Pin, Update, create_backend
-from livefactor_kernels.narrow import widened
-from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import (
+from livefactor_kernels.numbers.narrow import widened
+from livefactor_kernels.spec.model import (
     FactorDtype,
     History,
     Limits,
@@ -25,6 +24,7 @@ from livefactor_kernels.spec import (
     Rule,
     SpecError,
 )
+from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from synthetic import (
     BACKENDS,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from livefactor_kernels.numbers.sums import chunked_sum
 from livefactor_kernels.reference import ReferenceModel
-from livefactor_kernels.spec import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
-from livefactor_kernels.sums import chunked_sum
+from livefactor_kernels.spec.model import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
 from synthetic import make_spec, push
 
 F = np.float32

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from livefactor_server import embedded
+from livefactor_server.rpc import embedded
 from stubs import Stubs
 
 

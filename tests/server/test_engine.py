@@ -13,22 +13,23 @@ import grpc
 import numpy as np
 import pytest
 
-from livefactor import columns as wire
-from livefactor.scoring_columns import ScoreQuery
-from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import Limits, ModelSpec
-from livefactor_server import decode, spec_codec
+from livefactor.wire import columns as wire
+from livefactor.wire.scoring import ScoreQuery
+from livefactor_kernels.spec.model import Limits, ModelSpec
+from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import NO_REJECTS, OpenProducerChange
-from livefactor_server.engine import Engine, EngineSettings
-from livefactor_server.file_io import FileIO
-from livefactor_server.log import Log
-from livefactor_server.readers import Reader
-from livefactor_server.replay import recover, replay
-from livefactor_server.snapshots import root_hash_of
-from livefactor_server.state import ModelState
+from livefactor_server.engine.engine import Engine, EngineSettings
+from livefactor_server.engine.readers import Reader
+from livefactor_server.engine.submission import Ack, Submission
+from livefactor_server.log.disk import FileIO
+from livefactor_server.log.store import Log
+from livefactor_server.model import spec_codec
+from livefactor_server.model.state import ModelState
+from livefactor_server.rpc import decode
+from livefactor_server.snapshots.replay import recover, replay
+from livefactor_server.snapshots.store import root_hash_of
+from livefactor_server.snapshots.views import still
 from livefactor_server.statuses import Refused
-from livefactor_server.submission import Ack, Submission
-from livefactor_server.views import still
 
 SPEC = preset(
     "clicks_sgd", k=8, limits=Limits(users_max=5000, items_max=5000, value_abs_max=1.0, error_max=1e3)

@@ -8,9 +8,10 @@ import grpc
 import pytest
 
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2
-from livefactor_kernels import pins
 from livefactor_kernels.cpu import CpuModel
-from livefactor_server import embedded, replay
+from livefactor_kernels.pins import cpu as pins
+from livefactor_server.rpc import embedded
+from livefactor_server.snapshots import replay
 from stubs import Stubs
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livefactor import columns as wire
+from livefactor.wire import columns as wire
 from livefactor_kernels.backend import state_sections
-from livefactor_kernels.spec import (
+from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Counts,
     EventType,
@@ -26,10 +26,10 @@ from livefactor_kernels.spec import (
     Rule,
     Solve,
 )
-from livefactor_server import decode
 from livefactor_server.changes import NO_REJECTS, AvailabilityChange, Change, OpenProducerChange
-from livefactor_server.log import Kind
-from livefactor_server.state import Header, Logged, ModelState, Placed
+from livefactor_server.log.store import Kind
+from livefactor_server.model.state import Header, Logged, ModelState, Placed
+from livefactor_server.rpc import decode
 
 SMALL = Limits(users_max=512, items_max=512, value_abs_max=10.0, weight_max=10.0, error_max=100.0)
 KERNELS = [

@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from safetensors import deserialize
 
 import snapshot_samples as samples
-from livefactor import digest, snapshot_files
 from livefactor.errors import SnapshotInvalid
-from livefactor_server import safetensors_writer, snapshots
-from livefactor_server.snapshots import (
+from livefactor.snapshots import digest
+from livefactor.snapshots import files as snapshot_files
+from livefactor_server.snapshots import safetensors_writer
+from livefactor_server.snapshots import store as snapshots
+from livefactor_server.snapshots.store import (
     SnapshotDiskFull,
     SnapshotNotFound,
     SnapshotStore,

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor.v1 import models_pb2
-from livefactor_kernels.presets import PRESET_NAMES, preset
-from livefactor_kernels.spec import (
+from livefactor_kernels.spec.model import (
     FactorDtype,
     Limits,
     Loss,
@@ -24,11 +23,18 @@ from livefactor_kernels.spec import (
     Softmax,
     SpecError,
 )
-from livefactor_server import producers, spec_codec
-from livefactor_server.changes import NO_REJECTS, REJECTS_LISTED_MAX, Rejects, decode_rejects, encode_rejects
-from livefactor_server.gate import Gate
-from livefactor_server.labels import Labels
-from livefactor_server.submission import _received_row
+from livefactor_kernels.spec.presets import PRESET_NAMES, preset
+from livefactor_server.changes import (
+    NO_REJECTS,
+    REJECTS_LISTED_MAX,
+    Rejects,
+    decode_rejects,
+    encode_rejects,
+)
+from livefactor_server.engine.submission import _received_row
+from livefactor_server.model import producers, spec_codec
+from livefactor_server.model.gate import Gate
+from livefactor_server.model.labels import Labels
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 HASH = st.binary(min_size=32, max_size=32)

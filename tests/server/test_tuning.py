@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor_kernels.backend import ReferenceModel, Update
-from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import AdaptiveRate, SpecError
-from livefactor_server import spec_codec
+from livefactor_kernels.spec.model import AdaptiveRate, SpecError
+from livefactor_kernels.spec.presets import preset
+from livefactor_server.model import spec_codec
 from livefactor_server.tuning import metrics, plan, progressive, search
 from livefactor_server.tuning.plan import Plan, Settings
 from livefactor_server.tuning.progressive import TOP, Stream, judge_then_learn

@@ -29,7 +29,7 @@ from functools import cache
 
 import numpy as np
 
-from ..spec import ModelSpec
+from livefactor_kernels.spec.model import ModelSpec
 
 USERS = 0
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from ..lanes import VECTOR_BYTES, address_of, match16, prefetch
-from ..spec import LANES, ModelSpec
-from ..tables import Table
-from ..update import Update, writable
-from . import COUNT_MIN, DECAY_STEPS, decays
+from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, match16, prefetch
+from livefactor_kernels.spec.model import LANES, ModelSpec
+from livefactor_kernels.tables import Table
+from livefactor_kernels.update import Update, writable
 
 _NO_ROWS = np.empty((0, 0), np.uint32)
 _NO_FLOATS = np.empty((0, 0), np.float32)

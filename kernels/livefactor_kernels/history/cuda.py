@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..cuda_plan import value_of, weight_of
-from ..cuda_reads import livefactor_save_followed_kernel
-from ..lanes import inlined
-from ..warp import cuda, kernel
-from . import COUNT_MIN, DECAY_STEPS, decays
+from livefactor_kernels.device.plan import value_of, weight_of
+from livefactor_kernels.device.warp import cuda, kernel
+from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
+from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.scoring.cuda_reads import livefactor_save_followed_kernel
 
 if TYPE_CHECKING:
-    from ..cuda_pins import FrozenSide
-    from ..cuda_rows import CudaTable
-    from ..cuda_staging import Slot
-    from ..device import Device
-    from ..spec import ModelSpec
+    from livefactor_kernels.device.machine import Device
+    from livefactor_kernels.device.staging import Slot
+    from livefactor_kernels.pins.cuda import FrozenSide
+    from livefactor_kernels.spec.model import ModelSpec
+    from livefactor_kernels.tables.cuda import CudaTable
 
 PIECE_EVENTS = 1 << 16
 """Events of a piece at most; no micro-batch has more."""

@@ -27,14 +27,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numba import njit
 
-from ..backend import Pin
-from ..scoring import score_candidates
-from ..solve import SolveRates
-from ..solve.cpu import Scratch, Side, livefactor_fold_kernel
-from ..spec import ModelSpec, Rule
-from ..tables import ITEMS, USERS
-from . import DECAY_STEPS, decays
-from .cpu import Ring
+from livefactor_kernels.backend import Pin
+from livefactor_kernels.history import DECAY_STEPS, decays
+from livefactor_kernels.history.cpu import Ring
+from livefactor_kernels.scoring.cpu import score_candidates
+from livefactor_kernels.solve import SolveRates
+from livefactor_kernels.solve.cpu import Scratch, Side, livefactor_fold_kernel
+from livefactor_kernels.spec.model import ModelSpec, Rule
+from livefactor_kernels.tables import ITEMS, USERS
 
 FOLD_SWEEPS = np.uint64(32)
 _USER_SECTIONS = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits")

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..spec import ModelSpec
-from ..update import Update
-from . import COUNT_MIN, DECAY_STEPS, decays
+from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.update import Update
 
 if TYPE_CHECKING:
-    from ..reference import ReferenceTable
+    from livefactor_kernels.reference import ReferenceTable
 
 
 class Recorder:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..spec import ModelSpec
+from livefactor_kernels.spec.model import ModelSpec
 
 COLUMNS = {"user_rows": "uint32", "item_rows": "uint32", "values": "float32", "weights": "float32"}
 """What is kept of an event."""

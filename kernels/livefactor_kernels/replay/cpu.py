@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ..random import REPLAY_DOMAIN, domain_key, draw_below
-from ..spec import ModelSpec
-from ..update import Update, writable
-from . import COLUMNS, KEEP, REPLAY, asked_for
+from livefactor_kernels.numbers.random import REPLAY_DOMAIN, domain_key, draw_below
+from livefactor_kernels.replay import COLUMNS, KEEP, REPLAY, asked_for
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.update import Update, writable
 
 _0, _1 = np.uint64(0), np.uint64(1)
 _KEEP, _REPLAY = np.uint64(KEEP), np.uint64(REPLAY)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..random import REPLAY_DOMAIN, domain_key, draw_below
-from ..spec import ModelSpec
-from ..update import Update
-from . import COLUMNS, KEEP, REPLAY, asked_for
+from livefactor_kernels.numbers.random import REPLAY_DOMAIN, domain_key, draw_below
+from livefactor_kernels.replay import COLUMNS, KEEP, REPLAY, asked_for
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.update import Update
 
 
 class Reservoir:

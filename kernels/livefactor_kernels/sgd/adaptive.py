@@ -29,8 +29,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..spec import AdaptiveRate, ModelSpec
-from ..spec_parts import RATE_STEPS_MAX
+from livefactor_kernels.spec.model import AdaptiveRate, ModelSpec
+from livefactor_kernels.spec.parts import RATE_STEPS_MAX
 
 STEP, MOVES, EVENTS, SUM, SQUARES = range(5)
 """Places in the state, float64[5]: q, moves modulo 2^24, events in the window, S, V."""

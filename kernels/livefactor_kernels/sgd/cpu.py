@@ -7,16 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from ..lanes import address_of
-from ..optimizers import Method, StepRates
-from ..random import ROUNDING_DOMAIN, domain_key
-from ..row_steps import StepRows
-from ..spec import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
-from ..steps import Rows
-from ..tables import Table, reserve
-from ..update import Rates, Update, draw_negatives, writable
-from .cpu_micro_batch import make_scratch, micro_batch_kernel
-from .cpu_sequential import DRAWN_ANY, SAMPLED_NEGATIVES_MAX, SLOT_LANES, positive_kernel, sampled_kernel
+from livefactor_kernels.numbers.lanes import address_of
+from livefactor_kernels.numbers.random import ROUNDING_DOMAIN, domain_key
+from livefactor_kernels.optimizers import Method, StepRates
+from livefactor_kernels.optimizers.cpu import StepRows
+from livefactor_kernels.sgd.cpu_micro_batch import make_scratch, micro_batch_kernel
+from livefactor_kernels.sgd.cpu_sequential import (
+    DRAWN_ANY,
+    SAMPLED_NEGATIVES_MAX,
+    SLOT_LANES,
+    positive_kernel,
+    sampled_kernel,
+)
+from livefactor_kernels.simd.steps import Rows
+from livefactor_kernels.spec.model import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
+from livefactor_kernels.tables import Table, reserve
+from livefactor_kernels.update import Rates, Update, draw_negatives, writable
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)

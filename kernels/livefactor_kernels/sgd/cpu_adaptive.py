@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .. import scalar
-from ..lanes import inlined
-from ..optimizers import PROBE
-from ..spec import LANES, Loss, ModelSpec
-from ..steps import Rows, score
-from ..tables import Table
-from ..update import Update, writable
-from .adaptive import EVENTS, MOVES, SQUARES, STATE_SIZE, STEP, SUM, at_step, end_window
-from .cpu import Sgd
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.optimizers import PROBE
+from livefactor_kernels.sgd.adaptive import EVENTS, MOVES, SQUARES, STATE_SIZE, STEP, SUM, at_step, end_window
+from livefactor_kernels.sgd.cpu import Sgd
+from livefactor_kernels.simd.steps import Rows, score
+from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
+from livefactor_kernels.tables import Table
+from livefactor_kernels.update import Update, writable
 
 _SQUARED, _LOGISTIC, _BPR = (int(loss) for loss in (Loss.SQUARED, Loss.LOGISTIC, Loss.BPR))
 _F0, _F1 = np.float32(0.0), np.float32(1.0)

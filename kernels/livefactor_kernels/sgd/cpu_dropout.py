@@ -7,13 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from .. import scalar
-from ..gradients import add_block
-from ..lanes import VECTOR_BYTES, bits_of, broadcast, choose, inlined, lane_numbers, real_of, tree_sum
-from ..narrow import load_factors
-from ..random import column_word
-from ..spec import LANES
-from ..steps import ONE, ZERO, real, row_bytes
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import (
+    VECTOR_BYTES,
+    bits_of,
+    broadcast,
+    choose,
+    inlined,
+    lane_numbers,
+    real_of,
+    tree_sum,
+)
+from livefactor_kernels.numbers.narrow import load_factors
+from livefactor_kernels.numbers.random import column_word
+from livefactor_kernels.simd.gradients import add_block
+from livefactor_kernels.simd.steps import ONE, ZERO, real, row_bytes
+from livefactor_kernels.spec.model import LANES
 
 _LANES = np.uint64(LANES)
 

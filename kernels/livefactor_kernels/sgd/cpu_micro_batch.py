@@ -15,8 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from .. import scalar
-from ..gradients import (
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, broadcast, inlined, store1
+from livefactor_kernels.numbers.narrow import load_factors
+from livefactor_kernels.numbers.random import dropout_word
+from livefactor_kernels.optimizers import Method
+from livefactor_kernels.optimizers.cpu import l2_of, prefetch_state, step_row
+from livefactor_kernels.sgd.cpu_dropout import add_dropped, dropped_score, kept
+from livefactor_kernels.simd.gradients import (
     CHUNK_EVENTS,
     END,
     Chains,
@@ -28,24 +34,9 @@ from ..gradients import (
     reset,
     set_word,
 )
-from ..lanes import VECTOR_BYTES, broadcast, inlined, store1
-from ..narrow import load_factors
-from ..optimizers import Method
-from ..random import dropout_word
-from ..row_steps import l2_of, prefetch_state, step_row
-from ..spec import LANES, Loss, ModelSpec
-from ..steps import (
-    ONE,
-    WORD_BYTES,
-    ZERO,
-    Rounding,
-    real,
-    row_bytes,
-    score,
-    word,
-)
-from ..tables import Table, reserve
-from .cpu_dropout import add_dropped, dropped_score, kept
+from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, Rounding, real, row_bytes, score, word
+from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
+from livefactor_kernels.tables import Table, reserve
 
 _AHEAD = np.uint64(8)
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)

@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .. import scalar
-from ..lanes import LANES, VECTOR_BYTES, inlined, load16, store1, store16, store_u32
-from ..narrow import dtype_of, load_factors
-from ..spec import Loss
-from ..steps import (
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import LANES, VECTOR_BYTES, inlined, load16, store1, store16, store_u32
+from livefactor_kernels.numbers.narrow import dtype_of, load_factors
+from livefactor_kernels.simd.steps import (
     FLOAT32,
     ONE,
     WORD_BYTES,
@@ -41,6 +40,7 @@ from ..steps import (
     step_block,
     word,
 )
+from livefactor_kernels.spec.model import Loss
 
 AHEAD = np.uint64(12)
 SAMPLED_AHEAD = np.uint64(4)  # beside a clump; of many rows, more events would not fit the first cache

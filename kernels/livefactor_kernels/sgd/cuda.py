@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..cuda_pins import Pins
-from ..cuda_plan import (
+from livefactor_kernels.device.machine import Device
+from livefactor_kernels.device.plan import (
     Plan,
     Span,
     entries_kernel,
@@ -17,16 +17,16 @@ from ..cuda_plan import (
     livefactor_words_kernel,
     spans_of,
 )
-from ..cuda_rows import CudaTable
-from ..cuda_scratch import Scratch, chunks_of
-from ..cuda_staging import Slot
-from ..device import Device
-from ..optimizers import Method, StepRates
-from ..random import DROPOUT_DOMAIN, NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
-from ..spec import LANES, FactorDtype, ModelSpec
-from ..tables import ITEMS, USERS
-from ..update import Rates, Update
-from .cuda_micro_batch import micro_batch_kernels, threads_of_a_step
+from livefactor_kernels.device.scratch import Scratch, chunks_of
+from livefactor_kernels.device.staging import Slot
+from livefactor_kernels.numbers.random import DROPOUT_DOMAIN, NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
+from livefactor_kernels.optimizers import Method, StepRates
+from livefactor_kernels.pins.cuda import Pins
+from livefactor_kernels.sgd.cuda_micro_batch import micro_batch_kernels, threads_of_a_step
+from livefactor_kernels.spec.model import LANES, FactorDtype, ModelSpec
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.cuda import CudaTable
+from livefactor_kernels.update import Rates, Update
 
 WALK_THREADS = 256
 

@@ -17,22 +17,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import float32, float64
 
-from .. import scalar
-from ..cuda_pins import Pins
-from ..cuda_plan import Plan, Span, entries_per_event, value_of, weight_of
-from ..cuda_rows import CudaTable
-from ..cuda_staging import Slot
-from ..device import Device
-from ..history.cuda import PIECE_EVENTS, pieces_of
-from ..lanes import inlined
-from ..random import NEGATIVE_DOMAIN, domain_key, draw_negative
-from ..spec import LANES, Loss, ModelSpec
-from ..tables import USERS
-from ..update import Update
-from ..warp import add64, cuda, half_of, kernel, lane, mul64
-from .adaptive import EVENTS, MOVES, STATE_SIZE, STEP, SUM, at_step, end_window
-from .cuda import Sgd
-from .cuda_micro_batch import dot, load_row
+from livefactor_kernels.device.machine import Device
+from livefactor_kernels.device.plan import Plan, Span, entries_per_event, value_of, weight_of
+from livefactor_kernels.device.staging import Slot
+from livefactor_kernels.device.warp import add64, cuda, half_of, kernel, lane, mul64
+from livefactor_kernels.history.cuda import PIECE_EVENTS, pieces_of
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_negative
+from livefactor_kernels.pins.cuda import Pins
+from livefactor_kernels.sgd.adaptive import EVENTS, MOVES, STATE_SIZE, STEP, SUM, at_step, end_window
+from livefactor_kernels.sgd.cuda import Sgd
+from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row
+from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
+from livefactor_kernels.tables import USERS
+from livefactor_kernels.tables.cuda import CudaTable
+from livefactor_kernels.update import Update
 
 _SQUARED, _LOGISTIC, _BPR = (int(loss) for loss in (Loss.SQUARED, Loss.LOGISTIC, Loss.BPR))
 _F0 = np.float32(0.0)

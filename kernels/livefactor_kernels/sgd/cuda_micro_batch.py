@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import float32
 
-from .. import scalar
-from ..cuda_factors import load_factor, store_factor
-from ..cuda_plan import event_of, row_of, value_of, weight_of
-from ..cuda_row_steps import step_row
-from ..lanes import clamp, inlined
-from ..optimizers import Method
-from ..spec import LANES, Loss, OptimizerKind
-from ..tables import ITEMS, USERS
-from ..warp import cuda, half_sum, kernel, lane
-from .cuda_regularization import l2_of, load_kept, told, told_dot
+from livefactor_kernels.device.factors import load_factor, store_factor
+from livefactor_kernels.device.plan import event_of, row_of, value_of, weight_of
+from livefactor_kernels.device.warp import cuda, half_sum, kernel, lane
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import clamp, inlined
+from livefactor_kernels.optimizers import Method
+from livefactor_kernels.optimizers.cuda import step_row
+from livefactor_kernels.sgd.cuda_regularization import l2_of, load_kept, told, told_dot
+from livefactor_kernels.spec.model import LANES, Loss, OptimizerKind
+from livefactor_kernels.tables import ITEMS, USERS
 
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _ADAGRAD = int(OptimizerKind.ADAGRAD)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from .. import scalar
-from ..lanes import inlined
-from ..random import column_word
-from ..spec import LANES
-from ..warp import half_sum, lane
+from livefactor_kernels.device.warp import half_sum, lane
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.random import column_word
+from livefactor_kernels.spec.model import LANES
 
 _F0 = np.float32(0.0)
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import scalar
-from ..random import column_word, dropout_word
-from ..spec import Loss
-from ..sums import chunked_sum, dot
-from ..tables import ITEMS, USERS
-from ..update import Update, draw_negatives
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.random import column_word, dropout_word
+from livefactor_kernels.numbers.sums import chunked_sum, dot
+from livefactor_kernels.spec.model import Loss
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.update import Update, draw_negatives
 
 if TYPE_CHECKING:
-    from ..reference import ReferenceModel, ReferenceTable
+    from livefactor_kernels.reference import ReferenceModel, ReferenceTable
 
 
 _F0 = np.float32(0.0)

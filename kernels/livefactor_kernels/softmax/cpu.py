@@ -17,19 +17,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from ..atomics import load_acquire, store_release
-from ..gradients import CHUNK_EVENTS, Chains, reset
-from ..lanes import address_of
-from ..narrow import factors_of
-from ..optimizers import Method, StepRates
-from ..row_steps import StepRows
-from ..spec import LANES, ModelSpec, Proposal
-from ..steps import ONE, WORD_BYTES, ZERO, word
-from ..tables import Table, reserve
-from ..update import Update, writable
-from .cpu_events import Events, Negatives, gather_negatives, keep_events, learn_users
-from .cpu_items import Sums, link_items, pull_negatives, step_items
-from .proposal import Proposer
+from livefactor_kernels.numbers.lanes import address_of
+from livefactor_kernels.numbers.narrow import factors_of
+from livefactor_kernels.optimizers import Method, StepRates
+from livefactor_kernels.optimizers.cpu import StepRows
+from livefactor_kernels.simd.atomics import load_acquire, store_release
+from livefactor_kernels.simd.gradients import CHUNK_EVENTS, Chains, reset
+from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, word
+from livefactor_kernels.softmax.cpu_events import (
+    Events,
+    Negatives,
+    gather_negatives,
+    keep_events,
+    learn_users,
+)
+from livefactor_kernels.softmax.cpu_items import Sums, link_items, pull_negatives, step_items
+from livefactor_kernels.softmax.proposal import Proposer
+from livefactor_kernels.spec.model import LANES, ModelSpec, Proposal
+from livefactor_kernels.tables import Table, reserve
+from livefactor_kernels.update import Update, writable
 
 _LANES = np.uint64(LANES)
 _TWO = np.uint64(2)

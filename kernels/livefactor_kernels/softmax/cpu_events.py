@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import scalar
-from ..lanes import (
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import (
     VECTOR_BYTES,
     bits_of,
     broadcast,
@@ -26,12 +26,12 @@ from ..lanes import (
     store_u32,
     tree_sum,
 )
-from ..narrow import load_factors, prefetch_factors
-from ..packs import pack1, pack2, pack4, pack8
-from ..row_steps import prefetch_state, step_row
-from ..spec import LANES
-from ..steps import ONE, WORD_BYTES, ZERO, Rounding, dot, real, row_bytes, word
-from . import GAP_MAX
+from livefactor_kernels.numbers.narrow import load_factors, prefetch_factors
+from livefactor_kernels.optimizers.cpu import prefetch_state, step_row
+from livefactor_kernels.simd.packs import pack1, pack2, pack4, pack8
+from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, Rounding, dot, real, row_bytes, word
+from livefactor_kernels.softmax import GAP_MAX
+from livefactor_kernels.spec.model import LANES
 
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 _LANES = np.uint64(LANES)

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..gradients import (
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, broadcast, inlined, load1, load16, store16
+from livefactor_kernels.optimizers.cpu import prefetch_state, step_row
+from livefactor_kernels.simd.gradients import (
     CHUNK_EVENTS,
     END,
     add_block,
@@ -20,9 +22,7 @@ from ..gradients import (
     link,
     place_for,
 )
-from ..lanes import VECTOR_BYTES, broadcast, inlined, load1, load16, store16
-from ..row_steps import prefetch_state, step_row
-from ..steps import ONE, WORD_BYTES, ZERO, Rounding, real, row_bytes, word
+from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, Rounding, real, row_bytes, word
 
 _TWO, _THREE, _FOUR = np.uint64(2), np.uint64(3), np.uint64(4)
 _AHEAD = np.uint64(8)

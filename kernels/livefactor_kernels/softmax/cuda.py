@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numba import float32
 
-from .. import scalar
-from ..cuda_plan import value_of, weight_of
-from ..cuda_row_steps import step_row
-from ..history.cuda import (
+from livefactor_kernels.device.plan import value_of, weight_of
+from livefactor_kernels.device.warp import cuda, half_of, half_sum, kernel, lane
+from livefactor_kernels.history.cuda import (
     EVENT_BITS,
     PIECE_EVENTS,
     begins_row,
@@ -32,16 +31,14 @@ from ..history.cuda import (
     pieces_of,
     row_of,
 )
-from ..lanes import clamp, inlined
-from ..optimizers import Method, StepRates
-from ..sgd.cuda_micro_batch import dot, load_row, step_one
-from ..spec import LANES, ModelSpec, OptimizerKind
-from ..sums import CHUNK
-from ..tables import ITEMS
-from ..update import Rates, Update
-from ..warp import cuda, half_of, half_sum, kernel, lane
-from . import GAP_MAX
-from .cuda_shared import (
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import clamp, inlined
+from livefactor_kernels.numbers.sums import CHUNK
+from livefactor_kernels.optimizers import Method, StepRates
+from livefactor_kernels.optimizers.cuda import step_row
+from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row, step_one
+from livefactor_kernels.softmax import GAP_MAX
+from livefactor_kernels.softmax.cuda_shared import (
     BATCHES_MAX,
     NEGATIVES_OF_PIECE,
     PLACE_BITS,
@@ -49,13 +46,16 @@ from .cuda_shared import (
     place_of,
     shared_row_of,
 )
-from .proposal import Proposer
+from livefactor_kernels.softmax.proposal import Proposer
+from livefactor_kernels.spec.model import LANES, ModelSpec, OptimizerKind
+from livefactor_kernels.tables import ITEMS
+from livefactor_kernels.update import Rates, Update
 
 if TYPE_CHECKING:
-    from ..cuda_pins import Pins
-    from ..cuda_rows import CudaTable
-    from ..cuda_staging import Slot
-    from ..device import Device
+    from livefactor_kernels.device.machine import Device
+    from livefactor_kernels.device.staging import Slot
+    from livefactor_kernels.pins.cuda import Pins
+    from livefactor_kernels.tables.cuda import CudaTable
 
 _F0 = np.float32(0.0)
 _ADAGRAD = int(OptimizerKind.ADAGRAD)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..lanes import inlined
-from ..warp import cuda, kernel
+from livefactor_kernels.device.warp import cuda, kernel
+from livefactor_kernels.numbers.lanes import inlined
 
 PLACE_BITS, _ROW_BITS = 17, 32  # of keys: (micro-batch, row, place); `MAX_SHARED_NEGATIVES` places at most
 _PLACE_MASK, _ROW_MASK = (1 << PLACE_BITS) - 1, (1 << _ROW_BITS) - 1

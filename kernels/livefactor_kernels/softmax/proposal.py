@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from ..random import SHARED_DOMAIN, domain_key, draw_below
-from ..spec import ModelSpec, Proposal
-from ..tables import reserve
-from ..update import Update
+from livefactor_kernels.numbers.random import SHARED_DOMAIN, domain_key, draw_below
+from livefactor_kernels.spec.model import ModelSpec, Proposal
+from livefactor_kernels.tables import reserve
+from livefactor_kernels.update import Update
 
 _0, _1 = np.uint64(0), np.uint64(1)
 _F1 = np.float32(1.0)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import scalar
-from ..lanes import clamp
-from ..random import SHARED_DOMAIN, domain_key, draw_below
-from ..spec import LANES, Proposal
-from ..sums import chunked_sum, dot, lane_sum, left_to_right
-from ..tables import ITEMS, USERS
-from ..update import Update
-from . import GAP_MAX
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import clamp
+from livefactor_kernels.numbers.random import SHARED_DOMAIN, domain_key, draw_below
+from livefactor_kernels.numbers.sums import chunked_sum, dot, lane_sum, left_to_right
+from livefactor_kernels.softmax import GAP_MAX
+from livefactor_kernels.spec.model import LANES, Proposal
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.update import Update
 
 if TYPE_CHECKING:
-    from ..reference import ReferenceModel
+    from livefactor_kernels.reference import ReferenceModel
 
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 

@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..spec import LANES, Loss, ModelSpec
+from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
 
 RIDGE_MIN = np.float32(1e-9)
 

@@ -14,13 +14,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from .. import scalar
-from ..history.cpu import Recorder, Ring
-from ..lanes import LANES, VECTOR_BYTES, address_of, broadcast, clamp, inlined, load1, load16, store16
-from ..spec import ModelSpec
-from ..tables import Table, reserve
-from ..update import Update, writable
-from . import RIDGE_MIN, SolveRates, width
+from livefactor_kernels.history.cpu import Recorder, Ring
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import (
+    LANES,
+    VECTOR_BYTES,
+    address_of,
+    broadcast,
+    clamp,
+    inlined,
+    load1,
+    load16,
+    store16,
+)
+from livefactor_kernels.solve import RIDGE_MIN, SolveRates, width
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables import Table, reserve
+from livefactor_kernels.update import Update, writable
 
 _0, _1, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(LANES)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)

@@ -18,20 +18,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numba import float32
 
-from ..history.cuda import HistoryRows, Recorder, begins_row, end_of_events, event_of, pieces_of, row_of
-from ..lanes import clamp, inlined
-from ..spec import Loss, ModelSpec
-from ..tables import ITEMS, USERS
-from ..warp import BLOCK_THREADS, add64, cuda, kernel, mul64
-from . import RIDGE_MIN, SolveRates
+from livefactor_kernels.device.warp import BLOCK_THREADS, add64, cuda, kernel, mul64
+from livefactor_kernels.history.cuda import (
+    HistoryRows,
+    Recorder,
+    begins_row,
+    end_of_events,
+    event_of,
+    pieces_of,
+    row_of,
+)
+from livefactor_kernels.numbers.lanes import clamp, inlined
+from livefactor_kernels.solve import RIDGE_MIN, SolveRates
+from livefactor_kernels.spec.model import Loss, ModelSpec
+from livefactor_kernels.tables import ITEMS, USERS
 
 if TYPE_CHECKING:
-    from ..cuda_pins import Pins
-    from ..cuda_rows import CudaTable
-    from ..cuda_staging import Slot
-    from ..device import Device
-    from ..history.cuda import Piece
-    from ..update import Update
+    from livefactor_kernels.device.machine import Device
+    from livefactor_kernels.device.staging import Slot
+    from livefactor_kernels.history.cuda import Piece
+    from livefactor_kernels.pins.cuda import Pins
+    from livefactor_kernels.tables.cuda import CudaTable
+    from livefactor_kernels.update import Update
 
 _SHARED_COORDINATES = 101
 """Coordinates of a system whose matrix, 40 KiB, fits a block's shared memory beside the tiles."""

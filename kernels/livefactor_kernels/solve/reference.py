@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import scalar
-from ..lanes import clamp
-from ..tables import ITEMS, USERS
-from ..update import Update
-from . import RIDGE_MIN, SolveRates
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import clamp
+from livefactor_kernels.solve import RIDGE_MIN, SolveRates
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.update import Update
 
 if TYPE_CHECKING:
-    from ..reference import ReferenceModel, ReferenceTable
+    from livefactor_kernels.reference import ReferenceModel, ReferenceTable
 
 
 def solved(

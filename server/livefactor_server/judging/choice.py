@@ -1,6 +1,6 @@
 """Which events are judged, and among which items: draws by counter, so that a replay of the log judges the same ones.
 
-A share of the records is judged, by a lot each: the first word of Philox4x32-10 (`livefactor_kernels.random`) with counter
+A share of the records is judged, by a lot each: the first word of Philox4x32-10 (`livefactor_kernels.numbers.random`) with counter
 (revision low, revision high, 0, 1). Of a judged record of n events min(n, most, max(8, n / 128)) are, one from each of as many
 equal stretches: with counter (revision low, revision high, stretch, 0) the first word says where in its stretch the event
 lies, the third and the fourth are lots that decide whether it is also ranked among drawn items, and among all. The candidates
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from livefactor_kernels.random import NEGATIVE_DOMAIN, domain_key, draw_negative, philox
+from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_negative, philox
 
 CHOICE_DOMAIN = 0x6C66_6A75_6467_0001
 """XORed to the seed for the choice of events."""

@@ -10,7 +10,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from livefactor_server.safetensors_writer import sync_folder
+from livefactor_server.snapshots.safetensors_writer import sync_folder
 
 
 @dataclass(frozen=True, slots=True)

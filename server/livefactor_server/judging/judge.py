@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.spec import Loss
+from livefactor_kernels.spec.model import Loss
 from livefactor_server.changes import InteractionsChange
 from livefactor_server.judging import choice, drift, metrics, report, scoring
 from livefactor_server.judging.bounds import Bounds
@@ -25,7 +25,7 @@ from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity
 from livefactor_server.judging.report import Event, Report
 from livefactor_server.judging.scoring import Best, Read, Reading, Sample
 from livefactor_server.judging.windows import Window
-from livefactor_server.state import Logged, ModelState
+from livefactor_server.model.state import Logged, ModelState
 
 SAMPLED_ITEMS = 100
 """Items drawn, with replacement, for an event to be ranked among."""

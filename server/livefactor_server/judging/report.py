@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.spec import Loss
+from livefactor_kernels.spec.model import Loss
 from livefactor_server.judging import metrics
 from livefactor_server.judging.scoring import RANKED_AT
 

@@ -11,13 +11,13 @@ from numba import njit
 
 from livefactor_kernels.backend import Backend
 from livefactor_kernels.history.reading import PersonReader
-from livefactor_kernels.lanes import LANES
-from livefactor_kernels.scoring_kernels import scan_kernel
+from livefactor_kernels.numbers.lanes import LANES
+from livefactor_kernels.scoring.cpu_kernels import scan_kernel
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.changes import InteractionsChange
 from livefactor_server.judging import choice, metrics
 from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity
-from livefactor_server.state import Logged
+from livefactor_server.model.state import Logged
 
 RANKED_AT = 10
 """Recall and NDCG look at so many best items."""
@@ -139,7 +139,7 @@ def _scores(
     mean: np.float32, users: np.ndarray, user_bias: np.ndarray, asked: np.ndarray, items: np.ndarray,
     bias: np.ndarray, width: int,
 ) -> np.ndarray:  # fmt: skip
-    """Scores float32[n, width] of `asked` users' own `width` items, as `livefactor_kernels.scoring` has them. Rows begin at multiples of 64
+    """Scores float32[n, width] of `asked` users' own `width` items, as `scoring.cpu` has them. Rows begin at multiples of 64
     bytes, as `gather` gives them."""
     out = np.empty((asked.size, width), np.float32)
     if out.size:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import ModelSpec
-from livefactor_server.decode import good_values, good_weights
-from livefactor_server.event_files import Conversion, EventFileError, Rows, header, open_events
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.presets import preset
+from livefactor_server.files.events import Conversion, EventFileError, Rows, header, open_events
+from livefactor_server.rpc.decode import good_values, good_weights
 from livefactor_server.tuning.progressive import Stream
 from livefactor_server.tuning.rules import RULES
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from livefactor_kernels.spec import ModelSpec
+from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.tuning.metrics import METRICS, Metric
 from livefactor_server.tuning.progressive import BATCH_EVENTS, Stream, judge_then_learn
 

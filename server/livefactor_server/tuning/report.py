@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import ModelSpec, spec_fields
-from livefactor_server import spec_codec
+from livefactor_kernels.spec.model import ModelSpec, spec_fields
+from livefactor_kernels.spec.presets import preset
+from livefactor_server.model import spec_codec
 from livefactor_server.tuning.plan import Plan
 from livefactor_server.tuning.rules import RULES
 from livefactor_server.tuning.search import Tried, best_first

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from livefactor_kernels.presets import preset
-from livefactor_kernels.spec import Limits, ModelSpec, Optimizer, OptimizerKind
-from livefactor_server import spec_codec
+from livefactor_kernels.spec.model import Limits, ModelSpec, Optimizer, OptimizerKind
+from livefactor_kernels.spec.presets import preset
+from livefactor_server.model import spec_codec
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from livefactor_kernels.spec import ModelSpec
+from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.tuning.plan import Plan
 from livefactor_server.tuning.rules import RULES
 

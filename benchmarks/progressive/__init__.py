@@ -1,0 +1,1 @@
+"""Quality of a stream, test-then-learn, beside simple opponents."""

@@ -1,0 +1,72 @@
+"""Progressive recall@10: is an event's item in its user's top 10 of what was learned before its batch?
+
+A batch is scored as a whole, then learned as one record, as by a producer that asks before it pushes. An
+event is a hit if its item is among the 10 best of all items known before the batch (score descending, then
+item key ascending): an item that is new in the batch is a miss. A user who is new in it has the list that
+`Score` gives: by the item biases.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_server.tuning.metrics import hits
+from livefactor_server.tuning.progressive import (
+    BATCH_EVENTS,
+    HALF_LIFE_EVENTS,
+    TOP,
+    Stream,
+    batches,
+    faded,
+    judge_then_learn,
+    most_popular,
+    popular_ranks,
+    ranks,
+)
+
+
+def model_hits(spec: ModelSpec, stream: Stream, batch_events: int = BATCH_EVENTS) -> np.ndarray:
+    """Whether each event is a hit (bool[n]) of a model that learns every event as a positive one."""
+
+    def judge(model, users, items, values):
+        return hits(ranks(model, users, items))
+
+    ones = np.ones(len(stream), np.float32)
+    stream = Stream(stream.user_keys, stream.item_keys, ones, times=stream.times)
+    steps = judge_then_learn(spec, stream, judge, np.ones(len(stream), bool), batch_events)
+    return np.concatenate([step.judged for step in steps]) > 0
+
+
+def popular_hits(
+    stream: Stream, half_life_events: float = HALF_LIFE_EVENTS, batch_events: int = BATCH_EVENTS
+) -> np.ndarray:
+    """The same (bool[n]) of one list for everybody: items by their events so far.
+
+    An event counts half after `half_life_events` more; infinity counts all alike.
+    """
+    return popular_ranks(stream, half_life_events, batch_events) < TOP
+
+
+def own_first_hits(
+    stream: Stream, half_life_events: float = HALF_LIFE_EVENTS, batch_events: int = BATCH_EVENTS
+) -> np.ndarray:
+    """The same (bool[n]) of a list of the user's own most frequent items, filled up as in `popular_hits`.
+
+    It names nothing new to a user who has bought 10 items: what there is to win by remembering repeats alone.
+    """
+    keys, item_rows = np.unique(stream.item_keys, return_inverse=True)
+    counts, found = np.zeros(keys.size), np.zeros(len(stream), bool)
+    own: defaultdict[int, Counter[int]] = defaultdict(Counter)
+    for part in batches(len(stream), batch_events):
+        rows, users, popular = item_rows[part], stream.user_keys[part], most_popular(counts).tolist()
+        for user in np.unique(users).tolist():
+            mine, chosen = own[user], users == user
+            best = np.array(sorted(mine), np.int64)
+            best = best[np.lexsort((-counts[best], [-mine[item] for item in best.tolist()]))][:TOP].tolist()
+            found[part][chosen] = np.isin(rows[chosen], list(dict.fromkeys(best + popular))[:TOP])
+            mine.update(rows[chosen].tolist())
+        counts = faded(counts, rows, half_life_events)
+    return found

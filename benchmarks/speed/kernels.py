@@ -1,0 +1,210 @@
+"""The update kernel against plain Numba loops, alone and with key look-ups; `python -m benchmarks.speed.kernels`.
+
+k = 64, squared loss, SGD, B = 1, 100 thousand users x 20 thousand items, both Zipf. One run, the candidates
+take turns on the same events, medians over the turns of the CPU seconds they took (one thread; on an idle
+machine that is the time on the wall, on a busy one it is still a figure). Sizes: `events` a turn, `rounds`
+turns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+
+from benchmarks.speed.plain_kernels import plain_fast, plain_strict
+from benchmarks.speed.streams import ITEMS, KEY_STEP, USERS, K, zipf_stream
+from livefactor_kernels.backend import Update, state_sections
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.spec.model import (
+    History,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Proposal,
+    Regularization,
+    Rule,
+    Softmax,
+)
+
+RATE, BIAS_RATE, L2, BIAS_L2 = 0.01, 0.01, 0.02, 0.005
+
+
+def _spec(**changes: object) -> ModelSpec:
+    fields: dict[str, object] = {
+        "k": K,
+        "loss": Loss.SQUARED,
+        "optimizer": Optimizer(OptimizerKind.SGD, RATE, BIAS_RATE),
+        "l2": L2,
+        "bias_l2": BIAS_L2,
+        "seed": 1,
+        "limits": Limits(users_max=USERS, items_max=ITEMS, error_max=1e3),
+    }
+    return ModelSpec(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+class _Events:
+    """Events of the benchmark, by key and by row, and a model whose tables hold every key."""
+
+    def __init__(self, events: int) -> None:
+        self.user_keys, self.item_keys, self.values = zipf_stream(events)
+
+    def model(self, spec: ModelSpec) -> CpuModel:
+        model = CpuModel(spec)
+        all_keys = np.arange(max(USERS, ITEMS), dtype=np.uint64) * KEY_STEP
+        model.users.allocate(all_keys[:USERS])
+        model.items.allocate(all_keys[:ITEMS])
+        return model
+
+    def update(self, model: CpuModel, revision: int, with_keys: bool) -> None:
+        """Apply all events as one record; with_keys: look the rows up first, else take them from the last
+        look-up."""
+        if with_keys or not hasattr(self, "rows"):
+            self.rows = model.users.find(self.user_keys, USERS), model.items.find(self.item_keys, ITEMS)
+        values = self.values if model.spec.loss == Loss.SQUARED else None
+        model.apply(Update(revision, *self.rows, values, None, USERS, ITEMS))
+
+
+def _plain_state(model: CpuModel) -> list[np.ndarray]:
+    tables = (
+        model.users.factors[:USERS],
+        model.items.factors[:ITEMS],
+        model.users.bias[:USERS],
+        model.items.bias[:ITEMS],
+    )
+    return [table.copy() for table in tables]
+
+
+def _plain(loop: Callable[..., object], state: list[np.ndarray], events: _Events) -> None:
+    f = np.float32
+    loop(*state, *events.rows, events.values, f(0), f(0), f(RATE), f(BIAS_RATE), f(L2), f(BIAS_L2))
+
+
+def measure(events: int = 1_000_000, rounds: int = 5) -> dict[str, float]:
+    """Events a second of each candidate, by the names of `benchmarks/results/cpu.json`; `digest` is printed,
+    not returned."""
+    data = _Events(events)
+    ours, keyed = data.model(_spec()), data.model(_spec())
+    data.update(ours, 1, with_keys=True)
+    data.update(keyed, 1, with_keys=True)
+    print("digest of the tables after one pass:", digest(ours))
+    fast, strict = _plain_state(data.model(_spec())), _plain_state(data.model(_spec()))
+    candidates: dict[str, Callable[[int], None]] = {
+        "kernel_events_per_s": lambda turn: data.update(ours, turn, with_keys=False),
+        "kernel_plain_events_per_s": lambda turn: _plain(plain_fast, fast, data),
+        "kernel_strict_events_per_s": lambda turn: _plain(plain_strict, strict, data),
+        "kernel_with_keys_events_per_s": lambda turn: data.update(keyed, turn, with_keys=True),
+    }
+    return _take_turns(candidates, events, rounds)
+
+
+def measure_losses(events: int = 500_000, rounds: int = 3) -> dict[str, float]:
+    """Events a second of the other losses and of micro-batches, 4 negatives an event where there are any."""
+    data = _Events(events)
+    specs = {
+        "kernel_logistic_events_per_s": _spec(loss=Loss.LOGISTIC, negatives=4),
+        "kernel_bpr_events_per_s": _spec(loss=Loss.BPR, negatives=4),
+        "kernel_bpr_adagrad_events_per_s": _spec(
+            loss=Loss.BPR, negatives=4, optimizer=Optimizer(OptimizerKind.ADAGRAD, RATE, BIAS_RATE)
+        ),
+        "kernel_micro_batch_1024_events_per_s": _spec(micro_batch=1024),
+        "kernel_micro_batch_1024_logistic_events_per_s": _spec(
+            loss=Loss.LOGISTIC, negatives=4, micro_batch=1024
+        ),
+    }
+    models = {name: data.model(spec) for name, spec in specs.items()}
+    candidates: dict[str, Callable[[int], None]] = {
+        name: (lambda turn, model=model: data.update(model, turn, with_keys=False))  # type: ignore[misc]
+        for name, model in models.items()
+    }
+    return _take_turns(candidates, events, rounds)
+
+
+def measure_softmax(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
+    """Events a second of rule SOFTMAX with 64 shared negatives, by optimizer and micro-batch."""
+    data = _Events(events)
+    models = {
+        f"kernel_softmax_{kind.name.lower()}_{size}_events_per_s": data.model(
+            _spec(
+                loss=Loss.SOFTMAX,
+                rule=Rule.SOFTMAX,
+                softmax=Softmax(Proposal.UNIFORM),
+                negatives=64,
+                micro_batch=size,
+                optimizer=Optimizer(kind, RATE, BIAS_RATE, 0.1),
+            )
+        )
+        for kind in (OptimizerKind.SGD, OptimizerKind.ADAGRAD)
+        for size in (16, 64, 256, 1024)
+    }
+    candidates: dict[str, Callable[[int], None]] = {
+        name: (lambda turn, model=model: data.update(model, turn, with_keys=False))  # type: ignore[misc]
+        for name, model in models.items()
+    }
+    return _take_turns(candidates, events, rounds)
+
+
+def measure_optimizers(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
+    """Events a second of rule SGD, squared loss, by optimizer and micro-batch, and of SGD with each kind of regularisation."""
+    data = _Events(events)
+    specs = {
+        f"kernel_{kind.name.lower()}_{size}_events_per_s": _spec(
+            micro_batch=size, optimizer=Optimizer(kind, RATE, BIAS_RATE, 0.1)
+        )
+        for kind in OptimizerKind
+        for size in (1, 1024)
+    }
+    for name, regularization in (
+        ("gradient_norm", Regularization(gradient_norm_max=1.0)),
+        ("row_norm", Regularization(row_norm_max=1.0)),
+        ("l2_frequency", Regularization(l2_frequency=0.5)),
+        ("dropout", Regularization(dropout=0.2)),
+    ):
+        history = History(16) if regularization.l2_frequency else History()
+        spec = _spec(micro_batch=1024, history=history, regularization=regularization)
+        specs[f"kernel_sgd_1024_{name}_events_per_s"] = spec
+    models = {name: data.model(spec) for name, spec in specs.items()}
+    candidates: dict[str, Callable[[int], None]] = {
+        name: (lambda turn, model=model: data.update(model, turn, with_keys=False))  # type: ignore[misc]
+        for name, model in models.items()
+    }
+    return _take_turns(candidates, events, rounds)
+
+
+def _take_turns(candidates: dict[str, Callable[[int], None]], events: int, rounds: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for run in candidates.values():
+        run(2)  # compiles, warms up
+    for turn in range(3, rounds + 3):
+        for name, run in candidates.items():
+            start = time.thread_time()
+            run(turn)
+            seconds[name].append(time.thread_time() - start)
+    return {name: events / median(times) for name, times in seconds.items()}
+
+
+def digest(model: CpuModel) -> str:
+    """SHA-256 over the model's tables."""
+    sha = hashlib.sha256()
+    model.advance(model.revision, USERS, ITEMS)
+    for view in state_sections(model).values():
+        sha.update(np.ascontiguousarray(view).tobytes())
+    return sha.hexdigest()
+
+
+def main() -> None:
+    """Measure everything and print a table."""
+    rates = measure() | measure_losses() | measure_softmax() | measure_optimizers()
+    plain = rates["kernel_plain_events_per_s"]
+    print(f"{'':48}{'M events/s':>12}{'ns/event':>10}{'x plain':>9}")
+    for name, rate in rates.items():
+        print(f"{name:48}{rate / 1e6:12.2f}{1e9 / rate:10.1f}{rate / plain:9.2f}")
+
+
+if __name__ == "__main__":
+    main()

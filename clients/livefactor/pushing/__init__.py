@@ -1,0 +1,1 @@
+"""Pushing events exactly once: rows, batches, the stream, and the outcomes."""

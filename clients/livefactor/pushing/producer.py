@@ -1,0 +1,294 @@
+"""Pushing events: `Producer` gathers rows into batches and delivers each exactly once, whatever becomes of
+the server.
+
+`push`, in the caller's thread, converts and copies rows, makes messages and waits for room. Sending them and
+what becomes of them is sending.py's and delivery.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from livefactor.channel import DEFAULT_TARGET, Connection
+from livefactor.errors import ColumnError, FlushTimeout, LivefactorError
+from livefactor.position import Position
+from livefactor.pushing.batching import (
+    PREFIX_BYTES_MAX,
+    Batch,
+    BatchSettings,
+    PendingRows,
+    Receipt,
+    RowColumns,
+    RowReject,
+    row_columns,
+)
+from livefactor.pushing.sending import ProducerStatus, Sender
+from livefactor.v1 import updates_pb2
+from livefactor.wire.arrays import Ids, as_keys
+from livefactor.wire.columns import (
+    AVAILABILITY,
+    INTERACTIONS,
+    LABELS,
+    encode_availability,
+    encode_labels,
+    interaction_parts,
+)
+
+CLOSE_AFTER_ERROR_S = 5.0
+"""How long leaving a `with` block by an error waits for what was pushed before it, seconds."""
+
+_SIDES = {"user": updates_pb2.SIDE_USER, "item": updates_pb2.SIDE_ITEM}
+
+log = logging.getLogger("livefactor")
+
+
+class Producer:
+    """Sends rows to one model, each exactly once, in the order of the pushes of a thread.
+
+    target: "host:port" or "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; whoever opens the
+    same id later takes over, and this producer raises ProducerFenced. model: the model's name. batch: when a
+    batch is sent. buffer_events_max: rows that are not acknowledged, at most, beside the batch that is being
+    filled; a larger push waits until all before it is acknowledged. timeout_s: how long a push waits for
+    room, None for ever. open_timeout_s: how long to wait here for a server. secret: key for string ids
+    (keys.py). on_reject(rejects): called with the rejected rows of a push (default: a warning in the log).
+    on_wait(status): called whenever the producer has to wait, before each further try. Both are called on the
+    background thread and must not push or flush. channel: the transport, if the caller has one (made by
+    `open_channel`).
+
+    Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be opened. Not
+    to be used across a fork. Use it as a context manager, or call `close`: rows still buffered at exit are
+    lost otherwise.
+    """
+
+    def __init__(
+        self,
+        target: str | grpc.Channel = DEFAULT_TARGET,
+        producer_id: str = "",
+        *,
+        model: str = "default",
+        batch: BatchSettings | None = None,
+        buffer_events_max: int = 1 << 20,
+        timeout_s: float | None = 60.0,
+        open_timeout_s: float = 30.0,
+        secret: bytes = b"",
+        on_reject: Callable[[tuple[RowReject, ...]], None] | None = None,
+        on_wait: Callable[[ProducerStatus], None] | None = None,
+        channel: grpc.Channel | None = None,
+    ) -> None:
+        if not 1 <= len(producer_id.encode()) <= 64:
+            raise ValueError(f"producer_id: expected 1..64 bytes, got {producer_id!r}")
+        if buffer_events_max < 1:
+            raise ValueError(f"buffer_events_max: expected at least 1, got {buffer_events_max}")
+        self.producer_id, self.model = producer_id, model
+        self.batch = batch or BatchSettings()
+        self._timeout_s, self._secret = timeout_s, secret
+        self._connection = Connection(target, channel)
+        try:
+            self._sender = Sender(
+                self._connection, model, producer_id, buffer_events_max, open_timeout_s, on_reject, on_wait
+            )
+        except BaseException:
+            self._connection.close()
+            raise
+
+    # What callers do.
+
+    def push(
+        self,
+        user_ids: Ids,
+        item_ids: Ids,
+        values: Any = None,
+        weights: Any = None,
+        event_types: Any = None,
+        times: Any = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Take n interactions, in the order in which they happened, and return at once with a future of their
+        Ack.
+
+        user_ids, item_ids: integers 0..2**64-1 or strings, as a list, NumPy array, pandas Series or Arrow
+        array (or one id). values, weights: numbers. event_types: 0..2**32-1. times: datetimes or microseconds
+        since 1970 UTC. One value stands for all rows; None for the contract's default. The arrays may be
+        changed after the call. timeout_s: over the producer's.
+
+        Raises ColumnError (nothing was taken), BufferFull (nothing was taken), ProducerFenced or what else
+        ended this producer, ProducerClosed.
+        """
+        rows = row_columns(user_ids, item_ids, values, weights, event_types, times, self._secret)
+        n = len(rows.user_ids)
+        sender = self._sender
+        with sender.lock:
+            self._reserve(n, timeout_s)
+            receipt = Receipt(self._urge, sender.position)
+            if n:
+                filling = sender.pending
+                self._take(rows, receipt)
+                if filling is None or filling is not sender.pending:  # Else nothing is new to those who send.
+                    sender.work.notify_all()
+        return receipt
+
+    def push_labels(
+        self, side: str, ids: Ids, labels: Sequence[str], *, timeout_s: float | None = None
+    ) -> Receipt:
+        """Name ids of a side ("user" or "item"), behind all rows pushed before. An empty label removes the
+        name.
+
+        labels: as many str as ids, each at most 1,024 bytes. Raises as `push` does; ValueError for another
+        side.
+        """
+        if side not in _SIDES:
+            raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
+        keys = as_keys("ids", ids, self._secret)
+        texts = [labels] if isinstance(labels, str) else list(labels)
+        if len(texts) != len(keys):
+            raise ColumnError(f"labels has {len(texts)} rows, expected {len(keys)} (ids)")
+        bodies = []
+        for start, stop in _label_cuts(texts, self.batch):
+            bodies.append((stop - start, encode_labels(_SIDES[side], keys[start:stop], texts[start:stop])))
+        return self._push_bodies(LABELS, bodies, timeout_s)
+
+    def set_available(self, item_ids: Ids, available: bool, *, timeout_s: float | None = None) -> Receipt:
+        """Mark items (un)available, behind all rows pushed before: top-k leaves unavailable ones out. Raises
+        as `push` does.
+        """
+        keys = as_keys("item_ids", item_ids, self._secret)
+        rows_max = self.batch.rows_max(keys.itemsize)
+        bodies = []
+        for start in range(0, len(keys), rows_max):
+            part = keys[start : start + rows_max]
+            bodies.append((len(part), encode_availability(part, available)))
+        return self._push_bodies(AVAILABILITY, bodies, timeout_s)
+
+    def flush(self, timeout_s: float | None = None) -> Position:
+        """Send what is buffered and wait until all of it is acknowledged; the last position.
+
+        timeout_s: seconds, None for ever. Raises FlushTimeout (everything stays on its way), the error of a
+        batch that was refused since the last flush and whose receipt nobody asked, or what ended this
+        producer.
+        """
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        sender = self._sender
+        with sender.lock:
+            sender.check_usable()
+            sender.seal()
+            sender.work.notify_all()
+            batches = sender.delivery.batches()
+        for batch in batches:
+            if not batch.wait(None if deadline is None else max(0.0, deadline - monotonic())):
+                status = self.status
+                raise FlushTimeout(
+                    f"{status.buffered_events} events are not acknowledged after {timeout_s} s"
+                    + (f" (waiting for {status.waiting_for})" if status.waiting_for else "")
+                )
+        with sender.lock:
+            sender.raise_failures()
+            return sender.position
+
+    def close(self, timeout_s: float | None = 30.0) -> None:
+        """Flush and close. Raises as `flush` does, and is closed all the same: what was not acknowledged then
+        is given up.
+        """
+        with self._sender.lock:
+            if self._sender.closing:
+                return
+        try:
+            self.flush(timeout_s)
+        finally:
+            self._sender.shut()
+            self._connection.close()
+
+    def __enter__(self) -> Producer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:  # The caller's error is the one to be seen; what was pushed before it still goes out if it can.
+            self.close(timeout_s=CLOSE_AFTER_ERROR_S)
+        except LivefactorError as also:
+            log.warning("producer %s: closed after an error: %s", self.producer_id, also)
+
+    @property
+    def last_sequence(self) -> int:
+        """The last batch that is known to be applied; right after opening, the one to resume behind."""
+        return self._sender.delivery.last_acked
+
+    @property
+    def status(self) -> ProducerStatus:
+        """How this producer fares now."""
+        with self._sender.lock:
+            return self._sender.status()
+
+    # Rows to batches (under the lock).
+
+    def _take(self, rows: RowColumns, receipt: Receipt) -> None:
+        sender, n, rows_max = self._sender, len(rows.user_ids), self.batch.rows_max(rows.row_bytes)
+        if sender.pending is not None and sender.pending.present != rows.present:
+            sender.seal()
+        start = 0
+        while start < n:
+            if sender.pending is None and n - start >= rows_max:
+                batch = Batch(INTERACTIONS)
+                batch.share(receipt, start, rows_max)
+                sender.delivery.add(batch, interaction_parts(*rows.slice(start, start + rows_max)))
+                start += rows_max
+                continue
+            if sender.pending is None:
+                latency = self.batch.latency_ms_max
+                deadline = float("inf") if latency is None else monotonic() + latency / 1e3
+                sender.pending = PendingRows(rows, rows_max, deadline)
+            stop = min(n, start + sender.pending.room)
+            sender.pending.add(rows.slice(start, stop), receipt, start)
+            start = stop
+            if not sender.pending.room:
+                sender.seal()
+        if self.batch.latency_ms_max == 0:
+            sender.seal()
+
+    def _urge(self) -> None:
+        with self._sender.lock:
+            self._sender.seal()
+            self._sender.work.notify_all()
+
+    def _push_bodies(self, change: str, bodies: list[tuple[int, bytes]], timeout_s: float | None) -> Receipt:
+        sender = self._sender
+        with sender.lock:
+            self._reserve(sum(rows for rows, _ in bodies), timeout_s)
+            sender.seal()
+            receipt, start = Receipt(self._urge, sender.position), 0
+            for rows, body in bodies:
+                batch = Batch(change)
+                batch.share(receipt, start, rows)
+                sender.delivery.add(batch, [body])
+                start += rows
+            sender.work.notify_all()
+        return receipt
+
+    def _reserve(self, n: int, timeout_s: float | None) -> None:
+        self._sender.reserve(n, self._timeout_s if timeout_s is None else timeout_s)
+
+
+def _label_cuts(labels: Sequence[str], settings: BatchSettings) -> list[tuple[int, int]]:
+    """Row ranges that fit a message each."""
+    cuts: list[tuple[int, int]] = []
+    start = size = 0
+    for row, label in enumerate(labels):
+        row_bytes = 8 + 3 + (len(label.encode(errors="surrogatepass")) if isinstance(label, str) else 0)
+        full = row - start == settings.events_max or size + row_bytes > settings.bytes_max - PREFIX_BYTES_MAX
+        if full and row > start:
+            cuts.append((start, row))
+            start, size = row, 0
+        size += row_bytes
+    if start < len(labels):
+        cuts.append((start, len(labels)))
+    return cuts

@@ -1,0 +1,1 @@
+"""Snapshot files: their format, how they are loaded, checked and hashed."""

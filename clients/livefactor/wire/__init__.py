@@ -1,0 +1,1 @@
+"""Arrays to packed message bytes and back, shared with the server."""

@@ -1,0 +1,211 @@
+"""What callers have (lists, NumPy, pandas, Arrow; ints, strings, datetimes) to the contract's column arrays.
+
+pandas and pyarrow are never imported: what has a `to_numpy` is asked for it. Every function returns a
+C-contiguous, little-endian array of the contract's dtype and raises ColumnError naming column, row and value;
+nothing wraps, truncates or guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from livefactor.errors import ColumnError
+from livefactor.wire.keys import key_of, keys_of
+
+KEYS = np.dtype("<u8")
+FLOATS = np.dtype("<f4")
+NUMBERS = np.dtype("<u4")
+TIMES = np.dtype("<i8")
+
+_RANGES = {dtype: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for dtype in (KEYS, NUMBERS, TIMES)}
+_KEY_MAX = _RANGES[KEYS][1]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Ids = Any
+"""Ids as they come: int, str, or a one-dimensional sequence, NumPy array, pandas Series or Arrow array of
+either.
+"""
+
+
+def as_keys(name: str, ids: Ids, secret: bytes = b"") -> npt.NDArray[np.uint64]:
+    """Ids to uint64 keys[n]: integers as they are (0 .. 2**64-1), strings through `keys.keys_of`. A single id
+    gives n = 1.
+    """
+    if isinstance(ids, np.ndarray) and ids.dtype == KEYS and ids.ndim == 1:
+        return np.ascontiguousarray(ids)
+    if isinstance(ids, str | bytes):
+        return np.array([key_of(ids, secret)], KEYS)
+    if type(ids) is int and 0 <= ids <= _KEY_MAX:
+        return np.array([ids], KEYS)
+    if _is_dictionary(ids):
+        return _dictionary_keys(name, ids, secret)
+    if _is_text_list(ids):
+        return _text_keys(name, ids, secret)
+    array = np.atleast_1d(_to_numpy(name, ids))
+    if array.size == 0:
+        return np.empty(0, KEYS)
+    if array.dtype.kind in "iu":
+        return _whole(name, array, KEYS)
+    if array.dtype.kind in "OUST":
+        values = array.tolist()
+        if isinstance(values[0], str | bytes):
+            return _text_keys(name, values, secret)
+        return _object_integers(name, values)
+    if isinstance(ids, list | tuple) and all(isinstance(value, int) for value in ids):
+        # NumPy makes floats of a list that holds integers both below and from 2**63 on.
+        return _object_integers(name, list(ids))
+    raise ColumnError(f"{name}: expected integers or strings, got {array.dtype}{_missing_hint(array)}")
+
+
+def as_floats(name: str, values: Any, n: int) -> npt.NDArray[np.float32]:
+    """Numbers to float32[n]; one number stands for all n rows. NaN and what is too large stay (the server
+    rejects those rows).
+    """
+    if isinstance(values, float):
+        return np.full(n, values, FLOATS)
+    array = _broadcast(name, values, n)
+    if array.dtype == FLOATS:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind not in "iufb":
+        raise ColumnError(f"{name}: expected numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, FLOATS)
+
+
+def as_numbers(name: str, values: Any, n: int) -> npt.NDArray[np.uint32]:
+    """Whole numbers 0 .. 2**32-1 to uint32[n]; one number stands for all n rows."""
+    array = _broadcast(name, values, n)
+    if array.dtype.kind not in "iub":
+        raise ColumnError(f"{name}: expected whole numbers, got {array.dtype}")
+    return _whole(name, array, NUMBERS)
+
+
+def as_times(name: str, times: Any, n: int) -> npt.NDArray[np.int64]:
+    """Times to int64[n] microseconds since 1970-01-01 UTC; one time stands for all n rows.
+
+    Integers are such microseconds. datetime64 of any unit, and datetimes, are converted; those without a zone
+    are taken as UTC.
+    """
+    if isinstance(times, datetime):
+        times = [times] * n
+    if (
+        "datetime64" in str(getattr(times, "dtype", ""))
+        and not isinstance(times, np.ndarray)
+        and hasattr(times, "to_numpy")
+    ):
+        times = times.to_numpy(
+            dtype="datetime64[us]"
+        )  # A zoned pandas column would come as objects otherwise.
+    array = _broadcast(name, times, n)
+    if array.dtype.kind == "O":
+        array = np.array([_microseconds(name, row, time) for row, time in enumerate(array.tolist())], TIMES)
+    elif array.dtype.kind == "M":
+        missing = np.isnat(array)
+        if missing.any():
+            raise ColumnError(f"{name}[{int(missing.argmax())}]: not a time")
+        array = array.astype("datetime64[us]").view(np.int64)
+    elif array.dtype.kind not in "iu":
+        raise ColumnError(f"{name}: expected datetimes or whole microseconds, got {array.dtype}")
+    return _whole(name, array, TIMES)
+
+
+def require_rows(name: str, array: npt.NDArray[Any], n: int, like: str = "user_ids") -> None:
+    """Raise ColumnError unless `array` has n rows, as column `like` has."""
+    if len(array) != n:
+        raise ColumnError(f"{name} has {len(array)} rows, expected {n} ({like})")
+
+
+def _to_numpy(name: str, values: Any) -> npt.NDArray[Any]:
+    if isinstance(values, np.ndarray):
+        array = values
+    elif hasattr(values, "to_numpy"):
+        try:
+            array = np.asarray(values.to_numpy(zero_copy_only=False))
+        except TypeError:  # No such argument: pandas, or a chunked Arrow array of old.
+            array = np.asarray(values.to_numpy())
+    else:
+        try:
+            array = np.asarray(values)
+        except (ValueError, OverflowError) as error:
+            raise ColumnError(f"{name}: expected one value a row ({error})") from error
+    if array.ndim > 1:
+        raise ColumnError(f"{name}: expected one dimension, got shape {array.shape}")
+    return array
+
+
+def _broadcast(name: str, values: Any, n: int) -> npt.NDArray[Any]:
+    array = _to_numpy(name, values)
+    if array.ndim == 0:
+        return np.full(n, array)
+    require_rows(name, array, n)
+    return array
+
+
+def _whole(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """`array` (integers) as `dtype`, or ColumnError naming the first value outside its range."""
+    if array.dtype != dtype and array.size:
+        low, high = _RANGES[dtype]
+        own = np.iinfo(array.dtype) if array.dtype.kind != "b" else np.iinfo(np.uint8)
+        if (own.min < low and int(array.min()) < low) or (own.max > high and int(array.max()) > high):
+            values = array.tolist()
+            row = next(row for row, value in enumerate(values) if not low <= value <= high)
+            raise ColumnError(f"{name}[{row}]: expected {low}..{high}, got {values[row]}")
+    return np.ascontiguousarray(array, dtype)
+
+
+def _is_text_list(ids: Any) -> bool:
+    return isinstance(ids, list | tuple) and bool(ids) and isinstance(ids[0], str | bytes)
+
+
+def _text_keys(name: str, ids: Sequence[Any], secret: bytes) -> npt.NDArray[np.uint64]:
+    try:
+        return keys_of(ids, secret)
+    except ColumnError as error:
+        raise ColumnError(f"{name}: {error}") from error
+
+
+def _object_integers(name: str, values: list[Any]) -> npt.NDArray[np.uint64]:
+    limits = np.iinfo(KEYS)
+    for row, value in enumerate(values):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or not limits.min <= value <= limits.max:
+            raise ColumnError(
+                f"{name}[{row}]: expected an integer 0..{limits.max} or a string, got {value!r}"
+            )
+    return np.array(values, KEYS)
+
+
+def _is_dictionary(ids: Any) -> bool:
+    """An Arrow DictionaryArray, or a pandas categorical column."""
+    arrow = hasattr(ids, "dictionary") and hasattr(ids, "indices")
+    return arrow or hasattr(getattr(ids, "cat", None), "codes")
+
+
+def _dictionary_keys(name: str, ids: Any, secret: bytes) -> npt.NDArray[np.uint64]:
+    if hasattr(ids, "dictionary"):
+        table, codes = ids.dictionary, _to_numpy(name, ids.indices)
+    else:
+        table, codes = ids.cat.categories, _to_numpy(name, ids.cat.codes)
+    if codes.dtype.kind == "f" or (codes.size and int(codes.min()) < 0):
+        bad = np.isnan(codes) if codes.dtype.kind == "f" else codes < 0
+        raise ColumnError(f"{name}[{int(bad.argmax())}]: expected an id, got none")
+    return as_keys(name, table, secret)[codes] if codes.size else np.empty(0, KEYS)
+
+
+def _microseconds(name: str, row: int, time: Any) -> int:
+    if not isinstance(time, datetime) or time != time:
+        raise ColumnError(f"{name}[{row}]: expected a datetime, got {time!r}")
+    zoned = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    since = zoned - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _missing_hint(array: npt.NDArray[Any]) -> str:
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        return f" (row {int(np.isnan(array).argmax())} has no id)"
+    return ""

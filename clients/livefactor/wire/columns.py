@@ -1,0 +1,396 @@
+"""Arrays ⇄ the bytes of the contract's update messages: pure functions, shared by client and server.
+
+Columns are written as tag, length and the array's own bytes, in one join. A message is read through its twin
+(twins.py), in which a column or the whole change is `bytes`; the columns of Interactions are found by their
+tags, without a parser's copy of them. Where a peer split, repeated or did not pack a column, the public
+message class reads it. Scoring: scoring_columns.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError, Message
+
+from livefactor.errors import ColumnError
+from livefactor.v1 import updates_pb2
+from livefactor.wire.arrays import (
+    FLOATS,
+    KEYS,
+    NUMBERS,
+    TIMES,
+    Ids,
+    as_floats,
+    as_keys,
+    as_numbers,
+    as_times,
+    require_rows,
+)
+from livefactor.wire.scoring import (
+    ScoreColumns,
+    ScoreQuery,
+    decode_score,
+    decode_score_response,
+    encode_score,
+    encode_score_response,
+)
+from livefactor.wire.twins import (
+    canonical,
+    column_view,
+    field_prefix,
+    malformed,
+    parse_twin,
+    twin_column,
+    twin_of,
+)
+
+__all__ = [
+    "AVAILABILITY",
+    "INTERACTIONS",
+    "LABELS",
+    "AvailabilityColumns",
+    "ColumnError",
+    "Columns",
+    "LabelColumns",
+    "Part",
+    "ScoreColumns",
+    "ScoreQuery",
+    "Stamp",
+    "UpdateRequest",
+    "apply_prefix",
+    "decode_apply",
+    "decode_availability",
+    "decode_interactions",
+    "decode_labels",
+    "decode_score",
+    "decode_score_response",
+    "encode_apply",
+    "encode_availability",
+    "encode_interactions",
+    "encode_labels",
+    "encode_score",
+    "encode_score_response",
+    "interaction_parts",
+    "join",
+    "parts_size",
+    "select",
+    "select_labels",
+]
+
+INTERACTIONS = "interactions"
+LABELS = "labels"
+AVAILABILITY = "availability"
+_COLUMN_DTYPES: dict[str, np.dtype[Any]] = {
+    "user_ids": KEYS,
+    "item_ids": KEYS,
+    "values": FLOATS,
+    "weights": FLOATS,
+    "event_types": NUMBERS,
+    "times_us": TIMES,
+}
+
+
+def _numbers(public: type[Message], *names: str) -> dict[str, int]:
+    return {name: public.DESCRIPTOR.fields_by_name[name].number for name in names}
+
+
+def _tags(numbers: Iterable[int]) -> dict[int, int]:
+    return {
+        number << 3 | 2: number for number in numbers
+    }  # Length-delimited; one byte each, as the numbers are below 16.
+
+
+_COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
+_COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
+_OPTIONAL = tuple(_COLUMNS)[2:]
+_NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
+_CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, INTERACTIONS, LABELS, AVAILABILITY)
+_CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
+_MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()
+_COLUMN_TAGS = _tags(_COLUMN_NUMBERS.values())
+_REQUEST_TAGS = _tags((_MODEL, _PRODUCER, *_CHANGE_NAMES))
+_LabelsTwin = twin_of(updates_pb2.Labels)
+_AvailabilityTwin = twin_of(updates_pb2.Availability)
+
+Part = bytes | npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A batch of n interactions. `body`: the canonical or received bytes of the Interactions message that
+    holds them.
+
+    user_ids, item_ids: uint64[n]. values, weights: float32[n]. event_types: uint32[n]. times_us: int64[n].
+    None: an empty column, so its default. The arrays are read-only views where they were decoded.
+    """
+
+    user_ids: npt.NDArray[np.uint64]
+    item_ids: npt.NDArray[np.uint64]
+    values: npt.NDArray[np.float32] | None
+    weights: npt.NDArray[np.float32] | None
+    event_types: npt.NDArray[np.uint32] | None
+    times_us: npt.NDArray[np.int64] | None
+    body: bytes
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[Any] | None, ...]:
+        """The six columns in the message's order."""
+        return self.user_ids, self.item_ids, self.values, self.weights, self.event_types, self.times_us
+
+
+@dataclass(frozen=True, slots=True)
+class LabelColumns:
+    """n labels of one side. side: a `livefactor.v1.Side` number. ids: uint64[n]. labels: n str. body: as in
+    `Columns`.
+    """
+
+    side: int
+    ids: npt.NDArray[np.uint64]
+    labels: Sequence[str]
+    body: bytes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class AvailabilityColumns:
+    """Items (uint64[n]) that become available or not. body: as in `Columns`."""
+
+    item_ids: npt.NDArray[np.uint64]
+    available: bool
+    body: bytes
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+class Stamp(NamedTuple):
+    """Who sends, and the how-manieth batch it is (`livefactor.v1.ProducerStamp`)."""
+
+    producer_id: str
+    epoch: int
+    sequence: int
+
+
+class UpdateRequest(NamedTuple):
+    """One ApplyUpdates or StreamUpdates request. change: INTERACTIONS, LABELS, AVAILABILITY, or None. body:
+    its bytes.
+    """
+
+    model: str
+    stamp: Stamp
+    change: str | None
+    body: bytes
+
+
+def join(parts: Iterable[Part]) -> bytes:
+    """The parts' bytes end to end: the one copy that encoding makes."""
+    return b"".join(parts)  # type: ignore[arg-type]
+
+
+def parts_size(parts: Iterable[Part]) -> int:
+    """Bytes that `join` of the parts gives."""
+    return sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
+
+
+def interaction_parts(
+    user_ids: Ids,
+    item_ids: Ids,
+    values: Any = None,
+    weights: Any = None,
+    event_types: Any = None,
+    times_us: Any = None,
+) -> list[Part]:
+    """The Interactions message of n rows as parts for `join`. Arrays of the contract's dtypes are not copied
+    here.
+
+    user_ids, item_ids: anything `arrays.as_keys` takes. values, weights: numbers. event_types: 0 .. 2**32-1.
+    times_us: microseconds or datetimes. None leaves a column empty. Raises ColumnError for unequal lengths or
+    wrong types.
+    """
+    users = as_keys("user_ids", user_ids)
+    n = len(users)
+    items = as_keys("item_ids", item_ids)
+    require_rows("item_ids", items, n)
+    columns = (
+        users,
+        items,
+        None if values is None else as_floats("values", values, n),
+        None if weights is None else as_floats("weights", weights, n),
+        None if event_types is None else as_numbers("event_types", event_types, n),
+        None if times_us is None else as_times("times_us", times_us, n),
+    )
+    parts: list[Part] = []
+    for number, column in zip(_COLUMN_NUMBERS.values(), columns, strict=True):
+        if column is not None and n:
+            parts += (field_prefix(number, column.nbytes), column)
+    return parts
+
+
+def encode_interactions(
+    user_ids: Ids,
+    item_ids: Ids,
+    values: Any = None,
+    weights: Any = None,
+    event_types: Any = None,
+    times_us: Any = None,
+) -> bytes:
+    """The bytes of an Interactions message of n rows; arguments and errors as in `interaction_parts`."""
+    return join(interaction_parts(user_ids, item_ids, values, weights, event_types, times_us))
+
+
+def decode_interactions(body: bytes) -> Columns:
+    """Read an Interactions message; `Columns.body` is `body`, or its canonical form where a column was split
+    or not packed.
+
+    Raises ColumnError if the bytes are no such message or the columns' lengths differ.
+    """
+    spans = _spans(body, _COLUMN_TAGS)
+    if spans is None:
+        body = canonical(updates_pb2.Interactions, body)
+        spans = _spans(body, _COLUMN_TAGS) or {}
+    columns = {
+        name: column_view(name, dtype, body, *spans[number])
+        for name, (number, dtype) in _COLUMNS.items()
+        if number in spans
+    }
+    users = columns.pop("user_ids", _NO_IDS)
+    items = columns.pop("item_ids", _NO_IDS)
+    require_rows("item_ids", items, len(users))
+    others: dict[str, Any] = {}
+    for name, column in columns.items():
+        if len(column):
+            require_rows(name, column, len(users))
+            others[name] = column
+    values, weights, types, times = map(others.get, _OPTIONAL)
+    return Columns(users, items, values, weights, types, times, body)
+
+
+def select(columns: Columns, mask: npt.NDArray[np.bool_]) -> bytes:
+    """The Interactions message of the rows where `mask` (bool[n]) holds, in order."""
+    kept = (None if column is None else column[mask] for column in columns.arrays)
+    return encode_interactions(*kept)
+
+
+def encode_labels(side: int, ids: Ids, labels: Sequence[str]) -> bytes:
+    """The bytes of a Labels message. side: a `livefactor.v1.Side` number. ids: n ids. labels: n str.
+    ColumnError as above.
+    """
+    keys = as_keys("ids", ids)
+    if len(labels) != len(keys):
+        raise ColumnError(f"labels has {len(labels)} rows, expected {len(keys)} (ids)")
+    try:
+        return _LabelsTwin(side=side, ids=keys.tobytes(), labels=labels).SerializeToString()  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as error:  # No str, or no valid UTF-8.
+        raise ColumnError("labels: expected str that can be written as UTF-8") from error
+
+
+def decode_labels(body: bytes) -> LabelColumns:
+    """Read a Labels message; errors as in `decode_interactions`."""
+    twin, body = _parse_body(_LabelsTwin, updates_pb2.Labels, body)
+    ids, labels = twin_column(twin, "ids", KEYS), list(twin.labels)
+    if len(labels) != len(ids):
+        raise ColumnError(f"labels has {len(labels)} rows, expected {len(ids)} (ids)")
+    return LabelColumns(twin.side, ids, labels, body)
+
+
+def select_labels(columns: LabelColumns, mask: npt.NDArray[np.bool_]) -> bytes:
+    """The Labels message of the rows where `mask` (bool[n]) holds, in order."""
+    kept = [label for label, keep in zip(columns.labels, mask.tolist(), strict=True) if keep]
+    return encode_labels(columns.side, columns.ids[mask], kept)
+
+
+def encode_availability(item_ids: Ids, available: bool) -> bytes:
+    """The bytes of an Availability message of n items."""
+    keys = as_keys("item_ids", item_ids)
+    return _AvailabilityTwin(item_ids=keys.tobytes(), available=available).SerializeToString()  # type: ignore[no-any-return]
+
+
+def decode_availability(body: bytes) -> AvailabilityColumns:
+    """Read an Availability message; errors as in `decode_interactions`."""
+    twin, body = _parse_body(_AvailabilityTwin, updates_pb2.Availability, body)
+    ids = twin_column(twin, "item_ids", KEYS)
+    return AvailabilityColumns(ids, twin.available, body)
+
+
+def apply_prefix(model: str, stamp: Stamp, change: str, body_size: int) -> bytes:
+    """Everything of an ApplyUpdatesRequest (StreamUpdatesRequest) in front of the `body_size` bytes of its
+    change.
+    """
+    name = model.encode()
+    producer = updates_pb2.ProducerStamp(id=stamp.producer_id, epoch=stamp.epoch, sequence=stamp.sequence)
+    written = producer.SerializeToString()
+    head = field_prefix(_MODEL, len(name)) + name if name else b""
+    tail = field_prefix(_CHANGE_NUMBERS[change], body_size)
+    return b"".join((head, field_prefix(_PRODUCER, len(written)), written, tail))
+
+
+def encode_apply(model: str, stamp: Stamp, change: str, body: bytes) -> bytes:
+    """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest. change: INTERACTIONS, LABELS or
+    AVAILABILITY.
+    """
+    return apply_prefix(model, stamp, change, len(body)) + body
+
+
+def decode_apply(data: bytes) -> UpdateRequest:
+    """Read an ApplyUpdatesRequest or StreamUpdatesRequest. Raises ColumnError if the bytes are no such
+    message.
+    """
+    spans = _spans(data, _REQUEST_TAGS)
+    if spans is None or len(spans.keys() & _CHANGE_NAMES.keys()) > 1:
+        data = canonical(updates_pb2.ApplyUpdatesRequest, data)
+        spans = _spans(data, _REQUEST_TAGS) or {}
+    number = next((number for number in spans if number in _CHANGE_NAMES), None)
+    try:
+        model = data[slice(*spans.get(_MODEL, (0, 0)))].decode()
+        producer = updates_pb2.ProducerStamp.FromString(data[slice(*spans.get(_PRODUCER, (0, 0)))])
+    except (UnicodeDecodeError, DecodeError) as error:
+        raise malformed(updates_pb2.ApplyUpdatesRequest) from error
+    stamp = Stamp(producer.id, producer.epoch, producer.sequence)
+    if number is None:
+        return UpdateRequest(model, stamp, None, b"")
+    return UpdateRequest(model, stamp, _CHANGE_NAMES[number], data[slice(*spans[number])])
+
+
+def _spans(body: bytes, tags: dict[int, int]) -> dict[int, tuple[int, int]] | None:
+    """Where the content of each length-delimited field lies: field number to (start, stop). tags: first byte
+    to field number.
+
+    None if the message is anything but such fields, each once at most: then the public class must read it.
+    """
+    spans: dict[int, tuple[int, int]] = {}
+    at, end = 0, len(body)
+    while at < end:
+        number = tags.get(body[at])
+        if number is None or number in spans:
+            return None
+        size = shift = 0
+        more = True
+        while more:
+            at += 1
+            if at >= end or shift > 28:
+                return None
+            size |= (body[at] & 0x7F) << shift
+            more = body[at] > 0x7F
+            shift += 7
+        start, at = at + 1, at + 1 + size
+        if at > end:
+            return None
+        spans[number] = (start, at)
+    return spans
+
+
+def _parse_body(twin: type[Any], public: Any, body: bytes) -> tuple[Any, bytes]:
+    """Parse into the twin; the body comes back in canonical form if it came in another."""
+    parsed = parse_twin(twin, public, body)
+    if parsed.ByteSize() != len(body):
+        body = parsed.SerializeToString()
+    return parsed, body

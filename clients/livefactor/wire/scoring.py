@@ -1,0 +1,196 @@
+"""Arrays ⇄ the bytes of the contract's Score messages: pure functions, shared by client and server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from livefactor.errors import ColumnError
+from livefactor.v1 import scoring_pb2
+from livefactor.wire.arrays import FLOATS, KEYS, NUMBERS, Ids, as_keys, as_numbers
+from livefactor.wire.twins import parse_twin, twin_column, twin_of
+
+_FLAGS = np.dtype("u1")
+_RequestTwin = twin_of(scoring_pb2.ScoreRequest)
+_ResponseTwin = twin_of(scoring_pb2.ScoreResponse)
+
+UInt64s = npt.NDArray[np.uint64]
+UInt32s = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreQuery:
+    """A Score request of n users.
+
+    min_lineage, min_revision: the position to wait for; min_lineage is None where there is none. user_ids:
+    uint64[n]. target: "candidates", "top_k" or None. item_ids: the candidates, or with top-k the excluded
+    ids. offsets: uint32[n + 1] into item_ids, or None: all users share the one list. k, include_unavailable,
+    exclude_seen: of top-k. event_ids: items in the place of users' histories, or None; event_offsets: as offsets.
+    """
+
+    model: str
+    min_lineage: bytes | None
+    min_revision: int
+    user_ids: UInt64s
+    target: str | None
+    item_ids: UInt64s
+    offsets: UInt32s | None
+    k: int
+    include_unavailable: bool
+    with_labels: bool
+    exclude_seen: bool = False
+    event_ids: UInt64s | None = None
+    event_offsets: UInt32s | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreColumns:
+    """A Score answer to n users with m scores in all.
+
+    lineage (16 bytes), revision: all scores are of exactly this revision. item_ids: uint64[m]. scores:
+    float32[m]. offsets: uint32[n + 1]: user u's answers are [offsets[u] .. offsets[u + 1]). user_known:
+    bool[n]. item_known: bool[m]. labels: m str, or none.
+    """
+
+    lineage: bytes
+    revision: int
+    item_ids: UInt64s
+    scores: npt.NDArray[np.float32]
+    offsets: UInt32s
+    user_known: npt.NDArray[np.bool_]
+    item_known: npt.NDArray[np.bool_]
+    labels: Sequence[str]
+
+
+def encode_score(
+    model: str,
+    user_ids: Ids,
+    *,
+    candidates: Ids = None,
+    k: int = 0,
+    exclude_ids: Ids = None,
+    offsets: Any = None,
+    include_unavailable: bool = False,
+    exclude_seen: bool = False,
+    events: Ids = None,
+    event_offsets: Any = None,
+    with_labels: bool = False,
+    min_position: tuple[bytes, int] | None = None,
+) -> bytes:
+    """The bytes of a ScoreRequest: of `candidates` if given, else top-k with `exclude_ids` left out.
+
+    user_ids: n ids. offsets: n + 1 numbers into candidates (or exclude_ids), None: all users share the one
+    list. events: ids in the place of users' histories, oldest first; event_offsets: as offsets. min_position:
+    (lineage, revision). Raises ColumnError for ids or offsets of a wrong type.
+    """
+    request = _RequestTwin(
+        model=model, user_ids=as_keys("user_ids", user_ids).tobytes(), with_labels=with_labels
+    )
+    if min_position is not None:
+        request.min_position.lineage, request.min_position.revision = min_position
+    if events is not None:
+        request.events.SetInParent()
+        request.events.item_ids = as_keys("events", events).tobytes()
+        if event_offsets is not None:
+            request.events.offsets = as_numbers("event_offsets", event_offsets, len(event_offsets)).tobytes()
+    bounds = b"" if offsets is None else as_numbers("offsets", offsets, len(offsets)).tobytes()
+    if candidates is not None:
+        request.candidates.SetInParent()
+        request.candidates.item_ids = as_keys("candidates", candidates).tobytes()
+        request.candidates.offsets = bounds
+        return bytes(request.SerializeToString())
+    request.top_k.k = k
+    request.top_k.include_unavailable = include_unavailable
+    request.top_k.exclude_seen = exclude_seen
+    request.top_k.offsets = bounds
+    if exclude_ids is not None:
+        request.top_k.exclude_ids = as_keys("exclude_ids", exclude_ids).tobytes()
+    request.top_k.SetInParent()
+    return bytes(request.SerializeToString())
+
+
+def decode_score(data: bytes) -> ScoreQuery:
+    """Read a ScoreRequest. Raises ColumnError if the bytes are no such message. Whether it makes sense is for
+    the server to say.
+    """
+    twin = parse_twin(_RequestTwin, scoring_pb2.ScoreRequest, data)
+    target = twin.WhichOneof("target")
+    chosen = twin.top_k if target == "top_k" else twin.candidates
+    item_ids = twin_column(chosen, "exclude_ids" if target == "top_k" else "item_ids", KEYS)
+    offsets = twin_column(chosen, "offsets", NUMBERS)
+    waits = twin.HasField("min_position")
+    has_events = twin.HasField("events")
+    event_offsets = twin_column(twin.events, "offsets", NUMBERS)
+    return ScoreQuery(
+        model=twin.model,
+        min_lineage=twin.min_position.lineage if waits else None,
+        min_revision=twin.min_position.revision,
+        user_ids=twin_column(twin, "user_ids", KEYS),
+        target=target,
+        item_ids=item_ids,
+        offsets=offsets if len(offsets) else None,
+        k=twin.top_k.k if target == "top_k" else 0,
+        include_unavailable=target == "top_k" and twin.top_k.include_unavailable,
+        with_labels=twin.with_labels,
+        exclude_seen=target == "top_k" and twin.top_k.exclude_seen,
+        event_ids=twin_column(twin.events, "item_ids", KEYS) if has_events else None,
+        event_offsets=event_offsets if len(event_offsets) else None,
+    )
+
+
+def encode_score_response(answer: ScoreColumns) -> bytes:
+    """The bytes of a ScoreResponse. The arrays must have the dtypes that `ScoreColumns` names."""
+    twin = _ResponseTwin(
+        item_ids=answer.item_ids.astype(KEYS, copy=False).tobytes(),
+        scores=answer.scores.astype(FLOATS, copy=False).tobytes(),
+        offsets=answer.offsets.astype(NUMBERS, copy=False).tobytes(),
+        user_known=answer.user_known.astype(np.bool_, copy=False).tobytes(),
+        item_known=answer.item_known.astype(np.bool_, copy=False).tobytes(),
+        labels=answer.labels,
+    )
+    twin.position.lineage, twin.position.revision = answer.lineage, answer.revision
+    return bytes(twin.SerializeToString())
+
+
+def decode_score_response(data: bytes) -> ScoreColumns:
+    """Read a ScoreResponse. Raises ColumnError if the bytes are no such message or its columns do not fit
+    each other.
+    """
+    twin = parse_twin(_ResponseTwin, scoring_pb2.ScoreResponse, data)
+    answer = ScoreColumns(
+        lineage=twin.position.lineage,
+        revision=twin.position.revision,
+        item_ids=twin_column(twin, "item_ids", KEYS),
+        scores=twin_column(twin, "scores", FLOATS),
+        offsets=twin_column(twin, "offsets", NUMBERS),
+        user_known=_flags(twin, "user_known"),
+        item_known=_flags(twin, "item_known"),
+        labels=list(twin.labels),
+    )
+    _check_answer(answer)
+    return answer
+
+
+def _flags(twin: Any, name: str) -> npt.NDArray[np.bool_]:
+    numbers = twin_column(twin, name, _FLAGS)
+    if numbers.size and int(numbers.max()) > 1:
+        raise ColumnError(f"{name}: expected 0 or 1 a row")
+    return numbers.view(np.bool_)
+
+
+def _check_answer(answer: ScoreColumns) -> None:
+    users, items, offsets = len(answer.user_known), len(answer.item_ids), answer.offsets
+    for name, got, expected in (
+        ("scores", len(answer.scores), items),
+        ("item_known", len(answer.item_known), items),
+        ("labels", len(answer.labels) or items, items),
+        ("offsets", len(offsets), users + 1),
+    ):
+        if got != expected:
+            raise ColumnError(f"{name} has {got} rows, expected {expected}")
+    if int(offsets[0]) != 0 or int(offsets[-1]) != items or (offsets[1:] < offsets[:-1]).any():
+        raise ColumnError(f"offsets: expected ascending numbers from 0 to {items}")

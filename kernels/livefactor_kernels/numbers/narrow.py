@@ -1,0 +1,251 @@
+"""Factors of 16 bits: their arrays, exact widening to float32, stochastic rounding on the way back.
+
+Arithmetic is float32 whatever the factors are stored as: a factor is widened when it is read, and the new
+float32 that a step leaves is rounded up or down to one of its two narrow neighbours, in proportion to the
+distance, by random bits that are a function of where and when (`random.rounding_word`, `random.column_word`).
+What is representable stays as it is, so rounding to the nearest and its losses of small steps never occur
+(Gupta, Agrawal, Gopalakrishnan, Narayanan 2015).
+
+    bfloat16   the upper half of a float32: 16 random bits are added below what is kept, the rest is cut off
+    float16    from 2**-14 on the same with 13 random bits; below, the neighbours are multiples of 2**-24, and
+               20 random bits decide (what is left of the number below 2**-44 is cut off)
+
+The formulas are plain arithmetic on words (uint64 that hold 32 bits) and float32; they run on NumPy arrays,
+and compile for scalars (CPU and CUDA) and for sixteen lanes. NumPy has no bfloat16: arrays of it are uint16.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numba.extending import overload
+
+from livefactor_kernels.numbers.lanes import (
+    HAS_HALVES,
+    VECTOR_BYTES,
+    bits_of,
+    choose,
+    clamp,
+    inlined,
+    lane_numbers,
+    load16,
+    load_halves,
+    load_shorts,
+    prefetch,
+    real_of,
+    store16,
+    store_shorts,
+    whole,
+)
+from livefactor_kernels.numbers.random import column_word, initial_factor, philox, rounding_word
+from livefactor_kernels.spec.model import FactorDtype
+
+_U, _F = np.uint64, np.float32
+_FLOAT32, _FLOAT16 = int(FactorDtype.FLOAT32), int(FactorDtype.FLOAT16)
+_ZERO, _ONE, _TWO, _FOUR = _U(0), _U(1), _U(2), _U(4)
+_12, _13, _16, _19, _20, _32 = _U(12), _U(13), _U(16), _U(19), _U(20), _U(32)
+_MAGNITUDE, _SIGN16, _MAGNITUDE16, _MASK16 = _U(0x7FFFFFFF), _U(0x8000), _U(0x7FFF), _U(0xFFFF)
+_MASK = _U(0xFFFFFFFF)
+_NORMAL16 = _U(0x38800000)  # bits of 2**-14, the smallest normal float16
+_REBIAS = _U(0x4000)  # -(127 - 15) * 2**10 modulo 2**16
+_SMALL, _TO_SMALL, _REBIASED = _F(2.0**-14), _F(2.0**44), _F(2.0**112)
+
+
+# ---------------------------------------------------------------- the formulas
+
+
+@inlined
+def round_bfloat16(x: Any, noise: Any) -> Any:
+    """bfloat16 bits (a word) of a float32, rounded up or down by the upper 16 bits of `noise`; x is finite, and
+    below the largest bfloat16."""
+    return (bits_of(x) + (noise >> _16)) >> _16
+
+
+@inlined
+def round_float16(x: Any, noise: Any) -> Any:
+    """float16 bits (a word) of a float32, rounded up or down by the upper bits of `noise`; |x| <= 65504."""
+    bits = bits_of(x)
+    magnitude = bits & _MAGNITUDE
+    normal = (((magnitude + (noise >> _19)) >> _13) + _REBIAS) & _MASK16
+    small = (whole(clamp(real_of(magnitude), _SMALL) * _TO_SMALL) + (noise >> _12)) >> _20
+    return ((bits >> _16) & _SIGN16) | choose(magnitude, _NORMAL16, small, normal)
+
+
+@inlined
+def widen_bfloat16(word: Any) -> Any:
+    """float32 of bfloat16 bits, exact."""
+    return real_of(word << _16)
+
+
+@inlined
+def widen_float16(word: Any) -> Any:
+    """float32 of (finite) float16 bits, exact: the shifted bits are its value times 2**-112."""
+    magnitude = bits_of(real_of((word & _MAGNITUDE16) << _13) * _REBIASED)
+    return real_of(magnitude | ((word & _SIGN16) << _16))
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def array_dtype(dtype: FactorDtype) -> np.dtype:
+    """dtype of a table's factors."""
+    kinds = {
+        FactorDtype.FLOAT32: np.float32,
+        FactorDtype.FLOAT16: np.float16,
+        FactorDtype.BFLOAT16: np.uint16,
+    }
+    return np.dtype(kinds[dtype])
+
+
+def widened(factors: np.ndarray) -> np.ndarray:
+    """float32 of factors of any stored dtype, exact; float32 as it is."""
+    if factors.dtype == np.uint16:
+        return (factors.astype(np.uint32) << 16).view(np.float32)
+    return factors.astype(np.float32, copy=False)
+
+
+def rounded(dtype: FactorDtype, values: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """float32[n] as stored, rounded by the random words `noise` uint64[n] where `dtype` is narrow."""
+    if dtype == FactorDtype.FLOAT32:
+        return values
+    formula = round_float16 if dtype == FactorDtype.FLOAT16 else round_bfloat16
+    return formula(values, noise).astype(np.uint16).view(array_dtype(dtype))  # type: ignore[no-any-return]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def init_narrow_rows(
+    keys: Any, factors: Any, dtype: Any, k: Any, scale: Any, key: Any, rounding_key: Any, table: Any
+) -> None:
+    """As `random.init_rows`, rounded to the narrow `dtype`: `factors` are the bits, uint16[n, kp]."""
+    for i in range(_U(keys.size)):
+        low, high = keys[i] & _MASK, keys[i] >> _32
+        word = rounding_word(rounding_key, keys[i], _ZERO, table, _ZERO)
+        for j in range(_ZERO, k, _FOUR):
+            words = philox(low, high, j // _FOUR, table, key)
+            for lane in range(min(_FOUR, k - j)):
+                column = j + _U(lane)
+                x, noise = initial_factor(words[lane], scale), column_word(word, column)
+                bits = round_float16(x, noise) if dtype == _FLOAT16 else round_bfloat16(x, noise)
+                factors[i, column] = np.uint16(bits)
+
+
+# ---------------------------------------------------------------- rows in kernels
+
+
+class Float32Factors(NamedTuple):
+    """Factors of a table as kernels take them: the type says how they are stored, so a kernel is compiled for
+    each."""
+
+    address: np.uint64
+
+
+class Float16Factors(NamedTuple):
+    """As `Float32Factors`."""
+
+    address: np.uint64
+
+
+class Bfloat16Factors(NamedTuple):
+    """As `Float32Factors`."""
+
+    address: np.uint64
+
+
+Factors = Float32Factors | Float16Factors | Bfloat16Factors
+_KINDS: dict[str, type[Float32Factors] | type[Float16Factors] | type[Bfloat16Factors]] = {
+    "float32": Float32Factors,
+    "float16": Float16Factors,
+    "int16": Float16Factors,  # see `as_argument`
+    "uint16": Bfloat16Factors,
+}
+_DTYPES = {
+    Float32Factors: FactorDtype.FLOAT32,
+    Float16Factors: FactorDtype.FLOAT16,
+    Bfloat16Factors: FactorDtype.BFLOAT16,
+}
+
+
+def factors_of(array: np.ndarray) -> Factors:
+    """An array of factors (rows padded, at a multiple of 64 bytes) as kernels take it; it must outlive the
+    result."""
+    return _KINDS[array.dtype.name](_U(array.ctypes.data))
+
+
+@overload(factors_of, jit_options={"forceinline": True})
+def _factors_of(array: Any) -> Any:
+    kind = _KINDS[array.dtype.name]
+
+    def compiled(array: Any) -> Any:
+        return kind(_U(array.ctypes.data))
+
+    return compiled
+
+
+def as_argument(factors: np.ndarray) -> np.ndarray:
+    """An array of factors that compiled code can call `factors_of` with: Numba has no arrays of float16, so these
+    go as int16."""
+    return factors.view(np.int16) if factors.dtype == np.float16 else factors
+
+
+def dtype_of(factors: Any) -> int:
+    """`FactorDtype` of factors as a number; in compiled code a constant."""
+    return int(_DTYPES[type(factors)])
+
+
+@overload(dtype_of, jit_options={"forceinline": True})
+def _dtype_of(factors: Any) -> Any:
+    dtype = int(_DTYPES[factors.instance_class])
+
+    def constant(factors: Any) -> Any:
+        return dtype
+
+    return constant
+
+
+@inlined
+def _load_float16(address: Any, offset: Any) -> Any:
+    return widen_float16(load_shorts(address, offset))
+
+
+@inlined
+def _load_float16_quickly(address: Any, offset: Any) -> Any:
+    return load_halves(address, offset)
+
+
+load_float16 = _load_float16_quickly if HAS_HALVES else _load_float16
+"""Vec16 of sixteen float16 at an address and an offset: the same bits, as quickly as the CPU can."""
+
+
+@inlined
+def load_factors(factors: Any, offset: Any) -> Any:
+    """Vec16 of sixteen factors; offset: bytes from the first one, if they were float32 (a multiple of 64)."""
+    if dtype_of(factors) == _FLOAT32:
+        return load16(factors.address, offset)
+    if dtype_of(factors) == _FLOAT16:
+        return load_float16(factors.address, offset >> _ONE)
+    return widen_bfloat16(load_shorts(factors.address, offset >> _ONE))
+
+
+@inlined
+def store_factors(factors: Any, offset: Any, value: Any, column: Any, word: Any) -> None:
+    """Write a Vec16 over sixteen factors (offset: as `load_factors`), which begin with the row's `column`; word:
+    of the row's step (`row_word`)."""
+    if dtype_of(factors) == _FLOAT32:
+        store16(factors.address, value, offset)
+        return
+    noise = column_word(word, lane_numbers() + column)
+    bits = round_float16(value, noise) if dtype_of(factors) == _FLOAT16 else round_bfloat16(value, noise)
+    store_shorts(factors.address, bits, offset >> _ONE)
+
+
+@inlined
+def prefetch_factors(factors: Any, offset: Any, blocks: Any) -> None:
+    """Ask for the cache lines of `blocks` times sixteen factors (offset: as `load_factors`)."""
+    if dtype_of(factors) == _FLOAT32:
+        for c in range(blocks):
+            prefetch(factors.address, offset + c * VECTOR_BYTES)
+        return
+    for c in range(_ZERO, blocks, _TWO):  # two blocks a line, wherever in it the row begins
+        prefetch(factors.address, (offset + c * VECTOR_BYTES) >> _ONE)

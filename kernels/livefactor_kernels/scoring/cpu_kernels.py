@@ -1,0 +1,185 @@
+"""The compiled loops of `scoring`: gathering, scanning, widening, selecting, and what a matrix product leaves.
+
+Rows are read as `narrow.Factors`, whose type says how they are stored: a loop is compiled for each of the types
+that it is called with. Places in rows are bytes as if they were float32. Loops that are called often take
+arrays, at multiples of 64 bytes (`narrow.as_argument`): Numba looks at named tuples in Python, which takes several
+microseconds a call.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, store16
+from livefactor_kernels.numbers.narrow import Factors, factors_of, load_factors, prefetch_factors
+from livefactor_kernels.scoring.heap import contains, offer, sort_heap, worse
+from livefactor_kernels.simd.steps import dot
+from livefactor_kernels.tables import NO_ROW
+
+_0, _1 = np.uint64(0), np.uint64(1)
+_STRIP = np.uint64(64)
+_SCAN_AHEAD_BYTES = np.uint64(1024)
+_GATHER_AHEAD = np.uint64(12)
+_NO_ROW = np.uint32(NO_ROW)
+
+
+@njit(nogil=True, cache=True)
+def gather_kernel(array, bias, rows, out, out_bias, vectors):
+    """Copy rows of the factors `array`, widened, to the address `out`; the row NO_ROW is skipped."""
+    factors = factors_of(array)
+    count, row_bytes = np.uint64(rows.size), vectors * VECTOR_BYTES
+    for i in range(count):
+        ahead = i + _GATHER_AHEAD
+        if ahead < count and rows[ahead] != _NO_ROW:
+            prefetch_factors(factors, np.uint64(rows[ahead]) * row_bytes, vectors)
+        if rows[i] != _NO_ROW:
+            row = np.uint64(rows[i])
+            for v in range(vectors):
+                at = v * VECTOR_BYTES
+                store16(out + i * row_bytes + at, load_factors(factors, row * row_bytes + at))
+            out_bias[i] = bias[row]
+
+
+@njit(nogil=True, cache=True)
+def scan_kernel(row, base, array, bias, vectors, scores):
+    """scores[i] = (base + bias[i]) + dot(a user's factors `row`, row i of the factors `array`)."""
+    user, factors = factors_of(row), factors_of(array)
+    row_bytes = vectors * VECTOR_BYTES
+    for i in range(np.uint64(scores.size)):
+        prefetch_factors(factors, i * row_bytes + _SCAN_AHEAD_BYTES, vectors)
+        scores[i] = (base + bias[i]) + dot(user, _0, factors, i * row_bytes, vectors)
+
+
+@njit(nogil=True, cache=True)
+def widen_kernel(array, start, stop, out, vectors):
+    """Write rows start..stop of the factors `array`, widened, to the address `out`."""
+    factors = factors_of(array)
+    row_bytes = vectors * VECTOR_BYTES
+    first = start * row_bytes
+    for at in range(_0, (stop - start) * row_bytes, VECTOR_BYTES):
+        store16(out + at, load_factors(factors, first + at))
+
+
+@njit(nogil=True, cache=True)
+def select_kernel(item_scores, excluded, own, keys, scores, rows):
+    """Write the best of item_scores[row] into scores and rows, best first; return how many there are."""
+    count, size, full = np.uint64(item_scores.size), _0, np.uint64(scores.size)
+    for start in range(_0, count, _STRIP):
+        stop = min(start + _STRIP, count)
+        if size == full:  # one vector pass tells for nearly every strip that it holds nothing
+            threshold, reaching = scores[_0], np.uint32(0)
+            for i in range(start, stop):
+                reaching += np.uint32(item_scores[i] >= threshold)
+            if reaching == np.uint32(0):
+                continue
+        for i in range(start, stop):
+            row = np.uint32(i)
+            reaches = size < full or item_scores[i] >= scores[_0]
+            if reaches and not contains(own, row) and not contains(excluded, row):
+                size = offer(scores, rows, size, item_scores[i], row, keys)
+    sort_heap(scores, rows, size, keys)
+    return size
+
+
+class ManyUsers(NamedTuple):
+    """Users of one matrix product: factors, mu + b_u, own exclusions, heaps and their sizes."""
+
+    factors: Factors
+    bases: np.ndarray
+    own: np.ndarray
+    own_offsets: np.ndarray
+    scores: np.ndarray
+    rows: np.ndarray
+    sizes: np.ndarray
+
+
+class ItemRows(NamedTuple):
+    """All items: factors, biases, keys, rows excluded for everybody, vectors of sixteen in a row."""
+
+    factors: Factors
+    bias: np.ndarray
+    keys: np.ndarray
+    excluded: np.ndarray
+    vectors: np.uint64
+
+
+@njit(nogil=True, cache=True)
+def bounds_kernel(items, start, stop):
+    """(largest squared norm, largest |bias|) of the rows start..stop, in float32."""
+    norm, largest = np.float32(0.0), np.float32(0.0)
+    for i in range(start, stop):
+        row = i * items.vectors * VECTOR_BYTES
+        norm = max(norm, dot(items.factors, row, items.factors, row, items.vectors))
+        largest = max(largest, abs(items.bias[i]))
+    return norm, largest
+
+
+@njit(nogil=True, cache=True, inline="always")
+def cutoff(threshold, slack):
+    """float32 not above threshold - slack: what else is taken off is four times that rounding."""
+    wide = np.float64(threshold)
+    return np.float32(wide - slack - (abs(wide) + slack) * 2.0**-22 - 2.0**-148)
+
+
+@njit(nogil=True, cache=True)
+def _keep_kernel(products, u, users, items, start, slack):
+    """Score exactly, and offer to user u's heap, what `products` cannot rule out of rows `start` and on."""
+    base, bias = users.bases[u], items.bias[start:]
+    own = users.own[users.own_offsets[u] : users.own_offsets[u + _1]]
+    scores, rows, size = users.scores[u], users.rows[u], users.sizes[u]
+    row_bytes = items.vectors * VECTOR_BYTES
+    count, full = np.uint64(products.size), np.uint64(scores.size)
+    for strip in range(_0, count, _STRIP):
+        stop = min(strip + _STRIP, count)
+        least = cutoff(scores[_0], slack) if size == full else np.float32(-np.inf)
+        reaching = np.uint32(0)
+        for i in range(strip, stop):
+            reaching += np.uint32((base + bias[i]) + products[i] >= least)
+        if reaching == np.uint32(0):
+            continue
+        for i in range(strip, stop):
+            if (base + bias[i]) + products[i] >= least:
+                row = np.uint32(start + i)
+                if not contains(own, row) and not contains(items.excluded, row):
+                    user_at, item_at = u * row_bytes, (start + i) * row_bytes
+                    product = dot(users.factors, user_at, items.factors, item_at, items.vectors)
+                    score = (base + bias[i]) + product
+                    size = offer(scores, rows, size, score, row, items.keys)
+    users.sizes[u] = size
+
+
+@njit(nogil=True, cache=True)
+def keep_all_kernel(products, users, items, start, slack):
+    """`_keep_kernel` for every user; slack: float64 for each."""
+    for u in range(np.uint64(products.shape[0])):
+        _keep_kernel(products[u], u, users, items, start, slack[u])
+
+
+@njit(nogil=True, cache=True)
+def settle_kernel(u, users, items, changed, corrected, k):
+    """Correct the scores of the rows `changed` (ascending) in user u's heap and sort it; return (results, all
+    right?).
+
+    The heap may have held wrong scores, so a right row may have been turned away. But only for being worse
+    than the heap's last root: if the k-th result is no worse than that root, no row that was turned away
+    belongs before it.
+    """
+    scores, rows, size = users.scores[u], users.rows[u], users.sizes[u]
+    own = users.own[users.own_offsets[u] : users.own_offsets[u + _1]]
+    turned_away = size == np.uint64(scores.size)
+    root_score, root_row = scores[_0], rows[_0]
+    if changed.size:
+        old_scores, old_rows, old_size, size = scores.copy(), rows.copy(), size, _0
+        for i in range(old_size):
+            if not contains(changed, old_rows[i]):
+                size = offer(scores, rows, size, old_scores[i], old_rows[i], items.keys)
+        for i in range(np.uint64(changed.size)):
+            if not contains(own, changed[i]) and not contains(items.excluded, changed[i]):
+                size = offer(scores, rows, size, corrected[i], changed[i], items.keys)
+    sort_heap(scores, rows, size, items.keys)
+    last = k - _1
+    wrong = turned_away and (size < k or worse(scores[last], rows[last], root_score, root_row, items.keys))
+    return min(size, k), not wrong

@@ -1,0 +1,157 @@
+"""Row steps in compiled code, shared by the CPU's kernels: dot product, one block of 16 factors, one bias,
+prefetch.
+
+Rows are addresses (uint64); places in them are bytes of float32 rows, whatever factors are stored as
+(`narrow.load_factors`). `blocks` (k_padded / 16) and `adagrad` are constants of the kernel that calls, and so
+is what factors are stored as, by their type; after inlining nothing of the other cases is left.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.lanes import (
+    VECTOR_BYTES,
+    clamp,
+    inlined,
+    load1,
+    load16,
+    load_u32,
+    prefetch,
+    store1,
+    store16,
+    tree_sum,
+)
+from livefactor_kernels.numbers.narrow import (
+    Factors,
+    dtype_of,
+    factors_of,
+    load_factors,
+    prefetch_factors,
+    store_factors,
+)
+from livefactor_kernels.numbers.random import rounding_word
+from livefactor_kernels.spec.model import FactorDtype
+from livefactor_kernels.tables import Table
+
+ONE = np.uint64(1)
+ZERO = np.uint64(0)
+WORD_BYTES = np.uint64(4)  # of a float32 and of a row number
+FLOAT32 = int(FactorDtype.FLOAT32)
+
+
+class Rows(NamedTuple):
+    """A table's arrays by address (uint64); the accumulators' are 0 without AdaGrad. side: `USERS` or `ITEMS`."""
+
+    factors: Factors
+    bias: np.uint64
+    factor_g: np.uint64
+    bias_g: np.uint64
+    side: np.uint64
+
+    @staticmethod
+    def of(table: Table) -> Rows:
+        """Addresses of a table's arrays (which never move)."""
+        bias, factor_g, bias_g = (
+            np.uint64(0 if array is None else array.ctypes.data)
+            for array in (table.bias, table.state.get("factor_g"), table.state.get("bias_g"))
+        )
+        return Rows(factors_of(table.factors), bias, factor_g, bias_g, np.uint64(table.side))
+
+
+class Rounding(NamedTuple):
+    """What the random bits of a record's steps depend on: the key of `ROUNDING_DOMAIN`, the record's revision."""
+
+    key: np.uint64
+    revision: np.uint64
+
+
+@inlined
+def row_bytes(blocks: Any) -> Any:
+    """Bytes of a row of `blocks` vectors."""
+    return blocks * VECTOR_BYTES
+
+
+@inlined
+def word(base: Any, index: Any) -> Any:
+    """uint32 number `index` of an array at address `base`, as uint64."""
+    return load_u32(base, index * WORD_BYTES)
+
+
+@inlined
+def real(base: Any, index: Any) -> Any:
+    """float32 number `index` of an array at address `base`."""
+    return load1(base, index * WORD_BYTES)
+
+
+@inlined
+def dot(x: Any, x_offset: Any, y: Any, y_offset: Any, blocks: Any) -> Any:
+    """Dot product (float32) of two rows, in the order of the semantics. x, y: factors; the rows' offsets in
+    them."""
+    lanes = load_factors(x, x_offset) * load_factors(y, y_offset)
+    for c in range(ONE, blocks):
+        at = c * VECTOR_BYTES
+        lanes = lanes + load_factors(x, x_offset + at) * load_factors(y, y_offset + at)
+    return tree_sum(lanes)
+
+
+@inlined
+def score(mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any) -> Any:
+    """Score (float32) of a user's row and an item's."""
+    size = row_bytes(blocks)
+    product = dot(users.factors, user * size, items.factors, item * size, blocks)
+    return scalar.score(mean, real(users.bias, user), real(items.bias, item), product)
+
+
+@inlined
+def row_word(rows: Any, row: Any, rounding: Any, step: Any) -> Any:
+    """Random word of a row's step in micro-batch `step` of its record; 0 for float32, which rounds nothing."""
+    if dtype_of(rows.factors) == FLOAT32:
+        return ZERO
+    return rounding_word(rounding.key, rounding.revision, step, rows.side, row)
+
+
+@inlined
+def step_block(rows: Any, start: Any, at: Any, x: Any, g: Any, adagrad: Any, rates: Any, word: Any) -> None:
+    """Step 16 factors from their old value x by gradient g, and store them.
+
+    They lie `at` bytes into the row that begins `start` bytes into the table; word: the row's (`row_word`).
+    """
+    offset, column = start + at, at // WORD_BYTES
+    if adagrad:
+        total = scalar.adagrad_sum(load16(rows.factor_g, offset), g)
+        stepped = scalar.adagrad_step(x, g, total, rates.rate, rates.eps, rates.factor_max)
+        store_factors(rows.factors, offset, stepped, column, word)
+        store16(rows.factor_g, clamp(total, rates.g_max), offset)
+    else:
+        stepped = scalar.sgd_step(x, g, rates.rate, rates.factor_max)
+        store_factors(rows.factors, offset, stepped, column, word)
+
+
+@inlined
+def step_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
+    """Step a row's bias from its old value x by gradient g, and store it."""
+    offset = row * WORD_BYTES
+    if adagrad:
+        total = scalar.adagrad_sum(load1(rows.bias_g, offset), g)
+        store1(
+            rows.bias, scalar.adagrad_step(x, g, total, rates.bias_rate, rates.eps, rates.factor_max), offset
+        )
+        store1(rows.bias_g, clamp(total, rates.g_max), offset)
+    else:
+        store1(rows.bias, scalar.sgd_step(x, g, rates.bias_rate, rates.factor_max), offset)
+
+
+@inlined
+def prefetch_row(rows: Any, row: Any, blocks: Any, adagrad: Any) -> None:
+    """Ask for all cache lines of a row: factors, bias, accumulators."""
+    offset = row * row_bytes(blocks)
+    prefetch_factors(rows.factors, offset, blocks)
+    prefetch(rows.bias, row * WORD_BYTES)
+    if adagrad:
+        for c in range(blocks):
+            prefetch(rows.factor_g, offset + c * VECTOR_BYTES)
+        prefetch(rows.bias_g, row * WORD_BYTES)

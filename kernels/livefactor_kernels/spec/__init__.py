@@ -1,0 +1,1 @@
+"""Model specs: the fields, the limits that are checked, and the presets."""

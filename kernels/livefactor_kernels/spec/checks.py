@@ -1,0 +1,328 @@
+"""What a specification may be: every number in its domain, and no sum that could overflow float32."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from livefactor_kernels.spec.parts import (
+    FLOAT16_MAX,
+    KERNEL_SEMANTICS,
+    LANES,
+    MAX_EVENT_TYPES,
+    MAX_HISTORY,
+    MAX_K,
+    MAX_MICRO_BATCH,
+    MAX_NEGATIVES,
+    MAX_NEIGHBORS,
+    MAX_REPLAY_PER_EVENT,
+    MAX_REPLAY_SIZE,
+    MAX_SHARED_NEGATIVES,
+    MAX_WINDOW,
+    MIN_WINDOW,
+    RATE_STEPS_MAX,
+    EventType,
+    FactorDtype,
+    Limits,
+    Loss,
+    OptimizerKind,
+    Proposal,
+    Rule,
+    SpecError,
+)
+
+if TYPE_CHECKING:
+    from livefactor_kernels.spec.model import ModelSpec
+
+
+def check(spec: ModelSpec) -> None:
+    """Raise `SpecError` naming the first field that is outside its domain."""
+    _check_shape(spec)
+    _check_rates(spec)
+    _check_limits(spec.limits)
+    _check_history(spec)
+    _check_replay(spec)
+    _check_adaptive_rate(spec)
+    _check_event_types(spec.event_types)
+    _check_regularization(spec)
+    if spec.rule == Rule.SOLVE:
+        _check_solve(spec)
+    if spec.rule == Rule.SOFTMAX:
+        _check_softmax(spec)
+    _check_bounded(spec)
+
+
+def _require(ok: bool, name: str, expected: str, got: object) -> None:
+    if not ok:
+        raise SpecError(f"{name}: expected {expected}, got {got!r}")
+
+
+def _check_shape(spec: ModelSpec) -> None:
+    _require(1 <= spec.k <= MAX_K, "k", f"1..{MAX_K}", spec.k)
+    _require(spec.rule in tuple(Rule), "rule", "a known rule", spec.rule)
+    _require(spec.loss in tuple(Loss), "loss", "a known loss", spec.loss)
+    if spec.loss == Loss.IMPLICIT:
+        _require(spec.rule == Rule.SOLVE, "rule", "solve with implicit loss", spec.rule)
+    if spec.loss == Loss.SOFTMAX:
+        _require(spec.rule == Rule.SOFTMAX, "rule", "softmax with softmax loss", spec.rule)
+    _require(0 <= spec.negatives <= MAX_NEGATIVES, "negatives", f"0..{MAX_NEGATIVES}", spec.negatives)
+    if spec.loss == Loss.SQUARED:
+        _require(spec.negatives == 0, "negatives", "0 with squared loss", spec.negatives)
+    if spec.loss == Loss.BPR:
+        _require(spec.negatives >= 1, "negatives", "at least 1 with BPR", spec.negatives)
+    _require(
+        1 <= spec.micro_batch <= MAX_MICRO_BATCH, "micro_batch", f"1..{MAX_MICRO_BATCH}", spec.micro_batch
+    )
+    _require(0 <= spec.seed < 1 << 64, "seed", "an unsigned 64-bit number", spec.seed)
+    _require(spec.factor_dtype in tuple(FactorDtype), "factor_dtype", "a known dtype", spec.factor_dtype)
+    _require(
+        spec.kernel_semantics == KERNEL_SEMANTICS,
+        "kernel_semantics",
+        str(KERNEL_SEMANTICS),
+        spec.kernel_semantics,
+    )
+
+
+def _check_history(spec: ModelSpec) -> None:
+    history, counts = spec.history, spec.counts
+    for name, length, most in (
+        ("history.users", history.users, MAX_HISTORY),
+        ("history.items", history.items, MAX_HISTORY),
+        ("counts.neighbors", counts.neighbors, MAX_NEIGHBORS),
+    ):
+        _require(
+            0 <= length <= most and length % LANES == 0, name, f"a multiple of {LANES} up to {most}", length
+        )
+    _require(_is_half_life(history.half_life, 0.0), "history.half_life", "0..1e6 visits", history.half_life)
+    _require(
+        _finite32(counts.repeat) and 0.0 <= counts.repeat <= 1e6, "counts.repeat", "0..1e6", counts.repeat
+    )
+    if history.items or counts.neighbors or counts.repeat:
+        _require(history.users > 0, "history.users", "above 0 with history.items or counts", history.users)
+    if counts.neighbors or counts.repeat:
+        _require(_is_half_life(counts.half_life, 0.1), "counts.half_life", "0.1..1e6", counts.half_life)
+    if counts.neighbors:
+        expected = f"1..history.users ({history.users})"
+        _require(1 <= counts.span <= history.users, "counts.span", expected, counts.span)
+        for name, value in (("counts.weight", counts.weight), ("counts.shrinkage", counts.shrinkage)):
+            _require(_finite32(value) and 0.0 <= value <= 1e6, name, "0..1e6", value)
+
+
+def _check_replay(spec: ModelSpec) -> None:
+    size, per_event = spec.replay.size, spec.replay.per_event
+    _require(0 <= size <= MAX_REPLAY_SIZE, "replay.size", f"0..{MAX_REPLAY_SIZE}", size)
+    if size:
+        is_share = _finite32(per_event) and 0.0 < float(np.float32(per_event)) <= MAX_REPLAY_PER_EVENT
+        _require(is_share, "replay.per_event", f"(0, {MAX_REPLAY_PER_EVENT:.0f}]", per_event)
+    else:
+        _require(per_event == 0.0, "replay.per_event", "0 without replay.size", per_event)
+
+
+def _check_adaptive_rate(spec: ModelSpec) -> None:
+    window = spec.adaptive_rate.window
+    is_window = window == 0 or MIN_WINDOW <= window <= MAX_WINDOW
+    _require(is_window, "adaptive_rate.window", f"0, or {MIN_WINDOW}..{MAX_WINDOW}", window)
+    if not window:
+        return
+    is_sgd = spec.optimizer.kind == OptimizerKind.SGD
+    _require(spec.rule == Rule.SGD, "rule", "sgd with an adaptive rate", spec.rule)
+    _require(is_sgd, "optimizer.kind", "sgd with an adaptive rate", spec.optimizer.kind)
+    is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
+    _require(is_float32, "factor_dtype", "float32 with an adaptive rate", spec.factor_dtype)
+
+
+def _is_half_life(value: float, least: float) -> bool:
+    return _finite32(value) and least <= value <= 1e6
+
+
+def _check_solve(spec: ModelSpec) -> None:
+    solve = spec.solve
+    _require(
+        spec.loss in (Loss.SQUARED, Loss.IMPLICIT), "loss", "squared or implicit with rule solve", spec.loss
+    )
+    _require(spec.history.users > 0, "history.users", "above 0 with rule solve", spec.history.users)
+    _require(spec.history.items > 0, "history.items", "above 0 with rule solve", spec.history.items)
+    _require(spec.negatives == 0, "negatives", "0 with rule solve", spec.negatives)
+    is_sgd = spec.optimizer.kind == OptimizerKind.SGD
+    _require(is_sgd, "optimizer.kind", "sgd (no accumulators) with rule solve", spec.optimizer.kind)
+    is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
+    _require(is_float32, "factor_dtype", "float32 with rule solve", spec.factor_dtype)
+    _require(spec.l2 >= 1e-6, "l2", "1e-6..100 with rule solve", spec.l2)
+    if spec.loss == Loss.SQUARED:
+        _require(spec.bias_l2 >= 1e-6, "bias_l2", "1e-6..100 with rule solve", spec.bias_l2)
+        _require(solve.unobserved == 0.0, "solve.unobserved", "0 with squared loss", solve.unobserved)
+    _require(
+        _finite32(solve.unobserved) and 0.0 <= solve.unobserved <= 1e3,
+        "solve.unobserved",
+        "0..1e3",
+        solve.unobserved,
+    )
+    _require(1 <= solve.item_events <= 1 << 16, "solve.item_events", "1..65536", solve.item_events)
+    _require(1 <= solve.sweeps <= 64, "solve.sweeps", "1..64", solve.sweeps)
+
+
+def _check_softmax(spec: ModelSpec) -> None:
+    proposal, drawn = spec.softmax.proposal, spec.negatives
+    _require(spec.loss == Loss.SOFTMAX, "loss", "softmax with rule softmax", spec.loss)
+    is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
+    _require(is_float32, "factor_dtype", "float32 with rule softmax", spec.factor_dtype)
+    _require(proposal in tuple(Proposal), "softmax.proposal", "a known proposal", proposal)
+    group, size = spec.softmax.group_events, spec.micro_batch
+    divides = group == 0 or (group > 0 and size % group == 0)
+    _require(divides, "softmax.group_events", f"0, or a divisor of micro_batch ({size})", group)
+    if proposal == Proposal.IN_BATCH:
+        _require(drawn == 0, "negatives", "0 with proposal in-batch", drawn)
+        name = "softmax.group_events" if group else "micro_batch"
+        most = f"2..{MAX_NEGATIVES} with proposal in-batch"
+        _require(2 <= spec.group_events <= MAX_NEGATIVES, name, most, spec.group_events)
+    else:
+        _require(drawn >= 1, "negatives", "at least 1 with rule softmax", drawn)
+    shared, most = spec.drawn(size), f"at most {MAX_SHARED_NEGATIVES} negatives of a micro-batch's groups"
+    _require(shared <= MAX_SHARED_NEGATIVES, "softmax.group_events", most, shared)
+    if proposal != Proposal.UNIFORM:  # how often an item came is part of its history
+        _require(spec.history.users > 0, "history.users", "above 0 with this proposal", spec.history.users)
+
+
+def _check_regularization(spec: ModelSpec) -> None:
+    of = spec.regularization
+    for name in ("gradient_norm_max", "row_norm_max"):
+        value = getattr(of, name)
+        ok = value == 0.0 or (_finite32(value) and 1e-6 <= value <= 1e30)
+        _require(ok, f"regularization.{name}", "0, or 1e-6..1e30", value)
+    power = of.l2_frequency
+    _require(power in (0.0, 0.5, 1.0), "regularization.l2_frequency", "0, 0.5 or 1", power)
+    _require(0.0 <= of.dropout <= 0.9, "regularization.dropout", "0..0.9", of.dropout)
+    if power:  # how many events a row has had is part of its history
+        _require(spec.history.users > 0, "history.users", "above 0 with l2_frequency", spec.history.users)
+    if spec.rule != Rule.SGD:
+        rule = f"0 with rule {Rule(spec.rule).name.lower()}"
+        _require(power == 0.0, "regularization.l2_frequency", rule, power)
+        _require(of.dropout == 0.0, "regularization.dropout", rule, of.dropout)
+    if spec.rule == Rule.SOLVE:
+        clipped = of.gradient_norm_max
+        _require(clipped == 0.0, "regularization.gradient_norm_max", "0 with rule solve", clipped)
+        _require(of.row_norm_max == 0.0, "regularization.row_norm_max", "0 with rule solve", of.row_norm_max)
+
+
+def _check_event_types(event_types: tuple[EventType, ...]) -> None:
+    _require(
+        len(event_types) <= MAX_EVENT_TYPES, "event_types", f"at most {MAX_EVENT_TYPES}", len(event_types)
+    )
+    numbers = [each.type for each in event_types]
+    _require(len(set(numbers)) == len(numbers), "event_types", "each type once", numbers)
+    for each in event_types:
+        _require(0 <= each.type < 1 << 32, "event_types.type", "an unsigned 32-bit number", each.type)
+        _require(
+            _finite32(each.weight) and 0.0 < each.weight <= 1e3, "event_types.weight", "(0, 1e3]", each.weight
+        )
+
+
+def _finite32(value: float) -> bool:
+    return math.isfinite(value) and bool(np.isfinite(np.float32(value)))
+
+
+def _check_rates(spec: ModelSpec) -> None:
+    optimizer = spec.optimizer
+    _require(optimizer.kind in tuple(OptimizerKind), "optimizer.kind", "a known optimizer", optimizer.kind)
+    for name in ("learning_rate", "bias_learning_rate"):
+        value = getattr(optimizer, name)
+        _require(_finite32(value) and 0.0 <= value <= 100.0, f"optimizer.{name}", "0..100", value)
+    for name in ("l2", "bias_l2"):
+        value = getattr(spec, name)
+        _require(_finite32(value) and 0.0 <= value <= 100.0, name, "0..100", value)
+    _require(
+        _finite32(optimizer.initial_g) and 0.0 <= optimizer.initial_g <= spec.limits.g_max,
+        "optimizer.initial_g",
+        "0..g_max",
+        optimizer.initial_g,
+    )
+    if optimizer.kind in (OptimizerKind.ADAGRAD, OptimizerKind.ROWWISE_ADAGRAD):
+        _require(1e-30 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-30..1e6 with AdaGrad", optimizer.eps)
+    if optimizer.kind == OptimizerKind.LAZY_ADAM:
+        _require(1e-20 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-20..1e6 with lazy Adam", optimizer.eps)
+    for name in ("beta1", "beta2"):
+        value = getattr(optimizer, name)
+        _require(0.0 <= value <= 1.0 - 1e-6, f"optimizer.{name}", "0..0.999999", value)
+    _require(_finite32(optimizer.l1) and 0.0 <= optimizer.l1 <= 1e6, "optimizer.l1", "0..1e6", optimizer.l1)
+    _require(1e-6 <= optimizer.beta <= 1e6, "optimizer.beta", "1e-6..1e6", optimizer.beta)
+    _require(
+        _finite32(spec.init_scale) and 0.0 <= spec.init_scale <= 2.0 * spec.limits.factor_max,
+        "init_scale",
+        "0..2*factor_max",
+        spec.init_scale,
+    )
+    _require(
+        _finite32(spec.hot_row_events) and 1.0 <= spec.hot_row_events <= 1e9,
+        "hot_row_events",
+        "1..1e9",
+        spec.hot_row_events,
+    )
+
+
+def _check_limits(limits: Limits) -> None:
+    _require(1 <= limits.users_max < 1 << 32, "limits.users_max", "1..2**32-1", limits.users_max)
+    _require(1 <= limits.items_max < 1 << 32, "limits.items_max", "1..2**32-1", limits.items_max)
+    _require(1 <= limits.producers_max <= 1 << 20, "limits.producers_max", "1..2**20", limits.producers_max)
+    # The sum of the global mean must stay below 2**63 over 2**40 events of 2**20 fixed point.
+    _require(0.0 < limits.value_abs_max <= 1e6, "limits.value_abs_max", "(0, 1e6]", limits.value_abs_max)
+    _require(0.0 < limits.weight_max <= 1e6, "limits.weight_max", "(0, 1e6]", limits.weight_max)
+    _require(0.0 < limits.error_max <= 1e9, "limits.error_max", "(0, 1e9]", limits.error_max)
+    _require(0.0 < limits.factor_max <= 1e6, "limits.factor_max", "(0, 1e6]", limits.factor_max)
+    _require(0.0 < limits.g_max <= 1e38, "limits.g_max", "(0, 1e38]", limits.g_max)
+
+
+def _check_bounded(spec: ModelSpec) -> None:
+    """No sum of a micro-batch may overflow float32, in any order the semantics allow.
+
+    The largest score is k*c^2 + 2c + |mu|; times the largest weight it must be finite before it is clipped.
+    The largest row gradient g is (occurrences) * (e_max * c_max * 2 + l2 * c_max); it and its step must be finite; where
+    gradients are clipped, k * g**2 must. Dropout multiplies what scores and errors pull by 1 / (1 - dropout). An
+    accumulator is at most g_max (1e38), and what a step adds to it at most 1e38, so that their sum is finite:
+        AdaGrad  G + g**2. As G >= g**2, or both are so small that g < 1e-22, (lr g) / (sqrt(G) + eps) is finite.
+        row-wise AdaGrad  G + |g|**2 / k, of the whole row: k * g**2 < 1e38. The step as AdaGrad's, times sqrt(k).
+        lazy Adam  beta2 v + (1 - beta2) g**2. v / (1 - beta2**t) is at most g_max / (1 - beta2). m is a mean of
+                   gradients, rounded: at most 2 g; its step at most lr * 2 g / (1 - beta1) / eps.
+        FTRL  n + g**2; z + lr g - sqrt(g_max + g**2) c, which is below 1e38 + 1e37 + 2e25. A new z is below (beta +
+              sqrt(g_max)) c + lr l1 < 1e26. The weight is at most g_max / beta.
+    """
+    limits = spec.limits
+    if spec.factor_dtype == FactorDtype.FLOAT16:
+        most = f"at most {FLOAT16_MAX:.0f} with float16"
+        _require(limits.factor_max <= FLOAT16_MAX, "limits.factor_max", most, limits.factor_max)
+    occurrences = spec.micro_batch * (1 + spec.negatives_of_event)
+    c, e = limits.factor_max, limits.error_max
+    kept = 1.0 / (1.0 - spec.regularization.dropout)
+    score = spec.k_padded * c * c * kept + 2 * c + limits.value_abs_max
+    _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)
+    gradient = occurrences * (2 * e * c * kept + max(spec.l2, spec.bias_l2) * c + e)
+    rate = max(1.0, spec.optimizer.learning_rate, spec.optimizer.bias_learning_rate)
+    if spec.adaptive_rate.window:
+        rate *= 2.0 ** ((RATE_STEPS_MAX + 1) / 4)  # of the probe
+    _require(gradient * rate < 1e37, "limits", "events * error_max * factor_max * rate < 1e37", gradient)
+    _check_accumulators(spec, gradient)
+
+
+def _check_accumulators(spec: ModelSpec, gradient: float) -> None:
+    """What `_check_bounded` says of the optimizer's state, of rows whose gradient is at most `gradient`."""
+    optimizer, limits, bound = spec.optimizer, spec.limits, math.sqrt(1e38)
+    clips = spec.regularization.gradient_norm_max > 0
+    of_row = clips or optimizer.kind == OptimizerKind.ROWWISE_ADAGRAD
+    wide = math.sqrt(spec.k_padded) if of_row else 1.0
+    if clips or optimizer.kind != OptimizerKind.SGD:
+        expected = (
+            f"events * error_max * factor_max * sqrt(k) < {bound:.3g} (lower error_max or factor_max)"
+            if of_row
+            else f"events * error_max * factor_max < {bound:.3g} with AdaGrad (lower error_max or factor_max)"
+        )
+        _require(gradient * wide < bound, "limits", expected, gradient * wide)
+    if optimizer.kind == OptimizerKind.LAZY_ADAM:
+        mean = limits.g_max / (1.0 - optimizer.beta2)
+        _require(mean < 1e38, "limits.g_max", "below 1e38 * (1 - beta2) with lazy Adam", limits.g_max)
+        rate = max(optimizer.learning_rate, optimizer.bias_learning_rate)
+        step = 2.0 * gradient * rate / ((1.0 - optimizer.beta1) * optimizer.eps)
+        _require(step < 1e37, "optimizer.eps", "events * error_max * factor_max * rate / eps < 1e37", step)
+    if optimizer.kind == OptimizerKind.FTRL:
+        most = limits.g_max / optimizer.beta
+        _require(most < 1e38, "limits.g_max", "below 1e38 * beta with FTRL", limits.g_max)

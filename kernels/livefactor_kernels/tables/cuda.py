@@ -1,0 +1,213 @@
+"""One side's rows on the GPU: the arrays, their growth, initial values, and the way to the host and back.
+
+Keys and their map stay with the host (`tables.RowKeys`). Rows get their initial values on the device, in the
+first update that needs them: only their keys cross.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from livefactor_kernels.device.factors import DeviceRows, StateRows, load_factor, store_factor
+from livefactor_kernels.device.machine import Device, Growing
+from livefactor_kernels.device.warp import cuda, kernel
+from livefactor_kernels.history import row_sections
+from livefactor_kernels.numbers.lanes import root
+from livefactor_kernels.numbers.narrow import array_dtype
+from livefactor_kernels.numbers.random import initial_factor, philox, rounding_word
+from livefactor_kernels.optimizers import Method, StepRates, initial_state, optimizer_sections, state_slots
+from livefactor_kernels.spec.model import ModelSpec, OptimizerKind
+from livefactor_kernels.tables import RowKeys
+
+BLOCK_ROWS = 1 << 16
+"""Rows that are copied at once between host and device."""
+
+_MASK, _32, _ZERO = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0)
+_F0, _F1 = np.float32(0.0), np.float32(1.0)
+_NO_FACTORS = np.empty((0, 0), np.float32)
+
+
+class NewRows(NamedTuple):
+    """Rows to initialise (int64 all): `number` from row `first` on, their keys from keys[keys_at] on; table: the
+    side's number; adagrad: whether there are accumulators."""
+
+    first: int
+    number: int
+    keys_at: int
+    k: int
+    k_padded: int
+    table: int
+    adagrad: int
+
+
+@kernel
+def livefactor_init_kernel(
+    new: Any, rows: Any, keys: Any, scale: Any, initial_g: Any, seed: Any, rounding_seed: Any
+) -> None:
+    """Initial values of new rows: a thread four factors of a row, which one draw gives."""
+    i = cuda.grid(1)
+    quads = new.k_padded // 4
+    if i >= new.number * quads:
+        return
+    row, quad = new.first + i // quads, i % quads
+    key = keys[new.keys_at + i // quads]
+    w0, w1, w2, w3 = philox(key & _MASK, key >> _32, np.uint64(quad), np.uint64(new.table), seed)
+    word = rounding_word(rounding_seed, key, _ZERO, np.uint64(new.table), _ZERO)  # for narrow factors
+    column, left = quad * 4, new.k - quad * 4
+    at = row * new.k_padded + column
+    store_factor(rows.factors, at, initial_factor(w0, scale) if left > 0 else _F0, word, column)
+    store_factor(rows.factors, at + 1, initial_factor(w1, scale) if left > 1 else _F0, word, column + 1)
+    store_factor(rows.factors, at + 2, initial_factor(w2, scale) if left > 2 else _F0, word, column + 2)
+    store_factor(rows.factors, at + 3, initial_factor(w3, scale) if left > 3 else _F0, word, column + 3)
+    if new.adagrad:
+        for j in range(4):
+            rows.factor_g[at + j] = initial_g if left > j else _F0
+    if quad == 0:
+        rows.bias[row] = _F0
+        if new.adagrad:
+            rows.bias_g[row] = initial_g
+
+
+@kernel
+def livefactor_start_kernel(new: Any, factors: Any, z: Any, scale: Any, l1: Any) -> None:
+    """FTRL's z of new rows, whose factors are initialised (`optimizers.initial_state`): a thread a factor. scale: beta +
+    sqrt(n)."""
+    i = cuda.grid(1)
+    if i >= new.number * new.k_padded:
+        return
+    at = new.first * new.k_padded + i
+    x = load_factor(factors, at)
+    sign = _F1 if x > _F0 else (-_F1 if x < _F0 else _F0)
+    z[at] = -(x * scale + sign * l1) if i % new.k_padded < new.k else _F0
+
+
+class CudaTable(RowKeys):
+    """Rows of one side of a model on the device; keys, `allocate` and `find` as `tables.Table`.
+
+    arrays: by section name, flat; widths, dtypes: of a row in each; history: the names of those that `history.row_sections`
+    gives; apart: those, and the state of an optimiser that is not AdaGrad: sections that are initialised and saved for pins
+    one by one. live: the others as kernels take them; stepped: as those that step rows do (`StateRows`, unless the
+    spec's `Method` is plain).
+    initialised: rows that have their initial values on the device.
+    """
+
+    def __init__(self, spec: ModelSpec, side: int, device: Device) -> None:
+        """Hold the addresses of the spec's rows on the device; memory comes with `reserve`."""
+        super().__init__(spec, side)
+        state, history = optimizer_sections(spec), row_sections(spec, side)
+        names = ("factors", "bias", *state)
+        self._device, self.history = device, tuple(history)
+        is_adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD  # whose state the kernels of rows know
+        self.apart = (() if is_adagrad else tuple(state)) + self.history
+        self.widths = {"factors": spec.k_padded, "bias": 1}
+        self.widths |= {name: math.prod(shape) for name, shape in state.items()}
+        self.widths |= {name: math.prod(shape) for name, (shape, _) in history.items()}
+        self.dtypes = {
+            name: array_dtype(spec.factor_dtype) if name == "factors" else np.dtype(np.float32)
+            for name in names
+        } | {name: np.dtype(dtype) for name, (_, dtype) in history.items()}
+        self.arrays: dict[str, Growing] = {
+            name: device.growing(self.capacity * width, self.dtypes[name])
+            for name, width in self.widths.items()
+        }
+        unused = device.empty(1, np.float32).argument
+        arguments = {name: array.buffer.argument for name, array in self.arrays.items()}
+        self.live = DeviceRows(*(arguments.get(name, unused) for name in DeviceRows._fields))
+        slots = state_slots(spec) | {"seen": "seen_count"}
+        arguments.setdefault("seen_count", device.empty(1, np.uint32).argument)
+        state_rows = StateRows(*(arguments.get(slots.get(name, name), unused) for name in StateRows._fields))
+        self.stepped = self.live if Method.of(spec).is_plain else state_rows
+        self.initialised = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row takes in all arrays, host and device (its slot in the key map not counted)."""
+        return self.keys.itemsize + sum(self._bytes(name, 1) for name in self.arrays)
+
+    def missing(self, rows: int) -> int:
+        """Bytes of the device that memory for `rows` rows would still take."""
+        return sum(array.missing(self._bytes(name, rows)) for name, array in self.arrays.items())
+
+    def reserve(self, rows: int) -> bool:
+        """Have memory for `rows` rows; False if the device has not so much (what was mapped stays)."""
+        return all(array.grow(self._bytes(name, rows)) for name, array in self.arrays.items())
+
+    def _bytes(self, name: str, rows: int) -> int:
+        return rows * self.widths[name] * self.dtypes[name].itemsize
+
+    def new_rows(self, stop: int, keys_at: int) -> NewRows:
+        """The rows from the initialised ones to `stop`, for the kernel; keys_at: where their keys lie."""
+        spec = self.spec
+        adagrad = int("factor_g" in self.arrays)
+        return NewRows(
+            self.initialised, stop - self.initialised, keys_at, spec.k, spec.k_padded, self.side, adagrad
+        )
+
+    def start_apart(self, new: NewRows) -> None:
+        """Give new rows, whose factors are initialised, their first values in the sections of `apart`: new memory is not
+        zero. Takes no memory: a record is being learned."""
+        start, stop, spec = new.first, new.first + new.number, self.spec
+        for name in self.apart:
+            rows = self.matrix(name, start, stop)
+            if name == "factor_z":
+                rates, n = StepRates.of(spec), np.float32(spec.optimizer.initial_g)
+                arrays = (self.arrays[section].buffer.argument for section in ("factors", name))
+                numbers = rates.beta + root(n), rates.l1
+                self._device.launch(livefactor_start_kernel, rows.size, new, *arrays, *numbers)
+                continue
+            if name == "factor_probe":
+                rows[:] = self.matrix("factors", start, stop)
+                continue
+            rows[:] = 0
+            if name not in self.history:
+                self.shaped(name, rows)[:] = initial_state(spec, name, _NO_FACTORS)
+
+    def matrix(self, name: str, start: int, stop: int) -> Any:
+        """Rows [start, stop) of a section as the device's array: [stop - start, width], as stored."""
+        width = self.widths[name]
+        return self.arrays[name].buffer.array[start * width : stop * width].reshape(stop - start, width)
+
+    def shaped(self, name: str, rows: Any) -> Any:
+        """Padded rows [n, width] as the section shows them: without padding, single elements [n]."""
+        if name.startswith("factor"):
+            return rows[:, : self.spec.k]
+        return rows if self.widths[name] > 1 else rows[:, 0]
+
+    def sections(self, count: int) -> dict[str, np.ndarray]:
+        """Copies of the first `count` rows, named and shaped as `tables.Table.sections`."""
+        out = {"keys": self.keys[:count]} | self._empty(count)
+        for start in range(0, count, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, count)
+            parts = [self.shaped(name, self.matrix(name, start, stop)) for name in self.arrays]
+            for name, part in zip(self.arrays, self._device.fetch(parts)(), strict=True):
+                out[name][start:stop] = part
+        return out
+
+    def _empty(self, count: int) -> dict[str, np.ndarray]:
+        return {
+            name: np.empty(self.shaped(name, np.broadcast_to(0, (count, width))).shape, self.dtypes[name])
+            for name, width in self.widths.items()
+        }
+
+    def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
+        """As `tables.Table.load_sections`; MemoryError if the device has no memory for the rows."""
+        if count > self.capacity:
+            raise ValueError(f"load_sections: {count} rows, the table holds {self.capacity}")
+        keymap = self.map_of(sections, {"keys": self.keys[:count]} | self._empty(count), count)
+        if not self.reserve(count):
+            raise MemoryError(f"load_sections: the device has no memory for {count} rows")
+        with self._device.working():
+            for name in self.arrays:
+                for start in range(0, count, BLOCK_ROWS):
+                    self._load(name, sections[name], start, min(start + BLOCK_ROWS, count))
+        self.keys[:count] = sections["keys"]
+        self.keymap, self.allocated, self.initialised = keymap, count, count
+
+    def _load(self, name: str, section: np.ndarray, start: int, stop: int) -> None:
+        part = self._device.xp.asarray(np.ascontiguousarray(section[start:stop]))
+        rows = self.matrix(name, start, stop)
+        rows[:] = 0  # the padding of new memory is not
+        self.shaped(name, rows)[:] = part

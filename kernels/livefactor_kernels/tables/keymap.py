@@ -1,0 +1,344 @@
+"""64-bit key → row number: one writer, any number of readers without a lock, look-ups in batches.
+
+    directory  uint64[256] per sub-table: its block's address, a multiple of 64, + log2 of its buckets (6 bit)
+    block      buckets     a power of two of them, 64 bytes each (one cache line, four slots); linear probing
+    slot       16 bytes    key uint64 | row + 1 uint64 (0: an empty slot); buckets fill from the first slot on
+
+The top 8 bits of a key's hash choose the sub-table, the low bits its first bucket. A directory never changes:
+a sub-table that has become too full is copied into a larger block, and a *new* directory is
+published by one Python assignment. A reader takes the directory once a call, and the object it holds owns
+every block in it: so "a retired block is freed only when no reader is inside" is plain reference counting.
+Inside a block the writer stores the key first and then row + 1 with release; readers load row + 1 with
+acquire and then the key. So a key inserted before a look-up began is always found, and one inserted meanwhile
+is found with its right row or not at all.
+
+The hash decides no row, no digest and nothing in the log (rows are given in first-appearance order), only
+where a slot lies. It is seeded so that nobody who does not know the seed can choose keys that collide.
+
+A bucket is looked at as a whole, without a branch for each slot (one misprediction costs more than four
+compares), and hashes are taken `_WINDOW` keys ahead, where their buckets are prefetched
+(benchmarks/keymap_bench.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+from numba import njit
+
+from livefactor_kernels.numbers.lanes import prefetch
+from livefactor_kernels.simd.atomics import load_acquire, load_relaxed, store_relaxed, store_release
+
+NO_ROW = 0xFFFFFFFF
+"""The row a look-up gives for a key that is not in the map; so the largest row is 2**32 - 2."""
+
+SUB_TABLES = 256
+SLOTS_PER_BUCKET = 4
+_BUCKET_BYTES = 64
+_BUCKET_WORDS = 8
+_BITS_MIN = 3
+_BITS_QUADRUPLE = 6
+"""Below 64 buckets a block grows fourfold: there a growth costs more Python than copying."""
+_LOAD_MIN = 0.60
+_LOAD_SPREAD = 0.15
+"""A sub-table grows when it is 60 to 75 % full, depending on its number: hashes fill all of them evenly, and
+with one common limit all 256 would grow within a few batches of each other."""
+
+# Numba turns a mix of uint64 and plain int into float64 or int64: every constant of the kernels is a uint64.
+_0, _1, _3, _6 = np.uint64(0), np.uint64(1), np.uint64(3), np.uint64(6)
+_8, _16, _32, _48, _56 = np.uint64(8), np.uint64(16), np.uint64(32), np.uint64(48), np.uint64(56)
+_ADDRESS_BITS = np.uint64(2**64 - _BUCKET_BYTES)
+_SIZE_BITS = np.uint64(_BUCKET_BYTES - 1)
+_WINDOW = np.uint64(16)
+_RING_MASK = np.uint64(31)
+_MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
+_33, _29 = np.uint64(33), np.uint64(29)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _hash(key, seed_a, seed_b):
+    """MurmurHash3's 64-bit finaliser with secret words before and between its steps (a bijection)."""
+    h = key ^ seed_a
+    h = (h ^ (h >> _33)) * _MIX_1 + seed_b
+    h = (h ^ (h >> _29)) * _MIX_2
+    return h ^ (h >> _32)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _locate(directory, h):
+    """(address of the block, mask of its bucket numbers, first bucket's number) of the hash `h`."""
+    entry = load_relaxed(directory + ((h >> _56) << _3))
+    mask = (_1 << (entry & _SIZE_BITS)) - _1
+    return entry & _ADDRESS_BITS, mask, h & mask
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _hash_ahead(directory, seed_a, seed_b, keys, i, hashes):
+    """Hash key number `i`, keep the hash in the ring, and have its first bucket fetched."""
+    h = _hash(load_relaxed(keys + (i << _3)), seed_a, seed_b)
+    hashes[i & _RING_MASK] = h
+    block, _, bucket = _locate(directory, h)
+    prefetch(block + (bucket << _6))
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _slot_row(slot, key):
+    """row + 1 if the slot at this address holds `key`, else 0 (an empty slot has row + 1 = 0)."""
+    row = load_acquire(slot + _8)
+    return row if load_relaxed(slot) == key else _0
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _probe(directory, h, key):
+    """(row + 1, address of the last bucket looked at); 0: the key is absent, that bucket has a free slot."""
+    block, mask, bucket = _locate(directory, h)
+    while True:
+        slot = block + (bucket << _6)
+        row = _slot_row(slot, key) | _slot_row(slot + _16, key)
+        row |= _slot_row(slot + _32, key) | _slot_row(slot + _48, key)
+        if row != _0 or load_acquire(slot + _56) == _0:
+            return row, slot
+        bucket = (bucket + _1) & mask
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _put(bucket, key, row_plus_1):
+    """Write into the first empty slot of the bucket at this address; who sees the row sees the key."""
+    while load_relaxed(bucket + _8) != _0:
+        bucket += _16
+    store_relaxed(bucket, key)
+    store_release(bucket + _8, row_plus_1)
+
+
+@njit(nogil=True, cache=True)
+def _find_kernel(directory, seed_a, seed_b, keys, rows):
+    count = np.uint64(rows.size)
+    hashes = np.empty(_RING_MASK + _1, np.uint64)
+    for i in range(min(_WINDOW, count)):
+        _hash_ahead(directory, seed_a, seed_b, keys, i, hashes)
+    for start in range(_0, count, _WINDOW):
+        middle = min(start + _WINDOW, count)
+        for i in range(middle, min(middle + _WINDOW, count)):
+            _hash_ahead(directory, seed_a, seed_b, keys, i, hashes)
+        for i in range(start, middle):
+            row, _bucket = _probe(directory, hashes[i & _RING_MASK], load_relaxed(keys + (i << _3)))
+            rows[i] = np.uint32(row - _1)
+
+
+@njit(nogil=True, cache=True)
+def _insert_kernel(directory, seed_a, seed_b, counts, limits, keys, rows, new_keys, begin, made, next_row):
+    """Map keys from number `begin` on; return (first key not mapped, new keys so far, sub-table to grow)."""
+    count = np.uint64(rows.size)
+    hashes = np.empty(_RING_MASK + _1, np.uint64)
+    for i in range(begin, min(begin + _WINDOW, count)):
+        _hash_ahead(directory, seed_a, seed_b, keys, i, hashes)
+    for start in range(begin, count, _WINDOW):
+        middle = min(start + _WINDOW, count)
+        for i in range(middle, min(middle + _WINDOW, count)):
+            _hash_ahead(directory, seed_a, seed_b, keys, i, hashes)
+        for i in range(start, middle):
+            h, key = hashes[i & _RING_MASK], load_relaxed(keys + (i << _3))
+            row_plus_1, bucket = _probe(directory, h, key)
+            if row_plus_1 == _0:
+                sub = h >> _56
+                if counts[sub] >= limits[sub]:
+                    return i, made, sub
+                row_plus_1 = next_row + made + _1
+                _put(bucket, key, row_plus_1)
+                counts[sub] += _1
+                new_keys[made] = key
+                made += _1
+            rows[i] = np.uint32(row_plus_1 - _1)
+    return count, made, _0
+
+
+@njit(nogil=True, cache=True)
+def _count_kernel(seed_a, seed_b, keys, counts):
+    """Add to counts[s] how many of the keys belong to sub-table s."""
+    for i in range(np.uint64(keys.size)):
+        counts[_hash(keys[i], seed_a, seed_b) >> _56] += _1
+
+
+@njit(nogil=True, cache=True)
+def _move_kernel(directory, seed_a, seed_b, old_entry):
+    """Copy every filled slot of the block `old_entry` into the blocks of `directory`."""
+    block = old_entry & _ADDRESS_BITS
+    for i in range((_1 << (old_entry & _SIZE_BITS)) << np.uint64(2)):
+        slot = block + (i << np.uint64(4))
+        row_plus_1 = load_relaxed(slot + _8)
+        if row_plus_1 != _0:
+            key = load_relaxed(slot)
+            _row, bucket = _probe(directory, _hash(key, seed_a, seed_b), key)
+            _put(bucket, key, row_plus_1)
+
+
+@njit(nogil=True, cache=True)
+def _distinct_kernel(seed_a, seed_b, keys, rows, scratch):
+    """Distinct keys among those without a row. scratch: zeros, a power of two, more than such keys."""
+    mask = np.uint64(scratch.size) - _1
+    distinct, zero_seen = _0, _0
+    for i in range(np.uint64(rows.size)):
+        if rows[i] == np.uint32(NO_ROW):
+            key = load_relaxed(keys + (i << _3))
+            if key == _0:  # 0 marks an empty place of the scratch
+                zero_seen = _1
+                continue
+            place = _hash(key, seed_a, seed_b) & mask
+            while scratch[place] != _0 and scratch[place] != key:
+                place = (place + _1) & mask
+            if scratch[place] == _0:
+                scratch[place] = key
+                distinct += _1
+    return distinct + zero_seen
+
+
+class _Blocks:
+    """A directory that never changes, and the memory of every block in it."""
+
+    __slots__ = ("address", "directory", "memory")
+
+    def __init__(self, directory: np.ndarray, memory: list[np.ndarray]) -> None:
+        self.directory = directory
+        self.memory = memory
+        self.address = _address(directory)
+
+
+def _address(array: np.ndarray) -> np.uint64:
+    return np.uint64(array.__array_interface__["data"][0])
+
+
+def _new_block(bits: int) -> tuple[np.ndarray, int]:
+    """(memory, directory entry) of an empty block of 2**bits buckets."""
+    memory = np.zeros((_BUCKET_WORDS << bits) + _BUCKET_WORDS, np.uint64)
+    start = int(_address(memory))
+    return memory, start + -start % _BUCKET_BYTES + bits
+
+
+def _slot_limit(sub: int, bits: int) -> int:
+    """Filled slots at which sub-table `sub` grows when it has 2**bits buckets."""
+    return int((SLOTS_PER_BUCKET << bits) * (_LOAD_MIN + _LOAD_SPREAD * sub / SUB_TABLES))
+
+
+def _bits_for(sub: int, count: int) -> int:
+    bits = _BITS_MIN
+    while _slot_limit(sub, bits) < count:
+        bits += 1
+    return bits
+
+
+def _as_keys(keys: np.ndarray) -> np.ndarray:
+    if keys.dtype != np.uint64 or keys.ndim != 1:
+        raise TypeError(f"keys: expected uint64[n], got {keys.dtype}{list(keys.shape)}")
+    if keys.flags.c_contiguous and keys.flags.aligned:
+        return keys
+    return np.require(keys, requirements=("C", "A"))
+
+
+class KeyMap:
+    """Map from 64-bit keys (every value is legal) to row numbers below 2**32 - 1. Keys are never removed.
+
+    One thread at a time may call `insert_missing` and `rebuild`; `find`, `count_new`, `len` and `nbytes` are
+    free to any thread at any time and take no lock. All of them release the GIL in their loops.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        """seed: of the slot hash, 0 or more; None draws one. It changes no result: keep it from clients."""
+        seed = secrets.randbits(128) if seed is None else seed
+        self._seed_a, self._seed_b = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+        self._start_empty(np.zeros(SUB_TABLES, np.uint64))
+
+    def _start_empty(self, expected: np.ndarray) -> None:
+        """Publish empty blocks with room for `expected[s]` keys in sub-table s."""
+        bits = [_bits_for(sub, int(count)) for sub, count in enumerate(expected)]
+        memory, entries = zip(*(_new_block(b) for b in bits), strict=True)
+        self._counts = np.zeros(SUB_TABLES, np.uint64)
+        self._limits = np.array([_slot_limit(sub, b) for sub, b in enumerate(bits)], np.uint64)
+        self._size = 0
+        self._blocks = _Blocks(np.array(entries, np.uint64), list(memory))
+
+    def __len__(self) -> int:
+        """Number of keys."""
+        return self._size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the current blocks and their directory take."""
+        blocks = self._blocks
+        return blocks.directory.nbytes + sum(memory.nbytes for memory in blocks.memory)
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """Rows uint32[n] of keys uint64[n], `NO_ROW` where a key is not in the map. TypeError for others."""
+        keys = _as_keys(keys)
+        rows = np.empty(keys.size, np.uint32)
+        blocks = self._blocks  # held until the kernel is done: it owns every block that the kernel may read
+        _find_kernel(blocks.address, self._seed_a, self._seed_b, _address(keys), rows)
+        return rows
+
+    def count_new(self, keys: np.ndarray) -> int:
+        """Number of distinct keys of uint64[n] that are not in the map; changes nothing."""
+        keys = _as_keys(keys)
+        rows = self.find(keys)
+        missing = int(np.count_nonzero(rows == NO_ROW))
+        if missing == 0:
+            return 0
+        scratch = np.zeros(1 << (2 * missing).bit_length(), np.uint64)
+        return int(_distinct_kernel(self._seed_a, self._seed_b, _address(keys), rows, scratch))
+
+    def insert_missing(self, keys: np.ndarray, next_row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Map keys uint64[n]; those not in the map get next_row, next_row + 1, ... in order of first
+        appearance.
+
+        Returns (rows uint32[n], new keys uint64[m] in the order of their rows). ValueError if a row could be
+        `NO_ROW`.
+        """
+        keys = _as_keys(keys)
+        if not 0 <= next_row <= NO_ROW - keys.size:
+            raise ValueError(f"next_row: expected 0..{NO_ROW - keys.size}, got {next_row} ({keys.size} keys)")
+        rows, new_keys = np.empty(keys.size, np.uint32), np.empty(keys.size, np.uint64)
+        position, made, sub = 0, 0, -1
+        while position < keys.size:
+            if sub >= 0:
+                self._grow(sub)
+            position, made, sub = _insert_kernel(
+                self._blocks.address, self._seed_a, self._seed_b, self._counts, self._limits, _address(keys),
+                rows, new_keys, np.uint64(position), np.uint64(made), np.uint64(next_row),
+            )  # fmt: skip
+        self._size += made
+        return rows, new_keys[:made].copy()
+
+    def _grow(self, sub: int) -> None:
+        """Publish a larger copy of a sub-table; readers that are inside keep the old one alive."""
+        blocks = self._blocks
+        old_entry = blocks.directory[sub]
+        old_bits = int(old_entry) & int(_SIZE_BITS)
+        bits = old_bits + (2 if old_bits < _BITS_QUADRUPLE else 1)
+        directory, memory = blocks.directory.copy(), blocks.memory.copy()
+        memory[sub], directory[sub] = _new_block(bits)
+        grown = _Blocks(directory, memory)
+        _move_kernel(grown.address, self._seed_a, self._seed_b, old_entry)
+        self._limits[sub] = _slot_limit(sub, bits)
+        self._blocks = grown
+
+    def rebuild(self, keys: np.ndarray) -> None:
+        """Forget everything, then map keys uint64[n] to the rows 0..n-1; readers meanwhile find some of them.
+
+        ValueError if a key comes twice; the map is then empty.
+        """
+        keys = _as_keys(keys)
+        expected = np.zeros(SUB_TABLES, np.uint64)
+        _count_kernel(self._seed_a, self._seed_b, keys, expected)
+        self._start_empty(expected)
+        _, new_keys = self.insert_missing(keys, 0)
+        if new_keys.size != keys.size:
+            self._start_empty(np.zeros(SUB_TABLES, np.uint64))
+            raise ValueError(f"keys: expected {keys.size} distinct keys, got {new_keys.size}")
+
+
+def compile_kernels() -> None:
+    """Compile this module's kernels, or load them from Numba's cache: no first call waits for it then."""
+    keys = np.arange(64 * SUB_TABLES, dtype=np.uint64)
+    keymap = KeyMap(0)
+    keymap.count_new(keys)
+    keymap.insert_missing(keys, 0)
+    keymap.rebuild(keys)

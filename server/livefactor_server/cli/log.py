@@ -1,0 +1,62 @@
+"""`livefactor log`: look inside a model's log. Read-only; a server may be at work on it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from livefactor_server.cli.app import AsJson, Model, complain, emit, log_app
+from livefactor_server.log import show as log_show
+from livefactor_server.log.store import LogError
+from livefactor_server.snapshots.replay import log_folder
+
+
+@log_app.command("show")
+def show(
+    data: Annotated[Path, typer.Argument(help="A server's data folder, or the folder of a log itself.")],
+    model: Model = "default",
+    from_revision: Annotated[int, typer.Option("--from", min=0, help="First revision to show.")] = 0,
+    count: Annotated[int, typer.Option("-n", "--count", min=0, help="Records to show; 0: all.")] = 0,
+    last: Annotated[
+        bool, typer.Option(help="Show the last --count records (20 if none is given) instead of the first.")
+    ] = False,
+    marks: Annotated[bool, typer.Option(help="Show marks, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the records of a log, verified as they are read; says where the log is damaged."""
+    inner = log_folder(data / "models" / model)
+    folder = inner if inner.is_dir() else data
+    try:
+        shown: Iterable[dict[str, Any]] = log_show.rows(
+            folder, from_revision, None if last else count or None, marks
+        )
+        if last:
+            shown = deque(shown, count or 20)
+        damaged = _print(shown, as_json)
+    except (LogError, OSError) as error:
+        complain(f"{error}")
+        raise typer.Exit(1) from None
+    if damaged:
+        raise typer.Exit(1)
+
+
+def _print(shown: Iterable[dict[str, Any]], as_json: bool) -> bool:
+    damaged = False
+
+    def watched() -> Iterable[dict[str, Any]]:
+        nonlocal damaged
+        for row in shown:
+            damaged = damaged or log_show.is_damaged(row)
+            yield row
+
+    if as_json:
+        for row in watched():
+            emit(row)
+    else:
+        for line in log_show.plain_lines(watched()):
+            typer.echo(line)
+    return damaged

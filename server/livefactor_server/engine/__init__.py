@@ -1,0 +1,1 @@
+"""The engine: the only writer of a model, and the readers beside it."""

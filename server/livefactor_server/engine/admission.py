@@ -1,0 +1,273 @@
+"""What may go into the log: the rules of sequences, and room for rows, checked before anything is appended.
+
+The LOG stage runs ahead of the published state by a few records; what it has let in but not yet applied is kept here and is in no
+snapshot. A record that was logged can always be applied: there is no poison record.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from livefactor.v1 import updates_pb2
+from livefactor_kernels.tables import NO_ROW
+from livefactor_server.changes import (
+    AvailabilityChange,
+    Change,
+    InteractionsChange,
+    LabelsChange,
+    OpenProducerChange,
+    Rejects,
+)
+from livefactor_server.engine.submission import Ack, Commit, Submission
+from livefactor_server.log.store import Kind
+from livefactor_server.model.labels import ENTRY_BYTES
+from livefactor_server.model.producers import RING, Outcome
+from livefactor_server.model.state import ModelState
+from livefactor_server.rpc import decode
+from livefactor_server.statuses import exhausted, exists, precondition
+
+KEY_SLOT_BYTES = 32
+"""What a key takes in its map when that is emptiest."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A producer as let in: ahead of the published table by what is in flight."""
+
+    epoch: int
+    last_sequence: int
+
+
+@dataclass(slots=True)
+class Admission:
+    """The LOG stage's view. Only `settle` is called from the APPLY stage."""
+
+    state: ModelState
+    memory_bytes_max: int
+    commit: Commit
+    _lanes: dict[bytes, _Lane] = field(default_factory=dict)
+    _flying: dict[tuple[bytes, int], Submission] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _pending_names: int = 0
+    _pending_bytes: int = 0
+    _row_bytes: tuple[int, int] = (0, 0)
+    _reserved: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        backend = self.state.backend
+        self._row_bytes = (backend.users.row_bytes + KEY_SLOT_BYTES, backend.items.row_bytes + KEY_SLOT_BYTES)
+
+    def sequence(self, item: Submission) -> bool:
+        """True: a new batch, let it in. False: a duplicate that was answered or will be. Raises Refused."""
+        change = item.change
+        if isinstance(change, OpenProducerChange):
+            self._open(item)
+            return True
+        if not item.producer:
+            return True
+        lane = self._lane(item.producer)
+        if lane is None:
+            raise precondition("producer: not opened; call OpenProducer first")
+        if item.epoch != lane.epoch:
+            raise precondition(f"producer: epoch {item.epoch} is fenced, the current one is {lane.epoch}")
+        if item.sequence > lane.last_sequence + 1 or item.sequence < 1:
+            raise precondition(f"sequence: expected {lane.last_sequence + 1}, got {item.sequence}")
+        if item.sequence <= lane.last_sequence:
+            self._answer_duplicate(item)
+            return False
+        with self._lock:
+            published = self.state.producers.get(item.producer)
+            if published and lane.last_sequence - published.last_sequence >= RING:
+                raise exhausted(f"producer: {RING} batches are in flight already")
+            lane.last_sequence = item.sequence
+            self._flying[item.producer, item.sequence] = item
+        return True
+
+    def _lane(self, producer_id: bytes) -> _Lane | None:
+        lane = self._lanes.get(producer_id)
+        if lane is None:
+            with self._lock:
+                published = self.state.producers.get(producer_id)
+                if published is None:
+                    return None
+                lane = self._lanes[producer_id] = _Lane(published.epoch, published.last_sequence)
+        return lane
+
+    def _open(self, item: Submission) -> None:
+        lane = self._lane(item.producer)
+        if lane is None:
+            limit = self.state.spec.limits.producers_max
+            opening = sum(self.state.producers.get(key) is None for key in self._lanes)
+            if len(self.state.producers) + opening >= limit:
+                raise exhausted(f"producers: the model's limit of {limit} is reached")
+            lane = self._lanes[item.producer] = _Lane(0, 0)
+        lane.epoch += 1
+        item.epoch, item.sequence = lane.epoch, lane.last_sequence
+
+    def _answer_duplicate(self, item: Submission) -> None:
+        with self._lock:
+            flying = self._flying.get((item.producer, item.sequence))
+            if flying is not None:
+                if flying.received_body != item.received_body:
+                    raise exists(f"sequence: {item.sequence} is in flight with another payload")
+                flying.followers.append(item)
+                return
+            producer = self.state.producers.get(item.producer)
+            assert producer is not None
+            outcome = producer.outcome(item.sequence)
+        if outcome is None:
+            item.finish(Ack(self.state.revision, 0, Rejects(), duplicate=True))
+            return
+        if self.commit(outcome.salt, b"", item.received_body) != outcome.received_hash:
+            raise exists(f"sequence: {item.sequence} was used for another payload")
+        item.finish(_again(outcome))
+
+    def withdraw(self, items: list[Submission]) -> None:
+        """The group was not logged: its sequences count as never sent. Followers get the same refusal."""
+        with self._lock:
+            for item in reversed(items):
+                if item.producer and self._flying.pop((item.producer, item.sequence), None) is item:
+                    self._lanes[item.producer].last_sequence = item.sequence - 1
+                elif item.change.kind == Kind.OPEN_PRODUCER:
+                    lane = self._lanes[item.producer]
+                    lane.epoch -= 1
+                    if not lane.epoch:
+                        del self._lanes[item.producer]
+                self._count_names(item.change, -1)
+
+    def settle(self, item: Submission) -> list[Submission]:
+        """Called under `lock` when the record is published: nothing of it is in flight any more; returns its followers."""
+        self._flying.pop((item.producer, item.sequence), None)
+        self._count_names(item.change, -1)
+        return item.followers
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Guards the published producers table together with what is in flight."""
+        return self._lock
+
+    def surely_fits(self, change: Change, rows_ahead: int) -> bool:
+        """True if every id of `change` may be new and there is room still, behind `rows_ahead` other events.
+
+        That room is reserved then.
+        """
+        if not isinstance(change, InteractionsChange):
+            return True
+        limits, backend = self.state.spec.limits, self.state.backend
+        worst = change.rows + rows_ahead
+        users, items = backend.users.allocated + worst, backend.items.allocated + worst
+        return (
+            users <= limits.users_max
+            and items <= limits.items_max
+            and self._bytes_with(worst, worst) <= self.memory_bytes_max
+            and self._reserve(users, items)
+        )
+
+    def _reserve(self, users: int, items: int) -> bool:
+        """Whether the backend has memory for tables of so many rows; it is asked only for more than it has granted."""
+        granted_users, granted_items = self._reserved
+        if users <= granted_users and items <= granted_items:
+            return True
+        wanted = max(users, granted_users), max(items, granted_items)
+        if not self.state.backend.reserve(*wanted):
+            return False
+        self._reserved = wanted
+        return True
+
+    def _bytes_with(self, new_users: int, new_items: int) -> int:
+        backend = self.state.backend
+        users, items = backend.users.allocated + new_users, backend.items.allocated + new_items
+        names = sum(labels.nbytes for labels in self.state.labels) + self._pending_bytes
+        return users * self._row_bytes[0] + items * self._row_bytes[1] + names
+
+    def make_fit(self, item: Submission) -> None:
+        """Near a limit: reject the interactions that would need a row past it. Nothing is ahead of the tables here. Raises Refused."""
+        change = item.change
+        if isinstance(change, InteractionsChange):
+            self._fit_rows(item, change)
+        elif isinstance(change, LabelsChange | AvailabilityChange):
+            self._fit_names(change)
+
+    def _fit_rows(self, item: Submission, change: InteractionsChange) -> None:
+        backend = self.state.backend
+        columns = change.columns
+        new_users = backend.users.count_new(columns.user_ids)
+        new_items = backend.items.count_new(columns.item_ids)
+        if self._bytes_with(new_users, new_items) > self.memory_bytes_max:
+            raise exhausted("memory: the server's memory_bytes_max would be passed")
+        limits = self.state.spec.limits
+        room = (limits.users_max - backend.users.allocated, limits.items_max - backend.items.allocated)
+        if not self._reserve(
+            backend.users.allocated + min(new_users, room[0]),
+            backend.items.allocated + min(new_items, room[1]),
+        ):
+            raise exhausted("memory: the backend has no room for so many new rows")
+        if new_users <= room[0] and new_items <= room[1]:
+            return
+        rejected = _rows_without_room(self.state, change, room)
+        item.reject_more(rejected, decode.without_rows(change, [row for row, _ in rejected]))
+
+    def _fit_names(self, change: LabelsChange | AvailabilityChange) -> None:
+        limits = self.state.spec.limits
+        if isinstance(change, LabelsChange):
+            held, limit = (
+                len(self.state.labels[change.side]),
+                (limits.users_max, limits.items_max)[change.side],
+            )
+        else:
+            held, limit = len(self.state.unavailable), limits.items_max
+        with self._lock:
+            self._count_names(change, 1)
+            pending = self._pending_names
+        if held + pending > limit:
+            raise exhausted(f"labels and marks: the model's limit of {limit} would be passed")
+        if self._bytes_with(0, 0) > self.memory_bytes_max:
+            raise exhausted("memory: the server's memory_bytes_max would be passed")
+
+    def _count_names(self, change: Change, sign: int) -> None:
+        if isinstance(change, LabelsChange | AvailabilityChange):
+            self._pending_names += sign * change.rows
+        if isinstance(change, LabelsChange):
+            self._pending_bytes += sign * (len(change.body) + ENTRY_BYTES * change.rows)
+
+
+def _again(outcome: Outcome) -> Ack:
+    return Ack(
+        outcome.revision, outcome.accepted, Rejects(outcome.rejected_count, outcome.rejects), duplicate=True
+    )
+
+
+def _rows_without_room(
+    state: ModelState, change: InteractionsChange, room: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """(row, reason) of the interactions that would need a row past a limit, decided in row order."""
+    columns = change.columns
+    backend = state.backend
+    unknown = (backend.users.find(columns.user_ids, backend.users.allocated) == NO_ROW) | (
+        backend.items.find(columns.item_ids, backend.items.allocated) == NO_ROW
+    )
+    new: tuple[set[int], set[int]] = (set(), set())
+    rejected: list[tuple[int, int]] = []
+    for row in np.flatnonzero(unknown).tolist():
+        keys = (int(columns.user_ids[row]), int(columns.item_ids[row]))
+        needs = [
+            key not in new[side] and _absent(table, key)
+            for side, (key, table) in enumerate(zip(keys, (backend.users, backend.items), strict=True))
+        ]
+        if needs[0] and len(new[0]) >= room[0]:
+            rejected.append((row, int(updates_pb2.REJECT_REASON_USERS_FULL)))
+        elif needs[1] and len(new[1]) >= room[1]:
+            rejected.append((row, int(updates_pb2.REJECT_REASON_ITEMS_FULL)))
+        else:
+            for side in (0, 1):
+                if needs[side]:
+                    new[side].add(keys[side])
+    return rejected
+
+
+def _absent(table: object, key: int) -> bool:
+    found = table.find(np.array([key], np.uint64), table.allocated)  # type: ignore[attr-defined]
+    return bool(found[0] == NO_ROW)

@@ -1,0 +1,222 @@
+"""SCORE: answers at exactly one published revision while the tables change in place (promise 3).
+
+Candidates: look up and gather under the gate, which the writer also holds for each record; the dots come after. Top-k: pin the
+revision under the gate, then scan without it; the pin answers as of its revision, whatever the writer does meanwhile.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from livefactor.wire.scoring import ScoreColumns, ScoreQuery
+from livefactor_kernels.backend import Pin
+from livefactor_kernels.history.reading import Events, PersonReader
+from livefactor_kernels.scoring import cpu as scoring
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
+from livefactor_server.statuses import invalid, no_memory, unavailable
+
+if TYPE_CHECKING:
+    from livefactor_server.engine.engine import Engine
+
+GATE_ROWS_MAX = 4096
+"""Most rows gathered while holding the gate: longer reads go through a pin."""
+
+
+class Reader:
+    """Scores of one model. Any thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._state = engine.state
+        spec = engine.state.spec
+        self._persons = PersonReader(spec) if spec.history.users else None
+        self._unavailable_cache: tuple[np.ndarray, int, np.ndarray] = (
+            np.empty(0, np.uint64),
+            0,
+            np.empty(0, np.uint32),
+        )
+
+    def score(self, query: ScoreQuery) -> ScoreColumns:
+        """Answer a checked query. Raises Refused: INVALID_ARGUMENT if it asks for histories that
+        there are not, UNAVAILABLE if the tables may be half-way between two revisions,
+        RESOURCE_EXHAUSTED if the backend has no memory for the read."""
+        if self._engine.torn:
+            raise unavailable("model: stopped after an internal error, until a restart")
+        if self._persons is None:
+            if query.exclude_seen:
+                raise invalid("exclude_seen: this model remembers no histories (spec: history.users)")
+            if query.event_ids is not None:
+                raise invalid("events: this model remembers no histories (spec: history.users)")
+        try:
+            return self._candidates(query) if query.target == "candidates" else self._top_k(query)
+        except MemoryError:
+            raise no_memory("this read") from None
+
+    # ------------------------------------------------------------------ candidates
+
+    def _candidates(self, query: ScoreQuery) -> ScoreColumns:
+        backend = self._state.backend
+        if self._persons is not None:
+            return self._personal_candidates(self._persons, query)
+        if len(query.user_ids) + len(query.item_ids) <= GATE_ROWS_MAX:
+            with self._engine.gate.reading():
+                revision, mean, published = self._state.revision, backend.mean, backend.published
+                user_rows = backend.users.find(query.user_ids, published[USERS])
+                item_rows = backend.items.find(query.item_ids, published[ITEMS])
+                users = backend.gather(USERS, user_rows)
+                items = backend.gather(ITEMS, item_rows)
+        else:
+            with self._engine.gate.reading():
+                pin = backend.pin()
+                revision = self._state.revision
+            with pin:
+                mean = pin.mean
+                user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
+                item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
+                users = pin.gather(USERS, user_rows)
+                items = pin.gather(ITEMS, item_rows)
+        scores, offsets = _score_lists(mean, users, items, query.offsets)
+        return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
+
+    def _personal_candidates(self, persons: PersonReader, query: ScoreQuery) -> ScoreColumns:
+        """With histories: users take many rows more, so a pin it is."""
+        backend = self._state.backend
+        with self._engine.gate.reading():
+            pin = backend.pin()
+            revision = self._state.revision
+        with pin:
+            user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
+            item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
+            read = persons.read(pin, user_rows, pin.counts[ITEMS], self._own_events(query, pin))
+            items = pin.gather(ITEMS, item_rows)
+        scores, offsets = _score_lists(pin.mean, (read.factors, read.bias), items, query.offsets)
+        for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
+            rows = item_rows if query.offsets is None else item_rows[start:stop]
+            scores[start:stop] += read.gained(user, rows)
+        return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
+
+    def _listed(
+        self, query: ScoreQuery, revision: int, scores: np.ndarray, offsets: np.ndarray,
+        user_known: np.ndarray, item_known: np.ndarray,
+    ) -> ScoreColumns:  # fmt: skip
+        repeat = len(query.user_ids) if query.offsets is None else 1
+        return self._answer(
+            query,
+            revision,
+            np.tile(query.item_ids, repeat) if repeat > 1 else query.item_ids,
+            scores,
+            offsets,
+            user_known,
+            np.tile(item_known, repeat) if repeat > 1 else item_known,
+        )
+
+    def _own_events(self, query: ScoreQuery, pin: Pin) -> list[Events | None] | None:
+        """What the query gives in the place of users' histories; unknown items are left out."""
+        if query.event_ids is None:
+            return None
+        rows = self._state.backend.items.find(query.event_ids, pin.counts[ITEMS])
+        assert self._persons is not None
+        if query.event_offsets is None:
+            return [self._persons.given(rows[rows != NO_ROW])] * len(query.user_ids)
+        lists = (rows[start:stop] for start, stop in pairwise(query.event_offsets.tolist()))
+        return [self._persons.given(part[part != NO_ROW]) if part.size else None for part in lists]
+
+    # ------------------------------------------------------------------ top-k
+
+    def _top_k(self, query: ScoreQuery) -> ScoreColumns:
+        backend = self._state.backend
+        with self._engine.gate.reading():
+            pin = backend.pin()
+            revision, unavailable = self._state.revision, self._state.unavailable
+        with pin:
+            user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
+            common, own, own_offsets = self._exclusions(query, pin, unavailable)
+            if self._persons is None:
+                factors, bias = pin.gather(USERS, user_rows)
+                rows, scores, offsets = pin.top_k(factors, bias, query.k, common, own, own_offsets)
+            else:
+                read = self._persons.read(pin, user_rows, pin.counts[ITEMS], self._own_events(query, pin))
+                if query.exclude_seen:
+                    own, own_offsets = read.with_had(own, own_offsets)
+                keys = backend.items.keys
+                rows, scores, offsets = read.top_k(pin, keys, query.k, common, own, own_offsets)
+        return self._answer(
+            query,
+            revision,
+            backend.items.keys[rows],
+            scores,
+            offsets.astype(np.uint32),
+            user_rows != NO_ROW,
+            np.ones(len(rows), bool),
+        )
+
+    def _exclusions(
+        self, query: ScoreQuery, pin: Pin, unavailable: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(rows left out for all users, ascending; rows left out for one user each, ascending in a user; offsets of the latter)."""
+        items = self._state.backend.items
+        rows = items.find(query.item_ids, pin.counts[ITEMS])
+        common = [
+            np.empty(0, np.uint32) if query.include_unavailable else self._unavailable_rows(unavailable, pin)
+        ]
+        own, offsets = np.empty(0, np.uint32), np.zeros(len(query.user_ids) + 1, np.uint32)
+        if query.offsets is None:
+            common.append(rows[rows != NO_ROW])
+        else:
+            lists = [
+                np.unique(part[part != NO_ROW])
+                for part in np.split(rows, query.offsets[1:-1].astype(np.int64))
+            ]
+            own = np.concatenate(lists)
+            np.cumsum([len(part) for part in lists], out=offsets[1:])
+        return np.unique(np.concatenate(common)), own, offsets
+
+    def _unavailable_rows(self, unavailable: np.ndarray, pin: Pin) -> np.ndarray:
+        """Rows of the unavailable keys: found again only when the keys or the number of items have changed."""
+        keys, count, rows = self._unavailable_cache
+        if keys is not unavailable or count != pin.counts[ITEMS]:
+            rows = self._state.backend.items.find(unavailable, pin.counts[ITEMS])
+            rows = np.sort(rows[rows != NO_ROW])
+            self._unavailable_cache = (unavailable, pin.counts[ITEMS], rows)
+        return rows
+
+    def _answer(
+        self,
+        query: ScoreQuery,
+        revision: int,
+        item_ids: np.ndarray,
+        scores: np.ndarray,
+        offsets: np.ndarray,
+        user_known: np.ndarray,
+        item_known: np.ndarray,
+    ) -> ScoreColumns:
+        labels: list[str] = []
+        if query.with_labels:
+            names = self._state.labels[ITEMS]
+            labels = [names.get(key) for key in item_ids.tolist()]
+        return ScoreColumns(
+            self._state.lineage.bytes, revision, item_ids, scores, offsets, user_known, item_known, labels
+        )
+
+
+def _score_lists(
+    mean: np.float32,
+    users: tuple[np.ndarray, np.ndarray],
+    items: tuple[np.ndarray, np.ndarray],
+    offsets: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(scores, offsets): of each user's own list, or of the one list for every user."""
+    if offsets is not None:
+        return scoring.score_candidates(mean, *users, *items, offsets), offsets
+    count, length = len(users[1]), len(items[1])
+    ends = np.arange(count + 1, dtype=np.uint32) * np.uint32(length)
+    lists = [
+        scoring.score_candidates(
+            mean, users[0][u : u + 1], users[1][u : u + 1], *items, np.array([0, length], np.uint32)
+        )
+        for u in range(count)
+    ]
+    return np.concatenate(lists), ends

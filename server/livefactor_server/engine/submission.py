@@ -1,0 +1,112 @@
+"""One batch on its way through the engine, and what it is answered with."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from livefactor_server.changes import Change, Rejects, encode_rejects
+from livefactor_server.log.store import Entry
+from livefactor_server.statuses import Refused
+
+SALT_BYTES = 32
+
+Commit = Callable[[bytes, bytes, bytes], bytes]
+"""The log's commitment: (salt, reject summary, body) -> hash."""
+
+
+class Ack(NamedTuple):
+    """A batch is durable and visible at `revision`."""
+
+    revision: int
+    accepted: int
+    rejects: Rejects
+    duplicate: bool = False
+    epoch: int = 0  # of an opened producer
+    last_sequence: int = 0
+
+
+@dataclass(slots=True)
+class Submission:
+    """Made by a handler thread, which does all that needs no order: decoding, checking, salting, hashing.
+
+    `reply` is called exactly once, from an engine thread, with `result` set; it must not block.
+    """
+
+    change: Change
+    received_body: bytes
+    producer: bytes
+    epoch: int
+    sequence: int
+    rejects: Rejects
+    commit: Commit
+    reply: Callable[[Submission], None]
+    tag: int = 0
+    salt: bytes = field(default_factory=lambda: os.urandom(SALT_BYTES))
+    time_us: int = field(default_factory=lambda: time.time_ns() // 1000)
+    received_hash: bytes = b""
+    commitment: bytes = b""
+    rejects_blob: bytes = b""
+    result: Ack | Refused | None = None
+    followers: list[Submission] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.received_hash = self.commit(self.salt, b"", self.received_body)
+        self._seal()
+
+    def _seal(self) -> None:
+        self.rejects_blob = encode_rejects(self.rejects, self.received_hash)
+        if self.rejects.count or self.change.body is not self.received_body:
+            self.commitment = self.commit(self.salt, self.rejects_blob, self.change.body)
+        else:
+            self.commitment = self.received_hash
+
+    @property
+    def size(self) -> int:
+        """Bytes it holds while queued, about."""
+        return len(self.received_body) + 512
+
+    def reject_more(self, rejected: list[tuple[int, int]], change: Change) -> None:
+        """Rows of the present change that found no room; `change` is what is left. Their numbers are the received batch's."""
+        original = [row for row, _ in self.rejects.listed]
+        self.rejects = self.rejects.merged(
+            [(_received_row(row, original), reason) for row, reason in rejected]
+        )
+        self.change = change
+        self._seal()
+
+    def entry(self, revision: int) -> Entry:
+        """The log entry of this batch."""
+        return Entry(
+            self.change.kind,
+            revision,
+            self.producer,
+            self.epoch,
+            self.sequence,
+            self.time_us,
+            self.change.rows,
+            self.rejects_blob,
+            self.change.body,
+            self.salt,
+            self.commitment,
+        )
+
+    def finish(self, result: Ack | Refused) -> None:
+        """Answer the batch and all that wait for the same result."""
+        self.result = result
+        self.reply(self)
+        for follower in self.followers:
+            follower.finish(result._replace(duplicate=True) if isinstance(result, Ack) else result)
+
+
+def _received_row(row: int, rejected_before: list[int]) -> int:
+    """The number in the received batch of row `row` of what was left after earlier rejections."""
+    for earlier in rejected_before:
+        if earlier > row:
+            break
+        row += 1
+    return row

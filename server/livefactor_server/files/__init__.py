@@ -1,0 +1,1 @@
+"""Files that people write: events in csv and parquet, model specs in TOML."""

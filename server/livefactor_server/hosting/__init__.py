@@ -1,0 +1,1 @@
+"""The models of one server, and when their snapshots are taken."""

@@ -1,0 +1,65 @@
+"""The judge's figures as TensorBoard event files, one scalar a figure, its step the revision. Needs tensorboardX."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+
+from livefactor_server.judging.observer import Observer
+
+WRITE_EVERY_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+class Board:
+    """Writes one model's figures every `WRITE_EVERY_S` seconds if something was judged, and once more at the end."""
+
+    def __init__(self, folder: Path, observer: Observer) -> None:
+        """folder: made if it is missing. Without tensorboardX a line is logged and nothing written."""
+        self._folder = folder
+        self._observer = observer
+        self._written = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=f"board-{folder.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        if find_spec("tensorboardX") is None:
+            logger.warning("tensorboardX is not installed: pip install livefactor[tensorboard]")
+            self._stopped.set()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is new, and close the file."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        if self._stopped.is_set():
+            return
+        from tensorboardX import SummaryWriter
+
+        try:
+            with SummaryWriter(str(self._folder), flush_secs=int(WRITE_EVERY_S)) as writer:
+                while not self._stopped.wait(WRITE_EVERY_S):
+                    self._write(writer)
+                self._write(writer)
+        except Exception:
+            logger.exception("no more TensorBoard event files are written to %s", self._folder)
+
+    def _write(self, writer: object) -> None:
+        report = self._observer.report()
+        if report is None or report.judged_events == self._written:
+            return
+        self._written = report.judged_events
+        for figure in report.figures:
+            kind = "" if figure.event_type is None else f"/type_{figure.event_type}"
+            for span, value in (("window", figure.windowed), ("decayed", figure.decayed)):
+                if math.isfinite(value):
+                    tag = f"{figure.metric.replace('@', '_at_')}{kind}/{figure.scorer}/{span}"
+                    writer.add_scalar(tag, value, report.revision)  # type: ignore[attr-defined]
+        writer.add_scalar("row_norm", report.row_norm, report.revision)  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""The log of a model: its bytes, how it is appended, walked and recovered."""

@@ -1,0 +1,175 @@
+"""What is in a log, for people: one row for each record, and where it ends or is damaged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from livefactor_server.changes import decode_rejects
+from livefactor_server.log.disk import FileIO
+from livefactor_server.log.format import HEADER_BYTES, BadRecord, hash_function, hash_name_of, read_head
+from livefactor_server.log.store import Kind, LogDamaged, LogMissing, Record
+from livefactor_server.log.walk import Cursor, Segment, Walk, list_segments, start_cursor
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = {
+    "revision": 10,
+    "kind": 13,
+    "producer": 16,
+    "epoch": 5,
+    "sequence": 8,
+    "time": 24,
+    "rows": 8,
+    "rejected": 8,
+    "bytes": 10,
+    "segment": 24,
+    "offset": 10,
+    "hash": 16,
+}
+"""The fields of a row, and how wide each is in a plain table. `bytes` is the payload; `hash` the chain hash,
+in hex, which tables shorten."""
+
+_TEXT = frozenset({"kind", "producer", "time", "segment", "hash"})
+
+
+def rows(
+    folder: str | os.PathLike[str],
+    from_revision: int = 0,
+    count: int | None = None,
+    marks: bool = False,
+    io: FileIO | None = None,
+) -> Iterator[dict[str, Any]]:
+    """A dict, fit for JSON, for each record from `from_revision`, verified as it is read; changes nothing.
+
+    A record has the fields of COLUMNS. Where the log is damaged, or its tail is not (yet) synced, the last
+    dict has "trouble" ("damaged" or "unsynced tail"), "segment", "offset" and "reason" instead.
+
+    Args:
+        folder: of the log.
+        from_revision: the first revision wanted.
+        count: so many rows at most; all if None.
+        marks: bare marks too.
+        io: the disk; the operating system's if None.
+
+    Raises LogMissing if there is no log in the folder.
+    """
+    return islice(_rows(io or FileIO(), Path(folder), from_revision, marks), count)
+
+
+def _rows(io: FileIO, folder: Path, from_revision: int, marks: bool) -> Iterator[dict[str, Any]]:
+    segments = list_segments(io, folder)
+    if not segments:
+        raise LogMissing(f"no log in {folder}")
+    try:
+        index = max([i for i, segment in enumerate(segments) if segment.first <= from_revision], default=0)
+        walk = Walk(io, segments, _cursor_at(io, segments, index), index, 0, from_revision)
+        for group in walk.groups():
+            for record in group.records():
+                if record.revision >= from_revision and (marks or record.kind != Kind.MARK):
+                    yield _row(record)
+    except LogDamaged as damage:
+        yield _trouble("damaged", damage.path, damage.offset, damage.reason)
+        return
+    if walk.tail is not None:
+        yield _trouble("unsynced tail", walk.tail.path, walk.tail.start, walk.tail.reason)
+
+
+def _cursor_at(io: FileIO, segments: list[Segment], index: int) -> Cursor:
+    """Where the chain stands at the start of a segment, as its first record says; what is before it is not
+    read."""
+    segment = segments[index]
+    if index == 0:
+        return start_cursor(segment.first)
+    view = io.map(segment.path)
+    try:
+        head = read_head(bytes(view[:HEADER_BYTES]), 0, len(view), segment.path)
+    except BadRecord as bad:
+        if not any(view):
+            return _cursor_at(io, segments, index - 1)
+        raise LogDamaged(segment.path, 0, bad.reason) from None
+    new_hash = hash_function(hash_name_of(head.hash_id))
+    return Cursor(segment.first - 1, head.previous, 0, head.log_id, head.hash_id, new_hash)
+
+
+def _row(record: Record) -> dict[str, Any]:
+    is_mark = record.kind == Kind.MARK
+    return {
+        "revision": record.revision,
+        "kind": Kind(record.kind).name if record.kind in list(Kind) else str(record.kind),
+        "producer": record.producer.decode("utf-8", "backslashreplace"),
+        "epoch": record.epoch,
+        "sequence": record.sequence,
+        "time": ""
+        if is_mark
+        else datetime.fromtimestamp(record.time_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
+        "rows": record.head.rows,
+        "rejected": _rejected(record),
+        "bytes": record.head.length,
+        "segment": record.path.name,
+        "offset": record.offset,
+        "hash": "" if is_mark else record.hash.hex(),
+    }
+
+
+def _rejected(record: Record) -> int | None:
+    """Rows rejected; None if the summary cannot be read."""
+    try:
+        return decode_rejects(record.rejects, record.commitment)[0].count
+    except ValueError:
+        return None
+
+
+def _trouble(what: str, path: Path, offset: int, reason: str) -> dict[str, Any]:
+    return {"trouble": what, "segment": path.name, "offset": offset, "reason": reason}
+
+
+def is_damaged(row: dict[str, Any]) -> bool:
+    """Whether a row tells of damage."""
+    return row.get("trouble") == "damaged"
+
+
+def trouble_text(row: dict[str, Any]) -> str:
+    """One line for a row that has "trouble"."""
+    return f"{row['trouble']}: {row['segment']} at byte {row['offset']}: {row['reason']}"
+
+
+def plain_lines(shown: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The rows as aligned text, heading first, one at a time, so that a long log streams."""
+    yield "  ".join(_pad(name, name) for name in COLUMNS).rstrip()
+    for row in shown:
+        if "trouble" in row:
+            yield trouble_text(row)
+        else:
+            yield "  ".join(_pad(name, _cell(name, row[name])) for name in COLUMNS).rstrip()
+
+
+def rich_table(shown: Iterable[dict[str, Any]]) -> Table:
+    """The rows as a table of rich; trouble becomes its caption, red where it is damage."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(caption_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in _TEXT else "right", no_wrap=True)
+    for row in shown:
+        if "trouble" in row:
+            style = "bold red" if is_damaged(row) else "yellow"
+            table.caption = f"[{style}]{escape(trouble_text(row))}[/]"
+        else:
+            table.add_row(*(escape(_cell(name, row[name])) for name in COLUMNS))
+    return table
+
+
+def _cell(name: str, value: Any) -> str:
+    text = "?" if value is None else str(value)
+    return text[: COLUMNS[name]] if name == "hash" else text
+
+
+def _pad(name: str, text: str) -> str:
+    return text.ljust(COLUMNS[name]) if name in _TEXT else text.rjust(COLUMNS[name])

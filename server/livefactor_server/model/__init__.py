@@ -1,0 +1,1 @@
+"""A model's state, and what a log record does to it."""

@@ -1,0 +1,1 @@
+"""RPC in, RPC out: messages, handlers, limits, and the gRPC server."""

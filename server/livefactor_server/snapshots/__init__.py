@@ -1,0 +1,1 @@
+"""Snapshots: taken, listed, verified, replayed from."""

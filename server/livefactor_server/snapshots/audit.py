@@ -1,0 +1,67 @@
+"""Independent replay: rebuild a model's state from its log alone, without its server, and hold its snapshots against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from livefactor_server.log.store import Log
+from livefactor_server.model.state import ModelState
+from livefactor_server.snapshots.replay import Progress, follow, log_folder, replay, snapshot_store
+from livefactor_server.snapshots.store import root_hash_of
+from livefactor_server.snapshots.views import still
+
+
+@dataclass(slots=True)
+class ReplayReport:
+    """What a replay found. snapshots: id -> whether its root is the replayed state's at its revision."""
+
+    revision: int
+    log_hash: bytes
+    root_hash: bytes
+    snapshots: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        """Whether every snapshot of the model is the replayed state."""
+        return all(self.snapshots.values())
+
+    def fields(self) -> dict[str, Any]:
+        """Plain values, hashes in hex."""
+        return {
+            "revision": self.revision,
+            "log_hash": self.log_hash.hex(),
+            "root_hash": self.root_hash.hex(),
+            "snapshots": self.snapshots,
+            "good": self.good,
+        }
+
+
+def root_of(state: ModelState) -> bytes:
+    """The root hash of a state that nobody changes any more."""
+    return root_hash_of(still("replay", state, "sha256"))[0]
+
+
+def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | None = None) -> ReplayReport:
+    """Replay a model's log from its beginning; stop at each snapshot's revision to compare roots.
+
+    A server may be at work on the folder: nothing is changed, and what is not synced yet is left out.
+    Raises LogError, ReplayError, SpecError.
+    """
+    with Log.open(log_folder(model_folder), read_only=True) as log:
+        manifests = [
+            m
+            for m in snapshot_store(model_folder).list()
+            if m.lineage == log.lineage and m.revision <= log.last_revision
+        ]
+        first = manifests[0].revision if manifests else log.last_revision
+        state = replay(model_folder, log, backend, first, progress)
+        equal = {}
+        for manifest in manifests:
+            follow(state, log, manifest.revision, progress)
+            equal[manifest.snapshot_id] = (
+                root_of(state) == manifest.root_hash and state.log_hash == manifest.log_hash
+            )
+        follow(state, log, log.last_revision, progress)
+        return ReplayReport(state.revision, state.log_hash, root_of(state), equal)

@@ -1,0 +1,220 @@
+"""`state(r)` from a log: on restart (newest snapshot, then the rest of the log) and in an audit (the whole log, no snapshot).
+
+Both go through `ModelState.place` and `ModelState.apply`, as the live engine does, so there is one meaning of a record.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
+from pathlib import Path
+
+from livefactor.snapshots.format import Manifest
+from livefactor_server.changes import Change, EngineChange, decode_rejects
+from livefactor_server.engine.submission import SALT_BYTES
+from livefactor_server.log.store import Entry, Kind, Log, Record
+from livefactor_server.model.spec_codec import decode as decode_spec
+from livefactor_server.model.state import Header, Logged, ModelState, restored
+from livefactor_server.rpc import decode
+from livefactor_server.snapshots.store import SnapshotStore
+
+Progress = Callable[[int, int], None]
+"""Called with (revision reached, last revision)."""
+
+RUN_EVENTS, RUN_RECORDS = 65_536, 1024
+"""Events and records that are applied in one go, and how often progress is told."""
+
+logger = logging.getLogger(__name__)
+
+
+class ReplayError(Exception):
+    """The log and its base do not fit together; the text says what was expected and what was found."""
+
+
+def log_folder(model_folder: Path) -> Path:
+    """Where a model's log lies."""
+    return model_folder / "log"
+
+
+def snapshot_store(model_folder: Path) -> SnapshotStore:
+    """A model's own snapshots."""
+    return SnapshotStore(model_folder / "snapshots")
+
+
+def base_store(model_folder: Path) -> SnapshotStore:
+    """The snapshot that a restored model began with; empty for a model that began empty."""
+    return SnapshotStore(model_folder / "base")
+
+
+def recover(model_folder: Path, log: Log, backend: str, progress: Progress | None = None) -> ModelState:
+    """State at the log's end, from the newest snapshot that verifies. Raises ReplayError, SpecError."""
+    store = snapshot_store(model_folder)
+    for info in reversed(store.list()):
+        if info.lineage != log.lineage:
+            continue
+        if info.revision > log.last_revision:
+            raise ReplayError(
+                f"the log ends at revision {log.last_revision}, but a snapshot was taken at {info.revision}: "
+                "records that were synced are missing"
+            )
+        if next(log.read(info.revision)).hash != info.log_hash:
+            raise ReplayError(
+                f"snapshot {info.snapshot_id} and the log tell different histories up to revision {info.revision}"
+            )
+        try:
+            state = _from_snapshot(store, info.snapshot_id, log, backend)
+        except Exception as error:  # a snapshot can be re-made from the log: go on with an older one
+            logger.warning("snapshot %s is left out: %s", info.snapshot_id, error)
+            continue
+        logger.info("snapshot %s loaded and verified", info.snapshot_id)
+        return follow(state, log, progress=progress)
+    return replay(model_folder, log, backend, progress=progress)
+
+
+def replay(
+    model_folder: Path, log: Log, backend: str, until: int | None = None, progress: Progress | None = None
+) -> ModelState:
+    """State at `until` (default: the log's end) from the log alone, whole. Raises ReplayError, SpecError."""
+    return follow(_origin(model_folder, log, backend), log, until, progress)
+
+
+def _origin(model_folder: Path, log: Log, backend: str) -> ModelState:
+    records = log.read()
+    first = next(records)
+    if not first.revision:
+        return ModelState.empty(decode_spec(log.spec_body), log.spec_body, log.lineage, backend, first.hash)
+    root = bytes.fromhex(json.loads(bytes(next(records).body))["base"]["root_hash"])
+    base = base_store(model_folder)
+    for manifest in base.list():
+        if manifest.root_hash == root:
+            state = _from_snapshot(base, manifest.snapshot_id, log, backend)
+            state.log_hash = first.hash
+            return state
+    raise ReplayError(
+        f"the log begins at revision {first.revision}; the snapshot it began with ({root.hex()}) is missing"
+    )
+
+
+def _from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: str) -> ModelState:
+    loaded = store.load(snapshot_id)
+    manifest = loaded.manifest
+    if manifest.spec != log.spec_body:
+        raise ReplayError(f"snapshot {snapshot_id} has another spec than the log")
+    return restored(
+        decode_spec(manifest.spec),
+        manifest.spec,
+        log.lineage,
+        backend,
+        manifest.revision,
+        manifest.log_hash,
+        loaded.tensors,
+    )
+
+
+def follow(
+    state: ModelState, log: Log, until: int | None = None, progress: Progress | None = None
+) -> ModelState:
+    """Apply the log's records after `state.revision` up to `until`."""
+    last = log.last_revision if until is None else until
+    records = takewhile(lambda record: record.revision <= last, log.read(state.revision + 1))
+    for run in _runs(records, state.spec.kernel_semantics):
+        placed = state.place([change for _, change in run])
+        state.apply(
+            [Logged(header, change, rows) for (header, change), rows in zip(run, placed, strict=True)]
+        )
+        if progress:
+            progress(state.revision, last)
+    if state.revision != last:
+        raise ReplayError(f"the log ends at revision {state.revision}, expected {last}")
+    if progress:
+        progress(last, last)
+    return state
+
+
+def _runs(records: Iterable[Record], semantics: int) -> Iterator[list[tuple[Header, Change]]]:
+    """Records, decoded, in pieces of about `RUN_EVENTS` events: how they are grouped changes no bit."""
+    run: list[tuple[Header, Change]] = []
+    events = 0
+    for record in records:
+        header, change = _decoded(record, semantics)
+        run.append((header, change))
+        events += change.rows
+        if events >= RUN_EVENTS or len(run) == RUN_RECORDS:
+            yield run
+            run, events = [], 0
+    if run:
+        yield run
+
+
+def _decoded(record: Record, semantics: int) -> tuple[Header, Change]:
+    change = decode.change_of(record.kind, record.body)
+    if isinstance(change, EngineChange):
+        _check_engine(record.revision, change.body, semantics)
+    rejects, received_hash = decode_rejects(bytes(record.rejects), record.commitment)
+    header = Header(
+        record.revision,
+        record.producer,
+        record.epoch,
+        record.sequence,
+        record.salt,
+        received_hash,
+        rejects,
+        record.hash,
+    )
+    return header, change
+
+
+def adopt(snapshot: Path, model_folder: Path) -> None:
+    """Copy a snapshot's folder, durably, to be the base of a new model."""
+    target = model_folder / "base" / snapshot.name
+    shutil.copytree(snapshot, target)
+    for path in (*target.iterdir(), target, target.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def engine_entry(log: Log, base: Manifest, kernel_semantics: int, backend: str) -> Entry:
+    """An ENGINE record: who computes from here on, and from which snapshot."""
+    origin = {"lineage": str(base.lineage), "revision": base.revision, "root_hash": base.root_hash.hex()}
+    body = json.dumps(
+        {"kernel_semantics": kernel_semantics, "backend": backend, "base": origin}, sort_keys=True
+    ).encode()
+    salt = os.urandom(SALT_BYTES)
+    return Entry(
+        Kind.ENGINE,
+        log.last_revision + 1,
+        b"",
+        0,
+        0,
+        time.time_ns() // 1000,
+        0,
+        b"",
+        body,
+        salt,
+        log.commit(salt, b"", body),
+    )
+
+
+def _check_engine(revision: int, body: bytes, expected: int) -> None:
+    semantics = json.loads(body)["kernel_semantics"]
+    if semantics != expected:
+        raise ReplayError(
+            f"kernel_semantics {semantics} begins at revision {revision}: replay from its snapshot"
+        )
+
+
+def models_in(data: Path) -> Iterator[tuple[str, Path]]:
+    """(name, folder) of every model in a data folder."""
+    folder = data / "models"
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.name.startswith("."):
+                yield path.name, path

@@ -1,0 +1,97 @@
+"""Writing a snapshot's files piece by piece, without a copy of any tensor in memory.
+
+The layout is known before the first byte (`livefactor.snapshots.format.layout`), so space is reserved at once
+(a full disk shows before any work) and pieces are written where they belong, in any order of tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from livefactor.snapshots.format import Layout, Place
+
+SYNC_BYTES = 32 << 20
+"""Written bytes after which a file is synced: a small, steady load instead of a burst that would delay the
+log's syncs.
+"""
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class TensorFiles:
+    """The safetensors files of a layout, open for writing in `folder`. Context manager; `sync` before leaving
+    it.
+
+    Raises OSError as the file system does (ENOSPC when the space cannot be reserved).
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self._files: dict[str, int] = {}
+        self._unsynced = 0
+        try:
+            for name, size in layout.sizes.items():
+                self._files[name] = os.open(folder / name, _CREATE, 0o644)
+                os.posix_fallocate(self._files[name], 0, size)
+                _write_at(self._files[name], memoryview(layout.headers[name]), 0)
+        except BaseException:
+            self._close()
+            raise
+
+    def write(self, place: Place, offset: int, data: memoryview) -> None:
+        """Write bytes of a section, `offset` bytes after its begin."""
+        assert offset + data.nbytes <= place.nbytes, (place, offset, data.nbytes)
+        _write_at(self._files[place.file], data, place.offset + offset)
+        self._unsynced += data.nbytes
+        if self._unsynced >= SYNC_BYTES:
+            self.sync()
+
+    def sync(self) -> None:
+        """Make everything written so far durable."""
+        for file in self._files.values():
+            os.fsync(file)
+        self._unsynced = 0
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+    def __enter__(self) -> TensorFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+
+def write_file(path: Path, parts: Iterable[bytes]) -> None:
+    """Create `path` with the given bytes and sync it."""
+    file = os.open(path, _CREATE, 0o644)
+    try:
+        end = 0
+        for part in parts:
+            _write_at(file, memoryview(part), end)
+            end += len(part)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_at(file: int, data: memoryview, offset: int) -> None:
+    while data.nbytes:
+        written = os.pwrite(file, data, offset)
+        data = data[written:]
+        offset += written

@@ -1,0 +1,324 @@
+"""Snapshots of one model: taken at a pinned revision while updates go on, listed, opened, verified, pruned.
+
+    <folder>/<revision, 20 digits>-<8 hex digits of the root hash>/   format: livefactor.snapshots.format
+    <folder>/.tmp-*                                 unfinished or being removed; deleted at start-up
+
+One pass over the rows feeds hashing and writing alike, a few MiB at a time. A snapshot appears by one rename
+after all its files and its folder are synced, so a name that exists is a whole snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from livefactor.errors import SnapshotInvalid
+from livefactor.snapshots import digest
+from livefactor.snapshots import files as snapshot_files
+from livefactor.snapshots import format as fmt
+from livefactor.snapshots.files import LoadedSnapshot, Verification
+from livefactor.snapshots.format import Layout, Manifest, Place, Tensor
+from livefactor_server.snapshots.safetensors_writer import TensorFiles, sync_folder, write_file
+
+USERS, ITEMS = 0, 1
+PASS_BYTES = 4 << 20
+"""Bytes of rows read from the tables at a time."""
+
+FETCH_BYTES = 1 << 20
+"""Most bytes of a piece that `SnapshotStore.pieces` yields."""
+
+_TEMPORARY = ".tmp-"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all) after every piece. What it raises ends the work and is passed on."""
+
+
+class SnapshotDiskFull(Exception):
+    """There is no room for the snapshot; nothing of it was left behind."""
+
+
+class SnapshotNotFound(LookupError):
+    """There is no snapshot of that id, or none at all."""
+
+
+class RowReader(Protocol):
+    """What a snapshot needs of a pin (livefactor_kernels.backend): the tables at one revision."""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(user rows, item rows)."""
+
+    def read_rows(self, side: int, start: int, stop: int) -> Mapping[str, np.ndarray]:
+        """keys uint64[n], factors [n, k or more] as stored (float32; float16; uint16: bfloat16), bias float32[n];
+        AdaGrad: factor_g, bias_g float32."""
+
+
+@dataclass(slots=True)
+class StateView:
+    """A whole state at one revision: what is hashed and written.
+
+    spec_body: the logged bytes. log_hash: 32 bytes, of the log's chain at `revision`. created_us:
+    microseconds since 1970 UTC. pin: rows as of `revision`. small: sections beside the tables, named as
+    `snapshot_format.SMALL`, one-dimensional.
+    """
+
+    revision: int
+    lineage: uuid.UUID
+    spec_body: bytes
+    log_hash: bytes
+    log_hash_name: str
+    created_us: int
+    kernel_semantics: int
+    model: str
+    pin: RowReader
+    small: Mapping[str, np.ndarray]
+
+    @property
+    def layout(self) -> Layout:
+        """Where every section lies. Raises ValueError if the view does not fit the format."""
+        users, items = self.pin.counts
+        lengths = {name: len(array) for name, array in self.small.items()}
+        return fmt.layout(self.spec_body, users, items, lengths)
+
+
+class Piece(NamedTuple):
+    """Bytes of a file of a snapshot."""
+
+    file_name: str
+    offset: int
+    file_size: int
+    data: bytes
+
+
+Sink = Callable[[Place, int, memoryview], None]
+
+
+def root_hash_of(view: StateView, progress: Progress | None = None) -> tuple[bytes, tuple[Tensor, ...]]:
+    """(root hash, sections) of a state; reads it in pieces and keeps no copy."""
+    tensors = _scan(view, view.layout, lambda place, offset, data: None, progress)
+    return fmt.root_hash(view.revision, tensors), tensors
+
+
+def _scan(view: StateView, layout: Layout, sink: Sink, progress: Progress | None) -> tuple[Tensor, ...]:
+    """Hash all sections in one pass over the rows; pieces go to `sink` (section, byte offset, bytes)."""
+    hashers = {place.name: digest.SectionHasher() for place in layout.places}
+    places = {place.name: place for place in layout.places}
+    offsets = dict.fromkeys(places, 0)
+    total, done = layout.nbytes, 0
+    for pieces in _pieces(view, places):
+        for name, data in pieces:
+            sink(places[name], offsets[name], data)
+            hashers[name].update(data)
+            offsets[name] += data.nbytes
+            done += data.nbytes
+        if progress is not None:
+            progress(done, total)
+    assert all(offsets[name] == place.nbytes for name, place in places.items()), offsets
+    return tuple(Tensor(place, hashers[place.name].finish()) for place in layout.places)
+
+
+def _pieces(view: StateView, places: dict[str, Place]) -> Iterator[list[tuple[str, memoryview]]]:
+    for side, table in ((USERS, "users"), (ITEMS, "items")):
+        mine = [place for place in places.values() if place.name.startswith(table + ".")]
+        rows = view.pin.counts[side]
+        step = max(1, PASS_BYTES * rows // max(1, sum(place.nbytes for place in mine)))
+        for start in range(0, rows, step):
+            columns = view.pin.read_rows(side, start, min(rows, start + step))
+            yield [(place.name, _column(columns[place.name.split(".")[1]], place)) for place in mine]
+    for name in sorted(view.small):
+        array = view.small[name]
+        place = places[name]
+        if array.shape != place.shape:
+            raise ValueError(f"{name}: expected shape {place.shape}, got {array.shape}")
+        yield [(name, _bytes(array, place))]
+
+
+def _column(column: np.ndarray, place: Place) -> memoryview:
+    if column.ndim == 2:
+        column = column[:, : place.shape[1]]  # rows are padded in memory
+    return _bytes(column, place)
+
+
+def _bytes(array: np.ndarray, place: Place) -> memoryview:
+    expected = np.dtype(fmt.NUMPY_DTYPES[place.dtype])
+    if array.dtype != expected:
+        raise ValueError(f"{place.name}: expected dtype {expected}, got {array.dtype}")
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+class SnapshotStore:
+    """The snapshots in one folder, which is made if it is missing. For any threads of one process."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()  # of renames: what appears and what goes
+
+    def clean(self) -> None:
+        """Remove what an earlier process left unfinished. Call it before anything else runs."""
+        for entry in self.folder.iterdir():
+            if entry.name.startswith(_TEMPORARY):
+                _remove(entry)
+
+    def take(self, view: StateView, progress: Progress | None = None) -> Manifest:
+        """Write a snapshot of `view`, durable on return; the same id again replaces a damaged one and keeps a
+        sound one.
+
+        Raises SnapshotDiskFull (nothing is left), ValueError if the view does not fit the format, OSError.
+        """
+        temporary = self._temporary()
+        try:
+            layout = view.layout
+            temporary.mkdir()
+            with TensorFiles(temporary, layout) as files:
+                tensors = _scan(view, layout, files.write, progress)
+                files.sync()
+            manifest = _manifest(view, tensors)
+            write_file(temporary / fmt.MANIFEST_FILE, [manifest.to_json()])
+            sync_folder(temporary)
+            return self._publish(temporary, manifest)
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                raise SnapshotDiskFull(f"no room for a snapshot at revision {view.revision}") from error
+            raise
+        finally:
+            _remove(temporary)
+
+    def _temporary(self) -> Path:
+        return self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+
+    def _publish(self, temporary: Path, manifest: Manifest) -> Manifest:
+        final = self.folder / manifest.snapshot_id
+        with self._lock:
+            if os.path.lexists(final):
+                with contextlib.suppress(SnapshotInvalid):
+                    return snapshot_files.verify(final, manifest.root_hash).manifest
+                self._discard(final)
+            os.rename(temporary, final)
+            sync_folder(self.folder)
+        return manifest
+
+    def _discard(self, path: Path) -> None:
+        """Remove a snapshot so that no crash leaves half of one under its name."""
+        doomed = self._temporary()
+        os.rename(path, doomed)
+        sync_folder(self.folder)
+        _remove(doomed)
+
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the snapshots, oldest revision first; nothing is opened."""
+        return tuple(sorted(entry.name for entry in self.folder.iterdir() if fmt.is_snapshot_id(entry.name)))
+
+    def list(self) -> tuple[Manifest, ...]:
+        """Manifests, oldest revision first. One that cannot be read is logged and left out."""
+        manifests = []
+        for snapshot_id in self.ids():
+            try:
+                manifests.append(self.open(snapshot_id)[0])
+            except (SnapshotInvalid, SnapshotNotFound) as error:
+                log.warning("snapshot %s is left out: %s", snapshot_id, error)
+        return tuple(manifests)
+
+    def open(self, snapshot_id: str = "") -> tuple[Manifest, Path]:
+        """(manifest, folder) of a snapshot, "" for the newest. The manifest is checked in itself, the tensors
+        are not.
+
+        Raises SnapshotNotFound, SnapshotInvalid.
+        """
+        path = self._path(snapshot_id)
+        manifest = snapshot_files.read_manifest(path)
+        _check_name(path, manifest)
+        return manifest, path
+
+    def _path(self, snapshot_id: str) -> Path:
+        if not snapshot_id:
+            snapshot_id = next(reversed(self.ids()), "")
+        if not fmt.is_snapshot_id(snapshot_id) or not (self.folder / snapshot_id).is_dir():
+            raise SnapshotNotFound("no such snapshot")
+        return self.folder / snapshot_id
+
+    def load(self, snapshot_id: str = "") -> LoadedSnapshot:
+        """A snapshot's tensors, verified, mapped read-only; "" for the newest. Raises SnapshotNotFound,
+        SnapshotInvalid.
+        """
+        path = self._path(snapshot_id)
+        loaded = snapshot_files.load(path)
+        _check_name(path, loaded.manifest)
+        return loaded
+
+    def verify(self, snapshot_id: str = "") -> Verification:
+        """Check every byte of a snapshot. Raises SnapshotNotFound, SnapshotInvalid."""
+        path = self._path(snapshot_id)
+        verification = snapshot_files.verify(path)
+        _check_name(path, verification.manifest)
+        return verification
+
+    def prune(self, keep: int) -> tuple[str, ...]:
+        """Remove all but the `keep` newest (at least 1); returns the removed ids."""
+        if keep < 1:
+            raise ValueError(f"keep: expected at least 1, got {keep}")
+        with self._lock:
+            doomed = self.ids()[:-keep]
+            for snapshot_id in doomed:
+                self._discard(self.folder / snapshot_id)
+        return doomed
+
+    def pieces(self, snapshot_id: str = "") -> Iterator[Piece]:
+        """A snapshot's files, the manifest first, in pieces of at most `FETCH_BYTES`.
+
+        All files are opened before the first piece, so that pruning does not disturb it. Raises
+        SnapshotNotFound, SnapshotInvalid.
+        """
+        _, path = self.open(snapshot_id)
+        with contextlib.ExitStack() as stack:
+            files = [(name, stack.enter_context(snapshot_files.open_file(path, name))) for name in fmt.FILES]
+            for name, file in files:
+                size = os.fstat(file.fileno()).st_size
+                offset = 0
+                while data := file.read(FETCH_BYTES):
+                    yield Piece(name, offset, size, data)
+                    offset += len(data)
+
+
+def _check_name(path: Path, manifest: Manifest) -> None:
+    if path.name != manifest.snapshot_id:
+        raise SnapshotInvalid(
+            "", f"the folder is named {path.name}, its manifest belongs to {manifest.snapshot_id}"
+        )
+
+
+def _manifest(view: StateView, tensors: tuple[Tensor, ...]) -> Manifest:
+    manifest = Manifest(
+        model=view.model,
+        lineage=view.lineage,
+        revision=view.revision,
+        kernel_semantics=view.kernel_semantics,
+        log_hash=view.log_hash,
+        log_hash_name=view.log_hash_name,
+        created_us=view.created_us,
+        spec=view.spec_body,
+        tensors=tensors,
+        root_hash=fmt.root_hash(view.revision, tensors),
+    )
+    return Manifest.from_json(manifest.to_json())  # never publish what a reader would refuse
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)

@@ -1,0 +1,92 @@
+"""Models of the GPU backend beside their judge, for the tests that run on a GPU where one is, and in the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from livefactor_kernels.backend import create_backend
+from livefactor_kernels.cuda import CudaModel
+from livefactor_kernels.device.warp import SIMULATED
+from livefactor_kernels.reference import ReferenceModel
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
+from synthetic import differences
+
+if SIMULATED:
+    import simulated_blocks
+
+    simulated_blocks.install()
+
+WALK, LAUNCHES = 1 << 30, 0
+"""`walk_entries_max` that lets one block walk over every micro-batch, and one that launches for each."""
+TOGETHER = -1
+"""Stands for one launch of a grid that runs all at once."""
+EVENTS = 9 if SIMULATED else 700
+
+
+def pair(spec: ModelSpec, walk: int = WALK) -> tuple[CudaModel, ReferenceModel]:
+    """A model and its judge, both empty."""
+    return CudaModel(spec, walk_entries_max=walk, together=walk == TOGETHER), ReferenceModel(spec)
+
+
+def assert_same(fast: CudaModel, judge: ReferenceModel) -> None:
+    """Same bits in every table, and padding that is still 0."""
+    assert differences(fast, judge) == []
+    assert (fast.revision, fast.published) == (judge.revision, judge.published)
+    assert fast.mean.tobytes() == judge.mean.tobytes()
+    kp, k = fast.spec.k_padded, fast.spec.k
+    for table, count in zip((fast.users, fast.items), fast.published, strict=True):
+        padding = fast.device.fetch([table.matrix("factors", 0, count)[:, k:kp]])()[0]
+        assert not any(padding.tobytes())
+
+
+def asked(pin, users: int) -> dict[str, np.ndarray]:
+    """Top-k of so many users, with and without exclusions, as one bag of arrays."""
+    rng = np.random.default_rng(users)
+    rows = rng.integers(0, pin.counts[USERS], users).astype(np.uint32)
+    rows[-1] = NO_ROW
+    queries = pin.gather(USERS, rows)
+    common = np.array([0, 2], np.uint32)
+    own = [np.unique(rng.integers(0, pin.counts[ITEMS], user % 3)).astype(np.uint32) for user in range(users)]
+    ends = np.cumsum([0, *map(len, own)])
+    answers = {f"k{k}": pin.top_k(*queries, k) for k in (0, 100)}
+    answers["some"] = pin.top_k(*queries, 2, common, np.concatenate(own), ends)
+    return {f"{name} {part}": array for name, parts in answers.items() for part, array in enumerate(parts)}
+
+
+def gathered(readable, counts: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What `gather` gives of each side, of known rows and an unknown one."""
+    answers = {}
+    for side in (USERS, ITEMS):
+        rows = np.array([counts[side] - 1, NO_ROW, 0, 0], np.uint32)
+        factors, bias = readable.gather(side, rows)
+        assert factors.ctypes.data % 64 == 0 and factors.flags.c_contiguous and factors.flags.writeable
+        answers |= {f"{side}.factors": factors, f"{side}.bias": bias}
+    return answers
+
+
+def restored(model, spec: ModelSpec, name: str):
+    """Another backend in a model's state."""
+    other = CudaModel(spec) if name == "cuda" else create_backend(name, spec)
+    for side, count in enumerate(model.published):
+        other.load_sections(
+            side, {name: view.copy() for name, view in model.sections(side, count).items()}, count
+        )
+    other.set_mean(model.mean_sum, model.mean_count)
+    other.set_gram(model.gram)
+    other.advance(model.revision, *model.published)
+    return other
+
+
+def assert_a_state_goes_on_elsewhere(spec: ModelSpec, push_some: Callable[..., None]) -> None:
+    """A state of the CPU is restored and goes on here, and back. push_some(models, seed, users=...): pushes a record."""
+    first = create_backend("cpu", spec)
+    push_some([first], 1)
+    second = restored(first, spec, "cuda")
+    assert differences(first, second) == []
+    push_some([first, second], 2, users=5)
+    third = restored(second, spec, "cpu")
+    push_some([first, third], 3)
+    assert differences(first, third) == []

@@ -1,0 +1,321 @@
+"""Optimisers: right by their papers, and what their state is good for. Their bits beside the reference: `test_conformance`."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from livefactor_kernels.backend import create_backend
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.reference import ReferenceModel, ReferenceTable
+from livefactor_kernels.spec.model import (
+    FactorDtype,
+    History,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Rule,
+    SpecError,
+)
+from livefactor_kernels.tables import USERS, Table
+from synthetic import (
+    LOSSES,
+    assert_same,
+    copy_state,
+    differences,
+    make_spec,
+    pair,
+    push,
+    push_random,
+    read_pin,
+    unlike,
+)
+
+ROWWISE, ADAM, FTRL = OptimizerKind.ROWWISE_ADAGRAD, OptimizerKind.LAZY_ADAM, OptimizerKind.FTRL
+NEW = (ROWWISE, ADAM, FTRL)
+
+
+def optimizer(kind: OptimizerKind, **changes: float) -> Optimizer:
+    fields = {"learning_rate": 0.07, "bias_learning_rate": 0.03, "initial_g": 0.1, "eps": 1e-6, "l1": 0.004}
+    return Optimizer(kind, **{**fields, **changes})
+
+
+class Paper:
+    """An optimiser of one row in float64, as its paper writes it."""
+
+    def __init__(self, spec: ModelSpec, x: np.ndarray, rate: float) -> None:
+        self.o, self.rate, self.x = spec.optimizer, rate, x.astype(np.float64)
+        self.t, self.m, self.v = 0, np.zeros_like(self.x), np.zeros_like(self.x)
+        self.n = np.full_like(self.x, self.o.initial_g)
+        sign = np.sign(self.x)
+        self.z = -(self.x * (self.o.beta + np.sqrt(self.n)) / rate + sign * self.o.l1)
+
+    def step(self, g: np.ndarray) -> None:
+        o = self.o
+        self.t += 1
+        if o.kind == ROWWISE:
+            self.n = self.n + np.mean(g * g)
+            self.x = self.x - self.rate * g / (np.sqrt(self.n) + o.eps)
+        elif o.kind == ADAM:
+            self.m = o.beta1 * self.m + (1 - o.beta1) * g
+            self.v = o.beta2 * self.v + (1 - o.beta2) * g * g
+            m, v = self.m / (1 - o.beta1**self.t), self.v / (1 - o.beta2**self.t)
+            self.x = self.x - self.rate * m / (np.sqrt(v) + o.eps)
+        else:
+            sigma = (np.sqrt(self.n + g * g) - np.sqrt(self.n)) / self.rate
+            self.z, self.n = self.z + g - sigma * self.x, self.n + g * g
+            shrunk = self.z - np.clip(self.z, -o.l1, o.l1)
+            self.x = -shrunk / ((o.beta + np.sqrt(self.n)) / self.rate)
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_steps_are_those_of_the_paper(kind) -> None:
+    """One row, gradients of our own: what it becomes is what its paper says, but for rounding."""
+    spec = make_spec(Loss.SQUARED, k=20, optimizer=optimizer(kind, l1=0.3))
+    model, rng, zeros = ReferenceModel(spec), np.random.default_rng(3), 0
+    model.users.allocate(np.array([5], np.uint64))
+    paper = Paper(spec, model.users.factors[0, :20].copy(), spec.optimizer.learning_rate)
+    bias = Paper(spec, np.zeros(1), spec.optimizer.bias_learning_rate)
+    for _ in range(40):
+        gradient, bias_gradient = np.zeros(32, np.float32), np.float32(rng.normal())
+        gradient[:20] = rng.normal(size=20) * 0.3
+        model.step(USERS, 0, gradient, bias_gradient, 1)
+        paper.step(gradient[:20].astype(np.float64))
+        bias.step(np.array([float(bias_gradient)]))
+        np.testing.assert_allclose(model.users.factors[0, :20], paper.x, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(model.users.bias[0], bias.x[0], rtol=1e-4, atol=1e-6)
+        zeros += int((model.users.factors[0, :20] == 0).sum())
+    assert (zeros > 0) == (kind == FTRL)
+
+
+@pytest.mark.parametrize("dtype", FactorDtype)
+@pytest.mark.parametrize("kind", OptimizerKind)
+def test_new_rows_have_the_state_of_the_reference(kind, dtype) -> None:
+    spec = make_spec(Loss.SQUARED, k=20, optimizer=optimizer(kind), factor_dtype=dtype)
+    fast, judge = Table(spec, USERS), ReferenceTable(spec, USERS)
+    for keys in ([3, 2**64 - 1], [3, 1 << 40, 9]):
+        for table in (fast, judge):
+            table.allocate(np.array(keys, np.uint64))
+    assert fast.row_bytes == judge.row_bytes
+    assert unlike(fast.sections(4), judge.sections(4)) == []
+
+
+def test_the_first_weight_of_ftrl_is_the_initial_factor() -> None:
+    """A step without a gradient leaves it, but for rounding."""
+    spec = make_spec(Loss.SQUARED, k=20, optimizer=optimizer(FTRL))
+    model = ReferenceModel(spec)
+    model.users.allocate(np.arange(8, dtype=np.uint64))
+    before = model.users.factors.copy()
+    for row in range(8):
+        model.step(USERS, row, np.zeros(32, np.float32), np.float32(0.0), 1)
+    np.testing.assert_allclose(model.users.factors, before, rtol=1e-5, atol=1e-7)
+    assert not model.users.bias.any()
+
+
+@pytest.mark.parametrize("l1", [0.0, 2.0])
+def test_l1_makes_factors_and_biases_zero(l1) -> None:
+    models = pair(make_spec(Loss.SQUARED, optimizer=optimizer(FTRL, l1=l1)))
+    for model in models:
+        for seed in range(6):
+            push_random(model, np.random.default_rng(seed), 80, 9, 7)
+    assert_same(*models)
+    state = copy_state(models[0])
+    for name in ("users.factors", "items.factors", "users.bias", "items.bias"):
+        assert (state[name] == 0).any() == (l1 > 0), name
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_a_learning_rate_of_zero_moves_nothing(kind) -> None:
+    rates = {"learning_rate": 0.0, "bias_learning_rate": 0.0}
+    model = CpuModel(make_spec(Loss.BPR, negatives=2, optimizer=optimizer(kind, **rates)))
+    push(model, range(9), range(9))
+    before = copy_state(model)
+    push(model, range(9), range(9))
+    after = copy_state(model)
+    assert not after["items.bias"].any()
+    np.testing.assert_allclose(after["users.factors"], before["users.factors"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", NEW)
+@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+@settings(max_examples=4)
+@given(data=st.data())
+def test_streams_with_every_number_of_the_optimizer(loss, negatives, kind, data) -> None:
+    numbers = {
+        "initial_g": data.draw(st.sampled_from([0.0, 0.5]), "initial_g"),
+        "eps": data.draw(st.sampled_from([1e-6, 0.1]), "eps"),
+        "beta1": data.draw(st.sampled_from([0.0, 0.5, 0.999999]), "beta1"),
+        "beta2": data.draw(st.sampled_from([0.0, 0.99, 0.999999]), "beta2"),
+        "l1": data.draw(st.sampled_from([0.0, 1e-3, 1.0]), "l1"),
+        "beta": data.draw(st.sampled_from([1e-6, 1.0]), "beta"),
+    }
+    k, micro_batch = data.draw(st.sampled_from([1, 16]), "k"), data.draw(st.sampled_from([1, 7, 90]), "B")
+    models = pair(
+        make_spec(
+            loss, k=k, negatives=negatives, micro_batch=micro_batch, optimizer=optimizer(kind, **numbers)
+        )
+    )
+    for seed in data.draw(st.lists(st.integers(0, 2**32), min_size=1, max_size=3), "records"):
+        for model in models:
+            push_random(model, np.random.default_rng(seed), 60, 11, 9)
+        assert_same(*models)
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_extreme_numbers_stay_finite(data) -> None:
+    """Whatever a spec may say, two records of extreme events leave finite numbers, and the reference's."""
+    kind = data.draw(st.sampled_from(OptimizerKind), "kind")
+    g_max = data.draw(st.sampled_from([1e-3, 1.0, 1e30]), "g_max")
+    numbers = {
+        "learning_rate": data.draw(st.sampled_from([1e-3, 100.0]), "rate"),
+        "bias_learning_rate": 100.0,
+        "initial_g": data.draw(st.sampled_from([0.0, 1e-3]), "initial_g"),
+        "eps": data.draw(st.sampled_from([1e-20, 1e6]), "eps"),
+        "beta1": data.draw(st.sampled_from([0.0, 0.99]), "beta1"),
+        "beta2": data.draw(st.sampled_from([0.0, 0.999999]), "beta2"),
+        "l1": data.draw(st.sampled_from([0.0, 1e6]), "l1"),
+        "beta": data.draw(st.sampled_from([1e-6, 1e6]), "beta"),
+    }
+    limits = Limits(users_max=64, items_max=64, error_max=1e6, factor_max=1e3, g_max=g_max)
+    loss, negatives = data.draw(st.sampled_from(LOSSES), "loss")
+    scale = data.draw(st.sampled_from([0.0, 1e-30, 2e3]), "init_scale")
+    spec = make_spec(
+        loss, optimizer=Optimizer(kind, **numbers), limits=limits, negatives=negatives, micro_batch=8, l2=100.0,
+        bias_l2=100.0, init_scale=scale, hot_row_events=1e9,
+    )  # fmt: skip
+    models = pair(spec)
+    value = data.draw(st.sampled_from([1e6, 1e-30]), "value")
+    for model in models:
+        for sign in (1.0, -1.0):
+            values = [sign * value] * 40 if loss == Loss.SQUARED else [float(sign > 0)] * 40
+            push(model, [n % 5 for n in range(40)], [n % 4 for n in range(40)], values, [1e3] * 40)
+    assert_same(*models)
+    for name, view in copy_state(models[0]).items():
+        assert np.isfinite(view).all(), name
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("kind", NEW)
+def test_a_restored_model_goes_on_like_the_first(kind, backend) -> None:
+    spec = make_spec(Loss.LOGISTIC, negatives=2, optimizer=optimizer(kind), factor_dtype=FactorDtype.FLOAT16)
+    first, second = create_backend(backend, spec), create_backend(backend, spec)
+    push_random(first, np.random.default_rng(4), 80, 10, 8)
+    with first.pin() as pin:
+        saved = read_pin(pin)
+    for side, name in enumerate(("users", "items")):
+        sections = {key.partition(".")[2]: view for key, view in saved.items() if key.startswith(name)}
+        second.load_sections(side, sections, first.published[side])
+    second.advance(first.revision, *first.published)
+    assert differences(first, second) == []
+    for model in (first, second):
+        push_random(model, np.random.default_rng(5), 80, 20, 16)
+    assert differences(first, second) == []
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_a_pin_reads_the_state_as_it_was(kind) -> None:
+    model = CpuModel(make_spec(Loss.SQUARED, k=20, optimizer=optimizer(kind)))
+    push_random(model, np.random.default_rng(1), 60, 9, 7)
+    before = copy_state(model)
+    with model.pin() as pin:
+        push_random(model, np.random.default_rng(2), 60, 12, 9)
+        assert unlike(read_pin(pin), before) == []
+    assert unlike(copy_state(model), before)
+
+
+LEARNING = {
+    OptimizerKind.SGD: Optimizer(OptimizerKind.SGD, 0.05, 0.02),
+    OptimizerKind.ADAGRAD: Optimizer(OptimizerKind.ADAGRAD, 0.1, 0.1, 0.1),
+    ROWWISE: Optimizer(ROWWISE, 0.1, 0.1, 0.1),
+    ADAM: Optimizer(ADAM, 0.01, 0.01),
+    FTRL: Optimizer(FTRL, 0.2, 0.2),
+}
+
+
+@pytest.mark.parametrize("kind", OptimizerKind)
+@pytest.mark.parametrize("micro_batch", [1, 32])
+def test_it_learns(kind, micro_batch) -> None:
+    """Ratings that two factors make, each event predicted before it is learned: the error falls to less than half."""
+    rng = np.random.default_rng(11)
+    x, y = rng.normal(size=(40, 2)), rng.normal(size=(30, 2))
+    model = CpuModel(
+        make_spec(
+            Loss.SQUARED, k=4, optimizer=LEARNING[kind], l2=1e-4, micro_batch=micro_batch, init_scale=0.5
+        )
+    )
+    errors = []
+    for _ in range(60):
+        users, items = rng.integers(0, 40, 256), rng.integers(0, 30, 256)
+        values = (x[users] * y[items]).sum(1).astype(np.float32)
+        rows = model.users.allocate(users.astype(np.uint64)), model.items.allocate(items.astype(np.uint64))
+        (p, p_bias), (q, q_bias) = model.gather(0, rows[0]), model.gather(1, rows[1])
+        errors.append(float(np.mean((model.mean + p_bias + q_bias + (p * q).sum(1) - values) ** 2)))
+        push(model, users, items, values)
+    assert np.mean(errors[-5:]) < 0.5 * np.mean(errors[:5])
+
+
+def test_rowwise_adagrad_of_one_factor_is_adagrad() -> None:
+    states = []
+    for kind in (OptimizerKind.ADAGRAD, ROWWISE):
+        model = CpuModel(make_spec(Loss.SQUARED, k=1, optimizer=optimizer(kind)))
+        push_random(model, np.random.default_rng(1), 200, 9, 7)
+        states.append(copy_state(model))
+    for name in ("users.factors", "items.factors", "users.bias", "items.bias"):
+        assert states[0][name].tobytes() == states[1][name].tobytes()
+    assert states[0]["users.factor_g"].tobytes() == states[1]["users.row_g"].tobytes()
+
+
+def test_adams_powers_stop_before_they_are_subnormal() -> None:
+    model = ReferenceModel(make_spec(Loss.SQUARED, k=1, optimizer=optimizer(ADAM, beta1=0.1, beta2=0.5)))
+    model.users.allocate(np.array([1], np.uint64))
+    for _ in range(60):
+        model.step(USERS, 0, np.zeros(16, np.float32), np.float32(0.0), 1)
+    assert (model.users.powers > 1e-10).all() and (model.users.powers <= 2.0**-26).all()
+    assert (np.float32(1.0) - model.users.powers == 1.0).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("optimizer.beta1", {"optimizer": optimizer(ADAM, beta1=1.0)}),
+        ("optimizer.beta2", {"optimizer": optimizer(ADAM, beta2=-0.1)}),
+        ("optimizer.beta2", {"optimizer": optimizer(ADAM, beta2=math.nan)}),
+        ("optimizer.eps", {"optimizer": optimizer(ADAM, eps=0.0)}),
+        ("optimizer.eps", {"optimizer": optimizer(ROWWISE, eps=0.0)}),
+        (
+            "optimizer.eps",
+            {
+                "optimizer": optimizer(ADAM, eps=1e-20), "micro_batch": 65_536,
+                "limits": Limits(error_max=1e9, factor_max=1e4),
+            },
+        ),
+        ("optimizer.l1", {"optimizer": optimizer(FTRL, l1=-1.0)}),
+        ("optimizer.beta:", {"optimizer": optimizer(FTRL, beta=0.0)}),
+        ("limits.g_max", {"optimizer": optimizer(FTRL, beta=1e-3), "limits": Limits(g_max=1e36)}),
+        ("limits.g_max", {"optimizer": optimizer(ADAM), "limits": Limits(g_max=1e36)}),
+        ("limits:", {"optimizer": optimizer(ROWWISE), "micro_batch": 65_536, "limits": Limits(error_max=1e9, factor_max=1e5)}),
+    ],
+)  # fmt: skip
+def test_specs_are_refused(field, changes) -> None:
+    with pytest.raises(SpecError, match=f"^{re.escape(field)}"):
+        make_spec(Loss.SQUARED, **changes)
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_rule_softmax_takes_them(kind) -> None:
+    spec = make_spec(
+        Loss.SOFTMAX, optimizer=optimizer(kind), rule=Rule.SOFTMAX, negatives=9, micro_batch=30, history=History(16)
+    )  # fmt: skip
+    models = pair(spec)
+    for model in models:
+        for seed in range(3):
+            push_random(model, np.random.default_rng(seed), 100, 12, 20)
+    assert_same(*models)

@@ -1,0 +1,348 @@
+"""Rule SOFTMAX: the CPU's kernel beside the reference, to the bit; the reference beside the gradient of its objective."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.reference import ReferenceModel
+from livefactor_kernels.softmax import cpu as softmax_cpu
+from livefactor_kernels.softmax.cpu import processors
+from livefactor_kernels.softmax.proposal import Tree, _ticket
+from livefactor_kernels.spec.model import (
+    Counts,
+    FactorDtype,
+    History,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Proposal,
+    Rule,
+    Softmax,
+    SpecError,
+)
+from livefactor_kernels.tables import ITEMS, USERS
+from synthetic import assert_same, copy_state, differences, make_spec, push, read_pin, restore, unlike
+
+UNIFORM, POPULARITY, IN_BATCH = Proposal
+ADAGRAD = OptimizerKind.ADAGRAD
+
+
+def softmax_spec(
+    proposal: Proposal = POPULARITY, kind: OptimizerKind = OptimizerKind.SGD, **changes: object
+) -> ModelSpec:
+    """A small model with every term switched on."""
+    fields: dict[str, object] = {
+        "k": 20,
+        "rule": Rule.SOFTMAX,
+        "softmax": Softmax(proposal),
+        "negatives": 0 if proposal == IN_BATCH else 5,
+        "micro_batch": 8,
+        "history": History(0 if proposal == UNIFORM else 16),
+        "hot_row_events": 2.5,
+    }
+    return make_spec(Loss.SOFTMAX, kind, **{**fields, **changes})
+
+
+def grouped(proposal: Proposal, group_events: int, *kind: OptimizerKind, **changes: object) -> ModelSpec:
+    """As `softmax_spec`, micro-batches in groups."""
+    return softmax_spec(proposal, *kind, softmax=Softmax(proposal, group_events), **changes)
+
+
+def push_random(
+    model: Backend, rng: np.random.Generator, events: int, users: int = 9, items: int = 30
+) -> None:
+    """A record in which rows repeat, users come in runs, some values are 0 and, now and then, columns are empty."""
+    user_keys = (
+        np.sort(rng.integers(0, users, events)) if rng.random() < 0.5 else rng.integers(0, users, events)
+    )
+    item_keys = np.where(rng.random(events) < 0.3, 3, rng.integers(0, items, events))
+    values = (rng.random(events) < 0.8) * rng.random(events) if rng.random() < 0.6 else None
+    push(model, user_keys, item_keys, values, rng.random(events) * 3 + 0.1 if rng.random() < 0.6 else None)
+
+
+CASES = [
+    pytest.param(softmax_spec(UNIFORM), id="uniform"),
+    pytest.param(
+        softmax_spec(UNIFORM, ADAGRAD, k=64, negatives=64, micro_batch=100), id="uniform-adagrad-64"
+    ),
+    pytest.param(softmax_spec(UNIFORM, k=16, negatives=16, micro_batch=1), id="uniform-B1"),
+    pytest.param(softmax_spec(POPULARITY, ADAGRAD, k=5, micro_batch=33), id="popularity-adagrad"),
+    pytest.param(softmax_spec(POPULARITY, k=80, negatives=17), id="popularity-k80"),
+    pytest.param(softmax_spec(counts=Counts(16, 5), history=History(16, 16)), id="popularity-counts"),
+    pytest.param(softmax_spec(IN_BATCH, micro_batch=40), id="in-batch"),
+    pytest.param(softmax_spec(IN_BATCH, ADAGRAD, micro_batch=16, k=33), id="in-batch-adagrad"),
+    pytest.param(grouped(UNIFORM, 5, ADAGRAD, micro_batch=40, k=33), id="uniform-groups"),
+    pytest.param(grouped(POPULARITY, 36, micro_batch=72, negatives=17), id="popularity-groups"),
+    pytest.param(grouped(IN_BATCH, 4, micro_batch=48), id="in-batch-groups"),
+]
+
+
+@pytest.mark.parametrize("spec", CASES)
+@settings(max_examples=6)
+@given(seed=st.integers(0, 2**32), sizes=st.lists(st.integers(1, 120), min_size=1, max_size=3))
+def test_random_streams(spec, seed, sizes) -> None:
+    fast, judge = CpuModel(spec), ReferenceModel(spec)
+    for model in (fast, judge):
+        rng = np.random.default_rng(seed)
+        for size in sizes:
+            push_random(model, rng, size)
+    assert_same(fast, judge)
+
+
+@pytest.mark.skipif(processors() < 2, reason="one processor: no second thread")
+@pytest.mark.parametrize("spec", CASES)
+def test_two_threads_learn_what_one_learns(spec, monkeypatch) -> None:
+    monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1)
+    two, judge = CpuModel(spec), CpuModel(spec)
+    rngs = [np.random.default_rng(5) for _ in range(2)]
+    for turn in range(20):
+        push_random(two, rngs[0], 1 + 37 * turn)
+    monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1 << 40)
+    for turn in range(20):
+        push_random(judge, rngs[1], 1 + 37 * turn)
+    assert differences(two, judge) == []
+
+
+def test_a_group_is_what_a_micro_batch_of_that_size_is_told_from() -> None:
+    """Negatives are drawn alike; the items that they pull stand still for longer."""
+    whole, parts = (
+        CpuModel(softmax_spec(UNIFORM, micro_batch=4)),
+        CpuModel(grouped(UNIFORM, 4, micro_batch=8)),
+    )
+    for model in (whole, parts):
+        push(model, range(8), range(8))
+    zeros = np.zeros(11, np.uint32)
+    drawn = [m._rule.proposer.propose(Update(2, zeros, zeros, None, None, 8, 8)).rows for m in (whole, parts)]
+    assert drawn[0].shape == (3, 5) and np.array_equal(*drawn)
+    assert differences(whole, parts) != []
+
+
+@pytest.mark.parametrize("events", [31, 32, 33, 64, 65, 97])
+def test_chunk_boundaries(events) -> None:
+    """One item is that of so many events of a micro-batch, and negatives have as many."""
+    spec = softmax_spec(UNIFORM, micro_batch=200, hot_row_events=1e6)
+    fast, judge = CpuModel(spec), ReferenceModel(spec)
+    for model in (fast, judge):
+        push(model, range(40), range(40))
+        push(model, range(events), [7] * events)
+    assert_same(fast, judge)
+
+
+@pytest.mark.parametrize("spec", CASES)
+def test_a_restored_model_goes_on_like_the_first(spec) -> None:
+    for names in (("cpu", "reference"), ("reference", "cpu")):
+        first, second = (create_backend(name, spec) for name in names)
+        rng = np.random.default_rng(3)
+        for _ in range(3):
+            push_random(first, rng, 30)
+        restore(second, first, 90)
+        for model in (first, second):
+            push_random(model, np.random.default_rng(4), 30, 12, 50)
+        assert unlike(state_sections(second), state_sections(first)) == []
+
+
+@pytest.mark.parametrize("proposal", Proposal)
+def test_a_pin_is_its_revision_whatever_is_learned_after_it(proposal) -> None:
+    model, twin = (CpuModel(softmax_spec(proposal, ADAGRAD)) for _ in range(2))
+    rngs = [np.random.default_rng(5) for _ in range(2)]
+    for each, rng in zip((model, twin), rngs, strict=True):
+        push_random(each, rng, 60, 40, 200)
+    expected = copy_state(model)
+    with model.pin() as pin:
+        for each, rng in zip((model, twin), rngs, strict=True):
+            for _ in range(3):
+                push_random(each, rng, 30, 40, 200)
+        assert unlike(read_pin(pin), expected) == []
+    assert unlike(copy_state(model), expected) != []
+    assert differences(model, twin) == []  # that it was pinned changes no bit
+
+
+# ---------------------------------------------------------------- the objective
+
+
+def objective(
+    x: np.ndarray, y: np.ndarray, bias: np.ndarray, own: np.ndarray, negatives: np.ndarray, weights: np.ndarray,
+    log_q: np.ndarray, spec: ModelSpec,
+) -> float:  # fmt: skip
+    """The documented loss in float64: events of users x float64[n, k] with items own int[n] of y float64[items, k]."""
+    total = 0.0
+    for t, item in enumerate(own):
+        others = negatives[negatives != item]
+        s = bias + y @ x[t] - log_q
+        total += weights[t] * np.log1p(np.exp(s[others] - s[item]).sum())
+        total += spec.l2 / 2 * (x[t] @ x[t] + y[item] @ y[item]) + spec.bias_l2 / 2 * bias[item] ** 2
+    return total
+
+
+@pytest.mark.parametrize("proposal", Proposal)
+def test_a_step_is_the_gradient_of_the_objective(proposal) -> None:
+    k, users, items = 6, 7, 9
+    spec = softmax_spec(
+        proposal, k=k, micro_batch=users, negatives=0 if proposal == IN_BATCH else 12, hot_row_events=1e6,
+        optimizer=Optimizer(OptimizerKind.SGD, 1.0, 1.0), init_scale=2.0,
+    )  # fmt: skip
+    model = ReferenceModel(spec)
+    push(model, [*range(users)] * 2, [n * n % items for n in range(2 * users)])
+    push(model, [0] * items, range(items))  # every item, and biases that are not 0
+    before = copy_state(model)
+    own, weights = np.array([1, 1, 4, 0, 8, 2, 1]), np.linspace(0.5, 2.0, users)
+    own_rows = model.items.find(own.astype(np.uint64), items).astype(int)
+    drawing = CpuModel(spec)
+    drawing.load_sections(USERS, {n[6:]: v for n, v in before.items() if n.startswith("users.")}, users)
+    drawing.load_sections(ITEMS, {n[6:]: v for n, v in before.items() if n.startswith("items.")}, items)
+    update = Update(
+        3,
+        np.arange(users, dtype=np.uint32),
+        own_rows.astype(np.uint32),
+        None,
+        weights.astype(np.float32),
+        users,
+        items,
+    )
+    negatives = drawing._rule.proposer.propose(update).rows[0].astype(int)
+    counts = before["items.seen_count"].astype(float) if proposal != UNIFORM else np.zeros(items)
+    model.apply(update)
+    after = copy_state(model)
+    state = [before[name].astype(np.float64) for name in ("users.factors", "items.factors", "items.bias")]
+    taken = [
+        before[name].astype(np.float64) - after[name]
+        for name in ("users.factors", "items.factors", "items.bias")
+    ]
+    assert not after["users.bias"].any()
+    for part, moved in enumerate(taken):
+        for place in np.ndindex(moved.shape):
+            ends = []
+            for h in (1e-5, -1e-5):
+                shifted = [array.copy() for array in state]
+                shifted[part][place] += h
+                ends.append(objective(*shifted, own_rows, negatives, weights, np.log(1 + counts), spec))
+            assert moved[place] == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=2e-5)
+
+
+def test_a_user_steps_at_each_of_its_events_while_items_stay_as_they_were() -> None:
+    spec = softmax_spec(UNIFORM, micro_batch=2)
+    both, first, second = (CpuModel(spec) for _ in range(3))
+    for model in (both, first, second):
+        push(model, range(5), range(5))
+    push(both, [0, 0], [1, 2])
+    push(first, [0], [1])
+    second.users.factors[0] = first.users.factors[0]
+    push(second, [0], [2])
+    assert both.users.factors[0].tobytes() == second.users.factors[0].tobytes()
+    assert first.items.factors[1].tobytes() != second.items.factors[1].tobytes()
+
+
+def test_events_without_a_value_above_0_are_remembered_and_change_nothing_else() -> None:
+    spec = softmax_spec(negatives=3)
+    models = [CpuModel(spec), ReferenceModel(spec)]
+    for model in models:
+        push(model, range(4), range(4))
+    before = copy_state(models[0])
+    for model in models:
+        push(model, [0, 1], [2, 2], [0.0, 0.0])
+    assert_same(*models)
+    after = copy_state(models[0])
+    assert unlike(after, before) and all("seen" in n or "visits" in n for n in unlike(after, before))
+    assert after["items.seen_count"][2] == before["items.seen_count"][2] + 2
+
+
+@pytest.mark.parametrize("kind", OptimizerKind)
+@pytest.mark.parametrize("proposal", Proposal)
+def test_extreme_inputs_stay_finite(proposal, kind) -> None:
+    limits = Limits(
+        users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e3, error_max=1e6, factor_max=1e3
+    )
+    spec = softmax_spec(
+        proposal, kind, limits=limits, optimizer=Optimizer(kind, 100.0, 100.0, 0.0, 1e-20), l2=100.0, bias_l2=100.0,
+        init_scale=2e3, hot_row_events=1e9,
+    )  # fmt: skip
+    models = [CpuModel(spec), ReferenceModel(spec)]
+    for model in models:
+        for _ in range(2):
+            push(model, [n % 5 for n in range(90)], [n % 4 for n in range(90)], None, [1e3] * 90)
+        push(model, [7], [9])
+    assert_same(*models)
+    assert all(np.isfinite(view).all() for view in copy_state(models[0]).values())
+
+
+def test_one_item_alone_is_compared_with_nothing() -> None:
+    for proposal in Proposal:
+        spec = softmax_spec(proposal, l2=0.0, bias_l2=0.0)
+        models = [CpuModel(spec), ReferenceModel(spec)]
+        for model in models:
+            push(model, range(5), [3] * 5)
+        assert_same(*models)
+        assert not models[0].items.bias[0]
+
+
+# ---------------------------------------------------------------- proposals
+
+
+@settings(max_examples=30)
+@given(
+    counts=st.lists(st.integers(0, 3), min_size=1, max_size=200),
+    capacity=st.sampled_from([200, 4096, 70_000]),
+)
+def test_tickets_are_events_counted_item_by_item(counts, capacity) -> None:
+    tree = Tree.of(capacity)
+    tree.fill(np.array(counts, np.uint32))
+    events = sum(counts)
+    assert tree.sums[-1] == events
+    found = [int(_ticket(tree, np.uint64(ticket))) for ticket in range(events)]
+    assert found == np.repeat(np.arange(len(counts)), counts).tolist()
+
+
+def test_popular_items_are_drawn_as_often_as_they_came() -> None:
+    spec = softmax_spec(negatives=1000, micro_batch=4)
+    model = CpuModel(spec)
+    push(model, [0] * 90, [0] * 59 + [1] * 29 + [2, 3])
+    zeros = np.zeros(1, np.uint32)
+    shared = model._rule.proposer.propose(Update(2, zeros, zeros, None, None, *model.published))
+    shares = np.bincount(shared.rows[0], minlength=4) / 1000
+    assert shares == pytest.approx(np.array([60, 30, 2, 2]) / 94, abs=0.06)
+
+
+# ---------------------------------------------------------------- what is refused, what is compiled
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("rule", {"rule": Rule.SGD}),
+        ("loss", {"loss": Loss.BPR}),
+        ("negatives", {"negatives": 0}),
+        ("negatives", {"softmax": Softmax(IN_BATCH)}),
+        ("micro_batch", {"softmax": Softmax(IN_BATCH), "negatives": 0, "micro_batch": 1}),
+        ("micro_batch", {"softmax": Softmax(IN_BATCH), "negatives": 0, "micro_batch": 1025}),
+        ("history.users", {"history": History()}),
+        ("factor_dtype", {"factor_dtype": FactorDtype.FLOAT16}),
+        ("softmax.proposal", {"softmax": Softmax(9)}),  # type: ignore[arg-type]
+        ("softmax.group_events", {"softmax": Softmax(group_events=3)}),
+        ("softmax.group_events", {"softmax": Softmax(group_events=16)}),
+        ("softmax.group_events", {"softmax": Softmax(group_events=-1)}),
+        ("softmax.group_events", {"softmax": Softmax(IN_BATCH, 1), "negatives": 0}),
+        ("softmax.group_events", {"softmax": Softmax(group_events=1), "negatives": 1024, "micro_batch": 256}),
+        (
+            "limits",
+            {
+                "optimizer": Optimizer(ADAGRAD),
+                "micro_batch": 65_536,
+                "negatives": 1024,
+                "limits": Limits(error_max=1e9),
+            },
+        ),
+    ],
+)
+def test_specs_are_refused(field, changes) -> None:
+    with pytest.raises(SpecError, match=f"^{re.escape(field)}"):
+        replace(softmax_spec(), **changes).check()

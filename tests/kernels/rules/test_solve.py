@@ -1,0 +1,391 @@
+"""Rule SOLVE, histories and counts: the CPU's kernels beside the reference, to the bit; the reference beside algebra."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.history import cpu as history_cpu
+from livefactor_kernels.history import decays
+from livefactor_kernels.history.reading import PersonReader
+from livefactor_kernels.reference import ReferenceModel
+from livefactor_kernels.scoring.cpu import score_candidates
+from livefactor_kernels.solve import SolveRates
+from livefactor_kernels.solve import cpu as solve_cpu
+from livefactor_kernels.solve.reference import solved
+from livefactor_kernels.spec.model import (
+    Counts,
+    EventType,
+    History,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Rule,
+    Solve,
+    SpecError,
+)
+from livefactor_kernels.spec.presets import preset
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
+from synthetic import SMALL, assert_same, copy_state, make_spec, read_pin, restore, unlike
+
+
+def solve_spec(loss: Loss = Loss.IMPLICIT, **changes: object) -> ModelSpec:
+    """A small model with every term switched on; rings short enough to wrap around."""
+    fields: dict[str, object] = {
+        "k": 20,
+        "loss": loss,
+        "rule": Rule.SOLVE,
+        "l2": 0.02,
+        "bias_l2": 0.03,
+        "micro_batch": 4,
+        "seed": 7,
+        "history": History(16, 16, 1.5),
+        "solve": Solve(0.0 if loss == Loss.SQUARED else 0.7, 3, 2),
+        "counts": Counts(16, 6, 3.0, 0.5, 2.0),
+        "limits": SMALL,
+    }
+    return ModelSpec(**{**fields, **changes}).check()  # type: ignore[arg-type]
+
+
+def push(model: Backend, users, items, values=None, weights=None, times=None) -> None:
+    """Allocate the keys and apply them as the next record."""
+    columns = [None if column is None else np.asarray(column, np.float32) for column in (values, weights)]
+    user_rows = model.users.allocate(np.asarray(users, np.uint64))
+    item_rows = model.items.allocate(np.asarray(items, np.uint64))
+    counts = model.users.allocated, model.items.allocated
+    times = None if times is None else np.asarray(times, np.int64)
+    model.apply(Update(model.revision + 1, user_rows, item_rows, *columns, *counts, times))
+
+
+def push_random(
+    model: Backend, rng: np.random.Generator, events: int, users: int = 5, items: int = 40
+) -> None:
+    """A record with repeats, baskets and, now and then, empty columns."""
+    values = rng.integers(0, 2, events) if model.spec.loss == Loss.IMPLICIT else rng.integers(1, 6, events)
+    weights = rng.random(events) * 2 + 0.1 if rng.random() < 0.6 else None
+    times = np.sort(rng.integers(0, 6, events)) if rng.random() < 0.7 else None
+    push(model, rng.integers(0, users, events), rng.integers(0, items, events), values, weights, times)
+
+
+CASES = [
+    pytest.param(solve_spec(), id="implicit"),
+    pytest.param(solve_spec(k=16, micro_batch=1), id="implicit-B1"),
+    pytest.param(solve_spec(k=5, micro_batch=64, solve=Solve(0.3, 1, 1)), id="implicit-every-item"),
+    pytest.param(solve_spec(counts=Counts()), id="no-counts"),
+    pytest.param(solve_spec(Loss.SQUARED), id="squared"),
+    pytest.param(solve_spec(Loss.SQUARED, k=17, micro_batch=1, solve=Solve(0.0, 2, 3)), id="squared-B1"),
+    pytest.param(
+        make_spec(Loss.BPR, negatives=2, history=History(16), counts=Counts(16, 5)), id="bpr-counts"
+    ),
+    pytest.param(make_spec(Loss.LOGISTIC, micro_batch=8, history=History(16, 32)), id="logistic-history"),
+]
+
+
+@pytest.mark.parametrize("spec", CASES)
+@settings(max_examples=8)
+@given(seed=st.integers(0, 2**32), sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5))
+def test_random_streams(spec, seed, sizes) -> None:
+    fast, judge = CpuModel(spec), ReferenceModel(spec)
+    for model in (fast, judge):
+        rng = np.random.default_rng(seed)
+        for size in sizes:
+            push_random(model, rng, size)
+    assert_same(fast, judge)
+
+
+@pytest.mark.parametrize("additions_max", [0, 1 << 16], ids=["the list is full in between", "all of them"])
+def test_counts_are_made_beside_the_solves(monkeypatch, additions_max) -> None:
+    monkeypatch.setattr(solve_cpu, "_ADDITIONS_BESIDE", 1)
+    monkeypatch.setattr(history_cpu, "_ADDITIONS_MAX", additions_max)
+    threads = set()
+    count = history_cpu.Recorder.count
+
+    def counting(recorder: history_cpu.Recorder, additions: int) -> None:
+        threads.add(threading.current_thread().name.split("_")[0])
+        count(recorder, additions)
+
+    monkeypatch.setattr(history_cpu.Recorder, "count", counting)
+    spec = solve_spec(micro_batch=64)
+    fast, judge = CpuModel(spec), ReferenceModel(spec)
+    for model in (fast, judge):
+        rng = np.random.default_rng(11)
+        for _ in range(6):
+            push_random(model, rng, 150)
+    assert threads == {"counts"}
+    assert_same(fast, judge)
+
+
+@pytest.mark.parametrize("spec", CASES)
+def test_a_restored_model_goes_on_like_the_first(spec) -> None:
+    for names in (("cpu", "reference"), ("reference", "cpu")):
+        first, second = (create_backend(name, spec) for name in names)
+        rng = np.random.default_rng(3)
+        for _ in range(3):
+            push_random(first, rng, 30)
+        restore(second, first, 90)
+        for model in (first, second):
+            rng = np.random.default_rng(4)
+            for _ in range(2):
+                push_random(model, rng, 30)
+        assert unlike(state_sections(second), state_sections(first)) == []
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_a_pin_is_its_revision_whatever_is_learned_after_it(name) -> None:
+    spec = solve_spec()
+    model, rng = create_backend(name, spec), np.random.default_rng(5)
+    for _ in range(3):
+        push_random(model, rng, 30)
+    expected, gram = copy_state(model), model.gram.copy()
+    rows = np.array([0, 3, NO_ROW, 1], np.uint32)
+    names = ("seen_rows", "neighbor_counts", "factors")
+    before = model.read(ITEMS, rows, names)
+    with model.pin() as pin:
+        for _ in range(4):
+            push_random(model, rng, 30)
+        got = read_pin(pin)
+        assert unlike(got | {"gram": pin.gram.ravel()}, expected) == []
+        assert unlike(pin.read(ITEMS, rows, names), before) == []
+        assert (pin.gram == gram).all()
+
+
+def test_a_solved_row_is_the_minimum_of_the_objective() -> None:
+    rng = np.random.default_rng(1)
+    k, n, a0, l2 = 6, 9, 0.4, 0.05
+    others = rng.normal(size=(30, k))
+    y, weights = others[:n], rng.random(n) + 0.1
+    spec = solve_spec(k=k, l2=l2, solve=Solve(a0, 3, 64))
+    gram = others.T @ others
+    floats = [array.astype(np.float32) for array in (np.zeros(k), y, weights, np.ones(n), a0 * gram)]
+    x = solved(*floats, 30, SolveRates.of(spec), 64)
+    ridge = l2 * (weights.sum() + a0 * 30)
+    exact = np.linalg.solve(
+        a0 * gram + (y * weights[:, None]).T @ y + ridge * np.eye(k), (weights[:, None] * y).sum(0)
+    )
+    assert np.allclose(x, exact, atol=1e-4)
+
+
+def test_the_gram_matrices_are_those_of_the_rows_with_events() -> None:
+    model, rng = CpuModel(solve_spec()), np.random.default_rng(6)
+    for _ in range(6):
+        push_random(model, rng, 40)
+    for side in (USERS, ITEMS):
+        sections = model.sections(side, model.published[side])
+        rows = np.hstack([sections["factors"], np.ones((model.published[side], 1))]).astype(np.float64)
+        assert np.allclose(model.gram[side], rows.T @ rows, atol=1e-9)
+
+
+def test_visits_counts_and_rings_by_hand() -> None:
+    spec = solve_spec(counts=Counts(16, 4, 1.0, 0.5, 0.0))
+    for name in ("cpu", "reference"):
+        model = create_backend(name, spec)
+        # A basket of 10 and 11 at time 5; 12 at 6; 10 again without a time.
+        push(model, [1, 1, 1, 1], [10, 11, 12, 10], weights=[1, 2, 4, 8], times=[5, 5, 6, 0])
+        users, items = model.sections(USERS, 1), model.sections(ITEMS, 3)
+        assert (int(users["visits"][0]), int(users["seen_count"][0]), int(users["last_time"][0])) == (3, 4, 0)
+        assert users["seen_rows"][0, :4].tolist() == [0, 1, 2, 0]
+        assert users["seen_visits"][0, :4].tolist() == [1, 1, 2, 3]
+        assert items["seen_count"].tolist() == [2, 1, 1]
+        counted = {
+            (row, int(follower)): float(count)
+            for row in range(3)
+            for follower, count in zip(
+                items["neighbor_rows"][row], items["neighbor_counts"][row], strict=True
+            )
+            if count > 0
+        }
+        assert counted == {
+            (0, 1): 2.0,  # 11 in the basket of 10, and the other way round
+            (1, 0): 2.0 + 8 * 0.25,
+            (0, 2): 4 * 0.5,
+            (1, 2): 4 * 0.5,
+            (2, 0): 8 * 0.5,
+            (0, 0): 8 * 0.25,
+        }
+
+
+def test_a_frequent_newcomer_replaces_the_weakest_follower() -> None:
+    spec = make_spec(Loss.BPR, negatives=1, history=History(16), counts=Counts(16, 1, 1e6, 0.5, 0.0))
+    model = CpuModel(spec)
+    for item in range(1, 17):  # 16 followers of item 0: the first three times, the others twice
+        for n in range(3 if item == 1 else 2):
+            push(model, [100 * item + n] * 2, [0, item])
+    for n in range(3):
+        push(model, [5000 + n] * 2, [0, 99])
+    items = model.sections(ITEMS, model.published[ITEMS])
+    followers = dict(
+        zip(items["neighbor_rows"][0].tolist(), items["neighbor_counts"][0].tolist(), strict=True)
+    )
+    newcomer = int(model.items.find(np.array([99], np.uint64), model.published[ITEMS])[0])
+    assert newcomer in followers
+    assert 2 not in followers
+    assert followers[1] == pytest.approx(3.0, rel=1e-5)
+
+
+def test_decays_halve_after_a_half_life() -> None:
+    assert (decays(0.0) == 1.0).all()
+    for half_life in (0.5, 1.0, 8.0, 30.0):
+        assert decays(half_life)[int(max(1, half_life))] == pytest.approx(
+            0.5 ** (max(1, half_life) / half_life), rel=1e-5
+        )
+
+
+# ---------------------------------------------------------------- reads
+
+
+def _learned(spec: ModelSpec) -> CpuModel:
+    model, rng = CpuModel(spec), np.random.default_rng(9)
+    for _ in range(6):
+        push_random(model, rng, 40)
+    return model
+
+
+@pytest.mark.parametrize(
+    "counts", [Counts(16, 6, 3.0, 5.0, 2.0), Counts(repeat=2.0), Counts(16, 6, 3.0, 5.0, 2.0, 2.0)]
+)
+def test_top_k_with_counts_is_exact(counts: Counts) -> None:
+    model = _learned(solve_spec(counts=counts))
+    users = np.array([0, 3, NO_ROW], np.uint32)
+    count = model.published[ITEMS]
+    with model.pin() as pin:
+        persons = PersonReader(model.spec).read(pin, users, count)
+        none = np.empty(0, np.uint32), np.zeros(4, np.int64)
+        own, offsets = none if counts.repeat else persons.with_had(*none)
+        common = np.array([5], np.uint32)
+        rows, scores, ends = persons.top_k(pin, model.items.keys, 7, common, own, offsets)
+        factors, bias = pin.gather(ITEMS, np.arange(count, dtype=np.uint32))
+        for user in range(3):
+            each = score_candidates(
+                pin.mean, persons.factors[user : user + 1], persons.bias[user : user + 1], factors, bias,
+                np.array([0, count]),
+            ) + persons.gained(user, np.arange(count, dtype=np.uint32))  # fmt: skip
+            left = np.setdiff1d(np.arange(count), [5, *own[offsets[user] : offsets[user + 1]]])
+            best = left[np.lexsort((model.items.keys[left], -each[left]))][:7]
+            mine = slice(ends[user], ends[user + 1])
+            assert rows[mine].tolist() == best.tolist()
+            assert scores[mine].tobytes() == each[best].tobytes()
+        assert persons.gained(0, np.arange(count, dtype=np.uint32)).max() > 0
+
+
+def test_counts_alone() -> None:
+    """As docs/rules.md has it: factors that stay 0 leave biases, which learn what is popular, and counts."""
+    optimizer = Optimizer(OptimizerKind.ADAGRAD, 0.0, 0.4, 0.1)
+    spec = preset(
+        "purchases",
+        init_scale=0.0,
+        optimizer=optimizer,
+        counts=Counts(16, 6, 3.0, 5.0, 2.0, 1.5),
+        limits=SMALL,
+    )
+    model = _learned(spec)
+    users, rows = np.array([0, NO_ROW], np.uint32), np.arange(model.published[ITEMS], dtype=np.uint32)
+    factors, bias = model.gather(ITEMS, rows)
+    persons = PersonReader(spec).read(model, users, rows.size)
+    assert not factors.any() and not persons.factors.any()
+    frequent = np.argsort(-model.items.history["seen_count"][: rows.size].astype(int), kind="stable")
+    assert bias[frequent[:5]].min() > bias[frequent[-5:]].max()
+    assert persons.gained(0, rows).max() > 0 and not persons.gained(1, rows).any()
+
+
+@pytest.mark.parametrize("rule", [Rule.SOLVE, Rule.SGD])
+def test_what_a_user_had_gains_by_its_own_events(rule: Rule) -> None:
+    counts = Counts(16, 6, 3.0, 0.5, 2.0)
+    parts = {"history": History(16, 16 if rule == Rule.SOLVE else 0), "counts": counts}
+    spec = solve_spec(**parts) if rule == Rule.SOLVE else make_spec(Loss.BPR, negatives=1, **parts)
+    model, repeat = _learned(spec), replace(spec, counts=replace(counts, repeat=0.3))
+    rows, users = np.arange(model.published[ITEMS], dtype=np.uint32), np.array([0, 3, NO_ROW], np.uint32)
+    decay = decays(counts.half_life)
+    with model.pin() as pin:
+        without, with_repeat = (PersonReader(s).read(pin, users, rows.size) for s in (spec, repeat))
+        kept = pin.read(
+            USERS, users, ("seen_rows", "seen_values", "seen_weights", "seen_visits", "visits", "seen_count")
+        )
+    for user in range(2):
+        own = np.zeros(rows.size, np.float32)
+        for back in range(16, 0, -1):  # oldest first
+            place = (int(kept["seen_count"][user]) - back) % 16
+            age = int(kept["visits"][user]) - int(kept["seen_visits"][user, place])
+            if kept["seen_values"][user, place] > 0:
+                own[kept["seen_rows"][user, place]] += kept["seen_weights"][user, place] * decay[age]
+        expected = without.gained(user, rows) + np.float32(0.3) * own
+        assert own.any() and with_repeat.gained(user, rows).tobytes() == expected.tobytes()
+    assert not with_repeat.gained(2, rows).any()
+    assert with_repeat.factors.tobytes() == without.factors.tobytes()
+
+
+def test_reads_of_reference_and_cpu_agree_and_change_nothing() -> None:
+    spec = solve_spec(counts=Counts(16, 6, 3.0, 0.5, 2.0, 0.3))
+    answers = []
+    for name in ("cpu", "reference"):
+        model, rng = create_backend(name, spec), np.random.default_rng(9)
+        for _ in range(4):
+            push_random(model, rng, 40)
+        before = copy_state(model)
+        with model.pin() as pin:
+            answers.append(
+                PersonReader(spec).read(pin, np.arange(5, dtype=np.uint32), model.published[ITEMS])
+            )
+        assert unlike(copy_state(model), before) == []
+    one, other = answers
+    assert one.factors.tobytes() == other.factors.tobytes()
+    for (rows, gained), (other_rows, other_gained) in zip(one.followers, other.followers, strict=True):
+        assert rows.tolist() == other_rows.tolist()
+        assert gained.tobytes() == other_gained.tobytes()
+
+
+def test_given_events_score_like_the_same_history() -> None:
+    counts = Counts(16, 6, 3.0, 0.5, 2.0, 0.3)
+    spec = solve_spec(history=History(16, 16, 2.0), solve=Solve(0.7, 1, 64), counts=counts)
+    model = _learned(spec)
+    push(model, [77] * 3, [1, 2, 3])
+    rows = model.items.find(np.array([1, 2, 3], np.uint64), model.published[ITEMS])
+    reader, row = PersonReader(spec), model.users.find(np.array([77], np.uint64), model.published[USERS])
+    with model.pin() as pin:
+        stored = reader.read(pin, row, model.published[ITEMS])
+        given = reader.read(pin, np.array([NO_ROW], np.uint32), model.published[ITEMS], [reader.given(rows)])
+    assert np.allclose(stored.factors, given.factors, atol=1e-3)
+    assert stored.had[0].tolist() == given.had[0].tolist()
+    assert stored.followers[0][1].tobytes() == given.followers[0][1].tobytes()
+
+
+# ---------------------------------------------------------------- specs
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("loss", {"loss": Loss.BPR, "negatives": 1}),
+        ("rule", {"rule": Rule.SGD}),
+        ("history.users", {"history": History(0, 16)}),
+        ("history.users", {"history": History(20, 16)}),
+        ("history.items", {"history": History(16, 0)}),
+        ("l2", {"l2": 0.0}),
+        ("counts.span", {"counts": Counts(16, 17)}),
+        ("counts.repeat", {"counts": Counts(repeat=-0.1)}),
+        ("counts.half_life", {"counts": Counts(half_life=0.0, repeat=0.1)}),
+        (
+            "history.users",
+            {
+                "rule": Rule.SGD,
+                "loss": Loss.BPR,
+                "negatives": 1,
+                "history": History(),
+                "counts": Counts(repeat=1.0),
+            },
+        ),
+        ("solve.unobserved", {"loss": Loss.SQUARED}),
+        ("solve.sweeps", {"solve": Solve(0.7, 3, 0)}),
+        ("event_types", {"event_types": (EventType(1), EventType(1))}),
+    ],
+)
+def test_a_spec_without_sense_is_refused_by_name(field, changes) -> None:
+    with pytest.raises(SpecError, match=f"^{field}"):
+        replace(solve_spec(), **changes).check()

@@ -1,0 +1,495 @@
+"""The log: what is written, how it is chained, and that it reads back."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import struct
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from livefactor_server.log import format as log_format
+from livefactor_server.log.crc32c import crc32c, crc32c_fallback
+from livefactor_server.log.disk import BLOCK_BYTES, FileIO, write_all
+from livefactor_server.log.segments import SPARE_NAME
+from livefactor_server.log.store import Entry, Kind, Log, LogDamaged, LogError, LogFailed, LogMissing, Record
+
+LINEAGE = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+SMALL = 16 * 1024
+HASHES = ["sha256", "blake3"] if log_format.blake3 else ["sha256"]
+
+
+def entry(log: Log, revision: int, body: object = b"body", rejects: bytes = b"", **fields: object) -> Entry:
+    salt = hashlib.sha256(str(revision).encode()).digest()
+    entry = Entry(
+        Kind.INTERACTIONS, revision, b"shop", 2, revision + 100, 1_700_000_000_000_000, 3, rejects, body, salt
+    )
+    entry.commitment = log.commit(salt, rejects, body)
+    for name, value in fields.items():
+        setattr(entry, name, value)
+    return entry
+
+
+def append(log: Log, count: int, size: int = 20) -> list[bytes]:
+    first = log.last_revision + 1
+    return log.append([entry(log, r, bytes([r % 256]) * size) for r in range(first, first + count)])
+
+
+@pytest.fixture(params=["blake3", "sha256"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Log:
+    if request.param == "blake3":
+        pytest.importorskip("blake3")
+    return Log.create(tmp_path / "log", b"the spec", lineage=LINEAGE, hash_name=request.param)
+
+
+# ------------------------------------------------------------------------------------------ round trip, bytes
+
+
+def test_everything_comes_back(log: Log, tmp_path: Path) -> None:
+    column = np.arange(1000, dtype=np.uint64)
+    bodies = [b"", b"x", bytearray(b"yy"), memoryview(b"zzz"), column, [column, b"tail", memoryview(b"")]]
+    flat = [b"", b"x", b"yy", b"zzz", column.tobytes(), column.tobytes() + b"tail"]
+    entries = [entry(log, r, body, b"r" * r) for r, body in enumerate(bodies, 1)]
+    hashes = log.append(entries)
+    assert (log.last_revision, log.last_hash) == (6, hashes[-1])
+    log.close()
+    log = Log.open(tmp_path / "log")
+    assert (log.last_revision, log.last_hash, log.lineage, log.spec_body) == (
+        6,
+        hashes[-1],
+        LINEAGE,
+        b"the spec",
+    )
+    records = list(log.read())
+    assert (records[0].kind, records[0].revision, bytes(records[0].body)) == (Kind.SPEC, 0, b"the spec")
+    for record, given_entry, body, chain in zip(records[1:], entries, flat, hashes, strict=True):
+        assert bytes(record.body) == body
+        assert record.hash == chain
+        for name in (
+            "kind",
+            "revision",
+            "producer",
+            "epoch",
+            "sequence",
+            "time_us",
+            "count",
+            "rejects",
+            "salt",
+            "commitment",
+        ):
+            assert getattr(record, name) == getattr(given_entry, name), name
+    assert [record.previous for record in records[1:]] == [record.hash for record in records[:-1]]
+
+
+def test_the_bytes_are_those_of_the_table(tmp_path: Path) -> None:
+    """A reader written from the table in log_format, with nothing of the log's code but a CRC that has its
+    own test."""
+    log = Log.create(tmp_path / "log", b"the spec", lineage=LINEAGE, hash_name="sha256")
+    log.append([entry(log, 1, b"abc", b"rr"), entry(log, 2, b"d" * 5000)])
+    log.close()
+    data = log.segments[0].path.read_bytes()
+    at, previous, revision = 0, LINEAGE.bytes + bytes(16), 0
+    expected = {0: (b"", b"the spec"), 1: (b"rr", b"abc"), 2: (b"", b"d" * 5000)}
+    while revision < 3:
+        head = data[at : at + 320]
+        assert struct.unpack_from("<I", head)[0] == crc32c_fallback(head[4:])
+        storage, flags, log_id, incarnation, group, segment, rows, length, mark, erased = struct.unpack_from(
+            "<HH16sIIIIQQQ", head, 4
+        )
+        assert (storage, len(log_id), incarnation, segment, erased) == (1, 16, 1, len(data) // 4096, 0)
+        kind, hash_id, id_length = head[138], head[139], head[140]
+        if kind == Kind.MARK:
+            assert (length, mark, flags, head[216:248]) == (0, revision - 1, 1, previous)
+            at += 4096
+            continue
+        rejects, body = expected[revision]
+        payload = struct.pack("<I", len(rejects)) + rejects + body
+        assert data[at + 320 : at + 320 + length] == payload
+        assert head[64:96]
+        assert head[96:128] == head[184:216] == hashlib.sha256(head[64:96] + payload).digest()
+        assert (head[128:136], head[136:138], hash_id) == (b"lvfactor", b"\x01\x00", 1)
+        assert struct.unpack_from("<Q", head, 144)[0] == revision
+        assert (flags, group) == ((1, 0), (0, 2), (1, 2))[revision]
+        assert mark == 0
+        if revision:
+            assert struct.unpack_from("<QQqQ", head, 152) == (2, revision + 100, 1_700_000_000_000_000, 3)
+            assert (id_length, head[248:312], rows) == (4, b"shop".ljust(64, b"\0"), 3)
+        assert head[216:248] == previous
+        previous = hashlib.sha256(head[128:320]).digest()
+        end = at + 320 + length
+        at = end + -end % (4096 if flags else 64)
+        assert not any(data[end:at])
+        revision += 1
+    assert previous == log.last_hash
+    assert not any(data[at:])
+
+
+def test_grouping_is_not_in_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "urandom", lambda size: bytes(range(size)))  # the spec's salt, the log's id
+    chains = []
+    for name, groups in (("a", [1] * 6), ("b", [6]), ("c", [2, 4])):
+        log = Log.create(tmp_path / name, b"s", lineage=LINEAGE)
+        chains.append([next(log.read()).hash])
+        for count in groups:
+            chains[-1] += append(log, count)
+            log.mark()
+        log.close()
+    assert chains[0] == chains[1] == chains[2]
+    assert len(set(chains[0])) == 7
+
+
+def test_records_are_packed_tightly(tmp_path: Path) -> None:
+    log = Log.create(tmp_path / "log", b"s")
+    before = log.size_bytes
+    append(log, 1000, 20)
+    assert (log.size_bytes - before) / 1000 < 400
+    assert all(record.offset % 64 == 0 for record in log.read())
+    assert {record.head.group for record in log.read(1)} == {before // BLOCK_BYTES}
+
+
+def test_marks_take_no_revision_and_repeat_nothing(log: Log) -> None:
+    append(log, 3)
+    size, chain = log.size_bytes, log.last_hash
+    log.mark()
+    log.mark()
+    assert log.size_bytes == size + BLOCK_BYTES
+    assert (log.last_revision, log.last_hash) == (3, chain)
+    assert [r.kind for r in log.read(3)] == [Kind.INTERACTIONS]
+    (mark,) = [r for r in log.read(3, marks=True) if r.kind == Kind.MARK]
+    assert (mark.revision, mark.head.mark, len(mark.body)) == (3, 3, 0)
+    append(log, 1)
+    assert next(log.read(4)).head.mark == 3
+
+
+@given(st.binary(max_size=700))
+def test_both_checksums_agree(data: bytes) -> None:
+    assert crc32c(data) == crc32c_fallback(data)
+
+
+def test_the_checksum_is_crc32c() -> None:
+    assert crc32c(b"123456789") == crc32c_fallback(b"123456789") == 0xE3069283
+    with pytest.raises(ValueError, match="4096"):
+        crc32c_fallback(bytes(4097))
+
+
+@given(st.lists(st.binary(max_size=3000), max_size=4), st.binary(max_size=50), st.sampled_from(HASHES))
+def test_a_commitment_does_not_depend_on_the_pieces(pieces: list[bytes], rejects: bytes, name: str) -> None:
+    new_hash = log_format.hash_function(name)
+    whole = b"".join(pieces)
+    expected = new_hash(b"s" * 32 + struct.pack("<I", len(rejects)) + rejects + whole).digest()
+    assert log_format.commitment_of(new_hash, b"s" * 32, rejects, pieces) == expected
+    assert log_format.commitment_of(new_hash, b"s" * 32, rejects, whole) == expected
+
+
+def test_an_erased_payload_leaves_the_chain_whole(log: Log, tmp_path: Path) -> None:
+    """The format's part of erasing: content, salt and current commitment change; hashes and the old
+    commitment stay."""
+    append(log, 3, 400)
+    log.close()
+    before = {record.revision: record for record in log.read(mapped=False)}
+    record = before[2]
+    payload = struct.pack("<I", 0) + b"what is left"
+    salt = os.urandom(32)
+    current = log_format.hash_function(log.hash_name)(salt + payload).digest()
+    with record.path.open("r+b") as file:
+        head = bytearray(record.path.read_bytes()[record.offset : record.offset + 320])
+        struct.pack_into("<I", head, 36, 1)
+        struct.pack_into("<Q", head, 40, len(payload))
+        struct.pack_into("<Q", head, 56, 3)
+        head[64:128] = salt + current
+        struct.pack_into("<I", head, 0, crc32c(bytes(head[4:])))
+        file.seek(record.offset)
+        file.write(head + payload)
+        moved = record.path.read_bytes()[before[3].offset : before[3].offset + 320 + before[3].head.length]
+        file.write(bytes(-(320 + len(payload)) % 64) + moved)
+        file.write(bytes(before[3].offset + len(moved) - file.tell()))
+    after = {record.revision: record for record in Log.open(tmp_path / "log", read_only=True).read()}
+    assert [r.hash for r in after.values()] == [r.hash for r in before.values()]
+    erased = after[2]
+    assert (bytes(erased.body), erased.count, erased.head.rows, erased.head.erased_at) == (
+        b"what is left",
+        3,
+        1,
+        3,
+    )
+    assert erased.commitment == record.commitment != erased.head.current_commitment
+
+
+# --------------------------------------------------------------------------------------- opening and creating
+
+
+def test_a_log_is_created_once(tmp_path: Path) -> None:
+    with pytest.raises(LogMissing):
+        Log.open(tmp_path / "log")
+    Log.create(tmp_path / "log", b"s").close()
+    with pytest.raises(FileExistsError):
+        Log.create(tmp_path / "log", b"s")
+
+
+def test_what_an_unfinished_creation_left_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    (folder / f"{5:020d}.log").write_bytes(bytes(8192))
+    (folder / SPARE_NAME).write_bytes(b"x")
+    with pytest.raises(LogMissing):
+        Log.open(folder)
+    log = Log.create(folder, b"s", base_revision=7)
+    append(log, 2)
+    log.close()
+    assert [path.name for path in folder.iterdir()] == [f"{7:020d}.log"]
+    log = Log.open(folder)
+    assert log.last_revision == 9
+    assert [r.revision for r in log.read()] == [7, 8, 9]
+
+
+def test_damage_is_never_created_over(tmp_path: Path) -> None:
+    log = Log.create(tmp_path / "log", b"s")
+    append(log, 3)
+    log.mark()
+    log.close()
+    path = log.segments[0].path
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(LogDamaged):
+        Log.create(tmp_path / "log", b"s")
+    assert path.read_bytes() == data
+
+
+def test_each_opening_raises_the_incarnation(log: Log, tmp_path: Path) -> None:
+    for _ in range(3):
+        append(log, 1)
+        log.close()
+        log = Log.open(tmp_path / "log")
+    assert [record.head.incarnation for record in log.read()] == [1, 1, 2, 3]
+    assert max(record.head.incarnation for record in log.read(marks=True)) == 4
+
+
+def test_reading_only_changes_nothing(log: Log, tmp_path: Path) -> None:
+    append(log, 3)
+    files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "log").iterdir()}
+    reader = Log.open(tmp_path / "log", read_only=True)
+    assert len(list(reader.read())) == 4
+    for attempt in (lambda: append(reader, 1), reader.mark):
+        with pytest.raises(LogFailed, match="read-only"):
+            attempt()
+    reader.close()
+    assert {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "log").iterdir()
+    } == files
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    log = Log.create(tmp_path / "log", b"s", segment_bytes=SMALL)
+    for _ in range(40):
+        append(log, 1, 1000)
+    log.close()
+    told: list[tuple[int, int]] = []
+    Log.open(tmp_path / "log", progress=lambda done, total: told.append((done, total))).close()
+    assert told == sorted(told)
+    assert len({total for _, total in told}) == 1
+    assert told[-1][1] * 0.8 < told[-1][0] <= told[-1][1]
+
+
+def test_a_missing_hash_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("blake3")
+    Log.create(tmp_path / "fast", b"s", hash_name="blake3").close()
+    monkeypatch.setattr(log_format, "blake3", None)
+    with pytest.raises(LogError, match="pip install blake3"):
+        Log.open(tmp_path / "fast")
+    log = Log.create(tmp_path / "new", b"s")
+    assert log.hash_name == "sha256"
+    with pytest.raises(LogError, match="unknown"):
+        Log.create(tmp_path / "other", b"s", hash_name="md5")
+
+
+# ----------------------------------------------------------------------------------------- appending, reading
+
+
+def test_wrong_groups_are_refused_and_nothing_is_written(log: Log) -> None:
+    size = log.size_bytes
+    for wrong in (
+        [],
+        [entry(log, 2)],
+        [entry(log, 1), entry(log, 1)],
+        [entry(log, 1), entry(log, 3)],
+        [entry(log, 1, producer=b"p" * 65)],
+    ):
+        with pytest.raises(ValueError, match=r"expected|at least one|at most 64"):
+            log.append(wrong)
+    assert log.size_bytes == size
+    assert log.failed is None
+    append(log, 1)
+
+
+def test_segments_follow_each_other(tmp_path: Path) -> None:
+    log = Log.create(tmp_path / "log", b"s", segment_bytes=SMALL, ahead=False)
+    for size in (1000, 1000, 50_000, 10, 1000, 12_000, 12_000):
+        append(log, 2, size)
+    log.close()
+    log = Log.open(tmp_path / "log", segment_bytes=SMALL)
+    assert all(segment.path.name == f"{segment.first:020d}.log" for segment in log.segments)
+    assert len(log.segments) >= 4
+    assert max(segment.size for segment in log.segments) > 100_000
+    for start in range(15):
+        for mapped in (True, False):
+            assert [record.revision for record in log.read(start, mapped)] == list(range(start, 15))
+    assert [record.revision for record in log.read(15)] == []
+
+
+def test_a_segment_without_a_revision_gives_way_to_a_larger_one(tmp_path: Path) -> None:
+    log = Log.create(tmp_path / "log", b"s", segment_bytes=BLOCK_BYTES, ahead=False)
+    append(log, 1)
+    log.mark()
+    append(log, 1, 20_000)
+    log.mark()
+    append(log, 2, 30_000)
+    log.close()
+    log = Log.open(tmp_path / "log", segment_bytes=BLOCK_BYTES)
+    assert [record.revision for record in log.read()] == [0, 1, 2, 3, 4]
+    names = [segment.path.name for segment in log.segments]
+    assert len(set(names)) == len(names)
+
+
+def test_bodies_outlive_the_log(log: Log) -> None:
+    append(log, 3, 5000)
+    bodies = [record.body for record in log.read(1)]
+    log.close()
+    assert [bytes(body) for body in bodies] == [bytes([r]) * 5000 for r in (1, 2, 3)]
+    assert all(body.readonly for body in bodies)
+
+
+def test_reading_starts_inside_a_large_segment(tmp_path: Path) -> None:
+    log = Log.create(tmp_path / "log", b"s")
+    for _ in range(30):
+        append(log, 5, 60_000)
+    places = len(log._places)
+    assert places > 4
+    for revision in (1, 77, 150):
+        assert [r.revision for r in log.read(revision)] == list(range(revision, 151))
+    log.close()
+    assert len(Log.open(tmp_path / "log", read_only=True)._places) == places
+
+
+def test_reading_beside_appending(tmp_path: Path) -> None:
+    """Readers of the same log, and of the folder from outside, always see a whole prefix."""
+    log = Log.create(tmp_path / "log", b"s", segment_bytes=64 * 1024)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            append(log, 3, 3000)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        end, rounds = time.monotonic() + 1.5, 0
+        while time.monotonic() < end or rounds < 5:
+            low = log.last_revision
+            inside = check_prefix(log.read())
+            outside = Log.open(tmp_path / "log", read_only=True)
+            assert low <= inside <= outside.last_revision
+            assert check_prefix(outside.read()) == outside.last_revision
+            rounds += 1
+    finally:
+        stop.set()
+        thread.join()
+    log.close()
+
+
+def check_prefix(records: object) -> int:
+    last = -1
+    for record in records:
+        assert isinstance(record, Record)
+        assert record.revision == last + 1
+        assert record.revision == 0 or bytes(record.body) == bytes([record.revision % 256]) * 3000
+        last = record.revision
+    return last
+
+
+def test_the_next_segment_is_made_ahead(tmp_path: Path) -> None:
+    log = Log.create(tmp_path / "log", b"s", segment_bytes=1 << 20)
+    spare = tmp_path / "log" / SPARE_NAME
+    append(log, 1, 100)
+    assert not spare.exists()
+    append(log, 1, 600_000)
+    log._preallocator._thread.join()
+    assert spare.stat().st_size == 1 << 20
+    assert spare.stat().st_blocks * 512 >= 1 << 20
+    inode = spare.stat().st_ino
+    append(log, 1, 600_000)
+    assert log.segments[-1].path.stat().st_ino == inode
+    assert log.segments[-1].first == 3
+    log.close()
+    assert not spare.exists()
+    assert Log.open(tmp_path / "log", read_only=True).last_revision == 3
+
+
+class ShortWrites(FileIO):
+    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
+        assert offset % BLOCK_BYTES == 0
+        return super().pwrite(
+            fd, data[: max(BLOCK_BYTES, len(data) // 2 // BLOCK_BYTES * BLOCK_BYTES)], offset
+        )
+
+
+def test_short_writes_are_finished(tmp_path: Path) -> None:
+    log = Log.create(tmp_path / "log", b"s", io=ShortWrites())
+    append(log, 4, 50_000)
+    log.close()
+    assert check_sizes(tmp_path / "log") == [50_000] * 4
+
+
+class StuckDisk(FileIO):
+    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
+        return 0
+
+
+def test_a_disk_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    with pytest.raises(OSError, match="wrote nothing"):
+        write_all(StuckDisk(), fd, memoryview(bytes(BLOCK_BYTES)), 0)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("refused_at", ["open", "write"])
+def test_a_file_system_without_direct_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused_at: str
+) -> None:
+    real_open, real_pwrite = os.open, os.pwrite
+
+    def refuse_open(path: object, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT and refused_at == "open":
+            raise OSError(errno.EINVAL, "no direct writes")
+        return real_open(path, flags, mode)
+
+    refusals = []
+
+    def refuse_pwrite(fd: int, data: memoryview, offset: int) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            refusals.append(fd)
+            raise OSError(errno.EINVAL, "no direct writes")
+        return real_pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "open", refuse_open)
+    monkeypatch.setattr(os, "pwrite", refuse_pwrite)
+    log = Log.create(tmp_path / "log", b"s")
+    append(log, 2, 5000)
+    append(log, 2, 5000)
+    log.close()
+    monkeypatch.undo()
+    assert check_sizes(tmp_path / "log") == [5000] * 4
+    assert len(refusals) <= 3
+
+
+def check_sizes(folder: Path) -> list[int]:
+    return [len(record.body) for record in Log.open(folder, read_only=True).read(1)]

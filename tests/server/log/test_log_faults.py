@@ -1,0 +1,457 @@
+"""Damage to the log's files, and disks that fail or fill up: nothing is ever read that was not written.
+
+After damage only two answers are right: the log as it was, up to a revision at or past the last that a mark
+covers, or LogDamaged with the file and a place in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from crash_io import CrashIO, FileSync, Image
+
+from livefactor_server.log.disk import BLOCK_BYTES
+from livefactor_server.log.format import HEADER_BYTES
+from livefactor_server.log.store import Entry, Kind, Log, LogDamaged, LogFailed, LogFull, LogMissing, Record
+
+SEED = 7
+FOLDER = Path("/data/model")
+ROOT = Image({Path("/"): -1, Path("/data"): -1})
+SEGMENT_BYTES = 64 * 1024
+
+
+def body_of(revision: int) -> bytes:
+    return random.Random(revision).randbytes(700 + revision % 5)
+
+
+def append(log: Log, count: int) -> None:
+    entries = []
+    for revision in range(log.last_revision + 1, log.last_revision + 1 + count):
+        salt, body = bytes([revision % 256]) * 32, body_of(revision)
+        commitment = log.commit(salt, b"", body)
+        entries.append(
+            Entry(Kind.INTERACTIONS, revision, b"p", 1, revision, 0, 3, b"", body, salt, commitment)
+        )
+    log.append(entries)
+
+
+def new_log(io: CrashIO | None = None, folder: Path = FOLDER, segment_bytes: int = SEGMENT_BYTES) -> Log:
+    return Log.create(folder, b"spec", io=io, segment_bytes=segment_bytes, ahead=False)
+
+
+class Damage:
+    """A log of five groups of three in one segment, the last followed by a mark or not, and what was done to
+    its bytes."""
+
+    def __init__(self, marked: bool) -> None:
+        self.io = CrashIO(ROOT)
+        log = new_log(self.io)
+        for _ in range(5):
+            append(log, 3)
+        if marked:
+            log.mark()
+        log.close()
+        self.marked = marked
+        self.records = {record.revision: record for record in log.read()}
+        self.path = self.records[0].path
+        self.number = self.io.live.names[self.path]
+        self.bytes = bytes(self.io.live.contents[self.number])
+
+    def span(self, revision: int) -> tuple[int, int]:
+        """Where the record's headers and payload are."""
+        record = self.records[revision]
+        return record.offset, record.offset + HEADER_BYTES + record.head.length
+
+    def undetected(self, data: bytes) -> bool:
+        """Whether a log whose file is `data` reads as something it is not, or loses what a mark covers."""
+        self.io.live.contents[self.number] = bytearray(data)
+        try:
+            log = Log.open(FOLDER, self.io, read_only=True)
+        except LogDamaged as damage:
+            return damage.path != self.path or not 0 <= damage.offset <= len(self.bytes)
+        except LogMissing:
+            return True
+        if log.last_revision < (15 if self.marked else 12):
+            return True
+        if log.last_revision < 15 and log.tail is None and any(data[self.span(13)[0] :]):
+            return True  # (an unmarked last group that is all zeros looks as if it was never written)
+        return any(not same(record, self.records[record.revision]) for record in log.read())
+
+
+def same(a: Record, b: Record) -> bool:
+    return (a.head, bytes(a.body), a.hash, a.offset) == (b.head, bytes(b.body), b.hash, b.offset)
+
+
+@pytest.mark.parametrize(
+    ("revision", "marked"), [(8, True), (15, True), (15, False)], ids=["middle", "tail", "unmarked-tail"]
+)
+def test_a_flipped_bit_is_noticed(revision: int, marked: bool) -> None:
+    damage = Damage(marked)
+    start, end = damage.span(revision)
+    bits = [
+        *range(start * 8, (start + HEADER_BYTES) * 8),
+        *range((start + HEADER_BYTES) * 8, end * 8, 61),
+    ]
+    missed = []
+    for bit in bits[:: 1 if marked else 5]:
+        data = bytearray(damage.bytes)
+        data[bit // 8] ^= 1 << bit % 8
+        if damage.undetected(data):
+            missed.append(bit)
+    assert not missed
+    assert len(bits) > 2_600
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_file_cut_short_is_refused(marked: bool) -> None:
+    damage = Damage(marked)
+    ends = range(damage.span(14)[0], damage.span(15)[1] + 1)
+    for size in [
+        *ends,
+        0,
+        1,
+        BLOCK_BYTES - 1,
+        BLOCK_BYTES,
+        len(damage.bytes) - 1,
+        len(damage.bytes) - BLOCK_BYTES,
+    ]:
+        damage.io.live.contents[damage.number] = bytearray(damage.bytes[:size])
+        with pytest.raises(LogDamaged, match="cut short") as caught:
+            Log.open(FOLDER, damage.io, read_only=True)
+        assert caught.value.offset == size
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_zeros_and_noise_are_noticed(marked: bool) -> None:
+    damage = Damage(marked)
+    chance = random.Random(SEED)
+    limit = damage.span(15)[1]
+    for trial in range(800):
+        at = chance.randrange(limit)
+        size = min(chance.choice([1, 8, 64, 512, BLOCK_BYTES, 3 * BLOCK_BYTES]), limit - at)
+        if size > 8 and trial % 2:
+            at, size = at // 512 * 512, (size + 511) // 512 * 512
+        if not marked and at < damage.span(13)[0] < at + size:
+            continue  # both last groups at once: what could prove that the first was synced is gone too
+        data = bytearray(damage.bytes)
+        data[at : at + size] = bytes(size) if trial % 3 else chance.randbytes(size)
+        assert not damage.undetected(data[: len(damage.bytes)]), (at, size, trial)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize(("one", "other"), [(7, 8), (13, 14), (14, 15), (8, 14), (3, 12)])
+def test_records_that_changed_places_are_refused(one: int, other: int, marked: bool) -> None:
+    damage = Damage(marked)
+    (a, a_end), (b, b_end) = damage.span(one), damage.span(other)
+    size = (max(a_end - a, b_end - b) + 63) // 64 * 64
+    data = bytearray(damage.bytes)
+    data[a : a + size], data[b : b + size] = damage.bytes[b : b + size], damage.bytes[a : a + size]
+    damage.io.live.contents[damage.number] = data
+    with pytest.raises(LogDamaged) as caught:
+        Log.open(FOLDER, damage.io, read_only=True)
+    assert caught.value.path == damage.path
+
+
+def test_damage_names_file_and_offset_and_changes_nothing() -> None:
+    damage = Damage(marked=True)
+    start, _ = damage.span(8)
+    data = bytearray(damage.bytes)
+    data[start + HEADER_BYTES + 50] ^= 4
+    damage.io.live.contents[damage.number] = data
+    done = len(damage.io.events)
+    with pytest.raises(LogDamaged, match="payload does not match its commitment") as caught:
+        Log.open(FOLDER, damage.io)
+    assert (caught.value.path, caught.value.offset) == (damage.path, start)
+    assert len(damage.io.events) == done
+
+
+def test_a_payload_cannot_pass_for_a_record() -> None:
+    """A client that sends a copy of a record, in a group that is torn, must not make the log look damaged."""
+    io = CrashIO(ROOT)
+    log = new_log(io)
+    append(log, 1)
+    head = bytes(io.map(FOLDER / f"{0:020d}.log"))[BLOCK_BYTES * 2 : BLOCK_BYTES * 3]
+    forged = bytes(64 - 4) + bytes(64 * 10) + head.replace(log._cursor.log_id, log.lineage.bytes)
+    salt = bytes(32)
+    log.append(
+        [Entry(Kind.INTERACTIONS, 2, body=forged, salt=salt, commitment=log.commit(salt, b"", forged))]
+    )
+    start = log.segments[-1].end - 2 * BLOCK_BYTES
+    log.close()
+    data = io.live.contents[io.live.names[FOLDER / f"{0:020d}.log"]]
+    data[start : start + 512] = bytes(512)
+    assert Log.open(FOLDER, io, read_only=True).last_revision == 1
+
+
+# ------------------------------------------------------------------------------------------- several segments
+
+
+@pytest.fixture
+def segments(tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A log on the real disk in several segments, and their paths."""
+    log = new_log(folder=tmp_path / "log", segment_bytes=16 * 1024)
+    for _ in range(30):
+        append(log, 3)
+    log.close()
+    paths = [segment.path for segment in log.segments]
+    assert len(paths) >= 5
+    return tmp_path / "log", paths
+
+
+def test_a_missing_segment_is_refused(segments: tuple[Path, list[Path]]) -> None:
+    folder, paths = segments
+    paths[2].unlink()
+    with pytest.raises(LogDamaged, match="missing") as caught:
+        Log.open(folder)
+    assert caught.value.path == paths[3]
+
+
+def test_a_missing_first_segment_is_refused(segments: tuple[Path, list[Path]]) -> None:
+    folder, paths = segments
+    paths[0].unlink()
+    with pytest.raises(LogDamaged, match="does not start with a spec"):
+        Log.open(folder)
+
+
+@pytest.mark.parametrize(("old", "place"), [(1, 2), (3, 1), (0, 1)])
+def test_a_segment_in_anothers_place_is_refused(
+    segments: tuple[Path, list[Path]], old: int, place: int
+) -> None:
+    folder, paths = segments
+    shutil.copy(paths[old], paths[place])
+    with pytest.raises(LogDamaged) as caught:
+        Log.open(folder)
+    assert caught.value.path == paths[place]
+
+
+def test_a_segment_of_another_log_is_refused(segments: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    folder, paths = segments
+    other = new_log(folder=tmp_path / "other", segment_bytes=16 * 1024)
+    for _ in range(30):
+        append(other, 3)
+    other.close()
+    shutil.copy(other.segments[2].path, paths[2])
+    with pytest.raises(LogDamaged, match="another log") as caught:
+        Log.open(folder)
+    assert caught.value.path == paths[2]
+
+
+def test_a_segment_from_before_the_tail_was_trimmed_is_refused(tmp_path: Path) -> None:
+    """The old segment holds revisions that recovery dropped and that were later given to other records."""
+    folder = tmp_path / "log"
+    log = new_log(folder=folder, segment_bytes=16 * 1024)
+    append(log, 3)
+    append(log, 3)
+    log.close()
+    path = log.segments[-1].path
+    whole = bytearray(path.read_bytes())
+    last = max(record.offset for record in log.read())
+    torn = whole.copy()
+    torn[last : last + 512] = bytes(512)
+    path.write_bytes(torn)
+    log = Log.open(folder, segment_bytes=16 * 1024, ahead=False)
+    assert log.last_revision == 3
+    for revision in range(4, 40):
+        salt = bytes(32)
+        log.append(
+            [
+                Entry(
+                    Kind.LABELS,
+                    revision,
+                    body=b"x" * 900,
+                    salt=salt,
+                    commitment=log.commit(salt, b"", b"x" * 900),
+                )
+            ]
+        )
+    log.close()
+    path.write_bytes(whole)
+    with pytest.raises(LogDamaged) as caught:
+        Log.open(folder)
+    assert caught.value.path in (path, log.segments[1].path)
+
+
+def test_damage_found_while_reading_is_refused(segments: tuple[Path, list[Path]]) -> None:
+    folder, paths = segments
+    log = Log.open(folder, read_only=True)
+    with paths[3].open("r+b") as file:
+        file.seek(HEADER_BYTES + 100)
+        file.write(b"????")
+    with pytest.raises(LogDamaged) as caught:
+        list(log.read())
+    assert (caught.value.path, caught.value.offset) == (paths[3], 0)
+
+
+# -------------------------------------------------------------------------------------------- disks that fail
+
+
+@pytest.mark.parametrize("k", range(1, 21))
+def test_a_failed_sync_is_fatal_and_never_repeated(k: int) -> None:
+    io = CrashIO(ROOT)
+    log = new_log(io, segment_bytes=16 * 1024)
+    io.sync_errors = [None] * (k - 1) + [errno.EIO]
+    acked = 0
+    for _ in range(60):
+        try:
+            append(log, 1)
+        except LogFailed:
+            break
+        acked = log.last_revision
+    assert log.last_revision == acked
+    assert log.failed
+    events = len(io.events)
+    for attempt in (lambda: append(log, 1), log.mark):
+        with pytest.raises(LogFailed):
+            attempt()
+    assert len(io.events) == events, "a failed log touched the disk"
+    log.close()
+    again = Log.open(FOLDER, io, segment_bytes=16 * 1024, ahead=False)
+    assert again.last_revision >= acked
+    append(again, 1)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS])
+def test_a_failed_write_is_fatal(code: int) -> None:
+    io = CrashIO(ROOT)
+    log = new_log(io)
+    append(log, 2)
+    io.write_errors = [code]
+    with pytest.raises(LogFailed):
+        append(log, 2)
+    with pytest.raises(LogFailed):
+        append(log, 2)
+    assert log.last_revision == 2
+    assert Log.open(FOLDER, io).last_revision == 2
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_nothing_and_the_log_goes_on(code: int) -> None:
+    io = CrashIO(ROOT)
+    log = new_log(io, segment_bytes=16 * 1024)
+    appended = 0
+    io.allocate_errors = [code] * 3
+    for _ in range(20):
+        before = log.last_revision
+        names = set(io.names(FOLDER))
+        try:
+            append(log, 2)
+            appended += 2
+        except LogFull:
+            assert log.last_revision == before
+            assert log.failed is None
+            assert set(io.names(FOLDER)) == names
+    assert not io.allocate_errors
+    assert log.last_revision == appended == 34
+    check_clean(io, appended)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_inside_a_write_leaves_nothing(code: int) -> None:
+    io = CrashIO(ROOT)
+    log = new_log(io)
+    append(log, 2)
+    io.write_errors = [code]
+    before = bytes(io.map(log.segments[-1].path))
+    with pytest.raises(LogFull):
+        append(log, 2)
+    assert bytes(io.map(log.segments[-1].path)) == before
+    assert isinstance(io.events[-1], FileSync)
+    append(log, 3)
+    check_clean(io, 5)
+
+
+def test_a_full_disk_that_cannot_be_put_right_is_fatal() -> None:
+    io = CrashIO(ROOT)
+    log = new_log(io)
+    append(log, 2)
+    io.write_errors = [errno.ENOSPC, errno.ENOSPC]
+    with pytest.raises(LogFailed):
+        append(log, 2)
+    assert log.failed
+    check_clean(io, 2)
+
+
+def test_a_creation_that_finds_no_room_leaves_nothing() -> None:
+    io = CrashIO(ROOT)
+    io.allocate_errors = [errno.ENOSPC]
+    with pytest.raises(LogFull):
+        new_log(io)
+    assert io.names(FOLDER) == []
+    append(new_log(io), 1)
+
+
+def test_a_tail_without_room_for_its_copy_stays_as_it_is() -> None:
+    damage = Damage(marked=False)
+    data = bytearray(damage.bytes)
+    start, _ = damage.span(14)
+    data[start : start + 64] = bytes(64)
+    damage.io.live.contents[damage.number] = data
+    damage.io.write_errors = [errno.ENOSPC]
+    with pytest.raises(LogFull):
+        Log.open(FOLDER, damage.io)
+    assert damage.io.map(damage.path) == data
+    assert not any(".broken" in n for n in damage.io.names(FOLDER))
+    assert Log.open(FOLDER, damage.io).last_revision == 12
+
+
+def check_clean(io: CrashIO, last: int) -> None:
+    log = Log.open(FOLDER, io, read_only=True)
+    assert log.last_revision == last
+    assert log.tail is None
+    assert [bytes(record.body) for record in log.read(1)] == [body_of(r) for r in range(1, last + 1)]
+
+
+def test_a_full_file_system_is_survived(small_file_system: Callable[[int], Path]) -> None:
+    """A real disk of 4 MiB: it fills up, the log says so and keeps all it had; room is made, and it goes
+    on."""
+    folder = small_file_system(4 << 20)
+    ballast = folder / "ballast"
+    ballast.write_bytes(bytes(1 << 20))
+    log = new_log(folder=folder / "log", segment_bytes=256 * 1024)
+    for _ in range(200):
+        try:
+            append(log, 40)
+        except LogFull:
+            break
+    full = log.last_revision
+    assert 400 < full < 200 * 40
+    with pytest.raises(LogFull):
+        append(log, 40)
+    ballast.unlink()
+    append(log, 40)
+    log.close()
+    again = Log.open(folder / "log", read_only=True)
+    assert again.last_revision == full + 40
+    assert again.tail is None
+    assert [bytes(record.body) for record in again.read(full)] == [body_of(r) for r in range(full, full + 41)]
+
+
+@pytest.fixture
+def small_file_system(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a tmpfs of some bytes; skips where that is not allowed."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / "small"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip(
+                f"1 full-disk test not run: no right to mount a tmpfs ({done.stderr.decode().strip()})"
+            )
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

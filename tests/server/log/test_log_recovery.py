@@ -1,0 +1,243 @@
+"""Power cuts on a simulated disk: every state one could leave recovers to a prefix at or past the last
+acknowledgement.
+
+Each planted bug below must be caught by the same check, or the check would prove nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from functools import cache
+from pathlib import Path
+
+import pytest
+from crash_io import Ack, CrashIO, FileSync, Image, crash_states
+
+from livefactor_server.log import format as log_format
+from livefactor_server.log import walk as log_walk
+from livefactor_server.log.store import Entry, Kind, Log, LogError, LogMissing
+
+SEED = int(os.environ.get("LIVEFACTOR_SEED", "20240607"))
+FOLDER = Path("/data/model")
+SEGMENT_BYTES = 16 * 1024
+ROOT = Image({Path("/"): -1, Path("/data"): -1})
+TEARS = 12
+
+
+@cache
+def body_of(revision: int) -> bytes:
+    """A body that differs by revision in every sector, of 0 to some 5,000 bytes."""
+    return random.Random(revision).randbytes((revision * 1237) % 5000)
+
+
+def entry(log: Log, revision: int) -> Entry:
+    salt = random.Random(-revision).randbytes(32)
+    rejects = b"r" * (revision % 3)
+    body = body_of(revision)
+    commitment = log.commit(salt, rejects, body)
+    return Entry(Kind.INTERACTIONS, revision, b"shop", 1, revision, 5, 7, rejects, body, salt, commitment)
+
+
+def append(log: Log, io: CrashIO, count: int) -> None:
+    first = log.last_revision + 1
+    log.append([entry(log, revision) for revision in range(first, first + count)])
+    io.ack(log.last_revision)
+
+
+def write_a_log(io: CrashIO, seed: int = 0) -> None:
+    """Creation, groups of one and of several records, marks, changes of segment, a group larger than one, a
+    restart.
+
+    `seed` picks the sizes of the groups, 0 a fixed choice.
+    """
+    chance = random.Random(seed)
+    counts = [chance.randint(1, 4) for _ in range(4)] if seed else [1, 2, 3, 1]
+    log = Log.create(FOLDER, b"spec", io=io, segment_bytes=SEGMENT_BYTES, ahead=False)
+    io.ack(0)
+    for count in (*counts, 12):
+        append(log, io, count)
+    log.mark()
+    append(log, io, 1)
+    log.close()
+    log = Log.open(FOLDER, io, segment_bytes=SEGMENT_BYTES, ahead=False)
+    append(log, io, 2)
+    log.close()
+
+
+def check_recovery(image: Image, acked: int, goes_on: bool) -> None:
+    """Opens the log on `image`: a prefix at or past `acked`, with the right bytes, that takes records again.
+
+    The last is tried where `goes_on` is set.
+    """
+    io = CrashIO(image)
+    try:
+        log = Log.open(FOLDER, io, segment_bytes=SEGMENT_BYTES, ahead=False)
+    except LogMissing:
+        assert acked < 0, "an acknowledged log is gone"
+        log = Log.create(FOLDER, b"spec", io=io, segment_bytes=SEGMENT_BYTES, ahead=False)
+    last = log.last_revision
+    assert last >= acked, f"revision {acked} was acknowledged, {last} recovered"
+    check_contents(log, last)
+    if not goes_on:
+        return
+    append(log, io, 2)
+    log.close()
+    again = Log.open(FOLDER, io, read_only=True)
+    assert again.tail is None
+    check_contents(again, last + 2)
+
+
+def check_contents(log: Log, last: int) -> None:
+    records = list(log.read())
+    assert [record.revision for record in records] == list(range(last + 1))
+    assert bytes(records[0].body) == b"spec"
+    for record in records[1:]:
+        assert bytes(record.body) == body_of(record.revision)
+
+
+def check_all(io: CrashIO, acked: int = -1, tears: int = TEARS) -> int:
+    """Checks every state of the record; the number of states. Raises at the first one that is wrong."""
+    states = 0
+    for known, image in crash_states(io, acked, tears, SEED):
+        check_recovery(image, known, states % 3 == 0)
+        states += 1
+    return states
+
+
+@pytest.mark.parametrize(
+    ("disks", "tears", "at_least"),
+    [(5, 24, 2_500), pytest.param(40, 60, 20_000, marks=pytest.mark.long)],
+)
+def test_every_power_cut_recovers_what_was_acknowledged(disks: int, tears: int, at_least: int) -> None:
+    states = 0
+    for seed in range(disks):
+        io = CrashIO(ROOT, short=random.Random(SEED + seed) if seed else None)
+        write_a_log(io, seed)
+        states += check_all(io, tears=tears)
+    print(f"{states} distinct power-cut states, seed {SEED}")
+    assert states > at_least
+
+
+@pytest.mark.parametrize(("tails", "at_least"), [(8, 500), pytest.param(200, 10_000, marks=pytest.mark.long)])
+def test_a_power_cut_during_recovery_recovers_too(tails: int, at_least: int) -> None:
+    io = CrashIO(ROOT)
+    write_a_log(io)
+    torn = [(acked, image) for acked, image in crash_states(io, -1, 2, SEED) if has_tail(image)]
+    chosen = random.Random(SEED).sample(torn, min(len(torn), tails))
+    states = 0
+    for acked, image in chosen:
+        again = CrashIO(image)
+        Log.open(FOLDER, again, segment_bytes=SEGMENT_BYTES, ahead=False).close()
+        states += check_all(again, acked, 2)
+    print(f"{states} states of power cuts inside recovery, seed {SEED}")
+    assert states > at_least
+
+
+def has_tail(image: Image) -> bool:
+    try:
+        return Log.open(FOLDER, CrashIO(image), read_only=True).tail is not None
+    except LogMissing:
+        return False
+
+
+def test_a_torn_tail_is_kept_beside_and_cleared() -> None:
+    io = CrashIO(ROOT)
+    write_a_log(io)
+    acked, image = next((a, i) for a, i in crash_states(io, -1, 2, SEED) if a > 3 and has_tail(i))
+    again = CrashIO(image)
+    tail = Log.open(FOLDER, again, read_only=True).tail
+    assert tail is not None
+    before = bytes(again.map(tail.path))[tail.start : tail.end]
+    log = Log.open(FOLDER, again, segment_bytes=SEGMENT_BYTES, ahead=False)
+    broken = [name for name in again.names(FOLDER) if name.endswith(".broken")]
+    assert broken == [f"{tail.path.name}.{tail.start}.0.broken"]
+    assert bytes(again.map(FOLDER / broken[0]))[: len(before)] == before
+    assert log.last_revision >= acked
+    marks = [record for record in log.read(marks=True) if record.kind == Kind.MARK]
+    incarnations = [record.head.incarnation for record in log.read(marks=True)]
+    assert incarnations == sorted(incarnations)
+    assert incarnations[-1] == incarnations[0] + 1
+    assert marks[-1].revision == log.last_revision
+
+
+# ----------------------------------------------------------------------------------------------- planted bugs
+
+
+class SoundUntilCreated(CrashIO):
+    """The plants are in what follows the creation, so that each is caught where it hurts."""
+
+    @property
+    def created(self) -> bool:
+        return any(isinstance(event, Ack) for event in self.events)
+
+
+class NoSync(SoundUntilCreated):
+    def fdatasync(self, fd: int) -> None:
+        if not self.created:
+            super().fdatasync(fd)
+
+
+class NoFolderSync(SoundUntilCreated):
+    def fsync_dir(self, folder: Path) -> None:
+        if not self.created:
+            super().fsync_dir(folder)
+
+
+class AckBeforeSync(SoundUntilCreated):
+    """A sync returns at once and happens when the disk is next spoken to: the acknowledgement overtakes
+    it."""
+
+    late: FileSync | None = None
+
+    def fdatasync(self, fd: int) -> None:
+        self.happen()
+        if self.created:
+            self.late = FileSync(self._fds[fd])
+        else:
+            super().fdatasync(fd)
+
+    def _do(self, event: object) -> None:
+        self.happen()
+        super()._do(event)
+
+    def happen(self) -> None:
+        if self.late is not None:
+            self.events.append(self.late)
+            self.late = None
+
+
+@pytest.mark.parametrize("disk", [NoSync, NoFolderSync, AckBeforeSync])
+def test_the_check_catches_a_missing_sync(disk: type[CrashIO]) -> None:
+    io = disk(ROOT)
+    write_a_log(io)
+    with pytest.raises((AssertionError, LogError)):
+        check_all(io)
+
+
+def test_the_check_catches_unchecked_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    io = CrashIO(ROOT)
+    write_a_log(io)
+    monkeypatch.setattr(log_walk, "check_payload", lambda *_: None)
+    with pytest.raises(AssertionError):
+        check_all(io)
+
+
+def test_the_check_catches_unchecked_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    io = CrashIO(ROOT)
+    write_a_log(io)
+    monkeypatch.setattr(log_format, "crc32c", lambda _: AnyNumber())
+    with pytest.raises((AssertionError, LogError)):
+        check_all(io)
+
+
+class AnyNumber(int):
+    """Equal to every checksum."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return True
