@@ -32,7 +32,7 @@ START_TIMEOUT_S = 120.0
 ROUND_EVENTS = 8 << 20
 ROUNDS = 5
 UNSYNCED = """
-from livefactor_server.file_io import FileIO
+from livefactor_server.log.disk import FileIO
 FileIO.fdatasync = lambda self, fd: None
 from livefactor.__main__ import main
 main()

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from livefactor import Producer, load
-from livefactor_server.cli import client as cli_client  # noqa: F401
+from livefactor_server.cli import client, log, push  # noqa: F401
 from livefactor_server.cli.app import app
 
 LINES = [

@@ -12,7 +12,7 @@ import click
 import pytest
 import typer
 
-import livefactor_server
+import livefactor_server.cli
 from repository import ROOT, compiled_contract, contract_files, project_files
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
@@ -32,9 +32,8 @@ def missing(names: list[str]) -> list[str]:
 
 def commands() -> Iterator[tuple[str, click.Command]]:
     """(what is typed, command) of every command of `livefactor`."""
-    for module in pkgutil.iter_modules(livefactor_server.__path__):
-        if module.name.startswith("cli"):
-            importlib.import_module(f"livefactor_server.{module.name}")
+    for module in pkgutil.iter_modules(livefactor_server.cli.__path__):
+        importlib.import_module(f"livefactor_server.cli.{module.name}")
     from livefactor_server.cli.app import app
 
     def walk(typed: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:

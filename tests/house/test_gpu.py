@@ -102,7 +102,7 @@ import sys
 sys.modules.update(dict.fromkeys({MISSING!r}))
 from livefactor import Producer, Scorer
 from livefactor.channel import open_channel
-from livefactor_server.embedded import EmbeddedServer
+from livefactor_server.rpc.embedded import EmbeddedServer
 server = EmbeddedServer("clicks_sgd")
 channel = open_channel(server.target)
 with Producer(producer_id="bare", channel=channel) as producer:

@@ -135,7 +135,7 @@ def test_the_loop_calls_nothing(compiled) -> None:
 SCRIPT = """
 from synthetic import make_spec
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.spec import Loss
+from livefactor_kernels.spec.model import Loss
 total = [0, 0]
 for fields in ({}, {"micro_batch": 4}):
     model = CpuModel(make_spec(Loss.SQUARED, k=4, **fields))

@@ -53,6 +53,7 @@ def complain(text: str) -> None:
 def main() -> None:
     """Entry point: errors of the client and of settings become one line and exit code 1."""
     # Commands live in modules of their own; importing them adds them to `app`.
+    from livefactor_server.cli import client, judge, log, push, tune  # noqa: F401
 
     try:
         app()
