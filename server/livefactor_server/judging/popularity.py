@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from livefactor_kernels.numbers.compiled import compiled
 
 PLAIN, DECAYED = 0, 1
 COUNTED_EVENTS = 512
@@ -22,7 +23,7 @@ _RENORMALISE_AT = 1e200
 _NO_VALUES = np.empty(0, np.float32)
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _count_kernel(rows: Any, values: Any, table: Any, stride: Any, weight: Any, growth: Any) -> Any:
     """Add events, each for `stride`, to counts float64[items, 2], plain and decayed; without `values` they are 1."""
     for i in range(rows.size):
@@ -34,7 +35,7 @@ def _count_kernel(rows: Any, values: Any, table: Any, stride: Any, weight: Any, 
     return weight
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _mean_kernel(
     rows: Any, values: Any, table: Any, totals: Any, stride: Any, weight: Any, growth: Any
 ) -> Any:
