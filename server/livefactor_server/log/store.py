@@ -314,8 +314,7 @@ class Log:
                 )
 
     def _make_room(self, size: int) -> None:
-        """Makes sure that the last segment has `size` bytes left, and starts a new segment if not.
-        """
+        """Makes sure that the last segment has `size` bytes left, and starts a new segment if not."""
         segment = self._segments[-1] if self._segments else None
         if segment is not None and segment.end + size <= segment.size:
             return
