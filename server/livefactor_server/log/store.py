@@ -91,10 +91,8 @@ class Log:
         self._io, self._folder, self._segment_bytes = io, folder, segment_bytes
         self._segments, self._places = contents.segments, contents.places
         self._cursor, self._incarnation = cursor, cursor.incarnation
-        self.hash_name, self._new_hash = (
-            hash_name_of(cursor.hash_id),
-            hash_function(hash_name_of(cursor.hash_id)),
-        )
+        self.hash_name = hash_name_of(cursor.hash_id)
+        self._new_hash = hash_function(self.hash_name)
         self.lineage, self.spec_body = uuid.UUID(bytes=contents.lineage), contents.spec_body
         self.last_revision, self.last_hash = cursor.revision, cursor.hash
         self.tail: Tail | None = contents.tail
@@ -137,8 +135,7 @@ class Log:
 
         Raises:
             FileExistsError: the folder has a log.
-            LogFull: the disk has no room. Nothing was created.
-            LogFailed: the disk reported another error. Nothing was created.
+            LogFull, LogFailed: nothing was created.
         """
         io, folder = io or FileIO(), Path(folder)
         _clear_unfinished(io, folder)
@@ -155,13 +152,8 @@ class Log:
         io.make_folder(folder)
         io.fsync_dir(folder.parent)
         preallocator = Preallocator(io, folder, ahead)
-        log = cls(
-            io,
-            folder,
-            Contents([], cursor, lineage.bytes, bytes(spec_body), None),
-            segment_bytes,
-            preallocator,
-        )
+        contents = Contents([], cursor, lineage.bytes, bytes(spec_body), None)
+        log = cls(io, folder, contents, segment_bytes, preallocator)
         try:
             log.append([entry])
             log.mark()
