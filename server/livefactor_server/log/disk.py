@@ -1,6 +1,6 @@
 """Every touch of the disk the log makes, in one small class, so that tests can plant faults in its place.
 
-Nothing above this file calls `os` for a file of the log. `tests/server/crash_io.py` implements the same verbs
+Nothing above this file calls `os` for a file of the log. `tests/kit/crash_io.py` implements the same verbs
 over a simulated disk that loses what was not synced.
 """
 
