@@ -14,6 +14,7 @@ import pytest
 from llvmlite import binding
 from numba.core.caching import NullCache
 
+import synthetic
 from livefactor_kernels import cpu
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.optimizers import Method
@@ -131,6 +132,7 @@ def test_the_loop_calls_nothing(compiled) -> None:
 
 
 SCRIPT = """
+import synthetic
 from synthetic import make_spec
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec.model import Loss
@@ -140,7 +142,7 @@ for fields in ({}, {"micro_batch": 4}):
 
 
 def test_another_process_finds_the_kernels_in_the_cache(tmp_path) -> None:
-    paths = [str(Path(cpu.__file__).parent.parent), str(Path(__file__).parent)]
+    paths = [str(Path(cpu.__file__).parent.parent), str(Path(synthetic.__file__).parent)]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
     environment.pop("NUMBA_CPU_NAME", None)
 
