@@ -132,7 +132,6 @@ def test_the_loop_calls_nothing(compiled) -> None:
 
 
 SCRIPT = """
-import synthetic
 from synthetic import make_spec
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec.model import Loss

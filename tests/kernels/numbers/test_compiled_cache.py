@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 import livefactor_kernels
+import synthetic
 from livefactor_server.judging import choice
 
 KERNELS = Path(livefactor_kernels.__file__).parent
 SERVER = Path(choice.__file__).parents[1]
-HELPERS = Path(__file__).parents[1]
+HELPERS = Path(synthetic.__file__).parent
 
 ROOMS = """
 import json
