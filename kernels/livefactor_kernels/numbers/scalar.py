@@ -1,7 +1,7 @@
-"""The scalar mathematics, written once: errors of the losses, optimiser steps, our own exp and sigmoid.
+"""The scalar mathematics, written once: errors of the losses, our own exp and sigmoid.
 
 Every function runs as plain Python on NumPy float32 (the reference), and compiles with Numba for float32;
-those without a branch (all but the mean's, `hot_scale`, `norm_scale`, `frequent_l2` and `decayed_power`) also compile for
+those without a branch (all but the mean's, `hot_scale`, `norm_scale` and `frequent_l2`) also compile for
 `lanes.Vec16` and run on whole NumPy arrays. Every operation is one float32 rounding, in the order written: never rewrite an expression here
 without bumping `spec.KERNEL_SEMANTICS`. libm, SVML and NumPy differ between machines in exp, so it is a
 polynomial of ours.
@@ -28,8 +28,6 @@ _LN2_LOW = _F(-2.12194440e-4)
 _P0, _P1, _P2 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
 _P3, _P4, _P5 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
 _EXPONENT_BIAS, _EXPONENT_SHIFT = _F(127.0), np.uint64(23)  # of a float32
-
-_POWER_MIN = _F(2.0**-26)
 
 FIXED_ONE = np.float64(1 << 20)
 _ROUNDER64 = np.float64(6755399441055744.0)  # 1.5 * 2**52
@@ -91,56 +89,6 @@ def pull(error: Any, other: Any, l2: Any, own: Any) -> Any:
 def bias_pull(error: Any, l2: Any, own: Any) -> Any:
     """An occurrence's contribution to a bias's gradient: e + (lambda_b * own)."""
     return error + (l2 * own)
-
-
-@inlined
-def sgd_step(x: Any, g: Any, rate: Any, limit: Any) -> Any:
-    """x - rate * g, limited to +-limit."""
-    return clamp(x - rate * g, limit)
-
-
-@inlined
-def adagrad_sum(total: Any, g: Any) -> Any:
-    """The accumulator after gradient g, before its own limit (which applies when it is stored)."""
-    return total + g * g
-
-
-@inlined
-def adagrad_step(x: Any, g: Any, total: Any, rate: Any, eps: Any, limit: Any) -> Any:
-    """x - (rate * g) / (sqrt(G) + eps), limited to +-limit; `total` is G after this gradient was added."""
-    return clamp(x - (rate * g) / (root(total) + eps), limit)
-
-
-@inlined
-def decayed_mean(mean: Any, g: Any, beta: Any, rest: Any) -> Any:
-    """beta * mean + rest * g, `rest` 1 - beta: a running mean (Adam's m of g, its v of g * g)."""
-    return beta * mean + rest * g
-
-
-@inlined
-def decayed_power(power: Any, beta: Any) -> Any:
-    """beta**(t + 1) from beta**t; from 2**-26 on, where 1 - beta**t is 1, it stays (and so never is a subnormal)."""
-    return beta * power if power > _POWER_MIN else power
-
-
-@inlined
-def adam_step(x: Any, m: Any, v: Any, rate: Any, rest_of_v: Any, eps: Any, limit: Any) -> Any:
-    """x - (rate * m) / (sqrt(v / (1 - beta2**t)) + eps), limited to +-limit; `rate` is the learning rate divided by
-    1 - beta1**t, `rest_of_v` 1 - beta2**t, m and v include this gradient."""
-    return clamp(x - (rate * m) / (root(v / rest_of_v) + eps), limit)
-
-
-@inlined
-def ftrl_sum(z: Any, x: Any, g: Any, n: Any, total: Any, rate: Any) -> Any:
-    """z + (rate * g - (sqrt(total) - sqrt(n)) * x), z and x before this gradient, n the sum of squares before it, total
-    after it; before its own limit."""
-    return z + (rate * g - (root(total) - root(n)) * x)
-
-
-@inlined
-def ftrl_weight(z: Any, total: Any, l1: Any, beta: Any, limit: Any) -> Any:
-    """(clamp(z, l1) - z) / (beta + sqrt(total)), limited to +-limit: 0 where |z| <= l1, which is above 0."""
-    return clamp((clamp(z, l1) - z) / (beta + root(total)), limit)
 
 
 @inlined

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.optimizers import StepRates, choice
 from livefactor_kernels.reference import ReferenceModel, ReferenceTable
 from livefactor_kernels.spec.model import (
     FactorDtype,
@@ -319,3 +321,24 @@ def test_rule_softmax_takes_them(kind) -> None:
         for seed in range(3):
             push_random(model, np.random.default_rng(seed), 100, 12, 20)
     assert_same(*models)
+
+
+@njit(error_model="numpy")
+def stepped(kind, x, g, first, second, rates):
+    first, second, row = choice.step_row(kind, first, second, g * g, rates)
+    factor = choice.step_factor(kind, x, g, first, second, row.rate, rates.l1, row, rates)
+    bias = choice.step_bias(kind, x, g, first, second, row.bias_rate, rates.bias_l1, row, rates)
+    return first, second, *factor, *bias
+
+
+@pytest.mark.parametrize("kind", OptimizerKind)
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+def test_a_formula_gives_the_same_bits_in_python_and_compiled(kind, data) -> None:
+    x, g = (np.float32(data.draw(st.floats(-5, 5, width=32))) for _ in "xg")
+    first, second = (np.float32(data.draw(st.floats(0.0625, 1, width=32))) for _ in range(2))
+    rates = StepRates.of(make_spec(Loss.SQUARED, optimizer=optimizer(kind)))
+    plain = stepped.py_func(int(kind), x, g, first, second, rates)
+    assert all(type(value) is np.float32 for value in plain)
+    compiled = stepped(int(kind), x, g, first, second, rates)
+    assert np.array(plain).tobytes() == np.array(compiled, np.float32).tobytes()
