@@ -267,7 +267,8 @@ def _step_negative_biases(items: Any, event: Any, repeats: Any, sign: Any, code:
 @inlined
 def _step_logistic_event(sides: Any, event: Any, repeats: Any, code: Any, rates: Any) -> None:
     """Step all rows of a logistic event from its errors."""
-    users, items, user, positive, negatives, count, errors, words = *sides, *event
+    users, items = sides
+    user, positive, negatives, count, errors, words = event
     size, adagrad = row_bytes(code.blocks), code.adagrad
     x_start, y_start = user * size, positive * size
     for c in range(code.blocks):
@@ -301,7 +302,8 @@ def _step_logistic_event(sides: Any, event: Any, repeats: Any, code: Any, rates:
 def _step_bpr_event(sides: Any, event: Any, repeats: Any, code: Any, rates: Any) -> None:
     """Step all rows of a BPR event (at least one negative) from its errors; the user's bias has no part in
     it."""
-    users, items, user, positive, negatives, count, errors, words = *sides, *event
+    users, items = sides
+    user, positive, negatives, count, errors, words = event
     size, adagrad = row_bytes(code.blocks), code.adagrad
     x_start, y_start = user * size, positive * size
     for c in range(code.blocks):
