@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from benchmarks.progressive.data import Stream
 from livefactor_kernels.backend import Update, create_backend
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.simd.steps import Rows, score
 from livefactor_kernels.spec.model import LANES, Loss, ModelSpec, OptimizerKind
 from livefactor_kernels.tables import Table
@@ -24,7 +24,7 @@ def rmse(errors: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(nogil=False)
 def served(
     users: Any, items: Any, mean: Any, user_rows: Any, item_rows: Any, published: Any, zeros: Any,
     blocks: Any, out: Any,
@@ -54,7 +54,7 @@ def model_errors(spec: ModelSpec, stream: Stream, record_events: int = 1) -> np.
     return predictions.astype(np.float64) - stream.values
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(nogil=False)
 def _sequential_sgd(
     users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, numbers: Any, errors: Any
 ) -> None:

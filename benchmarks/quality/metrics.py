@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from benchmarks.quality.data import Division
+from livefactor_kernels.numbers.compiled import compiled
 
 TOP = 20
 NAMES = ("ndcg10", "recall10", "recall20", "hit10")
@@ -25,7 +25,7 @@ Scores = Callable[[np.ndarray], np.ndarray]
 """What was learned: users int32[n] to the scores of all items, float[n, items]."""
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def top_lists(scores: Any, left_out: Any, top: int) -> Any:
     """int32[users, top]: the best items, score descending, then number ascending; -1 where there are fewer.
 

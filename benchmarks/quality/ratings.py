@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-from numba import njit
 
 from benchmarks.progressive.rmse import rmse
 from benchmarks.quality.data import Division, Events
 from benchmarks.quality.search import Settings
 from benchmarks.quality.streamed import one_pass, settled
+from livefactor_kernels.numbers.compiled import compiled
 
 EPOCHS_MAX, PATIENCE = 60, 3
 
@@ -27,7 +27,7 @@ class Predicts(Protocol):
         """float[n]: the values expected of users int[n] for items int[n]."""
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _epoch(
     users: Any, items: Any, values: Any, order: Any, mean: Any, rate: Any, l2: Any, x: Any, y: Any
 ) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from benchmarks.quality.data import Events
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_server.tuning.progressive import BATCH_EVENTS, batches
 
 TOP = 10
@@ -20,7 +20,7 @@ COSINE, CONDITIONAL = 0, 1
 KINDS = {"cosine": COSINE, "conditional": CONDITIONAL}
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _learn(users: Any, items: Any, first: int, last_seen: Any, bought: Any, sizes: Any, counts: Any) -> None:
     """Count events; first: the number of the first one in the stream. counts[i, j]: customers of both."""
     for t in range(users.size):
@@ -36,7 +36,7 @@ def _learn(users: Any, items: Any, first: int, last_seen: Any, bought: Any, size
         last_seen[user, item] = first + t
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _scores(history: Any, ages: Any, counts: Any, alone: Any, numbers: Any, out: Any) -> None:
     """Write what a history's items say for each item. numbers: kind, shrinkage, half-life, worth of repeats."""
     kind, shrinkage, half_life, repeats = numbers
@@ -57,7 +57,7 @@ def _scores(history: Any, ages: Any, counts: Any, alone: Any, numbers: Any, out:
         out[mine] = own + weight * np.float32(repeats)
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _best(scores: Any, popularity: Any, top: int) -> Any:
     """Items (int64, at most `top`) that somebody bought, by score, then by popularity, then number ascending."""
     best = np.empty(top, np.int64)
@@ -82,7 +82,7 @@ def _best(scores: Any, popularity: Any, top: int) -> Any:
     return best[:size]
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _batch(
     users: Any, items: Any, first: int, last_seen: Any, bought: Any, sizes: Any, counts: Any, events: Any,
     numbers: Any, hits: Any,
@@ -103,7 +103,7 @@ def _batch(
                 hits[first + place] = True
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _ages(last_seen: Any, history: Any) -> Any:
     """Each item's place (float32) among the customer's, the one bought last being 0."""
     ages = np.empty(history.size, np.float32)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, match16, prefetch
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables import Table
@@ -58,7 +58,7 @@ class Followers(NamedTuple):
     decay: np.ndarray
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _place_of(words: Any, word: Any) -> Any:
     """The first place of a word (uint64) among uint32[m], m a multiple of 16; m if there is none."""
     first: Any = address_of(words)
@@ -73,7 +73,7 @@ def _place_of(words: Any, word: Any) -> Any:
     return np.uint64(words.size)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _least(words: Any) -> Any:
     least: Any = np.uint32(0xFFFFFFFF)
     for place in range(np.uint64(words.size)):
@@ -81,7 +81,7 @@ def _least(words: Any) -> Any:
     return least
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _add(followers: Any, row: Any, follower: Any, added: Any) -> None:
     # Places fill from the front and never empty again. So row 0, which an empty place seems to hold, is found where
     # it is, or in the first empty place, where it belongs.
@@ -113,7 +113,7 @@ class Additions(NamedTuple):
         return Additions(np.empty(size, np.uint32), np.empty(size, np.uint32), np.empty(size, np.float32))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_add_kernel(followers: Any, additions: Any, size: Any) -> None:
     """Make the first `size` additions, in order."""
     rows, counts = address_of(followers.rows), address_of(followers.counts)
@@ -126,7 +126,7 @@ def livefactor_add_kernel(followers: Any, additions: Any, size: Any) -> None:
         _add(followers, np.uint64(additions.rows[n]), additions.followers[n], additions.added[n])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _count(
     ring: Any, visits: Any, followers: Any, additions: Any, size: Any, user: Any, item: Any, weight: Any
 ) -> Any:
@@ -148,7 +148,7 @@ def _count(
     return size
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
     """Append to a row's ring; returns the place (0 of an empty ring)."""
     length = np.uint64(ring.rows.shape[1])
@@ -161,7 +161,7 @@ def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
     return place
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_record_kernel(
     users: Any, items: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
     values: Any, weights: Any, times: Any, start: Any, stop: Any,

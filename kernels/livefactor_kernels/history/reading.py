@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.backend import Pin
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.history.cpu import Ring
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve.cpu import Scratch, Side, livefactor_fold_kernel
@@ -267,7 +267,7 @@ _NO_RING = Ring(
 )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _gain(
     followers: Any, amounts: Any, events: Any, weights: Any, named: Any, events_of: Any, shrinkage: Any,
     weight: Any, gained: Any,

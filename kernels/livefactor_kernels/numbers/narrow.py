@@ -19,9 +19,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.extending import overload
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import (
     HAS_HALVES,
     VECTOR_BYTES,
@@ -114,7 +114,7 @@ def rounded(dtype: FactorDtype, values: np.ndarray, noise: np.ndarray) -> np.nda
     return formula(values, noise).astype(np.uint16).view(array_dtype(dtype))  # type: ignore[no-any-return]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def init_narrow_rows(
     keys: Any, factors: Any, dtype: Any, k: Any, scale: Any, key: Any, rounding_key: Any, table: Any
 ) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import inlined
 
 _U = np.uint64
@@ -119,7 +119,7 @@ def column_word(word: Any, column: Any) -> Any:
     return h ^ (h >> _16)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def init_rows(keys: Any, factors: Any, k: Any, scale: Any, key: Any, table: Any) -> None:
     """Write the initial factors of `keys` (uint64[n]) to the first `k` columns of `factors` (float32[n,
     kp])."""
@@ -131,7 +131,7 @@ def init_rows(keys: Any, factors: Any, k: Any, scale: Any, key: Any, table: Any)
                 factors[i, j + _U(lane)] = initial_factor(words[lane], scale)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def draw_batch(key: Any, revision: Any, positives: Any, items: Any, out: Any) -> None:
     """Write the negatives of a record's events to `out` uint32[n, d]; positives uint32[n], items >= 2."""
     n, items = _U(positives.size), items & _MASK

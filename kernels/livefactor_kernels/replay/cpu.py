@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.random import REPLAY_DOMAIN, domain_key, draw_below
 from livefactor_kernels.replay import COLUMNS, KEEP, REPLAY, asked_for
 from livefactor_kernels.spec.model import ModelSpec
@@ -19,7 +19,7 @@ _KEEP, _REPLAY = np.uint64(KEEP), np.uint64(REPLAY)
 _NO_ROWS = np.empty(0, np.uint32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_keep_kernel(key: Any, first: Any, events: Any, n: Any, kept: Any) -> None:
     """Put the first n of a record's events (columns as in `COLUMNS`), from number `first` on, in their places of `kept`."""
     size = np.uint64(kept[0].size)
@@ -33,7 +33,7 @@ def livefactor_keep_kernel(key: Any, first: Any, events: Any, n: Any, kept: Any)
             kept[3][place] = events[3][t]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_replay_kernel(key: Any, first: Any, kept: Any, places: Any) -> None:
     """Write the places uint32[n] from which replayed events come, from number `first` on."""
     for t in range(np.uint64(places.size)):

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, store16
 from livefactor_kernels.numbers.narrow import Factors, factors_of, load_factors, prefetch_factors
 from livefactor_kernels.scoring.heap import contains, offer, sort_heap, worse
@@ -26,7 +26,7 @@ _GATHER_AHEAD = np.uint64(12)
 _NO_ROW = np.uint32(NO_ROW)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def gather_kernel(array, bias, rows, out, out_bias, vectors):
     """Copy rows of the factors `array`, widened, to the address `out`; the row NO_ROW is skipped."""
     factors = factors_of(array)
@@ -43,7 +43,7 @@ def gather_kernel(array, bias, rows, out, out_bias, vectors):
             out_bias[i] = bias[row]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def scan_kernel(row, base, array, bias, vectors, scores):
     """scores[i] = (base + bias[i]) + dot(a user's factors `row`, row i of the factors `array`)."""
     user, factors = factors_of(row), factors_of(array)
@@ -53,7 +53,7 @@ def scan_kernel(row, base, array, bias, vectors, scores):
         scores[i] = (base + bias[i]) + dot(user, _0, factors, i * row_bytes, vectors)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def widen_kernel(array, start, stop, out, vectors):
     """Write rows start..stop of the factors `array`, widened, to the address `out`."""
     factors = factors_of(array)
@@ -63,7 +63,7 @@ def widen_kernel(array, start, stop, out, vectors):
         store16(out + at, load_factors(factors, first + at))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def select_kernel(item_scores, excluded, own, keys, scores, rows):
     """Write the best of item_scores[row] into scores and rows, best first; return how many there are."""
     count, size, full = np.uint64(item_scores.size), _0, np.uint64(scores.size)
@@ -106,7 +106,7 @@ class ItemRows(NamedTuple):
     vectors: np.uint64
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def bounds_kernel(items, start, stop):
     """(largest squared norm, largest |bias|) of the rows start..stop, in float32."""
     norm, largest = np.float32(0.0), np.float32(0.0)
@@ -117,14 +117,14 @@ def bounds_kernel(items, start, stop):
     return norm, largest
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def cutoff(threshold, slack):
     """float32 not above threshold - slack: what else is taken off is four times that rounding."""
     wide = np.float64(threshold)
     return np.float32(wide - slack - (abs(wide) + slack) * 2.0**-22 - 2.0**-148)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _keep_kernel(products, u, users, items, start, slack):
     """Score exactly, and offer to user u's heap, what `products` cannot rule out of rows `start` and on."""
     base, bias = users.bases[u], items.bias[start:]
@@ -151,14 +151,14 @@ def _keep_kernel(products, u, users, items, start, slack):
     users.sizes[u] = size
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keep_all_kernel(products, users, items, start, slack):
     """`_keep_kernel` for every user; slack: float64 for each."""
     for u in range(np.uint64(products.shape[0])):
         _keep_kernel(products[u], u, users, items, start, slack[u])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def settle_kernel(u, users, items, changed, corrected, k):
     """Correct the scores of the rows `changed` (ascending) in user u's heap and sort it; return (results, all
     right?).

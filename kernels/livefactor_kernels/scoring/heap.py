@@ -8,18 +8,19 @@ results: by score descending, then by item key ascending (`keys` uint64 by row, 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from livefactor_kernels.numbers.compiled import compiled
 
 _0, _1, _2 = np.uint64(0), np.uint64(1), np.uint64(2)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def worse(score, row, other_score, other_row, keys):
     """Whether (score, row) comes after (other_score, other_row) in the order of results."""
     return score < other_score or (score == other_score and keys[row] > keys[other_row])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sift_down(scores, rows, size, score, row, keys):
     """Put (score, row) in place of the root of the heap's first `size` entries."""
     hole = _0
@@ -37,7 +38,7 @@ def sift_down(scores, rows, size, score, row, keys):
     scores[hole], rows[hole] = score, row
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def offer(scores, rows, size, score, row, keys):
     """Keep (score, row) if there is room or it is better than the root; return the heap's new size."""
     if size == np.uint64(scores.size):
@@ -55,7 +56,7 @@ def offer(scores, rows, size, score, row, keys):
     return size + _1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sort_heap(scores, rows, size, keys):
     """Turn the heap's first `size` entries into results, best first."""
     while size > _1:
@@ -65,7 +66,7 @@ def sort_heap(scores, rows, size, keys):
         sift_down(scores, rows, size, score, row, keys)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def contains(ascending, row):
     """Whether `row` is in an array of ascending rows."""
     low, high = _0, np.uint64(ascending.size)

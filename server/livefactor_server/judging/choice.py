@@ -20,8 +20,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_negative, philox
 
 CHOICE_DOMAIN = 0x6C66_6A75_6467_0001
@@ -37,14 +37,14 @@ events.
 _MASK, _32, _0, _1 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0), np.uint64(1)
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _lots_kernel(key: Any, share: Any, revisions: Any, judged: Any) -> None:
     for record in range(revisions.size):
         lot, _, _, _ = philox(revisions[record] & _MASK, revisions[record] >> _32, _0, _1, key)
         judged[record] = lot * 2.0**-32 < share
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _choose_kernel(
     key: Any, revisions: Any, sizes: Any, counts: Any, records: Any, events: Any, lots: Any
 ) -> None:
@@ -61,7 +61,7 @@ def _choose_kernel(
             at += 1
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _draw_kernel(key: Any, revisions: Any, events: Any, positives: Any, items: Any, out: Any) -> None:
     for i in range(out.shape[0]):
         for d in range(out.shape[1]):

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.backend import Backend
 from livefactor_kernels.history.reading import PersonReader
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import LANES
 from livefactor_kernels.scoring.cpu_kernels import scan_kernel
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
@@ -152,7 +152,7 @@ def _known(rows: np.ndarray, published: int) -> np.ndarray:
     return np.where(rows < published, rows, NO_ROW).astype(np.uint32)
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _score_kernel(users: Any, bases: Any, asked: Any, items: Any, bias: Any, vectors: Any, out: Any) -> None:
     width = out.shape[1]
     for i in range(out.shape[0]):
