@@ -1,4 +1,4 @@
-"""Pages of the docs whose tables are written by a command, between two marks; needs nothing but Python."""
+"""Writes tables into pages of the docs, between two marks. It needs only Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ END = "<!-- /figures -->"
 
 
 def between_marks(text: str, command: str) -> tuple[str, str, str]:
-    """(before, between, after) the marks that `command` writes between. ValueError if there are none, or several."""
+    """Splits a page at the marks of `command` into the text before, between and after.
+
+    Raises ValueError unless both marks occur once.
+    """
     begin = f"<!-- figures: {command} -->"
     if text.count(begin) != 1 or text.count(END) != 1:
         raise ValueError(f"expected {begin} and {END} once each")
@@ -21,13 +24,13 @@ def between_marks(text: str, command: str) -> tuple[str, str, str]:
 
 
 def write_between(path: Path, command: str, content: str) -> None:
-    """Put `content` between the marks of a page."""
+    """Replaces the text between the marks of a page by `content`."""
     before, _, after = between_marks(path.read_text(encoding="utf-8"), command)
     path.write_text(before + content + after, encoding="utf-8")
 
 
 def six_digits(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures, floats rounded to six digits."""
+    """The figures with floats rounded to six digits."""
     return {
         name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in figures.items()
     }
