@@ -1,1 +1,2 @@
-"""The machine of the GPU backend: memory, launches, warps, and the order of a record's gradients."""
+"""The machine of the GPU backend: memory, launches, warps, and the order of a record's gradients.
+"""

@@ -1,1 +1,3 @@
-"""Numbers whose bits are fixed: scalar arithmetic, random draws, narrow floats, sums and vector lanes."""
+"""Arithmetic with reproducible bits: scalar formulas, random draws, narrow floats, sums and vector
+lanes.
+"""
