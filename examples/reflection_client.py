@@ -28,9 +28,7 @@ PURCHASES = [
 
 
 class Contract:
-    """The services of the server, found by reflection: `call("Service", "Method", field=value,
-    ...)`.
-    """
+    """The server's services, found by reflection. `call` takes a message's fields as keywords."""
 
     def __init__(self, channel):
         self._channel = channel

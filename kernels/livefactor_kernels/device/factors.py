@@ -1,5 +1,4 @@
-"""Loads and stores single factors in GPU memory, as float32, float16, or bfloat16 (stored as
-uint16).
+"""Loads and stores single factors in GPU memory: float32, float16 and bfloat16 (as uint16).
 
 Narrow factors are widened and rounded by the formulas of `numbers/narrow.py`. The element type of
 the array selects the storage type, so that each type has its own kernel. A float16 is widened by

@@ -19,19 +19,17 @@ from livefactor_kernels.tables import reserve
 
 
 class Buffer(NamedTuple):
-    """Memory of the device: `array` belongs to the device's array module, `argument` is the same
-    memory for kernels.
-    """
+    """Memory of the device: `array` for the array module, `argument` for kernels."""
 
     array: Any
     argument: Any
 
 
 class Growing(Protocol):
-    """An array that grows in place. Its address range is reserved, and memory is added to it
-    without copies.
+    """An array that grows in place, without copies.
 
-    `mapped` is the number of bytes that have memory.
+    Its address range is reserved, and memory is added to it. `mapped` is the number of bytes with
+    memory.
     """
 
     buffer: Buffer
@@ -78,13 +76,12 @@ class Device(Protocol):
         """
 
     def launch_block(self, kernel: Any, threads: int, *arguments: Any) -> None:
-        """Puts a kernel with one block on the stream, with `threads` threads if the device supports
-        such a block.
-        """
+        """Puts a kernel with one block of `threads` threads on the stream, or fewer if need be."""
 
     def launch_together(self, kernel: Any, *arguments: Any) -> None:
-        """Puts a kernel on the stream with as many blocks as can run at once, so that blocks may
-        wait for each other.
+        """Puts a kernel with as many blocks as can run at once on the stream.
+
+        Its blocks may therefore wait for each other.
         """
 
     def empty(self, count: int, dtype: Any) -> Buffer:

@@ -54,10 +54,10 @@ class MappedArray:
     """
 
     def __init__(self, xp: Any, as_buffer: Any, stream: Any, count: int, dtype: Any) -> None:
-        """Reserves the addresses and maps the first piece. `as_buffer` makes a `Buffer` of an array
-        of `xp` (CuPy).
+        """Reserves the addresses and maps the first piece.
 
-        Raises MemoryError if the GPU has no memory for it.
+        `as_buffer` makes a `Buffer` of an array of `xp` (CuPy). Raises MemoryError if the GPU has
+        too little memory.
         """
         self._device = int(xp.cuda.Device().id)
         self._properties = _properties(self._device)

@@ -1,5 +1,4 @@
-"""GPU kernels that order the occurrences of a record: the gradients of each row, their order, and
-their chunks.
+"""GPU kernels that order the gradients of a record by row, and divide them into chunks.
 
 A record is processed in spans of whole micro-batches. Each contribution of an event to a row is an
 entry with a key of at most 62 bits. After sorting, the entries of a row in a micro-batch are
@@ -134,9 +133,7 @@ def spans_of(spec: ModelSpec, events: int, width: int, rows: int, offsets: dict[
 
 
 def span_events_max(spec: ModelSpec, width: int, row_bits: int) -> int:
-    """The maximum number of events of a span: whole micro-batches with keys of at most `KEY_BITS`
-    bits.
-    """
+    """The maximum number of events of a span, in whole micro-batches."""
     users, items = entries_per_event(spec, width)
     at_once = max(1, SPAN_ENTRIES // (spec.micro_batch * (users + items)))
     while at_once > 1 and _key_bits(at_once, spec.micro_batch * items, row_bits) > KEY_BITS:

@@ -1,5 +1,4 @@
-"""Device memory for learning from a record, in addition to the tables: the plan of a span and the
-sums of a micro-batch.
+"""Device memory for learning from a record: the plan of a span and the sums of a micro-batch.
 
 The memory is reserved before a record is started. For records up to the server's maximum it is
 reserved at the start of the model. A started record cannot fail for lack of memory. Sorting and
@@ -56,17 +55,16 @@ def record_bytes(spec: ModelSpec, events: int) -> int:
 
 
 def shared_bytes(spec: ModelSpec, events: int) -> int:
-    """Bytes of a record's columns for shared negatives (rule SOFTMAX): their rows and rarity, and
-    the events' rarity.
-    """
+    """Bytes of a record's columns for shared negatives (rule SOFTMAX)."""
     if spec.rule != Rule.SOFTMAX:
         return 0
     return 2 * aligned(spec.drawn(events) * WORD_BYTES) + aligned(events * WORD_BYTES)
 
 
 def plan_sizes(spec: ModelSpec, events: int, width: int) -> dict[str, int]:
-    """Numbers of elements of a plan's arrays, for all spans of a record of `events` events with
-    `width` negatives each.
+    """Sizes of a plan's arrays for any span of a record.
+
+    The record has `events` events with `width` negatives each.
     """
     events = min(events, span_events_max(spec, width, row_bits=1))
     entries, batches = events * sum(entries_per_event(spec, width)), -(-events // spec.micro_batch)
@@ -77,8 +75,7 @@ def plan_sizes(spec: ModelSpec, events: int, width: int) -> dict[str, int]:
 
 
 class Sums(NamedTuple):
-    """The chunk sums of one micro-batch. The users' chunks start at place 0, the items' at
-    `items_at`.
+    """The chunk sums of one micro-batch: the users' from place 0 on, the items' from `items_at` on.
 
     Attributes:
         gradients: factors, then the bias, float32[places * (k_padded + 16)].

@@ -1,5 +1,4 @@
-"""Copies a record's columns to the device with two pinned buffers in turn, each with a counterpart
-on the device.
+"""Copies a record's columns to the device, with two pinned buffers in turn.
 
 A buffer is reused only after the record before the last one is finished. At most two records are
 therefore in progress, and a read never waits for more.

@@ -65,8 +65,7 @@ if SIMULATED:
         return int(_thread().threadIdx.x)
 
     def half_sum(value: Any) -> Any:
-        """The float32 sum over the lanes of a half-warp, in all of them: lane l += lane l+8, then
-        l+4, l+2, l+1.
+        """The float32 sum of a half-warp's lanes, in all: lane l += lane l+8, then l+4, l+2, l+1.
         """
         lanes = _meet(value)
         while lanes.size > 1:
@@ -162,8 +161,7 @@ else:
 
     @inlined
     def half_sum(value: Any) -> Any:  # type: ignore[misc]
-        """The float32 sum over the lanes of a half-warp, in all of them: lane l += lane l+8, then
-        l+4, l+2, l+1.
+        """The float32 sum of a half-warp's lanes, in all: lane l += lane l+8, then l+4, l+2, l+1.
 
         A sum of two is the same in either order, so both lanes of a pair may add the other's value.
         """

@@ -1,5 +1,4 @@
-"""The memory of a row for its events: semantics of histories, visits and counts, and their layout
-in tables.
+"""The semantics of histories, visits and counts: what a row remembers of its events.
 
 In addition to factors and biases, a table has the following sections, depending on the spec
 (`row_sections`):
@@ -11,11 +10,11 @@ In addition to factors and biases, a table has the following sections, depending
 
 An event (user u, item i, value, weight, time) is recorded in the order of the log:
 
-1. Visits. If time is 0 or differs from u's last_time, a visit starts: visits + 1. Then last_time =
-  time.
+1. Visits. If time is 0 or differs from u's last_time, a visit starts: visits + 1. Then
+   last_time = time.
 2. Counts. For each of u's last `span` events j, newest first: w = weight * decay(visits - j's
-  visit);
-   count(j's item -> i) += w; if j is of the same visit and another item, count(i -> j's item) += w.
+   visit); count(j's item -> i) += w; if j is of the same visit and another item,
+   count(i -> j's item) += w.
 3. Histories. The event is written to place seen_count mod H of u's ring and of i's; seen_count + 1.
 
 decay(a) = d ** a by repeated multiplication in float32; d is the float32 nearest to 2 ** (-1 /
@@ -49,9 +48,7 @@ Sections = dict[str, tuple[tuple[int, ...], str]]
 
 
 def row_sections(spec: ModelSpec, side: int) -> Sections:
-    """The sections of one side's history by name, each with the shape of a row and the dtype, in
-    root-hash order.
-    """
+    """The sections of one side's history: shape of a row and dtype by name, in root-hash order."""
     sections: Sections = {}
     if not spec.history.users:
         return sections

@@ -46,9 +46,7 @@ class Ring(NamedTuple):
 
 
 class Visits(NamedTuple):
-    """The users' visits: those of ring entries uint32[cap, H], the present ones uint32[cap], and
-    last_time int64[cap].
-    """
+    """Users' visits: of ring entries uint32[cap, H], present uint32[cap], last_time int64[cap]."""
 
     seen: np.ndarray
     now: np.ndarray
@@ -75,9 +73,7 @@ class Followers(NamedTuple):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _place_of(words: Any, word: Any) -> Any:
-    """The first place of a word (uint64) in uint32[m], or m if it is missing. m is a multiple of
-    16.
-    """
+    """The first place of a word (uint64) in uint32[m], m if missing. m is a multiple of 16."""
     first: Any = address_of(words)
     for start in range(_0, np.uint64(words.size), _16):
         hits = match16(first, word, start * _4)
@@ -185,8 +181,9 @@ def livefactor_record_kernel(
     users: Any, items: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
     values: Any, weights: Any, times: Any, start: Any, stop: Any,
 ) -> Any:  # fmt: skip
-    """Records events [start, stop) in the rings of users and items, and in visits. Empty columns
-    have their defaults.
+    """Records events [start, stop) in the rings of users and items, and in visits.
+
+    Empty columns have their defaults.
 
     Returns:
         The number of listed additions to counts, which remain to be added.
@@ -215,9 +212,7 @@ class Recorder:
     """Records the events of a model in its tables."""
 
     def __init__(self, spec: ModelSpec, users: Table, items: Table) -> None:
-        """Prepares tables with histories, and compiles the kernels or loads them from Numba's
-        cache.
-        """
+        """Prepares tables with histories, and compiles or loads the kernels."""
         self.users, self.items = Ring.of(users), Ring.of(items)
         own, followers = users.history, items.history
         self._visits = Visits(own["seen_visits"], own["visits"], own["last_time"])
@@ -268,8 +263,7 @@ class Recorder:
             livefactor_add_kernel(self._followers, self._additions, np.uint64(additions))
 
     def followed(self, update: Update) -> np.ndarray:
-        """The items whose counts the update may change in addition to its own items, uint32[n *
-        span], with repeats.
+        """The items, uint32[n * span], whose counts change beside the update's own; with repeats.
         """
         if not self._counts.neighbors:
             return np.empty(0, np.uint32)

@@ -120,10 +120,9 @@ class Additions(NamedTuple):
 def pieces_of(
     events: int, batch: int, offsets: dict[str, int], batches_max: int = _BATCHES_MAX
 ) -> Iterator[Piece]:
-    """Yields the pieces of a record of `events` events, with at most `batches_max` micro-batches
-    each.
+    """Yields the pieces of a record, with at most `batches_max` micro-batches each.
 
-    A `Piece` takes its offsets from `offsets`.
+    The record has `events` events. A `Piece` takes its offsets from `offsets`.
     """
     offsets = {name: offsets[name] for name in Piece._fields if name.endswith("_at")}
     at_once = min(PIECE_EVENTS // batch, batches_max) * batch
@@ -173,9 +172,7 @@ def end_of_row(keys: Any, i: Any, stop: Any) -> Any:
 
 @inlined
 def end_of_events(keys: Any, i: Any, stop: Any, last: Any) -> Any:
-    """The end of the events below number `last` in entry i's row, in [i, stop], int64; i if there
-    are none.
-    """
+    """The end, in [i, stop], of the events below number `last` in entry i's row, int64."""
     limit, low, high = ((keys[i] >> EVENT_BITS) << EVENT_BITS) + last, np.int64(i), np.int64(stop)
     while low < high:
         middle = (low + high) // 2
@@ -358,9 +355,7 @@ class Recorder:
                 buffer.array.sort()
 
     def save_followed(self, items: FrozenSide, slot: Slot, users_at: int, events: int) -> None:
-        """Copies for pins the items whose counts `events` events may change in addition to their
-        own items.
-        """
+        """Copies for pins the items whose counts may change beside those that the record names."""
         if self._counted:
             which = slot.words, users_at, self.users, self._additions.span
             items.save_by(livefactor_save_followed_kernel, events * self._additions.span, *which)
@@ -373,9 +368,7 @@ class Recorder:
             buffer.array[: piece.events].sort()
 
     def record(self, piece: Piece, slot: Slot, start: int, fresh: int, stop: int) -> None:
-        """Records the events [start, fresh), if any, of the micro-batch [start, stop) of a sorted
-        piece.
-        """
+        """Records the events [start, fresh) of the micro-batch [start, stop) of a sorted piece."""
         if start == fresh:
             return
         columns = slot.words, slot.floats

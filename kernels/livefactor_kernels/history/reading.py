@@ -116,8 +116,7 @@ class Persons:
     def top_k(
         self, pin: Pin, keys: np.ndarray, k: int, common: np.ndarray, own: np.ndarray, own_offsets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The exact top-k lists with the gains from counts. Arguments are those of
-        `backend.Pin.top_k`.
+        """The exact top-k lists with the gains from counts; see `backend.Pin.top_k`.
 
         `keys` are the item keys by row. Gains are never negative. An item without a gain that is
         among the k best is therefore also among the k best without gains. So the k best without
@@ -193,8 +192,7 @@ class PersonReader:
         return Persons(factors, bias, had, followers)
 
     def given(self, rows: np.ndarray) -> Events:
-        """Events for item rows uint32[n], oldest first, each with its own visit, value 1 and weight
-        1.
+        """Events for item rows uint32[n], oldest first, of value 1 and weight 1. Each is a visit.
 
         If there are too many, the last ones are used, as in a history.
         """
@@ -293,9 +291,7 @@ def _gain(
     followers: Any, amounts: Any, events: Any, weights: Any, named: Any, events_of: Any, shrinkage: Any,
     weight: Any, gained: Any,
 ) -> None:  # fmt: skip
-    """Writes the gains of the rows `named` (uint32[m], ascending) to `gained`, float32[m], which
-    starts as zeros.
-    """
+    """Adds the gains of the rows `named` (uint32[m], ascending) to `gained`, float32[m] zeros."""
     total = _F0
     for j in range(np.uint64(weights.size)):
         total += weights[j]

@@ -1,3 +1,1 @@
-"""Arithmetic with reproducible bits: scalar formulas, random draws, narrow floats, sums and vector
-lanes.
-"""
+"""Reproducible arithmetic: scalar formulas, random draws, narrow floats, sums, vector lanes."""

@@ -1,16 +1,16 @@
-"""Sixteen lanes for Numba: the types `Vec16` (LLVM's `<16 x float>`) and `Words16` (`<16 x i32>`),
-with operators, loads and stores.
+"""Sixteen lanes for Numba: the types `Vec16` and `Words16`, with operators, loads and stores.
 
-The formulas of `scalar.py` are written once in plain arithmetic. With these types they compile for
-one float32 and for sixteen. Every operation is IEEE float32 and rounded separately. Nothing is
-flagged fast-math or contractible, so that machines with 512-bit, 256-bit and 128-bit registers give
-the same bits. Rows are addressed by uint64 addresses, since NumPy slices cost more than the
-arithmetic on them.
+The types are LLVM's `<16 x float>` and `<16 x i32>`. The formulas of `scalar.py` are written once
+in plain arithmetic. With these types they compile for one float32 and for sixteen. Every operation
+is IEEE float32 and rounded separately. Nothing is flagged fast-math or contractible, so that
+machines with 512-bit, 256-bit and 128-bit registers give the same bits. Loads and stores take a
+uint64 address and an optional offset in bytes; their docstrings give the alignment of the sum.
+NumPy slices would cost more than the arithmetic.
 
 A `Words16` holds sixteen 32-bit words where scalar code holds one word in a uint64 (`random.py`).
 It wraps at 32 bits, so masks that limit a uint64 to 32 bits cost nothing. The functions `clamp`,
-`root`, `bits_of`, `real_of`, `whole` and `choose` extend plain arithmetic; they also accept NumPy
-values.
+`root`, `bits_of`, `real_of`, `whole` and `choose` extend plain arithmetic; they accept NumPy
+values, too.
 """
 
 from __future__ import annotations
@@ -39,17 +39,11 @@ VECTOR_BYTES = np.uint64(4 * LANES)
 HAS_HALVES = not (config.CPU_NAME or config.CPU_FEATURES) and bool(
     binding.get_host_cpu_features().get("f16c")
 )
-"""Whether code is compiled for this CPU and the CPU widens float16 (F16C).
-
-Otherwise LLVM would call a function that does not exist.
-"""
+"""Whether compiled code may widen float16 with an instruction of this CPU (F16C)."""
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates a plain Python function that becomes part of the code of a calling kernel.
-
-    Without it, LLVM keeps many of these functions as calls, which pass a `Vec16` through memory.
-    """
+    """Decorates a plain Python function that is inlined into kernels. LLVM often would not."""
     return register_jitable(forceinline=True)(function)  # type: ignore[no-any-return]
 
 
@@ -62,10 +56,7 @@ _HALVES = ir.VectorType(ir.HalfType(), LANES)
 
 
 class Vec16Type(types.Type):  # type: ignore[misc]
-    """Numba type of sixteen float32 lanes.
-
-    It lives in registers and cannot be passed to or from Python.
-    """
+    """Numba type of sixteen float32 lanes. Python can neither pass nor receive it."""
 
     def __init__(self) -> None:
         super().__init__(name="Vec16")
@@ -106,10 +97,10 @@ def pointer_to(
 ) -> ir.Value:
     """The pointer for an access to an integer address, or to `offset` bytes after it.
 
-    The offset must be a separate operand (LLVM's getelementptr) if it can be a constant 0. Numba
-    optimises a function again after code generation has rewritten its addresses. By then, a sum
-    `base + offset` may have become "offset as pointer, plus base". With offset 0, LLVM would see an
-    access based on null, treat it as unreachable and store wrong values.
+    The offset must be a separate operand (LLVM's getelementptr). Numba optimises a function again
+    after code generation has rewritten its addresses. By then, a sum `base + offset` may have
+    become "offset as pointer, plus base". With a constant offset 0, LLVM would treat the access as
+    one to null, as unreachable, and store wrong values.
     """
     pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
     if offset is not None:
@@ -118,10 +109,7 @@ def pointer_to(
 
 
 def _pointer(builder: ir.IRBuilder, sig: Any, args: Any, pointee: ir.Type) -> ir.Value:
-    """The pointer for an intrinsic.
-
-    Its first argument is an address, and its last one an optional offset.
-    """
+    """The pointer for an intrinsic's first argument and its last one, an optional offset."""
     offset = None if isinstance(sig.args[-1], types.Omitted) else args[-1]
     return pointer_to(builder, args[0], offset, pointee)
 
@@ -140,9 +128,7 @@ def _lanes_of(builder: ir.IRBuilder, value: ir.Value, kind: Any) -> ir.Value:
 
 
 def _register_operator(op: Callable[[Any, Any], Any], emit: str, vector: Any, scalar: Any) -> None:
-    """Types and lowers `op` for two vectors, and for a vector and a scalar (broadcast to all
-    lanes).
-    """
+    """Types and lowers `op` for two vectors, and for a vector and a scalar in all lanes."""
 
     @type_callable(op)
     def _type(context: Any) -> Callable[[Any, Any], Any]:
@@ -193,7 +179,7 @@ def _lower_neg(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 @intrinsic
 def load16(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Loads the Vec16 at `address` + `offset` (uint64; the sum is a multiple of 64)."""
+    """Loads a Vec16 (alignment: 64)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.load(_pointer(builder, sig, args, _VECTOR), align=64)
@@ -203,7 +189,7 @@ def load16(typingctx: Any, address: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def store16(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
-    """Stores a Vec16 at `address` + `offset` (uint64; the sum is a multiple of 64)."""
+    """Stores a Vec16 (alignment: 64)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.store(args[1], _pointer(builder, sig, args, _VECTOR), align=64)
@@ -214,9 +200,7 @@ def store16(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any
 
 @intrinsic
 def load_shorts(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Loads the sixteen 16-bit numbers at `address` + `offset` as Words16 (uint64; the sum is a
-    multiple of 32).
-    """
+    """Loads sixteen 16-bit numbers as Words16 (alignment: 32)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         shorts = builder.load(_pointer(builder, sig, args, _SHORTS), align=32)
@@ -227,10 +211,7 @@ def load_shorts(typingctx: Any, address: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def load_halves(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Loads the sixteen float16 at `address` + `offset` as Vec16, like `load_shorts`.
-
-    It needs `HAS_HALVES`.
-    """
+    """Loads sixteen float16 as Vec16 (alignment: 32). It needs `HAS_HALVES`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         halves = builder.load(_pointer(builder, sig, args, _HALVES), align=32)
@@ -241,9 +222,7 @@ def load_halves(typingctx: Any, address: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def store_shorts(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
-    """Stores the low 16 bits of each word of a Words16 at `address` + `offset` (uint64; the sum is
-    a multiple of 32).
-    """
+    """Stores the low 16 bits of the words of a Words16 (alignment: 32)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         shorts = builder.trunc(args[1], _SHORTS)
@@ -265,7 +244,7 @@ def lane_numbers(typingctx: Any) -> Any:
 
 @intrinsic
 def load1(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Loads the float32 at `address` + `offset` (uint64; the sum is a multiple of 4)."""
+    """Loads a float32 (alignment: 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.load(_pointer(builder, sig, args, _FLOAT), align=4)
@@ -275,7 +254,7 @@ def load1(typingctx: Any, address: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def store1(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
-    """Stores a float32 at `address` + `offset` (uint64; the sum is a multiple of 4)."""
+    """Stores a float32 (alignment: 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.store(args[1], _pointer(builder, sig, args, _FLOAT), align=4)
@@ -286,7 +265,7 @@ def store1(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def load_u32(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Loads the uint32 at `address` + `offset` as uint64 (the sum is a multiple of 4)."""
+    """Loads a uint32 as uint64 (alignment: 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.zext(builder.load(_pointer(builder, sig, args, _INT32), align=4), ir.IntType(64))
@@ -296,9 +275,7 @@ def load_u32(typingctx: Any, address: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def store_u32(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
-    """Stores the low 32 bits of the uint64 `value` at `address` + `offset` (the sum is a multiple
-    of 4).
-    """
+    """Stores the low 32 bits of the uint64 `value` (alignment: 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.store(builder.trunc(args[1], _INT32), _pointer(builder, sig, args, _INT32), align=4)
@@ -319,9 +296,7 @@ def broadcast(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def tree_sum(typingctx: Any, value: Any) -> Any:
-    """The float32 sum of a Vec16 in the order of the semantics: lane l += lane l+8, then l+4, l+2,
-    l+1.
-    """
+    """The float32 sum of a Vec16: lane l += lane l+8, then l+4, l+2, l+1."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         vector, width = args[0], LANES
@@ -339,7 +314,7 @@ def tree_sum(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Prefetches the cache line at `address` + `offset` (uint64). An unmapped line is ignored."""
+    """Prefetches a cache line. An unmapped one is ignored."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(builder, sig, args, ir.IntType(8))
@@ -373,9 +348,7 @@ def _clamp16(typingctx: Any, value: Any, limit: Any) -> Any:
 
 
 def root(value: Any) -> Any:
-    """The correctly rounded square root of a NumPy float32 or array, or of a float32 or Vec16 in
-    compiled code.
-    """
+    """The correctly rounded square root of a float32, an array of them or a Vec16."""
     return np.sqrt(value)
 
 
@@ -421,8 +394,7 @@ def _cast16(typingctx: Any, value: Any) -> Any:
 @intrinsic
 def _whole16(typingctx: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        # Many CPUs have this instruction. Below 2**31 it gives the same result as an unsigned
-        # conversion.
+        # Below 2**31 it equals the unsigned conversion, which many CPUs lack.
         return builder.fptosi(args[0], _WORDS)
 
     return words16(vec16), codegen
@@ -439,11 +411,7 @@ def _choose16(typingctx: Any, word: Any, limit: Any, below: Any, other: Any) -> 
 
 @intrinsic
 def match16(typingctx: Any, address: Any, word: Any, offset: Any = None) -> Any:
-    """Compares the sixteen uint32 at `address` + `offset` with the low 32 bits of the uint64
-    `word`.
-
-    The sum is a multiple of 64. Bit l of the resulting uint64 is set if lane l is equal.
-    """
+    """Bit l of a uint64 is set if lane l of sixteen uint32 (alignment: 64) equals `word`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         words = builder.load(_pointer(builder, sig, args, _WORDS), align=64)
@@ -503,10 +471,7 @@ def _whole(value: Any) -> Any:
 
 
 def choose(word: Any, limit: Any, below: Any, other: Any) -> Any:
-    """`below` if the word is below `limit` (uint64), else `other`.
-
-    All are words, or all are Words16.
-    """
+    """`below` if the word is below `limit`, else `other`. All are uint64, or all are Words16."""
     return np.where(word < limit, below, other)
 
 
@@ -522,7 +487,7 @@ def _choose(word: Any, limit: Any, below: Any, other: Any) -> Any:
 
 
 def address_of(array: np.ndarray) -> np.uint64:
-    """The address of an array's first element for `load16`. The caller keeps the array alive."""
+    """The address of an array's first element. The caller keeps the array alive."""
     return np.uint64(array.__array_interface__["data"][0])
 
 

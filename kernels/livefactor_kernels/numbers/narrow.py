@@ -71,9 +71,7 @@ def round_bfloat16(x: Any, noise: Any) -> Any:
 
 @inlined
 def round_float16(x: Any, noise: Any) -> Any:
-    """Rounds a float32 to float16 bits (a word), up or down by the upper bits of `noise`. |x| must
-    be <= 65504.
-    """
+    """Rounds a float32 to float16 bits (a word) by the upper bits of `noise`; |x| <= 65504."""
     bits = bits_of(x)
     magnitude = bits & _MAGNITUDE
     normal = (((magnitude + (noise >> _19)) >> _13) + _REBIAS) & _MASK16
@@ -115,9 +113,7 @@ def widened(factors: np.ndarray) -> np.ndarray:
 
 
 def rounded(dtype: FactorDtype, values: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Rounds float32[n] to the stored type with the random words `noise`, uint64[n], if `dtype` is
-    narrow.
-    """
+    """Rounds float32[n] with random words `noise`, uint64[n], if `dtype` is narrow."""
     if dtype == FactorDtype.FLOAT32:
         return values
     formula = round_float16 if dtype == FactorDtype.FLOAT16 else round_bfloat16
@@ -184,10 +180,9 @@ _DTYPES = {
 
 
 def factors_of(array: np.ndarray) -> Factors:
-    """An array of factors in the form for kernels. Its rows are padded and start at multiples of 64
-    bytes.
+    """An array of factors in the form for kernels. It must outlive the result.
 
-    The array must outlive the result.
+    Its rows are padded and start at multiples of 64 bytes.
     """
     return _KINDS[array.dtype.name](_U(array.ctypes.data))
 
@@ -236,9 +231,7 @@ def _load_float16_quickly(address: Any, offset: Any) -> Any:
 
 
 load_float16 = _load_float16_quickly if HAS_HALVES else _load_float16
-"""Loads sixteen float16 at an address and an offset as Vec16, with the fastest method of the CPU
-and the same bits.
-"""
+"""Loads sixteen float16 at an address and an offset as Vec16, in the CPU's fastest way."""
 
 
 @inlined

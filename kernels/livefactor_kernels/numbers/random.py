@@ -1,10 +1,9 @@
-"""Counter-based random numbers: Philox4x32-10, initial rows, negative sampling, and the bits of
-stochastic rounding.
+"""Counter-based random numbers: initial rows, negative sampling, stochastic rounding.
 
-Philox is from Salmon, Moraes, Dror, Shaw, SC 2011. Every draw is a function of the seed, its
-purpose and its place, and never of a generator's state. A replay of the log with any grouping
-therefore draws the same numbers. The functions run as plain Python on NumPy uint64, and compile
-with Numba. All words are 32-bit values in a uint64.
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011). Every draw is a function of
+the seed, its purpose and its place, and never of a generator's state. A replay of the log with any
+grouping therefore draws the same numbers. The functions run as plain Python on NumPy uint64, and
+compile with Numba. All words are 32-bit values in a uint64.
 """
 
 from __future__ import annotations
@@ -60,9 +59,7 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, key: Any) -> Any:
 
 @inlined
 def initial_factor(word: Any, scale: Any) -> Any:
-    """An initial factor, uniform in [-scale/2, scale/2): ((word >> 8) * 2**-24 - 0.5) * scale as
-    float32.
-    """
+    """((word >> 8) * 2**-24 - 0.5) * scale as float32: uniform in [-scale/2, scale/2)."""
     return (np.float32(word >> _EIGHT) * _TO_UNIT - _HALF) * scale
 
 
@@ -82,11 +79,10 @@ def draw_negative(key: Any, revision: Any, event: Any, draw: Any, positive: Any,
 
 @inlined
 def draw_below(key: Any, revision: Any, step: Any, draw: Any, count: Any) -> Any:
-    """Draw number `draw` of group `step` of a record: mulhi64(word0 | word1 << 32, count), a uint64
-    in [0, count).
+    """Draw number `draw` of group `step` of a record: a uint64 in [0, count).
 
-    Philox's counter is (revision low, revision high, step, draw), and its key belongs to
-    `SHARED_DOMAIN`. `count` is any uint64.
+    It is mulhi64(word0 | word1 << 32, count). Philox's counter is (revision low, revision high,
+    step, draw), and its key belongs to `SHARED_DOMAIN`. `count` is any uint64.
     """
     w0, w1, _, _ = philox(revision & _MASK, revision >> _32, step, draw, key)
     low, high = count & _MASK, count >> _32
@@ -129,9 +125,7 @@ def dropout_word(key: Any, revision: Any, event: Any) -> Any:
 
 @inlined
 def column_word(word: Any, column: Any) -> Any:
-    """The 32 random bits of a row's column: MurmurHash3's finaliser (Appleby) of word + column *
-    0x9E3779B1.
-    """
+    """The 32 random bits of a column: MurmurHash3's finaliser of word + column * 0x9E3779B1."""
     h = (column * _COLUMN + word) & _MASK
     h = ((h ^ (h >> _16)) * _MIX1) & _MASK
     h = ((h ^ (h >> _13)) * _MIX2) & _MASK
@@ -140,9 +134,7 @@ def column_word(word: Any, column: Any) -> Any:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def init_rows(keys: Any, factors: Any, k: Any, scale: Any, key: Any, table: Any) -> None:
-    """Writes the initial factors of `keys` (uint64[n]) to the first `k` columns of `factors`
-    (float32[n, kp]).
-    """
+    """Writes the initial factors of `keys` (uint64[n]) to `factors[:, :k]`, float32[n, kp]."""
     for i in range(_U(keys.size)):
         low, high = keys[i] & _MASK, keys[i] >> _32
         for j in range(_ZERO, k, _FOUR):

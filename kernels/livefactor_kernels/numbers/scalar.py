@@ -83,8 +83,9 @@ def logistic_error(s: Any, value: Any, weight: Any, limit: Any) -> Any:
 
 @inlined
 def bpr_error(s_positive: Any, s_negative: Any, weight: Any, limit: Any) -> Any:
-    """-w * sigmoid(s_n - s_p), limited to +-limit: the derivative of -w * log sigmoid(s_p - s_n) in
-    s_p.
+    """-w * sigmoid(s_n - s_p), limited to +-limit.
+
+    It is the derivative of -w * log sigmoid(s_p - s_n) with respect to s_p.
     """
     return clamp(-(weight * sigmoid(s_negative - s_positive)), limit)
 
@@ -124,9 +125,7 @@ def adagrad_step(x: Any, g: Any, total: Any, rate: Any, eps: Any, limit: Any) ->
 
 @inlined
 def decayed_mean(mean: Any, g: Any, beta: Any, rest: Any) -> Any:
-    """The running mean beta * mean + rest * g with rest = 1 - beta (Adam's m of g, and its v of g *
-    g).
-    """
+    """The running mean beta * mean + rest * g with rest = 1 - beta (Adam's m and v)."""
     return beta * mean + rest * g
 
 
@@ -200,9 +199,7 @@ def fixed_point(value: Any) -> Any:
 
 @inlined
 def mean_of(total: Any, count: Any) -> Any:
-    """The global mean as float32, from the fixed-point sum and the number of events (both int64); 0
-    without events.
-    """
+    """The global mean as float32, from the fixed-point sum and the number of events (int64)."""
     if count == 0:
         return _F(0.0)
     return _F(np.float64(total) / (np.float64(count) * FIXED_ONE))
@@ -210,8 +207,9 @@ def mean_of(total: Any, count: Any) -> Any:
 
 @inlined
 def hot_scale(limit: Any, events: Any) -> Any:
-    """min(1, h / events) as float32: the scale of a row's gradient if `events` events of a
-    micro-batch contain it.
+    """The scale of a row's gradient, min(1, h / events), as float32.
+
+    `events` is the number of events in the micro-batch that contain the row.
     """
     count = _F(events)
     return limit / count if count > limit else ONE

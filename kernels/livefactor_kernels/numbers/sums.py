@@ -9,9 +9,7 @@ import numpy as np
 from livefactor_kernels.spec.model import LANES
 
 CHUNK = 32
-"""Number of occurrences of a row that are added from left to right before their sum is added to the
-row's.
-"""
+"""Occurrences of a row that are summed from left to right before their sum joins the row's."""
 
 
 def lane_sum(lanes: np.ndarray) -> Any:
@@ -26,10 +24,10 @@ def lane_sum(lanes: np.ndarray) -> Any:
 
 
 def dot(x: np.ndarray, y: np.ndarray) -> Any:
-    """The dot product of two float32[k_padded] in 16 lanes: each lane from left to right, then a
-    tree over the lanes.
+    """The dot product of two float32[k_padded] in 16 lanes.
 
-    For float32[k_padded, n] it is the dot products of the columns.
+    Each lane is summed from left to right, and then the lanes in a tree. For float32[k_padded, n]
+    it is the dot products of the columns.
     """
     lanes = x[:LANES] * y[:LANES]
     for start in range(LANES, len(x), LANES):
@@ -38,8 +36,9 @@ def dot(x: np.ndarray, y: np.ndarray) -> Any:
 
 
 def chunked_sum(terms: list[Any]) -> Any:
-    """The sum of arrays or float32 in their order: in chunks of 32 from left to right, then the
-    chunks likewise.
+    """The sum of arrays or float32 in their order, in chunks of 32.
+
+    Chunks are summed from left to right, and then their sums likewise.
     """
     sums = []
     for start in range(0, len(terms), CHUNK):

@@ -44,9 +44,7 @@ from livefactor_kernels.spec.model import FactorDtype, Limits, ModelSpec
 from livefactor_kernels.tables import ITEMS, Table
 
 MANY_USERS = 4
-"""From this number of users on, the matrix product is faster than a scan per user
-(benchmarks/speed/reads.py).
-"""
+"""From so many users on, the matrix product is faster (benchmarks/speed/reads.py)."""
 USERS_AT_ONCE = 64
 ITEMS_AT_ONCE = 4096
 """Users and items of one matrix product.
@@ -72,8 +70,10 @@ class PinView(Protocol):
     mean: np.float32
 
     def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The rows that changed since the pin, as of the pin: uint32[m] ascending, factors
-        float32[m, kp], bias float32[m].
+        """The rows that changed since the pin, with their values as of the pin.
+
+        Returns:
+            Rows uint32[m] ascending, factors float32[m, kp] and biases float32[m].
         """
         ...
 
@@ -158,8 +158,7 @@ def _scan_top_k(query: _Query, user: int) -> _Result:
 
 
 def slacks(bases: np.ndarray, norms: np.ndarray, k: int, item_norm: float, bias_max: float) -> np.ndarray:
-    """The maximum distance, per user, between a score and the score with the dot product of the
-    matrix product, float64[n].
+    """The maximum error of each user's scores by the matrix product, float64[n].
 
     Let u = 2**-24. Adding k products in any order, fused or not, gives the true dot product within
     g * sum |x_j y_j| <= g * N, where g = k u / (1 - k u) and N = |x| |y| (Cauchy-Schwarz), plus
@@ -227,9 +226,7 @@ def _settled(query: _Query, first: int, users: ManyUsers, items: ItemRows) -> It
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """A checked top-k query: aligned factors, bases = mu + b_u, item count, k <= count, ascending
-    exclusions.
-    """
+    """A checked query: aligned factors, bases = mu + b_u, k <= count, ascending exclusions."""
 
     pin: PinView
     items: Table
@@ -354,9 +351,7 @@ def _aligned_zeros(rows: int, width: int) -> np.ndarray:
 
 
 def _aligned(factors: np.ndarray) -> np.ndarray:
-    """The factors as float32[n, kp], C-contiguous and aligned to 64 bytes: the same array or a
-    copy.
-    """
+    """The factors or a copy as float32[n, kp], C-contiguous and aligned to 64 bytes."""
     plain = factors.dtype == np.float32 and factors.flags.c_contiguous
     if plain and address_of(factors) % VECTOR_BYTES == 0:
         return factors
@@ -382,9 +377,7 @@ class _StillPin:
 
 @cache
 def compile_kernels(factor_dtype: FactorDtype = FactorDtype.FLOAT32) -> None:
-    """Compiles the kernels of reads, or loads them from Numba's cache, so that no read waits for
-    them.
-    """
+    """Compiles or loads the kernels of reads, so that no read waits for them."""
     limits = Limits(users_max=1, items_max=8)
     table = Table(ModelSpec(k=LANES, factor_dtype=factor_dtype, limits=limits), ITEMS)
     rows = table.allocate(np.arange(8, dtype=np.uint64))

@@ -1,5 +1,4 @@
-"""Compiled loops for gathering, scanning, widening and selecting rows, and for the results of a
-matrix product.
+"""Compiled loops that gather, scan, widen and select rows.
 
 Rows are read as `narrow.Factors`, whose type tells how they are stored. Each loop is compiled for
 each type that it is called with. Offsets in rows are in bytes of float32 factors. Loops that are
@@ -72,9 +71,7 @@ def widen_kernel(array, start, stop, out, vectors):
 
 @njit(nogil=True, cache=True)
 def select_kernel(item_scores, excluded, own, keys, scores, rows):
-    """Writes the best of item_scores[row] to `scores` and `rows`, best first, and returns their
-    number.
-    """
+    """Writes the best of item_scores[row], best first, and returns their number."""
     count, size, full = np.uint64(item_scores.size), _0, np.uint64(scores.size)
     for start in range(_0, count, _STRIP):
         stop = min(start + _STRIP, count)
@@ -107,9 +104,7 @@ class ManyUsers(NamedTuple):
 
 
 class ItemRows(NamedTuple):
-    """All items: factors, biases, keys, rows excluded for all users, and the number of 16-lane
-    vectors per row.
-    """
+    """All items: factors, biases, keys, rows excluded for all, and 16-lane vectors per row."""
 
     factors: Factors
     bias: np.ndarray
@@ -141,8 +136,9 @@ def cutoff(threshold, slack):
 
 @njit(nogil=True, cache=True)
 def _keep_kernel(products, u, users, items, start, slack):
-    """Scores exactly the rows from `start` on that `products` cannot exclude, and offers them to
-    user u's heap.
+    """Offers to user u's heap the rows from `start` on that `products` cannot exclude.
+
+    It scores them exactly.
     """
     base, bias = users.bases[u], items.bias[start:]
     own = users.own[users.own_offsets[u] : users.own_offsets[u + _1]]

@@ -115,9 +115,7 @@ class TopK:
         return self._ordered(user.argument, base.argument, numbers, rows, users, k)
 
     def _scan(self, user: Any, base: Any, users: int, scores: Any, listed: bool) -> None:
-        """Writes the exact scores of all items, or only of those that were copied since the pin
-        (`listed`).
-        """
+        """Writes exact scores of all items or, if `listed`, of those copied since the pin."""
         most = max(1, self._frozen.bound) if listed else self._count
         if listed and not self._frozen.bound:
             return

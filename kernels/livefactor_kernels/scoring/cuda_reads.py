@@ -1,5 +1,4 @@
-"""GPU kernels of reads: rows at present or as of a pin, copies before the first change, and exact
-scores.
+"""GPU kernels of reads, as of the present or of a pin, and of copies for pins.
 
 `Saved.place` locates a pin's row: 0 means that the live row is valid for the pin, and p > 0 that
 its copy is row p - 1 of `Saved.arrays`. Kernels of updates and reads run one after the other on one
@@ -112,8 +111,9 @@ def livefactor_save_followed_kernel(
 
 @kernel
 def livefactor_copy_kernel(live: Any, saved: Any, copied: Any, width: Any) -> None:
-    """Copies a section of the history (`width` elements per row) for the rows saved since
-    counter[1] was set.
+    """Copies a section of the history (`width` elements per row).
+
+    The rows are those that were saved since counter[1] was set.
     """
     first, last = np.int64(saved.counter[1]), np.int64(saved.counter[0])
     for i in range(first * width + cuda.grid(1), last * width, cuda.gridsize(1)):

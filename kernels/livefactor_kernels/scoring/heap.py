@@ -1,5 +1,6 @@
-"""The k best results so far, as a heap of (score, row) with the worst one at its root. It is
-compiled for `scoring/cpu_kernels.py`.
+"""The k best results so far, as a heap of (score, row) with the worst one at its root.
+
+The functions are compiled for `scoring/cpu_kernels.py`.
 
 `scores` float32[k] and `rows` uint32[k] hold the heap in their first `size` entries. The order is
 that of results: by descending score, then by ascending item key (`keys`, uint64 by row, which is
