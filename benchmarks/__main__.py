@@ -1,8 +1,9 @@
-"""Runs all benchmarks: `make bench`, or `python -m benchmarks [--quick] [--only PART ...]`.
+"""Runs all benchmarks: `make bench`, or `python -m benchmarks`.
 
 A full run takes about ten minutes on two idle cores. It writes benchmarks/results/cpu.json (flat)
 and the tables of docs/benchmarks.md and the README. A quick run and a run of some parts print their
-tables, and they write figures only to `--output`.
+tables, and they write figures only to `--output`. `--pages` measures nothing and writes the tables
+again from cpu.json.
 
 Environment variables:
     ML1M_RATINGS: MovieLens-1M's ratings.csv.gz, which may not be redistributed.
@@ -123,9 +124,13 @@ def main() -> None:
         "benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="two minutes: rough figures, no quality")
+    parser.add_argument("--pages", action="store_true", help="only write the tables again, from cpu.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--output", type=Path, help="default of a full run: benchmarks/results/cpu.json")
     arguments = parser.parse_args()
+    if arguments.pages:
+        report.write_pages(json.loads(RESULTS.read_text(encoding="utf-8")))
+        return
     whole = not arguments.quick and not arguments.only
     left_out = SLOW if arguments.quick else set()
     names = [name for name in PARTS if name in (arguments.only or PARTS.keys() - left_out)]

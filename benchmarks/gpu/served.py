@@ -62,7 +62,7 @@ class Load:
 
 
 class Busy:
-    """Measures the device time of updates in seconds, with events around each update on its stream."""
+    """Measures the device time of updates in seconds, by events around each on its stream."""
 
     def __init__(self, xp: Any) -> None:
         self._xp = xp
@@ -136,7 +136,7 @@ def _alone(producer: Producer, columns: list[tuple[np.ndarray, ...]], busy: Busy
 
 
 def _push(producer: Producer, columns: list[tuple[np.ndarray, ...]], seconds: float) -> int:
-    """Pushes whole batches for `seconds`, waits for their acks, and returns the number of events."""
+    """Pushes whole batches for `seconds`, waits for their acks, and returns the event count."""
     end, number = time.perf_counter() + seconds, 0
     while number == 0 or time.perf_counter() < end:
         users, items, values = columns[number % len(columns)]

@@ -39,7 +39,7 @@ class Als:
         self._of_items = _grouped(events.items, events.users, events.item_count)
 
     def epoch(self) -> None:
-        """Solves the rows of all users given the items, then the rows of all items given the users."""
+        """Solves all users' rows given the items, then all items' rows given the users."""
         self._solve(self.users, self.items, *self._of_users)
         self._solve(self.items, self.users, *self._of_items)
 

@@ -36,7 +36,7 @@ Way = Callable[[], None]
 
 
 class RawFile:
-    """Aligned writes and syncs to a file of one segment's size, which start again at its beginning."""
+    """Aligned writes and syncs to a file of one segment's size, which wrap around."""
 
     def __init__(self, path: Path, size: int, zeroed: bool) -> None:
         self._io, self._zeroed, self._path, self._at = FileIO(), zeroed, path, 0

@@ -42,8 +42,7 @@ def chunks_of(spec: ModelSpec, events: int, width: int, user_rows: int, item_row
 
 
 def record_bytes(spec: ModelSpec, events: int) -> int:
-    """Bytes of a record's columns (`device/staging.py`), if all are present and all keys are new.
-    """
+    """Maximum bytes of a record's columns (`device/staging.py`): all present, all keys new."""
     # Two columns of new keys, and the rows of both sides, values and weights.
     elements = [KEY_BYTES] * 2 + [WORD_BYTES] * 4
     if spec.history.users:

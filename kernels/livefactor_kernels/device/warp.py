@@ -65,8 +65,7 @@ if SIMULATED:
         return int(_thread().threadIdx.x)
 
     def half_sum(value: Any) -> Any:
-        """The float32 sum of a half-warp's lanes, in all: lane l += lane l+8, then l+4, l+2, l+1.
-        """
+        """A half-warp's float32 sum, in all lanes: lane l += lane l+8, then l+4, l+2, l+1."""
         lanes = _meet(value)
         while lanes.size > 1:
             half = lanes.size // 2

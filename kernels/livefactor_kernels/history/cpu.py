@@ -263,8 +263,7 @@ class Recorder:
             livefactor_add_kernel(self._followers, self._additions, np.uint64(additions))
 
     def followed(self, update: Update) -> np.ndarray:
-        """The items, uint32[n * span], whose counts change beside the update's own; with repeats.
-        """
+        """The other items, uint32[n * span], whose counts the update changes; with repeats."""
         if not self._counts.neighbors:
             return np.empty(0, np.uint32)
         users = np.unique(update.user_rows)

@@ -47,8 +47,7 @@ _DRAW_BLOCK = _U(256)
 
 @inlined
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, key: Any) -> Any:
-    """Four random 32-bit words (each a uint64) for a counter of four 32-bit words and a 64-bit key.
-    """
+    """Four random 32-bit words (uint64) for a counter of four such words and a 64-bit key."""
     k0, k1 = key & _MASK, key >> _32
     for _ in range(10):
         p0, p1 = _M0 * c0, _M1 * c2

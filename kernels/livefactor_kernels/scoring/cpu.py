@@ -210,8 +210,7 @@ def _as_float32(factors: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 
 def _settled(query: _Query, first: int, users: ManyUsers, items: ItemRows) -> Iterator[_Result]:
-    """Yields the results of the users of a matrix product after correcting what changed during it.
-    """
+    """Yields the results of a matrix product's users, corrected by what changed during it."""
     changed, factors, bias = query.pin.copies(ITEMS)
     corrected, factors = np.empty(changed.size, np.float32), _aligned(factors)
     for u, base in enumerate(users.bases):

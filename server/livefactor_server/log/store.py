@@ -306,8 +306,7 @@ class Log:
                 )
 
     def _make_room(self, size: int) -> None:
-        """Makes sure that the last segment has `size` bytes left, and starts a new segment if not.
-        """
+        """Starts a new segment unless the last one has `size` bytes left."""
         segment = self._segments[-1] if self._segments else None
         if segment is not None and segment.end + size <= segment.size:
             return

@@ -1,5 +1,4 @@
-"""The metrics of a progressive run: a number for each judged event, and the metric from their mean.
-"""
+"""The metrics of a progressive run: a number per judged event, and a value of their mean."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Which events of a stream are only learned, judged in the search, or held out for the final test.
-"""
+"""The roles of a stream's events: learned, judged in the search, or held out."""
 
 from __future__ import annotations
 
