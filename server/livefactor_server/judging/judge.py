@@ -1,7 +1,7 @@
 """Test, then learn: `Judge.before` reads what is judged of a run before the model learns it, `Judge.after` concludes.
 
 A judged event is scored at the state before its run, which is the state before its record wherever records are applied one by
-one (large records, light load, replay), and at most `engine.RUN_WORK_MAX` of work earlier where many small ones come at once.
+one (large records, light load, replay), and at most `RUN_WORK_MAX` of the engine of work earlier where many small ones come at once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.spec.model import Loss
-from livefactor_server.changes import InteractionsChange
+from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.judging import choice, drift, metrics, report, scoring
 from livefactor_server.judging.bounds import Bounds
 from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity
 from livefactor_server.judging.report import Event, Report
 from livefactor_server.judging.scoring import Best, Read, Reading, Sample
 from livefactor_server.judging.windows import Window
-from livefactor_server.model.state import Logged, ModelState
+from livefactor_server.model.state import ModelState
 
 SAMPLED_ITEMS = 100
 """Items drawn, with replacement, for an event to be ranked among."""
@@ -91,7 +91,7 @@ class Judge:
         self._good_revision = 0
         self._lock = threading.Lock()
         self._lots_from, self._lots = -LOTS_AHEAD, frozenset[int]()
-        self._records: list[Logged] = []
+        self._records: list[Record] = []
         self._pending: _Pending | None = None
 
     @property
@@ -99,9 +99,9 @@ class Judge:
         """The newest revision whose figures were within all bounds, 0 if none was looked at."""
         return self._good_revision
 
-    def before(self, records: Sequence[Logged]) -> None:
+    def before(self, records: Sequence[Record]) -> None:
         """Read what is judged of consecutive records that the model is about to learn."""
-        self._records = [record for record in records if record.placed is not None and record.change.rows]
+        self._records = [record for record in records if record.change.has_events and record.change.rows]
         self._pending = None
         if not self._records:
             return
@@ -139,10 +139,10 @@ class Judge:
             return []
         noticed = self._conclude(self._pending) if self._pending is not None else []
         for record in self._records:
-            change, placed = record.change, record.placed
-            assert isinstance(change, InteractionsChange) and placed is not None
+            change, placement = record.change, record.placement
+            assert isinstance(change, InteractionsChange) and placement is not None
             values = None if self._spec.loss == Loss.BPR else change.columns.values
-            self._popularity.count(placed.item_rows, values)
+            self._popularity.count(placement.item_rows, values)
         self._records, self._pending = [], None
         return noticed
 

@@ -237,7 +237,7 @@ class Log:
 
     # ------------------------------------------------------------------------------------------------ writing
 
-    def commit(self, salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]) -> bytes:
+    def seal(self, salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]) -> bytes:
         """The commitment (32 bytes) of a payload, by the log's hash. Any thread; large bodies without GIL."""
         return commitment_of(self._new_hash, salt, rejects, body)
 

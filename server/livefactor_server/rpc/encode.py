@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from livefactor.snapshots.format import Manifest
 from livefactor.v1 import judging_pb2, models_pb2, snapshots_pb2, updates_pb2
 from livefactor_kernels.sgd.adaptive import STEP, multiple
+from livefactor_server.changes import REJECT_TEXTS
 from livefactor_server.engine.submission import Ack
 from livefactor_server.judging.report import Report
 from livefactor_server.model import spec_codec
-from livefactor_server.rpc.decode import REJECT_TEXTS
 from livefactor_server.snapshots.store import root_hash_of
 from livefactor_server.statuses import Refused
 

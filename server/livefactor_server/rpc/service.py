@@ -166,7 +166,7 @@ class Services:
     ) -> Ack:
         replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
         engine.submit(
-            Submission(change, body, producer, epoch, sequence, rejects, engine.log.commit, replies.put),
+            Submission(change, body, producer, epoch, sequence, rejects, engine.log.seal, replies.put),
             wait=False,
         )
         try:
@@ -264,7 +264,7 @@ class Services:
                     update.epoch,
                     sequence,
                     rejects,
-                    engine.log.commit,
+                    engine.log.seal,
                     reply,
                     index,
                 ),
