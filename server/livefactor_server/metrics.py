@@ -10,11 +10,13 @@ REFUSED = Counter("livefactor_refused_calls", "Calls answered with a status othe
 
 
 def metric_names() -> list[str]:
-    """Names of the metrics of all modules that are imported. Counters get the suffix _total on the wire."""
+    """Names of the metrics of all imported modules. In the exposition format, counters have the suffix _total."""
     return sorted({family.name for family in REGISTRY.collect() if family.name.startswith(PREFIX)})
 
 
 def serve_metrics(host: str, port: int) -> int:
-    """Serve the Prometheus endpoint on its own thread; returns the port (useful with 0)."""
+    """Starts the Prometheus endpoint in its own thread and returns the port, which `port` 0 chooses
+    freely.
+    """
     server, _ = start_http_server(port, host, REGISTRY)
     return int(server.server_port)

@@ -21,13 +21,13 @@ REJECTED = Counter("livefactor_rejected_rows", "Rows rejected in batches that we
 BATCHES = Counter("livefactor_batches", "Batches applied.", ["model"])
 REVISION = Gauge("livefactor_revision", "Published revision.", ["model"])
 LOG_LAG = Gauge("livefactor_log_lag_records", "Records that are durable but not yet applied.", ["model"])
-QUEUE = Gauge("livefactor_queue_bytes", "Bytes of batches waiting for the log.", ["model"])
+QUEUE = Gauge("livefactor_queue_bytes", "Bytes of batches that wait for the log.", ["model"])
 LOG_BYTES = Gauge("livefactor_log_bytes", "Bytes of the log on disk.", ["model"])
-MEMORY = Gauge("livefactor_memory_bytes", "Bytes of rows in use and key maps.", ["model", "table"])
+MEMORY = Gauge("livefactor_memory_bytes", "Bytes of used rows and key maps.", ["model", "table"])
 ROWS = Gauge("livefactor_rows", "Published rows.", ["model", "table"])
 APPLY_LATENCY = Histogram(
     "livefactor_apply_latency_seconds",
-    "From decoded batch to acknowledgement.",
+    "Time from the decoded batch to its acknowledgement.",
     ["model"],
     buckets=_LATENCY_BUCKETS,
 )
@@ -40,7 +40,10 @@ WRITABLE = Gauge(
 
 
 class EngineMetrics:
-    """Counts what an engine does. Gauges are read when Prometheus asks, so the hot path pays only for counting."""
+    """The metrics of one model.
+
+    Gauges are read from the engine at each scrape, so that the hot path only counts.
+    """
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -58,7 +61,7 @@ class EngineMetrics:
         queued_bytes: Callable[[], int],
         is_writable: Callable[[], bool],
     ) -> None:
-        """Tie the gauges to the parts of a running engine."""
+        """Connects the gauges to the parts of a running engine."""
         model = self._model
         REVISION.labels(model).set_function(lambda: state.revision)
         LOG_LAG.labels(model).set_function(lambda: log.last_revision - state.revision)
@@ -71,7 +74,10 @@ class EngineMetrics:
             ROWS.labels(model, table).set_function(partial(_rows_of, state, side))
 
     def observe(self, applied: Sequence[Submission], now: float) -> None:
-        """Count applied batches, acknowledged at `now` (seconds, `time.perf_counter`)."""
+        """Counts applied batches.
+
+        `now` is the time of their acknowledgement, in seconds of `time.perf_counter`.
+        """
         self._batches.inc(len(applied))
         self._events.inc(sum(item.change.rows for item in applied if item.change.has_events))
         rejected = sum(item.rejects.count for item in applied)
@@ -81,11 +87,11 @@ class EngineMetrics:
             self._latency.observe(now - item.started)
 
     def observe_score(self, seconds: float) -> None:
-        """Count a Score call."""
+        """Counts a Score call that took `seconds`."""
         self._score.observe(seconds)
 
     def close(self) -> None:
-        """Forget the model's gauges, so that nothing keeps its tables alive."""
+        """Removes the gauges of the model, so that they do not keep its tables in memory."""
         JUDGES.forget(self._model)
         for gauge in (REVISION, LOG_LAG, QUEUE, LOG_BYTES, WRITABLE):
             gauge.remove(self._model)

@@ -12,14 +12,17 @@ from prometheus_client.registry import Collector
 from livefactor_server.judging.report import Report
 
 DRIFTS = Counter(
-    "livefactor_drifts", "Changes that ADWIN found in what is judged.", ["model", "metric", "direction"]
+    "livefactor_drifts", "Changes that ADWIN found in the judged metrics.", ["model", "metric", "direction"]
 )
-WARNINGS = Counter("livefactor_judge_warnings", "Bounds that were passed.", ["model", "kind"])
-HELD = Gauge("livefactor_held", "1 while updates are on hold, until an operator releases them.", ["model"])
+WARNINGS = Counter("livefactor_judge_warnings", "Violations of the judge's bounds.", ["model", "kind"])
+HELD = Gauge("livefactor_held", "1 while a hold stops updates, else 0.", ["model"])
 
 
 class JudgeCollector(Collector):
-    """Figures of the judges, computed when Prometheus asks. Label sets come and go with models and event types."""
+    """The judges' figures of all models, computed at each scrape.
+
+    Label sets follow models and event types.
+    """
 
     NAMES = (
         "livefactor_judge_figure",
@@ -33,29 +36,29 @@ class JudgeCollector(Collector):
         self._lock = threading.Lock()
 
     def watch(self, model: str, report: Callable[[], Report | None], is_held: Callable[[], bool]) -> None:
-        """Show a model's figures, and whether its updates are on hold, from now on."""
+        """Adds a model: its figures, and whether its updates are on hold."""
         HELD.labels(model).set_function(lambda: float(is_held()))
         with self._lock:
             self._reports[model] = report
 
     def forget(self, model: str) -> None:
-        """Show them no more."""
+        """Removes a model."""
         HELD.remove(model)
         with self._lock:
             self._reports.pop(model, None)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The families."""
+        """Yields the metric families."""
         labels = ["model", "metric", "scorer", "event_type", "span"]
         figures, judged, norm, clamped = (
             GaugeMetricFamily(name, text, labels=names)
             for name, text, names in zip(
                 self.NAMES,
                 (
-                    "Progressive validation: a figure of a scorer, windowed or decayed.",
+                    "A figure of progressive validation for one scorer, windowed or decayed.",
                     "Judged events since the start.",
-                    "Mean norm of judged rows.",
-                    "Share of judged factors at the spec's bound.",
+                    "Mean norm of the judged rows.",
+                    "Share of the judged factors at the spec's bound.",
                 ),
                 (labels, ["model"], ["model"], ["model"]),
                 strict=True,
