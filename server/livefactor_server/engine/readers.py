@@ -195,7 +195,14 @@ class Reader:
             names = self._state.labels[ITEMS]
             labels = [names.get(key) for key in item_ids.tolist()]
         return ScoreColumns(
-            self._state.lineage.bytes, revision, item_ids, scores, offsets, user_known, item_known, labels
+            lineage=self._state.lineage.bytes,
+            revision=revision,
+            item_ids=item_ids,
+            scores=scores,
+            offsets=offsets,
+            user_known=user_known,
+            item_known=item_known,
+            labels=labels,
         )
 
 

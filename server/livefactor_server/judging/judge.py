@@ -149,7 +149,16 @@ class Judge:
         scans = RANKED_ROWS_PER_RECORD / (sample.item_counts * sample.companions)
         asked = sample.where(judgeable & (sample.lots[:, 1] < np.minimum(settings.ranked_share, scans)))
         best = scoring.best_items(self._backend, self._reading, asked) if len(asked.events) else None
-        return _Pending(self._backend.revision, sample, negatives, candidates, ranked, read, asked, best)
+        return _Pending(
+            revision=self._backend.revision,
+            sample=sample,
+            negatives=negatives,
+            candidates=candidates,
+            ranked=ranked,
+            read=read,
+            asked=asked,
+            best=best,
+        )
 
     def after(self) -> list[Event]:
         """Evaluates the events that `before` read, and adds the records to the popularity counts.
@@ -260,16 +269,16 @@ class Judge:
         with self._lock:
             losses, drawn, full = (window.rows() for window in (self._losses, self._drawn, self._full))
             found = Report(
-                self._since,
-                self._revision,
-                self._losses.pushed,
-                (self._drawn.pushed, self._full.pushed),
-                (),
-                tuple(self._events),
-                self._good_revision,
-                self._bounds.row_norm,
-                self._bounds.clamped_share,
-                self._loss_drift is not None,
+                since_revision=self._since,
+                revision=self._revision,
+                judged_events=self._losses.pushed,
+                ranked_events=(self._drawn.pushed, self._full.pushed),
+                figures=(),
+                events=tuple(self._events),
+                good_revision=self._good_revision,
+                row_norm=self._bounds.row_norm,
+                clamped_share=self._bounds.clamped_share,
+                drift_detection=self._loss_drift is not None,
             )
         sizes = settings.window_events, settings.half_life_events
         return replace(found, figures=tuple(report.figures(loss, losses, drawn, full, *sizes)))

@@ -77,16 +77,16 @@ def sample_of(records: Sequence[Record], chosen: choice.Chosen) -> Sample:
         return np.asarray(_joined(filled)[at], dtype)
 
     return Sample(
-        np.array([record.header.revision for record in records], np.uint64)[chosen.records],
-        chosen.events,
-        _joined([part.user_rows for part in placements if part])[at],
-        _joined([part.item_rows for part in placements if part])[at],
-        column("values", 1.0, np.float64),
-        column("weights", 1.0, np.float64),
-        column("event_types", 0, np.uint32),
-        np.array([part.item_count for part in placements if part], np.uint64)[chosen.records],
-        chosen.lots,
-        counts[chosen.records],
+        revisions=np.array([record.header.revision for record in records], np.uint64)[chosen.records],
+        events=chosen.events,
+        user_rows=_joined([part.user_rows for part in placements if part])[at],
+        item_rows=_joined([part.item_rows for part in placements if part])[at],
+        values=column("values", 1.0, np.float64),
+        weights=column("weights", 1.0, np.float64),
+        types=column("event_types", 0, np.uint32),
+        item_counts=np.array([part.item_count for part in placements if part], np.uint64)[chosen.records],
+        lots=chosen.lots,
+        companions=counts[chosen.records],
     )
 
 
