@@ -72,7 +72,7 @@ class Commit:
         log = self.parts.log
         self.entries = [batch.entry(log.last_revision + 1 + i) for i, batch in enumerate(self.batches)]
         self.chain = log.last_hash
-        assert all(len(entry.commitment) == HASH_BYTES for entry in self.entries)
+        assert {len(entry.commitment) for entry in self.entries} == {HASH_BYTES}
 
     def append(self) -> None:
         """Write and sync: when this returns, all batches survive a power cut. Raises LogFull, LogFailed."""
