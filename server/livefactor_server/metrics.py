@@ -15,8 +15,6 @@ def metric_names() -> list[str]:
 
 
 def serve_metrics(host: str, port: int) -> int:
-    """Starts the Prometheus endpoint in its own thread and returns the port, which `port` 0 chooses
-    freely.
-    """
+    """Starts the Prometheus endpoint in its own thread. Returns the port; `port` 0 picks one."""
     server, _ = start_http_server(port, host, REGISTRY)
     return int(server.server_port)
