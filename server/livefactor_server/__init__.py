@@ -1,4 +1,4 @@
-"""The livefactor server: models that learn from every batch, in the order of a log, while they answer.
+"""The livefactor server: models that learn from every batch of a log, in order, while they answer.
 
     client                rpc               engine: LOG stage            engine: APPLY stage
     ──────                ───               ─────────────────            ───────────────────
@@ -9,11 +9,12 @@
     ack ◀─────────────────────────────────────────────────────────────── acknowledge
 
     score ──────────────▶ decode ─────────▶ readers: gate or pin ──────▶ the state at one revision
-    snapshot ───────────▶ keeper ─────────▶ pin ─▶ rows, hashed and written ─▶ a folder that appears whole
-    start                 hosting ────────▶ newest good snapshot ─▶ the log behind it ─▶ the same place and apply
+    snapshot ───────────▶ keeper ─────────▶ pin ─▶ rows, hashed and written ─▶ whole folder
+    start                 hosting ────────▶ newest good snapshot ─▶ log behind it ─▶ place, apply
 
-`state(r) = apply(spec, log[1..r])`: a record is durable before it is applied, and visible before it is acknowledged.
-Restart, audit and the live engine send records through the same two functions of `changes`.
+`state(r) = apply(spec, log[1..r])`: a record is durable before it is applied, and visible before
+it is acknowledged. Restart, audit and the live engine send records through the same two functions
+of `changes`.
 
 Rooms, each of which imports only those below it:
 

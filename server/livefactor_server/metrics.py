@@ -1,4 +1,4 @@
-"""What Prometheus reads. Each room defines its own metrics; docs/operations.md explains them all."""
+"""What Prometheus reads. Each room defines its own metrics; docs/operations.md explains all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ REFUSED = Counter("livefactor_refused_calls", "Calls answered with a status othe
 
 
 def metric_names() -> list[str]:
-    """Names of the metrics of all imported modules. In the exposition format, counters have the suffix _total."""
+    """Names of the metrics of all imported modules.
+
+    In the exposition format, counters have the suffix _total.
+    """
     return sorted({family.name for family in REGISTRY.collect() if family.name.startswith(PREFIX)})
 
 

@@ -1,1 +1,1 @@
-"""Files that users bring: events in csv and parquet, with faults reported by row, and specs in TOML."""
+"""Files that users bring: events in csv and parquet (faults by row), and specs in TOML."""
