@@ -1,8 +1,10 @@
-"""AdaGrad (Duchi, Hazan, Singer: Adaptive subgradient methods, JMLR 12, 2011; the diagonal form of section 1.1):
+"""AdaGrad: every element has its own sum of squares G.
 
     G += g g;  x -= (lr g) / (sqrt(G) + eps)
 
-Every element has a G of its own (`factor_g`, `bias_g`), which begins at `initial_g`. The step uses G before its limit.
+G (`factor_g`, `bias_g`) begins at `initial_g`. The step uses G before its limit.
+
+Duchi, Hazan, Singer: Adaptive subgradient methods, JMLR 12, 2011; the diagonal form of section 1.1.
 """
 
 from __future__ import annotations
@@ -10,20 +12,21 @@ from __future__ import annotations
 from typing import Any
 
 from livefactor_kernels.numbers.lanes import clamp, inlined, root
-from livefactor_kernels.optimizers.formula import Formula, initial_squares, keep_row
+from livefactor_kernels.optimizers.formula import Element, Formula, initial_squares, keep_row
 
 
 @inlined
-def scaled_step(x: Any, g: Any, total: Any, rate: Any, rates: Any) -> Any:
-    """x - (rate * g) / (sqrt(G) + eps), limited to +-factor_max; `total` is G with this gradient added."""
-    return clamp(x - (rate * g) / (root(total) + rates.eps), rates.factor_max)
-
-
-@inlined
-def step(x: Any, g: Any, first: Any, second: Any, rate: Any, l1: Any, row: Any, rates: Any) -> Any:
-    """`formula`'s `step`; `first` is G."""
+def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any) -> Any:
+    """As `accumulate` of `formula`; `first` is G."""
     total = first + g * g
-    return scaled_step(x, g, total, rate, rates), clamp(total, rates.g_max), second
+    return clamp(total, rates.g_max), second, total
 
 
-ADAGRAD = Formula({"factor_g": initial_squares, "bias_g": initial_squares}, keep_row, step, step)
+@inlined
+def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
+    """As `step` of `formula`."""
+    return clamp(x - (shared.rate * g) / (root(total) + rates.eps), rates.factor_max)
+
+
+ELEMENT = Element(accumulate, step)
+ADAGRAD = Formula({"factor_g": initial_squares, "bias_g": initial_squares}, keep_row, ELEMENT, ELEMENT)

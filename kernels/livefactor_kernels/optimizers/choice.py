@@ -1,7 +1,8 @@
 """The table of optimisers, and the choice among them in compiled code.
 
-`step_row`, `step_factor` and `step_bias` are those of `formula.py` with the number of an `OptimizerKind` before their
-arguments. The number is a constant of the kernel that calls: after inlining nothing of the other optimisers is left.
+The functions at the end are those of `formula`, with the number of an `OptimizerKind` before their
+arguments. The number is a constant of the kernel that calls: after inlining nothing of the other
+optimisers is left.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ FORMULAS: dict[OptimizerKind, Formula] = {
 
 
 def _choice(functions: dict[OptimizerKind, Callable[..., Any]]) -> Callable[..., Any]:
-    """A function that takes an optimiser's number and calls its function. The last one is called for any other number."""
+    """A function that takes an optimiser's number and calls its function.
+
+    The last function is called for any other number.
+    """
     *kinds, last = functions
     chosen = _always(functions[last])
     for kind in reversed(kinds):
@@ -67,9 +71,13 @@ def _constant(value: int) -> Callable[..., Any]:
     return constant
 
 
-step_row = _choice({kind: formula.step_row for kind, formula in FORMULAS.items()})
-step_factor = _choice({kind: formula.step_factor for kind, formula in FORMULAS.items()})
-step_bias = _choice({kind: formula.step_bias for kind, formula in FORMULAS.items()})
+step_row = _choice({kind: each.step_row for kind, each in FORMULAS.items()})
+accumulate_factor = _choice({kind: each.factor.accumulate for kind, each in FORMULAS.items()})
+step_factor = _choice({kind: each.factor.step for kind, each in FORMULAS.items()})
+accumulate_bias = _choice({kind: each.bias.accumulate for kind, each in FORMULAS.items()})
+step_bias = _choice({kind: each.bias.step for kind, each in FORMULAS.items()})
+
+# How many sections an optimiser keeps for each factor and bias, and how many words for a row.
 factor_accumulators = _number_of({kind: len(each.accumulators("factor")) for kind, each in FORMULAS.items()})
 bias_accumulators = _number_of({kind: len(each.accumulators("bias")) for kind, each in FORMULAS.items()})
 row_words = _number_of({kind: sum(each.words.values()) for kind, each in FORMULAS.items()})

@@ -32,6 +32,7 @@ from livefactor_kernels.optimizers.choice import (
     needs_squares,
     row_words,
 )
+from livefactor_kernels.optimizers.formula import Shared
 from livefactor_kernels.simd.gradients import scale_vectors
 from livefactor_kernels.simd.steps import ONE, WORD_BYTES, prefetch_row, real, row_bytes, row_word, word
 from livefactor_kernels.tables import Table
@@ -91,18 +92,18 @@ def squares(gradient: Any, blocks: Any) -> Any:
 
 @inlined
 def _step_words(rows: Any, row: Any, gradient: Any, blocks: Any, method: Any, rates: Any) -> Any:
-    """Step a row's own words by its gradient, and return its `RowStep`."""
+    """Step a row's own words by its gradient, and return what its factors and its bias share."""
     count = row_words(method.optimizer)
     at = row * np.uint64(count)
     first = real(rows.row_state, at) if count > 0 else _F1
     second = real(rows.row_state, at + ONE) if count > 1 else _F1
     total = squares(gradient, blocks) if needs_squares(method.optimizer) else _F1
-    first, second, shared = choice.step_row(method.optimizer, first, second, total, rates)
+    first, second, of_factors, of_bias = choice.step_row(method.optimizer, first, second, total, rates)
     if count > 0:
         store1(rows.row_state, first, at * WORD_BYTES)
     if count > 1:
         store1(rows.row_state, second, (at + ONE) * WORD_BYTES)
-    return shared
+    return of_factors, of_bias
 
 
 @inlined
@@ -111,14 +112,12 @@ def step_factors(rows: Any, offset: Any, x: Any, g: Any, optimizer: Any, rates: 
     count = factor_accumulators(optimizer)
     first = load16(rows.factor_g, offset) if count > 0 else x
     second = load16(rows.factor_h, offset) if count > 1 else x
-    x, first, second = choice.step_factor(
-        optimizer, x, g, first, second, shared.rate, rates.l1, shared, rates
-    )
+    first, second, total = choice.accumulate_factor(optimizer, x, g, first, second, shared, rates)
     if count > 0:
         store16(rows.factor_g, first, offset)
     if count > 1:
         store16(rows.factor_h, second, offset)
-    return x
+    return choice.step_factor(optimizer, x, g, first, total, shared, rates)
 
 
 @inlined
@@ -127,14 +126,12 @@ def step_bias(rows: Any, row: Any, g: Any, optimizer: Any, rates: Any, shared: A
     at, x, count = row * WORD_BYTES, real(rows.bias, row), bias_accumulators(optimizer)
     first = load1(rows.bias_g, at) if count > 0 else x
     second = load1(rows.bias_h, at) if count > 1 else x
-    x, first, second = choice.step_bias(
-        optimizer, x, g, first, second, shared.bias_rate, rates.bias_l1, shared, rates
-    )
-    store1(rows.bias, x, at)
+    first, second, total = choice.accumulate_bias(optimizer, x, g, first, second, shared, rates)
     if count > 0:
         store1(rows.bias_g, first, at)
     if count > 1:
         store1(rows.bias_h, second, at)
+    store1(rows.bias, choice.step_bias(optimizer, x, g, first, total, shared, rates), at)
 
 
 @inlined
@@ -146,11 +143,11 @@ def step_row(
     start, random_word = row * row_bytes(blocks), row_word(rows, row, rounding, step)
     if method.clips:
         scale_vectors(gradient, scalar.norm_scale(squares(gradient, blocks), rates.gradient_norm_max), blocks)
-    shared = _step_words(rows, row, gradient, blocks, method, rates)
+    of_factors, of_bias = _step_words(rows, row, gradient, blocks, method, rates)
     for c in range(blocks):
         at = c * VECTOR_BYTES
         x, g = load_factors(rows.factors, start + at), load16(gradient, at)
-        stepped = step_factors(rows, start + at, x, g, method.optimizer, rates, shared)
+        stepped = step_factors(rows, start + at, x, g, method.optimizer, rates, of_factors)
         if method.norms:
             store16(gradient, stepped, at)
         else:
@@ -163,7 +160,7 @@ def step_row(
     if with_bias:
         g = load1(gradient, row_bytes(blocks))
         g = clamp(g, rates.gradient_norm_max) if method.clips else g
-        step_bias(rows, row, g, method.optimizer, rates, shared)
+        step_bias(rows, row, g, method.optimizer, rates, of_bias)
 
 
 @inlined
@@ -198,25 +195,24 @@ def step_plain_factors(
     rates: `Rates`.
     """
     offset, column = start + at, at // WORD_BYTES
+    shared = Shared(rates.rate, _F1, _F1, _F1)
     if adagrad:
-        total = load16(rows.factor_g, offset)
-        x, total, _ = adagrad_formula.step(x, g, total, x, rates.rate, _F1, _F1, rates)
-        store_factors(rows.factors, offset, x, column, word)
-        store16(rows.factor_g, total, offset)
+        first, _, total = adagrad_formula.accumulate(x, g, load16(rows.factor_g, offset), x, shared, rates)
+        stepped = adagrad_formula.step(x, g, first, total, shared, rates)
+        store_factors(rows.factors, offset, stepped, column, word)
+        store16(rows.factor_g, first, offset)
     else:
-        x, _, _ = sgd_formula.step(x, g, x, x, rates.rate, _F1, _F1, rates)
-        store_factors(rows.factors, offset, x, column, word)
+        store_factors(rows.factors, offset, sgd_formula.step(x, g, x, x, shared, rates), column, word)
 
 
 @inlined
 def step_plain_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
     """Step a row's bias from its old value x by gradient g, as `step_plain_factors`, and store it."""
     offset = row * WORD_BYTES
+    shared = Shared(rates.bias_rate, _F1, _F1, _F1)
     if adagrad:
-        total = load1(rows.bias_g, offset)
-        x, total, _ = adagrad_formula.step(x, g, total, x, rates.bias_rate, _F1, _F1, rates)
-        store1(rows.bias, x, offset)
-        store1(rows.bias_g, total, offset)
+        first, _, total = adagrad_formula.accumulate(x, g, load1(rows.bias_g, offset), x, shared, rates)
+        store1(rows.bias, adagrad_formula.step(x, g, first, total, shared, rates), offset)
+        store1(rows.bias_g, first, offset)
     else:
-        x, _, _ = sgd_formula.step(x, g, x, x, rates.bias_rate, _F1, _F1, rates)
-        store1(rows.bias, x, offset)
+        store1(rows.bias, sgd_formula.step(x, g, x, x, shared, rates), offset)

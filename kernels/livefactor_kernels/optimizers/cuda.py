@@ -21,6 +21,7 @@ from livefactor_kernels.optimizers.choice import (
     needs_squares,
     row_words,
 )
+from livefactor_kernels.optimizers.formula import Shared
 from livefactor_kernels.spec.model import LANES
 
 _F1 = np.float32(1.0)
@@ -47,14 +48,12 @@ def _step_factor(rows: Any, at: Any, x: Any, g: Any, optimizer: Any, rates: Any,
     count = factor_accumulators(optimizer)
     first = rows.factor_g[at] if count > 0 else _F1
     second = rows.factor_h[at] if count > 1 else _F1
-    x, first, second = choice.step_factor(
-        optimizer, x, g, first, second, shared.rate, rates.l1, shared, rates
-    )
+    first, second, total = choice.accumulate_factor(optimizer, x, g, first, second, shared, rates)
     if count > 0:
         rows.factor_g[at] = first
     if count > 1:
         rows.factor_h[at] = second
-    return x
+    return choice.step_factor(optimizer, x, g, first, total, shared, rates)
 
 
 @inlined
@@ -63,29 +62,30 @@ def _step_bias(rows: Any, row: Any, g: Any, optimizer: Any, rates: Any, shared: 
     count = bias_accumulators(optimizer)
     first = rows.bias_g[row] if count > 0 else _F1
     second = rows.bias_h[row] if count > 1 else _F1
-    rows.bias[row], first, second = choice.step_bias(
-        optimizer, rows.bias[row], g, first, second, shared.bias_rate, rates.bias_l1, shared, rates
-    )
+    x = rows.bias[row]
+    first, second, total = choice.accumulate_bias(optimizer, x, g, first, second, shared, rates)
     if count > 0:
         rows.bias_g[row] = first
     if count > 1:
         rows.bias_h[row] = second
+    rows.bias[row] = choice.step_bias(optimizer, x, g, first, total, shared, rates)
 
 
 @inlined
 def _step_words(rows: Any, row: Any, g: Any, blocks: Any, optimizer: Any, rates: Any) -> Any:
-    """Step a row's own words by its gradient g, and return its `RowStep`, in all lanes."""
+    """Step a row's own words by its gradient g, and return what its factors and its bias share,
+    in all lanes."""
     count = row_words(optimizer)
     first = half_of(rows.row_state[count * row], 0) if count > 0 else _F1
     second = half_of(rows.row_state[count * row + 1], 0) if count > 1 else _F1
     total = _squares(g, blocks) if needs_squares(optimizer) else _F1
-    first, second, shared = choice.step_row(optimizer, first, second, total, rates)
+    first, second, of_factors, of_bias = choice.step_row(optimizer, first, second, total, rates)
     if lane() == 0:
         if count > 0:
             rows.row_state[count * row] = first
         if count > 1:
             rows.row_state[count * row + 1] = second
-    return shared
+    return of_factors, of_bias
 
 
 @inlined
@@ -98,13 +98,13 @@ def step_row(
     if method.clips:
         _scale(g, scalar.norm_scale(_squares(g, blocks), rates.gradient_norm_max), blocks)
         g_bias = clamp(g_bias, rates.gradient_norm_max)
-    shared = _step_words(rows, row, g, blocks, optimizer, rates)
+    of_factors, of_bias = _step_words(rows, row, g, blocks, optimizer, rates)
     start = row * (blocks * LANES)
     for c in range(blocks):
         column = c * LANES + lane()
         at = start + column
         x = load_factor(rows.factors, at)
-        x = _step_factor(rows, at, x, g[c], optimizer, rates, shared)
+        x = _step_factor(rows, at, x, g[c], optimizer, rates, of_factors)
         if method.norms:
             g[c] = x
         else:
@@ -115,7 +115,7 @@ def step_row(
             column = c * LANES + lane()
             store_factor(rows.factors, start + column, g[c], word, column)
     if with_bias and lane() == 0:
-        _step_bias(rows, row, g_bias, optimizer, rates, shared)
+        _step_bias(rows, row, g_bias, optimizer, rates, of_bias)
 
 
 @inlined
@@ -131,11 +131,10 @@ def step_one(
     column: Any,
 ) -> None:
     """Step one factor or bias by its gradient with AdaGrad or SGD; word, column: as `store_factor`."""
-    x = load_factor(values, at)
+    x, shared = load_factor(values, at), Shared(rate, _F1, _F1, _F1)
     if adagrad:
-        x, total, _ = adagrad_formula.step(x, g, accumulators[at], x, rate, _F1, _F1, rates)
-        store_factor(values, at, x, word, column)
-        accumulators[at] = total
+        first, _, total = adagrad_formula.accumulate(x, g, accumulators[at], x, shared, rates)
+        store_factor(values, at, adagrad_formula.step(x, g, first, total, shared, rates), word, column)
+        accumulators[at] = first
     else:
-        x, _, _ = sgd_formula.step(x, g, x, x, rate, _F1, _F1, rates)
-        store_factor(values, at, x, word, column)
+        store_factor(values, at, sgd_formula.step(x, g, x, x, shared, rates), word, column)

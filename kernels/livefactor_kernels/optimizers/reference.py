@@ -1,4 +1,4 @@
-"""The step of a row by its whole gradient in plain NumPy: the judge of `cpu.py` and `cuda.py` (semantics: `__init__`)."""
+"""The step of a row by its whole gradient in plain NumPy, which the backends are judged by."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from livefactor_kernels.numbers.lanes import clamp
 from livefactor_kernels.numbers.sums import dot
 from livefactor_kernels.optimizers import StepRates
 from livefactor_kernels.optimizers.choice import FORMULAS
+from livefactor_kernels.optimizers.formula import Element, Shared
 from livefactor_kernels.spec.model import ModelSpec, OptimizerKind
 
 if TYPE_CHECKING:
@@ -24,34 +25,42 @@ def step_row(
     spec: ModelSpec, rates: StepRates, table: ReferenceTable, row: int, gradient: np.ndarray,
     bias: np.float32 | None,
 ) -> np.ndarray:  # fmt: skip
-    """The float32[k_padded] that a step of a row by its gradient leaves of its factors. Its bias (None: it stays) and its
-    state are stepped in the table."""
+    """The float32[k_padded] that a step of a row by its gradient leaves of its factors.
+
+    The bias and the state are stepped in the table. bias: the gradient of the bias, None where it
+    stays.
+    """
     limits, formula = spec.regularization, FORMULAS[OptimizerKind(spec.optimizer.kind)]
     if limits.gradient_norm_max > 0:
         gradient = gradient * scalar.norm_scale(dot(gradient, gradient), rates.gradient_norm_max)
         bias = None if bias is None else clamp(bias, rates.gradient_norm_max)
     squares = dot(gradient, gradient) if formula.needs_squares else _F0
-    *words, shared = formula.step_row(*_values(table, row, formula.words), squares, rates)
+    *words, of_factors, of_bias = formula.step_row(*_values(table, row, formula.words), squares, rates)
     _set_values(table, row, formula.words, words)
     names = formula.accumulators("factor")
-    factors: np.ndarray
-    factors, *accumulators = formula.step_factor(
-        table.read(row), gradient, *_values(table, row, names), shared.rate, rates.l1, shared, rates
+    factors: np.ndarray = _step(
+        formula.factor, table, row, names, table.read(row), gradient, of_factors, rates
     )
-    _set_values(table, row, names, accumulators)
     if bias is not None:
-        names = formula.accumulators("bias")
-        table.bias[row], *accumulators = formula.step_bias(
-            table.bias[row], bias, *_values(table, row, names), shared.bias_rate, rates.bias_l1, shared, rates
-        )
-        _set_values(table, row, names, accumulators)
+        names, old = formula.accumulators("bias"), table.bias[row]
+        table.bias[row] = _step(formula.bias, table, row, names, old, bias, of_bias, rates)
     if limits.row_norm_max > 0:
         factors = factors * scalar.norm_scale(dot(factors, factors), rates.row_norm_max)
     return factors
 
 
+def _step(
+    element: Element, table: ReferenceTable, row: int, names: list[str], x: Any, g: Any, shared: Shared,
+    rates: StepRates,
+) -> Any:  # fmt: skip
+    """What a step by g leaves of x, a row's factors or its bias; sections `names` are stepped."""
+    first, second, total = element.accumulate(x, g, *_values(table, row, names), shared, rates)
+    _set_values(table, row, names, [first, second])
+    return element.step(x, g, first, total, shared, rates)
+
+
 def _values(table: ReferenceTable, row: int, names: Iterable[str]) -> list[Any]:
-    """Two values of a row, which sections hold or, where there are fewer, 0."""
+    """The two values that sections hold of a row; a missing one is 0."""
     values: list[Any] = []
     for name in names:
         held = getattr(table, name)[row]

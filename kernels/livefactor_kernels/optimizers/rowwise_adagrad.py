@@ -1,10 +1,12 @@
-"""Row-wise AdaGrad (Naumov et al.: Deep learning recommendation model, arXiv:1906.00091, 2019; Mudigere et al.: Software-
-hardware co-design for fast and scalable training of deep learning recommendation models, ISCA 2022):
+"""Row-wise AdaGrad: all factors of a row share one sum of squares G.
 
     G += squares(g) / k;  x -= (lr g) / (sqrt(G) + eps)
 
-All factors of a row share one G (`row_g`), which begins at `initial_g`; the step uses it before its limit. A bias has
-AdaGrad's own G (`bias_g`).
+G (`row_g`) begins at `initial_g`. The step uses G before its limit. A bias has AdaGrad's own G
+(`bias_g`).
+
+Naumov et al.: Deep learning recommendation model, arXiv:1906.00091, 2019. Mudigere et al.: Software-
+hardware co-design for fast and scalable training of deep learning recommendation models, ISCA 2022.
 """
 
 from __future__ import annotations
@@ -12,23 +14,28 @@ from __future__ import annotations
 from typing import Any
 
 from livefactor_kernels.numbers.lanes import clamp, inlined
-from livefactor_kernels.optimizers import adagrad
-from livefactor_kernels.optimizers.formula import F1, Formula, RowStep, initial_squares
+from livefactor_kernels.optimizers import adagrad, sgd
+from livefactor_kernels.optimizers.formula import F1, Element, Formula, Shared, initial_squares
 
 
 @inlined
 def step_row(first: Any, second: Any, squares: Any, rates: Any) -> Any:
-    """`formula`'s `step_row`; `first` is G."""
+    """As `step_row` of `formula`; `first` is G."""
     total = first + squares / rates.k
-    return clamp(total, rates.g_max), second, RowStep(rates.rate, rates.bias_rate, total, F1)
+    of_factors = Shared(rates.rate, F1, total, F1)
+    return clamp(total, rates.g_max), second, of_factors, Shared(rates.bias_rate, F1, F1, F1)
 
 
 @inlined
-def step(x: Any, g: Any, first: Any, second: Any, rate: Any, l1: Any, row: Any, rates: Any) -> Any:
-    """`formula`'s `step`."""
-    return adagrad.scaled_step(x, g, row.total, rate, rates), first, second
+def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
+    """As `step` of `formula`; it divides by the G of the row."""
+    return adagrad.step(x, g, first, shared.total, shared, rates)
 
 
 ROWWISE_ADAGRAD = Formula(
-    {"row_g": initial_squares, "bias_g": initial_squares}, step_row, step, adagrad.step, needs_squares=True
+    {"row_g": initial_squares, "bias_g": initial_squares},
+    step_row,
+    Element(sgd.accumulate, step),
+    adagrad.ELEMENT,
+    needs_squares=True,
 )

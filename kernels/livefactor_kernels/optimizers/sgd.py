@@ -1,18 +1,27 @@
-"""Plain stochastic gradient descent: x -= lr g (Robbins, Monro: A stochastic approximation method, Annals of Mathematical
-Statistics 22, 1951). It keeps no state."""
+"""Plain stochastic gradient descent: x -= lr g. It keeps no state.
+
+Robbins, Monro: A stochastic approximation method, Annals of Mathematical Statistics 22, 1951.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from livefactor_kernels.numbers.lanes import clamp, inlined
-from livefactor_kernels.optimizers.formula import Formula, keep_row
+from livefactor_kernels.optimizers.formula import Element, Formula, keep_row
 
 
 @inlined
-def step(x: Any, g: Any, first: Any, second: Any, rate: Any, l1: Any, row: Any, rates: Any) -> Any:
-    """`formula`'s `step`: x - rate * g, limited to +-factor_max."""
-    return clamp(x - rate * g, rates.factor_max), first, second
+def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any) -> Any:
+    """As `accumulate` of `formula`: nothing changes."""
+    return first, second, first
 
 
-SGD = Formula({}, keep_row, step, step)
+@inlined
+def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
+    """As `step` of `formula`."""
+    return clamp(x - shared.rate * g, rates.factor_max)
+
+
+_ELEMENT = Element(accumulate, step)
+SGD = Formula({}, keep_row, _ELEMENT, _ELEMENT)

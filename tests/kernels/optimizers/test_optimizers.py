@@ -325,10 +325,12 @@ def test_rule_softmax_takes_them(kind) -> None:
 
 @njit(error_model="numpy")
 def stepped(kind, x, g, first, second, rates):
-    first, second, row = choice.step_row(kind, first, second, g * g, rates)
-    factor = choice.step_factor(kind, x, g, first, second, row.rate, rates.l1, row, rates)
-    bias = choice.step_bias(kind, x, g, first, second, row.bias_rate, rates.bias_l1, row, rates)
-    return first, second, *factor, *bias
+    word, other, of_factors, of_bias = choice.step_row(kind, first, second, g * g, rates)
+    of_factor = choice.accumulate_factor(kind, x, g, first, second, of_factors, rates)
+    factor = choice.step_factor(kind, x, g, of_factor[0], of_factor[2], of_factors, rates)
+    of_one = choice.accumulate_bias(kind, x, g, first, second, of_bias, rates)
+    bias = choice.step_bias(kind, x, g, of_one[0], of_one[2], of_bias, rates)
+    return word, other, *of_factor, factor, *of_one, bias
 
 
 @pytest.mark.parametrize("kind", OptimizerKind)
