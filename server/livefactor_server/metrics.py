@@ -128,25 +128,7 @@ class JudgeCollector(Collector):
 JUDGES = JudgeCollector()
 REGISTRY.register(JUDGES)
 
-_ALL = (
-    EVENTS,
-    REJECTED,
-    BATCHES,
-    REVISION,
-    LOG_LAG,
-    QUEUE,
-    LOG_BYTES,
-    MEMORY,
-    ROWS,
-    APPLY_LATENCY,
-    SCORE_LATENCY,
-    REFUSED,
-    WRITABLE,
-    DRIFTS,
-    WARNINGS,
-    HELD,
-)
-METRICS = (*(metric._name for metric in _ALL), *JudgeCollector.NAMES)
+METRICS = tuple(family.name for family in REGISTRY.collect() if family.name.startswith("livefactor_"))
 """Names of all metrics. In the exposition format, counters have the suffix _total."""
 
 
