@@ -30,6 +30,9 @@ if SIMULATED:
 EVENTS = 9 if SIMULATED else 60
 COMPILED = specs_of("cuda") if SIMULATED else [*specs_of("cpu"), *specs_of("cuda")]
 """Every backend beside the reference. In the simulator of GPU kernels there is no reason to look at the CPU's again."""
+REFERENCE = [] if SIMULATED else specs_of("reference")[::6]
+each_spec = pytest.mark.parametrize(("backend", "spec"), COMPILED, scope="module")
+"""The scope lets all behaviours of a spec follow each other, so that one worker compiles its kernels once."""
 
 
 def assert_same(model: Backend, judge: Backend) -> None:
@@ -67,7 +70,7 @@ def varied(spec: ModelSpec, data: st.DataObject) -> ModelSpec:
     return replace(spec, **changes).check()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("backend", "spec"), COMPILED)
+@each_spec
 @settings(max_examples=1 if SIMULATED else 5)
 @given(data=st.data())
 def test_any_stream_in_any_grouping_gives_the_bits_of_the_reference(backend, spec, data) -> None:
@@ -82,7 +85,7 @@ def test_any_stream_in_any_grouping_gives_the_bits_of_the_reference(backend, spe
     assert_same(model, judge)
 
 
-@pytest.mark.parametrize(("backend", "spec"), COMPILED)
+@each_spec
 def test_a_restored_model_goes_on_to_the_same_bits(backend, spec) -> None:
     """On any backend: the state goes from the reference to this one, and back."""
     stream = draw_stream(3, spec, [EVENTS, EVENTS // 2, EVENTS, EVENTS // 2])
@@ -99,7 +102,7 @@ def test_a_restored_model_goes_on_to_the_same_bits(backend, spec) -> None:
     assert differences(third, first) == []
 
 
-@pytest.mark.parametrize(("backend", "spec"), [*COMPILED, *specs_of("reference")[::6]])
+@pytest.mark.parametrize(("backend", "spec"), [*COMPILED, *REFERENCE], scope="module")
 def test_a_pin_keeps_its_revision_and_changes_no_bit(backend, spec) -> None:
     model, judge = create_backend(backend, spec), ReferenceModel(spec)
     stream = draw_stream(5, spec, [EVENTS, 1, EVENTS // 2, 3])
@@ -145,7 +148,7 @@ def lists_of(pin: Pin) -> dict[str, np.ndarray]:
     return {f"{name}: {part}": array for name, parts in answers.items() for part, array in enumerate(parts)}
 
 
-@pytest.mark.parametrize(("backend", "spec"), COMPILED)
+@each_spec
 def test_reads_give_what_the_reference_gives_and_change_nothing(backend, spec) -> None:
     model, judge = create_backend(backend, spec), ReferenceModel(spec)
     stream = draw_stream(7, spec, [EVENTS, EVENTS])
@@ -163,7 +166,7 @@ def test_reads_give_what_the_reference_gives_and_change_nothing(backend, spec) -
     assert unlike(copy_state(model), before) == []
 
 
-@pytest.mark.parametrize(("backend", "spec"), COMPILED)
+@each_spec
 def test_extreme_numbers_stay_finite_and_are_those_of_the_reference(backend, spec) -> None:
     spec = with_extreme_numbers(spec)
     model, judge = create_backend(backend, spec), ReferenceModel(spec)

@@ -145,13 +145,21 @@ LONG_SPECS: dict[str, ModelSpec] = dict(_narrow_factors(every=True))
 IN_SIMULATOR = (
     "squared-0-adagrad-b7",
     "bpr-3-ftrl-b7-bfloat16",
+    "logistic-3-lazy_adam-b1",
+    "bpr-3-rowwise_adagrad-b7",
+    "logistic-0-sgd-b1",
+    "dropout-bpr",
     "adaptive-micro",
+    "adaptive-negatives-replay",
     "replay-squared-micro",
     "solve-implicit",
+    "solve-replay",
     "solve-squared",
     "history-bpr-counts",
     "softmax-popularity",
+    "softmax-uniform-B1",
     "softmax-in-batch-groups",
+    "softmax-replay",
 )
 """What the simulator is asked for in `make test`: it takes a second for what a device does in a millisecond. All of `SPECS` run
 on a device, and with the marker `long`."""
