@@ -10,34 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from livefactor_kernels.device.buffers import Buffer, Growing
 from livefactor_kernels.device.warp import BLOCK_THREADS, SIMULATED, cuda
-from livefactor_kernels.tables import reserve
-
-
-class Buffer(NamedTuple):
-    """Memory of the device. array: of the device's array module. argument: the same, as kernels take it."""
-
-    array: Any
-    argument: Any
-
-
-class Growing(Protocol):
-    """An array whose address space is held and whose memory is added as it grows: nothing is ever copied.
-
-    mapped: bytes that have memory."""
-
-    buffer: Buffer
-    mapped: int
-
-    def grow(self, nbytes: int) -> bool:
-        """Have memory for the first `nbytes`; False if the device has not so much."""
-
-    def missing(self, nbytes: int) -> int:
-        """Bytes that `grow(nbytes)` would take."""
+from livefactor_kernels.simd.memory import reserve
 
 
 class Device(Protocol):
@@ -83,6 +62,9 @@ class Device(Protocol):
 
     def put(self, array: np.ndarray) -> Buffer:
         """A copy of a host's array, flat."""
+
+    def copy(self, buffer: Buffer) -> Buffer:
+        """A copy of a buffer, made on the stream of the kernels."""
 
     def view(self, buffer: Buffer, dtype: Any) -> Buffer:
         """The same memory as elements of another type."""
@@ -183,6 +165,10 @@ class SimulatedDevice:
         """As `Device.put`."""
         copy = array.ravel().copy()
         return Buffer(copy, copy)
+
+    def copy(self, buffer: Buffer) -> Buffer:
+        """As `Device.copy`."""
+        return self.put(buffer.array)
 
     def view(self, buffer: Buffer, dtype: Any) -> Buffer:
         """As `Device.view`."""
@@ -303,6 +289,10 @@ class CudaDevice:
         with self._stream:
             buffer.array[:] = self.xp.asarray(array.ravel())
         return buffer
+
+    def copy(self, buffer: Buffer) -> Buffer:
+        """As `Device.copy`."""
+        return self.put(buffer.array)
 
     def view(self, buffer: Buffer, dtype: Any) -> Buffer:
         """As `Device.view`."""

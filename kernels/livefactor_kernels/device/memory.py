@@ -10,7 +10,7 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from livefactor_kernels.device.machine import Buffer
+from livefactor_kernels.device.buffers import Buffer
 
 PIECE_BYTES_MAX = 256 << 20
 """The most that is mapped beyond what is asked for."""

@@ -1,6 +1,6 @@
 """What a row remembers of its events: the semantics of histories, visits and counts, and how they lie in tables.
 
-Beside factors and biases a table has these sections, of which a spec chooses (`row_sections`):
+Beside factors and biases a table has these sections, of which a spec chooses (`tables.history_sections`):
 
     users  seen_rows [H] u32, seen_values [H] f32, seen_weights [H] f32, seen_visits [H] u32   a ring of events
            seen_count u32, visits u32, last_time i64
@@ -29,41 +29,10 @@ from functools import cache
 
 import numpy as np
 
-from livefactor_kernels.spec.model import ModelSpec
-
-USERS = 0
-
 RING = ("seen_rows", "seen_values", "seen_weights")
 COUNT_MIN = np.float32(np.finfo(np.float32).tiny)
 DECAY_STEPS = 4096
 """Visits past which an event's weight stays what it is then."""
-
-Sections = dict[str, tuple[tuple[int, ...], str]]
-
-
-def row_sections(spec: ModelSpec, side: int) -> Sections:
-    """Sections of one side's history by name: shape of a row, dtype; in the order of the root hash."""
-    sections: Sections = {}
-    if not spec.history.users:
-        return sections
-    length = spec.history.users if side == USERS else spec.history.items
-    if length:
-        sections = {
-            "seen_rows": ((length,), "uint32"),
-            "seen_values": ((length,), "float32"),
-            "seen_weights": ((length,), "float32"),
-        }
-    if side == USERS:
-        sections |= {
-            "seen_visits": ((length,), "uint32"),
-            "visits": ((), "uint32"),
-            "last_time": ((), "int64"),
-        }
-    sections["seen_count"] = ((), "uint32")
-    if side != USERS and spec.counts.neighbors:
-        wide = (spec.counts.neighbors,)
-        sections |= {"neighbor_rows": (wide, "uint32"), "neighbor_counts": (wide, "float32")}
-    return sections
 
 
 @cache

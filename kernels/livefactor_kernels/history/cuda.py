@@ -9,22 +9,20 @@ event and its number in it give; sorted by (item, place), an item's additions ar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from livefactor_kernels.device.machine import Device
 from livefactor_kernels.device.plan import value_of, weight_of
+from livefactor_kernels.device.staging import Slot
 from livefactor_kernels.device.warp import cuda, kernel
 from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
 from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.pins.cuda import PinnedRows
 from livefactor_kernels.scoring.cuda_reads import livefactor_save_followed_kernel
-
-if TYPE_CHECKING:
-    from livefactor_kernels.device.machine import Device
-    from livefactor_kernels.device.staging import Slot
-    from livefactor_kernels.pins.cuda import FrozenSide
-    from livefactor_kernels.spec.model import ModelSpec
-    from livefactor_kernels.tables.cuda import CudaTable
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables.cuda import CudaTable
 
 PIECE_EVENTS = 1 << 16
 """Events of a piece at most; no micro-batch has more."""
@@ -312,7 +310,7 @@ class Recorder:
                 buffer.array.fill(0)
                 buffer.array.sort()
 
-    def save_followed(self, items: FrozenSide, slot: Slot, users_at: int, events: int) -> None:
+    def save_followed(self, items: PinnedRows, slot: Slot, users_at: int, events: int) -> None:
         """Copy for pins the items whose counts so many events may change beside those that they name."""
         if self._counted:
             which = slot.words, users_at, self.users, self._additions.span

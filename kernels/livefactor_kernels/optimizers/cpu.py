@@ -25,9 +25,17 @@ from livefactor_kernels.numbers.lanes import (
 from livefactor_kernels.numbers.narrow import Factors, factors_of, load_factors, store_factors
 from livefactor_kernels.optimizers import state_slots
 from livefactor_kernels.simd.gradients import scale_vectors
-from livefactor_kernels.simd.steps import ONE, WORD_BYTES, prefetch_row, real, row_bytes, row_word, word
+from livefactor_kernels.simd.steps import (
+    ONE,
+    WORD_BYTES,
+    RowArrays,
+    prefetch_row,
+    real,
+    row_bytes,
+    row_word,
+    word,
+)
 from livefactor_kernels.spec.model import OptimizerKind
-from livefactor_kernels.tables import Table
 
 _SGD, _ADAGRAD = int(OptimizerKind.SGD), int(OptimizerKind.ADAGRAD)
 _ROWWISE_ADAGRAD, _LAZY_ADAM, _FTRL = (
@@ -55,7 +63,7 @@ class StepRows(NamedTuple):
     side: np.uint64
 
     @staticmethod
-    def of(table: Table) -> StepRows:
+    def of(table: RowArrays) -> StepRows:
         """Addresses of a table's arrays (which never move)."""
 
         slots = state_slots(table.spec)

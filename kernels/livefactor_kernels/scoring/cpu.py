@@ -40,7 +40,8 @@ from livefactor_kernels.scoring.cpu_kernels import (
     widen_kernel,
 )
 from livefactor_kernels.spec.model import FactorDtype, Limits, ModelSpec
-from livefactor_kernels.tables import ITEMS, Table
+from livefactor_kernels.tables import ITEMS
+from livefactor_kernels.tables.cpu import Table
 
 MANY_USERS = 4
 """From this many users on the matrix product is faster than a scan for each (benchmarks/reads.py)."""

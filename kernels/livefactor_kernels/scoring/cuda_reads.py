@@ -7,7 +7,7 @@ row half-written, and what `place` says of a row holds for as long as the kernel
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,6 +28,13 @@ class Saved(NamedTuple):
     rows: Any
     counter: Any
     arrays: Any
+
+
+class SavedRows(Protocol):
+    """Copies of one side's rows for a pin. bound: copies there can be at most."""
+
+    saved: Saved
+    bound: int
 
 
 @kernel

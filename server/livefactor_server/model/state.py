@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.backend import Backend, RowTable, Update, create_backend
+from livefactor_kernels.sgd.adaptive import RATES, STEP, multiple
 from livefactor_kernels.spec.model import EventType, Loss, ModelSpec
 from livefactor_server.changes import (
     AvailabilityChange,
@@ -204,14 +205,18 @@ class ModelState:
             for name, table in (("users", self.backend.users), ("items", self.backend.items))
         }
 
+    @property
+    def adapted_rate(self) -> float | None:
+        """What an adaptive rate multiplies the spec's learning rates by now; None without one. The caller holds the gate."""
+        if not self.spec.adaptive_rate.window:
+            return None
+        return float(multiple(int(self.backend.state()[RATES][STEP])))
+
     def freeze_small(self) -> SmallState:
         """What is not in the tables, as of now; later records do not change it. Taken under the gate."""
         return SmallState(
             self.spec_body,
-            (self.backend.mean_sum, self.backend.mean_count),
-            self.backend.gram.ravel().copy(),
-            {name: column.copy() for name, column in self.backend.reservoir.items()},
-            self.backend.rate_state.copy(),
+            {name: array.copy() for name, array in self.backend.state().items()},
             self.events,
             self.producers.freeze(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
@@ -258,10 +263,7 @@ class SmallState:
     """Frozen state beside the tables; `arrays` turns it into a snapshot's tensors."""
 
     spec_body: bytes
-    mean: tuple[int, int]
-    gram: np.ndarray
-    reservoir: dict[str, np.ndarray]
-    rates: np.ndarray
+    learned: dict[str, np.ndarray]
     events: int
     producers: list[tuple[bytes, int, int, tuple[Outcome, ...]]]
     labels: tuple[FrozenLabels, FrozenLabels]
@@ -271,16 +273,11 @@ class SmallState:
         """Tensors by name, as the snapshot format lists them."""
         small: dict[str, np.ndarray] = {
             "events": np.array([self.events], np.uint64),
-            "mean": np.array(self.mean, np.int64),
             "producers": np.frombuffer(producer_codec.encode(self.producers), np.uint8),
             "spec": np.frombuffer(self.spec_body, np.uint8),
             "unavailable": self.unavailable,
         }
-        if self.gram.size:
-            small["gram"] = self.gram
-        if self.rates.size:
-            small["rates"] = self.rates
-        small |= {f"replay.{name}": column for name, column in self.reservoir.items()}
+        small |= self.learned
         for side, frozen in zip(("user", "item"), self.labels, strict=True):
             for name, array in frozen.arrays().items():
                 small[f"labels.{side}.{name}"] = array
@@ -303,15 +300,8 @@ def restored(
             key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(name + ".")
         }
         state.backend.load_sections(number, sections, len(sections["keys"]))
-    total, count = (int(number) for number in tensors["mean"])
-    state.backend.set_mean(total, count)
-    if "gram" in tensors:
-        state.backend.set_gram(np.reshape(tensors["gram"], state.backend.gram.shape))
+    state.backend.load_state(tensors)
     state.events = int(tensors["events"][0])
-    columns = {name: tensors[f"replay.{name}"] for name in state.backend.reservoir}
-    state.backend.set_reservoir(columns, state.events)
-    if "rates" in tensors:
-        state.backend.set_rate_state(tensors["rates"])
     state.producers = producer_codec.decode(tensors["producers"].tobytes())
     state.unavailable = np.array(tensors["unavailable"], np.uint64)
     for book, side in zip(state.labels, ("user", "item"), strict=True):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from livefactor.snapshots.format import Manifest
 from livefactor.v1 import judging_pb2, models_pb2, snapshots_pb2, updates_pb2
-from livefactor_kernels.sgd.adaptive import STEP, multiple
 from livefactor_server.engine.submission import Ack
 from livefactor_server.judging.report import Report
 from livefactor_server.model import spec_codec
@@ -100,9 +99,8 @@ def description(hosted: Hosted, with_root_hash: bool = False) -> models_pb2.Mode
             memory_bytes=sum(state.memory_bytes.values()),
             writable=engine.failure is None,
         )
-        rates = state.backend.rate_state
-        if rates.size:
-            result.adapted_rate = float(multiple(int(rates[STEP])))
+        if (rate := state.adapted_rate) is not None:
+            result.adapted_rate = rate
     _add_hold(result, hosted)
     if with_root_hash:
         with engine.view() as view:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.reference import ReferenceModel, ReferenceTable
+from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.spec.model import (
     FactorDtype,
     History,
@@ -24,7 +24,9 @@ from livefactor_kernels.spec.model import (
     Rule,
     SpecError,
 )
-from livefactor_kernels.tables import USERS, Table
+from livefactor_kernels.tables import USERS
+from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.reference import ReferenceTable
 from synthetic import (
     LOSSES,
     assert_same,

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numba import njit
 
-from livefactor_kernels.backend import Pin
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.history.cpu import Ring
+from livefactor_kernels.pins import Pin
 from livefactor_kernels.scoring.cpu import score_candidates
-from livefactor_kernels.solve import SolveRates
+from livefactor_kernels.solve import GRAM, SolveRates
 from livefactor_kernels.solve.cpu import Scratch, Side, livefactor_fold_kernel
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
@@ -49,9 +49,8 @@ class Source(Protocol):
         """The global mean."""
         ...
 
-    @property
-    def gram(self) -> np.ndarray:
-        """As `backend.Backend.gram`."""
+    def state(self) -> dict[str, np.ndarray]:
+        """As `backend.Backend.state`."""
         ...
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +91,7 @@ class Persons:
         return np.where(named[place] == rows, gained[place], np.float32(0.0))
 
     def with_had(self, own: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Users' own exclusions (rows ascending, offsets, as `backend.Pin.top_k` takes them) and all that they had."""
+        """Users' own exclusions (rows ascending, offsets, as `pins.Pin.top_k` takes them) and all that they had."""
         ends = offsets.tolist()
         lists = [
             np.union1d(own[start:stop], had).astype(np.uint32)
@@ -103,7 +102,7 @@ class Persons:
     def top_k(
         self, pin: Pin, keys: np.ndarray, k: int, common: np.ndarray, own: np.ndarray, own_offsets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `backend.Pin.top_k`, exact, with what counts add. keys: of items by row.
+        """As `pins.Pin.top_k`, exact, with what counts add. keys: of items by row.
 
         What counts add is never below 0, so an item that gets nothing and is among the k best is so without them, too:
         the k best without counts and all followers are all that can be among the k best.
@@ -203,7 +202,8 @@ class PersonReader:
         self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int
     ) -> None:
         """Replace factors and bias of the users who have events."""
-        scratch, k, gram = self._scratch(), self._spec.k, source.gram
+        scratch, k = self._scratch(), self._spec.k
+        gram = source.state()[GRAM].reshape(2, k + 1, k + 1)
         if not any(len(each.rows) for each in events) and not gram[USERS, k, k]:
             return
         scratch.everywhere[:k, :k] = (self._rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
