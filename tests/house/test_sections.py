@@ -34,7 +34,12 @@ from livefactor_server.model.state import ModelState
 RULES: dict[str, dict[str, Any]] = {
     "sgd": {"loss": Loss.LOGISTIC, "negatives": 2},
     "solve-squared": {"loss": Loss.SQUARED, "rule": Rule.SOLVE, "history": History(32, 16)},
-    "solve-implicit": {"loss": Loss.IMPLICIT, "rule": Rule.SOLVE, "solve": Solve(0.5), "history": History(32, 16)},
+    "solve-implicit": {
+        "loss": Loss.IMPLICIT,
+        "rule": Rule.SOLVE,
+        "solve": Solve(0.5),
+        "history": History(32, 16),
+    },
     "softmax": {"loss": Loss.SOFTMAX, "rule": Rule.SOFTMAX, "negatives": 4, "softmax": Softmax()},
 }
 PARTS: dict[str, dict[str, Any]] = {
@@ -88,6 +93,6 @@ def test_the_client_declares_the_sections_that_the_kernels_have(spec: ModelSpec)
     small = state.freeze_small().arrays()
     declared_small = small_sections(message)
     assert [each.name for each in declared_small] == sorted(small)
-    for section, dtype, (length,), _ in declared_small:
+    for section, dtype, length, _ in declared_small:
         assert small[section].dtype.str == NUMPY_DTYPES[dtype]
         assert length is None or small[section].shape == (length,)

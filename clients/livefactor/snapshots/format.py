@@ -121,7 +121,7 @@ def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]
     names = [section.name for section in small]
     if set(small_lengths) != set(names):
         raise ValueError(f"sections: expected {names}, got {sorted(small_lengths)}")
-    for name, dtype, (length,), _ in small:
+    for name, dtype, length, _ in small:
         if length not in (None, small_lengths[name]):
             raise ValueError(f"{name}: expected {length} elements, got {small_lengths[name]}")
         placed.append((name, "state.safetensors", dtype, (small_lengths[name],)))

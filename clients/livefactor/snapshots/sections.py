@@ -51,13 +51,21 @@ class Content(Enum):
 
 
 class Section(NamedTuple):
-    """A section of a state. dtype: of safetensors. shape: of one row, or of the whole section beside the rows, where None
-    stands for any length."""
+    """A section of rows. dtype: of safetensors. shape: of one row."""
 
     name: str
     dtype: str
-    shape: tuple[int | None, ...]
-    content: Content = Content.ANY
+    shape: Shape
+    content: Content
+
+
+class SmallSection(NamedTuple):
+    """A section beside the rows, one-dimensional. dtype: of safetensors. length: in elements, None for any."""
+
+    name: str
+    dtype: str
+    length: int | None
+    content: Content
 
 
 class _Row(NamedTuple):
@@ -218,10 +226,10 @@ def optimizer_state(spec: Spec) -> list[str]:
     return [section.name for section in row_sections(plain, "users")[3:]]
 
 
-def small_sections(spec: Spec) -> list[Section]:
+def small_sections(spec: Spec) -> list[SmallSection]:
     """Sections beside the rows under a spec, in the order of the root hash."""
     return [
-        Section(each.name, each.dtype, (each.length(spec),), each.content)
+        SmallSection(each.name, each.dtype, each.length(spec), each.content)
         for each in _BESIDE
         if each.exists(spec)
     ]
