@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.history.cpu import Recorder
-from livefactor_kernels.pins import FrozenState
+from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cpu import Pin, PinBoard
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
@@ -202,4 +202,4 @@ class CpuModel:
     def pin(self) -> Pin:
         """Keep the current revision readable; no `apply` may be running."""
         state = {name: array.copy() for name, array in self.state().items() if name in ANSWERING}
-        return self.pins.pin(FrozenState(self.revision, self.published, state))
+        return self.pins.pin(PinnedState(self.revision, self.published, state))

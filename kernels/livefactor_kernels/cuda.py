@@ -26,7 +26,7 @@ from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.history.cuda import PIECE_EVENTS, Recorder, pieces_of
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key
-from livefactor_kernels.pins import FrozenState
+from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cuda import CudaPin, DeviceSections, Pins, as_floats, as_sections, fetch_rows
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
@@ -217,7 +217,7 @@ class CudaModel:
     def pin(self) -> CudaPin:
         """Keep the current revision readable; no `apply` may be running."""
         state = {name: array.copy() for name, array in self._mean.sections().items()}
-        return self.pins.pin(FrozenState(self.revision, self.published, state), self._rule.pinned)
+        return self.pins.pin(PinnedState(self.revision, self.published, state), self._rule.pinned)
 
     # ------------------------------------------------------------ updates
 

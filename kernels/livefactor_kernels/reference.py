@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.history.reference import Recorder
-from livefactor_kernels.pins import FrozenState
+from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.reference import ReferencePin, gather
 from livefactor_kernels.replay.reference import Reservoir
 from livefactor_kernels.sgd.reference import Sgd
@@ -112,7 +112,7 @@ class ReferenceModel:
     def pin(self) -> ReferencePin:
         """Copy everything published; no `apply` may be running."""
         state = {name: array.copy() for name, array in self.state().items() if name in ANSWERING}
-        return ReferencePin(self._tables, FrozenState(self.revision, self.published, state))
+        return ReferencePin(self._tables, PinnedState(self.revision, self.published, state))
 
     def apply_all(self, updates: Sequence[Update]) -> None:
         """Learn from consecutive interactions records."""

@@ -274,18 +274,18 @@ def test_huge_sparse_files_cost_nothing(copy: Path) -> None:
     snapshot_files.verify(copy)
 
 
-Spoil = Callable[[samples.StateView], None]
+Spoil = Callable[[samples.FrozenState], None]
 
 
 def _with_rows(column: str, value: float) -> Spoil:
-    def spoil(state: samples.StateView) -> None:
+    def spoil(state: samples.FrozenState) -> None:
         state.pin.tables[1][column].reshape(-1)[2] = value
 
     return spoil
 
 
 def _with_small(**arrays: list[int] | bytes) -> Spoil:
-    def spoil(state: samples.StateView) -> None:
+    def spoil(state: samples.FrozenState) -> None:
         for name, value in arrays.items():
             name = name.replace("_", ".")
             dtype = state.small[name].dtype

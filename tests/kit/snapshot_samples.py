@@ -10,7 +10,7 @@ import numpy as np
 
 from livefactor.snapshots.sections import optimizer_state
 from livefactor.v1 import models_pb2
-from livefactor_server.snapshots.store import SnapshotStore, StateView
+from livefactor_server.snapshots.store import FrozenState, SnapshotStore
 
 LINEAGE = uuid.UUID("6f1c1b3e-0000-4000-8000-00000000beef")
 LABELS = {3: "café", 4: "", 7: "日本", 2**64 - 1: "last"}
@@ -93,7 +93,7 @@ def view(
     seed: int = 0,
     created_us: int = 1_700_000_000_000_000,
     factor_dtype: int = FLOAT32,
-) -> StateView:
+) -> FrozenState:
     """A state of random tables with labels on both sides."""
     spec = spec_bytes(k, optimizer, factor_dtype)
     small = {
@@ -106,12 +106,12 @@ def view(
     for side, names in (("user", LABELS), ("item", {1: "one"})):
         small |= {f"labels.{side}.{name}": array for name, array in labels(names).items()}
     pin = ArrayPin(users, items, k, optimizer, seed, factor_dtype)
-    return StateView(
+    return FrozenState(
         revision, LINEAGE, spec, bytes(range(32)), "blake3", created_us, 1, "default", pin, small
     )
 
 
-def taken(folder: Path, state: StateView | None = None) -> Path:
+def taken(folder: Path, state: FrozenState | None = None) -> Path:
     """The folder of a fresh snapshot, of `view()` unless told otherwise."""
     store = SnapshotStore(folder)
     return folder / store.take(state or view()).snapshot_id

@@ -55,8 +55,8 @@ def _contents(manifest: Manifest) -> Iterator[tuple[str, Content]]:
     for side in SIDES:
         for section in row_sections(spec, side):
             yield f"{side}.{section.name}", section.content
-    for section in small_sections(spec):
-        yield section.name, section.content
+    for small in small_sections(spec):
+        yield small.name, small.content
 
 
 def _fault(content: Content, array: np.ndarray, tensors: dict[str, np.ndarray]) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 
-class FrozenState(NamedTuple):
+class PinnedState(NamedTuple):
     """What a pin keeps beside the rows: the revision, rows of users and items published at it, and copies of the sections that
     answers depend on (`tables.state.ANSWERING`)."""
 

@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 
 from livefactor_kernels.numbers.narrow import widened
-from livefactor_kernels.pins import FrozenState
+from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import ONE, ZERO
@@ -150,7 +150,7 @@ class Pin:
     """The state of a CPU model as of when it was taken (`pins.Pin`). Copies are kept for it until it is
     released."""
 
-    def __init__(self, board: PinBoard, number: int, frozen: FrozenState) -> None:
+    def __init__(self, board: PinBoard, number: int, frozen: PinnedState) -> None:
         self._board, self._number = board, number
         self.revision, self.counts, self._state = frozen
         self.mean = mean_of(self._state["mean"])
@@ -262,7 +262,7 @@ class PinBoard:
         with self.lock:
             return sum(map(len, self._overlays or ()))
 
-    def pin(self, frozen: FrozenState) -> Pin:
+    def pin(self, frozen: PinnedState) -> Pin:
         """Pin a state, which is the tables' current one; the caller makes sure that no `apply` is running."""
         with self.lock:
             self._last += 1

@@ -24,7 +24,7 @@ from livefactor_kernels.device.machine import Device
 from livefactor_kernels.device.plan import Plan, Span
 from livefactor_kernels.device.staging import Slot
 from livefactor_kernels.numbers.narrow import widened
-from livefactor_kernels.pins import FrozenState
+from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.scoring.cpu import check_top_k
 from livefactor_kernels.scoring.cuda import Exclusions, TopK
 from livefactor_kernels.scoring.cuda_reads import (
@@ -162,7 +162,7 @@ class Pins:
             0,
         )  # copies of users and items that every pin has room for when the writer goes on
 
-    def pin(self, frozen: FrozenState, sections: DeviceSections | None = None) -> CudaPin:
+    def pin(self, frozen: PinnedState, sections: DeviceSections | None = None) -> CudaPin:
         """Pin a state; the caller makes sure that no `apply` is running. MemoryError if the device has no memory
         for it and for the copies that the next update needs. sections: of the device, beside those of the
         host that `frozen` has."""

@@ -10,7 +10,7 @@ import numpy as np
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.narrow import widened
 from livefactor_kernels.numbers.sums import dot
-from livefactor_kernels.pins import FrozenState
+from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.scoring.cpu import check_top_k
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, read_rows, unpadded
@@ -29,7 +29,7 @@ def gather(factors: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.
 class ReferencePin:
     """A model's rows as they were, copied (`pins.Pin`)."""
 
-    def __init__(self, tables: ReferenceTables, frozen: FrozenState) -> None:
+    def __init__(self, tables: ReferenceTables, frozen: PinnedState) -> None:
         self.revision, self.counts, self._state = frozen
         self.mean = mean_of(self._state["mean"])
         self._k = tables.spec.k

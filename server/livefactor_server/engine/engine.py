@@ -30,8 +30,8 @@ from livefactor_server.log.store import Kind, Log, LogFailed, LogFull
 from livefactor_server.metrics import EngineMetrics
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import Header, Logged, ModelState
-from livefactor_server.snapshots.store import StateView
-from livefactor_server.snapshots.views import frozen
+from livefactor_server.snapshots.freezing import freeze
+from livefactor_server.snapshots.store import FrozenState
 from livefactor_server.statuses import Refused, exhausted, unavailable
 
 GROUP_RECORDS_MAX = 256
@@ -147,9 +147,9 @@ class Engine:
         with self._published:
             self._published.notify_all()
 
-    def view(self) -> AbstractContextManager[StateView]:
+    def view(self) -> AbstractContextManager[FrozenState]:
         """The state at the published revision, frozen while updates go on."""
-        return frozen(self.name, self.state, self.log.hash_name, self.gate)
+        return freeze(self.name, self.state, self.log.hash_name, self.gate)
 
     @property
     def queued_bytes(self) -> int:

@@ -212,9 +212,9 @@ class ModelState:
             return None
         return float(multiple(int(self.backend.state()[RATES][STEP])))
 
-    def freeze_small(self) -> SmallState:
+    def freeze_small(self) -> FrozenSections:
         """What is not in the tables, as of now; later records do not change it. Taken under the gate."""
-        return SmallState(
+        return FrozenSections(
             self.spec_body,
             {name: array.copy() for name, array in self.backend.state().items()},
             self.events,
@@ -259,8 +259,8 @@ def _marked(unavailable: np.ndarray, change: AvailabilityChange) -> np.ndarray:
 
 
 @dataclass(slots=True)
-class SmallState:
-    """Frozen state beside the tables; `arrays` turns it into a snapshot's tensors."""
+class FrozenSections:
+    """State beside the rows, frozen. learned: of the backend (`Backend.state`), copied. `arrays` turns it into a snapshot's tensors."""
 
     spec_body: bytes
     learned: dict[str, np.ndarray]
@@ -293,7 +293,7 @@ def restored(
     log_hash: bytes,
     tensors: Mapping[str, np.ndarray],
 ) -> ModelState:
-    """The state of a verified snapshot's tensors (names as `SmallState.arrays` and "users.*", "items.*")."""
+    """The state of a verified snapshot's tensors (names as `FrozenSections.arrays` and "users.*", "items.*")."""
     state = ModelState.empty(spec, spec_body, lineage, backend, log_hash)
     for number, name in enumerate(("users", "items")):
         sections = {

@@ -68,12 +68,12 @@ class RowReader(Protocol):
 
 
 @dataclass(slots=True)
-class StateView:
-    """A whole state at one revision: what is hashed and written.
+class FrozenState:
+    """A whole state at one revision, which later updates do not change: what is hashed and written.
 
     spec_body: the logged bytes. log_hash: 32 bytes, of the log's chain at `revision`. created_us:
     microseconds since 1970 UTC. pin: rows as of `revision`. small: sections beside the tables, named as
-    `snapshot_format.SMALL`, one-dimensional.
+    `livefactor.snapshots.sections.small_sections`, one-dimensional.
     """
 
     revision: int
@@ -107,13 +107,13 @@ class Piece(NamedTuple):
 Sink = Callable[[Place, int, memoryview], None]
 
 
-def root_hash_of(view: StateView, progress: Progress | None = None) -> tuple[bytes, tuple[Tensor, ...]]:
+def root_hash_of(view: FrozenState, progress: Progress | None = None) -> tuple[bytes, tuple[Tensor, ...]]:
     """(root hash, sections) of a state; reads it in pieces and keeps no copy."""
     tensors = _scan(view, view.layout, lambda place, offset, data: None, progress)
     return fmt.root_hash(view.revision, tensors), tensors
 
 
-def _scan(view: StateView, layout: Layout, sink: Sink, progress: Progress | None) -> tuple[Tensor, ...]:
+def _scan(view: FrozenState, layout: Layout, sink: Sink, progress: Progress | None) -> tuple[Tensor, ...]:
     """Hash all sections in one pass over the rows; pieces go to `sink` (section, byte offset, bytes)."""
     hashers = {place.name: digest.SectionHasher() for place in layout.places}
     places = {place.name: place for place in layout.places}
@@ -131,7 +131,7 @@ def _scan(view: StateView, layout: Layout, sink: Sink, progress: Progress | None
     return tuple(Tensor(place, hashers[place.name].finish()) for place in layout.places)
 
 
-def _pieces(view: StateView, places: dict[str, Place]) -> Iterator[list[tuple[str, memoryview]]]:
+def _pieces(view: FrozenState, places: dict[str, Place]) -> Iterator[list[tuple[str, memoryview]]]:
     for side, table in ((USERS, "users"), (ITEMS, "items")):
         mine = [place for place in places.values() if place.name.startswith(table + ".")]
         rows = view.pin.counts[side]
@@ -174,7 +174,7 @@ class SnapshotStore:
             if entry.name.startswith(_TEMPORARY):
                 _remove(entry)
 
-    def take(self, view: StateView, progress: Progress | None = None) -> Manifest:
+    def take(self, view: FrozenState, progress: Progress | None = None) -> Manifest:
         """Write a snapshot of `view`, durable on return; the same id again replaces a damaged one and keeps a
         sound one.
 
@@ -301,7 +301,7 @@ def _check_name(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _manifest(view: StateView, tensors: tuple[Tensor, ...]) -> Manifest:
+def _manifest(view: FrozenState, tensors: tuple[Tensor, ...]) -> Manifest:
     manifest = Manifest(
         model=view.model,
         lineage=view.lineage,

@@ -29,10 +29,10 @@ from livefactor.v1 import models_pb2
 from livefactor_server.snapshots import safetensors_writer
 from livefactor_server.snapshots import store as snapshots
 from livefactor_server.snapshots.store import (
+    FrozenState,
     SnapshotDiskFull,
     SnapshotNotFound,
     SnapshotStore,
-    StateView,
     root_hash_of,
 )
 
@@ -53,7 +53,7 @@ _DTYPES = {
 """Of safetensors, by those of NumPy."""
 
 
-def _expected_sections(state: StateView) -> list[tuple[str, np.ndarray]]:
+def _expected_sections(state: FrozenState) -> list[tuple[str, np.ndarray]]:
     k = parse_spec(state.spec_body).k
     sections = []
     for side, name in enumerate(("users", "items")):
@@ -62,7 +62,7 @@ def _expected_sections(state: StateView) -> list[tuple[str, np.ndarray]]:
     return sections + sorted(state.small.items())
 
 
-def _plain_root(state: StateView) -> bytes:
+def _plain_root(state: FrozenState) -> bytes:
     """The root hash written out from its definition, on whole arrays."""
     text = f"livefactor-state 1 {state.revision}\n"
     for name, array in _expected_sections(state):
