@@ -2,11 +2,11 @@
 
 Keys become rows on the host; what crosses for a record are its columns of rows, values and weights, the keys of
 its new rows, and for squared loss a mean a micro-batch. Everything else happens on the device, in the order of
-one stream: initial rows, negatives, the order of occurrences (`cuda_plan`), the micro-batches
+one stream: initial rows, negatives, the order of occurrences (`device.plan`), the micro-batches
 (`sgd/cuda.py`); events are recorded in histories (`history.cuda`), rows solved (`solve.cuda`) or told from shared
 negatives (`softmax.cuda`). `apply` returns when all of that is on the stream: whoever reads waits for it there,
 since reads take the same stream. So the published state is what a read sees, and at most two records are under way
-(`cuda_staging`).
+(`device.staging`).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class CudaModel:
         together: bool = False,
     ) -> None:
         """An empty model. RuntimeError if no GPU answers, SpecError if the spec is refused, MemoryError if the
-        device has no room for what a record takes beside the tables (`cuda_scratch`, `history.cuda`, `solve.cuda`, `softmax.cuda`).
+        device has no room for what a record takes beside the tables (`device.scratch`, `history.cuda`, `solve.cuda`, `softmax.cuda`).
 
         device_bytes_max: most bytes of tables on the device (all that is free but for a margin if None).
         walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid

@@ -103,7 +103,7 @@ class _Index:
 class LoadedSnapshot:
     """A verified snapshot. Arrays are read-only views of the mapped files, rows in the model's row order.
 
-    tensors: every section by name ("users.keys", ..., "mean", ...; snapshot_format lists them), bfloat16 as uint16.
+    tensors: every section by name ("users.keys", ..., "mean", ...; `snapshots.sections` lists them), bfloat16 as uint16.
     """
 
     path: Path

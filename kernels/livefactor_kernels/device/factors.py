@@ -1,5 +1,5 @@
 """Factors in a GPU's memory, one by one: float32 as they are; float16, and bfloat16 as uint16, widened and rounded by
-the formulas of `narrow.py`. How an array stores them is its element type, so a kernel is compiled for each.
+the formulas of `numbers.narrow`. How an array stores them is its element type, so a kernel is compiled for each.
 
 A float16 is widened by the one instruction that GPUs have for it, which is exact.
 """
@@ -89,7 +89,7 @@ def _store_factor(factors: Any, at: Any, value: Any, word: Any, column: Any) -> 
 
 
 class DeviceRows(NamedTuple):
-    """A side's arrays on the device, flat: [cap * k_padded] as stored (`cuda_factors`), float32[cap], and
+    """A side's arrays on the device, flat: [cap * k_padded] as stored (`device.factors`), float32[cap], and
     AdaGrad's, float32 of the same sizes.
 
     Without AdaGrad the last two are arrays of one element that nobody looks at.

@@ -34,7 +34,7 @@ def chunks_of(spec: ModelSpec, events: int, width: int, user_rows: int, item_row
 
 
 def record_bytes(spec: ModelSpec, events: int) -> int:
-    """Bytes of a record's columns (`cuda_staging`), if all are there and every key in it is new."""
+    """Bytes of a record's columns (`device.staging`), if all are there and every key in it is new."""
     elements = [KEY_BYTES] * 2 + [WORD_BYTES] * 4  # new keys; rows of both sides, values, weights
     if spec.history.users:
         elements.append(KEY_BYTES)  # times

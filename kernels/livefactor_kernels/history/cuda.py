@@ -21,7 +21,8 @@ from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
 from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.pins.cuda import PinnedRows
 from livefactor_kernels.scoring.cuda_reads import livefactor_save_followed_kernel
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.model import ITEMS, LANES, USERS, Counts, History, ModelSpec
+from livefactor_kernels.tables import history_sections
 from livefactor_kernels.tables.cuda import CudaTable
 
 PIECE_EVENTS = 1 << 16
@@ -33,17 +34,18 @@ _UNUSED = np.int64(2**63 - 1)
 EVENT_BITS, _ROW_BITS, _PLACE_BITS = 16, 32, 20  # of keys: (micro-batch, row, event) and (row, place)
 _EVENT_MASK, _ROW_MASK, _PLACE_MASK = (1 << EVENT_BITS) - 1, (1 << _ROW_BITS) - 1, (1 << _PLACE_BITS) - 1
 _F0 = np.float32(0.0)
+_EVERY = ModelSpec(history=History(LANES, LANES), counts=Counts(LANES))
 TYPES = {
-    "seen_rows": np.uint32, "seen_values": np.float32, "seen_weights": np.float32, "seen_visits": np.uint32,
-    "visits": np.uint32, "last_time": np.int64, "seen_count": np.uint32, "neighbor_rows": np.uint32,
-    "neighbor_counts": np.float32,
-}  # fmt: skip
+    name: section.dtype.type
+    for side in (USERS, ITEMS)
+    for name, section in history_sections(_EVERY, side).items()
+}
 """Element types of what a `HistoryRows` holds."""
 
 
 class Piece(NamedTuple):
     """Numbers of a piece of a record (int64 all). events: of the piece; first: its first one's number in the record;
-    batch: events a micro-batch. Others as in `cuda_plan.Span`; times_at: offset in the record's int64 words, -1 for 0."""
+    batch: events a micro-batch. Others as in `device.plan.Span`; times_at: offset in the record's int64 words, -1 for 0."""
 
     events: int
     first: int
@@ -57,7 +59,7 @@ class Piece(NamedTuple):
 
 
 class HistoryRows(NamedTuple):
-    """A side's history on the device, flat (`history.row_sections`). length, neighbors: of a row's lists, 0 where there are
+    """A side's history on the device, flat (`tables.history_sections`). length, neighbors: of a row's lists, 0 where there are
     none; what there is not is an array of one element that nobody looks at."""
 
     seen_rows: Any

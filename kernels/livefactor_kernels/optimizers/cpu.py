@@ -1,4 +1,4 @@
-"""The step of a row by its whole gradient in compiled code, with every optimiser (semantics: `optimizers.py`).
+"""The step of a row by its whole gradient in compiled code, with every optimiser (semantics: `optimizers/__init__.py`).
 
 Kernels of micro-batches take these. `method` is a constant of the kernel that calls: after inlining nothing of the other
 optimisers is left.

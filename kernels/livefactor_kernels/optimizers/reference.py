@@ -1,4 +1,4 @@
-"""The step of a row by its whole gradient in plain NumPy: the judge of `row_steps.py` (semantics: `optimizers.py`)."""
+"""The step of a row by its whole gradient in plain NumPy: the judge of `optimizers/cpu.py` (semantics: `optimizers/__init__.py`)."""
 
 from __future__ import annotations
 

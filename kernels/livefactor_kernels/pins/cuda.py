@@ -1,6 +1,6 @@
 """Pins of a GPU model: a revision kept readable, on the device, while updates go on.
 
-Pins of one revision share a `PinnedRevision`: where the copies are that they need (`cuda_reads.Saved`). While one is
+Pins of one revision share a `PinnedRevision`: where the copies are that they need (`scoring.cuda_reads.Saved`). While one is
 held, every update first copies the rows that it is about to touch, once, on the device. Memory for those copies is there
 before an update begins: the writer waits for it (`Pins.wait_for_room`), and a pin that is taken afterwards gets as
 much from the start, or is refused. A read takes the same

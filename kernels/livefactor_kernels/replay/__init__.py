@@ -1,4 +1,4 @@
-"""Replay of past events, against forgetting (Ratcliff 1990 calls it rehearsal): its semantics. Spec: `spec.Replay`.
+"""Replay of past events, against forgetting (Ratcliff 1990 calls it rehearsal): its semantics. Spec: `spec.model.Replay`.
 
 A reservoir keeps `size` events, each of those so far with equal probability (algorithm R: Vitter, ACM Trans. Math. Softw.
 11(1), 1985): of both sides' rows, of values and of weights. Events are numbered from 0 over all of a model's records.

@@ -277,7 +277,7 @@ def check_top_k(
     user_factors: np.ndarray, user_bias: np.ndarray, kp: int, k: int, own: np.ndarray | None,
     own_offsets: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """(own exclusions, their offsets), empty ones for None, of a top-k's arguments as `backend.Pin.top_k` has
+    """(own exclusions, their offsets), empty ones for None, of a top-k's arguments as `pins.Pin.top_k` has
     them; kp: floats in a row.
 
     ValueError if k is negative or shapes do not fit.

@@ -22,7 +22,7 @@ _NO_ROW = np.uint32(NO_ROW)
 
 class Saved(NamedTuple):
     """Copies of rows that a pin needs, one side's: place int32[rows at the pin], rows uint32[capacity] by copy,
-    counter int32[2] (copies; those of them whose history is copied), arrays: `cuda_factors.DeviceRows` of the copies."""
+    counter int32[2] (copies; those of them whose history is copied), arrays: `device.factors.DeviceRows` of the copies."""
 
     place: Any
     rows: Any

@@ -1,4 +1,4 @@
-"""A learning rate that evaluation adapts, in rule SGD (spec: `spec.AdaptiveRate`). Its semantics.
+"""A learning rate that evaluation adapts, in rule SGD (spec: `spec.model.AdaptiveRate`). Its semantics.
 
 Beside the model a *probe* learns: a second model of the same spec whose learning rates are higher by a factor of 2^(1/4).
 It begins as the model does and meets the same events with the same negatives, so that two rates are compared as common

@@ -1,4 +1,4 @@
-"""Rule SGD on the GPU: the launches of a record's micro-batches (kernels: `cuda_micro_batch`; order of occurrences: `cuda_plan`)."""
+"""Rule SGD on the GPU: the launches of a record's micro-batches (kernels: `cuda_micro_batch`; order of occurrences: `device.plan`)."""
 
 from __future__ import annotations
 

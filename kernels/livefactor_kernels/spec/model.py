@@ -87,7 +87,7 @@ class SpecError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """Step rule of factors and biases (`optimizers.py`: formulas, papers, what a row keeps).
+    """Step rule of factors and biases (`optimizers/__init__.py`: formulas, papers, what a row keeps).
 
     `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the first value of sums of squares (AdaGrad, row-wise
     AdaGrad, FTRL), `eps` is added to their root (AdaGrad, row-wise AdaGrad, lazy Adam). beta1, beta2: what is left of lazy
@@ -188,7 +188,7 @@ class AdaptiveRate:
 
 @dataclass(frozen=True, slots=True)
 class Regularization:
-    """What keeps rows from growing, beside `l2` and `bias_l2` (`optimizers.py`: order and formulas); 0 switches each off.
+    """What keeps rows from growing, beside `l2` and `bias_l2` (`optimizers/__init__.py`: order and formulas); 0 switches each off.
 
     gradient_norm_max: a row's summed gradient is scaled down to this Euclidean norm, its bias's to this magnitude.
     row_norm_max: a row's factors are scaled down to this norm after their step. l2_frequency: p of l2 / n**p, n the
@@ -245,7 +245,7 @@ class ModelSpec:
 
     Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
     is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
-    stochastically, up or down in proportion to the distance (`narrow.py`), by bits that are a function of
+    stochastically, up or down in proportion to the distance (`numbers/narrow.py`), by bits that are a function of
     (seed, revision, number of the micro-batch within its record, side, row, column), those of a new row of
     (seed, key, side, column): counters and mix in `random.rounding_word` and `random.column_word`. What is
     representable stays as it is. A bfloat16 factor may so come to lie above factor_max, by less than one
