@@ -164,8 +164,7 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it(spec) -> None:
         for seed in (2, 3):
             push_some([model, judge], seed, users=1)  # a few rows, and what follows what they had
         assert unlike(read_pin(pin, 50), read_pin(expected, 50)) == []
-        assert pin.state()["gram"].tobytes() == expected.state()["gram"].tobytes()
-        assert model.state()["gram"].tobytes() == judge.state()["gram"].tobytes()
+        assert unlike(model.state(), judge.state()) == []
         for readable, wanted in ((pin, expected), (model, judge)):
             for side in (USERS, ITEMS):
                 names = tuple(model._table(side).arrays)
