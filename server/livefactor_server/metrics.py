@@ -216,8 +216,6 @@ def _rows_of(state: ModelState, side: int) -> float:
 
 
 def serve_metrics(host: str, port: int) -> int:
-    """Starts the Prometheus endpoint in its own thread and returns the port, which `port` 0 chooses
-    freely.
-    """
+    """Starts the Prometheus endpoint in its own thread. Returns the port; `port` 0 picks one."""
     server, _ = start_http_server(port, host, REGISTRY)
     return int(server.server_port)

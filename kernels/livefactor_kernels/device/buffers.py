@@ -6,22 +6,24 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Buffer(NamedTuple):
-    """Memory of the device. array: of the device's array module. argument: the same, as kernels take it."""
+    """Memory of the device: `array` for the array module, `argument` for kernels."""
 
     array: Any
     argument: Any
 
 
 class Growing(Protocol):
-    """An array whose address space is held and whose memory is added as it grows: nothing is ever copied.
+    """An array that grows in place, without copies.
 
-    mapped: bytes that have memory."""
+    Its address range is reserved, and memory is added to it. `mapped` is the number of bytes with
+    memory.
+    """
 
     buffer: Buffer
     mapped: int
 
     def grow(self, nbytes: int) -> bool:
-        """Have memory for the first `nbytes`; False if the device has not so much."""
+        """Provides memory for the first `nbytes`. Returns False if the device has too little."""
 
     def missing(self, nbytes: int) -> int:
-        """Bytes that `grow(nbytes)` would take."""
+        """The bytes that `grow(nbytes)` would add."""

@@ -1,5 +1,7 @@
-"""Test-then-learn: `Judge.before` reads the judged events of a run before the model learns them,
-and `Judge.after` evaluates them.
+"""Test-then-learn for the events of a live model.
+
+`Judge.before` reads the judged events of a run before the model learns them, and `Judge.after`
+evaluates them.
 
 A judged event is scored at the state before its run. Large records, records under light load, and
 replayed records are applied one by one. For them this is the state before the record. When many
@@ -197,9 +199,7 @@ class Judge:
         )
 
     def _loss_rows(self, sample: Sample, read: Read, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns rows for the window of losses, float64[m, columns], and which of them have a
-        loss, bool[m].
-        """
+        """Rows for the window of losses, float64[m, columns], and which have a loss, bool[m]."""
         loss, popularity, weights = Loss(self._spec.loss), self._popularity, sample.weights
         alone = sample.item_counts < 2
         everywhere = np.ones(len(sample.events), bool)
@@ -277,9 +277,7 @@ class Judge:
 
 @cache
 def compile_kernels() -> None:
-    """Compiles the judge's kernels, or loads them from Numba's cache, so that no record waits for
-    them.
-    """
+    """Compiles or loads the judge's kernels, so that no record waits for them."""
     rows = np.zeros(1, np.uint32)
     one = np.ones(1, np.uint64)
     choice.judged_records(0, 1.0, one)

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.backend import Backend
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import LANES
 from livefactor_kernels.reading import PersonReader
 from livefactor_kernels.scoring.cpu_kernels import scan_kernel
@@ -114,8 +114,9 @@ class Read(NamedTuple):
 def read(
     backend: Backend, reading: Reading, sample: Sample, ranked: np.ndarray, negatives: np.ndarray, candidates: np.ndarray
 ) -> Read:  # fmt: skip
-    """Reads scores at the present revision of the backend. As in a Score call, unpublished rows
-    count as unknown (zeros).
+    """Reads scores at the present revision of the backend.
+
+    As in a Score call, unpublished rows count as unknown (zeros).
 
     Args:
         backend: the model's backend.
@@ -152,7 +153,7 @@ def _known(rows: np.ndarray, published: int) -> np.ndarray:
     return np.where(rows < published, rows, NO_ROW).astype(np.uint32)
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _score_kernel(users: Any, bases: Any, asked: Any, items: Any, bias: Any, vectors: Any, out: Any) -> None:
     width = out.shape[1]
     for i in range(out.shape[0]):
@@ -191,9 +192,7 @@ def _aligned_zeros(rows: int) -> np.ndarray:
 def ranks_among_drawn(
     scores: Read, ranked: np.ndarray, rows: np.ndarray, candidates: np.ndarray, popularity: Popularity
 ) -> np.ndarray:
-    """Ranks among the sampled items, float64[s, 3], by the model, popularity and decayed
-    popularity.
-    """
+    """Ranks among the sampled items, float64[s, 3]: model, popularity, decayed popularity."""
     columns = [metrics.ranks(scores.own[ranked], scores.candidates)]
     for which in (PLAIN, DECAYED):
         columns.append(metrics.ranks(popularity.scores(which, rows), popularity.scores(which, candidates)))
@@ -230,8 +229,7 @@ def best_items(backend: Backend, reading: Reading, sample: Sample) -> Best:
 
 
 def ranks_among_all(best: Best, sample: Sample, popularity: Popularity) -> np.ndarray:
-    """Ranks among all published items, float64[f, 3], by the model, popularity and decayed
-    popularity.
+    """Ranks among all published items, float64[f, 3]: model, popularity, decayed popularity.
 
     The model's rank is `MISSED` if the item is not in the top `RANKED_AT`. An item that is not
     published is `MISSED` in all columns.

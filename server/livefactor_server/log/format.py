@@ -326,7 +326,7 @@ class GroupBuffer:
 
 
 def pack_payload(buffer: memoryview, at: int, entry: Entry) -> int:
-    """Copies the reject summary and the body to `buffer[at:]` and returns the end of the payload."""
+    """Copies the reject summary and the body to `buffer[at:]`. Returns the payload's end."""
     rejects = entry.rejects
     head = _REJECTS.pack(len(rejects)) + rejects
     end = at + len(head)
@@ -389,7 +389,7 @@ def read_head(head: bytes, at: int, file_bytes: int, path: Path) -> Head:
 
 
 def check_payload(view: memoryview, at: int, head: Head, new_hash: Callable[..., Any]) -> None:
-    """Raises BadRecord if the payload of the record at `at` does not match its present commitment."""
+    """Raises BadRecord unless the payload of the record at `at` matches its commitment."""
     length = head.length
     if head.kind == _MARK:
         if length:
@@ -422,7 +422,7 @@ def record_of(view: memoryview, at: int, head: Head, chain: bytes, path: Path) -
 
 
 def made_size(view: memoryview) -> int:
-    """Original length of a segment file in bytes, from its first record; 0 if that cannot be read."""
+    """Original length of a segment file in bytes, from its first record; 0 if unreadable."""
     head = bytes(view[:HEADER_BYTES])
     if len(head) < HEADER_BYTES or head[STORAGE_BYTES : STORAGE_BYTES + len(MAGIC)] != MAGIC:
         return 0

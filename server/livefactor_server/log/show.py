@@ -147,9 +147,7 @@ def trouble_text(row: dict[str, Any]) -> str:
 
 
 def plain_lines(shown: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yields the heading and then the rows as aligned text, one at a time, so that a long log
-    streams.
-    """
+    """Yields the heading and then the rows as aligned text, so that a long log streams."""
     yield "  ".join(_pad(name, name) for name in COLUMNS).rstrip()
     for row in shown:
         if "trouble" in row:

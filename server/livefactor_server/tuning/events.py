@@ -1,6 +1,4 @@
-"""Reads a user's file into a stream: finds the columns, orders the events by time, checks each row,
-and infers the task.
-"""
+"""Reads a user's file: finds the columns, orders and checks the events, and infers the task."""
 
 from __future__ import annotations
 
@@ -77,9 +75,7 @@ class EventFile:
                 )
 
     def task(self) -> str:
-        """Infers the task from the values: ratings if one is neither 0 nor 1, clicks if one is 0,
-        else purchases.
-        """
+        """Infers the task: ratings if a value is not 0 or 1, clicks if one is 0, else purchases."""
         values = self.stream.values
         if ((values != 0) & (values != 1)).any():
             return "ratings"

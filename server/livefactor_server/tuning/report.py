@@ -1,6 +1,4 @@
-"""The results of a search: the winner, the preset and the baseline, in the search part and on the
-held-out rest.
-"""
+"""The results of a search: the winner, the preset and the baseline, in both parts."""
 
 from __future__ import annotations
 
