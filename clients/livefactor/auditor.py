@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.position import Position, position_of
 from livefactor.snapshots import files as snapshot_files
@@ -56,10 +56,11 @@ class Auditor:
         target: str | grpc.Channel = DEFAULT_TARGET,
         *,
         model: str = "default",
+        connect_s: float = CONNECT_S,
         channel: grpc.Channel | None = None,
     ) -> None:
         self.model = model
-        self._connection = Connection(target, channel)
+        self._connection = Connection(target, channel, connect_s)
 
     def snapshot(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.judgement import Hold, Judgement, hold_of, judgement_of
 from livefactor.position import Position, position_of
 from livefactor.v1 import models_pb2
@@ -53,9 +53,13 @@ class Models:
     """
 
     def __init__(
-        self, target: str | grpc.Channel = DEFAULT_TARGET, *, channel: grpc.Channel | None = None
+        self,
+        target: str | grpc.Channel = DEFAULT_TARGET,
+        *,
+        connect_s: float = CONNECT_S,
+        channel: grpc.Channel | None = None,
     ) -> None:
-        self._connection = Connection(target, channel)
+        self._connection = Connection(target, channel, connect_s)
 
     def create(self, name: str, preset: str = "", **spec: Any) -> ModelDescription:
         """Create an empty model.

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
 import grpc
 
-from livefactor.channel import DEFAULT_TARGET, Connection
+from livefactor.channel import CONNECT_S, DEFAULT_TARGET, Connection
 from livefactor.errors import ColumnError, FlushTimeout, LivefactorError
 from livefactor.position import Position
 from livefactor.pushing.batching import (
-    PREFIX_BYTES_MAX,
     Batch,
     BatchSettings,
     PendingRows,
@@ -28,8 +28,8 @@ from livefactor.pushing.batching import (
     RowReject,
     row_columns,
 )
+from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, label_cuts
 from livefactor.pushing.sending import ProducerStatus, Sender
-from livefactor.v1 import updates_pb2
 from livefactor.wire.arrays import Ids, as_keys
 from livefactor.wire.columns import (
     AVAILABILITY,
@@ -39,11 +39,10 @@ from livefactor.wire.columns import (
     encode_labels,
     interaction_parts,
 )
+from livefactor.wire.keys import keys_of
 
 CLOSE_AFTER_ERROR_S = 5.0
 """How long leaving a `with` block by an error waits for what was pushed before it, seconds."""
-
-_SIDES = {"user": updates_pb2.SIDE_USER, "item": updates_pb2.SIDE_ITEM}
 
 log = logging.getLogger("livefactor")
 
@@ -76,7 +75,9 @@ class Producer:
         buffer_events_max: int = 1 << 20,
         timeout_s: float | None = 60.0,
         open_timeout_s: float = 30.0,
+        connect_s: float = CONNECT_S,
         secret: bytes = b"",
+        labels: bool = True,
         on_reject: Callable[[tuple[RowReject, ...]], None] | None = None,
         on_wait: Callable[[ProducerStatus], None] | None = None,
         channel: grpc.Channel | None = None,
@@ -87,11 +88,21 @@ class Producer:
             raise ValueError(f"buffer_events_max: expected at least 1, got {buffer_events_max}")
         self.producer_id, self.model = producer_id, model
         self.batch = batch or BatchSettings()
-        self._timeout_s, self._secret = timeout_s, secret
-        self._connection = Connection(target, channel)
+        self._timeout_s = timeout_s
+        self._hash = partial(keys_of, secret=secret)
+        self._labels = {side: IdLabels(side) for side in (USERS, ITEMS)} if labels and not secret else {}
+        self._connection = Connection(target, channel, connect_s)
         try:
             self._sender = Sender(
-                self._connection, model, producer_id, buffer_events_max, open_timeout_s, on_reject, on_wait
+                self._connection,
+                model,
+                producer_id,
+                self.batch,
+                tuple(self._labels.values()),
+                buffer_events_max,
+                open_timeout_s,
+                on_reject,
+                on_wait,
             )
         except BaseException:
             self._connection.close()
@@ -121,11 +132,24 @@ class Producer:
         Raises ColumnError (nothing was taken), BufferFull (nothing was taken), ProducerFenced or what else
         ended this producer, ProducerClosed.
         """
-        rows = row_columns(user_ids, item_ids, values, weights, event_types, times, self._secret)
+        readers = {side: labels.reader() for side, labels in self._labels.items()}
+        rows = row_columns(
+            user_ids,
+            item_ids,
+            values,
+            weights,
+            event_types,
+            times,
+            readers.get(USERS, self._hash),
+            readers.get(ITEMS, self._hash),
+        )
         n = len(rows.user_ids)
         sender = self._sender
         with sender.lock:
             self._reserve(n, timeout_s)
+            for side, reader in readers.items():
+                if reader.new:
+                    self._labels[side].take(reader)
             receipt = Receipt(self._urge, sender.position)
             if n:
                 filling = sender.pending
@@ -143,22 +167,24 @@ class Producer:
         labels: as many str as ids, each at most 1,024 bytes. Raises as `push` does; ValueError for another
         side.
         """
-        if side not in _SIDES:
+        if side not in SIDES:
             raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
-        keys = as_keys("ids", ids, self._secret)
+        reader = self._labels[side].reader() if side in self._labels else None
+        keys = as_keys("ids", ids, reader or self._hash)
         texts = [labels] if isinstance(labels, str) else list(labels)
         if len(texts) != len(keys):
             raise ColumnError(f"labels has {len(texts)} rows, expected {len(keys)} (ids)")
         bodies = []
-        for start, stop in _label_cuts(texts, self.batch):
-            bodies.append((stop - start, encode_labels(_SIDES[side], keys[start:stop], texts[start:stop])))
-        return self._push_bodies(LABELS, bodies, timeout_s)
+        for start, stop in label_cuts(texts, self.batch):
+            bodies.append((stop - start, encode_labels(SIDES[side], keys[start:stop], texts[start:stop])))
+        taken = None if reader is None else partial(self._labels[side].leave_out, reader)
+        return self._push_bodies(LABELS, bodies, timeout_s, taken)
 
     def set_available(self, item_ids: Ids, available: bool, *, timeout_s: float | None = None) -> Receipt:
         """Mark items (un)available, behind all rows pushed before: top-k leaves unavailable ones out. Raises
         as `push` does.
         """
-        keys = as_keys("item_ids", item_ids, self._secret)
+        keys = as_keys("item_ids", item_ids, self._hash)
         rows_max = self.batch.rows_max(keys.itemsize)
         bodies = []
         for start in range(0, len(keys), rows_max):
@@ -240,7 +266,7 @@ class Producer:
             if sender.pending is None and n - start >= rows_max:
                 batch = Batch(INTERACTIONS)
                 batch.share(receipt, start, rows_max)
-                sender.delivery.add(batch, interaction_parts(*rows.slice(start, start + rows_max)))
+                sender.add_events(batch, interaction_parts(*rows.slice(start, start + rows_max)))
                 start += rows_max
                 continue
             if sender.pending is None:
@@ -260,10 +286,18 @@ class Producer:
             self._sender.seal()
             self._sender.work.notify_all()
 
-    def _push_bodies(self, change: str, bodies: list[tuple[int, bytes]], timeout_s: float | None) -> Receipt:
+    def _push_bodies(
+        self,
+        change: str,
+        bodies: list[tuple[int, bytes]],
+        timeout_s: float | None,
+        taken: Callable[[], None] | None = None,
+    ) -> Receipt:
         sender = self._sender
         with sender.lock:
             self._reserve(sum(rows for rows, _ in bodies), timeout_s)
+            if taken is not None:
+                taken()
             sender.seal()
             receipt, start = Receipt(self._urge, sender.position), 0
             for rows, body in bodies:
@@ -276,19 +310,3 @@ class Producer:
 
     def _reserve(self, n: int, timeout_s: float | None) -> None:
         self._sender.reserve(n, self._timeout_s if timeout_s is None else timeout_s)
-
-
-def _label_cuts(labels: Sequence[str], settings: BatchSettings) -> list[tuple[int, int]]:
-    """Row ranges that fit a message each."""
-    cuts: list[tuple[int, int]] = []
-    start = size = 0
-    for row, label in enumerate(labels):
-        row_bytes = 8 + 3 + (len(label.encode(errors="surrogatepass")) if isinstance(label, str) else 0)
-        full = row - start == settings.events_max or size + row_bytes > settings.bytes_max - PREFIX_BYTES_MAX
-        if full and row > start:
-            cuts.append((start, row))
-            start, size = row, 0
-        size += row_bytes
-    if start < len(labels):
-        cuts.append((start, len(labels)))
-    return cuts

@@ -71,6 +71,8 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     REJECT_REASON_ITEMS_FULL: _RejectReason.ValueType  # 5
     """a new item beyond items_max"""
     REJECT_REASON_LABEL_TOO_LONG: _RejectReason.ValueType  # 6
+    REJECT_REASON_LABELS_FULL: _RejectReason.ValueType  # 7
+    """a label of a further id beyond users_max or items_max, or beyond the server's memory"""
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """Why a row was rejected. Rejected rows are not logged; the other rows of the batch are applied."""
@@ -87,6 +89,8 @@ REJECT_REASON_USERS_FULL: RejectReason.ValueType  # 4
 REJECT_REASON_ITEMS_FULL: RejectReason.ValueType  # 5
 """a new item beyond items_max"""
 REJECT_REASON_LABEL_TOO_LONG: RejectReason.ValueType  # 6
+REJECT_REASON_LABELS_FULL: RejectReason.ValueType  # 7
+"""a label of a further id beyond users_max or items_max, or beyond the server's memory"""
 global___RejectReason = RejectReason
 
 @typing.final
@@ -229,7 +233,7 @@ global___Interactions = Interactions
 @typing.final
 class Labels(google.protobuf.message.Message):
     """Names for ids, so that people can read answers. The last label given wins; an empty label removes it. A model holds as many labels
-    a side as it may hold rows; a batch that would pass that is refused as a whole (RESOURCE_EXHAUSTED).
+    of a side as it may hold rows. A label of a further id is rejected (LABELS_FULL), and the batch's other labels are applied.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

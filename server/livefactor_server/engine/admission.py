@@ -7,6 +7,7 @@ snapshot. A record that was logged can always be applied: there is no poison rec
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +24,7 @@ from livefactor_server.changes import (
 )
 from livefactor_server.engine.submission import Ack, Commit, Submission
 from livefactor_server.log.store import Kind
-from livefactor_server.model.labels import ENTRY_BYTES
+from livefactor_server.model.labels import ENTRY_BYTES, Labels
 from livefactor_server.model.producers import RING, Outcome
 from livefactor_server.model.state import ModelState
 from livefactor_server.rpc import decode
@@ -51,7 +52,8 @@ class Admission:
     _lanes: dict[bytes, _Lane] = field(default_factory=dict)
     _flying: dict[tuple[bytes, int], Submission] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _pending_names: int = 0
+    _pending_marks: int = 0
+    _pending_labels: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
     _pending_bytes: int = 0
     _row_bytes: tuple[int, int] = (0, 0)
     _reserved: tuple[int, int] = (0, 0)
@@ -188,8 +190,10 @@ class Admission:
         change = item.change
         if isinstance(change, InteractionsChange):
             self._fit_rows(item, change)
-        elif isinstance(change, LabelsChange | AvailabilityChange):
-            self._fit_names(change)
+        elif isinstance(change, LabelsChange):
+            self._fit_labels(item, change)
+        elif isinstance(change, AvailabilityChange):
+            self._fit_marks(change)
 
     def _fit_rows(self, item: Submission, change: InteractionsChange) -> None:
         backend = self.state.backend
@@ -210,28 +214,65 @@ class Admission:
         rejected = _rows_without_room(self.state, change, room)
         item.reject_more(rejected, decode.without_rows(change, [row for row, _ in rejected]))
 
-    def _fit_names(self, change: LabelsChange | AvailabilityChange) -> None:
-        limits = self.state.spec.limits
-        if isinstance(change, LabelsChange):
-            held, limit = (
-                len(self.state.labels[change.side]),
-                (limits.users_max, limits.items_max)[change.side],
-            )
-        else:
-            held, limit = len(self.state.unavailable), limits.items_max
+    def _fit_labels(self, item: Submission, change: LabelsChange) -> None:
+        """Reject the labels that find no room. They never refuse a batch: the events behind it must not wait for them."""
+        limits, held = self.state.spec.limits, self.state.labels[change.side]
+        limit = (limits.users_max, limits.items_max)[change.side]
+        names = list(zip(change.ids.tolist(), change.labels, strict=True))
+        with self._lock:
+            pending = self._pending_labels[change.side]
+            if self._bytes_with(0, 0) + _label_bytes(change) > self.memory_bytes_max:
+                full = [row for row, (_, text) in enumerate(names) if text]
+            elif len(held) + len(pending) + change.rows <= limit:
+                full = []
+            else:
+                full = _labels_without_room(held, pending, names, limit)
+            if full:
+                reason = int(updates_pb2.REJECT_REASON_LABELS_FULL)
+                item.reject_more([(row, reason) for row in full], decode.without_labels(change, full))
+            self._count_names(item.change, 1)
+
+    def _fit_marks(self, change: AvailabilityChange) -> None:
+        limit, held = self.state.spec.limits.items_max, len(self.state.unavailable)
         with self._lock:
             self._count_names(change, 1)
-            pending = self._pending_names
+            pending = self._pending_marks
         if held + pending > limit:
-            raise exhausted(f"labels and marks: the model's limit of {limit} would be passed")
+            raise exhausted(f"marks: the model's limit of {limit} would be passed")
         if self._bytes_with(0, 0) > self.memory_bytes_max:
             raise exhausted("memory: the server's memory_bytes_max would be passed")
 
     def _count_names(self, change: Change, sign: int) -> None:
-        if isinstance(change, LabelsChange | AvailabilityChange):
-            self._pending_names += sign * change.rows
-        if isinstance(change, LabelsChange):
-            self._pending_bytes += sign * (len(change.body) + ENTRY_BYTES * change.rows)
+        if isinstance(change, AvailabilityChange):
+            self._pending_marks += sign * change.rows
+        elif isinstance(change, LabelsChange):
+            pending = self._pending_labels[change.side]
+            for key in change.ids.tolist():
+                pending[key] += sign
+                if not pending[key]:
+                    del pending[key]
+            self._pending_bytes += sign * _label_bytes(change)
+
+
+def _label_bytes(change: LabelsChange) -> int:
+    return len(change.body) + ENTRY_BYTES * change.rows
+
+
+def _labels_without_room(
+    held: Labels, pending: Counter[int], names: list[tuple[int, str]], limit: int
+) -> list[int]:
+    """Rows whose label would be one too many. pending: keys whose labels are on their way, with their numbers."""
+    taken = len(held) + sum(key not in held for key in pending)
+    new: set[int] = set()
+    full = []
+    for row, (key, text) in enumerate(names):
+        if not text or key in held or key in pending or key in new:
+            continue
+        if taken + len(new) >= limit:
+            full.append(row)
+        else:
+            new.add(key)
+    return full
 
 
 def _again(outcome: Outcome) -> Ack:

@@ -38,6 +38,7 @@ REJECT_TEXTS: dict[int, str] = {
     updates_pb2.REJECT_REASON_WEIGHT_DOMAIN: "weight is not above 0, or above weight_max",
     updates_pb2.REJECT_REASON_USERS_FULL: "the model holds users_max users",
     updates_pb2.REJECT_REASON_ITEMS_FULL: "the model holds items_max items",
+    updates_pb2.REJECT_REASON_LABELS_FULL: "the model has no room for a label of a further id",
     updates_pb2.REJECT_REASON_LABEL_TOO_LONG: f"label has more than {LABEL_BYTES_MAX} bytes of UTF-8",
 }
 
@@ -170,6 +171,14 @@ def _checked_labels(labels: wire.LabelColumns) -> tuple[Change, Rejects]:
         rejects = Rejects(len(bad), tuple((row, reason) for row in bad[:REJECTS_LISTED_MAX]))
         labels = wire.decode_labels(wire.select_labels(labels, keep))
     return LabelsChange(side, labels.ids, list(labels.labels), labels.body), rejects
+
+
+def without_labels(change: LabelsChange, rows: list[int]) -> LabelsChange:
+    """The change without these rows."""
+    keep = np.ones(change.rows, bool)
+    keep[rows] = False
+    labels = wire.decode_labels(wire.select_labels(wire.decode_labels(change.body), keep))
+    return LabelsChange(change.side, labels.ids, list(labels.labels), labels.body)
 
 
 def change_of(kind: int, body: bytes | memoryview) -> Change:
