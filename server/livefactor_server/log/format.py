@@ -1,48 +1,50 @@
-"""The bytes of a log: what a record is, how it is hashed, packed and read back.
+"""The bytes of a log: the layout of a record, its hash, and how it is packed and read.
 
-A log is a folder of segment files, each named by the first revision in it (20 digits, `.log`). A segment is
-preallocated zeros, then commit groups, each starting at a multiple of 4,096. A group is the unit that is
-written and synced at once, and kept or dropped as a whole by recovery. It holds records, each starting at a
-multiple of 64 and laid out so (little-endian, unsigned unless said):
+A log is a folder of segment files. The first revision in a segment, in 20 digits, and `.log` make
+its name. A segment is preallocated zeros followed, from its start, by commit groups. Each group
+starts at a multiple of 4,096 bytes. A group is written and synced at once, and recovery keeps or
+drops it as a whole. It holds records, each of which starts at a multiple of 64 bytes. Integers are
+little-endian, and unsigned unless stated otherwise:
 
-    storage header, 128 bytes: not hashed, so that grouping, recovery and erasure leave the chain as it is
+    storage header, 128 bytes: not hashed, so that grouping, recovery and erasure do not change the
+    chain
       0    4  checksum     CRC32C of bytes 4 to 319, both headers
       4    2  storage      version of this header, STORAGE_VERSION
       6    2  flags        bit 0: the last record of its commit group
-      8   16  log id       random, of this log alone, told to no client: none can forge a record in a payload
-     24    4  incarnation  how often the log was opened for writing; never falls along the log
-     28    4  group        where the commit group starts in this file, in blocks of 4,096
-     32    4  segment      how long this file was made, in blocks of 4,096: a shorter file has lost its end
-     36    4  rows         rows now in the payload (fewer than count once rows were erased)
-     40    8  length       bytes now in the payload
-     48    8  mark         last revision that was synced before this group was written; 0 in the first
-     56    8  erased at    revision of the record that erased from this one, 0 if none did
-     64   32  salt         random, of this record; destroyed when the record is erased from
-     96   32  commitment   to the payload as it is now: hash(salt, payload)
-    hashed header, 192 bytes: never changes; its hash is the record's hash
+      8   16  log id       random, one per log; clients never see it and so cannot forge a record
+     24    4  incarnation  number of times that the log was opened for writing; it never decreases
+     28    4  group        start of the commit group in this file, in blocks of 4,096 bytes
+     32    4  segment      original length of this file, in blocks; a shorter file was truncated
+     36    4  rows         rows in the payload; lower than count after an erasure
+     40    8  length       bytes in the payload
+     48    8  mark         last revision synced before this group was written; 0 in the first group
+     56    8  erased at    revision of the record that erased rows of this one; 0 if none did
+     64   32  salt         random, one per record; destroyed when rows of the record are erased
+     96   32  commitment   hash(salt, payload) of the present payload
+    hashed header, 192 bytes: never changes; its hash is the hash of the record
     128    8  magic        MAGIC
     136    2  version      of this header, HEADER_VERSION
     138    1  kind         Kind
-    139    1  hash         HASH_IDS: which hash the log uses, the same in every record
-    140    1  id length    bytes of the producer id
+    139    1  hash         the hash function of the log, from HASH_IDS; the same in every record
+    140    1  id length    bytes in the producer id
     141    3  zero
     144    8  revision
-    152    8  epoch        of the producer
-    160    8  sequence     of the producer
-    168    8  time         signed, microseconds since 1970 when the record was accepted: information only
-    176    8  count        rows when it was acknowledged
-    184   32  commitment   to the payload as it was acknowledged
-    216   32  previous     hash of the record before; in the first record the lineage uuid, then 16 zero bytes
-    248   64  producer     id, UTF-8, zeros behind it
+    152    8  epoch        epoch of the producer
+    160    8  sequence     sequence of the producer
+    168    8  time         when the record was accepted, signed, µs since 1970; for information only
+    176    8  count        rows at the acknowledgement
+    184   32  commitment   hash(salt, payload) of the payload at the acknowledgement
+    216   32  previous     hash of the record before; in the first record, lineage uuid and 16 zeros
+    248   64  producer     producer id, UTF-8, padded with zeros
     312    8  zero
     payload, `length` bytes
     320    4  length of the reject summary
     324       reject summary, then the body
 
-Zeros fill up to the next multiple of 64, and behind the group's last record to the next of 4,096. A MARK
-record takes no revision and is outside the chain: it repeats the last revision and, as `previous`, that
-revision's hash, has no payload, zeros for commitments, and stands alone in its group. It says that all before
-it was synced.
+Zeros fill the space to the next multiple of 64 bytes, and after the last record of a group to the
+next multiple of 4,096. A MARK record takes no revision and is not part of the chain. It repeats the
+last revision and, in `previous`, the hash of that revision. It has no payload, its commitments are
+zeros, and it is alone in its group. It states that everything before it was synced.
 """
 
 from __future__ import annotations
@@ -64,11 +66,12 @@ from livefactor_server.log.errors import LogError
 
 try:
     import blake3
-except ImportError:  # optional: a log without it uses SHA-256
+# The package is optional: without it a log uses SHA-256.
+except ImportError:
     blake3 = None  # type: ignore[assignment]
 
 Buffer = bytes | bytearray | memoryview | Any
-"""Anything with the buffer protocol, C-contiguous (NumPy arrays too)."""
+"""A C-contiguous object with the buffer protocol, for example a NumPy array."""
 
 MAGIC = b"lvfactor"
 STORAGE_VERSION = 1
@@ -90,12 +93,14 @@ _REJECTS = struct.Struct("<I")
 assert _CHECKSUM.size + _STORAGE.size == STORAGE_BYTES
 assert _HEADER.size == STORAGE_BYTES + _HASHED.size == HEADER_BYTES
 
-_COPY_BYTES_MAX = 32 * 1024  # from here on NumPy copies, which lets other threads run
-_JOIN_BYTES_MAX = 4096  # below this one call on joined bytes is cheaper than several updates
+# Pieces of this size and more are copied by NumPy, which releases the GIL.
+_COPY_BYTES_MAX = 32 * 1024
+# Below this size, one hash of joined bytes is faster than several updates.
+_JOIN_BYTES_MAX = 4096
 
 
 class Kind(IntEnum):
-    """What a record changes. Numbers are never reused."""
+    """The kind of a record. Numbers are never reused."""
 
     SPEC = 1
     INTERACTIONS = 2
@@ -106,12 +111,16 @@ class Kind(IntEnum):
     MARK = 7
 
 
-_MARK = int(Kind.MARK)  # comparing with a plain int is several times as fast
+# A comparison with a plain int is several times as fast as one with the enum.
+_MARK = int(Kind.MARK)
 
 
 @dataclass(slots=True)
 class Entry:
-    """One record to append. `body` is bytes-like, or a sequence of them, written one behind the other."""
+    """One record to append.
+
+    `body` is a buffer, or a sequence of buffers that are written in order.
+    """
 
     kind: int
     revision: int
@@ -127,7 +136,10 @@ class Entry:
 
 
 class Head(NamedTuple):
-    """Both headers of a record, as the table above names their fields; `group` and `segment` in blocks."""
+    """Both headers of a record, with the fields of the table above.
+
+    `group` and `segment` are in blocks.
+    """
 
     checksum: int
     storage_version: int
@@ -159,7 +171,10 @@ class Head(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """One record as it was read. `body` is a view of the file (zero-copy) and lives as long as it is held."""
+    """One record that was read. `body` is a view of the mapped file, without a copy.
+
+    `count` and `commitment` are the values at the acknowledgement.
+    """
 
     kind: int
     revision: int
@@ -167,11 +182,11 @@ class Record:
     epoch: int
     sequence: int
     time_us: int
-    count: int  # rows when acknowledged
+    count: int
     rejects: bytes
     body: memoryview
     salt: bytes
-    commitment: bytes  # as acknowledged
+    commitment: bytes
     path: Path
     offset: int
     hash: bytes
@@ -180,7 +195,10 @@ class Record:
 
 
 class BadRecord(Exception):
-    """Bytes that are no self-valid record."""
+    """The bytes are not a valid record.
+
+    `offset` is the place in the file, `reason` what was found.
+    """
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(reason)
@@ -188,7 +206,7 @@ class BadRecord(Exception):
 
 
 class MisplacedRecord(BadRecord):
-    """A self-valid record where it does not belong: no interrupted write leaves that behind."""
+    """A valid record in a wrong place. No interrupted write can cause it."""
 
 
 def align(n: int, to: int) -> int:
@@ -196,16 +214,19 @@ def align(n: int, to: int) -> int:
     return n + -n % to
 
 
-# ----------------------------------------------------------------------------------------------------- hashes
+# ------------------------------------------------------------------------------------------- hashes
 
 
 def default_hash_name() -> str:
-    """The hash of a new log: BLAKE3 where the package is installed, else SHA-256."""
+    """The hash function of a new log: BLAKE3 if the package is installed, otherwise SHA-256."""
     return "sha256" if blake3 is None else "blake3"
 
 
 def hash_function(name: str) -> Callable[..., Any]:
-    """`f(data).digest()` of a log's hash. Raises LogError if it is unknown or its package is missing."""
+    """The hash function of that name, used as `f(data).digest()`.
+
+    Raises LogError if the name is unknown or its package is missing.
+    """
     if name == "sha256":
         return hashlib.sha256
     if name == "blake3" and blake3 is not None:
@@ -215,7 +236,7 @@ def hash_function(name: str) -> Callable[..., Any]:
 
 
 def parts_of(body: Buffer | Sequence[Buffer]) -> list[Any]:
-    """The body's pieces as flat byte views."""
+    """The pieces of the body, each as a flat byte view."""
     pieces = body if isinstance(body, list | tuple) else (body,)
     return [piece if type(piece) is bytes else memoryview(piece).cast("B") for piece in pieces]
 
@@ -223,7 +244,10 @@ def parts_of(body: Buffer | Sequence[Buffer]) -> list[Any]:
 def commitment_of(
     new_hash: Callable[..., Any], salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]
 ) -> bytes:
-    """hash(salt ‖ u32 length of rejects ‖ rejects ‖ body): 32 bytes. Large bodies without the GIL."""
+    """hash(salt ‖ u32 length of rejects ‖ rejects ‖ body), 32 bytes.
+
+    Large bodies release the GIL.
+    """
     parts = parts_of(body)
     head = b"".join((salt, _REJECTS.pack(len(rejects)), rejects))
     if sum(map(len, parts)) <= _JOIN_BYTES_MAX:
@@ -237,27 +261,27 @@ def commitment_of(
 
 
 def first_previous(lineage: bytes) -> bytes:
-    """The `previous` of a log's first record: so the chain covers the lineage too."""
+    """The field `previous` of the first record. Through it the chain also covers the lineage."""
     return lineage.ljust(HASH_BYTES, b"\0")
 
 
-# ---------------------------------------------------------------------------------------------------- packing
+# ------------------------------------------------------------------------------------------ packing
 
 
 @dataclass(slots=True)
 class Stamp:
-    """What the storage headers of one group share."""
+    """What the storage headers of one group have in common. `group` and `segment` are in blocks."""
 
     log_id: bytes
     hash_id: int
     incarnation: int
-    group: int  # blocks
-    segment: int  # blocks
+    group: int
+    segment: int
     mark: int
 
 
 def payload_length(entry: Entry) -> int:
-    """Bytes of the entry's payload."""
+    """Size of the entry's payload in bytes."""
     body = entry.body
     pieces = body if isinstance(body, list | tuple) else (body,)
     size = sum(len(piece) if type(piece) is bytes else memoryview(piece).nbytes for piece in pieces)
@@ -267,7 +291,11 @@ def payload_length(entry: Entry) -> int:
 def pack_headers(
     entry: Entry, stamp: Stamp, length: int, flags: int, previous: bytes, new_hash: Callable[..., Any]
 ) -> tuple[bytes, bytes]:
-    """(both headers, the record's hash)."""
+    """Packs both headers of a record.
+
+    Returns:
+        The headers (320 bytes) and the hash of the record (32 bytes).
+    """
     producer = entry.producer
     hashed = _HASHED.pack(
         MAGIC, HEADER_VERSION, entry.kind, stamp.hash_id, len(producer), entry.revision, entry.epoch,
@@ -282,20 +310,23 @@ def pack_headers(
 
 
 class GroupBuffer:
-    """The page-aligned memory that groups are laid out in, reused; `view` is all of it as bytes."""
+    """The page-aligned memory in which groups are laid out.
+
+    It is reused. `view` covers all of it.
+    """
 
     def __init__(self) -> None:
         self.view = memoryview(aligned_buffer(BLOCK_BYTES))
 
     def reserve(self, size: int) -> memoryview:
-        """The memory, at least `size` bytes of it. What was in it is gone if it had to grow."""
+        """Returns memory of at least `size` bytes. Its contents are lost if it has to grow."""
         if len(self.view) < size:
             self.view = memoryview(aligned_buffer(size + size // 2))
         return self.view
 
 
 def pack_payload(buffer: memoryview, at: int, entry: Entry) -> int:
-    """Copies rejects and body into `buffer` at `at`, once; returns where they end."""
+    """Copies the reject summary and the body to `buffer[at:]` and returns the end of the payload."""
     rejects = entry.rejects
     head = _REJECTS.pack(len(rejects)) + rejects
     end = at + len(head)
@@ -314,30 +345,33 @@ def new_id() -> bytes:
     return os.urandom(16)
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 _HASH_OF_ID = {number: name for name, number in HASH_IDS.items()}
 
 
 def hash_name_of(hash_id: int) -> str:
-    """The name behind the number in a header. Raises LogError for a number this version does not know."""
+    """The name of the hash with that number.
+
+    Raises LogError if this version does not know the number.
+    """
     if hash_id not in _HASH_OF_ID:
-        raise LogError(f"hash {hash_id} in the log is of a later version of livefactor")
+        raise LogError(f"hash {hash_id} in the log needs a later version of livefactor")
     return _HASH_OF_ID[hash_id]
 
 
 def read_head(head: bytes, at: int, file_bytes: int, path: Path) -> Head:
-    """The headers of the record at `at`, checked; the payload is not (see `check_payload`).
+    """Reads and checks the headers of the record at `at`. `check_payload` checks its payload.
 
     Args:
-        head: HEADER_BYTES bytes of the file from `at`, or fewer at its end.
-        at: offset of the record, for messages.
+        head: HEADER_BYTES bytes of the file from `at` on, or fewer at the end of the file.
+        at: offset of the record in bytes.
         file_bytes: size of the file.
-        path: the file, for messages.
+        path: the file, for error messages.
 
     Raises:
-        BadRecord: no record here, or damaged headers.
-        LogError: a record of a later format.
+        BadRecord: no record starts here, or its headers are damaged.
+        LogError: the record has a later format.
     """
     if len(head) < HEADER_BYTES:
         raise BadRecord(at, "the file ends inside a record's headers")
@@ -348,14 +382,14 @@ def read_head(head: bytes, at: int, file_bytes: int, path: Path) -> Head:
         raise BadRecord(at, "the checksum of the headers is wrong")
     if found.storage_version != STORAGE_VERSION or found.version != HEADER_VERSION:
         versions = f"{found.storage_version}.{found.version}"
-        raise LogError(f"{path} at byte {at}: a record of a later version of livefactor ({versions})")
+        raise LogError(f"{path}, byte {at}: this record needs a later version of livefactor ({versions})")
     if at + HEADER_BYTES + found.length > file_bytes:
         raise BadRecord(at, "the file ends inside a record's payload")
     return found
 
 
 def check_payload(view: memoryview, at: int, head: Head, new_hash: Callable[..., Any]) -> None:
-    """Raises BadRecord unless the payload of the record at `at` is what its current commitment says."""
+    """Raises BadRecord if the payload of the record at `at` does not match its present commitment."""
     length = head.length
     if head.kind == _MARK:
         if length:
@@ -374,7 +408,7 @@ def check_payload(view: memoryview, at: int, head: Head, new_hash: Callable[...,
 
 
 def record_of(view: memoryview, at: int, head: Head, chain: bytes, path: Path) -> Record:
-    """The record at `at`, whose headers and payload were checked."""
+    """Returns the record at `at`. Its headers and its payload were checked before."""
     start, rejects, body = at + HEADER_BYTES, b"", view[:0]
     if head.kind != _MARK:
         body_start = start + _REJECTS.size + _REJECTS.unpack_from(view, start)[0]
@@ -388,7 +422,7 @@ def record_of(view: memoryview, at: int, head: Head, chain: bytes, path: Path) -
 
 
 def made_size(view: memoryview) -> int:
-    """How long a segment file was made, in bytes, as its first record says; 0 if that cannot be read."""
+    """Original length of a segment file in bytes, from its first record; 0 if that cannot be read."""
     head = bytes(view[:HEADER_BYTES])
     if len(head) < HEADER_BYTES or head[STORAGE_BYTES : STORAGE_BYTES + len(MAGIC)] != MAGIC:
         return 0

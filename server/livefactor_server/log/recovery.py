@@ -1,13 +1,13 @@
-"""What opening a log for writing does to its tail.
+"""What happens to the tail of a log when it is opened for writing.
 
-    read everything ── damage? ──▶ LogDamaged: nothing is changed
+    read everything ── damaged? ──▶ LogDamaged, and nothing is changed
           │
-          └─ unsynced tail? ──▶ copy it beside (`.broken`), sync the copy and the folder
-                                ──▶ zero it, sync
+          └─ unsynced tail? ──▶ copy it to a `.broken` file, sync the copy and the folder
+                                ──▶ overwrite it with zeros, sync
 
-after which the last segment and the folder are synced, so that what was read is also durable, and the log
-raises its incarnation with a bare mark before it takes a record. A crash anywhere in here is followed by the
-same again.
+Afterwards the last segment and the folder are synced, so that everything that was read is durable.
+The log then writes a bare mark with the next incarnation, before it takes a record. After a crash
+at any point, the next open repeats these steps.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from livefactor_server.log.segments import zero_range
 from livefactor_server.log.walk import Cursor, Segment, Tail, Walk, list_segments, start_cursor
 
 INDEX_BYTES = 1 << 20
-"""A place to start reading from is kept about every so many bytes."""
+"""Distance in bytes between the places where reading can start."""
 
 
 @dataclass(slots=True)
 class Place:
-    """A group start that reading can begin at: what `Cursor` was there."""
+    """The start of a group where reading can begin, with the fields of `Cursor` at that point.
 
-    revision: int  # last revision before it
+    `revision` is the last revision before the group, and `hash` its chain hash. `segment` is an
+    index into the segments, and `offset` a byte in that file.
+    """
+
+    revision: int
     hash: bytes
     incarnation: int
     segment: int
@@ -39,7 +43,7 @@ class Place:
 
 @dataclass(slots=True)
 class Contents:
-    """What reading a whole log found."""
+    """The result of reading a whole log."""
 
     segments: list[Segment]
     cursor: Cursor
@@ -50,16 +54,26 @@ class Contents:
 
 
 def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -> None:
-    """Remembers the group start (segment, offset), where `cursor` stands, if the last one is far enough."""
+    """Adds the group start (segment, offset) if it is INDEX_BYTES after the last place.
+
+    `cursor` holds the state of the chain before that group.
+    """
     last = places[-1] if places else None
     if last is None or last.segment != segment or offset - last.offset >= INDEX_BYTES:
         places.append(Place(cursor.revision, cursor.hash, cursor.incarnation, segment, offset))
 
 
 def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None] | None = None) -> Contents:
-    """Reads and verifies the whole log; changes nothing.
+    """Reads and verifies the whole log. It changes nothing.
 
-    Raises LogMissing if there is no log (or one whose creation never finished), LogDamaged if it is damaged.
+    Args:
+        io: the disk.
+        folder: the folder of the log.
+        progress: called with (bytes read, bytes to read).
+
+    Raises:
+        LogMissing: the folder has no log, or its creation did not finish.
+        LogDamaged: the log is damaged.
     """
     segments = list_segments(io, folder)
     if not segments:
@@ -75,14 +89,16 @@ def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None]
         note_place(places, before, group.segment, group.offset)
         before.revision, before.hash, before.incarnation = cursor.revision, cursor.hash, cursor.incarnation
     if spec is None:
-        raise LogMissing(f"the log in {folder} was never completely created")
+        raise LogMissing(f"the creation of the log in {folder} did not finish")
     return Contents(segments, cursor, spec.previous[:16], bytes(spec.body), walk.tail, places)
 
 
 def trim_tail(io: FileIO, contents: Contents) -> None:
-    """Copies and zeroes the unsynced tail, if there is one, and makes what was read durable.
+    """Copies the unsynced tail, if there is one, overwrites it with zeros, and syncs the log.
 
-    Raises LogFull if there is no room for the copy, LogFailed on any other error.
+    Raises:
+        LogFull: the disk has no room for the copy.
+        LogFailed: the disk reported any other error.
     """
     tail, last = contents.tail, contents.segments[-1]
     try:
@@ -98,8 +114,8 @@ def trim_tail(io: FileIO, contents: Contents) -> None:
         io.fsync_dir(last.path.parent)
     except OSError as error:
         if error.errno in DISK_FULL_ERRORS:
-            raise LogFull(f"no room to keep a copy of the unsynced tail of {last.path}") from error
-        raise LogFailed(f"the tail of {last.path} could not be put right: {error}") from error
+            raise LogFull(f"no room for a copy of the unsynced tail of {last.path}") from error
+        raise LogFailed(f"the unsynced tail of {last.path} could not be removed: {error}") from error
 
 
 def _keep_copy(io: FileIO, tail: Tail) -> None:

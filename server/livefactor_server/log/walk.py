@@ -1,16 +1,22 @@
-"""Walks a log group by group and says where it ends: cleanly, in a tail that was never synced, or in damage.
+"""Walks a log group by group, verifies it, and decides whether it ends cleanly, unsynced or
+damaged.
 
-The rule. A group is written only after the one before it was synced. So behind a group that cannot be read,
-anything of this log that was written later proves that the group was once whole on the disk, and the medium
-lost it: a later segment file, or a self-valid record of this incarnation or a later one that belongs to a
-later group or carries a mark at or past the missing revision. A self-valid record in a place it does not
-belong to, or a file that got shorter, is no interrupted write either. Then the log is damaged. Without such
-proof the group was never acknowledged: an unsynced tail.
+The rule: a group is written only after the group before it was synced. Suppose that a group cannot
+be read. If the log holds anything that was written later, then the group was complete on the disk,
+and the disk lost it. Evidence for a later write is:
 
-The limit of the rule: damage of the medium to the very last group, before its bare mark was written (10 ms of
-idleness, or the next group), leaves no proof and looks like an unsynced tail; and what destroys all that was
-written from some point on looks like a log that ends there. A snapshot, or an acknowledgement held outside,
-past the log's end tells the latter.
+- a later segment file;
+- a valid record with the same or a later incarnation, which belongs to a later group or has a mark
+  at or after the missing revision.
+
+Two more findings cannot come from an interrupted write: a valid record in a wrong place, and a
+truncated file. In all these cases the log is damaged. Without such evidence the group was never
+acknowledged, and it is an unsynced tail.
+
+The rule has two limits. The last group has no evidence until its bare mark is written, after 10 ms
+without updates, or until the next group. Damage to it in this time looks like an unsynced tail. If
+everything after some point is destroyed, the log looks as if it ended there. Only a snapshot or a
+stored acknowledgement with a later revision reveals this.
 """
 
 from __future__ import annotations
@@ -52,7 +58,10 @@ _MARK = int(Kind.MARK)
 
 @dataclass(slots=True)
 class Segment:
-    """A segment file: `first` revision, `size` of the file, `end` of what is written in it (bytes)."""
+    """A segment file.
+
+    `first` is its first revision, `size` its bytes, `end` the bytes that hold groups.
+    """
 
     path: Path
     first: int
@@ -62,7 +71,7 @@ class Segment:
 
 @dataclass(slots=True)
 class Cursor:
-    """Where the chain stands: what the next record must follow."""
+    """The state of the chain at some point, which the next record must continue."""
 
     revision: int
     hash: bytes
@@ -79,23 +88,27 @@ class Cursor:
 
 @dataclass(slots=True)
 class Group:
-    """A whole, verified commit group, and where the next one starts."""
+    """A complete, verified commit group in [offset, end) of a segment file.
 
-    segment: int  # index into the segments
+    `segment` is the index of the segment, `view` the whole file, and `found` the offset, headers
+    and hash of each record.
+    """
+
+    segment: int
     path: Path
-    view: memoryview  # of the whole file
+    view: memoryview
     offset: int
     end: int
-    found: list[tuple[int, Head, bytes]]  # offset, headers and hash of each record
+    found: list[tuple[int, Head, bytes]]
 
     def records(self) -> Iterator[Record]:
-        """The group's records."""
+        """The records of the group."""
         return (record_of(self.view, at, head, chain, self.path) for at, head, chain in self.found)
 
 
 @dataclass(slots=True)
 class Tail:
-    """A group that was never synced, in the last segment: from `start` on, nonzero bytes up to `end`."""
+    """A group in the last segment that was never synced. Its nonzero bytes lie in [start, end)."""
 
     path: Path
     start: int
@@ -104,18 +117,18 @@ class Tail:
 
 
 def list_segments(io: FileIO, folder: Path) -> list[Segment]:
-    """The folder's segments in order of revision."""
+    """The segments in the folder, ordered by revision."""
     matches = sorted(filter(None, map(SEGMENT_NAME.fullmatch, io.names(folder))), key=lambda match: match[1])
     return [Segment(folder / m[0], int(m[1]), io.size(folder / m[0])) for m in matches]
 
 
 def segment_name(first_revision: int) -> str:
-    """The file name of the segment whose first revision is given."""
+    """The file name of the segment that starts with `first_revision`."""
     return f"{first_revision:020d}.log"
 
 
 def nonzero_end(view: memoryview, start: int) -> int:
-    """Offset behind the last nonzero byte of `view` at or past `start`; `start` if all is zero."""
+    """The offset after the last nonzero byte of `view[start:]`; `start` if all bytes are zero."""
     end = len(view)
     while end > start:
         step = min(len(_ZEROS), end - start)
@@ -129,9 +142,16 @@ def nonzero_end(view: memoryview, start: int) -> int:
 def read_group(
     view: memoryview, at: int, cursor: Cursor, path: Path, verify_from: int
 ) -> tuple[list[tuple[int, Head, bytes]], int]:
-    """(records, end) of the group at `at`, verified; `cursor` moves behind it only if all of it is right.
+    """Reads and verifies the group at `at`. `cursor` moves past the group only if all of it is
+    valid.
 
-    Payloads of revisions below `verify_from` are not read. Raises BadRecord.
+    Payloads of revisions below `verify_from` are not verified.
+
+    Returns:
+        The records (offset, headers and hash of each), and the offset of the next group.
+
+    Raises:
+        BadRecord: a record of the group is not valid.
     """
     if not cursor.begun:
         _begin(cursor, view, at, path)
@@ -171,12 +191,14 @@ def _why_misplaced(head: Head, cursor: Cursor, revision: int, block: int) -> str
     if head.revision != revision:
         return f"revision {revision} expected, {head.revision} found"
     if head.group != block:
-        return f"revision {head.revision} belongs to the group at byte {head.group * BLOCK_BYTES} of its file"
+        return f"revision {head.revision} was written for the group at byte {head.group * BLOCK_BYTES}"
     return f"revision {head.revision} does not follow the record before it in the chain"
 
 
 def _begin(cursor: Cursor, view: memoryview, at: int, path: Path) -> None:
-    """Takes the log's hash and identity from its first record, whose `previous` is the lineage."""
+    """Sets the hash and the identity of the log from its first record, whose `previous` is the
+    lineage.
+    """
     head = read_head(bytes(view[at : at + HEADER_BYTES]), at, len(view), path)
     new_hash = hash_function(hash_name_of(head.hash_id))
     check_payload(view, at, head, new_hash)
@@ -191,19 +213,21 @@ def _begin(cursor: Cursor, view: memoryview, at: int, path: Path) -> None:
 
 
 class Walk:
-    """One pass over `segments` from a known place in the chain.
+    """One pass over `segments` from a known point of the chain.
 
     Args:
         io: the disk.
-        segments: all segments of the log, in order; their `end` is set as the walk passes them.
-        cursor: what the first group must follow; afterwards, where the log ends.
-        index, offset: the segment and byte to start at, where a group starts.
-        verify_from: payloads of earlier revisions are skipped.
-        stop: (segment index, offset) up to which everything is known to be synced, or None to find the end.
-        progress: called with (bytes passed, bytes of all segments).
+        segments: all segments of the log, in order. The walk sets their `end`.
+        cursor: the state of the chain before the first group. It ends as the state at the end of
+            the log.
+        index: the segment to start in.
+        offset: the byte to start at, which is the start of a group.
+        verify_from: payloads of earlier revisions are not verified.
+        stop: (segment index, offset) of the end of the synced part; None makes the walk find the
+            end.
+        progress: called with (bytes walked, bytes of all segments).
 
-    `groups()` yields every whole group. When it ends, `tail` is the unsynced tail or None; it raises
-    LogDamaged where the log is damaged.
+    `groups()` yields every complete group. Afterwards `tail` is the unsynced tail or None.
     """
 
     def __init__(
@@ -223,7 +247,7 @@ class Walk:
         self.tail: Tail | None = None
 
     def groups(self) -> Iterator[Group]:
-        """Every whole group from the start on, verified. Raises LogDamaged."""
+        """Yields every complete group from the start on, verified. Raises LogDamaged."""
         last = len(self.segments) - 1 if self.stop is None else self.stop[0]
         offset = self.offset
         for index in range(self.index, last + 1):
@@ -247,14 +271,14 @@ class Walk:
             offset = end
             self._report(index, offset)
         if bad is not None and (self.stop or not is_last):
-            raise LogDamaged(segment.path, bad.offset, f"{bad.reason}, but this part of the log was synced")
+            raise LogDamaged(segment.path, bad.offset, f"{bad.reason}, in a part of the log that was synced")
         if is_last and not self.stop:
             self.tail = self._find_tail(segment, view, offset, bad)
 
     def _check_file(self, segment: Segment, view: memoryview, offset: int) -> None:
         made = made_size(view)
         if len(view) < max(made, BLOCK_BYTES) or len(view) % BLOCK_BYTES:
-            reason = f"the file was cut short: it was made {made or 'whole blocks of 4096'} bytes long"
+            reason = f"the file was cut short: it had {made or 'whole blocks of 4096'} bytes when it was made"
             raise LogDamaged(segment.path, len(view), reason)
         if offset == 0 and self.cursor.begun and segment.first != self.cursor.revision + 1:
             expected = self.cursor.revision + 1
@@ -285,7 +309,11 @@ class Walk:
 
 
 def find_later_record(view: memoryview, start: int, cursor: Cursor, path: Path) -> tuple[int, Head] | None:
-    """(offset, headers) of a self-valid record that proves that the group at `start` was synced."""
+    """Searches for a valid record that proves that the group at `start` was synced.
+
+    Returns:
+        The offset and the headers of that record, or None.
+    """
     data: Any = view.obj
     position = data.find(MAGIC, start)
     while position >= 0:
@@ -310,5 +338,5 @@ def _self_valid(view: memoryview, offset: int, cursor: Cursor, path: Path) -> He
 
 
 def start_cursor(first_revision: int) -> Cursor:
-    """The place before a log's first record."""
+    """The state of the chain before a log's first record."""
     return Cursor(first_revision - 1, NO_HASH)
