@@ -62,6 +62,10 @@ def create_model(livefactor, model):
 
 def push(livefactor, model, producer_id):
     """Push the purchases as one batch, stamped so that a retry is applied once. Returns the answer."""
+    # A label gives an id's text back in answers. Sent twice it changes nothing, so it needs no stamp.
+    items = sorted({item for _, item in PURCHASES})
+    labels = {"side": "SIDE_ITEM", "ids": [key(item) for item in items], "labels": items}
+    livefactor.call("UpdateService", "ApplyUpdates", model=model, labels=labels)
     opened = livefactor.call("UpdateService", "OpenProducer", model=model, producer_id=producer_id)
     return livefactor.call(
         "UpdateService",
@@ -89,11 +93,11 @@ def main(target, model="reflected"):
             min_position=ack.position,
             user_ids=[key("ada")],
             top_k={"k": 3},
+            with_labels=True,
         )
-        names = {key(item): item for _, item in PURCHASES}
         print(f"ada's best at revision {best.position.revision}:")
-        for item_id, score in zip(best.item_ids, best.scores, strict=True):
-            print(f"  {score:+.4f}  {names[item_id]}")
+        for item, score in zip(best.labels, best.scores, strict=True):
+            print(f"  {score:+.4f}  {item}")
 
 
 if __name__ == "__main__":

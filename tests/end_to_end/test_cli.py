@@ -12,7 +12,7 @@ import click.testing
 import pytest
 import typer
 
-from livefactor import Producer, load
+from livefactor import Producer, key_of, load
 from livefactor_server.cli import client, log, push  # noqa: F401
 from livefactor_server.cli.app import app
 
@@ -141,6 +141,27 @@ def test_recommend_shows_labels_and_revision(run: Any, server: Any) -> None:
     assert {item["label"] for item in ann["items"]} == {"A lamp", "A mug"}
     code, out, _ = run("recommend", "ann", "-k", "1", "-m", "shop", "--exclude", "lamp")
     assert code == 0 and "A mug" in out and "A lamp" not in out and "revision" in out
+
+
+def test_ids_come_back_as_they_stand_in_the_file(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "sales.csv"
+    file.write_text("user_id,item_id\nann,lamp\nann,7\nbob,lamp\n9,7\n")
+    for name, options, items, user in (
+        ("named", [], {"lamp", 7}, "ann"),
+        ("texts", ["--string-ids"], {"lamp", "7"}, "ann"),
+        ("unnamed", ["--no-labels"], {key_of("lamp"), 7}, "ann"),
+        ("hidden", ["--secret", "pepper"], {key_of("lamp", b"pepper"), 7}, "ann"),
+    ):
+        as_json(run, "models", "create", name, "--preset", "clicks_sgd", "--spec", '{"k": 8}')
+        assert as_json(run, "push", str(file), *options, "-m", name)["accepted"] == 4
+        again = as_json(run, "push", str(file), *options, "-m", name)
+        assert (again["accepted"], again["skipped_batches"]) == (0, 1)
+        secret = options if options[:1] == ["--secret"] else []
+        answer = as_json(run, "recommend", user, "-m", name, *secret)["users"][0]
+        assert (answer["user"], answer["known"]) == (user, True)
+        assert {item["item"] for item in answer["items"]} == items
+    code, out, _ = run("recommend", "ann", "-m", "named")
+    assert code == 0 and "lamp" in out and "label" not in out
 
 
 def test_snapshot_verify_and_replay(run: Any, server: Any, tmp_path: Path) -> None:

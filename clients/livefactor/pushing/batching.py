@@ -86,14 +86,14 @@ class RowReject(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Ack:
     """A push is durable and visible.
 
-    position: pass it as `min_position` to read this write. accepted, rejected_count: of the push's rows.
-    rejects: the first rejected rows of each of its batches (a server names 100 a batch). complete: False if
-    more of a batch that this push shares with others were rejected than named; then rejected_count counts the
-    named ones. duplicate: a batch had been applied before (an ack was lost).
+    position: pass it as `min_position` to read this write. accepted, rejected_count: numbers of the push's rows.
+    rejects: the first rejected rows of each of its batches; a server lists 100 for a batch. complete: False if
+    the push shares a batch with other pushes and more of its rows were rejected than listed; rejected_count
+    then counts the listed rows. duplicate: a batch had been applied before, because an ack was lost.
     """
 
     position: Position
@@ -102,6 +102,11 @@ class Ack:
     rejects: tuple[RowReject, ...] = ()
     complete: bool = True
     duplicate: bool = False
+
+    def __repr__(self) -> str:
+        rejected = f", {self.rejected_count} rejected" if self.rejected_count else ""
+        duplicate = ", duplicate" if self.duplicate else ""
+        return f"Ack({self.accepted} accepted{rejected}{duplicate}, revision {self.position.revision})"
 
 
 class RowColumns(NamedTuple):
@@ -294,6 +299,10 @@ class Receipt:
         self.shares: list[Share] = []
         self._urge = urge
         self._at = at
+
+    def __repr__(self) -> str:
+        rows = sum(share.count for share in self.shares)
+        return f"Receipt({rows} rows, {'done' if self.done else 'not acknowledged yet'})"
 
     @property
     def done(self) -> bool:

@@ -244,6 +244,9 @@ class Producer:
         except LivefactorError as also:
             log.warning("producer %s: closed after an error: %s", self.producer_id, also)
 
+    def __repr__(self) -> str:
+        return f"Producer({self._connection.target!r}, {self.producer_id!r}, model={self.model!r})"
+
     @property
     def last_sequence(self) -> int:
         """The last batch that is known to be applied; right after opening, the one to resume behind."""

@@ -181,17 +181,24 @@ class Conversion:
         return {field: self._column(rows, field) for field in rows.columns}
 
     def columns_with_texts(self, rows: Rows) -> dict[str, Any]:
-        """The same, but with ids that a Producer has yet to hash. Raises EventFileError."""
+        """Converts n events as `columns` does, but leaves the ids for a Producer to hash.
+
+        Raises:
+            EventFileError: a value cannot be converted.
+        """
         return {
             field: self.ids(rows, field) if field in IDS else self._column(rows, field)
             for field in rows.columns
         }
 
     def ids(self, rows: Rows, field: str) -> list[int | str]:
-        """The ids of a column before hashing: int where `columns` takes the number, else the text. Raises
-        EventFileError."""
-        made = _made(rows, field, self._id, object, "an id, below 2**64 if it is a number")
-        return made.tolist()  # type: ignore[no-any-return]
+        """Reads n ids without hashing them: a number where `columns` uses the number, else the text.
+
+        Raises:
+            EventFileError: a value is not an id.
+        """
+        ids = _convert(rows, field, self._id, object, "an id, below 2**64 if it is a number")
+        return ids.tolist()  # type: ignore[no-any-return]
 
     def _column(self, rows: Rows, field: str) -> np.ndarray:
         if field in IDS:
