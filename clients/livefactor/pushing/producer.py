@@ -1,8 +1,7 @@
-"""Pushing events: `Producer` gathers rows into batches and delivers each exactly once, whatever becomes of
-the server.
+"""Pushing events: `Producer` gathers rows into batches and delivers each exactly once.
 
-`push`, in the caller's thread, converts and copies rows, makes messages and waits for room. Sending them and
-what becomes of them is sending.py's and delivery.py's.
+`push` runs in the caller's thread: it converts and copies rows, makes messages and waits for room. sending.py and
+delivery.py send the messages and handle the answers.
 """
 
 from __future__ import annotations
@@ -48,21 +47,28 @@ log = logging.getLogger("livefactor")
 
 
 class Producer:
-    """Sends rows to one model, each exactly once, in the order of the pushes of a thread.
+    """Sends rows to one model. Each row is applied exactly once, in the order of the pushes of a thread.
 
-    target: "host:port" or "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; whoever opens the
-    same id later takes over, and this producer raises ProducerFenced. model: the model's name. batch: when a
-    batch is sent. buffer_events_max: rows that are not acknowledged, at most, beside the batch that is being
-    filled; a larger push waits until all before it is acknowledged. timeout_s: how long a push waits for
-    room, None for ever. open_timeout_s: how long to wait here for a server. secret: key for string ids
-    (keys.py). on_reject(rejects): called with the rejected rows of a push (default: a warning in the log).
+    target: "host:port" or "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; who opens the same id
+    later takes over, and this producer raises ProducerFenced. model: the model's name. batch: when a batch is
+    sent. buffer_events_max: at most so many rows are unacknowledged, not counting the batch that is being filled;
+    a larger push waits until everything before it is acknowledged. timeout_s: how long a push waits for room, None
+    for ever. open_timeout_s: how long the constructor waits for a server that is starting or draining, seconds.
+    connect_s: how long it waits for a server that cannot be reached, seconds.
+
+    secret: the key that string ids are hashed with (keys.py). labels: send the text of each string id to the
+    server once, so that answers give it back; a `secret` switches this off. A text may be sent again by another
+    producer, and the server keeps the last label of an id: pass False where `push_labels` gives string ids other
+    names. Integers, and ids of more than 1,024 bytes, have no label.
+
+    on_reject(rejects): called with the rejected rows of a push; without it they are logged as a warning.
     on_wait(status): called whenever the producer has to wait, before each further try. Both are called on the
     background thread and must not push or flush. channel: the transport, if the caller has one (made by
     `open_channel`).
 
-    Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be opened. Not
-    to be used across a fork. Use it as a context manager, or call `close`: rows still buffered at exit are
-    lost otherwise.
+    Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be opened. It must not
+    be used across a fork. Use it as a context manager or call `close`, because rows that are still buffered when the
+    process ends are lost.
     """
 
     def __init__(
@@ -125,7 +131,7 @@ class Producer:
         Ack.
 
         user_ids, item_ids: integers 0..2**64-1 or strings, as a list, NumPy array, pandas Series or Arrow
-        array (or one id). values, weights: numbers. event_types: 0..2**32-1. times: datetimes or microseconds
+        array (or one id); a list or object array may mix both. values, weights: numbers. event_types: 0..2**32-1. times: datetimes or microseconds
         since 1970 UTC. One value stands for all rows; None for the contract's default. The arrays may be
         changed after the call. timeout_s: over the producer's.
 
