@@ -131,9 +131,9 @@ class Producer:
         Ack.
 
         user_ids, item_ids: integers 0..2**64-1 or strings, as a list, NumPy array, pandas Series or Arrow
-        array (or one id); a list or object array may mix both. values, weights: numbers. event_types: 0..2**32-1. times: datetimes or microseconds
-        since 1970 UTC. One value stands for all rows; None for the contract's default. The arrays may be
-        changed after the call. timeout_s: over the producer's.
+        array (or one id); a list or object array may mix both. values, weights: numbers. event_types:
+        0..2**32-1. times: datetimes or microseconds since 1970 UTC. One value stands for all rows; None stands for
+        the contract's default. The arrays may be changed after the call. timeout_s: overrides the producer's.
 
         Raises ColumnError (nothing was taken), BufferFull (nothing was taken), ProducerFenced or what else
         ended this producer, ProducerClosed.
