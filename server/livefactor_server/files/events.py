@@ -192,7 +192,7 @@ class Conversion:
         }
 
     def ids(self, rows: Rows, field: str) -> list[int | str]:
-        """Reads n ids without hashing them: a number where `columns` uses the number, else the text.
+        """Reads n ids without hashing them: the number where `columns` uses it, else the text.
 
         Raises:
             EventFileError: a value is not an id.
