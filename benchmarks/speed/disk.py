@@ -90,7 +90,7 @@ class LogWriter:
     def room(self) -> None:
         start = time.perf_counter()
         sealed = [
-            self._log.commit(salt, b"", body) for salt, body in zip(self._salts, self._bodies, strict=True)
+            self._log.seal(salt, b"", body) for salt, body in zip(self._salts, self._bodies, strict=True)
         ]
         self.hash_s.append(time.perf_counter() - start)
         first = self._log.last_revision + 1

@@ -24,11 +24,9 @@ from benchmarks.speed.streams import K
 from livefactor import Models
 from livefactor.wire import columns as wire
 from livefactor_kernels.spec.presets import preset
-from livefactor_server.changes import NO_REJECTS
+from livefactor_server.changes import NO_REJECTS, Header, InteractionsChange, Record, apply, place
 from livefactor_server.judging.judge import Judge, JudgeSettings
-from livefactor_server.log.store import Kind
-from livefactor_server.model.state import Header, Logged, ModelState
-from livefactor_server.rpc import decode
+from livefactor_server.model.state import ModelState
 
 ROUNDS, ROUND_EVENTS = 7, 1 << 22
 CASES = {
@@ -60,11 +58,11 @@ def in_process(load: Load, preset_name: str, **changes: int) -> tuple[float, flo
     state = ModelState.empty(preset(preset_name, k=K, **changes), b"", uuid.UUID(int=0), "cpu", b"")
     judge, judging, applying, records = Judge(state, JudgeSettings()), 0.0, 0.0, 0
     for revision, part in enumerate(load.slices(), 1):
-        change = decode.change_of(Kind.INTERACTIONS, wire.encode_interactions(**load.columns(part)))
-        placed = state.place([change])[0]
-        run = [Logged(Header(revision, b"", 0, 0, b"", b"", NO_REJECTS, b""), change, placed)]
+        change = InteractionsChange.from_log(wire.encode_interactions(**load.columns(part)))
+        placement = place(state, [change])[0]
+        run = [Record(Header(revision, b"", 0, 0, b"", b"", NO_REJECTS, b"", b""), change, placement)]
         marks = [time.thread_time()]
-        for step in (lambda: judge.before(run), lambda: state.apply(run), judge.after):  # noqa: B023 - called at once
+        for step in (lambda: judge.before(run), lambda: apply(state, run), judge.after):  # noqa: B023 - called at once
             step()
             marks.append(time.thread_time())
         if 2 * revision * load.batch > len(load.users):

@@ -14,10 +14,9 @@ from livefactor_kernels.numbers.lanes import LANES
 from livefactor_kernels.reading import PersonReader
 from livefactor_kernels.scoring.cpu_kernels import scan_kernel
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.changes import InteractionsChange
+from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.judging import choice, metrics
 from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity
-from livefactor_server.model.state import Logged
 
 RANKED_AT = 10
 """Length of the top-k list for recall and NDCG."""
@@ -57,10 +56,10 @@ class Sample(NamedTuple):
         return Sample(*(column[mask] for column in self))
 
 
-def sample_of(records: Sequence[Logged], chosen: choice.Chosen) -> Sample:
+def sample_of(records: Sequence[Record], chosen: choice.Chosen) -> Sample:
     """The chosen events of the records, which hold interactions."""
     changes = [record.change for record in records]
-    placed = [record.placed for record in records]
+    placements = [record.placement for record in records]
     sizes = np.array([change.rows for change in changes], np.int64)
     at = (np.cumsum(sizes) - sizes)[chosen.records] + chosen.events
     counts = np.bincount(chosen.records, minlength=len(records))
@@ -78,16 +77,16 @@ def sample_of(records: Sequence[Logged], chosen: choice.Chosen) -> Sample:
         return np.asarray(_joined(filled)[at], dtype)
 
     return Sample(
-        np.array([record.header.revision for record in records], np.uint64)[chosen.records],
-        chosen.events,
-        _joined([part.user_rows for part in placed if part])[at],
-        _joined([part.item_rows for part in placed if part])[at],
-        column("values", 1.0, np.float64),
-        column("weights", 1.0, np.float64),
-        column("event_types", 0, np.uint32),
-        np.array([part.item_count for part in placed if part], np.uint64)[chosen.records],
-        chosen.lots,
-        counts[chosen.records],
+        revisions=np.array([record.header.revision for record in records], np.uint64)[chosen.records],
+        events=chosen.events,
+        user_rows=_joined([part.user_rows for part in placements if part])[at],
+        item_rows=_joined([part.item_rows for part in placements if part])[at],
+        values=column("values", 1.0, np.float64),
+        weights=column("weights", 1.0, np.float64),
+        types=column("event_types", 0, np.uint32),
+        item_counts=np.array([part.item_count for part in placements if part], np.uint64)[chosen.records],
+        lots=chosen.lots,
+        companions=counts[chosen.records],
     )
 
 

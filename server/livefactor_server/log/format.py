@@ -81,6 +81,7 @@ STORAGE_BYTES = 128
 HEADER_BYTES = 320
 PRODUCER_BYTES_MAX = 64
 HASH_BYTES = 32
+SALT_BYTES = 32
 NO_HASH = bytes(HASH_BYTES)
 FLAG_LAST = 1
 HASH_IDS = {"sha256": 1, "blake3": 2}
@@ -416,9 +417,23 @@ def record_of(view: memoryview, at: int, head: Head, chain: bytes, path: Path) -
             rejects = bytes(view[start + _REJECTS.size : body_start])
         body = view[body_start : start + head.length]
     return Record(
-        head.kind, head.revision, head.producer[: head.id_length], head.epoch, head.sequence, head.time_us,
-        head.count_acked, rejects, body, head.salt, head.commitment, path, at, chain, head.previous, head,
-    )  # fmt: skip
+        kind=head.kind,
+        revision=head.revision,
+        producer=head.producer[: head.id_length],
+        epoch=head.epoch,
+        sequence=head.sequence,
+        time_us=head.time_us,
+        count=head.count_acked,
+        rejects=rejects,
+        body=body,
+        salt=head.salt,
+        commitment=head.commitment,
+        path=path,
+        offset=at,
+        hash=chain,
+        previous=head.previous,
+        head=head,
+    )
 
 
 def made_size(view: memoryview) -> int:

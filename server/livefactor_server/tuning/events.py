@@ -11,8 +11,8 @@ import numpy as np
 
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.spec.presets import preset
+from livefactor_server.changes.interactions import good_values, good_weights
 from livefactor_server.files.events import Conversion, EventFileError, Rows, header, open_events
-from livefactor_server.rpc.decode import good_values, good_weights
 from livefactor_server.tuning.progressive import Stream
 from livefactor_server.tuning.rules import RULES
 
