@@ -18,6 +18,7 @@ from livefactor_kernels.backend import Backend, Pin, create_backend, state_secti
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.numbers.narrow import widened
 from livefactor_kernels.reference import ReferenceModel
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Loss, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from synthetic import SIDES, copy_state, differences, read_pin, restore, unlike
@@ -67,7 +68,7 @@ def varied(spec: ModelSpec, data: st.DataObject) -> ModelSpec:
         "beta": data.draw(st.sampled_from([1e-6, 1.0]), "beta"),
     }
     changes["optimizer"] = replace(spec.optimizer, **numbers)
-    return replace(spec, **changes).check()  # type: ignore[arg-type]
+    return check(replace(spec, **changes))  # type: ignore[arg-type]
 
 
 @each_spec
@@ -93,6 +94,8 @@ def test_a_restored_model_goes_on_to_the_same_bits(backend, spec) -> None:
     learn(first, stream[:2])
     restore(second, first, EVENTS + EVENTS // 2)
     assert differences(second, first) == []
+    with pytest.raises(ValueError, match="not empty"):
+        second.load_sections(USERS, first.sections(USERS, 3), 3)
     learn(first, stream[2:3])
     learn(second, stream[2:3])
     assert differences(second, first) == []

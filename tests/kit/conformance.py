@@ -14,6 +14,7 @@ import pytest
 
 from livefactor_kernels.backend import Backend, Update
 from livefactor_kernels.device.warp import SIMULATED
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Counts,
@@ -184,10 +185,11 @@ def _small(spec: ModelSpec) -> ModelSpec:
     """Narrower rows and fewer negatives, for the simulator."""
     group = spec.softmax.group_events
     batch = min(spec.micro_batch, 2 * group if group else 6)
-    return replace(
+    small = replace(
         spec, k=min(spec.k, 3), negatives=min(spec.negatives, 3), micro_batch=batch,
         softmax=replace(spec.softmax, group_events=min(group, batch // 2)),
-    ).check()  # fmt: skip
+    )  # fmt: skip
+    return check(small)
 
 
 def with_extreme_numbers(spec: ModelSpec) -> ModelSpec:
@@ -198,7 +200,7 @@ def with_extreme_numbers(spec: ModelSpec) -> ModelSpec:
     )
     optimizer = Optimizer(kind, 100.0, 100.0, 0.0, 1e-20 if kind == ADAM else 1e-30)
     changed = replace(spec, limits=limits, optimizer=optimizer, init_scale=2e3, hot_row_events=1e9)
-    return (changed if spec.rule == Rule.SOLVE else replace(changed, l2=100.0, bias_l2=100.0)).check()
+    return check(changed if spec.rule == Rule.SOLVE else replace(changed, l2=100.0, bias_l2=100.0))
 
 
 @dataclass
