@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,14 +15,23 @@ from livefactor_kernels.optimizers.choice import FORMULAS
 from livefactor_kernels.optimizers.formula import Element, Shared
 from livefactor_kernels.spec.model import ModelSpec, OptimizerKind
 
-if TYPE_CHECKING:
-    from livefactor_kernels.reference import ReferenceTable
-
 _F0 = np.float32(0.0)
 
 
+class RowsOfReference(Protocol):
+    """What a step takes of a table (`tables.reference.ReferenceTable`).
+
+    A table also has the optimizer's state by section name.
+    """
+
+    bias: np.ndarray
+
+    def read(self, row: int) -> np.ndarray:
+        """A row's factors as float32[k_padded]."""
+
+
 def step_row(
-    spec: ModelSpec, rates: StepRates, table: ReferenceTable, row: int, gradient: np.ndarray,
+    spec: ModelSpec, rates: StepRates, table: RowsOfReference, row: int, gradient: np.ndarray,
     bias: np.float32 | None,
 ) -> np.ndarray:  # fmt: skip
     """The float32[k_padded] that a step of a row by its gradient leaves of its factors.
@@ -50,7 +59,7 @@ def step_row(
 
 
 def _step(
-    element: Element, table: ReferenceTable, row: int, names: list[str], x: Any, g: Any, shared: Shared,
+    element: Element, table: RowsOfReference, row: int, names: list[str], x: Any, g: Any, shared: Shared,
     rates: StepRates,
 ) -> Any:  # fmt: skip
     """What a step by g leaves of x, a row's factors or its bias; sections `names` are stepped."""
@@ -59,7 +68,7 @@ def _step(
     return element.step(x, g, first, total, shared, rates)
 
 
-def _values(table: ReferenceTable, row: int, names: Iterable[str]) -> list[Any]:
+def _values(table: RowsOfReference, row: int, names: Iterable[str]) -> list[Any]:
     """The two values that sections hold of a row; a missing one is 0."""
     values: list[Any] = []
     for name in names:
@@ -68,6 +77,6 @@ def _values(table: ReferenceTable, row: int, names: Iterable[str]) -> list[Any]:
     return [*values, _F0, _F0][:2]
 
 
-def _set_values(table: ReferenceTable, row: int, names: Iterable[str], values: list[Any]) -> None:
+def _set_values(table: RowsOfReference, row: int, names: Iterable[str], values: list[Any]) -> None:
     for place, name in enumerate(names):
         getattr(table, name)[row] = values if name == "powers" else values[place]
