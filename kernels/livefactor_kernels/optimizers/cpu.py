@@ -203,24 +203,24 @@ def step_plain_factors(
     rates: `Rates`.
     """
     offset, column = start + at, at // WORD_BYTES
-    shared = Shared(rates.rate, _F1, _F1, _F1)
     if adagrad:
+        shared = Shared(rates.rate, _F1, _F1, _F1)
         first, _, total = adagrad_formula.accumulate(x, g, load16(rows.factor_g, offset), x, shared, rates)
         stepped = adagrad_formula.step(x, g, first, total, shared, rates)
         store_factors(rows.factors, offset, stepped, column, word)
         store16(rows.factor_g, first, offset)
     else:
-        store_factors(rows.factors, offset, sgd_formula.step(x, g, x, x, shared, rates), column, word)
+        store_factors(rows.factors, offset, sgd_formula.stepped(x, g, rates.rate, rates), column, word)
 
 
 @inlined
 def step_plain_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
     """Step a row's bias from its old value x by gradient g, as `step_plain_factors`, and store it."""
     offset = row * WORD_BYTES
-    shared = Shared(rates.bias_rate, _F1, _F1, _F1)
     if adagrad:
+        shared = Shared(rates.bias_rate, _F1, _F1, _F1)
         first, _, total = adagrad_formula.accumulate(x, g, load1(rows.bias_g, offset), x, shared, rates)
         store1(rows.bias, adagrad_formula.step(x, g, first, total, shared, rates), offset)
         store1(rows.bias_g, first, offset)
     else:
-        store1(rows.bias, sgd_formula.step(x, g, x, x, shared, rates), offset)
+        store1(rows.bias, sgd_formula.stepped(x, g, rates.bias_rate, rates), offset)

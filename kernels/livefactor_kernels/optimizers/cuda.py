@@ -131,10 +131,11 @@ def step_one(
     column: Any,
 ) -> None:
     """Step one factor or bias by its gradient with AdaGrad or SGD; word, column: as `store_factor`."""
-    x, shared = load_factor(values, at), Shared(rate, _F1, _F1, _F1)
+    x = load_factor(values, at)
     if adagrad:
+        shared = Shared(rate, _F1, _F1, _F1)
         first, _, total = adagrad_formula.accumulate(x, g, accumulators[at], x, shared, rates)
         store_factor(values, at, adagrad_formula.step(x, g, first, total, shared, rates), word, column)
         accumulators[at] = first
     else:
-        store_factor(values, at, sgd_formula.step(x, g, x, x, shared, rates), word, column)
+        store_factor(values, at, sgd_formula.stepped(x, g, rate, rates), word, column)

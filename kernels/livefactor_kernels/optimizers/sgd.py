@@ -12,6 +12,12 @@ from livefactor_kernels.optimizers.formula import Element, Formula, keep_row
 
 
 @inlined
+def stepped(x: Any, g: Any, rate: Any, rates: Any) -> Any:
+    """x - rate * g, limited to +-factor_max."""
+    return clamp(x - rate * g, rates.factor_max)
+
+
+@inlined
 def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any) -> Any:
     """As `accumulate` of `formula`: nothing changes."""
     return first, second, first
@@ -20,7 +26,7 @@ def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any)
 @inlined
 def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
     """As `step` of `formula`."""
-    return clamp(x - shared.rate * g, rates.factor_max)
+    return stepped(x, g, shared.rate, rates)
 
 
 _ELEMENT = Element(accumulate, step)
