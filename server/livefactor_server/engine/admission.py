@@ -174,7 +174,7 @@ class Admission:
                 self._count_pending(item.change, -1)
 
     def settle(self, item: Submission) -> list[Submission]:
-        """Ends the flight of a published record. Returns the followers of its batch.
+        """Removes a published batch from the batches in flight. Returns its followers.
 
         The caller holds `lock`.
         """

@@ -40,7 +40,9 @@ Run = list[tuple[Submission, Record]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a model that a commit uses. `wake` wakes the readers that wait for a revision."""
+    """The parts of a model that a commit uses. `wake` wakes the readers that wait for a
+    revision.
+    """
 
     state: ModelState
     log: Log
@@ -157,7 +159,7 @@ class Commit:
             changes.apply(parts.state, records)
 
     def publish(self, run: Run) -> None:
-        """Ends the flight of the run's batches.
+        """Removes the run's batches from the batches in flight.
 
         From now on the state answers their retries. Readers that wait for a revision wake up.
         """

@@ -86,7 +86,9 @@ class Reader:
         return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
 
     def _personal_candidates(self, persons: PersonReader, query: ScoreQuery) -> ScoreColumns:
-        """Candidates of a model with histories. The user factors need many rows, so it uses a pin."""
+        """Candidates of a model with histories. The user factors need many rows, so it uses a
+        pin.
+        """
         backend = self._state.backend
         with self._engine.gate.reading():
             pin = backend.pin()
@@ -118,7 +120,9 @@ class Reader:
         )
 
     def _own_events(self, query: ScoreQuery, pin: Pin) -> list[Events | None] | None:
-        """The events in the query that replace the histories of the users, without unknown items."""
+        """The events in the query that replace the histories of the users, without unknown
+        items.
+        """
         if query.event_ids is None:
             return None
         rows = self._state.backend.items.find(query.event_ids, pin.counts[ITEMS])
