@@ -1,4 +1,4 @@
-"""A server inside this process, on a Unix-domain socket: the far side of `livefactor.local()`. No port is opened."""
+"""An in-process server on a Unix-domain socket, for `livefactor.local()`. It opens no TCP port."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ STOP_GRACE_S = 5.0
 
 
 class EmbeddedServer:
-    """A running in-process server. `target` is what `grpc.insecure_channel` takes."""
+    """A running in-process server. `target` is the address for `grpc.insecure_channel`."""
 
     def __init__(
         self, preset: str | None = None, data: Path | str | None = None, backend: str = "cpu"
     ) -> None:
-        """preset: of the model "default" (None: the server's default). data: its folder (None: a temporary one, gone at `stop`).
-        backend: as `livefactor serve --backend`; BackendUnavailable if it cannot run here."""
+        """Starts the server.
+
+        Args:
+            preset: preset of the model "default"; None means the default of the server.
+            data: the data folder; None means a temporary one, which `stop` deletes.
+            backend: "auto", "cpu" or "cuda", like the option --backend of `livefactor serve`.
+
+        Raises:
+            BackendUnavailable: the backend cannot run on this machine.
+        """
         limit_libraries()
         self._temporary = Path(tempfile.mkdtemp(prefix="livefactor-"))
         folder = Path(data) if data is not None else self._temporary / "data"
@@ -40,11 +48,11 @@ class EmbeddedServer:
         self._server.start()
 
     def stop(self) -> None:
-        """Drain, and remove what was temporary."""
+        """Drains the server and deletes its temporary files."""
         self._server.drain(STOP_GRACE_S)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def start(preset: str | None = None, data: Path | str | None = None) -> EmbeddedServer:
-    """Start an in-process server."""
+    """Starts an in-process server."""
     return EmbeddedServer(preset, data)
