@@ -21,7 +21,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from livefactor.snapshots import digest
 from livefactor.snapshots import format as fmt
 from livefactor.snapshots.content import check_content
 from livefactor.snapshots.format import Manifest, Place, Tensor
+from livefactor.snapshots.sections import SIDES, optimizer_state, parse_spec
 from livefactor.v1 import models_pb2
 
 __all__ = [
@@ -55,13 +56,19 @@ StrPath = str | os.PathLike[str]
 Pieces = Iterable[tuple[str, int, int, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verification:
-    """What was checked: the manifest, bytes of all files, and blocks hashed."""
+    """A snapshot that was found valid. bytes_checked: of all files. blocks_checked: blocks that were hashed."""
 
     manifest: Manifest
     bytes_checked: int
     blocks_checked: int
+
+    def __repr__(self) -> str:
+        snapshot_id = self.manifest.snapshot_id
+        return (
+            f"Verification({snapshot_id} valid, {self.bytes_checked:,} bytes, {self.blocks_checked} blocks)"
+        )
 
 
 class Labels(Mapping[int, str]):
@@ -98,16 +105,19 @@ class _Index:
         return np.where(self._keys[at] == ids, self._order[at], self.missing)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedSnapshot:
     """A verified snapshot. Arrays are read-only views of the mapped files, rows in the model's row order.
 
-    tensors: every section by name ("users.keys", ..., "mean", ...; snapshot_format lists them), bfloat16 as uint16.
+    tensors: every section by name ("users.keys", "mean" and others; sections.py lists them), bfloat16 as uint16.
     """
 
     path: Path
     manifest: Manifest
-    tensors: Mapping[str, np.ndarray] = field(repr=False)
+    tensors: Mapping[str, np.ndarray]
+
+    def __repr__(self) -> str:
+        return f"LoadedSnapshot({str(self.path)!r}, {self.manifest.summary})"
 
     @property
     def lineage(self) -> uuid.UUID:
@@ -132,7 +142,7 @@ class LoadedSnapshot:
     @cached_property
     def spec(self) -> models_pb2.ModelSpec:
         """The model's complete specification, parsed from the logged bytes."""
-        return fmt.parse_spec(self.manifest.spec)
+        return parse_spec(self.manifest.spec)
 
     @property
     def user_ids(self) -> np.ndarray:
@@ -167,10 +177,9 @@ class LoadedSnapshot:
     @property
     def accumulators(self) -> dict[str, np.ndarray]:
         """The optimizer's state by section name (AdaGrad: "users.factor_g" float32[users, k], "users.bias_g" ...; all
-        names: `snapshot_format.OPTIMIZER_STATE`); empty with SGD.
+        names: `snapshots.sections`); empty with SGD.
         """
-        kind = self.spec.optimizer.kind
-        sections = [f"{side}.{name}" for side in ("users", "items") for name in fmt.OPTIMIZER_STATE[kind]]
+        sections = [f"{side}.{name}" for side in SIDES for name in optimizer_state(self.spec)]
         return {name: self.tensors[name] for name in sections}
 
     @property

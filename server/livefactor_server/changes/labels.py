@@ -47,7 +47,8 @@ class LabelsChange(WireChange):
     kind: ClassVar[Kind] = Kind.LABELS
     field: ClassVar[str] = wire.LABELS
     reject_texts: ClassVar[Mapping[int, str]] = {
-        updates_pb2.REJECT_REASON_LABEL_TOO_LONG: f"label has more than {LABEL_BYTES_MAX} bytes of UTF-8"
+        updates_pb2.REJECT_REASON_LABEL_TOO_LONG: f"label has more than {LABEL_BYTES_MAX} bytes of UTF-8",
+        updates_pb2.REJECT_REASON_LABELS_FULL: "the model has no room for a label of a further id",
     }
 
     @property
@@ -83,6 +84,33 @@ class LabelsChange(WireChange):
     @classmethod
     def _of(cls, labels: wire.LabelColumns) -> LabelsChange:
         return cls(SIDES[labels.side], labels.ids, list(labels.labels), labels.body)
+
+    def without_rows(self, rows: Sequence[int]) -> LabelsChange:
+        """The labels without those with these numbers."""
+        keep = np.ones(self.rows, bool)
+        keep[np.asarray(rows, np.int64)] = False
+        return self._of(wire.decode_labels(wire.select_labels(wire.decode_labels(self.body), keep)))
+
+    def rows_without_room(self, state: ModelState, pending: Mapping[int, int]) -> list[int]:
+        """Numbers of the rows whose labels would exceed the limit of the side.
+
+        `pending` maps the keys of the side whose labels are admitted and not yet applied to their
+        number.
+        """
+        present, limit = state.labels[self.side], self.entries_in(state)[1]
+        if len(present) + len(pending) + self.rows <= limit:
+            return []
+        taken = len(present) + sum(key not in present for key in pending)
+        new: set[int] = set()
+        full = []
+        for row, (key, text) in enumerate(zip(self.ids.tolist(), self.labels, strict=True)):
+            if not text or key in present or key in pending or key in new:
+                continue
+            if taken + len(new) >= limit:
+                full.append(row)
+            else:
+                new.add(key)
+        return full
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
