@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -28,24 +29,30 @@ class EmbeddedServer:
             data: the data folder; None means a temporary one, which `stop` deletes.
             backend: "auto", "cpu" or "cuda", like the option --backend of `livefactor serve`.
 
+        After an error no temporary folder remains.
+
         Raises:
             BackendUnavailable: the backend cannot run on this machine.
         """
         limit_libraries()
-        self._temporary = Path(tempfile.mkdtemp(prefix="livefactor-"))
-        folder = Path(data) if data is not None else self._temporary / "data"
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = HostingSettings(
-            default_preset=preset or HostingSettings().default_preset,
-            engine=EngineSettings(backend=choose_backend(backend)),
-        )
-        self._hosting = Hosting(folder, settings)
-        self._hosting.open_all()
-        self.target = f"unix:{self._temporary / 'rpc.sock'}"
-        self._server = RpcServer(
-            self._hosting, ServiceSettings(default_preset=settings.default_preset), self.target
-        )
-        self._server.start()
+        with contextlib.ExitStack() as undo:
+            self._temporary = Path(tempfile.mkdtemp(prefix="livefactor-"))
+            undo.callback(shutil.rmtree, self._temporary, ignore_errors=True)
+            folder = Path(data) if data is not None else self._temporary / "data"
+            folder.mkdir(parents=True, exist_ok=True)
+            settings = HostingSettings(
+                default_preset=preset or HostingSettings().default_preset,
+                engine=EngineSettings(backend=choose_backend(backend)),
+            )
+            self._hosting = Hosting(folder, settings)
+            undo.callback(self._hosting.drain)
+            self._hosting.open_all()
+            self.target = f"unix:{self._temporary / 'rpc.sock'}"
+            self._server = RpcServer(
+                self._hosting, ServiceSettings(default_preset=settings.default_preset), self.target
+            )
+            self._server.start()
+            undo.pop_all()
 
     def stop(self) -> None:
         """Drains the server and deletes its temporary files."""
