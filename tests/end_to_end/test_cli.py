@@ -13,7 +13,6 @@ import pytest
 import typer
 
 from livefactor import Producer, load
-from livefactor_server.cli import client, log, push  # noqa: F401
 from livefactor_server.cli.app import app
 
 LINES = [

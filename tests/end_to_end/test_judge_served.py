@@ -14,7 +14,6 @@ import pytest
 import typer
 
 from livefactor import Auditor, FailedPrecondition, Models, Producer, Scorer
-from livefactor_server.cli import client, judge  # noqa: F401
 from livefactor_server.cli.app import app
 from server_process import Server, wait_until
 

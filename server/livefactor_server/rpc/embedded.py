@@ -1,4 +1,4 @@
-"""A server inside this process, on a Unix-domain socket: the far side of `livefactor.local()`. No port is opened."""
+"""A server inside this process, on a Unix-domain socket. `livefactor.local()` starts it. No port is opened."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from livefactor_kernels.backend import choose_backend
+from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.hosting.host import Hosting, HostingSettings
 from livefactor_server.rpc.server import RpcServer, limit_libraries
@@ -21,14 +22,22 @@ class EmbeddedServer:
     def __init__(
         self, preset: str | None = None, data: Path | str | None = None, backend: str = "cpu"
     ) -> None:
-        """preset: of the model "default" (None: the server's default). data: its folder (None: a temporary one, gone at `stop`).
-        backend: as `livefactor serve --backend`; BackendUnavailable if it cannot run here."""
+        """Starts it.
+
+        Args:
+            preset: preset of the model "default". None: `DEFAULT_PRESET`. "": make no model.
+            data: the data folder. None: a temporary one, which `stop` removes.
+            backend: as `livefactor serve --backend`.
+
+        Raises:
+            BackendUnavailable: the backend cannot run here.
+        """
         limit_libraries()
         self._temporary = Path(tempfile.mkdtemp(prefix="livefactor-"))
         folder = Path(data) if data is not None else self._temporary / "data"
         folder.mkdir(parents=True, exist_ok=True)
         settings = HostingSettings(
-            default_preset=preset or HostingSettings().default_preset,
+            default_preset=DEFAULT_PRESET if preset is None else preset,
             engine=EngineSettings(backend=choose_backend(backend)),
         )
         self._hosting = Hosting(folder, settings)

@@ -22,7 +22,7 @@ from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 from livefactor.wire.columns import ColumnError
 from livefactor.wire.scoring import encode_score_response
 from livefactor_kernels.spec.model import SpecError
-from livefactor_kernels.spec.presets import DEFAULT_PRESET, PRESET_NAMES
+from livefactor_kernels.spec.presets import DEFAULT_PRESET
 from livefactor_server.changes import OpenProducerChange, Rejects
 from livefactor_server.engine.submission import Ack, Submission
 from livefactor_server.hosting.host import Hosting
@@ -360,7 +360,7 @@ class Services:
     def create_model(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """CreateModel."""
         request = guards.parse(models_pb2.CreateModelRequest, raw)
-        preset = request.preset or self._settings.default_preset or PRESET_NAMES[0]
+        preset = request.preset or self._settings.default_preset or DEFAULT_PRESET
         try:
             spec = spec_codec.from_message(request.spec, preset)
         except SpecError as error:

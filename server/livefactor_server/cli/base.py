@@ -1,0 +1,215 @@
+"""What all commands share: the groups that commands join, common options, consoles, and one form of error.
+
+This module and the modules of the commands import nothing that takes long. A command imports what it
+needs when it runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+"""`livefactor.channel.DEFAULT_TARGET`, which would take long to import."""
+
+OPEN_TIMEOUT_S = 3.0
+"""How long a command waits for a server that does not answer, in seconds."""
+
+PIPE_WIDTH = 10_000
+"""Columns of a line that is not written to a terminal: nothing is wrapped there."""
+
+_TARGET = "livefactor.target"
+
+
+class ListByDefault(TyperGroup):
+    """A group that runs its command `list` if none is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Splits the arguments into those of the group and the rest."""
+        if args[:1] == ["--help"]:
+            typer.echo(ctx.get_help())
+            raise typer.Exit
+        if not args or args[0].startswith("-"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+class Commands(TyperGroup):
+    """All commands, and `--version`. Errors of the client become one line, with exit code 1."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Splits the arguments into those of the group and the rest."""
+        # As options of the group, they would slow the `--help` of every command down: Typer loads Pydantic to
+        # convert the value of an option that was not given.
+        if args[:1] == ["--version"]:
+            typer.echo(f"livefactor {version('livefactor')}")
+            raise typer.Exit
+        if args[:1] == ["--help"]:
+            typer.echo(ctx.get_help())
+            raise typer.Exit
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if "livefactor.errors" not in sys.modules:
+                # No client was at work, and the import would slow `--help` down.
+                raise
+            text = _explanation(error, ctx.meta.get(_TARGET, DEFAULT_TARGET))
+            if text is None:
+                raise
+            complain(text)
+            raise typer.Exit(1) from None
+
+
+def _explanation(error: Exception, target: str) -> str | None:
+    """The line for an error of the client. None for any other error."""
+    from livefactor.errors import LivefactorError, Unavailable
+
+    if not isinstance(error, LivefactorError):
+        return None
+    # The server begins its own texts with the part that is meant, and the transport with its own words.
+    if isinstance(error, Unavailable) and not error.details.startswith(("server:", "disk:", "log:")):
+        return (
+            f"no server answers at {target}; start one with `livefactor serve`,"
+            f" or name another one with --target ({error})"
+        )
+    return str(error)
+
+
+app = typer.Typer(
+    name="livefactor",
+    cls=Commands,
+    no_args_is_help=True,
+    add_help_option=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="A recommendation model that learns while it serves. Push events, ask for recommendations, and"
+    " prove later which model gave them. `livefactor --version` prints the version.",
+)
+models_app = typer.Typer(
+    cls=ListByDefault,
+    add_help_option=False,
+    help="Create, list, describe, restore and delete models. Without a command: list them.",
+)
+log_app = typer.Typer(no_args_is_help=True, help="Show the log of a model.")
+app.add_typer(models_app, name="models")
+app.add_typer(log_app, name="log")
+
+
+def _checked_target(ctx: typer.Context, value: str) -> str:
+    if value == DEFAULT_TARGET:
+        return value
+    from livefactor.channel import parse_target
+
+    try:
+        parse_target(value)
+    except ValueError as error:
+        complain(f"--{error}")
+        raise typer.Exit(2) from None
+    ctx.meta[_TARGET] = value
+    return value
+
+
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        envvar="LIVEFACTOR_TARGET",
+        callback=_checked_target,
+        help="Address of the server: host:port or unix:/path.",
+    ),
+]
+Model = Annotated[str, typer.Option("--model", "-m", help="Name of the model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Secret = Annotated[
+    str,
+    typer.Option(
+        "--secret",
+        envvar="LIVEFACTOR_SECRET",
+        help="Secret with which ids that are text are hashed. All producers use the same.",
+    ),
+]
+
+
+def emit(value: Any) -> None:
+    """Prints a value as one line of JSON."""
+    typer.echo(json.dumps(value, default=str, sort_keys=True))
+
+
+def complain(text: str) -> None:
+    """Prints one line to standard error. It is never wrapped, so that scripts can read it."""
+    typer.secho(f"livefactor: {text}", fg=typer.colors.RED, err=True)
+
+
+def console(err: bool = False) -> Console:
+    """A console on standard output, or on standard error with `err`.
+
+    It wraps lines only on a terminal.
+    """
+    from rich.console import Console
+
+    stream = sys.stderr if err else sys.stdout
+    return Console(stderr=err, width=None if stream.isatty() else PIPE_WIDTH)
+
+
+def table(*columns: str) -> Table:
+    """A table without lines."""
+    from rich.table import Table
+
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def progress(*columns: Any) -> Any:
+    """A progress bar (`rich.progress.Progress`) on standard error, which disappears at its end.
+
+    `columns` follow the description, the bar and the percentage.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    shown: Sequence[Any] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=False),
+        *columns,
+    )
+    return Progress(*shown, console=console(err=True), transient=True)
+
+
+def rate(events_per_s: float | None) -> str:
+    """A rate of events with its unit and two decimals, such as "1.25 M events/s". Empty if unknown."""
+    if not events_per_s:
+        return ""
+    for scale, unit in ((1e6, "M "), (1e3, "k ")):
+        if events_per_s >= scale:
+            return f"{events_per_s / scale:.2f} {unit}events/s"
+    return f"{events_per_s:.2f} events/s"
+
+
+def shortest(value: Any) -> Any:
+    """A nested value whose floats, which are float32, have the fewest digits that name them: 0.1, not
+    0.10000000149011612.
+    """
+    import numpy as np
+
+    if isinstance(value, dict):
+        return {name: shortest(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [shortest(inner) for inner in value]
+    return float(str(np.float32(value))) if isinstance(value, float) else value
