@@ -31,31 +31,38 @@ PIPE_WIDTH = 10_000
 _TARGET = "livefactor.target"
 
 
-class ListByDefault(TyperGroup):
+class Group(TyperGroup):
+    """A group of commands without options.
+
+    As an option of the group, `--help` would slow the help of every command down: Typer loads Pydantic to
+    convert the value of an option that was not given.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Splits the arguments into those of the group and the rest."""
+        if args[:1] == ["--help"]:
+            typer.echo(ctx.get_help())
+            raise typer.Exit
+        return super().parse_args(ctx, args)
+
+
+class ListByDefault(Group):
     """A group that runs its command `list` if none is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Splits the arguments into those of the group and the rest."""
-        if args[:1] == ["--help"]:
-            typer.echo(ctx.get_help())
-            raise typer.Exit
-        if not args or args[0].startswith("-"):
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """All commands, and `--version`. Errors of the client become one line, with exit code 1."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Splits the arguments into those of the group and the rest."""
-        # As options of the group, they would slow the `--help` of every command down: Typer loads Pydantic to
-        # convert the value of an option that was not given.
         if args[:1] == ["--version"]:
             typer.echo(f"livefactor {version('livefactor')}")
-            raise typer.Exit
-        if args[:1] == ["--help"]:
-            typer.echo(ctx.get_help())
             raise typer.Exit
         return super().parse_args(ctx, args)
 
@@ -105,7 +112,7 @@ models_app = typer.Typer(
     add_help_option=False,
     help="Create, list, describe, restore and delete models. Without a command: list them.",
 )
-log_app = typer.Typer(no_args_is_help=True, help="Show the log of a model.")
+log_app = typer.Typer(cls=Group, no_args_is_help=True, add_help_option=False, help="Show the log of a model.")
 app.add_typer(models_app, name="models")
 app.add_typer(log_app, name="log")
 

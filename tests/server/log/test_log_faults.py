@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from crash_io import CrashIO, FileSync, Image
 
+from crash_io import CrashIO, FileSync, Image
 from livefactor_server.log.disk import BLOCK_BYTES
 from livefactor_server.log.format import HEADER_BYTES
 from livefactor_server.log.store import Entry, Kind, Log, LogDamaged, LogFailed, LogFull, LogMissing, Record
