@@ -52,13 +52,12 @@ class Local:
 
 
 @contextmanager
-def local(
-    preset: str | None = None, data: str | os.PathLike[str] | None = None
-) -> Iterator[Local]:
+def local(preset: str | None = None, data: str | os.PathLike[str] | None = None) -> Iterator[Local]:
     """Run a server in this process for the length of a `with` block: no port, the same API, the same
     guarantees.
 
-    preset: of the model "default" (as `Models.create` names them), made if the folder has none; None: the server's default. "": make no model.
+    preset: of the model "default" (as `Models.create` names them), made if the folder has none; None:
+    the server's default; "": make no model.
     data: the data folder, kept and held by one server at a time; None: a temporary one. Raises
     ServerMissing if the server extra is not installed.
     """

@@ -54,6 +54,8 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event, can be used
     # in a handler without a deadlock.
     news: queue.SimpleQueue[BaseException | str] = queue.SimpleQueue()
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: news.put("stop"))
     try:
         parts = settings.hosting()
         settings.data.mkdir(parents=True, exist_ok=True)
@@ -63,8 +65,6 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     except EXPECTED_FAULTS as error:
         complain(str(error))
         return 1
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: news.put("stop"))
     rpc.listen()
     logger.info("gRPC listens on %s:%d; models are being opened", settings.host, rpc.port)
     logger.info("the models run on the backend %s (--backend %s)", parts.engine.backend, settings.backend)
@@ -157,5 +157,9 @@ def _report_replay(model: str, at: int, last: int) -> None:
     step = max(1, last // 20)
     if at == last or at // step != (at - 256) // step:
         logger.info(
-            "model %s: %.0f %% of the log is replayed, revision %d of %d", model, 100 * at / last, at, last
+            "model %s: %.0f %% of the log is replayed, revision %d of %d",
+            model,
+            100 * at / max(1, last),
+            at,
+            last,
         )
