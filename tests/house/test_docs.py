@@ -65,11 +65,13 @@ def test_every_setting_is_explained() -> None:
 
 
 def test_every_metric_is_explained() -> None:
-    from livefactor_server.metrics import METRICS
+    import livefactor_server.rpc.server  # noqa: F401 - every room of the server defines its own
+    from livefactor_server.metrics import metric_names
 
-    assert len(list(METRICS)) >= 5
+    names = metric_names()
+    assert {"livefactor_revision", "livefactor_refused_calls", "livefactor_judge_figure"} <= set(names)
     # A counter may be written with the suffix that it has on the wire.
-    assert missing([name for name in METRICS if missing([name + "_total"])]) == []
+    assert missing([name for name in names if missing([name + "_total"])]) == []
 
 
 def test_every_command_and_flag_is_explained() -> None:

@@ -27,7 +27,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """List the records of a log, verify them, and say where the log is damaged."""
-    from livefactor_server.log import show as log_show
+    from livefactor_server.changes import show as log_show
     from livefactor_server.log.store import LogError
     from livefactor_server.snapshots.replay import log_folder
 
@@ -48,7 +48,7 @@ def show(
 
 
 def _print(shown: Iterable[dict[str, Any]], as_json: bool) -> bool:
-    from livefactor_server.log import show as log_show
+    from livefactor_server.changes import show as log_show
 
     damaged = False
 

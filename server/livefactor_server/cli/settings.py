@@ -20,7 +20,7 @@ from livefactor_kernels.spec.names import DEFAULT_PRESET, PRESET_NAMES
 if TYPE_CHECKING:
     from livefactor_server.hosting.host import HostingSettings
     from livefactor_server.judging.observer import ObserverSettings
-    from livefactor_server.rpc.service import ServiceSettings
+    from livefactor_server.rpc.calls import ServiceSettings
 
 PREFIX = "LIVEFACTOR_"
 CLIENT_VARIABLES = ("LIVEFACTOR_TARGET", "LIVEFACTOR_SECRET")
@@ -172,7 +172,7 @@ class ServerSettings:
 
     def service(self) -> ServiceSettings:
         """The settings of the RPC handlers."""
-        from livefactor_server.rpc.service import ServiceSettings
+        from livefactor_server.rpc.calls import ServiceSettings
 
         return ServiceSettings(
             batch_events_max=self.batch_events_max,

@@ -81,6 +81,7 @@ STORAGE_BYTES = 128
 HEADER_BYTES = 320
 PRODUCER_BYTES_MAX = 64
 HASH_BYTES = 32
+SALT_BYTES = 32
 NO_HASH = bytes(HASH_BYTES)
 FLAG_LAST = 1
 HASH_IDS = {"sha256": 1, "blake3": 2}
@@ -326,7 +327,7 @@ class GroupBuffer:
 
 
 def pack_payload(buffer: memoryview, at: int, entry: Entry) -> int:
-    """Copies the reject summary and the body to `buffer[at:]` and returns the end of the payload."""
+    """Copies the reject summary and the body to `buffer[at:]`. Returns the payload's end."""
     rejects = entry.rejects
     head = _REJECTS.pack(len(rejects)) + rejects
     end = at + len(head)
@@ -389,7 +390,7 @@ def read_head(head: bytes, at: int, file_bytes: int, path: Path) -> Head:
 
 
 def check_payload(view: memoryview, at: int, head: Head, new_hash: Callable[..., Any]) -> None:
-    """Raises BadRecord if the payload of the record at `at` does not match its present commitment."""
+    """Raises BadRecord unless the payload of the record at `at` matches its commitment."""
     length = head.length
     if head.kind == _MARK:
         if length:
@@ -416,13 +417,27 @@ def record_of(view: memoryview, at: int, head: Head, chain: bytes, path: Path) -
             rejects = bytes(view[start + _REJECTS.size : body_start])
         body = view[body_start : start + head.length]
     return Record(
-        head.kind, head.revision, head.producer[: head.id_length], head.epoch, head.sequence, head.time_us,
-        head.count_acked, rejects, body, head.salt, head.commitment, path, at, chain, head.previous, head,
-    )  # fmt: skip
+        kind=head.kind,
+        revision=head.revision,
+        producer=head.producer[: head.id_length],
+        epoch=head.epoch,
+        sequence=head.sequence,
+        time_us=head.time_us,
+        count=head.count_acked,
+        rejects=rejects,
+        body=body,
+        salt=head.salt,
+        commitment=head.commitment,
+        path=path,
+        offset=at,
+        hash=chain,
+        previous=head.previous,
+        head=head,
+    )
 
 
 def made_size(view: memoryview) -> int:
-    """Original length of a segment file in bytes, from its first record; 0 if that cannot be read."""
+    """Original length of a segment file in bytes, from its first record; 0 if unreadable."""
     head = bytes(view[:HEADER_BYTES])
     if len(head) < HEADER_BYTES or head[STORAGE_BYTES : STORAGE_BYTES + len(MAGIC)] != MAGIC:
         return 0

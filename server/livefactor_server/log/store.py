@@ -234,7 +234,7 @@ class Log:
 
     # -------------------------------------------------------------------------------------- writing
 
-    def commit(self, salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]) -> bytes:
+    def seal(self, salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]) -> bytes:
         """The commitment (32 bytes) of a payload under the log's hash.
 
         Any thread may call it. Large bodies release the GIL.
@@ -274,10 +274,10 @@ class Log:
         return hashes
 
     def mark(self) -> None:
-        """Writes a bare mark durably. After it, damage to an earlier group differs from an unsynced
-        tail.
+        """Writes a bare mark durably.
 
-        It does nothing if the log ends with a mark.
+        After it, damage to an earlier group differs from an unsynced tail. It does nothing if the
+        log ends with a mark.
 
         Raises:
             LogFull: the disk has no room. Nothing of the mark remains, and the log still works.
@@ -306,7 +306,7 @@ class Log:
                 )
 
     def _make_room(self, size: int) -> None:
-        """Makes sure that the last segment has `size` bytes left, and starts a new segment if not."""
+        """Starts a new segment unless the last one has `size` bytes left."""
         segment = self._segments[-1] if self._segments else None
         if segment is not None and segment.end + size <= segment.size:
             return
@@ -402,8 +402,7 @@ class Log:
     def read(
         self, from_revision: int | None = None, mapped: bool = True, marks: bool = False
     ) -> Iterator[Record]:
-        """Yields the records from `from_revision` to the last one at the time of the call,
-        verified.
+        """Yields the records from `from_revision` to the last one at the call, verified.
 
         Args:
             from_revision: the first revision to read; None means the spec.

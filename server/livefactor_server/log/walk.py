@@ -1,5 +1,4 @@
-"""Walks a log group by group, verifies it, and decides whether it ends cleanly, unsynced or
-damaged.
+"""Walks a log group by group, and decides whether it ends cleanly, unsynced or damaged.
 
 The rule: a group is written only after the group before it was synced. Suppose that a group cannot
 be read. If the log holds anything that was written later, then the group was complete on the disk,
@@ -142,8 +141,9 @@ def nonzero_end(view: memoryview, start: int) -> int:
 def read_group(
     view: memoryview, at: int, cursor: Cursor, path: Path, verify_from: int
 ) -> tuple[list[tuple[int, Head, bytes]], int]:
-    """Reads and verifies the group at `at`. `cursor` moves past the group only if all of it is
-    valid.
+    """Reads and verifies the group at `at`.
+
+    `cursor` moves past the group only if all of it is valid.
 
     Payloads of revisions below `verify_from` are not verified.
 
@@ -196,9 +196,7 @@ def _why_misplaced(head: Head, cursor: Cursor, revision: int, block: int) -> str
 
 
 def _begin(cursor: Cursor, view: memoryview, at: int, path: Path) -> None:
-    """Sets the hash and the identity of the log from its first record, whose `previous` is the
-    lineage.
-    """
+    """Sets the log's hash and identity from its first record, whose `previous` is the lineage."""
     head = read_head(bytes(view[at : at + HEADER_BYTES]), at, len(view), path)
     new_hash = hash_function(hash_name_of(head.hash_id))
     check_payload(view, at, head, new_hash)

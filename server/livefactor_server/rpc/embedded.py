@@ -10,8 +10,8 @@ from livefactor_kernels.backend import choose_backend
 from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.hosting.host import Hosting, HostingSettings
+from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.server import RpcServer, limit_libraries
-from livefactor_server.rpc.service import ServiceSettings
 
 STOP_GRACE_S = 5.0
 

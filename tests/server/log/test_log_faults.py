@@ -34,7 +34,7 @@ def append(log: Log, count: int) -> None:
     entries = []
     for revision in range(log.last_revision + 1, log.last_revision + 1 + count):
         salt, body = bytes([revision % 256]) * 32, body_of(revision)
-        commitment = log.commit(salt, b"", body)
+        commitment = log.seal(salt, b"", body)
         entries.append(
             Entry(Kind.INTERACTIONS, revision, b"p", 1, revision, 0, 3, b"", body, salt, commitment)
         )
@@ -179,9 +179,7 @@ def test_a_payload_cannot_pass_for_a_record() -> None:
     head = bytes(io.map(FOLDER / f"{0:020d}.log"))[BLOCK_BYTES * 2 : BLOCK_BYTES * 3]
     forged = bytes(64 - 4) + bytes(64 * 10) + head.replace(log._cursor.log_id, log.lineage.bytes)
     salt = bytes(32)
-    log.append(
-        [Entry(Kind.INTERACTIONS, 2, body=forged, salt=salt, commitment=log.commit(salt, b"", forged))]
-    )
+    log.append([Entry(Kind.INTERACTIONS, 2, body=forged, salt=salt, commitment=log.seal(salt, b"", forged))])
     start = log.segments[-1].end - 2 * BLOCK_BYTES
     log.close()
     data = io.live.contents[io.live.names[FOLDER / f"{0:020d}.log"]]
@@ -266,7 +264,7 @@ def test_a_segment_from_before_the_tail_was_trimmed_is_refused(tmp_path: Path) -
                     revision,
                     body=b"x" * 900,
                     salt=salt,
-                    commitment=log.commit(salt, b"", b"x" * 900),
+                    commitment=log.seal(salt, b"", b"x" * 900),
                 )
             ]
         )
