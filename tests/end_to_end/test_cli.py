@@ -18,7 +18,7 @@ import pytest
 import typer
 
 import livefactor
-from livefactor import Producer, load
+from livefactor import Producer, key_of, load
 from livefactor.channel import DEFAULT_TARGET
 from livefactor_server.cli import base, tune
 from livefactor_server.cli.app import app
@@ -151,6 +151,27 @@ def test_recommend_shows_labels_and_revision(run: Any, server: Any) -> None:
     assert code == 0 and "A mug" in out and "A lamp" not in out and "revision" in out
 
 
+def test_ids_come_back_as_they_stand_in_the_file(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "sales.csv"
+    file.write_text("user_id,item_id\nann,lamp\nann,7\nbob,lamp\n9,7\n")
+    for name, options, items, user in (
+        ("named", [], {"lamp", 7}, "ann"),
+        ("texts", ["--string-ids"], {"lamp", "7"}, "ann"),
+        ("unnamed", ["--no-labels"], {key_of("lamp"), 7}, "ann"),
+        ("hidden", ["--secret", "pepper"], {key_of("lamp", b"pepper"), 7}, "ann"),
+    ):
+        as_json(run, "models", "create", name, "--preset", "clicks_sgd", "--spec", '{"k": 8}')
+        assert as_json(run, "push", str(file), *options, "-m", name)["accepted"] == 4
+        again = as_json(run, "push", str(file), *options, "-m", name)
+        assert (again["accepted"], again["skipped_batches"]) == (0, 1)
+        secret = options if options[:1] == ["--secret"] else []
+        answer = as_json(run, "recommend", user, "-m", name, *secret)["users"][0]
+        assert (answer["user"], answer["known"]) == (user, True)
+        assert {item["item"] for item in answer["items"]} == items
+    code, out, _ = run("recommend", "ann", "-m", "named")
+    assert code == 0 and "lamp" in out and "label" not in out
+
+
 def test_snapshot_verify_and_replay(run: Any, server: Any, tmp_path: Path) -> None:
     model = ratings(run, "audited")
     (tmp_path / "events.csv").write_text("\n".join(LINES) + "\n")
@@ -192,8 +213,10 @@ def test_log_show_lists_what_was_logged(run: Any, server: Any, tmp_path: Path) -
     assert run("push", str(tmp_path / "events.csv"), *push_options(model), "--producer", "me")[0] == 0
     code, out, _ = run("log", "show", str(server.data), "-m", model, "--json")
     rows = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and [row["kind"] for row in rows] == ["SPEC", "OPEN_PRODUCER"] + ["INTERACTIONS"] * 3
-    assert [row["rows"] for row in rows[2:]] == [2, 1, 1] and rows[3]["rejected"] == 1
+    assert code == 0 and [row["kind"] for row in rows[:2]] == ["SPEC", "OPEN_PRODUCER"]
+    assert {row["kind"] for row in rows[2:]} == {"INTERACTIONS", "LABELS"}
+    events = [row for row in rows if row["kind"] == "INTERACTIONS"]
+    assert [row["rows"] for row in events] == [2, 1, 1] and events[1]["rejected"] == 1
     code, out, _ = run("log", "show", str(server.data), "-m", model, "--last", "-n", "1")
     assert code == 0 and len(out.splitlines()) == 2 and re.search(r"INTERACTIONS\s+me", out)
 
@@ -238,7 +261,7 @@ def test_a_spec_shows_the_numbers_that_were_typed(run: Any) -> None:
 def test_a_model_that_is_not_there_lists_those_that_are(run: Any) -> None:
     model = ratings(run, "a-present")
     code, _, err = run("recommend", "1", "-m", "absent")
-    assert code == 1 and "there is no 'absent'" in err and f"'{model}'" in err
+    assert code == 1 and "there is no 'absent'" in err and model in err
     assert len(err.strip().splitlines()) == 1
 
 
@@ -254,7 +277,7 @@ def test_a_server_that_is_away_is_named_soon(
         target = f"127.0.0.1:{free.getsockname()[1]}"
     began = time.monotonic()
     code, _, err = run(*arguments, "--target", target)
-    assert code == 1 and f"no server answers at {target}" in err and "`livefactor serve`" in err
+    assert code == 1 and f"no server at {target}" in err and "`livefactor serve`" in err
     assert len(err.strip().splitlines()) == 1
     # It waits for 3 s; the rest is for a busy machine.
     assert time.monotonic() - began < 15

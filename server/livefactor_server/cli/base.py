@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 DEFAULT_TARGET = "127.0.0.1:50051"
 """`livefactor.channel.DEFAULT_TARGET`, which would take long to import."""
 
-OPEN_TIMEOUT_S = 3.0
-"""How long a command waits for a server that does not answer, in seconds."""
-
 PIPE_WIDTH = 10_000
 """Columns of a line that is not written to a terminal: nothing is wrapped there."""
-
-_TARGET = "livefactor.target"
 
 
 class Group(TyperGroup):
@@ -74,26 +69,12 @@ class Commands(Group):
             if "livefactor.errors" not in sys.modules:
                 # No client was at work, and the import would slow `--help` down.
                 raise
-            text = _explanation(error, ctx.meta.get(_TARGET, DEFAULT_TARGET))
-            if text is None:
+            from livefactor.errors import LivefactorError
+
+            if not isinstance(error, LivefactorError):
                 raise
-            complain(text)
+            complain(str(error))
             raise typer.Exit(1) from None
-
-
-def _explanation(error: Exception, target: str) -> str | None:
-    """The line for an error of the client. None for any other error."""
-    from livefactor.errors import LivefactorError, Unavailable
-
-    if not isinstance(error, LivefactorError):
-        return None
-    # The server begins its own texts with the part that is meant, and the transport with its own words.
-    if isinstance(error, Unavailable) and not error.details.startswith(("server:", "disk:", "log:")):
-        return (
-            f"no server answers at {target}; start one with `livefactor serve`,"
-            f" or name another one with --target ({error})"
-        )
-    return str(error)
 
 
 app = typer.Typer(
@@ -117,7 +98,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(log_app, name="log")
 
 
-def _checked_target(ctx: typer.Context, value: str) -> str:
+def _checked_target(value: str) -> str:
     if value == DEFAULT_TARGET:
         return value
     from livefactor.channel import parse_target
@@ -127,7 +108,6 @@ def _checked_target(ctx: typer.Context, value: str) -> str:
     except ValueError as error:
         complain(f"--{error}")
         raise typer.Exit(2) from None
-    ctx.meta[_TARGET] = value
     return value
 
 

@@ -12,7 +12,6 @@ import typer
 
 from livefactor_server.cli.base import (
     DEFAULT_TARGET,
-    OPEN_TIMEOUT_S,
     AsJson,
     Model,
     Secret,
@@ -53,6 +52,9 @@ def push(
         bool, typer.Option(help="Hash all ids as text, also those that are numbers.")
     ] = False,
     secret: Secret = "",
+    labels: Annotated[
+        bool, typer.Option(help="Send the text of ids that are hashed, so that answers give it back.")
+    ] = True,
     producer: Annotated[
         str,
         typer.Option(
@@ -96,8 +98,8 @@ def push(
             producer or _producer_id(file, wanted, batch),
             model=model,
             secret=secret.encode(),
+            labels=labels,
             batch=BatchSettings(events_max=batch, latency_ms_max=0.0),
-            open_timeout_s=OPEN_TIMEOUT_S,
         ) as sender:
             skipped = sender.last_sequence
             position = _send(sender, batches, total or _lines(file), skipped, conversion, sent)
@@ -157,7 +159,7 @@ def _send(
         task = bar.add_task("push", total=total or None, rate="")
         for number, rows in enumerate(batches, 1):
             if number > skipped:
-                columns: dict[str, Any] = conversion.columns(rows)
+                columns: dict[str, Any] = conversion.columns_with_texts(rows)
                 sent.receipts.append(sender.push(**columns))
                 sent.collect(RECEIPTS_MAX)
                 rows_sent += len(rows)

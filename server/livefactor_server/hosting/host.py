@@ -48,11 +48,13 @@ from livefactor_server.statuses import (
 
 DEFAULT_MODEL = "default"
 MODELS_MAX = 64
-NAMES_LISTED_MAX = 8
-"""Most names of models in the text of an error."""
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 logger = logging.getLogger(__name__)
+
+
+MODELS_LISTED_MAX = 10
+"""Models that the error for an unknown name lists."""
 
 
 class DataFolderBusy(Exception):
@@ -183,15 +185,9 @@ class Hosting:
         self._check_open()
         hosted = self._models.get(name or DEFAULT_MODEL)
         if hosted is None:
-            raise not_found(f"model: there is no {name or DEFAULT_MODEL!r}; {self._names()}")
+            there_are = ", ".join(sorted(self._models)[:MODELS_LISTED_MAX]) or "no models"
+            raise not_found(f"model: there is no {name or DEFAULT_MODEL!r}; there are {there_are}")
         return hosted
-
-    def _names(self) -> str:
-        names = sorted(self._models)
-        listed = ", ".join(map(repr, names[:NAMES_LISTED_MAX]))
-        if not names:
-            return "the server has no models"
-        return f"the server has {listed}" + (" and more" if len(names) > NAMES_LISTED_MAX else "")
 
     def all(self) -> list[Hosted]:
         """Every model, by name. Raises Refused (UNAVAILABLE) during the start."""
