@@ -81,7 +81,7 @@ def test_the_winner_beats_the_preset_and_is_served(
     with Models(server.target) as models:
         assert described.spec == models.describe("other").spec
     assert described.spec["k"] == spec.k == found["winner"]["spec"]["k"]
-    assert described.spec["optimizer"]["learning_rate"] == spec.optimizer.learning_rate
+    assert np.float32(described.spec["optimizer"]["learning_rate"]) == spec.optimizer.learning_rate
     assert type_in("push", str(ratings), "--user", "user", "--item", "item", "--value", "rating",
                    "--target", server.target)[0] == 0  # fmt: skip
 

@@ -187,16 +187,3 @@ def rate(events_per_s: float | None) -> str:
         if events_per_s >= scale:
             return f"{events_per_s / scale:.2f} {unit}events/s"
     return f"{events_per_s:.2f} events/s"
-
-
-def shortest(value: Any) -> Any:
-    """A nested value whose floats, which are float32, have the fewest digits that name them: 0.1, not
-    0.10000000149011612.
-    """
-    import numpy as np
-
-    if isinstance(value, dict):
-        return {name: shortest(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [shortest(inner) for inner in value]
-    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -18,7 +18,6 @@ from livefactor_server.cli.base import (
     console,
     emit,
     models_app,
-    shortest,
     table,
 )
 from livefactor_server.cli.judge import show_hold, show_judgement
@@ -32,7 +31,7 @@ def _description_fields(model: ModelDescription) -> dict[str, Any]:
         "model": model.name, "revision": model.position.revision, "lineage": model.position.lineage.hex(), "users": model.users,
         "items": model.items, "events": model.events, "backend": model.backend, "log_hash": model.log_hash.hex(),
         "log_bytes": model.log_bytes, "memory_bytes": model.memory_bytes, "writable": model.writable,
-        "root_hash": model.root_hash.hex(), "spec": shortest(model.spec), "adapted_rate": model.adapted_rate,
+        "root_hash": model.root_hash.hex(), "spec": model.spec, "adapted_rate": model.adapted_rate,
         "judgement": model.judgement and asdict(model.judgement), "hold": model.hold and asdict(model.hold),
     }  # fmt: skip
 
