@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gpu_models import assert_a_state_goes_on_elsewhere, assert_same, pair
+from gpu_models import assert_same, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.history import cuda as history_cuda
-from livefactor_kernels.history.reading import PersonReader
+from livefactor_kernels.reading import PersonReader
 from livefactor_kernels.solve import cuda as solve_cuda
 from livefactor_kernels.spec.model import Counts, History, Loss, Optimizer, OptimizerKind, Replay, Solve
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
@@ -151,11 +151,6 @@ def test_a_time_of_every_sign_is_a_visit_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("spec", [CASES[0], CASES[4]])
-def test_a_state_of_the_cpu_goes_on_here_and_back(spec) -> None:
-    assert_a_state_goes_on_elsewhere(spec, push_some)
-
-
-@pytest.mark.parametrize("spec", [CASES[0], CASES[4]])
 def test_a_pin_is_its_revision_whatever_is_learned_after_it(spec) -> None:
     model, judge = pair(spec)
     push_some([model, judge], 1)
@@ -164,8 +159,7 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it(spec) -> None:
         for seed in (2, 3):
             push_some([model, judge], seed, users=1)  # a few rows, and what follows what they had
         assert unlike(read_pin(pin, 50), read_pin(expected, 50)) == []
-        assert pin.gram.tobytes() == expected.gram.tobytes()
-        assert model.gram.tobytes() == judge.gram.tobytes()
+        assert unlike(model.state(), judge.state()) == []
         for readable, wanted in ((pin, expected), (model, judge)):
             for side in (USERS, ITEMS):
                 names = tuple(model._table(side).arrays)

@@ -372,12 +372,12 @@ def test_reading_starts_inside_a_large_segment(tmp_path: Path) -> None:
     log = Log.create(tmp_path / "log", b"s")
     for _ in range(30):
         append(log, 5, 60_000)
-    places = len(log._places)
-    assert places > 4
     for revision in (1, 77, 150):
         assert [r.revision for r in log.read(revision)] == list(range(revision, 151))
     log.close()
-    assert len(Log.open(tmp_path / "log", read_only=True)._places) == places
+    again = Log.open(tmp_path / "log", read_only=True)
+    for revision in (1, 77, 150):
+        assert [r.revision for r in again.read(revision)] == list(range(revision, 151))
 
 
 def test_reading_beside_appending(tmp_path: Path) -> None:
