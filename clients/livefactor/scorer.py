@@ -29,9 +29,9 @@ _SHOWN = 5
 class UserAnswer:
     """The answer to one user: m items.
 
-    user_id: as it was given. known: whether the model knows the user; if not, the mean and the item biases
-    alone give the scores. item_ids: m ids as they were given, see `Answers`. scores: float32[m].
-    item_known: bool[m]. labels: m str if they were asked for, else empty.
+    user_id: as it was given. known: whether the model knows the user; if not, the mean and the item
+    biases alone give the scores. item_ids: m ids as they were given, see `Answers`. scores:
+    float32[m]. item_known: bool[m]. labels: m str if they were asked for, else empty.
     """
 
     user_id: int | str
@@ -56,12 +56,12 @@ class UserAnswer:
 class Answers:
     """Answers to n users, m items in all. Iterate or index for one `UserAnswer` per user.
 
-    position: every score is of exactly this revision. user_ids: n ids, item_ids: m ids of all users end to
-    end, both as they were given: uint64 arrays where all ids are integers, else object arrays of str and int.
-    An id that was pushed as a string and has no label comes back as its 64-bit key. scores: float32[m].
-    offsets: uint32[n + 1]; user u's items are [offsets[u] .. offsets[u + 1]). user_known: bool[n].
-    item_known: bool[m]. labels: m str if they were asked for, else empty. item_keys: uint64[m], the 64-bit
-    keys that the model knows the items by.
+    position: every score is of exactly this revision. user_ids: n ids, item_ids: m ids of all users
+    end to end, both as they were given: uint64 arrays where all ids are integers, else object
+    arrays of str and int. An id that was pushed as a string and has no label comes back as its
+    64-bit key. scores: float32[m]. offsets: uint32[n + 1]; user u's items are [offsets[u] ..
+    offsets[u + 1]). user_known: bool[n]. item_known: bool[m]. labels: m str if they were asked for,
+    else empty. item_keys: uint64[m], the 64-bit keys that the model knows the items by.
     """
 
     position: Position
@@ -108,7 +108,9 @@ class Scores(Answers):
 
 
 class Recommendations(Answers):
-    """The best items of each user, best first. Equal scores stand in ascending order of the 64-bit keys."""
+    """The best items of each user, best first. Equal scores stand in ascending order of the 64-bit
+    keys.
+    """
 
     __slots__ = ()
 
@@ -116,14 +118,15 @@ class Recommendations(Answers):
 class Scorer:
     """Asks one model for scores. Reads never change a model. Several threads may share a Scorer.
 
-    target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: the key for string
-    ids (keys.py) that the producers use. deadline_s: the deadline of calls that name none, seconds.
-    connect_s: how long a call waits for a server that cannot be reached, seconds. channel: the transport, if
-    the caller has one.
+    target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: the key for
+    string ids (keys.py) that the producers use. deadline_s: the deadline of calls that name none,
+    seconds. connect_s: how long a call waits for a server that cannot be reached, seconds. channel:
+    the transport, if the caller has one.
 
-    Answers carry the ids as they were given. The Producer sends the text of a string id as its label, and
-    `recommend` reads it from there. It gets the 64-bit key instead where there is no label: the producers
-    have a `secret` or `labels=False`, or another label was given to the id. `score` repeats its arguments.
+    Answers carry the ids as they were given. The Producer sends the text of a string id as its
+    label, and `recommend` reads it from there. It gets the 64-bit key instead where there is no
+    label: the producers have a `secret` or `labels=False`, or another label was given to the id.
+    `score` repeats its arguments.
     """
 
     def __init__(
@@ -153,15 +156,16 @@ class Scorer:
     ) -> Scores:
         """Score `items` for each of n users.
 
-        users: one id or n. items: one list of ids that all users share, or n lists. events: items that a user has
-        just had, oldest first; they stand in for its history in this call and are not stored. One list for all
-        users, or n lists; an empty list leaves the user's own history. min_position: wait until this position is
-        visible; an Ack's lets you read your own write. deadline_s: seconds. with_labels: also ask for the
-        items' labels.
+        users: one id or n. items: one list of ids that all users share, or n lists. events: items
+        that a user has just had, oldest first; they stand in for its history in this call and are
+        not stored. One list for all users, or n lists; an empty list leaves the user's own history.
+        min_position: wait until this position is visible; an Ack's lets you read your own write.
+        deadline_s: seconds. with_labels: also ask for the items' labels.
 
-        Raises ColumnError for ids of a wrong type, DeadlineExceeded (also when min_position is not visible in
-        time), NotFound, InvalidArgument (also for events where the model has no histories), FailedPrecondition
-        (min_position of another lineage), ResourceExhausted, Unavailable.
+        Raises ColumnError for ids of a wrong type, DeadlineExceeded (also when min_position is not
+        visible in time), NotFound, InvalidArgument (also for events where the model has no
+        histories), FailedPrecondition (min_position of another lineage), ResourceExhausted,
+        Unavailable.
         """
         keys = as_keys("users", users, self._hash)
         candidates, offsets = _lists("items", items, len(keys), self._hash)
@@ -195,13 +199,15 @@ class Scorer:
         deadline_s: float | None = None,
         with_labels: bool = True,
     ) -> Recommendations:
-        """Find the k items with the highest scores for each of n users, exactly; fewer where fewer are left.
+        """Find the k items with the highest scores for each of n users, exactly; fewer where fewer
+        are left.
 
-        users: one id or n. exclude: ids to leave out, one list for all users or n lists; unknown ids have no
-        effect. exclude_seen: leave out what a user has had, as far as the model remembers it (spec: history).
-        include_unavailable: also rank items that are marked unavailable. with_labels: ask for the items'
-        labels, which also give string ids back; without them `item_ids` holds 64-bit keys. The other arguments
-        and the errors are those of `score`.
+        users: one id or n. exclude: ids to leave out, one list for all users or n lists; unknown
+        ids have no effect. exclude_seen: leave out what a user has had, as far as the model
+        remembers it (spec: history). include_unavailable: also rank items that are marked
+        unavailable. with_labels: ask for the items' labels, which also give string ids back;
+        without them `item_ids` holds 64-bit keys. The other arguments and the errors are those of
+        `score`.
         """
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}")

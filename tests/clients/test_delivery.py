@@ -117,10 +117,10 @@ class World:
         if self.answers:
             self.answers.rotate(-(place % len(self.answers)))
             heard = self.answers.popleft()
-            self.finished += self.delivery.answered(heard).finished
+            self.finished += self.delivery.take_answer(heard).finished
             if place % 3 == 0:  # Told twice: the second time means nothing.
-                assert self.delivery.answered(heard).finished == []
-        if self.delivery.must_reopen:
+                assert self.delivery.take_answer(heard).finished == []
+        if self.delivery.needs_new_epoch:
             self.break_stream()
 
     def break_stream(self) -> None:
@@ -128,10 +128,10 @@ class World:
         self.requests.clear()
         self.answers.clear()
         self.index = 0
-        self.finished += self.delivery.stream_ended().finished
-        if self.delivery.must_reopen:
+        self.finished += self.delivery.end_stream().finished
+        if self.delivery.needs_new_epoch:
             self.server.epoch += 1
-            self.delivery.reopened(self.server.epoch, self.server.last)
+            self.delivery.reopen(self.server.epoch, self.server.last)
 
     def settle(self) -> None:
         """No more faults: everything gets its outcome."""
@@ -217,7 +217,7 @@ OLD_COPY = [
 class Careless(Delivery):
     """Closes gaps without regard to copies that are still about."""
 
-    must_reopen = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
+    needs_new_epoch = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 
 
 def test_an_old_copy_of_a_renumbered_batch_is_fenced() -> None:
@@ -273,7 +273,7 @@ def test_a_full_server_is_asked_again_with_the_same_numbers() -> None:
         world.serve()
     pauses = []
     while world.answers:
-        pauses.append(world.delivery.answered(world.answers.popleft()).pause)
+        pauses.append(world.delivery.take_answer(world.answers.popleft()).pause)
         assert (world.delivery.take() is None) == bool(world.answers), (
             "nothing is sent before all is answered"
         )
@@ -298,8 +298,8 @@ def test_what_cannot_be_mended_ends_the_producer_and_fails_all(
         world.add()
     world.send()
     world.send()
-    world.delivery.answered(answer(0, 1, status))
-    finished = world.delivery.answered(answer(1, 2, grpc.StatusCode.FAILED_PRECONDITION)).finished
+    world.delivery.take_answer(answer(0, 1, status))
+    finished = world.delivery.take_answer(answer(1, 2, grpc.StatusCode.FAILED_PRECONDITION)).finished
     assert isinstance(world.delivery.fatal, kind)
     assert finished == world.batches
     assert all(batch.error is world.delivery.fatal for batch in world.batches)
@@ -311,7 +311,7 @@ def test_a_gap_behind_an_unanswered_batch_is_no_fence() -> None:
     for _ in range(2):
         world.add()
         world.send()
-    world.delivery.answered(answer(1, 2, GAP))
+    world.delivery.take_answer(answer(1, 2, GAP))
     world.break_stream()
     world.settle()
     world.check()
@@ -327,8 +327,8 @@ def test_reopening_notices_that_somebody_else_wrote_or_that_batches_are_gone(las
     world.hear(1)
     world.break_stream()
     world.send()
-    world.delivery.answered(answer(0, 2, grpc.StatusCode.INVALID_ARGUMENT))
-    assert world.delivery.must_reopen
-    world.delivery.reopened(2, last)
+    world.delivery.take_answer(answer(0, 2, grpc.StatusCode.INVALID_ARGUMENT))
+    assert world.delivery.needs_new_epoch
+    world.delivery.reopen(2, last)
     assert isinstance(world.delivery.fatal, ProducerFenced)
     assert world.batches[2].error is world.delivery.fatal

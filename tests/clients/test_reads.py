@@ -232,7 +232,7 @@ def test_models_are_created_from_a_preset_and_changes(fake: FakeServer) -> None:
 @pytest.mark.parametrize(
     ("spec", "kind", "text"),
     [
-        ({"factors": 3}, TypeError, "spec.factors: no such field; there are k, loss"),
+        ({"factors": 3}, TypeError, "spec.factors: no such field; the fields are k, loss"),
         ({"optimizer": {"rate": 1}}, TypeError, "spec.optimizer.rate: no such field"),
         ({"optimizer": "sgd"}, TypeError, "spec.optimizer: expected a dict, got 'sgd'"),
         (

@@ -105,7 +105,7 @@ def test_what_a_file_leaves_out_is_the_presets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("k = 8\nfactors = 3\n", r"spec\.factors: no such field; there are k, loss"),
+        ("k = 8\nfactors = 3\n", r"spec\.factors: no such field; the fields are k, loss"),
         ("[optimizer]\nmomentum = 0.9\n", r"spec\.optimizer\.momentum: no such field"),
         ("optimizer = 3\n", r"spec\.optimizer: expected a dict"),
         ('k = "many"\n', r"spec\.k"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
+from livefactor_server.hosting.host import MODELS_LISTED_MAX, Hosting, HostingSettings
+from livefactor_server.statuses import Refused
 from stubs import Stubs
 
 CLOSED = {
@@ -246,9 +249,24 @@ def test_malformed_bytes_are_an_invalid_argument_and_show_no_internals(stubs: St
         assert not any(word in details for word in ("Traceback", "Error", "/", "python"))
 
 
-def test_unknown_model_and_method(stubs: Stubs) -> None:
+def test_an_unknown_model_is_not_found(stubs: Stubs) -> None:
     assert refusal(lambda: stubs.push("nosuch", [1], [1]))[0] == grpc.StatusCode.NOT_FOUND
     assert refusal(lambda: top_k(stubs, "nosuch", [1], 1))[0] == grpc.StatusCode.NOT_FOUND
+
+
+def test_an_unknown_model_error_lists_the_models_of_the_server(stubs: Stubs, tmp_path: Path) -> None:
+    listed = stubs.models.ListModels(models_pb2.ListModelsRequest()).models
+    names = ", ".join(sorted(model.model for model in listed)[:MODELS_LISTED_MAX])
+    text = refusal(lambda: top_k(stubs, "nosuch", [1], 1))[1]
+    assert text == f"model: there is no 'nosuch'; there are {names}"
+
+    empty = Hosting(tmp_path, HostingSettings())
+    with pytest.raises(Refused, match="model: there is no 'default'; there are no models"):
+        empty.get("")
+    empty.drain()
+
+
+def test_an_unknown_method_is_unimplemented(stubs: Stubs) -> None:
     call = stubs.channel.unary_unary("/livefactor.v1.UpdateService/Nothing")
     assert refusal(lambda: call(b""))[0] == grpc.StatusCode.UNIMPLEMENTED
 
