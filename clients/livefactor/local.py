@@ -147,8 +147,9 @@ def _close_all() -> None:
 
 
 def load_entry_point(group: str) -> Callable[..., Any]:
-    """Load what the server registered under `group`. Raises ServerMissing, which names the pip
-    command.
+    """Load what the server registered under `group`.
+
+    Raises ServerMissing, which names the pip command.
     """
     found = list(entry_points(group=group))
     if not found:
