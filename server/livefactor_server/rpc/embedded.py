@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from livefactor_kernels.backend import choose_backend
+from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.hosting.host import Hosting, HostingSettings
 from livefactor_server.rpc.calls import ServiceSettings
@@ -26,8 +27,8 @@ class EmbeddedServer:
     ) -> None:
         """Start the server.
 
-        preset: the preset of the model "default"; None for the server's default. data: the data
-        folder; None for a temporary one that `stop` removes. backend: a name that `livefactor serve
+        preset: the preset of the model "default"; None for `DEFAULT_PRESET`, "" for no model.
+        data: the data folder; None for a temporary one that `stop` removes. backend: a name that `livefactor serve
         --backend` takes. Raises BackendUnavailable if the backend cannot run here. After an error
         no temporary folder is left.
         """
@@ -38,7 +39,7 @@ class EmbeddedServer:
             folder = Path(data) if data is not None else self._temporary / "data"
             folder.mkdir(parents=True, exist_ok=True)
             settings = HostingSettings(
-                default_preset=preset or HostingSettings().default_preset,
+                default_preset=DEFAULT_PRESET if preset is None else preset,
                 engine=EngineSettings(backend=choose_backend(backend)),
             )
             self._hosting = Hosting(folder, settings)
