@@ -106,8 +106,9 @@ class Auditor:
         return info
 
     def list(self, *, deadline_s: float = DEADLINE_S) -> tuple[SnapshotInfo, ...]:
-        """The model's snapshots, the oldest first. Raises NotFound, Unavailable,
-        DeadlineExceeded.
+        """The model's snapshots, the oldest first.
+
+        Raises NotFound, Unavailable, DeadlineExceeded.
         """
         request = snapshots_pb2.ListSnapshotsRequest(model=self.model).SerializeToString()
         data = self._connection.unary(
@@ -124,12 +125,11 @@ class Auditor:
         *,
         on_bytes: Callable[[int], None] | None = None,
     ) -> snapshot_files.Verification:
-        """Fetch a snapshot into the new folder `path`. The folder appears only once the snapshot is
-        verified.
+        """Fetch a snapshot into the new folder `path`.
 
-        snapshot_id: one from `list`; empty for the newest. on_bytes: called with the number of
-        bytes fetched so far. Raises FileExistsError, NotFound, SnapshotInvalid and Unavailable.
-        After an error no file is left.
+        The folder appears only once the snapshot is verified. snapshot_id: one from `list`; empty
+        for the newest. on_bytes: called with the number of bytes fetched so far. Raises
+        FileExistsError, NotFound, SnapshotInvalid and Unavailable. After an error no file is left.
         """
         if snapshot_id and not is_snapshot_id(snapshot_id):
             raise ValueError(f"snapshot_id: expected 20 digits, a dash and 8 hex digits, got {snapshot_id!r}")
@@ -143,8 +143,9 @@ class Auditor:
         return verification
 
     def verify(self, path: str | os.PathLike[str]) -> snapshot_files.Verification:
-        """Verify a fetched snapshot without a server. SnapshotInvalid names the bad file and
-        tensor.
+        """Verify a fetched snapshot without a server.
+
+        SnapshotInvalid names the bad file and tensor.
         """
         return snapshot_files.verify(path)
 

@@ -1,5 +1,4 @@
-"""The transport: targets, channel options, retries of reads, and unary calls that raise this
-package's errors.
+"""The transport: targets, channel options, retries of reads, and calls that raise our errors.
 
 Every client class takes a target ("host:port", "[::1]:port", "unix:/path") or a channel that the
 caller opened (`channel=`). The caller closes such a channel, and should make it with
@@ -72,11 +71,10 @@ def open_channel(
 
 
 def parse_target(target: str) -> str:
-    """The address that gRPC takes: host:port, [ipv6]:port or unix:/path. A host alone gets the
-    default port.
+    """The address that gRPC takes: host:port, [ipv6]:port or unix:/path.
 
-    Raises InvalidArgument that names what was expected. gRPC itself would report a malformed
-    address only later, and as UNAVAILABLE.
+    A host alone gets the default port. Raises InvalidArgument that names what was expected. gRPC
+    itself would report a malformed address only later, and as UNAVAILABLE.
     """
     text = target.strip()
     if text.startswith("unix:"):
@@ -137,6 +135,7 @@ class Connection:
 
     def stream(self, path: str, request: bytes, doing: str) -> Iterator[bytes]:
         """One call with a stream of answers as bytes; leaving the iteration early cancels it.
+
         Raises a LivefactorError.
         """
         begin: Any = self.channel.unary_stream(path)
@@ -162,8 +161,9 @@ class Connection:
 
 
 class Patience:
-    """How long one call is tried again while there is no server. Arguments as those of
-    `Connection.unary`.
+    """How long one call is tried again while there is no server.
+
+    Arguments as those of `Connection.unary`.
     """
 
     def __init__(self, target: str, connect_s: float, deadline_s: float | None, attempts: int) -> None:
@@ -177,8 +177,9 @@ class Patience:
         return None if self._deadline == float("inf") else max(0.0, self._deadline - monotonic())
 
     def wait(self, failure: Unavailable) -> None:
-        """Sleep before the next try. Raises the error that ends the tries: `failure`, or one that
-        says that nothing listens.
+        """Sleep before the next try.
+
+        Raises the error that ends the tries: `failure`, or one that says that nothing listens.
         """
         self._attempt += 1
         unreachable = is_unreachable(failure)

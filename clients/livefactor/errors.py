@@ -29,8 +29,9 @@ import grpc
 
 
 class LivefactorError(Exception):
-    """The base class of all errors. code: gRPC status name, or "". details: the server's text, or
-    "".
+    """The base class of all errors.
+
+    code: gRPC status name, or "". details: the server's text, or "".
     """
 
     def __init__(self, message: str = "", *, code: str = "", details: str = "") -> None:
@@ -60,8 +61,9 @@ class ProducerFenced(FailedPrecondition):
 
 
 class ResourceExhausted(LivefactorError):
-    """The queue, the memory, the score slots or the disk of the server are full. Try again
-    later.
+    """The queue, the memory, the score slots or the disk of the server are full.
+
+    Try again later.
     """
 
 

@@ -102,7 +102,7 @@ class Local:
         return client
 
 
-def local(preset: str | None = "purchases_sgd", data: str | os.PathLike[str] | None = None) -> Local:
+def local(preset: str | None = None, data: str | os.PathLike[str] | None = None) -> Local:
     """Run a server in this process: no port, the same API, the same guarantees.
 
     Use the result in a `with` block, or call its `close`. A forgotten one ends with its last
@@ -147,8 +147,9 @@ def _close_all() -> None:
 
 
 def load_entry_point(group: str) -> Callable[..., Any]:
-    """Load what the server registered under `group`. Raises ServerMissing, which names the pip
-    command.
+    """Load what the server registered under `group`.
+
+    Raises ServerMissing, which names the pip command.
     """
     found = list(entry_points(group=group))
     if not found:

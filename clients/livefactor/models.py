@@ -91,8 +91,9 @@ class Models:
         return _description(models_pb2.CreateModelResponse.FromString(data).description)
 
     def describe(self, name: str = "default", *, with_root_hash: bool = False) -> ModelDescription:
-        """Describe a model. with_root_hash: also hash its whole state at one revision. Raises
-        NotFound.
+        """Describe a model.
+
+        with_root_hash: also hash its whole state at one revision. Raises NotFound.
         """
         request = models_pb2.DescribeModelRequest(model=name, with_root_hash=with_root_hash)
         data = self._call("DescribeModel", request, name, LONG_DEADLINE_S if with_root_hash else DEADLINE_S)
@@ -108,12 +109,11 @@ class Models:
         self._call("DeleteModel", models_pb2.DeleteModelRequest(model=name), name, LONG_DEADLINE_S)
 
     def restore(self, name: str, source: str, snapshot_id: str = "") -> ModelDescription:
-        """Create the model `name` from a snapshot of the model `source`. The server verifies it
-        first.
+        """Create the model `name` from a snapshot of the model `source`.
 
-        snapshot_id: one of `Auditor.list`; empty for the newest. The new model has a new lineage.
-        Its revisions continue those of the snapshot. Raises AlreadyExists, NotFound, and
-        FailedPrecondition if the snapshot does not verify.
+        The server verifies it first. snapshot_id: one of `Auditor.list`; empty for the newest. The
+        new model has a new lineage. Its revisions continue those of the snapshot. Raises
+        AlreadyExists, NotFound, and FailedPrecondition if the snapshot does not verify.
         """
         request = models_pb2.RestoreSnapshotRequest(model=name, source_model=source, snapshot_id=snapshot_id)
         data = self._call("RestoreSnapshot", request, name, LONG_DEADLINE_S)
@@ -194,8 +194,9 @@ def _enum_number(field: Any, value: Any, where: str) -> Any:
 
 
 def _short_name(enum: Any, name: str) -> str:
-    """The name without its prefix: "bpr" for LOSS_BPR. Protobuf asks for the enum's name as a
-    prefix.
+    """The name without its prefix: "bpr" for LOSS_BPR.
+
+    Protobuf asks for the enum's name as a prefix.
     """
     prefix = "".join(f"_{letter}" if letter.isupper() else letter for letter in enum.name).strip("_").upper()
     return name.removeprefix(f"{prefix}_").lower()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.errors import ColumnError
 from livefactor.position import Position
-from livefactor.wire.arrays import KEYS, HashTexts, Ids, as_given, as_keys
+from livefactor.wire.arrays import KEYS, HashTexts, Ids, as_keys, original_ids
 from livefactor.wire.keys import keys_of
 from livefactor.wire.scoring import ScoreColumns, decode_score_response, encode_score
 
@@ -108,8 +108,9 @@ class Scores(Answers):
 
 
 class Recommendations(Answers):
-    """The best items of each user, best first. Equal scores stand in ascending order of the 64-bit
-    keys.
+    """The best items of each user, best first.
+
+    Equal scores stand in ascending order of the 64-bit keys.
     """
 
     __slots__ = ()
@@ -179,12 +180,12 @@ class Scorer:
             min_position=_pair(min_position),
         )
         answer = self._ask(request, deadline_s, len(keys))
-        given = _given_lists(items, candidates, offsets is not None)
+        originals = _original_lists(items, candidates, offsets is not None)
         if offsets is None:
-            given = np.tile(given, len(keys))
-        if len(given) != len(answer.item_ids):
-            raise ColumnError(f"item_ids has {len(answer.item_ids)} rows, expected {len(given)} (items)")
-        return Scores(*_fields(answer, as_given(users, keys), given))
+            originals = np.tile(originals, len(keys))
+        if len(originals) != len(answer.item_ids):
+            raise ColumnError(f"item_ids has {len(answer.item_ids)} rows, expected {len(originals)} (items)")
+        return Scores(*_fields(answer, original_ids(users, keys), originals))
 
     def recommend(
         self,
@@ -229,7 +230,7 @@ class Scorer:
         )
         answer = self._ask(request, deadline_s, len(keys))
         named = _named(answer.item_ids, answer.labels, self._hash)
-        return Recommendations(*_fields(answer, as_given(users, keys), named))
+        return Recommendations(*_fields(answer, original_ids(users, keys), named))
 
     def _events(self, events: Any, users: int) -> dict[str, Any]:
         if events is None:
@@ -277,16 +278,16 @@ def _named(keys: npt.NDArray[np.uint64], labels: Sequence[str], hash_texts: Hash
     return ids
 
 
-def _given_lists(items: Any, keys: npt.NDArray[np.uint64], nested: bool) -> npt.NDArray[Any]:
-    """`as_given` of the lists that `_lists` put end to end as `keys`."""
+def _original_lists(items: Any, keys: npt.NDArray[np.uint64], nested: bool) -> npt.NDArray[Any]:
+    """`original_ids` of the lists that `_lists` put end to end as `keys`."""
     if not nested:
-        return as_given(items, keys)
-    given, start = [], 0
+        return original_ids(items, keys)
+    originals, start = [], 0
     for one in items:
         stop = start + len(one)
-        given.append(as_given(one, keys[start:stop]))
+        originals.append(original_ids(one, keys[start:stop]))
         start = stop
-    return np.concatenate(given) if given else keys
+    return np.concatenate(originals) if originals else keys
 
 
 def _pair(position: Position | None) -> tuple[bytes, int] | None:

@@ -228,7 +228,7 @@ READERS = {name: only_columns(name) for name in ("interactions", "labels", "avai
         (field(1, 2, u64(1)) + field(2, 2, u64(1)) + field(3, 2, bytes(8)), "values has 2 rows, expected 1"),
         (field(1, 2, u64(1)), "item_ids has 0 rows, expected 1"),
         (field(3, 2, bytes(4)), "values has 1 rows, expected 0"),
-        (field(1, 2, bytes(9)) + field(2, 2, u64(1)), "user_ids: 9 bytes are no multiple of 8"),
+        (field(1, 2, bytes(9)) + field(2, 2, u64(1)), "user_ids: 9 bytes are not a multiple of 8"),
         (b"\x0a\xff\xff\xff\xff\x0f", "malformed Interactions"),
         (b"\x0a\x10" + bytes(15), "malformed Interactions"),
         (b"\x0a", "malformed Interactions"),

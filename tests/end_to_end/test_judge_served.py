@@ -14,7 +14,6 @@ import pytest
 import typer
 
 from livefactor import Auditor, FailedPrecondition, Models, Producer, Scorer
-from livefactor_server.cli import client, judge  # noqa: F401
 from livefactor_server.cli.app import app
 from server_process import Server, wait_until
 
@@ -129,7 +128,8 @@ def test_what_runs_away_is_held_until_an_operator_releases_it(serve: Callable[..
                     assert typed(server, "snapshot", "-m", "m")[0] == 0
             assert models.describe("m").hold is None
             with pytest.raises(FailedPrecondition, match="not on hold"):
-                typed(server, "models", "release", "m")
+                models.release("m")
+            assert typed(server, "models", "release", "m")[0] == 1
             assert typed(server, "snapshot", "-m", "m")[0] == 0
         with pytest.raises(FailedPrecondition, match="on hold since revision"):
             push_until_refused(server)

@@ -51,10 +51,10 @@ def command(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProce
 
 
 def import_seconds() -> float:
-    """How long a command takes that only imports."""
+    """How long the imports of a server take."""
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "livefactor", "serve", "--help"],
+        [sys.executable, "-c", "import livefactor_server.cli.serving"],
         capture_output=True,
         env=environment(),
         check=True,
@@ -334,3 +334,89 @@ def test_the_metrics_show_what_happened(measured: Server) -> None:
     assert metric(measured, "livefactor_apply_latency_seconds_count") == 11
     assert metric(measured, "livefactor_writable") == 1
     assert 'livefactor_refused_calls_total{code="NOT_FOUND"} 1.0' in text
+
+
+# ------------------------------------------------------------------------------------------------ the first start
+
+
+def test_a_server_answers_before_its_models_are_open(serve: Serve) -> None:
+    """Health says NOT_SERVING and calls are UNAVAILABLE; then the same server serves."""
+    server = serve("--log-level", "debug", plants=("models_open_on_trial",))
+    create_model(server)
+    waiting = server.data.parent / "models-wait"
+    server.stop()
+    waiting.touch()
+    server.launch()
+    with server.channel() as channel, Health(server) as health:
+        wait_until(lambda: is_listening(server.port), "the port")
+        assert not health.serving() and not health.serving(SCORES)
+        models = Models(channel)
+        for call in (
+            lambda: models.list(),
+            lambda: models.describe(MODEL),
+            lambda: models.create("early", "clicks_sgd"),
+            lambda: Scorer(channel, model=MODEL).score(1, [1], deadline_s=1),
+        ):
+            error = error_of(call)
+            assert isinstance(error, Unavailable) and "starting, models are being opened" in str(error)
+        waiting.unlink()
+        server.start()
+        assert health.serving()
+        assert [model.name for model in Models(channel).list()] == [MODEL]
+
+
+def test_a_signal_during_the_start_ends_it(serve: Serve) -> None:
+    server = serve(plants=("models_open_on_trial",))
+    server.stop()
+    waiting = server.data.parent / "models-wait"
+    waiting.touch()
+    server.launch()
+    wait_until(lambda: is_listening(server.port), "the port")
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0
+    assert "stopped before the models were open" in server.log
+
+
+def is_listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("port", ["--port", "--metrics-port"])
+def test_a_taken_port_is_found_before_a_model_is_made(tmp_path: Path, port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        other = ["--metrics-port", "-1"] if port == "--port" else ["--port", "0"]
+        result = command("--data", str(tmp_path / "data"), port, number, *other)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert number in result.stderr and port in result.stderr and "cannot be bound" in result.stderr
+    assert list((tmp_path / "data" / "models").iterdir()) == []
+    assert "compiling" not in result.stderr
+
+
+def test_a_variable_that_is_no_setting_is_an_error(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "livefactor", "serve", "--data", str(tmp_path / "data")],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**environment(), "LIVEFACTOR_METRICSPORT": "9090"},
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "LIVEFACTOR_METRICSPORT; did you mean LIVEFACTOR_METRICS_PORT?" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_setting_comes_from_a_variable_and_a_flag_wins(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        for flags, refused in (([], number), (["--port", "70000"], "70000")):
+            result = subprocess.run(
+                [sys.executable, "-m", "livefactor", "serve", "--data", str(tmp_path / "data"),
+                 "--metrics-port", "-1", *flags],
+                capture_output=True, text=True, timeout=60, check=False,
+                env={**environment(), "LIVEFACTOR_PORT": number},
+            )  # fmt: skip
+            assert result.returncode != 0 and (refused in result.stderr or flags)
+            assert ("cannot be bound" in result.stderr) == (not flags)

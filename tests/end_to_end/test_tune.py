@@ -18,7 +18,6 @@ import pytest
 import typer
 
 from livefactor.models import Models
-from livefactor_server.cli import client, push, tune  # noqa: F401
 from livefactor_server.cli.app import app
 from livefactor_server.files.specs import read_spec
 from livefactor_server.tuning import search
@@ -82,7 +81,7 @@ def test_the_winner_beats_the_preset_and_is_served(
     with Models(server.target) as models:
         assert described.spec == models.describe("other").spec
     assert described.spec["k"] == spec.k == found["winner"]["spec"]["k"]
-    assert described.spec["optimizer"]["learning_rate"] == spec.optimizer.learning_rate
+    assert np.float32(described.spec["optimizer"]["learning_rate"]) == spec.optimizer.learning_rate
     assert type_in("push", str(ratings), "--user", "user", "--item", "item", "--value", "rating",
                    "--target", server.target)[0] == 0  # fmt: skip
 
@@ -144,7 +143,7 @@ def test_without_the_extra_it_says_what_to_install(ratings: Path, monkeypatch: A
 def test_no_module_needs_the_extra_before_it_is_used() -> None:
     code = (
         "import sys; sys.modules['optuna'] = sys.modules['matplotlib'] = None;"
-        "from livefactor_server.cli import tune"
+        "from livefactor_server.cli import tuning"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -92,6 +92,7 @@ def test_no_module_is_dead() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["scripts"], *project["entry-points"].values()]
     used = {target.split(":")[0] for group in groups for target in group.values()} | set(PACKAGES)
+    used |= {f"{package}.__main__" for package in PACKAGES}  # `python -m package`
     for _, path in modules():
         for _, name in imports(path):
             used.update({name, name.rpartition(".")[0]})  # a module's import runs its package

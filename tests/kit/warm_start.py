@@ -26,7 +26,7 @@ from livefactor_kernels.spec.presets import preset
 
 def import_all() -> None:
     """What `livefactor serve` imports late, and its compiled kernels."""
-    for name in ("cli.app", "hosting.host", "metrics", "rpc.server", "cli.client", "cli.log", "cli.push"):
+    for name in ("cli.app", "cli.serving"):
         importlib.import_module(f"livefactor_server.{name}")
     for name in ("grpc_health.v1.health", "grpc_reflection.v1alpha.reflection"):
         importlib.import_module(name)

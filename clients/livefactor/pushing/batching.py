@@ -1,5 +1,4 @@
-"""Batches of a Producer: when a batch is sent, which pushes it holds rows of, and the receipts of
-those pushes.
+"""Batches of a Producer: when they are sent, which pushes they hold, and their receipts.
 
 This module makes no gRPC calls and starts no threads. The rows of a push may lie in several
 batches, and a batch may hold rows of several pushes. The `shares` of a batch record which rows came
@@ -149,11 +148,10 @@ def row_columns(
     hash_users: HashTexts,
     hash_items: HashTexts,
 ) -> RowColumns:
-    """Convert a caller's columns to the contract's dtypes. arrays.py lists the types that it
-    accepts.
+    """Convert a caller's columns to the contract's dtypes.
 
-    hash_users, hash_items: functions that turn n string ids into uint64[n] keys. Raises ColumnError
-    for another type or for columns of unequal length.
+    arrays.py lists the types that it accepts. hash_users, hash_items: functions that turn n string
+    ids into uint64[n] keys. Raises ColumnError for another type or for columns of unequal length.
     """
     users = as_keys("user_ids", user_ids, hash_users)
     n = len(users)
@@ -201,8 +199,9 @@ class Batch:
         self.sequence = 0
         """The sequence number; 0 while the batch takes further rows."""
         self.is_in_doubt = False
-        """Whether it was sent and no answer decided its outcome. A copy under the number it was
-        sent with may still reach the server.
+        """Whether it was sent and no answer decided its outcome.
+
+        A copy under the number it was sent with may still reach the server.
         """
         self._message = b""
         self._body_start = 0
@@ -213,10 +212,9 @@ class Batch:
         self.is_error_seen = False
 
     def write(self, model: str, stamp: Stamp | None, parts: list[Part]) -> None:
-        """Make the message from the parts of its body. The message is the only copy kept until the
-        ack.
+        """Make the message from the parts of its body.
 
-        stamp: None for a batch without a number.
+        The message is the only copy kept until the ack. stamp: None for a batch without a number.
         """
         prefix = apply_prefix(model, stamp, self.change, parts_size(parts))
         self._message = join([prefix, *parts])
@@ -237,8 +235,9 @@ class Batch:
         return self._message
 
     def share(self, receipt: Receipt, push_start: int, count: int) -> None:
-        """Record that the next `count` rows belong to a push. push_start: the first of them in the
-        push.
+        """Record that the next `count` rows belong to a push.
+
+        push_start: the first of them in the push.
         """
         share = Share(receipt, self, self.rows, push_start, count)
         self.shares.append(share)

@@ -1,5 +1,4 @@
-"""Exactly-once delivery over streams that break: which batch is sent next, and what an answer
-means.
+"""Exactly-once delivery over streams that break: what is sent next, and what an answer means.
 
 This module makes no gRPC calls, starts no threads and reads no clock.
 
@@ -144,8 +143,9 @@ class Delivery:
         return outcomes
 
     def end_stream(self) -> Outcomes:
-        """Record the end of the stream. The next stream sends every batch without an outcome
-        again.
+        """Record the end of the stream.
+
+        The next stream sends every batch without an outcome again.
         """
         outcomes = Outcomes()
         for index, batch in self._sent.items():

@@ -76,8 +76,9 @@ class IdLabels:
                 yield text, key
 
     def batches(self, settings: BatchSettings) -> Iterator[tuple[Batch, bytes]]:
-        """The labels that were not sent yet, as batches with their bodies. They count as sent from
-        here on.
+        """The labels that were not sent yet, as batches with their bodies.
+
+        They count as sent from here on.
         """
         if not self._unsent:
             return
@@ -99,8 +100,9 @@ class TextReader:
         self.new: dict[Text, int] = {}
 
     def __call__(self, ids: Sequence[Text]) -> npt.NDArray[np.uint64]:
-        """uint64[n]: the keys of n ids, as `keys_of` gives them. Raises ColumnError as `keys_of`
-        does.
+        """uint64[n]: the keys of n ids, as `keys_of` gives them.
+
+        Raises ColumnError as `keys_of` does.
         """
         known = self._known
         try:

@@ -47,15 +47,15 @@ log = logging.getLogger("livefactor")
 
 
 class Producer:
-    """Sends rows to one model. Each row is applied exactly once, in the order of the pushes of a
-    thread.
+    """Sends rows to one model.
 
-    target: "host:port" or "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; who opens
-    the same id later takes over, and this producer raises ProducerFenced. model: the model's name.
-    batch: when a batch is sent. buffer_events_max: at most so many rows are unacknowledged, not
-    counting the batch that is being filled; a larger push waits until everything before it is
-    acknowledged. timeout_s: how long a push waits for room, None for ever. open_timeout_s: how long
-    the constructor waits for a server that is starting or draining, seconds. connect_s: how long it
+    Each row is applied exactly once, in the order of the pushes of a thread. target: "host:port" or
+    "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; who opens the same id later
+    takes over, and this producer raises ProducerFenced. model: the model's name. batch: when a
+    batch is sent. buffer_events_max: at most so many rows are unacknowledged, not counting the
+    batch that is being filled; a larger push waits until everything before it is acknowledged.
+    timeout_s: how long a push waits for room, None for ever. open_timeout_s: how long the
+    constructor waits for a server that is starting or draining, seconds. connect_s: how long it
     waits for a server that cannot be reached, seconds.
 
     secret: the key that string ids are hashed with (keys.py). labels: send the text of each string
@@ -172,11 +172,10 @@ class Producer:
     def push_labels(
         self, side: str, ids: Ids, labels: Sequence[str], *, timeout_s: float | None = None
     ) -> Receipt:
-        """Label ids of a side ("user" or "item"), after all rows pushed before. An empty label
-        removes one.
+        """Label ids of a side ("user" or "item"), after all rows pushed before.
 
-        labels: one str for each id, at most 1,024 bytes of UTF-8. Raises the errors of `push`, and
-        ValueError for another side.
+        An empty label removes one. labels: one str for each id, at most 1,024 bytes of UTF-8.
+        Raises the errors of `push`, and ValueError for another side.
         """
         if side not in SIDES:
             raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
@@ -192,10 +191,9 @@ class Producer:
         return self._push_bodies(LABELS, bodies, timeout_s, taken)
 
     def set_available(self, item_ids: Ids, available: bool, *, timeout_s: float | None = None) -> Receipt:
-        """Mark items as available or not, after all rows pushed before. Raises the errors of
-        `push`.
+        """Mark items as available or not, after all rows pushed before.
 
-        Top-k lists leave unavailable items out.
+        Raises the errors of `push`. Top-k lists leave unavailable items out.
         """
         keys = as_keys("item_ids", item_ids, self._hash)
         rows_max = self.batch.rows_max(keys.itemsize)
@@ -266,8 +264,9 @@ class Producer:
 
     @property
     def last_sequence(self) -> int:
-        """Sequence number of the last acknowledged batch. After opening: the batch to resume
-        behind.
+        """Sequence number of the last acknowledged batch.
+
+        After opening: the batch to resume behind.
         """
         return self._sender.delivery.last_acked
 

@@ -1,5 +1,4 @@
-"""The stream of a producer: it sends the queued batches, reads acks, and reconnects after a
-failure.
+"""The stream of a producer: it sends queued batches, reads acks, and reconnects after a failure.
 
 One background thread owns the stream. It connects, reads answers, waits while the server is away,
 and connects again. gRPC's own sending thread calls `next_message` for each message. It also queues
@@ -185,8 +184,9 @@ class Sender:
     # gRPC's sending thread calls this.
 
     def next_message(self, stream: int) -> bytes:
-        """Wait for the next message of this stream. Raises StopIteration when the stream must
-        end.
+        """Wait for the next message of this stream.
+
+        Raises StopIteration when the stream must end.
         """
         with self.lock:
             while self._stream == stream and not self.unusable():
@@ -411,8 +411,9 @@ class Sender:
             self.work.notify_all()
 
     def shut(self) -> None:
-        """Stop sending. Batches without an ack fail with ProducerClosed. Call it without the
-        lock.
+        """Stop sending.
+
+        Batches without an ack fail with ProducerClosed. Call it without the lock.
         """
         with self.lock:
             self.closing = True

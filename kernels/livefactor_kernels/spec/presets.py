@@ -21,6 +21,9 @@ from livefactor_kernels.spec.model import (
     Solve,
     SpecError,
 )
+from livefactor_kernels.spec.names import DEFAULT_PRESET, PRESET_NAMES
+
+__all__ = ["DEFAULT_PRESET", "PRESET_NAMES", "preset"]
 
 _SHARED_NEGATIVES = ModelSpec(
     k=64,
@@ -115,9 +118,8 @@ _PRESETS: dict[str, ModelSpec] = {
     ),
 }
 
-PRESET_NAMES = tuple(_PRESETS)
-DEFAULT_PRESET = "clicks_sgd"
-"""The preset of a server without a setting."""
+# `names` has the names, so that their import is fast. Both modules export them.
+assert set(PRESET_NAMES) == set(_PRESETS)
 
 
 def preset(name: str, **changes: object) -> ModelSpec:

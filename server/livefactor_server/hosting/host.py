@@ -19,16 +19,16 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 from livefactor.errors import SnapshotInvalid
-from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
-from livefactor_kernels.tables import keymap
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
+from livefactor_server.hosting import kernels
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.judging.board import Board
 from livefactor_server.log.store import Log
@@ -36,7 +36,15 @@ from livefactor_server.model import spec_codec
 from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 from livefactor_server.snapshots.store import SnapshotNotFound
-from livefactor_server.statuses import exhausted, exists, invalid, no_memory, not_found, precondition
+from livefactor_server.statuses import (
+    exhausted,
+    exists,
+    invalid,
+    no_memory,
+    not_found,
+    precondition,
+    unavailable,
+)
 
 DEFAULT_MODEL = "default"
 MODELS_MAX = 64
@@ -104,31 +112,53 @@ class Hosting:
         self._settings = settings
         self._models: dict[str, Hosted] = {}
         self._lock = threading.Lock()
+        self._open_for_calls = False
         self._draining = False
         (data / "models").mkdir(parents=True, exist_ok=True)
         self._lock_file = _hold(data / "lock")
 
-    def open_all(self, progress: Progress | None = None) -> None:
+    def open_all(self, progress: Progress | None = None, on_step: kernels.StepReport | None = None) -> None:
         """Opens every model in the folder.
 
         If there is none, it creates the model "default" from the default spec or preset, if one is
-        set.
+        set. Calls get UNAVAILABLE until this returns. `on_step` reports the kernels that are being
+        compiled.
         """
-        keymap.compile_kernels()
-        scoring.compile_kernels()
         for path in (self._data / "models").glob(".*"):
             # A crash interrupted the creation or the deletion of this model.
             shutil.rmtree(path)
-        for name, folder in replay.models_in(self._data):
-            self._models[name] = self._open(name, folder, progress)
+        there = list(replay.models_in(self._data))
         spec, name = self._settings.default_spec, self._settings.default_preset
-        if not self._models and (spec or name):
-            self.create(DEFAULT_MODEL, spec or preset(name))
+        steps = [
+            *kernels.shared(),
+            *(
+                kernels.Step(f"model {each}", partial(self._keep, each, folder, progress))
+                for each, folder in there
+            ),
+        ]
+        if not there and (spec or name):
+            made = spec or preset(name)
+            steps.append(kernels.Step(f"model {DEFAULT_MODEL}", partial(self._create, DEFAULT_MODEL, made)))
+        for number, step in enumerate(steps, 1):
+            if on_step is not None:
+                on_step(step.name, number, len(steps))
+            step.run()
+        if on_step is not None:
+            on_step("", len(steps), len(steps))
         default = self._models.get(DEFAULT_MODEL)
         if default and spec and default.engine.state.spec != spec:
             logger.warning(
-                "model %s: it keeps its spec, which differs from the one in the settings", DEFAULT_MODEL
+                "model %s: it keeps its spec, which differs from the one in the settings",
+                DEFAULT_MODEL,
             )
+        self._open_for_calls = True
+
+    def _keep(self, name: str, folder: Path, progress: Progress | None) -> None:
+        self._models[name] = self._open(name, folder, progress)
+
+    def _check_open(self) -> None:
+        if not self._open_for_calls:
+            raise unavailable("server: starting, models are being opened")
 
     def _open(self, name: str, folder: Path, progress: Progress | None) -> Hosted:
         log = Log.open(replay.log_folder(folder))
@@ -146,7 +176,7 @@ class Hosting:
         keeper.start()
         board = self._board(engine)
         logger.info(
-            "model %s: open at revision %d, %d users, %d items",
+            "model %s is open at revision %d with %d users and %d items",
             name,
             state.revision,
             *state.backend.published,
@@ -162,11 +192,12 @@ class Hosting:
         return board
 
     def get(self, name: str) -> Hosted:
-        """The model with this name.
+        """The model with this name. "" means "default".
 
         Raises:
-            Refused: NOT_FOUND if it does not exist.
+            Refused: NOT_FOUND if it does not exist, UNAVAILABLE during the start.
         """
+        self._check_open()
         hosted = self._models.get(name or DEFAULT_MODEL)
         if hosted is None:
             there_are = ", ".join(sorted(self._models)[:MODELS_LISTED_MAX]) or "no models"
@@ -174,15 +205,27 @@ class Hosting:
         return hosted
 
     def all(self) -> list[Hosted]:
-        """All models, in order of their names."""
+        """All models, in order of their names.
+
+        Raises:
+            Refused: UNAVAILABLE during the start.
+        """
+        self._check_open()
+        return self._by_name()
+
+    def _by_name(self) -> list[Hosted]:
         return [self._models[name] for name in sorted(self._models)]
 
     def create(self, name: str, spec: ModelSpec) -> Hosted:
         """Creates an empty model, which is durable when this returns.
 
         Raises:
-            Refused: the name is invalid or in use, or a limit is reached.
+            Refused: the name is invalid or in use, a limit is reached, or the server starts.
         """
+        self._check_open()
+        return self._create(name, spec)
+
+    def _create(self, name: str, spec: ModelSpec) -> Hosted:
         spec_body = spec_codec.encode(spec)
 
         def fill(folder: Path) -> None:
@@ -273,7 +316,7 @@ class Hosting:
             if self._draining:
                 return
             self._draining = True
-            for hosted in self.all():
+            for hosted in self._by_name():
                 hosted.stop(take_last=True)
             self._lock_file.close()
 

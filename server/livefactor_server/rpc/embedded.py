@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from livefactor_kernels.backend import choose_backend
+from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.hosting.host import Hosting, HostingSettings
 from livefactor_server.rpc.calls import ServiceSettings
@@ -25,7 +26,7 @@ class EmbeddedServer:
         """Starts the server.
 
         Args:
-            preset: preset of the model "default"; None means the default of the server.
+            preset: preset of the model "default"; None means `DEFAULT_PRESET`, "" means no model.
             data: the data folder; None means a temporary one, which `stop` deletes.
             backend: "auto", "cpu" or "cuda", like the option --backend of `livefactor serve`.
 
@@ -41,7 +42,7 @@ class EmbeddedServer:
             folder = Path(data) if data is not None else self._temporary / "data"
             folder.mkdir(parents=True, exist_ok=True)
             settings = HostingSettings(
-                default_preset=preset or HostingSettings().default_preset,
+                default_preset=DEFAULT_PRESET if preset is None else preset,
                 engine=EngineSettings(backend=choose_backend(backend)),
             )
             self._hosting = Hosting(folder, settings)

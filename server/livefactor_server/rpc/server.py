@@ -1,6 +1,6 @@
-"""Assembles the server process: hosting, services, gRPC server, health, reflection and shutdown.
+"""The gRPC server: services, health, reflection and shutdown.
 
-`livefactor serve`, the in-process server and the tests use `RpcServer`.
+`livefactor serve`, the in-process server and the tests use it.
 """
 
 from __future__ import annotations
@@ -78,12 +78,24 @@ class RpcServer:
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError:
-            raise PortInUse(f"{address} cannot be bound: is another server running there?") from None
+            raise PortInUse(
+                f"{address} cannot be bound; another server may be running there (--port names another port)"
+            ) from None
         self._stopping = threading.Event()
+        self._listening = False
+
+    def listen(self) -> None:
+        """Accepts calls with the health NOT_SERVING. They get UNAVAILABLE until the models are
+        open.
+        """
+        self._set_health(False, False)
+        self._server.start()
+        self._listening = True
 
     def start(self) -> None:
-        """Starts to serve."""
-        self._server.start()
+        """Serves with the health SERVING. The models are open already."""
+        if not self._listening:
+            self.listen()
         self._set_health(True, True)
         threading.Thread(target=self._watch_health, name="health", daemon=True).start()
 

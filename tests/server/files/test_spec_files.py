@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from livefactor.channel import open_channel
 from livefactor.models import Models
@@ -154,5 +153,3 @@ def test_models_made_of_a_file_have_its_spec(tmp_path: Path) -> None:
         server.stop()
     with pytest.raises(SpecFileError, match="missing"):
         ServerSettings(spec=tmp_path / "missing.toml").hosting()
-    with pytest.raises(ValidationError):
-        ServerSettings(preset="best")

@@ -261,7 +261,7 @@ def test_an_unknown_model_error_lists_the_models_of_the_server(stubs: Stubs, tmp
     assert text == f"model: 'nosuch' does not exist; there are {names}"
 
     empty = Hosting(tmp_path, HostingSettings())
-    with pytest.raises(Refused, match="model: there is no 'default'; there are no models"):
+    with pytest.raises(Refused, match="model: 'default' does not exist; there are no models"):
         empty.get("")
     empty.drain()
 
