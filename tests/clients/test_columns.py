@@ -1,5 +1,5 @@
-"""Columns on the wire: our bytes are the contract's, and whatever a peer writes is read as the contract's
-classes read it.
+"""Columns on the wire: our bytes are the contract's, and whatever a peer writes is read as the
+contract's classes read it.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ def test_any_request_is_read_as_the_public_class_reads_it(data: bytes) -> None:
     except ColumnError:
         assert expected is None
         return
-    if expected is None:  # The body is judged when it is decoded; the rest must parse here.
+    # The body is judged when it is decoded; the rest must parse here.
+    if expected is None:
         with pytest.raises(ColumnError):
             READERS[request.change or ""](request.body)
         return

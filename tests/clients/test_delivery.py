@@ -1,5 +1,5 @@
-"""Exactly-once delivery against a model of a server and a network that breaks, delays and forgets, in any
-order.
+"""Exactly-once delivery against a model of a server and a network that breaks, delays and forgets,
+in any order.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def answer(index: int, sequence: int, status: Status) -> updates_pb2.BatchAnswer
 
 
 class World:
-    """One Delivery, its server, the live stream's two directions, and requests of dead streams that are still
-    about.
+    """One Delivery, its server, the live stream's two directions, and requests of dead streams that
+    are still about.
     """
 
     def __init__(self, server: Server, make: Callable[..., Delivery] = Delivery) -> None:
@@ -100,7 +100,8 @@ class World:
         if fault == "full":
             status: Status = FULL
         else:
-            if fault == "late":  # Answered "unknown"; its turn comes later.
+            # Answered "unknown"; its turn comes later.
+            if fault == "late":
                 self.stale.append(message)
             else:
                 status = self.server.judge(message)
@@ -118,7 +119,8 @@ class World:
             self.answers.rotate(-(place % len(self.answers)))
             heard = self.answers.popleft()
             self.finished += self.delivery.take_answer(heard).finished
-            if place % 3 == 0:  # Told twice: the second time means nothing.
+            # Told twice: the second time means nothing.
+            if place % 3 == 0:
                 assert self.delivery.take_answer(heard).finished == []
         if self.delivery.needs_new_epoch:
             self.break_stream()
@@ -208,9 +210,12 @@ def test_every_good_batch_is_applied_once_and_in_order(
 
 
 OLD_COPY = [
-    *[("add", 0)] * 3, *[("send", 0)] * 3, ("break", 0),  # Three batches are about under the numbers 1, 2, 3.
-    ("send", 0), ("serve", 0), ("hear", 1),  # On the next stream the first is refused alone.
-    ("send", 0), ("serve", 0), ("stale", 2), ("stale", 1), ("stale", 0),  # The second is 1, a copy of it 2.
+    # Three batches are about under the numbers 1, 2, 3.
+    *[("add", 0)] * 3, *[("send", 0)] * 3, ("break", 0),
+    # On the next stream the first is refused alone.
+    ("send", 0), ("serve", 0), ("hear", 1),
+    # The second is 1, a copy of it 2.
+    ("send", 0), ("serve", 0), ("stale", 2), ("stale", 1), ("stale", 0),
 ]  # fmt: skip
 
 

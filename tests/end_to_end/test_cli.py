@@ -1,4 +1,4 @@
-"""The command line against a real server, as a person or a script types it."""
+"""The commands of a person or a script, against a real server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ LINES = [
 
 @pytest.fixture
 def run(server: Any):
-    """`run("models", "list")` runs a command; (exit code, standard output, standard error)."""
+    """A function that runs a command: `run("models", "list")` gives exit code, output and error
+    output.
+    """
     runner = click.testing.CliRunner()
 
     def call(*arguments: str) -> tuple[int, str, str]:

@@ -1,4 +1,6 @@
-"""`livefactor tune` as a person types it: a spec that beats the preset, written, served; killed and gone on with."""
+"""The command `livefactor tune`: it finds a spec that beats the preset, writes it, and resumes
+after a kill.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture
 def ratings(tmp_path: Path) -> Path:
-    """Stars of three factors and more noise, of which the preset believes too much."""
+    """Ratings from three factors and much noise. The preset overfits them."""
     rng = np.random.default_rng(4)
     users, items = rng.integers(0, 200, 8000), rng.integers(0, 100, 8000)
     taste = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 100))
@@ -68,7 +70,7 @@ def test_the_winner_beats_the_preset_and_is_served(
     picture = (tmp_path / "tuned.svg").read_text()
     assert picture.startswith("<?xml") and "</svg>" in picture
 
-    # Shown again, without a further trial, as a table.
+    # A second run makes no further trial and prints a table.
     code, out, err = type_in("tune", str(ratings), *options(tmp_path, 12))
     assert code == 0 and "0 of them now" in err
     assert f"{found['preset']['rest']:.4f}" in out and "mean of the item's earlier values" in out
@@ -87,12 +89,12 @@ def test_the_winner_beats_the_preset_and_is_served(
 
 
 def finished(journal: Path) -> int:
-    """Trials that ended, by the journal's lines."""
+    """The number of finished trials in the journal."""
     lines = journal.read_text().splitlines() if journal.exists() else []
     return sum('"state":1' in line or '"state":2' in line for line in lines)
 
 
-def test_a_killed_search_goes_on_to_the_same_file(ratings: Path, tmp_path: Path) -> None:
+def test_a_killed_search_resumes_and_writes_the_same_file(ratings: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()

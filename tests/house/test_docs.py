@@ -105,7 +105,9 @@ def typed_in_docs() -> Iterator[tuple[str, str]]:
 
 
 def test_every_flag_that_a_page_names_exists() -> None:
-    """Behind a command its own flags, alone or behind a part of a command the flags of any command."""
+    """Behind a command its own flags, alone or behind a part of a command the flags of any
+    command.
+    """
     found = dict(commands())
     root = {"--version", "--help"}
     every = root.union(*(flags_of(p) for command in found.values() for p in command.params))
@@ -189,7 +191,9 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_excerpts_are_the_files_they_name() -> None:
-    """A code block that begins with a comment naming a file holds a piece of that file, word for word."""
+    """A code block that begins with a comment naming a file holds a piece of that file, word for
+    word.
+    """
     seen = 0
     for page in PAGES:
         for code in re.findall(

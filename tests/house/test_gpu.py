@@ -1,5 +1,6 @@
-"""The GPU's part of the house: one door to numba.cuda, figures that were measured or are said not to be, and a
-server that starts with what a GPU machine has."""
+"""The GPU's part of the house: one door to numba.cuda, figures that were measured or are said not
+to be, and a server that starts with what a GPU machine has.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import typer
 
 from repository import ROOT, imports, python_files
 
-sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
+# Benchmarks are in no package that is installed.
+sys.path.insert(0, str(ROOT))
 from benchmarks import gpu_check
 from benchmarks.pages import between_marks
 
@@ -55,7 +57,8 @@ def test_goals_are_quotients_of_what_was_measured() -> None:
     )
     assert figures["gpu_hogwild_share_of_copy"] == pytest.approx(1036 / 2000)
     assert figures["ratio_gpu_ordered_65536_to_hogwild"] == pytest.approx(0.6)
-    assert figures["ratio_gpu_topk_64_to_torch"] is None  # torch was not there
+    # Torch was not there.
+    assert figures["ratio_gpu_topk_64_to_torch"] is None
     lines = gpu_check.table(figures).splitlines()
     assert [line for line in lines if "0.518 (not reached)" in line and "at least 0.6" in line]
     assert [line for line in lines if "0.3 (not reached)" in line and "at most 0.2" in line]
@@ -125,7 +128,9 @@ def test_a_server_starts_with_what_a_gpu_machine_has() -> None:
 
 
 def test_the_gpu_tests_need_no_plugin() -> None:
-    """`gpu_check.run_tests` leaves the project's options out; what is left must be known to pytest alone."""
+    """`gpu_check.run_tests` leaves the project's options out; what is left must be known to pytest
+    alone.
+    """
     text = (ROOT / "benchmarks" / "gpu_check.py").read_text(encoding="utf-8")
     assert '"addopts="' in text and re.search(r'"-m", "gpu and not long"', text)
     done = subprocess.run(

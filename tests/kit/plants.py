@@ -1,6 +1,8 @@
-"""Bugs to plant in a server under test, each a function that changes the server's classes before its command runs.
+"""Bugs to plant in a server under test, each a function that changes the server's classes before
+its command runs.
 
-A harness that finds nothing in these finds nothing: every one must be caught by the test of the promise it breaks.
+A harness that finds nothing in these finds nothing: every one must be caught by the test of the
+promise it breaks.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Starts servers in a tenth of a second: a process that has imported everything forks one for each order.
+"""Starts servers in a tenth of a second: a process that has imported everything forks one for each
+order.
 
 `python warm_start.py` reads one JSON order a line and answers with one:
 
     {"start": [arguments of livefactor], "log": path, "plants": [names of tests/kit/plants.py]}   {"pid": number}
     {"poll": pid}                                                     {"code": exit code, or null while it runs}
 
-A child is the `livefactor` command from its first line on, with its own output; nothing of gRPC was used before the
-fork. When the orders end, so do the children.
+A child is the `livefactor` command from its first line on, with its own output; nothing of gRPC was
+used before the fork. When the orders end, so do the children.
 """
 
 from __future__ import annotations

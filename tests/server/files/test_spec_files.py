@@ -1,4 +1,6 @@
-"""Spec files: what is written is read back to the bit, what is not a field is refused by name, servers take them."""
+"""Spec files: what is written is read back to the bit, what is not a field is refused by name,
+servers take them.
+"""
 
 from __future__ import annotations
 
