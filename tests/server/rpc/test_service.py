@@ -261,7 +261,8 @@ def test_an_unknown_model_error_lists_the_models_of_the_server(stubs: Stubs, tmp
     text = refusal(lambda: top_k(stubs, "nosuch", [1], 1))[1]
     assert text == f"model: 'nosuch' does not exist; there are {names}"
 
-    empty = Hosting(tmp_path, HostingSettings())
+    empty = Hosting(tmp_path, HostingSettings(default_preset=""))
+    empty.open_all()
     with pytest.raises(Refused, match="model: 'default' does not exist; there are no models"):
         empty.get("")
     empty.drain()
