@@ -178,7 +178,7 @@ class AdaptiveSgd:
         return drawn
 
     def learn(self, update: Update) -> None:
-        """Learn from the record that was prepared. The GIL is released."""
+        """Learns from the prepared record. The kernels release the GIL."""
         self._begin(update)
         self._add_evidence(update)
         self._probe_mean_state[:] = self._mean_state

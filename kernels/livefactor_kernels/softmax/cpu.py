@@ -212,7 +212,7 @@ class Softmax(Stateless):
         self.learn(nothing)
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`: what is proposed follows from the items' rows."""
+        """See `tables.state.Part.load`. The proposals follow from the item rows."""
         if self.proposer.counts:
             self.proposer.reload(self._items.history["seen_count"][: self._items.allocated])
 
