@@ -62,17 +62,14 @@ from livefactor_kernels.update import Rates, Update
 _F0 = np.float32(0.0)
 _ADAGRAD = int(OptimizerKind.ADAGRAD)
 _NO_WORD = np.uint32(0)
-"""Word for the rounding of a step, without use because the factors are float32."""
+"""Unused word for the rounding of a step: the factors are float32."""
 
 
 class Batch(NamedTuple):
-    """A micro-batch (all numbers int64).
+    """A micro-batch (all numbers int64): events [start, stop) of the piece.
 
     Attributes:
-        start, stop: its events [start, stop) in the piece.
-        group_events: events per group.
-        width: negatives per group.
-        last_m: negatives of the last group.
+        group_events, width: events and negatives per group; the last group has `last_m` negatives.
         rows_at, rarity_at: places of the negatives' rows and rarity in the record's words.
         own_at: place of the rarity of the events' items.
         shared_start, shared_stop: its entries among the sorted negatives of the piece.
@@ -97,8 +94,7 @@ class Kept(NamedTuple):
         own: own[t] is the error of event t's item.
         errors: errors[t * width + n] is the error of negative n.
         x: x[t * k_padded + j] are the factors of the user at event t.
-        sums, bias: sums[p * k_padded + j] and bias[p] are the sums of the negative in place p =
-            group * width + n.
+        sums, bias: of the negative in place p = group * width + n: sums[p * k_padded + j], bias[p].
         counted: counted[group] is the number of its events that count.
     """
 
@@ -262,9 +258,9 @@ def _step_whole(
 
 @cache
 def softmax_kernels(blocks: int, method: Method) -> Kernels:
-    """The kernels for rows of `blocks` times 16 factors.
+    """The kernels for rows of `blocks` times 16 factors, with `Rates` if the method is plain.
 
-    They take `Rates` if the method is plain, else `StepRates`.
+    Otherwise they take `StepRates`.
     """
     BLOCKS, METHOD = int(blocks), method
     KP = BLOCKS * LANES
