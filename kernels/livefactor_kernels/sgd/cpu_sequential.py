@@ -1,17 +1,19 @@
-"""Kernels of B = 1, exact sequential steps in arrival order: `positive_kernel` (squared loss; logistic
-without negatives where clumps gain nothing) and `sampled_kernel` (logistic, BPR).
+"""The kernels of B = 1: exact sequential steps in the order of arrival.
 
-What an event needs is prefetched `AHEAD` events earlier: the arithmetic of an event takes less time than one
-miss of the cache. Where factors are narrow, an event's number in the call is its number in its record: a call
-takes one record then.
+`positive_kernel` is for squared loss, and for logistic loss without negatives if clumps gain
+nothing. `sampled_kernel` is for logistic loss and BPR.
 
-With a sigmoid between an event's dot products and its steps, more waits for it than a CPU looks ahead. So
-`sampled_kernel` takes a clump of consecutive events that share no row at once: all scores, then all errors
-as lanes of a vector, then the steps in order. No event of a clump reads what another one writes, so the bits
-are those of one after the other.
+The kernels prefetch the rows of an event `AHEAD` events earlier, because the arithmetic of an event
+takes less time than one cache miss. With narrow factors a call takes one record, so that the number
+of an event in the call is its number in the record.
 
-The factories bake k, loss and optimiser into the code as integers, which are part of the key of its cache
-(`numbers/compiled.py`).
+A sigmoid between the dot products and the steps of an event stalls a CPU for longer than its
+look-ahead. So `sampled_kernel` processes a clump of consecutive events that share no row: all
+scores, then all errors in the lanes of a vector, then the steps in order. No event of a clump reads
+a row that another one writes. So the bits are those of single events.
+
+The factories compile k, loss and optimiser into the code as integers. They are part of the key of
+the cache (`numbers/compiled.py`).
 """
 
 from __future__ import annotations
@@ -42,20 +44,28 @@ from livefactor_kernels.simd.steps import (
 from livefactor_kernels.spec.model import Loss
 
 AHEAD = np.uint64(12)
-SAMPLED_AHEAD = np.uint64(4)  # beside a clump; of many rows, more events would not fit the first cache
+# Events in addition to a clump. The rows of more events would not fit the first cache.
+SAMPLED_AHEAD = np.uint64(4)
 SAMPLED_NEGATIVES_MAX = 16
-"""Negatives an event may have in `sampled_kernel`: with the positive they are one chunk of occurrences."""
+"""Maximum number of negatives per event in `sampled_kernel`.
+
+Together with the positive they fit in one chunk of occurrences.
+"""
 DRAWN_ANY = 2
-"""A kernel's number of negatives that is not baked in: with none and with one their loops fall away."""
+"""The number of negatives of a kernel that takes it as an argument.
+
+For zero and one negatives there are kernels of their own without the loops.
+"""
 CLUMP_EVENTS_MAX = np.uint64(6)
 SLOT_LANES = 2 * LANES
-"""Slots of a clump, in whole vectors: at most `LANES`, or those of one event."""
+"""Slots of a clump in whole vectors: at most `LANES`, or those of one event."""
 
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 _TWO = np.uint64(2)
 _LANES = np.uint64(LANES)
-_TARGETS, _WEIGHTS = np.uint64(4 * SLOT_LANES), np.uint64(8 * SLOT_LANES)  # bytes into `lanes`
+# Places in `lanes`, in bytes.
+_TARGETS, _WEIGHTS = np.uint64(4 * SLOT_LANES), np.uint64(8 * SLOT_LANES)
 
 
 class Sides(NamedTuple):
@@ -66,7 +76,10 @@ class Sides(NamedTuple):
 
 
 class Code(NamedTuple):
-    """What a kernel's code is made for: vectors in a row, number of the `Loss`, whether there are accumulators of AdaGrad."""
+    """The constants of a kernel.
+
+    blocks: vectors of a row. loss: the number of a `Loss`. adagrad: whether AdaGrad steps the rows.
+    """
 
     blocks: Any
     loss: Any
@@ -74,8 +87,12 @@ class Code(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An event's rows, and where its numbers lie. user, positive: rows. negatives: address of uint32[count]. errors: address
-    of float32[1 + count], the positive's first. words: address of uint32[2 + count], random words of the rows' steps."""
+    """An event's rows, and the places of its numbers.
+
+    user, positive: row numbers. negatives: address of row numbers uint32[count]. errors: address of
+    float32[1 + count], the positive's first. words: address of uint32[2 + count], the random words
+    of the rows' steps.
+    """
 
     user: Any
     positive: Any
@@ -87,8 +104,7 @@ class Event(NamedTuple):
 
 @cache
 def positive_kernel(blocks: int, loss: int, adagrad: int) -> Any:
-    """Kernel of squared or logistic loss without negatives, one event after the other, for rows of `blocks`
-    vectors."""
+    """A kernel of squared or logistic loss without negatives, for rows of `blocks` vectors."""
     BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
 
     @compiled
@@ -140,7 +156,9 @@ def positive_kernel(blocks: int, loss: int, adagrad: int) -> Any:
 
 @inlined
 def _share_rows(user_rows: Any, item_rows: Any, negatives: Any, width: Any, a: Any, b: Any) -> Any:
-    """Whether events a and b name one row; drawn negatives count, even if the event does not take them."""
+    """Whether events a and b share a row. Drawn negatives count even if the event does not use
+    them.
+    """
     item_a, item_b = word(item_rows, a), word(item_rows, b)
     share = (word(user_rows, a) == word(user_rows, b)) | (item_a == item_b)
     for d in range(width):
@@ -153,7 +171,7 @@ def _share_rows(user_rows: Any, item_rows: Any, negatives: Any, width: Any, a: A
 
 @inlined
 def _clump(user_rows: Any, item_rows: Any, negatives: Any, width: Any, start: Any, most: Any) -> Any:
-    """How many events from `start` on, at most `most`, share no row."""
+    """Number of events from `start` on, at most `most`, that share no row."""
     size, later = most, ONE
     while later < size:
         share = False
@@ -166,7 +184,9 @@ def _clump(user_rows: Any, item_rows: Any, negatives: Any, width: Any, start: An
 
 @inlined
 def _set_slot(lanes: Any, slot: Any, s: Any, target: Any, weight: Any) -> None:
-    """A slot's score and what it is judged by: its label or value, with BPR the positive's score."""
+    """Stores the score of a slot and its target: its label or value, or with BPR the positive's
+    score.
+    """
     at = slot * WORD_BYTES
     store1(lanes, s, at)
     store1(lanes, target, _TARGETS + at)
@@ -175,8 +195,10 @@ def _set_slot(lanes: Any, slot: Any, s: Any, target: Any, weight: Any) -> None:
 
 @inlined
 def _take_errors(lanes: Any, slots: Any, loss: Any, rates: Any) -> None:
-    """Errors of the first `slots` slots in place of their scores. Other lanes of the last vector are worked on,
-    too: they hold what earlier events left, all of it finite."""
+    """Replaces the scores of the first `slots` slots by their errors.
+
+    It computes all lanes of the last vector. The other lanes have finite values of earlier events.
+    """
     for first in range(ZERO, slots, _LANES):
         at = first * WORD_BYTES
         s, target, weight = load16(lanes, at), load16(lanes, _TARGETS + at), load16(lanes, _WEIGHTS + at)
@@ -188,8 +210,10 @@ def _take_errors(lanes: Any, slots: Any, loss: Any, rates: Any) -> None:
 
 @inlined
 def _set_slots(sides: Any, event: Any, value: Any, weight: Any, lanes: Any, code: Any) -> None:
-    """Fill an event's slots among the scores `lanes` from the state as it is. The first, at `event.errors`, is the
-    positive's; the negatives' follow."""
+    """Fills the slots of an event in `lanes` from the present state.
+
+    The first slot, at `event.errors`, is for the positive. Those of the negatives follow.
+    """
     first = (event.errors - lanes) // WORD_BYTES
     s = score(_F0, sides.users, sides.items, event.user, event.positive, code.blocks)
     _set_slot(lanes, first, s, value, weight)
@@ -202,8 +226,10 @@ def _set_slots(sides: Any, event: Any, value: Any, weight: Any, lanes: Any, code
 
 @inlined
 def _keep_words(sides: Any, event: Any, rounding: Any, step: Any) -> None:
-    """Write the random words of an event's rows, where factors are narrow: the user's, the positive's, then the
-    negatives'."""
+    """Writes the random words of an event's rows: user, positive, negatives.
+
+    Only narrow factors need them.
+    """
     users, items, words = sides.users, sides.items, event.words
     if dtype_of(users.factors) != FLOAT32:
         store_u32(words, row_word(users, event.user, rounding, step))
@@ -232,9 +258,10 @@ def _is_first(negatives: Any, d: Any) -> bool:
 
 @inlined
 def _step_repeated(items: Any, event: Any, sign: Any, at: Any, x: Any, code: Any, rates: Any) -> None:
-    """Step one block, `at` bytes into their rows, of negatives of which some are drawn more than once.
+    """Steps one block of the negatives of an event, some of which occur more than once.
 
-    x is the user's old block. A row takes the sum of its occurrences in one step, at its first one.
+    The block is `at` bytes into the rows. x is the user's old block. A row takes the sum of its
+    occurrences in one step, at the first one.
     """
     negatives, errors = event.negatives, event.errors
     for d in range(event.count):
@@ -300,8 +327,10 @@ def _step_logistic_event(sides: Any, event: Any, repeats: Any, code: Any, rates:
 
 @inlined
 def _step_bpr_event(sides: Any, event: Any, repeats: Any, code: Any, rates: Any) -> None:
-    """Step all rows of a BPR event (at least one negative) from its errors; the user's bias has no part in
-    it."""
+    """Steps all rows of a BPR event, which has at least one negative, from its errors.
+
+    The user's bias stays.
+    """
     users, items = sides
     user, positive, negatives, count, errors, words = event
     size, adagrad = row_bytes(code.blocks), code.adagrad
@@ -345,11 +374,13 @@ def _step_event(sides: Any, event: Any, code: Any, rates: Any, rounding: Any, st
 
 @cache
 def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int) -> Any:
-    """Kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` negatives an event, drawn beforehand.
+    """A kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` drawn negatives per
+    event.
 
-    drawn: how many negatives the spec has, up to `DRAWN_ANY`. `user_rows`, `item_rows`, `negatives` are addresses
-    of uint32[n], [n], [n, width]; to work in, `lanes` is that of float32[3, `SLOT_LANES`] (finite, at a multiple
-    of 64) and `words` that of uint32[2 + width].
+    `drawn` is the spec's number of negatives, up to `DRAWN_ANY`. The kernel's arguments
+    `user_rows`, `item_rows` and `negatives` are addresses of uint32[n], uint32[n] and uint32[n,
+    width]. As working memory, `lanes` is the address of float32[3, `SLOT_LANES`] (finite, at a
+    multiple of 64), and `words` is that of uint32[2 + width].
     """
     BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
     DRAWN, CODE = int(drawn), Code(BLOCKS, LOSS, ADAGRAD)
