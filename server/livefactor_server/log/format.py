@@ -1,48 +1,78 @@
 """The bytes of a log: what a record is, how it is hashed, packed and read back.
 
-A log is a folder of segment files, each named by the first revision in it (20 digits, `.log`). A segment is
-preallocated zeros, then commit groups, each starting at a multiple of 4,096. A group is the unit that is
-written and synced at once, and kept or dropped as a whole by recovery. It holds records, each starting at a
-multiple of 64 and laid out so (little-endian, unsigned unless said):
+A log is a folder of segment files. A file is named by the first revision in it (20 digits, `.log`).
+A segment starts with two tail slots of 4,096 bytes each (`tail.py`). Behind them, from byte
+DATA_START, it holds a stream of commit groups, and behind the stream preallocated zeros. A commit
+group is written and synced at once, and recovery keeps it or drops it as a whole. A group starts at
+a multiple of 8. Whole blocks of the stream stand in their place. The bytes of the last block, as
+long as it is not full, stand in a tail slot: so a small group costs its own bytes and not a block,
+and no write touches the only copy of bytes that were acknowledged.
 
-    storage header, 128 bytes: not hashed, so that grouping, recovery and erasure leave the chain as it is
-      0    4  checksum     CRC32C of bytes 4 to 319, both headers
-      4    2  storage      version of this header, STORAGE_VERSION
-      6    2  flags        bit 0: the last record of its commit group
-      8   16  log id       random, of this log alone, told to no client: none can forge a record in a payload
-     24    4  incarnation  how often the log was opened for writing; never falls along the log
-     28    4  group        where the commit group starts in this file, in blocks of 4,096
-     32    4  segment      how long this file was made, in blocks of 4,096: a shorter file has lost its end
-     36    4  rows         rows now in the payload (fewer than count once rows were erased)
-     40    8  length       bytes now in the payload
-     48    8  mark         last revision that was synced before this group was written; 0 in the first
-     56    8  erased at    revision of the record that erased from this one, 0 if none did
-     64   32  salt         random, of this record; destroyed when the record is erased from
-     96   32  commitment   to the payload as it is now: hash(salt, payload)
-    hashed header, 192 bytes: never changes; its hash is the record's hash
-    128    8  magic        MAGIC
-    136    2  version      of this header, HEADER_VERSION
-    138    1  kind         Kind
-    139    1  hash         HASH_IDS: which hash the log uses, the same in every record
-    140    1  id length    bytes of the producer id
-    141    3  zero
-    144    8  revision
-    152    8  epoch        of the producer
-    160    8  sequence     of the producer
-    168    8  time         signed, microseconds since 1970 when the record was accepted: information only
-    176    8  count        rows when it was acknowledged
-    184   32  commitment   to the payload as it was acknowledged
-    216   32  previous     hash of the record before; in the first record the lineage uuid, then 16 zero bytes
-    248   64  producer     id, UTF-8, zeros behind it
-    312    8  zero
-    payload, `length` bytes
-    320    4  length of the reject summary
-    324       reject summary, then the body
+A group, little-endian and unsigned unless noted:
 
-Zeros fill up to the next multiple of 64, and behind the group's last record to the next of 4,096. A MARK
-record takes no revision and is outside the chain: it repeats the last revision and, as `previous`, that
-revision's hash, has no payload, zeros for commitments, and stands alone in its group. It says that all before
-it was synced.
+    group header, 152 bytes
+      0    8  magic        GROUP_MAGIC
+      8    4  checksum     CRC32C of bytes 12 to 151
+     12    2  version      of this layout, GROUP_VERSION
+     14    1  hash         HASH_IDS: the hash that the log uses, the same in every group
+     15    1  producers    entries of the producer list
+     16   16  log id       random, of this log alone, told to no client: no payload can pass for a group
+     32    4  incarnation  how often the log was opened for writing; it never falls along the log
+     36    4  records      records in this group, at least 1
+     40    8  place        byte of the file at which the group starts
+     48    8  size         bytes from the group's start to the next group's
+     56    8  revision     of the first record; the others follow without a gap
+     64    8  mark         last revision that was synced before this group was written; 0 in the first
+     72    8  time         signed; times of the records are relative to it
+     80    4  segment      length of this file when it was made, in blocks of 4,096
+     84    4  zero
+     88   32  previous     chain hash before the first record
+    120   32  last         chain hash of the last record
+    producer list, then zeros to a multiple of 8; an entry is
+           8  epoch
+           8  sequence     the smallest one of this producer and epoch in the group
+           1  id length
+              id           UTF-8
+    record heads, 40 bytes each
+      0    1  kind         Kind
+      1    1  producer     number of the entry in the producer list from 1 on, 0 for none
+      2    2  flags        bit 0: rows were erased from this record
+      4    4  count        rows when it was acknowledged
+      8    4  rejects      bytes of the reject summary
+     12    4  body         bytes of the body
+     16    4  sequence     above the entry's
+     20    4  time         signed, microseconds above the group's
+     24   16  salt         random, of this record; destroyed when rows are erased from it
+    erasures, 80 bytes for each record whose flag is set, in order
+      0    4  rows         rows that are left
+      4    4  zero
+      8    8  erased at    revision of the record that asked for it
+     16   32  commitment   to the payload as it was acknowledged
+     48   32  current      commitment to the payload that is left
+    payloads, one behind the other: reject summary, then body
+    zeros up to `size`
+
+Nothing that can be computed is stored. A record's hash is the hash of this header, which no file
+holds as a whole, and which erasing does not change:
+
+      0    8  magic        MAGIC
+      8    2  version      HEADER_VERSION
+     10    1  kind
+     11    1  hash
+     12    1  id length    bytes of the producer id
+     13    3  zero
+     16    8  revision
+     24    8  epoch        of the producer
+     32    8  sequence     of the producer
+     40    8  time         signed, microseconds since 1970 when the record was accepted: information only
+     48    8  count        rows when it was acknowledged
+     56   32  commitment   hash(salt, u32 length of the reject summary, reject summary, body) as acknowledged
+     88   32  previous     hash of the record before; in the first record the lineage uuid, then 16 zero bytes
+    120   64  producer     id, UTF-8, zeros behind it
+    184    8  zero
+
+A reader computes every commitment and every hash of a group, and compares the last one with `last`.
+So a group is known to be whole before any record of it is used.
 """
 
 from __future__ import annotations
@@ -71,31 +101,48 @@ Buffer = bytes | bytearray | memoryview | Any
 """Anything with the buffer protocol, C-contiguous (NumPy arrays too)."""
 
 MAGIC = b"lvfactor"
-STORAGE_VERSION = 1
+GROUP_MAGIC = b"lvfgroup"
 HEADER_VERSION = 1
-RECORD_ALIGN = 64
-STORAGE_BYTES = 128
-HEADER_BYTES = 320
+GROUP_VERSION = 2
+EARLIER_MAGIC_AT = 128
+"""Where a segment of layout 1 has MAGIC: in the first record's header."""
+
+GROUP_ALIGN = 8
+DATA_START = 2 * BLOCK_BYTES
+"""Byte of a segment at which its first group starts: behind the two tail slots."""
+
 PRODUCER_BYTES_MAX = 64
+SALT_BYTES = 16
 HASH_BYTES = 32
 NO_HASH = bytes(HASH_BYTES)
-FLAG_LAST = 1
+NO_SALT = bytes(SALT_BYTES)
+FLAG_ERASED = 1
 HASH_IDS = {"sha256": 1, "blake3": 2}
 
 _CHECKSUM = struct.Struct("<I")
-_STORAGE = struct.Struct("<HH16sIIIIQQQ32s32s")
+_GROUP = struct.Struct("<HBB16sIIQQQQqI4x32s32s")
+_PRODUCER = struct.Struct("<QQB")
+_HEAD = struct.Struct("<BBHIIIIi16s")
+_ERASURE = struct.Struct("<I4xQ32s32s")
 _HASHED = struct.Struct("<8sHBBB3xQQQqQ32s32s64s8x")
-_HEADER = struct.Struct("<IHH16sIIIIQQQ32s32s8sHBBB3xQQQqQ32s32s64s8x")
-_REJECTS = struct.Struct("<I")
-assert _CHECKSUM.size + _STORAGE.size == STORAGE_BYTES
-assert _HEADER.size == STORAGE_BYTES + _HASHED.size == HEADER_BYTES
+_LENGTH = struct.Struct("<I")
+GROUP_HEADER_BYTES = len(GROUP_MAGIC) + _CHECKSUM.size + _GROUP.size
+HEAD_BYTES = _HEAD.size
+ERASURE_BYTES = _ERASURE.size
+assert (GROUP_HEADER_BYTES, HEAD_BYTES, ERASURE_BYTES, _HASHED.size) == (152, 40, 80, 192)
 
-_COPY_BYTES_MAX = 32 * 1024  # from here on NumPy copies, which lets other threads run
-_JOIN_BYTES_MAX = 4096  # below this one call on joined bytes is cheaper than several updates
+_CHECKED_FROM = len(GROUP_MAGIC) + _CHECKSUM.size
+_PRODUCERS_MAX = 255
+_U32_MAX = 2**32 - 1
+_TIME_SPAN_US = 2**31 - 1
+# NumPy copies larger pieces, which lets other threads run.
+_COPY_BYTES_MAX = 32 * 1024
+# Below this one call on joined bytes is cheaper than several updates.
+_JOIN_BYTES_MAX = 4096
 
 
 class Kind(IntEnum):
-    """What a record changes. Numbers are never reused."""
+    """What a record changes. Numbers are never reused; 7 was used once."""
 
     SPEC = 1
     INTERACTIONS = 2
@@ -103,10 +150,6 @@ class Kind(IntEnum):
     AVAILABILITY = 4
     OPEN_PRODUCER = 5
     ENGINE = 6
-    MARK = 7
-
-
-_MARK = int(Kind.MARK)  # comparing with a plain int is several times as fast
 
 
 @dataclass(slots=True)
@@ -122,39 +165,27 @@ class Entry:
     count: int = 0
     rejects: bytes = b""
     body: Buffer | Sequence[Buffer] = b""
-    salt: bytes = NO_HASH
+    salt: bytes = NO_SALT
     commitment: bytes = NO_HASH
 
 
-class Head(NamedTuple):
-    """Both headers of a record, as the table above names their fields; `group` and `segment` in blocks."""
+class GroupHead(NamedTuple):
+    """A group header, as the table above names its fields; `segment` in blocks."""
 
-    checksum: int
-    storage_version: int
-    flags: int
+    version: int
+    hash_id: int
+    producers: int
     log_id: bytes
     incarnation: int
-    group: int
-    segment: int
-    rows: int
-    length: int
-    mark: int
-    erased_at: int
-    salt: bytes
-    current_commitment: bytes
-    magic: bytes
-    version: int
-    kind: int
-    hash_id: int
-    id_length: int
+    records: int
+    place: int
+    size: int
     revision: int
-    epoch: int
-    sequence: int
+    mark: int
     time_us: int
-    count_acked: int
-    commitment: bytes
+    segment: int
     previous: bytes
-    producer: bytes
+    last: bytes
 
 
 @dataclass(slots=True)
@@ -167,28 +198,39 @@ class Record:
     epoch: int
     sequence: int
     time_us: int
-    count: int  # rows when acknowledged
+    # Rows when it was acknowledged.
+    count: int
     rejects: bytes
     body: memoryview
     salt: bytes
-    commitment: bytes  # as acknowledged
+    # To the payload as it was acknowledged.
+    commitment: bytes
     path: Path
+    # Byte of the file at which its group starts.
     offset: int
     hash: bytes
     previous: bytes
-    head: Head
+    group: GroupHead
+    # Rows now: fewer than `count` once rows were erased, by the record of revision `erased_at`.
+    rows: int
+    erased_at: int = 0
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the reject summary and the body."""
+        return len(self.rejects) + len(self.body)
 
 
-class BadRecord(Exception):
-    """Bytes that are no self-valid record."""
+class BadGroup(Exception):
+    """Bytes that are no self-valid group. `offset` is the byte of the file at which it starts."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(reason)
         self.offset, self.reason = offset, reason
 
 
-class MisplacedRecord(BadRecord):
-    """A self-valid record where it does not belong: no interrupted write leaves that behind."""
+class MisplacedGroup(BadGroup):
+    """A group header that is whole and does not belong here: no interrupted write leaves one behind."""
 
 
 def align(n: int, to: int) -> int:
@@ -225,7 +267,7 @@ def commitment_of(
 ) -> bytes:
     """hash(salt ‖ u32 length of rejects ‖ rejects ‖ body): 32 bytes. Large bodies without the GIL."""
     parts = parts_of(body)
-    head = b"".join((salt, _REJECTS.pack(len(rejects)), rejects))
+    head = b"".join((salt, _LENGTH.pack(len(rejects)), rejects))
     if sum(map(len, parts)) <= _JOIN_BYTES_MAX:
         state = new_hash(b"".join((head, *parts)))
     else:
@@ -246,39 +288,15 @@ def first_previous(lineage: bytes) -> bytes:
 
 @dataclass(slots=True)
 class Stamp:
-    """What the storage headers of one group share."""
+    """Fields of a group header that the log knows. `place` in bytes, `segment` in blocks."""
 
     log_id: bytes
     hash_id: int
     incarnation: int
-    group: int  # blocks
-    segment: int  # blocks
+    place: int
+    segment: int
     mark: int
-
-
-def payload_length(entry: Entry) -> int:
-    """Bytes of the entry's payload."""
-    body = entry.body
-    pieces = body if isinstance(body, list | tuple) else (body,)
-    size = sum(len(piece) if type(piece) is bytes else memoryview(piece).nbytes for piece in pieces)
-    return _REJECTS.size + len(entry.rejects) + size
-
-
-def pack_headers(
-    entry: Entry, stamp: Stamp, length: int, flags: int, previous: bytes, new_hash: Callable[..., Any]
-) -> tuple[bytes, bytes]:
-    """(both headers, the record's hash)."""
-    producer = entry.producer
-    hashed = _HASHED.pack(
-        MAGIC, HEADER_VERSION, entry.kind, stamp.hash_id, len(producer), entry.revision, entry.epoch,
-        entry.sequence, entry.time_us, entry.count, entry.commitment, previous, producer,
-    )  # fmt: skip
-    storage = _STORAGE.pack(
-        STORAGE_VERSION, flags, stamp.log_id, stamp.incarnation, stamp.group, stamp.segment, entry.count,
-        length, stamp.mark, 0, entry.salt, entry.commitment,
-    )  # fmt: skip
-    headers = storage + hashed
-    return _CHECKSUM.pack(crc32c(headers)) + headers, new_hash(hashed).digest()
+    previous: bytes
 
 
 class GroupBuffer:
@@ -294,19 +312,104 @@ class GroupBuffer:
         return self.view
 
 
-def pack_payload(buffer: memoryview, at: int, entry: Entry) -> int:
-    """Copies rejects and body into `buffer` at `at`, once; returns where they end."""
-    rejects = entry.rejects
-    head = _REJECTS.pack(len(rejects)) + rejects
-    end = at + len(head)
-    buffer[at:end] = head
-    for part in parts_of(entry.body):
-        start, end = end, end + len(part)
-        if len(part) < _COPY_BYTES_MAX:
-            buffer[start:end] = part
-        else:
-            np.copyto(np.frombuffer(buffer, np.uint8, len(part), start), np.frombuffer(part, np.uint8))
-    return end
+class PackedGroup(NamedTuple):
+    """A group that is ready to be laid out: all but the header and the padding."""
+
+    entries: Sequence[Entry]
+    producers: bytes
+    producer_count: int
+    heads: bytes
+    time_us: int
+    # Bytes of the group without padding.
+    size: int
+    hashes: list[bytes]
+
+
+def pack_group(entries: Sequence[Entry], previous: bytes, hash_id: int, new_hash: Callable[..., Any]) -> PackedGroup:
+    """The producer list, the record heads and the chain hashes of a group.
+
+    Args:
+        entries: the records, with their commitments.
+        previous: the chain hash before them.
+        hash_id: the log's, of HASH_IDS.
+        new_hash: the function of that hash.
+
+    Raises:
+        ValueError: over 255 producers, or a record of 4 GiB and more.
+    """
+    time_us = entries[0].time_us
+    numbers, sequences = _number_producers(entries)
+    heads, hashes, payload = [], [], 0
+    for entry in entries:
+        # The time is information only. A clock that jumped by more than half an hour is cut to it.
+        since = min(max(entry.time_us - time_us, -_TIME_SPAN_US), _TIME_SPAN_US)
+        rejects, body = len(entry.rejects), _body_length(entry.body)
+        if max(rejects, body, entry.count) > _U32_MAX:
+            raise ValueError(f"revision {entry.revision}: a record has less than 4 GiB")
+        key = (entry.producer, entry.epoch)
+        number = numbers.get(key, 0)
+        sequence = entry.sequence - sequences[key] if number else 0
+        heads.append(
+            _HEAD.pack(entry.kind, number, 0, entry.count, rejects, body, sequence, since, entry.salt)
+        )
+        hashed = _HASHED.pack(
+            MAGIC, HEADER_VERSION, entry.kind, hash_id, len(entry.producer), entry.revision, entry.epoch,
+            entry.sequence, time_us + since, entry.count, entry.commitment, previous, entry.producer,
+        )  # fmt: skip
+        previous = new_hash(hashed).digest()
+        hashes.append(previous)
+        payload += rejects + body
+    listed = b"".join(
+        _PRODUCER.pack(epoch, sequences[producer, epoch], len(producer)) + producer
+        for producer, epoch in numbers
+    )
+    listed += bytes(-len(listed) % GROUP_ALIGN)
+    packed = b"".join(heads)
+    size = GROUP_HEADER_BYTES + len(listed) + len(packed) + payload
+    return PackedGroup(entries, listed, len(numbers), packed, time_us, size, hashes)
+
+
+def _number_producers(
+    entries: Sequence[Entry],
+) -> tuple[dict[tuple[bytes, int], int], dict[tuple[bytes, int], int]]:
+    """(number, smallest sequence) of each (producer, epoch) that the entries name."""
+    numbers: dict[tuple[bytes, int], int] = {}
+    sequences: dict[tuple[bytes, int], int] = {}
+    for entry in entries:
+        if not (entry.producer or entry.epoch or entry.sequence):
+            continue
+        key = entry.producer, entry.epoch
+        if numbers.setdefault(key, len(numbers) + 1) > _PRODUCERS_MAX:
+            raise ValueError(f"a commit group has at most {_PRODUCERS_MAX} producers")
+        sequences[key] = min(sequences.get(key, entry.sequence), entry.sequence)
+    return numbers, sequences
+
+
+def _body_length(body: Buffer | Sequence[Buffer]) -> int:
+    pieces = body if isinstance(body, list | tuple) else (body,)
+    return sum(len(piece) if type(piece) is bytes else memoryview(piece).nbytes for piece in pieces)
+
+
+def lay_out(buffer: memoryview, at: int, group: PackedGroup, stamp: Stamp, size: int) -> None:
+    """Writes the group into `buffer` at `at`, zeros behind it up to `size` bytes: every byte is written."""
+    header = _GROUP.pack(
+        GROUP_VERSION, stamp.hash_id, group.producer_count, stamp.log_id, stamp.incarnation,
+        len(group.entries), stamp.place, size, group.entries[0].revision, stamp.mark, group.time_us,
+        stamp.segment, stamp.previous, group.hashes[-1],
+    )  # fmt: skip
+    start = at
+    fixed = b"".join((GROUP_MAGIC, _CHECKSUM.pack(crc32c(header)), header, group.producers, group.heads))
+    buffer[at : at + len(fixed)] = fixed
+    at += len(fixed)
+    for entry in group.entries:
+        for part in (entry.rejects, *parts_of(entry.body)):
+            end = at + len(part)
+            if len(part) < _COPY_BYTES_MAX:
+                buffer[at:end] = part
+            else:
+                np.copyto(np.frombuffer(buffer, np.uint8, len(part), at), np.frombuffer(part, np.uint8))
+            at = end
+    buffer[at : start + size] = bytes(start + size - at)
 
 
 def new_id() -> bytes:
@@ -326,71 +429,105 @@ def hash_name_of(hash_id: int) -> str:
     return _HASH_OF_ID[hash_id]
 
 
-def read_head(head: bytes, at: int, file_bytes: int, path: Path) -> Head:
-    """The headers of the record at `at`, checked; the payload is not (see `check_payload`).
-
-    Args:
-        head: HEADER_BYTES bytes of the file from `at`, or fewer at its end.
-        at: offset of the record, for messages.
-        file_bytes: size of the file.
-        path: the file, for messages.
+def read_group_head(memory: memoryview, at: int, place: int, path: Path) -> GroupHead:
+    """The checked header of the group at `at` of `memory`, which is byte `place` of the file `path`.
 
     Raises:
-        BadRecord: no record here, or damaged headers.
-        LogError: a record of a later format.
+        BadGroup: no group here, or a damaged header.
+        LogError: a group of another version.
     """
-    if len(head) < HEADER_BYTES:
-        raise BadRecord(at, "the file ends inside a record's headers")
-    found = tuple.__new__(Head, _HEADER.unpack(head))
-    if found.magic != MAGIC:
-        raise BadRecord(at, "no record starts here")
-    if crc32c(head[4:]) != found.checksum:
-        raise BadRecord(at, "the checksum of the headers is wrong")
-    if found.storage_version != STORAGE_VERSION or found.version != HEADER_VERSION:
-        versions = f"{found.storage_version}.{found.version}"
-        raise LogError(f"{path} at byte {at}: a record of a later version of livefactor ({versions})")
-    if at + HEADER_BYTES + found.length > file_bytes:
-        raise BadRecord(at, "the file ends inside a record's payload")
+    raw = bytes(memory[at : at + GROUP_HEADER_BYTES])
+    if len(raw) < GROUP_HEADER_BYTES:
+        raise BadGroup(place, "the file ends inside a group's header")
+    if not raw.startswith(GROUP_MAGIC):
+        raise BadGroup(place, "no group starts here")
+    if crc32c(raw[_CHECKED_FROM:]) != _CHECKSUM.unpack_from(raw, len(GROUP_MAGIC))[0]:
+        raise BadGroup(place, "the checksum of the group's header is wrong")
+    head = GroupHead._make(_GROUP.unpack_from(raw, _CHECKED_FROM))
+    if head.version != GROUP_VERSION:
+        raise LogError(f"{path} at byte {place}: a group of another version of livefactor ({head.version})")
+    return head
+
+
+def read_records(
+    memory: memoryview, at: int, head: GroupHead, path: Path, new_hash: Callable[..., Any]
+) -> list[Record]:
+    """The records of the group at `at` of `memory`, whose header is `head`, verified against `head.last`.
+
+    Bodies are views of `memory`. Raises BadGroup.
+    """
+    place = head.place
+    end = at + head.size
+    if head.size < GROUP_HEADER_BYTES or end > len(memory):
+        raise BadGroup(place, "the file ends inside a group's payload")
+    producers, cursor = _read_producers(memory, at + GROUP_HEADER_BYTES, end, head)
+    heads_end = cursor + head.records * HEAD_BYTES
+    if heads_end > end:
+        raise BadGroup(place, "the group ends inside its record heads")
+    heads = list(_HEAD.iter_unpack(memory[cursor:heads_end]))
+    erased = sum(1 for fields in heads if fields[2])
+    payload = heads_end + erased * ERASURE_BYTES
+    if payload + sum(fields[4] + fields[5] for fields in heads) > end:
+        raise BadGroup(place, "the group ends inside its payloads")
+    found, previous, revision, erasure_at = [], head.previous, head.revision, heads_end
+    for kind, number, flags, count, rejects_size, body_size, above, since, salt in heads:
+        producer, epoch, base = producers[number] if number < len(producers) else (b"", -1, 0)
+        if epoch < 0 or flags & ~FLAG_ERASED:
+            raise BadGroup(place, f"the head of revision {revision} is damaged")
+        body_start = payload + rejects_size
+        rejects, body = bytes(memory[payload:body_start]), memory[body_start : body_start + body_size]
+        payload = body_start + body_size
+        commitment = commitment_of(new_hash, salt, rejects, body)
+        rows, erased_at = count, 0
+        if flags:
+            rows, erased_at, acknowledged, current = _ERASURE.unpack_from(memory, erasure_at)
+            erasure_at += ERASURE_BYTES
+            if commitment != current:
+                raise BadGroup(place, f"the payload of revision {revision} does not match its commitment")
+            commitment = acknowledged
+        sequence, time_us = base + above, head.time_us + since
+        hashed = _HASHED.pack(
+            MAGIC, HEADER_VERSION, kind, head.hash_id, len(producer), revision, epoch, sequence, time_us,
+            count, commitment, previous, producer,
+        )  # fmt: skip
+        chain = new_hash(hashed).digest()
+        found.append(
+            Record(
+                kind, revision, producer, epoch, sequence, time_us, count, rejects, body, salt, commitment,
+                path, place, chain, previous, head, rows, erased_at,
+            )  # fmt: skip
+        )
+        previous, revision = chain, revision + 1
+    if previous != head.last:
+        raise BadGroup(place, "the group's records or payloads do not match its hash")
+    if not is_zero(memory[payload:end]):
+        raise BadGroup(place, "the padding behind the group is damaged")
     return found
 
 
-def check_payload(view: memoryview, at: int, head: Head, new_hash: Callable[..., Any]) -> None:
-    """Raises BadRecord unless the payload of the record at `at` is what its current commitment says."""
-    length = head.length
-    if head.kind == _MARK:
-        if length:
-            raise BadRecord(at, "a mark has a payload")
-        return
-    start = at + HEADER_BYTES
-    payload = view[start : start + length]
-    if length <= _JOIN_BYTES_MAX:
-        found = new_hash(head.salt + payload).digest()
-    else:
-        state = new_hash(head.salt)
-        state.update(payload)
-        found = state.digest()
-    if found != head.current_commitment:
-        raise BadRecord(at, "the payload does not match its commitment")
+def _read_producers(
+    memory: memoryview, at: int, end: int, head: GroupHead
+) -> tuple[list[tuple[bytes, int, int]], int]:
+    """(id, epoch, smallest sequence) by number, and where the record heads begin."""
+    found, start = [(b"", 0, 0)], at
+    for _ in range(head.producers):
+        if at + _PRODUCER.size > end:
+            raise BadGroup(head.place, "the group ends inside its producers")
+        epoch, sequence, length = _PRODUCER.unpack_from(memory, at)
+        at += _PRODUCER.size
+        found.append((bytes(memory[at : at + length]), epoch, sequence))
+        at += length
+    padded = start + align(at - start, GROUP_ALIGN)
+    if any(len(producer) > PRODUCER_BYTES_MAX for producer, _, _ in found) or not is_zero(memory[at:padded]):
+        raise BadGroup(head.place, "the group's producers are damaged")
+    return found, padded
 
 
-def record_of(view: memoryview, at: int, head: Head, chain: bytes, path: Path) -> Record:
-    """The record at `at`, whose headers and payload were checked."""
-    start, rejects, body = at + HEADER_BYTES, b"", view[:0]
-    if head.kind != _MARK:
-        body_start = start + _REJECTS.size + _REJECTS.unpack_from(view, start)[0]
-        if body_start != start + _REJECTS.size:
-            rejects = bytes(view[start + _REJECTS.size : body_start])
-        body = view[body_start : start + head.length]
-    return Record(
-        head.kind, head.revision, head.producer[: head.id_length], head.epoch, head.sequence, head.time_us,
-        head.count_acked, rejects, body, head.salt, head.commitment, path, at, chain, head.previous, head,
-    )  # fmt: skip
+def is_zero(piece: memoryview) -> bool:
+    """Whether every byte is zero."""
+    return not bytes(piece).rstrip(b"\0")
 
 
-def made_size(view: memoryview) -> int:
-    """How long a segment file was made, in bytes, as its first record says; 0 if that cannot be read."""
-    head = bytes(view[:HEADER_BYTES])
-    if len(head) < HEADER_BYTES or head[STORAGE_BYTES : STORAGE_BYTES + len(MAGIC)] != MAGIC:
-        return 0
-    found = Head._make(_HEADER.unpack(head))
-    return found.segment * BLOCK_BYTES if crc32c(head[4:]) == found.checksum else 0
+def is_earlier_layout(view: memoryview) -> bool:
+    """Whether a segment file was written by an earlier version, whose layout is not read any more."""
+    return bytes(view[EARLIER_MAGIC_AT : EARLIER_MAGIC_AT + len(MAGIC)]) == MAGIC

@@ -2,12 +2,13 @@
 
     read everything ── damage? ──▶ LogDamaged: nothing is changed
           │
-          └─ unsynced tail? ──▶ copy it beside (`.broken`), sync the copy and the folder
-                                ──▶ zero it, sync
+          ├─ unsynced tail? ──▶ copy it beside (`.broken`), sync the copy and the folder
+          │
+          └─▶ write the last block's bytes to the tail slot that does not hold them, sync;
+              zero what follows the stream in its place, sync
 
-after which the last segment and the folder are synced, so that what was read is also durable, and the log
-raises its incarnation with a bare mark before it takes a record. A crash anywhere in here is followed by the
-same again.
+The slot write raises the log's incarnation. Afterwards the last segment and the folder are synced,
+so that what was read is also durable. A crash at any of these steps is followed by the same again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, al
 from livefactor_server.log.errors import LogFailed, LogFull, LogMissing
 from livefactor_server.log.format import align
 from livefactor_server.log.segments import zero_range
-from livefactor_server.log.walk import Cursor, Segment, Tail, Walk, list_segments, start_cursor
+from livefactor_server.log.tail import Slot, pack_slot, place_of
+from livefactor_server.log.walk import Cursor, Segment, StreamEnd, Tail, Walk, list_segments, start_cursor
 
 INDEX_BYTES = 1 << 20
 """A place to start reading from is kept about every so many bytes."""
@@ -30,7 +32,8 @@ INDEX_BYTES = 1 << 20
 class Place:
     """A group start that reading can begin at: what `Cursor` was there."""
 
-    revision: int  # last revision before it
+    # Last revision before it.
+    revision: int
     hash: bytes
     incarnation: int
     segment: int
@@ -45,6 +48,7 @@ class Contents:
     cursor: Cursor
     lineage: bytes
     spec_body: bytes
+    end: StreamEnd
     tail: Tail | None
     places: list[Place] = field(default_factory=list)
 
@@ -70,46 +74,72 @@ def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None]
     before = Cursor(cursor.revision, cursor.hash)
     for group in walk.groups():
         if spec is None:
-            spec = next(group.records())
+            spec = group.records[0]
             before.hash = spec.previous
         note_place(places, before, group.segment, group.offset)
-        before.revision, before.hash, before.incarnation = cursor.revision, cursor.hash, cursor.incarnation
+        last = group.records[-1]
+        before.revision, before.hash, before.incarnation = last.revision, last.hash, last.group.incarnation
     if spec is None:
         raise LogMissing(f"the log in {folder} was never completely created")
-    return Contents(segments, cursor, spec.previous[:16], bytes(spec.body), walk.tail, places)
+    lineage, body = spec.previous[:16], bytes(spec.body)
+    return Contents(segments, cursor, lineage, body, walk.end, walk.tail, places)
 
 
 def trim_tail(io: FileIO, contents: Contents) -> None:
     """Copies and zeroes the unsynced tail, if there is one, and makes what was read durable.
 
+    `contents` gets the raised incarnation and the next slot number.
+
     Raises LogFull if there is no room for the copy, LogFailed on any other error.
     """
-    tail, last = contents.tail, contents.segments[-1]
+    tail, last, end = contents.tail, contents.segments[-1], contents.end
+    contents.cursor.incarnation += 1
+    slot = Slot(
+        end.counter, end.base, end.end, contents.cursor.incarnation, last.size // BLOCK_BYTES,
+        contents.cursor.log_id, end.content,
+    )  # fmt: skip
     try:
         if tail is not None:
             _keep_copy(io, tail)
         fd = io.open(last.path)
         try:
-            if tail is not None:
-                zero_range(io, fd, tail.start, align(tail.end, BLOCK_BYTES))
+            io.fdatasync(fd)
+            write_slot(io, fd, slot)
+            if tail is not None and tail.end > tail.start:
+                zero_range(io, fd, end.base, align(tail.end, BLOCK_BYTES))
             io.fdatasync(fd)
         finally:
             io.close(fd)
         io.fsync_dir(last.path.parent)
     except OSError as error:
         if error.errno in DISK_FULL_ERRORS:
-            raise LogFull(f"no room to keep a copy of the unsynced tail of {last.path}") from error
+            raise LogFull(f"no room to put the tail of {last.path} right") from error
         raise LogFailed(f"the tail of {last.path} could not be put right: {error}") from error
+    contents.end = end._replace(counter=end.counter + 1)
+    contents.tail = None
+
+
+def write_slot(io: FileIO, fd: int, slot: Slot) -> None:
+    """Durably writes one tail slot. Raises OSError."""
+    block = memoryview(aligned_buffer(BLOCK_BYTES))
+    pack_slot(block, slot)
+    write_all(io, fd, block, place_of(slot.counter))
+    io.fdatasync(fd)
 
 
 def _keep_copy(io: FileIO, tail: Tail) -> None:
-    view = io.map(tail.path)[tail.start : align(tail.end, BLOCK_BYTES)]
+    """The bytes behind the stream, from the start of its last block on, and the tail slot that is dropped."""
+    view = io.map(tail.path)
+    pieces = [view[tail.start - tail.start % BLOCK_BYTES : align(tail.end, BLOCK_BYTES)]]
+    if tail.slot is not None:
+        pieces.append(view[tail.slot : tail.slot + BLOCK_BYTES])
+    data = b"".join(pieces)
     names = set(io.names(tail.path.parent))
     stem = f"{tail.path.name}.{tail.start}"
     number = next(n for n in range(len(names) + 1) if f"{stem}.{n}.broken" not in names)
     path = tail.path.parent / f"{stem}.{number}.broken"
-    buffer = aligned_buffer(len(view))
-    buffer[: len(view)] = bytes(view)
+    buffer = aligned_buffer(len(data))
+    buffer[: len(data)] = data
     fd = io.open(path, create=True)
     try:
         write_all(io, fd, memoryview(buffer), 0)
