@@ -20,7 +20,7 @@ from livefactor_server.tuning.progressive import (
     TOP,
     Stream,
     batches,
-    faded,
+    decay,
     judge_then_learn,
     most_popular,
     popular_ranks,
@@ -68,5 +68,5 @@ def own_first_hits(
             best = best[np.lexsort((-counts[best], [-mine[item] for item in best.tolist()]))][:TOP].tolist()
             found[part][chosen] = np.isin(rows[chosen], list(dict.fromkeys(best + popular))[:TOP])
             mine.update(rows[chosen].tolist())
-        counts = faded(counts, rows, half_life_events)
+        counts = decay(counts, rows, half_life_events)
     return found

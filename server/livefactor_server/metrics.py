@@ -1,4 +1,4 @@
-"""The few figures that matter, for Prometheus. `METRICS` names them all; docs/operations.md explains each."""
+"""The Prometheus metrics. `METRICS` lists their names; docs/operations.md explains each."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ REJECTED = Counter("livefactor_rejected_rows", "Rows rejected in batches that we
 BATCHES = Counter("livefactor_batches", "Batches applied.", ["model"])
 REVISION = Gauge("livefactor_revision", "Published revision.", ["model"])
 LOG_LAG = Gauge("livefactor_log_lag_records", "Records that are durable but not yet applied.", ["model"])
-QUEUE = Gauge("livefactor_queue_bytes", "Bytes of batches waiting for the log.", ["model"])
+QUEUE = Gauge("livefactor_queue_bytes", "Bytes of batches that wait for the log.", ["model"])
 LOG_BYTES = Gauge("livefactor_log_bytes", "Bytes of the log on disk.", ["model"])
-MEMORY = Gauge("livefactor_memory_bytes", "Bytes of rows in use and key maps.", ["model", "table"])
+MEMORY = Gauge("livefactor_memory_bytes", "Bytes of used rows and key maps.", ["model", "table"])
 ROWS = Gauge("livefactor_rows", "Published rows.", ["model", "table"])
 APPLY_LATENCY = Histogram(
     "livefactor_apply_latency_seconds",
-    "From decoded batch to acknowledgement.",
+    "Time from the decoded batch to its acknowledgement.",
     ["model"],
     buckets=_LATENCY_BUCKETS,
 )
@@ -59,14 +59,17 @@ WRITABLE = Gauge(
     "livefactor_writable", "1 while the model accepts updates, 0 after a failed sync.", ["model"]
 )
 DRIFTS = Counter(
-    "livefactor_drifts", "Changes that ADWIN found in what is judged.", ["model", "metric", "direction"]
+    "livefactor_drifts", "Changes that ADWIN found in the judged metrics.", ["model", "metric", "direction"]
 )
-WARNINGS = Counter("livefactor_judge_warnings", "Bounds that were passed.", ["model", "kind"])
-HELD = Gauge("livefactor_held", "1 while updates are on hold, until an operator releases them.", ["model"])
+WARNINGS = Counter("livefactor_judge_warnings", "Violations of the judge's bounds.", ["model", "kind"])
+HELD = Gauge("livefactor_held", "1 while a hold stops updates, else 0.", ["model"])
 
 
 class JudgeCollector(Collector):
-    """What the judges of all models found, computed when Prometheus asks. Label sets come and go with models and event types."""
+    """The judges' figures of all models, computed at each scrape.
+
+    Label sets follow models and event types.
+    """
 
     NAMES = (
         "livefactor_judge_figure",
@@ -80,27 +83,27 @@ class JudgeCollector(Collector):
         self._lock = threading.Lock()
 
     def watch(self, model: str, observer: Observer) -> None:
-        """Show a model's figures from now on."""
+        """Adds a model."""
         with self._lock:
             self._observers[model] = observer
 
     def forget(self, model: str) -> None:
-        """Show them no more."""
+        """Removes a model."""
         with self._lock:
             self._observers.pop(model, None)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The families."""
+        """Yields the metric families."""
         labels = ["model", "metric", "scorer", "event_type", "span"]
         figures, judged, norm, clamped = (
             GaugeMetricFamily(name, text, labels=names)
             for name, text, names in zip(
                 self.NAMES,
                 (
-                    "Progressive validation: a figure of a scorer, windowed or decayed.",
+                    "A figure of progressive validation for one scorer, windowed or decayed.",
                     "Judged events since the start.",
-                    "Mean norm of judged rows.",
-                    "Share of judged factors at the spec's bound.",
+                    "Mean norm of the judged rows.",
+                    "Share of the judged factors at the spec's bound.",
                 ),
                 (labels, ["model"], ["model"], ["model"]),
                 strict=True,
@@ -144,11 +147,14 @@ _ALL = (
     HELD,
 )
 METRICS = (*(metric._name for metric in _ALL), *JudgeCollector.NAMES)
-"""Names of all metrics (counters get the suffix _total on the wire)."""
+"""Names of all metrics. In the exposition format, counters have the suffix _total."""
 
 
 class EngineMetrics:
-    """One model's figures. Gauges are read from the engine when Prometheus asks, so that the hot path pays only for counting."""
+    """The metrics of one model.
+
+    Gauges are read from the engine at each scrape, so that the hot path only counts.
+    """
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -159,7 +165,7 @@ class EngineMetrics:
         self._score = SCORE_LATENCY.labels(model)
 
     def watch(self, engine: Engine) -> None:
-        """Tie the gauges to a running engine."""
+        """Connects the gauges to a running engine."""
         model, state = self._model, engine.state
         REVISION.labels(model).set_function(lambda: state.revision)
         LOG_LAG.labels(model).set_function(lambda: engine.log.last_revision - state.revision)
@@ -173,7 +179,10 @@ class EngineMetrics:
             ROWS.labels(model, table).set_function(partial(_rows_of, state, side))
 
     def observe(self, applied: Sequence[Submission], now: float) -> None:
-        """Count applied batches, acknowledged at `now` (seconds, `time.perf_counter`)."""
+        """Counts applied batches.
+
+        `now` is the time of their acknowledgement, in seconds of `time.perf_counter`.
+        """
         self._batches.inc(len(applied))
         self._events.inc(
             sum(item.change.rows for item in applied if isinstance(item.change, InteractionsChange))
@@ -185,11 +194,11 @@ class EngineMetrics:
             self._latency.observe(now - item.started)
 
     def observe_score(self, seconds: float) -> None:
-        """Count a Score call."""
+        """Counts a Score call that took `seconds`."""
         self._score.observe(seconds)
 
     def close(self) -> None:
-        """Forget the model's gauges, so that nothing keeps its tables alive."""
+        """Removes the gauges of the model, so that they do not keep its tables in memory."""
         JUDGES.forget(self._model)
         for gauge in (REVISION, LOG_LAG, QUEUE, LOG_BYTES, WRITABLE, HELD):
             gauge.remove(self._model)
@@ -207,6 +216,8 @@ def _rows_of(state: ModelState, side: int) -> float:
 
 
 def serve_metrics(host: str, port: int) -> int:
-    """Serve the Prometheus endpoint on its own thread; returns the port (useful with 0)."""
+    """Starts the Prometheus endpoint in its own thread and returns the port, which `port` 0 chooses
+    freely.
+    """
     server, _ = start_http_server(port, host, REGISTRY)
     return int(server.server_port)

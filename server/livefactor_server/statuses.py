@@ -1,7 +1,8 @@
-"""The closed set of refusals, and the one exception that carries them.
+"""The refusals of the server, and the exception that carries them.
 
-Handlers raise `Refused`; `service.py` turns it into a gRPC status. Anything else that escapes a handler is logged with
-its traceback and reaches the peer as UNAVAILABLE with a fixed text: no exception's own text leaves the server.
+Handlers raise `Refused`, and `rpc/service.py` converts it to a gRPC status. Any other exception of
+a handler is logged with its traceback, and the client gets UNAVAILABLE with a fixed text. The text
+of such an exception never leaves the server.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import grpc
 
 
 class Refused(Exception):
-    """A request that is answered with a status other than OK. `code` is a `grpc.StatusCode`, `text` is meant for the peer."""
+    """A request that the server answers with a status other than OK.
+
+    `code` is a `grpc.StatusCode`, and `text` is meant for the client.
+    """
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
@@ -19,40 +23,48 @@ class Refused(Exception):
 
 
 def invalid(text: str) -> Refused:
-    """The request itself is wrong; sending it again will not help."""
+    """The request is invalid. A retry fails again."""
     return Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
 def not_found(text: str) -> Refused:
-    """There is no such model or snapshot."""
+    """The model or the snapshot does not exist."""
     return Refused(grpc.StatusCode.NOT_FOUND, text)
 
 
 def precondition(text: str) -> Refused:
-    """The request does not fit the state: sequence gap, fenced producer, other lineage."""
+    """The request does not fit the state, for example a sequence gap, a fenced producer or another
+    lineage.
+    """
     return Refused(grpc.StatusCode.FAILED_PRECONDITION, text)
 
 
 def exists(text: str) -> Refused:
-    """The name or sequence is taken by something else."""
+    """The name or the sequence is in use with other contents."""
     return Refused(grpc.StatusCode.ALREADY_EXISTS, text)
 
 
 def exhausted(text: str) -> Refused:
-    """A limit of the server is reached (queue, slots, memory, disk); nothing was logged; try again later."""
+    """A limit of the server is reached (queue, slots, memory, disk).
+
+    Nothing was logged. A later retry can succeed.
+    """
     return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
 
 def no_memory(what: str) -> Refused:
-    """The host or a backend's device has no memory for something that changes nothing."""
-    return exhausted(f"memory: there is not enough for {what} now, try again later")
+    """The host or the device has too little memory for a read."""
+    return exhausted(f"memory: not enough for {what} now, try again later")
 
 
 def unavailable(text: str) -> Refused:
-    """The server is starting, draining or cannot write; the outcome of what was in flight is unknown."""
+    """The server is starting or draining, or it cannot write.
+
+    The outcome of pending requests is unknown.
+    """
     return Refused(grpc.StatusCode.UNAVAILABLE, text)
 
 
 def late(text: str) -> Refused:
-    """The deadline came first; the outcome is unknown for updates."""
+    """The deadline has passed. The outcome of an update is unknown."""
     return Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text)

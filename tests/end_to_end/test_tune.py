@@ -72,7 +72,7 @@ def test_the_winner_beats_the_preset_and_is_served(
     # Shown again, without a further trial, as a table.
     code, out, err = type_in("tune", str(ratings), *options(tmp_path, 12))
     assert code == 0 and "0 of them now" in err
-    assert f"{found['preset']['rest']:.4f}" in out and "mean of the item so far" in out
+    assert f"{found['preset']['rest']:.4f}" in out and "mean of the item's earlier values" in out
 
     server = serve("--preset", "clicks_sgd", "--spec", str(file))
     spec = read_spec(file, "clicks_sgd")
@@ -117,7 +117,7 @@ def test_a_killed_search_goes_on_to_the_same_file(ratings: Path, tmp_path: Path)
     [
         (["--value", "stars"], "there is no column 'stars'"),
         (["--item", "rating", "--value", "user"], "line 2, column user: expected a number, got 'u"),
-        (["--task", "clicks"], "column rating: preset clicks takes no value of"),
+        (["--task", "clicks"], "column rating: preset clicks rejects the value"),
         (["--task", "films"], "--task: expected one of ratings, clicks, purchases, news, got 'films'"),
         (
             ["--rule", "bpr-sgd"],

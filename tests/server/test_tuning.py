@@ -161,12 +161,12 @@ def test_every_task_starts_with_its_preset() -> None:
 SETTINGS = {"events": "groups", "seed": 5}
 
 
-def run(folder: Path, made: Plan, trials: int = TRIALS, on_events=NOTHING) -> list[search.Tried]:
+def run(folder: Path, made: Plan, trials: int = TRIALS, on_events=NOTHING) -> list[search.FinishedTrial]:
     with search.open_study(folder, SETTINGS, made.metric.larger_is_better) as study:
         return search.search(study, made, RULE, trials, 0.0, on_events, NOTHING)
 
 
-def said(done: list[search.Tried]) -> list[search.Tried]:
+def said(done: list[search.FinishedTrial]) -> list[search.FinishedTrial]:
     """Without what a clock says."""
     return [replace(one, events_per_s=0.0) for one in done]
 
@@ -178,7 +178,7 @@ def made() -> Plan:
 
 
 @pytest.fixture(scope="module")
-def whole(made: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[search.Tried], bytes]:
+def whole(made: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[search.FinishedTrial], bytes]:
     """An uninterrupted search, and its journal."""
     folder = tmp_path_factory.mktemp("whole")
     return said(run(folder, made)), (folder / search.JOURNAL).read_bytes()
@@ -239,7 +239,7 @@ def test_a_study_of_other_settings_or_in_use_is_refused(made: Plan, tmp_path: Pa
     ):
         pass
     with (
-        pytest.raises(search.StudyError, match="holds a search with seed 5, not 6"),
+        pytest.raises(search.StudyError, match="has a search with seed 5, not 6"),
         search.open_study(tmp_path, {**SETTINGS, "seed": 6}, True),
     ):
         pass

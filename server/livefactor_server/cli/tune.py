@@ -175,7 +175,7 @@ def _search(
     rules: list[str],
     trials: int,
     minutes: float,
-) -> list[search.Tried]:
+) -> list[search.FinishedTrial]:
     chosen = judge.settings
     settings = {
         "events": read.digest, "task": task, "rules": rules, "metric": chosen.metric, "batch": chosen.batch_events,
@@ -189,11 +189,11 @@ def _search(
     ):
         task_trials = bar.add_task("trials", total=trials, best="")
         task_events = bar.add_task("events of this trial", total=judge.searched, best="")
-        before = len(search.tried(study))
+        before = len(search.finished_trials(study))
         if before:
             notes.print(f"{folder}: goes on after {before} trials")
 
-        def on_trial(done: list[search.Tried]) -> None:
+        def on_trial(done: list[search.FinishedTrial]) -> None:
             best = search.best_first(done, judge)
             words = f"best {metric.label} {best[0].value:.4f} ({best[0].rule})" if best else ""
             bar.update(task_trials, completed=len(done), best=words)
@@ -207,14 +207,14 @@ def _search(
     return done
 
 
-def _finish(judge: plan.Plan, done: list[search.Tried], task: str) -> Report:
+def _finish(judge: plan.Plan, done: list[search.FinishedTrial], task: str) -> Report:
     """The winner and the preset on the rest of the stream, once each."""
     with _bar() as bar:
         bars = [bar.add_task(f"the rest: {name}", total=len(judge.stream)) for name in ("winner", "preset")]
         return make_report(judge, done, task, lambda at, learned: bar.update(bars[at], completed=learned))
 
 
-def _grid(report: Report, done: list[search.Tried], judge: plan.Plan) -> Table:
+def _grid(report: Report, done: list[search.FinishedTrial], judge: plan.Plan) -> Table:
     others = [Row.of_trial(one) for one in search.best_first(done, judge)[1:SHOWN_TRIALS]]
     rows = [report.winner, *others, report.preset, report.naive]
     fields = shown_fields(rows)

@@ -1,1 +1,1 @@
-"""Files that people write: events in csv and parquet, model specs in TOML."""
+"""Reads and writes files for people: events in csv and parquet, model specs in TOML."""

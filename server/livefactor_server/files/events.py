@@ -1,4 +1,7 @@
-"""Events in csv and parquet files: columns by name, ids to keys, faults named by row and column."""
+"""Reads events from csv and parquet files, finds columns by name, and converts ids to keys.
+
+Error messages name the row and the column.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,24 @@ import numpy as np
 from livefactor.wire.keys import key_of
 
 TIME_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-"""Microseconds of a unit of the time column."""
+"""Microseconds per unit of the time column."""
 IDS = ("user_ids", "item_ids")
 
 
 class EventFileError(ValueError):
-    """A file that cannot be read as events; the text names row and column where there are any."""
+    """The file cannot be read as events. The text names the row and the column if possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Consecutive events as they stand in a file.
+    """Consecutive events with the values of the file.
 
-    columns: n values of each field (user_ids, item_ids, values, weights, event_types, times), text or numbers.
-    names: the file's name of each field's column. places: each event's line (csv) or row, counted from 1
-    (parquet); unit says which.
+    Attributes:
+        columns: n values, text or numbers, for each field (user_ids, item_ids, values, weights,
+            event_types, times).
+        names: the column name in the file for each field.
+        places: the line (csv) or the row (parquet) of each event, counted from 1.
+        unit: "line" or "row".
     """
 
     columns: dict[str, list[Any]]
@@ -41,28 +47,39 @@ class Rows:
         return len(self.places)
 
     def fault(self, at: int, field: str, expected: str) -> EventFileError:
-        """What is wrong with a field of the event `at`."""
+        """The error for a wrong value of `field` in the event `at`."""
         value = self.columns[field][at]
         where = f"{self.unit} {self.places[at]}, column {self.names[field]}"
         return EventFileError(f"{where}: expected {expected}, got {value!r}")
 
 
 def header(file: Path) -> list[str]:
-    """Names of a file's columns. Raises EventFileError, OSError."""
+    """The column names of a file. Raises EventFileError, OSError."""
     if file.suffix == ".parquet":
         return list(_parquet(file).schema_arrow.names)
     return next(_csv_lines(file), (0, []))[1]
 
 
 def open_events(file: Path, names: dict[str, str], batch: int) -> tuple[int, Iterator[Rows]]:
-    """(events, or 0 where only reading tells; the events, `batch` at a time) of a csv, csv.gz or parquet file.
+    """Opens a csv, csv.gz or parquet file.
 
-    names: the column of each field that is wanted. Raises EventFileError, also while the rows are taken.
+    Args:
+        file: the file.
+        names: the column name for each field to read.
+        batch: number of events per batch.
+
+    Returns:
+        The number of events (0 if unknown, as in csv), and an iterator of batches.
+
+    Raises:
+        EventFileError: a column is missing, or the file cannot be read. The iterator raises it,
+            too.
+        OSError: the file cannot be opened.
     """
     have = header(file)
     for name in names.values():
         if name not in have:
-            raise EventFileError(f"there is no column {name!r}; there are {', '.join(have)}")
+            raise EventFileError(f"there is no column {name!r}; the columns are {', '.join(have)}")
     if file.suffix == ".parquet":
         source = _parquet(file)
         return source.metadata.num_rows, _parquet_rows(source, names, batch)
@@ -70,7 +87,10 @@ def open_events(file: Path, names: dict[str, str], batch: int) -> tuple[int, Ite
 
 
 def _csv_lines(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number, fields) of each line; a line that quotes an end of line is counted by its last one."""
+    """Yields (number, fields) of each line.
+
+    If a quoted field contains line ends, the number is that of the last line.
+    """
     opener: Any = gzip.open if file.suffix == ".gz" else open
     number = 0
     try:
@@ -88,22 +108,22 @@ def _csv_rows(file: Path, names: dict[str, str], batch: int) -> Iterator[Rows]:
     lines = _csv_lines(file)
     _, have = next(lines)
     wanted = [have.index(name) for name in names.values()]
-    taken: list[list[str]] = []
+    chosen: list[list[str]] = []
     places: list[int] = []
 
     def rows() -> Rows:
-        columns = {field: [line[at] for line in taken] for field, at in zip(names, wanted, strict=True)}
+        columns = {field: [line[at] for line in chosen] for field, at in zip(names, wanted, strict=True)}
         return Rows(columns, names, places, "line")
 
     for number, line in lines:
         if len(line) != len(have):
             raise EventFileError(f"line {number}: expected {len(have)} fields, got {len(line)}")
-        taken.append(line)
+        chosen.append(line)
         places.append(number)
-        if len(taken) == batch:
+        if len(chosen) == batch:
             yield rows()
-            taken, places = [], []
-    if taken:
+            chosen, places = [], []
+    if chosen:
         yield rows()
 
 
@@ -111,7 +131,7 @@ def _parquet(file: Path) -> Any:
     try:
         from pyarrow import ArrowInvalid, parquet
     except ModuleNotFoundError:
-        raise EventFileError('reading parquet needs pyarrow: pip install "livefactor[parquet]"') from None
+        raise EventFileError('parquet files need pyarrow: pip install "livefactor[parquet]"') from None
     try:
         return parquet.ParquetFile(file)
     except ArrowInvalid as error:
@@ -128,10 +148,13 @@ def _parquet_rows(source: Any, names: dict[str, str], batch: int) -> Iterator[Ro
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Text and numbers of a file to the columns that `Producer.push` takes.
+    """Converts text and numbers of a file to the columns that `Producer.push` accepts.
 
-    string_ids: hash every id as text; else an id of digits alone is the number, and only others are hashed.
-    secret: key of the hash. time_unit: one of `TIME_UNITS`.
+    Attributes:
+        string_ids: hash every id as text. Otherwise an id of digits is used as the number, and
+            other ids are hashed.
+        secret: the key of the hash.
+        time_unit: one of `TIME_UNITS`.
     """
 
     string_ids: bool = False
@@ -139,27 +162,37 @@ class Conversion:
     time_unit: str = "s"
 
     def check(self) -> Conversion:
-        """Return self; ValueError for a bad secret or time unit."""
+        """Returns self. Raises ValueError if the secret or the time unit is invalid."""
         if self.time_unit not in TIME_UNITS:
             raise ValueError(f"time unit: expected {', '.join(TIME_UNITS)}, got {self.time_unit!r}")
         key_of("", self.secret)
         return self
 
     def columns(self, rows: Rows) -> dict[str, np.ndarray]:
-        """The columns of n events: uint64 ids, float32 values and weights, uint32 event_types, int64 times
-        (microseconds). Raises EventFileError."""
+        """Converts n events.
+
+        Returns:
+            Arrays of n values: uint64 ids, float32 values and weights, uint32 event_types, and
+            int64 times (microseconds).
+
+        Raises:
+            EventFileError: a value cannot be converted.
+        """
         return {field: self._column(rows, field) for field in rows.columns}
 
     def _column(self, rows: Rows, field: str) -> np.ndarray:
         if field in IDS:
-            return _made(rows, field, self._key, np.uint64, "an id, below 2**64 if it is a number")
+            return _convert(rows, field, self._key, np.uint64, "an id, below 2**64 if it is a number")
         if field == "times":
-            return _made(rows, field, self._time, np.int64, f"a whole number ({self.time_unit} since 1970)")
+            return _convert(
+                rows, field, self._time, np.int64, f"a whole number ({self.time_unit} since 1970)"
+            )
         if field == "event_types":
-            return _made(rows, field, _event_type, np.uint32, "a whole number, 0..2**32-1")
-        # What float32 cannot hold becomes infinite: a row to be rejected, like one that says so.
+            return _convert(rows, field, _event_type, np.uint32, "a whole number, 0..2**32-1")
+        # A value beyond float32 becomes infinite. The server rejects its row, like one with an
+        # infinite value in the file.
         with np.errstate(over="ignore"):
-            return _made(rows, field, float, np.float64, "a number").astype(np.float32)
+            return _convert(rows, field, float, np.float64, "a number").astype(np.float32)
 
     def _key(self, value: Any) -> int:
         text = str(value)
@@ -185,14 +218,17 @@ def _event_type(value: Any) -> int:
     return number
 
 
-def _made(rows: Rows, field: str, make: Callable[[Any], Any], dtype: Any, expected: str) -> np.ndarray:
-    """`make` of each value, once for equal ones; an EventFileError where it fails first."""
+def _convert(rows: Rows, field: str, function: Callable[[Any], Any], dtype: Any, expected: str) -> np.ndarray:
+    """Calls `function` once for each distinct value of a field.
+
+    Raises EventFileError at the first failure.
+    """
     values = rows.columns[field]
-    made: dict[Any, Any] = {}
+    converted: dict[Any, Any] = {}
     for at, value in enumerate(values):
         try:
-            if value not in made:
-                made[value] = make(value)
+            if value not in converted:
+                converted[value] = function(value)
         except (ValueError, TypeError, OverflowError):
             raise rows.fault(at, field, expected) from None
-    return np.fromiter(map(made.__getitem__, values), dtype, len(values))
+    return np.fromiter(map(converted.__getitem__, values), dtype, len(values))

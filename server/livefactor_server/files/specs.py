@@ -1,7 +1,8 @@
-"""Model specs as TOML files, for people: what `livefactor tune` writes, `serve --spec` and `models create --spec` take.
+"""Reads and writes model specs in TOML files.
 
-The fields are those of `livefactor.v1.ModelSpec`, enums by their short names; `preset` names the preset that gives
-what is left out:
+`livefactor tune` writes them; `serve --spec` and `models create --spec` read them. The fields are
+those of `livefactor.v1.ModelSpec`, with the short names of enums. `preset` names the preset that
+supplies all missing fields:
 
     preset = "purchases_sgd"
     k = 32
@@ -11,7 +12,7 @@ what is left out:
     kind = "adagrad"
     learning_rate = 0.12
 
-A field that there is not is refused by name.
+An unknown field is an error.
 """
 
 from __future__ import annotations
@@ -29,17 +30,26 @@ from livefactor_kernels.spec.presets import PRESET_NAMES
 from livefactor_server.model import spec_codec
 
 LEFT_OUT = ("kernel_semantics",)
-"""A file is a wish; the version of the arithmetic is that of the server which makes a model of it."""
+"""Fields that a spec file does not set.
+
+The server that makes the model sets the version of the arithmetic.
+"""
 
 
 class SpecFileError(ValueError):
-    """A spec file that is refused; the text names the file, and the field where there is one."""
+    """The spec file is invalid. The text names the file and, if possible, the field."""
 
 
 def read_changes(file: Path) -> tuple[str, dict[str, Any]]:
-    """(preset, "" if none is named; fields that the file sets) of a spec file, as `Models.create` takes them.
+    """Reads the preset's name and the fields that a spec file sets, as `Models.create` accepts
+    them.
 
-    Raises SpecFileError for what cannot be read, is no TOML, or has a field that there is not or of another type.
+    Returns:
+        The name of the preset ("" if the file names none), and the fields.
+
+    Raises:
+        SpecFileError: the file cannot be read, is not TOML, or has an unknown field or a field of a
+            wrong type.
     """
     try:
         changes = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -53,9 +63,14 @@ def read_changes(file: Path) -> tuple[str, dict[str, Any]]:
 
 
 def read_spec(file: Path, preset: str) -> ModelSpec:
-    """The spec of a file, with `preset` where it names none, and numbers as a model's log holds them.
+    """Reads a spec. Its numbers are rounded as in the log of a model.
 
-    Raises SpecFileError as `read_changes` does, and for a field outside its domain.
+    Args:
+        file: the file.
+        preset: the preset to use if the file names none.
+
+    Raises:
+        SpecFileError: the file cannot be read, is not TOML, or has an unknown or invalid field.
     """
     named, changes = read_changes(file)
     try:
@@ -75,9 +90,16 @@ def _message(file: Path, changes: dict[str, Any]) -> models_pb2.ModelSpec:
 
 
 def write_spec(file: Path, spec: ModelSpec, preset: str, notes: list[str]) -> None:
-    """Write every field of a spec, so that a later change of the preset changes nothing; appears whole.
+    """Writes all fields of a spec, so that a later change of the preset does not matter. The file
+    appears atomically.
 
-    notes: lines that stand above it as comments. Numbers are written with the digits that float32 holds.
+    Args:
+        file: the file.
+        spec: the spec.
+        preset: the preset that it was made from.
+        notes: comment lines at the top of the file.
+
+    Numbers are written with the digits that float32 can hold.
     """
     values = plain(spec_codec.to_message(spec))
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}
@@ -97,9 +119,11 @@ def _fields(values: dict[str, Any]) -> list[str]:
 def _literal(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"'
-    if isinstance(value, list):  # of dicts: inline tables
+    # A list holds dicts, which become inline tables.
+    if isinstance(value, list):
         return f"[{', '.join('{ ' + ', '.join(_fields(each)) + ' }' for each in value)}]"
     if isinstance(value, bool):
         return str(value).lower()
-    # The message's floats are float32 widened: 0.12 would be written 0.11999999731779099.
+    # The floats of the message are float32 values in double precision: 0.12 would become
+    # 0.11999999731779099.
     return str(np.float32(value)) if isinstance(value, float) else str(value)

@@ -1,17 +1,19 @@
-"""The judge: says how good a live model is, by testing each event's model before it learns the event (docs/judge.md).
+"""The judge measures the quality of a live model (docs/judge.md).
 
-Progressive validation, also called test-then-learn (Gama, Sebastião, Rodrigues: On evaluating stream learning
-algorithms, Mach Learn 90, 2013). The judge only reads: no state and no answer depends on it.
+It tests the model on each event before the model learns the event. This is progressive validation,
+or test-then-learn (Gama, Sebastião, Rodrigues: On evaluating stream learning algorithms, Machine
+Learning 90, 2013). The judge only reads: the state and the answers do not depend on it.
 
-    metrics     what a prediction or a ranking is worth: pure functions of arrays
-    windows     the last judged events, and their figures over a window and decayed
-    popularity  most-popular, plain and decayed: the floor that every figure is shown beside
-    choice      which events are judged, and among which items: draws by counter
-    scoring     the chosen events as the model stands: scores, losses, ranks
-    drift       ADWIN over the series of losses and hits
+    metrics     losses, ranks and ranking metrics, as pure functions of arrays
+    windows     the last judged events, from which windowed and decayed figures are computed
+    popularity  the most-popular baselines, plain and decayed
+    choice      draws by counter: the judged events and the items that they are ranked against
+    scoring     scores and ranks of the judged events
+    drift       change detection with ADWIN on the series of losses and hits
     bounds      early warnings
-    hold        updates stopped until an operator releases them
-    judge       all of it, run by run
-    report      what it found, for people and programs
+    hold        stops updates until an operator releases them
+    judge       combines these, once per run of records
+    observer    runs the judge beside an engine; logs, counts and holds
+    report      the results as plain values
     board       the figures as TensorBoard event files
 """

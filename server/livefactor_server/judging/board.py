@@ -1,4 +1,8 @@
-"""The judge's figures as TensorBoard event files, one scalar a figure, its step the revision. Needs tensorboardX."""
+"""Writes the judge's figures as TensorBoard event files: one scalar per figure, with the revision
+as its step.
+
+It needs the package tensorboardX.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class Board:
-    """Writes one model's figures every `WRITE_EVERY_S` seconds if something was judged, and once more at the end."""
+    """Writes the figures of one model every `WRITE_EVERY_S` seconds if new events were judged, and
+    once at the end.
+    """
 
     def __init__(self, folder: Path, observer: Observer) -> None:
-        """folder: made if it is missing. Without tensorboardX a line is logged and nothing written."""
+        """Stores where to write. If tensorboardX is missing, a warning is logged and nothing is
+        written.
+
+        Args:
+            folder: the folder of the event files; it is made if it is missing.
+            observer: the source of the figures.
+        """
         self._folder = folder
         self._observer = observer
         self._written = 0
@@ -27,14 +39,14 @@ class Board:
         self._thread = threading.Thread(target=self._watch, name=f"board-{folder.name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Starts the background thread."""
         if find_spec("tensorboardX") is None:
-            logger.warning("tensorboardX is not installed: pip install livefactor[tensorboard]")
+            logger.warning("TensorBoard files need tensorboardX: pip install livefactor[tensorboard]")
             self._stopped.set()
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what is new, and close the file."""
+        """Writes new figures, and closes the file."""
         self._stopped.set()
         self._thread.join()
 
@@ -49,7 +61,7 @@ class Board:
                     self._write(writer)
                 self._write(writer)
         except Exception:
-            logger.exception("no more TensorBoard event files are written to %s", self._folder)
+            logger.exception("TensorBoard event files are no longer written to %s", self._folder)
 
     def _write(self, writer: object) -> None:
         report = self._observer.report()

@@ -1,4 +1,7 @@
-"""Early warnings: is the loss, or are the factors, running away? Judged in blocks, each beside the blocks before it."""
+"""Early warnings for diverging losses and growing factors.
+
+Judged events are grouped in blocks. Each block is compared with the blocks before it.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,22 @@ from typing import NamedTuple
 import numpy as np
 
 BLOCK_EVENTS = 256
-"""Judged events that are looked at together."""
+"""Judged events per block."""
 BLOCKS_KEPT = 32
-"""Blocks that a new one is compared with: the median of their means."""
+"""Number of earlier blocks that a block is compared with.
+
+The comparison uses the median of their means.
+"""
 BLOCKS_BEFORE_FIRST = 8
-"""Blocks that must be there before one is compared: a model that begins changes fast."""
+"""Number of blocks needed before the first comparison, since a new model changes fast."""
 LOSS_TIMES_MAX = 4.0
+"""Maximum mean loss of a block, as a multiple of the median of earlier blocks."""
 NORM_TIMES_MAX = 3.0
+"""Maximum mean row norm of a block, as a multiple of the median of earlier blocks."""
 CLAMPED_SHARE_MAX = 0.01
-"""A block's mean loss and mean row norm, in multiples of the median before; share of factors at the spec's bound."""
+"""Maximum share of factors at the spec's `factor_max`."""
 AT_BOUND = 0.999
-"""A factor counts as clamped from this share of factor_max on (narrow factors round)."""
+"""A factor counts as clamped above this share of `factor_max`, since narrow factors are rounded."""
 
 LOSS_NOT_FINITE = "loss_not_finite"
 LOSS_ABOVE_WINDOW = "loss_above_window"
@@ -28,7 +36,10 @@ KINDS = (LOSS_NOT_FINITE, LOSS_ABOVE_WINDOW, FACTORS_CLAMPED, NORMS_GROWING)
 
 
 class Alarm(NamedTuple):
-    """A bound that was passed: what is compared, its value before (or the bound itself), and its value now."""
+    """A violated bound.
+
+    `before` is the value before (or the bound itself), and `after` the present value.
+    """
 
     kind: str
     metric: str
@@ -37,15 +48,21 @@ class Alarm(NamedTuple):
 
 
 class Bounds:
-    """Watches one model. factor_max: of the spec; k: factors of a row."""
+    """Checks the bounds of one model."""
 
     def __init__(self, factor_max: float, k: int) -> None:
+        """Stores the limits.
+
+        Args:
+            factor_max: the bound of factors in the spec.
+            k: number of factors per row.
+        """
         self._at_bound = AT_BOUND * factor_max
         self._k = k
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was seen: what comes next is what is normal."""
+        """Discards all blocks. The next blocks define the normal values."""
         self._losses: deque[float] = deque(maxlen=BLOCKS_KEPT)
         self._norms: deque[float] = deque(maxlen=BLOCKS_KEPT)
         self._standing: set[str] = set()
@@ -58,13 +75,18 @@ class Bounds:
 
     @property
     def passed(self) -> bool:
-        """Whether a bound was passed by the last block."""
+        """Whether the last block violated a bound."""
         return bool(self._standing)
 
     def push(self, losses: np.ndarray, factors: tuple[np.ndarray, np.ndarray]) -> tuple[bool, list[Alarm]]:
-        """Take in judged events: losses float64[m], and rows float32[m, kp] of users and items (zeros: unknown).
+        """Adds m judged events.
 
-        Returns (whether a block ended, bounds that were not passed before and are now).
+        Args:
+            losses: their losses, float64[m].
+            factors: their user rows and item rows, each float32[m, kp]; unknown rows are zeros.
+
+        Returns:
+            Whether a block ended, and the bounds that it violates and the block before did not.
         """
         self._events += len(losses)
         self._loss += float(losses.sum())

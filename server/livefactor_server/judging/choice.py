@@ -1,12 +1,18 @@
-"""Which events are judged, and among which items: draws by counter, so that a replay of the log judges the same ones.
+"""Chooses the judged events and the items to rank them against.
 
-A share of the records is judged, by a lot each: the first word of Philox4x32-10 (`livefactor_kernels.numbers.random`) with counter
-(revision low, revision high, 0, 1). Of a judged record of n events min(n, most, max(8, n / 128)) are, one from each of as many
-equal stretches: with counter (revision low, revision high, stretch, 0) the first word says where in its stretch the event
-lies, the third and the fourth are lots that decide whether it is also ranked among drawn items, and among all. The candidates
-come from `draw_negative` under a key of their own; the negatives are the very ones that the model will learn from.
+All draws are by counter, so that a replay of the log judges the same events.
 
-The judge's kernels take microseconds and keep the GIL: to get it back from a busy thread takes longer.
+A random share of the records is judged. A record's random number is the first word of Philox4x32-10
+(`livefactor_kernels.numbers.random`) with the counter (revision low, revision high, 0, 1). Of a
+judged record with n events, min(n, most, max(8, n / 128)) events are judged. The record is divided
+into so many equal stretches, and one event of each stretch is judged. Its draw has the counter
+(revision low, revision high, stretch, 0). The first word chooses the event in the stretch. The
+third and the fourth word decide whether it is ranked against sampled items and against all items.
+The sampled items come from `draw_negative` with a separate key. The negatives are the ones that the
+model learns from.
+
+The kernels keep the GIL, since they run for microseconds, and to get it back from a busy thread
+takes longer.
 """
 
 from __future__ import annotations
@@ -19,12 +25,14 @@ from numba import njit
 from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_negative, philox
 
 CHOICE_DOMAIN = 0x6C66_6A75_6467_0001
-"""XORed to the seed for the choice of events."""
+"""It is XORed with the seed to choose the judged events."""
 CANDIDATE_DOMAIN = 0x6C66_6A75_6467_0002
-"""XORed to the seed for the items that a judged event is ranked among."""
+"""It is XORed with the seed to sample the items that a judged event is ranked against."""
 
 EVENTS_LEAST, EVENTS_SHARE = 8, 1 / 128
-"""Events of a judged record that are judged: this share of them, but this many if it has them."""
+"""Of a judged record, the share EVENTS_SHARE of its events is judged, and at least EVENTS_LEAST
+events.
+"""
 
 _MASK, _32, _0, _1 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0), np.uint64(1)
 
@@ -64,7 +72,13 @@ def _draw_kernel(key: Any, revisions: Any, events: Any, positives: Any, items: A
 
 
 class Chosen(NamedTuple):
-    """Judged events: record's place among the judged records int64[m], index in the record int64[m], two lots float64[m, 2] in [0, 1)."""
+    """The m judged events.
+
+    Attributes:
+        records: position of the event's record among the judged records, int64[m].
+        events: position of the event in its record, int64[m].
+        lots: random numbers in [0, 1) for the two rankings, float64[m, 2].
+    """
 
     records: np.ndarray
     events: np.ndarray
@@ -72,14 +86,21 @@ class Chosen(NamedTuple):
 
 
 def judged_records(seed: int, share: float, revisions: np.ndarray) -> np.ndarray:
-    """Which records of `revisions` uint64[r] are judged: bool[r]."""
+    """Which of the records with `revisions` (uint64[r]) are judged: bool[r]."""
     judged = np.empty(revisions.size, np.bool_)
     _lots_kernel(domain_key(seed, CHOICE_DOMAIN), share, revisions, judged)
     return judged
 
 
 def choose(seed: int, revisions: np.ndarray, sizes: np.ndarray, most: int) -> Chosen:
-    """At most `most` events of each judged record, `revisions` uint64[r] and `sizes` int64[r], in log order."""
+    """Chooses at most `most` events of each judged record, in log order.
+
+    Args:
+        seed: the seed of the spec.
+        revisions: revisions of the judged records, uint64[r].
+        sizes: their numbers of events, int64[r].
+        most: maximum number of judged events per record.
+    """
     counts = np.minimum(
         np.minimum(sizes, most), np.maximum(EVENTS_LEAST, (sizes * EVENTS_SHARE).astype(np.int64))
     )
@@ -93,10 +114,21 @@ def draw(
     seed: int, domain: int, revisions: np.ndarray, events: np.ndarray, positives: np.ndarray,
     item_counts: np.ndarray, width: int,
 ) -> np.ndarray:  # fmt: skip
-    """`width` item rows uint32[n, width] for each event, none of them its positive: those of `random.draw_negative`.
+    """Draws `width` items for each of n events with `random.draw_negative`. None is the event's
+    positive.
 
-    domain: `NEGATIVE_DOMAIN` for what the model learns from, or `CANDIDATE_DOMAIN`. revisions, item_counts uint64[n], events
-    int64[n], positives uint32[n]. With one item there is no other: the positive's own row is returned.
+    Args:
+        seed: the seed of the spec.
+        domain: `NEGATIVE_DOMAIN` for the negatives that the model learns from, or
+            `CANDIDATE_DOMAIN`.
+        revisions: revisions of the records, uint64[n].
+        events: positions in the records, int64[n].
+        positives: item rows of the events, uint32[n].
+        item_counts: number of items at each event, uint64[n].
+        width: items per event.
+
+    Returns:
+        Item rows, uint32[n, width]. If there is only one item, the row of the positive.
     """
     out = np.empty((len(events), width), np.uint32)
     _draw_kernel(domain_key(seed, domain), revisions, events, positives, item_counts, out)

@@ -1,5 +1,8 @@
-"""Drift of a series of losses or hits, told by ADWIN (Bifet and Gavaldà, Learning from Time-Changing Data with Adaptive
-Windowing, 2007) of the river package. Without river there is none of it."""
+"""Detects drift in a series of losses or hits with ADWIN, as implemented in the package river.
+
+Source: Bifet and Gavaldà, Learning from Time-Changing Data with Adaptive Windowing, SDM 2007.
+    Without river, drift detection is off.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 LOSSES_TO_SCALE = 256
-"""Losses that are looked at before the first is handed to ADWIN: their median sets the scale."""
+"""Number of losses that are collected before ADWIN gets the first one.
+
+Their median sets the scale.
+"""
 
 CHECKED_EVERY = 32
-"""River's ADWIN looks for a change after so many values."""
+"""Number of values between two checks of river's ADWIN."""
 
 
 class Drift(NamedTuple):
-    """The mean of a series before and after a change; scaled, for losses (`LossDrift`)."""
+    """The mean of a series before and after a change."""
 
     before: float
     after: float
@@ -28,7 +34,7 @@ def available() -> bool:
 
 
 class HitDrift:
-    """ADWIN over a series in [0, 1]. ImportError without river."""
+    """ADWIN on a series in [0, 1]. Raises ImportError without river."""
 
     def __init__(self) -> None:
         from river.drift import ADWIN
@@ -36,7 +42,7 @@ class HitDrift:
         self._adwin = ADWIN()
 
     def push(self, values: np.ndarray) -> Drift | None:
-        """Take float64[n] in; the last change found in them, if there was one."""
+        """Adds float64[n]. Returns the last change found in them, or None."""
         found = None
         adwin = self._adwin
         for start in range(0, len(values), CHECKED_EVERY):
@@ -49,8 +55,11 @@ class HitDrift:
 
 
 class LossDrift:
-    """ADWIN over losses l >= 0, as l / (l + c) in [0, 1), since its bound is one for such values; c is the median of the first
-    `LOSSES_TO_SCALE` losses. Before and after are given as losses again. ImportError without river."""
+    """ADWIN on losses l >= 0. Raises ImportError without river.
+
+    The bound of ADWIN holds for values in [0, 1], so that it gets l / (l + c). The constant c is
+    the median of the first `LOSSES_TO_SCALE` losses. A drift is reported in losses again.
+    """
 
     def __init__(self) -> None:
         self._hits = HitDrift()
@@ -58,7 +67,7 @@ class LossDrift:
         self._scale = 0.0
 
     def push(self, losses: np.ndarray) -> Drift | None:
-        """Take float64[n] in; the last change found in them, if there was one."""
+        """Adds float64[n]. Returns the last change found in them, or None."""
         losses = losses[np.isfinite(losses)]
         if not self._scale:
             self._first += losses.tolist()

@@ -1,6 +1,8 @@
-"""A hold: no further interactions are accepted until an operator has looked. It outlives a restart, in a file of the model's folder.
+"""A hold stops interactions until an operator releases it. It survives a restart in a file of the
+model's folder.
 
-{"reason": text, "revision": the model's when the bound was passed, "time_us": then, "good_revision": newest within bounds}
+The file is JSON: {"reason": text, "revision": revision of the violation, "time_us": its time in µs
+since 1970, "good_revision": newest revision within bounds}.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ from livefactor_server.snapshots.safetensors_writer import sync_folder
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why and since when. good_revision: the newest revision whose figures were within all bounds, 0 if none is known."""
+    """The reason and the time of a hold.
+
+    `good_revision` is the newest revision whose figures were within all bounds, 0 if none is known.
+    `time_us` is in microseconds since 1970.
+    """
 
     reason: str
     revision: int
@@ -24,7 +30,7 @@ class Hold:
 
 
 class HoldFile:
-    """The hold of one model, if there is one. `path` None: in memory alone."""
+    """The hold of one model, if there is one. With `path` None it exists in memory only."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -33,7 +39,10 @@ class HoldFile:
             self.current = Hold(**json.loads(path.read_text(encoding="utf-8")))
 
     def engage(self, hold: Hold) -> None:
-        """Hold from now on; the file follows, durable when this returns. A hold that stands already stays. OSError: only in memory."""
+        """Starts a hold and writes its file durably.
+
+        An earlier hold stays. After OSError it is in memory only.
+        """
         if self.current is not None:
             return
         self.current = hold
@@ -47,7 +56,10 @@ class HoldFile:
             sync_folder(self._path.parent)
 
     def release(self) -> bool:
-        """End the hold; False if there was none. OSError, and the hold stays, if the file cannot be removed."""
+        """Ends the hold and returns True, or returns False if there is none.
+
+        If the file cannot be removed, OSError is raised and the hold stays.
+        """
         if self.current is None:
             return False
         if self._path is not None:

@@ -1,7 +1,9 @@
-"""Test, then learn: `Judge.before` reads what is judged of a run before the model learns it, `Judge.after` concludes.
+"""Test-then-learn: `Judge.before` reads the judged events of a run before the model learns them,
+and `Judge.after` evaluates them.
 
-A judged event is scored at the state before its run, which is the state before its record wherever records are applied one by
-one (large records, light load, replay), and at most `engine.RUN_WORK_MAX` of work earlier where many small ones come at once.
+A judged event is scored at the state before its run. Large records, records under light load, and
+replayed records are applied one by one. For them this is the state before the record. When many
+small records arrive at once, the state can be up to `engine.RUN_WORK_MAX` of work older.
 """
 
 from __future__ import annotations
@@ -28,9 +30,12 @@ from livefactor_server.judging.windows import Window
 from livefactor_server.model.state import Logged, ModelState
 
 SAMPLED_ITEMS = 100
-"""Items drawn, with replacement, for an event to be ranked among."""
+"""Number of items, drawn with replacement, that an event is ranked against."""
 RANKED_ROWS_PER_RECORD = 8_000
-"""Item rows that ranking among all items may score for a judged record, on average: with more items fewer events are ranked."""
+"""Item rows that full rankings may score per judged record, on average.
+
+With more items, fewer events are ranked against all items.
+"""
 EVENTS_KEPT = 16
 LOTS_AHEAD = 1024
 DRIFT = "drift"
@@ -38,12 +43,16 @@ DRIFT = "drift"
 
 @dataclass(frozen=True, slots=True)
 class JudgeSettings:
-    """How much is judged, and what figures are computed over.
+    """How much is judged, and the windows of the figures.
 
-    record_share: of the records, judged; 0 judges nothing. events_per_record_max: events of such a record that are judged at
-    most. sampled_share, ranked_share: of those, ranked among drawn items, and among all (fewer if
-    `RANKED_ROWS_PER_RECORD` binds). window_events, half_life_events: of figures, in events judged.
-    popularity_half_life_events: of decayed most-popular, in events learned.
+    Attributes:
+        record_share: share of the records that is judged; 0 turns the judge off.
+        events_per_record_max: maximum number of judged events per record.
+        sampled_share: share of the judged events that is ranked against sampled items.
+        ranked_share: share that is ranked against all items; `RANKED_ROWS_PER_RECORD` can lower it.
+        window_events: window of the figures, in judged events.
+        half_life_events: half-life of the decayed figures, in judged events.
+        popularity_half_life_events: half-life of the decayed popularity, in learned events.
     """
 
     record_share: float = 0.015625
@@ -56,7 +65,7 @@ class JudgeSettings:
 
 
 class _Pending(NamedTuple):
-    """What was read of a run, before it was learned."""
+    """What was read for a run before the model learned it."""
 
     revision: int
     sample: Sample
@@ -69,12 +78,21 @@ class _Pending(NamedTuple):
 
 
 class Judge:
-    """Judges one model. One thread calls `before` and `after`, in turns; any may call `report` and `restart_bounds`.
+    """Judges one model.
 
-    reading: gives the backend's lock for short reads (the gate); a replay needs none.
+    One thread calls `before` and `after` alternately. Any thread may call `report` and
+    `restart_bounds`.
     """
 
     def __init__(self, state: ModelState, settings: JudgeSettings, reading: Reading = nullcontext) -> None:
+        """Compiles the kernels and starts with empty windows.
+
+        Args:
+            state: the model.
+            settings: how much is judged.
+            reading: a context manager that locks the backend for short reads (the gate). A replay
+                needs none.
+        """
         compile_kernels()
         spec = state.spec
         self._backend, self._spec, self._settings, self._reading = state.backend, spec, settings, reading
@@ -96,11 +114,11 @@ class Judge:
 
     @property
     def good_revision(self) -> int:
-        """The newest revision whose figures were within all bounds, 0 if none was looked at."""
+        """The newest revision whose figures were within all bounds, 0 if none was checked."""
         return self._good_revision
 
     def before(self, records: Sequence[Logged]) -> None:
-        """Read what is judged of consecutive records that the model is about to learn."""
+        """Reads the judged events of consecutive records that the model is about to learn."""
         self._records = [record for record in records if record.placed is not None and record.change.rows]
         self._pending = None
         if not self._records:
@@ -114,7 +132,7 @@ class Judge:
             self._pending = self._read(scoring.sample_of(picked, chosen))
 
     def _is_judged(self, revision: int) -> bool:
-        """By the record's lot; lots are drawn ahead, many at once."""
+        """Whether the record is judged. The random numbers of many records are drawn at once."""
         if not self._lots_from <= revision < self._lots_from + LOTS_AHEAD:
             revisions = np.arange(revision, revision + LOTS_AHEAD, dtype=np.uint64)
             judged = choice.judged_records(self._spec.seed, self._settings.record_share, revisions)
@@ -134,7 +152,11 @@ class Judge:
         return _Pending(self._backend.revision, sample, negatives, candidates, ranked, read, asked, best)
 
     def after(self) -> list[Event]:
-        """Judge what `before` read, then count its records for most-popular. What was noticed."""
+        """Evaluates the events that `before` read, and adds the records to the popularity counts.
+
+        Returns:
+            The drifts and warnings that were found.
+        """
         if not self._records:
             return []
         noticed = self._conclude(self._pending) if self._pending is not None else []
@@ -175,7 +197,9 @@ class Judge:
         )
 
     def _loss_rows(self, sample: Sample, read: Read, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(rows of the window of losses float64[m, columns], which of them have a loss bool[m])."""
+        """Returns rows for the window of losses, float64[m, columns], and which of them have a
+        loss, bool[m].
+        """
         loss, popularity, weights = Loss(self._spec.loss), self._popularity, sample.weights
         alone = sample.item_counts < 2
         everywhere = np.ones(len(sample.events), bool)
@@ -188,10 +212,9 @@ class Judge:
         if loss == Loss.IMPLICIT:
             targets = (sample.values > 0).astype(np.float64)
             return metrics.squared_loss(read.own, targets, weights)[:, None], everywhere
-        if loss in (
-            Loss.BPR,
-            Loss.SOFTMAX,
-        ):  # of softmax the pairs say as much, and need no estimate of its sum
+        # For softmax, the loss of the pairs is as informative, and it needs no estimate of the
+        # softmax sum.
+        if loss in (Loss.BPR, Loss.SOFTMAX):
             return metrics.bpr_loss(read.own, read.negatives, weights)[:, None], ~alone
         losses = metrics.logistic_loss(read.own, sample.values, read.negatives, ~alone, weights)
         own = [read.own, *(popularity.scores(which, sample.item_rows) for which in (PLAIN, DECAYED))]
@@ -224,12 +247,15 @@ class Judge:
         return [Event(kind, metric, self._revision, now, old, new) for kind, metric, old, new in found]
 
     def restart_bounds(self) -> None:
-        """What comes next is what is normal: after an operator has looked at a warning."""
+        """Resets the bounds after an operator has handled a warning.
+
+        The next events define the normal values.
+        """
         with self._lock:
             self._bounds.restart()
 
     def report(self) -> Report:
-        """What was found so far. `before` and `after` wait for copies alone, not for the figures."""
+        """The present results. `before` and `after` wait for copies only, not for the figures."""
         settings, loss = self._settings, Loss(self._spec.loss)
         with self._lock:
             losses, drawn, full = (window.rows() for window in (self._losses, self._drawn, self._full))
@@ -251,7 +277,9 @@ class Judge:
 
 @cache
 def compile_kernels() -> None:
-    """Compile the judge's kernels, or load them from Numba's cache: no first record waits for it then."""
+    """Compiles the judge's kernels, or loads them from Numba's cache, so that no record waits for
+    them.
+    """
     rows = np.zeros(1, np.uint32)
     one = np.ones(1, np.uint64)
     choice.judged_records(0, 1.0, one)

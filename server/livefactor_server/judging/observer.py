@@ -1,6 +1,6 @@
-"""The judge beside an engine: called around each run of records, it logs, counts and, if asked to, holds updates.
+"""Runs the judge beside an engine. It logs and counts the findings and, if enabled, holds updates.
 
-A fault of the judge is logged and ends judging until a restart; the engine goes on.
+An exception in the judge is logged and ends judging until a restart. The engine continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ObserverSettings:
-    """judge: how much is judged. hold: stop updates when a bound is passed. tensorboard: folder for event files, None writes none."""
+    """Settings of an observer.
+
+    Attributes:
+        judge: how much is judged.
+        hold: stop updates when a bound is violated.
+        tensorboard: the folder for event files; None writes none.
+    """
 
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     hold: bool = False
@@ -32,7 +38,10 @@ class ObserverSettings:
 
 
 class Observer:
-    """Judges one model. `before` and `after` are the APPLY stage's; the rest may be called from any thread."""
+    """Judges one model.
+
+    The APPLY stage calls `before` and `after`. Any thread may call the rest.
+    """
 
     def __init__(
         self, name: str, state: ModelState, settings: ObserverSettings, hold_path: Path | None, reading: Reading
@@ -42,33 +51,39 @@ class Observer:
         self._holds = HoldFile(hold_path)
         self._judge = Judge(state, settings.judge, reading) if settings.judge.record_share > 0 else None
         if self._judge is not None and not drift.available():
-            logger.warning("model %s: river is not installed: drift detection is off", name)
+            logger.warning("model %s: drift detection is off, because river is not installed", name)
         if self.hold is not None:
             logger.warning("model %s: updates are on hold since revision %d", name, self.hold.revision)
 
     @property
     def hold(self) -> Hold | None:
-        """The hold that stands."""
+        """The active hold, or None."""
         return self._holds.current
 
     def report(self) -> Report | None:
-        """What the judge found; None if nothing is judged."""
+        """The judge's results, or None if nothing is judged."""
         return None if self._judge is None else self._judge.report()
 
     def refusal(self) -> Refused | None:
-        """What interactions are refused with while a hold stands. FAILED_PRECONDITION, since the outcome is known (nothing was logged, no
-        sequence consumed) and sending again does not help before somebody acts; UNAVAILABLE would say neither."""
+        """The refusal of interactions during a hold, or None.
+
+        Its code is FAILED_PRECONDITION: the outcome is known (nothing was logged, no sequence was
+        consumed), and a retry fails until an operator acts. UNAVAILABLE would promise neither.
+        """
         hold = self.hold
         if hold is None:
             return None
         good = hold.good_revision or "not known"
         return precondition(
             f"model: updates are on hold since revision {hold.revision} ({hold.reason}); "
-            f"last good revision: {good}; an operator ends it with ReleaseHold"
+            f"last good revision: {good}; an operator can release them with ReleaseHold"
         )
 
     def release(self) -> bool:
-        """End the hold; False if there was none. What comes next counts as normal. OSError if the hold's file cannot be removed."""
+        """Ends the hold and resets the bounds.
+
+        Returns False if there is no hold. Raises OSError if the file cannot be removed.
+        """
         released = self._holds.release()
         if released:
             if self._judge is not None:
@@ -79,7 +94,7 @@ class Observer:
     # ------------------------------------------------------------------ APPLY stage
 
     def before(self, records: Sequence[Logged]) -> None:
-        """Read what is judged of records that are about to be applied."""
+        """Reads the judged events of records that are about to be applied."""
         if self._judge is not None:
             try:
                 self._judge.before(records)
@@ -87,26 +102,26 @@ class Observer:
                 self._give_up()
 
     def after(self) -> None:
-        """Conclude, once the records are acknowledged."""
+        """Evaluates them after the records were acknowledged."""
         if self._judge is not None:
             try:
                 for event in self._judge.after():
-                    self._tell(event)
+                    self._publish(event)
             except Exception:
                 self._give_up()
 
     def _give_up(self) -> None:
         self._judge = None
-        logger.exception("model %s: the judge failed; nothing is judged until a restart", self._name)
+        logger.exception("model %s: the judge failed; judging is off until a restart", self._name)
 
-    def _tell(self, event: Event) -> None:
-        told = f"{event.kind}: {event.metric} {event.before:.4g} -> {event.after:.4g}"
+    def _publish(self, event: Event) -> None:
+        reason = f"{event.kind}: {event.metric} {event.before:.4g} -> {event.after:.4g}"
         level = logging.WARNING if event.worse else logging.INFO
-        logger.log(level, "model %s: %s at revision %d", self._name, told, event.revision)
+        logger.log(level, "model %s: %s at revision %d", self._name, reason, event.revision)
         if event.kind == DRIFT:
             DRIFTS.labels(self._name, event.metric, "worse" if event.worse else "better").inc()
             return
         WARNINGS.labels(self._name, event.kind).inc()
         if self._may_hold and self._judge is not None:
-            self._holds.engage(Hold(told, event.revision, event.time_us, self._judge.good_revision))
+            self._holds.engage(Hold(reason, event.revision, event.time_us, self._judge.good_revision))
             logger.critical("model %s: updates are on hold until an operator releases them", self._name)

@@ -1,9 +1,12 @@
-"""Most-popular, plain and decayed: the floor that a model's figures are shown beside.
+"""The most-popular baselines, plain and decayed, which are shown beside every figure of the model.
 
-Where items are ranked the floor is how often an item was in a positive event; for ratings it is the item's mean value, drawn
-towards the mean of all by one event's weight. Decayed: an event counts half after so many more events. Counts are the
-judge's own, in memory, 16 bytes an item (32 for ratings); they begin at zero when a server starts. To stay cheap, of a record of
-1,024 events or more only every n // 512-th is counted, for as many.
+For ranked items, the baseline is the number of positive events of an item. For ratings, it is the
+mean value of the item, shrunk to the mean of all items by the weight of one event. In the decayed
+baseline, the weight of an event halves after each half-life.
+
+The judge keeps its own counts in memory, 16 bytes per item (32 for ratings). They start at zero
+when the server starts. To stay cheap, only every (n // 512)-th event of a record with n >= 1,024
+events is counted, with the weight n // 512.
 """
 
 from __future__ import annotations
@@ -15,16 +18,19 @@ from numba import njit
 
 PLAIN, DECAYED = 0, 1
 COUNTED_EVENTS = 512
-"""Events of a record that are counted at least, where it has as many; fewer than twice as many are."""
-ASIDE_ROWS_MAX = 1 << 15
-"""Rows that are put aside at most before they are counted."""
+"""Minimum number of events that are counted per record. Fewer than twice as many are counted."""
+DEFERRED_ROWS_MAX = 1 << 15
+"""Maximum number of deferred rows before they are counted."""
 _RENORMALISE_AT = 1e200
 _NO_VALUES = np.empty(0, np.float32)
 
 
 @njit(cache=True)
 def _count_kernel(rows: Any, values: Any, table: Any, stride: Any, weight: Any, growth: Any) -> Any:
-    """Add events, each for `stride`, to counts float64[items, 2], plain and decayed; without `values` they are 1."""
+    """Adds events to the plain and decayed counts float64[items, 2], each with the weight `stride`.
+
+    Without `values`, each value is 1.
+    """
     for i in range(rows.size):
         row = rows[i]
         value = stride * np.float64(values[i]) if values.size else np.float64(stride)
@@ -38,7 +44,11 @@ def _count_kernel(rows: Any, values: Any, table: Any, stride: Any, weight: Any, 
 def _mean_kernel(
     rows: Any, values: Any, table: Any, totals: Any, stride: Any, weight: Any, growth: Any
 ) -> Any:
-    """The same for sums float64[items, 4] (values plain and decayed, ones plain and decayed), and their `totals` float64[4]."""
+    """Adds events to the sums of ratings.
+
+    `table` is float64[items, 4]: sums of values (plain, decayed) and of weights (plain, decayed).
+    `totals` is float64[4] with the same columns.
+    """
     value_sum, decayed_sum, ones, decayed_ones = totals
     for i in range(rows.size):
         row, value = rows[i], stride * np.float64(values[i])
@@ -56,44 +66,57 @@ def _mean_kernel(
 
 
 class Popularity:
-    """Counts by item row. One thread counts and reads."""
+    """Popularity by item row. One thread writes and reads it."""
 
     def __init__(self, means: bool, half_life_events: float) -> None:
-        """means: keep mean values (ratings), not counts of positive events. half_life_events: of the decayed counts."""
+        """Starts with no events.
+
+        Args:
+            means: keep mean values (for ratings), not counts of positive events.
+            half_life_events: half-life of the decayed counts, in events.
+        """
         self._means = means
         self._growth = 2.0 ** (1.0 / half_life_events)
         self._weight = 1.0
         self._table = np.zeros((1024, 4 if means else 2))
         self._totals = np.zeros(4)
-        self._aside: list[tuple[np.ndarray, np.ndarray | None, int]] = []
-        self._aside_rows = 0
+        self._deferred: list[tuple[np.ndarray, np.ndarray | None, int]] = []
+        self._deferred_rows = 0
         self.events = 0
 
     def count(self, rows: np.ndarray, values: np.ndarray | None) -> None:
-        """Learn events in order: item rows uint32[n]; values float32[n], or None for all 1.
+        """Adds events in order.
 
-        They are put aside until somebody asks: little at once costs more than much, with caches full of other things.
+        Counting is deferred until `settle`, since many small updates cost more than one large one:
+        other data fills the caches between them.
+
+        Args:
+            rows: item rows, uint32[n].
+            values: float32[n]; None means that all are 1.
         """
         stride = max(1, rows.size // COUNTED_EVENTS)
-        self._aside.append(
+        self._deferred.append(
             (rows[::stride].copy(), None if values is None else values[::stride].copy(), stride)
         )
-        self._aside_rows += rows.size // stride
+        self._deferred_rows += rows.size // stride
         self.events += rows.size
-        if self._aside_rows >= ASIDE_ROWS_MAX:
+        if self._deferred_rows >= DEFERRED_ROWS_MAX:
             self.settle()
 
     def settle(self, item_count: int = 0) -> None:
-        """Count what was put aside, and make room for item rows below `item_count`: before `scores` and `ranks`."""
-        for rows, _, _ in self._aside:
+        """Counts the deferred events and makes room for item rows below `item_count`.
+
+        Call it before `scores` and `ranks`.
+        """
+        for rows, _, _ in self._deferred:
             item_count = max(item_count, int(rows.max(initial=0)) + 1)
         if len(self._table) < item_count:
             grown = np.zeros((max(item_count, 2 * len(self._table)), self._table.shape[1]))
             grown[: len(self._table)] = self._table
             self._table = grown
-        for aside in self._aside:
-            self._count(*aside)
-        self._aside, self._aside_rows = [], 0
+        for deferred in self._deferred:
+            self._count(*deferred)
+        self._deferred, self._deferred_rows = [], 0
 
     def _count(self, rows: np.ndarray, values: np.ndarray | None, stride: int) -> None:
         growth = self._growth**stride
@@ -110,8 +133,11 @@ class Popularity:
             self._weight = 1.0
 
     def scores(self, which: int, rows: np.ndarray) -> np.ndarray:
-        """float64 of item rows (`settle` made room), shaped as they are: shares of the events so far (so that scores of different times
-        compare), or mean values; `which` is PLAIN or DECAYED."""
+        """Popularity scores of item rows, float64 in the shape of `rows`. Call `settle` first.
+
+        A score is the share of all events, so that scores at different times are comparable, or the
+        mean value for ratings. `which` is PLAIN or DECAYED.
+        """
         table = self._table[rows]
         if not self._means:
             return np.asarray(table[..., which] / (self._weight if which == DECAYED else max(1, self.events)))
@@ -121,7 +147,10 @@ class Popularity:
         return np.asarray((table[..., which] + prior * overall) / (table[..., which + 2] + prior))
 
     def ranks(self, which: int, rows: np.ndarray, item_count: int) -> np.ndarray:
-        """Ranks int64[n] of item rows [n] among the first `item_count` by count, as `metrics.ranks`."""
+        """Ranks of item rows [n] by popularity among the first `item_count` items, int64[n].
+
+        See `metrics.ranks`.
+        """
         counts = self._table[:item_count, which]
         own = self._table[rows, which]
         higher = [np.count_nonzero(counts > count) for count in own]

@@ -1,4 +1,4 @@
-"""What the judge found, as plain values."""
+"""The judge's results as plain values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from livefactor_server.judging.scoring import RANKED_AT
 MODEL, POPULAR, POPULAR_DECAYED = "model", "popular", "popular_decayed"
 SCORERS = (MODEL, POPULAR, POPULAR_DECAYED)
 TYPES_MAX = 16
-"""Event types that get figures of their own: the most frequent among the last judged events."""
+"""Maximum number of event types with separate figures: the most frequent types of the last judged
+events.
+"""
 
 LOSS_COLUMNS = {
     Loss.SQUARED: ("loss", *SCORERS),
@@ -24,13 +26,16 @@ LOSS_COLUMNS = {
     Loss.IMPLICIT: ("loss",),
     Loss.SOFTMAX: ("loss",),
 }
-"""Columns of the window of losses. Squared: squared errors of each scorer. Logistic: scores, of the event and of one drawn
-negative (NaN if it has none)."""
+"""Columns of the window of losses.
+
+For the squared loss they are the squared errors of each scorer. For the logistic loss they are the
+scores of the event and of one negative (NaN if it has none).
+"""
 RANK_COLUMNS = SCORERS
 
 
 class Figure(NamedTuple):
-    """One figure of one scorer, over the last judged events and decayed. event_type None: of all events."""
+    """One metric of one scorer, windowed and decayed. `event_type` None stands for all events."""
 
     metric: str
     scorer: str
@@ -41,7 +46,10 @@ class Figure(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that was noticed: "drift", or one of `bounds.KINDS`; `revision` is the model's when it was judged."""
+    """A finding: "drift" or one of `bounds.KINDS`.
+
+    `revision` is the model's revision at the judgement.
+    """
 
     kind: str
     metric: str
@@ -52,7 +60,10 @@ class Event(NamedTuple):
 
     @property
     def worse(self) -> bool:
-        """Whether the model got worse: hits are better when more, all else when less."""
+        """Whether the model got worse.
+
+        More is better for hits, and less is better for all other metrics.
+        """
         return (
             self.after < self.before
             if self.metric == f"sampled_recall@{RANKED_AT}"
@@ -62,13 +73,26 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it at one moment. since_revision: where judging began; good_revision: the newest whose figures were within all
-    bounds, 0 if none was looked at yet."""
+    """All results at one moment.
+
+    Attributes:
+        since_revision: where judging began.
+        revision: the last judged revision.
+        judged_events: number of judged events.
+        ranked_events: number of events ranked against sampled items, and against all items.
+        figures: the figures.
+        events: the last drifts and warnings.
+        good_revision: the newest revision whose figures were within all bounds, 0 if none was
+            checked.
+        row_norm: mean norm of the judged rows in the last block.
+        clamped_share: share of their factors at the spec's bound.
+        drift_detection: whether drift detection is on.
+    """
 
     since_revision: int
     revision: int
     judged_events: int
-    ranked_events: tuple[int, int]  # among drawn items, among all
+    ranked_events: tuple[int, int]
     figures: tuple[Figure, ...]
     events: tuple[Event, ...]
     good_revision: int
@@ -116,13 +140,15 @@ def _rank_figures(prefix: str) -> Iterator[tuple[str, str, _Value]]:
 
 
 Rows = tuple[_Columns, np.ndarray]
-"""A window's columns and event types (`windows.Window.rows`)."""
+"""Columns and event types of a window (`windows.Window.rows`)."""
 
 
 def figures(
     loss: Loss, losses: Rows, drawn: Rows, full: Rows, window_events: int, half_life_events: int
 ) -> Iterator[Figure]:
-    """Every figure there is: of all events, then of each of the most frequent types if there is more than one."""
+    """Yields all figures: first over all events, then over each of the most frequent event types if
+    there are two or more.
+    """
     for (columns, types), names in (
         (losses, list(_loss_figures(loss))),
         (drawn, list(_rank_figures("sampled_"))),

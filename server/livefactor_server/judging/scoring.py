@@ -1,4 +1,4 @@
-"""The chosen events of a run as the model stands: their scores, losses and ranks, beside most-popular's."""
+"""Scores, losses and ranks of the judged events, for the model and for the popularity baselines."""
 
 from __future__ import annotations
 
@@ -20,34 +20,45 @@ from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity
 from livefactor_server.model.state import Logged
 
 RANKED_AT = 10
-"""Recall and NDCG look at so many best items."""
+"""Length of the top-k list for recall and NDCG."""
 MISSED = float(1 << 40)
-"""Stands for the rank of an item that is not among the best."""
+"""The rank of an item that is not in the top-k list."""
 
 Reading = Callable[[], AbstractContextManager[None]]
 
 
 class Sample(NamedTuple):
-    """The judged events of a run, m of them in log order; `lots` decide which are ranked (`choice`)."""
+    """The m judged events of a run, in log order.
 
-    revisions: np.ndarray  # uint64[m]
-    events: np.ndarray  # int64[m]: index in the record
-    user_rows: np.ndarray  # uint32[m]
-    item_rows: np.ndarray  # uint32[m]
-    values: np.ndarray  # float64[m]
-    weights: np.ndarray  # float64[m]
-    types: np.ndarray  # uint32[m]
-    item_counts: np.ndarray  # uint64[m]: items once the event's record has its rows
-    lots: np.ndarray  # float64[m, 2]
-    companions: np.ndarray  # int64[m]: judged events of the event's record
+    Attributes:
+        revisions: revision of each event's record, uint64[m].
+        events: position of the event in its record, int64[m].
+        user_rows, item_rows: rows of the event, uint32[m].
+        values, weights: value and weight of the event, float64[m].
+        types: event type, uint32[m].
+        item_counts: number of items after the rows of the record were placed, uint64[m].
+        lots: random numbers that decide which events are ranked (`choice`), float64[m, 2].
+        companions: number of judged events in the same record, int64[m].
+    """
+
+    revisions: np.ndarray
+    events: np.ndarray
+    user_rows: np.ndarray
+    item_rows: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+    types: np.ndarray
+    item_counts: np.ndarray
+    lots: np.ndarray
+    companions: np.ndarray
 
     def where(self, mask: np.ndarray) -> Sample:
-        """The events of a mask bool[m]."""
+        """The events with a true value in `mask`, bool[m]."""
         return Sample(*(column[mask] for column in self))
 
 
 def sample_of(records: Sequence[Logged], chosen: choice.Chosen) -> Sample:
-    """The chosen events of interactions records."""
+    """The chosen events of the records, which hold interactions."""
     changes = [record.change for record in records]
     placed = [record.placed for record in records]
     sizes = np.array([change.rows for change in changes], np.int64)
@@ -85,20 +96,34 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 class Read(NamedTuple):
-    """Rows of the model as they stood: scores, and the factors that gave them."""
+    """The scores of a sample, and the factors behind them.
 
-    own: np.ndarray  # float32[m]: of the events themselves
-    negatives: np.ndarray  # float32[m, d]: of the items drawn to learn from
-    candidates: np.ndarray  # float32[s, c]: of the items drawn to rank among, of the events with `ranked`
-    factors: tuple[np.ndarray, np.ndarray]  # float32[m, kp]: users, items; zeros where a row was not known
+    Attributes:
+        own: scores of the events, float32[m].
+        negatives: scores of the negatives that the model will learn from, float32[m, d].
+        candidates: scores of the sampled items, float32[s, c], for the s events to rank.
+        factors: rows of users and of items, each float32[m, kp]; unknown rows are zeros.
+    """
+
+    own: np.ndarray
+    negatives: np.ndarray
+    candidates: np.ndarray
+    factors: tuple[np.ndarray, np.ndarray]
 
 
 def read(
     backend: Backend, reading: Reading, sample: Sample, ranked: np.ndarray, negatives: np.ndarray, candidates: np.ndarray
 ) -> Read:  # fmt: skip
-    """Scores at the backend's present revision; rows that it has not published count as unknown (zeros), as a Score answers.
+    """Reads scores at the present revision of the backend. As in a Score call, unpublished rows
+    count as unknown (zeros).
 
-    ranked bool[m]; negatives uint32[m, d]; candidates uint32[s, c], of the s events with `ranked`.
+    Args:
+        backend: the model's backend.
+        reading: a context manager that locks the backend for short reads.
+        sample: the m judged events.
+        ranked: which of them are ranked against sampled items, bool[m]; s of them are.
+        negatives: item rows of the negatives, uint32[m, d].
+        candidates: item rows of the sampled items, uint32[s, c].
     """
     m, width = len(sample.events), 1 + negatives.shape[1]
     lists = np.column_stack((sample.item_rows, negatives))
@@ -139,8 +164,11 @@ def _scores(
     mean: np.float32, users: np.ndarray, user_bias: np.ndarray, asked: np.ndarray, items: np.ndarray,
     bias: np.ndarray, width: int,
 ) -> np.ndarray:  # fmt: skip
-    """Scores float32[n, width] of `asked` users' own `width` items, as `scoring.cpu` has them. Rows begin at multiples of 64
-    bytes, as `gather` gives them."""
+    """Scores of the users `asked` with their own `width` items each, float32[n, width].
+
+    They equal the scores of `livefactor_kernels.scoring.cpu`. Rows must start at multiples of 64
+    bytes, as `gather` returns them.
+    """
     out = np.empty((asked.size, width), np.float32)
     if out.size:
         vectors = np.uint64(users.shape[1] // LANES)
@@ -149,7 +177,7 @@ def _scores(
 
 
 def compile_kernels() -> None:
-    """Compile what scores lists."""
+    """Compiles the scoring kernel."""
     rows, bias = _aligned_zeros(1), np.zeros(1, np.float32)
     _scores(np.float32(0.0), rows, bias, np.zeros(1, np.int64), rows, bias, 1)
 
@@ -163,7 +191,9 @@ def _aligned_zeros(rows: int) -> np.ndarray:
 def ranks_among_drawn(
     scores: Read, ranked: np.ndarray, rows: np.ndarray, candidates: np.ndarray, popularity: Popularity
 ) -> np.ndarray:
-    """Ranks float64[s, 3] among the candidates: the model's, most-popular's, decayed most-popular's."""
+    """Ranks among the sampled items, float64[s, 3], by the model, popularity and decayed
+    popularity.
+    """
     columns = [metrics.ranks(scores.own[ranked], scores.candidates)]
     for which in (PLAIN, DECAYED):
         columns.append(metrics.ranks(popularity.scores(which, rows), popularity.scores(which, candidates)))
@@ -171,15 +201,24 @@ def ranks_among_drawn(
 
 
 class Best(NamedTuple):
-    """The best items of some judged events' users among all, as a top-k finds them."""
+    """Top-k lists for the users of f judged events.
+
+    Attributes:
+        items: number of published items.
+        rows: item rows of all lists, uint32, at most `RANKED_AT` per event.
+        offsets: where the lists start and end in `rows`, int64[f + 1].
+    """
 
     items: int
-    rows: np.ndarray  # uint32, `RANKED_AT` or fewer for each event
-    offsets: np.ndarray  # int64[f + 1]
+    rows: np.ndarray
+    offsets: np.ndarray
 
 
 def best_items(backend: Backend, reading: Reading, sample: Sample) -> Best:
-    """The top-k of each event's user among all published items. The scan goes without the gate."""
+    """The top-k list of each event's user among all published items.
+
+    The scan does not hold the lock.
+    """
     with reading():
         pin = backend.pin()
     with pin:
@@ -191,8 +230,12 @@ def best_items(backend: Backend, reading: Reading, sample: Sample) -> Best:
 
 
 def ranks_among_all(best: Best, sample: Sample, popularity: Popularity) -> np.ndarray:
-    """Ranks float64[f, 3] among all published items: the model's (`MISSED` past the best `RANKED_AT`), and most-popular's, plain and
-    decayed. An item that is not published yet is missed by all."""
+    """Ranks among all published items, float64[f, 3], by the model, popularity and decayed
+    popularity.
+
+    The model's rank is `MISSED` if the item is not in the top `RANKED_AT`. An item that is not
+    published is `MISSED` in all columns.
+    """
     ranked = np.full((len(sample.events), 3), MISSED)
     for place, row in enumerate(sample.item_rows):
         found = np.flatnonzero(best.rows[best.offsets[place] : best.offsets[place + 1]] == row)

@@ -1,18 +1,27 @@
-"""The judged events of one kind, the newest last: what figures are computed from when somebody looks."""
+"""The last judged events of one kind. Figures are computed from them on demand."""
 
 from __future__ import annotations
 
 import numpy as np
 
 HALF_LIVES_KEPT = 8
-"""Decayed figures look back so many half-lives: what is older weighs less than 1 / 2^8 and is left out."""
+"""Number of half-lives that decayed figures cover.
+
+Older events have a weight below 1 / 2^8 and are left out.
+"""
 
 
 class Window:
-    """A ring of rows float64[columns], each with its event type. One thread writes; `rows` copies."""
+    """A ring buffer of rows float64[columns] with their event types.
+
+    One thread writes; `rows` returns copies.
+    """
 
     def __init__(self, columns: tuple[str, ...], window_events: int, half_life_events: int) -> None:
-        """Columns by name; rows of `window_events` are kept, or of `HALF_LIVES_KEPT` half-lives if those are more."""
+        """Allocates the buffer.
+
+        It keeps `window_events` rows, or `HALF_LIVES_KEPT` half-lives if that is more.
+        """
         self.columns = columns
         self.size = max(window_events, HALF_LIVES_KEPT * half_life_events)
         self.pushed = 0
@@ -20,7 +29,7 @@ class Window:
         self._types = np.zeros(self.size, np.uint32)
 
     def push(self, rows: np.ndarray, types: np.ndarray) -> None:
-        """Append rows float64[n, columns] with event types uint32[n]."""
+        """Appends rows float64[n, columns] with event types uint32[n]."""
         self.pushed += max(0, len(rows) - self.size)
         rows, types = rows[-self.size :], types[-self.size :]
         start = self.pushed % self.size
@@ -30,7 +39,7 @@ class Window:
         self.pushed += len(rows)
 
     def rows(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """(columns float64[n] by name, types uint32[n]) of what is kept, oldest first."""
+        """Returns the columns by name, float64[n] each, and the types uint32[n], oldest first."""
         if self.pushed <= self.size:
             rows, types = self._rows[: self.pushed].copy(), self._types[: self.pushed].copy()
         else:

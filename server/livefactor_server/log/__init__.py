@@ -1,1 +1,5 @@
-"""The log of a model: its bytes, how it is appended, walked and recovered."""
+"""The log of one model.
+
+`format` defines the bytes, `store` appends and reads records, `walk` verifies them, `recovery`
+repairs the tail when a log is opened, `segments` makes the files, and `show` prints them.
+"""

@@ -1,8 +1,9 @@
-"""CRC32C of short byte strings: google-crc32c where it is installed, else tables in NumPy.
+"""CRC32C of short byte strings: google-crc32c where it is installed, otherwise tables in NumPy.
 
-A CRC is linear: for strings of one length it is the XOR of one table entry for each (position, byte), and a
-constant. So the fallback is one gather and one XOR reduction, with the tables built at the first string of a
-length. It is meant for the log's headers, which all have one length.
+The CRC is affine over GF(2). For strings of one length, it is the XOR of one table entry per
+(position, byte) and a constant. The fallback is therefore one gather and one XOR reduction. Its
+tables are built for the first string of each length. It serves the headers of the log, which all
+have the same length.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from functools import cache
 import numpy as np
 
 _POLYNOMIAL = 0x82F63B78
-_LENGTHS_MAX = 4096  # tables of 1 KiB a byte: a longer string is not what this is for
+# The tables take 1 KiB per byte of the string, which is too much for long strings.
+_LENGTHS_MAX = 4096
 
 
 def _byte_table() -> np.ndarray:
-    """uint32[256]: the CRC register after one byte, from 0."""
+    """The CRC register after one byte, starting from 0: uint32[256]."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, (table >> 1) ^ np.uint32(_POLYNOMIAL), table >> 1).astype(np.uint32)
@@ -26,7 +28,15 @@ def _byte_table() -> np.ndarray:
 
 @cache
 def _tables(length: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """(flat uint32[length * 256], offsets int64[length] into it, constant) for strings of `length` bytes."""
+    """Returns the tables for strings of `length` bytes.
+
+    Returns:
+        The flat table, uint32[length * 256]; the offset of each position in it, int64[length]; and
+        the constant.
+
+    Raises:
+        ValueError: `length` is over 4,096.
+    """
     if length > _LENGTHS_MAX:
         raise ValueError(f"the CRC32C fallback takes at most {_LENGTHS_MAX} bytes, got {length}")
     step = _byte_table()
@@ -42,7 +52,7 @@ def _tables(length: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def crc32c_fallback(data: bytes) -> int:
-    """CRC32C of `data`, at most 4,096 bytes."""
+    """CRC32C of `data`. Raises ValueError if `data` has more than 4,096 bytes."""
     table, offsets, constant = _tables(len(data))
     picked = table[offsets + np.frombuffer(data, np.uint8)]
     return int(np.bitwise_xor.reduce(picked)) ^ constant
@@ -54,4 +64,4 @@ except ImportError:
     value = crc32c_fallback
 
 crc32c: Callable[[bytes], int] = value
-"""CRC32C of bytes."""
+"""CRC32C of a byte string."""

@@ -1,7 +1,7 @@
-"""Every touch of the disk the log makes, in one small class, so that tests can plant faults in its place.
+"""All disk operations of the log, in one small class that tests can replace to inject faults.
 
-Nothing above this file calls `os` for a file of the log. `tests/server/crash_io.py` implements the same verbs
-over a simulated disk that loses what was not synced.
+No other file of this package calls `os` for a file of the log. `tests/server/log/crash_io.py`
+implements the same methods over a simulated disk that loses unsynced data.
 """
 
 from __future__ import annotations
@@ -13,16 +13,24 @@ import os
 from pathlib import Path
 
 BLOCK_BYTES = 4096
-"""Alignment of every direct write: offset, length and address are multiples of it."""
+"""Alignment of direct writes in bytes: offset, length and address are multiples of it."""
 
 DISK_FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Values of `errno` that mean that the disk or the quota is full."""
 
 
 class FileIO:
-    """The operating system's files. Every method raises OSError as the system reports it."""
+    """The files of the operating system.
+
+    Every method passes on the OSError that the system reports.
+    """
 
     def open(self, path: Path, create: bool = False) -> int:
-        """Opens for writing, with O_DIRECT where the file system takes it. `create` demands a new file."""
+        """Opens a file for writing and returns its descriptor.
+
+        The file is opened with O_DIRECT if the file system supports it. With `create`, the file
+        must not exist yet.
+        """
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
         if create:
             os.close(os.open(path, flags, 0o640))
@@ -35,12 +43,16 @@ class FileIO:
             return os.open(path, flags)
 
     def close(self, fd: int) -> None:
-        """Lets go of the file; makes nothing durable."""
+        """Closes the file. This does not make its data durable."""
         os.close(fd)
 
     def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
-        """Bytes written, possibly fewer than given. A file system that took O_DIRECT at open and refuses it
-        here (EINVAL) is written through the page cache from then on."""
+        """Writes `data` at `offset` and returns the number of bytes written, which may be lower
+        than asked.
+
+        Some file systems accept O_DIRECT at open and refuse it here with EINVAL. Such a file is
+        written through the page cache from then on.
+        """
         try:
             return os.pwrite(fd, data, offset)
         except OSError as error:
@@ -51,11 +63,14 @@ class FileIO:
             return os.pwrite(fd, data, offset)
 
     def fdatasync(self, fd: int) -> None:
-        """When it returns, the file's bytes and length are durable; after an error nothing is known."""
+        """Makes the bytes and the length of the file durable.
+
+        After an error their state is unknown.
+        """
         os.fdatasync(fd)
 
     def fsync_dir(self, folder: Path) -> None:
-        """When it returns, the names in the folder are durable."""
+        """Makes the names in the folder durable."""
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -63,11 +78,14 @@ class FileIO:
             os.close(fd)
 
     def fallocate(self, fd: int, size: int) -> None:
-        """Makes the file `size` bytes long with every block reserved, reading as zeros."""
+        """Makes the file `size` bytes long and reserves its blocks, which read as zeros."""
         os.posix_fallocate(fd, 0, size)
 
     def map(self, path: Path) -> memoryview:
-        """The whole file, read-only, as long as any view of it lives. Its `obj` has `find(bytes, start)`."""
+        """Maps the whole file read-only. The mapping lives until its last view is released.
+
+        The view's `obj` has a method `find(bytes, start)`.
+        """
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size = os.fstat(fd).st_size
@@ -76,45 +94,51 @@ class FileIO:
             os.close(fd)
 
     def size(self, path: Path) -> int:
-        """Bytes in the file."""
+        """Size of the file in bytes."""
         return os.stat(path).st_size
 
     def names(self, folder: Path) -> list[str]:
-        """Names in the folder; empty if there is no such folder."""
+        """Names in the folder; an empty list if the folder does not exist."""
         try:
             return os.listdir(folder)
         except FileNotFoundError:
             return []
 
     def make_folder(self, folder: Path) -> None:
-        """Makes the folder, and those above it, if they are missing."""
+        """Makes the folder and its missing parents."""
         os.makedirs(folder, mode=0o750, exist_ok=True)
 
     def rename(self, old: Path, new: Path) -> None:
-        """Gives the file its new name, in place of a file that has it."""
+        """Renames the file. It replaces a file that has the new name."""
         os.rename(old, new)
 
     def unlink(self, path: Path) -> None:
-        """Removes the name."""
+        """Removes the file."""
         os.unlink(path)
 
 
 def write_all(io: FileIO, fd: int, data: memoryview, offset: int) -> None:
-    """Writes all of `data` (page aligned, a multiple of BLOCK_BYTES long) at `offset`, over short writes.
+    """Writes all of `data` at `offset` and continues after short writes.
 
-    A short write may end inside a block, where a direct write cannot start: it goes on from that block's
-    beginning.
+    `data` is page aligned, and its length is a multiple of BLOCK_BYTES. A short write may end
+    inside a block, where a direct write cannot start. The next write then starts at the beginning
+    of that block.
+
+    Raises:
+        OSError: the file system reported an error, or it wrote nothing.
     """
     done = 0
     while done < len(data):
         written = io.pwrite(fd, data[done:], offset + done)
         if written <= 0:
-            raise OSError(errno.EIO, "the file system wrote nothing and gave no reason")
+            raise OSError(errno.EIO, "the file system wrote nothing and reported no error")
         done += written
         if done < len(data):
             done -= done % BLOCK_BYTES
 
 
 def aligned_buffer(size: int) -> mmap.mmap:
-    """Anonymous zeroed memory, page aligned as direct writes need, `size` rounded up to whole blocks."""
+    """Zeroed anonymous memory, aligned for direct writes, of `size` bytes rounded up to whole
+    blocks.
+    """
     return mmap.mmap(-1, max(size + -size % BLOCK_BYTES, BLOCK_BYTES))

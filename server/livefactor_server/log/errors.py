@@ -1,10 +1,10 @@
-"""What can go wrong with a log.
+"""The exceptions of a log.
 
 LogError
-├── LogMissing    there is no log in the folder, or its creation never finished: create it (again)
-├── LogFull       no room on the disk; nothing of the group remains and the log goes on
-├── LogFailed     a write or a sync failed: the log refuses everything until it is opened again
-└── LogDamaged    bytes that were once synced are not what was written: path, offset and reason
+├── LogMissing    The folder has no log, or its creation did not finish. It can be created again.
+├── LogFull       The disk has no room. Nothing of the group remains, and the log still works.
+├── LogFailed     A write or a sync failed. The log refuses all records until it is opened again.
+└── LogDamaged    Synced bytes differ from what was written. It names the path, offset and reason.
 """
 
 from __future__ import annotations
@@ -13,24 +13,33 @@ from pathlib import Path
 
 
 class LogError(Exception):
-    """Any trouble with a log."""
+    """The base class of all errors of a log."""
 
 
 class LogMissing(LogError):
-    """No log here: never created, or cut off inside its creation, before anything was acknowledged."""
+    """The folder has no log.
+
+    It was never created, or its creation was interrupted before any ack.
+    """
 
 
 class LogFull(LogError):
-    """The disk (or the quota) has no room for the next segment or group."""
+    """The disk or the quota has no room for the next segment or group."""
 
 
 class LogFailed(LogError):
-    """A write or sync failed; what reached the disk is unknown until recovery reads it."""
+    """A write or a sync failed. Only recovery can tell what reached the disk."""
 
 
 class LogDamaged(LogError):
-    """Damage at or under the durable mark. `path` and `offset` (bytes) say where, `reason` what was found."""
+    """The synced part of the log is damaged.
+
+    Attributes:
+        path: the damaged file.
+        offset: the first damaged byte.
+        reason: what was found there.
+    """
 
     def __init__(self, path: Path, offset: int, reason: str) -> None:
-        super().__init__(f"the log is damaged: {path} at byte {offset}: {reason}")
+        super().__init__(f"the log is damaged: {path}, byte {offset}: {reason}")
         self.path, self.offset, self.reason = path, offset, reason

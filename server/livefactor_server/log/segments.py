@@ -1,10 +1,11 @@
-"""Segment files: preallocated, synced together with their folder, and only then written to.
+"""Segment files. They are preallocated and synced together with their folder before they are used.
 
-Why zeros are written ahead: a direct write into blocks that were only reserved (`fallocate`) makes the next
-sync commit the file system's journal. Measured on ext4, 4 KiB + fdatasync took 0.31 ms in reserved blocks and
-0.15 ms in zeroed ones, a group of 1.3 MB 4.9 and 3.0 ms. Zeroing costs bandwidth, so it is done by a thread
-that steps aside while a group is being written and that gives up when the segment is wanted: a log under full
-load gets reserved blocks, any other zeroed ones.
+Zeros are written ahead for speed. A direct write into blocks that are only reserved (`fallocate`)
+makes the next sync commit the file system's journal. On ext4, 4 KiB with fdatasync took 0.31 ms in
+reserved blocks and 0.15 ms in zeroed blocks; a group of 1.3 MB took 4.9 ms and 3.0 ms. Writing
+zeros costs disk bandwidth, so a background thread does it. The thread pauses while a group is
+written, and it stops when the segment is needed. A log under full load therefore gets reserved
+blocks, and any other log gets zeroed blocks.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ _STEP_ASIDE_S = 0.0005
 
 
 class Preallocator:
-    """Makes the next segment, in the background where `ahead` is set.
+    """Makes the next segment. With `ahead`, a background thread makes it in advance.
 
-    One file, `next.preallocated`, is made, reserved, synced and zeroed; `take` renames it to the segment's
-    name and syncs the folder. All errors of the background work are kept for `take`.
+    It creates the file `next.preallocated`, reserves its blocks, syncs it and fills it with zeros.
+    `take` renames it to the name of the segment and syncs the folder. `take` also handles all
+    errors of the background thread.
     """
 
     def __init__(self, io: FileIO, folder: Path, ahead: bool) -> None:
@@ -37,10 +39,10 @@ class Preallocator:
         self._error: OSError | None = None
         self._wanted = threading.Event()
         self.busy = False
-        """Set by the log while it writes: the zeroing waits."""
+        """The log sets this while it writes. The background thread then pauses."""
 
     def prepare(self, size: int) -> None:
-        """Starts making a spare of `size` bytes, unless one is there or on its way."""
+        """Starts to make a spare file of `size` bytes, unless one exists or is being made."""
         if not self._ahead or self._thread is not None or self._size:
             return
         self._thread = threading.Thread(
@@ -49,11 +51,16 @@ class Preallocator:
         self._thread.start()
 
     def take(self, path: Path, size: int, zeroed: int = 0) -> None:
-        """The next segment, at least `size` bytes, stands durably at `path`, `zeroed` bytes of it written.
+        """Makes a segment of at least `size` bytes durable at `path`.
+
+        Args:
+            path: the segment file.
+            size: its size in bytes.
+            zeroed: bytes to fill with zeros, if the segment is not made in advance.
 
         Raises:
-            LogFull: no room; no trace of it is left.
-            LogFailed: any other error of the disk.
+            LogFull: the disk has no room. The new file is removed.
+            LogFailed: the disk reported any other error.
         """
         try:
             self._join()
@@ -64,22 +71,26 @@ class Preallocator:
             self._size = 0
             self._io.fsync_dir(self._folder)
         except OSError as error:
-            with contextlib.suppress(OSError):  # what stays is removed before the next one is made
+            # If this fails, too, the file is removed before the next one is made.
+            with contextlib.suppress(OSError):
                 self.discard()
             if error.errno in DISK_FULL_ERRORS:
                 raise LogFull(
                     f"no room for a segment of {size} bytes in {self._folder}: {error.strerror}"
                 ) from error
-            raise LogFailed(f"no segment could be made in {self._folder}: {error}") from error
+            raise LogFailed(f"could not make a segment in {self._folder}: {error}") from error
 
     def close(self) -> None:
-        """Ends the background work and removes the spare; what a failed disk keeps, the next open removes."""
+        """Ends the background thread and removes the spare file.
+
+        If that fails, the next open removes it.
+        """
         with contextlib.suppress(OSError):
             self._join()
             self.discard()
 
     def discard(self) -> None:
-        """Removes the spare, whole or not."""
+        """Removes the spare file, complete or not."""
         self._size = 0
         if SPARE_NAME in self._io.names(self._folder):
             self._io.unlink(self._path)
@@ -125,7 +136,10 @@ class Preallocator:
 
 
 def zero_range(io: FileIO, fd: int, start: int, end: int) -> None:
-    """Durably writes zeros over [start, end), both multiples of BLOCK_BYTES. Raises OSError."""
+    """Overwrites [start, end) with zeros and syncs.
+
+    Both are multiples of BLOCK_BYTES. Raises OSError.
+    """
     zeros = memoryview(aligned_buffer(min(max(end - start, BLOCK_BYTES), 1 << 20)))
     for offset in range(start, end, len(zeros)):
         write_all(io, fd, zeros[: min(len(zeros), end - offset)], offset)

@@ -1,4 +1,4 @@
-"""What is in a log, for people: one row for each record, and where it ends or is damaged."""
+"""Shows a log to people: one row per record, and where the log ends or is damaged."""
 
 from __future__ import annotations
 
@@ -32,8 +32,11 @@ COLUMNS = {
     "offset": 10,
     "hash": 16,
 }
-"""The fields of a row, and how wide each is in a plain table. `bytes` is the payload; `hash` the chain hash,
-in hex, which tables shorten."""
+"""The fields of a row and their widths in a plain table.
+
+`bytes` is the size of the payload. `hash` is the chain hash in hex; tables show its first 16
+digits.
+"""
 
 _TEXT = frozenset({"kind", "producer", "time", "segment", "hash"})
 
@@ -45,19 +48,21 @@ def rows(
     marks: bool = False,
     io: FileIO | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """A dict, fit for JSON, for each record from `from_revision`, verified as it is read; changes nothing.
+    """Yields a dict for each record from `from_revision` on, ready for JSON. It changes nothing.
 
-    A record has the fields of COLUMNS. Where the log is damaged, or its tail is not (yet) synced, the last
-    dict has "trouble" ("damaged" or "unsynced tail"), "segment", "offset" and "reason" instead.
+    Records are verified while they are read. A record has the fields of COLUMNS. If the log is
+    damaged, or if its tail is not synced (yet), the last dict has the fields "trouble" ("damaged"
+    or "unsynced tail"), "segment", "offset" and "reason" instead.
 
     Args:
-        folder: of the log.
-        from_revision: the first revision wanted.
-        count: so many rows at most; all if None.
-        marks: bare marks too.
-        io: the disk; the operating system's if None.
+        folder: the folder of the log.
+        from_revision: the first revision to show.
+        count: the maximum number of rows; None shows all.
+        marks: also show bare marks.
+        io: the disk; None means the files of the operating system.
 
-    Raises LogMissing if there is no log in the folder.
+    Raises:
+        LogMissing: the folder has no log.
     """
     return islice(_rows(io or FileIO(), Path(folder), from_revision, marks), count)
 
@@ -81,8 +86,10 @@ def _rows(io: FileIO, folder: Path, from_revision: int, marks: bool) -> Iterator
 
 
 def _cursor_at(io: FileIO, segments: list[Segment], index: int) -> Cursor:
-    """Where the chain stands at the start of a segment, as its first record says; what is before it is not
-    read."""
+    """The state of the chain at the start of a segment, from its first record.
+
+    Earlier segments are not read.
+    """
     segment = segments[index]
     if index == 0:
         return start_cursor(segment.first)
@@ -118,7 +125,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _rejected(record: Record) -> int | None:
-    """Rows rejected; None if the summary cannot be read."""
+    """Number of rejected rows; None if the summary cannot be read."""
     try:
         return decode_rejects(record.rejects, record.commitment)[0].count
     except ValueError:
@@ -130,17 +137,19 @@ def _trouble(what: str, path: Path, offset: int, reason: str) -> dict[str, Any]:
 
 
 def is_damaged(row: dict[str, Any]) -> bool:
-    """Whether a row tells of damage."""
+    """Whether the row reports damage."""
     return row.get("trouble") == "damaged"
 
 
 def trouble_text(row: dict[str, Any]) -> str:
-    """One line for a row that has "trouble"."""
+    """One line of text for a row with the field "trouble"."""
     return f"{row['trouble']}: {row['segment']} at byte {row['offset']}: {row['reason']}"
 
 
 def plain_lines(shown: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """The rows as aligned text, heading first, one at a time, so that a long log streams."""
+    """Yields the heading and then the rows as aligned text, one at a time, so that a long log
+    streams.
+    """
     yield "  ".join(_pad(name, name) for name in COLUMNS).rstrip()
     for row in shown:
         if "trouble" in row:
@@ -150,7 +159,7 @@ def plain_lines(shown: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def rich_table(shown: Iterable[dict[str, Any]]) -> Table:
-    """The rows as a table of rich; trouble becomes its caption, red where it is damage."""
+    """The rows as a table of rich. Trouble becomes its caption, in red if the log is damaged."""
     from rich.markup import escape
     from rich.table import Table
 

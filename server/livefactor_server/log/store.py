@@ -1,8 +1,8 @@
-"""The log of one model: everything that changed it, in order, durable before it is applied.
+"""The log of one model: the durable, ordered record of every change to it.
 
-`Log.append` is the commit protocol, on one screen; `log_format` describes the bytes, `log_walk` how they are
-read and judged, `log_recovery` what opening does to a tail that was never synced, `log_segments` how files
-are made.
+A change is durable before it is applied. `Log.append` is the commit protocol. `log/format.py`
+describes the bytes, `log/walk.py` how they are read and verified, `log/recovery.py` what happens to
+an unsynced tail, and `log/segments.py` how the files are made.
 """
 
 from __future__ import annotations
@@ -60,24 +60,26 @@ __all__ = [
 ]
 
 SEGMENT_BYTES = 64 << 20
-"""Size of a segment file, unless one group needs more."""
+"""Size of a segment file in bytes. A larger group gets a larger segment."""
 
 FIRST_SEGMENT_BYTES_MAX = 8 << 20
-"""The first segment is no longer than this, so that a small model's log is small."""
+"""Maximum size of the first segment in bytes, so that the log of a small model is small."""
 
 
 class Log:
-    """One log folder, open for one writer, or for reading alone.
+    """One log folder, open for one writer or for reading only.
 
-    `append` and `mark` are called by one thread, `read` and the attributes by any thread at any time.
+    One thread calls `append` and `mark`. Any thread may call `read` and use the attributes at any
+    time.
 
     Attributes:
         last_revision: the last synced revision.
-        last_hash: its chain hash, 32 bytes.
-        lineage: uuid of the model's history, fixed by the first record.
-        spec_body: bytes of the spec, as they were logged.
+        last_hash: the chain hash of that revision, 32 bytes.
+        lineage: the uuid of the model's history, from the first record.
+        spec_body: the bytes of the spec in the log.
         hash_name: "blake3" or "sha256".
-        tail: in a log opened read-only, the unsynced (or just being written) tail that was left out, or None.
+        tail: the unsynced tail that a read-only open ignored, or None. A writer may be writing it
+            now.
     """
 
     def __init__(
@@ -89,10 +91,8 @@ class Log:
         self._io, self._folder, self._segment_bytes = io, folder, segment_bytes
         self._segments, self._places = contents.segments, contents.places
         self._cursor, self._incarnation = cursor, cursor.incarnation
-        self.hash_name, self._new_hash = (
-            hash_name_of(cursor.hash_id),
-            hash_function(hash_name_of(cursor.hash_id)),
-        )
+        self.hash_name = hash_name_of(cursor.hash_id)
+        self._new_hash = hash_function(self.hash_name)
         self.lineage, self.spec_body = uuid.UUID(bytes=contents.lineage), contents.spec_body
         self.last_revision, self.last_hash = cursor.revision, cursor.hash
         self.tail: Tail | None = contents.tail
@@ -103,7 +103,7 @@ class Log:
         self._lock = Lock()
         self._failed: str | None = None if writer else "it was opened read-only"
 
-    # --------------------------------------------------------------------------------------- opening, closing
+    # ----------------------------------------------------------------------------- opening, closing
 
     @classmethod
     def create(
@@ -119,21 +119,22 @@ class Log:
         segment_bytes: int = SEGMENT_BYTES,
         ahead: bool = True,
     ) -> Log:
-        """A new log whose first record, of revision `base_revision`, is the spec; durable when this returns.
+        """Makes a new log whose first record holds the spec. It is durable when this returns.
 
         Args:
-            folder: made if it is missing. Remains of a creation that never finished are removed.
-            spec_body: the spec's bytes.
+            folder: the folder of the log; it is made if it is missing. The remains of an unfinished
+                creation are removed.
+            spec_body: the bytes of the spec.
             base_revision: revision of the first record.
-            lineage: of the model's history; a new one if None.
-            io: the disk; the operating system's if None.
-            hash_name: "blake3" or "sha256"; the faster one that is installed if None.
+            lineage: uuid of the model's history; None makes a new one.
+            io: the disk; None means the files of the operating system.
+            hash_name: "blake3" or "sha256"; None means the fastest one that is installed.
             time_us: time of the first record, microseconds since 1970.
             segment_bytes: size of a segment, a multiple of 4,096.
-            ahead: prepare the next segment in a background thread.
+            ahead: make the next segment in a background thread.
 
         Raises:
-            FileExistsError: a log is there.
+            FileExistsError: the folder has a log.
             LogFull, LogFailed: nothing was created.
         """
         io, folder = io or FileIO(), Path(folder)
@@ -151,13 +152,8 @@ class Log:
         io.make_folder(folder)
         io.fsync_dir(folder.parent)
         preallocator = Preallocator(io, folder, ahead)
-        log = cls(
-            io,
-            folder,
-            Contents([], cursor, lineage.bytes, bytes(spec_body), None),
-            segment_bytes,
-            preallocator,
-        )
+        contents = Contents([], cursor, lineage.bytes, bytes(spec_body), None)
+        log = cls(io, folder, contents, segment_bytes, preallocator)
         try:
             log.append([entry])
             log.mark()
@@ -178,24 +174,25 @@ class Log:
         segment_bytes: int = SEGMENT_BYTES,
         ahead: bool = True,
     ) -> Log:
-        """Reads and verifies the whole log, and puts its tail right.
+        """Reads and verifies the whole log, and removes its unsynced tail.
 
-        A tail that was never synced, so never acknowledged, is copied to a `.broken` file and zeroed.
-        Read-only: nothing is changed, no lock is taken, a writer may be at work; such a tail is left out and
-        described by `tail`.
+        A tail that was never synced was never acknowledged. It is copied to a `.broken` file and
+        overwritten with zeros. With `read_only`, nothing is changed and no lock is taken, and a
+        writer may be active; such a tail is ignored and described by `tail`.
 
         Args:
-            folder: of the log.
-            io: the disk; the operating system's if None.
+            folder: the folder of the log.
+            io: the disk; None means the files of the operating system.
             progress: called with (bytes read, bytes to read).
             read_only: for auditors, `log show` and independent replay.
-            segment_bytes, ahead: as in `create`, for new segments.
+            segment_bytes: size of a new segment, a multiple of 4,096.
+            ahead: make the next segment in a background thread.
 
         Raises:
-            LogMissing: no log there, or its creation never finished.
-            LogDamaged: what was synced is not what was written; nothing was changed.
-            LogFull: no room for the copy of the tail.
-            LogFailed: the tail could not be put right.
+            LogMissing: the folder has no log, or its creation did not finish.
+            LogDamaged: synced bytes differ from what was written. Nothing was changed.
+            LogFull: the disk has no room for the copy of the tail.
+            LogFailed: the tail could not be removed.
         """
         io, folder = io or FileIO(), Path(folder)
         if read_only:
@@ -209,8 +206,8 @@ class Log:
         log._fd = io.open(contents.segments[-1].path)
         log._incarnation += 1
         try:
-            # No room for it does no harm: the next group carries the new incarnation, and a tail is durably
-            # zero already.
+            # A full disk does no harm here: the next group carries the new incarnation, and the
+            # tail is durably zero already.
             with contextlib.suppress(LogFull):
                 log.mark()
         except LogFailed:
@@ -219,7 +216,7 @@ class Log:
         return log
 
     def close(self) -> None:
-        """Ends background work and closes the files. What was appended is durable already."""
+        """Ends the background thread and closes the files. Appended records are durable already."""
         with self._lock:
             if self._preallocator is not None:
                 self._preallocator.close()
@@ -235,26 +232,31 @@ class Log:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ------------------------------------------------------------------------------------------------ writing
+    # -------------------------------------------------------------------------------------- writing
 
     def commit(self, salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]) -> bytes:
-        """The commitment (32 bytes) of a payload, by the log's hash. Any thread; large bodies without GIL."""
+        """The commitment (32 bytes) of a payload under the log's hash.
+
+        Any thread may call it. Large bodies release the GIL.
+        """
         return commitment_of(self._new_hash, salt, rejects, body)
 
     def append(self, entries: Sequence[Entry]) -> list[bytes]:
-        """Writes one commit group durably: when this returns, every entry survives a power cut.
+        """Writes one commit group. When this returns, every entry survives a power cut.
 
         Args:
-            entries: at least one, with consecutive revisions from `last_revision + 1`, and with their
-                commitments.
+            entries: one or more, with consecutive revisions from `last_revision + 1` on and with
+                their commitments.
 
         Returns:
-            The chain hash of each entry.
+            The chain hash (32 bytes) of each entry.
 
         Raises:
-            LogFull: no room; nothing of the group remains, and the next append tries again.
-            LogFailed: a write or a sync failed; the log refuses everything from now on.
-            ValueError: revisions that do not follow, or a producer id over 64 bytes. Nothing was written.
+            LogFull: the disk has no room. Nothing of the group remains. The next append tries
+                again.
+            LogFailed: a write or a sync failed. The log refuses all further records.
+            ValueError: the revisions are not consecutive, or a producer id has more than 64 bytes.
+                Nothing was written.
         """
         if not entries:
             raise ValueError("a commit group needs at least one entry")
@@ -272,10 +274,14 @@ class Log:
         return hashes
 
     def mark(self) -> None:
-        """Writes a bare mark durably: damage of any group before it can now be told from an unsynced tail.
+        """Writes a bare mark durably. After it, damage to an earlier group differs from an unsynced
+        tail.
 
-        Does nothing if a mark is the last thing in the log. Raises LogFull (nothing remains; no harm done) or
-        LogFailed.
+        It does nothing if the log ends with a mark.
+
+        Raises:
+            LogFull: the disk has no room. Nothing of the mark remains, and the log still works.
+            LogFailed: a write or a sync failed. The log refuses all further records.
         """
         with self._lock:
             self._check_usable()
@@ -300,7 +306,7 @@ class Log:
                 )
 
     def _make_room(self, size: int) -> None:
-        """The last segment has `size` bytes left, or a new one is begun."""
+        """Makes sure that the last segment has `size` bytes left, and starts a new segment if not."""
         segment = self._segments[-1] if self._segments else None
         if segment is not None and segment.end + size <= segment.size:
             return
@@ -310,8 +316,8 @@ class Log:
         path = self._folder / segment_name(self.last_revision + 1)
         assert self._preallocator is not None
         try:
-            # A segment that holds no revision yet and is too small for this group has this very name: the
-            # new one takes its place.
+            # A segment without a revision that is too small for this group has the same name. The
+            # new segment replaces it.
             self._preallocator.take(path, new_size, zeroed)
             fd = self._io.open(path)
         except (LogFailed, OSError) as error:
@@ -325,7 +331,10 @@ class Log:
         self._segments.append(Segment(path, self.last_revision + 1, self._io.size(path)))
 
     def _pack(self, entries: Sequence[Entry], lengths: list[int], size: int) -> list[bytes]:
-        """Lays the group out in the buffer, every byte of [0, size) written."""
+        """Lays out the group in the buffer.
+
+        Every byte of [0, size) is written. Returns the chain hashes.
+        """
         buffer, segment, new_hash = self._buffer.reserve(size), self._segments[-1], self._new_hash
         stamp = Stamp(
             self._cursor.log_id, self._cursor.hash_id, self._incarnation, segment.end // BLOCK_BYTES,
@@ -347,7 +356,10 @@ class Log:
         return hashes
 
     def _write_and_sync(self, size: int) -> None:
-        """The group in the buffer becomes durable behind the last one, or an exception says it did not."""
+        """Makes the group in the buffer durable after the last group.
+
+        Raises LogFull or LogFailed if it is not.
+        """
         segment, preallocator = self._segments[-1], self._preallocator
         assert preallocator is not None
         preallocator.busy = True
@@ -357,9 +369,8 @@ class Log:
             self._undo_write(segment, size, error)
         try:
             self._io.fdatasync(self._fd)
-        except (
-            OSError
-        ) as error:  # what the disk holds now is unknown, and a second sync could report a success it is not
+        except OSError as error:
+            # The contents of the disk are unknown now. A second sync could report a false success.
             self._failed = f"fdatasync failed: {error}"
             raise LogFailed(self._failed) from error
         finally:
@@ -370,7 +381,10 @@ class Log:
             preallocator.prepare(self._segment_bytes)
 
     def _undo_write(self, segment: Segment, size: int, error: OSError) -> None:
-        """Raises LogFull once the refused group's ground is durably zero again, LogFailed where it is not."""
+        """Overwrites the place of the refused group with zeros.
+
+        Raises LogFull if that worked, otherwise LogFailed.
+        """
         try:
             if error.errno not in DISK_FULL_ERRORS:
                 raise error
@@ -383,19 +397,21 @@ class Log:
     def _here(self) -> Cursor:
         return Cursor(self.last_revision, self._cursor.hash, self._incarnation)
 
-    # ------------------------------------------------------------------------------------------------ reading
+    # -------------------------------------------------------------------------------------- reading
 
     def read(
         self, from_revision: int | None = None, mapped: bool = True, marks: bool = False
     ) -> Iterator[Record]:
-        """The records from `from_revision` (or the spec) to the last one at the call, verified on the way.
+        """Yields the records from `from_revision` to the last one at the time of the call,
+        verified.
 
         Args:
-            from_revision: first revision wanted.
-            mapped: bodies are views of the mapped file; otherwise copies.
-            marks: bare marks too.
+            from_revision: the first revision to read; None means the spec.
+            mapped: the bodies are views of the mapped file; otherwise they are copies.
+            marks: also yield bare marks.
 
-        Raises LogDamaged where the bytes are no longer what was synced.
+        Raises:
+            LogDamaged: synced bytes differ from what was written.
         """
         first = self._segments[0].first if from_revision is None else from_revision
         with self._lock:
@@ -438,33 +454,40 @@ class Log:
 
     @property
     def segments(self) -> list[Segment]:
-        """The segment files: path, first revision, size, end of what is written (bytes)."""
+        """The segment files. Sizes and ends are in bytes."""
         return list(self._segments)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes written to the log, padding and marks included."""
+        """Bytes in the log, with padding and marks."""
         return sum(segment.end for segment in self._segments)
 
     @property
     def failed(self) -> str | None:
-        """Why the log takes no records any more, or None."""
+        """Why the log takes no more records, or None."""
         return self._failed
 
 
 def _clear_unfinished(io: FileIO, folder: Path) -> None:
-    """Removes what a creation that never finished left behind. Raises FileExistsError if a log is there."""
+    """Removes the remains of an unfinished creation.
+
+    Raises FileExistsError if the folder has a log.
+    """
     try:
         read_contents(io, folder)
     except LogMissing:
         for segment in list_segments(io, folder):
             io.unlink(segment.path)
         return
-    raise FileExistsError(f"a log is already in {folder}")
+    raise FileExistsError(f"{folder} already has a log")
 
 
 def _read_beside_a_writer(io: FileIO, folder: Path, progress: Callable[[int, int], None] | None) -> Contents:
-    """Reads a log that may be growing: what looks torn by a group that was just written is read again."""
+    """Reads a log that a writer may be extending.
+
+    If a group looks torn, the log is read once more, since the group may have been complete a
+    moment later.
+    """
     seen = None
     while True:
         try:

@@ -1,9 +1,10 @@
 """The search for a spec on a user's own events: `livefactor tune`.
 
-event file ─▶ events.py ─▶ Stream ─▶ progressive.py: a batch is judged, then learned ─▶ metrics.py
+event file ─▶ events.py ─▶ Stream ─▶ progressive.py: test, then learn a batch ─▶ metrics.py
                                           ▲                                                 │
-rules.py: what may be tried ─▶ search.py: Optuna's study in a folder ◀──────────────────────┘
-                                          └─▶ the best spec ─▶ pictures.py, cli_tune.py
+rules.py: search spaces ─▶ search.py: Optuna's study in a folder ◀──────────────────────────┘
+                                          └─▶ the best spec ─▶ pictures.py, cli/tune.py
 
-No server takes part: a trial is a backend that learns the stream in records, as `ApplyUpdates` would make them.
+The search needs no server. A trial is a backend that learns the stream in records of the size that
+`ApplyUpdates` would make.
 """

@@ -1,4 +1,7 @@
-"""SVG pictures in the project's style, the same bytes from the same figures. Needs Matplotlib when it draws."""
+"""SVG pictures in the project's style.
+
+The same figures give the same bytes. It needs Matplotlib.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ STYLE = {
 
 
 def grid(rows: int, columns: int) -> tuple[Any, Any]:
-    """A figure and its axes, [rows][columns]; to be called within `write_svg`."""
+    """A figure and its axes, as [rows][columns]. Call it inside `write_svg`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 3.6 * rows), layout="constrained")
@@ -28,12 +31,12 @@ def grid(rows: int, columns: int) -> tuple[Any, Any]:
 
 
 def write_svg(path: Path, picture: Callable[[], Any]) -> None:
-    """Write the figure that `picture` makes. ImportError without Matplotlib."""
+    """Writes the figure that `picture` returns. Raises ImportError without Matplotlib."""
     import matplotlib
 
     matplotlib.use("svg")
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         picture().savefig(path, metadata={"Date": None})
-    # Matplotlib ends lines with spaces.
+    # Matplotlib writes spaces at the ends of lines.
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")

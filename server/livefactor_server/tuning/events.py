@@ -1,4 +1,6 @@
-"""A user's file as a stream: columns found, read, put in the order of time, checked row by row; the task guessed."""
+"""Reads a user's file into a stream: finds the columns, orders the events by time, checks each row,
+and infers the task.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,20 @@ USUAL_NAMES = {
     "event_types": ("event_type", "type"),
     "times": ("time", "timestamp"),
 }
-"""Columns that are taken by their names where none are given."""
+"""The usual column names of each field, which are used if the user names none."""
 NEEDED = ("user_ids", "item_ids")
 
 
 @dataclass(frozen=True, slots=True)
 class EventFile:
-    """A file that was read. stream: its events in time order. names: the column of each field. places: where in the file
-    (line or row, int64[n]) each event of the stream stands."""
+    """A file that was read.
+
+    Attributes:
+        stream: its events, ordered by time.
+        names: the column name of each field.
+        places: the line or row of each event of the stream in the file, int64[n].
+        unit: "line" or "row".
+    """
 
     stream: Stream
     names: dict[str, str]
@@ -42,14 +50,17 @@ class EventFile:
 
     @property
     def digest(self) -> str:
-        """Of what is learned: two files with the same digest give the same trials."""
+        """A digest of the stream. Files with the same digest give the same trials."""
         stream, sha = self.stream, hashlib.sha256()
         for column in (stream.user_keys, stream.item_keys, stream.values, stream.weights, stream.times):
             sha.update(b"-" if column is None else column.tobytes())
         return sha.hexdigest()
 
     def check(self, spec: ModelSpec, why: str) -> None:
-        """Raise EventFileError naming the first row that a model of this spec would reject."""
+        """Raises EventFileError for the first row that a model with this spec would reject.
+
+        `why` names the spec.
+        """
         columns = (
             ("values", self.stream.values, good_values),
             ("weights", self.stream.weights, good_weights),
@@ -62,21 +73,32 @@ class EventFile:
                 first = bad[np.argmin(self.places[bad])]
                 where = f"{self.unit} {self.places[first]}, column {self.names[field]}"
                 raise EventFileError(
-                    f"{where}: {why} takes no {field[:-1]} of {numbers[first]:g} ({bad.size:,} such rows)"
+                    f"{where}: {why} rejects the {field[:-1]} {numbers[first]:g} ({bad.size:,} such rows)"
                 )
 
     def task(self) -> str:
-        """What the values look like: ratings if one is neither 0 nor 1, else clicks if one is 0, else purchases."""
+        """Infers the task from the values: ratings if one is neither 0 nor 1, clicks if one is 0,
+        else purchases.
+        """
         values = self.stream.values
         if ((values != 0) & (values != 1)).any():
             return "ratings"
         return "clicks" if (values == 0).any() else "purchases"
 
     def rules(self, task: str, only: list[str]) -> tuple[list[str], list[str]]:
-        """(rules for a task, rules for it that are left out because they would reject rows of the file).
+        """Selects the rules for a task.
 
-        only: take these, if there are any. Raises EventFileError if the task's preset, or a rule that was asked for,
-        rejects a row; ValueError for a rule that is not for the task.
+        Args:
+            task: one of `TASKS`.
+            only: the rules that the user asked for; if empty, all rules for the task.
+
+        Returns:
+            The selected rules, and the rules for the task that would reject rows of the file.
+
+        Raises:
+            EventFileError: the preset of the task, or a rule that the user asked for, rejects a
+                row.
+            ValueError: a rule that the user asked for is not for the task.
         """
         there = [name for name, rule in RULES.items() if task in rule.tasks]
         for name in only:
@@ -94,10 +116,20 @@ def read_events(
     conversion: Conversion,
     on_events: Callable[[int, int], None] = lambda read, total: None,
 ) -> EventFile:
-    """Read a csv, csv.gz or parquet file. given: a column's name by field; fields of no name take a column of a usual
-    name, if there is one. on_events: called with (events read, all events or 0).
+    """Reads a csv, csv.gz or parquet file.
 
-    A time column orders the events (stably), else the file's order is time's. Raises EventFileError, OSError.
+    Args:
+        file: the file.
+        given: column names by field. A missing field uses a column with a usual name, if there is
+            one.
+        conversion: how ids and times are converted.
+        on_events: called with (events read, all events or 0).
+
+    A time column orders the events with a stable sort. Without one, the order of the file is used.
+
+    Raises:
+        EventFileError: the file is invalid or has no events.
+        OSError: the file cannot be opened.
     """
     names = _columns(header(file), given)
     total, batches = open_events(file, names, CHUNK_EVENTS)
@@ -110,7 +142,7 @@ def read_events(
         unit, read = rows.unit, read + len(rows)
         on_events(read, total)
     if not parts:
-        raise EventFileError("there are no events")
+        raise EventFileError("the file has no events")
     columns = {field: np.concatenate([part[field] for part in parts]) for field in names}
     order = np.argsort(columns["times"], kind="stable") if "times" in names else np.arange(read)
     users, items = columns["user_ids"][order], columns["item_ids"][order]
@@ -128,7 +160,7 @@ def _columns(have: list[str], given: dict[str, str]) -> dict[str, str]:
             names[field] = name
         elif field in NEEDED:
             raise EventFileError(
-                f"there is no column {' or '.join(usual)}, and none was named; there are {', '.join(have)}"
+                f"there is no column {' or '.join(usual)}, and none was given; the columns are {', '.join(have)}"
             )
     return names
 

@@ -1,4 +1,4 @@
-"""What a progressive run is worth: a number of each judged event, and what their mean says."""
+"""The metrics of a progressive run: a number for each judged event, and the metric from their mean."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from livefactor_server.tuning.progressive import TOP, Stream, item_means, popula
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """label: for people. larger_is_better. judge: a number of each event (`progressive.Judge`). naive: the same of a
-    baseline that knows no users, float64[n] of every event, with its name. of_mean: the metric from the numbers' mean."""
+    """A metric of a progressive run.
+
+    Attributes:
+        label: its name for people.
+        larger_is_better: its direction.
+        judge: computes a number for each event (`progressive.Judge`).
+        naive: computes the same numbers, float64[n], for a baseline that does not know the users.
+        naive_label: the name of that baseline.
+        of_mean: computes the metric from the mean of the numbers.
+    """
 
     label: str
     larger_is_better: bool
@@ -30,13 +38,16 @@ class Metric:
 
 
 def hits(places: np.ndarray) -> np.ndarray:
-    """1 where an item is in the list, else 0: float64[n] of places int64[n]."""
+    """1 if the item is in the top-k list, else 0: float64[n] from places int64[n]."""
     return recall_at(TOP, places)
 
 
 def gains(places: np.ndarray) -> np.ndarray:
-    """1 / log2(2 + place) where an item is in the list, else 0 (Järvelin, Kekäläinen 2002; one relevant item, so the
-    ideal gain is 1): float64[n]."""
+    """1 / log2(2 + place) if the item is in the top-k list, else 0: float64[n] from places
+    int64[n].
+
+    Source: Järvelin and Kekäläinen, 2002. With one relevant item, the ideal gain is 1.
+    """
     return ndcg_at(TOP, places)
 
 
@@ -59,7 +70,7 @@ METRICS = {
         "RMSE",
         False,
         lambda model, users, items, values: np.square(predictions(model, users, items) - values),
-        "mean of the item so far",
+        "mean of the item's earlier values",
         lambda stream, batch: np.square(item_means(stream, batch) - stream.values),
         lambda mean: float(np.sqrt(mean)),
     ),

@@ -1,4 +1,4 @@
-"""The picture of a search: the metric over the trials, and against the speed of learning."""
+"""The picture of a search: the metric over the trials, and over the learning speed."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from typing import Any
 from livefactor_server.tuning.drawing import grid, write_svg
 from livefactor_server.tuning.metrics import Metric
 from livefactor_server.tuning.rules import RULES
-from livefactor_server.tuning.search import Tried
+from livefactor_server.tuning.search import FinishedTrial
 
 PALETTE = ("#3b6fb6", "#7da7d9", "#2a7f62", "#8c6d1f", "#e07b39", "#c0392b")
 GREY = "#5f5f5f"
 
 
-def draw(path: Path, done: list[Tried], metric: Metric, lines: Mapping[str, float]) -> None:
-    """Write the picture of finished trials, at least one of them not stopped. lines: what is drawn across, by name."""
+def draw(path: Path, done: list[FinishedTrial], metric: Metric, lines: Mapping[str, float]) -> None:
+    """Writes the picture of finished trials.
+
+    At least one of them ran to the end. `lines` are horizontal lines by name.
+    """
     write_svg(path, lambda: _picture(done, metric, lines))
 
 
-def _picture(done: list[Tried], metric: Metric, lines: Mapping[str, float]) -> Any:
+def _picture(done: list[FinishedTrial], metric: Metric, lines: Mapping[str, float]) -> Any:
     figure, axes = grid(1, 2)
     over, against = axes[0]
     over.set(title="every trial (hollow: stopped early)", xlabel="trial", ylabel=metric.label)
     against.set(title="trials that ran to the end", ylabel=metric.label)
-    against.set_xlabel("millions of events learned in a CPU second")
+    against.set_xlabel("millions of events learned per CPU second")
     for name, one in _by_rule(done).items():
         colour = PALETTE[list(RULES).index(name) % len(PALETTE)]
         ended, stopped = [t for t in one if not t.stopped], [t for t in one if t.stopped]
@@ -46,5 +49,5 @@ def _picture(done: list[Tried], metric: Metric, lines: Mapping[str, float]) -> A
     return figure
 
 
-def _by_rule(done: list[Tried]) -> dict[str, list[Tried]]:
+def _by_rule(done: list[FinishedTrial]) -> dict[str, list[FinishedTrial]]:
     return {name: [t for t in done if t.rule == name] for name in RULES if any(t.rule == name for t in done)}

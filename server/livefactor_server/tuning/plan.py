@@ -1,4 +1,4 @@
-"""How a spec is judged on a stream: which events are learned only, judged in the search, kept for the end."""
+"""Which events of a stream are only learned, judged in the search, or held out for the final test."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from livefactor_server.tuning.metrics import METRICS, Metric
 from livefactor_server.tuning.progressive import BATCH_EVENTS, Stream, judge_then_learn
 
 POINTS = 10
-"""After each such share of what a search judges, a trial's metric so far is compared with the others'."""
+"""Number of points in the judged part at which a trial's metric is compared with other trials."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """part: share of the stream that is for the search. warm_up: share of that which is learned and not judged.
-    judged_max: about as many events are judged in the search, and again in the rest, where there are more. seed: of
-    which ones. metric: one of `METRICS`."""
+    """Settings of a search.
+
+    Attributes:
+        metric: one of `METRICS`.
+        batch_events: events per record.
+        part: share of the stream that the search uses. The rest is held out.
+        warm_up: share of the search part that is learned and not judged.
+        judged_max: about the maximum number of judged events, in the search part and in the rest.
+        seed: the seed of the sample of judged events.
+    """
 
     metric: str
     batch_events: int = BATCH_EVENTS
@@ -31,8 +38,13 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run was worth. value: the metric. events_per_s: events learned in a CPU second. at_points: the metric
-    so far, after each point that was reached."""
+    """The result of one run.
+
+    Attributes:
+        value: the metric.
+        events_per_s: events learned per CPU second.
+        at_points: the metric so far at each point.
+    """
 
     value: float
     events_per_s: float
@@ -40,11 +52,17 @@ class Outcome:
 
 
 class Plan:
-    """A stream and how it is judged. searched: its first events, those of the search; start: the first judged one;
-    asked, kept: bool[n], what is judged in the search and in the rest."""
+    """A stream and the choice of its judged events.
+
+    Attributes:
+        searched: number of events in the search part, which comes first.
+        start: the first judged event.
+        asked: the judged events of the search part, bool[n].
+        kept: the judged events of the rest, bool[n].
+    """
 
     def __init__(self, stream: Stream, settings: Settings) -> None:
-        """ValueError if a part holds nothing to judge."""
+        """Raises ValueError if the search part or the rest has no event to judge."""
         self.stream, self.settings = stream, settings
         self.metric: Metric = METRICS[settings.metric]
         self.searched = int(len(stream) * settings.part)
@@ -53,12 +71,16 @@ class Plan:
         self.kept = self._sample(self.searched, len(stream))
         if not self.asked.any() or not self.kept.any():
             raise ValueError(
-                f"events: {len(stream):,} are too few: {self.asked.sum()} to judge in the search, {self.kept.sum()} in the rest"
+                f"events: {len(stream):,} are too few: {self.asked.sum()} can be judged in the search part, "
+                f"{self.kept.sum()} in the rest"
             )
 
     def _sample(self, start: int, stop: int) -> np.ndarray:
-        """Events of [start, stop) to judge, bool[n]: whether one is depends on the seed, its number and the share
-        alone. Rankings are asked about positive events only."""
+        """A sample of the events in [start, stop), bool[n].
+
+        It depends only on the seed, the event's position and the share. Rankings use positive
+        events only.
+        """
         able = np.zeros(len(self.stream), bool)
         able[start:stop] = True
         if self.settings.metric != "rmse":
@@ -71,17 +93,25 @@ class Plan:
     def search(
         self, spec: ModelSpec, on_point: Callable[[int, float], None], on_events: Callable[[int], None]
     ) -> Outcome:
-        """Judge a spec in the search part. on_point: called with (number, metric so far) at each of `POINTS`; what it
-        raises ends the run. on_events: called with the events learned."""
+        """Evaluates a spec on the search part.
+
+        Args:
+            spec: the spec.
+            on_point: called with (number, metric so far) at each of `POINTS`. An exception from it
+                ends the run.
+            on_events: called with the number of learned events.
+        """
         head = self.stream.head(self.searched)
         return self._run(spec, head, self.asked[: self.searched], on_point, on_events)
 
     def rest(self, spec: ModelSpec, on_events: Callable[[int], None]) -> Outcome:
-        """Judge a spec in the rest, after it has learned the search part."""
+        """Evaluates a spec on the rest, after it has learned the search part."""
         return self._run(spec, self.stream, self.kept, lambda *_: None, on_events)
 
     def naive(self) -> tuple[float, float]:
-        """The metric of the baseline that knows no users, in the search and in the rest."""
+        """The metric of the baseline that does not know the users, in the search part and in the
+        rest.
+        """
         numbers = self.metric.naive(self.stream, self.settings.batch_events)
         return self._value(numbers[self.asked]), self._value(numbers[self.kept])
 

@@ -1,8 +1,10 @@
-"""Test-then-learn: each batch of a stream is judged by what was learned before it, then learned as one record.
+"""Test-then-learn: each batch of a stream is judged by the model before it, and then learned as one
+record.
 
-So does a producer that asks before it pushes. An item that is new in the batch is in no list; a user who is new
-in it has the list that `Score` gives: by the item biases (Gama, Sebastião, Rodrigues, "On evaluating stream
-learning algorithms", Machine Learning 90, 2013).
+This matches a producer that asks for scores before it pushes. An item that is new in the batch is
+in no list. A user who is new in the batch gets the list that `Score` gives to unknown users, which
+the item biases order. Source: Gama, Sebastião, Rodrigues, "On evaluating stream learning
+algorithms", Machine Learning 90, 2013.
 """
 
 from __future__ import annotations
@@ -23,13 +25,19 @@ from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 TOP = 10
 BATCH_EVENTS = 512
 HALF_LIFE_EVENTS = 20_000
-"""Most-popular forgets half of an event after so many more."""
+"""Half-life of the most-popular baseline, in events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Events in time order: user_keys, item_keys uint64[n]; values float32[n], ones if they have none; weights
-    float32[n], or None for all 1; times int64[n], microseconds, or None if they are not known."""
+    """n events in time order.
+
+    Attributes:
+        user_keys, item_keys: uint64[n].
+        values: float32[n]; ones if the events have no values.
+        weights: float32[n]; None means that all are 1.
+        times: int64[n], microseconds; None means unknown.
+    """
 
     user_keys: np.ndarray
     item_keys: np.ndarray
@@ -41,24 +49,33 @@ class Stream:
         return self.user_keys.size
 
     def head(self, events: int) -> Stream:
-        """The first `events` events."""
+        """The first `events` events of the stream."""
         weights, times = (None if c is None else c[:events] for c in (self.weights, self.times))
         return Stream(self.user_keys[:events], self.item_keys[:events], self.values[:events], weights, times)
 
 
 def batches(events: int, size: int) -> list[slice]:
-    """Consecutive slices of `size` events, the last one shorter."""
+    """Consecutive slices of `size` events. The last one may be shorter."""
     return [slice(start, min(start + size, events)) for start in range(0, events, size)]
 
 
 Judge = Callable[[Backend, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(model before a batch, user rows uint32[n], item rows uint32[n], values float32[n]) to a number of each event,
-float64[n]. Rows at or past the model's `published` are unknown to it."""
+"""Judges n events with the model before their batch.
+
+The arguments are the model, user rows uint32[n], item rows uint32[n] and values float32[n]. The
+result has a number for each event, float64[n]. The model does not know rows at or past its
+`published`.
+"""
 
 
 class Step(NamedTuple):
-    """A batch that was judged and learned. stop: events learned so far. judged: the numbers of those of its events
-    that were asked for. learn_s: CPU seconds of learning it."""
+    """A batch that was judged and learned.
+
+    Attributes:
+        stop: number of events learned so far.
+        judged: the numbers of its judged events, float64.
+        learn_s: CPU seconds for learning it.
+    """
 
     stop: int
     judged: np.ndarray
@@ -68,7 +85,9 @@ class Step(NamedTuple):
 def judge_then_learn(
     spec: ModelSpec, stream: Stream, judge: Judge, asked: np.ndarray, batch_events: int = BATCH_EVENTS
 ) -> Iterator[Step]:
-    """Go through a stream in batches; judge the events of the mask `asked` (bool[n]), learn all."""
+    """Goes through a stream in batches, judges the events in `asked` (bool[n]), and learns all
+    events.
+    """
     model = create_backend("cpu", spec)
     for revision, part in enumerate(batches(len(stream), batch_events), 1):
         started = time.thread_time()
@@ -87,8 +106,12 @@ def judge_then_learn(
 
 
 def ranks(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
-    """Each item's place (int64[n], 0 the best) among the `TOP` best of all known items for its user; `TOP` if it is
-    not among them. Score descending, then item key ascending; repeats are not left out."""
+    """The place of each item in its user's top-`TOP` list of all known items, int64[n]; `TOP` if it
+    is not in the list.
+
+    Place 0 is the best. Lists are ordered by descending score, then by ascending item key. Repeats
+    are not excluded.
+    """
     known_users, known_items = model.published
     if not known_items:
         return np.full(item_rows.size, TOP)
@@ -98,7 +121,7 @@ def ranks(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.nd
 
 
 def _lists(model: Backend, user_rows: np.ndarray) -> np.ndarray:
-    """The users' best item rows, uint32[users, TOP]; NO_ROW where there are fewer."""
+    """The top-k lists of the users, as item rows uint32[users, TOP]. Missing entries are NO_ROW."""
     none, no_offsets = np.empty(0, np.uint32), np.zeros(user_rows.size + 1, np.int64)
     with model.pin() as pin:
         persons = PersonReader(model.spec).read(pin, user_rows, pin.counts[ITEMS])
@@ -110,7 +133,7 @@ def _lists(model: Backend, user_rows: np.ndarray) -> np.ndarray:
 
 
 def predictions(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
-    """The scores float64[n] of users with items; what is unknown is a row of zeros."""
+    """The scores of (user, item) pairs, float64[n]. Unknown users and items have zero rows."""
     known_users, known_items = (
         np.where(rows < model.published[side], rows, NO_ROW).astype(np.uint32)
         for side, rows in ((USERS, user_rows), (ITEMS, item_rows))
@@ -126,30 +149,37 @@ def predictions(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) ->
 def popular_ranks(
     stream: Stream, half_life_events: float = HALF_LIFE_EVENTS, batch_events: int = BATCH_EVENTS
 ) -> np.ndarray:
-    """The places (int64[n]) of every event's item in one list for everybody: items by their events so far.
+    """The place of each event's item in the most-popular list before its batch, int64[n].
 
-    An event counts half after `half_life_events` more; infinity counts all alike. Events of value 0 do not count.
+    Events with the value 0 do not count. The weight of an event halves every `half_life_events`
+    events; infinity weights all events equally.
     """
     keys, item_rows = np.unique(stream.item_keys, return_inverse=True)
     counts, places = np.zeros(keys.size), np.full(len(stream), TOP)
     for part in batches(len(stream), batch_events):
         hits = item_rows[part][:, None] == most_popular(counts)
         places[part] = np.where(hits.any(axis=1), hits.argmax(axis=1) if hits.size else TOP, TOP)
-        counts = faded(counts, item_rows[part], half_life_events, stream.values[part] > 0)
+        counts = decay(counts, item_rows[part], half_life_events, stream.values[part] > 0)
     return places
 
 
 def most_popular(counts: np.ndarray) -> np.ndarray:
-    """At most `TOP` items that were seen, best first; rows ascend by key, so ties break as in `Score`."""
+    """The most popular items, at most `TOP`, without unseen ones.
+
+    Rows ascend by key, so ties break as in `Score`.
+    """
     best = np.argsort(-counts, kind="stable")[:TOP]
     seen: np.ndarray = best[counts[best] > 0]
     return seen
 
 
-def faded(
+def decay(
     counts: np.ndarray, rows: np.ndarray, half_life_events: float, counted: np.ndarray | None = None
 ) -> np.ndarray:
-    """The decayed counts after a batch's events; counted: bool[n], which of them count."""
+    """The decayed counts after the events of a batch.
+
+    `counted` (bool[n]) selects the events that count.
+    """
     ages = np.arange(rows.size - 1, -1, -1)
     weights = 0.5 ** (ages / half_life_events)
     new = np.bincount(rows, weights if counted is None else weights * counted, counts.size)
@@ -158,8 +188,10 @@ def faded(
 
 
 def item_means(stream: Stream, batch_events: int = BATCH_EVENTS) -> np.ndarray:
-    """For every event the mean value (float64[n]) of its item's events in earlier batches; the mean of all where the
-    item is new, 0 at the start."""
+    """The mean value of each event's item in earlier batches, float64[n].
+
+    New items have the mean of all events. At the start it is 0.
+    """
     keys, item_rows = np.unique(stream.item_keys, return_inverse=True)
     sums, counts, means = np.zeros(keys.size), np.zeros(keys.size), np.empty(len(stream))
     for part in batches(len(stream), batch_events):

@@ -1,4 +1,6 @@
-"""What a search found, beside the preset and the baseline, in the search part and, once, in the rest."""
+"""The results of a search: the winner, the preset and the baseline, in the search part and on the
+held-out rest.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,19 @@ from livefactor_kernels.spec.presets import preset
 from livefactor_server.model import spec_codec
 from livefactor_server.tuning.plan import Plan
 from livefactor_server.tuning.rules import RULES
-from livefactor_server.tuning.search import Tried, best_first
+from livefactor_server.tuning.search import FinishedTrial, best_first
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table. search, rest: the metric in the two parts, None where it was not asked for. events_per_s:
-    learned in a CPU second, 0 if unknown. spec, rule: None and "" for what is no model."""
+    """A line of the table.
+
+    Attributes:
+        name: its label.
+        search, rest: the metric in the search part and in the rest; None if it was not computed.
+        events_per_s: events learned per CPU second, 0 if unknown.
+        spec, rule: the spec and its rule; None and "" for the baseline.
+    """
 
     name: str
     search: float
@@ -27,20 +35,20 @@ class Row:
     rule: str = ""
 
     @staticmethod
-    def of_trial(one: Tried, name: str = "", rest: float | None = None) -> Row:
+    def of_trial(one: FinishedTrial, name: str = "", rest: float | None = None) -> Row:
         """The line of a finished trial."""
         label = name or f"trial {one.number}"
         return Row(label, one.value, rest, one.events_per_s, one.spec, one.rule)
 
     def fields(self) -> dict[str, Any]:
-        """For JSON."""
+        """The line as values for JSON."""
         spec = None if self.spec is None else spec_fields(self.spec)
         figures = {"search": self.search, "rest": self.rest, "events_per_s": round(self.events_per_s)}
         return {"name": self.name, **figures, "spec": spec}
 
 
 def shown_fields(rows: list[Row]) -> dict[str, str]:
-    """The fields of specs that are searched by a rule of these rows, and what people call them."""
+    """The searched fields of the rules in these lines, and their short names for people."""
     axes = dict.fromkeys(axis.field for row in rows if row.rule for axis in RULES[row.rule].axes)
     short = {"optimizer.learning_rate": "rate", "optimizer.bias_learning_rate": "bias", "negatives": "neg"}
     short["adaptive_rate.window"] = "window"
@@ -49,7 +57,11 @@ def shown_fields(rows: list[Row]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The winner's line, the preset's and the baseline's; trials: finished, stopped: those that were stopped early."""
+    """The lines of the winner, the preset and the baseline.
+
+    `trials` counts the finished trials, and `stopped` those that were stopped early. `searched` is
+    the range of judged events in the search part, and `events` the size of the stream.
+    """
 
     task: str
     metric: str
@@ -64,15 +76,15 @@ class Report:
     events: int
 
     def lines(self) -> dict[str, float]:
-        """What the picture draws across."""
+        """The horizontal lines of the picture."""
         return {row.name: row.search for row in (self.preset, self.naive)}
 
     def notes(self, file: str) -> list[str]:
-        """The comments of the spec file: where it comes from and what it is worth."""
+        """The comments of the spec file: its origin and its results."""
         first, last = self.searched
         return [
             f"Found by `livefactor tune` for {self.task} in {file}: the best of {self.trials} trials.",
-            f"{self.metric}, test-then-learn     events {first:,}-{last:,}, searched     {last:,}-{self.events:,}, kept for the end",
+            f"{self.metric}, test-then-learn     events {first:,}-{last:,}, searched     {last:,}-{self.events:,}, held out",
             *(
                 f"{row.name:28} {row.search:>10.4f} {row.rest:>10.4f}"
                 for row in (self.winner, self.preset, self.naive)
@@ -80,23 +92,36 @@ class Report:
         ]
 
     def fields(self) -> dict[str, Any]:
-        """For JSON."""
+        """The results as values for JSON."""
         rows = {name: getattr(self, name).fields() for name in ("winner", "preset", "naive")}
         counts = {"trials": self.trials, "stopped": self.stopped}
         return {"task": self.task, "metric": self.metric, "rule": self.rule, **counts, **rows}
 
 
 def make_report(
-    plan: Plan, done: list[Tried], task: str, on_events: Callable[[int, int], None] = lambda at, learned: None
+    plan: Plan,
+    done: list[FinishedTrial],
+    task: str,
+    on_events: Callable[[int, int], None] = lambda at, learned: None,
 ) -> Report:
-    """Judge the winner and the task's preset on the rest of the stream. on_events: called with (0 winner, 1 preset;
-    events learned). ValueError if no trial ran to its end."""
+    """Evaluates the winner and the preset of the task on the rest of the stream.
+
+    Args:
+        plan: the stream and its judged events.
+        done: the finished trials.
+        task: one of `TASKS`.
+        on_events: called with (0 for the winner or 1 for the preset, events learned).
+
+    Raises:
+        ValueError: no trial ran to the end.
+    """
     best = best_first(done, plan)
     if not best:
-        raise ValueError("no trial ran to its end: give it more --minutes")
+        raise ValueError("no trial ran to the end: allow more --minutes")
     base = spec_codec.decode(spec_codec.encode(preset(task)))
     winner, rest = best[0], plan.rest(best[0].spec, lambda at: on_events(0, at)).value
-    # The preset is among the starts, unless only other rules were asked for or time was short.
+    # The preset is the first trial of its rule, unless the user asked for other rules or time was
+    # short.
     rule = next(name for name, each in RULES.items() if each.start == preset(task))
     known = next((one for one in best if one.spec == base), None)
     in_search = known or plan.search(base, lambda *_: None, lambda _: None)

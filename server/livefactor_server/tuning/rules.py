@@ -1,4 +1,4 @@
-"""What may be tried: one entry a rule of learning. A new rule is a new entry here, and nothing else."""
+"""The search spaces, one entry per learning rule. A new rule needs only a new entry here."""
 
 from __future__ import annotations
 
@@ -18,44 +18,53 @@ Value = float | int
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A field of the spec ("l2", "optimizer.learning_rate") between two values, searched by its logarithm. Numbers
-    between floats are rounded to three digits: what is left out changes no figure."""
+    """A numeric field of the spec, for example "optimizer.learning_rate", searched on a logarithmic
+    scale.
+
+    Floats are rounded to three digits, which is precise enough for every metric.
+    """
 
     field: str
     low: Value
     high: Value
 
     def suggest(self, trial: Trial, name: str) -> Value:
-        """The parameter of a trial."""
+        """The parameter of a trial, chosen by Optuna."""
         if isinstance(self.low, int):
             return trial.suggest_int(name, self.low, int(self.high), log=True)
         return trial.suggest_float(name, self.low, self.high, log=True)
 
     def value(self, parameter: Value) -> Value:
-        """What the field is set to."""
+        """The value of the field for a parameter."""
         return parameter if isinstance(parameter, int) else float(f"{parameter:.3g}")
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A field of the spec with one of a few values."""
+    """A field of the spec with a few possible values."""
 
     field: str
     options: tuple[Value, ...]
 
     def suggest(self, trial: Trial, name: str) -> Value:
-        """The parameter of a trial."""
+        """The parameter of a trial, chosen by Optuna."""
         return trial.suggest_categorical(name, self.options)
 
     def value(self, parameter: Value) -> Value:
-        """What the field is set to."""
+        """The value of the field for a parameter."""
         return parameter
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A way of learning: `start` is the spec that it begins with, `axes` are the fields that are searched, the rest stays
-    as in `start`. tasks: what it is for. preset: the preset that `start` is or was made of."""
+    """A learning rule and its search space.
+
+    Attributes:
+        tasks: the tasks that it is for.
+        preset: the preset that `start` is, or was derived from.
+        start: the spec of the first trial. Fields that are not searched keep its values.
+        axes: the searched fields.
+    """
 
     tasks: tuple[str, ...]
     preset: str
@@ -63,22 +72,28 @@ class Rule:
     axes: tuple[Range | Choice, ...]
 
     def first(self, name: str) -> dict[str, Any]:
-        """The parameters of `start`, as a trial names them."""
+        """The parameters of `start` under their names in a trial."""
         return {f"{name}.{axis.field}": field_of(self.start, axis.field) for axis in self.axes}
 
     def suggest(self, trial: Trial, name: str) -> None:
-        """Give a trial its parameters, named after the rule."""
+        """Lets Optuna choose the parameters of a trial.
+
+        Their names start with the name of the rule.
+        """
         for axis in self.axes:
             axis.suggest(trial, f"{name}.{axis.field}")
 
     def of_parameters(self, parameters: Mapping[str, Value], name: str) -> ModelSpec:
-        """The spec of a trial's parameters, with every number as the log of a model would give it back. A trial from before
-        there was an axis has the start's value."""
+        """The spec for the parameters of a trial, with numbers rounded as in the log of a model.
+
+        Trials from before an axis was added have no parameter for it. They get the value of
+        `start`.
+        """
         given = {axis.field: (axis, parameters.get(f"{name}.{axis.field}")) for axis in self.axes}
         return self.spec({f: axis.value(value) for f, (axis, value) in given.items() if value is not None})
 
     def spec(self, values: dict[str, Value]) -> ModelSpec:
-        """`start` with fields set; SpecError if it is refused."""
+        """`start` with some fields changed. Raises SpecError if the spec is invalid."""
         spec = self.start
         for field, value in values.items():
             spec = _with_field(spec, field, value)
@@ -86,7 +101,7 @@ class Rule:
 
 
 def field_of(spec: ModelSpec, field: str) -> Any:
-    """The value of a field, named from the top: "optimizer.learning_rate"."""
+    """The value of a field, given by its path, for example "optimizer.learning_rate"."""
     value: Any = spec
     for name in field.split("."):
         value = getattr(value, name)
@@ -100,15 +115,17 @@ def _with_field(spec: Any, field: str, value: Value) -> Any:
 
 RANKING = ("clicks", "purchases", "news")
 TASKS = ("ratings", *RANKING)
-"""A task is called as the preset that it begins with."""
+"""The tasks. Each is the name of the preset that it starts with."""
 
-# Every size of row is a kernel of its own, compiled when it is first used: so there are few.
+# Each k has its own kernels, which are compiled at first use. The search therefore tries few
+# values.
 _K = Choice("k", (16, 32, 64, 128))
 _NEGATIVES = Range("negatives", 1, 32)
 _SGD = (
     Range("optimizer.learning_rate", 0.01, 0.5),
     Range("optimizer.bias_learning_rate", 0.003, 0.5),
-    Choice("adaptive_rate.window", (0, 2048)),  # no other optimiser takes it
+    # Only plain SGD supports an adaptive rate.
+    Choice("adaptive_rate.window", (0, 2048)),
 )
 _ADAGRAD = Range("optimizer.learning_rate", 0.02, 1.0), Range("optimizer.bias_learning_rate", 0.005, 1.0)
 _L2 = Range("l2", 1e-5, 0.1)
@@ -170,7 +187,10 @@ RULES = {
         (*_SOFTMAX, Choice("counts.repeat", (0.0, 0.75, 1.5, 3.0))),
     ),
     "solve-counts": Rule(("clicks", "news"), "clicks", preset("clicks"), _SOLVE),
-    # Amounts are welcome where things are bought.
+    # The values of purchases may be amounts, which exceed the limits of the preset.
     "solve-repeats": Rule(("purchases",), "clicks", preset("clicks", limits=Limits()), _SOLVE),
 }
-"""By the name that `--rule` takes and that a study's parameters begin with: renaming one ends old studies."""
+"""The rules under their names for `--rule`.
+
+Parameters in a study start with them, so renaming one breaks old studies.
+"""

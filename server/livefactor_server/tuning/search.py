@@ -1,10 +1,11 @@
-"""Optuna's study in a folder: trials that a killed run leaves behind are picked up where they were.
+"""Optuna's study in a folder. A search can continue the study of an interrupted one.
 
-<study>/journal.log    every trial, as Optuna's journal (JSON lines, synced); also Optuna's own tools can read it
-<study>/lock           held by one search (flock)
+<study>/journal.log    all trials, in Optuna's journal format (JSON lines, synced)
+<study>/lock           locked by the running search (flock)
 
-Which specs are tried is a function of the settings, the seed and the trials that were finished before: the sampler
-is seeded anew for each trial with their number. So an interrupted search tries what an uninterrupted one would.
+The specs to try are a function of the settings, the seed and the finished trials, since the sampler
+gets a new seed for each trial from their number. An interrupted search therefore tries the same
+specs as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -33,23 +34,36 @@ INSTALL_HINT = 'pip install "livefactor[tune]"'
 JOURNAL = "journal.log"
 NAME = "tune"
 RANDOM_TRIALS = 10
-"""So many are drawn at random, the rules' starts counted, before what they were worth guides the choice."""
+"""Number of random trials, including the first trials of the rules, before results guide the
+choice.
+"""
 JUDGED_TRIALS = 5
-"""A trial is stopped early only beside so many finished ones, or the rules' starts if those are more."""
+"""Minimum number of finished trials before a trial can be stopped early.
+
+The number of rules is also a minimum.
+"""
 
 
 class StudyError(ValueError):
-    """A study that cannot be gone on with; the text says why."""
+    """The study cannot be continued. The text says why."""
 
 
 class _StoppedEarly(Exception):
-    """A trial is worse than the median of the others at this point."""
+    """The trial is worse than the median of the other trials at this point."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """A finished trial. value: the metric, of a stopped one at the point that it reached. events_per_s: learned in a CPU
-    second, 0 where it was stopped."""
+class FinishedTrial:
+    """A finished trial.
+
+    Attributes:
+        number: its number among the finished trials.
+        rule: its rule.
+        spec: its spec.
+        value: the metric. If the trial was stopped, the metric at that point.
+        stopped: whether it was stopped early.
+        events_per_s: events learned per CPU second, 0 if it was stopped.
+    """
 
     number: int
     rule: str
@@ -60,17 +74,25 @@ class Tried:
 
 
 def missing() -> str:
-    """What tuning needs and is not installed, with the command to type; "" if all is there."""
+    """A message with the missing packages and the command that installs them; "" if none is
+    missing.
+    """
     lacking = [name for name in ("optuna", "matplotlib") if find_spec(name) is None]
     return f"tuning needs {' and '.join(lacking)}: {INSTALL_HINT}" if lacking else ""
 
 
 @contextmanager
 def open_study(folder: Path, settings: dict[str, Any], larger_is_better: bool) -> Iterator[Study]:
-    """The study of a folder, new or gone on with; the folder is held as long.
+    """Opens or creates the study of a folder, and locks the folder while the context is active.
 
-    settings: all that decides what a trial is worth (plain values). Raises StudyError if the folder holds a study of
-    other settings or is in use, OSError.
+    Args:
+        folder: the folder of the study.
+        settings: everything that influences the result of a trial, as plain values.
+        larger_is_better: direction of the metric.
+
+    Raises:
+        StudyError: the folder has a study with other settings, is damaged, or is in use.
+        OSError: the folder cannot be used.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend
@@ -93,13 +115,15 @@ def open_study(folder: Path, settings: dict[str, Any], larger_is_better: bool) -
                 load_if_exists=True,
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-            raise StudyError(f"{journal}: damaged ({error})") from None
+            raise StudyError(f"{journal} is damaged ({error})") from None
         _agree(study, folder, settings)
         yield study
 
 
 def _mend(journal: Path) -> None:
-    """Undo what a kill can leave: a line that was not written to its end, and Optuna's lock, which is ours alone."""
+    """Repairs the journal after a kill: removes an incomplete last line and Optuna's lock, which
+    only this search uses.
+    """
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if journal.exists():
         data = journal.read_bytes()
@@ -116,7 +140,7 @@ def _agree(study: Study, folder: Path, settings: dict[str, Any]) -> None:
         was, now = before.get(name), settings.get(name)
         if was != now:
             raise StudyError(
-                f"{folder} holds a search with {name} {was}, not {now}: name another --study, or delete it"
+                f"{folder} has a search with {name} {was}, not {now}: choose another --study, or delete the folder"
             )
 
 
@@ -127,31 +151,41 @@ def search(
     trials: int,
     minutes: float,
     on_events: Callable[[int], None],
-    on_trial: Callable[[list[Tried]], None],
-) -> list[Tried]:
-    """Try specs until `trials` are finished in all, or `minutes` (0: no limit) have passed; all finished trials.
+    on_trial: Callable[[list[FinishedTrial]], None],
+) -> list[FinishedTrial]:
+    """Tries specs until `trials` are finished in total, or until `minutes` have passed.
 
-    on_events: called with the events that the trial under way has learned. on_trial: called with the finished
-    trials, also before the first one.
+    Args:
+        study: the study.
+        plan: the stream and its judged events.
+        rules: the names of the rules to try.
+        trials: total number of finished trials.
+        minutes: time limit; 0 means no limit.
+        on_events: called with the number of events that the running trial has learned.
+        on_trial: called with the finished trials, before the first new trial and after each.
+
+    Returns:
+        All finished trials.
     """
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)  # a run that was killed left it
+        # A killed search left this trial unfinished.
+        study.tell(trial.number, state=TrialState.FAIL)
     starts = [{"rule": name, **RULES[name].first(name)} for name in rules]
     deadline = time.monotonic() + 60.0 * minutes if minutes else float("inf")
-    done = tried(study)
+    done = finished_trials(study)
     on_trial(done)
     while len(done) < trials and time.monotonic() < deadline:
         _prepare(study, starts, len(done), plan.settings.seed)
         _try(study, study.ask(), plan, rules, on_events)
-        done = tried(study)
+        done = finished_trials(study)
         on_trial(done)
     return done
 
 
 def _prepare(study: Study, starts: list[dict[str, Any]], finished: int, seed: int) -> None:
-    """Make the next trial a function of the seed and of those that are finished."""
+    """Makes the next trial a function of the seed and of the finished trials."""
     from optuna.pruners import MedianPruner
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
@@ -184,19 +218,20 @@ def _try(study: Study, trial: Trial, plan: Plan, rules: list[str], on_events: Ca
     study.tell(trial, outcome.value)
 
 
-def tried(study: Study) -> list[Tried]:
-    """The finished trials, in their order."""
+def finished_trials(study: Study) -> list[FinishedTrial]:
+    """The finished trials in order."""
     from optuna.trial import TrialState
 
     finished = (TrialState.COMPLETE, TrialState.PRUNED)
     return [
-        _tried(place, trial) for place, trial in enumerate(study.get_trials(deepcopy=False, states=finished))
+        _finished_trial(place, trial)
+        for place, trial in enumerate(study.get_trials(deepcopy=False, states=finished))
     ]
 
 
-def _tried(place: int, trial: FrozenTrial) -> Tried:
+def _finished_trial(place: int, trial: FrozenTrial) -> FinishedTrial:
     name = trial.params["rule"]
-    return Tried(
+    return FinishedTrial(
         place,
         name,
         RULES[name].of_parameters(trial.params, name),
@@ -206,7 +241,7 @@ def _tried(place: int, trial: FrozenTrial) -> Tried:
     )
 
 
-def best_first(done: list[Tried], plan: Plan) -> list[Tried]:
-    """Trials that ran to the end, the best one first; of equals the earliest."""
+def best_first(done: list[FinishedTrial], plan: Plan) -> list[FinishedTrial]:
+    """The trials that ran to the end, best first. Ties are ordered by number."""
     sign = -1.0 if plan.metric.larger_is_better else 1.0
     return sorted((one for one in done if not one.stopped), key=lambda one: (sign * one.value, one.number))

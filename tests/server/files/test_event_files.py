@@ -69,7 +69,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("", "no column user_id or user"),
-        ("a,b\n1,2\n", "no column user_id or user, and none was named; there are a, b"),
+        ("a,b\n1,2\n", "no column user_id or user, and none was given; the columns are a, b"),
         ("user,item\n", "no events"),
         ("user,item\n1,2\n1\n", "line 3: expected 2 fields, got 1"),
         ("user,item\n1,2\n,2\n", "line 3, column user: expected an id"),
@@ -138,7 +138,7 @@ def test_the_task_is_guessed_and_rules_that_would_reject_rows_are_left_out(
 def test_a_task_that_would_reject_rows_names_the_first(tmp_path: Path) -> None:
     found = read(tmp_path / "events.csv", "user,item,value,time\n1,2,1,9\n1,2,3,8\n1,2,4,7\n")
     with pytest.raises(
-        EventFileError, match=r"line 3, column value: preset clicks takes no value of 3 \(2 such"
+        EventFileError, match=r"line 3, column value: preset clicks rejects the value 3 \(2 such"
     ):
         found.rules("clicks", [])
     with pytest.raises(EventFileError, match="line 3, column value: logistic-sgd"):
