@@ -71,7 +71,7 @@ def headers_of(stream: list[Change]) -> list[Header]:
     for place, change in enumerate(stream):
         opens = isinstance(change, OpenProducerChange)
         epoch, sequence = epoch + opens, sequence + (not opens)
-        salt = bytes([place]) * 32
+        salt = bytes([place]) * 16
         headers.append(Header(place + 1, b"p", epoch, sequence, salt, salt, NO_REJECTS, salt))
     return headers
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from livefactor_server.changes import Change, Rejects, encode_rejects
+from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry
 from livefactor_server.statuses import Refused
 
-SALT_BYTES = 32
 
 Commit = Callable[[bytes, bytes, bytes], bytes]
 """The log's commitment: (salt, reject summary, body) -> hash."""

@@ -325,7 +325,9 @@ class PackedGroup(NamedTuple):
     hashes: list[bytes]
 
 
-def pack_group(entries: Sequence[Entry], previous: bytes, hash_id: int, new_hash: Callable[..., Any]) -> PackedGroup:
+def pack_group(
+    entries: Sequence[Entry], previous: bytes, hash_id: int, new_hash: Callable[..., Any]
+) -> PackedGroup:
     """The producer list, the record heads and the chain hashes of a group.
 
     Args:
@@ -493,16 +495,37 @@ def read_records(
         chain = new_hash(hashed).digest()
         found.append(
             Record(
-                kind, revision, producer, epoch, sequence, time_us, count, rejects, body, salt, commitment,
-                path, place, chain, previous, head, rows, erased_at,
-            )  # fmt: skip
+                kind,
+                revision,
+                producer,
+                epoch,
+                sequence,
+                time_us,
+                count,
+                rejects,
+                body,
+                salt,
+                commitment,
+                path,
+                place,
+                chain,
+                previous,
+                head,
+                rows,
+                erased_at,
+            )
         )
         previous, revision = chain, revision + 1
-    if previous != head.last:
-        raise BadGroup(place, "the group's records or payloads do not match its hash")
+    check_chain(place, previous, head.last)
     if not is_zero(memory[payload:end]):
         raise BadGroup(place, "the padding behind the group is damaged")
     return found
+
+
+def check_chain(place: int, found: bytes, expected: bytes) -> None:
+    """Raises BadGroup unless the chain hash behind the group at `place` is the one that its header names."""
+    if found != expected:
+        raise BadGroup(place, "the records or payloads of the group do not match its hash")
 
 
 def _read_producers(

@@ -7,27 +7,26 @@ an unsynced tail, and `log/segments.py` how the files are made.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Self
+from typing import NoReturn, Self
 
 from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, write_all
 from livefactor_server.log.errors import LogDamaged, LogError, LogFailed, LogFull, LogMissing
 from livefactor_server.log.format import (
-    FLAG_LAST,
-    HASH_BYTES,
+    DATA_START,
+    GROUP_ALIGN,
     HASH_IDS,
-    HEADER_BYTES,
     PRODUCER_BYTES_MAX,
-    RECORD_ALIGN,
+    SALT_BYTES,
     Buffer,
     Entry,
     GroupBuffer,
     Kind,
+    PackedGroup,
     Record,
     Stamp,
     align,
@@ -36,14 +35,29 @@ from livefactor_server.log.format import (
     first_previous,
     hash_function,
     hash_name_of,
+    lay_out,
     new_id,
-    pack_headers,
-    pack_payload,
-    payload_length,
+    pack_group,
 )
-from livefactor_server.log.recovery import Contents, Place, note_place, read_contents, trim_tail
+from livefactor_server.log.recovery import (
+    Contents,
+    Place,
+    note_place,
+    read_contents,
+    trim_tail,
+    write_slot,
+)
 from livefactor_server.log.segments import Preallocator, zero_range
-from livefactor_server.log.walk import Cursor, Segment, Tail, Walk, list_segments, segment_name
+from livefactor_server.log.tail import CONTENT_BYTES_MAX, SLOTS, Slot, pack_slot, place_of
+from livefactor_server.log.walk import (
+    Cursor,
+    Segment,
+    StreamEnd,
+    Tail,
+    Walk,
+    list_segments,
+    segment_name,
+)
 
 __all__ = [
     "SEGMENT_BYTES",
@@ -65,6 +79,12 @@ SEGMENT_BYTES = 64 << 20
 FIRST_SEGMENT_BYTES_MAX = 8 << 20
 """Maximum size of the first segment in bytes, so that the log of a small model is small."""
 
+SEGMENT_BYTES_MIN = DATA_START + BLOCK_BYTES
+"""Minimum size of a segment in bytes: the tail slots, and one block."""
+
+PADDED_FROM_BYTES = 64 << 10
+"""A group of this size or more fills its last block with zeros, which saves the write of a tail slot."""
+
 
 class Log:
     """One log folder, open for one writer or for reading only.
@@ -85,8 +105,11 @@ class Log:
     def __init__(
         self, io: FileIO, folder: Path, contents: Contents, segment_bytes: int, writer: Preallocator | None
     ):
-        if segment_bytes < BLOCK_BYTES or segment_bytes % BLOCK_BYTES:
-            raise ValueError(f"segment_bytes must be a multiple of {BLOCK_BYTES}, got {segment_bytes}")
+        if segment_bytes < SEGMENT_BYTES_MIN or segment_bytes % BLOCK_BYTES:
+            raise ValueError(
+                f"segment_bytes must be a multiple of {BLOCK_BYTES} and at least {SEGMENT_BYTES_MIN}, "
+                f"got {segment_bytes}"
+            )
         cursor = contents.cursor
         self._io, self._folder, self._segment_bytes = io, folder, segment_bytes
         self._segments, self._places = contents.segments, contents.places
@@ -98,7 +121,8 @@ class Log:
         self.tail: Tail | None = contents.tail
         self._preallocator = writer
         self._fd = -1
-        self._buffer = GroupBuffer()
+        self._buffer, self._slot_buffer = GroupBuffer(), GroupBuffer().reserve(BLOCK_BYTES)
+        self._end = contents.end
         self._marked = False
         self._lock = Lock()
         self._failed: str | None = None if writer else "it was opened read-only"
@@ -141,7 +165,7 @@ class Log:
         _clear_unfinished(io, folder)
         hash_name = hash_name or default_hash_name()
         new_hash, lineage = hash_function(hash_name), lineage or uuid.uuid4()
-        salt = os.urandom(HASH_BYTES)
+        salt = os.urandom(SALT_BYTES)
         entry = Entry(
             Kind.SPEC, base_revision, time_us=time_us, body=spec_body, salt=salt,
             commitment=commitment_of(new_hash, salt, b"", spec_body),
@@ -152,7 +176,8 @@ class Log:
         io.make_folder(folder)
         io.fsync_dir(folder.parent)
         preallocator = Preallocator(io, folder, ahead)
-        contents = Contents([], cursor, lineage.bytes, bytes(spec_body), None)
+        end = StreamEnd(DATA_START, b"", 1)
+        contents = Contents([], cursor, lineage.bytes, bytes(spec_body), end, None)
         log = cls(io, folder, contents, segment_bytes, preallocator)
         try:
             log.append([entry])
@@ -199,20 +224,11 @@ class Log:
             return cls(io, folder, _read_beside_a_writer(io, folder, progress), segment_bytes, None)
         contents = read_contents(io, folder, progress)
         trim_tail(io, contents)
-        contents.tail = None
         preallocator = Preallocator(io, folder, ahead)
         preallocator.discard()
         log = cls(io, folder, contents, segment_bytes, preallocator)
         log._fd = io.open(contents.segments[-1].path)
-        log._incarnation += 1
-        try:
-            # A full disk does no harm here: the next group carries the new incarnation, and the
-            # tail is durably zero already.
-            with contextlib.suppress(LogFull):
-                log.mark()
-        except LogFailed:
-            log.close()
-            raise
+        log._marked = True
         return log
 
     def close(self) -> None:
@@ -260,24 +276,23 @@ class Log:
         """
         if not entries:
             raise ValueError("a commit group needs at least one entry")
-        lengths = [payload_length(entry) for entry in entries]
-        size = align(sum(align(HEADER_BYTES + length, RECORD_ALIGN) for length in lengths), BLOCK_BYTES)
         with self._lock:
             self._check_usable()
             self._check_entries(entries)
-            self._make_room(size)
-            hashes = self._pack(entries, lengths, size)
-            self._write_and_sync(size)
+            cursor = self._cursor
+            group = pack_group(entries, cursor.hash, cursor.hash_id, self._new_hash)
+            size = self._make_room(group)
+            self._write_and_sync(group, size)
             self._marked = False
-            self._cursor.revision, self._cursor.hash = entries[-1].revision, hashes[-1]
-            self.last_hash, self.last_revision = hashes[-1], entries[-1].revision
-        return hashes
+            cursor.revision, cursor.hash = entries[-1].revision, group.hashes[-1]
+            self.last_hash, self.last_revision = group.hashes[-1], entries[-1].revision
+        return group.hashes
 
     def mark(self) -> None:
-        """Writes a bare mark durably. After it, damage to an earlier group differs from an unsynced
-        tail.
+        """Writes a tail slot which says that everything in the log was synced.
 
-        It does nothing if the log ends with a mark.
+        After it, damage to the last group differs from an unsynced tail. It does nothing if the log
+        ends with a mark.
 
         Raises:
             LogFull: the disk has no room. Nothing of the mark remains, and the log still works.
@@ -285,12 +300,14 @@ class Log:
         """
         with self._lock:
             self._check_usable()
-            if self._marked:
-                return
-            self._make_room(BLOCK_BYTES)
-            self._pack([Entry(Kind.MARK, self.last_revision)], [0], BLOCK_BYTES)
-            self._write_and_sync(BLOCK_BYTES)
-            self._marked = True
+            if not self._marked:
+                segment = self._segments[-1]
+                try:
+                    self._write_slot(self._end, segment.end)
+                except OSError as error:
+                    self._undo_write(segment, 0, error)
+                self._sync()
+                self._marked = True
 
     def _check_usable(self) -> None:
         if self._failed is not None:
@@ -304,15 +321,33 @@ class Log:
                 raise ValueError(
                     f"a producer id has at most {PRODUCER_BYTES_MAX} bytes, got {len(entry.producer)}"
                 )
+            if len(entry.salt) != SALT_BYTES:
+                raise ValueError(f"a salt has {SALT_BYTES} bytes, got {len(entry.salt)}")
 
-    def _make_room(self, size: int) -> None:
-        """Makes sure that the last segment has `size` bytes left, and starts a new segment if not."""
+    def _padded_size(self, group: PackedGroup, used: int) -> int:
+        """Bytes of the group with its padding, behind `used` bytes of its first block."""
+        size = align(group.size, GROUP_ALIGN)
+        rest = (used + size) % BLOCK_BYTES
+        # The first group of a log stands in its place: so a log whose tail slots are lost is damaged,
+        # and not one that was never completely created.
+        if len(self._segments) == 0 or size >= PADDED_FROM_BYTES or rest > CONTENT_BYTES_MAX:
+            size += -(used + size) % BLOCK_BYTES
+        return size
+
+    def _make_room(self, group: PackedGroup) -> int:
+        """The bytes that the group takes. A new segment is started if the last one has no room."""
         segment = self._segments[-1] if self._segments else None
-        if segment is not None and segment.end + size <= segment.size:
-            return
-        new_size, zeroed = max(size, self._segment_bytes), 0
+        if segment is not None:
+            size = self._padded_size(group, len(self._end.content))
+            if align(segment.end + size, BLOCK_BYTES) <= segment.size:
+                return size
+            self._close_segment()
+        size = self._padded_size(group, 0)
+        new_size, zeroed = max(DATA_START + align(size, BLOCK_BYTES), self._segment_bytes), 0
         if segment is None:
-            new_size = zeroed = max(size, min(self._segment_bytes, FIRST_SEGMENT_BYTES_MAX))
+            new_size = zeroed = max(
+                DATA_START + align(size, BLOCK_BYTES), min(self._segment_bytes, FIRST_SEGMENT_BYTES_MAX)
+            )
         path = self._folder / segment_name(self.last_revision + 1)
         assert self._preallocator is not None
         try:
@@ -320,95 +355,121 @@ class Log:
             # new segment replaces it.
             self._preallocator.take(path, new_size, zeroed)
             fd = self._io.open(path)
+            made = Segment(path, self.last_revision + 1, self._io.size(path))
+            end = StreamEnd(DATA_START, b"", 1)
+            for _ in range(SLOTS):
+                write_slot(self._io, fd, self._slot(end, made, DATA_START))
+                end = end._replace(counter=end.counter + 1)
         except (LogFailed, OSError) as error:
             self._failed = str(error)
             raise LogFailed(self._failed) from error
         if self._fd >= 0:
             self._io.close(self._fd)
-        self._fd = fd
+        self._fd, self._end = fd, end
         if segment is not None and segment.first == self.last_revision + 1:
             self._segments.pop()
-        self._segments.append(Segment(path, self.last_revision + 1, self._io.size(path)))
+        self._segments.append(made)
+        return size
 
-    def _pack(self, entries: Sequence[Entry], lengths: list[int], size: int) -> list[bytes]:
-        """Lays out the group in the buffer.
+    def _close_segment(self) -> None:
+        """Writes the last block to its place: from now on nobody reads the slots of this segment."""
+        content = self._end.content
+        if not content:
+            return
+        block = self._buffer.reserve(BLOCK_BYTES)
+        block[:BLOCK_BYTES] = content.ljust(BLOCK_BYTES, b"\0")
+        try:
+            write_all(self._io, self._fd, block[:BLOCK_BYTES], self._end.base)
+        except OSError as error:
+            self._undo_write(self._segments[-1], BLOCK_BYTES, error)
+        self._sync()
 
-        Every byte of [0, size) is written. Returns the chain hashes.
+    def _write_and_sync(self, group: PackedGroup, size: int) -> None:
+        """Makes the group durable behind the last one.
+
+        Its whole blocks go to their place, what is left of it to a tail slot. Raises LogFull or
+        LogFailed if it is not durable.
         """
-        buffer, segment, new_hash = self._buffer.reserve(size), self._segments[-1], self._new_hash
-        stamp = Stamp(
-            self._cursor.log_id, self._cursor.hash_id, self._incarnation, segment.end // BLOCK_BYTES,
-            segment.size // BLOCK_BYTES, max(self.last_revision, 0),
-        )  # fmt: skip
-        at, previous, hashes, last = 0, self._cursor.hash, [], len(entries) - 1
-        for index, (entry, length) in enumerate(zip(entries, lengths, strict=True)):
-            headers, chain = pack_headers(
-                entry, stamp, length, FLAG_LAST if index == last else 0, previous, new_hash
-            )
-            buffer[at : at + HEADER_BYTES] = headers
-            end = at + HEADER_BYTES
-            if length:
-                end = pack_payload(buffer, end, entry)
-            at = align(end, RECORD_ALIGN) if index < last else size
-            buffer[end:at] = bytes(at - end)
-            hashes.append(chain)
-            previous = chain
-        return hashes
-
-    def _write_and_sync(self, size: int) -> None:
-        """Makes the group in the buffer durable after the last group.
-
-        Raises LogFull or LogFailed if it is not.
-        """
-        segment, preallocator = self._segments[-1], self._preallocator
+        segment, preallocator, end = self._segments[-1], self._preallocator, self._end
         assert preallocator is not None
+        used = len(end.content)
+        total = used + size
+        whole = total - total % BLOCK_BYTES
+        stamp = Stamp(
+            self._cursor.log_id, self._cursor.hash_id, self._incarnation, end.end,
+            segment.size // BLOCK_BYTES, max(self.last_revision, 0), self._cursor.hash,
+        )  # fmt: skip
+        buffer = self._buffer.reserve(total)
+        buffer[:used] = end.content
+        lay_out(buffer, used, group, stamp, size)
+        after = StreamEnd(end.base + whole, bytes(buffer[whole:total]), end.counter)
         preallocator.busy = True
         try:
-            write_all(self._io, self._fd, self._buffer.view[:size], segment.end)
+            if whole:
+                write_all(self._io, self._fd, buffer[:whole], end.base)
+            if after.content:
+                self._write_slot(after, end.end)
         except OSError as error:
-            self._undo_write(segment, size, error)
+            self._undo_write(segment, whole, error)
+        try:
+            self._sync()
+        finally:
+            preallocator.busy = False
+        note_place(self._places, self._here(), len(self._segments) - 1, end.end)
+        segment.end = after.end
+        self._end = after._replace(counter=self._end.counter)
+        if segment.end >= segment.size // 2:
+            preallocator.prepare(self._segment_bytes)
+
+    def _slot(self, end: StreamEnd, segment: Segment, synced: int) -> Slot:
+        return Slot(
+            end.counter, end.base, synced, self._incarnation, segment.size // BLOCK_BYTES,
+            self._cursor.log_id, end.content,
+        )  # fmt: skip
+
+    def _write_slot(self, end: StreamEnd, synced: int) -> None:
+        """Writes a tail slot, which the next sync makes durable. Raises OSError."""
+        pack_slot(self._slot_buffer, self._slot(end, self._segments[-1], synced))
+        write_all(self._io, self._fd, self._slot_buffer, place_of(end.counter))
+        self._end = self._end._replace(counter=end.counter + 1)
+
+    def _sync(self) -> None:
         try:
             self._io.fdatasync(self._fd)
         except OSError as error:
             # The contents of the disk are unknown now. A second sync could report a false success.
             self._failed = f"fdatasync failed: {error}"
             raise LogFailed(self._failed) from error
-        finally:
-            preallocator.busy = False
-        note_place(self._places, self._here(), len(self._segments) - 1, segment.end)
-        segment.end += size
-        if segment.end >= segment.size // 2:
-            preallocator.prepare(self._segment_bytes)
 
-    def _undo_write(self, segment: Segment, size: int, error: OSError) -> None:
-        """Overwrites the place of the refused group with zeros.
+    def _undo_write(self, segment: Segment, size: int, error: OSError) -> NoReturn:
+        """Overwrites the place of the refused blocks with zeros, and the refused tail slot with the last one.
 
         Raises LogFull if that worked, otherwise LogFailed.
         """
         try:
             if error.errno not in DISK_FULL_ERRORS:
                 raise error
-            zero_range(self._io, self._fd, segment.end, segment.end + size)
+            self._write_slot(self._end, self._end.end)
+            self._io.fdatasync(self._fd)
+            if size:
+                zero_range(self._io, self._fd, self._end.base, self._end.base + size)
         except OSError as second:
             self._failed = f"a write failed: {error}"
             raise LogFailed(self._failed) from second
-        raise LogFull(f"no room for a group of {size} bytes in {segment.path}: {error.strerror}") from error
+        raise LogFull(f"no room for a group in {segment.path}: {error.strerror}") from error
 
     def _here(self) -> Cursor:
         return Cursor(self.last_revision, self._cursor.hash, self._incarnation)
 
     # -------------------------------------------------------------------------------------- reading
 
-    def read(
-        self, from_revision: int | None = None, mapped: bool = True, marks: bool = False
-    ) -> Iterator[Record]:
+    def read(self, from_revision: int | None = None, mapped: bool = True) -> Iterator[Record]:
         """Yields the records from `from_revision` to the last one at the time of the call,
         verified.
 
         Args:
             from_revision: the first revision to read; None means the spec.
             mapped: the bodies are views of the mapped file; otherwise they are copies.
-            marks: also yield bare marks.
 
         Raises:
             LogDamaged: synced bytes differ from what was written.
@@ -416,8 +477,8 @@ class Log:
         first = self._segments[0].first if from_revision is None else from_revision
         with self._lock:
             segments, place = list(self._segments), self._place_of(first)
-            stop = (len(segments) - 1, segments[-1].end)
-        return self._records(segments, place, stop, first, mapped, marks)
+            stop = len(segments) - 1, self._end
+        return self._records(segments, place, stop, first, mapped)
 
     def _place_of(self, revision: int) -> Place:
         low, high = 0, len(self._places)
@@ -430,10 +491,9 @@ class Log:
         self,
         segments: list[Segment],
         place: Place,
-        stop: tuple[int, int],
+        stop: tuple[int, StreamEnd],
         first: int,
         mapped: bool,
-        marks: bool,
     ) -> Iterator[Record]:
         cursor = Cursor(
             place.revision,
@@ -443,10 +503,10 @@ class Log:
             self._cursor.hash_id,
             self._new_hash,
         )
-        walk = Walk(self._io, segments, cursor, place.segment, place.offset, first, stop)
+        walk = Walk(self._io, segments, cursor, place.segment, place.offset, stop)
         for group in walk.groups():
-            for record in group.records():
-                if record.revision < first or (record.kind == Kind.MARK and not marks):
+            for record in group.records:
+                if record.revision < first:
                     continue
                 if not mapped:
                     record.body = memoryview(bytes(record.body))
@@ -459,7 +519,7 @@ class Log:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes in the log, with padding and marks."""
+        """Bytes in the log, with padding and tail slots."""
         return sum(segment.end for segment in self._segments)
 
     @property

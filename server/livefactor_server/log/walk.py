@@ -41,7 +41,6 @@ from livefactor_server.log.format import (
     hash_function,
     hash_name_of,
     is_earlier_layout,
-    is_zero,
     read_group_head,
     read_records,
 )
@@ -143,7 +142,9 @@ def nonzero_end(view: memoryview, start: int) -> int:
     return start
 
 
-def read_group(memory: memoryview, at: int, place: int, cursor: Cursor, path: Path) -> tuple[list[Record], int]:
+def read_group(
+    memory: memoryview, at: int, place: int, cursor: Cursor, path: Path
+) -> tuple[list[Record], int]:
     """The verified records of the group at `at` of `memory`, and the byte of the file behind it.
 
     `place` is the byte of the file that `at` stands for. The cursor moves behind the group if all of
@@ -261,7 +262,9 @@ class Walk:
             reason = f"{self._bad.reason}, but a later segment shows that it was synced"
             raise LogDamaged(segment.path, self._bad.offset, reason)
 
-    def _groups(self, index: int, memory: memoryview, origin: int, offset: int, limit: int) -> Iterator[Group]:
+    def _groups(
+        self, index: int, memory: memoryview, origin: int, offset: int, limit: int
+    ) -> Iterator[Group]:
         """The whole groups from byte `offset` of the file on; `memory` starts at byte `origin` of it.
 
         Afterwards `_at` is the byte behind the last one, and `_bad` says why the next is none.
@@ -349,7 +352,9 @@ class Walk:
     def _check_file(self, index: int, view: memoryview, offset: int) -> None:
         segment = self.segments[index]
         if is_earlier_layout(view):
-            raise LogError(f"{segment.path} was written by an earlier version, whose layout is not read any more")
+            raise LogError(
+                f"{segment.path} was written by an earlier version, whose layout is not read any more"
+            )
         made = made_size(view, segment.path)
         if len(view) < max(made, DATA_START) or len(view) % BLOCK_BYTES:
             reason = f"the file was cut short: it was made {made or 'whole blocks of 4096'} bytes long"
@@ -375,10 +380,7 @@ def _with_tail(view: memoryview, start: int, base: int, content: bytes) -> memor
 def _stream_end(view: memoryview, end: int, chosen: Slot | None, slots: list[Slot]) -> StreamEnd:
     """The end of the stream at byte `end`, with a counter whose slot write spares the slot that holds it."""
     base = end - end % BLOCK_BYTES
-    if chosen is not None and chosen.base == base:
-        content = chosen.content
-    else:
-        content = bytes(view[base:end])
+    content = chosen.content if chosen is not None and chosen.base == base else bytes(view[base:end])
     newest = slots[0].counter if slots else 0
     holder = next((slot for slot in slots if slot.end == end), chosen)
     counter = newest + 1
@@ -394,7 +396,7 @@ def _unusable_slot(view: memoryview, end: int, slots: list[Slot]) -> int | None:
         if place in whole:
             if whole[place].end > end:
                 return place
-        elif slots and not is_zero(view[place : place + BLOCK_BYTES]):
+        elif slots:
             return place
     return None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from livefactor.snapshots.format import Manifest
 from livefactor_server.changes import Change, EngineChange, decode_rejects
-from livefactor_server.engine.submission import SALT_BYTES
+from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry, Kind, Log, Record
 from livefactor_server.model.spec_codec import decode as decode_spec
 from livefactor_server.model.state import Header, Logged, ModelState, restored
