@@ -79,6 +79,10 @@ bench: $(VENV)/.stamp-bench ## All benchmarks, interleaved; writes benchmarks/re
 quality: $(VENV)/.stamp-bench ## Ranking and prediction beside tuned retrains; writes docs/quality.md and its pictures.
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality $(ARGS)
 
+.PHONY: pictures
+pictures: $(VENV)/.stamp-dev ## The pictures of the README: runs the demo, reads benchmarks/results/quality.json.
+	@$(BIN)/python -m benchmarks.pictures $(ARGS)
+
 .PHONY: tune
 tune: $(VENV)/.stamp-dev ## The worked example of `livefactor tune`; writes its table and picture in docs/tune.md.
 	@$(BIN)/python -m benchmarks.tuned

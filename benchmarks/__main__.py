@@ -1,9 +1,10 @@
-"""All benchmarks in one run: `make bench`, or `python -m benchmarks [--quick] [--only PART ...]`.
+"""All benchmarks in one run: `make bench`, or `python -m benchmarks [--quick] [--only PART ...] [--pages]`.
 
-A whole run takes about ten minutes on two quiet cores, writes benchmarks/results/cpu.json (flat) and the
-tables of docs/benchmarks.md and the README. A quick run, or one of some parts alone, prints its table, and
-writes figures only where `--output` says. ML1M_RATINGS: MovieLens-1M's ratings.csv.gz, which may not be
-shipped. BENCH_DIR: where servers keep their data (default: the temporary folder), so what disk is measured.
+A whole run takes about ten minutes on two quiet cores. It writes benchmarks/results/cpu.json (flat) and the tables
+of docs/benchmarks.md and the README. A quick run and a run of single parts print their tables, and write figures
+only with `--output`. `--pages` measures nothing and writes the tables again from cpu.json. The environment variable
+ML1M_RATINGS names MovieLens-1M's ratings.csv.gz, which the project may not ship. BENCH_DIR names the folder in which
+servers keep their data, and so the disk that is measured. Its default is the temporary folder.
 """
 
 from __future__ import annotations
@@ -116,9 +117,13 @@ def main() -> None:
         "benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="two minutes, rough figures, no quality")
+    parser.add_argument("--pages", action="store_true", help="only write the tables again, from cpu.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/cpu.json, if all is run")
     arguments = parser.parse_args()
+    if arguments.pages:
+        report.write_pages(json.loads(RESULTS.read_text(encoding="utf-8")))
+        return
     whole = not arguments.quick and not arguments.only
     left_out = SLOW if arguments.quick else set()
     names = [name for name in PARTS if name in (arguments.only or PARTS.keys() - left_out)]

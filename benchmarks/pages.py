@@ -1,7 +1,8 @@
-"""Pages of the docs whose tables are written by a command, between two marks; needs nothing but Python."""
+"""Pages of the docs with tables that a command writes between two marks. Needs nothing but Python."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ END = "<!-- /figures -->"
 
 
 def between_marks(text: str, command: str) -> tuple[str, str, str]:
-    """(before, between, after) the marks that `command` writes between. ValueError if there are none, or several."""
+    """(before, between, after) the marks of `command`. ValueError unless each mark stands once in the text."""
     begin = f"<!-- figures: {command} -->"
     if text.count(begin) != 1 or text.count(END) != 1:
         raise ValueError(f"expected {begin} and {END} once each")
@@ -31,3 +32,26 @@ def six_digits(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in figures.items()
     }
+
+
+UNITS = {"": 1.0, "k": 1e3, "M": 1e6}
+
+
+def is_reached(goal: str, value: float) -> bool:
+    """Whether a figure reaches a goal in words: "at least 2", "at most 1.02", "under 8", "over 1", "0.9 to 1.1", "at least 2 M"."""
+    bounds = [float(number) * UNITS[unit] for number, unit in re.findall(r"(\d[\d.]*)(?: ([kM])\b)?", goal)]
+    if goal.startswith("at least"):
+        return value >= bounds[0]
+    if goal.startswith("at most"):
+        return value <= bounds[0]
+    if goal.startswith("under"):
+        return value < bounds[0]
+    if goal.startswith("over"):
+        return value > bounds[0]
+    return bounds[0] <= value <= bounds[1]
+
+
+def with_verdict(goal: str, value: float | str | None) -> str:
+    """The goal, and "not reached" if the figure does not reach it."""
+    missed = bool(goal) and isinstance(value, float | int) and not is_reached(goal, value)
+    return f"{goal} (not reached)" if missed else goal

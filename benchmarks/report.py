@@ -1,4 +1,4 @@
-"""The figures as tables: on the terminal, in docs/benchmarks.md and, the few that matter, in the README."""
+"""The figures as tables: all on the terminal and in docs/benchmarks.md, a few in the README."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.console import Group
 from rich.table import Table
 
-from benchmarks.pages import ROOT, six_digits, write_between
+from benchmarks.pages import ROOT, six_digits, with_verdict, write_between
 
 COMMAND = "make bench"
 Figure = float | str | None
@@ -27,7 +27,7 @@ REQUIRED = (
     "score_500_p99_ms",
     "topk_100_of_1m_ratio_to_faiss",
 )
-"""Every full run has them; null where an opponent is not installed."""
+"""Figures that every full run has. A figure is null if its opponent is not installed."""
 
 QUOTIENTS = {
     "ratio_kernel_to_plain": ("kernel_events_per_s", "kernel_plain_events_per_s"),
@@ -40,11 +40,11 @@ QUOTIENTS = {
 
 
 FORMATS = {"gb_per_s": "{:.1f} GB/s", "_ms": "{:.2f} ms", "_ns": "{:.1f} ns", "_bytes": "{:,.0f} bytes"}
-"""By the end of a name."""
+"""Formats by the end of a figure's name."""
 
 
 class Row(NamedTuple):
-    """A figure in a table. goal: what is to be reached, in words. Units are at the end of the name."""
+    """A figure in a table. goal: the goal in words, "" without one. The end of the name tells the unit."""
 
     name: str
     label: str
@@ -54,101 +54,117 @@ class Row(NamedTuple):
 KERNELS = [
     Row("kernel_events_per_s", "update kernel, B = 1, exact bits"),
     Row("kernel_plain_events_per_s", "plain Numba loop, fast-math, no prefetch"),
-    Row("kernel_strict_events_per_s", "plain Numba loop, strict"),
-    Row("ratio_kernel_to_plain", "kernel to the plain fast-math loop", "at least 2"),
-    Row("ratio_kernel_to_strict", "kernel to the plain strict loop"),
-    Row("kernel_one_record_with_keys_events_per_s", "kernel with key look-ups, one record of all events"),
+    Row("kernel_strict_events_per_s", "plain Numba loop, strict arithmetic"),
+    Row("ratio_kernel_to_plain", "update kernel ÷ plain fast-math loop", "at least 2"),
+    Row("ratio_kernel_to_strict", "update kernel ÷ plain strict loop"),
+    Row(
+        "kernel_one_record_with_keys_events_per_s",
+        "update kernel with key look-ups, one record of all events",
+    ),
     Row("kernel_logistic_events_per_s", "logistic loss, 4 negatives"),
     Row("kernel_bpr_events_per_s", "BPR, 4 negatives"),
     Row("kernel_bpr_adagrad_events_per_s", "BPR, 4 negatives, AdaGrad"),
     Row("kernel_micro_batch_1024_events_per_s", "squared loss, B = 1,024"),
-    Row("keymap_100000_find_65536_ns", "a key look-up among 100 thousand keys"),
-    Row("keymap_10000000_find_65536_ns", "a key look-up among 10 million keys"),
+    Row("keymap_100000_find_65536_ns", "one key look-up among 100 thousand keys"),
+    Row("keymap_10000000_find_65536_ns", "one key look-up among 10 million keys"),
 ]
 INGEST = [
     Row("kernel_with_keys_events_per_s", "in process: kernel with key look-ups, batches of 65,536"),
-    Row("kernel_with_keys_8k_events_per_s", "in process: the same, batches of 8,192"),
-    Row("ingest_stream_durable_events_per_s", "streamed, durable acks, batches of 65,536"),
-    Row("ingest_stream_durable_8k_events_per_s", "streamed, durable acks, batches of 8,192"),
-    Row("ingest_stream_unsynced_events_per_s", "streamed, log written but not synced, 65,536"),
-    Row("ingest_unary_durable_events_per_s", "unary calls one by one, 65,536"),
-    Row("ingest_unary_durable_8k_events_per_s", "unary calls one by one, 8,192"),
-    Row("ingest_stream_durable_logistic_events_per_s", "logistic loss, 1 negative, streamed, 65,536"),
+    Row("kernel_with_keys_8k_events_per_s", "in process: kernel with key look-ups, batches of 8,192"),
+    Row("ingest_stream_durable_events_per_s", "stream, durable, batches of 65,536"),
+    Row("ingest_stream_durable_8k_events_per_s", "stream, durable, batches of 8,192"),
+    Row("ingest_stream_unsynced_events_per_s", "stream, log without sync, batches of 65,536"),
+    Row("ingest_unary_durable_events_per_s", "unary calls, one at a time, batches of 65,536"),
+    Row("ingest_unary_durable_8k_events_per_s", "unary calls, one at a time, batches of 8,192"),
     Row(
-        "ingest_stream_durable_labels_events_per_s", "logistic loss, labels 0 and 1 as sent, streamed, 65,536"
+        "ingest_stream_durable_logistic_events_per_s", "stream, logistic loss, 1 negative, batches of 65,536"
     ),
-    Row("ratio_ingest_to_kernel_with_keys", "streamed to kernel with keys, 65,536", "at least 0.70"),
-    Row("ratio_ingest_to_kernel_with_keys_8k", "streamed to kernel with keys, 8,192", "at least 0.50"),
-    Row("ratio_ingest_to_unsynced", "durable to not synced"),
+    Row(
+        "ingest_stream_durable_labels_events_per_s",
+        "stream, logistic loss, labels as sent, batches of 65,536",
+    ),
+    Row(
+        "ratio_ingest_to_kernel_with_keys",
+        "stream ÷ kernel with key look-ups, batches of 65,536",
+        "at least 0.70",
+    ),
+    Row(
+        "ratio_ingest_to_kernel_with_keys_8k",
+        "stream ÷ kernel with key look-ups, batches of 8,192",
+        "at least 0.50",
+    ),
+    Row("ratio_ingest_to_unsynced", "durable stream ÷ stream without sync"),
 ]
 OPPONENTS = [
-    Row("implicit_bpr_events_per_s", "implicit BPR in process, 1 thread, 1 negative"),
-    Row("river_mf_events_per_s", "River BiasedMF in process"),
-    Row("ratio_ingest_to_implicit_bpr", "streamed logistic, 1 negative, to implicit BPR", "at least 5"),
-    Row("ratio_ingest_labels_to_implicit_bpr", "streamed logistic, labels as sent, to implicit BPR"),
-    Row("ratio_ingest_to_river_mf", "streamed squared loss to River"),
+    Row("implicit_bpr_events_per_s", "implicit BPR, in process, 1 thread, 1 negative"),
+    Row("river_mf_events_per_s", "River BiasedMF, in process"),
+    Row("ratio_ingest_to_implicit_bpr", "stream, logistic loss, 1 negative ÷ implicit BPR", "at least 5"),
+    Row("ratio_ingest_labels_to_implicit_bpr", "stream, logistic loss, labels as sent ÷ implicit BPR"),
+    Row("ratio_ingest_to_river_mf", "stream, squared loss ÷ River BiasedMF"),
 ]
 FRESHNESS = [
-    Row("freshness_p50_ms", "event sent to a Score that knows it, half load, p50", "under 2"),
-    Row("freshness_p99_ms", "the same, p99", "under 8"),
-    Row("freshness_quiet_p50_ms", "quiet, p50"),
-    Row("freshness_quiet_p99_ms", "quiet, p99"),
-    Row("empty_call_p50_ms", "a call that does nothing, half load, p50"),
-    Row("empty_call_quiet_p50_ms", "quiet, p50"),
-    Row("ratio_freshness_to_two_empty_calls", "freshness to two such calls, half load, p50"),
-    Row("ratio_freshness_quiet_to_two_empty_calls", "quiet, p50"),
-    Row("freshness_64k_p50_ms", "half load in batches of 65,536, p50"),
-    Row("freshness_64k_p99_ms", "the same, p99"),
-    Row("ack_p50_ms", "durable, visible ack alone, half load, p50"),
-    Row("ack_p99_ms", "the same, p99"),
-    Row("ack_quiet_p50_ms", "ack, quiet, p50"),
-    Row("ack_quiet_p99_ms", "ack, quiet, p99"),
-    Row("ack_unary_p50_ms", "ack of a unary call, half load, p50"),
-    Row("ack_unary_p99_ms", "the same, p99"),
-    Row("freshness_peak_events_per_s", "peak of the loading producer, batches of 8,192"),
-    Row("freshness_load_share_of_peak", "share of it that the load carried"),
+    Row("freshness_p50_ms", "freshness, half load, p50", "under 2"),
+    Row("freshness_p99_ms", "freshness, half load, p99", "under 8"),
+    Row("freshness_quiet_p50_ms", "freshness, no load, p50"),
+    Row("freshness_quiet_p99_ms", "freshness, no load, p99"),
+    Row("empty_call_p50_ms", "empty call, half load, p50"),
+    Row("empty_call_quiet_p50_ms", "empty call, no load, p50"),
+    Row("ratio_freshness_to_two_empty_calls", "freshness ÷ two empty calls, half load, p50"),
+    Row("ratio_freshness_quiet_to_two_empty_calls", "freshness ÷ two empty calls, no load, p50"),
+    Row("freshness_64k_p50_ms", "freshness, half load in batches of 65,536, p50"),
+    Row("freshness_64k_p99_ms", "freshness, half load in batches of 65,536, p99"),
+    Row("ack_p50_ms", "acknowledgement, half load, p50"),
+    Row("ack_p99_ms", "acknowledgement, half load, p99"),
+    Row("ack_quiet_p50_ms", "acknowledgement, no load, p50"),
+    Row("ack_quiet_p99_ms", "acknowledgement, no load, p99"),
+    Row("ack_unary_p50_ms", "acknowledgement of a unary call, half load, p50"),
+    Row("ack_unary_p99_ms", "acknowledgement of a unary call, half load, p99"),
+    Row("freshness_peak_events_per_s", "peak rate of the loading producer, batches of 8,192"),
+    Row("freshness_load_share_of_peak", "rate of the load ÷ peak rate"),
 ]
 READS = [
     Row("score_500_p50_ms", "Score, 500 candidates, p50"),
     Row("score_500_p99_ms", "Score, 500 candidates, p99"),
-    Row("score_500_loaded_p50_ms", "half load, p50"),
-    Row("score_500_loaded_p99_ms", "half load, p99"),
+    Row("score_500_loaded_p50_ms", "Score, 500 candidates, half load, p50"),
+    Row("score_500_loaded_p99_ms", "Score, 500 candidates, half load, p99"),
     *(
         Row(f"{who}_100_of_{size}{load}_{quantile}_ms", f"{label}{words}, {quantile}")
-        for size, of in (("100k", "100 thousand"), ("1m", "a million"))
+        for size, of in (("100k", "100 thousand"), ("1m", "1 million"))
         for who, label in (("recommend", f"Score, top 100 of {of}"), ("faiss", f"faiss, top 100 of {of}"))
         for load, words in (("", ""), ("_loaded", ", half load"))
         for quantile in ("p50", "p99")
     ),
-    Row("topk_100_of_100k_ratio_to_faiss", "in process: top 100 of 100 thousand, speed to faiss"),
-    Row("topk_100_of_1m_ratio_to_faiss", "in process: top 100 of a million, speed to faiss", "at least 1"),
-    Row("topk_100_of_1m_64_users_ratio_to_faiss", "in process: the same for 64 users at once"),
+    Row("topk_100_of_100k_ratio_to_faiss", "in process: speed of top 100 of 100 thousand ÷ faiss"),
+    Row("topk_100_of_1m_ratio_to_faiss", "in process: speed of top 100 of 1 million ÷ faiss", "at least 1"),
+    Row(
+        "topk_100_of_1m_64_users_ratio_to_faiss", "in process: top 100 of 1 million, 64 users at once ÷ faiss"
+    ),
 ]
 QUALITY = [
-    Row("progressive_rmse_ml1m", "MovieLens-1M, progressive RMSE"),
-    Row("progressive_rmse_ratio", "to sequential float64 SGD", "0.999 to 1.001"),
-    Row("rmse_ratio_float16_to_float32", "factors stored as float16, to float32", "0.995 to 1.005"),
-    Row("rmse_ratio_bfloat16_to_float32", "factors stored as bfloat16, to float32", "0.995 to 1.005"),
-    Row("progressive_recall10_retail", "Online Retail, progressive recall@10"),
-    Row("progressive_recall10_retail_popular", "decayed most-popular"),
-    Row("progressive_recall10_ratio", "to decayed most-popular", "over 1"),
+    Row("progressive_rmse_ml1m", "MovieLens-1M: progressive RMSE"),
+    Row("progressive_rmse_ratio", "MovieLens-1M: RMSE ÷ sequential float64 SGD", "0.999 to 1.001"),
+    Row("rmse_ratio_float16_to_float32", "MovieLens-1M: RMSE, float16 ÷ float32 factors", "0.995 to 1.005"),
+    Row("rmse_ratio_bfloat16_to_float32", "MovieLens-1M: RMSE, bfloat16 ÷ float32 factors", "0.995 to 1.005"),
+    Row("progressive_recall10_retail", "Online Retail: progressive recall@10"),
+    Row("progressive_recall10_retail_popular", "Online Retail: decayed most-popular"),
+    Row("progressive_recall10_ratio", "Online Retail: recall@10 ÷ decayed most-popular", "over 1"),
 ]
 LIMITS = [
-    Row("kernel_event_bytes", "moved by the kernel for an event"),
-    Row("kernel_with_keys_event_bytes", "with key look-ups"),
-    Row("limit_rows_events_per_s", "moving the same rows, no arithmetic"),
-    Row("ratio_kernel_to_rows_limit", "kernel to that"),
-    Row("limit_memory_copy_gb_per_s", "memory, copying, one core"),
-    Row("memory_read_1m_gb_per_s", "memory, reading, one core"),
-    Row("topk_100_of_1m_gb_per_s", "read by top 100 of a million"),
-    Row("ratio_topk_100_of_1m_to_memory", "to reading alone"),
-    Row("log_event_bytes", "received and logged for an event"),
-    Row("disk_8x8k_raw_reserved_events_per_s", "the same bytes, raw on the disk, groups of 65,536"),
-    Row("disk_8x8k_log_events_per_s", "through the log"),
-    Row("disk_8k_raw_reserved_p50_ms", "a raw write and sync of 8,192 events, p50"),
-    Row("disk_8k_log_p50_ms", "the log's append of 8,192 events, p50"),
-    Row("ratio_log_to_raw_disk", "log to raw"),
-    Row("ratio_ingest_to_raw_disk", "ingest to raw"),
+    Row("kernel_event_bytes", "bytes that the kernel moves for an event"),
+    Row("kernel_with_keys_event_bytes", "bytes that the kernel with key look-ups moves for an event"),
+    Row("limit_rows_events_per_s", "moving the same rows without arithmetic"),
+    Row("ratio_kernel_to_rows_limit", "update kernel ÷ moving the same rows"),
+    Row("limit_memory_copy_gb_per_s", "copying memory, one core"),
+    Row("memory_read_1m_gb_per_s", "reading memory, one core"),
+    Row("topk_100_of_1m_gb_per_s", "bytes that top 100 of 1 million reads in a second"),
+    Row("ratio_topk_100_of_1m_to_memory", "top 100 of 1 million ÷ reading memory"),
+    Row("log_event_bytes", "bytes that are received and logged for an event"),
+    Row("disk_8x8k_raw_reserved_events_per_s", "raw disk: the same bytes, groups of 65,536 events"),
+    Row("disk_8x8k_log_events_per_s", "the log: the same bytes, groups of 65,536 events"),
+    Row("disk_8k_raw_reserved_p50_ms", "raw disk: write and sync of 8,192 events, p50"),
+    Row("disk_8k_log_p50_ms", "the log: append of 8,192 events, p50"),
+    Row("ratio_log_to_raw_disk", "log ÷ raw disk"),
+    Row("ratio_ingest_to_raw_disk", "stream ÷ raw disk"),
 ]
 SECTIONS = {
     "Kernels": KERNELS,
@@ -160,26 +176,24 @@ SECTIONS = {
     "Limits": LIMITS,
 }
 CHOSEN = (
-    "kernel_events_per_s",
-    "ratio_kernel_to_plain",
     "ingest_stream_durable_events_per_s",
     "ingest_stream_durable_8k_events_per_s",
-    "ratio_ingest_to_kernel_with_keys",
-    "ratio_ingest_to_kernel_with_keys_8k",
+    "ratio_kernel_to_plain",
     "ratio_ingest_to_implicit_bpr",
+    "ratio_ingest_to_river_mf",
+    "freshness_quiet_p50_ms",
     "freshness_p50_ms",
     "freshness_p99_ms",
     "score_500_p50_ms",
     "score_500_p99_ms",
+    "recommend_100_of_100k_p50_ms",
     "topk_100_of_1m_ratio_to_faiss",
-    "progressive_rmse_ratio",
-    "progressive_recall10_ratio",
 )
-"""Of the README."""
+"""The figures that the README shows."""
 
 
 def completed(figures: Figures, whole: bool) -> dict[str, Figure]:
-    """The figures with their quotients; of a whole run also every name that is missing, as None."""
+    """The figures with their quotients. After a whole run, missing figures are None."""
     names = [row.name for rows in SECTIONS.values() for row in rows] if whole else []
     result: dict[str, Figure] = dict.fromkeys([*REQUIRED, *names] if whole else []) | dict(figures)
     for name, (over, under) in QUOTIENTS.items():
@@ -190,7 +204,7 @@ def completed(figures: Figures, whole: bool) -> dict[str, Figure]:
 
 
 def shown(name: str, value: Figure) -> str:
-    """A figure with its unit, which its name ends with."""
+    """A figure as text, with the unit that the end of its name tells."""
     if value is None:
         return "missing"
     if isinstance(value, str):
@@ -204,7 +218,7 @@ def shown(name: str, value: Figure) -> str:
 
 
 def rows_of(figures: Figures, chosen: tuple[str, ...] = ()) -> Iterator[tuple[str, list[Row]]]:
-    """(title, rows) of every section that has figures; with `chosen`, of those alone."""
+    """(title, rows) of every section that has figures, or that has figures of `chosen`."""
     for title, rows in SECTIONS.items():
         kept = [row for row in rows if row.name in figures and (not chosen or row.name in chosen)]
         if kept:
@@ -212,59 +226,55 @@ def rows_of(figures: Figures, chosen: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 def tables(figures: Figures) -> Group:
-    """For a terminal."""
+    """All figures as tables for a terminal."""
     parts = []
     for title, rows in rows_of(figures):
-        table = Table("figure", "measured", "to reach", title=title, title_justify="left", min_width=80)
+        table = Table("figure", "measured", "goal", title=title, title_justify="left", min_width=80)
         table.columns[1].justify = "right"
         for row in rows:
-            table.add_row(row.label, shown(row.name, figures[row.name]), row.goal)
+            value = figures[row.name]
+            table.add_row(row.label, shown(row.name, value), with_verdict(row.goal, value))
         parts.append(table)
     return Group(*parts)
 
 
 def machine_line(figures: Figures) -> str:
-    """Machine, versions and date in a sentence."""
+    """The machine, the versions and the date."""
     text = (
-        "{run_date}, {machine_cpu}, {machine_cores} cores, L3 cache {machine_l3_cache}, {machine_memory_gb} "
-        "GB of memory, {machine_system}, data on {machine_disk_file_system}; Python {version_python}, NumPy "
-        "{version_numpy}, Numba {version_numba}, grpcio {version_grpcio}, faiss {version_faiss_cpu}, "
-        "implicit {version_implicit}, River {version_river}; load average before {machine_load_before:.2f}; "
-        "{run_seconds:.0f} s in all."
+        "Measured {run_date} on {machine_cpu} with {machine_cores} cores, {machine_l3_cache} of L3 cache and "
+        "{machine_memory_gb} GB of memory; {machine_system}, data on {machine_disk_file_system}. Versions: Python "
+        "{version_python}, NumPy {version_numpy}, Numba {version_numba}, grpcio {version_grpcio}, faiss "
+        "{version_faiss_cpu}, implicit {version_implicit}, River {version_river}. The load average before the run "
+        "was {machine_load_before:.2f}. The run took {run_seconds:.0f} s."
     )
     return text.format_map({name: "missing" if value is None else value for name, value in figures.items()})
 
 
 def full_page(figures: Figures) -> str:
-    """What docs/benchmarks.md shows between its marks."""
+    """The tables of docs/benchmarks.md."""
     lines = [machine_line(figures)]
     for title, rows in rows_of(figures):
-        lines += ["", f"### {title}", "", *_markdown(figures, rows)]
+        lines += ["", f"### {title}", "", "| figure | in cpu.json | measured | goal |", "|---|---|---:|---|"]
+        for row in rows:
+            value = figures[row.name]
+            goal = with_verdict(row.goal, value)
+            lines.append(f"| {row.label} | `{row.name}` | {shown(row.name, value)} | {goal} |")
     return "\n".join(lines)
 
 
 def short_page(figures: Figures) -> str:
-    """What the README shows between its marks."""
-    rows = [row for _, kept in rows_of(figures, CHOSEN) for row in kept]
-    return (
-        "\n".join(_markdown(figures, rows))
-        + f"\n\n{figures['machine_cpu']}, {figures['machine_cores']} cores; k = 64."
-    )
+    """The table of the README."""
+    lines = ["| figure | measured |", "|---|---:|"]
+    for _, rows in rows_of(figures, CHOSEN):
+        lines += [f"| {row.label} | {shown(row.name, figures[row.name])} |" for row in rows]
+    machine = f"{figures['machine_cpu']}, {figures['machine_cores']} cores"
+    return "\n".join([*lines, "", f"Measured {figures['run_date']} on {machine}, with k = 64 factors."])
 
 
 PAGES = {ROOT / "docs" / "benchmarks.md": full_page, ROOT / "README.md": short_page}
 
 
 def write_pages(figures: Figures) -> None:
-    """Put the tables where people read them."""
+    """Write the tables into docs/benchmarks.md and the README."""
     for path, page in PAGES.items():
         write_between(path, COMMAND, page(figures))
-
-
-def _markdown(figures: Figures, rows: list[Row]) -> list[str]:
-    cells = [(row.label, f"`{row.name}`", shown(row.name, figures[row.name]), row.goal) for row in rows]
-    return [
-        "| | in cpu.json | measured | to reach |",
-        "|---|---|---:|---|",
-        *(f"| {' | '.join(c)} |" for c in cells),
-    ]

@@ -1,10 +1,13 @@
-"""The worked example of docs/tune.md: `livefactor tune` on the shipped year of purchases, with three seeds.
+"""The worked example of docs/tune.md: `make tune`, or `python -m benchmarks.tuned [--pages]`.
 
-Writes benchmarks/results/tune.json, from it the table of the page, and the picture of the first seed. A few minutes.
+It runs `livefactor tune` on the shipped year of purchases with three seeds. It writes benchmarks/results/tune.json,
+the tables of docs/tune.md from that file, and the picture of the first seed. `--pages` measures nothing and writes
+the tables again from tune.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -25,7 +28,7 @@ PICTURE = ROOT / "docs" / "images" / "tune-retail.svg"
 EVENTS = "server/livefactor_server/data/online_retail/events.csv.gz"
 OPTIONS = ("--user", "customer_id", "--item", "stock_code", "--string-ids")
 SPEC_FIELDS = ("k", "l2", "negatives", "learning_rate", "bias_learning_rate")
-ROWS = {"winner": "the spec that was found", "preset": "preset `purchases`", "naive": "most-popular, decayed"}
+ROWS = {"winner": "best spec found", "preset": "preset `purchases`", "naive": "most-popular, decayed"}
 
 Figures = dict[str, Any]
 
@@ -64,7 +67,7 @@ def measure(seed: int, out: Path) -> Figures:
 def page(figures: Figures) -> str:
     """The table, with the machine it was measured on."""
     lines = [
-        "| seed | | recall@10, search | recall@10, rest | to the preset | learned, M/s |",
+        "| seed | spec | recall@10, search part | recall@10, rest | rest ÷ preset | million events learned / CPU s |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for seed in SEEDS:
@@ -77,7 +80,7 @@ def page(figures: Figures) -> str:
             lines.append(f"| {seed} | {label} | {search:.4f} | {rest:.4f} | {ratio:.3f} | {shown} |")
     lines += [
         "",
-        "What was found:",
+        "The best spec of each seed:",
         "",
         "| seed | rule | " + " | ".join(SPEC_FIELDS) + " | trials (stopped) | seconds |",
     ]
@@ -88,11 +91,17 @@ def page(figures: Figures) -> str:
         counts = f"{own['trials']} ({own['stopped']})"
         lines.append(f"| {seed} | {own['rule']} | {spec} | {counts} | {own['seconds']:.0f} |")
     machine = f"{figures['machine_cpu']}, {figures['machine_cores']} cores"
-    where = f"{figures['run_date']}, {machine}, load before {figures['machine_load_before']:.1f}."
+    load = f"{figures['machine_load_before']:.1f}"
+    where = f"Measured {figures['run_date']} on {machine}. The load average before the run was {load}."
     return "\n".join([*lines, "", where])
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser("benchmarks.tuned", description=__doc__)
+    parser.add_argument("--pages", action="store_true", help="only write the tables again, from tune.json")
+    if parser.parse_args().pages:
+        write_between(PAGE, COMMAND, page(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        return
     figures: Figures = dict(facts(ROOT))
     with tempfile.TemporaryDirectory() as name:
         for seed in SEEDS:

@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the contract's comments. `--check` writes nothing and fails if the page differs."""
+"""Writes docs/api.md from the comments of the contract. With `--check` it writes nothing, and fails if the page differs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
 INTRODUCTION = """# The contract: `livefactor.v1`
 
-Every call, message and field, from the comments of `protos/livefactor/v1/`
-(written by `make docs`; do not edit). How to call it from a language without a livefactor client:
-[clients.md](clients.md).
+This page lists every call, message and field of the gRPC contract. Use it when you write a client in a language without a
+livefactor package, or when you want to know exactly what a call promises. [clients.md](clients.md) shows how to make the calls.
+Python users need only [the package](../README.md).
+
+`make docs` writes this page from the comments in `protos/livefactor/v1/`. Do not edit it.
 """
 
 # Field numbers of descriptor.proto, of which the paths of comments are made.
@@ -39,7 +41,7 @@ class Comments:
         self._locations = {tuple(location.path): location for location in file.source_code_info.location}
 
     def at(self, *path: int) -> str:
-        """The comment above, or else behind, what stands at `path`; "" if there is none."""
+        """The comment above the element at `path`, else the comment behind it, else ""."""
         location = self._locations.get(path)
         if location is None:
             return ""
@@ -103,7 +105,6 @@ def enum_lines(enum: EnumDescriptorProto, comments: Comments, path: tuple[int, .
 def service_lines(
     service: ServiceDescriptorProto, comments: Comments, path: tuple[int, ...]
 ) -> Iterator[str]:
-    yield f"\n## {service.name}\n"
     if comment := comments.at(*path):
         yield comment + "\n"
     for number, method in enumerate(service.method):
@@ -115,12 +116,14 @@ def service_lines(
 
 
 def file_lines(file: FileDescriptorProto) -> Iterator[str]:
-    """One file: its services, its introduction, then its messages and enums."""
+    """One file: its introduction, its services, then its messages and enums."""
     comments = Comments(file)
+    names = [service.name for service in file.service] or [f"Messages of `{Path(file.name).name}`"]
+    yield f"\n## {', '.join(names)}\n"
+    if comment := comments.at(FILE_SYNTAX):
+        yield comment + "\n"
     for number, service in enumerate(file.service):
         yield from service_lines(service, comments, (FILE_SERVICE, number))
-    if comment := comments.at(FILE_SYNTAX):
-        yield comment
     for number, message in enumerate(file.message_type):
         yield from message_lines(message, comments, (FILE_MESSAGE, number))
     for number, enum in enumerate(file.enum_type):

@@ -29,7 +29,7 @@ def main() -> None:
     """Print why kernels do not compile, and how many do."""
     numba.cuda = cuda
     sys.modules |= {"numba.cuda": cuda, "numba.cuda.extending": extending}
-    sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tests" / "kernels" / "gpu"), str(ROOT)]
+    sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tests" / "kit"), str(ROOT)]
     version = getattr(numba_cuda_mlir, "__version__", "?")
     try:
         from livefactor_kernels.device import plan as cuda_plan  # noqa: F401 - what the CPU shares must see Numba's own types

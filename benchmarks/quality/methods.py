@@ -107,7 +107,7 @@ def _ours(key: str, record_events: int = RECORD_EVENTS) -> Callable[..., Scores]
 METHODS: dict[str, Method] = {
     "popular": Method("most-popular", lambda parts, seed: closed_form.popular(parts.events)),
     "popular_decayed": Method(
-        "most-popular, decayed",
+        "decayed most-popular",
         lambda parts, seed, half_life: closed_form.popular(parts.events, half_life),
         POPULAR_GRID,
         recent=True,
@@ -120,15 +120,15 @@ METHODS: dict[str, Method] = {
     "ease": Method(
         "EASE", lambda parts, seed, l2: closed_form.linear(parts.matrix, parts.ease(l2)), EASE_GRID
     ),
-    "ease_recent": Method("EASE, recency-weighted history", _ease_recent, RECENCY_GRID, recent=True),
+    "ease_recent": Method("EASE with recency-weighted history", _ease_recent, RECENCY_GRID, recent=True),
     "ials": Method(
-        "iALS, our own batch one",
+        "iALS, our own batch implementation",
         lambda parts, seed, **settings: als.ials(parts.events, EPOCHS, seed, **settings),
         IALS_GRID,
         random=True,
     ),
     "implicit": Method(
-        "iALS, implicit's",
+        "iALS of the library implicit",
         lambda parts, seed, **settings: als.implicit_ials(parts.events, IMPLICIT_EPOCHS, seed, **settings),
         IMPLICIT_GRID,
         random=True,
@@ -162,7 +162,7 @@ METHODS: dict[str, Method] = {
         True,
     ),
     "clicks": Method(
-        "livefactor `clicks` as it is, one pass", _ours("clicks"), random=True, recent=True, ours=True
+        "livefactor `clicks`, as shipped, one pass", _ours("clicks"), random=True, recent=True, ours=True
     ),
     "clicks_tuned": Method(
         "livefactor `clicks`, tuned, one pass",

@@ -1,4 +1,4 @@
-"""The figures as tables: on the terminal and, between its marks, in docs/quality.md."""
+"""The figures as tables: on the terminal and in docs/quality.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rich.console import Group
 from rich.table import Table
 
-from benchmarks.pages import ROOT, six_digits, write_between
+from benchmarks.pages import ROOT, six_digits, with_verdict, write_between
 from benchmarks.quality.adaptive import PRESETS, RATES
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.metrics import NAMES, PRIMARY
@@ -22,19 +22,19 @@ COMMAND = "make quality"
 Figures = Mapping[str, Figure]
 
 SET_LABELS = {"ml1m": "MovieLens-1M, timed half", "retail": "Online Retail"}
-ORDER_LABELS = {"time": "in the order of time", "shuffled": "in shuffled order"}
+ORDER_LABELS = {"time": "time-ordered split", "shuffled": "shuffled split"}
 NEXT_LABELS = {
-    "popular_decayed": "most-popular, decayed",
-    "own_first": "the user's own most frequent, then most-popular, decayed",
+    "popular_decayed": "decayed most-popular",
+    "own_first": "the user's most frequent items, then decayed most-popular",
     "knn": METHODS["knn"].label,
     **{key: METHODS[key].label for key in ("clicks_sgd", "purchases_sgd", "clicks", "clicks_tuned")},
     "clicks_repeats": "livefactor `clicks` with repeats, tuned, one pass",
     "purchases": "livefactor `purchases`, tuned, one pass",
-    "news": "livefactor `news` as it is, one pass",
+    "news": "livefactor `news`, as shipped, one pass",
 }
 NEXT_TITLES = {
     "retail": "Online Retail, test-then-learn",
-    "news": "Stream of news, made by rule, test-then-learn",
+    "news": "Generated stream of news, test-then-learn",
 }
 RMSE_LABELS = {
     "multi_pass": "multi-pass SGD, float64",
@@ -44,7 +44,7 @@ RMSE_LABELS = {
 STREAM_LABELS = {
     "ml1m": "MovieLens-1M, ratings, RMSE",
     "retail": "Online Retail, purchases, log loss",
-    "drift": "made, tastes that drift and rest, RMSE",
+    "drift": "Generated stream with drift, RMSE",
 }
 OURS = [key for key, method in METHODS.items() if method.ours]
 CELLS = {
@@ -56,11 +56,11 @@ CELLS = {
 }
 
 SPEED_GOALS = {"clicks": "at least 150 k", "softmax_fast": "at least 2 M"}
-"""Events a second on the clock, 2 cores, of rules solve and softmax."""
+"""Goals for events a second of wall time, on 2 cores."""
 
 
 class Ratio(NamedTuple):
-    """A figure over the largest of others; goal: what is to be reached, in words."""
+    """A figure divided by the largest of others. goal: the goal in words."""
 
     label: str
     over: str
@@ -69,7 +69,7 @@ class Ratio(NamedTuple):
 
 
 def ratios() -> dict[str, Ratio]:
-    """The figures that are to be reached, by name."""
+    """The ratios that have a goal, by name."""
     found: dict[str, Ratio] = {}
     for name in SET_LABELS:
         for order in ORDER_LABELS:
@@ -78,42 +78,44 @@ def ratios() -> dict[str, Ratio]:
         for key, sizes in MICRO_BATCHES.items():
             one = f"{name}_time_{key}_{PRIMARY}"
             for size in sizes:
-                label = f"{words}, in the order of time: `{key}`, B = {size} to B = 1"
+                label = f"{words}, {ORDER_LABELS['time']}: `{key}`, B = {size} ÷ B = 1"
                 over = f"{name}_time_{key}_b{size}_{PRIMARY}"
                 if size == 1:
-                    label = f"{words}, in the order of time: `{key}`, its own B to B = 1"
+                    label = f"{words}, {ORDER_LABELS['time']}: `{key}`, B of the preset ÷ B = 1"
                     one, over = over, one
                 found[f"ratio_{name}_time_{key}_b{size}"] = Ratio(label, over, (one,), "at least 0.99")
     for key in NEXT_OURS["retail"]:
-        label = f"Online Retail, test-then-learn recall@10: `{key}` to item-kNN"
+        label = f"Online Retail, test-then-learn, recall@10: `{key}` ÷ item-kNN"
         names = f"retail_next_{key}_recall10", ("retail_next_knn_recall10",)
         found[f"ratio_retail_next_{key}_to_knn"] = Ratio(label, *names, "at least 1.05")
     for key in NEXT_OURS["news"]:
-        label = f"Stream of news, test-then-learn recall@10: `{key}` to most-popular, decayed"
+        label = f"Generated news, test-then-learn, recall@10: `{key}` ÷ decayed most-popular"
         names = f"news_next_{key}_recall10", ("news_next_popular_decayed_recall10",)
         found[f"ratio_news_next_{key}_to_popular"] = Ratio(label, *names, "at least 1.00")
     for order, words in ORDER_LABELS.items():
-        label = f"MovieLens-1M, timed half, {words}: RMSE, one pass to multi-pass SGD"
+        label = f"MovieLens-1M, timed half, {words}, RMSE"
         for key, suffix in (("ratings_sgd", "_sgd"), ("ratings", "")):
             names = f"ml1m_{order}_{key}_rmse", (f"ml1m_{order}_multi_pass_rmse",)
-            found[f"ratio_ml1m_{order}_rmse{suffix}"] = Ratio(f"{label}, `{key}`", *names, "at most 1.02")
+            found[f"ratio_ml1m_{order}_rmse{suffix}"] = Ratio(
+                f"{label}: `{key}` ÷ multi-pass SGD", *names, "at most 1.02"
+            )
     for name, words in STREAM_LABELS.items():
-        label = f"{words}: adaptive rate to the best of five fixed ones"
+        label = f"{words}: adaptive rate ÷ best of five fixed rates"
         names = f"adaptive_{name}_loss", (f"adaptive_{name}_best_fixed",)
         found[f"ratio_adaptive_{name}"] = Ratio(label, *names, "at most 1.00")
     return found
 
 
 def _to_retrains(name: str, order: str) -> dict[str, Ratio]:
-    """NDCG@10 of ours over that of full retrains. In shuffled order nothing is recent, and iALS is the test."""
+    """NDCG@10 of livefactor ÷ NDCG@10 of full retrains. The shuffled split has no recency, so iALS alone is compared."""
     prefix, words = f"{name}_{order}", f"{SET_LABELS[name]}, {ORDER_LABELS[order]}"
-    others = {"ials": ("iALS, the better one", ("ials", "implicit"))}
+    others = {"ials": ("the better iALS", ("ials", "implicit"))}
     if order == "time":
         others |= {key: (METHODS[key].label, (key,)) for key in ("ease", "ease_recent")}
     goal = "at least 1.00" if order == "time" else "at least 0.99"
     return {
         f"ratio_{prefix}_{key}_to_{other}": Ratio(
-            f"{words}: `{key}` to {label}",
+            f"{words}: `{key}` ÷ {label}",
             f"{prefix}_{key}_{PRIMARY}",
             tuple(f"{prefix}_{each}_{PRIMARY}" for each in under),
             goal,
@@ -125,7 +127,7 @@ def _to_retrains(name: str, order: str) -> dict[str, Ratio]:
 
 
 def required() -> list[str]:
-    """What every whole run has, as None where a library or a file is missing."""
+    """Figures that every whole run has. A figure is None if a library or a file is missing."""
     names = []
     for name in BY_USER:
         for order in ORDERS:
@@ -139,7 +141,7 @@ def required() -> list[str]:
 
 
 def completed(measured: Figures) -> dict[str, Figure]:
-    """The figures with their ratios, and every required name that is missing as None; six digits."""
+    """The figures with their ratios, rounded to six digits. A required figure that is missing is None."""
     result: dict[str, Figure] = dict.fromkeys(required()) | dict(measured)
     for name, ratio in ratios().items():
         over, under = measured.get(ratio.over), [measured.get(other) for other in ratio.under]
@@ -150,7 +152,7 @@ def completed(measured: Figures) -> dict[str, Figure]:
 
 
 def shown(name: str, value: Figure) -> str:
-    """A figure as text, by the end of its name."""
+    """A figure as text. The end of its name tells the unit."""
     if value is None:
         return "missing"
     if isinstance(value, str):
@@ -165,7 +167,7 @@ def shown(name: str, value: Figure) -> str:
 
 
 class Sheet(NamedTuple):
-    """A table: its title, its head, its rows."""
+    """A table with a title and a head."""
 
     title: str
     head: list[str]
@@ -173,7 +175,7 @@ class Sheet(NamedTuple):
 
 
 def sheets(figures: Figures) -> Iterator[Sheet]:
-    """All tables."""
+    """The tables of the page, in order."""
     yield _goals(figures)
     for name in BY_USER:
         for order in ORDERS:
@@ -187,15 +189,21 @@ def sheets(figures: Figures) -> Iterator[Sheet]:
 
 def _goals(figures: Figures) -> Sheet:
     rows = [
-        [ratio.label, f"`{name}`", shown(name, figures.get(name)), ratio.goal]
+        [
+            ratio.label,
+            f"`{name}`",
+            shown(name, figures.get(name)),
+            with_verdict(ratio.goal, figures.get(name)),
+        ]
         for name, ratio in ratios().items()
     ]
     for name, words in SET_LABELS.items():
         for key, goal in SPEED_GOALS.items():
-            label = f"{words}, in the order of time: `{key}`, events a second on the clock"
+            label = f"{words}, {ORDER_LABELS['time']}: `{key}`, events ÷ second of wall time"
             figure = f"{name}_time_{key}_clock_events_per_s"
-            rows.append([label, f"`{figure}`", shown(figure, figures.get(figure)), goal])
-    return Sheet("What is to be reached", ["", "in quality.json", "measured", "to reach"], rows)
+            value = figures.get(figure)
+            rows.append([label, f"`{figure}`", shown(figure, value), with_verdict(goal, value)])
+    return Sheet("Goals", ["figure", "in quality.json", "measured", "goal"], rows)
 
 
 def _settings(figures: Figures, prefix: str) -> list[str]:
@@ -212,7 +220,7 @@ def _ranking(figures: Figures, name: str, order: str) -> Sheet:
             if not method.random:
                 cells[f"{PRIMARY}_spread"] = "–"
             rows.append([method.label, *cells.values(), *_settings(figures, f"{prefix}_{key}")])
-    head = ["", *CELLS.values(), "events / CPU s", "settings", "of"]
+    head = ["method", *CELLS.values(), "events ÷ CPU s", "best settings", "settings tried"]
     return Sheet(f"{SET_LABELS[name]}, {ORDER_LABELS[order]}", head, rows)
 
 
@@ -223,7 +231,11 @@ def _next(figures: Figures, name: str) -> Sheet:
             f"{name}_next_{key}_{what}" for what in ("recall10", "recall10_later", "settings", "grid_size")
         ]
         rows.append([NEXT_LABELS[key], *(shown(each, figures.get(each)) for each in names)])
-    return Sheet(NEXT_TITLES[name], ["", "recall@10", "last 40 % alone", "settings", "of"], rows)
+    return Sheet(
+        NEXT_TITLES[name],
+        ["method", "recall@10", "recall@10, last 40 %", "best settings", "settings tried"],
+        rows,
+    )
 
 
 def _ratings(figures: Figures, order: str) -> Sheet:
@@ -233,7 +245,9 @@ def _ratings(figures: Figures, order: str) -> Sheet:
         cells = [shown(name, figures.get(name)) for name in (f"{prefix}_rmse", f"{prefix}_rmse_spread")]
         rows.append([label, *cells, *_settings(figures, prefix)])
     title = f"Ratings, MovieLens-1M, timed half, {ORDER_LABELS[order]}"
-    return Sheet(title, ["", "RMSE", "spread", "events / CPU s", "settings", "of"], rows)
+    return Sheet(
+        title, ["method", "RMSE", "spread", "events ÷ CPU s", "best settings", "settings tried"], rows
+    )
 
 
 def _adaptive(figures: Figures) -> Sheet:
@@ -249,12 +263,13 @@ def _adaptive(figures: Figures) -> Sheet:
         ]
         cells = [shown(f"{prefix}_{what}", figures.get(f"{prefix}_{what}")) for what in whats]
         rows.append([label, *cells])
-    head = [f"{rate:g} x" for rate in RATES] + ["adaptive", "spread", "last rate", "settings", "of"]
-    return Sheet("Adaptive rate beside fixed ones, in multiples of the preset's", ["", *head], rows)
+    head = [f"rate × {rate:g}" for rate in RATES]
+    head += ["adaptive", "spread", "last rate", "best settings", "settings tried"]
+    return Sheet("Adaptive rate beside fixed multiples of the preset's rate", ["stream", *head], rows)
 
 
 def tables(figures: Figures) -> Group:
-    """For a terminal."""
+    """All tables, for a terminal."""
     parts = []
     for sheet in sheets(figures):
         table = Table(*sheet.head, title=sheet.title, title_justify="left")
@@ -265,18 +280,18 @@ def tables(figures: Figures) -> Group:
 
 
 def _machine(figures: Figures) -> str:
-    """Machine, versions and date in a sentence."""
+    """The machine, the versions and the date."""
     text = (
-        "{run_date}, {machine_cpu}, {machine_cores} cores, one thread, {machine_memory_gb} GB of memory, "
-        "{machine_system}; Python {version_python}, NumPy {version_numpy}, Numba {version_numba}, implicit "
-        "{version_implicit}; load average before {machine_load_before:.2f}, after {run_load_after:.2f}; "
-        "{run_seconds:.0f} s in all."
+        "Measured {run_date} on one thread of {machine_cpu} with {machine_cores} cores and {machine_memory_gb} GB of "
+        "memory; {machine_system}. Versions: Python {version_python}, NumPy {version_numpy}, Numba {version_numba}, "
+        "implicit {version_implicit}. The load average was {machine_load_before:.2f} before the run and "
+        "{run_load_after:.2f} after it. The run took {run_seconds:.0f} s."
     )
     return text.format_map({name: "missing" if value is None else value for name, value in figures.items()})
 
 
 def _again(figures: Figures) -> Iterator[str]:
-    """A line for each day on which parts were run alone (`--only`), after all the others."""
+    """One line a day on which parts were measured alone (`--only`), after the whole run."""
     by_day = defaultdict(list)
     for name, date in figures.items():
         if name.endswith("_run_date"):
@@ -286,7 +301,7 @@ def _again(figures: Figures) -> Iterator[str]:
 
 
 def _counts(figures: Figures) -> Iterator[str]:
-    """How much was learned and judged, a line for each set and order that was measured."""
+    """How much was learned and judged: one line for each data set and split."""
     for name, words in SET_LABELS.items():
         for order, order_words in ORDER_LABELS.items():
             events, users = f"{name}_{order}_learned_events", f"{name}_{order}_judged_users"
@@ -296,15 +311,18 @@ def _counts(figures: Figures) -> Iterator[str]:
 
 
 def page(figures: Figures) -> str:
-    """What docs/quality.md shows between its marks."""
-    lines = [_machine(figures), "", *_again(figures), *_counts(figures)]
+    """The figures of docs/quality.md."""
+    lines = [_machine(figures), "", *_counts(figures)]
     for sheet in sheets(figures):
         lines += ["", f"### {sheet.title}", "", *_markdown(sheet)]
+    again = list(_again(figures))
+    if again:
+        lines += ["", "### Parts that were measured on another day", "", *again]
     return "\n".join(lines)
 
 
 def _markdown(sheet: Sheet) -> list[str]:
-    """Cells that begin with a digit or name a missing one stand to the right."""
+    """A table in Markdown. Columns of figures are aligned to the right."""
     first = sheet.rows[0] if sheet.rows else sheet.head
     rules = ["---:" if cell[:1].isdigit() or cell == "missing" else "---" for cell in first]
     return [
@@ -315,5 +333,5 @@ def _markdown(sheet: Sheet) -> list[str]:
 
 
 def write_page(figures: Figures) -> None:
-    """Put the tables where people read them."""
+    """Write the tables into docs/quality.md."""
     write_between(PAGE, COMMAND, page(figures))

@@ -13,7 +13,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
 from benchmarks import report
-from benchmarks.pages import between_marks
+from benchmarks.pages import between_marks, is_reached, with_verdict
 
 MODULES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
@@ -65,6 +65,29 @@ def test_figures_are_shown_with_their_units(name: str, value: float, text: str) 
     assert report.shown(name, value) == text
 
 
+@pytest.mark.parametrize(
+    ("goal", "reached", "missed"),
+    [
+        ("at least 0.70", 0.7, 0.69),
+        ("at most 1.02", 1.02, 1.021),
+        ("under 8", 7.9, 8.0),
+        ("over 1", 1.01, 1.0),
+        ("0.999 to 1.001", 1.001, 0.998),
+        ("at least 150 k", 150_000.0, 149_999.0),
+        ("at least 2 M", 2e6, 1.9e6),
+    ],
+)
+def test_a_goal_in_words_is_compared_with_the_figure(goal: str, reached: float, missed: float) -> None:
+    assert is_reached(goal, reached) and not is_reached(goal, missed)
+    assert with_verdict(goal, reached) == goal
+    assert with_verdict(goal, missed) == f"{goal} (not reached)"
+
+
+def test_every_goal_can_be_compared_with_its_figure() -> None:
+    goals = {row.goal for rows in report.SECTIONS.values() for row in rows if row.goal}
+    assert goals and all(is_reached(goal, 1.0) in (True, False) for goal in goals)
+
+
 def test_labels_name_every_figure_once() -> None:
     names = [row.name for rows in report.SECTIONS.values() for row in rows]
     assert len(names) == len(set(names))
@@ -111,3 +134,15 @@ def test_the_worked_example_of_tuning_shows_what_was_measured() -> None:
     figures = json.loads(tuned.RESULTS.read_text(encoding="utf-8"))
     _, shown, _ = between_marks(tuned.PAGE.read_text(encoding="utf-8"), tuned.COMMAND)
     assert shown == tuned.page(figures)
+
+
+def test_the_readme_shows_the_pictures_that_make_pictures_draws() -> None:
+    from benchmarks import pictures
+
+    change = json.loads(pictures.DEMO.read_text(encoding="utf-8"))
+    assert len(change["before"]) == len(change["after"])
+    assert set(change["before"]) != set(change["after"])
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("demo-list.svg", "quality-retrains.svg"):
+        assert (pictures.IMAGES / name).is_file()
+        assert f"(docs/images/{name})" in shown

@@ -16,6 +16,7 @@ from llvmlite import binding
 from numba import typeof
 from numba.core.caching import NullCache
 
+import synthetic
 from livefactor_kernels import cpu
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.optimizers import Method
@@ -133,6 +134,7 @@ def test_the_loop_calls_nothing(compiled) -> None:
 
 
 SCRIPT = """
+import synthetic
 from synthetic import make_spec
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec.model import Loss
@@ -147,7 +149,7 @@ print(*total)
 
 
 def test_another_process_finds_the_kernels_in_the_cache(tmp_path) -> None:
-    paths = [str(Path(cpu.__file__).parent.parent), str(Path(__file__).parent)]
+    paths = [str(Path(cpu.__file__).parent.parent), str(Path(synthetic.__file__).parent)]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
     environment.pop("NUMBA_CPU_NAME", None)
 

@@ -1,13 +1,7 @@
-"""Golden digests: the bits that a log gives are part of the contract, on every machine.
-
-A digest that changes here means that every existing log replays to another model: bump
-`spec.KERNEL_SEMANTICS`, say why in docs/architecture.md, and only then write the new digests down (`python
-tests/kernels/test_golden.py` prints them).
-"""
+"""Golden digests (`tests/kit/golden.py`): the CPU, the reference and code for older CPUs give the same bits."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -15,158 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import golden
 import livefactor_kernels
-from livefactor_kernels.backend import create_backend, state_sections
-from livefactor_kernels.spec.model import (
-    AdaptiveRate,
-    Counts,
-    FactorDtype,
-    History,
-    Loss,
-    ModelSpec,
-    Optimizer,
-    OptimizerKind,
-    Proposal,
-    Regularization,
-    Replay,
-    Rule,
-    Softmax,
-    Solve,
-)
-from synthetic import make_spec, push
+from golden import GOLDEN, SPECS, digest
 
-SPECS: dict[str, ModelSpec] = {
-    "squared": make_spec(Loss.SQUARED, k=64),
-    "squared_adagrad_micro": make_spec(Loss.SQUARED, OptimizerKind.ADAGRAD, k=20, micro_batch=100),
-    "logistic": make_spec(Loss.LOGISTIC, k=20, negatives=3),
-    "bpr_adagrad": make_spec(Loss.BPR, OptimizerKind.ADAGRAD, k=9, negatives=4),
-    "bpr_micro": make_spec(Loss.BPR, k=16, negatives=3, micro_batch=100),
-    "squared_adaptive": make_spec(Loss.SQUARED, k=20, adaptive_rate=AdaptiveRate(64)),
-    "logistic_adaptive": make_spec(Loss.LOGISTIC, k=40, negatives=3, adaptive_rate=AdaptiveRate(64)),
-    "squared_float16": make_spec(Loss.SQUARED, k=64, factor_dtype=FactorDtype.FLOAT16),
-    "logistic_adagrad_bfloat16": make_spec(
-        Loss.LOGISTIC, OptimizerKind.ADAGRAD, k=20, negatives=3, factor_dtype=FactorDtype.BFLOAT16
-    ),
-    "squared_rowwise_adagrad": make_spec(Loss.SQUARED, OptimizerKind.ROWWISE_ADAGRAD, k=20),
-    "logistic_adam_micro": make_spec(
-        Loss.LOGISTIC, OptimizerKind.LAZY_ADAM, k=20, negatives=3, micro_batch=100
-    ),
-    "bpr_ftrl_bfloat16": make_spec(
-        Loss.BPR,
-        k=20,
-        negatives=3,
-        optimizer=Optimizer(OptimizerKind.FTRL, 0.1, 0.1, l1=0.01),
-        micro_batch=16,
-        factor_dtype=FactorDtype.BFLOAT16,
-    ),
-    "logistic_regularized": make_spec(
-        Loss.LOGISTIC,
-        k=20,
-        negatives=3,
-        micro_batch=16,
-        history=History(16),
-        regularization=Regularization(0.05, 0.2, 0.5, 0.3),
-    ),
-    "bpr_micro_float16": make_spec(
-        Loss.BPR, k=20, negatives=3, micro_batch=100, factor_dtype=FactorDtype.FLOAT16
-    ),
-    "squared_micro_bfloat16": make_spec(
-        Loss.SQUARED, k=40, micro_batch=100, factor_dtype=FactorDtype.BFLOAT16
-    ),
-    "solve_counts": make_spec(
-        Loss.IMPLICIT,
-        k=20,
-        rule=Rule.SOLVE,
-        micro_batch=100,
-        history=History(32, 64),
-        solve=Solve(0.5, 4, 2),
-        counts=Counts(16, 8),
-    ),
-    "solve_squared": make_spec(
-        Loss.SQUARED, k=20, rule=Rule.SOLVE, micro_batch=7, history=History(32, 64), solve=Solve(0.0, 4, 2)
-    ),
-    "solve_replay": make_spec(
-        Loss.IMPLICIT,
-        k=20,
-        rule=Rule.SOLVE,
-        micro_batch=100,
-        history=History(32, 64),
-        solve=Solve(0.5, 4, 2),
-        replay=Replay(200, 0.5),
-    ),
-    "softmax_uniform_adagrad": make_spec(
-        Loss.SOFTMAX,
-        OptimizerKind.ADAGRAD,
-        k=64,
-        rule=Rule.SOFTMAX,
-        softmax=Softmax(Proposal.UNIFORM),
-        negatives=20,
-        micro_batch=100,
-    ),
-    "softmax_popularity": make_spec(
-        Loss.SOFTMAX, k=20, rule=Rule.SOFTMAX, negatives=20, micro_batch=16, history=History(16)
-    ),
-    "softmax_in_batch": make_spec(
-        Loss.SOFTMAX,
-        k=9,
-        rule=Rule.SOFTMAX,
-        softmax=Softmax(Proposal.IN_BATCH),
-        micro_batch=40,
-        history=History(16),
-        counts=Counts(16, 8),
-    ),
-}
-GOLDEN = {
-    "squared": "5b2f2d828267796b7659817538f19658655a63bf7eb01da5d777a206dcc405d2",
-    "squared_adagrad_micro": "29810c890c1b5a1c9f762fe50766f57dda8823e79535592a8c10b6139ce812ff",
-    "logistic": "97ee0ce5ea1161542a987bcd26fe10ab21a4e7d458165489e225de33d3ab9f56",
-    "bpr_adagrad": "7beba1dd7902a721728570a36ca3edb2154a74a12e06cd596b8105702db1e555",
-    "bpr_micro": "ae67ebeafb8adaac32d9dc88a7a0139ec2324fabb8384da880b9ac40dbbc4389",
-    "squared_adaptive": "27f95e479a37508e09ec1b4b8b71d51a1215abd489a3e5a88b99c9b068ff8d0b",
-    "logistic_adaptive": "2f835efd3cb187edb08d4a355de2ea33c5aed8037c5eb29c587c5788cc0ad1ba",
-    "squared_float16": "8ad0a1b4699a662989c57cc412949d0641f6442d25e0bdeece95d57f2f66e032",
-    "logistic_adagrad_bfloat16": "e3025e5c541ac9e4efb627dd57fdd9e019f1b6b0371b717ce65de43e2ae6c255",
-    "squared_rowwise_adagrad": "dfdc81c81a92baf12538059de383c8f24cc2c753ab46f490bef6d65a97634b5b",
-    "logistic_adam_micro": "7749540427c05efd71983113a4bb04f2136fd460f812928de020dec3e244ea46",
-    "bpr_ftrl_bfloat16": "8668cef2cbf71c51d7305eb789324ecbce92fc9873288d1620cf6e1e50bec5ae",
-    "logistic_regularized": "d4500d426f1a6f8d022e73063131a4e64bad0a1de699d7203293a8c2f9f690c6",
-    "bpr_micro_float16": "aefc252b97ced486132901e2c57c0b90564c4d6a2074eb74903a166c5035146e",
-    "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
-    "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
-    "solve_squared": "8a68d26443a1f77c714ca93f1d39497bad0c1f556e994365c0414ab5c30c64bf",
-    "solve_replay": "16b81a95457dc0256485b862e09d87acc5acd88b89202b9143ec899ca608c190",
-    "softmax_uniform_adagrad": "97252bf497f34d731ee6e8256da6aec43649a2fe23f90d3c65f13ff08af1d664",
-    "softmax_popularity": "db732f0c100f23c86e07275fcddddbb6ca63522a1b1e1127df880595ca50eb17",
-    "softmax_in_batch": "cc1831531236c432a4e0dd1e5c2b60c66232f99f028237c20d7164a029f89d53",
-}
-"""Taken with KERNEL_SEMANTICS = 1."""
 PARTS = 4
-"""Of the specs that another CPU's code is compiled for, so that several workers of a test run may share them."""
-
-
-def _stream(records: int = 4, events: int = 500):
-    """Keys, values and weights from integers alone: no generator whose numbers could change with its
-    version."""
-    state = 88172645463325252
-    for _ in range(records):
-        columns = []
-        for _ in range(events):
-            state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
-            high = state >> 33
-            user, item = high % 60 * 0x9E3779B97F4A7C15 % 2**64, min(high // 60 % 40, high // 2400 % 25)
-            columns.append((user, item, (high >> 7) % 2, 0.25 + (high >> 11) % 8 / 4))
-        yield tuple(zip(*columns, strict=True))
-
-
-def digest(name: str, backend: str = "cpu") -> str:
-    """SHA-256 over the state after the stream."""
-    model = create_backend(backend, SPECS[name])
-    for users, items, values, weights in _stream():
-        push(model, users, items, values, weights)
-    sha = hashlib.sha256()
-    for section, view in state_sections(model).items():
-        sha.update(f"{section} {view.dtype} {view.shape}\n".encode() + view.tobytes())
-    return sha.hexdigest()
+"""How many processes share the specs of another CPU, so that several workers of a test run take one each."""
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -196,18 +44,16 @@ def test_the_reference_gives_the_golden_digest(name: str) -> None:
 def test_code_for_another_cpu_gives_the_golden_digests(cpu: str, part: int) -> None:
     paths = [
         str(Path(livefactor_kernels.__file__).parent.parent),
-        str(Path(__file__).parent),
-        str(Path(__file__).parents[1]),
+        str(Path(golden.__file__).parent),
     ]
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "PYTHONPATH": os.pathsep.join(paths)}
     environment.pop("NUMBA_CPU_FEATURES", None)
     done = subprocess.run(
-        [sys.executable, __file__, str(part)], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, golden.__file__, str(part), str(PARTS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     expected = {name: GOLDEN[name] for name in list(SPECS)[part::PARTS]}
     assert dict(line.split() for line in done.stdout.splitlines()) == expected
-
-
-if __name__ == "__main__":
-    for name in list(SPECS)[int(sys.argv[1]) :: PARTS]:
-        print(name, digest(name))

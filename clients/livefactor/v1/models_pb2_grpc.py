@@ -70,7 +70,10 @@ class ModelServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def CreateModel(self, request, context):
-        """Creates an empty model. ALREADY_EXISTS: the name is taken. INVALID_ARGUMENT: bad name or spec (the text names the field).
+        """Creates an empty model.
+
+        - ALREADY_EXISTS: the name is taken.
+        - INVALID_ARGUMENT: the name or the spec is invalid (the text names the field).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,22 +92,26 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a model, its log and its snapshots. There is no way back.
+        """Deletes a model with its log and its snapshots. This cannot be undone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RestoreSnapshot(self, request, context):
-        """Makes a new model (new lineage) whose state is a snapshot's, verified before it is served. Revisions go on from the snapshot's.
-        FAILED_PRECONDITION: the snapshot does not verify.
+        """Creates a model from a snapshot. The snapshot is verified before the model is served. The new
+        model has a new lineage, and its revisions go on from the snapshot's revision.
+
+        - FAILED_PRECONDITION: the snapshot does not verify.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseHold(self, request, context):
-        """Ends a hold of updates; what comes next counts as normal. FAILED_PRECONDITION: there is none.
+        """Ends a hold of updates. The judge then takes the figures of the next events as normal.
+
+        - FAILED_PRECONDITION: updates are not on hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

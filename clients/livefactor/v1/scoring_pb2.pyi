@@ -15,7 +15,9 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class Candidates(google.protobuf.message.Message):
-    """Lists of items, one for each user, laid end to end: user u's list is item_ids[offsets[u] .. offsets[u+1])."""
+    """Lists of items, one list a user, stored end to end. The list of user u is item_ids[offsets[u] ..
+    offsets[u+1]).
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -25,7 +27,7 @@ class Candidates(google.protobuf.message.Message):
     def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def offsets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """users + 1 numbers, from 0 to the number of items. Empty: all users share the one list."""
+        """users + 1 numbers, from 0 to the number of items. Empty: all users share one list."""
 
     def __init__(
         self,
@@ -39,7 +41,9 @@ global___Candidates = Candidates
 
 @typing.final
 class TopK(google.protobuf.message.Message):
-    """The k items with the highest scores among all known and available items, best first; equal scores by ascending item id."""
+    """Asks for the k items with the highest scores among all known and available items, best first.
+    Items with equal scores are ordered by ascending item id.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -49,17 +53,20 @@ class TopK(google.protobuf.message.Message):
     INCLUDE_UNAVAILABLE_FIELD_NUMBER: builtins.int
     EXCLUDE_SEEN_FIELD_NUMBER: builtins.int
     k: builtins.int
-    """If fewer items are left, fewer come back: see ScoreResponse.offsets."""
+    """If fewer than k items are left, the answer has fewer: see ScoreResponse.offsets."""
     include_unavailable: builtins.bool
+    """True: items that are marked unavailable may be in the answers."""
     exclude_seen: builtins.bool
-    """Leave out what the user has had, as far as the model remembers. INVALID_ARGUMENT: the model has no histories."""
+    """True: leaves out the items that the user has had, as far as the model remembers them.
+    INVALID_ARGUMENT if the model has no histories.
+    """
     @property
     def exclude_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Left out of the answers; unknown ids have no effect."""
+        """Items that the answers must not contain. Unknown ids have no effect."""
 
     @property
     def offsets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Into exclude_ids, as in Candidates. Empty: all users share the one list."""
+        """Offsets into exclude_ids, as in Candidates. Empty: all users share one list."""
 
     def __init__(
         self,
@@ -76,7 +83,9 @@ global___TopK = TopK
 
 @typing.final
 class Events(google.protobuf.message.Message):
-    """Events that take the place of users' own histories in this call and are not written: of visitors, say. Laid end to end as in Candidates."""
+    """Events that replace the users' own histories in this call. They are not stored. Use them for
+    anonymous visitors, for example. The lists are stored end to end, as in Candidates.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -84,11 +93,13 @@ class Events(google.protobuf.message.Message):
     OFFSETS_FIELD_NUMBER: builtins.int
     @property
     def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Oldest first; unknown items have no effect."""
+        """Oldest first. Unknown items have no effect."""
 
     @property
     def offsets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """users + 1 numbers. A user whose list is empty has its own history. Empty: all users share the one list."""
+        """users + 1 numbers. A user with an empty list is scored with their own history. Empty: all users
+        share one list.
+        """
 
     def __init__(
         self,
@@ -114,9 +125,12 @@ class ScoreRequest(google.protobuf.message.Message):
     model: builtins.str
     """Empty: "default"."""
     with_labels: builtins.bool
+    """True: the answer holds the items' labels."""
     @property
     def min_position(self) -> livefactor.v1.updates_pb2.Position:
-        """Wait until this is visible (an ack's position: read your own write). Absent: now."""
+        """The server waits until this position is visible. Pass the position of an acknowledgement to
+        read your own write. Absent: the call does not wait.
+        """
 
     @property
     def user_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
@@ -126,7 +140,7 @@ class ScoreRequest(google.protobuf.message.Message):
     def top_k(self) -> global___TopK: ...
     @property
     def events(self) -> global___Events:
-        """INVALID_ARGUMENT: the model has no histories."""
+        """INVALID_ARGUMENT if the model has no histories."""
 
     def __init__(
         self,
@@ -158,31 +172,35 @@ class ScoreResponse(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position:
-        """All scores are of exactly this revision."""
+        """The one revision at which all scores were computed."""
 
     @property
     def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Candidates: as asked. Top-k: best first."""
+        """With candidates: the items in the order of the request. With top_k: best first."""
 
     @property
     def scores(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """As many as item_ids."""
+        """One score an item of item_ids."""
 
     @property
     def offsets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """users + 1 numbers: user u's answers are [offsets[u] .. offsets[u+1])."""
+        """users + 1 numbers. The answers for user u are [offsets[u] .. offsets[u+1])."""
 
     @property
     def user_known(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bool]:
-        """One a user. An unknown user is scored by mean and item bias alone."""
+        """One value a user. An unknown user is scored by the global mean and the item bias alone."""
 
     @property
     def item_known(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bool]:
-        """One an answer. An unknown candidate is scored by mean and user bias alone."""
+        """One value an item of item_ids. An unknown candidate is scored by the global mean and the user
+        bias alone.
+        """
 
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """One an answer if asked for; empty where an item has none."""
+        """One label an item of item_ids, if the request asked for labels. Empty text: the item has no
+        label.
+        """
 
     def __init__(
         self,

@@ -45,13 +45,19 @@ class ScoringServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Score(self, request, context):
-        """Scores candidates, or finds the k best of all items, for one or more users, at exactly one revision, which it names.
-        Reads never change a model. s = mu + b_user + b_item + <x_user, y_item>.
-        Models with rule SOLVE fold users in: x_user is solved from what they remember of the user as the items are now. Models with counts
-        add what follows the user's last items.
-        INVALID_ARGUMENT: no users, no target, offsets that do not fit, k of 0, over a limit of size. NOT_FOUND: no such model.
-        FAILED_PRECONDITION: min_position is of another lineage. DEADLINE_EXCEEDED: min_position was not reached in time.
-        RESOURCE_EXHAUSTED: all score slots are taken.
+        """Scores given candidates, or finds the k best of all items, for one or more users. All scores of
+        a call belong to exactly one revision, which the answer names. A call never changes the model.
+
+        The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
+        for the call, from the events that it remembers of the user and from the current item factors
+        (fold-in). A model with counts adds a term for items that often follow the user's last items.
+
+        - INVALID_ARGUMENT: there are no users, there is no target, offsets do not fit, k is 0, or a
+        size limit is passed.
+        - NOT_FOUND: the model does not exist.
+        - FAILED_PRECONDITION: min_position belongs to another lineage.
+        - DEADLINE_EXCEEDED: min_position was not reached in time.
+        - RESOURCE_EXHAUSTED: all score slots are taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -23,13 +23,19 @@ class ScoringServiceStub:
         livefactor.v1.scoring_pb2.ScoreRequest,
         livefactor.v1.scoring_pb2.ScoreResponse,
     ]
-    """Scores candidates, or finds the k best of all items, for one or more users, at exactly one revision, which it names.
-    Reads never change a model. s = mu + b_user + b_item + <x_user, y_item>.
-    Models with rule SOLVE fold users in: x_user is solved from what they remember of the user as the items are now. Models with counts
-    add what follows the user's last items.
-    INVALID_ARGUMENT: no users, no target, offsets that do not fit, k of 0, over a limit of size. NOT_FOUND: no such model.
-    FAILED_PRECONDITION: min_position is of another lineage. DEADLINE_EXCEEDED: min_position was not reached in time.
-    RESOURCE_EXHAUSTED: all score slots are taken.
+    """Scores given candidates, or finds the k best of all items, for one or more users. All scores of
+    a call belong to exactly one revision, which the answer names. A call never changes the model.
+
+    The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
+    for the call, from the events that it remembers of the user and from the current item factors
+    (fold-in). A model with counts adds a term for items that often follow the user's last items.
+
+    - INVALID_ARGUMENT: there are no users, there is no target, offsets do not fit, k is 0, or a
+      size limit is passed.
+    - NOT_FOUND: the model does not exist.
+    - FAILED_PRECONDITION: min_position belongs to another lineage.
+    - DEADLINE_EXCEEDED: min_position was not reached in time.
+    - RESOURCE_EXHAUSTED: all score slots are taken.
     """
 
 class ScoringServiceAsyncStub:
@@ -37,13 +43,19 @@ class ScoringServiceAsyncStub:
         livefactor.v1.scoring_pb2.ScoreRequest,
         livefactor.v1.scoring_pb2.ScoreResponse,
     ]
-    """Scores candidates, or finds the k best of all items, for one or more users, at exactly one revision, which it names.
-    Reads never change a model. s = mu + b_user + b_item + <x_user, y_item>.
-    Models with rule SOLVE fold users in: x_user is solved from what they remember of the user as the items are now. Models with counts
-    add what follows the user's last items.
-    INVALID_ARGUMENT: no users, no target, offsets that do not fit, k of 0, over a limit of size. NOT_FOUND: no such model.
-    FAILED_PRECONDITION: min_position is of another lineage. DEADLINE_EXCEEDED: min_position was not reached in time.
-    RESOURCE_EXHAUSTED: all score slots are taken.
+    """Scores given candidates, or finds the k best of all items, for one or more users. All scores of
+    a call belong to exactly one revision, which the answer names. A call never changes the model.
+
+    The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
+    for the call, from the events that it remembers of the user and from the current item factors
+    (fold-in). A model with counts adds a term for items that often follow the user's last items.
+
+    - INVALID_ARGUMENT: there are no users, there is no target, offsets do not fit, k is 0, or a
+      size limit is passed.
+    - NOT_FOUND: the model does not exist.
+    - FAILED_PRECONDITION: min_position belongs to another lineage.
+    - DEADLINE_EXCEEDED: min_position was not reached in time.
+    - RESOURCE_EXHAUSTED: all score slots are taken.
     """
 
 class ScoringServiceServicer(metaclass=abc.ABCMeta):
@@ -53,13 +65,19 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
         request: livefactor.v1.scoring_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> typing.Union[livefactor.v1.scoring_pb2.ScoreResponse, collections.abc.Awaitable[livefactor.v1.scoring_pb2.ScoreResponse]]:
-        """Scores candidates, or finds the k best of all items, for one or more users, at exactly one revision, which it names.
-        Reads never change a model. s = mu + b_user + b_item + <x_user, y_item>.
-        Models with rule SOLVE fold users in: x_user is solved from what they remember of the user as the items are now. Models with counts
-        add what follows the user's last items.
-        INVALID_ARGUMENT: no users, no target, offsets that do not fit, k of 0, over a limit of size. NOT_FOUND: no such model.
-        FAILED_PRECONDITION: min_position is of another lineage. DEADLINE_EXCEEDED: min_position was not reached in time.
-        RESOURCE_EXHAUSTED: all score slots are taken.
+        """Scores given candidates, or finds the k best of all items, for one or more users. All scores of
+        a call belong to exactly one revision, which the answer names. A call never changes the model.
+
+        The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
+        for the call, from the events that it remembers of the user and from the current item factors
+        (fold-in). A model with counts adds a term for items that often follow the user's last items.
+
+        - INVALID_ARGUMENT: there are no users, there is no target, offsets do not fit, k is 0, or a
+          size limit is passed.
+        - NOT_FOUND: the model does not exist.
+        - FAILED_PRECONDITION: min_position belongs to another lineage.
+        - DEADLINE_EXCEEDED: min_position was not reached in time.
+        - RESOURCE_EXHAUSTED: all score slots are taken.
         """
 
 def add_ScoringServiceServicer_to_server(servicer: ScoringServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -55,8 +55,11 @@ class SnapshotServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Snapshot(self, request, context):
-        """Takes a snapshot at the revision visible now (or at min_position) while updates go on; streams progress, then the manifest.
-        NOT_FOUND: no such model. RESOURCE_EXHAUSTED: the disk is full, or a snapshot of this model is being taken.
+        """Takes a snapshot at the revision that is visible now, or at min_position, while updates go on.
+        Streams progress messages, then the manifest.
+
+        - NOT_FOUND: the model does not exist.
+        - RESOURCE_EXHAUSTED: the disk is full, or another snapshot of this model is being taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -69,8 +72,10 @@ class SnapshotServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FetchSnapshot(self, request, context):
-        """Streams the files of a snapshot: chunks of at most 1 MiB, file by file, the manifest first.
-        NOT_FOUND: no such model or snapshot.
+        """Streams the files of a snapshot in chunks of at most 1 MiB, one file after the other. The
+        manifest comes first.
+
+        - NOT_FOUND: the model or the snapshot does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,18 +3,21 @@
 isort:skip_file
 Pushing changes into a model.
 
-Everything a client in another language needs to know is in these comments.
+These comments are all that a client in another language needs to know.
 
-Columns. Interactions travel as packed columns of equal length n (1 <= n <= the server's `batch_events_max`). Row i is
-(user_ids[i], item_ids[i], values[i], weights[i], event_types[i], times_us[i]). An empty column stands for its default.
+Columns. Interactions travel as packed columns of equal length n, 1 <= n <= the server's
+`batch_events_max`. Row i is (user_ids[i], item_ids[i], values[i], weights[i], event_types[i],
+times_us[i]). An empty column stands for its default.
 
-Ids. Any 64-bit value is legal. A string id becomes a key as BLAKE2b with an 8-byte digest over its UTF-8 bytes as they are
-(no normalisation), read as a little-endian unsigned number; an optional secret key (BLAKE2b's own keyed mode, up to 64
-bytes) keeps raw ids from being guessed from keys.
+Ids. Any 64-bit value is a legal id. The key of a string id is BLAKE2b with an 8-byte digest over
+the id's UTF-8 bytes, without normalisation, read as a little-endian unsigned number. An optional
+secret key (BLAKE2b's keyed mode, up to 64 bytes) keeps others from guessing raw ids from keys.
 
-Statuses (the closed set): OK, INVALID_ARGUMENT, FAILED_PRECONDITION, ALREADY_EXISTS, NOT_FOUND, RESOURCE_EXHAUSTED,
-UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean "unknown": send
-the same (producer, epoch, sequence) again. Every other status consumed nothing.
+Statuses. The set is closed: OK, INVALID_ARGUMENT, FAILED_PRECONDITION, ALREADY_EXISTS,
+NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED. After
+UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
+same producer id, epoch and sequence again. After any other status but OK the batch was not
+applied. Its sequence is still free then, except after ALREADY_EXISTS.
 """
 
 import builtins
@@ -45,7 +48,7 @@ class _SideEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     SIDE_ITEM: _Side.ValueType  # 2
 
 class Side(_Side, metaclass=_SideEnumTypeWrapper):
-    """Which side of the model an id belongs to."""
+    """The side of the model that an id belongs to."""
 
 SIDE_UNSPECIFIED: Side.ValueType  # 0
 """INVALID_ARGUMENT."""
@@ -61,46 +64,50 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     REJECT_REASON_UNSPECIFIED: _RejectReason.ValueType  # 0
     REJECT_REASON_NOT_FINITE: _RejectReason.ValueType  # 1
-    """value or weight is NaN or infinite"""
+    """The value or the weight is NaN or infinite."""
     REJECT_REASON_VALUE_DOMAIN: _RejectReason.ValueType  # 2
-    """value outside the loss's domain or above value_abs_max"""
+    """The value is outside the domain of the loss, or above value_abs_max."""
     REJECT_REASON_WEIGHT_DOMAIN: _RejectReason.ValueType  # 3
-    """weight <= 0 or above weight_max"""
+    """The weight is not above 0, or above weight_max."""
     REJECT_REASON_USERS_FULL: _RejectReason.ValueType  # 4
-    """a new user beyond users_max"""
+    """The user is new, and the model has users_max users."""
     REJECT_REASON_ITEMS_FULL: _RejectReason.ValueType  # 5
-    """a new item beyond items_max"""
+    """The item is new, and the model has items_max items."""
     REJECT_REASON_LABEL_TOO_LONG: _RejectReason.ValueType  # 6
+    """The label is longer than 1,024 bytes."""
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
-    """Why a row was rejected. Rejected rows are not logged; the other rows of the batch are applied."""
+    """The reason why a row was rejected. Rejected rows are not logged. The other rows of the batch are
+    applied.
+    """
 
 REJECT_REASON_UNSPECIFIED: RejectReason.ValueType  # 0
 REJECT_REASON_NOT_FINITE: RejectReason.ValueType  # 1
-"""value or weight is NaN or infinite"""
+"""The value or the weight is NaN or infinite."""
 REJECT_REASON_VALUE_DOMAIN: RejectReason.ValueType  # 2
-"""value outside the loss's domain or above value_abs_max"""
+"""The value is outside the domain of the loss, or above value_abs_max."""
 REJECT_REASON_WEIGHT_DOMAIN: RejectReason.ValueType  # 3
-"""weight <= 0 or above weight_max"""
+"""The weight is not above 0, or above weight_max."""
 REJECT_REASON_USERS_FULL: RejectReason.ValueType  # 4
-"""a new user beyond users_max"""
+"""The user is new, and the model has users_max users."""
 REJECT_REASON_ITEMS_FULL: RejectReason.ValueType  # 5
-"""a new item beyond items_max"""
+"""The item is new, and the model has items_max items."""
 REJECT_REASON_LABEL_TOO_LONG: RejectReason.ValueType  # 6
+"""The label is longer than 1,024 bytes."""
 global___RejectReason = RejectReason
 
 @typing.final
 class Position(google.protobuf.message.Message):
-    """A point in a model's history. Revisions of one lineage never go back."""
+    """A point in a model's history. The revisions of one lineage never go back."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LINEAGE_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     lineage: builtins.bytes
-    """UUID, 16 bytes; new for every created or restored model."""
+    """A UUID of 16 bytes. Every created or restored model has a new one."""
     revision: builtins.int
-    """Grows by one with every applied record; 0 is the empty model."""
+    """Grows by one with every applied record. 0 is the empty model."""
     def __init__(
         self,
         *,
@@ -113,7 +120,9 @@ global___Position = Position
 
 @typing.final
 class ProducerStamp(google.protobuf.message.Message):
-    """Who sends and the how-manieth batch this is: makes a retry exactly-once. Leave the id empty for at-least-once delivery."""
+    """Names the sender and numbers the batch, so that a batch which is sent again is applied once.
+    Without an id a batch that is sent again may be applied again (at-least-once delivery).
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -123,9 +132,9 @@ class ProducerStamp(google.protobuf.message.Message):
     id: builtins.str
     """UTF-8, at most 64 bytes."""
     epoch: builtins.int
-    """As returned by OpenProducer."""
+    """The epoch that OpenProducer returned."""
     sequence: builtins.int
-    """1, 2, 3, ... without gaps. At most 64 may be unacknowledged."""
+    """1, 2, 3, ... without gaps. At most 64 batches may be unacknowledged."""
     def __init__(
         self,
         *,
@@ -165,7 +174,7 @@ class OpenProducerResponse(google.protobuf.message.Message):
     POSITION_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     last_sequence: builtins.int
-    """The last one applied; the next to send is one more."""
+    """The last sequence that was applied. The next batch has last_sequence + 1."""
     @property
     def position(self) -> global___Position: ...
     def __init__(
@@ -182,7 +191,7 @@ global___OpenProducerResponse = OpenProducerResponse
 
 @typing.final
 class Interactions(google.protobuf.message.Message):
-    """Columns of user-item events, in the order in which they happened."""
+    """Columns of user-item events, in the order in which the events happened."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -198,19 +207,25 @@ class Interactions(google.protobuf.message.Message):
     def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Rating (squared loss), 0 or 1 (logistic), at least 0 (implicit). Empty: 1 (INVALID_ARGUMENT for squared loss)."""
+        """Squared loss: the rating. Logistic loss: 0 or 1. Implicit and softmax loss: at least 0. BPR:
+        above 0. Empty: all values are 1, or INVALID_ARGUMENT with squared loss.
+        """
 
     @property
     def weights(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Above 0 and up to the spec's weight_max. Empty: 1."""
+        """Above 0 and at most the spec's weight_max. Empty: all weights are 1."""
 
     @property
     def event_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The producer's own numbers (view, click, purchase). Empty: 0. ModelSpec.event_types says what they mean."""
+        """The producer's own numbers, for example for view, click and purchase. ModelSpec.event_types
+        gives them a meaning. Empty: all types are 0.
+        """
 
     @property
     def times_us(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Microseconds since 1970-01-01 UTC. Empty: 0, unknown. Histories take events of a user at one time as one visit."""
+        """Microseconds since 1970-01-01 UTC. 0: unknown. Histories treat events of a user with the same
+        time as one visit. Empty: all times are unknown.
+        """
 
     def __init__(
         self,
@@ -228,8 +243,9 @@ global___Interactions = Interactions
 
 @typing.final
 class Labels(google.protobuf.message.Message):
-    """Names for ids, so that people can read answers. The last label given wins; an empty label removes it. A model holds as many labels
-    a side as it may hold rows; a batch that would pass that is refused as a whole (RESOURCE_EXHAUSTED).
+    """Names for ids, so that people can read the answers. The last label of an id wins. An empty label
+    removes the id's label. A model holds at most as many labels of a side as the side may have rows.
+    A batch that would pass this limit is refused as a whole with RESOURCE_EXHAUSTED.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -242,7 +258,7 @@ class Labels(google.protobuf.message.Message):
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """As many as ids; each at most 1,024 bytes of UTF-8."""
+        """One label an id, each at most 1,024 bytes of UTF-8."""
 
     def __init__(
         self,
@@ -257,7 +273,9 @@ global___Labels = Labels
 
 @typing.final
 class Availability(google.protobuf.message.Message):
-    """Marks items (un)available. An unavailable item keeps learning, and is left out of top-k. Items need not be known yet."""
+    """Marks items as available or unavailable. An unavailable item still learns, but top-k lists leave
+    it out. The items need not be known yet.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -318,7 +336,7 @@ class Reject(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     row: builtins.int
-    """Index in the request's columns."""
+    """The index of the row in the request's columns."""
     reason: global___RejectReason.ValueType
     text: builtins.str
     def __init__(
@@ -342,17 +360,20 @@ class ApplyUpdatesResponse(google.protobuf.message.Message):
     REJECTS_FIELD_NUMBER: builtins.int
     DUPLICATE_FIELD_NUMBER: builtins.int
     accepted: builtins.int
-    """Rows applied."""
+    """The number of rows that were applied."""
     rejected_count: builtins.int
     duplicate: builtins.bool
-    """This sequence had been applied before; the answer is the first one's (position only, if it is older than the last 64)."""
+    """True: this sequence was applied before, and this is the answer to the first call. If the batch
+    is older than the producer's last 64, the payload is not compared and only the position is
+    filled in.
+    """
     @property
     def position(self) -> global___Position:
-        """Pass it as ScoreRequest.min_position to read your write."""
+        """Pass it as ScoreRequest.min_position to read your own write."""
 
     @property
     def rejects(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Reject]:
-        """The first 100."""
+        """The first 100 rejected rows."""
 
     def __init__(
         self,
@@ -370,7 +391,7 @@ global___ApplyUpdatesResponse = ApplyUpdatesResponse
 
 @typing.final
 class StreamUpdatesRequest(google.protobuf.message.Message):
-    """Same fields as ApplyUpdatesRequest, on the wire too."""
+    """Has the fields of ApplyUpdatesRequest with the same numbers."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -405,14 +426,14 @@ global___StreamUpdatesRequest = StreamUpdatesRequest
 
 @typing.final
 class BatchStatus(google.protobuf.message.Message):
-    """What a unary call would have ended with."""
+    """The status with which a unary call would have ended."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CODE_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     code: builtins.int
-    """A google.rpc.Code number."""
+    """A number of google.rpc.Code."""
     message: builtins.str
     def __init__(
         self,
@@ -435,7 +456,7 @@ class BatchAnswer(google.protobuf.message.Message):
     RESPONSE_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
     index: builtins.int
-    """0 for the stream's first request, then 1, ..."""
+    """The position of the request in the stream, from 0."""
     sequence: builtins.int
     """The request's producer.sequence."""
     @property
@@ -458,7 +479,7 @@ global___BatchAnswer = BatchAnswer
 
 @typing.final
 class StreamUpdatesResponse(google.protobuf.message.Message):
-    """Answers that were ready together share a message, so a slow reader gets few large ones: read all of them."""
+    """One or more answers. Answers that are ready at the same time share a message."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class UpdateServiceStub(object):
-    """Writes. An acknowledged batch is durable (it survives kill -9 and power loss) and visible (every Score that starts after
-    the ack is computed at its revision or a later one).
+    """Writes. An acknowledged batch is durable and visible. Durable: it survives kill -9 and power
+    loss. Visible: every Score that starts after the acknowledgement is computed at the batch's
+    revision or a later one.
     """
 
     def __init__(self, channel):
@@ -54,32 +55,44 @@ class UpdateServiceStub(object):
 
 
 class UpdateServiceServicer(object):
-    """Writes. An acknowledged batch is durable (it survives kill -9 and power loss) and visible (every Score that starts after
-    the ack is computed at its revision or a later one).
+    """Writes. An acknowledged batch is durable and visible. Durable: it survives kill -9 and power
+    loss. Visible: every Score that starts after the acknowledgement is computed at the batch's
+    revision or a later one.
     """
 
     def OpenProducer(self, request, context):
-        """Opens (or re-opens) a producer, fences its older epochs and returns where to go on.
-        INVALID_ARGUMENT: empty or over-long id. NOT_FOUND: no such model. RESOURCE_EXHAUSTED: the model's producers_max is reached, or the disk is full.
+        """Opens a producer, or opens it again. The server then refuses batches of the producer's older
+        epochs. The answer says with which sequence to go on.
+
+        - INVALID_ARGUMENT: the id is empty or too long.
+        - NOT_FOUND: the model does not exist.
+        - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApplyUpdates(self, request, context):
-        """Applies one batch and answers when it is durable and visible.
-        INVALID_ARGUMENT: lengths of columns differ, no rows, too many rows, malformed message, a value column is missing (squared loss).
-        NOT_FOUND: no such model. FAILED_PRECONDITION: sequence gap (the text names the expected one), unopened or fenced producer.
-        ALREADY_EXISTS: this sequence was used for another payload. RESOURCE_EXHAUSTED: queue, memory or disk is full; nothing was
-        logged, send it again later. UNAVAILABLE: the server is starting, draining or cannot write.
+        """Applies one batch. The answer comes when the batch is durable and visible.
+
+        - INVALID_ARGUMENT: columns differ in length, there are no rows or too many, the message is
+        malformed, or a value column is missing (squared loss).
+        - NOT_FOUND: the model does not exist.
+        - FAILED_PRECONDITION: the sequence leaves a gap (the text names the expected one), the
+        producer was not opened, the epoch is an older one, or updates are on hold.
+        - ALREADY_EXISTS: another payload was applied, or is in flight, under this sequence.
+        - RESOURCE_EXHAUSTED: the queue, the memory or the disk is full. Nothing was logged. Send the
+        batch again later.
+        - UNAVAILABLE: the server is starting, draining or cannot write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamUpdates(self, request_iterator, context):
-        """The same on a stream: one answer a request, in order of completion (each names its sequence and index). A batch that is refused does
-        not end the stream. Flow control is the transport's: the server stops reading while its queue is full.
+        """Does the same on a stream, with one answer a request, in the order of completion. Each answer
+        names the request's sequence and index. A refused batch does not end the stream. The transport
+        controls the flow: the server stops reading while its queue is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,8 +125,9 @@ def add_UpdateServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UpdateService(object):
-    """Writes. An acknowledged batch is durable (it survives kill -9 and power loss) and visible (every Score that starts after
-    the ack is computed at its revision or a later one).
+    """Writes. An acknowledged batch is durable and visible. Durable: it survives kill -9 and power
+    loss. Visible: every Score that starts after the acknowledgement is computed at the batch's
+    revision or a later one.
     """
 
     @staticmethod

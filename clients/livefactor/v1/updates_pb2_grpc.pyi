@@ -3,18 +3,21 @@
 isort:skip_file
 Pushing changes into a model.
 
-Everything a client in another language needs to know is in these comments.
+These comments are all that a client in another language needs to know.
 
-Columns. Interactions travel as packed columns of equal length n (1 <= n <= the server's `batch_events_max`). Row i is
-(user_ids[i], item_ids[i], values[i], weights[i], event_types[i], times_us[i]). An empty column stands for its default.
+Columns. Interactions travel as packed columns of equal length n, 1 <= n <= the server's
+`batch_events_max`. Row i is (user_ids[i], item_ids[i], values[i], weights[i], event_types[i],
+times_us[i]). An empty column stands for its default.
 
-Ids. Any 64-bit value is legal. A string id becomes a key as BLAKE2b with an 8-byte digest over its UTF-8 bytes as they are
-(no normalisation), read as a little-endian unsigned number; an optional secret key (BLAKE2b's own keyed mode, up to 64
-bytes) keeps raw ids from being guessed from keys.
+Ids. Any 64-bit value is a legal id. The key of a string id is BLAKE2b with an 8-byte digest over
+the id's UTF-8 bytes, without normalisation, read as a little-endian unsigned number. An optional
+secret key (BLAKE2b's keyed mode, up to 64 bytes) keeps others from guessing raw ids from keys.
 
-Statuses (the closed set): OK, INVALID_ARGUMENT, FAILED_PRECONDITION, ALREADY_EXISTS, NOT_FOUND, RESOURCE_EXHAUSTED,
-UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean "unknown": send
-the same (producer, epoch, sequence) again. Every other status consumed nothing.
+Statuses. The set is closed: OK, INVALID_ARGUMENT, FAILED_PRECONDITION, ALREADY_EXISTS,
+NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED. After
+UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
+same producer id, epoch and sequence again. After any other status but OK the batch was not
+applied. Its sequence is still free then, except after ALREADY_EXISTS.
 """
 
 import abc
@@ -32,8 +35,9 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class UpdateServiceStub:
-    """Writes. An acknowledged batch is durable (it survives kill -9 and power loss) and visible (every Score that starts after
-    the ack is computed at its revision or a later one).
+    """Writes. An acknowledged batch is durable and visible. Durable: it survives kill -9 and power
+    loss. Visible: every Score that starts after the acknowledgement is computed at the batch's
+    revision or a later one.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -41,64 +45,88 @@ class UpdateServiceStub:
         livefactor.v1.updates_pb2.OpenProducerRequest,
         livefactor.v1.updates_pb2.OpenProducerResponse,
     ]
-    """Opens (or re-opens) a producer, fences its older epochs and returns where to go on.
-    INVALID_ARGUMENT: empty or over-long id. NOT_FOUND: no such model. RESOURCE_EXHAUSTED: the model's producers_max is reached, or the disk is full.
+    """Opens a producer, or opens it again. The server then refuses batches of the producer's older
+    epochs. The answer says with which sequence to go on.
+
+    - INVALID_ARGUMENT: the id is empty or too long.
+    - NOT_FOUND: the model does not exist.
+    - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
     """
 
     ApplyUpdates: grpc.UnaryUnaryMultiCallable[
         livefactor.v1.updates_pb2.ApplyUpdatesRequest,
         livefactor.v1.updates_pb2.ApplyUpdatesResponse,
     ]
-    """Applies one batch and answers when it is durable and visible.
-    INVALID_ARGUMENT: lengths of columns differ, no rows, too many rows, malformed message, a value column is missing (squared loss).
-    NOT_FOUND: no such model. FAILED_PRECONDITION: sequence gap (the text names the expected one), unopened or fenced producer.
-    ALREADY_EXISTS: this sequence was used for another payload. RESOURCE_EXHAUSTED: queue, memory or disk is full; nothing was
-    logged, send it again later. UNAVAILABLE: the server is starting, draining or cannot write.
+    """Applies one batch. The answer comes when the batch is durable and visible.
+
+    - INVALID_ARGUMENT: columns differ in length, there are no rows or too many, the message is
+      malformed, or a value column is missing (squared loss).
+    - NOT_FOUND: the model does not exist.
+    - FAILED_PRECONDITION: the sequence leaves a gap (the text names the expected one), the
+      producer was not opened, the epoch is an older one, or updates are on hold.
+    - ALREADY_EXISTS: another payload was applied, or is in flight, under this sequence.
+    - RESOURCE_EXHAUSTED: the queue, the memory or the disk is full. Nothing was logged. Send the
+      batch again later.
+    - UNAVAILABLE: the server is starting, draining or cannot write.
     """
 
     StreamUpdates: grpc.StreamStreamMultiCallable[
         livefactor.v1.updates_pb2.StreamUpdatesRequest,
         livefactor.v1.updates_pb2.StreamUpdatesResponse,
     ]
-    """The same on a stream: one answer a request, in order of completion (each names its sequence and index). A batch that is refused does
-    not end the stream. Flow control is the transport's: the server stops reading while its queue is full.
+    """Does the same on a stream, with one answer a request, in the order of completion. Each answer
+    names the request's sequence and index. A refused batch does not end the stream. The transport
+    controls the flow: the server stops reading while its queue is full.
     """
 
 class UpdateServiceAsyncStub:
-    """Writes. An acknowledged batch is durable (it survives kill -9 and power loss) and visible (every Score that starts after
-    the ack is computed at its revision or a later one).
+    """Writes. An acknowledged batch is durable and visible. Durable: it survives kill -9 and power
+    loss. Visible: every Score that starts after the acknowledgement is computed at the batch's
+    revision or a later one.
     """
 
     OpenProducer: grpc.aio.UnaryUnaryMultiCallable[
         livefactor.v1.updates_pb2.OpenProducerRequest,
         livefactor.v1.updates_pb2.OpenProducerResponse,
     ]
-    """Opens (or re-opens) a producer, fences its older epochs and returns where to go on.
-    INVALID_ARGUMENT: empty or over-long id. NOT_FOUND: no such model. RESOURCE_EXHAUSTED: the model's producers_max is reached, or the disk is full.
+    """Opens a producer, or opens it again. The server then refuses batches of the producer's older
+    epochs. The answer says with which sequence to go on.
+
+    - INVALID_ARGUMENT: the id is empty or too long.
+    - NOT_FOUND: the model does not exist.
+    - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
     """
 
     ApplyUpdates: grpc.aio.UnaryUnaryMultiCallable[
         livefactor.v1.updates_pb2.ApplyUpdatesRequest,
         livefactor.v1.updates_pb2.ApplyUpdatesResponse,
     ]
-    """Applies one batch and answers when it is durable and visible.
-    INVALID_ARGUMENT: lengths of columns differ, no rows, too many rows, malformed message, a value column is missing (squared loss).
-    NOT_FOUND: no such model. FAILED_PRECONDITION: sequence gap (the text names the expected one), unopened or fenced producer.
-    ALREADY_EXISTS: this sequence was used for another payload. RESOURCE_EXHAUSTED: queue, memory or disk is full; nothing was
-    logged, send it again later. UNAVAILABLE: the server is starting, draining or cannot write.
+    """Applies one batch. The answer comes when the batch is durable and visible.
+
+    - INVALID_ARGUMENT: columns differ in length, there are no rows or too many, the message is
+      malformed, or a value column is missing (squared loss).
+    - NOT_FOUND: the model does not exist.
+    - FAILED_PRECONDITION: the sequence leaves a gap (the text names the expected one), the
+      producer was not opened, the epoch is an older one, or updates are on hold.
+    - ALREADY_EXISTS: another payload was applied, or is in flight, under this sequence.
+    - RESOURCE_EXHAUSTED: the queue, the memory or the disk is full. Nothing was logged. Send the
+      batch again later.
+    - UNAVAILABLE: the server is starting, draining or cannot write.
     """
 
     StreamUpdates: grpc.aio.StreamStreamMultiCallable[
         livefactor.v1.updates_pb2.StreamUpdatesRequest,
         livefactor.v1.updates_pb2.StreamUpdatesResponse,
     ]
-    """The same on a stream: one answer a request, in order of completion (each names its sequence and index). A batch that is refused does
-    not end the stream. Flow control is the transport's: the server stops reading while its queue is full.
+    """Does the same on a stream, with one answer a request, in the order of completion. Each answer
+    names the request's sequence and index. A refused batch does not end the stream. The transport
+    controls the flow: the server stops reading while its queue is full.
     """
 
 class UpdateServiceServicer(metaclass=abc.ABCMeta):
-    """Writes. An acknowledged batch is durable (it survives kill -9 and power loss) and visible (every Score that starts after
-    the ack is computed at its revision or a later one).
+    """Writes. An acknowledged batch is durable and visible. Durable: it survives kill -9 and power
+    loss. Visible: every Score that starts after the acknowledgement is computed at the batch's
+    revision or a later one.
     """
 
     @abc.abstractmethod
@@ -107,8 +135,12 @@ class UpdateServiceServicer(metaclass=abc.ABCMeta):
         request: livefactor.v1.updates_pb2.OpenProducerRequest,
         context: _ServicerContext,
     ) -> typing.Union[livefactor.v1.updates_pb2.OpenProducerResponse, collections.abc.Awaitable[livefactor.v1.updates_pb2.OpenProducerResponse]]:
-        """Opens (or re-opens) a producer, fences its older epochs and returns where to go on.
-        INVALID_ARGUMENT: empty or over-long id. NOT_FOUND: no such model. RESOURCE_EXHAUSTED: the model's producers_max is reached, or the disk is full.
+        """Opens a producer, or opens it again. The server then refuses batches of the producer's older
+        epochs. The answer says with which sequence to go on.
+
+        - INVALID_ARGUMENT: the id is empty or too long.
+        - NOT_FOUND: the model does not exist.
+        - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
         """
 
     @abc.abstractmethod
@@ -117,11 +149,17 @@ class UpdateServiceServicer(metaclass=abc.ABCMeta):
         request: livefactor.v1.updates_pb2.ApplyUpdatesRequest,
         context: _ServicerContext,
     ) -> typing.Union[livefactor.v1.updates_pb2.ApplyUpdatesResponse, collections.abc.Awaitable[livefactor.v1.updates_pb2.ApplyUpdatesResponse]]:
-        """Applies one batch and answers when it is durable and visible.
-        INVALID_ARGUMENT: lengths of columns differ, no rows, too many rows, malformed message, a value column is missing (squared loss).
-        NOT_FOUND: no such model. FAILED_PRECONDITION: sequence gap (the text names the expected one), unopened or fenced producer.
-        ALREADY_EXISTS: this sequence was used for another payload. RESOURCE_EXHAUSTED: queue, memory or disk is full; nothing was
-        logged, send it again later. UNAVAILABLE: the server is starting, draining or cannot write.
+        """Applies one batch. The answer comes when the batch is durable and visible.
+
+        - INVALID_ARGUMENT: columns differ in length, there are no rows or too many, the message is
+          malformed, or a value column is missing (squared loss).
+        - NOT_FOUND: the model does not exist.
+        - FAILED_PRECONDITION: the sequence leaves a gap (the text names the expected one), the
+          producer was not opened, the epoch is an older one, or updates are on hold.
+        - ALREADY_EXISTS: another payload was applied, or is in flight, under this sequence.
+        - RESOURCE_EXHAUSTED: the queue, the memory or the disk is full. Nothing was logged. Send the
+          batch again later.
+        - UNAVAILABLE: the server is starting, draining or cannot write.
         """
 
     @abc.abstractmethod
@@ -130,8 +168,9 @@ class UpdateServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[livefactor.v1.updates_pb2.StreamUpdatesRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[livefactor.v1.updates_pb2.StreamUpdatesResponse], collections.abc.AsyncIterator[livefactor.v1.updates_pb2.StreamUpdatesResponse]]:
-        """The same on a stream: one answer a request, in order of completion (each names its sequence and index). A batch that is refused does
-        not end the stream. Flow control is the transport's: the server stops reading while its queue is full.
+        """Does the same on a stream, with one answer a request, in the order of completion. Each answer
+        names the request's sequence and index. A refused batch does not end the stream. The transport
+        controls the flow: the server stops reading while its queue is full.
         """
 
 def add_UpdateServiceServicer_to_server(servicer: UpdateServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

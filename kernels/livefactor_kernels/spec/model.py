@@ -85,7 +85,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model's specification (SEMANTICS of every field: docs/architecture.md).
+    """A model's specification. The docstrings of the packages `sgd`, `softmax`, `solve` and so on have the semantics.
 
     k: factors a row. loss: how an event's error is taken. l2 / bias_l2: weight of the L2 term of an
     occurrence. negatives: items drawn for each positive event (0 for squared loss). micro_batch: events a

@@ -15,10 +15,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -181,6 +182,15 @@ class Tally:
         return self.popular_hits / max(1, self.events)
 
 
+class ListChange(NamedTuple):
+    """A customer's list before and after a burst of purchases, best first; labels of the items."""
+
+    customer: int
+    bought: list[str]
+    before: list[str]
+    after: list[str]
+
+
 @dataclass(slots=True)
 class Demo:
     """One run. `checks` collects what was promised and whether it held."""
@@ -191,6 +201,7 @@ class Demo:
     tally: Tally = field(default_factory=Tally)
     checks: list[tuple[str, bool, str]] = field(default_factory=list)
     snapshot: list[SnapshotInfo | Exception] = field(default_factory=list)
+    show_change: Callable[[ListChange], None] | None = None
 
     def check(self, promise: str, held: bool, measured: str) -> None:
         """Note a promise and print whether it held."""
@@ -302,6 +313,9 @@ class Demo:
             new = right not in before.labels
             grid.add_row(str(rank), left, f"[bold green]{right}[/]" if new else right)
         self.console.print(grid)
+        if self.show_change is not None:
+            bought_labels = [self.shop.labels[item] for item in chosen]
+            self.show_change(ListChange(customer, bought_labels, list(before.labels), list(after.labels)))
         changed = LIST_LENGTH - len(set(before.item_ids.tolist()) & set(after.item_ids.tolist()))
         self.check(
             "a score knows the last purchases",
@@ -348,8 +362,10 @@ class Demo:
         self.check("SIGTERM drains and exits 0", code == 0, f"exit code {code}")
 
 
-def run_demo(console: Console, events: int | None = None) -> int:
-    """Run the demo; 0 if every promise held, else 1."""
+def run_demo(
+    console: Console, events: int | None = None, show_change: Callable[[ListChange], None] | None = None
+) -> int:
+    """Run the demo; 0 if every promise held, else 1. show_change: is called with the customer's two lists."""
     console.print(
         "Reading a shop's year (UCI Online Retail, 397,924 purchases, CC BY 4.0, doi:10.24432/C5BW33)"
     )
@@ -357,7 +373,7 @@ def run_demo(console: Console, events: int | None = None) -> int:
     events = min(events or len(shop.users), len(shop.users))
     with tempfile.TemporaryDirectory(prefix="livefactor-demo-") as name:
         server = ServerProcess(Path(name))
-        demo = Demo(console, shop, server)
+        demo = Demo(console, shop, server, show_change=show_change)
         try:
             console.print(
                 f"server up after {server.start():.1f} s (kernels are compiled on the first run); "

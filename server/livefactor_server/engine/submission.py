@@ -13,7 +13,6 @@ from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry
 from livefactor_server.statuses import Refused
 
-
 Commit = Callable[[bytes, bytes, bytes], bytes]
 """The log's commitment: (salt, reject summary, body) -> hash."""
 

@@ -1,6 +1,6 @@
 """All disk operations of the log, in one small class that tests can replace to inject faults.
 
-No other file of this package calls `os` for a file of the log. `tests/server/log/crash_io.py`
+No other file of this package calls `os` for a file of the log. `tests/kit/crash_io.py`
 implements the same methods over a simulated disk that loses unsynced data.
 """
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from judged import EVERYTHING, Learner, body, change, small
 
+from engine_rig import Rig, replayed_root, state_root
+from judged import EVERYTHING, Learner, body, change, small
 from livefactor.wire import columns as wire
 from livefactor_kernels.backend import state_sections
 from livefactor_kernels.spec.model import Limits, Loss
@@ -27,7 +28,6 @@ from livefactor_server.judging.report import Report
 from livefactor_server.log.store import Log
 from livefactor_server.snapshots.replay import _runs as decoded_runs
 from livefactor_server.statuses import Refused
-from test_engine import Rig, replayed_root
 
 PRESETS = ("ratings", "clicks", "purchases")
 
@@ -181,8 +181,6 @@ def test_the_engine_gives_one_root_with_and_without_and_a_replay_judges_the_same
 
 
 def rig_root(rig: Rig) -> bytes:
-    from test_engine import state_root
-
     return state_root(rig.engine.state)
 
 

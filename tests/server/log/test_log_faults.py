@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from crash_io import CrashIO, FileSync, Image
 
+from crash_io import CrashIO, FileSync, Image
 from livefactor_server.log import format as log_format
 from livefactor_server.log import tail as log_tail
 from livefactor_server.log.disk import BLOCK_BYTES

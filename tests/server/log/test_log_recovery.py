@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from crash_io import Ack, CrashIO, FileSync, Image, crash_states
 
+from crash_io import Ack, CrashIO, FileSync, Image, crash_states
 from livefactor_server.log import format as log_format
 from livefactor_server.log import tail as log_tail
 from livefactor_server.log.store import Entry, Kind, Log, LogError, LogMissing

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu_models import assert_same, pair
-from test_solve import solve_spec
 
+from gpu_models import assert_same, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device import scratch as cuda_scratch
@@ -24,6 +23,7 @@ from livefactor_kernels.spec.model import (
     Replay,
 )
 from livefactor_kernels.tables import ITEMS, USERS
+from specs import solve_spec
 from synthetic import LOSSES, copy_state, make_spec, push, push_random, read_pin, unlike
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]

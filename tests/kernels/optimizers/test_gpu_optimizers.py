@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, assert_same, pair
-from test_softmax import POPULARITY, softmax_spec
-from test_softmax import push_random as push_lists
 
+from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, assert_same, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device import plan as cuda_plan
@@ -23,6 +21,7 @@ from livefactor_kernels.spec.model import (
     Regularization,
     Replay,
 )
+from specs import POPULARITY, push_lists, softmax_spec
 from synthetic import LOSSES, copy_state, differences, make_spec, push, push_random, read_pin, unlike
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]

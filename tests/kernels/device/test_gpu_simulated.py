@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+KERNELS = Path(__file__).parents[1]
 GROUPS = (
-    ("test_gpu_model.py",),
-    ("test_gpu_narrow.py", "test_gpu_room.py"),
-    ("test_gpu_solve.py", "test_gpu_softmax.py"),
+    ("device/test_gpu_model.py",),
+    ("numbers/test_gpu_narrow.py", "device/test_gpu_room.py"),
+    ("solve/test_gpu_solve.py", "softmax/test_gpu_softmax.py"),
 )
 """Files that run side by side: most of the simulator's time is one thread's."""
 
@@ -23,7 +23,7 @@ def start(files: tuple[str, ...], marks: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks]
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
     return subprocess.Popen(
-        [*command, *(str(HERE / file) for file in files)], env=environment, cwd=HERE.parents[2], text=True,
+        [*command, *(str(KERNELS / file) for file in files)], env=environment, cwd=KERNELS.parents[1], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -43,19 +43,19 @@ def test_the_backend_passes_its_tests_in_the_simulator() -> None:
 
 
 def test_optimisers_and_regularization_pass_their_tests_in_the_simulator() -> None:
-    passed("not long", (78,), (("test_gpu_optimizers.py",),))
+    passed("not long", (78,), (("optimizers/test_gpu_optimizers.py",),))
 
 
 def test_adaptive_rates_pass_their_tests_in_the_simulator() -> None:
-    passed("not long", (17,), (("test_gpu_adaptive.py",),))
+    passed("not long", (17,), (("sgd/test_gpu_adaptive.py",),))
 
 
 @pytest.mark.long
 def test_what_is_served_and_what_is_measured_passes_its_tests_in_the_simulator() -> None:
-    passed("not long", (3, 7), (("test_gpu_served.py",), ("test_gpu_figures.py",)))
+    passed("not long", (3, 7), (("device/test_gpu_served.py",), ("device/test_gpu_figures.py",)))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_kind_of_narrow_model_learns_in_the_simulator() -> None:
-    passed("long", (60,), (("test_gpu_narrow.py",),))
+    passed("long", (60,), (("numbers/test_gpu_narrow.py",),))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu_models import LAUNCHES, TOGETHER, WALK, assert_same, pair
 
+from gpu_models import LAUNCHES, TOGETHER, WALK, assert_same, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.backend import Backend, create_backend
 from livefactor_kernels.cuda import CudaModel

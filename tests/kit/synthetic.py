@@ -37,13 +37,14 @@ def make_spec(loss: Loss, kind: OptimizerKind = OptimizerKind.SGD, **changes: ob
     return ModelSpec(**{**fields, **changes}).check()  # type: ignore[arg-type]
 
 
-def push(model: Backend, users, items, values=None, weights=None) -> None:
+def push(model: Backend, users, items, values=None, weights=None, times=None) -> None:
     """Allocate the keys (sequences of int) and apply them as the next record."""
     columns = [None if column is None else np.asarray(column, np.float32) for column in (values, weights)]
     user_rows = model.users.allocate(np.asarray(users, np.uint64))
     item_rows = model.items.allocate(np.asarray(items, np.uint64))
     counts = model.users.allocated, model.items.allocated
-    model.apply(Update(model.revision + 1, user_rows, item_rows, *columns, *counts))
+    times = None if times is None else np.asarray(times, np.int64)
+    model.apply(Update(model.revision + 1, user_rows, item_rows, *columns, *counts, times))
 
 
 def push_random(model: Backend, rng: np.random.Generator, events: int, users: int, items: int) -> None:

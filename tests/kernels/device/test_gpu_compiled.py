@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("cuda.core")
 
 from gpu_compiler import TARGETS, cases, machine_code_of, ptx_of
-
 from livefactor_kernels.cuda import _kind_of
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.spec.presets import PRESET_NAMES, preset
@@ -66,7 +65,7 @@ def assert_within_registers(compiled: dict[str, str], target: tuple[int, int]) -
 
 
 def test_every_kernel_compiles_within_its_registers(compiled, target) -> None:
-    """A kernel that needs fewer is written down again: `python tests/kernels/test_gpu_compiled.py`."""
+    """A kernel that needs fewer is written down again: `python tests/kernels/device/test_gpu_compiled.py`."""
     assert_within_registers(compiled, target)
 
 

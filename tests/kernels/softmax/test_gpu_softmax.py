@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu_models import assert_a_state_goes_on_elsewhere, assert_same, pair
-from test_softmax import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, grouped, push_random, softmax_spec
 
+from gpu_models import assert_a_state_goes_on_elsewhere, assert_same, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.softmax import cuda as softmax_cuda
 from livefactor_kernels.spec.model import Counts, History, OptimizerKind, Replay
+from specs import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, grouped, push_lists, softmax_spec
 from synthetic import push, read_pin, unlike
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
@@ -34,7 +34,7 @@ CASES = [
 
 def push_some(models, seed: int, events: int = EVENTS, users: int = 3, items: int = 7) -> None:
     for model in models:
-        push_random(model, np.random.default_rng(seed), events, users, items)
+        push_lists(model, np.random.default_rng(seed), events, users, items)
 
 
 @pytest.mark.parametrize("spec", CASES)

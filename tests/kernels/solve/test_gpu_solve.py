@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gpu_models import assert_a_state_goes_on_elsewhere, assert_same, pair
-from test_solve import push, solve_spec
 
+from gpu_models import assert_a_state_goes_on_elsewhere, assert_same, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device.warp import SIMULATED
@@ -18,7 +17,8 @@ from livefactor_kernels.history.reading import PersonReader
 from livefactor_kernels.solve import cuda as solve_cuda
 from livefactor_kernels.spec.model import Counts, History, Loss, Optimizer, OptimizerKind, Replay, Solve
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from synthetic import make_spec, read_pin, unlike
+from specs import solve_spec
+from synthetic import make_spec, push, read_pin, unlike
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
+from livefactor_kernels.backend import Update, create_backend, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.softmax import cpu as softmax_cpu
@@ -31,44 +31,8 @@ from livefactor_kernels.spec.model import (
     SpecError,
 )
 from livefactor_kernels.tables import ITEMS, USERS
-from synthetic import assert_same, copy_state, differences, make_spec, push, read_pin, restore, unlike
-
-UNIFORM, POPULARITY, IN_BATCH = Proposal
-ADAGRAD = OptimizerKind.ADAGRAD
-
-
-def softmax_spec(
-    proposal: Proposal = POPULARITY, kind: OptimizerKind = OptimizerKind.SGD, **changes: object
-) -> ModelSpec:
-    """A small model with every term switched on."""
-    fields: dict[str, object] = {
-        "k": 20,
-        "rule": Rule.SOFTMAX,
-        "softmax": Softmax(proposal),
-        "negatives": 0 if proposal == IN_BATCH else 5,
-        "micro_batch": 8,
-        "history": History(0 if proposal == UNIFORM else 16),
-        "hot_row_events": 2.5,
-    }
-    return make_spec(Loss.SOFTMAX, kind, **{**fields, **changes})
-
-
-def grouped(proposal: Proposal, group_events: int, *kind: OptimizerKind, **changes: object) -> ModelSpec:
-    """As `softmax_spec`, micro-batches in groups."""
-    return softmax_spec(proposal, *kind, softmax=Softmax(proposal, group_events), **changes)
-
-
-def push_random(
-    model: Backend, rng: np.random.Generator, events: int, users: int = 9, items: int = 30
-) -> None:
-    """A record in which rows repeat, users come in runs, some values are 0 and, now and then, columns are empty."""
-    user_keys = (
-        np.sort(rng.integers(0, users, events)) if rng.random() < 0.5 else rng.integers(0, users, events)
-    )
-    item_keys = np.where(rng.random(events) < 0.3, 3, rng.integers(0, items, events))
-    values = (rng.random(events) < 0.8) * rng.random(events) if rng.random() < 0.6 else None
-    push(model, user_keys, item_keys, values, rng.random(events) * 3 + 0.1 if rng.random() < 0.6 else None)
-
+from specs import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, grouped, push_lists, softmax_spec
+from synthetic import assert_same, copy_state, differences, push, read_pin, restore, unlike
 
 CASES = [
     pytest.param(softmax_spec(UNIFORM), id="uniform"),
@@ -95,7 +59,7 @@ def test_random_streams(spec, seed, sizes) -> None:
     for model in (fast, judge):
         rng = np.random.default_rng(seed)
         for size in sizes:
-            push_random(model, rng, size)
+            push_lists(model, rng, size)
     assert_same(fast, judge)
 
 
@@ -106,10 +70,10 @@ def test_two_threads_learn_what_one_learns(spec, monkeypatch) -> None:
     two, judge = CpuModel(spec), CpuModel(spec)
     rngs = [np.random.default_rng(5) for _ in range(2)]
     for turn in range(20):
-        push_random(two, rngs[0], 1 + 37 * turn)
+        push_lists(two, rngs[0], 1 + 37 * turn)
     monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1 << 40)
     for turn in range(20):
-        push_random(judge, rngs[1], 1 + 37 * turn)
+        push_lists(judge, rngs[1], 1 + 37 * turn)
     assert differences(two, judge) == []
 
 
@@ -144,10 +108,10 @@ def test_a_restored_model_goes_on_like_the_first(spec) -> None:
         first, second = (create_backend(name, spec) for name in names)
         rng = np.random.default_rng(3)
         for _ in range(3):
-            push_random(first, rng, 30)
+            push_lists(first, rng, 30)
         restore(second, first, 90)
         for model in (first, second):
-            push_random(model, np.random.default_rng(4), 30, 12, 50)
+            push_lists(model, np.random.default_rng(4), 30, 12, 50)
         assert unlike(state_sections(second), state_sections(first)) == []
 
 
@@ -156,12 +120,12 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it(proposal) -> None:
     model, twin = (CpuModel(softmax_spec(proposal, ADAGRAD)) for _ in range(2))
     rngs = [np.random.default_rng(5) for _ in range(2)]
     for each, rng in zip((model, twin), rngs, strict=True):
-        push_random(each, rng, 60, 40, 200)
+        push_lists(each, rng, 60, 40, 200)
     expected = copy_state(model)
     with model.pin() as pin:
         for each, rng in zip((model, twin), rngs, strict=True):
             for _ in range(3):
-                push_random(each, rng, 30, 40, 200)
+                push_lists(each, rng, 30, 40, 200)
         assert unlike(read_pin(pin), expected) == []
     assert unlike(copy_state(model), expected) != []
     assert differences(model, twin) == []  # that it was pinned changes no bit

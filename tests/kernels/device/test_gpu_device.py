@@ -6,13 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from golden import GOLDEN, SPECS, digest
 from livefactor_kernels.backend import create_backend
 from livefactor_kernels.device import machine as devices
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.spec.model import Limits, Loss, ModelSpec, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
 from synthetic import differences, learn_side_by_side, make_spec, push_random, read_pin, unlike
-from test_golden import GOLDEN, SPECS, digest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(SIMULATED, reason="the simulator has no device")]
 

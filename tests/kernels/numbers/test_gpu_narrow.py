@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, asked, assert_same, gathered, pair
 
+from golden import GOLDEN, SPECS, digest
+from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, asked, assert_same, gathered, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device import plan as cuda_plan
@@ -19,7 +20,6 @@ from livefactor_kernels.scoring import cuda as cuda_top_k
 from livefactor_kernels.spec.model import FactorDtype, Limits, Loss, Optimizer, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
 from synthetic import LOSSES, copy_state, differences, make_spec, push, push_random, read_pin, unlike
-from test_golden import GOLDEN, SPECS, digest
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
+from livefactor_kernels.backend import Backend, create_backend, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.history import cpu as history_cpu
 from livefactor_kernels.history import decays
@@ -34,35 +34,8 @@ from livefactor_kernels.spec.model import (
 )
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from synthetic import SMALL, assert_same, copy_state, make_spec, read_pin, restore, unlike
-
-
-def solve_spec(loss: Loss = Loss.IMPLICIT, **changes: object) -> ModelSpec:
-    """A small model with every term switched on; rings short enough to wrap around."""
-    fields: dict[str, object] = {
-        "k": 20,
-        "loss": loss,
-        "rule": Rule.SOLVE,
-        "l2": 0.02,
-        "bias_l2": 0.03,
-        "micro_batch": 4,
-        "seed": 7,
-        "history": History(16, 16, 1.5),
-        "solve": Solve(0.0 if loss == Loss.SQUARED else 0.7, 3, 2),
-        "counts": Counts(16, 6, 3.0, 0.5, 2.0),
-        "limits": SMALL,
-    }
-    return ModelSpec(**{**fields, **changes}).check()  # type: ignore[arg-type]
-
-
-def push(model: Backend, users, items, values=None, weights=None, times=None) -> None:
-    """Allocate the keys and apply them as the next record."""
-    columns = [None if column is None else np.asarray(column, np.float32) for column in (values, weights)]
-    user_rows = model.users.allocate(np.asarray(users, np.uint64))
-    item_rows = model.items.allocate(np.asarray(items, np.uint64))
-    counts = model.users.allocated, model.items.allocated
-    times = None if times is None else np.asarray(times, np.int64)
-    model.apply(Update(model.revision + 1, user_rows, item_rows, *columns, *counts, times))
+from specs import solve_spec
+from synthetic import SMALL, assert_same, copy_state, make_spec, push, read_pin, restore, unlike
 
 
 def push_random(

@@ -2,7 +2,7 @@
 
 `python warm_start.py` reads one JSON order a line and answers with one:
 
-    {"start": [arguments of livefactor], "log": path, "plants": [names of tests/plants.py]}   {"pid": number}
+    {"start": [arguments of livefactor], "log": path, "plants": [names of tests/kit/plants.py]}   {"pid": number}
     {"poll": pid}                                                     {"code": exit code, or null while it runs}
 
 A child is the `livefactor` command from its first line on, with its own output; nothing of gRPC was used before the

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, asked, assert_same, gathered, pair
 
+from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, asked, assert_same, gathered, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.backend import Update
 from livefactor_kernels.cuda import CudaModel

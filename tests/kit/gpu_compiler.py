@@ -16,7 +16,7 @@ from cuda.core import Linker, LinkerOptions, ObjectCode
 from cuda.pathfinder import find_static_lib
 from numba import types
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # benchmarks are in no package that is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are in no package that is installed
 from benchmarks.gpu import rivals
 
 from livefactor_kernels.device import plan as cuda_plan
