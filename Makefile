@@ -1,4 +1,4 @@
-# Everything that people and CI run. Each target does its own set-up: `make demo` and `make test` need Python 3.11+ and no more.
+# Everything that people and CI run. Each target does its own set-up: `make demo` and `make test` need only Python 3.11+.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,8 +13,8 @@ SUCCESSOR_VENV := .venv-successor
 BIN := $(VENV)/bin
 ARGS ?=
 
-# Generated with the oldest protobuf that is supported, since code from a newer one does not load on an older one. The
-# tools need an environment of their own: they pin what the project does not.
+# The stubs are generated with the oldest supported protobuf, because code from a newer one does not load on an older
+# one. The tools need an environment of their own, because they pin versions that the project does not.
 PROTO_TOOLS := grpcio-tools==1.72.1 mypy-protobuf==3.6.0 'setuptools<81'
 # The oldest gRPC and a protobuf 6 that the client promises to run on.
 FLOOR := grpcio==1.72.1 grpcio-health-checking==1.72.1 grpcio-reflection==1.72.1 protobuf==6.33.0 'numpy<2.3'
@@ -22,13 +22,13 @@ STUBS := clients/livefactor/v1
 PROTOS := $(wildcard protos/livefactor/v1/*.proto)
 
 .PHONY: help
-help: ## This list.
+help: ## Shows this list.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 ## Set-up: one virtual environment, one stamp for each set of extras.
 
 .PHONY: setup
-setup: $(VENV)/.stamp-dev ## The virtual environment with everything for work on the project.
+setup: $(VENV)/.stamp-dev ## Makes the virtual environment with everything for development.
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "livefactor needs Python 3.11 or newer: make PYTHON=/path/to/python3.12 ...")'
@@ -64,53 +64,53 @@ $(SUCCESSOR_VENV)/.stamp: Makefile scripts/install
 ## Running it.
 
 .PHONY: demo
-demo: $(VENV)/.stamp-server ## A real shop's year through the server, killed and proven, in under two minutes.
+demo: $(VENV)/.stamp-server ## Streams a real shop's year through a server, kills it and proves its state, in under two minutes.
 	@$(BIN)/livefactor demo $(ARGS)
 
 .PHONY: serve
-serve: $(VENV)/.stamp-server ## A server on its default port and data folder; ARGS='--help' lists its settings.
+serve: $(VENV)/.stamp-server ## Runs a server on its default port and data folder; ARGS='--help' lists its settings.
 	@$(BIN)/livefactor serve $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.stamp-bench ## All benchmarks, interleaved; writes benchmarks/results/.
+bench: $(VENV)/.stamp-bench ## Measures the speed; writes benchmarks/results/cpu.json, docs/benchmarks.md and the README's table.
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: quality
-quality: $(VENV)/.stamp-bench ## Ranking and prediction beside tuned retrains; writes docs/quality.md and its pictures.
+quality: $(VENV)/.stamp-bench ## Measures ranking and prediction beside tuned retrains; writes docs/quality.md and its pictures.
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality $(ARGS)
 
 .PHONY: pictures
-pictures: $(VENV)/.stamp-dev ## The pictures of the README: runs the demo, reads benchmarks/results/quality.json.
+pictures: $(VENV)/.stamp-dev ## Draws the README's pictures from a run of the demo and benchmarks/results/quality.json.
 	@$(BIN)/python -m benchmarks.pictures $(ARGS)
 
 .PHONY: tune
-tune: $(VENV)/.stamp-dev ## The worked example of `livefactor tune`; writes its table and picture in docs/tune.md.
+tune: $(VENV)/.stamp-dev ## Runs the worked example of `livefactor tune`; writes its table and picture in docs/tune.md.
 	@$(BIN)/python -m benchmarks.tuned
 
 ## Testing it.
 
 .PHONY: test
-test: $(VENV)/.stamp-dev ## The whole suite.
+test: $(VENV)/.stamp-dev ## Runs the whole suite.
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: test-long
-test-long: $(VENV)/.stamp-dev ## The tests that take minutes each.
+test-long: $(VENV)/.stamp-dev ## Runs the tests that take minutes each.
 	@$(BIN)/python -m pytest -m long --timeout=3600 $(ARGS)
 
 .PHONY: test-gpu
-test-gpu: $(VENV)/.stamp-dev ## The tests that need a GPU; `pip install livefactor[cuda13]` (or cuda12) first.
+test-gpu: $(VENV)/.stamp-dev ## Runs the tests that need a GPU; `pip install livefactor[cuda13]` (or cuda12) first.
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 .PHONY: gpu-check
-gpu-check: ## On a GPU, with what is installed there: all its tests, then every figure to reach; writes the results.
+gpu-check: ## Runs all GPU tests on a GPU, then measures every figure; writes the results and docs/gpu.md.
 	@PYTHONPATH=clients:server:kernels $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
 
 .PHONY: test-floor
-test-floor: $(FLOOR_VENV)/.stamp ## Client, contract and examples on the oldest gRPC and on protobuf 6.
+test-floor: $(FLOOR_VENV)/.stamp ## Tests client, contract and examples on the oldest gRPC and on protobuf 6.
 	@$(FLOOR_VENV)/bin/python -m pytest tests/clients tests/house/test_stubs.py tests/end_to_end/test_examples.py $(ARGS)
 
 .PHONY: check
-check: $(VENV)/.stamp-dev check-stubs ## Lint, types, imports between rooms, contract, stubs.
+check: $(VENV)/.stamp-dev check-stubs ## Checks lint, types, imports between rooms, contract and stubs.
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
@@ -119,7 +119,7 @@ check: $(VENV)/.stamp-dev check-stubs ## Lint, types, imports between rooms, con
 	@$(BIN)/python scripts/api_page.py --check
 
 .PHONY: check-successor
-check-successor: $(SUCCESSOR_VENV)/.stamp ## Tells which GPU kernels numba-cuda's successor compiles; never fails.
+check-successor: $(SUCCESSOR_VENV)/.stamp ## Shows which GPU kernels numba-cuda's successor compiles; never fails.
 	@$(SUCCESSOR_VENV)/bin/python scripts/compile_with_successor.py
 
 ## The contract.

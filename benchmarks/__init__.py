@@ -1,1 +1,4 @@
-"""Speed and quality, measured: `make bench`, or one part alone, as in `python -m benchmarks.speed.kernels`."""
+"""Benchmarks of speed and quality.
+
+`make bench` runs them all; `python -m benchmarks.speed.kernels` runs one part.
+"""

@@ -1,10 +1,14 @@
-"""All benchmarks in one run: `make bench`, or `python -m benchmarks [--quick] [--only PART ...] [--pages]`.
+"""Runs all benchmarks: `make bench`, or `python -m benchmarks`.
 
-A whole run takes about ten minutes on two quiet cores. It writes benchmarks/results/cpu.json (flat) and the tables
-of docs/benchmarks.md and the README. A quick run and a run of single parts print their tables, and write figures
-only with `--output`. `--pages` measures nothing and writes the tables again from cpu.json. The environment variable
-ML1M_RATINGS names MovieLens-1M's ratings.csv.gz, which the project may not ship. BENCH_DIR names the folder in which
-servers keep their data, and so the disk that is measured. Its default is the temporary folder.
+A full run takes about ten minutes on two idle cores. It writes benchmarks/results/cpu.json (flat)
+and the tables of docs/benchmarks.md and the README. A quick run and a run of some parts print their
+tables, and they write figures only to `--output`. `--pages` measures nothing and writes the tables
+again from cpu.json.
+
+Environment variables:
+    ML1M_RATINGS: MovieLens-1M's ratings.csv.gz, which may not be redistributed.
+    BENCH_DIR: the folder for the servers' data, which selects the disk to measure (default: the
+        temporary folder).
 """
 
 from __future__ import annotations
@@ -39,27 +43,27 @@ from benchmarks.speed import (
 
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 QUIET_LOAD = 0.5
-"""Load average above which a run says that the machine is busy."""
+"""Load average above which a run reports that the machine is busy."""
 
 Figures = dict[str, report.Figure]
 
 
 def folder() -> Path:
-    """Where servers and raw files are put."""
+    """The folder for servers and raw files."""
     return Path(os.environ.get("BENCH_DIR") or tempfile.gettempdir())
 
 
 def run_kernels(quick: bool) -> Figures:
-    """The bare kernels against plain loops."""
+    """Measures the kernels and plain loops."""
     figures = kernels.measure(300_000, 3) if quick else kernels.measure()
     figures |= kernels.measure_losses(100_000, 1) if quick else kernels.measure_losses()
-    # The figure of this name is taken in turns with ingest, at its batch size.
+    # The figure of this name is measured in turns with ingest, at the same batch size.
     figures["kernel_one_record_with_keys_events_per_s"] = figures.pop("kernel_with_keys_events_per_s")
     return dict(figures)
 
 
 def run_ingest(quick: bool) -> Figures:
-    """gRPC ingest, the kernel with look-ups, implicit and River, in turns."""
+    """Measures gRPC ingest, the kernel with look-ups, implicit and River, in turns."""
     if quick:
         return dict(side_by_side.measure(1, 1 << 22, 1 << 18, 5_000))
     rounds, events = ingest_rounds.ROUNDS, ingest_rounds.ROUND_EVENTS
@@ -67,7 +71,7 @@ def run_ingest(quick: bool) -> Figures:
 
 
 def run_disk(quick: bool) -> Figures:
-    """The disk, with and without the log."""
+    """Measures the disk, with and without the log."""
     with tempfile.TemporaryDirectory(prefix="livefactor-bench-", dir=folder()) as name:
         return dict(disk.measure(Path(name), 1, 0.3, 20_000) if quick else disk.measure(Path(name)))
 
@@ -83,11 +87,14 @@ PARTS: dict[str, Callable[[bool], Figures]] = {
     "progressive": lambda quick: dict(progressive.measure(progressive.ratings_path())),
 }
 SLOW = {"progressive"}
-"""Left out of a quick run: their figures take the whole streams."""
+"""Parts that a quick run skips, since they need the whole streams."""
 
 
 def run_parts(names: list[str], quick: bool, console: Console) -> Figures:
-    """The figures of the named parts, one part after the other. The screen rests while a part is measured."""
+    """The figures of the named parts, measured one after the other.
+
+    The console is idle during a part.
+    """
     figures: Figures = {}
     columns = TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, auto_refresh=False) as bar:
@@ -105,21 +112,21 @@ def run_parts(names: list[str], quick: bool, console: Console) -> Figures:
 
 
 def say_missing(figures: Figures, console: Console) -> None:
-    """Name what could not be measured."""
+    """Prints what could not be measured."""
     missing = sorted(name for name, value in figures.items() if value is None)
     if missing:
-        console.print("missing (a library is not installed, or ML1M_RATINGS not set):", ", ".join(missing))
+        console.print("missing (a library is not installed, or ML1M_RATINGS is not set):", ", ".join(missing))
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measures, prints and writes."""
     parser = argparse.ArgumentParser(
         "benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="two minutes, rough figures, no quality")
+    parser.add_argument("--quick", action="store_true", help="two minutes: rough figures, no quality")
     parser.add_argument("--pages", action="store_true", help="only write the tables again, from cpu.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/cpu.json, if all is run")
+    parser.add_argument("--output", type=Path, help="default of a full run: benchmarks/results/cpu.json")
     arguments = parser.parse_args()
     if arguments.pages:
         report.write_pages(json.loads(RESULTS.read_text(encoding="utf-8")))

@@ -1,10 +1,13 @@
-"""All that can only be shown on a GPU, in one go: `make gpu-check`, or `python -m benchmarks.gpu_check`.
+"""Runs everything that needs a GPU: `make gpu-check`, or `python -m benchmarks.gpu_check`.
 
-First every test marked `gpu`, then the figures of benchmarks/gpu against what is to be reached. Writes one flat
-JSON, benchmarks/results/gpu.json, with the device's name; docs/gpu.md shows it. Needs the repository, NumPy,
-Numba, numba-cuda, CuPy, pytest, hypothesis, grpcio, protobuf, rich, safetensors and prometheus-client, and no
-installation: PYTHONPATH=clients:server:kernels. torch is compared with if it is there. Takes less than eight
-minutes; a part that fails is reported, and its figures are missing.
+It runs the tests marked `gpu`, then the benchmarks of benchmarks/gpu, and compares the figures with
+the goals. It writes one flat JSON file, benchmarks/results/gpu.json, with the name of the device,
+and the table in docs/gpu.md. A run takes less than eight minutes. A part that fails is reported,
+and its figures are missing.
+
+It needs the repository, NumPy, Numba, numba-cuda, CuPy, pytest, hypothesis, grpcio, protobuf, rich,
+safetensors and prometheus-client. An installation is not necessary:
+PYTHONPATH=clients:server:kernels. If torch is installed, it is measured as an opponent.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ Figures = dict[str, float | str | None]
 
 
 class Goal(NamedTuple):
-    """A figure to reach: quotient of two (`under` None: the figure itself), at least or at most `bound`."""
+    """A goal: `over` divided by `under` (or `over` itself if `under` is None) is at least or at
+    most `bound`.
+    """
 
     name: str
     label: str
@@ -78,15 +83,20 @@ GOALS = (
     Goal("gpu_score_500_ingest_p99_ms", "Score of 500 candidates under full ingest, p99, ms",
          "gpu_score_500_ingest_p99_ms", None, 3.0, False),
 )  # fmt: skip
-"""H100-class, k = 64, Zipf-distributed items, 10 million users and 1 million items; rules softmax and solve a tenth of them."""
+"""The goals hold for an H100-class GPU, k = 64, Zipf-distributed items, 10 million users and 1
+million items.
+
+Rules SOFTMAX and SOLVE use a tenth of the users and items.
+"""
 
 
 def completed(figures: Figures) -> Figures:
-    """The figures with all quotients; None where a part is missing."""
+    """Adds the quotients to the figures. A quotient is None if a part of it is missing."""
     out = dict(figures)
     for name, factor_bytes in (("gpu_hogwild", 4), ("gpu_hogwild_float16", 2)):
         rate = out.get(f"{name}_events_per_s")
-        event_bytes = 2 * 2 * 64 * factor_bytes + 12  # two rows of 64 factors read and written, and the event
+        # Two rows of 64 factors are read and written, and the event is read.
+        event_bytes = 2 * 2 * 64 * factor_bytes + 12
         out[f"{name}_gb_per_s"] = rate * event_bytes / 1e9 if isinstance(rate, float) else None
     for goal in GOALS:
         over, under = out.get(goal.over), 1.0 if goal.under is None else out.get(goal.under)
@@ -114,18 +124,23 @@ def table(figures: Figures) -> str:
 
 
 def write_page(figures: Figures) -> None:
-    """Put the table in docs/gpu.md."""
+    """Writes the table to docs/gpu.md."""
     write_between(PAGE, COMMAND, table(figures))
 
 
 def environment() -> dict[str, str]:
-    """This process's, so that packages and tests are found without an installation."""
+    """The environment of this process, so that packages and tests are found without an
+    installation.
+    """
     paths = [str(ROOT / folder) for folder in ("clients", "server", "kernels", ".")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
 
 
 def run_tests() -> Figures:
-    """Every test marked `gpu`; what pytest said last. The project's own options name plugins that may be missing."""
+    """Runs all tests marked `gpu` and returns pytest's last line.
+
+    The project's own options are not used, since they name plugins that may be missing.
+    """
     command = [
         sys.executable, "-m", "pytest", "tests/kernels", "-m", "gpu and not long", "-q", "-o", "addopts=", "-p",
         "no:cacheprovider",
@@ -141,7 +156,7 @@ def run_tests() -> Figures:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"gpu_tests": f"not done after {TEST_SECONDS_MAX} s", "gpu_tests_failed": 1.0}
+        return {"gpu_tests": f"not finished after {TEST_SECONDS_MAX} s", "gpu_tests_failed": 1.0}
     print(done.stdout[-6000:], done.stderr[-2000:])
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "no output"
     passed = re.search(r"(\d+) passed", last)
@@ -150,7 +165,7 @@ def run_tests() -> Figures:
 
 
 def facts() -> Figures:
-    """When, where, with what."""
+    """The date, the machine and the versions."""
     import cupy
 
     found: Figures = {
@@ -168,7 +183,7 @@ def facts() -> Figures:
 
 
 def parts() -> dict[str, Callable[[], Figures]]:
-    """What is measured, in order."""
+    """The parts to measure, in order."""
     import cupy
 
     from benchmarks.gpu import figures, served
@@ -186,7 +201,7 @@ def parts() -> dict[str, Callable[[], Figures]]:
 
 
 def measured(todo: dict[str, Callable[[], Figures]]) -> Figures:
-    """All parts; one that fails is told and left out."""
+    """Runs all parts. A part that fails is printed and left out."""
     found: Figures = {}
     for name, part in todo.items():
         started = time.perf_counter()
@@ -200,12 +215,12 @@ def measured(todo: dict[str, Callable[[], Figures]]) -> Figures:
 
 
 def main() -> int:
-    """Test, measure, write. 1 if a test failed or a part did, 2 if there is no GPU."""
+    """Tests, measures and writes. Returns 1 if a test or a part failed, 2 if there is no GPU."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--no-tests", action="store_true", help="measure only")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where the JSON goes")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="path of the JSON file")
     arguments = parser.parse_args()
     sys.path[:0] = [str(ROOT / folder) for folder in ("clients", "server", "kernels", ".")]
     from livefactor_kernels.backend import BackendUnavailable, choose_backend

@@ -1,4 +1,4 @@
-"""Where and when a run took place: facts that figures are worth nothing without."""
+"""The machine, the versions and the date of a run. Figures have no meaning without them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ PACKAGES = (
 
 
 def facts(folder: Path) -> dict[str, str | float | None]:
-    """Facts by name, flat. folder: where the servers of the run keep their data. None: not installed, not
-    known.
+    """Facts by name, flat. None means unknown or not installed.
+
+    Args:
+        folder: the folder for the servers' data, which names the file system.
     """
     numbers = re.findall(r"MemTotal: +(\d+) kB", _read("/proc/meminfo"))
     return {
@@ -42,12 +44,12 @@ def facts(folder: Path) -> dict[str, str | float | None]:
 
 
 def date() -> str:
-    """Now, to the minute."""
+    """The present time in UTC, to the minute."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def file_system(folder: Path) -> str | None:
-    """The type of the file system that holds a folder."""
+    """The type of the file system that holds the folder, or None."""
     path = str(folder.resolve())
     mounts = [line.split()[1:3] for line in _read("/proc/mounts").splitlines()]
     holding = [(point, kind) for point, kind in mounts if os.path.commonpath([point, path]) == point]

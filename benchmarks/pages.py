@@ -1,4 +1,4 @@
-"""Pages of the docs with tables that a command writes between two marks. Needs nothing but Python."""
+"""Writes tables into pages of the docs, between two marks. It needs only Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ END = "<!-- /figures -->"
 
 
 def between_marks(text: str, command: str) -> tuple[str, str, str]:
-    """(before, between, after) the marks of `command`. ValueError unless each mark stands once in the text."""
+    """Splits a page at the marks of `command` into the text before, between and after.
+
+    Raises ValueError unless both marks occur once.
+    """
     begin = f"<!-- figures: {command} -->"
     if text.count(begin) != 1 or text.count(END) != 1:
         raise ValueError(f"expected {begin} and {END} once each")
@@ -22,13 +25,13 @@ def between_marks(text: str, command: str) -> tuple[str, str, str]:
 
 
 def write_between(path: Path, command: str, content: str) -> None:
-    """Put `content` between the marks of a page."""
+    """Replaces the text between the marks of a page by `content`."""
     before, _, after = between_marks(path.read_text(encoding="utf-8"), command)
     path.write_text(before + content + after, encoding="utf-8")
 
 
 def six_digits(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures, floats rounded to six digits."""
+    """The figures with floats rounded to six digits."""
     return {
         name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in figures.items()
     }
@@ -38,7 +41,9 @@ UNITS = {"": 1.0, "k": 1e3, "M": 1e6}
 
 
 def is_reached(goal: str, value: float) -> bool:
-    """Whether a figure reaches a goal in words: "at least 2", "at most 1.02", "under 8", "over 1", "0.9 to 1.1", "at least 2 M"."""
+    """Whether a figure reaches a goal in words: "at least 2", "at most 1.02", "under 8", "over 1",
+    "0.9 to 1.1", "at least 2 M".
+    """
     bounds = [float(number) * UNITS[unit] for number, unit in re.findall(r"(\d[\d.]*)(?: ([kM])\b)?", goal)]
     if goal.startswith("at least"):
         return value >= bounds[0]

@@ -210,7 +210,7 @@ def shown(name: str, value: Figure) -> str:
     if isinstance(value, str):
         return value
     if name.endswith("_events_per_s"):
-        return f"{value / 1e6:.2f} M/s" if value >= 1e5 else f"{value / 1e3:.1f} k/s"
+        return f"{value / 1e6:.2f} M events/s" if value >= 1e5 else f"{value / 1e3:.1f} k events/s"
     ending = next((ending for ending in FORMATS if name.endswith(ending)), None)
     if ending is not None:
         return FORMATS[ending].format(value)

@@ -1,10 +1,11 @@
-"""A livefactor client that knows nothing but an address: the server tells what calls and messages look like.
+"""A livefactor client that only knows an address. The server describes its calls and messages by
+reflection.
 
     pip install grpcio grpcio-reflection protobuf
     python reflection_client.py localhost:50051
 
-Creates a model, pushes a few purchases exactly once, and asks for a customer's best items at the revision
-of that push.
+It creates a model, pushes a few purchases exactly once, and asks for a customer's best items at the
+revision of that push.
 """
 
 import hashlib
@@ -27,14 +28,14 @@ PURCHASES = [
 
 
 class Contract:
-    """The server's services, found by reflection: `call("Service", "Method", field=value, ...)`."""
+    """The server's services, found by reflection. `call` takes a message's fields as keywords."""
 
     def __init__(self, channel):
         self._channel = channel
         self._pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
 
     def call(self, service, method, **fields):
-        """Make one unary call of livefactor.v1; messages are given as dictionaries of their fields."""
+        """Makes one unary call of livefactor.v1. Messages are dictionaries of their fields."""
         name = f"livefactor.v1.{service}"
         descriptor = self._pool.FindServiceByName(name).methods_by_name[method]
         request = GetMessageClass(descriptor.input_type)(**fields)
@@ -43,16 +44,17 @@ class Contract:
             request_serializer=type(request).SerializeToString,
             response_deserializer=GetMessageClass(descriptor.output_type).FromString,
         )
-        return send(request, timeout=60, wait_for_ready=True)  # a first model compiles its kernels
+        # The server compiles its kernels for the first model.
+        return send(request, timeout=60, wait_for_ready=True)
 
 
 def key(text):
-    """The 64-bit key of a string id: BLAKE2b with an 8-byte digest, read little-endian."""
+    """The 64-bit key of a string id: BLAKE2b with an 8-byte digest, as a little-endian number."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def create_model(livefactor, model):
-    """Create the model, unless an earlier run of this example did."""
+    """Creates the model, unless an earlier run of this example did."""
     try:
         livefactor.call("ModelService", "CreateModel", model=model, preset="purchases")
     except grpc.RpcError as error:
@@ -61,7 +63,10 @@ def create_model(livefactor, model):
 
 
 def push(livefactor, model, producer_id):
-    """Push the purchases as one batch, stamped so that a retry is applied once. Returns the answer."""
+    """Pushes the purchases as one batch, stamped so that a retry is applied once.
+
+    Returns the answer.
+    """
     opened = livefactor.call("UpdateService", "OpenProducer", model=model, producer_id=producer_id)
     return livefactor.call(
         "UpdateService",
@@ -76,7 +81,7 @@ def push(livefactor, model, producer_id):
 
 
 def main(target, model="reflected"):
-    """Run the example against the server at `target`."""
+    """Runs the example on the server at `target`."""
     with grpc.insecure_channel(target) as channel:
         livefactor = Contract(channel)
         create_model(livefactor, model)

@@ -1,4 +1,7 @@
-"""Writes docs/api.md from the comments of the contract. With `--check` it writes nothing, and fails if the page differs."""
+"""Writes docs/api.md from the comments of the contract.
+
+`--check` writes nothing and fails if the page differs.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +31,21 @@ Python users need only [the package](../README.md).
 `make docs` writes this page from the comments in `protos/livefactor/v1/`. Do not edit it.
 """
 
-# Field numbers of descriptor.proto, of which the paths of comments are made.
+# Field numbers in descriptor.proto, from which the paths of comments are made.
 FILE_SYNTAX, FILE_MESSAGE, FILE_ENUM, FILE_SERVICE = 12, 4, 5, 6
-MEMBER = 2  # a message's field, an enum's value and a service's method alike
+# A message's field, an enum's value and a service's method have the same number.
+MEMBER = 2
 PACKAGE = ".livefactor.v1."
 
 
 class Comments:
-    """Comments of one file by path."""
+    """The comments of one file by path."""
 
     def __init__(self, file: FileDescriptorProto) -> None:
         self._locations = {tuple(location.path): location for location in file.source_code_info.location}
 
     def at(self, *path: int) -> str:
-        """The comment above the element at `path`, else the comment behind it, else ""."""
+        """The comment above or behind the element at `path`; "" if there is none."""
         location = self._locations.get(path)
         if location is None:
             return ""
@@ -50,7 +54,7 @@ class Comments:
 
 
 def contract() -> list[FileDescriptorProto]:
-    """The files of protos/, with comments, in the order in which a reader meets them."""
+    """The files of protos/ with comments, in reading order."""
     buf = Path(sys.executable).with_name("buf")
     image = subprocess.run(
         [buf, "build", "protos", "-o", "-"], cwd=ROOT, check=True, stdout=subprocess.PIPE
@@ -67,7 +71,7 @@ def short(type_name: str) -> str:
 
 
 def type_of(field: FieldDescriptorProto) -> str:
-    """A field's type as a person would write it."""
+    """The type of a field for people."""
     label = "repeated " if field.label == FieldDescriptorProto.LABEL_REPEATED else ""
     label = "optional " if field.proto3_optional else label
     name = FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()
@@ -116,7 +120,7 @@ def service_lines(
 
 
 def file_lines(file: FileDescriptorProto) -> Iterator[str]:
-    """One file: its introduction, its services, then its messages and enums."""
+    """The lines of one file: its introduction, its services, then its messages and enums."""
     comments = Comments(file)
     names = [service.name for service in file.service] or [f"Messages of `{Path(file.name).name}`"]
     yield f"\n## {', '.join(names)}\n"
@@ -142,9 +146,7 @@ def main() -> None:
     if not parser.parse_args().check:
         PAGE.write_text(text, encoding="utf-8")
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit(
-            "docs/api.md differs from the comments of protos/: run `make docs` and commit what it writes"
-        )
+        sys.exit("docs/api.md differs from the comments of protos/: run `make docs` and commit the result")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Which GPU kernels numba-cuda-mlir, numba-cuda's successor, compiles: told, never a failure. `make check-successor`.
+"""Reports which GPU kernels numba-cuda-mlir, the successor of numba-cuda, compiles: `make
+check-successor`.
 
-It stands in for numba.cuda here, in an environment of its own. Where it differs from what `warp.py` needs, that is told.
+It replaces numba.cuda in a separate environment. The script reports differences from what
+`device/warp.py` needs. It never fails.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ TARGET = (9, 0)
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The text of an error in one line."""
     lines = traceback.format_exception_only(error)[-1].strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
 
 
 def main() -> None:
-    """Print why kernels do not compile, and how many do."""
+    """Prints why kernels do not compile, and how many do."""
     numba.cuda = cuda
     sys.modules |= {"numba.cuda": cuda, "numba.cuda.extending": extending}
     sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tests" / "kit"), str(ROOT)]

@@ -1,1 +1,4 @@
-"""What the GPU backend is measured against, and how; `benchmarks/gpu_check.py` runs it. Needs a GPU, or the simulator."""
+"""Benchmarks of the GPU backend and its opponents.
+
+`benchmarks/gpu_check.py` runs them on a GPU or on the simulator.
+"""

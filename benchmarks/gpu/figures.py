@@ -1,8 +1,10 @@
-"""Figures of the GPU itself: updates against what memory allows and against rivals, digests, exact top-k.
+"""Speed of the GPU backend, contrasted with memory bandwidth and rivals; digests; exact top-k
+lists.
 
-k = 64, items Zipf-distributed (exponent 1), users uniform. Rates are events over the time on the wall from
-the first record to the device's being done with the last: copies, sorting and launches included. Candidates
-take turns in one process; medians. Every function takes its sizes, so that the simulator can run it.
+k is 64. Items have a Zipf distribution (exponent 1), and users a uniform one. Rates are events per
+second of wall time, from the first record until the device has finished the last one. They include
+copies, sorting and launches. Candidates take turns in one process, and figures are medians. Every
+function takes its sizes, so that the simulator can run it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ Figures = dict[str, float | str | None]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything. The figures to reach are for the defaults."""
+    """The sizes of the benchmark. The goals hold for the defaults."""
 
     users: int = 10_000_000
     items: int = 1_000_000
@@ -62,7 +64,7 @@ class Sizes:
 
 
 def spec_of(sizes: Sizes, **changes: Any) -> ModelSpec:
-    """Squared loss, SGD, all of the arithmetic on."""
+    """A spec with squared loss and SGD, and with all parts of the arithmetic enabled."""
     fields: dict[str, Any] = {
         "k": K,
         "loss": Loss.SQUARED,
@@ -76,7 +78,10 @@ def spec_of(sizes: Sizes, **changes: Any) -> ModelSpec:
 
 
 def zipf_rows(generator: np.random.Generator, count: int, distinct: int) -> np.ndarray:
-    """uint32[count] rows below `distinct`: popularity proportional to 1 / rank, ranks spread at random."""
+    """Random rows below `distinct`, uint32[count].
+
+    Popularity is proportional to 1 / rank; ranks are assigned at random.
+    """
     weights = 1.0 / np.arange(1, distinct + 1)
     ranks = np.searchsorted(np.cumsum(weights) / weights.sum(), generator.random(count))
     return generator.permutation(distinct).astype(np.uint32)[np.minimum(ranks, distinct - 1)]
@@ -85,7 +90,7 @@ def zipf_rows(generator: np.random.Generator, count: int, distinct: int) -> np.n
 def records_of(
     users: int, items: int, events: int, count: int, seed: int = 7
 ) -> list[tuple[np.ndarray, ...]]:
-    """`count` records: (user rows, item rows, values)."""
+    """Makes `count` records, each with user rows, item rows and values of `events` events."""
     generator = np.random.default_rng(seed)
     return [
         (
@@ -98,7 +103,7 @@ def records_of(
 
 
 def filled(model: Backend, users: int, items: int) -> Any:
-    """The model with all rows allocated and initialised."""
+    """Allocates and initialises all rows of the model, and returns it."""
     model.users.allocate(np.arange(users, dtype=np.uint64))
     model.items.allocate(np.arange(items, dtype=np.uint64))
     model.advance(model.revision, users, items)
@@ -106,7 +111,7 @@ def filled(model: Backend, users: int, items: int) -> Any:
 
 
 def learn(model: Any, records: Sequence[tuple[np.ndarray, ...]]) -> float:
-    """Seconds until the device is done with the records."""
+    """Seconds until the device has finished the records."""
     started = time.perf_counter()
     for users, items, values in records:
         model.apply(Update(model.revision + 1, users, items, values, None, *model.published))
@@ -116,7 +121,7 @@ def learn(model: Any, records: Sequence[tuple[np.ndarray, ...]]) -> float:
 
 
 def copy_rate(sizes: Sizes) -> Figures:
-    """Bytes a second, read and written, of a copy from the device to itself."""
+    """Bytes per second, read and written, of a copy within the device memory."""
     device = devices.open_device()
     source, target = (device.empty(sizes.copy_bytes // 4, np.float32).array for _ in range(2))
     seconds = []
@@ -132,8 +137,11 @@ def copy_rate(sizes: Sizes) -> Figures:
 
 
 def update_rates(sizes: Sizes) -> Figures:
-    """Events a second of the ordered kernels at each size of a micro-batch (three launches each; "together": one a
-    span), of Hogwild with float32 and with float16, and of one block a row."""
+    """Events per second of the update kernels.
+
+    Measured are the ordered kernels at each micro-batch size (three launches per micro-batch;
+    "together": one launch per span), Hogwild with float32 and float16, and one block per row.
+    """
     records = records_of(sizes.users, sizes.items, sizes.events, sizes.records)
     largest = max(sizes.batches)
     kinds: dict[str, Callable[[], CudaModel]] = {
@@ -159,8 +167,12 @@ def update_rates(sizes: Sizes) -> Figures:
 
 
 def rule_rates(sizes: Sizes) -> Figures:
-    """Events a second of rule softmax, 64 negatives a group of events drawn uniformly, and of rule solve as the preset
-    `clicks` has it but for the micro-batch; a million users, a hundred thousand items."""
+    """Events per second of rules SOFTMAX and SOLVE, with a million users and a hundred thousand
+    items.
+
+    Rule SOFTMAX draws 64 negatives uniformly for each group of events. Rule SOLVE uses the preset
+    `clicks` with another micro-batch.
+    """
     records = records_of(sizes.cpu_users, sizes.cpu_items, sizes.events, 1)
     limits = Limits(users_max=sizes.cpu_users, items_max=sizes.cpu_items)
     softmax = spec_of(
@@ -188,7 +200,10 @@ def rule_rates(sizes: Sizes) -> Figures:
 
 
 def cpu_rate(sizes: Sizes) -> Figures:
-    """Events a second of the CPU backend: a model a core, all at once. Its tables are smaller, which favours it."""
+    """Events per second of the CPU backend with one model per core, all at once.
+
+    Its smaller tables favour it.
+    """
     cores = len(os.sched_getaffinity(0))
     records = records_of(sizes.cpu_users, sizes.cpu_items, sizes.events, 1)
     limits = Limits(users_max=sizes.cpu_users, items_max=sizes.cpu_items, value_abs_max=1e3, error_max=1e3)
@@ -205,7 +220,7 @@ def cpu_rate(sizes: Sizes) -> Figures:
 
 
 def digest(model: Any) -> str:
-    """SHA-256 over the model's state."""
+    """SHA-256 of the model's state."""
     sha = hashlib.sha256()
     for view in state_sections(model).values():
         sha.update(np.ascontiguousarray(view).tobytes())
@@ -213,7 +228,9 @@ def digest(model: Any) -> str:
 
 
 def digests(sizes: Sizes) -> Figures:
-    """Whether runs, launch shapes and the CPU give one digest (1 or 0), and how many ways were tried."""
+    """Whether all runs, launch shapes and the CPU give the same digest (1 or 0), and the number of
+    variants.
+    """
     users, items = min(sizes.users, 50_000), min(sizes.items, 20_000)
     records = records_of(users, items, sizes.digest_events // 2, 2)
     found = []
@@ -234,8 +251,11 @@ def digests(sizes: Sizes) -> Figures:
 
 
 def top_k_times(sizes: Sizes) -> Figures:
-    """Milliseconds of an exact top-k of all items, for one user and for many, of one reading of the table, and of
-    torch's matrix product and top-k for the many (None without torch)."""
+    """Milliseconds of an exact top-k list over all items.
+
+    Measured are one user, many users, one read of the table, and torch's matrix product and top-k
+    for the many users (None without torch).
+    """
     model = filled(CudaModel(spec_of(sizes, micro_batch=1 << 12)), min(sizes.users, 1000), sizes.items)
     device = model.device
     rows = np.arange(sizes.queries, dtype=np.uint32) % model.published[USERS]

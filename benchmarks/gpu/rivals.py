@@ -1,10 +1,11 @@
-"""Two other ways to run updates on a GPU, squared loss and SGD only, behind the same `apply` as the backend's.
+"""Two alternative update algorithms for a GPU, for squared loss and SGD, with the `apply` of the
+backend.
 
-    HogwildModel     one warp an event, stores race, nothing is ordered: what order costs is measured against it
-    RowBlockModel    ordered micro-batches, but one block sums a whole row: what a hot row costs without chunks
+    HogwildModel     one warp per event; stores race and nothing is ordered
+    RowBlockModel    ordered micro-batches with one block per row, and no chunks for popular rows
 
-Neither keeps the semantics' bits (RowBlockModel does while no row has more than 32 occurrences in a
-micro-batch), so neither is a backend.
+Neither is a backend, since neither gives the bits of the semantics. RowBlockModel does only if no
+row has more than 32 occurrences in a micro-batch.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ def livefactor_hogwild_kernel(
     words: Any, floats: Any, events: Any, users_at: Any, items_at: Any, values_at: Any, users: Any, items: Any,
     mean: Any, rates: Any,
 ) -> None:  # fmt: skip
-    """A warp an event: 64 factors of the user and the item, read, stepped and stored without any order. Narrow ones
-    are rounded by random bits that cost what the backend's do, one word an event."""
+    """Updates with one warp per event. It reads, steps and stores 64 factors of the user and the
+    item without any order.
+
+    Narrow factors are rounded with random bits at the cost of the backend: one word per event.
+    """
     x, y = cuda.local.array(_EACH, float32), cuda.local.array(_EACH, float32)
     t, mine = cuda.grid(1) // WARP, cuda.threadIdx.x % WARP
     if t >= events:
@@ -62,7 +66,8 @@ def livefactor_hogwild_kernel(
     s = scalar.score(mean, user_bias, item_bias, _warp_sum(total))
     e = scalar.squared_error(s, floats[values_at + t], np.float32(1.0), rates.error_max)
     for c in range(_EACH):
-        column = c * WARP + mine  # written out below: as one sum the addresses take more registers
+        # The address is written out below, since a shared sum needs more registers.
+        column = c * WARP + mine
         g_user, g_item = scalar.pull(e, y[c], rates.l2, x[c]), scalar.pull(e, x[c], rates.l2, y[c])
         new_x = scalar.sgd_step(x[c], g_user, rates.rate, rates.factor_max)
         new_y = scalar.sgd_step(y[c], g_item, rates.rate, rates.factor_max)
@@ -79,7 +84,7 @@ def livefactor_hogwild_kernel(
 def livefactor_errors_kernel(
     span: Any, plan: Any, words: Any, floats: Any, users: Any, items: Any, rates: Any, micro_batch: Any
 ) -> None:
-    """A half-warp an event of a micro-batch: its error."""
+    """Computes the error of each event of a micro-batch, with a half-warp per event."""
     x, y = cuda.local.array(_BLOCKS, float32), cuda.local.array(_BLOCKS, float32)
     number = cuda.grid(1) // LANES
     t = micro_batch * span.batch + number
@@ -101,7 +106,10 @@ def livefactor_errors_kernel(
 def livefactor_row_block_kernel(
     span: Any, plan: Any, words: Any, users: Any, items: Any, totals: Any, rates: Any, micro_batch: Any
 ) -> None:
-    """A block a row, a thread a factor (the last one the bias): all of the row's occurrences, one by one."""
+    """Sums all occurrences of a row in order, with a block per row and a thread per factor.
+
+    The last thread sums the bias.
+    """
     side, number = cuda.blockIdx.y, cuda.blockIdx.x
     group = side * span.batches + micro_batch
     segment = plan.group_segment[group] + number
@@ -136,7 +144,7 @@ def livefactor_row_block_kernel(
 def livefactor_row_step_kernel(
     span: Any, plan: Any, users: Any, items: Any, totals: Any, rates: Any, micro_batch: Any
 ) -> None:
-    """A thread a column of a row: its step."""
+    """Steps the rows, with a thread per column of a row."""
     i, side = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     number, column = i // (K + 1), i % (K + 1)
     group = side * span.batches + micro_batch
@@ -154,7 +162,7 @@ def livefactor_row_step_kernel(
 
 
 class HogwildModel(CudaModel):
-    """Learns from a record in one launch; k must be 64."""
+    """Learns a record in one launch. k must be 64."""
 
     def _learn(self, update: Update, slot: Slot, offsets: dict[str, int]) -> None:
         events = update.user_rows.size
@@ -166,7 +174,7 @@ class HogwildModel(CudaModel):
 
 
 class RowBlockModel(CudaModel):
-    """Ordered micro-batches with one block a row; k must be 64."""
+    """Ordered micro-batches with one block per row. k must be 64."""
 
     def _set_up(self, spec: ModelSpec, *settings: Any) -> None:
         super()._set_up(spec, *settings)
@@ -175,7 +183,7 @@ class RowBlockModel(CudaModel):
 
 
 class RowBlocks(Sgd):
-    """How a `RowBlockModel` learns."""
+    """The learning rule of a `RowBlockModel`."""
 
     _totals: Buffer | None = None
 

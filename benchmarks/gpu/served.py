@@ -1,7 +1,7 @@
-"""Figures of a server on the GPU, in this process, over a Unix-domain socket: what the wire carries, how busy the
-device is meanwhile, and how long a Score takes under full ingest.
+"""Figures of a GPU server over a Unix-domain socket: throughput, device load, and Score latency
+under full ingest.
 
-Client and server share the process, and so Python's lock: the wire could carry more than this.
+Client and server share one process and its GIL. Separate processes would carry more.
 """
 
 from __future__ import annotations
@@ -27,8 +27,17 @@ KEY_STEP = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is sent: batches of `batch` events for `seconds` each way, micro-batches of `micro_batch`; and asked:
-    Score calls of `candidates`. At most `waiting` batches wait in the producer."""
+    """The load.
+
+    Attributes:
+        users, items: numbers of distinct keys.
+        batch: events per batch.
+        batches: number of distinct batches.
+        micro_batch: micro-batch size of the model.
+        candidates: candidates per Score call.
+        waiting: maximum number of batches that wait in the producer.
+        seconds: duration of each measurement.
+    """
 
     users: int = 1_000_000
     items: int = 100_000
@@ -40,7 +49,7 @@ class Load:
     seconds: float = 8.0
 
     def columns(self) -> list[tuple[np.ndarray, ...]]:
-        """The batches: keys of users and items, values."""
+        """The batches, each with user keys, item keys and values."""
         generator = np.random.default_rng(3)
         return [
             (
@@ -53,7 +62,7 @@ class Load:
 
 
 class Busy:
-    """Seconds of the device's time that updates took, by events around each on its stream."""
+    """Measures the device time of updates in seconds, by events around each on its stream."""
 
     def __init__(self, xp: Any) -> None:
         self._xp = xp
@@ -78,7 +87,7 @@ class Busy:
         CudaModel._put_on_stream = self._usual  # type: ignore[method-assign]
 
     def seconds(self) -> float:
-        """Of all updates so far; waits for the last."""
+        """The device time of all updates so far. It waits for the last one."""
         pairs = list(self._pairs)
         if pairs:
             pairs[-1][1].synchronize()
@@ -86,7 +95,7 @@ class Busy:
 
 
 def measure(xp: Any, load: Load = Load()) -> Figures:
-    """`xp`: CuPy. Streams batches, first alone, then with Score calls beside."""
+    """Streams batches, first alone and then together with Score calls. `xp` is CuPy."""
     columns = load.columns()
     with tempfile.TemporaryDirectory() as folder:
         server = EmbeddedServer("ratings_sgd", Path(folder) / "data", backend="cuda")
@@ -104,7 +113,8 @@ def measure(xp: Any, load: Load = Load()) -> Figures:
                 Busy(xp) as busy,
                 Producer(**options) as producer,
             ):
-                _push(producer, columns, load.seconds / 4)  # grows the tables, warms up
+                # The first batches grow the tables and warm up.
+                _push(producer, columns, load.seconds / 4)
                 wire = _alone(producer, columns, busy, load.seconds)
                 scorer = Scorer(model="bench", channel=channel)
                 times = _scores_under_ingest(producer, scorer, columns, load)
@@ -126,7 +136,7 @@ def _alone(producer: Producer, columns: list[tuple[np.ndarray, ...]], busy: Busy
 
 
 def _push(producer: Producer, columns: list[tuple[np.ndarray, ...]], seconds: float) -> int:
-    """Push whole batches for so long and wait for their acks; how many events that were."""
+    """Pushes whole batches for `seconds`, waits for their acks, and returns the event count."""
     end, number = time.perf_counter() + seconds, 0
     while number == 0 or time.perf_counter() < end:
         users, items, values = columns[number % len(columns)]
@@ -139,7 +149,7 @@ def _push(producer: Producer, columns: list[tuple[np.ndarray, ...]], seconds: fl
 def _scores_under_ingest(
     producer: Producer, scorer: Scorer, columns: list[tuple[np.ndarray, ...]], load: Load
 ) -> list[float]:
-    """Milliseconds of each call, while the producer pushes all it can."""
+    """Milliseconds of each Score call while the producer pushes at full speed."""
     stop = threading.Event()
 
     def push() -> None:

@@ -1,1 +1,1 @@
-"""Quality of a stream, test-then-learn, beside simple opponents."""
+"""Progressive quality (test-then-learn) on two streams, contrasted with simple baselines."""

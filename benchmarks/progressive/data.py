@@ -1,7 +1,8 @@
-"""The two streams of `benchmarks.progressive.suite`, read from files given at run time.
+"""Reads the two streams of `benchmarks.progressive.suite` from files.
 
-MovieLens-1M may not be redistributed and is never part of the project (Harper & Konstan, "The MovieLens
-Datasets", ACM TiiS 5(4), 2015). Online Retail is shipped; its source and licence stand beside it.
+MovieLens-1M may not be redistributed and is not part of the project (Harper and Konstan, "The
+MovieLens Datasets", ACM TiiS 5(4), 2015). Online Retail is part of the project; its source and its
+licence are in its folder.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ RETAIL_SHIPPED = Path(__file__).resolve().parents[2] / _SHIPPED
 
 
 def read_ratings(path: Path) -> Stream:
-    """The ratings whose time is known (timestamp > 0), by a stable sort in time, from ratings.csv.gz.
+    """Reads the ratings with a known time (timestamp > 0) from ratings.csv.gz, with a stable sort
+    by time.
 
-    Columns user, item, rating, timestamp (Unix seconds; 0 = unknown). OSError if the file cannot be read.
+    The columns are user, item, rating and timestamp (Unix seconds; 0 means unknown). Raises
+    OSError.
     """
     with gzip.open(path, "rt", encoding="ascii") as file:
         table = np.loadtxt(file, dtype=np.int64, delimiter=",", skiprows=1, ndmin=2)
@@ -34,10 +37,11 @@ def read_ratings(path: Path) -> Stream:
 
 
 def read_purchases(path: Path = RETAIL_SHIPPED) -> Stream:
-    """All purchases in the file's order, which is time's, from events.csv.gz: a line is an event.
+    """Reads all purchases from events.csv.gz. Each line is an event, and the file is ordered by
+    time.
 
-    The six stock codes that are charges and not goods (postage and the like, 1,554 lines) stay in; quantities
-    are ignored. OSError if the file cannot be read.
+    The six stock codes for charges such as postage (1,554 lines) are included. Quantities are
+    ignored. Raises OSError.
     """
     with gzip.open(path, "rt", encoding="ascii", newline="") as file:
         rows = [(row["customer_id"], row["stock_code"], row["timestamp"]) for row in csv.DictReader(file)]

@@ -1,9 +1,11 @@
-"""Progressive recall@10: is an event's item in its user's top 10 of what was learned before its batch?
+"""Progressive recall@10: is the item of an event in its user's top-10 list before the event's
+batch?
 
-A batch is scored as a whole, then learned as one record, as by a producer that asks before it pushes. An
-event is a hit if its item is among the 10 best of all items known before the batch (score descending, then
-item key ascending): an item that is new in the batch is a miss. A user who is new in it has the list that
-`Score` gives: by the item biases.
+A batch is scored as a whole and then learned as one record, as by a producer that asks for scores
+before it pushes. An event is a hit if its item is among the 10 best of all items known before the
+batch (by descending score, then ascending key). An item that is new in the batch is a miss. A user
+who is new in the batch gets the list that `Score` gives to unknown users, which the item biases
+order.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from livefactor_server.tuning.progressive import (
 
 
 def model_hits(spec: ModelSpec, stream: Stream, batch_events: int = BATCH_EVENTS) -> np.ndarray:
-    """Whether each event is a hit (bool[n]) of a model that learns every event as a positive one."""
+    """Hits (bool[n]) of a model that learns every event as positive."""
 
     def judge(model, users, items, values):
         return hits(ranks(model, users, items))
@@ -43,9 +45,10 @@ def model_hits(spec: ModelSpec, stream: Stream, batch_events: int = BATCH_EVENTS
 def popular_hits(
     stream: Stream, half_life_events: float = HALF_LIFE_EVENTS, batch_events: int = BATCH_EVENTS
 ) -> np.ndarray:
-    """The same (bool[n]) of one list for everybody: items by their events so far.
+    """Hits (bool[n]) of the most-popular list.
 
-    An event counts half after `half_life_events` more; infinity counts all alike.
+    The weight of an event halves every `half_life_events` events; infinity weights all events
+    equally.
     """
     return popular_ranks(stream, half_life_events, batch_events) < TOP
 
@@ -53,9 +56,11 @@ def popular_hits(
 def own_first_hits(
     stream: Stream, half_life_events: float = HALF_LIFE_EVENTS, batch_events: int = BATCH_EVENTS
 ) -> np.ndarray:
-    """The same (bool[n]) of a list of the user's own most frequent items, filled up as in `popular_hits`.
+    """Hits (bool[n]) of a list with the user's own most frequent items first, completed as in
+    `popular_hits`.
 
-    It names nothing new to a user who has bought 10 items: what there is to win by remembering repeats alone.
+    A user with 10 items or more gets no new item. This shows how much can be won by remembering
+    repeats.
     """
     keys, item_rows = np.unique(stream.item_keys, return_inverse=True)
     counts, found = np.zeros(keys.size), np.zeros(len(stream), bool)

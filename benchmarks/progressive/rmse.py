@@ -1,8 +1,8 @@
-"""Progressive RMSE: every rating is predicted from what came before its record, then learned.
+"""Progressive RMSE: each rating is predicted from the records before its own, and then learned.
 
-A record is one event unless told otherwise. Beside it the same formulas as a plain float64 loop: sequential
-SGD from the same initial factors (as float64), in the same order, with the mean of the values so far, no
-error clipped unless asked for. In both, a user or an item that was never seen counts as a row of zeros.
+By default a record is one event. The opponent computes the same formulas in a plain float64 loop:
+sequential SGD from the same initial factors, in the same order, with the running mean of the
+values. It clips errors only on demand. Both treat an unknown user or item as a zero row.
 """
 
 from __future__ import annotations
@@ -10,26 +10,29 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from benchmarks.progressive.data import Stream
 from livefactor_kernels.backend import Update, create_backend
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.simd.steps import Rows, score
 from livefactor_kernels.spec.model import LANES, Loss, ModelSpec, OptimizerKind
 from livefactor_kernels.tables import Table
 
 
 def rmse(errors: np.ndarray) -> float:
-    """Root of the mean square."""
+    """The root of the mean square."""
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(nogil=False)
 def served(
     users: Any, items: Any, mean: Any, user_rows: Any, item_rows: Any, published: Any, zeros: Any,
     blocks: Any, out: Any,
 ) -> None:  # fmt: skip
-    """Write the scores (float32) that `Score` answers at `published`; zeros: row of zeros on each side."""
+    """Writes the scores (float32) that `Score` returns at `published`.
+
+    `zeros` is a zero row on each side.
+    """
     for i in range(user_rows.size):
         user = user_rows[i] if user_rows[i] < published[0] else zeros[0]
         item = item_rows[i] if item_rows[i] < published[1] else zeros[1]
@@ -37,13 +40,18 @@ def served(
 
 
 def model_errors(spec: ModelSpec, stream: Stream, record_events: int = 1) -> np.ndarray:
-    """Prediction minus value (float64[n]) of each event; a record is predicted as a whole, then learned."""
+    """Prediction minus value of each event, float64[n].
+
+    A record is predicted as a whole, then learned.
+    """
     model = create_backend("cpu", spec)
     tables = Rows.of(model.users), Rows.of(model.items)
-    # A row's first values depend on its key alone, so all are made at once; `published` says which are known.
+    # The initial values of a row depend only on its key, so all rows are made at once. `published`
+    # separates known rows.
     user_rows, item_rows = model.users.allocate(stream.user_keys), model.items.allocate(stream.item_keys)
     user_counts, item_counts = ((np.maximum.accumulate(rows) + 1).tolist() for rows in (user_rows, item_rows))
-    zeros = model.users.allocated, model.items.allocated  # the first rows that nobody ever gets
+    # These rows are never assigned, so they stay zero.
+    zeros = model.users.allocated, model.items.allocated
     predictions, blocks = np.empty(len(stream), np.float32), np.uint64(spec.k_padded // LANES)
     for revision, start in enumerate(range(0, len(stream), record_events), 1):
         stop = min(start + record_events, len(stream))
@@ -54,11 +62,14 @@ def model_errors(spec: ModelSpec, stream: Stream, record_events: int = 1) -> np.
     return predictions.astype(np.float64) - stream.values
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(nogil=False)
 def _sequential_sgd(
     users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, numbers: Any, errors: Any
 ) -> None:
-    """users, items: float64[rows, 1 + k], bias first; numbers: rates, L2 (factors, biases), largest error."""
+    """Learns in place. `users` and `items` are float64[rows, 1 + k] with the bias first.
+
+    `numbers` holds the learning rates, the L2 of factors and biases, and the maximum error.
+    """
     rate, bias_rate, l2, bias_l2, error_max = numbers
     users_seen, items_seen, total = 0, 0, 0.0
     for t in range(values.size):
@@ -81,7 +92,10 @@ def _sequential_sgd(
 
 
 def float64_errors(spec: ModelSpec, stream: Stream, error_max: float = np.inf) -> np.ndarray:
-    """The same (float64[n]) of the float64 loop. ValueError unless the spec is squared loss with SGD."""
+    """Prediction minus value of each event in the float64 loop, float64[n].
+
+    Raises ValueError for other specs.
+    """
     if spec.loss != Loss.SQUARED or spec.optimizer.kind != OptimizerKind.SGD:
         raise ValueError("spec: expected squared loss and SGD")
     model, optimizer = create_backend("cpu", spec), spec.optimizer
@@ -94,6 +108,6 @@ def float64_errors(spec: ModelSpec, stream: Stream, error_max: float = np.inf) -
 
 
 def _initial(table: Table) -> np.ndarray:
-    """float64[rows, 1 + k]: biases, then initial factors."""
+    """The biases and the initial factors, float64[rows, 1 + k]."""
     part = table.sections(table.allocated)
     return np.column_stack([part["bias"], part["factors"]]).astype(np.float64)

@@ -1,12 +1,13 @@
-"""How well the presets predict what comes next, in one pass, test-then-learn.
+"""Progressive quality of the presets in one pass (test-then-learn).
 
-ratings      RMSE on the half of MovieLens-1M that has times (a file of yours: it may not be shipped),
-             beside plain sequential SGD in float64, and with factors stored as float16 and bfloat16
-purchases    recall@10 on Online Retail (shipped), beside decayed most-popular; `clicks` on the same events
-micro-batch  the same presets at B = 1, 16, 256, 4096, all on records of 4,096 events that are predicted
-             before they are learned, so that what differs is the learning alone
+ratings      RMSE on the half of MovieLens-1M with times, contrasted with sequential SGD in float64,
+             and with float16 and bfloat16 factors; the file may not be redistributed
+purchases    recall@10 on Online Retail, contrasted with decayed most-popular; also preset `clicks`
+micro-batch  the same presets at B = 1, 16, 256, 4096, with records of 4,096 events that are
+             predicted before they are learned, so that only the learning differs
 
-The presets were chosen on the first part of each stream (`TUNED_PART`); "untouched" figures are of its rest.
+The presets were tuned on the first part of each stream (`TUNED_PART`). "Untouched" figures use the
+rest.
 """
 
 from __future__ import annotations
@@ -37,34 +38,39 @@ _FIGURE_OF_PRESET = {
     "clicks_sgd": "recall10_retail_clicks",
 }
 _LABELS = {
-    "progressive_rmse_ml1m": "ratings, RMSE, one event a record",
+    "progressive_rmse_ml1m": "ratings, RMSE, one event per record",
     "progressive_rmse_ml1m_float64": "  plain sequential SGD in float64",
-    "progressive_rmse_ratio": "  ratio (to reach: 0.999 to 1.001)",
-    "progressive_rmse_ratio_clipped": "  ratio to float64 with errors clipped as the spec does",
+    "progressive_rmse_ratio": "  ratio (goal: 0.999 to 1.001)",
+    "progressive_rmse_ratio_clipped": "  ratio to float64 with errors clipped by the spec",
     "progressive_rmse_ml1m_untouched": "  second half alone",
     "progressive_rmse_ml1m_float16": "  factors stored as float16",
     "progressive_rmse_ml1m_bfloat16": "  factors stored as bfloat16",
-    "rmse_ratio_float16_to_float32": "  ratio, float16 (to reach: 0.995 to 1.005)",
-    "rmse_ratio_bfloat16_to_float32": "  ratio, bfloat16 (to reach: 0.995 to 1.005)",
-    "progressive_recall10_retail": f"purchases, recall@10, {BATCH_EVENTS} events a record",
+    "rmse_ratio_float16_to_float32": "  ratio, float16 (goal: 0.995 to 1.005)",
+    "rmse_ratio_bfloat16_to_float32": "  ratio, bfloat16 (goal: 0.995 to 1.005)",
+    "progressive_recall10_retail": f"purchases, recall@10, {BATCH_EVENTS} events per record",
     "progressive_recall10_retail_popular": "  decayed most-popular",
-    "progressive_recall10_ratio": "  ratio (to reach: over 1)",
+    "progressive_recall10_ratio": "  ratio (goal: over 1)",
     "progressive_recall10_retail_popular_all_time": "  most-popular of all time",
-    "progressive_recall10_retail_own_first": "  own most bought first, then decayed most-popular",
+    "progressive_recall10_retail_own_first": "  own most frequent items first, then decayed most-popular",
     "progressive_recall10_retail_untouched": "  last 40 % alone",
     "progressive_recall10_retail_popular_untouched": "  last 40 % alone, decayed most-popular",
-    "progressive_recall10_retail_clicks": f"clicks, recall@10, {BATCH_EVENTS} events a record",
+    "progressive_recall10_retail_clicks": f"clicks, recall@10, {BATCH_EVENTS} events per record",
 } | {
-    f"progressive_{figure}_b{size}": f"{name}, B = {size}, {MICRO_BATCH_RECORD} events a record"
+    f"progressive_{figure}_b{size}": f"{name}, B = {size}, {MICRO_BATCH_RECORD} events per record"
     for name, figure in _FIGURE_OF_PRESET.items()
     for size in MICRO_BATCHES
 }
 
 
 def measure(ratings: Path | None, purchases: Path | None = RETAIL_SHIPPED) -> dict[str, float | None]:
-    """Figures by name: RMSE in stars, recall as a share of all events; None where a file is missing.
+    """Figures by name: RMSE in stars, recall as a share of all events. It takes a minute in one
+    thread.
 
-    ratings: MovieLens-1M's ratings.csv.gz. purchases: Online Retail's events.csv.gz. A minute, one thread.
+    Args:
+        ratings: MovieLens-1M's ratings.csv.gz, or None.
+        purchases: Online Retail's events.csv.gz, or None.
+
+    Figures of a missing file are None.
     """
     figures: dict[str, float | None] = dict.fromkeys(_LABELS)
     with threadpool_limits(1):
@@ -76,7 +82,7 @@ def measure(ratings: Path | None, purchases: Path | None = RETAIL_SHIPPED) -> di
 
 
 def ratings_figures(stream: Stream) -> dict[str, float]:
-    """The figures of a stream of ratings."""
+    """The figures for a stream of ratings."""
     spec = preset("ratings_sgd")
     errors, plain = model_errors(spec, stream), rmse(float64_errors(spec, stream))
     clipped = rmse(float64_errors(spec, stream, spec.limits.error_max))
@@ -101,7 +107,7 @@ def ratings_figures(stream: Stream) -> dict[str, float]:
 
 
 def purchases_figures(stream: Stream) -> dict[str, float]:
-    """The figures of a stream of purchases."""
+    """The figures for a stream of purchases."""
     hits, popular = model_hits(preset("purchases_sgd"), stream), popular_hits(stream)
     figures = {
         "progressive_recall10_retail": hits.mean(),
@@ -125,14 +131,14 @@ def _untouched(events: np.ndarray, name: str) -> np.ndarray:
 
 
 def table(figures: dict[str, float | None]) -> str:
-    """The figures as lines for people."""
+    """The figures as lines of text."""
     width = max(map(len, _LABELS.values()))
     values = {name: "missing" if value is None else f"{value:.5f}" for name, value in figures.items()}
     return "\n".join(f"{label:{width}}  {values[name]}" for name, label in _LABELS.items())
 
 
 def ratings_path() -> Path | None:
-    """Where the environment says that MovieLens-1M's ratings are."""
+    """The path of MovieLens-1M's ratings from the environment, or None."""
     path = os.environ.get(RATINGS_VARIABLE)
     return Path(path) if path else None
 
@@ -144,7 +150,7 @@ def main() -> None:
     )
     parser.add_argument("--ratings", type=Path, help=f"MovieLens-1M's ratings.csv.gz (${RATINGS_VARIABLE})")
     parser.add_argument("--purchases", type=Path, default=RETAIL_SHIPPED, help="default: the shipped file")
-    parser.add_argument("--json", type=Path, help="write the figures there too, flat; null: data set missing")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file, flat; null: no data")
     parser.set_defaults(ratings=ratings_path())
     args = parser.parse_args()
     figures = measure(args.ratings, args.purchases)

@@ -1,1 +1,4 @@
-"""How well what livefactor learns ranks and predicts, beside full retrains: the judge of update rules."""
+"""Ranking and rating quality of livefactor, contrasted with full retrains.
+
+It decides between learning rules.
+"""

@@ -1,9 +1,11 @@
-"""The judge of update rules: `make quality`, or `python -m benchmarks.quality [--quick] [--output FILE]`.
+"""Measures quality: `make quality`, or `python -m benchmarks.quality [--quick] [--output FILE]`.
 
-A whole run takes over an hour, one thread; it writes benchmarks/results/quality.json (flat)
-and, from that file alone, docs/quality.md's figures and its pictures. A quick run (one of eight users, two
-settings of each grid, one seed) only shows that everything runs. ML1M_RATINGS: MovieLens-1M's ratings.csv.gz,
-which may not be shipped; without it its figures are missing.
+A full run takes over an hour in one thread. It writes benchmarks/results/quality.json (flat). The
+figures and the pictures of docs/quality.md are written from that file alone. A quick run (one user
+in eight, two settings per grid, one seed) only shows that everything runs.
+
+The environment variable ML1M_RATINGS is the path of MovieLens-1M's ratings.csv.gz, which may not be
+redistributed. Without it its figures are missing.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
 
 
 def print_grids(console: Console, extent: Extent) -> None:
-    """How many settings each method is tuned over, and which."""
+    """Prints the number of settings in the grid of each method, and the settings."""
     grids = {method.label: method.grid for method in methods.METHODS.values()}
     grids |= {
         f"{method.label}, shuffled": method.shuffled for method in methods.METHODS.values() if method.shuffled
@@ -45,7 +47,10 @@ def print_grids(console: Console, extent: Extent) -> None:
 
 
 def measure(ratings: Path | None, extent: Extent, console: Console, only: str = "") -> Figures:
-    """All figures by name; of the parts that `only` is found in, with the date of each."""
+    """Measures all parts, or those that match `only`.
+
+    Returns the figures by name, and the date of each part.
+    """
     figures: Figures = {}
     parts = [part for part in suite.all_parts(ratings, extent) if re.search(only, part.name)]
     columns = TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -66,15 +71,15 @@ def measure(ratings: Path | None, extent: Extent, console: Console, only: str = 
 def main() -> None:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("benchmarks.quality", description=__doc__, formatter_class=style)
-    parser.add_argument("--quick", action="store_true", help="two minutes, figures that mean nothing")
+    parser.add_argument("--quick", action="store_true", help="two minutes: figures without meaning")
     parser.add_argument(
-        "--pages", action="store_true", help="only write page and pictures again, from the results"
+        "--pages", action="store_true", help="write only the page and the pictures, from the results"
     )
     parser.add_argument(
         "--only",
-        help="measure only the parts whose names this regular expression is found in, keep the other figures",
+        help="measure only the parts that match this regular expression, and keep the other figures",
     )
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/quality.json, if all is run")
+    parser.add_argument("--output", type=Path, help="default of a full run: benchmarks/results/quality.json")
     arguments = parser.parse_args()
     console = Console()
     if not arguments.pages:

@@ -1,8 +1,10 @@
-"""An adaptive learning rate beside five fixed ones, on three streams: the preset's rates times 1/4, 1/2, 1, 2 and 4.
+"""Contrasts an adaptive learning rate with five fixed ones on three streams.
 
-Each record of 64 events is predicted as a whole, then learned. Losses: RMSE of ratings; of purchases the log loss of the
-event and of as many items drawn anew as the preset draws, a share of what was published. The window is picked on the first
-fifth of a stream, losses are of the rest. The adaptive rate begins at the preset's.
+The fixed rates are 1/4, 1/2, 1, 2 and 4 times the preset's. The adaptive rate starts at the
+preset's. Each record of 64 events is predicted as a whole, then learned. The loss of ratings is the
+RMSE. The loss of purchases is the log loss of the event and of newly sampled items, as many as the
+preset samples, as a share of what was published. The window is tuned on the first fifth of a
+stream, and losses use the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from livefactor_kernels.spec.model import LANES, AdaptiveRate, Loss, ModelSpec
 from livefactor_kernels.spec.presets import preset
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""The fixed ones, as multiples of the preset's."""
+"""The fixed rates, as multiples of the preset's."""
 WINDOWS = grid(window=(1024, 2048, 4096))
 PRESETS = {"ml1m": "ratings_sgd", "retail": "clicks_sgd", "drift": "ratings_sgd"}
 TUNED_PART = 0.2
@@ -34,8 +36,11 @@ DRIFT_EVENTS = 400_000
 
 
 def drifting(seed: int, events: int = DRIFT_EVENTS) -> Stream:
-    """Ratings of 2,000 users and 500 items with eight factors and noise of 0.5. Tastes stand still for an eighth of the
-    stream, drift in the next, and so on: then every 500 events a factor of users is 0.98 times itself and new noise."""
+    """Synthetic ratings of 2,000 users and 500 items, with eight factors and noise of 0.5.
+
+    The stream alternates between eighths without and with drift. During drift, the users' factors
+    become 0.98 times themselves plus new noise every 500 events.
+    """
     random, k = np.random.default_rng(seed), 8
     x, y = random.normal(size=(2000, k)) / np.sqrt(k), random.normal(size=(500, k))
     user_bias, item_bias = random.normal(size=2000) * 0.3, random.normal(size=500) * 0.4
@@ -51,24 +56,28 @@ def drifting(seed: int, events: int = DRIFT_EVENTS) -> Stream:
 
 
 class Run(NamedTuple):
-    """A stream as it was predicted. losses: float64[n], squared errors or log losses; rate: the last multiple."""
+    """The predictions for a stream.
+
+    `losses` are squared errors or log losses, float64[n]; `rate` is the last multiple.
+    """
 
     losses: np.ndarray
     rate: float
 
     def loss(self, loss: Loss, start: int = 0) -> float:
-        """Of the events from `start` on: RMSE or mean log loss."""
+        """The RMSE or the mean log loss of the events from `start` on."""
         mean = float(self.losses[start:].mean())
         return mean**0.5 if loss == Loss.SQUARED else mean
 
 
 def run(spec: ModelSpec, stream: Stream) -> Run:
-    """Predict every record, then learn it."""
+    """Predicts each record, then learns it."""
     model, random = CpuModel(spec), np.random.default_rng(spec.seed)
     tables = Rows.of(model.users), Rows.of(model.items)
     users, items = model.users.allocate(stream.user_keys), model.items.allocate(stream.item_keys)
     counts = [(np.maximum.accumulate(rows) + 1).tolist() for rows in (users, items)]
-    zeros = model.users.allocated, model.items.allocated  # the first rows that nobody ever gets
+    # These rows are never assigned, so they stay zero.
+    zeros = model.users.allocated, model.items.allocated
     losses, blocks = np.empty(len(stream)), np.uint64(spec.k_padded // LANES)
 
     def scores(user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
@@ -102,7 +111,7 @@ def _spec(name: str, seed: int, rate: float = 1.0, window: int = 0) -> ModelSpec
 
 
 def parts(streams: Mapping[str, Stream], extent: Extent) -> Iterator[Part]:
-    """One of each stream: those given, by set, and the drifting one."""
+    """One part per stream: the given streams by name, and the drifting one."""
     for name in PRESETS:
         if name in streams or name == "drift":
             given = streams.get(name)

@@ -1,9 +1,11 @@
-"""Opponents that factorise again and again: iALS, our own and implicit's.
+"""Opponents that factorise the whole matrix repeatedly: iALS, in our implementation and in
+implicit's.
 
-Ours: Hu, Koren, Volinsky (ICDM 2008) in the form of Rendle et al. (RecSys 2022). It minimises, S being the
-events, sum_S (x_u·y_i - 1)^2 + a0 sum_all (x_u·y_i)^2 + l2 (sum_u f_u |x_u|^2 + sum_i f_i |y_i|^2), a0 the weight
-of what is unobserved, f_u = (events of u + a0 items)^nu, f_i alike: nu 1 scales by frequency, 0 is plain L2.
-Each row is solved exactly, users, then items, `epochs` times over.
+Ours is the algorithm of Hu, Koren, Volinsky (ICDM 2008) in the form of Rendle et al. (RecSys 2022).
+With the events S, it minimises sum_S (x_u·y_i - 1)^2 + a0 sum_all (x_u·y_i)^2 + l2 (sum_u f_u
+|x_u|^2 + sum_i f_i |y_i|^2). Here a0 is the weight of unobserved pairs, and f_u = (events of u + a0
+items)^nu; f_i is similar. nu = 1 scales by frequency, and nu = 0 is plain L2. Each row is solved
+exactly, first the users, then the items, for `epochs` epochs.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ SOLVED_AT_ONCE = 256
 
 
 class Als:
-    """users float32[users, k], items float32[items, k]; learns with `epoch`."""
+    """iALS. `users` are float32[users, k], `items` are float32[items, k]; `epoch` learns."""
 
     def __init__(
         self, events: Events, k: int, unobserved: float, l2: float, nu: float = 1.0, seed: int = 0
@@ -37,7 +39,7 @@ class Als:
         self._of_items = _grouped(events.items, events.users, events.item_count)
 
     def epoch(self) -> None:
-        """Solve every user for the items, then every item for the users."""
+        """Solves all users' rows given the items, then all items' rows given the users."""
         self._solve(self.users, self.items, *self._of_users)
         self._solve(self.items, self.users, *self._of_items)
 
@@ -58,18 +60,18 @@ class Als:
             rows[start:stop] = np.linalg.solve(left, right[..., None])[..., 0]
 
     def scores(self, users: np.ndarray) -> np.ndarray:
-        """float32[n, items]."""
+        """The scores of all items for users [n], float[n, items]."""
         return self.users[users] @ self.items.T
 
 
 def _grouped(rows: np.ndarray, others: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(others by row, offsets int64[count + 1])."""
+    """Groups `others` by row. Returns them and the offsets of the groups, int64[count + 1]."""
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))])
     return others[np.argsort(rows, kind="stable")], offsets
 
 
 def ials(events: Events, epochs: int, seed: int, **settings: float) -> Scores:
-    """Our own, learned."""
+    """Our iALS, fitted to the events."""
     model = Als(events, **settings, seed=seed)  # type: ignore[arg-type]
     for _ in range(epochs):
         model.epoch()
@@ -77,7 +79,10 @@ def ials(events: Events, epochs: int, seed: int, **settings: float) -> Scores:
 
 
 def implicit_ials(events: Events, epochs: int, seed: int, k: int, alpha: float, l2: float) -> Scores:
-    """implicit's, one thread. alpha: the confidence of an event, over 1 of others."""
+    """implicit's iALS, fitted in one thread.
+
+    `alpha` is the confidence of an event above that of other pairs.
+    """
     model = AlternatingLeastSquares(
         factors=k, alpha=alpha, regularization=l2, iterations=epochs, num_threads=1, random_state=seed
     )

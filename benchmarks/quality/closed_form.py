@@ -1,4 +1,7 @@
-"""Opponents without gradients: most-popular, item-kNN with exact counts, EASE. All see each pair once."""
+"""Opponents without gradients: most-popular, item-kNN with exact counts, and EASE.
+
+All see each pair once.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,34 @@ from benchmarks.quality.metrics import Scores
 
 
 def popular(events: Events, half_life: float = np.inf) -> Scores:
-    """One list for everybody: items by their events; an event counts half after `half_life` more."""
+    """One list for all users, ordered by the number of events.
+
+    The weight of an event halves every `half_life` events.
+    """
     ages = np.arange(len(events) - 1, -1, -1)
     counts = np.bincount(events.items, 0.5 ** (ages / half_life), events.item_count)
     return lambda users: np.broadcast_to(counts, (users.size, counts.size))
 
 
 def counted_together(matrix: np.ndarray) -> np.ndarray:
-    """float32[items, items] of float32[users, items]: users who have both; on the diagonal, who have the one."""
+    """Co-occurrence counts, float32[items, items], of a matrix float32[users, items].
+
+    An entry is the number of users with both items. On the diagonal it is the number of users with
+    the item.
+    """
     return matrix.T @ matrix
 
 
 def similarity(counts: np.ndarray, kind: str, shrinkage: float, neighbours: int) -> np.ndarray:
-    """float32[items, items]: row j, how much having j says for each item; 0 for itself.
+    """Item similarities, float32[items, items]. Row j says how much item j recommends each item; it
+    is 0 for j itself.
 
-    counts: `counted_together`. cosine: n_ij / (sqrt(n_i n_j) + shrinkage). conditional: the share of those who
-    have j that have i too, n_ij / (n_j + shrinkage). Only a row's `neighbours` largest stay (0: all).
+    Args:
+        counts: the result of `counted_together`.
+        kind: "cosine" is n_ij / (sqrt(n_i n_j) + shrinkage). "conditional" is n_ij / (n_j +
+            shrinkage), the share of the users of j who also have i.
+        shrinkage: see `kind`.
+        neighbours: number of largest entries per row to keep; 0 keeps all.
     """
     alone = np.diag(counts).astype(np.float32)
     if kind == "cosine":
@@ -42,15 +57,19 @@ def similarity(counts: np.ndarray, kind: str, shrinkage: float, neighbours: int)
 
 
 def item_knn(matrix: np.ndarray, counts: np.ndarray, kind: str, shrinkage: float, neighbours: int) -> Scores:
-    """Sums the similarities to what a user has had. matrix float32[users, items], counts of its."""
+    """Sums the similarities to the items of a user.
+
+    `matrix` is float32[users, items], `counts` its co-occurrences.
+    """
     similar = similarity(counts, kind, shrinkage, neighbours)
     return lambda users: matrix[users] @ similar
 
 
 def ease_weights(counts: np.ndarray, l2: float) -> np.ndarray:
-    """float32[items, items] of Steck's EASE (WWW 2019): least squares from all other items, zero diagonal.
+    """The item weights of EASE, float32[items, items] (Steck, WWW 2019).
 
-    B = I - P / diag(P) by columns, P = (X'X + l2 I)^-1, X'X = `counted_together`.
+    EASE is least squares from all other items, with a zero diagonal: B = I - P / diag(P) by
+    columns, with P = (X'X + l2 I)^-1 and X'X = `counted_together`.
     """
     regularised = counts.astype(np.float64)
     regularised[np.diag_indices_from(regularised)] += l2
@@ -61,11 +80,14 @@ def ease_weights(counts: np.ndarray, l2: float) -> np.ndarray:
 
 
 def recency(events: Events, half_life: float) -> np.ndarray:
-    """float[n]: an event counts half after `half_life` later ones of its user."""
+    """Weights of the events, float[n].
+
+    The weight halves with every `half_life` later events of the same user.
+    """
     place, count = places(events, by_user=True)
     return 0.5 ** ((count - 1 - place) / half_life)
 
 
 def linear(history: np.ndarray, weights: np.ndarray) -> Scores:
-    """Scores of a history float32[users, items] (all ones, or by `recency`) through item weights."""
+    """Scores of a history float32[users, items] (all ones, or by `recency`) with item weights."""
     return lambda users: history[users] @ weights

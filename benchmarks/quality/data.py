@@ -1,14 +1,17 @@
-"""Events, and how they are divided: what is learned, what is held back, what settings are picked on.
+"""Events, and how they are divided into learned, held-out and tuning parts.
 
-Two sets. Online Retail: the first purchase of each item by each customer, 266,802 events; buying the same again
-is no event here, since every list leaves out what its user has had. MovieLens-1M, timed half: the 487,650
-ratings that have a time (users 1 to 2,999; the others' are unknown), each one positive, whatever its stars.
+There are two sets. Online Retail has the first purchase of each item by each customer, 266,802
+events. Repeats are not events, since every list leaves out the items that its user has.
+MovieLens-1M, timed half, has the 487,650 ratings with a known time (users 1 to 2,999). Each rating
+is positive, regardless of its stars.
 
-Two divisions, both by place in an order, `cut`. Online Retail: the last 20 % of all events are held back.
-MovieLens: the last 20 % of each user's (nearly all of its users rate within one day and never come back:
-a cut through all events leaves few users on both sides). What is left is learned in the order of time.
+There are two divisions, both by position in an order (`cut`). For Online Retail, the last 20 % of
+all events are held out. For MovieLens, the last 20 % of each user's events are held out, since
+nearly all of its users rate within one day and never return: a cut through all events would leave
+few users on both sides. The other events are learned in time order.
 
-Settings are picked on an earlier cut of the same order: learned from its first 64 %, judged on the next 16 %.
+Settings are tuned on an earlier cut of the same order: the first 64 % are learned, and the next 16
+% are judged.
 """
 
 from __future__ import annotations
@@ -21,15 +24,19 @@ from benchmarks.progressive.data import Stream
 
 VALIDATED_FROM, HELD_BACK_FROM = 0.64, 0.80
 HOLD_OUT_DRAW = 20_11
-"""Seed of the one random order of `shuffled`."""
+"""Seed of the random order of `shuffled`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Events in the order in which they are learned: users, items int32[n], small numbers; values float32[n]; times
-    int64[n], microseconds, or None where the order is not time's.
+    """n events in the order of learning.
 
-    user_count, item_count: of the whole set, so that all parts of a set number alike.
+    Attributes:
+        users, items: small numbers, int32[n].
+        values: float32[n].
+        times: int64[n], microseconds; None if the order is not the time order.
+        user_count, item_count: numbers of the whole set, so that all its parts use the same
+            numbers.
     """
 
     users: np.ndarray
@@ -43,17 +50,19 @@ class Events:
         return self.users.size
 
     def take(self, chosen: np.ndarray | slice) -> Events:
-        """The events that `chosen` (places or a mask) names, in its order."""
+        """The events that `chosen` (positions or a mask) selects, in its order."""
         columns = self.users[chosen], self.items[chosen], self.values[chosen]
         times = None if self.times is None else self.times[chosen]
         return Events(*columns, self.user_count, self.item_count, times)
 
     def untimed(self) -> Events:
-        """The same events in the same order, their times unknown."""
+        """The same events in the same order, without times."""
         return replace(self, times=None)
 
     def matrix(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """float32[users, items]: 1, or the last one of the weights (float[n]), where there is an event."""
+        """The matrix float32[users, items]: 1, or the last weight (float[n]), where there is an
+        event, else 0.
+        """
         dense = np.zeros((self.user_count, self.item_count), np.float32)
         dense[self.users, self.items] = 1.0 if weights is None else weights
         return dense
@@ -61,7 +70,7 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """What is learned, and what the result is judged on."""
+    """The events to learn, and the events to judge."""
 
     learned: Events
     judged: Events
@@ -69,14 +78,20 @@ class Division:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A set in an order: `tuning` picks the settings, `final` gives the figures; judged parts are disjoint."""
+    """A set in an order.
+
+    `tuning` selects the settings, and `final` gives the figures. Their judged parts are disjoint.
+    """
 
     tuning: Division
     final: Division
 
 
 def numbered(stream: Stream, once: bool) -> Events:
-    """A stream with keys as small numbers, in the order of the keys. once: only a pair's first event stays."""
+    """A stream with its keys replaced by small numbers in key order.
+
+    With `once`, only the first event of a pair stays.
+    """
     user_keys, users = np.unique(stream.user_keys, return_inverse=True)
     item_keys, items = np.unique(stream.item_keys, return_inverse=True)
     events = Events(
@@ -90,7 +105,9 @@ def numbered(stream: Stream, once: bool) -> Events:
 
 
 def places(events: Events, by_user: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(place of each event, events among which it has that place), int64[n] each: of all, or of its user's."""
+    """The position of each event and the number of events that it is counted in, int64[n] each: of
+    all, or of its user.
+    """
     if not by_user:
         return np.arange(len(events)), np.full(len(events), len(events))
     counts = np.bincount(events.users, minlength=events.user_count)
@@ -101,9 +118,10 @@ def places(events: Events, by_user: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut(events: Events, by_user: bool, start: float, stop: float) -> Division:
-    """The events before the share `start` to be learned, those from it and before `stop` to be judged on.
+    """Divides the events: those before the share `start` are learned, those in [start, stop) are
+    judged.
 
-    Shares of the order given, rounded down to events; by_user: of each user's events on their own.
+    Shares are rounded down to events. With `by_user`, each user's events are divided separately.
     """
     place, count = places(events, by_user)
     first, last = np.floor(count * start), np.floor(count * stop)
@@ -111,14 +129,17 @@ def cut(events: Events, by_user: bool, start: float, stop: float) -> Division:
 
 
 def in_time(events: Events, by_user: bool) -> Judgement:
-    """The set as it came."""
+    """The set in its own order."""
     tuning, final = ((VALIDATED_FROM, HELD_BACK_FROM), (HELD_BACK_FROM, 1.0))
     return Judgement(cut(events, by_user, *tuning), cut(events, by_user, *final))
 
 
 def shuffled(events: Events, by_user: bool) -> Judgement:
-    """The set in one random order. Seeds permute what is learned (`reordered`), never what is held back: so no
-    held-back event of one seed helps to pick the settings of another."""
+    """The set in one random order.
+
+    Seeds permute the learned events (`reordered`) and never the held-out ones. So no held-out event
+    of one seed helps to tune the settings of another.
+    """
     order = np.random.default_rng(HOLD_OUT_DRAW).permutation(len(events))
     return in_time(events.take(order).untimed(), by_user)
 

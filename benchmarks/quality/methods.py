@@ -1,4 +1,4 @@
-"""What is compared: every method with the settings it is tuned over, and how it learns from events."""
+"""The methods: how each learns from events, and the grid of settings that it is tuned on."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from benchmarks.quality.search import grid
 from benchmarks.quality.streamed import FAST_RECORD_EVENTS, RECORD_EVENTS, one_pass, settled
 
 EPOCHS = 10
-"""Of our batch iALS. More change the fourth digit."""
+"""Epochs of our iALS. More epochs change only the fourth digit."""
 IMPLICIT_EPOCHS = 15
-"""implicit's default."""
+"""Epochs of implicit's iALS, its default."""
 
-# The preset's learning rates, times the rate.
+# `rate` multiplies the learning rates of the preset.
 CLICKS_GRID = grid(rate=(0.5, 1, 2), l2=(0.001, 0.01), k=(32, 64), negatives=(8, 16))
 PURCHASES_GRID = grid(rate=(1, 2), l2=(0.001, 0.01, 0.03), k=(32, 64), negatives=(16, 32))
 SOLVE_GRID = grid(unobserved=(0.3, 1), l2=(0.001, 0.003, 0.01), half_life=(0, 1.5), items=(512, 4096))
-# Nothing is recent here, and there is no hurry: rows are wider and solved more often.
+# In shuffled order nothing is recent, and time does not matter: rows are wider and solved more
+# often.
 SOLVE_SHUFFLED_GRID = grid(
     unobserved=(0.2, 0.3),
     l2=(0.004, 0.006, 0.01),
@@ -33,7 +34,7 @@ SOLVE_SHUFFLED_GRID = grid(
 )
 SOFTMAX_GRID = grid(rate=(1, 2, 3), l2=(0.001, 0.03), group_events=(4, 8), proposal=("uniform", "popularity"))
 SOFTMAX_FAST_GRID = grid(rate=(1, 2, 3, 4), l2=(0.001, 0.03, 0.1), group_events=(8, 16))
-# As wide as ours at their widest. implicit's always did best so.
+# k is as large as the largest k of livefactor. implicit always ranked best with its largest k.
 IALS_GRID = grid(k=(64, 128), unobserved=(0.1, 0.3, 1, 3), l2=(0.001, 0.003, 0.01, 0.02))
 IMPLICIT_GRID = grid(k=(128,), alpha=(0.7, 1.3, 2, 4, 8, 16), l2=(10, 20, 30, 60))
 KNN_GRID = grid(kind=("cosine", "conditional"), shrinkage=(0, 5, 20, 100), neighbours=(0, 50, 200))
@@ -45,7 +46,7 @@ POPULAR_GRID = grid(
 
 
 class Parts:
-    """Events, and what several settings of a method share, computed when first asked for."""
+    """Events, and data that several settings of a method share, computed at first use."""
 
     def __init__(self, events: Events) -> None:
         self.events = events
@@ -55,20 +56,20 @@ class Parts:
 
     @property
     def matrix(self) -> np.ndarray:
-        """float32[users, items]: 1 where there is an event."""
+        """float32[users, items]: 1 where there is an event, else 0."""
         if self._matrix is None:
             self._matrix = self.events.matrix()
         return self._matrix
 
     @property
     def counts(self) -> np.ndarray:
-        """float32[items, items]: users who have both."""
+        """Co-occurrence counts, float32[items, items]."""
         if self._counts is None:
             self._counts = closed_form.counted_together(self.matrix)
         return self._counts
 
     def ease(self, l2: float) -> np.ndarray:
-        """EASE's weights; the last ones are kept, so grids vary l2 last."""
+        """The weights of EASE. Only the last ones are cached, so grids vary l2 last."""
         if self._ease is None or self._ease[0] != l2:
             self._ease = l2, closed_form.ease_weights(self.counts, l2)
         return self._ease[1]
@@ -80,11 +81,17 @@ def _ease_recent(parts: Parts, seed: int, l2: float, half_life: float) -> Scores
 
 
 class Method(NamedTuple):
-    """learn: (parts, seed, settings) to what ranks.
+    """A method.
 
-    grid: one empty setting if there is nothing to tune. random: whether seeds matter. recent: whether it looks at
-    the order of time, so that a shuffled order is not for it. ours: streamed, one pass. shuffled: the grid in shuffled order,
-    if it is another one.
+    Attributes:
+        label: its name for people.
+        learn: returns the scores for (parts, seed, settings).
+        grid: the settings to tune; one empty setting if there is nothing to tune.
+        random: whether seeds matter.
+        recent: whether it uses the time order. It is not run in shuffled order.
+        ours: whether it is livefactor in one pass.
+        is_installed: whether its library is installed.
+        shuffled: the grid in shuffled order, if it differs.
     """
 
     label: str

@@ -1,10 +1,10 @@
-"""What a ranking is worth: NDCG@10, recall@10, recall@20, hit rate@10.
+"""Ranking metrics: NDCG@10, recall@10, recall@20 and hit rate@10, as means over users.
 
-Lists hold the best items that have an event in the learned part, less those that their user has one for, by
-score descending, then item number ascending. Users: those with an event in the learned part and one in the
-judged part whose item they had not had. Relevant: such items of the judged part, also ones that nobody has had
-(no list can name them). NDCG: gains of 1, discount 1 / log2(rank + 1), over that of the best list possible.
-Recall: over the number of relevant items. Means over users.
+Lists contain items with an event in the learned part, without those that the user has there, by
+descending score, then ascending item number. Users count if they have an event in the learned part
+and one in the judged part with a new item. Such items are relevant, even if no other user has had
+them, so that no list can contain them. NDCG has gains of 1 and the discount 1 / log2(rank + 1), and
+is divided by that of the best possible list. Recall is divided by the number of relevant items.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from benchmarks.quality.data import Division
+from livefactor_kernels.numbers.compiled import compiled
 
 TOP = 20
 NAMES = ("ndcg10", "recall10", "recall20", "hit10")
 PRIMARY = "ndcg10"
 
 Scores = Callable[[np.ndarray], np.ndarray]
-"""What was learned: users int32[n] to the scores of all items, float[n, items]."""
+"""A learned ranking: maps users int32[n] to the scores of all items, float[n, items]."""
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def top_lists(scores: Any, left_out: Any, top: int) -> Any:
-    """int32[users, top]: the best items, score descending, then number ascending; -1 where there are fewer.
+    """The top-k lists, int32[users, top], by descending score, then ascending number; missing
+    entries are -1.
 
-    scores float[users, items]; left_out bool[users, items]: never listed.
+    `scores` are float[users, items]. Items with `left_out`, bool[users, items], are never listed.
     """
     lists = np.full((scores.shape[0], top), -1, np.int32)
     best = np.empty(top, scores.dtype)
@@ -51,7 +52,10 @@ def top_lists(scores: Any, left_out: Any, top: int) -> Any:
 
 
 def ranking(lists: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
-    """The figures of lists int[users, TOP] (-1: no item) for bool[users, items]; every user has a relevant one."""
+    """The metrics of lists int[users, TOP] (-1: no item).
+
+    `relevant` is bool[users, items]; each user has such an item.
+    """
     hits = np.take_along_axis(relevant, np.maximum(lists, 0), axis=1) & (lists >= 0)
     wanted = relevant.sum(axis=1)
     discounts = 1.0 / np.log2(np.arange(2, 12))
@@ -65,7 +69,10 @@ def ranking(lists: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
 
 
 class Judge:
-    """Who is asked for and what counts for a division; `figures` judges what was learned from it."""
+    """The users and the relevant items of a division.
+
+    `figures` computes the metrics of a learned ranking.
+    """
 
     def __init__(self, division: Division) -> None:
         had = division.learned.matrix() > 0
@@ -75,7 +82,7 @@ class Judge:
         self.left_out = had[self.users] | ~had.any(axis=0)
 
     def figures(self, scores: Scores) -> dict[str, float]:
-        """The figures by name. ValueError if a score is not finite: such a ranking means nothing."""
+        """The metrics by name. Raises ValueError if a score is not finite."""
         asked = scores(self.users)
         if not np.isfinite(asked).all():
             raise ValueError("scores: expected finite ones")

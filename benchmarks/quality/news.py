@@ -1,12 +1,14 @@
-"""A stream of news made by rule, since none may be shipped: items come all the time and are read for hours.
+"""A synthetic stream of news, since no real one may be redistributed. Items appear constantly and
+are read for hours.
 
-2,000 readers, each with a taste for each of 24 topics; 20 items an hour for 200 hours, each of one topic and of a
-quality of its own; 500 reads an hour. Who reads is drawn by a power law; what is read in proportion to
+There are 2,000 readers with a taste for each of 24 topics. Each of 200 hours has 20 new items and
+500 reads. An item has one topic and a quality. The reader of an event is drawn from a power law.
+The item is drawn in proportion to
 
     exp(taste + quality) * 0.5 ** (age / 6 hours)
 
-of the items that came out within the last 48 hours; a story that goes on may be read again. Tastes are normal with deviation
-1.5, qualities with 1. A reader's reads within an hour are one visit.
+from the items of the last 48 hours. An item can be read again. Tastes are normal with standard
+deviation 1.5, qualities with 1. The reads of a reader within an hour form one visit.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ SEED = 1969
 
 
 def news_stream() -> Stream:
-    """100,000 reads in the order of time, always the same ones; keys are numbers of readers and items."""
+    """The 100,000 reads in time order, always the same.
+
+    Keys are the numbers of readers and items.
+    """
     rng = np.random.default_rng(SEED)
     taste = rng.normal(0.0, TASTE, (READERS, TOPICS))
     topics = rng.integers(0, TOPICS, HOURS * ITEMS_AN_HOUR)
@@ -32,7 +37,8 @@ def news_stream() -> Stream:
         out = np.arange(max(0, hour + 1 - ALIVE_HOURS) * ITEMS_AN_HOUR, (hour + 1) * ITEMS_AN_HOUR)
         worth = quality[out] - (hour - out // ITEMS_AN_HOUR) / HALF_LIFE_HOURS * np.log(2.0)
         readers[hour] = rng.choice(READERS, READS_AN_HOUR, p=busy / busy.sum())
-        # The largest of logarithms with Gumbel noise is a draw in proportion (Yellott, J. Math. Psychol. 15, 1977).
+        # The maximum of log weights plus Gumbel noise is a draw in proportion to the weights
+        # (Yellott, J. Math. Psychol. 15, 1977).
         noise = rng.gumbel(size=(READS_AN_HOUR, out.size))
         items[hour] = out[np.argmax(taste[readers[hour]][:, topics[out]] + worth + noise, axis=1)]
     times = np.repeat(np.arange(1, HOURS + 1) * 3_600_000_000, READS_AN_HOUR)

@@ -1,4 +1,7 @@
-"""The pictures of docs/quality.md, drawn from the figures alone; the same figures give the same files."""
+"""Draws the pictures of docs/quality.md from the figures alone.
+
+The same figures give the same files.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ COLOURS = {
 
 
 def draw(figures: Figures, folder: Path) -> None:
-    """Write quality-speed.svg, quality-curve.svg and quality-next.svg. ImportError without Matplotlib."""
+    """Writes quality-speed.svg, quality-curve.svg and quality-next.svg.
+
+    Raises ImportError without Matplotlib.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in (("speed", _speed), ("curve", _curve), ("next", _next)):
         write_svg(folder / f"quality-{name}.svg", lambda picture=picture: picture(figures))
@@ -50,7 +56,7 @@ def _number(figures: Figures, name: str) -> float | None:
 
 
 def _speed(figures: Figures) -> Any:
-    """Quality against events learned in a CPU second."""
+    """Quality over learning speed."""
     figure, axes = grid(2, 2)
     for row, (name, words) in enumerate(SET_LABELS.items()):
         for column, (order, order_words) in enumerate(ORDER_LABELS.items()):
@@ -70,7 +76,7 @@ def _speed(figures: Figures) -> Any:
 
 
 def _curve(figures: Figures) -> Any:
-    """What is held back, asked again after each tenth of the stream."""
+    """Quality on the held-out events after each tenth of the stream."""
     figure, axes = grid(2, 2)
     shares = [point / POINTS for point in range(1, POINTS + 1)]
     for row, (name, words) in enumerate(SET_LABELS.items()):
@@ -89,7 +95,7 @@ def _curve(figures: Figures) -> Any:
 
 
 def _next(figures: Figures) -> Any:
-    """Test-then-learn, a tenth of the stream at a time."""
+    """Test-then-learn quality of each tenth of the stream."""
     figure, axes = grid(1, 2)
     windows, labelled = range(1, WINDOWS + 1), {}
     for axis, name in zip(axes[0], NEXT_GRIDS, strict=True):

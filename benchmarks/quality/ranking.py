@@ -1,4 +1,6 @@
-"""Every method on one set in one order: tuned on the earlier cut, learned, judged; and learning curves."""
+"""Tunes, learns and judges every method on one set in one order; also learning curves and
+micro-batch sizes.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,23 @@ Figure = float | str | None
 Figures = dict[str, Figure]
 
 POINTS = 10
-"""Of a learning curve."""
+"""Number of points of a learning curve."""
 CURVES = ("popular", "popular_decayed", "clicks_sgd", "purchases_sgd", "softmax", "clicks")
 MICRO_BATCHES = {"clicks_sgd": (16, 256), "purchases_sgd": (16, 256), "softmax": (1,), "clicks": (1,)}
-"""Sizes that are tried beside a method's own, which is 1, of `softmax` 512, of `clicks` 256."""
+"""Additional micro-batch sizes. A method's own size is 1, of `softmax` 512, of `clicks` 256."""
 
 
 class Extent(NamedTuple):
-    """How much is done. settings: tried of each grid, 0 for all. part: one of so many users stays."""
+    """How much to measure: settings per grid (0 for all), seeds, and the inverse of the share of
+    users.
+    """
 
     settings: int = 0
     seeds: int = 3
     part: int = 1
 
     def of(self, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The settings of a grid that are tried."""
+        """The settings of a grid that are measured."""
         return settings[: self.settings or None]
 
 
@@ -41,14 +45,16 @@ WHOLE, QUICK = Extent(), Extent(2, 1, 8)
 
 
 class Part(NamedTuple):
-    """Something measured in one go."""
+    """A part that is measured at once."""
 
     name: str
     run: Callable[[], Figures]
 
 
 def chosen(prefix: str, choice: Choice) -> Figures:
-    """What was picked, in words, out of how many, and its worth on the earlier cut."""
+    """Figures about the tuning: the best settings in words, the size of the grid, and the metric on
+    the earlier cut.
+    """
     return {
         f"{prefix}_settings": choice.words or "nothing to tune",
         f"{prefix}_grid_size": choice.size,
@@ -57,7 +63,7 @@ def chosen(prefix: str, choice: Choice) -> Figures:
 
 
 class Ranking:
-    """A set in an order. prefix: <set>_<order>, which all of its figures begin with."""
+    """A set in an order. All of its figures start with `prefix`, <set>_<order>."""
 
     def __init__(self, prefix: str, judgement: Judgement, is_shuffled: bool, extent: Extent) -> None:
         self._prefix, self._judgement, self._shuffled, self._extent = prefix, judgement, is_shuffled, extent
@@ -66,7 +72,7 @@ class Ranking:
         self._picked: dict[str, Choice] = {}
 
     def parts(self) -> Iterator[Part]:
-        """All there is to measure, to be run in this order."""
+        """All parts, to be run in this order."""
         yield Part(f"{self._prefix}_events", self._about)
         for key, method in METHODS.items():
             if not (method.recent and self._shuffled):
@@ -116,18 +122,21 @@ class Ranking:
         return figures | chosen(prefix, choice)
 
     def _micro_batches(self, key: str) -> Figures:
-        """NDCG@10 of the settings that were picked, with micro-batches of other sizes."""
+        """NDCG@10 of the tuned settings at other micro-batch sizes."""
         figures: Figures = {}
         for size in MICRO_BATCHES[key]:
             values = []
-            for seed in range(1 if size == 1 else self._extent.seeds):  # B = 1 takes a minute
+            # B = 1 takes a minute, so it gets one seed.
+            for seed in range(1 if size == 1 else self._extent.seeds):
                 spec = settled(key, seed=seed, micro_batch=size, **self._picked[key].settings)
                 values.append(self._final.figures(one_pass(spec, self._stream(seed)).scores)[PRIMARY])
             figures[f"{self._prefix}_{key}_b{size}_{PRIMARY}"] = float(np.mean(values))
         return figures
 
     def _curve(self, key: str) -> Figures:
-        """NDCG@10 and recall@10 on what is held back after each tenth of the stream, one seed."""
+        """NDCG@10 and recall@10 on the held-out events after each tenth of the stream, with one
+        seed.
+        """
         events = self._judgement.final.learned
         ends = [len(events) * point // POINTS for point in range(1, POINTS + 1)]
         figures: Figures = {}

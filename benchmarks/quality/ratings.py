@@ -1,8 +1,9 @@
-"""MovieLens-1M, timed half: how near to the stars that were given, RMSE, one pass beside many.
+"""RMSE on MovieLens-1M, timed half: one pass contrasted with many.
 
-The opponent is biased matrix factorisation by SGD over and over the same ratings, in a new random order each
-time, in float64: Koren, Bell, Volinsky (Computer 2009). How often is settled with the other settings, on the earlier
-cut: until the error there has not fallen for `PATIENCE` epochs. Predictions of both are taken as they come, unclipped.
+The opponent is biased matrix factorisation by SGD in float64, with a new random order in each epoch
+(Koren, Bell, Volinsky, Computer 2009). The number of epochs is tuned with the other settings on the
+earlier cut: it stops when the error has not fallen for `PATIENCE` epochs. Predictions of both are
+not clipped.
 """
 
 from __future__ import annotations
@@ -10,28 +11,31 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-from numba import njit
 
 from benchmarks.progressive.rmse import rmse
 from benchmarks.quality.data import Division, Events
 from benchmarks.quality.search import Settings
 from benchmarks.quality.streamed import one_pass, settled
+from livefactor_kernels.numbers.compiled import compiled
 
 EPOCHS_MAX, PATIENCE = 60, 3
 
 
 class Predicts(Protocol):
-    """What was learned."""
+    """A model that predicts ratings."""
 
     def predictions(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """float[n]: the values expected of users int[n] for items int[n]."""
+        """The predicted values of users int[n] for items int[n], float[n]."""
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _epoch(
     users: Any, items: Any, values: Any, order: Any, mean: Any, rate: Any, l2: Any, x: Any, y: Any
 ) -> None:
-    """One epoch; x, y: float64[rows, k + 1], biases in the last column."""
+    """One epoch of SGD in place.
+
+    `x` and `y` are float64[rows, k + 1] with the bias in the last column.
+    """
     k = x.shape[1] - 1
     for t in order:
         user, item = x[users[t]], y[items[t]]
@@ -47,7 +51,7 @@ def _epoch(
 
 
 class MultiPass:
-    """SGD over the same ratings; `epoch` learns all of them once, in a new order."""
+    """SGD with many epochs over the same ratings."""
 
     def __init__(self, events: Events, rate: float, l2: float, k: int, seed: int) -> None:
         self._events, self._rate, self._l2 = events, rate, l2
@@ -61,24 +65,24 @@ class MultiPass:
         return factors
 
     def epoch(self) -> None:
-        """Learn every rating once."""
+        """Learns every rating once, in a new order."""
         events, order = self._events, self._generator.permutation(len(self._events))
         columns = events.users, events.items, events.values.astype(np.float64), order
         _epoch(*columns, self._mean, self._rate, self._l2, self._users, self._items)
 
     def predictions(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """float64[n]; an item never rated counts with what it began with."""
+        """Predictions, float64[n]. An item without ratings has its initial row."""
         x, y = self._users[users], self._items[items]
         return self._mean + x[:, -1] + y[:, -1] + np.einsum("ij,ij->i", x[:, :-1], y[:, :-1])
 
 
 def error_of(model: Predicts, judged: Events) -> float:
-    """RMSE of a model's `predictions`."""
+    """RMSE of the model on the judged events."""
     return rmse(model.predictions(judged.users, judged.items) - judged.values.astype(np.float64))
 
 
 def best_epochs(division: Division, settings: Settings) -> tuple[float, int]:
-    """(least RMSE, epochs after which it is reached) on what is judged."""
+    """The lowest RMSE on the judged events, and the number of epochs that reaches it."""
     model = MultiPass(division.learned, **settings, seed=0)  # type: ignore[arg-type]
     errors: list[float] = []
     while len(errors) < EPOCHS_MAX and np.argmin(errors or [0.0]) >= len(errors) - PATIENCE:
@@ -89,7 +93,7 @@ def best_epochs(division: Division, settings: Settings) -> tuple[float, int]:
 
 
 def multi_pass(events: Events, epochs: int, seed: int, **settings: float) -> MultiPass:
-    """Learned."""
+    """The opponent, fitted to the events."""
     model = MultiPass(events, **settings, seed=seed)  # type: ignore[arg-type]
     for _ in range(epochs):
         model.epoch()
@@ -97,5 +101,5 @@ def multi_pass(events: Events, epochs: int, seed: int, **settings: float) -> Mul
 
 
 def streamed(events: Events, seed: int, key: str = "ratings_sgd", **settings: float) -> Predicts:
-    """Ours, the preset `key` with other settings, after one pass."""
+    """livefactor after one pass, with preset `key` and changed settings."""
     return one_pass(settled(key, **settings, seed=seed), events)

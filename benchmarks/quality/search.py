@@ -1,4 +1,4 @@
-"""Picking settings: a grid, every point of it judged on the earlier cut, the best one taken."""
+"""Grid search: every setting is judged on the earlier cut, and the best one is used."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Settings = Mapping[str, float | str]
 
 
 def grid(**axes: Iterable[float | str]) -> list[dict[str, float | str]]:
-    """Every combination of the axes' values."""
+    """All combinations of the values."""
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was picked, out of how many, and what it was worth on the earlier cut."""
+    """The best setting, the size of the grid, and the metric on the earlier cut."""
 
     settings: Settings
     size: int
@@ -24,7 +24,7 @@ class Choice:
 
     @property
     def words(self) -> str:
-        """The settings for people."""
+        """The settings as text."""
         return ", ".join(
             f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
             for name, value in self.settings.items()
@@ -32,7 +32,7 @@ class Choice:
 
 
 def pick(settings: list[dict[str, float | str]], worth: Callable[[Settings], float]) -> Choice:
-    """The settings of the highest worth, the first ones if several have it."""
+    """The setting with the highest worth; the first one of several."""
     values = [worth(each) for each in settings]
     best = max(range(len(values)), key=values.__getitem__)
     return Choice(settings[best], len(settings), values[best])

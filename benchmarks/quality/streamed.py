@@ -1,4 +1,4 @@
-"""Ours: what the CPU backend has learned after one pass over the events, each seen once, in their order."""
+"""livefactor on the CPU backend, after one pass over the events in their order."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import ITEMS, USERS
 
 RECORD_EVENTS = 512
-"""As in benchmarks.progressive.recall; negatives are drawn from the items known by the end of a record."""
+"""Events per record, as in benchmarks.progressive.recall.
+
+Negatives are sampled from the items known at the end of a record.
+"""
 FAST_RECORD_EVENTS = 8192
-"""Of a producer that wants throughput: a record that two threads share gains more than it costs to wake one."""
+"""Events per record for throughput.
+
+With so many, sharing a record between two threads saves more than it costs.
+"""
 
 
 def spec_of(
@@ -30,7 +36,7 @@ def spec_of(
     seed: int = 0,
     micro_batch: int = 1,
 ) -> ModelSpec:
-    """The preset with its settings changed. rate: a multiple of the preset's learning rates, both of them."""
+    """The preset with changed settings. `rate` multiplies both learning rates of the preset."""
     base = preset(name)
     optimizer = replace(
         base.optimizer,
@@ -43,7 +49,7 @@ def spec_of(
 
 
 def settled(key: str, **settings: Any) -> ModelSpec:
-    """The spec of one of our methods, by its key, with settings."""
+    """The spec of one of our methods, given its key, with changed settings."""
     if key in ("ratings", "news"):
         return preset(key, **settings)
     if key == "softmax":
@@ -63,14 +69,17 @@ def softmax_spec(
     micro_batch: int = 512,
     **changes: Any,
 ) -> ModelSpec:
-    """The preset `news` with rates for items that stay. rate: a multiple of 0.1 for factors and of 0.05 for biases."""
+    """The preset `news` for items that stay.
+
+    `rate` multiplies the learning rates 0.1 (factors) and 0.05 (biases).
+    """
     optimizer = replace(preset("news").optimizer, learning_rate=0.1 * rate, bias_learning_rate=0.05 * rate)
     negatives = Softmax(Proposal[proposal.upper()], min(group_events, micro_batch))
     return preset("news", optimizer=optimizer, l2=l2, micro_batch=micro_batch, softmax=negatives, **changes)
 
 
 def purchases_spec(repeat: float, bias_rate: float, seed: int = 0) -> ModelSpec:
-    """The preset `purchases` with its settings changed. repeat: of counts."""
+    """The preset `purchases` with changed settings. `repeat` is a field of the counts."""
     base = preset("purchases")
     optimizer = replace(base.optimizer, bias_learning_rate=bias_rate)
     return preset("purchases", counts=replace(base.counts, repeat=repeat), optimizer=optimizer, seed=seed)
@@ -88,7 +97,11 @@ def clicks_spec(
     seed: int = 0,
     micro_batch: int | None = None,
 ) -> ModelSpec:
-    """The preset `clicks` with its settings changed. half_life, items: of histories. weight, repeat: of counts."""
+    """The preset `clicks` with changed settings.
+
+    `half_life` and `items` are fields of the history; `weight` and `repeat` are fields of the
+    counts.
+    """
     base = preset("clicks")
 
     def other(part: Any, **changes: float | None) -> Any:
@@ -103,7 +116,7 @@ def clicks_spec(
 
 
 class Learner:
-    """A model and where its keys are; `learn` takes records one after the other."""
+    """A model that learns the events record by record."""
 
     def __init__(self, spec: ModelSpec, events: Events, record_events: int = RECORD_EVENTS) -> None:
         self.model: Backend = create_backend("cpu", spec)
@@ -111,7 +124,7 @@ class Learner:
         self._with_values = spec.loss == Loss.SQUARED
 
     def learn(self) -> Iterator[int]:
-        """Learn a record, give the number of events learned so far, and so on."""
+        """Learns one record at a time, and yields the number of events learned so far."""
         events, size = self._events, self._record_events
         for revision, start in enumerate(range(0, len(events), size), 1):
             part = slice(start, min(start + size, len(events)))
@@ -124,7 +137,7 @@ class Learner:
             yield part.stop
 
     def scores(self, users: np.ndarray) -> np.ndarray:
-        """float32[n, items]; a user or an item that was never seen is a row of zeros."""
+        """Scores float32[n, items]. An unknown user or item has a zero row."""
         persons, items = self._persons(users), np.arange(self._events.item_count, dtype=np.uint64)
         rows = self.model.items.find(items, self.model.published[ITEMS])
         factors, bias = self.model.gather(ITEMS, rows)
@@ -134,7 +147,7 @@ class Learner:
         return scores
 
     def predictions(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """float32[n]: the scores of users int[n] with items int[n]."""
+        """The scores of users int[n] with items int[n], float32[n]."""
         asked, place = np.unique(users, return_inverse=True)
         persons = self._persons(asked)
         rows = self.model.items.find(items.astype(np.uint64), self.model.published[ITEMS])
@@ -148,7 +161,7 @@ class Learner:
 
 
 def one_pass(spec: ModelSpec, events: Events, record_events: int = RECORD_EVENTS) -> Learner:
-    """A model that has learned all of the events."""
+    """A model that has learned all events."""
     learner = Learner(spec, events, record_events)
     for _ in learner.learn():
         pass

@@ -1,7 +1,8 @@
-"""Everything that is measured, part by part. Names of figures are flat: <set>_<order>_<method>_<what>.
+"""All parts of the quality benchmark. Names of figures are flat: <set>_<order>_<method>_<metric>.
 
-Sets: ml1m (the timed half), retail. Orders: time, shuffled. Beside those of `ranking.py`: retail_next_... and news_next_...,
-which are test-then-learn, ml1m_<order>_..._rmse, of ratings, and adaptive_<stream>_... of learning rates.
+The sets are ml1m (the timed half) and retail; the orders are time and shuffled. In addition to
+`ranking.py`, there are figures of test-then-learn (retail_next_... and news_next_...), of ratings
+(ml1m_<order>_..._rmse) and of learning rates (adaptive_<stream>_...).
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from benchmarks.quality.test_then_learn import knn_hits
 BY_USER = {"ml1m": True, "retail": False}
 ORDERS = {"time": in_time, "shuffled": shuffled}
 WINDOWS = 10
-"""Of test-then-learn: the stream in so many equal parts."""
+"""Number of equal parts of the stream in test-then-learn."""
 
 NEXT_TUNED_PART = TUNED_PART["retail"]
-"""Of every stream: settings are picked on it."""
+"""Share of every stream that settings are tuned on."""
 NEXT_KNN_GRID = grid(
     kind=("cosine", "conditional"), shrinkage=(20, 50, 100), half_life=(30, 60, 100), repeats=(2, 3, 4)
 )
@@ -67,14 +68,17 @@ MULTI_PASS_GRID = grid(rate=(0.005, 0.01, 0.02), l2=(0.02, 0.04, 0.06, 0.1), k=(
 
 
 def thinned(stream: Stream, part: int) -> Stream:
-    """The events of one of `part` users."""
+    """The events of one in `part` users."""
     kept = np.unique(stream.user_keys, return_inverse=True)[1] % part == 0
     times = None if stream.times is None else stream.times[kept]
     return Stream(stream.user_keys[kept], stream.item_keys[kept], stream.values[kept], times=times)
 
 
 def all_parts(ratings_file: Path | None, extent: Extent) -> Iterator[Part]:
-    """Everything there is to measure, to be run in order; without the ratings' file what needs none of it."""
+    """All parts, to be run in order.
+
+    Without the file of ratings, only those that do not need it.
+    """
     streams = {"retail": read_purchases()}
     if ratings_file is not None and ratings_file.exists():
         streams = {"ml1m": read_ratings(ratings_file)} | streams
@@ -165,7 +169,7 @@ def _next(
     prefix: str, stream: Stream, settings: list[dict[str, float | str]], seeds: int,
     hits_of: Callable[[Stream, Settings, int], np.ndarray],
 ) -> Figures:  # fmt: skip
-    """Recall@10 of the whole stream, of what follows the tuned part, and of each window."""
+    """Recall@10 of the whole stream, of the part after tuning, and of each window."""
     tuned = int(len(stream) * NEXT_TUNED_PART)
     choice = pick(settings, lambda each: float(hits_of(stream.head(tuned), each, 0).mean()))
     hits = np.mean([hits_of(stream, choice.settings, seed) for seed in range(seeds)], axis=0)

@@ -1,8 +1,9 @@
-"""Online Retail, test-then-learn: is an item in its customer's top 10 of what was learned before its batch?
+"""Test-then-learn on Online Retail: is an item in its customer's top-10 list before its batch?
 
-As benchmarks.progressive.recall asks: all 397,924 purchases, in batches of 512, each scored as a whole, then
-learned; repeats count, and lists leave nothing out. Beside ours and most-popular: item-kNN with exact counts,
-updated batch by batch. Settings are picked on the first 60 % of the stream; `later` figures are of the rest.
+The task is that of benchmarks.progressive.recall: all 397,924 purchases in batches of 512, each
+scored as a whole, then learned. Repeats count, and lists leave nothing out. livefactor is
+contrasted with most-popular and with item-kNN with exact counts, updated after each batch. Settings
+are tuned on the first 60 % of the stream; `later` figures use the rest.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from benchmarks.quality.data import Events
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_server.tuning.progressive import BATCH_EVENTS, batches
 
 TOP = 10
@@ -20,9 +21,13 @@ COSINE, CONDITIONAL = 0, 1
 KINDS = {"cosine": COSINE, "conditional": CONDITIONAL}
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _learn(users: Any, items: Any, first: int, last_seen: Any, bought: Any, sizes: Any, counts: Any) -> None:
-    """Count events; first: the number of the first one in the stream. counts[i, j]: customers of both."""
+    """Counts events.
+
+    `first` is the stream position of the first one. counts[i, j] is the number of customers with
+    both items.
+    """
     for t in range(users.size):
         user, item = users[t], items[t]
         if last_seen[user, item] < 0:
@@ -36,9 +41,12 @@ def _learn(users: Any, items: Any, first: int, last_seen: Any, bought: Any, size
         last_seen[user, item] = first + t
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _scores(history: Any, ages: Any, counts: Any, alone: Any, numbers: Any, out: Any) -> None:
-    """Write what a history's items say for each item. numbers: kind, shrinkage, half-life, worth of repeats."""
+    """Writes the scores of all items for a history.
+
+    `numbers` are kind, shrinkage, half-life and weight of repeats.
+    """
     kind, shrinkage, half_life, repeats = numbers
     roots = np.sqrt(alone)
     out[:] = 0.0
@@ -57,9 +65,11 @@ def _scores(history: Any, ages: Any, counts: Any, alone: Any, numbers: Any, out:
         out[mine] = own + weight * np.float32(repeats)
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _best(scores: Any, popularity: Any, top: int) -> Any:
-    """Items (int64, at most `top`) that somebody bought, by score, then by popularity, then number ascending."""
+    """Up to `top` items that were bought, int64, by score, then by popularity, then by ascending
+    number.
+    """
     best = np.empty(top, np.int64)
     size = 0
     for item in range(scores.size):
@@ -82,12 +92,15 @@ def _best(scores: Any, popularity: Any, top: int) -> Any:
     return best[:size]
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _batch(
     users: Any, items: Any, first: int, last_seen: Any, bought: Any, sizes: Any, counts: Any, events: Any,
     numbers: Any, hits: Any,
 ) -> None:  # fmt: skip
-    """Judge a batch by what was counted before it. events float32[items]: an item's so far."""
+    """Judges a batch with the counts before it.
+
+    `events` are the numbers of events per item, float32[items].
+    """
     alone = np.diag(counts).copy()
     scores = np.empty(alone.size, np.float32)
     order = np.argsort(users, kind="mergesort")
@@ -103,9 +116,9 @@ def _batch(
                 hits[first + place] = True
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _ages(last_seen: Any, history: Any) -> Any:
-    """Each item's place (float32) among the customer's, the one bought last being 0."""
+    """The position of each item among the customer's, float32. The last purchase has 0."""
     ages = np.empty(history.size, np.float32)
     for rank, place in enumerate(np.argsort(-last_seen[history])):
         ages[place] = rank
@@ -120,10 +133,17 @@ def knn_hits(
     repeats: float,
     batch_events: int = BATCH_EVENTS,
 ) -> np.ndarray:
-    """Whether each event is a hit (bool[n]) of item-kNN with exact counts of customers who bought both.
+    """Hits (bool[n]) of item-kNN with exact co-occurrence counts.
 
-    kind, shrinkage: as `closed_form.similarity`. An item of the history weighs half after `half_life` that the
-    customer bought later. repeats: how much an item says for itself. Nothing known: by events so far.
+    Args:
+        events: the events.
+        kind, shrinkage: see `closed_form.similarity`.
+        half_life: the weight of an item in the history halves with so many later items of the
+            customer.
+        repeats: how much an item recommends itself.
+        batch_events: events per batch.
+
+    An unknown customer gets the items with the most events.
     """
     last_seen = np.full((events.user_count, events.item_count), -1, np.int32)
     longest = int(np.bincount(np.unique(_pairs(events)) // events.item_count).max())

@@ -1,1 +1,1 @@
-"""Speed, measured beside opponents and limits."""
+"""Benchmarks of speed, contrasted with opponents and with limits of the machine."""

@@ -1,10 +1,10 @@
-"""What the disk takes, with and without the log around it; `python -m benchmarks.speed.disk [FOLDER]`.
+"""Disk throughput with and without the log: `python -m benchmarks.speed.disk [FOLDER]`.
 
-The same bytes three ways, taking turns: written by the log (packed, chained, O_DIRECT, fdatasync); raw into a
-file of zeros that were written before; raw into a file that was only reserved (`fallocate`). Sizes: groups of
-8 batches of 8,192 events of 20 bytes, one such batch alone, and one record that fits 4 KiB. Hashing payloads
-is timed apart, since the server does it beside the log's thread. A disk shared with others gives other
-figures each time: compare within one run.
+The same bytes are written in three ways, in turns: by the log (packed, chained, O_DIRECT,
+fdatasync), into a file of zeros, and into a file that is only reserved (`fallocate`). A group has 8
+batches of 8,192 events of 20 bytes, one such batch, or one record that fits into 4 KiB. Hashing of
+payloads is measured separately, since the server does it outside the log's thread. On a shared disk
+figures change between runs, so that only figures of one run are comparable.
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ from livefactor_server.log.store import SEGMENT_BYTES, Entry, Kind, Log
 EVENT_BYTES = 20
 BATCH = 8_192
 SHAPES = {"8x8k": (8, BATCH), "8k": (1, BATCH), "4k_bytes": (1, 180)}
-"""Name: (records in a group, events in a record)."""
+"""Records per group and events per record, by name."""
 ROUNDS = 3
 SECONDS = 1.5
-"""Of writing, for each shape, way and round."""
+"""Duration of writing for each shape, way and round."""
 
 Way = Callable[[], None]
 
 
 class RawFile:
-    """Aligned writes and syncs, one behind the other, over a file of one segment's size; from its start again
-    at its end."""
+    """Aligned writes and syncs to a file of one segment's size, which wrap around."""
 
     def __init__(self, path: Path, size: int, zeroed: bool) -> None:
         self._io, self._zeroed, self._path, self._at = FileIO(), zeroed, path, 0
@@ -64,7 +63,7 @@ class RawFile:
             self._fd = -1
 
     def room(self) -> None:
-        """Outside the clock: a new file where the old one has no room left."""
+        """Makes a new file if the old one is full. This is not timed."""
         if self._at + len(self._buffer) > SEGMENT_BYTES:
             self._begin()
 
@@ -75,8 +74,10 @@ class RawFile:
 
 
 class LogWriter:
-    """Groups of one shape appended to one log. Only `append` is in the clock; `hash_s` is what the
-    commitments took."""
+    """Appends groups of one shape to one log.
+
+    Only `append` is timed. `hash_s` is the time of the commitments.
+    """
 
     def __init__(self, folder: Path, records: int, events: int) -> None:
         self._log = Log.create(folder, b"spec")
@@ -89,7 +90,7 @@ class LogWriter:
     def room(self) -> None:
         start = time.perf_counter()
         sealed = [
-            self._log.commit(salt, b"", body) for salt, body in zip(self._salts, self._bodies, strict=True)
+            self._log.seal(salt, b"", body) for salt, body in zip(self._salts, self._bodies, strict=True)
         ]
         self.hash_s.append(time.perf_counter() - start)
         first = self._log.last_revision + 1
@@ -118,7 +119,7 @@ class LogWriter:
 
 
 def timed(way: RawFile | LogWriter, seconds: float) -> list[float]:
-    """Seconds of each write, for about `seconds` of them."""
+    """Repeats writes for about `seconds`, and returns the seconds of each."""
     took: list[float] = []
     while sum(took) < seconds:
         way.room()
@@ -129,7 +130,7 @@ def timed(way: RawFile | LogWriter, seconds: float) -> list[float]:
 
 
 def measure_shape(folder: Path, name: str, rounds: int, seconds: float) -> dict[str, float]:
-    """Flat figures of one shape; the folder is emptied after."""
+    """The figures of one shape, flat. The folder is emptied afterwards."""
     records, events = SHAPES[name]
     size = GROUP_HEADER_BYTES + records * (HEAD_BYTES + events * EVENT_BYTES)
     folder.mkdir()
@@ -162,7 +163,7 @@ def measure_shape(folder: Path, name: str, rounds: int, seconds: float) -> dict[
 
 
 class NoDisk(FileIO):
-    """Takes every group and keeps nothing: what is left is the log's own work."""
+    """Discards all writes, so that only the log's own work remains."""
 
     def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
         return len(data)
@@ -172,8 +173,9 @@ class NoDisk(FileIO):
 
 
 def measure_packing(folder: Path, rounds: int) -> dict[str, float]:
-    """CPU of `append` without the disk: of a one-click record in a group of 1,000, and of an event in a group
-    of 8 x 8,192."""
+    """CPU time of `append` without the disk, per one-click record in a group of 1,000, and per
+    event in a group of 8 x 8,192.
+    """
     figures = {}
     for name, records, events in (
         ("log_us_a_one_click_record", 1_000, 1),
@@ -194,7 +196,7 @@ def measure_packing(folder: Path, rounds: int) -> dict[str, float]:
 
 
 def measure_reading(folder: Path, records: int) -> dict[str, float]:
-    """Records a second of opening and of reading a log of one-click records in groups of 1,000."""
+    """Records per second when a log of one-click records in groups of 1,000 is opened and read."""
     writer = LogWriter(folder / "clicks", 1_000, 1)
     for _ in range(records // 1_000):
         writer.room()

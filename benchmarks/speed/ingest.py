@@ -1,9 +1,10 @@
-"""Events through gRPC: from `Producer.push` in one process to a durable, visible ack from a server in
+"""Throughput of gRPC ingest, from `Producer.push` in one process to a durable, visible ack from
 another.
 
-The same stream as benchmarks/kernels.py (k = 64, SGD, B = 1; 100 thousand users, 20 thousand items, Zipf).
-Streamed in batches of 65,536 and 8,192; unary; and with a log that is not synced, to see what durability
-costs. What runs side by side takes turns in one run: figures are medians over the rounds.
+The stream is that of benchmarks/speed/kernels.py (k = 64, SGD, B = 1; 100 thousand users, 20
+thousand items, Zipf). It is streamed in batches of 65,536 and 8,192, sent in unary calls, and sent
+to a log without syncs, which shows the cost of durability. All variants take turns in one run, and
+figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ FileIO.fdatasync = lambda self, fd: None
 from livefactor.__main__ import main
 main()
 """
-"""A server whose log is written but never synced: a yardstick for what durability costs, nothing to run."""
+"""A server whose log is never synced, to measure the cost of durability. It is not for use."""
 
 SPECS = {
     "squared": {"preset": "ratings_sgd", "k": K},
@@ -48,7 +49,10 @@ SPECS = {
 
 @contextmanager
 def serving(program: list[str] | None = None, flags: Sequence[str] = ()) -> Iterator[str]:
-    """A server process on an empty folder; its target. flags: more of `serve`."""
+    """Runs a server process on an empty folder, and yields its target.
+
+    `flags` are added to `serve`.
+    """
     with tempfile.TemporaryDirectory(prefix="livefactor-bench-", dir=os.environ.get("BENCH_DIR")) as name:
         ports = Path(name) / "ports"
         command = program or ["-m", "livefactor"]
@@ -69,7 +73,10 @@ def serving(program: list[str] | None = None, flags: Sequence[str] = ()) -> Iter
 
 
 class Load:
-    """The stream's columns, cut into batches. kind: of `SPECS`; says what the values are."""
+    """The columns of the stream, cut into batches.
+
+    `kind` is a key of `SPECS` and determines the values.
+    """
 
     def __init__(self, events: int, batch: int, kind: str = "squared") -> None:
         self.users, self.items, values = zipf_stream(events)
@@ -77,16 +84,17 @@ class Load:
         if kind == "labels":
             self.values = (values > np.median(values)).astype(np.float32)
         elif kind == "logistic":
-            self.values = None  # positives alone: their negatives are drawn
+            # All events are positive, and the server samples their negatives.
+            self.values = None
         self.batch = batch
 
     def slices(self) -> Iterator[slice]:
-        """Batch by batch."""
+        """The batches."""
         for start in range(0, len(self.users), self.batch):
             yield slice(start, start + self.batch)
 
     def columns(self, part: slice) -> dict[str, np.ndarray | None]:
-        """Arguments of `Producer.push`."""
+        """The arguments of `Producer.push`."""
         return {
             "user_ids": self.users[part],
             "item_ids": self.items[part],
@@ -95,7 +103,7 @@ class Load:
 
 
 def stream_rate(target: str, model: str, load: Load) -> float:
-    """Events a second of one producer's stream, until the last ack."""
+    """Events per second of one producer's stream, until the last ack."""
     settings = BatchSettings(events_max=load.batch, latency_ms_max=None)
     with Producer(target, "bench", model=model, batch=settings) as producer:
         started = time.perf_counter()
@@ -106,7 +114,7 @@ def stream_rate(target: str, model: str, load: Load) -> float:
 
 
 def unary_rate(target: str, model: str, load: Load) -> float:
-    """Events a second of unary calls, one after the other."""
+    """Events per second of unary calls, one after the other."""
     with open_channel(target) as channel:
         call = channel.unary_unary("/livefactor.v1.UpdateService/ApplyUpdates")
         started = time.perf_counter()
@@ -120,7 +128,10 @@ def unary_rate(target: str, model: str, load: Load) -> float:
 def measure(
     rounds: int = ROUNDS, events: int = ROUND_EVENTS, beside: dict[str, Run] | None = None
 ) -> dict[str, float]:
-    """Medians of all figures, events a second. beside: more runs that take turns with these, by figure."""
+    """Medians of all figures, in events per second.
+
+    `beside` adds other runs by name, which take turns with these.
+    """
     taken: dict[str, list[float]] = {}
     loads = {("squared", 8_192): Load(events, 8_192)} | {
         (kind, 65_536): Load(events, 65_536, kind) for kind in SPECS
@@ -146,13 +157,14 @@ def measure(
         for number in range(rounds + 1):
             for name, one in (runs | (beside or {})).items():
                 rate = one()
-                if number:  # the first round warms up
+                # The first round warms up.
+                if number:
                     taken.setdefault(name, []).append(rate)
     return {name: statistics.median(rates) for name, rates in taken.items()}
 
 
 def main() -> None:
-    """Print the figures."""
+    """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--events", type=int, default=ROUND_EVENTS)

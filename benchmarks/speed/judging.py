@@ -1,8 +1,11 @@
-"""What judging costs: CPU time in process, and ingest of a server that judges beside one that does not, in turns.
+"""The cost of judging: CPU time in process, and ingest of servers with and without a judge, in
+turns.
 
-`python -m benchmarks.speed.judging`: batches of 8,192 and 512 events, ratings and clicks, default settings. Events a second until the
-last ack, medians; the least CPU seconds of the server, which say more where other work shares the machine; and microseconds of
-CPU that a record of 8,192 events takes to be judged and to be applied, means over the later half.
+`python -m benchmarks.speed.judging` uses batches of 8,192 and 512 events, ratings and clicks, and
+default settings. It prints the median events per second until the last ack. It also prints the
+minimum CPU seconds of the server, which are more reliable on a shared machine. For a record of
+8,192 events it prints the microseconds of CPU for judging and for applying it, as means over the
+later half.
 """
 
 from __future__ import annotations
@@ -21,11 +24,9 @@ from benchmarks.speed.streams import K
 from livefactor import Models
 from livefactor.wire import columns as wire
 from livefactor_kernels.spec.presets import preset
-from livefactor_server.changes import NO_REJECTS
+from livefactor_server.changes import NO_REJECTS, Header, InteractionsChange, Record, apply, place
 from livefactor_server.judging.judge import Judge, JudgeSettings
-from livefactor_server.log.store import Kind
-from livefactor_server.model.state import Header, Logged, ModelState
-from livefactor_server.rpc import decode
+from livefactor_server.model.state import ModelState
 
 ROUNDS, ROUND_EVENTS = 7, 1 << 22
 CASES = {
@@ -36,30 +37,32 @@ CASES = {
 
 
 def server_process(target: str) -> psutil.Process:
-    """The process that listens there, a child of this one."""
+    """The process that listens on the target. It is a child of this one."""
     port = int(target.rsplit(":", 1)[1])
     for child in psutil.Process().children(recursive=True):
         if any(one.laddr.port == port for one in child.net_connections() if one.status == "LISTEN"):
             return child
-    raise RuntimeError(f"nothing of ours listens on {target}")
+    raise RuntimeError(f"no child process listens on {target}")
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """CPU time a process has taken, s."""
+    """CPU time of the process in seconds."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
 def in_process(load: Load, preset_name: str, **changes: int) -> tuple[float, float]:
-    """(judging, applying) a record, microseconds of CPU, means over the later half of the records."""
+    """Microseconds of CPU for judging and for applying a record, as means over the later half of
+    the records.
+    """
     state = ModelState.empty(preset(preset_name, k=K, **changes), b"", uuid.UUID(int=0), "cpu", b"")
     judge, judging, applying, records = Judge(state, JudgeSettings()), 0.0, 0.0, 0
     for revision, part in enumerate(load.slices(), 1):
-        change = decode.change_of(Kind.INTERACTIONS, wire.encode_interactions(**load.columns(part)))
-        placed = state.place([change])[0]
-        run = [Logged(Header(revision, b"", 0, 0, b"", b"", NO_REJECTS, b""), change, placed)]
+        change = InteractionsChange.from_log(wire.encode_interactions(**load.columns(part)))
+        placement = place(state, [change])[0]
+        run = [Record(Header(revision, b"", 0, 0, b"", b"", NO_REJECTS, b"", b""), change, placement)]
         marks = [time.thread_time()]
-        for step in (lambda: judge.before(run), lambda: state.apply(run), judge.after):  # noqa: B023 - called at once
+        for step in (lambda: judge.before(run), lambda: apply(state, run), judge.after):  # noqa: B023 - called at once
             step()
             marks.append(time.thread_time())
         if 2 * revision * load.batch > len(load.users):
@@ -70,7 +73,7 @@ def in_process(load: Load, preset_name: str, **changes: int) -> tuple[float, flo
 
 
 def served(rounds: int, loads: dict[str, Load]) -> dict[str, float]:
-    """Rates and CPU of servers, by case."""
+    """Rates and CPU times of servers, by case."""
     figures: dict[str, float] = {}
     with ExitStack() as stack:
         flags = {"judged": (), "plain": ("--judge-record-share", "0")}
@@ -87,7 +90,8 @@ def served(rounds: int, loads: dict[str, Load]) -> dict[str, float]:
                 for name in sorted(targets, reverse=bool(number % 2)):
                     before = cpu_seconds(processes[name])
                     rate = stream_rate(targets[name], model, loads[case])
-                    if number:  # the first round warms up
+                    # The first round warms up.
+                    if number:
                         rates[name].append(rate)
                         cpu[name].append(cpu_seconds(processes[name]) - before)
             plain, judged = (statistics.median(rates[name]) for name in ("plain", "judged"))
@@ -101,7 +105,7 @@ def served(rounds: int, loads: dict[str, Load]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--events", type=int, default=ROUND_EVENTS)

@@ -1,9 +1,10 @@
-"""The update kernel against plain Numba loops, alone and with key look-ups; `python -m benchmarks.speed.kernels`.
+"""Update kernels and plain Numba loops, without and with key look-ups: `python -m
+benchmarks.speed.kernels`.
 
-k = 64, squared loss, SGD, B = 1, 100 thousand users x 20 thousand items, both Zipf. One run, the candidates
-take turns on the same events, medians over the turns of the CPU seconds they took (one thread; on an idle
-machine that is the time on the wall, on a busy one it is still a figure). Sizes: `events` a turn, `rounds`
-turns.
+k = 64, squared loss, SGD, B = 1, 100 thousand users and 20 thousand items, both Zipf. The
+candidates take turns on the same events in one run. Figures are medians of CPU seconds in one
+thread: on an idle machine they equal wall time, and on a busy one they are still meaningful.
+`events` is the number of events per turn, `rounds` the number of turns.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _spec(**changes: object) -> ModelSpec:
 
 
 class _Events:
-    """Events of the benchmark, by key and by row, and a model whose tables hold every key."""
+    """The events of the benchmark, by key and by row, and a model whose tables contain all keys."""
 
     def __init__(self, events: int) -> None:
         self.user_keys, self.item_keys, self.values = zipf_stream(events)
@@ -62,8 +63,10 @@ class _Events:
         return model
 
     def update(self, model: CpuModel, revision: int, with_keys: bool) -> None:
-        """Apply all events as one record; with_keys: look the rows up first, else take them from the last
-        look-up."""
+        """Applies all events as one record.
+
+        `with_keys` looks up the rows first; otherwise the last ones are used.
+        """
         if with_keys or not hasattr(self, "rows"):
             self.rows = model.users.find(self.user_keys, USERS), model.items.find(self.item_keys, ITEMS)
         values = self.values if model.spec.loss == Loss.SQUARED else None
@@ -86,8 +89,10 @@ def _plain(loop: Callable[..., object], state: list[np.ndarray], events: _Events
 
 
 def measure(events: int = 1_000_000, rounds: int = 5) -> dict[str, float]:
-    """Events a second of each candidate, by the names of `benchmarks/results/cpu.json`; `digest` is printed,
-    not returned."""
+    """Events per second of each candidate, under the names in `benchmarks/results/cpu.json`.
+
+    It also prints the digest.
+    """
     data = _Events(events)
     ours, keyed = data.model(_spec()), data.model(_spec())
     data.update(ours, 1, with_keys=True)
@@ -104,7 +109,9 @@ def measure(events: int = 1_000_000, rounds: int = 5) -> dict[str, float]:
 
 
 def measure_losses(events: int = 500_000, rounds: int = 3) -> dict[str, float]:
-    """Events a second of the other losses and of micro-batches, 4 negatives an event where there are any."""
+    """Events per second of the other losses and of micro-batches, with 4 negatives per event if the
+    loss has negatives.
+    """
     data = _Events(events)
     specs = {
         "kernel_logistic_events_per_s": _spec(loss=Loss.LOGISTIC, negatives=4),
@@ -126,7 +133,9 @@ def measure_losses(events: int = 500_000, rounds: int = 3) -> dict[str, float]:
 
 
 def measure_softmax(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
-    """Events a second of rule SOFTMAX with 64 shared negatives, by optimizer and micro-batch."""
+    """Events per second of rule SOFTMAX with 64 shared negatives, by optimizer and micro-batch
+    size.
+    """
     data = _Events(events)
     models = {
         f"kernel_softmax_{kind.name.lower()}_{size}_events_per_s": data.model(
@@ -150,7 +159,9 @@ def measure_softmax(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
 
 
 def measure_optimizers(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
-    """Events a second of rule SGD, squared loss, by optimizer and micro-batch, and of SGD with each kind of regularisation."""
+    """Events per second of rule SGD with squared loss, by optimizer, micro-batch size and kind of
+    regularisation.
+    """
     data = _Events(events)
     specs = {
         f"kernel_{kind.name.lower()}_{size}_events_per_s": _spec(
@@ -179,7 +190,8 @@ def measure_optimizers(events: int = 200_000, rounds: int = 3) -> dict[str, floa
 def _take_turns(candidates: dict[str, Callable[[int], None]], events: int, rounds: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
-        run(2)  # compiles, warms up
+        # The first call compiles and warms up.
+        run(2)
     for turn in range(3, rounds + 3):
         for name, run in candidates.items():
             start = time.thread_time()
@@ -189,7 +201,7 @@ def _take_turns(candidates: dict[str, Callable[[int], None]], events: int, round
 
 
 def digest(model: CpuModel) -> str:
-    """SHA-256 over the model's tables."""
+    """SHA-256 of the model's tables."""
     sha = hashlib.sha256()
     model.advance(model.revision, USERS, ITEMS)
     for view in state_sections(model).values():
@@ -198,7 +210,7 @@ def digest(model: CpuModel) -> str:
 
 
 def main() -> None:
-    """Measure everything and print a table."""
+    """Measures everything and prints a table."""
     rates = measure() | measure_losses() | measure_softmax() | measure_optimizers()
     plain = rates["kernel_plain_events_per_s"]
     print(f"{'':48}{'M events/s':>12}{'ns/event':>10}{'x plain':>9}")

@@ -1,9 +1,10 @@
-"""The key map: nanoseconds a key for look-ups, inserts and a rebuild; `python -m benchmarks.speed.keymap
-[KEYS...]`.
+"""The key map: nanoseconds per key of look-ups, inserts and a rebuild: `python -m
+benchmarks.speed.keymap [KEYS...]`.
 
-Maps of 100 thousand, a million and 10 million random keys (fewer with arguments). Look-ups ask for random
-known keys, `QUERIES` of them in batches of 8,192 and 65,536; medians over rounds in which all candidates take
-turns. One thread, on the wall: a busy machine gives higher figures.
+The maps have 100 thousand, a million and 10 million random keys (or the sizes in the arguments).
+Look-ups use `QUERIES` random known keys in batches of 8,192 and 65,536. All candidates take turns,
+and figures are medians over the rounds. They are wall time of one thread, so that a busy machine
+gives higher figures.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ INSERT_BATCH = 65_536
 
 
 def _ns_each(action: Callable[[np.ndarray], object], keys: np.ndarray, batch: int) -> float:
-    """Nanoseconds a key of calling `action` on the keys batch by batch."""
+    """Nanoseconds per key when `action` is called on batches of the keys."""
     start = time.perf_counter()
     for i in range(0, keys.size, batch):
         action(keys[i : i + batch])
@@ -33,7 +34,7 @@ def _ns_each(action: Callable[[np.ndarray], object], keys: np.ndarray, batch: in
 
 
 def _filled(keys: np.ndarray) -> tuple[KeyMap, float]:
-    """(map of the keys, nanoseconds a key that inserting them took, growth included)."""
+    """A map of the keys, and the nanoseconds per key of the inserts, with the growth of the map."""
     keymap = KeyMap(1)
     return keymap, _ns_each(lambda part: keymap.insert_missing(part, len(keymap)), keys, INSERT_BATCH)
 
@@ -62,7 +63,7 @@ def _measure_size(count: int) -> dict[str, float]:
 
 
 def measure(sizes: tuple[int, ...] = SIZES) -> dict[str, float]:
-    """Flat results by name: keymap_<keys>_<what>_<batch>_ns and keymap_<keys>_bytes_a_key."""
+    """Flat figures: keymap_<keys>_<what>_<batch>_ns and keymap_<keys>_bytes_a_key."""
     compile_kernels()
     return {f"keymap_{size}_{name}": value for size in sizes for name, value in _measure_size(size).items()}
 

@@ -1,13 +1,19 @@
-"""How long a Score takes, and how long until an event shows in one; `python -m benchmarks.speed.latency`.
+"""Latency of Score calls, and the time until an event is visible: `python -m
+benchmarks.speed.latency`.
 
-A server in a process of its own, k = 64, 100 thousand users. Asked one call at a time from this process: 500
-random candidates and the best 100 out of models of 100 thousand and of a million items, in turns with faiss's
-exact `IndexFlatIP` (in process, one thread, inner products alone). Freshness, on the model of the ingest
-benchmark (20 thousand items): from sending one event to the answer of a Score that waited for its ack's
-position; an ack means durable and visible: two calls, so two calls that do nothing (health checks, measured among
-them) are the limit that gRPC sets. Each figure is taken quiet and ("loaded") while a producer in a
-third process pushes at half of the peak that the same producer reached on that model in this run, in batches
-of 8,192 ("64k": of 65,536). Quiet and loaded blocks take turns; quantiles are over all blocks.
+A server runs in a separate process with k = 64 and 100 thousand users. This process makes one call
+at a time: 500 random candidates, and the best 100 items from models with 100 thousand and with a
+million items. They take turns with faiss's exact `IndexFlatIP` (in process, one thread, inner
+products only).
+
+Freshness is measured on the model of the ingest benchmark (20 thousand items). It is the time from
+sending one event to the answer of a Score that waits for the position of its ack. An ack means
+durable and visible. This takes two calls, so that two empty calls (health checks, measured with
+them) are the lower limit of gRPC.
+
+Each figure is measured idle and loaded. For "loaded", a producer in a third process pushes at half
+of its peak rate on that model in this run, in batches of 8,192 ("64k": 65,536). Idle and loaded
+blocks take turns, and quantiles are over all blocks.
 """
 
 from __future__ import annotations
@@ -41,14 +47,14 @@ CANDIDATES, TOP = 500, 100
 BATCH, BATCH_64K = 8_192, 65_536
 LOAD_SHARE = 0.5
 PAUSE_MAX_S = 0.004
-"""A probe waits up to this long at random, so that it meets the load at any phase."""
+"""Maximum random pause of a probe, so that it meets the load at any phase."""
 
 Times = defaultdict[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """How many of everything, in each of `rounds` quiet and loaded blocks."""
+    """The number of samples in each of `rounds` idle and loaded blocks."""
 
     rounds: int = 3
     scores: int = 500
@@ -57,7 +63,7 @@ class Samples:
     peak_s: float = 3.0
 
     def recommends_of(self, size: str) -> int:
-        """Top-k calls on the model of that size."""
+        """Number of top-k calls on the model of that size."""
         return (self.recommends or {"100k": 150, "1m": 60})[size]
 
 
@@ -65,20 +71,20 @@ QUICK = Samples(1, 200, {"100k": 60, "1m": 20}, 200, 1.5)
 
 
 class Clock:
-    """Times calls into lists of milliseconds by name."""
+    """Times calls, and collects milliseconds by name."""
 
     def __init__(self) -> None:
         self.times: Times = defaultdict(list)
 
     def take(self, name: str, call: Callable[[], Any]) -> Any:
-        """The call's result."""
+        """Times a call and returns its result."""
         started = time.perf_counter()
         result = call()
         self.times[name].append((time.perf_counter() - started) * 1e3)
         return result
 
     def quantiles(self) -> dict[str, float]:
-        """p50 and p99 of every list, milliseconds."""
+        """p50 and p99 of each name in milliseconds."""
         return {
             f"{name}_p{percent}_ms": float(np.percentile(values, percent))
             for name, values in self.times.items()
@@ -87,7 +93,7 @@ class Clock:
 
 
 def fill(target: str, model: str, items: int) -> None:
-    """Make a model of k = 64 that knows every user and, by one event each, every item."""
+    """Makes a model with k = 64 that knows all users, and all items from one event each."""
     with Models(target) as models:
         models.create(model, "ratings_sgd", k=K)
     keys = np.arange(max(USERS, items), dtype=np.uint64)
@@ -101,7 +107,7 @@ def fill(target: str, model: str, items: int) -> None:
 
 
 def faiss_index(items: int) -> Any:
-    """Random vectors of as many items; None if faiss is not installed."""
+    """An index of random vectors for `items` items; None if faiss is not installed."""
     if faiss is None:
         return None
     faiss.omp_set_num_threads(1)
@@ -112,7 +118,7 @@ def faiss_index(items: int) -> Any:
 
 
 class Reads:
-    """Score calls on one model, and faiss beside them."""
+    """Score calls on one model, in turns with faiss."""
 
     def __init__(self, target: str, size: str) -> None:
         self.size, self.items = size, SIZES[size]
@@ -121,7 +127,7 @@ class Reads:
         self._generator = np.random.default_rng(5)
 
     def block(self, clock: Clock, suffix: str, scores: int, recommends: int) -> None:
-        """Calls one after the other. suffix: "" or "_loaded"."""
+        """Makes calls one after the other. `suffix` is "" or "_loaded"."""
         draw = self._generator
         for _ in range(scores):
             user = draw.integers(0, USERS, 1, np.uint64) * KEY_STEP
@@ -141,12 +147,13 @@ class Reads:
 
 
 def measure_reads(target: str, size: str, samples: Samples) -> dict[str, float]:
-    """Of one model: quiet and loaded. Candidates are asked of the larger model alone."""
+    """Figures of one model, idle and loaded. Only the larger model gets candidates."""
     model, items = f"items_{size}", SIZES[size]
     fill(target, model, items)
     reads, clock = Reads(target, size), Clock()
     scores, recommends = samples.scores if size == "1m" else 0, samples.recommends_of(size)
-    reads.block(Clock(), "", min(scores, 50), 5)  # warms up
+    # The first block warms up.
+    reads.block(Clock(), "", min(scores, 50), 5)
     peak = paced.peak(target, model, BATCH, items, samples.peak_s)
     carried = []
     for _ in range(samples.rounds):
@@ -166,7 +173,7 @@ def measure_reads(target: str, size: str, samples: Samples) -> dict[str, float]:
 
 
 class Probe:
-    """Single events, and the Score that must know them."""
+    """Sends single events, and asks for Scores that must include them."""
 
     def __init__(self, target: str, model: str) -> None:
         self.model = model
@@ -178,7 +185,9 @@ class Probe:
         self._generator = np.random.default_rng(6)
 
     def block(self, clock: Clock, suffix: str, events: int) -> None:
-        """Events one after the other, each at a random moment, by stream and by unary call in turns."""
+        """Sends events one after the other, each at a random time, by stream and by unary call in
+        turns.
+        """
         for number in range(events):
             time.sleep(self._generator.uniform(0.0, PAUSE_MAX_S))
             clock.take(f"empty_call{suffix}", lambda: self._check(b"", timeout=60))
@@ -207,18 +216,22 @@ class Probe:
         return position_of(answer.position)
 
     def close(self) -> None:
-        """Close everything."""
+        """Closes all connections."""
         self.producer.close()
         self.scorer.close()
         self.channel.close()
 
 
 def measure_freshness(target: str, samples: Samples) -> dict[str, float]:
-    """Quiet, and at half of the peak load (names without a suffix: batches of 8,192)."""
+    """Freshness, idle and at half of the peak load.
+
+    Names without a suffix have batches of 8,192.
+    """
     model = "live"
     fill(target, model, ITEMS)
     probe, clock = Probe(target, model), Clock()
-    probe.block(Clock(), "", 100)  # warms up
+    # The first block warms up.
+    probe.block(Clock(), "", 100)
     peaks = {size: paced.peak(target, model, size, ITEMS, samples.peak_s) for size in (BATCH, BATCH_64K)}
     carried: dict[int, list[float]] = {size: [] for size in peaks}
     for _ in range(samples.rounds):
@@ -247,7 +260,9 @@ def measure_freshness(target: str, samples: Samples) -> dict[str, float]:
 
 
 def measure(samples: Samples | None = None) -> dict[str, float]:
-    """All figures, flat: milliseconds, events a second, ratios of speeds (over 1: faster than faiss)."""
+    """All figures, flat: milliseconds, events per second, and speed ratios (over 1: faster than
+    faiss).
+    """
     samples = samples or Samples()
     with serving() as target:
         figures = measure_freshness(target, samples)
@@ -259,5 +274,5 @@ def measure(samples: Samples | None = None) -> dict[str, float]:
 
 if __name__ == "__main__":
     if faiss is None:
-        print("faiss is not installed: its figures and the ratios to it are missing")
+        print("faiss is not installed: its figures and ratios are missing")
     print(json.dumps(measure(), indent=1))

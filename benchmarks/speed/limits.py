@@ -1,8 +1,8 @@
-"""What the machine allows: how fast the rows of the stream can be moved, whatever is computed with them.
+"""Limits of the machine: how fast the rows of the stream can be moved, without any arithmetic.
 
-For each event of the stream both rows (256 bytes each) are read and written back, exchanged, in arrival order
-and with prefetch: the traffic of the update kernel without its arithmetic. One thread, CPU seconds, medians
-over rounds, in turns with a copy of 256 MiB, which no cache holds.
+For each event, both rows (256 bytes each) are read and written back, exchanged, in arrival order
+and with prefetch. This is the memory traffic of the update kernel. Figures are medians of CPU
+seconds in one thread, in turns with a copy of 256 MiB, which fits in no cache.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ from livefactor_kernels.tables import Table
 BLOCKS = K // LANES
 ROW_BYTES = 4 * K
 AHEAD = 12
-"""Events between a row's prefetch and its turn."""
+"""Number of events between the prefetch of a row and its use."""
 
 EVENT_BYTES = 20
-"""Two 8-byte keys and a 4-byte value: what is received, hashed and logged of an event."""
+"""Bytes of an event that are received, hashed and logged: two 8-byte keys and a 4-byte value."""
 
 KERNEL_BYTES = 2 * 2 * ROW_BYTES + 2 * 2 * 4 + 2 * 4 + 4
-"""Two rows and two biases, each read and written; two row numbers and a value, read."""
+"""Bytes that the kernel reads and writes: two rows and two biases (read and written), two row
+numbers and a value (read).
+"""
 
 KEYS_BYTES = KERNEL_BYTES + 2 * 8 + 2 * 64 + 2 * 4
-"""The same with two keys and two buckets of the key map (a cache line each), read, and two row numbers,
-written.
+"""The same with key look-ups: two keys and two buckets of the key map (a cache line each) are read,
+and two row numbers are written.
 """
 
 COPY_BYTES = 256 << 20
@@ -43,7 +45,10 @@ COPY_BYTES = 256 << 20
 
 @njit(nogil=True, error_model="numpy")
 def _exchange(users: Any, items: Any, user_rows: Any, item_rows: Any) -> None:
-    """users, items: addresses of float32 rows. user_rows, item_rows: uint64[n]."""
+    """Exchanges rows.
+
+    `users` and `items` are addresses of float32 rows; the row numbers are uint64[n].
+    """
     size = np.uint64(ROW_BYTES)
     last = np.uint64(user_rows.size - 1)
     for t in range(np.uint64(user_rows.size)):
@@ -66,7 +71,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def measure(events: int = 1_000_000, rounds: int = 7) -> dict[str, float]:
-    """Events a second, GB/s and bytes by name."""
+    """Events per second, GB/s and bytes by name."""
     spec, generator = ModelSpec(k=K), np.random.default_rng(7)
     tables = Table(spec, USER_SIDE), Table(spec, ITEM_SIDE)
     for table, count in zip(tables, (USERS, ITEMS), strict=True):

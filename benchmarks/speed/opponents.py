@@ -1,11 +1,11 @@
-"""implicit's BPR and River's matrix factorization in process, on one thread, on the stream of
+"""implicit's BPR and River's matrix factorization in process, in one thread, on
 `benchmarks.speed.streams`.
 
-implicit fits whole matrices, so its rate is that of its epochs alone: the difference between fitting 1 +
-EPOCHS times and once, which leaves out its set-up. The matrix keeps repeated events, so an epoch takes as
-many samples as there are events; 63 factors and the bias column make 64; each sample has one negative, drawn
-by popularity and not verified. River learns an event a call, with factors, both biases and the mean, in
-squared loss.
+implicit fits whole matrices. Its rate uses only its epochs: the difference between a fit with 1 +
+EPOCHS epochs and one with a single epoch, without the set-up. The matrix keeps repeated events, so
+that an epoch has as many samples as events. 63 factors and the bias column make 64. Each sample has
+one unverified negative, drawn by popularity. River learns one event per call, with factors, both
+biases and the mean, and squared loss.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ RIVER_EVENTS = 20_000
 
 
 def rows_of(keys: np.ndarray) -> tuple[np.ndarray, int]:
-    """(int32[n] rows of keys, number of rows)."""
+    """Row numbers of keys, int32[n], and the number of rows."""
     known, rows = np.unique(keys, return_inverse=True)
     return rows.astype(np.int32), known.size
 
 
 def purchases_matrix(events: int) -> Any:
-    """The stream's first events as a CSR matrix of users by items, repetitions kept: nnz = events."""
+    """The first events of the stream as a CSR matrix of users by items.
+
+    Repeats are kept: nnz = events.
+    """
     user_keys, item_keys, _ = zipf_stream(events)
     (users, user_count), (items, item_count) = rows_of(user_keys), rows_of(item_keys)
     starts = np.zeros(user_count + 1, np.int32)
@@ -52,12 +55,16 @@ def purchases_matrix(events: int) -> Any:
 
 
 def implicit_bpr(events: int = BPR_EVENTS) -> Run | None:
-    """A run that gives implicit's events a second; None if not installed. It learns on from run to run."""
+    """A run that returns implicit's events per second, or None if it is not installed.
+
+    Each run continues the last.
+    """
     if BayesianPersonalizedRanking is None:
         return None
     matrix = purchases_matrix(events)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries' thread pools, which BPR does not use
+        # The libraries warn about thread pools, which BPR does not use.
+        warnings.simplefilter("ignore")
         model = BayesianPersonalizedRanking(
             factors=K - 1, num_threads=1, verify_negative_samples=False, random_state=1
         )
@@ -78,7 +85,10 @@ def implicit_bpr(events: int = BPR_EVENTS) -> Run | None:
 
 
 def river_mf(events: int = RIVER_EVENTS) -> Run | None:
-    """A run that gives River's events a second; None if not installed. It learns on from run to run."""
+    """A run that returns River's events per second, or None if it is not installed.
+
+    Each run continues the last.
+    """
     if reco is None:
         return None
     rate = optim.SGD(0.01)

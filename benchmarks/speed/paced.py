@@ -1,10 +1,10 @@
-"""A producer in a process of its own, at a steady rate or as fast as it can: the load of
+"""A producer in a separate process, at a steady rate or at full speed: the load of
 `benchmarks.speed.latency`.
 
-`python -m benchmarks.speed.paced TARGET MODEL RATE BATCH ITEMS` pushes batches of the Zipf stream over ITEMS items,
-prints "ready" once the first ones are acknowledged, goes on until its standard input ends, and prints the
-events and the seconds between. RATE: events a second, 0: no pause. What it falls behind by is not made up
-for.
+`python -m benchmarks.speed.paced TARGET MODEL RATE BATCH ITEMS` pushes batches of the Zipf stream
+over ITEMS items. It prints "ready" after the first acks, and runs until its standard input ends.
+Then it prints the number of events and the seconds. RATE is in events per second; 0 means no pause.
+If the producer falls behind, it does not catch up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from livefactor import BatchSettings, Producer
 
 ROOT = Path(__file__).resolve().parents[2]
 EVENTS = 1 << 21
-"""Distinct events; they are pushed again and again."""
+"""Number of distinct events, which are pushed repeatedly."""
 
 LATE_S = 0.1
 FLUSH_S = 60.0
@@ -34,20 +34,20 @@ FLUSH_S = 60.0
 
 @dataclass(slots=True)
 class Load:
-    """What a load has carried, known once it has ended."""
+    """The results of a load, which are known after it ends."""
 
     events: int = 0
     seconds: float = 0.0
 
     @property
     def rate(self) -> float:
-        """Acknowledged events a second."""
+        """Acknowledged events per second."""
         return self.events / self.seconds
 
 
 @contextmanager
 def running(target: str, model: str, rate: float, batch: int, items: int) -> Iterator[Load]:
-    """A load beside what runs in the block."""
+    """Runs a load while the context is active."""
     command = [
         sys.executable,
         "-m",
@@ -74,7 +74,7 @@ def running(target: str, model: str, rate: float, batch: int, items: int) -> Ite
 
 
 def peak(target: str, model: str, batch: int, items: int, seconds: float) -> float:
-    """Events a second that one producer's stream carries when it does not pause."""
+    """Events per second of one producer's stream without pauses."""
     with running(target, model, 0.0, batch, items) as load:
         time.sleep(seconds)
     return load.rate

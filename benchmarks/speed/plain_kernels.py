@@ -1,8 +1,8 @@
-"""Yardsticks: sequential SGD as one would write it in Numba, without lanes and without prefetch.
+"""Yardsticks: sequential SGD in plain Numba, without lanes and without prefetch.
 
-Squared loss with L2, both biases and a running mean, the same work as livefactor's kernel of B = 1;
-`plain_fast` may reassociate and contract (fast-math), `plain_strict` may not. Neither is part of livefactor,
-and neither gives its bits.
+They do the same work as livefactor's kernel with B = 1: squared loss with L2, both biases and a
+running mean. `plain_fast` may reassociate and contract (fast-math); `plain_strict` may not. Neither
+is part of livefactor, and neither gives its bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numba import njit
 def _plain_sgd(
     x, y, user_bias, item_bias, user_rows, item_rows, values, total, count, rate, bias_rate, l2, bias_l2
 ):  # type: ignore[no-untyped-def]
-    """One pass over the events in order; returns the mean's new (sum, count)."""
+    """Learns the events once, in order, and returns the new sum and count of the mean."""
     k = x.shape[1]
     for t in range(user_rows.size):
         u, i, value = user_rows[t], item_rows[t], values[t]

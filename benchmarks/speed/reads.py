@@ -1,10 +1,11 @@
-"""Exact top-k and candidate scoring in process, beside faiss; `python -m benchmarks.speed.reads`.
+"""Exact top-k lists and candidate scoring in process, contrasted with faiss: `python -m
+benchmarks.speed.reads`.
 
-k = 64, the 100 best of 100 thousand and of a million items, for one user and for a batch of 64, on one
-thread, against faiss's exact `IndexFlatIP` on the same rows (inner products alone: no biases, keys or
-revisions). The candidates take turns; medians of milliseconds on the wall. What one core can read from memory
-at most is measured beside it, by summing the same rows as whole numbers. Without faiss its figures are
-missing from the results, and the output says so.
+k = 64; the 100 best of 100 thousand and of a million items, for one user and for a batch of 64, in
+one thread. The opponent is faiss's exact `IndexFlatIP` on the same rows (inner products only: no
+biases, keys or revisions). The candidates take turns, and figures are median milliseconds of wall
+time. The memory bandwidth of one core is measured with them, by a sum of the same rows as integers.
+Without faiss its figures are missing, and the output says so.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CANDIDATE_CALLS = 200
 
 
 class _Still:
-    """A pin under which nothing changes."""
+    """A pin without any changes."""
 
     def __init__(self, items: int) -> None:
         self.counts, self.mean = (0, items), np.float32(0.0)
@@ -63,7 +64,7 @@ def _sum_words(words: Any) -> Any:
 
 
 def _medians_ms(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each action; they take turns, after one turn that is not counted."""
+    """Median milliseconds of each action. They take turns, and the first turn is not counted."""
     turns: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(rounds + 1):
         for name, action in actions.items():
@@ -104,14 +105,17 @@ def _measure_top_k(name: str, count: int, share: float) -> dict[str, float]:
 
 
 def _check_same(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Both must have done the same work: random scores hardly ever come close enough to change places."""
+    """Checks that both did the same work.
+
+    Random scores are rarely close enough for a different order.
+    """
     common = np.intersect1d(ours, theirs).size
     if common < TOP - 1:
         raise AssertionError(f"top {TOP} of livefactor and faiss have {common} items in common")
 
 
 def _measure_candidates() -> dict[str, float]:
-    """One user's 500 candidates out of a million items: gather and score, without the server."""
+    """500 candidates of one user out of a million items: gather and score, without the server."""
     table = _random_items(SIZES["1m"])
     generator = np.random.default_rng(3)
     user, bias = generator.standard_normal((1, K)).astype(np.float32), np.zeros(1, np.float32)
@@ -125,9 +129,9 @@ def _measure_candidates() -> dict[str, float]:
 
 
 def measure(share: float = 1.0) -> dict[str, float]:
-    """Flat results by name: milliseconds, GB/s, and speeds relative to faiss (over 1 is faster).
+    """Flat figures: milliseconds, GB/s, and speeds relative to faiss (over 1 is faster).
 
-    share: of the usual number of turns.
+    `share` is the share of the usual number of turns.
     """
     scoring.compile_kernels()
     _sum_words(np.zeros(1, np.uint64))
@@ -142,6 +146,6 @@ def measure(share: float = 1.0) -> dict[str, float]:
 
 if __name__ == "__main__":
     if faiss is None:
-        print("faiss is not installed: its figures and the ratios to it are missing")
+        print("faiss is not installed: its figures and ratios are missing")
     for label, value in measure().items():
         print(f"{label:46} {value:10.3f}")

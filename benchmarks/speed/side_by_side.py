@@ -1,7 +1,7 @@
-"""Ingest through gRPC in turns with what it is compared to: the kernel with key look-ups, implicit and River.
+"""gRPC ingest in turns with the kernel with key look-ups, with implicit and with River.
 
-All on the wall, in one run, on the same stream; the kernel with key look-ups takes the same batches under the
-same spec as the server, in process on one thread. Ratios are those of the medians.
+All use wall time, in one run, on the same stream. The kernel with key look-ups gets the same
+batches and the same spec as the server, in process, in one thread. Ratios are those of the medians.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RATIOS = {
 
 
 def kernel_with_keys(load: ingest.Load) -> Run:
-    """A run that gives the events a second of looking up and learning the load batch by batch."""
+    """A run that looks up and learns the load batch by batch, and returns the events per second."""
     model = CpuModel(preset("ratings_sgd", k=K))
     model.users.allocate(load.users)
     model.items.allocate(load.items)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,45 +20,6 @@ from livefactor_kernels.solve.cpu import Solver
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS, Table
 from livefactor_kernels.update import Update, joined
-
-_INLINED = (
-    "simd/atomics.py",
-    "numbers/lanes.py",
-    "numbers/scalar.py",
-    "numbers/random.py",
-    "numbers/narrow.py",
-    "simd/steps.py",
-    "simd/gradients.py",
-    "optimizers/cpu.py",
-    "optimizers/__init__.py",
-    "numbers/sums.py",
-    "simd/packs.py",
-    "spec/model.py",
-    "spec/checks.py",
-    "spec/parts.py",
-    "sgd/cpu_sequential.py",
-    "sgd/cpu_micro_batch.py",
-    "sgd/cpu_dropout.py",
-    "sgd/adaptive.py",
-    "softmax/__init__.py",
-    "softmax/cpu.py",
-    "softmax/cpu_events.py",
-    "softmax/cpu_items.py",
-)
-
-
-def _source_stamp() -> int:
-    """Number that changes with the source of anything inlined into a kernel.
-
-    Numba's cache on disk looks only at the file of the kernel itself; without this an edited `scalar.py`
-    would leave old code.
-    """
-    folder = Path(__file__).parent
-    digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in _INLINED)).digest()
-    return int.from_bytes(digest[:4], "little")
-
-
-SOURCE_STAMP = _source_stamp()
 
 
 class LearningRule(Protocol):
@@ -108,9 +67,9 @@ class CpuModel:
             assert self._recorder is not None  # `ModelSpec.check`
             return Solver(spec, *tables, self._mean_state, self._recorder)
         if spec.rule == Rule.SOFTMAX:
-            return Softmax(spec, *tables, SOURCE_STAMP)
+            return Softmax(spec, *tables)
         kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
-        return kind(spec, *tables, self._mean_state, SOURCE_STAMP)
+        return kind(spec, *tables, self._mean_state)
 
     @property
     def mean_sum(self) -> int:

@@ -33,9 +33,7 @@ def not_found(text: str) -> Refused:
 
 
 def precondition(text: str) -> Refused:
-    """The request does not fit the state, for example a sequence gap, a fenced producer or another
-    lineage.
-    """
+    """The request does not fit the state: a sequence gap, a fenced producer, another lineage."""
     return Refused(grpc.StatusCode.FAILED_PRECONDITION, text)
 
 

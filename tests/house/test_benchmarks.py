@@ -52,8 +52,8 @@ def test_a_missing_opponent_is_missing_and_not_invented(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("kernel_events_per_s", 41_230_000.0, "41.23 M/s"),
-        ("river_mf_events_per_s", 34_220.0, "34.2 k/s"),
+        ("kernel_events_per_s", 41_230_000.0, "41.23 M events/s"),
+        ("river_mf_events_per_s", 34_220.0, "34.2 k events/s"),
         ("freshness_p50_ms", 1.234, "1.23 ms"),
         ("memory_read_1m_gb_per_s", 12.34, "12.3 GB/s"),
         ("kernel_event_bytes", 1052, "1,052 bytes"),

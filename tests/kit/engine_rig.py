@@ -73,7 +73,7 @@ class Rig:
         self, change: object, body: bytes, producer: bytes, epoch: int, sequence: int
     ) -> queue.SimpleQueue[Submission]:
         replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
-        item = Submission(change, body, producer, epoch, sequence, NO_REJECTS, self.log.commit, replies.put)
+        item = Submission(change, body, producer, epoch, sequence, NO_REJECTS, self.log.seal, replies.put)
         self.engine.submit(item, wait=True)
         return replies
 

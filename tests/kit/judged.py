@@ -10,11 +10,10 @@ import numpy as np
 from livefactor.wire import columns as wire
 from livefactor_kernels.spec.model import Limits, ModelSpec
 from livefactor_kernels.spec.presets import preset
-from livefactor_server.changes import NO_REJECTS, Change
+from livefactor_server import changes as step
+from livefactor_server.changes import NO_REJECTS, Change, Header, InteractionsChange, Record
 from livefactor_server.judging.judge import Judge, JudgeSettings
-from livefactor_server.log.store import Kind
-from livefactor_server.model.state import Header, Logged, ModelState
-from livefactor_server.rpc import decode
+from livefactor_server.model.state import ModelState
 
 SMALL = Limits(users_max=2000, items_max=2000, value_abs_max=10.0, error_max=4.0)
 EVERYTHING = JudgeSettings(1.0, 64, 1.0, 1.0, 1000, 100, 500)
@@ -37,7 +36,7 @@ def body(seed: int, rows: int, name: str, users: int = 60, items: int = 40) -> b
 
 
 def change(data: bytes) -> Change:
-    return decode.change_of(Kind.INTERACTIONS, data)
+    return InteractionsChange.from_log(data)
 
 
 class Learner:
@@ -55,13 +54,13 @@ class Learner:
         return self.run(changes)
 
     def run(self, changes: Sequence[Change]) -> list[object]:
-        placed = self.state.place(changes)
+        placed = step.place(self.state, changes)
         first = self.state.revision + 1
         records = [
-            Logged(Header(first + place, b"", 0, 0, b"", b"", NO_REJECTS, b""), one, rows)
+            Record(Header(first + place, b"", 0, 0, b"", b"", NO_REJECTS, b"", b""), one, rows)
             for place, (one, rows) in enumerate(zip(changes, placed, strict=True))
         ]
         if self.judge is not None:
             self.judge.before(records)
-        self.state.apply(records)
+        step.apply(self.state, records)
         return [] if self.judge is None else list(self.judge.after())

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from livefactor_kernels.pins.cpu import PinBoard
-from livefactor_server.changes import InteractionsChange
+from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.engine.admission import Admission
-from livefactor_server.engine.engine import Engine
+from livefactor_server.engine.commit import Commit
 from livefactor_server.engine.submission import Ack, Submission
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.store import Log
 from livefactor_server.model.gate import Gate
-from livefactor_server.model.state import Logged, ModelState
+from livefactor_server.model.state import ModelState
 
 SMALL_SEGMENT_BYTES = 128 << 10
 LATE_S = 0.1
@@ -78,33 +78,27 @@ def ack_before_sync() -> None:
 
 def ack_before_write() -> None:
     """A batch is acknowledged, and written a little later."""
-    real = Engine._append
+    real = Commit.append
 
-    def append(self: Engine, items: list[Submission]) -> None:
-        for place, item in enumerate(items):
-            item.finish(
-                Ack(self.log.last_revision + 1 + place, item.change.rows, item.rejects, epoch=item.epoch)
-            )
-            item.reply = lambda _: None
+    def append(self: Commit) -> None:
+        for batch, entry in zip(self.batches, self.entries, strict=True):
+            batch.finish(Ack(entry.revision, batch.change.rows, batch.rejects, epoch=batch.epoch))
+            batch.reply = lambda _: None
         time.sleep(LATE_S / 10)
-        real(self, items)
+        real(self)
 
-    Engine._append = append  # type: ignore[method-assign]
+    Commit.append = append  # type: ignore[method-assign]
 
 
 def apply_twice() -> None:
     """A record of interactions is applied two times."""
-    real = ModelState.apply
+    real = InteractionsChange.apply
 
-    def apply(self: ModelState, records: Sequence[Logged]) -> None:
-        real(self, records)
-        for record in records:
-            if isinstance(record.change, InteractionsChange):
-                self.backend.apply(self._update(record))
-                self.events += record.change.rows
-        self.backend.advance(self.revision)
+    def apply(state: ModelState, records: Sequence[Record]) -> None:
+        real(state, records)
+        real(state, records)
 
-    ModelState.apply = apply  # type: ignore[method-assign]
+    InteractionsChange.apply = staticmethod(apply)  # type: ignore[assignment, method-assign]
 
 
 def retries_are_new() -> None:

@@ -1,1 +1,1 @@
-"""The machine of the GPU backend: memory, launches, warps, and the order of a record's gradients."""
+"""The GPU backend's machine: memory, launches, warps, and the order of gradients."""

@@ -1,7 +1,8 @@
-"""Factors in a GPU's memory, one by one: float32 as they are; float16, and bfloat16 as uint16, widened and rounded by
-the formulas of `narrow.py`. How an array stores them is its element type, so a kernel is compiled for each.
+"""Loads and stores single factors in GPU memory: float32, float16 and bfloat16 (as uint16).
 
-A float16 is widened by the one instruction that GPUs have for it, which is exact.
+Narrow factors are widened and rounded by the formulas of `numbers/narrow.py`. The element type of
+the array selects the storage type, so that each type has its own kernel. A float16 is widened by
+the GPU's instruction for it, which is exact.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _STORES: dict[str, Callable[..., None]] = {
 
 
 def load_factor(factors: Any, at: Any) -> Any:
-    """float32 of element `at`."""
+    """The float32 value of element `at`."""
     return _LOADS[factors.dtype.name](factors, at)
 
 
@@ -73,8 +74,10 @@ def _load_factor(factors: Any, at: Any) -> Any:
 
 
 def store_factor(factors: Any, at: Any, value: Any, word: Any, column: Any) -> None:
-    """Write a float32 over element `at`, which lies in a row's `column`; word: of the row's step, for narrow arrays
-    (`random.rounding_word`)."""
+    """Stores a float32 as element `at`, which is in the `column` of a row.
+
+    `word` is the random word of the row's step, for narrow arrays (`random.rounding_word`).
+    """
     _STORES[factors.dtype.name](factors, at, value, word, column)
 
 
@@ -89,10 +92,11 @@ def _store_factor(factors: Any, at: Any, value: Any, word: Any, column: Any) -> 
 
 
 class DeviceRows(NamedTuple):
-    """A side's arrays on the device, flat: [cap * k_padded] as stored (`cuda_factors`), float32[cap], and
-    AdaGrad's, float32 of the same sizes.
+    """The arrays of one side on the device, flat.
 
-    Without AdaGrad the last two are arrays of one element that nobody looks at.
+    Factors are [cap * k_padded] in the stored type (`device/factors.py`), biases are float32[cap],
+    and AdaGrad's state is float32 of the same sizes. Without AdaGrad, its two arrays have one
+    unused element.
     """
 
     factors: Any
@@ -102,8 +106,11 @@ class DeviceRows(NamedTuple):
 
 
 class StateRows(NamedTuple):
-    """As `DeviceRows`, with the state of any optimiser, in places as `optimizers.state_slots` names them, and seen uint32[cap],
-    events so far."""
+    """The arrays of one side with the state of any optimiser.
+
+    The order of the state is that of `optimizers.state_slots`. `seen` is the number of events so
+    far, uint32[cap].
+    """
 
     factors: Any
     bias: Any

@@ -1,8 +1,8 @@
-"""The machine that the GPU backend runs on: its array module, streams, buffers and launches, in one place.
+"""The machine of the GPU backend: its array module, streams, buffers and launches.
 
-`CudaDevice` is a GPU: CuPy's arrays, a stream for kernels and one for copies. `SimulatedDevice` is Numba's
-simulator on NumPy arrays, where everything happens at once. Both have the same verbs; nothing else in the
-backend knows which of them it runs on.
+`CudaDevice` is a GPU: it has CuPy's arrays, a stream for kernels and one for copies.
+`SimulatedDevice` is Numba's simulator on NumPy arrays, where all work is synchronous. Both have the
+same methods, and the rest of the backend does not distinguish them.
 """
 
 from __future__ import annotations
@@ -19,97 +19,116 @@ from livefactor_kernels.tables import reserve
 
 
 class Buffer(NamedTuple):
-    """Memory of the device. array: of the device's array module. argument: the same, as kernels take it."""
+    """Memory of the device: `array` for the array module, `argument` for kernels."""
 
     array: Any
     argument: Any
 
 
 class Growing(Protocol):
-    """An array whose address space is held and whose memory is added as it grows: nothing is ever copied.
+    """An array that grows in place, without copies.
 
-    mapped: bytes that have memory."""
+    Its address range is reserved, and memory is added to it. `mapped` is the number of bytes with
+    memory.
+    """
 
     buffer: Buffer
     mapped: int
 
     def grow(self, nbytes: int) -> bool:
-        """Have memory for the first `nbytes`; False if the device has not so much."""
+        """Provides memory for the first `nbytes`. Returns False if the device has too little."""
 
     def missing(self, nbytes: int) -> int:
-        """Bytes that `grow(nbytes)` would take."""
+        """The bytes that `grow(nbytes)` would add."""
 
 
 class Device(Protocol):
-    """What the backend asks of the machine. One model has one of its own."""
+    """The operations that the backend needs. Each model has its own device object."""
 
     @property
     def name(self) -> str:
-        """What computes."""
+        """The name of the processor."""
 
     @property
     def xp(self) -> Any:
-        """The array module: NumPy or CuPy."""
+        """The array module, NumPy or CuPy."""
 
     @property
     def launches(self) -> int:
-        """Kernels that were put on the stream by `launch` and `launch_block`."""
+        """The number of kernels that `launch` and `launch_block` put on the stream."""
 
     def working(self) -> AbstractContextManager[Any]:
-        """Array operations inside are put on the stream of the kernels."""
+        """In this context, array operations run on the stream of the kernels."""
 
     def learning(self) -> AbstractContextManager[Any]:
-        """As `working`, but memory that array operations take by themselves comes out of a pool of its own: what one
-        of them has given back is there for the next."""
+        """Like `working`, but array operations take their temporary memory from a separate pool.
+
+        Memory that one operation returns to the pool is available to the next one.
+        """
 
     def launch(
         self, kernel: Any, threads: int, *arguments: Any, sides: int = 1, shared_bytes: int = 0
     ) -> None:
-        """Put a kernel of at least `threads` threads on the stream; `sides`: blocks in the grid's second
-        dimension; `shared_bytes`: shared memory that a block gets beside what the kernel asks for."""
+        """Puts a kernel with at least `threads` threads on the stream.
+
+        `sides` is the number of blocks in the second dimension of the grid. `shared_bytes` is
+        shared memory per block in addition to what the kernel declares.
+        """
 
     def launch_block(self, kernel: Any, threads: int, *arguments: Any) -> None:
-        """Put a kernel of one block on the stream, of `threads` threads where blocks may be so large."""
+        """Puts a kernel with one block of `threads` threads on the stream, or fewer if need be."""
 
     def launch_together(self, kernel: Any, *arguments: Any) -> None:
-        """Put a kernel on the stream of as many blocks as the device can run at once: they may wait for each
-        other."""
+        """Puts a kernel with as many blocks as can run at once on the stream.
+
+        Its blocks may therefore wait for each other.
+        """
 
     def empty(self, count: int, dtype: Any) -> Buffer:
-        """`count` elements, not initialised."""
+        """Allocates `count` uninitialised elements."""
 
     def wrapped(self, array: Any) -> Buffer:
-        """An array of `xp` as a buffer."""
+        """The buffer of an array of `xp`."""
 
     def put(self, array: np.ndarray) -> Buffer:
-        """A copy of a host's array, flat."""
+        """Copies an array of the host to the device, flat."""
 
     def view(self, buffer: Buffer, dtype: Any) -> Buffer:
-        """The same memory as elements of another type."""
+        """The same memory with another element type."""
 
     def growing(self, count: int, dtype: Any) -> Growing:
-        """Address space for `count` elements."""
+        """Reserves an address range for `count` elements."""
 
     def free_bytes(self) -> int:
-        """Memory that is left."""
+        """The free memory of the device in bytes."""
 
     def pinned(self, nbytes: int) -> np.ndarray:
-        """uint8[nbytes] of the host, from and to which the device copies by itself."""
+        """Allocates uint8[nbytes] of pinned host memory, which the device copies by itself."""
 
     def send(self, source: np.ndarray, target: Buffer) -> None:
-        """Copy pinned bytes to the start of a buffer of bytes, beside the kernels; later ones wait for it."""
+        """Copies pinned bytes to the start of a buffer of bytes, in parallel with kernels.
+
+        Later kernels wait for it.
+        """
 
     def fetch(self, arrays: list[Any]) -> Callable[[], list[np.ndarray]]:
-        """Copy arrays to the host, beside later kernels; call the result to wait for them."""
+        """Copies arrays to the host, in parallel with later kernels.
+
+        The result is a function that waits for them.
+        """
 
     def mark(self) -> Callable[[], None]:
-        """A point of the stream; call the result to wait until all work before it is done."""
+        """Marks a point of the stream.
+
+        The result is a function that waits for all work before it.
+        """
 
 
 def is_available() -> bool:
-    """Whether the GPU backend can run here: a GPU answers CuPy and Numba, or Numba simulates one.
+    """Whether the GPU backend can run: CuPy and Numba see a GPU, or Numba simulates one.
 
-    Both load without a driver. Whether they are installed is for `backend.choose_backend` to find out.
+    Both libraries load without a driver. `backend.choose_backend` checks whether they are
+    installed.
     """
     if SIMULATED:
         return True
@@ -119,7 +138,10 @@ def is_available() -> bool:
 
 
 def open_device() -> Device:
-    """The GPU, or the simulator; RuntimeError, naming what was found, if there is neither."""
+    """Returns the GPU or the simulator.
+
+    Raises RuntimeError with the findings if there is neither.
+    """
     if SIMULATED:
         return SimulatedDevice()
     if not is_available():
@@ -128,7 +150,7 @@ def open_device() -> Device:
 
 
 def found() -> str:
-    """Who sees a GPU and who does not, in words."""
+    """Which libraries see a GPU, as text."""
     import cupy
 
     answers = {"CuPy": cupy.cuda.is_available(), "Numba": cuda.is_available()}
@@ -137,7 +159,7 @@ def found() -> str:
 
 
 class SimulatedDevice:
-    """Numba's simulator: kernels are Python threads, one kernel at a time in the process."""
+    """Numba's simulator. Kernels are Python threads, and a process runs one kernel at a time."""
 
     name = "simulator"
     xp = np
@@ -147,79 +169,83 @@ class SimulatedDevice:
         self.launches = 0
 
     def working(self) -> AbstractContextManager[Any]:
-        """As `Device.working`."""
+        """See `Device.working`."""
         return nullcontext()
 
     def learning(self) -> AbstractContextManager[Any]:
-        """As `Device.learning`."""
+        """See `Device.learning`."""
         return nullcontext()
 
     def launch(
         self, kernel: Any, threads: int, *arguments: Any, sides: int = 1, shared_bytes: int = 0
     ) -> None:
-        """As `Device.launch`."""
+        """See `Device.launch`."""
         self.launches += 1
         with self._one_at_a_time:
             kernel[(-(-threads // BLOCK_THREADS), sides), BLOCK_THREADS, 0, shared_bytes](*arguments)
 
     def launch_block(self, kernel: Any, threads: int, *arguments: Any) -> None:
-        """As `Device.launch_block`."""
+        """See `Device.launch_block`."""
         self.launch(kernel, 1, *arguments)
 
     def launch_together(self, kernel: Any, *arguments: Any) -> None:
-        """As `Device.launch_together`: the simulator can run one block at once."""
+        """See `Device.launch_together`. The simulator can run one block at once."""
         self.launch(kernel, 1, *arguments)
 
     def empty(self, count: int, dtype: Any) -> Buffer:
-        """As `Device.empty`."""
+        """See `Device.empty`."""
         array = np.empty(count, dtype)
         return Buffer(array, array)
 
     def wrapped(self, array: Any) -> Buffer:
-        """As `Device.wrapped`."""
+        """See `Device.wrapped`."""
         return Buffer(array, array)
 
     def put(self, array: np.ndarray) -> Buffer:
-        """As `Device.put`."""
+        """See `Device.put`."""
         copy = array.ravel().copy()
         return Buffer(copy, copy)
 
     def view(self, buffer: Buffer, dtype: Any) -> Buffer:
-        """As `Device.view`."""
+        """See `Device.view`."""
         array = buffer.array.view(dtype)
         return Buffer(array, array)
 
     def growing(self, count: int, dtype: Any) -> Growing:
-        """As `Device.growing`."""
+        """See `Device.growing`."""
         return _SimulatedArray(count, dtype)
 
     def free_bytes(self) -> int:
-        """As `Device.free_bytes`; more than any test asks for."""
+        """See `Device.free_bytes`. It is more than any test needs."""
         return 1 << 40
 
     def pinned(self, nbytes: int) -> np.ndarray:
-        """As `Device.pinned`."""
+        """See `Device.pinned`."""
         return np.empty(nbytes, np.uint8)
 
     def send(self, source: np.ndarray, target: Buffer) -> None:
-        """As `Device.send`."""
+        """See `Device.send`."""
         target.array[: source.size] = source
 
     def fetch(self, arrays: list[Any]) -> Callable[[], list[np.ndarray]]:
-        """As `Device.fetch`."""
+        """See `Device.fetch`."""
         copies = []
         for array in arrays:
-            copies.append(reserve(array.shape, array.dtype))  # at a multiple of 64 bytes, as pinned memory is
+            # Like pinned memory, the copies start at multiples of 64 bytes.
+            copies.append(reserve(array.shape, array.dtype))
             copies[-1][...] = array
         return lambda: copies
 
     def mark(self) -> Callable[[], None]:
-        """As `Device.mark`."""
+        """See `Device.mark`."""
         return lambda: None
 
 
 class _SimulatedArray:
-    """Pages come when they are first written; what was granted is counted all the same."""
+    """An array whose pages are added by the operating system at the first write.
+
+    Granted bytes are counted.
+    """
 
     def __init__(self, count: int, dtype: Any) -> None:
         array = reserve((count,), dtype)
@@ -253,30 +279,30 @@ class CudaDevice:
         self._numba_stream = cuda.external_stream(self._stream.ptr)
 
     def working(self) -> AbstractContextManager[Any]:
-        """As `Device.working`."""
+        """See `Device.working`."""
         return self._stream  # type: ignore[no-any-return]
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """As `Device.learning`."""
+        """See `Device.learning`."""
         with self._stream, self.xp.cuda.using_allocator(self._pool.malloc):
             yield
 
     def launch(
         self, kernel: Any, threads: int, *arguments: Any, sides: int = 1, shared_bytes: int = 0
     ) -> None:
-        """As `Device.launch`."""
+        """See `Device.launch`."""
         self.launches += 1
         grid = -(-threads // BLOCK_THREADS), sides
         kernel[grid, BLOCK_THREADS, self._numba_stream, shared_bytes](*arguments)
 
     def launch_block(self, kernel: Any, threads: int, *arguments: Any) -> None:
-        """As `Device.launch_block`."""
+        """See `Device.launch_block`."""
         self.launches += 1
         kernel[1, threads, self._numba_stream](*arguments)
 
     def launch_together(self, kernel: Any, *arguments: Any) -> None:
-        """As `Device.launch_together`."""
+        """See `Device.launch_together`."""
         self.launches += 1
         blocks = self._together.get(kernel)
         if blocks is None:
@@ -285,47 +311,49 @@ class CudaDevice:
         kernel[blocks, BLOCK_THREADS, self._numba_stream](*arguments)
 
     def empty(self, count: int, dtype: Any) -> Buffer:
-        """As `Device.empty`; cupy's OutOfMemoryError if there is none."""
+        """See `Device.empty`. Raises cupy's OutOfMemoryError."""
         with self._stream:
-            memory = self.wrapped(self.xp.empty(max(1, count), dtype))  # nothing has no address
+            # An empty array has no address, so one element is allocated.
+            memory = self.wrapped(self.xp.empty(max(1, count), dtype))
             buffer = Buffer(memory.array[:count], memory.argument)
-        # The pool gives memory back in the order of the kernels' stream: a copy must not come before them.
+        # The pool reuses memory in the order of the kernels' stream, so a copy must wait for that
+        # stream.
         self._copies.wait_event(self._stream.record())
         return buffer
 
     def wrapped(self, array: Any) -> Buffer:
-        """As `Device.wrapped`."""
+        """See `Device.wrapped`."""
         return Buffer(array, cuda.as_cuda_array(array, sync=False))
 
     def put(self, array: np.ndarray) -> Buffer:
-        """As `Device.put`."""
+        """See `Device.put`."""
         buffer = self.empty(array.size, array.dtype)
         with self._stream:
             buffer.array[:] = self.xp.asarray(array.ravel())
         return buffer
 
     def view(self, buffer: Buffer, dtype: Any) -> Buffer:
-        """As `Device.view`."""
+        """See `Device.view`."""
         return self.wrapped(buffer.array.view(dtype))
 
     def growing(self, count: int, dtype: Any) -> Growing:
-        """As `Device.growing`."""
+        """See `Device.growing`."""
         from livefactor_kernels.device.memory import MappedArray
 
         return MappedArray(self.xp, self.wrapped, self._stream, count, dtype)
 
     def free_bytes(self) -> int:
-        """As `Device.free_bytes`, with what CuPy's pool holds and does not use."""
+        """See `Device.free_bytes`. It includes the unused memory in CuPy's pool."""
         free, _ = self.xp.cuda.runtime.memGetInfo()
         return int(free) + int(self.xp.get_default_memory_pool().free_bytes())
 
     def pinned(self, nbytes: int) -> np.ndarray:
-        """As `Device.pinned`."""
+        """See `Device.pinned`."""
         memory: np.ndarray = self._pinned(nbytes, np.uint8)
         return memory
 
     def send(self, source: np.ndarray, target: Buffer) -> None:
-        """As `Device.send`."""
+        """See `Device.send`."""
         runtime = self.xp.cuda.runtime
         runtime.memcpyAsync(
             target.array.data.ptr,
@@ -337,7 +365,7 @@ class CudaDevice:
         self._stream.wait_event(self._copies.record())
 
     def fetch(self, arrays: list[Any]) -> Callable[[], list[np.ndarray]]:
-        """As `Device.fetch`."""
+        """See `Device.fetch`."""
         with self._stream:
             sources = [self.xp.ascontiguousarray(array) for array in arrays]
         self._copies.wait_event(self._stream.record())
@@ -350,12 +378,13 @@ class CudaDevice:
 
         def wait() -> list[np.ndarray]:
             done.synchronize()
-            sources.clear()  # until now their memory may not be used for anything else
+            # Before this point the memory of the sources must not be reused.
+            sources.clear()
             return copies
 
         return wait
 
     def mark(self) -> Callable[[], None]:
-        """As `Device.mark`."""
+        """See `Device.mark`."""
         event = self._stream.record()
         return event.synchronize  # type: ignore[no-any-return]

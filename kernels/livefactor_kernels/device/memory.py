@@ -1,6 +1,8 @@
-"""Arrays of a GPU that grow in place: a range of addresses is held for all they may ever hold, and memory is
-mapped into it piece by piece. Kernels see one contiguous array that never moves; growth copies nothing, needs
-no second array at its peak, and waits for no kernel.
+"""GPU arrays that grow in place.
+
+An address range is reserved for the maximum size, and memory is mapped into it in pieces. Kernels
+see one contiguous array that never moves. Growth copies nothing, needs no second array, and waits
+for no kernel.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ from cuda.bindings import driver
 from livefactor_kernels.device.machine import Buffer
 
 PIECE_BYTES_MAX = 256 << 20
-"""The most that is mapped beyond what is asked for."""
+"""Maximum number of bytes that are mapped beyond the requested size."""
 
 
 class DriverError(RuntimeError):
-    """The CUDA driver refused a call; the text names the call and the error."""
+    """The CUDA driver refused a call. The text names the call and the error."""
 
 
 def _call(function: Any, *arguments: Any) -> Any:
-    """Call the driver: what it returns beside the error, which is raised if it is one."""
+    """Calls the driver and returns its results. Raises DriverError if it reports an error."""
     error, *values = function(*arguments)
     if error != driver.CUresult.CUDA_SUCCESS:
         raise DriverError(f"{function.__name__}: {error.name}")
@@ -29,7 +31,10 @@ def _call(function: Any, *arguments: Any) -> Any:
 
 
 class _Range:
-    """Addresses of the GPU and what is mapped there, given back when no array refers to them any more."""
+    """An address range of the GPU with its mapped memory.
+
+    Both are released with the last array that refers to them.
+    """
 
     __slots__ = ("__weakref__", "address", "pieces", "size")
 
@@ -38,14 +43,22 @@ class _Range:
         self.address = int(_call(driver.cuMemAddressReserve, size, 0, 0, 0))
         self.pieces: list[tuple[int, int]] = []
         at_end = weakref.finalize(self, _give_back, stream, self.address, size, self.pieces)
-        at_end.atexit = False  # the process's end gives all back, and the driver may be gone by then
+        # At the end of the process everything is released, and the driver may be gone.
+        at_end.atexit = False
 
 
 class MappedArray:
-    """`count` elements on the current GPU, of which the first `mapped` bytes have memory (`device.Growing`)."""
+    """`count` elements on the current GPU.
+
+    The first `mapped` bytes have memory (`machine.Growing`).
+    """
 
     def __init__(self, xp: Any, as_buffer: Any, stream: Any, count: int, dtype: Any) -> None:
-        """Hold the addresses and map the first piece. as_buffer: makes a `Buffer` of an array of `xp` (CuPy)."""
+        """Reserves the addresses and maps the first piece.
+
+        `as_buffer` makes a `Buffer` of an array of `xp` (CuPy). Raises MemoryError if the GPU has
+        too little memory.
+        """
         self._device = int(xp.cuda.Device().id)
         self._properties = _properties(self._device)
         self._piece = int(
@@ -68,12 +81,14 @@ class MappedArray:
         return -(-nbytes // self._piece) * self._piece
 
     def missing(self, nbytes: int) -> int:
-        """Bytes that `grow(nbytes)` would take, at least."""
+        """The minimum number of bytes that `grow(nbytes)` would add."""
         return max(0, min(self._rounded(nbytes), self._range.size) - self.mapped)
 
     def grow(self, nbytes: int) -> bool:
-        """Have memory for the first `nbytes` (at most the array's), and some beyond it if there is enough; False,
-        with nothing changed, if the GPU has not so much."""
+        """Provides memory for the first `nbytes`, and for some more if there is enough.
+
+        Returns False, with nothing changed, if the GPU has too little memory.
+        """
         needed = self.missing(nbytes)
         if not needed:
             return True
@@ -90,7 +105,8 @@ class MappedArray:
         try:
             _call(driver.cuMemMap, address, nbytes, 0, handle, 0)
         finally:
-            _call(driver.cuMemRelease, handle)  # the mapping, if there is one, keeps the memory
+            # An existing mapping keeps the memory.
+            _call(driver.cuMemRelease, handle)
         self._range.pieces.append((address, nbytes))
         access = driver.CUmemAccessDesc()
         access.location = self._properties.location
@@ -109,7 +125,7 @@ def _properties(device: int) -> Any:
 
 
 def _give_back(stream: Any, address: int, size: int, pieces: list[tuple[int, int]]) -> None:
-    """Unmap all pieces and give the addresses back, when no kernel uses them any more."""
+    """Unmaps all pieces and releases the addresses after the last kernel that uses them."""
     stream.synchronize()
     for at, nbytes in pieces:
         _call(driver.cuMemUnmap, at, nbytes)

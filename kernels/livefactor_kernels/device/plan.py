@@ -1,13 +1,14 @@
-"""GPU kernels that order a record's occurrences: which row gets which gradients, in which order, cut in chunks.
+"""GPU kernels that order the gradients of a record by row, and divide them into chunks.
 
-A record is taken in spans of whole micro-batches. Every contribution of an event to a row is an entry with a
-key of at most 62 bits; sorted, the entries of a row in a micro-batch lie together, in the order of (event, slot):
+A record is processed in spans of whole micro-batches. Each contribution of an event to a row is an
+entry with a key of at most 62 bits. After sorting, the entries of a row in a micro-batch are
+consecutive, in the order of (event, slot):
 
-    group (side, micro-batch)  |  row  |  entry: event * entries an event + number of the entry
+    group (side, micro-batch)  |  row  |  entry: event * entries per event + number of the entry
 
-A segment is one row's entries in one micro-batch, a chunk up to 32 of them (`reference.CHUNK`), counted from
-the segment's start. `Plan` lists where groups, segments and chunks begin; everything is counted on the
-device, so the host never waits for it.
+A segment is the entries of one row in one micro-batch. A chunk is up to 32 of them (`sums.CHUNK`),
+counted from the start of the segment. `Plan` lists the starts of groups, segments and chunks.
+Everything is counted on the device, so that the host never waits for it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 
 UNUSED = np.int64(2**63 - 1)
-"""Key of an entry that is none: it sorts behind all others."""
+"""Key of an unused entry. It sorts after all other keys."""
 SPAN_ENTRIES = 1 << 19
-"""Entries of a span, if one micro-batch does not have more."""
+"""Maximum number of entries per span, unless one micro-batch has more."""
 KEY_BITS = 62
 _SEGMENT = 1 << 32
 _CHUNK_MASK = _SEGMENT - 1
@@ -35,12 +36,18 @@ _LOGISTIC, _BPR = int(Loss.LOGISTIC), int(Loss.BPR)
 
 
 class Span(NamedTuple):
-    """Numbers of a span (int64 all). Offsets are places in the record's words (float32 and uint32 alike).
+    """The numbers of a span (all int64). Offsets count 32-bit words in the record's memory.
 
-    events: of the span. first: its first event's number in the record. batches: micro-batches, of `batch`
-    events but for the last. width: negatives an event. user_entries, item_entries: entries an event.
-    row_bits, entry_bits: of a key. users_at, items_at, values_at, weights_at, means_at: offsets of the
-    record's columns, -1 for a column that is all 1.
+    Attributes:
+        events: number of events.
+        first: number of the first event in the record.
+        batch: events per micro-batch; the last one may have fewer.
+        batches: number of micro-batches.
+        width: negatives per event.
+        user_entries, item_entries: entries per event.
+        row_bits, entry_bits: bits of a key.
+        users_at, items_at, values_at, weights_at, means_at: offsets of the record's columns, -1 for
+            a column of ones.
     """
 
     events: int
@@ -60,14 +67,22 @@ class Span(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Arrays of a span. int64 but for negatives uint32[events * width], errors float32[events * (1 + width)],
-    segment_word uint32 and dropped uint32[events].
+    """The arrays of a span, int64 unless stated otherwise.
 
-    keys: entries, sorted. marks: by entry, begins a segment << 32 | begins a chunk; counts: their running sum. chunk_start: first entry of
-    each chunk, and the end. segment_chunk: first chunk of each segment, and the end. segment_word: random word of
-    each segment's step, where factors are narrow (`random.rounding_word`). group_chunk,
-    group_segment: first chunk and segment of each group (users' micro-batches, then items'), and the end. dropped: random
-    word of each event's dropout, if there is any (`random.dropout_word`).
+    Attributes:
+        keys: the sorted entries.
+        negatives: uint32[events * width].
+        errors: float32[events * (1 + width)].
+        marks: per entry, (starts a segment) << 32 | (starts a chunk).
+        counts: the running sum of the marks.
+        chunk_start: the first entry of each chunk, and the end.
+        segment_chunk: the first chunk of each segment, and the end.
+        segment_word: random word of each segment's step if factors are narrow
+            (`random.rounding_word`), uint32.
+        group_chunk, group_segment: the first chunk and segment of each group (the users'
+            micro-batches, then the items'), and the end.
+        dropped: random word of each event's dropout, if there is any (`random.dropout_word`),
+            uint32[events].
     """
 
     keys: Any
@@ -84,16 +99,24 @@ class Plan(NamedTuple):
 
 
 def entries_per_event(spec: ModelSpec, width: int) -> tuple[int, int]:
-    """(entries of users, of items) that an event has at most, with `width` negatives drawn for it.
+    """The maximum number of user entries and of item entries of an event with `width` negatives.
 
-    BPR compares: each negative gives one entry to the user, one to the positive and one to itself.
+    BPR compares pairs: each negative gives one entry to the user, one to the positive and one to
+    itself.
     """
     return (width, 2 * width) if spec.loss == Loss.BPR else (1 + width, 1 + width)
 
 
 def spans_of(spec: ModelSpec, events: int, width: int, rows: int, offsets: dict[str, int]) -> list[Span]:
-    """The spans of a record of `events` events; `rows`: of the larger table; offsets: those of a `Span` are taken. Empty if
-    no row can change."""
+    """Splits a record of `events` events into spans. The list is empty if no row can change.
+
+    Args:
+        spec: the spec.
+        events: number of events.
+        width: negatives per event.
+        rows: number of rows of the larger table.
+        offsets: the offsets of the record's columns, from which a `Span` takes its own.
+    """
     users, items = entries_per_event(spec, width)
     if not events or not users:
         return []
@@ -110,7 +133,7 @@ def spans_of(spec: ModelSpec, events: int, width: int, rows: int, offsets: dict[
 
 
 def span_events_max(spec: ModelSpec, width: int, row_bits: int) -> int:
-    """Most events of a span: whole micro-batches, whose keys have no more than `KEY_BITS` bits."""
+    """The maximum number of events of a span, in whole micro-batches."""
     users, items = entries_per_event(spec, width)
     at_once = max(1, SPAN_ENTRIES // (spec.micro_batch * (users + items)))
     while at_once > 1 and _key_bits(at_once, spec.micro_batch * items, row_bits) > KEY_BITS:
@@ -124,25 +147,28 @@ def _key_bits(batches: int, entries: int, row_bits: int) -> int:
 
 @inlined
 def value_of(span: Any, floats: Any, t: Any) -> Any:
-    """float32 value of the span's event t."""
+    """The value of the span's event t, float32."""
     return np.float32(1.0) if span.values_at < 0 else floats[span.values_at + span.first + t]
 
 
 @inlined
 def weight_of(span: Any, floats: Any, t: Any) -> Any:
-    """float32 weight of the span's event t."""
+    """The weight of the span's event t, float32."""
     return np.float32(1.0) if span.weights_at < 0 else floats[span.weights_at + span.first + t]
 
 
 @inlined
 def row_of(span: Any, key: Any) -> Any:
-    """Row (int64) of a key."""
+    """The row of a key, int64."""
     return (key >> span.entry_bits) & ((1 << span.row_bits) - 1)
 
 
 @inlined
 def event_of(span: Any, key: Any, entries: Any) -> Any:
-    """(event, number of the entry in it), int64, of a key of a side with `entries` entries an event."""
+    """The event and the number of the entry in it (both int64) of a key.
+
+    `entries` is the number per event.
+    """
     entry = key & ((1 << span.entry_bits) - 1)
     return entry // entries, entry % entries
 
@@ -155,7 +181,10 @@ def _key(span: Any, side: Any, row: Any, t: Any, entry: Any) -> Any:
 
 @cache
 def entries_kernel(loss: int) -> Any:
-    """Kernel that draws a span's negatives and writes its entries' keys: one thread a slot of an event."""
+    """Makes the kernel that draws the negatives of a span and writes the keys of its entries.
+
+    It has one thread per slot of an event.
+    """
     LOSS = int(loss)
 
     @kernel
@@ -185,7 +214,8 @@ def entries_kernel(loss: int) -> Any:
                 plan.keys[items_first + entry] = _key(span, ITEMS, item, t, entry)
             return
         used = True
-        if LOSS == _LOGISTIC and slot > 0:  # an explicit negative draws none
+        # An explicit negative has no sampled negatives.
+        if LOSS == _LOGISTIC and slot > 0:
             used = value_of(span, floats, t) != np.float32(0.0)
         plan.keys[i] = _key(span, USERS, user, t, i) if used else UNUSED
         plan.keys[items_first + i] = _key(span, ITEMS, item, t, i) if used else UNUSED
@@ -195,16 +225,21 @@ def entries_kernel(loss: int) -> Any:
 
 @kernel
 def livefactor_mark_kernel(span: Any, plan: Any, entries: Any) -> None:
-    """Write the marks of sorted entries: (begins a segment) << 32 | (begins a chunk). One thread an entry."""
+    """Writes the marks of the sorted entries: (starts a segment) << 32 | (starts a chunk).
+
+    One thread per entry.
+    """
     i = cuda.grid(1)
     if i >= entries:
         return
     key, mark = plan.keys[i], np.int64(0)
     if key != UNUSED:
-        name = key >> span.entry_bits  # of the segment: group and row
+        # The name of a segment is its group and row.
+        name = key >> span.entry_bits
         low = i
         if i > 0 and plan.keys[i - 1] >> span.entry_bits == name:
-            low, high = np.int64(0), i - 1  # the segment's first entry is in [low, high]
+            # The first entry of the segment is in [low, high].
+            low, high = np.int64(0), i - 1
             while low < high:
                 middle = (low + high) // 2
                 if plan.keys[middle] >> span.entry_bits < name:
@@ -220,7 +255,10 @@ def livefactor_mark_kernel(span: Any, plan: Any, entries: Any) -> None:
 
 @kernel
 def livefactor_list_kernel(span: Any, plan: Any, entries: Any) -> None:
-    """Write where chunks, segments and groups begin, from the running sum of the marks. One thread an entry."""
+    """Writes the starts of chunks, segments and groups from the running sum of the marks.
+
+    One thread per entry.
+    """
     i = cuda.grid(1)
     if i >= entries or plan.keys[i] == UNUSED:
         return
@@ -244,7 +282,10 @@ def livefactor_list_kernel(span: Any, plan: Any, entries: Any) -> None:
 
 @kernel
 def livefactor_words_kernel(span: Any, plan: Any, key: Any, revision: Any) -> None:
-    """Write the random words of the segments' steps, where factors are narrow. One thread a segment."""
+    """Writes the random words of the segments' steps, if factors are narrow.
+
+    One thread per segment.
+    """
     i = cuda.grid(1)
     if i >= plan.group_segment[2 * span.batches]:
         return
@@ -257,7 +298,7 @@ def livefactor_words_kernel(span: Any, plan: Any, key: Any, revision: Any) -> No
 
 @kernel
 def livefactor_dropout_kernel(span: Any, plan: Any, key: Any, revision: Any) -> None:
-    """Write the random words of the events' dropout. One thread an event."""
+    """Writes the random words of the events' dropout. One thread per event."""
     t = cuda.grid(1)
     if t < span.events:
         plan.dropped[t] = np.uint32(dropout_word(key, revision, np.uint64(span.first + t)))

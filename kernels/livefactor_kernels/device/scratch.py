@@ -1,8 +1,9 @@
-"""What learning from a record takes of the device beside the tables: the plan of a span, the sums of a micro-batch.
+"""Device memory for learning from a record: the plan of a span and the sums of a micro-batch.
 
-It is held before a record is begun, from the start for records as large as servers let in: a record that has been
-begun cannot fail for want of memory. Sorting and summing take memory by themselves, out of a pool that nothing
-else uses (`Device.learning`): once they have run on as much as there can be, they find it there.
+The memory is reserved before a record is started. For records up to the server's maximum it is
+reserved at the start of the model. A started record cannot fail for lack of memory. Sorting and
+summing take temporary memory from a separate pool (`Device.learning`). After they have run once at
+the maximum size, the pool has enough.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from livefactor_kernels.spec.model import LANES, Loss, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 
 RECORD_EVENTS_MAX = 1 << 16
-"""Events of a record, beside those that it replays, that memory is held for from the start: no server lets in more."""
+"""Events of a record, without replayed ones, for which memory is reserved at the start.
+
+Servers accept no more.
+"""
 _TYPES = {"negatives": np.uint32, "errors": np.float32, "segment_word": np.uint32, "dropped": np.uint32}
 
 
 def chunks_of(spec: ModelSpec, events: int, width: int, user_rows: int, item_rows: int) -> tuple[int, int]:
-    """Most chunks of users and of items in a micro-batch of `events` events with `width` negatives each, in tables of
-    so many rows."""
+    """The maximum numbers of user chunks and item chunks in a micro-batch.
+
+    The micro-batch has `events` events with `width` negatives each; the tables have `user_rows` and
+    `item_rows` rows.
+    """
     rows = min(events, user_rows), min(events * (1 + width), item_rows)
     entries = [events * each for each in entries_per_event(spec, width)]
     users, items = (min(most, few + most // CHUNK) for most, few in zip(entries, rows, strict=True))
@@ -35,24 +42,29 @@ def chunks_of(spec: ModelSpec, events: int, width: int, user_rows: int, item_row
 
 
 def record_bytes(spec: ModelSpec, events: int) -> int:
-    """Bytes of a record's columns (`cuda_staging`), if all are there and every key in it is new."""
-    elements = [KEY_BYTES] * 2 + [WORD_BYTES] * 4  # new keys; rows of both sides, values, weights
+    """Maximum bytes of a record's columns (`device/staging.py`): all present, all keys new."""
+    # Two columns of new keys, and the rows of both sides, values and weights.
+    elements = [KEY_BYTES] * 2 + [WORD_BYTES] * 4
     if spec.history.users:
-        elements.append(KEY_BYTES)  # times
+        # The times.
+        elements.append(KEY_BYTES)
     nbytes = sum(aligned(events * each) for each in elements) + shared_bytes(spec, events)
     means = -(-events // spec.micro_batch) if spec.loss == Loss.SQUARED else 0
     return nbytes + aligned(means * WORD_BYTES)
 
 
 def shared_bytes(spec: ModelSpec, events: int) -> int:
-    """Bytes of the columns of a record's shared negatives (rule SOFTMAX): rows and rarity of each, its events' rarity."""
+    """Bytes of a record's columns for shared negatives (rule SOFTMAX)."""
     if spec.rule != Rule.SOFTMAX:
         return 0
     return 2 * aligned(spec.drawn(events) * WORD_BYTES) + aligned(events * WORD_BYTES)
 
 
 def plan_sizes(spec: ModelSpec, events: int, width: int) -> dict[str, int]:
-    """Elements of a plan's arrays for any span of a record of `events` events with `width` negatives each."""
+    """Sizes of a plan's arrays for any span of a record.
+
+    The record has `events` events with `width` negatives each.
+    """
     events = min(events, span_events_max(spec, width, row_bits=1))
     entries, batches = events * sum(entries_per_event(spec, width)), -(-events // spec.micro_batch)
     sizes = dict.fromkeys(("keys", "marks", "counts", "chunk_start", "segment_chunk"), entries + 1)
@@ -62,10 +74,11 @@ def plan_sizes(spec: ModelSpec, events: int, width: int) -> dict[str, int]:
 
 
 class Sums(NamedTuple):
-    """Chunk sums of one micro-batch: users' chunks from place 0 on, items' from `items_at` on.
+    """The chunk sums of one micro-batch: the users' from place 0 on, the items' from `items_at` on.
 
-    gradients float32[places * (k_padded + 16)]: factors, then the bias. events int32[places]: how many events
-    begin in the chunk.
+    Attributes:
+        gradients: factors, then the bias, float32[places * (k_padded + 16)].
+        events: number of events that start in the chunk, int32[places].
     """
 
     gradients: Any
@@ -74,30 +87,38 @@ class Sums(NamedTuple):
 
 
 class Scratch:
-    """The plan and the sums of a model, as large as its largest record so far needs them. arrays: the plan's, as
-    the device's array module takes them."""
+    """The plan and the sums of a model, as large as its largest record so far needs.
+
+    `arrays` are those of the plan, in the device's array module.
+    """
 
     plan: Plan
     arrays: Plan
     sums: Sums
 
     def __init__(self, spec: ModelSpec, device: Device) -> None:
-        """Memory for a record of `RECORD_EVENTS_MAX` events and what it replays; MemoryError if the device has not so much."""
+        """Reserves memory for a record of `RECORD_EVENTS_MAX` events and its replay.
+
+        Raises MemoryError.
+        """
         self._spec, self._device = spec, device
         self._sizes = dict.fromkeys(Plan._fields, 0)
         self._places = (0, 0)
-        # While there is one item no negatives are drawn, and a span has more events then.
+        # While there is only one item, no negatives are drawn, so that a span has more events.
         widths = (0, spec.negatives)
         self.hold(most_events(spec, RECORD_EVENTS_MAX), widths, spec.limits.users_max, spec.limits.items_max)
 
     def hold(self, events: int, widths: Iterable[int], user_rows: int, item_rows: int) -> None:
-        """Have memory for a record of `events` events with as many negatives each as any of `widths`, in tables of so
-        many rows; MemoryError, with nothing lost, if the device has not so much. The caller holds the model's
-        lock."""
+        """Reserves memory for a record of `events` events with any number of negatives in `widths`.
+
+        The tables have `user_rows` and `item_rows` rows. The caller holds the model's lock. Raises
+        MemoryError, with nothing lost, if the device has too little memory.
+        """
         sizes, places, batch = self._sizes, self._places, min(events, self._spec.micro_batch)
         for width in widths:
             if not events or not entries_per_event(self._spec, width)[USERS]:
-                continue  # no row can change
+                # No row can change.
+                continue
             needed = plan_sizes(self._spec, events, width)
             sizes = {name: max(needed[name], sizes[name]) for name in sizes}
             users, items = chunks_of(self._spec, batch, width, user_rows, item_rows)

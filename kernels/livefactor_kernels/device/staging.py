@@ -1,7 +1,7 @@
-"""A record's columns on their way to the device: two pinned buffers in turn, each with its twin on the device.
+"""Copies a record's columns to the device, with two pinned buffers in turn.
 
-A buffer is written again only when the record before the last one is done: so at most two records are under
-way, and a read never queues behind more.
+A buffer is reused only after the record before the last one is finished. At most two records are
+therefore in progress, and a read never waits for more.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ KEY_BYTES = 8
 
 
 class Slot:
-    """One buffer. words, floats, keys, longs: the device's side as kernels take it, uint32, float32, uint64 and int64 of the
-    same memory."""
+    """One buffer.
+
+    `words`, `floats`, `keys` and `longs` are its device memory as uint32, float32, uint64 and
+    int64.
+    """
 
     def __init__(self) -> None:
         self.host = np.empty(0, np.uint8)
@@ -33,7 +36,7 @@ class Slot:
         self.done: Callable[[], None] = _at_once
 
     def reserve(self, device: Device, nbytes: int) -> None:
-        """Hold at least `nbytes`."""
+        """Provides at least `nbytes`."""
         if nbytes <= self.host.size:
             return
         size = max(_BYTES_MIN, 1 << (nbytes - 1).bit_length())
@@ -49,7 +52,7 @@ def _at_once() -> None:
 
 
 def aligned(nbytes: int) -> int:
-    """Bytes that a column of `nbytes` takes in a buffer."""
+    """The bytes that a column of `nbytes` occupies in a buffer."""
     return -(-nbytes // _ALIGN) * _ALIGN
 
 
@@ -57,7 +60,10 @@ class Staging:
     """The two buffers of a model."""
 
     def __init__(self, device: Device, nbytes: int = 0) -> None:
-        """Buffers of at least `nbytes`; MemoryError if the device has not so much."""
+        """Allocates buffers of at least `nbytes`.
+
+        Raises MemoryError if the device has too little memory.
+        """
         self._device = device
         self._slots = (Slot(), Slot())
         self._turn = 0
@@ -65,20 +71,25 @@ class Staging:
             slot.reserve(device, nbytes)
 
     def wait_for_turn(self) -> None:
-        """Block until the next buffer may be written."""
+        """Waits until the next buffer may be written."""
         self._slots[1 - self._turn].done()
 
     def hold(self, nbytes: int) -> None:
-        """Have `nbytes` in the next buffer, when it may be written; MemoryError, with nothing lost, if the device has
-        not so much."""
+        """Provides `nbytes` in the next buffer, which must be free.
+
+        Raises MemoryError, with nothing lost, if the device has too little memory.
+        """
         self.wait_for_turn()
         self._slots[1 - self._turn].reserve(self._device, nbytes)
 
     def send(self, columns: dict[str, np.ndarray]) -> tuple[Slot, dict[str, int]]:
-        """Start copying columns to the device: where they will be, and the offset of each in bytes, multiples of 8.
+        """Starts to copy columns to the device.
 
-        Blocks while both buffers are in use (`wait_for_turn`). The caller sets `done` of the slot when it has put the kernels that
-        read it on the stream.
+        It waits while both buffers are in use (`wait_for_turn`). The caller sets `done` of the slot
+        after it has put the kernels that read it on the stream.
+
+        Returns:
+            The slot, and the offset of each column in bytes, a multiple of 8.
         """
         self._turn = 1 - self._turn
         slot = self._slots[self._turn]

@@ -1,14 +1,14 @@
-"""What GPU kernels are made of; the only file that imports numba.cuda.
+"""Building blocks of GPU kernels. No other file imports numba.cuda.
 
-A half-warp of 16 lanes works on a row: lane l holds the factors j = l (mod 16). The primitives below have
-twins for Numba's simulator, which knows neither shuffles nor warps: there a block is one half-warp, and the
-lanes meet at `syncthreads` over shared memory.
+A half-warp of 16 lanes works on a row. Lane l holds the factors j = l (mod 16). The functions below
+have a second version for Numba's simulator, which has neither shuffles nor warps. In the simulator
+a block is one half-warp, and its lanes exchange values through shared memory and `syncthreads`.
 
-Arithmetic on two float32 is lowered to libdevice's `_rn` functions, which become `add.rn.f32`, `mul.rn.f32`
-and so on: neither NVVM nor ptxas may then contract a product and a sum to one rounding. Division and square
-root are IEEE as Numba compiles them, and subnormals are kept. So the formulas of `scalar.py`, as they stand,
-give the reference's bits. For float64 `add64` and
-`mul64` do that. This holds for every CUDA kernel that Numba compiles in the process.
+Arithmetic on two float32 is lowered to libdevice's `_rn` functions, which become `add.rn.f32`,
+`mul.rn.f32` and so on. NVVM and ptxas must then not contract a product and a sum into one rounding.
+Division and square root of Numba are IEEE, and subnormals are kept. The formulas of
+`numbers/scalar.py` therefore give the bits of the reference without changes. `add64` and `mul64` do
+the same for float64. This holds for every CUDA kernel that Numba compiles in the process.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import numpy as np
 
 from livefactor_kernels.numbers.lanes import LANES, inlined
 
+# numba-cuda 0.30 uses `row_stack`, which NumPy 2.5 removed: numba-cuda issue #907.
 if not hasattr(np, "row_stack"):
-    np.row_stack = np.vstack  # numba-cuda 0.30 still looks for it, NumPy 2.5 lacks it: numba-cuda issue #907
+    np.row_stack = np.vstack
 
 from numba import cuda
 
@@ -40,16 +41,20 @@ __all__ = [
     "mul64",
 ]
 
-SIMULATED = bool(getattr(cuda.config, "ENABLE_CUDASIM", False))  # the successor has no simulator
-"""Whether kernels run in Numba's simulator, on NumPy arrays, as Python threads."""
+# numba-cuda-mlir has no simulator.
+SIMULATED = bool(getattr(cuda.config, "ENABLE_CUDASIM", False))
+"""Whether kernels run in Numba's simulator: on NumPy arrays, as Python threads."""
 BLOCK_THREADS = LANES if SIMULATED else 128
-"""Threads of a block: the simulator's twins work if a block is one half-warp."""
+"""Threads per block. The simulator's versions need a block of one half-warp."""
 
 _LANE_MASK = LANES - 1
 
 
 def kernel(function: Callable[..., None]) -> Any:
-    """Decorator of a kernel: compiled for the types of its first launch, and anew for others."""
+    """Decorates a kernel.
+
+    It is compiled for the argument types of its first launch, and again for other types.
+    """
     return cuda.jit(function)
 
 
@@ -60,7 +65,7 @@ if SIMULATED:
         return int(_thread().threadIdx.x)
 
     def half_sum(value: Any) -> Any:
-        """float32 sum over a half-warp's lanes, in all of them: lane l += lane l+8, then l+4, l+2, l+1."""
+        """A half-warp's float32 sum, in all lanes: lane l += lane l+8, then l+4, l+2, l+1."""
         lanes = _meet(value)
         while lanes.size > 1:
             half = lanes.size // 2
@@ -68,25 +73,26 @@ if SIMULATED:
         return lanes[0]
 
     def half_of(value: Any, source: int) -> Any:
-        """Lane `source`'s float32, in all of a half-warp's lanes."""
+        """The float32 of lane `source`, in all lanes of a half-warp."""
         return _meet(value)[source]
 
     def float16_of(word: Any) -> Any:
-        """The float16 of the low 16 bits of a uint64."""
+        """The float16 with the low 16 bits of a uint64."""
         return np.uint16(word).view(np.float16)
 
     def add64(a: Any, b: Any) -> Any:
-        """Sum of two float64, rounded on its own."""
+        """The sum of two float64 with its own rounding."""
         return a + b
 
     def mul64(a: Any, b: Any) -> Any:
-        """Product of two float64, rounded on its own."""
+        """The product of two float64 with its own rounding."""
         return a * b
 
     def _meet(value: Any) -> np.ndarray:
-        """All lanes' values, once all are there.
+        """Waits for all lanes and returns their values.
 
-        Two buffers in turn: who comes to the second meeting knows that all have left the one before the first.
+        Two buffers are used in turn. A lane at the second meeting knows that all lanes have left
+        the one before the first.
         """
         thread = _thread()
         turn = thread.turn = 1 - getattr(thread, "turn", 0)
@@ -96,7 +102,7 @@ if SIMULATED:
         return lanes
 
     def _thread() -> Any:
-        """The simulator's thread that this is: it knows its place, and its block as `_manager`."""
+        """The present thread of the simulator. It has its position, and its block as `_manager`."""
         return threading.current_thread()
 
 else:
@@ -124,7 +130,7 @@ else:
 
     @intrinsic
     def float16_of(typingctx: Any, word: Any) -> Any:
-        """The float16 of the low 16 bits of a uint64: Numba keeps it as those bits."""
+        """The float16 with the low 16 bits of a uint64. Numba represents it by these bits."""
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             return builder.trunc(args[0], context.get_value_type(types.float16))
@@ -133,12 +139,12 @@ else:
 
     @inlined
     def add64(a: Any, b: Any) -> Any:  # type: ignore[misc]
-        """Sum of two float64, rounded on its own."""
+        """The sum of two float64 with its own rounding."""
         return libdevice.dadd_rn(a, b)
 
     @inlined
     def mul64(a: Any, b: Any) -> Any:  # type: ignore[misc]
-        """Product of two float64, rounded on its own."""
+        """The product of two float64 with its own rounding."""
         return libdevice.dmul_rn(a, b)
 
     @inlined
@@ -148,15 +154,15 @@ else:
 
     @inlined
     def half_of(value: Any, source: Any) -> Any:  # type: ignore[misc]
-        """Lane `source`'s float32, in all of a half-warp's lanes."""
+        """The float32 of lane `source`, in all lanes of a half-warp."""
         own_half = cuda.threadIdx.x & LANES
         return cuda.shfl_sync(0xFFFF << own_half, value, own_half | source)
 
     @inlined
     def half_sum(value: Any) -> Any:  # type: ignore[misc]
-        """float32 sum over a half-warp's lanes, in all of them: lane l += lane l+8, then l+4, l+2, l+1.
+        """The float32 sum of a half-warp's lanes, in all: lane l += lane l+8, then l+4, l+2, l+1.
 
-        A sum of two is the same in either order, so the lanes of a pair may both add the other's.
+        A sum of two is the same in either order, so both lanes of a pair may add the other's value.
         """
         mask = 0xFFFF << (cuda.threadIdx.x & LANES)
         value = value + cuda.shfl_xor_sync(mask, value, 8)

@@ -1,25 +1,31 @@
-"""What a row remembers of its events: the semantics of histories, visits and counts, and how they lie in tables.
+"""The semantics of histories, visits and counts: what a row remembers of its events.
 
-Beside factors and biases a table has these sections, of which a spec chooses (`row_sections`):
+In addition to factors and biases, a table has the following sections, depending on the spec
+(`row_sections`):
 
-    users  seen_rows [H] u32, seen_values [H] f32, seen_weights [H] f32, seen_visits [H] u32   a ring of events
-           seen_count u32, visits u32, last_time i64
-    items  seen_count u32; with history.items also seen_rows, seen_values, seen_weights [H]
+    users  seen_rows [H] u32, seen_values [H] f32, seen_weights [H] f32, seen_visits [H] u32:
+           a ring of events; seen_count u32, visits u32, last_time i64
+    items  seen_count u32; with history.items also seen_rows, seen_values, seen_weights [H];
            with counts neighbor_rows [M] u32, neighbor_counts [M] f32
 
-An event (user u, item i, value, weight, time) is recorded, in the order of the log, thus:
+An event (user u, item i, value, weight, time) is recorded in the order of the log:
 
-1. If time is 0 or not u's last_time, a visit begins: visits + 1. last_time = time.
-2. Counts. For each of u's last `span` events j, the newest first: w = weight * decay(visits - j's visit);
-   count(j's item -> i) += w, and if j is of the same visit and another item, count(i -> j's item) += w too.
-3. The event goes to place seen_count mod H of u's ring and of i's; seen_count + 1.
+1. Visits. If time is 0 or differs from u's last_time, a visit starts: visits + 1. Then
+   last_time = time.
+2. Counts. For each of u's last `span` events j, newest first: w = weight * decay(visits - j's
+   visit); count(j's item -> i) += w; if j is of the same visit and another item,
+   count(i -> j's item) += w.
+3. Histories. The event is written to place seen_count mod H of u's ring and of i's; seen_count + 1.
 
-decay(a) = d ** a by repeated multiplication in float32, d the float32 nearest to 2 ** (-1 / half-life).
+decay(a) = d ** a by repeated multiplication in float32; d is the float32 nearest to 2 ** (-1 /
+half-life).
 
-count(j -> i) += w, with j's M places: if a place has i, add w there; else if places are empty (count 0), take the
-first of them; else let c be the smallest count, at the first place that has it: c - w if that is above 0, else i
-takes the place with w - c or, if that is 0, with the smallest float32 above 0 that is normal. So a newcomer wears the
-weakest follower down before it replaces it (after Misra, Gries, Sci. Comput. Program. 2, 1982), and no count is more than what was added.
+count(j -> i) += w works as follows on j's M places. If a place has i, w is added there. Otherwise,
+if there are empty places (count 0), i takes the first of them. Otherwise let c be the smallest
+count, at the first place that has it. If c - w is above 0, it replaces c. If not, i takes the place
+with the count w - c or, if that is 0, with the smallest normal float32 above 0. A new follower
+therefore reduces the weakest one to zero before it replaces it, and no count is larger than the sum
+of its additions (after Misra, Gries, Sci. Comput. Program. 2, 1982).
 """
 
 from __future__ import annotations
@@ -36,13 +42,13 @@ USERS = 0
 RING = ("seen_rows", "seen_values", "seen_weights")
 COUNT_MIN = np.float32(np.finfo(np.float32).tiny)
 DECAY_STEPS = 4096
-"""Visits past which an event's weight stays what it is then."""
+"""Number of visits after which the weight of an event no longer changes."""
 
 Sections = dict[str, tuple[tuple[int, ...], str]]
 
 
 def row_sections(spec: ModelSpec, side: int) -> Sections:
-    """Sections of one side's history by name: shape of a row, dtype; in the order of the root hash."""
+    """The sections of one side's history: shape of a row and dtype by name, in root-hash order."""
     sections: Sections = {}
     if not spec.history.users:
         return sections
@@ -68,10 +74,10 @@ def row_sections(spec: ModelSpec, side: int) -> Sections:
 
 @cache
 def decays(half_life: float) -> np.ndarray:
-    """float32[DECAY_STEPS]: what is left after so many visits; ones for a half-life of 0.
+    """The decay after each number of visits, float32[DECAY_STEPS]; ones for a half-life of 0.
 
-    Each is the one before times the float32 nearest to 2 ** (-1 / half_life), rounded to float32. That number is
-    computed in decimal: pow differs between machines.
+    Each value is the one before times the float32 nearest to 2 ** (-1 / half_life), rounded to
+    float32. That number is computed in decimal arithmetic, since pow differs between machines.
     """
     if half_life == 0:
         return np.ones(DECAY_STEPS, np.float32)

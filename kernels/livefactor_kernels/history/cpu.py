@@ -1,13 +1,13 @@
-"""Recording events in compiled code (semantics: `history/__init__.py`)."""
+"""Records events in compiled code. The semantics are in `history/__init__.py`."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, match16, prefetch
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables import Table
@@ -24,7 +24,13 @@ _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
 class Ring(NamedTuple):
-    """One side's ring: rows uint32[cap, H], values, weights float32[cap, H], seen uint32[cap]: events so far; H may be 0."""
+    """The ring of one side, where H may be 0.
+
+    Attributes:
+        rows: uint32[cap, H].
+        values, weights: float32[cap, H].
+        seen: number of events so far, uint32[cap].
+    """
 
     rows: np.ndarray
     values: np.ndarray
@@ -33,14 +39,14 @@ class Ring(NamedTuple):
 
     @staticmethod
     def of(table: Table) -> Ring:
-        """A table's ring (its arrays never move)."""
+        """The ring of a table, whose arrays never move."""
         arrays = table.history
         values, weights = (arrays.get(name, _NO_FLOATS) for name in ("seen_values", "seen_weights"))
         return Ring(arrays.get("seen_rows", _NO_ROWS), values, weights, arrays["seen_count"])
 
 
 class Visits(NamedTuple):
-    """Users' visits: of ring entries uint32[cap, H], now uint32[cap], last_time int64[cap]."""
+    """Users' visits: of ring entries uint32[cap, H], present uint32[cap], last_time int64[cap]."""
 
     seen: np.ndarray
     now: np.ndarray
@@ -48,8 +54,15 @@ class Visits(NamedTuple):
 
 
 class Followers(NamedTuple):
-    """Items' followers: rows uint32[cap, M], counts float32[cap, M] (M 0: none), bits uint32: those of counts, which
-    have their order since none is below 0; span, decay float32[DECAY_STEPS]."""
+    """The items' followers.
+
+    Attributes:
+        rows: uint32[cap, M]; M is 0 without counts.
+        counts: float32[cap, M].
+        bits: the bits of the counts, uint32. They have the same order, since no count is negative.
+        span: maximum number of earlier events that an event follows.
+        decay: float32[DECAY_STEPS].
+    """
 
     rows: np.ndarray
     counts: np.ndarray
@@ -58,9 +71,9 @@ class Followers(NamedTuple):
     decay: np.ndarray
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _place_of(words: Any, word: Any) -> Any:
-    """The first place of a word (uint64) among uint32[m], m a multiple of 16; m if there is none."""
+    """The first place of a word (uint64) in uint32[m], m if missing. m is a multiple of 16."""
     first: Any = address_of(words)
     for start in range(_0, np.uint64(words.size), _16):
         hits = match16(first, word, start * _4)
@@ -73,7 +86,7 @@ def _place_of(words: Any, word: Any) -> Any:
     return np.uint64(words.size)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _least(words: Any) -> Any:
     least: Any = np.uint32(0xFFFFFFFF)
     for place in range(np.uint64(words.size)):
@@ -81,10 +94,10 @@ def _least(words: Any) -> Any:
     return least
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _add(followers: Any, row: Any, follower: Any, added: Any) -> None:
-    # Places fill from the front and never empty again. So row 0, which an empty place seems to hold, is found where
-    # it is, or in the first empty place, where it belongs.
+    # Places fill from the front and never become empty again. Row 0, which empty places seem to
+    # hold, is therefore found at its own place, or at the first empty place, where it belongs.
     rows, counts, bits = followers.rows[row], followers.counts[row], followers.bits[row]
     place = _place_of(rows, np.uint64(follower))
     if place < np.uint64(rows.size):
@@ -100,8 +113,10 @@ def _add(followers: Any, row: Any, follower: Any, added: Any) -> None:
 
 
 class Additions(NamedTuple):
-    """Counts that are to be added: rows, followers uint32[n], added float32[n], in order. They are listed before they
-    are made, so that what they need can be prefetched."""
+    """Counts to add, in order: rows and followers uint32[n], added float32[n].
+
+    They are listed before they are added, so that their memory can be prefetched.
+    """
 
     rows: np.ndarray
     followers: np.ndarray
@@ -109,13 +124,13 @@ class Additions(NamedTuple):
 
     @staticmethod
     def of(size: int) -> Additions:
-        """Room for so many."""
+        """Allocates room for `size` additions."""
         return Additions(np.empty(size, np.uint32), np.empty(size, np.uint32), np.empty(size, np.float32))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_add_kernel(followers: Any, additions: Any, size: Any) -> None:
-    """Make the first `size` additions, in order."""
+    """Adds the first `size` additions, in order."""
     rows, counts = address_of(followers.rows), address_of(followers.counts)
     line = np.uint64(followers.rows.shape[1]) * _4
     for n in range(size):
@@ -126,11 +141,11 @@ def livefactor_add_kernel(followers: Any, additions: Any, size: Any) -> None:
         _add(followers, np.uint64(additions.rows[n]), additions.followers[n], additions.added[n])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _count(
     ring: Any, visits: Any, followers: Any, additions: Any, size: Any, user: Any, item: Any, weight: Any
 ) -> Any:
-    """List an event's additions after `size` others; returns how many there are then."""
+    """Lists the additions of an event after `size` others. Returns the new number of additions."""
     length, seen = np.uint64(ring.rows.shape[1]), np.uint64(ring.seen[user])
     now = np.uint64(visits.now[user])
     for back in range(_1, min(min(seen, followers.span), length) + _1):
@@ -148,9 +163,9 @@ def _count(
     return size
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
-    """Append to a row's ring; returns the place (0 of an empty ring)."""
+    """Appends to the ring of a row. Returns the place (0 for an empty ring)."""
     length = np.uint64(ring.rows.shape[1])
     place = np.uint64(ring.seen[row]) % length if length else _0
     if length:
@@ -161,13 +176,18 @@ def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
     return place
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_record_kernel(
     users: Any, items: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
     values: Any, weights: Any, times: Any, start: Any, stop: Any,
 ) -> Any:  # fmt: skip
-    """Record events [start, stop) in rings of users and items, and visits. Returns how many additions to counts are listed:
-    those that are still to be made. Empty columns have their defaults."""
+    """Records events [start, stop) in the rings of users and items, and in visits.
+
+    Empty columns have their defaults.
+
+    Returns:
+        The number of listed additions to counts, which remain to be added.
+    """
     size, most = _0, _2 * followers.span
     for t in range(start, stop):
         user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
@@ -189,10 +209,10 @@ def livefactor_record_kernel(
 
 
 class Recorder:
-    """Records a model's events in its tables."""
+    """Records the events of a model in its tables."""
 
     def __init__(self, spec: ModelSpec, users: Table, items: Table) -> None:
-        """For tables with histories; compiles the kernel, or loads it from Numba's cache."""
+        """Prepares tables with histories, and compiles or loads the kernels."""
         self.users, self.items = Ring.of(users), Ring.of(items)
         own, followers = users.history, items.history
         self._visits = Visits(own["seen_visits"], own["visits"], own["last_time"])
@@ -216,11 +236,14 @@ class Recorder:
         return int(livefactor_record_kernel(*state, self._additions, *events))
 
     def record(self, update: Update, start: int, stop: int) -> None:
-        """Record the events [start, stop) of an update. The GIL is released."""
+        """Records the events [start, stop) of an update. It releases the GIL."""
         self.count(self.remember(update, start, stop))
 
     def remember(self, update: Update, start: int, stop: int) -> int:
-        """As `record`, but for what counts gain: so many additions that `count` must make before the next call."""
+        """Does the same without counts.
+
+        Returns the number of additions, which `count` must add before the next call.
+        """
         return self._run(
             update.user_rows,
             update.item_rows,
@@ -232,13 +255,15 @@ class Recorder:
         )
 
     def count(self, additions: int) -> None:
-        """Make the additions that `remember` has left. It touches nothing but counts, and may run beside whatever does not
-        read them."""
+        """Adds what `remember` has listed.
+
+        It only changes counts, and may run in parallel with code that does not read them.
+        """
         if additions:
             livefactor_add_kernel(self._followers, self._additions, np.uint64(additions))
 
     def followed(self, update: Update) -> np.ndarray:
-        """uint32[n * span]: items whose counts the update may change beside its own, some of them repeatedly."""
+        """The other items, uint32[n * span], whose counts the update changes; with repeats."""
         if not self._counts.neighbors:
             return np.empty(0, np.uint32)
         users = np.unique(update.user_rows)

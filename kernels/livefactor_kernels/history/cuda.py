@@ -1,9 +1,11 @@
-"""Recording events on the GPU (semantics: `history/__init__.py`).
+"""Records events on the GPU. The semantics are in `history/__init__.py`.
 
-A row's events are recorded by one thread, in their order: rows do not meet there. A record is taken in pieces of
-whole micro-batches, whose events are sorted once by (micro-batch, row, event), users' and items' apart. What follows
-what is counted in slices of a micro-batch: the users' threads list a slice's additions, each at the place that its
-event and its number in it give; sorted by (item, place), an item's additions are made by one thread, in order.
+One thread records the events of a row in order, since rows are independent in this step. A record
+is processed in pieces of whole micro-batches. Their events are sorted once by (micro-batch, row,
+event), separately for users and items. Counts are processed in slices of a micro-batch. The users'
+threads list the additions of a slice; the place of an addition follows from its event and its
+number in the event. After sorting by (item, place), one thread adds the additions of an item in
+order.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ if TYPE_CHECKING:
     from livefactor_kernels.tables.cuda import CudaTable
 
 PIECE_EVENTS = 1 << 16
-"""Events of a piece at most; no micro-batch has more."""
+"""Maximum number of events per piece. No micro-batch has more."""
 _BATCHES_MAX = 1 << 15
 ADDITIONS_AT_ONCE = 1 << 18
-"""Additions of a slice, if one event does not have more."""
+"""Maximum number of additions per slice, unless one event has more."""
 _UNUSED = np.int64(2**63 - 1)
-EVENT_BITS, _ROW_BITS, _PLACE_BITS = 16, 32, 20  # of keys: (micro-batch, row, event) and (row, place)
+# Bits of the parts of keys: (micro-batch, row, event) and (row, place).
+EVENT_BITS, _ROW_BITS, _PLACE_BITS = 16, 32, 20
 _EVENT_MASK, _ROW_MASK, _PLACE_MASK = (1 << EVENT_BITS) - 1, (1 << _ROW_BITS) - 1, (1 << _PLACE_BITS) - 1
 _F0 = np.float32(0.0)
 TYPES = {
@@ -40,12 +43,20 @@ TYPES = {
     "visits": np.uint32, "last_time": np.int64, "seen_count": np.uint32, "neighbor_rows": np.uint32,
     "neighbor_counts": np.float32,
 }  # fmt: skip
-"""Element types of what a `HistoryRows` holds."""
+"""Element types of the arrays in a `HistoryRows`."""
 
 
 class Piece(NamedTuple):
-    """Numbers of a piece of a record (int64 all). events: of the piece; first: its first one's number in the record;
-    batch: events a micro-batch. Others as in `cuda_plan.Span`; times_at: offset in the record's int64 words, -1 for 0."""
+    """The numbers of a piece of a record (all int64).
+
+    Attributes:
+        events: number of events.
+        first: number of the first event in the record.
+        batch: events per micro-batch.
+        times_at: offset of the times in the record's int64 words, -1 for zeros.
+
+    The other fields are those of `plan.Span`.
+    """
 
     events: int
     first: int
@@ -59,8 +70,11 @@ class Piece(NamedTuple):
 
 
 class HistoryRows(NamedTuple):
-    """A side's history on the device, flat (`history.row_sections`). length, neighbors: of a row's lists, 0 where there are
-    none; what there is not is an array of one element that nobody looks at."""
+    """The history of one side on the device, flat (`history.row_sections`).
+
+    `length` and `neighbors` are the sizes of a row's lists, 0 without lists. Missing arrays have
+    one unused element.
+    """
 
     seen_rows: Any
     seen_values: Any
@@ -76,7 +90,7 @@ class HistoryRows(NamedTuple):
 
     @staticmethod
     def of(table: CudaTable, device: Device) -> HistoryRows:
-        """A table's history."""
+        """The history of a table."""
         arrays = [
             table.arrays[name].buffer.argument if name in table.arrays else device.empty(1, dtype).argument
             for name, dtype in TYPES.items()
@@ -86,8 +100,15 @@ class HistoryRows(NamedTuple):
 
 
 class Additions(NamedTuple):
-    """Counts to be added in a slice: keys int64 (row, place), sorted before they are made; by place followers uint32 and added
-    float32. span: earlier events that an event follows, at most; decay float32[DECAY_STEPS]."""
+    """The counts to add in a slice.
+
+    Attributes:
+        keys: (row, place), int64; they are sorted before the additions.
+        followers: uint32 by place.
+        added: float32 by place.
+        span: maximum number of earlier events that an event follows.
+        decay: float32[DECAY_STEPS].
+    """
 
     keys: Any
     followers: Any
@@ -99,7 +120,10 @@ class Additions(NamedTuple):
 def pieces_of(
     events: int, batch: int, offsets: dict[str, int], batches_max: int = _BATCHES_MAX
 ) -> Iterator[Piece]:
-    """The pieces of a record of `events` events; offsets: those of a `Piece` are taken. batches_max: of a piece."""
+    """Yields the pieces of a record, with at most `batches_max` micro-batches each.
+
+    The record has `events` events. A `Piece` takes its offsets from `offsets`.
+    """
     offsets = {name: offsets[name] for name in Piece._fields if name.endswith("_at")}
     at_once = min(PIECE_EVENTS // batch, batches_max) * batch
     for first in range(0, events, at_once):
@@ -108,20 +132,22 @@ def pieces_of(
 
 @inlined
 def row_of(key: Any) -> Any:
-    """Row (int64) of an event's key."""
+    """The row of an event's key, int64."""
     return (key >> EVENT_BITS) & _ROW_MASK
 
 
 @inlined
 def event_of(key: Any) -> Any:
-    """The event's number (int64) in the piece."""
+    """The number of the event in the piece, int64."""
     return key & _EVENT_MASK
 
 
 @inlined
 def first_of_row(keys: Any, start: Any, stop: Any, row: Any, bits: Any) -> Any:
-    """The first (int64) of a micro-batch's sorted entries [start, stop) whose row, above `bits` bits of a key, is `row` or
-    above."""
+    """The first of the sorted entries [start, stop) whose row is `row` or above, int64.
+
+    The row of a key is above its lowest `bits` bits.
+    """
     low, high = np.int64(start), np.int64(stop)
     while low < high:
         middle = (low + high) // 2
@@ -134,19 +160,19 @@ def first_of_row(keys: Any, start: Any, stop: Any, row: Any, bits: Any) -> Any:
 
 @inlined
 def begins_row(keys: Any, i: Any, start: Any) -> Any:
-    """Whether entry i is the first one of its row among those from `start` on."""
+    """Whether entry i is the first one of its row at or after `start`."""
     return i == start or keys[i - 1] >> EVENT_BITS != keys[i] >> EVENT_BITS
 
 
 @inlined
 def end_of_row(keys: Any, i: Any, stop: Any) -> Any:
-    """The end (int64) of entry i's row among the entries up to `stop`."""
+    """The end of entry i's row, at most `stop`, int64."""
     return end_of_events(keys, i, stop, 1 << EVENT_BITS)
 
 
 @inlined
 def end_of_events(keys: Any, i: Any, stop: Any, last: Any) -> Any:
-    """The end (int64) of the events below number `last` of entry i's row, from entry i up to `stop`; i if there are none."""
+    """The end, in [i, stop], of the events below number `last` in entry i's row, int64."""
     limit, low, high = ((keys[i] >> EVENT_BITS) << EVENT_BITS) + last, np.int64(i), np.int64(stop)
     while low < high:
         middle = (low + high) // 2
@@ -159,7 +185,7 @@ def end_of_events(keys: Any, i: Any, stop: Any, last: Any) -> Any:
 
 @kernel
 def livefactor_order_kernel(piece: Any, words: Any, user_keys: Any, item_keys: Any) -> None:
-    """Write the keys of a piece's events. A thread an event."""
+    """Writes the keys of a piece's events. One thread per event."""
     t = cuda.grid(1)
     if t >= piece.events:
         return
@@ -172,7 +198,7 @@ def livefactor_order_kernel(piece: Any, words: Any, user_keys: Any, item_keys: A
 def _list_additions(
     users: Any, additions: Any, user: Any, now: Any, item: Any, weight: Any, place: Any
 ) -> None:
-    """List an event's additions from `place` on."""
+    """Lists the additions of an event from `place` on."""
     length, seen = users.length, np.int64(users.seen_count[user])
     for back in range(1, min(min(seen, additions.span), length) + 1):
         at = user * length + (seen - back) % length
@@ -192,7 +218,7 @@ def _list_additions(
 
 @inlined
 def _remember(side: Any, row: Any, seen: Any, other: Any, value: Any, weight: Any) -> Any:
-    """Write a row's event number `seen` to its ring; returns where."""
+    """Writes event number `seen` of a row to its ring. Returns its place."""
     at = row * side.length + seen % side.length
     side.seen_rows[at] = np.uint32(other)
     side.seen_values[at] = value
@@ -205,8 +231,11 @@ def livefactor_record_users_kernel(
     piece: Any, keys: Any, words: Any, floats: Any, longs: Any, users: Any, additions: Any, counted: Any, start: Any,
     stop: Any, first: Any, last: Any,
 ) -> None:  # fmt: skip
-    """Record the events [first, last) of the micro-batch [start, stop) in their users' rows; `counted`: and list what they
-    add to counts. A thread an entry: a user's first one in the slice goes through all of them."""
+    """Records the events [first, last) of the micro-batch [start, stop) in their users' rows.
+
+    With `counted`, it also lists their additions to counts. One thread per entry; the thread of a
+    user's first entry in the slice records all of the user's entries.
+    """
     i = start + cuda.grid(1)
     if i >= stop or event_of(keys[i]) < first or event_of(keys[i]) >= last:
         return
@@ -236,8 +265,11 @@ def livefactor_record_users_kernel(
 def livefactor_record_items_kernel(
     piece: Any, keys: Any, words: Any, floats: Any, items: Any, start: Any, stop: Any, last: Any
 ) -> None:
-    """Record the events below `last` of the micro-batch [start, stop) in their items' rows. A thread an entry: an item's
-    first one goes through those that its ring will still hold."""
+    """Records the events below `last` of the micro-batch [start, stop) in their items' rows.
+
+    One thread per entry; the thread of an item's first entry writes those entries that its ring
+    will still hold.
+    """
     i = start + cuda.grid(1)
     if i >= stop or not begins_row(keys, i, start):
         return
@@ -261,7 +293,8 @@ def _add(items: Any, item: Any, follower: Any, added: Any) -> None:
             return
         if count < items.neighbor_counts[least]:
             least = place
-        if count == _F0:  # places fill from the front: all that follow are empty
+        # Places fill from the front, so that all later places are empty, too.
+        if count == _F0:
             break
     left = items.neighbor_counts[least] - added
     if left > _F0:
@@ -273,8 +306,10 @@ def _add(items: Any, item: Any, follower: Any, added: Any) -> None:
 
 @kernel
 def livefactor_add_kernel(items: Any, additions: Any, count: Any) -> None:
-    """Make the additions whose keys are the first `count`, sorted. A thread an addition: an item's first one makes all of
-    them."""
+    """Adds the additions of the first `count` keys, which are sorted.
+
+    One thread per addition; the thread of an item's first addition adds all of them.
+    """
     i = cuda.grid(1)
     if i >= count or additions.keys[i] == _UNUSED:
         return
@@ -288,10 +323,16 @@ def livefactor_add_kernel(items: Any, additions: Any, count: Any) -> None:
 
 
 class Recorder:
-    """Records a model's events in its tables on the device. All memory that it takes is held from the start."""
+    """Records the events of a model in its tables on the device.
+
+    All of its memory is reserved at the start.
+    """
 
     def __init__(self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable) -> None:
-        """For tables with histories; MemoryError if the device has no room."""
+        """Prepares tables with histories.
+
+        Raises MemoryError if the device has too little memory.
+        """
         self._device, self._counted = device, bool(spec.counts.neighbors)
         self.users, self.items = HistoryRows.of(users, device), HistoryRows.of(items, device)
         self.keys = device.empty(PIECE_EVENTS, np.int64), device.empty(PIECE_EVENTS, np.int64)
@@ -307,26 +348,27 @@ class Recorder:
         followers, added = self._columns
         columns = self._listed.argument, followers.argument, added.argument, self._decay.argument
         self._additions = Additions(*columns, spec.counts.span)
-        with device.learning():  # sorting finds its memory from now on
+        # From now on, sorting finds its memory in the pool.
+        with device.learning():
             for buffer in (*self.keys, self._listed):
                 buffer.array.fill(0)
                 buffer.array.sort()
 
     def save_followed(self, items: FrozenSide, slot: Slot, users_at: int, events: int) -> None:
-        """Copy for pins the items whose counts so many events may change beside those that they name."""
+        """Copies for pins the items whose counts may change beside those that the record names."""
         if self._counted:
             which = slot.words, users_at, self.users, self._additions.span
             items.save_by(livefactor_save_followed_kernel, events * self._additions.span, *which)
 
     def order(self, piece: Piece, slot: Slot) -> None:
-        """Sort a piece's events."""
+        """Sorts the events of a piece."""
         keys = (buffer.argument for buffer in self.keys)
         self._device.launch(livefactor_order_kernel, piece.events, piece, slot.words, *keys)
         for buffer in self.keys:
             buffer.array[: piece.events].sort()
 
     def record(self, piece: Piece, slot: Slot, start: int, fresh: int, stop: int) -> None:
-        """Record the events [start, fresh), if any, of the micro-batch [start, stop) of an ordered piece."""
+        """Records the events [start, fresh) of the micro-batch [start, stop) of a sorted piece."""
         if start == fresh:
             return
         columns = slot.words, slot.floats

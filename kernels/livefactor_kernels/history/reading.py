@@ -1,20 +1,24 @@
-"""A user as scores see it: folded in from its recent events, and what follows them. Reads change nothing.
+"""Users for scoring: their rows after fold-in of recent events, and the followers of these events.
 
-Events of a user's history weigh weight * decay(visits - the event's visit), `history.half_life`. With rule SOLVE the
-user's row is solved for them against the items as they are (`FOLD_SWEEPS` sweeps from the row that it has), which is
-what its row would be had everything else been learned before it; a user without events gets the mean of all users' rows,
-as far as Gram matrices are kept (`solve.unobserved` above 0). With counts, item i gets, beside its score,
+Reads change nothing. An event of a user's history has the weight weight * decay(visits - the
+event's visit) with the half-life `history.half_life`. With rule SOLVE, the user's row is solved for
+these events given the present items, in `FOLD_SWEEPS` sweeps from the present row. This
+approximates the row that results if everything else had been learned before it. A user without
+events gets the mean of all users' rows, if Gram matrices exist (`solve.unobserved` above 0). With
+counts, item i gets, in addition to its score,
 
     counts.weight * sum_j r_j count(j -> i) / (sqrt(n_j n_i) + shrinkage) / sum_j r_j
 
-over the last `span` events j, newest first, r_j their weights, n the items' numbers of events; float32, in this order. What
-was had before is had again, the sooner the more recently (Anderson, Kumar, Tomkins, Vassilvitskii, WWW 2014): so item i gets
+over the last `span` events j, newest first, in float32 and in this order. r_j are the weights of
+the events, and n the numbers of events of the items. Users repeat items, the sooner the more
+recently they had them (Anderson, Kumar, Tomkins, Vassilvitskii, WWW 2014). So item i also gets
 
     counts.repeat * sum_j weight * decay(visits - the event's visit)
 
-too, over all remembered events j of i itself whose value is above 0, oldest first, decay that of `counts.half_life`.
+over all remembered events j of i itself with a value above 0, oldest first, with the half-life
+`counts.half_life`.
 
-A user may come with events of its own: they stand in the place of its history.
+A caller can supply events of a user. They replace the user's history.
 """
 
 from __future__ import annotations
@@ -25,11 +29,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.backend import Pin
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.history.cpu import Ring
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve.cpu import Scratch, Side, livefactor_fold_kernel
@@ -42,7 +46,7 @@ _F0 = np.float32(0.0)
 
 
 class Source(Protocol):
-    """What is read from: a pin, or a backend whose gate is held."""
+    """The source of a read: a pin, or a backend whose gate is held."""
 
     @property
     def mean(self) -> np.float32:
@@ -51,21 +55,24 @@ class Source(Protocol):
 
     @property
     def gram(self) -> np.ndarray:
-        """As `backend.Backend.gram`."""
+        """See `backend.Backend.gram`."""
         ...
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `backend.Backend.gather`."""
+        """See `backend.Backend.gather`."""
         ...
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `backend.Backend.read`."""
+        """See `backend.Backend.read`."""
         ...
 
 
 class Events(NamedTuple):
-    """A user's remembered events, oldest first: item rows uint32[n], values, weights as of now float32[n], for folding in
-    and (repeats) for their own items."""
+    """The remembered events of a user, oldest first.
+
+    Attributes, in order: item rows uint32[n], values float32[n], present weights for fold-in
+    float32[n], and present weights for repeats of their own items float32[n].
+    """
 
     rows: np.ndarray
     values: np.ndarray
@@ -75,8 +82,11 @@ class Events(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Persons:
-    """Users as scores see them: factors float32[n, kp], bias float32[n]; had: each one's item rows, ascending; and
-    followers: each one's (rows uint32[m] ascending, what they get float32[m])."""
+    """Users for scoring: factors float32[n, kp] and biases float32[n].
+
+    `had` holds each user's item rows, ascending. `followers` holds each user's followers: rows
+    uint32[m], ascending, and their gains float32[m].
+    """
 
     factors: np.ndarray
     bias: np.ndarray
@@ -84,7 +94,7 @@ class Persons:
     followers: list[tuple[np.ndarray, np.ndarray]]
 
     def gained(self, user: int, rows: np.ndarray) -> np.ndarray:
-        """float32[n]: what counts add to the scores of item rows uint32[n] for a user."""
+        """The gains from counts for item rows uint32[n] of a user, float32[n]."""
         if not self.followers or not self.followers[user][0].size:
             return np.zeros(len(rows), np.float32)
         named, gained = self.followers[user]
@@ -92,7 +102,10 @@ class Persons:
         return np.where(named[place] == rows, gained[place], np.float32(0.0))
 
     def with_had(self, own: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Users' own exclusions (rows ascending, offsets, as `backend.Pin.top_k` takes them) and all that they had."""
+        """Adds all items that the users had to their own exclusions.
+
+        The result fits `backend.Pin.top_k`.
+        """
         ends = offsets.tolist()
         lists = [
             np.union1d(own[start:stop], had).astype(np.uint32)
@@ -103,10 +116,11 @@ class Persons:
     def top_k(
         self, pin: Pin, keys: np.ndarray, k: int, common: np.ndarray, own: np.ndarray, own_offsets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `backend.Pin.top_k`, exact, with what counts add. keys: of items by row.
+        """The exact top-k lists with the gains from counts; see `backend.Pin.top_k`.
 
-        What counts add is never below 0, so an item that gets nothing and is among the k best is so without them, too:
-        the k best without counts and all followers are all that can be among the k best.
+        `keys` are the item keys by row. Gains are never negative. An item without a gain that is
+        among the k best is therefore also among the k best without gains. So the k best without
+        gains and all followers contain the k best.
         """
         rows, scores, offsets = pin.top_k(self.factors, self.bias, k, common, own, own_offsets)
         if not self.followers:
@@ -145,10 +159,10 @@ class Persons:
 
 
 class PersonReader:
-    """Reads users of a model: with histories as they are folded in, else their rows. Any thread may call it."""
+    """Reads users of a model. Their histories, if any, are folded in. Any thread may call it."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Computes decays; kernels are compiled by the first read."""
+        """Computes the decays. The first read compiles the kernels."""
         self._spec, self._rates = spec, SolveRates.of(spec)
         self._decay = decays(spec.history.half_life)
         self._repeat_decay = decays(spec.counts.half_life if spec.counts.repeat else 0.0)
@@ -156,8 +170,11 @@ class PersonReader:
 
     def read(self, source: Source, user_rows: np.ndarray, item_count: int,
              own: list[Events | None] | None = None) -> Persons:  # fmt: skip
-        """The users of rows uint32[n] (or `NO_ROW`); item_count: items of the model. own: events that stand in the place
-        of a user's history."""
+        """Reads the users of rows uint32[n] (or `NO_ROW`).
+
+        `item_count` is the number of items of the model. `own` holds events that replace a user's
+        history, or None.
+        """
         factors, bias = source.gather(USERS, user_rows)
         if not self._spec.history.users:
             return Persons(factors, bias, [], [])
@@ -175,8 +192,10 @@ class PersonReader:
         return Persons(factors, bias, had, followers)
 
     def given(self, rows: np.ndarray) -> Events:
-        """Events of item rows uint32[n], oldest first, each a visit of its own, of value and weight 1; of too many the
-        last ones, as a history keeps them."""
+        """Events for item rows uint32[n], oldest first, of value 1 and weight 1. Each is a visit.
+
+        If there are too many, the last ones are used, as in a history.
+        """
         rows = rows[-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
         return Events(rows, np.ones(len(rows), np.float32), self._decay[ages], self._repeat_decay[ages])
@@ -202,7 +221,7 @@ class PersonReader:
     def _fold(
         self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int
     ) -> None:
-        """Replace factors and bias of the users who have events."""
+        """Replaces the factors and biases of the users who have events."""
         scratch, k, gram = self._scratch(), self._spec.k, source.gram
         if not any(len(each.rows) for each in events) and not gram[USERS, k, k]:
             return
@@ -250,7 +269,7 @@ class PersonReader:
     def _repeated(
         self, events: Events, followers: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What followers get, and with it what the events' own items do."""
+        """Adds the gains of the events' own items to those of the followers."""
         named = np.union1d(followers[0], events.rows).astype(np.uint32)
         gained, again = np.zeros((2, len(named)), np.float32)
         gained[np.searchsorted(named, followers[0])] = followers[1]
@@ -267,12 +286,12 @@ _NO_RING = Ring(
 )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _gain(
     followers: Any, amounts: Any, events: Any, weights: Any, named: Any, events_of: Any, shrinkage: Any,
     weight: Any, gained: Any,
 ) -> None:  # fmt: skip
-    """What each of the rows `named` uint32[m] (ascending) gets, to gained float32[m] (zeros before)."""
+    """Adds the gains of the rows `named` (uint32[m], ascending) to `gained`, float32[m] zeros."""
     total = _F0
     for j in range(np.uint64(weights.size)):
         total += weights[j]

@@ -1,4 +1,4 @@
-"""Recording events in plain Python: the judge of `history/cpu.py`."""
+"""Records events in plain Python. This is the reference for `history/cpu.py`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Records events in the tables' sections (semantics: `history/__init__.py`)."""
+    """Records events in the sections of the tables. The semantics are in `history/__init__.py`."""
 
     def __init__(self, spec: ModelSpec, users: ReferenceTable, items: ReferenceTable) -> None:
         self._spec, self._users, self._items = spec, users, items
         self._decays = decays(spec.counts.half_life) if spec.counts.neighbors else None
 
     def record(self, update: Update, start: int, stop: int) -> None:
-        """Record the events [start, stop) of an update."""
+        """Records the events [start, stop) of an update."""
         for t in range(start, stop):
             value = np.float32(1.0) if update.values is None else update.values[t]
             weight = np.float32(1.0) if update.weights is None else update.weights[t]
@@ -70,7 +70,8 @@ class Recorder:
         if found.size:
             counts[found[0]] = counts[found[0]] + added
             return
-        place = int(np.argmin(counts))  # empty places are 0
+        # Empty places are 0.
+        place = int(np.argmin(counts))
         left = counts[place] - added
         if left > 0:
             counts[place] = left

@@ -1,1 +1,1 @@
-"""Numbers whose bits are fixed: scalar arithmetic, random draws, narrow floats, sums and vector lanes."""
+"""Reproducible arithmetic: scalar formulas, random draws, narrow floats, sums, vector lanes."""

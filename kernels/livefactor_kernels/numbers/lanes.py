@@ -1,14 +1,16 @@
-"""Sixteen lanes for Numba: the types `Vec16` (LLVM's `<16 x float>`) and `Words16` (`<16 x i32>`), their
-operators, aligned loads and stores.
+"""Sixteen lanes for Numba: the types `Vec16` and `Words16`, with operators, loads and stores.
 
-The formulas of `scalar.py` are written once, in plain arithmetic; with this type they compile for one float32
-and for sixteen. Every operation is IEEE float32, rounded on its own: nothing here is flagged fast-math or
-contractible, so a machine with 512-bit, 256-bit or 128-bit registers gives the same bits. Rows are addressed
-by plain uint64 addresses: NumPy slices cost more than the arithmetic they would carry.
+The types are LLVM's `<16 x float>` and `<16 x i32>`. The formulas of `scalar.py` are written once
+in plain arithmetic. With these types they compile for one float32 and for sixteen. Every operation
+is IEEE float32 and rounded separately. Nothing is flagged fast-math or contractible, so that
+machines with 512-bit, 256-bit and 128-bit registers give the same bits. Loads and stores take a
+uint64 address and an optional offset in bytes; their docstrings give the alignment of the sum.
+NumPy slices would cost more than the arithmetic.
 
-A `Words16` stands for sixteen 32-bit words where plain code holds one in a uint64 (`random.py`): it wraps by
-itself, so masks that keep a uint64 to 32 bits cost it nothing. What plain arithmetic lacks are functions here
-(`clamp`, `root`, `bits_of`, `real_of`, `whole`, `choose`); they also work as they stand on NumPy's.
+A `Words16` holds sixteen 32-bit words where scalar code holds one word in a uint64 (`random.py`).
+It wraps at 32 bits, so masks that limit a uint64 to 32 bits cost nothing. The functions `clamp`,
+`root`, `bits_of`, `real_of`, `whole` and `choose` extend plain arithmetic; they accept NumPy
+values, too.
 """
 
 from __future__ import annotations
@@ -37,16 +39,11 @@ VECTOR_BYTES = np.uint64(4 * LANES)
 HAS_HALVES = not (config.CPU_NAME or config.CPU_FEATURES) and bool(
     binding.get_host_cpu_features().get("f16c")
 )
-"""Whether code is compiled for this very CPU and it widens float16 (F16C): else LLVM would call a function that
-there is not."""
+"""Whether compiled code may widen float16 with an instruction of this CPU (F16C)."""
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a function that is plain Python and, called from a kernel, becomes part of the kernel's
-    code.
-
-    Left to itself LLVM keeps many of them as calls, and a `Vec16` crosses a call through memory.
-    """
+    """Decorates a plain Python function that is inlined into kernels. LLVM often would not."""
     return register_jitable(forceinline=True)(function)  # type: ignore[no-any-return]
 
 
@@ -59,7 +56,7 @@ _HALVES = ir.VectorType(ir.HalfType(), LANES)
 
 
 class Vec16Type(types.Type):  # type: ignore[misc]
-    """Numba type of sixteen float32 lanes; it lives in registers and cannot be passed to or from Python."""
+    """Numba type of sixteen float32 lanes. Python can neither pass nor receive it."""
 
     def __init__(self) -> None:
         super().__init__(name="Vec16")
@@ -69,7 +66,7 @@ vec16 = Vec16Type()
 
 
 class Words16Type(types.Type):  # type: ignore[misc]
-    """Numba type of sixteen 32-bit words; as `Vec16Type`."""
+    """Numba type of sixteen 32-bit words. It has the same limits as `Vec16Type`."""
 
     def __init__(self) -> None:
         super().__init__(name="Words16")
@@ -79,7 +76,7 @@ words16 = Words16Type()
 
 
 def _offset(offset: Any) -> Any:
-    """Type of an access's offset argument, which may be left out."""
+    """The type of the optional offset argument of a load or a store."""
     return types.Omitted(None) if offset is None or isinstance(offset, types.Omitted) else types.uint64
 
 
@@ -98,12 +95,12 @@ class _Words16Model(PrimitiveModel):  # type: ignore[misc]
 def pointer_to(
     builder: ir.IRBuilder, address: ir.Value, offset: ir.Value | None, pointee: ir.Type
 ) -> ir.Value:
-    """Pointer of an intrinsic's access to an integer address, or to `offset` bytes past it.
+    """The pointer for an access to an integer address, or to `offset` bytes after it.
 
-    The offset must be an operand of its own (LLVM's getelementptr) where it can be a constant 0. Numba
-    optimises a function again after code generation has rewritten its addresses, and there a sum `base +
-    offset` may have become "offset as pointer, plus base": with offset 0 LLVM then sees an access based on
-    null, takes it as unreachable and stores nonsense.
+    The offset must be a separate operand (LLVM's getelementptr). Numba optimises a function again
+    after code generation has rewritten its addresses. By then, a sum `base + offset` may have
+    become "offset as pointer, plus base". With a constant offset 0, LLVM would treat the access as
+    one to null, as unreachable, and store wrong values.
     """
     pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
     if offset is not None:
@@ -112,7 +109,7 @@ def pointer_to(
 
 
 def _pointer(builder: ir.IRBuilder, sig: Any, args: Any, pointee: ir.Type) -> ir.Value:
-    """Pointer for an intrinsic whose first argument is an address and whose last one an offset, or left out."""
+    """The pointer for an intrinsic's first argument and its last one, an optional offset."""
     offset = None if isinstance(sig.args[-1], types.Omitted) else args[-1]
     return pointer_to(builder, args[0], offset, pointee)
 
@@ -124,14 +121,14 @@ def _splat(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 def _lanes_of(builder: ir.IRBuilder, value: ir.Value, kind: Any) -> ir.Value:
-    """A vector as it is; a float32 in all lanes, or the low 32 bits of a uint64."""
+    """A vector unchanged, a float32 in all lanes, or the low 32 bits of a uint64 in all lanes."""
     if kind in (vec16, words16):
         return value
     return _splat(builder, builder.trunc(value, _INT32) if kind == types.uint64 else value)
 
 
 def _register_operator(op: Callable[[Any, Any], Any], emit: str, vector: Any, scalar: Any) -> None:
-    """Type and lower `op` for two vectors, and for a vector and a scalar (broadcast to all lanes)."""
+    """Types and lowers `op` for two vectors, and for a vector and a scalar in all lanes."""
 
     @type_callable(op)
     def _type(context: Any) -> Callable[[Any, Any], Any]:
@@ -182,7 +179,7 @@ def _lower_neg(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 @intrinsic
 def load16(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Vec16 at `address` + `offset` (uint64; the sum a multiple of 64)."""
+    """Loads a Vec16 (alignment: 64)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.load(_pointer(builder, sig, args, _VECTOR), align=64)
@@ -192,7 +189,7 @@ def load16(typingctx: Any, address: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def store16(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
-    """Write a Vec16 to `address` + `offset` (uint64; the sum a multiple of 64)."""
+    """Stores a Vec16 (alignment: 64)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.store(args[1], _pointer(builder, sig, args, _VECTOR), align=64)
@@ -203,7 +200,7 @@ def store16(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any
 
 @intrinsic
 def load_shorts(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Words16 of the sixteen 16-bit numbers at `address` + `offset` (uint64; the sum a multiple of 32)."""
+    """Loads sixteen 16-bit numbers as Words16 (alignment: 32)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         shorts = builder.load(_pointer(builder, sig, args, _SHORTS), align=32)
@@ -214,7 +211,7 @@ def load_shorts(typingctx: Any, address: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def load_halves(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Vec16 of the sixteen float16 at `address` + `offset` (as `load_shorts`); only where `HAS_HALVES`."""
+    """Loads sixteen float16 as Vec16 (alignment: 32). It needs `HAS_HALVES`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         halves = builder.load(_pointer(builder, sig, args, _HALVES), align=32)
@@ -225,7 +222,7 @@ def load_halves(typingctx: Any, address: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def store_shorts(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
-    """Write the low 16 bits of a Words16 to `address` + `offset` (uint64; the sum a multiple of 32)."""
+    """Stores the low 16 bits of the words of a Words16 (alignment: 32)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         shorts = builder.trunc(args[1], _SHORTS)
@@ -237,7 +234,7 @@ def store_shorts(typingctx: Any, address: Any, value: Any, offset: Any = None) -
 
 @intrinsic
 def lane_numbers(typingctx: Any) -> Any:
-    """Words16 with 0..15."""
+    """The Words16 with the numbers 0..15."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return ir.Constant(_WORDS, list(range(LANES)))
@@ -247,7 +244,7 @@ def lane_numbers(typingctx: Any) -> Any:
 
 @intrinsic
 def load1(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """float32 at `address` + `offset` (uint64; the sum a multiple of 4)."""
+    """Loads a float32 (alignment: 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.load(_pointer(builder, sig, args, _FLOAT), align=4)
@@ -257,7 +254,7 @@ def load1(typingctx: Any, address: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def store1(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
-    """Write a float32 to `address` + `offset` (uint64; the sum a multiple of 4)."""
+    """Stores a float32 (alignment: 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.store(args[1], _pointer(builder, sig, args, _FLOAT), align=4)
@@ -268,7 +265,7 @@ def store1(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def load_u32(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """uint32 at `address` + `offset` (uint64; the sum a multiple of 4), as uint64."""
+    """Loads a uint32 as uint64 (alignment: 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.zext(builder.load(_pointer(builder, sig, args, _INT32), align=4), ir.IntType(64))
@@ -278,7 +275,7 @@ def load_u32(typingctx: Any, address: Any, offset: Any = None) -> Any:
 
 @intrinsic
 def store_u32(typingctx: Any, address: Any, value: Any, offset: Any = None) -> Any:
-    """Write the low 32 bits of the uint64 `value` to `address` + `offset` (the sum a multiple of 4)."""
+    """Stores the low 32 bits of the uint64 `value` (alignment: 4)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.store(builder.trunc(args[1], _INT32), _pointer(builder, sig, args, _INT32), align=4)
@@ -289,7 +286,7 @@ def store_u32(typingctx: Any, address: Any, value: Any, offset: Any = None) -> A
 
 @intrinsic
 def broadcast(typingctx: Any, value: Any) -> Any:
-    """Vec16 with the float32 `value` in every lane."""
+    """The Vec16 with the float32 `value` in every lane."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _splat(builder, args[0])
@@ -299,7 +296,7 @@ def broadcast(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def tree_sum(typingctx: Any, value: Any) -> Any:
-    """float32 sum of a Vec16 in the order of the semantics: lane l += lane l+8, then l+4, l+2, l+1."""
+    """The float32 sum of a Vec16: lane l += lane l+8, then l+4, l+2, l+1."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         vector, width = args[0], LANES
@@ -317,13 +314,14 @@ def tree_sum(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, address: Any, offset: Any = None) -> Any:
-    """Ask for the cache line at `address` + `offset` (uint64; an unmapped one is ignored)."""
+    """Prefetches a cache line. An unmapped one is ignored."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(builder, sig, args, ir.IntType(8))
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
         function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, _INT32(0), _INT32(3), _INT32(1)])  # read, keep in all caches, data
+        # The arguments mean: read, keep in all caches, data.
+        builder.call(function, [pointer, _INT32(0), _INT32(3), _INT32(1)])
         return context.get_dummy_value()
 
     return types.void(types.uint64, _offset(offset)), codegen
@@ -350,8 +348,7 @@ def _clamp16(typingctx: Any, value: Any, limit: Any) -> Any:
 
 
 def root(value: Any) -> Any:
-    """Square root, correctly rounded: a NumPy float32 or array as it is, a float32 or Vec16 in compiled
-    code."""
+    """The correctly rounded square root of a float32, an array of them or a Vec16."""
     return np.sqrt(value)
 
 
@@ -361,13 +358,14 @@ def _root(value: Any) -> Any:
         return _root16(value)
 
     def scalar(value: Any) -> Any:
-        return math.sqrt(value)  # CUDA compiles this spelling, too
+        # CUDA compiles this spelling, too.
+        return math.sqrt(value)
 
     return vector if value == vec16 else scalar
 
 
 def clamp(value: Any, limit: Any) -> Any:
-    """`value` limited to [-limit, limit]; limit is a float32 above 0 (there is no NaN in a model)."""
+    """`value` limited to [-limit, limit]. `limit` is a float32 above 0. A model contains no NaN."""
     return np.minimum(np.maximum(value, -limit), limit)
 
 
@@ -396,7 +394,8 @@ def _cast16(typingctx: Any, value: Any) -> Any:
 @intrinsic
 def _whole16(typingctx: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.fptosi(args[0], _WORDS)  # what many CPUs have, and the same below 2**31
+        # Below 2**31 it equals the unsigned conversion, which many CPUs lack.
+        return builder.fptosi(args[0], _WORDS)
 
     return words16(vec16), codegen
 
@@ -412,8 +411,7 @@ def _choose16(typingctx: Any, word: Any, limit: Any, below: Any, other: Any) -> 
 
 @intrinsic
 def match16(typingctx: Any, address: Any, word: Any, offset: Any = None) -> Any:
-    """Which of the sixteen uint32 at `address` + `offset` (uint64; the sum a multiple of 64) are the low 32 bits of the
-    uint64 `word`: bit l of a uint64 for lane l."""
+    """Bit l of a uint64 is set if lane l of sixteen uint32 (alignment: 64) equals `word`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         words = builder.load(_pointer(builder, sig, args, _WORDS), align=64)
@@ -424,7 +422,7 @@ def match16(typingctx: Any, address: Any, word: Any, offset: Any = None) -> Any:
 
 
 def bits_of(value: Any) -> Any:
-    """The bits of a float32 as a word (uint64); of a Vec16 as a Words16."""
+    """The bits of a float32 as a word (uint64), or of a Vec16 as a Words16."""
     return value.view(np.uint32).astype(np.uint64)
 
 
@@ -440,7 +438,7 @@ def _bits_of(value: Any) -> Any:
 
 
 def real_of(word: Any) -> Any:
-    """The float32 (or Vec16) of the bits in a word (or Words16)."""
+    """The float32 with the bits of a word, or the Vec16 with the bits of a Words16."""
     return word.astype(np.uint32).view(np.float32)
 
 
@@ -456,7 +454,7 @@ def _real_of(word: Any) -> Any:
 
 
 def whole(value: Any) -> Any:
-    """A float32 (or Vec16) in [0, 2**31) without its fraction, as a word (or Words16)."""
+    """The integer part of a float32 (or Vec16) in [0, 2**31), as a word (or Words16)."""
     return value.astype(np.uint64)
 
 
@@ -466,13 +464,14 @@ def _whole(value: Any) -> Any:
         return _whole16(value)
 
     def scalar(value: Any) -> Any:
-        return np.uint64(np.int64(value))  # one instruction; straight to uint64 takes many
+        # This takes one instruction. A direct conversion to uint64 takes many.
+        return np.uint64(np.int64(value))
 
     return vector if value == vec16 else scalar
 
 
 def choose(word: Any, limit: Any, below: Any, other: Any) -> Any:
-    """`below` where the word is below `limit` (uint64), else `other`: all words, or all Words16."""
+    """`below` if the word is below `limit`, else `other`. All are uint64, or all are Words16."""
     return np.where(word < limit, below, other)
 
 
@@ -488,7 +487,7 @@ def _choose(word: Any, limit: Any, below: Any, other: Any) -> Any:
 
 
 def address_of(array: np.ndarray) -> np.uint64:
-    """Address of an array's first element, as `load16` takes it (the caller keeps the array alive)."""
+    """The address of an array's first element. The caller keeps the array alive."""
     return np.uint64(array.__array_interface__["data"][0])
 
 

@@ -1,10 +1,11 @@
-"""The scalar mathematics, written once: errors of the losses, optimiser steps, our own exp and sigmoid.
+"""The scalar formulas, written once: errors of the losses, optimiser steps, exp and sigmoid.
 
-Every function runs as plain Python on NumPy float32 (the reference), and compiles with Numba for float32;
-those without a branch (all but the mean's, `hot_scale`, `norm_scale`, `frequent_l2` and `decayed_power`) also compile for
-`lanes.Vec16` and run on whole NumPy arrays. Every operation is one float32 rounding, in the order written: never rewrite an expression here
-without bumping `spec.KERNEL_SEMANTICS`. libm, SVML and NumPy differ between machines in exp, so it is a
-polynomial of ours.
+Every function runs as plain Python on NumPy float32 (the reference), and compiles with Numba for
+float32. Functions without a branch also compile for `lanes.Vec16` and run on NumPy arrays; these
+are all but the mean's, `hot_scale`, `norm_scale`, `frequent_l2` and `decayed_power`. Every
+operation is one float32 rounding in the written order. A change of an expression needs a new
+`spec.KERNEL_SEMANTICS`. exp is a polynomial of its own, since libm, SVML and NumPy differ between
+machines.
 """
 
 from __future__ import annotations
@@ -17,28 +18,33 @@ from livefactor_kernels.numbers.lanes import clamp, inlined, real_of, root, whol
 
 _F = np.float32
 ONE = _F(1.0)
-_EXP_LIMIT = _F(87.0)  # exp(-87) and exp(87) are normal float32 numbers
+# exp(-87) and exp(87) are normal float32 numbers.
+_EXP_LIMIT = _F(87.0)
 _LOG2_E = _F(1.4426950408889634)
-_ROUNDER = _F(
-    12582912.0
-)  # 1.5 * 2**23: adding it rounds a small float32 to the nearest integer, ties to even
-_LN2_HIGH = _F(0.693359375)  # 9 significant bits: n * _LN2_HIGH is exact for |n| < 2**15
+# 1.5 * 2**23. Adding it rounds a small float32 to the nearest integer, ties to even.
+_ROUNDER = _F(12582912.0)
+# It has 9 significant bits, so that n * _LN2_HIGH is exact for |n| < 2**15.
+_LN2_HIGH = _F(0.693359375)
 _LN2_LOW = _F(-2.12194440e-4)
 # Minimax polynomial of (exp(r) - 1 - r) / r**2 on |r| <= ln(2)/2 (Cephes, expf).
 _P0, _P1, _P2 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
 _P3, _P4, _P5 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
-_EXPONENT_BIAS, _EXPONENT_SHIFT = _F(127.0), np.uint64(23)  # of a float32
+# The bias and the position of the exponent of a float32.
+_EXPONENT_BIAS, _EXPONENT_SHIFT = _F(127.0), np.uint64(23)
 
 _POWER_MIN = _F(2.0**-26)
 
 FIXED_ONE = np.float64(1 << 20)
-_ROUNDER64 = np.float64(6755399441055744.0)  # 1.5 * 2**52
+# 1.5 * 2**52 rounds a float64 to the nearest integer.
+_ROUNDER64 = np.float64(6755399441055744.0)
 
 
 @inlined
 def exp(x: Any) -> Any:
-    """e**x as float32 for a float32 x, which is first limited to [-87, 87]; error below 2 units in the last
-    place."""
+    """e**x as float32, with x limited to [-87, 87] first.
+
+    The error is below 2 units in the last place.
+    """
     x = clamp(x, _EXP_LIMIT)
     n = (x * _LOG2_E + _ROUNDER) - _ROUNDER
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
@@ -53,13 +59,13 @@ def exp(x: Any) -> Any:
 
 @inlined
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + e**-x) as float32 for a float32 x: in (0, 1], never a subnormal."""
+    """1 / (1 + e**-x) as float32, in (0, 1] and never subnormal."""
     return ONE / (ONE + exp(-x))
 
 
 @inlined
 def score(mean: Any, user_bias: Any, item_bias: Any, dot: Any) -> Any:
-    """s = ((mu + b_u) + b_i) + dot, all float32."""
+    """The score s = ((mu + b_u) + b_i) + dot in float32."""
     return ((mean + user_bias) + item_bias) + dot
 
 
@@ -77,75 +83,96 @@ def logistic_error(s: Any, value: Any, weight: Any, limit: Any) -> Any:
 
 @inlined
 def bpr_error(s_positive: Any, s_negative: Any, weight: Any, limit: Any) -> Any:
-    """-w * sigmoid(s_n - s_p), limited to +-limit: the derivative of -w * log sigmoid(s_p - s_n) in s_p."""
+    """-w * sigmoid(s_n - s_p), limited to +-limit.
+
+    It is the derivative of -w * log sigmoid(s_p - s_n) with respect to s_p.
+    """
     return clamp(-(weight * sigmoid(s_negative - s_positive)), limit)
 
 
 @inlined
 def pull(error: Any, other: Any, l2: Any, own: Any) -> Any:
-    """An occurrence's contribution to a row's gradient: (e * other) + (lambda * own)."""
+    """The gradient contribution of one occurrence of a row: (e * other) + (lambda * own)."""
     return (error * other) + (l2 * own)
 
 
 @inlined
 def bias_pull(error: Any, l2: Any, own: Any) -> Any:
-    """An occurrence's contribution to a bias's gradient: e + (lambda_b * own)."""
+    """The gradient contribution of one occurrence of a bias: e + (lambda_b * own)."""
     return error + (l2 * own)
 
 
 @inlined
 def sgd_step(x: Any, g: Any, rate: Any, limit: Any) -> Any:
-    """x - rate * g, limited to +-limit."""
+    """The SGD step x - rate * g, limited to +-limit."""
     return clamp(x - rate * g, limit)
 
 
 @inlined
 def adagrad_sum(total: Any, g: Any) -> Any:
-    """The accumulator after gradient g, before its own limit (which applies when it is stored)."""
+    """AdaGrad's accumulator after gradient g. Its limit applies when it is stored."""
     return total + g * g
 
 
 @inlined
 def adagrad_step(x: Any, g: Any, total: Any, rate: Any, eps: Any, limit: Any) -> Any:
-    """x - (rate * g) / (sqrt(G) + eps), limited to +-limit; `total` is G after this gradient was added."""
+    """The AdaGrad step x - (rate * g) / (sqrt(G) + eps), limited to +-limit.
+
+    `total` is G with this gradient.
+    """
     return clamp(x - (rate * g) / (root(total) + eps), limit)
 
 
 @inlined
 def decayed_mean(mean: Any, g: Any, beta: Any, rest: Any) -> Any:
-    """beta * mean + rest * g, `rest` 1 - beta: a running mean (Adam's m of g, its v of g * g)."""
+    """The running mean beta * mean + rest * g with rest = 1 - beta (Adam's m and v)."""
     return beta * mean + rest * g
 
 
 @inlined
 def decayed_power(power: Any, beta: Any) -> Any:
-    """beta**(t + 1) from beta**t; from 2**-26 on, where 1 - beta**t is 1, it stays (and so never is a subnormal)."""
+    """beta**(t + 1) from beta**t.
+
+    At 2**-26 it stays constant, since 1 - beta**t is 1 there. It is never subnormal.
+    """
     return beta * power if power > _POWER_MIN else power
 
 
 @inlined
 def adam_step(x: Any, m: Any, v: Any, rate: Any, rest_of_v: Any, eps: Any, limit: Any) -> Any:
-    """x - (rate * m) / (sqrt(v / (1 - beta2**t)) + eps), limited to +-limit; `rate` is the learning rate divided by
-    1 - beta1**t, `rest_of_v` 1 - beta2**t, m and v include this gradient."""
+    """The Adam step x - (rate * m) / (sqrt(v / (1 - beta2**t)) + eps), limited to +-limit.
+
+    `rate` is the learning rate divided by 1 - beta1**t, and `rest_of_v` is 1 - beta2**t. m and v
+    include this gradient.
+    """
     return clamp(x - (rate * m) / (root(v / rest_of_v) + eps), limit)
 
 
 @inlined
 def ftrl_sum(z: Any, x: Any, g: Any, n: Any, total: Any, rate: Any) -> Any:
-    """z + (rate * g - (sqrt(total) - sqrt(n)) * x), z and x before this gradient, n the sum of squares before it, total
-    after it; before its own limit."""
+    """FTRL's z + (rate * g - (sqrt(total) - sqrt(n)) * x), before its own limit.
+
+    z and x are the values before this gradient; n and `total` are the sums of squares before and
+    after it.
+    """
     return z + (rate * g - (root(total) - root(n)) * x)
 
 
 @inlined
 def ftrl_weight(z: Any, total: Any, l1: Any, beta: Any, limit: Any) -> Any:
-    """(clamp(z, l1) - z) / (beta + sqrt(total)), limited to +-limit: 0 where |z| <= l1, which is above 0."""
+    """FTRL's weight (clamp(z, l1) - z) / (beta + sqrt(total)), limited to +-limit.
+
+    It is 0 where |z| <= l1 (l1 > 0).
+    """
     return clamp((clamp(z, l1) - z) / (beta + root(total)), limit)
 
 
 @inlined
 def frequent_l2(l2: Any, events: Any, power: Any) -> Any:
-    """l2 / n**p as float32, n at least 1 and twice p the int `power`: l2 / sqrt(n) for 1, l2 / n for 2."""
+    """l2 / n**p as float32, for n >= 1 events.
+
+    The int `power` is 2 p: 1 gives l2 / sqrt(n), and 2 gives l2 / n.
+    """
     count = _F(events)
     count = count if count > ONE else ONE
     return l2 / (root(count) if power == 1 else count)
@@ -153,21 +180,26 @@ def frequent_l2(l2: Any, events: Any, power: Any) -> Any:
 
 @inlined
 def norm_scale(squares: Any, limit: Any) -> Any:
-    """The float32 that scales a row, whose squares sum to `squares`, to a Euclidean norm of at most `limit`."""
+    """The float32 factor that scales a row to a Euclidean norm of at most `limit`.
+
+    Its squares sum to `squares`.
+    """
     norm = root(squares)
     return limit / norm if norm > limit else ONE
 
 
 @inlined
 def fixed_point(value: Any) -> Any:
-    """round-half-even(float64(value) * 2**20) as int64, for |value| <= 1e6: what the global mean sums."""
+    """round-half-even(float64(value) * 2**20) as int64, for |value| <= 1e6.
+
+    The global mean sums these numbers.
+    """
     return np.int64((np.float64(value) * FIXED_ONE + _ROUNDER64) - _ROUNDER64)
 
 
 @inlined
 def mean_of(total: Any, count: Any) -> Any:
-    """Global mean as float32 from the fixed-point sum and the number of events (int64 both); 0 without
-    events."""
+    """The global mean as float32, from the fixed-point sum and the number of events (int64)."""
     if count == 0:
         return _F(0.0)
     return _F(np.float64(total) / (np.float64(count) * FIXED_ONE))
@@ -175,7 +207,9 @@ def mean_of(total: Any, count: Any) -> Any:
 
 @inlined
 def hot_scale(limit: Any, events: Any) -> Any:
-    """min(1, h / events) as float32: the scale of a row's gradient that `events` events of a micro-batch
-    name."""
+    """The scale of a row's gradient, min(1, h / events), as float32.
+
+    `events` is the number of events in the micro-batch that contain the row.
+    """
     count = _F(events)
     return limit / count if count > limit else ONE

@@ -1,4 +1,4 @@
-"""Sums of float32 in the order of the semantics, in plain NumPy."""
+"""Sums of float32 in the order of the semantics, in NumPy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 from livefactor_kernels.spec.model import LANES
 
 CHUNK = 32
-"""Occurrences of a row that are added up left to right before their sum joins the row's."""
+"""Occurrences of a row that are summed from left to right before their sum joins the row's."""
 
 
 def lane_sum(lanes: np.ndarray) -> Any:
-    """Sum of 16 lanes, float32[16] or [16, n]: the upper half to the lower, until one is left."""
+    """The sum of 16 lanes, float32[16] or [16, n].
+
+    The upper half is added to the lower one until one lane is left.
+    """
     while len(lanes) > 1:
         half = len(lanes) // 2
         lanes = lanes[:half] + lanes[half:]
@@ -21,9 +24,10 @@ def lane_sum(lanes: np.ndarray) -> Any:
 
 
 def dot(x: np.ndarray, y: np.ndarray) -> Any:
-    """Dot product of two float32[k_padded] in 16 lanes: each lane left to right, then a tree over the lanes.
+    """The dot product of two float32[k_padded] in 16 lanes.
 
-    Of float32[k_padded, n] it is the products of the columns.
+    Each lane is summed from left to right, and then the lanes in a tree. For float32[k_padded, n]
+    it is the dot products of the columns.
     """
     lanes = x[:LANES] * y[:LANES]
     for start in range(LANES, len(x), LANES):
@@ -32,8 +36,10 @@ def dot(x: np.ndarray, y: np.ndarray) -> Any:
 
 
 def chunked_sum(terms: list[Any]) -> Any:
-    """Sum of arrays or float32 in their order: chunks of 32 left to right from their first term, then the
-    chunks likewise."""
+    """The sum of arrays or float32 in their order, in chunks of 32.
+
+    Chunks are summed from left to right, and then their sums likewise.
+    """
     sums = []
     for start in range(0, len(terms), CHUNK):
         total = terms[start]
@@ -44,7 +50,7 @@ def chunked_sum(terms: list[Any]) -> Any:
 
 
 def left_to_right(terms: list[Any]) -> Any:
-    """Sum of arrays or float32 in their order, from the first."""
+    """The sum of arrays or float32 from left to right."""
     total = terms[0]
     for term in terms[1:]:
         total = total + term

@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.narrow import widened
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.simd.steps import ONE, ZERO
@@ -38,7 +38,7 @@ OVERLAY_BYTES_MAX = 1 << 30
 """Bytes of copies of one side that stand for the same, where rows are long."""
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _first_touches(rows: Any, below: Any, tag: Any, stamps: Any, out: Any, found: Any) -> Any:
     """Append to `out` (after `found` entries) the rows below `below` whose stamp is older than `tag`, and
     stamp them."""
@@ -51,7 +51,7 @@ def _first_touches(rows: Any, below: Any, tag: Any, stamps: Any, out: Any, found
     return found
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _copy_rows(rows: Any, live: Any, ring: Any, start: Any) -> None:
     """Copy live[rows] to the ring from position `start` on (both two-dimensional)."""
     size = np.uint64(ring.shape[0])
@@ -61,7 +61,7 @@ def _copy_rows(rows: Any, live: Any, ring: Any, start: Any) -> None:
             ring[place, j] = live[row, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _places_in_range(
     tags: Any, rows: Any, head: Any, tail: Any, pin: Any, start: Any, stop: Any, out: Any
 ) -> Any:

@@ -1,4 +1,7 @@
-"""The reservoir of the backends that learn fast, in the host's memory (semantics: `replay/__init__.py`)."""
+"""The reservoir of the CPU and GPU backends, in host memory.
+
+The semantics are in `replay/__init__.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.random import REPLAY_DOMAIN, domain_key, draw_below
 from livefactor_kernels.replay import COLUMNS, KEEP, REPLAY, asked_for
 from livefactor_kernels.spec.model import ModelSpec
@@ -19,9 +22,12 @@ _KEEP, _REPLAY = np.uint64(KEEP), np.uint64(REPLAY)
 _NO_ROWS = np.empty(0, np.uint32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_keep_kernel(key: Any, first: Any, events: Any, n: Any, kept: Any) -> None:
-    """Put the first n of a record's events (columns as in `COLUMNS`), from number `first` on, in their places of `kept`."""
+    """Writes the first n events of a record, from number `first` on, to their places in `kept`.
+
+    Columns are `COLUMNS`.
+    """
     size = np.uint64(kept[0].size)
     for t in range(n):
         number = first + t
@@ -33,18 +39,22 @@ def livefactor_keep_kernel(key: Any, first: Any, events: Any, n: Any, kept: Any)
             kept[3][place] = events[3][t]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_replay_kernel(key: Any, first: Any, kept: Any, places: Any) -> None:
-    """Write the places uint32[n] from which replayed events come, from number `first` on."""
+    """Writes the places uint32[n] of the replayed events, from replay number `first` on."""
     for t in range(np.uint64(places.size)):
         places[t] = draw_below(key, first + t, _REPLAY, _0, kept)
 
 
 class Reservoir:
-    """What is kept of past events. columns: [size] each; do not write to them. events: how many there were."""
+    """The reservoir.
+
+    `columns` are arrays of `size` elements, which callers must not change; `events` is the number
+    of past events.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
-        """An empty one; compiles the kernels, or loads them from Numba's cache."""
+        """Makes an empty reservoir, and compiles the kernels or loads them from Numba's cache."""
         self._spec, self._key = spec, domain_key(spec.seed, REPLAY_DOMAIN)
         self.events = 0
         self.columns = {name: np.zeros(spec.replay.size, dtype) for name, dtype in COLUMNS.items()}
@@ -52,7 +62,10 @@ class Reservoir:
         livefactor_replay_kernel(self._key, _0, _1, _NO_ROWS)
 
     def extended(self, update: Update) -> Update:
-        """The update with the events that it replays. Nothing is changed: `keep` is for when they are learned."""
+        """The update with its replayed events.
+
+        It changes nothing; call `keep` after they are learned.
+        """
         kept = min(self.events, self._spec.replay.size)
         first, last = (asked_for(self._spec, n) for n in (self.events, self.events + update.fresh))
         if not kept or first == last:
@@ -68,14 +81,14 @@ class Reservoir:
         return replace(update, times=times, replayed=places.size, **columns)
 
     def keep(self, update: Update) -> None:
-        """Put the fresh events of an update in their places."""
+        """Writes the fresh events of an update to their places."""
         events, kept = tuple(_column(update, name) for name in COLUMNS), tuple(self.columns.values())
         numbers = np.uint64(self.events), events, np.uint64(update.fresh)
         livefactor_keep_kernel(self._key, *numbers, kept)
         self.events += update.fresh
 
     def load(self, columns: Mapping[str, np.ndarray], events: int) -> None:
-        """Restore what was kept of `events` events."""
+        """Restores the reservoir after `events` events."""
         for name, column in self.columns.items():
             column[:] = columns[name]
         self.events = events

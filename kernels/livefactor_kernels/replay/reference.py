@@ -1,4 +1,7 @@
-"""The reservoir in plain Python: the judge of `replay/cpu.py` (semantics: `replay/__init__.py`)."""
+"""The reservoir in plain Python, the reference for `replay/cpu.py`.
+
+The semantics are in `replay/__init__.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from livefactor_kernels.update import Update
 
 
 class Reservoir:
-    """What is kept of past events."""
+    """The reservoir of past events."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec, self._key = spec, domain_key(spec.seed, REPLAY_DOMAIN)
@@ -27,7 +30,7 @@ class Reservoir:
         return int(draw_below(self._key, *numbers))
 
     def extended(self, update: Update) -> Update:
-        """The update with the events that it replays."""
+        """The update with its replayed events."""
         kept = min(self.events, self._spec.replay.size)
         first, last = (asked_for(self._spec, n) for n in (self.events, self.events + update.fresh))
         places = [self._draw(REPLAY, number, kept) for number in range(first, last) if kept]
@@ -38,7 +41,7 @@ class Reservoir:
         return replace(update, times=times, replayed=len(places), **columns)
 
     def keep(self, update: Update) -> None:
-        """Put the fresh events of an update in their places."""
+        """Writes the fresh events of an update to their places."""
         size = self._spec.replay.size
         for t in range(update.fresh):
             number = self.events + t
@@ -48,7 +51,7 @@ class Reservoir:
         self.events += update.fresh
 
     def load(self, columns: Mapping[str, np.ndarray], events: int) -> None:
-        """Restore what was kept of `events` events."""
+        """Restores the reservoir after `events` events."""
         self.columns, self.events = {name: columns[name].copy() for name in COLUMNS}, events
 
 

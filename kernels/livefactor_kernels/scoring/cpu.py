@@ -1,19 +1,20 @@
-"""Scores and exact top-k. Every score is s = ((mu + b_u) + b_i) + dot, each sum rounded to float32, dot in 16
-lanes.
+"""Scores and exact top-k lists on the CPU.
 
-The order is by score descending, then by item key ascending. Two ways find the k best items, to the same
-bits:
+Every score is s = ((mu + b_u) + b_i) + dot, with each sum rounded to float32, and the dot product
+in 16 lanes. Lists are ordered by descending score, then by ascending item key. Two algorithms find
+the k best items, with the same bits:
 
-    one user     scan the exact scores of all items into an array, correct what changed since the pin, select
-    many users   a matrix product scores a block of items for all of them; only what its rounding error cannot
-                 rule out of a user's k best is scored exactly
+    one user     Scan the exact scores of all items into an array, correct what changed since the
+                 pin, and select.
+    many users   A matrix product scores a block of items for all users. Only items that its
+                 rounding error cannot exclude from a user's k best are scored exactly.
 
-Both read live rows while updates go on. A row that is changed after the pin is copied first, so whoever takes
-`Pin.copies` after a scan knows every row that the scan may have read late or half-written, and replaces its
-score.
+Both read live rows while updates go on. A row is copied before its first change after the pin. A
+reader that calls `Pin.copies` after its scan therefore knows every row that the scan may have read
+too late or half-written, and it replaces the scores of these rows.
 
-The matrix product runs on as many threads as BLAS has: a server limits it to one (threadpoolctl). Everything
-releases the GIL in its loops.
+The matrix product uses all threads of BLAS; a server limits it to one (threadpoolctl). All loops
+release the GIL.
 """
 
 from __future__ import annotations
@@ -43,13 +44,19 @@ from livefactor_kernels.spec.model import FactorDtype, Limits, ModelSpec
 from livefactor_kernels.tables import ITEMS, Table
 
 MANY_USERS = 4
-"""From this many users on the matrix product is faster than a scan for each (benchmarks/reads.py)."""
+"""From so many users on, the matrix product is faster (benchmarks/speed/reads.py)."""
 USERS_AT_ONCE = 64
 ITEMS_AT_ONCE = 4096
-"""Users and items of one matrix product: its result of 1 MiB is in the cache when it is looked at."""
+"""Users and items of one matrix product.
+
+Its result of 1 MiB is still in the cache when it is read.
+"""
 HEAP_SLOTS_MAX = 1 << 22
 HEAP_MARGIN = 32
-"""Heap places beyond k: items that change during a scan for many users seldom make it start again for one."""
+"""Additional heap places beyond k.
+
+They make it rare that changes during a scan force a new scan for a user.
+"""
 
 _NO_ROWS = np.empty(0, np.uint32)
 
@@ -57,13 +64,17 @@ _Result = tuple[np.ndarray, np.ndarray]
 
 
 class PinView(Protocol):
-    """What reads need of a `pins.Pin`."""
+    """The part of `pins.Pin` that reads need."""
 
     counts: tuple[int, int]
     mean: np.float32
 
     def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows changed since the pin, as of it: uint32[m] ascending, factors float32[m, kp], bias [m]."""
+        """The rows that changed since the pin, with their values as of the pin.
+
+        Returns:
+            Rows uint32[m] ascending, factors float32[m, kp] and biases float32[m].
+        """
         ...
 
 
@@ -71,9 +82,9 @@ class PinView(Protocol):
 
 
 def gather(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(factors float32[n, kp], bias float32[n]) of rows uint32[n]; zeros where a row is `NO_ROW`.
+    """Factors float32[n, kp] and biases float32[n] of rows uint32[n]. They are zeros for `NO_ROW`.
 
-    Rows are read as they are now: the caller holds the gate, or patches them (`gather_pinned`).
+    It reads the present values. The caller holds the gate, or corrects them (`gather_pinned`).
     """
     out, bias = _aligned_zeros(rows.size, table.factors.shape[1]), np.zeros(rows.size, np.float32)
     rows = _as_rows(rows)
@@ -82,7 +93,7 @@ def gather(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gather_pinned(pin: PinView, side: int, table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`gather` of one side's rows as they were at the pin, without the gate."""
+    """`gather` for the rows of one side as of the pin, without the gate."""
     out, bias = gather(table, rows)
     changed, factors, changed_bias = pin.copies(side)
     if changed.size:
@@ -96,11 +107,19 @@ def score_candidates(
     mean: np.float32, user_factors: np.ndarray, user_bias: np.ndarray, item_factors: np.ndarray,
     item_bias: np.ndarray, offsets: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """Scores float32[m] of each user's own candidates.
+    """Scores float32[m] of the users' candidates.
 
-    mean: float32. user_factors float32[n, kp], user_bias float32[n]; item_factors float32[m, kp], item_bias
-    float32[m]: user u's candidates are offsets[u]:offsets[u + 1] of the m (offsets: integers[n + 1], from 0
-    to m, ascending; else ValueError). Unknown users and items are rows of zeros, as `gather` gives them.
+    Args:
+        mean: the global mean.
+        user_factors: float32[n, kp]; zeros for unknown users, as in `gather`.
+        user_bias: float32[n].
+        item_factors: float32[m, kp]; zeros for unknown items.
+        item_bias: float32[m].
+        offsets: user u's candidates are offsets[u]:offsets[u + 1]; ascending integers[n + 1] from 0
+            to m.
+
+    Raises:
+        ValueError: the offsets are invalid.
     """
     _check_offsets("offsets", offsets, len(user_bias), len(item_bias))
     users, items = _aligned(user_factors), _aligned(item_factors)
@@ -116,10 +135,10 @@ def score_candidates(
 
 
 def _scan_top_k(query: _Query, user: int) -> _Result:
-    """(rows, scores) of one user's k best.
+    """Rows and scores of one user's k best items.
 
-    Why it is right: each score is the live row's, if nobody had touched the row by the time the scan was
-    over, or else the one of its copy; and the selection starts when all of them are in place.
+    Why it is correct: each score is that of the live row if the row was not changed before the scan
+    ended, or else that of its copy. The selection starts after all of them are in place.
     """
     items, vectors = query.items, _vectors(query.factors)
     user_row, base = query.factors[user], query.bases[user]
@@ -139,15 +158,16 @@ def _scan_top_k(query: _Query, user: int) -> _Result:
 
 
 def slacks(bases: np.ndarray, norms: np.ndarray, k: int, item_norm: float, bias_max: float) -> np.ndarray:
-    """float64[n]: how far a score may be from the one with the matrix product's dot, at most, for each user.
+    """The maximum error of each user's scores by the matrix product, float64[n].
 
-    With u = 2**-24, any order of adding k products, fused or not, gives the true dot within g * sum |x_j y_j|
-    <= g * N, where g = k u / (1 - k u) and N = |x| |y| (Cauchy-Schwarz), and within 2**-150 more for each
-    product that underflows. So the two dots d and p differ by at most 2 g N + k 2**-149. The scores fl(c + d)
-    and fl(c + p), with the same c = fl(fl(mu + b_u) + b_i), differ by that and by their two roundings, u |c +
-    d| + u |c + p| <= 2 u (|c| + (1 + g) N + k 2**-150). The item's norm is a float32 sum: too small by a
-    factor 1 - g at most, and by k 2**-149. One per cent more covers these factors up to k = 1024, and all
-    float64 rounding here.
+    Let u = 2**-24. Adding k products in any order, fused or not, gives the true dot product within
+    g * sum |x_j y_j| <= g * N, where g = k u / (1 - k u) and N = |x| |y| (Cauchy-Schwarz), plus
+    2**-150 for each product that underflows. So the two dot products d and p differ by at most 2 g
+    N + k 2**-149. With the same c = fl(fl(mu + b_u) + b_i), the scores fl(c + d) and fl(c + p)
+    differ by this and by their two roundings, u |c + d| + u |c + p| <= 2 u (|c| + (1 + g) N + k
+    2**-150). The norm of an item is a float32 sum. It is too small by at most a factor 1 - g and by
+    k 2**-149. One additional per cent covers these factors up to k = 1024, and all float64
+    roundings here.
     """
     u, tiny = 2.0**-24, k * 2.0**-148
     g = k * u / (1.0 - k * u)
@@ -158,7 +178,7 @@ def slacks(bases: np.ndarray, norms: np.ndarray, k: int, item_norm: float, bias_
 
 
 def _multiply_top_k(query: _Query, first: int, last: int) -> Iterator[_Result]:
-    """(rows, scores) of the k best of each of the users first..last."""
+    """Yields rows and scores of the k best items of each of the users [first, last)."""
     k = min(query.k + HEAP_MARGIN, query.count)
     factors, bases = query.factors[first:last], query.bases[first:last]
     heaps = np.empty((last - first, k), np.float32), np.empty((last - first, k), np.uint32)
@@ -180,7 +200,7 @@ def _multiply_top_k(query: _Query, first: int, last: int) -> Iterator[_Result]:
 
 
 def _as_float32(factors: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Rows start..stop of a table's factors; a copy where they are narrow."""
+    """Rows [start, stop) of a table's factors as float32; a copy if they are narrow."""
     if factors.dtype == np.float32:
         return factors[start:stop]
     wide = _aligned_zeros(stop - start, factors.shape[1])
@@ -190,7 +210,7 @@ def _as_float32(factors: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 
 def _settled(query: _Query, first: int, users: ManyUsers, items: ItemRows) -> Iterator[_Result]:
-    """Results of a matrix product's users, once what changed during it is put right."""
+    """Yields the results of a matrix product's users, corrected by what changed during it."""
     changed, factors, bias = query.pin.copies(ITEMS)
     corrected, factors = np.empty(changed.size, np.float32), _aligned(factors)
     for u, base in enumerate(users.bases):
@@ -205,7 +225,7 @@ def _settled(query: _Query, first: int, users: ManyUsers, items: ItemRows) -> It
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """A checked top-k: factors aligned, bases = mu + b_u, count items, k <= count, exclusions ascending."""
+    """A checked query: aligned factors, bases = mu + b_u, k <= count, ascending exclusions."""
 
     pin: PinView
     items: Table
@@ -226,15 +246,24 @@ def top_k(
     excluded_rows: np.ndarray | None = None, own_excluded_rows: np.ndarray | None = None,
     own_offsets: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """The k best items of each user, exact, as of the pin: (rows uint32[m], scores float32[m], offsets
-    int64[n + 1]).
+    """The exact k best items of each user as of the pin. It does not need the gate.
 
-    pin: a live pin; items: its model's item table. user_factors float32[n, kp], user_bias float32[n], both as
-    of the pin (`gather_pinned`); zeros for an unknown user. k >= 0: a user gets fewer if fewer items are
-    left. excluded_rows uint32[e]: ascending, left out for everybody. own_excluded_rows uint32[o], own_offsets
-    integers[n + 1]: user u's are own_offsets[u]:own_offsets[u + 1], ascending. User u's results are
-    rows[offsets[u]:offsets[u + 1]], by score descending, then item key ascending. ValueError if k is negative
-    or shapes do not fit. The gate is not needed.
+    Args:
+        pin: a live pin.
+        items: the item table of its model.
+        user_factors: float32[n, kp] as of the pin (`gather_pinned`); zeros for an unknown user.
+        user_bias: float32[n] as of the pin.
+        k: length of the lists, 0 or more. Lists are shorter if fewer items are left.
+        excluded_rows: rows that no list may contain, uint32[e], ascending.
+        own_excluded_rows: excluded rows of each user, uint32[o], ascending per user.
+        own_offsets: user u's are own_offsets[u]:own_offsets[u + 1]; integers[n + 1].
+
+    Returns:
+        Rows uint32[m], scores float32[m] and offsets int64[n + 1]. User u's list is
+        offsets[u]:offsets[u + 1], by descending score, then ascending item key.
+
+    Raises:
+        ValueError: k is negative, or shapes do not match.
     """
     query = _checked(pin, items, user_factors, user_bias, k, excluded_rows, own_excluded_rows, own_offsets)
     results = list(_results(query))
@@ -276,10 +305,13 @@ def check_top_k(
     user_factors: np.ndarray, user_bias: np.ndarray, kp: int, k: int, own: np.ndarray | None,
     own_offsets: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """(own exclusions, their offsets), empty ones for None, of a top-k's arguments as `backend.Pin.top_k` has
-    them; kp: floats in a row.
+    """Checks the arguments of `backend.Pin.top_k`. `kp` is the number of floats per row.
 
-    ValueError if k is negative or shapes do not fit.
+    Returns:
+        The users' own exclusions and their offsets; empty ones for None.
+
+    Raises:
+        ValueError: k is negative, or shapes do not match.
     """
     users = len(user_bias)
     if user_factors.shape != (users, kp):
@@ -304,7 +336,8 @@ def _vectors(factors: np.ndarray) -> np.uint64:
 
 
 def _as_rows(rows: np.ndarray) -> np.ndarray:
-    # Wire bytes give read-only and unaligned arrays, which Numba would compile every kernel anew for.
+    # Arrays from wire bytes are read-only and unaligned. Numba would compile another version of
+    # every kernel for them.
     if rows.dtype == np.uint32 and rows.flags.carray:
         return rows
     return np.require(rows, np.uint32, ("C", "A", "W"))
@@ -317,7 +350,7 @@ def _aligned_zeros(rows: int, width: int) -> np.ndarray:
 
 
 def _aligned(factors: np.ndarray) -> np.ndarray:
-    """float32[n, kp], C-contiguous, at a multiple of 64 bytes: `factors` itself or a copy of it."""
+    """The factors or a copy as float32[n, kp], C-contiguous and aligned to 64 bytes."""
     plain = factors.dtype == np.float32 and factors.flags.c_contiguous
     if plain and address_of(factors) % VECTOR_BYTES == 0:
         return factors
@@ -331,7 +364,7 @@ def _aligned(factors: np.ndarray) -> np.ndarray:
 
 @dataclass(slots=True)
 class _StillPin:
-    """A pin of a table of its own, whose first row counts as changed."""
+    """A pin of a separate table. The first row counts as changed."""
 
     table: Table
     counts: tuple[int, int]
@@ -343,7 +376,7 @@ class _StillPin:
 
 @cache
 def compile_kernels(factor_dtype: FactorDtype = FactorDtype.FLOAT32) -> None:
-    """Compile the kernels of reads, or load them from Numba's cache: no first read waits for it then."""
+    """Compiles or loads the kernels of reads, so that no read waits for them."""
     limits = Limits(users_max=1, items_max=8)
     table = Table(ModelSpec(k=LANES, factor_dtype=factor_dtype, limits=limits), ITEMS)
     rows = table.allocate(np.arange(8, dtype=np.uint64))

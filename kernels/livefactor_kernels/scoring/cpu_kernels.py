@@ -1,9 +1,9 @@
-"""The compiled loops of `scoring`: gathering, scanning, widening, selecting, and what a matrix product leaves.
+"""Compiled loops that gather, scan, widen and select rows.
 
-Rows are read as `narrow.Factors`, whose type says how they are stored: a loop is compiled for each of the types
-that it is called with. Places in rows are bytes as if they were float32. Loops that are called often take
-arrays, at multiples of 64 bytes (`narrow.as_argument`): Numba looks at named tuples in Python, which takes several
-microseconds a call.
+Rows are read as `narrow.Factors`, whose type tells how they are stored. Each loop is compiled for
+each type that it is called with. Offsets in rows are in bytes of float32 factors. Loops that are
+called often take arrays at multiples of 64 bytes (`narrow.as_argument`), since Numba unpacks named
+tuples in Python, which costs several microseconds per call.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, store16
 from livefactor_kernels.numbers.narrow import Factors, factors_of, load_factors, prefetch_factors
 from livefactor_kernels.scoring.heap import contains, offer, sort_heap, worse
@@ -26,9 +26,12 @@ _GATHER_AHEAD = np.uint64(12)
 _NO_ROW = np.uint32(NO_ROW)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def gather_kernel(array, bias, rows, out, out_bias, vectors):
-    """Copy rows of the factors `array`, widened, to the address `out`; the row NO_ROW is skipped."""
+    """Copies rows of the factors `array`, widened, to the address `out`.
+
+    It skips the row NO_ROW.
+    """
     factors = factors_of(array)
     count, row_bytes = np.uint64(rows.size), vectors * VECTOR_BYTES
     for i in range(count):
@@ -43,9 +46,12 @@ def gather_kernel(array, bias, rows, out, out_bias, vectors):
             out_bias[i] = bias[row]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def scan_kernel(row, base, array, bias, vectors, scores):
-    """scores[i] = (base + bias[i]) + dot(a user's factors `row`, row i of the factors `array`)."""
+    """Writes scores[i] = (base + bias[i]) + dot(`row`, row i of the factors `array`).
+
+    `row` holds a user's factors.
+    """
     user, factors = factors_of(row), factors_of(array)
     row_bytes = vectors * VECTOR_BYTES
     for i in range(np.uint64(scores.size)):
@@ -53,9 +59,9 @@ def scan_kernel(row, base, array, bias, vectors, scores):
         scores[i] = (base + bias[i]) + dot(user, _0, factors, i * row_bytes, vectors)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def widen_kernel(array, start, stop, out, vectors):
-    """Write rows start..stop of the factors `array`, widened, to the address `out`."""
+    """Writes rows [start, stop) of the factors `array`, widened, to the address `out`."""
     factors = factors_of(array)
     row_bytes = vectors * VECTOR_BYTES
     first = start * row_bytes
@@ -63,13 +69,14 @@ def widen_kernel(array, start, stop, out, vectors):
         store16(out + at, load_factors(factors, first + at))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def select_kernel(item_scores, excluded, own, keys, scores, rows):
-    """Write the best of item_scores[row] into scores and rows, best first; return how many there are."""
+    """Writes the best of item_scores[row], best first, and returns their number."""
     count, size, full = np.uint64(item_scores.size), _0, np.uint64(scores.size)
     for start in range(_0, count, _STRIP):
         stop = min(start + _STRIP, count)
-        if size == full:  # one vector pass tells for nearly every strip that it holds nothing
+        # For nearly every strip, one vectorised pass shows that it contains no result.
+        if size == full:
             threshold, reaching = scores[_0], np.uint32(0)
             for i in range(start, stop):
                 reaching += np.uint32(item_scores[i] >= threshold)
@@ -85,7 +92,7 @@ def select_kernel(item_scores, excluded, own, keys, scores, rows):
 
 
 class ManyUsers(NamedTuple):
-    """Users of one matrix product: factors, mu + b_u, own exclusions, heaps and their sizes."""
+    """The users of one matrix product: factors, mu + b_u, own exclusions, heaps and heap sizes."""
 
     factors: Factors
     bases: np.ndarray
@@ -97,7 +104,7 @@ class ManyUsers(NamedTuple):
 
 
 class ItemRows(NamedTuple):
-    """All items: factors, biases, keys, rows excluded for everybody, vectors of sixteen in a row."""
+    """All items: factors, biases, keys, rows excluded for all, and 16-lane vectors per row."""
 
     factors: Factors
     bias: np.ndarray
@@ -106,9 +113,9 @@ class ItemRows(NamedTuple):
     vectors: np.uint64
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def bounds_kernel(items, start, stop):
-    """(largest squared norm, largest |bias|) of the rows start..stop, in float32."""
+    """The maximum squared norm and the maximum |bias| of the rows [start, stop), in float32."""
     norm, largest = np.float32(0.0), np.float32(0.0)
     for i in range(start, stop):
         row = i * items.vectors * VECTOR_BYTES
@@ -117,16 +124,22 @@ def bounds_kernel(items, start, stop):
     return norm, largest
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def cutoff(threshold, slack):
-    """float32 not above threshold - slack: what else is taken off is four times that rounding."""
+    """A float32 that is not above threshold - slack.
+
+    The additional margin is four times that rounding error.
+    """
     wide = np.float64(threshold)
     return np.float32(wide - slack - (abs(wide) + slack) * 2.0**-22 - 2.0**-148)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _keep_kernel(products, u, users, items, start, slack):
-    """Score exactly, and offer to user u's heap, what `products` cannot rule out of rows `start` and on."""
+    """Offers to user u's heap the rows from `start` on that `products` cannot exclude.
+
+    It scores them exactly.
+    """
     base, bias = users.bases[u], items.bias[start:]
     own = users.own[users.own_offsets[u] : users.own_offsets[u + _1]]
     scores, rows, size = users.scores[u], users.rows[u], users.sizes[u]
@@ -151,21 +164,23 @@ def _keep_kernel(products, u, users, items, start, slack):
     users.sizes[u] = size
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keep_all_kernel(products, users, items, start, slack):
-    """`_keep_kernel` for every user; slack: float64 for each."""
+    """Calls `_keep_kernel` for every user. `slack` is float64 per user."""
     for u in range(np.uint64(products.shape[0])):
         _keep_kernel(products[u], u, users, items, start, slack[u])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def settle_kernel(u, users, items, changed, corrected, k):
-    """Correct the scores of the rows `changed` (ascending) in user u's heap and sort it; return (results, all
-    right?).
+    """Corrects the scores of the rows `changed` (ascending) in user u's heap, and sorts the heap.
 
-    The heap may have held wrong scores, so a right row may have been turned away. But only for being worse
-    than the heap's last root: if the k-th result is no worse than that root, no row that was turned away
-    belongs before it.
+    The heap may have held wrong scores, so that a correct row may have been rejected. But roots
+    only improve, so that every rejected row is worse than the last root. If the k-th result is no
+    worse than that root, no rejected row belongs before it.
+
+    Returns:
+        The number of results, and whether they are certainly correct.
     """
     scores, rows, size = users.scores[u], users.rows[u], users.sizes[u]
     own = users.own[users.own_offsets[u] : users.own_offsets[u + _1]]

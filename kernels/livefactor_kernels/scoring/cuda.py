@@ -1,13 +1,14 @@
-"""Exact top-k on the GPU, as of a pin, while updates go on.
+"""Exact top-k lists on the GPU as of a pin, while updates go on.
 
-    few users    every item's exact score, in one pass over the table
-    many users   a matrix product (of float32, never TF32; narrow factors are widened for it, a block of rows at
-                 a time) scores every item; what was copied since the pin is scored exactly over it; only what
-                 the product's rounding error (`scoring.slacks`) cannot rule out of a user's k best is scored
-                 exactly
+    few users    The exact score of every item, in one pass over the table.
+    many users   A matrix product in float32 (never TF32) scores every item. Narrow factors are
+                 widened for it, a block of rows at a time. Items that were copied since the pin
+                 are scored exactly. Of the others, only those that the product's rounding error
+                 (`cpu.slacks`) cannot exclude from a user's k best are scored exactly.
 
-Then the host orders the few that are left: by score descending, then by item key ascending. A row that an
-update changes meanwhile is copied before, so whatever the product read of it is replaced by the exact score.
+The host then orders the few remaining items by descending score, then by ascending item key. A row
+that an update changes during the search is copied before. So an exact score replaces whatever the
+product read of it.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
     from livefactor_kernels.pins.cuda import FrozenSide
 
 SCORES_AT_ONCE = 1 << 26
-"""Scores that are held at once: 256 MiB."""
+"""Maximum number of scores in memory: 256 MiB."""
 WIDENED_AT_ONCE = 1 << 24
-"""Narrow factors that are widened at once for the matrix product: 64 MiB."""
+"""Maximum number of narrow factors that are widened at once for the matrix product: 64 MiB."""
 
 _Found = tuple[np.ndarray, np.ndarray]
 
 
 class Exclusions(NamedTuple):
-    """Rows that are left out: for everybody uint32[e]; user u's own are own[offsets[u] : offsets[u + 1]]."""
+    """Excluded rows: uint32[e] for all users; user u's own are own[offsets[u] : offsets[u + 1]]."""
 
     common: np.ndarray
     own: np.ndarray
@@ -50,7 +51,7 @@ class Exclusions(NamedTuple):
 
 
 class TopK:
-    """One search. `lock` is held while work is put on the stream, not while it is waited for."""
+    """One search. It holds `lock` while it puts work on the stream, and not while it waits."""
 
     def __init__(
         self, device: Device, items: CudaTable, lock: threading.Condition, frozen: FrozenSide, count: int
@@ -62,8 +63,11 @@ class TopK:
     def run(
         self, factors: np.ndarray, bases: np.ndarray, k: int, exclusions: Exclusions
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rows uint32[m], scores float32[m], offsets int64[n + 1]) of users with factors float32[n, kp] and mu +
-        b_u float32[n]."""
+        """Searches for users with factors float32[n, kp] and bases mu + b_u, float32[n].
+
+        Returns:
+            Rows uint32[m], scores float32[m] and offsets int64[n + 1].
+        """
         users, k = len(bases), min(k, self._count)
         found: list[_Found] = []
         at_once = max(1, SCORES_AT_ONCE // max(1, self._count))
@@ -81,7 +85,10 @@ class TopK:
     def _search(
         self, factors: np.ndarray, bases: np.ndarray, k: int, exclusions: Exclusions, first: int
     ) -> list[_Found]:
-        """The k best of each user; `first`: the number of the first user among all."""
+        """The k best items of each user.
+
+        `first` is the number of the first of these users among all.
+        """
         device, xp, users = self._device, self._device.xp, len(bases)
         with self._lock:
             user, base = device.put(np.asarray(factors, np.float32)), device.put(bases)
@@ -100,14 +107,15 @@ class TopK:
             self._leave_out(table, exclusions, first)
             place = self._count - k
             best = device.fetch([xp.partition(table, place, axis=1)[:, place]])
-        cuts = device.put(cutoff.py_func(best()[0], 2.0 * slack))  # -inf stays: fewer than k are left
+        # -inf stays -inf: fewer than k items are left.
+        cuts = device.put(cutoff.py_func(best()[0], 2.0 * slack))
         with self._lock, device.working():
             left = xp.nonzero((table >= cuts.array[:, None]) & (table > -np.inf))
             numbers, rows = (part.astype(np.int64) for part in left)
         return self._ordered(user.argument, base.argument, numbers, rows, users, k)
 
     def _scan(self, user: Any, base: Any, users: int, scores: Any, listed: bool) -> None:
-        """Exact scores of all items, or of those that were copied since the pin."""
+        """Writes exact scores of all items or, if `listed`, of those copied since the pin."""
         most = max(1, self._frozen.bound) if listed else self._count
         if listed and not self._frozen.bound:
             return
@@ -127,7 +135,10 @@ class TopK:
         )
 
     def _product(self, user: Any, base: Any, table: Any) -> Any:
-        """Scores by a matrix product, and the largest squared norm and |bias| of the live rows, to wait for."""
+        """Scores by a matrix product.
+
+        Returns a function that waits for the maximum squared norm and |bias| of the live rows.
+        """
         device, xp, count = self._device, self._device.xp, self._count
         norms = device.empty(count, np.float32)
         device.launch(
@@ -142,7 +153,7 @@ class TopK:
         return device.fetch(bounds)
 
     def _multiply(self, user: Any, table: Any) -> None:
-        """Dots of all users and all live rows."""
+        """Writes the dot products of all users and all live rows."""
         items, xp, width = self._items, self._device.xp, self._items.widths["factors"]
         users = user.reshape(-1, width)
         if items.dtypes["factors"] == np.float32:
@@ -166,10 +177,13 @@ class TopK:
     def _ordered(
         self, user: Any, base: Any, numbers: Any, rows: Any, users: int, k: int
     ) -> list[_Found]:  # fmt: skip
-        """Exact scores of the candidates (user numbers and rows, int64[m] of the device), in order, the k best a
-        user."""
+        """Scores the candidates exactly and orders them, at most k per user.
+
+        The candidates are user numbers and rows, int64[m] each, on the device.
+        """
         device, count = self._device, int(rows.size)
-        if not count:  # all are left out
+        # Without a candidate, all items are excluded.
+        if not count:
             return [(np.empty(0, np.uint32), np.empty(0, np.float32))] * users
         with self._lock:
             scores = device.empty(count, np.float32)

@@ -1,8 +1,9 @@
-"""GPU kernels of reads: rows as they are or as a pin saw them, copies at first touch, exact scores.
+"""GPU kernels of reads, as of the present or of a pin, and of copies for pins.
 
-A pin's rows are found by `Saved.place`: 0 says that the live row is the pin's, p > 0 that its copy is row
-p - 1 of `Saved.arrays`. Kernels of updates and reads run one after the other on one stream, so a read sees no
-row half-written, and what `place` says of a row holds for as long as the kernel runs.
+`Saved.place` locates a pin's row: 0 means that the live row is valid for the pin, and p > 0 that
+its copy is row p - 1 of `Saved.arrays`. Kernels of updates and reads run one after the other on one
+stream. A read therefore sees no half-written row, and `place` does not change while the kernel
+runs.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ _NO_ROW = np.uint32(NO_ROW)
 
 
 class Saved(NamedTuple):
-    """Copies of rows that a pin needs, one side's: place int32[rows at the pin], rows uint32[capacity] by copy,
-    counter int32[2] (copies; those of them whose history is copied), arrays: `cuda_factors.DeviceRows` of the copies."""
+    """The copies of one side's rows that a pin needs.
+
+    Attributes:
+        place: int32[rows at the pin], see above.
+        rows: the row of each copy, uint32[capacity].
+        counter: the number of copies, and the number of those with a copied history, int32[2].
+        arrays: the copies, `factors.DeviceRows`.
+    """
 
     place: Any
     rows: Any
@@ -34,8 +41,11 @@ class Saved(NamedTuple):
 def livefactor_gather_kernel(
     rows: Any, live: Any, copied: Any, saved: Any, pinned: Any, width: Any, count: Any, out: Any
 ) -> None:
-    """out[i] = row rows[i] of `width` elements, as stored, zeros for `NO_ROW`; `pinned`: as the pin saw it, from
-    `copied` where it was copied. A thread an element."""
+    """Writes out[i] = row rows[i] of `width` elements in the stored type, or zeros for `NO_ROW`.
+
+    With `pinned`, rows are as of the pin: those that were copied come from `copied`. One thread per
+    element.
+    """
     i = cuda.grid(1)
     if i >= count * width:
         return
@@ -52,7 +62,7 @@ def livefactor_gather_kernel(
 
 @inlined
 def _save(row: Any, below: Any, live: Any, saved: Any, width: Any, adagrad: Any) -> None:
-    """Copy a row (int64) that is below `below`, at its first touch."""
+    """Copies a row (int64) before its first change if it is below `below`."""
     if row >= below or cuda.atomic.cas(saved.place, row, 0, -1) != 0:
         return
     place = np.int64(cuda.atomic.add(saved.counter, 0, 1))
@@ -71,7 +81,10 @@ def _save(row: Any, below: Any, live: Any, saved: Any, width: Any, adagrad: Any)
 def livefactor_save_kernel(
     rows: Any, at: Any, count: Any, below: Any, live: Any, saved: Any, width: Any, adagrad: Any
 ) -> None:
-    """Copy the rows rows[at : at + count] that are below `below`, each at its first touch. A thread an entry."""
+    """Copies the rows rows[at : at + count] that are below `below`, each once.
+
+    One thread per entry.
+    """
     i = cuda.grid(1)
     if i < count:
         _save(np.int64(rows[at + i]), below, live, saved, width, adagrad)
@@ -82,8 +95,10 @@ def livefactor_save_followed_kernel(
     words: Any, users_at: Any, users: Any, span: Any, count: Any, below: Any, live: Any, saved: Any, width: Any,
     adagrad: Any,
 ) -> None:  # fmt: skip
-    """As `livefactor_save_kernel`, of the last `span` items of the users that a record names. A thread an event and
-    an item."""
+    """Does the same for the last `span` items of the users in a record.
+
+    One thread per event and item.
+    """
     i = cuda.grid(1)
     if i >= count:
         return
@@ -96,7 +111,10 @@ def livefactor_save_followed_kernel(
 
 @kernel
 def livefactor_copy_kernel(live: Any, saved: Any, copied: Any, width: Any) -> None:
-    """Copy a section of the history, `width` elements a row, of the rows that were saved since counter[1] was set."""
+    """Copies a section of the history (`width` elements per row).
+
+    The rows are those that were saved since counter[1] was set.
+    """
     first, last = np.int64(saved.counter[1]), np.int64(saved.counter[0])
     for i in range(first * width + cuda.grid(1), last * width, cuda.gridsize(1)):
         copied[i] = live[np.int64(saved.rows[i // width]) * width + i % width]
@@ -104,7 +122,10 @@ def livefactor_copy_kernel(live: Any, saved: Any, copied: Any, width: Any) -> No
 
 @inlined
 def _pinned_score(user: Any, u: Any, base: Any, row: Any, live: Any, saved: Any, blocks: Any) -> Any:
-    """Score (float32, in all lanes) of row u of `user` and an item's row as of the pin; base: mu + b_u."""
+    """The score of row u of `user` and an item's row as of the pin, float32 in all lanes.
+
+    `base` is mu + b_u.
+    """
     place, width = np.int64(saved.place[row]), blocks * LANES
     factors = saved.arrays.factors if place > 0 else live.factors
     at = (place - 1 if place > 0 else row) * width + lane()
@@ -121,8 +142,11 @@ def livefactor_scan_kernel(
     users: Any, bases: Any, user_count: Any, live: Any, saved: Any, listed: Any, most: Any, items: Any,
     blocks: Any, scores: Any,
 ) -> None:  # fmt: skip
-    """scores[u * items + row] = exact score as of the pin, of all rows below `items`; `listed`: only of those that
-    were copied, at most `most`. A half-warp a row and user."""
+    """Writes scores[u * items + row], exact as of the pin, for all rows below `items`.
+
+    With `listed`, it writes only the scores of copied rows, at most `most`. One half-warp per row
+    and user.
+    """
     i = cuda.grid(1) // LANES
     u, row = i // most, i % most
     if u >= user_count:
@@ -150,7 +174,10 @@ def livefactor_rescore_kernel(
     blocks: Any,
     scores: Any,
 ) -> None:
-    """scores[i] = exact score as of the pin of user user_numbers[i] and row rows[i]. A half-warp a pair."""
+    """Writes scores[i], exact as of the pin, for user user_numbers[i] and row rows[i].
+
+    One half-warp per pair.
+    """
     i = cuda.grid(1) // LANES
     if i >= count:
         return
@@ -162,7 +189,7 @@ def livefactor_rescore_kernel(
 
 @kernel
 def livefactor_norms_kernel(live: Any, items: Any, blocks: Any, norms: Any) -> None:
-    """norms[row] = squared length of a live row, in float32. A half-warp a row."""
+    """Writes norms[row], the squared norm of a live row in float32. One half-warp per row."""
     row = cuda.grid(1) // LANES
     if row >= items:
         return

@@ -1,27 +1,30 @@
-"""The k best so far, as a heap of (score, row) whose root is the worst of them; compiled, for the kernels of
-`scoring`.
+"""The k best results so far, as a heap of (score, row) with the worst one at its root.
 
-`scores` float32[k] and `rows` uint32[k] hold the heap in their first `size` entries. The order is that of
-results: by score descending, then by item key ascending (`keys` uint64 by row, looked at in ties only).
+The functions are compiled for `scoring/cpu_kernels.py`.
+
+`scores` float32[k] and `rows` uint32[k] hold the heap in their first `size` entries. The order is
+that of results: by descending score, then by ascending item key (`keys`, uint64 by row, which is
+only read for ties).
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from livefactor_kernels.numbers.compiled import compiled
 
 _0, _1, _2 = np.uint64(0), np.uint64(1), np.uint64(2)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def worse(score, row, other_score, other_row, keys):
     """Whether (score, row) comes after (other_score, other_row) in the order of results."""
     return score < other_score or (score == other_score and keys[row] > keys[other_row])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sift_down(scores, rows, size, score, row, keys):
-    """Put (score, row) in place of the root of the heap's first `size` entries."""
+    """Replaces the root of the heap of `size` entries by (score, row)."""
     hole = _0
     while True:
         child = hole * _2 + _1
@@ -37,9 +40,12 @@ def sift_down(scores, rows, size, score, row, keys):
     scores[hole], rows[hole] = score, row
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def offer(scores, rows, size, score, row, keys):
-    """Keep (score, row) if there is room or it is better than the root; return the heap's new size."""
+    """Adds (score, row) if there is room or if it is better than the root.
+
+    Returns the new size of the heap.
+    """
     if size == np.uint64(scores.size):
         if worse(scores[_0], rows[_0], score, row, keys):
             sift_down(scores, rows, size, score, row, keys)
@@ -55,9 +61,9 @@ def offer(scores, rows, size, score, row, keys):
     return size + _1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sort_heap(scores, rows, size, keys):
-    """Turn the heap's first `size` entries into results, best first."""
+    """Sorts the first `size` entries of the heap into results, best first."""
     while size > _1:
         size -= _1
         score, row = scores[size], rows[size]
@@ -65,7 +71,7 @@ def sort_heap(scores, rows, size, keys):
         sift_down(scores, rows, size, score, row, keys)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def contains(ascending, row):
     """Whether `row` is in an array of ascending rows."""
     low, high = _0, np.uint64(ascending.size)

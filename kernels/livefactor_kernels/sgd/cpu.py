@@ -33,20 +33,18 @@ class Sgd:
 
     records = False
 
-    def __init__(
-        self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, stamp: int
-    ) -> None:
-        """Compiles the kernel, or loads it from Numba's cache; stamp: as `cpu.SOURCE_STAMP`."""
+    def __init__(self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray) -> None:
+        """Compiles the kernel, or loads it from the cache."""
         self._spec, self._mean_state = spec, mean_state
         self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
         self._drawn = np.empty(0, np.uint32)
         self.negatives = np.empty((0, spec.negatives), np.uint32)
         self._lanes = reserve((3, SLOT_LANES), np.float32)
         self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
-        self._choose_kernel(users, items, stamp)
+        self._choose_kernel(users, items)
         self.learn(Update(0, _NOTHING, _NOTHING, None, None, 0, 0))
 
-    def _choose_kernel(self, users: Table, items: Table, stamp: int) -> None:
+    def _choose_kernel(self, users: Table, items: Table) -> None:
         spec = self._spec
         blocks, loss = spec.k_padded // LANES, int(spec.loss)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
@@ -64,12 +62,12 @@ class Sgd:
         )
         if not self._sequential:
             self._scratch, self._scratch_memory = make_scratch(spec, users, items)
-            self._kernel = micro_batch_kernel(blocks, loss, Method.of(spec), stamp)
+            self._kernel = micro_batch_kernel(blocks, loss, Method.of(spec))
         elif self._positive:
-            self._kernel = positive_kernel(blocks, loss, adagrad, stamp)
+            self._kernel = positive_kernel(blocks, loss, adagrad)
         else:
             drawn = min(spec.negatives, DRAWN_ANY)
-            self._kernel = sampled_kernel(blocks, loss, adagrad, drawn, stamp)
+            self._kernel = sampled_kernel(blocks, loss, adagrad, drawn)
 
     def take_rates(self, spec: ModelSpec) -> None:
         """Learn by the numbers of a spec from now on, which differs from the model's in nothing but its learning rates."""

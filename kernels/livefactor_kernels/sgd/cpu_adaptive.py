@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.optimizers import PROBE
 from livefactor_kernels.sgd.adaptive import EVENTS, MOVES, SQUARES, STATE_SIZE, STEP, SUM, at_step, end_window
@@ -26,7 +26,7 @@ _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_begin_kernel(
     rows: Any, moves: Any, factors: Any, bias: Any, factor_probe: Any, bias_probe: Any, row_probe: Any
 ) -> None:
@@ -65,12 +65,12 @@ def _loss(
 
 
 @cache
-def evidence_kernel(blocks: int, loss: int, stamp: int) -> Any:
+def evidence_kernel(blocks: int, loss: int) -> Any:
     """Kernel for rows of `blocks` vectors: adds the evidence of the first `fresh` events to the state. probe_users, probe_items:
     the probe's rows; negatives uint32[n, width]; limit: error_max."""
-    BLOCKS, LOSS, STAMP = np.uint64(blocks), int(loss), int(stamp)
+    BLOCKS, LOSS = np.uint64(blocks), int(loss)
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @compiled
     def livefactor_evidence_kernel(
         users: Any,
         items: Any,
@@ -85,7 +85,7 @@ def evidence_kernel(blocks: int, loss: int, stamp: int) -> Any:
         limit: Any,
         fresh: Any,
         state: Any,
-    ) -> int:
+    ) -> None:
         for t in range(fresh):
             user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
             value = values[t] if values.size else _F1
@@ -98,7 +98,6 @@ def evidence_kernel(blocks: int, loss: int, stamp: int) -> Any:
             state[SUM] += d
             state[SQUARES] += d * d
         state[EVENTS] += np.float64(fresh)
-        return STAMP
 
     return livefactor_evidence_kernel
 
@@ -115,20 +114,18 @@ class AdaptiveSgd:
 
     records = False
 
-    def __init__(
-        self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, stamp: int
-    ) -> None:
-        """Compiles the kernels, or loads them from Numba's cache; stamp: as `cpu.SOURCE_STAMP`."""
+    def __init__(self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray) -> None:
+        """Compiles the kernels, or loads them from the cache."""
         self._spec, self._mean_state = spec, mean_state
         self._probe_mean_state = mean_state.copy()
         probes = _probe_of(users), _probe_of(items)
-        self._model = Sgd(at_step(spec, 0), users, items, mean_state, stamp)
-        self._probe = Sgd(at_step(spec, 1), *probes, self._probe_mean_state, stamp)
+        self._model = Sgd(at_step(spec, 0), users, items, mean_state)
+        self._probe = Sgd(at_step(spec, 1), *probes, self._probe_mean_state)
         self._tables = [
             (table.factors, table.bias, *(table.state[name] for name in PROBE)) for table in (users, items)
         ]
         self._rows = tuple(Rows.of(table) for table in (users, items, *probes))
-        self._kernel = evidence_kernel(spec.k_padded // LANES, int(spec.loss), stamp)
+        self._kernel = evidence_kernel(spec.k_padded // LANES, int(spec.loss))
         self.state = np.zeros(STATE_SIZE)
         nothing = Update(0, _NOTHING, _NOTHING, None, None, 0, 0)
         self._begin(nothing)

@@ -13,9 +13,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, broadcast, inlined, store1
 from livefactor_kernels.numbers.narrow import load_factors
 from livefactor_kernels.numbers.random import dropout_word
@@ -366,12 +366,12 @@ def _sum_and_step(
 
 
 @cache
-def micro_batch_kernel(blocks: int, loss: int, method: Method, stamp: int) -> Any:
+def micro_batch_kernel(blocks: int, loss: int, method: Method) -> Any:
     """Kernel for rows of `blocks` vectors. `user_rows`, `item_rows`, `negatives` are addresses of uint32[n],
     [n], [n, width]; the first `fresh` of n events join the mean."""
-    BLOCKS, LOSS, METHOD, STAMP = np.uint64(blocks), int(loss), method, int(stamp)
+    BLOCKS, LOSS, METHOD = np.uint64(blocks), int(loss), method
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @compiled
     def livefactor_micro_batch_kernel(
         users: Any,
         items: Any,
@@ -389,7 +389,7 @@ def micro_batch_kernel(blocks: int, loss: int, method: Method, stamp: int) -> An
         scratch: Any,
         micro_batch: Any,
         fresh: Any,
-    ) -> int:
+    ) -> None:
         rounding = Rounding(rounding_key, revision)
         item_total = scratch.gradients + micro_batch * row_bytes(BLOCKS + ONE)
         for start in range(ZERO, n, micro_batch):
@@ -410,6 +410,5 @@ def micro_batch_kernel(blocks: int, loss: int, method: Method, stamp: int) -> An
                 for t in range(start, min(start + count, fresh)):
                     mean_state[ZERO] += scalar.fixed_point(values[t] if values.size else _F1)
                     mean_state[ONE] += np.int64(1)
-        return STAMP
 
     return livefactor_micro_batch_kernel

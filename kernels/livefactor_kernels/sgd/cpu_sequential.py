@@ -10,8 +10,8 @@ With a sigmoid between an event's dot products and its steps, more waits for it 
 as lanes of a vector, then the steps in order. No event of a clump reads what another one writes, so the bits
 are those of one after the other.
 
-The factories bake k, loss and optimiser into the code as integers, which Numba's cache on
-disk takes as part of the key; `stamp` is there for the same reason (`cpu.SOURCE_STAMP`).
+The factories bake k, loss and optimiser into the code as integers, which are part of the key of its cache
+(`numbers/compiled.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import LANES, VECTOR_BYTES, inlined, load16, store1, store16, store_u32
 from livefactor_kernels.numbers.narrow import dtype_of, load_factors
 from livefactor_kernels.simd.steps import (
@@ -60,12 +60,12 @@ _TARGETS, _WEIGHTS = np.uint64(4 * SLOT_LANES), np.uint64(8 * SLOT_LANES)  # byt
 
 
 @cache
-def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
+def positive_kernel(blocks: int, loss: int, adagrad: int) -> Any:
     """Kernel of squared or logistic loss without negatives, one event after the other, for rows of `blocks`
     vectors."""
-    BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
+    BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @compiled
     def livefactor_positive_kernel(
         users: Any,
         items: Any,
@@ -77,7 +77,7 @@ def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
         rates: Any,
         rounding_key: Any,
         revision: Any,
-    ) -> int:
+    ) -> None:
         n, rounding = np.uint64(user_rows.size), Rounding(rounding_key, revision)
         total, count = mean_state[ZERO], mean_state[ONE]
         mean = scalar.mean_of(total, count)
@@ -108,7 +108,6 @@ def positive_kernel(blocks: int, loss: int, adagrad: int, stamp: int) -> Any:
             step_bias(users, user, x_bias, scalar.bias_pull(e, rates.bias_l2, x_bias), ADAGRAD, rates)
             step_bias(items, item, y_bias, scalar.bias_pull(e, rates.bias_l2, y_bias), ADAGRAD, rates)
         mean_state[ZERO], mean_state[ONE] = total, count
-        return STAMP
 
     return livefactor_positive_kernel
 
@@ -385,17 +384,17 @@ def _step_event(
 
 
 @cache
-def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int, stamp: int) -> Any:
+def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int) -> Any:
     """Kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` negatives an event, drawn beforehand.
 
     drawn: how many negatives the spec has, up to `DRAWN_ANY`. `user_rows`, `item_rows`, `negatives` are addresses
     of uint32[n], [n], [n, width]; to work in, `lanes` is that of float32[3, `SLOT_LANES`] (finite, at a multiple
     of 64) and `words` that of uint32[2 + width].
     """
-    BLOCKS, LOSS, ADAGRAD, STAMP = np.uint64(blocks), int(loss), int(adagrad), int(stamp)
+    BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
     DRAWN = int(drawn)
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @compiled
     def livefactor_sampled_kernel(
         users: Any,
         items: Any,
@@ -411,13 +410,13 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int, stamp: int)
         rates: Any,
         rounding_key: Any,
         revision: Any,
-    ) -> int:
+    ) -> None:
         rounding = Rounding(rounding_key, revision)
         alone = (
             DRAWN > 0 and width == ZERO
         )  # one item alive: there is no other to draw, or to compare it with
         if LOSS == _BPR and alone:
-            return STAMP
+            return
         if DRAWN < DRAWN_ANY:
             width = np.uint64(DRAWN)
         slots = width + ONE
@@ -458,6 +457,5 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int, stamp: int)
                         rounding, i, words,
                     )  # fmt: skip
             start += size
-        return STAMP
 
     return livefactor_sampled_kernel

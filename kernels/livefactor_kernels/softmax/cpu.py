@@ -15,8 +15,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.numbers.narrow import factors_of
 from livefactor_kernels.optimizers import Method, StepRates
@@ -97,18 +97,18 @@ class Scratch(NamedTuple):
 
 
 @cache
-def softmax_kernel(blocks: int, method: Method, stamp: int) -> Any:
+def softmax_kernel(blocks: int, method: Method) -> Any:
     """Kernel for rows of `blocks` vectors; `drawn`, `rarity`, `own` are those of `Shared`; role: `ALONE`, or one of the two
     threads that are given the same record."""
-    BLOCKS, METHOD, STAMP = np.uint64(blocks), method, int(stamp)
+    BLOCKS, METHOD = np.uint64(blocks), method
     WIDE = np.uint64((blocks + 1) * LANES * 4)
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @compiled
     def livefactor_softmax_kernel(
         role: Any, users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, weights: Any, drawn: Any,
         rarity: Any, own: Any, is_in_batch: Any, rates: Any, scratch: Any, meeting: Any, micro_batch: Any,
         group_events: Any,
-    ) -> int:  # fmt: skip
+    ) -> None:  # fmt: skip
         n, width = np.uint64(user_rows.size), np.uint64(drawn.shape[1])
         events, negatives, sums = scratch.events, scratch.negatives, scratch.sums
         learns, steps, done, vectors = role != SECOND, role != FIRST, ZERO, ZERO
@@ -163,7 +163,6 @@ def softmax_kernel(blocks: int, method: Method, stamp: int) -> Any:
                     while load_acquire(meeting.stepped) < number:
                         pass
                 reset(scratch.items, used)
-        return STAMP
 
     return livefactor_softmax_kernel
 
@@ -178,13 +177,13 @@ class Softmax:
 
     records = False
 
-    def __init__(self, spec: ModelSpec, users: Table, items: Table, stamp: int) -> None:
-        """Compiles the kernels, or loads them from Numba's cache; stamp: as `cpu.SOURCE_STAMP`."""
+    def __init__(self, spec: ModelSpec, users: Table, items: Table) -> None:
+        """Compiles the kernels, or loads them from the cache."""
         self._spec, self._rates = spec, StepRates.of(spec)
         self.proposer = Proposer(spec, items.capacity)
         self._rows = StepRows.of(users), StepRows.of(items)
         self._scratch, self._memory = Scratch.of(spec, items)
-        self._kernel = softmax_kernel(spec.k_padded // LANES, Method.of(spec), stamp)
+        self._kernel = softmax_kernel(spec.k_padded // LANES, Method.of(spec))
         self._words = np.zeros((len(Meeting._fields), _WORDS_OF_LINE), np.uint64)
         self._meeting = Meeting.of(self._words)
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="softmax") if processors() > 1 else None

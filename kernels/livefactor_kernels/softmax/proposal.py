@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.random import SHARED_DOMAIN, domain_key, draw_below
 from livefactor_kernels.spec.model import ModelSpec, Proposal
 from livefactor_kernels.tables import reserve
@@ -61,7 +61,7 @@ class Shared(NamedTuple):
     own: np.ndarray
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _ticket(tree: Any, ticket: Any) -> Any:
     """The item of event number `ticket`, events counted item by item."""
     node = _0
@@ -75,14 +75,14 @@ def _ticket(tree: Any, ticket: Any) -> Any:
     return node
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _count(tree: Any, row: Any) -> None:
     for level in range(np.uint64(tree.starts.size)):
         tree.sums[tree.starts[level] + row] += _1
         row //= _CHILDREN
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_propose_kernel(
     proposal: Any, key: Any, revision: Any, item_rows: Any, fresh: Any, items: Any, group_events: Any, tree: Any,
     rows: Any, rarity: Any, own: Any,

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.history.cpu import Recorder, Ring
 from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import (
     LANES,
     VECTOR_BYTES,
@@ -183,7 +183,7 @@ def _sweep(scratch: Any, kp: Any, sweeps: Any, rates: Any) -> None:
             x[p] = new
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_fold_kernel(
     own: Any, row: Any, others: Any, events: Any, rows: Any, values: Any, weights: Any, mean: Any, count: Any,
     scratch: Any, sweeps: Any, rates: Any,
@@ -209,7 +209,7 @@ def livefactor_fold_kernel(
     _sweep(scratch, kp, sweeps, rates)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, ring: Any, touched: Any) -> Any:
     """The distinct rows of events [start, stop), of which [start, fresh) have been recorded, in order of first appearance;
     returns how many."""
@@ -229,7 +229,7 @@ def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, ring: Any, touched: 
     return found
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
     """Only those of the first `found` rows that are due; returns how many."""
     due = _0
@@ -241,7 +241,7 @@ def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
     return due
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_solve_kernel(
     own: Any,
     others: Any,
@@ -271,7 +271,7 @@ def livefactor_solve_kernel(
             own.bias[row] = scratch.x[kp]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_gram_kernel(own: Any, touched: Any, found: Any, gram: Any, k: Any) -> None:
     """Put the changes of the touched rows into gram float64[k + 1, k + 1]."""
     sums = gram[k]
@@ -289,7 +289,7 @@ def livefactor_gram_kernel(own: Any, touched: Any, found: Any, gram: Any, k: Any
             gram[q, p] = gram[p, q]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _weigh(gram: Any, unobserved: Any, everywhere: Any) -> None:
     """everywhere = float32(a0 G)."""
     a0 = np.float64(unobserved)
@@ -299,7 +299,7 @@ def _weigh(gram: Any, unobserved: Any, everywhere: Any) -> None:
             everywhere[p, q] = np.float32(a0 * gram[p, q])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def livefactor_mean_kernel(values: Any, start: Any, stop: Any, mean_state: Any) -> None:
     """Add values to the mean's state int64[2]."""
     for t in range(start, stop):

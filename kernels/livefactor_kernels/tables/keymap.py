@@ -25,8 +25,8 @@ from __future__ import annotations
 import secrets
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import prefetch
 from livefactor_kernels.simd.atomics import load_acquire, load_relaxed, store_relaxed, store_release
 
@@ -56,7 +56,7 @@ _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _33, _29 = np.uint64(33), np.uint64(29)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _hash(key, seed_a, seed_b):
     """MurmurHash3's 64-bit finaliser with secret words before and between its steps (a bijection)."""
     h = key ^ seed_a
@@ -65,7 +65,7 @@ def _hash(key, seed_a, seed_b):
     return h ^ (h >> _32)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _locate(directory, h):
     """(address of the block, mask of its bucket numbers, first bucket's number) of the hash `h`."""
     entry = load_relaxed(directory + ((h >> _56) << _3))
@@ -73,7 +73,7 @@ def _locate(directory, h):
     return entry & _ADDRESS_BITS, mask, h & mask
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _hash_ahead(directory, seed_a, seed_b, keys, i, hashes):
     """Hash key number `i`, keep the hash in the ring, and have its first bucket fetched."""
     h = _hash(load_relaxed(keys + (i << _3)), seed_a, seed_b)
@@ -82,14 +82,14 @@ def _hash_ahead(directory, seed_a, seed_b, keys, i, hashes):
     prefetch(block + (bucket << _6))
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _slot_row(slot, key):
     """row + 1 if the slot at this address holds `key`, else 0 (an empty slot has row + 1 = 0)."""
     row = load_acquire(slot + _8)
     return row if load_relaxed(slot) == key else _0
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _probe(directory, h, key):
     """(row + 1, address of the last bucket looked at); 0: the key is absent, that bucket has a free slot."""
     block, mask, bucket = _locate(directory, h)
@@ -102,7 +102,7 @@ def _probe(directory, h, key):
         bucket = (bucket + _1) & mask
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _put(bucket, key, row_plus_1):
     """Write into the first empty slot of the bucket at this address; who sees the row sees the key."""
     while load_relaxed(bucket + _8) != _0:
@@ -111,7 +111,7 @@ def _put(bucket, key, row_plus_1):
     store_release(bucket + _8, row_plus_1)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _find_kernel(directory, seed_a, seed_b, keys, rows):
     count = np.uint64(rows.size)
     hashes = np.empty(_RING_MASK + _1, np.uint64)
@@ -126,7 +126,7 @@ def _find_kernel(directory, seed_a, seed_b, keys, rows):
             rows[i] = np.uint32(row - _1)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _insert_kernel(directory, seed_a, seed_b, counts, limits, keys, rows, new_keys, begin, made, next_row):
     """Map keys from number `begin` on; return (first key not mapped, new keys so far, sub-table to grow)."""
     count = np.uint64(rows.size)
@@ -153,14 +153,14 @@ def _insert_kernel(directory, seed_a, seed_b, counts, limits, keys, rows, new_ke
     return count, made, _0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _count_kernel(seed_a, seed_b, keys, counts):
     """Add to counts[s] how many of the keys belong to sub-table s."""
     for i in range(np.uint64(keys.size)):
         counts[_hash(keys[i], seed_a, seed_b) >> _56] += _1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _move_kernel(directory, seed_a, seed_b, old_entry):
     """Copy every filled slot of the block `old_entry` into the blocks of `directory`."""
     block = old_entry & _ADDRESS_BITS
@@ -173,7 +173,7 @@ def _move_kernel(directory, seed_a, seed_b, old_entry):
             _put(bucket, key, row_plus_1)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _distinct_kernel(seed_a, seed_b, keys, rows, scratch):
     """Distinct keys among those without a row. scratch: zeros, a power of two, more than such keys."""
     mask = np.uint64(scratch.size) - _1

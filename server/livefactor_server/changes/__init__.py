@@ -1,131 +1,89 @@
-"""What can be asked of a model, decoded: the values that travel from the wire to the log and on to the state.
+"""Changes: what a record of the log asks of a model. `state(r) = apply(spec, log[1..r])`.
 
-A change knows its record kind, its row count and the bytes that the log keeps (the wire bytes as they came, if no row was rejected).
-The reject summary of a batch is part of its record's payload, so that a replay answers a retry as the first time.
+    wire message ── from_wire ─▶ change, rejects ── body ─▶ log record
+                                                               │
+    state(r) ◀── apply ── place (keys → rows) ◀── from_log ────┘
+
+A kind of change is one file: its columns, the check of a received message, the bytes that the log keeps, what it does
+to a state, what `log show` says of it, and what admission reserves for it. `CHANGES` is the one table of them, by the
+kind in a record's header. To add a kind, write its file, give it the next `Kind` of the log, and add it to `_ALL`.
+
+A change's `body` is the message as it was received, unless rows of it were rejected; then it is the message of the
+rows that are left. The list of rejected rows is in the record too, so that a retry gets the first answer even after
+a replay. Marks (`Kind.MARK`) ask nothing: they take no revision and are outside the chain.
 """
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
+from livefactor_server.changes.apply import apply, place
+from livefactor_server.changes.availability import AvailabilityChange
+from livefactor_server.changes.change import (
+    NO_ROOM,
+    Change,
+    Header,
+    KeyedChange,
+    Placement,
+    Record,
+    ReplayError,
+    WireChange,
+)
+from livefactor_server.changes.engine import EngineChange
+from livefactor_server.changes.interactions import InteractionsChange
+from livefactor_server.changes.labels import LabelsChange
+from livefactor_server.changes.open_producer import OpenProducerChange
+from livefactor_server.changes.rejects import NO_REJECTS, Rejects, decode_rejects, encode_rejects
+from livefactor_server.changes.spec import SpecChange
 
-import numpy as np
+__all__ = [
+    "CHANGES",
+    "NO_REJECTS",
+    "NO_ROOM",
+    "REJECT_TEXTS",
+    "WIRE_CHANGES",
+    "AvailabilityChange",
+    "Change",
+    "EngineChange",
+    "Header",
+    "InteractionsChange",
+    "KeyedChange",
+    "LabelsChange",
+    "OpenProducerChange",
+    "Placement",
+    "Record",
+    "Rejects",
+    "ReplayError",
+    "SpecChange",
+    "WireChange",
+    "apply",
+    "change_of",
+    "decode_rejects",
+    "encode_rejects",
+    "place",
+]
 
-from livefactor.v1 import updates_pb2
-from livefactor.wire.columns import Columns
-from livefactor_server.log.store import Kind
+_ALL: tuple[type[Change], ...] = (
+    SpecChange,
+    InteractionsChange,
+    LabelsChange,
+    AvailabilityChange,
+    OpenProducerChange,
+    EngineChange,
+)
 
-REJECTS_LISTED_MAX = 100
-"""Rejected rows that are listed one by one; all are counted."""
+CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}
+"""Kind of a record -> its change."""
 
-SIDES: dict[int, int] = {updates_pb2.SIDE_USER: 0, updates_pb2.SIDE_ITEM: 1}
-"""Contract side -> table number."""
+WIRE_CHANGES: dict[str, type[WireChange]] = {
+    kind.field: kind for kind in _ALL if issubclass(kind, WireChange) and kind.field
+}
+"""Field of an ApplyUpdatesRequest -> its change."""
 
-
-@dataclass(slots=True)
-class InteractionsChange:
-    """Accepted events. `columns` are NumPy views over `body`."""
-
-    columns: Columns
-    body: bytes
-    kind: Kind = Kind.INTERACTIONS
-
-    @property
-    def rows(self) -> int:
-        """Events."""
-        return len(self.columns.user_ids)
-
-
-@dataclass(slots=True)
-class LabelsChange:
-    """Names of ids of one side (0 users, 1 items)."""
-
-    side: int
-    ids: np.ndarray  # uint64[n]
-    labels: list[str]
-    body: bytes
-    kind: Kind = Kind.LABELS
-
-    @property
-    def rows(self) -> int:
-        """Labels."""
-        return len(self.labels)
-
-
-@dataclass(slots=True)
-class AvailabilityChange:
-    """Items that become available or unavailable."""
-
-    item_ids: np.ndarray  # uint64[n]
-    available: bool
-    body: bytes
-    kind: Kind = Kind.AVAILABILITY
-
-    @property
-    def rows(self) -> int:
-        """Items named."""
-        return len(self.item_ids)
-
-
-@dataclass(slots=True)
-class OpenProducerChange:
-    """A producer takes a new epoch; everything is in the record's header."""
-
-    body: bytes = b""
-    kind: Kind = Kind.OPEN_PRODUCER
-    rows: int = 0
+REJECT_TEXTS: dict[int, str] = {reason: text for kind in _ALL for reason, text in kind.reject_texts.items()}
+"""Reject reason -> what it means, for people."""
 
 
-@dataclass(slots=True)
-class EngineChange:
-    """An ENGINE record: who computes from here on. It changes nothing in the tables."""
-
-    body: bytes
-    kind: Kind = Kind.ENGINE
-    rows: int = 0
-
-
-Change = InteractionsChange | LabelsChange | AvailabilityChange | OpenProducerChange | EngineChange
-
-
-@dataclass(frozen=True, slots=True)
-class Rejects:
-    """Rows of a batch that were refused: how many, and (row, reason) of the first `REJECTS_LISTED_MAX`."""
-
-    count: int = 0
-    listed: tuple[tuple[int, int], ...] = ()
-
-    def merged(self, more: list[tuple[int, int]]) -> Rejects:
-        """These and `more`, in row order."""
-        listed = tuple(sorted((*self.listed, *more))[:REJECTS_LISTED_MAX])
-        return Rejects(self.count + len(more), listed)
-
-
-NO_REJECTS = Rejects()
-
-# Reject summary in a record's payload (empty if nothing was rejected), little-endian, no padding:
-#   32 B  hash of (salt, payload as received)
-#   u32   rows rejected
-#   u32   rows listed, then for each: u32 row, u8 reason
-_HEAD = struct.Struct("<32sII")
-_ROW = struct.Struct("<IB")
-
-
-def encode_rejects(rejects: Rejects, received_hash: bytes) -> bytes:
-    """The summary's bytes; empty when nothing was rejected (the record's commitment then is the received hash)."""
-    if not rejects.count:
-        return b""
-    head = _HEAD.pack(received_hash, rejects.count, len(rejects.listed))
-    return head + b"".join(_ROW.pack(row, reason) for row, reason in rejects.listed)
-
-
-def decode_rejects(data: bytes, commitment: bytes) -> tuple[Rejects, bytes]:
-    """(rejects, received hash) of a record's summary. Raises ValueError if it is cut."""
-    if not data:
-        return NO_REJECTS, commitment
-    try:
-        received_hash, count, listed = _HEAD.unpack_from(data, 0)
-        rows = tuple(_ROW.unpack_from(data, _HEAD.size + i * _ROW.size) for i in range(listed))
-    except struct.error:
-        raise ValueError("reject summary is cut") from None
-    return Rejects(count, rows), received_hash
+def change_of(kind: int, body: bytes | memoryview) -> Change:
+    """The change of a logged record. Raises ValueError or a subclass for a damaged body or a kind of a later version."""
+    if kind not in CHANGES:
+        raise ValueError(f"records of kind {kind} are of a later version of livefactor")
+    return CHANGES[kind].from_log(bytes(body))

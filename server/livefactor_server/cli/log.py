@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from livefactor_server.changes import show as log_show
 from livefactor_server.cli.app import AsJson, Model, complain, emit, log_app
-from livefactor_server.log import show as log_show
 from livefactor_server.log.store import LogError
 from livefactor_server.snapshots.replay import log_folder
 

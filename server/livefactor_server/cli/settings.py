@@ -19,7 +19,7 @@ from livefactor_server.hosting.host import HostingSettings
 from livefactor_server.hosting.keeper import KeeperSettings
 from livefactor_server.judging.judge import JudgeSettings
 from livefactor_server.judging.observer import ObserverSettings
-from livefactor_server.rpc.service import ServiceSettings
+from livefactor_server.rpc.calls import ServiceSettings
 
 
 class ServerSettings(BaseSettings):

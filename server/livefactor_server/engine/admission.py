@@ -7,27 +7,18 @@ snapshot. A record that was logged can always be applied: there is no poison rec
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from livefactor.v1 import updates_pb2
 from livefactor_kernels.tables import NO_ROW
-from livefactor_server.changes import (
-    AvailabilityChange,
-    Change,
-    InteractionsChange,
-    LabelsChange,
-    OpenProducerChange,
-    Rejects,
-)
-from livefactor_server.engine.submission import Ack, Commit, Submission
-from livefactor_server.log.store import Kind
-from livefactor_server.model.labels import ENTRY_BYTES
+from livefactor_server.changes import NO_ROOM, Change, KeyedChange, Rejects
+from livefactor_server.engine.submission import Ack, Seal, Submission
 from livefactor_server.model.producers import RING, Outcome
 from livefactor_server.model.state import ModelState
-from livefactor_server.rpc import decode
-from livefactor_server.statuses import exhausted, exists, precondition
+from livefactor_server.statuses import Refused, exhausted, exists, precondition
 
 KEY_SLOT_BYTES = 32
 """What a key takes in its map when that is emptiest."""
@@ -47,11 +38,12 @@ class Admission:
 
     state: ModelState
     memory_bytes_max: int
-    commit: Commit
+    seal: Seal
+    hold_refusal: Callable[[], Refused | None]
     _lanes: dict[bytes, _Lane] = field(default_factory=dict)
     _flying: dict[tuple[bytes, int], Submission] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _pending_names: int = 0
+    _pending_entries: int = 0
     _pending_bytes: int = 0
     _row_bytes: tuple[int, int] = (0, 0)
     _reserved: tuple[int, int] = (0, 0)
@@ -60,10 +52,27 @@ class Admission:
         backend = self.state.backend
         self._row_bytes = (backend.users.row_bytes + KEY_SLOT_BYTES, backend.items.row_bytes + KEY_SLOT_BYTES)
 
+    def admit(self, item: Submission) -> bool:
+        """True: a new batch, let it in. False: a duplicate that was answered or will be. Raises Refused.
+
+        Retries of what was acknowledged get their answer while updates are on hold, too. A refused batch leaves no trace.
+        """
+        if not self.sequence(item):
+            return False
+        try:
+            refusal = self.hold_refusal() if item.change.has_events else None
+            if refusal is not None:
+                raise refusal
+            if not isinstance(item.change, KeyedChange) or not self.surely_fits(item.change, 0):
+                self._make_fit(item)
+        except Refused:
+            self.withdraw([item])
+            raise
+        return True
+
     def sequence(self, item: Submission) -> bool:
         """True: a new batch, let it in. False: a duplicate that was answered or will be. Raises Refused."""
-        change = item.change
-        if isinstance(change, OpenProducerChange):
+        if item.change.opens_producer:
             self._open(item)
             return True
         if not item.producer:
@@ -121,7 +130,7 @@ class Admission:
         if outcome is None:
             item.finish(Ack(self.state.revision, 0, Rejects(), duplicate=True))
             return
-        if self.commit(outcome.salt, b"", item.received_body) != outcome.received_hash:
+        if self.seal(outcome.salt, b"", item.received_body) != outcome.received_hash:
             raise exists(f"sequence: {item.sequence} was used for another payload")
         item.finish(_again(outcome))
 
@@ -131,17 +140,17 @@ class Admission:
             for item in reversed(items):
                 if item.producer and self._flying.pop((item.producer, item.sequence), None) is item:
                     self._lanes[item.producer].last_sequence = item.sequence - 1
-                elif item.change.kind == Kind.OPEN_PRODUCER:
+                elif item.change.opens_producer:
                     lane = self._lanes[item.producer]
                     lane.epoch -= 1
                     if not lane.epoch:
                         del self._lanes[item.producer]
-                self._count_names(item.change, -1)
+                self._count_pending(item.change, -1)
 
     def settle(self, item: Submission) -> list[Submission]:
         """Called under `lock` when the record is published: nothing of it is in flight any more; returns its followers."""
         self._flying.pop((item.producer, item.sequence), None)
-        self._count_names(item.change, -1)
+        self._count_pending(item.change, -1)
         return item.followers
 
     @property
@@ -154,7 +163,7 @@ class Admission:
 
         That room is reserved then.
         """
-        if not isinstance(change, InteractionsChange):
+        if not isinstance(change, KeyedChange):
             return True
         limits, backend = self.state.spec.limits, self.state.backend
         worst = change.rows + rows_ahead
@@ -183,19 +192,19 @@ class Admission:
         names = sum(labels.nbytes for labels in self.state.labels) + self._pending_bytes
         return users * self._row_bytes[0] + items * self._row_bytes[1] + names
 
-    def make_fit(self, item: Submission) -> None:
-        """Near a limit: reject the interactions that would need a row past it. Nothing is ahead of the tables here. Raises Refused."""
+    def _make_fit(self, item: Submission) -> None:
+        """Near a limit: reject the rows of a batch that would need a row past it. Nothing is ahead of the tables here. Raises Refused."""
         change = item.change
-        if isinstance(change, InteractionsChange):
+        if isinstance(change, KeyedChange):
             self._fit_rows(item, change)
-        elif isinstance(change, LabelsChange | AvailabilityChange):
-            self._fit_names(change)
+        elif change.room != NO_ROOM:
+            self._fit_entries(change)
 
-    def _fit_rows(self, item: Submission, change: InteractionsChange) -> None:
+    def _fit_rows(self, item: Submission, change: KeyedChange) -> None:
         backend = self.state.backend
-        columns = change.columns
-        new_users = backend.users.count_new(columns.user_ids)
-        new_items = backend.items.count_new(columns.item_ids)
+        user_ids, item_ids = change.keys
+        new_users = backend.users.count_new(user_ids)
+        new_items = backend.items.count_new(item_ids)
         if self._bytes_with(new_users, new_items) > self.memory_bytes_max:
             raise exhausted("memory: the server's memory_bytes_max would be passed")
         limits = self.state.spec.limits
@@ -208,30 +217,22 @@ class Admission:
         if new_users <= room[0] and new_items <= room[1]:
             return
         rejected = _rows_without_room(self.state, change, room)
-        item.reject_more(rejected, decode.without_rows(change, [row for row, _ in rejected]))
+        item.reject_more(rejected, change.without_rows([row for row, _ in rejected]))
 
-    def _fit_names(self, change: LabelsChange | AvailabilityChange) -> None:
-        limits = self.state.spec.limits
-        if isinstance(change, LabelsChange):
-            held, limit = (
-                len(self.state.labels[change.side]),
-                (limits.users_max, limits.items_max)[change.side],
-            )
-        else:
-            held, limit = len(self.state.unavailable), limits.items_max
+    def _fit_entries(self, change: Change) -> None:
+        held, limit = change.entries_in(self.state)
         with self._lock:
-            self._count_names(change, 1)
-            pending = self._pending_names
+            self._count_pending(change, 1)
+            pending = self._pending_entries
         if held + pending > limit:
             raise exhausted(f"labels and marks: the model's limit of {limit} would be passed")
         if self._bytes_with(0, 0) > self.memory_bytes_max:
             raise exhausted("memory: the server's memory_bytes_max would be passed")
 
-    def _count_names(self, change: Change, sign: int) -> None:
-        if isinstance(change, LabelsChange | AvailabilityChange):
-            self._pending_names += sign * change.rows
-        if isinstance(change, LabelsChange):
-            self._pending_bytes += sign * (len(change.body) + ENTRY_BYTES * change.rows)
+    def _count_pending(self, change: Change, sign: int) -> None:
+        room = change.room
+        self._pending_entries += sign * room.entries
+        self._pending_bytes += sign * room.nbytes
 
 
 def _again(outcome: Outcome) -> Ack:
@@ -241,18 +242,18 @@ def _again(outcome: Outcome) -> Ack:
 
 
 def _rows_without_room(
-    state: ModelState, change: InteractionsChange, room: tuple[int, int]
+    state: ModelState, change: KeyedChange, room: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """(row, reason) of the interactions that would need a row past a limit, decided in row order."""
-    columns = change.columns
+    """(row, reason) of the rows that would need a row past a limit, decided in row order."""
+    user_ids, item_ids = change.keys
     backend = state.backend
-    unknown = (backend.users.find(columns.user_ids, backend.users.allocated) == NO_ROW) | (
-        backend.items.find(columns.item_ids, backend.items.allocated) == NO_ROW
+    unknown = (backend.users.find(user_ids, backend.users.allocated) == NO_ROW) | (
+        backend.items.find(item_ids, backend.items.allocated) == NO_ROW
     )
     new: tuple[set[int], set[int]] = (set(), set())
     rejected: list[tuple[int, int]] = []
     for row in np.flatnonzero(unknown).tolist():
-        keys = (int(columns.user_ids[row]), int(columns.item_ids[row]))
+        keys = (int(user_ids[row]), int(item_ids[row]))
         needs = [
             key not in new[side] and _absent(table, key)
             for side, (key, table) in enumerate(zip(keys, (backend.users, backend.items), strict=True))

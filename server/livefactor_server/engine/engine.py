@@ -1,13 +1,11 @@
-"""One engine per model: the only writer of its log and its tables.
+"""One engine per model: the only writer of its log and its tables. It runs the two stages of `Commit`.
 
-    handlers ── submit ─▶ queue ─▶ LOG stage: admit, append, sync, keys → rows ─▶ APPLY stage: kernel, publish, ack
+    handlers ── submit ─▶ queue ─▶ LOG stage: admit, seal, append, place ─▶ APPLY stage: apply, publish, acknowledge
     readers  ── gate (small reads) or pin (long reads) ─▶ the state at one published revision
 
-Order of a commit, and why nothing acknowledged can be lost: a record is written and its sync has returned before it is
-applied; it is applied and published before it is acknowledged. What is queued when a stage turns forms the next
-group: throughput under load, latency when idle. Under load the disk writes one group while the LOG stage finds the
-rows of the group before. A failed sync is final: the engine acknowledges nothing more and says why in `failure`; a
-restart recovers from the log.
+What is queued when a stage turns forms the next group: throughput under load, latency when idle. Under load the disk
+writes one group while the LOG stage places the group before. A failed sync is final: the engine acknowledges nothing
+more and says why in `failure`; a restart recovers from the log.
 """
 
 from __future__ import annotations
@@ -15,21 +13,21 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from livefactor_server.changes import InteractionsChange
 from livefactor_server.engine.admission import Admission
-from livefactor_server.engine.submission import Ack, Submission
+from livefactor_server.engine.budget import Budget
+from livefactor_server.engine.commit import Commit, Parts, Run
+from livefactor_server.engine.metrics import EngineMetrics
+from livefactor_server.engine.submission import Submission
 from livefactor_server.judging.observer import Observer, ObserverSettings
-from livefactor_server.log.store import Kind, Log, LogFailed, LogFull
-from livefactor_server.metrics import EngineMetrics
+from livefactor_server.log.store import Log, LogFailed, LogFull
 from livefactor_server.model.gate import Gate
-from livefactor_server.model.state import Header, Logged, ModelState
+from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.store import StateView
 from livefactor_server.snapshots.views import frozen
 from livefactor_server.statuses import Refused, exhausted, unavailable
@@ -39,16 +37,10 @@ GROUP_BYTES_MAX = 8 << 20
 GROUPS_AHEAD_MAX = 2
 """Logged groups that may wait for the APPLY stage."""
 
-RUN_WORK_MAX = 16_384
-"""Events times `ModelSpec.work_of_event` that are applied under one hold of the gate, one larger record aside."""
-
 IDLE_MARK_S = 0.010
 """After this long without a batch the log gets a mark, so that a torn tail can be told from damage."""
 
 logger = logging.getLogger(__name__)
-
-_Group = list[tuple[Submission, Logged]]
-"""Durable records and the batches that wait for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +60,9 @@ class Engine:
         self, name: str, state: ModelState, log: Log, settings: EngineSettings, hold_path: Path | None = None
     ) -> None:
         """hold_path: where a hold of updates is kept over a restart; None keeps it in memory."""
+        assert (state.revision, state.log_hash) == (log.last_revision, log.last_hash), (
+            "the state is not the log's"
+        )
         self.name = name
         self.state = state
         self.log = log
@@ -76,14 +71,14 @@ class Engine:
         self.torn = False
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
-        self._admission = Admission(state, settings.memory_bytes_max, log.commit)
+        admission = Admission(state, settings.memory_bytes_max, log.seal, self.observer.refusal)
+        self._parts = Parts(state, log, self.gate, admission, self.observer, self.metrics, self.wake)
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
-        self._to_apply: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
+        self._to_apply: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")
-        self._durable: list[tuple[Submission, Header]] = []
-        self._durable_rows = 0
+        self._durable: Commit | None = None
         self._ahead = threading.BoundedSemaphore(GROUPS_AHEAD_MAX)
-        self._budget = _Budget(settings.queue_bytes_max)
+        self._budget = Budget(settings.queue_bytes_max)
         self._published = threading.Condition()
         self._draining = False
         self._ended = False
@@ -93,7 +88,9 @@ class Engine:
 
     def start(self) -> None:
         """Start both stages."""
-        self.metrics.watch(self)
+        self.metrics.watch(
+            self.state, self.log, self.observer, lambda: self._budget.used, lambda: self.failure is None
+        )
         self._log_thread.start()
         self._apply_thread.start()
 
@@ -177,13 +174,13 @@ class Engine:
             while open_end:
                 group, open_end = self._next_group()
                 if group:
-                    self._commit(group)
-            self._hand_over()
+                    self._log_group(group)
+            self._finish_durable()
         except BaseException:  # a bug or a log that cannot even be marked: stop writing, keep serving reads
             self._fail("the log stage stopped on an unexpected error")
             logger.exception("model %s: log stage", self.name)
-            for item, _ in self._durable:
-                item.finish(unavailable("model: writes are stopped"))
+            if self._durable is not None:
+                self._abandon(self._durable.batches)
             self._refuse_queue()
         finally:
             self._to_apply.put(None)
@@ -221,108 +218,64 @@ class Engine:
         except LogFailed as error:
             self._fail(str(error))
 
-    def _commit(self, group: list[Submission]) -> None:
-        """Admit, append and sync; what found no certain room ends the group, so that it is decided on the exact state."""
-        admitted: list[Submission] = []
-        rows = self._durable_rows
-        for item in group:
-            self._budget.give(item.size)
+    def _log_group(self, group: list[Submission]) -> None:
+        """Batches that found no certain room start a commit of their own, decided when all rows before are placed."""
+        commit = Commit(self._parts)
+        for batch in group:
+            self._budget.give(batch.size)
             try:
                 if self.failure is not None:
                     raise unavailable("model: writes are stopped")
-                if not self._admission.surely_fits(item.change, rows):
-                    self._append(admitted)
-                    self._hand_over()
-                    admitted, rows = [], 0
-                if self._admission.sequence(item):
-                    self._check_hold(item)
-                    self._make_fit(item)
-                    admitted.append(item)
-                    rows += item.change.rows
+                rows_ahead = commit.rows + (self._durable.rows if self._durable else 0)
+                if not self._parts.admission.surely_fits(batch.change, rows_ahead):
+                    self._make_durable(commit)
+                    self._finish_durable()
+                    commit = Commit(self._parts)
+                commit.admit(batch)
             except Refused as refusal:
-                item.finish(refusal)
-        self._append(admitted)
+                batch.finish(refusal)
+        self._make_durable(commit)
         if self._queue.empty():
-            self._hand_over()
+            self._finish_durable()
 
-    def _check_hold(self, item: Submission) -> None:
-        """Retries of what was acknowledged never come here: they get their answer while updates are on hold, too."""
-        refusal = self.observer.refusal() if isinstance(item.change, InteractionsChange) else None
-        if refusal is not None:
-            self._admission.withdraw([item])
-            raise refusal
-
-    def _make_fit(self, item: Submission) -> None:
-        if isinstance(item.change, InteractionsChange) and self._admission.surely_fits(item.change, 0):
+    def _make_durable(self, commit: Commit) -> None:
+        """Seal and append. The disk writes this group while the LOG stage places the one before."""
+        if not commit.batches:
             return
+        commit.seal()
         try:
-            self._admission.make_fit(item)
-        except Refused:
-            self._admission.withdraw([item])
-            raise
-
-    def _append(self, items: list[Submission]) -> None:
-        """One commit group: durable when `log.append` has returned. Meanwhile the group before finds its rows."""
-        if not items:
-            return
-        base = self.log.last_revision
-        entries = [item.entry(base + 1 + i) for i, item in enumerate(items)]
-        try:
-            if self._durable:
-                written = self._disk.submit(self.log.append, entries)
-                self._hand_over()
-                hashes = written.result()
+            if self._durable is not None:
+                appended = self._disk.submit(commit.append)
+                self._finish_durable()
+                appended.result()
             else:
-                hashes = self.log.append(entries)
+                commit.append()
         except LogFull:
-            self._refuse(items, exhausted("disk: full, nothing was logged, try again later"))
-            return
+            self._refuse(commit, exhausted("disk: full, nothing was logged, try again later"))
         except LogFailed as error:
             self._fail(str(error))
-            self._refuse(items, unavailable("model: writes are stopped, the log could not be written"))
-            return
-        self._durable = [
-            (
-                item,
-                Header(
-                    base + 1 + i,
-                    item.producer,
-                    item.epoch,
-                    item.sequence,
-                    item.salt,
-                    item.received_hash,
-                    item.rejects,
-                    chain,
-                ),
-            )
-            for i, (item, chain) in enumerate(zip(items, hashes, strict=True))
-        ]
-        self._durable_rows = sum(item.change.rows for item in items)
+            self._refuse(commit, unavailable("model: writes are stopped, the log could not be written"))
+        else:
+            self._durable = commit
 
-    def _hand_over(self) -> None:
-        """Keys to rows, in log order, of the group that became durable last; on to the APPLY stage."""
-        if not self._durable:
+    def _finish_durable(self) -> None:
+        """Place the group that became durable last, and pass it to the APPLY stage."""
+        commit = self._durable
+        if commit is None:
             return
-        placed = self.state.place([item.change for item, _ in self._durable])
-        group = [
-            (item, Logged(header, item.change, rows))
-            for (item, header), rows in zip(self._durable, placed, strict=True)
-        ]
-        self._durable, self._durable_rows = [], 0
+        commit.place()
+        self._durable = None
         self._ahead.acquire()
-        self._to_apply.put(group)
+        self._to_apply.put(commit)
 
-    def _refuse(self, items: list[Submission], refusal: Refused) -> None:
-        self._admission.withdraw(items)
-        for item in items:
-            item.finish(refusal)
+    def _refuse(self, commit: Commit, refusal: Refused) -> None:
+        self._parts.admission.withdraw(commit.batches)
+        for batch in commit.batches:
+            batch.finish(refusal)
 
     def _refuse_queue(self) -> None:
-        while True:
-            item = self._queue.get()
-            if item is None:
-                return
-            item.finish(unavailable("model: writes are stopped"))
+        while (batch := self._queue.get()) is not None:
+            batch.finish(unavailable("model: writes are stopped"))
 
     def _end(self) -> None:
         """Nothing more will be published, or nobody can say what will."""
@@ -338,96 +291,30 @@ class Engine:
     # ------------------------------------------------------------------ APPLY stage
 
     def _apply_stage(self) -> None:
-        while (group := self._to_apply.get()) is not None:
+        while (commit := self._to_apply.get()) is not None:
             try:
-                for run in self._runs(group):
-                    if self.torn:
-                        self._abandon(run)
+                for run in commit.runs():
+                    if not self.torn:
+                        self._apply_or_tear(commit, run)
                     else:
-                        self._apply_or_tear(run)
+                        self._abandon([batch for batch, _ in run])
             finally:
                 self._ahead.release()
 
-    def _runs(self, group: _Group) -> Iterator[_Group]:
-        """The group in pieces of bounded work: how long readers may have to wait for the gate."""
-        run: _Group = []
-        work = 0
-        for entry in group:
-            more = entry[0].change.rows * self.state.spec.work_of_event
-            if run and work + more > RUN_WORK_MAX:
-                yield run
-                run, work = [], 0
-            run.append(entry)
-            work += more
-        yield run
-
-    def _apply_or_tear(self, run: _Group) -> None:
+    def _apply_or_tear(self, commit: Commit, run: Run) -> None:
         try:
-            self._apply(run)
-        except (
-            BaseException
-        ):  # a bug: a record may be half applied, so nobody may read or write until a restart
+            commit.apply(run)
+            commit.publish(run)
+            commit.acknowledge(run)
+        except BaseException:
+            # A bug: a record may be half applied, so nobody may read or write until a restart.
             self.torn = True
             self._fail("the apply stage stopped on an unexpected error")
             logger.exception("model %s: apply stage", self.name)
-            self._abandon(run)
+            self._abandon([batch for batch, _ in run])
 
     @staticmethod
-    def _abandon(run: _Group) -> None:
-        for item, _ in run:
-            if item.result is None:
-                item.finish(unavailable("model: writes are stopped"))
-
-    def _apply(self, run: _Group) -> None:
-        """Apply durable records, publish the last one's revision, acknowledge them."""
-        learned = sum(record.change.rows for _, record in run if record.placed is not None)
-        if learned:
-            self.state.backend.wait_for_room(learned)
-        records = [record for _, record in run]
-        self.observer.before(records)
-        with self.gate.writing():
-            self.state.apply(records)
-        with self._admission.lock:
-            for item, _ in run:
-                self._admission.settle(item)
-        self.wake()
-        for item, record in run:
-            item.finish(_ack(item, record))
-        self.metrics.observe([item for item, _ in run], time.perf_counter())
-        self.observer.after()
-
-
-def _ack(item: Submission, record: Logged) -> Ack:
-    header = record.header
-    last = header.sequence if item.change.kind == Kind.OPEN_PRODUCER else 0
-    return Ack(header.revision, item.change.rows, header.rejects, epoch=header.epoch, last_sequence=last)
-
-
-class _Budget:
-    """Bytes that may be queued."""
-
-    def __init__(self, limit: int) -> None:
-        self._condition = threading.Condition()
-        self._limit = limit
-        self.used = 0
-
-    def take(self, size: int, wait: bool, cancelled: object) -> bool:
-        """Take `size` bytes, waiting for room if told to; False if there is none or `cancelled()` came true."""
-        with self._condition:
-            while self.used and self.used + size > self._limit:
-                if not wait or cancelled():  # type: ignore[operator]
-                    return False
-                self._condition.wait()
-            self.used += size
-            return True
-
-    def give(self, size: int) -> None:
-        """Give bytes back."""
-        with self._condition:
-            self.used -= size
-            self._condition.notify()
-
-    def wake(self) -> None:
-        """Let waiting callers look at their cancel condition again."""
-        with self._condition:
-            self._condition.notify_all()
+    def _abandon(batches: list[Submission]) -> None:
+        for batch in batches:
+            if batch.result is None:
+                batch.finish(unavailable("model: writes are stopped"))

@@ -7,7 +7,6 @@ revision under the gate, then scan without it; the pin answers as of its revisio
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +15,8 @@ from livefactor_kernels.backend import Pin
 from livefactor_kernels.history.reading import Events, PersonReader
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
+from livefactor_server.engine.engine import Engine
 from livefactor_server.statuses import invalid, no_memory, unavailable
-
-if TYPE_CHECKING:
-    from livefactor_server.engine.engine import Engine
 
 GATE_ROWS_MAX = 4096
 """Most rows gathered while holding the gate: longer reads go through a pin."""
@@ -198,7 +195,14 @@ class Reader:
             names = self._state.labels[ITEMS]
             labels = [names.get(key) for key in item_ids.tolist()]
         return ScoreColumns(
-            self._state.lineage.bytes, revision, item_ids, scores, offsets, user_known, item_known, labels
+            lineage=self._state.lineage.bytes,
+            revision=revision,
+            item_ids=item_ids,
+            scores=scores,
+            offsets=offsets,
+            user_known=user_known,
+            item_known=item_known,
+            labels=labels,
         )
 
 

@@ -13,8 +13,8 @@ from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry
 from livefactor_server.statuses import Refused
 
-Commit = Callable[[bytes, bytes, bytes], bytes]
-"""The log's commitment: (salt, reject summary, body) -> hash."""
+Seal = Callable[[bytes, bytes, bytes], bytes]
+"""The log's hash of a payload: (salt, reject summary, body) -> commitment."""
 
 
 class Ack(NamedTuple):
@@ -41,7 +41,7 @@ class Submission:
     epoch: int
     sequence: int
     rejects: Rejects
-    commit: Commit
+    seal: Seal
     reply: Callable[[Submission], None]
     tag: int = 0
     salt: bytes = field(default_factory=lambda: os.urandom(SALT_BYTES))
@@ -54,13 +54,13 @@ class Submission:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.received_hash = self.commit(self.salt, b"", self.received_body)
-        self._seal()
+        self.received_hash = self.seal(self.salt, b"", self.received_body)
+        self._seal_payload()
 
-    def _seal(self) -> None:
+    def _seal_payload(self) -> None:
         self.rejects_blob = encode_rejects(self.rejects, self.received_hash)
         if self.rejects.count or self.change.body is not self.received_body:
-            self.commitment = self.commit(self.salt, self.rejects_blob, self.change.body)
+            self.commitment = self.seal(self.salt, self.rejects_blob, self.change.body)
         else:
             self.commitment = self.received_hash
 
@@ -76,22 +76,22 @@ class Submission:
             [(_received_row(row, original), reason) for row, reason in rejected]
         )
         self.change = change
-        self._seal()
+        self._seal_payload()
 
     def entry(self, revision: int) -> Entry:
         """The log entry of this batch."""
         return Entry(
-            self.change.kind,
-            revision,
-            self.producer,
-            self.epoch,
-            self.sequence,
-            self.time_us,
-            self.change.rows,
-            self.rejects_blob,
-            self.change.body,
-            self.salt,
-            self.commitment,
+            kind=self.change.kind,
+            revision=revision,
+            producer=self.producer,
+            epoch=self.epoch,
+            sequence=self.sequence,
+            time_us=self.time_us,
+            count=self.change.rows,
+            rejects=self.rejects_blob,
+            body=self.change.body,
+            salt=self.salt,
+            commitment=self.commitment,
         )
 
     def finish(self, result: Ack | Refused) -> None:

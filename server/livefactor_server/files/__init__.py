@@ -1,1 +1,1 @@
-"""Reads and writes files for people: events in csv and parquet, model specs in TOML."""
+"""Files that users bring: events in csv and parquet (faults by row), and specs in TOML."""

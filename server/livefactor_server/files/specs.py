@@ -41,8 +41,7 @@ class SpecFileError(ValueError):
 
 
 def read_changes(file: Path) -> tuple[str, dict[str, Any]]:
-    """Reads the preset's name and the fields that a spec file sets, as `Models.create` accepts
-    them.
+    """Reads a spec file as the preset and the fields that `Models.create` accepts.
 
     Returns:
         The name of the preset ("" if the file names none), and the fields.
@@ -90,8 +89,11 @@ def _message(file: Path, changes: dict[str, Any]) -> models_pb2.ModelSpec:
 
 
 def write_spec(file: Path, spec: ModelSpec, preset: str, notes: list[str]) -> None:
-    """Writes all fields of a spec, so that a later change of the preset does not matter. The file
-    appears atomically.
+    """Writes all fields of a spec, so that a later change of the preset does not matter.
+
+    The file appears atomically.
+
+
 
     Args:
         file: the file.

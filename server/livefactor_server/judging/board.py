@@ -1,5 +1,6 @@
-"""Writes the judge's figures as TensorBoard event files: one scalar per figure, with the revision
-as its step.
+"""Writes the judge's figures as TensorBoard event files.
+
+Each figure is a scalar, and its step is the revision.
 
 It needs the package tensorboardX.
 """
@@ -20,9 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Board:
-    """Writes the figures of one model every `WRITE_EVERY_S` seconds if new events were judged, and
-    once at the end.
-    """
+    """Writes one model's figures every `WRITE_EVERY_S` seconds if they are new, and at the end."""
 
     def __init__(self, folder: Path, observer: Observer) -> None:
         """Stores where to write. If tensorboardX is missing, a warning is logged and nothing is

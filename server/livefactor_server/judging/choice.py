@@ -20,8 +20,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_negative, philox
 
 CHOICE_DOMAIN = 0x6C66_6A75_6467_0001
@@ -30,21 +30,19 @@ CANDIDATE_DOMAIN = 0x6C66_6A75_6467_0002
 """It is XORed with the seed to sample the items that a judged event is ranked against."""
 
 EVENTS_LEAST, EVENTS_SHARE = 8, 1 / 128
-"""Of a judged record, the share EVENTS_SHARE of its events is judged, and at least EVENTS_LEAST
-events.
-"""
+"""A judged record has EVENTS_SHARE of its events judged, and at least EVENTS_LEAST."""
 
 _MASK, _32, _0, _1 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0), np.uint64(1)
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _lots_kernel(key: Any, share: Any, revisions: Any, judged: Any) -> None:
     for record in range(revisions.size):
         lot, _, _, _ = philox(revisions[record] & _MASK, revisions[record] >> _32, _0, _1, key)
         judged[record] = lot * 2.0**-32 < share
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _choose_kernel(
     key: Any, revisions: Any, sizes: Any, counts: Any, records: Any, events: Any, lots: Any
 ) -> None:
@@ -61,7 +59,7 @@ def _choose_kernel(
             at += 1
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _draw_kernel(key: Any, revisions: Any, events: Any, positives: Any, items: Any, out: Any) -> None:
     for i in range(out.shape[0]):
         for d in range(out.shape[1]):
@@ -114,8 +112,7 @@ def draw(
     seed: int, domain: int, revisions: np.ndarray, events: np.ndarray, positives: np.ndarray,
     item_counts: np.ndarray, width: int,
 ) -> np.ndarray:  # fmt: skip
-    """Draws `width` items for each of n events with `random.draw_negative`. None is the event's
-    positive.
+    """Draws `width` items for each of n events, other than the event's own.
 
     Args:
         seed: the seed of the spec.
@@ -128,7 +125,8 @@ def draw(
         width: items per event.
 
     Returns:
-        Item rows, uint32[n, width]. If there is only one item, the row of the positive.
+        Item rows, uint32[n, width]. They come from `random.draw_negative`. If there is only one
+        item, they are its row.
     """
     out = np.empty((len(events), width), np.uint32)
     _draw_kernel(domain_key(seed, domain), revisions, events, positives, item_counts, out)

@@ -1,8 +1,8 @@
-"""A hold stops interactions until an operator releases it. It survives a restart in a file of the
-model's folder.
+"""A hold stops interactions until an operator releases it.
 
-The file is JSON: {"reason": text, "revision": revision of the violation, "time_us": its time in µs
-since 1970, "good_revision": newest revision within bounds}.
+It survives a restart in a file of the model's folder. The file is JSON: {"reason": text,
+"revision": revision of the violation, "time_us": its time in µs since 1970, "good_revision": newest
+revision within bounds}.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Test-then-learn: `Judge.before` reads the judged events of a run before the model learns them,
-and `Judge.after` evaluates them.
+"""Test-then-learn for the events of a live model.
+
+`Judge.before` reads the judged events of a run before the model learns them, and `Judge.after`
+evaluates them.
 
 A judged event is scored at the state before its run. Large records, records under light load, and
 replayed records are applied one by one. For them this is the state before the record. When many
-small records arrive at once, the state can be up to `engine.RUN_WORK_MAX` of work older.
+small records arrive at once, the state can be up to `RUN_WORK_MAX` of the engine of work older.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.spec.model import Loss
-from livefactor_server.changes import InteractionsChange
+from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.judging import choice, drift, metrics, report, scoring
 from livefactor_server.judging.bounds import Bounds
 from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity
 from livefactor_server.judging.report import Event, Report
 from livefactor_server.judging.scoring import Best, Read, Reading, Sample
 from livefactor_server.judging.windows import Window
-from livefactor_server.model.state import Logged, ModelState
+from livefactor_server.model.state import ModelState
 
 SAMPLED_ITEMS = 100
 """Number of items, drawn with replacement, that an event is ranked against."""
@@ -109,7 +111,7 @@ class Judge:
         self._good_revision = 0
         self._lock = threading.Lock()
         self._lots_from, self._lots = -LOTS_AHEAD, frozenset[int]()
-        self._records: list[Logged] = []
+        self._records: list[Record] = []
         self._pending: _Pending | None = None
 
     @property
@@ -117,9 +119,9 @@ class Judge:
         """The newest revision whose figures were within all bounds, 0 if none was checked."""
         return self._good_revision
 
-    def before(self, records: Sequence[Logged]) -> None:
+    def before(self, records: Sequence[Record]) -> None:
         """Reads the judged events of consecutive records that the model is about to learn."""
-        self._records = [record for record in records if record.placed is not None and record.change.rows]
+        self._records = [record for record in records if record.change.has_events and record.change.rows]
         self._pending = None
         if not self._records:
             return
@@ -149,7 +151,16 @@ class Judge:
         scans = RANKED_ROWS_PER_RECORD / (sample.item_counts * sample.companions)
         asked = sample.where(judgeable & (sample.lots[:, 1] < np.minimum(settings.ranked_share, scans)))
         best = scoring.best_items(self._backend, self._reading, asked) if len(asked.events) else None
-        return _Pending(self._backend.revision, sample, negatives, candidates, ranked, read, asked, best)
+        return _Pending(
+            revision=self._backend.revision,
+            sample=sample,
+            negatives=negatives,
+            candidates=candidates,
+            ranked=ranked,
+            read=read,
+            asked=asked,
+            best=best,
+        )
 
     def after(self) -> list[Event]:
         """Evaluates the events that `before` read, and adds the records to the popularity counts.
@@ -161,10 +172,10 @@ class Judge:
             return []
         noticed = self._conclude(self._pending) if self._pending is not None else []
         for record in self._records:
-            change, placed = record.change, record.placed
-            assert isinstance(change, InteractionsChange) and placed is not None
+            change, placement = record.change, record.placement
+            assert isinstance(change, InteractionsChange) and placement is not None
             values = None if self._spec.loss == Loss.BPR else change.columns.values
-            self._popularity.count(placed.item_rows, values)
+            self._popularity.count(placement.item_rows, values)
         self._records, self._pending = [], None
         return noticed
 
@@ -197,9 +208,7 @@ class Judge:
         )
 
     def _loss_rows(self, sample: Sample, read: Read, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns rows for the window of losses, float64[m, columns], and which of them have a
-        loss, bool[m].
-        """
+        """Rows for the window of losses, float64[m, columns], and which have a loss, bool[m]."""
         loss, popularity, weights = Loss(self._spec.loss), self._popularity, sample.weights
         alone = sample.item_counts < 2
         everywhere = np.ones(len(sample.events), bool)
@@ -260,16 +269,16 @@ class Judge:
         with self._lock:
             losses, drawn, full = (window.rows() for window in (self._losses, self._drawn, self._full))
             found = Report(
-                self._since,
-                self._revision,
-                self._losses.pushed,
-                (self._drawn.pushed, self._full.pushed),
-                (),
-                tuple(self._events),
-                self._good_revision,
-                self._bounds.row_norm,
-                self._bounds.clamped_share,
-                self._loss_drift is not None,
+                since_revision=self._since,
+                revision=self._revision,
+                judged_events=self._losses.pushed,
+                ranked_events=(self._drawn.pushed, self._full.pushed),
+                figures=(),
+                events=tuple(self._events),
+                good_revision=self._good_revision,
+                row_norm=self._bounds.row_norm,
+                clamped_share=self._bounds.clamped_share,
+                drift_detection=self._loss_drift is not None,
             )
         sizes = settings.window_events, settings.half_life_events
         return replace(found, figures=tuple(report.figures(loss, losses, drawn, full, *sizes)))
@@ -277,9 +286,7 @@ class Judge:
 
 @cache
 def compile_kernels() -> None:
-    """Compiles the judge's kernels, or loads them from Numba's cache, so that no record waits for
-    them.
-    """
+    """Compiles or loads the judge's kernels, so that no record waits for them."""
     rows = np.zeros(1, np.uint32)
     one = np.ones(1, np.uint64)
     choice.judged_records(0, 1.0, one)

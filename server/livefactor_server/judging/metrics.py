@@ -35,10 +35,9 @@ def logistic_loss(
 
 
 def bpr_loss(scores: np.ndarray, negatives: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The BPR loss w sum log(1 + e^(s_n - s)) of each event, float64[n] (Rendle et al., BPR, UAI
-    2009).
+    """The BPR loss w sum log(1 + e^(s_n - s)) of each event, float64[n].
 
-    `scores` and `weights` are [n], `negatives` are [n, d].
+    Source: Rendle et al., BPR, UAI 2009. `scores` and `weights` are [n], `negatives` are [n, d].
     """
     margins = negatives.astype(np.float64) - scores.astype(np.float64)[:, None]
     return np.asarray(weights * np.logaddexp(0.0, margins).sum(axis=1))

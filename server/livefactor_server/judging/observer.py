@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from livefactor_server.changes import Record
 from livefactor_server.judging import drift
 from livefactor_server.judging.hold import Hold, HoldFile
 from livefactor_server.judging.judge import DRIFT, Judge, JudgeSettings
+from livefactor_server.judging.prometheus import DRIFTS, WARNINGS
 from livefactor_server.judging.report import Event, Report
 from livefactor_server.judging.scoring import Reading
-from livefactor_server.metrics import DRIFTS, WARNINGS
-from livefactor_server.model.state import Logged, ModelState
+from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import Refused, precondition
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Observer:
 
     # ------------------------------------------------------------------ APPLY stage
 
-    def before(self, records: Sequence[Logged]) -> None:
+    def before(self, records: Sequence[Record]) -> None:
         """Reads the judged events of records that are about to be applied."""
         if self._judge is not None:
             try:

@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from livefactor_kernels.numbers.compiled import compiled
 
 PLAIN, DECAYED = 0, 1
 COUNTED_EVENTS = 512
@@ -25,7 +26,7 @@ _RENORMALISE_AT = 1e200
 _NO_VALUES = np.empty(0, np.float32)
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _count_kernel(rows: Any, values: Any, table: Any, stride: Any, weight: Any, growth: Any) -> Any:
     """Adds events to the plain and decayed counts float64[items, 2], each with the weight `stride`.
 
@@ -40,7 +41,7 @@ def _count_kernel(rows: Any, values: Any, table: Any, stride: Any, weight: Any, 
     return weight
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _mean_kernel(
     rows: Any, values: Any, table: Any, totals: Any, stride: Any, weight: Any, growth: Any
 ) -> Any:

@@ -15,9 +15,7 @@ from livefactor_server.judging.scoring import RANKED_AT
 MODEL, POPULAR, POPULAR_DECAYED = "model", "popular", "popular_decayed"
 SCORERS = (MODEL, POPULAR, POPULAR_DECAYED)
 TYPES_MAX = 16
-"""Maximum number of event types with separate figures: the most frequent types of the last judged
-events.
-"""
+"""Maximum number of event types with separate figures. The most frequent ones have them."""
 
 LOSS_COLUMNS = {
     Loss.SQUARED: ("loss", *SCORERS),
@@ -146,8 +144,9 @@ Rows = tuple[_Columns, np.ndarray]
 def figures(
     loss: Loss, losses: Rows, drawn: Rows, full: Rows, window_events: int, half_life_events: int
 ) -> Iterator[Figure]:
-    """Yields all figures: first over all events, then over each of the most frequent event types if
-    there are two or more.
+    """Yields all figures, over all events and over each of the most frequent event types.
+
+    With fewer than two event types, there are no separate figures.
     """
     for (columns, types), names in (
         (losses, list(_loss_figures(loss))),

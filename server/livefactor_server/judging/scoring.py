@@ -7,17 +7,16 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from livefactor_kernels.backend import Backend
 from livefactor_kernels.history.reading import PersonReader
+from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import LANES
 from livefactor_kernels.scoring.cpu_kernels import scan_kernel
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.changes import InteractionsChange
+from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.judging import choice, metrics
 from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity
-from livefactor_server.model.state import Logged
 
 RANKED_AT = 10
 """Length of the top-k list for recall and NDCG."""
@@ -57,10 +56,10 @@ class Sample(NamedTuple):
         return Sample(*(column[mask] for column in self))
 
 
-def sample_of(records: Sequence[Logged], chosen: choice.Chosen) -> Sample:
+def sample_of(records: Sequence[Record], chosen: choice.Chosen) -> Sample:
     """The chosen events of the records, which hold interactions."""
     changes = [record.change for record in records]
-    placed = [record.placed for record in records]
+    placements = [record.placement for record in records]
     sizes = np.array([change.rows for change in changes], np.int64)
     at = (np.cumsum(sizes) - sizes)[chosen.records] + chosen.events
     counts = np.bincount(chosen.records, minlength=len(records))
@@ -78,16 +77,16 @@ def sample_of(records: Sequence[Logged], chosen: choice.Chosen) -> Sample:
         return np.asarray(_joined(filled)[at], dtype)
 
     return Sample(
-        np.array([record.header.revision for record in records], np.uint64)[chosen.records],
-        chosen.events,
-        _joined([part.user_rows for part in placed if part])[at],
-        _joined([part.item_rows for part in placed if part])[at],
-        column("values", 1.0, np.float64),
-        column("weights", 1.0, np.float64),
-        column("event_types", 0, np.uint32),
-        np.array([part.item_count for part in placed if part], np.uint64)[chosen.records],
-        chosen.lots,
-        counts[chosen.records],
+        revisions=np.array([record.header.revision for record in records], np.uint64)[chosen.records],
+        events=chosen.events,
+        user_rows=_joined([part.user_rows for part in placements if part])[at],
+        item_rows=_joined([part.item_rows for part in placements if part])[at],
+        values=column("values", 1.0, np.float64),
+        weights=column("weights", 1.0, np.float64),
+        types=column("event_types", 0, np.uint32),
+        item_counts=np.array([part.item_count for part in placements if part], np.uint64)[chosen.records],
+        lots=chosen.lots,
+        companions=counts[chosen.records],
     )
 
 
@@ -114,8 +113,9 @@ class Read(NamedTuple):
 def read(
     backend: Backend, reading: Reading, sample: Sample, ranked: np.ndarray, negatives: np.ndarray, candidates: np.ndarray
 ) -> Read:  # fmt: skip
-    """Reads scores at the present revision of the backend. As in a Score call, unpublished rows
-    count as unknown (zeros).
+    """Reads scores at the present revision of the backend.
+
+    As in a Score call, unpublished rows count as unknown (zeros).
 
     Args:
         backend: the model's backend.
@@ -152,7 +152,7 @@ def _known(rows: np.ndarray, published: int) -> np.ndarray:
     return np.where(rows < published, rows, NO_ROW).astype(np.uint32)
 
 
-@njit(cache=True)
+@compiled(nogil=False, error_model="python")
 def _score_kernel(users: Any, bases: Any, asked: Any, items: Any, bias: Any, vectors: Any, out: Any) -> None:
     width = out.shape[1]
     for i in range(out.shape[0]):
@@ -191,9 +191,7 @@ def _aligned_zeros(rows: int) -> np.ndarray:
 def ranks_among_drawn(
     scores: Read, ranked: np.ndarray, rows: np.ndarray, candidates: np.ndarray, popularity: Popularity
 ) -> np.ndarray:
-    """Ranks among the sampled items, float64[s, 3], by the model, popularity and decayed
-    popularity.
-    """
+    """Ranks among the sampled items, float64[s, 3]: model, popularity, decayed popularity."""
     columns = [metrics.ranks(scores.own[ranked], scores.candidates)]
     for which in (PLAIN, DECAYED):
         columns.append(metrics.ranks(popularity.scores(which, rows), popularity.scores(which, candidates)))
@@ -230,8 +228,7 @@ def best_items(backend: Backend, reading: Reading, sample: Sample) -> Best:
 
 
 def ranks_among_all(best: Best, sample: Sample, popularity: Popularity) -> np.ndarray:
-    """Ranks among all published items, float64[f, 3], by the model, popularity and decayed
-    popularity.
+    """Ranks among all published items, float64[f, 3]: model, popularity, decayed popularity.
 
     The model's rank is `MISSED` if the item is not in the top `RANKED_AT`. An item that is not
     published is `MISSED` in all columns.

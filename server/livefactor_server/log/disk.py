@@ -47,8 +47,7 @@ class FileIO:
         os.close(fd)
 
     def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
-        """Writes `data` at `offset` and returns the number of bytes written, which may be lower
-        than asked.
+        """Writes `data` at `offset` and returns the number of bytes written, possibly fewer.
 
         Some file systems accept O_DIRECT at open and refuse it here with EINVAL. Such a file is
         written through the page cache from then on.
@@ -138,7 +137,5 @@ def write_all(io: FileIO, fd: int, data: memoryview, offset: int) -> None:
 
 
 def aligned_buffer(size: int) -> mmap.mmap:
-    """Zeroed anonymous memory, aligned for direct writes, of `size` bytes rounded up to whole
-    blocks.
-    """
+    """Zeroed memory, aligned for direct writes, of `size` bytes rounded up to whole blocks."""
     return mmap.mmap(-1, max(size + -size % BLOCK_BYTES, BLOCK_BYTES))

@@ -250,7 +250,7 @@ class Log:
 
     # -------------------------------------------------------------------------------------- writing
 
-    def commit(self, salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]) -> bytes:
+    def seal(self, salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]) -> bytes:
         """The commitment (32 bytes) of a payload under the log's hash.
 
         Any thread may call it. Large bodies release the GIL.

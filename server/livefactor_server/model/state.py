@@ -1,57 +1,21 @@
-"""A model's whole state, and the one function that a log record goes through: live, on restart and in an audit alike.
+"""A model's whole state at one revision: the tables of its backend and what stands beside them.
 
-`state(r) = apply(spec, log[1..r])`: `ModelState.place` is what the LOG stage does with records (keys to rows),
-`ModelState.apply` what the APPLY stage does. Replay calls one after the other. Both take any number of consecutive
-records at once, which changes no bit: it saves calls.
+`livefactor_server.changes` says what each kind of record does to it.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.backend import Backend, RowTable, Update, create_backend
-from livefactor_kernels.spec.model import EventType, Loss, ModelSpec
-from livefactor_server.changes import (
-    AvailabilityChange,
-    Change,
-    InteractionsChange,
-    LabelsChange,
-    OpenProducerChange,
-    Rejects,
-)
+from livefactor_kernels.backend import Backend, create_backend
+from livefactor_kernels.spec.model import EventType, ModelSpec
 from livefactor_server.model import producers as producer_codec
 from livefactor_server.model.labels import FrozenLabels, Labels
 from livefactor_server.model.producers import Outcome, ProducerTable
-
-
-@dataclass(slots=True)
-class Placed:
-    """Rows of an interactions record, and the table sizes after its allocation."""
-
-    user_rows: np.ndarray  # uint32[n]
-    item_rows: np.ndarray  # uint32[n]
-    user_count: int
-    item_count: int
-
-
-@dataclass(slots=True)
-class Header:
-    """What `apply` needs of a record beside its change."""
-
-    revision: int
-    producer: bytes
-    epoch: int
-    sequence: int
-    salt: bytes
-    received_hash: bytes
-    rejects: Rejects
-    hash: bytes
 
 
 class TypeMeanings:
@@ -79,14 +43,6 @@ class TypeMeanings:
             values = np.ones(events, np.float32) if values is None else values
             values = np.where(negative, np.float32(0.0), values)
         return values, weighted
-
-
-class Logged(NamedTuple):
-    """A durable record on its way to the tables; `placed` of interactions only."""
-
-    header: Header
-    change: Change
-    placed: Placed | None
 
 
 NO_KEYS = np.empty(0, np.uint64)
@@ -121,81 +77,6 @@ class ModelState:
         """The state at revision 0: nothing but the spec."""
         return cls(spec, spec_body, lineage, create_backend(backend, spec), backend, log_hash=log_hash)
 
-    def place(self, changes: Sequence[Change]) -> list[Placed | None]:
-        """Keys to rows, in order; new keys get rows in first-appearance order. None for changes without rows.
-
-        LOG stage; the caller has checked that they fit.
-        """
-        learned = [change for change in changes if isinstance(change, InteractionsChange)]
-        placed = iter(self._place(learned) if learned else ())
-        return [next(placed) if isinstance(change, InteractionsChange) else None for change in changes]
-
-    def _place(self, changes: Sequence[InteractionsChange]) -> list[Placed]:
-        ends = np.cumsum([change.rows for change in changes])
-        starts = np.concatenate(([0], ends[:-1]))
-        users, items = (
-            _allocated(table, [getattr(change.columns, ids) for change in changes], starts)
-            for table, ids in ((self.backend.users, "user_ids"), (self.backend.items, "item_ids"))
-        )
-        return [
-            Placed(users[0][start:end], items[0][start:end], user_count, item_count)
-            for start, end, user_count, item_count in zip(
-                starts.tolist(), ends.tolist(), users[1], items[1], strict=True
-            )
-        ]
-
-    def apply(self, records: Sequence[Logged]) -> None:
-        """Apply consecutive records. APPLY stage; the caller holds the gate: nobody reads between them."""
-        assert records[0].header.revision == self.revision + 1, (records[0].header.revision, self.revision)
-        for are_learned, run in groupby(records, lambda record: record.placed is not None):
-            if are_learned:
-                self._learn(list(run))
-            else:
-                for record in run:
-                    self._note(record)
-
-    def _learn(self, records: list[Logged]) -> None:
-        self.backend.apply_all([self._update(record) for record in records])
-        for record in records:
-            self.events += record.change.rows
-            self._settle(record)
-
-    def _note(self, record: Logged) -> None:
-        change = record.change
-        if isinstance(change, LabelsChange):
-            self.labels[change.side].put(change.ids, change.labels)
-        elif isinstance(change, AvailabilityChange):
-            self.unavailable = _marked(self.unavailable, change)
-        self.backend.advance(record.header.revision)
-        self._settle(record)
-
-    def _settle(self, record: Logged) -> None:
-        header = record.header
-        if isinstance(record.change, OpenProducerChange):
-            self.producers.open(header.producer, header.epoch)
-        elif header.producer:
-            self.producers.record(header.producer, _outcome(header, record.change))
-        self.revision = header.revision
-        self.log_hash = header.hash
-
-    def _update(self, record: Logged) -> Update:
-        change, placed = record.change, record.placed
-        assert isinstance(change, InteractionsChange) and placed is not None
-        columns = change.columns
-        values = None if self.spec.loss == Loss.BPR else columns.values
-        values, weights = self.event_types.applied(change.rows, columns.event_types, values, columns.weights)
-        times = columns.times_us if self.spec.history.users else None
-        return Update(
-            record.header.revision,
-            placed.user_rows,
-            placed.item_rows,
-            values,
-            weights,
-            placed.user_count,
-            placed.item_count,
-            times,
-        )
-
     @property
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of rows in use and of key maps, by table."""
@@ -217,40 +98,6 @@ class ModelState:
             (self.labels[0].freeze(), self.labels[1].freeze()),
             self.unavailable,
         )
-
-
-def _allocated(
-    table: RowTable, columns: list[np.ndarray], starts: np.ndarray
-) -> tuple[np.ndarray, list[int]]:
-    """Rows of the records' keys, and the table's size after each record."""
-    before = table.allocated
-    rows = table.allocate(np.concatenate(columns) if len(columns) > 1 else columns[0])
-    sizes = np.full(len(columns), before)
-    filled = np.array(
-        [column.size > 0 for column in columns]
-    )  # nothing is left of a batch whose rows were all rejected
-    if rows.size:
-        sizes[filled] = np.maximum.reduceat(rows, starts[filled]).astype(np.int64) + 1
-    return rows, np.maximum(np.maximum.accumulate(sizes), before).tolist()
-
-
-def _outcome(header: Header, change: Change) -> Outcome:
-    rejects = header.rejects
-    return Outcome(
-        header.sequence,
-        header.revision,
-        change.rows,
-        rejects.count,
-        rejects.listed,
-        header.salt,
-        header.received_hash,
-    )
-
-
-def _marked(unavailable: np.ndarray, change: AvailabilityChange) -> np.ndarray:
-    if change.available:
-        return np.setdiff1d(unavailable, change.item_ids)
-    return np.union1d(unavailable, change.item_ids)
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from livefactor_kernels.backend import choose_backend
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.hosting.host import Hosting, HostingSettings
+from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.server import RpcServer, limit_libraries
-from livefactor_server.rpc.service import ServiceSettings
 
 STOP_GRACE_S = 5.0
 

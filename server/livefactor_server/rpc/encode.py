@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 from livefactor.snapshots.format import Manifest
 from livefactor.v1 import judging_pb2, models_pb2, snapshots_pb2, updates_pb2
-from livefactor_kernels.sgd.adaptive import STEP, multiple
+from livefactor_server.changes import REJECT_TEXTS
 from livefactor_server.engine.submission import Ack
+from livefactor_server.hosting.describe import Description
 from livefactor_server.judging.report import Report
 from livefactor_server.model import spec_codec
-from livefactor_server.rpc.decode import REJECT_TEXTS
-from livefactor_server.snapshots.store import root_hash_of
 from livefactor_server.statuses import Refused
-
-if TYPE_CHECKING:
-    from livefactor_server.hosting.host import Hosted
 
 
 def position(lineage: uuid.UUID, revision: int) -> updates_pb2.Position:
@@ -81,53 +77,27 @@ def snapshot_done(manifest: Manifest) -> bytes:
     return snapshots_pb2.SnapshotResponse(manifest=done).SerializeToString()
 
 
-def description(hosted: Hosted, with_root_hash: bool = False) -> models_pb2.ModelDescription:
-    """What is known of a model, at one revision."""
-    engine = hosted.engine
-    with engine.gate.reading():
-        state = engine.state
-        users, items = state.backend.published
-        result = models_pb2.ModelDescription(
-            model=hosted.name,
-            position=position(state.lineage, state.revision),
-            spec=spec_codec.to_message(state.spec),
-            users=users,
-            items=items,
-            events=state.events,
-            backend=state.backend_name,
-            log_hash=state.log_hash,
-            log_bytes=engine.log.size_bytes,
-            memory_bytes=sum(state.memory_bytes.values()),
-            writable=engine.failure is None,
-        )
-        rates = state.backend.rate_state
-        if rates.size:
-            result.adapted_rate = float(multiple(int(rates[STEP])))
-    _add_hold(result, hosted)
-    if with_root_hash:
-        with engine.view() as view:
-            result.position.revision = view.revision
-            result.users, result.items = view.pin.counts
-            result.events = int(view.small["events"][0])
-            result.log_hash = view.log_hash
-            result.root_hash = root_hash_of(view)[0]
-    return result
-
-
-def _add_hold(message: models_pb2.ModelDescription, hosted: Hosted) -> None:
-    hold = hosted.engine.observer.hold
-    if hold is None:
-        return
-    at = [info for info in hosted.keeper.store.list() if info.revision <= hold.good_revision]
-    message.hold.CopyFrom(
-        judging_pb2.Hold(
-            reason=hold.reason,
-            revision=hold.revision,
-            time_us=hold.time_us,
-            good_revision=hold.good_revision,
-            snapshot_id=at[-1].snapshot_id if at else "",
-        )
+def description(found: Description) -> models_pb2.ModelDescription:
+    """What is known of a model."""
+    message = models_pb2.ModelDescription(
+        model=found.name,
+        position=position(found.lineage, found.revision),
+        spec=spec_codec.to_message(found.spec),
+        users=found.users,
+        items=found.items,
+        events=found.events,
+        backend=found.backend,
+        log_hash=found.log_hash,
+        log_bytes=found.log_bytes,
+        memory_bytes=found.memory_bytes,
+        writable=found.writable,
+        root_hash=found.root_hash,
     )
+    if found.adapted_rate is not None:
+        message.adapted_rate = found.adapted_rate
+    if found.hold is not None:
+        message.hold.CopyFrom(judging_pb2.Hold(**asdict(found.hold), snapshot_id=found.hold_snapshot_id))
+    return message
 
 
 def judgement(report: Report) -> judging_pb2.Judgement:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from enum import Enum, auto
 from typing import Any
 
 import grpc
@@ -92,51 +94,49 @@ def is_cancel(error: Exception) -> bool:
 
 def _end_with(context: grpc.ServicerContext, error: BaseException) -> None:
     if isinstance(error, Refused | ColumnError):
-        told = refusal(error)
+        answer = refusal(error)
     else:
         logger.error("handler failed", exc_info=error)
-        told = unavailable("server: unexpected error")
-    metrics.REFUSED.labels(told.code.name).inc()
-    context.abort(told.code, told.text)
+        answer = unavailable("server: unexpected error")
+    metrics.REFUSED.labels(answer.code.name).inc()
+    context.abort(answer.code, answer.text)
 
 
-def unary(handle: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler[bytes, bytes]:
-    """A handler of a unary call that ends in one of the closed set of statuses."""
+class CallKind(Enum):
+    """What of a call is a stream."""
 
-    def guarded(raw: bytes, context: grpc.ServicerContext) -> bytes:
+    UNARY = auto()
+    STREAM_OUT = auto()
+    STREAM_BOTH = auto()
+
+
+def guarded(
+    kind: CallKind, handle: Callable[[Any, grpc.ServicerContext], Any], slots: Slots | None
+) -> grpc.RpcMethodHandler[bytes, bytes]:
+    """A handler that holds one of `slots` while it runs, and that ends in one of the closed set of statuses."""
+    held = nullcontext() if slots is None else slots
+
+    def answer(raw: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            return handle(raw, context)
+            with held:
+                reply: bytes = handle(raw, context)
+                return reply
         except Exception as error:
             failure = error
         _end_with(context, failure)
         raise AssertionError("abort raises")
 
-    return grpc.unary_unary_rpc_method_handler(guarded)
-
-
-def guard_stream(
-    handle: Callable[[Any, grpc.ServicerContext], Iterator[bytes]],
-) -> Callable[[Any, grpc.ServicerContext], Iterator[bytes]]:
-    """The same for a handler whose answers are a stream."""
-
-    def guarded(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+    def stream(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            yield from handle(requests, context)
+            with held:
+                yield from handle(requests, context)
             return
         except Exception as error:
             failure = error
         _end_with(context, failure)
 
-    return guarded
-
-
-def stream_out(
-    handle: Callable[[bytes, grpc.ServicerContext], Iterator[bytes]], slots: Slots
-) -> grpc.RpcMethodHandler[bytes, bytes]:
-    """A handler of a call with a stream of answers that holds one of `slots` meanwhile."""
-
-    def limited(raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        with slots:
-            yield from handle(raw, context)
-
-    return grpc.unary_stream_rpc_method_handler(guard_stream(limited))
+    if kind is CallKind.UNARY:
+        return grpc.unary_unary_rpc_method_handler(answer)
+    if kind is CallKind.STREAM_OUT:
+        return grpc.unary_stream_rpc_method_handler(stream)
+    return grpc.stream_stream_rpc_method_handler(stream)

@@ -1,11 +1,10 @@
 """`state(r)` from a log: on restart (newest snapshot, then the rest of the log) and in an audit (the whole log, no snapshot).
 
-Both go through `ModelState.place` and `ModelState.apply`, as the live engine does, so there is one meaning of a record.
+Both go through `changes.place` and `changes.apply`, as the live engine does, so there is one meaning of a record.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -15,12 +14,13 @@ from itertools import takewhile
 from pathlib import Path
 
 from livefactor.snapshots.format import Manifest
-from livefactor_server.changes import Change, EngineChange, decode_rejects
+from livefactor_server import changes
+from livefactor_server.changes import Change, EngineChange, Header, change_of, decode_rejects
+from livefactor_server.changes import ReplayError as ReplayError
 from livefactor_server.log.format import SALT_BYTES
-from livefactor_server.log.store import Entry, Kind, Log, Record
+from livefactor_server.log.store import Entry, Log, Record
 from livefactor_server.model.spec_codec import decode as decode_spec
-from livefactor_server.model.state import Header, Logged, ModelState, restored
-from livefactor_server.rpc import decode
+from livefactor_server.model.state import ModelState, restored
 from livefactor_server.snapshots.store import SnapshotStore
 
 Progress = Callable[[int, int], None]
@@ -30,10 +30,6 @@ RUN_EVENTS, RUN_RECORDS = 65_536, 1024
 """Events and records that are applied in one go, and how often progress is told."""
 
 logger = logging.getLogger(__name__)
-
-
-class ReplayError(Exception):
-    """The log and its base do not fit together; the text says what was expected and what was found."""
 
 
 def log_folder(model_folder: Path) -> Path:
@@ -88,7 +84,7 @@ def _origin(model_folder: Path, log: Log, backend: str) -> ModelState:
     first = next(records)
     if not first.revision:
         return ModelState.empty(decode_spec(log.spec_body), log.spec_body, log.lineage, backend, first.hash)
-    root = bytes.fromhex(json.loads(bytes(next(records).body))["base"]["root_hash"])
+    root = EngineChange.from_log(bytes(next(records).body)).base_root_hash
     base = base_store(model_folder)
     for manifest in base.list():
         if manifest.root_hash == root:
@@ -122,10 +118,10 @@ def follow(
     """Apply the log's records after `state.revision` up to `until`."""
     last = log.last_revision if until is None else until
     records = takewhile(lambda record: record.revision <= last, log.read(state.revision + 1))
-    for run in _runs(records, state.spec.kernel_semantics):
-        placed = state.place([change for _, change in run])
-        state.apply(
-            [Logged(header, change, rows) for (header, change), rows in zip(run, placed, strict=True)]
+    for run in _runs(records):
+        placements = changes.place(state, [change for _, change in run])
+        changes.apply(
+            state, [changes.Record(*pair, rows) for pair, rows in zip(run, placements, strict=True)]
         )
         if progress:
             progress(state.revision, last)
@@ -136,12 +132,12 @@ def follow(
     return state
 
 
-def _runs(records: Iterable[Record], semantics: int) -> Iterator[list[tuple[Header, Change]]]:
+def _runs(records: Iterable[Record]) -> Iterator[list[tuple[Header, Change]]]:
     """Records, decoded, in pieces of about `RUN_EVENTS` events: how they are grouped changes no bit."""
     run: list[tuple[Header, Change]] = []
     events = 0
     for record in records:
-        header, change = _decoded(record, semantics)
+        header, change = _decoded(record)
         run.append((header, change))
         events += change.rows
         if events >= RUN_EVENTS or len(run) == RUN_RECORDS:
@@ -151,20 +147,19 @@ def _runs(records: Iterable[Record], semantics: int) -> Iterator[list[tuple[Head
         yield run
 
 
-def _decoded(record: Record, semantics: int) -> tuple[Header, Change]:
-    change = decode.change_of(record.kind, record.body)
-    if isinstance(change, EngineChange):
-        _check_engine(record.revision, change.body, semantics)
+def _decoded(record: Record) -> tuple[Header, Change]:
+    change = change_of(record.kind, record.body)
     rejects, received_hash = decode_rejects(bytes(record.rejects), record.commitment)
     header = Header(
-        record.revision,
-        record.producer,
-        record.epoch,
-        record.sequence,
-        record.salt,
-        received_hash,
-        rejects,
-        record.hash,
+        revision=record.revision,
+        producer=record.producer,
+        epoch=record.epoch,
+        sequence=record.sequence,
+        salt=record.salt,
+        received_hash=received_hash,
+        rejects=rejects,
+        hash=record.hash,
+        previous=record.previous,
     )
     return header, change
 
@@ -183,32 +178,16 @@ def adopt(snapshot: Path, model_folder: Path) -> None:
 
 def engine_entry(log: Log, base: Manifest, kernel_semantics: int, backend: str) -> Entry:
     """An ENGINE record: who computes from here on, and from which snapshot."""
-    origin = {"lineage": str(base.lineage), "revision": base.revision, "root_hash": base.root_hash.hex()}
-    body = json.dumps(
-        {"kernel_semantics": kernel_semantics, "backend": backend, "base": origin}, sort_keys=True
-    ).encode()
+    change = EngineChange.restored(base, kernel_semantics, backend)
     salt = os.urandom(SALT_BYTES)
     return Entry(
-        Kind.ENGINE,
+        change.kind,
         log.last_revision + 1,
-        b"",
-        0,
-        0,
-        time.time_ns() // 1000,
-        0,
-        b"",
-        body,
-        salt,
-        log.commit(salt, b"", body),
+        time_us=time.time_ns() // 1000,
+        body=change.body,
+        salt=salt,
+        commitment=log.seal(salt, b"", change.body),
     )
-
-
-def _check_engine(revision: int, body: bytes, expected: int) -> None:
-    semantics = json.loads(body)["kernel_semantics"]
-    if semantics != expected:
-        raise ReplayError(
-            f"kernel_semantics {semantics} begins at revision {revision}: replay from its snapshot"
-        )
 
 
 def models_in(data: Path) -> Iterator[tuple[str, Path]]:

@@ -1,6 +1,4 @@
-"""Reads a user's file into a stream: finds the columns, orders the events by time, checks each row,
-and infers the task.
-"""
+"""Reads a user's file: finds the columns, orders and checks the events, and infers the task."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ import numpy as np
 
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.spec.presets import preset
+from livefactor_server.changes.interactions import good_values, good_weights
 from livefactor_server.files.events import Conversion, EventFileError, Rows, header, open_events
-from livefactor_server.rpc.decode import good_values, good_weights
 from livefactor_server.tuning.progressive import Stream
 from livefactor_server.tuning.rules import RULES
 
@@ -77,9 +75,7 @@ class EventFile:
                 )
 
     def task(self) -> str:
-        """Infers the task from the values: ratings if one is neither 0 nor 1, clicks if one is 0,
-        else purchases.
-        """
+        """Infers the task: ratings if a value is not 0 or 1, clicks if one is 0, else purchases."""
         values = self.stream.values
         if ((values != 0) & (values != 1)).any():
             return "ratings"

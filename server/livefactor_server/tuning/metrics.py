@@ -1,4 +1,4 @@
-"""The metrics of a progressive run: a number for each judged event, and the metric from their mean."""
+"""The metrics of a progressive run: a number per judged event, and a value of their mean."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ def hits(places: np.ndarray) -> np.ndarray:
 
 
 def gains(places: np.ndarray) -> np.ndarray:
-    """1 / log2(2 + place) if the item is in the top-k list, else 0: float64[n] from places
-    int64[n].
+    """1 / log2(2 + place) in the top-k list, else 0: float64[n] from places int64[n].
 
     Source: Järvelin and Kekäläinen, 2002. With one relevant item, the ideal gain is 1.
     """

@@ -1,4 +1,4 @@
-"""Which events of a stream are only learned, judged in the search, or held out for the final test."""
+"""The roles of a stream's events: learned, judged in the search, or held out."""
 
 from __future__ import annotations
 
@@ -109,9 +109,7 @@ class Plan:
         return self._run(spec, self.stream, self.kept, lambda *_: None, on_events)
 
     def naive(self) -> tuple[float, float]:
-        """The metric of the baseline that does not know the users, in the search part and in the
-        rest.
-        """
+        """The baseline's metric, in the search part and in the rest. It does not know the users."""
         numbers = self.metric.naive(self.stream, self.settings.batch_events)
         return self._value(numbers[self.asked]), self._value(numbers[self.kept])
 

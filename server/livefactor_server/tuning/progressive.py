@@ -1,5 +1,6 @@
-"""Test-then-learn: each batch of a stream is judged by the model before it, and then learned as one
-record.
+"""Test-then-learn: each batch is judged by the model before it, then learned as one record.
+
+
 
 This matches a producer that asks for scores before it pushes. An item that is new in the batch is
 in no list. A user who is new in the batch gets the list that `Score` gives to unknown users, which
@@ -85,9 +86,7 @@ class Step(NamedTuple):
 def judge_then_learn(
     spec: ModelSpec, stream: Stream, judge: Judge, asked: np.ndarray, batch_events: int = BATCH_EVENTS
 ) -> Iterator[Step]:
-    """Goes through a stream in batches, judges the events in `asked` (bool[n]), and learns all
-    events.
-    """
+    """Judges the events in `asked` (bool[n]) and learns all events, batch by batch."""
     model = create_backend("cpu", spec)
     for revision, part in enumerate(batches(len(stream), batch_events), 1):
         started = time.thread_time()
@@ -106,8 +105,7 @@ def judge_then_learn(
 
 
 def ranks(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
-    """The place of each item in its user's top-`TOP` list of all known items, int64[n]; `TOP` if it
-    is not in the list.
+    """The place of each item in its user's top-k list, int64[n]; `TOP` if it is not in the list.
 
     Place 0 is the best. Lists are ordered by descending score, then by ascending item key. Repeats
     are not excluded.

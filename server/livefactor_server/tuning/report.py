@@ -1,6 +1,4 @@
-"""The results of a search: the winner, the preset and the baseline, in the search part and on the
-held-out rest.
-"""
+"""The results of a search: the winner, the preset and the baseline, in both parts."""
 
 from __future__ import annotations
 
@@ -128,15 +126,15 @@ def make_report(
     base_rest = plan.rest(base, lambda at: on_events(1, at)).value
     naive = plan.naive()
     return Report(
-        task,
-        plan.metric.label,
-        winner.spec,
-        winner.rule,
-        Row.of_trial(winner, f"best: trial {winner.number}", rest),
-        Row(f"preset {task}", in_search.value, base_rest, in_search.events_per_s, base, rule),
-        Row(plan.metric.naive_label, *naive),
-        len(done),
-        sum(one.stopped for one in done),
-        (plan.start, plan.searched),
-        len(plan.stream),
+        task=task,
+        metric=plan.metric.label,
+        spec=winner.spec,
+        rule=winner.rule,
+        winner=Row.of_trial(winner, f"best: trial {winner.number}", rest),
+        preset=Row(f"preset {task}", in_search.value, base_rest, in_search.events_per_s, base, rule),
+        naive=Row(plan.metric.naive_label, *naive),
+        trials=len(done),
+        stopped=sum(one.stopped for one in done),
+        searched=(plan.start, plan.searched),
+        events=len(plan.stream),
     )

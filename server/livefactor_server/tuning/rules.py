@@ -18,10 +18,10 @@ Value = float | int
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A numeric field of the spec, for example "optimizer.learning_rate", searched on a logarithmic
-    scale.
+    """A numeric field of the spec, searched on a logarithmic scale.
 
-    Floats are rounded to three digits, which is precise enough for every metric.
+    An example of `field` is "optimizer.learning_rate". Floats are rounded to three digits, which is
+    precise enough for every metric.
     """
 
     field: str

@@ -34,9 +34,7 @@ INSTALL_HINT = 'pip install "livefactor[tune]"'
 JOURNAL = "journal.log"
 NAME = "tune"
 RANDOM_TRIALS = 10
-"""Number of random trials, including the first trials of the rules, before results guide the
-choice.
-"""
+"""Number of random trials, with the rules' first ones, before results guide the choice."""
 JUDGED_TRIALS = 5
 """Minimum number of finished trials before a trial can be stopped early.
 
@@ -74,9 +72,7 @@ class FinishedTrial:
 
 
 def missing() -> str:
-    """A message with the missing packages and the command that installs them; "" if none is
-    missing.
-    """
+    """The missing packages and the command that installs them; "" if none is missing."""
     lacking = [name for name in ("optuna", "matplotlib") if find_spec(name) is None]
     return f"tuning needs {' and '.join(lacking)}: {INSTALL_HINT}" if lacking else ""
 
@@ -121,8 +117,9 @@ def open_study(folder: Path, settings: dict[str, Any], larger_is_better: bool) -
 
 
 def _mend(journal: Path) -> None:
-    """Repairs the journal after a kill: removes an incomplete last line and Optuna's lock, which
-    only this search uses.
+    """Repairs the journal after a kill.
+
+    It removes an incomplete last line and Optuna's lock, which only this search uses.
     """
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if journal.exists():

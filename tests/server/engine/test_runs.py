@@ -26,10 +26,18 @@ from livefactor_kernels.spec.model import (
     Rule,
     Solve,
 )
-from livefactor_server.changes import NO_REJECTS, AvailabilityChange, Change, OpenProducerChange
-from livefactor_server.log.store import Kind
-from livefactor_server.model.state import Header, Logged, ModelState, Placed
-from livefactor_server.rpc import decode
+from livefactor_server.changes import (
+    NO_REJECTS,
+    AvailabilityChange,
+    Change,
+    Header,
+    InteractionsChange,
+    OpenProducerChange,
+    Record,
+    apply,
+    place,
+)
+from livefactor_server.model.state import ModelState
 
 SMALL = Limits(users_max=512, items_max=512, value_abs_max=10.0, weight_max=10.0, error_max=100.0)
 KERNELS = [
@@ -62,17 +70,19 @@ def changes(draw: st.DrawFn, ratings: bool) -> Change:
         values=values if events and (ratings or draw(st.booleans())) else None,
         weights=weights if events and draw(st.booleans()) else None,
     )
-    return decode.change_of(Kind.INTERACTIONS, body)
+    return InteractionsChange.from_log(body)
 
 
 def headers_of(stream: list[Change]) -> list[Header]:
     """One producer sends all: opens raise its epoch, everything else has the next sequence."""
-    headers, epoch, sequence = [], 0, 0
-    for place, change in enumerate(stream):
+    headers: list[Header] = []
+    epoch = sequence = 0
+    for number, change in enumerate(stream):
         opens = isinstance(change, OpenProducerChange)
         epoch, sequence = epoch + opens, sequence + (not opens)
-        salt = bytes([place]) * 16
-        headers.append(Header(place + 1, b"p", epoch, sequence, salt, salt, NO_REJECTS, salt))
+        salt = bytes([number]) * 16
+        previous = headers[-1].hash if headers else b""
+        headers.append(Header(number + 1, b"p", epoch, sequence, salt, salt, NO_REJECTS, salt, previous))
     return headers
 
 
@@ -81,9 +91,9 @@ def run(spec: ModelSpec, backend: str, stream: list[Change], cuts: list[int]) ->
     headers = headers_of(stream)
     for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         if start < stop:
-            placed: list[Placed | None] = state.place(stream[start:stop])
-            records = zip(headers[start:stop], stream[start:stop], placed, strict=True)
-            state.apply([Logged(*record) for record in records])
+            placements = place(state, stream[start:stop])
+            records = zip(headers[start:stop], stream[start:stop], placements, strict=True)
+            apply(state, [Record(*record) for record in records])
     return state
 
 

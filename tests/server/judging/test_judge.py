@@ -19,6 +19,7 @@ from livefactor_kernels.spec.model import Limits, Loss
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_kernels.update import Update, draw_negatives
+from livefactor_server.changes import place
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.judging import drift, judge
 from livefactor_server.judging.hold import Hold, HoldFile
@@ -67,7 +68,7 @@ def test_the_loss_is_the_objective_over_the_very_negatives() -> None:
         published = backend.published
         twin = Learner(spec, None)
         for earlier in range(seed + 1):
-            placed = twin.state.place([change(body(earlier, 8, "purchases"))])[0]
+            placed = place(twin.state, [change(body(earlier, 8, "purchases"))])[0]
         update = Update(
             seed + 1, placed.user_rows, placed.item_rows, None, None, placed.user_count, placed.item_count
         )
@@ -172,7 +173,7 @@ def test_the_engine_gives_one_root_with_and_without_and_a_replay_judges_the_same
     assert roots[0] == roots[1]
     replayed = Learner(spec)
     log = Log.open(tmp_path / "judged" / "log", read_only=True)
-    for run in decoded_runs(log.read(1), spec.kernel_semantics):
+    for run in decoded_runs(log.read(1)):
         for _, one in run:
             replayed.run([one])
     log.close()

@@ -34,7 +34,7 @@ def entry(log: Log, revision: int, body: object = b"body", rejects: bytes = b"",
     entry = Entry(
         Kind.INTERACTIONS, revision, b"shop", 2, revision + 100, 1_700_000_000_000_000, 3, rejects, body, salt
     )
-    entry.commitment = log.commit(salt, rejects, body)
+    entry.commitment = log.seal(salt, rejects, body)
     for name, value in fields.items():
         setattr(entry, name, value)
     return entry

@@ -47,7 +47,7 @@ def append(log: Log, count: int) -> None:
     entries = []
     for revision in range(log.last_revision + 1, log.last_revision + 1 + count):
         salt, body = bytes([revision % 256]) * 16, body_of(revision)
-        commitment = log.commit(salt, b"", body)
+        commitment = log.seal(salt, b"", body)
         entries.append(
             Entry(Kind.INTERACTIONS, revision, b"p", 1, revision, 0, 3, b"", body, salt, commitment)
         )
@@ -240,7 +240,7 @@ def test_a_payload_cannot_pass_for_a_group() -> None:
     forged = b"".join(bytes(n) + whole.replace(log_id, log.lineage.bytes) for n in range(8))
     salt = bytes(16)
     log.append(
-        [Entry(Kind.INTERACTIONS, 2, body=forged, salt=salt, commitment=log.commit(salt, b"", forged))]
+        [Entry(Kind.INTERACTIONS, 2, body=forged, salt=salt, commitment=log.seal(salt, b"", forged))]
     )
     start = next(log.read(2)).offset
     log.close()
@@ -327,7 +327,7 @@ def test_a_segment_from_before_the_tail_was_trimmed_is_refused(tmp_path: Path) -
                     revision,
                     body=b"x" * 900,
                     salt=salt,
-                    commitment=log.commit(salt, b"", b"x" * 900),
+                    commitment=log.seal(salt, b"", b"x" * 900),
                 )
             ]
         )

@@ -36,7 +36,7 @@ def entry(log: Log, revision: int) -> Entry:
     salt = random.Random(-revision).randbytes(16)
     rejects = b"r" * (revision % 3)
     body = body_of(revision)
-    commitment = log.commit(salt, rejects, body)
+    commitment = log.seal(salt, rejects, body)
     return Entry(Kind.INTERACTIONS, revision, b"shop", 1, revision, 5, 7, rejects, body, salt, commitment)
 
 

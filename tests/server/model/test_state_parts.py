@@ -26,11 +26,11 @@ from livefactor_kernels.spec.model import (
 from livefactor_kernels.spec.presets import PRESET_NAMES, preset
 from livefactor_server.changes import (
     NO_REJECTS,
-    REJECTS_LISTED_MAX,
     Rejects,
     decode_rejects,
     encode_rejects,
 )
+from livefactor_server.changes.rejects import REJECTS_LISTED_MAX
 from livefactor_server.engine.submission import _received_row
 from livefactor_server.model import producers, spec_codec
 from livefactor_server.model.gate import Gate

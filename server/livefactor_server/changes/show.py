@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from livefactor_server.changes import decode_rejects
+from livefactor_server.changes import change_of, decode_rejects
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.format import (
     DATA_START,
@@ -38,14 +38,15 @@ COLUMNS = {
     "segment": 24,
     "offset": 10,
     "hash": 16,
+    "change": 24,
 }
 """The fields of a row and their widths in a plain table.
 
 `bytes` is the size of the payload. `hash` is the chain hash in hex; tables show its first 16
-digits.
+digits. `change` says in words what the record asks.
 """
 
-_TEXT = frozenset({"kind", "producer", "time", "segment", "hash"})
+_TEXT = frozenset({"kind", "producer", "time", "segment", "hash", "change"})
 
 
 def rows(
@@ -124,7 +125,16 @@ def _row(record: Record) -> dict[str, Any]:
         "segment": record.path.name,
         "offset": record.offset,
         "hash": record.hash.hex(),
+        "change": _described(record),
     }
+
+
+def _described(record: Record) -> str | None:
+    """What the record asks; None if its body cannot be read."""
+    try:
+        return change_of(record.kind, record.body).describe()
+    except (ValueError, KeyError):
+        return None
 
 
 def _rejected(record: Record) -> int | None:
@@ -150,9 +160,7 @@ def trouble_text(row: dict[str, Any]) -> str:
 
 
 def plain_lines(shown: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yields the heading and then the rows as aligned text, one at a time, so that a long log
-    streams.
-    """
+    """Yields the heading and then the rows as aligned text, so that a long log streams."""
     yield "  ".join(_pad(name, name) for name in COLUMNS).rstrip()
     for row in shown:
         if "trouble" in row:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from livefactor.wire import columns as wire
 from livefactor_server.changes import Rejects, encode_rejects
-from livefactor_server.log import show as log_show
+from livefactor_server.changes import show as log_show
 from livefactor_server.log.store import Entry, Kind, Log, LogMissing
 
 SMALL = 16 * 1024
@@ -15,7 +16,7 @@ SMALL = 16 * 1024
 
 def entry(log: Log, revision: int, body: bytes, rejects: bytes = b"") -> Entry:
     salt, time_us = bytes([revision]) * 16, 1_700_000_000_000_000
-    sealed = log.commit(salt, rejects, body)
+    sealed = log.seal(salt, rejects, body)
     return Entry(
         Kind.INTERACTIONS, revision, b"shop", 2, revision + 100, time_us, 3, rejects, body, salt, sealed
     )
@@ -30,7 +31,8 @@ def test_show_has_a_row_for_each_record(tmp_path: Path) -> None:
     log = Log.create(tmp_path / "log", b"the spec")
     append(log, 3)
     rejects = encode_rejects(Rejects(2, ((0, 1), (4, 1))), bytes(32))
-    log.append([entry(log, 4, b"body", rejects)])
+    body = wire.encode_interactions([1, 2, 3], [4, 5, 6], values=[1, 1, 1])
+    log.append([entry(log, 4, body, rejects)])
     log.close()
     rows = list(log_show.rows(tmp_path / "log"))
     assert [row["revision"] for row in rows] == [0, 1, 2, 3, 4]
@@ -44,16 +46,19 @@ def test_show_has_a_row_for_each_record(tmp_path: Path) -> None:
         "time": "2023-11-14T22:13:20.000Z",
         "rows": 3,
         "rejected": 2,
-        "bytes": len(rejects) + 4,
+        "bytes": len(rejects) + len(body),
         "segment": f"{0:020d}.log",
         "offset": next(log.read(4)).offset,
         "hash": log.last_hash.hex(),
+        "change": "events with values",
     }
+    assert rows[0]["change"] is None  # the body is no spec
     assert [row["revision"] for row in log_show.rows(tmp_path / "log", 2, 2)] == [2, 3]
     lines = list(log_show.plain_lines(rows))
     assert len(lines) == 6
     assert lines[0].split() == list(log_show.COLUMNS)
-    assert lines[5].split()[-1] == log.last_hash.hex()[:16]
+    assert lines[5].split()[-4:] == [log.last_hash.hex()[:16], "events", "with", "values"]
+    assert lines[1].split()[-1] == "?"
     assert log_show.rich_table(rows).row_count == 5
 
 

@@ -1,0 +1,145 @@
+"""Interactions: events that the model learns from. Columns are user and item, and optionally value, weight, type and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from livefactor.v1 import updates_pb2
+from livefactor.wire import columns as wire
+from livefactor.wire.columns import Columns
+from livefactor_kernels.backend import Update
+from livefactor_kernels.spec.model import Loss, ModelSpec
+from livefactor_server.changes.change import KeyedChange, Record, require_rows
+from livefactor_server.changes.rejects import NO_REJECTS, Rejects
+from livefactor_server.log.store import Kind
+from livefactor_server.model.state import ModelState
+from livefactor_server.statuses import invalid
+
+WORK_MAX = 65_536 * 16
+"""Most events times `ModelSpec.work_of_event` of a record: it bounds how long a reader waits at the gate."""
+
+
+@dataclass(slots=True)
+class InteractionsChange(KeyedChange):
+    """Accepted events. `columns` are NumPy views over `body`."""
+
+    columns: Columns
+    body: bytes
+
+    kind: ClassVar[Kind] = Kind.INTERACTIONS
+    field: ClassVar[str] = wire.INTERACTIONS
+    has_events: ClassVar[bool] = True
+    reject_texts: ClassVar[Mapping[int, str]] = {
+        updates_pb2.REJECT_REASON_NOT_FINITE: "value or weight is NaN or infinite",
+        updates_pb2.REJECT_REASON_VALUE_DOMAIN: "value is outside the loss's domain or above value_abs_max",
+        updates_pb2.REJECT_REASON_WEIGHT_DOMAIN: "weight is not above 0, or above weight_max",
+        updates_pb2.REJECT_REASON_USERS_FULL: "the model holds users_max users",
+        updates_pb2.REJECT_REASON_ITEMS_FULL: "the model holds items_max items",
+    }
+
+    @property
+    def rows(self) -> int:
+        """Events."""
+        return len(self.columns.user_ids)
+
+    @property
+    def keys(self) -> tuple[np.ndarray, np.ndarray]:
+        """(user ids, item ids) of the events."""
+        return self.columns.user_ids, self.columns.item_ids
+
+    @classmethod
+    def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[InteractionsChange, Rejects]:
+        """The events whose values and weights the spec accepts."""
+        columns = wire.decode_interactions(body)
+        require_rows(len(columns), min(rows_max, WORK_MAX // spec.work_of_event))
+        if columns.values is None and spec.loss == Loss.SQUARED:
+            raise invalid("values: squared loss needs a value for every event")
+        change = cls(columns, columns.body)
+        reasons = _reasons(columns, spec)
+        if reasons is None:
+            return change, NO_REJECTS
+        bad = np.flatnonzero(reasons)
+        return change.without_rows(bad), Rejects.of(bad, reasons[bad])
+
+    @classmethod
+    def from_log(cls, body: bytes) -> InteractionsChange:
+        """The events of a logged body."""
+        return cls(wire.decode_interactions(body), body)
+
+    def without_rows(self, rows: np.ndarray | list[int]) -> InteractionsChange:
+        """The events without those of these numbers."""
+        keep = np.ones(self.rows, bool)
+        keep[rows] = False
+        columns = wire.decode_interactions(wire.select(self.columns, keep))
+        return InteractionsChange(columns, columns.body)
+
+    @classmethod
+    def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
+        """Learn the events of all records in one call of the backend, which gives the bits of one call a record."""
+        state.backend.apply_all([_update(state, record) for record in records])
+        state.events += sum(record.change.rows for record in records)
+
+    def describe(self) -> str:
+        """The optional columns that are there."""
+        names = ("values", "weights", "event_types", "times_us")
+        present = [name for name in names if getattr(self.columns, name) is not None]
+        return " ".join(["events", *(["with", ", ".join(present)] if present else [])])
+
+
+def _update(state: ModelState, record: Record) -> Update:
+    change, placement, spec = record.change, record.placement, state.spec
+    assert isinstance(change, InteractionsChange) and placement is not None
+    columns = change.columns
+    values = None if spec.loss == Loss.BPR else columns.values
+    values, weights = state.event_types.applied(change.rows, columns.event_types, values, columns.weights)
+    return Update(
+        revision=record.header.revision,
+        user_rows=placement.user_rows,
+        item_rows=placement.item_rows,
+        values=values,
+        weights=weights,
+        user_count=placement.user_count,
+        item_count=placement.item_count,
+        times=columns.times_us if spec.history.users else None,
+    )
+
+
+def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
+    """uint8[n] reject reason of each row, 0 for good ones; None if all are good. One compare a column when all is well."""
+    checks = []
+    if columns.values is not None:
+        good = good_values(columns.values, spec)
+        checks.append((columns.values, good, updates_pb2.REJECT_REASON_VALUE_DOMAIN))
+    if columns.weights is not None:
+        good = good_weights(columns.weights, spec)
+        checks.append((columns.weights, good, updates_pb2.REJECT_REASON_WEIGHT_DOMAIN))
+    if all(good.all() for _, good, _ in checks):
+        return None
+    reasons = np.zeros(len(columns), np.uint8)
+    for numbers, good, reason in reversed(checks):
+        reasons[~good] = reason
+        reasons[~np.isfinite(numbers)] = updates_pb2.REJECT_REASON_NOT_FINITE
+    return reasons
+
+
+def good_values(values: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """bool[n]: which values float32[n] are in the domain of the spec's loss, so that their rows are accepted."""
+    good: np.ndarray
+    if spec.loss == Loss.SQUARED:
+        good = np.abs(values) <= np.float32(spec.limits.value_abs_max)
+    elif spec.loss == Loss.LOGISTIC:
+        good = (values == 0) | (values == 1)
+    elif spec.loss in (Loss.IMPLICIT, Loss.SOFTMAX):
+        good = (values >= 0) & (values <= np.float32(spec.limits.value_abs_max))
+    else:
+        good = (values > 0) & (values <= np.float32(spec.limits.value_abs_max))
+    return good
+
+
+def good_weights(weights: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """bool[n]: which weights float32[n] the spec accepts."""
+    return (weights > 0) & (weights <= np.float32(spec.limits.weight_max))

@@ -1,0 +1,108 @@
+"""The figures of one model's engine, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from livefactor_server.engine.submission import Submission
+from livefactor_server.judging.observer import Observer
+from livefactor_server.judging.prometheus import JUDGES
+from livefactor_server.log.store import Log
+from livefactor_server.model.state import ModelState
+
+_TABLES = ("users", "items")
+_LATENCY_BUCKETS = (*(0.0005 * 2**power for power in range(11)), 1.0, 2.0, 5.0)
+
+EVENTS = Counter("livefactor_events", "Interactions applied.", ["model"])
+REJECTED = Counter("livefactor_rejected_rows", "Rows rejected in batches that were applied.", ["model"])
+BATCHES = Counter("livefactor_batches", "Batches applied.", ["model"])
+REVISION = Gauge("livefactor_revision", "Published revision.", ["model"])
+LOG_LAG = Gauge("livefactor_log_lag_records", "Records that are durable but not yet applied.", ["model"])
+QUEUE = Gauge("livefactor_queue_bytes", "Bytes of batches that wait for the log.", ["model"])
+LOG_BYTES = Gauge("livefactor_log_bytes", "Bytes of the log on disk.", ["model"])
+MEMORY = Gauge("livefactor_memory_bytes", "Bytes of used rows and key maps.", ["model", "table"])
+ROWS = Gauge("livefactor_rows", "Published rows.", ["model", "table"])
+APPLY_LATENCY = Histogram(
+    "livefactor_apply_latency_seconds",
+    "Time from the decoded batch to its acknowledgement.",
+    ["model"],
+    buckets=_LATENCY_BUCKETS,
+)
+SCORE_LATENCY = Histogram(
+    "livefactor_score_latency_seconds", "Server time of a Score call.", ["model"], buckets=_LATENCY_BUCKETS
+)
+WRITABLE = Gauge(
+    "livefactor_writable", "1 while the model accepts updates, 0 after a failed sync.", ["model"]
+)
+
+
+class EngineMetrics:
+    """The metrics of one model.
+
+    Gauges are read from the engine at each scrape, so that the hot path only counts.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._events = EVENTS.labels(model)
+        self._batches = BATCHES.labels(model)
+        self._rejected = REJECTED.labels(model)
+        self._latency = APPLY_LATENCY.labels(model)
+        self._score = SCORE_LATENCY.labels(model)
+
+    def watch(
+        self,
+        state: ModelState,
+        log: Log,
+        observer: Observer,
+        queued_bytes: Callable[[], int],
+        is_writable: Callable[[], bool],
+    ) -> None:
+        """Connects the gauges to the parts of a running engine."""
+        model = self._model
+        REVISION.labels(model).set_function(lambda: state.revision)
+        LOG_LAG.labels(model).set_function(lambda: log.last_revision - state.revision)
+        QUEUE.labels(model).set_function(queued_bytes)
+        LOG_BYTES.labels(model).set_function(lambda: log.size_bytes)
+        WRITABLE.labels(model).set_function(lambda: float(is_writable()))
+        JUDGES.watch(model, observer.report, lambda: observer.hold is not None)
+        for side, table in enumerate(_TABLES):
+            MEMORY.labels(model, table).set_function(partial(_memory_of, state, table))
+            ROWS.labels(model, table).set_function(partial(_rows_of, state, side))
+
+    def observe(self, applied: Sequence[Submission], now: float) -> None:
+        """Counts applied batches.
+
+        `now` is the time of their acknowledgement, in seconds of `time.perf_counter`.
+        """
+        self._batches.inc(len(applied))
+        self._events.inc(sum(item.change.rows for item in applied if item.change.has_events))
+        rejected = sum(item.rejects.count for item in applied)
+        if rejected:
+            self._rejected.inc(rejected)
+        for item in applied:
+            self._latency.observe(now - item.started)
+
+    def observe_score(self, seconds: float) -> None:
+        """Counts a Score call that took `seconds`."""
+        self._score.observe(seconds)
+
+    def close(self) -> None:
+        """Removes the gauges of the model, so that they do not keep its tables in memory."""
+        JUDGES.forget(self._model)
+        for gauge in (REVISION, LOG_LAG, QUEUE, LOG_BYTES, WRITABLE):
+            gauge.remove(self._model)
+        for table in _TABLES:
+            MEMORY.remove(self._model, table)
+            ROWS.remove(self._model, table)
+
+
+def _memory_of(state: ModelState, table: str) -> float:
+    return state.memory_bytes[table]
+
+
+def _rows_of(state: ModelState, side: int) -> float:
+    return state.backend.published[side]

@@ -1,0 +1,80 @@
+"""What is known of a model, at one revision. It takes the gate for the small facts, and reads all rows only for a root hash."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+
+from livefactor_kernels.sgd.adaptive import STEP, multiple
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_server.hosting.host import Hosted
+from livefactor_server.judging.hold import Hold
+from livefactor_server.snapshots.store import root_hash_of
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One model's facts.
+
+    log_hash: chain hash at `revision`, 32 bytes. memory_bytes: of used rows and key maps. adapted_rate: the factor on the
+    spec's rates, None where they are fixed. hold: what stops updates, with the newest snapshot within all bounds ("" if
+    there is none). root_hash: of the state at `revision`, empty if it was not asked for.
+    """
+
+    name: str
+    lineage: uuid.UUID
+    revision: int
+    spec: ModelSpec
+    users: int
+    items: int
+    events: int
+    backend: str
+    log_hash: bytes
+    log_bytes: int
+    memory_bytes: int
+    writable: bool
+    adapted_rate: float | None = None
+    hold: Hold | None = None
+    hold_snapshot_id: str = ""
+    root_hash: bytes = b""
+
+
+def describe(hosted: Hosted, with_root_hash: bool = False) -> Description:
+    """The model's facts at its published revision. Raises Refused if there is no memory to read all rows."""
+    engine, state = hosted.engine, hosted.engine.state
+    hold = engine.observer.hold
+    with engine.gate.reading():
+        users, items = state.backend.published
+        rates = state.backend.rate_state
+        found = Description(
+            name=hosted.name,
+            lineage=state.lineage,
+            revision=state.revision,
+            spec=state.spec,
+            users=users,
+            items=items,
+            events=state.events,
+            backend=state.backend_name,
+            log_hash=state.log_hash,
+            log_bytes=engine.log.size_bytes,
+            memory_bytes=sum(state.memory_bytes.values()),
+            writable=engine.failure is None,
+            adapted_rate=float(multiple(int(rates[STEP]))) if rates.size else None,
+            hold=hold,
+        )
+    if hold is not None:
+        good = [info for info in hosted.keeper.store.list() if info.revision <= hold.good_revision]
+        found = replace(found, hold_snapshot_id=good[-1].snapshot_id if good else "")
+    if not with_root_hash:
+        return found
+    with engine.view() as view:
+        users, items = view.pin.counts
+        return replace(
+            found,
+            revision=view.revision,
+            users=users,
+            items=items,
+            events=int(view.small["events"][0]),
+            log_hash=view.log_hash,
+            root_hash=root_hash_of(view)[0],
+        )

@@ -1,0 +1,70 @@
+"""ModelService: create, describe, list, delete and restore models, and end a hold."""
+
+from __future__ import annotations
+
+import grpc
+
+from livefactor.v1 import models_pb2
+from livefactor_kernels.spec.model import SpecError
+from livefactor_kernels.spec.presets import PRESET_NAMES
+from livefactor_server.hosting.describe import describe
+from livefactor_server.model import spec_codec
+from livefactor_server.rpc import encode, guards
+from livefactor_server.rpc.calls import Calls
+from livefactor_server.statuses import invalid, precondition
+
+
+def create_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+    """CreateModel."""
+    request = guards.parse(models_pb2.CreateModelRequest, raw)
+    preset = request.preset or calls.settings.default_preset or PRESET_NAMES[0]
+    try:
+        spec = spec_codec.from_message(request.spec, preset)
+    except SpecError as error:
+        raise invalid(f"spec: {error}") from None
+    made = encode.description(describe(calls.hosting.create(request.model, spec)))
+    return models_pb2.CreateModelResponse(description=made).SerializeToString()
+
+
+def describe_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+    """DescribeModel."""
+    request = guards.parse(models_pb2.DescribeModelRequest, raw)
+    hosted = calls.hosting.get(request.model)
+    description = encode.description(describe(hosted, request.with_root_hash))
+    report = hosted.engine.observer.report()
+    if report is not None:
+        description.judgement.CopyFrom(encode.judgement(report))
+    return models_pb2.DescribeModelResponse(description=description).SerializeToString()
+
+
+def list_models(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+    """ListModels."""
+    guards.parse(models_pb2.ListModelsRequest, raw)
+    found = [encode.description(describe(hosted)) for hosted in calls.hosting.all()]
+    return models_pb2.ListModelsResponse(models=found).SerializeToString()
+
+
+def delete_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+    """DeleteModel."""
+    request = guards.parse(models_pb2.DeleteModelRequest, raw)
+    if not request.model:
+        raise invalid("model: a name is needed to delete")
+    calls.hosting.delete(request.model)
+    return models_pb2.DeleteModelResponse().SerializeToString()
+
+
+def restore_snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+    """RestoreSnapshot."""
+    request = guards.parse(models_pb2.RestoreSnapshotRequest, raw)
+    hosted = calls.hosting.restore(request.model, request.source_model, request.snapshot_id)
+    made = encode.description(describe(hosted))
+    return models_pb2.RestoreSnapshotResponse(description=made).SerializeToString()
+
+
+def release_hold(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+    """ReleaseHold."""
+    hosted = calls.hosting.get(guards.parse(models_pb2.ReleaseHoldRequest, raw).model)
+    if not hosted.engine.observer.release():
+        raise precondition("model: its updates are not on hold")
+    found = encode.description(describe(hosted))
+    return models_pb2.ReleaseHoldResponse(description=found).SerializeToString()

@@ -1,0 +1,200 @@
+"""The cache of compiled kernels on disk: never old code, shared by processes, and a place for it everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import livefactor_kernels
+import synthetic
+from livefactor_server.judging import choice
+
+KERNELS = Path(livefactor_kernels.__file__).parent
+SERVER = Path(choice.__file__).parents[1]
+HELPERS = Path(synthetic.__file__).parent
+
+ROOMS = """
+import json
+import numpy as np
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.numbers.random import draw_batch
+from livefactor_kernels.replay.cpu import Reservoir
+from livefactor_kernels.scoring.cpu_kernels import select_kernel
+from livefactor_kernels.softmax.proposal import Proposer
+from livefactor_kernels.solve.cpu import livefactor_mean_kernel
+from livefactor_kernels.spec.model import FactorDtype, Loss, Proposal, Replay, Rule, Softmax
+from livefactor_kernels.tables import Table, USERS
+from livefactor_kernels.update import Update
+from livefactor_server.judging.choice import judged_records
+from synthetic import make_spec, push
+
+results = {}
+
+model = CpuModel(make_spec(Loss.SQUARED, k=4))
+push(model, [1, 2], [3, 4], [1.0, 2.0])
+# Biases start at 0, so that nothing random is in them.
+results["sgd"] = model.users.bias[:2].tolist()
+
+mean = np.zeros(2, np.int64)
+livefactor_mean_kernel(np.ones(3, np.float32), np.uint64(0), np.uint64(3), mean)
+results["solve"] = mean.tolist()
+
+rows = np.arange(20, dtype=np.uint32)
+events = Update(1, rows, rows, None, None, 20, 20)
+reservoir = Reservoir(make_spec(Loss.SQUARED, replay=Replay(4, 1.0)))
+reservoir.keep(events)
+results["replay"] = reservoir.columns["user_rows"].tolist()
+
+softmax = Softmax(Proposal.UNIFORM)
+spec = make_spec(Loss.SOFTMAX, rule=Rule.SOFTMAX, softmax=softmax, negatives=5, micro_batch=8)
+results["softmax"] = Proposer(spec, 32).propose(events).rows.tolist()
+
+best, best_rows = np.empty(2, np.float32), np.empty(2, np.uint32)
+none, keys = np.empty(0, np.uint32), np.arange(4, dtype=np.uint64)
+select_kernel(np.arange(4, dtype=np.float32), none, none, keys, best, best_rows)
+results["scoring"] = best_rows.tolist()
+
+table = Table(make_spec(Loss.SQUARED, factor_dtype=FactorDtype.FLOAT16), USERS)
+table.allocate(np.arange(1, 4, dtype=np.uint64))
+results["numbers"] = table.factors[:3].view(np.uint16).tolist()
+
+results["judging"] = judged_records(7, 0.5, np.arange(1, 65, dtype=np.uint64)).tolist()
+print(json.dumps(results))
+"""
+"""What small calls of kernels of several rooms give, as JSON."""
+
+EDITS = {
+    "numbers/scalar.py": [
+        ("    return clamp(x - rate * g, limit)", "    return clamp(x + rate * g, limit)"),
+        ("FIXED_ONE = np.float64(1 << 20)", "FIXED_ONE = np.float64(1 << 19)"),
+    ],
+    "numbers/random.py": [("    return c0, c1, c2, c3\n", "    return c1, c0, c3, c2\n")],
+    "scoring/heap.py": [
+        ("    return score < other_score or", "    return score > other_score or"),
+    ],
+}
+"""Edits of functions and constants that kernels of other files inline, by file."""
+
+VARIANTS = """
+import sys
+import variants
+numbers = [int(number) for number in sys.argv[1:]]
+print([variants.added(number)(1) for number in numbers] == [number + 1 for number in numbers])
+"""
+
+VARIANTS_MODULE = """
+from livefactor_kernels.numbers.compiled import compiled
+
+def added(number):
+    @compiled
+    def add(x):
+        return x + number
+    return add
+"""
+
+
+def run(script: str, *paths: Path, arguments: tuple[str, ...] = (), **variables: str) -> str:
+    """What a script prints in a process of its own, which finds modules in `paths` first."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=environment(*paths, **variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def environment(*paths: Path, **variables: str) -> dict[str, str]:
+    """The variables of a process."""
+    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(map(str, paths)), **variables}
+
+
+@pytest.mark.timeout(600)
+def test_an_edit_of_an_inlined_function_is_in_the_next_process_s_results(tmp_path) -> None:
+    for folder in (KERNELS, SERVER):
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    before = json.loads(run(ROOMS, tmp_path, HELPERS))
+    assert json.loads(run(ROOMS, tmp_path, HELPERS)) == before
+    for name, edits in EDITS.items():
+        path = tmp_path / KERNELS.name / name
+        text = path.read_text()
+        for old, new in edits:
+            assert old in text, (name, old)
+            text = text.replace(old, new)
+        path.write_text(text)
+    after = json.loads(run(ROOMS, tmp_path, HELPERS))
+    assert [room for room in before if after[room] == before[room]] == []
+
+
+def test_processes_that_compile_variants_at_once_find_their_own_later(tmp_path) -> None:
+    """They share one cache, and a kernel's variants differ in nothing but a value of its closure."""
+    (tmp_path / "variants.py").write_text(VARIANTS_MODULE)
+    numbers = [str(number) for number in range(8)]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", VARIANTS, *numbers[writer:], *numbers[:writer]],
+            env=environment(tmp_path, KERNELS.parent),
+            stdout=subprocess.PIPE,
+        )
+        for writer in (0, 2, 4)
+    ]
+    assert [writer.communicate()[0].strip() for writer in writers] == [b"True"] * 3
+    files = kept(tmp_path)
+    assert len(files) == len(numbers)
+    assert run(VARIANTS, tmp_path, KERNELS.parent, arguments=tuple(numbers)) == "True\n"
+    assert kept(tmp_path) == files
+
+
+def kept(folder: Path) -> Mapping[str, int]:
+    """When each file of compiled code below a folder was written, in nanoseconds, by name."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.livefactor")}
+
+
+def test_code_of_another_source_is_removed(tmp_path) -> None:
+    module = tmp_path / "variants.py"
+    module.write_text(VARIANTS_MODULE)
+    run(VARIANTS, tmp_path, KERNELS.parent, arguments=("1", "2"))
+    first = kept(tmp_path)
+    module.write_text(VARIANTS_MODULE + "\n# edited\n")
+    run(VARIANTS, tmp_path, KERNELS.parent, arguments=("1", "2"))
+    assert len(first) == len(kept(tmp_path)) == 2
+    assert not first.keys() & kept(tmp_path).keys()
+
+
+def test_without_a_folder_that_can_be_written_code_is_kept_among_temporary_files(tmp_path) -> None:
+    (tmp_path / "variants.py").write_text(VARIANTS_MODULE)
+    # A file where a folder belongs refuses writing to root, too.
+    (tmp_path / "__pycache__").write_text("")
+    (tmp_path / "temporary").mkdir()
+    folders = {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull, "TMPDIR": str(tmp_path / "temporary")}
+    command = [sys.executable, "-c", VARIANTS, "1", "2"]
+    variables = environment(tmp_path, KERNELS.parent, **folders)
+    results = [
+        subprocess.run(command, env=variables, capture_output=True, text=True, check=True) for _ in range(2)
+    ]
+    assert [done.stdout for done in results] == ["True\n"] * 2
+    for done in results:
+        assert done.stderr.count("RuntimeWarning: compiled kernels are kept in") == 1
+    assert len(kept(tmp_path / "temporary")) == 2
+
+
+def test_a_temporary_folder_that_others_can_write_is_not_used(tmp_path) -> None:
+    (tmp_path / "variants.py").write_text(VARIANTS_MODULE)
+    (tmp_path / "__pycache__").write_text("")
+    planted = tmp_path / "temporary" / f"livefactor-kernels-{os.getuid()}"
+    planted.mkdir(parents=True)
+    planted.chmod(0o777)
+    folders = {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull, "TMPDIR": str(tmp_path / "temporary")}
+    assert run(VARIANTS, tmp_path, KERNELS.parent, arguments=("1",), **folders) == "True\n"
+    assert kept(planted) == {}
+    assert len(kept(tmp_path / "temporary")) == 1

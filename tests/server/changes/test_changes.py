@@ -1,0 +1,172 @@
+"""The table of changes: every kind of record has one, and each comes back from the log as it went in."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from livefactor.snapshots.format import Manifest
+from livefactor.v1 import updates_pb2
+from livefactor.wire import columns as wire
+from livefactor_kernels.spec.model import Limits
+from livefactor_kernels.spec.presets import preset
+from livefactor_server.changes import (
+    CHANGES,
+    NO_REJECTS,
+    NO_ROOM,
+    REJECT_TEXTS,
+    WIRE_CHANGES,
+    Change,
+    EngineChange,
+    Header,
+    KeyedChange,
+    OpenProducerChange,
+    Record,
+    ReplayError,
+    SpecChange,
+    apply,
+    change_of,
+    place,
+)
+from livefactor_server.changes import show as log_show
+from livefactor_server.log.store import Entry, Kind, Log
+from livefactor_server.model import spec_codec
+from livefactor_server.model.state import ModelState
+from livefactor_server.rpc import decode
+
+SPEC = preset(
+    "clicks_sgd", k=8, limits=Limits(users_max=100, items_max=100, value_abs_max=1.0, error_max=1e3)
+)
+SPEC_BODY = spec_codec.encode(SPEC)
+
+BODIES = {
+    wire.INTERACTIONS: wire.encode_interactions([1, 2, 1], [10, 11, 12], values=[1, 0, 1]),
+    wire.LABELS: wire.encode_labels(updates_pb2.SIDE_ITEM, [10, 11], ["ten", "eleven"]),
+    wire.AVAILABILITY: wire.encode_availability([10, 12], False),
+}
+"""A message for each field of an ApplyUpdatesRequest."""
+
+
+class Base:
+    """The fields of a manifest that a restored model's ENGINE record names."""
+
+    lineage, revision, root_hash = uuid.UUID(int=7), 12, bytes(range(32))
+
+
+def received(kind: type[Change]) -> Change:
+    """The change as a server gets it: from a request, or made by itself."""
+    if kind.field is not None:
+        raw = wire.encode_apply("m", wire.Stamp("p", 1, 1), kind.field, BODIES[kind.field])
+        change, rejects = decode.change_from_wire(decode.update_request(raw), SPEC, 100)
+        assert rejects == NO_REJECTS
+        return change
+    base: Manifest = Base()  # type: ignore[assignment]
+    made: dict[type[Change], Change] = {
+        SpecChange: SpecChange(SPEC_BODY),
+        OpenProducerChange: OpenProducerChange(),
+        EngineChange: EngineChange.restored(base, SPEC.kernel_semantics, "cpu"),
+    }
+    return made[kind]
+
+
+def state() -> ModelState:
+    return ModelState.empty(SPEC, SPEC_BODY, uuid.UUID(int=0), "cpu", b"")
+
+
+def applied(change: Change) -> ModelState:
+    found = state()
+    header = Header(1, b"p", 1, 1, bytes(32), bytes(32), NO_REJECTS, bytes([1]) * 32, b"")
+    if not change.opens_producer:
+        found.producers.open(b"p", 1)
+    apply(found, [Record(header, change, place(found, [change])[0])])
+    return found
+
+
+def facts(found: ModelState) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in found.freeze_small().arrays().items()}
+
+
+def test_every_record_has_exactly_one_change() -> None:
+    # A mark takes no revision and asks nothing.
+    assert set(CHANGES) == set(Kind) - {Kind.MARK}
+    assert len(set(CHANGES.values())) == len(CHANGES)
+    assert all(change.kind == kind for kind, change in CHANGES.items())
+
+
+def test_every_change_that_a_request_may_carry_is_in_the_table() -> None:
+    fields = updates_pb2.ApplyUpdatesRequest.DESCRIPTOR.oneofs_by_name["change"].fields
+    assert set(WIRE_CHANGES) == {field.name for field in fields} == set(BODIES)
+    assert set(REJECT_TEXTS) == set(updates_pb2.RejectReason.values()) - {0}
+
+
+@pytest.mark.parametrize("kind", CHANGES.values(), ids=lambda kind: kind.kind.name)
+def test_a_change_comes_back_from_the_log(kind: type[Change], tmp_path: Path) -> None:
+    change = received(kind)
+    assert type(change) is kind
+    log = Log.create(tmp_path / "log", SPEC_BODY)
+    salt = bytes(32)
+    sealed = log.seal(salt, b"", change.body)
+    log.append([Entry(change.kind, 1, count=change.rows, body=change.body, salt=salt, commitment=sealed)])
+    log.close()
+    (record,) = log.read(1)
+    again = change_of(record.kind, record.body)
+    assert type(again) is kind
+    assert (again.body, again.rows, again.describe(), again.room) == (
+        change.body,
+        change.rows,
+        change.describe(),
+        change.room,
+    )
+    if isinstance(change, KeyedChange):
+        assert isinstance(again, KeyedChange)
+        assert [list(column) for column in again.keys] == [list(column) for column in change.keys]
+    # Rows of the state are the same from either.
+    assert facts(applied(again)) == facts(applied(change))
+    (shown,) = log_show.rows(tmp_path / "log", 1)
+    assert (shown["kind"], shown["rows"], shown["change"]) == (kind.kind.name, change.rows, change.describe())
+
+
+def test_what_each_change_does_to_a_state() -> None:
+    done = {kind.kind: applied(received(kind)) for kind in CHANGES.values()}
+    assert done[Kind.INTERACTIONS].events == 3
+    assert done[Kind.INTERACTIONS].backend.published == (2, 3)
+    assert [done[Kind.LABELS].labels[1].get(key) for key in (10, 11, 12)] == ["ten", "eleven", ""]
+    assert done[Kind.AVAILABILITY].unavailable.tolist() == [10, 12]
+    opened = done[Kind.OPEN_PRODUCER].producers.get(b"p")
+    assert opened is not None and (opened.epoch, opened.last_sequence) == (1, 0)
+    for kind in (Kind.SPEC, Kind.ENGINE):
+        assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
+    for kind, found in done.items():
+        assert found.revision == found.backend.revision == 1, kind
+
+
+def test_admission_counts_what_adds_entries() -> None:
+    rooms = {kind.kind: received(kind).room for kind in CHANGES.values()}
+    assert {kind for kind, room in rooms.items() if room != NO_ROOM} == {Kind.LABELS, Kind.AVAILABILITY}
+    assert (rooms[Kind.LABELS].entries, rooms[Kind.AVAILABILITY].entries) == (2, 2)
+    assert rooms[Kind.LABELS].nbytes > len(BODIES[wire.LABELS])
+
+
+def test_records_of_another_spec_or_semantics_are_refused() -> None:
+    with pytest.raises(ReplayError, match="another spec"):
+        applied(SpecChange(b"other"))
+    base: Manifest = Base()  # type: ignore[assignment]
+    with pytest.raises(ReplayError, match="kernel_semantics 99"):
+        applied(EngineChange.restored(base, 99, "cpu"))
+
+
+def test_a_record_that_does_not_continue_the_chain_is_not_applied() -> None:
+    found = state()
+    change = received(OpenProducerChange)
+    for revision, previous in ((2, b""), (1, bytes(32))):
+        header = Header(revision, b"p", 1, 0, bytes(32), bytes(32), NO_REJECTS, bytes([1]) * 32, previous)
+        with pytest.raises(AssertionError):
+            apply(found, [Record(header, change, None)])
+    assert found.revision == 0 and found.producers.get(b"p") is None
+
+
+def test_a_kind_of_a_later_version_is_said_to_be_one() -> None:
+    with pytest.raises(ValueError, match="kind 99 are of a later version"):
+        change_of(99, b"")
