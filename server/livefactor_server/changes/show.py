@@ -17,8 +17,8 @@ from livefactor_server.log.format import (
     hash_function,
     hash_name_of,
     is_zero,
-    read_group_head,
 )
+from livefactor_server.log.parsing import read_group_head
 from livefactor_server.log.store import Kind, LogDamaged, LogMissing, Record
 from livefactor_server.log.walk import Cursor, Segment, Walk, list_segments, start_cursor
 

@@ -86,10 +86,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from livefactor_server.log.crc32c import crc32c
-from livefactor_server.log.disk import BLOCK_BYTES, aligned_buffer
+from livefactor_server.log.disk import BLOCK_BYTES
 from livefactor_server.log.errors import LogError
 
 try:
@@ -98,7 +95,7 @@ except ImportError:  # optional: a log without it uses SHA-256
     blake3 = None  # type: ignore[assignment]
 
 Buffer = bytes | bytearray | memoryview | Any
-"""Anything with the buffer protocol, C-contiguous (NumPy arrays too)."""
+"""A C-contiguous object with the buffer protocol, for example a NumPy array."""
 
 MAGIC = b"lvfactor"
 GROUP_MAGIC = b"lvfgroup"
@@ -119,24 +116,19 @@ NO_SALT = bytes(SALT_BYTES)
 FLAG_ERASED = 1
 HASH_IDS = {"sha256": 1, "blake3": 2}
 
-_CHECKSUM = struct.Struct("<I")
-_GROUP = struct.Struct("<HBB16sIIQQQQqI4x32s32s")
-_PRODUCER = struct.Struct("<QQB")
-_HEAD = struct.Struct("<BBHIIIIi16s")
-_ERASURE = struct.Struct("<I4xQ32s32s")
-_HASHED = struct.Struct("<8sHBBB3xQQQqQ32s32s64s8x")
-_LENGTH = struct.Struct("<I")
-GROUP_HEADER_BYTES = len(GROUP_MAGIC) + _CHECKSUM.size + _GROUP.size
-HEAD_BYTES = _HEAD.size
-ERASURE_BYTES = _ERASURE.size
-assert (GROUP_HEADER_BYTES, HEAD_BYTES, ERASURE_BYTES, _HASHED.size) == (152, 40, 80, 192)
+CHECKSUM = struct.Struct("<I")
+GROUP = struct.Struct("<HBB16sIIQQQQqI4x32s32s")
+PRODUCER = struct.Struct("<QQB")
+HEAD = struct.Struct("<BBHIIIIi16s")
+ERASURE = struct.Struct("<I4xQ32s32s")
+HASHED = struct.Struct("<8sHBBB3xQQQqQ32s32s64s8x")
+LENGTH = struct.Struct("<I")
+GROUP_HEADER_BYTES = len(GROUP_MAGIC) + CHECKSUM.size + GROUP.size
+HEAD_BYTES = HEAD.size
+ERASURE_BYTES = ERASURE.size
+assert (GROUP_HEADER_BYTES, HEAD_BYTES, ERASURE_BYTES, HASHED.size) == (152, 40, 80, 192)
 
-_CHECKED_FROM = len(GROUP_MAGIC) + _CHECKSUM.size
-_PRODUCERS_MAX = 255
-_U32_MAX = 2**32 - 1
-_TIME_SPAN_US = 2**31 - 1
-# NumPy copies larger pieces, which lets other threads run.
-_COPY_BYTES_MAX = 32 * 1024
+CHECKED_FROM = len(GROUP_MAGIC) + CHECKSUM.size
 # Below this one call on joined bytes is cheaper than several updates.
 _JOIN_BYTES_MAX = 4096
 
@@ -154,7 +146,7 @@ class Kind(IntEnum):
 
 @dataclass(slots=True)
 class Entry:
-    """One record to append. `body` is bytes-like, or a sequence of them, written one behind the other."""
+    """One record to append. `body` is bytes-like, or a sequence of pieces that are."""
 
     kind: int
     revision: int
@@ -190,7 +182,7 @@ class GroupHead(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """One record as it was read. `body` is a view of the file (zero-copy) and lives as long as it is held."""
+    """One record from the log. `body` is a view of the file, which stays mapped meanwhile."""
 
     kind: int
     revision: int
@@ -230,7 +222,7 @@ class BadGroup(Exception):
 
 
 class MisplacedGroup(BadGroup):
-    """A group header that is whole and does not belong here: no interrupted write leaves one behind."""
+    """A whole group header in a wrong place. An interrupted write cannot leave it there."""
 
 
 def align(n: int, to: int) -> int:
@@ -238,7 +230,7 @@ def align(n: int, to: int) -> int:
     return n + -n % to
 
 
-# ----------------------------------------------------------------------------------------------------- hashes
+# ------------------------------------------------------------------------------------------- hashes
 
 
 def default_hash_name() -> str:
@@ -247,7 +239,10 @@ def default_hash_name() -> str:
 
 
 def hash_function(name: str) -> Callable[..., Any]:
-    """`f(data).digest()` of a log's hash. Raises LogError if it is unknown or its package is missing."""
+    """The function `f(data).digest()` of a hash.
+
+    Raises LogError if the name is unknown or the package is missing.
+    """
     if name == "sha256":
         return hashlib.sha256
     if name == "blake3" and blake3 is not None:
@@ -265,9 +260,9 @@ def parts_of(body: Buffer | Sequence[Buffer]) -> list[Any]:
 def commitment_of(
     new_hash: Callable[..., Any], salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]
 ) -> bytes:
-    """hash(salt ‖ u32 length of rejects ‖ rejects ‖ body): 32 bytes. Large bodies without the GIL."""
+    """hash(salt ‖ u32 bytes of rejects ‖ rejects ‖ body), 32 bytes. Large bodies release the GIL."""
     parts = parts_of(body)
-    head = b"".join((salt, _LENGTH.pack(len(rejects)), rejects))
+    head = b"".join((salt, LENGTH.pack(len(rejects)), rejects))
     if sum(map(len, parts)) <= _JOIN_BYTES_MAX:
         state = new_hash(b"".join((head, *parts)))
     else:
@@ -283,267 +278,19 @@ def first_previous(lineage: bytes) -> bytes:
     return lineage.ljust(HASH_BYTES, b"\0")
 
 
-# ---------------------------------------------------------------------------------------------------- packing
-
-
-@dataclass(slots=True)
-class Stamp:
-    """Fields of a group header that the log knows. `place` in bytes, `segment` in blocks."""
-
-    log_id: bytes
-    hash_id: int
-    incarnation: int
-    place: int
-    segment: int
-    mark: int
-    previous: bytes
-
-
-class GroupBuffer:
-    """The page-aligned memory that groups are laid out in, reused; `view` is all of it as bytes."""
-
-    def __init__(self) -> None:
-        self.view = memoryview(aligned_buffer(BLOCK_BYTES))
-
-    def reserve(self, size: int) -> memoryview:
-        """The memory, at least `size` bytes of it. What was in it is gone if it had to grow."""
-        if len(self.view) < size:
-            self.view = memoryview(aligned_buffer(size + size // 2))
-        return self.view
-
-
-class PackedGroup(NamedTuple):
-    """A group that is ready to be laid out: all but the header and the padding."""
-
-    entries: Sequence[Entry]
-    producers: bytes
-    producer_count: int
-    heads: bytes
-    time_us: int
-    # Bytes of the group without padding.
-    size: int
-    hashes: list[bytes]
-
-
-def pack_group(
-    entries: Sequence[Entry], previous: bytes, hash_id: int, new_hash: Callable[..., Any]
-) -> PackedGroup:
-    """The producer list, the record heads and the chain hashes of a group.
-
-    Args:
-        entries: the records, with their commitments.
-        previous: the chain hash before them.
-        hash_id: the log's, of HASH_IDS.
-        new_hash: the function of that hash.
-
-    Raises:
-        ValueError: over 255 producers, or a record of 4 GiB and more.
-    """
-    time_us = entries[0].time_us
-    numbers, sequences = _number_producers(entries)
-    heads, hashes, payload = [], [], 0
-    for entry in entries:
-        # The time is information only. A clock that jumped by more than half an hour is cut to it.
-        since = min(max(entry.time_us - time_us, -_TIME_SPAN_US), _TIME_SPAN_US)
-        rejects, body = len(entry.rejects), _body_length(entry.body)
-        if max(rejects, body, entry.count) > _U32_MAX:
-            raise ValueError(f"revision {entry.revision}: a record has less than 4 GiB")
-        key = (entry.producer, entry.epoch)
-        number = numbers.get(key, 0)
-        sequence = entry.sequence - sequences[key] if number else 0
-        heads.append(
-            _HEAD.pack(entry.kind, number, 0, entry.count, rejects, body, sequence, since, entry.salt)
-        )
-        hashed = _HASHED.pack(
-            MAGIC, HEADER_VERSION, entry.kind, hash_id, len(entry.producer), entry.revision, entry.epoch,
-            entry.sequence, time_us + since, entry.count, entry.commitment, previous, entry.producer,
-        )  # fmt: skip
-        previous = new_hash(hashed).digest()
-        hashes.append(previous)
-        payload += rejects + body
-    listed = b"".join(
-        _PRODUCER.pack(epoch, sequences[producer, epoch], len(producer)) + producer
-        for producer, epoch in numbers
-    )
-    listed += bytes(-len(listed) % GROUP_ALIGN)
-    packed = b"".join(heads)
-    size = GROUP_HEADER_BYTES + len(listed) + len(packed) + payload
-    return PackedGroup(entries, listed, len(numbers), packed, time_us, size, hashes)
-
-
-def _number_producers(
-    entries: Sequence[Entry],
-) -> tuple[dict[tuple[bytes, int], int], dict[tuple[bytes, int], int]]:
-    """(number, smallest sequence) of each (producer, epoch) that the entries name."""
-    numbers: dict[tuple[bytes, int], int] = {}
-    sequences: dict[tuple[bytes, int], int] = {}
-    for entry in entries:
-        if not (entry.producer or entry.epoch or entry.sequence):
-            continue
-        key = entry.producer, entry.epoch
-        if numbers.setdefault(key, len(numbers) + 1) > _PRODUCERS_MAX:
-            raise ValueError(f"a commit group has at most {_PRODUCERS_MAX} producers")
-        sequences[key] = min(sequences.get(key, entry.sequence), entry.sequence)
-    return numbers, sequences
-
-
-def _body_length(body: Buffer | Sequence[Buffer]) -> int:
-    pieces = body if isinstance(body, list | tuple) else (body,)
-    return sum(len(piece) if type(piece) is bytes else memoryview(piece).nbytes for piece in pieces)
-
-
-def lay_out(buffer: memoryview, at: int, group: PackedGroup, stamp: Stamp, size: int) -> None:
-    """Writes the group into `buffer` at `at`, zeros behind it up to `size` bytes: every byte is written."""
-    header = _GROUP.pack(
-        GROUP_VERSION, stamp.hash_id, group.producer_count, stamp.log_id, stamp.incarnation,
-        len(group.entries), stamp.place, size, group.entries[0].revision, stamp.mark, group.time_us,
-        stamp.segment, stamp.previous, group.hashes[-1],
-    )  # fmt: skip
-    start = at
-    fixed = b"".join((GROUP_MAGIC, _CHECKSUM.pack(crc32c(header)), header, group.producers, group.heads))
-    buffer[at : at + len(fixed)] = fixed
-    at += len(fixed)
-    for entry in group.entries:
-        for part in (entry.rejects, *parts_of(entry.body)):
-            end = at + len(part)
-            if len(part) < _COPY_BYTES_MAX:
-                buffer[at:end] = part
-            else:
-                np.copyto(np.frombuffer(buffer, np.uint8, len(part), at), np.frombuffer(part, np.uint8))
-            at = end
-    buffer[at : start + size] = bytes(start + size - at)
-
-
-def new_id() -> bytes:
-    """A random log id."""
-    return os.urandom(16)
-
-
-# ---------------------------------------------------------------------------------------------------- reading
-
 _HASH_OF_ID = {number: name for name, number in HASH_IDS.items()}
 
 
 def hash_name_of(hash_id: int) -> str:
-    """The name behind the number in a header. Raises LogError for a number this version does not know."""
+    """The name of the hash with this number. Raises LogError for an unknown number."""
     if hash_id not in _HASH_OF_ID:
         raise LogError(f"hash {hash_id} in the log is of a later version of livefactor")
     return _HASH_OF_ID[hash_id]
 
 
-def read_group_head(memory: memoryview, at: int, place: int, path: Path) -> GroupHead:
-    """The checked header of the group at `at` of `memory`, which is byte `place` of the file `path`.
-
-    Raises:
-        BadGroup: no group here, or a damaged header.
-        LogError: a group of another version.
-    """
-    raw = bytes(memory[at : at + GROUP_HEADER_BYTES])
-    if len(raw) < GROUP_HEADER_BYTES:
-        raise BadGroup(place, "the file ends inside a group's header")
-    if not raw.startswith(GROUP_MAGIC):
-        raise BadGroup(place, "no group starts here")
-    if crc32c(raw[_CHECKED_FROM:]) != _CHECKSUM.unpack_from(raw, len(GROUP_MAGIC))[0]:
-        raise BadGroup(place, "the checksum of the group's header is wrong")
-    head = GroupHead._make(_GROUP.unpack_from(raw, _CHECKED_FROM))
-    if head.version != GROUP_VERSION:
-        raise LogError(f"{path} at byte {place}: a group of another version of livefactor ({head.version})")
-    return head
-
-
-def read_records(
-    memory: memoryview, at: int, head: GroupHead, path: Path, new_hash: Callable[..., Any]
-) -> list[Record]:
-    """The records of the group at `at` of `memory`, whose header is `head`, verified against `head.last`.
-
-    Bodies are views of `memory`. Raises BadGroup.
-    """
-    place = head.place
-    end = at + head.size
-    if head.size < GROUP_HEADER_BYTES or end > len(memory):
-        raise BadGroup(place, "the file ends inside a group's payload")
-    producers, cursor = _read_producers(memory, at + GROUP_HEADER_BYTES, end, head)
-    heads_end = cursor + head.records * HEAD_BYTES
-    if heads_end > end:
-        raise BadGroup(place, "the group ends inside its record heads")
-    heads = list(_HEAD.iter_unpack(memory[cursor:heads_end]))
-    erased = sum(1 for fields in heads if fields[2])
-    payload = heads_end + erased * ERASURE_BYTES
-    if payload + sum(fields[4] + fields[5] for fields in heads) > end:
-        raise BadGroup(place, "the group ends inside its payloads")
-    found, previous, revision, erasure_at = [], head.previous, head.revision, heads_end
-    for kind, number, flags, count, rejects_size, body_size, above, since, salt in heads:
-        producer, epoch, base = producers[number] if number < len(producers) else (b"", -1, 0)
-        if epoch < 0 or flags & ~FLAG_ERASED:
-            raise BadGroup(place, f"the head of revision {revision} is damaged")
-        body_start = payload + rejects_size
-        rejects, body = bytes(memory[payload:body_start]), memory[body_start : body_start + body_size]
-        payload = body_start + body_size
-        commitment = commitment_of(new_hash, salt, rejects, body)
-        rows, erased_at = count, 0
-        if flags:
-            rows, erased_at, acknowledged, current = _ERASURE.unpack_from(memory, erasure_at)
-            erasure_at += ERASURE_BYTES
-            if commitment != current:
-                raise BadGroup(place, f"the payload of revision {revision} does not match its commitment")
-            commitment = acknowledged
-        sequence, time_us = base + above, head.time_us + since
-        hashed = _HASHED.pack(
-            MAGIC, HEADER_VERSION, kind, head.hash_id, len(producer), revision, epoch, sequence, time_us,
-            count, commitment, previous, producer,
-        )  # fmt: skip
-        chain = new_hash(hashed).digest()
-        found.append(
-            Record(
-                kind,
-                revision,
-                producer,
-                epoch,
-                sequence,
-                time_us,
-                count,
-                rejects,
-                body,
-                salt,
-                commitment,
-                path,
-                place,
-                chain,
-                previous,
-                head,
-                rows,
-                erased_at,
-            )
-        )
-        previous, revision = chain, revision + 1
-    check_chain(place, previous, head.last)
-    if not is_zero(memory[payload:end]):
-        raise BadGroup(place, "the padding behind the group is damaged")
-    return found
-
-
-def check_chain(place: int, found: bytes, expected: bytes) -> None:
-    """Raises BadGroup unless the chain hash behind the group at `place` is the one that its header names."""
-    if found != expected:
-        raise BadGroup(place, "the records or payloads of the group do not match its hash")
-
-
-def _read_producers(
-    memory: memoryview, at: int, end: int, head: GroupHead
-) -> tuple[list[tuple[bytes, int, int]], int]:
-    """(id, epoch, smallest sequence) by number, and where the record heads begin."""
-    found, start = [(b"", 0, 0)], at
-    for _ in range(head.producers):
-        if at + _PRODUCER.size > end:
-            raise BadGroup(head.place, "the group ends inside its producers")
-        epoch, sequence, length = _PRODUCER.unpack_from(memory, at)
-        at += _PRODUCER.size
-        found.append((bytes(memory[at : at + length]), epoch, sequence))
-        at += length
-    padded = start + align(at - start, GROUP_ALIGN)
-    if any(len(producer) > PRODUCER_BYTES_MAX for producer, _, _ in found) or not is_zero(memory[at:padded]):
-        raise BadGroup(head.place, "the group's producers are damaged")
-    return found, padded
+def new_id() -> bytes:
+    """A random log id."""
+    return os.urandom(16)
 
 
 def is_zero(piece: memoryview) -> bool:
@@ -552,5 +299,5 @@ def is_zero(piece: memoryview) -> bool:
 
 
 def is_earlier_layout(view: memoryview) -> bool:
-    """Whether a segment file was written by an earlier version, whose layout is not read any more."""
+    """Whether an earlier version wrote this segment. Its layout can no longer be read."""
     return bytes(view[EARLIER_MAGIC_AT : EARLIER_MAGIC_AT + len(MAGIC)]) == MAGIC

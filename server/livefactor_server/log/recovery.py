@@ -54,7 +54,7 @@ class Contents:
 
 
 def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -> None:
-    """Remembers the group start (segment, offset), where `cursor` stands, if the last one is far enough."""
+    """Adds the group start (segment, offset) to the index if the last entry is far enough."""
     last = places[-1] if places else None
     if last is None or last.segment != segment or offset - last.offset >= INDEX_BYTES:
         places.append(Place(cursor.revision, cursor.hash, cursor.incarnation, segment, offset))
@@ -63,7 +63,9 @@ def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -
 def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None] | None = None) -> Contents:
     """Reads and verifies the whole log; changes nothing.
 
-    Raises LogMissing if there is no log (or one whose creation never finished), LogDamaged if it is damaged.
+    Raises:
+        LogMissing: the folder has no log, or its creation did not finish.
+        LogDamaged: synced bytes differ from what was written.
     """
     segments = list_segments(io, folder)
     if not segments:
@@ -128,7 +130,7 @@ def write_slot(io: FileIO, fd: int, slot: Slot) -> None:
 
 
 def _keep_copy(io: FileIO, tail: Tail) -> None:
-    """The bytes behind the stream, from the start of its last block on, and the tail slot that is dropped."""
+    """Copies the bytes behind the stream, from its last block on, and the unusable tail slot."""
     view = io.map(tail.path)
     pieces = [view[tail.start - tail.start % BLOCK_BYTES : align(tail.end, BLOCK_BYTES)]]
     if tail.slot is not None:

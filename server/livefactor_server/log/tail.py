@@ -45,7 +45,10 @@ assert DATA_START == SLOTS * BLOCK_BYTES
 
 
 class Slot(NamedTuple):
-    """One slot write, as the table above names its fields; `base` and `synced` in bytes, `segment` in blocks."""
+    """One slot write, with the fields of the table above.
+
+    `base` and `synced` are bytes of the file, `segment` is in blocks.
+    """
 
     counter: int
     base: int
@@ -76,7 +79,7 @@ def pack_slot(buffer: memoryview, slot: Slot) -> None:
 
 
 def read_slots(view: memoryview) -> list[Slot]:
-    """The slots of a segment that are whole, the newest first; fewer than two where a write was torn."""
+    """The whole slots of a segment, newest first. A torn write leaves only one."""
     found = []
     for start in range(0, DATA_START, BLOCK_BYTES):
         slot = _read_slot(bytes(view[start : start + BLOCK_BYTES]))

@@ -1,21 +1,22 @@
-"""Walks a log group by group and finds where it ends: cleanly, in an unsynced tail, or in damage.
+"""Walks a log group by group, and decides whether it ends cleanly, unsynced or damaged.
 
-A group is written only after the one before it was synced. So the walk asks, behind a group that
-cannot be read, whether anything proves that this group was once whole on the disk:
+The rule: a group is written only after the group before it was synced. Suppose that a group cannot
+be read. If the log holds anything that was written later, then the group was complete on the disk,
+and the disk lost it. Evidence for a later write is:
 
-- a later segment file,
-- a tail slot whose `synced` lies behind the group,
-- a group of this log, whole and in its place, that lies behind or whose mark is at or past the
-  missing revision,
-- a group header that is whole and does not belong where it stands, a file that got shorter, or two
-  damaged tail slots: no interrupted write leaves these.
+- a later segment file;
+- a tail slot whose `synced` is behind the group;
+- a whole group of this log in its place, which starts later or whose mark is at or after the
+  missing revision.
 
-With such a proof the log is damaged. Without it the group was never acknowledged: an unsynced tail.
+Three more findings cannot come from an interrupted write: a whole group header in a wrong place, a
+truncated file, and two damaged tail slots. In all these cases the log is damaged. Without such
+evidence the group was never acknowledged, and it is an unsynced tail.
 
-The limit of the rule: damage of the medium to the very last group leaves no proof until its mark is
-written (after some idleness, or with the next group), and looks like an unsynced tail. What destroys
-everything that was written from some point on looks like a log that ends there. A snapshot, or an
-acknowledgement that someone holds, past the log's end shows the latter.
+The rule has two limits. The last group has no evidence until its mark is written, after some time
+without updates, or until the next group. Damage to it in this time looks like an unsynced tail. If
+everything after some point is destroyed, the log looks as if it ended there. Only a snapshot or a
+stored acknowledgement with a later revision reveals this.
 """
 
 from __future__ import annotations
@@ -41,9 +42,8 @@ from livefactor_server.log.format import (
     hash_function,
     hash_name_of,
     is_earlier_layout,
-    read_group_head,
-    read_records,
 )
+from livefactor_server.log.parsing import read_group_head, read_records
 from livefactor_server.log.tail import Slot, place_of, read_slots
 
 SEGMENT_NAME = re.compile(r"(\d{20})\.log")
@@ -79,7 +79,7 @@ class Cursor:
 
 
 class Group(NamedTuple):
-    """A whole, verified commit group. `segment` is an index into the segments; `offset` and `end` in bytes."""
+    """A verified commit group, from byte `offset` to `end` of the segment with index `segment`."""
 
     segment: int
     offset: int
@@ -145,10 +145,11 @@ def nonzero_end(view: memoryview, start: int) -> int:
 def read_group(
     memory: memoryview, at: int, place: int, cursor: Cursor, path: Path
 ) -> tuple[list[Record], int]:
-    """The verified records of the group at `at` of `memory`, and the byte of the file behind it.
+    """Reads and verifies the group at `memory[at:]`, which is byte `place` of the file.
 
-    `place` is the byte of the file that `at` stands for. The cursor moves behind the group if all of
-    it is right. Raises BadGroup.
+    The cursor moves behind the group only if all of it is valid.
+
+    Returns the records, and the byte of the file behind the group. Raises BadGroup.
     """
     head = read_group_head(memory, at, place, path)
     is_first = not cursor.begun
@@ -195,14 +196,14 @@ class Walk:
 
     Args:
         io: the disk.
-        segments: all segments of the log, in order; the walk sets the `end` of those that it passes.
+        segments: all segments of the log, in order. The walk sets the `end` of each one.
         cursor: what the first group must follow; afterwards, where the log ends.
         index, offset: the segment and the byte to start at, where a group starts.
-        stop: the segment that the log ends in and where, if that is known and synced; None finds it.
+        stop: the segment that the log ends in, and where; None finds the end.
         progress: called with (bytes passed, bytes of all segments).
 
-    `groups()` yields every whole group. When it ends, `tail` is the unsynced tail or None, and `end`
-    is where the stream ends. It raises LogDamaged where the log is damaged.
+    `groups()` yields every whole group. Afterwards `tail` is the unsynced tail or None, and `end` is
+    where the stream ends. It raises LogDamaged if the log is damaged.
     """
 
     def __init__(
@@ -265,7 +266,7 @@ class Walk:
     def _groups(
         self, index: int, memory: memoryview, origin: int, offset: int, limit: int
     ) -> Iterator[Group]:
-        """The whole groups from byte `offset` of the file on; `memory` starts at byte `origin` of it.
+        """The whole groups from byte `offset` of the file on. `memory` starts at byte `origin`.
 
         Afterwards `_at` is the byte behind the last one, and `_bad` says why the next is none.
         """
@@ -284,7 +285,7 @@ class Walk:
             self._report(index, end)
 
     def _last_block(self, index: int, view: memoryview) -> Iterator[Group]:
-        """The groups that end in the last block of the log, and what an interrupted write left there."""
+        """The groups that end in the last block of the log. Sets `end` and `tail`."""
         segment, first_bad = self.segments[index], self._bad
         slots = [slot for slot in read_slots(view) if self._is_ours(slot)]
         if not slots and nonzero_end(view, DATA_START) > DATA_START:
@@ -308,7 +309,7 @@ class Walk:
         return not self.cursor.begun or slot.log_id == self.cursor.log_id
 
     def _groups_of(self, slot: Slot, index: int, view: memoryview, start: int) -> list[Group] | None:
-        """The groups from `start` to the slot's end, or None if they are not whole. The cursor follows."""
+        """The groups from `start` to the end of the slot, or None if they are not whole."""
         before = replace(self.cursor)
         memory = _with_tail(view, start, slot.base, slot.content)
         groups = list(self._groups(index, memory, start, start, slot.end))
@@ -371,14 +372,14 @@ class Walk:
 
 
 def _with_tail(view: memoryview, start: int, base: int, content: bytes) -> memoryview:
-    """The bytes of the file from `start` to the end of its tail: `content` stands for those from `base` on."""
+    """The bytes of the file from `start` on, with `content` in place of those from `base` on."""
     if start >= base:
         return memoryview(content[start - base :])
     return memoryview(bytes(view[start:base]) + content)
 
 
 def _stream_end(view: memoryview, end: int, chosen: Slot | None, slots: list[Slot]) -> StreamEnd:
-    """The end of the stream at byte `end`, with a counter whose slot write spares the slot that holds it."""
+    """The end of the stream at byte `end`. Its counter does not overwrite the slot that holds it."""
     base = end - end % BLOCK_BYTES
     content = chosen.content if chosen is not None and chosen.base == base else bytes(view[base:end])
     newest = slots[0].counter if slots else 0
@@ -390,7 +391,7 @@ def _stream_end(view: memoryview, end: int, chosen: Slot | None, slots: list[Slo
 
 
 def _unusable_slot(view: memoryview, end: int, slots: list[Slot]) -> int | None:
-    """The byte at which a tail slot stands that is torn, or that holds a group which is not whole."""
+    """The byte of a tail slot that is torn or that holds an incomplete group, or None."""
     whole = {place_of(slot.counter): slot for slot in slots}
     for place in (place_of(0), place_of(1)):
         if place in whole:
@@ -413,7 +414,7 @@ def made_size(view: memoryview, path: Path) -> int:
 
 
 def find_later_group(view: memoryview, start: int, cursor: Cursor, path: Path) -> GroupHead | None:
-    """A whole group of this log at or behind byte `start` that proves that what stood at `start` was synced."""
+    """A whole group at or behind byte `start`, which proves that `start` was synced before."""
     data: Any = view.obj
     position = data.find(GROUP_MAGIC, start)
     while position >= 0:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from crash_io import CrashIO, FileSync, Image
-from livefactor_server.log import format as log_format
+from livefactor_server.log import parsing as log_parsing
 from livefactor_server.log import tail as log_tail
 from livefactor_server.log.disk import BLOCK_BYTES
 from livefactor_server.log.format import DATA_START
@@ -133,7 +133,7 @@ def undetected_flips(damage: Damage, bits: list[int]) -> list[int]:
 
 def test_the_check_catches_unchecked_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     damage = Damage(marked=True)
-    for module in (log_format, log_tail):
+    for module in (log_parsing, log_tail):
         monkeypatch.setattr(module, "crc32c", lambda _: AnyNumber())
     assert undetected_flips(damage, bits_of_interest(damage)[::3])
 
@@ -239,9 +239,7 @@ def test_a_payload_cannot_pass_for_a_group() -> None:
     whole = bytes(io.map(FOLDER / f"{0:020d}.log"))[DATA_START : DATA_START + BLOCK_BYTES]
     forged = b"".join(bytes(n) + whole.replace(log_id, log.lineage.bytes) for n in range(8))
     salt = bytes(16)
-    log.append(
-        [Entry(Kind.INTERACTIONS, 2, body=forged, salt=salt, commitment=log.seal(salt, b"", forged))]
-    )
+    log.append([Entry(Kind.INTERACTIONS, 2, body=forged, salt=salt, commitment=log.seal(salt, b"", forged))])
     start = next(log.read(2)).offset
     log.close()
     data = io.live.contents[io.live.names[FOLDER / f"{0:020d}.log"]]

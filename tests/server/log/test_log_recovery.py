@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from crash_io import Ack, CrashIO, FileSync, Image, crash_states
-from livefactor_server.log import format as log_format
+from livefactor_server.log import parsing as log_parsing
 from livefactor_server.log import tail as log_tail
 from livefactor_server.log.store import Entry, Kind, Log, LogError, LogMissing
 from livefactor_server.log.tail import read_slots
@@ -220,7 +220,7 @@ def test_the_check_catches_a_missing_sync(disk: type[CrashIO]) -> None:
 def test_the_check_catches_unchecked_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
     io = CrashIO(ROOT)
     write_a_log(io)
-    monkeypatch.setattr(log_format, "check_chain", lambda *_: None)
+    monkeypatch.setattr(log_parsing, "check_chain", lambda *_: None)
     with pytest.raises(AssertionError):
         check_all(io)
 
