@@ -129,8 +129,9 @@ generate = mkdir -p $(1) && cd protos && PATH="$(abspath $(PROTO_VENV))/bin:$$PA
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS:protos/%=%)
 
 .PHONY: proto
-proto: $(PROTO_VENV)/.stamp ## Generates the stubs and docs/api.md from protos/.
+proto: $(PROTO_VENV)/.stamp ## Generates the stubs, docs/api.md and the example's copies from protos/.
 	@$(call generate,$(abspath clients))
+	@rm -rf examples/node/protos && mkdir -p examples/node/protos/livefactor/v1 && cp $(PROTOS) examples/node/protos/livefactor/v1
 	@$(MAKE) --no-print-directory docs
 
 .PHONY: check-stubs

@@ -67,6 +67,10 @@ def push(livefactor, model, producer_id):
 
     Returns the answer.
     """
+    # Labels give the texts of ids back in answers. Sent twice they change nothing: no stamp.
+    items = sorted({item for _, item in PURCHASES})
+    labels = {"side": "SIDE_ITEM", "ids": [key(item) for item in items], "labels": items}
+    livefactor.call("UpdateService", "ApplyUpdates", model=model, labels=labels)
     opened = livefactor.call("UpdateService", "OpenProducer", model=model, producer_id=producer_id)
     return livefactor.call(
         "UpdateService",
@@ -94,11 +98,11 @@ def main(target, model="reflected"):
             min_position=ack.position,
             user_ids=[key("ada")],
             top_k={"k": 3},
+            with_labels=True,
         )
-        names = {key(item): item for _, item in PURCHASES}
         print(f"ada's best at revision {best.position.revision}:")
-        for item_id, score in zip(best.item_ids, best.scores, strict=True):
-            print(f"  {score:+.4f}  {names[item_id]}")
+        for item, score in zip(best.labels, best.scores, strict=True):
+            print(f"  {score:+.4f}  {item}")
 
 
 if __name__ == "__main__":

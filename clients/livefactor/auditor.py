@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.position import Position, position_of
 from livefactor.snapshots import files as snapshot_files
@@ -21,9 +21,13 @@ _SERVICE = "/livefactor.v1.SnapshotService/"
 _Piece = tuple[str, int, int, bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SnapshotInfo:
-    """A snapshot that a server holds. Hashes: 32 bytes. created_us: microseconds since 1970 UTC."""
+    """A snapshot that a server holds.
+
+    root_hash, log_hash: 32 bytes each. size_bytes: of all its files. created_us: microseconds since 1970 UTC.
+    users, items: rows of the model.
+    """
 
     snapshot_id: str
     position: Position
@@ -34,10 +38,14 @@ class SnapshotInfo:
     users: int
     items: int
 
+    def __repr__(self) -> str:
+        rows = f"{self.users} users, {self.items} items"
+        return f"SnapshotInfo({self.snapshot_id}, {rows}, {self.size_bytes:,} bytes)"
+
 
 @dataclass(frozen=True, slots=True)
 class SnapshotProgress:
-    """How far a snapshot is that is being taken, in bytes."""
+    """The progress of a snapshot that is being taken. bytes_done, bytes_total: bytes. position: its position."""
 
     bytes_done: int
     bytes_total: int
@@ -56,10 +64,11 @@ class Auditor:
         target: str | grpc.Channel = DEFAULT_TARGET,
         *,
         model: str = "default",
+        connect_s: float = CONNECT_S,
         channel: grpc.Channel | None = None,
     ) -> None:
         self.model = model
-        self._connection = Connection(target, channel)
+        self._connection = Connection(target, channel, connect_s)
 
     def snapshot(
         self,
@@ -139,6 +148,9 @@ class Auditor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"Auditor({self._connection.target!r}, model={self.model!r})"
 
     def _stream(self, method: str, request: Any) -> Iterator[bytes]:
         return self._connection.stream(

@@ -1,8 +1,8 @@
-"""The transport: targets, channel options, retries of reads, and unary calls whose errors are this package's.
+"""The transport: targets, channel options, retries of reads, and unary calls that raise this package's errors.
 
-Every client class takes a target ("host:port", "[::1]:port", "unix:/path") or a channel of the caller's own
-(`channel=`), which then stays the caller's to close; it should come from `open_channel`, whose options
-matter. Reads are tried again here, within their deadline; writes are made exactly-once by the Producer.
+Every client class takes a target ("host:port", "[::1]:port", "unix:/path") or a channel that the caller opened
+(`channel=`). The caller closes such a channel, and should make it with `open_channel`, because the options
+matter. Reads are tried again here, within their deadline. The Producer makes writes exactly-once.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import Any, TypeVar
 
 import grpc
 
-from livefactor.errors import LivefactorError, Unavailable, from_rpc
+from livefactor.errors import InvalidArgument, LivefactorError, Unavailable, from_rpc
 
 DEFAULT_PORT = 50051
 DEFAULT_TARGET = f"127.0.0.1:{DEFAULT_PORT}"
 MESSAGE_BYTES_MAX = 4 << 20
 DEADLINE_S = 10.0
 """Default deadline of unary calls, seconds."""
+
+CONNECT_S = 3.0
+"""Default time that a call waits for a server that cannot be reached, seconds."""
 
 READ_ATTEMPTS = 4
 """How often a read is tried while the server is unavailable, within its deadline."""
@@ -30,16 +33,16 @@ READ_BACKOFF_S = 0.05
 READ_BACKOFF_MAX_S = 1.0
 
 OPTIONS: tuple[tuple[str, Any], ...] = (
-    # The transport's own retries lose a stream now and then that fails while it connects: its status arrives,
-    # and whoever waits for the next message waits for ever (grpcio 1.85.3, 7 of 119 streams on a busy
-    # machine; without retries none of 252). So reads are tried again here, and writes by the Producer.
+    # With the transport's own retries, a stream that fails while it connects is sometimes lost: its status
+    # arrives, but whoever waits for the next message waits for ever (grpcio 1.85.3: 7 of 119 streams on a busy
+    # machine; without retries none of 252). So reads are tried again here, and the Producer retries writes.
     ("grpc.enable_retries", 0),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    # A server ends connections that ping more often than every 5 minutes.
+    # A server ends a connection that pings more often than every 5 minutes.
     ("grpc.keepalive_time_ms", 330_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # The default waits up to two minutes before it looks whether a restarted server is back.
+    # By default gRPC waits up to two minutes before it tries a restarted server again.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
@@ -53,10 +56,10 @@ def open_channel(
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, Any]] = (),
 ) -> grpc.Channel:
-    """A channel to `target`, not yet connected. credentials: None for plain text. options: gRPC's own, over
-    the defaults.
+    """Open a channel to `target`; it connects at the first call.
 
-    Raises ValueError for a target that is none.
+    credentials: None for plain text. options: gRPC's own options, which override the defaults here. Raises
+    InvalidArgument, which is a ValueError, for a malformed target.
     """
     address = parse_target(target)
     merged = list({**dict(OPTIONS), **dict(options)}.items())
@@ -66,35 +69,43 @@ def open_channel(
 
 
 def parse_target(target: str) -> str:
-    """What gRPC takes for `target`: host:port, [ipv6]:port or unix:/path; a lone host gets the default port.
+    """The address that gRPC takes: host:port, [ipv6]:port or unix:/path. A host alone gets the default port.
 
-    Raises ValueError naming what was expected: gRPC itself would report a bad address only as UNAVAILABLE,
-    later.
+    Raises InvalidArgument that names what was expected. gRPC itself would report a malformed address only
+    later, and as UNAVAILABLE.
     """
     text = target.strip()
     if text.startswith("unix:"):
         if len(text) > len("unix:"):
             return text
-        raise ValueError("target: expected unix:/path, got 'unix:'")
+        raise InvalidArgument("target: expected unix:/path, got 'unix:'")
     if "/" in text or not text:
-        raise ValueError(f"target: expected host:port, [ipv6]:port or unix:/path, got {target!r}")
+        raise InvalidArgument(f"target: expected host:port, [ipv6]:port or unix:/path, got {target!r}")
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
         return f"{text}:{DEFAULT_PORT}"
     bracketed = host.startswith("[") and host.endswith("]")
     if not host or (":" in host and not bracketed) or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"target: expected host:port with a port of 1..65535, got {target!r}")
+        raise InvalidArgument(f"target: expected host:port with a port of 1..65535, got {target!r}")
     return text
 
 
 class Connection:
-    """A channel with its owner: closed by `close` if it was opened here, left alone if it came from the
-    caller.
+    """A channel and whether this package opened it. `close` closes it only then.
+
+    target: an address, or the caller's channel. connect_s: how long a call waits for a server that cannot be
+    reached, seconds.
     """
 
-    def __init__(self, target: str | grpc.Channel, channel: grpc.Channel | None) -> None:
+    def __init__(
+        self, target: str | grpc.Channel, channel: grpc.Channel | None, connect_s: float = CONNECT_S
+    ) -> None:
         given = target if channel is None else channel
         self.owned = isinstance(given, str)
+        self.target = given if isinstance(given, str) else "a channel of the caller"
+        self.connect_s = connect_s
+        self.keep_alive: object = None
+        """What must live as long as this connection does."""
         self.channel = open_channel(given) if isinstance(given, str) else given
 
     def close(self) -> None:
@@ -107,50 +118,104 @@ class Connection:
     ) -> bytes:
         """One unary call with bytes in and out. Raises a LivefactorError.
 
-        doing: what is tried, for the error's text. attempts: of a read, how often it is tried while the
-        server is unavailable; all within the deadline.
+        doing: what is tried, for the error's text. attempts: how often a read is tried while the server says
+        that it is unavailable, within the deadline. A call that did not reach a server is tried for
+        `connect_s`, reads and writes alike.
         """
         call: Any = self.channel.unary_unary(path)
-        deadline = float("inf") if deadline_s is None else monotonic() + deadline_s
-        attempt = 1
+        patience = self.patience(deadline_s, attempts)
         while True:
-            left = None if deadline_s is None else max(0.0, deadline - monotonic())
             try:
-                answer: bytes = guarded(partial(call, request, timeout=left), doing)
+                answer: bytes = guarded(partial(call, request, timeout=patience.left()), doing)
                 return answer
-            except Unavailable:
-                delay = backoff_s(attempt, READ_BACKOFF_S, READ_BACKOFF_MAX_S)
-                if attempt >= attempts or monotonic() + delay >= deadline:
-                    raise
-            sleep(delay)
-            attempt += 1
+            except Unavailable as failure:
+                patience.wait(failure)
 
     def stream(self, path: str, request: bytes, doing: str) -> Iterator[bytes]:
         """One call with a stream of answers as bytes; leaving the iteration early cancels it. Raises a
         LivefactorError.
         """
         begin: Any = self.channel.unary_stream(path)
-        call = begin(request)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise from_rpc(error, doing) from None
-        finally:
-            call.cancel()
+        patience = self.patience(None, 1)
+        while True:
+            call, received = begin(request), False
+            try:
+                for answer in call:
+                    received = True
+                    yield answer
+                return
+            except grpc.RpcError as error:
+                failure = from_rpc(error, doing)
+                if received or not isinstance(failure, Unavailable):
+                    raise failure from None
+            finally:
+                call.cancel()
+            patience.wait(failure)
+
+    def patience(self, deadline_s: float | None, attempts: int) -> Patience:
+        """How long a call that begins now goes on trying."""
+        return Patience(self.target, self.connect_s, deadline_s, attempts)
+
+
+class Patience:
+    """How long one call is tried again while there is no server. Arguments as those of `Connection.unary`."""
+
+    def __init__(self, target: str, connect_s: float, deadline_s: float | None, attempts: int) -> None:
+        self._target, self._attempts = target, attempts
+        self._deadline = float("inf") if deadline_s is None else monotonic() + deadline_s
+        self._connect_s, self._connect_until = connect_s, monotonic() + connect_s
+        self._attempt = 0
+
+    def left(self) -> float | None:
+        """Seconds until the deadline; None if there is none."""
+        return None if self._deadline == float("inf") else max(0.0, self._deadline - monotonic())
+
+    def wait(self, failure: Unavailable) -> None:
+        """Sleep before the next try. Raises the error that ends the tries: `failure`, or one that says that
+        nothing listens.
+        """
+        self._attempt += 1
+        unreachable = is_unreachable(failure)
+        again_at = monotonic() + backoff_s(self._attempt, READ_BACKOFF_S, READ_BACKOFF_MAX_S)
+        if unreachable:
+            ended = again_at >= min(self._deadline, self._connect_until)
+        else:
+            ended = self._attempt >= self._attempts or again_at >= self._deadline
+        if ended:
+            raise no_server(failure, self._target, self._connect_s) if unreachable else failure
+        sleep(max(0.0, again_at - monotonic()))
+
+
+# What gRPC itself says when it has no connection; a server's own texts begin with what they are about.
+_UNREACHABLE = ("failed to connect", "dns resolution failed", "empty address list")
+
+
+def is_unreachable(failure: LivefactorError) -> bool:
+    """Whether the call never reached a server, so that it is safe to try it again."""
+    return isinstance(failure, Unavailable) and failure.details.lower().startswith(_UNREACHABLE)
+
+
+def no_server(failure: LivefactorError, target: str, connect_s: float) -> Unavailable:
+    """The error for a server that could not be reached in `connect_s` seconds."""
+    reason = failure.details.rsplit(": ", 1)[-1]
+    text = f"no server at {target} after {connect_s:g} s ({reason}); start one with `livefactor serve`"
+    return Unavailable(text, code=failure.code, details=failure.details)
 
 
 def backoff_s(attempt: int, first_s: float, most_s: float) -> float:
-    """Seconds to wait after try number `attempt` (1, 2, ...): doubled each time, spread so that clients do
-    not come at once.
+    """Seconds to wait after try number `attempt` (1, 2, ...).
+
+    The wait doubles with each try and is drawn at random, so that many clients do not come back at once.
     """
     return min(most_s, first_s * 2.0 ** min(attempt - 1, 16)) * random.uniform(0.5, 1.0)
 
 
 def guarded(call: Callable[[], Result], doing: str) -> Result:
-    """`call()`, with gRPC's errors and those of a closed channel as LivefactorErrors."""
+    """Make the call. Errors of gRPC and of a closed channel become LivefactorErrors."""
     try:
         return call()
     except grpc.RpcError as error:
         raise from_rpc(error, doing) from None
-    except ValueError as error:  # What grpc raises on a closed channel.
+    except ValueError as error:
+        # grpc raises this on a closed channel.
         raise LivefactorError(f"{doing}: {error}") from error

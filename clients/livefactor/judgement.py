@@ -50,7 +50,7 @@ class Hold:
     snapshot_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Judgement:
     """How good a live model is. since_revision: where judging began. revision: the newest state that was judged.
 
@@ -71,6 +71,12 @@ class Judgement:
     row_norm: float
     clamped_share: float
     drift_detection: bool
+
+    def __repr__(self) -> str:
+        counts = (
+            f"{self.judged_events} judged events, {len(self.figures)} figures, {len(self.events)} notices"
+        )
+        return f"Judgement({counts}, revision {self.revision})"
 
     def figure(self, metric: str, scorer: str = "model", event_type: int | None = None) -> JudgeFigure | None:
         """The figure of a metric and scorer, None if there is none."""

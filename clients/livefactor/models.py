@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import numpy as np
 
-from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.judgement import Hold, Judgement, hold_of, judgement_of
 from livefactor.position import Position, position_of
 from livefactor.v1 import models_pb2
@@ -18,7 +19,7 @@ LONG_DEADLINE_S = 600.0
 """Deadline of calls that read or write a whole model: root hash, delete, restore. Seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ModelDescription:
     """A model as a server describes it.
 
@@ -46,6 +47,12 @@ class ModelDescription:
     hold: Hold | None = None
     adapted_rate: float | None = None
 
+    def __repr__(self) -> str:
+        rows = f"{self.users} users, {self.items} items, {self.events} events"
+        hold = ", on hold" if self.hold is not None else ""
+        what = f"rule {self.spec['rule']}, k {self.spec['k']}"
+        return f"ModelDescription({self.name!r}, {what}, {rows}, revision {self.position.revision}{hold})"
+
 
 class Models:
     """The models of one server. target: "host:port" or "unix:/path" (or a channel). channel: the caller's own
@@ -53,9 +60,13 @@ class Models:
     """
 
     def __init__(
-        self, target: str | grpc.Channel = DEFAULT_TARGET, *, channel: grpc.Channel | None = None
+        self,
+        target: str | grpc.Channel = DEFAULT_TARGET,
+        *,
+        connect_s: float = CONNECT_S,
+        channel: grpc.Channel | None = None,
     ) -> None:
-        self._connection = Connection(target, channel)
+        self._connection = Connection(target, channel, connect_s)
 
     def create(self, name: str, preset: str = "", **spec: Any) -> ModelDescription:
         """Create an empty model.
@@ -117,6 +128,9 @@ class Models:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"Models({self._connection.target!r})"
+
     def _call(self, method: str, request: Any, name: str, deadline_s: float) -> bytes:
         doing = f"model {name!r}" if name else "models"
         attempts = READ_ATTEMPTS if method in _READS else 1
@@ -173,17 +187,26 @@ def _short_name(enum: Any, name: str) -> str:
 
 
 def plain(message: Any) -> dict[str, Any]:
-    """A message's fields as nested plain values, enums by lower-case name: what `fill` takes."""
+    """A message's fields as nested plain values that `fill` takes: enums by lower-case name, a float32 as the
+    shortest number that stands for it.
+    """
     values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.message_type is not None:
             value = [plain(each) for each in value] if hasattr(value, "add") else plain(value)
+        elif field.cpp_type == field.CPPTYPE_FLOAT:
+            value = shortest(value)
         elif field.enum_type is not None:
             known = field.enum_type.values_by_number.get(value)
             value = value if known is None else _short_name(field.enum_type, known.name)
         values[field.name] = value
     return values
+
+
+def shortest(value: float) -> float:
+    """The shortest decimal number that is this float32: 0.1 instead of 0.10000000149011612."""
+    return float(str(np.float32(value)))
 
 
 def _description(message: Any) -> ModelDescription:

@@ -1,36 +1,42 @@
-"""Asking for scores: `Scorer` scores given items or finds the best of all, for one user or many, at one
-revision that it names.
+"""Asking for scores: `Scorer` scores given items, or finds the best of all items.
+
+It asks for one user or for many, and every answer names the revision of the model that gave it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 
-from livefactor.channel import DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.errors import ColumnError
 from livefactor.position import Position
-from livefactor.wire.arrays import KEYS, Ids, as_keys
+from livefactor.wire.arrays import KEYS, HashTexts, Ids, as_given, as_keys
+from livefactor.wire.keys import keys_of
 from livefactor.wire.scoring import ScoreColumns, decode_score_response, encode_score
 
 _SCORE = "/livefactor.v1.ScoringService/Score"
+_SHOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class UserAnswer:
-    """One user's m answers. known: whether the model knows the user (else scored by mean and item bias
-    alone).
+    """The answer to one user: m items.
 
-    item_ids: uint64[m]. scores: float32[m]. item_known: bool[m]. labels: m str if asked for, else empty.
+    user_id: as it was given. known: whether the model knows the user; if not, the mean and the item biases
+    alone give the scores. item_ids: m ids as they were given, see `Answers`. scores: float32[m].
+    item_known: bool[m]. labels: m str if they were asked for, else empty.
     """
 
+    user_id: int | str
     known: bool
-    item_ids: npt.NDArray[np.uint64]
+    item_ids: npt.NDArray[Any]
     scores: npt.NDArray[np.float32]
     item_known: npt.NDArray[np.bool_]
     labels: Sequence[str]
@@ -38,24 +44,35 @@ class UserAnswer:
     def __len__(self) -> int:
         return len(self.item_ids)
 
+    def __repr__(self) -> str:
+        items = zip(self.item_ids.tolist()[:_SHOWN], self.scores[:_SHOWN].tolist(), strict=True)
+        shown = [f"{item!r}: {score:.4g}" for item, score in items]
+        more = [f"... {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
+        unknown = "" if self.known else ", unknown"
+        return f"UserAnswer({self.user_id!r}{unknown}, {{{', '.join(shown + more)}}})"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Answers:
-    """Answers to n users, all of exactly the revision in `position`; iterate or index for one `UserAnswer` a
-    user.
+    """Answers to n users, m items in all. Iterate or index for one `UserAnswer` per user.
 
-    item_ids: uint64[m], scores: float32[m], item_known: bool[m] of all users end to end; offsets: uint32[n +
-    1]: user u's are [offsets[u] .. offsets[u + 1]). user_known: bool[n]. labels: m str if asked for, else
-    empty.
+    position: every score is of exactly this revision. user_ids: n ids, item_ids: m ids of all users end to
+    end, both as they were given: uint64 arrays where all ids are integers, else object arrays of str and int.
+    An id that was pushed as a string and has no label comes back as its 64-bit key. scores: float32[m].
+    offsets: uint32[n + 1]; user u's items are [offsets[u] .. offsets[u + 1]). user_known: bool[n].
+    item_known: bool[m]. labels: m str if they were asked for, else empty. item_keys: uint64[m], the 64-bit
+    keys that the model knows the items by.
     """
 
     position: Position
-    item_ids: npt.NDArray[np.uint64]
+    user_ids: npt.NDArray[Any]
+    item_ids: npt.NDArray[Any]
     scores: npt.NDArray[np.float32]
     offsets: npt.NDArray[np.uint32]
     user_known: npt.NDArray[np.bool_]
     item_known: npt.NDArray[np.bool_]
     labels: Sequence[str]
+    item_keys: npt.NDArray[np.uint64] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.user_known)
@@ -66,6 +83,7 @@ class Answers:
         user %= len(self)
         rows = slice(int(self.offsets[user]), int(self.offsets[user + 1]))
         return UserAnswer(
+            self.user_ids[user : user + 1].tolist()[0],
             bool(self.user_known[user]),
             self.item_ids[rows],
             self.scores[rows],
@@ -76,6 +94,12 @@ class Answers:
     def __iter__(self) -> Iterator[UserAnswer]:
         return (self[user] for user in range(len(self)))
 
+    def __repr__(self) -> str:
+        first = f": {self[0]!r}" if len(self) == 1 else ""
+        users = "1 user" if len(self) == 1 else f"{len(self)} users"
+        revision = self.position.revision
+        return f"{type(self).__name__}({users}, {len(self.item_ids)} items, revision {revision}{first})"
+
 
 class Scores(Answers):
     """Scores of candidates, in the order in which they were given."""
@@ -84,17 +108,22 @@ class Scores(Answers):
 
 
 class Recommendations(Answers):
-    """The best items of each user, best first; equal scores by ascending item id."""
+    """The best items of each user, best first. Equal scores stand in ascending order of the 64-bit keys."""
 
     __slots__ = ()
 
 
 class Scorer:
-    """Asks one model for scores. Reads never change a model. Safe to use from several threads.
+    """Asks one model for scores. Reads never change a model. Several threads may share a Scorer.
 
-    target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: key for string ids
-    (keys.py), as the producers use it. deadline_s: of a call that names none, seconds. channel: the
-    transport, if the caller has one.
+    target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: the key for string
+    ids (keys.py) that the producers use. deadline_s: the deadline of calls that name none, seconds.
+    connect_s: how long a call waits for a server that cannot be reached, seconds. channel: the transport, if
+    the caller has one.
+
+    Answers carry the ids as they were given. The Producer sends the text of a string id as its label, and
+    `recommend` reads it from there. It gets the 64-bit key instead where there is no label: the producers
+    have a `secret` or `labels=False`, or another label was given to the id. `score` repeats its arguments.
     """
 
     def __init__(
@@ -104,12 +133,13 @@ class Scorer:
         model: str = "default",
         secret: bytes = b"",
         deadline_s: float = DEADLINE_S,
+        connect_s: float = CONNECT_S,
         channel: grpc.Channel | None = None,
     ) -> None:
         self.model = model
-        self._secret = secret
+        self._hash: HashTexts = partial(keys_of, secret=secret)
         self._deadline_s = deadline_s
-        self._connection = Connection(target, channel)
+        self._connection = Connection(target, channel, connect_s)
 
     def score(
         self,
@@ -121,17 +151,20 @@ class Scorer:
         deadline_s: float | None = None,
         with_labels: bool = False,
     ) -> Scores:
-        """Scores of `items` for each of n users.
+        """Score `items` for each of n users.
 
         users: one id or n. items: one list of ids that all users share, or n lists. events: items that a user has
-        just had, oldest first, in the place of its history in this call and not written, one list for all users or
-        n lists (an empty one: the user's own history). min_position: wait until this position is visible (an Ack's:
-        read your own write). deadline_s: seconds. Raises ColumnError for ids of a wrong type, DeadlineExceeded (also
-        where min_position was not reached), NotFound, InvalidArgument (also events where the model has no histories),
-        FailedPrecondition (min_position of another lineage), ResourceExhausted, Unavailable.
+        just had, oldest first; they stand in for its history in this call and are not stored. One list for all
+        users, or n lists; an empty list leaves the user's own history. min_position: wait until this position is
+        visible; an Ack's lets you read your own write. deadline_s: seconds. with_labels: also ask for the
+        items' labels.
+
+        Raises ColumnError for ids of a wrong type, DeadlineExceeded (also when min_position is not visible in
+        time), NotFound, InvalidArgument (also for events where the model has no histories), FailedPrecondition
+        (min_position of another lineage), ResourceExhausted, Unavailable.
         """
-        keys = as_keys("users", users, self._secret)
-        candidates, offsets = _lists("items", items, len(keys), self._secret)
+        keys = as_keys("users", users, self._hash)
+        candidates, offsets = _lists("items", items, len(keys), self._hash)
         request = encode_score(
             self.model,
             keys,
@@ -141,7 +174,13 @@ class Scorer:
             with_labels=with_labels,
             min_position=_pair(min_position),
         )
-        return Scores(*self._ask(request, deadline_s, len(keys)))
+        answer = self._ask(request, deadline_s, len(keys))
+        given = _given_lists(items, candidates, offsets is not None)
+        if offsets is None:
+            given = np.tile(given, len(keys))
+        if len(given) != len(answer.item_ids):
+            raise ColumnError(f"item_ids has {len(answer.item_ids)} rows, expected {len(given)} (items)")
+        return Scores(*_fields(answer, as_given(users, keys), given))
 
     def recommend(
         self,
@@ -154,20 +193,21 @@ class Scorer:
         events: Any = None,
         min_position: Position | None = None,
         deadline_s: float | None = None,
-        with_labels: bool = False,
+        with_labels: bool = True,
     ) -> Recommendations:
-        """The k items with the highest scores for each of n users, exactly; fewer where fewer items are left.
+        """Find the k items with the highest scores for each of n users, exactly; fewer where fewer are left.
 
-        users: one id or n. exclude: ids that are left out, one list for all users or n lists; unknown ones
-        have no effect. exclude_seen: leave out what a user has had, as far as the model remembers it (spec:
-        history). include_unavailable: also items marked unavailable. The rest, and the errors, as in
-        `score`.
+        users: one id or n. exclude: ids to leave out, one list for all users or n lists; unknown ids have no
+        effect. exclude_seen: leave out what a user has had, as far as the model remembers it (spec: history).
+        include_unavailable: also rank items that are marked unavailable. with_labels: ask for the items'
+        labels, which also give string ids back; without them `item_ids` holds 64-bit keys. The other arguments
+        and the errors are those of `score`.
         """
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}")
-        keys = as_keys("users", users, self._secret)
+        keys = as_keys("users", users, self._hash)
         excluded, offsets = (
-            (None, None) if exclude is None else _lists("exclude", exclude, len(keys), self._secret)
+            (None, None) if exclude is None else _lists("exclude", exclude, len(keys), self._hash)
         )
         request = encode_score(
             self.model,
@@ -181,12 +221,14 @@ class Scorer:
             with_labels=with_labels,
             min_position=_pair(min_position),
         )
-        return Recommendations(*self._ask(request, deadline_s, len(keys)))
+        answer = self._ask(request, deadline_s, len(keys))
+        named = _named(answer.item_ids, answer.labels, self._hash)
+        return Recommendations(*_fields(answer, as_given(users, keys), named))
 
     def _events(self, events: Any, users: int) -> dict[str, Any]:
         if events is None:
             return {}
-        ids, offsets = _lists("events", events, users, self._secret)
+        ids, offsets = _lists("events", events, users, self._hash)
         return {"events": ids, "event_offsets": offsets}
 
     def close(self) -> None:
@@ -199,20 +241,46 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, request: bytes, deadline_s: float | None, users: int) -> tuple[Any, ...]:
+    def __repr__(self) -> str:
+        return f"Scorer({self._connection.target!r}, model={self.model!r})"
+
+    def _ask(self, request: bytes, deadline_s: float | None, users: int) -> ScoreColumns:
         deadline_s = self._deadline_s if deadline_s is None else deadline_s
         answer = decode_score_response(
             self._connection.unary(_SCORE, request, deadline_s, f"model {self.model!r}", READ_ATTEMPTS)
         )
         if len(answer.user_known) != users:
             raise ColumnError(f"user_known has {len(answer.user_known)} rows, expected {users} (users)")
-        return _fields(answer)
+        return answer
 
 
-def _fields(answer: ScoreColumns) -> tuple[Any, ...]:
+def _fields(answer: ScoreColumns, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:
     position = Position(answer.lineage, answer.revision)
-    columns = (answer.item_ids, answer.scores, answer.offsets, answer.user_known, answer.item_known)
-    return (position, *columns, answer.labels)
+    columns = (answer.scores, answer.offsets, answer.user_known, answer.item_known)
+    return (position, user_ids, item_ids, *columns, answer.labels, answer.item_ids)
+
+
+def _named(keys: npt.NDArray[np.uint64], labels: Sequence[str], hash_texts: HashTexts) -> npt.NDArray[Any]:
+    """The ids of m items: the label where it is the text that the key was made of, else the key."""
+    distinct = [label for label in set(labels) if label]
+    if not distinct:
+        return keys
+    texts = dict(zip(hash_texts(distinct).tolist(), distinct, strict=True))
+    ids = np.empty(len(keys), object)
+    ids[:] = [texts.get(key, key) for key in keys.tolist()]
+    return ids
+
+
+def _given_lists(items: Any, keys: npt.NDArray[np.uint64], nested: bool) -> npt.NDArray[Any]:
+    """`as_given` of the lists that `_lists` put end to end as `keys`."""
+    if not nested:
+        return as_given(items, keys)
+    given, start = [], 0
+    for one in items:
+        stop = start + len(one)
+        given.append(as_given(one, keys[start:stop]))
+        start = stop
+    return np.concatenate(given) if given else keys
 
 
 def _pair(position: Position | None) -> tuple[bytes, int] | None:
@@ -220,14 +288,14 @@ def _pair(position: Position | None) -> tuple[bytes, int] | None:
 
 
 def _lists(
-    name: str, ids: Any, users: int, secret: bytes
+    name: str, ids: Any, users: int, hash_texts: HashTexts
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32] | None]:
     """Item lists end to end with their offsets; offsets None where all users share one list."""
     if not _is_nested(ids):
-        return as_keys(name, ids, secret), None
+        return as_keys(name, ids, hash_texts), None
     if len(ids) != users:
         raise ColumnError(f"{name} has {len(ids)} lists, expected {users} (users), or one list for all")
-    lists = [as_keys(f"{name}[{user}]", one, secret) for user, one in enumerate(ids)]
+    lists = [as_keys(f"{name}[{user}]", one, hash_texts) for user, one in enumerate(ids)]
     offsets = np.zeros(users + 1, np.uint32)
     np.cumsum([len(one) for one in lists], out=offsets[1:])
     return np.concatenate([*lists, np.empty(0, KEYS)]), offsets

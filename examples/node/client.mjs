@@ -1,4 +1,4 @@
-// A livefactor client in Node.js: the folder of .proto files is all it needs.
+// A livefactor client in Node.js: the .proto files in this folder are all it needs.
 //
 //     npm install
 //     node client.mjs localhost:50051
@@ -21,7 +21,8 @@ const PURCHASES = [
   ["eve", "string"],
 ];
 
-const protos = process.env.LIVEFACTOR_PROTOS ?? fileURLToPath(new URL("../../protos", import.meta.url));
+// Copies of the contract lie beside this file, so that the folder runs wherever it is copied to.
+const protos = fileURLToPath(new URL("protos", import.meta.url));
 const files = ["updates", "scoring", "models"].map((name) => `livefactor/v1/${name}.proto`);
 // 64-bit numbers do not fit a JavaScript number: they travel as strings. A field that is 0 or empty is not sent: `defaults`
 // puts it back.
@@ -54,6 +55,9 @@ async function createModel(models, model) {
 
 /** Pushes the purchases as one batch, stamped so that a retry is applied once. */
 async function push(updates, model, producerId) {
+  // A label gives an id's text back in answers. Sent twice it changes nothing, so it needs no stamp.
+  const items = [...new Set(PURCHASES.map(([, item]) => item))];
+  await updates.ApplyUpdates({ model, labels: { side: "SIDE_ITEM", ids: items.map(key), labels: items } });
   const opened = await updates.OpenProducer({ model, producer_id: producerId });
   const sequence = (BigInt(opened.last_sequence) + 1n).toString();
   return updates.ApplyUpdates({
@@ -71,10 +75,10 @@ async function main(target, model = "from-node") {
   await createModel(models, model);
   const ack = await push(updates, model, "node-client");
   console.log(`pushed ${ack.accepted} purchases, visible at revision ${ack.position.revision}`);
-  const best = await scoring.Score({ model, min_position: ack.position, user_ids: [key("ada")], top_k: { k: 3 } });
+  const ask = { model, min_position: ack.position, user_ids: [key("ada")], top_k: { k: 3 }, with_labels: true };
+  const best = await scoring.Score(ask);
   console.log(`ada's best at revision ${best.position.revision}:`);
-  const names = new Map(PURCHASES.map(([, item]) => [key(item), item]));
-  best.item_ids.forEach((id, i) => console.log(`  ${best.scores[i].toFixed(4)}  ${names.get(id)}`));
+  best.labels.forEach((item, i) => console.log(`  ${best.scores[i].toFixed(4)}  ${item}`));
   for (const client of [updates, scoring, models]) client.close();
 }
 

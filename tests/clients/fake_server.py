@@ -152,6 +152,8 @@ class FakeServer:
     def apply(self, request: UpdateRequest) -> Answer:
         with self.lock:
             producer, epoch, sequence = request.stamp
+            if not producer:
+                return self._take(request)
             state = self.producers.get(producer)
             if state is None or state.epoch != epoch:
                 raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"epoch {epoch} of {producer!r} is fenced")
@@ -193,7 +195,8 @@ class FakeServer:
         else:
             self.changes.append(("labels", decode_labels(request.body)))
             count = len(self.changes[-1][1])
-        self.batch_rows.append(count)
+        if request.stamp.producer_id:
+            self.batch_rows.append(count)
         self.revision += 1
         answer = Answer(accepted=count - len(rejects), rejected_count=len(rejects))
         answer.position.lineage, answer.position.revision = LINEAGE, self.revision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livefactor.errors import ColumnError
-from livefactor.wire.arrays import as_floats, as_keys, as_numbers, as_times
+from livefactor.wire.arrays import as_floats, as_given, as_keys, as_numbers, as_times
 from livefactor.wire.keys import key_of, keys_of
 
 TEXTS = ["ann", "bob", "ann", "é"]
@@ -63,7 +64,9 @@ def test_a_bad_secret_is_refused(secret: Any) -> None:
     ids=lambda ids: f"{type(ids).__name__}-{getattr(ids, 'dtype', '')}",
 )
 def test_strings_in_any_container_become_keys(ids: Any) -> None:
-    assert as_keys("user_ids", ids, b"s").tolist() == [key_of(text, b"s") for text in TEXTS]
+    assert as_keys("user_ids", ids, partial(keys_of, secret=b"s")).tolist() == [
+        key_of(text, b"s") for text in TEXTS
+    ]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,43 @@ def test_strings_in_any_container_become_keys(ids: Any) -> None:
 def test_whole_numbers_in_any_container_stay_what_they_are(ids: Any) -> None:
     keys = as_keys("user_ids", ids)
     assert (keys.tolist(), keys.dtype, keys.flags.c_contiguous) == (WHOLE, np.dtype("<u8"), True)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("box", [list, tuple, lambda ids: np.array(ids, object)])
+def test_integers_and_strings_may_be_mixed(box: Any, order: int) -> None:
+    ids = [7, "7", 2**64 - 1, b"ann"][::order]
+    keys = [7, key_of("7"), 2**64 - 1, key_of("ann")][::order]
+    assert as_keys("user_ids", box(ids)).tolist() == keys
+
+
+@pytest.mark.parametrize(
+    "ids", [[7, "7", b"ann"], np.array([7, "7", "ann"], object), "ann", 7, [7], [], ["7", "7"]]
+)
+def test_ids_come_back_as_they_were_given(ids: Any) -> None:
+    expected = [ids] if isinstance(ids, str | int) else ["ann" if one == b"ann" else one for one in ids]
+    assert as_given(ids, as_keys("ids", ids)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "pack", [lambda ids: pd.Series(ids).astype("category"), lambda ids: pa.array(ids).dictionary_encode()]
+)
+@pytest.mark.parametrize("ids", [TEXTS, [5, 6, 5]])
+def test_dictionaries_come_back_as_they_were_given(pack: Any, ids: list[Any]) -> None:
+    packed = pack(ids)
+    assert as_given(packed, as_keys("ids", packed)).tolist() == ids
+
+
+def test_only_the_ids_of_a_dictionary_that_rows_name_are_hashed() -> None:
+    seen: list[Any] = []
+
+    def hash_texts(ids: Any) -> Any:
+        seen.extend(ids)
+        return keys_of(ids)
+
+    rows = pa.array(TEXTS).dictionary_encode()[1:2]
+    assert as_keys("user_ids", rows, hash_texts).tolist() == [key_of("bob")]
+    assert seen == ["bob"]
 
 
 def test_arrays_of_the_contracts_type_are_not_copied() -> None:
@@ -107,11 +147,11 @@ def test_one_id_and_none(one: Any, keys: list[int]) -> None:
         ([2**63, 1.0], "u: expected integers or strings, got float64"),
         ([1.5], "u: expected integers or strings, got float64"),
         (pd.Series([1, None]), r"u: expected integers or strings, got float64 \(row 1 has no id\)"),
-        (["a", None], r"u: ids\[1\]: expected str, got None"),
-        (["a", 3], r"u: ids\[1\]: expected str, got 3"),
-        (pd.Series(["a", None], dtype=object), r"u: ids\[1\]: expected str, got"),
+        (["a", None], r"u\[1\]: expected an integer 0\.\..* or a string, got None"),
+        ([3, "a", 2.5], r"u\[2\]: expected an integer 0\.\..* or a string, got 2\.5"),
+        (pd.Series(["a", None], dtype=object), r"u\[1\]: expected an integer 0\.\..* or a string, got"),
         (["a", "\ud800"], r"u: ids\[1\]: .* cannot be written as UTF-8"),
-        (pa.array(["a", None]), r"u: ids\[1\]: expected str, got None"),
+        (pa.array(["a", None]), r"u\[1\]: expected an integer 0\.\..* or a string, got None"),
         (pa.array(["a", None]).dictionary_encode(), r"u\[1\]: expected an id, got none"),
         (pd.Series(["a", None]).astype("category"), r"u\[1\]: expected an id, got none"),
         (np.array([True, False]), "u: expected integers or strings, got bool"),

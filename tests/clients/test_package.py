@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import subprocess
 import sys
@@ -117,6 +118,28 @@ def test_local_is_the_same_api_and_ends_its_server(embedded: Embedded) -> None:
 def test_local_ends_its_server_after_an_error_too(embedded: Embedded) -> None:
     with pytest.raises(KeyError), livefactor.local():
         raise KeyError
+
+
+def test_local_needs_no_with_and_says_what_it_is(embedded: Embedded) -> None:
+    here = livefactor.local()
+    assert repr(here) == f"Local({embedded.target!r}, a livefactor server in this process)"
+    producer = here.producer("p")
+    producer.push(["ann"], ["milk"])
+    here.close()
+    here.close()
+    assert here.closed and "closed" in repr(here)
+    assert len(embedded.fake.applied) == 1, "what was pushed is sent before the server ends"
+    with pytest.raises(livefactor.ProducerClosed):
+        producer.push(["ann"], ["milk"])
+
+
+def test_a_forgotten_local_ends_with_its_last_client(embedded: Embedded) -> None:
+    scorer = livefactor.local().scorer()
+    gc.collect()
+    assert embedded.stopped == 0
+    del scorer
+    gc.collect()
+    assert embedded.stopped == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import click.testing
 import pytest
 import typer
 
-from livefactor import Producer, load
+from livefactor import Producer, key_of, load
 from livefactor_server.cli import client, log, push  # noqa: F401
 from livefactor_server.cli.app import app
 
@@ -143,6 +143,27 @@ def test_recommend_shows_labels_and_revision(run: Any, server: Any) -> None:
     assert code == 0 and "A mug" in out and "A lamp" not in out and "revision" in out
 
 
+def test_ids_come_back_as_they_stand_in_the_file(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "sales.csv"
+    file.write_text("user_id,item_id\nann,lamp\nann,7\nbob,lamp\n9,7\n")
+    for name, options, items, user in (
+        ("named", [], {"lamp", 7}, "ann"),
+        ("texts", ["--string-ids"], {"lamp", "7"}, "ann"),
+        ("unnamed", ["--no-labels"], {key_of("lamp"), 7}, "ann"),
+        ("hidden", ["--secret", "pepper"], {key_of("lamp", b"pepper"), 7}, "ann"),
+    ):
+        as_json(run, "models", "create", name, "--preset", "clicks_sgd", "--spec", '{"k": 8}')
+        assert as_json(run, "push", str(file), *options, "-m", name)["accepted"] == 4
+        again = as_json(run, "push", str(file), *options, "-m", name)
+        assert (again["accepted"], again["skipped_batches"]) == (0, 1)
+        secret = options if options[:1] == ["--secret"] else []
+        answer = as_json(run, "recommend", user, "-m", name, *secret)["users"][0]
+        assert (answer["user"], answer["known"]) == (user, True)
+        assert {item["item"] for item in answer["items"]} == items
+    code, out, _ = run("recommend", "ann", "-m", "named")
+    assert code == 0 and "lamp" in out and "label" not in out
+
+
 def test_snapshot_verify_and_replay(run: Any, server: Any, tmp_path: Path) -> None:
     model = ratings(run, "audited")
     (tmp_path / "events.csv").write_text("\n".join(LINES) + "\n")
@@ -184,8 +205,10 @@ def test_log_show_lists_what_was_logged(run: Any, server: Any, tmp_path: Path) -
     assert run("push", str(tmp_path / "events.csv"), *push_options(model), "--producer", "me")[0] == 0
     code, out, _ = run("log", "show", str(server.data), "-m", model, "--json")
     rows = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and [row["kind"] for row in rows] == ["SPEC", "OPEN_PRODUCER"] + ["INTERACTIONS"] * 3
-    assert [row["rows"] for row in rows[2:]] == [2, 1, 1] and rows[3]["rejected"] == 1
+    assert code == 0 and [row["kind"] for row in rows[:2]] == ["SPEC", "OPEN_PRODUCER"]
+    assert {row["kind"] for row in rows[2:]} == {"INTERACTIONS", "LABELS"}
+    events = [row for row in rows if row["kind"] == "INTERACTIONS"]
+    assert [row["rows"] for row in events] == [2, 1, 1] and events[1]["rejected"] == 1
     code, out, _ = run("log", "show", str(server.data), "-m", model, "--last", "-n", "1")
     assert code == 0 and len(out.splitlines()) == 2 and re.search(r"INTERACTIONS\s+me", out)
 

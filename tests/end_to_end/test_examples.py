@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -30,16 +29,27 @@ def check_output(output: str) -> int:
     return int(pushed[1])
 
 
-def run(command: list[str], **environment: str) -> str:
-    result = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
-    )
+def run(command: list[str]) -> str:
+    result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
-def test_reflection_client(server) -> None:
-    example = ROOT / "examples" / "reflection_client.py"
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The examples, copied away from the repository as a reader would."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "examples"
+    return shutil.copytree(ROOT / "examples", folder, ignore=shutil.ignore_patterns("node_modules"))
+
+
+def test_the_examples_hold_the_contract_as_it_is() -> None:
+    copies = ROOT / "examples" / "node" / "protos" / "livefactor" / "v1"
+    protos = {path.name: path.read_text() for path in (ROOT / "protos" / "livefactor" / "v1").glob("*.proto")}
+    assert {path.name: path.read_text() for path in copies.iterdir()} == protos, "make proto copies them"
+
+
+def test_reflection_client(server, copied: Path) -> None:
+    example = copied / "reflection_client.py"
     assert "import livefactor" not in example.read_text()
     first = check_output(run([sys.executable, str(example), server.target]))
     # Again: the model is there, the producer goes on where it was.
@@ -47,12 +57,11 @@ def test_reflection_client(server) -> None:
 
 
 @pytest.fixture(scope="module")
-def node_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def node_client(copied: Path) -> Path:
     """The Node example with its packages, or a skip that says why not."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("Node.js and npm are not on this machine")
-    folder = tmp_path_factory.mktemp("node") / "example"
-    shutil.copytree(ROOT / "examples" / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
+    folder = copied / "node"
     command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     if installed.returncode:
@@ -61,20 +70,15 @@ def node_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_node_client(server, node_client: Path) -> None:
-    protos = str(ROOT / "protos")
-    first = check_output(run(["node", str(node_client), server.target], LIVEFACTOR_PROTOS=protos))
-    assert check_output(run(["node", str(node_client), server.target], LIVEFACTOR_PROTOS=protos)) > first
+    first = check_output(run(["node", str(node_client), server.target]))
+    assert check_output(run(["node", str(node_client), server.target])) > first
 
 
-def test_both_clients_make_the_same_keys(server, node_client: Path) -> None:
+def test_both_clients_make_the_same_keys(server, copied: Path, node_client: Path) -> None:
     """Ids that Node pushed are the ids that Python asks for."""
-    check_output(
-        run(["node", str(node_client), server.target, "shared"], LIVEFACTOR_PROTOS=str(ROOT / "protos"))
-    )
+    check_output(run(["node", str(node_client), server.target, "shared"]))
     before = described_items(server.target)
-    check_output(
-        run([sys.executable, str(ROOT / "examples" / "reflection_client.py"), server.target, "shared"])
-    )
+    check_output(run([sys.executable, str(copied / "reflection_client.py"), server.target, "shared"]))
     assert before == described_items(server.target) == len(ITEMS)
 
 

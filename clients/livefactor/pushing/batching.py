@@ -26,6 +26,7 @@ from livefactor.wire.arrays import (
     KEYS,
     NUMBERS,
     TIMES,
+    HashTexts,
     Ids,
     as_floats,
     as_keys,
@@ -85,14 +86,14 @@ class RowReject(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Ack:
     """A push is durable and visible.
 
-    position: pass it as `min_position` to read this write. accepted, rejected_count: of the push's rows.
-    rejects: the first rejected rows of each of its batches (a server names 100 a batch). complete: False if
-    more of a batch that this push shares with others were rejected than named; then rejected_count counts the
-    named ones. duplicate: a batch had been applied before (an ack was lost).
+    position: pass it as `min_position` to read this write. accepted, rejected_count: numbers of the push's rows.
+    rejects: the first rejected rows of each of its batches; a server lists 100 for a batch. complete: False if
+    the push shares a batch with other pushes and more of its rows were rejected than listed; rejected_count
+    then counts the listed rows. duplicate: a batch had been applied before, because an ack was lost.
     """
 
     position: Position
@@ -101,6 +102,11 @@ class Ack:
     rejects: tuple[RowReject, ...] = ()
     complete: bool = True
     duplicate: bool = False
+
+    def __repr__(self) -> str:
+        rejected = f", {self.rejected_count} rejected" if self.rejected_count else ""
+        duplicate = ", duplicate" if self.duplicate else ""
+        return f"Ack({self.accepted} accepted{rejected}{duplicate}, revision {self.position.revision})"
 
 
 class RowColumns(NamedTuple):
@@ -129,14 +135,23 @@ class RowColumns(NamedTuple):
 
 
 def row_columns(
-    user_ids: Ids, item_ids: Ids, values: Any, weights: Any, event_types: Any, times: Any, secret: bytes
+    user_ids: Ids,
+    item_ids: Ids,
+    values: Any,
+    weights: Any,
+    event_types: Any,
+    times: Any,
+    hash_users: HashTexts,
+    hash_items: HashTexts,
 ) -> RowColumns:
     """Columns as callers have them in the contract's dtypes. Raises ColumnError (arrays.py says what is
     taken).
+
+    hash_users, hash_items: n string ids to uint64[n] keys.
     """
-    users = as_keys("user_ids", user_ids, secret)
+    users = as_keys("user_ids", user_ids, hash_users)
     n = len(users)
-    items = as_keys("item_ids", item_ids, secret)
+    items = as_keys("item_ids", item_ids, hash_items)
     require_rows("item_ids", items, n)
     return RowColumns(
         users,
@@ -164,8 +179,12 @@ class Share:
 class Batch:
     """One message: rows in order, what they are (`change`), who shares it, and in the end its outcome."""
 
-    def __init__(self, change: str) -> None:
+    def __init__(self, change: str, *, numbered: bool = True) -> None:
         self.change = change
+        self.numbered = numbered
+        """Whether it takes a sequence number. Labels of string ids take none: see labels.py."""
+        self.after: tuple[Batch, ...] = ()
+        """Batches without a number that must have their outcome before this one counts as done."""
         self.rows = 0
         self.shares: list[Share] = []
         self.sequence = 0  # While the batch is being filled.
@@ -181,16 +200,21 @@ class Batch:
         self._error: LivefactorError | None = None
         self.error_seen = False
 
-    def write(self, model: str, stamp: Stamp, parts: list[Part]) -> None:
-        """Make the message from the body's parts: the one copy of the rows that is kept until the ack."""
+    def write(self, model: str, stamp: Stamp | None, parts: list[Part]) -> None:
+        """Make the message from the body's parts: the one copy of the rows that is kept until the ack.
+
+        stamp: None for a batch without a number.
+        """
         prefix = apply_prefix(model, stamp, self.change, parts_size(parts))
         self._message = join([prefix, *parts])
         self._body_start = len(prefix)
         self._stamp = stamp
-        self.sequence = stamp.sequence
+        self.sequence = 0 if stamp is None else stamp.sequence
 
     def message(self, model: str, producer_id: str, epoch: int) -> bytes:
         """The message under this epoch and the batch's present sequence."""
+        if not self.numbered:
+            return self._message
         stamp = Stamp(producer_id, epoch, self.sequence)
         if stamp != self._stamp:
             body = memoryview(self._message)[self._body_start :]
@@ -217,8 +241,8 @@ class Batch:
 
     @property
     def done(self) -> bool:
-        """Whether the batch has its outcome."""
-        return self._done.is_set()
+        """Whether the batch and those in `after` have their outcomes."""
+        return self._done.is_set() and all(batch.done for batch in self.after)
 
     @property
     def error(self) -> LivefactorError | None:
@@ -226,8 +250,15 @@ class Batch:
         return self._error
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Wait for the outcome; False if it did not come in time."""
-        return self._done.wait(timeout_s)
+        """Wait until `done`; False if it did not come in time."""
+        if not self.after:
+            return self._done.wait(timeout_s)
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+
+        def left() -> float | None:
+            return None if deadline is None else max(0.0, deadline - monotonic())
+
+        return all(batch._done.wait(left()) for batch in (*self.after, self))
 
     @property
     def answer(self) -> updates_pb2.ApplyUpdatesResponse:
@@ -268,6 +299,10 @@ class Receipt:
         self.shares: list[Share] = []
         self._urge = urge
         self._at = at
+
+    def __repr__(self) -> str:
+        rows = sum(share.count for share in self.shares)
+        return f"Receipt({rows} rows, {'done' if self.done else 'not acknowledged yet'})"
 
     @property
     def done(self) -> bool:
@@ -318,7 +353,9 @@ class Receipt:
             complete = complete and (alone or named)
             rejects += mine
         rows = sum(share.count for share in self.shares)
-        last = max((share.batch.answer for share in self.shares), key=lambda answer: answer.position.revision)
+        batches = {batch for share in self.shares for batch in (share.batch, *share.batch.after)}
+        answers = (batch.answer for batch in batches if batch.error is None)
+        last = max(answers, key=lambda answer: answer.position.revision)
         duplicate = any(share.batch.answer.duplicate for share in self.shares)
         return Ack(position_of(last.position), rows - rejected, rejected, tuple(rejects), complete, duplicate)
 

@@ -93,6 +93,11 @@ class Delivery:
         self._next_sequence += 1
         self._waiting.append(batch)
 
+    def add_unnumbered(self, batch: Batch, parts: list[Part]) -> None:
+        """Queue a batch that takes no sequence number; `parts` is its body."""
+        batch.write(self._model, None, parts)
+        self._waiting.append(batch)
+
     @property
     def may_send(self) -> bool:
         """Whether the window has room for a further batch on this stream."""
@@ -172,24 +177,29 @@ class Delivery:
     def _settle(self, settled: Settled) -> None:
         """Judge the refusals in order, put back what must be sent again, and close the gaps."""
         again: list[Batch] = []
-        for place, (index, batch) in enumerate(self._sent.items()):
+        numbered = 0
+        for index, batch in self._sent.items():
             code, text = self._refusals.get(index, (None, ""))
+            numbered += batch.numbered
             if code is grpc.StatusCode.INVALID_ARGUMENT:
-                batch.finish(
-                    from_status(code, text, f"batch {batch.sequence} of {batch.rows} rows was refused")
+                what = (
+                    f"batch {batch.sequence} of {batch.rows} rows" if batch.numbered else "a batch of labels"
                 )
+                batch.finish(from_status(code, text, f"{what} was refused"))
                 settled.finished.append(batch)
                 continue
             if code in TRANSIENT:
                 batch.doubtful |= code in UNKNOWN
                 settled.pause = settled.pause or f"{code.name}: {text}"
-            elif code is not None and (code is not grpc.StatusCode.FAILED_PRECONDITION or place == 0):
-                # The first batch has no gap before it. Any other status is outside what a batch can be
-                # answered with.
+            elif code is not None and (code is not grpc.StatusCode.FAILED_PRECONDITION or numbered <= 1):
+                # The first batch with a number has no gap before it. Any other status is outside what a
+                # batch can be answered with.
                 settled.finished += self.fail(self._fatal_error(code, text))
                 return
             again.append(batch)
-        self._close_gaps(again, [batch for batch in settled.finished if batch.error is not None])
+        self._close_gaps(
+            again, [batch for batch in settled.finished if batch.error is not None and batch.numbered]
+        )
         self._sent.clear()
         self._refusals.clear()
         self._waiting.extendleft(reversed(again))
@@ -208,7 +218,7 @@ class Delivery:
         number = refused[0].sequence
         self._applied_max = number - 1
         for batch in (*again, *self._waiting):
-            if batch.sequence < number:
+            if not batch.numbered or batch.sequence < number:
                 continue
             self.must_reopen |= batch.doubtful
             batch.sequence = number

@@ -1,25 +1,24 @@
-"""Pushing events: `Producer` gathers rows into batches and delivers each exactly once, whatever becomes of
-the server.
+"""Pushing events: `Producer` gathers rows into batches and delivers each exactly once.
 
-`push`, in the caller's thread, converts and copies rows, makes messages and waits for room. Sending them and
-what becomes of them is sending.py's and delivery.py's.
+`push` runs in the caller's thread: it converts and copies rows, makes messages and waits for room. sending.py and
+delivery.py send the messages and handle the answers.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
 import grpc
 
-from livefactor.channel import DEFAULT_TARGET, Connection
+from livefactor.channel import CONNECT_S, DEFAULT_TARGET, Connection
 from livefactor.errors import ColumnError, FlushTimeout, LivefactorError
 from livefactor.position import Position
 from livefactor.pushing.batching import (
-    PREFIX_BYTES_MAX,
     Batch,
     BatchSettings,
     PendingRows,
@@ -28,8 +27,8 @@ from livefactor.pushing.batching import (
     RowReject,
     row_columns,
 )
+from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, label_cuts
 from livefactor.pushing.sending import ProducerStatus, Sender
-from livefactor.v1 import updates_pb2
 from livefactor.wire.arrays import Ids, as_keys
 from livefactor.wire.columns import (
     AVAILABILITY,
@@ -39,31 +38,37 @@ from livefactor.wire.columns import (
     encode_labels,
     interaction_parts,
 )
+from livefactor.wire.keys import keys_of
 
 CLOSE_AFTER_ERROR_S = 5.0
 """How long leaving a `with` block by an error waits for what was pushed before it, seconds."""
-
-_SIDES = {"user": updates_pb2.SIDE_USER, "item": updates_pb2.SIDE_ITEM}
 
 log = logging.getLogger("livefactor")
 
 
 class Producer:
-    """Sends rows to one model, each exactly once, in the order of the pushes of a thread.
+    """Sends rows to one model. Each row is applied exactly once, in the order of the pushes of a thread.
 
-    target: "host:port" or "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; whoever opens the
-    same id later takes over, and this producer raises ProducerFenced. model: the model's name. batch: when a
-    batch is sent. buffer_events_max: rows that are not acknowledged, at most, beside the batch that is being
-    filled; a larger push waits until all before it is acknowledged. timeout_s: how long a push waits for
-    room, None for ever. open_timeout_s: how long to wait here for a server. secret: key for string ids
-    (keys.py). on_reject(rejects): called with the rejected rows of a push (default: a warning in the log).
+    target: "host:port" or "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; who opens the same id
+    later takes over, and this producer raises ProducerFenced. model: the model's name. batch: when a batch is
+    sent. buffer_events_max: at most so many rows are unacknowledged, not counting the batch that is being filled;
+    a larger push waits until everything before it is acknowledged. timeout_s: how long a push waits for room, None
+    for ever. open_timeout_s: how long the constructor waits for a server that is starting or draining, seconds.
+    connect_s: how long it waits for a server that cannot be reached, seconds.
+
+    secret: the key that string ids are hashed with (keys.py). labels: send the text of each string id to the
+    server once, so that answers give it back; a `secret` switches this off. A text may be sent again by another
+    producer, and the server keeps the last label of an id: pass False where `push_labels` gives string ids other
+    names. Integers, and ids of more than 1,024 bytes, have no label.
+
+    on_reject(rejects): called with the rejected rows of a push; without it they are logged as a warning.
     on_wait(status): called whenever the producer has to wait, before each further try. Both are called on the
     background thread and must not push or flush. channel: the transport, if the caller has one (made by
     `open_channel`).
 
-    Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be opened. Not
-    to be used across a fork. Use it as a context manager, or call `close`: rows still buffered at exit are
-    lost otherwise.
+    Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be opened. It must not
+    be used across a fork. Use it as a context manager or call `close`, because rows that are still buffered when the
+    process ends are lost.
     """
 
     def __init__(
@@ -76,7 +81,9 @@ class Producer:
         buffer_events_max: int = 1 << 20,
         timeout_s: float | None = 60.0,
         open_timeout_s: float = 30.0,
+        connect_s: float = CONNECT_S,
         secret: bytes = b"",
+        labels: bool = True,
         on_reject: Callable[[tuple[RowReject, ...]], None] | None = None,
         on_wait: Callable[[ProducerStatus], None] | None = None,
         channel: grpc.Channel | None = None,
@@ -87,11 +94,21 @@ class Producer:
             raise ValueError(f"buffer_events_max: expected at least 1, got {buffer_events_max}")
         self.producer_id, self.model = producer_id, model
         self.batch = batch or BatchSettings()
-        self._timeout_s, self._secret = timeout_s, secret
-        self._connection = Connection(target, channel)
+        self._timeout_s = timeout_s
+        self._hash = partial(keys_of, secret=secret)
+        self._labels = {side: IdLabels(side) for side in (USERS, ITEMS)} if labels and not secret else {}
+        self._connection = Connection(target, channel, connect_s)
         try:
             self._sender = Sender(
-                self._connection, model, producer_id, buffer_events_max, open_timeout_s, on_reject, on_wait
+                self._connection,
+                model,
+                producer_id,
+                self.batch,
+                tuple(self._labels.values()),
+                buffer_events_max,
+                open_timeout_s,
+                on_reject,
+                on_wait,
             )
         except BaseException:
             self._connection.close()
@@ -114,18 +131,31 @@ class Producer:
         Ack.
 
         user_ids, item_ids: integers 0..2**64-1 or strings, as a list, NumPy array, pandas Series or Arrow
-        array (or one id). values, weights: numbers. event_types: 0..2**32-1. times: datetimes or microseconds
-        since 1970 UTC. One value stands for all rows; None for the contract's default. The arrays may be
-        changed after the call. timeout_s: over the producer's.
+        array (or one id); a list or object array may mix both. values, weights: numbers. event_types:
+        0..2**32-1. times: datetimes or microseconds since 1970 UTC. One value stands for all rows; None stands for
+        the contract's default. The arrays may be changed after the call. timeout_s: overrides the producer's.
 
         Raises ColumnError (nothing was taken), BufferFull (nothing was taken), ProducerFenced or what else
         ended this producer, ProducerClosed.
         """
-        rows = row_columns(user_ids, item_ids, values, weights, event_types, times, self._secret)
+        readers = {side: labels.reader() for side, labels in self._labels.items()}
+        rows = row_columns(
+            user_ids,
+            item_ids,
+            values,
+            weights,
+            event_types,
+            times,
+            readers.get(USERS, self._hash),
+            readers.get(ITEMS, self._hash),
+        )
         n = len(rows.user_ids)
         sender = self._sender
         with sender.lock:
             self._reserve(n, timeout_s)
+            for side, reader in readers.items():
+                if reader.new:
+                    self._labels[side].take(reader)
             receipt = Receipt(self._urge, sender.position)
             if n:
                 filling = sender.pending
@@ -143,22 +173,24 @@ class Producer:
         labels: as many str as ids, each at most 1,024 bytes. Raises as `push` does; ValueError for another
         side.
         """
-        if side not in _SIDES:
+        if side not in SIDES:
             raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
-        keys = as_keys("ids", ids, self._secret)
+        reader = self._labels[side].reader() if side in self._labels else None
+        keys = as_keys("ids", ids, reader or self._hash)
         texts = [labels] if isinstance(labels, str) else list(labels)
         if len(texts) != len(keys):
             raise ColumnError(f"labels has {len(texts)} rows, expected {len(keys)} (ids)")
         bodies = []
-        for start, stop in _label_cuts(texts, self.batch):
-            bodies.append((stop - start, encode_labels(_SIDES[side], keys[start:stop], texts[start:stop])))
-        return self._push_bodies(LABELS, bodies, timeout_s)
+        for start, stop in label_cuts(texts, self.batch):
+            bodies.append((stop - start, encode_labels(SIDES[side], keys[start:stop], texts[start:stop])))
+        taken = None if reader is None else partial(self._labels[side].leave_out, reader)
+        return self._push_bodies(LABELS, bodies, timeout_s, taken)
 
     def set_available(self, item_ids: Ids, available: bool, *, timeout_s: float | None = None) -> Receipt:
         """Mark items (un)available, behind all rows pushed before: top-k leaves unavailable ones out. Raises
         as `push` does.
         """
-        keys = as_keys("item_ids", item_ids, self._secret)
+        keys = as_keys("item_ids", item_ids, self._hash)
         rows_max = self.batch.rows_max(keys.itemsize)
         bodies = []
         for start in range(0, len(keys), rows_max):
@@ -218,6 +250,9 @@ class Producer:
         except LivefactorError as also:
             log.warning("producer %s: closed after an error: %s", self.producer_id, also)
 
+    def __repr__(self) -> str:
+        return f"Producer({self._connection.target!r}, {self.producer_id!r}, model={self.model!r})"
+
     @property
     def last_sequence(self) -> int:
         """The last batch that is known to be applied; right after opening, the one to resume behind."""
@@ -240,7 +275,7 @@ class Producer:
             if sender.pending is None and n - start >= rows_max:
                 batch = Batch(INTERACTIONS)
                 batch.share(receipt, start, rows_max)
-                sender.delivery.add(batch, interaction_parts(*rows.slice(start, start + rows_max)))
+                sender.add_events(batch, interaction_parts(*rows.slice(start, start + rows_max)))
                 start += rows_max
                 continue
             if sender.pending is None:
@@ -260,10 +295,18 @@ class Producer:
             self._sender.seal()
             self._sender.work.notify_all()
 
-    def _push_bodies(self, change: str, bodies: list[tuple[int, bytes]], timeout_s: float | None) -> Receipt:
+    def _push_bodies(
+        self,
+        change: str,
+        bodies: list[tuple[int, bytes]],
+        timeout_s: float | None,
+        taken: Callable[[], None] | None = None,
+    ) -> Receipt:
         sender = self._sender
         with sender.lock:
             self._reserve(sum(rows for rows, _ in bodies), timeout_s)
+            if taken is not None:
+                taken()
             sender.seal()
             receipt, start = Receipt(self._urge, sender.position), 0
             for rows, body in bodies:
@@ -276,19 +319,3 @@ class Producer:
 
     def _reserve(self, n: int, timeout_s: float | None) -> None:
         self._sender.reserve(n, self._timeout_s if timeout_s is None else timeout_s)
-
-
-def _label_cuts(labels: Sequence[str], settings: BatchSettings) -> list[tuple[int, int]]:
-    """Row ranges that fit a message each."""
-    cuts: list[tuple[int, int]] = []
-    start = size = 0
-    for row, label in enumerate(labels):
-        row_bytes = 8 + 3 + (len(label.encode(errors="surrogatepass")) if isinstance(label, str) else 0)
-        full = row - start == settings.events_max or size + row_bytes > settings.bytes_max - PREFIX_BYTES_MAX
-        if full and row > start:
-            cuts.append((start, row))
-            start, size = row, 0
-        size += row_bytes
-    if start < len(labels):
-        cuts.append((start, len(labels)))
-    return cuts

@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 
-from livefactor.channel import Connection, backoff_s
+from livefactor.channel import Connection, backoff_s, is_unreachable, no_server
 from livefactor.errors import (
     BufferFull,
     DeadlineExceeded,
@@ -28,9 +28,11 @@ from livefactor.errors import (
     from_rpc,
 )
 from livefactor.position import Position, position_of
-from livefactor.pushing.batching import Batch, PendingRows, RowReject
+from livefactor.pushing.batching import Batch, BatchSettings, PendingRows, RowReject
 from livefactor.pushing.delivery import TRANSIENT, Delivery, Settled
+from livefactor.pushing.labels import IdLabels
 from livefactor.v1 import updates_pb2
+from livefactor.wire.columns import Part
 
 BACKOFF_S = 0.05
 BACKOFF_MAX_S = 5.0
@@ -70,6 +72,8 @@ class Sender:
         connection: Connection,
         model: str,
         producer_id: str,
+        settings: BatchSettings,
+        labels: tuple[IdLabels, ...],
         events_max: int,
         open_timeout_s: float,
         on_reject: Callable[[tuple[RowReject, ...]], None] | None,
@@ -80,6 +84,9 @@ class Sender:
         self.progress = threading.Condition(self.lock)  # For those who push: there may be room.
         self.pending: PendingRows | None = None
         self.buffered = 0
+        self._settings, self._labels = settings, labels
+        self._label_batches: list[Batch] = []  # Those that may have no outcome yet.
+        self._warned_of_labels = False
         self._connection, self._model, self._producer_id = connection, model, producer_id
         self._events_max = events_max
         self._on_reject, self._on_wait = on_reject, on_wait
@@ -124,8 +131,19 @@ class Sender:
     def seal(self) -> None:
         """Queue the batch that is being filled."""
         if self.pending is not None:
-            self.delivery.add(self.pending.batch, self.pending.parts())
+            self.add_events(self.pending.batch, self.pending.parts())
             self.pending = None
+
+    def add_events(self, batch: Batch, parts: list[Part]) -> None:
+        """Queue a batch of events; the labels of new string ids go in front of it."""
+        for labels in self._labels:
+            for label_batch, body in labels.batches(self._settings):
+                self.delivery.add_unnumbered(label_batch, [body])
+                self._label_batches.append(label_batch)
+        if self._label_batches:
+            self._label_batches = [label_batch for label_batch in self._label_batches if not label_batch.done]
+            batch.after = tuple(self._label_batches)
+        self.delivery.add(batch, parts)
 
     def unusable(self) -> bool:
         """Whether this producer is closed or has given up."""
@@ -235,7 +253,9 @@ class Sender:
         for batch in settled.finished:
             self.buffered -= batch.rows
             if batch.error is not None:
-                if self.delivery.fatal is None:
+                if not batch.numbered:
+                    log.warning("producer %s: ids stay without labels: %s", self._producer_id, batch.error)
+                elif self.delivery.fatal is None:
                     self._failed.append(batch)
                     log.error("producer %s: %s", self._producer_id, batch.error)
             elif batch.answer.position.revision >= self.position.revision:
@@ -261,6 +281,16 @@ class Sender:
             self._say_waiting(settled.pause)
 
     def _report_rejects(self, batch: Batch) -> None:
+        if not batch.numbered:
+            if not self._warned_of_labels:
+                reason = batch.answer.rejects[0].text if batch.answer.rejects else "rejected"
+                log.warning(
+                    "producer %s: some ids stay without labels, answers carry their numbers (%s)",
+                    self._producer_id,
+                    reason,
+                )
+            self._warned_of_labels = True
+            return
         if self._on_reject is not None:
             for _, rejects in batch.rejects():
                 _call_back(self._on_reject, rejects)
@@ -328,7 +358,8 @@ class Sender:
         return opened
 
     def _open_patiently(self, timeout_s: float) -> updates_pb2.OpenProducerResponse:
-        deadline, attempt = monotonic() + timeout_s, 0
+        began, attempt = monotonic(), 0
+        deadline = began + timeout_s
         while True:
             try:
                 return self._open()
@@ -336,6 +367,9 @@ class Sender:
                 failure = from_rpc(error, f"producer {self._producer_id!r}")
             attempt += 1
             delay = backoff_s(attempt, BACKOFF_S, BACKOFF_MAX_S)
+            connect_s = self._connection.connect_s
+            if is_unreachable(failure) and monotonic() + delay > min(deadline, began + connect_s):
+                raise no_server(failure, self._connection.target, min(timeout_s, connect_s))
             if not isinstance(failure, Unavailable | DeadlineExceeded) or monotonic() + delay > deadline:
                 raise failure
             if attempt == 1:

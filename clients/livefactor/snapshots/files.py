@@ -21,7 +21,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -55,13 +55,19 @@ StrPath = str | os.PathLike[str]
 Pieces = Iterable[tuple[str, int, int, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verification:
-    """What was checked: the manifest, bytes of all files, and blocks hashed."""
+    """A snapshot that was found valid. bytes_checked: of all files. blocks_checked: blocks that were hashed."""
 
     manifest: Manifest
     bytes_checked: int
     blocks_checked: int
+
+    def __repr__(self) -> str:
+        snapshot_id = self.manifest.snapshot_id
+        return (
+            f"Verification({snapshot_id} valid, {self.bytes_checked:,} bytes, {self.blocks_checked} blocks)"
+        )
 
 
 class Labels(Mapping[int, str]):
@@ -98,16 +104,19 @@ class _Index:
         return np.where(self._keys[at] == ids, self._order[at], self.missing)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedSnapshot:
     """A verified snapshot. Arrays are read-only views of the mapped files, rows in the model's row order.
 
-    tensors: every section by name ("users.keys", ..., "mean", ...; snapshot_format lists them), bfloat16 as uint16.
+    tensors: every section by name ("users.keys", "mean" and others; format.py lists them), bfloat16 as uint16.
     """
 
     path: Path
     manifest: Manifest
-    tensors: Mapping[str, np.ndarray] = field(repr=False)
+    tensors: Mapping[str, np.ndarray]
+
+    def __repr__(self) -> str:
+        return f"LoadedSnapshot({str(self.path)!r}, {self.manifest.summary})"
 
     @property
     def lineage(self) -> uuid.UUID:

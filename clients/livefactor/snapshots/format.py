@@ -306,9 +306,11 @@ def is_snapshot_id(text: str) -> bool:
     return _SNAPSHOT_ID.fullmatch(text) is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Manifest:
-    """A manifest's content (fields: module docstring). `tensors` in section order; hashes are 32 bytes."""
+    """A manifest's content; the module's docstring explains the fields. tensors: in section order. Hashes are 32
+    bytes.
+    """
 
     model: str
     lineage: uuid.UUID
@@ -320,6 +322,15 @@ class Manifest:
     spec: bytes
     tensors: tuple[Tensor, ...]
     root_hash: bytes
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.summary})"
+
+    @property
+    def summary(self) -> str:
+        """The snapshot in a few words, for a repr."""
+        rows = f"{self.users} users, {self.items} items, {len(self.tensors)} tensors"
+        return f"model {self.model!r}, snapshot {self.snapshot_id}, {rows}"
 
     @property
     def snapshot_id(self) -> str:

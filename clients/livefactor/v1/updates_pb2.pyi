@@ -75,6 +75,10 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The item is new, and the model has items_max items."""
     REJECT_REASON_LABEL_TOO_LONG: _RejectReason.ValueType  # 6
     """The label is longer than 1,024 bytes."""
+    REJECT_REASON_LABELS_FULL: _RejectReason.ValueType  # 7
+    """The id has no label yet, and the model has no room for further labels of this side: users_max or
+    items_max, or the server's memory.
+    """
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """The reason why a row was rejected. Rejected rows are not logged. The other rows of the batch are
@@ -94,6 +98,10 @@ REJECT_REASON_ITEMS_FULL: RejectReason.ValueType  # 5
 """The item is new, and the model has items_max items."""
 REJECT_REASON_LABEL_TOO_LONG: RejectReason.ValueType  # 6
 """The label is longer than 1,024 bytes."""
+REJECT_REASON_LABELS_FULL: RejectReason.ValueType  # 7
+"""The id has no label yet, and the model has no room for further labels of this side: users_max or
+items_max, or the server's memory.
+"""
 global___RejectReason = RejectReason
 
 @typing.final
@@ -245,7 +253,7 @@ global___Interactions = Interactions
 class Labels(google.protobuf.message.Message):
     """Names for ids, so that people can read the answers. The last label of an id wins. An empty label
     removes the id's label. A model holds at most as many labels of a side as the side may have rows.
-    A batch that would pass this limit is refused as a whole with RESOURCE_EXHAUSTED.
+    A label of a further id is rejected with LABELS_FULL. The other labels of the batch are applied.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

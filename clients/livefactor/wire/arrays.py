@@ -7,7 +7,7 @@ nothing wraps, truncates or guesses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livefactor.errors import ColumnError
-from livefactor.wire.keys import key_of, keys_of
+from livefactor.wire.keys import keys_of
 
 KEYS = np.dtype("<u8")
 FLOATS = np.dtype("<f4")
@@ -27,39 +27,70 @@ _KEY_MAX = _RANGES[KEYS][1]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Ids = Any
-"""Ids as they come: int, str, or a one-dimensional sequence, NumPy array, pandas Series or Arrow array of
-either.
+"""Ids as callers have them: an int, a str, or a one-dimensional sequence, NumPy array, pandas Series or Arrow
+array of either. Lists and object arrays may mix integers and strings.
 """
 
+HashTexts = Callable[[Sequence[str | bytes]], npt.NDArray[np.uint64]]
+"""Turns n string ids into uint64[n] keys. Raises ColumnError where one of them is no string."""
 
-def as_keys(name: str, ids: Ids, secret: bytes = b"") -> npt.NDArray[np.uint64]:
-    """Ids to uint64 keys[n]: integers as they are (0 .. 2**64-1), strings through `keys.keys_of`. A single id
+
+def as_keys(name: str, ids: Ids, hash_texts: HashTexts = keys_of) -> npt.NDArray[np.uint64]:
+    """Ids to uint64 keys[n]. Integers 0 .. 2**64-1 are keys already; `hash_texts` makes keys of strings. A single id
     gives n = 1.
     """
     if isinstance(ids, np.ndarray) and ids.dtype == KEYS and ids.ndim == 1:
         return np.ascontiguousarray(ids)
     if isinstance(ids, str | bytes):
-        return np.array([key_of(ids, secret)], KEYS)
+        return hash_texts([ids])
     if type(ids) is int and 0 <= ids <= _KEY_MAX:
         return np.array([ids], KEYS)
     if _is_dictionary(ids):
-        return _dictionary_keys(name, ids, secret)
+        return _dictionary_keys(name, ids, hash_texts)
     if _is_text_list(ids):
-        return _text_keys(name, ids, secret)
+        return _object_keys(name, ids, hash_texts)
     array = np.atleast_1d(_to_numpy(name, ids))
     if array.size == 0:
         return np.empty(0, KEYS)
     if array.dtype.kind in "iu":
         return _whole(name, array, KEYS)
-    if array.dtype.kind in "OUST":
-        values = array.tolist()
-        if isinstance(values[0], str | bytes):
-            return _text_keys(name, values, secret)
-        return _object_integers(name, values)
-    if isinstance(ids, list | tuple) and all(isinstance(value, int) for value in ids):
-        # NumPy makes floats of a list that holds integers both below and from 2**63 on.
-        return _object_integers(name, list(ids))
+    if isinstance(ids, list | tuple):
+        # NumPy makes floats of a list that holds integers both below and from 2**63 on, and strings of a list
+        # that holds a string.
+        if array.dtype.kind in "OUS" or all(isinstance(value, int) for value in ids):
+            return _object_keys(name, ids, hash_texts)
+    elif array.dtype.kind in "OUST":
+        return _object_keys(name, array.tolist(), hash_texts)
     raise ColumnError(f"{name}: expected integers or strings, got {array.dtype}{_missing_hint(array)}")
+
+
+def as_given(ids: Ids, keys: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
+    """The ids of `as_keys` as the caller gave them: `keys` for integers, else an object array of str and int.
+
+    keys: uint64[n], what `as_keys` made of `ids`. Bytes become str where they are UTF-8, else their key.
+    """
+    if isinstance(ids, str | bytes):
+        values = [ids]
+    elif _is_dictionary(ids):
+        table, codes = _dictionary(ids)
+        codes = _to_numpy("ids", codes)
+        return as_given(table, as_keys("ids", table))[codes] if len(codes) else keys
+    else:
+        values = list(ids) if isinstance(ids, list | tuple) else np.atleast_1d(_to_numpy("ids", ids)).tolist()
+    if not any(isinstance(value, str | bytes) for value in values):
+        return keys
+    given = np.empty(len(values), object)
+    given[:] = [_as_text(value, key) for value, key in zip(values, keys.tolist(), strict=True)]
+    return given
+
+
+def _as_text(value: Any, key: int) -> str | int:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return key
+    return value if isinstance(value, str) else key
 
 
 def as_floats(name: str, values: Any, n: int) -> npt.NDArray[np.float32]:
@@ -162,22 +193,41 @@ def _is_text_list(ids: Any) -> bool:
     return isinstance(ids, list | tuple) and bool(ids) and isinstance(ids[0], str | bytes)
 
 
-def _text_keys(name: str, ids: Sequence[Any], secret: bytes) -> npt.NDArray[np.uint64]:
+def _object_keys(name: str, values: Sequence[Any], hash_texts: HashTexts) -> npt.NDArray[np.uint64]:
+    """Keys of Python values: strings, integers, or both."""
     try:
-        return keys_of(ids, secret)
+        if isinstance(values[0], str | bytes):
+            return hash_texts(values)
+    except ColumnError as error:
+        if all(isinstance(value, str | bytes) for value in values):
+            raise ColumnError(f"{name}: {error}") from error
+    texts = [value for value in values if isinstance(value, str | bytes)]
+    if not texts:
+        return _object_integers(name, values)
+    keys = np.empty(len(values), KEYS)
+    is_text = np.fromiter((isinstance(value, str | bytes) for value in values), bool, len(values))
+    keys[~is_text] = _object_integers(name, values)
+    try:
+        keys[is_text] = hash_texts(texts)
     except ColumnError as error:
         raise ColumnError(f"{name}: {error}") from error
+    return keys
 
 
-def _object_integers(name: str, values: list[Any]) -> npt.NDArray[np.uint64]:
+def _object_integers(name: str, values: Sequence[Any]) -> npt.NDArray[np.uint64]:
+    """The integers among `values`, in order; strings are passed over, anything else is an error."""
     limits = np.iinfo(KEYS)
+    integers = []
     for row, value in enumerate(values):
+        if isinstance(value, str | bytes):
+            continue
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not whole or not limits.min <= value <= limits.max:
             raise ColumnError(
                 f"{name}[{row}]: expected an integer 0..{limits.max} or a string, got {value!r}"
             )
-    return np.array(values, KEYS)
+        integers.append(value)
+    return np.array(integers, KEYS)
 
 
 def _is_dictionary(ids: Any) -> bool:
@@ -186,15 +236,28 @@ def _is_dictionary(ids: Any) -> bool:
     return arrow or hasattr(getattr(ids, "cat", None), "codes")
 
 
-def _dictionary_keys(name: str, ids: Any, secret: bytes) -> npt.NDArray[np.uint64]:
+def _dictionary(ids: Any) -> tuple[Any, Any]:
+    """The distinct values and the codes that point into them."""
     if hasattr(ids, "dictionary"):
-        table, codes = ids.dictionary, _to_numpy(name, ids.indices)
-    else:
-        table, codes = ids.cat.categories, _to_numpy(name, ids.cat.codes)
+        return ids.dictionary, ids.indices
+    return ids.cat.categories, ids.cat.codes
+
+
+def _dictionary_keys(name: str, ids: Any, hash_texts: HashTexts) -> npt.NDArray[np.uint64]:
+    table, indices = _dictionary(ids)
+    codes = _to_numpy(name, indices)
     if codes.dtype.kind == "f" or (codes.size and int(codes.min()) < 0):
         bad = np.isnan(codes) if codes.dtype.kind == "f" else codes < 0
         raise ColumnError(f"{name}[{int(bad.argmax())}]: expected an id, got none")
-    return as_keys(name, table, secret)[codes] if codes.size else np.empty(0, KEYS)
+    if not codes.size:
+        return np.empty(0, KEYS)
+    values = _to_numpy(name, table)
+    used = np.zeros(len(values), bool)
+    used[codes] = True
+    # A dictionary may hold far more ids than these rows name, and only those count as seen.
+    keys: npt.NDArray[np.uint64] = np.zeros(len(values), KEYS)
+    keys[used] = as_keys(name, values[used], hash_texts)
+    return np.ascontiguousarray(keys[codes])
 
 
 def _microseconds(name: str, row: int, time: Any) -> int:

@@ -321,15 +321,17 @@ def decode_availability(body: bytes) -> AvailabilityColumns:
     return AvailabilityColumns(ids, twin.available, body)
 
 
-def apply_prefix(model: str, stamp: Stamp, change: str, body_size: int) -> bytes:
+def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -> bytes:
     """Everything of an ApplyUpdatesRequest (StreamUpdatesRequest) in front of the `body_size` bytes of its
-    change.
+    change. stamp: None for a batch without a producer.
     """
     name = model.encode()
-    producer = updates_pb2.ProducerStamp(id=stamp.producer_id, epoch=stamp.epoch, sequence=stamp.sequence)
-    written = producer.SerializeToString()
     head = field_prefix(_MODEL, len(name)) + name if name else b""
     tail = field_prefix(_CHANGE_NUMBERS[change], body_size)
+    if stamp is None:
+        return head + tail
+    producer = updates_pb2.ProducerStamp(id=stamp.producer_id, epoch=stamp.epoch, sequence=stamp.sequence)
+    written = producer.SerializeToString()
     return b"".join((head, field_prefix(_PRODUCER, len(written)), written, tail))
 
 

@@ -38,7 +38,8 @@ class LabelsChange(WireChange):
     kind: ClassVar[Kind] = Kind.LABELS
     field: ClassVar[str] = wire.LABELS
     reject_texts: ClassVar[Mapping[int, str]] = {
-        updates_pb2.REJECT_REASON_LABEL_TOO_LONG: f"label has more than {LABEL_BYTES_MAX} bytes of UTF-8"
+        updates_pb2.REJECT_REASON_LABEL_TOO_LONG: f"label has more than {LABEL_BYTES_MAX} bytes of UTF-8",
+        updates_pb2.REJECT_REASON_LABELS_FULL: "the model has no room for a label of a further id",
     }
 
     @property
@@ -69,6 +70,32 @@ class LabelsChange(WireChange):
     @classmethod
     def _of(cls, labels: wire.LabelColumns) -> LabelsChange:
         return cls(SIDES[labels.side], labels.ids, list(labels.labels), labels.body)
+
+    def without_rows(self, rows: Sequence[int]) -> LabelsChange:
+        """The change without these rows."""
+        keep = np.ones(self.rows, bool)
+        keep[np.asarray(rows, np.int64)] = False
+        return self._of(wire.decode_labels(wire.select_labels(wire.decode_labels(self.body), keep)))
+
+    def rows_without_room(self, state: ModelState, pending: Mapping[int, int]) -> list[int]:
+        """Rows whose label would be one more than the side may have.
+
+        pending: keys of the side whose labels were admitted and are not applied yet, with their numbers.
+        """
+        held, limit = state.labels[self.side], self.entries_in(state)[1]
+        if len(held) + len(pending) + self.rows <= limit:
+            return []
+        taken = len(held) + sum(key not in held for key in pending)
+        new: set[int] = set()
+        full = []
+        for row, (key, text) in enumerate(zip(self.ids.tolist(), self.labels, strict=True)):
+            if not text or key in held or key in pending or key in new:
+                continue
+            if taken + len(new) >= limit:
+                full.append(row)
+            else:
+                new.add(key)
+        return full
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:

@@ -15,7 +15,6 @@ from livefactor.channel import DEFAULT_TARGET
 from livefactor.models import ModelDescription, Models
 from livefactor.scorer import Scorer
 from livefactor.snapshots.files import SnapshotInvalid, verify
-from livefactor.wire import keys
 from livefactor_server.cli.app import (
     AsJson,
     Model,
@@ -37,11 +36,9 @@ Secret = Annotated[
 ]
 
 
-def as_id(text: str, string_ids: bool, secret: str) -> int:
-    """A 64-bit key from the command line: a number, or with `string_ids` any text."""
-    if string_ids or not text.isdecimal():
-        return keys.key_of(text, secret.encode())
-    return int(text)
+def as_id(text: str, string_ids: bool) -> int | str:
+    """An id from the command line: a number, or with `string_ids` any text."""
+    return text if string_ids or not text.isdecimal() else int(text)
 
 
 @app.command()
@@ -58,27 +55,29 @@ def recommend(
     as_json: AsJson = False,
 ) -> None:
     """The best items for users, with their labels and scores."""
-    with Scorer(target, model=model) as scorer:
+    with Scorer(target, model=model, secret=secret.encode()) as scorer:
         answers = scorer.recommend(
-            [as_id(user, string_ids, secret) for user in users],
+            [as_id(user, string_ids) for user in users],
             k,
-            exclude=[as_id(item, string_ids, secret) for item in exclude or []] or None,
-            with_labels=True,
+            exclude=[as_id(item, string_ids) for item in exclude or []] or None,
         )
-    listed = [
-        {"user": user, "known": answer.known, "items": [
-            {"item": int(item), "label": label, "score": float(score)}
-            for item, label, score in zip(answer.item_ids, answer.labels, answer.scores, strict=True)
+    listed: list[dict[str, Any]] = [
+        {"user": answer.user_id, "known": answer.known, "items": [
+            {"item": item, "label": label, "score": float(str(score))}
+            for item, label, score in zip(answer.item_ids.tolist(), answer.labels, answer.scores, strict=True)
         ]}
-        for user, answer in zip(users, answers, strict=True)
+        for answer in answers
     ]  # fmt: skip
     if as_json:
         emit({"revision": answers.position.revision, "users": listed})
         return
     for entry in listed:
-        grid = table("rank", "item", "label", "score")
-        for rank, item in enumerate(entry["items"], 1):  # type: ignore[arg-type, var-annotated]
-            grid.add_row(str(rank), str(item["item"]), item["label"], f"{item['score']:.4f}")
+        # A string id is its own label, and a column that repeats the one beside it helps nobody.
+        named = any(item["label"] not in ("", item["item"]) for item in entry["items"])
+        grid = table("rank", "item", *(["label"] if named else []), "score")
+        for rank, item in enumerate(entry["items"], 1):
+            label = [item["label"]] if named else []
+            grid.add_row(str(rank), str(item["item"]), *label, f"{item['score']:.4f}")
         unknown = "" if entry["known"] else " (unknown: ranked by item bias alone)"
         console.print(f"user {entry['user']}{unknown}, revision {answers.position.revision}")
         console.print(grid)

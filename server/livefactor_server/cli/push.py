@@ -31,6 +31,9 @@ def push(
     time_unit: Annotated[str, typer.Option(help="s, ms or us since 1970, of the time column.")] = "s",
     string_ids: Annotated[bool, typer.Option(help="Hash ids as text even if they are numbers.")] = False,
     secret: Annotated[str, typer.Option(envvar="LIVEFACTOR_SECRET", help="Key for string ids.")] = "",
+    labels: Annotated[
+        bool, typer.Option(help="Send the text of ids that are hashed, so that answers give it back.")
+    ] = True,
     producer: Annotated[
         str,
         typer.Option(
@@ -66,6 +69,7 @@ def push(
             producer or _producer_id(file, wanted, batch),
             model=model,
             secret=secret.encode(),
+            labels=labels,
             batch=BatchSettings(events_max=batch, latency_ms_max=0.0),
         ) as sender:
             skipped = sender.last_sequence
@@ -100,7 +104,7 @@ def _send(
         task = bar.add_task("", total=total or None)
         for number, rows in enumerate(batches, 1):
             if number > skipped:
-                columns: dict[str, Any] = conversion.columns(rows)
+                columns: dict[str, Any] = conversion.columns_with_texts(rows)
                 receipts.append(sender.push(**columns))
                 if len(receipts) >= 64:
                     _count(receipts.pop(0).result(), counts)

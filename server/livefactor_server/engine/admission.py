@@ -7,6 +7,7 @@ snapshot. A record that was logged can always be applied: there is no poison rec
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from livefactor.v1 import updates_pb2
 from livefactor_kernels.tables import NO_ROW
-from livefactor_server.changes import NO_ROOM, Change, KeyedChange, Rejects
+from livefactor_server.changes import NO_ROOM, Change, KeyedChange, LabelsChange, Rejects
 from livefactor_server.engine.submission import Ack, Seal, Submission
 from livefactor_server.model.producers import RING, Outcome
 from livefactor_server.model.state import ModelState
@@ -44,6 +45,7 @@ class Admission:
     _flying: dict[tuple[bytes, int], Submission] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pending_entries: int = 0
+    _pending_labels: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
     _pending_bytes: int = 0
     _row_bytes: tuple[int, int] = (0, 0)
     _reserved: tuple[int, int] = (0, 0)
@@ -197,6 +199,8 @@ class Admission:
         change = item.change
         if isinstance(change, KeyedChange):
             self._fit_rows(item, change)
+        elif isinstance(change, LabelsChange):
+            self._fit_labels(item, change)
         elif change.room != NO_ROOM:
             self._fit_entries(change)
 
@@ -219,19 +223,38 @@ class Admission:
         rejected = _rows_without_room(self.state, change, room)
         item.reject_more(rejected, change.without_rows([row for row, _ in rejected]))
 
+    def _fit_labels(self, item: Submission, change: LabelsChange) -> None:
+        """Reject the labels that find no room. The batch is never refused: the events behind it must not wait for it."""
+        with self._lock:
+            if self._bytes_with(0, 0) + change.room.nbytes > self.memory_bytes_max:
+                full = [row for row, text in enumerate(change.labels) if text]
+            else:
+                full = change.rows_without_room(self.state, self._pending_labels[change.side])
+            if full:
+                reason = int(updates_pb2.REJECT_REASON_LABELS_FULL)
+                item.reject_more([(row, reason) for row in full], change.without_rows(full))
+            self._count_pending(item.change, 1)
+
     def _fit_entries(self, change: Change) -> None:
         held, limit = change.entries_in(self.state)
         with self._lock:
             self._count_pending(change, 1)
             pending = self._pending_entries
         if held + pending > limit:
-            raise exhausted(f"labels and marks: the model's limit of {limit} would be passed")
+            raise exhausted(f"marks: the model's limit of {limit} would be passed")
         if self._bytes_with(0, 0) > self.memory_bytes_max:
             raise exhausted("memory: the server's memory_bytes_max would be passed")
 
     def _count_pending(self, change: Change, sign: int) -> None:
         room = change.room
-        self._pending_entries += sign * room.entries
+        if isinstance(change, LabelsChange):
+            pending = self._pending_labels[change.side]
+            for key in change.ids.tolist():
+                pending[key] += sign
+                if not pending[key]:
+                    del pending[key]
+        else:
+            self._pending_entries += sign * room.entries
         self._pending_bytes += sign * room.nbytes
 
 

@@ -180,6 +180,26 @@ class Conversion:
         """
         return {field: self._column(rows, field) for field in rows.columns}
 
+    def columns_with_texts(self, rows: Rows) -> dict[str, Any]:
+        """Converts n events as `columns` does, but leaves the ids for a Producer to hash.
+
+        Raises:
+            EventFileError: a value cannot be converted.
+        """
+        return {
+            field: self.ids(rows, field) if field in IDS else self._column(rows, field)
+            for field in rows.columns
+        }
+
+    def ids(self, rows: Rows, field: str) -> list[int | str]:
+        """Reads n ids without hashing them: the number where `columns` uses it, else the text.
+
+        Raises:
+            EventFileError: a value is not an id.
+        """
+        ids = _convert(rows, field, self._id, object, "an id, below 2**64 if it is a number")
+        return ids.tolist()  # type: ignore[no-any-return]
+
     def _column(self, rows: Rows, field: str) -> np.ndarray:
         if field in IDS:
             return _convert(rows, field, self._key, np.uint64, "an id, below 2**64 if it is a number")
@@ -195,11 +215,17 @@ class Conversion:
             return _convert(rows, field, float, np.float64, "a number").astype(np.float32)
 
     def _key(self, value: Any) -> int:
+        one = self._id(value)
+        return key_of(one, self.secret) if isinstance(one, str) else one
+
+    def _id(self, value: Any) -> int | str:
         text = str(value)
         if value is None or not text:
             raise ValueError
         if self.string_ids or not text.isdecimal():
-            return key_of(text, self.secret)
+            # Text that cannot be hashed is a fault of this row.
+            text.encode()
+            return text
         if int(text) >> 64:
             raise ValueError
         return int(text)

@@ -45,6 +45,10 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 logger = logging.getLogger(__name__)
 
 
+MODELS_LISTED_MAX = 10
+"""Models that the error for an unknown name lists."""
+
+
 class DataFolderBusy(Exception):
     """Another server holds the data folder."""
 
@@ -145,7 +149,8 @@ class Hosting:
         """The model, or NOT_FOUND."""
         hosted = self._models.get(name or DEFAULT_MODEL)
         if hosted is None:
-            raise not_found(f"model: there is no {name or DEFAULT_MODEL!r}")
+            there_are = ", ".join(sorted(self._models)[:MODELS_LISTED_MAX]) or "no models"
+            raise not_found(f"model: there is no {name or DEFAULT_MODEL!r}; there are {there_are}")
         return hosted
 
     def all(self) -> list[Hosted]:

@@ -46,6 +46,9 @@ class Labels:
     def __len__(self) -> int:
         return len(self._names)
 
+    def __contains__(self, key: int) -> bool:
+        return key in self._names
+
     def get(self, key: int) -> str:
         """The label of `key`, "" if it has none."""
         return self._names.get(key, "")

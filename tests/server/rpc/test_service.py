@@ -136,6 +136,25 @@ def test_labels_give_names_back(stubs: Stubs) -> None:
     assert dict(zip(answer.item_ids, answer.labels, strict=True)) == {10: "red lamp", 11: "mug"}
 
 
+def test_labels_without_room_are_rejected_by_row(stubs: Stubs) -> None:
+    model = stubs.model(limits=models_pb2.Limits(users_max=3, items_max=1))
+
+    def label(side: int, ids: list[int], texts: list[str]) -> tuple[int, list[int]]:
+        message = updates_pb2.Labels(side=side, ids=ids, labels=texts)
+        ack = stubs.updates.ApplyUpdates(updates_pb2.ApplyUpdatesRequest(model=model, labels=message))
+        assert {one.reason for one in ack.rejects} <= {updates_pb2.REJECT_REASON_LABELS_FULL}
+        assert ack.accepted + ack.rejected_count == len(ids)
+        return ack.accepted, [one.row for one in ack.rejects]
+
+    users = updates_pb2.SIDE_USER
+    assert label(users, [1, 2, 1, 3, 4, 2, 5], ["a", "b", "A", "c", "d", "B", "e"]) == (5, [4, 6])
+    assert label(users, [6, 1, 7], ["f", "a", ""]) == (2, [0]), "a label that is there may change"
+    assert label(users, [1, 8], ["", "g"]) == (1, [1])
+    assert label(users, [8], ["g"]) == (1, []), "what was removed leaves room"
+    assert label(updates_pb2.SIDE_ITEM, [1, 2], ["a", "b"]) == (1, [1]), "each side has its own room"
+    assert stubs.push(model, [1], [1]).accepted == 1
+
+
 def test_bad_rows_do_not_sink_their_batch(stubs: Stubs) -> None:
     model = stubs.model("ratings_sgd")
     ack = stubs.push(

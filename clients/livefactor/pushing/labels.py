@@ -1,0 +1,134 @@
+"""Labels of string ids: a producer tells the server the text of every string id that it pushes.
+
+The server knows ids as 64-bit keys. A label gives the text back in answers. `IdLabels` remembers which texts
+were labelled. It gathers the labels of new ones, and the producer sends them in front of the next batch of
+events. A batch that is acknowledged therefore has its labels.
+
+These label batches carry no sequence number, unlike the batches of `push_labels`. The server may apply one of
+them twice after a broken connection, which changes nothing: a key has one text. In return a producer's
+sequences count the batches of its pushes alone, so a file resumes by sequence with labels or without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from livefactor.errors import ColumnError
+from livefactor.pushing.batching import PREFIX_BYTES_MAX, Batch, BatchSettings
+from livefactor.v1 import updates_pb2
+from livefactor.wire.columns import LABELS, encode_labels
+from livefactor.wire.keys import keys_of
+
+TEXTS_MAX = 1 << 19
+"""Texts that are remembered for each side: about 70 MB of memory. Past it the memory is emptied, and a text
+that comes again is labelled again."""
+
+LABEL_BYTES_MAX = 1024
+"""Bytes of UTF-8 that a label may have in the contract. A longer id has no label."""
+
+USERS, ITEMS = "user", "item"
+SIDES = {USERS: updates_pb2.SIDE_USER, ITEMS: updates_pb2.SIDE_ITEM}
+"""The contract's number of each side."""
+
+Text = str | bytes
+
+
+class IdLabels:
+    """The labels of one side's string ids. Not thread-safe, except for `reader` and its calls.
+
+    texts_max: how many texts are remembered.
+    """
+
+    def __init__(self, side: str, texts_max: int = TEXTS_MAX) -> None:
+        self._side = SIDES[side]
+        self._texts_max = texts_max
+        self._known: dict[Text, int] = {}
+        self._unsent: dict[int, str] = {}
+
+    def reader(self) -> TextReader:
+        """What turns the texts of one column of one push into keys. Any thread may use it."""
+        return TextReader(self._known)
+
+    def take(self, reader: TextReader) -> None:
+        """The push was taken: its new texts are labelled in front of the next batch of events."""
+        for text, key in self._learn(reader.new):
+            label = _label(text)
+            if label:
+                self._unsent[key] = label
+
+    def leave_out(self, reader: TextReader) -> None:
+        """The caller labels these texts itself, so they get no label here."""
+        for _ in self._learn(reader.new):
+            pass
+
+    def _learn(self, new: Mapping[Text, int]) -> Iterator[tuple[Text, int]]:
+        if len(self._known) + len(new) > self._texts_max:
+            # A new dictionary: readers of other threads go on with the one that they have.
+            self._known = {}
+        for text, key in new.items():
+            if text not in self._known:
+                self._known[text] = key
+                yield text, key
+
+    def batches(self, settings: BatchSettings) -> Iterator[tuple[Batch, bytes]]:
+        """The labels that were not sent yet, as batches with their bodies. They count as sent from here on."""
+        if not self._unsent:
+            return
+        keys = np.fromiter(self._unsent.keys(), np.uint64, len(self._unsent))
+        texts = list(self._unsent.values())
+        self._unsent = {}
+        for start, stop in label_cuts(texts, settings):
+            body = encode_labels(self._side, keys[start:stop], texts[start:stop])
+            yield Batch(LABELS, numbered=False), body
+
+
+class TextReader:
+    """Turns string ids into keys and notes in `new` the texts that have no label yet, with their keys."""
+
+    def __init__(self, known: Mapping[Text, int]) -> None:
+        self._known = known
+        self.new: dict[Text, int] = {}
+
+    def __call__(self, ids: Sequence[Text]) -> npt.NDArray[np.uint64]:
+        """uint64[n]: the keys of n ids, as `keys_of` gives them. Raises ColumnError as `keys_of` does."""
+        known = self._known
+        try:
+            distinct = set(ids)
+            new = list(distinct.difference(known))
+            if new:
+                self.new |= zip(new, keys_of(new).tolist(), strict=True)
+                known = {text: known[text] if text in known else self.new[text] for text in distinct}
+        except (ColumnError, TypeError):
+            # The error must name the row in `ids`.
+            return keys_of(ids)
+        return np.fromiter(map(known.__getitem__, ids), np.uint64, len(ids))
+
+
+def label_cuts(labels: Sequence[str], settings: BatchSettings) -> list[tuple[int, int]]:
+    """Row ranges [start, stop) of labels that each fit one message."""
+    cuts: list[tuple[int, int]] = []
+    start = size = 0
+    for row, label in enumerate(labels):
+        row_bytes = 8 + 3 + (len(label.encode(errors="surrogatepass")) if isinstance(label, str) else 0)
+        full = row - start == settings.events_max or size + row_bytes > settings.bytes_max - PREFIX_BYTES_MAX
+        if full and row > start:
+            cuts.append((start, row))
+            start, size = row, 0
+        size += row_bytes
+    if start < len(labels):
+        cuts.append((start, len(labels)))
+    return cuts
+
+
+def _label(text: Text) -> str:
+    """The label of an id; empty where it can have none."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError:
+            return ""
+    fits = len(text) <= LABEL_BYTES_MAX // 4 or len(text.encode()) <= LABEL_BYTES_MAX
+    return text if fits else ""
