@@ -16,13 +16,13 @@ A group, little-endian and unsigned unless noted:
      12    2  version      of this layout, GROUP_VERSION
      14    1  hash         HASH_IDS: the hash that the log uses, the same in every group
      15    1  producers    entries of the producer list
-     16   16  log id       random, of this log alone, told to no client: no payload can pass for a group
+     16   16  log id       random, known to no client: no payload can pass for a group of this log
      32    4  incarnation  how often the log was opened for writing; it never falls along the log
      36    4  records      records in this group, at least 1
      40    8  place        byte of the file at which the group starts
      48    8  size         bytes from the group's start to the next group's
      56    8  revision     of the first record; the others follow without a gap
-     64    8  mark         last revision that was synced before this group was written; 0 in the first
+     64    8  mark         last revision that was synced before this write; 0 in the first
      72    8  time         signed; times of the records are relative to it
      80    4  segment      length of this file when it was made, in blocks of 4,096
      84    4  zero
@@ -64,10 +64,10 @@ holds as a whole, and which erasing does not change:
      16    8  revision
      24    8  epoch        of the producer
      32    8  sequence     of the producer
-     40    8  time         signed, microseconds since 1970 when the record was accepted: information only
+     40    8  time         signed, microseconds since 1970 at acceptance: information only
      48    8  count        rows when it was acknowledged
-     56   32  commitment   hash(salt, u32 length of the reject summary, reject summary, body) as acknowledged
-     88   32  previous     hash of the record before; in the first record the lineage uuid, then 16 zero bytes
+     56   32  commitment   hash(salt, u32 bytes of the rejects, rejects, body), as acknowledged
+     88   32  previous     hash of the record before; in the first the lineage, then 16 zeros
     120   64  producer     id, UTF-8, zeros behind it
     184    8  zero
 
@@ -260,7 +260,7 @@ def parts_of(body: Buffer | Sequence[Buffer]) -> list[Any]:
 def commitment_of(
     new_hash: Callable[..., Any], salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]
 ) -> bytes:
-    """hash(salt ‖ u32 bytes of rejects ‖ rejects ‖ body), 32 bytes. Large bodies release the GIL."""
+    """hash(salt ‖ u32 bytes of rejects ‖ rejects ‖ body), 32 bytes; large ones without GIL."""
     parts = parts_of(body)
     head = b"".join((salt, LENGTH.pack(len(rejects)), rejects))
     if sum(map(len, parts)) <= _JOIN_BYTES_MAX:

@@ -1,4 +1,4 @@
-"""Reads commit groups from memory and verifies them against the layout that `format.py` describes."""
+"""Reads commit groups from memory and verifies them. `format.py` describes their layout."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ A slot, little-endian and unsigned:
       0    8  magic        TAIL_MAGIC
       8    4  checksum     CRC32C of bytes 12 to 4095
      12    4  used         bytes of content
-     16    8  counter      of the slot writes in this file, from 1 on; an even one goes to the first slot
+     16    8  counter      of the slot writes in this file; even ones go to the first slot
      24    8  base         byte of the file that the content belongs at, a multiple of 4,096
      32    8  synced       end of the stream that was synced before this write
      40    4  incarnation  as in a group header

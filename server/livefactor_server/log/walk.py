@@ -202,8 +202,8 @@ class Walk:
         stop: the segment that the log ends in, and where; None finds the end.
         progress: called with (bytes passed, bytes of all segments).
 
-    `groups()` yields every whole group. Afterwards `tail` is the unsynced tail or None, and `end` is
-    where the stream ends. It raises LogDamaged if the log is damaged.
+    `groups()` yields every whole group. Afterwards `tail` is the unsynced tail or None, and `end`
+    is where the stream ends. It raises LogDamaged if the log is damaged.
     """
 
     def __init__(
@@ -379,7 +379,7 @@ def _with_tail(view: memoryview, start: int, base: int, content: bytes) -> memor
 
 
 def _stream_end(view: memoryview, end: int, chosen: Slot | None, slots: list[Slot]) -> StreamEnd:
-    """The end of the stream at byte `end`. Its counter does not overwrite the slot that holds it."""
+    """The end of the stream at byte `end`. Its counter spares the slot that holds it."""
     base = end - end % BLOCK_BYTES
     content = chosen.content if chosen is not None and chosen.base == base else bytes(view[base:end])
     newest = slots[0].counter if slots else 0

@@ -1,4 +1,4 @@
-"""Writes the stream of a log: whole blocks to their place, the last block to a tail slot (`tail.py`).
+"""Writes the stream of a log: whole blocks to their place, the last one to a slot (`tail.py`).
 
 `StreamWriter.write` is the commit of a group. When it returns, the group is durable.
 """
@@ -42,7 +42,7 @@ class StreamWriter:
         Args:
             io: the disk.
             folder: the folder of the log.
-            contents: what is in the log. Its cursor, which the log moves, says where the chain stands.
+            contents: what is in the log. The log moves its cursor along the chain.
             segment_bytes: size of a new segment, a multiple of 4,096.
             ahead: make the next segment in a background thread.
 
@@ -101,14 +101,14 @@ class StreamWriter:
         """Bytes of the group with its padding, behind `used` bytes of its first block."""
         size = align(group.size, GROUP_ALIGN)
         rest = (used + size) % BLOCK_BYTES
-        # The first group of a log stands in its place. So a log that lost its tail slots is damaged,
-        # and does not look like an unfinished creation.
+        # The first group of a log stands in its place. So a log that lost its tail slots is
+        # damaged, and does not look like an unfinished creation.
         if len(self.segments) == 0 or size >= PADDED_FROM_BYTES or rest > CONTENT_BYTES_MAX:
             size += -(used + size) % BLOCK_BYTES
         return size
 
     def _make_room(self, group: PackedGroup) -> int:
-        """The bytes that the group takes. A new segment is started if the last one has no room."""
+        """The bytes that the group takes. Starts a new segment if the last one has no room."""
         segment = self.segments[-1] if self.segments else None
         if segment is not None:
             size = self._padded_size(group, len(self.end.content))
@@ -145,7 +145,7 @@ class StreamWriter:
         return size
 
     def _close_segment(self) -> None:
-        """Writes the last block to its place. From then on the slots of this segment do not count."""
+        """Writes the last block to its place. Then the slots of this segment do not count."""
         content = self.end.content
         if not content:
             return
