@@ -24,6 +24,7 @@ from benchmarks.gpu.rivals import HogwildModel, RowBlockModel
 from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device import machine as devices
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     FactorDtype,
     Limits,
@@ -74,7 +75,7 @@ def spec_of(sizes: Sizes, **changes: Any) -> ModelSpec:
         "seed": 1,
         "limits": Limits(users_max=sizes.users, items_max=sizes.items, value_abs_max=1e3, error_max=1e3),
     }
-    return ModelSpec(**{**fields, **changes}).check()
+    return check(ModelSpec(**{**fields, **changes}))
 
 
 def zipf_rows(generator: np.random.Generator, count: int, distinct: int) -> np.ndarray:

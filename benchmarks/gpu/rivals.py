@@ -16,8 +16,8 @@ import numpy as np
 from numba import float32
 
 from livefactor_kernels.cuda import CudaModel
+from livefactor_kernels.device.buffers import Buffer
 from livefactor_kernels.device.factors import load_factor, store_factor
-from livefactor_kernels.device.machine import Buffer
 from livefactor_kernels.device.plan import Plan, Span, event_of, row_of, value_of, weight_of
 from livefactor_kernels.device.staging import WORD_BYTES, Slot
 from livefactor_kernels.device.warp import BLOCK_THREADS, SIMULATED, cuda, half_sum, kernel

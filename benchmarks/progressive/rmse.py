@@ -16,7 +16,7 @@ from livefactor_kernels.backend import Update, create_backend
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.simd.steps import Rows, score
 from livefactor_kernels.spec.model import LANES, Loss, ModelSpec, OptimizerKind
-from livefactor_kernels.tables import Table
+from livefactor_kernels.tables.cpu import Table
 
 
 def rmse(errors: np.ndarray) -> float:

@@ -23,6 +23,7 @@ from livefactor_kernels.backend import Update
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.sgd.adaptive import STEP, multiple
 from livefactor_kernels.simd.steps import Rows
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import LANES, AdaptiveRate, Loss, ModelSpec
 from livefactor_kernels.spec.presets import preset
 
@@ -97,7 +98,7 @@ def run(spec: ModelSpec, stream: Stream) -> Run:
             losses[part] = np.logaddexp(0, -scores(*columns)) + np.logaddexp(0, negatives).sum(axis=1)
         table_counts = (each[part.stop - 1] for each in counts)
         model.apply(Update(revision, *columns, stream.values[part], None, *table_counts))
-    step = int(model.rate_state[STEP]) if model.rate_state.size else 0
+    step = int(model.state()["rates"][STEP]) if spec.adaptive_rate.window else 0
     return Run(losses, float(multiple(step)))
 
 
@@ -105,9 +106,9 @@ def _spec(name: str, seed: int, rate: float = 1.0, window: int = 0) -> ModelSpec
     base = preset(PRESETS[name])
     optimizer = base.optimizer
     rates = {field: getattr(optimizer, field) * rate for field in ("learning_rate", "bias_learning_rate")}
-    return replace(
-        base, optimizer=replace(optimizer, **rates), seed=seed, adaptive_rate=AdaptiveRate(window)
-    ).check()
+    return check(
+        replace(base, optimizer=replace(optimizer, **rates), seed=seed, adaptive_rate=AdaptiveRate(window))
+    )
 
 
 def parts(streams: Mapping[str, Stream], extent: Extent) -> Iterator[Part]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from benchmarks.quality.data import Events
 from livefactor_kernels.backend import Backend, Update, create_backend
-from livefactor_kernels.history.reading import PersonReader, Persons
+from livefactor_kernels.reading import PersonReader, Persons
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import History, Loss, ModelSpec, Proposal, Softmax
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import ITEMS, USERS
@@ -112,7 +113,7 @@ def clicks_spec(
         "history": other(base.history, half_life=half_life, items=items),
         "counts": other(base.counts, weight=weight, repeat=repeat),
     }
-    return other(replace(base, **parts, seed=seed), k=k, l2=l2, micro_batch=micro_batch).check()  # type: ignore[no-any-return]
+    return check(other(replace(base, **parts, seed=seed), k=k, l2=l2, micro_batch=micro_batch))  # type: ignore[no-any-return]
 
 
 class Learner:

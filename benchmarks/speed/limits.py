@@ -20,7 +20,7 @@ from livefactor_kernels.numbers.lanes import VECTOR_BYTES, load16, prefetch, sto
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables import ITEMS as ITEM_SIDE
 from livefactor_kernels.tables import USERS as USER_SIDE
-from livefactor_kernels.tables import Table
+from livefactor_kernels.tables.cpu import Table
 
 BLOCKS = K // LANES
 ROW_BYTES = 4 * K

@@ -21,7 +21,8 @@ from threadpoolctl import threadpool_limits
 
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.spec.model import Limits, ModelSpec
-from livefactor_kernels.tables import ITEMS, Table
+from livefactor_kernels.tables import ITEMS
+from livefactor_kernels.tables.cpu import Table
 
 try:
     import faiss

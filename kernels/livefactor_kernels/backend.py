@@ -2,20 +2,21 @@
 
 A server speaks to a model through `Backend`, and reads it at one revision through `Pin`; where the tables lie
 (in memory, on a device) shows in neither. The gate is the caller's lock: whoever holds it knows that no
-`apply`, `advance`, `set_mean` or `load_sections` is running.
+`apply`, `advance`, `load_state` or `load_sections` is running.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
 from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.pins import Pin
 from livefactor_kernels.reference import ReferenceModel
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.update import Update
@@ -81,68 +82,6 @@ class RowTable(Protocol):
         """Rows uint32[n] of `keys` uint64[n]; `NO_ROW` where unknown or at or past `published`."""
 
 
-class Pin(Protocol):
-    """One revision of a model, readable without the gate while updates go on. Release it after the read.
-
-    revision: the model's, when it was pinned. counts: rows of users and items. mean: the global mean, and
-    mean_state its (fixed-point sum, events). Reads change nothing.
-    """
-
-    @property
-    def revision(self) -> int:
-        """The model's revision at the pin."""
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Rows of users and items published at the pin."""
-
-    @property
-    def mean(self) -> np.float32:
-        """Global mean of the values seen (squared loss), else 0."""
-
-    @property
-    def mean_state(self) -> tuple[int, int]:
-        """(fixed-point sum, events) of the mean."""
-
-    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Backend.gather`, as of the pin. Rows must be below `counts`, or `NO_ROW`."""
-
-    @property
-    def gram(self) -> np.ndarray:
-        """`Backend.gram` at the pin."""
-
-    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `Backend.read`, as of the pin. Rows must be below `counts`, or `NO_ROW`."""
-
-    def top_k(
-        self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
-        own: np.ndarray | None = None, own_offsets: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        """The k best items of each user, exact: (rows uint32[m], scores float32[m], offsets int64[n + 1]).
-
-        user_factors float32[n, kp], user_bias float32[n]: as this pin's `gather` gives them. common
-        uint32[e]: ascending rows left out for everybody. own uint32[o], own_offsets integers[n + 1]: user u's
-        own exclusions are own[own_offsets[u]:own_offsets[u + 1]], ascending. All of them are below the pin's
-        count. User u's results are rows[offsets[u]:offsets[u + 1]], by score descending, then item key
-        ascending; fewer than k if fewer items are left. ValueError if k is negative or shapes do not fit.
-        """
-
-    def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Copies of rows [start, stop) of a side, named and shaped as `Backend.sections`; IndexError past
-        its count."""
-
-    def release(self) -> None:
-        """Give the pin up; calling it again does nothing."""
-
-    def __enter__(self) -> Pin:
-        """The pin itself."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Release it."""
-
-
 class Backend(Protocol):
     """A model that learns: the verbs of `cpu.CpuModel`. Sides are `tables.USERS` and `tables.ITEMS`."""
 
@@ -162,37 +101,13 @@ class Backend(Protocol):
     def mean(self) -> np.float32:
         """Global mean of the values seen."""
 
-    @property
-    def mean_sum(self) -> int:
-        """Its fixed-point sum."""
+    def state(self) -> dict[str, np.ndarray]:
+        """State beside the rows by section name, in the order of the root hash, each one-dimensional (`tables/state.py`). Do
+        not write to the arrays; later updates may change them. The caller holds the gate."""
 
-    @property
-    def mean_count(self) -> int:
-        """Its number of events."""
-
-    def set_mean(self, total: int, count: int) -> None:
-        """Restore the mean."""
-
-    @property
-    def gram(self) -> np.ndarray:
-        """float64[2, k + 1, k + 1]: sums of outer products of users' and items' (x, 1) (rule SOLVE), else float64[2, 0, 0]."""
-
-    def set_gram(self, gram: np.ndarray) -> None:
-        """Restore `gram`."""
-
-    @property
-    def reservoir(self) -> dict[str, np.ndarray]:
-        """Events kept for replay (`replay.COLUMNS`), [replay.size] each; none without replay. Do not write to them."""
-
-    def set_reservoir(self, columns: Mapping[str, np.ndarray], events: int) -> None:
-        """Restore `reservoir` of a model that has learned from `events` events."""
-
-    @property
-    def rate_state(self) -> np.ndarray:
-        """float64[5] of an adapted learning rate (`sgd/adaptive.py`), else float64[0]. Do not write to it."""
-
-    def set_rate_state(self, state: np.ndarray) -> None:
-        """Restore `rate_state`."""
+    def load_state(self, sections: Mapping[str, np.ndarray]) -> None:
+        """Restore what `state` gives, after the rows of both sides. sections: those, and events uint64[1], the number of
+        events that the model has learned from; others are ignored."""
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:
         """Make sure that there is memory for tables of so many rows (each at most the side's capacity).
@@ -221,7 +136,7 @@ class Backend(Protocol):
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
         """The first `count` rows of a side as arrays of the host, unpadded: keys uint64[count], factors [count, k]
         as stored (float32, float16, or uint16: the bits of bfloat16), bias float32[count], with AdaGrad
-        factor_g, bias_g float32 of the same shapes, and the history's (`history.row_sections`).
+        factor_g, bias_g float32 of the same shapes, and the history's (`tables.row_sections`).
 
         Views where the tables are in memory: do not write to them. The caller holds the gate as long as it
         looks at them.
@@ -291,24 +206,17 @@ def create_backend(name: str, spec: ModelSpec) -> Backend:
     bad spec."""
     if name not in _BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
-    return _BACKENDS[name](spec.check())
+    return _BACKENDS[name](check(spec))
 
 
 def state_sections(backend: Backend) -> dict[str, np.ndarray]:
     """The tables' share of a model's state at its revision, in the order in which the root hash takes it.
 
     By name: users.keys, users.factors, ..., items.bias_g, of the published rows as `Backend.sections` gives
-    them, with rule SOLVE gram float64[2 * (k + 1) ** 2], mean int64[2] (sum, count), with an adaptive rate rates float64[5],
-    and with replay replay.user_rows and so on, [replay.size] each.
+    them, then the sections of `Backend.state`.
     """
     sections: dict[str, np.ndarray] = {}
     for name, side in (("users", USERS), ("items", ITEMS)):
         part = backend.sections(side, backend.published[side])
         sections |= {f"{name}.{section}": array for section, array in part.items()}
-    if backend.gram.size:
-        sections["gram"] = backend.gram.ravel()
-    sections["mean"] = np.array([backend.mean_sum, backend.mean_count], np.int64)
-    if backend.rate_state.size:
-        sections["rates"] = backend.rate_state
-    sections |= {f"replay.{name}": column for name, column in sorted(backend.reservoir.items())}
-    return sections
+    return sections | backend.state()

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.history.cpu import Recorder
-from livefactor_kernels.numbers import scalar
+from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cpu import Pin, PinBoard
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
@@ -17,12 +17,15 @@ from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
-from livefactor_kernels.tables import ITEMS, USERS, Table
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
 from livefactor_kernels.update import Update, joined
 
 
-class LearningRule(Protocol):
+class LearningRule(Part, Protocol):
     """How a model learns from its records (`sgd/cpu.py`, `solve/cpu.py`, `softmax/cpu.py`)."""
 
     records: bool
@@ -41,90 +44,55 @@ class LearningRule(Protocol):
 class CpuModel:
     """A model of the CPU backend: `users` and `items` tables and what an update does to them.
 
-    One thread may call `apply`, `advance`, `load_sections` and `set_mean`; reads of rows that are not being
-    written, and the tables' `allocate` and `find`, follow the rules of `tables.Table`. `revision` and
+    One thread may call `apply`, `advance`, `load_sections` and `load_state`; reads of rows that are not being
+    written, and the tables' `allocate` and `find`, follow the rules of `tables.cpu.Table`. `revision` and
     `published` (rows of users and items visible at it) change after the kernel has returned.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         """Reserve the tables of a spec and compile its kernel (or load it from Numba's cache); SpecError if
         it is refused."""
-        self.spec = spec.check()
+        self.spec = check(spec)
         self.users, self.items = Table(spec, USERS), Table(spec, ITEMS)
         self.revision = 0
         self.published = (0, 0)
-        self._mean_state = np.zeros(2, np.int64)
+        self._mean = GlobalMean()
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
         self._rule = self._rule_of(spec)
-        self.pins = PinBoard(self)
+        self._parts = [self._mean, self._rule, *([self._reservoir] if self._reservoir else [])]
+        self.pins = PinBoard(spec, (self.users, self.items))
         if spec.factor_dtype != FactorDtype.FLOAT32:
             scoring.compile_kernels(spec.factor_dtype)  # those of float32 are for whoever reads
 
     def _rule_of(self, spec: ModelSpec) -> LearningRule:
         tables = self.users, self.items
         if spec.rule == Rule.SOLVE:
-            assert self._recorder is not None  # `ModelSpec.check`
-            return Solver(spec, *tables, self._mean_state, self._recorder)
+            assert self._recorder is not None  # `spec.checks.check`
+            return Solver(spec, *tables, self._mean.sums, self._recorder)
         if spec.rule == Rule.SOFTMAX:
             return Softmax(spec, *tables)
         kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
-        return kind(spec, *tables, self._mean_state)
-
-    @property
-    def mean_sum(self) -> int:
-        """Fixed-point sum (2**20) of the values seen, squared loss only."""
-        return int(self._mean_state[0])
-
-    @property
-    def mean_count(self) -> int:
-        """Events in `mean_sum`."""
-        return int(self._mean_state[1])
+        return kind(spec, *tables, self._mean.sums)
 
     @property
     def mean(self) -> np.float32:
         """Global mean of the values seen (squared loss), else 0."""
-        return np.float32(scalar.mean_of(self.mean_sum, self.mean_count))
+        return self._mean.value
 
-    @property
-    def gram(self) -> np.ndarray:
-        """float64[2, k + 1, k + 1]: sums of outer products of users' and items' (x, 1) (rule SOLVE), else float64[2, 0, 0]."""
-        return self._rule.gram if isinstance(self._rule, Solver) else np.zeros((2, 0, 0))
+    def state(self) -> dict[str, np.ndarray]:
+        """State beside the rows by section name (`backend.Backend.state`): views. Do not write to them."""
+        return state_of(self._parts)
 
-    def set_gram(self, gram: np.ndarray) -> None:
-        """Restore `gram`."""
-        self.gram[:] = gram
-
-    @property
-    def reservoir(self) -> dict[str, np.ndarray]:
-        """Columns of the events kept for replay (`replay.COLUMNS`), [size] each; none without replay. Do not write to them."""
-        return {} if self._reservoir is None else self._reservoir.columns
-
-    def set_reservoir(self, columns: Mapping[str, np.ndarray], events: int) -> None:
-        """Restore `reservoir`, after `events` events."""
-        if self._reservoir is not None:
-            self._reservoir.load(columns, events)
-
-    @property
-    def rate_state(self) -> np.ndarray:
-        """float64[5] of an adapted learning rate (`sgd/adaptive.py`), else float64[0]. Do not write to it."""
-        return self._rule.state if isinstance(self._rule, AdaptiveSgd) else np.empty(0)
-
-    def set_rate_state(self, state: np.ndarray) -> None:
-        """Restore `rate_state`."""
-        if isinstance(self._rule, AdaptiveSgd):
-            self._rule.load(state)
-
-    def set_mean(self, total: int, count: int) -> None:
-        """Restore the mean's fixed-point sum and its number of events."""
-        self._mean_state[:] = total, count
+    def load_state(self, sections: Mapping[str, np.ndarray]) -> None:
+        """Restore what `state` gives, after the rows (`backend.Backend.load_state`)."""
+        for part in self._parts:
+            part.load(sections)
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
         `advance`."""
         (self.users, self.items)[side].load_sections(sections, count)
-        if isinstance(self._rule, Softmax) and side == ITEMS:
-            self._rule.proposer.reload(sections)
 
     def apply(self, update: Update) -> None:
         """Learn from one interactions record, then set `revision` and `published`. ValueError if a column is
@@ -193,4 +161,5 @@ class CpuModel:
 
     def pin(self) -> Pin:
         """Keep the current revision readable; no `apply` may be running."""
-        return self.pins.pin(self)
+        state = {name: array.copy() for name, array in self.state().items() if name in ANSWERING}
+        return self.pins.pin(PinnedState(self.revision, self.published, state))

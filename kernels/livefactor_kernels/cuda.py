@@ -2,11 +2,11 @@
 
 Keys become rows on the host; what crosses for a record are its columns of rows, values and weights, the keys of
 its new rows, and for squared loss a mean a micro-batch. Everything else happens on the device, in the order of
-one stream: initial rows, negatives, the order of occurrences (`cuda_plan`), the micro-batches
+one stream: initial rows, negatives, the order of occurrences (`device.plan`), the micro-batches
 (`sgd/cuda.py`); events are recorded in histories (`history.cuda`), rows solved (`solve.cuda`) or told from shared
 negatives (`softmax.cuda`). `apply` returns when all of that is on the stream: whoever reads waits for it there,
 since reads take the same stream. So the published state is what a read sees, and at most two records are under way
-(`cuda_staging`).
+(`device.staging`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from typing import Protocol
 
 import numpy as np
 
-from livefactor_kernels.device.machine import Buffer, open_device
+from livefactor_kernels.device.machine import open_device
 from livefactor_kernels.device.scratch import RECORD_EVENTS_MAX, record_bytes, shared_bytes
 from livefactor_kernels.device.staging import KEY_BYTES, WORD_BYTES, Slot, Staging, aligned
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.history.cuda import PIECE_EVENTS, Recorder, pieces_of
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key
-from livefactor_kernels.pins.cuda import CudaPin, Pins, as_floats, as_gram, as_sections, fetch_rows
+from livefactor_kernels.pins import PinnedState
+from livefactor_kernels.pins.cuda import CudaPin, DeviceSections, Pins, as_floats, as_sections, fetch_rows
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.cuda import Softmax
 from livefactor_kernels.solve.cuda import Solver
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     LANES,
     MIN_WINDOW,
@@ -51,6 +53,7 @@ from livefactor_kernels.spec.model import (
 )
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cuda import CudaTable, livefactor_init_kernel
+from livefactor_kernels.tables.state import GlobalMean, Part, state_of
 from livefactor_kernels.update import Update
 
 _COLUMNS = ("users", "items", "values", "weights", "means", "negatives", "rarity", "own")
@@ -61,10 +64,12 @@ MARGIN_BYTES = 512 << 20
 """Memory of the device that tables leave free for pins and reads."""
 
 
-class LearningRule(Protocol):
+class LearningRule(Part, Protocol):
     """How a model learns from its records (`sgd/cuda.py`, `solve/cuda.py`, `softmax/cuda.py`). The caller holds the model's
     lock."""
 
+    pinned: DeviceSections
+    """Sections of its state that lie on the device and that answers depend on."""
     records: bool
     """Whether `learn` puts events in the histories: else they are recorded after it."""
 
@@ -82,7 +87,7 @@ class LearningRule(Protocol):
 class CudaModel:
     """A model on the current GPU; the same verbs, and the same bits, as `cpu.CpuModel`.
 
-    One thread may call `apply`, `advance`, `load_sections`, `set_mean` and `set_gram`, another one `reserve` and the
+    One thread may call `apply`, `advance`, `load_sections` and `load_state`, another one `reserve` and the
     tables' `allocate`; reads may come from any thread.
     """
 
@@ -94,13 +99,13 @@ class CudaModel:
         together: bool = False,
     ) -> None:
         """An empty model. RuntimeError if no GPU answers, SpecError if the spec is refused, MemoryError if the
-        device has no room for what a record takes beside the tables (`cuda_scratch`, `history.cuda`, `solve.cuda`, `softmax.cuda`).
+        device has no room for what a record takes beside the tables (`device.scratch`, `history.cuda`, `solve.cuda`, `softmax.cuda`).
 
         device_bytes_max: most bytes of tables on the device (all that is free but for a margin if None).
         walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
         with a barrier over all of it, not in three launches each. Neither changes a bit.
         """
-        self._set_up(spec.check(), device_bytes_max, walk_entries_max, together)
+        self._set_up(check(spec), device_bytes_max, walk_entries_max, together)
         if not SIMULATED:
             _compile_kernels(_kind_of(spec))
 
@@ -113,7 +118,7 @@ class CudaModel:
         self.users, self.items = (CudaTable(spec, side, self.device) for side in (USERS, ITEMS))
         self.revision = 0
         self.published = (0, 0)
-        self.mean_sum = self.mean_count = 0
+        self._mean = GlobalMean()
         self.pins = Pins(self.spec, self.device, (self.users, self.items), self.lock)
         self._device_bytes_max = device_bytes_max
         self._memory_lock = threading.Lock()
@@ -123,71 +128,38 @@ class CudaModel:
         self._recorder = Recorder(spec, self.device, *tables) if spec.history.users else None
         self._rule: LearningRule
         if spec.rule == Rule.SOLVE:
-            assert self._recorder is not None  # `ModelSpec.check`
+            assert self._recorder is not None  # `spec.checks.check`
             self._rule = Solver(spec, self.device, *tables, self._recorder, self.pins)
         elif spec.rule == Rule.SOFTMAX:
             self._rule = Softmax(spec, self.device, *tables, self.pins)
         else:
             kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
             self._rule = kind(spec, self.device, *tables, self.pins, walk_entries_max, together)
+        self._parts = [self._mean, self._rule, *([self._reservoir] if self._reservoir else [])]
 
     # ------------------------------------------------------------ state
 
     @property
     def mean(self) -> np.float32:
         """Global mean of the values seen (squared loss), else 0."""
-        return np.float32(scalar.mean_of(self.mean_sum, self.mean_count))
+        return self._mean.value
 
-    def set_mean(self, total: int, count: int) -> None:
-        """Restore the mean's fixed-point sum and its number of events."""
-        self.mean_sum, self.mean_count = total, count
-
-    @property
-    def gram(self) -> np.ndarray:
-        """As `backend.Backend.gram`, copied from the device."""
+    def state(self) -> dict[str, np.ndarray]:
+        """State beside the rows (`backend.Backend.state`); waits for the device where a part of it is there."""
         with self.lock:
-            wait = self.device.fetch([buffer.array for buffer in self._gram])
-        return as_gram(wait())
+            return state_of(self._parts)
 
-    def set_gram(self, gram: np.ndarray) -> None:
-        """Restore `gram`."""
-        with self.lock, self.device.working():
-            for buffer, side in zip(self._gram, gram, strict=bool(self._gram)):
-                buffer.array[:] = self.device.xp.asarray(side.ravel())
-
-    @property
-    def _gram(self) -> tuple[Buffer, ...]:
-        return self._rule.gram if isinstance(self._rule, Solver) else ()
-
-    @property
-    def reservoir(self) -> dict[str, np.ndarray]:
-        """As `backend.Backend.reservoir`."""
-        return {} if self._reservoir is None else self._reservoir.columns
-
-    def set_reservoir(self, columns: Mapping[str, np.ndarray], events: int) -> None:
-        """Restore `reservoir`, after `events` events."""
-        if self._reservoir is not None:
-            self._reservoir.load(columns, events)
-
-    @property
-    def rate_state(self) -> np.ndarray:
-        """As `backend.Backend.rate_state`, copied; waits for the device."""
+    def load_state(self, sections: Mapping[str, np.ndarray]) -> None:
+        """Restore what `state` gives, after the rows (`backend.Backend.load_state`)."""
         with self.lock:
-            return self._rule.state if isinstance(self._rule, AdaptiveSgd) else np.empty(0)
-
-    def set_rate_state(self, state: np.ndarray) -> None:
-        """Restore `rate_state`."""
-        if isinstance(self._rule, AdaptiveSgd):
-            with self.lock:
-                self._rule.load(state)
+            for part in self._parts:
+                part.load(sections)
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
         """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
         `advance`. MemoryError if the device has no room."""
         with self.lock:
             self._table(side).load_sections(sections, count)
-        if isinstance(self._rule, Softmax) and side == ITEMS:
-            self._rule.proposer.reload(sections)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """Set the revision after a record that changes no rows; counts, if given, become the published
@@ -244,8 +216,8 @@ class CudaModel:
 
     def pin(self) -> CudaPin:
         """Keep the current revision readable; no `apply` may be running."""
-        state = (self.revision, self.published, self.mean, (self.mean_sum, self.mean_count))
-        return self.pins.pin(*state, self._gram)
+        state = {name: array.copy() for name, array in self._mean.sections().items()}
+        return self.pins.pin(PinnedState(self.revision, self.published, state), self._rule.pinned)
 
     # ------------------------------------------------------------ updates
 
@@ -273,8 +245,7 @@ class CudaModel:
             self._reservoir.keep(update)
         if self.spec.loss == Loss.SQUARED:
             values = np.ones(update.user_rows.size, np.float32) if update.values is None else update.values
-            self.mean_sum += int(scalar.fixed_point(values).sum())
-            self.mean_count += values.size
+            self._mean.add(values)
         self.advance(update.revision, update.user_count, update.item_count)
 
     def _put_on_stream(self, update: Update | None, counts: tuple[int, int]) -> None:
@@ -326,8 +297,8 @@ class CudaModel:
         batch, n = self.spec.micro_batch, update.user_rows.size
         values = np.ones(n, np.float32) if update.values is None else update.values
         ends = np.minimum(np.arange(0, n, batch), update.fresh)
-        sums = np.concatenate(([0], np.cumsum(scalar.fixed_point(values))))[ends] + self.mean_sum
-        counts = ends + self.mean_count
+        sums = np.concatenate(([0], np.cumsum(scalar.fixed_point(values))))[ends] + self._mean.sums[0]
+        counts = ends + self._mean.sums[1]
         means: np.ndarray = sums.astype(np.float64) / (
             np.maximum(counts, 1).astype(np.float64) * scalar.FIXED_ONE
         )
@@ -364,43 +335,47 @@ class CudaModel:
 def _kind_of(spec: ModelSpec) -> ModelSpec:
     """A small spec that takes the same kernels."""
     history, counts, bounds = spec.history, spec.counts, spec.regularization
-    return ModelSpec(
-        k=spec.k,
-        loss=Loss(spec.loss),
-        optimizer=Optimizer(OptimizerKind(spec.optimizer.kind)),
-        negatives=int(spec.loss == Loss.BPR or (spec.rule == Rule.SOFTMAX and spec.negatives > 0)),
-        l2=1.0,
-        bias_l2=1.0,
-        micro_batch=2,
-        factor_dtype=FactorDtype(spec.factor_dtype),
-        rule=Rule(spec.rule),
-        history=History(min(history.users, LANES), min(history.items, LANES)),
-        solve=Solve(float(spec.solve.unobserved > 0)),
-        softmax=replace(spec.softmax, group_events=0),
-        counts=Counts(min(counts.neighbors, LANES), span=1),
-        regularization=Regularization(
-            float(bounds.gradient_norm_max > 0),
-            float(bounds.row_norm_max > 0),
-            bounds.l2_frequency,
-            0.5 * (bounds.dropout > 0),
-        ),
-        adaptive_rate=AdaptiveRate(min(spec.adaptive_rate.window, MIN_WINDOW)),
-        limits=Limits(users_max=8, items_max=8, error_max=1.0, factor_max=1.0),
-    ).check()
+    return check(
+        ModelSpec(
+            k=spec.k,
+            loss=Loss(spec.loss),
+            optimizer=Optimizer(OptimizerKind(spec.optimizer.kind)),
+            negatives=int(spec.loss == Loss.BPR or (spec.rule == Rule.SOFTMAX and spec.negatives > 0)),
+            l2=1.0,
+            bias_l2=1.0,
+            micro_batch=2,
+            factor_dtype=FactorDtype(spec.factor_dtype),
+            rule=Rule(spec.rule),
+            history=History(min(history.users, LANES), min(history.items, LANES)),
+            solve=Solve(float(spec.solve.unobserved > 0)),
+            softmax=replace(spec.softmax, group_events=0),
+            counts=Counts(min(counts.neighbors, LANES), span=1),
+            regularization=Regularization(
+                float(bounds.gradient_norm_max > 0),
+                float(bounds.row_norm_max > 0),
+                bounds.l2_frequency,
+                0.5 * (bounds.dropout > 0),
+            ),
+            adaptive_rate=AdaptiveRate(min(spec.adaptive_rate.window, MIN_WINDOW)),
+            limits=Limits(users_max=8, items_max=8, error_max=1.0, factor_max=1.0),
+        )
+    )
 
 
 @cache
 def _compile_kernels(kind: ModelSpec) -> int:
     """Compile all that models of a kind need, by a small one of them: no first update or read waits for it then.
     Returns how many kernels it launched."""
+    return sum(_compile_way(kind, walk_entries_max) for walk_entries_max in (WALK_ENTRIES_MAX, 0))
+
+
+def _compile_way(kind: ModelSpec, walk_entries_max: int) -> int:
     compiling = CudaModel.__new__(CudaModel)
-    compiling._set_up(kind, None, WALK_ENTRIES_MAX, False)
+    compiling._set_up(kind, None, walk_entries_max, False)
     keys, rows = np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint32)
     for table in (compiling.users, compiling.items):
         table.allocate(keys)
-    for revision, walk in ((1, WALK_ENTRIES_MAX), (2, 0)):
-        if isinstance(compiling._rule, Sgd):
-            compiling._rule.walk_entries_max = walk
+    for revision in (1, 2):
         with compiling.pin() as pin:
             compiling.apply(Update(revision, rows, rows, None, None, 4, 4))
             users = pin.gather(USERS, rows[: pin.counts[USERS]])

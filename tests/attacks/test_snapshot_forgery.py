@@ -15,7 +15,8 @@ import pytest
 import snapshot_samples as samples
 from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots import files as snapshot_files
-from livefactor.snapshots.format import NUMPY_DTYPES, REPLAY
+from livefactor.snapshots.format import NUMPY_DTYPES
+from livefactor.snapshots.sections import small_sections
 from livefactor.v1 import models_pb2
 from snapshot_refusals import refused, refused_in_little_memory
 
@@ -274,18 +275,18 @@ def test_huge_sparse_files_cost_nothing(copy: Path) -> None:
     snapshot_files.verify(copy)
 
 
-Spoil = Callable[[samples.StateView], None]
+Spoil = Callable[[samples.FrozenState], None]
 
 
 def _with_rows(column: str, value: float) -> Spoil:
-    def spoil(state: samples.StateView) -> None:
+    def spoil(state: samples.FrozenState) -> None:
         state.pin.tables[1][column].reshape(-1)[2] = value
 
     return spoil
 
 
 def _with_small(**arrays: list[int] | bytes) -> Spoil:
-    def spoil(state: samples.StateView) -> None:
+    def spoil(state: samples.FrozenState) -> None:
         for name, value in arrays.items():
             name = name.replace("_", ".")
             dtype = state.small[name].dtype
@@ -344,9 +345,14 @@ def test_a_reservoir_that_no_model_keeps_is_refused(tmp_path: Path, name: str) -
     state = samples.view(40, 30, 5)
     state.spec_body += b"\xb2\x01\x02\x08\x04"  # replay = 22 { size = 4 }
     state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8)}
-    state.small |= {f"replay.{column}": np.zeros(4, NUMPY_DTYPES[dtype]) for column, dtype in REPLAY.items()}
+    dtypes = {
+        each.name: NUMPY_DTYPES[each.dtype]
+        for each in small_sections(models_pb2.ModelSpec.FromString(state.spec_body))
+        if each.name.startswith("replay.")
+    }
+    state.small |= {section: np.zeros(4, dtype) for section, dtype in dtypes.items()}
     snapshot_files.verify(samples.taken(tmp_path / "good", state))
-    column = np.array(RESERVOIRS[name], NUMPY_DTYPES[REPLAY[name]])
+    column = np.array(RESERVOIRS[name], dtypes[f"replay.{name}"])
     state.small |= {f"replay.{name}": column}
     error = refused(samples.taken(tmp_path / "bad", state))
     assert (error.tensor, error.file) == (f"replay.{name}", "state.safetensors")

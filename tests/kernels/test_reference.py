@@ -77,7 +77,7 @@ def test_the_mean_waits_for_the_end_of_its_micro_batch() -> None:
     dots = [float(model.users.factors[r] @ model.items.factors[r]) for r in range(3)]
     # Without a step of the factors a bias is -e: value - mean - dot. The third's mean is the first two's.
     assert model.users.bias == pytest.approx([4.0 - dots[0], 2.0 - dots[1], 3.0 - 3.0 - dots[2]], abs=1e-5)
-    assert (model.mean_sum, model.mean_count) == (9 << 20, 3)
+    assert model.state()["mean"].tolist() == [9 << 20, 3]
 
 
 def test_bpr_leaves_the_users_bias_and_needs_two_items() -> None:

@@ -20,9 +20,9 @@ from livefactor_server.log.store import Log
 from livefactor_server.model import spec_codec
 from livefactor_server.model.state import ModelState
 from livefactor_server.rpc import decode
+from livefactor_server.snapshots.freezing import freeze_idle
 from livefactor_server.snapshots.replay import recover, replay
 from livefactor_server.snapshots.store import root_hash_of
-from livefactor_server.snapshots.views import still
 from livefactor_server.statuses import Refused
 
 SPEC = preset(
@@ -110,7 +110,7 @@ def batch(seed: int, rows: int = 100) -> bytes:
 
 
 def state_root(state: ModelState) -> bytes:
-    return root_hash_of(still("m", state, "sha256"))[0]
+    return root_hash_of(freeze_idle("m", state, "sha256"))[0]
 
 
 def replayed_root(folder: Path, backend: str = "cpu") -> bytes:

@@ -74,8 +74,7 @@ def restored(model, spec: ModelSpec, name: str):
         other.load_sections(
             side, {name: view.copy() for name, view in model.sections(side, count).items()}, count
         )
-    other.set_mean(model.mean_sum, model.mean_count)
-    other.set_gram(model.gram)
+    other.load_state(model.state())
     other.advance(model.revision, *model.published)
     return other
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from livefactor.snapshots.format import OPTIMIZER_STATE
+from livefactor.snapshots.sections import optimizer_state
 from livefactor.v1 import models_pb2
-from livefactor_server.snapshots.store import SnapshotStore, StateView
+from livefactor_server.snapshots.store import FrozenState, SnapshotStore
 
 LINEAGE = uuid.UUID("6f1c1b3e-0000-4000-8000-00000000beef")
 LABELS = {3: "café", 4: "", 7: "日本", 2**64 - 1: "last"}
@@ -47,7 +47,7 @@ def _table(
     keys = random.permutation(np.arange(count, dtype=np.uint64) * np.uint64(11) + np.uint64(1))
     table = {"keys": keys, "factors": factors, "bias": random.standard_normal(count, np.float32)}
     shapes = {"factor": factors, "powers": np.ones((count, 2), np.float32)}
-    for name in OPTIMIZER_STATE[optimizer]:
+    for name in optimizer_state(_spec(k, optimizer)):
         table[name] = shapes.get(name.partition("_")[0], table["bias"]) ** 2
     if factor_dtype == FLOAT16:
         table["factors"] = factors.astype(np.float16)
@@ -68,6 +68,10 @@ def labels(names: dict[int, str]) -> dict[str, np.ndarray]:
 
 def spec_bytes(k: int, optimizer: int, factor_dtype: int = FLOAT32) -> bytes:
     """Logged spec bytes: as much of a spec as the format depends on; float32 is left out as in a log."""
+    return _spec(k, optimizer, factor_dtype).SerializeToString()
+
+
+def _spec(k: int, optimizer: int, factor_dtype: int = FLOAT32) -> models_pb2.ModelSpec:
     message = models_pb2.Optimizer(kind=optimizer, learning_rate=0.05)  # type: ignore[arg-type]
     return models_pb2.ModelSpec(
         k=k,
@@ -76,7 +80,7 @@ def spec_bytes(k: int, optimizer: int, factor_dtype: int = FLOAT32) -> bytes:
         kernel_semantics=1,
         seed=9,
         factor_dtype=0 if factor_dtype == FLOAT32 else factor_dtype,
-    ).SerializeToString()
+    )
 
 
 def view(
@@ -89,7 +93,7 @@ def view(
     seed: int = 0,
     created_us: int = 1_700_000_000_000_000,
     factor_dtype: int = FLOAT32,
-) -> StateView:
+) -> FrozenState:
     """A state of random tables with labels on both sides."""
     spec = spec_bytes(k, optimizer, factor_dtype)
     small = {
@@ -102,12 +106,12 @@ def view(
     for side, names in (("user", LABELS), ("item", {1: "one"})):
         small |= {f"labels.{side}.{name}": array for name, array in labels(names).items()}
     pin = ArrayPin(users, items, k, optimizer, seed, factor_dtype)
-    return StateView(
+    return FrozenState(
         revision, LINEAGE, spec, bytes(range(32)), "blake3", created_us, 1, "default", pin, small
     )
 
 
-def taken(folder: Path, state: StateView | None = None) -> Path:
+def taken(folder: Path, state: FrozenState | None = None) -> Path:
     """The folder of a fresh snapshot, of `view()` unless told otherwise."""
     store = SnapshotStore(folder)
     return folder / store.take(state or view()).snapshot_id

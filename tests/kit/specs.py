@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from livefactor_kernels.backend import Backend
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     Counts,
     History,
@@ -58,7 +59,7 @@ def solve_spec(loss: Loss = Loss.IMPLICIT, **changes: object) -> ModelSpec:
         "counts": Counts(16, 6, 3.0, 0.5, 2.0),
         "limits": SMALL,
     }
-    return ModelSpec(**{**fields, **changes}).check()  # type: ignore[arg-type]
+    return check(ModelSpec(**{**fields, **changes}))  # type: ignore[arg-type]
 
 
 def push_lists(

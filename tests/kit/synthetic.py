@@ -11,6 +11,7 @@ import pytest
 from livefactor_kernels.backend import BACKEND_NAMES, Backend, Pin, Update, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reference import ReferenceModel
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Limits, Loss, ModelSpec, Optimizer, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
 
@@ -34,7 +35,7 @@ def make_spec(loss: Loss, kind: OptimizerKind = OptimizerKind.SGD, **changes: ob
         "seed": 0x1234_5678_9ABC_DEF0,
         "limits": SMALL,
     }
-    return ModelSpec(**{**fields, **changes}).check()  # type: ignore[arg-type]
+    return check(ModelSpec(**{**fields, **changes}))  # type: ignore[arg-type]
 
 
 def push(model: Backend, users, items, values=None, weights=None, times=None) -> None:
@@ -102,11 +103,8 @@ def restore(model: Backend, other: Backend, events: int) -> None:
     for side, count in enumerate(other.published):
         model.load_sections(side, {n: v.copy() for n, v in other.sections(side, count).items()}, count)
     model.advance(other.revision, *other.published)
-    model.set_mean(other.mean_sum, other.mean_count)
-    if other.gram.size:
-        model.set_gram(other.gram)
-    model.set_reservoir({name: column.copy() for name, column in other.reservoir.items()}, events)
-    model.set_rate_state(other.rate_state)
+    state = {name: array.copy() for name, array in other.state().items()}
+    model.load_state(state | {"events": np.array([events], np.uint64)})
 
 
 def read_pin(pin: Pin, step: int = 7) -> dict[str, np.ndarray]:
@@ -118,7 +116,7 @@ def read_pin(pin: Pin, step: int = 7) -> dict[str, np.ndarray]:
             for section, values in rows.items():
                 sections.setdefault(f"{name}.{section}", []).append(values)
     joined = {name: np.concatenate(parts) for name, parts in sections.items()}
-    return joined | {"mean": np.array(pin.mean_state, np.int64)}
+    return joined | pin.state()
 
 
 def unlike(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from livefactor.errors import SnapshotInvalid
-from livefactor.snapshots.format import MOVES_MAX, RATE_STEPS_MAX, Manifest
+from livefactor.snapshots.format import Manifest
+from livefactor.snapshots.sections import SIDES, Content, parse_spec, row_sections, small_sections
 
-SQUARES = ("factor_g", "row_g", "bias_g", "factor_v", "bias_v", "factor_n", "bias_n")
-"""Sections of an optimizer's state whose square root is taken."""
+RATE_STEPS_MAX, MOVES_MAX = 24, 1 << 24
 
 
 def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
@@ -23,51 +25,56 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
     require(tensors["spec"].tobytes() == manifest.spec, "spec", "is not the manifest's")
     require(int(tensors["mean"][1]) >= 0, "mean", "counts less than nothing")
     require(_ascending(tensors["unavailable"]), "unavailable", "is not ascending")
-    for name in ("users.keys", "items.keys"):
-        require(_ascending(np.sort(tensors[name])), name, "holds an id twice")
-    for section, rows_of in (
-        ("users.seen_rows", "items"),
-        ("items.seen_rows", "users"),
-        ("items.neighbor_rows", "items"),
-    ):
-        if section in tensors and tensors[section].size:
-            most = len(tensors[f"{rows_of}.keys"])
-            require(int(tensors[section].max()) < most, section, f"names a row past the {most} {rows_of}")
-    for section in ("users.seen_weights", "items.seen_weights", "items.neighbor_counts", "replay.weights"):
-        if section in tensors:
-            require(bool((tensors[section] >= 0).all()), section, "holds a negative number")
+    events = int(tensors["events"][0])
+    for name, content in _contents(manifest):
+        names_rows = content in (Content.USER_ROWS, Content.ITEM_ROWS)
+        # Places of the reservoir that no event has reached yet name no row.
+        is_filled = slice(events if names_rows and name.startswith("replay.") else None)
+        if fault := _fault(content, tensors[name][is_filled], tensors):
+            require(False, name, fault)
     if "rates" in tensors:
-        step, moves, events, _, squares = tensors["rates"].tolist()
+        step, moves, in_window, _, squares = tensors["rates"].tolist()
         require(abs(step) <= RATE_STEPS_MAX, "rates", f"is past {RATE_STEPS_MAX} steps")
         require(moves < MOVES_MAX, "rates", f"is past {MOVES_MAX} moves")
         require(
-            step % 1 == moves % 1 == events % 1 == 0,
+            step % 1 == moves % 1 == in_window % 1 == 0,
             "rates",
             "holds a part of a step, of a move or of an event",
         )
-        require(min(moves, events, squares) >= 0, "rates", "holds a negative number")
-    if "replay.user_rows" in tensors:
-        kept = int(min(tensors["events"][0], len(tensors["replay.user_rows"])))
-        for side in ("user", "item"):
-            rows, most = tensors[f"replay.{side}_rows"][:kept], len(tensors[f"{side}s.keys"])
-            require(
-                not kept or int(rows.max()) < most,
-                f"replay.{side}_rows",
-                f"names a row past the {most} {side}s",
-            )
-    for side in ("users", "items"):
-        for name in SQUARES:
-            section = f"{side}.{name}"
-            if section in tensors:
-                require(bool((tensors[section] >= 0).all()), section, "holds a negative sum of squares")
-        if f"{side}.powers" in tensors:
-            powers = tensors[f"{side}.powers"]
-            require(bool(((powers >= 0) & (powers <= 1)).all()), f"{side}.powers", "holds no power of a beta")
+        require(min(moves, in_window, squares) >= 0, "rates", "holds a negative number")
     for side in ("user", "item"):
         keys, offsets, text = (tensors[f"labels.{side}.{name}"] for name in ("keys", "offsets", "text"))
         require(_ascending(keys), f"labels.{side}.keys", "is not ascending")
         require(_cuts(offsets, len(keys), len(text)), f"labels.{side}.offsets", "does not cut the text")
         require(_utf8(offsets, text), f"labels.{side}.text", "is not UTF-8")
+
+
+def _contents(manifest: Manifest) -> Iterator[tuple[str, Content]]:
+    """Sections of which more is known than dtype and shape."""
+    spec = parse_spec(manifest.spec)
+    for side in SIDES:
+        for section in row_sections(spec, side):
+            yield f"{side}.{section.name}", section.content
+    for small in small_sections(spec):
+        yield small.name, small.content
+
+
+def _fault(content: Content, array: np.ndarray, tensors: dict[str, np.ndarray]) -> str:
+    """What is wrong with a section's numbers, "" if nothing is."""
+    if content == Content.DISTINCT and not _ascending(np.sort(array)):
+        return "holds an id twice"
+    if content == Content.AMOUNTS and not bool((array >= 0).all()):
+        return "holds a negative number"
+    if content == Content.SQUARES and not bool((array >= 0).all()):
+        return "holds a negative sum of squares"
+    if content == Content.POWERS and not bool(((array >= 0) & (array <= 1)).all()):
+        return "holds no power of a beta"
+    if content in (Content.USER_ROWS, Content.ITEM_ROWS) and array.size:
+        side = "users" if content == Content.USER_ROWS else "items"
+        most = len(tensors[f"{side}.keys"])
+        if int(array.max()) >= most:
+            return f"names a row past the {most} {side}"
+    return ""
 
 
 def _ascending(keys: np.ndarray) -> bool:

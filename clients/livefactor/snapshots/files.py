@@ -32,6 +32,7 @@ from livefactor.snapshots import digest
 from livefactor.snapshots import format as fmt
 from livefactor.snapshots.content import check_content
 from livefactor.snapshots.format import Manifest, Place, Tensor
+from livefactor.snapshots.sections import SIDES, optimizer_state, parse_spec
 from livefactor.v1 import models_pb2
 
 __all__ = [
@@ -108,7 +109,7 @@ class _Index:
 class LoadedSnapshot:
     """A verified snapshot. Arrays are read-only views of the mapped files, rows in the model's row order.
 
-    tensors: every section by name ("users.keys", "mean" and others; format.py lists them), bfloat16 as uint16.
+    tensors: every section by name ("users.keys", "mean" and others; sections.py lists them), bfloat16 as uint16.
     """
 
     path: Path
@@ -141,7 +142,7 @@ class LoadedSnapshot:
     @cached_property
     def spec(self) -> models_pb2.ModelSpec:
         """The model's complete specification, parsed from the logged bytes."""
-        return fmt.parse_spec(self.manifest.spec)
+        return parse_spec(self.manifest.spec)
 
     @property
     def user_ids(self) -> np.ndarray:
@@ -176,10 +177,9 @@ class LoadedSnapshot:
     @property
     def accumulators(self) -> dict[str, np.ndarray]:
         """The optimizer's state by section name (AdaGrad: "users.factor_g" float32[users, k], "users.bias_g" ...; all
-        names: `snapshot_format.OPTIMIZER_STATE`); empty with SGD.
+        names: `snapshots.sections`); empty with SGD.
         """
-        kind = self.spec.optimizer.kind
-        sections = [f"{side}.{name}" for side in ("users", "items") for name in fmt.OPTIMIZER_STATE[kind]]
+        sections = [f"{side}.{name}" for side in SIDES for name in optimizer_state(self.spec)]
         return {name: self.tensors[name] for name in sections}
 
     @property

@@ -3,16 +3,11 @@
 A snapshot is a folder of exactly four files:
 
     manifest.json        canonical JSON (below)
-    users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n]
-                         (factors F16 or BF16 where the spec says so)
-                         and the optimizer's state: `OPTIMIZER_STATE`
-                         and with an adaptive rate `PROBE`
-                         and histories: `_history`
+    users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n], and what else a row has
     items.safetensors    the same of items
-    state.safetensors    what is not in a table: `SMALL`, with rule SOLVE gram F64[2*(k+1)^2], and with replay
-                         replay.user_rows, .item_rows U32, .values, .weights F32[replay.size]: the reservoir;
-                         with an adaptive rate rates F64[5]: step, moves, events in the window, sums
+    state.safetensors    what is not in a table
 
+`sections.py` lists the sections, with their dtypes and shapes.
 The order of sections, which the root hash follows: users.* as above, items.* alike, then the state's by name. The
 layout is a function of the spec (k, its optimizer, what factors are stored as) and of the row counts, so a reader computes the
 expected layout and safetensors headers and compares: nothing in a header is ever interpreted. Within a file,
@@ -52,10 +47,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from google.protobuf.message import DecodeError
-
 from livefactor.snapshots import digest
-from livefactor.v1 import models_pb2
+from livefactor.snapshots.sections import (
+    SIDES,
+    SPEC_BYTES_MAX,
+    bounded_spec,
+    parse_spec,
+    row_sections,
+    small_sections,
+)
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -69,49 +69,8 @@ ITEM_BYTES = {"U64": 8, "I64": 8, "F64": 8, "U32": 4, "F32": 4, "F16": 2, "BF16"
 NUMPY_DTYPES = dict(zip(ITEM_BYTES, ("<u8", "<i8", "<f8", "<u4", "<f4", "<f2", "<u2", "|u1"), strict=True))
 """What arrays have; NumPy knows no bfloat16, so those hold its bits."""
 
-FACTOR_DTYPES = {
-    models_pb2.FACTOR_DTYPE_UNSPECIFIED: "F32",
-    models_pb2.FACTOR_DTYPE_FLOAT32: "F32",
-    models_pb2.FACTOR_DTYPE_FLOAT16: "F16",
-    models_pb2.FACTOR_DTYPE_BFLOAT16: "BF16",
-}
-"""safetensors dtype of factors by the spec's `factor_dtype`."""
-
-OPTIMIZER_STATE: dict[int, tuple[str, ...]] = {
-    models_pb2.OPTIMIZER_KIND_UNSPECIFIED: (),
-    models_pb2.OPTIMIZER_KIND_SGD: (),
-    models_pb2.OPTIMIZER_KIND_ADAGRAD: ("factor_g", "bias_g"),
-    models_pb2.OPTIMIZER_KIND_ROWWISE_ADAGRAD: ("row_g", "bias_g"),
-    models_pb2.OPTIMIZER_KIND_LAZY_ADAM: ("factor_m", "factor_v", "bias_m", "bias_v", "powers"),
-    models_pb2.OPTIMIZER_KIND_FTRL: ("factor_z", "factor_n", "bias_z", "bias_n"),
-}
-"""Sections that a table has beside factors and biases, F32, by the spec's `optimizer.kind`: factor_* [n,k], powers [n,2],
-others [n]."""
-
-PROBE = ("factor_probe", "bias_probe", "row_probe")  # sections after those, with an adaptive rate
-SMALL: dict[str, tuple[str, int | None]] = {
-    "events": ("U64", 1),  # interactions accepted
-    "labels.item.keys": ("U64", None),  # ascending
-    "labels.item.offsets": ("U64", None),  # into text; one more than keys
-    "labels.item.text": ("U8", None),  # UTF-8
-    "labels.user.keys": ("U64", None),
-    "labels.user.offsets": ("U64", None),
-    "labels.user.text": ("U8", None),
-    "mean": ("I64", 2),  # sum in fixed point of 2**-20, count
-    "producers": ("U8", None),  # the server's exactly-once table, opaque here
-    "spec": ("U8", None),  # the logged bytes
-    "unavailable": ("U64", None),  # item ids, ascending
-}
-"""Sections beside the tables: dtype, and length where it is fixed. All are one-dimensional."""
-
-REPLAY = {"item_rows": "U32", "user_rows": "U32", "values": "F32", "weights": "F32"}
-"""Sections of a reservoir, named replay.*: one place an event, the first min(events, replay.size) are filled."""
-
 ALIGNMENT = 64
-MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE = 1024, 8192, 1 << 20
-RATES_SIZE, RATE_STEPS_MAX, MOVES_MAX = 5, 24, 1 << 24
 MANIFEST_BYTES_MAX = 64 << 20
-SPEC_BYTES_MAX = 1 << 16
 _MANIFEST_BASE_BYTES = 16 << 10
 _BLOCK_TEXT_BYTES = 2 * digest.DIGEST_BYTES + 3
 
@@ -151,106 +110,25 @@ class Layout:
         return sum(place.nbytes for place in self.places)
 
 
-class TableShape(NamedTuple):
-    """What tables look like: k factors a row, of a safetensors dtype; names of the optimizer's sections and the probe's; events
-    that users and items remember; followers that items count; whether there are Gram matrices; events kept for replay."""
-
-    k: int
-    state: tuple[str, ...]
-    factors: str
-    histories: tuple[int, int]
-    neighbors: int
-    gram: bool
-    replay: int
-
-
-def spec_shape(spec: bytes) -> TableShape:
-    """What the tables of logged spec bytes look like. Raises ValueError if they are no such spec."""
-    message = parse_spec(spec)
-    if not 1 <= message.k <= MAX_K:
-        raise ValueError(f"spec: k: expected 1..{MAX_K}, got {message.k}")
-    if message.factor_dtype not in FACTOR_DTYPES:
-        raise ValueError(f"spec: factor_dtype: expected a known one, got {message.factor_dtype}")
-    if message.optimizer.kind not in OPTIMIZER_STATE:
-        raise ValueError(f"spec: optimizer.kind: expected a known one, got {message.optimizer.kind}")
-    lengths = message.history.users, message.history.items, message.counts.neighbors
-    if max(lengths) > MAX_HISTORY:
-        raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
-    if message.replay.size > MAX_REPLAY_SIZE:
-        raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
-    return TableShape(
-        message.k,
-        OPTIMIZER_STATE[message.optimizer.kind] + (PROBE if message.adaptive_rate.window else ()),
-        FACTOR_DTYPES[message.factor_dtype],
-        lengths[:2],
-        lengths[2],
-        message.rule == models_pb2.RULE_SOLVE,
-        message.replay.size,
-    )
-
-
-def parse_spec(spec: bytes) -> models_pb2.ModelSpec:
-    """The `livefactor.v1.ModelSpec` message of logged bytes. Raises ValueError."""
-    if len(spec) > SPEC_BYTES_MAX:
-        raise ValueError(f"spec: expected at most {SPEC_BYTES_MAX} bytes, got {len(spec)}")
-    try:
-        return models_pb2.ModelSpec.FromString(spec)
-    except DecodeError:
-        raise ValueError("spec: the bytes are not a ModelSpec message") from None
-
-
 def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]) -> Layout:
-    """The one layout of a state: `users` and `items` are row counts, `small_lengths` elements of each name of
-    `SMALL`.
-    """
-    shape = spec_shape(spec)
-    sections = [*_table("users", users, shape), *_table("items", items, shape)]
-    small = SMALL | ({"gram": ("F64", 2 * (shape.k + 1) ** 2)} if shape.gram else {})
-    small |= {"rates": ("F64", RATES_SIZE)} if "row_probe" in shape.state else {}
-    if shape.replay:
-        small |= {f"replay.{name}": (dtype, shape.replay) for name, dtype in REPLAY.items()}
-    if set(small_lengths) != set(small):
-        raise ValueError(f"sections: expected {sorted(small)}, got {sorted(small_lengths)}")
-    for name, (dtype, length) in sorted(small.items()):
+    """The one layout of a state: `users` and `items` are row counts, `small_lengths` elements of each section beside the rows."""
+    message = bounded_spec(spec)
+    placed: list[_Unplaced] = []
+    for side, rows in zip(SIDES, (users, items), strict=True):
+        for name, dtype, shape, _ in row_sections(message, side):
+            placed.append((f"{side}.{name}", f"{side}.safetensors", dtype, (rows, *shape)))
+    small = small_sections(message)
+    names = [section.name for section in small]
+    if set(small_lengths) != set(names):
+        raise ValueError(f"sections: expected {names}, got {sorted(small_lengths)}")
+    for name, dtype, length, _ in small:
         if length not in (None, small_lengths[name]):
             raise ValueError(f"{name}: expected {length} elements, got {small_lengths[name]}")
-        sections.append((name, "state.safetensors", dtype, (small_lengths[name],)))
-    return _placed(sections)
+        placed.append((name, "state.safetensors", dtype, (small_lengths[name],)))
+    return _placed(placed)
 
 
 _Unplaced = tuple[str, str, str, tuple[int, ...]]
-
-
-def _table(side: str, rows: int, table: TableShape) -> list[_Unplaced]:
-    file = f"{side}.safetensors"
-    columns: list[tuple[str, str, tuple[int, ...]]] = [
-        ("keys", "U64", (rows,)),
-        ("factors", table.factors, (rows, table.k)),
-        ("bias", "F32", (rows,)),
-    ]
-    wide = {"factor": (table.k,), "powers": (2,)}
-    columns += [(name, "F32", (rows, *wide.get(name.partition("_")[0], ()))) for name in table.state]
-    columns += [(name, dtype, (rows, *wide)) for name, dtype, wide in _history(side, table)]
-    return [(f"{side}.{name}", file, dtype, shape) for name, dtype, shape in columns]
-
-
-def _history(side: str, table: TableShape) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Sections of what rows remember: rings of events, whose place is their number modulo the ring's length; followers."""
-    users, items = table.histories
-    if not users:
-        return []
-    length = users if side == "users" else items
-    sections: list[tuple[str, str, tuple[int, ...]]] = []
-    if length:
-        sections = [(f"seen_{name}", dtype, (length,)) for name, dtype in
-                    (("rows", "U32"), ("values", "F32"), ("weights", "F32"))]  # fmt: skip
-    if side == "users":
-        sections += [("seen_visits", "U32", (length,)), ("visits", "U32", ()), ("last_time", "I64", ())]
-    sections += [("seen_count", "U32", ())]
-    if side == "items" and table.neighbors:
-        wide = (table.neighbors,)
-        sections += [("neighbor_rows", "U32", wide), ("neighbor_counts", "F32", wide)]
-    return sections
 
 
 def _placed(sections: list[_Unplaced]) -> Layout:

@@ -10,36 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from livefactor_kernels.device.buffers import Buffer, Growing
 from livefactor_kernels.device.warp import BLOCK_THREADS, SIMULATED, cuda
-from livefactor_kernels.tables import reserve
-
-
-class Buffer(NamedTuple):
-    """Memory of the device: `array` for the array module, `argument` for kernels."""
-
-    array: Any
-    argument: Any
-
-
-class Growing(Protocol):
-    """An array that grows in place, without copies.
-
-    Its address range is reserved, and memory is added to it. `mapped` is the number of bytes with
-    memory.
-    """
-
-    buffer: Buffer
-    mapped: int
-
-    def grow(self, nbytes: int) -> bool:
-        """Provides memory for the first `nbytes`. Returns False if the device has too little."""
-
-    def missing(self, nbytes: int) -> int:
-        """The bytes that `grow(nbytes)` would add."""
+from livefactor_kernels.simd.memory import reserve
 
 
 class Device(Protocol):
@@ -92,6 +69,9 @@ class Device(Protocol):
 
     def put(self, array: np.ndarray) -> Buffer:
         """Copies an array of the host to the device, flat."""
+
+    def copy(self, buffer: Buffer) -> Buffer:
+        """A copy of a buffer, made on the stream of the kernels."""
 
     def view(self, buffer: Buffer, dtype: Any) -> Buffer:
         """The same memory with another element type."""
@@ -205,6 +185,10 @@ class SimulatedDevice:
         """See `Device.put`."""
         copy = array.ravel().copy()
         return Buffer(copy, copy)
+
+    def copy(self, buffer: Buffer) -> Buffer:
+        """As `Device.copy`."""
+        return self.put(buffer.array)
 
     def view(self, buffer: Buffer, dtype: Any) -> Buffer:
         """See `Device.view`."""
@@ -331,6 +315,10 @@ class CudaDevice:
         with self._stream:
             buffer.array[:] = self.xp.asarray(array.ravel())
         return buffer
+
+    def copy(self, buffer: Buffer) -> Buffer:
+        """As `Device.copy`."""
+        return self.put(buffer.array)
 
     def view(self, buffer: Buffer, dtype: Any) -> Buffer:
         """See `Device.view`."""

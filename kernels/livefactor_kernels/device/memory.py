@@ -12,7 +12,7 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from livefactor_kernels.device.machine import Buffer
+from livefactor_kernels.device.buffers import Buffer
 
 PIECE_BYTES_MAX = 256 << 20
 """Maximum number of bytes that are mapped beyond the requested size."""

@@ -22,8 +22,7 @@ from livefactor_kernels.device.warp import cuda, kernel
 from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.numbers.random import draw_negative, dropout_word, rounding_word
 from livefactor_kernels.numbers.sums import CHUNK
-from livefactor_kernels.spec.model import Loss, ModelSpec
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.spec.model import ITEMS, USERS, Loss, ModelSpec
 
 UNUSED = np.int64(2**63 - 1)
 """Key of an unused entry. It sorts after all other keys."""

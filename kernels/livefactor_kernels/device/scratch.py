@@ -18,8 +18,7 @@ from livefactor_kernels.device.plan import Plan, entries_per_event, span_events_
 from livefactor_kernels.device.staging import KEY_BYTES, WORD_BYTES, aligned
 from livefactor_kernels.numbers.sums import CHUNK
 from livefactor_kernels.replay import most_events
-from livefactor_kernels.spec.model import LANES, Loss, ModelSpec, Rule
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.spec.model import ITEMS, LANES, USERS, Loss, ModelSpec, Rule
 
 RECORD_EVENTS_MAX = 1 << 16
 """Events of a record, without replayed ones, for which memory is reserved at the start.

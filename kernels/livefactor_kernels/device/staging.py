@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from livefactor_kernels.device.machine import Buffer, Device
+from livefactor_kernels.device.buffers import Buffer
+from livefactor_kernels.device.machine import Device
 
 _ALIGN = 8
 _BYTES_MIN = 1 << 16

@@ -1,7 +1,7 @@
 """The semantics of histories, visits and counts: what a row remembers of its events.
 
 In addition to factors and biases, a table has the following sections, depending on the spec
-(`row_sections`):
+(`tables.history_sections`):
 
     users  seen_rows [H] u32, seen_values [H] f32, seen_weights [H] f32, seen_visits [H] u32:
            a ring of events; seen_count u32, visits u32, last_time i64
@@ -35,41 +35,10 @@ from functools import cache
 
 import numpy as np
 
-from livefactor_kernels.spec.model import ModelSpec
-
-USERS = 0
-
 RING = ("seen_rows", "seen_values", "seen_weights")
 COUNT_MIN = np.float32(np.finfo(np.float32).tiny)
 DECAY_STEPS = 4096
 """Number of visits after which the weight of an event no longer changes."""
-
-Sections = dict[str, tuple[tuple[int, ...], str]]
-
-
-def row_sections(spec: ModelSpec, side: int) -> Sections:
-    """The sections of one side's history: shape of a row and dtype by name, in root-hash order."""
-    sections: Sections = {}
-    if not spec.history.users:
-        return sections
-    length = spec.history.users if side == USERS else spec.history.items
-    if length:
-        sections = {
-            "seen_rows": ((length,), "uint32"),
-            "seen_values": ((length,), "float32"),
-            "seen_weights": ((length,), "float32"),
-        }
-    if side == USERS:
-        sections |= {
-            "seen_visits": ((length,), "uint32"),
-            "visits": ((), "uint32"),
-            "last_time": ((), "int64"),
-        }
-    sections["seen_count"] = ((), "uint32")
-    if side != USERS and spec.counts.neighbors:
-        wide = (spec.counts.neighbors,)
-        sections |= {"neighbor_rows": (wide, "uint32"), "neighbor_counts": (wide, "float32")}
-    return sections
 
 
 @cache

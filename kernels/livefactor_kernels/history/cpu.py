@@ -10,7 +10,7 @@ from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, match16, prefetch
 from livefactor_kernels.spec.model import LANES, ModelSpec
-from livefactor_kernels.tables import Table
+from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.update import Update, writable
 
 _NO_ROWS = np.empty((0, 0), np.uint32)

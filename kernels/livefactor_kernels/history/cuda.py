@@ -11,22 +11,21 @@ order.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from livefactor_kernels.device.machine import Device
 from livefactor_kernels.device.plan import value_of, weight_of
+from livefactor_kernels.device.staging import Slot
 from livefactor_kernels.device.warp import cuda, kernel
 from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
 from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.pins.cuda import PinnedRows
 from livefactor_kernels.scoring.cuda_reads import livefactor_save_followed_kernel
-
-if TYPE_CHECKING:
-    from livefactor_kernels.device.machine import Device
-    from livefactor_kernels.device.staging import Slot
-    from livefactor_kernels.pins.cuda import FrozenSide
-    from livefactor_kernels.spec.model import ModelSpec
-    from livefactor_kernels.tables.cuda import CudaTable
+from livefactor_kernels.spec.model import ITEMS, LANES, USERS, Counts, History, ModelSpec
+from livefactor_kernels.tables import history_sections
+from livefactor_kernels.tables.cuda import CudaTable
 
 PIECE_EVENTS = 1 << 16
 """Maximum number of events per piece. No micro-batch has more."""
@@ -38,11 +37,12 @@ _UNUSED = np.int64(2**63 - 1)
 EVENT_BITS, _ROW_BITS, _PLACE_BITS = 16, 32, 20
 _EVENT_MASK, _ROW_MASK, _PLACE_MASK = (1 << EVENT_BITS) - 1, (1 << _ROW_BITS) - 1, (1 << _PLACE_BITS) - 1
 _F0 = np.float32(0.0)
+_EVERY = ModelSpec(history=History(LANES, LANES), counts=Counts(LANES))
 TYPES = {
-    "seen_rows": np.uint32, "seen_values": np.float32, "seen_weights": np.float32, "seen_visits": np.uint32,
-    "visits": np.uint32, "last_time": np.int64, "seen_count": np.uint32, "neighbor_rows": np.uint32,
-    "neighbor_counts": np.float32,
-}  # fmt: skip
+    name: section.dtype.type
+    for side in (USERS, ITEMS)
+    for name, section in history_sections(_EVERY, side).items()
+}
 """Element types of the arrays in a `HistoryRows`."""
 
 
@@ -70,7 +70,7 @@ class Piece(NamedTuple):
 
 
 class HistoryRows(NamedTuple):
-    """The history of one side on the device, flat (`history.row_sections`).
+    """The history of one side on the device, flat (`tables.history_sections`).
 
     `length` and `neighbors` are the sizes of a row's lists, 0 without lists. Missing arrays have
     one unused element.
@@ -354,7 +354,7 @@ class Recorder:
                 buffer.array.fill(0)
                 buffer.array.sort()
 
-    def save_followed(self, items: FrozenSide, slot: Slot, users_at: int, events: int) -> None:
+    def save_followed(self, items: PinnedRows, slot: Slot, users_at: int, events: int) -> None:
         """Copies for pins the items whose counts may change beside those that the record names."""
         if self._counted:
             which = slot.words, users_at, self.users, self._additions.span

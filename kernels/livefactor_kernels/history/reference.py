@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables.reference import ReferenceTable
 from livefactor_kernels.update import Update
-
-if TYPE_CHECKING:
-    from livefactor_kernels.reference import ReferenceTable
 
 
 class Recorder:

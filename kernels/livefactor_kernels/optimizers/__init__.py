@@ -66,7 +66,7 @@ def optimizer_sections(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def state_slots(spec: ModelSpec) -> dict[str, str]:
-    """The section that each place of a kernel's rows holds (`row_steps.StepRows`): factor_g and
+    """The section that each place of a kernel's rows holds (`optimizers.cpu.StepRows`): factor_g and
     bias_g are the first accumulators of factors and biases, factor_h and bias_h the second, row_state is a row's own."""
     places = {
         "factor": ("factor_g", "factor_h"),

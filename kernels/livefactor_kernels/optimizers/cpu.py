@@ -1,4 +1,4 @@
-"""The step of a row by its whole gradient in compiled code, with every optimiser (semantics: `optimizers.py`).
+"""The step of a row by its whole gradient in compiled code, with every optimiser (semantics: `optimizers/__init__.py`).
 
 Kernels of micro-batches take these. `method` is a constant of the kernel that calls: after inlining nothing of the other
 optimisers is left.
@@ -25,9 +25,17 @@ from livefactor_kernels.numbers.lanes import (
 from livefactor_kernels.numbers.narrow import Factors, factors_of, load_factors, store_factors
 from livefactor_kernels.optimizers import state_slots
 from livefactor_kernels.simd.gradients import scale_vectors
-from livefactor_kernels.simd.steps import ONE, WORD_BYTES, prefetch_row, real, row_bytes, row_word, word
+from livefactor_kernels.simd.steps import (
+    ONE,
+    WORD_BYTES,
+    RowArrays,
+    prefetch_row,
+    real,
+    row_bytes,
+    row_word,
+    word,
+)
 from livefactor_kernels.spec.model import OptimizerKind
-from livefactor_kernels.tables import Table
 
 _SGD, _ADAGRAD = int(OptimizerKind.SGD), int(OptimizerKind.ADAGRAD)
 _ROWWISE_ADAGRAD, _LAZY_ADAM, _FTRL = (
@@ -55,7 +63,7 @@ class StepRows(NamedTuple):
     side: np.uint64
 
     @staticmethod
-    def of(table: Table) -> StepRows:
+    def of(table: RowArrays) -> StepRows:
         """Addresses of a table's arrays (which never move)."""
 
         slots = state_slots(table.spec)

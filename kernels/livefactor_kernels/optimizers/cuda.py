@@ -1,5 +1,5 @@
 """A row's step on the GPU by a half-warp that has its whole gradient: what optimisers and bounds beyond AdaGrad need
-(semantics: `optimizers.py`). Its twin on the CPU is `row_steps.py`.
+(semantics: `optimizers/__init__.py`). Its twin on the CPU is `optimizers/cpu.py`.
 """
 
 from __future__ import annotations

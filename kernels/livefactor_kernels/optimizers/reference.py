@@ -1,8 +1,8 @@
-"""The step of a row by its whole gradient in plain NumPy: the judge of `row_steps.py` (semantics: `optimizers.py`)."""
+"""The step of a row by its whole gradient in plain NumPy: the judge of `optimizers/cpu.py` (semantics: `optimizers/__init__.py`)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,14 +12,20 @@ from livefactor_kernels.numbers.sums import dot
 from livefactor_kernels.optimizers import StepRates
 from livefactor_kernels.spec.model import ModelSpec, OptimizerKind
 
-if TYPE_CHECKING:
-    from livefactor_kernels.reference import ReferenceTable
-
 _F1 = np.float32(1.0)
 
 
+class RowsOfReference(Protocol):
+    """What a step takes of a table (`tables.reference.ReferenceTable`), which has the optimizer's state by section name, too."""
+
+    bias: np.ndarray
+
+    def read(self, row: int) -> np.ndarray:
+        """A row's factors as float32[k_padded]."""
+
+
 def step_row(
-    spec: ModelSpec, rates: StepRates, table: ReferenceTable, row: int, gradient: np.ndarray,
+    spec: ModelSpec, rates: StepRates, table: RowsOfReference, row: int, gradient: np.ndarray,
     bias: np.float32 | None,
 ) -> np.ndarray:  # fmt: skip
     """The float32[k_padded] that a step of a row by its gradient leaves of its factors. Its bias (None: it stays) and its
@@ -46,7 +52,7 @@ def step_row(
 class _State:
     """A row's state by section name: reads as it is stored, writes limited but for powers."""
 
-    def __init__(self, table: ReferenceTable, row: int, limit: np.float32) -> None:
+    def __init__(self, table: RowsOfReference, row: int, limit: np.float32) -> None:
         self._table, self._row, self._limit = table, row, limit
 
     def __getitem__(self, name: str) -> Any:

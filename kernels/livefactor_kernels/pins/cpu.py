@@ -17,20 +17,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.narrow import widened
+from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.scoring import cpu as scoring
+from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import ONE, ZERO
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS, USERS, Table, reserve, unpadded
+from livefactor_kernels.tables import ITEMS, USERS, unpadded
+from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.state import mean_of
 from livefactor_kernels.update import Update
-
-if TYPE_CHECKING:
-    from livefactor_kernels.cpu import CpuModel
 
 OVERLAY_ROWS_MAX = 1 << 18
 """Copies of one side past which `PinBoard.wait_for_room` holds the writer back."""
@@ -146,16 +147,17 @@ class _Overlay:
 
 
 class Pin:
-    """The state of a CPU model as of when it was taken (`backend.Pin`). Copies are kept for it until it is
+    """The state of a CPU model as of when it was taken (`pins.Pin`). Copies are kept for it until it is
     released."""
 
-    def __init__(self, board: PinBoard, number: int, model: CpuModel) -> None:
+    def __init__(self, board: PinBoard, number: int, frozen: PinnedState) -> None:
         self._board, self._number = board, number
-        self.revision = model.revision
-        self.counts = model.published
-        self.mean = model.mean
-        self.mean_state = (model.mean_sum, model.mean_count)
-        self.gram = model.gram.copy()
+        self.revision, self.counts, self._state = frozen
+        self.mean = mean_of(self._state["mean"])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As `pins.Pin.state`."""
+        return self._state
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(factors float32[n, kp], bias float32[n]) of rows uint32[n] (`scoring.gather_pinned`)."""
@@ -184,7 +186,7 @@ class Pin:
         return copies
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `backend.Pin.read`."""
+        """As `pins.Pin.read`."""
         out = self._board.table(side).read(rows, names)
         with self._board.lock:
             overlay = self._board.overlay(side)
@@ -223,14 +225,16 @@ class Pin:
 class PinBoard:
     """The pins of one model and the overlays that serve them. `lock` guards both."""
 
-    def __init__(self, model: CpuModel, overlay_rows_max: int = OVERLAY_ROWS_MAX) -> None:
+    def __init__(
+        self, spec: ModelSpec, tables: tuple[Table, Table], overlay_rows_max: int = OVERLAY_ROWS_MAX
+    ) -> None:
         """No pins; memory for copies is reserved, and taken when copies are made."""
-        longest = max(table.row_bytes for table in (model.users, model.items))
+        longest = max(table.row_bytes for table in tables)
         self.overlay_rows_max = max(1, min(overlay_rows_max, OVERLAY_BYTES_MAX // longest))
         self.lock = threading.Condition()
-        self._tables = (model.users, model.items)
+        self._tables = tables
         self._overlays: list[_Overlay] | None = None
-        self._spec = model.spec
+        self._spec = spec
         self._active: dict[int, tuple[int, int]] = {}
         self._last = 0
         self._touched = np.empty(0, np.uint32)
@@ -258,11 +262,11 @@ class PinBoard:
         with self.lock:
             return sum(map(len, self._overlays or ()))
 
-    def pin(self, model: CpuModel) -> Pin:
-        """Pin the model's state; the caller makes sure that no `apply` is running."""
+    def pin(self, frozen: PinnedState) -> Pin:
+        """Pin a state, which is the tables' current one; the caller makes sure that no `apply` is running."""
         with self.lock:
             self._last += 1
-            pin = Pin(self, self._last, model)
+            pin = Pin(self, self._last, frozen)
             self._active[self._last] = pin.counts
             return pin
 

@@ -1,6 +1,6 @@
 """Pins of a GPU model: a revision kept readable, on the device, while updates go on.
 
-Pins of one revision share a `Frozen`: where the copies are that they need (`cuda_reads.Saved`). While one is
+Pins of one revision share a `PinnedRevision`: where the copies are that they need (`scoring.cuda_reads.Saved`). While one is
 held, every update first copies the rows that it is about to touch, once, on the device. Memory for those copies is there
 before an update begins: the writer waits for it (`Pins.wait_for_room`), and a pin that is taken afterwards gets as
 much from the start, or is refused. A read takes the same
@@ -11,19 +11,20 @@ to the host by the stream of copies, beside the updates that follow.
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from livefactor_kernels.device.buffers import Buffer
 from livefactor_kernels.device.factors import DeviceRows
-from livefactor_kernels.device.machine import Buffer, Device
+from livefactor_kernels.device.machine import Device
 from livefactor_kernels.device.plan import Plan, Span
 from livefactor_kernels.device.staging import Slot
 from livefactor_kernels.numbers.narrow import widened
+from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.scoring.cpu import check_top_k
 from livefactor_kernels.scoring.cuda import Exclusions, TopK
 from livefactor_kernels.scoring.cuda_reads import (
@@ -32,9 +33,11 @@ from livefactor_kernels.scoring.cuda_reads import (
     livefactor_gather_kernel,
     livefactor_save_kernel,
 )
+from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS, reserve
+from livefactor_kernels.tables import ITEMS
 from livefactor_kernels.tables.cuda import CudaTable
+from livefactor_kernels.tables.state import mean_of
 
 SAVED_ROWS_MAX = 1 << 18
 """Copies of one side past which `Pins.wait_for_room` holds the writer back."""
@@ -42,10 +45,12 @@ SAVED_BYTES_MAX = 1 << 30
 """Bytes of copies of one side that stand for the same, where rows are long."""
 _SAVED_ROWS_MIN = 1 << 10
 _COPYING_THREADS_MAX = 1 << 18
+DeviceSections = Mapping[str, tuple[Buffer, ...]]
+"""Sections beside the rows that are on the device (`tables.state.Part`): the parts that make one, in order."""
 _Tables = tuple[CudaTable, CudaTable]
 
 
-class FrozenSide:
+class PinnedRows:
     """The copies of one side's rows for one revision."""
 
     def __init__(self, device: Device, table: CudaTable, count: int) -> None:
@@ -118,7 +123,7 @@ class FrozenSide:
         return self._arrays[name].argument
 
 
-class Frozen:
+class PinnedRevision:
     """One revision, the pins that hold it, and the copies that they need. The board's lock guards it."""
 
     def __init__(
@@ -127,15 +132,12 @@ class Frozen:
         tables: _Tables,
         revision: int,
         counts: tuple[int, int],
-        gram: tuple[Buffer, ...],
+        sections: DeviceSections,
     ) -> None:
         self.revision, self.counts, self.holders = revision, counts, 0
-        self.gram = [device.empty(buffer.array.size, np.float64) for buffer in gram]
-        with device.working():
-            for copy, buffer in zip(self.gram, gram, strict=True):
-                copy.array[:] = buffer.array
+        self.sections = {name: tuple(map(device.copy, parts)) for name, parts in sections.items()}
         self.sides = tuple(
-            FrozenSide(device, table, count) for table, count in zip(tables, counts, strict=True)
+            PinnedRows(device, table, count) for table, count in zip(tables, counts, strict=True)
         )
 
     def make_room(self, wanted: tuple[int, int]) -> None:
@@ -154,28 +156,27 @@ class Pins:
         """No pins. rows_max: as `SAVED_ROWS_MAX`."""
         self.spec, self.device, self.tables, self.lock = spec, device, tables, lock
         self.rows_max = min(rows_max, SAVED_BYTES_MAX // max(table.row_bytes for table in tables))
-        self.frozen: list[Frozen] = []
+        self.frozen: list[PinnedRevision] = []
         self._promised = (
             0,
             0,
         )  # copies of users and items that every pin has room for when the writer goes on
 
-    def pin(
-        self, revision: int, counts: tuple[int, int], mean: np.float32, mean_state: tuple[int, int],
-        gram: tuple[Buffer, ...] = (),
-    ) -> CudaPin:  # fmt: skip
+    def pin(self, frozen: PinnedState, sections: DeviceSections | None = None) -> CudaPin:
         """Pin a state; the caller makes sure that no `apply` is running. MemoryError if the device has no memory
-        for it and for the copies that the next update needs. gram: the sides' matrices, if they are kept."""
+        for it and for the copies that the next update needs. sections: of the device, beside those of the
+        host that `frozen` has."""
         with self.lock:
+            revision, counts, state = frozen
             newest = self.frozen[-1] if self.frozen else None
             if newest is None or (newest.revision, newest.counts) != (revision, counts):
-                newest = Frozen(self.device, self.tables, revision, counts, gram)
+                newest = PinnedRevision(self.device, self.tables, revision, counts, sections or {})
                 newest.make_room(self._promised)
                 self.frozen.append(newest)
             newest.holders += 1
-            return CudaPin(self, newest, mean, mean_state)
+            return CudaPin(self, newest, state)
 
-    def release(self, frozen: Frozen) -> None:
+    def release(self, frozen: PinnedRevision) -> None:
         """One pin less holds it."""
         with self.lock:
             frozen.holders -= 1
@@ -208,7 +209,7 @@ class Pins:
         followed = self.spec.counts.span if self.spec.counts.neighbors else 0
         return events, events * (1 + followed) + self.spec.drawn(events)
 
-    def _has_room(self, frozen: Frozen, wanted: tuple[int, int]) -> bool:
+    def _has_room(self, frozen: PinnedRevision, wanted: tuple[int, int]) -> bool:
         for side, more in zip(frozen.sides, wanted, strict=True):
             if min(side.bound + more, side.count) > self.rows_max and side.bound:
                 side.refine()
@@ -235,27 +236,26 @@ class Pins:
 
 
 class CudaPin:
-    """The state of a GPU model as of when it was taken (`backend.Pin`)."""
+    """The state of a GPU model as of when it was taken (`pins.Pin`)."""
 
-    def __init__(self, pins: Pins, frozen: Frozen, mean: np.float32, mean_state: tuple[int, int]) -> None:
+    def __init__(self, pins: Pins, frozen: PinnedRevision, state: dict[str, np.ndarray]) -> None:
         self._pins, self._frozen, self._held = pins, frozen, True
         self.revision, self.counts = frozen.revision, frozen.counts
-        self.mean, self.mean_state = mean, mean_state
+        self.mean, self._state = mean_of(state["mean"]), state
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `backend.Pin.gather`."""
+        """As `pins.Pin.gather`."""
         return as_floats(*self._fetch(side, rows, ("factors", "bias")))
 
-    @property
-    def gram(self) -> np.ndarray:
-        """As `backend.Pin.gram`."""
+    def state(self) -> dict[str, np.ndarray]:
+        """As `pins.Pin.state`; those sections that are on the device are copied from it."""
         pins = self._pins
         with pins.lock:
-            wait = pins.device.fetch([buffer.array for buffer in self._frozen.gram])
-        return as_gram(wait())
+            wait = fetch_sections(pins.device, self._frozen.sections)
+        return self._state | wait()
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `backend.Pin.read`."""
+        """As `pins.Pin.read`."""
         return as_sections(self._pins.tables[side], names, self._fetch(side, rows, names))
 
     def _fetch(self, side: int, rows: np.ndarray, names: Iterable[str]) -> list[np.ndarray]:
@@ -265,7 +265,7 @@ class CudaPin:
         return wait()
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """As `backend.Pin.read_rows`."""
+        """As `pins.Pin.read_rows`."""
         if not 0 <= start <= stop <= self.counts[side]:
             raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
         table = self._pins.tables[side]
@@ -277,7 +277,7 @@ class CudaPin:
         self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
         own: np.ndarray | None = None, own_offsets: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        """As `backend.Pin.top_k`."""
+        """As `pins.Pin.top_k`."""
         pins = self._pins
         own, offsets = check_top_k(user_factors, user_bias, pins.spec.k_padded, k, own, own_offsets)
         bases = self.mean + np.asarray(user_bias, np.float32)
@@ -303,7 +303,7 @@ class CudaPin:
 
 
 def fetch_rows(
-    device: Device, table: CudaTable, frozen: FrozenSide | None, rows: np.ndarray, names: Iterable[str]
+    device: Device, table: CudaTable, frozen: PinnedRows | None, rows: np.ndarray, names: Iterable[str]
 ) -> Callable[[], list[np.ndarray]]:
     """Put a gather of rows uint32[n] on the stream, live or as of a pin; call the result for [n, width] a name,
     padded and as stored, of the host. The caller holds the lock."""
@@ -343,10 +343,10 @@ def as_sections(table: CudaTable, names: Iterable[str], parts: list[np.ndarray])
     }
 
 
-def as_gram(sides: list[np.ndarray]) -> np.ndarray:
-    """The sides' matrices as `backend.Backend.gram` promises them; with none of them float64[2, 0, 0]."""
-    size = math.isqrt(sides[0].size) if sides else 0
-    return np.stack(sides).reshape(2, size, size) if sides else np.zeros((2, 0, 0))
+def fetch_sections(device: Device, sections: DeviceSections) -> Callable[[], dict[str, np.ndarray]]:
+    """Put copies of sections to the host on the stream; call the result for them. The caller holds the lock."""
+    waits = {name: device.fetch([part.array for part in parts]) for name, parts in sections.items()}
+    return lambda: {name: np.concatenate(wait()) for name, wait in waits.items()}
 
 
 def as_floats(factors: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

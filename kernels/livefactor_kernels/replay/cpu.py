@@ -87,11 +87,15 @@ class Reservoir:
         livefactor_keep_kernel(self._key, *numbers, kept)
         self.events += update.fresh
 
-    def load(self, columns: Mapping[str, np.ndarray], events: int) -> None:
-        """Restores the reservoir after `events` events."""
+    def sections(self) -> dict[str, np.ndarray]:
+        """As `tables.state.Part.sections`."""
+        return {f"replay.{name}": column for name, column in self.columns.items()}
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """As `tables.state.Part.load`."""
         for name, column in self.columns.items():
-            column[:] = columns[name]
-        self.events = events
+            column[:] = sections[f"replay.{name}"]
+        self.events = int(sections["events"][0])
 
 
 def _column(update: Update, name: str) -> np.ndarray:

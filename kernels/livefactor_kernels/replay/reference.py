@@ -50,9 +50,15 @@ class Reservoir:
                 self.columns[name][place] = _column(update, name)[t]
         self.events += update.fresh
 
-    def load(self, columns: Mapping[str, np.ndarray], events: int) -> None:
-        """Restores the reservoir after `events` events."""
-        self.columns, self.events = {name: columns[name].copy() for name in COLUMNS}, events
+    def sections(self) -> dict[str, np.ndarray]:
+        """As `tables.state.Part.sections`."""
+        return {f"replay.{name}": column for name, column in self.columns.items()}
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """As `tables.state.Part.load`."""
+        for name, column in self.columns.items():
+            column[:] = sections[f"replay.{name}"]
+        self.events = int(sections["events"][0])
 
 
 def _column(update: Update, name: str) -> np.ndarray:

@@ -41,7 +41,8 @@ from livefactor_kernels.scoring.cpu_kernels import (
     widen_kernel,
 )
 from livefactor_kernels.spec.model import FactorDtype, Limits, ModelSpec
-from livefactor_kernels.tables import ITEMS, Table
+from livefactor_kernels.tables import ITEMS
+from livefactor_kernels.tables.cpu import Table
 
 MANY_USERS = 4
 """From so many users on, the matrix product is faster (benchmarks/speed/reads.py)."""
@@ -305,7 +306,7 @@ def check_top_k(
     user_factors: np.ndarray, user_bias: np.ndarray, kp: int, k: int, own: np.ndarray | None,
     own_offsets: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Checks the arguments of `backend.Pin.top_k`. `kp` is the number of floats per row.
+    """Checks the arguments of `pins.Pin.top_k`. `kp` is the number of floats per row.
 
     Returns:
         The users' own exclusions and their offsets; empty ones for None.

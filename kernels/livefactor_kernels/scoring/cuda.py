@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,15 +24,13 @@ from livefactor_kernels.numbers.narrow import widened
 from livefactor_kernels.scoring.cpu import MANY_USERS, slacks
 from livefactor_kernels.scoring.cpu_kernels import cutoff
 from livefactor_kernels.scoring.cuda_reads import (
+    SavedRows,
     livefactor_norms_kernel,
     livefactor_rescore_kernel,
     livefactor_scan_kernel,
 )
 from livefactor_kernels.spec.model import LANES
 from livefactor_kernels.tables.cuda import CudaTable
-
-if TYPE_CHECKING:
-    from livefactor_kernels.pins.cuda import FrozenSide
 
 SCORES_AT_ONCE = 1 << 26
 """Maximum number of scores in memory: 256 MiB."""
@@ -54,7 +52,7 @@ class TopK:
     """One search. It holds `lock` while it puts work on the stream, and not while it waits."""
 
     def __init__(
-        self, device: Device, items: CudaTable, lock: threading.Condition, frozen: FrozenSide, count: int
+        self, device: Device, items: CudaTable, lock: threading.Condition, frozen: SavedRows, count: int
     ) -> None:
         self._device, self._items, self._lock, self._frozen = device, items, lock, frozen
         self._count = count

@@ -8,7 +8,7 @@ runs.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -35,6 +35,13 @@ class Saved(NamedTuple):
     rows: Any
     counter: Any
     arrays: Any
+
+
+class SavedRows(Protocol):
+    """Copies of one side's rows for a pin. bound: copies there can be at most."""
+
+    saved: Saved
+    bound: int
 
 
 @kernel

@@ -22,5 +22,5 @@ Where the spec's `regularization` has them:
 
 A row's gradient is the sum of its occurrences in order of (event, slot): chunks of 32 left to right, then the chunks
 (`sums.chunked_sum`), times min(1, h / events that name the row) with h = `hot_row_events`. Then the row steps once
-(`optimizers.py`), and with squared loss the micro-batch's values join the mean.
+(`optimizers/__init__.py`), and with squared loss the micro-batch's values join the mean.
 """

@@ -1,4 +1,4 @@
-"""A learning rate that evaluation adapts, in rule SGD (spec: `spec.AdaptiveRate`). Its semantics.
+"""A learning rate that evaluation adapts, in rule SGD (spec: `spec.model.AdaptiveRate`). Its semantics.
 
 Beside the model a *probe* learns: a second model of the same spec whose learning rates are higher by a factor of 2^(1/4).
 It begins as the model does and meets the same events with the same negatives, so that two rates are compared as common
@@ -29,12 +29,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from livefactor_kernels.spec.model import AdaptiveRate, ModelSpec
-from livefactor_kernels.spec.parts import RATE_STEPS_MAX
+from livefactor_kernels.spec.model import RATE_STEPS_MAX, AdaptiveRate, ModelSpec
 
 STEP, MOVES, EVENTS, SUM, SQUARES = range(5)
 """Places in the state, float64[5]: q, moves modulo 2^24, events in the window, S, V."""
 STATE_SIZE = 5
+RATES = "rates"
+"""The state's section."""
 MOVES_MAX = 1 << 24
 _ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
 """2^(n/4): pow differs between machines."""

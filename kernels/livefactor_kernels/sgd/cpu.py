@@ -19,16 +19,18 @@ from livefactor_kernels.sgd.cpu_sequential import (
     positive_kernel,
     sampled_kernel,
 )
+from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import Rows
 from livefactor_kernels.spec.model import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
-from livefactor_kernels.tables import Table, reserve
+from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.state import Stateless
 from livefactor_kernels.update import Rates, Update, draw_negatives, writable
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)
 
 
-class Sgd:
+class Sgd(Stateless):
     """Learns from updates. negatives: item rows uint32[n, width] of the record that was prepared."""
 
     records = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,11 +13,21 @@ from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.optimizers import PROBE
-from livefactor_kernels.sgd.adaptive import EVENTS, MOVES, SQUARES, STATE_SIZE, STEP, SUM, at_step, end_window
+from livefactor_kernels.sgd.adaptive import (
+    EVENTS,
+    MOVES,
+    RATES,
+    SQUARES,
+    STATE_SIZE,
+    STEP,
+    SUM,
+    at_step,
+    end_window,
+)
 from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.simd.steps import Rows, score
 from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
-from livefactor_kernels.tables import Table
+from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.update import Update, writable
 
 _SQUARED, _LOGISTIC, _BPR = (int(loss) for loss in (Loss.SQUARED, Loss.LOGISTIC, Loss.BPR))
@@ -131,9 +141,13 @@ class AdaptiveSgd:
         self._begin(nothing)
         self._add_evidence(nothing)
 
-    def load(self, state: np.ndarray) -> None:
-        """Restore `state`."""
-        self.state[:] = state
+    def sections(self) -> dict[str, np.ndarray]:
+        """As `tables.state.Part.sections`."""
+        return {RATES: self.state}
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """As `tables.state.Part.load`."""
+        self.state[:] = sections[RATES]
         self._take_rates()
 
     def _take_rates(self) -> None:

@@ -34,9 +34,10 @@ from livefactor_kernels.simd.gradients import (
     reset,
     set_word,
 )
+from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, Rounding, real, row_bytes, score, word
 from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
-from livefactor_kernels.tables import Table, reserve
+from livefactor_kernels.tables.cpu import Table
 
 _AHEAD = np.uint64(8)
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)

@@ -1,4 +1,4 @@
-"""Rule SGD on the GPU: the launches of a record's micro-batches (kernels: `cuda_micro_batch`; order of occurrences: `cuda_plan`)."""
+"""Rule SGD on the GPU: the launches of a record's micro-batches (kernels: `cuda_micro_batch`; order of occurrences: `device.plan`)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from livefactor_kernels.device.scratch import Scratch, chunks_of
 from livefactor_kernels.device.staging import Slot
 from livefactor_kernels.numbers.random import DROPOUT_DOMAIN, NEGATIVE_DOMAIN, ROUNDING_DOMAIN, domain_key
 from livefactor_kernels.optimizers import Method, StepRates
-from livefactor_kernels.pins.cuda import Pins
+from livefactor_kernels.pins.cuda import DeviceSections, Pins
 from livefactor_kernels.sgd.cuda_micro_batch import micro_batch_kernels, threads_of_a_step
 from livefactor_kernels.spec.model import LANES, FactorDtype, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cuda import CudaTable
+from livefactor_kernels.tables.state import Stateless
 from livefactor_kernels.update import Rates, Update
 
 WALK_THREADS = 256
 
 
-class Sgd:
+class Sgd(Stateless):
     """Learns from updates. All memory that a record takes is held from the start."""
 
     records = False
@@ -42,8 +43,9 @@ class Sgd:
     ) -> None:  # fmt: skip
         """MemoryError if the device has no room. walk_entries_max, together: as `cuda.CudaModel` takes them."""
         self._spec, self._device, self._pins = spec, device, pins
+        self.pinned: DeviceSections = {}
         self._model = users.stepped, items.stepped
-        self.walk_entries_max, self._together = walk_entries_max, together
+        self._walk_entries_max, self._together = walk_entries_max, together
         self._scratch = Scratch(spec, device)
         method, blocks = Method.of(spec), spec.k_padded // LANES
         self._rates = self.rates_of(spec)
@@ -109,7 +111,7 @@ class Sgd:
         counts = update.user_count, update.item_count
         rows = min(events, counts[USERS]), min(events * (1 + span.width), counts[ITEMS])
         chunks, sums = chunks_of(self._spec, events, span.width, *counts), self._scratch.sums
-        if events * (span.user_entries + span.item_entries) <= self.walk_entries_max:
+        if events * (span.user_entries + span.item_entries) <= self._walk_entries_max:
             arguments = span, plan, slot.words, slot.floats, users, items, sums, rates
             device.launch_block(kernels.walk, WALK_THREADS, *arguments)
             return

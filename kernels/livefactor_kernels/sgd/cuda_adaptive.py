@@ -10,7 +10,7 @@ without an adaptive rate, and so are the rows, the model's or the probe's: the k
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_negative
 from livefactor_kernels.pins.cuda import Pins
-from livefactor_kernels.sgd.adaptive import EVENTS, MOVES, STATE_SIZE, STEP, SUM, at_step, end_window
+from livefactor_kernels.sgd.adaptive import EVENTS, MOVES, RATES, STATE_SIZE, STEP, SUM, at_step, end_window
 from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row
 from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
@@ -195,19 +195,18 @@ class AdaptiveSgd(Sgd):
         self._evidence_kernel = evidence_kernel(spec.k_padded // LANES, int(spec.loss))
         self._state = np.zeros(STATE_SIZE)
         self._ended: Callable[[], list[np.ndarray]] | None = None
-        self.load(self._state.copy())
+        self.load({RATES: self._state.copy()})
 
-    @property
-    def state(self) -> np.ndarray:
-        """float64[5], copied; waits for the device. The caller holds the model's lock."""
+    def sections(self) -> dict[str, np.ndarray]:
+        """As `tables.state.Part.sections`, copied; waits for the device. The caller holds the model's lock."""
         self._settle()
         self._state[SUM:] = self._device.fetch([self._sums.array])()[0]
-        return self._state.copy()
+        return {RATES: self._state.copy()}
 
-    def load(self, state: np.ndarray) -> None:
-        """Restore `state`. The caller holds the model's lock."""
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """As `tables.state.Part.load`. The caller holds the model's lock."""
         self._ended = None
-        self._state[:] = state
+        self._state[:] = sections[RATES]
         with self._device.working():
             self._sums.array[:] = self._device.xp.asarray(self._state[SUM:])
         self._take_rates()

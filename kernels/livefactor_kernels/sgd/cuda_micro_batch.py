@@ -4,7 +4,7 @@ a row.
     users    a half-warp a chunk: dots, errors (kept for the items) and the chunk's gradient, old rows only
     items    a half-warp a chunk: the chunk's gradient from the errors, old rows only
     step     a thread a factor: a row's chunk sums left to right, scaled if the row is hot, and its step; or a half-warp
-             a row, where a step needs all of its gradient (`cuda_row_steps.py`)
+             a row, where a step needs all of its gradient (`optimizers/cuda.py`)
 
 Between the three lies a barrier: three launches for a micro-batch; or, where micro-batches are small, one block
 that walks over all of a span's (`walk`), with the block's barrier; or a grid that is on the device as a whole

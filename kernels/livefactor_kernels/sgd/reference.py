@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,11 +12,9 @@ from livefactor_kernels.numbers.random import column_word, dropout_word
 from livefactor_kernels.numbers.sums import chunked_sum, dot
 from livefactor_kernels.spec.model import Loss
 from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
+from livefactor_kernels.tables.state import Stateless
 from livefactor_kernels.update import Update, draw_negatives
-
-if TYPE_CHECKING:
-    from livefactor_kernels.reference import ReferenceModel, ReferenceTable
-
 
 _F0 = np.float32(0.0)
 
@@ -42,12 +40,12 @@ class Event(NamedTuple):
     kept: np.ndarray
 
 
-class Sgd:
+class Sgd(Stateless):
     """Learns from updates."""
 
     records = False
 
-    def __init__(self, model: ReferenceModel) -> None:
+    def __init__(self, model: ReferenceTables) -> None:
         self._model, self._spec, self._rates = model, model.spec, model.rates
         self._users, self._items = model.users, model.items
         self._tables = model.users, model.items
@@ -72,8 +70,7 @@ class Sgd:
                 self._step(self._tables[side], row, occurrences, update.revision, number)
             if self._spec.loss == Loss.SQUARED:
                 fresh = values[start : min(stop, update.fresh)]
-                self._model.mean_sum += sum(int(scalar.fixed_point(value)) for value in fresh)
-                self._model.mean_count += len(fresh)
+                self._model.mean.add(fresh)
 
     def _kept(self, revision: int, event: int) -> np.ndarray:
         """float32[k_padded] that dropout multiplies an event's columns by."""
@@ -86,7 +83,9 @@ class Sgd:
 
     def _score(self, event: Event, item: int) -> Any:
         x, y = self._users.read(event.user), self._items.read(item) * event.kept
-        return scalar.score(self._model.mean, self._users.bias[event.user], self._items.bias[item], dot(x, y))
+        return scalar.score(
+            self._model.mean.value, self._users.bias[event.user], self._items.bias[item], dot(x, y)
+        )
 
     def _occurrences(self, event: Event) -> Iterator[Occurrence]:
         """Contributions of one event in order of slot: the positive is slot 0, then the negatives as

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.sums import dot
 from livefactor_kernels.optimizers import StepRates
-from livefactor_kernels.sgd.adaptive import EVENTS, MOVES, SQUARES, STATE_SIZE, STEP, SUM, at_step, end_window
+from livefactor_kernels.sgd.adaptive import (
+    EVENTS,
+    MOVES,
+    RATES,
+    SQUARES,
+    STATE_SIZE,
+    STEP,
+    SUM,
+    at_step,
+    end_window,
+)
 from livefactor_kernels.sgd.reference import Sgd
 from livefactor_kernels.spec.model import Loss
+from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
 from livefactor_kernels.update import Update, draw_negatives
-
-if TYPE_CHECKING:
-    from livefactor_kernels.reference import ReferenceModel, ReferenceTable
 
 
 class AdaptiveSgd:
@@ -23,17 +32,21 @@ class AdaptiveSgd:
 
     records = False
 
-    def __init__(self, model: ReferenceModel) -> None:
+    def __init__(self, model: ReferenceTables) -> None:
         self._model, self._spec = model, model.spec
         self.state = np.zeros(STATE_SIZE)
 
-    def load(self, state: np.ndarray) -> None:
-        """Restore `state`."""
-        self.state[:] = state
+    def sections(self) -> dict[str, np.ndarray]:
+        """As `tables.state.Part.sections`."""
+        return {RATES: self.state}
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """As `tables.state.Part.load`."""
+        self.state[:] = sections[RATES]
 
     def learn(self, update: Update) -> None:
         """Learn from one record."""
-        step, mean = int(self.state[STEP]), (self._model.mean_sum, self._model.mean_count)
+        step, mean = int(self.state[STEP]), self._model.mean.sums.copy()
         negatives = draw_negatives(self._spec, update)
         self._begin(self._model.users, update.user_rows)
         self._begin(self._model.items, np.append(update.item_rows, negatives))
@@ -42,7 +55,7 @@ class AdaptiveSgd:
         probe_losses = self._losses(update, negatives)
         self._learn_at(step + 1, update)
         self._exchange()
-        self._model.set_mean(*mean)
+        self._model.mean.sums[:] = mean
         self._learn_at(step, update)
         for probe_loss, loss in zip(probe_losses, losses, strict=True):
             d = probe_loss - loss
@@ -100,4 +113,4 @@ class AdaptiveSgd:
     def _score(self, user: int, item: int) -> Any:
         users, items = self._model.users, self._model.items
         product = dot(users.factors[user], items.factors[item])
-        return scalar.score(self._model.mean, users.bias[user], items.bias[item], product)
+        return scalar.score(self._model.mean.value, users.bias[user], items.bias[item], product)

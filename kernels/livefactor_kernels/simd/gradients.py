@@ -1,5 +1,5 @@
 """What kernels of micro-batches share: the occurrences of a row as a linked list, and sums of them in the order of the
-semantics. (The step of a row by its sum: `row_steps.py`.)
+semantics. (The step of a row by its sum: `optimizers/cpu.py`.)
 
 A gradient row is k_padded floats and 16 more, of which the first is the bias's.
 """

@@ -8,7 +8,7 @@ is what factors are stored as, by their type; after inlining nothing of the othe
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -34,13 +34,23 @@ from livefactor_kernels.numbers.narrow import (
     store_factors,
 )
 from livefactor_kernels.numbers.random import rounding_word
-from livefactor_kernels.spec.model import FactorDtype
-from livefactor_kernels.tables import Table
+from livefactor_kernels.spec.model import FactorDtype, ModelSpec
 
 ONE = np.uint64(1)
 ZERO = np.uint64(0)
 WORD_BYTES = np.uint64(4)  # of a float32 and of a row number
 FLOAT32 = int(FactorDtype.FLOAT32)
+
+
+class RowArrays(Protocol):
+    """What kernels take of a table (`tables.cpu.Table`): arrays by row, those of `state` and `history` by section name."""
+
+    spec: ModelSpec
+    side: int
+    factors: np.ndarray
+    bias: np.ndarray
+    state: dict[str, np.ndarray]
+    history: dict[str, np.ndarray]
 
 
 class Rows(NamedTuple):
@@ -53,7 +63,7 @@ class Rows(NamedTuple):
     side: np.uint64
 
     @staticmethod
-    def of(table: Table) -> Rows:
+    def of(table: RowArrays) -> Rows:
         """Addresses of a table's arrays (which never move)."""
         bias, factor_g, bias_g = (
             np.uint64(0 if array is None else array.ctypes.data)

@@ -9,7 +9,7 @@ meet in words of memory that each waits for in turn. One thread alone does the s
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from livefactor_kernels.optimizers import Method, StepRates
 from livefactor_kernels.optimizers.cpu import StepRows
 from livefactor_kernels.simd.atomics import load_acquire, store_release
 from livefactor_kernels.simd.gradients import CHUNK_EVENTS, Chains, reset
+from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, word
 from livefactor_kernels.softmax.cpu_events import (
     Events,
@@ -34,7 +35,8 @@ from livefactor_kernels.softmax.cpu_events import (
 from livefactor_kernels.softmax.cpu_items import Sums, link_items, pull_negatives, step_items
 from livefactor_kernels.softmax.proposal import Proposer
 from livefactor_kernels.spec.model import LANES, ModelSpec, Proposal
-from livefactor_kernels.tables import Table, reserve
+from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.state import Stateless
 from livefactor_kernels.update import Update, writable
 
 _LANES = np.uint64(LANES)
@@ -172,7 +174,7 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Softmax:
+class Softmax(Stateless):
     """Learns from updates."""
 
     records = False
@@ -181,6 +183,7 @@ class Softmax:
         """Compiles the kernels, or loads them from the cache."""
         self._spec, self._rates = spec, StepRates.of(spec)
         self.proposer = Proposer(spec, items.capacity)
+        self._items = items
         self._rows = StepRows.of(users), StepRows.of(items)
         self._scratch, self._memory = Scratch.of(spec, items)
         self._kernel = softmax_kernel(spec.k_padded // LANES, Method.of(spec))
@@ -191,6 +194,11 @@ class Softmax:
         nothing = Update(0, empty, empty, None, None, 0, 0)
         self.prepare([nothing])
         self.learn(nothing)
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """As `tables.state.Part.load`: what is proposed follows from the items' rows."""
+        if self.proposer.counts:
+            self.proposer.reload(self._items.history["seen_count"][: self._items.allocated])
 
     def joins(self, updates: Sequence[Update]) -> bool:
         """One record a call: micro-batches are cut within it."""

@@ -12,13 +12,16 @@ is found as its events are: those of a piece are sorted once by (micro-batch, ro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import float32
 
+from livefactor_kernels.device.machine import Device
 from livefactor_kernels.device.plan import value_of, weight_of
+from livefactor_kernels.device.staging import Slot
 from livefactor_kernels.device.warp import cuda, half_of, half_sum, kernel, lane
 from livefactor_kernels.history.cuda import (
     EVENT_BITS,
@@ -36,6 +39,7 @@ from livefactor_kernels.numbers.lanes import clamp, inlined
 from livefactor_kernels.numbers.sums import CHUNK
 from livefactor_kernels.optimizers import Method, StepRates
 from livefactor_kernels.optimizers.cuda import step_row
+from livefactor_kernels.pins.cuda import DeviceSections, Pins
 from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row, step_one
 from livefactor_kernels.softmax import GAP_MAX
 from livefactor_kernels.softmax.cuda_shared import (
@@ -49,13 +53,9 @@ from livefactor_kernels.softmax.cuda_shared import (
 from livefactor_kernels.softmax.proposal import Proposer
 from livefactor_kernels.spec.model import LANES, ModelSpec, OptimizerKind
 from livefactor_kernels.tables import ITEMS
+from livefactor_kernels.tables.cuda import CudaTable
+from livefactor_kernels.tables.state import Stateless
 from livefactor_kernels.update import Rates, Update
-
-if TYPE_CHECKING:
-    from livefactor_kernels.device.machine import Device
-    from livefactor_kernels.device.staging import Slot
-    from livefactor_kernels.pins.cuda import Pins
-    from livefactor_kernels.tables.cuda import CudaTable
 
 _F0 = np.float32(0.0)
 _ADAGRAD = int(OptimizerKind.ADAGRAD)
@@ -352,7 +352,7 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
     )
 
 
-class Softmax:
+class Softmax(Stateless):
     """Learns from updates. All memory that a record takes is held from the start."""
 
     records = False
@@ -362,6 +362,7 @@ class Softmax:
     ) -> None:
         """MemoryError if the device has no room."""
         self._spec, self._device, self._pins, self._tables = spec, device, pins, (users, items)
+        self.pinned: DeviceSections = {}
         method = Method.of(spec)
         self._rates: Any = Rates.of(spec) if method.is_plain else StepRates.of(spec)
         self.proposer = Proposer(spec, items.capacity)
@@ -377,6 +378,13 @@ class Softmax:
             for buffer in (*self._keys, self._shared):
                 buffer.array.fill(0)
                 buffer.array.sort()
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """As `tables.state.Part.load`: what is proposed follows from the items' rows. The caller holds the model's lock."""
+        if self.proposer.counts:
+            items = self._tables[ITEMS]
+            counts = self._device.fetch([items.matrix("seen_count", 0, items.allocated)])()[0]
+            self.proposer.reload(counts[:, 0])
 
     def propose(self, update: Update) -> dict[str, np.ndarray]:
         """A record's negatives, as columns that cross with it."""

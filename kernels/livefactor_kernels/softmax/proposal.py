@@ -12,8 +12,8 @@ import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.random import SHARED_DOMAIN, domain_key, draw_below
+from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.spec.model import ModelSpec, Proposal
-from livefactor_kernels.tables import reserve
 from livefactor_kernels.update import Update
 
 _0, _1 = np.uint64(0), np.uint64(1)
@@ -119,12 +119,16 @@ class Proposer:
         self._spec = spec
         self._proposal = int(spec.softmax.proposal)
         self._key = domain_key(spec.seed, SHARED_DOMAIN)
-        self._tree = Tree.of(1 if spec.softmax.proposal == Proposal.UNIFORM else capacity)
+        self._tree = Tree.of(capacity if self.counts else 1)
 
-    def reload(self, items: dict[str, np.ndarray]) -> None:
-        """Take the events of items from the restored sections of their table."""
-        if self._spec.softmax.proposal != Proposal.UNIFORM:
-            self._tree.fill(items["seen_count"])
+    @property
+    def counts(self) -> bool:
+        """Whether what is proposed depends on how many events items have had."""
+        return self._spec.softmax.proposal != Proposal.UNIFORM
+
+    def reload(self, counts: np.ndarray) -> None:
+        """Take the numbers of events of restored items, uint32[n] by row."""
+        self._tree.fill(counts)
 
     def propose(self, update: Update) -> Shared:
         """The negatives of a record, whose events count from now on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,10 +14,9 @@ from livefactor_kernels.numbers.sums import chunked_sum, dot, lane_sum, left_to_
 from livefactor_kernels.softmax import GAP_MAX
 from livefactor_kernels.spec.model import LANES, Proposal
 from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.reference import ReferenceTables
+from livefactor_kernels.tables.state import Stateless
 from livefactor_kernels.update import Update
-
-if TYPE_CHECKING:
-    from livefactor_kernels.reference import ReferenceModel
 
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
@@ -50,12 +49,12 @@ def errors_of(
     return Errors(-clamp(total * scale, limit), clamp(z * scale, limit))
 
 
-class Softmax:
+class Softmax(Stateless):
     """Learns from updates."""
 
     records = False
 
-    def __init__(self, model: ReferenceModel) -> None:
+    def __init__(self, model: ReferenceTables) -> None:
         self._model, self._spec, self._rates = model, model.spec, model.rates
         self._key = domain_key(model.spec.seed, SHARED_DOMAIN)
 

@@ -43,6 +43,10 @@ from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
 RIDGE_MIN = np.float32(1e-9)
 
 
+GRAM = "gram"
+"""Section of the Gram matrices G, users' and then items': float64[2 (k + 1)^2]."""
+
+
 class SolveRates(NamedTuple):
     """The spec's numbers as the arithmetic uses them. has_bias: squared loss."""
 

@@ -6,7 +6,7 @@ of an event lies in scratch, its row and its row times its weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -27,9 +27,10 @@ from livefactor_kernels.numbers.lanes import (
     load16,
     store16,
 )
-from livefactor_kernels.solve import RIDGE_MIN, SolveRates, width
+from livefactor_kernels.simd.memory import reserve
+from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, width
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import Table, reserve
+from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.update import Update, writable
 
 _0, _1, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(LANES)
@@ -328,6 +329,14 @@ class Solver:
             self._solve(side, empty, 0, 0, 0, 0)
         if self._rates.has_bias:
             livefactor_mean_kernel(np.empty(0, np.float32), _0, _0, mean_state)
+
+    def sections(self) -> dict[str, np.ndarray]:
+        """As `tables.state.Part.sections`."""
+        return {GRAM: self.gram.reshape(-1)}
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """As `tables.state.Part.load`."""
+        self.gram[:] = np.reshape(sections[GRAM], self.gram.shape)
 
     def joins(self, updates: Sequence[Update]) -> bool:
         """One record a call: micro-batches are cut within it."""

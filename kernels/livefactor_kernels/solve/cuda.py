@@ -12,15 +12,19 @@ So the order of every sum is the semantics', whatever the launch. The matrix lie
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import float32
 
+from livefactor_kernels.device.machine import Device
+from livefactor_kernels.device.staging import Slot
 from livefactor_kernels.device.warp import BLOCK_THREADS, add64, cuda, kernel, mul64
 from livefactor_kernels.history.cuda import (
     HistoryRows,
+    Piece,
     Recorder,
     begins_row,
     end_of_events,
@@ -29,17 +33,12 @@ from livefactor_kernels.history.cuda import (
     row_of,
 )
 from livefactor_kernels.numbers.lanes import clamp, inlined
-from livefactor_kernels.solve import RIDGE_MIN, SolveRates
+from livefactor_kernels.pins.cuda import DeviceSections, Pins, fetch_sections
+from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates
 from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
-
-if TYPE_CHECKING:
-    from livefactor_kernels.device.machine import Device
-    from livefactor_kernels.device.staging import Slot
-    from livefactor_kernels.history.cuda import Piece
-    from livefactor_kernels.pins.cuda import Pins
-    from livefactor_kernels.tables.cuda import CudaTable
-    from livefactor_kernels.update import Update
+from livefactor_kernels.tables.cuda import CudaTable
+from livefactor_kernels.update import Update
 
 _SHARED_COORDINATES = 101
 """Coordinates of a system whose matrix, 40 KiB, fits a block's shared memory beside the tiles."""
@@ -314,7 +313,7 @@ def livefactor_gram_kernel(
 
 
 class Solver:
-    """Learns from updates; `gram`, on the device, float64[(k + 1) ** 2] a side, is state. All memory that it takes is held
+    """Learns from updates; the Gram matrices, on the device, float64[(k + 1) ** 2] a side, are state. All memory that it takes is held
     from the start."""
 
     records = True
@@ -329,11 +328,22 @@ class Solver:
         wholes = {name: int(getattr(rates, name)) for name in ("sweeps", "item_events", "k", "has_bias")}
         self._rates = rates._replace(**wholes)  # type: ignore[arg-type]  # kernels count in int64
         self._kernel = solve_kernel(spec.k, spec.loss == Loss.SQUARED)
-        self.gram = tuple(device.empty((spec.k + 1) ** 2, np.float64) for _ in (USERS, ITEMS))
+        self._gram = tuple(device.empty((spec.k + 1) ** 2, np.float64) for _ in (USERS, ITEMS))
         with device.working():
-            for buffer in self.gram:
+            for buffer in self._gram:
                 buffer.array.fill(0)
+        self.pinned: DeviceSections = {GRAM: self._gram}
         self._hold()
+
+    def sections(self) -> dict[str, np.ndarray]:
+        """As `tables.state.Part.sections`, copied from the device. The caller holds the model's lock."""
+        return fetch_sections(self._device, self.pinned)()
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """As `tables.state.Part.load`. The caller holds the model's lock."""
+        with self._device.working():
+            for buffer, side in zip(self._gram, np.split(sections[GRAM], 2), strict=True):
+                buffer.array[:] = self._device.xp.asarray(side)
 
     def _hold(self) -> None:
         spec, size = self._spec, self._spec.micro_batch
@@ -391,10 +401,10 @@ class Solver:
         kp, events = self._spec.k_padded, stop - start
         self._device.launch(
             self._kernel, min(events, self._blocks_max) * BLOCK_THREADS, slot.words, rows_at, own, ring, other,
-            self._batch, self.gram[1 - side].argument, self._matrices.argument, self._rates, slot.floats, mean_at,
+            self._batch, self._gram[1 - side].argument, self._matrices.argument, self._rates, slot.floats, mean_at,
             np.float32(others), side, events, kp, shared_bytes=self._shared_bytes,
         )  # fmt: skip
         if self._rates.unobserved > 0:
-            k, gram = self._spec.k, self.gram[side].argument
+            k, gram = self._spec.k, self._gram[side].argument
             arguments = slot.words, rows_at, own, ring, self._batch, gram, side, events, k, kp
             self._device.launch(livefactor_gram_kernel, (k + 1) ** 2, *arguments)

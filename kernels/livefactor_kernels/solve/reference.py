@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from livefactor_kernels.numbers import scalar
+from livefactor_kernels.history.reference import Recorder
 from livefactor_kernels.numbers.lanes import clamp
-from livefactor_kernels.solve import RIDGE_MIN, SolveRates
+from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates
 from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
 from livefactor_kernels.update import Update
-
-if TYPE_CHECKING:
-    from livefactor_kernels.reference import ReferenceModel, ReferenceTable
 
 
 def solved(
@@ -52,11 +51,18 @@ class Solver:
 
     records = True
 
-    def __init__(self, model: ReferenceModel) -> None:
+    def __init__(self, model: ReferenceTables, recorder: Recorder) -> None:
         self._model, self._spec, self._rates = model, model.spec, SolveRates.of(model.spec)
-        assert model.recorder is not None  # `ModelSpec.check`
-        self._recorder = model.recorder
+        self._recorder = recorder
         self.gram = np.zeros((2, model.spec.k + 1, model.spec.k + 1))
+
+    def sections(self) -> dict[str, np.ndarray]:
+        """As `tables.state.Part.sections`."""
+        return {GRAM: self.gram.reshape(-1)}
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """As `tables.state.Part.load`."""
+        self.gram[:] = np.reshape(sections[GRAM], self.gram.shape)
 
     def learn(self, update: Update) -> None:
         """Learn from one record."""
@@ -83,8 +89,7 @@ class Solver:
             for old, new in changes if self._rates.unobserved > 0 else ():
                 self.gram[side] = (self.gram[side] + np.outer(new, new)) - np.outer(old, old)
         if self._rates.has_bias and update.values is not None:
-            model.mean_sum += sum(int(scalar.fixed_point(value)) for value in update.values[start:fresh])
-            model.mean_count += fresh - start
+            model.mean.add(update.values[start:fresh])
 
     def _is_due(self, before: int, after: int) -> bool:
         """Whether an item is solved that had `before` events before a micro-batch and has `after` after it."""
@@ -102,7 +107,7 @@ class Solver:
         values, weights = own.seen_values[row, :remembered], own.seen_weights[row, :remembered]
         everywhere = (self._rates.unobserved * self.gram[1 - side, :-1, :-1]).astype(np.float32)
         x = self._factors(own, row)
-        new = fold(self._rates, model.mean, x, own.bias[row], other.factors[rows, : self._spec.k], other.bias[rows],
+        new = fold(self._rates, model.mean.value, x, own.bias[row], other.factors[rows, : self._spec.k], other.bias[rows],
                    values, weights, everywhere, others, int(self._rates.sweeps))  # fmt: skip
         own.factors[row, : self._spec.k] = new[: self._spec.k]
         if self._rates.has_bias:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from livefactor_kernels.spec.parts import (
+from livefactor_kernels.spec.model import (
     FLOAT16_MAX,
     KERNEL_SEMANTICS,
     LANES,
@@ -27,18 +26,16 @@ from livefactor_kernels.spec.parts import (
     FactorDtype,
     Limits,
     Loss,
+    ModelSpec,
     OptimizerKind,
     Proposal,
     Rule,
     SpecError,
 )
 
-if TYPE_CHECKING:
-    from livefactor_kernels.spec.model import ModelSpec
 
-
-def check(spec: ModelSpec) -> None:
-    """Raise `SpecError` naming the first field that is outside its domain."""
+def check(spec: ModelSpec) -> ModelSpec:
+    """Return the spec, or raise `SpecError` naming the first field that is outside its domain."""
     _check_shape(spec)
     _check_rates(spec)
     _check_limits(spec.limits)
@@ -52,6 +49,7 @@ def check(spec: ModelSpec) -> None:
     if spec.rule == Rule.SOFTMAX:
         _check_softmax(spec)
     _check_bounded(spec)
+    return spec
 
 
 def _require(ok: bool, name: str, expected: str, got: object) -> None:

@@ -1,86 +1,232 @@
-"""What a model's state is a function of, beside its log: the specification.
-
-`state(r) = apply(spec, log[1..r])`. Two models with equal specs and equal logs have bit-identical tables on
-every supported machine; so every number here is part of the contract, is rounded once to float32 where the
-arithmetic uses it, and is checked so that no event can make a table value infinite or NaN
-(`ModelSpec.check`).
-"""
+"""The fields of a spec, its parts and its enumerations (what a spec is: `spec/__init__.py`)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
+from enum import IntEnum
 
-from livefactor_kernels.spec import checks as spec_checks
-from livefactor_kernels.spec.parts import (
-    FIXED_POINT_ONE,
-    FLOAT16_MAX,
-    KERNEL_SEMANTICS,
-    LANES,
-    MAX_EVENT_TYPES,
-    MAX_HISTORY,
-    MAX_K,
-    MAX_MICRO_BATCH,
-    MAX_NEGATIVES,
-    MAX_NEIGHBORS,
-    MAX_REPLAY_PER_EVENT,
-    MAX_REPLAY_SIZE,
-    MAX_SHARED_NEGATIVES,
-    MAX_WINDOW,
-    MIN_WINDOW,
-    AdaptiveRate,
-    Counts,
-    EventType,
-    FactorDtype,
-    History,
-    Limits,
-    Loss,
-    Optimizer,
-    OptimizerKind,
-    Proposal,
-    Regularization,
-    Replay,
-    Rule,
-    Softmax,
-    Solve,
-    SpecError,
-)
+KERNEL_SEMANTICS = 1
+"""Version of the arithmetic. Any change of the bits a log gives bumps it; golden digests fail otherwise."""
 
-__all__ = [
-    "FIXED_POINT_ONE",
-    "FLOAT16_MAX",
-    "KERNEL_SEMANTICS",
-    "LANES",
-    "MAX_EVENT_TYPES",
-    "MAX_HISTORY",
-    "MAX_K",
-    "MAX_MICRO_BATCH",
-    "MAX_NEGATIVES",
-    "MAX_NEIGHBORS",
-    "MAX_REPLAY_PER_EVENT",
-    "MAX_REPLAY_SIZE",
-    "MAX_SHARED_NEGATIVES",
-    "MAX_WINDOW",
-    "MIN_WINDOW",
-    "AdaptiveRate",
-    "Counts",
-    "EventType",
-    "FactorDtype",
-    "History",
-    "Limits",
-    "Loss",
-    "ModelSpec",
-    "Optimizer",
-    "OptimizerKind",
-    "Proposal",
-    "Regularization",
-    "Replay",
-    "Rule",
-    "Softmax",
-    "Solve",
-    "SpecError",
-    "spec_fields",
-]
+LANES = 16
+"""Lanes of a dot product; rows are padded with zeros to a multiple of it."""
+
+USERS, ITEMS = 0, 1
+"""Sides of a model; also the table's number in the counter of its initial factors."""
+
+FIXED_POINT_ONE = 1 << 20
+"""The global mean sums values in fixed point: round-half-even(float64(value) * 2**20) as int64."""
+
+MAX_K = 1024
+MAX_NEGATIVES = 1024
+MAX_MICRO_BATCH = 65_536
+MAX_SHARED_NEGATIVES = 1 << 17
+"""Of all groups of a micro-batch."""
+MAX_HISTORY = 8192
+MAX_NEIGHBORS = 1024
+MAX_EVENT_TYPES = 64
+MAX_REPLAY_SIZE = 1 << 20
+MIN_WINDOW, MAX_WINDOW = 16, 1 << 24
+RATE_STEPS_MAX = 24
+"""An adapted rate is at most 2 ** 6 times the spec's, and at least as far below."""
+MAX_REPLAY_PER_EVENT = 4.0
+
+
+class Rule(IntEnum):
+    """How a model learns from an event. Numbers equal `livefactor.v1.Rule`; logged specs leave SGD out."""
+
+    SGD = 1
+    SOLVE = 2
+    SOFTMAX = 3
+
+
+class Loss(IntEnum):
+    """Numbers equal `livefactor.v1.Loss`."""
+
+    SQUARED = 1
+    LOGISTIC = 2
+    BPR = 3
+    IMPLICIT = 4
+    SOFTMAX = 5
+
+
+class Proposal(IntEnum):
+    """How the shared negatives of rule SOFTMAX come. Numbers equal `livefactor.v1.Proposal`."""
+
+    UNIFORM = 1
+    POPULARITY = 2
+    IN_BATCH = 3
+
+
+class OptimizerKind(IntEnum):
+    """Numbers equal `livefactor.v1.OptimizerKind`."""
+
+    SGD = 1
+    ADAGRAD = 2
+    ROWWISE_ADAGRAD = 3
+    LAZY_ADAM = 4
+    FTRL = 5
+
+
+class FactorDtype(IntEnum):
+    """What factors are stored as. Numbers equal `livefactor.v1.FactorDtype`; logged specs leave FLOAT32 out."""
+
+    FLOAT32 = 1
+    FLOAT16 = 2
+    BFLOAT16 = 3
+
+
+FLOAT16_MAX = 65504.0
+"""The largest float16."""
+
+
+class SpecError(ValueError):
+    """A spec that is refused; the text names the field, what was expected and what came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """Step rule of factors and biases (`optimizers/__init__.py`: formulas, papers, what a row keeps).
+
+    `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the first value of sums of squares (AdaGrad, row-wise
+    AdaGrad, FTRL), `eps` is added to their root (AdaGrad, row-wise AdaGrad, lazy Adam). beta1, beta2: what is left of lazy
+    Adam's means at a step. l1: FTRL's L1 term of factors and biases; beta: added to the root of its sum of squares.
+    """
+
+    kind: OptimizerKind = OptimizerKind.SGD
+    learning_rate: float = 0.05
+    bias_learning_rate: float = 0.05
+    initial_g: float = 0.0
+    eps: float = 1e-6
+    beta1: float = 0.9
+    beta2: float = 0.999
+    l1: float = 0.0
+    beta: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How many of a row's last events it remembers (0: none), a multiple of 16 up to `MAX_HISTORY`.
+
+    users: items that a user had, with values, weights and visits; items: an item's users. Events of a user at
+    one time are one visit, as a basket is; an event whose time is 0 (unknown) is a visit of its own.
+    `half_life`: after so many later visits of its user an event counts half when the user is folded in for a
+    score; 0: all count alike.
+    """
+
+    users: int = 0
+    items: int = 0
+    half_life: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Solve:
+    """Rule SOLVE: a row is the least-squares solution for its history (`solve/__init__.py`).
+
+    unobserved: weight of the error of every pair to 0, beside that of events to their targets (0 with squared
+    loss). item_events: an item is solved for each of its first so many events, then at every so manieth; a user
+    always. sweeps: Gauss-Seidel sweeps over a row's factors.
+    """
+
+    unobserved: float = 0.0
+    item_events: int = 8
+    sweeps: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """Rule SOFTMAX: every event against negatives that its group shares (`softmax/__init__.py`): drawn from all items
+    alike (UNIFORM) or in proportion to 1 + their events so far (POPULARITY), or the group's own items (IN_BATCH).
+
+    group_events: of a group, a divisor of `micro_batch`; 0: all of it.
+    """
+
+    proposal: Proposal = Proposal.POPULARITY
+    group_events: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Which item follows which: co-occurrence counts, added to scores (`history/__init__.py`).
+
+    neighbors: followers that an item remembers (0: no counts), a multiple of 16 up to `MAX_NEIGHBORS`. span: an
+    event follows up to so many earlier ones of its user. half_life: visits after which it adds half. weight:
+    of the counts in a score. shrinkage: added to the norm, sqrt(events of the one * events of the other). repeat: what a
+    user's remembered event adds to its own item's score, half after `half_life` visits; needs no neighbors.
+    """
+
+    neighbors: int = 0
+    span: int = 32
+    half_life: float = 8.0
+    weight: float = 0.5
+    shrinkage: float = 10.0
+    repeat: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Replay of past events against forgetting (`replay/__init__.py`).
+
+    size: events that a uniform sample of all events so far keeps, up to `MAX_REPLAY_SIZE` (0: no replay).
+    per_event: events of it that are learned again for each new one, in (0, `MAX_REPLAY_PER_EVENT`].
+    """
+
+    size: int = 0
+    per_event: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveRate:
+    """A learning rate that moves to what evaluation finds best (`sgd/adaptive.py`).
+
+    window: events between two moves, `MIN_WINDOW` to `MAX_WINDOW` (0: the rate stays as it is).
+    """
+
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Regularization:
+    """What keeps rows from growing, beside `l2` and `bias_l2` (`optimizers/__init__.py`: order and formulas); 0 switches each off.
+
+    gradient_norm_max: a row's summed gradient is scaled down to this Euclidean norm, its bias's to this magnitude.
+    row_norm_max: a row's factors are scaled down to this norm after their step. l2_frequency: p of l2 / n**p, n the
+    events of the row so far; 0, 0.5 or 1; needs history.users. dropout: share of the columns that an event is told
+    without, up to 0.9. Rule SOFTMAX has the first two.
+    """
+
+    gradient_norm_max: float = 0.0
+    row_norm_max: float = 0.0
+    l2_frequency: float = 0.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """What an event's type means: its weight is multiplied by `weight`; a `negative` one has value 0."""
+
+    type: int
+    weight: float = 1.0
+    negative: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds with a meaning for the model: an event outside them is rejected before it is logged.
+
+    `error_max` (e_max) clips an occurrence's error, `factor_max` (c_max) clamps every factor and bias after
+    its step, `g_max` clamps the optimizer's accumulators; together they keep every table value finite.
+    """
+
+    users_max: int = 1 << 24
+    items_max: int = 1 << 22
+    producers_max: int = 1024
+    value_abs_max: float = 1e6
+    weight_max: float = 1e3
+    error_max: float = 1e6
+    factor_max: float = 1e3
+    g_max: float = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +245,7 @@ class ModelSpec:
 
     Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
     is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
-    stochastically, up or down in proportion to the distance (`narrow.py`), by bits that are a function of
+    stochastically, up or down in proportion to the distance (`numbers/narrow.py`), by bits that are a function of
     (seed, revision, number of the micro-batch within its record, side, row, column), those of a new row of
     (seed, key, side, column): counters and mix in `random.rounding_word` and `random.column_word`. What is
     representable stays as it is. A bfloat16 factor may so come to lie above factor_max, by less than one
@@ -155,11 +301,6 @@ class ModelSpec:
     def work_of_event(self) -> int:
         """Scores that an event takes at most: of itself and its negatives, and of the events replayed for it."""
         return (1 + self.negatives_of_event) * math.ceil(1.0 + self.replay.per_event)
-
-    def check(self) -> ModelSpec:
-        """Return self, or raise `SpecError` naming the first field that is outside its domain."""
-        spec_checks.check(self)
-        return self
 
 
 def spec_fields(spec: ModelSpec) -> dict[str, object]:

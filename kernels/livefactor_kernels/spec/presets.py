@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     Counts,
     History,
@@ -118,4 +119,4 @@ def preset(name: str, **changes: object) -> ModelSpec:
     none such."""
     if name not in _PRESETS:
         raise SpecError(f"preset: expected one of {', '.join(PRESET_NAMES)}, got {name!r}")
-    return replace(_PRESETS[name], **changes).check()  # type: ignore[arg-type]
+    return check(replace(_PRESETS[name], **changes))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """One side's rows on the GPU: the arrays, their growth, initial values, and the way to the host and back.
 
-Keys and their map stay with the host (`tables.RowKeys`). Rows get their initial values on the device, in the
+Keys and their map stay with the host (`tables.keys.RowKeys`). Rows get their initial values on the device, in the
 first update that needs them: only their keys cross.
 """
 
@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from livefactor_kernels.device.buffers import Growing
 from livefactor_kernels.device.factors import DeviceRows, StateRows, load_factor, store_factor
-from livefactor_kernels.device.machine import Device, Growing
+from livefactor_kernels.device.machine import Device
 from livefactor_kernels.device.warp import cuda, kernel
-from livefactor_kernels.history import row_sections
 from livefactor_kernels.numbers.lanes import root
-from livefactor_kernels.numbers.narrow import array_dtype
 from livefactor_kernels.numbers.random import initial_factor, philox, rounding_word
 from livefactor_kernels.optimizers import Method, StepRates, initial_state, optimizer_sections, state_slots
 from livefactor_kernels.spec.model import ModelSpec, OptimizerKind
-from livefactor_kernels.tables import RowKeys
+from livefactor_kernels.tables import history_sections, row_sections
+from livefactor_kernels.tables.keys import RowKeys
 
 BLOCK_ROWS = 1 << 16
 """Rows that are copied at once between host and device."""
@@ -85,9 +85,9 @@ def livefactor_start_kernel(new: Any, factors: Any, z: Any, scale: Any, l1: Any)
 
 
 class CudaTable(RowKeys):
-    """Rows of one side of a model on the device; keys, `allocate` and `find` as `tables.Table`.
+    """Rows of one side of a model on the device; keys, `allocate` and `find` as `tables.cpu.Table`.
 
-    arrays: by section name, flat; widths, dtypes: of a row in each; history: the names of those that `history.row_sections`
+    arrays: by section name, flat; widths, dtypes: of a row in each; history: the names of those that `history_sections`
     gives; apart: those, and the state of an optimiser that is not AdaGrad: sections that are initialised and saved for pins
     one by one. live: the others as kernels take them; stepped: as those that step rows do (`StateRows`, unless the
     spec's `Method` is plain).
@@ -97,18 +97,13 @@ class CudaTable(RowKeys):
     def __init__(self, spec: ModelSpec, side: int, device: Device) -> None:
         """Hold the addresses of the spec's rows on the device; memory comes with `reserve`."""
         super().__init__(spec, side)
-        state, history = optimizer_sections(spec), row_sections(spec, side)
-        names = ("factors", "bias", *state)
+        state, history = optimizer_sections(spec), history_sections(spec, side)
+        sections = {name: each for name, each in row_sections(spec, side).items() if name != "keys"}
         self._device, self.history = device, tuple(history)
         is_adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD  # whose state the kernels of rows know
         self.apart = (() if is_adagrad else tuple(state)) + self.history
-        self.widths = {"factors": spec.k_padded, "bias": 1}
-        self.widths |= {name: math.prod(shape) for name, shape in state.items()}
-        self.widths |= {name: math.prod(shape) for name, (shape, _) in history.items()}
-        self.dtypes = {
-            name: array_dtype(spec.factor_dtype) if name == "factors" else np.dtype(np.float32)
-            for name in names
-        } | {name: np.dtype(dtype) for name, (_, dtype) in history.items()}
+        self.widths = {name: math.prod(each.shape) for name, each in sections.items()}
+        self.dtypes = {name: each.dtype for name, each in sections.items()}
         self.arrays: dict[str, Growing] = {
             name: device.growing(self.capacity * width, self.dtypes[name])
             for name, width in self.widths.items()
@@ -177,7 +172,7 @@ class CudaTable(RowKeys):
         return rows if self.widths[name] > 1 else rows[:, 0]
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
-        """Copies of the first `count` rows, named and shaped as `tables.Table.sections`."""
+        """Copies of the first `count` rows, named and shaped as `tables.cpu.Table.sections`."""
         out = {"keys": self.keys[:count]} | self._empty(count)
         for start in range(0, count, BLOCK_ROWS):
             stop = min(start + BLOCK_ROWS, count)
@@ -193,7 +188,7 @@ class CudaTable(RowKeys):
         }
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
-        """As `tables.Table.load_sections`; MemoryError if the device has no memory for the rows."""
+        """As `tables.cpu.Table.load_sections`; MemoryError if the device has no memory for the rows."""
         if count > self.capacity:
             raise ValueError(f"load_sections: {count} rows, the table holds {self.capacity}")
         keymap = self.map_of(sections, {"keys": self.keys[:count]} | self._empty(count), count)

@@ -28,8 +28,8 @@ from livefactor_server.judging.observer import Observer, ObserverSettings
 from livefactor_server.log.store import Log, LogFailed, LogFull
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
-from livefactor_server.snapshots.store import StateView
-from livefactor_server.snapshots.views import frozen
+from livefactor_server.snapshots.freezing import freeze
+from livefactor_server.snapshots.store import FrozenState
 from livefactor_server.statuses import Refused, exhausted, unavailable
 
 GROUP_RECORDS_MAX = 256
@@ -144,9 +144,9 @@ class Engine:
         with self._published:
             self._published.notify_all()
 
-    def view(self) -> AbstractContextManager[StateView]:
+    def view(self) -> AbstractContextManager[FrozenState]:
         """The state at the published revision, frozen while updates go on."""
-        return frozen(self.name, self.state, self.log.hash_name, self.gate)
+        return freeze(self.name, self.state, self.log.hash_name, self.gate)
 
     @property
     def queued_bytes(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from livefactor.wire.scoring import ScoreColumns, ScoreQuery
 from livefactor_kernels.backend import Pin
-from livefactor_kernels.history.reading import Events, PersonReader
+from livefactor_kernels.reading import Events, PersonReader
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.engine.engine import Engine

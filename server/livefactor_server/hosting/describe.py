@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, replace
 
-from livefactor_kernels.sgd.adaptive import STEP, multiple
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.judging.hold import Hold
@@ -45,7 +44,6 @@ def describe(hosted: Hosted, with_root_hash: bool = False) -> Description:
     hold = engine.observer.hold
     with engine.gate.reading():
         users, items = state.backend.published
-        rates = state.backend.rate_state
         found = Description(
             name=hosted.name,
             lineage=state.lineage,
@@ -59,7 +57,7 @@ def describe(hosted: Hosted, with_root_hash: bool = False) -> Description:
             log_bytes=engine.log.size_bytes,
             memory_bytes=sum(state.memory_bytes.values()),
             writable=engine.failure is None,
-            adapted_rate=float(multiple(int(rates[STEP]))) if rates.size else None,
+            adapted_rate=state.adapted_rate,
             hold=hold,
         )
     if hold is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Counts,
@@ -91,7 +92,7 @@ def from_message(message: models_pb2.ModelSpec, preset_name: str) -> ModelSpec:
         optimizer["kind"] = _known(OptimizerKind, message.optimizer.kind, "optimizer.kind")
     changes["optimizer"] = replace(base.optimizer, **optimizer)
     changes["limits"] = replace(base.limits, **_given(message.limits, _LIMITS))
-    return replace(base, **changes).check()
+    return check(replace(base, **changes))
 
 
 def _names(kind: type) -> tuple[str, ...]:
@@ -172,17 +173,19 @@ def decode(body: bytes) -> ModelSpec:
     except DecodeError:
         raise SpecError("spec: the bytes are not a ModelSpec message") from None
     dtype = message.factor_dtype or FactorDtype.FLOAT32
-    return ModelSpec(
-        factor_dtype=_known(FactorDtype, dtype, "factor_dtype"),
-        rule=_known(Rule, message.rule or Rule.SGD, "rule"),
-        event_types=_event_types(message),
-        softmax=_softmax(message, Softmax()),
-        **{name: kind(**_given(getattr(message, name), _names(kind))) for name, kind in _PARTS.items()},
-        loss=_known(Loss, message.loss, "loss"),
-        optimizer=Optimizer(
-            kind=_known(OptimizerKind, message.optimizer.kind, "optimizer.kind"),
-            **_given(message.optimizer, _OPTIMIZER),
-        ),
-        limits=Limits(**_given(message.limits, _LIMITS)),
-        **_given(message, _PLAIN),
-    ).check()
+    return check(
+        ModelSpec(
+            factor_dtype=_known(FactorDtype, dtype, "factor_dtype"),
+            rule=_known(Rule, message.rule or Rule.SGD, "rule"),
+            event_types=_event_types(message),
+            softmax=_softmax(message, Softmax()),
+            **{name: kind(**_given(getattr(message, name), _names(kind))) for name, kind in _PARTS.items()},
+            loss=_known(Loss, message.loss, "loss"),
+            optimizer=Optimizer(
+                kind=_known(OptimizerKind, message.optimizer.kind, "optimizer.kind"),
+                **_given(message.optimizer, _OPTIMIZER),
+            ),
+            limits=Limits(**_given(message.limits, _LIMITS)),
+            **_given(message, _PLAIN),
+        )
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from livefactor_kernels.backend import Backend, create_backend
+from livefactor_kernels.sgd.adaptive import RATES, STEP, multiple
 from livefactor_kernels.spec.model import EventType, ModelSpec
 from livefactor_server.model import producers as producer_codec
 from livefactor_server.model.labels import FrozenLabels, Labels
@@ -85,14 +86,18 @@ class ModelState:
             for name, table in (("users", self.backend.users), ("items", self.backend.items))
         }
 
-    def freeze_small(self) -> SmallState:
+    @property
+    def adapted_rate(self) -> float | None:
+        """What an adaptive rate multiplies the spec's learning rates by now; None without one. The caller holds the gate."""
+        if not self.spec.adaptive_rate.window:
+            return None
+        return float(multiple(int(self.backend.state()[RATES][STEP])))
+
+    def freeze_small(self) -> FrozenSections:
         """What is not in the tables, as of now; later records do not change it. Taken under the gate."""
-        return SmallState(
+        return FrozenSections(
             self.spec_body,
-            (self.backend.mean_sum, self.backend.mean_count),
-            self.backend.gram.ravel().copy(),
-            {name: column.copy() for name, column in self.backend.reservoir.items()},
-            self.backend.rate_state.copy(),
+            {name: array.copy() for name, array in self.backend.state().items()},
             self.events,
             self.producers.freeze(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
@@ -101,14 +106,11 @@ class ModelState:
 
 
 @dataclass(slots=True)
-class SmallState:
-    """Frozen state beside the tables; `arrays` turns it into a snapshot's tensors."""
+class FrozenSections:
+    """State beside the rows, frozen. learned: of the backend (`Backend.state`), copied. `arrays` turns it into a snapshot's tensors."""
 
     spec_body: bytes
-    mean: tuple[int, int]
-    gram: np.ndarray
-    reservoir: dict[str, np.ndarray]
-    rates: np.ndarray
+    learned: dict[str, np.ndarray]
     events: int
     producers: list[tuple[bytes, int, int, tuple[Outcome, ...]]]
     labels: tuple[FrozenLabels, FrozenLabels]
@@ -118,16 +120,11 @@ class SmallState:
         """Tensors by name, as the snapshot format lists them."""
         small: dict[str, np.ndarray] = {
             "events": np.array([self.events], np.uint64),
-            "mean": np.array(self.mean, np.int64),
             "producers": np.frombuffer(producer_codec.encode(self.producers), np.uint8),
             "spec": np.frombuffer(self.spec_body, np.uint8),
             "unavailable": self.unavailable,
         }
-        if self.gram.size:
-            small["gram"] = self.gram
-        if self.rates.size:
-            small["rates"] = self.rates
-        small |= {f"replay.{name}": column for name, column in self.reservoir.items()}
+        small |= self.learned
         for side, frozen in zip(("user", "item"), self.labels, strict=True):
             for name, array in frozen.arrays().items():
                 small[f"labels.{side}.{name}"] = array
@@ -143,22 +140,15 @@ def restored(
     log_hash: bytes,
     tensors: Mapping[str, np.ndarray],
 ) -> ModelState:
-    """The state of a verified snapshot's tensors (names as `SmallState.arrays` and "users.*", "items.*")."""
+    """The state of a verified snapshot's tensors (names as `FrozenSections.arrays` and "users.*", "items.*")."""
     state = ModelState.empty(spec, spec_body, lineage, backend, log_hash)
     for number, name in enumerate(("users", "items")):
         sections = {
             key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(name + ".")
         }
         state.backend.load_sections(number, sections, len(sections["keys"]))
-    total, count = (int(number) for number in tensors["mean"])
-    state.backend.set_mean(total, count)
-    if "gram" in tensors:
-        state.backend.set_gram(np.reshape(tensors["gram"], state.backend.gram.shape))
+    state.backend.load_state(tensors)
     state.events = int(tensors["events"][0])
-    columns = {name: tensors[f"replay.{name}"] for name in state.backend.reservoir}
-    state.backend.set_reservoir(columns, state.events)
-    if "rates" in tensors:
-        state.backend.set_rate_state(tensors["rates"])
     state.producers = producer_codec.decode(tensors["producers"].tobytes())
     state.unavailable = np.array(tensors["unavailable"], np.uint64)
     for book, side in zip(state.labels, ("user", "item"), strict=True):

@@ -8,9 +8,9 @@ from typing import Any
 
 from livefactor_server.log.store import Log
 from livefactor_server.model.state import ModelState
+from livefactor_server.snapshots.freezing import freeze_idle
 from livefactor_server.snapshots.replay import Progress, follow, log_folder, replay, snapshot_store
 from livefactor_server.snapshots.store import root_hash_of
-from livefactor_server.snapshots.views import still
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class ReplayReport:
 
 def root_of(state: ModelState) -> bytes:
     """The root hash of a state that nobody changes any more."""
-    return root_hash_of(still("replay", state, "sha256"))[0]
+    return root_hash_of(freeze_idle("replay", state, "sha256"))[0]
 
 
 def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | None = None) -> ReplayReport:

@@ -68,12 +68,12 @@ class RowReader(Protocol):
 
 
 @dataclass(slots=True)
-class StateView:
-    """A whole state at one revision: what is hashed and written.
+class FrozenState:
+    """A whole state at one revision, which later updates do not change: what is hashed and written.
 
     spec_body: the logged bytes. log_hash: 32 bytes, of the log's chain at `revision`. created_us:
     microseconds since 1970 UTC. pin: rows as of `revision`. small: sections beside the tables, named as
-    `snapshot_format.SMALL`, one-dimensional.
+    `livefactor.snapshots.sections.small_sections`, one-dimensional.
     """
 
     revision: int
@@ -89,7 +89,7 @@ class StateView:
 
     @property
     def layout(self) -> Layout:
-        """Where every section lies. Raises ValueError if the view does not fit the format."""
+        """Where every section lies. Raises ValueError if the state does not fit the format."""
         users, items = self.pin.counts
         lengths = {name: len(array) for name, array in self.small.items()}
         return fmt.layout(self.spec_body, users, items, lengths)
@@ -107,19 +107,19 @@ class Piece(NamedTuple):
 Sink = Callable[[Place, int, memoryview], None]
 
 
-def root_hash_of(view: StateView, progress: Progress | None = None) -> tuple[bytes, tuple[Tensor, ...]]:
+def root_hash_of(state: FrozenState, progress: Progress | None = None) -> tuple[bytes, tuple[Tensor, ...]]:
     """(root hash, sections) of a state; reads it in pieces and keeps no copy."""
-    tensors = _scan(view, view.layout, lambda place, offset, data: None, progress)
-    return fmt.root_hash(view.revision, tensors), tensors
+    tensors = _scan(state, state.layout, lambda place, offset, data: None, progress)
+    return fmt.root_hash(state.revision, tensors), tensors
 
 
-def _scan(view: StateView, layout: Layout, sink: Sink, progress: Progress | None) -> tuple[Tensor, ...]:
+def _scan(state: FrozenState, layout: Layout, sink: Sink, progress: Progress | None) -> tuple[Tensor, ...]:
     """Hash all sections in one pass over the rows; pieces go to `sink` (section, byte offset, bytes)."""
     hashers = {place.name: digest.SectionHasher() for place in layout.places}
     places = {place.name: place for place in layout.places}
     offsets = dict.fromkeys(places, 0)
     total, done = layout.nbytes, 0
-    for pieces in _pieces(view, places):
+    for pieces in _pieces(state, places):
         for name, data in pieces:
             sink(places[name], offsets[name], data)
             hashers[name].update(data)
@@ -131,16 +131,16 @@ def _scan(view: StateView, layout: Layout, sink: Sink, progress: Progress | None
     return tuple(Tensor(place, hashers[place.name].finish()) for place in layout.places)
 
 
-def _pieces(view: StateView, places: dict[str, Place]) -> Iterator[list[tuple[str, memoryview]]]:
+def _pieces(state: FrozenState, places: dict[str, Place]) -> Iterator[list[tuple[str, memoryview]]]:
     for side, table in ((USERS, "users"), (ITEMS, "items")):
         mine = [place for place in places.values() if place.name.startswith(table + ".")]
-        rows = view.pin.counts[side]
+        rows = state.pin.counts[side]
         step = max(1, PASS_BYTES * rows // max(1, sum(place.nbytes for place in mine)))
         for start in range(0, rows, step):
-            columns = view.pin.read_rows(side, start, min(rows, start + step))
+            columns = state.pin.read_rows(side, start, min(rows, start + step))
             yield [(place.name, _column(columns[place.name.split(".")[1]], place)) for place in mine]
-    for name in sorted(view.small):
-        array = view.small[name]
+    for name in sorted(state.small):
+        array = state.small[name]
         place = places[name]
         if array.shape != place.shape:
             raise ValueError(f"{name}: expected shape {place.shape}, got {array.shape}")
@@ -174,26 +174,26 @@ class SnapshotStore:
             if entry.name.startswith(_TEMPORARY):
                 _remove(entry)
 
-    def take(self, view: StateView, progress: Progress | None = None) -> Manifest:
-        """Write a snapshot of `view`, durable on return; the same id again replaces a damaged one and keeps a
+    def take(self, state: FrozenState, progress: Progress | None = None) -> Manifest:
+        """Write a snapshot of `state`, durable on return; the same id again replaces a damaged one and keeps a
         sound one.
 
-        Raises SnapshotDiskFull (nothing is left), ValueError if the view does not fit the format, OSError.
+        Raises SnapshotDiskFull (nothing is left), ValueError if the state does not fit the format, OSError.
         """
         temporary = self._temporary()
         try:
-            layout = view.layout
+            layout = state.layout
             temporary.mkdir()
             with TensorFiles(temporary, layout) as files:
-                tensors = _scan(view, layout, files.write, progress)
+                tensors = _scan(state, layout, files.write, progress)
                 files.sync()
-            manifest = _manifest(view, tensors)
+            manifest = _manifest(state, tensors)
             write_file(temporary / fmt.MANIFEST_FILE, [manifest.to_json()])
             sync_folder(temporary)
             return self._publish(temporary, manifest)
         except OSError as error:
             if error.errno in _DISK_FULL:
-                raise SnapshotDiskFull(f"no room for a snapshot at revision {view.revision}") from error
+                raise SnapshotDiskFull(f"no room for a snapshot at revision {state.revision}") from error
             raise
         finally:
             _remove(temporary)
@@ -301,18 +301,18 @@ def _check_name(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _manifest(view: StateView, tensors: tuple[Tensor, ...]) -> Manifest:
+def _manifest(state: FrozenState, tensors: tuple[Tensor, ...]) -> Manifest:
     manifest = Manifest(
-        model=view.model,
-        lineage=view.lineage,
-        revision=view.revision,
-        kernel_semantics=view.kernel_semantics,
-        log_hash=view.log_hash,
-        log_hash_name=view.log_hash_name,
-        created_us=view.created_us,
-        spec=view.spec_body,
+        model=state.model,
+        lineage=state.lineage,
+        revision=state.revision,
+        kernel_semantics=state.kernel_semantics,
+        log_hash=state.log_hash,
+        log_hash_name=state.log_hash_name,
+        created_us=state.created_us,
+        spec=state.spec_body,
         tensors=tensors,
-        root_hash=fmt.root_hash(view.revision, tensors),
+        root_hash=fmt.root_hash(state.revision, tensors),
     )
     return Manifest.from_json(manifest.to_json())  # never publish what a reader would refuse
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Limits, ModelSpec, Optimizer, OptimizerKind
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.model import spec_codec
@@ -97,7 +98,7 @@ class Rule:
         spec = self.start
         for field, value in values.items():
             spec = _with_field(spec, field, value)
-        return spec_codec.decode(spec_codec.encode(spec.check()))
+        return spec_codec.decode(spec_codec.encode(check(spec)))
 
 
 def field_of(spec: ModelSpec, field: str) -> Any:

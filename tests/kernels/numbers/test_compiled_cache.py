@@ -30,7 +30,8 @@ from livefactor_kernels.scoring.cpu_kernels import select_kernel
 from livefactor_kernels.softmax.proposal import Proposer
 from livefactor_kernels.solve.cpu import livefactor_mean_kernel
 from livefactor_kernels.spec.model import FactorDtype, Loss, Proposal, Replay, Rule, Softmax
-from livefactor_kernels.tables import Table, USERS
+from livefactor_kernels.tables import USERS
+from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.update import Update
 from livefactor_server.judging.choice import judged_records
 from synthetic import make_spec, push

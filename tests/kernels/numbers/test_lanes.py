@@ -24,7 +24,7 @@ from livefactor_kernels.numbers.lanes import (
     store_u32,
     tree_sum,
 )
-from livefactor_kernels.tables import reserve
+from livefactor_kernels.simd.memory import reserve
 
 F = np.float32
 finite = st.floats(-1e6, 1e6, width=32)

@@ -11,8 +11,9 @@ from numba import njit
 from livefactor_kernels.numbers import narrow
 from livefactor_kernels.numbers.lanes import HAS_HALVES, load_shorts, store16
 from livefactor_kernels.numbers.random import column_word, philox, rounding_word
+from livefactor_kernels.simd.memory import reserve
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, Limits, ModelSpec, SpecError
-from livefactor_kernels.tables import reserve
 
 F, U = np.float32, np.uint64
 NARROW = [FactorDtype.FLOAT16, FactorDtype.BFLOAT16]
@@ -240,9 +241,9 @@ def test_factors_know_how_they_are_stored() -> None:
 def test_float16_must_hold_the_largest_factor() -> None:
     small, large = Limits(factor_max=65504.0), Limits(factor_max=65505.0)
     for dtype in FactorDtype:
-        ModelSpec(factor_dtype=dtype, limits=small).check()
-    ModelSpec(factor_dtype=FactorDtype.BFLOAT16, limits=large).check()
+        check(ModelSpec(factor_dtype=dtype, limits=small))
+    check(ModelSpec(factor_dtype=FactorDtype.BFLOAT16, limits=large))
     with pytest.raises(SpecError, match=r"limits\.factor_max: expected at most 65504 with float16"):
-        ModelSpec(factor_dtype=FactorDtype.FLOAT16, limits=large).check()
+        check(ModelSpec(factor_dtype=FactorDtype.FLOAT16, limits=large))
     with pytest.raises(SpecError, match="factor_dtype: expected a known dtype"):
-        ModelSpec(factor_dtype=7).check()  # type: ignore[arg-type]
+        check(ModelSpec(factor_dtype=7))  # type: ignore[arg-type]

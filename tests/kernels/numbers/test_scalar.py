@@ -12,7 +12,7 @@ from numba import njit
 
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.lanes import LANES, VECTOR_BYTES, address_of, load16, store16
-from livefactor_kernels.tables import reserve
+from livefactor_kernels.simd.memory import reserve
 
 F = np.float32
 anything = st.floats(-(2.0**100), 2.0**100, width=32).map(F)

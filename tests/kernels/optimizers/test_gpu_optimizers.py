@@ -164,7 +164,7 @@ def test_a_pin_and_a_restored_model(kind) -> None:
         for side, name in enumerate(("users", "items")):
             sections = {key.partition(".")[2]: view for key, view in saved.items() if key.startswith(name)}
             second.load_sections(side, sections, pin.counts[side])
-        second.set_mean(*pin.mean_state)
+        second.load_state(pin.state())
         second.advance(pin.revision, *pin.counts)
     push_random(second, np.random.default_rng(2), 9, 7, 6)
     assert differences(first, second) == []

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cpu import CpuModel
-from livefactor_kernels.reference import ReferenceModel, ReferenceTable
 from livefactor_kernels.spec.model import (
     FactorDtype,
     History,
@@ -24,7 +23,9 @@ from livefactor_kernels.spec.model import (
     Rule,
     SpecError,
 )
-from livefactor_kernels.tables import USERS, Table
+from livefactor_kernels.tables import USERS
+from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
 from synthetic import (
     LOSSES,
     assert_same,
@@ -79,7 +80,7 @@ class Paper:
 def test_steps_are_those_of_the_paper(kind) -> None:
     """One row, gradients of our own: what it becomes is what its paper says, but for rounding."""
     spec = make_spec(Loss.SQUARED, k=20, optimizer=optimizer(kind, l1=0.3))
-    model, rng, zeros = ReferenceModel(spec), np.random.default_rng(3), 0
+    model, rng, zeros = ReferenceTables(spec), np.random.default_rng(3), 0
     model.users.allocate(np.array([5], np.uint64))
     paper = Paper(spec, model.users.factors[0, :20].copy(), spec.optimizer.learning_rate)
     bias = Paper(spec, np.zeros(1), spec.optimizer.bias_learning_rate)
@@ -110,7 +111,7 @@ def test_new_rows_have_the_state_of_the_reference(kind, dtype) -> None:
 def test_the_first_weight_of_ftrl_is_the_initial_factor() -> None:
     """A step without a gradient leaves it, but for rounding."""
     spec = make_spec(Loss.SQUARED, k=20, optimizer=optimizer(FTRL))
-    model = ReferenceModel(spec)
+    model = ReferenceTables(spec)
     model.users.allocate(np.arange(8, dtype=np.uint64))
     before = model.users.factors.copy()
     for row in range(8):
@@ -274,7 +275,7 @@ def test_rowwise_adagrad_of_one_factor_is_adagrad() -> None:
 
 
 def test_adams_powers_stop_before_they_are_subnormal() -> None:
-    model = ReferenceModel(make_spec(Loss.SQUARED, k=1, optimizer=optimizer(ADAM, beta1=0.1, beta2=0.5)))
+    model = ReferenceTables(make_spec(Loss.SQUARED, k=1, optimizer=optimizer(ADAM, beta1=0.1, beta2=0.5)))
     model.users.allocate(np.array([1], np.uint64))
     for _ in range(60):
         model.step(USERS, 0, np.zeros(16, np.float32), np.float32(0.0), 1)

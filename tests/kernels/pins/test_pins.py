@@ -107,7 +107,7 @@ def test_rows_past_the_pins_count_are_refused() -> None:
 
 def test_a_record_larger_than_the_overlay_makes_it_grow() -> None:
     model = CpuModel(SPEC)
-    model.pins = PinBoard(model, overlay_rows_max=8)
+    model.pins = PinBoard(model.spec, (model.users, model.items), overlay_rows_max=8)
     push_random(model, np.random.default_rng(0), 90, 70, 60)
     with model.pin() as first:
         expected = copy_state(model)
@@ -123,7 +123,7 @@ def test_a_record_larger_than_the_overlay_makes_it_grow() -> None:
 
 def test_the_writer_waits_for_room_until_a_pin_is_released() -> None:
     model = CpuModel(make_spec(Loss.SQUARED))
-    model.pins = PinBoard(model, overlay_rows_max=10)
+    model.pins = PinBoard(model.spec, (model.users, model.items), overlay_rows_max=10)
     push(model, range(20), range(20), [1.0] * 20)
     assert model.pins.wait_for_room(10_000, timeout=0)  # nobody looks
     pin = model.pin()

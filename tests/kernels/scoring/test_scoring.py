@@ -14,7 +14,8 @@ from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.scoring import cpu_kernels as scoring_kernels
 from livefactor_kernels.spec.model import Limits, Loss, ModelSpec
-from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, Table
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
+from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.update import Update
 
 NOTHING = (np.empty(0, np.uint32), np.empty((0, 0), np.float32), np.empty(0, np.float32))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from livefactor_kernels.backend import create_backend, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.sgd import adaptive
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     FactorDtype,
@@ -82,7 +83,7 @@ def test_rates_that_move_and_probes_that_begin_again(name: str) -> None:
         for _ in range(8):
             users, items = rng.integers(0, 20, 60), rng.integers(0, 8, 60)
             push(model, users, items, (users + items) % 2 if model.spec.loss == Loss.LOGISTIC else items % 3)
-    assert models[0].rate_state[adaptive.STEP] >= 2
+    assert models[0].state()["rates"][adaptive.STEP] >= 2
     assert_same(*models)
 
 
@@ -91,7 +92,7 @@ def test_extreme_inputs_stay_finite(spec: ModelSpec) -> None:
     limits = Limits(
         users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e6, factor_max=1e3, error_max=1e6
     )
-    models = pair(replace(spec, limits=limits, optimizer=Optimizer(learning_rate=100.0)).check())
+    models = pair(check(replace(spec, limits=limits, optimizer=Optimizer(learning_rate=100.0))))
     rng = np.random.default_rng(2)
     users, items = rng.integers(0, 5, 90), rng.integers(0, 4, 90)
     values = rng.choice([0.0, 1.0] if spec.loss != Loss.SQUARED else [-1e6, 1e6], 90)
@@ -116,7 +117,7 @@ def test_until_it_moves_it_is_two_models_of_fixed_rates(spec: ModelSpec) -> None
         rng = np.random.default_rng(5)
         for _ in range(4):
             push_random(model, rng, 60, 20, 12)
-    assert adapted.rate_state[adaptive.EVENTS] == 240
+    assert adapted.state()["rates"][adaptive.EVENTS] == 240
     got, plain, probe = (state_sections(model) for model in (adapted, fixed, faster))
     assert not np.array_equal(got["users.factors"], got["users.factor_probe"])
     for _, side in SIDES:
@@ -133,10 +134,10 @@ def test_a_restored_model_goes_on_like_the_first(spec: ModelSpec) -> None:
         for _ in range(3):
             push_random(first, rng, 35, 20, 12)
         restore(second, first, 105)
-        state = first.rate_state.copy()
+        state = first.state()["rates"].copy()
         state[adaptive.STEP] = 3.0  # far from where both began
         for model in (first, second):
-            model.set_rate_state(state)
+            model.load_state(model.state() | {"rates": state})
             push_random(model, np.random.default_rng(4), 35, 25, 15)
         assert unlike(state_sections(second), state_sections(first)) == []
 
@@ -175,9 +176,9 @@ def test_a_rate_moves_where_the_evidence_is_beyond_noise() -> None:
 def test_the_probe_begins_again_as_the_model_is_with_the_rows_of_the_next_record() -> None:
     model = CpuModel(CASES["squared"])
     push_random(model, np.random.default_rng(8), 60, 20, 12)
-    moved = model.rate_state.copy()
+    moved = model.state()["rates"].copy()
     moved[adaptive.MOVES] += 1
-    model.set_rate_state(moved)
+    model.load_state(model.state() | {"rates": moved})
     before = copy_state(model)
     push(model, [1], [3], [1.0], [0.0])  # of no weight: rows move by their L2 alone
     after = state_sections(model)
@@ -200,7 +201,7 @@ def test_a_window_ends_with_the_record_that_fills_it() -> None:
     rng, counts = np.random.default_rng(7), []
     for events in (15, 0, 3, 40, 15):
         push_random(model, rng, events, 20, 12)
-        counts.append(model.rate_state[adaptive.EVENTS])
+        counts.append(model.state()["rates"][adaptive.EVENTS])
     assert counts == [15, 15, 0, 0, 15]
 
 
@@ -229,7 +230,7 @@ def taught(rate: float, window: int, events: int) -> tuple[CpuModel, float]:
 def test_a_rate_that_is_far_off_finds_back(rate: float, sign: int, most: float) -> None:
     """From a rate at which too little is learned in time, and from one at which noise is."""
     model, error = taught(rate, 1024, 40_000)
-    assert sign * model.rate_state[adaptive.STEP] >= 4
+    assert sign * model.state()["rates"][adaptive.STEP] >= 4
     assert error < most * taught(rate, 0, 40_000)[1]
 
 

@@ -55,7 +55,7 @@ def check_learning(spec: ModelSpec, walk: int) -> None:
         push_random(model, np.random.default_rng(9), 3, 2, 6)
         for turn, events in enumerate((FULL, FULL, 6, 5)):
             push_learnable(model, turn, events)
-    step, moves, events, total, _ = models[0].rate_state
+    step, moves, events, total, _ = models[0].state()["rates"]
     assert step >= 1 and moves >= 1 and events == 11 and total != 0
     assert_same(*models)
 
@@ -106,11 +106,11 @@ def test_a_restored_model_goes_on_like_the_first(names, last) -> None:
     for turn, events in enumerate((FULL, FULL, last)):
         push_learnable(first, turn, events)
     restore(second, first, 0)
-    assert differences(first, second) == [] and first.rate_state[adaptive.MOVES] > 0
-    state = first.rate_state.copy()
+    assert differences(first, second) == [] and first.state()["rates"][adaptive.MOVES] > 0
+    state = first.state()["rates"].copy()
     state[adaptive.STEP] = 5.0  # far from where both began
     for model in (first, second):
-        model.set_rate_state(state)
+        model.load_state(model.state() | {"rates": state})
         push_learnable(model, 7, 9)
         push_learnable(model, 8, FULL)
     assert differences(first, second) == []
@@ -121,7 +121,7 @@ def test_a_pin_does_not_see_what_the_probe_learns_nor_that_it_begins_again() -> 
     for model in models:
         for turn in range(2):
             push_learnable(model, turn, FULL)
-    assert models[0].rate_state[adaptive.MOVES] > 0  # all rows of the next record begin again
+    assert models[0].state()["rates"][adaptive.MOVES] > 0  # all rows of the next record begin again
     with models[0].pin() as pin, models[1].pin() as expected:
         before = read_pin(expected)
         for model in models:
@@ -136,14 +136,14 @@ def test_probes_begin_again_where_nothing_can_be_learned() -> None:
     models = pair(spec_of(Loss.BPR, negatives=1))
     for model in models:
         push(model, [0, 1], [0, 0])
-        model.set_rate_state(np.array([2.0, 3.0, 4.0, 0.5, 1.5]))
+        model.load_state(model.state() | {"rates": np.array([2.0, 3.0, 4.0, 0.5, 1.5])})
     with models[0].pin() as pin:
         before = read_pin(pin)
         for model in models:
             push(model, [1], [0])
         assert unlike(read_pin(pin), before) == []
     assert_same(*models)
-    assert models[0].rate_state.tolist() == [2.0, 3.0, 5.0, 0.5, 1.5]
+    assert models[0].state()["rates"].tolist() == [2.0, 3.0, 5.0, 0.5, 1.5]
     assert models[0].sections(1, 1)["row_probe"].tolist() == [3.0]
 
 
@@ -156,7 +156,7 @@ def test_extreme_inputs_stay_finite() -> None:
             values = np.random.default_rng(turn).choice([-1e4, 1e4], FULL)
             push(model, np.arange(FULL) % 3, np.arange(FULL) % 2, values)
     assert_same(*models)
-    assert 1e20 < models[0].rate_state[adaptive.SQUARES] < np.inf
+    assert 1e20 < models[0].state()["rates"][adaptive.SQUARES] < np.inf
 
 
 def test_every_kernel_is_known_before_the_first_update() -> None:

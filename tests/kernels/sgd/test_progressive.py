@@ -17,6 +17,7 @@ from benchmarks.progressive.rmse import float64_errors, model_errors, rmse
 from benchmarks.progressive.suite import measure, table
 
 from livefactor_kernels.backend import ReferenceModel, Update
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec
 from livefactor_kernels.spec.presets import preset
 
@@ -26,7 +27,7 @@ SMALL = {"users_max": 500, "items_max": 500}
 
 def small(name: str, **changes: object) -> ModelSpec:
     spec = preset(name, **changes)
-    return replace(spec, limits=replace(spec.limits, **SMALL)).check()
+    return check(replace(spec, limits=replace(spec.limits, **SMALL)))
 
 
 def stream(users, items, values=None) -> Stream:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.numbers.narrow import widened
-from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.spec.model import (
     FactorDtype,
     History,
@@ -26,6 +25,7 @@ from livefactor_kernels.spec.model import (
     SpecError,
 )
 from livefactor_kernels.tables import USERS
+from livefactor_kernels.tables.reference import ReferenceTables
 from synthetic import LOSSES, assert_same, copy_state, differences, make_spec, pair, push, push_random
 
 ONE_BY_ONE = {
@@ -84,7 +84,7 @@ def test_a_gradient_is_scaled_to_its_norm() -> None:
     spec = make_spec(
         Loss.SQUARED, k=20, optimizer=Optimizer(OptimizerKind.SGD, 1.0, 1.0), regularization=Regularization(0.25)
     )  # fmt: skip
-    model, rng = ReferenceModel(spec), np.random.default_rng(2)
+    model, rng = ReferenceTables(spec), np.random.default_rng(2)
     model.users.allocate(np.arange(40, dtype=np.uint64))
     before = model.users.factors.astype(np.float64)
     for row in range(40):

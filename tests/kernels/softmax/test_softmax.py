@@ -16,6 +16,7 @@ from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.softmax import cpu as softmax_cpu
 from livefactor_kernels.softmax.cpu import processors
 from livefactor_kernels.softmax.proposal import Tree, _ticket
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     Counts,
     FactorDtype,
@@ -309,4 +310,4 @@ def test_popular_items_are_drawn_as_often_as_they_came() -> None:
 )
 def test_specs_are_refused(field, changes) -> None:
     with pytest.raises(SpecError, match=f"^{re.escape(field)}"):
-        replace(softmax_spec(), **changes).check()
+        check(replace(softmax_spec(), **changes))

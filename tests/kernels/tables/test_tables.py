@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from livefactor_kernels.numbers.narrow import widened
-from livefactor_kernels.reference import ReferenceTable
 from livefactor_kernels.spec.model import FactorDtype, Limits, Loss, ModelSpec, OptimizerKind
-from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, Table
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
+from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.reference import ReferenceTable
 from synthetic import make_spec
 
 KINDS = (Table, ReferenceTable)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from livefactor.wire import columns as wire
 from livefactor_kernels.backend import state_sections
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Counts,
@@ -117,10 +118,10 @@ def test_any_grouping_gives_the_same_state(
     dtype: FactorDtype,
     data: st.DataObject,
 ) -> None:
-    spec = ModelSpec(
+    spec = check(ModelSpec(
         k=16, loss=loss, negatives=negatives, micro_batch=micro_batch, seed=7, l2=0.01, limits=SMALL,
         optimizer=Optimizer(kind, 0.1, 0.05, 0.1, 1e-6), factor_dtype=dtype,
-    ).check()  # fmt: skip
+    ))  # fmt: skip
     _assert_grouping_is_nothing(spec, data)
 
 
@@ -174,7 +175,7 @@ COUNTS = Counts(16, 4, 2.0)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_grouping_gives_the_same_state_with_histories(spec: ModelSpec, data: st.DataObject) -> None:
-    _assert_grouping_is_nothing(spec.check(), data)
+    _assert_grouping_is_nothing(check(spec), data)
 
 
 def _assert_grouping_is_nothing(spec: ModelSpec, data: st.DataObject) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor.v1 import models_pb2
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     FactorDtype,
     Limits,
@@ -244,7 +245,7 @@ def test_foreign_spec_bytes_are_refused() -> None:
         with pytest.raises(SpecError):
             spec_codec.decode(data)
     with pytest.raises(SpecError, match="kernel_semantics"):
-        replace(preset("clicks_sgd"), kernel_semantics=2).check()
+        check(replace(preset("clicks_sgd"), kernel_semantics=2))
 
 
 def test_the_gate_lets_one_in_at_a_time_and_starves_nobody() -> None:

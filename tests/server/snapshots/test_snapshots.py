@@ -24,13 +24,15 @@ import snapshot_samples as samples
 from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots import digest
 from livefactor.snapshots import files as snapshot_files
+from livefactor.snapshots.sections import parse_spec
+from livefactor.v1 import models_pb2
 from livefactor_server.snapshots import safetensors_writer
 from livefactor_server.snapshots import store as snapshots
 from livefactor_server.snapshots.store import (
+    FrozenState,
     SnapshotDiskFull,
     SnapshotNotFound,
     SnapshotStore,
-    StateView,
     root_hash_of,
 )
 
@@ -51,8 +53,8 @@ _DTYPES = {
 """Of safetensors, by those of NumPy."""
 
 
-def _expected_sections(state: StateView) -> list[tuple[str, np.ndarray]]:
-    k = snapshots.fmt.spec_shape(state.spec_body)[0]
+def _expected_sections(state: FrozenState) -> list[tuple[str, np.ndarray]]:
+    k = parse_spec(state.spec_body).k
     sections = []
     for side, name in enumerate(("users", "items")):
         for column, array in state.pin.tables[side].items():
@@ -60,7 +62,7 @@ def _expected_sections(state: StateView) -> list[tuple[str, np.ndarray]]:
     return sections + sorted(state.small.items())
 
 
-def _plain_root(state: StateView) -> bytes:
+def _plain_root(state: FrozenState) -> bytes:
     """The root hash written out from its definition, on whole arrays."""
     text = f"livefactor-state 1 {state.revision}\n"
     for name, array in _expected_sections(state):
@@ -79,7 +81,7 @@ def _plain_root(state: StateView) -> bytes:
     users=st.integers(0, 60),
     items=st.integers(0, 60),
     k=st.integers(1, 40),
-    optimizer=st.sampled_from(sorted(snapshots.fmt.OPTIMIZER_STATE)[1:]),
+    optimizer=st.sampled_from(models_pb2.OptimizerKind.values()[1:]),
     factor_dtype=st.sampled_from(samples.FACTOR_DTYPES),
     revision=st.integers(0, 2**64 - 1),
     block=st.sampled_from([64, 100, 1000]),

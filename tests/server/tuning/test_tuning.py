@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor_kernels.backend import ReferenceModel, Update
+from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import AdaptiveRate, SpecError
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.model import spec_codec
@@ -146,7 +147,7 @@ def test_an_adaptive_rate_is_tried_by_the_rules_that_take_it(name: str) -> None:
         assert RULES[name].spec({"adaptive_rate.window": 2048}).adaptive_rate == adapted.adaptive_rate
     else:
         with pytest.raises(SpecError, match="with an adaptive rate"):
-            adapted.check()
+            check(adapted)
 
 
 def test_every_task_starts_with_its_preset() -> None:

@@ -1,4 +1,8 @@
-"""A model's state at one revision, as snapshots and root hashes take it: of a live model through a pin, of a replayed one as it stands."""
+"""A model's state at one revision, as snapshots and root hashes take it.
+
+`freeze` freezes a live model: its rows are read through a pin while updates go on. `freeze_idle` takes a model that nobody
+changes, such as a replayed one.
+"""
 
 from __future__ import annotations
 
@@ -11,35 +15,35 @@ import numpy as np
 
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.model.gate import Gate
-from livefactor_server.model.state import ModelState, SmallState
-from livefactor_server.snapshots.store import RowReader, StateView
+from livefactor_server.model.state import FrozenSections, ModelState
+from livefactor_server.snapshots.store import FrozenState, RowReader
 from livefactor_server.statuses import no_memory
 
 
 @contextmanager
-def frozen(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iterator[StateView]:
-    """The state at its published revision; updates go on meanwhile (the tables are read through a pin). Raises Refused
-    (RESOURCE_EXHAUSTED) if the backend has no memory for it, or finds none while it is looked at."""
+def freeze(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iterator[FrozenState]:
+    """The state at its published revision; updates go on meanwhile. Raises Refused (RESOURCE_EXHAUSTED) if the backend has no
+    memory for it, or runs out of memory while the rows are read."""
     try:
         with gate.reading():
             pin = state.backend.pin()
             revision, log_hash, small = state.revision, state.log_hash, state.freeze_small()
         with pin:
-            yield _view(name, state, revision, log_hash, log_hash_name, pin, small)
+            yield _frozen(name, state, revision, log_hash, log_hash_name, pin, small)
     except MemoryError:
         raise no_memory("reading all rows") from None
 
 
-def still(name: str, state: ModelState, log_hash_name: str) -> StateView:
-    """The state of a model that nobody changes as long as the view is looked at, of any backend."""
+def freeze_idle(name: str, state: ModelState, log_hash_name: str) -> FrozenState:
+    """The state of a model that nobody changes while the result is read, of any backend."""
     backend = state.backend
     users, items = (backend.sections(side, backend.published[side]) for side in (USERS, ITEMS))
-    rows = _StillRows(backend.published, (users, items))
-    return _view(name, state, state.revision, state.log_hash, log_hash_name, rows, state.freeze_small())
+    rows = _IdleRows(backend.published, (users, items))
+    return _frozen(name, state, state.revision, state.log_hash, log_hash_name, rows, state.freeze_small())
 
 
 @dataclass(frozen=True, slots=True)
-class _StillRows:
+class _IdleRows:
     counts: tuple[int, int]
     sections: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
@@ -47,16 +51,16 @@ class _StillRows:
         return {name: view[start:stop] for name, view in self.sections[side].items()}
 
 
-def _view(
+def _frozen(
     name: str,
     state: ModelState,
     revision: int,
     log_hash: bytes,
     log_hash_name: str,
     rows: RowReader,
-    small: SmallState,
-) -> StateView:
-    return StateView(
+    small: FrozenSections,
+) -> FrozenState:
+    return FrozenState(
         revision,
         state.lineage,
         state.spec_body,

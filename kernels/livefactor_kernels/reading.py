@@ -30,12 +30,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from livefactor_kernels.backend import Pin
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.history.cpu import Ring
 from livefactor_kernels.numbers.compiled import compiled
+from livefactor_kernels.pins import Pin
 from livefactor_kernels.scoring.cpu import score_candidates
-from livefactor_kernels.solve import SolveRates
+from livefactor_kernels.solve import GRAM, SolveRates
 from livefactor_kernels.solve.cpu import Scratch, Side, livefactor_fold_kernel
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
@@ -53,9 +53,8 @@ class Source(Protocol):
         """The global mean."""
         ...
 
-    @property
-    def gram(self) -> np.ndarray:
-        """See `backend.Backend.gram`."""
+    def state(self) -> dict[str, np.ndarray]:
+        """As `backend.Backend.state`."""
         ...
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +103,7 @@ class Persons:
     def with_had(self, own: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Adds all items that the users had to their own exclusions.
 
-        The result fits `backend.Pin.top_k`.
+        The result fits `pins.Pin.top_k`.
         """
         ends = offsets.tolist()
         lists = [
@@ -116,7 +115,7 @@ class Persons:
     def top_k(
         self, pin: Pin, keys: np.ndarray, k: int, common: np.ndarray, own: np.ndarray, own_offsets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The exact top-k lists with the gains from counts; see `backend.Pin.top_k`.
+        """The exact top-k lists with the gains from counts; see `pins.Pin.top_k`.
 
         `keys` are the item keys by row. Gains are never negative. An item without a gain that is
         among the k best is therefore also among the k best without gains. So the k best without
@@ -222,7 +221,8 @@ class PersonReader:
         self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int
     ) -> None:
         """Replaces the factors and biases of the users who have events."""
-        scratch, k, gram = self._scratch(), self._spec.k, source.gram
+        scratch, k = self._scratch(), self._spec.k
+        gram = source.state()[GRAM].reshape(2, k + 1, k + 1)
         if not any(len(each.rows) for each in events) and not gram[USERS, k, k]:
             return
         scratch.everywhere[:k, :k] = (self._rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)

@@ -1,0 +1,98 @@
+"""The client reads snapshots without the kernels: so it declares their sections itself, and must declare the same ones."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+
+from livefactor.snapshots.format import NUMPY_DTYPES
+from livefactor.snapshots.sections import SIDES, parse_spec, row_sections, small_sections
+from livefactor_kernels.spec.checks import check
+from livefactor_kernels.spec.model import (
+    AdaptiveRate,
+    Counts,
+    FactorDtype,
+    History,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Replay,
+    Rule,
+    Softmax,
+    Solve,
+    SpecError,
+)
+from livefactor_server.model import spec_codec
+from livefactor_server.model.state import ModelState
+
+RULES: dict[str, dict[str, Any]] = {
+    "sgd": {"loss": Loss.LOGISTIC, "negatives": 2},
+    "solve-squared": {"loss": Loss.SQUARED, "rule": Rule.SOLVE, "history": History(32, 16)},
+    "solve-implicit": {
+        "loss": Loss.IMPLICIT,
+        "rule": Rule.SOLVE,
+        "solve": Solve(0.5),
+        "history": History(32, 16),
+    },
+    "softmax": {"loss": Loss.SOFTMAX, "rule": Rule.SOFTMAX, "negatives": 4, "softmax": Softmax()},
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "users": {"history": History(32)},
+    "both": {"history": History(32, 16)},
+    "counts": {"history": History(32, 16), "counts": Counts(48)},
+    "replay": {"history": History(32, 16), "replay": Replay(10, 0.5)},
+    "adaptive": {"adaptive_rate": AdaptiveRate(64)},
+    "float16": {"factor_dtype": FactorDtype.FLOAT16},
+    "bfloat16": {"factor_dtype": FactorDtype.BFLOAT16},
+}
+
+
+def _specs() -> Iterator[Any]:
+    limits = Limits(users_max=64, items_max=64, value_abs_max=10.0, error_max=4.0)
+    for (rule, of_rule), kind, (part, of_part) in product(RULES.items(), OptimizerKind, PARTS.items()):
+        fields = {
+            "k": 5,
+            "l2": 0.01,
+            "bias_l2": 0.01,
+            "micro_batch": 4,
+            "limits": limits,
+            "optimizer": Optimizer(kind),
+            **of_rule,
+            **of_part,
+        }
+        try:
+            yield pytest.param(check(ModelSpec(**fields)), id=f"{rule}-{kind.name.lower()}-{part}")
+        except SpecError:  # not every part goes with every rule
+            continue
+
+
+SPECS = list(_specs())
+
+
+def test_the_specs_have_every_rule_optimizer_and_part() -> None:
+    names = {word for spec in SPECS for word in spec.id.split("-")}
+    assert names >= {kind.name.lower() for kind in OptimizerKind} | PARTS.keys() | {"sgd", "solve", "softmax"}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_client_declares_the_sections_that_the_kernels_have(spec: ModelSpec) -> None:
+    body = spec_codec.encode(spec)
+    message = parse_spec(body)
+    state = ModelState.empty(spec, body, uuid.UUID(int=1), "reference", b"")
+    for side, name in enumerate(SIDES):
+        declared = [(each.name, NUMPY_DTYPES[each.dtype], each.shape) for each in row_sections(message, name)]
+        arrays = state.backend.sections(side, 0)
+        assert declared == [(section, array.dtype.str, array.shape[1:]) for section, array in arrays.items()]
+    small = state.freeze_small().arrays()
+    declared_small = small_sections(message)
+    assert [each.name for each in declared_small] == sorted(small)
+    for section, dtype, length, _ in declared_small:
+        assert small[section].dtype.str == NUMPY_DTYPES[dtype]
+        assert length is None or small[section].shape == (length,)
