@@ -79,8 +79,8 @@ class LogWriter:
     Only `append` is timed. `hash_s` is the time of the commitments.
     """
 
-    def __init__(self, folder: Path, records: int, events: int) -> None:
-        self._log = Log.create(folder, b"spec")
+    def __init__(self, folder: Path, records: int, events: int, io: FileIO | None = None) -> None:
+        self._log = Log.create(folder, b"spec", io=io)
         bodies = np.random.default_rng(2).integers(0, 256, (records, events * EVENT_BYTES), np.uint8)
         self._bodies, self._salts = list(bodies), [os.urandom(SALT_BYTES) for _ in range(records)]
         self._entries: list[Entry] = []
@@ -181,8 +181,7 @@ def measure_packing(folder: Path, rounds: int) -> dict[str, float]:
         ("log_us_a_one_click_record", 1_000, 1),
         ("log_ns_an_event_8x8k", 8, BATCH),
     ):
-        writer = LogWriter(folder / name, records, events)
-        writer._log._io = NoDisk()
+        writer = LogWriter(folder / name, records, events, NoDisk())
         took = []
         for _ in range(rounds * 10):
             writer.room()

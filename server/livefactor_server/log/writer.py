@@ -128,6 +128,9 @@ class StreamWriter:
             # new segment replaces it.
             self._preallocator.take(path, new_size, zeroed)
             fd = self._io.open(path)
+            if self._fd >= 0:
+                self._io.close(self._fd)
+            self._fd = fd
             made = Segment(path, first, self._io.size(path))
             end = StreamEnd(DATA_START, b"", 1)
             for _ in range(SLOTS):
@@ -136,9 +139,7 @@ class StreamWriter:
         except (LogFailed, OSError) as error:
             self.failed = str(error)
             raise LogFailed(self.failed) from error
-        if self._fd >= 0:
-            self._io.close(self._fd)
-        self._fd, self.end = fd, end
+        self.end = end
         if segment is not None and segment.first == first:
             self.segments.pop()
         self.segments.append(made)

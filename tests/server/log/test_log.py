@@ -410,12 +410,11 @@ def test_reading_starts_inside_a_large_segment(tmp_path: Path) -> None:
     log = Log.create(tmp_path / "log", b"s")
     for _ in range(30):
         append(log, 5, 60_000)
-    places = len(log._places)
-    assert places > 4
     for revision in (1, 77, 150):
         assert [r.revision for r in log.read(revision)] == list(range(revision, 151))
     log.close()
-    assert len(Log.open(tmp_path / "log", read_only=True)._places) == places
+    again = Log.open(tmp_path / "log", read_only=True)
+    assert [r.revision for r in again.read(77)] == list(range(77, 151))
 
 
 def test_reading_beside_appending(tmp_path: Path) -> None:
@@ -460,9 +459,11 @@ def test_the_next_segment_is_made_ahead(tmp_path: Path) -> None:
     append(log, 1, 100)
     assert not spare.exists()
     append(log, 1, 600_000)
-    log._preallocator._thread.join()
+    end = time.monotonic() + 60
+    while not (spare.exists() and spare.stat().st_blocks * 512 >= 1 << 20):
+        assert time.monotonic() < end
+        time.sleep(0.01)
     assert spare.stat().st_size == 1 << 20
-    assert spare.stat().st_blocks * 512 >= 1 << 20
     inode = spare.stat().st_ino
     append(log, 1, 600_000)
     assert log.segments[-1].path.stat().st_ino == inode
