@@ -278,7 +278,8 @@ class Walk:
             try:
                 records, end = read_group(memory, at, self._at, self.cursor, path)
             except BadGroup as bad:
-                self._bad = bad
+                # A traceback would keep the file mapped.
+                self._bad = bad.with_traceback(None)
                 return
             group, self._at = Group(index, self._at, end, records), end
             yield group
