@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import queue
+import threading
 import uuid
 from pathlib import Path
 
@@ -32,10 +33,15 @@ SEGMENT_BYTES = 16 << 10  # small, so that a full disk is met soon
 
 
 class FaultyIO(FileIO):
-    """A disk that can be told to be full, or to fail its next sync."""
+    """A disk that can be told to be full, to fail its next sync, or to wait with it until `syncing` is set."""
 
     full = False
     sync_error = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.syncing = threading.Event()
+        self.syncing.set()
 
     def fallocate(self, fd: int, size: int) -> None:
         if self.full:
@@ -43,6 +49,7 @@ class FaultyIO(FileIO):
         super().fallocate(fd, size)
 
     def fdatasync(self, fd: int) -> None:
+        assert self.syncing.wait(60), "the test left the disk waiting"
         if self.sync_error:
             raise OSError(errno.EIO, "input/output error")
         super().fdatasync(fd)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.reference import ReferenceModel
@@ -65,27 +62,3 @@ def gathered(readable, counts: tuple[int, int]) -> dict[str, np.ndarray]:
         assert factors.ctypes.data % 64 == 0 and factors.flags.c_contiguous and factors.flags.writeable
         answers |= {f"{side}.factors": factors, f"{side}.bias": bias}
     return answers
-
-
-def restored(model, spec: ModelSpec, name: str):
-    """Another backend in a model's state."""
-    other = CudaModel(spec) if name == "cuda" else create_backend(name, spec)
-    for side, count in enumerate(model.published):
-        other.load_sections(
-            side, {name: view.copy() for name, view in model.sections(side, count).items()}, count
-        )
-    other.load_state(model.state())
-    other.advance(model.revision, *model.published)
-    return other
-
-
-def assert_a_state_goes_on_elsewhere(spec: ModelSpec, push_some: Callable[..., None]) -> None:
-    """A state of the CPU is restored and goes on here, and back. push_some(models, seed, users=...): pushes a record."""
-    first = create_backend("cpu", spec)
-    push_some([first], 1)
-    second = restored(first, spec, "cuda")
-    assert differences(first, second) == []
-    push_some([first, second], 2, users=5)
-    third = restored(second, spec, "cpu")
-    push_some([first, third], 3)
-    assert differences(first, third) == []

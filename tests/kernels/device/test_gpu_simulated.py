@@ -1,9 +1,11 @@
-"""The GPU backend without a GPU: its tests, in Numba's simulator, in processes of their own (the choice is made at import)."""
+"""The GPU backend without a GPU: its tests run in Numba's simulator, in processes of their own.
+
+Numba chooses the simulator when it is imported, so no process can have both.
+"""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,50 +14,40 @@ import pytest
 
 KERNELS = Path(__file__).parents[1]
 GROUPS = (
+    ("test_conformance.py",),
     ("device/test_gpu_model.py",),
     ("numbers/test_gpu_narrow.py", "device/test_gpu_room.py"),
     ("solve/test_gpu_solve.py", "softmax/test_gpu_softmax.py"),
+    ("optimizers/test_gpu_optimizers.py",),
+    ("sgd/test_gpu_adaptive.py",),
 )
-"""Files that run side by side: most of the simulator's time is one thread's."""
+"""A process runs each. Workers of a test run share them."""
 
 
-def start(files: tuple[str, ...], marks: str) -> subprocess.Popen[str]:
+def check_in_simulator(files: tuple[str, ...], marks: str) -> None:
+    """Run the tests of some files; all that are chosen must pass, and none may be skipped."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks]
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
-    return subprocess.Popen(
-        [*command, *(str(KERNELS / file) for file in files)], env=environment, cwd=KERNELS.parents[1], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    done = subprocess.run(
+        [*command, *(str(KERNELS / file) for file in files)], cwd=KERNELS.parents[1], text=True, check=False,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
-def passed(marks: str, least: tuple[int, ...], groups: tuple[tuple[str, ...], ...]) -> None:
-    running = [start(files, marks) for files in groups]
-    outputs = [process.communicate()[0] for process in running]
-    for process, output, number in zip(running, outputs, least, strict=True):
-        assert process.returncode == 0, output[-4000:]
-        counts = re.search(r"(\d+) passed", output)
-        assert counts is not None and int(counts[1]) >= number
-        assert "skipped" not in output
-
-
-def test_the_backend_passes_its_tests_in_the_simulator() -> None:
-    passed("not long", (60, 47, 38), GROUPS)
-
-
-def test_optimisers_and_regularization_pass_their_tests_in_the_simulator() -> None:
-    passed("not long", (78,), (("optimizers/test_gpu_optimizers.py",),))
-
-
-def test_adaptive_rates_pass_their_tests_in_the_simulator() -> None:
-    passed("not long", (17,), (("sgd/test_gpu_adaptive.py",),))
+@pytest.mark.parametrize("files", GROUPS, ids=[Path(files[0]).stem for files in GROUPS])
+def test_the_backend_passes_its_tests_in_the_simulator(files) -> None:
+    check_in_simulator(files, "not long")
 
 
 @pytest.mark.long
-def test_what_is_served_and_what_is_measured_passes_its_tests_in_the_simulator() -> None:
-    passed("not long", (3, 7), (("device/test_gpu_served.py",), ("device/test_gpu_figures.py",)))
+@pytest.mark.parametrize("file", ["device/test_gpu_served.py", "device/test_gpu_figures.py"])
+def test_what_is_served_and_what_is_measured_passes_its_tests_in_the_simulator(file) -> None:
+    check_in_simulator((file,), "not long")
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
-def test_every_kind_of_narrow_model_learns_in_the_simulator() -> None:
-    passed("long", (60,), (("numbers/test_gpu_narrow.py",),))
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("file", ["numbers/test_gpu_narrow.py", "test_conformance.py"])
+def test_every_kind_of_model_learns_in_the_simulator(file) -> None:
+    check_in_simulator((file,), "long")

@@ -19,7 +19,7 @@ from livefactor_kernels.numbers.random import column_word
 from livefactor_kernels.scoring import cuda as cuda_top_k
 from livefactor_kernels.spec.model import FactorDtype, Limits, Loss, Optimizer, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
-from synthetic import LOSSES, copy_state, differences, make_spec, push, push_random, read_pin, unlike
+from synthetic import LOSSES, copy_state, make_spec, push, push_random, read_pin, unlike
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 
@@ -163,24 +163,6 @@ def test_it_reads_what_the_reference_reads(dtype, monkeypatch) -> None:
         for users in (1, 4):
             assert unlike(asked(pin, users), asked(expected, users)) == []
     assert_same(model, judge)
-
-
-@pytest.mark.parametrize("dtype", NARROW)
-def test_a_snapshot_of_either_backend_restores_on_the_other(dtype) -> None:
-    spec = make_spec(Loss.LOGISTIC, ADAGRAD, k=20, negatives=1, micro_batch=3, factor_dtype=dtype)
-    model, judge = pair(spec)
-    push_random(model, np.random.default_rng(4), 6, 5, 4)
-    for side, count in enumerate(model.published):
-        judge.load_sections(side, model.sections(side, count), count)
-    judge.advance(model.revision, *model.published)
-    back = CudaModel(spec)
-    for side, count in enumerate(judge.published):
-        back.load_sections(side, judge.sections(side, count), count)
-    back.advance(judge.revision, *judge.published)
-    assert differences(model, back) == []
-    for each in (back, judge):
-        push_random(each, np.random.default_rng(6), 6, 7, 6)
-    assert_same(back, judge)
 
 
 def test_sections_of_another_dtype_are_refused() -> None:

@@ -10,17 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livefactor_kernels.backend import create_backend
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec.model import (
     FactorDtype,
-    History,
     Limits,
     Loss,
     ModelSpec,
     Optimizer,
     OptimizerKind,
-    Rule,
     SpecError,
 )
 from livefactor_kernels.tables import USERS
@@ -30,12 +27,10 @@ from synthetic import (
     LOSSES,
     assert_same,
     copy_state,
-    differences,
     make_spec,
     pair,
     push,
     push_random,
-    read_pin,
     unlike,
 )
 
@@ -144,31 +139,6 @@ def test_a_learning_rate_of_zero_moves_nothing(kind) -> None:
     np.testing.assert_allclose(after["users.factors"], before["users.factors"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", NEW)
-@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
-@settings(max_examples=4)
-@given(data=st.data())
-def test_streams_with_every_number_of_the_optimizer(loss, negatives, kind, data) -> None:
-    numbers = {
-        "initial_g": data.draw(st.sampled_from([0.0, 0.5]), "initial_g"),
-        "eps": data.draw(st.sampled_from([1e-6, 0.1]), "eps"),
-        "beta1": data.draw(st.sampled_from([0.0, 0.5, 0.999999]), "beta1"),
-        "beta2": data.draw(st.sampled_from([0.0, 0.99, 0.999999]), "beta2"),
-        "l1": data.draw(st.sampled_from([0.0, 1e-3, 1.0]), "l1"),
-        "beta": data.draw(st.sampled_from([1e-6, 1.0]), "beta"),
-    }
-    k, micro_batch = data.draw(st.sampled_from([1, 16]), "k"), data.draw(st.sampled_from([1, 7, 90]), "B")
-    models = pair(
-        make_spec(
-            loss, k=k, negatives=negatives, micro_batch=micro_batch, optimizer=optimizer(kind, **numbers)
-        )
-    )
-    for seed in data.draw(st.lists(st.integers(0, 2**32), min_size=1, max_size=3), "records"):
-        for model in models:
-            push_random(model, np.random.default_rng(seed), 60, 11, 9)
-        assert_same(*models)
-
-
 @settings(max_examples=15)
 @given(data=st.data())
 def test_extreme_numbers_stay_finite(data) -> None:
@@ -201,35 +171,6 @@ def test_extreme_numbers_stay_finite(data) -> None:
     assert_same(*models)
     for name, view in copy_state(models[0]).items():
         assert np.isfinite(view).all(), name
-
-
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("kind", NEW)
-def test_a_restored_model_goes_on_like_the_first(kind, backend) -> None:
-    spec = make_spec(Loss.LOGISTIC, negatives=2, optimizer=optimizer(kind), factor_dtype=FactorDtype.FLOAT16)
-    first, second = create_backend(backend, spec), create_backend(backend, spec)
-    push_random(first, np.random.default_rng(4), 80, 10, 8)
-    with first.pin() as pin:
-        saved = read_pin(pin)
-    for side, name in enumerate(("users", "items")):
-        sections = {key.partition(".")[2]: view for key, view in saved.items() if key.startswith(name)}
-        second.load_sections(side, sections, first.published[side])
-    second.advance(first.revision, *first.published)
-    assert differences(first, second) == []
-    for model in (first, second):
-        push_random(model, np.random.default_rng(5), 80, 20, 16)
-    assert differences(first, second) == []
-
-
-@pytest.mark.parametrize("kind", NEW)
-def test_a_pin_reads_the_state_as_it_was(kind) -> None:
-    model = CpuModel(make_spec(Loss.SQUARED, k=20, optimizer=optimizer(kind)))
-    push_random(model, np.random.default_rng(1), 60, 9, 7)
-    before = copy_state(model)
-    with model.pin() as pin:
-        push_random(model, np.random.default_rng(2), 60, 12, 9)
-        assert unlike(read_pin(pin), before) == []
-    assert unlike(copy_state(model), before)
 
 
 LEARNING = {
@@ -308,15 +249,3 @@ def test_adams_powers_stop_before_they_are_subnormal() -> None:
 def test_specs_are_refused(field, changes) -> None:
     with pytest.raises(SpecError, match=f"^{re.escape(field)}"):
         make_spec(Loss.SQUARED, **changes)
-
-
-@pytest.mark.parametrize("kind", NEW)
-def test_rule_softmax_takes_them(kind) -> None:
-    spec = make_spec(
-        Loss.SOFTMAX, optimizer=optimizer(kind), rule=Rule.SOFTMAX, negatives=9, micro_batch=30, history=History(16)
-    )  # fmt: skip
-    models = pair(spec)
-    for model in models:
-        for seed in range(3):
-            push_random(model, np.random.default_rng(seed), 100, 12, 20)
-    assert_same(*models)

@@ -6,13 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from conformance import SPECS
 from livefactor_kernels.backend import create_backend, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.sgd import adaptive
-from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     FactorDtype,
@@ -22,8 +20,6 @@ from livefactor_kernels.spec.model import (
     ModelSpec,
     Optimizer,
     OptimizerKind,
-    Regularization,
-    Replay,
     Rule,
     SpecError,
 )
@@ -40,44 +36,15 @@ from synthetic import (
     unlike,
 )
 
-WINDOW = AdaptiveRate(16)
-CASES = {
-    "squared": make_spec(Loss.SQUARED, k=20, adaptive_rate=WINDOW),
-    "logistic": make_spec(Loss.LOGISTIC, k=16, adaptive_rate=WINDOW),
-    "negatives": make_spec(Loss.LOGISTIC, k=33, negatives=3, adaptive_rate=WINDOW),
-    "bpr": make_spec(Loss.BPR, k=1, negatives=2, adaptive_rate=AdaptiveRate(50)),
-    "micro-batches": make_spec(Loss.LOGISTIC, negatives=2, micro_batch=7, adaptive_rate=WINDOW),
-    "regularised": make_spec(
-        Loss.BPR,
-        negatives=2,
-        history=History(16),
-        regularization=Regularization(2.0, 1.5, 0.5, 0.25),
-        adaptive_rate=WINDOW,
-    ),
-    "replay-history": make_spec(
-        Loss.SQUARED, replay=Replay(30, 0.75), history=History(16, 16), adaptive_rate=WINDOW
-    ),
-    "negatives-replay": make_spec(Loss.LOGISTIC, negatives=2, replay=Replay(30, 0.75), adaptive_rate=WINDOW),
-}
+ADAPTIVE = {name: spec for name, spec in SPECS.items() if spec.adaptive_rate.window}
 
 
-@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
-@settings(max_examples=6, deadline=None)
-@given(seed=st.integers(0, 2**32), sizes=st.lists(st.integers(0, 70), min_size=2, max_size=5))
-def test_random_streams(spec: ModelSpec, seed: int, sizes: list[int]) -> None:
-    """Items repeat among an event's negatives, values are 0 and 1, tables grow, rates move."""
-    fast, judge = pair(spec)
-    for model in (fast, judge):
-        rng = np.random.default_rng(seed)
-        for size in sizes:
-            push_random(model, rng, size, 20, 6)
-    assert_same(fast, judge)
-
-
-@pytest.mark.parametrize("name", ["squared", "negatives", "micro-batches", "replay-history"])
+@pytest.mark.parametrize(
+    "name", ["adaptive-squared", "adaptive-negatives", "adaptive-micro", "adaptive-replay"]
+)
 def test_rates_that_move_and_probes_that_begin_again(name: str) -> None:
     """Something to learn, at a rate that is too low."""
-    models = pair(replace(CASES[name], optimizer=Optimizer(learning_rate=0.01, bias_learning_rate=0.01)))
+    models = pair(replace(SPECS[name], optimizer=Optimizer(learning_rate=0.01, bias_learning_rate=0.01)))
     for model in models:
         rng = np.random.default_rng(9)
         for _ in range(8):
@@ -87,25 +54,7 @@ def test_rates_that_move_and_probes_that_begin_again(name: str) -> None:
     assert_same(*models)
 
 
-@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
-def test_extreme_inputs_stay_finite(spec: ModelSpec) -> None:
-    limits = Limits(
-        users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e6, factor_max=1e3, error_max=1e6
-    )
-    models = pair(check(replace(spec, limits=limits, optimizer=Optimizer(learning_rate=100.0))))
-    rng = np.random.default_rng(2)
-    users, items = rng.integers(0, 5, 90), rng.integers(0, 4, 90)
-    values = rng.choice([0.0, 1.0] if spec.loss != Loss.SQUARED else [-1e6, 1e6], 90)
-    for model in models:
-        push(model, users[:45], items[:45], values[:45], np.full(45, 1e6))
-        push(model, users[45:], items[45:], values[45:], np.full(45, 1e6))
-        assert all(
-            np.isfinite(array).all() for array in state_sections(model).values() if array.dtype.kind == "f"
-        )
-    assert_same(*models)
-
-
-@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("spec", ADAPTIVE.values(), ids=ADAPTIVE)
 def test_until_it_moves_it_is_two_models_of_fixed_rates(spec: ModelSpec) -> None:
     spec = replace(spec, adaptive_rate=AdaptiveRate(1 << 24))
     adapted = CpuModel(spec)
@@ -126,7 +75,7 @@ def test_until_it_moves_it_is_two_models_of_fixed_rates(spec: ModelSpec) -> None
             assert got[f"{side}.{probed}"].tobytes() == probe[f"{side}.{name}"].tobytes()
 
 
-@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("spec", ADAPTIVE.values(), ids=ADAPTIVE)
 def test_a_restored_model_goes_on_like_the_first(spec: ModelSpec) -> None:
     for names in (("cpu", "reference"), ("reference", "cpu")):
         first, second = (create_backend(name, spec) for name in names)
@@ -143,7 +92,7 @@ def test_a_restored_model_goes_on_like_the_first(spec: ModelSpec) -> None:
 
 
 def test_a_pin_does_not_see_what_the_probe_learns() -> None:
-    model = create_backend("cpu", CASES["negatives"])
+    model = create_backend("cpu", SPECS["adaptive-negatives"])
     rng = np.random.default_rng(6)
     push_random(model, rng, 60, 20, 12)
     before = {name: view for name, view in copy_state(model).items() if name != "rates"}
@@ -174,7 +123,7 @@ def test_a_rate_moves_where_the_evidence_is_beyond_noise() -> None:
 
 
 def test_the_probe_begins_again_as_the_model_is_with_the_rows_of_the_next_record() -> None:
-    model = CpuModel(CASES["squared"])
+    model = CpuModel(SPECS["adaptive-squared"])
     push_random(model, np.random.default_rng(8), 60, 20, 12)
     moved = model.state()["rates"].copy()
     moved[adaptive.MOVES] += 1
@@ -197,7 +146,7 @@ def test_the_probe_begins_again_as_the_model_is_with_the_rows_of_the_next_record
 
 
 def test_a_window_ends_with_the_record_that_fills_it() -> None:
-    model = CpuModel(CASES["squared"])
+    model = CpuModel(SPECS["adaptive-squared"])
     rng, counts = np.random.default_rng(7), []
     for events in (15, 0, 3, 40, 15):
         push_random(model, rng, events, 20, 12)
@@ -255,6 +204,6 @@ def test_little_data_that_stands_still_is_learned_about_as_well_as_at_the_rate_o
     ],
 )
 def test_what_has_no_adaptive_rate_is_refused_by_name(changes: dict[str, object], field: str) -> None:
-    fields: dict[str, object] = {"loss": Loss.LOGISTIC, "adaptive_rate": WINDOW}
+    fields: dict[str, object] = {"loss": Loss.LOGISTIC, "adaptive_rate": AdaptiveRate(16)}
     with pytest.raises(SpecError, match=field.replace(".", r"\.")):
         make_spec(**{**fields, **changes})  # type: ignore[arg-type]

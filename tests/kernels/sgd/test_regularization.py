@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.numbers.narrow import widened
 from livefactor_kernels.spec.model import (
-    FactorDtype,
     History,
     Limits,
     Loss,
@@ -36,27 +35,6 @@ ONE_BY_ONE = {
     "dropout": Regularization(dropout=0.4),
     "all": Regularization(0.05, 0.2, 0.5, 0.3),
 }
-
-
-@pytest.mark.parametrize("name", ONE_BY_ONE)
-@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
-@settings(max_examples=3)
-@given(data=st.data())
-def test_random_streams(loss, negatives, name, data) -> None:
-    # Each kind of kernel is compiled: few of them with every loss, all of them in test_extreme_numbers_stay_finite.
-    kind = OptimizerKind.LAZY_ADAM if name in ("row", "dropout") else OptimizerKind.SGD
-    dtype = FactorDtype.BFLOAT16 if name == "row" else FactorDtype.FLOAT32
-    width = [33] if name == "all" else [1, 16]
-    k, micro_batch = data.draw(st.sampled_from(width), "k"), data.draw(st.sampled_from([1, 7, 90]), "B")
-    spec = make_spec(
-        loss, kind, k=k, negatives=negatives, micro_batch=micro_batch, factor_dtype=dtype, history=History(16),
-        regularization=ONE_BY_ONE[name],
-    )  # fmt: skip
-    models = pair(spec)
-    for seed in data.draw(st.lists(st.integers(0, 2**32), min_size=1, max_size=3), "records"):
-        for model in models:
-            push_random(model, np.random.default_rng(seed), 60, 11, 9)
-        assert_same(*models)
 
 
 @pytest.mark.parametrize("name", ONE_BY_ONE)
@@ -210,15 +188,6 @@ def test_extreme_numbers_stay_finite(data) -> None:
 def softmax_spec(**changes: object) -> ModelSpec:
     fields = {"rule": Rule.SOFTMAX, "negatives": 9, "micro_batch": 30, "history": History(16)} | changes
     return make_spec(Loss.SOFTMAX, **fields)
-
-
-@pytest.mark.parametrize("name", ["gradient", "row"])
-def test_rule_softmax_has_clipping_and_max_norm(name) -> None:
-    models = pair(softmax_spec(regularization=ONE_BY_ONE[name]))
-    for model in models:
-        for seed in range(3):
-            push_random(model, np.random.default_rng(seed), 100, 12, 20)
-    assert_same(*models)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpu_models import assert_a_state_goes_on_elsewhere, assert_same, pair
+from gpu_models import assert_same, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.softmax import cuda as softmax_cuda
 from livefactor_kernels.spec.model import Counts, History, OptimizerKind, Replay
 from specs import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, grouped, push_lists, softmax_spec
-from synthetic import push, read_pin, unlike
+from synthetic import push
 
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 
@@ -82,22 +82,6 @@ def test_three_launches_are_a_micro_batch() -> None:
     before = model.device.launches
     push(model, [1, 2, 1, 2], [1, 2, 2, 1])
     assert model.device.launches - before == 2 + 2 * 3  # and two that order the record
-
-
-@pytest.mark.parametrize("spec", CASES[2:5])
-def test_a_state_of_the_cpu_goes_on_here_and_back(spec) -> None:
-    assert_a_state_goes_on_elsewhere(spec, push_some)
-
-
-@pytest.mark.parametrize("spec", CASES[2:])
-def test_a_pin_is_its_revision_whatever_is_learned_after_it(spec) -> None:
-    model, judge = pair(spec)
-    push_some([model, judge], 1, items=20)
-    with model.pin() as pin, judge.pin() as expected:
-        for seed in (2, 3):
-            push_some([model, judge], seed, users=1)
-        assert unlike(read_pin(pin, 50), read_pin(expected, 50)) == []
-    assert_same(model, judge)
 
 
 def test_kernels_are_compiled_by_a_small_model() -> None:

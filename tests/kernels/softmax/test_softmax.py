@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livefactor_kernels.backend import Update, create_backend, state_sections
+from conformance import SPECS
+from livefactor_kernels.backend import Update
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.softmax import cpu as softmax_cpu
@@ -18,7 +19,6 @@ from livefactor_kernels.softmax.cpu import processors
 from livefactor_kernels.softmax.proposal import Tree, _ticket
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
-    Counts,
     FactorDtype,
     History,
     Limits,
@@ -32,40 +32,12 @@ from livefactor_kernels.spec.model import (
     SpecError,
 )
 from livefactor_kernels.tables import ITEMS, USERS
-from specs import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, grouped, push_lists, softmax_spec
-from synthetic import assert_same, copy_state, differences, push, read_pin, restore, unlike
-
-CASES = [
-    pytest.param(softmax_spec(UNIFORM), id="uniform"),
-    pytest.param(
-        softmax_spec(UNIFORM, ADAGRAD, k=64, negatives=64, micro_batch=100), id="uniform-adagrad-64"
-    ),
-    pytest.param(softmax_spec(UNIFORM, k=16, negatives=16, micro_batch=1), id="uniform-B1"),
-    pytest.param(softmax_spec(POPULARITY, ADAGRAD, k=5, micro_batch=33), id="popularity-adagrad"),
-    pytest.param(softmax_spec(POPULARITY, k=80, negatives=17), id="popularity-k80"),
-    pytest.param(softmax_spec(counts=Counts(16, 5), history=History(16, 16)), id="popularity-counts"),
-    pytest.param(softmax_spec(IN_BATCH, micro_batch=40), id="in-batch"),
-    pytest.param(softmax_spec(IN_BATCH, ADAGRAD, micro_batch=16, k=33), id="in-batch-adagrad"),
-    pytest.param(grouped(UNIFORM, 5, ADAGRAD, micro_batch=40, k=33), id="uniform-groups"),
-    pytest.param(grouped(POPULARITY, 36, micro_batch=72, negatives=17), id="popularity-groups"),
-    pytest.param(grouped(IN_BATCH, 4, micro_batch=48), id="in-batch-groups"),
-]
-
-
-@pytest.mark.parametrize("spec", CASES)
-@settings(max_examples=6)
-@given(seed=st.integers(0, 2**32), sizes=st.lists(st.integers(1, 120), min_size=1, max_size=3))
-def test_random_streams(spec, seed, sizes) -> None:
-    fast, judge = CpuModel(spec), ReferenceModel(spec)
-    for model in (fast, judge):
-        rng = np.random.default_rng(seed)
-        for size in sizes:
-            push_lists(model, rng, size)
-    assert_same(fast, judge)
+from specs import ADAGRAD, IN_BATCH, UNIFORM, grouped, push_lists, softmax_spec
+from synthetic import assert_same, copy_state, differences, push, unlike
 
 
 @pytest.mark.skipif(processors() < 2, reason="one processor: no second thread")
-@pytest.mark.parametrize("spec", CASES)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS.values() if spec.rule == Rule.SOFTMAX])
 def test_two_threads_learn_what_one_learns(spec, monkeypatch) -> None:
     monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1)
     two, judge = CpuModel(spec), CpuModel(spec)
@@ -101,35 +73,6 @@ def test_chunk_boundaries(events) -> None:
         push(model, range(40), range(40))
         push(model, range(events), [7] * events)
     assert_same(fast, judge)
-
-
-@pytest.mark.parametrize("spec", CASES)
-def test_a_restored_model_goes_on_like_the_first(spec) -> None:
-    for names in (("cpu", "reference"), ("reference", "cpu")):
-        first, second = (create_backend(name, spec) for name in names)
-        rng = np.random.default_rng(3)
-        for _ in range(3):
-            push_lists(first, rng, 30)
-        restore(second, first, 90)
-        for model in (first, second):
-            push_lists(model, np.random.default_rng(4), 30, 12, 50)
-        assert unlike(state_sections(second), state_sections(first)) == []
-
-
-@pytest.mark.parametrize("proposal", Proposal)
-def test_a_pin_is_its_revision_whatever_is_learned_after_it(proposal) -> None:
-    model, twin = (CpuModel(softmax_spec(proposal, ADAGRAD)) for _ in range(2))
-    rngs = [np.random.default_rng(5) for _ in range(2)]
-    for each, rng in zip((model, twin), rngs, strict=True):
-        push_lists(each, rng, 60, 40, 200)
-    expected = copy_state(model)
-    with model.pin() as pin:
-        for each, rng in zip((model, twin), rngs, strict=True):
-            for _ in range(3):
-                push_lists(each, rng, 30, 40, 200)
-        assert unlike(read_pin(pin), expected) == []
-    assert unlike(copy_state(model), expected) != []
-    assert differences(model, twin) == []  # that it was pinned changes no bit
 
 
 # ---------------------------------------------------------------- the objective
@@ -219,25 +162,6 @@ def test_events_without_a_value_above_0_are_remembered_and_change_nothing_else()
     after = copy_state(models[0])
     assert unlike(after, before) and all("seen" in n or "visits" in n for n in unlike(after, before))
     assert after["items.seen_count"][2] == before["items.seen_count"][2] + 2
-
-
-@pytest.mark.parametrize("kind", OptimizerKind)
-@pytest.mark.parametrize("proposal", Proposal)
-def test_extreme_inputs_stay_finite(proposal, kind) -> None:
-    limits = Limits(
-        users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e3, error_max=1e6, factor_max=1e3
-    )
-    spec = softmax_spec(
-        proposal, kind, limits=limits, optimizer=Optimizer(kind, 100.0, 100.0, 0.0, 1e-20), l2=100.0, bias_l2=100.0,
-        init_scale=2e3, hot_row_events=1e9,
-    )  # fmt: skip
-    models = [CpuModel(spec), ReferenceModel(spec)]
-    for model in models:
-        for _ in range(2):
-            push(model, [n % 5 for n in range(90)], [n % 4 for n in range(90)], None, [1e3] * 90)
-        push(model, [7], [9])
-    assert_same(*models)
-    assert all(np.isfinite(view).all() for view in copy_state(models[0]).values())
 
 
 def test_one_item_alone_is_compared_with_nothing() -> None:

@@ -17,6 +17,7 @@ from livefactor_server.changes import OpenProducerChange
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.engine.readers import Reader
 from livefactor_server.engine.submission import Ack
+from livefactor_server.model.producers import RING
 from livefactor_server.statuses import Refused
 
 
@@ -75,12 +76,19 @@ def test_older_than_the_ring_is_a_marked_duplicate(rig: Rig) -> None:
 
 def test_more_than_a_ring_in_flight_is_refused_not_lost(rig: Rig) -> None:
     epoch = rig.open(b"p").epoch
-    replies = [rig.push_async(batch(s, 2000), b"p", epoch, s) for s in range(1, 201)]
+    rig.io.syncing.clear()  # nothing is applied while the disk does not answer
+    replies = [rig.push_async(batch(s, 5), b"p", epoch, s) for s in range(1, 201)]
+    rig.io.syncing.set()
     results = [reply.get(timeout=30).result for reply in replies]
     applied = [result for result in results if isinstance(result, Ack)]
+    assert RING <= len(applied) < 200
     assert [ack.revision for ack in applied] == list(range(2, len(applied) + 2))
-    codes = {result.code for result in results if isinstance(result, Refused)}
-    assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION}
+    refused = [result.code for result in results if isinstance(result, Refused)]
+    assert grpc.StatusCode.RESOURCE_EXHAUSTED in refused
+    assert set(refused) <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION}
+    rest = range(len(applied) + 1, 201)
+    acks = [rig.push(batch(s, 5), b"p", epoch, s) for s in rest]  # a retry of all that was refused
+    assert [ack.revision for ack in acks] == [s + 1 for s in rest]
 
 
 def test_restart_gives_the_same_state_and_still_knows_retries(rig: Rig, tmp_path: Path) -> None:

@@ -1,0 +1,260 @@
+"""The specs of the conformance kit, and the records that its models learn.
+
+`tests/kernels/test_conformance.py` holds every backend to the same behaviours with each of these specs. A new rule, optimiser
+or part of a spec adds its lines to `SPECS`, and needs no test of its own for what the kit checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from livefactor_kernels.backend import Backend, Update
+from livefactor_kernels.device.warp import SIMULATED
+from livefactor_kernels.spec.checks import check
+from livefactor_kernels.spec.model import (
+    AdaptiveRate,
+    Counts,
+    FactorDtype,
+    History,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Regularization,
+    Replay,
+    Rule,
+    Solve,
+)
+from specs import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, grouped, softmax_spec, solve_spec
+from synthetic import LOSSES, make_spec
+
+FLOAT16, BFLOAT16 = FactorDtype.FLOAT16, FactorDtype.BFLOAT16
+SGD, ADAM, FTRL = OptimizerKind.SGD, OptimizerKind.LAZY_ADAM, OptimizerKind.FTRL
+NUMBERS = {
+    kind: Optimizer(kind, 0.07, 0.03, 0.1, 1e-6, l1=0.004 if kind == FTRL else 0.0) for kind in OptimizerKind
+}
+"""Every optimiser with all its numbers switched on."""
+KEPT = {"history": History(16, 16), "counts": Counts(16, 4)}
+BOUNDS = Regularization(0.05, 0.2, 0.5, 0.3)
+WINDOW = AdaptiveRate(16)
+
+
+def _sgd(loss: Loss, negatives: int, kind: OptimizerKind, batch: int, **changes: object) -> ModelSpec:
+    return make_spec(loss, negatives=negatives, optimizer=NUMBERS[kind], micro_batch=batch, **changes)
+
+
+def _every_optimizer() -> Iterator[tuple[str, ModelSpec]]:
+    """Rule SGD: every loss with every optimiser, event by event and in micro-batches."""
+    for loss, negatives in LOSSES:
+        for kind in OptimizerKind:
+            for batch in (1, 7):
+                name = f"{loss.name}-{negatives}-{kind.name}-B{batch}".lower()
+                yield name, _sgd(loss, negatives, kind, batch)
+
+
+def _narrow_factors(every: bool) -> Iterator[tuple[str, ModelSpec]]:
+    """Every optimiser with both narrow types and both kinds of kernels; all losses take turns, unless `every` is wanted."""
+    for d, dtype in enumerate((FLOAT16, BFLOAT16)):
+        for b, batch in enumerate((1, 7)):
+            for o, kind in enumerate(OptimizerKind):
+                for n, (loss, negatives) in enumerate(LOSSES):
+                    if (n == (o + d + 2 * b) % len(LOSSES)) != every:
+                        name = f"{loss.name}-{negatives}-{kind.name}-B{batch}-{dtype.name}".lower()
+                        yield name, _sgd(loss, negatives, kind, batch, factor_dtype=dtype)
+
+
+SPECS: dict[str, ModelSpec] = {
+    **dict(_every_optimizer()),
+    **dict(_narrow_factors(every=False)),
+    "wide-squared-adagrad": _sgd(Loss.SQUARED, 0, ADAGRAD, 1, k=20),
+    "wide-bpr-sgd": _sgd(Loss.BPR, 3, SGD, 1, k=20),
+    "wide-squared-sgd": _sgd(Loss.SQUARED, 0, SGD, 7, k=64),
+    "wide-logistic-adagrad": _sgd(Loss.LOGISTIC, 3, ADAGRAD, 7, k=64),
+    "wide-bpr-float16": _sgd(Loss.BPR, 3, ADAGRAD, 7, k=64, factor_dtype=FLOAT16),
+    "wide-squared-bfloat16": _sgd(Loss.SQUARED, 0, SGD, 1, k=20, factor_dtype=BFLOAT16),
+    "many-negatives-bpr": _sgd(Loss.BPR, 40, SGD, 1),
+    "many-negatives-logistic": _sgd(Loss.LOGISTIC, 17, SGD, 1),
+    "clip-gradient": _sgd(Loss.SQUARED, 0, SGD, 7, regularization=Regularization(gradient_norm_max=0.05)),
+    "clip-gradient-bpr": _sgd(Loss.BPR, 3, SGD, 1, regularization=Regularization(gradient_norm_max=0.05)),
+    "clip-row": _sgd(Loss.LOGISTIC, 3, ADAM, 1, regularization=Regularization(row_norm_max=0.1), factor_dtype=BFLOAT16),
+    "clip-row-squared": _sgd(Loss.SQUARED, 0, FTRL, 7, regularization=Regularization(row_norm_max=0.1)),
+    "l2-sqrt": _sgd(Loss.LOGISTIC, 0, SGD, 7, regularization=Regularization(l2_frequency=0.5), history=History(16)),
+    "l2-frequency": _sgd(Loss.BPR, 3, SGD, 7, regularization=Regularization(l2_frequency=1.0), history=History(16)),
+    "dropout-squared": _sgd(Loss.SQUARED, 0, ADAM, 1, regularization=Regularization(dropout=0.4)),
+    "dropout-logistic": _sgd(Loss.LOGISTIC, 0, ADAM, 7, regularization=Regularization(dropout=0.4)),
+    "dropout-negatives": _sgd(Loss.LOGISTIC, 3, ADAM, 1, regularization=Regularization(dropout=0.4)),
+    "dropout-bpr": _sgd(Loss.BPR, 3, ADAM, 7, regularization=Regularization(dropout=0.4)),
+    "all-bounds-squared": _sgd(Loss.SQUARED, 0, SGD, 7, k=33, regularization=BOUNDS, history=History(16)),
+    "all-bounds-logistic": _sgd(Loss.LOGISTIC, 3, SGD, 7, k=33, regularization=BOUNDS, history=History(16)),
+    "all-bounds-bpr": _sgd(Loss.BPR, 3, SGD, 1, k=33, regularization=BOUNDS, history=History(16)),
+    "all-bounds-ftrl": _sgd(Loss.BPR, 3, FTRL, 3, regularization=BOUNDS, history=History(16), replay=Replay(8, 0.5)),
+    "adaptive-squared": make_spec(Loss.SQUARED, k=20, adaptive_rate=WINDOW),
+    "adaptive-logistic": make_spec(Loss.LOGISTIC, adaptive_rate=WINDOW),
+    "adaptive-negatives": make_spec(Loss.LOGISTIC, k=33, negatives=3, adaptive_rate=WINDOW),
+    "adaptive-bpr": make_spec(Loss.BPR, k=1, negatives=2, adaptive_rate=AdaptiveRate(50)),
+    "adaptive-micro": make_spec(Loss.LOGISTIC, negatives=2, micro_batch=7, adaptive_rate=WINDOW),
+    "adaptive-bounds": make_spec(
+        Loss.BPR, negatives=2, history=History(16), regularization=Regularization(2.0, 1.5, 0.5, 0.25), adaptive_rate=WINDOW
+    ),
+    "adaptive-replay": make_spec(
+        Loss.SQUARED, replay=Replay(30, 0.75), history=History(16, 16), adaptive_rate=WINDOW
+    ),
+    "adaptive-negatives-replay": make_spec(Loss.LOGISTIC, negatives=2, replay=Replay(30, 0.75), adaptive_rate=WINDOW),
+    "replay-squared": make_spec(Loss.SQUARED, replay=Replay(24, 0.75)),
+    "replay-squared-micro": make_spec(Loss.SQUARED, ADAGRAD, micro_batch=7, replay=Replay(24, 2.5), **KEPT),
+    "replay-logistic": make_spec(Loss.LOGISTIC, negatives=3, replay=Replay(24, 0.75), **KEPT),
+    "replay-bpr": make_spec(Loss.BPR, ADAGRAD, negatives=2, replay=Replay(500, 0.1)),
+    "replay-bpr-bfloat16": make_spec(
+        Loss.BPR, negatives=2, micro_batch=5, replay=Replay(24, 0.75), factor_dtype=BFLOAT16
+    ),
+    "history-bpr-counts": make_spec(Loss.BPR, negatives=2, history=History(16), counts=Counts(16, 5)),
+    "history-logistic": make_spec(Loss.LOGISTIC, micro_batch=8, history=History(16, 32)),
+    "solve-implicit": solve_spec(),
+    "solve-implicit-B1": solve_spec(k=16, micro_batch=1),
+    "solve-implicit-every-item": solve_spec(k=5, micro_batch=64, solve=Solve(0.3, 1, 1)),
+    "solve-no-counts": solve_spec(counts=Counts()),
+    "solve-squared": solve_spec(Loss.SQUARED),
+    "solve-squared-B1": solve_spec(Loss.SQUARED, k=17, micro_batch=1, solve=Solve(0.0, 2, 3)),
+    "solve-replay": solve_spec(micro_batch=8, replay=Replay(24, 0.75)),
+    "solve-replay-B1": solve_spec(micro_batch=1, replay=Replay(24, 2.5), counts=Counts()),
+    "solve-replay-squared": solve_spec(Loss.SQUARED, micro_batch=7, replay=Replay(500, 1.0)),
+    "softmax-uniform": softmax_spec(UNIFORM),
+    "softmax-uniform-B1": softmax_spec(UNIFORM, k=16, negatives=16, micro_batch=1),
+    "softmax-uniform-wide": softmax_spec(UNIFORM, ADAGRAD, k=64, negatives=64, micro_batch=100),
+    "softmax-popularity": softmax_spec(POPULARITY, ADAGRAD, k=5, micro_batch=33),
+    "softmax-popularity-wide": softmax_spec(POPULARITY, k=80, negatives=17),
+    "softmax-popularity-counts": softmax_spec(counts=Counts(16, 5), history=History(16, 16)),
+    "softmax-in-batch": softmax_spec(IN_BATCH, micro_batch=40),
+    "softmax-in-batch-adagrad": softmax_spec(IN_BATCH, ADAGRAD, micro_batch=16, k=33),
+    "softmax-uniform-groups": grouped(UNIFORM, 5, ADAGRAD, micro_batch=40, k=33),
+    "softmax-popularity-groups": grouped(POPULARITY, 36, micro_batch=72, negatives=17),
+    "softmax-in-batch-groups": grouped(IN_BATCH, 4, micro_batch=48),
+    "softmax-rowwise": softmax_spec(POPULARITY, optimizer=NUMBERS[OptimizerKind.ROWWISE_ADAGRAD]),
+    "softmax-adam": softmax_spec(POPULARITY, optimizer=NUMBERS[ADAM]),
+    "softmax-ftrl": softmax_spec(POPULARITY, optimizer=NUMBERS[FTRL]),
+    "softmax-bounds": softmax_spec(POPULARITY, regularization=Regularization(0.05, 0.1)),
+    "softmax-replay": softmax_spec(replay=Replay(24, 0.75)),
+    "softmax-in-batch-replay": softmax_spec(IN_BATCH, replay=Replay(24, 0.75)),
+}  # fmt: skip
+LONG_SPECS: dict[str, ModelSpec] = dict(_narrow_factors(every=True))
+"""What is left of every loss with every optimiser in narrow factors."""
+IN_SIMULATOR = (
+    "squared-0-adagrad-b7",
+    "bpr-3-ftrl-b7-bfloat16",
+    "logistic-3-lazy_adam-b1",
+    "bpr-3-rowwise_adagrad-b7",
+    "logistic-0-sgd-b1",
+    "dropout-bpr",
+    "adaptive-micro",
+    "adaptive-negatives-replay",
+    "replay-squared-micro",
+    "solve-implicit",
+    "solve-replay",
+    "solve-squared",
+    "history-bpr-counts",
+    "softmax-popularity",
+    "softmax-uniform-B1",
+    "softmax-in-batch-groups",
+    "softmax-replay",
+)
+"""What the simulator is asked for in `make test`: it takes a second for what a device does in a millisecond. All of `SPECS` run
+on a device, and with the marker `long`."""
+
+
+def specs_of(backend: str) -> list[object]:
+    """Parameters (backend, spec) for `parametrize`."""
+    names = [*SPECS, *LONG_SPECS]
+    parameters = []
+    for name in names:
+        marks = [pytest.mark.long] if name in LONG_SPECS else []
+        if backend == "cuda":
+            marks += [pytest.mark.gpu] if not SIMULATED else []
+            marks += [pytest.mark.long] if SIMULATED and name not in IN_SIMULATOR else []
+        spec = (SPECS | LONG_SPECS)[name]
+        spec = _small(spec) if backend == "cuda" and SIMULATED else spec
+        parameters.append(pytest.param(backend, spec, id=f"{name}-{backend}", marks=marks))
+    return parameters
+
+
+def _small(spec: ModelSpec) -> ModelSpec:
+    """Narrower rows and fewer negatives, for the simulator."""
+    group = spec.softmax.group_events
+    batch = min(spec.micro_batch, 2 * group if group else 6)
+    small = replace(
+        spec, k=min(spec.k, 3), negatives=min(spec.negatives, 3), micro_batch=batch,
+        softmax=replace(spec.softmax, group_events=min(group, batch // 2)),
+    )  # fmt: skip
+    return check(small)
+
+
+def with_extreme_numbers(spec: ModelSpec) -> ModelSpec:
+    """The spec with rates, ridges and limits at which anything that can overflow does."""
+    kind = spec.optimizer.kind
+    limits = Limits(
+        users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e3, error_max=1e6, factor_max=1e3
+    )
+    optimizer = Optimizer(kind, 100.0, 100.0, 0.0, 1e-20 if kind == ADAM else 1e-30)
+    changed = replace(spec, limits=limits, optimizer=optimizer, init_scale=2e3, hot_row_events=1e9)
+    return check(changed if spec.rule == Rule.SOLVE else replace(changed, l2=100.0, bias_l2=100.0))
+
+
+@dataclass
+class Record:
+    """Columns of one record, by key."""
+
+    users: np.ndarray
+    items: np.ndarray
+    values: np.ndarray | None
+    weights: np.ndarray | None
+    times: np.ndarray | None
+
+    def placed(self, model: Backend, revision: int) -> Update:
+        """What it asks of a model, whose rows are allocated."""
+        rows = model.users.allocate(self.users), model.items.allocate(self.items)
+        counts = model.users.allocated, model.items.allocated
+        return Update(revision, *rows, self.values, self.weights, *counts, self.times)
+
+
+def draw_record(
+    rng: np.random.Generator, spec: ModelSpec, events: int, users: int = 9, items: int = 12
+) -> Record:
+    """Events among few keys: rows repeat, item 3 is hot, users come in runs now and then, and some columns are missing."""
+    user_keys = rng.integers(0, users, events)
+    user_keys = np.sort(user_keys) if rng.random() < 0.5 else user_keys
+    item_keys = np.where(rng.random(events) < 0.3, 3, rng.integers(0, items, events))
+    if spec.loss in (Loss.LOGISTIC, Loss.IMPLICIT):
+        values = rng.integers(0, 2, events).astype(np.float32)
+    elif spec.loss == Loss.SOFTMAX:
+        values = (rng.random(events) < 0.8) * rng.random(events)
+    else:
+        values = rng.normal(size=events)
+    # The contract asks for a value of every event with squared loss.
+    if spec.loss != Loss.SQUARED and rng.random() < 0.2:
+        values = None
+    weights = rng.random(events) * 3 + 0.1 if rng.random() < 0.6 else None
+    times = np.sort(rng.integers(0, 6, events)) if rng.random() < 0.6 else None
+    return Record(
+        user_keys.astype(np.uint64),
+        item_keys.astype(np.uint64),
+        None if values is None else values.astype(np.float32),
+        None if weights is None else weights.astype(np.float32),
+        times,
+    )
+
+
+def draw_stream(seed: int, spec: ModelSpec, sizes: Sequence[int]) -> list[Record]:
+    """A record of each size; tables grow from one to the next."""
+    rng = np.random.default_rng(seed)
+    return [draw_record(rng, spec, size, 5 + 3 * turn, 6 + 4 * turn) for turn, size in enumerate(sizes)]
+
+
+def learn(model: Backend, records: Sequence[Record], at_once: int = 1) -> None:
+    """Apply the records, so many of them in one call."""
+    for start in range(0, len(records), at_once):
+        part = records[start : start + at_once]
+        model.apply_all([record.placed(model, model.revision + 1 + n) for n, record in enumerate(part)])
