@@ -57,7 +57,7 @@ def serving(program: list[str] | None = None, flags: Sequence[str] = ()) -> Iter
         ports = Path(name) / "ports"
         command = program or ["-m", "livefactor"]
         process = subprocess.Popen(
-            [sys.executable, *command, "serve", "--data", f"{name}/data", "--port", "0", "--preset", "",
+            [sys.executable, *command, "serve", "--data", f"{name}/data", "--port", "0", "--metrics-port", "-1", "--preset", "",
              "--port-file", str(ports), "--log-level", "warning", "--snapshot-every-events", "0", *flags],
         )  # fmt: skip
         try:

@@ -1,14 +1,15 @@
-"""livefactor: push user-item events into a factorization model, ask it for scores, and prove later which
-model answered.
+"""The client of livefactor: push user-item events into a factorization model and ask it for scores.
+
+A snapshot proves later which model gave an answer.
 
     with livefactor.Producer("127.0.0.1:50051", "shop") as producer:
         ack = producer.push(["ann", "bob"], ["milk", "bread"]).result()
     with livefactor.Scorer("127.0.0.1:50051") as scorer:
         best = scorer.recommend("ann", k=10, min_position=ack.position)
 
-`Producer` pushes rows exactly once, `Scorer` scores and recommends, `Auditor` takes, fetches and verifies
-snapshots, `Models` administers, `load` reads a fetched snapshot into NumPy, `local()` runs a server in this
-process. Errors: the tree in `livefactor.errors`.
+`Producer` delivers each row exactly once. `Scorer` scores and recommends items. `Auditor` takes,
+fetches and verifies snapshots. `Models` creates and deletes models. `load` reads a fetched snapshot
+into NumPy arrays. `local()` runs a server in this process. `livefactor.errors` lists every error.
 """
 
 from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress

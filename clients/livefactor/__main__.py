@@ -1,5 +1,7 @@
-"""The `livefactor` command. It is the server's, found through an entry point; without the server extra it
-says what to install.
+"""The `livefactor` command.
+
+The server package brings the command, and an entry point leads to it. Without the server extra,
+this module prints what to install.
 """
 
 from __future__ import annotations

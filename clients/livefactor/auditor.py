@@ -1,4 +1,4 @@
-"""Snapshots from a server: `Auditor` takes, lists, fetches and verifies them."""
+"""The class `Auditor` takes, lists, fetches and verifies the snapshots of a server."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _Piece = tuple[str, int, int, bytes]
 class SnapshotInfo:
     """A snapshot that a server holds.
 
-    root_hash, log_hash: 32 bytes each. size_bytes: of all its files. created_us: microseconds since 1970 UTC.
-    users, items: rows of the model.
+    root_hash, log_hash: 32 bytes each. size_bytes: size of all its files. created_us: microseconds
+    since 1970 UTC. users, items: numbers of the model's rows.
     """
 
     snapshot_id: str
@@ -45,7 +45,10 @@ class SnapshotInfo:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotProgress:
-    """The progress of a snapshot that is being taken. bytes_done, bytes_total: bytes. position: its position."""
+    """How far the server has written a snapshot.
+
+    bytes_done, bytes_total: bytes. position: the position that the snapshot has.
+    """
 
     bytes_done: int
     bytes_total: int
@@ -55,8 +58,8 @@ class SnapshotProgress:
 class Auditor:
     """Takes, lists, fetches and verifies snapshots of one model.
 
-    target: "host:port" or "unix:/path" (or a channel). model: the model's name. channel: the transport, if
-    the caller has one.
+    target: "host:port", "unix:/path", or a channel. model: the model's name. connect_s: how long a
+    call waits for a server that cannot be reached, seconds. channel: the caller's own transport.
     """
 
     def __init__(
@@ -76,11 +79,11 @@ class Auditor:
         min_position: Position | None = None,
         on_progress: Callable[[SnapshotProgress], None] | None = None,
     ) -> SnapshotInfo:
-        """Take a snapshot at the revision visible now, or at min_position, while updates go on; returns when
-        it is complete.
+        """Take a snapshot of the visible revision and return when it is complete.
 
-        on_progress: called with each progress message. Raises NotFound, ResourceExhausted (disk full, or one
-        is being taken), FailedPrecondition, Unavailable.
+        Updates go on meanwhile. min_position: the snapshot has at least this position. on_progress:
+        called with each progress message. Raises NotFound, FailedPrecondition, Unavailable, and
+        ResourceExhausted if the disk is full or another snapshot is in progress.
         """
         request = snapshots_pb2.SnapshotRequest(model=self.model)
         if min_position is not None:
@@ -103,7 +106,10 @@ class Auditor:
         return info
 
     def list(self, *, deadline_s: float = DEADLINE_S) -> tuple[SnapshotInfo, ...]:
-        """The model's snapshots, oldest first. Raises NotFound, Unavailable, DeadlineExceeded."""
+        """The model's snapshots, the oldest first.
+
+        Raises NotFound, Unavailable, DeadlineExceeded.
+        """
         request = snapshots_pb2.ListSnapshotsRequest(model=self.model).SerializeToString()
         data = self._connection.unary(
             _SERVICE + "ListSnapshots", request, deadline_s, f"model {self.model!r}", READ_ATTEMPTS
@@ -119,24 +125,28 @@ class Auditor:
         *,
         on_bytes: Callable[[int], None] | None = None,
     ) -> snapshot_files.Verification:
-        """Fetch a snapshot as the new folder `path`, verified before it appears; no error leaves anything.
+        """Fetch a snapshot into the new folder `path`.
 
-        snapshot_id: from `list`; empty: the newest. on_bytes: called with the number of bytes fetched so far.
-        Raises FileExistsError, NotFound, SnapshotInvalid (also for files that are none of a snapshot's),
-        Unavailable.
+        The folder appears only once the snapshot is verified. snapshot_id: one from `list`; empty
+        for the newest. on_bytes: called with the number of bytes fetched so far. Raises
+        FileExistsError, NotFound, SnapshotInvalid and Unavailable. After an error no file is left.
         """
         if snapshot_id and not is_snapshot_id(snapshot_id):
             raise ValueError(f"snapshot_id: expected 20 digits, a dash and 8 hex digits, got {snapshot_id!r}")
         request = snapshots_pb2.FetchSnapshotRequest(model=self.model, snapshot_id=snapshot_id)
         verification = snapshot_files.save(_pieces(self._stream("FetchSnapshot", request), on_bytes), path)
         got = verification.manifest.snapshot_id
-        if snapshot_id and got != snapshot_id:  # It may be sound and yet another than the one asked for.
+        # A valid snapshot may still be another one than the caller asked for.
+        if snapshot_id and got != snapshot_id:
             shutil.rmtree(path)
             raise SnapshotInvalid("manifest.json", f"the server sent snapshot {got}, expected {snapshot_id}")
         return verification
 
     def verify(self, path: str | os.PathLike[str]) -> snapshot_files.Verification:
-        """Verify a fetched snapshot, without a server. Raises SnapshotInvalid naming file and tensor."""
+        """Verify a fetched snapshot without a server.
+
+        SnapshotInvalid names the bad file and tensor.
+        """
         return snapshot_files.verify(path)
 
     def close(self) -> None:
@@ -159,7 +169,7 @@ class Auditor:
 
 
 def snapshot_info(message: Any) -> SnapshotInfo:
-    """The SnapshotInfo of a `livefactor.v1.SnapshotInfo` message."""
+    """Convert a `livefactor.v1.SnapshotInfo` message to a SnapshotInfo."""
     return SnapshotInfo(
         message.snapshot_id, position_of(message.position), message.root_hash, message.log_hash,
         message.size_bytes, message.created_us, message.users, message.items,

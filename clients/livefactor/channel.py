@@ -1,8 +1,9 @@
-"""The transport: targets, channel options, retries of reads, and unary calls that raise this package's errors.
+"""The transport: targets, channel options, retries of reads, and calls that raise our errors.
 
-Every client class takes a target ("host:port", "[::1]:port", "unix:/path") or a channel that the caller opened
-(`channel=`). The caller closes such a channel, and should make it with `open_channel`, because the options
-matter. Reads are tried again here, within their deadline. The Producer makes writes exactly-once.
+Every client class takes a target ("host:port", "[::1]:port", "unix:/path") or a channel that the
+caller opened (`channel=`). The caller closes such a channel, and should make it with
+`open_channel`, because the options matter. Reads are tried again here, within their deadline. The
+Producer makes writes exactly-once.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ READ_BACKOFF_S = 0.05
 READ_BACKOFF_MAX_S = 1.0
 
 OPTIONS: tuple[tuple[str, Any], ...] = (
-    # With the transport's own retries, a stream that fails while it connects is sometimes lost: its status
-    # arrives, but whoever waits for the next message waits for ever (grpcio 1.85.3: 7 of 119 streams on a busy
-    # machine; without retries none of 252). So reads are tried again here, and the Producer retries writes.
+    # With the transport's own retries, a stream that fails while it connects is sometimes lost: its
+    # status arrives, but whoever waits for the next message waits for ever (grpcio 1.85.3: 7 of 119
+    # streams on a busy machine; without retries none of 252). So reads are tried again here, and
+    # the Producer retries writes.
     ("grpc.enable_retries", 0),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -58,8 +60,8 @@ def open_channel(
 ) -> grpc.Channel:
     """Open a channel to `target`; it connects at the first call.
 
-    credentials: None for plain text. options: gRPC's own options, which override the defaults here. Raises
-    InvalidArgument, which is a ValueError, for a malformed target.
+    credentials: None for plain text. options: gRPC's own options, which override the defaults here.
+    Raises InvalidArgument, which is a ValueError, for a malformed target.
     """
     address = parse_target(target)
     merged = list({**dict(OPTIONS), **dict(options)}.items())
@@ -69,10 +71,10 @@ def open_channel(
 
 
 def parse_target(target: str) -> str:
-    """The address that gRPC takes: host:port, [ipv6]:port or unix:/path. A host alone gets the default port.
+    """The address that gRPC takes: host:port, [ipv6]:port or unix:/path.
 
-    Raises InvalidArgument that names what was expected. gRPC itself would report a malformed address only
-    later, and as UNAVAILABLE.
+    A host alone gets the default port. Raises InvalidArgument that names what was expected. gRPC
+    itself would report a malformed address only later, and as UNAVAILABLE.
     """
     text = target.strip()
     if text.startswith("unix:"):
@@ -93,8 +95,8 @@ def parse_target(target: str) -> str:
 class Connection:
     """A channel and whether this package opened it. `close` closes it only then.
 
-    target: an address, or the caller's channel. connect_s: how long a call waits for a server that cannot be
-    reached, seconds.
+    target: an address, or the caller's channel. connect_s: how long a call waits for a server that
+    cannot be reached, seconds.
     """
 
     def __init__(
@@ -118,9 +120,9 @@ class Connection:
     ) -> bytes:
         """One unary call with bytes in and out. Raises a LivefactorError.
 
-        doing: what is tried, for the error's text. attempts: how often a read is tried while the server says
-        that it is unavailable, within the deadline. A call that did not reach a server is tried for
-        `connect_s`, reads and writes alike.
+        doing: what is tried, for the error's text. attempts: how often a read is tried while the
+        server says that it is unavailable, within the deadline. A call that did not reach a server
+        is tried for `connect_s`, reads and writes alike.
         """
         call: Any = self.channel.unary_unary(path)
         patience = self.patience(deadline_s, attempts)
@@ -132,8 +134,9 @@ class Connection:
                 patience.wait(failure)
 
     def stream(self, path: str, request: bytes, doing: str) -> Iterator[bytes]:
-        """One call with a stream of answers as bytes; leaving the iteration early cancels it. Raises a
-        LivefactorError.
+        """One call with a stream of answers as bytes; leaving the iteration early cancels it.
+
+        Raises a LivefactorError.
         """
         begin: Any = self.channel.unary_stream(path)
         patience = self.patience(None, 1)
@@ -158,7 +161,10 @@ class Connection:
 
 
 class Patience:
-    """How long one call is tried again while there is no server. Arguments as those of `Connection.unary`."""
+    """How long one call is tried again while there is no server.
+
+    Arguments as those of `Connection.unary`.
+    """
 
     def __init__(self, target: str, connect_s: float, deadline_s: float | None, attempts: int) -> None:
         self._target, self._attempts = target, attempts
@@ -171,8 +177,9 @@ class Patience:
         return None if self._deadline == float("inf") else max(0.0, self._deadline - monotonic())
 
     def wait(self, failure: Unavailable) -> None:
-        """Sleep before the next try. Raises the error that ends the tries: `failure`, or one that says that
-        nothing listens.
+        """Sleep before the next try.
+
+        Raises the error that ends the tries: `failure`, or one that says that nothing listens.
         """
         self._attempt += 1
         unreachable = is_unreachable(failure)
@@ -186,7 +193,8 @@ class Patience:
         sleep(max(0.0, again_at - monotonic()))
 
 
-# What gRPC itself says when it has no connection; a server's own texts begin with what they are about.
+# What gRPC itself says when it has no connection; a server's own texts begin with what they are
+# about.
 _UNREACHABLE = ("failed to connect", "dns resolution failed", "empty address list")
 
 
@@ -205,7 +213,8 @@ def no_server(failure: LivefactorError, target: str, connect_s: float) -> Unavai
 def backoff_s(attempt: int, first_s: float, most_s: float) -> float:
     """Seconds to wait after try number `attempt` (1, 2, ...).
 
-    The wait doubles with each try and is drawn at random, so that many clients do not come back at once.
+    The wait doubles with each try and is drawn at random, so that many clients do not come back at
+    once.
     """
     return min(most_s, first_s * 2.0 ** min(attempt - 1, 16)) * random.uniform(0.5, 1.0)
 

@@ -1,25 +1,25 @@
-"""Everything this package raises, and the one mapping from gRPC status to exception.
+"""Every error that this package raises, and the mapping from gRPC statuses to exceptions.
 
-    LivefactorError              code (a gRPC status name, or ""), details (what the server said)
-    ├── InvalidArgument          (ValueError) malformed or outside a limit; sending it again cannot help
-    ├── NotFound                 no such model or snapshot
+    LivefactorError              code (a gRPC status name, or ""), details (the server's text)
+    ├── InvalidArgument          (ValueError) the request is malformed or outside a limit
+    ├── NotFound                 the model or snapshot does not exist
     ├── AlreadyExists            the name is taken, or the sequence was used for another payload
-    ├── FailedPrecondition       the server's state does not allow it (position of another lineage)
+    ├── FailedPrecondition       the server's state does not allow the call
     │   └── ProducerFenced       another process opened this id, or the server does not know it
-    ├── ResourceExhausted        queue, memory, score slots or disk are full: try again later
+    ├── ResourceExhausted        queue, memory, score slots or disk are full
     ├── Unavailable              (ConnectionError) the server is away, starting or draining
-    ├── DeadlineExceeded         (TimeoutError) no answer in time
+    ├── DeadlineExceeded         (TimeoutError) no answer came in time
     ├── Cancelled                the call was cancelled
     ├── Unimplemented            the server does not have this method
-    ├── UnexpectedStatus         any other status: not a livefactor server, or a bug
-    ├── BufferFull               (TimeoutError) the buffer had no room in time; nothing was taken
-    ├── FlushTimeout             (TimeoutError) not all was acknowledged in time; it stays in the buffer
-    ├── ProducerClosed           push or flush after close
-    ├── ColumnError              (ValueError) columns of unequal length or wrong type, malformed messages
-    ├── SnapshotInvalid          (ValueError) a snapshot that does not verify
+    ├── UnexpectedStatus         the status is not in the contract
+    ├── BufferFull               (TimeoutError) the buffer had no room in time
+    ├── FlushTimeout             (TimeoutError) some rows were not acknowledged in time
+    ├── ProducerClosed           the producer was closed before the call
+    ├── ColumnError              (ValueError) columns do not match, or a message does not parse
+    ├── SnapshotInvalid          (ValueError) the snapshot does not verify
     └── ServerMissing            (ImportError) the server extra is not installed
 
-Errors of the first group come from a server's status; the statuses are a closed set
+The errors down to UnexpectedStatus stand for statuses of a server. The set of statuses is closed
 (protos/livefactor/v1/updates.proto).
 """
 
@@ -29,7 +29,10 @@ import grpc
 
 
 class LivefactorError(Exception):
-    """Base of all. `code`: gRPC status name or "". `details`: the server's text or ""."""
+    """The base class of all errors.
+
+    code: gRPC status name, or "". details: the server's text, or "".
+    """
 
     def __init__(self, message: str = "", *, code: str = "", details: str = "") -> None:
         super().__init__(message or details)
@@ -38,11 +41,11 @@ class LivefactorError(Exception):
 
 
 class InvalidArgument(LivefactorError, ValueError):
-    """The request is malformed or outside a limit; sending it again cannot help."""
+    """The request is malformed or outside a limit. It fails again if it is sent again."""
 
 
 class NotFound(LivefactorError):
-    """No such model or snapshot."""
+    """The model or snapshot does not exist."""
 
 
 class AlreadyExists(LivefactorError):
@@ -50,15 +53,18 @@ class AlreadyExists(LivefactorError):
 
 
 class FailedPrecondition(LivefactorError):
-    """The server's state does not allow it."""
+    """The server's state does not allow the call, as with a position of another lineage."""
 
 
 class ProducerFenced(FailedPrecondition):
-    """Another process opened this producer id, or the server does not know it (any more)."""
+    """Another process opened this producer id, or the server does not know the id."""
 
 
 class ResourceExhausted(LivefactorError):
-    """Queue, memory, score slots or disk are full: try again later."""
+    """The queue, the memory, the score slots or the disk of the server are full.
+
+    Try again later.
+    """
 
 
 class Unavailable(LivefactorError, ConnectionError):
@@ -66,7 +72,7 @@ class Unavailable(LivefactorError, ConnectionError):
 
 
 class DeadlineExceeded(LivefactorError, TimeoutError):
-    """No answer in time."""
+    """No answer came in time."""
 
 
 class Cancelled(LivefactorError):
@@ -78,30 +84,30 @@ class Unimplemented(LivefactorError):
 
 
 class UnexpectedStatus(LivefactorError):
-    """A status outside the contract: not a livefactor server, or a bug."""
+    """The status is not in the contract: the peer is not a livefactor server, or it has a bug."""
 
 
 class BufferFull(LivefactorError, TimeoutError):
-    """The producer's buffer had no room in time; nothing of the push was taken."""
+    """The producer's buffer had no room in time. It took no row of the push."""
 
 
 class FlushTimeout(LivefactorError, TimeoutError):
-    """Not everything was acknowledged in time; it stays in the buffer."""
+    """Some rows were not acknowledged in time. They stay in the buffer, and delivery goes on."""
 
 
 class ProducerClosed(LivefactorError):
-    """The producer was closed."""
+    """The producer was closed before the call."""
 
 
 class ColumnError(LivefactorError, ValueError):
-    """Columns of unequal length or of a wrong type, or a message that does not parse."""
+    """A column has the wrong length, type or value, or a message does not parse."""
 
 
 class SnapshotInvalid(LivefactorError, ValueError):
-    """A snapshot that is damaged, was tampered with, or is none.
+    """The folder is not a valid snapshot: it is damaged, was changed, or is something else.
 
-    file: name in the folder ("" for the folder itself). tensor: section name, or "". block: number of the 1
-    MiB block, or None.
+    file: name of the file; "" for the folder itself. tensor: name of the section, or "". block:
+    number of the 1 MiB block, or None.
     """
 
     def __init__(self, file: str, reason: str, tensor: str = "", block: int | None = None) -> None:
@@ -136,13 +142,15 @@ _BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.S
 
 
 def status_code(number: int) -> grpc.StatusCode:
-    """The gRPC status of a google.rpc.Code number (UNKNOWN for numbers that are none)."""
+    """The gRPC status for a google.rpc.Code number. UNKNOWN for a number without a status."""
     return _BY_NUMBER.get(number, grpc.StatusCode.UNKNOWN)
 
 
 def from_status(code: grpc.StatusCode, details: str, doing: str = "") -> LivefactorError:
-    """The error for a status. code: anything but OK. details: the server's text. doing: what was tried, for
-    the message.
+    """The error for a status.
+
+    code: any status other than OK. details: the server's text. doing: what was tried; the message
+    begins with it.
     """
     kind = _BY_CODE.get(code, UnexpectedStatus)
     text = details or code.name
@@ -150,5 +158,5 @@ def from_status(code: grpc.StatusCode, details: str, doing: str = "") -> Livefac
 
 
 def from_rpc(error: grpc.RpcError, doing: str = "") -> LivefactorError:
-    """The error for what a gRPC call raised. doing: what was tried, for the message."""
+    """The error for a failed gRPC call. doing: what was tried; the message begins with it."""
     return from_status(error.code(), error.details() or "", doing)

@@ -1,4 +1,4 @@
-"""What a server's judge says of a live model, as plain values: see `Models.describe`."""
+"""The judge's measurements of a live model as plain values. `Models.describe` returns them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class JudgeFigure:
-    """One figure of events that were scored before the model learned them.
+    """One metric over events that the judge scored before the model learned them.
 
-    metric: loss, rmse, auc, sampled_recall@10, sampled_ndcg@10, recall@10 or ndcg@10. scorer: model, popular or
-    popular_decayed. event_type: None of all events. events: judged events in the window. windowed, decayed: over the
-    last of them, and with weights that halve; NaN if it cannot be told.
+    metric: loss, rmse, auc, sampled_recall@10, sampled_ndcg@10, recall@10 or ndcg@10. scorer:
+    model, popular or popular_decayed. event_type: None if the figure covers all types. events:
+    judged events in the window. windowed: mean over the window. decayed: mean with weights that
+    halve with age. Both are NaN without enough events.
     """
 
     metric: str
@@ -25,9 +26,13 @@ class JudgeFigure:
 
 @dataclass(frozen=True, slots=True)
 class JudgeEvent:
-    """Something that was noticed. kind: drift, loss_not_finite, loss_above_window, factors_clamped or norms_growing.
-    revision: the model's then; time_us: since 1970. before, after: the metric (or its bound, and the metric). worse:
-    whether the model got worse."""
+    """A problem or a change that the judge found.
+
+    kind: drift, loss_not_finite, loss_above_window, factors_clamped or norms_growing. revision: the
+    model's revision at that time. time_us: microseconds since 1970 UTC. before, after: the metric
+    before and after a drift; for other kinds, the bound and the metric. worse: whether the model
+    got worse.
+    """
 
     kind: str
     metric: str
@@ -40,8 +45,12 @@ class JudgeEvent:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why updates are refused, and since when. good_revision: the newest whose figures were within all bounds, 0 if none
-    is known; snapshot_id: the newest snapshot at or before it, empty if there is none."""
+    """Why a model refuses updates, and since when.
+
+    revision: the model's revision when the hold began. time_us: microseconds since 1970 UTC.
+    good_revision: the newest revision whose figures were within all bounds; 0 if none is known.
+    snapshot_id: the newest snapshot at or before that revision; empty if there is none.
+    """
 
     reason: str
     revision: int
@@ -52,12 +61,15 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Judgement:
-    """How good a live model is. since_revision: where judging began. revision: the newest state that was judged.
+    """How good a live model is.
 
-    judged_events, and of them sampled_events (ranked among drawn items) and ranked_events (among all). events: the last few,
-    oldest first. good_revision: the newest whose figures were within all bounds, 0 if none was looked at. row_norm: mean norm
-    of judged rows, and clamped_share of their factors at the spec's bound; NaN before the first look. drift_detection: False
-    where the server lacks river.
+    since_revision: where judging began. revision: the newest state that was judged. judged_events:
+    number of judged events. sampled_events: how many of them were ranked among sampled items.
+    ranked_events: how many were ranked among all items. events: the last notices, the oldest first.
+    good_revision: the newest revision whose figures were within all bounds; 0 if none was checked.
+    row_norm: mean norm of the judged rows. clamped_share: fraction of their factors at the spec's
+    bound. Both are NaN before the first check. drift_detection: False if the server does not have
+    river installed.
     """
 
     since_revision: int
@@ -79,7 +91,7 @@ class Judgement:
         return f"Judgement({counts}, revision {self.revision})"
 
     def figure(self, metric: str, scorer: str = "model", event_type: int | None = None) -> JudgeFigure | None:
-        """The figure of a metric and scorer, None if there is none."""
+        """The figure of a metric, a scorer and an event type. None if there is no such figure."""
         for figure in self.figures:
             if (figure.metric, figure.scorer, figure.event_type) == (metric, scorer, event_type):
                 return figure
@@ -87,7 +99,7 @@ class Judgement:
 
 
 def judgement_of(message: Any) -> Judgement:
-    """A `livefactor.v1.Judgement` as plain values."""
+    """Convert a `livefactor.v1.Judgement` message to plain values."""
     return Judgement(
         since_revision=message.since_revision,
         revision=message.revision,
@@ -117,5 +129,5 @@ def judgement_of(message: Any) -> Judgement:
 
 
 def hold_of(message: Any) -> Hold:
-    """A `livefactor.v1.Hold` as plain values."""
+    """Convert a `livefactor.v1.Hold` message to plain values."""
     return Hold(message.reason, message.revision, message.time_us, message.good_revision, message.snapshot_id)

@@ -1,7 +1,7 @@
 """The same API without a server to start: `livefactor.local()` runs one inside this process.
 
-The server listens on a Unix-domain socket and is found through the entry point group `livefactor.local`, so this
-package never imports it.
+The server listens on a Unix-domain socket and is found through the entry point group
+`livefactor.local`, so this package never imports it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from livefactor.scorer import Scorer
 
 LOCAL_GROUP = "livefactor.local"
 CLOSE_PRODUCER_S = 5.0
-"""How long the end of a server waits for a producer that is still open to send its rows, seconds."""
+"""How long the end of a server waits for a producer that is still open to send its rows,
+seconds.
+"""
 
 INSTALL_HINT = 'pip install "livefactor[server]"'
 
@@ -39,8 +41,9 @@ Client = TypeVar("Client", Producer, Scorer, Auditor, Models)
 class Local:
     """A server in this process, made by `local()`.
 
-    It runs until `close`, until the end of a `with` block, or until neither it nor a client that it made is in use
-    any more. target: its address, for other clients. channel: the channel of the clients made here.
+    It runs until `close`, until the end of a `with` block, or until neither it nor a client that it
+    made is in use any more. target: its address, for other clients. channel: the channel of the
+    clients made here.
     """
 
     def __init__(self, target: str, channel: grpc.Channel, stop: Callable[[], None]) -> None:
@@ -99,15 +102,16 @@ class Local:
         return client
 
 
-def local(preset: str | None = "purchases_sgd", data: str | os.PathLike[str] | None = None) -> Local:
+def local(preset: str | None = None, data: str | os.PathLike[str] | None = None) -> Local:
     """Run a server in this process: no port, the same API, the same guarantees.
 
-    Use the result in a `with` block, or call its `close`. A forgotten one ends with its last reference or with
-    the process.
+    Use the result in a `with` block, or call its `close`. A forgotten one ends with its last
+    reference or with the process.
 
-    preset: of the model "default", as `Models.create` names presets; the model is made if the folder has none.
-    None: the server's default. data: the data folder, which one server at a time may use; None: a temporary folder,
-    which `close` removes. Raises ServerMissing if the server extra is not installed.
+    preset: of the model "default", as `Models.create` names presets; the model is made if the
+    folder has none. None: the server's default. data: the data folder, which one server at a time
+    may use; None: a temporary folder, which `close` removes. Raises ServerMissing if the server
+    extra is not installed.
     """
     start = load_entry_point(LOCAL_GROUP)
     server = start(preset=preset, data=data)
@@ -131,8 +135,9 @@ _OPEN: weakref.WeakSet[Local] = weakref.WeakSet()
 
 @cache
 def _close_before_threads_are_joined() -> None:
-    # A process that ends joins its threads before it runs finalizers, and the server's threads wait for work. A
-    # server that nobody closed would keep the process for ever. Only `threading` has a hook that runs earlier.
+    # A process that ends joins its threads before it runs finalizers, and the server's threads wait
+    # for work. A server that nobody closed would keep the process for ever. Only `threading` has a
+    # hook that runs earlier.
     threading._register_atexit(_close_all)  # type: ignore[attr-defined]
 
 
@@ -142,7 +147,10 @@ def _close_all() -> None:
 
 
 def load_entry_point(group: str) -> Callable[..., Any]:
-    """Load what the server registered under `group`. Raises ServerMissing, which names the pip command."""
+    """Load what the server registered under `group`.
+
+    Raises ServerMissing, which names the pip command.
+    """
     found = list(entry_points(group=group))
     if not found:
         raise ServerMissing(f"the server is not installed: {INSTALL_HINT}")

@@ -1,4 +1,4 @@
-"""Administration: `Models` creates, describes, lists, deletes and restores the models that a server holds."""
+"""The class `Models` creates, describes, lists, deletes and restores the models of a server."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from livefactor.v1 import models_pb2
 _SERVICE = "/livefactor.v1.ModelService/"
 _READS = frozenset({"DescribeModel", "ListModels"})
 LONG_DEADLINE_S = 600.0
-"""Deadline of calls that read or write a whole model: root hash, delete, restore. Seconds."""
+"""Deadline, in seconds, of calls that may read or write a whole model: create, root hash, delete,
+restore.
+"""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ModelDescription:
     """A model as a server describes it.
 
-    spec: the complete spec as nested plain values, enums by lower-case name. users, items: rows. events:
-    interactions accepted since the model began. log_hash: the log's chain hash. log_bytes, memory_bytes:
-    sizes. writable: False after a failed sync, until a restart. root_hash: 32 bytes over the whole state if
-    it was asked for, else empty. judgement: how good the live model is; None in lists, and where nothing is judged.
-    hold: why updates are refused; None if they are not on hold. adapted_rate: with an adaptive rate, the learning rates as a
-    multiple of the spec's; else None.
+    spec: the complete spec as nested plain values; enums are lower-case names. users, items:
+    numbers of rows. events: interactions accepted since the model was created. log_hash: the log's
+    chain hash. log_bytes, memory_bytes: sizes. writable: False after a failed sync, until a
+    restart. root_hash: 32 bytes over the whole state if the caller asked for it, else empty.
+    judgement: how good the live model is; None in lists, and where the server does not judge. hold:
+    why the model refuses updates; None if it accepts them. adapted_rate: factor by which an
+    adaptive rate multiplies the spec's learning rates; None without one.
     """
 
     name: str
@@ -55,8 +58,10 @@ class ModelDescription:
 
 
 class Models:
-    """The models of one server. target: "host:port" or "unix:/path" (or a channel). channel: the caller's own
-    transport.
+    """The models of one server.
+
+    target: "host:port", "unix:/path", or a channel. connect_s: how long a call waits for a server
+    that cannot be reached, seconds. channel: the caller's own transport.
     """
 
     def __init__(
@@ -71,11 +76,13 @@ class Models:
     def create(self, name: str, preset: str = "", **spec: Any) -> ModelDescription:
         """Create an empty model.
 
-        name: 1-64 of a-z 0-9 _ -, starting with a letter. preset: ratings, clicks, purchases or news;
-        faster, not as good: ratings_sgd, clicks_sgd, purchases_sgd (docs/rules.md); empty: the server's default.
-        spec: changes to the preset by the names of `livefactor.v1.ModelSpec` (k=32, loss="bpr", seed=7,
-        optimizer={"kind": "adagrad", "learning_rate": 0.1}, limits={"users_max": 1_000_000}). Raises AlreadyExists,
-        InvalidArgument (the text names the field); TypeError or ValueError for a field or name that there is not.
+        name: 1 to 64 characters of a-z 0-9 _ -; the first is a letter. preset: ratings, clicks,
+        purchases or news; empty for the server's default. ratings_sgd, clicks_sgd and purchases_sgd
+        learn faster and rank less well (docs/rules.md). spec: changes to the preset, by the field
+        names of `livefactor.v1.ModelSpec`: k=32, loss="bpr", seed=7, limits={"users_max":
+        1_000_000}, optimizer={"kind": "adagrad", "learning_rate": 0.1}. Raises AlreadyExists,
+        InvalidArgument (its text names the field), and TypeError or ValueError for an unknown field
+        or name.
         """
         request = models_pb2.CreateModelRequest(model=name, preset=preset)
         fill(request.spec, spec, "spec")
@@ -84,36 +91,39 @@ class Models:
         return _description(models_pb2.CreateModelResponse.FromString(data).description)
 
     def describe(self, name: str = "default", *, with_root_hash: bool = False) -> ModelDescription:
-        """Describe a model. with_root_hash: hash its whole state at one revision, too. Raises NotFound."""
+        """Describe a model.
+
+        with_root_hash: also hash its whole state at one revision. Raises NotFound.
+        """
         request = models_pb2.DescribeModelRequest(model=name, with_root_hash=with_root_hash)
         data = self._call("DescribeModel", request, name, LONG_DEADLINE_S if with_root_hash else DEADLINE_S)
         return _description(models_pb2.DescribeModelResponse.FromString(data).description)
 
     def list(self) -> tuple[ModelDescription, ...]:
-        """All models of the server."""
+        """Describe all models of the server, without their judgements."""
         data = self._call("ListModels", models_pb2.ListModelsRequest(), "", DEADLINE_S)
         return tuple(map(_description, models_pb2.ListModelsResponse.FromString(data).models))
 
     def delete(self, name: str) -> None:
-        """Delete a model, its log and its snapshots. There is no way back. Raises NotFound."""
+        """Delete a model, its log and its snapshots for good. Raises NotFound."""
         self._call("DeleteModel", models_pb2.DeleteModelRequest(model=name), name, LONG_DEADLINE_S)
 
     def restore(self, name: str, source: str, snapshot_id: str = "") -> ModelDescription:
-        """Make the new model `name` from a snapshot of the model `source` (empty id: the newest), verified
-        first.
+        """Create the model `name` from a snapshot of the model `source`.
 
-        The new model has a lineage of its own; its revisions go on from the snapshot's. Raises AlreadyExists,
-        NotFound, FailedPrecondition (the snapshot does not verify).
+        The server verifies it first. snapshot_id: one of `Auditor.list`; empty for the newest. The
+        new model has a new lineage. Its revisions continue those of the snapshot. Raises
+        AlreadyExists, NotFound, and FailedPrecondition if the snapshot does not verify.
         """
         request = models_pb2.RestoreSnapshotRequest(model=name, source_model=source, snapshot_id=snapshot_id)
         data = self._call("RestoreSnapshot", request, name, LONG_DEADLINE_S)
         return _description(models_pb2.RestoreSnapshotResponse.FromString(data).description)
 
     def release(self, name: str = "default") -> ModelDescription:
-        """End a hold of updates (`ModelDescription.hold`); what comes next counts as normal.
+        """End a hold of updates (`ModelDescription.hold`). The judge takes what follows as normal.
 
-        A producer that was refused with FailedPrecondition is opened anew, and resumes by its last sequence. Raises
-        FailedPrecondition if updates are not on hold, NotFound.
+        Open a producer again if it was refused with FailedPrecondition. It resumes behind its last
+        sequence number. Raises NotFound, and FailedPrecondition if the model does not hold updates.
         """
         data = self._call("ReleaseHold", models_pb2.ReleaseHoldRequest(model=name), name, DEADLINE_S)
         return _description(models_pb2.ReleaseHoldResponse.FromString(data).description)
@@ -140,15 +150,18 @@ class Models:
 
 
 def fill(message: Any, values: dict[str, Any], where: str) -> None:
-    """Set a message's fields from nested plain values, enums by name ("bpr") or number. Raises TypeError,
-    ValueError.
+    """Set the fields of a message from nested plain values. where: the error text begins with it.
+
+    An enum is a name ("bpr") or a number. Raises TypeError or ValueError, whose text names the
+    field.
     """
     fields = message.DESCRIPTOR.fields_by_name
     for name, value in values.items():
         field = fields.get(name)
         if field is None:
-            raise TypeError(f"{where}.{name}: no such field; there are {', '.join(fields)}")
-        if field.message_type is not None and hasattr(getattr(message, name), "add"):  # a repeated one
+            raise TypeError(f"{where}.{name}: no such field; the fields are {', '.join(fields)}")
+        # Only a repeated field has `add`.
+        if field.message_type is not None and hasattr(getattr(message, name), "add"):
             if not isinstance(value, list | tuple):
                 raise TypeError(f"{where}.{name}: expected a list of dicts, got {value!r}")
             for number, each in enumerate(value):
@@ -181,14 +194,18 @@ def _enum_number(field: Any, value: Any, where: str) -> Any:
 
 
 def _short_name(enum: Any, name: str) -> str:
-    """LOSS_BPR as "bpr": protobuf wants the enum's name in front of every value's."""
+    """The name without its prefix: "bpr" for LOSS_BPR.
+
+    Protobuf asks for the enum's name as a prefix.
+    """
     prefix = "".join(f"_{letter}" if letter.isupper() else letter for letter in enum.name).strip("_").upper()
     return name.removeprefix(f"{prefix}_").lower()
 
 
 def plain(message: Any) -> dict[str, Any]:
-    """A message's fields as nested plain values that `fill` takes: enums by lower-case name, a float32 as the
-    shortest number that stands for it.
+    """The fields of a message as nested plain values. `fill` accepts them.
+
+    Enums become lower-case names. A float32 becomes the shortest number that rounds to it.
     """
     values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
@@ -205,7 +222,9 @@ def plain(message: Any) -> dict[str, Any]:
 
 
 def shortest(value: float) -> float:
-    """The shortest decimal number that is this float32: 0.1 instead of 0.10000000149011612."""
+    """The shortest decimal number that rounds to this float32: 0.1 instead of
+    0.10000000149011612.
+    """
     return float(str(np.float32(value)))
 
 

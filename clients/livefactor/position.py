@@ -1,4 +1,4 @@
-"""A point in a model's history."""
+"""The class `Position` names a point in a model's history."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Position:
-    """(lineage, revision) of a model. Every ack, score and snapshot has one, and `min_position` takes it.
+    """A lineage and a revision of a model. Every ack, score and snapshot has one.
 
-    lineage: 16 bytes (a UUID), new for every model that is created or restored. revision: 0 for the empty model;
-    it never goes back.
+    Pass it as `min_position` to read a state at least as new. lineage: 16 bytes (a UUID); every
+    model that is created or restored has a new one. revision: 0 for the empty model. It never
+    decreases.
     """
 
     lineage: bytes
@@ -27,5 +28,5 @@ class Position:
 
 
 def position_of(message: Any) -> Position:
-    """The Position of a `livefactor.v1.Position` message."""
+    """Convert a `livefactor.v1.Position` message to a Position."""
     return Position(message.lineage, message.revision)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.errors import ColumnError
 from livefactor.position import Position
-from livefactor.wire.arrays import KEYS, HashTexts, Ids, as_given, as_keys
+from livefactor.wire.arrays import KEYS, HashTexts, Ids, as_keys, original_ids
 from livefactor.wire.keys import keys_of
 from livefactor.wire.scoring import ScoreColumns, decode_score_response, encode_score
 
@@ -29,9 +29,9 @@ _SHOWN = 5
 class UserAnswer:
     """The answer to one user: m items.
 
-    user_id: as it was given. known: whether the model knows the user; if not, the mean and the item biases
-    alone give the scores. item_ids: m ids as they were given, see `Answers`. scores: float32[m].
-    item_known: bool[m]. labels: m str if they were asked for, else empty.
+    user_id: as it was given. known: whether the model knows the user; if not, the mean and the item
+    biases alone give the scores. item_ids: m ids as they were given, see `Answers`. scores:
+    float32[m]. item_known: bool[m]. labels: m str if they were asked for, else empty.
     """
 
     user_id: int | str
@@ -56,12 +56,12 @@ class UserAnswer:
 class Answers:
     """Answers to n users, m items in all. Iterate or index for one `UserAnswer` per user.
 
-    position: every score is of exactly this revision. user_ids: n ids, item_ids: m ids of all users end to
-    end, both as they were given: uint64 arrays where all ids are integers, else object arrays of str and int.
-    An id that was pushed as a string and has no label comes back as its 64-bit key. scores: float32[m].
-    offsets: uint32[n + 1]; user u's items are [offsets[u] .. offsets[u + 1]). user_known: bool[n].
-    item_known: bool[m]. labels: m str if they were asked for, else empty. item_keys: uint64[m], the 64-bit
-    keys that the model knows the items by.
+    position: every score is of exactly this revision. user_ids: n ids, item_ids: m ids of all users
+    end to end, both as they were given: uint64 arrays where all ids are integers, else object
+    arrays of str and int. An id that was pushed as a string and has no label comes back as its
+    64-bit key. scores: float32[m]. offsets: uint32[n + 1]; user u's items are [offsets[u] ..
+    offsets[u + 1]). user_known: bool[n]. item_known: bool[m]. labels: m str if they were asked for,
+    else empty. item_keys: uint64[m], the 64-bit keys that the model knows the items by.
     """
 
     position: Position
@@ -108,7 +108,10 @@ class Scores(Answers):
 
 
 class Recommendations(Answers):
-    """The best items of each user, best first. Equal scores stand in ascending order of the 64-bit keys."""
+    """The best items of each user, best first.
+
+    Equal scores stand in ascending order of the 64-bit keys.
+    """
 
     __slots__ = ()
 
@@ -116,14 +119,15 @@ class Recommendations(Answers):
 class Scorer:
     """Asks one model for scores. Reads never change a model. Several threads may share a Scorer.
 
-    target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: the key for string
-    ids (keys.py) that the producers use. deadline_s: the deadline of calls that name none, seconds.
-    connect_s: how long a call waits for a server that cannot be reached, seconds. channel: the transport, if
-    the caller has one.
+    target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: the key for
+    string ids (keys.py) that the producers use. deadline_s: the deadline of calls that name none,
+    seconds. connect_s: how long a call waits for a server that cannot be reached, seconds. channel:
+    the transport, if the caller has one.
 
-    Answers carry the ids as they were given. The Producer sends the text of a string id as its label, and
-    `recommend` reads it from there. It gets the 64-bit key instead where there is no label: the producers
-    have a `secret` or `labels=False`, or another label was given to the id. `score` repeats its arguments.
+    Answers carry the ids as they were given. The Producer sends the text of a string id as its
+    label, and `recommend` reads it from there. It gets the 64-bit key instead where there is no
+    label: the producers have a `secret` or `labels=False`, or another label was given to the id.
+    `score` repeats its arguments.
     """
 
     def __init__(
@@ -153,15 +157,16 @@ class Scorer:
     ) -> Scores:
         """Score `items` for each of n users.
 
-        users: one id or n. items: one list of ids that all users share, or n lists. events: items that a user has
-        just had, oldest first; they stand in for its history in this call and are not stored. One list for all
-        users, or n lists; an empty list leaves the user's own history. min_position: wait until this position is
-        visible; an Ack's lets you read your own write. deadline_s: seconds. with_labels: also ask for the
-        items' labels.
+        users: one id or n. items: one list of ids that all users share, or n lists. events: items
+        that a user has just had, oldest first; they stand in for its history in this call and are
+        not stored. One list for all users, or n lists; an empty list leaves the user's own history.
+        min_position: wait until this position is visible; an Ack's lets you read your own write.
+        deadline_s: seconds. with_labels: also ask for the items' labels.
 
-        Raises ColumnError for ids of a wrong type, DeadlineExceeded (also when min_position is not visible in
-        time), NotFound, InvalidArgument (also for events where the model has no histories), FailedPrecondition
-        (min_position of another lineage), ResourceExhausted, Unavailable.
+        Raises ColumnError for ids of a wrong type, DeadlineExceeded (also when min_position is not
+        visible in time), NotFound, InvalidArgument (also for events where the model has no
+        histories), FailedPrecondition (min_position of another lineage), ResourceExhausted,
+        Unavailable.
         """
         keys = as_keys("users", users, self._hash)
         candidates, offsets = _lists("items", items, len(keys), self._hash)
@@ -175,12 +180,12 @@ class Scorer:
             min_position=_pair(min_position),
         )
         answer = self._ask(request, deadline_s, len(keys))
-        given = _given_lists(items, candidates, offsets is not None)
+        originals = _original_lists(items, candidates, offsets is not None)
         if offsets is None:
-            given = np.tile(given, len(keys))
-        if len(given) != len(answer.item_ids):
-            raise ColumnError(f"item_ids has {len(answer.item_ids)} rows, expected {len(given)} (items)")
-        return Scores(*_fields(answer, as_given(users, keys), given))
+            originals = np.tile(originals, len(keys))
+        if len(originals) != len(answer.item_ids):
+            raise ColumnError(f"item_ids has {len(answer.item_ids)} rows, expected {len(originals)} (items)")
+        return Scores(*_fields(answer, original_ids(users, keys), originals))
 
     def recommend(
         self,
@@ -195,13 +200,15 @@ class Scorer:
         deadline_s: float | None = None,
         with_labels: bool = True,
     ) -> Recommendations:
-        """Find the k items with the highest scores for each of n users, exactly; fewer where fewer are left.
+        """Find the k items with the highest scores for each of n users, exactly; fewer where fewer
+        are left.
 
-        users: one id or n. exclude: ids to leave out, one list for all users or n lists; unknown ids have no
-        effect. exclude_seen: leave out what a user has had, as far as the model remembers it (spec: history).
-        include_unavailable: also rank items that are marked unavailable. with_labels: ask for the items'
-        labels, which also give string ids back; without them `item_ids` holds 64-bit keys. The other arguments
-        and the errors are those of `score`.
+        users: one id or n. exclude: ids to leave out, one list for all users or n lists; unknown
+        ids have no effect. exclude_seen: leave out what a user has had, as far as the model
+        remembers it (spec: history). include_unavailable: also rank items that are marked
+        unavailable. with_labels: ask for the items' labels, which also give string ids back;
+        without them `item_ids` holds 64-bit keys. The other arguments and the errors are those of
+        `score`.
         """
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}")
@@ -223,7 +230,7 @@ class Scorer:
         )
         answer = self._ask(request, deadline_s, len(keys))
         named = _named(answer.item_ids, answer.labels, self._hash)
-        return Recommendations(*_fields(answer, as_given(users, keys), named))
+        return Recommendations(*_fields(answer, original_ids(users, keys), named))
 
     def _events(self, events: Any, users: int) -> dict[str, Any]:
         if events is None:
@@ -271,16 +278,16 @@ def _named(keys: npt.NDArray[np.uint64], labels: Sequence[str], hash_texts: Hash
     return ids
 
 
-def _given_lists(items: Any, keys: npt.NDArray[np.uint64], nested: bool) -> npt.NDArray[Any]:
-    """`as_given` of the lists that `_lists` put end to end as `keys`."""
+def _original_lists(items: Any, keys: npt.NDArray[np.uint64], nested: bool) -> npt.NDArray[Any]:
+    """`original_ids` of the lists that `_lists` put end to end as `keys`."""
     if not nested:
-        return as_given(items, keys)
-    given, start = [], 0
+        return original_ids(items, keys)
+    originals, start = [], 0
     for one in items:
         stop = start + len(one)
-        given.append(as_given(one, keys[start:stop]))
+        originals.append(original_ids(one, keys[start:stop]))
         start = stop
-    return np.concatenate(given) if given else keys
+    return np.concatenate(originals) if originals else keys
 
 
 def _pair(position: Position | None) -> tuple[bytes, int] | None:

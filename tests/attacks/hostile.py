@@ -1,4 +1,6 @@
-"""Raw calls to every RPC of a server, what may come back, and proof that refused input changed nothing."""
+"""Raw calls to every RPC of a server, what may come back, and proof that refused input changed
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ CLOSED_SET = {
 }
 LONG_S = 30.0
 SHORT_S = 0.3
-"""Deadline of calls that may be told to wait for a position that never comes; what they are told changes nothing."""
+"""Deadline of calls that may be told to wait for a position that never comes; what they are told
+changes nothing.
+"""
 
 INSIDES = re.compile(
     r"Traceback|Error\b|Exception|\.py\b|/\w+/\w|livefactor_|object at|numpy|google|upb|0x[0-9a-f]{6}"
@@ -78,7 +82,9 @@ class Target:
         return described.position.revision, described.root_hash
 
     def call(self, path: str, raw: bytes) -> list[tuple[grpc.StatusCode, str]]:
-        """One call with one message; the statuses of the call and, of an update stream, of its answer."""
+        """One call with one message; the statuses of the call and, of an update stream, of its
+        answer.
+        """
         timeout_s = SHORT_S if path in WAITING else LONG_S
         try:
             if path not in STREAMING_OUT:

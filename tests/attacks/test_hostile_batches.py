@@ -1,4 +1,6 @@
-"""Promise 7: nothing a client sends can crash the server, poison a model or make it grow without bound."""
+"""Promise 7: nothing a client sends can crash the server, poison a model or make it grow without
+bound.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ def target(warm: WarmStart, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     server.kill()
 
 
-# ------------------------------------------------------------------------------------------------ mutated messages
+# ------------------------------------------------------------------------------------------------
+# mutated messages
 
 
 def valid_messages() -> dict[str, list[Any]]:
@@ -98,7 +101,9 @@ def valid_messages() -> dict[str, list[Any]]:
 
 
 def mutated(message: Any, seed: int) -> bytes:
-    """The message's bytes with one to four changes: flipped, cut, doubled, put in, spliced with another message's."""
+    """The message's bytes with one to four changes: flipped, cut, doubled, put in, spliced with
+    another message's.
+    """
     chance = random.Random(seed)
     raw = bytearray(message.SerializeToString())
     others = [m.SerializeToString() for messages in valid_messages().values() for m in messages]
@@ -188,7 +193,8 @@ def test_random_bytes_and_nothing_at_all(target: Target) -> None:
     target.check_alive()
 
 
-# ------------------------------------------------------------------------------------------------ hostile numbers
+# ------------------------------------------------------------------------------------------------
+# hostile numbers
 
 
 def push(
@@ -268,7 +274,8 @@ def test_a_spec_with_a_number_that_is_none_is_refused_and_names_the_field(
         assert code is grpc.StatusCode.INVALID_ARGUMENT and field in text, (bad, text)
 
 
-# ------------------------------------------------------------------------------------------------ floods
+# ------------------------------------------------------------------------------------------------
+# floods
 
 
 def test_a_flood_of_ids_stops_at_the_limits_of_the_spec(target: Target) -> None:
@@ -282,7 +289,8 @@ def test_a_flood_of_ids_stops_at_the_limits_of_the_spec(target: Target) -> None:
     described = target.models.DescribeModel(models_pb2.DescribeModelRequest(model="flooded")).description
     assert described.users <= 500 and described.items <= 400 and accepted + rejected == 40_000
     assert described.events == accepted <= 500
-    assert push(target, "flooded", [1, 1], [2, 3]).accepted == 2  # who was there is unharmed
+    # Who was there is unharmed.
+    assert push(target, "flooded", [1, 1], [2, 3]).accepted == 2
 
 
 def test_a_flood_of_ids_stops_at_the_memory_of_the_server(serve: Serve) -> None:
@@ -386,7 +394,8 @@ def test_batches_that_are_too_long_are_refused_as_a_whole(target: Target, rows: 
     assert target.state("clicks") == before
 
 
-# ------------------------------------------------------------------------------------------------ reads
+# ------------------------------------------------------------------------------------------------
+# reads
 
 
 def test_reads_between_updates_leave_no_trace(target: Target) -> None:

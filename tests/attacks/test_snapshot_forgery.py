@@ -1,4 +1,6 @@
-"""Forged snapshots: all hashes are right, the content is hostile; only the closed format helps, and does."""
+"""Forged snapshots: all hashes are right, the content is hostile; only the closed format helps, and
+does.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from snapshot_refusals import refused, refused_in_little_memory
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, samples.ADAGRAD))
-    snapshot_files.load(path).score(1, [1])  # imports whatever is imported late
+    # Imports whatever is imported late.
+    snapshot_files.load(path).score(1, [1])
     return path
 
 
@@ -343,7 +346,8 @@ RESERVOIRS = {
 @pytest.mark.parametrize("name", RESERVOIRS)
 def test_a_reservoir_that_no_model_keeps_is_refused(tmp_path: Path, name: str) -> None:
     state = samples.view(40, 30, 5)
-    state.spec_body += b"\xb2\x01\x02\x08\x04"  # replay = 22 { size = 4 }
+    # Replay = 22 { size = 4 }.
+    state.spec_body += b"\xb2\x01\x02\x08\x04"
     state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8)}
     dtypes = {
         each.name: NUMPY_DTYPES[each.dtype]
@@ -374,7 +378,8 @@ def test_powers_that_a_model_cannot_have_are_refused(tmp_path: Path, value: floa
 )
 def test_rates_that_no_model_comes_to_are_refused(tmp_path: Path, place: int, value: float) -> None:
     state = samples.view(3, 2, 5)
-    state.spec_body += b"\xba\x01\x02\x08\x10"  # adaptive_rate = 23 { window = 16 }
+    # Adaptive_rate = 23 { window = 16 }.
+    state.spec_body += b"\xba\x01\x02\x08\x10"
     state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8), "rates": np.zeros(5)}
     for table in state.pin.tables:
         table |= {"factor_probe": table["factors"], "bias_probe": table["bias"], "row_probe": table["bias"]}
@@ -416,6 +421,7 @@ def test_factors_of_another_width_than_the_spec_s_are_refused(copy: Path) -> Non
 
 def test_a_spec_with_unknown_factors_is_refused(copy: Path) -> None:
     fields = _fields(copy)
-    fields["spec"] = str(fields["spec"]) + "6809"  # factor_dtype = 9
+    # Factor_dtype = 9.
+    fields["spec"] = str(fields["spec"]) + "6809"
     _write_manifest(copy, fields)
     assert "factor_dtype" in str(refused(copy))

@@ -1,4 +1,6 @@
-"""Changed snapshots: whoever cannot recompute hashes changes bytes, files or names; all is refused."""
+"""Changed snapshots: whoever cannot recompute hashes changes bytes, files or names; all is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ LONG_FLIPS = 10_000
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, samples.ADAGRAD))
-    snapshot_files.load(path).score(1, [1])  # imports whatever is imported late
+    # Imports whatever is imported late.
+    snapshot_files.load(path).score(1, [1])
     return path
 
 
@@ -216,7 +219,9 @@ def test_hostile_safetensors_headers_are_refused_unread(copy: Path, name: str) -
 def test_a_file_swapped_for_a_link_after_the_look_is_not_followed(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The race that an attacker wins: what was a file when it was looked at is a link when it is opened."""
+    """The race that an attacker wins: what was a file when it was looked at is a link when it is
+    opened.
+    """
     _link_out(copy)
     refused(copy)
     monkeypatch.setattr(Path, "is_symlink", lambda path: False)

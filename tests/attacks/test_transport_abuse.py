@@ -1,4 +1,6 @@
-"""Promise 7 below the messages: sizes, compression, nesting, connections, streams that are not read, calls that go away."""
+"""Promise 7 below the messages: sizes, compression, nesting, connections, streams that are not
+read, calls that go away.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,8 @@ def field_bytes(number: int, data: bytes) -> bytes:
     return bytes([number << 3 | 2]) + bytes(size) + bytes([length]) + data
 
 
-# ------------------------------------------------------------------------------------------------ one message
+# ------------------------------------------------------------------------------------------------
+# one message
 
 
 def test_messages_over_the_limit_are_refused(target: Target) -> None:
@@ -85,7 +88,8 @@ def test_messages_over_the_limit_are_refused(target: Target) -> None:
     ack = updates_pb2_grpc.UpdateServiceStub(target.channel).ApplyUpdates(
         updates_pb2.ApplyUpdatesRequest(model=MODEL, interactions=rows), timeout=30
     )
-    assert ack.accepted == 65_536  # a full batch fits
+    # A full batch fits.
+    assert ack.accepted == 65_536
 
 
 @pytest.mark.parametrize("size", [64 << 20, 256 << 20])
@@ -101,7 +105,9 @@ def test_a_small_message_that_unpacks_to_a_large_one_is_refused_before_it_is_unp
 
 
 def bombs() -> dict[str, bytes]:
-    """Messages of about 4 MiB that a careless parser turns into millions of objects, or recursion."""
+    """Messages of about 4 MiB that a careless parser turns into millions of objects, or
+    recursion.
+    """
     room = MESSAGE_BYTES_MAX - 64
     model = field_bytes(1, MODEL.encode())
     return {
@@ -174,7 +180,8 @@ def test_metadata_over_its_limit_is_refused(target: Target, size: int) -> None:
     target.check_alive()
 
 
-# ------------------------------------------------------------------------------------------------ connections
+# ------------------------------------------------------------------------------------------------
+# connections
 
 
 @pytest.mark.parametrize(
@@ -235,7 +242,8 @@ def test_deadlines_of_milliseconds_leave_whole_batches_and_every_slot(small: Tar
     print({code.name: codes.count(code) for code in set(codes)})
 
 
-# ------------------------------------------------------------------------------------------------ slots
+# ------------------------------------------------------------------------------------------------
+# slots
 
 
 def test_scores_over_the_slots_are_refused_and_the_slots_come_back(small: Target) -> None:
@@ -290,11 +298,14 @@ def test_updates_over_the_slots_are_refused_and_the_slots_come_back(small: Targe
     assert answered(lambda: stub.ApplyUpdates(request, timeout=30))
 
 
-# ------------------------------------------------------------------------------------------------ clients that do not read
+# ------------------------------------------------------------------------------------------------
+# clients that do not read
 
 
 def test_a_stream_whose_answers_are_not_read_is_held_back(target: Target) -> None:
-    """Every answer lists a hundred rejects, so the transport's window is soon full; then the server stops reading."""
+    """Every answer lists a hundred rejects, so the transport's window is soon full; then the server
+    stops reading.
+    """
     row_ids = [1] * 500
     request = updates_pb2.StreamUpdatesRequest(
         model=MODEL, interactions=Rows(user_ids=row_ids, item_ids=row_ids, values=[0.5] * 500)
@@ -316,7 +327,8 @@ def test_a_stream_whose_answers_are_not_read_is_held_back(target: Target) -> Non
         print(f"held back after {sent[0]} batches, memory +{growth / 1e6:.0f} MB")
         assert growth < GROWTH_MAX
         answers = sum(answer.response.rejected_count == 500 for message in call for answer in message.answers)
-    assert answers == sent[0]  # whoever reads on gets every answer
+    # Whoever reads on gets every answer.
+    assert answers == sent[0]
 
 
 def held_back_after(sent: list[int], batches_max: int = 15_000) -> None:

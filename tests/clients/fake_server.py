@@ -1,8 +1,8 @@
-"""A small server with the contract's exactly-once rules and faults to order, so that the client's behaviour
-is tested apart.
+"""A small server with the contract's exactly-once rules and faults to order, so that the client's
+behaviour is tested apart.
 
-It applies batches one after the other in the handler's thread; `applied` holds the rows in the order in which
-they took effect. `script` holds faults for coming requests, one each: see `Fault`.
+It applies batches one after the other in the handler's thread; `applied` holds the rows in the
+order in which they took effect. `script` holds faults for coming requests, one each: see `Fault`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,16 @@ Answer = updates_pb2.ApplyUpdatesResponse
 class Fault(Enum):
     """What happens to one request of the stream."""
 
-    DROP_BEFORE = auto()  # the stream ends before the batch is applied
-    DROP_AFTER = auto()  # the batch is applied, the stream ends before the ack
-    EXHAUSTED = auto()  # RESOURCE_EXHAUSTED, nothing applied
-    UNKNOWN_APPLIED = auto()  # applied, and answered UNAVAILABLE
-    TWICE = auto()  # the ack is sent twice
+    # The stream ends before the batch is applied.
+    DROP_BEFORE = auto()
+    # The batch is applied, the stream ends before the ack.
+    DROP_AFTER = auto()
+    # RESOURCE_EXHAUSTED, nothing applied.
+    EXHAUSTED = auto()
+    # Applied, and answered UNAVAILABLE.
+    UNKNOWN_APPLIED = auto()
+    # The ack is sent twice.
+    TWICE = auto()
     NONE = auto()
 
 
@@ -61,8 +66,8 @@ class ProducerState:
 
 
 class FakeServer:
-    """On a unix-domain socket in `folder`; `stop` and `start` keep the state, as a restart of a durable
-    server does.
+    """On a unix-domain socket in `folder`; `stop` and `start` keep the state, as a restart of a
+    durable server does.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,7 +83,8 @@ class FakeServer:
         self.open_status: deque[grpc.StatusCode] = deque()
         self.streams = 0
         self.requests = 0
-        self.gate = threading.Event()  # Requests wait for it before they are judged.
+        # Requests wait for it before they are judged.
+        self.gate = threading.Event()
         self.gate.set()
         self.arrived = threading.Condition()
         self._unary: dict[str, Callable[[bytes, Any], Any]] = {}

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livefactor.errors import ColumnError
-from livefactor.wire.arrays import as_floats, as_given, as_keys, as_numbers, as_times
+from livefactor.wire.arrays import as_floats, as_keys, as_numbers, as_times, original_ids
 from livefactor.wire.keys import key_of, keys_of
 
 TEXTS = ["ann", "bob", "ann", "é"]
@@ -102,7 +102,7 @@ def test_integers_and_strings_may_be_mixed(box: Any, order: int) -> None:
 )
 def test_ids_come_back_as_they_were_given(ids: Any) -> None:
     expected = [ids] if isinstance(ids, str | int) else ["ann" if one == b"ann" else one for one in ids]
-    assert as_given(ids, as_keys("ids", ids)).tolist() == expected
+    assert original_ids(ids, as_keys("ids", ids)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_ids_come_back_as_they_were_given(ids: Any) -> None:
 @pytest.mark.parametrize("ids", [TEXTS, [5, 6, 5]])
 def test_dictionaries_come_back_as_they_were_given(pack: Any, ids: list[Any]) -> None:
     packed = pack(ids)
-    assert as_given(packed, as_keys("ids", packed)).tolist() == ids
+    assert original_ids(packed, as_keys("ids", packed)).tolist() == ids
 
 
 def test_only_the_ids_of_a_dictionary_that_rows_name_are_hashed() -> None:
@@ -150,13 +150,13 @@ def test_one_id_and_none(one: Any, keys: list[int]) -> None:
         (["a", None], r"u\[1\]: expected an integer 0\.\..* or a string, got None"),
         ([3, "a", 2.5], r"u\[2\]: expected an integer 0\.\..* or a string, got 2\.5"),
         (pd.Series(["a", None], dtype=object), r"u\[1\]: expected an integer 0\.\..* or a string, got"),
-        (["a", "\ud800"], r"u: ids\[1\]: .* cannot be written as UTF-8"),
+        (["a", "\ud800"], r"u: ids\[1\]: .* cannot be encoded as UTF-8"),
         (pa.array(["a", None]), r"u\[1\]: expected an integer 0\.\..* or a string, got None"),
         (pa.array(["a", None]).dictionary_encode(), r"u\[1\]: expected an id, got none"),
         (pd.Series(["a", None]).astype("category"), r"u\[1\]: expected an id, got none"),
         (np.array([True, False]), "u: expected integers or strings, got bool"),
         ([[1, 2], [3, 4]], r"u: expected one dimension, got shape \(2, 2\)"),
-        ([[1], [2, 3]], "u: expected one value a row"),
+        ([[1], [2, 3]], "u: expected one value for each row"),
         (np.array([1, "a", True], object), "u"),
     ],
 )

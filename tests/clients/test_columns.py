@@ -1,5 +1,5 @@
-"""Columns on the wire: our bytes are the contract's, and whatever a peer writes is read as the contract's
-classes read it.
+"""Columns on the wire: our bytes are the contract's, and whatever a peer writes is read as the
+contract's classes read it.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ def test_any_request_is_read_as_the_public_class_reads_it(data: bytes) -> None:
     except ColumnError:
         assert expected is None
         return
-    if expected is None:  # The body is judged when it is decoded; the rest must parse here.
+    # The body is judged when it is decoded; the rest must parse here.
+    if expected is None:
         with pytest.raises(ColumnError):
             READERS[request.change or ""](request.body)
         return
@@ -228,7 +229,7 @@ READERS = {name: only_columns(name) for name in ("interactions", "labels", "avai
         (field(1, 2, u64(1)) + field(2, 2, u64(1)) + field(3, 2, bytes(8)), "values has 2 rows, expected 1"),
         (field(1, 2, u64(1)), "item_ids has 0 rows, expected 1"),
         (field(3, 2, bytes(4)), "values has 1 rows, expected 0"),
-        (field(1, 2, bytes(9)) + field(2, 2, u64(1)), "user_ids: 9 bytes are no multiple of 8"),
+        (field(1, 2, bytes(9)) + field(2, 2, u64(1)), "user_ids: 9 bytes are not a multiple of 8"),
         (b"\x0a\xff\xff\xff\xff\x0f", "malformed Interactions"),
         (b"\x0a\x10" + bytes(15), "malformed Interactions"),
         (b"\x0a", "malformed Interactions"),

@@ -1,5 +1,5 @@
-"""Exactly-once delivery against a model of a server and a network that breaks, delays and forgets, in any
-order.
+"""Exactly-once delivery against a model of a server and a network that breaks, delays and forgets,
+in any order.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def answer(index: int, sequence: int, status: Status) -> updates_pb2.BatchAnswer
 
 
 class World:
-    """One Delivery, its server, the live stream's two directions, and requests of dead streams that are still
-    about.
+    """One Delivery, its server, the live stream's two directions, and requests of dead streams that
+    are still about.
     """
 
     def __init__(self, server: Server, make: Callable[..., Delivery] = Delivery) -> None:
@@ -100,7 +100,8 @@ class World:
         if fault == "full":
             status: Status = FULL
         else:
-            if fault == "late":  # Answered "unknown"; its turn comes later.
+            # Answered "unknown"; its turn comes later.
+            if fault == "late":
                 self.stale.append(message)
             else:
                 status = self.server.judge(message)
@@ -117,10 +118,11 @@ class World:
         if self.answers:
             self.answers.rotate(-(place % len(self.answers)))
             heard = self.answers.popleft()
-            self.finished += self.delivery.answered(heard).finished
-            if place % 3 == 0:  # Told twice: the second time means nothing.
-                assert self.delivery.answered(heard).finished == []
-        if self.delivery.must_reopen:
+            self.finished += self.delivery.take_answer(heard).finished
+            # Told twice: the second time means nothing.
+            if place % 3 == 0:
+                assert self.delivery.take_answer(heard).finished == []
+        if self.delivery.needs_new_epoch:
             self.break_stream()
 
     def break_stream(self) -> None:
@@ -128,10 +130,10 @@ class World:
         self.requests.clear()
         self.answers.clear()
         self.index = 0
-        self.finished += self.delivery.stream_ended().finished
-        if self.delivery.must_reopen:
+        self.finished += self.delivery.end_stream().finished
+        if self.delivery.needs_new_epoch:
             self.server.epoch += 1
-            self.delivery.reopened(self.server.epoch, self.server.last)
+            self.delivery.reopen(self.server.epoch, self.server.last)
 
     def settle(self) -> None:
         """No more faults: everything gets its outcome."""
@@ -208,16 +210,19 @@ def test_every_good_batch_is_applied_once_and_in_order(
 
 
 OLD_COPY = [
-    *[("add", 0)] * 3, *[("send", 0)] * 3, ("break", 0),  # Three batches are about under the numbers 1, 2, 3.
-    ("send", 0), ("serve", 0), ("hear", 1),  # On the next stream the first is refused alone.
-    ("send", 0), ("serve", 0), ("stale", 2), ("stale", 1), ("stale", 0),  # The second is 1, a copy of it 2.
+    # Three batches are about under the numbers 1, 2, 3.
+    *[("add", 0)] * 3, *[("send", 0)] * 3, ("break", 0),
+    # On the next stream the first is refused alone.
+    ("send", 0), ("serve", 0), ("hear", 1),
+    # The second is 1, a copy of it 2.
+    ("send", 0), ("serve", 0), ("stale", 2), ("stale", 1), ("stale", 0),
 ]  # fmt: skip
 
 
 class Careless(Delivery):
     """Closes gaps without regard to copies that are still about."""
 
-    must_reopen = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
+    needs_new_epoch = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 
 
 def test_an_old_copy_of_a_renumbered_batch_is_fenced() -> None:
@@ -273,7 +278,7 @@ def test_a_full_server_is_asked_again_with_the_same_numbers() -> None:
         world.serve()
     pauses = []
     while world.answers:
-        pauses.append(world.delivery.answered(world.answers.popleft()).pause)
+        pauses.append(world.delivery.take_answer(world.answers.popleft()).pause)
         assert (world.delivery.take() is None) == bool(world.answers), (
             "nothing is sent before all is answered"
         )
@@ -298,8 +303,8 @@ def test_what_cannot_be_mended_ends_the_producer_and_fails_all(
         world.add()
     world.send()
     world.send()
-    world.delivery.answered(answer(0, 1, status))
-    finished = world.delivery.answered(answer(1, 2, grpc.StatusCode.FAILED_PRECONDITION)).finished
+    world.delivery.take_answer(answer(0, 1, status))
+    finished = world.delivery.take_answer(answer(1, 2, grpc.StatusCode.FAILED_PRECONDITION)).finished
     assert isinstance(world.delivery.fatal, kind)
     assert finished == world.batches
     assert all(batch.error is world.delivery.fatal for batch in world.batches)
@@ -311,7 +316,7 @@ def test_a_gap_behind_an_unanswered_batch_is_no_fence() -> None:
     for _ in range(2):
         world.add()
         world.send()
-    world.delivery.answered(answer(1, 2, GAP))
+    world.delivery.take_answer(answer(1, 2, GAP))
     world.break_stream()
     world.settle()
     world.check()
@@ -327,8 +332,8 @@ def test_reopening_notices_that_somebody_else_wrote_or_that_batches_are_gone(las
     world.hear(1)
     world.break_stream()
     world.send()
-    world.delivery.answered(answer(0, 2, grpc.StatusCode.INVALID_ARGUMENT))
-    assert world.delivery.must_reopen
-    world.delivery.reopened(2, last)
+    world.delivery.take_answer(answer(0, 2, grpc.StatusCode.INVALID_ARGUMENT))
+    assert world.delivery.needs_new_epoch
+    world.delivery.reopen(2, last)
     assert isinstance(world.delivery.fatal, ProducerFenced)
     assert world.batches[2].error is world.delivery.fatal

@@ -1,4 +1,6 @@
-"""String ids become labels: once for each id, in front of its events, and whatever breaks on the way."""
+"""String ids become labels: once for each id, in front of its events, and whatever breaks on the
+way.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The package as people meet it: names, imports, the command, `local()`, targets and the tree of errors."""
+"""The package as people meet it: names, imports, the command, `local()`, targets and the tree of
+errors.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from livefactor import errors
 from livefactor.channel import DEFAULT_PORT, OPTIONS, Connection, open_channel, parse_target
 from livefactor.errors import LivefactorError, ServerMissing
 
-local_module = importlib.import_module("livefactor.local")  # The name itself is the function.
+# The name itself is the function.
+local_module = importlib.import_module("livefactor.local")
 
 
 def test_every_public_name_exists_and_every_error_is_public() -> None:

@@ -1,5 +1,5 @@
-"""The Producer against a server with planted faults: exactly once, in order, bounded, and it says what
-happens.
+"""The Producer against a server with planted faults: exactly once, in order, bounded, and it says
+what happens.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Scorer, Models and Auditor against a server that answers to order: what they ask, what they make of it,
-what they refuse.
+"""Scorer, Models and Auditor against a server that answers to order: what they ask, what they make
+of it, what they refuse.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ HERE = Position(LINEAGE, 12)
 
 
 class Scoring:
-    """Answers a Score call: user u's item i gets the score u - i; user 404 and item 404 are unknown. Keeps
-    the queries.
+    """Answers a Score call: user u's item i gets the score u - i; user 404 and item 404 are
+    unknown. Keeps the queries.
     """
 
     def __init__(self, fake: FakeServer) -> None:
@@ -232,7 +232,7 @@ def test_models_are_created_from_a_preset_and_changes(fake: FakeServer) -> None:
 @pytest.mark.parametrize(
     ("spec", "kind", "text"),
     [
-        ({"factors": 3}, TypeError, "spec.factors: no such field; there are k, loss"),
+        ({"factors": 3}, TypeError, "spec.factors: no such field; the fields are k, loss"),
         ({"optimizer": {"rate": 1}}, TypeError, "spec.optimizer.rate: no such field"),
         ({"optimizer": "sgd"}, TypeError, "spec.optimizer: expected a dict, got 'sgd'"),
         (

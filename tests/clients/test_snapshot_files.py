@@ -1,4 +1,6 @@
-"""Reading snapshots: what `load` gives, scores to the bit, what `verify` names, storing fetched ones."""
+"""Reading snapshots: what `load` gives, scores to the bit, what `verify` names, storing fetched
+ones.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,8 @@ def _score_by_hand(snapshot: LoadedSnapshot, user: int, item: int) -> np.float32
 @pytest.mark.parametrize("k", [1, 5, 15, 16, 17, 32, 33, 64, 100])
 def test_scores_have_the_bits_of_the_rule(tmp_path: Path, k: int) -> None:
     snapshot = snapshot_files.load(samples.taken(tmp_path, samples.view(20, 25, k, seed=k)))
-    items = [*snapshot.item_ids.tolist(), 2**64 - 1, int(snapshot.item_ids[0])]  # one unknown, one twice
+    # One unknown, one twice.
+    items = [*snapshot.item_ids.tolist(), 2**64 - 1, int(snapshot.item_ids[0])]
     for user in (*snapshot.user_ids.tolist(), 0):
         scores = snapshot.score(user, items)
         assert scores.dtype == np.float32

@@ -1,4 +1,4 @@
-"""Servers and their pasts, for the tests of the promises."""
+"""Fixtures of the promise tests: servers, and the data folder of a server with many models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["history", "serve", "warm"]
 
 @pytest.fixture(scope="session")
 def history(warm: WarmStart, tmp_path_factory: pytest.TempPathFactory) -> History:
-    """Logs and snapshots of models of every kind; to be read alone."""
+    """Logs and snapshots of models of every kind. Tests only read them."""
     server = Server(warm, tmp_path_factory.mktemp("history") / "data", "--preset", "")
     server.start()
     return make_history(server)

@@ -1,4 +1,7 @@
-"""A server's past, made once for the tests that replay it: models of every loss and optimizer, with all kinds of records."""
+"""The logs and snapshots that the replay tests read: every loss, optimizer and kind of record.
+
+They are made once.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from server_process import Server
 
 SGD = {"kind": "sgd", "learning_rate": 0.05, "bias_learning_rate": 0.05}
 ADAGRAD = {"kind": "adagrad", "learning_rate": 0.1, "bias_learning_rate": 0.1, "initial_g": 0.0, "eps": 1e-6}
-LIMITS = {"users_max": 350, "items_max": 150}  # fewer than are sent: rows are rejected once they are reached
+# The producers send more users and items than this, so the server rejects rows in the end.
+LIMITS = {"users_max": 350, "items_max": 150}
 
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "ratings-sgd": ("ratings_sgd", {"optimizer": SGD}),
@@ -62,7 +66,7 @@ ROWS_MAX = 300
 
 @dataclass(frozen=True)
 class History:
-    """The data folder of a killed server, and what it said of its models (root hashes, by name)."""
+    """The data folder of a killed server, and the live root hash of each model by name."""
 
     data: Path
     roots: dict[str, bytes]
@@ -72,7 +76,9 @@ class History:
 
 
 def make_history(server: Server) -> History:
-    """Push to each model by two producers at once, with a snapshot on the way; kill the server in the end."""
+    """Push to each model with two producers at once, take a snapshot in between, and kill the
+    server at the end.
+    """
     roots = {}
     with server.channel() as channel:
         models = Models(channel)
@@ -103,14 +109,13 @@ def _push(server: Server, model: str, number: int, batches: int) -> None:
         producer.set_available(rng.integers(0, 20, 5, np.uint64), bool(number))
         for _ in range(batches):
             rows = int(rng.integers(1, ROWS_MAX))
-            users = rng.integers(0, 400, rows, np.uint64) * np.uint64(
-                0x9E3779B97F4A7C15
-            )  # any 64-bit id is legal
+            # Any 64-bit id is legal.
+            users = rng.integers(0, 400, rows, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
             producer.push(users, rng.zipf(1.4, rows) % 200, *_columns(model, rng, rows), event_types=rows)
 
 
 def _columns(model: str, rng: np.random.Generator, rows: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(values, weights), a few of them to be rejected."""
+    """Values and weights. The server rejects a few of the rows."""
     values: np.ndarray = rng.normal(3, 1, rows).astype(np.float32)
     if model.startswith("clicks"):
         values = (rng.random(rows) < 0.8).astype(np.float32)

@@ -1,4 +1,6 @@
-"""Producers under load, what they were told, and what the log says of it."""
+"""Producers that push without pause, the acks that they got, and a comparison of these with the
+log.
+"""
 
 from __future__ import annotations
 
@@ -30,27 +32,34 @@ ROWS_MAX = 120
 SERIAL_STEP = 1 << 40
 
 SMALL = {"k": 8, "limits": {"users_max": 10_000, "items_max": 10_000}}
-"""Of a model whose state is small enough to hash between two kills."""
+"""Spec of a model with a small state, which can be hashed between two kills."""
 
 
 def create_model(server: Server, preset: str = "purchases_sgd", **spec: object) -> None:
-    """The model that the load goes to."""
+    """Create the model that the load goes to."""
     with Models(server.target) as models:
         models.create(MODEL, preset, **{**SMALL, **spec})
 
 
 @dataclass(slots=True)
 class Push:
-    """One push, sent as one batch: rows with the serial numbers first, first + 1, ... in their time column."""
+    """One push in one batch.
+
+    Its rows have the serial numbers first, first + 1, ... in their time column.
+    """
 
     first: int
     rows: int
     receipt: Receipt
-    revision: int = 0  # of its ack
+    # The revision of its ack; 0 before the ack.
+    revision: int = 0
 
 
 class Load:
-    """Producers in threads of their own that push batches of random sizes until told to stop."""
+    """Producers that push batches of random sizes until they are stopped.
+
+    Each has its own thread.
+    """
 
     def __init__(self, server: Server, seed: int, producers: int = 4, pause_s: float = 0.02) -> None:
         self.pushes: list[list[Push]] = [[] for _ in range(producers)]
@@ -62,19 +71,19 @@ class Load:
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(producers)]
 
     def start(self) -> None:
-        """Begin."""
+        """Start all producers."""
         for thread in self._threads:
             thread.start()
 
     def finish(self, timeout_s: float = 60.0) -> None:
-        """Push nothing more, and wait until everything is acknowledged (or a producer has given up)."""
+        """Stop pushing, and wait until every batch has its ack or a producer has failed."""
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout_s)
-            assert not thread.is_alive(), "a producer neither finished nor gave up"
+            assert not thread.is_alive(), "a producer neither finished nor failed"
 
     def abandon(self) -> None:
-        """Stop at once; what is not acknowledged stays so."""
+        """Stop at once, without waiting for acks."""
         self._stop.set()
         for channel in self._channels:
             channel.close()
@@ -91,7 +100,8 @@ class Load:
             self.errors.append(error)
 
     def _producer(self, number: int, channel: grpc.Channel) -> Producer:
-        settings = BatchSettings(latency_ms_max=0)  # every push is a batch
+        # Every push is a batch.
+        settings = BatchSettings(latency_ms_max=0)
         return Producer(
             channel, f"producer-{number}", model=MODEL, batch=settings, timeout_s=30, open_timeout_s=60
         )
@@ -120,11 +130,11 @@ class Load:
 
     @property
     def acked_revision(self) -> int:
-        """The highest acknowledged one."""
+        """The highest acknowledged revision."""
         return max(self._acked)
 
     def wait_for_acks(self, timeout_s: float = 30.0) -> None:
-        """Wait until every producer has got a new ack, or one has given up."""
+        """Wait until every producer has got a new ack, or one has failed."""
         before = list(self._acked)
         wait_until(
             lambda: bool(self.errors) or all(now > old for now, old in zip(self._acked, before, strict=True)),
@@ -133,17 +143,19 @@ class Load:
 
     @property
     def acked_pushes(self) -> int:
-        """Acknowledged ones."""
+        """The number of acknowledged pushes."""
         return sum(push.revision > 0 for pushes in self.pushes for push in pushes)
 
     @property
     def acked_rows(self) -> int:
-        """Rows of the acknowledged pushes."""
+        """The number of rows in the acknowledged pushes."""
         return sum(push.rows for pushes in self.pushes for push in pushes if push.revision)
 
 
 class Follower:
-    """An independent replay that keeps up with a log while its server is killed and started again."""
+    """An independent replay of a log, which goes on while the server is killed and started
+    again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -151,7 +163,10 @@ class Follower:
         self._log: Log | None = None
 
     def state_at(self, revision: int) -> ModelState:
-        """The state at `revision`, not before the last one asked for. Raises LogError, ReplayError."""
+        """The state at `revision`.
+
+        Revisions must not decrease from call to call. Raises LogError, ReplayError.
+        """
         if self._log is None or self._log.last_revision < revision:
             self.close()
             self._log = Log.open(log_folder(self._folder), read_only=True)
@@ -160,13 +175,13 @@ class Follower:
         return follow(self._state, self._log, revision)
 
     def close(self) -> None:
-        """Let go of the log's files."""
+        """Close the log."""
         if self._log is not None:
             self._log.close()
             self._log = None
 
     def equals(self, live: ModelDescription) -> bool:
-        """Whether the replay at the live model's revision has its hashes."""
+        """Whether the replay at the revision of the live model has the same hashes."""
         try:
             state = self.state_at(live.position.revision)
         except (LogError, ReplayError, AssertionError):
@@ -180,25 +195,28 @@ class Follower:
 
 @dataclass(slots=True)
 class Findings:
-    """What is wrong, counted; all 0 for a sound server."""
+    """The numbers of faults by kind. All are 0 for a correct server."""
 
     acked: int = 0
     lost: int = 0
     twice: int = 0
     partial: int = 0
-    moved: int = 0  # acknowledged at another revision than the log's
-    unequal: int = 0  # roots of the live state and of the replay
-    forgotten: int = 0  # restarts behind an acknowledged revision
+    # Batches whose ack has another revision than the log.
+    moved: int = 0
+    # Comparisons in which the live state and the replay have different root hashes.
+    unequal: int = 0
+    # Restarts after which the revision is below an acknowledged one.
+    forgotten: int = 0
     errors: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
-        """Nothing is wrong."""
+        """Whether there are no faults."""
         counts = (self.lost, self.twice, self.partial, self.moved, self.unequal, self.forgotten)
         return not any(counts) and not self.errors
 
     def add_log(self, folder: Path, load: Load) -> None:
-        """Compare what was acknowledged with the rows that the log holds."""
+        """Compare the acknowledged pushes with the rows in the log."""
         found, rows = _logged(folder)
         counts = Counter(serial for first, count in found for serial in range(first, first + count))
         self.twice += sum(count - 1 for count in counts.values()) + sum(len(at) - 1 for at in found.values())
@@ -214,7 +232,9 @@ class Findings:
 
 
 def _logged(folder: Path) -> tuple[dict[tuple[int, int], list[int]], int]:
-    """Revisions by (first serial, rows) of all interactions in a log, and the number of rows."""
+    """The revisions of all interactions in a log by (first serial, rows), and the number of
+    rows.
+    """
     found: dict[tuple[int, int], list[int]] = {}
     rows = 0
     with Log.open(log_folder(folder), read_only=True) as log:
@@ -237,7 +257,7 @@ def described(server: Server) -> ModelDescription:
 
 
 def give_up_is_fine(error: Exception) -> bool:
-    """What a client may be told while its server is being killed."""
+    """Whether a client may get this error while its server is killed."""
     return isinstance(error, LivefactorError) and error.code in (
         "UNAVAILABLE",
         "CANCELLED",

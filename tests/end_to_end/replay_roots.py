@@ -1,6 +1,10 @@
-"""Prints the root hashes of models, replayed in this process: `python replay_roots.py DATA BACKEND MODEL...`
+"""Replay models in this process and print their root hashes as JSON.
 
-JSON: by model, the root of the whole log's replay, and (of the CPU) that of a restart: newest snapshot, then the rest.
+    python replay_roots.py DATA BACKEND MODEL...
+
+For each model the output holds the root hash after a replay of the whole log. On the CPU it also
+holds the root hash after a restart, which loads the newest snapshot and replays the records behind
+it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,15 @@
-"""The command line against a real server, as a person or a script types it."""
+"""The commands of a person or a script, against a real server."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,12 @@ import click.testing
 import pytest
 import typer
 
+import livefactor
 from livefactor import Producer, key_of, load
-from livefactor_server.cli import client, log, push  # noqa: F401
+from livefactor.channel import DEFAULT_TARGET
+from livefactor_server.cli import base, tune
 from livefactor_server.cli.app import app
+from livefactor_server.tuning import progressive
 
 LINES = [
     "customer,article,stars,at",
@@ -28,7 +36,9 @@ LINES = [
 
 @pytest.fixture
 def run(server: Any):
-    """`run("models", "list")` runs a command; (exit code, standard output, standard error)."""
+    """A function that runs a command: `run("models", "list")` gives exit code, output and error
+    output.
+    """
     runner = click.testing.CliRunner()
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -226,3 +236,136 @@ def test_faults_are_one_line(run: Any, tmp_path: Path) -> None:
         )
     code, _, err = run("models", "create", "bad", "--spec", '{"k": "many"}')
     assert code == 2 and "k" in err
+
+
+def test_models_alone_lists_them(run: Any) -> None:
+    model = ratings(run, "listed")
+    assert as_json(run, "models") == as_json(run, "models", "list")
+    code, out, _ = run("models")
+    assert code == 0 and model in out
+
+
+def test_a_table_in_a_pipe_has_a_line_a_row(run: Any) -> None:
+    name = "a" * 60
+    ratings(run, name)
+    code, out, _ = run("models", "list")
+    (row,) = [line for line in out.splitlines() if name in line]
+    assert code == 0 and len(row.split()) == 9 and len(row) > 80
+
+
+def test_a_spec_shows_the_numbers_that_were_typed(run: Any) -> None:
+    as_json(run, "models", "create", "typed", "--preset", "ratings_sgd", "--spec", '{"l2": 0.1, "k": 8}')
+    assert as_json(run, "models", "describe", "typed")["spec"]["l2"] == 0.1
+    code, out, _ = run("models", "describe", "typed")
+    assert code == 0 and re.search(r"spec\.l2 +0\.1\b(?!\d)", out)
+
+
+def test_a_model_that_is_not_there_lists_those_that_are(run: Any) -> None:
+    model = ratings(run, "a-present")
+    code, _, err = run("recommend", "1", "-m", "absent")
+    assert code == 1 and "there is no 'absent'" in err and model in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("recommend", "1"), ("models",), ("push", "events.csv"), ("snapshot",)]
+)
+def test_a_server_that_is_away_is_named_soon(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "events.csv").write_text("user_id,item_id\n1,2\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        target = f"127.0.0.1:{free.getsockname()[1]}"
+    began = time.monotonic()
+    code, _, err = run(*arguments, "--target", target)
+    assert code == 1 and f"no server at {target}" in err and "`livefactor serve`" in err
+    assert len(err.strip().splitlines()) == 1
+    # It waits for 3 s; the rest is for a busy machine.
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("target", ["localhost:notaport", "http://localhost:50051", ":1"])
+def test_a_target_that_is_none_is_one_line(run: Any, target: str) -> None:
+    code, _, err = run("recommend", "1", "--target", target)
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert "--target: expected host:port" in err and target in err
+
+
+def test_an_interrupted_push_says_how_to_resume_and_resumes(server: Any, run: Any, tmp_path: Path) -> None:
+    model = ratings(run, "interrupted")
+    file, rows = tmp_path / "events.csv", 3_000
+    file.write_text(
+        "customer,article,stars,at\n" + "".join(f"{n % 50},{n % 20},3,{n}\n" for n in range(rows))
+    )
+    typed = [
+        sys.executable,
+        "-m",
+        "livefactor",
+        "push",
+        str(file),
+        *push_options(model),
+        "--target",
+        server.target,
+    ]
+    typed[typed.index("--batch") + 1] = "1"
+    process = subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while as_json(run, "models", "describe", model)["events"] == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert "Traceback" not in err and "the same command resumes" in err
+    acknowledged = int(re.search(r"after ([\d,]+) events", err)[1].replace(",", ""))  # type: ignore[index]
+    assert 0 < acknowledged <= as_json(run, "models", "describe", model)["events"] < rows
+    options = push_options(model)
+    options[options.index("--batch") + 1] = "1"
+    again = as_json(run, "push", str(file), *options)
+    assert again["skipped_batches"] >= acknowledged
+    assert as_json(run, "models", "describe", model)["events"] == rows
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("serve",), ("models", "list"), ("push",), ("log", "show"), ("tune",)]
+)
+def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    """The time of `--help` is the time of its imports."""
+    code = (
+        "import sys\nsys.argv = ['livefactor', *sys.argv[1:]]\n"
+        "from livefactor_server.cli.__main__ import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numba', 'numpy', 'grpc', 'rich.table', 'rich.progress', 'pydantic', 'livefactor.channel'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Usage" in done.stdout and done.stderr.strip() == "[]"
+
+
+def test_the_version_is_printed(run: Any) -> None:
+    code, out, _ = run("--version")
+    assert code == 0 and out == f"livefactor {livefactor.__version__}\n"
+
+
+def test_the_default_target_is_the_clients() -> None:
+    assert base.DEFAULT_TARGET == DEFAULT_TARGET
+    assert tune.BATCH_EVENTS == progressive.BATCH_EVENTS
+
+
+@pytest.mark.parametrize(
+    ("events_per_s", "text"),
+    [(None, ""), (12.3456, "12.35 events/s"), (1234.5, "1.23 k events/s"), (2_500_000, "2.50 M events/s")],
+)
+def test_a_rate_has_a_unit_and_two_decimals(events_per_s: float | None, text: str) -> None:
+    assert base.rate(events_per_s) == text
+
+
+def test_warmup_compiles_what_a_preset_needs() -> None:
+    runner = click.testing.CliRunner()
+    command = typer.main.get_command(app)
+    done = runner.invoke(command, ["warmup", "--preset", "clicks_sgd"])
+    assert done.exit_code == 0 and "kernels of clicks_sgd are compiled" in done.stdout
+    refused = runner.invoke(command, ["warmup", "--preset", "best"])
+    assert refused.exit_code == 2 and "clicks_sgd" in refused.stderr

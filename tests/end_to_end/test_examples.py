@@ -1,4 +1,6 @@
-"""Clients in other languages and without livefactor's code, against a real server."""
+"""Example clients that do not use the livefactor package, some in other languages, against a real
+server.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ ITEMS = {"teapot", "cup", "saucer", "kite", "string"}
 
 
 def check_output(output: str) -> int:
-    """Asserts that an example pushed all and got three known items. Returns the revision of its push."""
+    """Check that an example pushed all rows and got three known items.
+
+    Returns the revision of its push.
+    """
     pushed = re.search(r"^pushed 7 purchases, visible at revision (\d+)$", output, re.MULTILINE)
     scored = re.search(r"^ada's best at revision (\d+):$", output, re.MULTILINE)
     assert pushed, output
@@ -37,12 +42,12 @@ def run(command: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples, copied away from the repository as a reader would."""
+    """A copy of the examples outside the repository. A reader would copy them too."""
     folder = tmp_path_factory.mktemp("elsewhere") / "examples"
     return shutil.copytree(ROOT / "examples", folder, ignore=shutil.ignore_patterns("node_modules"))
 
 
-def test_the_examples_hold_the_contract_as_it_is() -> None:
+def test_the_examples_hold_the_current_contract() -> None:
     copies = ROOT / "examples" / "node" / "protos" / "livefactor" / "v1"
     protos = {path.name: path.read_text() for path in (ROOT / "protos" / "livefactor" / "v1").glob("*.proto")}
     assert {path.name: path.read_text() for path in copies.iterdir()} == protos, "make proto copies them"
@@ -52,13 +57,16 @@ def test_reflection_client(server, copied: Path) -> None:
     example = copied / "reflection_client.py"
     assert "import livefactor" not in example.read_text()
     first = check_output(run([sys.executable, str(example), server.target]))
-    # Again: the model is there, the producer goes on where it was.
+    # In the second run, the model exists and the producer resumes.
     assert check_output(run([sys.executable, str(example), server.target])) > first
 
 
 @pytest.fixture(scope="module")
 def node_client(copied: Path) -> Path:
-    """The Node example with its packages, or a skip that says why not."""
+    """The folder of the Node example with its packages.
+
+    Skips, with the reason, if they are missing.
+    """
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("Node.js and npm are not on this machine")
     folder = copied / "node"
@@ -75,7 +83,7 @@ def test_node_client(server, node_client: Path) -> None:
 
 
 def test_both_clients_make_the_same_keys(server, copied: Path, node_client: Path) -> None:
-    """Ids that Node pushed are the ids that Python asks for."""
+    """Python asks for the ids that Node pushed."""
     check_output(run(["node", str(node_client), server.target, "shared"]))
     before = described_items(server.target)
     check_output(run([sys.executable, str(copied / "reflection_client.py"), server.target, "shared"]))

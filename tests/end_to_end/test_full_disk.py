@@ -1,4 +1,6 @@
-"""A full disk: nothing is acknowledged that was not written, scores go on, and writes resume when there is room."""
+"""A full disk: the server acknowledges only written batches, scores go on, and writes resume once
+there is room.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ ROWS = 200
 
 @pytest.fixture(params=["ext4", "tmpfs"])
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """The folder of a small file system of its own."""
+    """The folder of a separate small file system."""
     if request.param == "ext4":
         try:
             disk = LoopFileSystem(tmp_path, DISK_BYTES)
@@ -52,7 +54,7 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
 
 
 def fill_up(folder: Path) -> Path:
-    """A file that takes all the room but a little."""
+    """Create a file that leaves only `LEFT_BYTES` free."""
     file = folder / "ballast"
     room = os.statvfs(folder)
     with file.open("wb") as ballast:
@@ -61,7 +63,10 @@ def fill_up(folder: Path) -> Path:
 
 
 def push_until_full(channel: grpc.Channel) -> tuple[int, str]:
-    """Batches of one anonymous client until one is refused: how many rows were acknowledged, and what was said."""
+    """Push batches without a producer until one is refused.
+
+    Returns the acknowledged rows and the error text.
+    """
     stub = updates_pb2_grpc.UpdateServiceStub(channel)
     rng = np.random.default_rng(1)
     for accepted in range(0, 10_000_000, ROWS):
@@ -76,7 +81,7 @@ def push_until_full(channel: grpc.Channel) -> tuple[int, str]:
     raise AssertionError("the disk was never full")
 
 
-def test_a_full_disk_refuses_writes_alone_and_loses_nothing(
+def test_a_full_disk_refuses_only_writes_and_loses_nothing(
     small_disk: Path, warm: WarmStart, tmp_path: Path
 ) -> None:
     (tmp_path / "data").symlink_to(small_disk)
@@ -105,7 +110,8 @@ def check_full_disk(server: Server, channel: grpc.Channel, disk: Path) -> None:
             assert live.events == accepted + 10 and live.writable
             assert scorer.score(1, [2]).position == live.position
             check_refused_snapshot(auditor, disk, kept.snapshot_id)
-            waiting = producer.push([1] * ROWS, [2] * ROWS)  # a producer waits, and tries again by itself
+            # A producer waits and tries again without the caller.
+            waiting = producer.push([1] * ROWS, [2] * ROWS)
             wait_until(lambda: producer.status.waiting_for != "", "the producer's wait")
             assert "RESOURCE_EXHAUSTED" in producer.status.waiting_for and not waiting.done
             ballast.unlink()
@@ -121,7 +127,7 @@ def check_full_disk(server: Server, channel: grpc.Channel, disk: Path) -> None:
 
 
 def _fill(file: BinaryIO) -> int:
-    """Bytes written until the disk is full."""
+    """Write until the disk is full. Returns the number of bytes."""
     start = file.tell()
     with contextlib.suppress(OSError):
         while file.write(bytes(4096)):
@@ -130,11 +136,14 @@ def _fill(file: BinaryIO) -> int:
 
 
 def check_refused_snapshot(auditor: Auditor, disk: Path, kept: str) -> None:
-    """With no room at all a snapshot is refused, leaves nothing, and the older one stays good."""
+    """Check that a snapshot without any room is refused, leaves no file, and keeps the older
+    snapshot.
+    """
     more = disk / "more"
     with more.open("wb", buffering=0) as file:
         quiet = 0
-        while quiet < 3:  # what was written late, or is freed late, may leave a little room once more
+        # A late write or a late release of blocks may make a little room again.
+        while quiet < 3:
             quiet = 0 if _fill(file) else quiet + 1
             os.sync()
             time.sleep(0.02)

@@ -1,4 +1,6 @@
-"""The judge of a served model: figures where people look, drift told, updates held and released, also over a restart."""
+"""The judge of a served model: it publishes figures, reports drift, and holds updates until a
+release.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,6 @@ import pytest
 import typer
 
 from livefactor import Auditor, FailedPrecondition, Models, Producer, Scorer
-from livefactor_server.cli import client, judge  # noqa: F401
 from livefactor_server.cli.app import app
 from server_process import Server, wait_until
 
@@ -67,7 +68,7 @@ def scraped(server: Server) -> str:
 
 
 def records(path: Path) -> list[bytes]:
-    """The records of an event file: u64 length, u32 CRC, data, u32 CRC."""
+    """The data of each record in an event file. A record is: u64 length, u32 CRC, data, u32 CRC."""
     data, found = path.read_bytes(), []
     while data:
         (length,) = struct.unpack_from("<Q", data)
@@ -85,7 +86,7 @@ def test_figures_are_described_scraped_and_written(serve: Callable[..., Server],
         models.create("m", "clicks_sgd", **SPEC)
         with Producer(server.target, "p", model="m") as producer:
             clicks(producer, 40)
-        # The judge concludes after the acknowledgement.
+        # The judge works after the ack.
         wait_until(lambda: judged_events(models) == 320, "320 judged events")
         judgement = models.describe("m").judgement
         assert models.list()[0].judgement is None
@@ -116,7 +117,7 @@ def test_figures_are_described_scraped_and_written(serve: Callable[..., Server],
     assert "auc/type_1/popular/decayed" in scalars
 
 
-def test_what_runs_away_is_held_until_an_operator_releases_it(serve: Callable[..., Server]) -> None:
+def test_a_diverging_model_holds_updates_until_an_operator_releases_it(serve: Callable[..., Server]) -> None:
     server = serve(*JUDGED, "--judge-events-per-record-max", "64", "--judge-hold")
     with Models(server.target) as models:
         models.create(
@@ -129,7 +130,8 @@ def test_what_runs_away_is_held_until_an_operator_releases_it(serve: Callable[..
                     assert typed(server, "snapshot", "-m", "m")[0] == 0
             assert models.describe("m").hold is None
             with pytest.raises(FailedPrecondition, match="not on hold"):
-                typed(server, "models", "release", "m")
+                models.release("m")
+            assert typed(server, "models", "release", "m")[0] == 1
             assert typed(server, "snapshot", "-m", "m")[0] == 0
         with pytest.raises(FailedPrecondition, match="on hold since revision"):
             push_until_refused(server)
@@ -140,12 +142,11 @@ def test_what_runs_away_is_held_until_an_operator_releases_it(serve: Callable[..
         with Auditor(server.target, model="m") as auditor:
             at = {info.snapshot_id: info.position.revision for info in auditor.list()}
         assert sorted(at.values()) == [22, 42, 81]
-        assert (
-            at[hold.snapshot_id] == 42 < hold.good_revision < 81
-        )  # at the last one it was not yet known to be good
+        # At the last one it was not yet known to be good.
+        assert at[hold.snapshot_id] == 42 < hold.good_revision < 81
         assert 'livefactor_held{model="m"} 1.0' in scraped(server)
         assert 'livefactor_judge_warnings_total{kind="loss_above_window",model="m"} 1.0' in scraped(server)
-        # What was acknowledged is there, other calls go on, and a restart forgets nothing of it.
+        # Acknowledged rows stay, other calls go on, and a restart keeps the hold.
         with Scorer(server.target, model="m") as scorer:
             assert scorer.score([1], [1]).position == described.position
         code, out = typed(server, "models", "describe", "m")

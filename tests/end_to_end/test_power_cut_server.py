@@ -1,4 +1,6 @@
-"""Promise 1 under power cuts: a whole server on a file system whose plug is pulled while four producers push."""
+"""Promise 1 under power cuts: a server loses its file system in the middle of writes while four
+producers push.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ def disk(tmp_path: Path) -> Iterator[LoopFileSystem]:
 
 
 class Cutting:
-    """A server whose data lies on `disk`; its log and ports are elsewhere, they need not survive."""
+    """A server with its data on `disk`.
+
+    Its text log and its ports are elsewhere, because they need not survive.
+    """
 
     def __init__(self, disk: LoopFileSystem, warm: WarmStart, tmp_path: Path, *plants: str) -> None:
         self.disk, self.chance = disk, random.Random(SEED)
@@ -47,9 +52,10 @@ class Cutting:
         self.cuts = 0
 
     def cut(self) -> None:
-        """The power goes and comes back: the server starts on what the disk holds."""
+        """Cut the power, and start the server again on the contents of the disk."""
         self.load.wait_for_acks()
-        time.sleep(self.chance.uniform(*RUN_S))  # the random moment
+        # The cut comes at a random moment.
+        time.sleep(self.chance.uniform(*RUN_S))
         self.disk.cut()
         self.server.kill()
         acked = self.load.acked_revision
@@ -60,10 +66,11 @@ class Cutting:
         live = described(self.server)
         self.findings.forgotten += live.position.revision < acked
         self.findings.unequal += not self.follower.equals(live)
-        self.follower.close()  # the disk could not be unmounted otherwise
+        # An open log would keep the disk mounted.
+        self.follower.close()
 
     def finish(self) -> None:
-        """Everything pushed is acknowledged; the log is read and compared with that."""
+        """Wait until every push has its ack, and compare the acks with the log."""
         self.load.finish()
         live = described(self.server)
         self.findings.unequal += not self.follower.equals(live)
@@ -99,8 +106,11 @@ def test_nothing_acknowledged_is_lost_by_200_power_cuts(
 
 @pytest.mark.parametrize("plant", ["no_sync", "ack_before_sync"])
 def test_a_planted_bug_is_caught(plant: str, disk: LoopFileSystem, warm: WarmStart, tmp_path: Path) -> None:
-    """The first cuts show it: the model is gone, its log is damaged, or it is behind what was acknowledged. One may miss: at
-    that moment nothing was acknowledged that was not synced by then."""
+    """The first cuts reveal the bug: the model is missing, its log is damaged, or it is behind an
+    acknowledged revision.
+
+    A single cut may miss it, if every acknowledged batch happened to be on the disk at that moment.
+    """
     cutting = Cutting(disk, warm, tmp_path, plant)
     try:
         cutting.load.start()

@@ -1,4 +1,6 @@
-"""The server as a process: one a folder and port, loopback unless told otherwise, a clean end, its health and figures."""
+"""The server process: one for each folder and port, on loopback by default, with a clean end,
+health and metrics.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,16 @@ Serve = Callable[..., Server]
 UPDATES = "livefactor.v1.UpdateService"
 SCORES = "livefactor.v1.ScoringService"
 REFUSED_WITHIN_S = 1.0
-"""A second server gives up so soon after its imports, which take longer."""
+"""Limit for the time from the end of its imports until a second server fails, seconds."""
 
 DRAIN_MAX_S = 15.0
-"""Far below the time that running calls are given."""
+"""Limit for a drain, seconds. It is far below the grace time of running calls."""
 
 SEED = 20_261_130
 
 
 def command(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    """`livefactor serve` that is expected to end by itself."""
+    """Run a `livefactor serve` that must end without a signal."""
     return subprocess.run(
         [sys.executable, "-m", "livefactor", "serve", *arguments],
         capture_output=True, text=True, timeout=timeout_s, env=environment(), check=False,
@@ -51,10 +53,10 @@ def command(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProce
 
 
 def import_seconds() -> float:
-    """How long a command takes that only imports."""
+    """How long the imports of a server take."""
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "livefactor", "serve", "--help"],
+        [sys.executable, "-c", "import livefactor_server.cli.serving"],
         capture_output=True,
         env=environment(),
         check=True,
@@ -62,7 +64,7 @@ def import_seconds() -> float:
     return time.monotonic() - began
 
 
-# ------------------------------------------------------------------------------------------------ start
+# Tests of the start.
 
 
 def test_a_second_server_on_the_same_folder_is_refused(serve: Serve) -> None:
@@ -71,12 +73,12 @@ def test_a_second_server_on_the_same_folder_is_refused(serve: Serve) -> None:
     imports = import_seconds()
     began = time.monotonic()
     result = command("--data", str(server.data), "--port", "0", "--metrics-port", "-1")
-    assert (
-        time.monotonic() - began < imports + REFUSED_WITHIN_S + imports
-    )  # twice: other processes share the machine
+    # Twice: other processes share the machine.
+    assert time.monotonic() - began < imports + REFUSED_WITHIN_S + imports
     assert result.returncode == 1
     assert "in use by another livefactor server" in result.stderr and "Traceback" not in result.stderr
-    assert described(server).events == 0  # the first one goes on
+    # The first one goes on.
+    assert described(server).events == 0
 
 
 @pytest.mark.parametrize("port", ["--port", "--metrics-port"])
@@ -90,7 +92,8 @@ def test_a_second_server_on_the_same_port_is_refused(serve: Serve, tmp_path: Pat
         "cannot be bound" in result.stderr or "in use" in result.stderr
     ) and "Traceback" not in result.stderr
     with server.channel() as channel:
-        assert Models(channel).list() == ()  # the first one goes on
+        # The first one goes on.
+        assert Models(channel).list() == ()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "example.org"])
@@ -115,11 +118,11 @@ def test_without_the_flag_nothing_but_loopback_is_bound(serve: Serve) -> None:
     assert {address.removeprefix("::ffff:") for address, _ in listening} == {"127.0.0.1"}
 
 
-# ------------------------------------------------------------------------------------------------ health
+# Tests of the health service.
 
 
 class Health:
-    """What the health service says."""
+    """A client of the health service."""
 
     def __init__(self, server: Server) -> None:
         self._channel = server.channel()
@@ -149,14 +152,16 @@ def test_health_is_true_while_serving_and_stalled_after_a_failed_sync(serve: Ser
         lost = producer.push([1] * 5, [2] * 5)
         wait_until(lambda: not health.serving(UPDATES), "the health of updates", 10)
         assert not health.serving() and health.serving(SCORES)
-        assert Scorer(channel, model=MODEL).score(1, [2]).position == acked.position  # reads go on
+        # Reads still work.
+        assert Scorer(channel, model=MODEL).score(1, [2]).position == acked.position
         assert not Models(channel).describe(MODEL).writable and metric(server, "livefactor_writable") == 0
         with pytest.raises(FlushTimeout):
             producer.flush(0.3)
-        assert not lost.done, "a batch whose sync failed was answered for good"
+        assert not lost.done, "a batch got a final answer although its sync failed"
         marker.unlink()
         with pytest.raises(FlushTimeout):
-            producer.flush(0.3)  # a sync that failed is never tried again
+            # The server never retries a failed sync.
+            producer.flush(0.3)
         server.kill()
         server.start()
         again = lost.result(60)
@@ -169,7 +174,7 @@ def test_health_is_true_while_serving_and_stalled_after_a_failed_sync(serve: Ser
     assert "planted" in server.log and "no batch is acknowledged until a restart" in server.log
 
 
-# ------------------------------------------------------------------------------------------------ the end
+# Tests of the end.
 
 
 def test_sigterm_under_load_drains(serve: Serve) -> None:
@@ -195,7 +200,7 @@ def test_sigterm_under_load_drains(serve: Serve) -> None:
     print(f"NOT_SERVING after {not_serving * 1e3:.0f} ms, exit 0 after {seconds:.2f} s: {findings}")
     assert findings.sound, findings
     assert "Traceback" not in server.log
-    assert seconds < DRAIN_MAX_S, "streams of producers held the drain up"
+    assert seconds < DRAIN_MAX_S, "the streams of producers delayed the drain"
 
 
 def seconds_until(true: Callable[[], bool], began: float) -> float:
@@ -204,7 +209,7 @@ def seconds_until(true: Callable[[], bool], began: float) -> float:
 
 
 def serving_or_gone(health: Health) -> bool:
-    """False once it says NOT_SERVING or is not there any more."""
+    """Whether the server still answers SERVING."""
     try:
         return health.serving()
     except grpc.RpcError as error:
@@ -212,8 +217,8 @@ def serving_or_gone(health: Health) -> bool:
         return False
 
 
-def test_a_drain_finishes_what_was_accepted_and_refuses_what_comes_later(serve: Serve) -> None:
-    """While calls that were accepted are still running, new batches get UNAVAILABLE."""
+def test_a_drain_finishes_accepted_batches_and_refuses_later_ones(serve: Serve) -> None:
+    """New batches get UNAVAILABLE while accepted calls are still running."""
     server = serve("--drain-s", "20")
     create_model(server)
     with server.channel() as channel, Health(server) as health:
@@ -235,7 +240,10 @@ def test_a_drain_finishes_what_was_accepted_and_refuses_what_comes_later(serve: 
 
 
 def test_a_drain_does_not_wait_for_a_position_that_will_not_come(serve: Serve) -> None:
-    """A call without a deadline waits for a revision; the server ends all the same, and says so."""
+    """A call without a deadline waits for a revision.
+
+    The server still ends, and the call gets an error.
+    """
     server = serve()
     create_model(server)
     ask = scoring_pb2.ScoreRequest(model=MODEL, user_ids=[1], candidates=scoring_pb2.Candidates(item_ids=[1]))
@@ -261,8 +269,10 @@ def error_of(call: Callable[[], object]) -> Exception:
     raise AssertionError("it was not refused")
 
 
-def test_a_signal_as_soon_as_it_serves_and_many_more_are_not_lost(serve: Serve) -> None:
-    """A handler runs between any two steps of the main thread, also while that takes a lock or handles a signal."""
+def test_no_signal_is_lost_right_after_the_start_or_in_a_series(serve: Serve) -> None:
+    """A signal handler may run at any step of the main thread, also while that holds a lock or
+    handles a signal.
+    """
     server = serve()
     for _ in range(8):
         for _ in range(50):
@@ -283,7 +293,7 @@ def test_an_idle_server_ends_at_once(serve: Serve, number: signal.Signals) -> No
     assert "drained" in server.log
 
 
-# ------------------------------------------------------------------------------------------------ figures
+# Tests of the metrics.
 
 
 def metric_lines(server: Server) -> list[str]:
@@ -292,7 +302,7 @@ def metric_lines(server: Server) -> list[str]:
 
 
 def metric(server: Server, name: str, **labels: str) -> float:
-    """The value of a metric of the model."""
+    """The value of one metric of the model."""
     wanted = [f'{key}="{value}"' for key, value in {"model": MODEL, **labels}.items()]
     found = [
         line
@@ -323,7 +333,8 @@ def test_the_metrics_show_what_happened(measured: Server) -> None:
         assert f"# HELP {name}" in text, name
     assert metric(measured, "livefactor_events_total") == 999
     assert metric(measured, "livefactor_rejected_rows_total") == 1
-    assert metric(measured, "livefactor_batches_total") == 11  # with the record that opened the producer
+    # The record that opened the producer counts too.
+    assert metric(measured, "livefactor_batches_total") == 11
     assert metric(measured, "livefactor_revision") == 11
     assert metric(measured, "livefactor_log_lag_records") == metric(measured, "livefactor_queue_bytes") == 0
     assert metric(measured, "livefactor_log_bytes") >= 11 * 4096
@@ -334,3 +345,90 @@ def test_the_metrics_show_what_happened(measured: Server) -> None:
     assert metric(measured, "livefactor_apply_latency_seconds_count") == 11
     assert metric(measured, "livefactor_writable") == 1
     assert 'livefactor_refused_calls_total{code="NOT_FOUND"} 1.0' in text
+
+
+# ------------------------------------------------------------------------------------------------
+# the first start
+
+
+def test_a_server_answers_before_its_models_are_open(serve: Serve) -> None:
+    """Health says NOT_SERVING and calls are UNAVAILABLE; then the same server serves."""
+    server = serve("--log-level", "debug", plants=("models_open_on_trial",))
+    create_model(server)
+    waiting = server.data.parent / "models-wait"
+    server.stop()
+    waiting.touch()
+    server.launch()
+    with server.channel() as channel, Health(server) as health:
+        wait_until(lambda: is_listening(server.port), "the port")
+        assert not health.serving() and not health.serving(SCORES)
+        models = Models(channel)
+        for call in (
+            lambda: models.list(),
+            lambda: models.describe(MODEL),
+            lambda: models.create("early", "clicks_sgd"),
+            lambda: Scorer(channel, model=MODEL).score(1, [1], deadline_s=1),
+        ):
+            error = error_of(call)
+            assert isinstance(error, Unavailable) and "starting, models are being opened" in str(error)
+        waiting.unlink()
+        server.start()
+        assert health.serving()
+        assert [model.name for model in Models(channel).list()] == [MODEL]
+
+
+def test_a_signal_during_the_start_ends_it(serve: Serve) -> None:
+    server = serve(plants=("models_open_on_trial",))
+    server.stop()
+    waiting = server.data.parent / "models-wait"
+    waiting.touch()
+    server.launch()
+    wait_until(lambda: is_listening(server.port), "the port")
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0
+    assert "stopped before the models were open" in server.log
+
+
+def is_listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("port", ["--port", "--metrics-port"])
+def test_a_taken_port_is_found_before_a_model_is_made(tmp_path: Path, port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        other = ["--metrics-port", "-1"] if port == "--port" else ["--port", "0"]
+        result = command("--data", str(tmp_path / "data"), port, number, *other)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert number in result.stderr and port in result.stderr and "cannot be bound" in result.stderr
+    assert list((tmp_path / "data" / "models").iterdir()) == []
+    assert "compiling" not in result.stderr
+
+
+def test_a_variable_that_is_no_setting_is_an_error(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "livefactor", "serve", "--data", str(tmp_path / "data")],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**environment(), "LIVEFACTOR_METRICSPORT": "9090"},
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "LIVEFACTOR_METRICSPORT; did you mean LIVEFACTOR_METRICS_PORT?" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_setting_comes_from_a_variable_and_a_flag_wins(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        for flags, refused in (([], number), (["--port", "70000"], "70000")):
+            result = subprocess.run(
+                [sys.executable, "-m", "livefactor", "serve", "--data", str(tmp_path / "data"),
+                 "--metrics-port", "-1", *flags],
+                capture_output=True, text=True, timeout=60, check=False,
+                env={**environment(), "LIVEFACTOR_PORT": number},
+            )  # fmt: skip
+            assert result.returncode != 0 and (refused in result.stderr or flags)
+            assert ("cannot be bound" in result.stderr) == (not flags)

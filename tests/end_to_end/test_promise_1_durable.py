@@ -1,6 +1,7 @@
-"""Promise 1: an acknowledged batch survives `kill -9`, is applied once, and the log alone gives the same tables.
+"""Promise 1: an acknowledged batch survives `kill -9` and is applied once, and a replay of the log
+gives equal tables.
 
-Power cuts, which alone show that a sync was made, are in test_power_cut_server.py.
+Only a power cut can show that the server syncs. test_power_cut_server.py makes power cuts.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ KILLS = 25
 KILLS_LONG = 500
 SEED = 20_261_124
 RUN_S = (0.0, 0.2)
-"""A server is killed this long after all producers are at work again, seconds; in some rounds once more while it recovers."""
+"""Range of the time from the producers' first new acks to the kill, seconds.
+
+In some rounds the server is killed a second time, during recovery.
+"""
 
 Serve = Callable[..., Server]
 
 
 class Killing:
-    """Kills a server again and again under four producers, and compares after every restart."""
+    """Kills a server many times while four producers push, and compares it with a replay after
+    every restart.
+    """
 
     def __init__(self, server: Server, seed: int) -> None:
         self.server, self.chance = server, random.Random(seed)
@@ -39,12 +45,16 @@ class Killing:
         self.surprises: list[Exception] = []
 
     def round(self) -> None:
-        """Runs a while, perhaps with a snapshot on the way; kills, perhaps twice; starts and compares."""
+        """Let the load run, kill the server, start it again and compare it with a replay.
+
+        Some rounds take a snapshot meanwhile. Some kill the server again during recovery.
+        """
         snapshot = threading.Thread(target=self._snapshot)
         if self.chance.random() < 0.5:
             snapshot.start()
         self.load.wait_for_acks()
-        time.sleep(self.chance.uniform(*RUN_S))  # the random moment
+        # The kill comes at a random moment.
+        time.sleep(self.chance.uniform(*RUN_S))
         acked = self.load.acked_revision
         self.server.kill()
         self.kills += 1
@@ -74,7 +84,7 @@ class Killing:
                 self.surprises.append(error)
 
     def finish(self) -> None:
-        """Everything that was pushed is acknowledged; the whole log is replayed and read."""
+        """Wait until every push has its ack, and compare the acks with the log."""
         self.load.finish()
         live = described(self.server)
         self.findings.unequal += not self.follower.equals(live)
@@ -120,7 +130,7 @@ def test_nothing_acknowledged_is_lost_or_applied_twice_by_25_kills(serve: Serve)
 
 @pytest.mark.long
 def test_nothing_acknowledged_is_lost_or_applied_twice_by_500_kills(serve: Serve) -> None:
-    """The command as people start it, at its own size of segments."""
+    """The server is started by its command, with log segments of the normal size."""
     check_sound(kill_often(serve(cold=True), KILLS_LONG, SEED + 1), KILLS_LONG)
 
 

@@ -1,4 +1,7 @@
-"""Promise 2: an ack means visible. Every Score that starts after an ack at revision r is computed at r or later."""
+"""Promise 2: an acknowledged batch is visible.
+
+A Score after an ack of revision r is computed at r or later.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ RESTARTS = 3
 
 
 class Client:
-    """Writes something new, then asks at once whether it is there; over restarts it asks again."""
+    """Pushes a row and asks for it right after the ack.
+
+    It asks again if the server restarts meanwhile.
+    """
 
     def __init__(self, server: Server, number: int) -> None:
         self.number = number
@@ -45,7 +51,7 @@ class Client:
         self.revision = 0
 
     def run(self, writes: int, wanted: threading.Event) -> None:
-        """`writes` times, and then until nobody waits for more."""
+        """Write at least `writes` times, and until `wanted` is set."""
         count = 0
         while count < writes or not wanted.is_set():
             self.write_and_ask(count)
@@ -74,7 +80,8 @@ class Client:
                 if best:
                     return self.scorer.recommend(user, 10_000, min_position=min_position, deadline_s=30)
                 return self.scorer.score(user, [item], min_position=min_position, deadline_s=30)
-            except (Unavailable, Cancelled):  # the server is being killed
+            except (Unavailable, Cancelled):
+                # The test kills the server at this moment.
                 self.retried += 1
                 time.sleep(0.01)
 
@@ -169,7 +176,8 @@ def test_calls_that_wait_for_a_position_leave_half_of_the_slots(few_slots: Serve
         wait_until(lambda: sum(call.done() for call in calls) >= 4, "the refusal of four calls")
         for call in (call for call in calls if call.done()):
             assert isinstance(call.exception(), ResourceExhausted), call.exception()
-        assert scorer.score(1, [1]).position == here  # others still get an answer
+        # A call that need not wait still gets an answer.
+        assert scorer.score(1, [1]).position == here
         producer.push(1, 2).result(30)
         answered = [call.result(10).position for call in calls if not call.done() or call.exception() is None]
         assert answered == [future, future]
@@ -179,7 +187,8 @@ def test_waiting_calls_of_clients_that_go_away_give_their_slots_back(few_slots: 
     with few_slots.channel() as channel, Producer(channel, "p", model=MODEL) as producer:
         here = producer.push(1, 1).result(30).position
         ahead = Position(here.lineage, here.revision + 1)
-        for _ in range(10):  # more than there are slots
+        # These are more calls than the server has slots.
+        for _ in range(10):
             with few_slots.channel() as mine, pytest.raises(DeadlineExceeded):
                 Scorer(mine, model=MODEL).score(1, [1], min_position=ahead, deadline_s=0.05)
         wait_until(lambda: _answers(channel), "a free slot")

@@ -1,7 +1,9 @@
-"""Promise 3: every score names its revision and is computed at exactly that one, never from a half-applied batch.
+"""Promise 3: every score names its revision and is computed at exactly this revision, never in the
+middle of a batch.
 
-Every batch changes every user and item that is asked for, so an answer that mixes two revisions fits neither. Afterwards
-the log is replayed to each revision that an answer named, and every score is computed again in plain NumPy, to the bit.
+Every batch changes all the users and items that the readers ask for. An answer that mixes two
+revisions therefore fits neither of them. Afterwards the log is replayed to each revision in an
+answer. Plain NumPy computes every score again, and the bits must be equal.
 """
 
 from __future__ import annotations
@@ -29,16 +31,20 @@ Serve = Callable[..., Server]
 
 SEED = 20_261_127
 USERS, ITEMS = 24, 40
-EVENTS = 4096  # of a batch: applying one takes milliseconds
+# The number of events in a batch. The server needs milliseconds to apply it.
+EVENTS = 4096
 RUN_S = 6.0
 REVISIONS_CHECKED_MAX = 400
 SPARE_ITEMS = 6000
-"""Items that a long read names beside the others, so that it goes past the gate's rows and through a pin."""
+"""The number of items in a long read.
+
+It exceeds the rows that the gate reads at once, so the read takes a pin.
+"""
 
 
 @dataclass
 class Read:
-    """What was asked and answered."""
+    """A request and its answer."""
 
     kind: str
     users: list[int]
@@ -46,7 +52,7 @@ class Read:
 
 
 class Readers:
-    """Threads that ask in three ways, and keep what they were told."""
+    """Threads that ask in three ways and record the answers."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -86,7 +92,10 @@ class Readers:
 
 
 def write_and_snapshot(server: Server, seconds: float) -> tuple[int, int]:
-    """Batches that each touch every user and item, and snapshots one after the other; how many of both."""
+    """Push batches that change every user and item, and take snapshots.
+
+    Returns the numbers of both.
+    """
     rng = np.random.default_rng(SEED)
     stop = threading.Event()
     taken: list[int] = []
@@ -116,7 +125,9 @@ def write_and_snapshot(server: Server, seconds: float) -> tuple[int, int]:
 
 
 def expected_scores(state: ModelState, users: list[int], items: np.ndarray) -> np.ndarray:
-    """float32[users, items]: ((mu + b_u) + b_i) + dot in 16 lanes and their tree, in NumPy alone."""
+    """float32[users, items]: ((mu + b_u) + b_i) + dot, with 16 lanes that a tree adds up, in plain
+    NumPy.
+    """
     backend = state.backend
 
     def rows_of(side: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +150,7 @@ def expected_scores(state: ModelState, users: list[int], items: np.ndarray) -> n
 
 
 def differences(read: Read, state: ModelState) -> int:
-    """Users whose answer is not the state's."""
+    """The number of users whose answer differs from the state."""
     every = np.arange(ITEMS if read.kind != "many" else SPARE_ITEMS, dtype=np.uint64)
     expected = expected_scores(state, read.users, every)
     wrong = 0
@@ -151,7 +162,7 @@ def differences(read: Read, state: ModelState) -> int:
 
 
 def torn_reads(server: Server, seconds: float) -> tuple[int, str]:
-    """Reads that differ from the replayed state at the revision they name, and what was done."""
+    """The number of reads that differ from the replayed state at their revision, and a report."""
     with Readers(server) as readers:
         batches, snapshots = write_and_snapshot(server, seconds)
     assert not readers.errors, readers.errors
@@ -175,7 +186,7 @@ def torn_reads(server: Server, seconds: float) -> tuple[int, str]:
 
 
 def prepared(server: Server) -> Server:
-    """A model in which every id that will be asked for is known, so that top-k names all items."""
+    """Create a model that knows every id of the readers, so that a top-k list holds all items."""
     create_model(server, "purchases_sgd", limits={"users_max": 100, "items_max": 100}, negatives=2)
     with server.channel() as channel, Producer(channel, "first", model=MODEL) as producer:
         producer.push(np.arange(ITEMS) % USERS, np.arange(ITEMS)).result(30)
@@ -195,7 +206,7 @@ def test_every_answer_is_the_replayed_state_at_the_revision_it_names_for_minutes
     assert torn == 0
 
 
-def test_readers_that_do_not_wait_their_turn_are_caught(serve: Serve) -> None:
+def test_a_planted_bug_in_the_turns_of_readers_is_caught(serve: Serve) -> None:
     torn, report = torn_reads(prepared(serve(plants=("no_turns",))), RUN_S / 3)
     print(f"no_turns: {report}")
     assert torn > 0

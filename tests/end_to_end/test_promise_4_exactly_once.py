@@ -1,4 +1,7 @@
-"""Promise 4: (producer, epoch, sequence) is applied once; whoever asks again gets the first ack, also after a restart."""
+"""Promise 4: each (producer, epoch, sequence) is applied once.
+
+A retry gets the first ack, also after a restart.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.
 
 @dataclass
 class Sender:
-    """One producer by hand: it sends many batches more than once, at the same time and later."""
+    """A producer without the client library.
+
+    It sends many batches several times, at once and later.
+    """
 
     server: Server
     number: int
@@ -49,7 +55,10 @@ class Sender:
         return f"sender-{self.number}"
 
     def request(self, sequence: int) -> updates_pb2.ApplyUpdatesRequest:
-        """The batch of this sequence: the same bytes each time; some rows are rejected."""
+        """The batch with this sequence number.
+
+        Each call gives the same bytes. The server rejects some rows.
+        """
         chance = random.Random(f"{SEED}/{self.number}/{sequence}")
         users = [chance.randrange(300) for _ in range(chance.randint(1, 60))]
         values = [0.5 if chance.random() < 0.05 else 1.0 for _ in users]
@@ -60,7 +69,10 @@ class Sender:
         return updates_pb2.ApplyUpdatesRequest(model=MODEL, producer=stamp, interactions=rows)
 
     def run(self, batches: int, wanted: threading.Event) -> None:
-        """Sends at least so many batches, each until it is answered."""
+        """Send at least `batches` batches, and until `wanted` is set.
+
+        Each is sent until it is answered.
+        """
         sequence = 0
         while sequence < batches or not wanted.is_set():
             sequence += 1
@@ -86,7 +98,9 @@ class Sender:
             self.sent += 1
 
     def check(self, logged: dict[int, list[tuple[int, int]]]) -> None:
-        """Once in the log, and every reply names that record and the same rejects."""
+        """Check that the log holds each batch once, and that all replies name its record and the
+        same rejects.
+        """
         assert sorted(logged) == sorted(self.replies)
         for sequence, replies in self.replies.items():
             ((revision, accepted),) = logged[sequence]
@@ -111,7 +125,7 @@ def opened(stub: updates_pb2_grpc.UpdateServiceStub, producer_id: str) -> update
 
 
 def logged_batches(server: Server) -> dict[str, dict[int, list[tuple[int, int]]]]:
-    """(revision, rows) by producer and sequence."""
+    """The (revision, rows) of each batch in the log, by producer and sequence number."""
     found: dict[str, dict[int, list[tuple[int, int]]]] = {}
     with Log.open(log_folder(server.model_folder(MODEL)), read_only=True) as log:
         for record in log.read():
@@ -154,7 +168,7 @@ def test_each_batch_is_applied_once_however_often_it_is_sent_and_whatever_dies(s
 
 @dataclass
 class Rig:
-    """One server, one producer's stub."""
+    """A server and the stub of one producer."""
 
     server: Server
     stub: updates_pb2_grpc.UpdateServiceStub
@@ -205,7 +219,8 @@ def test_a_gap_is_refused_and_names_the_expected_sequence(rig: Rig) -> None:
         code, text = refusal(lambda sequence=sequence: rig.push(epoch, sequence))
         assert code == grpc.StatusCode.FAILED_PRECONDITION and "expected 2" in text
     assert refusal(lambda: rig.push(epoch, 0))[0] == grpc.StatusCode.FAILED_PRECONDITION
-    assert rig.push(epoch, 2).position.revision == 3  # the refusals took neither sequence nor revision
+    # The refused batches consumed neither a sequence number nor a revision.
+    assert rig.push(epoch, 2).position.revision == 3
 
 
 def test_opening_again_fences_the_older_epoch_also_after_a_restart(rig: Rig) -> None:
@@ -227,7 +242,8 @@ def test_opening_again_fences_the_older_epoch_also_after_a_restart(rig: Rig) -> 
 def test_the_ring_of_outcomes_survives_a_restart_from_a_snapshot(rig: Rig) -> None:
     epoch = opened(rig.stub, "p").epoch
     first = {sequence: rig.push(epoch, sequence, rows=sequence) for sequence in range(1, 101)}
-    assert rig.server.stop() == 0  # takes a snapshot: the restart reads no record
+    # The stop takes a snapshot, so the restart reads no record of the log.
+    assert rig.server.stop() == 0
     rig.server.start()
     assert "snapshot" in rig.server.log
     for sequence in (37, 60, 100):

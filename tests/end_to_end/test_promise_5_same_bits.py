@@ -1,4 +1,6 @@
-"""Promise 5: same log, same bits. One root hash for any number of threads, any CPU, any backend, any way to restart."""
+"""Promise 5: one log gives one root hash, for any number of threads, any CPU, any backend and any
+way to restart.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from server_process import environment
 
 PROGRAM = Path(__file__).with_name("replay_roots.py")
 FEW = ("clicks-batch", "purchases-adagrad", "ratings-float16")
-"""Models to replay where every kernel has to be compiled for the purpose."""
+"""The models that are replayed where every kernel must be compiled first."""
 
 
 def roots_in_a_process(
@@ -43,13 +45,13 @@ def roots_in_a_process(
     ids=["1 thread", "2 threads"],
 )
 def test_every_replay_gives_the_live_root(history: History, variables: dict[str, str]) -> None:
-    """Of the whole log and of the snapshot with the rest of the log, in another process."""
+    """Another process replays the whole log, and the snapshot with the records behind it."""
     roots = roots_in_a_process(history, "cpu", tuple(MODELS), **variables)
     assert {model: [history.roots[model].hex()] * 2 for model in MODELS} == roots
 
 
 def test_an_older_cpu_gives_the_live_root(history: History) -> None:
-    """Code for a CPU without AVX-512 has other instructions, and must not have other results."""
+    """Code for a CPU without AVX-512 has other instructions. Its results must be equal."""
     roots = roots_in_a_process(history, "cpu", FEW, NUMBA_CPU_NAME="haswell")
     assert {model: [history.roots[model].hex()] * 2 for model in FEW} == roots
 
@@ -65,7 +67,7 @@ def test_the_snapshot_and_the_rest_of_the_log_give_the_live_root(history: Histor
 
 
 def test_the_grouping_into_commits_changes_nothing(history: History, tmp_path: Path) -> None:
-    """The same records, each a commit of its own, then in groups of 3 and of 200."""
+    """The same records are replayed in commits of 1, of 3 and of 200 records."""
     folder = history.folder("purchases-batch")
     with Log.open(log_folder(folder), read_only=True) as log:
         for size in (1, 3, 200):

@@ -1,4 +1,6 @@
-"""Promise 6: snapshots do not stop the world, are the state at one revision, and a model made from one is that state."""
+"""Promise 6: updates go on during a snapshot, it holds the state at one revision, and a restore
+gives that state.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ Serve = Callable[..., Server]
 SNAPSHOTS = 10
 KEPT = 3
 SEED = 20_261_129
-ROWS = 20_000  # of each side, so that a snapshot takes a while
+# The rows of each side. There are enough of them for a snapshot to take some time.
+ROWS = 20_000
 AGAIN = "again"
 
 
@@ -50,7 +53,7 @@ def test_ten_snapshots_under_load_are_the_replayed_states_and_updates_go_on(
         load.finish()
     assert not load.errors, load.errors
     revisions = [info.position.revision for info in taken]
-    assert revisions == sorted(set(revisions)), "updates stood still between snapshots"
+    assert revisions == sorted(set(revisions)), "no updates between two snapshots"
     assert listed == tuple(taken[-KEPT:])
     follower = Follower(server.model_folder(MODEL))
     for info in taken:
@@ -64,7 +67,7 @@ def test_ten_snapshots_under_load_are_the_replayed_states_and_updates_go_on(
 
 
 def fill(server: Server, rows: int) -> None:
-    """Give the model rows of both sides."""
+    """Push rows of both sides to the model."""
     with server.channel() as channel, Producer(channel, "fill", model=MODEL) as producer:
         producer.push(np.arange(rows) + 1000, np.arange(rows) + 1000)
 
@@ -78,7 +81,10 @@ def auditor_snapshot(auditor: Auditor, gaps: Gaps) -> SnapshotInfo:
 
 
 class Gaps:
-    """The longest times without an ack, for the report: how long they may be is a matter of the machine."""
+    """Measures the longest time without an ack for the report.
+
+    It depends on the machine, so no test asserts it.
+    """
 
     def __init__(self, load: Load) -> None:
         self.load = load
@@ -105,7 +111,7 @@ class Gaps:
         return f"{seconds:.2f} s in all, {revisions} revisions acknowledged meanwhile, longest gap {self.longest * 1e3:.0f} ms"
 
 
-def test_one_snapshot_of_a_model_at_a_time(serve: Serve) -> None:
+def test_a_model_takes_one_snapshot_at_a_time(serve: Serve) -> None:
     server = serve()
     create_model(server, k=64, limits={"users_max": 200_000, "items_max": 200_000})
     fill(server, 60_000)
@@ -128,7 +134,7 @@ def test_one_snapshot_of_a_model_at_a_time(serve: Serve) -> None:
     assert replay_model(server.model_folder(MODEL)).good
 
 
-def test_snapshots_are_taken_by_themselves_and_on_drain(serve: Serve) -> None:
+def test_the_server_takes_snapshots_periodically_and_on_drain(serve: Serve) -> None:
     server = serve("--snapshot-every-events", "1000", "--snapshots-kept", "2")
     create_model(server)
     with server.channel() as channel, Producer(channel, "p", model=MODEL) as producer:
@@ -179,19 +185,23 @@ def test_a_restored_model_scores_as_the_original_did_and_learns_on(serve: Serve,
     with server.channel() as channel:
         info = Auditor(channel, model=MODEL).snapshot()
         at_snapshot = scores(MODEL)
-        push(MODEL, "first")  # the original learns on, its copy begins where the snapshot was
+        # The original model learns more. The copy must begin at the snapshot.
+        push(MODEL, "first")
         restored = Models(channel).restore(AGAIN, MODEL, info.snapshot_id)
     assert (
         restored.position.lineage != info.position.lineage
         and restored.position.revision > info.position.revision
     )
     assert scores(AGAIN) == at_snapshot != scores(MODEL)
-    push(AGAIN, "first")  # its producers came with the snapshot
+    # The snapshot holds the producers of the model.
+    push(AGAIN, "first")
     check_restored(server, scores(AGAIN))
 
 
 def check_restored(server: Server, scores: bytes) -> None:
-    """Over a crash and a clean stop the restored model is the same, and its own log and base replay to it."""
+    """Check that the restored model survives a crash and a clean stop, and equals a replay of its
+    base and log.
+    """
     for end in (server.kill, server.stop):
         with server.channel() as channel:
             live = Models(channel).describe(AGAIN, with_root_hash=True)

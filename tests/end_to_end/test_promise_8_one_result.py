@@ -1,4 +1,7 @@
-"""Promise 8: every backend computes the same bits. Here: the CPU's compiled kernels and the reference in plain NumPy."""
+"""Promise 8: every backend computes the same bits.
+
+These tests compare the CPU backend with the NumPy reference.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +51,12 @@ def test_scores_of_both_are_the_same_bits(history: History, model: str) -> None:
         *fast.backend.gather(ITEMS, item_rows), lists,
     )  # fmt: skip
     assert got.tobytes() == expected.tobytes()
-    assert np.unique(got).size > users  # they say something
+    # The comparison is not about constant scores.
+    assert np.unique(got).size > users
 
 
 def scores_in_numpy(state: ModelState) -> np.ndarray:
-    """float32[users, items]: ((mu + b_u) + b_i) + dot, 8 factors in as many lanes."""
+    """float32[users, items]: ((mu + b_u) + b_i) + dot, with 8 factors in 8 lanes."""
     users, items = (state.backend.sections(side, state.backend.published[side]) for side in (USERS, ITEMS))
     lanes = users["factors"][:, None, :] * items["factors"][None, :, :]
     assert lanes.shape[-1] == 8
@@ -64,13 +68,13 @@ def scores_in_numpy(state: ModelState) -> np.ndarray:
 
 
 class Talk:
-    """What a server is told, and every score that it answers with, as bytes."""
+    """A fixed series of pushes and score calls. It records the bytes of every answer."""
 
     def __init__(self, server: Server) -> None:
         self.server, self.rng, self.answers = server, np.random.default_rng(20_261_131), []
 
     def push(self) -> None:
-        """Four batches of which each begins with users and items that are new."""
+        """Push four batches. Each begins with new users and items."""
         settings = BatchSettings(latency_ms_max=0)
         with self.server.channel() as channel, Producer(channel, "p", model=MODEL, batch=settings) as pushing:
             for _ in range(4):
@@ -80,7 +84,7 @@ class Talk:
                 pushing.push(users, items).result(60)
 
     def ask(self) -> None:
-        """Candidates of one user, the best items of few and of many."""
+        """Score candidates for one user, and ask for the top items of few users and of many."""
         with self.server.channel() as channel, Scorer(channel, model=MODEL) as scorer:
             one, few = scorer.score(3, range(50)), scorer.recommend([1, 99_999], 9)
             many = scorer.recommend(np.arange(70), 100)
@@ -102,7 +106,8 @@ def test_a_server_on_the_reference_gives_the_answers_of_one_on_the_cpu(
         with server.channel() as channel:
             Auditor(channel, model=MODEL).snapshot()
         talk.push()
-        server.kill()  # what came after the snapshot is in the log alone
+        # Only the log holds the records behind the snapshot.
+        server.kill()
         server.start()
         talk.ask()
         talk.push()
@@ -114,4 +119,5 @@ def test_a_server_on_the_reference_gives_the_answers_of_one_on_the_cpu(
         assert report.good and report.snapshots and report.root_hash == model.root_hash
         talks.append(talk)
     assert talks[0].answers == talks[1].answers
-    assert len(set(talks[0].answers)) > 100  # they say something
+    # The comparison is not about equal answers to different calls.
+    assert len(set(talks[0].answers)) > 100

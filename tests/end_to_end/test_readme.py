@@ -1,4 +1,4 @@
-"""The README's example runs as it stands."""
+"""The example of the README runs without a change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`livefactor tune` as a person types it: a spec that beats the preset, written, served; killed and gone on with."""
+"""The command `livefactor tune`: it finds a spec that beats the preset, writes it, and resumes
+after a kill.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,6 @@ import pytest
 import typer
 
 from livefactor.models import Models
-from livefactor_server.cli import client, push, tune  # noqa: F401
 from livefactor_server.cli.app import app
 from livefactor_server.files.specs import read_spec
 from livefactor_server.tuning import search
@@ -30,7 +31,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture
 def ratings(tmp_path: Path) -> Path:
-    """Stars of three factors and more noise, of which the preset believes too much."""
+    """Ratings from three factors and much noise. The preset overfits them."""
     rng = np.random.default_rng(4)
     users, items = rng.integers(0, 200, 8000), rng.integers(0, 100, 8000)
     taste = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 100))
@@ -69,7 +70,7 @@ def test_the_winner_beats_the_preset_and_is_served(
     picture = (tmp_path / "tuned.svg").read_text()
     assert picture.startswith("<?xml") and "</svg>" in picture
 
-    # Shown again, without a further trial, as a table.
+    # A second run makes no further trial and prints a table.
     code, out, err = type_in("tune", str(ratings), *options(tmp_path, 12))
     assert code == 0 and "0 of them now" in err
     assert f"{found['preset']['rest']:.4f}" in out and "mean of the item's earlier values" in out
@@ -82,18 +83,18 @@ def test_the_winner_beats_the_preset_and_is_served(
     with Models(server.target) as models:
         assert described.spec == models.describe("other").spec
     assert described.spec["k"] == spec.k == found["winner"]["spec"]["k"]
-    assert described.spec["optimizer"]["learning_rate"] == spec.optimizer.learning_rate
+    assert np.float32(described.spec["optimizer"]["learning_rate"]) == spec.optimizer.learning_rate
     assert type_in("push", str(ratings), "--user", "user", "--item", "item", "--value", "rating",
                    "--target", server.target)[0] == 0  # fmt: skip
 
 
 def finished(journal: Path) -> int:
-    """Trials that ended, by the journal's lines."""
+    """The number of finished trials in the journal."""
     lines = journal.read_text().splitlines() if journal.exists() else []
     return sum('"state":1' in line or '"state":2' in line for line in lines)
 
 
-def test_a_killed_search_goes_on_to_the_same_file(ratings: Path, tmp_path: Path) -> None:
+def test_a_killed_search_resumes_and_writes_the_same_file(ratings: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
@@ -144,7 +145,7 @@ def test_without_the_extra_it_says_what_to_install(ratings: Path, monkeypatch: A
 def test_no_module_needs_the_extra_before_it_is_used() -> None:
     code = (
         "import sys; sys.modules['optuna'] = sys.modules['matplotlib'] = None;"
-        "from livefactor_server.cli import tune"
+        "from livefactor_server.cli import tuning"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -45,8 +45,9 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imports(path: Path, type_checking: bool = True) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything a file imports, at any depth; `from a import b` gives a and a.b.
-    Without `type_checking`, what only type checkers see is left out."""
+    """(line, dotted name) of everything a file imports, at any depth; `from a import b` gives a and
+    a.b. Without `type_checking`, what only type checkers see is left out.
+    """
     skipped: set[ast.AST] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if node in skipped or (not type_checking and is_type_checking(node)):
@@ -81,13 +82,17 @@ def tool(name: str) -> str:
 
 
 def contract_files(image: bytes) -> dict[str, FileDescriptorProto]:
-    """The files of a compiled contract by name, without what differs between compilers and says nothing."""
+    """The files of a compiled contract by name, without what differs between compilers and says
+    nothing.
+    """
     files = FileDescriptorSet.FromString(image).file
     return {file.name: bare(file) for file in files}
 
 
 def bare(file: FileDescriptorProto) -> FileDescriptorProto:
-    """The same file without comments, JSON names (they follow from the names) and compilers' own fields."""
+    """The same file without comments, JSON names (they follow from the names) and compilers' own
+    fields.
+    """
     file.ClearField("source_code_info")
     file.DiscardUnknownFields()
     for message in file.message_type:

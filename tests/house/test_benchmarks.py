@@ -11,7 +11,8 @@ import pytest
 
 from repository import ROOT
 
-sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
+# Benchmarks are in no package that is installed.
+sys.path.insert(0, str(ROOT))
 from benchmarks import report
 from benchmarks.pages import between_marks, is_reached, with_verdict
 

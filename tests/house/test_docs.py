@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import dataclasses
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import click
 import pytest
 import typer
 
-import livefactor_server.cli
 from repository import ROOT, compiled_contract, contract_files, project_files
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
@@ -34,8 +33,6 @@ def missing(names: list[str]) -> list[str]:
 
 def commands() -> Iterator[tuple[str, click.Command]]:
     """(what is typed, command) of every command of `livefactor`."""
-    for module in pkgutil.iter_modules(livefactor_server.cli.__path__):
-        importlib.import_module(f"livefactor_server.cli.{module.name}")
     from livefactor_server.cli.app import app
 
     def walk(typed: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
@@ -62,22 +59,9 @@ def test_every_call_is_explained() -> None:
 def test_every_setting_is_explained() -> None:
     from livefactor_server.cli.settings import ServerSettings
 
-    flags = ["--" + name.replace("_", "-") for name in ServerSettings.model_fields]
+    flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(ServerSettings)]
     assert len(flags) >= 5
     assert missing(flags) == []
-
-
-def test_every_setting_is_a_flag_of_serve() -> None:
-    from livefactor_server.cli.settings import ServerSettings
-
-    flags = {
-        option
-        for typed, command in commands()
-        if typed == "livefactor serve"
-        for p in command.params
-        for option in p.opts
-    }
-    assert {"--" + name.replace("_", "-") for name in ServerSettings.model_fields} <= flags
 
 
 def test_every_metric_is_explained() -> None:
@@ -94,14 +78,82 @@ def test_every_command_and_flag_is_explained() -> None:
     found = dict(commands())
     assert len(found) >= 8
     assert missing(list(found)) == []
-    flags = {
-        option
-        for command in found.values()
-        for p in command.params
-        for option in p.opts
-        if option.startswith("--")
-    }
+    flags = {option for command in found.values() for p in command.params for option in flags_of(p)}
     assert missing(sorted(flags - {"--help"})) == []
+
+
+def flags_of(parameter: click.Parameter) -> list[str]:
+    """Its long flags, and those that turn it off."""
+    return [flag for flag in (*parameter.opts, *parameter.secondary_opts) if flag.startswith("--")]
+
+
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+
+
+def typed_in_docs() -> Iterator[tuple[str, str]]:
+    """(page, text) of every line of a code block and every code span that a reader may type."""
+    for page in PAGES:
+        if page.name in GENERATED:
+            continue
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"^```[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        for block in blocks:
+            for line in block.replace("\\\n", " ").splitlines():
+                yield page.name, line.split(" #")[0].strip()
+        for span in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+            yield page.name, span.strip()
+
+
+def test_every_flag_that_a_page_names_exists() -> None:
+    """Behind a command its own flags, alone or behind a part of a command the flags of any
+    command.
+    """
+    found = dict(commands())
+    root = {"--version", "--help"}
+    every = root.union(*(flags_of(p) for command in found.values() for p in command.params))
+    checked, wrong = 0, []
+    for page, text in typed_in_docs():
+        first = text.split()[0] if text.split() else ""
+        names = {typed.split()[-1] for typed in found} | {"livefactor"}
+        if not FLAG.match(first) and first not in names:
+            continue
+        command = next((c for typed, c in found.items() if f"{text} ".startswith(f"{typed} ")), None)
+        known = every if command is None else {*root, *(f for p in command.params for f in flags_of(p))}
+        flags = FLAG.findall(text)
+        checked += len(flags)
+        wrong += [(page, text, flag) for flag in flags if flag not in known]
+    assert checked > 50
+    assert wrong == []
+
+
+def test_every_command_line_of_a_page_is_accepted() -> None:
+    """The parser takes each `livefactor ...` line of a code block; nothing is run."""
+    from livefactor_server.cli.app import app
+
+    group = typer.main.get_command(app)
+    lines = [
+        line.removeprefix("$ ")
+        for page in PAGES
+        if page.name not in GENERATED
+        for block in re.findall(
+            r"^```[^\n]*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        )
+        for line in block.replace("\\\n", " ").splitlines()
+        if re.match(r"(\$ )?livefactor [a-z]", line)
+    ]
+    assert lines
+    wrong = []
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        words = words[
+            : next((at for at, word in enumerate(words) if word in ("|", "&", "&&", ">")), len(words))
+        ]
+        command = group
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        known = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)} | {"--help"}
+        wrong += [(line, word) for word in words if word.startswith("-") and word.split("=")[0] not in known]
+    assert wrong == []
 
 
 def test_every_command_and_flag_has_help() -> None:
@@ -139,7 +191,9 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_excerpts_are_the_files_they_name() -> None:
-    """A code block that begins with a comment naming a file holds a piece of that file, word for word."""
+    """A code block that begins with a comment naming a file holds a piece of that file, word for
+    word.
+    """
     seen = 0
     for page in PAGES:
         for code in re.findall(

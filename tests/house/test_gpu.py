@@ -1,5 +1,6 @@
-"""The GPU's part of the house: one door to numba.cuda, figures that were measured or are said not to be, and a
-server that starts with what a GPU machine has."""
+"""The GPU's part of the house: one door to numba.cuda, figures that were measured or are said not
+to be, and a server that starts with what a GPU machine has.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +11,12 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from repository import ROOT, imports, python_files
 
-sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
+# Benchmarks are in no package that is installed.
+sys.path.insert(0, str(ROOT))
 from benchmarks import gpu_check
 from benchmarks.pages import between_marks
 
@@ -54,7 +57,8 @@ def test_goals_are_quotients_of_what_was_measured() -> None:
     )
     assert figures["gpu_hogwild_share_of_copy"] == pytest.approx(1036 / 2000)
     assert figures["ratio_gpu_ordered_65536_to_hogwild"] == pytest.approx(0.6)
-    assert figures["ratio_gpu_topk_64_to_torch"] is None  # torch was not there
+    # Torch was not there.
+    assert figures["ratio_gpu_topk_64_to_torch"] is None
     lines = gpu_check.table(figures).splitlines()
     assert [line for line in lines if "0.518 (not reached)" in line and "at least 0.6" in line]
     assert [line for line in lines if "0.3 (not reached)" in line and "at most 0.2" in line]
@@ -93,7 +97,7 @@ def test_gpu_check_says_what_it_found_where_there_is_no_gpu() -> None:
 
 MISSING = (
     "blake3", "buf", "cryptography", "google_crc32c", "grpc_health", "grpc_reflection", "grpc_status", "grpc_tools",
-    "optuna", "pandas", "psutil", "pydantic", "pydantic_settings", "pytest_timeout", "river", "threadpoolctl",
+    "optuna", "pandas", "psutil", "pytest_timeout", "river", "threadpoolctl",
 )  # fmt: skip
 """What a machine with a GPU need not have."""
 
@@ -124,7 +128,9 @@ def test_a_server_starts_with_what_a_gpu_machine_has() -> None:
 
 
 def test_the_gpu_tests_need_no_plugin() -> None:
-    """`gpu_check.run_tests` leaves the project's options out; what is left must be known to pytest alone."""
+    """`gpu_check.run_tests` leaves the project's options out; what is left must be known to pytest
+    alone.
+    """
     text = (ROOT / "benchmarks" / "gpu_check.py").read_text(encoding="utf-8")
     assert '"addopts="' in text and re.search(r'"-m", "gpu and not long"', text)
     done = subprocess.run(
@@ -139,8 +145,11 @@ def test_the_gpu_tests_need_no_plugin() -> None:
 
 def test_no_server_lets_in_a_record_that_the_gpu_holds_no_memory_for() -> None:
     from livefactor_kernels.device.scratch import RECORD_EVENTS_MAX
-    from livefactor_server.cli.settings import ServerSettings
+    from livefactor_server.cli.app import app
 
-    assert ServerSettings(batch_events_max=RECORD_EVENTS_MAX).batch_events_max == RECORD_EVENTS_MAX
-    with pytest.raises(ValueError, match="batch_events_max"):
-        ServerSettings(batch_events_max=RECORD_EVENTS_MAX + 1)
+    (flag,) = (
+        each
+        for each in typer.main.get_command(app).commands["serve"].params
+        if each.name == "batch_events_max"
+    )
+    assert flag.type.max == RECORD_EVENTS_MAX and not flag.type.clamp

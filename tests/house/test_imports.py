@@ -18,7 +18,9 @@ def test_contracts_between_rooms_hold() -> None:
 
 
 def test_the_client_names_nothing_but_its_three_dependencies() -> None:
-    """Lazy imports inside functions count: what base dependencies do not bring may not be needed at all."""
+    """Lazy imports inside functions count: what base dependencies do not bring may not be needed at
+    all.
+    """
     allowed = THIN | sys.stdlib_module_names
     found = [
         f"{path.relative_to(ROOT)}:{line}: {name}"

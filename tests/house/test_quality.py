@@ -1,4 +1,6 @@
-"""The judge of update rules judges rightly: divisions, metrics, opponents; its page shows what was measured."""
+"""The judge of update rules judges rightly: divisions, metrics, opponents; its page shows what was
+measured.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ import pytest
 
 from repository import ROOT
 
-sys.path.insert(0, str(ROOT))  # benchmarks are in no package that is installed
+# Benchmarks are in no package that is installed.
+sys.path.insert(0, str(ROOT))
 from benchmarks.pages import between_marks
 from benchmarks.progressive.data import Stream
 from benchmarks.quality import als, closed_form, data, metrics, pictures, ratings, report, search
@@ -135,15 +138,18 @@ def test_the_judge_asks_for_what_is_new_to_users_who_are_known() -> None:
     learned = events_of([(0, 0), (0, 1), (1, 1)], 4, 5)
     judged = events_of([(0, 1), (0, 3), (1, 1), (2, 0), (0, 1)], 4, 5)
     judge = metrics.Judge(data.Division(learned, judged))
-    assert judge.users.tolist() == [0]  # 1 only repeats, 2 was never met
+    # 1 only repeats, 2 was never met.
+    assert judge.users.tolist() == [0]
     assert judge.relevant.tolist() == [[False, False, False, True, False]]
-    assert judge.left_out.tolist() == [[True, True, True, True, True]]  # nobody had 2, 3 and 4
+    # Nobody had 2, 3 and 4.
+    assert judge.left_out.tolist() == [[True, True, True, True, True]]
     judge = metrics.Judge(data.Division(events_of([(0, 0), (1, 3), (1, 2)], 4, 5), judged))
     assert judge.left_out[0].tolist() == [True, True, False, False, True]
     figures = judge.figures(lambda users: np.array([[9, 9, 1, 2, 9.0]]))
     assert judge.users.tolist() == [0, 1]
     assert figures["hit10"] == 0.5
-    # Nobody had item 1, so it is missed: user 0 gets 3, the first of two that count, user 1 nothing.
+    # Nobody had item 1, so it is missed: user 0 gets 3, the first of two that count, user 1
+    # nothing.
     assert figures["ndcg10"] == pytest.approx((1.0 / (1 + 1 / np.log2(3)) + 0.0) / 2)
     with pytest.raises(ValueError, match="finite"):
         judge.figures(lambda users: np.full((users.size, 5), np.nan))
@@ -172,7 +178,8 @@ def test_popularity_halves_in_its_half_life() -> None:
 def test_item_knn_is_the_sum_over_what_a_user_had(kind: str, neighbours: int) -> None:
     events, shrinkage = tiny(30), 1.5
     matrix = events.matrix()
-    had = [set(np.flatnonzero(row)) for row in matrix.T]  # users by item
+    # Users by item.
+    had = [set(np.flatnonzero(row)) for row in matrix.T]
     expected = np.zeros((9, 7))
     for j in range(7):
         row = np.zeros(7)
@@ -264,7 +271,8 @@ def test_test_then_learn_asks_before_it_learns(kind: str) -> None:
         best = sorted(np.flatnonzero(popularity), key=lambda i: (-rounded[i], -popularity[i], i))[:10]
         expected.append(item in best)
     assert 20 < sum(expected) < 190
-    # Equal sums taken in another order may differ in the last digit, and so which of two tied items is the tenth.
+    # Equal sums taken in another order may differ in the last digit, and so which of two tied items
+    # is the tenth.
     assert np.count_nonzero(hits != np.array(expected)) <= 2
 
 
@@ -290,7 +298,8 @@ def test_every_method_has_a_colour() -> None:
 
 
 def test_opponents_are_tuned_as_long_as_ours() -> None:
-    ours = {len(method.grid) for method in METHODS.values() if method.ours} - {1}  # 1: a preset as it is
+    # 1: a preset as it is.
+    ours = {len(method.grid) for method in METHODS.values() if method.ours} - {1}
     assert len(ours) == 1
     assert {len(method.shuffled) for method in METHODS.values() if method.shuffled} == ours
     for key in ("ials", "implicit", "knn", "ease_recent"):

@@ -1,4 +1,6 @@
-"""The client reads snapshots without the kernels: so it declares their sections itself, and must declare the same ones."""
+"""The client reads snapshots without the kernels: so it declares their sections itself, and must
+declare the same ones.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ def _specs() -> Iterator[Any]:
         }
         try:
             yield pytest.param(check(ModelSpec(**fields)), id=f"{rule}-{kind.name.lower()}-{part}")
-        except SpecError:  # not every part goes with every rule
+        except SpecError:
+            # Not every part goes with every rule.
             continue
 
 

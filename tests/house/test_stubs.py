@@ -1,4 +1,6 @@
-"""The committed stubs and the baseline say what protos/ says. (`make check` compares the stubs' text.)"""
+"""The committed stubs and the baseline say what protos/ says. (`make check` compares the stubs'
+text.)
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def test_every_stub_belongs_to_a_proto_file() -> None:
 
 
 def test_the_baseline_for_breaking_changes_is_up_to_date() -> None:
-    """An addition that is not in the baseline would not be guarded. `make proto-baseline` accepts it."""
+    """An addition that is not in the baseline would not be guarded.
+
+    `make proto-baseline` accepts it.
+    """
     baseline = (ROOT / "protos" / "baseline.binpb").read_bytes()
     assert contract_files(baseline) == contract_files(compiled_contract())
 
@@ -41,5 +46,7 @@ def test_stubs_load_on_the_oldest_protobuf() -> None:
 
 
 def test_protobuf_is_the_compiled_one() -> None:
-    """The pure-Python parser can be sent into endless recursion by a peer, and is a hundred times slower."""
+    """The pure-Python parser can be sent into endless recursion by a peer, and is a hundred times
+    slower.
+    """
     assert api_implementation.Type() == "upb"

@@ -1,7 +1,8 @@
 """The specs of the conformance kit, and the records that its models learn.
 
-`tests/kernels/test_conformance.py` holds every backend to the same behaviours with each of these specs. A new rule, optimiser
-or part of a spec adds its lines to `SPECS`, and needs no test of its own for what the kit checks.
+`tests/kernels/test_conformance.py` holds every backend to the same behaviours with each of these
+specs. A new rule, optimiser or part of a spec adds its lines to `SPECS`, and needs no test of its
+own for what the kit checks.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def _every_optimizer() -> Iterator[tuple[str, ModelSpec]]:
 
 
 def _narrow_factors(every: bool) -> Iterator[tuple[str, ModelSpec]]:
-    """Every optimiser with both narrow types and both kinds of kernels; all losses take turns, unless `every` is wanted."""
+    """Every optimiser with both narrow types and both kinds of kernels; all losses take turns,
+    unless `every` is wanted.
+    """
     for d, dtype in enumerate((FLOAT16, BFLOAT16)):
         for b, batch in enumerate((1, 7)):
             for o, kind in enumerate(OptimizerKind):
@@ -162,8 +165,9 @@ IN_SIMULATOR = (
     "softmax-in-batch-groups",
     "softmax-replay",
 )
-"""What the simulator is asked for in `make test`: it takes a second for what a device does in a millisecond. All of `SPECS` run
-on a device, and with the marker `long`."""
+"""What the simulator is asked for in `make test`: it takes a second for what a device does in a
+millisecond. All of `SPECS` run on a device, and with the marker `long`.
+"""
 
 
 def specs_of(backend: str) -> list[object]:
@@ -223,7 +227,9 @@ class Record:
 def draw_record(
     rng: np.random.Generator, spec: ModelSpec, events: int, users: int = 9, items: int = 12
 ) -> Record:
-    """Events among few keys: rows repeat, item 3 is hot, users come in runs now and then, and some columns are missing."""
+    """Events among few keys: rows repeat, item 3 is hot, users come in runs now and then, and some
+    columns are missing.
+    """
     user_keys = rng.integers(0, users, events)
     user_keys = np.sort(user_keys) if rng.random() < 0.5 else user_keys
     item_keys = np.where(rng.random(events) < 0.3, 3, rng.integers(0, items, events))

@@ -1,10 +1,10 @@
 """A simulated disk that loses what was not synced, and every state a power cut could leave it in.
 
-`CrashIO` has the verbs of `FileIO` over memory, and writes down each operation, sync and acknowledgement.
-`crash_states`
-goes through that record: at every point of it the operations that no sync covers may each have reached the
-disk or not, in any combination, and a write may have reached it in some of its sectors only. A file's bytes
-and length become durable by `fdatasync` on it, names by `fsync_dir` on their folder, neither by the other.
+`CrashIO` has the verbs of `FileIO` over memory, and writes down each operation, sync and
+acknowledgement. `crash_states` goes through that record: at every point of it the operations that
+no sync covers may each have reached the disk or not, in any combination, and a write may have
+reached it in some of its sectors only. A file's bytes and length become durable by `fdatasync` on
+it, names by `fsync_dir` on their folder, neither by the other.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from livefactor_server.log.disk import BLOCK_BYTES, FileIO
 
 SECTOR_BYTES = 512
 OPEN_OPERATIONS_MAX = 8
-"""So many of the last unsynced operations are taken in all combinations; earlier ones have reached the
-disk."""
+"""So many of the last unsynced operations are taken in all combinations; earlier ones have reached
+the disk.
+"""
 
 FOLDER = -1
 
 
 @dataclass(frozen=True)
 class Name:
-    """`path` now leads to file number `file`, FOLDER, or nothing (None); `old`, in a rename, to nothing."""
+    """`path` now leads to file number `file`, FOLDER, or nothing (None); `old`, in a rename, to
+    nothing.
+    """
 
     path: Path
     file: int | None
@@ -111,8 +114,9 @@ class Image:
 
 
 class CrashIO(FileIO):
-    """The disk in memory. `short` makes it write short now and then, as real ones do; `full` makes it run out
-    of room.
+    """The disk in memory.
+
+    `short` makes it write short now and then, as real ones do; `full` makes it run out of room.
 
     Args:
         image: what is on the disk at first.
@@ -125,7 +129,9 @@ class CrashIO(FileIO):
         self.events: list[Event] = []
         self.short = short
         self.write_errors: list[int | None] = []
-        """Errors of the next writes, None for success; a write that fails has written one sector before."""
+        """Errors of the next writes, None for success; a write that fails has written one sector
+        before.
+        """
         self.sync_errors: list[int | None] = []
         self.allocate_errors: list[int | None] = []
         self._fds: dict[int, int] = {}
@@ -210,8 +216,8 @@ class CrashIO(FileIO):
 
 
 def crash_states(io: CrashIO, acked: int, tears: int, seed: int) -> Iterator[tuple[int, Image]]:
-    """(last acknowledged revision, disk) of every distinct state a power cut could leave, over the whole
-    record.
+    """(last acknowledged revision, disk) of every distinct state a power cut could leave, over the
+    whole record.
 
     Args:
         io: the disk with its record.
@@ -267,8 +273,9 @@ def _states(durable: Image, pending: list[Event], tears: int, chance: random.Ran
 
 
 def _tears(op: Write, random_tears: int, chance: random.Random) -> Iterator[list[Write]]:
-    """The write with only some of its sectors: every prefix, every suffix, random ones, and one with a sector
-    of noise."""
+    """The write with only some of its sectors: every prefix, every suffix, random ones, and one
+    with a sector of noise.
+    """
     sectors = [
         Write(op.file, op.offset + at, op.data[at : at + SECTOR_BYTES])
         for at in range(0, len(op.data), SECTOR_BYTES)

@@ -29,11 +29,14 @@ from livefactor_server.statuses import Refused
 SPEC = preset(
     "clicks_sgd", k=8, limits=Limits(users_max=5000, items_max=5000, value_abs_max=1.0, error_max=1e3)
 )
-SEGMENT_BYTES = 16 << 10  # small, so that a full disk is met soon
+# Small, so that a full disk is met soon.
+SEGMENT_BYTES = 16 << 10
 
 
 class FaultyIO(FileIO):
-    """A disk that can be told to be full, to fail its next sync, or to wait with it until `syncing` is set."""
+    """A disk that can be told to be full, to fail its next sync, or to wait with it until `syncing`
+    is set.
+    """
 
     full = False
     sync_error = False

@@ -1,8 +1,8 @@
 """Golden digests: the bits that a log gives are part of the contract, on every machine.
 
 A digest that changes here means that every existing log replays to another model: bump
-`spec.KERNEL_SEMANTICS`, say why in docs/architecture.md, and only then write the new digests down (`python
-tests/kit/golden.py 0 1` prints them).
+`spec.KERNEL_SEMANTICS`, say why in docs/architecture.md, and only then write the new digests down
+(`python tests/kit/golden.py 0 1` prints them).
 """
 
 from __future__ import annotations
@@ -137,8 +137,9 @@ GOLDEN = {
 
 
 def _stream(records: int = 4, events: int = 500):
-    """Keys, values and weights from integers alone: no generator whose numbers could change with its
-    version."""
+    """Keys, values and weights from integers alone: no generator whose numbers could change with
+    its version.
+    """
     state = 88172645463325252
     for _ in range(records):
         columns = []

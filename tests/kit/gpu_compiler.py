@@ -1,4 +1,6 @@
-"""Every kernel of the GPU backend, compiled without a GPU, a driver or nvcc: PTX, then machine code."""
+"""Every kernel of the GPU backend, compiled without a GPU, a driver or nvcc: PTX, then machine
+code.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from cuda.core import Linker, LinkerOptions, ObjectCode
 from cuda.pathfinder import find_static_lib
 from numba import types
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are in no package that is installed
+# Benchmarks are in no package that is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.gpu import rivals
 
 from livefactor_kernels.device import plan as cuda_plan
@@ -97,8 +100,10 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """Every kernel; those of a length of rows at k = 64, each loss with the optimiser that costs more. Those that
-    read or write factors once more for each narrow type, of a loss with both kinds of entries."""
+    """Every kernel; those of a length of rows at k = 64, each loss with the optimiser that costs
+    more. Those that read or write factors once more for each narrow type, of a loss with both kinds
+    of entries.
+    """
     for loss in (Loss.SQUARED, Loss.LOGISTIC, Loss.BPR):
         name = f"{loss.name.lower()}_"
         yield Case(
@@ -198,7 +203,8 @@ def _of_histories() -> Iterator[Case]:
     for name, kind in (("words", WORDS), ("floats", FLOATS), ("longs", LONGS)):
         yield Case(f"{name}_copy", cuda_reads.livefactor_copy_kernel, (kind, saved, kind, I64))
         gather = (WORDS, kind, kind, saved, I64, I64, I64, kind)
-        if kind != FLOATS:  # which is that of factors
+        # Which is that of factors.
+        if kind != FLOATS:
             yield Case(f"{name}_gather", cuda_reads.livefactor_gather_kernel, gather)
 
 
@@ -283,7 +289,8 @@ def machine_code_of(ptx: str, target: tuple[int, int]) -> Machine:
     """Assemble PTX; the registers it takes, and what it keeps in memory for want of them."""
     options = LinkerOptions(arch="sm_{}{}".format(*target), ptxas_options=["-v"])
     parts = [ObjectCode.from_ptx(ptx.encode())]
-    if "cudaCGSynchronize" in ptx:  # the barrier over a grid is in CUDA's device runtime
+    # The barrier over a grid is in CUDA's device runtime.
+    if "cudaCGSynchronize" in ptx:
         parts.append(ObjectCode.from_library(find_static_lib("cudadevrt")))
     linker = Linker(*parts, options=options)
     assert len(linker.link("cubin").code) > 0

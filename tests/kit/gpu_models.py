@@ -1,4 +1,6 @@
-"""Models of the GPU backend beside their judge, for the tests that run on a GPU where one is, and in the simulator."""
+"""Models of the GPU backend beside their judge, for the tests that run on a GPU where one is, and
+in the simulator.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ if SIMULATED:
     simulated_blocks.install()
 
 WALK, LAUNCHES = 1 << 30, 0
-"""`walk_entries_max` that lets one block walk over every micro-batch, and one that launches for each."""
+"""`walk_entries_max` that lets one block walk over every micro-batch, and one that launches for
+each.
+"""
 TOGETHER = -1
 """Stands for one launch of a grid that runs all at once."""
 EVENTS = 9 if SIMULATED else 700

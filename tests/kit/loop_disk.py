@@ -1,7 +1,9 @@
-"""A file system in a file, whose plug can be pulled: what the kernel had not written is gone, as after a power cut.
+"""A file system in a file, whose plug can be pulled: what the kernel had not written is gone, as
+after a power cut.
 
-`FS_IOC_SHUTDOWN` would do so to any file system, the machine's own too, so it is used through `LoopFileSystem.cut`
-alone, which demands a loop device that the test itself mounted. A disk that lies about its own cache is not tested.
+`FS_IOC_SHUTDOWN` would do so to any file system, the machine's own too, so it is used through
+`LoopFileSystem.cut` alone, which demands a loop device that the test itself mounted. A disk that
+lies about its own cache is not tested.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ SHUTDOWN_NO_LOG_FLUSH = 2
 
 
 class LoopFileSystem:
-    """An ext4 in a sparse file, mounted at `folder`. OSError or CalledProcessError without root, loop devices or mkfs.ext4."""
+    """An ext4 in a sparse file, mounted at `folder`.
+
+    OSError or CalledProcessError without root, loop devices or mkfs.ext4.
+    """
 
     def __init__(self, folder: Path, size: int = 64 << 20) -> None:
         folder = folder.resolve()
@@ -51,7 +56,10 @@ class LoopFileSystem:
             self.mounted_by_us = False
 
     def cut(self) -> None:
-        """Pulls the plug. Refuses unless the file system is on a loop device over this object's own image."""
+        """Pulls the plug.
+
+        Refuses unless the file system is on a loop device over this object's own image.
+        """
         fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._check_ours(os.fstat(fd).st_dev)

@@ -1,6 +1,8 @@
-"""Bugs to plant in a server under test, each a function that changes the server's classes before its command runs.
+"""Bugs to plant in a server under test, each a function that changes the server's classes before
+its command runs.
 
-A harness that finds nothing in these finds nothing: every one must be caught by the test of the promise it breaks.
+A harness that finds nothing in these finds nothing: every one must be caught by the test of the
+promise it breaks.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from livefactor_kernels.pins.cpu import PinBoard
 from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.commit import Commit
 from livefactor_server.engine.submission import Ack, Submission
+from livefactor_server.hosting.host import Hosting
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.store import Log
 from livefactor_server.model.gate import Gate
@@ -43,6 +47,18 @@ def sync_on_trial() -> None:
         real(self, fd)
 
     FileIO.fdatasync = fdatasync  # type: ignore[method-assign]
+
+
+def models_open_on_trial() -> None:
+    """No bug: a start that waits while a file "models-wait" lies beside the data folder."""
+    real = Hosting.open_all
+
+    def open_all(self: Hosting, *arguments: Any) -> None:
+        while (self._data.parent / "models-wait").exists():
+            time.sleep(0.01)
+        real(self, *arguments)
+
+    Hosting.open_all = open_all  # type: ignore[method-assign]
 
 
 def _through_the_page_cache() -> None:

@@ -1,7 +1,8 @@
-"""Servers as processes of their own, which tests start, kill, stop and start again on the same folder and port.
+"""Servers as processes of their own, which tests start, kill, stop and start again on the same
+folder and port.
 
-`ColdStart` runs `python -m livefactor serve` as people do; `WarmStart` forks the same command from a process that has
-imported it (warm_start.py), for tests that start dozens.
+`ColdStart` runs `python -m livefactor serve` as people do; `WarmStart` forks the same command from
+a process that has imported it (warm_start.py), for tests that start dozens.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any, Protocol
 
 import grpc
 
-START_TIMEOUT_S = 120.0  # the first start on a machine compiles the kernels
+# The first start on a machine compiles the kernels.
+START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.005
 
@@ -39,7 +41,9 @@ class Starter(Protocol):
 
 
 def environment() -> dict[str, str]:
-    """This process's, with its import path, without settings of the server; SIGABRT writes where every thread is."""
+    """This process's, with its import path, without settings of the server; SIGABRT writes where
+    every thread is.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LIVEFACTOR_")}
     path = os.pathsep.join(path for path in sys.path if path)
     return {**kept, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}
@@ -161,7 +165,10 @@ class Server:
         self._child = self._starter.start(arguments, self.log_path, self.plants)
 
     def start(self) -> float:
-        """Start and wait until it serves; seconds that took. AssertionError with the server's log if it does not."""
+        """Start and wait until it serves; seconds that took.
+
+        AssertionError with the server's log if it does not.
+        """
         began = time.monotonic()
         if self._child is None:
             self.launch()

@@ -20,7 +20,9 @@ def warm() -> Iterator[WarmStart]:
 
 @pytest.fixture
 def serve(warm: WarmStart, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """`serve(*flags, name=, plants=, cold=)` starts a server without models; all end with the test."""
+    """`serve(*flags, name=, plants=, cold=)` starts a server without models; all end with the
+    test.
+    """
     servers: list[Server] = []
 
     def start(*flags: str, name: str = "data", plants: tuple[str, ...] = (), cold: bool = False) -> Server:

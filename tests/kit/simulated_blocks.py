@@ -1,7 +1,9 @@
-"""How Numba's simulator runs a block, without polling: who waits at a barrier sleeps until the last one is there.
+"""How Numba's simulator runs a block, without polling: who waits at a barrier sleeps until the last
+one is there.
 
-The simulator's own main thread looks at every thread again and again until all wait, which takes most of its time, and each
-block starts new threads. Here the threads stay. They run as freely as there, in any order, so a missing barrier is seen.
+The simulator's own main thread looks at every thread again and again until all wait, which takes
+most of its time, and each block starts new threads. Here the threads stay. They run as freely as
+there, in any order, so a missing barrier is seen.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import numpy as np
 from livefactor_kernels.device.warp import cuda
 
 SWITCH_S = 1e-3
-"""How long a thread runs before another may, in seconds; Python's own 5 ms would let most reach their barrier undisturbed."""
+"""How long a thread runs before another may, in seconds; Python's own 5 ms would let most reach
+their barrier undisturbed.
+"""
 
 
 class Lane(threading.Thread):
@@ -33,7 +37,8 @@ class Lane(threading.Thread):
         self._manager = block
         place = cuda.simulator.kernelapi.Dim3
         self.blockIdx, self.threadIdx = place(*block_point), place(*thread_point)
-        self.turn = 0  # of the meetings of `warp`
+        # Of the meetings of `warp`.
+        self.turn = 0
         self.go()
 
     def go(self) -> None:

@@ -1,4 +1,6 @@
-"""How a hostile snapshot is refused: quickly, in little memory, nothing run and nothing outside opened."""
+"""How a hostile snapshot is refused: quickly, in little memory, nothing run and nothing outside
+opened.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ FORBIDDEN_EVENTS = (
 
 
 class Watch:
-    """Audit events while it is armed; a hook cannot be removed, so it is one for the whole process."""
+    """Audit events while it is armed; a hook cannot be removed, so it is one for the whole
+    process.
+    """
 
     def __init__(self) -> None:
         self.armed_thread = 0

@@ -1,4 +1,6 @@
-"""States to take snapshots of: plain arrays in place of a model, so that these tests need no kernels."""
+"""States to take snapshots of: plain arrays in place of a model, so that these tests need no
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ FACTOR_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
 
 
 class ArrayPin:
-    """Both tables as arrays, factors padded to a multiple of 16 columns as in memory; reads are copies."""
+    """Both tables as arrays, factors padded to a multiple of 16 columns as in memory; reads are
+    copies.
+    """
 
     def __init__(
         self, users: int, items: int, k: int, optimizer: int, seed: int = 0, factor_dtype: int = FLOAT32
@@ -67,7 +71,9 @@ def labels(names: dict[int, str]) -> dict[str, np.ndarray]:
 
 
 def spec_bytes(k: int, optimizer: int, factor_dtype: int = FLOAT32) -> bytes:
-    """Logged spec bytes: as much of a spec as the format depends on; float32 is left out as in a log."""
+    """Logged spec bytes: as much of a spec as the format depends on; float32 is left out as in a
+    log.
+    """
     return _spec(k, optimizer, factor_dtype).SerializeToString()
 
 

@@ -65,7 +65,9 @@ def solve_spec(loss: Loss = Loss.IMPLICIT, **changes: object) -> ModelSpec:
 def push_lists(
     model: Backend, rng: np.random.Generator, events: int, users: int = 9, items: int = 30
 ) -> None:
-    """A record in which rows repeat, users come in runs, some values are 0 and, now and then, columns are empty."""
+    """A record in which rows repeat, users come in runs, some values are 0 and, now and then,
+    columns are empty.
+    """
     user_keys = (
         np.sort(rng.integers(0, users, events)) if rng.random() < 0.5 else rng.integers(0, users, events)
     )

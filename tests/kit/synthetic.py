@@ -49,7 +49,9 @@ def push(model: Backend, users, items, values=None, weights=None, times=None) ->
 
 
 def push_random(model: Backend, rng: np.random.Generator, events: int, users: int, items: int) -> None:
-    """A record of random events among few keys, so that rows repeat; every second event names item 3."""
+    """A record of random events among few keys, so that rows repeat; every second event names item
+    3.
+    """
     item_keys = rng.integers(0, items, events)
     item_keys[::2] = 3
     values = rng.integers(0, 2, events) if model.spec.loss == Loss.LOGISTIC else rng.normal(size=events)

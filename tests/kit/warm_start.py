@@ -1,12 +1,13 @@
-"""Starts servers in a tenth of a second: a process that has imported everything forks one for each order.
+"""Starts servers in a tenth of a second: a process that has imported everything forks one for each
+order.
 
 `python warm_start.py` reads one JSON order a line and answers with one:
 
     {"start": [arguments of livefactor], "log": path, "plants": [names of tests/kit/plants.py]}   {"pid": number}
     {"poll": pid}                                                     {"code": exit code, or null while it runs}
 
-A child is the `livefactor` command from its first line on, with its own output; nothing of gRPC was used before the
-fork. When the orders end, so do the children.
+A child is the `livefactor` command from its first line on, with its own output; nothing of gRPC was
+used before the fork. When the orders end, so do the children.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from livefactor_kernels.spec.presets import preset
 
 def import_all() -> None:
     """What `livefactor serve` imports late, and its compiled kernels."""
-    for name in ("cli.app", "hosting.host", "metrics", "rpc.server", "cli.client", "cli.log", "cli.push"):
+    for name in ("cli.app", "cli.serving"):
         importlib.import_module(f"livefactor_server.{name}")
     for name in ("grpc_health.v1.health", "grpc_reflection.v1alpha.reflection"):
         importlib.import_module(name)

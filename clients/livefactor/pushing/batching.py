@@ -1,9 +1,8 @@
-"""What a Producer's rows go through before they are sent: settings, the batch being filled, batches, receipts
-and acks.
+"""Batches of a Producer: when they are sent, which pushes they hold, and their receipts.
 
-Nothing here knows of gRPC, threads or time. A push's rows may lie in several batches and a batch may hold
-rows of several pushes: the batch's `shares` say which, so that an ack or a rejected row finds its way back to
-the push it came from.
+This module makes no gRPC calls and starts no threads. The rows of a push may lie in several
+batches, and a batch may hold rows of several pushes. The `shares` of a batch record which rows came
+from which push. They lead an ack or a rejected row back to its push.
 """
 
 from __future__ import annotations
@@ -45,16 +44,18 @@ from livefactor.wire.columns import (
 )
 
 PREFIX_BYTES_MAX = 1024
-"""More than everything of a request that is no column: model name, producer id, tags and lengths."""
+"""Upper bound, in bytes, on the rest of a request: model name, producer id, tags and lengths."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """When the batch that is being filled is sent: as soon as one of these is reached.
+    """When the pending batch is sent: as soon as it reaches one of these limits.
 
-    events_max: rows of a batch (the server has a limit of its own). bytes_max: bytes of its message, at most
-    4 MiB. latency_ms_max: time since its first row, in milliseconds; 0 sends every push at once; None cuts by
-    count alone, so that the same rows give the same batches (to resume a file by sequence).
+    events_max: rows in a batch (the server has a limit of its own). bytes_max: bytes of the
+    message, at most 4 MiB. latency_ms_max: milliseconds since the first row. 0 sends every push at
+    once. With None, only the number of rows and bytes counts: the same rows then give the same
+    batches, and a file can be resumed by its sequence number. Raises ValueError for a limit out of
+    range.
     """
 
     events_max: int = 8192
@@ -72,13 +73,15 @@ class BatchSettings:
             raise ValueError(f"latency_ms_max: expected None or 0 and above, got {self.latency_ms_max}")
 
     def rows_max(self, row_bytes: int) -> int:
-        """Rows of `row_bytes` bytes that a batch may hold."""
+        """How many rows of `row_bytes` bytes a batch may hold."""
         return max(1, min(self.events_max, (self.bytes_max - PREFIX_BYTES_MAX) // row_bytes))
 
 
 class RowReject(NamedTuple):
-    """A row that was not applied. row: index in the columns of its push. reason: such as NOT_FINITE. text:
-    the server's.
+    """A row that the server did not apply.
+
+    row: its index in the columns of its push. reason: a name such as NOT_FINITE. text: the server's
+    text.
     """
 
     row: int
@@ -88,12 +91,13 @@ class RowReject(NamedTuple):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Ack:
-    """A push is durable and visible.
+    """The acknowledgement of a push: its rows are durable and visible.
 
-    position: pass it as `min_position` to read this write. accepted, rejected_count: numbers of the push's rows.
-    rejects: the first rejected rows of each of its batches; a server lists 100 for a batch. complete: False if
-    the push shares a batch with other pushes and more of its rows were rejected than listed; rejected_count
-    then counts the listed rows. duplicate: a batch had been applied before, because an ack was lost.
+    position: pass it as `min_position` to read this write. accepted, rejected_count: numbers of
+    rows. rejects: the first rejected rows of each batch; a server lists 100 for a batch. complete:
+    False if the push shares a batch with other pushes and the server rejected more rows of that
+    batch than it listed. In that case rejected_count counts only the listed rows. duplicate:
+    whether a batch had been applied before, because its first ack was lost.
     """
 
     position: Position
@@ -110,7 +114,7 @@ class Ack:
 
 
 class RowColumns(NamedTuple):
-    """n interactions in the contract's dtypes; None where a column is empty."""
+    """The columns of n interactions in the contract's dtypes. An empty column is None."""
 
     user_ids: npt.NDArray[np.uint64]
     item_ids: npt.NDArray[np.uint64]
@@ -121,16 +125,16 @@ class RowColumns(NamedTuple):
 
     @property
     def present(self) -> tuple[bool, ...]:
-        """Which columns are not empty."""
+        """For each column, whether it holds rows."""
         return tuple(column is not None for column in self)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """Bytes of one row over all columns."""
         return sum(column.itemsize for column in self if column is not None)
 
     def slice(self, start: int, stop: int) -> RowColumns:
-        """Rows start..stop as views."""
+        """Views of the rows start..stop."""
         return RowColumns(*(None if column is None else column[start:stop] for column in self))  # type: ignore[arg-type]
 
 
@@ -144,10 +148,10 @@ def row_columns(
     hash_users: HashTexts,
     hash_items: HashTexts,
 ) -> RowColumns:
-    """Columns as callers have them in the contract's dtypes. Raises ColumnError (arrays.py says what is
-    taken).
+    """Convert a caller's columns to the contract's dtypes.
 
-    hash_users, hash_items: n string ids to uint64[n] keys.
+    arrays.py lists the types that it accepts. hash_users, hash_items: functions that turn n string
+    ids into uint64[n] keys. Raises ColumnError for another type or for columns of unequal length.
     """
     users = as_keys("user_ids", user_ids, hash_users)
     n = len(users)
@@ -165,8 +169,9 @@ def row_columns(
 
 @dataclass(slots=True)
 class Share:
-    """`count` rows of one push in one batch: from row `batch_start` of the batch and `push_start` of the
-    push.
+    """The `count` rows that one push has in one batch.
+
+    They begin at row `batch_start` of the batch and at row `push_start` of the push.
     """
 
     receipt: Receipt
@@ -177,20 +182,26 @@ class Share:
 
 
 class Batch:
-    """One message: rows in order, what they are (`change`), who shares it, and in the end its outcome."""
+    """One message to the server, the pushes whose rows it holds, and finally its outcome.
+
+    change: what the rows are (INTERACTIONS, LABELS or AVAILABILITY). numbered: whether the batch
+    takes a sequence number.
+    """
 
     def __init__(self, change: str, *, numbered: bool = True) -> None:
         self.change = change
         self.numbered = numbered
         """Whether it takes a sequence number. Labels of string ids take none: see labels.py."""
         self.after: tuple[Batch, ...] = ()
-        """Batches without a number that must have their outcome before this one counts as done."""
+        """Batches without a number that must have an outcome before this one counts as done."""
         self.rows = 0
         self.shares: list[Share] = []
-        self.sequence = 0  # While the batch is being filled.
-        self.doubtful = False
-        """Sent, with no answer that settles it: a server may still come upon it under the number it was sent
-        with.
+        self.sequence = 0
+        """The sequence number; 0 while the batch takes further rows."""
+        self.is_in_doubt = False
+        """Whether it was sent and no answer decided its outcome.
+
+        A copy under the number it was sent with may still reach the server.
         """
         self._message = b""
         self._body_start = 0
@@ -198,12 +209,12 @@ class Batch:
         self._done = threading.Event()
         self._answer: updates_pb2.ApplyUpdatesResponse | None = None
         self._error: LivefactorError | None = None
-        self.error_seen = False
+        self.is_error_seen = False
 
     def write(self, model: str, stamp: Stamp | None, parts: list[Part]) -> None:
-        """Make the message from the body's parts: the one copy of the rows that is kept until the ack.
+        """Make the message from the parts of its body.
 
-        stamp: None for a batch without a number.
+        The message is the only copy kept until the ack. stamp: None for a batch without a number.
         """
         prefix = apply_prefix(model, stamp, self.change, parts_size(parts))
         self._message = join([prefix, *parts])
@@ -212,7 +223,7 @@ class Batch:
         self.sequence = 0 if stamp is None else stamp.sequence
 
     def message(self, model: str, producer_id: str, epoch: int) -> bytes:
-        """The message under this epoch and the batch's present sequence."""
+        """The message with this epoch and the batch's current sequence number."""
         if not self.numbered:
             return self._message
         stamp = Stamp(producer_id, epoch, self.sequence)
@@ -224,14 +235,17 @@ class Batch:
         return self._message
 
     def share(self, receipt: Receipt, push_start: int, count: int) -> None:
-        """Add `count` rows of a push behind the rows that are here."""
+        """Record that the next `count` rows belong to a push.
+
+        push_start: the first of them in the push.
+        """
         share = Share(receipt, self, self.rows, push_start, count)
         self.shares.append(share)
         receipt.shares.append(share)
         self.rows += count
 
     def finish(self, outcome: updates_pb2.ApplyUpdatesResponse | LivefactorError) -> None:
-        """Settle the batch; its message is let go."""
+        """Set the outcome and free the message."""
         if isinstance(outcome, LivefactorError):
             self._error = outcome
         else:
@@ -241,16 +255,16 @@ class Batch:
 
     @property
     def done(self) -> bool:
-        """Whether the batch and those in `after` have their outcomes."""
+        """Whether this batch and all batches in `after` have an outcome."""
         return self._done.is_set() and all(batch.done for batch in self.after)
 
     @property
     def error(self) -> LivefactorError | None:
-        """Why the batch was refused, once it was."""
+        """Why the batch was refused; None while it has no outcome and after an ack."""
         return self._error
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Wait until `done`; False if it did not come in time."""
+        """Wait until `done`. False if `timeout_s` seconds pass before; None waits for ever."""
         if not self.after:
             return self._done.wait(timeout_s)
         deadline = None if timeout_s is None else monotonic() + timeout_s
@@ -262,21 +276,21 @@ class Batch:
 
     @property
     def answer(self) -> updates_pb2.ApplyUpdatesResponse:
-        """The server's answer. Only of a batch that is done and has no error."""
+        """The server's answer. Ask only once the batch is done and has no error."""
         assert self._answer is not None
         return self._answer
 
     def rejects(self) -> Iterator[tuple[Receipt, tuple[RowReject, ...]]]:
-        """The named rejects by push, rows counted as the push counted them."""
+        """Each push with its listed rejects. Row numbers count from the first row of the push."""
         if self.answer.rejects:
             for share in self.shares:
-                mine = share_rejects(share)
-                if mine:
-                    yield share.receipt, mine
+                rejects = share_rejects(share)
+                if rejects:
+                    yield share.receipt, rejects
 
 
 def share_rejects(share: Share) -> tuple[RowReject, ...]:
-    """The named rejects among a share's rows."""
+    """The listed rejects among the rows of a share."""
     shift, stop = share.push_start - share.batch_start, share.batch_start + share.count
     return tuple(
         RowReject(reject.row + shift, _reason(reject.reason), reject.text)
@@ -286,18 +300,19 @@ def share_rejects(share: Share) -> tuple[RowReject, ...]:
 
 
 def _reason(number: int) -> str:
-    known = updates_pb2.RejectReason.DESCRIPTOR.values_by_number.get(number)  # None: a newer server's.
-    return f"REASON_{number}" if known is None else str(known.name).removeprefix("REJECT_REASON_")
+    value = updates_pb2.RejectReason.DESCRIPTOR.values_by_number.get(number)
+    # A newer server may send a reason that this version has no name for.
+    return f"REASON_{number}" if value is None else str(value.name).removeprefix("REJECT_REASON_")
 
 
 class Receipt:
-    """What `push` returns: a future of its Ack."""
+    """A future of an Ack. `push` returns it."""
 
-    __slots__ = ("_at", "_urge", "shares")
+    __slots__ = ("_at", "_send_now", "shares")
 
     def __init__(self, urge: Callable[[], None], at: Position) -> None:
         self.shares: list[Share] = []
-        self._urge = urge
+        self._send_now = urge
         self._at = at
 
     def __repr__(self) -> str:
@@ -310,27 +325,30 @@ class Receipt:
         return all(share.batch.done for share in self.shares)
 
     def result(self, timeout_s: float | None = None) -> Ack:
-        """Wait for the Ack; rows that wait for their batch to fill are sent at once.
+        """Wait for the Ack. A pending batch with rows of this push is sent at once.
 
-        timeout_s: seconds, None for ever. Raises DeadlineExceeded if it did not come in time (the rows stay
-        on their way), or why the rows were refused (InvalidArgument and others of errors.py).
+        timeout_s: seconds; None waits for ever. Raises DeadlineExceeded if no ack comes in time;
+        the producer goes on delivering the rows. If the server refused the rows, raises the reason
+        (InvalidArgument or another error of errors.py).
         """
         if any(share.batch.sequence == 0 and not share.batch.done for share in self.shares):
-            self._urge()
+            self._send_now()
         deadline = None if timeout_s is None else monotonic() + timeout_s
         for share in self.shares:
             left = None if deadline is None else max(0.0, deadline - monotonic())
             if not share.batch.wait(left):
-                raise DeadlineExceeded(f"no ack of batch {share.batch.sequence} within {timeout_s} s")
+                raise DeadlineExceeded(f"batch {share.batch.sequence}: no ack within {timeout_s} s")
         for share in self.shares:
             if share.batch.error is not None:
-                share.batch.error_seen = True
+                share.batch.is_error_seen = True
                 raise share.batch.error
         return self._ack()
 
     def exception(self, timeout_s: float | None = None) -> LivefactorError | None:
-        """Wait as `result` does; the error of refused rows, or None. Raises DeadlineExceeded if it did not
-        come in time.
+        """Wait as `result` does and return the error of refused rows; None if there is none.
+
+        timeout_s: seconds; None waits for ever. Raises DeadlineExceeded if no outcome comes in
+        time.
         """
         try:
             self.result(timeout_s)
@@ -346,12 +364,12 @@ class Receipt:
         rejects: list[RowReject] = []
         rejected, complete = 0, True
         for share in self.shares:
-            mine, answer = share_rejects(share), share.batch.answer
-            alone = share.count == share.batch.rows
-            named = answer.rejected_count == len(answer.rejects)
-            rejected += answer.rejected_count if alone else len(mine)
-            complete = complete and (alone or named)
-            rejects += mine
+            listed, answer = share_rejects(share), share.batch.answer
+            is_whole_batch = share.count == share.batch.rows
+            lists_all = answer.rejected_count == len(answer.rejects)
+            rejected += answer.rejected_count if is_whole_batch else len(listed)
+            complete = complete and (is_whole_batch or lists_all)
+            rejects += listed
         rows = sum(share.count for share in self.shares)
         batches = {batch for share in self.shares for batch in (share.batch, *share.batch.after)}
         answers = (batch.answer for batch in batches if batch.error is None)
@@ -364,8 +382,10 @@ _DTYPES = (KEYS, KEYS, FLOATS, FLOATS, NUMBERS, TIMES)
 
 
 class PendingRows:
-    """The batch of interactions that is being filled: columns with room for `rows_max` rows, written into in
-    place.
+    """The pending batch of interactions, with columns that have room for `rows_max` rows.
+
+    like: rows with the same non-empty columns. deadline: when the batch is due, on the monotonic
+    clock.
     """
 
     def __init__(self, like: RowColumns, rows_max: int, deadline: float) -> None:
@@ -379,7 +399,7 @@ class PendingRows:
         self.room = rows_max
 
     def add(self, rows: RowColumns, receipt: Receipt, push_start: int) -> None:
-        """Copy `rows` (at most `room`, the same columns) behind those that are here."""
+        """Append a copy of `rows`: at most `room` rows with the same non-empty columns."""
         start = self.batch.rows
         self.batch.share(receipt, push_start, len(rows.user_ids))
         for column, new in zip(self._columns, rows, strict=True):
@@ -388,6 +408,6 @@ class PendingRows:
         self.room -= len(rows.user_ids)
 
     def parts(self) -> list[Part]:
-        """The message body's parts."""
+        """The parts of the message body."""
         filled = (None if column is None else column[: self.batch.rows] for column in self._columns)
         return interaction_parts(*filled)

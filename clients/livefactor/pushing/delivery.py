@@ -1,21 +1,21 @@
-"""Exactly-once delivery over streams that break: which batch is sent next, and what an answer means. No gRPC,
-no threads, no clock.
+"""Exactly-once delivery over streams that break: what is sent next, and what an answer means.
 
-The server applies a producer's batches in the order of their sequences, 1, 2, 3, ... A status other than OK
-consumes no sequence, so a batch that is refused for good (INVALID_ARGUMENT) leaves a gap, and the batches
-behind it must take lower numbers. That is where exactly-once is lost if one is careless: an old copy of a
-batch, still on its way under its old number, would be accepted once the gap is filled, and applied twice.
-Hence three rules:
+This module makes no gRPC calls, starts no threads and reads no clock.
 
-1. After any answer but OK nothing more is sent until all that was sent on the stream is answered, or the
-   stream has ended.
-   Then the answers are judged in the order of the sequences: what followed a refusal was refused for the gap.
-2. A batch keeps its number, whatever happens, unless one before it was refused for good.
-3. Before a batch is given another number, no copy of it may be on its way. One may be if it was sent on a
-   stream that
-   ended without its answer, or was answered "unknown" (UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED). Then a new
-   epoch is opened first: the server refuses older epochs from then on, and tells which sequence it applied
-   last.
+The server applies the batches of a producer in the order of their sequence numbers: 1, 2, 3, ...
+Only the status OK consumes a sequence number. A batch that is refused for good (INVALID_ARGUMENT)
+therefore leaves a gap, and the batches behind it must take lower numbers. This renumbering could
+break exactly-once: a copy of a batch may still travel under its old number. Once the gap is filled,
+the server would accept that copy and apply the batch twice. Three rules prevent this:
+
+1. After any answer other than OK, nothing more is sent until every batch on the stream has its
+   answer or the stream has ended. Then the answers are judged in the order of the sequence numbers,
+   because the batches behind a refused one were only refused for the gap.
+2. A batch keeps its number unless a batch before it was refused for good.
+3. A batch gets another number only when no copy of it can still reach the server. A copy may still
+   travel if the stream ended without an answer, or if the answer leaves the outcome open
+   (UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED). In that case a new epoch is opened first. From then
+   on the server refuses older epochs, and it reports which sequence number it applied last.
 """
 
 from __future__ import annotations
@@ -32,44 +32,48 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import Part, Stamp
 
 WINDOW_BATCHES = 64
-"""Batches that may be unacknowledged (the contract's number)."""
+"""How many batches may be unacknowledged at once. The contract sets this number."""
 
 UNKNOWN = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 )
-"""Statuses after which a batch may or may not have been applied."""
+"""Statuses that leave open whether the server applied the batch."""
 
 TRANSIENT = UNKNOWN | {grpc.StatusCode.RESOURCE_EXHAUSTED}
-"""Statuses that the same batch is sent again after."""
+"""Statuses after which the same batch is sent again."""
 
 log = logging.getLogger("livefactor")
 
 
 @dataclass(slots=True)
-class Settled:
-    """What came of answers: batches that have their outcome now, and why the others must wait a little, if
-    they must.
+class Outcomes:
+    """The result of some answers.
+
+    finished: batches that now have an outcome. pause: why the other batches must wait; empty if
+    they need not.
     """
 
     finished: list[Batch] = field(default_factory=list)
     pause: str = ""
 
-    def add(self, more: Settled) -> None:
-        """Take in what came of later answers."""
+    def add(self, more: Outcomes) -> None:
+        """Append the result of later answers."""
         self.finished += more.finished
         self.pause = self.pause or more.pause
 
 
 class Delivery:
-    """The unacknowledged batches of one producer, in order: sent ones (`_sent`, by index on the stream), then
-    waiting ones.
+    """The unacknowledged batches of one producer, in order.
+
+    `_sent` holds the batches on the stream by their index on it. `_waiting` holds the batches
+    behind them.
     """
 
     def __init__(self, model: str, producer_id: str, epoch: int, last_sequence: int) -> None:
         self.epoch = epoch
         self.last_acked = last_sequence
         self.fatal: LivefactorError | None = None
-        self.must_reopen = False
+        self.needs_new_epoch = False
         self._model = model
         self._producer_id = producer_id
         self._next_sequence = last_sequence + 1
@@ -80,7 +84,7 @@ class Delivery:
         self._index = 0
 
     def __len__(self) -> int:
-        """Batches without an outcome."""
+        """The number of batches without an outcome."""
         return len(self._sent) + len(self._waiting)
 
     def batches(self) -> list[Batch]:
@@ -88,69 +92,72 @@ class Delivery:
         return [*self._sent.values(), *self._waiting]
 
     def add(self, batch: Batch, parts: list[Part]) -> None:
-        """Queue a batch; `parts` is its body."""
+        """Queue a batch. parts: its body."""
         batch.write(self._model, Stamp(self._producer_id, self.epoch, self._next_sequence), parts)
         self._next_sequence += 1
         self._waiting.append(batch)
 
-    def add_unnumbered(self, batch: Batch, parts: list[Part]) -> None:
-        """Queue a batch that takes no sequence number; `parts` is its body."""
+    def add_without_number(self, batch: Batch, parts: list[Part]) -> None:
+        """Queue a batch that takes no sequence number. parts: its body."""
         batch.write(self._model, None, parts)
         self._waiting.append(batch)
 
     @property
-    def may_send(self) -> bool:
-        """Whether the window has room for a further batch on this stream."""
+    def can_send(self) -> bool:
+        """Whether a further batch may be sent on this stream."""
         return (
             not self._refusals
-            and not self.must_reopen
+            and not self.needs_new_epoch
             and len(self._sent) < WINDOW_BATCHES
             and self.fatal is None
         )
 
     def take(self) -> bytes | None:
-        """The next message of this stream, or None for now."""
-        if not self._waiting or not self.may_send:
+        """The next message of this stream; None if none may be sent now."""
+        if not self._waiting or not self.can_send:
             return None
         batch = self._waiting.popleft()
         self._sent[self._index] = batch
         self._index += 1
         return batch.message(self._model, self._producer_id, self.epoch)
 
-    def answered(self, answer: updates_pb2.BatchAnswer) -> Settled:
-        """Take in one answer of the stream. An answer to nothing that is on its way (a second ack) has no
-        effect.
+    def take_answer(self, answer: updates_pb2.BatchAnswer) -> Outcomes:
+        """Record one answer of the stream.
+
+        An answer has no effect if no batch waits for it, as with a second ack of a batch.
         """
         batch = self._sent.get(answer.index)
         if batch is None or batch.sequence != answer.sequence or answer.index in self._refusals:
-            log.debug(
-                "an answer to index %d, sequence %d, which is not awaited", answer.index, answer.sequence
-            )
-            return Settled()
-        settled = Settled()
+            log.debug("ignored an answer to index %d, sequence %d", answer.index, answer.sequence)
+            return Outcomes()
+        outcomes = Outcomes()
         if answer.WhichOneof("result") == "response":
             del self._sent[answer.index]
             self.last_acked = max(self.last_acked, batch.sequence)
             batch.finish(answer.response)
-            settled.finished.append(batch)
+            outcomes.finished.append(batch)
         else:
             self._refusals[answer.index] = (status_code(answer.status.code), answer.status.message)
         if self._refusals and len(self._refusals) == len(self._sent):
-            self._settle(settled)
-        return settled
+            self._judge_refusals(outcomes)
+        return outcomes
 
-    def stream_ended(self) -> Settled:
-        """The stream is over; everything without an outcome will be sent again on the next one."""
-        settled = Settled()
+    def end_stream(self) -> Outcomes:
+        """Record the end of the stream.
+
+        The next stream sends every batch without an outcome again.
+        """
+        outcomes = Outcomes()
         for index, batch in self._sent.items():
-            batch.doubtful |= index not in self._refusals
-        self._settle(settled)
+            batch.is_in_doubt |= index not in self._refusals
+        self._judge_refusals(outcomes)
         self._index = 0
-        return settled
+        return outcomes
 
-    def reopened(self, epoch: int, last_sequence: int) -> None:
-        """A new epoch: no older copy of a batch can be applied any more, and `last_sequence` is the last that
-        was.
+    def reopen(self, epoch: int, last_sequence: int) -> None:
+        """Begin a new epoch: the server no longer applies older copies of a batch.
+
+        last_sequence: the last sequence number that the server applied.
         """
         if not self.last_acked <= last_sequence <= self._applied_max:
             self.fail(ProducerFenced(
@@ -159,12 +166,12 @@ class Delivery:
             ))  # fmt: skip
             return
         self.epoch = epoch
-        self.must_reopen = False
+        self.needs_new_epoch = False
         for batch in self._waiting:
-            batch.doubtful = False
+            batch.is_in_doubt = False
 
     def fail(self, error: LivefactorError) -> list[Batch]:
-        """Give up: every batch without an outcome gets `error`."""
+        """Stop delivery. Every batch without an outcome gets `error`."""
         self.fatal = self.fatal or error
         failed = self.batches()
         self._sent.clear()
@@ -174,53 +181,56 @@ class Delivery:
             batch.finish(self.fatal)
         return failed
 
-    def _settle(self, settled: Settled) -> None:
-        """Judge the refusals in order, put back what must be sent again, and close the gaps."""
-        again: list[Batch] = []
+    def _judge_refusals(self, outcomes: Outcomes) -> None:
+        """Judge the refusals in order, queue what must be sent again, and close the gaps."""
+        resend: list[Batch] = []
         numbered = 0
         for index, batch in self._sent.items():
             code, text = self._refusals.get(index, (None, ""))
             numbered += batch.numbered
             if code is grpc.StatusCode.INVALID_ARGUMENT:
                 what = (
-                    f"batch {batch.sequence} of {batch.rows} rows" if batch.numbered else "a batch of labels"
+                    f"batch {batch.sequence} ({batch.rows} rows)" if batch.numbered else "a batch of labels"
                 )
-                batch.finish(from_status(code, text, f"{what} was refused"))
-                settled.finished.append(batch)
+                batch.finish(from_status(code, text, f"the server refused {what}"))
+                outcomes.finished.append(batch)
                 continue
             if code in TRANSIENT:
-                batch.doubtful |= code in UNKNOWN
-                settled.pause = settled.pause or f"{code.name}: {text}"
+                batch.is_in_doubt |= code in UNKNOWN
+                outcomes.pause = outcomes.pause or f"{code.name}: {text}"
             elif code is not None and (code is not grpc.StatusCode.FAILED_PRECONDITION or numbered <= 1):
-                # The first batch with a number has no gap before it. Any other status is outside what a
-                # batch can be answered with.
-                settled.finished += self.fail(self._fatal_error(code, text))
+                # The first batch with a number has no gap before it, so the producer itself was
+                # refused. The contract has no other status for a batch.
+                outcomes.finished += self.fail(self._fatal_error(code, text))
                 return
-            again.append(batch)
+            resend.append(batch)
         self._close_gaps(
-            again, [batch for batch in settled.finished if batch.error is not None and batch.numbered]
+            resend, [batch for batch in outcomes.finished if batch.error is not None and batch.numbered]
         )
         self._sent.clear()
         self._refusals.clear()
-        self._waiting.extendleft(reversed(again))
+        self._waiting.extendleft(reversed(resend))
 
     def _fatal_error(self, code: grpc.StatusCode, text: str) -> LivefactorError:
         doing = f"producer {self._producer_id!r} (epoch {self.epoch})"
-        # A text begins with what it is about: a hold is the model's, and no matter of producers.
+        # A server's text begins with its subject. "model:" reports a hold of the model's updates,
+        # and the producer itself is still valid then.
         if code is grpc.StatusCode.FAILED_PRECONDITION and not text.startswith("model:"):
             return ProducerFenced(f"{doing}: {text}", code=code.name, details=text)
         return from_status(code, text, doing)
 
-    def _close_gaps(self, again: list[Batch], refused: list[Batch]) -> None:
-        """Give the batches behind the first refused one the numbers from its own on (rule 3)."""
+    def _close_gaps(self, resend: list[Batch], refused: list[Batch]) -> None:
+        """Renumber the batches behind the first refused batch, beginning with its number (rule
+        3).
+        """
         if not refused:
             return
         number = refused[0].sequence
         self._applied_max = number - 1
-        for batch in (*again, *self._waiting):
+        for batch in (*resend, *self._waiting):
             if not batch.numbered or batch.sequence < number:
                 continue
-            self.must_reopen |= batch.doubtful
+            self.needs_new_epoch |= batch.is_in_doubt
             batch.sequence = number
             number += 1
         self._next_sequence = number

@@ -1,12 +1,13 @@
 """Labels of string ids: a producer tells the server the text of every string id that it pushes.
 
-The server knows ids as 64-bit keys. A label gives the text back in answers. `IdLabels` remembers which texts
-were labelled. It gathers the labels of new ones, and the producer sends them in front of the next batch of
-events. A batch that is acknowledged therefore has its labels.
+The server knows ids as 64-bit keys. A label gives the text back in answers. `IdLabels` remembers
+which texts were labelled. It gathers the labels of new ones, and the producer sends them in front
+of the next batch of events. A batch that is acknowledged therefore has its labels.
 
-These label batches carry no sequence number, unlike the batches of `push_labels`. The server may apply one of
-them twice after a broken connection, which changes nothing: a key has one text. In return a producer's
-sequences count the batches of its pushes alone, so a file resumes by sequence with labels or without.
+These label batches carry no sequence number, unlike the batches of `push_labels`. The server may
+apply one of them twice after a broken connection, which changes nothing: a key has one text. In
+return a producer's sequences count the batches of its pushes alone, so a file resumes by sequence
+with labels or without.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from livefactor.wire.columns import LABELS, encode_labels
 from livefactor.wire.keys import keys_of
 
 TEXTS_MAX = 1 << 19
-"""Texts that are remembered for each side: about 70 MB of memory. Past it the memory is emptied, and a text
-that comes again is labelled again."""
+"""Texts that are remembered for each side: about 70 MB of memory. Past it the memory is emptied,
+and a text that comes again is labelled again.
+"""
 
 LABEL_BYTES_MAX = 1024
 """Bytes of UTF-8 that a label may have in the contract. A longer id has no label."""
@@ -74,7 +76,10 @@ class IdLabels:
                 yield text, key
 
     def batches(self, settings: BatchSettings) -> Iterator[tuple[Batch, bytes]]:
-        """The labels that were not sent yet, as batches with their bodies. They count as sent from here on."""
+        """The labels that were not sent yet, as batches with their bodies.
+
+        They count as sent from here on.
+        """
         if not self._unsent:
             return
         keys = np.fromiter(self._unsent.keys(), np.uint64, len(self._unsent))
@@ -86,14 +91,19 @@ class IdLabels:
 
 
 class TextReader:
-    """Turns string ids into keys and notes in `new` the texts that have no label yet, with their keys."""
+    """Turns string ids into keys and notes in `new` the texts that have no label yet, with their
+    keys.
+    """
 
     def __init__(self, known: Mapping[Text, int]) -> None:
         self._known = known
         self.new: dict[Text, int] = {}
 
     def __call__(self, ids: Sequence[Text]) -> npt.NDArray[np.uint64]:
-        """uint64[n]: the keys of n ids, as `keys_of` gives them. Raises ColumnError as `keys_of` does."""
+        """uint64[n]: the keys of n ids, as `keys_of` gives them.
+
+        Raises ColumnError as `keys_of` does.
+        """
         known = self._known
         try:
             distinct = set(ids)

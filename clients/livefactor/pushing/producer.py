@@ -1,7 +1,7 @@
 """Pushing events: `Producer` gathers rows into batches and delivers each exactly once.
 
-`push` runs in the caller's thread: it converts and copies rows, makes messages and waits for room. sending.py and
-delivery.py send the messages and handle the answers.
+`push` runs in the caller's thread: it converts and copies rows, makes messages and waits for room.
+sending.py and delivery.py send the messages and handle the answers.
 """
 
 from __future__ import annotations
@@ -47,28 +47,31 @@ log = logging.getLogger("livefactor")
 
 
 class Producer:
-    """Sends rows to one model. Each row is applied exactly once, in the order of the pushes of a thread.
+    """Sends rows to one model.
 
-    target: "host:port" or "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; who opens the same id
-    later takes over, and this producer raises ProducerFenced. model: the model's name. batch: when a batch is
-    sent. buffer_events_max: at most so many rows are unacknowledged, not counting the batch that is being filled;
-    a larger push waits until everything before it is acknowledged. timeout_s: how long a push waits for room, None
-    for ever. open_timeout_s: how long the constructor waits for a server that is starting or draining, seconds.
-    connect_s: how long it waits for a server that cannot be reached, seconds.
+    Each row is applied exactly once, in the order of the pushes of a thread. target: "host:port" or
+    "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; who opens the same id later
+    takes over, and this producer raises ProducerFenced. model: the model's name. batch: when a
+    batch is sent. buffer_events_max: at most so many rows are unacknowledged, not counting the
+    batch that is being filled; a larger push waits until everything before it is acknowledged.
+    timeout_s: how long a push waits for room, None for ever. open_timeout_s: how long the
+    constructor waits for a server that is starting or draining, seconds. connect_s: how long it
+    waits for a server that cannot be reached, seconds.
 
-    secret: the key that string ids are hashed with (keys.py). labels: send the text of each string id to the
-    server once, so that answers give it back; a `secret` switches this off. A text may be sent again by another
-    producer, and the server keeps the last label of an id: pass False where `push_labels` gives string ids other
-    names. Integers, and ids of more than 1,024 bytes, have no label.
+    secret: the key that string ids are hashed with (keys.py). labels: send the text of each string
+    id to the server once, so that answers give it back; a `secret` switches this off. A text may be
+    sent again by another producer, and the server keeps the last label of an id: pass False where
+    `push_labels` gives string ids other names. Integers, and ids of more than 1,024 bytes, have no
+    label.
 
-    on_reject(rejects): called with the rejected rows of a push; without it they are logged as a warning.
-    on_wait(status): called whenever the producer has to wait, before each further try. Both are called on the
-    background thread and must not push or flush. channel: the transport, if the caller has one (made by
-    `open_channel`).
+    on_reject(rejects): called with the rejected rows of a push; without it they are logged as a
+    warning. on_wait(status): called whenever the producer has to wait, before each further try.
+    Both are called on the background thread and must not push or flush. channel: the transport, if
+    the caller has one (made by `open_channel`).
 
-    Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be opened. It must not
-    be used across a fork. Use it as a context manager or call `close`, because rows that are still buffered when the
-    process ends are lost.
+    Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be
+    opened. It must not be used across a fork. Use it as a context manager or call `close`, because
+    rows that are still buffered when the process ends are lost.
     """
 
     def __init__(
@@ -127,16 +130,17 @@ class Producer:
         *,
         timeout_s: float | None = None,
     ) -> Receipt:
-        """Take n interactions, in the order in which they happened, and return at once with a future of their
+        """Take n interactions, in the order in which they happened, and return a future of their
         Ack.
 
-        user_ids, item_ids: integers 0..2**64-1 or strings, as a list, NumPy array, pandas Series or Arrow
-        array (or one id); a list or object array may mix both. values, weights: numbers. event_types:
-        0..2**32-1. times: datetimes or microseconds since 1970 UTC. One value stands for all rows; None stands for
-        the contract's default. The arrays may be changed after the call. timeout_s: overrides the producer's.
+        user_ids, item_ids: integers 0..2**64-1 or strings, as a list, NumPy array, pandas Series or
+        Arrow array (or one id); a list or object array may mix both. values, weights: numbers.
+        event_types: 0..2**32-1. times: datetimes or microseconds since 1970 UTC. One value stands
+        for all rows; None stands for the contract's default. The arrays may be changed after the
+        call. timeout_s: overrides the producer's.
 
-        Raises ColumnError (nothing was taken), BufferFull (nothing was taken), ProducerFenced or what else
-        ended this producer, ProducerClosed.
+        Raises ColumnError or BufferFull, and takes no row of the push then. Raises ProducerClosed,
+        or the error that ended this producer (such as ProducerFenced).
         """
         readers = {side: labels.reader() for side, labels in self._labels.items()}
         rows = row_columns(
@@ -156,22 +160,22 @@ class Producer:
             for side, reader in readers.items():
                 if reader.new:
                     self._labels[side].take(reader)
-            receipt = Receipt(self._urge, sender.position)
+            receipt = Receipt(self._send_now, sender.position)
             if n:
-                filling = sender.pending
+                pending = sender.pending
                 self._take(rows, receipt)
-                if filling is None or filling is not sender.pending:  # Else nothing is new to those who send.
+                # Rows in the same pending batch are no news to the threads that send.
+                if pending is None or pending is not sender.pending:
                     sender.work.notify_all()
         return receipt
 
     def push_labels(
         self, side: str, ids: Ids, labels: Sequence[str], *, timeout_s: float | None = None
     ) -> Receipt:
-        """Name ids of a side ("user" or "item"), behind all rows pushed before. An empty label removes the
-        name.
+        """Label ids of a side ("user" or "item"), after all rows pushed before.
 
-        labels: as many str as ids, each at most 1,024 bytes. Raises as `push` does; ValueError for another
-        side.
+        An empty label removes one. labels: one str for each id, at most 1,024 bytes of UTF-8.
+        Raises the errors of `push`, and ValueError for another side.
         """
         if side not in SIDES:
             raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
@@ -187,8 +191,9 @@ class Producer:
         return self._push_bodies(LABELS, bodies, timeout_s, taken)
 
     def set_available(self, item_ids: Ids, available: bool, *, timeout_s: float | None = None) -> Receipt:
-        """Mark items (un)available, behind all rows pushed before: top-k leaves unavailable ones out. Raises
-        as `push` does.
+        """Mark items as available or not, after all rows pushed before.
+
+        Raises the errors of `push`. Top-k lists leave unavailable items out.
         """
         keys = as_keys("item_ids", item_ids, self._hash)
         rows_max = self.batch.rows_max(keys.itemsize)
@@ -199,17 +204,18 @@ class Producer:
         return self._push_bodies(AVAILABILITY, bodies, timeout_s)
 
     def flush(self, timeout_s: float | None = None) -> Position:
-        """Send what is buffered and wait until all of it is acknowledged; the last position.
+        """Send all buffered rows, wait until the server has acknowledged them, and return the last
+        position.
 
-        timeout_s: seconds, None for ever. Raises FlushTimeout (everything stays on its way), the error of a
-        batch that was refused since the last flush and whose receipt nobody asked, or what ended this
-        producer.
+        timeout_s: seconds; None waits for ever. Raises FlushTimeout if an ack is missing then; the
+        producer goes on delivering. Raises the error of a batch that was refused since the last
+        flush, if no receipt has raised it. Raises the error that ended this producer.
         """
         deadline = None if timeout_s is None else monotonic() + timeout_s
         sender = self._sender
         with sender.lock:
             sender.check_usable()
-            sender.seal()
+            sender.queue_pending()
             sender.work.notify_all()
             batches = sender.delivery.batches()
         for batch in batches:
@@ -224,8 +230,9 @@ class Producer:
             return sender.position
 
     def close(self, timeout_s: float | None = 30.0) -> None:
-        """Flush and close. Raises as `flush` does, and is closed all the same: what was not acknowledged then
-        is given up.
+        """Flush and close. Raises the errors of `flush`, and closes the producer even then.
+
+        Rows that the server has not acknowledged by then are lost.
         """
         with self._sender.lock:
             if self._sender.closing:
@@ -245,31 +252,36 @@ class Producer:
         if error is None:
             self.close()
             return
-        try:  # The caller's error is the one to be seen; what was pushed before it still goes out if it can.
+        # The rows pushed before the caller's error are still delivered if that is possible. A
+        # second error here must not hide the caller's.
+        try:
             self.close(timeout_s=CLOSE_AFTER_ERROR_S)
-        except LivefactorError as also:
-            log.warning("producer %s: closed after an error: %s", self.producer_id, also)
+        except LivefactorError as second:
+            log.warning("producer %s: closed after an error: %s", self.producer_id, second)
 
     def __repr__(self) -> str:
         return f"Producer({self._connection.target!r}, {self.producer_id!r}, model={self.model!r})"
 
     @property
     def last_sequence(self) -> int:
-        """The last batch that is known to be applied; right after opening, the one to resume behind."""
+        """Sequence number of the last acknowledged batch.
+
+        After opening: the batch to resume behind.
+        """
         return self._sender.delivery.last_acked
 
     @property
     def status(self) -> ProducerStatus:
-        """How this producer fares now."""
+        """The current state of this producer."""
         with self._sender.lock:
             return self._sender.status()
 
-    # Rows to batches (under the lock).
+    # These put rows into batches, with the lock held.
 
     def _take(self, rows: RowColumns, receipt: Receipt) -> None:
         sender, n, rows_max = self._sender, len(rows.user_ids), self.batch.rows_max(rows.row_bytes)
         if sender.pending is not None and sender.pending.present != rows.present:
-            sender.seal()
+            sender.queue_pending()
         start = 0
         while start < n:
             if sender.pending is None and n - start >= rows_max:
@@ -286,13 +298,13 @@ class Producer:
             sender.pending.add(rows.slice(start, stop), receipt, start)
             start = stop
             if not sender.pending.room:
-                sender.seal()
+                sender.queue_pending()
         if self.batch.latency_ms_max == 0:
-            sender.seal()
+            sender.queue_pending()
 
-    def _urge(self) -> None:
+    def _send_now(self) -> None:
         with self._sender.lock:
-            self._sender.seal()
+            self._sender.queue_pending()
             self._sender.work.notify_all()
 
     def _push_bodies(
@@ -307,8 +319,8 @@ class Producer:
             self._reserve(sum(rows for rows, _ in bodies), timeout_s)
             if taken is not None:
                 taken()
-            sender.seal()
-            receipt, start = Receipt(self._urge, sender.position), 0
+            sender.queue_pending()
+            receipt, start = Receipt(self._send_now, sender.position), 0
             for rows, body in bodies:
                 batch = Batch(change)
                 batch.share(receipt, start, rows)

@@ -1,10 +1,9 @@
-"""Keeping a producer's stream up: sends what is queued, reads acks, waits while the server is away, connects
-again.
+"""The stream of a producer: it sends queued batches, reads acks, and reconnects after a failure.
 
-One background thread owns the stream: it connects, reads answers, and connects again. gRPC's own sending
-thread takes the next message (`next_message`), and sends the batch that is being filled once its time is up.
-What an answer means is delivery.py's. All state is under one lock, which the Producer takes too, to add to
-it.
+One background thread owns the stream. It connects, reads answers, waits while the server is away,
+and connects again. gRPC's own sending thread calls `next_message` for each message. It also queues
+the pending batch when that batch is due. delivery.py decides what an answer means. One lock guards
+all state, and the Producer takes the same lock to add batches.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from livefactor.errors import (
 )
 from livefactor.position import Position, position_of
 from livefactor.pushing.batching import Batch, BatchSettings, PendingRows, RowReject
-from livefactor.pushing.delivery import TRANSIENT, Delivery, Settled
+from livefactor.pushing.delivery import TRANSIENT, Delivery, Outcomes
 from livefactor.pushing.labels import IdLabels
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import Part
@@ -37,15 +36,17 @@ from livefactor.wire.columns import Part
 BACKOFF_S = 0.05
 BACKOFF_MAX_S = 5.0
 OPEN_DEADLINE_S = 10.0
-SAY_EVERY_S = 10.0
-"""A producer that waits says so at once, and again this often, in seconds."""
+WARN_EVERY_S = 10.0
+"""Seconds between the log messages of a producer that waits. It logs the first message at once."""
 
-WAKE_SHARE = 0.875
-"""Of a full buffer, what must be left before those who wait for room are woken: not for every single ack."""
+WAKE_FRACTION = 0.875
+"""Threads that wait for room wake when the buffer is filled to at most this fraction, so that not
+every ack wakes them.
+"""
 
 _OPEN = "/livefactor.v1.UpdateService/OpenProducer"
 _STREAM = "/livefactor.v1.UpdateService/StreamUpdates"
-# What gRPC itself ends a stream with when a connection is lost, beside UNAVAILABLE.
+# gRPC itself ends a stream with these statuses when it loses the connection.
 _BROKEN = TRANSIENT | {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED}
 
 log = logging.getLogger("livefactor")
@@ -53,7 +54,12 @@ log = logging.getLogger("livefactor")
 
 @dataclass(frozen=True, slots=True)
 class ProducerStatus:
-    """How a producer fares. waiting_for: why nothing moves, or "". waiting_s: since how long, seconds."""
+    """The state of a producer.
+
+    epoch, last_sequence: the current epoch and the last acknowledged batch. position: the newest
+    acknowledged one. buffered_events: rows without an ack. waiting_for: why the producer waits, or
+    "". waiting_s: for how long it has waited, seconds.
+    """
 
     epoch: int
     last_sequence: int
@@ -65,7 +71,7 @@ class ProducerStatus:
 
 
 class Sender:
-    """The sending half of a Producer; arguments as the Producer's."""
+    """The half of a Producer that sends. It takes the arguments of the Producer."""
 
     def __init__(
         self,
@@ -80,24 +86,28 @@ class Sender:
         on_wait: Callable[[ProducerStatus], None] | None,
     ) -> None:
         self.lock = threading.Lock()
-        self.work = threading.Condition(self.lock)  # For those who send: there may be something to do.
-        self.progress = threading.Condition(self.lock)  # For those who push: there may be room.
+        # Wakes the threads that send: there may be a message.
+        self.work = threading.Condition(self.lock)
+        # Wakes the threads that push: there may be room.
+        self.progress = threading.Condition(self.lock)
         self.pending: PendingRows | None = None
         self.buffered = 0
         self._settings, self._labels = settings, labels
-        self._label_batches: list[Batch] = []  # Those that may have no outcome yet.
-        self._warned_of_labels = False
+        # Batches of labels that may still have no outcome.
+        self._label_batches: list[Batch] = []
+        self._has_warned_of_labels = False
         self._connection, self._model, self._producer_id = connection, model, producer_id
         self._events_max = events_max
         self._on_reject, self._on_wait = on_reject, on_wait
         self._failed: list[Batch] = []
-        self._stream = 0  # Which stream may take messages.
+        # The number of the stream that may take messages.
+        self._stream = 0
         self._resume_at = 0.0
-        self._waiting_for, self._waiting_since, self._said_at = "", 0.0, 0.0
+        self._waiting_for, self._waiting_since, self._warned_at = "", 0.0, 0.0
         self._attempt = 0
         self.closing = False
         self._call: Any = None
-        opened = self._open_patiently(open_timeout_s)
+        opened = self._open_with_retries(open_timeout_s)
         self.position = position_of(opened.position)
         self.delivery = Delivery(model, producer_id, opened.epoch, opened.last_sequence)
         self._thread = threading.Thread(
@@ -105,10 +115,13 @@ class Sender:
         )
         self._thread.start()
 
-    # What the Producer does, with the lock held.
+    # The Producer calls these with the lock held.
 
     def reserve(self, n: int, timeout_s: float | None) -> None:
-        """Count n rows in, once there is room for them. Raises BufferFull and what `check_usable` does."""
+        """Reserve room for n rows, waiting up to `timeout_s` seconds for it; None waits for ever.
+
+        Raises BufferFull, and the errors of `check_usable`.
+        """
         self.check_usable()
         if not self._has_room(n):
             self.progress.wait_for(lambda: self.unusable() or self._has_room(n), timeout_s)
@@ -116,29 +129,29 @@ class Sender:
         if not self._has_room(n):
             raise BufferFull(
                 f"no room for {n} rows within {timeout_s} s: "
-                f"{self.buffered} of {self._events_max} not acknowledged"
+                f"{self.buffered} of {self._events_max} rows have no ack yet"
                 + (f" (waiting for {self._waiting_for})" if self._waiting_for else "")
             )
         self.buffered += n
 
     def _has_room(self, n: int) -> bool:
-        return self._on_the_way() == 0 or self.buffered + n <= self._events_max
+        return self._rows_in_delivery() == 0 or self.buffered + n <= self._events_max
 
-    def _on_the_way(self) -> int:
-        """Buffered rows that an ack will free: all but those of the batch that is being filled."""
+    def _rows_in_delivery(self) -> int:
+        """Buffered rows that an ack will free. Rows of the pending batch are not among them."""
         return self.buffered - (self.pending.batch.rows if self.pending is not None else 0)
 
-    def seal(self) -> None:
-        """Queue the batch that is being filled."""
+    def queue_pending(self) -> None:
+        """Queue the pending batch, if there is one."""
         if self.pending is not None:
             self.add_events(self.pending.batch, self.pending.parts())
             self.pending = None
 
     def add_events(self, batch: Batch, parts: list[Part]) -> None:
-        """Queue a batch of events; the labels of new string ids go in front of it."""
+        """Queue a batch of events. The labels of new string ids are queued in front of it."""
         for labels in self._labels:
             for label_batch, body in labels.batches(self._settings):
-                self.delivery.add_unnumbered(label_batch, [body])
+                self.delivery.add_without_number(label_batch, [body])
                 self._label_batches.append(label_batch)
         if self._label_batches:
             self._label_batches = [label_batch for label_batch in self._label_batches if not label_batch.done]
@@ -146,29 +159,35 @@ class Sender:
         self.delivery.add(batch, parts)
 
     def unusable(self) -> bool:
-        """Whether this producer is closed or has given up."""
+        """Whether this producer is closed or has failed."""
         return self.closing or self.delivery.fatal is not None
 
     def check_usable(self) -> None:
-        """Raise why this producer takes no rows, if it does not."""
+        """Raise the error that ended this producer, or ProducerClosed, if it takes no more rows."""
         if self.delivery.fatal is not None:
             raise self.delivery.fatal
         if self.closing:
             raise ProducerClosed(f"producer {self._producer_id!r} is closed")
 
     def raise_failures(self) -> None:
-        """Raise what ended this producer, or the first refusal since the last call that no receipt told."""
+        """Raise the error that ended this producer, or a refusal that no receipt has raised yet.
+
+        Each refusal is raised at most once.
+        """
         if self.delivery.fatal is not None:
             raise self.delivery.fatal
-        unseen = [batch.error for batch in self._failed if not batch.error_seen]
+        unseen = [batch.error for batch in self._failed if not batch.is_error_seen]
         self._failed.clear()
         if unseen and unseen[0] is not None:
             raise unseen[0]
 
-    # Sending (gRPC's thread).
+    # gRPC's sending thread calls this.
 
     def next_message(self, stream: int) -> bytes:
-        """The next message of this stream; waits for one. Raises StopIteration when the stream shall end."""
+        """Wait for the next message of this stream.
+
+        Raises StopIteration when the stream must end.
+        """
         with self.lock:
             while self._stream == stream and not self.unusable():
                 now = monotonic()
@@ -178,15 +197,15 @@ class Sender:
                     if message is not None:
                         return message
                     until = float("inf")
-                    if self.pending is not None and self.delivery.may_send:
+                    if self.pending is not None and self.delivery.can_send:
                         until = self.pending.deadline
                         if until <= now:
-                            self.seal()
+                            self.queue_pending()
                             continue
                 self.work.wait(None if until == float("inf") else until - now)
         raise StopIteration
 
-    # The stream (the background thread).
+    # The background thread runs these.
 
     def _run(self) -> None:
         try:
@@ -195,23 +214,26 @@ class Sender:
                 if reason and not self.unusable():
                     self._back_off(reason)
             if self.delivery.fatal is not None:
-                log.error("producer %s: gives up: %s", self._producer_id, self.delivery.fatal)
-                self._give_up(self.delivery.fatal)
+                log.error("producer %s: stopped: %s", self._producer_id, self.delivery.fatal)
+                self._fail(self.delivery.fatal)
         except Exception as error:
             log.exception("producer %s: its thread failed", self._producer_id)
-            self._give_up(LivefactorError(f"producer {self._producer_id!r}: internal error: {error}"))
+            self._fail(LivefactorError(f"producer {self._producer_id!r}: internal error: {error}"))
 
     def _serve_stream(self) -> str:
-        """Keep one stream as long as it lasts; why it ended, or "" where a new one may follow at once."""
+        """Run one stream until it ends.
+
+        Returns why it ended, or "" if the next stream may begin at once.
+        """
         try:
-            if self.delivery.must_reopen:
+            if self.delivery.needs_new_epoch:
                 opened = self._open()
                 with self.lock:
-                    self.delivery.reopened(opened.epoch, opened.last_sequence)
+                    self.delivery.reopen(opened.epoch, opened.last_sequence)
             return self._read_answers()
         except grpc.RpcError as error:
             if error.code() not in _BROKEN:
-                self._give_up(from_rpc(error, f"producer {self._producer_id!r}"))
+                self._fail(from_rpc(error, f"producer {self._producer_id!r}"))
                 return ""
             return f"{error.code().name}: {error.details()}"
         finally:
@@ -227,69 +249,69 @@ class Sender:
         self._call = begin(messages)
         for data in self._call:
             message = updates_pb2.StreamUpdatesResponse.FromString(data)
-            settled = Settled()
+            outcomes = Outcomes()
             with self.lock:
                 for answer in message.answers:
-                    settled.add(self.delivery.answered(answer))
-                self._take_in(settled)
-                reopen = self.delivery.must_reopen
-            self._report(settled)
+                    outcomes.add(self.delivery.take_answer(answer))
+                self._record(outcomes)
+                reopen = self.delivery.needs_new_epoch
+            self._report(outcomes)
             if reopen:
-                return settled.pause
+                return outcomes.pause
         return "the server ended the stream"
 
     def _end_stream(self) -> None:
         with self.lock:
             self._stream += 1
-            settled = self.delivery.stream_ended()
-            self._take_in(settled)
+            outcomes = self.delivery.end_stream()
+            self._record(outcomes)
             self.work.notify_all()
         if self._call is not None:
             self._call.cancel()
             self._call = None
-        self._report(settled)
+        self._report(outcomes)
 
-    def _take_in(self, settled: Settled) -> None:
-        for batch in settled.finished:
+    def _record(self, outcomes: Outcomes) -> None:
+        for batch in outcomes.finished:
             self.buffered -= batch.rows
             if batch.error is not None:
                 if not batch.numbered:
-                    log.warning("producer %s: ids stay without labels: %s", self._producer_id, batch.error)
+                    log.warning("producer %s: some ids have no labels: %s", self._producer_id, batch.error)
                 elif self.delivery.fatal is None:
                     self._failed.append(batch)
                     log.error("producer %s: %s", self._producer_id, batch.error)
             elif batch.answer.position.revision >= self.position.revision:
                 self.position = position_of(batch.answer.position)
-        if settled.finished:
-            on_the_way = self._on_the_way()
-            if on_the_way <= self._events_max * WAKE_SHARE or on_the_way == 0:
+        if outcomes.finished:
+            rows = self._rows_in_delivery()
+            if rows <= self._events_max * WAKE_FRACTION or rows == 0:
                 self.progress.notify_all()
-            if not settled.pause:
-                self._moving_again()
-        if settled.pause:
+            if not outcomes.pause:
+                self._report_progress()
+        if outcomes.pause:
             self._attempt += 1
             self._resume_at = monotonic() + backoff_s(self._attempt, BACKOFF_S, BACKOFF_MAX_S)
         self.work.notify_all()
 
-    def _report(self, settled: Settled) -> None:
-        """Callbacks, outside the lock."""
-        for batch in settled.finished:
+    def _report(self, outcomes: Outcomes) -> None:
+        """Run the callbacks, without the lock."""
+        for batch in outcomes.finished:
             if batch.error is None and batch.answer.rejected_count:
                 self._report_rejects(batch)
             batch.shares.clear()
-        if settled.pause:
-            self._say_waiting(settled.pause)
+        if outcomes.pause:
+            self._report_wait(outcomes.pause)
 
     def _report_rejects(self, batch: Batch) -> None:
         if not batch.numbered:
-            if not self._warned_of_labels:
+            if not self._has_warned_of_labels:
                 reason = batch.answer.rejects[0].text if batch.answer.rejects else "rejected"
                 log.warning(
-                    "producer %s: some ids stay without labels, answers carry their numbers (%s)",
+                    "producer %s: some ids have no labels, so answers carry their numbers (%s)",
                     self._producer_id,
                     reason,
                 )
-            self._warned_of_labels = True
+            self._has_warned_of_labels = True
             return
         if self._on_reject is not None:
             for _, rejects in batch.rejects():
@@ -303,22 +325,22 @@ class Sender:
         )  # fmt: skip
 
     def _back_off(self, reason: str) -> None:
-        self._say_waiting(reason)
+        self._report_wait(reason)
         with self.lock:
             self._attempt += 1
             self.work.wait_for(self.unusable, backoff_s(self._attempt, BACKOFF_S, BACKOFF_MAX_S))
 
-    def _say_waiting(self, reason: str) -> None:
+    def _report_wait(self, reason: str) -> None:
         now = monotonic()
         with self.lock:
             if not self._waiting_for:
-                self._waiting_since, self._said_at = now, float("-inf")
+                self._waiting_since, self._warned_at = now, float("-inf")
             self._waiting_for = reason
             status = self.status()
-            say = now - self._said_at >= SAY_EVERY_S
-            if say:
-                self._said_at = now
-        if say:
+            is_due = now - self._warned_at >= WARN_EVERY_S
+            if is_due:
+                self._warned_at = now
+        if is_due:
             log.warning(
                 "producer %s: waiting for the server, %d events buffered (%s)",
                 self._producer_id, status.buffered_events, reason,
@@ -326,18 +348,18 @@ class Sender:
         if self._on_wait is not None:
             _call_back(self._on_wait, status)
 
-    def _moving_again(self) -> None:
+    def _report_progress(self) -> None:
         self._attempt = 0
         if self._waiting_for:
             log.info(
-                "producer %s: at work again after %.1f s",
+                "producer %s: delivers again after %.1f s",
                 self._producer_id,
                 monotonic() - self._waiting_since,
             )
             self._waiting_for = ""
 
     def status(self) -> ProducerStatus:
-        """How it fares."""
+        """The state of this producer."""
         return ProducerStatus(
             epoch=self.delivery.epoch,
             last_sequence=self.delivery.last_acked,
@@ -348,7 +370,7 @@ class Sender:
             waiting_s=monotonic() - self._waiting_since if self._waiting_for and self.buffered else 0.0,
         )
 
-    # Opening and closing.
+    # These open and close the producer.
 
     def _open(self) -> updates_pb2.OpenProducerResponse:
         request = updates_pb2.OpenProducerRequest(model=self._model, producer_id=self._producer_id)
@@ -357,7 +379,7 @@ class Sender:
         opened: updates_pb2.OpenProducerResponse = updates_pb2.OpenProducerResponse.FromString(data)
         return opened
 
-    def _open_patiently(self, timeout_s: float) -> updates_pb2.OpenProducerResponse:
+    def _open_with_retries(self, timeout_s: float) -> updates_pb2.OpenProducerResponse:
         began, attempt = monotonic(), 0
         deadline = began + timeout_s
         while True:
@@ -377,7 +399,7 @@ class Sender:
             with self.lock:
                 self.work.wait(delay)
 
-    def _give_up(self, error: LivefactorError) -> None:
+    def _fail(self, error: LivefactorError) -> None:
         with self.lock:
             for batch in self.delivery.fail(error):
                 batch.shares.clear()
@@ -389,21 +411,25 @@ class Sender:
             self.work.notify_all()
 
     def shut(self) -> None:
-        """Stop sending; what is not acknowledged is given up. Called without the lock."""
+        """Stop sending.
+
+        Batches without an ack fail with ProducerClosed. Call it without the lock.
+        """
         with self.lock:
             self.closing = True
             self.work.notify_all()
             self.progress.notify_all()
-        self._thread.join(1.0)  # The stream ends by itself if the server is there.
+        # With a server that answers, the stream ends by itself.
+        self._thread.join(1.0)
         call = self._call
         if self._thread.is_alive() and call is not None:
             call.cancel()
-        self._give_up(ProducerClosed(f"producer {self._producer_id!r} is closed"))
+        self._fail(ProducerClosed(f"producer {self._producer_id!r} is closed"))
         self._thread.join(OPEN_DEADLINE_S)
 
 
 class _Messages:
-    """What gRPC iterates over to get the messages of one stream."""
+    """The iterator from which gRPC takes the messages of one stream."""
 
     def __init__(self, sender: Sender, stream: int) -> None:
         self._sender, self._stream = sender, stream

@@ -1,16 +1,17 @@
-"""Hashes of a model's state: what "bit-identical" is measured by.
+"""Hashes of a model's state. Two states are bit-identical if their root hashes are equal.
 
-A state is a list of sections (tensors) in a fixed order. A section's bytes are its elements, little-endian,
-in row order without padding. They are hashed with SHA-256 in blocks of `BLOCK_BYTES`, so that damage has an
-address and hashing needs no copy of the state; the section's digest is SHA-256 over its block digests, and
-the root covers every section:
+A state is a list of sections (tensors) in a fixed order. The bytes of a section are its elements,
+little-endian, in row order, without padding. They are hashed with SHA-256 in blocks of
+`BLOCK_BYTES`. A block hash tells which block is damaged, and hashing needs no copy of the state.
+The digest of a section is the SHA-256 over its block digests. The root hash is the SHA-256 over
+this text, with one line for each section:
 
     livefactor-state 1 <revision>\\n
     <name> <dtype> <shape> <hex digest>\\n
 
-with one line a section; a shape is spelled 3x64, a dtype as in safetensors (U64, I64, F32, F16,
-BF16, U8).
-Both ends use these functions: the server when it takes a snapshot, an auditor when it checks one.
+A shape is written as 3x64, and a dtype by its safetensors name (U64, I64, F32, F16, BF16, U8).
+
+The server calls these functions when it takes a snapshot, and the client when it verifies one.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 BLOCK_BYTES = 1 << 20
-"""Bytes of a block; the last block of a section is shorter."""
+"""Size of a block in bytes. The last block of a section may be shorter."""
 
 DIGEST_BYTES = 32
-"""Bytes of every digest here (SHA-256)."""
+"""Size of a SHA-256 digest in bytes."""
 
 
 class Section(NamedTuple):
-    """One hashed section. `shape` in elements, `digest` as `section_digest` gives it."""
+    """A hashed section. shape: in elements. digest: 32 bytes, from `section_digest`."""
 
     name: str
     dtype: str
@@ -36,7 +37,10 @@ class Section(NamedTuple):
 
 
 class SectionHasher:
-    """Block digests of a section that arrives in pieces of any size. Hashing releases the GIL."""
+    """Computes the block digests of a section that arrives in pieces of any size.
+
+    It releases the GIL.
+    """
 
     __slots__ = ("_blocks", "_current", "_room")
 
@@ -46,7 +50,7 @@ class SectionHasher:
         self._room = BLOCK_BYTES
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
-        """Hash the next bytes of the section. `data` is C-contiguous."""
+        """Hash the next bytes of the section. data: C-contiguous."""
         view = memoryview(data).cast("B") if len(data) else memoryview(b"")
         while len(view):
             piece, view = view[: self._room], view[self._room :]
@@ -61,24 +65,27 @@ class SectionHasher:
         self._room = BLOCK_BYTES
 
     def finish(self) -> tuple[bytes, ...]:
-        """The block digests; an empty section has none. The hasher is not used again."""
+        """The block digests. An empty section has none. Do not use the hasher afterwards."""
         if self._room != BLOCK_BYTES:
             self._close_block()
         return tuple(self._blocks)
 
 
 def section_digest(blocks: Iterable[bytes]) -> bytes:
-    """SHA-256 (32 bytes) over a section's block digests in order."""
+    """The digest of a section (32 bytes). blocks: its block digests in order."""
     return hashlib.sha256(b"".join(blocks)).digest()
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """A shape as the root's text spells it: (3, 64) -> "3x64"."""
+    """The shape in the text of the root hash: "3x64" for (3, 64)."""
     return "x".join(str(length) for length in shape)
 
 
 def root_hash(revision: int, sections: Iterable[Section]) -> bytes:
-    """SHA-256 (32 bytes) of a whole state at `revision`; `sections` in the format's fixed order."""
+    """The root hash (32 bytes) of a state at `revision`.
+
+    sections: all of them, in the format's order.
+    """
     text = hashlib.sha256(f"livefactor-state 1 {revision}\n".encode())
     for name, dtype, shape, digest in sections:
         text.update(f"{name} {dtype} {shape_text(shape)} {digest.hex()}\n".encode())

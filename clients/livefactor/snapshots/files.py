@@ -1,13 +1,14 @@
-"""Reading snapshots: everything is checked before anything is used, and no content can run.
+"""Read snapshots.
 
-A snapshot is data: JSON integers and texts of a closed form, and arrays at places that follow from the spec.
-`verify` checks every byte of every file, `load` does the same and maps the arrays. Files are opened once,
-never through a link, and what was checked is what is mapped; the folder must not be written to while it is
-loaded. `save` stores a fetched snapshot.
+Everything in a snapshot is checked before it is used, and nothing in it is executed. A snapshot
+holds JSON integers, texts of fixed forms, and arrays at places that follow from the spec. `verify`
+checks every byte of every file. `load` does the same and maps the arrays. `save` stores a fetched
+snapshot. Each file is opened once and never through a link, so the mapped bytes are the checked
+bytes. Nobody may write to the folder while it is loaded.
 
-What this proves: the files are exactly those whose root hash the manifest names. Who made them it does not
-prove: compare the root hash with one that you trust (`root_hash=`), such as a replay's or an earlier
-checkpoint's.
+A verified snapshot has exactly the root hash that its manifest names. This does not prove who made
+it. Compare the root hash with one that you trust (`root_hash=`), such as that of a replay or of an
+earlier checkpoint.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ __all__ = [
 
 LANES = 16
 _FIXED_POINT_ONE = float(1 << 20)
-# Not following a link, not waiting for a writer of a pipe; the flags are 0 where a platform lacks them.
+# Opening follows no link and does not wait for the writer of a pipe. A platform may lack these
+# flags.
 _OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 StrPath = str | os.PathLike[str]
@@ -58,7 +60,10 @@ Pieces = Iterable[tuple[str, int, int, bytes]]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verification:
-    """A snapshot that was found valid. bytes_checked: of all files. blocks_checked: blocks that were hashed."""
+    """The result for a valid snapshot.
+
+    bytes_checked: size of all files. blocks_checked: number of hashed blocks.
+    """
 
     manifest: Manifest
     bytes_checked: int
@@ -72,7 +77,7 @@ class Verification:
 
 
 class Labels(Mapping[int, str]):
-    """Names of one side's ids: a mapping id -> text over the snapshot's arrays (keys ascending)."""
+    """The labels of one side's ids: a mapping from id to text over the arrays of the snapshot."""
 
     def __init__(self, keys: np.ndarray, offsets: np.ndarray, text: np.ndarray) -> None:
         self._keys, self._offsets, self._text = keys, offsets, text
@@ -91,7 +96,7 @@ class Labels(Mapping[int, str]):
 
 
 class _Index:
-    """Id -> row of one side; rows of unknown ids are `missing`."""
+    """Finds the rows of one side's ids. An unknown id has the row `missing`."""
 
     def __init__(self, keys: np.ndarray) -> None:
         self._order = np.argsort(keys)
@@ -107,9 +112,11 @@ class _Index:
 
 @dataclass(frozen=True, repr=False)
 class LoadedSnapshot:
-    """A verified snapshot. Arrays are read-only views of the mapped files, rows in the model's row order.
+    """A verified snapshot.
 
-    tensors: every section by name ("users.keys", "mean" and others; sections.py lists them), bfloat16 as uint16.
+    Its arrays are read-only views of the mapped files, in the model's row order. tensors: every
+    section by name, such as "users.keys" and "mean" (sections.py lists them). A bfloat16 section is
+    a uint16 array.
     """
 
     path: Path
@@ -121,91 +128,98 @@ class LoadedSnapshot:
 
     @property
     def lineage(self) -> uuid.UUID:
-        """The model's lineage; with `revision` the position."""
+        """The model's lineage. Lineage and `revision` are the position of the snapshot."""
         return self.manifest.lineage
 
     @property
     def revision(self) -> int:
-        """The revision that the state is of."""
+        """The revision of the state."""
         return self.manifest.revision
 
     @property
     def log_hash(self) -> bytes:
-        """The log's chain hash at the revision, 32 bytes."""
+        """The chain hash of the log at this revision, 32 bytes."""
         return self.manifest.log_hash
 
     @property
     def root_hash(self) -> bytes:
-        """SHA-256 of the state, 32 bytes."""
+        """The root hash of the state, 32 bytes."""
         return self.manifest.root_hash
 
     @cached_property
     def spec(self) -> models_pb2.ModelSpec:
-        """The model's complete specification, parsed from the logged bytes."""
+        """The complete spec of the model."""
         return parse_spec(self.manifest.spec)
 
     @property
     def user_ids(self) -> np.ndarray:
-        """uint64[users]."""
+        """The ids of the user rows, uint64[users]."""
         return self.tensors["users.keys"]
 
     @property
     def item_ids(self) -> np.ndarray:
-        """uint64[items]."""
+        """The ids of the item rows, uint64[items]."""
         return self.tensors["items.keys"]
 
     @cached_property
     def user_factors(self) -> np.ndarray:
-        """[users, k]: float32, or float16 if stored so; bfloat16 is widened to float32, exactly."""
+        """The factors of the user rows, [users, k]: float16, or float32, also for a model of
+        bfloat16.
+        """
         return _without_bfloat16(self.tensors["users.factors"])
 
     @cached_property
     def item_factors(self) -> np.ndarray:
-        """[items, k], as `user_factors`."""
+        """The factors of the item rows, [items, k], with the dtype of `user_factors`."""
         return _without_bfloat16(self.tensors["items.factors"])
 
     @property
     def user_biases(self) -> np.ndarray:
-        """float32[users]."""
+        """The biases of the user rows, float32[users]."""
         return self.tensors["users.bias"]
 
     @property
     def item_biases(self) -> np.ndarray:
-        """float32[items]."""
+        """The biases of the item rows, float32[items]."""
         return self.tensors["items.bias"]
 
     @property
     def accumulators(self) -> dict[str, np.ndarray]:
-        """The optimizer's state by section name (AdaGrad: "users.factor_g" float32[users, k], "users.bias_g" ...; all
-        names: `snapshots.sections`); empty with SGD.
+        """The optimizer's state by section name; empty with SGD.
+
+        `snapshots.sections` lists all names. AdaGrad, for example, has "users.factor_g"
+        float32[users, k] and "users.bias_g" float32[users].
         """
         sections = [f"{side}.{name}" for side in SIDES for name in optimizer_state(self.spec)]
         return {name: self.tensors[name] for name in sections}
 
     @property
     def mean(self) -> np.float32:
-        """The global mean: sum and count are exact integers, divided once in float64."""
+        """The global mean.
+
+        Its sum and count are exact integers, and one float64 division gives it.
+        """
         total, count = (int(number) for number in self.tensors["mean"])
         return np.float32(float(total) / (float(count) * _FIXED_POINT_ONE)) if count else np.float32(0.0)
 
     @property
     def events(self) -> int:
-        """Interactions accepted since the model began."""
+        """The number of interactions accepted since the model was created."""
         return int(self.tensors["events"][0])
 
     @property
     def unavailable_ids(self) -> np.ndarray:
-        """Items marked unavailable, uint64[m], ascending."""
+        """The ids of the m unavailable items, uint64[m], in ascending order."""
         return self.tensors["unavailable"]
 
     @cached_property
     def user_labels(self) -> Labels:
-        """Names of user ids."""
+        """The labels of user ids."""
         return self._labels("user")
 
     @cached_property
     def item_labels(self) -> Labels:
-        """Names of item ids."""
+        """The labels of item ids."""
         return self._labels("item")
 
     def _labels(self, side: str) -> Labels:
@@ -220,15 +234,15 @@ class LoadedSnapshot:
         return _Index(self.item_ids)
 
     def score(self, user_id: int, item_ids: np.ndarray | Iterable[int]) -> np.ndarray:
-        """Scores float32[n] of items (ids, uint64[n]) for a user: bit for bit what the server answers at this
-        revision.
+        """Score n items for a user: float32[n], bit for bit the server's scores at this revision.
 
-        An unknown user or item counts as a row of zeros. ValueError for a model that folds users in or counts followers
-        (rule SOLVE, counts): its scores take more than factors.
+        item_ids: uint64[n]. An unknown user or item counts as a row of zeros. Raises ValueError for
+        a model with rule SOLVE or with counts, because its scores need more than factors and
+        biases.
         """
         if "gram" in self.tensors or "items.neighbor_rows" in self.tensors:
             raise ValueError(
-                "score: this model's scores take histories, which only a server reads; restore it on one"
+                "score: this model's scores need histories, which only a server reads; restore the model on one"
             )
         ids = np.asarray(item_ids if isinstance(item_ids, np.ndarray) else list(item_ids), np.uint64)
         user = self._user_index.rows(np.array([user_id], np.uint64))
@@ -240,7 +254,7 @@ class LoadedSnapshot:
 
 
 def _without_bfloat16(factors: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 (uint16) as float32; other arrays as they are."""
+    """Widen bfloat16 bits (uint16) to float32. Arrays of another dtype are returned unchanged."""
     if factors.dtype != np.uint16:
         return factors
     wide = (factors.astype(np.uint32) << 16).view(np.float32)
@@ -249,7 +263,10 @@ def _without_bfloat16(factors: np.ndarray) -> np.ndarray:
 
 
 def _gather(factors: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows padded with zeros to whole lanes; zeros for a row past the end."""
+    """Rows padded with zeros to a multiple of `LANES`, and their biases.
+
+    A row past the end is all zeros.
+    """
     count, k = factors.shape
     known = rows < count
     out = np.zeros((len(rows), -(-k // LANES) * LANES), np.float32)
@@ -260,8 +277,9 @@ def _gather(factors: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np
 
 
 def _dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Dot products of x float32[1, kp] with y float32[n, kp] in 16 lanes and a tree: the server's order of
-    additions.
+    """The dot products, float32[n], of x float32[1, kp] with each row of y float32[n, kp].
+
+    The sum runs in 16 lanes, which a tree then adds up. This is the server's order of additions.
     """
     products = (x * y).reshape(len(y), y.shape[1] // LANES, LANES)
     lanes: np.ndarray = products[:, 0].copy()
@@ -273,43 +291,49 @@ def _dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def verify(path: StrPath, root_hash: bytes | None = None) -> Verification:
-    """Check everything in the snapshot folder `path`, every byte of it; needs no server and no network.
+    """Check every byte of the snapshot folder `path`. This needs no server and no network.
 
-    root_hash: if given, the root hash that it must have (32 bytes). Raises SnapshotInvalid naming file,
-    tensor and block.
+    root_hash: the root hash that the snapshot must have (32 bytes); None for any. SnapshotInvalid
+    names the bad file, tensor and block.
     """
-    with _Opened(Path(path), root_hash) as opened:
-        opened.tensors()
+    with _Folder(Path(path), root_hash) as folder:
+        folder.tensors()
         return Verification(
-            opened.manifest,
-            sum(opened.layout.sizes.values()) + opened.manifest_bytes,
-            sum(len(tensor.blocks) for tensor in opened.manifest.tensors),
+            folder.manifest,
+            sum(folder.layout.sizes.values()) + folder.manifest_bytes,
+            sum(len(tensor.blocks) for tensor in folder.manifest.tensors),
         )
 
 
 def load(path: StrPath, root_hash: bytes | None = None) -> LoadedSnapshot:
-    """Verify the snapshot folder `path` and map its arrays. Raises SnapshotInvalid (see `verify`)."""
-    with _Opened(Path(path), root_hash) as opened:
-        return LoadedSnapshot(Path(path), opened.manifest, opened.tensors())
+    """Verify the snapshot folder `path` and map its arrays.
+
+    `verify` explains arguments and errors.
+    """
+    with _Folder(Path(path), root_hash) as folder:
+        return LoadedSnapshot(Path(path), folder.manifest, folder.tensors())
 
 
 def read_manifest(path: StrPath) -> Manifest:
-    """The manifest of a snapshot folder, checked in itself and against the sizes of the files. Raises
-    SnapshotInvalid.
+    """Read the manifest of a snapshot folder and check it, also against the sizes of the files.
+
+    The tensors are not read. Raises SnapshotInvalid.
     """
-    with _Opened(Path(path), None) as opened:
-        return opened.manifest
+    with _Folder(Path(path), None) as folder:
+        return folder.manifest
 
 
 def open_file(folder: StrPath, name: str) -> io.FileIO:
-    """Open one of a snapshot's files for reading: a regular file, never through a link. Raises
-    SnapshotInvalid.
+    """Open one file of a snapshot for reading.
+
+    Raises SnapshotInvalid for a link or a special file.
     """
     if name not in fmt.FILES:
-        raise SnapshotInvalid("", f"{name[:64]!r} is no file of a snapshot")
+        raise SnapshotInvalid("", f"{name[:64]!r} is not a file of a snapshot")
     path = Path(folder) / name
     try:
-        if path.is_symlink():  # where O_NOFOLLOW is missing
+        # A platform may lack O_NOFOLLOW.
+        if path.is_symlink():
             raise SnapshotInvalid(name, "is a link")
         file = io.FileIO(os.open(path, _OPEN), "rb", closefd=True)
     except OSError as error:
@@ -320,8 +344,8 @@ def open_file(folder: StrPath, name: str) -> io.FileIO:
     return file
 
 
-class _Opened:
-    """A snapshot's files, opened once and checked as far as that needs no reading of tensors."""
+class _Folder:
+    """The open files of a snapshot. Opening checks everything except the tensors."""
 
     def __init__(self, path: Path, root_hash: bytes | None) -> None:
         _check_names(path)
@@ -336,12 +360,12 @@ class _Opened:
                 if sizes[name] != size:
                     raise SnapshotInvalid(name, f"expected {size} bytes, got {sizes[name]}")
             if root_hash not in (None, self.manifest.root_hash):
-                raise SnapshotInvalid(fmt.MANIFEST_FILE, "root_hash is not the expected one")
+                raise SnapshotInvalid(fmt.MANIFEST_FILE, "root_hash differs from the expected one")
         except BaseException:
             self._stack.close()
             raise
 
-    def __enter__(self) -> _Opened:
+    def __enter__(self) -> _Folder:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -361,12 +385,12 @@ class _Opened:
             raise SnapshotInvalid(fmt.MANIFEST_FILE, str(error)) from None
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Check headers, blocks and content; then map the files that were checked."""
+        """Check headers and blocks, map the files, and check the content of the arrays."""
         for name, header in self.layout.headers.items():
             found = bytearray(len(header))
             _read_at(self.files[name], name, 0, memoryview(found))
             if found != header:
-                raise SnapshotInvalid(name, "its header is not the one that the manifest describes")
+                raise SnapshotInvalid(name, "its header differs from the one that the manifest describes")
         buffer = memoryview(bytearray(digest.BLOCK_BYTES))
         for tensor in self.manifest.tensors:
             _check_blocks(self.files[tensor.place.file], tensor, buffer)
@@ -387,7 +411,7 @@ def _check_names(path: Path) -> None:
     for name in sorted(set(fmt.FILES) - names):
         raise SnapshotInvalid(name, "is missing")
     for name in sorted(names - set(fmt.FILES)):
-        raise SnapshotInvalid("", f"holds {name[:64]!r}, which is no file of a snapshot")
+        raise SnapshotInvalid("", f"holds {name[:64]!r}, which is not a file of a snapshot")
 
 
 def _read_at(file: io.FileIO, name: str, offset: int, into: memoryview) -> None:
@@ -409,7 +433,7 @@ def _check_blocks(file: io.FileIO, tensor: Tensor, buffer: memoryview) -> None:
         block = buffer[: min(digest.BLOCK_BYTES, place.nbytes - begin)]
         _read_at(file, place.file, place.offset + begin, block)
         if hashlib.sha256(block).digest() != expected:
-            raise SnapshotInvalid(place.file, "the bytes are not those that were hashed", place.name, number)
+            raise SnapshotInvalid(place.file, "the bytes differ from the hashed ones", place.name, number)
         if place.dtype in ("F64", "F32", "F16", "BF16"):
             values = np.frombuffer(block, fmt.NUMPY_DTYPES[place.dtype])
             if not np.isfinite(_without_bfloat16(values)).all():
@@ -429,11 +453,12 @@ def _mapped(data: mmap.mmap, place: Place) -> np.ndarray:
 def save(
     pieces: Iterable[tuple[str, int, int, bytes]], path: StrPath, root_hash: bytes | None = None
 ) -> Verification:
-    """Store a fetched snapshot as the new folder `path` and verify it before it appears.
+    """Store a fetched snapshot in the new folder `path`.
 
-    pieces: (file name, offset, file size, data) as the server streams them, each file from its begin. A name
-    that is no snapshot's, a gap or a second file of a name ends it. Raises SnapshotInvalid, FileExistsError,
-    OSError; then nothing is left.
+    The folder appears only once it is verified. pieces: (file name, offset, file size, data) in the
+    order of the server's stream. The pieces of a file begin at offset 0 and have no gaps.
+    root_hash: the root hash that the snapshot must have; None for any. Raises SnapshotInvalid,
+    FileExistsError or OSError. After an error no file is left.
     """
     final = Path(path)
     if os.path.lexists(final):
@@ -455,10 +480,10 @@ def _store(pieces: Pieces, folder: Path) -> None:
         files: dict[str, io.BufferedWriter] = {}
         for name, offset, size, data in pieces:
             if name not in fmt.FILES:
-                raise SnapshotInvalid("", f"{name[:64]!r} is no file of a snapshot")
+                raise SnapshotInvalid("", f"{name[:64]!r} is not a file of a snapshot")
             if offset != ends.get(name, 0) or offset + len(data) > size:
                 raise SnapshotInvalid(
-                    name, f"expected the bytes from {ends.get(name, 0)}, got those from {offset}"
+                    name, f"expected a piece at offset {ends.get(name, 0)} within {size} bytes, got {offset}"
                 )
             if name not in files:
                 files[name] = stack.enter_context(open(folder / name, "xb"))

@@ -1,38 +1,42 @@
-"""The snapshot format: which files and tensors, where every byte lies, the manifest. Pure functions.
+"""The snapshot format: the files, the place of every byte, and the manifest.
 
-A snapshot is a folder of exactly four files:
+A snapshot is a folder with exactly four files:
 
-    manifest.json        canonical JSON (below)
-    users.safetensors    users.keys U64[n]   users.factors F32[n,k]   users.bias F32[n], and what else a row has
-    items.safetensors    the same of items
-    state.safetensors    what is not in a table
+    manifest.json        canonical JSON (see below)
+    users.safetensors    users.keys U64[n], users.factors F32[n,k], users.bias F32[n] and further
+                         sections of user rows
+    items.safetensors    the same sections for items
+    state.safetensors    the sections beside the rows
 
-`sections.py` lists the sections, with their dtypes and shapes.
-The order of sections, which the root hash follows: users.* as above, items.* alike, then the state's by name. The
-layout is a function of the spec (k, its optimizer, what factors are stored as) and of the row counts, so a reader computes the
-expected layout and safetensors headers and compares: nothing in a header is ever interpreted. Within a file,
-tensors of 8-byte elements come first, then 4, 2 and 1, without gaps (safetensors demands it), and data begins
-at a multiple of 64 bytes (the header is padded with spaces), so that every tensor is aligned to its element
-size. Headers are written with sorted names and no metadata, so the bytes depend on the state alone.
+`sections.py` lists the sections with their dtypes and shapes. The root hash takes them in this
+order: the sections of users, the sections of items, then the sections beside the rows by name.
 
-manifest.json: ASCII, keys sorted, no spaces, integers only, one line feed at the end. Hashes and the spec in
-lower-case hex.
+The layout is a function of the spec and of the row counts. A reader computes the expected layout
+and the expected safetensors headers, and compares them with the files. It never interprets a
+header. Tensors of 8-byte elements come first in a file, then those of 4, 2 and 1 bytes. safetensors
+allows no gaps between them. A header is padded with spaces, so that the data begins at a multiple
+of 64 bytes and every tensor is aligned to its element size. Headers have sorted names and no
+metadata, so their bytes depend only on the state.
 
-    created_us        int     microseconds since 1970 UTC; all that two snapshots of one state differ in
+manifest.json is ASCII with sorted keys, no spaces, only integers as numbers, and one line feed at
+the end. The hashes and the spec are lower-case hex.
+
+    created_us        int     microseconds since 1970 UTC; it and manifest_hash differ between two
+                              snapshots of one state of a model
     format            1
-    kernel_semantics  int     the spec's
-    lineage           text    UUID; with revision the position
-    log_hash          hex     the log's chain hash at this revision, made with log_hash_name
-    log_hash_name     text
-    manifest_hash     hex     SHA-256 over the canonical JSON (with the line feed) of all other fields; the
-                              root hash covers the state, not the lineage or the log
-    model             text    the name
+    kernel_semantics  int     the same as in the spec
+    lineage           text    UUID; lineage and revision are the position
+    log_hash          hex     the chain hash of the log at this revision
+    log_hash_name     text    the hash function of log_hash
+    manifest_hash     hex     SHA-256 over the canonical JSON (with the line feed) of all other
+                              fields; root_hash covers the state, not the lineage or the log
+    model             text    the model's name
     parent            null
     revision          int
-    root_hash         hex     of the state (digest.py)
-    spec              hex     the logged bytes of the livefactor.v1.ModelSpec message
-    tensors           list    in section order: blocks [hex], digest hex, dtype, file, name, offset (in the
-                              file, bytes), shape
+    root_hash         hex     the root hash of the state (digest.py)
+    spec              hex     the bytes of the livefactor.v1.ModelSpec message in the log
+    tensors           list    in section order: blocks [hex], digest hex, dtype, file, name, offset
+                              (bytes from the start of the file), shape
 """
 
 from __future__ import annotations
@@ -61,13 +65,13 @@ FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 TENSOR_FILES = ("items.safetensors", "state.safetensors", "users.safetensors")
 FILES = (MANIFEST_FILE, *TENSOR_FILES)
-"""The closed list of file names, the manifest first."""
+"""The names of all files, with the manifest first."""
 
 ITEM_BYTES = {"U64": 8, "I64": 8, "F64": 8, "U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
-"""Bytes of an element by safetensors dtype: the whole list of dtypes that a snapshot may hold."""
+"""Bytes of an element for each safetensors dtype that a snapshot may hold."""
 
 NUMPY_DTYPES = dict(zip(ITEM_BYTES, ("<u8", "<i8", "<f8", "<u4", "<f4", "<f2", "<u2", "|u1"), strict=True))
-"""What arrays have; NumPy knows no bfloat16, so those hold its bits."""
+"""The NumPy dtype for each safetensors dtype. NumPy has no bfloat16, so uint16 holds its bits."""
 
 ALIGNMENT = 64
 MANIFEST_BYTES_MAX = 64 << 20
@@ -82,7 +86,7 @@ _SNAPSHOT_ID = re.compile(r"[0-9]{20}-[0-9a-f]{8}")
 
 
 class Place(NamedTuple):
-    """Where a section lies. `offset` is the byte in `file` at which it begins."""
+    """The place of a section. offset: where it begins in `file`, in bytes."""
 
     name: str
     file: str
@@ -92,13 +96,13 @@ class Place(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the section."""
+        """Size of the section in bytes."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sections in order with their places, and for every tensor file its header and size in bytes."""
+    """The places of all sections in order, and the header and size in bytes of each tensor file."""
 
     places: tuple[Place, ...]
     headers: dict[str, bytes]
@@ -106,12 +110,16 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all sections together."""
+        """Size of all sections together in bytes."""
         return sum(place.nbytes for place in self.places)
 
 
 def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]) -> Layout:
-    """The one layout of a state: `users` and `items` are row counts, `small_lengths` elements of each section beside the rows."""
+    """The layout of a state.
+
+    users, items: row counts. small_lengths: the number of elements of each section beside the rows.
+    Raises ValueError if the lengths do not fit the spec.
+    """
     message = bounded_spec(spec)
     placed: list[_Unplaced] = []
     for side, rows in zip(SIDES, (users, items), strict=True):
@@ -136,11 +144,12 @@ def _placed(sections: list[_Unplaced]) -> Layout:
     headers: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
     for file in TENSOR_FILES:
-        mine = [section for section in sections if section[1] == file]
-        mine.sort(key=lambda section: -ITEM_BYTES[section[2]])  # stable, so else in section order
+        in_file = [section for section in sections if section[1] == file]
+        # The sort is stable, so sections of one element size stay in section order.
+        in_file.sort(key=lambda section: -ITEM_BYTES[section[2]])
         entries: dict[str, Any] = {}
         end = 0
-        for name, _, dtype, shape in mine:
+        for name, _, dtype, shape in in_file:
             begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
             entries[name] = {"data_offsets": [begin, end], "dtype": dtype, "shape": list(shape)}
         headers[file] = safetensors_header(entries)
@@ -150,44 +159,45 @@ def _placed(sections: list[_Unplaced]) -> Layout:
 
 
 def safetensors_header(entries: dict[str, Any]) -> bytes:
-    """Length prefix and JSON of a safetensors file, padded with spaces to a multiple of `ALIGNMENT` bytes."""
+    """The length prefix and JSON of a safetensors file, padded to `ALIGNMENT` bytes."""
     text = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode("ascii")
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return struct.pack("<Q", len(text)) + text
 
 
 class Tensor(NamedTuple):
-    """A section as a manifest lists it: its place, and the SHA-256 of its blocks."""
+    """A section in a manifest: its place, and the SHA-256 of each block."""
 
     place: Place
     blocks: tuple[bytes, ...]
 
     @property
     def digest(self) -> bytes:
-        """The section's digest, 32 bytes."""
+        """The digest of the section, 32 bytes."""
         return digest.section_digest(self.blocks)
 
 
 def root_hash(revision: int, tensors: Iterable[Tensor]) -> bytes:
-    """The root hash (32 bytes) of sections in their order."""
+    """The root hash (32 bytes) of a state. tensors: all sections, in the format's order."""
     sections = (digest.Section(t.place.name, t.place.dtype, t.place.shape, t.digest) for t in tensors)
     return digest.root_hash(revision, sections)
 
 
 def snapshot_id(revision: int, root: bytes) -> str:
-    """The name of a snapshot: its revision, 20 digits, and the first four bytes of its root hash."""
+    """The id of a snapshot: the revision in 20 digits, and 4 bytes of the root hash."""
     return f"{revision:020d}-{root[:4].hex()}"
 
 
 def is_snapshot_id(text: str) -> bool:
-    """Whether `text` has the form of a snapshot id (and so is a plain file name)."""
+    """Whether `text` has the form of a snapshot id. Such a text is a safe file name."""
     return _SNAPSHOT_ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Manifest:
-    """A manifest's content; the module's docstring explains the fields. tensors: in section order. Hashes are 32
-    bytes.
+    """The content of a manifest. The docstring of this module explains the fields.
+
+    tensors: in section order. Each hash has 32 bytes.
     """
 
     model: str
@@ -206,23 +216,23 @@ class Manifest:
 
     @property
     def summary(self) -> str:
-        """The snapshot in a few words, for a repr."""
+        """A short description of the snapshot, for a repr."""
         rows = f"{self.users} users, {self.items} items, {len(self.tensors)} tensors"
         return f"model {self.model!r}, snapshot {self.snapshot_id}, {rows}"
 
     @property
     def snapshot_id(self) -> str:
-        """The snapshot's name."""
+        """The id of the snapshot."""
         return snapshot_id(self.revision, self.root_hash)
 
     @property
     def users(self) -> int:
-        """User rows."""
+        """The number of user rows."""
         return self._rows("users.keys")
 
     @property
     def items(self) -> int:
-        """Item rows."""
+        """The number of item rows."""
         return self._rows("items.keys")
 
     def _rows(self, name: str) -> int:
@@ -233,7 +243,7 @@ class Manifest:
 
     @property
     def layout(self) -> Layout:
-        """Where everything lies. Raises ValueError if the tensors do not fit the spec."""
+        """The layout of the state. Raises ValueError if the tensors do not fit the spec."""
         tables = ("users.", "items.")
         lengths = {
             t.place.name: math.prod(t.place.shape)
@@ -244,7 +254,7 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files, the manifest included."""
+        """Size of all files in bytes, including the manifest."""
         return len(self.to_json()) + sum(self.layout.sizes.values())
 
     def computed_root(self) -> bytes:
@@ -252,7 +262,7 @@ class Manifest:
         return root_hash(self.revision, self.tensors)
 
     def to_json(self) -> bytes:
-        """The manifest file's bytes."""
+        """The bytes of the manifest file."""
         body = self._fields()
         body["manifest_hash"] = hashlib.sha256(_canonical(body)).hexdigest()
         return _canonical(body)
@@ -275,33 +285,37 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """Parse and check a manifest in itself. Raises ValueError saying what is wrong; nothing in `data` is
-        trusted.
+        """Parse and check the bytes of a manifest file, which may be hostile. Raises ValueError.
 
-        Afterwards every field is in its domain, the tensors lie where the spec and row counts put them, the
-        block lists have the right lengths, and root and manifest hash follow from the rest.
+        In the result every field is in its domain. The places of the tensors and the lengths of the
+        block lists follow from the spec and the row counts. The root hash and the manifest hash are
+        those of the other fields.
         """
         manifest = _parsed(data)
         manifest._check()
-        # One text only: this catches spaces, order, doubled keys, spellings of numbers, other hashes.
+        # Each content has one valid text. The comparison finds spaces, another order, repeated
+        # keys, other spellings of numbers and wrong hashes.
         if manifest.to_json() != data:
-            raise ValueError("not the canonical text of its content, or manifest_hash differs")
+            raise ValueError("its text is not canonical, or manifest_hash is wrong")
         return manifest
 
     def _check(self) -> None:
         if [t.place for t in self.tensors] != list(self.layout.places):
-            raise ValueError("tensors: not the layout that spec and row counts give")
+            raise ValueError("tensors: the layout does not fit the spec and the row counts")
         for place, blocks in self.tensors:
             if len(blocks) != -(-place.nbytes // digest.BLOCK_BYTES):
                 raise ValueError(f"{place.name}: {len(blocks)} block hashes for {place.nbytes} bytes")
         if self.computed_root() != self.root_hash:
-            raise ValueError("root_hash does not follow from the block hashes")
+            raise ValueError("root_hash does not match the block hashes")
         if parse_spec(self.spec).kernel_semantics != self.kernel_semantics:
-            raise ValueError("kernel_semantics: not the spec's")
+            raise ValueError("kernel_semantics: differs from the spec")
 
 
 def manifest_bytes_max(tensor_bytes: int) -> int:
-    """The most bytes a manifest of `tensor_bytes` may have: a reader refuses more before it parses."""
+    """The maximum size of a manifest in bytes. A reader refuses a larger one before it parses it.
+
+    tensor_bytes: size of all tensor files.
+    """
     blocks = tensor_bytes // digest.BLOCK_BYTES + 32
     return min(MANIFEST_BYTES_MAX, _MANIFEST_BASE_BYTES + 2 * SPEC_BYTES_MAX + blocks * _BLOCK_TEXT_BYTES)
 
@@ -327,11 +341,11 @@ def _parsed(data: bytes) -> Manifest:
     try:
         fields = json.loads(data.decode("ascii"), parse_float=_no_float, parse_constant=_no_float)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise ValueError("the text is nested too deeply") from None
     except UnicodeDecodeError:
-        raise ValueError("not ASCII") from None
+        raise ValueError("the text is not ASCII") from None
     if not isinstance(fields, dict):
-        raise ValueError("not a JSON object")
+        raise ValueError("the text is not a JSON object")
     if _int(fields, "format", 1 << 31) != FORMAT:
         raise ValueError(f"format: expected {FORMAT}, got {fields['format']}")
     tensors = fields.get("tensors")
@@ -368,7 +382,7 @@ def _tensor(fields: Any) -> Tensor:
 
 
 def _no_float(text: str) -> NoReturn:
-    raise ValueError(f"numbers are integers, got {text[:32]}")
+    raise ValueError(f"expected only integers, got {text[:32]}")
 
 
 def _int(fields: dict[str, Any], name: str, bound: int) -> int:
@@ -381,7 +395,7 @@ def _int(fields: dict[str, Any], name: str, bound: int) -> int:
 def _text(fields: dict[str, Any], name: str, pattern: re.Pattern[str]) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or pattern.fullmatch(value) is None:
-        raise ValueError(f"{name}: not of the expected form")
+        raise ValueError(f"{name}: does not have the expected form")
     return value
 
 

@@ -1,7 +1,7 @@
-"""What a snapshot holds of a state: one table of the sections of rows, one of the sections beside the rows.
+"""The sections of a snapshot: a table of the sections of rows, and one of the sections beside them.
 
-Which of them a state has, and their shapes, are functions of the spec. The kernels declare the same sections for their own
-use; a test compares the two for every rule, optimizer and part.
+The spec decides which of them a state has, and which shapes they have. The kernels declare the same
+sections for their own use. A test compares the two declarations for every rule, optimizer and part.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FACTOR_DTYPES = {
     models_pb2.FACTOR_DTYPE_FLOAT16: "F16",
     models_pb2.FACTOR_DTYPE_BFLOAT16: "BF16",
 }
-"""safetensors dtype of factors by the spec's `factor_dtype`."""
+"""The safetensors dtype of factors for each `factor_dtype` of a spec."""
 
 MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE = 1024, 8192, 1 << 20
 SPEC_BYTES_MAX = 1 << 16
 RATES_SIZE = 5
 _FACTORS = ""
-"""Stands for the dtype of the spec's factors."""
+"""Stands for the dtype of the spec's factors in the table below."""
 _OPTIMIZERS = models_pb2.OptimizerKind.values()
 _ADAGRAD = (models_pb2.OPTIMIZER_KIND_ADAGRAD,)
 _ROWWISE = (models_pb2.OPTIMIZER_KIND_ROWWISE_ADAGRAD,)
@@ -39,19 +39,19 @@ Shape = tuple[int, ...]
 
 
 class Content(Enum):
-    """What an honest server writes into a section, where dtype and shape do not say it."""
+    """What a section holds, beyond its dtype and shape."""
 
     ANY = ""
-    DISTINCT = "no number twice"
-    AMOUNTS = "no negative number"
+    DISTINCT = "distinct numbers"
+    AMOUNTS = "numbers of at least 0"
     SQUARES = "sums or means of squares"
     POWERS = "powers of numbers below 1"
-    USER_ROWS = "numbers of user rows"
-    ITEM_ROWS = "numbers of item rows"
+    USER_ROWS = "row numbers of users"
+    ITEM_ROWS = "row numbers of items"
 
 
 class Section(NamedTuple):
-    """A section of rows. dtype: of safetensors. shape: of one row."""
+    """A section of rows. dtype: its safetensors dtype. shape: the shape of one row."""
 
     name: str
     dtype: str
@@ -60,7 +60,10 @@ class Section(NamedTuple):
 
 
 class SmallSection(NamedTuple):
-    """A section beside the rows, one-dimensional. dtype: of safetensors. length: in elements, None for any."""
+    """A one-dimensional section beside the rows.
+
+    dtype: its safetensors dtype. length: its number of elements; None for any number.
+    """
 
     name: str
     dtype: str
@@ -69,7 +72,10 @@ class SmallSection(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A section of rows. shape: of a row on a side, None where the spec has no such section."""
+    """A section of rows in the table.
+
+    shape: the shape of a row; None if the spec has no such section.
+    """
 
     name: str
     dtype: str
@@ -78,7 +84,10 @@ class _Row(NamedTuple):
 
 
 class _Beside(NamedTuple):
-    """A section beside the rows, one-dimensional. length: None for any; exists: whether the spec has it."""
+    """A section beside the rows in the table.
+
+    length: None for any number. exists: whether the spec has it.
+    """
 
     name: str
     dtype: str
@@ -136,7 +145,7 @@ _ROWS = (
     _Row("keys", "U64", _one, Content.DISTINCT),
     _Row("factors", _FACTORS, _factors),
     _Row("bias", "F32", _one),
-    # What the optimizer keeps of a row.
+    # The state of the optimizer for a row.
     _Row("factor_g", "F32", _optimizer(_ADAGRAD, _factors), _SQUARES),
     _Row("row_g", "F32", _optimizer(_ROWWISE, _one), _SQUARES),
     _Row("bias_g", "F32", _optimizer(_ADAGRAD + _ROWWISE, _one), _SQUARES),
@@ -153,7 +162,8 @@ _ROWS = (
     _Row("factor_probe", "F32", _probe(_factors)),
     _Row("bias_probe", "F32", _probe(_one)),
     _Row("row_probe", "F32", _probe(_one)),
-    # A ring of the row's last events, an event at its number modulo the ring's length; then items that follow an item.
+    # A ring of the row's last events; event number n is at n modulo the ring's length. Then the
+    # items that follow an item most often.
     _Row("seen_rows", "U32", _ring),
     _Row("seen_values", "F32", _ring),
     _Row("seen_weights", "F32", _ring, _AMOUNTS),
@@ -164,7 +174,7 @@ _ROWS = (
     _Row("neighbor_rows", "U32", _followers, Content.ITEM_ROWS),
     _Row("neighbor_counts", "F32", _followers, _AMOUNTS),
 )
-"""In the order that the root hash takes them."""
+"""The sections of rows, in the order of the root hash."""
 
 
 def _replayed(spec: Spec) -> int:
@@ -176,40 +186,46 @@ def _is_replayed(spec: Spec) -> bool:
 
 
 _BESIDE = (
-    # Number of accepted interactions.
+    # The number of accepted interactions.
     _Beside("events", "U64", lambda spec: 1),
-    # Gram matrices of users and items (rule SOLVE).
+    # The Gram matrices of users and items (rule SOLVE).
     _Beside(
         "gram", "F64", lambda spec: 2 * (spec.k + 1) ** 2, lambda spec: spec.rule == models_pb2.RULE_SOLVE
     ),
-    # Labels by ascending id, UTF-8; offsets into the text, one more than ids.
+    # The labels in ascending order of their ids: UTF-8 text, and one more offset into it than there
+    # are ids.
     _Beside("labels.item.keys", "U64"),
     _Beside("labels.item.offsets", "U64"),
     _Beside("labels.item.text", "U8"),
     _Beside("labels.user.keys", "U64"),
     _Beside("labels.user.offsets", "U64"),
     _Beside("labels.user.text", "U8"),
-    # The global mean: a sum in fixed point of 2**-20, and a count.
+    # The global mean: a fixed-point sum in units of 2**-20, and a count.
     _Beside("mean", "I64", lambda spec: 2),
-    # The server's exactly-once table, opaque here.
+    # The server's table of producers for exactly-once delivery. The client does not interpret it.
     _Beside("producers", "U8"),
-    # An adapted rate: step, moves, events in the window, sum and sum of squares.
+    # The adaptive rate: step, moves, events in the window, sum and sum of squares.
     _Beside("rates", "F64", lambda spec: RATES_SIZE, lambda spec: spec.adaptive_rate.window > 0),
-    # The reservoir: the first min(events, replay.size) places are filled.
+    # The reservoir. Its first min(events, replay.size) places are filled.
     _Beside("replay.item_rows", "U32", _replayed, _is_replayed, Content.ITEM_ROWS),
     _Beside("replay.user_rows", "U32", _replayed, _is_replayed, Content.USER_ROWS),
     _Beside("replay.values", "F32", _replayed, _is_replayed),
     _Beside("replay.weights", "F32", _replayed, _is_replayed, _AMOUNTS),
-    # The logged bytes.
+    # The spec's bytes in the log.
     _Beside("spec", "U8"),
-    # Ids of items that may not be recommended, ascending.
+    # The ids of unavailable items in ascending order.
     _Beside("unavailable", "U64"),
 )
-"""By name, which is the order that the root hash takes them in."""
+"""The sections beside the rows, in the order of their names.
+
+The root hash takes them in this order.
+"""
 
 
 def row_sections(spec: Spec, side: str) -> list[Section]:
-    """Sections of the rows of "users" or "items" under a spec, in the order of the root hash."""
+    """The row sections of a side ("users" or "items") under a spec, in the order of the root
+    hash.
+    """
     sections = []
     for name, dtype, shape_of, content in _ROWS:
         shape = shape_of(spec, side)
@@ -221,13 +237,13 @@ def row_sections(spec: Spec, side: str) -> list[Section]:
 
 
 def optimizer_state(spec: Spec) -> list[str]:
-    """Names of those row sections that hold the state of the spec's optimizer."""
+    """The names of the row sections that hold the state of the spec's optimizer."""
     plain = Spec(k=spec.k, optimizer=models_pb2.Optimizer(kind=spec.optimizer.kind))
     return [section.name for section in row_sections(plain, "users")[3:]]
 
 
 def small_sections(spec: Spec) -> list[SmallSection]:
-    """Sections beside the rows under a spec, in the order of the root hash."""
+    """The sections beside the rows under a spec, in the order of the root hash."""
     return [
         SmallSection(each.name, each.dtype, each.length(spec), each.content)
         for each in _BESIDE
@@ -236,7 +252,10 @@ def small_sections(spec: Spec) -> list[SmallSection]:
 
 
 def parse_spec(spec: bytes) -> Spec:
-    """The `livefactor.v1.ModelSpec` message of logged bytes. Raises ValueError."""
+    """Parse a `livefactor.v1.ModelSpec` message.
+
+    Raises ValueError if it is too long or does not parse.
+    """
     if len(spec) > SPEC_BYTES_MAX:
         raise ValueError(f"spec: expected at most {SPEC_BYTES_MAX} bytes, got {len(spec)}")
     try:
@@ -246,14 +265,14 @@ def parse_spec(spec: bytes) -> Spec:
 
 
 def bounded_spec(spec: bytes) -> Spec:
-    """As `parse_spec`; raises ValueError, too, if the shapes of sections that follow from it are not those of any model."""
+    """Parse a spec and check the fields that decide the shapes of sections. Raises ValueError."""
     message = parse_spec(spec)
     if not 1 <= message.k <= MAX_K:
         raise ValueError(f"spec: k: expected 1..{MAX_K}, got {message.k}")
     if message.factor_dtype not in FACTOR_DTYPES:
-        raise ValueError(f"spec: factor_dtype: expected a known one, got {message.factor_dtype}")
+        raise ValueError(f"spec: factor_dtype: expected a known value, got {message.factor_dtype}")
     if message.optimizer.kind not in _OPTIMIZERS:
-        raise ValueError(f"spec: optimizer.kind: expected a known one, got {message.optimizer.kind}")
+        raise ValueError(f"spec: optimizer.kind: expected a known value, got {message.optimizer.kind}")
     lengths = message.history.users, message.history.items, message.counts.neighbors
     if max(lengths) > MAX_HISTORY:
         raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")

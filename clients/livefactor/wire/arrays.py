@@ -1,8 +1,10 @@
-"""What callers have (lists, NumPy, pandas, Arrow; ints, strings, datetimes) to the contract's column arrays.
+"""Convert the data of callers to column arrays of the contract's dtypes.
 
-pandas and pyarrow are never imported: what has a `to_numpy` is asked for it. Every function returns a
-C-contiguous, little-endian array of the contract's dtype and raises ColumnError naming column, row and value;
-nothing wraps, truncates or guesses.
+Callers pass lists, NumPy arrays, pandas columns or Arrow arrays, with integers, strings or
+datetimes. This module never imports pandas or pyarrow: it calls the `to_numpy` of an object that
+has one. Every function returns a C-contiguous, little-endian array. A value that does not fit
+raises a ColumnError, which names the column, the row and the value. No value is wrapped, truncated
+or guessed.
 """
 
 from __future__ import annotations
@@ -27,17 +29,24 @@ _KEY_MAX = _RANGES[KEYS][1]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Ids = Any
-"""Ids as callers have them: an int, a str, or a one-dimensional sequence, NumPy array, pandas Series or Arrow
-array of either. Lists and object arrays may mix integers and strings.
+"""The ids of a caller: one int or str, or several as a sequence, NumPy array, pandas Series or
+Arrow array.
+
+Several ids have one dimension. Lists and object arrays may mix integers and strings.
 """
 
 HashTexts = Callable[[Sequence[str | bytes]], npt.NDArray[np.uint64]]
-"""Turns n string ids into uint64[n] keys. Raises ColumnError where one of them is no string."""
+"""A function that turns n string ids into uint64[n] keys.
+
+It raises ColumnError for any other type.
+"""
 
 
 def as_keys(name: str, ids: Ids, hash_texts: HashTexts = keys_of) -> npt.NDArray[np.uint64]:
-    """Ids to uint64 keys[n]. Integers 0 .. 2**64-1 are keys already; `hash_texts` makes keys of strings. A single id
-    gives n = 1.
+    """Convert n ids to keys, uint64[n]. A single id gives n = 1.
+
+    An integer of 0..2**64-1 is its own key. hash_texts: turns strings into keys. Raises ColumnError
+    for another type or number.
     """
     if isinstance(ids, np.ndarray) and ids.dtype == KEYS and ids.ndim == 1:
         return np.ascontiguousarray(ids)
@@ -55,8 +64,8 @@ def as_keys(name: str, ids: Ids, hash_texts: HashTexts = keys_of) -> npt.NDArray
     if array.dtype.kind in "iu":
         return _whole(name, array, KEYS)
     if isinstance(ids, list | tuple):
-        # NumPy makes floats of a list that holds integers both below and from 2**63 on, and strings of a list
-        # that holds a string.
+        # NumPy turns a list into floats if it has integers on both sides of 2**63, and into strings
+        # if it has one string.
         if array.dtype.kind in "OUS" or all(isinstance(value, int) for value in ids):
             return _object_keys(name, ids, hash_texts)
     elif array.dtype.kind in "OUST":
@@ -64,24 +73,26 @@ def as_keys(name: str, ids: Ids, hash_texts: HashTexts = keys_of) -> npt.NDArray
     raise ColumnError(f"{name}: expected integers or strings, got {array.dtype}{_missing_hint(array)}")
 
 
-def as_given(ids: Ids, keys: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
-    """The ids of `as_keys` as the caller gave them: `keys` for integers, else an object array of str and int.
+def original_ids(ids: Ids, keys: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
+    """The ids that the caller passed to `as_keys`: `keys` for integers, else an object array of str
+    and int.
 
-    keys: uint64[n], what `as_keys` made of `ids`. Bytes become str where they are UTF-8, else their key.
+    keys: uint64[n], the result of `as_keys` for `ids`. Bytes become str if they are UTF-8, else
+    their key.
     """
     if isinstance(ids, str | bytes):
         values = [ids]
     elif _is_dictionary(ids):
         table, codes = _dictionary(ids)
         codes = _to_numpy("ids", codes)
-        return as_given(table, as_keys("ids", table))[codes] if len(codes) else keys
+        return original_ids(table, as_keys("ids", table))[codes] if len(codes) else keys
     else:
         values = list(ids) if isinstance(ids, list | tuple) else np.atleast_1d(_to_numpy("ids", ids)).tolist()
     if not any(isinstance(value, str | bytes) for value in values):
         return keys
-    given = np.empty(len(values), object)
-    given[:] = [_as_text(value, key) for value, key in zip(values, keys.tolist(), strict=True)]
-    return given
+    originals = np.empty(len(values), object)
+    originals[:] = [_as_text(value, key) for value, key in zip(values, keys.tolist(), strict=True)]
+    return originals
 
 
 def _as_text(value: Any, key: int) -> str | int:
@@ -94,8 +105,10 @@ def _as_text(value: Any, key: int) -> str | int:
 
 
 def as_floats(name: str, values: Any, n: int) -> npt.NDArray[np.float32]:
-    """Numbers to float32[n]; one number stands for all n rows. NaN and what is too large stay (the server
-    rejects those rows).
+    """Convert numbers to float32[n]. One number stands for all n rows.
+
+    NaN and numbers out of range pass through; the server rejects their rows. Raises ColumnError for
+    another type or length.
     """
     if isinstance(values, float):
         return np.full(n, values, FLOATS)
@@ -109,7 +122,10 @@ def as_floats(name: str, values: Any, n: int) -> npt.NDArray[np.float32]:
 
 
 def as_numbers(name: str, values: Any, n: int) -> npt.NDArray[np.uint32]:
-    """Whole numbers 0 .. 2**32-1 to uint32[n]; one number stands for all n rows."""
+    """Convert whole numbers of 0..2**32-1 to uint32[n]. One number stands for all n rows.
+
+    Raises ColumnError for another type, number or length.
+    """
     array = _broadcast(name, values, n)
     if array.dtype.kind not in "iub":
         raise ColumnError(f"{name}: expected whole numbers, got {array.dtype}")
@@ -117,21 +133,18 @@ def as_numbers(name: str, values: Any, n: int) -> npt.NDArray[np.uint32]:
 
 
 def as_times(name: str, times: Any, n: int) -> npt.NDArray[np.int64]:
-    """Times to int64[n] microseconds since 1970-01-01 UTC; one time stands for all n rows.
+    """Convert times to int64[n] microseconds since 1970-01-01 UTC. One time stands for all n rows.
 
-    Integers are such microseconds. datetime64 of any unit, and datetimes, are converted; those without a zone
-    are taken as UTC.
+    Integers are such microseconds already. datetime64 of any unit and datetimes are converted. A
+    time without a zone counts as UTC. Raises ColumnError for another type or length, or for a
+    missing time.
     """
     if isinstance(times, datetime):
         times = [times] * n
-    if (
-        "datetime64" in str(getattr(times, "dtype", ""))
-        and not isinstance(times, np.ndarray)
-        and hasattr(times, "to_numpy")
-    ):
-        times = times.to_numpy(
-            dtype="datetime64[us]"
-        )  # A zoned pandas column would come as objects otherwise.
+    has_dtype = "datetime64" in str(getattr(times, "dtype", ""))
+    if has_dtype and not isinstance(times, np.ndarray) and hasattr(times, "to_numpy"):
+        # Without the dtype, a pandas column with a zone would give objects.
+        times = times.to_numpy(dtype="datetime64[us]")
     array = _broadcast(name, times, n)
     if array.dtype.kind == "O":
         array = np.array([_microseconds(name, row, time) for row, time in enumerate(array.tolist())], TIMES)
@@ -146,7 +159,7 @@ def as_times(name: str, times: Any, n: int) -> npt.NDArray[np.int64]:
 
 
 def require_rows(name: str, array: npt.NDArray[Any], n: int, like: str = "user_ids") -> None:
-    """Raise ColumnError unless `array` has n rows, as column `like` has."""
+    """Raise ColumnError unless `array` has n rows. like: the column that has n rows."""
     if len(array) != n:
         raise ColumnError(f"{name} has {len(array)} rows, expected {n} ({like})")
 
@@ -157,13 +170,14 @@ def _to_numpy(name: str, values: Any) -> npt.NDArray[Any]:
     elif hasattr(values, "to_numpy"):
         try:
             array = np.asarray(values.to_numpy(zero_copy_only=False))
-        except TypeError:  # No such argument: pandas, or a chunked Arrow array of old.
+        except TypeError:
+            # pandas and old chunked Arrow arrays do not have this argument.
             array = np.asarray(values.to_numpy())
     else:
         try:
             array = np.asarray(values)
         except (ValueError, OverflowError) as error:
-            raise ColumnError(f"{name}: expected one value a row ({error})") from error
+            raise ColumnError(f"{name}: expected one value for each row ({error})") from error
     if array.ndim > 1:
         raise ColumnError(f"{name}: expected one dimension, got shape {array.shape}")
     return array
@@ -178,7 +192,7 @@ def _broadcast(name: str, values: Any, n: int) -> npt.NDArray[Any]:
 
 
 def _whole(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """`array` (integers) as `dtype`, or ColumnError naming the first value outside its range."""
+    """Convert integers to `dtype`. ColumnError names the first value outside its range."""
     if array.dtype != dtype and array.size:
         low, high = _RANGES[dtype]
         own = np.iinfo(array.dtype) if array.dtype.kind != "b" else np.iinfo(np.uint8)
@@ -194,7 +208,7 @@ def _is_text_list(ids: Any) -> bool:
 
 
 def _object_keys(name: str, values: Sequence[Any], hash_texts: HashTexts) -> npt.NDArray[np.uint64]:
-    """Keys of Python values: strings, integers, or both."""
+    """The keys of Python strings, integers, or both."""
     try:
         if isinstance(values[0], str | bytes):
             return hash_texts(values)
@@ -215,7 +229,10 @@ def _object_keys(name: str, values: Sequence[Any], hash_texts: HashTexts) -> npt
 
 
 def _object_integers(name: str, values: Sequence[Any]) -> npt.NDArray[np.uint64]:
-    """The integers among `values`, in order; strings are passed over, anything else is an error."""
+    """The integers among `values`, in order.
+
+    Strings are skipped. ColumnError names any other value.
+    """
     limits = np.iinfo(KEYS)
     integers = []
     for row, value in enumerate(values):
@@ -231,13 +248,13 @@ def _object_integers(name: str, values: Sequence[Any]) -> npt.NDArray[np.uint64]
 
 
 def _is_dictionary(ids: Any) -> bool:
-    """An Arrow DictionaryArray, or a pandas categorical column."""
+    """Whether `ids` is an Arrow DictionaryArray or a pandas categorical column."""
     arrow = hasattr(ids, "dictionary") and hasattr(ids, "indices")
     return arrow or hasattr(getattr(ids, "cat", None), "codes")
 
 
 def _dictionary(ids: Any) -> tuple[Any, Any]:
-    """The distinct values and the codes that point into them."""
+    """The distinct values, and the index of each row's value among them."""
     if hasattr(ids, "dictionary"):
         return ids.dictionary, ids.indices
     return ids.cat.categories, ids.cat.codes
@@ -254,7 +271,7 @@ def _dictionary_keys(name: str, ids: Any, hash_texts: HashTexts) -> npt.NDArray[
     values = _to_numpy(name, table)
     used = np.zeros(len(values), bool)
     used[codes] = True
-    # A dictionary may hold far more ids than these rows name, and only those count as seen.
+    # A dictionary may hold many more ids than these rows use. Only the ids of the rows are hashed.
     keys: npt.NDArray[np.uint64] = np.zeros(len(values), KEYS)
     keys[used] = as_keys(name, values[used], hash_texts)
     return np.ascontiguousarray(keys[codes])

@@ -1,9 +1,12 @@
-"""Arrays ⇄ the bytes of the contract's update messages: pure functions, shared by client and server.
+"""Convert arrays to the bytes of the contract's update messages, and back.
 
-Columns are written as tag, length and the array's own bytes, in one join. A message is read through its twin
-(twins.py), in which a column or the whole change is `bytes`; the columns of Interactions are found by their
-tags, without a parser's copy of them. Where a peer split, repeated or did not pack a column, the public
-message class reads it. Scoring: scoring_columns.py.
+The functions are pure. The client and the server share them.
+
+A column is written as its tag, its length and the bytes of the array. One join puts all columns
+together. A message is read through its twin (twins.py), in which each column is `bytes`. The
+columns of Interactions are found by their tags, so no parser copies them. If a peer split or
+repeated a column, or did not pack it, the public message class reads the message. scoring.py does
+the same for score calls.
 """
 
 from __future__ import annotations
@@ -99,9 +102,8 @@ def _numbers(public: type[Message], *names: str) -> dict[str, int]:
 
 
 def _tags(numbers: Iterable[int]) -> dict[int, int]:
-    return {
-        number << 3 | 2: number for number in numbers
-    }  # Length-delimited; one byte each, as the numbers are below 16.
+    # The fields are length-delimited. Each tag is one byte, because the numbers are below 16.
+    return {number << 3 | 2: number for number in numbers}
 
 
 _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
@@ -121,11 +123,12 @@ Part = bytes | npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A batch of n interactions. `body`: the canonical or received bytes of the Interactions message that
-    holds them.
+    """A batch of n interactions.
 
-    user_ids, item_ids: uint64[n]. values, weights: float32[n]. event_types: uint32[n]. times_us: int64[n].
-    None: an empty column, so its default. The arrays are read-only views where they were decoded.
+    user_ids, item_ids: uint64[n]. values, weights: float32[n]. event_types: uint32[n]. times_us:
+    int64[n]. None stands for an empty column, which means its default. body: the bytes of the
+    Interactions message, as they were received or in canonical form. Decoded arrays are read-only
+    views of it.
     """
 
     user_ids: npt.NDArray[np.uint64]
@@ -141,14 +144,16 @@ class Columns:
 
     @property
     def arrays(self) -> tuple[npt.NDArray[Any] | None, ...]:
-        """The six columns in the message's order."""
+        """The six columns in the order of the message."""
         return self.user_ids, self.item_ids, self.values, self.weights, self.event_types, self.times_us
 
 
 @dataclass(frozen=True, slots=True)
 class LabelColumns:
-    """n labels of one side. side: a `livefactor.v1.Side` number. ids: uint64[n]. labels: n str. body: as in
-    `Columns`.
+    """n labels of one side.
+
+    side: a `livefactor.v1.Side` number. ids: uint64[n]. labels: n str. body: the bytes of the
+    message.
     """
 
     side: int
@@ -162,7 +167,7 @@ class LabelColumns:
 
 @dataclass(frozen=True, slots=True)
 class AvailabilityColumns:
-    """Items (uint64[n]) that become available or not. body: as in `Columns`."""
+    """Items (uint64[n]) that become available or unavailable. body: the bytes of the message."""
 
     item_ids: npt.NDArray[np.uint64]
     available: bool
@@ -173,7 +178,7 @@ class AvailabilityColumns:
 
 
 class Stamp(NamedTuple):
-    """Who sends, and the how-manieth batch it is (`livefactor.v1.ProducerStamp`)."""
+    """The producer and the sequence number of a batch (`livefactor.v1.ProducerStamp`)."""
 
     producer_id: str
     epoch: int
@@ -181,8 +186,9 @@ class Stamp(NamedTuple):
 
 
 class UpdateRequest(NamedTuple):
-    """One ApplyUpdates or StreamUpdates request. change: INTERACTIONS, LABELS, AVAILABILITY, or None. body:
-    its bytes.
+    """One ApplyUpdates or StreamUpdates request.
+
+    change: INTERACTIONS, LABELS, AVAILABILITY, or None. body: the bytes of the change.
     """
 
     model: str
@@ -192,12 +198,12 @@ class UpdateRequest(NamedTuple):
 
 
 def join(parts: Iterable[Part]) -> bytes:
-    """The parts' bytes end to end: the one copy that encoding makes."""
+    """Concatenate the bytes of the parts. Encoding makes no other copy of them."""
     return b"".join(parts)  # type: ignore[arg-type]
 
 
 def parts_size(parts: Iterable[Part]) -> int:
-    """Bytes that `join` of the parts gives."""
+    """The number of bytes that `join` returns for the parts."""
     return sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
 
 
@@ -209,11 +215,11 @@ def interaction_parts(
     event_types: Any = None,
     times_us: Any = None,
 ) -> list[Part]:
-    """The Interactions message of n rows as parts for `join`. Arrays of the contract's dtypes are not copied
-    here.
+    """The Interactions message of n rows as parts for `join`.
 
-    user_ids, item_ids: anything `arrays.as_keys` takes. values, weights: numbers. event_types: 0 .. 2**32-1.
-    times_us: microseconds or datetimes. None leaves a column empty. Raises ColumnError for unequal lengths or
+    Arrays of the contract's dtypes are not copied. user_ids, item_ids: anything that
+    `arrays.as_keys` takes. values, weights: numbers. event_types: 0..2**32-1. times_us:
+    microseconds or datetimes. None leaves a column empty. Raises ColumnError for unequal lengths or
     wrong types.
     """
     users = as_keys("user_ids", user_ids)
@@ -243,15 +249,18 @@ def encode_interactions(
     event_types: Any = None,
     times_us: Any = None,
 ) -> bytes:
-    """The bytes of an Interactions message of n rows; arguments and errors as in `interaction_parts`."""
+    """The bytes of an Interactions message of n rows.
+
+    `interaction_parts` explains arguments and errors.
+    """
     return join(interaction_parts(user_ids, item_ids, values, weights, event_types, times_us))
 
 
 def decode_interactions(body: bytes) -> Columns:
-    """Read an Interactions message; `Columns.body` is `body`, or its canonical form where a column was split
-    or not packed.
+    """Read an Interactions message.
 
-    Raises ColumnError if the bytes are no such message or the columns' lengths differ.
+    `Columns.body` is `body`, or its canonical form if a column was split or not packed. Raises
+    ColumnError if the bytes do not parse or the lengths of the columns differ.
     """
     spans = _spans(body, _COLUMN_TAGS)
     if spans is None:
@@ -275,26 +284,28 @@ def decode_interactions(body: bytes) -> Columns:
 
 
 def select(columns: Columns, mask: npt.NDArray[np.bool_]) -> bytes:
-    """The Interactions message of the rows where `mask` (bool[n]) holds, in order."""
-    kept = (None if column is None else column[mask] for column in columns.arrays)
-    return encode_interactions(*kept)
+    """The Interactions message with the rows where `mask` (bool[n]) is true, in order."""
+    rows = (None if column is None else column[mask] for column in columns.arrays)
+    return encode_interactions(*rows)
 
 
 def encode_labels(side: int, ids: Ids, labels: Sequence[str]) -> bytes:
-    """The bytes of a Labels message. side: a `livefactor.v1.Side` number. ids: n ids. labels: n str.
-    ColumnError as above.
+    """The bytes of a Labels message.
+
+    side: a `livefactor.v1.Side` number. ids: n ids. labels: n str. Raises ColumnError for unequal
+    lengths or wrong types.
     """
     keys = as_keys("ids", ids)
     if len(labels) != len(keys):
         raise ColumnError(f"labels has {len(labels)} rows, expected {len(keys)} (ids)")
     try:
         return _LabelsTwin(side=side, ids=keys.tobytes(), labels=labels).SerializeToString()  # type: ignore[no-any-return]
-    except (TypeError, ValueError) as error:  # No str, or no valid UTF-8.
-        raise ColumnError("labels: expected str that can be written as UTF-8") from error
+    except (TypeError, ValueError) as error:
+        raise ColumnError("labels: expected str that can be encoded as UTF-8") from error
 
 
 def decode_labels(body: bytes) -> LabelColumns:
-    """Read a Labels message; errors as in `decode_interactions`."""
+    """Read a Labels message. Raises ColumnError if the bytes do not parse or the lengths differ."""
     twin, body = _parse_body(_LabelsTwin, updates_pb2.Labels, body)
     ids, labels = twin_column(twin, "ids", KEYS), list(twin.labels)
     if len(labels) != len(ids):
@@ -303,27 +314,31 @@ def decode_labels(body: bytes) -> LabelColumns:
 
 
 def select_labels(columns: LabelColumns, mask: npt.NDArray[np.bool_]) -> bytes:
-    """The Labels message of the rows where `mask` (bool[n]) holds, in order."""
-    kept = [label for label, keep in zip(columns.labels, mask.tolist(), strict=True) if keep]
-    return encode_labels(columns.side, columns.ids[mask], kept)
+    """The Labels message with the rows where `mask` (bool[n]) is true, in order."""
+    labels = [label for label, keep in zip(columns.labels, mask.tolist(), strict=True) if keep]
+    return encode_labels(columns.side, columns.ids[mask], labels)
 
 
 def encode_availability(item_ids: Ids, available: bool) -> bytes:
-    """The bytes of an Availability message of n items."""
+    """The bytes of an Availability message for n items.
+
+    Raises ColumnError for ids of a wrong type.
+    """
     keys = as_keys("item_ids", item_ids)
     return _AvailabilityTwin(item_ids=keys.tobytes(), available=available).SerializeToString()  # type: ignore[no-any-return]
 
 
 def decode_availability(body: bytes) -> AvailabilityColumns:
-    """Read an Availability message; errors as in `decode_interactions`."""
+    """Read an Availability message. Raises ColumnError if the bytes do not parse."""
     twin, body = _parse_body(_AvailabilityTwin, updates_pb2.Availability, body)
     ids = twin_column(twin, "item_ids", KEYS)
     return AvailabilityColumns(ids, twin.available, body)
 
 
 def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -> bytes:
-    """Everything of an ApplyUpdatesRequest (StreamUpdatesRequest) in front of the `body_size` bytes of its
-    change. stamp: None for a batch without a producer.
+    """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest up to the body of its change.
+
+    stamp: None for a batch without a producer. body_size: size of that body in bytes.
     """
     name = model.encode()
     head = field_prefix(_MODEL, len(name)) + name if name else b""
@@ -336,15 +351,17 @@ def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -
 
 
 def encode_apply(model: str, stamp: Stamp, change: str, body: bytes) -> bytes:
-    """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest. change: INTERACTIONS, LABELS or
-    AVAILABILITY.
+    """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest.
+
+    change: INTERACTIONS, LABELS or AVAILABILITY.
     """
     return apply_prefix(model, stamp, change, len(body)) + body
 
 
 def decode_apply(data: bytes) -> UpdateRequest:
-    """Read an ApplyUpdatesRequest or StreamUpdatesRequest. Raises ColumnError if the bytes are no such
-    message.
+    """Read an ApplyUpdatesRequest or StreamUpdatesRequest.
+
+    Raises ColumnError if the bytes do not parse.
     """
     spans = _spans(data, _REQUEST_TAGS)
     if spans is None or len(spans.keys() & _CHANGE_NAMES.keys()) > 1:
@@ -363,10 +380,10 @@ def decode_apply(data: bytes) -> UpdateRequest:
 
 
 def _spans(body: bytes, tags: dict[int, int]) -> dict[int, tuple[int, int]] | None:
-    """Where the content of each length-delimited field lies: field number to (start, stop). tags: first byte
-    to field number.
+    """The place of each length-delimited field's content: (start, stop) by field number.
 
-    None if the message is anything but such fields, each once at most: then the public class must read it.
+    tags: field number by first byte. None if the message has any other field or a field twice. The
+    public class must read such a message.
     """
     spans: dict[int, tuple[int, int]] = {}
     at, end = 0, len(body)
@@ -391,7 +408,7 @@ def _spans(body: bytes, tags: dict[int, int]) -> dict[int, tuple[int, int]] | No
 
 
 def _parse_body(twin: type[Any], public: Any, body: bytes) -> tuple[Any, bytes]:
-    """Parse into the twin; the body comes back in canonical form if it came in another."""
+    """The twin message that `body` holds, and the body in canonical form."""
     parsed = parse_twin(twin, public, body)
     if parsed.ByteSize() != len(body):
         body = parsed.SerializeToString()

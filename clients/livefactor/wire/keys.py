@@ -1,8 +1,9 @@
-"""String ids to 64-bit keys: BLAKE2b with an 8-byte digest over the UTF-8 bytes, read little-endian.
+"""Hash string ids to 64-bit keys.
 
-Any language can do the same (the proto's comments say how). With a `secret` (BLAKE2b's keyed mode) the raw
-ids cannot be guessed from the keys. With 64-bit keys, two of 100 million ids collide with a probability of
-0.03 %.
+A key is the BLAKE2b hash of the UTF-8 bytes with a digest of 8 bytes, read as a little-endian
+number. Clients in other languages can do the same: the comments in the proto files say how. With a
+`secret` (BLAKE2b's keyed mode), nobody can guess the raw ids from the keys. Among 100 million ids,
+some two collide with a probability of 0.03 %.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def _hash(text: str | bytes, secret: bytes) -> int:
 def key_of(text: str | bytes, secret: bytes = b"") -> int:
     """The 64-bit key of one id.
 
-    text: the id; bytes stand for UTF-8 as it is. secret: BLAKE2b key of at most 64 bytes, empty for none.
-    Raises ColumnError where `text` is no str or bytes, or cannot be written as UTF-8 (a lone surrogate);
-    ValueError for a bad secret.
+    text: the id; bytes are hashed unchanged. secret: BLAKE2b key of at most 64 bytes; empty for
+    none. Raises ColumnError if `text` is neither str nor bytes, or cannot be encoded as UTF-8 (a
+    lone surrogate). Raises ValueError for a bad secret.
     """
     _check_secret(secret)
     if not isinstance(text, str | bytes):
@@ -47,14 +48,15 @@ def key_of(text: str | bytes, secret: bytes = b"") -> int:
     try:
         return _hash(text, secret)
     except UnicodeEncodeError as error:
-        raise ColumnError(f"id: {text!r} cannot be written as UTF-8") from error
+        raise ColumnError(f"id: {text!r} cannot be encoded as UTF-8") from error
 
 
 def keys_of(ids: Sequence[str | bytes], secret: bytes = b"") -> npt.NDArray[np.uint64]:
-    """The keys of n ids as uint64[n]: `key_of` of each. Repeated ids are hashed once.
+    """The keys of n ids, uint64[n]. Each key is that of `key_of`. Repeated ids are hashed once.
 
-    ids: a sequence of str (or UTF-8 bytes). secret: as in `key_of`.
-    Raises ColumnError naming the first position that holds no str or bytes or no valid UTF-8.
+    ids: a sequence of str or bytes. secret: the same as in `key_of`. ColumnError names the first
+    position with another type, or with a str that cannot be encoded as UTF-8. Raises ValueError for
+    a bad secret.
     """
     _check_secret(secret)
     try:
@@ -69,5 +71,5 @@ def _first_bad(ids: Sequence[object]) -> ColumnError:
         if not isinstance(text, str | bytes):
             return ColumnError(f"ids[{row}]: expected str, got {text!r} ({type(text).__name__})")
         if isinstance(text, str) and any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-            return ColumnError(f"ids[{row}]: {text!r} cannot be written as UTF-8")
+            return ColumnError(f"ids[{row}]: {text!r} cannot be encoded as UTF-8")
     return ColumnError("ids: expected str or bytes")

@@ -1,4 +1,7 @@
-"""Arrays ⇄ the bytes of the contract's Score messages: pure functions, shared by client and server."""
+"""Convert arrays to the bytes of the contract's Score messages, and back.
+
+The functions are pure. The client and the server share them.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,14 @@ UInt32s = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True, slots=True)
 class ScoreQuery:
-    """A Score request of n users.
+    """A Score request for n users.
 
-    min_lineage, min_revision: the position to wait for; min_lineage is None where there is none. user_ids:
-    uint64[n]. target: "candidates", "top_k" or None. item_ids: the candidates, or with top-k the excluded
-    ids. offsets: uint32[n + 1] into item_ids, or None: all users share the one list. k, include_unavailable,
-    exclude_seen: of top-k. event_ids: items in the place of users' histories, or None; event_offsets: as offsets.
+    min_lineage, min_revision: the position to wait for; min_lineage is None without one. user_ids:
+    uint64[n]. target: "candidates", "top_k" or None. item_ids: the candidates, or the excluded
+    items of a top-k list. offsets: uint32[n + 1] into item_ids; None if all users share one list.
+    k, include_unavailable, exclude_seen: settings of a top-k list. event_ids: items that replace
+    the users' histories, or None. event_offsets: uint32[n + 1] into event_ids; None if all users
+    share one list.
     """
 
     model: str
@@ -49,11 +54,11 @@ class ScoreQuery:
 
 @dataclass(frozen=True, slots=True)
 class ScoreColumns:
-    """A Score answer to n users with m scores in all.
+    """A Score answer for n users with m scores in total.
 
-    lineage (16 bytes), revision: all scores are of exactly this revision. item_ids: uint64[m]. scores:
-    float32[m]. offsets: uint32[n + 1]: user u's answers are [offsets[u] .. offsets[u + 1]). user_known:
-    bool[n]. item_known: bool[m]. labels: m str, or none.
+    lineage (16 bytes), revision: the position at which every score was computed. item_ids:
+    uint64[m]. scores: float32[m]. offsets: uint32[n + 1]; the answers of user u are at [offsets[u],
+    offsets[u + 1]). user_known: bool[n]. item_known: bool[m]. labels: m str, or an empty sequence.
     """
 
     lineage: bytes
@@ -81,11 +86,13 @@ def encode_score(
     with_labels: bool = False,
     min_position: tuple[bytes, int] | None = None,
 ) -> bytes:
-    """The bytes of a ScoreRequest: of `candidates` if given, else top-k with `exclude_ids` left out.
+    """The bytes of a ScoreRequest.
 
-    user_ids: n ids. offsets: n + 1 numbers into candidates (or exclude_ids), None: all users share the one
-    list. events: ids in the place of users' histories, oldest first; event_offsets: as offsets. min_position:
-    (lineage, revision). Raises ColumnError for ids or offsets of a wrong type.
+    It asks for the scores of `candidates`, or for top-k lists without them. user_ids: n ids.
+    exclude_ids: items that a top-k list leaves out. offsets: n + 1 numbers into candidates (or
+    exclude_ids); None if all users share one list. events: ids that replace the users' histories,
+    the oldest first. event_offsets: n + 1 numbers into events; None if all users share one list.
+    min_position: (lineage, revision). Raises ColumnError for ids or offsets of a wrong type.
     """
     request = _RequestTwin(
         model=model, user_ids=as_keys("user_ids", user_ids).tobytes(), with_labels=with_labels
@@ -114,20 +121,21 @@ def encode_score(
 
 
 def decode_score(data: bytes) -> ScoreQuery:
-    """Read a ScoreRequest. Raises ColumnError if the bytes are no such message. Whether it makes sense is for
-    the server to say.
+    """Read a ScoreRequest. Raises ColumnError if the bytes do not parse.
+
+    The server checks the content of the request.
     """
     twin = parse_twin(_RequestTwin, scoring_pb2.ScoreRequest, data)
     target = twin.WhichOneof("target")
-    chosen = twin.top_k if target == "top_k" else twin.candidates
-    item_ids = twin_column(chosen, "exclude_ids" if target == "top_k" else "item_ids", KEYS)
-    offsets = twin_column(chosen, "offsets", NUMBERS)
-    waits = twin.HasField("min_position")
+    lists = twin.top_k if target == "top_k" else twin.candidates
+    item_ids = twin_column(lists, "exclude_ids" if target == "top_k" else "item_ids", KEYS)
+    offsets = twin_column(lists, "offsets", NUMBERS)
+    has_position = twin.HasField("min_position")
     has_events = twin.HasField("events")
     event_offsets = twin_column(twin.events, "offsets", NUMBERS)
     return ScoreQuery(
         model=twin.model,
-        min_lineage=twin.min_position.lineage if waits else None,
+        min_lineage=twin.min_position.lineage if has_position else None,
         min_revision=twin.min_position.revision,
         user_ids=twin_column(twin, "user_ids", KEYS),
         target=target,
@@ -143,7 +151,7 @@ def decode_score(data: bytes) -> ScoreQuery:
 
 
 def encode_score_response(answer: ScoreColumns) -> bytes:
-    """The bytes of a ScoreResponse. The arrays must have the dtypes that `ScoreColumns` names."""
+    """The bytes of a ScoreResponse. answer: arrays with the dtypes that `ScoreColumns` names."""
     twin = _ResponseTwin(
         item_ids=answer.item_ids.astype(KEYS, copy=False).tobytes(),
         scores=answer.scores.astype(FLOATS, copy=False).tobytes(),
@@ -157,8 +165,9 @@ def encode_score_response(answer: ScoreColumns) -> bytes:
 
 
 def decode_score_response(data: bytes) -> ScoreColumns:
-    """Read a ScoreResponse. Raises ColumnError if the bytes are no such message or its columns do not fit
-    each other.
+    """Read a ScoreResponse.
+
+    Raises ColumnError if the bytes do not parse or the columns do not match.
     """
     twin = parse_twin(_ResponseTwin, scoring_pb2.ScoreResponse, data)
     answer = ScoreColumns(
@@ -178,7 +187,7 @@ def decode_score_response(data: bytes) -> ScoreColumns:
 def _flags(twin: Any, name: str) -> npt.NDArray[np.bool_]:
     numbers = twin_column(twin, name, _FLAGS)
     if numbers.size and int(numbers.max()) > 1:
-        raise ColumnError(f"{name}: expected 0 or 1 a row")
+        raise ColumnError(f"{name}: expected 0 or 1 in each row")
     return numbers.view(np.bool_)
 
 

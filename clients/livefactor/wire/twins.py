@@ -1,13 +1,13 @@
-"""Twin message classes: the contract's messages with `bytes` in place of packed columns.
+"""Twin message classes: the contract's messages with `bytes` fields in place of packed columns.
 
-A packed column and a `bytes` field are the same on the wire (tag, length, content), so a twin reads and
-writes the contract's messages while its columns go to and from NumPy without a Python object an element. The
-twins are made at import from the public descriptors, under another package name in a pool of their own, so
-they cannot drift from the contract.
+A packed column and a `bytes` field look the same on the wire: tag, length, content. A twin
+therefore reads and writes the contract's messages. Its columns go to and from NumPy without one
+Python object for each element. The twins are made at import from the public descriptors, so they
+always match the contract. They have another package name and their own descriptor pool.
 
-One difference remains: where a peer split a column into two fields, sent it unpacked, or sent a sub-message
-twice, the public class concatenates and merges, the twin keeps the last. `parse` notices (bytes are missing
-from the canonical size) and lets the public class read the message.
+The two classes differ where a peer split a column into two fields, sent it unpacked, or sent a
+sub-message twice. The public class concatenates and merges these, and the twin keeps only the last.
+`parse_twin` finds such a message by its size, and lets the public class read it.
 """
 
 from __future__ import annotations
@@ -60,18 +60,21 @@ for _public in (updates_pb2.DESCRIPTOR, scoring_pb2.DESCRIPTOR):
 
 
 def twin_of(public: type[message.Message]) -> type[Any]:
-    """The twin class of one of the contract's message classes (updates and scoring)."""
+    """The twin of a message class of the contract (updates and scoring)."""
     name = public.DESCRIPTOR.full_name.replace(_PUBLIC_PACKAGE, _TWIN_PACKAGE)
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(name))
 
 
 def malformed(public: type[message.Message]) -> ColumnError:
-    """The error for bytes that are no message of this class (without the parser's text)."""
+    """The error for bytes that do not parse as a message of this class.
+
+    It hides the parser's text.
+    """
     return ColumnError(f"malformed {public.DESCRIPTOR.name} message")
 
 
 def varint(number: int) -> bytes:
-    """`number` (0 or above) as protobuf writes it: 7 bits a byte, lowest first."""
+    """Encode `number` (at least 0) as protobuf does: 7 bits in each byte, the lowest first."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -80,18 +83,19 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-@lru_cache(maxsize=1024)  # Batches are mostly of one size.
+# Most batches have the same size, so most prefixes are in the cache.
+@lru_cache(maxsize=1024)
 def field_prefix(number: int, content: int) -> bytes:
-    """Tag and length in front of `content` bytes of the length-delimited field `number`."""
+    """The tag and length in front of a length-delimited field. content: its size in bytes."""
     return varint(number << 3 | 2) + varint(content)
 
 
 def parse_twin(twin: type[Any], public: type[message.Message], data: bytes) -> Any:
-    """Parse `data`, a `public` message, into its `twin`, falling back to the public class where the two would
-    differ.
+    """Parse `data`, a message of class `public`, into its `twin`.
 
-    The twin's columns are the last of their kind, so a message is taken as it is only if it has no unknown or
-    unpacked fields and nothing was dropped. Raises ColumnError if the bytes are no such message.
+    The twin keeps only the last part of a column. Where its size differs from that of `data`, the
+    twin dropped something, and the public class reads the message instead. Raises ColumnError if
+    the bytes do not parse.
     """
     try:
         parsed = twin.FromString(data)
@@ -104,8 +108,9 @@ def parse_twin(twin: type[Any], public: type[message.Message], data: bytes) -> A
 
 
 def canonical(public: type[message.Message], data: bytes) -> bytes:
-    """`data` read by the public class and written again: packed, merged, without unknown fields. Raises
-    ColumnError.
+    """Read `data` with the public class and write it again: packed, merged, without unknown fields.
+
+    Raises ColumnError if the bytes do not parse.
     """
     try:
         parsed = public.FromString(data)
@@ -116,13 +121,13 @@ def canonical(public: type[message.Message], data: bytes) -> bytes:
 
 
 def column_view(name: str, dtype: np.dtype[Any], data: bytes, start: int, stop: int) -> npt.NDArray[Any]:
-    """The column in data[start:stop], aligned: a view where it happens to be, else a copy (kernels need
-    aligned columns).
+    """The column in data[start:stop]: a view if it is aligned, else an aligned copy.
 
-    Raises ColumnError if the bytes are no multiple of the dtype's.
+    Kernels need aligned columns. Raises ColumnError if the number of bytes is not a multiple of the
+    dtype's.
     """
     if (stop - start) % dtype.itemsize:
-        raise ColumnError(f"{name}: {stop - start} bytes are no multiple of {dtype.itemsize}")
+        raise ColumnError(f"{name}: {stop - start} bytes are not a multiple of {dtype.itemsize}")
     view = (
         np.frombuffer(data, dtype, (stop - start) // dtype.itemsize, start)
         if stop > start
@@ -132,6 +137,6 @@ def column_view(name: str, dtype: np.dtype[Any], data: bytes, start: int, stop: 
 
 
 def twin_column(twin: Any, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """`column_view` of one of a twin message's columns."""
+    """The column `name` of a twin message, aligned. Raises the errors of `column_view`."""
     data = getattr(twin, name)
     return column_view(name, dtype, data, 0, len(data))

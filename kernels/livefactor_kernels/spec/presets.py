@@ -18,6 +18,9 @@ from livefactor_kernels.spec.model import (
     Solve,
     SpecError,
 )
+from livefactor_kernels.spec.names import DEFAULT_PRESET, PRESET_NAMES
+
+__all__ = ["DEFAULT_PRESET", "PRESET_NAMES", "preset"]
 
 _SHARED_NEGATIVES = ModelSpec(
     k=64,
@@ -109,9 +112,8 @@ _PRESETS: dict[str, ModelSpec] = {
     ),
 }
 
-PRESET_NAMES = tuple(_PRESETS)
-DEFAULT_PRESET = "clicks_sgd"
-"""Of a server that is not told otherwise."""
+# Everybody takes the names from here or from `names`; they stand there to be cheap to import.
+assert set(PRESET_NAMES) == set(_PRESETS)
 
 
 def preset(name: str, **changes: object) -> ModelSpec:

@@ -1,36 +1,36 @@
-"""What the judge says of a model, for people; and the end of a hold."""
+"""Shows what the judge says about a model, and releases a hold."""
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from livefactor.channel import DEFAULT_TARGET
-from livefactor.judgement import Hold, Judgement
-from livefactor.models import Models
-from livefactor_server.cli.app import Target, console, models_app, table
+from livefactor_server.cli.base import DEFAULT_TARGET, Target, console, models_app, table
+
+if TYPE_CHECKING:
+    from livefactor.judgement import Hold, Judgement
 
 _SCORERS = ("model", "popular", "popular_decayed")
 
 
 def show_hold(hold: Hold) -> None:
     """Print why updates are refused and what can be done."""
-    console.print(
+    console().print(
         f"\nUPDATES ARE ON HOLD since revision {hold.revision}, {_time(hold.time_us)}: {hold.reason}"
     )
     good = f"revision {hold.good_revision}" if hold.good_revision else "not known"
-    console.print(f"last good: {good}; newest snapshot at or before it: {hold.snapshot_id or 'none'}")
-    console.print(
-        "`livefactor models release` goes on; `livefactor models restore` makes a model from a snapshot"
+    console().print(f"last good state: {good}; newest snapshot at or before it: {hold.snapshot_id or 'none'}")
+    console().print(
+        "`livefactor models release` accepts updates again; `livefactor models restore` makes a model from a snapshot"
     )
 
 
 def show_judgement(judgement: Judgement) -> None:
     """Print figures beside their floors, then what was noticed."""
-    console.print(
+    console().print(
         f"\njudged: {judgement.judged_events} events since revision {judgement.since_revision}, "
         f"{judgement.sampled_events} of them ranked among drawn items, {judgement.ranked_events} among all"
     )
@@ -47,19 +47,19 @@ def show_judgement(judgement: Judgement) -> None:
         numbers += [figure.decayed if figure else None for figure in row]
         events = row[0].events if row[0] else 0
         grid.add_row(metric, "all" if kind is None else str(kind), str(events), *map(_number, numbers))
-    console.print(grid)
+    console().print(grid)
     if not math.isnan(judgement.row_norm):
-        console.print(
+        console().print(
             f"mean row norm {judgement.row_norm:.4g}, factors at the bound {judgement.clamped_share:.2%}, "
             f"all within bounds at revision {judgement.good_revision or 'none yet'}"
         )
     for event in judgement.events:
-        console.print(
+        console().print(
             f"{_time(event.time_us)} revision {event.revision}: {event.kind}, {event.metric} "
             f"{event.before:.4g} -> {event.after:.4g} ({'worse' if event.worse else 'better'})"
         )
     if not judgement.drift_detection:
-        console.print("drift detection is off: the server has no river package")
+        console().print("drift detection is off: the server has no river package")
 
 
 def _number(value: float | None) -> str:
@@ -74,7 +74,9 @@ def _time(time_us: int) -> str:
 def models_release(
     name: Annotated[str, typer.Argument(help="The model.")] = "default", target: Target = DEFAULT_TARGET
 ) -> None:
-    """End a hold of updates; what comes next counts as normal."""
+    """Release a hold of updates. The judge takes what comes next as normal."""
+    from livefactor.models import Models
+
     with Models(target) as models:
         described = models.release(name)
-    console.print(f"{name} takes updates again, from revision {described.position.revision} on")
+    console().print(f"{name} takes updates again, from revision {described.position.revision} on")

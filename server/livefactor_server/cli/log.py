@@ -1,4 +1,4 @@
-"""`livefactor log`: look inside a model's log. Read-only; a server may be at work on it."""
+"""`livefactor log`: show the log of a model. It only reads, so a server may use the log meanwhile."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from typing import Annotated, Any
 
 import typer
 
-from livefactor_server.changes import show as log_show
-from livefactor_server.cli.app import AsJson, Model, complain, emit, log_app
-from livefactor_server.log.store import LogError
-from livefactor_server.snapshots.replay import log_folder
+from livefactor_server.cli.base import AsJson, Model, complain, emit, log_app
 
 
 @log_app.command("show")
 def show(
-    data: Annotated[Path, typer.Argument(help="A server's data folder, or the folder of a log itself.")],
+    data: Annotated[Path, typer.Argument(help="Data folder of a server, or the folder of a log.")],
     model: Model = "default",
     from_revision: Annotated[int, typer.Option("--from", min=0, help="First revision to show.")] = 0,
-    count: Annotated[int, typer.Option("-n", "--count", min=0, help="Records to show; 0: all.")] = 0,
+    count: Annotated[
+        int, typer.Option("-n", "--count", min=0, help="Number of records to show. 0 shows all.")
+    ] = 0,
     last: Annotated[
-        bool, typer.Option(help="Show the last --count records (20 if none is given) instead of the first.")
+        bool, typer.Option(help="Show the last --count records (20 by default) instead of the first.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the records of a log, verified as they are read; says where the log is damaged."""
+    """List the records of a log, verify them, and say where the log is damaged."""
+    from livefactor_server.changes import show as log_show
+    from livefactor_server.log.store import LogError
+    from livefactor_server.snapshots.replay import log_folder
+
     inner = log_folder(data / "models" / model)
     folder = inner if inner.is_dir() else data
     try:
@@ -44,6 +47,8 @@ def show(
 
 
 def _print(shown: Iterable[dict[str, Any]], as_json: bool) -> bool:
+    from livefactor_server.changes import show as log_show
+
     damaged = False
 
     def watched() -> Iterable[dict[str, Any]]:

@@ -1,53 +1,78 @@
-"""`livefactor push FILE`: send a csv or parquet file, exactly once, resuming where an earlier run ended."""
+"""`livefactor push FILE`: send a csv or parquet file exactly once. A second run resumes where the first one ended."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from livefactor.channel import DEFAULT_TARGET
-from livefactor.pushing.batching import BatchSettings
-from livefactor.pushing.producer import Producer
-from livefactor_server.cli.app import AsJson, Model, Target, app, complain, console, emit, notes
-from livefactor_server.files.events import TIME_UNITS, Conversion, Rows, open_events
+from livefactor_server.cli.base import (
+    DEFAULT_TARGET,
+    AsJson,
+    Model,
+    Secret,
+    Target,
+    app,
+    complain,
+    console,
+    emit,
+    progress,
+    rate,
+)
+
+if TYPE_CHECKING:
+    from livefactor.pushing.batching import Receipt
+    from livefactor.pushing.producer import Producer
+    from livefactor_server.files.events import Conversion, Rows
+
+RECEIPTS_MAX = 64
+"""Batches that wait for their acknowledgement."""
 
 
 @app.command()
 def push(
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="csv, csv.gz or parquet, oldest event first.")
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="A csv, csv.gz or parquet file, the oldest event first."
+        ),
     ],
     user: Annotated[str, typer.Option(help="Column of user ids.")] = "user_id",
     item: Annotated[str, typer.Option(help="Column of item ids.")] = "item_id",
-    value: Annotated[str, typer.Option(help="Column of values (ratings, 0/1).")] = "",
+    value: Annotated[str, typer.Option(help="Column of values: ratings, or 0 and 1.")] = "",
     weight: Annotated[str, typer.Option(help="Column of weights.")] = "",
-    event_type: Annotated[str, typer.Option(help="Column of event types, numbers.")] = "",
+    event_type: Annotated[str, typer.Option(help="Column of event types, which are numbers.")] = "",
     time: Annotated[str, typer.Option(help="Column of times.")] = "",
-    time_unit: Annotated[str, typer.Option(help="s, ms or us since 1970, of the time column.")] = "s",
-    string_ids: Annotated[bool, typer.Option(help="Hash ids as text even if they are numbers.")] = False,
-    secret: Annotated[str, typer.Option(envvar="LIVEFACTOR_SECRET", help="Key for string ids.")] = "",
+    time_unit: Annotated[str, typer.Option(help="Unit of the times: s, ms or us since 1970.")] = "s",
+    string_ids: Annotated[
+        bool, typer.Option(help="Hash all ids as text, also those that are numbers.")
+    ] = False,
+    secret: Secret = "",
     labels: Annotated[
         bool, typer.Option(help="Send the text of ids that are hashed, so that answers give it back.")
     ] = True,
     producer: Annotated[
         str,
         typer.Option(
-            help="Producer id; the same file and id resume. Default: from the file's name and size."
+            help="Id of the producer. The same file and id resume. Default: made from the name and the size of the file."
         ),
     ] = "",
     batch: Annotated[
-        int, typer.Option(min=1, max=65_536, help="Events a batch; keep it when resuming.")
+        int,
+        typer.Option(min=1, max=65_536, help="Number of events in a batch. Use the same number to resume."),
     ] = 8192,
     model: Model = "default",
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
-    """Push a file of events. Run it again after a crash: batches that were applied are skipped by their sequence."""
+    """Push a file of events exactly once.
+
+    After a crash or an interrupt, the same command resumes: it skips the batches that were applied.
+    """
     names = {
         "user_ids": user,
         "item_ids": item,
@@ -57,13 +82,17 @@ def push(
         "times": time,
     }
     wanted = {field: column for field, column in names.items() if column}
+    from livefactor.pushing.batching import BatchSettings
+    from livefactor.pushing.producer import Producer
+    from livefactor_server.files.events import TIME_UNITS, Conversion, open_events
+
     if time_unit not in TIME_UNITS:
         complain("--time-unit: expected s, ms or us")
         raise typer.Exit(2)
+    sent = Sent()
     try:
         total, batches = open_events(file, wanted, batch)
         conversion = Conversion(string_ids, secret.encode(), time_unit).check()
-        fields = {"rejected": 0, "accepted": 0}
         with Producer(
             target,
             producer or _producer_id(file, wanted, batch),
@@ -73,50 +102,79 @@ def push(
             batch=BatchSettings(events_max=batch, latency_ms_max=0.0),
         ) as sender:
             skipped = sender.last_sequence
-            position = _send(sender, batches, total, skipped, conversion, fields)
+            position = _send(sender, batches, total or _lines(file), skipped, conversion, sent)
     except ValueError as error:
         complain(f"{file}: {error}")
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        sent.collect_done()
+        complain(
+            f"interrupted after {sent.accepted + sent.rejected:,} events of this run were acknowledged;"
+            " the same command resumes"
+        )
+        raise typer.Exit(130) from None
     if as_json:
-        emit({**fields, "skipped_batches": skipped, "revision": position})
+        counts = {"accepted": sent.accepted, "rejected": sent.rejected}
+        emit({**counts, "skipped_batches": skipped, "revision": position})
     else:
-        done = f"{fields['accepted']:,} events accepted, {fields['rejected']:,} rejected"
-        console.print(f"{done}, {skipped} batches had been applied before; revision {position}")
+        done = f"{sent.accepted:,} events accepted, {sent.rejected:,} rejected"
+        console().print(f"{done}, {skipped} batches had been applied before; revision {position}")
+
+
+@dataclass(slots=True)
+class Sent:
+    """What was pushed: `receipts` wait for an acknowledgement, the counts are of those that came."""
+
+    accepted: int = 0
+    rejected: int = 0
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def collect(self, waiting_max: int) -> None:
+        """Counts the first acknowledgements, until at most `waiting_max` receipts are left."""
+        while len(self.receipts) > waiting_max:
+            self._count_first()
+
+    def collect_done(self) -> None:
+        """Counts the acknowledgements that have come, without waiting."""
+        while self.receipts and self.receipts[0].done and self.receipts[0].exception(0) is None:
+            self._count_first()
+
+    def _count_first(self) -> None:
+        ack = self.receipts[0].result()
+        self.receipts.pop(0)
+        self.accepted += ack.accepted
+        self.rejected += ack.rejected_count
 
 
 def _send(
-    sender: Producer,
-    batches: Iterator[Rows],
-    total: int,
-    skipped: int,
-    conversion: Conversion,
-    counts: dict[str, int],
+    sender: Producer, batches: Iterator[Rows], total: int, skipped: int, conversion: Conversion, sent: Sent
 ) -> int:
-    shown = (
-        TextColumn("push"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.speed} events/s"),
-        TimeElapsedColumn(),
-    )
-    receipts = []
-    with Progress(*shown, console=notes, transient=True) as bar:
-        task = bar.add_task("", total=total or None)
+    import time
+
+    from rich.progress import TextColumn, TimeElapsedColumn
+
+    began = time.monotonic()
+    rows_sent = 0
+    with progress(TextColumn("{task.fields[rate]}"), TimeElapsedColumn()) as bar:
+        task = bar.add_task("push", total=total or None, rate="")
         for number, rows in enumerate(batches, 1):
             if number > skipped:
                 columns: dict[str, Any] = conversion.columns_with_texts(rows)
-                receipts.append(sender.push(**columns))
-                if len(receipts) >= 64:
-                    _count(receipts.pop(0).result(), counts)
-            bar.advance(task, len(rows))
-        for receipt in receipts:
-            _count(receipt.result(), counts)
+                sent.receipts.append(sender.push(**columns))
+                sent.collect(RECEIPTS_MAX)
+                rows_sent += len(rows)
+            bar.update(task, advance=len(rows), rate=rate(rows_sent / (time.monotonic() - began)))
+        sent.collect(0)
     return sender.flush().revision
 
 
-def _count(ack: Any, counts: dict[str, int]) -> None:
-    counts["accepted"] += ack.accepted
-    counts["rejected"] += ack.rejected_count
+def _lines(file: Path) -> int:
+    """About the number of events in a csv file. 0 if it is compressed: counting would read it twice."""
+    if file.suffix == ".gz":
+        return 0
+    with file.open("rb") as data:
+        lines = sum(block.count(b"\n") for block in iter(lambda: data.read(1 << 20), b""))
+    return max(0, lines - 1)
 
 
 def _producer_id(file: Path, wanted: dict[str, str], batch: int) -> str:

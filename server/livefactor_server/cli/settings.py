@@ -1,128 +1,154 @@
-"""Settings of `livefactor serve`: flags, or environment variables LIVEFACTOR_<NAME>. Flags win.
+"""The settings of `livefactor serve`: flags, or environment variables LIVEFACTOR_<NAME>. Flags win.
 
-Only the command line uses this module; the engine takes plain dataclasses.
+Each setting is declared once, as a field of `ServerSettings`. The command, its help and its checks
+follow from the declaration. Only the command line uses this module. The engine takes plain dataclasses.
 """
 
 from __future__ import annotations
 
+import difflib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import typer
 
-from livefactor_kernels.backend import choose_backend
-from livefactor_kernels.spec.presets import DEFAULT_PRESET, PRESET_NAMES
-from livefactor_server.engine.engine import EngineSettings
-from livefactor_server.files.specs import read_spec
-from livefactor_server.hosting.host import HostingSettings
-from livefactor_server.hosting.keeper import KeeperSettings
-from livefactor_server.judging.judge import JudgeSettings
-from livefactor_server.judging.observer import ObserverSettings
-from livefactor_server.rpc.calls import ServiceSettings
+from livefactor_kernels.spec.names import DEFAULT_PRESET, PRESET_NAMES
+
+if TYPE_CHECKING:
+    from livefactor_server.hosting.host import HostingSettings
+    from livefactor_server.judging.observer import ObserverSettings
+    from livefactor_server.rpc.calls import ServiceSettings
+
+PREFIX = "LIVEFACTOR_"
+CLIENT_VARIABLES = ("LIVEFACTOR_TARGET", "LIVEFACTOR_SECRET")
+"""Environment variables of the commands that talk to a server."""
 
 
-class ServerSettings(BaseSettings):
-    """Everything that can be set, with units in the names."""
+def _known_preset(value: str) -> str:
+    if value and value not in PRESET_NAMES:
+        raise typer.BadParameter(f"expected one of {', '.join(PRESET_NAMES)}, or '', got {value!r}")
+    return value
 
-    model_config = SettingsConfigDict(env_prefix="LIVEFACTOR_", frozen=True)
 
-    data: Path = Field(
-        Path("livefactor-data"), description="Folder that holds the models; one server at a time."
-    )
-    host: str = Field(
-        "127.0.0.1", description="Address to bind. Anything but loopback also needs allow_remote."
-    )
-    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
-    metrics_port: int = Field(
-        0, ge=-1, le=65535, description="Prometheus port on the same host; 0 takes a free one, -1 is off."
-    )
-    allow_remote: bool = Field(
-        False, description="Allow a host other than loopback. There is no TLS and no access control yet."
-    )
-    preset: str = Field(
-        DEFAULT_PRESET,
-        description="Preset of the model 'default', made if the data folder is empty; '' makes none.",
-    )
-    spec: Path | None = Field(
-        None,
-        description="Spec file (TOML) of the model 'default', made if the data folder is empty; what it leaves"
-        " out is the preset's.",
-    )
-    backend: Literal["cpu", "cuda", "reference", "auto"] = Field(
-        "cpu",
-        description="What computes: cpu, cuda (a GPU), auto (cuda if a GPU answers, else cpu), or reference"
-        " (plain NumPy, slow); the bits do not depend on it.",
-    )
-    batch_events_max: int = Field(65_536, ge=1, le=65_536, description="Most rows of one batch.")
-    queue_bytes_max: int = Field(
-        64 << 20, ge=1 << 16, description="Bytes of batches that may wait for the log, a model."
-    )
-    memory_bytes_max: int = Field(
-        8 << 30,
-        ge=1 << 20,
-        description="Bytes of rows, key maps and labels, a model; past it new ones are refused.",
-    )
-    streams_max: int = Field(32, ge=1, le=512, description="Update streams at once.")
-    update_slots: int = Field(64, ge=1, le=512, description="Unary update calls at once.")
-    score_slots: int = Field(16, ge=1, le=512, description="Score calls at once.")
-    snapshot_every_events: int = Field(
-        20_000_000, ge=0, description="Take a snapshot after so many events; 0: only on drain."
-    )
-    snapshots_kept: int = Field(3, ge=1, description="Newest snapshots to keep, a model.")
-    judge_record_share: float = Field(
-        0.015625,
-        ge=0.0,
-        le=1.0,
-        description="Share of the records whose events are judged; 0 judges nothing.",
-    )
-    judge_events_per_record_max: int = Field(
-        64, ge=1, le=65_536, description="Most events of a judged record that are judged."
-    )
-    judge_sampled_share: float = Field(
-        0.25, ge=0.0, le=1.0, description="Share of judged events that are ranked among 100 drawn items."
-    )
-    judge_ranked_share: float = Field(
-        0.125,
-        ge=0.0,
-        le=1.0,
-        description="Most of the judged events that are ranked among all items, a share.",
-    )
-    judge_window_events: int = Field(
-        10_000, ge=1, le=1_000_000, description="Last judged events that windowed figures are over."
-    )
-    judge_half_life_events: int = Field(
-        2_000, ge=1, le=125_000, description="Judged events after which one weighs half in decayed figures."
-    )
-    judge_popularity_half_life_events: int = Field(
-        20_000, ge=1, description="Learned events after which one weighs half in decayed most-popular."
-    )
-    judge_hold: bool = Field(
-        False, description="Stop updates when loss or factors run away, until an operator releases them."
-    )
-    tensorboard: Path | None = Field(
-        None,
-        description="Folder for TensorBoard event files of the judge's figures; none are written without.",
-    )
-    drain_s: float = Field(
-        30.0, ge=0.0, description="Most seconds that running calls get to end after SIGTERM."
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe line of the server's log."
-    )
+def _option(help: str, **rules: Any) -> Any:
+    return typer.Option(help=help, **rules)
 
-    @field_validator("preset")
-    @classmethod
-    def _known_preset(cls, value: str) -> str:
-        if value and value not in PRESET_NAMES:
-            raise ValueError(f"expected one of {', '.join(PRESET_NAMES)}, or ''")
-        return value
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """All settings, with the units in their names."""
+
+    data: Annotated[Path, _option("Folder of the models. Only one server at a time can use it.")] = Path(
+        "livefactor-data"
+    )
+    host: Annotated[
+        str, _option("Address to listen on. An address other than loopback needs --allow-remote.")
+    ] = "127.0.0.1"
+    port: Annotated[int, _option("Port of gRPC. 0 takes a free one.", min=0, max=65_535)] = 50_051
+    metrics_port: Annotated[
+        int,
+        _option(
+            "Port of the Prometheus metrics, on the same host. 0 takes a free one, -1 turns them off.",
+            min=-1,
+            max=65_535,
+        ),
+    ] = 50_052
+    allow_remote: Annotated[
+        bool, _option("Allow an address other than loopback. There is no TLS and no access control yet.")
+    ] = False
+    preset: Annotated[
+        str,
+        _option(
+            "Preset of the model 'default', which is made if the data folder is empty. '' makes no model.",
+            callback=_known_preset,
+        ),
+    ] = DEFAULT_PRESET
+    spec: Annotated[
+        Path | None,
+        _option(
+            "Spec file (TOML) of the model 'default', which is made if the data folder is empty. The preset"
+            " supplies the fields that the file does not set."
+        ),
+    ] = None
+    backend: Annotated[
+        Literal["cpu", "cuda", "reference", "auto"],
+        _option(
+            "What computes: cpu, cuda (a GPU), auto (cuda if there is a GPU, else cpu), or reference (plain"
+            " NumPy, slow). All give the same bits."
+        ),
+    ] = "cpu"
+    batch_events_max: Annotated[int, _option("Most rows of a batch.", min=1, max=65_536)] = 65_536
+    queue_bytes_max: Annotated[
+        int, _option("Most bytes of batches that wait for the log, per model.", min=1 << 16)
+    ] = 64 << 20
+    memory_bytes_max: Annotated[
+        int,
+        _option(
+            "Most bytes of rows, key maps and labels, per model. Beyond it, new keys are refused.",
+            min=1 << 20,
+        ),
+    ] = 8 << 30
+    streams_max: Annotated[int, _option("Most update streams at the same time.", min=1, max=512)] = 32
+    update_slots: Annotated[int, _option("Most unary update calls at the same time.", min=1, max=512)] = 64
+    score_slots: Annotated[int, _option("Most Score calls at the same time.", min=1, max=512)] = 16
+    snapshot_every_events: Annotated[
+        int, _option("Take a snapshot after this many events. 0 takes one only on drain.", min=0)
+    ] = 20_000_000
+    snapshots_kept: Annotated[int, _option("Number of newest snapshots to keep, per model.", min=1)] = 3
+    judge_record_share: Annotated[
+        float, _option("Share of the records whose events are judged. 0 turns the judge off.", min=0, max=1)
+    ] = 0.015625
+    judge_events_per_record_max: Annotated[
+        int, _option("Most events that are judged in a judged record.", min=1, max=65_536)
+    ] = 64
+    judge_sampled_share: Annotated[
+        float,
+        _option("Share of the judged events that are ranked among 100 sampled items.", min=0, max=1),
+    ] = 0.25
+    judge_ranked_share: Annotated[
+        float, _option("Largest share of the judged events that are ranked among all items.", min=0, max=1)
+    ] = 0.125
+    judge_window_events: Annotated[
+        int, _option("Number of judged events that windowed figures cover.", min=1, max=1_000_000)
+    ] = 10_000
+    judge_half_life_events: Annotated[
+        int, _option("Half-life of decayed figures, in judged events.", min=1, max=125_000)
+    ] = 2_000
+    judge_popularity_half_life_events: Annotated[
+        int, _option("Half-life of the decayed most-popular baseline, in learned events.", min=1)
+    ] = 20_000
+    judge_hold: Annotated[
+        bool,
+        _option("Stop updates when the loss or the factors diverge, until an operator releases them."),
+    ] = False
+    tensorboard: Annotated[
+        Path | None,
+        _option("Folder for TensorBoard files with the judge's figures. Without it none are written."),
+    ] = None
+    drain_s: Annotated[float, _option("Most seconds that running calls get after SIGTERM.", min=0)] = 30.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _option("Least severe messages in the server's log.")
+    ] = "info"
 
     def hosting(self) -> HostingSettings:
-        """The engine room's part. BackendUnavailable if the backend cannot run here, SpecFileError if the spec is refused."""
+        """The settings of the models.
+
+        Raises:
+            BackendUnavailable: the backend cannot run here.
+            SpecFileError: the spec file is refused.
+        """
+        from livefactor_kernels.backend import choose_backend
+        from livefactor_server.engine.engine import EngineSettings
+        from livefactor_server.files.specs import read_spec
+        from livefactor_server.hosting.host import HostingSettings
+        from livefactor_server.hosting.keeper import KeeperSettings
+
         return HostingSettings(
             default_preset=self.preset,
-            default_spec=read_spec(self.spec, self.preset or PRESET_NAMES[0]) if self.spec else None,
+            default_spec=read_spec(self.spec, self.preset or DEFAULT_PRESET) if self.spec else None,
             engine=EngineSettings(
                 self.queue_bytes_max, self.memory_bytes_max, choose_backend(self.backend), self._observer()
             ),
@@ -130,6 +156,9 @@ class ServerSettings(BaseSettings):
         )
 
     def _observer(self) -> ObserverSettings:
+        from livefactor_server.judging.judge import JudgeSettings
+        from livefactor_server.judging.observer import ObserverSettings
+
         judge = JudgeSettings(
             self.judge_record_share,
             self.judge_events_per_record_max,
@@ -142,7 +171,9 @@ class ServerSettings(BaseSettings):
         return ObserverSettings(judge, self.judge_hold, self.tensorboard)
 
     def service(self) -> ServiceSettings:
-        """The handlers' part."""
+        """The settings of the RPC handlers."""
+        from livefactor_server.rpc.calls import ServiceSettings
+
         return ServiceSettings(
             batch_events_max=self.batch_events_max,
             streams_max=self.streams_max,
@@ -150,3 +181,42 @@ class ServerSettings(BaseSettings):
             score_slots=self.score_slots,
             default_preset=self.preset,
         )
+
+
+def variable_of(setting: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + setting.upper()
+
+
+def parameters() -> list[inspect.Parameter]:
+    """The settings as parameters of a command, each with its flag and its environment variable."""
+    hints = get_type_hints(ServerSettings, include_extras=True)
+    made = []
+    for setting in fields(ServerSettings):
+        kind, option = hints[setting.name].__origin__, hints[setting.name].__metadata__[0]
+        flag = "--" + setting.name.replace("_", "-")
+        option.param_decls = (f"{flag}/--no-{flag[2:]}" if kind is bool else flag,)
+        option.envvar = variable_of(setting.name)
+        option.show_envvar = False
+        option.show_default = setting.default is not None
+        made.append(
+            inspect.Parameter(
+                setting.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=setting.default,
+                annotation=Annotated[kind, option],
+            )
+        )
+    return made
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """One line for each variable that looks like a setting and is none, with the nearest one that is."""
+    known = [*(variable_of(setting.name) for setting in fields(ServerSettings)), *CLIENT_VARIABLES]
+    lines = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            lines.append(f"there is no setting for the environment variable {name}{hint}")
+    return lines

@@ -19,16 +19,16 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 from livefactor.errors import SnapshotInvalid
-from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
-from livefactor_kernels.tables import keymap
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
+from livefactor_server.hosting import kernels
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.judging.board import Board
 from livefactor_server.log.store import Log
@@ -36,7 +36,15 @@ from livefactor_server.model import spec_codec
 from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 from livefactor_server.snapshots.store import SnapshotNotFound
-from livefactor_server.statuses import exhausted, exists, invalid, no_memory, not_found, precondition
+from livefactor_server.statuses import (
+    exhausted,
+    exists,
+    invalid,
+    no_memory,
+    not_found,
+    precondition,
+    unavailable,
+)
 
 DEFAULT_MODEL = "default"
 MODELS_MAX = 64
@@ -95,24 +103,51 @@ class Hosting:
         self._settings = settings
         self._models: dict[str, Hosted] = {}
         self._lock = threading.Lock()
+        self._open_for_calls = False
         self._draining = False
         (data / "models").mkdir(parents=True, exist_ok=True)
         self._lock_file = _hold(data / "lock")
 
-    def open_all(self, progress: Progress | None = None) -> None:
-        """Open every model in the folder; make "default" if there is none and a default preset is set."""
-        keymap.compile_kernels()
-        scoring.compile_kernels()
+    def open_all(self, progress: Progress | None = None, on_step: kernels.StepReport | None = None) -> None:
+        """Opens every model in the folder.
+
+        If there is none, makes "default" from the default spec or preset. Calls are refused with
+        UNAVAILABLE until this returns. `on_step` is told which kernels are being compiled.
+        """
         for path in (self._data / "models").glob(".*"):
             shutil.rmtree(path)  # a create or delete that a crash cut short
-        for name, folder in replay.models_in(self._data):
-            self._models[name] = self._open(name, folder, progress)
+        there = list(replay.models_in(self._data))
         spec, name = self._settings.default_spec, self._settings.default_preset
-        if not self._models and (spec or name):
-            self.create(DEFAULT_MODEL, spec or preset(name))
-        there = self._models.get(DEFAULT_MODEL)
-        if there and spec and there.engine.state.spec != spec:
-            logger.warning("model %s: keeps the spec that it was made with, another one", DEFAULT_MODEL)
+        steps = [
+            *kernels.shared(),
+            *(
+                kernels.Step(f"model {each}", partial(self._keep, each, folder, progress))
+                for each, folder in there
+            ),
+        ]
+        if not there and (spec or name):
+            made = spec or preset(name)
+            steps.append(kernels.Step(f"model {DEFAULT_MODEL}", partial(self._create, DEFAULT_MODEL, made)))
+        for number, step in enumerate(steps, 1):
+            if on_step is not None:
+                on_step(step.name, number, len(steps))
+            step.run()
+        if on_step is not None:
+            on_step("", len(steps), len(steps))
+        default = self._models.get(DEFAULT_MODEL)
+        if default and spec and default.engine.state.spec != spec:
+            logger.warning(
+                "model %s: it keeps the spec that it was made with; the spec of this start is another one",
+                DEFAULT_MODEL,
+            )
+        self._open_for_calls = True
+
+    def _keep(self, name: str, folder: Path, progress: Progress | None) -> None:
+        self._models[name] = self._open(name, folder, progress)
+
+    def _check_open(self) -> None:
+        if not self._open_for_calls:
+            raise unavailable("server: starting, models are being opened")
 
     def _open(self, name: str, folder: Path, progress: Progress | None) -> Hosted:
         log = Log.open(replay.log_folder(folder))
@@ -130,7 +165,7 @@ class Hosting:
         keeper.start()
         board = self._board(engine)
         logger.info(
-            "model %s: open at revision %d, %d users, %d items",
+            "model %s is open at revision %d with %d users and %d items",
             name,
             state.revision,
             *state.backend.published,
@@ -146,7 +181,8 @@ class Hosting:
         return board
 
     def get(self, name: str) -> Hosted:
-        """The model, or NOT_FOUND."""
+        """The model; "" means "default". Raises Refused: NOT_FOUND, or UNAVAILABLE during the start."""
+        self._check_open()
         hosted = self._models.get(name or DEFAULT_MODEL)
         if hosted is None:
             there_are = ", ".join(sorted(self._models)[:MODELS_LISTED_MAX]) or "no models"
@@ -154,11 +190,19 @@ class Hosting:
         return hosted
 
     def all(self) -> list[Hosted]:
-        """Every model, by name."""
+        """Every model, by name. Raises Refused (UNAVAILABLE) during the start."""
+        self._check_open()
+        return self._by_name()
+
+    def _by_name(self) -> list[Hosted]:
         return [self._models[name] for name in sorted(self._models)]
 
     def create(self, name: str, spec: ModelSpec) -> Hosted:
-        """A new empty model; durable when this returns."""
+        """A new empty model, which is durable when this returns. Raises Refused."""
+        self._check_open()
+        return self._create(name, spec)
+
+    def _create(self, name: str, spec: ModelSpec) -> Hosted:
         spec_body = spec_codec.encode(spec)
 
         def fill(folder: Path) -> None:
@@ -237,7 +281,7 @@ class Hosting:
             if self._draining:
                 return
             self._draining = True
-            for hosted in self.all():
+            for hosted in self._by_name():
                 hosted.stop(take_last=True)
             self._lock_file.close()
 

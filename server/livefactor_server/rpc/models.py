@@ -6,7 +6,7 @@ import grpc
 
 from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.model import SpecError
-from livefactor_kernels.spec.presets import PRESET_NAMES
+from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.hosting.describe import describe
 from livefactor_server.model import spec_codec
 from livefactor_server.rpc import encode, guards
@@ -17,7 +17,7 @@ from livefactor_server.statuses import invalid, precondition
 def create_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
     """CreateModel."""
     request = guards.parse(models_pb2.CreateModelRequest, raw)
-    preset = request.preset or calls.settings.default_preset or PRESET_NAMES[0]
+    preset = request.preset or calls.settings.default_preset or DEFAULT_PRESET
     try:
         spec = spec_codec.from_message(request.spec, preset)
     except SpecError as error:

@@ -1,6 +1,6 @@
-"""The server process's parts put together: hosting, services, gRPC server, health, reflection, and their end.
+"""The gRPC server over the models: services, health, reflection, and the drain.
 
-`run` is what `livefactor serve` calls; `RpcServer` is also what the in-process server and tests use.
+`livefactor serve` and the in-process server use it.
 """
 
 from __future__ import annotations
@@ -68,12 +68,22 @@ class RpcServer:
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError:
-            raise PortInUse(f"{address} cannot be bound: is another server running there?") from None
+            raise PortInUse(
+                f"{address} cannot be bound; another server may be running there (--port names another port)"
+            ) from None
         self._stopping = threading.Event()
+        self._listening = False
+
+    def listen(self) -> None:
+        """Accept calls with the health NOT_SERVING. Until the models are open, they get UNAVAILABLE."""
+        self._set_health(False, False)
+        self._server.start()
+        self._listening = True
 
     def start(self) -> None:
-        """Serve."""
-        self._server.start()
+        """Serve: accept calls, and say SERVING. The models must be open."""
+        if not self._listening:
+            self.listen()
         self._set_health(True, True)
         threading.Thread(target=self._watch_health, name="health", daemon=True).start()
 

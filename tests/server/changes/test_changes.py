@@ -1,4 +1,6 @@
-"""The table of changes: every kind of record has one, and each comes back from the log as it went in."""
+"""The table of changes: every kind of record has one, and each comes back from the log as it went
+in.
+"""
 
 from __future__ import annotations
 

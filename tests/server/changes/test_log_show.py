@@ -1,4 +1,6 @@
-"""What `livefactor log show` shows: records, and where a log ends or is damaged, never a traceback."""
+"""What `livefactor log show` shows: records, and where a log ends or is damaged, never a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ def test_show_has_a_row_for_each_record(tmp_path: Path) -> None:
         "hash": log.last_hash.hex(),
         "change": "events with values",
     }
-    assert rows[0]["change"] is None  # the body is no spec
+    # The body is no spec.
+    assert rows[0]["change"] is None
     assert [row["revision"] for row in log_show.rows(tmp_path / "log", 2, 2)] == [2, 3]
     lines = list(log_show.plain_lines(rows))
     assert len(lines) == 6
@@ -68,7 +71,8 @@ def test_show_starts_in_a_later_segment(tmp_path: Path) -> None:
         append(log, 1, 3000)
     log.close()
     expected = {record.revision: record.hash.hex() for record in log.read()}
-    log.segments[0].path.write_bytes(bytes(SMALL))  # what is before the start is not looked at
+    # What is before the start is not looked at.
+    log.segments[0].path.write_bytes(bytes(SMALL))
     shown = list(log_show.rows(tmp_path / "log", 30))
     assert [(row["revision"], row["hash"]) for row in shown] == [(r, expected[r]) for r in range(30, 41)]
 

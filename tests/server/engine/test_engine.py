@@ -1,4 +1,6 @@
-"""The two stages: exactly once, limits, a full disk, a failing disk, draining; replay gives the live state."""
+"""The two stages: exactly once, limits, a full disk, a failing disk, draining; replay gives the
+live state.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ def test_older_than_the_ring_is_a_marked_duplicate(rig: Rig) -> None:
 
 def test_more_than_a_ring_in_flight_is_refused_not_lost(rig: Rig) -> None:
     epoch = rig.open(b"p").epoch
-    rig.io.syncing.clear()  # nothing is applied while the disk does not answer
+    # Nothing is applied while the disk does not answer.
+    rig.io.syncing.clear()
     replies = [rig.push_async(batch(s, 5), b"p", epoch, s) for s in range(1, 201)]
     rig.io.syncing.set()
     results = [reply.get(timeout=30).result for reply in replies]
@@ -87,7 +90,8 @@ def test_more_than_a_ring_in_flight_is_refused_not_lost(rig: Rig) -> None:
     assert grpc.StatusCode.RESOURCE_EXHAUSTED in refused
     assert set(refused) <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION}
     rest = range(len(applied) + 1, 201)
-    acks = [rig.push(batch(s, 5), b"p", epoch, s) for s in rest]  # a retry of all that was refused
+    # A retry of all that was refused.
+    acks = [rig.push(batch(s, 5), b"p", epoch, s) for s in rest]
     assert [ack.revision for ack in acks] == [s + 1 for s in rest]
 
 
@@ -100,7 +104,8 @@ def test_restart_gives_the_same_state_and_still_knows_retries(rig: Rig, tmp_path
     assert again.root() == root == replayed_root(tmp_path) == replayed_root(tmp_path, "reference")
     assert again.push(batch(19), b"p", epoch, 19) == acks[-1]._replace(duplicate=True, epoch=0)
     assert code_of(lambda: again.push(batch(3), b"p", epoch, 19)) == grpc.StatusCode.ALREADY_EXISTS
-    rig.engine = again.engine  # the fixture closes the one that is open
+    # The fixture closes the one that is open.
+    rig.engine = again.engine
 
 
 def test_a_full_disk_refuses_loses_nothing_and_recovers(rig: Rig, tmp_path: Path) -> None:
@@ -177,10 +182,13 @@ def test_rows_that_the_backend_has_no_memory_for_are_refused_before_they_are_log
 
     push(1, 0, 300)
     for sequence in range(2, 6):
-        push(sequence, 0, 50)  # all may be new as far as anybody knows yet
+        # All may be new as far as anybody knows yet.
+        push(sequence, 0, 50)
     push(6, 0, 100)
-    assert asked == [(300, 300), (350, 350), (400, 400)]  # never again for what was granted
-    assert push(7, 0, 101).accepted == 101  # no room for so many new rows, but none of them is new
+    # Never again for what was granted.
+    assert asked == [(300, 300), (350, 350), (400, 400)]
+    # No room for so many new rows, but none of them is new.
+    assert push(7, 0, 101).accepted == 101
     assert rig.log.last_revision == 8
     assert code_of(lambda: push(8, 300, 401)) == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert rig.log.last_revision == 8 and rig.engine.state.backend.users.allocated == 300

@@ -1,4 +1,6 @@
-"""A backend without memory for a call: the call is refused, its model goes on, and nothing is left behind."""
+"""A backend without memory for a call: the call is refused, its model goes on, and nothing is left
+behind.
+"""
 
 from __future__ import annotations
 

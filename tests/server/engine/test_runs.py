@@ -1,4 +1,6 @@
-"""How records are grouped changes nothing: consecutive records placed and applied together give the state of one after the other."""
+"""How records are grouped changes nothing: consecutive records placed and applied together give the
+state of one after the other.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,8 @@ def changes(draw: st.DrawFn, ratings: bool) -> Change:
     if kind == "marks":
         marked = np.array(draw(st.lists(keys, min_size=1, max_size=3)), np.uint64)
         return AvailabilityChange(marked, draw(st.booleans()), b"")
-    events = draw(st.integers(0, 7))  # 0: all rows of the batch were rejected
+    # 0: all rows of the batch were rejected.
+    events = draw(st.integers(0, 7))
     columns = {
         name: np.array(draw(st.lists(keys, min_size=events, max_size=events)), np.uint64)
         for name in ("user_ids", "item_ids")

@@ -1,4 +1,6 @@
-"""The judge: tests before learning, the same series for the same log, sees drift, changes nothing."""
+"""The judge: tests before learning, the same series for the same log, sees drift, changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,13 @@ def value(report: Report, metric: str, scorer: str = "model", kind: int | None =
 
 
 def test_an_event_is_scored_before_it_is_learned() -> None:
-    """RMSE in slow words: the score that a reader would have got, with unknown users and items at zero."""
+    """RMSE in slow words: the score that a reader would have got, with unknown users and items at
+    zero.
+    """
     learner, errors = Learner(small("ratings")), []
     for seed in range(30):
-        data = body(seed, 8, "ratings")  # so few are all judged
+        # So few are all judged.
+        data = body(seed, 8, "ratings")
         columns, backend = change(data).columns, learner.state.backend
         users = backend.users.find(columns.user_ids, backend.published[USERS])
         items = backend.items.find(columns.item_ids, backend.published[ITEMS])
@@ -132,7 +137,8 @@ def test_grouping_moves_no_choice_and_reference_and_cpu_say_the_same(name: str) 
         for start in range(0, len(stream), cuts):
             learner.learn(*stream[start : start + cuts])
         reports.append(learner.judge.report())
-    assert reports[0].figures == reports[1].figures  # the same runs: the very same series
+    # The same runs: the very same series.
+    assert reports[0].figures == reports[1].figures
     sizes = [(one.judged_events, one.ranked_events) for one in reports]
     assert sizes[0] == sizes[1] == sizes[2]
 
@@ -162,7 +168,8 @@ def test_the_engine_gives_one_root_with_and_without_and_a_replay_judges_the_same
     ):
         rig = Rig(tmp_path / folder, spec, settings)
         for seed in range(20):
-            rig.push(body(seed, 30, "clicks"))  # each is acknowledged before the next: runs of one record
+            # Each is acknowledged before the next: runs of one record.
+            rig.push(body(seed, 30, "clicks"))
         rig.close()
         report = rig.engine.observer.report()
         assert (report is None) == (folder == "not")
@@ -198,7 +205,8 @@ def test_a_planted_drift_is_seen_and_told(caplog: pytest.LogCaptureFixture) -> N
     for seed in range(200):
         learner.learn(swapped(seed, False))
     before = [event for event in learner.judge.report().events if event.kind == DRIFT]
-    assert all(not event.worse for event in before)  # it learned: its loss only fell
+    # It learned: its loss only fell.
+    assert all(not event.worse for event in before)
     for seed in range(200, 240):
         found += [event for event in learner.learn(swapped(seed, True)) if event.kind == DRIFT]
     worse = [event for event in found if event.worse]
@@ -280,7 +288,8 @@ def test_a_hold_refuses_interactions_alone_and_consumes_no_sequence(tmp_path: Pa
     acknowledged = rig.engine.revision
     hold = rig.engine.observer.hold
     assert hold is not None and 0 < hold.good_revision < hold.revision <= acknowledged
-    # A retry of what was acknowledged gets its first answer; other changes go on; nothing is logged of what is refused.
+    # A retry of what was acknowledged gets its first answer; other changes go on; nothing is logged
+    # of what is refused.
     first = normal(1, 1.0)
     assert rig.push(first, b"p", epoch, 1).duplicate
     assert rig.open(b"q").revision == acknowledged + 1

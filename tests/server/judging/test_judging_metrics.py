@@ -1,4 +1,6 @@
-"""The judge's pure parts beside naive twins in plain Python: metrics, windows, popularity, choice, bounds."""
+"""The judge's pure parts beside naive twins in plain Python: metrics, windows, popularity, choice,
+bounds.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from livefactor_server.judging.bounds import (
 from livefactor_server.judging.popularity import COUNTED_EVENTS, DECAYED, PLAIN, Popularity
 from livefactor_server.judging.windows import HALF_LIVES_KEPT, Window
 
-FEW = st.integers(0, 4).map(float)  # ties are common
+# Ties are common.
+FEW = st.integers(0, 4).map(float)
 
 
 def softplus(x: float) -> float:
@@ -161,7 +164,8 @@ def test_of_a_large_record_a_share_is_counted_as_so_many() -> None:
 
 
 def test_decayed_counts_outlive_their_renormalisation() -> None:
-    made = Popularity(False, 1.0)  # doubles with each event: past float64's range without it
+    # Doubles with each event: past float64's range without it.
+    made = Popularity(False, 1.0)
     for _ in range(30):
         made.count(np.zeros(100, np.uint32), None)
     made.count(np.array([1], np.uint32), None)

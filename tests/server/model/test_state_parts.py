@@ -171,13 +171,16 @@ def test_what_factors_are_stored_as_survives_and_float32_leaves_no_trace(dtype: 
     assert spec_codec.decode(data).factor_dtype == dtype
     assert (models_pb2.ModelSpec.FromString(data).factor_dtype == 0) == (dtype == FactorDtype.FLOAT32)
     message = spec_codec.to_message(spec)
-    assert message.factor_dtype == dtype  # people see it
+    # People see it.
+    assert message.factor_dtype == dtype
     assert spec_codec.from_message(message, "clicks_sgd").factor_dtype == dtype
     assert spec_codec.decode(message.SerializeToString()).factor_dtype == dtype
 
 
 def test_the_bytes_of_a_float32_spec_never_change() -> None:
-    """Golden: snapshots, logs and hashes of models from before there were narrow factors hold them."""
+    """Golden: snapshots, logs and hashes of models from before there were narrow factors hold
+    them.
+    """
     digests = {
         name: hashlib.sha256(spec_codec.encode(preset(name))).hexdigest()[:16] for name in PRESET_NAMES
     }
@@ -202,16 +205,21 @@ def test_repeats_are_logged_where_there_are_some() -> None:
     assert spec_codec.decode(spec_codec.encode(spec)).counts.repeat == np.float32(0.1)
     data = spec_codec.encode(without)
     assert not models_pb2.ModelSpec.FromString(data).counts.HasField("repeat")
-    golden = "9f5f2f04a6d903cd"  # from before there were repeats
+    # From before there were repeats.
+    golden = "9f5f2f04a6d903cd"
     assert hashlib.sha256(data).hexdigest()[:16] == golden
-    assert spec_codec.to_message(without).counts.HasField("repeat")  # people see it
+    # People see it.
+    assert spec_codec.to_message(without).counts.HasField("repeat")
 
 
 def test_what_an_optimizer_leaves_at_its_default_leaves_no_trace() -> None:
-    """Numbers that came with later optimisers, given by name as they are by default: the bytes are what they were."""
+    """Numbers that came with later optimisers, given by name as they are by default: the bytes are
+    what they were.
+    """
     plain = spec_codec.encode(preset("clicks_sgd"))
     message = spec_codec.to_message(preset("clicks_sgd"))
-    assert message.optimizer.HasField("beta1") and message.HasField("regularization")  # people see them
+    # People see them.
+    assert message.optimizer.HasField("beta1") and message.HasField("regularization")
     assert spec_codec.encode(spec_codec.from_message(message, "ratings_sgd")) == plain
     message.optimizer.beta1 = 0.5
     message.regularization.dropout = 0.25

@@ -1,4 +1,6 @@
-"""The table of RPCs: it is the contract's, each call is of the contract's kind, and each ends in a status of the closed set."""
+"""The table of RPCs: it is the contract's, each call is of the contract's kind, and each ends in a
+status of the closed set.
+"""
 
 from __future__ import annotations
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
+from livefactor_server.hosting.host import MODELS_LISTED_MAX, Hosting, HostingSettings
+from livefactor_server.statuses import Refused
 from stubs import Stubs
 
 CLOSED = {
@@ -117,7 +120,8 @@ def test_unavailable_items_keep_learning_and_are_left_out_of_top_k(stubs: Stubs)
     stubs.updates.ApplyUpdates(updates_pb2.ApplyUpdatesRequest(model=model, availability=marks))
     assert list(top_k(stubs, model, [1], 5).item_ids) == [11]
     assert set(top_k(stubs, model, [1], 5, include_unavailable=True).item_ids) == {10, 11}
-    stubs.push(model, [3], [555])  # marked before it was known
+    # Marked before it was known.
+    stubs.push(model, [3], [555])
     assert list(top_k(stubs, model, [1], 5).item_ids) == [11]
     marks.available = True
     stubs.updates.ApplyUpdates(updates_pb2.ApplyUpdatesRequest(model=model, availability=marks))
@@ -246,9 +250,24 @@ def test_malformed_bytes_are_an_invalid_argument_and_show_no_internals(stubs: St
         assert not any(word in details for word in ("Traceback", "Error", "/", "python"))
 
 
-def test_unknown_model_and_method(stubs: Stubs) -> None:
+def test_an_unknown_model_is_not_found(stubs: Stubs) -> None:
     assert refusal(lambda: stubs.push("nosuch", [1], [1]))[0] == grpc.StatusCode.NOT_FOUND
     assert refusal(lambda: top_k(stubs, "nosuch", [1], 1))[0] == grpc.StatusCode.NOT_FOUND
+
+
+def test_an_unknown_model_error_lists_the_models_of_the_server(stubs: Stubs, tmp_path: Path) -> None:
+    listed = stubs.models.ListModels(models_pb2.ListModelsRequest()).models
+    names = ", ".join(sorted(model.model for model in listed)[:MODELS_LISTED_MAX])
+    text = refusal(lambda: top_k(stubs, "nosuch", [1], 1))[1]
+    assert text == f"model: there is no 'nosuch'; there are {names}"
+
+    empty = Hosting(tmp_path, HostingSettings())
+    with pytest.raises(Refused, match="model: there is no 'default'; there are no models"):
+        empty.get("")
+    empty.drain()
+
+
+def test_an_unknown_method_is_unimplemented(stubs: Stubs) -> None:
     call = stubs.channel.unary_unary("/livefactor.v1.UpdateService/Nothing")
     assert refusal(lambda: call(b""))[0] == grpc.StatusCode.UNIMPLEMENTED
 
@@ -299,7 +318,8 @@ def test_cancelled_waits_for_a_position_free_their_slots(stubs: Stubs) -> None:
     request = scoring_pb2.ScoreRequest(
         model=model, user_ids=[1], top_k=scoring_pb2.TopK(k=1), min_position=next_one
     )
-    for _ in range(40):  # more than there are slots for calls that wait
+    # More than there are slots for calls that wait.
+    for _ in range(40):
         call = stubs.scoring.Score.future(request)
         time.sleep(0.01)
         call.cancel()
@@ -307,7 +327,8 @@ def test_cancelled_waits_for_a_position_free_their_slots(stubs: Stubs) -> None:
     while True:
         waiting = stubs.scoring.Score.future(request)
         time.sleep(0.1)
-        if not waiting.done():  # it was not refused for want of a slot
+        # It was not refused for want of a slot.
+        if not waiting.done():
             break
         assert time.monotonic() < deadline, waiting.details()
     stubs.push(model, [1], [2])
@@ -335,7 +356,8 @@ def test_stream_acknowledges_each_batch_and_a_bad_one_does_not_end_it(stubs: Stu
 
 def test_a_cancelled_stream_frees_its_slot(stubs: Stubs) -> None:
     model = stubs.model()
-    for _ in range(40):  # more than there are stream slots
+    # More than there are stream slots.
+    for _ in range(40):
         ended = threading.Event()
 
         def requests(ended: threading.Event = ended) -> Iterator[updates_pb2.StreamUpdatesRequest]:
@@ -402,9 +424,8 @@ def test_snapshot_list_fetch_restore(stubs: Stubs) -> None:
     restored = stubs.models.RestoreSnapshot(
         models_pb2.RestoreSnapshotRequest(model=f"{model}-again", source_model=model)
     ).description
-    assert (
-        restored.position.revision == 2 and restored.position.lineage != info.position.lineage
-    )  # 2: its ENGINE record
+    # 2: its ENGINE record.
+    assert restored.position.revision == 2 and restored.position.lineage != info.position.lineage
     assert restored.users == 3
     both = [candidates(stubs, name, [1, 2], [4, 5, 6]).scores for name in (model, f"{model}-again")]
     ack = stubs.push(f"{model}-again", [9], [9])

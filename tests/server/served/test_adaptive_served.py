@@ -1,4 +1,6 @@
-"""An adapted learning rate through the whole path: created, pushed, described, snapshotted, restarted, replayed, restored."""
+"""An adapted learning rate through the whole path: created, pushed, described, snapshotted,
+restarted, replayed, restored.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def _push(server: Any, model: str, producer_id: str, start: int, stop: int) -> N
         for part in np.array_split(numbers, 8):
             users, items = part * 7919 % 50, part * 104729 % 97
             producer.push(users, items, users % 3 + items % 2)
-            producer.flush()  # a record each
+            # A record each.
+            producer.flush()
 
 
 def test_it_is_served_described_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
@@ -66,6 +69,7 @@ def test_it_is_served_described_snapshotted_replayed_and_restored(tmp_path: Path
         for model, live in zip(("m", "again"), before, strict=True):
             for backend in ("cpu", "reference"):
                 assert replay_model(tmp_path / "models" / model, backend).root_hash == live.root_hash
-    with local(None, tmp_path) as server, Models(channel=server.channel) as models:  # from snapshots and logs
+    # From snapshots and logs.
+    with local(None, tmp_path) as server, Models(channel=server.channel) as models:
         for model, live in zip(("m", "again"), before, strict=True):
             assert models.describe(model, with_root_hash=True).root_hash == live.root_hash

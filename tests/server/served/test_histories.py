@@ -91,7 +91,8 @@ def test_visitors_are_served_by_the_events_that_they_bring(server: Local) -> Non
         assert {int(item) // 10 for item in one.item_ids} == {7}
         assert {int(item) // 10 for item in other.item_ids} == {1}
         assert not one.known
-        assert unknown.scores.max() > 0  # the mean of all users
+        # The mean of all users.
+        assert unknown.scores.max() > 0
         (left,) = scorer.recommend([901], 5, events=[71, 72, 73], exclude_seen=True)
         assert not {71, 72, 73} & set(left.item_ids.tolist())
         (candidates,) = scorer.score([901], one.item_ids, events=[71, 72, 73])
@@ -139,7 +140,8 @@ def test_snapshot_replay_restart_and_restore_have_one_root(
             assert report.root_hash == live.root_hash
         models.restore("again", "m")
     with livefactor.Auditor(channel=server.channel, model="again") as auditor:
-        auditor.snapshot()  # one revision on: a restored log names where it comes from
+        # One revision on: a restored log names where it comes from.
+        auditor.snapshot()
         auditor.fetch(tmp_path / "again")
     restored = livefactor.load(tmp_path / "again").tensors
     for name, tensor in snapshot.tensors.items():

@@ -1,4 +1,6 @@
-"""Replay of past events through the whole path: created, pushed, snapshotted, restarted, replayed from the log, restored."""
+"""Replay of past events through the whole path: created, pushed, snapshotted, restarted, replayed
+from the log, restored.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +68,7 @@ def test_it_is_served_snapshotted_replayed_and_restored(preset_name: str, tmp_pa
         for model, root in zip(("m", "again"), before, strict=True):
             for backend in ("cpu", "reference"):
                 assert replay_model(tmp_path / "models" / model, backend).root_hash == root
-    with local(None, tmp_path) as server, Models(channel=server.channel) as models:  # from snapshots and logs
+    # From snapshots and logs.
+    with local(None, tmp_path) as server, Models(channel=server.channel) as models:
         after = [models.describe(model, with_root_hash=True).root_hash for model in ("m", "again")]
         assert after == before

@@ -73,11 +73,13 @@ def test_it_is_served_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
         assert lists[0].item_ids.tolist() == lists[1].item_ids.tolist()
         assert lists[0].scores.tobytes() == lists[1].scores.tobytes()
         hits = [np.mean(answer.item_ids // 10 == user % 10) for user, answer in enumerate(lists[0])]
-        assert np.mean(hits) > 0.7  # one in ten by chance
+        # One in ten by chance.
+        assert np.mean(hits) > 0.7
         with livefactor.Producer(producer_id="q", channel=server.channel, model="again") as producer:
             producer.push(users[:200], items[:200], event_types=np.arange(200) % 8)
             producer.flush()
-        for model in ("m", "again"):  # the one whose popularity was restored, too
+        # The one whose popularity was restored, too.
+        for model in ("m", "again"):
             live = models.describe(model, with_root_hash=True)
             for backend in ("cpu", "reference"):
                 assert replay_model(tmp_path / "models" / model, backend).root_hash == live.root_hash
@@ -90,7 +92,8 @@ def test_what_is_bought_again_gains_in_scores_and_in_lists() -> None:
         for model, repeat in (("some", 1.5), ("none", 0.0)):
             models.create(model, "purchases", k=16, counts={"repeat": repeat})
             with livefactor.Producer(producer_id="p", channel=server.channel, model=model) as producer:
-                producer.push([*users, 0, 0, 0, 0], [*items, 90, 91, 90, 92])  # each a visit of its own
+                # Each a visit of its own.
+                producer.push([*users, 0, 0, 0, 0], [*items, 90, 91, 90, 92])
                 producer.flush()
             with livefactor.Scorer(channel=server.channel, model=model) as scorer:
                 scores = scorer.score([0], [[90, 91, 92, 5]])[0].scores

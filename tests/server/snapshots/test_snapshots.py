@@ -1,4 +1,6 @@
-"""Taking, listing and removing snapshots: same bytes, no full copy, durable order, nothing left behind."""
+"""Taking, listing and removing snapshots: same bytes, no full copy, durable order, nothing left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -99,9 +101,8 @@ def test_a_snapshot_of_any_shape_is_the_state(
 ) -> None:
     state = samples.view(users, items, k, optimizer, revision=revision, factor_dtype=factor_dtype)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(
-            digest, "BLOCK_BYTES", block
-        )  # small, so that a section spans many blocks, whole and cut
+        # Small, so that a section spans many blocks, whole and cut.
+        patch.setattr(digest, "BLOCK_BYTES", block)
         patch.setattr(snapshots, "PASS_BYTES", step)
         manifest = SnapshotStore(folder).take(state)
         assert manifest.root_hash == root_hash_of(state)[0] == _plain_root(state)
@@ -173,7 +174,8 @@ def test_padding_of_rows_in_memory_is_not_part_of_a_state() -> None:
 
 
 def test_taking_holds_a_few_pieces_in_memory_not_the_state(store: SnapshotStore) -> None:
-    state = samples.view(120_000, 60_000, 64)  # 46 MiB
+    # 46 MiB.
+    state = samples.view(120_000, 60_000, 64)
     tracemalloc.start()
     try:
         manifest = store.take(state)
@@ -230,7 +232,10 @@ def test_a_state_outside_the_format_is_refused_and_leaves_nothing(
 
 
 class FaultyOs:
-    """The os module; call `fail_at` of the verbs that touch the disk fails with `error`. Keeps all calls."""
+    """The os module; call `fail_at` of the verbs that touch the disk fails with `error`.
+
+    Keeps all calls.
+    """
 
     VERBS = ("open", "posix_fallocate", "pwrite", "fsync", "rename")
 
@@ -269,7 +274,8 @@ def _calls_of_a_take(folder: Path) -> list[tuple[str, object]]:
         recorder = FaultyOs()
         _with_os(patch, recorder)
         path = samples.taken(folder)
-    snapshot_files.verify(path)  # short writes were finished
+    # Short writes were finished.
+    snapshot_files.verify(path)
     return recorder.calls
 
 
@@ -296,7 +302,8 @@ def test_a_fault_at_any_call_leaves_nothing_and_the_old_snapshot_whole(tmp_path:
     folder = tmp_path / "store"
     old = samples.taken(folder, samples.view(revision=1))
     expected = OSError if error == errno.EIO else SnapshotDiskFull
-    for fail_at in range(count - 2):  # the last two open and sync the parent: the snapshot exists by then
+    # The last two open and sync the parent: the snapshot exists by then.
+    for fail_at in range(count - 2):
         with pytest.MonkeyPatch.context() as patch:
             _with_os(patch, FaultyOs(fail_at, error))
             with pytest.raises(expected):
@@ -325,7 +332,8 @@ def test_a_full_disk_leaves_nothing_and_later_there_is_room_again(small_disk: Pa
     store = SnapshotStore(small_disk / "snapshots")
     store.take(samples.view(revision=1))
     ballast = small_disk / "ballast"
-    for size in (1_900_000, 1_500_000):  # full at the first file, and in the middle
+    # Full at the first file, and in the middle.
+    for size in (1_900_000, 1_500_000):
         ballast.write_bytes(bytes(size))
         with pytest.raises(SnapshotDiskFull):
             store.take(samples.view(2_000, 3_000, 40, revision=2))

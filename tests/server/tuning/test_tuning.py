@@ -1,4 +1,6 @@
-"""The search for a spec: the protocol, the table of rules, and a study that a kill does not change."""
+"""The search for a spec: the protocol, the table of rules, and a study that a kill does not
+change.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ def test_ranks_are_those_of_the_sorted_scores_before_the_batch() -> None:
         model.apply(Update(revision, *rows, None, None, *counts))
     judged = np.concatenate([step.judged for step in steps])
     assert np.count_nonzero(expected) > 50
-    assert np.count_nonzero(~np.isclose(judged, expected)) <= 2  # scores that differ in the last digit alone
+    # Scores that differ in the last digit alone.
+    assert np.count_nonzero(~np.isclose(judged, expected)) <= 2
 
 
 def test_predictions_are_exact_and_weights_reach_the_model() -> None:
@@ -73,7 +76,8 @@ def test_predictions_are_exact_and_weights_reach_the_model() -> None:
     spec = preset("ratings_sgd", k=8)
     plain = np.concatenate([s.judged for s in judge_then_learn(spec, stream, judge, everything, 64)])
     first = stream.values[:64].astype(np.float64) ** 2
-    np.testing.assert_array_equal(plain[:64], first)  # nothing is known: the prediction is 0
+    # Nothing is known: the prediction is 0.
+    np.testing.assert_array_equal(plain[:64], first)
     heavy = replace(stream, weights=np.full(600, 2.0, np.float32))
     other = np.concatenate([s.judged for s in judge_then_learn(spec, heavy, judge, everything, 64)])
     assert (plain[:64] == other[:64]).all() and (plain[64:] != other[64:]).mean() > 0.9
@@ -136,7 +140,8 @@ def test_every_rule_starts_within_its_ranges_and_at_its_spec(name: str) -> None:
         assert start in axis.options if isinstance(axis, Choice) else axis.low <= start <= axis.high
     assert rule.of_parameters(rule.first(name), name) == rule.spec({})
     older = {key: value for key, value in rule.first(name).items() if key != f"{name}.{rule.axes[-1].field}"}
-    assert rule.of_parameters(older, name) == rule.spec({})  # of a study from before the axis was there
+    # Of a study from before the axis was there.
+    assert rule.of_parameters(older, name) == rule.spec({})
 
 
 @pytest.mark.parametrize("name", RULES)

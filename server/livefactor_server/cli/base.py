@@ -1,0 +1,189 @@
+"""What all commands share: the groups that commands join, common options, consoles, and one form of error.
+
+This module and the modules of the commands import nothing that takes long. A command imports what it
+needs when it runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+"""`livefactor.channel.DEFAULT_TARGET`, which would take long to import."""
+
+PIPE_WIDTH = 10_000
+"""Columns of a line that is not written to a terminal: nothing is wrapped there."""
+
+
+class Group(TyperGroup):
+    """A group of commands without options.
+
+    As an option of the group, `--help` would slow the help of every command down: Typer loads Pydantic to
+    convert the value of an option that was not given.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Splits the arguments into those of the group and the rest."""
+        if args[:1] == ["--help"]:
+            typer.echo(ctx.get_help())
+            raise typer.Exit
+        return super().parse_args(ctx, args)
+
+
+class ListByDefault(Group):
+    """A group that runs its command `list` if none is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Splits the arguments into those of the group and the rest."""
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+class Commands(Group):
+    """All commands, and `--version`. Errors of the client become one line, with exit code 1."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Splits the arguments into those of the group and the rest."""
+        if args[:1] == ["--version"]:
+            typer.echo(f"livefactor {version('livefactor')}")
+            raise typer.Exit
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if "livefactor.errors" not in sys.modules:
+                # No client was at work, and the import would slow `--help` down.
+                raise
+            from livefactor.errors import LivefactorError
+
+            if not isinstance(error, LivefactorError):
+                raise
+            complain(str(error))
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="livefactor",
+    cls=Commands,
+    no_args_is_help=True,
+    add_help_option=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="A recommendation model that learns while it serves. Push events, ask for recommendations, and"
+    " prove later which model gave them. `livefactor --version` prints the version.",
+)
+models_app = typer.Typer(
+    cls=ListByDefault,
+    add_help_option=False,
+    help="Create, list, describe, restore and delete models. Without a command: list them.",
+)
+log_app = typer.Typer(cls=Group, no_args_is_help=True, add_help_option=False, help="Show the log of a model.")
+app.add_typer(models_app, name="models")
+app.add_typer(log_app, name="log")
+
+
+def _checked_target(value: str) -> str:
+    if value == DEFAULT_TARGET:
+        return value
+    from livefactor.channel import parse_target
+
+    try:
+        parse_target(value)
+    except ValueError as error:
+        complain(f"--{error}")
+        raise typer.Exit(2) from None
+    return value
+
+
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        envvar="LIVEFACTOR_TARGET",
+        callback=_checked_target,
+        help="Address of the server: host:port or unix:/path.",
+    ),
+]
+Model = Annotated[str, typer.Option("--model", "-m", help="Name of the model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Secret = Annotated[
+    str,
+    typer.Option(
+        "--secret",
+        envvar="LIVEFACTOR_SECRET",
+        help="Secret with which ids that are text are hashed. All producers use the same.",
+    ),
+]
+
+
+def emit(value: Any) -> None:
+    """Prints a value as one line of JSON."""
+    typer.echo(json.dumps(value, default=str, sort_keys=True))
+
+
+def complain(text: str) -> None:
+    """Prints one line to standard error. It is never wrapped, so that scripts can read it."""
+    typer.secho(f"livefactor: {text}", fg=typer.colors.RED, err=True)
+
+
+def console(err: bool = False) -> Console:
+    """A console on standard output, or on standard error with `err`.
+
+    It wraps lines only on a terminal.
+    """
+    from rich.console import Console
+
+    stream = sys.stderr if err else sys.stdout
+    return Console(stderr=err, width=None if stream.isatty() else PIPE_WIDTH)
+
+
+def table(*columns: str) -> Table:
+    """A table without lines."""
+    from rich.table import Table
+
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def progress(*columns: Any) -> Any:
+    """A progress bar (`rich.progress.Progress`) on standard error, which disappears at its end.
+
+    `columns` follow the description, the bar and the percentage.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    shown: Sequence[Any] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=False),
+        *columns,
+    )
+    return Progress(*shown, console=console(err=True), transient=True)
+
+
+def rate(events_per_s: float | None) -> str:
+    """A rate of events with its unit and two decimals, such as "1.25 M events/s". Empty if unknown."""
+    if not events_per_s:
+        return ""
+    for scale, unit in ((1e6, "M "), (1e3, "k ")):
+        if events_per_s >= scale:
+            return f"{events_per_s / scale:.2f} {unit}events/s"
+    return f"{events_per_s:.2f} events/s"

@@ -1,0 +1,157 @@
+"""`livefactor models`: create, list, describe, restore, delete."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from livefactor_kernels.spec.names import PRESET_NAMES
+from livefactor_server.cli.base import (
+    DEFAULT_TARGET,
+    AsJson,
+    Target,
+    complain,
+    console,
+    emit,
+    models_app,
+    table,
+)
+from livefactor_server.cli.judge import show_hold, show_judgement
+
+if TYPE_CHECKING:
+    from livefactor.models import ModelDescription
+
+
+def _description_fields(model: ModelDescription) -> dict[str, Any]:
+    return {
+        "model": model.name, "revision": model.position.revision, "lineage": model.position.lineage.hex(), "users": model.users,
+        "items": model.items, "events": model.events, "backend": model.backend, "log_hash": model.log_hash.hex(),
+        "log_bytes": model.log_bytes, "memory_bytes": model.memory_bytes, "writable": model.writable,
+        "root_hash": model.root_hash.hex(), "spec": model.spec, "adapted_rate": model.adapted_rate,
+        "judgement": model.judgement and asdict(model.judgement), "hold": model.hold and asdict(model.hold),
+    }  # fmt: skip
+
+
+def _show(model: ModelDescription, as_json: bool) -> None:
+    fields = _description_fields(model)
+    if as_json:
+        emit(fields)
+        return
+    spec = fields.pop("spec")
+    del fields["judgement"], fields["hold"]  # shown below
+    grid = table("", "")
+    for name, value in fields.items():
+        if value is not None:
+            grid.add_row(name, str(value))
+    for name, value in spec.items():
+        grid.add_row(f"spec.{name}", json.dumps(value) if isinstance(value, dict) else str(value))
+    console().print(grid)
+    if model.judgement is not None and model.judgement.judged_events:
+        show_judgement(model.judgement)
+    if model.hold is not None:
+        show_hold(model.hold)
+
+
+@models_app.command("list")
+def models_list(target: Target = DEFAULT_TARGET, as_json: AsJson = False) -> None:
+    """List the models of the server."""
+    from livefactor.models import Models
+
+    with Models(target) as models:
+        listed = models.list()
+    if as_json:
+        emit([_description_fields(model) for model in listed])
+        return
+    grid = table("model", "revision", "users", "items", "events", "loss", "k", "log bytes", "memory bytes")
+    for model in listed:
+        grid.add_row(
+            model.name,
+            str(model.position.revision),
+            str(model.users),
+            str(model.items),
+            str(model.events),
+            str(model.spec["loss"]),
+            str(model.spec["k"]),
+            str(model.log_bytes),
+            str(model.memory_bytes),
+        )
+    console().print(grid)
+
+
+@models_app.command("create")
+def models_create(
+    name: Annotated[str, typer.Argument(help="Name: 1 to 64 of a-z 0-9 _ -, the first one a letter.")],
+    preset: Annotated[
+        str,
+        typer.Option(help=f"One of {', '.join(PRESET_NAMES)}. Default: the server's."),
+    ] = "",
+    spec: Annotated[
+        str,
+        typer.Option(
+            help='Changes to the preset as JSON, such as \'{"k": 32, "optimizer": {"learning_rate": 0.1}}\', or a spec file (TOML).'
+        ),
+    ] = "{}",
+    target: Target = DEFAULT_TARGET,
+    as_json: AsJson = False,
+) -> None:
+    """Create an empty model."""
+    from livefactor.models import Models
+    from livefactor_server.files.specs import read_changes
+
+    try:
+        named, changes = ("", json.loads(spec)) if spec.lstrip()[:1] == "{" else read_changes(Path(spec))
+        with Models(target) as models:
+            _show(models.create(name, preset or named, **changes), as_json)
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        complain(f"spec: {error}")
+        raise typer.Exit(2) from None
+
+
+@models_app.command("describe")
+def models_describe(
+    name: Annotated[str, typer.Argument(help="The model.")] = "default",
+    root_hash: Annotated[bool, typer.Option(help="Also hash the whole state.")] = False,
+    target: Target = DEFAULT_TARGET,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a model: its spec, its position, its sizes and what the judge says."""
+    from livefactor.models import Models
+
+    with Models(target) as models:
+        _show(models.describe(name, with_root_hash=root_hash), as_json)
+
+
+@models_app.command("restore")
+def models_restore(
+    name: Annotated[str, typer.Argument(help="The new model.")],
+    source: Annotated[str, typer.Argument(help="The model that the snapshot was taken from.")],
+    snapshot_id: Annotated[
+        str, typer.Option("--snapshot", help="Id of the snapshot. Default: the newest.")
+    ] = "",
+    target: Target = DEFAULT_TARGET,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new model from a snapshot."""
+    from livefactor.models import Models
+
+    with Models(target) as models:
+        _show(models.restore(name, source, snapshot_id), as_json)
+
+
+@models_app.command("delete")
+def models_delete(
+    name: Annotated[str, typer.Argument(help="The model.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    target: Target = DEFAULT_TARGET,
+) -> None:
+    """Delete a model with its log and snapshots. This cannot be undone."""
+    if not yes:
+        typer.confirm(f"Delete {name} with its log and all snapshots?", abort=True)
+    from livefactor.models import Models
+
+    with Models(target) as models:
+        models.delete(name)

@@ -1,0 +1,165 @@
+"""What `livefactor serve` does: bind, open the models, serve, drain.
+
+The ports are bound first, so that a port that is taken is found before anything is made or compiled, and
+so that a health check is answered (NOT_SERVING) while models are opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from livefactor_kernels.backend import BackendUnavailable
+from livefactor_server import metrics
+from livefactor_server.cli.base import complain
+from livefactor_server.cli.settings import ServerSettings
+from livefactor_server.files.specs import SpecFileError
+from livefactor_server.hosting import host as hosting
+from livefactor_server.log.store import LogError
+from livefactor_server.rpc import server
+from livefactor_server.snapshots.replay import ReplayError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+SLOW_STEP_S = 1.0
+"""A step of the start that takes longer is reported."""
+
+EXPECTED_FAULTS = (
+    BackendUnavailable,
+    hosting.DataFolderBusy,
+    server.PortInUse,
+    LogError,
+    ReplayError,
+    SpecFileError,
+    OSError,
+)
+
+logger = logging.getLogger("livefactor_server")
+
+
+def run_server(settings: ServerSettings, port_file: Path | None) -> int:
+    """Serves until SIGTERM or SIGINT, then drains. Returns the exit code."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
+    )
+    if settings.host not in LOOPBACK and not settings.allow_remote:
+        complain(f"{settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote")
+        return 2
+    server.limit_libraries()
+    # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event, can be used
+    # in a handler without a deadlock.
+    news: queue.SimpleQueue[BaseException | str] = queue.SimpleQueue()
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: news.put("stop"))
+    try:
+        parts = settings.hosting()
+        settings.data.mkdir(parents=True, exist_ok=True)
+        models = hosting.Hosting(settings.data, parts)
+        rpc = server.RpcServer(models, settings.service(), f"{settings.host}:{settings.port}")
+        metrics_port = _serve_metrics(settings)
+    except EXPECTED_FAULTS as error:
+        complain(str(error))
+        return 1
+    rpc.listen()
+    logger.info("gRPC listens on %s:%d; models are being opened", settings.host, rpc.port)
+    logger.info("the models run on the backend %s (--backend %s)", parts.engine.backend, settings.backend)
+
+    def open_models() -> None:
+        try:
+            models.open_all(_report_replay, StartReport())
+            news.put("open")
+        except BaseException as error:
+            news.put(error)
+
+    threading.Thread(target=open_models, name="open-models", daemon=True).start()
+    first = news.get()
+    if isinstance(first, EXPECTED_FAULTS):
+        complain(str(first))
+        _leave(1)
+    if isinstance(first, BaseException):
+        raise first
+    if first == "stop":
+        # No call was accepted yet, so there is nothing to drain. A compiler that is at work cannot be
+        # stopped, and the data folder is safe in a crash.
+        logger.info("stopped before the models were open")
+        _leave(0)
+    rpc.start()
+    logger.info(
+        "the server is ready: gRPC on %s:%d, metrics %s, data in %s",
+        settings.host,
+        rpc.port,
+        f"on port {metrics_port}" if metrics_port >= 0 else "off",
+        settings.data,
+    )
+    if port_file is not None:
+        server.write_port_file(port_file, [rpc.port, metrics_port])
+    news.get()
+    logger.info("draining: accepted batches are finished, new ones are refused")
+    rpc.drain(settings.drain_s)
+    # The exit code of a clean drain is 0, however many signals arrive.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    logger.info("drained")
+    return 0
+
+
+def _leave(code: int) -> None:
+    """Ends the process without waiting for threads."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _serve_metrics(settings: ServerSettings) -> int:
+    if settings.metrics_port < 0:
+        return -1
+    try:
+        return metrics.serve_metrics(settings.host, settings.metrics_port)
+    except OSError as error:
+        raise server.PortInUse(
+            f"the metrics port {settings.host}:{settings.metrics_port} cannot be bound ({error.strerror});"
+            " --metrics-port names another one, 0 takes a free one, -1 turns metrics off"
+        ) from None
+
+
+class StartReport:
+    """Logs a step of the start if it takes long, which it does when kernels are compiled."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+        self._told = False
+
+    def __call__(self, name: str, number: int, total: int) -> None:
+        """Step `number` of `total` begins. An empty name says that the last step has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if name:
+            self._timer = threading.Timer(SLOW_STEP_S, self._tell, (name, number, total))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _tell(self, name: str, number: int, total: int) -> None:
+        if not self._told:
+            self._told = True
+            logger.info(
+                "compiling kernels: once on a machine, about 40 s (`livefactor warmup` does it ahead)"
+            )
+        logger.info("compiling kernels, step %d of %d: %s", number, total, name)
+
+
+def _report_replay(model: str, at: int, last: int) -> None:
+    step = max(1, last // 20)
+    if at == last or at // step != (at - 256) // step:
+        logger.info(
+            "model %s: %.0f %% of the log is replayed, revision %d of %d",
+            model,
+            100 * at / max(1, last),
+            at,
+            last,
+        )

@@ -1,0 +1,193 @@
+"""What `livefactor tune` does: read the events, search, judge the winner, write the spec file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import typer
+from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+from livefactor_kernels.spec.model import KERNEL_SEMANTICS
+from livefactor_server.cli.base import complain, console, emit, progress, table
+from livefactor_server.files import specs as spec_files
+from livefactor_server.files.events import Conversion
+from livefactor_server.rpc.server import limit_libraries
+from livefactor_server.tuning import events, pictures, plan, search
+from livefactor_server.tuning.metrics import METRICS
+from livefactor_server.tuning.report import Report, Row, make_report, shown_fields
+from livefactor_server.tuning.rules import RULES, TASKS, field_of
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Table
+
+SHOWN_TRIALS = 5
+
+
+class Command(NamedTuple):
+    """The arguments and options of the command."""
+
+    file: Path
+    columns: dict[str, str]
+    string_ids: bool
+    secret: str
+    task: str
+    metric: str
+    rules: list[str]
+    batch: int
+    part: float
+    warm_up: float
+    judged: int
+    trials: int
+    minutes: float
+    seed: int
+    study: Path
+    out: Path
+    as_json: bool
+
+
+def run(asked: Command) -> None:
+    """Runs the command. Raises typer.Exit after an error of the user, or an interrupt."""
+    if lacking := search.missing():
+        complain(lacking)
+        raise typer.Exit(2)
+    limit_libraries()
+    try:
+        read = _read(asked.file, asked.columns, Conversion(asked.string_ids, asked.secret.encode()).check())
+        chosen = _task(asked.task, read)
+        settings = plan.Settings(
+            _metric(asked.metric, chosen), asked.batch, asked.part, asked.warm_up, asked.judged, asked.seed
+        )
+        rules, left_out = read.rules(chosen, asked.rules)
+        if left_out:
+            console(err=True).print(f"left out, since they reject rows of this file: {', '.join(left_out)}")
+        judge = plan.Plan(read.stream, settings)
+        folder = asked.study
+        done = _search(folder, read, judge, chosen, rules, asked.trials, asked.minutes)
+        report = _finish(judge, done, chosen)
+        spec_files.write_spec(
+            asked.out, report.spec, RULES[report.rule].preset, report.notes(asked.file.name)
+        )
+        pictures.draw(asked.out.with_suffix(".svg"), done, judge.metric, report.lines())
+    except ValueError as error:
+        complain(f"{asked.file}: {error}")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        complain("interrupted; the same command resumes with the interrupted trial")
+        raise typer.Exit(130) from None
+    if asked.as_json:
+        emit(
+            {
+                **report.fields(),
+                "spec": str(asked.out),
+                "picture": str(asked.out.with_suffix(".svg")),
+                "study": str(folder),
+            }
+        )
+        return
+    console().print(_grid(report, done, judge))
+    console().print(
+        f"wrote {asked.out} and {asked.out.with_suffix('.svg')}; serve it: livefactor serve --spec {asked.out}",
+        soft_wrap=True,
+    )
+
+
+def _bar(*columns: Any) -> Progress:
+    bar: Progress = progress(MofNCompleteColumn(), *columns, TimeElapsedColumn())
+    return bar
+
+
+def _read(file: Path, columns: dict[str, str], conversion: Conversion) -> events.EventFile:
+    with _bar() as bar:
+        task = bar.add_task("events read", total=None)
+        read = events.read_events(
+            file, columns, conversion, lambda at, total: bar.update(task, completed=at, total=total or None)
+        )
+    found = ", ".join(f"{field} from {name}" for field, name in read.names.items())
+    console(err=True).print(f"{len(read.stream):,} events: {found}", soft_wrap=True)
+    return read
+
+
+def _task(task: str, read: events.EventFile) -> str:
+    if task and task not in TASKS:
+        raise ValueError(f"--task: expected one of {', '.join(TASKS)}, got {task!r}")
+    if task == "ratings" and "values" not in read.names:
+        raise ValueError("--task ratings: needs a column of values (--value)")
+    if not task:
+        task = read.task()
+        console(err=True).print(f"task: {task}, as the values look (--task)")
+    return task
+
+
+def _metric(metric: str, task: str) -> str:
+    ranking = [name for name in METRICS if name != "rmse"]
+    if metric not in ranking:
+        raise ValueError(f"--metric: expected {' or '.join(ranking)}, got {metric!r}")
+    return "rmse" if task == "ratings" else metric
+
+
+def _search(
+    folder: Path,
+    read: events.EventFile,
+    judge: plan.Plan,
+    task: str,
+    rules: list[str],
+    trials: int,
+    minutes: float,
+) -> list[search.FinishedTrial]:
+    chosen = judge.settings
+    settings = {
+        "events": read.digest, "task": task, "rules": rules, "metric": chosen.metric, "batch": chosen.batch_events,
+        "part": chosen.part, "warm-up": chosen.warm_up, "judged": chosen.judged_max, "seed": chosen.seed,
+        "kernel semantics": KERNEL_SEMANTICS,
+    }  # fmt: skip
+    metric = judge.metric
+    with (
+        search.open_study(folder, settings, metric.larger_is_better) as study,
+        _bar(TextColumn("{task.fields[best]}")) as bar,
+    ):
+        task_trials = bar.add_task("trials", total=trials, best="")
+        task_events = bar.add_task("events of this trial", total=judge.searched, best="")
+        before = len(search.finished_trials(study))
+        if before:
+            console(err=True).print(f"{folder}: goes on after {before} trials")
+
+        def on_trial(done: list[search.FinishedTrial]) -> None:
+            best = search.best_first(done, judge)
+            words = f"best {metric.label} {best[0].value:.4f} ({best[0].rule})" if best else ""
+            bar.update(task_trials, completed=len(done), best=words)
+
+        def on_events(learned: int) -> None:
+            bar.update(task_events, completed=learned)
+
+        started = time.monotonic()
+        done = search.search(study, judge, rules, trials, minutes, on_events, on_trial)
+    console(err=True).print(
+        f"{len(done)} trials, {len(done) - before} of them now, {time.monotonic() - started:.0f} s"
+    )
+    return done
+
+
+def _finish(judge: plan.Plan, done: list[search.FinishedTrial], task: str) -> Report:
+    """The winner and the preset on the rest of the stream, once each."""
+    with _bar() as bar:
+        bars = [bar.add_task(f"the rest: {name}", total=len(judge.stream)) for name in ("winner", "preset")]
+        return make_report(judge, done, task, lambda at, learned: bar.update(bars[at], completed=learned))
+
+
+def _grid(report: Report, done: list[search.FinishedTrial], judge: plan.Plan) -> Table:
+    others = [Row.of_trial(one) for one in search.best_first(done, judge)[1:SHOWN_TRIALS]]
+    rows = [report.winner, *others, report.preset, report.naive]
+    fields = shown_fields(rows)
+    grid = table(judge.metric.label, "search", "rest", "M/s", "rule", *fields.values())
+    grid.columns[0].min_width = 10
+    for column in grid.columns[1:]:
+        column.no_wrap = True
+    for row in rows:
+        rest = "" if row.rest is None else f"{row.rest:.4f}"
+        speed = f"{row.events_per_s / 1e6:.2f}" if row.events_per_s else ""
+        spec = [f"{field_of(row.spec, field):.4g}" for field in fields] if row.spec else []
+        grid.add_row(row.name, f"{row.search:.4f}", rest, speed, row.rule, *spec)
+    return grid

@@ -1,0 +1,46 @@
+"""What is compiled before a model can serve, as steps with names.
+
+A step loads its kernels from Numba's cache if they were compiled before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from livefactor_kernels.backend import create_backend
+from livefactor_kernels.scoring import cpu as scoring
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.presets import preset
+from livefactor_kernels.tables import keymap
+from livefactor_server.judging import judge
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`name` says what `run` compiles."""
+
+    name: str
+    run: Callable[[], object]
+
+
+StepReport = Callable[[str, int, int], None]
+"""(name, number from 1, number of steps) when a step begins, and ("", steps, steps) at the end."""
+
+
+def shared() -> list[Step]:
+    """The kernels that every model needs."""
+    return [
+        Step("tables of keys", keymap.compile_kernels),
+        Step("scores and top-k", scoring.compile_kernels),
+        Step("the judge", judge.compile_kernels),
+    ]
+
+
+def of_presets(names: Sequence[str], backend: str) -> list[Step]:
+    """The kernels of presets on a backend, and those that every model needs."""
+    return [*shared(), *(_learning(name, preset(name), backend) for name in names)]
+
+
+def _learning(name: str, spec: ModelSpec, backend: str) -> Step:
+    return Step(f"learning with preset {name}", lambda: create_backend(backend, spec))
