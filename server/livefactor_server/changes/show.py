@@ -1,4 +1,4 @@
-"""Shows a log to people: one row per record, and where the log ends or is damaged."""
+"""Shows a log: one row per record, and where the log ends or is damaged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COLUMNS = {
 """The fields of a row and their widths in a plain table.
 
 `bytes` is the size of the payload. `hash` is the chain hash in hex; tables show its first 16
-digits. `change` says in words what the record asks.
+digits. `change` describes the change of the record in words.
 """
 
 _TEXT = frozenset({"kind", "producer", "time", "segment", "hash", "change"})
@@ -130,7 +130,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _described(record: Record) -> str | None:
-    """What the record asks; None if its body cannot be read."""
+    """Describes the change of a record. None if its body cannot be decoded."""
     try:
         return change_of(record.kind, record.body).describe()
     except (ValueError, KeyError):
@@ -138,7 +138,7 @@ def _described(record: Record) -> str | None:
 
 
 def _rejected(record: Record) -> int | None:
-    """Number of rejected rows; None if the summary cannot be read."""
+    """Number of rejected rows. None if the summary cannot be decoded."""
     try:
         return decode_rejects(record.rejects, record.commitment)[0].count
     except ValueError:
