@@ -1,8 +1,8 @@
-"""The verbs every backend has, and the one place that chooses a backend.
+"""The protocol of all backends, and the choice of one.
 
-A server speaks to a model through `Backend`, and reads it at one revision through `Pin`; where the tables lie
-(in memory, on a device) shows in neither. The gate is the caller's lock: whoever holds it knows that no
-`apply`, `advance`, `load_state` or `load_sections` is running.
+A server uses a model through `Backend`, and reads it at one revision through `Pin`. Both hide
+whether the tables are in host memory or on a device. The gate is a lock of the caller. Its holder
+knows that no `apply`, `advance`, `load_state` or `load_sections` is running.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ __all__ = [
 
 
 class RowMap(Protocol):
-    """A map from key to row, as far as its size is of interest."""
+    """A map from keys to rows. The protocol has only its size."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it takes."""
+        """Bytes of memory of the map."""
 
 
 class RowTable(Protocol):
-    """Which key has which row of one side: what a backend's `users` and `items` have in common.
+    """The keys and rows of one side: the common part of the tables of all backends.
 
-    The LOG stage allocates rows, ahead of what is published; any thread may look them up.
+    The LOG stage allocates rows, ahead of the published ones. Any thread may look rows up.
     """
 
     @property
@@ -55,35 +55,45 @@ class RowTable(Protocol):
 
     @property
     def capacity(self) -> int:
-        """Rows that the spec allows."""
+        """Maximum number of rows, from the spec."""
 
     @property
     def allocated(self) -> int:
-        """Rows given out."""
+        """Number of allocated rows."""
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that a row takes in all arrays, its place in `keymap` not counted."""
+        """Bytes of a row in all arrays, without its slot in `keymap`."""
 
     @property
     def keymap(self) -> RowMap:
-        """The map behind `find`."""
+        """The map that `find` uses."""
 
     def allocate(self, keys: np.ndarray) -> np.ndarray:
-        """Rows uint32[n] of `keys` uint64[n]; unknown keys get the next rows in order of first appearance.
+        """Rows uint32[n] of `keys` uint64[n]. New keys get the next rows in order of first
+        appearance.
 
-        OverflowError, with nothing changed, if the new keys do not fit the table.
+        Raises:
+            OverflowError: the new keys do not fit the table. Nothing has changed.
         """
 
     def count_new(self, keys: np.ndarray) -> int:
-        """Distinct keys of uint64[n] that have no row yet."""
+        """Number of distinct keys of uint64[n] that have no row yet."""
 
     def find(self, keys: np.ndarray, published: int) -> np.ndarray:
-        """Rows uint32[n] of `keys` uint64[n]; `NO_ROW` where unknown or at or past `published`."""
+        """Rows uint32[n] of `keys` uint64[n]. `NO_ROW` for unknown keys and rows from `published`
+        on.
+        """
 
 
 class Backend(Protocol):
-    """A model that learns: the verbs of `cpu.CpuModel`. Sides are `tables.USERS` and `tables.ITEMS`."""
+    """A model that learns. Sides are `tables.USERS` and `tables.ITEMS`.
+
+    Attributes:
+        spec: the spec of the model.
+        revision: the present revision.
+        published: numbers of the user rows and item rows that are visible at `revision`.
+    """
 
     spec: ModelSpec
     revision: int
@@ -91,74 +101,103 @@ class Backend(Protocol):
 
     @property
     def users(self) -> RowTable:
-        """The users' rows."""
+        """The table of users."""
 
     @property
     def items(self) -> RowTable:
-        """The items' rows."""
+        """The table of items."""
 
     @property
     def mean(self) -> np.float32:
-        """Global mean of the values seen."""
+        """Global mean float32 of the values so far (squared loss), else 0."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """State beside the rows by section name, in the order of the root hash, each one-dimensional (`tables/state.py`). Do
-        not write to the arrays; later updates may change them. The caller holds the gate."""
+        """State beside the rows, by section name, in the order of the root hash
+        (`tables/state.py`).
+
+        The arrays are one-dimensional. Do not write to them. Later updates may change them. The
+        caller holds the gate.
+        """
 
     def load_state(self, sections: Mapping[str, np.ndarray]) -> None:
-        """Restore what `state` gives, after the rows of both sides. sections: those, and events uint64[1], the number of
-        events that the model has learned from; others are ignored."""
+        """Restores the result of `state`. Call it after the rows of both sides are restored.
+
+        `sections` also has events uint64[1], the number of events that the model has learned from.
+        Other sections are ignored.
+        """
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:
-        """Make sure that there is memory for tables of so many rows (each at most the side's capacity).
+        """Reserves memory for tables of these sizes, each at most the capacity of its side.
 
-        The LOG stage asks before it appends: what it lets in can be applied. False, with nothing changed, if
-        there is not enough. What was granted stays; asking for less changes nothing. Rows that come without
-        asking (replay, restore) take their memory as they come: MemoryError if there is none.
+        Returns False if the memory is not sufficient. Nothing has changed then. The LOG stage calls
+        it before it appends records, so that every logged record can be applied. Reserved memory
+        stays reserved, and a call with smaller sizes does nothing. Rows of a replay or a restore
+        need no call before. They take memory when they come, and raise MemoryError if there is too
+        little.
         """
 
     def wait_for_room(self, update_rows: int) -> None:
-        """Block while pins hold so many copies that an update of `update_rows` events must wait. The writer
-        calls it before it takes the gate."""
+        """Waits while pins hold too many copies for an update of `update_rows` events.
+
+        The writer calls it before it takes the gate.
+        """
 
     def apply(self, update: Update) -> None:
-        """Learn from one interactions record. The caller holds the gate."""
+        """Learns from one interactions record. The caller holds the gate.
+
+        Raises:
+            ValueError: a column is malformed.
+            MemoryError: the backend has too little memory.
+        """
 
     def apply_all(self, updates: Sequence[Update]) -> None:
-        """Learn from consecutive interactions records, to the same bits; only the last revision becomes visible."""
+        """Learns from consecutive interactions records, with the bits of one `apply` per record.
+
+        Only the last revision becomes visible.
+        """
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
-        """Move to a revision that changes no rows."""
+        """Sets a revision that changes no rows. Counts that are not None become the published
+        ones.
+        """
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
-        """Restore an empty table."""
+        """Restores `count` rows into an empty table. `sections` has the names and shapes of
+        `sections`.
+
+        Raises:
+            ValueError: the sections do not fit.
+        """
 
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
-        """The first `count` rows of a side as arrays of the host, unpadded: keys uint64[count], factors [count, k]
-        as stored (float32, float16, or uint16: the bits of bfloat16), bias float32[count], with AdaGrad
-        factor_g, bias_g float32 of the same shapes, and the history's (`tables.row_sections`).
+        """The first `count` rows of a side as host arrays without padding (`tables.row_sections`).
 
-        Views where the tables are in memory: do not write to them. The caller holds the gate as long as it
-        looks at them.
+        They are for example keys uint64[count], factors [count, k] in their stored type (float32,
+        float16, or uint16 for bfloat16), and bias float32[count]. They may be views of the tables:
+        do not write to them. The caller holds the gate while it reads them.
         """
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(factors float32[n, kp], bias float32[n]) of rows uint32[n] at the current revision; zeros where a
-        row is `NO_ROW`. The caller holds the gate.
+        """(factors float32[n, k_padded], bias float32[n]) of rows uint32[n] at the present
+        revision.
 
-        New arrays of the host, C-contiguous; factors begin at a multiple of 64 bytes.
+        Both are 0 where a row is `NO_ROW`. They are new C-contiguous host arrays. The factors begin
+        at a multiple of 64 bytes. The caller holds the gate.
         """
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Copies of the sections `names` (as `sections` has them) of rows uint32[n], zeros where a row is `NO_ROW`.
-        The caller holds the gate."""
+        """Copies of the sections `names` of rows uint32[n], zeros where a row is `NO_ROW`.
+
+        The shapes are those of `sections`. The caller holds the gate.
+        """
 
     def pin(self) -> Pin:
-        """Keep the current revision readable. The caller holds the gate."""
+        """Pins the present revision, so that it stays readable. The caller holds the gate."""
 
 
 def _cuda_model(spec: ModelSpec) -> Backend:
-    from livefactor_kernels.cuda import CudaModel  # loading it takes a second and more
+    # This import takes more than a second.
+    from livefactor_kernels.cuda import CudaModel
 
     return CudaModel(spec)
 
@@ -170,18 +209,21 @@ _BACKENDS: dict[str, Callable[[ModelSpec], Backend]] = {
 }
 BACKEND_NAMES = tuple(_BACKENDS)
 AUTO = "auto"
-"""Stands for `cuda` where a GPU answers, else for `cpu`."""
+"""Name of the choice: `cuda` if a GPU is available, else `cpu`."""
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend that was asked for cannot run on this machine; the text says what was found."""
+    """The backend cannot run on this machine. The text has the reason."""
 
 
 def choose_backend(name: str) -> str:
-    """The backend that `name`, one of `BACKEND_NAMES` or `AUTO`, stands for here.
+    """The backend for `name`, which is one of `BACKEND_NAMES` or `AUTO`.
 
-    BackendUnavailable if it is `cuda` and no GPU answers, ValueError for another name. Nothing of the GPU's
-    libraries is loaded for the others.
+    It loads GPU libraries only for `cuda` and `AUTO`.
+
+    Raises:
+        BackendUnavailable: `name` is `cuda`, and no GPU is available.
+        ValueError: the name is unknown.
     """
     if name not in (*BACKEND_NAMES, AUTO):
         raise ValueError(f"backend: expected one of {', '.join((*BACKEND_NAMES, AUTO))}, got {name!r}")
@@ -189,31 +231,35 @@ def choose_backend(name: str) -> str:
         return name
     missing = [library for library in ("cupy", "numba_cuda") if find_spec(library) is None]
     if missing:
-        found = f"not installed: {', '.join(missing)}; see docs/gpu.md"
+        reason = f"not installed: {', '.join(missing)}; see docs/gpu.md"
     else:
         from livefactor_kernels.device import machine as device
 
         if device.is_available():
             return "cuda"
-        found = device.found()
+        reason = device.found()
     if name == AUTO:
         return "cpu"
-    raise BackendUnavailable(f"backend cuda: no GPU answers ({found})")
+    raise BackendUnavailable(f"backend cuda: no GPU answers ({reason})")
 
 
 def create_backend(name: str, spec: ModelSpec) -> Backend:
-    """An empty model of backend `name` (one of `BACKEND_NAMES`); ValueError for another name, SpecError for a
-    bad spec."""
+    """An empty model on the backend `name`, which is one of `BACKEND_NAMES`.
+
+    Raises:
+        ValueError: the name is unknown.
+        SpecError: the spec is invalid.
+    """
     if name not in _BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
     return _BACKENDS[name](check(spec))
 
 
 def state_sections(backend: Backend) -> dict[str, np.ndarray]:
-    """The tables' share of a model's state at its revision, in the order in which the root hash takes it.
+    """The state of the tables at the present revision, by name, in the order of the root hash.
 
-    By name: users.keys, users.factors, ..., items.bias_g, of the published rows as `Backend.sections` gives
-    them, then the sections of `Backend.state`.
+    The names are users.keys, users.factors, ... for the published rows of `Backend.sections`. After
+    them come the sections of `Backend.state`.
     """
     sections: dict[str, np.ndarray] = {}
     for name, side in (("users", USERS), ("items", ITEMS)):

@@ -1,4 +1,4 @@
-"""The CPU backend: tables, the choice of the kernel that a spec needs, and the public verbs."""
+"""The CPU backend: the tables, the rule, and the methods of `backend.Backend`."""
 
 from __future__ import annotations
 
@@ -26,32 +26,42 @@ from livefactor_kernels.update import Update, joined
 
 
 class LearningRule(Part, Protocol):
-    """How a model learns from its records (`sgd/cpu.py`, `solve/cpu.py`, `softmax/cpu.py`)."""
+    """A rule on the CPU (`sgd/cpu.py`, `solve/cpu.py`, `softmax/cpu.py`)."""
 
     records: bool
-    """Whether `learn` puts events in the histories: else they are recorded after it."""
+    """Whether `learn` records events in the histories. Otherwise the model records them
+    afterwards.
+    """
 
     def joins(self, updates: Sequence[Update]) -> bool:
-        """Whether one call of `prepare` and `learn` may take these consecutive records."""
+        """Whether one call of `prepare` and of `learn` may take all of these consecutive
+        records.
+        """
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
-        """What must be known before `learn`; item rows uint32[any] that it will change beside the records' own."""
+        """Prepares `learn`. Returns the further item rows that it will change, uint32[any].
+
+        They are in addition to the rows in the records.
+        """
 
     def learn(self, update: Update) -> None:
-        """Learn from what was prepared, joined to one record."""
+        """Learns from the prepared records, joined to one."""
 
 
 class CpuModel:
-    """A model of the CPU backend: `users` and `items` tables and what an update does to them.
+    """A model of the CPU backend (`backend.Backend`).
 
-    One thread may call `apply`, `advance`, `load_sections` and `load_state`; reads of rows that are not being
-    written, and the tables' `allocate` and `find`, follow the rules of `tables.cpu.Table`. `revision` and
-    `published` (rows of users and items visible at it) change after the kernel has returned.
+    One thread may call `apply`, `advance`, `load_sections` and `load_state`. Other threads may read
+    rows that are not being written. `allocate` and `find` follow the rules of `tables.cpu.Table`.
+    `revision` and `published` change after the kernel has returned.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Reserve the tables of a spec and compile its kernel (or load it from Numba's cache); SpecError if
-        it is refused."""
+        """Reserves the tables, and compiles the kernels or loads them from Numba's cache.
+
+        Raises:
+            SpecError: the spec is invalid.
+        """
         self.spec = check(spec)
         self.users, self.items = Table(spec, USERS), Table(spec, ITEMS)
         self.revision = 0
@@ -63,12 +73,14 @@ class CpuModel:
         self._parts = [self._mean, self._rule, *([self._reservoir] if self._reservoir else [])]
         self.pins = PinBoard(spec, (self.users, self.items))
         if spec.factor_dtype != FactorDtype.FLOAT32:
-            scoring.compile_kernels(spec.factor_dtype)  # those of float32 are for whoever reads
+            # The caller compiles the kernels of float32.
+            scoring.compile_kernels(spec.factor_dtype)
 
     def _rule_of(self, spec: ModelSpec) -> LearningRule:
         tables = self.users, self.items
         if spec.rule == Rule.SOLVE:
-            assert self._recorder is not None  # `spec.checks.check`
+            # `spec.checks.check` ensures it.
+            assert self._recorder is not None
             return Solver(spec, *tables, self._mean.sums, self._recorder)
         if spec.rule == Rule.SOFTMAX:
             return Softmax(spec, *tables)
@@ -77,37 +89,40 @@ class CpuModel:
 
     @property
     def mean(self) -> np.float32:
-        """Global mean of the values seen (squared loss), else 0."""
+        """See `backend.Backend.mean`."""
         return self._mean.value
 
     def state(self) -> dict[str, np.ndarray]:
-        """State beside the rows by section name (`backend.Backend.state`): views. Do not write to them."""
+        """See `backend.Backend.state`. The arrays are views."""
         return state_of(self._parts)
 
     def load_state(self, sections: Mapping[str, np.ndarray]) -> None:
-        """Restore what `state` gives, after the rows (`backend.Backend.load_state`)."""
+        """See `backend.Backend.load_state`."""
         for part in self._parts:
             part.load(sections)
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
-        """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
-        `advance`."""
+        """See `backend.Backend.load_sections`. `advance` publishes the rows."""
         (self.users, self.items)[side].load_sections(sections, count)
 
     def apply(self, update: Update) -> None:
-        """Learn from one interactions record, then set `revision` and `published`. ValueError if a column is
-        malformed.
+        """Learns from one interactions record, then sets `revision` and `published`.
 
-        Rows must be below the update's counts. The GIL is released in the kernel. With pins alive, the rows
-        the record will change are copied first.
+        The rows are below the counts of the update. The kernel releases the GIL. If there are pins,
+        the rows that the record will change are copied first.
+
+        Raises:
+            ValueError: a column is malformed.
         """
         self.apply_all([update])
 
     def apply_all(self, updates: Sequence[Update]) -> None:
-        """Learn from consecutive interactions records: the same bits as `apply` on one after the other.
+        """Learns from consecutive interactions records, with the bits of one `apply` per record.
 
-        Nothing between the first and the last revision becomes visible. ValueError, with nothing learned, if a
-        column is malformed.
+        No revision before the last one becomes visible.
+
+        Raises:
+            ValueError: a column is malformed. The model has learned from no record.
         """
         for update in updates:
             update.check()
@@ -130,8 +145,7 @@ class CpuModel:
         self.advance(update.revision, update.user_count, update.item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
-        """Set the revision after a record that changes no rows; counts, if given, become the published
-        ones."""
+        """See `backend.Backend.advance`."""
         users, items = self.published
         self.published = (
             users if user_count is None else user_count,
@@ -140,26 +154,28 @@ class CpuModel:
         self.revision = revision
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:
-        """True: address space for every row that the spec allows is held, and pages come when written."""
+        """Always True: the tables have address space for all rows of the spec, and writes take the
+        pages.
+        """
         return True
 
     def wait_for_room(self, update_rows: int) -> None:
-        """Block while pins hold too many copies for `update_rows` more, and what they replay (`PinBoard.wait_for_room`)."""
+        """See `backend.Backend.wait_for_room`. Replayed events count, too."""
         self.pins.wait_for_room(most_events(self.spec, update_rows))
 
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
-        """Views of a side's first `count` rows (`Table.sections`: names and shapes)."""
+        """See `backend.Backend.sections`. The arrays are views."""
         return (self.users, self.items)[side].sections(count)
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(factors float32[n, kp], bias float32[n]) of rows uint32[n] as they are now (`scoring.gather`)."""
+        """See `backend.Backend.gather`."""
         return scoring.gather((self.users, self.items)[side], rows)
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Copies of sections of rows as they are now (`Table.read`)."""
+        """See `backend.Backend.read`."""
         return (self.users, self.items)[side].read(rows, names)
 
     def pin(self) -> Pin:
-        """Keep the current revision readable; no `apply` may be running."""
+        """See `backend.Backend.pin`."""
         state = {name: array.copy() for name, array in self.state().items() if name in ANSWERING}
         return self.pins.pin(PinnedState(self.revision, self.published, state))

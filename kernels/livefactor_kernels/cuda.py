@@ -1,12 +1,13 @@
-"""The GPU backend: tables on the device, the launches of an update, and the public verbs.
+"""The GPU backend: the tables on the device, the launches of an update, and the methods.
 
-Keys become rows on the host; what crosses for a record are its columns of rows, values and weights, the keys of
-its new rows, and for squared loss a mean a micro-batch. Everything else happens on the device, in the order of
-one stream: initial rows, negatives, the order of occurrences (`device.plan`), the micro-batches
-(`sgd/cuda.py`); events are recorded in histories (`history.cuda`), rows solved (`solve.cuda`) or told from shared
-negatives (`softmax.cuda`). `apply` returns when all of that is on the stream: whoever reads waits for it there,
-since reads take the same stream. So the published state is what a read sees, and at most two records are under way
-(`device.staging`).
+The host maps keys to rows. For a record it sends the columns of rows, values and weights, the keys
+of new rows, and with squared loss one mean per micro-batch. All other work is on the device, in the
+order of one stream: initial rows, negatives, the order of occurrences (`device/plan.py`), the
+micro-batches of a rule (`sgd/cuda.py`, `solve/cuda.py`, `softmax/cuda.py`), and histories
+(`history/cuda.py`).
+
+`apply` returns when all work is on the stream. Reads use the same stream, so they wait there, and
+they see the published state. At most two records are in progress (`device/staging.py`).
 """
 
 from __future__ import annotations
@@ -57,38 +58,51 @@ from livefactor_kernels.tables.state import GlobalMean, Part, state_of
 from livefactor_kernels.update import Update
 
 _COLUMNS = ("users", "items", "values", "weights", "means", "negatives", "rarity", "own")
-"""Columns of 32-bit words that a record may have on its way to the device."""
+"""Possible columns of a record in the transfer to the device, in 32-bit words."""
 WALK_ENTRIES_MAX = 128
-"""Entries of a micro-batch up to which one block walks over all of a span's micro-batches."""
+"""Maximum number of entries per micro-batch for which one block processes all micro-batches of a
+span.
+"""
 MARGIN_BYTES = 512 << 20
-"""Memory of the device that tables leave free for pins and reads."""
+"""Device memory that the tables leave free for pins and reads, in bytes."""
 
 
 class LearningRule(Part, Protocol):
-    """How a model learns from its records (`sgd/cuda.py`, `solve/cuda.py`, `softmax/cuda.py`). The caller holds the model's
-    lock."""
+    """A rule on the GPU (`sgd/cuda.py`, `solve/cuda.py`, `softmax/cuda.py`).
+
+    The caller of all methods holds the lock of the model.
+    """
 
     pinned: DeviceSections
-    """Sections of its state that lie on the device and that answers depend on."""
+    """Sections of the rule's state on the device from which scores are computed."""
     records: bool
-    """Whether `learn` puts events in the histories: else they are recorded after it."""
+    """Whether `learn` records events in the histories. Otherwise the model records them
+    afterwards.
+    """
 
     def hold(self, update: Update, counts: tuple[int, int]) -> None:
-        """Have the memory that a record takes, in tables of so many rows; MemoryError if the device has no room."""
+        """Allocates the memory for a record in tables with `counts` rows.
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
 
     def propose(self, update: Update) -> dict[str, np.ndarray]:
-        """Columns that cross beside the record's own."""
+        """Further columns of the record for the transfer to the device."""
 
     def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
-        """Put learning from a record on the stream. places: of its columns in the slot, `<name>_at`, in words and for times
-        in int64 words; -1 for one that is not there."""
+        """Puts the learning from a record on the stream.
+
+        `places` has the places of the columns in the slot, `<name>_at`, in words; for times in
+        int64 words. It is -1 for an absent column.
+        """
 
 
 class CudaModel:
-    """A model on the current GPU; the same verbs, and the same bits, as `cpu.CpuModel`.
+    """A model on the current GPU, with the bits of `cpu.CpuModel` (`backend.Backend`).
 
-    One thread may call `apply`, `advance`, `load_sections` and `load_state`, another one `reserve` and the
-    tables' `allocate`; reads may come from any thread.
+    One thread may call `apply`, `advance`, `load_sections` and `load_state`. Another one may call
+    `reserve` and the `allocate` of the tables. Any thread may read.
     """
 
     def __init__(
@@ -98,12 +112,20 @@ class CudaModel:
         walk_entries_max: int = WALK_ENTRIES_MAX,
         together: bool = False,
     ) -> None:
-        """An empty model. RuntimeError if no GPU answers, SpecError if the spec is refused, MemoryError if the
-        device has no room for what a record takes beside the tables (`device.scratch`, `history.cuda`, `solve.cuda`, `softmax.cuda`).
+        """An empty model. It compiles its kernels.
 
-        device_bytes_max: most bytes of tables on the device (all that is free but for a margin if None).
-        walk_entries_max: as `WALK_ENTRIES_MAX`. together: larger micro-batches in one launch a span, by a grid
-        with a barrier over all of it, not in three launches each. Neither changes a bit.
+        Args:
+            spec: the spec of the model.
+            device_bytes_max: maximum number of bytes of tables on the device. None means all free
+                memory without a margin.
+            walk_entries_max: see `WALK_ENTRIES_MAX`.
+            together: whether larger micro-batches of a span take one launch, with a barrier over
+                the whole grid, and not three launches each. It changes no bit.
+
+        Raises:
+            RuntimeError: no GPU is available.
+            SpecError: the spec is invalid.
+            MemoryError: the device has too little memory for a record.
         """
         self._set_up(check(spec), device_bytes_max, walk_entries_max, together)
         if not SIMULATED:
@@ -128,7 +150,8 @@ class CudaModel:
         self._recorder = Recorder(spec, self.device, *tables) if spec.history.users else None
         self._rule: LearningRule
         if spec.rule == Rule.SOLVE:
-            assert self._recorder is not None  # `spec.checks.check`
+            # `spec.checks.check` ensures it.
+            assert self._recorder is not None
             self._rule = Solver(spec, self.device, *tables, self._recorder, self.pins)
         elif spec.rule == Rule.SOFTMAX:
             self._rule = Softmax(spec, self.device, *tables, self.pins)
@@ -141,29 +164,31 @@ class CudaModel:
 
     @property
     def mean(self) -> np.float32:
-        """Global mean of the values seen (squared loss), else 0."""
+        """See `backend.Backend.mean`."""
         return self._mean.value
 
     def state(self) -> dict[str, np.ndarray]:
-        """State beside the rows (`backend.Backend.state`); waits for the device where a part of it is there."""
+        """See `backend.Backend.state`. It waits for the device if a section is there."""
         with self.lock:
             return state_of(self._parts)
 
     def load_state(self, sections: Mapping[str, np.ndarray]) -> None:
-        """Restore what `state` gives, after the rows (`backend.Backend.load_state`)."""
+        """See `backend.Backend.load_state`."""
         with self.lock:
             for part in self._parts:
                 part.load(sections)
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
-        """Restore an empty table of `count` rows (`Table.load_sections`: shapes, errors); publish it with
-        `advance`. MemoryError if the device has no room."""
+        """See `backend.Backend.load_sections`. `advance` publishes the rows.
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
         with self.lock:
             self._table(side).load_sections(sections, count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
-        """Set the revision after a record that changes no rows; counts, if given, become the published
-        ones."""
+        """See `backend.Backend.advance`."""
         users, items = self.published
         counts = (users if user_count is None else user_count, items if item_count is None else item_count)
         if any(count > self._table(side).initialised for side, count in enumerate(counts)):
@@ -177,64 +202,66 @@ class CudaModel:
     # ------------------------------------------------------------ memory
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:
-        """Have device memory for tables of so many rows; False at the configured limit, or if the device has
-        not so much. What was granted stays."""
+        """See `backend.Backend.reserve`. It returns False also at `device_bytes_max`."""
         wanted = (user_rows, item_rows)
         with self._memory_lock:
             missing = sum(self._table(side).missing(rows) for side, rows in enumerate(wanted))
             if not missing:
                 return True
-            held = sum(rows.mapped for side in (USERS, ITEMS) for rows in self._table(side).arrays.values())
-            if self._device_bytes_max is not None and held + missing > self._device_bytes_max:
+            mapped = sum(rows.mapped for side in (USERS, ITEMS) for rows in self._table(side).arrays.values())
+            if self._device_bytes_max is not None and mapped + missing > self._device_bytes_max:
                 return False
             if missing > self.device.free_bytes() - MARGIN_BYTES:
                 return False
             return all(self._table(side).reserve(rows) for side, rows in enumerate(wanted))
 
     def wait_for_room(self, update_rows: int) -> None:
-        """Block while pins hold so many copies that an update of `update_rows` events must wait."""
+        """See `backend.Backend.wait_for_room`. Replayed events count, too."""
         self.pins.wait_for_room(most_events(self.spec, update_rows))
 
     # ------------------------------------------------------------ reads
 
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
-        """Copies of a side's first `count` rows (`Table.sections`: names and shapes)."""
+        """See `backend.Backend.sections`. The arrays are copies."""
         with self.lock:
             return self._table(side).sections(count)
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(factors float32[n, kp], bias float32[n]) of rows uint32[n] as they are now; zeros for `NO_ROW`."""
+        """See `backend.Backend.gather`."""
         with self.lock:
             wait = fetch_rows(self.device, self._table(side), None, rows, ("factors", "bias"))
         return as_floats(*wait())
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Copies of sections of rows as they are now (`backend.Backend.read`)."""
+        """See `backend.Backend.read`."""
         with self.lock:
             wait = fetch_rows(self.device, self._table(side), None, rows, names)
         return as_sections(self._table(side), names, wait())
 
     def pin(self) -> CudaPin:
-        """Keep the current revision readable; no `apply` may be running."""
+        """See `backend.Backend.pin`."""
         state = {name: array.copy() for name, array in self._mean.sections().items()}
         return self.pins.pin(PinnedState(self.revision, self.published, state), self._rule.pinned)
 
     # ------------------------------------------------------------ updates
 
     def apply_all(self, updates: Sequence[Update]) -> None:
-        """Learn from consecutive interactions records, one after the other."""
+        """See `backend.Backend.apply_all`."""
         for update in updates:
             update.check()
         for update in updates:
             self.apply(update)
 
     def apply(self, update: Update) -> None:
-        """Learn from one interactions record: put it on the stream, then set `revision` and `published`.
-        ValueError if a column is malformed. MemoryError, with nothing changed, if the device has no room: for rows
-        that were not reserved (`reserve`), for a pin's copies that were not waited for (`wait_for_room`), or for
-        more than `RECORD_EVENTS_MAX` events.
+        """Puts one interactions record on the stream, then sets `revision` and `published`.
 
-        Rows must be below the update's counts. Blocks while two records are under way.
+        The rows are below the counts of the update. It waits while two records are in progress.
+
+        Raises:
+            ValueError: a column is malformed.
+            MemoryError: the device has too little memory: for rows without `reserve`, for a pin's
+                copies without `wait_for_room`, or for more than `RECORD_EVENTS_MAX` events. Nothing
+                has changed.
         """
         update.check()
         learned = update if self._reservoir is None else self._reservoir.extended(update)
@@ -249,7 +276,7 @@ class CudaModel:
         self.advance(update.revision, update.user_count, update.item_count)
 
     def _put_on_stream(self, update: Update | None, counts: tuple[int, int]) -> None:
-        """Initialise rows up to `counts`, and learn from a record. The caller holds the lock."""
+        """Initialises rows up to `counts`, and learns from a record. The caller holds the lock."""
         tables = (self.users, self.items)
         columns: dict[str, np.ndarray] = {
             f"new_{table.side}": table.keys[table.initialised : count]
@@ -269,9 +296,13 @@ class CudaModel:
         slot.done = self.device.mark()
 
     def _hold(self, update: Update | None, columns: dict[str, np.ndarray], counts: tuple[int, int]) -> None:
-        """Have all memory that is needed, before anything is changed; MemoryError if the device has not so much."""
+        """Allocates all memory for a record, before anything changes.
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
         if not self.reserve(*counts):
-            raise MemoryError(f"the device has no room for tables of {counts} rows")
+            raise MemoryError(f"the device has too little memory for tables of {counts} rows")
         events = 0 if update is None else update.user_rows.size
         nbytes = sum(aligned(column.nbytes) for column in columns.values())
         self._staging.hold(nbytes + shared_bytes(self.spec, events))
@@ -292,8 +323,9 @@ class CudaModel:
         return {name: column for name, column in columns.items() if column is not None}
 
     def _means(self, update: Update) -> np.ndarray:
-        """The global mean float32 at the start of each micro-batch of a record, by the formula of
-        `scalar.mean_of`."""
+        """The global mean float32 at the start of each micro-batch of a record
+        (`scalar.mean_of`).
+        """
         batch, n = self.spec.micro_batch, update.user_rows.size
         values = np.ones(n, np.float32) if update.values is None else update.values
         ends = np.minimum(np.arange(0, n, batch), update.fresh)
@@ -302,7 +334,8 @@ class CudaModel:
         means: np.ndarray = sums.astype(np.float64) / (
             np.maximum(counts, 1).astype(np.float64) * scalar.FIXED_ONE
         )
-        return means.astype(np.float32)  # without events the sum is 0, too
+        # Without events the sum is 0, too.
+        return means.astype(np.float32)
 
     def _initialise(self, table: CudaTable, count: int, slot: Slot, keys_at: int) -> None:
         new = table.new_rows(count, keys_at // KEY_BYTES)
@@ -333,7 +366,7 @@ class CudaModel:
 
 
 def _kind_of(spec: ModelSpec) -> ModelSpec:
-    """A small spec that takes the same kernels."""
+    """A small spec that uses the same kernels."""
     history, counts, bounds = spec.history, spec.counts, spec.regularization
     return check(
         ModelSpec(
@@ -364,8 +397,10 @@ def _kind_of(spec: ModelSpec) -> ModelSpec:
 
 @cache
 def _compile_kernels(kind: ModelSpec) -> int:
-    """Compile all that models of a kind need, by a small one of them: no first update or read waits for it then.
-    Returns how many kernels it launched."""
+    """Compiles all kernels of a kind of models, by running a small model.
+
+    So no later update or read waits for the compiler. Returns the number of launches.
+    """
     return sum(_compile_way(kind, walk_entries_max) for walk_entries_max in (WALK_ENTRIES_MAX, 0))
 
 

@@ -1,8 +1,8 @@
-"""The semantics in plain NumPy, written to be read: the judge of every other backend, to the bit.
+"""The reference backend: the semantics in plain NumPy. Tests compare all other backends with it.
 
-Each rule learns in a file of its own (`sgd/reference.py`, `solve/reference.py`, `softmax/reference.py`), in the tables of
-`tables/reference.py`; here they become a model. A server can run on this backend too: slowly, for a look at what the others
-must answer.
+Each rule has its own file (`sgd/reference.py`, `solve/reference.py`, `softmax/reference.py`) and
+learns in the tables of `tables/reference.py`. This file assembles them to a model. A server can run
+on this backend, but it is slow.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ from livefactor_kernels.update import Update
 
 
 class LearningRule(Part, Protocol):
-    """How a model learns from its records."""
+    """A rule of the reference."""
 
     records: bool
-    """Whether `learn` puts events in the histories: else they are recorded after it."""
+    """Whether `learn` records events in the histories. Otherwise the model records them
+    afterwards.
+    """
 
     def learn(self, update: Update) -> None:
-        """Learn from one record."""
+        """Learns from one record."""
 
 
 class ReferenceModel:
-    """A model in plain NumPy; the same verbs as `cpu.CpuModel`."""
+    """A model in plain NumPy (`backend.Backend`)."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        """An empty model of a checked spec, at revision 0."""
+        """An empty model at revision 0. The caller has checked the spec."""
         self.spec = spec
         self._tables = ReferenceTables(spec)
         self.users, self.items = self._tables.users, self._tables.items
@@ -54,7 +56,8 @@ class ReferenceModel:
 
     def _rule_of(self, spec: ModelSpec) -> LearningRule:
         if spec.rule == Rule.SOLVE:
-            assert self._recorder is not None  # `spec.checks.check`
+            # `spec.checks.check` ensures it.
+            assert self._recorder is not None
             return Solver(self._tables, self._recorder)
         if spec.rule == Rule.SOFTMAX:
             return Softmax(self._tables)
@@ -62,25 +65,24 @@ class ReferenceModel:
 
     @property
     def mean(self) -> np.float32:
-        """Global mean of the values seen (squared loss), else 0."""
+        """See `backend.Backend.mean`."""
         return self._tables.mean.value
 
     def state(self) -> dict[str, np.ndarray]:
-        """As `backend.Backend.state`."""
+        """See `backend.Backend.state`."""
         return state_of(self._parts)
 
     def load_state(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `backend.Backend.load_state`."""
+        """See `backend.Backend.load_state`."""
         for part in self._parts:
             part.load(sections)
 
     def load_sections(self, side: int, sections: dict[str, np.ndarray], count: int) -> None:
-        """Restore an empty table of `count` rows (`tables.cpu.Table.load_sections`)."""
+        """See `backend.Backend.load_sections`."""
         (self.users, self.items)[side].load_sections(sections, count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
-        """Set the revision after a record that changes no rows; counts, if given, become the published
-        ones."""
+        """See `backend.Backend.advance`."""
         users, items = self.published
         self.published = (
             users if user_count is None else user_count,
@@ -89,38 +91,38 @@ class ReferenceModel:
         self.revision = revision
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:
-        """True: NumPy is given what it asks for."""
+        """Always True: NumPy allocates the memory when rows come."""
         return True
 
     def wait_for_room(self, update_rows: int) -> None:
-        """Return at once: pins are copies already, and no update adds to them."""
+        """Returns at once, because pins are complete copies and updates add no further ones."""
 
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
-        """As `tables.cpu.Table.sections`."""
+        """See `backend.Backend.sections`."""
         return (self.users, self.items)[side].sections(count)
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `backend.Backend.gather`."""
+        """See `backend.Backend.gather`."""
         table = (self.users, self.items)[side]
         return gather(table.factors, table.bias, rows)
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `backend.Backend.read`."""
+        """See `backend.Backend.read`."""
         table = (self.users, self.items)[side]
         return read_rows({name: getattr(table, name) for name in names}, rows, names, self.spec.k)
 
     def pin(self) -> ReferencePin:
-        """Copy everything published; no `apply` may be running."""
+        """Copies all published rows. See `backend.Backend.pin`."""
         state = {name: array.copy() for name, array in self.state().items() if name in ANSWERING}
         return ReferencePin(self._tables, PinnedState(self.revision, self.published, state))
 
     def apply_all(self, updates: Sequence[Update]) -> None:
-        """Learn from consecutive interactions records."""
+        """See `backend.Backend.apply_all`."""
         for update in updates:
             self.apply(update)
 
     def apply(self, update: Update) -> None:
-        """Learn from one interactions record."""
+        """See `backend.Backend.apply`."""
         update.check()
         with self.users.lock, self.items.lock:
             self._rule.learn(update if self._reservoir is None else self._reservoir.extended(update))

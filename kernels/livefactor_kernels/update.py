@@ -1,4 +1,6 @@
-"""What one interactions record asks of a model, in rows: the argument of every backend's `apply`."""
+"""The work of one interactions record, with rows in place of keys: the argument of
+`Backend.apply`.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,17 @@ _ONE = np.float32(1.0)
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One interactions record, its keys mapped to rows.
+    """One interactions record, with rows in place of keys.
 
-    revision: the record's. user_rows, item_rows: uint32[n], C-contiguous. values, weights: float32[n], or
-    None for all 1. user_count, item_count: rows of the tables after this record's allocation; negatives are
-    drawn from `item_count` rows. times: int64[n], microseconds, or None for all 0 (unknown); histories look at it.
-    replayed: how many events at the end are learned again (`replay.Reservoir.extended`): nothing remembers or counts them.
+    Attributes:
+        revision: revision of the record.
+        user_rows, item_rows: uint32[n], C-contiguous.
+        values, weights: float32[n]; None means 1 for all events.
+        user_count, item_count: sizes of the tables after this record. Negatives are drawn from
+            `item_count` rows.
+        times: int64[n], microseconds; None means 0 (unknown) for all events. Histories use it.
+        replayed: number of events at the end that are replayed (`replay.Reservoir.extended`).
+            Histories and counts do not record them.
     """
 
     revision: int
@@ -36,12 +43,19 @@ class Update:
 
     @property
     def fresh(self) -> int:
-        """Events that are learned for the first time: they stand before those that are replayed."""
+        """Number of events that are learned for the first time. They are before the replayed
+        ones.
+        """
         return self.user_rows.size - self.replayed
 
     def check(self) -> Update:
-        """Return self; ValueError if a column has another dtype or length than promised (rows are not
-        range-checked)."""
+        """Returns the update if its columns have the documented dtypes and shapes.
+
+        It does not check the range of the rows.
+
+        Raises:
+            ValueError: a column has another dtype or length, or is not contiguous.
+        """
         n = self.user_rows.shape
         for name, dtype in (
             ("user_rows", "uint32"),
@@ -66,10 +80,10 @@ class Update:
 
 
 def joined(updates: Sequence[Update]) -> Update:
-    """One update with the events of all, in order; revision and counts are the last one's.
+    """One update with the events of all updates, in order. Revision and counts are the last one's.
 
-    With B = 1 its kernel does to the tables what the updates would one after the other: only the draws of
-    negatives and of rounding, which need each record's own revision, are lost.
+    With B = 1 the kernel changes the tables as the single updates would. The exceptions are the
+    draws of negatives and of rounding, which need the revision of each record.
     """
     if len(updates) == 1:
         return updates[0]
@@ -100,13 +114,15 @@ def _joined_column(
 
 
 def writable(column: np.ndarray) -> np.ndarray:
-    """The column, or a copy that is writable and aligned: Numba compiles a kernel anew for arrays that are not, as
-    views of wire bytes are."""
+    """The column, or a writable and aligned copy.
+
+    Views of message bytes are neither, and Numba would compile another kernel for them.
+    """
     return column if column.flags.carray else np.require(column, requirements=("C", "A", "W"))
 
 
 class Rates(NamedTuple):
-    """The spec's numbers as the arithmetic uses them: each rounded once to float32."""
+    """The numbers of a spec, each rounded once to float32."""
 
     rate: np.float32
     bias_rate: np.float32
@@ -120,7 +136,7 @@ class Rates(NamedTuple):
 
     @staticmethod
     def of(spec: ModelSpec) -> Rates:
-        """Rates of a spec."""
+        """The rates of a spec."""
         optimizer, limits = spec.optimizer, spec.limits
         numbers = (
             optimizer.learning_rate,
@@ -137,11 +153,15 @@ class Rates(NamedTuple):
 
 
 def draw_negatives(spec: ModelSpec, update: Update, out: np.ndarray | None = None) -> np.ndarray:
-    """Negatives of every event of a record: uint32[n, negatives] item rows; uint32[n, 0] if fewer than two
-    items are alive.
+    """Draws the negatives of every event of a record: item rows uint32[n, negatives].
 
-    out: uint32[at least n * negatives] to draw into. Rows of events that take no negatives (logistic, value
-    0) are drawn too, unused.
+    With fewer than two items the result is uint32[n, 0]. Events without negatives (logistic loss,
+    value 0) get draws, too, which have no use.
+
+    Args:
+        spec: the spec of the model.
+        update: the record.
+        out: memory for the result, uint32[n * negatives or more]; None allocates it.
     """
     n = update.item_rows.size
     width = spec.negatives if update.item_count > 1 else 0

@@ -147,9 +147,8 @@ def test_no_server_lets_in_a_record_that_the_gpu_holds_no_memory_for() -> None:
     from livefactor_kernels.device.scratch import RECORD_EVENTS_MAX
     from livefactor_server.cli.app import app
 
-    (flag,) = (
-        each
-        for each in typer.main.get_command(app).commands["serve"].params
-        if each.name == "batch_events_max"
-    )
-    assert flag.type.max == RECORD_EVENTS_MAX and not flag.type.clamp
+    serve = typer.main.get_command(app).commands["serve"]
+    context = serve.make_context("serve", ["--batch-events-max", str(RECORD_EVENTS_MAX)])
+    assert context.params["batch_events_max"] == RECORD_EVENTS_MAX
+    with pytest.raises(Exception, match=str(RECORD_EVENTS_MAX)):
+        serve.make_context("serve", ["--batch-events-max", str(RECORD_EVENTS_MAX + 1)])

@@ -1,10 +1,11 @@
-"""Pins: a revision of a model that stays readable while the model goes on learning.
+"""Pins: a revision of a model that stays readable while the model continues to learn.
 
-A pin names the state at the moment it was taken. Whoever reads through it (top-k lists, long lists of candidates, snapshots)
-needs no lock against updates, and sees each row as it was then. While a pin is held, an update copies a row before it first
-changes it; a row as of the pin is its earliest copy made after the pin, else the live row. The reference copies all
-rows at once. State beside the rows that answers depend on is copied when the pin is taken. Copies are dropped when no pin
-needs them any more, and a writer waits where there are too many of them.
+A pin refers to the state at one revision. Reads through it (top-k lists, long lists of candidates,
+snapshots) need no lock against updates, and they see each row at that revision. While there are
+pins, an update copies a row before it first changes the row. The row at a pin is its earliest copy
+after the pin, or the live row if there is none. The reference backend copies all rows at once. A
+pin also has copies of the state beside the rows from which scores are computed. Copies are removed
+when no pin needs them. A writer waits if there are too many copies.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ import numpy as np
 
 
 class PinnedState(NamedTuple):
-    """What a pin keeps beside the rows: the revision, rows of users and items published at it, and copies of the sections that
-    answers depend on (`tables.state.ANSWERING`)."""
+    """The state beside the rows at a pin.
+
+    Attributes:
+        revision: the pinned revision.
+        counts: numbers of user rows and item rows published at it.
+        state: copies of the sections from which scores are computed (`tables.state.ANSWERING`).
+    """
 
     revision: int
     counts: tuple[int, int]
@@ -26,58 +32,74 @@ class PinnedState(NamedTuple):
 
 
 class Pin(Protocol):
-    """One revision of a model, readable without the gate while updates go on. Release it after the read.
+    """One revision of a model, readable without the gate during updates. Release it after the read.
 
-    revision: the model's, when it was pinned. counts: rows of users and items. mean: the global mean.
     Reads change nothing.
     """
 
     @property
     def revision(self) -> int:
-        """The model's revision at the pin."""
+        """The pinned revision."""
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Rows of users and items published at the pin."""
+        """Numbers of user rows and item rows published at the revision."""
 
     @property
     def mean(self) -> np.float32:
-        """Global mean of the values seen (squared loss), else 0."""
+        """Global mean of the values so far (squared loss), else 0."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Sections of `backend.Backend.state` that answers depend on (`tables.state.ANSWERING`), as of the pin. Do not write to
-        them."""
+        """The sections from which scores are computed (`tables.state.ANSWERING`), at the revision.
+
+        Do not write to them.
+        """
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `backend.Backend.gather`, as of the pin. Rows must be below `counts`, or `NO_ROW`."""
+        """See `backend.Backend.gather`, at the revision. Rows are below `counts`, or `NO_ROW`."""
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `backend.Backend.read`, as of the pin. Rows must be below `counts`, or `NO_ROW`."""
+        """See `backend.Backend.read`, at the revision. Rows are below `counts`, or `NO_ROW`."""
 
     def top_k(
         self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
         own: np.ndarray | None = None, own_offsets: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        """The k best items of each user, exact: (rows uint32[m], scores float32[m], offsets int64[n + 1]).
+        """The exact k best items of each user.
 
-        user_factors float32[n, kp], user_bias float32[n]: as this pin's `gather` gives them. common
-        uint32[e]: ascending rows left out for everybody. own uint32[o], own_offsets integers[n + 1]: user u's
-        own exclusions are own[own_offsets[u]:own_offsets[u + 1]], ascending. All of them are below the pin's
-        count. User u's results are rows[offsets[u]:offsets[u + 1]], by score descending, then item key
-        ascending; fewer than k if fewer items are left. ValueError if k is negative or shapes do not fit.
+        Returns (rows uint32[m], scores float32[m], offsets int64[n + 1]). The results of user u are
+        rows[offsets[u]:offsets[u + 1]], by descending score and then ascending item key. They are
+        fewer than k if fewer items remain after the exclusions.
+
+        Args:
+            user_factors: float32[n, k_padded] from `gather` of this pin.
+            user_bias: float32[n] from `gather` of this pin.
+            k: maximum number of items per user.
+            common: uint32[e], ascending rows that are excluded for all users.
+            own: uint32[o], rows that are excluded for one user. Those of user u are
+                own[own_offsets[u]:own_offsets[u + 1]], ascending. All excluded rows are below the
+                pin's count.
+            own_offsets: integers[n + 1].
+
+        Raises:
+            ValueError: k is negative, or the shapes do not fit.
         """
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Copies of rows [start, stop) of a side, named and shaped as `backend.Backend.sections`; IndexError past
-        its count."""
+        """Copies of rows [start, stop) of a side, with the names and shapes of
+        `backend.Backend.sections`.
+
+        Raises:
+            IndexError: the rows are not within the count of the side.
+        """
 
     def release(self) -> None:
-        """Give the pin up; calling it again does nothing."""
+        """Releases the pin. Further calls do nothing."""
 
     def __enter__(self) -> Pin:
-        """The pin itself."""
+        """Returns the pin."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release it."""
+        """Releases the pin."""

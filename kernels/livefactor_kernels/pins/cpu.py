@@ -1,15 +1,15 @@
-"""Reading a model at one revision while it goes on learning: pins, and the copies that updates leave for
-them.
+"""Pins of the CPU backend, and the copies that updates make for them.
 
-A `Pin` names the state at the moment it was taken. While any pin exists, an update first copies every row
-that it is about to touch, once, to an append-only overlay; a row as of a pin is its earliest copy made after
-the pin, else the live row. Readers scan live rows without a lock and then patch what they read from the
-overlay under the board's lock: whatever a scan saw half-written had been copied before it was written, so the
-patch always wins.
+While there are pins, an update first copies every row that it will change, once, to an append-only
+overlay. The row at a pin is its earliest copy after the pin, or the live row if there is none. A
+reader scans live rows without a lock. Then it replaces the rows that have copies, under the lock of
+the board. A row is copied before it is written, so every row that the scan read during a write is
+replaced.
 
-    stamp[row]   tag of the row's newest copy; an update copies a row if that is below the newest pin's number
-    overlay      a ring of (tag, row, factors, bias, accumulators), tags ascending; what is older than the
-                 oldest pin is dropped
+    stamp[row]   tag of the row's newest copy; an update copies a row if the stamp is below the
+                 number of the newest pin
+    overlay      a ring of (tag, row, factors, bias, other sections), with ascending tags;
+                 entries older than the oldest pin are removed
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ from livefactor_kernels.tables.state import mean_of
 from livefactor_kernels.update import Update
 
 OVERLAY_ROWS_MAX = 1 << 18
-"""Copies of one side past which `PinBoard.wait_for_room` holds the writer back."""
+"""Number of copies of one side at which `PinBoard.wait_for_room` stops the writer."""
 OVERLAY_BYTES_MAX = 1 << 30
-"""Bytes of copies of one side that stand for the same, where rows are long."""
+"""Bytes of copies of one side with the same effect, for long rows."""
 
 
 @compiled
 def _first_touches(rows: Any, below: Any, tag: Any, stamps: Any, out: Any, found: Any) -> Any:
-    """Append to `out` (after `found` entries) the rows below `below` whose stamp is older than `tag`, and
-    stamp them."""
+    """Appends to `out` the rows below `below` with a stamp older than `tag`, and stamps them.
+
+    `found` is the number of entries before. Returns the number afterwards.
+    """
     for i in range(np.uint64(rows.size)):
         row = np.uint64(rows[i])
         if row < below and stamps[row] < tag:
@@ -54,7 +56,7 @@ def _first_touches(rows: Any, below: Any, tag: Any, stamps: Any, out: Any, found
 
 @compiled
 def _copy_rows(rows: Any, live: Any, ring: Any, start: Any) -> None:
-    """Copy live[rows] to the ring from position `start` on (both two-dimensional)."""
+    """Copies live[rows] to the ring from position `start` on. Both arrays are two-dimensional."""
     size = np.uint64(ring.shape[0])
     for i in range(np.uint64(rows.size)):
         place, row = (start + i) % size, np.uint64(rows[i])
@@ -66,8 +68,10 @@ def _copy_rows(rows: Any, live: Any, ring: Any, start: Any) -> None:
 def _places_in_range(
     tags: Any, rows: Any, head: Any, tail: Any, pin: Any, start: Any, stop: Any, out: Any
 ) -> Any:
-    """Set out[row - start] to 1 + the ring place of the row's earliest copy with tag >= pin; returns how many
-    copies it saw."""
+    """Sets out[row - start] to 1 + the ring place of the row's earliest copy with tag >= pin.
+
+    Returns the number of copies in the range.
+    """
     size, seen = np.uint64(rows.size), ZERO
     for back in range(tail - head):
         place = (tail - ONE - back) % size
@@ -79,13 +83,15 @@ def _places_in_range(
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    """Elements of rows as words that compiled code copies as they are."""
+    """The elements of rows as words, so that compiled code copies their bits."""
     words = array.view(np.dtype(f"uint{8 * array.itemsize}"))
     return words.reshape(len(words), -1)
 
 
 class _Overlay:
-    """Copies of one side's rows: a ring that doubles if one record needs more than it holds."""
+    """Copies of one side's rows, in a ring. The ring doubles if a record needs more copies than
+    fit.
+    """
 
     def __init__(self, spec: ModelSpec, table: Table, rows: int) -> None:
         self.table = table
@@ -105,7 +111,7 @@ class _Overlay:
         return self.tail - self.head
 
     def copy(self, rows: np.ndarray, tag: int) -> None:
-        """Append the live values of `rows` (uint32[m], distinct) under `tag`."""
+        """Appends the live values of `rows` (uint32[m], distinct) with the tag `tag`."""
         if len(self) + rows.size > self.size:
             self._grow(len(self) + rows.size)
         places = np.arange(self.tail, self.tail + rows.size) % self.size
@@ -128,15 +134,16 @@ class _Overlay:
         self.head, self.tail = 0, count
 
     def drop_before(self, oldest: int) -> None:
-        """Drop the copies that no pin from number `oldest` on can need."""
+        """Removes the copies that no pin from number `oldest` on needs."""
         if not len(self) or self.tags[(self.tail - 1) % self.size] < oldest:
-            self.head = self.tail = 0  # empty: start over, so that small overlays stay in the same few pages
+            # The ring is empty. A restart at 0 keeps small overlays in the same few pages.
+            self.head = self.tail = 0
             return
         places = np.arange(self.head, self.tail) % self.size
         self.head += int(np.searchsorted(self.tags[places], oldest))
 
     def places(self, pin: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(rows - start, ring places) of the rows in [start, stop) that have a copy for `pin`."""
+        """(rows - start, ring places) of the rows in [start, stop) with a copy for `pin`."""
         marks = np.zeros(stop - start, np.uint64)
         args = (np.uint64(number) for number in (self.head, self.tail, pin, start, stop))
         if not _places_in_range(self.tags, self.rows, *args, marks):
@@ -147,8 +154,10 @@ class _Overlay:
 
 
 class Pin:
-    """The state of a CPU model as of when it was taken (`pins.Pin`). Copies are kept for it until it is
-    released."""
+    """The state of a CPU model at one revision (`pins.Pin`).
+
+    The board keeps copies for it until it is released.
+    """
 
     def __init__(self, board: PinBoard, number: int, frozen: PinnedState) -> None:
         self._board, self._number = board, number
@@ -156,24 +165,23 @@ class Pin:
         self.mean = mean_of(self._state["mean"])
 
     def state(self) -> dict[str, np.ndarray]:
-        """As `pins.Pin.state`."""
+        """See `pins.Pin.state`."""
         return self._state
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(factors float32[n, kp], bias float32[n]) of rows uint32[n] (`scoring.gather_pinned`)."""
+        """See `pins.Pin.gather`."""
         return scoring.gather_pinned(self, side, self._board.table(side), rows)
 
     def top_k(
         self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
         own: np.ndarray | None = None, own_offsets: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        """The k best items of each user: (rows, scores, offsets) of `scoring.top_k`."""
+        """See `pins.Pin.top_k`."""
         items = self._board.table(ITEMS)
         return scoring.top_k(self, items, user_factors, user_bias, k, common, own, own_offsets)
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Copies of rows [start, stop) of `side` as of the pin, named and shaped as `Table.sections`.
-        IndexError past its count."""
+        """See `pins.Pin.read_rows`."""
         if not 0 <= start <= stop <= self.counts[side]:
             raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
         table = self._board.table(side)
@@ -186,7 +194,7 @@ class Pin:
         return copies
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `pins.Pin.read`."""
+        """See `pins.Pin.read`."""
         out = self._board.table(side).read(rows, names)
         with self._board.lock:
             overlay = self._board.overlay(side)
@@ -201,8 +209,10 @@ class Pin:
         return out
 
     def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows of `side` changed since the pin, as of the pin: uint32[m] ascending, factors float32[m,
-        k_padded], bias float32[m]."""
+        """The rows of `side` that changed after the pin, with their values at the pin.
+
+        Returns (rows uint32[m], ascending, factors float32[m, k_padded], bias float32[m]).
+        """
         with self._board.lock:
             overlay = self._board.overlay(side)
             rows, places = overlay.places(self._number, 0, self.counts[side])
@@ -210,7 +220,7 @@ class Pin:
         return rows.astype(np.uint32), widened(factors), bias
 
     def release(self) -> None:
-        """Give the pin up; calling it again does nothing."""
+        """Releases the pin. Further calls do nothing."""
         self._board.release(self._number)
 
     def __enter__(self) -> Pin:
@@ -223,12 +233,15 @@ class Pin:
 
 
 class PinBoard:
-    """The pins of one model and the overlays that serve them. `lock` guards both."""
+    """The pins of one model and their overlays. `lock` guards both."""
 
     def __init__(
         self, spec: ModelSpec, tables: tuple[Table, Table], overlay_rows_max: int = OVERLAY_ROWS_MAX
     ) -> None:
-        """No pins; memory for copies is reserved, and taken when copies are made."""
+        """A board without pins.
+
+        It reserves address space for copies. Writes take the memory.
+        """
         longest = max(table.row_bytes for table in tables)
         self.overlay_rows_max = max(1, min(overlay_rows_max, OVERLAY_BYTES_MAX // longest))
         self.lock = threading.Condition()
@@ -244,7 +257,7 @@ class PinBoard:
         return self._tables[side]
 
     def overlay(self, side: int) -> _Overlay:
-        """The overlay of a side; hold `lock`."""
+        """The overlay of a side. The caller holds `lock`."""
         if self._overlays is None:
             self._overlays = [
                 _Overlay(self._spec, table, 2 * self.overlay_rows_max) for table in self._tables
@@ -253,17 +266,17 @@ class PinBoard:
 
     @property
     def active(self) -> int:
-        """Pins that are not released."""
+        """Number of pins that are not released."""
         return len(self._active)
 
     @property
     def copied_rows(self) -> int:
-        """Copies held, both sides."""
+        """Number of copies of both sides."""
         with self.lock:
             return sum(map(len, self._overlays or ()))
 
     def pin(self, frozen: PinnedState) -> Pin:
-        """Pin a state, which is the tables' current one; the caller makes sure that no `apply` is running."""
+        """Pins the present state of the tables. The caller ensures that no `apply` is running."""
         with self.lock:
             self._last += 1
             pin = Pin(self, self._last, frozen)
@@ -271,7 +284,7 @@ class PinBoard:
             return pin
 
     def release(self, number: int) -> None:
-        """Give up pin `number` if it is held; copies that nobody needs any more are dropped."""
+        """Releases pin `number` if it is active, and removes the copies that no other pin needs."""
         with self.lock:
             if self._active.pop(number, None) is None or self._overlays is None:
                 return
@@ -281,24 +294,25 @@ class PinBoard:
             self.lock.notify_all()
 
     def wait_for_room(self, update_rows: int, timeout: float | None = None) -> bool:
-        """Block while `update_rows` more copies of a side would pass the cap and pins are held; False after
-        `timeout` seconds.
+        """Waits while `update_rows` further copies of a side would exceed the limit and pins are
+        active.
 
-        A record larger than the cap passes once there are no copies.
+        Returns False after `timeout` seconds. A record above the limit passes when there are no
+        copies.
         """
         with self.lock:
             return self.lock.wait_for(lambda: self._has_room(update_rows), timeout)
 
     def _has_room(self, update_rows: int) -> bool:
-        held = max(map(len, self._overlays or ()), default=0)
-        return not self._active or held == 0 or held + update_rows <= self.overlay_rows_max
+        copies = max(map(len, self._overlays or ()), default=0)
+        return not self._active or copies == 0 or copies + update_rows <= self.overlay_rows_max
 
     def protect(self, update: Update, *more_items: np.ndarray) -> None:
-        """Copy the rows that `update` is about to change and that a pin can see, at their first touch after
-        the newest pin.
+        """Copies the rows that `update` will change, if a pin can see them and they have no copy
+        yet.
 
-        more_items: uint32[n], items that it changes beside those it names. The backend calls this before its kernel; free
-        without pins.
+        `more_items` uint32[n] are item rows that it will change in addition to its own. The backend
+        calls it before its kernel. Without pins it costs nothing.
         """
         if not self._active:
             return

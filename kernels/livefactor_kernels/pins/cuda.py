@@ -1,12 +1,13 @@
-"""Pins of a GPU model: a revision kept readable, on the device, while updates go on.
+"""Pins of the GPU backend: a revision that stays readable on the device during updates.
 
-Pins of one revision share a `PinnedRevision`: where the copies are that they need (`scoring.cuda_reads.Saved`). While one is
-held, every update first copies the rows that it is about to touch, once, on the device. Memory for those copies is there
-before an update begins: the writer waits for it (`Pins.wait_for_room`), and a pin that is taken afterwards gets as
-much from the start, or is refused. A read takes the same
-stream as the updates, so it may come at any time: a row is the pin's if it was not copied, else its copy is.
-Taking a pin costs one word a row, set to zero; updates pause for nothing else. What a read gathers is drained
-to the host by the stream of copies, beside the updates that follow.
+Pins of one revision share a `PinnedRevision`, which has the places of the copies that they need
+(`scoring.cuda_reads.Saved`). While it is in use, every update first copies the rows that it will
+change, once, on the device. The memory for the copies is allocated before an update begins, and the
+writer waits for it (`Pins.wait_for_room`). A later pin gets as much memory at its creation, or is
+refused. Reads use the stream of the updates, so they may come at any time. If a row has a copy, the
+pin reads the copy, else the live row. A pin costs one zeroed word per row. Updates pause for
+nothing else. The copy stream transfers the result of a gather to the host, in parallel with later
+updates.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ from livefactor_kernels.tables.cuda import CudaTable
 from livefactor_kernels.tables.state import mean_of
 
 SAVED_ROWS_MAX = 1 << 18
-"""Copies of one side past which `Pins.wait_for_room` holds the writer back."""
+"""Number of copies of one side at which `Pins.wait_for_room` stops the writer."""
 SAVED_BYTES_MAX = 1 << 30
-"""Bytes of copies of one side that stand for the same, where rows are long."""
+"""Bytes of copies of one side with the same effect, for long rows."""
 _SAVED_ROWS_MIN = 1 << 10
 _COPYING_THREADS_MAX = 1 << 18
 DeviceSections = Mapping[str, tuple[Buffer, ...]]
-"""Sections beside the rows that are on the device (`tables.state.Part`): the parts that make one, in order."""
+"""State beside the rows on the device (`tables.state.Part`): the parts of each section, in
+order.
+"""
 _Tables = tuple[CudaTable, CudaTable]
 
 
@@ -55,7 +58,8 @@ class PinnedRows:
 
     def __init__(self, device: Device, table: CudaTable, count: int) -> None:
         self.count = count
-        self.bound = 0  # copies there can be at most: the number itself is known on the device
+        # Upper bound of the number of copies. Only the device has the exact number.
+        self.bound = 0
         self._device, self._table = device, table
         self._adagrad = int("factor_g" in table.arrays)
         self._place, self._counter = device.empty(max(1, count), np.int32), device.empty(2, np.int32)
@@ -68,16 +72,16 @@ class PinnedRows:
         self._hold(1)
 
     def _hold(self, capacity: int) -> None:
-        """Have memory for `capacity` copies; those there are stay."""
-        device, held = self._device, self._capacity
+        """Allocates memory for `capacity` copies, and moves the present copies to it."""
+        device, before = self._device, self._capacity
         rows = device.empty(capacity, np.uint32)
         arrays = {
             name: device.empty(capacity * width, self._table.dtypes[name])
             for name, width in self._table.widths.items()
         }
-        if held:
+        if before:
             with device.working():
-                rows.array[:held] = self._rows.array
+                rows.array[:before] = self._rows.array
                 for name, buffer in self._arrays.items():
                     arrays[name].array[: buffer.array.size] = buffer.array
         self._rows, self._arrays, self._capacity = rows, arrays, capacity
@@ -86,23 +90,31 @@ class PinnedRows:
         self.saved = Saved(self._place.argument, rows.argument, self._counter.argument, copies)
 
     def make_room(self, more: int) -> None:
-        """Have memory for `more` copies beyond what there can be; MemoryError if the device has not so much."""
+        """Allocates memory for `more` copies in addition to the maximum number so far.
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
         needed = min(self.bound + more, self.count)
         if needed > self._capacity:
             self._hold(max(_SAVED_ROWS_MIN, 1 << (needed - 1).bit_length()))
 
     def refine(self) -> None:
-        """Learn from the device how many copies there are."""
+        """Reads the exact number of copies from the device."""
         self.bound = int(self._device.fetch([self._counter.array])()[0][0])
 
     def save(self, rows: Any, at: int, count: int) -> None:
-        """Copy the rows rows[at : at + count] that are not copied yet and that a pin can see. There is room
-        (`make_room`)."""
+        """Copies the rows rows[at : at + count] that have no copy yet and that a pin can see.
+
+        `make_room` has allocated the memory.
+        """
         self.save_by(livefactor_save_kernel, count, rows, at)
 
     def save_by(self, kernel: Any, count: int, *which: Any) -> None:
-        """As `save`, of at most `count` rows that a kernel finds: it takes `which` first, then what `livefactor_save_kernel`
-        takes."""
+        """Like `save`, for at most `count` rows that a kernel finds.
+
+        The kernel takes `which` before the arguments of `livefactor_save_kernel`.
+        """
         if not count or not self.count:
             return
         table, device = self._table, self._device
@@ -119,12 +131,12 @@ class PinnedRows:
                 self._counter.array[1:] = self._counter.array[:1]
 
     def argument(self, name: str) -> Any:
-        """Copies of a section, as kernels take them."""
+        """The copies of a section as kernels take them."""
         return self._arrays[name].argument
 
 
 class PinnedRevision:
-    """One revision, the pins that hold it, and the copies that they need. The board's lock guards it."""
+    """One revision, its number of pins, and the copies for them. The lock of `Pins` guards it."""
 
     def __init__(
         self,
@@ -141,31 +153,38 @@ class PinnedRevision:
         )
 
     def make_room(self, wanted: tuple[int, int]) -> None:
-        """Have memory for so many more copies of each side; MemoryError if the device has not so much."""
+        """Allocates memory for further copies of each side.
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
         for side, more in zip(self.sides, wanted, strict=True):
             side.make_room(more)
 
 
 class Pins:
-    """The pins of one model. `lock` also orders what the model puts on its stream."""
+    """The pins of one model. `lock` also orders the model's work on its stream."""
 
     def __init__(
         self, spec: ModelSpec, device: Device, tables: _Tables, lock: threading.Condition,
         rows_max: int = SAVED_ROWS_MAX,
     ) -> None:  # fmt: skip
-        """No pins. rows_max: as `SAVED_ROWS_MAX`."""
+        """No pins. `rows_max` replaces `SAVED_ROWS_MAX`."""
         self.spec, self.device, self.tables, self.lock = spec, device, tables, lock
         self.rows_max = min(rows_max, SAVED_BYTES_MAX // max(table.row_bytes for table in tables))
         self.frozen: list[PinnedRevision] = []
-        self._promised = (
-            0,
-            0,
-        )  # copies of users and items that every pin has room for when the writer goes on
+        # Numbers of user and item copies for which every pin has memory when the writer continues.
+        self._promised = (0, 0)
 
     def pin(self, frozen: PinnedState, sections: DeviceSections | None = None) -> CudaPin:
-        """Pin a state; the caller makes sure that no `apply` is running. MemoryError if the device has no memory
-        for it and for the copies that the next update needs. sections: of the device, beside those of the
-        host that `frozen` has."""
+        """Pins a state. The caller ensures that no `apply` is running.
+
+        `sections` are on the device, and `frozen` has the sections of the host.
+
+        Raises:
+            MemoryError: the device has too little memory for the pin and for the copies of the next
+                update.
+        """
         with self.lock:
             revision, counts, state = frozen
             newest = self.frozen[-1] if self.frozen else None
@@ -177,7 +196,7 @@ class Pins:
             return CudaPin(self, newest, state)
 
     def release(self, frozen: PinnedRevision) -> None:
-        """One pin less holds it."""
+        """Removes one pin of a revision."""
         with self.lock:
             frozen.holders -= 1
             if not frozen.holders:
@@ -185,11 +204,11 @@ class Pins:
                 self.lock.notify_all()
 
     def wait_for_room(self, events: int, timeout: float | None = None) -> bool:
-        """Block while pins hold so many copies, or the device has so little memory for more, that an update of
-        `events` events must wait; False after `timeout` seconds.
+        """Waits while there are too many copies, or too little memory, for an update of `events`
+        events.
 
-        A record larger than the cap passes once a side has no copies. Pins that are taken before the update are
-        given as much room.
+        Returns False after `timeout` seconds. A record above the limit passes when a side has no
+        copies. Pins that are taken before the update get memory for as many copies.
         """
         wanted = self._copies_of(events)
         with self.lock:
@@ -200,8 +219,12 @@ class Pins:
             return found
 
     def make_room(self, events: int) -> None:
-        """Have memory for the copies of an update of `events` events; MemoryError if the device has not so much. The
-        caller holds the lock."""
+        """Allocates memory for the copies of an update of `events` events. The caller holds the
+        lock.
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
         for frozen in self.frozen:
             frozen.make_room(self._copies_of(events))
 
@@ -218,44 +241,50 @@ class Pins:
         try:
             frozen.make_room(wanted)
         except MemoryError:
-            return False  # until a pin is released
+            # The release of a pin frees memory.
+            return False
         return True
 
     def save(self, span: Span, plan: Plan, slot: Slot) -> None:
-        """Copy what a span is about to change, for every revision that is held. The caller holds the lock, and has
-        called `make_room` for the record."""
+        """Copies the rows that a span will change, for every pinned revision.
+
+        The caller holds the lock, and has called `make_room` for the record.
+        """
         self.save_named(slot, (span.users_at + span.first, span.items_at + span.first), span.events)
         for frozen in self.frozen:
             frozen.sides[ITEMS].save(plan.negatives, 0, span.events * span.width)
 
     def save_named(self, slot: Slot, rows_at: tuple[int, int], events: int) -> None:
-        """As `save`, of the rows that so many events name: words of the slot from `rows_at` on, users' and items'."""
+        """Copies the rows of `events` events, which are words of the slot.
+
+        `rows_at` has the places of the users' and of the items' rows.
+        """
         for frozen in self.frozen:
             for side, at in zip(frozen.sides, rows_at, strict=True):
                 side.save(slot.words, at, events)
 
 
 class CudaPin:
-    """The state of a GPU model as of when it was taken (`pins.Pin`)."""
+    """The state of a GPU model at one revision (`pins.Pin`)."""
 
     def __init__(self, pins: Pins, frozen: PinnedRevision, state: dict[str, np.ndarray]) -> None:
-        self._pins, self._frozen, self._held = pins, frozen, True
+        self._pins, self._frozen, self._is_active = pins, frozen, True
         self.revision, self.counts = frozen.revision, frozen.counts
         self.mean, self._state = mean_of(state["mean"]), state
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `pins.Pin.gather`."""
+        """See `pins.Pin.gather`."""
         return as_floats(*self._fetch(side, rows, ("factors", "bias")))
 
     def state(self) -> dict[str, np.ndarray]:
-        """As `pins.Pin.state`; those sections that are on the device are copied from it."""
+        """See `pins.Pin.state`. It copies the sections of the device to the host."""
         pins = self._pins
         with pins.lock:
             wait = fetch_sections(pins.device, self._frozen.sections)
         return self._state | wait()
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `pins.Pin.read`."""
+        """See `pins.Pin.read`."""
         return as_sections(self._pins.tables[side], names, self._fetch(side, rows, names))
 
     def _fetch(self, side: int, rows: np.ndarray, names: Iterable[str]) -> list[np.ndarray]:
@@ -265,7 +294,7 @@ class CudaPin:
         return wait()
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """As `pins.Pin.read_rows`."""
+        """See `pins.Pin.read_rows`."""
         if not 0 <= start <= stop <= self.counts[side]:
             raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
         table = self._pins.tables[side]
@@ -277,7 +306,7 @@ class CudaPin:
         self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
         own: np.ndarray | None = None, own_offsets: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        """As `pins.Pin.top_k`."""
+        """See `pins.Pin.top_k`."""
         pins = self._pins
         own, offsets = check_top_k(user_factors, user_bias, pins.spec.k_padded, k, own, own_offsets)
         bases = self.mean + np.asarray(user_bias, np.float32)
@@ -287,10 +316,10 @@ class CudaPin:
         return search.run(user_factors, bases, k, Exclusions(common, own, offsets.astype(np.int64)))
 
     def release(self) -> None:
-        """Give the pin up; calling it again does nothing."""
+        """Releases the pin. Further calls do nothing."""
         with self._pins.lock:
-            held, self._held = self._held, False
-            if held:
+            was_active, self._is_active = self._is_active, False
+            if was_active:
                 self._pins.release(self._frozen)
 
     def __enter__(self) -> CudaPin:
@@ -305,8 +334,11 @@ class CudaPin:
 def fetch_rows(
     device: Device, table: CudaTable, frozen: PinnedRows | None, rows: np.ndarray, names: Iterable[str]
 ) -> Callable[[], list[np.ndarray]]:
-    """Put a gather of rows uint32[n] on the stream, live or as of a pin; call the result for [n, width] a name,
-    padded and as stored, of the host. The caller holds the lock."""
+    """Puts a gather of rows uint32[n] on the stream, of live rows or of pinned ones.
+
+    Call the result to get one host array [n, width] per name, padded and in the stored type. The
+    caller holds the lock.
+    """
     where = device.put(np.asarray(rows, np.uint32))
     if frozen is None:
         unused = device.empty(1, np.int32).argument
@@ -337,20 +369,23 @@ def fetch_rows(
 
 
 def as_sections(table: CudaTable, names: Iterable[str], parts: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """What `fetch_rows` gives as `backend.Backend.read` promises it."""
+    """Converts the result of `fetch_rows` to the form of `backend.Backend.read`."""
     return {
         name: np.ascontiguousarray(table.shaped(name, part)) for name, part in zip(names, parts, strict=True)
     }
 
 
 def fetch_sections(device: Device, sections: DeviceSections) -> Callable[[], dict[str, np.ndarray]]:
-    """Put copies of sections to the host on the stream; call the result for them. The caller holds the lock."""
+    """Puts copies of sections to the host on the stream. Call the result to get them.
+
+    The caller holds the lock.
+    """
     waits = {name: device.fetch([part.array for part in parts]) for name, parts in sections.items()}
     return lambda: {name: np.concatenate(wait()) for name, wait in waits.items()}
 
 
 def as_floats(factors: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What `fetch_rows` gives of factors and biases as `backend.Backend.gather` promises it."""
+    """Converts factors and biases of `fetch_rows` to the form of `backend.Backend.gather`."""
     if factors.dtype != np.float32:
         stored, factors = factors, reserve(factors.shape, np.float32)
         factors[:] = widened(stored)

@@ -19,7 +19,10 @@ from livefactor_kernels.tables.state import mean_of
 
 
 def gather(factors: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(factors[rows], bias[rows]), zeros where a row is `NO_ROW`; memory aligned as `Backend.gather` promises."""
+    """(factors[rows], bias[rows]), zeros where a row is `NO_ROW`.
+
+    The memory is aligned as in `backend.Backend.gather`.
+    """
     known = rows != NO_ROW
     out, out_bias = reserve((len(rows), factors.shape[1]), np.float32), np.zeros(len(rows), np.float32)
     out[known], out_bias[known] = widened(factors[rows[known]]), bias[rows[known]]
@@ -27,7 +30,7 @@ def gather(factors: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.
 
 
 class ReferencePin:
-    """A model's rows as they were, copied (`pins.Pin`)."""
+    """Copies of a model's rows (`pins.Pin`)."""
 
     def __init__(self, tables: ReferenceTables, frozen: PinnedState) -> None:
         self.revision, self.counts, self._state = frozen
@@ -36,22 +39,24 @@ class ReferencePin:
         self._rows = tables.users.copy(self.counts[USERS]), tables.items.copy(self.counts[ITEMS])
 
     def state(self) -> dict[str, np.ndarray]:
-        """As `pins.Pin.state`."""
+        """See `pins.Pin.state`."""
         return self._state
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `pins.Pin.gather`."""
+        """See `pins.Pin.gather`."""
         return gather(self._rows[side]["factors"], self._rows[side]["bias"], rows)
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `pins.Pin.read`."""
+        """See `pins.Pin.read`."""
         return read_rows(self._rows[side], rows, names, self._k)
 
     def top_k(
         self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,
         own: np.ndarray | None = None, own_offsets: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        """As `pins.Pin.top_k`: score every item, leave out what is excluded, sort, take k."""
+        """See `pins.Pin.top_k`. It scores and sorts all items that are not excluded, and takes
+        k.
+        """
         items = self._rows[ITEMS]
         item_factors = widened(items["factors"])
         own, ends = check_top_k(user_factors, user_bias, item_factors.shape[1], k, own, own_offsets)
@@ -70,14 +75,14 @@ class ReferencePin:
         return rows, scores, np.array(offsets, np.int64)
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """As `pins.Pin.read_rows`."""
+        """See `pins.Pin.read_rows`."""
         if not 0 <= start <= stop <= self.counts[side]:
             raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
         parts = {name: array[start:stop] for name, array in self._rows[side].items()}
         return {name: unpadded(name, part, self._k).copy() for name, part in parts.items()}
 
     def release(self) -> None:
-        """Forget the copies."""
+        """Releases the copies."""
         self._rows = {}, {}
 
     def __enter__(self) -> ReferencePin:

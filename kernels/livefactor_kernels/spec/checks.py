@@ -1,4 +1,4 @@
-"""What a specification may be: every number in its domain, and no sum that could overflow float32."""
+"""Checks of a spec: every number is in its domain, and no sum can overflow float32."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ from livefactor_kernels.spec.model import (
 
 
 def check(spec: ModelSpec) -> ModelSpec:
-    """Return the spec, or raise `SpecError` naming the first field that is outside its domain."""
+    """Returns the spec if it is valid.
+
+    Raises:
+        SpecError: a field is outside its domain. The text names the first such field.
+    """
     _check_shape(spec)
     _check_rates(spec)
     _check_limits(spec.limits)
@@ -179,29 +183,32 @@ def _check_softmax(spec: ModelSpec) -> None:
         _require(drawn >= 1, "negatives", "at least 1 with rule softmax", drawn)
     shared, most = spec.drawn(size), f"at most {MAX_SHARED_NEGATIVES} negatives of a micro-batch's groups"
     _require(shared <= MAX_SHARED_NEGATIVES, "softmax.group_events", most, shared)
-    if proposal != Proposal.UNIFORM:  # how often an item came is part of its history
+    if proposal != Proposal.UNIFORM:
+        # The number of an item's events is part of its history.
         _require(spec.history.users > 0, "history.users", "above 0 with this proposal", spec.history.users)
 
 
 def _check_regularization(spec: ModelSpec) -> None:
-    of = spec.regularization
+    part = spec.regularization
     for name in ("gradient_norm_max", "row_norm_max"):
-        value = getattr(of, name)
+        value = getattr(part, name)
         ok = value == 0.0 or (_finite32(value) and 1e-6 <= value <= 1e30)
         _require(ok, f"regularization.{name}", "0, or 1e-6..1e30", value)
-    power = of.l2_frequency
+    power = part.l2_frequency
     _require(power in (0.0, 0.5, 1.0), "regularization.l2_frequency", "0, 0.5 or 1", power)
-    _require(0.0 <= of.dropout <= 0.9, "regularization.dropout", "0..0.9", of.dropout)
-    if power:  # how many events a row has had is part of its history
+    _require(0.0 <= part.dropout <= 0.9, "regularization.dropout", "0..0.9", part.dropout)
+    if power:
+        # The number of a row's events is part of its history.
         _require(spec.history.users > 0, "history.users", "above 0 with l2_frequency", spec.history.users)
     if spec.rule != Rule.SGD:
         rule = f"0 with rule {Rule(spec.rule).name.lower()}"
         _require(power == 0.0, "regularization.l2_frequency", rule, power)
-        _require(of.dropout == 0.0, "regularization.dropout", rule, of.dropout)
+        _require(part.dropout == 0.0, "regularization.dropout", rule, part.dropout)
     if spec.rule == Rule.SOLVE:
-        clipped = of.gradient_norm_max
+        clipped = part.gradient_norm_max
         _require(clipped == 0.0, "regularization.gradient_norm_max", "0 with rule solve", clipped)
-        _require(of.row_norm_max == 0.0, "regularization.row_norm_max", "0 with rule solve", of.row_norm_max)
+        limited = part.row_norm_max
+        _require(limited == 0.0, "regularization.row_norm_max", "0 with rule solve", limited)
 
 
 def _check_event_types(event_types: tuple[EventType, ...]) -> None:
@@ -263,7 +270,7 @@ def _check_limits(limits: Limits) -> None:
     _require(1 <= limits.users_max < 1 << 32, "limits.users_max", "1..2**32-1", limits.users_max)
     _require(1 <= limits.items_max < 1 << 32, "limits.items_max", "1..2**32-1", limits.items_max)
     _require(1 <= limits.producers_max <= 1 << 20, "limits.producers_max", "1..2**20", limits.producers_max)
-    # The sum of the global mean must stay below 2**63 over 2**40 events of 2**20 fixed point.
+    # The fixed-point sum of the global mean stays below 2**63 for 2**40 events.
     _require(0.0 < limits.value_abs_max <= 1e6, "limits.value_abs_max", "(0, 1e6]", limits.value_abs_max)
     _require(0.0 < limits.weight_max <= 1e6, "limits.weight_max", "(0, 1e6]", limits.weight_max)
     _require(0.0 < limits.error_max <= 1e9, "limits.error_max", "(0, 1e9]", limits.error_max)
@@ -272,18 +279,25 @@ def _check_limits(limits: Limits) -> None:
 
 
 def _check_bounded(spec: ModelSpec) -> None:
-    """No sum of a micro-batch may overflow float32, in any order the semantics allow.
+    """Checks that no sum of a micro-batch can overflow float32, in any order that the semantics
+    allow.
 
-    The largest score is k*c^2 + 2c + |mu|; times the largest weight it must be finite before it is clipped.
-    The largest row gradient g is (occurrences) * (e_max * c_max * 2 + l2 * c_max); it and its step must be finite; where
-    gradients are clipped, k * g**2 must. Dropout multiplies what scores and errors pull by 1 / (1 - dropout). An
-    accumulator is at most g_max (1e38), and what a step adds to it at most 1e38, so that their sum is finite:
-        AdaGrad  G + g**2. As G >= g**2, or both are so small that g < 1e-22, (lr g) / (sqrt(G) + eps) is finite.
-        row-wise AdaGrad  G + |g|**2 / k, of the whole row: k * g**2 < 1e38. The step as AdaGrad's, times sqrt(k).
-        lazy Adam  beta2 v + (1 - beta2) g**2. v / (1 - beta2**t) is at most g_max / (1 - beta2). m is a mean of
-                   gradients, rounded: at most 2 g; its step at most lr * 2 g / (1 - beta1) / eps.
-        FTRL  n + g**2; z + lr g - sqrt(g_max + g**2) c, which is below 1e38 + 1e37 + 2e25. A new z is below (beta +
-              sqrt(g_max)) c + lr l1 < 1e26. The weight is at most g_max / beta.
+    The largest score is k*c^2 + 2c + |mu|. Times the largest weight it must be finite before it is
+    clamped. The largest gradient g of a row is (occurrences) * (e_max * c_max * 2 + l2 * c_max).
+    The gradient and its step must be finite. If gradients are clipped, k * g**2 must be finite,
+    too. Dropout multiplies scores and gradients of errors by 1 / (1 - dropout). An accumulator is
+    at most g_max (1e38), and a step adds at most 1e38, so their sum is finite:
+
+        AdaGrad           G + g**2. Either G >= g**2, or g < 1e-22. In both cases
+                          (lr g) / (sqrt(G) + eps) is finite.
+        row-wise AdaGrad  G + |g|**2 / k over the whole row: k * g**2 < 1e38. The step is that
+                          of AdaGrad, times sqrt(k).
+        lazy Adam         beta2 v + (1 - beta2) g**2. v / (1 - beta2**t) is at most
+                          g_max / (1 - beta2). m is a rounded mean of gradients, at most 2 g. Its
+                          step is at most lr * 2 g / (1 - beta1) / eps.
+        FTRL              n + g**2; z + lr g - sqrt(g_max + g**2) c, which is below
+                          1e38 + 1e37 + 2e25. A new z is below
+                          (beta + sqrt(g_max)) c + lr l1 < 1e26. The weight is at most g_max / beta.
     """
     limits = spec.limits
     if spec.factor_dtype == FactorDtype.FLOAT16:
@@ -291,19 +305,23 @@ def _check_bounded(spec: ModelSpec) -> None:
         _require(limits.factor_max <= FLOAT16_MAX, "limits.factor_max", most, limits.factor_max)
     occurrences = spec.micro_batch * (1 + spec.negatives_of_event)
     c, e = limits.factor_max, limits.error_max
-    kept = 1.0 / (1.0 - spec.regularization.dropout)
-    score = spec.k_padded * c * c * kept + 2 * c + limits.value_abs_max
+    keep_scale = 1.0 / (1.0 - spec.regularization.dropout)
+    score = spec.k_padded * c * c * keep_scale + 2 * c + limits.value_abs_max
     _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)
-    gradient = occurrences * (2 * e * c * kept + max(spec.l2, spec.bias_l2) * c + e)
+    gradient = occurrences * (2 * e * c * keep_scale + max(spec.l2, spec.bias_l2) * c + e)
     rate = max(1.0, spec.optimizer.learning_rate, spec.optimizer.bias_learning_rate)
     if spec.adaptive_rate.window:
-        rate *= 2.0 ** ((RATE_STEPS_MAX + 1) / 4)  # of the probe
+        # The probe is one step ahead.
+        rate *= 2.0 ** ((RATE_STEPS_MAX + 1) / 4)
     _require(gradient * rate < 1e37, "limits", "events * error_max * factor_max * rate < 1e37", gradient)
     _check_accumulators(spec, gradient)
 
 
 def _check_accumulators(spec: ModelSpec, gradient: float) -> None:
-    """What `_check_bounded` says of the optimizer's state, of rows whose gradient is at most `gradient`."""
+    """Checks the state of the optimiser as `_check_bounded` explains.
+
+    `gradient` is the largest gradient of a row.
+    """
     optimizer, limits, bound = spec.optimizer, spec.limits, math.sqrt(1e38)
     clips = spec.regularization.gradient_norm_max > 0
     of_row = clips or optimizer.kind == OptimizerKind.ROWWISE_ADAGRAD

@@ -1,4 +1,4 @@
-"""The fields of a spec, its parts and its enumerations (what a spec is: `spec/__init__.py`)."""
+"""The fields of a spec, its parts and its enumerations. `spec/__init__.py` explains the spec."""
 
 from __future__ import annotations
 
@@ -7,34 +7,45 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 
 KERNEL_SEMANTICS = 1
-"""Version of the arithmetic. Any change of the bits a log gives bumps it; golden digests fail otherwise."""
+"""Version of the arithmetic.
+
+A change of any bit of a state increments it. Otherwise the golden digests fail.
+"""
 
 LANES = 16
-"""Lanes of a dot product; rows are padded with zeros to a multiple of it."""
+"""Lanes of a dot product. Rows have padding zeros up to a multiple of it."""
 
 USERS, ITEMS = 0, 1
-"""Sides of a model; also the table's number in the counter of its initial factors."""
+"""The sides of a model. They are also the table numbers in the counters of initial factors."""
 
 FIXED_POINT_ONE = 1 << 20
-"""The global mean sums values in fixed point: round-half-even(float64(value) * 2**20) as int64."""
+"""Scale of the fixed-point sum of the global mean: round-half-even(float64(value) * 2**20) as
+int64.
+"""
 
 MAX_K = 1024
 MAX_NEGATIVES = 1024
 MAX_MICRO_BATCH = 65_536
 MAX_SHARED_NEGATIVES = 1 << 17
-"""Of all groups of a micro-batch."""
+"""Maximum number of negatives of all groups of a micro-batch."""
 MAX_HISTORY = 8192
 MAX_NEIGHBORS = 1024
 MAX_EVENT_TYPES = 64
 MAX_REPLAY_SIZE = 1 << 20
 MIN_WINDOW, MAX_WINDOW = 16, 1 << 24
 RATE_STEPS_MAX = 24
-"""An adapted rate is at most 2 ** 6 times the spec's, and at least as far below."""
+"""Maximum number of steps of an adaptive rate in each direction.
+
+24 steps multiply or divide the learning rates of the spec by 2 ** 6.
+"""
 MAX_REPLAY_PER_EVENT = 4.0
 
 
 class Rule(IntEnum):
-    """How a model learns from an event. Numbers equal `livefactor.v1.Rule`; logged specs leave SGD out."""
+    """The rule by which a model learns from an event.
+
+    The numbers equal `livefactor.v1.Rule`. Logged specs lack the rule if it is SGD.
+    """
 
     SGD = 1
     SOLVE = 2
@@ -42,7 +53,7 @@ class Rule(IntEnum):
 
 
 class Loss(IntEnum):
-    """Numbers equal `livefactor.v1.Loss`."""
+    """The loss of an event. The numbers equal `livefactor.v1.Loss`."""
 
     SQUARED = 1
     LOGISTIC = 2
@@ -52,7 +63,10 @@ class Loss(IntEnum):
 
 
 class Proposal(IntEnum):
-    """How the shared negatives of rule SOFTMAX come. Numbers equal `livefactor.v1.Proposal`."""
+    """The distribution of the shared negatives of rule SOFTMAX.
+
+    The numbers equal `livefactor.v1.Proposal`.
+    """
 
     UNIFORM = 1
     POPULARITY = 2
@@ -60,7 +74,7 @@ class Proposal(IntEnum):
 
 
 class OptimizerKind(IntEnum):
-    """Numbers equal `livefactor.v1.OptimizerKind`."""
+    """The optimiser. The numbers equal `livefactor.v1.OptimizerKind`."""
 
     SGD = 1
     ADAGRAD = 2
@@ -70,7 +84,10 @@ class OptimizerKind(IntEnum):
 
 
 class FactorDtype(IntEnum):
-    """What factors are stored as. Numbers equal `livefactor.v1.FactorDtype`; logged specs leave FLOAT32 out."""
+    """The stored type of factors.
+
+    The numbers equal `livefactor.v1.FactorDtype`. Logged specs lack the type if it is FLOAT32.
+    """
 
     FLOAT32 = 1
     FLOAT16 = 2
@@ -82,16 +99,22 @@ FLOAT16_MAX = 65504.0
 
 
 class SpecError(ValueError):
-    """A spec that is refused; the text names the field, what was expected and what came."""
+    """The spec is invalid. The text has the field, the expected value and the actual value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """Step rule of factors and biases (`optimizers/__init__.py`: formulas, papers, what a row keeps).
+    """The optimiser of factors and biases. `optimizers/__init__.py` has the formulas and papers.
 
-    `bias_learning_rate` 0 means: biases stay 0. `initial_g` is the first value of sums of squares (AdaGrad, row-wise
-    AdaGrad, FTRL), `eps` is added to their root (AdaGrad, row-wise AdaGrad, lazy Adam). beta1, beta2: what is left of lazy
-    Adam's means at a step. l1: FTRL's L1 term of factors and biases; beta: added to the root of its sum of squares.
+    Attributes:
+        kind: the optimiser.
+        learning_rate: learning rate of factors.
+        bias_learning_rate: learning rate of biases. With 0 biases stay 0.
+        initial_g: initial value of the sums of squares (AdaGrad, row-wise AdaGrad, FTRL).
+        eps: summand of the root of the sum of squares (AdaGrad, row-wise AdaGrad, lazy Adam).
+        beta1, beta2: decay of the means per step (lazy Adam).
+        l1: weight of the L1 term of factors and biases (FTRL).
+        beta: summand of the root of the sum of squares (FTRL).
     """
 
     kind: OptimizerKind = OptimizerKind.SGD
@@ -107,12 +130,16 @@ class Optimizer:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """How many of a row's last events it remembers (0: none), a multiple of 16 up to `MAX_HISTORY`.
+    """The lengths of histories: the last events that each row stores (`history/__init__.py`).
 
-    users: items that a user had, with values, weights and visits; items: an item's users. Events of a user at
-    one time are one visit, as a basket is; an event whose time is 0 (unknown) is a visit of its own.
-    `half_life`: after so many later visits of its user an event counts half when the user is folded in for a
-    score; 0: all count alike.
+    A length is 0 (no history) or a multiple of 16 up to `MAX_HISTORY`. Events of a user with equal
+    times are one visit, like a basket. An event with time 0 (unknown) is a visit of its own.
+
+    Attributes:
+        users: items per user, with values, weights and visits.
+        items: users per item, with values and weights.
+        half_life: number of later visits of the user after which an event has half its weight in
+            the fold-in for scores. With 0 all events have equal weights.
     """
 
     users: int = 0
@@ -124,9 +151,12 @@ class History:
 class Solve:
     """Rule SOLVE: a row is the least-squares solution for its history (`solve/__init__.py`).
 
-    unobserved: weight of the error of every pair to 0, beside that of events to their targets (0 with squared
-    loss). item_events: an item is solved for each of its first so many events, then at every so manieth; a user
-    always. sweeps: Gauss-Seidel sweeps over a row's factors.
+    Attributes:
+        unobserved: weight of the squared score of every pair without an event. An event has its own
+            weight. It is 0 with squared loss.
+        item_events: an item is solved at each of its first `item_events` events, and afterwards at
+            every `item_events`-th event. A user is solved at every event.
+        sweeps: Gauss-Seidel sweeps over the factors of a row.
     """
 
     unobserved: float = 0.0
@@ -136,10 +166,16 @@ class Solve:
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """Rule SOFTMAX: every event against negatives that its group shares (`softmax/__init__.py`): drawn from all items
-    alike (UNIFORM) or in proportion to 1 + their events so far (POPULARITY), or the group's own items (IN_BATCH).
+    """Rule SOFTMAX: sampled softmax with negatives that a group of events shares.
 
-    group_events: of a group, a divisor of `micro_batch`; 0: all of it.
+    `softmax/__init__.py` has the semantics.
+
+    Attributes:
+        proposal: distribution of the negatives. UNIFORM draws from all items with equal
+            probability. POPULARITY draws in proportion to 1 + the number of an item's events.
+            IN_BATCH takes the items of the group itself.
+        group_events: events per group, a divisor of `micro_batch`. With 0 a micro-batch is one
+            group.
     """
 
     proposal: Proposal = Proposal.POPULARITY
@@ -148,12 +184,17 @@ class Softmax:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Which item follows which: co-occurrence counts, added to scores (`history/__init__.py`).
+    """Co-occurrence counts of items, which add to scores (`history/__init__.py`).
 
-    neighbors: followers that an item remembers (0: no counts), a multiple of 16 up to `MAX_NEIGHBORS`. span: an
-    event follows up to so many earlier ones of its user. half_life: visits after which it adds half. weight:
-    of the counts in a score. shrinkage: added to the norm, sqrt(events of the one * events of the other). repeat: what a
-    user's remembered event adds to its own item's score, half after `half_life` visits; needs no neighbors.
+    Attributes:
+        neighbors: followers that each item stores: 0 (no counts) or a multiple of 16 up to
+            `MAX_NEIGHBORS`.
+        span: number of earlier events of the same user that an event follows.
+        half_life: number of visits between two events after which the later one adds half.
+        weight: weight of the counts in a score.
+        shrinkage: summand of the norm, which is sqrt(events of one item * events of the other).
+        repeat: gain that a remembered event adds to the score of its own item. It halves after
+            `half_life` visits. It needs no neighbors.
     """
 
     neighbors: int = 0
@@ -166,10 +207,13 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Replay of past events against forgetting (`replay/__init__.py`).
+    """Replay of past events, which reduces forgetting (`replay/__init__.py`).
 
-    size: events that a uniform sample of all events so far keeps, up to `MAX_REPLAY_SIZE` (0: no replay).
-    per_event: events of it that are learned again for each new one, in (0, `MAX_REPLAY_PER_EVENT`].
+    Attributes:
+        size: number of events in a uniform sample of all past events, up to `MAX_REPLAY_SIZE`. With
+            0 there is no replay.
+        per_event: events of the sample that are learned again per new event, in (0,
+            `MAX_REPLAY_PER_EVENT`].
     """
 
     size: int = 0
@@ -178,9 +222,11 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveRate:
-    """A learning rate that moves to what evaluation finds best (`sgd/adaptive.py`).
+    """A learning rate that adapts to the quality of predictions (`sgd/adaptive.py`).
 
-    window: events between two moves, `MIN_WINDOW` to `MAX_WINDOW` (0: the rate stays as it is).
+    Attributes:
+        window: events between two changes of the rate, `MIN_WINDOW` to `MAX_WINDOW`. With 0 the
+            rate is fixed.
     """
 
     window: int = 0
@@ -188,12 +234,18 @@ class AdaptiveRate:
 
 @dataclass(frozen=True, slots=True)
 class Regularization:
-    """What keeps rows from growing, beside `l2` and `bias_l2` (`optimizers/__init__.py`: order and formulas); 0 switches each off.
+    """Regularisation in addition to `l2` and `bias_l2`. The value 0 switches a part off.
 
-    gradient_norm_max: a row's summed gradient is scaled down to this Euclidean norm, its bias's to this magnitude.
-    row_norm_max: a row's factors are scaled down to this norm after their step. l2_frequency: p of l2 / n**p, n the
-    events of the row so far; 0, 0.5 or 1; needs history.users. dropout: share of the columns that an event is told
-    without, up to 0.9. Rule SOFTMAX has the first two.
+    `optimizers/__init__.py` has the order and the formulas. Rule SOFTMAX supports only the two
+    norms.
+
+    Attributes:
+        gradient_norm_max: maximum Euclidean norm of a row's gradient, and maximum magnitude of its
+            bias's gradient.
+        row_norm_max: maximum Euclidean norm of a row's factors after a step.
+        l2_frequency: exponent p of the L2 weight l2 / n**p, where n is the number of the row's past
+            events. It is 0, 0.5 or 1, and needs history.users.
+        dropout: probability with which dropout zeroes a column for an event, up to 0.9.
     """
 
     gradient_norm_max: float = 0.0
@@ -204,7 +256,13 @@ class Regularization:
 
 @dataclass(frozen=True, slots=True)
 class EventType:
-    """What an event's type means: its weight is multiplied by `weight`; a `negative` one has value 0."""
+    """The meaning of an event type.
+
+    Attributes:
+        type: the number of the type.
+        weight: factor on the weights of its events.
+        negative: whether its events have value 0.
+    """
 
     type: int
     weight: float = 1.0
@@ -213,10 +271,19 @@ class EventType:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds with a meaning for the model: an event outside them is rejected before it is logged.
+    """Limits of the tables and of the numbers in events.
 
-    `error_max` (e_max) clips an occurrence's error, `factor_max` (c_max) clamps every factor and bias after
-    its step, `g_max` clamps the optimizer's accumulators; together they keep every table value finite.
+    The server rejects an event with a value or weight above its limit before it logs the event. The
+    last three limits keep every table value finite.
+
+    Attributes:
+        users_max, items_max: maximum numbers of rows.
+        producers_max: maximum number of producers.
+        value_abs_max: maximum magnitude of a value.
+        weight_max: maximum weight.
+        error_max: maximum magnitude of the error of an occurrence (e_max).
+        factor_max: maximum magnitude of factors and biases (c_max).
+        g_max: maximum of the optimiser's accumulators.
     """
 
     users_max: int = 1 << 24
@@ -231,25 +298,40 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model's specification. The docstrings of the packages `sgd`, `softmax`, `solve` and so on have the semantics.
+    """The spec of a model. The docstrings of the packages `sgd`, `softmax` and `solve` have the
+    semantics.
 
-    k: factors a row. loss: how an event's error is taken. l2 / bias_l2: weight of the L2 term of an
-    occurrence. negatives: items drawn for each positive event (0 for squared loss). micro_batch: events a
-    gradient step (B); 1 is exact sequential SGD. hot_row_events: a row named by more events of a micro-batch
-    than this has its gradient scaled down to as many. init_scale: width of the uniform distribution of
-    initial factors, centred on 0. seed: of every counter-based draw. factor_dtype: what factors are stored
-    as; biases and accumulators are float32 always. rule: how it learns; SGD has an optimizer and negatives,
-    SOLVE has none, of SOFTMAX `negatives` are a group's. history, counts: beside any rule. replay: beside SGD and
-    SOFTMAX. event_types: weights by type. regularization: clipping, max-norm, frequency-scaled L2, dropout.
-    adaptive_rate: with SGD.
+    Factors of type FLOAT16 and BFLOAT16 are narrow. They are widened to float32 without an error
+    when they are read, and the arithmetic is float32. The clamped float32 factors of a step and
+    those of a new row are rounded stochastically (`numbers/narrow.py`): up or down, in proportion
+    to the distance. The random bits of a step are a function of (seed, revision, number of the
+    micro-batch in its record, side, row, column). Those of a new row are a function of (seed, key,
+    side, column). `random.rounding_word` and `random.column_word` define them. A representable
+    value does not change. A bfloat16 factor may exceed factor_max by less than one step of the
+    type. A float16 factor never exceeds 65504, because factor_max does not.
 
-    Narrow factors (FLOAT16, BFLOAT16) are widened exactly to float32 when they are read, and all arithmetic
-    is the same float32. The new float32 factors of a step, clamped, and those of a new row are rounded
-    stochastically, up or down in proportion to the distance (`numbers/narrow.py`), by bits that are a function of
-    (seed, revision, number of the micro-batch within its record, side, row, column), those of a new row of
-    (seed, key, side, column): counters and mix in `random.rounding_word` and `random.column_word`. What is
-    representable stays as it is. A bfloat16 factor may so come to lie above factor_max, by less than one
-    step of the type; a float16 one never above 65504, since factor_max may not.
+    Attributes:
+        k: factors per row.
+        loss: the loss of an event.
+        optimizer: the optimiser of rules SGD and SOFTMAX.
+        l2, bias_l2: weights of the L2 terms of an occurrence.
+        negatives: negatives per positive event with rule SGD (0 for squared loss), or per group
+            with rule SOFTMAX.
+        micro_batch: events per gradient step (B). With 1 it is exact sequential SGD.
+        hot_row_events: a row with more events in a micro-batch is hot. Its gradient is scaled down
+            to this number of events.
+        init_scale: width of the uniform distribution of initial factors, which has mean 0.
+        seed: seed of every counter-based draw.
+        factor_dtype: stored type of factors. Biases and accumulators are always float32.
+        rule: the rule by which the model learns.
+        history, counts: histories and co-occurrence counts, with any rule.
+        solve, softmax: parameters of these rules.
+        replay: replay, with any rule.
+        adaptive_rate: adaptive learning rate, with rule SGD.
+        event_types: weights by event type.
+        regularization: clipping, max-norm, frequency-scaled L2, dropout.
+        limits: limits of tables and events.
+        kernel_semantics: version of the arithmetic.
     """
 
     k: int = 64
@@ -277,34 +359,39 @@ class ModelSpec:
 
     @property
     def k_padded(self) -> int:
-        """Factors a row takes in memory: k rounded up to a multiple of `LANES`."""
+        """Factors of a row in memory: k rounded up to a multiple of `LANES`."""
         return -(-self.k // LANES) * LANES
 
     @property
     def group_events(self) -> int:
-        """Events that share their negatives, with rule SOFTMAX."""
+        """Events per group with rule SOFTMAX. The events of a group share their negatives."""
         return self.softmax.group_events or self.micro_batch
 
     @property
     def negatives_of_event(self) -> int:
-        """Most negatives that an event is told from."""
+        """Maximum number of negatives that an event is contrasted with."""
         is_in_batch = self.rule == Rule.SOFTMAX and self.softmax.proposal == Proposal.IN_BATCH
         return self.group_events if is_in_batch else self.negatives
 
     def drawn(self, events: int) -> int:
-        """Item rows that a record of so many events draws, at most."""
+        """Maximum number of item rows that a record of `events` events draws."""
         if self.rule == Rule.SOFTMAX:
             return -(-events // self.group_events) * self.negatives_of_event
         return events * self.negatives
 
     @property
     def work_of_event(self) -> int:
-        """Scores that an event takes at most: of itself and its negatives, and of the events replayed for it."""
+        """Maximum number of scores per event: for itself, its negatives, and its replayed
+        events.
+        """
         return (1 + self.negatives_of_event) * math.ceil(1.0 + self.replay.per_event)
 
 
 def spec_fields(spec: ModelSpec) -> dict[str, object]:
-    """The spec as nested plain values, enums by name: for people and JSON, never for hashing."""
+    """The spec as nested plain values, with the names of enumerations.
+
+    It is for people and JSON. Hashes use the logged bytes.
+    """
     values = asdict(spec)
     values["loss"] = Loss(spec.loss).name
     values["factor_dtype"] = FactorDtype(spec.factor_dtype).name

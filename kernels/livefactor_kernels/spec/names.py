@@ -1,8 +1,10 @@
-"""The names of the presets, for those who must not wait until NumPy is imported."""
+"""The names of the presets. This module does not import NumPy, so that the command line starts
+fast.
+"""
 
 from __future__ import annotations
 
 PRESET_NAMES = ("ratings_sgd", "clicks_sgd", "purchases_sgd", "ratings", "clicks", "purchases", "news")
 
 DEFAULT_PRESET = "clicks"
-"""The preset of a server, and of `livefactor.local()`, for which nobody names another one."""
+"""The preset of a server and of `livefactor.local()` without a setting."""

@@ -1,4 +1,7 @@
-"""Presets: a spec for each task, so that a first push needs none. When to take which: docs/rules.md."""
+"""Presets: a checked spec for each task, so that a first push needs no spec.
+
+docs/rules.md explains which one to use.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,8 @@ _PRESETS: dict[str, ModelSpec] = {
         bias_l2=0.02,
         init_scale=0.3,
         hot_row_events=16.0,
-        # Steps that suit five stars would blow up on a scale of a hundred: the bound on the error
-        # keeps them stable.
+        # The learning rates suit values up to 5. The bound on the error keeps the steps stable for
+        # values up to 100.
         limits=Limits(value_abs_max=1e3, error_max=2.5),
     ),
     "clicks_sgd": ModelSpec(
@@ -77,7 +80,8 @@ _PRESETS: dict[str, ModelSpec] = {
         solve=Solve(sweeps=3),
         limits=Limits(value_abs_max=1e3),
     ),
-    # Measured on Online Retail and MovieLens alike (docs/quality.md). A rating of 3 is no click, so values have a limit.
+    # The parameters were measured on Online Retail and on MovieLens (docs/quality.md). The limit of
+    # values refuses ratings, because a rating of 3 is no click.
     "clicks": ModelSpec(
         k=64,
         loss=Loss.IMPLICIT,
@@ -90,7 +94,8 @@ _PRESETS: dict[str, ModelSpec] = {
         counts=Counts(neighbors=128),
         limits=Limits(value_abs_max=1.0),
     ),
-    # The repeat and the quick biases that did best on the first 60 % of Online Retail (docs/quality.md).
+    # The repeat gain and the high bias rate were the best on the first 60 % of Online Retail
+    # (docs/quality.md).
     "purchases": replace(
         _SHARED_NEGATIVES,
         micro_batch=512,
@@ -100,8 +105,9 @@ _PRESETS: dict[str, ModelSpec] = {
         counts=Counts(repeat=1.5),
         limits=Limits(value_abs_max=1e6, error_max=4.0),
     ),
-    # Items that nobody asks for any more sink, because they are drawn as negatives; biases are quick, to follow what is read now, and
-    # so are micro-batches: of 512 events they cost a sixth of the recall.
+    # Items that nobody reads any more sink, because they are drawn as negatives. A high bias rate
+    # and small micro-batches follow current interest. Micro-batches of 512 events would cost a
+    # sixth of the recall.
     "news": replace(
         _SHARED_NEGATIVES,
         micro_batch=8,
@@ -112,13 +118,18 @@ _PRESETS: dict[str, ModelSpec] = {
     ),
 }
 
-# Everybody takes the names from here or from `names`; they stand there to be cheap to import.
+# `names` has the names, so that their import is fast. Both modules export them.
 assert set(PRESET_NAMES) == set(_PRESETS)
 
 
 def preset(name: str, **changes: object) -> ModelSpec:
-    """Return the preset spec `name` (one of `PRESET_NAMES`) with `changes` applied; SpecError if there is
-    none such."""
+    """The spec of a preset, with `changes` in place of its own fields.
+
+    `name` is one of `PRESET_NAMES`.
+
+    Raises:
+        SpecError: the name is unknown, or a change is invalid.
+    """
     if name not in _PRESETS:
         raise SpecError(f"preset: expected one of {', '.join(PRESET_NAMES)}, got {name!r}")
     return check(replace(_PRESETS[name], **changes))  # type: ignore[arg-type]

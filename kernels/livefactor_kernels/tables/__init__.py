@@ -1,17 +1,19 @@
-"""Rows of users and items: which sections a row has, and how rows come into being.
+"""The rows of users and items: the sections of a row, and the creation of rows.
 
-A table holds the rows of one side (`USERS` or `ITEMS`). A key gets the next row when it first appears in the log, and keeps
-it. A row has a fixed number of elements in each of its side's sections (`row_sections`): the key, the factors, the bias, the
-state of the optimizer and what the row remembers of its events. `row_sections` is the one declaration of these sections:
-tables, pins, snapshots and root hashes follow from it, in its order. Rows of sections named factor* are padded with zeros
-in memory to a multiple of 16 elements; outside the tables they have k elements.
+A table has the rows of one side (`USERS` or `ITEMS`). A key gets the next row when it first appears
+in the log, and keeps it. A row has a fixed number of elements in each section of its side: the key,
+the factors, the bias, the state of the optimiser and the history. `row_sections` declares the
+sections. Tables, pins, snapshots and root hashes use them in its order. In memory, sections named
+factor* have padding zeros up to a multiple of 16 elements per row. Outside the tables they have k
+elements.
 
-A new row's factors are drawn from its key (`numbers.random.initial_factor`), its bias is 0, and the optimizer's state
-follows from the factors (`optimizers.initial_state`).
+The factors of a new row are drawn from its key (`numbers.random.initial_factor`). Its bias is 0.
+The state of the optimiser follows from the factors (`optimizers.initial_state`).
 
-Memory is reserved once for the spec's maximum of rows and backed by the system as rows are first written: growth copies
-nothing and pauses nobody. Only the LOG stage allocates rows; only the APPLY stage changes rows; readers may look at any
-row below the published count.
+A table reserves address space once, for the maximum number of rows in the spec. The system provides
+a page at the first write to it. So growth copies no rows and causes no pause. Only the LOG stage
+allocates rows, and only the APPLY stage changes them. Readers may read any row below the published
+count.
 """
 
 from __future__ import annotations
@@ -38,18 +40,18 @@ __all__ = [
 ]
 
 NO_ROW = 0xFFFFFFFF
-"""Row number of a key that is unknown."""
+"""Row number of an unknown key."""
 
 
 class RowSection(NamedTuple):
-    """An array of a table: its elements, and the shape of a row of it in memory."""
+    """A section: the type of its elements, and the shape of a row in memory."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
 
 
 def row_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
-    """Sections of one side's rows by name, in the order of the root hash."""
+    """The sections of the rows of one side, by name, in the order of the root hash."""
     floats, factors = np.dtype(np.float32), array_dtype(spec.factor_dtype)
     sections = {
         "keys": RowSection(np.dtype(np.uint64), ()),
@@ -61,7 +63,7 @@ def row_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
 
 
 def history_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
-    """Those of `row_sections` that hold what a row remembers of its events (`history/__init__.py`)."""
+    """Those of `row_sections` that belong to histories (`history/__init__.py`)."""
     words, floats = np.dtype(np.uint32), np.dtype(np.float32)
     sections: dict[str, RowSection] = {}
     if not spec.history.users:
@@ -83,7 +85,11 @@ def history_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
 
 
 def check_sections(views: dict[str, np.ndarray], sections: dict[str, np.ndarray]) -> None:
-    """ValueError if `sections` differ from a table's `views` in a name, a shape or a dtype."""
+    """Checks that `sections` has the names, shapes and dtypes of a table's `views`.
+
+    Raises:
+        ValueError: they differ.
+    """
     if set(views) != set(sections):
         raise ValueError(f"load_sections: expected {sorted(views)}, got {sorted(sections)}")
     for name, view in views.items():
@@ -92,14 +98,17 @@ def check_sections(views: dict[str, np.ndarray], sections: dict[str, np.ndarray]
 
 
 def unpadded(name: str, rows: np.ndarray, k: int) -> np.ndarray:
-    """A view of rows of section `name` without the columns that only fill up their last vector."""
+    """A view of rows of section `name` without the padding columns."""
     return rows[:, :k] if name.startswith("factor") else rows
 
 
 def read_rows(
     arrays: Mapping[str, np.ndarray], rows: np.ndarray, names: Sequence[str], k: int
 ) -> dict[str, np.ndarray]:
-    """Copies of rows uint32[n] of the sections `names` of padded `arrays`, unpadded; zeros where a row is `NO_ROW`."""
+    """Copies of the sections `names` of rows uint32[n], without padding.
+
+    `arrays` has the padded sections. Rows that are `NO_ROW` give zeros.
+    """
     known = rows != NO_ROW
     out = {}
     for name in names:

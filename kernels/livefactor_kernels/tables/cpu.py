@@ -1,4 +1,4 @@
-"""One side's rows in this machine's memory (semantics: `tables/__init__.py`)."""
+"""The rows of one side in host memory (semantics: `tables/__init__.py`)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ from livefactor_kernels.tables.keys import RowKeys
 
 
 class Table(RowKeys):
-    """Rows of one side of a model in this machine's memory.
+    """The rows of one side of a model in host memory.
 
-    keys uint64[cap]; factors [cap, k_padded], columns from k on stay 0, of dtype float32, float16, or uint16
-    (the bits of bfloat16), as the spec says; bias float32[cap]; state: float32 arrays of
-    `optimizers.optimizer_sections` by name, history: arrays of `history_sections`, both [cap, ...].
-    allocated: rows given out, may be ahead of what is published.
+    Attributes:
+        keys: uint64[cap].
+        factors: [cap, k_padded] of dtype float32, float16, or uint16 (the bits of bfloat16).
+            Columns from k on are 0.
+        bias: float32[cap].
+        state: float32 arrays [cap, ...] of `optimizers.optimizer_sections`, by name.
+        history: arrays [cap, ...] of `history_sections`, by name.
+        allocated: number of allocated rows, which may exceed the number of published rows.
     """
 
     def __init__(self, spec: ModelSpec, side: int) -> None:
-        """Reserve the side's memory (`USERS` or `ITEMS`); MemoryError or OSError if the system refuses the
-        address space."""
+        """Reserves the memory of one side (`USERS` or `ITEMS`).
+
+        Raises:
+            MemoryError, OSError: the system refuses the address space.
+        """
         super().__init__(spec, side)
         self._arrays = {
             name: reserve((self.capacity, *section.shape), section.dtype)
@@ -38,7 +45,7 @@ class Table(RowKeys):
         self.history = {name: self._arrays[name] for name in history_sections(spec, side)}
 
     def padded(self) -> dict[str, np.ndarray]:
-        """All arrays that a learned event may change, as they lie in memory, by name."""
+        """All arrays that an event may change, by name, with padding."""
         return self._arrays
 
     def _initialise(self, keys: np.ndarray, start: int, stop: int) -> None:
@@ -57,27 +64,33 @@ class Table(RowKeys):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that a row takes in all arrays (its slot in the key map not counted)."""
+        """Bytes of a row in all arrays, without its slot in the key map."""
         return sum(array[0].nbytes for array in (self.keys, *self.padded().values()))
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
-        """Views of the first `count` rows, unpadded: keys, factors (count, k), bias, the
-        optimizer's state and the history's."""
+        """Views of the first `count` rows, without padding.
+
+        They are keys, factors [count, k], bias, the state of the optimiser, and the history.
+        """
         views = {"keys": self.keys[:count]}
         for name, array in self.padded().items():
             views[name] = unpadded(name, array[:count], self.spec.k)
         return views
 
     def read(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Copies of the sections `names` of rows uint32[n], unpadded; zeros where a row is `NO_ROW`."""
+        """Copies of the sections `names` of rows uint32[n], without padding. `NO_ROW` gives
+        zeros.
+        """
         return read_rows(self.padded(), rows, names, self.spec.k)
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
-        """Fill an empty table with `count` rows of `sections` (names and shapes as `sections()` gives) and
-        rebuild its map.
+        """Fills an empty table with `count` rows, and rebuilds its map.
 
-        ValueError, with the table still empty, if names or shapes differ, a key repeats, or the rows do not
-        fit.
+        `sections` has the names and shapes of `sections()`.
+
+        Raises:
+            ValueError: names or shapes differ, a key repeats, or the rows do not fit. The table is
+                still empty.
         """
         if count > self.capacity:
             raise ValueError(f"load_sections: {count} rows, the table holds {self.capacity}")

@@ -1,7 +1,7 @@
-"""One side's rows on the GPU: the arrays, their growth, initial values, and the way to the host and back.
+"""The rows of one side on the GPU: their arrays, growth, initial values and transfers.
 
-Keys and their map stay with the host (`tables.keys.RowKeys`). Rows get their initial values on the device, in the
-first update that needs them: only their keys cross.
+The keys and their map are on the host (`tables.keys.RowKeys`). The host sends the keys of new rows,
+and the device computes their initial values in the first update that needs them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from livefactor_kernels.tables import history_sections, row_sections
 from livefactor_kernels.tables.keys import RowKeys
 
 BLOCK_ROWS = 1 << 16
-"""Rows that are copied at once between host and device."""
+"""Rows per copy between host and device."""
 
 _MASK, _32, _ZERO = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
@@ -31,8 +31,16 @@ _NO_FACTORS = np.empty((0, 0), np.float32)
 
 
 class NewRows(NamedTuple):
-    """Rows to initialise (int64 all): `number` from row `first` on, their keys from keys[keys_at] on; table: the
-    side's number; adagrad: whether there are accumulators."""
+    """Rows to initialise (all numbers int64).
+
+    Attributes:
+        first: the first row.
+        number: number of rows.
+        keys_at: place of the first row's key in `keys`.
+        k, k_padded: factors per row, without and with padding.
+        table: number of the side.
+        adagrad: whether there are AdaGrad accumulators.
+    """
 
     first: int
     number: int
@@ -47,7 +55,7 @@ class NewRows(NamedTuple):
 def livefactor_init_kernel(
     new: Any, rows: Any, keys: Any, scale: Any, initial_g: Any, seed: Any, rounding_seed: Any
 ) -> None:
-    """Initial values of new rows: a thread four factors of a row, which one draw gives."""
+    """Initial values of new rows. A thread computes four factors of a row from one draw."""
     i = cuda.grid(1)
     quads = new.k_padded // 4
     if i >= new.number * quads:
@@ -55,7 +63,8 @@ def livefactor_init_kernel(
     row, quad = new.first + i // quads, i % quads
     key = keys[new.keys_at + i // quads]
     w0, w1, w2, w3 = philox(key & _MASK, key >> _32, np.uint64(quad), np.uint64(new.table), seed)
-    word = rounding_word(rounding_seed, key, _ZERO, np.uint64(new.table), _ZERO)  # for narrow factors
+    # Only narrow factors need the word.
+    word = rounding_word(rounding_seed, key, _ZERO, np.uint64(new.table), _ZERO)
     column, left = quad * 4, new.k - quad * 4
     at = row * new.k_padded + column
     store_factor(rows.factors, at, initial_factor(w0, scale) if left > 0 else _F0, word, column)
@@ -73,8 +82,10 @@ def livefactor_init_kernel(
 
 @kernel
 def livefactor_start_kernel(new: Any, factors: Any, z: Any, scale: Any, l1: Any) -> None:
-    """FTRL's z of new rows, whose factors are initialised (`optimizers.initial_state`): a thread a factor. scale: beta +
-    sqrt(n)."""
+    """FTRL's z of new rows with initialised factors (`optimizers.initial_state`).
+
+    A thread computes one factor's z. `scale` is beta + sqrt(n).
+    """
     i = cuda.grid(1)
     if i >= new.number * new.k_padded:
         return
@@ -85,22 +96,30 @@ def livefactor_start_kernel(new: Any, factors: Any, z: Any, scale: Any, l1: Any)
 
 
 class CudaTable(RowKeys):
-    """Rows of one side of a model on the device; keys, `allocate` and `find` as `tables.cpu.Table`.
+    """The rows of one side of a model on the device.
 
-    arrays: by section name, flat; widths, dtypes: of a row in each; history: the names of those that `history_sections`
-    gives; apart: those, and the state of an optimiser that is not AdaGrad: sections that are initialised and saved for pins
-    one by one. live: the others as kernels take them; stepped: as those that step rows do (`StateRows`, unless the
-    spec's `Method` is plain).
-    initialised: rows that have their initial values on the device.
+    Attributes:
+        arrays: flat arrays by section name.
+        widths, dtypes: elements per row, and their type, by section name.
+        history: names of the sections of `history_sections`.
+        apart: names of the sections that are initialised and saved for pins one by one: those of
+            histories, and the state of optimisers other than AdaGrad.
+        live: the other sections as kernels take them.
+        stepped: the rows as the kernels of steps take them: `live` if the spec's `Method` is plain,
+            else `StateRows`.
+        initialised: number of rows with initial values on the device.
     """
 
     def __init__(self, spec: ModelSpec, side: int, device: Device) -> None:
-        """Hold the addresses of the spec's rows on the device; memory comes with `reserve`."""
+        """Reserves the device addresses of all rows of the spec. `reserve` allocates memory for
+        them.
+        """
         super().__init__(spec, side)
         state, history = optimizer_sections(spec), history_sections(spec, side)
         sections = {name: each for name, each in row_sections(spec, side).items() if name != "keys"}
         self._device, self.history = device, tuple(history)
-        is_adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD  # whose state the kernels of rows know
+        # The kernels of rows process AdaGrad's state together with the factors.
+        is_adagrad = spec.optimizer.kind == OptimizerKind.ADAGRAD
         self.apart = (() if is_adagrad else tuple(state)) + self.history
         self.widths = {name: math.prod(each.shape) for name, each in sections.items()}
         self.dtypes = {name: each.dtype for name, each in sections.items()}
@@ -119,22 +138,27 @@ class CudaTable(RowKeys):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that a row takes in all arrays, host and device (its slot in the key map not counted)."""
+        """Bytes of a row in all arrays of host and device, without its slot in the key map."""
         return self.keys.itemsize + sum(self._bytes(name, 1) for name in self.arrays)
 
     def missing(self, rows: int) -> int:
-        """Bytes of the device that memory for `rows` rows would still take."""
+        """Further bytes of device memory that `rows` rows would take."""
         return sum(array.missing(self._bytes(name, rows)) for name, array in self.arrays.items())
 
     def reserve(self, rows: int) -> bool:
-        """Have memory for `rows` rows; False if the device has not so much (what was mapped stays)."""
+        """Allocates memory for `rows` rows. False if the device has too little.
+
+        Memory that it has allocated stays allocated.
+        """
         return all(array.grow(self._bytes(name, rows)) for name, array in self.arrays.items())
 
     def _bytes(self, name: str, rows: int) -> int:
         return rows * self.widths[name] * self.dtypes[name].itemsize
 
     def new_rows(self, stop: int, keys_at: int) -> NewRows:
-        """The rows from the initialised ones to `stop`, for the kernel; keys_at: where their keys lie."""
+        """The rows from `initialised` to `stop`, for the kernel. `keys_at` is the place of their
+        keys.
+        """
         spec = self.spec
         adagrad = int("factor_g" in self.arrays)
         return NewRows(
@@ -142,8 +166,11 @@ class CudaTable(RowKeys):
         )
 
     def start_apart(self, new: NewRows) -> None:
-        """Give new rows, whose factors are initialised, their first values in the sections of `apart`: new memory is not
-        zero. Takes no memory: a record is being learned."""
+        """Initialises new rows in the sections of `apart`, because new memory is not zero.
+
+        The factors of the rows are initialised already. It allocates no memory, because it runs
+        while a record is being learned.
+        """
         start, stop, spec = new.first, new.first + new.number, self.spec
         for name in self.apart:
             rows = self.matrix(name, start, stop)
@@ -161,18 +188,24 @@ class CudaTable(RowKeys):
                 self.shaped(name, rows)[:] = initial_state(spec, name, _NO_FACTORS)
 
     def matrix(self, name: str, start: int, stop: int) -> Any:
-        """Rows [start, stop) of a section as the device's array: [stop - start, width], as stored."""
+        """Rows [start, stop) of a section as a device array [stop - start, width], in the stored
+        type.
+        """
         width = self.widths[name]
         return self.arrays[name].buffer.array[start * width : stop * width].reshape(stop - start, width)
 
     def shaped(self, name: str, rows: Any) -> Any:
-        """Padded rows [n, width] as the section shows them: without padding, single elements [n]."""
+        """Padded rows [n, width] in the shape of the section: without padding, single elements as
+        [n].
+        """
         if name.startswith("factor"):
             return rows[:, : self.spec.k]
         return rows if self.widths[name] > 1 else rows[:, 0]
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
-        """Copies of the first `count` rows, named and shaped as `tables.cpu.Table.sections`."""
+        """Copies of the first `count` rows, with the names and shapes of
+        `tables.cpu.Table.sections`.
+        """
         out = {"keys": self.keys[:count]} | self._empty(count)
         for start in range(0, count, BLOCK_ROWS):
             stop = min(start + BLOCK_ROWS, count)
@@ -188,12 +221,17 @@ class CudaTable(RowKeys):
         }
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
-        """As `tables.cpu.Table.load_sections`; MemoryError if the device has no memory for the rows."""
+        """See `tables.cpu.Table.load_sections`.
+
+        Raises:
+            ValueError: names or shapes differ, a key repeats, or the rows do not fit.
+            MemoryError: the device has too little memory for the rows.
+        """
         if count > self.capacity:
             raise ValueError(f"load_sections: {count} rows, the table holds {self.capacity}")
         keymap = self.map_of(sections, {"keys": self.keys[:count]} | self._empty(count), count)
         if not self.reserve(count):
-            raise MemoryError(f"load_sections: the device has no memory for {count} rows")
+            raise MemoryError(f"load_sections: the device has too little memory for {count} rows")
         with self._device.working():
             for name in self.arrays:
                 for start in range(0, count, BLOCK_ROWS):
@@ -204,5 +242,6 @@ class CudaTable(RowKeys):
     def _load(self, name: str, section: np.ndarray, start: int, stop: int) -> None:
         part = self._device.xp.asarray(np.ascontiguousarray(section[start:stop]))
         rows = self.matrix(name, start, stop)
-        rows[:] = 0  # the padding of new memory is not
+        # New memory is not zero, and padding must be.
+        rows[:] = 0
         self.shaped(name, rows)[:] = part

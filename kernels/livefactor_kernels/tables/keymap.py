@@ -1,23 +1,27 @@
-"""64-bit key → row number: one writer, any number of readers without a lock, look-ups in batches.
+"""A map from 64-bit keys to rows, for one writer and any number of readers without locks.
 
-    directory  uint64[256] per sub-table: its block's address, a multiple of 64, + log2 of its buckets (6 bit)
-    block      buckets     a power of two of them, 64 bytes each (one cache line, four slots); linear probing
-    slot       16 bytes    key uint64 | row + 1 uint64 (0: an empty slot); buckets fill from the first slot on
+    directory  uint64[256], one entry per sub-table: the address of its block, a multiple of 64,
+               + log2 of its number of buckets (6 bits)
+    block      buckets, a power of two of them, 64 bytes each (one cache line, four slots),
+               with linear probing
+    slot       16 bytes: key uint64 | row + 1 uint64 (0 for an empty slot); a bucket is filled
+               from its first slot on
 
-The top 8 bits of a key's hash choose the sub-table, the low bits its first bucket. A directory never changes:
-a sub-table that has become too full is copied into a larger block, and a *new* directory is
-published by one Python assignment. A reader takes the directory once a call, and the object it holds owns
-every block in it: so "a retired block is freed only when no reader is inside" is plain reference counting.
-Inside a block the writer stores the key first and then row + 1 with release; readers load row + 1 with
-acquire and then the key. So a key inserted before a look-up began is always found, and one inserted meanwhile
-is found with its right row or not at all.
+The top 8 bits of a key's hash select the sub-table, and the low bits select its first bucket. A
+directory never changes. When a sub-table is too full, the writer copies it to a larger block, and
+publishes a new directory by one Python assignment. A reader takes the directory once per call. The
+directory object owns all its blocks. So reference counting frees a retired block only when no
+reader uses it. In a block, the writer first stores the key and then row + 1 with release. Readers
+load row + 1 with acquire and then the key. So a look-up finds every key that was inserted before it
+began. It finds a key that is inserted meanwhile with the correct row, or not at all.
 
-The hash decides no row, no digest and nothing in the log (rows are given in first-appearance order), only
-where a slot lies. It is seeded so that nobody who does not know the seed can choose keys that collide.
+The hash affects only the place of a slot. It affects no row, no digest and nothing in the log,
+because rows are allocated in order of first appearance. The hash has a secret seed, so that clients
+cannot choose keys that collide.
 
-A bucket is looked at as a whole, without a branch for each slot (one misprediction costs more than four
-compares), and hashes are taken `_WINDOW` keys ahead, where their buckets are prefetched
-(benchmarks/keymap_bench.py).
+A look-up compares all slots of a bucket without a branch per slot, because one misprediction costs
+more than four comparisons. Hashes are computed `_WINDOW` keys ahead, and their buckets are
+prefetched (`benchmarks/speed/keymap.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from livefactor_kernels.numbers.lanes import prefetch
 from livefactor_kernels.simd.atomics import load_acquire, load_relaxed, store_relaxed, store_release
 
 NO_ROW = 0xFFFFFFFF
-"""The row a look-up gives for a key that is not in the map; so the largest row is 2**32 - 2."""
+"""The row of a key that is not in the map. So the largest row is 2**32 - 2."""
 
 SUB_TABLES = 256
 SLOTS_PER_BUCKET = 4
@@ -39,13 +43,20 @@ _BUCKET_BYTES = 64
 _BUCKET_WORDS = 8
 _BITS_MIN = 3
 _BITS_QUADRUPLE = 6
-"""Below 64 buckets a block grows fourfold: there a growth costs more Python than copying."""
+"""A block with fewer than 64 buckets grows fourfold.
+
+For such blocks the Python code costs more than the copy.
+"""
 _LOAD_MIN = 0.60
 _LOAD_SPREAD = 0.15
-"""A sub-table grows when it is 60 to 75 % full, depending on its number: hashes fill all of them evenly, and
-with one common limit all 256 would grow within a few batches of each other."""
+"""Spread of the load at which sub-tables grow.
 
-# Numba turns a mix of uint64 and plain int into float64 or int64: every constant of the kernels is a uint64.
+A sub-table grows when it is 60 to 75 % full, depending on its number. Hashes fill all sub-tables
+evenly. With one limit all 256 would grow within a few batches.
+"""
+
+# Numba converts a mix of uint64 and int to float64 or int64. So every constant of the kernels is a
+# uint64.
 _0, _1, _3, _6 = np.uint64(0), np.uint64(1), np.uint64(3), np.uint64(6)
 _8, _16, _32, _48, _56 = np.uint64(8), np.uint64(16), np.uint64(32), np.uint64(48), np.uint64(56)
 _ADDRESS_BITS = np.uint64(2**64 - _BUCKET_BYTES)
@@ -58,7 +69,10 @@ _33, _29 = np.uint64(33), np.uint64(29)
 
 @compiled(inline="always")
 def _hash(key, seed_a, seed_b):
-    """MurmurHash3's 64-bit finaliser with secret words before and between its steps (a bijection)."""
+    """MurmurHash3's 64-bit finaliser with secret words before and between its steps.
+
+    It is a bijection.
+    """
     h = key ^ seed_a
     h = (h ^ (h >> _33)) * _MIX_1 + seed_b
     h = (h ^ (h >> _29)) * _MIX_2
@@ -67,7 +81,9 @@ def _hash(key, seed_a, seed_b):
 
 @compiled(inline="always")
 def _locate(directory, h):
-    """(address of the block, mask of its bucket numbers, first bucket's number) of the hash `h`."""
+    """(address of the block, mask of bucket numbers, number of the first bucket) of the hash
+    `h`.
+    """
     entry = load_relaxed(directory + ((h >> _56) << _3))
     mask = (_1 << (entry & _SIZE_BITS)) - _1
     return entry & _ADDRESS_BITS, mask, h & mask
@@ -75,7 +91,7 @@ def _locate(directory, h):
 
 @compiled(inline="always")
 def _hash_ahead(directory, seed_a, seed_b, keys, i, hashes):
-    """Hash key number `i`, keep the hash in the ring, and have its first bucket fetched."""
+    """Hashes key number `i`, stores the hash in the ring, and prefetches its first bucket."""
     h = _hash(load_relaxed(keys + (i << _3)), seed_a, seed_b)
     hashes[i & _RING_MASK] = h
     block, _, bucket = _locate(directory, h)
@@ -84,14 +100,17 @@ def _hash_ahead(directory, seed_a, seed_b, keys, i, hashes):
 
 @compiled(inline="always")
 def _slot_row(slot, key):
-    """row + 1 if the slot at this address holds `key`, else 0 (an empty slot has row + 1 = 0)."""
+    """row + 1 if the slot at this address has `key`, else 0. An empty slot has row + 1 = 0."""
     row = load_acquire(slot + _8)
     return row if load_relaxed(slot) == key else _0
 
 
 @compiled(inline="always")
 def _probe(directory, h, key):
-    """(row + 1, address of the last bucket looked at); 0: the key is absent, that bucket has a free slot."""
+    """(row + 1, address of the last bucket of the look-up).
+
+    If row + 1 is 0, the key is absent, and the bucket has an empty slot.
+    """
     block, mask, bucket = _locate(directory, h)
     while True:
         slot = block + (bucket << _6)
@@ -104,7 +123,10 @@ def _probe(directory, h, key):
 
 @compiled(inline="always")
 def _put(bucket, key, row_plus_1):
-    """Write into the first empty slot of the bucket at this address; who sees the row sees the key."""
+    """Writes to the first empty slot of the bucket at this address.
+
+    A reader that sees the row also sees the key.
+    """
     while load_relaxed(bucket + _8) != _0:
         bucket += _16
     store_relaxed(bucket, key)
@@ -128,7 +150,10 @@ def _find_kernel(directory, seed_a, seed_b, keys, rows):
 
 @compiled
 def _insert_kernel(directory, seed_a, seed_b, counts, limits, keys, rows, new_keys, begin, made, next_row):
-    """Map keys from number `begin` on; return (first key not mapped, new keys so far, sub-table to grow)."""
+    """Maps keys from number `begin` on.
+
+    Returns (first key that is not mapped, number of new keys so far, sub-table to grow).
+    """
     count = np.uint64(rows.size)
     hashes = np.empty(_RING_MASK + _1, np.uint64)
     for i in range(begin, min(begin + _WINDOW, count)):
@@ -155,14 +180,14 @@ def _insert_kernel(directory, seed_a, seed_b, counts, limits, keys, rows, new_ke
 
 @compiled
 def _count_kernel(seed_a, seed_b, keys, counts):
-    """Add to counts[s] how many of the keys belong to sub-table s."""
+    """Adds to counts[s] the number of keys in sub-table s."""
     for i in range(np.uint64(keys.size)):
         counts[_hash(keys[i], seed_a, seed_b) >> _56] += _1
 
 
 @compiled
 def _move_kernel(directory, seed_a, seed_b, old_entry):
-    """Copy every filled slot of the block `old_entry` into the blocks of `directory`."""
+    """Copies every used slot of the block `old_entry` to the blocks of `directory`."""
     block = old_entry & _ADDRESS_BITS
     for i in range((_1 << (old_entry & _SIZE_BITS)) << np.uint64(2)):
         slot = block + (i << np.uint64(4))
@@ -175,13 +200,17 @@ def _move_kernel(directory, seed_a, seed_b, old_entry):
 
 @compiled
 def _distinct_kernel(seed_a, seed_b, keys, rows, scratch):
-    """Distinct keys among those without a row. scratch: zeros, a power of two, more than such keys."""
+    """Number of distinct keys among those without a row.
+
+    `scratch` has zeros. Its size is a power of two and exceeds the number of such keys.
+    """
     mask = np.uint64(scratch.size) - _1
     distinct, zero_seen = _0, _0
     for i in range(np.uint64(rows.size)):
         if rows[i] == np.uint32(NO_ROW):
             key = load_relaxed(keys + (i << _3))
-            if key == _0:  # 0 marks an empty place of the scratch
+            if key == _0:
+                # 0 marks an empty place of the scratch.
                 zero_seen = _1
                 continue
             place = _hash(key, seed_a, seed_b) & mask
@@ -194,7 +223,7 @@ def _distinct_kernel(seed_a, seed_b, keys, rows, scratch):
 
 
 class _Blocks:
-    """A directory that never changes, and the memory of every block in it."""
+    """A directory, which never changes, and the memory of all its blocks."""
 
     __slots__ = ("address", "directory", "memory")
 
@@ -216,7 +245,7 @@ def _new_block(bits: int) -> tuple[np.ndarray, int]:
 
 
 def _slot_limit(sub: int, bits: int) -> int:
-    """Filled slots at which sub-table `sub` grows when it has 2**bits buckets."""
+    """Number of used slots at which sub-table `sub` grows, with 2**bits buckets."""
     return int((SLOTS_PER_BUCKET << bits) * (_LOAD_MIN + _LOAD_SPREAD * sub / SUB_TABLES))
 
 
@@ -236,20 +265,26 @@ def _as_keys(keys: np.ndarray) -> np.ndarray:
 
 
 class KeyMap:
-    """Map from 64-bit keys (every value is legal) to row numbers below 2**32 - 1. Keys are never removed.
+    """A map from 64-bit keys (all values are valid) to rows below 2**32 - 1. It never removes a
+    key.
 
-    One thread at a time may call `insert_missing` and `rebuild`; `find`, `count_new`, `len` and `nbytes` are
-    free to any thread at any time and take no lock. All of them release the GIL in their loops.
+    One thread at a time may call `insert_missing` and `rebuild`. Any thread may call `find`,
+    `count_new`, `len` and `nbytes` at any time, without a lock. All of them release the GIL in
+    their loops.
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        """seed: of the slot hash, 0 or more; None draws one. It changes no result: keep it from clients."""
+        """An empty map.
+
+        `seed` is the seed of the hash, 0 or more. None draws one. It changes no result. Keep it
+        secret from clients.
+        """
         seed = secrets.randbits(128) if seed is None else seed
         self._seed_a, self._seed_b = np.random.SeedSequence(seed).generate_state(2, np.uint64)
         self._start_empty(np.zeros(SUB_TABLES, np.uint64))
 
     def _start_empty(self, expected: np.ndarray) -> None:
-        """Publish empty blocks with room for `expected[s]` keys in sub-table s."""
+        """Publishes empty blocks with room for `expected[s]` keys in sub-table s."""
         bits = [_bits_for(sub, int(count)) for sub, count in enumerate(expected)]
         memory, entries = zip(*(_new_block(b) for b in bits), strict=True)
         self._counts = np.zeros(SUB_TABLES, np.uint64)
@@ -263,20 +298,29 @@ class KeyMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the current blocks and their directory take."""
+        """Bytes of memory of the present blocks and their directory."""
         blocks = self._blocks
         return blocks.directory.nbytes + sum(memory.nbytes for memory in blocks.memory)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Rows uint32[n] of keys uint64[n], `NO_ROW` where a key is not in the map. TypeError for others."""
+        """Rows uint32[n] of keys uint64[n]. `NO_ROW` if a key is not in the map.
+
+        Raises:
+            TypeError: the keys are not uint64[n].
+        """
         keys = _as_keys(keys)
         rows = np.empty(keys.size, np.uint32)
-        blocks = self._blocks  # held until the kernel is done: it owns every block that the kernel may read
+        # The reference keeps all blocks alive until the kernel returns.
+        blocks = self._blocks
         _find_kernel(blocks.address, self._seed_a, self._seed_b, _address(keys), rows)
         return rows
 
     def count_new(self, keys: np.ndarray) -> int:
-        """Number of distinct keys of uint64[n] that are not in the map; changes nothing."""
+        """Number of distinct keys of uint64[n] that are not in the map.
+
+        Raises:
+            TypeError: the keys are not uint64[n].
+        """
         keys = _as_keys(keys)
         rows = self.find(keys)
         missing = int(np.count_nonzero(rows == NO_ROW))
@@ -286,11 +330,14 @@ class KeyMap:
         return int(_distinct_kernel(self._seed_a, self._seed_b, _address(keys), rows, scratch))
 
     def insert_missing(self, keys: np.ndarray, next_row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Map keys uint64[n]; those not in the map get next_row, next_row + 1, ... in order of first
+        """Maps keys uint64[n]. New keys get next_row, next_row + 1, ... in order of first
         appearance.
 
-        Returns (rows uint32[n], new keys uint64[m] in the order of their rows). ValueError if a row could be
-        `NO_ROW`.
+        Returns (rows uint32[n], new keys uint64[m] in the order of their rows).
+
+        Raises:
+            TypeError: the keys are not uint64[n].
+            ValueError: a row could be `NO_ROW`.
         """
         keys = _as_keys(keys)
         if not 0 <= next_row <= NO_ROW - keys.size:
@@ -308,7 +355,7 @@ class KeyMap:
         return rows, new_keys[:made].copy()
 
     def _grow(self, sub: int) -> None:
-        """Publish a larger copy of a sub-table; readers that are inside keep the old one alive."""
+        """Publishes a larger copy of a sub-table. Active readers keep the old one alive."""
         blocks = self._blocks
         old_entry = blocks.directory[sub]
         old_bits = int(old_entry) & int(_SIZE_BITS)
@@ -321,9 +368,13 @@ class KeyMap:
         self._blocks = grown
 
     def rebuild(self, keys: np.ndarray) -> None:
-        """Forget everything, then map keys uint64[n] to the rows 0..n-1; readers meanwhile find some of them.
+        """Removes all keys, and maps keys uint64[n] to the rows 0..n-1.
 
-        ValueError if a key comes twice; the map is then empty.
+        Readers meanwhile find some of the keys.
+
+        Raises:
+            TypeError: the keys are not uint64[n].
+            ValueError: a key repeats. The map is then empty.
         """
         keys = _as_keys(keys)
         expected = np.zeros(SUB_TABLES, np.uint64)
@@ -336,7 +387,10 @@ class KeyMap:
 
 
 def compile_kernels() -> None:
-    """Compile this module's kernels, or load them from Numba's cache: no first call waits for it then."""
+    """Compiles the kernels of this module, or loads them from Numba's cache.
+
+    So no later call waits for the compiler.
+    """
     keys = np.arange(64 * SUB_TABLES, dtype=np.uint64)
     keymap = KeyMap(0)
     keymap.count_new(keys)

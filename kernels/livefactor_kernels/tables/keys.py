@@ -1,4 +1,4 @@
-"""Which key has which row of one side, in arrays: what the tables of the CPU and the GPU have in common."""
+"""The keys of one side and their rows, in host arrays: the common part of CPU and GPU tables."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from livefactor_kernels.tables.keymap import KeyMap
 
 
 class RowKeys:
-    """Which key has which row of one side; shared by the tables of all fast backends.
+    """The keys of one side and their rows.
 
-    keys uint64[cap] by row. allocated: rows given out, may be ahead of what is published. Only the LOG stage
-    calls `allocate`.
+    Only the LOG stage calls `allocate`.
+
+    Attributes:
+        keys: uint64[cap], by row.
+        allocated: number of allocated rows, which may exceed the number of published rows.
     """
 
     def __init__(self, spec: ModelSpec, side: int) -> None:
-        """Reserve the keys' memory; MemoryError or OSError if the system refuses the address space."""
+        """Reserves the memory of the keys.
+
+        Raises:
+            MemoryError, OSError: the system refuses the address space.
+        """
         self.spec, self.side = spec, side
         self.capacity = spec.limits.users_max if side == USERS else spec.limits.items_max
         self.keys = reserve((self.capacity,), np.uint64)
@@ -29,14 +36,18 @@ class RowKeys:
 
     @staticmethod
     def _new_keymap() -> KeyMap:
-        # Slots are no part of a model's state: with a secret seed nobody can aim keys at one of them.
+        # Slots are not part of the state of a model. With a secret seed nobody can choose keys that
+        # collide.
         return KeyMap(secrets.randbits(64))
 
     def allocate(self, keys: np.ndarray) -> np.ndarray:
-        """Rows uint32[n] of `keys` uint64[n]; unknown keys get the next rows in order of first appearance,
-        initialised.
+        """Rows uint32[n] of `keys` uint64[n]. New keys get the next rows in order of first
+        appearance.
 
-        LOG stage only. OverflowError, with nothing changed, if the new keys do not fit the table.
+        It initialises the new rows.
+
+        Raises:
+            OverflowError: the new keys do not fit the table. Nothing has changed.
         """
         start = self.allocated
         if start + keys.size > self.capacity and start + self.count_new(keys) > self.capacity:
@@ -50,24 +61,30 @@ class RowKeys:
         return rows
 
     def _initialise(self, keys: np.ndarray, start: int, stop: int) -> None:
-        """Give the new rows [start, stop) of `keys` their initial values, where that is done at once."""
+        """Gives the new rows [start, stop) their initial values. A GPU table does this later."""
 
     def count_new(self, keys: np.ndarray) -> int:
-        """Distinct keys of uint64[n] that have no row yet; changes nothing."""
+        """Number of distinct keys of uint64[n] that have no row yet."""
         return int(self.keymap.count_new(keys))
 
     def find(self, keys: np.ndarray, published: int) -> np.ndarray:
-        """Rows uint32[n] of `keys` uint64[n]; `NO_ROW` where unknown or at or past `published`. Any thread,
-        no lock."""
+        """Rows uint32[n] of `keys` uint64[n]. `NO_ROW` for unknown keys and rows from `published`
+        on.
+
+        Any thread may call it without a lock.
+        """
         rows = self.keymap.find(keys)
         rows[rows >= published] = NO_ROW
         return rows
 
     def map_of(self, sections: dict[str, np.ndarray], views: dict[str, np.ndarray], count: int) -> KeyMap:
-        """The map of `count` rows that an empty table is to be filled with; changes nothing.
+        """The map for `count` rows with which the caller will fill an empty table.
 
-        ValueError if the table is not empty, if names, shapes or dtypes of `sections` differ
-        from `views` (only those are looked at), or if a key repeats.
+        It changes nothing, and it checks only the sections that are in `views`.
+
+        Raises:
+            ValueError: the table is not empty, names, shapes or dtypes differ from `views`, or a
+                key repeats.
         """
         if self.allocated:
             raise ValueError("load_sections: the table is not empty")

@@ -1,9 +1,9 @@
-"""Tables in plain NumPy: the judge of `tables/cpu.py` and `tables/cuda.py` (semantics: `tables/__init__.py`).
+"""Tables in plain NumPy: the reference for `tables/cpu.py` and `tables/cuda.py`.
 
-Narrow factors (`spec.factor_dtype`) are widened to float32 when they are read. The new float32 factors of a
-row's step, and those of a new row, are rounded stochastically: the row has a random word, from (revision, number
-of the micro-batch within the record, side, row) or from its key, and column j rounds by the bits of
-`column_word(word, j)`.
+`tables/__init__.py` has the semantics. Narrow factors (`spec.factor_dtype`) are widened to float32
+when they are read. The new float32 factors of a step and those of a new row are rounded
+stochastically. Each row has a random word, from (revision, number of the micro-batch in the record,
+side, row) or from its key. Column j is rounded by the bits of `column_word(word, j)`.
 """
 
 from __future__ import annotations
@@ -38,16 +38,15 @@ class RowOfKey(dict[int, int]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the dictionary, its numbers not counted."""
+        """Bytes of the dictionary, without its numbers."""
         return sys.getsizeof(self)
 
 
 class ReferenceTable:
-    """Rows of one side; the same verbs and attributes as `tables.cpu.Table`, arrays as long as the rows in
-    use.
+    """The rows of one side, with the methods of `tables.cpu.Table`. Arrays have the allocated rows.
 
-    Rows are allocated while others of them learn, and new rows make longer arrays: `lock` keeps a step from
-    going to an array that has just been replaced.
+    Rows are allocated while other rows learn, and new rows replace the arrays by longer ones.
+    `lock` prevents that a step writes to a replaced array.
     """
 
     def __init__(self, spec: ModelSpec, side: int) -> None:
@@ -97,22 +96,24 @@ class ReferenceTable:
         return self._rounded(factors, rounding_key, key, step=0, row=0)
 
     def _rounded(self, factors: np.ndarray, key: np.uint64, revision: int, step: int, row: int) -> np.ndarray:
-        """A row's float32 factors as they are stored."""
+        """The stored form of a row's float32 factors."""
         word = rounding_word(key, *map(np.uint64, (revision, step, self.side, row)))
         columns = np.arange(self.spec.k_padded, dtype=np.uint64)
         return rounded(self.spec.factor_dtype, factors, column_word(word, columns))
 
     def read(self, row: int) -> np.ndarray:
-        """A row's factors as float32[k_padded]."""
+        """The factors of a row as float32[k_padded]."""
         return widened(self.factors[row])
 
     def write(self, row: int, factors: np.ndarray, revision: int, step: int) -> None:
-        """Store a row's new float32 factors, rounded as those of micro-batch number `step` of a record."""
+        """Stores the new float32 factors of a row, rounded for micro-batch number `step` of a
+        record.
+        """
         key = domain_key(self.spec.seed, ROUNDING_DOMAIN)
         self.factors[row] = self._rounded(factors, key, revision, step, row)
 
     def allocate(self, keys: np.ndarray) -> np.ndarray:
-        """As `tables.cpu.Table.allocate`."""
+        """See `tables.keys.RowKeys.allocate`."""
         if self.allocated + self.count_new(keys) > self.capacity:
             raise OverflowError(f"table of {self.capacity} rows is full")
         start = self.allocated
@@ -130,29 +131,29 @@ class ReferenceTable:
 
     @property
     def row_bytes(self) -> int:
-        """As `tables.cpu.Table.row_bytes`."""
+        """See `tables.cpu.Table.row_bytes`."""
         arrays = [getattr(self, name) for name in self.names]
         return sum(math.prod(array.shape[1:]) * array.itemsize for array in arrays)
 
     def count_new(self, keys: np.ndarray) -> int:
-        """As `tables.cpu.Table.count_new`."""
+        """See `tables.keys.RowKeys.count_new`."""
         return len({int(key) for key in keys} - self.keymap.keys())
 
     def find(self, keys: np.ndarray, published: int) -> np.ndarray:
-        """As `tables.cpu.Table.find`."""
+        """See `tables.keys.RowKeys.find`."""
         rows = [self.keymap.get(int(key), NO_ROW) for key in keys]
         return np.array([row if row < published else NO_ROW for row in rows], np.uint32)
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
-        """As `tables.cpu.Table.sections`."""
+        """See `tables.cpu.Table.sections`."""
         return {name: unpadded(name, getattr(self, name)[:count], self.spec.k) for name in self.names}
 
     def copy(self, count: int) -> dict[str, np.ndarray]:
-        """Copies of the first `count` rows of every array, padded as it is, by name."""
+        """Copies of the first `count` rows of every array, by name, with padding."""
         return {name: getattr(self, name)[:count].copy() for name in self.names}
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
-        """As `tables.cpu.Table.load_sections`."""
+        """See `tables.cpu.Table.load_sections`."""
         if self.allocated or count > self.capacity:
             raise ValueError("load_sections: the table is not empty, or too small")
         self._resize(count)
@@ -170,7 +171,7 @@ class ReferenceTable:
 
 
 class ReferenceTables:
-    """What a rule of the reference learns in: the rows of both sides, the global mean, and the rates of a step."""
+    """The state of a rule of the reference: rows of both sides, global mean, and rates."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -182,7 +183,10 @@ class ReferenceTables:
         self, side: int, row: int, gradient: np.ndarray, bias: np.float32 | None, events: int, revision: int = 0,
         number: int = 0,
     ) -> None:  # fmt: skip
-        """Step a row that `events` events name by its gradient float32[k_padded] and its bias's (None: it stays)."""
+        """Steps a row by the gradient float32[k_padded] of its factors and that of its bias.
+
+        `events` is the number of events with the row. A bias gradient of None keeps the bias.
+        """
         table, scale = (self.users, self.items)[side], scalar.hot_scale(self.rates.hot_events, events)
         factors = step_row(
             self.spec, self.rates, table, row, gradient * scale, None if bias is None else bias * scale

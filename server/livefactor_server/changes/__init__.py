@@ -1,16 +1,18 @@
-"""Changes: what a record of the log asks of a model. `state(r) = apply(spec, log[1..r])`.
+"""Changes: the contents of log records. `state(r) = apply(spec, log[1..r])`.
 
     wire message ── from_wire ─▶ change, rejects ── body ─▶ log record
                                                                │
     state(r) ◀── apply ── place (keys → rows) ◀── from_log ────┘
 
-A kind of change is one file: its columns, the check of a received message, the bytes that the log keeps, what it does
-to a state, what `log show` says of it, and what admission reserves for it. `CHANGES` is the one table of them, by the
-kind in a record's header. To add a kind, write its file, give it the next `Kind` of the log, and add it to `_ALL`.
+Each kind of change has one file. The file defines the columns, the check of a received message, the
+bytes in the log, the effect on a state, the text in `log show`, and the memory that admission
+reserves. `CHANGES` maps the kind in a record's header to the class. To add a kind, write its file,
+give it the next `Kind` of the log, and add it to `_ALL`.
 
-A change's `body` is the message as it was received, unless rows of it were rejected; then it is the message of the
-rows that are left. The list of rejected rows is in the record too, so that a retry gets the first answer even after
-a replay. Marks (`Kind.MARK`) ask nothing: they take no revision and are outside the chain.
+The `body` of a change is the received message. If rows of the message were rejected, it is a
+message with the remaining rows. The record also has the list of rejected rows, so that a retry gets
+the first answer even after a replay. Marks (`Kind.MARK`) change nothing. They have no revision and
+are not part of the hash chain.
 """
 
 from __future__ import annotations
@@ -71,19 +73,24 @@ _ALL: tuple[type[Change], ...] = (
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}
-"""Kind of a record -> its change."""
+"""Kind of a record -> class of its change."""
 
 WIRE_CHANGES: dict[str, type[WireChange]] = {
     kind.field: kind for kind in _ALL if issubclass(kind, WireChange) and kind.field
 }
-"""Field of an ApplyUpdatesRequest -> its change."""
+"""Field of an ApplyUpdatesRequest -> class of its change."""
 
 REJECT_TEXTS: dict[int, str] = {reason: text for kind in _ALL for reason, text in kind.reject_texts.items()}
-"""Reject reason -> what it means, for people."""
+"""Reason of a rejection -> text for people."""
 
 
 def change_of(kind: int, body: bytes | memoryview) -> Change:
-    """The change of a logged record. Raises ValueError or a subclass for a damaged body or a kind of a later version."""
+    """Decodes the change of a logged record.
+
+    Raises:
+        ValueError: the body is damaged, or a later version of livefactor wrote the kind. It may be
+            a subclass.
+    """
     if kind not in CHANGES:
-        raise ValueError(f"records of kind {kind} are of a later version of livefactor")
+        raise ValueError(f"kind {kind}: a later version of livefactor wrote this record")
     return CHANGES[kind].from_log(bytes(body))

@@ -1,6 +1,7 @@
-"""The two steps that every record goes through, live, on restart and in an audit alike: keys to rows, then the change itself.
+"""Places and applies records. Live records, recovery and audit use the same two functions.
 
-Both take any number of consecutive records at once. How records are grouped changes no bit; it saves calls.
+Both take any number of consecutive records. The grouping of records changes no bit. Larger groups
+need fewer calls.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from livefactor_server.model.state import ModelState
 
 
 def place(state: ModelState, changes: Sequence[Change]) -> list[Placement | None]:
-    """Keys to rows, in order; new keys get rows in first-appearance order. None for changes without keys.
+    """Allocates table rows for the keys of `changes`, in order of first appearance.
 
-    The LOG stage calls it; admission has checked that the new rows fit.
+    Returns None for changes without keys. The LOG stage calls it after admission has checked that
+    the new rows fit.
     """
     keyed = [change for change in changes if isinstance(change, KeyedChange)]
     placements = iter(_place(state, keyed) if keyed else ())
@@ -43,11 +45,11 @@ def _place(state: ModelState, changes: Sequence[KeyedChange]) -> list[Placement]
 def _allocate(
     table: RowTable, columns: Sequence[np.ndarray], starts: np.ndarray
 ) -> tuple[np.ndarray, list[int]]:
-    """Rows of the records' keys, and the table's size after each record."""
+    """Rows of the keys, and the size of the table after each record."""
     before = table.allocated
     rows = table.allocate(np.concatenate(columns) if len(columns) > 1 else columns[0])
     sizes = np.full(len(columns), before)
-    # Nothing is left of a batch whose rows were all rejected.
+    # A batch whose rows were all rejected is empty.
     filled = np.array([column.size > 0 for column in columns])
     if rows.size:
         sizes[filled] = np.maximum.reduceat(rows, starts[filled]).astype(np.int64) + 1
@@ -55,9 +57,12 @@ def _allocate(
 
 
 def apply(state: ModelState, records: Sequence[Record]) -> None:
-    """Apply consecutive records, which continue the state's revision and chain. Raises ReplayError.
+    """Applies consecutive records, which continue the revision and the hash chain of the state.
 
-    The APPLY stage calls it and holds the gate, so nobody reads between two records.
+    The APPLY stage calls it under the gate, so that no reader sees a state between two records.
+
+    Raises:
+        ReplayError: a record does not fit the state before it.
     """
     _check_order(state, records)
     for kind, group in groupby(records, lambda record: type(record.change)):
@@ -79,7 +84,7 @@ def _check_order(state: ModelState, records: Sequence[Record]) -> None:
 
 
 def _settle(state: ModelState, record: Record) -> None:
-    """The record's outcome is remembered for retries, and the state is at its revision."""
+    """Stores the outcome of the record for retries, and sets the revision of the state."""
     header, change = record.header, record.change
     if header.producer and not change.opens_producer:
         outcome = Outcome(

@@ -1,4 +1,7 @@
-"""Availability: items that may or may not be recommended from here on. They keep their factors either way."""
+"""Availability: marks items as available or unavailable for recommendation.
+
+Unavailable items keep their factors.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,12 @@ from livefactor_server.model.state import ModelState
 
 @dataclass(slots=True)
 class AvailabilityChange(WireChange):
-    """item_ids: uint64[n]. available: what they become."""
+    """A mark for items.
+
+    Attributes:
+        item_ids: uint64[n].
+        available: the new mark of all of them.
+    """
 
     item_ids: np.ndarray
     available: bool
@@ -29,25 +37,33 @@ class AvailabilityChange(WireChange):
 
     @property
     def rows(self) -> int:
-        """Items."""
+        """Number of items."""
         return len(self.item_ids)
 
     @classmethod
     def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[AvailabilityChange, Rejects]:
-        """The marks of a message; none is ever rejected."""
+        """Decodes a message. It rejects no row.
+
+        Raises:
+            ColumnError: the message is malformed.
+            Refused: it has no rows or too many.
+        """
         change = cls.from_log(body)
         require_rows(change.rows, rows_max)
         return change, NO_REJECTS
 
     @classmethod
     def from_log(cls, body: bytes) -> AvailabilityChange:
-        """The marks of a logged body."""
+        """Decodes a logged body."""
         marks = wire.decode_availability(body)
         return cls(marks.item_ids, marks.available, marks.body)
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
-        """Add the items to the unavailable ones, or take them away. Readers may hold the old array: it is replaced."""
+        """Adds the items to the unavailable ones or removes them.
+
+        It replaces the array, because readers may still use the old one.
+        """
         for record in records:
             change = record.change
             assert isinstance(change, AvailabilityChange)
@@ -55,14 +71,14 @@ class AvailabilityChange(WireChange):
             state.unavailable = merge(state.unavailable, change.item_ids)
 
     def describe(self) -> str:
-        """What the items become."""
+        """The new mark."""
         return "items available" if self.available else "items unavailable"
 
     @property
     def room(self) -> Room:
-        """An entry of the list of unavailable items for each."""
+        """One entry in the list of unavailable items for each row."""
         return Room(self.rows)
 
     def entries_in(self, state: ModelState) -> tuple[int, int]:
-        """(unavailable items, items that the model may have)."""
+        """(number of unavailable items, limit of items)."""
         return len(state.unavailable), state.spec.limits.items_max

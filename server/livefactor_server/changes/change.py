@@ -1,4 +1,4 @@
-"""What every kind of change has, and the record that carries one to the state."""
+"""The base classes of changes, and the record that carries a change to the state."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from livefactor_server.statuses import invalid
 
 
 class ReplayError(Exception):
-    """A record does not fit the state before it. The text says what was expected and what was found."""
+    """A record does not fit the state before it.
+
+    The text has the expected and the actual value.
+    """
 
 
 @dataclass(slots=True)
 class Header:
-    """What applying a record needs beside its change. `hash` and `previous` are chain hashes of 32 bytes."""
+    """The fields of a record's header that its application needs.
+
+    `hash` and `previous` are chain hashes of 32 bytes.
+    """
 
     revision: int
     producer: bytes
@@ -37,7 +43,12 @@ class Header:
 
 @dataclass(slots=True)
 class Placement:
-    """Rows of a record's keys: uint32[n] each; and the sizes of the tables once these rows are allocated."""
+    """Table rows of a record's keys.
+
+    Attributes:
+        user_rows, item_rows: uint32[n].
+        user_count, item_count: sizes of the tables after this record.
+    """
 
     user_rows: np.ndarray
     item_rows: np.ndarray
@@ -46,7 +57,7 @@ class Placement:
 
 
 class Room(NamedTuple):
-    """Memory that a change may take beside the tables: entries of a list with a limit, and bytes."""
+    """Memory that a change takes beside the tables: entries in a limited list, and bytes."""
 
     entries: int = 0
     nbytes: int = 0
@@ -56,12 +67,15 @@ NO_ROOM = Room()
 
 
 class Change(ABC):
-    """What one record asks of a model. Each subclass is one kind of record and stands in one file.
+    """The contents of one record. Each subclass is one kind of record and has its own file.
 
-    kind: the number in the record's header. field: of the `change` oneof of an ApplyUpdatesRequest, None for a change
-    that no such request carries. reject_texts: what the reasons of its rejected rows mean.
-    has_events: the model learns from its rows, so they are counted as events and a hold refuses them.
-    opens_producer: the record opens an epoch and consumes no sequence.
+    Attributes:
+        kind: the number in the record's header.
+        field: the field in the `change` oneof of an ApplyUpdatesRequest. None if no request carries
+            the change.
+        reject_texts: reason of a rejection -> text for people.
+        has_events: the model learns from the rows. They count as events, and a hold refuses them.
+        opens_producer: the record opens an epoch and takes no sequence.
     """
 
     kind: ClassVar[Kind]
@@ -71,48 +85,67 @@ class Change(ABC):
     opens_producer: ClassVar[bool] = False
 
     body: bytes
-    """What the log keeps: the bytes as they were received, unless a row was rejected."""
+    """The bytes in the log: the received bytes, unless a row was rejected."""
 
     @property
     @abstractmethod
     def rows(self) -> int:
-        """Rows of the change, as the record's header counts them."""
+        """Number of rows, which is also in the record's header."""
 
     @classmethod
     @abstractmethod
     def from_log(cls, body: bytes) -> Self:
-        """The change of a logged body. It was checked before it was logged: ValueError or a subclass means damage."""
+        """Decodes a logged body.
+
+        The body was checked before it was logged, so an error means damage.
+
+        Raises:
+            ValueError: the body is damaged. It may be a subclass.
+        """
 
     @classmethod
     @abstractmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
-        """Apply consecutive records of this kind. The caller holds the gate, and publishes the revision afterwards."""
+        """Applies consecutive records of this kind.
+
+        The caller holds the gate, and publishes the revision afterwards.
+        """
 
     @abstractmethod
     def describe(self) -> str:
-        """What `log show` says of the change, in a few words."""
+        """A few words about the change for `log show`."""
 
     @property
     def room(self) -> Room:
-        """What admission reserves for the change beside rows of the tables."""
+        """The memory that admission reserves for the change, without table rows."""
         return NO_ROOM
 
     def entries_in(self, state: ModelState) -> tuple[int, int]:
-        """(entries in the list that the change adds to, the spec's limit of that list)."""
+        """(present entries in the list that the change extends, limit of that list)."""
         return 0, 0
 
 
 class WireChange(Change):
-    """A change that an ApplyUpdatesRequest carries, in the field of the same name."""
+    """A change that the field `field` of an ApplyUpdatesRequest carries."""
 
     @classmethod
     @abstractmethod
     def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[Self, Rejects]:
-        """The change of a received message without its bad rows, and those. Raises ColumnError, Refused."""
+        """Decodes a received message. Returns the change without its bad rows, and the rejects.
+
+        `rows_max` is the maximum number of rows.
+
+        Raises:
+            ColumnError: the message is malformed.
+            Refused: the message as a whole is invalid.
+        """
 
 
 class KeyedChange(WireChange):
-    """A change whose rows name users and items. Keys that are new get rows of the tables before it is applied."""
+    """A change whose rows contain users and items.
+
+    New keys get table rows before the change is applied.
+    """
 
     @property
     @abstractmethod
@@ -121,11 +154,11 @@ class KeyedChange(WireChange):
 
     @abstractmethod
     def without_rows(self, rows: np.ndarray | list[int]) -> Self:
-        """The change without the rows of these numbers."""
+        """The change without the rows with these numbers."""
 
 
 class Record(NamedTuple):
-    """A durable record on its way to the tables. placement: of a `KeyedChange`, else None."""
+    """A durable record on its way to the tables. Only a `KeyedChange` has a placement."""
 
     header: Header
     change: Change
@@ -133,8 +166,12 @@ class Record(NamedTuple):
 
 
 def require_rows(rows: int, rows_max: int) -> None:
-    """Raises Refused (INVALID_ARGUMENT) unless a message has 1 to `rows_max` rows."""
+    """Checks that a message has 1 to `rows_max` rows.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if it has not.
+    """
     if not rows:
-        raise invalid("batch: no rows")
+        raise invalid("batch: it has no rows")
     if rows > rows_max:
         raise invalid(f"batch: at most {rows_max} rows, got {rows}")

@@ -1,4 +1,7 @@
-"""Engine: who computes from here on, and from which snapshot a restored model began. It changes no table."""
+"""Engine: records the backend, and the snapshot with which a restored model began.
+
+It changes no table.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from livefactor_server.model.state import ModelState
 
 @dataclass(slots=True)
 class EngineChange(Change):
-    """body: JSON of kernel_semantics, backend, and base (lineage, revision and root hash of the snapshot)."""
+    """The body is JSON with the fields kernel_semantics, backend, and base.
+
+    `base` has the lineage, the revision and the root hash of the snapshot.
+    """
 
     body: bytes
 
@@ -23,7 +29,7 @@ class EngineChange(Change):
 
     @property
     def rows(self) -> int:
-        """It has no rows."""
+        """Always 0."""
         return 0
 
     @classmethod
@@ -35,23 +41,27 @@ class EngineChange(Change):
 
     @classmethod
     def from_log(cls, body: bytes) -> EngineChange:
-        """The change of a logged body."""
+        """Decodes a logged body."""
         return cls(body)
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The body as values."""
+        """The decoded JSON of the body."""
         values: dict[str, Any] = json.loads(self.body)
         return values
 
     @property
     def base_root_hash(self) -> bytes:
-        """Root hash of the snapshot that the model began with, 32 bytes."""
+        """Root hash of the snapshot with which the model began, 32 bytes."""
         return bytes.fromhex(self.fields["base"]["root_hash"])
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
-        """Check that the state is computed by the record's semantics. Raises ReplayError."""
+        """Checks that the record and the spec have the same kernel semantics.
+
+        Raises:
+            ReplayError: they differ.
+        """
         for record in records:
             change = record.change
             assert isinstance(change, EngineChange)
@@ -59,11 +69,11 @@ class EngineChange(Change):
             if semantics != state.spec.kernel_semantics:
                 raise ReplayError(
                     f"kernel_semantics {semantics} begins at revision {record.header.revision}: "
-                    "replay from its snapshot"
+                    "replay from the snapshot of that revision"
                 )
 
     def describe(self) -> str:
-        """Backend, semantics and base."""
+        """Backend, kernel semantics and the revision of the base."""
         fields = self.fields
         return (
             f"backend {fields['backend']}, kernel_semantics {fields['kernel_semantics']}, "

@@ -1,4 +1,7 @@
-"""Interactions: events that the model learns from. Columns are user and item, and optionally value, weight, type and time."""
+"""Interactions: events from which the model learns.
+
+The columns are user and item, and optionally value, weight, type and time.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,15 @@ from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid
 
 WORK_MAX = 65_536 * 16
-"""Most events times `ModelSpec.work_of_event` of a record: it bounds how long a reader waits at the gate."""
+"""Maximum of events times `ModelSpec.work_of_event` of one record.
+
+It bounds the time for which a reader waits at the gate.
+"""
 
 
 @dataclass(slots=True)
 class InteractionsChange(KeyedChange):
-    """Accepted events. `columns` are NumPy views over `body`."""
+    """Accepted events. `columns` are NumPy views of `body`."""
 
     columns: Columns
     body: bytes
@@ -43,17 +49,23 @@ class InteractionsChange(KeyedChange):
 
     @property
     def rows(self) -> int:
-        """Events."""
+        """Number of events."""
         return len(self.columns.user_ids)
 
     @property
     def keys(self) -> tuple[np.ndarray, np.ndarray]:
-        """(user ids, item ids) of the events."""
+        """(user ids, item ids) of the events, uint64[rows] each."""
         return self.columns.user_ids, self.columns.item_ids
 
     @classmethod
     def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[InteractionsChange, Rejects]:
-        """The events whose values and weights the spec accepts."""
+        """Decodes a message, and rejects the events whose values or weights the spec does not
+        accept.
+
+        Raises:
+            ColumnError: the message is malformed.
+            Refused: it has no rows, too many rows, or no values for squared loss.
+        """
         columns = wire.decode_interactions(body)
         require_rows(len(columns), min(rows_max, WORK_MAX // spec.work_of_event))
         if columns.values is None and spec.loss == Loss.SQUARED:
@@ -67,11 +79,11 @@ class InteractionsChange(KeyedChange):
 
     @classmethod
     def from_log(cls, body: bytes) -> InteractionsChange:
-        """The events of a logged body."""
+        """Decodes a logged body."""
         return cls(wire.decode_interactions(body), body)
 
     def without_rows(self, rows: np.ndarray | list[int]) -> InteractionsChange:
-        """The events without those of these numbers."""
+        """The events without those with these numbers."""
         keep = np.ones(self.rows, bool)
         keep[rows] = False
         columns = wire.decode_interactions(wire.select(self.columns, keep))
@@ -79,12 +91,15 @@ class InteractionsChange(KeyedChange):
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
-        """Learn the events of all records in one call of the backend, which gives the bits of one call a record."""
+        """Learns the events of all records in one call of the backend.
+
+        The bits are those of one call per record.
+        """
         state.backend.apply_all([_update(state, record) for record in records])
         state.events += sum(record.change.rows for record in records)
 
     def describe(self) -> str:
-        """The optional columns that are there."""
+        """The optional columns that the events have."""
         names = ("values", "weights", "event_types", "times_us")
         present = [name for name in names if getattr(self.columns, name) is not None]
         return " ".join(["events", *(["with", ", ".join(present)] if present else [])])
@@ -109,7 +124,10 @@ def _update(state: ModelState, record: Record) -> Update:
 
 
 def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
-    """uint8[n] reject reason of each row, 0 for good ones; None if all are good. One compare a column when all is well."""
+    """uint8[n] reason of the rejection of each row, 0 for accepted rows. None if all are accepted.
+
+    If all rows are accepted, it costs one comparison per column.
+    """
     checks = []
     if columns.values is not None:
         good = good_values(columns.values, spec)
@@ -127,7 +145,7 @@ def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
 
 
 def good_values(values: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """bool[n]: which values float32[n] are in the domain of the spec's loss, so that their rows are accepted."""
+    """bool[n]: which values float32[n] are in the domain of the spec's loss."""
     good: np.ndarray
     if spec.loss == Loss.SQUARED:
         good = np.abs(values) <= np.float32(spec.limits.value_abs_max)

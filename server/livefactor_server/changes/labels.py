@@ -1,4 +1,7 @@
-"""Labels: names of ids of one side. The last label of an id wins, and an empty one removes it."""
+"""Labels: names of ids of users or items.
+
+The last label of an id replaces earlier ones. An empty label removes the label of the id.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,20 @@ from livefactor_server.statuses import invalid
 LABEL_BYTES_MAX = 1024
 
 SIDES: dict[int, int] = {updates_pb2.SIDE_USER: 0, updates_pb2.SIDE_ITEM: 1}
-"""Contract side -> table number."""
+"""Side in the API -> table number."""
 
 _LABEL_TAG = bytes([updates_pb2.Labels.LABELS_FIELD_NUMBER << 3 | 2])
 
 
 @dataclass(slots=True)
 class LabelsChange(WireChange):
-    """side: 0 users, 1 items. ids: uint64[n]. labels: n texts."""
+    """Labels of one side.
+
+    Attributes:
+        side: 0 for users, 1 for items.
+        ids: uint64[n].
+        labels: n texts.
+    """
 
     side: int
     ids: np.ndarray
@@ -44,12 +53,17 @@ class LabelsChange(WireChange):
 
     @property
     def rows(self) -> int:
-        """Labels."""
+        """Number of labels."""
         return len(self.labels)
 
     @classmethod
     def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[LabelsChange, Rejects]:
-        """The labels that are not too long."""
+        """Decodes a message, and rejects labels of more than `LABEL_BYTES_MAX` bytes.
+
+        Raises:
+            ColumnError: the message is malformed.
+            Refused: it has no rows, too many rows, or no side.
+        """
         _require_few(body, rows_max)
         labels = wire.decode_labels(body)
         require_rows(len(labels), rows_max)
@@ -64,7 +78,7 @@ class LabelsChange(WireChange):
 
     @classmethod
     def from_log(cls, body: bytes) -> LabelsChange:
-        """The labels of a logged body."""
+        """Decodes a logged body."""
         return cls._of(wire.decode_labels(body))
 
     @classmethod
@@ -72,24 +86,25 @@ class LabelsChange(WireChange):
         return cls(SIDES[labels.side], labels.ids, list(labels.labels), labels.body)
 
     def without_rows(self, rows: Sequence[int]) -> LabelsChange:
-        """The change without these rows."""
+        """The labels without those with these numbers."""
         keep = np.ones(self.rows, bool)
         keep[np.asarray(rows, np.int64)] = False
         return self._of(wire.decode_labels(wire.select_labels(wire.decode_labels(self.body), keep)))
 
     def rows_without_room(self, state: ModelState, pending: Mapping[int, int]) -> list[int]:
-        """Rows whose label would be one more than the side may have.
+        """Numbers of the rows whose labels would exceed the limit of the side.
 
-        pending: keys of the side whose labels were admitted and are not applied yet, with their numbers.
+        `pending` maps the keys of the side whose labels are admitted and not yet applied to their
+        number.
         """
-        held, limit = state.labels[self.side], self.entries_in(state)[1]
-        if len(held) + len(pending) + self.rows <= limit:
+        present, limit = state.labels[self.side], self.entries_in(state)[1]
+        if len(present) + len(pending) + self.rows <= limit:
             return []
-        taken = len(held) + sum(key not in held for key in pending)
+        taken = len(present) + sum(key not in present for key in pending)
         new: set[int] = set()
         full = []
         for row, (key, text) in enumerate(zip(self.ids.tolist(), self.labels, strict=True)):
-            if not text or key in held or key in pending or key in new:
+            if not text or key in present or key in pending or key in new:
                 continue
             if taken + len(new) >= limit:
                 full.append(row)
@@ -99,7 +114,7 @@ class LabelsChange(WireChange):
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
-        """Set the labels in order."""
+        """Sets the labels in order."""
         for record in records:
             change = record.change
             assert isinstance(change, LabelsChange)
@@ -111,17 +126,18 @@ class LabelsChange(WireChange):
 
     @property
     def room(self) -> Room:
-        """An entry of the list of labels for each, and its text."""
+        """One entry in the list of labels for each row, and the bytes of the texts."""
         return Room(self.rows, len(self.body) + ENTRY_BYTES * self.rows)
 
     def entries_in(self, state: ModelState) -> tuple[int, int]:
-        """(labels of the side, ids that the side may have)."""
+        """(number of labels of the side, limit of ids of the side)."""
         limits = state.spec.limits
         return len(state.labels[self.side]), (limits.users_max, limits.items_max)[self.side]
 
 
 def _require_few(body: bytes, rows_max: int) -> None:
-    # A message of empty labels takes two bytes each: millions of strings, if it were parsed to be counted. Each has its
-    # tag, so the tag's byte occurs at least as often as there are labels; in ids and texts it is rare.
+    # An empty label takes two bytes of a message, so parsing a message to count its labels could
+    # make millions of strings. Each label has a tag, so the tag's byte occurs at least as often as
+    # labels do. In ids and texts this byte is rare.
     if body.count(_LABEL_TAG) > 2 * rows_max + len(body) // 64:
         raise invalid(f"batch: at most {rows_max} rows, got many more labels")

@@ -1,4 +1,7 @@
-"""Open producer: a producer takes a new epoch, which fences whoever sends with an older one. All of it is in the header."""
+"""Open producer: gives a producer a new epoch, which fences senders with an older epoch.
+
+All data are in the record's header.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from livefactor_server.model.state import ModelState
 
 @dataclass(slots=True)
 class OpenProducerChange(Change):
-    """The request is an OpenProducerRequest; admission chooses the epoch."""
+    """A new epoch of a producer. The request is an OpenProducerRequest. Admission chooses the
+    epoch.
+    """
 
     body: bytes = b""
 
@@ -22,20 +27,20 @@ class OpenProducerChange(Change):
 
     @property
     def rows(self) -> int:
-        """It has no rows."""
+        """Always 0."""
         return 0
 
     @classmethod
     def from_log(cls, body: bytes) -> OpenProducerChange:
-        """The body is empty."""
+        """Decodes a logged body, which is empty."""
         return cls(body)
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
-        """Set each producer's epoch."""
+        """Sets the epoch of each producer."""
         for record in records:
             state.producers.open(record.header.producer, record.header.epoch)
 
     def describe(self) -> str:
-        """The header says who and which epoch."""
+        """A fixed text. The header has the producer and the epoch."""
         return "producer opens an epoch"

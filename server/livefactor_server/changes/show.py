@@ -1,4 +1,4 @@
-"""Shows a log to people: one row per record, and where the log ends or is damaged."""
+"""Shows a log: one row per record, and where the log ends or is damaged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COLUMNS = {
 """The fields of a row and their widths in a plain table.
 
 `bytes` is the size of the payload. `hash` is the chain hash in hex; tables show its first 16
-digits. `change` says in words what the record asks.
+digits. `change` describes the change of the record in words.
 """
 
 _TEXT = frozenset({"kind", "producer", "time", "segment", "hash", "change"})
@@ -59,7 +59,7 @@ def rows(
         folder: the folder of the log.
         from_revision: the first revision to show.
         count: the maximum number of rows; None shows all.
-        marks: also show bare marks.
+        marks: whether to show marks, too.
         io: the disk; None means the files of the operating system.
 
     Raises:
@@ -127,7 +127,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _described(record: Record) -> str | None:
-    """What the record asks; None if its body cannot be read."""
+    """Describes the change of a record. None if its body cannot be decoded."""
     try:
         return change_of(record.kind, record.body).describe()
     except (ValueError, KeyError):
@@ -135,7 +135,7 @@ def _described(record: Record) -> str | None:
 
 
 def _rejected(record: Record) -> int | None:
-    """Number of rejected rows; None if the summary cannot be read."""
+    """Number of rejected rows. None if the summary cannot be decoded."""
     try:
         return decode_rejects(record.rejects, record.commitment)[0].count
     except ValueError:

@@ -1,4 +1,6 @@
-"""Spec: the first record of a log. The state begins with it, so there is nothing left to apply."""
+"""Spec: the first record of a log. The initial state contains it, so its application only checks
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from livefactor_server.model.state import ModelState
 
 @dataclass(slots=True)
 class SpecChange(Change):
-    """body: a ModelSpec message. It is hashed as it was logged and is never serialised again."""
+    """The body is a ModelSpec message. Hashes use the logged bytes, which are never serialised
+    again.
+    """
 
     body: bytes
 
@@ -22,19 +26,23 @@ class SpecChange(Change):
 
     @property
     def rows(self) -> int:
-        """It has no rows."""
+        """Always 0."""
         return 0
 
     @classmethod
     def from_log(cls, body: bytes) -> SpecChange:
-        """The spec of a logged body."""
+        """Keeps the logged body."""
         return cls(body)
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
-        """Check that the state was made from this spec. Raises ReplayError."""
+        """Checks that the state was made from this spec.
+
+        Raises:
+            ReplayError: the state has another spec.
+        """
         if any(record.change.body != state.spec_body for record in records):
-            raise ReplayError("the log has another spec than the state")
+            raise ReplayError("the specs of the log and of the state differ")
 
     def describe(self) -> str:
         """Rule, loss and number of factors."""

@@ -1,7 +1,8 @@
-"""What may go into the log: the rules of sequences, and room for rows, checked before anything is appended.
+"""Admission: checks the sequence of a batch and the room for its rows before the log gets it.
 
-The LOG stage runs ahead of the published state by a few records; what it has let in but not yet applied is kept here and is in no
-snapshot. A record that was logged can always be applied: there is no poison record.
+The LOG stage is a few records ahead of the published state. `Admission` keeps the batches that are
+admitted and not yet applied. They are part of no snapshot. Every logged record can be applied,
+because admission refuses the others.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import Refused, exhausted, exists, precondition
 
 KEY_SLOT_BYTES = 32
-"""What a key takes in its map when that is emptiest."""
+"""Bytes per key in its map at the lowest load factor of the map."""
 
 
 @dataclass(slots=True)
 class _Lane:
-    """A producer as let in: ahead of the published table by what is in flight."""
+    """The admitted epoch and sequence of a producer.
+
+    They are ahead of the published table by the batches in flight.
+    """
 
     epoch: int
     last_sequence: int
@@ -35,7 +39,14 @@ class _Lane:
 
 @dataclass(slots=True)
 class Admission:
-    """The LOG stage's view. Only `settle` is called from the APPLY stage."""
+    """The state as the LOG stage sees it. The APPLY stage calls only `settle`.
+
+    Attributes:
+        state: the state of the model.
+        memory_bytes_max: limit of the memory of used rows, key maps and labels, in bytes.
+        seal: the hash of the log.
+        hold_refusal: the refusal of batches with events while updates are on hold, else None.
+    """
 
     state: ModelState
     memory_bytes_max: int
@@ -55,9 +66,14 @@ class Admission:
         self._row_bytes = (backend.users.row_bytes + KEY_SLOT_BYTES, backend.items.row_bytes + KEY_SLOT_BYTES)
 
     def admit(self, item: Submission) -> bool:
-        """True: a new batch, let it in. False: a duplicate that was answered or will be. Raises Refused.
+        """Decides whether a batch enters the log.
 
-        Retries of what was acknowledged get their answer while updates are on hold, too. A refused batch leaves no trace.
+        Returns True for a new batch, which the caller then logs. Returns False for a duplicate,
+        which gets its answer now or together with the batch in flight. Retries of acknowledged
+        batches get their answer also during a hold. A refused batch changes nothing.
+
+        Raises:
+            Refused: the sequence is wrong, updates are on hold, or a limit is reached.
         """
         if not self.sequence(item):
             return False
@@ -73,7 +89,14 @@ class Admission:
         return True
 
     def sequence(self, item: Submission) -> bool:
-        """True: a new batch, let it in. False: a duplicate that was answered or will be. Raises Refused."""
+        """Checks the epoch and the sequence of a batch, and records them if the batch is new.
+
+        Returns True for a new batch and False for a duplicate, as `admit` does.
+
+        Raises:
+            Refused: the producer is not open, its epoch is fenced, the sequence has a gap or
+                another payload, or a limit is reached.
+        """
         if item.change.opens_producer:
             self._open(item)
             return True
@@ -81,9 +104,9 @@ class Admission:
             return True
         lane = self._lane(item.producer)
         if lane is None:
-            raise precondition("producer: not opened; call OpenProducer first")
+            raise precondition("producer: it is not open; call OpenProducer first")
         if item.epoch != lane.epoch:
-            raise precondition(f"producer: epoch {item.epoch} is fenced, the current one is {lane.epoch}")
+            raise precondition(f"producer: epoch {item.epoch} is fenced; the current epoch is {lane.epoch}")
         if item.sequence > lane.last_sequence + 1 or item.sequence < 1:
             raise precondition(f"sequence: expected {lane.last_sequence + 1}, got {item.sequence}")
         if item.sequence <= lane.last_sequence:
@@ -92,7 +115,7 @@ class Admission:
         with self._lock:
             published = self.state.producers.get(item.producer)
             if published and lane.last_sequence - published.last_sequence >= RING:
-                raise exhausted(f"producer: {RING} batches are in flight already")
+                raise exhausted(f"producer: {RING} batches are already in flight")
             lane.last_sequence = item.sequence
             self._flying[item.producer, item.sequence] = item
         return True
@@ -113,7 +136,7 @@ class Admission:
             limit = self.state.spec.limits.producers_max
             opening = sum(self.state.producers.get(key) is None for key in self._lanes)
             if len(self.state.producers) + opening >= limit:
-                raise exhausted(f"producers: the model's limit of {limit} is reached")
+                raise exhausted(f"producers: the model has reached its limit of {limit}")
             lane = self._lanes[item.producer] = _Lane(0, 0)
         lane.epoch += 1
         item.epoch, item.sequence = lane.epoch, lane.last_sequence
@@ -134,10 +157,13 @@ class Admission:
             return
         if self.seal(outcome.salt, b"", item.received_body) != outcome.received_hash:
             raise exists(f"sequence: {item.sequence} was used for another payload")
-        item.finish(_again(outcome))
+        item.finish(_duplicate_ack(outcome))
 
     def withdraw(self, items: list[Submission]) -> None:
-        """The group was not logged: its sequences count as never sent. Followers get the same refusal."""
+        """Reverts the admission of a group that was not logged.
+
+        The sequences of its batches are free again. Followers get the same refusal as their batch.
+        """
         with self._lock:
             for item in reversed(items):
                 if item.producer and self._flying.pop((item.producer, item.sequence), None) is item:
@@ -150,20 +176,24 @@ class Admission:
                 self._count_pending(item.change, -1)
 
     def settle(self, item: Submission) -> list[Submission]:
-        """Called under `lock` when the record is published: nothing of it is in flight any more; returns its followers."""
+        """Removes a published batch from the batches in flight. Returns its followers.
+
+        The caller holds `lock`.
+        """
         self._flying.pop((item.producer, item.sequence), None)
         self._count_pending(item.change, -1)
         return item.followers
 
     @property
     def lock(self) -> threading.Lock:
-        """Guards the published producers table together with what is in flight."""
+        """Guards the published table of producers together with the batches in flight."""
         return self._lock
 
     def surely_fits(self, change: Change, rows_ahead: int) -> bool:
-        """True if every id of `change` may be new and there is room still, behind `rows_ahead` other events.
+        """Whether `change` fits even if all its ids are new and `rows_ahead` other new rows come
+        first.
 
-        That room is reserved then.
+        If it fits, the backend reserves the memory for these rows.
         """
         if not isinstance(change, KeyedChange):
             return True
@@ -178,7 +208,10 @@ class Admission:
         )
 
     def _reserve(self, users: int, items: int) -> bool:
-        """Whether the backend has memory for tables of so many rows; it is asked only for more than it has granted."""
+        """Whether the backend has memory for tables of these sizes.
+
+        The backend is called only for sizes above those that it has granted already.
+        """
         granted_users, granted_items = self._reserved
         if users <= granted_users and items <= granted_items:
             return True
@@ -195,7 +228,13 @@ class Admission:
         return users * self._row_bytes[0] + items * self._row_bytes[1] + names
 
     def _make_fit(self, item: Submission) -> None:
-        """Near a limit: reject the rows of a batch that would need a row past it. Nothing is ahead of the tables here. Raises Refused."""
+        """Rejects the rows of a batch that would need a table row above a limit.
+
+        The caller has placed all earlier rows.
+
+        Raises:
+            Refused: the memory is not sufficient, or a list of entries would exceed its limit.
+        """
         change = item.change
         if isinstance(change, KeyedChange):
             self._fit_rows(item, change)
@@ -210,21 +249,24 @@ class Admission:
         new_users = backend.users.count_new(user_ids)
         new_items = backend.items.count_new(item_ids)
         if self._bytes_with(new_users, new_items) > self.memory_bytes_max:
-            raise exhausted("memory: the server's memory_bytes_max would be passed")
+            raise exhausted("memory: the batch would exceed the server's memory_bytes_max")
         limits = self.state.spec.limits
         room = (limits.users_max - backend.users.allocated, limits.items_max - backend.items.allocated)
         if not self._reserve(
             backend.users.allocated + min(new_users, room[0]),
             backend.items.allocated + min(new_items, room[1]),
         ):
-            raise exhausted("memory: the backend has no room for so many new rows")
+            raise exhausted("memory: the backend has too little memory for the new rows")
         if new_users <= room[0] and new_items <= room[1]:
             return
         rejected = _rows_without_room(self.state, change, room)
         item.reject_more(rejected, change.without_rows([row for row, _ in rejected]))
 
     def _fit_labels(self, item: Submission, change: LabelsChange) -> None:
-        """Reject the labels that find no room. The batch is never refused: the events behind it must not wait for it."""
+        """Rejects the labels that have no room.
+
+        It never refuses the whole batch, so that the events after it do not wait.
+        """
         with self._lock:
             if self._bytes_with(0, 0) + change.room.nbytes > self.memory_bytes_max:
                 full = [row for row, text in enumerate(change.labels) if text]
@@ -236,14 +278,14 @@ class Admission:
             self._count_pending(item.change, 1)
 
     def _fit_entries(self, change: Change) -> None:
-        held, limit = change.entries_in(self.state)
+        entries, limit = change.entries_in(self.state)
         with self._lock:
             self._count_pending(change, 1)
             pending = self._pending_entries
-        if held + pending > limit:
-            raise exhausted(f"marks: the model's limit of {limit} would be passed")
+        if entries + pending > limit:
+            raise exhausted(f"marks: the batch would exceed the model's limit of {limit}")
         if self._bytes_with(0, 0) > self.memory_bytes_max:
-            raise exhausted("memory: the server's memory_bytes_max would be passed")
+            raise exhausted("memory: the batch would exceed the server's memory_bytes_max")
 
     def _count_pending(self, change: Change, sign: int) -> None:
         room = change.room
@@ -258,7 +300,7 @@ class Admission:
         self._pending_bytes += sign * room.nbytes
 
 
-def _again(outcome: Outcome) -> Ack:
+def _duplicate_ack(outcome: Outcome) -> Ack:
     return Ack(
         outcome.revision, outcome.accepted, Rejects(outcome.rejected_count, outcome.rejects), duplicate=True
     )
@@ -267,7 +309,10 @@ def _again(outcome: Outcome) -> Ack:
 def _rows_without_room(
     state: ModelState, change: KeyedChange, room: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """(row, reason) of the rows that would need a row past a limit, decided in row order."""
+    """(row, reason) of each row that would need a table row above a limit, decided in row order.
+
+    `room` is the number of free rows of users and of items.
+    """
     user_ids, item_ids = change.keys
     backend = state.backend
     unknown = (backend.users.find(user_ids, backend.users.allocated) == NO_ROW) | (

@@ -1,4 +1,4 @@
-"""Bytes that may wait in an engine's queue."""
+"""The number of bytes that may wait in the queue of an engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 
 class Budget:
-    """A limit of bytes, shared by all threads that submit. A batch over the limit passes when nothing else waits."""
+    """A limit in bytes that all submitting threads share.
+
+    A batch above the limit passes when no other batch waits.
+    """
 
     def __init__(self, limit: int) -> None:
         self._condition = threading.Condition()
@@ -15,7 +18,11 @@ class Budget:
         self.used = 0
 
     def take(self, size: int, wait: bool, is_cancelled: Callable[[], bool]) -> bool:
-        """Take `size` bytes, waiting for room if told to; False if there is none or `is_cancelled()` came true."""
+        """Takes `size` bytes. With `wait` it waits until they are free.
+
+        Returns False if the bytes are not free, or if `is_cancelled()` becomes true during the
+        wait.
+        """
         with self._condition:
             while self.used and self.used + size > self._limit:
                 if not wait or is_cancelled():
@@ -25,12 +32,12 @@ class Budget:
             return True
 
     def give(self, size: int) -> None:
-        """Give bytes back."""
+        """Returns `size` bytes."""
         with self._condition:
             self.used -= size
             self._condition.notify()
 
     def wake(self) -> None:
-        """Let waiting callers look at their cancel condition again."""
+        """Lets waiting callers check their `is_cancelled` again."""
         with self._condition:
             self._condition.notify_all()

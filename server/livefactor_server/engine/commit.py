@@ -1,12 +1,14 @@
-"""The commit: what a group of batches goes through, in the order of the methods of `Commit`.
+"""The commit: the steps of a group of batches, in the order of the methods of `Commit`.
 
     admit ─▶ seal ─▶ append (write, sync) ─▶ place ─▶ apply ─▶ publish ─▶ acknowledge
     └──────────── LOG stage ──────────────────────┘   └─────── APPLY stage ────────┘
 
-Nothing acknowledged can be lost: a record is written and its sync has returned before it is applied, and it is applied
-and published before it is acknowledged. The stages overlap: while one group is applied the next one is written, and
-while it is written the group before it is placed. Each group still goes through all steps in order, and the groups go
-through each step in order; the assertions hold them to it.
+An acknowledged batch cannot be lost. The sync of a record returns before the record is applied. The
+record is applied and published before its batch is acknowledged.
+
+The stages overlap. While one group is applied, the next group is written. While that group is
+written, the LOG stage places the group before it. Each group passes all steps in order, and each
+step takes the groups in order. The assertions check this.
 """
 
 from __future__ import annotations
@@ -27,15 +29,20 @@ from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
 
 RUN_WORK_MAX = 16_384
-"""Events times `ModelSpec.work_of_event` that are applied under one hold of the gate, one larger record aside."""
+"""Maximum of events times `ModelSpec.work_of_event` under one hold of the gate.
+
+A single record may exceed it.
+"""
 
 Run = list[tuple[Submission, Record]]
-"""Consecutive records that are applied under one hold of the gate, and the batches that wait for them."""
+"""Consecutive records that one hold of the gate applies, each with the batch that waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a commit works on: one model's parts. wake: lets those who wait for a revision look again."""
+    """The parts of a model that a commit uses. `wake` wakes the readers that wait for a
+    revision.
+    """
 
     state: ModelState
     log: Log
@@ -48,7 +55,11 @@ class Parts:
 
 @dataclass(slots=True)
 class Commit:
-    """One group. The stages call each method once and in this order; `admit` once for each batch."""
+    """One group of batches.
+
+    The stages call each method once and in this order, except `admit`, which is called once per
+    batch.
+    """
 
     parts: Parts
     batches: list[Submission] = field(default_factory=list)
@@ -61,21 +72,31 @@ class Commit:
     # ------------------------------------------------------------------ LOG stage
 
     def admit(self, batch: Submission) -> None:
-        """The batch joins the group if its sequence is next, no hold stands and its rows fit. Raises Refused."""
+        """Adds the batch to the group if its sequence is next, updates are not on hold, and its
+        rows fit.
+
+        Raises:
+            Refused: the batch may not enter the log.
+        """
         assert not self.entries, "the group is sealed"
         if self.parts.admission.admit(batch):
             self.batches.append(batch)
             self.rows += batch.change.rows
 
     def seal(self) -> None:
-        """Batches become log entries: numbered behind the log's last revision, bound to its chain."""
+        """Makes log entries of the batches, with the revisions after the log's last one."""
         log = self.parts.log
         self.entries = [batch.entry(log.last_revision + 1 + i) for i, batch in enumerate(self.batches)]
         self.chain = log.last_hash
         assert {len(entry.commitment) for entry in self.entries} == {HASH_BYTES}
 
     def append(self) -> None:
-        """Write and sync: when this returns, all batches survive a power cut. Raises LogFull, LogFailed."""
+        """Writes and syncs the entries. When this returns, all batches survive a power failure.
+
+        Raises:
+            LogFull: the disk is full, and nothing was logged.
+            LogFailed: the log cannot be written any more.
+        """
         log, entries = self.parts.log, self.entries
         assert (log.last_revision + 1, log.last_hash) == (entries[0].revision, self.chain)
         hashes = log.append(entries)
@@ -98,16 +119,22 @@ class Commit:
             )
 
     def place(self) -> None:
-        """Keys become rows. Only durable records get rows, so a failed append has nothing to undo."""
+        """Allocates table rows for the keys of the group.
+
+        Only durable records get rows, so a failed append has nothing to revert.
+        """
         assert len(self.headers) == len(self.batches), "the group is not durable"
-        asked = [batch.change for batch in self.batches]
-        placements = changes.place(self.parts.state, asked)
-        self.records = [Record(*each) for each in zip(self.headers, asked, placements, strict=True)]
+        ordered = [batch.change for batch in self.batches]
+        placements = changes.place(self.parts.state, ordered)
+        self.records = [Record(*each) for each in zip(self.headers, ordered, placements, strict=True)]
 
     # ------------------------------------------------------------------ APPLY stage
 
     def runs(self) -> Iterator[Run]:
-        """The group in pieces of bounded work: how long readers may have to wait for the gate."""
+        """Yields the group in runs of bounded work.
+
+        The bound limits the time for which readers wait at the gate.
+        """
         run: Run = []
         work = 0
         for batch, record in zip(self.batches, self.records, strict=True):
@@ -120,16 +147,22 @@ class Commit:
         yield run
 
     def apply(self, run: Run) -> None:
-        """The records change the state. Readers see all of the run or nothing; the judge has looked before."""
+        """Applies the records of a run to the state.
+
+        Readers see all records of the run or none. The judge reads the state before.
+        """
         parts, records = self.parts, [record for _, record in run]
-        if learned := sum(record.change.rows for record in records if record.placement is not None):
-            parts.state.backend.wait_for_room(learned)
+        if events := sum(record.change.rows for record in records if record.placement is not None):
+            parts.state.backend.wait_for_room(events)
         parts.observer.before(records)
         with parts.gate.writing():
             changes.apply(parts.state, records)
 
     def publish(self, run: Run) -> None:
-        """Nothing of the run is in flight any more: retries are answered from the state, and waiting readers wake."""
+        """Removes the run's batches from the batches in flight.
+
+        From now on the state answers their retries. Readers that wait for a revision wake up.
+        """
         parts, last = self.parts, run[-1][1].header
         assert (parts.state.revision, parts.state.log_hash) == (last.revision, last.hash)
         with parts.admission.lock:
@@ -138,7 +171,7 @@ class Commit:
         parts.wake()
 
     def acknowledge(self, run: Run) -> None:
-        """Each batch, and each retry that waits for it, gets its answer. The judge concludes once they have it."""
+        """Answers each batch and each retry that waits for it. The judge concludes afterwards."""
         for batch, record in run:
             assert record.header.revision <= self.parts.state.revision
             batch.finish(_ack(record))

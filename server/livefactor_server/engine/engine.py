@@ -1,11 +1,18 @@
-"""One engine per model: the only writer of its log and its tables. It runs the two stages of `Commit`.
+"""The engine of a model: the only writer of its log and its tables. It runs the stages of `Commit`.
 
-    handlers ── submit ─▶ queue ─▶ LOG stage: admit, seal, append, place ─▶ APPLY stage: apply, publish, acknowledge
+    handlers ── submit ─▶ queue ─▶ LOG stage: admit, seal, append, place
+                                       │
+                                       ▼
+                                   APPLY stage: apply, publish, acknowledge
+
     readers  ── gate (small reads) or pin (long reads) ─▶ the state at one published revision
 
-What is queued when a stage turns forms the next group: throughput under load, latency when idle. Under load the disk
-writes one group while the LOG stage places the group before. A failed sync is final: the engine acknowledges nothing
-more and says why in `failure`; a restart recovers from the log.
+When a stage becomes free, it takes the batches in its queue as the next group. This gives
+throughput under load, and low latency without load. Under load the disk writes one group while the
+LOG stage places the group before.
+
+A failed sync is final. The engine then acknowledges no further batch, and `failure` has the reason.
+A restart recovers from the log.
 """
 
 from __future__ import annotations
@@ -35,17 +42,27 @@ from livefactor_server.statuses import Refused, exhausted, unavailable
 GROUP_RECORDS_MAX = 256
 GROUP_BYTES_MAX = 8 << 20
 GROUPS_AHEAD_MAX = 2
-"""Logged groups that may wait for the APPLY stage."""
+"""Maximum number of logged groups that wait for the APPLY stage."""
 
 IDLE_MARK_S = 0.010
-"""After this long without a batch the log gets a mark, so that a torn tail can be told from damage."""
+"""Seconds without a batch after which the log gets a mark.
+
+The mark distinguishes an unsynced tail from damage.
+"""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine needs to know beside its model. Bytes; 0 pins nothing. observer: the judge."""
+    """Settings of an engine.
+
+    Attributes:
+        queue_bytes_max: limit of the bytes of queued batches.
+        memory_bytes_max: limit of the memory of used rows, key maps and labels, in bytes.
+        backend: "cpu" or "cuda".
+        observer: settings of the judge.
+    """
 
     queue_bytes_max: int = 64 << 20
     memory_bytes_max: int = 8 << 30
@@ -54,14 +71,18 @@ class EngineSettings:
 
 
 class Engine:
-    """Runs a model's two stages. `submit` and the read methods may be called from any thread."""
+    """Runs the two stages of a model. Any thread may call `submit` and the read methods."""
 
     def __init__(
         self, name: str, state: ModelState, log: Log, settings: EngineSettings, hold_path: Path | None = None
     ) -> None:
-        """hold_path: where a hold of updates is kept over a restart; None keeps it in memory."""
+        """Makes an engine that does not run yet.
+
+        `hold_path` is the file that keeps a hold of updates across restarts. None keeps the hold in
+        memory.
+        """
         assert (state.revision, state.log_hash) == (log.last_revision, log.last_hash), (
-            "the state is not the log's"
+            "the state and the log differ"
         )
         self.name = name
         self.state = state
@@ -87,7 +108,7 @@ class Engine:
         self._apply_thread = threading.Thread(target=self._apply_stage, name=f"apply-{name}", daemon=True)
 
     def start(self) -> None:
-        """Start both stages."""
+        """Starts both stages."""
         self.metrics.watch(
             self.state, self.log, self.observer, lambda: self._budget.used, lambda: self.failure is None
         )
@@ -97,9 +118,12 @@ class Engine:
     # ------------------------------------------------------------------ handlers
 
     def submit(self, item: Submission, wait: bool) -> None:
-        """Queue a batch. Raises Refused when draining, failed, or (without `wait`) when the queue is full.
+        """Queues a batch. With `wait` the caller waits until the queue has room.
 
-        With `wait` the caller is held until there is room: that is a stream's flow control.
+        The wait is the flow control of a stream.
+
+        Raises:
+            Refused: the server drains, the log has failed, or without `wait` the queue is full.
         """
         self._check_writable()
         if not self._budget.take(item.size, wait, lambda: self.failure is not None or self._draining):
@@ -113,7 +137,7 @@ class Engine:
 
     def _check_writable(self) -> None:
         if self.failure is not None:
-            raise unavailable("model: writes are stopped, the log could not be written; see the server's log")
+            raise unavailable("model: writes are stopped after a failed log write; see the server's log")
         if self._draining:
             raise unavailable("server: draining")
 
@@ -123,9 +147,13 @@ class Engine:
         return self.state.revision
 
     def wait_for(self, revision: int, timeout_s: float | None, is_wanted: Callable[[], bool]) -> bool:
-        """Wait until `revision` is published; False if the time is up first or, seen at a `wake`, nobody wants it any more.
+        """Waits until `revision` is published.
 
-        Raises Refused (UNAVAILABLE) when nothing more will be published.
+        Returns False if `timeout_s` seconds pass first, or if `is_wanted()` is false after a
+        `wake`.
+
+        Raises:
+            Refused: UNAVAILABLE if the engine will publish no further revision.
         """
 
         def is_over() -> bool:
@@ -136,25 +164,25 @@ class Engine:
         if self.state.revision >= revision:
             return True
         if self._ended:
-            raise unavailable("model: it takes no updates any more, the position will not be reached here")
+            raise unavailable("model: it accepts no updates any more, so the position cannot be reached")
         return False
 
     def wake(self) -> None:
-        """Let those who wait for a revision look again."""
+        """Lets the threads that wait for a revision check their condition again."""
         with self._published:
             self._published.notify_all()
 
     def view(self) -> AbstractContextManager[FrozenState]:
-        """The state at the published revision, frozen while updates go on."""
+        """The frozen state at the published revision. Updates continue meanwhile."""
         return freeze(self.name, self.state, self.log.hash_name, self.gate)
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes of batches that are queued or being logged."""
+        """Bytes of the batches that are queued or being logged."""
         return self._budget.used
 
     def drain(self) -> None:
-        """Accept nothing more, finish what was accepted, stop both stages, close the log."""
+        """Refuses new batches, finishes the accepted ones, stops both stages and closes the log."""
         with self._submitting:
             self._draining = True
             self._queue.put(None)
@@ -176,8 +204,9 @@ class Engine:
                 if group:
                     self._log_group(group)
             self._finish_durable()
-        except BaseException:  # a bug or a log that cannot even be marked: stop writing, keep serving reads
-            self._fail("the log stage stopped on an unexpected error")
+        except BaseException:
+            # A bug, or a log that takes no mark: the engine stops writing and still serves reads.
+            self._fail("the log stage stopped after an unexpected error")
             logger.exception("model %s: log stage", self.name)
             if self._durable is not None:
                 self._abandon(self._durable.batches)
@@ -186,7 +215,7 @@ class Engine:
             self._to_apply.put(None)
 
     def _next_group(self) -> tuple[list[Submission], bool]:
-        """What is queued now; waits for the first. The flag is False when the queue has ended."""
+        """The queued batches, at least one, and whether the queue is still open."""
         first = self._first()
         if first is None:
             return [], False
@@ -214,12 +243,17 @@ class Engine:
         try:
             self.log.mark()
         except LogFull:
-            pass  # the next group tries again
+            # The next group tries again.
+            pass
         except LogFailed as error:
             self._fail(str(error))
 
     def _log_group(self, group: list[Submission]) -> None:
-        """Batches that found no certain room start a commit of their own, decided when all rows before are placed."""
+        """Logs a group.
+
+        A batch whose rows may not fit starts another commit. Its admission waits until all earlier
+        rows are placed.
+        """
         commit = Commit(self._parts)
         for batch in group:
             self._budget.give(batch.size)
@@ -239,7 +273,10 @@ class Engine:
             self._finish_durable()
 
     def _make_durable(self, commit: Commit) -> None:
-        """Seal and append. The disk writes this group while the LOG stage places the one before."""
+        """Seals and appends a commit.
+
+        The disk writes this group while the LOG stage places the one before.
+        """
         if not commit.batches:
             return
         commit.seal()
@@ -251,15 +288,15 @@ class Engine:
             else:
                 commit.append()
         except LogFull:
-            self._refuse(commit, exhausted("disk: full, nothing was logged, try again later"))
+            self._refuse(commit, exhausted("disk: it is full; nothing was logged; try again later"))
         except LogFailed as error:
             self._fail(str(error))
-            self._refuse(commit, unavailable("model: writes are stopped, the log could not be written"))
+            self._refuse(commit, unavailable("model: writes are stopped after a failed log write"))
         else:
             self._durable = commit
 
     def _finish_durable(self) -> None:
-        """Place the group that became durable last, and pass it to the APPLY stage."""
+        """Places the last durable group and passes it to the APPLY stage."""
         commit = self._durable
         if commit is None:
             return
@@ -278,7 +315,7 @@ class Engine:
             batch.finish(unavailable("model: writes are stopped"))
 
     def _end(self) -> None:
-        """Nothing more will be published, or nobody can say what will."""
+        """Wakes the waiting readers, because the engine publishes no further revision."""
         self._ended = True
         self.wake()
 
@@ -307,9 +344,9 @@ class Engine:
             commit.publish(run)
             commit.acknowledge(run)
         except BaseException:
-            # A bug: a record may be half applied, so nobody may read or write until a restart.
+            # After a bug a record may be applied in part. Reads and writes stop until a restart.
             self.torn = True
-            self._fail("the apply stage stopped on an unexpected error")
+            self._fail("the apply stage stopped after an unexpected error")
             logger.exception("model %s: apply stage", self.name)
             self._abandon([batch for batch, _ in run])
 

@@ -1,4 +1,4 @@
-"""The figures of one model's engine, for Prometheus."""
+"""The Prometheus metrics of a model's engine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""SCORE: answers at exactly one published revision while the tables change in place (promise 3).
+"""Readers: answer Score calls at exactly one published revision while the tables change in place.
 
-Candidates: look up and gather under the gate, which the writer also holds for each record; the dots come after. Top-k: pin the
-revision under the gate, then scan without it; the pin answers as of its revision, whatever the writer does meanwhile.
+Scores of candidates: under the gate the reader looks up the keys and gathers the rows. The writer
+holds the same gate for each run of records. The dot products come after the gate.
+
+Top-k: under the gate the reader pins the revision. Then it scans without the gate. The pin answers
+at its revision, and the writer continues meanwhile.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ from livefactor_server.engine.engine import Engine
 from livefactor_server.statuses import invalid, no_memory, unavailable
 
 GATE_ROWS_MAX = 4096
-"""Most rows gathered while holding the gate: longer reads go through a pin."""
+"""Maximum number of rows gathered under the gate. Larger reads use a pin."""
 
 
 class Reader:
-    """Scores of one model. Any thread."""
+    """Scores of one model. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -37,16 +40,20 @@ class Reader:
         )
 
     def score(self, query: ScoreQuery) -> ScoreColumns:
-        """Answer a checked query. Raises Refused: INVALID_ARGUMENT if it asks for histories that
-        there are not, UNAVAILABLE if the tables may be half-way between two revisions,
-        RESOURCE_EXHAUSTED if the backend has no memory for the read."""
+        """Answers a checked query.
+
+        Raises:
+            Refused: INVALID_ARGUMENT if the query needs histories and the model has none.
+                UNAVAILABLE if the tables may be between two revisions. RESOURCE_EXHAUSTED if the
+                backend has too little memory for the read.
+        """
         if self._engine.torn:
-            raise unavailable("model: stopped after an internal error, until a restart")
+            raise unavailable("model: stopped by an internal error until a restart")
         if self._persons is None:
             if query.exclude_seen:
-                raise invalid("exclude_seen: this model remembers no histories (spec: history.users)")
+                raise invalid("exclude_seen: this model has no histories (spec: history.users)")
             if query.event_ids is not None:
-                raise invalid("events: this model remembers no histories (spec: history.users)")
+                raise invalid("events: this model has no histories (spec: history.users)")
         try:
             return self._candidates(query) if query.target == "candidates" else self._top_k(query)
         except MemoryError:
@@ -79,7 +86,9 @@ class Reader:
         return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
 
     def _personal_candidates(self, persons: PersonReader, query: ScoreQuery) -> ScoreColumns:
-        """With histories: users take many rows more, so a pin it is."""
+        """Candidates of a model with histories. The user factors need many rows, so it uses a
+        pin.
+        """
         backend = self._state.backend
         with self._engine.gate.reading():
             pin = backend.pin()
@@ -111,7 +120,9 @@ class Reader:
         )
 
     def _own_events(self, query: ScoreQuery, pin: Pin) -> list[Events | None] | None:
-        """What the query gives in the place of users' histories; unknown items are left out."""
+        """The events in the query that replace the histories of the users, without unknown
+        items.
+        """
         if query.event_ids is None:
             return None
         rows = self._state.backend.items.find(query.event_ids, pin.counts[ITEMS])
@@ -153,7 +164,11 @@ class Reader:
     def _exclusions(
         self, query: ScoreQuery, pin: Pin, unavailable: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rows left out for all users, ascending; rows left out for one user each, ascending in a user; offsets of the latter)."""
+        """(excluded rows of all users, excluded rows of each user, offsets of the latter).
+
+        The rows are uint32[n] and ascending, the second array within each user. Offsets are
+        uint32[users + 1].
+        """
         items = self._state.backend.items
         rows = items.find(query.item_ids, pin.counts[ITEMS])
         common = [
@@ -172,7 +187,10 @@ class Reader:
         return np.unique(np.concatenate(common)), own, offsets
 
     def _unavailable_rows(self, unavailable: np.ndarray, pin: Pin) -> np.ndarray:
-        """Rows of the unavailable keys: found again only when the keys or the number of items have changed."""
+        """Rows of the unavailable keys, ascending.
+
+        They are cached until the keys or the number of items change.
+        """
         keys, count, rows = self._unavailable_cache
         if keys is not unavailable or count != pin.counts[ITEMS]:
             rows = self._state.backend.items.find(unavailable, pin.counts[ITEMS])
@@ -212,7 +230,10 @@ def _score_lists(
     items: tuple[np.ndarray, np.ndarray],
     offsets: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(scores, offsets): of each user's own list, or of the one list for every user."""
+    """(scores float32[n], offsets uint32[users + 1]) of the lists of candidates.
+
+    With `offsets` each user has a list. Without it all users share one list.
+    """
     if offsets is not None:
         return scoring.score_candidates(mean, *users, *items, offsets), offsets
     count, length = len(users[1]), len(items[1])

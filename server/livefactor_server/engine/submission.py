@@ -1,4 +1,4 @@
-"""One batch on its way through the engine, and what it is answered with."""
+"""A batch on its way through the engine, and its answer."""
 
 from __future__ import annotations
 
@@ -14,25 +14,39 @@ from livefactor_server.log.store import Entry
 from livefactor_server.statuses import Refused
 
 Seal = Callable[[bytes, bytes, bytes], bytes]
-"""The log's hash of a payload: (salt, reject summary, body) -> commitment."""
+"""The hash of the log: (salt, reject summary, body) -> commitment, 32 bytes."""
 
 
 class Ack(NamedTuple):
-    """A batch is durable and visible at `revision`."""
+    """A batch is durable, and its effect is visible at `revision`.
+
+    `epoch` and `last_sequence` belong to an opened producer; for other batches they have no
+    meaning.
+    """
 
     revision: int
     accepted: int
     rejects: Rejects
     duplicate: bool = False
-    epoch: int = 0  # of an opened producer
+    epoch: int = 0
     last_sequence: int = 0
 
 
 @dataclass(slots=True)
 class Submission:
-    """Made by a handler thread, which does all that needs no order: decoding, checking, salting, hashing.
+    """A batch. Its handler thread does all work that needs no order: decode, check, salt, hash.
 
-    `reply` is called exactly once, from an engine thread, with `result` set; it must not block.
+    An engine thread sets `result` and then calls `reply`, exactly once. `reply` must not block.
+
+    Attributes:
+        received_body: the bytes of the change as the client sent them.
+        tag: number that the handler uses to match answers to requests.
+        salt: random bytes of the record's hash.
+        time_us: time of arrival, microseconds since the epoch.
+        received_hash: the hash of `received_body`.
+        commitment: the hash of what is logged.
+        followers: retries that wait for the same result.
+        started: time of arrival, in seconds of `time.perf_counter`.
     """
 
     change: Change
@@ -66,11 +80,15 @@ class Submission:
 
     @property
     def size(self) -> int:
-        """Bytes it holds while queued, about."""
+        """Approximate memory of the queued batch, in bytes."""
         return len(self.received_body) + 512
 
     def reject_more(self, rejected: list[tuple[int, int]], change: Change) -> None:
-        """Rows of the present change that found no room; `change` is what is left. Their numbers are the received batch's."""
+        """Rejects rows of the present change, and replaces it by `change`, which lacks them.
+
+        `rejected` has (row, reason) pairs. The list of rejects counts rows as the received batch
+        does.
+        """
         original = [row for row, _ in self.rejects.listed]
         self.rejects = self.rejects.merged(
             [(_received_row(row, original), reason) for row, reason in rejected]
@@ -79,7 +97,7 @@ class Submission:
         self._seal_payload()
 
     def entry(self, revision: int) -> Entry:
-        """The log entry of this batch."""
+        """The log entry of this batch at `revision`."""
         return Entry(
             kind=self.change.kind,
             revision=revision,
@@ -95,7 +113,7 @@ class Submission:
         )
 
     def finish(self, result: Ack | Refused) -> None:
-        """Answer the batch and all that wait for the same result."""
+        """Answers the batch and its followers."""
         self.result = result
         self.reply(self)
         for follower in self.followers:
@@ -103,7 +121,7 @@ class Submission:
 
 
 def _received_row(row: int, rejected_before: list[int]) -> int:
-    """The number in the received batch of row `row` of what was left after earlier rejections."""
+    """The number in the received batch of row `row` after earlier rejections."""
     for earlier in rejected_before:
         if earlier > row:
             break

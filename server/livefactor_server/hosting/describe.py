@@ -1,4 +1,7 @@
-"""What is known of a model, at one revision. It takes the gate for the small facts, and reads all rows only for a root hash."""
+"""The description of a model at one revision.
+
+It reads small facts under the gate. Only a root hash reads all rows.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,16 @@ from livefactor_server.snapshots.store import root_hash_of
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """One model's facts.
+    """The facts about one model.
 
-    log_hash: chain hash at `revision`, 32 bytes. memory_bytes: of used rows and key maps. adapted_rate: the factor on the
-    spec's rates, None where they are fixed. hold: what stops updates, with the newest snapshot within all bounds ("" if
-    there is none). root_hash: of the state at `revision`, empty if it was not asked for.
+    Attributes:
+        log_hash: chain hash at `revision`, 32 bytes.
+        memory_bytes: bytes of used rows and key maps.
+        adapted_rate: factor on the learning rates of the spec, None for fixed rates.
+        hold: the hold of updates, None without one.
+        hold_snapshot_id: the newest snapshot from before the hold within all bounds, "" without
+            one.
+        root_hash: root hash of the state at `revision`, b"" if it was not requested.
     """
 
     name: str
@@ -39,7 +47,11 @@ class Description:
 
 
 def describe(hosted: Hosted, with_root_hash: bool = False) -> Description:
-    """The model's facts at its published revision. Raises Refused if there is no memory to read all rows."""
+    """The facts about a model at its published revision.
+
+    Raises:
+        Refused: the memory is not sufficient to read all rows.
+    """
     engine, state = hosted.engine, hosted.engine.state
     hold = engine.observer.hold
     with engine.gate.reading():

@@ -1,10 +1,10 @@
-"""The models of one server: created, opened with recovery, restored, deleted, drained. Holds the data folder's lock.
+"""The models of one server: create, open with recovery, restore, delete, drain.
 
-<data>/lock                      held by one server (flock)
+<data>/lock                      locked by one server (flock)
 <data>/models/<name>/log         segments of the model's log
-<data>/models/<name>/snapshots   its snapshots
-<data>/models/<name>/base        the snapshot that a restored model began with
-<data>/models/<name>/hold.json   a hold of updates, while there is one
+<data>/models/<name>/snapshots   snapshots of the model
+<data>/models/<name>/base        the snapshot with which a restored model began
+<data>/models/<name>/hold.json   the hold of updates, if there is one
 """
 
 from __future__ import annotations
@@ -54,17 +54,23 @@ logger = logging.getLogger(__name__)
 
 
 MODELS_LISTED_MAX = 10
-"""Models that the error for an unknown name lists."""
+"""Maximum number of models in the error for an unknown name."""
 
 
 class DataFolderBusy(Exception):
-    """Another server holds the data folder."""
+    """Another server uses the data folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostingSettings:
-    """What a server does with its models. `default_preset`, or `default_spec` in its place: of the model "default", made at
-    start if the folder is empty."""
+    """Settings of a server's models.
+
+    Attributes:
+        default_preset: preset of the model "default", which an empty data folder gets at start.
+        default_spec: spec of that model, in place of the preset.
+        engine: settings of each engine.
+        keeper: settings of the snapshots.
+    """
 
     default_preset: str = DEFAULT_PRESET
     default_spec: ModelSpec | None = None
@@ -74,7 +80,7 @@ class HostingSettings:
 
 @dataclass(slots=True)
 class Hosted:
-    """One model's parts."""
+    """The parts of one model."""
 
     name: str
     folder: Path
@@ -84,7 +90,10 @@ class Hosted:
     board: Board | None = None
 
     def stop(self, take_last: bool) -> None:
-        """End the engine, then what watches it; with `take_last` behind a last snapshot."""
+        """Drains the engine, then stops the keeper and the board.
+
+        With `take_last` the keeper takes a last snapshot.
+        """
         self.engine.drain()
         self.keeper.stop(take_last and self.engine.failure is None)
         if self.board is not None:
@@ -92,7 +101,7 @@ class Hosted:
 
 
 Progress = Callable[[str, int, int], None]
-"""(model, revision reached, last revision) while a log is replayed."""
+"""(model, reached revision, last revision) during the replay of a log."""
 
 
 class Hosting:
@@ -111,11 +120,13 @@ class Hosting:
     def open_all(self, progress: Progress | None = None, on_step: kernels.StepReport | None = None) -> None:
         """Opens every model in the folder.
 
-        If there is none, makes "default" from the default spec or preset. Calls are refused with
-        UNAVAILABLE until this returns. `on_step` is told which kernels are being compiled.
+        If there is none, it creates the model "default" from the default spec or preset, if one is
+        set. Calls get UNAVAILABLE until this returns. `on_step` reports the kernels that are being
+        compiled.
         """
         for path in (self._data / "models").glob(".*"):
-            shutil.rmtree(path)  # a create or delete that a crash cut short
+            # A crash interrupted the creation or the deletion of this model.
+            shutil.rmtree(path)
         there = list(replay.models_in(self._data))
         spec, name = self._settings.default_spec, self._settings.default_preset
         steps = [
@@ -137,7 +148,7 @@ class Hosting:
         default = self._models.get(DEFAULT_MODEL)
         if default and spec and default.engine.state.spec != spec:
             logger.warning(
-                "model %s: it keeps the spec that it was made with; the spec of this start is another one",
+                "model %s: it keeps its spec, which differs from the one in the settings",
                 DEFAULT_MODEL,
             )
         self._open_for_calls = True
@@ -181,16 +192,24 @@ class Hosting:
         return board
 
     def get(self, name: str) -> Hosted:
-        """The model; "" means "default". Raises Refused: NOT_FOUND, or UNAVAILABLE during the start."""
+        """The model with this name. "" means "default".
+
+        Raises:
+            Refused: NOT_FOUND if it does not exist, UNAVAILABLE during the start.
+        """
         self._check_open()
         hosted = self._models.get(name or DEFAULT_MODEL)
         if hosted is None:
             there_are = ", ".join(sorted(self._models)[:MODELS_LISTED_MAX]) or "no models"
-            raise not_found(f"model: there is no {name or DEFAULT_MODEL!r}; there are {there_are}")
+            raise not_found(f"model: {name or DEFAULT_MODEL!r} does not exist; there are {there_are}")
         return hosted
 
     def all(self) -> list[Hosted]:
-        """Every model, by name. Raises Refused (UNAVAILABLE) during the start."""
+        """All models, in order of their names.
+
+        Raises:
+            Refused: UNAVAILABLE during the start.
+        """
         self._check_open()
         return self._by_name()
 
@@ -198,7 +217,11 @@ class Hosting:
         return [self._models[name] for name in sorted(self._models)]
 
     def create(self, name: str, spec: ModelSpec) -> Hosted:
-        """A new empty model, which is durable when this returns. Raises Refused."""
+        """Creates an empty model, which is durable when this returns.
+
+        Raises:
+            Refused: the name is invalid or in use, a limit is reached, or the server starts.
+        """
         self._check_open()
         return self._create(name, spec)
 
@@ -213,17 +236,24 @@ class Hosting:
         return self._add(name, fill)
 
     def restore(self, name: str, source: str, snapshot_id: str) -> Hosted:
-        """A new model that begins with a snapshot of `source`, verified first."""
+        """Creates a model that begins with a snapshot of the model `source`.
+
+        It verifies the snapshot first.
+
+        Raises:
+            Refused: the snapshot does not exist or does not verify, the name is invalid or in use,
+                or a limit is reached.
+        """
         origin = self.get(source).keeper.store
         try:
             loaded = origin.load(snapshot_id)
             manifest, path = origin.open(loaded.manifest.snapshot_id)
             spec = spec_codec.decode(manifest.spec)
         except SnapshotNotFound:
-            raise not_found("snapshot: there is none such") from None
+            raise not_found("snapshot: it does not exist") from None
         except (SpecError, SnapshotInvalid) as error:
-            logger.warning("model %s: a snapshot does not verify: %s", source, error)
-            raise precondition("snapshot: it does not verify; the server's log says where") from None
+            logger.warning("model %s: the verification of a snapshot failed: %s", source, error)
+            raise precondition("snapshot: its verification failed; see the server's log") from None
 
         def fill(folder: Path) -> None:
             replay.adopt(path, folder)
@@ -243,12 +273,12 @@ class Hosting:
 
     def _add(self, name: str, fill: Callable[[Path], None]) -> Hosted:
         if not _NAME.fullmatch(name):
-            raise invalid("model: a name is 1-64 of a-z 0-9 _ -, starting with a letter")
+            raise invalid("model: a name has 1 to 64 of the characters a-z 0-9 _ - and begins with a letter")
         with self._lock:
             if name in self._models:
-                raise exists(f"model: {name!r} is there already")
+                raise exists(f"model: {name!r} exists already")
             if len(self._models) >= MODELS_MAX:
-                raise exhausted(f"models: the server's limit of {MODELS_MAX} is reached")
+                raise exhausted(f"models: the server has reached its limit of {MODELS_MAX}")
             temporary = self._data / "models" / f".new-{name}"
             folder = self._data / "models" / name
             try:
@@ -257,18 +287,23 @@ class Hosting:
                 os.rename(temporary, folder)
                 sync_folder(folder.parent)
             except OSError:
-                logger.exception("model %s: could not be created", name)
+                logger.exception("model %s: the creation failed", name)
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise exhausted("disk: the model's files could not be written") from None
             try:
                 self._models[name] = self._open(name, folder, None)
             except MemoryError:
-                _remove(folder)  # nobody was told of it, and the next start would find no room for it either
+                # The next start would have too little memory for this model, too.
+                _remove(folder)
                 raise no_memory("this model") from None
             return self._models[name]
 
     def delete(self, name: str) -> None:
-        """Delete a model, its log and its snapshots."""
+        """Deletes a model, its log and its snapshots.
+
+        Raises:
+            Refused: NOT_FOUND if it does not exist.
+        """
         with self._lock:
             hosted = self.get(name)
             del self._models[hosted.name]
@@ -276,7 +311,7 @@ class Hosting:
             _remove(hosted.folder)
 
     def drain(self) -> None:
-        """Finish what was accepted, snapshot, close. Idempotent."""
+        """Finishes accepted batches, takes last snapshots and closes all models. Idempotent."""
         with self._lock:
             if self._draining:
                 return
@@ -287,7 +322,7 @@ class Hosting:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a model's folder: gone as a whole or not at all."""
+    """Deletes a model's folder. After a crash the folder is complete or gone."""
     gone = folder.with_name(f".gone-{folder.name}")
     os.rename(folder, gone)
     sync_folder(gone.parent)
@@ -295,7 +330,8 @@ def _remove(folder: Path) -> None:
 
 
 def _hold(path: Path) -> TextIO:
-    file = open(path, "a")  # noqa: SIM115 - held until the server ends
+    # The file stays open until the server ends.
+    file = open(path, "a")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,6 +1,7 @@
-"""Takes a model's snapshots: on request, every so many events, and a last one on drain; keeps the newest few.
+"""The keeper takes a model's snapshots: on request, after a number of events, and at a drain.
 
-A snapshot reads through a pin, so updates go on; one at a time for each model.
+It keeps the newest ones and deletes older ones. A snapshot reads through a pin, so that updates
+continue. A model takes one snapshot at a time.
 """
 
 from __future__ import annotations
@@ -22,14 +23,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KeeperSettings:
-    """snapshot_every_events: 0 takes none by itself. snapshots_kept: older ones are deleted after each new one, at least 1."""
+    """Settings of a keeper.
+
+    Attributes:
+        snapshot_every_events: events between automatic snapshots; 0 takes none automatically.
+        snapshots_kept: number of snapshots that remain after a new one, at least 1.
+    """
 
     snapshot_every_events: int = 20_000_000
     snapshots_kept: int = 3
 
 
 class Keeper:
-    """Snapshots of one engine."""
+    """The snapshots of one engine. Thread-safe."""
 
     def __init__(self, engine: Engine, store: SnapshotStore, settings: KeeperSettings) -> None:
         self.store = store
@@ -41,13 +47,17 @@ class Keeper:
         self._thread = threading.Thread(target=self._watch, name=f"keeper-{engine.name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch the number of events."""
+        """Starts to watch the number of events."""
         self._thread.start()
 
     def take(self, progress: Callable[[int, int, int], None] | None = None) -> Manifest:
-        """Take one now; `progress` gets (bytes done, bytes in all, revision). Raises Refused (RESOURCE_EXHAUSTED)."""
+        """Takes a snapshot. `progress` gets (bytes written, total bytes, revision).
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED if another snapshot is in progress or the disk is full.
+        """
         if not self._taking.acquire(blocking=False):
-            raise exhausted("snapshot: one is being taken, try again later")
+            raise exhausted("snapshot: another one is in progress; try again later")
         try:
             with self._engine.view() as view:
                 self._last_events = int(view.small["events"][0])
@@ -57,12 +67,16 @@ class Keeper:
             logger.info("model %s: snapshot %s", self._engine.name, info.snapshot_id)
             return info
         except SnapshotDiskFull:
-            raise exhausted("disk: full, the snapshot was given up") from None
+            raise exhausted("disk: it is full; the snapshot was cancelled") from None
         finally:
             self._taking.release()
 
     def stop(self, take_last: bool) -> None:
-        """Stop watching; with `take_last` snapshot what has changed since the newest, so that a restart is quick."""
+        """Stops watching. With `take_last` it takes a last snapshot, so that the next start is
+        fast.
+
+        It takes none if the newest snapshot has the current revision.
+        """
         self._stopped.set()
         self._thread.join()
         newest = self.store.list()[-1:]
@@ -71,7 +85,8 @@ class Keeper:
                 self.take()
             except Exception:
                 logger.exception(
-                    "model %s: the last snapshot failed; the log has everything", self._engine.name
+                    "model %s: the last snapshot failed; no data is lost, the log is complete",
+                    self._engine.name,
                 )
 
     def _watch(self) -> None:
@@ -82,6 +97,6 @@ class Keeper:
                     self.take()
                 except Exception:
                     logger.exception(
-                        "model %s: automatic snapshot failed, tried again later", self._engine.name
+                        "model %s: an automatic snapshot failed; the next one is later", self._engine.name
                     )
                     self._last_events = self._engine.state.events

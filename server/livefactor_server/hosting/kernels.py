@@ -1,4 +1,4 @@
-"""What is compiled before a model can serve, as steps with names.
+"""The kernels that are compiled before a model can serve, as named steps.
 
 A step loads its kernels from Numba's cache if they were compiled before.
 """
@@ -18,14 +18,17 @@ from livefactor_server.judging import judge
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`name` says what `run` compiles."""
+    """One step. `name` describes the kernels that `run` compiles."""
 
     name: str
     run: Callable[[], object]
 
 
 StepReport = Callable[[str, int, int], None]
-"""(name, number from 1, number of steps) when a step begins, and ("", steps, steps) at the end."""
+"""Function of (name, number from 1, number of steps), called at the start of each step.
+
+At the end it is called with ("", steps, steps).
+"""
 
 
 def shared() -> list[Step]:
@@ -38,7 +41,7 @@ def shared() -> list[Step]:
 
 
 def of_presets(names: Sequence[str], backend: str) -> list[Step]:
-    """The kernels of presets on a backend, and those that every model needs."""
+    """The kernels that every model needs, and those of presets on a backend."""
     return [*shared(), *(_learning(name, preset(name), backend) for name in names)]
 
 

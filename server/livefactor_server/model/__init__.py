@@ -1,5 +1,6 @@
-"""A model's state at one revision.
+"""The state of a model at one revision.
 
-The backend holds the tables. Beside them stand the producers (exactly-once), the labels, and the items that are not
-available. `gate` lets small reads and the writer take turns. `spec_codec` turns a spec into its logged bytes and back.
+The backend holds the tables. The state also has the producers (for exactly-once delivery), the
+labels, and the unavailable items. `gate` alternates small reads and the writer. `spec_codec`
+encodes and decodes specs.
 """

@@ -1,7 +1,8 @@
-"""The reader-first gate: small reads and the writer take turns; readers never see a record half applied (promise 3).
+"""The gate: a lock that alternates small reads and the writer, and prefers readers.
 
-The writer holds it for one record; a small read for its look-up and gather. A waiting reader goes before the writer, but the
-writer waits for at most `READERS_BEFORE_WRITER` of them, so that readers cannot starve it.
+The writer holds it while it applies a run of records. A small read holds it for its look-up and
+gather. So readers never see a part of a record. A waiting reader goes before the writer, but the
+writer waits for at most `READERS_BEFORE_WRITER` readers, so that readers cannot starve it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ READERS_BEFORE_WRITER = 16
 
 
 class Gate:
-    """One holder at a time; readers are preferred within a bound."""
+    """A lock with one holder at a time. Readers go first within a bound."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition(threading.Lock())
@@ -24,7 +25,7 @@ class Gate:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Hold the gate for a short read."""
+        """Holds the gate for a short read."""
         with self._condition:
             self._readers_waiting += 1
             while self._held:
@@ -39,7 +40,7 @@ class Gate:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the gate for one record."""
+        """Holds the gate for a write."""
         with self._condition:
             self._readers_ahead = 0
             while self._held or (self._readers_waiting and self._readers_ahead < READERS_BEFORE_WRITER):

@@ -1,6 +1,7 @@
-"""Names of ids: the last label given wins, an empty one removes it.
+"""Labels of ids. The last label of an id replaces earlier ones, and an empty label removes it.
 
-Kept as an append-only list, so that a snapshot freezes it by remembering a length; squeezed when mostly superseded.
+The entries are an append-only list, so that a snapshot freezes it by its length. The list is
+compacted when most of its entries are obsolete.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ from itertools import pairwise
 import numpy as np
 
 ENTRY_BYTES = 200
-"""Memory that an entry takes beside its text, about: key, string object, its places in the list and the map."""
+"""Approximate memory of an entry without its text, in bytes.
+
+It has the key, the string object, and the places in the list and the map.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenLabels:
-    """The first `count` entries of a list that only grows."""
+    """The first `count` entries of an append-only list."""
 
     entries: list[tuple[int, str]]
     count: int
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """keys uint64[n] ascending, offsets uint64[n+1] into text, text uint8[bytes] (UTF-8)."""
+        """The labels as arrays.
+
+        The arrays are keys uint64[n], ascending; offsets uint64[n + 1] into the text; and text
+        uint8[bytes], which is UTF-8.
+        """
         current = dict(self.entries[: self.count])
         names = sorted((key, text.encode()) for key, text in current.items() if text)
         keys = np.array([key for key, _ in names], np.uint64)
@@ -36,12 +44,13 @@ class FrozenLabels:
 
 
 class Labels:
-    """Labels of one side. Written by the apply stage; `get` may be called from any thread."""
+    """Labels of one side. The APPLY stage writes them. Any thread may call `get`."""
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._entries: list[tuple[int, str]] = []
-        self.nbytes = 0  # memory taken, about
+        # Approximate memory.
+        self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._names)
@@ -54,7 +63,7 @@ class Labels:
         return self._names.get(key, "")
 
     def put(self, keys: np.ndarray, labels: list[str]) -> None:
-        """Set labels in order."""
+        """Sets labels in order."""
         for key, text in zip(keys.tolist(), labels, strict=True):
             self._entries.append((key, text))
             self.nbytes += ENTRY_BYTES + len(text.encode())
@@ -63,20 +72,23 @@ class Labels:
             else:
                 self._names.pop(key, None)
         if len(self._entries) > 2 * len(self._names) + 1024:
-            self._squeeze()  # a new list: frozen views keep the old one
+            self._compact()
 
-    def _squeeze(self) -> None:
+    def _compact(self) -> None:
+        # It makes another list, because frozen labels use the present one.
         self._entries = list(self._names.items())
         self.nbytes = sum(ENTRY_BYTES + len(text.encode()) for text in self._names.values())
 
     def freeze(self) -> FrozenLabels:
-        """The labels as of now."""
+        """The present labels, which later calls of `put` do not change."""
         return FrozenLabels(self._entries, len(self._entries))
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Replace all labels by a snapshot's (arrays as in `FrozenLabels.arrays`)."""
+        """Replaces all labels by those of a snapshot. The arrays are those of
+        `FrozenLabels.arrays`.
+        """
         text = arrays["text"].tobytes()
         ends = arrays["offsets"].tolist()
         names = [text[start:end].decode() for start, end in pairwise(ends)]
         self._names = dict(zip(arrays["keys"].tolist(), names, strict=True))
-        self._squeeze()
+        self._compact()

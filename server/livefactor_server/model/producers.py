@@ -1,7 +1,8 @@
-"""Who sent what, up to which sequence: the exactly-once table. State like any other: from the log, in every snapshot.
+"""The table of producers, for exactly-once delivery. It is part of the state and of every snapshot.
 
-A producer has an epoch (raised by every OpenProducer, which fences the older ones), the last applied sequence and a
-ring of its last `RING` outcomes, from which a retry is answered as the first time.
+A producer has an epoch, the last applied sequence, and a ring of its last `RING` outcomes. Each
+OpenProducer call increments the epoch, which fences older epochs. The ring gives a retry its first
+answer.
 """
 
 from __future__ import annotations
@@ -12,25 +13,30 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 RING = 64
-"""Outcomes kept for each producer, and the most batches it may have in flight."""
+"""Outcomes per producer, and the maximum number of its batches in flight."""
 
 ID_BYTES_MAX = 64
 
 
 class Outcome(NamedTuple):
-    """What an applied batch was answered with. `received_hash` is the log's hash of (salt, received payload)."""
+    """The answer to an applied batch.
+
+    Attributes:
+        rejects: (row, reason) of the first 100 rejected rows.
+        received_hash: the log's hash of (salt, received payload), 32 bytes.
+    """
 
     sequence: int
     revision: int
     accepted: int
     rejected_count: int
-    rejects: tuple[tuple[int, int], ...]  # (row, reason), the first 100
+    rejects: tuple[tuple[int, int], ...]
     salt: bytes
     received_hash: bytes
 
 
 class Producer:
-    """One producer's published state."""
+    """The published state of one producer."""
 
     __slots__ = ("epoch", "last_sequence", "ring")
 
@@ -40,13 +46,15 @@ class Producer:
         self.ring: deque[Outcome] = deque(ring, maxlen=RING)
 
     def outcome(self, sequence: int) -> Outcome | None:
-        """The outcome of `sequence`, or None if it is older than the ring or not applied yet."""
+        """The outcome of `sequence`. None if the ring no longer has it or the batch is not applied
+        yet.
+        """
         index = sequence - self.last_sequence - 1 + len(self.ring)
         return self.ring[index] if 0 <= index < len(self.ring) else None
 
 
 class ProducerTable:
-    """Published producers by id (bytes). Written by the apply stage alone."""
+    """Published producers by id (bytes). Only the APPLY stage writes it."""
 
     def __init__(self) -> None:
         self._producers: dict[bytes, Producer] = {}
@@ -59,25 +67,29 @@ class ProducerTable:
         return self._producers.get(producer_id)
 
     def open(self, producer_id: bytes, epoch: int) -> None:
-        """Apply an OPEN_PRODUCER record."""
+        """Applies an OPEN_PRODUCER record."""
         producer = self._producers.setdefault(producer_id, Producer())
         producer.epoch = epoch
 
     def record(self, producer_id: bytes, outcome: Outcome) -> None:
-        """Apply a batch's outcome. Sequences have no gaps: the log stage saw to that."""
+        """Applies the outcome of a batch.
+
+        Sequences have no gaps, because admission checks them.
+        """
         producer = self._producers[producer_id]
         assert outcome.sequence == producer.last_sequence + 1, (outcome.sequence, producer.last_sequence)
         producer.last_sequence = outcome.sequence
         producer.ring.append(outcome)
 
     def freeze(self) -> list[tuple[bytes, int, int, tuple[Outcome, ...]]]:
-        """A copy that later records do not change, cheap enough to take under the gate."""
+        """A copy that later records do not change. It is cheap enough for a call under the gate."""
         return [(key, p.epoch, p.last_sequence, tuple(p.ring)) for key, p in self._producers.items()]
 
 
-# Canonical bytes of a frozen table, producers by ascending id. Little-endian, no padding:
+# Canonical bytes of a frozen table, in order of the producers' ids, little-endian, without padding:
 #   producer: u16 length of id, id, u64 epoch, u64 last sequence, u16 outcomes
-#   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 32 B salt, 32 B received hash
+#   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 32 B salt,
+#             32 B received hash
 #   reject:   u32 row, u8 reason
 _PRODUCER = struct.Struct("<QQH")
 _OUTCOME = struct.Struct("<QQIIH32s32s")
@@ -85,7 +97,7 @@ _REJECT = struct.Struct("<IB")
 
 
 def encode(frozen: list[tuple[bytes, int, int, tuple[Outcome, ...]]]) -> bytes:
-    """Canonical bytes of a frozen table: equal tables give equal bytes."""
+    """The canonical bytes of a frozen table. Equal tables have equal bytes."""
     parts = []
     for producer_id, epoch, last_sequence, ring in sorted(frozen):
         parts += [
@@ -110,14 +122,18 @@ def encode(frozen: list[tuple[bytes, int, int, tuple[Outcome, ...]]]) -> bytes:
 
 
 def decode(data: bytes) -> ProducerTable:
-    """The table of canonical bytes. Raises ValueError if they are cut or run on."""
+    """The table of canonical bytes.
+
+    Raises:
+        ValueError: the bytes are truncated or have a surplus.
+    """
     table = ProducerTable()
     at = 0
 
     def take(size: int) -> bytes:
         nonlocal at
         if at + size > len(data):
-            raise ValueError(f"producers: cut at byte {at} of {len(data)}")
+            raise ValueError(f"producers: truncated at byte {at} of {len(data)}")
         at += size
         return data[at - size : at]
 

@@ -1,7 +1,8 @@
-"""`livefactor.v1.ModelSpec` messages to and from `livefactor_kernels.spec.model.ModelSpec`.
+"""Converts `livefactor.v1.ModelSpec` messages to `livefactor_kernels.spec.model.ModelSpec` and
+back.
 
-The bytes of a spec are hashed as logged and never serialised again: `encode` is used once, when a model is created;
-`decode` whenever the bytes are read back.
+Hashes use the logged bytes of a spec, which are never serialised again. `encode` is called once, at
+the creation of a model. `decode` reads logged bytes.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ _LATER = {
     "counts": ("repeat",),
     "softmax": ("group_events",),
 }
-"""Fields that a part gained after specs with it had been logged: left out of the bytes where they are the defaults."""
+"""Fields that parts got after specs with these parts had been logged.
+
+The bytes lack them where they have their defaults.
+"""
 _LIMITS = tuple(field.name for field in fields(Limits))
 _PARTS: dict[str, Any] = {
     "history": History,
@@ -63,7 +67,7 @@ _PARTS: dict[str, Any] = {
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,
 }
-"""Messages within the spec that are left out of its bytes where they say nothing but the defaults."""
+"""Parts of the spec. The bytes lack a part in which all fields have their defaults."""
 
 
 def _given(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -71,7 +75,11 @@ def _given(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def from_message(message: models_pb2.ModelSpec, preset_name: str) -> ModelSpec:
-    """The preset with the message's fields laid over it, checked. Raises SpecError naming the field."""
+    """The preset with the message's fields in place of its own, after a check.
+
+    Raises:
+        SpecError: a field is invalid. The text names it.
+    """
     base = preset(preset_name)
     changes: dict[str, Any] = _given(message, _PLAIN)
     if message.loss:
@@ -145,8 +153,11 @@ def to_message(spec: ModelSpec) -> models_pb2.ModelSpec:
 
 
 def encode(spec: ModelSpec) -> bytes:
-    """The bytes that become the log's first record. float32 factors, rule SGD and parts without effect are left out: so
-    they were before there were others."""
+    """The bytes of a spec for the first record of a log.
+
+    They lack float32 factors, rule SGD, and parts without effect. So the bytes of older specs stay
+    the same.
+    """
     message = to_message(spec)
     if spec.factor_dtype == FactorDtype.FLOAT32:
         message.ClearField("factor_dtype")
@@ -167,7 +178,11 @@ def encode(spec: ModelSpec) -> bytes:
 
 
 def decode(body: bytes) -> ModelSpec:
-    """The spec of logged bytes. Raises SpecError if they are not a complete, valid spec of a version we compute."""
+    """The spec of logged bytes.
+
+    Raises:
+        SpecError: the bytes are no complete and valid spec, or their version is not supported.
+    """
     try:
         message = models_pb2.ModelSpec.FromString(bytes(body))
     except DecodeError:

@@ -1,6 +1,6 @@
-"""A model's whole state at one revision: the tables of its backend and what stands beside them.
+"""The whole state of a model at one revision: the tables of its backend and the state beside them.
 
-`livefactor_server.changes` says what each kind of record does to it.
+`livefactor_server.changes` defines the effect of each kind of record on it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from livefactor_server.model.producers import Outcome, ProducerTable
 
 
 class TypeMeanings:
-    """What the spec says of event types, laid over the columns of a record."""
+    """The event types of a spec, as arrays for whole columns."""
 
     def __init__(self, event_types: tuple[EventType, ...]) -> None:
         ordered = sorted(event_types, key=lambda each: each.type)
@@ -31,13 +31,18 @@ class TypeMeanings:
     def applied(
         self, events: int, types: np.ndarray | None, values: np.ndarray | None, weights: np.ndarray | None
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(values, weights) float32[events] of events of `types` uint32[events] (None: all 0); None: all 1."""
+        """(values, weights) float32[events] of a record after its event types.
+
+        `types` is uint32[events]; None means type 0 for all. In values and weights None means 1 for
+        all.
+        """
         if not self._types.size:
             return values, weights
         types = np.zeros(events, np.uint32) if types is None else types
         place = np.searchsorted(self._types, types)
         is_known = self._types[np.minimum(place, self._types.size - 1)] == types
-        place = np.where(is_known, place, self._types.size)  # the last place: weight 1, not negative
+        # The last entry has weight 1 and is not negative.
+        place = np.where(is_known, place, self._types.size)
         weighted = self._weights[place] if weights is None else self._weights[place] * weights
         negative = self._negative[place]
         if negative.any():
@@ -51,7 +56,19 @@ NO_KEYS = np.empty(0, np.uint64)
 
 @dataclass(slots=True)
 class ModelState:
-    """State of one model. `revision` and everything in it but the tables' allocation belong to the APPLY stage."""
+    """The state of one model.
+
+    The APPLY stage owns `revision` and all other state. Only the allocation of table rows belongs
+    to the LOG stage.
+
+    Attributes:
+        spec_body: the logged bytes of the spec.
+        log_hash: chain hash of the log at `revision`, 32 bytes.
+        events: number of applied events.
+        labels: of users and of items.
+        unavailable: keys of the unavailable items, uint64, ascending. A change replaces the array
+            and never writes to it.
+    """
 
     spec: ModelSpec
     spec_body: bytes
@@ -64,9 +81,7 @@ class ModelState:
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
     event_types: TypeMeanings = field(init=False)
-    unavailable: np.ndarray = field(
-        default_factory=lambda: NO_KEYS
-    )  # uint64, ascending; replaced, never written in place
+    unavailable: np.ndarray = field(default_factory=lambda: NO_KEYS)
 
     def __post_init__(self) -> None:
         self.event_types = TypeMeanings(self.spec.event_types)
@@ -75,12 +90,12 @@ class ModelState:
     def empty(
         cls, spec: ModelSpec, spec_body: bytes, lineage: uuid.UUID, backend: str, log_hash: bytes
     ) -> ModelState:
-        """The state at revision 0: nothing but the spec."""
+        """The state at revision 0, which has only the spec."""
         return cls(spec, spec_body, lineage, create_backend(backend, spec), backend, log_hash=log_hash)
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes of rows in use and of key maps, by table."""
+        """Bytes of used rows and of key maps, by table."""
         return {
             name: table.row_bytes * table.allocated + table.keymap.nbytes
             for name, table in (("users", self.backend.users), ("items", self.backend.items))
@@ -88,13 +103,19 @@ class ModelState:
 
     @property
     def adapted_rate(self) -> float | None:
-        """What an adaptive rate multiplies the spec's learning rates by now; None without one. The caller holds the gate."""
+        """Present factor on the learning rates of the spec. None without an adaptive rate.
+
+        The caller holds the gate.
+        """
         if not self.spec.adaptive_rate.window:
             return None
         return float(multiple(int(self.backend.state()[RATES][STEP])))
 
     def freeze_small(self) -> FrozenSections:
-        """What is not in the tables, as of now; later records do not change it. Taken under the gate."""
+        """The present state beside the table rows, which later records do not change.
+
+        The caller holds the gate.
+        """
         return FrozenSections(
             self.spec_body,
             {name: array.copy() for name, array in self.backend.state().items()},
@@ -107,7 +128,10 @@ class ModelState:
 
 @dataclass(slots=True)
 class FrozenSections:
-    """State beside the rows, frozen. learned: of the backend (`Backend.state`), copied. `arrays` turns it into a snapshot's tensors."""
+    """Frozen state beside the table rows.
+
+    `learned` is a copy of the backend's state (`Backend.state`).
+    """
 
     spec_body: bytes
     learned: dict[str, np.ndarray]
@@ -117,7 +141,7 @@ class FrozenSections:
     unavailable: np.ndarray
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Tensors by name, as the snapshot format lists them."""
+        """The tensors by name, as the snapshot format defines them."""
         small: dict[str, np.ndarray] = {
             "events": np.array([self.events], np.uint64),
             "producers": np.frombuffer(producer_codec.encode(self.producers), np.uint8),
@@ -140,7 +164,10 @@ def restored(
     log_hash: bytes,
     tensors: Mapping[str, np.ndarray],
 ) -> ModelState:
-    """The state of a verified snapshot's tensors (names as `FrozenSections.arrays` and "users.*", "items.*")."""
+    """The state of a verified snapshot.
+
+    `tensors` has the names of `FrozenSections.arrays`, and "users.*" and "items.*".
+    """
     state = ModelState.empty(spec, spec_body, lineage, backend, log_hash)
     for number, name in enumerate(("users", "items")):
         sections = {

@@ -1,6 +1,6 @@
-"""RPC in, RPC out: messages to values, values to messages, and the statuses between. Nothing is decided here.
+"""The RPC layer: decodes requests, calls the models, and encodes results and statuses.
 
-`service` is the table of all RPCs. Each service has one file of handlers: `updates`, `scoring`, `snapshots`, `models`.
-`guards` stands around every handler, `calls` is what handlers share, `decode` and `encode` translate, and `server` puts
-the gRPC server together.
+`service` is the table of all RPCs. Each service has one file of handlers: `updates`, `scoring`,
+`snapshots`, `models`. `guards` wraps every handler. `calls` is the state that handlers share.
+`decode` and `encode` convert messages. `server` assembles the gRPC server.
 """

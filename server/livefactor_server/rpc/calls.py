@@ -1,4 +1,4 @@
-"""What the handlers of all services share: the models, the limits, and the slots that calls take."""
+"""The state that the handlers of all services share: the models, the limits and the slots."""
 
 from __future__ import annotations
 
@@ -18,14 +18,23 @@ from livefactor_server.rpc import guards
 from livefactor_server.statuses import late, precondition, unavailable
 
 DRAINED = object()
-"""Ends an update stream behind the answers that it has."""
+"""Ends an update stream after the answers in its queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """Limits of admission: they refuse calls and mean nothing for a model's state.
+    """Limits of calls. They do not affect the state of a model.
 
-    snapshot_slots: Snapshot and FetchSnapshot calls at once; each holds a thread for as long as the peer takes to read.
+    Attributes:
+        batch_events_max: maximum number of rows per batch.
+        streams_max: maximum number of concurrent update streams.
+        update_slots: maximum number of concurrent unary calls of the update service.
+        score_slots: maximum number of concurrent Score calls.
+        snapshot_slots: maximum number of concurrent Snapshot and FetchSnapshot calls. Each holds a
+            thread until the peer has read all data.
+        score_users_max: maximum number of users per Score call.
+        score_rows_max: maximum number of scores per Score call.
+        default_preset: preset of new models without a spec.
     """
 
     batch_events_max: int = 65_536
@@ -39,12 +48,16 @@ class ServiceSettings:
 
     @property
     def threads(self) -> int:
-        """Workers of the gRPC pool: a few more than all slots, so that health and administration always find one."""
+        """Number of workers of the gRPC pool.
+
+        It exceeds the number of slots, so that health and administration calls always find a
+        worker.
+        """
         return self.streams_max + self.update_slots + self.score_slots + self.snapshot_slots + 8
 
 
 class Calls:
-    """The state that handlers have in common. Thread-safe."""
+    """The state that handlers share. Thread-safe."""
 
     def __init__(self, hosting: Hosting, settings: ServiceSettings) -> None:
         self.hosting = hosting
@@ -55,7 +68,7 @@ class Calls:
             "scores": guards.Slots(settings.score_slots, "scores"),
             "snapshots": guards.Slots(settings.snapshot_slots, "snapshots"),
         }
-        # Calls parked on min_position may not take all the score slots.
+        # Calls that wait for min_position must not take all slots of scores.
         self._parked = guards.Slots(max(1, settings.score_slots // 2), "scores waiting for min_position")
         self._open_streams: set[queue.SimpleQueue[Any]] = set()
         self._lock = threading.Lock()
@@ -64,18 +77,28 @@ class Calls:
     def await_position(
         self, engine: Engine, lineage: bytes, revision: int, context: grpc.ServicerContext
     ) -> None:
-        """Wait until the model has published `revision`. Raises Refused: another lineage, or the deadline came first."""
+        """Waits until the model has published `revision`.
+
+        Raises:
+            Refused: the position has another lineage, too many calls wait, or the deadline passes
+                first.
+        """
         if lineage and lineage != engine.state.lineage.bytes:
-            raise precondition("min_position: of another lineage than the model's")
+            raise precondition("min_position: its lineage is not the model's lineage")
         if revision > engine.revision:
             with self._parked:
-                context.add_callback(engine.wake)  # a peer that goes away leaves its slot to others
+                # If the peer disconnects, the wait ends and the slot is free again.
+                context.add_callback(engine.wake)
                 if not engine.wait_for(revision, guards.remaining(context), context.is_active):
                     raise late(f"min_position: revision {revision} was not reached in time")
 
     @contextmanager
     def open_stream(self, replies: queue.SimpleQueue[Any]) -> Iterator[None]:
-        """A stream that a drain ends. Raises Refused (UNAVAILABLE) once the server drains."""
+        """Registers an update stream, so that a drain can end it.
+
+        Raises:
+            Refused: UNAVAILABLE if the server drains.
+        """
         with self._lock:
             if self._draining:
                 raise unavailable("server: draining")
@@ -87,7 +110,10 @@ class Calls:
                 self._open_streams.discard(replies)
 
     def end_streams(self) -> None:
-        """End every update stream behind the answers that it has; for a drain, when all that was accepted is answered."""
+        """Ends every update stream after the answers in its queue.
+
+        A drain calls it when all accepted batches are answered.
+        """
         with self._lock:
             self._draining = True
             for replies in self._open_streams:

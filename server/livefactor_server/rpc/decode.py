@@ -1,4 +1,4 @@
-"""Requests to values: parse a message and check it. The checks of a change are its own (`livefactor_server.changes`)."""
+"""Parses and checks requests. The package `livefactor_server.changes` checks the changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from livefactor_server.statuses import invalid
 
 
 class UpdateRequest(NamedTuple):
-    """An ApplyUpdates or StreamUpdates request, its change still as bytes."""
+    """An ApplyUpdates or StreamUpdates request. `body` is the encoded change."""
 
     model: str
     producer_id: bytes
@@ -25,10 +25,15 @@ class UpdateRequest(NamedTuple):
 
 
 def update_request(raw: bytes) -> UpdateRequest:
-    """Parse a request's envelope. Raises ColumnError (malformed), Refused (no change in it)."""
+    """Parses a request without its change.
+
+    Raises:
+        ColumnError: the message is malformed.
+        Refused: it contains no change.
+    """
     request = wire.decode_apply(raw)
     if request.change is None:
-        raise invalid("change: none given, expected interactions, labels or availability")
+        raise invalid("change: it is missing; expected interactions, labels or availability")
     stamp = request.stamp
     return UpdateRequest(
         request.model, stamp.producer_id.encode(), stamp.epoch, stamp.sequence, request.change, request.body
@@ -36,20 +41,32 @@ def update_request(raw: bytes) -> UpdateRequest:
 
 
 def change_from_wire(request: UpdateRequest, spec: ModelSpec, rows_max: int) -> tuple[Change, Rejects]:
-    """The change of a request without its rejected rows, and those. Raises ColumnError, Refused."""
+    """The change of a request without its rejected rows, and the rejects.
+
+    Raises:
+        ColumnError: the change is malformed.
+        Refused: the change as a whole is invalid.
+    """
     return WIRE_CHANGES[request.change].from_wire(request.body, spec, rows_max)
 
 
 def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
-    """Parse and check a Score request. `rows_max`: most answers of a call. Raises ColumnError, Refused."""
+    """Parses and checks a Score request.
+
+    `users_max` and `rows_max` are the maximum numbers of users and of scores per call.
+
+    Raises:
+        ColumnError: the message is malformed.
+        Refused: a field is missing or above a limit.
+    """
     query = decode_score(raw)
     users = len(query.user_ids)
     if not users:
-        raise invalid("user_ids: none given")
+        raise invalid("user_ids: at least one is required")
     if users > users_max:
         raise invalid(f"user_ids: at most {users_max}, got {users}")
     if query.target is None:
-        raise invalid("target: none given, expected candidates or top_k")
+        raise invalid("target: it is missing; expected candidates or top_k")
     if query.target == "top_k" and not 1 <= query.k * users <= rows_max:
         raise invalid(
             f"k: expected at least 1, and users * k at most {rows_max}; got {query.k} for {users} users"
@@ -63,7 +80,7 @@ def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
             _check_offsets("events.offsets", query.event_offsets, users, len(query.event_ids))
     answers = len(query.item_ids) * (users if query.target == "candidates" and query.offsets is None else 1)
     if answers > rows_max:
-        raise invalid(f"item_ids: at most {rows_max} scores a call, got {answers}")
+        raise invalid(f"item_ids: at most {rows_max} scores per call, got {answers}")
     return query
 
 

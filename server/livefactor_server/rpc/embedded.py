@@ -1,6 +1,4 @@
-"""A server inside this process, on a Unix-domain socket. `livefactor.local()` starts it. It opens
-no port.
-"""
+"""An in-process server on a Unix-domain socket, for `livefactor.local()`. It opens no TCP port."""
 
 from __future__ import annotations
 
@@ -20,17 +18,22 @@ STOP_GRACE_S = 5.0
 
 
 class EmbeddedServer:
-    """A running server in this process. target: its address, for `grpc.insecure_channel`."""
+    """A running in-process server. `target` is the address for `grpc.insecure_channel`."""
 
     def __init__(
         self, preset: str | None = None, data: Path | str | None = None, backend: str = "cpu"
     ) -> None:
-        """Start the server.
+        """Starts the server.
 
-        preset: the preset of the model "default"; None for `DEFAULT_PRESET`, "" for no model.
-        data: the data folder; None for a temporary one that `stop` removes. backend: a name that `livefactor serve
-        --backend` takes. Raises BackendUnavailable if the backend cannot run here. After an error
-        no temporary folder is left.
+        Args:
+            preset: preset of the model "default"; None means `DEFAULT_PRESET`, "" means no model.
+            data: the data folder; None means a temporary one, which `stop` deletes.
+            backend: "auto", "cpu" or "cuda", like the option --backend of `livefactor serve`.
+
+        After an error no temporary folder remains.
+
+        Raises:
+            BackendUnavailable: the backend cannot run on this machine.
         """
         limit_libraries()
         with contextlib.ExitStack() as undo:
@@ -53,11 +56,11 @@ class EmbeddedServer:
             undo.pop_all()
 
     def stop(self) -> None:
-        """Drain the server and remove its temporary folder."""
+        """Drains the server and deletes its temporary files."""
         self._server.drain(STOP_GRACE_S)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def start(preset: str | None = None, data: Path | str | None = None) -> EmbeddedServer:
-    """Start an in-process server."""
+    """Starts an in-process server."""
     return EmbeddedServer(preset, data)

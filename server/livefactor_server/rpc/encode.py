@@ -1,4 +1,4 @@
-"""Results to messages."""
+"""Encodes results as messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_stream_answer(
     result: Ack | Refused,
     lineage: uuid.UUID | None,
 ) -> None:
-    """Append the answer to a stream's batch: its ack, or what a unary call would have ended with."""
+    """Appends the answer to a batch of a stream: its acknowledgement or its status."""
     answer = message.answers.add(index=index, sequence=sequence)
     if isinstance(result, Refused):
         answer.status.code, answer.status.message = result.code.value[0], result.text
@@ -50,7 +50,7 @@ def add_stream_answer(
 
 
 def snapshot_info(manifest: Manifest) -> snapshots_pb2.SnapshotInfo:
-    """What a list says of a snapshot."""
+    """The entry of a snapshot in a list."""
     return snapshots_pb2.SnapshotInfo(
         snapshot_id=manifest.snapshot_id,
         position=position(manifest.lineage, manifest.revision),
@@ -64,7 +64,7 @@ def snapshot_info(manifest: Manifest) -> snapshots_pb2.SnapshotInfo:
 
 
 def snapshot_progress(lineage: uuid.UUID, done: int, total: int, revision: int) -> bytes:
-    """How far a snapshot is."""
+    """A message with the progress of a snapshot. `done` and `total` are bytes."""
     progress = snapshots_pb2.SnapshotProgress(
         bytes_done=done, bytes_total=total, position=position(lineage, revision)
     )
@@ -78,7 +78,7 @@ def snapshot_done(manifest: Manifest) -> bytes:
 
 
 def description(found: Description) -> models_pb2.ModelDescription:
-    """What is known of a model."""
+    """The description of a model."""
     message = models_pb2.ModelDescription(
         model=found.name,
         position=position(found.lineage, found.revision),
@@ -101,7 +101,7 @@ def description(found: Description) -> models_pb2.ModelDescription:
 
 
 def judgement(report: Report) -> judging_pb2.Judgement:
-    """What the judge found."""
+    """The report of the judge."""
     message = judging_pb2.Judgement(
         drift_detection=report.drift_detection,
         since_revision=report.since_revision,

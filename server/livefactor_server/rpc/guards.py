@@ -1,4 +1,4 @@
-"""What stands around every handler: slots, parsing, and the mapping of whatever goes wrong to the closed set of statuses."""
+"""The wrapper of every handler: slots, parsing, and the mapping of exceptions to statuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Slots:
-    """At most `count` calls of a kind at once; the next one is refused, not queued."""
+    """At most `count` concurrent calls of a kind. Further calls are refused without a wait."""
 
     def __init__(self, count: int, what: str) -> None:
         self._free = threading.Semaphore(count)
@@ -29,66 +29,75 @@ class Slots:
 
     def __enter__(self) -> None:
         if not self._free.acquire(blocking=False):
-            raise exhausted(f"{self._what}: all slots are taken, try again later")
+            raise exhausted(f"{self._what}: all slots are in use; try again later")
 
     def __exit__(self, *_: object) -> None:
         self._free.release()
 
 
 class Window:
-    """Room for batches on a stream, taken by the pump, given back when the peer has taken an answer."""
+    """Limits the batches of a stream whose answers the peer has not read yet."""
 
     def __init__(self, size: int) -> None:
         self._room = threading.Semaphore(size)
         self._closed = False
 
     def take(self) -> None:
-        """Wait for room; after `close` there always is some."""
+        """Waits for room for one batch. It never waits after `close`."""
         self._room.acquire()
         if self._closed:
             self._room.release()
 
     def give(self, answers: int) -> None:
-        """Answers were taken."""
+        """Frees the room of answers that the peer has read."""
         self._room.release(answers)
 
     def close(self) -> None:
-        """The call is over: nobody takes answers any more, and nobody shall wait for that."""
+        """Ends all waits, because the call is over and nobody reads answers any more."""
         self._closed = True
         self._room.release()
 
 
 def parse(kind: type[Any], raw: bytes) -> Any:
-    """The message in `raw`. Raises Refused (INVALID_ARGUMENT) without the parser's text."""
+    """Parses `raw` as a message of type `kind`.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, without the text of the parser.
+    """
     try:
         return kind.FromString(raw)
     except DecodeError:
         message: type[Message] = kind
-        raise invalid(f"malformed {message.DESCRIPTOR.name}") from None
+        raise invalid(f"the {message.DESCRIPTOR.name} is malformed") from None
 
 
 def producer_id(producer: bytes) -> bytes:
-    """The id, if it is not too long. Raises Refused."""
+    """Checks the length of a producer's id, and returns the id.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if the id is too long.
+    """
     if len(producer) > ID_BYTES_MAX:
         raise invalid(f"producer: an id has at most {ID_BYTES_MAX} bytes, got {len(producer)}")
     return producer
 
 
 def remaining(context: grpc.ServicerContext) -> float | None:
-    """Seconds until the call's deadline, None without one."""
+    """Seconds until the deadline of the call. None if it has no deadline."""
     seconds = context.time_remaining()
-    # Without a deadline gRPC reports centuries, which a lock's timeout cannot hold.
+    # Without a deadline gRPC reports centuries, which exceed the maximum timeout of a lock.
     return None if seconds is None or seconds > threading.TIMEOUT_MAX else max(0.0, seconds)
 
 
 def refusal(error: Exception) -> Refused:
-    """What a peer is told of a fault that is its own."""
+    """The status for a fault of the client."""
     return error if isinstance(error, Refused) else invalid(str(error))
 
 
 def is_cancel(error: Exception) -> bool:
     """Whether a stream of requests ended because its call was cancelled."""
-    # grpcio ends a cancelled stream's request iterator with a bare Exception or its private RpcError.
+    # If a stream is cancelled, grpcio ends its request iterator with a bare Exception or with its
+    # private RpcError.
     return type(error) is Exception and not error.args
 
 
@@ -103,7 +112,7 @@ def _end_with(context: grpc.ServicerContext, error: BaseException) -> None:
 
 
 class CallKind(Enum):
-    """What of a call is a stream."""
+    """Which directions of a call are streams."""
 
     UNARY = auto()
     STREAM_OUT = auto()
@@ -113,12 +122,14 @@ class CallKind(Enum):
 def guarded(
     kind: CallKind, handle: Callable[[Any, grpc.ServicerContext], Any], slots: Slots | None
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
-    """A handler that holds one of `slots` while it runs, and that ends in one of the closed set of statuses."""
-    held = nullcontext() if slots is None else slots
+    """Wraps a handler. It holds one of `slots` while it runs, and maps every exception to a
+    status.
+    """
+    slot = nullcontext() if slots is None else slots
 
     def answer(raw: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            with held:
+            with slot:
                 reply: bytes = handle(raw, context)
                 return reply
         except Exception as error:
@@ -128,7 +139,7 @@ def guarded(
 
     def stream(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            with held:
+            with slot:
                 yield from handle(requests, context)
             return
         except Exception as error:

@@ -1,4 +1,6 @@
-"""ModelService: create, describe, list, delete and restore models, and end a hold."""
+"""Handlers of the ModelService: create, describe, list, delete and restore models, release a
+hold.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from livefactor_server.statuses import invalid, precondition
 
 
 def create_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """CreateModel."""
+    """Handles CreateModel."""
     request = guards.parse(models_pb2.CreateModelRequest, raw)
     preset = request.preset or calls.settings.default_preset or DEFAULT_PRESET
     try:
@@ -27,7 +29,7 @@ def create_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> byt
 
 
 def describe_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """DescribeModel."""
+    """Handles DescribeModel."""
     request = guards.parse(models_pb2.DescribeModelRequest, raw)
     hosted = calls.hosting.get(request.model)
     description = encode.description(describe(hosted, request.with_root_hash))
@@ -38,23 +40,23 @@ def describe_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> b
 
 
 def list_models(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """ListModels."""
+    """Handles ListModels."""
     guards.parse(models_pb2.ListModelsRequest, raw)
     found = [encode.description(describe(hosted)) for hosted in calls.hosting.all()]
     return models_pb2.ListModelsResponse(models=found).SerializeToString()
 
 
 def delete_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """DeleteModel."""
+    """Handles DeleteModel."""
     request = guards.parse(models_pb2.DeleteModelRequest, raw)
     if not request.model:
-        raise invalid("model: a name is needed to delete")
+        raise invalid("model: DeleteModel requires a name")
     calls.hosting.delete(request.model)
     return models_pb2.DeleteModelResponse().SerializeToString()
 
 
 def restore_snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """RestoreSnapshot."""
+    """Handles RestoreSnapshot."""
     request = guards.parse(models_pb2.RestoreSnapshotRequest, raw)
     hosted = calls.hosting.restore(request.model, request.source_model, request.snapshot_id)
     made = encode.description(describe(hosted))
@@ -62,7 +64,7 @@ def restore_snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) ->
 
 
 def release_hold(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """ReleaseHold."""
+    """Handles ReleaseHold."""
     hosted = calls.hosting.get(guards.parse(models_pb2.ReleaseHoldRequest, raw).model)
     if not hosted.engine.observer.release():
         raise precondition("model: its updates are not on hold")

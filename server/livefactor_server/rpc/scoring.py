@@ -1,4 +1,4 @@
-"""ScoringService: scores of candidates, and the best items."""
+"""Handler of the ScoringService: scores of candidates and top-k lists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from livefactor_server.rpc.calls import Calls
 
 
 def score(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """Score."""
+    """Handles Score."""
     started = time.perf_counter()
     query = decode.score_query(raw, calls.settings.score_users_max, calls.settings.score_rows_max)
     hosted = calls.hosting.get(query.model)

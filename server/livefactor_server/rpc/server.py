@@ -1,6 +1,6 @@
-"""The gRPC server over the models: services, health, reflection, and the drain.
+"""The gRPC server: services, health, reflection and shutdown.
 
-`livefactor serve` and the in-process server use it.
+`livefactor serve`, the in-process server and the tests use it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from livefactor_server.rpc.service import Services
 
 MESSAGE_BYTES_MAX = 4 << 20
 THREAD_SWITCH_S = 0.0005
-"""Python's own 5 ms would let one busy thread add milliseconds to everybody's latency."""
+"""Seconds between thread switches.
+
+With Python's default of 5 ms one busy thread would add milliseconds to the latency of others.
+"""
 
 SERVICES = tuple(
     service.full_name
@@ -33,7 +36,8 @@ SERVICES = tuple(
 UPDATE_SERVICE = updates_pb2.DESCRIPTOR.services_by_name["UpdateService"].full_name
 
 _OPTIONS = (
-    ("grpc.so_reuseport", 0),  # else a second server silently shares the port
+    # With SO_REUSEPORT a second server would silently share the port.
+    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_concurrent_streams", 100),
@@ -45,17 +49,23 @@ logger = logging.getLogger(__name__)
 
 
 class PortInUse(Exception):
-    """The address could not be bound."""
+    """The server cannot bind its address."""
 
 
 class RpcServer:
-    """A gRPC server over a `Hosting`."""
+    """A gRPC server for a `Hosting`."""
 
     def __init__(self, hosting: Hosting, settings: ServiceSettings, address: str) -> None:
-        """Bind `address` ("host:port", port 0 picks one, or "unix:/path"). Raises PortInUse."""
+        """Binds `address`: "host:port" or "unix:/path". Port 0 picks a free port.
+
+        Raises:
+            PortInUse: the address cannot be bound.
+            RuntimeError: protobuf runs without its upb implementation.
+        """
         if api_implementation.Type() != "upb":
             raise RuntimeError(
-                "protobuf's upb implementation is needed: the pure-Python one is neither fast nor safe enough"
+                "protobuf: its upb implementation is required, because the pure-Python one is too slow "
+                "and not safe enough"
             )
         sys.setswitchinterval(THREAD_SWITCH_S)
         self._hosting = hosting
@@ -75,13 +85,15 @@ class RpcServer:
         self._listening = False
 
     def listen(self) -> None:
-        """Accept calls with the health NOT_SERVING. Until the models are open, they get UNAVAILABLE."""
+        """Accepts calls with the health NOT_SERVING. They get UNAVAILABLE until the models are
+        open.
+        """
         self._set_health(False, False)
         self._server.start()
         self._listening = True
 
     def start(self) -> None:
-        """Serve: accept calls, and say SERVING. The models must be open."""
+        """Serves with the health SERVING. The models are open already."""
         if not self._listening:
             self.listen()
         self._set_health(True, True)
@@ -106,7 +118,11 @@ class RpcServer:
             self._health.set(service, state.SERVING if ok else state.NOT_SERVING)
 
     def drain(self, grace_s: float) -> None:
-        """Say NOT_SERVING, refuse new batches, finish accepted ones, take the last snapshots, end."""
+        """Shuts down in order.
+
+        It reports NOT_SERVING, refuses new batches, finishes accepted ones, takes the last
+        snapshots, and ends all calls. Running calls have `grace_s` seconds to end.
+        """
         self._stopping.set()
         self._set_health(False, False)
         self._hosting.drain()
@@ -115,11 +131,11 @@ class RpcServer:
 
 
 def _add_health(server: grpc.Server) -> Any:
-    # The GPU machine has no grpcio-health-checking; the RPC core runs without it.
+    # GPU test machines lack grpcio-health-checking. The other services run without it.
     try:
         from grpc_health.v1 import health, health_pb2_grpc
     except ModuleNotFoundError:
-        logger.warning("grpcio-health-checking is not installed: no health service")
+        logger.warning("grpcio-health-checking is not installed, so there is no health service")
         return None
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -130,13 +146,16 @@ def _add_reflection(server: grpc.Server) -> None:
     try:
         from grpc_reflection.v1alpha import reflection
     except ModuleNotFoundError:
-        logger.warning("grpcio-reflection is not installed: no reflection")
+        logger.warning("grpcio-reflection is not installed, so there is no reflection service")
         return
     reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME, "grpc.health.v1.Health"), server)
 
 
 def limit_libraries() -> None:
-    """One thread for BLAS: the server's own threads share the cores, and results must not depend on their number."""
+    """Limits BLAS to one thread.
+
+    The threads of the server share the cores, and results must not depend on the number of threads.
+    """
     try:
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
@@ -146,7 +165,10 @@ def limit_libraries() -> None:
 
 
 def write_port_file(path: Path, ports: Sequence[int]) -> None:
-    """Write the ports, one a line, so that a script that started the server on port 0 finds it. Appears whole."""
+    """Writes the ports, one per line, for a script that starts the server on port 0.
+
+    The file appears with its whole contents.
+    """
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(f"{port}\n" for port in ports))
     temporary.replace(path)

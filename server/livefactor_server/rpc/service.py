@@ -1,8 +1,8 @@
-"""The table of RPCs. Each is one line: its name, its kind, the slots that a call takes, and its handler.
+"""The table of RPCs. Each line has the name of an RPC, its kind, its slots, and its handler.
 
-Handlers take and return bytes (identity (de)serialisers): parsing happens in them, so that malformed bytes are an
-INVALID_ARGUMENT and not the transport's UNKNOWN. Whatever else escapes a handler is logged and reaches the peer as
-UNAVAILABLE with a fixed text (guards.py).
+Handlers take and return bytes, and they parse the messages themselves. So a malformed message gets
+the status INVALID_ARGUMENT and not the transport's UNKNOWN. Any other exception in a handler is
+logged, and the peer gets UNAVAILABLE with a fixed text (`guards.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ UNARY, STREAM_OUT, STREAM_BOTH = CallKind.UNARY, CallKind.STREAM_OUT, CallKind.S
 
 
 class Rpc(NamedTuple):
-    """One RPC. name: "Service.Method" of the package. slots: name in `Calls.slots`, None for calls that take none."""
+    """One RPC.
+
+    Attributes:
+        name: "Service.Method" in the package.
+        kind: which directions are streams.
+        slots: a key of `Calls.slots`, None for calls without slots.
+        handle: the handler.
+    """
 
     name: str
     kind: CallKind
@@ -48,17 +55,17 @@ RPCS = (
     Rpc("ModelService.RestoreSnapshot", UNARY, None, models.restore_snapshot),
     Rpc("ModelService.ReleaseHold", UNARY, None, models.release_hold),
 )
-"""Every RPC, those of a service together."""
+"""All RPCs. Those of a service are consecutive."""
 
 
 class Services:
-    """The table over one `Hosting`."""
+    """The handlers of all RPCs for one `Hosting`."""
 
     def __init__(self, hosting: Hosting, settings: ServiceSettings) -> None:
         self._calls = Calls(hosting, settings)
 
     def generic_handlers(self) -> list[grpc.GenericRpcHandler]:
-        """One handler a service, for `grpc.Server.add_generic_rpc_handlers`."""
+        """One handler per service, for `grpc.Server.add_generic_rpc_handlers`."""
         return [
             grpc.method_handlers_generic_handler(
                 f"{PACKAGE}.{service}", {rpc.name.split(".")[1]: self._handler(rpc) for rpc in rpcs}
@@ -71,5 +78,8 @@ class Services:
         return guards.guarded(rpc.kind, partial(rpc.handle, self._calls), slots)
 
     def end_streams(self) -> None:
-        """End every update stream behind the answers that it has; for a drain, when all that was accepted is answered."""
+        """Ends every update stream after the answers in its queue.
+
+        A drain calls it when all accepted batches are answered.
+        """
         self._calls.end_streams()

@@ -1,4 +1,4 @@
-"""SnapshotService: take, list and fetch a model's snapshots."""
+"""Handlers of the SnapshotService: take, list and fetch snapshots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRESS_INTERVAL_S = 0.1
 
 
 def snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-    """Snapshot: progress while it is taken, then the manifest."""
+    """Handles Snapshot: yields the progress, and then the manifest."""
     request = guards.parse(snapshots_pb2.SnapshotRequest, raw)
     hosted = calls.hosting.get(request.model)
     if request.HasField("min_position"):
@@ -49,7 +49,7 @@ def snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> Iterato
 
 
 def list_snapshots(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """ListSnapshots."""
+    """Handles ListSnapshots."""
     request = guards.parse(snapshots_pb2.ListSnapshotsRequest, raw)
     infos = calls.hosting.get(request.model).keeper.store.list()
     return snapshots_pb2.ListSnapshotsResponse(
@@ -58,7 +58,7 @@ def list_snapshots(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> b
 
 
 def fetch_snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-    """FetchSnapshot: the manifest first, then the files it lists, in chunks."""
+    """Handles FetchSnapshot: yields the manifest, and then its files in chunks."""
     request = guards.parse(snapshots_pb2.FetchSnapshotRequest, raw)
     store = calls.hosting.get(request.model).keeper.store
     try:
@@ -67,4 +67,4 @@ def fetch_snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> I
                 file_name=piece.file_name, offset=piece.offset, file_size=piece.file_size, data=piece.data
             ).SerializeToString()
     except SnapshotNotFound:
-        raise not_found("snapshot: there is none such") from None
+        raise not_found("snapshot: it does not exist") from None

@@ -1,4 +1,4 @@
-"""UpdateService: batches in, acknowledgements out, one a call or many on a stream."""
+"""Handlers of the UpdateService: batches one per call, or many on a stream."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ from livefactor_server.statuses import Refused, invalid, late, unavailable
 logger = logging.getLogger(__name__)
 
 UNTAKEN_ANSWERS_MAX = 256
-"""Batches of one stream whose answer the peer has not taken: past it the server stops reading the stream."""
+"""Maximum number of batches of a stream whose answers the peer has not read.
+
+At this number the server stops reading the stream.
+"""
 ANSWERS_A_MESSAGE_MAX = 64
-"""Answers that were ready together and share a message; with a hundred rejects each it still is far below the limit."""
+"""Maximum number of answers per message of a stream.
+
+With a hundred rejects each, such a message is far below the size limit.
+"""
 _END = object()
 
 
 def open_producer(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """OpenProducer."""
+    """Handles OpenProducer."""
     request = guards.parse(updates_pb2.OpenProducerRequest, raw)
     producer = guards.producer_id(request.producer_id.encode())
     if not producer:
@@ -56,7 +62,7 @@ def open_producer(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> by
 
 
 def apply_updates(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """ApplyUpdates."""
+    """Handles ApplyUpdates."""
     update = decode.update_request(raw)
     engine = calls.hosting.get(update.model).engine
     replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
@@ -93,7 +99,8 @@ def _submit_and_wait(
         result = replies.get(timeout=guards.remaining(context)).result
     except queue.Empty:
         raise late(
-            "update: not acknowledged in time; its outcome is unknown, send the same sequence again"
+            "update: no acknowledgement before the deadline; the outcome is unknown; "
+            "send the same sequence again"
         ) from None
     if isinstance(result, Refused):
         raise result
@@ -102,7 +109,11 @@ def _submit_and_wait(
 
 
 def stream_updates(calls: Calls, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-    """StreamUpdates: a pump of its own reads requests, since a handler blocked on the next request cannot send acks."""
+    """Handles StreamUpdates.
+
+    A thread per stream reads the requests, because a handler that waits for the next request cannot
+    send answers.
+    """
     replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with calls.open_stream(replies):
         window = guards.Window(UNTAKEN_ANSWERS_MAX)
@@ -137,7 +148,8 @@ def _pump(
             _submit_from_stream(calls, raw, index, replies)
             index += 1
     except grpc.RpcError:
-        pass  # the peer went away; what was submitted goes on
+        # The peer disconnected. Submitted batches continue.
+        pass
     except Exception as error:
         if not guards.is_cancel(error):
             logger.exception("update stream")
@@ -153,7 +165,8 @@ def _submit_from_stream(calls: Calls, raw: bytes, index: int, replies: queue.Sim
         engine = calls.hosting.get(update.model).engine
 
         def reply(item: Submission, lineage: uuid.UUID = engine.state.lineage) -> None:
-            # The answer alone: the batch would keep its payload in memory until the peer has taken the answer.
+            # Only the answer: a batch in the queue would keep its payload in memory until the peer
+            # reads the answer.
             replies.put((item.tag, item.sequence, item.result, lineage))
 
         engine.submit(_batch(calls, engine, update, reply, index), wait=True)
@@ -165,7 +178,7 @@ def _submit_from_stream(calls: Calls, raw: bytes, index: int, replies: queue.Sim
 
 
 def _ready(replies: queue.SimpleQueue[Any]) -> list[Any]:
-    """The replies of a stream that are there, at least one; `_END` and `DRAINED` end the list."""
+    """The available replies of a stream, at least one. `_END` and `DRAINED` end the list."""
     ready = [replies.get()]
     while len(ready) < ANSWERS_A_MESSAGE_MAX and ready[-1][0] not in (_END, DRAINED):
         try:

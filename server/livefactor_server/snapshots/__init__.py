@@ -1,5 +1,6 @@
-"""Snapshots of a model, and the proof that its log gives them.
+"""Snapshots of a model, and the proof that they follow from its log.
 
-`views` freezes a state at one revision, `store` writes, lists and verifies snapshots, `replay` builds a state from a
-snapshot and the log behind it, and `audit` builds it from the log alone and compares root hashes.
+`freezing` freezes a state at one revision. `store` writes, lists and verifies snapshots.
+`safetensors_writer` writes their files. `replay` computes a state from a snapshot and the rest of
+the log. `audit` computes it from the log alone and compares root hashes.
 """

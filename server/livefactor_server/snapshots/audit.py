@@ -1,4 +1,6 @@
-"""Independent replay: rebuild a model's state from its log alone, without its server, and hold its snapshots against it."""
+"""Audit: computes the state of a model from its log alone, and compares it with the model's
+snapshots.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from livefactor_server.snapshots.store import root_hash_of
 
 @dataclass(slots=True)
 class ReplayReport:
-    """What a replay found. snapshots: id -> whether its root is the replayed state's at its revision."""
+    """The result of an audit.
+
+    Attributes:
+        revision: the last revision of the log.
+        log_hash: chain hash of the log at `revision`, 32 bytes.
+        root_hash: root hash of the state at `revision`, 32 bytes.
+        snapshots: id of a snapshot -> whether its root hash and its log hash equal those of the
+            replayed state.
+    """
 
     revision: int
     log_hash: bytes
@@ -24,11 +34,11 @@ class ReplayReport:
 
     @property
     def good(self) -> bool:
-        """Whether every snapshot of the model is the replayed state."""
+        """Whether every snapshot equals the replayed state."""
         return all(self.snapshots.values())
 
     def fields(self) -> dict[str, Any]:
-        """Plain values, hashes in hex."""
+        """The report as plain values, with hashes in hex."""
         return {
             "revision": self.revision,
             "log_hash": self.log_hash.hex(),
@@ -39,15 +49,20 @@ class ReplayReport:
 
 
 def root_of(state: ModelState) -> bytes:
-    """The root hash of a state that nobody changes any more."""
+    """The root hash of a state that does not change any more."""
     return root_hash_of(freeze_idle("replay", state, "sha256"))[0]
 
 
 def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | None = None) -> ReplayReport:
-    """Replay a model's log from its beginning; stop at each snapshot's revision to compare roots.
+    """Replays a model's log from its beginning, and compares the state with each snapshot.
 
-    A server may be at work on the folder: nothing is changed, and what is not synced yet is left out.
-    Raises LogError, ReplayError, SpecError.
+    A server may use the folder meanwhile. The audit changes nothing, and it ignores records that
+    are not synced yet.
+
+    Raises:
+        LogError: the log is missing or damaged.
+        ReplayError: a record does not fit the state before it.
+        SpecError: the spec in the log is invalid.
     """
     with Log.open(log_folder(model_folder), read_only=True) as log:
         manifests = [

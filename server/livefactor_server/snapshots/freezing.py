@@ -1,7 +1,7 @@
-"""A model's state at one revision, as snapshots and root hashes take it.
+"""Freezes the state of a model at one revision, for snapshots and root hashes.
 
-`freeze` freezes a live model: its rows are read through a pin while updates go on. `freeze_idle` takes a model that nobody
-changes, such as a replayed one.
+`freeze` is for a live model: it reads rows through a pin, and updates continue. `freeze_idle` is
+for a model that does not change, for example a replayed one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ from livefactor_server.statuses import no_memory
 
 @contextmanager
 def freeze(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iterator[FrozenState]:
-    """The state at its published revision; updates go on meanwhile. Raises Refused (RESOURCE_EXHAUSTED) if the backend has no
-    memory for it, or runs out of memory while the rows are read."""
+    """The state at its published revision. Updates continue meanwhile.
+
+    Raises:
+        Refused: RESOURCE_EXHAUSTED if the backend has too little memory for the pin or for reading
+            the rows.
+    """
     try:
         with gate.reading():
             pin = state.backend.pin()
@@ -35,7 +39,7 @@ def freeze(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iter
 
 
 def freeze_idle(name: str, state: ModelState, log_hash_name: str) -> FrozenState:
-    """The state of a model that nobody changes while the result is read, of any backend."""
+    """The state of a model that does not change while the caller reads the result."""
     backend = state.backend
     users, items = (backend.sections(side, backend.published[side]) for side in (USERS, ITEMS))
     rows = _IdleRows(backend.published, (users, items))

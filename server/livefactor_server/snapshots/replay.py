@@ -1,6 +1,8 @@
-"""`state(r)` from a log: on restart (newest snapshot, then the rest of the log) and in an audit (the whole log, no snapshot).
+"""Computes `state(r)` from a log, at a restart and in an audit.
 
-Both go through `changes.place` and `changes.apply`, as the live engine does, so there is one meaning of a record.
+A restart loads the newest snapshot and applies the rest of the log. An audit applies the whole log.
+Like the live engine, both use `changes.place` and `changes.apply`, so a record always has the same
+effect.
 """
 
 from __future__ import annotations
@@ -24,48 +26,55 @@ from livefactor_server.model.state import ModelState, restored
 from livefactor_server.snapshots.store import SnapshotStore
 
 Progress = Callable[[int, int], None]
-"""Called with (revision reached, last revision)."""
+"""Function of (reached revision, last revision)."""
 
 RUN_EVENTS, RUN_RECORDS = 65_536, 1024
-"""Events and records that are applied in one go, and how often progress is told."""
+"""Maximum numbers of events and of records per run. `progress` is called after each run."""
 
 logger = logging.getLogger(__name__)
 
 
 def log_folder(model_folder: Path) -> Path:
-    """Where a model's log lies."""
+    """The folder of a model's log."""
     return model_folder / "log"
 
 
 def snapshot_store(model_folder: Path) -> SnapshotStore:
-    """A model's own snapshots."""
+    """The snapshots that the model has taken."""
     return SnapshotStore(model_folder / "snapshots")
 
 
 def base_store(model_folder: Path) -> SnapshotStore:
-    """The snapshot that a restored model began with; empty for a model that began empty."""
+    """The snapshot with which a restored model began. The store of any other model is empty."""
     return SnapshotStore(model_folder / "base")
 
 
 def recover(model_folder: Path, log: Log, backend: str, progress: Progress | None = None) -> ModelState:
-    """State at the log's end, from the newest snapshot that verifies. Raises ReplayError, SpecError."""
+    """The state at the end of the log, from the newest snapshot that verifies.
+
+    Raises:
+        ReplayError: the log and the snapshots contradict each other, or a record does not fit the
+            state before it.
+        SpecError: the spec in the log is invalid.
+    """
     store = snapshot_store(model_folder)
     for info in reversed(store.list()):
         if info.lineage != log.lineage:
             continue
         if info.revision > log.last_revision:
             raise ReplayError(
-                f"the log ends at revision {log.last_revision}, but a snapshot was taken at {info.revision}: "
-                "records that were synced are missing"
+                f"the log ends at revision {log.last_revision}, but a snapshot has revision {info.revision}: "
+                "synced records are missing"
             )
         if next(log.read(info.revision)).hash != info.log_hash:
             raise ReplayError(
-                f"snapshot {info.snapshot_id} and the log tell different histories up to revision {info.revision}"
+                f"snapshot {info.snapshot_id} and the log have different records up to revision {info.revision}"
             )
         try:
             state = _from_snapshot(store, info.snapshot_id, log, backend)
-        except Exception as error:  # a snapshot can be re-made from the log: go on with an older one
-            logger.warning("snapshot %s is left out: %s", info.snapshot_id, error)
+        except Exception as error:
+            # The log has all data of the snapshot, so an older snapshot is sufficient.
+            logger.warning("snapshot %s is ignored: %s", info.snapshot_id, error)
             continue
         logger.info("snapshot %s loaded and verified", info.snapshot_id)
         return follow(state, log, progress=progress)
@@ -75,7 +84,12 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
 def replay(
     model_folder: Path, log: Log, backend: str, until: int | None = None, progress: Progress | None = None
 ) -> ModelState:
-    """State at `until` (default: the log's end) from the log alone, whole. Raises ReplayError, SpecError."""
+    """The state at revision `until` from the log alone. None means the end of the log.
+
+    Raises:
+        ReplayError: a record does not fit the state before it.
+        SpecError: the spec in the log is invalid.
+    """
     return follow(_origin(model_folder, log, backend), log, until, progress)
 
 
@@ -92,7 +106,7 @@ def _origin(model_folder: Path, log: Log, backend: str) -> ModelState:
             state.log_hash = first.hash
             return state
     raise ReplayError(
-        f"the log begins at revision {first.revision}; the snapshot it began with ({root.hex()}) is missing"
+        f"the log begins at revision {first.revision}, and its base snapshot ({root.hex()}) is missing"
     )
 
 
@@ -100,7 +114,7 @@ def _from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: st
     loaded = store.load(snapshot_id)
     manifest = loaded.manifest
     if manifest.spec != log.spec_body:
-        raise ReplayError(f"snapshot {snapshot_id} has another spec than the log")
+        raise ReplayError(f"the specs of snapshot {snapshot_id} and of the log differ")
     return restored(
         decode_spec(manifest.spec),
         manifest.spec,
@@ -115,7 +129,11 @@ def _from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: st
 def follow(
     state: ModelState, log: Log, until: int | None = None, progress: Progress | None = None
 ) -> ModelState:
-    """Apply the log's records after `state.revision` up to `until`."""
+    """Applies the records after `state.revision` up to `until`. None means the end of the log.
+
+    Raises:
+        ReplayError: the log ends earlier, or a record does not fit the state before it.
+    """
     last = log.last_revision if until is None else until
     records = takewhile(lambda record: record.revision <= last, log.read(state.revision + 1))
     for run in _runs(records):
@@ -133,7 +151,10 @@ def follow(
 
 
 def _runs(records: Iterable[Record]) -> Iterator[list[tuple[Header, Change]]]:
-    """Records, decoded, in pieces of about `RUN_EVENTS` events: how they are grouped changes no bit."""
+    """Decodes the records, and yields them in runs of about `RUN_EVENTS` events.
+
+    The grouping changes no bit.
+    """
     run: list[tuple[Header, Change]] = []
     events = 0
     for record in records:
@@ -165,7 +186,7 @@ def _decoded(record: Record) -> tuple[Header, Change]:
 
 
 def adopt(snapshot: Path, model_folder: Path) -> None:
-    """Copy a snapshot's folder, durably, to be the base of a new model."""
+    """Copies the folder of a snapshot to be the base of a new model. The copy is durable."""
     target = model_folder / "base" / snapshot.name
     shutil.copytree(snapshot, target)
     for path in (*target.iterdir(), target, target.parent):
@@ -177,7 +198,7 @@ def adopt(snapshot: Path, model_folder: Path) -> None:
 
 
 def engine_entry(log: Log, base: Manifest, kernel_semantics: int, backend: str) -> Entry:
-    """An ENGINE record: who computes from here on, and from which snapshot."""
+    """An ENGINE record with the backend and the snapshot with which the model begins."""
     change = EngineChange.restored(base, kernel_semantics, backend)
     salt = os.urandom(SALT_BYTES)
     return Entry(
@@ -191,7 +212,7 @@ def engine_entry(log: Log, base: Manifest, kernel_semantics: int, backend: str) 
 
 
 def models_in(data: Path) -> Iterator[tuple[str, Path]]:
-    """(name, folder) of every model in a data folder."""
+    """Yields (name, folder) of every model in a data folder."""
     folder = data / "models"
     if folder.is_dir():
         for path in sorted(folder.iterdir()):

@@ -1,7 +1,8 @@
-"""Writing a snapshot's files piece by piece, without a copy of any tensor in memory.
+"""Writes the files of a snapshot in pieces, without a copy of a tensor in memory.
 
-The layout is known before the first byte (`livefactor.snapshots.format.layout`), so space is reserved at once
-(a full disk shows before any work) and pieces are written where they belong, in any order of tensors.
+The layout is known before the first byte (`livefactor.snapshots.format.layout`). So the writer
+reserves the space first, and a full disk is found before any other work. It writes each piece to
+its place, in any order of the tensors.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from types import TracebackType
 from livefactor.snapshots.format import Layout, Place
 
 SYNC_BYTES = 32 << 20
-"""Written bytes after which a file is synced: a small, steady load instead of a burst that would delay the
-log's syncs.
+"""Number of written bytes after which the files are synced.
+
+A small and steady load delays the syncs of the log less than one large sync.
 """
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class TensorFiles:
-    """The safetensors files of a layout, open for writing in `folder`. Context manager; `sync` before leaving
-    it.
+    """The safetensors files of a layout in `folder`, open for writing.
 
-    Raises OSError as the file system does (ENOSPC when the space cannot be reserved).
+    It is a context manager. Call `sync` before it exits.
+
+    Raises:
+        OSError: as the file system reports it, with ENOSPC if the space cannot be reserved.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -41,7 +45,7 @@ class TensorFiles:
             raise
 
     def write(self, place: Place, offset: int, data: memoryview) -> None:
-        """Write bytes of a section, `offset` bytes after its begin."""
+        """Writes bytes of a section, `offset` bytes after its beginning."""
         assert offset + data.nbytes <= place.nbytes, (place, offset, data.nbytes)
         _write_at(self._files[place.file], data, place.offset + offset)
         self._unsynced += data.nbytes
@@ -49,7 +53,7 @@ class TensorFiles:
             self.sync()
 
     def sync(self) -> None:
-        """Make everything written so far durable."""
+        """Makes all written bytes durable."""
         for file in self._files.values():
             os.fsync(file)
         self._unsynced = 0
@@ -69,7 +73,7 @@ class TensorFiles:
 
 
 def write_file(path: Path, parts: Iterable[bytes]) -> None:
-    """Create `path` with the given bytes and sync it."""
+    """Creates `path` with these bytes and syncs it."""
     file = os.open(path, _CREATE, 0o644)
     try:
         end = 0
@@ -82,7 +86,7 @@ def write_file(path: Path, parts: Iterable[bytes]) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Makes the names in a folder durable."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

@@ -1,10 +1,11 @@
-"""Snapshots of one model: taken at a pinned revision while updates go on, listed, opened, verified, pruned.
+"""Snapshots of one model: takes, lists, opens, verifies and prunes them.
 
-    <folder>/<revision, 20 digits>-<8 hex digits of the root hash>/   format: livefactor.snapshots.format
-    <folder>/.tmp-*                                 unfinished or being removed; deleted at start-up
+    <folder>/<revision, 20 digits>-<8 hex digits of the root hash>/   a snapshot
+    <folder>/.tmp-*                  unfinished or being removed; deleted at start
 
-One pass over the rows feeds hashing and writing alike, a few MiB at a time. A snapshot appears by one rename
-after all its files and its folder are synced, so a name that exists is a whole snapshot.
+`livefactor.snapshots.format` defines the format. A snapshot reads the rows once, a few MiB at a
+time, and hashes and writes each piece. After all files and the folder are synced, one rename
+publishes the snapshot. So a name that exists is a complete snapshot.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from livefactor_server.snapshots.safetensors_writer import TensorFiles, sync_fol
 
 USERS, ITEMS = 0, 1
 PASS_BYTES = 4 << 20
-"""Bytes of rows read from the tables at a time."""
+"""Bytes of rows per read from the tables."""
 
 FETCH_BYTES = 1 << 20
-"""Most bytes of a piece that `SnapshotStore.pieces` yields."""
+"""Maximum number of bytes per piece of `SnapshotStore.pieces`."""
 
 _TEMPORARY = ".tmp-"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -44,36 +45,48 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all) after every piece. What it raises ends the work and is passed on."""
+"""Function of (bytes done, total bytes), called after every piece.
+
+If it raises an exception, the work ends with this exception.
+"""
 
 
 class SnapshotDiskFull(Exception):
-    """There is no room for the snapshot; nothing of it was left behind."""
+    """The disk is too full for the snapshot. No part of it remains."""
 
 
 class SnapshotNotFound(LookupError):
-    """There is no snapshot of that id, or none at all."""
+    """No snapshot has this id, or there are no snapshots."""
 
 
 class RowReader(Protocol):
-    """What a snapshot needs of a pin (livefactor_kernels.backend): the tables at one revision."""
+    """The part of a pin (`livefactor_kernels.backend`) that a snapshot needs: the rows at one
+    revision.
+    """
 
     @property
     def counts(self) -> tuple[int, int]:
-        """(user rows, item rows)."""
+        """(number of user rows, number of item rows)."""
 
     def read_rows(self, side: int, start: int, stop: int) -> Mapping[str, np.ndarray]:
-        """keys uint64[n], factors [n, k or more] as stored (float32; float16; uint16: bfloat16), bias float32[n];
-        AdaGrad: factor_g, bias_g float32."""
+        """The sections of rows [start, stop) of a side, by name.
+
+        For example keys uint64[n], factors [n, k or more] in their stored type (bfloat16 as
+        uint16), bias float32[n].
+        """
 
 
 @dataclass(slots=True)
 class FrozenState:
-    """A whole state at one revision, which later updates do not change: what is hashed and written.
+    """The whole state at one revision, which later updates do not change.
 
-    spec_body: the logged bytes. log_hash: 32 bytes, of the log's chain at `revision`. created_us:
-    microseconds since 1970 UTC. pin: rows as of `revision`. small: sections beside the tables, named as
-    `livefactor.snapshots.sections.small_sections`, one-dimensional.
+    Attributes:
+        spec_body: the logged bytes of the spec.
+        log_hash: chain hash of the log at `revision`, 32 bytes.
+        created_us: microseconds since 1970 UTC.
+        pin: the rows at `revision`.
+        small: sections beside the tables, one-dimensional, with the names of
+            `livefactor.snapshots.sections.small_sections`.
     """
 
     revision: int
@@ -89,14 +102,18 @@ class FrozenState:
 
     @property
     def layout(self) -> Layout:
-        """Where every section lies. Raises ValueError if the state does not fit the format."""
+        """The place of every section.
+
+        Raises:
+            ValueError: the state does not fit the format.
+        """
         users, items = self.pin.counts
         lengths = {name: len(array) for name, array in self.small.items()}
         return fmt.layout(self.spec_body, users, items, lengths)
 
 
 class Piece(NamedTuple):
-    """Bytes of a file of a snapshot."""
+    """Consecutive bytes of one file of a snapshot."""
 
     file_name: str
     offset: int
@@ -108,13 +125,16 @@ Sink = Callable[[Place, int, memoryview], None]
 
 
 def root_hash_of(state: FrozenState, progress: Progress | None = None) -> tuple[bytes, tuple[Tensor, ...]]:
-    """(root hash, sections) of a state; reads it in pieces and keeps no copy."""
+    """(root hash, sections) of a state. It reads the state in pieces and keeps no copy."""
     tensors = _scan(state, state.layout, lambda place, offset, data: None, progress)
     return fmt.root_hash(state.revision, tensors), tensors
 
 
 def _scan(state: FrozenState, layout: Layout, sink: Sink, progress: Progress | None) -> tuple[Tensor, ...]:
-    """Hash all sections in one pass over the rows; pieces go to `sink` (section, byte offset, bytes)."""
+    """Hashes all sections in one pass over the rows.
+
+    It passes each piece to `sink` (section, byte offset, bytes).
+    """
     hashers = {place.name: digest.SectionHasher() for place in layout.places}
     places = {place.name: place for place in layout.places}
     offsets = dict.fromkeys(places, 0)
@@ -149,7 +169,8 @@ def _pieces(state: FrozenState, places: dict[str, Place]) -> Iterator[list[tuple
 
 def _column(column: np.ndarray, place: Place) -> memoryview:
     if column.ndim == 2:
-        column = column[:, : place.shape[1]]  # rows are padded in memory
+        # Rows have padding in memory.
+        column = column[:, : place.shape[1]]
     return _bytes(column, place)
 
 
@@ -161,24 +182,29 @@ def _bytes(array: np.ndarray, place: Place) -> memoryview:
 
 
 class SnapshotStore:
-    """The snapshots in one folder, which is made if it is missing. For any threads of one process."""
+    """The snapshots in one folder, which it creates if it does not exist. Thread-safe."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()  # of renames: what appears and what goes
+        # Guards renames of snapshot folders.
+        self._lock = threading.Lock()
 
     def clean(self) -> None:
-        """Remove what an earlier process left unfinished. Call it before anything else runs."""
+        """Removes the unfinished files of an earlier process. Call it before all other methods."""
         for entry in self.folder.iterdir():
             if entry.name.startswith(_TEMPORARY):
                 _remove(entry)
 
     def take(self, state: FrozenState, progress: Progress | None = None) -> Manifest:
-        """Write a snapshot of `state`, durable on return; the same id again replaces a damaged one and keeps a
-        sound one.
+        """Writes a snapshot of `state`, which is durable on return.
 
-        Raises SnapshotDiskFull (nothing is left), ValueError if the state does not fit the format, OSError.
+        A damaged snapshot with the same id is replaced. A valid one with the same id stays.
+
+        Raises:
+            SnapshotDiskFull: the disk is too full. No part of the snapshot remains.
+            ValueError: the state does not fit the format.
+            OSError: the disk reports another error.
         """
         temporary = self._temporary()
         try:
@@ -213,31 +239,34 @@ class SnapshotStore:
         return manifest
 
     def _discard(self, path: Path) -> None:
-        """Remove a snapshot so that no crash leaves half of one under its name."""
+        """Removes a snapshot. After a crash it is complete or gone."""
         doomed = self._temporary()
         os.rename(path, doomed)
         sync_folder(self.folder)
         _remove(doomed)
 
     def ids(self) -> tuple[str, ...]:
-        """Ids of the snapshots, oldest revision first; nothing is opened."""
+        """Ids of the snapshots in order of revision. It opens no file."""
         return tuple(sorted(entry.name for entry in self.folder.iterdir() if fmt.is_snapshot_id(entry.name)))
 
     def list(self) -> tuple[Manifest, ...]:
-        """Manifests, oldest revision first. One that cannot be read is logged and left out."""
+        """Manifests in order of revision. An unreadable one is logged and ignored."""
         manifests = []
         for snapshot_id in self.ids():
             try:
                 manifests.append(self.open(snapshot_id)[0])
             except (SnapshotInvalid, SnapshotNotFound) as error:
-                log.warning("snapshot %s is left out: %s", snapshot_id, error)
+                log.warning("snapshot %s is ignored: %s", snapshot_id, error)
         return tuple(manifests)
 
     def open(self, snapshot_id: str = "") -> tuple[Manifest, Path]:
-        """(manifest, folder) of a snapshot, "" for the newest. The manifest is checked in itself, the tensors
-        are not.
+        """(manifest, folder) of a snapshot, "" for the newest.
 
-        Raises SnapshotNotFound, SnapshotInvalid.
+        It checks the manifest and not the tensors.
+
+        Raises:
+            SnapshotNotFound: the snapshot does not exist.
+            SnapshotInvalid: the manifest is invalid.
         """
         path = self._path(snapshot_id)
         manifest = snapshot_files.read_manifest(path)
@@ -248,12 +277,15 @@ class SnapshotStore:
         if not snapshot_id:
             snapshot_id = next(reversed(self.ids()), "")
         if not fmt.is_snapshot_id(snapshot_id) or not (self.folder / snapshot_id).is_dir():
-            raise SnapshotNotFound("no such snapshot")
+            raise SnapshotNotFound("the snapshot does not exist")
         return self.folder / snapshot_id
 
     def load(self, snapshot_id: str = "") -> LoadedSnapshot:
-        """A snapshot's tensors, verified, mapped read-only; "" for the newest. Raises SnapshotNotFound,
-        SnapshotInvalid.
+        """The tensors of a snapshot, verified and mapped read-only. "" means the newest.
+
+        Raises:
+            SnapshotNotFound: the snapshot does not exist.
+            SnapshotInvalid: the snapshot does not verify.
         """
         path = self._path(snapshot_id)
         loaded = snapshot_files.load(path)
@@ -261,14 +293,23 @@ class SnapshotStore:
         return loaded
 
     def verify(self, snapshot_id: str = "") -> Verification:
-        """Check every byte of a snapshot. Raises SnapshotNotFound, SnapshotInvalid."""
+        """Checks every byte of a snapshot. "" means the newest.
+
+        Raises:
+            SnapshotNotFound: the snapshot does not exist.
+            SnapshotInvalid: the snapshot does not verify.
+        """
         path = self._path(snapshot_id)
         verification = snapshot_files.verify(path)
         _check_name(path, verification.manifest)
         return verification
 
     def prune(self, keep: int) -> tuple[str, ...]:
-        """Remove all but the `keep` newest (at least 1); returns the removed ids."""
+        """Removes all snapshots except the `keep` newest ones. Returns the removed ids.
+
+        Raises:
+            ValueError: `keep` is below 1.
+        """
         if keep < 1:
             raise ValueError(f"keep: expected at least 1, got {keep}")
         with self._lock:
@@ -278,10 +319,13 @@ class SnapshotStore:
         return doomed
 
     def pieces(self, snapshot_id: str = "") -> Iterator[Piece]:
-        """A snapshot's files, the manifest first, in pieces of at most `FETCH_BYTES`.
+        """Yields the files of a snapshot in pieces of at most `FETCH_BYTES`, the manifest first.
 
-        All files are opened before the first piece, so that pruning does not disturb it. Raises
-        SnapshotNotFound, SnapshotInvalid.
+        It opens all files before the first piece, so that pruning does not affect it.
+
+        Raises:
+            SnapshotNotFound: the snapshot does not exist.
+            SnapshotInvalid: the manifest is invalid.
         """
         _, path = self.open(snapshot_id)
         with contextlib.ExitStack() as stack:
@@ -297,7 +341,7 @@ class SnapshotStore:
 def _check_name(path: Path, manifest: Manifest) -> None:
     if path.name != manifest.snapshot_id:
         raise SnapshotInvalid(
-            "", f"the folder is named {path.name}, its manifest belongs to {manifest.snapshot_id}"
+            "", f"the folder is named {path.name}, but its manifest belongs to {manifest.snapshot_id}"
         )
 
 
@@ -314,7 +358,8 @@ def _manifest(state: FrozenState, tensors: tuple[Tensor, ...]) -> Manifest:
         tensors=tensors,
         root_hash=fmt.root_hash(state.revision, tensors),
     )
-    return Manifest.from_json(manifest.to_json())  # never publish what a reader would refuse
+    # The round trip ensures that readers accept every published manifest.
+    return Manifest.from_json(manifest.to_json())
 
 
 def _remove(path: Path) -> None:

@@ -259,10 +259,11 @@ def test_an_unknown_model_error_lists_the_models_of_the_server(stubs: Stubs, tmp
     listed = stubs.models.ListModels(models_pb2.ListModelsRequest()).models
     names = ", ".join(sorted(model.model for model in listed)[:MODELS_LISTED_MAX])
     text = refusal(lambda: top_k(stubs, "nosuch", [1], 1))[1]
-    assert text == f"model: there is no 'nosuch'; there are {names}"
+    assert text == f"model: 'nosuch' does not exist; there are {names}"
 
-    empty = Hosting(tmp_path, HostingSettings())
-    with pytest.raises(Refused, match="model: there is no 'default'; there are no models"):
+    empty = Hosting(tmp_path, HostingSettings(default_preset=""))
+    empty.open_all()
+    with pytest.raises(Refused, match="model: 'default' does not exist; there are no models"):
         empty.get("")
     empty.drain()
 
