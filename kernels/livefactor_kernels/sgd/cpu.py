@@ -1,4 +1,4 @@
-"""Rule SGD on the CPU: the choice of the kernel that a spec needs, and its call."""
+"""Rule SGD on the CPU: selects and calls the kernel for a spec."""
 
 from __future__ import annotations
 
@@ -31,12 +31,16 @@ _NOTHING = np.empty(0, np.uint32)
 
 
 class Sgd(Stateless):
-    """Learns from updates. negatives: item rows uint32[n, width] of the record that was prepared."""
+    """Learns from records.
+
+    Attributes:
+        negatives: item rows uint32[n, width] of the prepared records.
+    """
 
     records = False
 
     def __init__(self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray) -> None:
-        """Compiles the kernel, or loads it from the cache."""
+        """Compiles the kernel, or loads it from Numba's cache."""
         self._spec, self._mean_state = spec, mean_state
         self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
         self._drawn = np.empty(0, np.uint32)
@@ -50,14 +54,15 @@ class Sgd(Stateless):
         spec = self._spec
         blocks, loss = spec.k_padded // LANES, int(spec.loss)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
-        # The sequential kernel of squared loss has no word for events that do not join the mean.
+        # The sequential kernel of squared loss cannot exclude events from the mean.
         leaves_mean = spec.loss == Loss.SQUARED and spec.replay.size > 0
         is_short = spec.negatives <= SAMPLED_NEGATIVES_MAX and not leaves_mean
         self._sequential = spec.micro_batch == 1 and is_short and Method.of(spec).is_plain
         kind: Any = Rows if self._sequential else StepRows
         self._rows = kind.of(users), kind.of(items)
         self.take_rates(spec)
-        # Without negatives the sigmoid is all that clumps save: less than they cost where a step is long.
+        # Without negatives clumps save only the wait for the sigmoid. If steps are long, clumps
+        # cost more than that.
         long_step = bool(adagrad) or spec.factor_dtype != FactorDtype.FLOAT32
         self._positive = spec.loss == Loss.SQUARED or (
             spec.loss == Loss.LOGISTIC and not spec.negatives and long_step
@@ -72,18 +77,24 @@ class Sgd(Stateless):
             self._kernel = sampled_kernel(blocks, loss, adagrad, drawn)
 
     def take_rates(self, spec: ModelSpec) -> None:
-        """Learn by the numbers of a spec from now on, which differs from the model's in nothing but its learning rates."""
+        """Uses the numbers of `spec` from now on. It differs from the model's spec only in learning
+        rates.
+        """
         self._rates: Any = Rates.of(spec) if self._sequential else StepRates.of(spec)
 
     def joins(self, updates: Sequence[Update]) -> bool:
-        """Whether one call may learn from consecutive records: with B = 1, and where nothing but the draws of negatives
-        depends on a record's own revision and each draws equally many an event (none while there is one item)."""
+        """Whether one call of `learn` may take these consecutive records.
+
+        This needs B = 1. Only the draws of negatives may depend on the revision of a record, and
+        all records must draw the same number of negatives per event. (With one item they draw
+        none.)
+        """
         joinable = self._sequential and self._spec.factor_dtype == FactorDtype.FLOAT32
         widths = len({update.item_count > 1 for update in updates}) if self._spec.negatives else 1
         return joinable and widths == 1
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
-        """Draw the negatives of records that are about to be learned from: item rows uint32[any]."""
+        """Draws the negatives of the records for the next `learn`: item rows uint32[any]."""
         events = sum(update.item_rows.size for update in updates)
         needed = events * self._spec.negatives
         if self._drawn.size < needed:
@@ -96,7 +107,7 @@ class Sgd(Stateless):
         return self._drawn[:start]
 
     def learn(self, update: Update) -> None:
-        """Learn from what was prepared, joined to one record. The GIL is released."""
+        """Learns from the prepared records, joined to one. The kernel releases the GIL."""
         values, weights = (
             _NO_FLOATS if column is None else writable(column) for column in (update.values, update.weights)
         )

@@ -1,4 +1,7 @@
-"""An adapted learning rate on the CPU (semantics: `sgd/adaptive.py`): rule SGD twice, for the model and for its probe."""
+"""The adaptive learning rate on the CPU (semantics: `sgd/adaptive.py`).
+
+It runs rule SGD twice, for the model and for its probe.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ _NOTHING = np.empty(0, np.uint32)
 def livefactor_begin_kernel(
     rows: Any, moves: Any, factors: Any, bias: Any, factor_probe: Any, bias_probe: Any, row_probe: Any
 ) -> None:
-    """Let those of the probe's rows uint32[n] that did not begin after move `moves` begin again."""
+    """Starts those of the probe's rows uint32[n] again that did not start after change `moves`."""
     for t in range(np.uint64(rows.size)):
         row = np.uint64(rows[t])
         if row_probe[row] != moves:
@@ -55,7 +58,7 @@ def _loss(
     users: Any, items: Any, user: Any, item: Any, value: Any, weight: Any, negatives: Any, mean: Any, limit: Any,
     blocks: Any, loss: Any,
 ) -> Any:  # fmt: skip
-    """Sum of an event's squared errors, float64. negatives: item rows uint32[width]."""
+    """Sum of an event's squared errors, float64. `negatives` are item rows uint32[width]."""
     s, total = score(mean, users, items, user, item, blocks), 0.0
     if loss == _SQUARED:
         e = np.float64(scalar.squared_error(s, value, weight, limit))
@@ -76,8 +79,11 @@ def _loss(
 
 @cache
 def evidence_kernel(blocks: int, loss: int) -> Any:
-    """Kernel for rows of `blocks` vectors: adds the evidence of the first `fresh` events to the state. probe_users, probe_items:
-    the probe's rows; negatives uint32[n, width]; limit: error_max."""
+    """A kernel for rows of `blocks` vectors that adds the evidence of events to the state.
+
+    Its arguments `probe_users` and `probe_items` are the rows of the probe. `negatives` is
+    uint32[n, width], and `limit` is error_max. The first `fresh` events count.
+    """
     BLOCKS, LOSS = np.uint64(blocks), int(loss)
 
     @compiled
@@ -113,19 +119,23 @@ def evidence_kernel(blocks: int, loss: int) -> Any:
 
 
 def _probe_of(table: Table) -> Table:
-    """The probe's rows as a table that rule SGD learns in; keys and histories are the table's own."""
+    """The rows of the probe as a table for rule SGD. Keys and histories are those of the model."""
     probe = copy.copy(table)
     probe.factors, probe.bias = table.state["factor_probe"], table.state["bias_probe"]
     return probe
 
 
 class AdaptiveSgd:
-    """Learns from updates; `state` float64[5] is state."""
+    """Learns from records.
+
+    Attributes:
+        state: float64[5] (`sgd/adaptive.py`).
+    """
 
     records = False
 
     def __init__(self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray) -> None:
-        """Compiles the kernels, or loads them from the cache."""
+        """Compiles the kernels, or loads them from Numba's cache."""
         self._spec, self._mean_state = spec, mean_state
         self._probe_mean_state = mean_state.copy()
         probes = _probe_of(users), _probe_of(items)
@@ -142,11 +152,11 @@ class AdaptiveSgd:
         self._add_evidence(nothing)
 
     def sections(self) -> dict[str, np.ndarray]:
-        """As `tables.state.Part.sections`."""
+        """See `tables.state.Part.sections`."""
         return {RATES: self.state}
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`."""
+        """See `tables.state.Part.load`."""
         self.state[:] = sections[RATES]
         self._take_rates()
 
@@ -156,17 +166,19 @@ class AdaptiveSgd:
         self._probe.take_rates(at_step(self._spec, step + 1))
 
     def joins(self, updates: Sequence[Update]) -> bool:
-        """Never more than one: evidence is taken before a record, and a window ends after one."""
+        """True for one record, because evidence is computed before a record, and a window ends
+        after one.
+        """
         return len(updates) == 1
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
-        """As `Sgd.prepare`."""
+        """See `Sgd.prepare`."""
         drawn = self._model.prepare(updates)
         self._probe.negatives = self._model.negatives
         return drawn
 
     def learn(self, update: Update) -> None:
-        """Learn from the record that was prepared. The GIL is released."""
+        """Learns from the prepared record. The kernels release the GIL."""
         self._begin(update)
         self._add_evidence(update)
         self._probe_mean_state[:] = self._mean_state

@@ -1,5 +1,8 @@
-"""Factor dropout in kernels of micro-batches (semantics: `sgd/__init__.py`): scores and occurrences of an event that is told
-without some columns. `word` is the event's (`random.dropout_word`)."""
+"""Factor dropout in kernels of micro-batches (semantics: `sgd/__init__.py`).
+
+It has the scores and the occurrences of an event with dropped columns. `word` is the random word of
+the event (`random.dropout_word`).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _LANES = np.uint64(LANES)
 
 @inlined
 def kept(word: Any, c: Any, rates: Any) -> Any:
-    """Vec16 of what dropout multiplies block c of a row by: 1 / (1 - p), or 0 where a column is dropped."""
+    """The factors of dropout on block c of a row (vec16): 1 / (1 - p), or 0 in dropped columns."""
     columns = lane_numbers() + c * _LANES
     nothing = columns & ZERO
     scale = nothing + bits_of(rates.keep_scale)
@@ -40,7 +43,7 @@ def kept(word: Any, c: Any, rates: Any) -> Any:
 def dropped_score(
     mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any, word: Any, rates: Any
 ) -> Any:
-    """Score (float32) of a user's row and an item's, by the columns that are kept."""
+    """Score (float32) of a user's row and an item's row without the dropped columns."""
     x, y = user * row_bytes(blocks), item * row_bytes(blocks)
     lanes = load_factors(users.factors, x) * (load_factors(items.factors, y) * kept(word, ZERO, rates))
     for c in range(ONE, blocks):
@@ -55,7 +58,7 @@ def add_dropped(
     target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
     blocks: Any, weights: Any, word: Any, rates: Any,
 ) -> None:  # fmt: skip
-    """As `gradients.add_occurrence`, with (e * (d * other)), d what `kept` gives."""
+    """Like `gradients.add_occurrence`, with (e * (d * other)). `kept` returns d."""
     for c in range(blocks):
         at = c * VECTOR_BYTES
         y, x = load_factors(other, other_start + at) * kept(word, c, rates), load_factors(own, own_start + at)

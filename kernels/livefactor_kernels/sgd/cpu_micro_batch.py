@@ -1,10 +1,12 @@
-"""Kernel of ordered micro-batches (any B, any loss): errors first, then every row's sum in the order of the
-semantics, then its step.
+"""The kernel of ordered micro-batches, for any B and any loss.
 
-The occurrences of a row are a linked list in order of (event, slot), built while the errors are taken; so a
-row named by half of the batch costs no more per occurrence than one named twice. Users' gradients wait in
-scratch until the items, which need the users' old factors, have stepped. Scratch is sized by the micro-batch,
-but for two arrays `place` of one word a row, of which only used words are touched and set back.
+It computes the errors, then the sum of each row in the order of the semantics, then the steps. The
+occurrences of a row are a linked list in the order of (event, slot). The kernel builds the lists
+while it computes the errors. So an occurrence of a row in half of the batch costs no more than one
+of a row with two events. The gradients of users wait in scratch until the items have stepped,
+because items need the users' old factors. The size of the scratch depends on the micro-batch. Only
+the two arrays `place` have one word per row. The kernel touches only the words that it uses, and
+resets them.
 """
 
 from __future__ import annotations
@@ -45,18 +47,22 @@ _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
 class Weights(NamedTuple):
-    """Weights of the L2 of a row's occurrences, float32."""
+    """Weights of L2 for the occurrences of a row, float32."""
 
     l2: Any
     bias_l2: Any
 
 
 class Scratch(NamedTuple):
-    """Working memory of the kernel (addresses), for one model: reused over calls, never part of the state.
+    """Working memory of the kernel of one model, as addresses. It is not part of the state.
 
-    errors float32[B * slots]; counts uint32[B]: slots of each event; gradients: B rows for the users'
-    gradients, then one for an item's, then one for a chunk; a gradient row is k_padded floats and 16 more, of
-    which the first is the bias's. dropped uint32[B]: random words of the events' dropout.
+    Attributes:
+        users, items: lists of occurrences.
+        errors: float32[B * slots].
+        counts: uint32[B], slots of each event.
+        gradients: gradient rows of k_padded + 16 floats, the first of the 16 for the bias: B rows
+            for users, one for an item, one for a chunk.
+        dropped: uint32[B], random words for the dropout of the events.
     """
 
     users: Chains
@@ -68,7 +74,7 @@ class Scratch(NamedTuple):
 
 
 def make_scratch(spec: ModelSpec, users: Table, items: Table) -> tuple[Scratch, list[np.ndarray]]:
-    """Scratch of a model, and the arrays that must outlive it."""
+    """The scratch of a model, and its arrays, which the caller keeps alive."""
     events, slots = spec.micro_batch, spec.micro_batch * (1 + spec.negatives)
     arrays: list[np.ndarray] = []
 
@@ -91,8 +97,10 @@ def _add_bpr_user(
     target: Any, fresh: Any, e: Any, items: Any, y_start: Any, other_start: Any, users: Any, x_start: Any,
     blocks: Any, weights: Any, dropped: Any, method: Any, rates: Any,
 ) -> None:  # fmt: skip
-    """Add a BPR user's (e * (y_p - y_n)) + (lambda * x) to a gradient row; its bias's lane is unused. users,
-    items: factors, and where the rows begin."""
+    """Adds a BPR user's (e * (y_p - y_n)) + (lambda * x) to a gradient row.
+
+    The bias's lane is unused. `users` and `items` are factors, and the starts are places of rows.
+    """
     for c in range(blocks):
         at = c * VECTOR_BYTES
         difference = load_factors(items, y_start + at) - load_factors(items, other_start + at)
@@ -107,7 +115,9 @@ def _add(
     target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
     blocks: Any, weights: Any, dropped: Any, method: Any, rates: Any,
 ) -> None:  # fmt: skip
-    """Add an occurrence to a gradient row; `dropped` is its event's word, if there is dropout."""
+    """Adds an occurrence to a gradient row. `dropped` is the word of its event, if there is
+    dropout.
+    """
     if method.drops:
         add_dropped(
             target, fresh, e, other, other_start, own, own_start, bias, blocks, weights, dropped, rates
@@ -118,13 +128,13 @@ def _add(
 
 @inlined
 def _word_of(scratch: Any, t: Any, method: Any) -> Any:
-    """Random word of event t's dropout; 0 without."""
+    """The random word for the dropout of event t. 0 without dropout."""
     return word(scratch.dropped, t) if method.drops else ZERO
 
 
 @inlined
 def _weights_of(rows: Any, row: Any, method: Any, rates: Any) -> Any:
-    """Weights of the L2 of a row's occurrences."""
+    """Weights of L2 for the occurrences of a row."""
     return Weights(l2_of(rows, row, rates.l2, method), l2_of(rows, row, rates.bias_l2, method))
 
 
@@ -143,7 +153,7 @@ def _user_gradient(
     method: Any,
     rates: Any,
 ) -> None:
-    """Sum the occurrences of the micro-batch's user number q to the gradient row `total`."""
+    """Sums the occurrences of user number q of the micro-batch in the gradient row `total`."""
     size, slots = row_bytes(blocks), batch.width + ONE
     x_start, bias = user * size, real(users.bias, user)
     weights = _weights_of(users, user, method, rates)
@@ -185,7 +195,7 @@ def _item_gradient(
     method: Any,
     rates: Any,
 ) -> None:
-    """Sum the occurrences of the micro-batch's item number q to the gradient row `total`."""
+    """Sums the occurrences of item number q of the micro-batch in the gradient row `total`."""
     size, slots = row_bytes(blocks), batch.width + ONE
     y_start, bias = item * size, real(items.bias, item)
     weights = _weights_of(items, item, method, rates)
@@ -194,7 +204,7 @@ def _item_gradient(
         t = o // slots
         positive = o == t * slots
         x_start, dropped = word(batch.users, t) * size, _word_of(scratch, t, method)
-        # A BPR positive occurs once for each negative of its event.
+        # A BPR positive has one occurrence per negative of its event.
         for d in range(batch.width if loss == _BPR and positive else ONE):
             target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
             e = real(scratch.errors, o + d + ONE) if loss == _BPR and positive else real(scratch.errors, o)
@@ -213,8 +223,10 @@ def _item_gradient(
 
 
 class Batch(NamedTuple):
-    """Columns of one micro-batch: addresses of users' and items' rows (uint32), and of its negatives
-    uint32[n, width]."""
+    """Columns of one micro-batch, as addresses.
+
+    They are the rows of users and of items (uint32) and of negatives (uint32[n, width]).
+    """
 
     users: np.uint64
     items: np.uint64
@@ -257,9 +269,11 @@ def _event_errors(
     method: Any,
     rates: Any,
 ) -> None:
-    """Errors of an event's slots, from the state as it is, to the float32 at address `errors`: the positive's
-    first (not with BPR), then those of the `count` negatives, whose rows are the uint32 at address
-    `negatives`."""
+    """Computes the errors of an event's slots from the present state.
+
+    It writes float32 to the address `errors`: first the positive's error (not with BPR), then those
+    of the `count` negatives, whose rows are uint32 at the address `negatives`.
+    """
     s = _score(_F0, users, items, user, positive, blocks, dropped, method, rates)
     if loss != _BPR:
         store1(errors, scalar.logistic_error(s, value, weight, rates.error_max))
@@ -289,11 +303,11 @@ def _take_errors(
     rates: Any,
     rounding: Any,
 ) -> Any:
-    """Errors of all slots of a micro-batch from the state at its start, and the lists of its rows'
-    occurrences.
+    """Computes the errors of all slots of a micro-batch, and links the occurrences of its rows.
 
-    Returns the numbers of users' and items' rows used. scratch.counts[t] becomes the slots of event t (0: it
-    changes nothing).
+    All errors use the state at the start of the micro-batch. Returns the numbers of user rows and
+    item rows. scratch.counts[t] becomes the number of slots of event t. 0 means that the event
+    changes nothing.
     """
     width, used_users, used_items = batch.width, ZERO, ZERO
     for t in range(batch.events):
@@ -321,7 +335,8 @@ def _take_errors(
                 rates,
             )  # fmt: skip
         if loss == _BPR and width == ZERO:
-            set_word(scratch.counts, t, ZERO)  # one item alive: nothing to compare it with
+            # The only item has no other item to be contrasted with.
+            set_word(scratch.counts, t, ZERO)
             continue
         set_word(scratch.counts, t, count + ONE)
         used_users = link(scratch.users, used_users, user, t)
@@ -347,8 +362,10 @@ def _sum_and_step(
     rounding: Any,
     step: Any,
 ) -> None:
-    """Every row's gradient and step: users' sums to scratch, then the items (sum, step), then the users'
-    steps."""
+    """Sums and steps every row of the micro-batch.
+
+    The order is: sums of users to scratch, sum and step of each item, steps of users.
+    """
     stride = row_bytes(blocks + ONE)
     chunk = item_total + stride
     for q in range(used_users):
@@ -368,8 +385,11 @@ def _sum_and_step(
 
 @cache
 def micro_batch_kernel(blocks: int, loss: int, method: Method) -> Any:
-    """Kernel for rows of `blocks` vectors. `user_rows`, `item_rows`, `negatives` are addresses of uint32[n],
-    [n], [n, width]; the first `fresh` of n events join the mean."""
+    """A kernel for rows of `blocks` vectors.
+
+    Its arguments `user_rows`, `item_rows` and `negatives` are addresses of uint32[n], uint32[n] and
+    uint32[n, width]. The first `fresh` of n events are added to the mean.
+    """
     BLOCKS, LOSS, METHOD = np.uint64(blocks), int(loss), method
 
     @compiled

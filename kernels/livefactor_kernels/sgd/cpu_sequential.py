@@ -1,17 +1,19 @@
-"""Kernels of B = 1, exact sequential steps in arrival order: `positive_kernel` (squared loss; logistic
-without negatives where clumps gain nothing) and `sampled_kernel` (logistic, BPR).
+"""The kernels of B = 1: exact sequential steps in the order of arrival.
 
-What an event needs is prefetched `AHEAD` events earlier: the arithmetic of an event takes less time than one
-miss of the cache. Where factors are narrow, an event's number in the call is its number in its record: a call
-takes one record then.
+`positive_kernel` is for squared loss, and for logistic loss without negatives if clumps gain
+nothing. `sampled_kernel` is for logistic loss and BPR.
 
-With a sigmoid between an event's dot products and its steps, more waits for it than a CPU looks ahead. So
-`sampled_kernel` takes a clump of consecutive events that share no row at once: all scores, then all errors
-as lanes of a vector, then the steps in order. No event of a clump reads what another one writes, so the bits
-are those of one after the other.
+The kernels prefetch the rows of an event `AHEAD` events earlier, because the arithmetic of an event
+takes less time than one cache miss. With narrow factors a call takes one record, so that the number
+of an event in the call is its number in the record.
 
-The factories bake k, loss and optimiser into the code as integers, which are part of the key of its cache
-(`numbers/compiled.py`).
+A sigmoid between the dot products and the steps of an event stalls a CPU for longer than its
+look-ahead. So `sampled_kernel` processes a clump of consecutive events that share no row: all
+scores, then all errors in the lanes of a vector, then the steps in order. No event of a clump reads
+a row that another one writes. So the bits are those of single events.
+
+The factories compile k, loss and optimiser into the code as integers. They are part of the key of
+the cache (`numbers/compiled.py`).
 """
 
 from __future__ import annotations
@@ -43,26 +45,33 @@ from livefactor_kernels.simd.steps import (
 from livefactor_kernels.spec.model import Loss
 
 AHEAD = np.uint64(12)
-SAMPLED_AHEAD = np.uint64(4)  # beside a clump; of many rows, more events would not fit the first cache
+# Events in addition to a clump. The rows of more events would not fit the first cache.
+SAMPLED_AHEAD = np.uint64(4)
 SAMPLED_NEGATIVES_MAX = 16
-"""Negatives an event may have in `sampled_kernel`: with the positive they are one chunk of occurrences."""
+"""Maximum number of negatives per event in `sampled_kernel`.
+
+Together with the positive they fit in one chunk of occurrences.
+"""
 DRAWN_ANY = 2
-"""A kernel's number of negatives that is not baked in: with none and with one their loops fall away."""
+"""The number of negatives of a kernel that takes it as an argument.
+
+For zero and one negatives there are kernels of their own without the loops.
+"""
 CLUMP_EVENTS_MAX = np.uint64(6)
 SLOT_LANES = 2 * LANES
-"""Slots of a clump, in whole vectors: at most `LANES`, or those of one event."""
+"""Slots of a clump in whole vectors: at most `LANES`, or those of one event."""
 
 _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 _TWO = np.uint64(2)
 _LANES = np.uint64(LANES)
-_TARGETS, _WEIGHTS = np.uint64(4 * SLOT_LANES), np.uint64(8 * SLOT_LANES)  # bytes into `lanes`
+# Places in `lanes`, in bytes.
+_TARGETS, _WEIGHTS = np.uint64(4 * SLOT_LANES), np.uint64(8 * SLOT_LANES)
 
 
 @cache
 def positive_kernel(blocks: int, loss: int, adagrad: int) -> Any:
-    """Kernel of squared or logistic loss without negatives, one event after the other, for rows of `blocks`
-    vectors."""
+    """A kernel of squared or logistic loss without negatives, for rows of `blocks` vectors."""
     BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
 
     @compiled
@@ -114,7 +123,9 @@ def positive_kernel(blocks: int, loss: int, adagrad: int) -> Any:
 
 @inlined
 def _share_rows(user_rows: Any, item_rows: Any, negatives: Any, width: Any, a: Any, b: Any) -> Any:
-    """Whether events a and b name one row; drawn negatives count, even if the event does not take them."""
+    """Whether events a and b share a row. Drawn negatives count even if the event does not use
+    them.
+    """
     item_a, item_b = word(item_rows, a), word(item_rows, b)
     share = (word(user_rows, a) == word(user_rows, b)) | (item_a == item_b)
     for d in range(width):
@@ -127,7 +138,7 @@ def _share_rows(user_rows: Any, item_rows: Any, negatives: Any, width: Any, a: A
 
 @inlined
 def _clump(user_rows: Any, item_rows: Any, negatives: Any, width: Any, start: Any, most: Any) -> Any:
-    """How many events from `start` on, at most `most`, share no row."""
+    """Number of events from `start` on, at most `most`, that share no row."""
     size, later = most, ONE
     while later < size:
         share = False
@@ -140,7 +151,9 @@ def _clump(user_rows: Any, item_rows: Any, negatives: Any, width: Any, start: An
 
 @inlined
 def _set_slot(lanes: Any, slot: Any, s: Any, target: Any, weight: Any) -> None:
-    """A slot's score and what it is judged by: its label or value, with BPR the positive's score."""
+    """Stores the score of a slot and its target: its label or value, or with BPR the positive's
+    score.
+    """
     at = slot * WORD_BYTES
     store1(lanes, s, at)
     store1(lanes, target, _TARGETS + at)
@@ -149,8 +162,10 @@ def _set_slot(lanes: Any, slot: Any, s: Any, target: Any, weight: Any) -> None:
 
 @inlined
 def _take_errors(lanes: Any, slots: Any, loss: Any, rates: Any) -> None:
-    """Errors of the first `slots` slots in place of their scores. Other lanes of the last vector are worked on,
-    too: they hold what earlier events left, all of it finite."""
+    """Replaces the scores of the first `slots` slots by their errors.
+
+    It computes all lanes of the last vector. The other lanes have finite values of earlier events.
+    """
     for first in range(ZERO, slots, _LANES):
         at = first * WORD_BYTES
         s, target, weight = load16(lanes, at), load16(lanes, _TARGETS + at), load16(lanes, _WEIGHTS + at)
@@ -175,8 +190,11 @@ def _set_slots(
     blocks: Any,
     loss: Any,
 ) -> None:
-    """Fill an event's slots from the state as it is: `first` for the positive, then one for each of the `count`
-    negatives, whose rows are the uint32 at address `negatives`."""
+    """Fills the slots of an event from the present state.
+
+    Slot `first` is for the positive. The next `count` slots are for the negatives, whose rows are
+    uint32 at the address `negatives`.
+    """
     s = score(_F0, users, items, user, positive, blocks)
     _set_slot(lanes, first, s, value, weight)
     target = s if loss == _BPR else _F0
@@ -190,8 +208,10 @@ def _keep_words(
     users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, rounding: Any, step: Any,
     words: Any,
 ) -> None:  # fmt: skip
-    """Write the random words of an event's rows, where factors are narrow, to the uint32 at address `words`: the
-    user's, the positive's, then the negatives'."""
+    """Writes the random words of an event's rows to the uint32 at the address `words`.
+
+    The order is: user, positive, negatives. Only narrow factors need them.
+    """
     if dtype_of(users.factors) != FLOAT32:
         store_u32(words, row_word(users, user, rounding, step))
         store_u32(words, row_word(items, positive, rounding, step), WORD_BYTES)
@@ -230,9 +250,10 @@ def _step_repeated(
     rates: Any,
     words: Any,
 ) -> None:
-    """Step one block, `at` bytes into their rows, of negatives of which some are drawn more than once.
+    """Steps one block of the negatives of an event, some of which occur more than once.
 
-    x is the user's old block. A row takes the sum of its occurrences in one step, at its first one.
+    The block is `at` bytes into the rows. x is the user's old block. A row takes the sum of its
+    occurrences in one step, at the first one.
     """
     for d in range(count):
         if _is_first(negatives, d):
@@ -277,7 +298,7 @@ def _step_logistic_event(
     rates: Any,
     words: Any,
 ) -> None:
-    """Step all rows of a logistic event from its errors."""
+    """Steps all rows of a logistic event by its errors."""
     size = row_bytes(blocks)
     x_start, y_start = user * size, positive * size
     for c in range(blocks):
@@ -323,8 +344,10 @@ def _step_bpr_event(
     rates: Any,
     words: Any,
 ) -> None:
-    """Step all rows of a BPR event (at least one negative) from its errors; the user's bias has no part in
-    it."""
+    """Steps all rows of a BPR event with at least one negative by its errors.
+
+    The user's bias takes no step.
+    """
     size = row_bytes(blocks)
     x_start, y_start = user * size, positive * size
     for c in range(blocks):
@@ -370,7 +393,7 @@ def _step_event(
     i: Any,
     words: Any,
 ) -> None:
-    """Step all rows of event i from its errors."""
+    """Steps all rows of event i by its errors."""
     repeats = _has_repeats(negatives, count)
     _keep_words(users, items, user, positive, negatives, count, rounding, i, words)
     if loss == _BPR:
@@ -385,11 +408,13 @@ def _step_event(
 
 @cache
 def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int) -> Any:
-    """Kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` negatives an event, drawn beforehand.
+    """A kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` drawn negatives per
+    event.
 
-    drawn: how many negatives the spec has, up to `DRAWN_ANY`. `user_rows`, `item_rows`, `negatives` are addresses
-    of uint32[n], [n], [n, width]; to work in, `lanes` is that of float32[3, `SLOT_LANES`] (finite, at a multiple
-    of 64) and `words` that of uint32[2 + width].
+    `drawn` is the spec's number of negatives, up to `DRAWN_ANY`. The kernel's arguments
+    `user_rows`, `item_rows` and `negatives` are addresses of uint32[n], uint32[n] and uint32[n,
+    width]. As working memory, `lanes` is the address of float32[3, `SLOT_LANES`] (finite, at a
+    multiple of 64), and `words` is that of uint32[2 + width].
     """
     BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
     DRAWN = int(drawn)
@@ -412,9 +437,8 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int) -> Any:
         revision: Any,
     ) -> None:
         rounding = Rounding(rounding_key, revision)
-        alone = (
-            DRAWN > 0 and width == ZERO
-        )  # one item alive: there is no other to draw, or to compare it with
+        # The only item has no other item to be contrasted with.
+        alone = DRAWN > 0 and width == ZERO
         if LOSS == _BPR and alone:
             return
         if DRAWN < DRAWN_ANY:
@@ -437,7 +461,8 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int) -> Any:
                 weight = weights[i] if weights.size else _F1
                 drawn, first = negatives + i * width * WORD_BYTES, (i - start) * slots
                 judged = value, weight, lanes, first
-                if DRAWN > 0 and LOSS == _LOGISTIC and (alone or value == _F0):  # the constant drops loops
+                # The constant count removes loops.
+                if DRAWN > 0 and LOSS == _LOGISTIC and (alone or value == _F0):
                     _set_slots(users, items, user, positive, drawn, ZERO, *judged, BLOCKS, LOSS)
                 else:
                     _set_slots(users, items, user, positive, drawn, width, *judged, BLOCKS, LOSS)

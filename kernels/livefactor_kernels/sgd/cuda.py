@@ -1,4 +1,7 @@
-"""Rule SGD on the GPU: the launches of a record's micro-batches (kernels: `cuda_micro_batch`; order of occurrences: `device.plan`)."""
+"""Rule SGD on the GPU: the launches for the micro-batches of a record.
+
+`sgd/cuda_micro_batch.py` has the kernels, and `device/plan.py` has the order of occurrences.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ WALK_THREADS = 256
 
 
 class Sgd(Stateless):
-    """Learns from updates. All memory that a record takes is held from the start."""
+    """Learns from records. It allocates the memory for a record at its creation."""
 
     records = False
 
@@ -41,7 +44,13 @@ class Sgd(Stateless):
         self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, pins: Pins, walk_entries_max: int,
         together: bool,
     ) -> None:  # fmt: skip
-        """MemoryError if the device has no room. walk_entries_max, together: as `cuda.CudaModel` takes them."""
+        """Allocates memory and selects the kernels.
+
+        `walk_entries_max` and `together` are arguments of `cuda.CudaModel`.
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
         self._spec, self._device, self._pins = spec, device, pins
         self.pinned: DeviceSections = {}
         self._model = users.stepped, items.stepped
@@ -55,23 +64,25 @@ class Sgd(Stateless):
 
     @staticmethod
     def rates_of(spec: ModelSpec) -> Any:
-        """A spec's rates, of the type that its kernels take."""
+        """The rates of a spec, in the type that its kernels take."""
         return Rates.of(spec) if Method.of(spec).is_plain else StepRates.of(spec)
 
     def hold(self, update: Update, counts: tuple[int, int]) -> None:
-        """Have the memory that a record takes, in tables of so many rows; MemoryError if the device has no room."""
+        """See `cuda.LearningRule.hold`."""
         self._scratch.hold(update.user_rows.size, [self._width(update)], *counts)
 
     def propose(self, update: Update) -> dict[str, np.ndarray]:
-        """Nothing: negatives are drawn on the device."""
+        """No columns, because the device draws the negatives."""
         return {}
 
     def _width(self, update: Update) -> int:
-        """Negatives that are drawn for an event."""
+        """Number of negatives per event."""
         return self._spec.negatives if update.item_count > 1 else 0
 
     def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
-        """Put learning from a record on the stream, span by span (`cuda.LearningRule`)."""
+        """Puts the learning from a record on the stream, span by span
+        (`cuda.LearningRule.learn`).
+        """
         rows = max(update.user_count, update.item_count)
         for span in spans_of(self._spec, update.user_rows.size, self._width(update), rows, places):
             plan = self._order(update, span, slot)
@@ -79,11 +90,11 @@ class Sgd(Stateless):
             self._learn_span(update, span, plan, slot)
 
     def _learn_span(self, update: Update, span: Span, plan: Plan, slot: Slot) -> None:
-        """Learn from a span that is ordered, whose rows are saved for pins."""
+        """Learns from a span after it is ordered and its rows are saved for pins."""
         self._micro_batches(update, span, plan, slot, self._model, self._rates)
 
     def _order(self, update: Update, span: Span, slot: Slot) -> Plan:
-        """Draw a span's negatives and list its groups, segments and chunks."""
+        """Draws the negatives of a span, and lists its groups, segments and chunks."""
         device, plan, arrays = self._device, self._scratch.plan, self._scratch.arrays
         entries = span.events * (span.user_entries + span.item_entries)
         seed, revision = domain_key(self._spec.seed, NEGATIVE_DOMAIN), np.uint64(update.revision)
@@ -105,7 +116,10 @@ class Sgd(Stateless):
     def _micro_batches(
         self, update: Update, span: Span, plan: Plan, slot: Slot, tables: tuple[Any, Any], rates: Any
     ) -> None:
-        """Three launches a micro-batch, or one for all of them where they are small. tables: users' and items' rows."""
+        """Three launches per micro-batch, or one for all micro-batches if they are small.
+
+        `tables` has the rows of users and of items.
+        """
         device, kernels, (users, items) = self._device, self._kernels, tables
         events = min(span.batch, span.events)
         counts = update.user_count, update.item_count

@@ -1,11 +1,15 @@
-"""An adapted learning rate on the GPU (semantics: `sgd/adaptive.py`): rule SGD twice, for the model and for its probe.
+"""The adaptive learning rate on the GPU (semantics: `sgd/adaptive.py`).
 
-The evidence of a record is taken before anything of it is learned: a half-warp an event, then one thread that adds it
-up in the order of the events, so that its sums have the reference's bits. The sums stay on the device, and how many events
-the window has the host knows by itself: only when a window ends do the sums cross, and the host waits for them before it
-puts the next record on the stream. They are there when the last record's evidence is, before it is learned: so the device
-learns while the host decides, and records within a window wait for nothing. The rates are the kernels' arguments, as
-without an adaptive rate, and so are the rows, the model's or the probe's: the kernels that learn are the same.
+It runs rule SGD twice, for the model and for its probe. The evidence of a record is computed before
+the record is learned. A half-warp computes the evidence of an event. Then one thread adds the
+evidence in the order of the events, so that the sums have the bits of the reference.
+
+The sums stay on the device, and the host counts the events of the window. The sums are transferred
+only at the end of a window. The host waits for them before it puts the next record on the stream.
+They are complete after the evidence of the last record, before that record is learned. So the
+device learns while the host decides, and records within a window do not wait. The kernels that
+learn are those of a fixed rate. Their arguments are the rates and the rows of the model or of the
+probe.
 """
 
 from __future__ import annotations
@@ -40,8 +44,10 @@ _TILE_EVENTS, _THREADS = 1024, 256
 
 
 class ProbedRows(NamedTuple):
-    """A side's rows and the probe's, flat: float32[cap * k_padded] and float32[cap]; row_probe float32[cap]: after how many moves
-    the probe's row began."""
+    """The rows of a side and of its probe, flat: float32[cap * k_padded] and float32[cap].
+
+    row_probe float32[cap] has the number of changes after which the probe's row started.
+    """
 
     factors: Any
     bias: Any
@@ -51,14 +57,16 @@ class ProbedRows(NamedTuple):
 
     @staticmethod
     def of(table: CudaTable) -> ProbedRows:
-        """A table's."""
+        """The rows of a table."""
         return ProbedRows(*(table.arrays[name].buffer.argument for name in ProbedRows._fields))
 
 
 @inlined
 def _load(rows: Any, row: Any, probing: Any, moves: Any, out: Any, blocks: Any) -> Any:
-    """This lane's factors of the probe's row, or the model's; returns its bias. Where the probe's has yet to begin again it is
-    the model's."""
+    """Loads this lane's factors of a row of the probe or of the model. Returns the bias.
+
+    If the probe's row has not started again yet, it loads the model's row.
+    """
     is_probes = probing and rows.row_probe[row] == moves
     load_row(rows.factor_probe if is_probes else rows.factors, row, out, blocks)
     return rows.bias_probe[row] if is_probes else rows.bias[row]
@@ -69,8 +77,10 @@ def _loss(
     piece: Any, words: Any, floats: Any, users: Any, items: Any, probing: Any, moves: Any, draws: Any, mean: Any,
     limit: Any, t: Any, scratch: Any, blocks: Any, loss: Any,
 ) -> Any:  # fmt: skip
-    """Sum (float64, in all lanes) of the squared errors of the piece's event t. draws: (key, revision, items, negatives an
-    event); limit: error_max."""
+    """Sum (float64, in all lanes) of the squared errors of event t of the piece.
+
+    `draws` is (key, revision, number of items, negatives per event). `limit` is error_max.
+    """
     x, y = scratch
     seed, revision, count, width = draws
     event = piece.first + t
@@ -78,7 +88,8 @@ def _loss(
     value, weight = value_of(piece, floats, t), weight_of(piece, floats, t)
     bias = _load(users, user, probing, moves, x, blocks)
     slots = width + 1
-    if loss == _LOGISTIC and value == _F0:  # an explicit negative draws none
+    if loss == _LOGISTIC and value == _F0:
+        # An explicit negative has no drawn negatives.
         slots = 1
     total, s_positive = np.float64(0.0), _F0
     for slot in range(slots):
@@ -103,7 +114,10 @@ def _loss(
 
 @cache
 def evidence_kernel(blocks: int, loss: int) -> Any:
-    """Kernel for rows of `blocks` times 16 factors that writes the evidence of a piece's events: a half-warp an event."""
+    """A kernel for rows of `blocks` times 16 factors that computes the evidence of a piece.
+
+    A half-warp computes one event.
+    """
     BLOCKS, LOSS = int(blocks), int(loss)
 
     @kernel
@@ -111,7 +125,7 @@ def evidence_kernel(blocks: int, loss: int) -> Any:
         piece: Any, words: Any, floats: Any, users: Any, items: Any, moves: Any, seed: Any, revision: Any, count: Any,
         width: Any, limit: Any, evidence: Any,
     ) -> None:  # fmt: skip
-        """evidence float64[events]; count: of items, of which each event draws `width`."""
+        """Writes evidence float64[events]. Each event draws `width` of `count` items."""
         scratch = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         t = cuda.grid(1) // LANES
         if t >= piece.events:
@@ -131,7 +145,10 @@ def evidence_kernel(blocks: int, loss: int) -> Any:
 
 @kernel
 def livefactor_evidence_sums_kernel(evidence: Any, events: Any, sums: Any) -> None:
-    """Add d and d d of so many events to sums float64[2], one after the other: one block, which loads for its first thread."""
+    """Adds d and d d of the events to sums float64[2], in order.
+
+    One block runs it. All threads load, and the first thread adds.
+    """
     tile = cuda.shared.array(_TILE_EVENTS, float64)
     thread = cuda.threadIdx.x
     total, squares = sums[0], sums[1]
@@ -154,8 +171,11 @@ def livefactor_begin_kernel(
     words: Any, users_at: Any, items_at: Any, negatives: Any, events: Any, drawn: Any, users: Any, items: Any,
     moves: Any, blocks: Any,
 ) -> None:  # fmt: skip
-    """Let those of the probe's rows that did not begin after move `moves` begin again: of the events' users, of their items, and of
-    the first `drawn` negatives. A half-warp an entry; those of one row write the same."""
+    """Starts those of the probe's rows again that did not start after change `moves`.
+
+    The rows are those of the events' users, of their items, and of the first `drawn` negatives. A
+    half-warp processes an entry. Half-warps with the same row write the same values.
+    """
     i = cuda.grid(1) // LANES
     if i >= 2 * events + drawn:
         return
@@ -166,7 +186,8 @@ def livefactor_begin_kernel(
         row = np.int64(words[items_at + i - events])
     else:
         row = np.int64(negatives[i - 2 * events])
-    if half_of(rows.row_probe[row], 0) == moves:  # one lane's look: another half-warp may be writing it
+    # One lane decides for its half-warp, because another half-warp may write the word meanwhile.
+    if half_of(rows.row_probe[row], 0) == moves:
         return
     at = row * (blocks * LANES) + lane()
     for c in range(blocks):
@@ -177,13 +198,13 @@ def livefactor_begin_kernel(
 
 
 class AdaptiveSgd(Sgd):
-    """Learns from updates. All memory that a record takes is held from the start."""
+    """Learns from records. It allocates the memory for a record at its creation."""
 
     def __init__(
         self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, pins: Pins, walk_entries_max: int,
         together: bool,
     ) -> None:  # fmt: skip
-        """As `Sgd`."""
+        """See `Sgd.__init__`."""
         super().__init__(spec, device, users, items, pins, walk_entries_max, together)
         self._rows = ProbedRows.of(users), ProbedRows.of(items)
         of_users, of_items = (
@@ -198,13 +219,16 @@ class AdaptiveSgd(Sgd):
         self.load({RATES: self._state.copy()})
 
     def sections(self) -> dict[str, np.ndarray]:
-        """As `tables.state.Part.sections`, copied; waits for the device. The caller holds the model's lock."""
+        """See `tables.state.Part.sections`. It copies the state and waits for the device.
+
+        The caller holds the lock of the model.
+        """
         self._settle()
         self._state[SUM:] = self._device.fetch([self._sums.array])()[0]
         return {RATES: self._state.copy()}
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`. The caller holds the model's lock."""
+        """See `tables.state.Part.load`. The caller holds the lock of the model."""
         self._ended = None
         self._state[:] = sections[RATES]
         with self._device.working():
@@ -216,7 +240,9 @@ class AdaptiveSgd(Sgd):
         self._rates, self._probe_rates = (self.rates_of(at_step(self._spec, q)) for q in (step, step + 1))
 
     def _settle(self) -> None:
-        """If a window has ended, wait for its sums, move the rates by them and begin the next one."""
+        """After the end of a window: waits for the sums, changes the rates, and starts the next
+        window.
+        """
         if self._ended is None:
             return
         self._state[SUM:] = self._ended()[0]
@@ -227,7 +253,7 @@ class AdaptiveSgd(Sgd):
             self._sums.array.fill(0)
 
     def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
-        """As `Sgd.learn`, after the record's evidence."""
+        """See `Sgd.learn`. It computes the evidence of the record first."""
         self._settle()
         width = self._width(update)
         changes = entries_per_event(self._spec, width)[USERS] > 0
@@ -238,7 +264,8 @@ class AdaptiveSgd(Sgd):
             self._ended = self._device.fetch([self._sums.array])
         if changes:
             super().learn(update, slot, places)
-        elif update.user_rows.size:  # an item's first events with BPR: nobody to compare it with
+        elif update.user_rows.size:
+            # With BPR the first item has no other item to be contrasted with.
             rows_at = places["users_at"], places["items_at"]
             self._pins.save_named(slot, rows_at, update.user_rows.size)
             self._begin(slot, rows_at, update.user_rows.size, 0)

@@ -1,16 +1,18 @@
-"""GPU kernels of a micro-batch: errors and sums of the users' chunks, sums of the items' chunks, then one step
-a row.
+"""GPU kernels of a micro-batch: the sums of user chunks and item chunks, then the steps.
 
-    users    a half-warp a chunk: dots, errors (kept for the items) and the chunk's gradient, old rows only
-    items    a half-warp a chunk: the chunk's gradient from the errors, old rows only
-    step     a thread a factor: a row's chunk sums left to right, scaled if the row is hot, and its step; or a half-warp
-             a row, where a step needs all of its gradient (`optimizers/cuda.py`)
+    users    a half-warp per chunk: dot products, errors (stored for the items), and the gradient
+             of the chunk, all from old rows
+    items    a half-warp per chunk: the gradient of the chunk from the errors and old rows
+    step     a thread per factor: the sum of a row's chunks from left to right, scaled if the row
+             is hot, and its step. If a step needs the whole gradient, a half-warp per row
+             (`optimizers/cuda.py`).
 
-Between the three lies a barrier: three launches for a micro-batch; or, where micro-batches are small, one block
-that walks over all of a span's (`walk`), with the block's barrier; or a grid that is on the device as a whole
-(`walk_together`), with a barrier over all of it. All run the same functions, in
-which the order of every sum is the semantics': so neither the launch shape nor the number of blocks shows in
-a bit. A row named by half of the batch is many chunks, summed by as many half-warps.
+A barrier separates the three. There are three ways to run them. A micro-batch takes three launches.
+If micro-batches are small, one block processes all micro-batches of a span (`walk`) with the
+block's barrier. Or the whole grid is resident on the device (`walk_together`) and has a barrier
+over all blocks. All of them call the same functions, which sum in the order of the semantics. So
+the shape of a launch and the number of blocks change no bit. A row with many occurrences has many
+chunks, which as many half-warps sum.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ _SQUARED, _LOGISTIC, _BPR = int(Loss.SQUARED), int(Loss.LOGISTIC), int(Loss.BPR)
 _ADAGRAD = int(OptimizerKind.ADAGRAD)
 _F0 = np.float32(0.0)
 _AHEAD = 8
-"""Chunk sums of a hot row that are loaded at once before they are added."""
+"""Number of chunk sums of a hot row that are loaded together before they are added."""
 
 
 class Kernels(NamedTuple):
-    """The kernels of a loss, an optimiser and a length of rows."""
+    """The kernels for a loss, an optimiser and a length of rows."""
 
     users: Any
     items: Any
@@ -51,7 +53,7 @@ class Kernels(NamedTuple):
 
 @inlined
 def load_row(factors: Any, row: Any, out: Any, blocks: Any) -> None:
-    """This lane's factors of a row: out[c] = factor c * 16 + lane."""
+    """Loads this lane's factors of a row: out[c] = factor c * 16 + lane."""
     at = row * (blocks * LANES) + lane()
     for c in range(blocks):
         out[c] = load_factor(factors, at + c * LANES)
@@ -59,8 +61,9 @@ def load_row(factors: Any, row: Any, out: Any, blocks: Any) -> None:
 
 @inlined
 def dot(x: Any, y: Any, blocks: Any) -> Any:
-    """Dot product (float32, in all lanes) of two rows as `load_row` gives them, in the order of the
-    semantics."""
+    """Dot product (float32, in all lanes) of two rows of `load_row`, in the order of the
+    semantics.
+    """
     total = x[0] * y[0]
     for c in range(1, blocks):
         total = total + x[c] * y[c]
@@ -84,7 +87,7 @@ def _store(sums: Any, place: Any, total: Any, total_bias: Any, events: Any, bloc
 
 @inlined
 def _event_before(span: Any, plan: Any, start: Any, entries: Any) -> Any:
-    """Event of the entry before a chunk in its segment, -1 if the chunk is the segment's first."""
+    """The event of the entry before a chunk in its segment. -1 for the first chunk of a segment."""
     if start > 0 and plan.keys[start - 1] >> span.entry_bits == plan.keys[start] >> span.entry_bits:
         return event_of(span, plan.keys[start - 1], entries)[0]
     return np.int64(-1)
@@ -95,8 +98,10 @@ def _user_chunk(
     span: Any, plan: Any, words: Any, floats: Any, users: Any, items: Any, sums: Any, rates: Any, mean: Any,
     chunk: Any, place: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
 ) -> None:  # fmt: skip
-    """Errors and gradient of one chunk of a user's entries. scratch: (x, y, positive's y, total, kept columns) to work
-    in."""
+    """Computes the errors and the gradient of one chunk of a user's entries.
+
+    `scratch` is working memory: (x, y, positive's y, total, dropout factors).
+    """
     x, y, y_positive, total, kept = scratch
     start, stop = plan.chunk_start[chunk], plan.chunk_start[chunk + 1]
     row = row_of(span, plan.keys[start])
@@ -104,7 +109,8 @@ def _user_chunk(
     l2, bias_l2 = l2_of(users, row, rates.l2, method), l2_of(users, row, rates.bias_l2, method)
     bias, total_bias, s_positive = users.bias[row], _F0, _F0
     before, events = _event_before(span, plan, start, span.user_entries), 0
-    last = np.int64(-1)  # the event whose positive and columns are loaded
+    # The event whose positive and dropout factors are loaded.
+    last = np.int64(-1)
     for i in range(start, stop):
         fresh = i == start
         t, number = event_of(span, plan.keys[i], span.user_entries)
@@ -152,7 +158,10 @@ def _item_chunk(
     span: Any, plan: Any, words: Any, users: Any, items: Any, sums: Any, rates: Any, chunk: Any, place: Any,
     scratch: Any, blocks: Any, loss: Any, method: Any,
 ) -> None:  # fmt: skip
-    """Gradient of one chunk of an item's entries, from the errors. scratch as in `_user_chunk`."""
+    """Computes the gradient of one chunk of an item's entries from the errors.
+
+    `scratch` is that of `_user_chunk`.
+    """
     x, y, _, total, kept = scratch
     start, stop = plan.chunk_start[chunk], plan.chunk_start[chunk + 1]
     row = row_of(span, plan.keys[start])
@@ -183,7 +192,7 @@ def _item_chunk(
 
 @inlined
 def _row_sum(sums: Any, at: Any, count: Any, stride: Any, ahead: Any) -> Any:
-    """Sum (float32), left to right, of `count` chunk sums from gradients[at] on, `stride` apart."""
+    """Sum (float32) of `count` chunk sums from gradients[at] on, `stride` apart, left to right."""
     total, i = sums.gradients[at], 1
     while i + _AHEAD <= count:
         for j in range(_AHEAD):
@@ -209,7 +218,7 @@ def step_one(
     word: Any,
     column: Any,
 ) -> None:
-    """Step one factor or bias by its gradient; word, column: as `store_factor`."""
+    """Steps one factor or bias by its gradient. `word` and `column` are those of `store_factor`."""
     x = load_factor(values, at)
     if adagrad:
         total = scalar.adagrad_sum(accumulators[at], g)
@@ -225,7 +234,10 @@ def _step_column(
     span: Any, plan: Any, side: Any, rows: Any, sums: Any, rates: Any, micro_batch: Any, number: Any,
     column: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
 ) -> None:  # fmt: skip
-    """Step one column (k_padded: the bias) of row `number` of a side's micro-batch, if there is one such."""
+    """Steps one column of row `number` of a side's micro-batch, if the row exists.
+
+    Column k_padded is the bias.
+    """
     group = side * span.batches + micro_batch
     segment = plan.group_segment[group] + number
     if segment >= plan.group_segment[group + 1]:
@@ -234,7 +246,8 @@ def _step_column(
     count = plan.segment_chunk[segment + 1] - first
     place = first - plan.group_chunk[group] + side * sums.items_at
     if column == width and side == USERS and loss == _BPR:
-        return  # the user's bias cancels in the difference of the scores
+        # The user's bias cancels in the difference of the scores.
+        return
     events = np.int64(0)
     for c in range(count):
         events += sums.events[place + c]
@@ -254,7 +267,10 @@ def _step_lane(
     span: Any, plan: Any, side: Any, rows: Any, sums: Any, rates: Any, micro_batch: Any, number: Any,
     column: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
 ) -> None:  # fmt: skip
-    """As `_step_column`, the whole row by a half-warp; column: the lane. scratch: (ahead, a row)."""
+    """Like `_step_column`, for a whole row by a half-warp. `column` is the lane.
+
+    `scratch` is (ahead, a row).
+    """
     ahead, gradient = scratch
     group = side * span.batches + micro_batch
     segment = plan.group_segment[group] + number
@@ -272,19 +288,22 @@ def _step_lane(
         gradient[c] = _row_sum(sums, at, count, stride, ahead) * scale
     g_bias = _row_sum(sums, place * stride + width, count, stride, ahead) * scale
     row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
-    with_bias = side == ITEMS or loss != _BPR  # a user's cancels in the difference of the scores
+    # With BPR the user's bias cancels in the difference of the scores.
+    with_bias = side == ITEMS or loss != _BPR
     step_row(rows, row, gradient, g_bias, with_bias, word, blocks, method, rates)
 
 
 def threads_of_a_step(blocks: int, method: Method) -> int:
-    """Threads that step a row: one for each column and the bias, or a half-warp."""
+    """Threads that step a row: one per column and one for the bias, or a half-warp."""
     return blocks * LANES + 1 if method.is_plain else LANES
 
 
 @cache
 def micro_batch_kernels(blocks: int, loss: int, method: Method) -> Kernels:
-    """Kernels for rows of `blocks` times 16 factors. They take `Rates` and `DeviceRows` if the method is plain, else `StepRates` and
-    `StateRows`."""
+    """The kernels for rows of `blocks` times 16 factors.
+
+    They take `Rates` and `DeviceRows` if the method is plain, else `StepRates` and `StateRows`.
+    """
     return Kernels(
         *_chunk_kernels(int(blocks), int(loss), method),
         _step_kernel(int(blocks), int(loss), method),
@@ -338,7 +357,9 @@ def _step_kernel(BLOCKS: int, LOSS: int, method: Method) -> Any:
     def livefactor_step_kernel(
         span: Any, plan: Any, users: Any, items: Any, sums: Any, rates: Any, micro_batch: Any
     ) -> None:
-        """A thread a column of a row, or a lane a row; the grid's second dimension is the side."""
+        """A thread per column of a row, or per lane of it. The second dimension of the grid is the
+        side.
+        """
         scratch = (cuda.local.array(_AHEAD, float32), cuda.local.array(BLOCKS, float32))
         i, side = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
         number, column = i // THREADS, i % THREADS
@@ -366,7 +387,7 @@ def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> An
     def livefactor_walk_kernel(
         span: Any, plan: Any, words: Any, floats: Any, users: Any, items: Any, sums: Any, rates: Any
     ) -> None:
-        """All micro-batches of a span, one after the other, by one block or by a grid that runs all at once."""
+        """Processes all micro-batches of a span in order, by one block or by a resident grid."""
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         z, total = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         kept = cuda.local.array(KEPT, float32)
@@ -402,4 +423,5 @@ def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> An
     return livefactor_walk_kernel
 
 
-assert (USERS, ITEMS) == (0, 1)  # a side is also the number of its groups, its places and its blocks
+# A side is also the number of its groups, places and blocks.
+assert (USERS, ITEMS) == (0, 1)

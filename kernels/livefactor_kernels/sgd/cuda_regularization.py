@@ -1,7 +1,7 @@
 """Frequency-scaled L2 and factor dropout on the GPU (semantics: `sgd/__init__.py`).
 
-Kernels of plain methods (`optimizers.Method.is_plain`) are given rows and rates that have nothing of either: for them these
-functions compile to what they are without.
+Kernels of plain methods (`optimizers.Method.is_plain`) get rows and rates without the fields for
+them. In these kernels the functions compile to plain code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _scaled_l2(rows: Any, row: Any, l2: Any, method: Any) -> Any:
 
 
 def l2_of(rows: Any, row: Any, l2: Any, method: Any) -> Any:
-    """A row's weight of an occurrence's L2 (float32)."""
+    """The weight (float32) of L2 for an occurrence of a row."""
     return _scaled_l2(rows, row, l2, method)
 
 
@@ -53,7 +53,10 @@ def _load_columns(word: Any, out: Any, blocks: Any, rates: Any) -> None:
 
 
 def load_kept(word: Any, out: Any, blocks: Any, rates: Any) -> None:
-    """What dropout multiplies this lane's columns by: 1 / (1 - p), or 0 where a column is dropped. word: the event's."""
+    """Loads the factors of dropout on this lane's columns: 1 / (1 - p), or 0 in dropped columns.
+
+    `word` is the random word of the event.
+    """
     _load_columns(word, out, blocks, rates)
 
 
@@ -64,13 +67,13 @@ def _load_kept(word: Any, out: Any, blocks: Any, rates: Any) -> Any:
 
 @inlined
 def told(value: Any, kept: Any, c: Any, method: Any) -> Any:
-    """A factor of column c * 16 + lane as an event is told it."""
+    """A factor of column c * 16 + lane after dropout."""
     return value * kept[c] if method.drops else value
 
 
 @inlined
 def told_dot(x: Any, y: Any, kept: Any, blocks: Any, method: Any) -> Any:
-    """Dot product (float32, in all lanes) of a user's row and an item's, by the columns that are kept."""
+    """Dot product (float32, in all lanes) of a user's row and an item's row after dropout."""
     total = x[0] * told(y[0], kept, 0, method)
     for c in range(1, blocks):
         total = total + x[c] * told(y[c], kept, c, method)

@@ -1,4 +1,7 @@
-"""Gradient steps in plain NumPy: the judge of `sgd/cpu.py` and `sgd/cuda.py` (semantics: `sgd/__init__.py`)."""
+"""Rule SGD in plain NumPy: the reference for `sgd/cpu.py` and `sgd/cuda.py`.
+
+`sgd/__init__.py` has the semantics.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,10 @@ _F0 = np.float32(0.0)
 
 
 class Occurrence(NamedTuple):
-    """One event's contribution to one row: to its factors float32[k_padded], and to its bias (None: not
-    touched)."""
+    """The contribution of an event to a row: to its factors float32[k_padded], and to its bias.
+
+    `bias` is None if the bias gets no step.
+    """
 
     side: int
     row: int
@@ -30,7 +35,7 @@ class Occurrence(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An event in rows; kept float32[k_padded]: what dropout multiplies its columns by."""
+    """An event with rows. `kept` float32[k_padded] are the factors of dropout on its columns."""
 
     user: int
     positive: int
@@ -41,7 +46,7 @@ class Event(NamedTuple):
 
 
 class Sgd(Stateless):
-    """Learns from updates."""
+    """Learns from records."""
 
     records = False
 
@@ -51,7 +56,7 @@ class Sgd(Stateless):
         self._tables = model.users, model.items
 
     def learn(self, update: Update) -> None:
-        """Learn from one record."""
+        """Learns from one record."""
         n = update.user_rows.size
         negatives = draw_negatives(self._spec, update)
         ones = np.ones(n, np.float32)
@@ -73,7 +78,7 @@ class Sgd(Stateless):
                 self._model.mean.add(fresh)
 
     def _kept(self, revision: int, event: int) -> np.ndarray:
-        """float32[k_padded] that dropout multiplies an event's columns by."""
+        """The factors of dropout on the columns of an event, float32[k_padded]."""
         rates, width = self._rates, self._spec.k_padded
         if self._spec.regularization.dropout == 0:
             return np.ones(width, np.float32)
@@ -88,14 +93,16 @@ class Sgd(Stateless):
         )
 
     def _occurrences(self, event: Event) -> Iterator[Occurrence]:
-        """Contributions of one event in order of slot: the positive is slot 0, then the negatives as
-        drawn."""
+        """Contributions of an event in the order of its slots: the positive, then the drawn
+        negatives.
+        """
         user, negatives = event.user, event.negatives
         if self._spec.loss == Loss.BPR:
             yield from self._bpr_occurrences(event)
             return
         if self._spec.loss == Loss.LOGISTIC and event.value == 0.0:
-            negatives = []  # an explicit negative draws none
+            # An explicit negative has no drawn negatives.
+            negatives = []
         error = scalar.squared_error if self._spec.loss == Loss.SQUARED else scalar.logistic_error
         for slot, item in enumerate([event.positive, *negatives]):
             target = event.value if slot == 0 else _F0
@@ -109,7 +116,8 @@ class Sgd(Stateless):
         s = self._score(event, positive)
         for item in event.negatives:
             e = scalar.bpr_error(s, self._score(event, item), event.weight, self._rates.error_max)
-            # The user's bias cancels in the difference of the scores: no gradient, no L2, no step.
+            # The user's bias cancels in the difference of the scores. So it has no gradient, no L2
+            # and no step.
             difference = (y - self._items.read(item)) * event.kept
             yield self._pull(USERS, user, e, difference)._replace(bias=None)
             yield self._pull(ITEMS, positive, e, x * event.kept)
@@ -122,7 +130,10 @@ class Sgd(Stateless):
         return Occurrence(side, row, factors, scalar.bias_pull(e, bias_l2, table.bias[row]))
 
     def _l2(self, table: ReferenceTable, row: int, weight: np.float32) -> Any:
-        """A row's weight of L2, by its events before this record: histories record it when it is learned."""
+        """The weight of L2 for a row, from its events before this record.
+
+        Histories record an event after it is learned.
+        """
         power = int(2 * self._spec.regularization.l2_frequency)
         return scalar.frequent_l2(weight, int(table.seen_count[row]), power) if power else weight
 
@@ -134,7 +145,7 @@ class Sgd(Stateless):
         revision: int,
         number: int,
     ) -> None:
-        """Step a row by its occurrences in micro-batch `number` of the record `revision`."""
+        """Steps a row by its occurrences in micro-batch `number` of the record `revision`."""
         gradient = chunked_sum([o.factors for _, o in occurrences])
         biases = [o.bias for _, o in occurrences]
         bias = None if biases[0] is None else chunked_sum(biases)

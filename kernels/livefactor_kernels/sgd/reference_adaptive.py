@@ -1,4 +1,7 @@
-"""An adapted learning rate in plain NumPy: the judge of `sgd/cpu_adaptive.py` (semantics: `sgd/adaptive.py`)."""
+"""The adaptive learning rate in plain NumPy: the reference for `sgd/cpu_adaptive.py`.
+
+`sgd/adaptive.py` has the semantics.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,11 @@ from livefactor_kernels.update import Update, draw_negatives
 
 
 class AdaptiveSgd:
-    """Learns from updates; `state` float64[5] is state."""
+    """Learns from records.
+
+    Attributes:
+        state: float64[5] (`sgd/adaptive.py`).
+    """
 
     records = False
 
@@ -37,15 +44,15 @@ class AdaptiveSgd:
         self.state = np.zeros(STATE_SIZE)
 
     def sections(self) -> dict[str, np.ndarray]:
-        """As `tables.state.Part.sections`."""
+        """See `tables.state.Part.sections`."""
         return {RATES: self.state}
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`."""
+        """See `tables.state.Part.load`."""
         self.state[:] = sections[RATES]
 
     def learn(self, update: Update) -> None:
-        """Learn from one record."""
+        """Learns from one record."""
         step, mean = int(self.state[STEP]), self._model.mean.sums.copy()
         negatives = draw_negatives(self._spec, update)
         self._begin(self._model.users, update.user_rows)
@@ -66,7 +73,7 @@ class AdaptiveSgd:
             end_window(self.state)
 
     def _begin(self, table: ReferenceTable, rows: np.ndarray) -> None:
-        """Let those of the probe's rows uint32[n] that began before the last move begin again."""
+        """Starts those of the probe's rows uint32[n] again that started before the last change."""
         for row in rows.astype(np.int64):
             if table.row_probe[row] != self.state[MOVES]:
                 table.factor_probe[row] = table.factors[row]
@@ -74,7 +81,7 @@ class AdaptiveSgd:
                 table.row_probe[row] = self.state[MOVES]
 
     def _exchange(self) -> None:
-        """Let the model's rows and the probe's change places."""
+        """Exchanges the rows of the model and of the probe."""
         for table in (self._model.users, self._model.items):
             table.factors, table.factor_probe = table.factor_probe, table.factors
             table.bias, table.bias_probe = table.bias_probe, table.bias
@@ -98,7 +105,10 @@ class AdaptiveSgd:
         return losses
 
     def _errors(self, user: int, rows: list[int], value: np.float32, weight: np.float32) -> list[Any]:
-        """Errors float32 of an event of a user and an item, the first of the rows; the others are its negatives."""
+        """Errors float32 of an event of a user.
+
+        The first of `rows` is its item, and the others are its negatives.
+        """
         limit = self._model.rates.error_max
         scores = [self._score(user, row) for row in rows]
         if self._spec.loss == Loss.SQUARED:

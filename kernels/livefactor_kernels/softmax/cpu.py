@@ -1,9 +1,12 @@
-"""Sampled softmax in compiled code (semantics: `softmax/__init__.py`).
+"""Rule SOFTMAX on the CPU (semantics: `softmax/__init__.py`).
 
-Groups go by in chunks of 32 events, whose users' rows and errors stay in the first caches beside the shared negatives, which
-lie in scratch. Two threads may share a record: what the one finds of a chunk's events and their users (`cpu_events.py`) the
-other sums over negatives (`cpu_items.py`) while the first is at the next chunk; both step half of a micro-batch's items. They
-meet in words of memory that each waits for in turn. One thread alone does the same in the same order, so which it was changes no bit.
+A group is processed in chunks of 32 events. The users' rows and the errors of a chunk stay in the
+first caches, together with the shared negatives, which are copied to scratch. Two threads may share
+a record. The first one computes the errors of a chunk and steps the users (`cpu_events.py`). The
+second one sums the gradients of the negatives (`cpu_items.py`), while the first one processes the
+next chunk. Each steps half of the items of a micro-batch. They synchronise through words of memory
+on which they wait. A single thread does the same in the same order. So the number of threads
+changes no bit.
 """
 
 from __future__ import annotations
@@ -43,16 +46,26 @@ _LANES = np.uint64(LANES)
 _TWO = np.uint64(2)
 _NO_FLOATS = np.empty(0, np.float32)
 ALONE, FIRST, SECOND = np.uint64(0), np.uint64(1), np.uint64(2)
-"""Who a thread is in a record."""
+"""The roles of a thread in a record."""
 SHARED_EVENTS = 512
-"""Fewer are learned sooner than a thread is woken for them."""
+"""Minimum number of events of a record for two threads.
+
+A single thread learns fewer events in less time than it takes to wake the other.
+"""
 _WORDS_OF_LINE = 8
 
 
 class Meeting(NamedTuple):
-    """Words (addresses of uint64) in which two threads say how far they are in a record. kept: micro-batches whose events are
-    kept; learned: events that count whose users are learned; summed: micro-batches whose sums are complete, and in `used` how
-    many items they name; stepped: micro-batches whose items the second has stepped, its half of them."""
+    """Words (addresses of uint64) with the progress of two threads in a record.
+
+    Attributes:
+        kept: number of micro-batches whose events are in scratch.
+        learned: number of counting events whose users have stepped.
+        summed: number of micro-batches with complete sums.
+        used: number of items in the last of these micro-batches.
+        stepped: number of micro-batches in which the second thread has stepped its half of the
+            items.
+    """
 
     kept: np.uint64
     learned: np.uint64
@@ -62,12 +75,12 @@ class Meeting(NamedTuple):
 
     @staticmethod
     def of(words: np.ndarray) -> Meeting:
-        """Of uint64[words, any], each in a cache line of its own."""
+        """Words in uint64[words, any], each in its own cache line."""
         return Meeting._make(address_of(word) for word in words)
 
 
 class Scratch(NamedTuple):
-    """Working memory of a model's kernel; reused over calls, never part of the state."""
+    """Working memory of the kernel of one model. It is not part of the state."""
 
     items: Chains
     events: Events
@@ -77,7 +90,7 @@ class Scratch(NamedTuple):
 
     @staticmethod
     def of(spec: ModelSpec, items: Table) -> tuple[Scratch, list[np.ndarray]]:
-        """Scratch of a model, and the arrays that must outlive it."""
+        """The scratch of a model, and its arrays, which the caller keeps alive."""
         arrays: list[np.ndarray] = []
 
         def floats(*shape: int) -> np.uint64:
@@ -100,8 +113,11 @@ class Scratch(NamedTuple):
 
 @cache
 def softmax_kernel(blocks: int, method: Method) -> Any:
-    """Kernel for rows of `blocks` vectors; `drawn`, `rarity`, `own` are those of `Shared`; role: `ALONE`, or one of the two
-    threads that are given the same record."""
+    """A kernel for rows of `blocks` vectors.
+
+    Its arguments `drawn`, `rarity` and `own` are those of `Shared`. `role` is `ALONE`, or `FIRST`
+    or `SECOND` for two threads with the same record.
+    """
     BLOCKS, METHOD = np.uint64(blocks), method
     WIDE = np.uint64((blocks + 1) * LANES * 4)
 
@@ -170,17 +186,17 @@ def softmax_kernel(blocks: int, method: Method) -> Any:
 
 
 def processors() -> int:
-    """That this process may run on."""
+    """Number of processors on which this process may run."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Softmax(Stateless):
-    """Learns from updates."""
+    """Learns from records."""
 
     records = False
 
     def __init__(self, spec: ModelSpec, users: Table, items: Table) -> None:
-        """Compiles the kernels, or loads them from the cache."""
+        """Compiles the kernels, or loads them from Numba's cache."""
         self._spec, self._rates = spec, StepRates.of(spec)
         self.proposer = Proposer(spec, items.capacity)
         self._items = items
@@ -196,21 +212,21 @@ class Softmax(Stateless):
         self.learn(nothing)
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`: what is proposed follows from the items' rows."""
+        """See `tables.state.Part.load`. The proposals follow from the item rows."""
         if self.proposer.counts:
             self.proposer.reload(self._items.history["seen_count"][: self._items.allocated])
 
     def joins(self, updates: Sequence[Update]) -> bool:
-        """One record a call: micro-batches are cut within it."""
+        """True for one record, because micro-batches do not cross records."""
         return len(updates) == 1
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
-        """Propose a record's negatives: item rows uint32[any]."""
+        """Proposes the negatives of a record: item rows uint32[any]."""
         self._shared = self.proposer.propose(updates[0])
         return self._shared.rows.reshape(-1)
 
     def learn(self, update: Update) -> None:
-        """Learn from one record with the negatives that were proposed for it. The GIL is released."""
+        """Learns from one record with its proposed negatives. The kernel releases the GIL."""
         if self._beside is None or update.user_rows.size < SHARED_EVENTS:
             self._run(ALONE, update)
             return

@@ -1,8 +1,8 @@
-"""What events are told from, in compiled code: errors of a group's events and the steps of their users (semantics:
-`softmax/__init__.py`).
+"""The errors of a group's events, and the steps of their users, on the CPU.
 
-Each loop over negatives keeps several sums in registers for a vector that it loads: the dots of four negatives at once, four
-vectors of a user's gradient. Which sums share a turn changes no bit.
+`softmax/__init__.py` has the semantics. Each loop over negatives keeps several sums in registers
+per loaded vector: the dot products of four negatives, or four vectors of a user's gradient. The
+assignment of sums to registers changes no bit.
 """
 
 from __future__ import annotations
@@ -40,9 +40,18 @@ _AHEAD = np.uint64(8)
 
 
 class Events(NamedTuple):
-    """The events of a micro-batch that count, one after the other: addresses of users, items uint32[B]; weight, own
-    (rarity of the item), error (of the item) float32[B]; x float32[B, kp]: users' rows; errors float32[B, M]: of the
-    negatives; pull float32[kp]: on a user; ends uint32[groups]: of each group among them."""
+    """The counting events of a micro-batch, as addresses.
+
+    Attributes:
+        users, items: rows uint32[B].
+        weight: float32[B].
+        own: rarity of the event's item, float32[B].
+        error: error of the event's item, float32[B].
+        x: rows of the users, float32[B, k_padded].
+        errors: errors of the negatives, float32[B, M].
+        pull: gradient of a user, float32[k_padded].
+        ends: end of each group among the events, uint32[groups].
+    """
 
     users: np.uint64
     items: np.uint64
@@ -56,9 +65,16 @@ class Events(NamedTuple):
 
 
 class Negatives(NamedTuple):
-    """A group's negatives, m of them filled up to M, a multiple of 16: addresses of rows uint32[M]; bias, rarity
-    (0 where there is none) float32[M]; y float32[M, kp]; quarters float32[4 M]: what `_quarters` leaves. size: bytes
-    of M floats."""
+    """The m negatives of a group, padded to M, a multiple of 16, as addresses.
+
+    Attributes:
+        rows: uint32[M].
+        bias: float32[M].
+        rarity: float32[M], 0 for padding.
+        y: rows of the negatives, float32[M, k_padded].
+        quarters: result of `_quarters`, float32[4 M].
+        size: bytes of M floats.
+    """
 
     rows: np.uint64
     bias: np.uint64
@@ -70,7 +86,10 @@ class Negatives(NamedTuple):
 
 @inlined
 def gather_negatives(items: Any, negatives: Any, drawn: Any, rarity: Any, count: Any, blocks: Any) -> Any:
-    """Copy the negatives' rows, uint32 at address `drawn`, to scratch; returns how many vectors of them there are."""
+    """Copies the rows of the negatives to scratch. Returns the number of their vectors.
+
+    `drawn` is the address of their row numbers, uint32.
+    """
     vectors = (count + _LANES - ONE) // _LANES
     for n in range(vectors * _LANES):
         at = n * WORD_BYTES
@@ -93,7 +112,9 @@ def keep_events(
     user_rows: Any, item_rows: Any, values: Any, weights: Any, own: Any, start: Any, stop: Any, group_events: Any,
     events: Any,
 ) -> Any:  # fmt: skip
-    """Copy the columns of the events [start, stop) that count to scratch; returns how many do."""
+    """Copies the columns of the events [start, stop) that count to scratch. Returns their
+    number.
+    """
     count = ZERO
     for t in range(start, stop):
         value = values[t] if values.size else _F1
@@ -109,7 +130,10 @@ def keep_events(
 
 @inlined
 def _dots4(x: Any, y: Any, blocks: Any) -> Any:
-    """The last four lanes of the dots of the row at address x with rows 0, 4, 1 and 5 from address y on."""
+    """The last four lanes of the dot products of the row at address x with four rows.
+
+    They are rows 0, 4, 1 and 5 from address y on.
+    """
     y1, y4 = y + row_bytes(blocks), y + _FOUR * row_bytes(blocks)
     y5, own = y4 + row_bytes(blocks), load16(x, ZERO)
     a0, a1, a4, a5 = (
@@ -130,7 +154,10 @@ def _dots4(x: Any, y: Any, blocks: Any) -> Any:
 
 @inlined
 def _quarters(x: Any, negatives: Any, vectors: Any, blocks: Any) -> None:
-    """Of the dots with the row at address x the last four lanes, four negatives a vector: 0 4 1 5, 2 6 3 7, and so on."""
+    """The last four lanes of the dot products of the row at address x with all negatives.
+
+    A vector has four negatives, in the order 0 4 1 5, 2 6 3 7, and so on.
+    """
     for q in range(vectors * _FOUR):
         n = (q >> ONE) * _EIGHT + (q & ONE) * _TWO
         store16(negatives.quarters, _dots4(x, negatives.y + n * row_bytes(blocks), blocks), q * VECTOR_BYTES)
@@ -138,7 +165,7 @@ def _quarters(x: Any, negatives: Any, vectors: Any, blocks: Any) -> None:
 
 @inlined
 def _dots(quarters: Any, v: Any) -> Any:
-    """Dots of the sixteen negatives from 16 v on."""
+    """Dot products of the sixteen negatives from 16 v on."""
     at = v * _FOUR * VECTOR_BYTES
     one = pack2(load16(quarters, at), load16(quarters, at + VECTOR_BYTES))
     at += _TWO * VECTOR_BYTES
@@ -149,7 +176,10 @@ def _dots(quarters: Any, v: Any) -> Any:
 def _take_errors(
     events: Any, negatives: Any, t: Any, own_score: Any, vectors: Any, blocks: Any, rates: Any
 ) -> None:
-    """Errors of event t, whose user's row is in scratch and whose item has the score `own_score`."""
+    """Computes the errors of event t. The row of its user is in scratch.
+
+    `own_score` is the score of its item.
+    """
     x = events.x.address + t * row_bytes(blocks)
     errors, item, total = events.errors + t * negatives.size, word(events.items, t), broadcast(_F0)
     _quarters(x, negatives, vectors, blocks)
@@ -158,7 +188,8 @@ def _take_errors(
         scores = load16(negatives.bias, at) + _dots(negatives.quarters, v)
         z = scalar.exp(clamp(scores - own_score, GAP_MAX)) * load16(negatives.rarity, at)
         differs = bits_of(load16(negatives.rows, at)) ^ item
-        z = real_of(choose(differs, ONE, differs, bits_of(z)))  # where it is 0, so is z
+        # z is 0 where `differs` is 0.
+        z = real_of(choose(differs, ONE, differs, bits_of(z)))
         store16(errors, z, at)
         total = z if v == ZERO else total + z
     s = tree_sum(total)
@@ -171,11 +202,12 @@ def _take_errors(
 
 @inlined
 def _pull_user(items: Any, events: Any, negatives: Any, t: Any, m: Any, blocks: Any, rates: Any) -> None:
-    """The gradient of event t's user to events.pull, four vectors of it at a time."""
+    """Writes the gradient of event t's user to events.pull, four vectors at a time."""
     kp, x = row_bytes(blocks), events.x.address + t * row_bytes(blocks)
     own, item = real(events.error, t), items.factors.address + word(events.items, t) * kp
     errors = events.errors + t * negatives.size
-    for c in range(ZERO, blocks, _FOUR):  # those past the last are the last, and the same
+    # Indices after the last vector repeat the last vector, with the same result.
+    for c in range(ZERO, blocks, _FOUR):
         c1, c2, c3 = min(c + ONE, blocks - ONE), min(c + _TWO, blocks - ONE), min(c + _THREE, blocks - ONE)
         at0, at1, at2, at3 = c * VECTOR_BYTES, c1 * VECTOR_BYTES, c2 * VECTOR_BYTES, c3 * VECTOR_BYTES
         a0, a1, a2, a3 = (
@@ -201,7 +233,7 @@ def learn_users(
     users: Any, items: Any, events: Any, negatives: Any, first: Any, last: Any, count: Any, m: Any, vectors: Any, blocks: Any,
     method: Any, rates: Any,
 ) -> None:  # fmt: skip
-    """Errors of events [first, last), one after the other; each one's user steps at once."""
+    """Computes the errors of events [first, last) in order, and steps each user at once."""
     kp = row_bytes(blocks)
     for t in range(first, last):
         ahead = min(t + _AHEAD, count - ONE)

@@ -1,7 +1,7 @@
-"""The steps of a micro-batch's items in compiled code (semantics: `softmax/__init__.py`).
+"""The steps of a micro-batch's items on the CPU (semantics: `softmax/__init__.py`).
 
-The loop over a group's negatives keeps the gradients of four of them in registers for a vector that it loads. Which sums share
-a turn changes no bit.
+The loop over the negatives of a group keeps the gradients of four negatives in registers per loaded
+vector. The assignment of sums to registers changes no bit.
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ _AHEAD = np.uint64(8)
 
 
 class Sums(NamedTuple):
-    """Of a micro-batch's negatives, `places` of them a group, as many as fill vectors: addresses of gradients float32[groups,
-    places, kp + 16], of their biases' float32[groups, places]."""
+    """The sums of a micro-batch's negatives, as addresses. A group has `places` negatives with
+    padding.
+
+    Attributes:
+        gradients: float32[groups, places, k_padded + 16].
+        biases: float32[groups, places].
+        places: number of negatives per group, a multiple of 16.
+    """
 
     gradients: np.uint64
     biases: np.uint64
@@ -41,7 +47,7 @@ class Sums(NamedTuple):
 def _sum_block(
     out: Any, errors: Any, size: Any, n: Any, x: Any, kp: Any, count: Any, at: Any, wide: Any, onto: Any
 ) -> None:
-    """Sums of e_n x over `count` events, for negatives n = (n0, n1, n2, n3) and one vector of their gradients."""
+    """Sums e_n x over `count` events, for negatives n = (n0, n1, n2, n3) and one vector."""
     n0, n1, n2, n3 = n
     e0, e1, e2, e3 = (
         errors + n0 * WORD_BYTES,
@@ -75,13 +81,16 @@ def _sum_block(
 def pull_negatives(
     events: Any, sums: Any, group: Any, begin: Any, first: Any, last: Any, m: Any, blocks: Any
 ) -> None:
-    """Add the chunk of events [first, last) to the gradients of their group's negatives, which the chunk from `begin` on
-    starts."""
+    """Adds the events [first, last) to the gradients of the negatives of their group.
+
+    The events are one chunk. The first chunk of the group starts at `begin`.
+    """
     wide, kp, onto = row_bytes(blocks + ONE), row_bytes(blocks), first > begin
     size = sums.places * WORD_BYTES
     errors, x = events.errors + first * size, events.x.address + first * kp
     gradients, biases = sums.gradients + group * sums.places * wide, sums.biases + group * size
-    for n in range(ZERO, m, _FOUR):  # those past the last are the last, and the same
+    # Indices after the last negative repeat the last negative, with the same result.
+    for n in range(ZERO, m, _FOUR):
         rows = n, min(n + ONE, m - ONE), min(n + _TWO, m - ONE), min(n + _THREE, m - ONE)
         for c in range(blocks):
             at = c * VECTOR_BYTES
@@ -98,8 +107,11 @@ def _step_item(
     items: Any, item: Any, first: Any, chains: Any, events: Any, sums: Any, work: Any, micro_batch: Any, blocks: Any,
     method: Any, rates: Any,
 ) -> None:  # fmt: skip
-    """Sum and step one item: its events, then the negatives that it is, from occurrence `first` on. work: float32[2, kp + 16],
-    of an item, of a chunk."""
+    """Sums and steps one item: first its events, then its occurrences as a negative.
+
+    The list starts at occurrence `first`. `work` is float32[2, k_padded + 16] for an item and a
+    chunk.
+    """
     kp, wide = row_bytes(blocks), row_bytes(blocks + ONE)
     total, chunk = work, work + wide
     number, o, bias = ZERO, first, real(items.bias, item)
@@ -137,8 +149,12 @@ def _step_item(
 def link_items(
     chains: Any, events: Any, drawn: Any, width: Any, sums: Any, groups: Any, last_m: Any, micro_batch: Any
 ) -> Any:
-    """Link occurrences by item: events are numbered from 0, places of negatives from micro_batch on. drawn: the negatives,
-    uint32[groups, width] at an address, last_m of the last group. Returns how many items there are."""
+    """Links the occurrences of each item. Returns the number of items.
+
+    Events have numbers from 0 on, and the places of negatives have numbers from micro_batch on.
+    `drawn` is the address of the negatives, uint32[groups, width]. The last group has `last_m` of
+    them.
+    """
     used, count = ZERO, word(events.ends, groups - ONE)
     for t in range(count):
         used = link(chains, used, word(events.items, t), t)
@@ -158,7 +174,7 @@ def step_items(
     items: Any, chains: Any, events: Any, sums: Any, work: Any, numbers: Any, micro_batch: Any, blocks: Any,
     method: Any, rates: Any,
 ) -> None:  # fmt: skip
-    """Step the items whose numbers are [first, last) = `numbers` of those that are linked."""
+    """Steps the items with the numbers [first, last) = `numbers` among the linked ones."""
     first, last = numbers
     for q in range(first, last):
         ahead = min(q + _AHEAD, last - ONE)

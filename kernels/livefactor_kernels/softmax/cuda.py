@@ -1,13 +1,15 @@
-"""Sampled softmax on the GPU (semantics: `softmax/__init__.py`).
+"""Rule SOFTMAX on the GPU (semantics: `softmax/__init__.py`).
 
-    users      a half-warp a user: its events one after the other, each against the negatives of its group, and its steps; an
-               event's errors and its user's factors are kept
-    negatives  a thread a negative and a factor: the sum over the events of its group
-    items      a half-warp an item: the sum over its events, then of the negatives that it is, and its step
+    users      a half-warp per user: its events in order, each with the negatives of its group, and
+               its steps. It stores the errors of each event, and the user's factors at it.
+    negatives  a thread per negative and factor: the sum over the events of its group
+    items      a half-warp per item: the sum over its events, then over its occurrences as a
+               negative, and its step
 
-Items stand still until the third, and users meet nowhere, so three launches are a micro-batch. What is proposed is a function
-of the events alone: the host does it (`proposal.py`), and it crosses with the record's columns. Which negatives are an item's
-is found as its events are: those of a piece are sorted once by (micro-batch, row, place).
+Items do not change before the third launch, and users are independent. So a micro-batch takes three
+launches. The negatives depend only on the events. So the host proposes them (`proposal.py`), and
+sends them with the columns of the record. The negatives of a piece are sorted once by (micro-batch,
+row, place), so that each item's negatives are consecutive, like its events.
 """
 
 from __future__ import annotations
@@ -60,13 +62,18 @@ from livefactor_kernels.update import Rates, Update
 _F0 = np.float32(0.0)
 _ADAGRAD = int(OptimizerKind.ADAGRAD)
 _NO_WORD = np.uint32(0)
-"""For the rounding of a step: factors are float32."""
+"""Unused word for the rounding of a step: the factors are float32."""
 
 
 class Batch(NamedTuple):
-    """A micro-batch (int64 all): events [start, stop) of the piece in groups of `group_events`; `width` negatives of a group,
-    last_m of the last one, of which `rows_at` and `rarity_at` are the places in the record's words, as `own_at` is that of its
-    events' rarity; [shared_start, shared_stop): its entries among the piece's sorted negatives."""
+    """A micro-batch (all numbers int64): events [start, stop) of the piece.
+
+    Attributes:
+        group_events, width: events and negatives per group; the last group has `last_m` negatives.
+        rows_at, rarity_at: places of the negatives' rows and rarity in the record's words.
+        own_at: place of the rarity of the events' items.
+        shared_start, shared_stop: its entries among the sorted negatives of the piece.
+    """
 
     start: int
     stop: int
@@ -81,9 +88,15 @@ class Batch(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What is kept of a micro-batch's events and negatives, float32 all. own[t]: an event's error on its item. errors[t * width
-    + n]. x[t * k_padded + j]: its user's factors when it was taken. sums[p * k_padded + j], bias[p]: those of the negative in
-    place p = group * width + n. counted[group]: events that are learned from."""
+    """Results of a micro-batch that later kernels use, all float32.
+
+    Attributes:
+        own: own[t] is the error of event t's item.
+        errors: errors[t * width + n] is the error of negative n.
+        x: x[t * k_padded + j] are the factors of the user at event t.
+        sums, bias: of the negative in place p = group * width + n: sums[p * k_padded + j], bias[p].
+        counted: counted[group] is the number of its events that count.
+    """
 
     own: Any
     errors: Any
@@ -94,7 +107,7 @@ class Kept(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """The kernels of an optimiser and a length of rows."""
+    """The kernels for an optimiser and a length of rows."""
 
     users: Any
     negatives: Any
@@ -103,13 +116,13 @@ class Kernels(NamedTuple):
 
 @inlined
 def _counts(piece: Any, floats: Any, t: Any) -> Any:
-    """Whether event t of the piece is learned from."""
+    """Whether the model learns from event t of the piece."""
     return value_of(piece, floats, t) > _F0
 
 
 @inlined
 def _m_of(batch: Any, group: Any) -> Any:
-    """Negatives of a group."""
+    """Number of negatives of a group."""
     last = (batch.stop - batch.start - 1) // batch.group_events
     return batch.last_m if group == last else batch.width
 
@@ -119,8 +132,10 @@ def _take_errors(
     piece: Any, batch: Any, words: Any, floats: Any, items: Any, kept: Any, t: Any, x: Any, y: Any, blocks: Any,
     rates: Any,
 ) -> Any:  # fmt: skip
-    """Errors of event t, whose user's factors are x; returns that on its item. A lane works on every sixteenth negative; y:
-    to work in."""
+    """Computes the errors of event t, whose user's factors are x. Returns the error of its item.
+
+    A lane processes every sixteenth negative. `y` is working memory.
+    """
     group = (t - batch.start) // batch.group_events
     m, rows_at, rarity_at = (
         _m_of(batch, group),
@@ -158,7 +173,7 @@ def _pull_user(
     piece: Any, batch: Any, words: Any, items: Any, kept: Any, t: Any, x: Any, y: Any, g: Any, own_error: Any,
     blocks: Any, rates: Any,
 ) -> None:  # fmt: skip
-    """The gradient g of event t's user."""
+    """Computes the gradient g of event t's user."""
     group = (t - batch.start) // batch.group_events
     m, rows_at, at = _m_of(batch, group), batch.rows_at + group * batch.width, (t - batch.start) * batch.width
     load_row(items.factors, np.int64(words[piece.items_at + piece.first + t]), y, blocks)
@@ -180,7 +195,10 @@ def _add_events(
     piece: Any, batch: Any, keys: Any, floats: Any, items: Any, kept: Any, row: Any, first: Any, y: Any, chunk: Any,
     total: Any, blocks: Any, rates: Any,
 ) -> Any:  # fmt: skip
-    """The sum of an item's own events to `total`, from its sorted entry `first` on; returns (sum of the bias, events)."""
+    """Adds an item's own events to `total`, from its sorted entry `first` on.
+
+    Returns (sum of the bias's gradient, number of events).
+    """
     bias, number, i = items.bias[row], 0, np.int64(first)
     chunk_bias, total_bias = _F0, _F0
     while i < batch.stop and row_of(keys[i]) == row:
@@ -211,7 +229,7 @@ def _add_events(
 def _step_by_columns(
     rows: Any, row: Any, x: Any, g: Any, g_bias: Any, with_bias: Any, scale: Any, blocks: Any, method: Any, rates: Any
 ) -> None:  # fmt: skip
-    """Step a row by its gradient, times `scale`; x: to keep its factors in."""
+    """Steps a row by its gradient times `scale`. `x` gets its new factors."""
     at, adagrad = row * (blocks * LANES) + lane(), method.optimizer == _ADAGRAD
     for c in range(blocks):
         place = at + c * LANES
@@ -229,7 +247,9 @@ def _step_by_columns(
 def _step_whole(
     rows: Any, row: Any, x: Any, g: Any, g_bias: Any, with_bias: Any, scale: Any, blocks: Any, method: Any, rates: Any
 ) -> None:  # fmt: skip
-    """As `_step_by_columns`, where a step needs all of the gradient, which it spends."""
+    """Like `_step_by_columns`, for steps that need the whole gradient. It overwrites the
+    gradient.
+    """
     for c in range(blocks):
         g[c] = g[c] * scale
     step_row(rows, row, g, g_bias * scale, with_bias, _NO_WORD, blocks, method, rates)
@@ -238,7 +258,10 @@ def _step_whole(
 
 @cache
 def softmax_kernels(blocks: int, method: Method) -> Kernels:
-    """Kernels for rows of `blocks` times 16 factors. They take `Rates` if the method is plain, else `StepRates`."""
+    """The kernels for rows of `blocks` times 16 factors, with `Rates` if the method is plain.
+
+    Otherwise they take `StepRates`.
+    """
     BLOCKS, METHOD = int(blocks), method
     KP = BLOCKS * LANES
     step = _step_by_columns if method.is_plain else _step_whole
@@ -255,7 +278,7 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
         kept: Any,
         rates: Any,
     ) -> None:
-        """A half-warp an entry: a user's first one goes through all of them."""
+        """A half-warp per entry. The first entry of a user processes all its entries."""
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         g = cuda.local.array(BLOCKS, float32)
         i = batch.start + cuda.grid(1) // LANES
@@ -277,7 +300,7 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
 
     @kernel
     def livefactor_softmax_negatives_kernel(piece: Any, batch: Any, floats: Any, kept: Any) -> None:
-        """A thread a negative and a factor; one more than there are is the bias."""
+        """A thread per negative and factor. Column k_padded is the bias."""
         i = cuda.grid(1)
         p, column = i // (KP + 1), i % (KP + 1)
         if p >= batch.shared_stop - batch.shared_start:
@@ -307,7 +330,9 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
     def livefactor_softmax_items_kernel(
         piece: Any, batch: Any, keys: Any, shared: Any, floats: Any, items: Any, kept: Any, rates: Any
     ) -> None:
-        """A half-warp an entry and, behind them, a sorted negative: an item's first one steps it."""
+        """A half-warp per entry and, after them, per sorted negative. The first one of an item
+        steps it.
+        """
         y, chunk = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         total = cuda.local.array(BLOCKS, float32)
         events, i = batch.stop - batch.start, cuda.grid(1) // LANES
@@ -326,7 +351,8 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
                 return
             first = first_of_row(keys, batch.start, batch.stop, row, EVENT_BITS)
             if first < batch.stop and row_of(keys[first]) == row:
-                return  # an event's item: its entry does it
+                # The entry of an event steps this item.
+                return
         load_row(items.factors, row, y, BLOCKS)
         bias, number = _add_events(
             piece, batch, keys, floats, items, kept, row, first, y, chunk, total, BLOCKS, rates
@@ -353,14 +379,18 @@ def softmax_kernels(blocks: int, method: Method) -> Kernels:
 
 
 class Softmax(Stateless):
-    """Learns from updates. All memory that a record takes is held from the start."""
+    """Learns from records. It allocates the memory for a record at its creation."""
 
     records = False
 
     def __init__(
         self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, pins: Pins
     ) -> None:
-        """MemoryError if the device has no room."""
+        """Allocates memory and selects the kernels.
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
         self._spec, self._device, self._pins, self._tables = spec, device, pins, (users, items)
         self.pinned: DeviceSections = {}
         method = Method.of(spec)
@@ -374,28 +404,32 @@ class Softmax(Stateless):
         self._kept = Kept(*(buffer.argument for buffer in self._memory))
         self._keys = device.empty(PIECE_EVENTS, np.int64), device.empty(PIECE_EVENTS, np.int64)
         self._shared = device.empty(self._batches_of_piece * shared, np.int64)
-        with device.learning():  # sorting finds its memory from now on
+        # The first sort allocates the memory of later ones.
+        with device.learning():
             for buffer in (*self._keys, self._shared):
                 buffer.array.fill(0)
                 buffer.array.sort()
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`: what is proposed follows from the items' rows. The caller holds the model's lock."""
+        """See `tables.state.Part.load`. The proposals follow from the item rows.
+
+        The caller holds the lock of the model.
+        """
         if self.proposer.counts:
             items = self._tables[ITEMS]
             counts = self._device.fetch([items.matrix("seen_count", 0, items.allocated)])()[0]
             self.proposer.reload(counts[:, 0])
 
     def propose(self, update: Update) -> dict[str, np.ndarray]:
-        """A record's negatives, as columns that cross with it."""
+        """The negatives of a record, as columns for the transfer."""
         shared = self.proposer.propose(update)
         return {"negatives": shared.rows.ravel(), "rarity": shared.rarity.ravel(), "own": shared.own}
 
     def hold(self, update: Update, counts: tuple[int, int]) -> None:
-        """All is held already."""
+        """Nothing, because all memory is allocated already."""
 
     def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
-        """Put learning from a record on the stream (`cuda.LearningRule`)."""
+        """Puts the learning from a record on the stream (`cuda.LearningRule.learn`)."""
         device, spec = self._device, self._spec
         width, of_batch = spec.negatives_of_event, spec.drawn(spec.micro_batch)
         events = update.user_rows.size
@@ -434,7 +468,7 @@ class Softmax(Stateless):
 
     @property
     def _batches_of_piece(self) -> int:
-        """Micro-batches of a piece at most, for their negatives."""
+        """Maximum number of micro-batches per piece, because of their negatives."""
         return max(1, min(BATCHES_MAX, NEGATIVES_OF_PIECE // self._spec.drawn(self._spec.micro_batch)))
 
     @property

@@ -1,5 +1,8 @@
-"""Which negatives of a micro-batch are an item's, on the GPU: those of a piece of a record, sorted once by (micro-batch, row,
-place). A place is group * width + number in the group."""
+"""The order of a micro-batch's negatives by item, on the GPU.
+
+The negatives of a piece of a record are sorted once by (micro-batch, row, place). A place is group
+* width + number in the group.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,18 @@ import numpy as np
 from livefactor_kernels.device.warp import cuda, kernel
 from livefactor_kernels.numbers.lanes import inlined
 
-PLACE_BITS, _ROW_BITS = 17, 32  # of keys: (micro-batch, row, place); `MAX_SHARED_NEGATIVES` places at most
+# Bits of a key (micro-batch, row, place). There are at most `MAX_SHARED_NEGATIVES` places.
+PLACE_BITS, _ROW_BITS = 17, 32
 _PLACE_MASK, _ROW_MASK = (1 << PLACE_BITS) - 1, (1 << _ROW_BITS) - 1
 BATCHES_MAX = 1 << 14
-"""Of a piece, so that a key has 63 bits."""
+"""Maximum number of micro-batches per piece, so that a key has 63 bits."""
 NEGATIVES_OF_PIECE = 1 << 20
-"""At most, if one micro-batch does not have more."""
+"""Maximum number of negatives per piece, unless one micro-batch has more."""
 
 
 @inlined
 def place_of(key: Any) -> Any:
-    """Place (int64) of a sorted negative among its micro-batch's."""
+    """Place (int64) of a sorted negative in its micro-batch."""
     return key & _PLACE_MASK
 
 
@@ -34,7 +38,10 @@ def shared_row_of(key: Any) -> Any:
 def livefactor_order_negatives_kernel(
     words: Any, rows_at: Any, of_batch: Any, count: Any, entries: Any, keys: Any
 ) -> None:
-    """Write the keys of a piece's negatives, `of_batch` a micro-batch; those from `count` on are no negatives. A thread each."""
+    """Writes the keys of a piece's negatives, `of_batch` per micro-batch. A thread per key.
+
+    Entries from `count` on are no negatives.
+    """
     i = cuda.grid(1)
     if i >= entries:
         return

@@ -1,7 +1,8 @@
-"""The negatives that a record's groups share, before anything is learned (semantics: `softmax/__init__.py`).
+"""The shared negatives of a record's groups (semantics: `softmax/__init__.py`).
 
-How often items came is a tree of sums with 64 children a node: an event costs one addition a level, a draw one short scan
-a level. It follows from the items' `seen_count`, so it is in no snapshot.
+They are proposed before the record is learned. The numbers of the items' events are in a tree of
+sums with 64 children per node. An event costs one addition per level, and a draw costs one short
+scan per level. The tree follows from the items' `seen_count`, so it is in no snapshot.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ _UNIFORM, _POPULARITY, _IN_BATCH = int(Proposal.UNIFORM), int(Proposal.POPULARIT
 
 
 class Tree(NamedTuple):
-    """Sums by level, from items' events to the number of all: sums uint64[nodes]; where a level begins: starts
-    uint64[levels]."""
+    """Sums by level, from the events of each item to the total.
+
+    Attributes:
+        sums: uint64[nodes].
+        starts: the first node of each level, uint64[levels].
+    """
 
     sums: np.ndarray
     starts: np.ndarray
 
     @staticmethod
     def of(capacity: int) -> Tree:
-        """An empty tree over so many items."""
+        """An empty tree for `capacity` items."""
         sizes = [capacity]
         while sizes[-1] > 1:
             sizes.append(-(-sizes[-1] // int(_CHILDREN)))
@@ -39,7 +44,7 @@ class Tree(NamedTuple):
         return Tree(reserve((sum(sizes),), np.uint64), starts)
 
     def fill(self, counts: np.ndarray) -> None:
-        """Set the events of the first items, uint[n], others have none."""
+        """Sets the numbers of events of the first items, uint[n]. Other items have none."""
         self.sums[:] = 0
         level = counts.astype(np.uint64)
         for start in self.starts:
@@ -53,8 +58,15 @@ class Tree(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Negatives of a record's groups: rows uint32[groups, m], their rarity float32 of the same shape; own
-    float32[events]: the rarity of each event's item. In a short group only IN_BATCH leaves places unused."""
+    """The negatives of a record's groups.
+
+    In a short group, only IN_BATCH leaves places unused.
+
+    Attributes:
+        rows: uint32[groups, m].
+        rarity: float32[groups, m].
+        own: rarity of each event's item, float32[events].
+    """
 
     rows: np.ndarray
     rarity: np.ndarray
@@ -63,7 +75,7 @@ class Shared(NamedTuple):
 
 @compiled
 def _ticket(tree: Any, ticket: Any) -> Any:
-    """The item of event number `ticket`, events counted item by item."""
+    """The item of event number `ticket`, with the events in the order of the items."""
     node = _0
     for level in range(np.uint64(tree.starts.size) - _1, _0, -1):
         place = tree.starts[np.uint64(level) - _1] + node * _CHILDREN
@@ -87,8 +99,10 @@ def livefactor_propose_kernel(
     proposal: Any, key: Any, revision: Any, item_rows: Any, fresh: Any, items: Any, group_events: Any, tree: Any,
     rows: Any, rarity: Any, own: Any,
 ) -> None:  # fmt: skip
-    """Fill `Shared`'s arrays for a record's events, and count the fresh ones in the tree (not with UNIFORM, which needs
-    none)."""
+    """Fills the arrays of `Shared` for a record, and adds its fresh events to the tree.
+
+    UNIFORM does not need the tree.
+    """
     n, drawn = np.uint64(item_rows.size), np.uint64(rows.shape[1])
     for start in range(_0, n, group_events):
         step, stop = start // group_events, min(start + group_events, n)
@@ -112,10 +126,10 @@ def livefactor_propose_kernel(
 
 
 class Proposer:
-    """Proposes negatives, record by record."""
+    """Proposes the negatives of consecutive records."""
 
     def __init__(self, spec: ModelSpec, capacity: int) -> None:
-        """For an empty table of at most `capacity` items."""
+        """For an empty table with at most `capacity` items."""
         self._spec = spec
         self._proposal = int(spec.softmax.proposal)
         self._key = domain_key(spec.seed, SHARED_DOMAIN)
@@ -127,11 +141,11 @@ class Proposer:
         return self._spec.softmax.proposal != Proposal.UNIFORM
 
     def reload(self, counts: np.ndarray) -> None:
-        """Take the numbers of events of restored items, uint32[n] by row."""
+        """Reads the numbers of the items' events from the restored sections of their table."""
         self._tree.fill(counts)
 
     def propose(self, update: Update) -> Shared:
-        """The negatives of a record, whose events count from now on."""
+        """The negatives of a record. Its events count for later records."""
         size, n = self._spec.group_events, update.item_rows.size
         shape = -(-n // size), self._spec.negatives_of_event
         rows, rarity = np.zeros(shape, np.uint32), np.ones(shape, np.float32)

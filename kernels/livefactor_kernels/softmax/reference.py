@@ -1,4 +1,7 @@
-"""Sampled softmax in plain NumPy: the judge of `softmax/cpu.py` (semantics: `softmax/__init__.py`)."""
+"""Rule SOFTMAX in plain NumPy: the reference for `softmax/cpu.py` and `softmax/cuda.py`.
+
+`softmax/__init__.py` has the semantics.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,24 @@ _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
 class Errors(NamedTuple):
-    """An event's errors: own float32, of its item; others float32[m], of the negatives."""
+    """The errors of an event: `own` float32 of its item, and `others` float32[m] of the
+    negatives.
+    """
 
     own: np.float32
     others: np.ndarray
 
 
 class Group(NamedTuple):
-    """What items gain from a group. negatives int[m]; events: (item, (of its factors, of its bias)) of those that count;
-    of_negatives: what each pulls them by, (float32[m, kp], float32[m])."""
+    """The contributions of a group to items.
+
+    Attributes:
+        negatives: rows int[m].
+        events: (item, (contribution to its factors, contribution to its bias)) of the counting
+            events.
+        of_negatives: contributions of each event to the negatives, (float32[m, k_padded],
+            float32[m]).
+    """
 
     negatives: np.ndarray
     events: list[Any]
@@ -41,7 +53,11 @@ def errors_of(
     own: np.float32, others: np.ndarray, own_rarity: np.float32, rarity: np.ndarray, hits: np.ndarray,
     weight: np.float32, limit: np.float32,
 ) -> Errors:  # fmt: skip
-    """Errors of an event with score `own`, of negatives with scores, rarity float32[m] and hits bool[m]."""
+    """The errors of an event.
+
+    `own` is the score of its item, and `others` float32[m] are those of the negatives. `hits`
+    bool[m] marks accidental hits.
+    """
     z = np.where(hits, _F0, scalar.exp(clamp(others - own, GAP_MAX)) * rarity)
     lanes = np.pad(z, (0, -len(z) % LANES)).reshape(-1, LANES)
     total = lane_sum(left_to_right(list(lanes)))
@@ -50,7 +66,7 @@ def errors_of(
 
 
 class Softmax(Stateless):
-    """Learns from updates."""
+    """Learns from records."""
 
     records = False
 
@@ -59,7 +75,7 @@ class Softmax(Stateless):
         self._key = domain_key(model.spec.seed, SHARED_DOMAIN)
 
     def learn(self, update: Update) -> None:
-        """Learn from one record; histories are recorded after it."""
+        """Learns from one record. Histories record it afterwards."""
         size, n = self._spec.group_events, update.user_rows.size
         items = self._model.items
         groups: list[Group] = []
@@ -122,7 +138,9 @@ class Softmax(Stateless):
                 yield t, _F1 if update.weights is None else update.weights[t]
 
     def _pulls(self, user: int, item: int, errors: Errors, y: np.ndarray) -> tuple[Any, Any, Any]:
-        """An event's contributions to its user's factors, its item's, its item's bias."""
+        """Contributions of an event to the factors of its user and of its item, and to its item's
+        bias.
+        """
         users, items, rates = self._model.users, self._model.items, self._rates
         x, own = users.factors[user], items.factors[item]
         pull = errors.own * own
@@ -135,7 +153,7 @@ class Softmax(Stateless):
         )
 
     def _step_items(self, groups: list[Group]) -> None:
-        """Step the items of a micro-batch."""
+        """Steps the items of a micro-batch."""
         gradients: dict[int, list[Any]] = {}
         named: dict[int, list[Any]] = {}
         for item, pulls in (event for group in groups for event in group.events):

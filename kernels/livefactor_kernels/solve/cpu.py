@@ -1,7 +1,7 @@
-"""Row solves in compiled code (semantics: `solve/__init__.py`).
+"""Rule SOLVE on the CPU (semantics: `solve/__init__.py`).
 
-Of a system's matrix four rows of one vector each are kept in registers while the remembered events go by; what they need
-of an event lies in scratch, its row and its row times its weight.
+Four rows of one vector each of a system's matrix are in registers while the kernel loops over the
+remembered events. Scratch has the row of each event, and the row times the event's weight.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ from livefactor_kernels.update import Update, writable
 _0, _1, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(LANES)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 _ADDITIONS_BESIDE = 512
-"""Fewer are made sooner than a thread is woken for them."""
+"""Minimum number of additions to counts for a second thread.
+
+Fewer additions take less time than the thread needs to wake.
+"""
 
 
 class Side(NamedTuple):
-    """One side's rows: factors float32[cap, kp], bias float32[cap], its ring."""
+    """The rows of one side: factors float32[cap, k_padded], bias float32[cap], and the ring."""
 
     factors: np.ndarray
     bias: np.ndarray
@@ -48,13 +51,20 @@ class Side(NamedTuple):
 
     @staticmethod
     def of(table: Table) -> Side:
-        """A table's rows (its arrays never move)."""
+        """The rows of a table, whose arrays never move."""
         return Side(table.factors, table.bias, Ring.of(table))
 
 
 class Scratch(NamedTuple):
-    """Memory of a system: y and weighted float32[H, m]; matrix float32[m, m]; right, x float32[m]; everywhere
-    float32[m, m]: a0 G. All begin at multiples of 64 bytes and m is one of 16 floats."""
+    """Working memory of a system. m is a multiple of 16, and all arrays begin at multiples of 64
+    bytes.
+
+    Attributes:
+        y, weighted: float32[H, m], rows of the events without and with their weights.
+        matrix: float32[m, m].
+        right, x: float32[m].
+        everywhere: a0 G, float32[m, m].
+    """
 
     y: np.ndarray
     weighted: np.ndarray
@@ -70,15 +80,21 @@ class Scratch(NamedTuple):
 
     @staticmethod
     def for_events(spec: ModelSpec, events: int) -> Scratch:
-        """For rows of so many events."""
+        """For rows with at most `events` events."""
         m = width(spec)
         shapes = (events, m), (events, m), (m, m), (m,), (m,), (m, m)
         return Scratch(*(reserve(shape, np.float32) for shape in shapes))
 
 
 class Touched(NamedTuple):
-    """The distinct rows of a micro-batch: rows uint32[B], before uint32[B] (events before it), old float32[B, kp];
-    times uint32[cap], all 0 between micro-batches: how often each is named."""
+    """The distinct rows of a micro-batch.
+
+    Attributes:
+        rows: uint32[B].
+        before: number of events before it, uint32[B].
+        old: old factors, float32[B, k_padded].
+        times: number of occurrences of each row, uint32[cap]; 0 between micro-batches.
+    """
 
     rows: np.ndarray
     before: np.ndarray
@@ -87,7 +103,7 @@ class Touched(NamedTuple):
 
     @staticmethod
     def of(spec: ModelSpec, table: Table) -> Touched:
-        """For micro-batches of a spec."""
+        """For the micro-batches of a spec."""
         size = spec.micro_batch
         rows, before = np.empty(size, np.uint32), np.empty(size, np.uint32)
         return Touched(
@@ -97,7 +113,10 @@ class Touched(NamedTuple):
 
 @inlined
 def _gather_event(scratch: Any, j: Any, others: Any, row: Any, weight: Any, target: Any, rates: Any) -> None:
-    """Put event j's row in scratch, itself and times its weight, and add it to the right side."""
+    """Stores the row of event j in scratch, without and with its weight.
+
+    It also adds the event to the right side.
+    """
     kp, m = np.uint64(others.factors.shape[1]), np.uint64(scratch.y.shape[1])
     y, weighted, right = address_of(scratch.y), address_of(scratch.weighted), address_of(scratch.right)
     start, source = j * m * _4, address_of(others.factors) + row * kp * _4
@@ -108,14 +127,15 @@ def _gather_event(scratch: Any, j: Any, others: Any, row: Any, weight: Any, targ
         store16(y, vector, start + at)
         store16(weighted, times, start + at)
         store16(right, load16(right, at) + times * target, at)
-    if rates.has_bias:  # one vector: 1 and zeros
+    if rates.has_bias:
+        # The vector of the bias is 1 and zeros.
         scratch.y[j, kp], scratch.weighted[j, kp] = _F1, weight
         scratch.right[kp] += weight * target
 
 
 @inlined
 def _accumulate(scratch: Any, events: Any, p: Any, at: Any) -> None:
-    """Add all events to rows p..p+3 of the matrix, the vector `at` bytes into them."""
+    """Adds all events to rows p..p+3 of the matrix, for the vector at `at` bytes."""
     size = np.uint64(scratch.y.shape[1]) * _4
     y, weighted, matrix = address_of(scratch.y), address_of(scratch.weighted), address_of(scratch.matrix)
     start = p * size + at
@@ -137,7 +157,7 @@ def _accumulate(scratch: Any, events: Any, p: Any, at: Any) -> None:
 
 @inlined
 def _build(scratch: Any, events: Any, total: Any, others: Any, kp: Any, rates: Any) -> None:
-    """The matrix of the events in scratch, both triangles."""
+    """Computes the matrix of the events in scratch, both triangles."""
     m = np.uint64(scratch.matrix.shape[0])
     matrix = scratch.matrix
     for p in range(m):
@@ -160,7 +180,7 @@ def _build(scratch: Any, events: Any, total: Any, others: Any, kp: Any, rates: A
 
 @inlined
 def _take(right: Any, matrix: Any, p: Any, m: Any, factor: Any) -> None:
-    """right - factor * (row p of the matrix)."""
+    """Subtracts factor * (row p of the matrix) from `right`."""
     for c in range(m // _16):
         at = c * VECTOR_BYTES
         store16(right, load16(right, at) - load16(matrix, p * m * _4 + at) * factor, at)
@@ -168,7 +188,7 @@ def _take(right: Any, matrix: Any, p: Any, m: Any, factor: Any) -> None:
 
 @inlined
 def _sweep(scratch: Any, kp: Any, sweeps: Any, rates: Any) -> None:
-    """Gauss-Seidel from scratch.x, which holds the row, bias at kp."""
+    """Runs Gauss-Seidel sweeps from scratch.x, which has the present row, with the bias at kp."""
     m = np.uint64(scratch.matrix.shape[0])
     right, matrix = address_of(scratch.right), address_of(scratch.matrix)
     x, r, a = scratch.x, scratch.right, scratch.matrix
@@ -189,8 +209,10 @@ def livefactor_fold_kernel(
     own: Any, row: Any, others: Any, events: Any, rows: Any, values: Any, weights: Any, mean: Any, count: Any,
     scratch: Any, sweeps: Any, rates: Any,
 ) -> None:  # fmt: skip
-    """Solve own's row for its events into scratch.x (bias at kp); rows uint32, values, weights float32, one an event;
-    count float32: N."""
+    """Solves a row of `own` for its events. The result is in scratch.x, with the bias at kp.
+
+    `rows` uint32[n], `values` and `weights` float32[n] are the events. `count` float32 is N.
+    """
     kp, m = np.uint64(others.factors.shape[1]), np.uint64(scratch.matrix.shape[0])
     total, x, right = _F0, scratch.x, address_of(scratch.right)
     for c in range(m // _16):
@@ -212,8 +234,10 @@ def livefactor_fold_kernel(
 
 @compiled
 def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, ring: Any, touched: Any) -> Any:
-    """The distinct rows of events [start, stop), of which [start, fresh) have been recorded, in order of first appearance;
-    returns how many."""
+    """Finds the distinct rows of events [start, stop) in order of first appearance.
+
+    The events [start, fresh) are recorded already. Returns the number of rows.
+    """
     found = _0
     for t in range(start, stop):
         row = np.uint64(rows[t])
@@ -232,7 +256,7 @@ def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, ring: Any, touched: 
 
 @compiled
 def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
-    """Only those of the first `found` rows that are due; returns how many."""
+    """Keeps only those of the first `found` rows that are due. Returns their number."""
     due = _0
     for i in range(found):
         before, after = np.uint64(touched.before[i]), np.uint64(ring.seen[np.uint64(touched.rows[i])])
@@ -254,7 +278,10 @@ def livefactor_solve_kernel(
     scratch: Any,
     rates: Any,
 ) -> None:
-    """Solve the touched rows [first, last); their old factors go to touched.old, zeros before a row's first event."""
+    """Solves the touched rows [first, last).
+
+    touched.old gets their old factors, and zeros before a row's first event.
+    """
     kp, ring = np.uint64(own.factors.shape[1]), own.ring
     length = np.uint64(ring.rows.shape[1])
     for i in range(first, last):
@@ -274,7 +301,7 @@ def livefactor_solve_kernel(
 
 @compiled
 def livefactor_gram_kernel(own: Any, touched: Any, found: Any, gram: Any, k: Any) -> None:
-    """Put the changes of the touched rows into gram float64[k + 1, k + 1]."""
+    """Adds the changes of the touched rows to gram float64[k + 1, k + 1]."""
     sums = gram[k]
     for i in range(found):
         row = np.uint64(touched.rows[i])
@@ -292,7 +319,7 @@ def livefactor_gram_kernel(own: Any, touched: Any, found: Any, gram: Any, k: Any
 
 @compiled
 def _weigh(gram: Any, unobserved: Any, everywhere: Any) -> None:
-    """everywhere = float32(a0 G)."""
+    """Sets everywhere = float32(a0 G)."""
     a0 = np.float64(unobserved)
     k = np.uint64(gram.shape[0]) - _1
     for p in range(k):
@@ -302,14 +329,18 @@ def _weigh(gram: Any, unobserved: Any, everywhere: Any) -> None:
 
 @compiled
 def livefactor_mean_kernel(values: Any, start: Any, stop: Any, mean_state: Any) -> None:
-    """Add values to the mean's state int64[2]."""
+    """Adds values to the sums int64[2] of the mean."""
     for t in range(start, stop):
         mean_state[_0] += scalar.fixed_point(values[t])
         mean_state[_1] += 1
 
 
 class Solver:
-    """Learns from updates; `gram` float64[2, k + 1, k + 1], users' and items', is state."""
+    """Learns from records.
+
+    Attributes:
+        gram: Gram matrices of users and items, float64[2, k + 1, k + 1].
+    """
 
     records = True
 
@@ -331,23 +362,23 @@ class Solver:
             livefactor_mean_kernel(np.empty(0, np.float32), _0, _0, mean_state)
 
     def sections(self) -> dict[str, np.ndarray]:
-        """As `tables.state.Part.sections`."""
+        """See `tables.state.Part.sections`."""
         return {GRAM: self.gram.reshape(-1)}
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`."""
+        """See `tables.state.Part.load`."""
         self.gram[:] = np.reshape(sections[GRAM], self.gram.shape)
 
     def joins(self, updates: Sequence[Update]) -> bool:
-        """One record a call: micro-batches are cut within it."""
+        """True for one record, because micro-batches do not cross records."""
         return len(updates) == 1
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
-        """Nothing: no other rows change."""
+        """No rows, because no further rows change."""
         return np.empty(0, np.uint32)
 
     def learn(self, update: Update) -> None:
-        """Learn from one record."""
+        """Learns from one record."""
         size, events = self._spec.micro_batch, update.user_rows.size
         values = None if update.values is None else writable(update.values)
         for start in range(0, events, size):
@@ -361,7 +392,10 @@ class Solver:
 
     @contextmanager
     def _recording(self, update: Update, start: int, stop: int) -> Iterator[None]:
-        """Record events; counts, which no solve reads, gain theirs beside the block."""
+        """Records events. During the context, another thread adds them to the counts.
+
+        No solve reads the counts.
+        """
         additions = self._recorder.remember(update, start, stop)
         if additions < _ADDITIONS_BESIDE:
             self._recorder.count(additions)

@@ -1,13 +1,14 @@
-"""Row solves on the GPU (semantics: `solve/__init__.py`).
+"""Rule SOLVE on the GPU (semantics: `solve/__init__.py`).
 
-    named    which events of a micro-batch are the first of their row, and of a row that is due
-    solve    a block a row: its events pass through shared memory in tiles, in the ring's order, while each element of
-             the matrix is added up by one thread; then the sweeps, one coordinate after the other, all threads on the
-             right side
-    gram     a thread an element: the changes of the named rows, in the order of their first events
+    named    finds the events of a micro-batch that are the first ones of their row, if the row
+             is due
+    solve    a block per row. Its events pass through shared memory in tiles, in the order of the
+             ring, and one thread sums each element of the matrix. Then come the sweeps,
+             coordinate by coordinate, in which all threads update the right side.
+    gram     a thread per element: the changes of the rows, in the order of their first events
 
-So the order of every sum is the semantics', whatever the launch. The matrix lies in shared memory where it fits
-(k to 100), else in scratch, and blocks are fewer then.
+So the order of every sum is that of the semantics, for any launch. The matrix is in shared memory
+if it fits (k up to 100), else in scratch with fewer blocks.
 """
 
 from __future__ import annotations
@@ -41,18 +42,31 @@ from livefactor_kernels.tables.cuda import CudaTable
 from livefactor_kernels.update import Update
 
 _SHARED_COORDINATES = 101
-"""Coordinates of a system whose matrix, 40 KiB, fits a block's shared memory beside the tiles."""
+"""Maximum number of coordinates of a system in shared memory.
+
+The matrix has 40 KiB then, and the tiles still fit.
+"""
 _TILE_FLOATS = 512
 _MATRICES_BYTES = 64 << 20
 _REPLAYED = np.int64(2**32 - 1)
-"""In place of a number of fresh events: only replayed ones. No row has had so many, so that none is taken for a new one."""
+"""Number of fresh events of a row that has only replayed events.
+
+No row has so many events, so the row does not count as a new one.
+"""
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
 class Batch(NamedTuple):
-    """What a micro-batch names. counts uint32[2 * B], by side and event: how many of the fresh events are of its row (_REPLAYED:
-    none), if it is the row's first and the row is due, else 0. old float32[B * k_padded]: a row's factors before it was solved,
-    by its first event; zeros if it had had none. size: B."""
+    """The rows of a micro-batch.
+
+    Attributes:
+        counts: uint32[2 * B], by side and event. For the first event of a row that is due, it is
+            the number of the row's fresh events, or _REPLAYED if there are none. For other events
+            it is 0.
+        old: float32[B * k_padded], by first event: the factors of a row before it is solved, zeros
+            if it had no event.
+        size: B.
+    """
 
     counts: Any
     old: Any
@@ -70,8 +84,11 @@ def livefactor_named_kernel(
     fresh: Any,
     stop: Any,
 ) -> None:
-    """Write batch.counts of the micro-batch [start, stop), whose events [start, fresh) have been recorded. A thread an entry;
-    the grid's second dimension is the side."""
+    """Writes batch.counts of the micro-batch [start, stop).
+
+    The events [start, fresh) are recorded already. A thread processes an entry. The second
+    dimension of the grid is the side.
+    """
     i, side = start + cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if i >= stop:
         return
@@ -91,8 +108,11 @@ def livefactor_named_kernel(
 
 @inlined
 def element(e: Any, m: Any) -> Any:
-    """Row and column of a lower triangle's element number e: line r of m + 1 is row r, then row m - 1 - r from its start.
-    With an odd m the middle row comes twice; then the column is -1."""
+    """Row and column of element e of a lower triangle.
+
+    Line r of m + 1 elements has row r, and then row m - 1 - r from its start. If m is odd, the
+    middle row occurs twice. The second time the column is -1.
+    """
     r, c = e // (m + 1), e % (m + 1)
     if c <= r:
         return r, c
@@ -101,7 +121,7 @@ def element(e: Any, m: Any) -> Any:
 
 @inlined
 def _load_tile(tile: Any, own: Any, others: Any, at: Any, n: Any, kp: Any, mean: Any, k: Any, m: Any) -> None:
-    """Events [at, at + n) of the own rings: rows, rows times weights, targets."""
+    """Loads events [at, at + n) of the rings: rows, rows times weights, and targets."""
     y, weighted, targets = tile
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     for e in range(thread, n * k, threads):
@@ -131,7 +151,7 @@ def _begin(
     k: Any,
     m: Any,
 ) -> None:
-    """a0 G and the ridge; zeros on the right side."""
+    """Initialises the matrix with a0 G and the ridge, and the right side with zeros."""
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     total = _F0
     for j in range(events):
@@ -153,7 +173,10 @@ def _begin(
 
 @inlined
 def _add_tile(matrix: Any, right: Any, tile: Any, n: Any, is_last: Any, m: Any) -> None:
-    """Add n events to the lower triangle and to the right side; mirror it with the last."""
+    """Adds n events to the lower triangle and to the right side.
+
+    With the last tile it mirrors the triangle.
+    """
     y, weighted, targets = tile
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     for e in range(thread, (m + 1) // 2 * (m + 1), threads):
@@ -174,7 +197,7 @@ def _add_tile(matrix: Any, right: Any, tile: Any, n: Any, is_last: Any, m: Any) 
 
 @inlined
 def _turn(matrix: Any, right: Any, x: Any, p: Any, limit: Any, m: Any) -> Any:
-    """Set coordinate p from the right side; returns by how much it changed."""
+    """Sets coordinate p from the right side. Returns its change."""
     new = clamp(x[p] + right[p] / matrix[p * m + p], limit)
     change = new - x[p]
     x[p] = new
@@ -183,15 +206,19 @@ def _turn(matrix: Any, right: Any, x: Any, p: Any, limit: Any, m: Any) -> Any:
 
 @inlined
 def _sweep(matrix: Any, right: Any, x: Any, changes: Any, rates: Any, m: Any) -> None:
-    """Gauss-Seidel from x. Coordinate p of x and of the right side is one thread's: that of the next p leaves its change
-    in `changes`, in turn in one of two places, so that threads meet once a coordinate."""
+    """Runs Gauss-Seidel sweeps from x.
+
+    One thread owns coordinate p of x and of the right side. The owner of the next p stores its
+    change in one of two places of `changes`, alternately. So there is one barrier per coordinate.
+    """
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     for q in range(thread, m, threads):
         value = right[q]
         for p in range(m):
             value = value - x[p] * matrix[p * m + q]
         right[q] = value
-    cuda.syncthreads()  # all have read x
+    # All threads have read x.
+    cuda.syncthreads()
     if thread == 0:
         changes[0] = _turn(matrix, right, x, 0, rates.factor_max, m)
     cuda.syncthreads()
@@ -227,7 +254,9 @@ def _tile_events(coordinates: int) -> int:
 
 
 def shared_floats(coordinates: int) -> int:
-    """Shared memory of a block, in float32: a tile, two vectors, two changes, and the matrix if it fits."""
+    """Shared memory of a block, in float32: a tile, two vectors, two changes, and a fitting
+    matrix.
+    """
     tile = _tile_events(coordinates)
     matrix = coordinates**2 if coordinates <= _SHARED_COORDINATES else 0
     return tile * (2 * coordinates + 1) + 2 * coordinates + 2 + matrix
@@ -235,7 +264,7 @@ def shared_floats(coordinates: int) -> int:
 
 @cache
 def solve_kernel(k: int, has_bias: bool) -> Any:
-    """Kernel that solves the rows of a side that a micro-batch names: a block a row."""
+    """A kernel that solves the rows of one side of a micro-batch, a block per row."""
     K, M = int(k), int(k) + int(has_bias)
     SHARED, TILE = M <= _SHARED_COORDINATES, _tile_events(M)
     TILED = TILE * M
@@ -246,8 +275,9 @@ def solve_kernel(k: int, has_bias: bool) -> Any:
         words: Any, rows_at: Any, own: Any, ring: Any, others: Any, batch: Any, gram: Any, matrices: Any, rates: Any,
         floats: Any, mean_at: Any, others_count: Any, side: Any, events: Any, kp: Any,
     ) -> None:  # fmt: skip
-        """The micro-batch's rows are words[rows_at : rows_at + events]; gram: of the other side."""
-        memory = cuda.shared.array(0, float32)  # as much as the launch gives: `shared_floats`
+        """Solves the rows words[rows_at : rows_at + events]. `gram` is that of the other side."""
+        # The launch sets its size (`shared_floats`).
+        memory = cuda.shared.array(0, float32)
         tile = (memory[:TILED], memory[TILED : 2 * TILED], memory[2 * TILED : 2 * TILED + TILE])
         x, right = memory[VECTORS : VECTORS + M], memory[VECTORS + M : VECTORS + 2 * M]
         changes = memory[VECTORS + 2 * M : VECTORS + 2 * M + 2]
@@ -290,7 +320,9 @@ def livefactor_gram_kernel(
     k: Any,
     kp: Any,
 ) -> None:
-    """Put the changes of the rows that a micro-batch names into gram float64[(k + 1) ** 2]. A thread an element."""
+    """Adds the changes of a micro-batch's rows to gram float64[(k + 1) ** 2]. A thread per
+    element.
+    """
     i = cuda.grid(1)
     p, q = i // (k + 1), i % (k + 1)
     if p > k or q > p:
@@ -313,20 +345,27 @@ def livefactor_gram_kernel(
 
 
 class Solver:
-    """Learns from updates; the Gram matrices, on the device, float64[(k + 1) ** 2] a side, are state. All memory that it takes is held
-    from the start."""
+    """Learns from records. It allocates all its memory at its creation.
+
+    Its state is a Gram matrix float64[(k + 1) ** 2] per side, on the device.
+    """
 
     records = True
 
     def __init__(
         self, spec: ModelSpec, device: Device, users: CudaTable, items: CudaTable, recorder: Recorder, pins: Pins
     ) -> None:  # fmt: skip
-        """MemoryError if the device has no room."""
+        """Allocates memory and selects the kernels.
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
         self._spec, self._device, self._recorder, self._pins = spec, device, recorder, pins
         self._tables = users, items
         rates = SolveRates.of(spec)
         wholes = {name: int(getattr(rates, name)) for name in ("sweeps", "item_events", "k", "has_bias")}
-        self._rates = rates._replace(**wholes)  # type: ignore[arg-type]  # kernels count in int64
+        # Kernels count in int64.
+        self._rates = rates._replace(**wholes)  # type: ignore[arg-type]
         self._kernel = solve_kernel(spec.k, spec.loss == Loss.SQUARED)
         self._gram = tuple(device.empty((spec.k + 1) ** 2, np.float64) for _ in (USERS, ITEMS))
         with device.working():
@@ -336,11 +375,13 @@ class Solver:
         self._hold()
 
     def sections(self) -> dict[str, np.ndarray]:
-        """As `tables.state.Part.sections`, copied from the device. The caller holds the model's lock."""
+        """See `tables.state.Part.sections`. The arrays are copies. The caller holds the lock of the
+        model.
+        """
         return fetch_sections(self._device, self.pinned)()
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`. The caller holds the model's lock."""
+        """See `tables.state.Part.load`. The caller holds the lock of the model."""
         with self._device.working():
             for buffer, side in zip(self._gram, np.split(sections[GRAM], 2), strict=True):
                 buffer.array[:] = self._device.xp.asarray(side)
@@ -361,14 +402,14 @@ class Solver:
         self._batch = Batch(counts.argument, old.argument, size)
 
     def hold(self, update: Update, counts: tuple[int, int]) -> None:
-        """All is held already."""
+        """Nothing, because all memory is allocated already."""
 
     def propose(self, update: Update) -> dict[str, np.ndarray]:
-        """Nothing: events are told from all other items."""
+        """No columns, because the rule draws no negatives."""
         return {}
 
     def learn(self, update: Update, slot: Slot, places: dict[str, int]) -> None:
-        """Put learning from a record on the stream (`cuda.LearningRule`)."""
+        """Puts the learning from a record on the stream (`cuda.LearningRule.learn`)."""
         recorder, size = self._recorder, self._spec.micro_batch
         counts, events = (update.user_count, update.item_count), update.user_rows.size
         self._pins.save_named(slot, (places["users_at"], places["items_at"]), events)
@@ -393,7 +434,9 @@ class Solver:
                     self._solve(side, piece, slot, start, stop, counts[1 - side])
 
     def _solve(self, side: int, piece: Piece, slot: Slot, start: int, stop: int, others: int) -> None:
-        """Solve the rows of a side that the micro-batch [start, stop) names, and put them in the Gram matrix."""
+        """Solves the rows of a side of the micro-batch [start, stop), and updates the Gram
+        matrix.
+        """
         own, other = self._tables[side].live, self._tables[1 - side].live
         ring: HistoryRows = (self._recorder.users, self._recorder.items)[side]
         rows_at = (piece.users_at, piece.items_at)[side] + piece.first + start

@@ -1,4 +1,4 @@
-"""Row solves in plain NumPy: the judge of `solve/cpu.py` (semantics: `solve/__init__.py`)."""
+"""Rule SOLVE in plain NumPy: the reference for `solve/cpu.py` (semantics: `solve/__init__.py`)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ def solved(
     x: np.ndarray, y: np.ndarray, weights: np.ndarray, targets: np.ndarray, everywhere: np.ndarray,
     others: int, rates: SolveRates, sweeps: int,
 ) -> np.ndarray:  # fmt: skip
-    """The row x float32[m] after `sweeps` from where it is. y float32[n, m], weights, targets float32[n]; everywhere
-    float32[m, m]: a0 G; others: N. m is k, or k + 1 with a bias."""
+    """The row x float32[m] after `sweeps` sweeps from its present values.
+
+    y is float32[n, m], weights and targets are float32[n], `everywhere` float32[m, m] is a0 G, and
+    `others` is N. m is k, or k + 1 with a bias.
+    """
     total = np.float32(0.0)
     for weight in weights:
         total = total + weight
@@ -47,7 +50,11 @@ def solved(
 
 
 class Solver:
-    """Learns from updates; `gram` float64[2, k + 1, k + 1], users' and items', is state."""
+    """Learns from records.
+
+    Attributes:
+        gram: Gram matrices of users and items, float64[2, k + 1, k + 1].
+    """
 
     records = True
 
@@ -57,15 +64,15 @@ class Solver:
         self.gram = np.zeros((2, model.spec.k + 1, model.spec.k + 1))
 
     def sections(self) -> dict[str, np.ndarray]:
-        """As `tables.state.Part.sections`."""
+        """See `tables.state.Part.sections`."""
         return {GRAM: self.gram.reshape(-1)}
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`."""
+        """See `tables.state.Part.load`."""
         self.gram[:] = np.reshape(sections[GRAM], self.gram.shape)
 
     def learn(self, update: Update) -> None:
-        """Learn from one record."""
+        """Learns from one record."""
         size = self._spec.micro_batch
         for start in range(0, update.user_rows.size, size):
             self._micro_batch(update, start, min(start + size, update.user_rows.size))
@@ -92,7 +99,9 @@ class Solver:
             model.mean.add(update.values[start:fresh])
 
     def _is_due(self, before: int, after: int) -> bool:
-        """Whether an item is solved that had `before` events before a micro-batch and has `after` after it."""
+        """Whether an item is solved that has `before` events before a micro-batch and `after` after
+        it.
+        """
         period = self._spec.solve.item_events
         return before == after or before < period or before // period < after // period
 
@@ -118,8 +127,11 @@ def fold(
     rates: SolveRates, mean: np.float32, x: np.ndarray, bias: np.float32, y: np.ndarray, y_bias: np.ndarray,
     values: np.ndarray, weights: np.ndarray, everywhere: np.ndarray, others: int, sweeps: int,
 ) -> Any:  # fmt: skip
-    """float32[k], or [k + 1] with the bias last: a row x float32[k] solved for its events' y float32[n, k], y_bias,
-    values, weights float32[n]. everywhere float32[k, k]: a0 G."""
+    """The row x float32[k] solved for its events: float32[k], or [k + 1] with the bias last.
+
+    The events have rows y float32[n, k], and y_bias, values and weights float32[n]. `everywhere`
+    float32[k, k] is a0 G.
+    """
     if not rates.has_bias:
         targets = (values > 0).astype(np.float32)
         return solved(x, y, weights, targets, everywhere, others, rates, sweeps)
