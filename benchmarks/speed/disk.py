@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from livefactor_server.log.disk import FileIO, aligned_buffer, write_all
-from livefactor_server.log.format import HEADER_BYTES
+from livefactor_server.log.format import GROUP_HEADER_BYTES, HEAD_BYTES, SALT_BYTES
 from livefactor_server.log.store import SEGMENT_BYTES, Entry, Kind, Log
 
 EVENT_BYTES = 20
@@ -79,10 +79,10 @@ class LogWriter:
     Only `append` is timed. `hash_s` is the time of the commitments.
     """
 
-    def __init__(self, folder: Path, records: int, events: int) -> None:
-        self._log = Log.create(folder, b"spec")
+    def __init__(self, folder: Path, records: int, events: int, io: FileIO | None = None) -> None:
+        self._log = Log.create(folder, b"spec", io=io)
         bodies = np.random.default_rng(2).integers(0, 256, (records, events * EVENT_BYTES), np.uint8)
-        self._bodies, self._salts = list(bodies), [os.urandom(32) for _ in range(records)]
+        self._bodies, self._salts = list(bodies), [os.urandom(SALT_BYTES) for _ in range(records)]
         self._entries: list[Entry] = []
         self._events = events
         self.hash_s: list[float] = []
@@ -132,7 +132,7 @@ def timed(way: RawFile | LogWriter, seconds: float) -> list[float]:
 def measure_shape(folder: Path, name: str, rounds: int, seconds: float) -> dict[str, float]:
     """The figures of one shape, flat. The folder is emptied afterwards."""
     records, events = SHAPES[name]
-    size = records * (HEADER_BYTES + 4 + events * EVENT_BYTES + 63) // 64 * 64
+    size = GROUP_HEADER_BYTES + records * (HEAD_BYTES + events * EVENT_BYTES)
     folder.mkdir()
     ways = {
         "log": LogWriter(folder / "log", records, events),
@@ -181,8 +181,7 @@ def measure_packing(folder: Path, rounds: int) -> dict[str, float]:
         ("log_us_a_one_click_record", 1_000, 1),
         ("log_ns_an_event_8x8k", 8, BATCH),
     ):
-        writer = LogWriter(folder / name, records, events)
-        writer._log._io = NoDisk()
+        writer = LogWriter(folder / name, records, events, NoDisk())
         took = []
         for _ in range(rounds * 10):
             writer.room()

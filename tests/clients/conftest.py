@@ -1,4 +1,4 @@
-"""The fake server as a fixture."""
+"""The fixture of the fake server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fake_server import FakeServer
 
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
-    """A started fake server; its socket's path is short, as unix-domain sockets demand."""
+    """A running fake server. The path of its socket is short, because Unix-domain sockets limit it."""
     with TemporaryDirectory(prefix="lf") as folder:
         server = FakeServer(Path(folder)).start()
         yield server

@@ -1,8 +1,8 @@
-"""A small server with the contract's exactly-once rules and faults to order, so that the client's
-behaviour is tested apart.
+"""A small server with the contract's exactly-once rules, and with faults that a test orders.
 
-It applies batches one after the other in the handler's thread; `applied` holds the rows in the
-order in which they took effect. `script` holds faults for coming requests, one each: see `Fault`.
+It lets tests check the client alone. The handler's thread applies batches one after the other.
+`applied` holds the rows in the order in which they took effect. `script` holds one fault for each
+coming request (see `Fault`).
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ Answer = updates_pb2.ApplyUpdatesResponse
 
 
 class Fault(Enum):
-    """What happens to one request of the stream."""
+    """The fate of one request of the stream."""
 
-    # The stream ends before the batch is applied.
+    # The stream ends before the server applies the batch.
     DROP_BEFORE = auto()
-    # The batch is applied, the stream ends before the ack.
+    # The server applies the batch, and the stream ends before the ack.
     DROP_AFTER = auto()
-    # RESOURCE_EXHAUSTED, nothing applied.
+    # The server answers RESOURCE_EXHAUSTED and applies nothing.
     EXHAUSTED = auto()
-    # Applied, and answered UNAVAILABLE.
+    # The server applies the batch and answers UNAVAILABLE.
     UNKNOWN_APPLIED = auto()
-    # The ack is sent twice.
+    # The server sends the ack twice.
     TWICE = auto()
     NONE = auto()
 
 
 class Refusal(Exception):
-    """A status for one batch."""
+    """An answer with a status for one batch."""
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
@@ -66,8 +66,9 @@ class ProducerState:
 
 
 class FakeServer:
-    """On a unix-domain socket in `folder`; `stop` and `start` keep the state, as a restart of a
-    durable server does.
+    """A server on a Unix-domain socket in `folder`.
+
+    `stop` and `start` keep the state, like the restart of a durable server.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +84,7 @@ class FakeServer:
         self.open_status: deque[grpc.StatusCode] = deque()
         self.streams = 0
         self.requests = 0
-        # Requests wait for it before they are judged.
+        # Requests wait for this before the server judges them.
         self.gate = threading.Event()
         self.gate.set()
         self.arrived = threading.Condition()
@@ -92,7 +93,9 @@ class FakeServer:
         self.lock = threading.Lock()
 
     def serve(self, path: str, handler: Callable[[bytes, Any], Any]) -> None:
-        """Answer a further method (unary, or a generator for a stream of answers) with bytes."""
+        """Answer a further method with bytes. handler: a unary function, or a generator for a
+        stream.
+        """
         self._unary[path] = handler
 
     def start(self) -> FakeServer:
@@ -109,13 +112,13 @@ class FakeServer:
             self._server = None
 
     def await_requests(self, count: int) -> None:
-        """Wait until `count` batches have arrived in all."""
+        """Wait until `count` batches have arrived since the start."""
         with self.arrived:
             assert self.arrived.wait_for(lambda: self.requests >= count, 20.0), (
                 f"{self.requests} of {count} came"
             )
 
-    # The rules.
+    # These are the rules of the contract.
 
     def open_producer(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         with self.lock:

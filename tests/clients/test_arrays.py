@@ -1,4 +1,4 @@
-"""What callers may hand over, and what is refused instead of guessed."""
+"""The types of columns that the client accepts, and the ones that it refuses."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_strings_in_any_container_become_keys(ids: Any) -> None:
     ],
     ids=lambda ids: f"{type(ids).__name__}-{getattr(ids, 'dtype', '')}",
 )
-def test_whole_numbers_in_any_container_stay_what_they_are(ids: Any) -> None:
+def test_whole_numbers_in_any_container_are_not_changed(ids: Any) -> None:
     keys = as_keys("user_ids", ids)
     assert (keys.tolist(), keys.dtype, keys.flags.c_contiguous) == (WHOLE, np.dtype("<u8"), True)
 
@@ -100,7 +100,7 @@ def test_integers_and_strings_may_be_mixed(box: Any, order: int) -> None:
 @pytest.mark.parametrize(
     "ids", [[7, "7", b"ann"], np.array([7, "7", "ann"], object), "ann", 7, [7], [], ["7", "7"]]
 )
-def test_ids_come_back_as_they_were_given(ids: Any) -> None:
+def test_original_ids_are_those_of_the_caller(ids: Any) -> None:
     expected = [ids] if isinstance(ids, str | int) else ["ann" if one == b"ann" else one for one in ids]
     assert original_ids(ids, as_keys("ids", ids)).tolist() == expected
 
@@ -109,12 +109,12 @@ def test_ids_come_back_as_they_were_given(ids: Any) -> None:
     "pack", [lambda ids: pd.Series(ids).astype("category"), lambda ids: pa.array(ids).dictionary_encode()]
 )
 @pytest.mark.parametrize("ids", [TEXTS, [5, 6, 5]])
-def test_dictionaries_come_back_as_they_were_given(pack: Any, ids: list[Any]) -> None:
+def test_original_ids_of_dictionaries_are_those_of_the_caller(pack: Any, ids: list[Any]) -> None:
     packed = pack(ids)
     assert original_ids(packed, as_keys("ids", packed)).tolist() == ids
 
 
-def test_only_the_ids_of_a_dictionary_that_rows_name_are_hashed() -> None:
+def test_only_the_used_ids_of_a_dictionary_are_hashed() -> None:
     seen: list[Any] = []
 
     def hash_texts(ids: Any) -> Any:
@@ -133,7 +133,7 @@ def test_arrays_of_the_contracts_type_are_not_copied() -> None:
 
 
 @pytest.mark.parametrize(("one", "keys"), [(7, [7]), ("ann", [key_of("ann")]), ([], []), (np.empty(0), [])])
-def test_one_id_and_none(one: Any, keys: list[int]) -> None:
+def test_a_single_id_is_one_row_and_an_empty_list_is_none(one: Any, keys: list[int]) -> None:
     assert as_keys("user_ids", one).tolist() == keys
 
 
@@ -160,12 +160,12 @@ def test_one_id_and_none(one: Any, keys: list[int]) -> None:
         (np.array([1, "a", True], object), "u"),
     ],
 )
-def test_ids_that_are_none_are_refused(ids: Any, text: str) -> None:
+def test_invalid_ids_are_refused(ids: Any, text: str) -> None:
     with pytest.raises(ColumnError, match=text):
         as_keys("u", ids)
 
 
-def test_numbers_become_float32_and_one_stands_for_all() -> None:
+def test_numbers_become_float32_and_one_number_fills_all_rows() -> None:
     for values in ([1, 2.5, True], np.array([1, 2.5, 1]), pd.Series([1, 2.5, 1]), pa.array([1, 2.5, 1.0])):
         column = as_floats("values", values, 3)
         assert (column.tolist(), column.dtype) == ([1.0, 2.5, 1.0], np.dtype("<f4"))
@@ -236,6 +236,6 @@ def test_datetimes_are_exact(moment: datetime) -> None:
         (["2020-01-01"], "times: expected datetimes"),
     ],
 )
-def test_times_that_are_none_are_refused(times: Any, text: str) -> None:
+def test_invalid_times_are_refused(times: Any, text: str) -> None:
     with pytest.raises(ColumnError, match=text):
         as_times("times", times, len(times))

@@ -1,5 +1,5 @@
-"""Columns on the wire: our bytes are the contract's, and whatever a peer writes is read as the
-contract's classes read it.
+"""Columns on the wire: the client writes the contract's bytes, and reads any bytes like the
+contract's classes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROWS = st.integers(1, 70)
 
 @st.composite
 def interactions(draw: st.DrawFn) -> dict[str, Any]:
-    """Columns of equal length; some are absent."""
+    """Columns of equal length. Some are absent."""
     n = draw(ROWS)
     kept = [name for name in DTYPES if name in ("user_ids", "item_ids") or draw(st.booleans())]
     return {name: draw(arrays(DTYPES[name], n)) for name in kept}
@@ -124,7 +124,7 @@ PEERS = {
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_what_other_writers_do_is_read_as_the_public_class_reads_it(peer: str) -> None:
+def test_messages_of_other_writers_are_read_like_the_public_class(peer: str) -> None:
     decoded = columns.decode_interactions(PEERS[peer])
     expected = updates_pb2.Interactions.FromString(PEERS[peer])
     same(decoded, expected)
@@ -134,7 +134,7 @@ def test_what_other_writers_do_is_read_as_the_public_class_reads_it(peer: str) -
     assert stored == expected
 
 
-def test_a_change_sent_twice_is_merged_as_the_public_class_does() -> None:
+def test_a_change_sent_twice_is_merged_like_in_the_public_class() -> None:
     one = columns.encode_apply("m", STAMP, columns.INTERACTIONS, field(1, 2, u64(1)) + field(2, 2, u64(2)))
     data = one + field(3, 2, field(1, 2, u64(3)) + field(2, 2, u64(4))) + field(2, 2, field(3, 0, b"\x09"))
     request = columns.decode_apply(data)
@@ -165,8 +165,10 @@ PIECES = st.one_of(
 
 @settings(max_examples=250)
 @given(st.lists(PIECES, max_size=8).map(b"".join))
-def test_any_bytes_are_read_as_the_public_class_reads_them_or_refused_with_it(data: bytes) -> None:
-    """Hostile or odd: the fast path may never see another message than the contract's own class."""
+def test_any_bytes_are_read_or_refused_like_in_the_public_class(data: bytes) -> None:
+    """The fast path must read every message like the contract's own class, also hostile and odd
+    ones.
+    """
     try:
         expected = updates_pb2.Interactions.FromString(data)
         lengths = {len(getattr(expected, name)) for name in list(DTYPES)[2:]} - {0}
@@ -184,7 +186,7 @@ def test_any_bytes_are_read_as_the_public_class_reads_them_or_refused_with_it(da
 
 @settings(max_examples=250)
 @given(st.lists(PIECES, max_size=8).map(b"".join))
-def test_any_request_is_read_as_the_public_class_reads_it(data: bytes) -> None:
+def test_any_request_is_read_like_in_the_public_class(data: bytes) -> None:
     try:
         expected = updates_pb2.ApplyUpdatesRequest.FromString(data)
     except Exception:
@@ -194,7 +196,7 @@ def test_any_request_is_read_as_the_public_class_reads_it(data: bytes) -> None:
     except ColumnError:
         assert expected is None
         return
-    # The body is judged when it is decoded; the rest must parse here.
+    # The body is judged when it is decoded. The rest must parse here.
     if expected is None:
         with pytest.raises(ColumnError):
             READERS[request.change or ""](request.body)
@@ -206,7 +208,7 @@ def test_any_request_is_read_as_the_public_class_reads_it(data: bytes) -> None:
 
 def only_columns(read: Any) -> Any:
     def parse(body: bytes) -> None:
-        """Refuse what the class itself refuses, not what lengths do."""
+        """Refuse what the class itself refuses, but accept unequal lengths."""
         kind = {"interactions": updates_pb2.Interactions, "labels": updates_pb2.Labels}
         try:
             kind.get(read, updates_pb2.Availability).FromString(body)
@@ -288,7 +290,7 @@ def test_score_requests_are_the_contracts_bytes(
     assert query.item_ids.tolist() == items.tolist()
 
 
-def test_a_score_request_that_is_not_packed_is_read_all_the_same() -> None:
+def test_a_score_request_that_is_not_packed_is_read_too() -> None:
     data = field(3, 1, u64(5)) + field(4, 2, field(1, 1, u64(8)) + field(1, 1, u64(9))) + field(3, 1, u64(6))
     query = columns.decode_score(data)
     assert (query.user_ids.tolist(), query.item_ids.tolist(), query.target) == ([5, 6], [8, 9], "candidates")
@@ -339,6 +341,6 @@ def test_score_responses_are_the_contracts_bytes() -> None:
         ({"offsets": np.array([1, 1, 3], np.uint32)}, "offsets: expected ascending"),
     ],
 )
-def test_answers_that_do_not_fit_are_refused(changes: dict[str, Any], text: str) -> None:
+def test_answers_with_columns_that_do_not_match_are_refused(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ColumnError, match=text):
         columns.decode_score_response(columns.encode_score_response(answer(**changes)))

@@ -1,5 +1,5 @@
-"""Exactly-once delivery against a model of a server and a network that breaks, delays and forgets,
-in any order.
+"""Exactly-once delivery against a model of a server, and of a network that breaks, delays and
+forgets in any order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Status = grpc.StatusCode | int
 
 @dataclass
 class Server:
-    """The contract's rules for one producer. Payloads whose number is in `bad` are refused."""
+    """The contract's rules for one producer. It refuses the payloads whose numbers are in `bad`."""
 
     bad: frozenset[int] = frozenset()
     judge_first: bool = False
@@ -63,8 +63,8 @@ def answer(index: int, sequence: int, status: Status) -> updates_pb2.BatchAnswer
 
 
 class World:
-    """One Delivery, its server, the live stream's two directions, and requests of dead streams that
-    are still about.
+    """One Delivery and its server, the two directions of the live stream, and the late requests of
+    dead streams.
     """
 
     def __init__(self, server: Server, make: Callable[..., Delivery] = Delivery) -> None:
@@ -100,7 +100,7 @@ class World:
         if fault == "full":
             status: Status = FULL
         else:
-            # Answered "unknown"; its turn comes later.
+            # The answer leaves the outcome open. The request takes effect later.
             if fault == "late":
                 self.stale.append(message)
             else:
@@ -114,12 +114,12 @@ class World:
             self.server.judge(self.stale.pop(place % len(self.stale)))
 
     def hear(self, place: int = 0) -> None:
-        """Take in one answer; answers may overtake each other."""
+        """Hear one answer. Answers may overtake each other."""
         if self.answers:
             self.answers.rotate(-(place % len(self.answers)))
             heard = self.answers.popleft()
             self.finished += self.delivery.take_answer(heard).finished
-            # Told twice: the second time means nothing.
+            # The second copy of an answer must have no effect.
             if place % 3 == 0:
                 assert self.delivery.take_answer(heard).finished == []
         if self.delivery.needs_new_epoch:
@@ -136,7 +136,7 @@ class World:
             self.delivery.reopen(self.server.epoch, self.server.last)
 
     def settle(self) -> None:
-        """No more faults: everything gets its outcome."""
+        """Stop the faults, so that every batch gets its outcome."""
         for _ in range(20 * (len(self.batches) + 1)):
             while self.send():
                 pass
@@ -210,17 +210,17 @@ def test_every_good_batch_is_applied_once_and_in_order(
 
 
 OLD_COPY = [
-    # Three batches are about under the numbers 1, 2, 3.
+    # Three batches travel under the numbers 1, 2, 3.
     *[("add", 0)] * 3, *[("send", 0)] * 3, ("break", 0),
-    # On the next stream the first is refused alone.
+    # On the next stream, only the first is refused.
     ("send", 0), ("serve", 0), ("hear", 1),
-    # The second is 1, a copy of it 2.
+    # The second now has number 1. An old copy of it has number 2.
     ("send", 0), ("serve", 0), ("stale", 2), ("stale", 1), ("stale", 0),
 ]  # fmt: skip
 
 
 class Careless(Delivery):
-    """Closes gaps without regard to copies that are still about."""
+    """A delivery that closes gaps although old copies may still arrive."""
 
     needs_new_epoch = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 
@@ -295,7 +295,7 @@ def test_a_full_server_is_asked_again_with_the_same_numbers() -> None:
         (grpc.StatusCode.DATA_LOSS, LivefactorError),
     ],
 )
-def test_what_cannot_be_mended_ends_the_producer_and_fails_all(
+def test_a_permanent_error_ends_the_producer_and_fails_all_batches(
     status: grpc.StatusCode, kind: type[LivefactorError]
 ) -> None:
     world = World(Server())
@@ -311,7 +311,7 @@ def test_what_cannot_be_mended_ends_the_producer_and_fails_all(
     assert world.delivery.take() is None
 
 
-def test_a_gap_behind_an_unanswered_batch_is_no_fence() -> None:
+def test_a_gap_behind_an_unanswered_batch_is_not_a_fence() -> None:
     world = World(Server())
     for _ in range(2):
         world.add()
@@ -323,7 +323,7 @@ def test_a_gap_behind_an_unanswered_batch_is_no_fence() -> None:
 
 
 @pytest.mark.parametrize("last", [0, 3])
-def test_reopening_notices_that_somebody_else_wrote_or_that_batches_are_gone(last: int) -> None:
+def test_reopening_finds_foreign_writes_and_lost_batches(last: int) -> None:
     world = World(Server(bad=frozenset({1})))
     for _ in range(3):
         world.add()

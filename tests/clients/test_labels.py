@@ -1,5 +1,5 @@
-"""String ids become labels: once for each id, in front of its events, and whatever breaks on the
-way.
+"""String ids become labels: each id has one, it arrives before the id's events, and broken streams
+do not change this.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def make(fake: FakeServer) -> Iterator[Callable[..., Producer]]:
 
 
 def labels(fake: FakeServer) -> list[tuple[str, str]]:
-    """Every label that came, as (side, text); asserts that its id is the text's key."""
+    """Every label that arrived, as (side, text). Asserts that its id is the key of the text."""
     came = []
     for kind, change in fake.changes:
         if kind == "labels":
@@ -61,7 +61,7 @@ def labels(fake: FakeServer) -> list[tuple[str, str]]:
 
 
 def assert_labelled_before_named(fake: FakeServer, texts: list[str]) -> None:
-    """Whenever events name the key of one of the texts, its label has come."""
+    """Assert that the label of each text arrived before events with its key."""
     known: set[int] = set()
     named = set(keys_of(texts).tolist())
     for kind, change in fake.changes:
@@ -96,7 +96,7 @@ def test_labels_can_be_switched_off_and_a_secret_hides_them(
                              key_of("mug", options.get("secret", b"")))]  # fmt: skip
 
 
-def test_integers_have_no_labels_also_among_strings(fake: FakeServer, make: Callable[..., Producer]) -> None:
+def test_integers_have_no_labels_even_among_strings(fake: FakeServer, make: Callable[..., Producer]) -> None:
     with make() as producer:
         producer.push([1, 2], [3, 4])
         producer.push([7, "7"], ["mug", 5])
@@ -112,7 +112,9 @@ def test_small_pushes_share_their_batches_of_labels(fake: FakeServer, make: Call
     assert_labelled_before_named(fake, [f"user {number}" for number in range(250)])
 
 
-def test_large_pushes_cut_their_labels(fake: FakeServer, make: Callable[..., Producer]) -> None:
+def test_the_labels_of_large_pushes_fill_several_batches(
+    fake: FakeServer, make: Callable[..., Producer]
+) -> None:
     texts = [f"{number:0600}" for number in range(250)]
     with make(batch=BatchSettings(events_max=100, bytes_max=32_768, latency_ms_max=0)) as producer:
         producer.push(texts, [1] * 250).result(WAIT_S)
@@ -122,7 +124,7 @@ def test_large_pushes_cut_their_labels(fake: FakeServer, make: Callable[..., Pro
     assert_labelled_before_named(fake, texts)
 
 
-def test_ids_that_can_have_no_label_are_pushed_without(
+def test_ids_that_cannot_have_a_label_are_pushed_without_one(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     long, fits = "é" * (LABEL_BYTES_MAX // 2) + "x", "é" * (LABEL_BYTES_MAX // 2)
@@ -153,7 +155,7 @@ def test_a_label_of_the_caller_is_not_replaced(fake: FakeServer, make: Callable[
     ],
     ids=lambda script: "-".join(fault.name for fault in script),
 )
-def test_an_ack_implies_the_labels_whatever_breaks(
+def test_an_ack_implies_the_labels_over_broken_streams(
     fake: FakeServer, make: Callable[..., Producer], script: list[Fault]
 ) -> None:
     fake.script.extend(script)
@@ -191,7 +193,7 @@ def test_a_refused_batch_of_labels_does_not_fail_events(
     assert "no labels here" in caplog.text
 
 
-def test_labels_without_room_are_said_once_and_events_count(
+def test_labels_without_room_are_logged_once_and_events_are_applied(
     fake: FakeServer, make: Callable[..., Producer], caplog: pytest.LogCaptureFixture
 ) -> None:
     take, seen = fake._take, []
@@ -214,7 +216,7 @@ def test_labels_without_room_are_said_once_and_events_count(
     assert seen == []
 
 
-def test_a_push_that_finds_no_room_leaves_its_ids_to_later_ones(
+def test_ids_of_a_push_without_room_are_labelled_by_a_later_push(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     fake.gate.clear()
@@ -228,7 +230,7 @@ def test_a_push_that_finds_no_room_leaves_its_ids_to_later_ones(
     assert sorted(labels(fake)) == [("item", "lamp"), ("item", "mug"), ("user", "ann"), ("user", "bob")]
 
 
-def test_threads_that_push_the_same_new_ids_label_them_before_naming_them(
+def test_threads_that_push_the_same_new_ids_label_them_first(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     texts = [f"user {number}" for number in range(200)]
@@ -264,7 +266,7 @@ def test_the_memory_of_texts_is_bounded_and_every_id_stays_labelled(
         assert len(ids._known) <= max(texts_max, len(set(push)))
 
 
-def test_what_a_reader_cannot_hash_is_named_by_row() -> None:
+def test_the_error_of_an_id_that_cannot_be_hashed_names_its_row() -> None:
     reader = IdLabels("user").reader()
     with pytest.raises(Exception, match=r"ids\[1\]"):
         reader(np.array(["a", None], object).tolist())

@@ -1,4 +1,4 @@
-"""The package as people meet it: names, imports, the command, `local()`, targets and the tree of
+"""The package for its users: names, imports, the command, `local()`, targets and the tree of
 errors.
 """
 
@@ -24,7 +24,7 @@ from livefactor import errors
 from livefactor.channel import DEFAULT_PORT, OPTIONS, Connection, open_channel, parse_target
 from livefactor.errors import LivefactorError, ServerMissing
 
-# The name itself is the function.
+# The name `livefactor.local` is the function, so the module must be imported by its path.
 local_module = importlib.import_module("livefactor.local")
 
 
@@ -55,7 +55,7 @@ def python_path() -> dict[str, str]:
 
 
 def entry(monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any] | None) -> None:
-    """Make `load` what the server's one entry point gives; None: there is none."""
+    """Make `load` return the one entry point of the server. With None, there is none."""
     found = [] if load is None else [SimpleNamespace(load=load)]
     monkeypatch.setattr(local_module, "entry_points", lambda group: found)
 
@@ -65,7 +65,7 @@ def missing() -> Any:
 
 
 @pytest.mark.parametrize("load", [None, missing])
-def test_without_the_server_the_command_says_what_to_type(
+def test_without_the_server_the_command_prints_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], load: Callable[[], Any] | None
 ) -> None:
     entry(monkeypatch, load)
@@ -82,7 +82,7 @@ def test_the_command_is_the_servers(monkeypatch: pytest.MonkeyPatch, result: int
 
 
 class Embedded:
-    """What the server's entry point gives, around the fake server."""
+    """A server's entry point for `local()`, around the fake server."""
 
     def __init__(self, fake: FakeServer) -> None:
         self.fake, self.target = fake, fake.target
@@ -123,7 +123,7 @@ def test_local_ends_its_server_after_an_error_too(embedded: Embedded) -> None:
         raise KeyError
 
 
-def test_local_needs_no_with_and_says_what_it_is(embedded: Embedded) -> None:
+def test_local_works_without_a_with_block_and_has_a_repr(embedded: Embedded) -> None:
     here = livefactor.local()
     assert repr(here) == f"Local({embedded.target!r}, a livefactor server in this process)"
     producer = here.producer("p")
@@ -164,13 +164,13 @@ def test_targets(target: str, address: str) -> None:
     "target",
     ["", "http://host:1", "host:", "host:0", "host:65536", ":80", "::1:80", "host:x", "unix:", "a/b"],
 )
-def test_what_is_no_target_is_refused_at_once(target: str) -> None:
+def test_an_invalid_target_is_refused_at_once(target: str) -> None:
     with pytest.raises(ValueError, match="target: expected"):
         open_channel(target)
 
 
 def test_the_transport_does_not_retry_by_itself() -> None:
-    """With its retries a stream could wait for ever: see channel.OPTIONS."""
+    """With its own retries, a stream could wait for ever: see channel.OPTIONS."""
     assert dict(OPTIONS)["grpc.enable_retries"] == 0
 
 

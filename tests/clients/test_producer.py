@@ -1,5 +1,5 @@
-"""The Producer against a server with planted faults: exactly once, in order, bounded, and it says
-what happens.
+"""The Producer against a server with planted faults: exactly once, in order, within limits, with
+clear errors.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(fake: FakeServer) -> Iterator[Callable[..., Producer]]:
-    """Producers of the fake server; those that a test leaves open are ended."""
+    """A function that makes producers of the fake server. The fixture closes those that a test
+    leaves open.
+    """
     made: list[Producer] = []
 
     def make(producer_id: str = "p", **options: Any) -> Producer:
@@ -65,7 +67,9 @@ def users(fake: FakeServer) -> list[int]:
     return [user for user, _ in fake.applied]
 
 
-def test_rows_arrive_in_order_and_the_ack_says_where(fake: FakeServer, make: Callable[..., Producer]) -> None:
+def test_rows_arrive_in_order_and_the_ack_has_their_position(
+    fake: FakeServer, make: Callable[..., Producer]
+) -> None:
     with make(batch=BY_COUNT) as producer:
         first = producer.push(range(150), [7] * 150, values=1.5, times=12)
         second = producer.push(
@@ -83,7 +87,7 @@ def test_rows_arrive_in_order_and_the_ack_says_where(fake: FakeServer, make: Cal
     assert fake.changes[1][1].weights is None
 
 
-def test_a_push_of_whole_batches_and_many_small_ones_cut_alike(
+def test_one_large_push_and_many_small_ones_make_the_same_batches(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     with make("a", batch=BY_COUNT) as producer:
@@ -106,7 +110,7 @@ def test_the_callers_arrays_may_change_after_a_push(fake: FakeServer, make: Call
     assert users(fake) == list(range(150))
 
 
-def test_a_batch_leaves_when_its_time_is_up(fake: FakeServer, make: Callable[..., Producer]) -> None:
+def test_a_batch_is_sent_after_its_maximum_latency(fake: FakeServer, make: Callable[..., Producer]) -> None:
     producer = make(batch=BatchSettings(latency_ms_max=1.0))
     producer.push([1, 2], [3, 4])
     fake.await_requests(1)
@@ -136,7 +140,7 @@ def test_labels_and_availability_keep_their_place_among_rows(
     assert (fake.changes[2][1].item_ids.tolist(), fake.changes[2][1].available) == ([3], False)
 
 
-def test_labels_are_cut_to_fit_messages(fake: FakeServer, make: Callable[..., Producer]) -> None:
+def test_labels_are_divided_to_fit_messages(fake: FakeServer, make: Callable[..., Producer]) -> None:
     texts = ["x" * (row % 900) for row in range(300)]
     with make(batch=BatchSettings(bytes_max=8192)) as producer:
         assert producer.push_labels("user", range(300), texts).result(WAIT_S).accepted == 300
@@ -161,7 +165,7 @@ FAULTS = st.lists(st.sampled_from(list(Fault)), max_size=12)
 
 @settings(max_examples=25, deadline=None)
 @given(FAULTS, st.sets(st.integers(0, 29), max_size=4), st.lists(st.integers(1, 4), min_size=1, max_size=12))
-def test_every_row_is_applied_once_and_in_order_whatever_breaks(
+def test_every_row_is_applied_once_and_in_order_over_all_faults(
     faults: list[Fault], refused: set[int], sizes: list[int]
 ) -> None:
     with TemporaryDirectory(prefix="lf") as folder:
@@ -202,7 +206,9 @@ def test_a_refused_batch_in_the_middle_of_a_window(fake: FakeServer, make: Calla
     assert producer.flush(WAIT_S).revision == 49, "a refusal that a receipt told is not told again"
 
 
-def test_flush_tells_a_refusal_that_nobody_asked_for(fake: FakeServer, make: Callable[..., Producer]) -> None:
+def test_flush_raises_a_refusal_that_no_receipt_has_raised(
+    fake: FakeServer, make: Callable[..., Producer]
+) -> None:
     fake.refuse_users = {1}
     producer = make(batch=EACH)
     producer.push([1], [1])
@@ -227,7 +233,7 @@ def test_rejected_rows_come_back_with_the_rows_of_their_push(
     assert [[reject.row for reject in rejects] for rejects in told] == [[5], [30, 70]]
 
 
-def test_rejects_beyond_the_named_ones_are_counted_where_that_is_possible(
+def test_rejects_beyond_the_listed_ones_are_counted_if_possible(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     fake.reject_users = set(range(1000, 1150))
@@ -253,7 +259,7 @@ def test_without_a_callback_rejects_are_logged_once(
     assert "2 of the 3 rows of batch 1 were rejected, the first for: row 0: not finite" in record.getMessage()
 
 
-def test_a_full_buffer_blocks_then_says_so_and_takes_nothing(
+def test_a_full_buffer_blocks_then_raises_and_takes_nothing(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     fake.gate.clear()
@@ -289,7 +295,7 @@ def test_a_buffer_smaller_than_a_batch_does_not_wait_for_itself(
     assert fake.batch_rows == [100, 100, 50], "cut by count alone, whatever the buffer"
 
 
-def test_while_the_server_is_away_it_waits_says_so_and_loses_nothing(
+def test_a_producer_waits_for_a_server_logs_it_and_loses_nothing(
     fake: FakeServer, make: Callable[..., Producer], caplog: pytest.LogCaptureFixture
 ) -> None:
     waited = threading.Event()
@@ -320,7 +326,7 @@ def test_while_the_server_is_away_it_waits_says_so_and_loses_nothing(
     assert seen[-1].last_sequence == 1
 
 
-def test_a_restart_under_load_loses_and_doubles_nothing(
+def test_a_restart_under_load_loses_and_repeats_nothing(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     producer = make(batch=BatchSettings(events_max=7, latency_ms_max=0.5))
@@ -334,7 +340,7 @@ def test_a_restart_under_load_loses_and_doubles_nothing(
     assert users(fake) == list(range(800))
 
 
-def test_a_fenced_producer_says_so_at_the_next_push_and_flush(
+def test_a_fenced_producer_raises_at_the_next_push_and_flush(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     old = make(batch=EACH)
@@ -355,7 +361,7 @@ def test_opening_waits_for_a_server_that_starts(fake: FakeServer, make: Callable
     assert make().status.epoch == 1
 
 
-def test_opening_gives_up_in_time_and_raises_what_cannot_change(
+def test_opening_times_out_and_raises_permanent_errors_at_once(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     fake.open_status.append(grpc.StatusCode.NOT_FOUND)
@@ -389,7 +395,7 @@ def test_closing_without_a_server_ends_in_time_and_fails_what_is_left(
     assert not producer._sender._thread.is_alive()
 
 
-def test_leaving_by_an_error_still_sends_what_was_pushed(
+def test_leaving_a_with_block_by_an_error_still_sends_pushed_rows(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     def fail_after_a_push() -> None:
@@ -438,7 +444,7 @@ def test_a_failing_callback_does_not_stop_the_stream(
     assert "a producer's callback failed" in caplog.text
 
 
-def test_the_transport_is_a_parameter_and_stays_the_callers(fake: FakeServer) -> None:
+def test_the_transport_is_a_parameter_and_stays_open(fake: FakeServer) -> None:
     channel = open_channel(fake.target)
     for _ in range(2):
         with Producer(channel=channel, producer_id="p") as producer:
@@ -448,7 +454,7 @@ def test_the_transport_is_a_parameter_and_stays_the_callers(fake: FakeServer) ->
 
 
 @pytest.mark.parametrize("producer_id", ["", "x" * 65, "ü" * 33])
-def test_an_id_that_no_server_takes_is_refused_here(producer_id: str) -> None:
+def test_an_invalid_producer_id_is_refused(producer_id: str) -> None:
     with pytest.raises(ValueError, match="producer_id"):
         Producer("127.0.0.1:1", producer_id)
 

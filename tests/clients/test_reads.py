@@ -1,5 +1,5 @@
-"""Scorer, Models and Auditor against a server that answers to order: what they ask, what they make
-of it, what they refuse.
+"""Scorer, Models and Auditor against a server with scripted answers: their requests, results and
+errors.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ HERE = Position(LINEAGE, 12)
 
 
 class Scoring:
-    """Answers a Score call: user u's item i gets the score u - i; user 404 and item 404 are
-    unknown. Keeps the queries.
+    """Answers Score calls: item i of user u gets the score u - i. User 404 and item 404 are
+    unknown.
+
+    `queries` holds the requests.
     """
 
     def __init__(self, fake: FakeServer) -> None:
@@ -88,7 +90,7 @@ def test_strings_are_hashed_with_the_secret(fake: FakeServer) -> None:
     assert scoring.queries[1].item_ids.tolist() == [key_of("milk", b"s")]
 
 
-def test_recommending_asks_for_the_best_and_says_what_to_leave_out(fake: FakeServer) -> None:
+def test_recommend_asks_for_top_items_without_excluded_ones(fake: FakeServer) -> None:
     scoring = Scoring(fake)
     with Scorer(fake.target) as scorer:
         best = scorer.recommend(
@@ -154,7 +156,7 @@ def test_reads_are_tried_again_while_the_server_is_unavailable(fake: FakeServer)
     assert next(tries) == 2
 
 
-def test_reads_are_tried_so_often_within_their_deadline_and_writes_once(
+def test_reads_are_retried_within_their_deadline_and_writes_are_not(
     fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[str] = []
@@ -244,7 +246,7 @@ def test_models_are_created_from_a_preset_and_changes(fake: FakeServer) -> None:
         ({"k": -1}, ValueError, "spec.k: "),
     ],
 )
-def test_a_spec_that_there_is_not_is_refused_before_it_is_sent(
+def test_an_unknown_spec_field_is_refused_before_the_call(
     spec: dict[str, Any], kind: type, text: str
 ) -> None:
     with Models("127.0.0.1:1") as models, pytest.raises(kind, match=text):
@@ -346,7 +348,7 @@ def test_a_snapshot_is_taken_with_progress_and_listed(fake: FakeServer) -> None:
         auditor.snapshot()
 
 
-def test_a_fetched_snapshot_is_verified_before_it_has_its_name(
+def test_a_fetched_snapshot_is_verified_before_its_folder_appears(
     fake: FakeServer, stored: Path, tmp_path: Path
 ) -> None:
     serve_chunks(fake, chunks(stored))
@@ -383,7 +385,7 @@ def spoil(
 @pytest.mark.parametrize(
     "how", ["a bit", "a path", "another file", "a gap", "the end", "a file", "nothing but the id"]
 )
-def test_what_a_server_must_not_send_leaves_nothing(
+def test_an_invalid_snapshot_of_a_server_leaves_no_file(
     fake: FakeServer, stored: Path, tmp_path: Path, how: str
 ) -> None:
     serve_chunks(fake, spoil(chunks(stored), how))
@@ -396,7 +398,7 @@ def test_what_a_server_must_not_send_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "store"]
 
 
-def test_a_fetch_that_breaks_leaves_nothing_and_a_bad_id_is_not_asked_for(
+def test_a_broken_fetch_leaves_no_file_and_a_bad_id_makes_no_call(
     fake: FakeServer, stored: Path, tmp_path: Path
 ) -> None:
     def breaks(data: bytes, context: grpc.ServicerContext) -> Any:

@@ -1,4 +1,4 @@
-"""What a person sees who types a name in a notebook: one short line."""
+"""Each public object has a repr of one short line, for notebooks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Reading snapshots: what `load` gives, scores to the bit, what `verify` names, storing fetched
-ones.
+"""Reading snapshots: the arrays of `load`, the bits of scores, the errors of `verify`, and storing
+a fetched one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
     return samples.taken(tmp_path / "store", samples.view(30, 20, 5, samples.ADAGRAD))
 
 
-def test_a_loaded_snapshot_gives_ids_factors_and_what_they_mean(path: Path) -> None:
+def test_a_loaded_snapshot_has_ids_factors_biases_and_labels(path: Path) -> None:
     state = samples.view(30, 20, 5, samples.ADAGRAD)
     snapshot = snapshot_files.load(path)
     for side, (ids, factors, biases) in enumerate(
@@ -104,7 +104,7 @@ def _score_by_hand(snapshot: LoadedSnapshot, user: int, item: int) -> np.float32
 @pytest.mark.parametrize("k", [1, 5, 15, 16, 17, 32, 33, 64, 100])
 def test_scores_have_the_bits_of_the_rule(tmp_path: Path, k: int) -> None:
     snapshot = snapshot_files.load(samples.taken(tmp_path, samples.view(20, 25, k, seed=k)))
-    # One unknown, one twice.
+    # One id is unknown, and one stands there twice.
     items = [*snapshot.item_ids.tolist(), 2**64 - 1, int(snapshot.item_ids[0])]
     for user in (*snapshot.user_ids.tolist(), 0):
         scores = snapshot.score(user, items)
@@ -114,7 +114,7 @@ def test_scores_have_the_bits_of_the_rule(tmp_path: Path, k: int) -> None:
     assert snapshot.score(1, np.array([], np.uint64)).shape == (0,)
 
 
-def test_float16_factors_are_loaded_as_they_are(tmp_path: Path) -> None:
+def test_float16_factors_are_loaded_without_a_change(tmp_path: Path) -> None:
     state = samples.view(30, 20, 5, samples.ADAGRAD, factor_dtype=samples.FLOAT16)
     snapshot = snapshot_files.load(samples.taken(tmp_path, state))
     for side, factors in enumerate((snapshot.user_factors, snapshot.item_factors)):
@@ -190,7 +190,7 @@ def test_another_root_than_the_trusted_one_is_refused(path: Path) -> None:
             verb(path, bytes(32))
 
 
-def test_no_folder_and_no_snapshot_are_invalid(tmp_path: Path) -> None:
+def test_a_missing_folder_and_another_folder_are_invalid(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing", tmp_path, tmp_path / "file"):
         with pytest.raises(SnapshotInvalid):
@@ -268,7 +268,9 @@ def test_a_wrong_root_is_not_stored(path: Path, tmp_path: Path) -> None:
 @given(
     data=st.binary(max_size=700), cuts=st.lists(st.integers(0, 700), max_size=8), block=st.integers(1, 300)
 )
-def test_a_section_hashes_alike_in_any_pieces(data: bytes, cuts: list[int], block: int) -> None:
+def test_the_hash_of_a_section_does_not_depend_on_its_pieces(
+    data: bytes, cuts: list[int], block: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digest, "BLOCK_BYTES", block)
         hasher = digest.SectionHasher()

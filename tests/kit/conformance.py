@@ -39,7 +39,7 @@ SGD, ADAM, FTRL = OptimizerKind.SGD, OptimizerKind.LAZY_ADAM, OptimizerKind.FTRL
 NUMBERS = {
     kind: Optimizer(kind, 0.07, 0.03, 0.1, 1e-6, l1=0.004 if kind == FTRL else 0.0) for kind in OptimizerKind
 }
-"""Every optimiser with all its numbers switched on."""
+"""Each optimiser with a value for every number that it has."""
 KEPT = {"history": History(16, 16), "counts": Counts(16, 4)}
 BOUNDS = Regularization(0.05, 0.2, 0.5, 0.3)
 WINDOW = AdaptiveRate(16)
@@ -59,8 +59,9 @@ def _every_optimizer() -> Iterator[tuple[str, ModelSpec]]:
 
 
 def _narrow_factors(every: bool) -> Iterator[tuple[str, ModelSpec]]:
-    """Every optimiser with both narrow types and both kinds of kernels; all losses take turns,
-    unless `every` is wanted.
+    """Each optimiser with both narrow types and both kinds of kernels.
+
+    The losses take turns, unless `every` is true.
     """
     for d, dtype in enumerate((FLOAT16, BFLOAT16)):
         for b, batch in enumerate((1, 7)):
@@ -145,7 +146,7 @@ SPECS: dict[str, ModelSpec] = {
     "softmax-in-batch-replay": softmax_spec(IN_BATCH, replay=Replay(24, 0.75)),
 }  # fmt: skip
 LONG_SPECS: dict[str, ModelSpec] = dict(_narrow_factors(every=True))
-"""What is left of every loss with every optimiser in narrow factors."""
+"""The remaining losses and optimisers with narrow factors."""
 IN_SIMULATOR = (
     "squared-0-adagrad-b7",
     "bpr-3-ftrl-b7-bfloat16",
@@ -165,8 +166,10 @@ IN_SIMULATOR = (
     "softmax-in-batch-groups",
     "softmax-replay",
 )
-"""What the simulator is asked for in `make test`: it takes a second for what a device does in a
-millisecond. All of `SPECS` run on a device, and with the marker `long`.
+"""The specs that run on the simulator in `make test`, which takes a second for a millisecond of a
+device.
+
+All of `SPECS` run on a device, and with the marker `long`.
 """
 
 
@@ -197,7 +200,7 @@ def _small(spec: ModelSpec) -> ModelSpec:
 
 
 def with_extreme_numbers(spec: ModelSpec) -> ModelSpec:
-    """The spec with rates, ridges and limits at which anything that can overflow does."""
+    """The spec with rates, ridges and limits that make every possible overflow happen."""
     kind = spec.optimizer.kind
     limits = Limits(
         users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e3, error_max=1e6, factor_max=1e3
@@ -209,7 +212,7 @@ def with_extreme_numbers(spec: ModelSpec) -> ModelSpec:
 
 @dataclass
 class Record:
-    """Columns of one record, by key."""
+    """The columns of one record, by key."""
 
     users: np.ndarray
     items: np.ndarray
@@ -218,7 +221,7 @@ class Record:
     times: np.ndarray | None
 
     def placed(self, model: Backend, revision: int) -> Update:
-        """What it asks of a model, whose rows are allocated."""
+        """What the record asks of a model. The rows of its ids are allocated."""
         rows = model.users.allocate(self.users), model.items.allocate(self.items)
         counts = model.users.allocated, model.items.allocated
         return Update(revision, *rows, self.values, self.weights, *counts, self.times)
@@ -227,7 +230,7 @@ class Record:
 def draw_record(
     rng: np.random.Generator, spec: ModelSpec, events: int, users: int = 9, items: int = 12
 ) -> Record:
-    """Events among few keys: rows repeat, item 3 is hot, users come in runs now and then, and some
+    """Events among few keys: rows repeat, item 3 is hot, users come in runs at times, and some
     columns are missing.
     """
     user_keys = rng.integers(0, users, events)
@@ -239,7 +242,7 @@ def draw_record(
         values = (rng.random(events) < 0.8) * rng.random(events)
     else:
         values = rng.normal(size=events)
-    # The contract asks for a value of every event with squared loss.
+    # With squared loss the contract requires a value for every event.
     if spec.loss != Loss.SQUARED and rng.random() < 0.2:
         values = None
     weights = rng.random(events) * 3 + 0.1 if rng.random() < 0.6 else None
@@ -254,13 +257,13 @@ def draw_record(
 
 
 def draw_stream(seed: int, spec: ModelSpec, sizes: Sequence[int]) -> list[Record]:
-    """A record of each size; tables grow from one to the next."""
+    """A record of each size. The tables grow from one to the next."""
     rng = np.random.default_rng(seed)
     return [draw_record(rng, spec, size, 5 + 3 * turn, 6 + 4 * turn) for turn, size in enumerate(sizes)]
 
 
 def learn(model: Backend, records: Sequence[Record], at_once: int = 1) -> None:
-    """Apply the records, so many of them in one call."""
+    """Apply the records in calls of `at_once` records."""
     for start in range(0, len(records), at_once):
         part = records[start : start + at_once]
         model.apply_all([record.placed(model, model.revision + 1 + n) for n, record in enumerate(part)])

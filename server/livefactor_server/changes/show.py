@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from livefactor_server.changes import change_of, decode_rejects
 from livefactor_server.log.disk import FileIO
-from livefactor_server.log.format import HEADER_BYTES, BadRecord, hash_function, hash_name_of, read_head
+from livefactor_server.log.format import (
+    DATA_START,
+    BadGroup,
+    hash_function,
+    hash_name_of,
+    is_zero,
+)
+from livefactor_server.log.parsing import read_group_head
 from livefactor_server.log.store import Kind, LogDamaged, LogMissing, Record
 from livefactor_server.log.walk import Cursor, Segment, Walk, list_segments, start_cursor
 
@@ -46,7 +53,6 @@ def rows(
     folder: str | os.PathLike[str],
     from_revision: int = 0,
     count: int | None = None,
-    marks: bool = False,
     io: FileIO | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields a dict for each record from `from_revision` on, ready for JSON. It changes nothing.
@@ -59,25 +65,24 @@ def rows(
         folder: the folder of the log.
         from_revision: the first revision to show.
         count: the maximum number of rows; None shows all.
-        marks: whether to show marks, too.
         io: the disk; None means the files of the operating system.
 
     Raises:
         LogMissing: the folder has no log.
     """
-    return islice(_rows(io or FileIO(), Path(folder), from_revision, marks), count)
+    return islice(_rows(io or FileIO(), Path(folder), from_revision), count)
 
 
-def _rows(io: FileIO, folder: Path, from_revision: int, marks: bool) -> Iterator[dict[str, Any]]:
+def _rows(io: FileIO, folder: Path, from_revision: int) -> Iterator[dict[str, Any]]:
     segments = list_segments(io, folder)
     if not segments:
         raise LogMissing(f"no log in {folder}")
     try:
         index = max([i for i, segment in enumerate(segments) if segment.first <= from_revision], default=0)
-        walk = Walk(io, segments, _cursor_at(io, segments, index), index, 0, from_revision)
+        walk = Walk(io, segments, _cursor_at(io, segments, index), index)
         for group in walk.groups():
-            for record in group.records():
-                if record.revision >= from_revision and (marks or record.kind != Kind.MARK):
+            for record in group.records:
+                if record.revision >= from_revision:
                     yield _row(record)
     except LogDamaged as damage:
         yield _trouble("damaged", damage.path, damage.offset, damage.reason)
@@ -96,33 +101,31 @@ def _cursor_at(io: FileIO, segments: list[Segment], index: int) -> Cursor:
         return start_cursor(segment.first)
     view = io.map(segment.path)
     try:
-        head = read_head(bytes(view[:HEADER_BYTES]), 0, len(view), segment.path)
-    except BadRecord as bad:
-        if not any(view):
+        head = read_group_head(view, DATA_START, DATA_START, segment.path)
+    except BadGroup as bad:
+        # A segment that was just made has no group yet.
+        if is_zero(view[DATA_START:]):
             return _cursor_at(io, segments, index - 1)
-        raise LogDamaged(segment.path, 0, bad.reason) from None
+        raise LogDamaged(segment.path, bad.offset, bad.reason) from None
     new_hash = hash_function(hash_name_of(head.hash_id))
     return Cursor(segment.first - 1, head.previous, 0, head.log_id, head.hash_id, new_hash)
 
 
 def _row(record: Record) -> dict[str, Any]:
-    is_mark = record.kind == Kind.MARK
     return {
         "revision": record.revision,
         "kind": Kind(record.kind).name if record.kind in list(Kind) else str(record.kind),
         "producer": record.producer.decode("utf-8", "backslashreplace"),
         "epoch": record.epoch,
         "sequence": record.sequence,
-        "time": ""
-        if is_mark
-        else datetime.fromtimestamp(record.time_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
-        "rows": record.head.rows,
+        "time": datetime.fromtimestamp(record.time_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
+        "rows": record.rows,
         "rejected": _rejected(record),
-        "bytes": record.head.length,
+        "bytes": record.payload_bytes,
         "segment": record.path.name,
         "offset": record.offset,
-        "hash": "" if is_mark else record.hash.hex(),
-        "change": "" if is_mark else _described(record),
+        "hash": record.hash.hex(),
+        "change": _described(record),
     }
 
 

@@ -23,7 +23,6 @@ def show(
     last: Annotated[
         bool, typer.Option(help="Show the last --count records (20 by default) instead of the first.")
     ] = False,
-    marks: Annotated[bool, typer.Option(help="Also show marks.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the records of a log, verify them, and say where the log is damaged."""
@@ -35,7 +34,7 @@ def show(
     folder = inner if inner.is_dir() else data
     try:
         shown: Iterable[dict[str, Any]] = log_show.rows(
-            folder, from_revision, None if last else count or None, marks
+            folder, from_revision, None if last else count or None
         )
         if last:
             shown = deque(shown, count or 20)

@@ -1,50 +1,78 @@
-"""The bytes of a log: the layout of a record, its hash, and how it is packed and read.
+"""The bytes of a log: what a record is, how it is hashed, packed and read back.
 
-A log is a folder of segment files. The first revision in a segment, in 20 digits, and `.log` make
-its name. A segment is preallocated zeros followed, from its start, by commit groups. Each group
-starts at a multiple of 4,096 bytes. A group is written and synced at once, and recovery keeps or
-drops it as a whole. It holds records, each of which starts at a multiple of 64 bytes. Integers are
-little-endian, and unsigned unless stated otherwise:
+A log is a folder of segment files. A file is named by the first revision in it (20 digits, `.log`).
+A segment starts with two tail slots of 4,096 bytes each (`tail.py`). Behind them, from byte
+DATA_START, it holds a stream of commit groups, and behind the stream preallocated zeros. A commit
+group is written and synced at once, and recovery keeps it or drops it as a whole. A group starts at
+a multiple of 8. Whole blocks of the stream stand in their place. The bytes of the last block, as
+long as it is not full, stand in a tail slot: so a small group costs its own bytes and not a block,
+and no write touches the only copy of bytes that were acknowledged.
 
-    storage header, 128 bytes: not hashed, so that grouping, recovery and erasure do not change the
-    chain
-      0    4  checksum     CRC32C of bytes 4 to 319, both headers
-      4    2  storage      version of this header, STORAGE_VERSION
-      6    2  flags        bit 0: the last record of its commit group
-      8   16  log id       random, one per log; clients never see it and so cannot forge a record
-     24    4  incarnation  number of times that the log was opened for writing; it never decreases
-     28    4  group        start of the commit group in this file, in blocks of 4,096 bytes
-     32    4  segment      original length of this file, in blocks; a shorter file was truncated
-     36    4  rows         rows in the payload; lower than count after an erasure
-     40    8  length       bytes in the payload
-     48    8  mark         last revision synced before this group was written; 0 in the first group
-     56    8  erased at    revision of the record that erased rows of this one; 0 if none did
-     64   32  salt         random, one per record; destroyed when rows of the record are erased
-     96   32  commitment   hash(salt, payload) of the present payload
-    hashed header, 192 bytes: never changes; its hash is the hash of the record
-    128    8  magic        MAGIC
-    136    2  version      of this header, HEADER_VERSION
-    138    1  kind         Kind
-    139    1  hash         the hash function of the log, from HASH_IDS; the same in every record
-    140    1  id length    bytes in the producer id
-    141    3  zero
-    144    8  revision
-    152    8  epoch        epoch of the producer
-    160    8  sequence     sequence of the producer
-    168    8  time         when the record was accepted, signed, µs since 1970; for information only
-    176    8  count        rows at the acknowledgement
-    184   32  commitment   hash(salt, payload) of the payload at the acknowledgement
-    216   32  previous     hash of the record before; in the first record, lineage uuid and 16 zeros
-    248   64  producer     producer id, UTF-8, padded with zeros
-    312    8  zero
-    payload, `length` bytes
-    320    4  length of the reject summary
-    324       reject summary, then the body
+A group, little-endian and unsigned unless noted:
 
-Zeros fill the space to the next multiple of 64 bytes, and after the last record of a group to the
-next multiple of 4,096. A MARK record takes no revision and is not part of the chain. It repeats the
-last revision and, in `previous`, the hash of that revision. It has no payload, its commitments are
-zeros, and it is alone in its group. It states that everything before it was synced.
+    group header, 152 bytes
+      0    8  magic        GROUP_MAGIC
+      8    4  checksum     CRC32C of bytes 12 to 151
+     12    2  version      of this layout, GROUP_VERSION
+     14    1  hash         HASH_IDS: the hash that the log uses, the same in every group
+     15    1  producers    entries of the producer list
+     16   16  log id       random, known to no client: no payload can pass for a group of this log
+     32    4  incarnation  how often the log was opened for writing; it never falls along the log
+     36    4  records      records in this group, at least 1
+     40    8  place        byte of the file at which the group starts
+     48    8  size         bytes from the group's start to the next group's
+     56    8  revision     of the first record; the others follow without a gap
+     64    8  mark         last revision that was synced before this write; 0 in the first
+     72    8  time         signed; times of the records are relative to it
+     80    4  segment      length of this file when it was made, in blocks of 4,096
+     84    4  zero
+     88   32  previous     chain hash before the first record
+    120   32  last         chain hash of the last record
+    producer list, then zeros to a multiple of 8; an entry is
+           8  epoch
+           8  sequence     the smallest one of this producer and epoch in the group
+           1  id length
+              id           UTF-8
+    record heads, 40 bytes each
+      0    1  kind         Kind
+      1    1  producer     number of the entry in the producer list from 1 on, 0 for none
+      2    2  flags        bit 0: rows were erased from this record
+      4    4  count        rows when it was acknowledged
+      8    4  rejects      bytes of the reject summary
+     12    4  body         bytes of the body
+     16    4  sequence     above the entry's
+     20    4  time         signed, microseconds above the group's
+     24   16  salt         random, of this record; destroyed when rows are erased from it
+    erasures, 80 bytes for each record whose flag is set, in order
+      0    4  rows         rows that are left
+      4    4  zero
+      8    8  erased at    revision of the record that asked for it
+     16   32  commitment   to the payload as it was acknowledged
+     48   32  current      commitment to the payload that is left
+    payloads, one behind the other: reject summary, then body
+    zeros up to `size`
+
+Nothing that can be computed is stored. A record's hash is the hash of this header, which no file
+holds as a whole, and which erasing does not change:
+
+      0    8  magic        MAGIC
+      8    2  version      HEADER_VERSION
+     10    1  kind
+     11    1  hash
+     12    1  id length    bytes of the producer id
+     13    3  zero
+     16    8  revision
+     24    8  epoch        of the producer
+     32    8  sequence     of the producer
+     40    8  time         signed, microseconds since 1970 at acceptance: information only
+     48    8  count        rows when it was acknowledged
+     56   32  commitment   hash(salt, u32 bytes of the rejects, rejects, body), as acknowledged
+     88   32  previous     hash of the record before; in the first the lineage, then 16 zeros
+    120   64  producer     id, UTF-8, zeros behind it
+    184    8  zero
+
+A reader computes every commitment and every hash of a group, and compares the last one with `last`.
+So a group is known to be whole before any record of it is used.
 """
 
 from __future__ import annotations
@@ -58,50 +86,55 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from livefactor_server.log.crc32c import crc32c
-from livefactor_server.log.disk import BLOCK_BYTES, aligned_buffer
+from livefactor_server.log.disk import BLOCK_BYTES
 from livefactor_server.log.errors import LogError
 
 try:
     import blake3
-# The package is optional: without it a log uses SHA-256.
-except ImportError:
+except ImportError:  # optional: a log without it uses SHA-256
     blake3 = None  # type: ignore[assignment]
 
 Buffer = bytes | bytearray | memoryview | Any
 """A C-contiguous object with the buffer protocol, for example a NumPy array."""
 
 MAGIC = b"lvfactor"
-STORAGE_VERSION = 1
+GROUP_MAGIC = b"lvfgroup"
 HEADER_VERSION = 1
-RECORD_ALIGN = 64
-STORAGE_BYTES = 128
-HEADER_BYTES = 320
+GROUP_VERSION = 2
+EARLIER_MAGIC_AT = 128
+"""Where a segment of layout 1 has MAGIC: in the first record's header."""
+
+GROUP_ALIGN = 8
+DATA_START = 2 * BLOCK_BYTES
+"""Byte of a segment at which its first group starts: behind the two tail slots."""
+
 PRODUCER_BYTES_MAX = 64
+SALT_BYTES = 16
 HASH_BYTES = 32
-SALT_BYTES = 32
 NO_HASH = bytes(HASH_BYTES)
-FLAG_LAST = 1
+NO_SALT = bytes(SALT_BYTES)
+FLAG_ERASED = 1
 HASH_IDS = {"sha256": 1, "blake3": 2}
 
-_CHECKSUM = struct.Struct("<I")
-_STORAGE = struct.Struct("<HH16sIIIIQQQ32s32s")
-_HASHED = struct.Struct("<8sHBBB3xQQQqQ32s32s64s8x")
-_HEADER = struct.Struct("<IHH16sIIIIQQQ32s32s8sHBBB3xQQQqQ32s32s64s8x")
-_REJECTS = struct.Struct("<I")
-assert _CHECKSUM.size + _STORAGE.size == STORAGE_BYTES
-assert _HEADER.size == STORAGE_BYTES + _HASHED.size == HEADER_BYTES
+CHECKSUM = struct.Struct("<I")
+GROUP = struct.Struct("<HBB16sIIQQQQqI4x32s32s")
+PRODUCER = struct.Struct("<QQB")
+HEAD = struct.Struct("<BBHIIIIi16s")
+ERASURE = struct.Struct("<I4xQ32s32s")
+HASHED = struct.Struct("<8sHBBB3xQQQqQ32s32s64s8x")
+LENGTH = struct.Struct("<I")
+GROUP_HEADER_BYTES = len(GROUP_MAGIC) + CHECKSUM.size + GROUP.size
+HEAD_BYTES = HEAD.size
+ERASURE_BYTES = ERASURE.size
+assert (GROUP_HEADER_BYTES, HEAD_BYTES, ERASURE_BYTES, HASHED.size) == (152, 40, 80, 192)
 
-# Pieces of this size and more are copied by NumPy, which releases the GIL.
-_COPY_BYTES_MAX = 32 * 1024
-# Below this size, one hash of joined bytes is faster than several updates.
+CHECKED_FROM = len(GROUP_MAGIC) + CHECKSUM.size
+# Below this one call on joined bytes is cheaper than several updates.
 _JOIN_BYTES_MAX = 4096
 
 
 class Kind(IntEnum):
-    """The kind of a record. Numbers are never reused."""
+    """What a record changes. Numbers are never reused; 7 was used once."""
 
     SPEC = 1
     INTERACTIONS = 2
@@ -109,19 +142,11 @@ class Kind(IntEnum):
     AVAILABILITY = 4
     OPEN_PRODUCER = 5
     ENGINE = 6
-    MARK = 7
-
-
-# A comparison with a plain int is several times as fast as one with the enum.
-_MARK = int(Kind.MARK)
 
 
 @dataclass(slots=True)
 class Entry:
-    """One record to append.
-
-    `body` is a buffer, or a sequence of buffers that are written in order.
-    """
+    """One record to append. `body` is bytes-like, or a sequence of pieces that are."""
 
     kind: int
     revision: int
@@ -132,50 +157,32 @@ class Entry:
     count: int = 0
     rejects: bytes = b""
     body: Buffer | Sequence[Buffer] = b""
-    salt: bytes = NO_HASH
+    salt: bytes = NO_SALT
     commitment: bytes = NO_HASH
 
 
-class Head(NamedTuple):
-    """Both headers of a record, with the fields of the table above.
+class GroupHead(NamedTuple):
+    """A group header, as the table above names its fields; `segment` in blocks."""
 
-    `group` and `segment` are in blocks.
-    """
-
-    checksum: int
-    storage_version: int
-    flags: int
+    version: int
+    hash_id: int
+    producers: int
     log_id: bytes
     incarnation: int
-    group: int
-    segment: int
-    rows: int
-    length: int
-    mark: int
-    erased_at: int
-    salt: bytes
-    current_commitment: bytes
-    magic: bytes
-    version: int
-    kind: int
-    hash_id: int
-    id_length: int
+    records: int
+    place: int
+    size: int
     revision: int
-    epoch: int
-    sequence: int
+    mark: int
     time_us: int
-    count_acked: int
-    commitment: bytes
+    segment: int
     previous: bytes
-    producer: bytes
+    last: bytes
 
 
 @dataclass(slots=True)
 class Record:
-    """One record that was read. `body` is a view of the mapped file, without a copy.
-
-    `count` and `commitment` are the values at the acknowledgement.
-    """
+    """One record from the log. `body` is a view of the file, which stays mapped meanwhile."""
 
     kind: int
     revision: int
@@ -183,31 +190,39 @@ class Record:
     epoch: int
     sequence: int
     time_us: int
+    # Rows when it was acknowledged.
     count: int
     rejects: bytes
     body: memoryview
     salt: bytes
+    # To the payload as it was acknowledged.
     commitment: bytes
     path: Path
+    # Byte of the file at which its group starts.
     offset: int
     hash: bytes
     previous: bytes
-    head: Head
+    group: GroupHead
+    # Rows now: fewer than `count` once rows were erased, by the record of revision `erased_at`.
+    rows: int
+    erased_at: int = 0
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the reject summary and the body."""
+        return len(self.rejects) + len(self.body)
 
 
-class BadRecord(Exception):
-    """The bytes are not a valid record.
-
-    `offset` is the place in the file, `reason` what was found.
-    """
+class BadGroup(Exception):
+    """Bytes that are no self-valid group. `offset` is the byte of the file at which it starts."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(reason)
         self.offset, self.reason = offset, reason
 
 
-class MisplacedRecord(BadRecord):
-    """A valid record in a wrong place. No interrupted write can cause it."""
+class MisplacedGroup(BadGroup):
+    """A whole group header in a wrong place. An interrupted write cannot leave it there."""
 
 
 def align(n: int, to: int) -> int:
@@ -219,14 +234,14 @@ def align(n: int, to: int) -> int:
 
 
 def default_hash_name() -> str:
-    """The hash function of a new log: BLAKE3 if the package is installed, otherwise SHA-256."""
+    """The hash of a new log: BLAKE3 where the package is installed, else SHA-256."""
     return "sha256" if blake3 is None else "blake3"
 
 
 def hash_function(name: str) -> Callable[..., Any]:
-    """The hash function of that name, used as `f(data).digest()`.
+    """The function `f(data).digest()` of a hash.
 
-    Raises LogError if the name is unknown or its package is missing.
+    Raises LogError if the name is unknown or the package is missing.
     """
     if name == "sha256":
         return hashlib.sha256
@@ -237,7 +252,7 @@ def hash_function(name: str) -> Callable[..., Any]:
 
 
 def parts_of(body: Buffer | Sequence[Buffer]) -> list[Any]:
-    """The pieces of the body, each as a flat byte view."""
+    """The body's pieces as flat byte views."""
     pieces = body if isinstance(body, list | tuple) else (body,)
     return [piece if type(piece) is bytes else memoryview(piece).cast("B") for piece in pieces]
 
@@ -245,12 +260,9 @@ def parts_of(body: Buffer | Sequence[Buffer]) -> list[Any]:
 def commitment_of(
     new_hash: Callable[..., Any], salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]
 ) -> bytes:
-    """hash(salt ‖ u32 length of rejects ‖ rejects ‖ body), 32 bytes.
-
-    Large bodies release the GIL.
-    """
+    """hash(salt ‖ u32 bytes of rejects ‖ rejects ‖ body), 32 bytes; large ones without GIL."""
     parts = parts_of(body)
-    head = b"".join((salt, _REJECTS.pack(len(rejects)), rejects))
+    head = b"".join((salt, LENGTH.pack(len(rejects)), rejects))
     if sum(map(len, parts)) <= _JOIN_BYTES_MAX:
         state = new_hash(b"".join((head, *parts)))
     else:
@@ -262,83 +274,18 @@ def commitment_of(
 
 
 def first_previous(lineage: bytes) -> bytes:
-    """The field `previous` of the first record. Through it the chain also covers the lineage."""
+    """The `previous` of a log's first record: so the chain covers the lineage too."""
     return lineage.ljust(HASH_BYTES, b"\0")
 
 
-# ------------------------------------------------------------------------------------------ packing
+_HASH_OF_ID = {number: name for name, number in HASH_IDS.items()}
 
 
-@dataclass(slots=True)
-class Stamp:
-    """What the storage headers of one group have in common. `group` and `segment` are in blocks."""
-
-    log_id: bytes
-    hash_id: int
-    incarnation: int
-    group: int
-    segment: int
-    mark: int
-
-
-def payload_length(entry: Entry) -> int:
-    """Size of the entry's payload in bytes."""
-    body = entry.body
-    pieces = body if isinstance(body, list | tuple) else (body,)
-    size = sum(len(piece) if type(piece) is bytes else memoryview(piece).nbytes for piece in pieces)
-    return _REJECTS.size + len(entry.rejects) + size
-
-
-def pack_headers(
-    entry: Entry, stamp: Stamp, length: int, flags: int, previous: bytes, new_hash: Callable[..., Any]
-) -> tuple[bytes, bytes]:
-    """Packs both headers of a record.
-
-    Returns:
-        The headers (320 bytes) and the hash of the record (32 bytes).
-    """
-    producer = entry.producer
-    hashed = _HASHED.pack(
-        MAGIC, HEADER_VERSION, entry.kind, stamp.hash_id, len(producer), entry.revision, entry.epoch,
-        entry.sequence, entry.time_us, entry.count, entry.commitment, previous, producer,
-    )  # fmt: skip
-    storage = _STORAGE.pack(
-        STORAGE_VERSION, flags, stamp.log_id, stamp.incarnation, stamp.group, stamp.segment, entry.count,
-        length, stamp.mark, 0, entry.salt, entry.commitment,
-    )  # fmt: skip
-    headers = storage + hashed
-    return _CHECKSUM.pack(crc32c(headers)) + headers, new_hash(hashed).digest()
-
-
-class GroupBuffer:
-    """The page-aligned memory in which groups are laid out.
-
-    It is reused. `view` covers all of it.
-    """
-
-    def __init__(self) -> None:
-        self.view = memoryview(aligned_buffer(BLOCK_BYTES))
-
-    def reserve(self, size: int) -> memoryview:
-        """Returns memory of at least `size` bytes. Its contents are lost if it has to grow."""
-        if len(self.view) < size:
-            self.view = memoryview(aligned_buffer(size + size // 2))
-        return self.view
-
-
-def pack_payload(buffer: memoryview, at: int, entry: Entry) -> int:
-    """Copies the reject summary and the body to `buffer[at:]`. Returns the payload's end."""
-    rejects = entry.rejects
-    head = _REJECTS.pack(len(rejects)) + rejects
-    end = at + len(head)
-    buffer[at:end] = head
-    for part in parts_of(entry.body):
-        start, end = end, end + len(part)
-        if len(part) < _COPY_BYTES_MAX:
-            buffer[start:end] = part
-        else:
-            np.copyto(np.frombuffer(buffer, np.uint8, len(part), start), np.frombuffer(part, np.uint8))
-    return end
+def hash_name_of(hash_id: int) -> str:
+    """The name of the hash with this number. Raises LogError for an unknown number."""
+    if hash_id not in _HASH_OF_ID:
+        raise LogError(f"hash {hash_id} in the log is of a later version of livefactor")
+    return _HASH_OF_ID[hash_id]
 
 
 def new_id() -> bytes:
@@ -346,100 +293,11 @@ def new_id() -> bytes:
     return os.urandom(16)
 
 
-# ------------------------------------------------------------------------------------------ reading
-
-_HASH_OF_ID = {number: name for name, number in HASH_IDS.items()}
-
-
-def hash_name_of(hash_id: int) -> str:
-    """The name of the hash with that number.
-
-    Raises LogError if this version does not know the number.
-    """
-    if hash_id not in _HASH_OF_ID:
-        raise LogError(f"hash {hash_id} in the log needs a later version of livefactor")
-    return _HASH_OF_ID[hash_id]
+def is_zero(piece: memoryview) -> bool:
+    """Whether every byte is zero."""
+    return not bytes(piece).rstrip(b"\0")
 
 
-def read_head(head: bytes, at: int, file_bytes: int, path: Path) -> Head:
-    """Reads and checks the headers of the record at `at`. `check_payload` checks its payload.
-
-    Args:
-        head: HEADER_BYTES bytes of the file from `at` on, or fewer at the end of the file.
-        at: offset of the record in bytes.
-        file_bytes: size of the file.
-        path: the file, for error messages.
-
-    Raises:
-        BadRecord: no record starts here, or its headers are damaged.
-        LogError: the record has a later format.
-    """
-    if len(head) < HEADER_BYTES:
-        raise BadRecord(at, "the file ends inside a record's headers")
-    found = tuple.__new__(Head, _HEADER.unpack(head))
-    if found.magic != MAGIC:
-        raise BadRecord(at, "no record starts here")
-    if crc32c(head[4:]) != found.checksum:
-        raise BadRecord(at, "the checksum of the headers is wrong")
-    if found.storage_version != STORAGE_VERSION or found.version != HEADER_VERSION:
-        versions = f"{found.storage_version}.{found.version}"
-        raise LogError(f"{path}, byte {at}: this record needs a later version of livefactor ({versions})")
-    if at + HEADER_BYTES + found.length > file_bytes:
-        raise BadRecord(at, "the file ends inside a record's payload")
-    return found
-
-
-def check_payload(view: memoryview, at: int, head: Head, new_hash: Callable[..., Any]) -> None:
-    """Raises BadRecord unless the payload of the record at `at` matches its commitment."""
-    length = head.length
-    if head.kind == _MARK:
-        if length:
-            raise BadRecord(at, "a mark has a payload")
-        return
-    start = at + HEADER_BYTES
-    payload = view[start : start + length]
-    if length <= _JOIN_BYTES_MAX:
-        found = new_hash(head.salt + payload).digest()
-    else:
-        state = new_hash(head.salt)
-        state.update(payload)
-        found = state.digest()
-    if found != head.current_commitment:
-        raise BadRecord(at, "the payload does not match its commitment")
-
-
-def record_of(view: memoryview, at: int, head: Head, chain: bytes, path: Path) -> Record:
-    """Returns the record at `at`. Its headers and its payload were checked before."""
-    start, rejects, body = at + HEADER_BYTES, b"", view[:0]
-    if head.kind != _MARK:
-        body_start = start + _REJECTS.size + _REJECTS.unpack_from(view, start)[0]
-        if body_start != start + _REJECTS.size:
-            rejects = bytes(view[start + _REJECTS.size : body_start])
-        body = view[body_start : start + head.length]
-    return Record(
-        kind=head.kind,
-        revision=head.revision,
-        producer=head.producer[: head.id_length],
-        epoch=head.epoch,
-        sequence=head.sequence,
-        time_us=head.time_us,
-        count=head.count_acked,
-        rejects=rejects,
-        body=body,
-        salt=head.salt,
-        commitment=head.commitment,
-        path=path,
-        offset=at,
-        hash=chain,
-        previous=head.previous,
-        head=head,
-    )
-
-
-def made_size(view: memoryview) -> int:
-    """Original length of a segment file in bytes, from its first record; 0 if unreadable."""
-    head = bytes(view[:HEADER_BYTES])
-    if len(head) < HEADER_BYTES or head[STORAGE_BYTES : STORAGE_BYTES + len(MAGIC)] != MAGIC:
-        return 0
-    found = Head._make(_HEADER.unpack(head))
-    return found.segment * BLOCK_BYTES if crc32c(head[4:]) == found.checksum else 0
+def is_earlier_layout(view: memoryview) -> bool:
+    """Whether an earlier version wrote this segment. Its layout can no longer be read."""
+    return bytes(view[EARLIER_MAGIC_AT : EARLIER_MAGIC_AT + len(MAGIC)]) == MAGIC

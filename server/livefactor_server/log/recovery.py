@@ -1,13 +1,14 @@
-"""What happens to the tail of a log when it is opened for writing.
+"""What opening a log for writing does to its tail.
 
-    read everything ── damaged? ──▶ LogDamaged, and nothing is changed
+    read everything ── damage? ──▶ LogDamaged: nothing is changed
           │
-          └─ unsynced tail? ──▶ copy it to a `.broken` file, sync the copy and the folder
-                                ──▶ overwrite it with zeros, sync
+          ├─ unsynced tail? ──▶ copy it beside (`.broken`), sync the copy and the folder
+          │
+          └─▶ write the last block's bytes to the tail slot that does not hold them, sync;
+              zero what follows the stream in its place, sync
 
-Afterwards the last segment and the folder are synced, so that everything that was read is durable.
-The log then writes a bare mark with the next incarnation, before it takes a record. After a crash
-at any point, the next open repeats these steps.
+The slot write raises the log's incarnation. Afterwards the last segment and the folder are synced,
+so that what was read is also durable. A crash at any of these steps is followed by the same again.
 """
 
 from __future__ import annotations
@@ -20,20 +21,18 @@ from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, al
 from livefactor_server.log.errors import LogFailed, LogFull, LogMissing
 from livefactor_server.log.format import align
 from livefactor_server.log.segments import zero_range
-from livefactor_server.log.walk import Cursor, Segment, Tail, Walk, list_segments, start_cursor
+from livefactor_server.log.tail import Slot, pack_slot, place_of
+from livefactor_server.log.walk import Cursor, Segment, StreamEnd, Tail, Walk, list_segments, start_cursor
 
 INDEX_BYTES = 1 << 20
-"""Distance in bytes between the places where reading can start."""
+"""A place to start reading from is kept about every so many bytes."""
 
 
 @dataclass(slots=True)
 class Place:
-    """The start of a group where reading can begin, with the fields of `Cursor` at that point.
+    """A group start that reading can begin at: what `Cursor` was there."""
 
-    `revision` is the last revision before the group, and `hash` its chain hash. `segment` is an
-    index into the segments, and `offset` a byte in that file.
-    """
-
+    # Last revision before it.
     revision: int
     hash: bytes
     incarnation: int
@@ -43,37 +42,30 @@ class Place:
 
 @dataclass(slots=True)
 class Contents:
-    """The result of reading a whole log."""
+    """What reading a whole log found."""
 
     segments: list[Segment]
     cursor: Cursor
     lineage: bytes
     spec_body: bytes
+    end: StreamEnd
     tail: Tail | None
     places: list[Place] = field(default_factory=list)
 
 
 def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -> None:
-    """Adds the group start (segment, offset) if it is INDEX_BYTES after the last place.
-
-    `cursor` holds the state of the chain before that group.
-    """
+    """Adds the group start (segment, offset) to the index if the last entry is far enough."""
     last = places[-1] if places else None
     if last is None or last.segment != segment or offset - last.offset >= INDEX_BYTES:
         places.append(Place(cursor.revision, cursor.hash, cursor.incarnation, segment, offset))
 
 
 def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None] | None = None) -> Contents:
-    """Reads and verifies the whole log. It changes nothing.
-
-    Args:
-        io: the disk.
-        folder: the folder of the log.
-        progress: called with (bytes read, bytes to read).
+    """Reads and verifies the whole log; changes nothing.
 
     Raises:
         LogMissing: the folder has no log, or its creation did not finish.
-        LogDamaged: the log is damaged.
+        LogDamaged: synced bytes differ from what was written.
     """
     segments = list_segments(io, folder)
     if not segments:
@@ -84,48 +76,72 @@ def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None]
     before = Cursor(cursor.revision, cursor.hash)
     for group in walk.groups():
         if spec is None:
-            spec = next(group.records())
+            spec = group.records[0]
             before.hash = spec.previous
         note_place(places, before, group.segment, group.offset)
-        before.revision, before.hash, before.incarnation = cursor.revision, cursor.hash, cursor.incarnation
+        last = group.records[-1]
+        before.revision, before.hash, before.incarnation = last.revision, last.hash, last.group.incarnation
     if spec is None:
-        raise LogMissing(f"the creation of the log in {folder} did not finish")
-    return Contents(segments, cursor, spec.previous[:16], bytes(spec.body), walk.tail, places)
+        raise LogMissing(f"the log in {folder} was never completely created")
+    lineage, body = spec.previous[:16], bytes(spec.body)
+    return Contents(segments, cursor, lineage, body, walk.end, walk.tail, places)
 
 
 def trim_tail(io: FileIO, contents: Contents) -> None:
-    """Copies the unsynced tail, if there is one, overwrites it with zeros, and syncs the log.
+    """Copies and zeroes the unsynced tail, if there is one, and makes what was read durable.
 
-    Raises:
-        LogFull: the disk has no room for the copy.
-        LogFailed: the disk reported any other error.
+    `contents` gets the raised incarnation and the next slot number.
+
+    Raises LogFull if there is no room for the copy, LogFailed on any other error.
     """
-    tail, last = contents.tail, contents.segments[-1]
+    tail, last, end = contents.tail, contents.segments[-1], contents.end
+    contents.cursor.incarnation += 1
+    slot = Slot(
+        end.counter, end.base, end.end, contents.cursor.incarnation, last.size // BLOCK_BYTES,
+        contents.cursor.log_id, end.content,
+    )  # fmt: skip
     try:
         if tail is not None:
             _keep_copy(io, tail)
         fd = io.open(last.path)
         try:
-            if tail is not None:
-                zero_range(io, fd, tail.start, align(tail.end, BLOCK_BYTES))
+            io.fdatasync(fd)
+            write_slot(io, fd, slot)
+            if tail is not None and tail.end > tail.start:
+                zero_range(io, fd, end.base, align(tail.end, BLOCK_BYTES))
             io.fdatasync(fd)
         finally:
             io.close(fd)
         io.fsync_dir(last.path.parent)
     except OSError as error:
         if error.errno in DISK_FULL_ERRORS:
-            raise LogFull(f"no room for a copy of the unsynced tail of {last.path}") from error
-        raise LogFailed(f"the unsynced tail of {last.path} could not be removed: {error}") from error
+            raise LogFull(f"no room to put the tail of {last.path} right") from error
+        raise LogFailed(f"the tail of {last.path} could not be put right: {error}") from error
+    contents.end = end._replace(counter=end.counter + 1)
+    contents.tail = None
+
+
+def write_slot(io: FileIO, fd: int, slot: Slot) -> None:
+    """Durably writes one tail slot. Raises OSError."""
+    block = memoryview(aligned_buffer(BLOCK_BYTES))
+    pack_slot(block, slot)
+    write_all(io, fd, block, place_of(slot.counter))
+    io.fdatasync(fd)
 
 
 def _keep_copy(io: FileIO, tail: Tail) -> None:
-    view = io.map(tail.path)[tail.start : align(tail.end, BLOCK_BYTES)]
+    """Copies the bytes behind the stream, from its last block on, and the unusable tail slot."""
+    view = io.map(tail.path)
+    pieces = [view[tail.start - tail.start % BLOCK_BYTES : align(tail.end, BLOCK_BYTES)]]
+    if tail.slot is not None:
+        pieces.append(view[tail.slot : tail.slot + BLOCK_BYTES])
+    data = b"".join(pieces)
     names = set(io.names(tail.path.parent))
     stem = f"{tail.path.name}.{tail.start}"
     number = next(n for n in range(len(names) + 1) if f"{stem}.{n}.broken" not in names)
     path = tail.path.parent / f"{stem}.{number}.broken"
-    buffer = aligned_buffer(len(view))
-    buffer[: len(view)] = bytes(view)
+    buffer = aligned_buffer(len(data))
+    buffer[: len(data)] = data
     fd = io.open(path, create=True)
     try:
         write_all(io, fd, memoryview(buffer), 0)

@@ -1,13 +1,12 @@
 """The log of one model: the durable, ordered record of every change to it.
 
 A change is durable before it is applied. `Log.append` is the commit protocol. `log/format.py`
-describes the bytes, `log/walk.py` how they are read and verified, `log/recovery.py` what happens to
-an unsynced tail, and `log/segments.py` how the files are made.
+describes the bytes, `log/writer.py` where they go, `log/walk.py` how they are read and verified,
+`log/recovery.py` what happens to an unsynced tail, and `log/segments.py` how the files are made.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -15,35 +14,35 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
-from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, write_all
+from livefactor_server.log.disk import FileIO
 from livefactor_server.log.errors import LogDamaged, LogError, LogFailed, LogFull, LogMissing
 from livefactor_server.log.format import (
-    FLAG_LAST,
-    HASH_BYTES,
+    DATA_START,
     HASH_IDS,
-    HEADER_BYTES,
     PRODUCER_BYTES_MAX,
-    RECORD_ALIGN,
+    SALT_BYTES,
     Buffer,
     Entry,
-    GroupBuffer,
     Kind,
     Record,
-    Stamp,
-    align,
     commitment_of,
     default_hash_name,
     first_previous,
     hash_function,
     hash_name_of,
     new_id,
-    pack_headers,
-    pack_payload,
-    payload_length,
 )
+from livefactor_server.log.packing import pack_group
 from livefactor_server.log.recovery import Contents, Place, note_place, read_contents, trim_tail
-from livefactor_server.log.segments import Preallocator, zero_range
-from livefactor_server.log.walk import Cursor, Segment, Tail, Walk, list_segments, segment_name
+from livefactor_server.log.walk import (
+    Cursor,
+    Segment,
+    StreamEnd,
+    Tail,
+    Walk,
+    list_segments,
+)
+from livefactor_server.log.writer import StreamWriter
 
 __all__ = [
     "SEGMENT_BYTES",
@@ -62,9 +61,6 @@ __all__ = [
 SEGMENT_BYTES = 64 << 20
 """Size of a segment file in bytes. A larger group gets a larger segment."""
 
-FIRST_SEGMENT_BYTES_MAX = 8 << 20
-"""Maximum size of the first segment in bytes, so that the log of a small model is small."""
-
 
 class Log:
     """One log folder, open for one writer or for reading only.
@@ -82,26 +78,19 @@ class Log:
             now.
     """
 
-    def __init__(
-        self, io: FileIO, folder: Path, contents: Contents, segment_bytes: int, writer: Preallocator | None
-    ):
-        if segment_bytes < BLOCK_BYTES or segment_bytes % BLOCK_BYTES:
-            raise ValueError(f"segment_bytes must be a multiple of {BLOCK_BYTES}, got {segment_bytes}")
+    def __init__(self, io: FileIO, folder: Path, contents: Contents, writer: StreamWriter | None) -> None:
         cursor = contents.cursor
-        self._io, self._folder, self._segment_bytes = io, folder, segment_bytes
-        self._segments, self._places = contents.segments, contents.places
-        self._cursor, self._incarnation = cursor, cursor.incarnation
+        self._io, self._folder = io, folder
+        self._segments, self._places, self._end = contents.segments, contents.places, contents.end
+        self._cursor = cursor
         self.hash_name = hash_name_of(cursor.hash_id)
         self._new_hash = hash_function(self.hash_name)
         self.lineage, self.spec_body = uuid.UUID(bytes=contents.lineage), contents.spec_body
         self.last_revision, self.last_hash = cursor.revision, cursor.hash
         self.tail: Tail | None = contents.tail
-        self._preallocator = writer
-        self._fd = -1
-        self._buffer = GroupBuffer()
-        self._marked = False
+        self._writer = writer
+        self._marked = bool(contents.segments)
         self._lock = Lock()
-        self._failed: str | None = None if writer else "it was opened read-only"
 
     # ----------------------------------------------------------------------------- opening, closing
 
@@ -141,7 +130,7 @@ class Log:
         _clear_unfinished(io, folder)
         hash_name = hash_name or default_hash_name()
         new_hash, lineage = hash_function(hash_name), lineage or uuid.uuid4()
-        salt = os.urandom(HASH_BYTES)
+        salt = os.urandom(SALT_BYTES)
         entry = Entry(
             Kind.SPEC, base_revision, time_us=time_us, body=spec_body, salt=salt,
             commitment=commitment_of(new_hash, salt, b"", spec_body),
@@ -151,9 +140,9 @@ class Log:
         )
         io.make_folder(folder)
         io.fsync_dir(folder.parent)
-        preallocator = Preallocator(io, folder, ahead)
-        contents = Contents([], cursor, lineage.bytes, bytes(spec_body), None)
-        log = cls(io, folder, contents, segment_bytes, preallocator)
+        end = StreamEnd(DATA_START, b"", 1)
+        contents = Contents([], cursor, lineage.bytes, bytes(spec_body), end, None)
+        log = cls(io, folder, contents, StreamWriter(io, folder, contents, segment_bytes, ahead))
         try:
             log.append([entry])
             log.mark()
@@ -196,35 +185,16 @@ class Log:
         """
         io, folder = io or FileIO(), Path(folder)
         if read_only:
-            return cls(io, folder, _read_beside_a_writer(io, folder, progress), segment_bytes, None)
+            return cls(io, folder, _read_beside_a_writer(io, folder, progress), None)
         contents = read_contents(io, folder, progress)
         trim_tail(io, contents)
-        contents.tail = None
-        preallocator = Preallocator(io, folder, ahead)
-        preallocator.discard()
-        log = cls(io, folder, contents, segment_bytes, preallocator)
-        log._fd = io.open(contents.segments[-1].path)
-        log._incarnation += 1
-        try:
-            # A full disk does no harm here: the next group carries the new incarnation, and the
-            # tail is durably zero already.
-            with contextlib.suppress(LogFull):
-                log.mark()
-        except LogFailed:
-            log.close()
-            raise
-        return log
+        return cls(io, folder, contents, StreamWriter(io, folder, contents, segment_bytes, ahead))
 
     def close(self) -> None:
         """Ends the background thread and closes the files. Appended records are durable already."""
         with self._lock:
-            if self._preallocator is not None:
-                self._preallocator.close()
-                self._preallocator = None
-            if self._fd >= 0:
-                self._io.close(self._fd)
-                self._fd = -1
-            self._failed = self._failed or "it is closed"
+            if self._writer is not None:
+                self._writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -260,41 +230,38 @@ class Log:
         """
         if not entries:
             raise ValueError("a commit group needs at least one entry")
-        lengths = [payload_length(entry) for entry in entries]
-        size = align(sum(align(HEADER_BYTES + length, RECORD_ALIGN) for length in lengths), BLOCK_BYTES)
         with self._lock:
-            self._check_usable()
+            writer = self._usable_writer()
             self._check_entries(entries)
-            self._make_room(size)
-            hashes = self._pack(entries, lengths, size)
-            self._write_and_sync(size)
-            self._marked = False
-            self._cursor.revision, self._cursor.hash = entries[-1].revision, hashes[-1]
-            self.last_hash, self.last_revision = hashes[-1], entries[-1].revision
-        return hashes
+            cursor = self._cursor
+            before = Cursor(cursor.revision, cursor.hash, cursor.incarnation)
+            group = pack_group(entries, cursor.hash, cursor.hash_id, self._new_hash)
+            note_place(self._places, before, *writer.write(group))
+            self._end, self._marked = writer.end, False
+            cursor.revision, cursor.hash = entries[-1].revision, group.hashes[-1]
+            self.last_hash, self.last_revision = group.hashes[-1], entries[-1].revision
+        return group.hashes
 
     def mark(self) -> None:
-        """Writes a bare mark durably.
+        """Writes a tail slot which says that everything in the log was synced.
 
-        After it, damage to an earlier group differs from an unsynced tail. It does nothing if the
-        log ends with a mark.
+        After it, damage to the last group differs from an unsynced tail. It does nothing if the log
+        ends with a mark.
 
         Raises:
             LogFull: the disk has no room. Nothing of the mark remains, and the log still works.
             LogFailed: a write or a sync failed. The log refuses all further records.
         """
         with self._lock:
-            self._check_usable()
-            if self._marked:
-                return
-            self._make_room(BLOCK_BYTES)
-            self._pack([Entry(Kind.MARK, self.last_revision)], [0], BLOCK_BYTES)
-            self._write_and_sync(BLOCK_BYTES)
-            self._marked = True
+            writer = self._usable_writer()
+            if not self._marked:
+                writer.mark()
+                self._end, self._marked = writer.end, True
 
-    def _check_usable(self) -> None:
-        if self._failed is not None:
-            raise LogFailed(f"the log in {self._folder} takes no records: {self._failed}")
+    def _usable_writer(self) -> StreamWriter:
+        if self._writer is None or self._writer.failed is not None:
+            raise LogFailed(f"the log in {self._folder} takes no records: {self.failed}")
+        return self._writer
 
     def _check_entries(self, entries: Sequence[Entry]) -> None:
         for revision, entry in enumerate(entries, self.last_revision + 1):
@@ -304,110 +271,18 @@ class Log:
                 raise ValueError(
                     f"a producer id has at most {PRODUCER_BYTES_MAX} bytes, got {len(entry.producer)}"
                 )
-
-    def _make_room(self, size: int) -> None:
-        """Starts a new segment unless the last one has `size` bytes left."""
-        segment = self._segments[-1] if self._segments else None
-        if segment is not None and segment.end + size <= segment.size:
-            return
-        new_size, zeroed = max(size, self._segment_bytes), 0
-        if segment is None:
-            new_size = zeroed = max(size, min(self._segment_bytes, FIRST_SEGMENT_BYTES_MAX))
-        path = self._folder / segment_name(self.last_revision + 1)
-        assert self._preallocator is not None
-        try:
-            # A segment without a revision that is too small for this group has the same name. The
-            # new segment replaces it.
-            self._preallocator.take(path, new_size, zeroed)
-            fd = self._io.open(path)
-        except (LogFailed, OSError) as error:
-            self._failed = str(error)
-            raise LogFailed(self._failed) from error
-        if self._fd >= 0:
-            self._io.close(self._fd)
-        self._fd = fd
-        if segment is not None and segment.first == self.last_revision + 1:
-            self._segments.pop()
-        self._segments.append(Segment(path, self.last_revision + 1, self._io.size(path)))
-
-    def _pack(self, entries: Sequence[Entry], lengths: list[int], size: int) -> list[bytes]:
-        """Lays out the group in the buffer.
-
-        Every byte of [0, size) is written. Returns the chain hashes.
-        """
-        buffer, segment, new_hash = self._buffer.reserve(size), self._segments[-1], self._new_hash
-        stamp = Stamp(
-            self._cursor.log_id, self._cursor.hash_id, self._incarnation, segment.end // BLOCK_BYTES,
-            segment.size // BLOCK_BYTES, max(self.last_revision, 0),
-        )  # fmt: skip
-        at, previous, hashes, last = 0, self._cursor.hash, [], len(entries) - 1
-        for index, (entry, length) in enumerate(zip(entries, lengths, strict=True)):
-            headers, chain = pack_headers(
-                entry, stamp, length, FLAG_LAST if index == last else 0, previous, new_hash
-            )
-            buffer[at : at + HEADER_BYTES] = headers
-            end = at + HEADER_BYTES
-            if length:
-                end = pack_payload(buffer, end, entry)
-            at = align(end, RECORD_ALIGN) if index < last else size
-            buffer[end:at] = bytes(at - end)
-            hashes.append(chain)
-            previous = chain
-        return hashes
-
-    def _write_and_sync(self, size: int) -> None:
-        """Makes the group in the buffer durable after the last group.
-
-        Raises LogFull or LogFailed if it is not.
-        """
-        segment, preallocator = self._segments[-1], self._preallocator
-        assert preallocator is not None
-        preallocator.busy = True
-        try:
-            write_all(self._io, self._fd, self._buffer.view[:size], segment.end)
-        except OSError as error:
-            self._undo_write(segment, size, error)
-        try:
-            self._io.fdatasync(self._fd)
-        except OSError as error:
-            # The contents of the disk are unknown now. A second sync could report a false success.
-            self._failed = f"fdatasync failed: {error}"
-            raise LogFailed(self._failed) from error
-        finally:
-            preallocator.busy = False
-        note_place(self._places, self._here(), len(self._segments) - 1, segment.end)
-        segment.end += size
-        if segment.end >= segment.size // 2:
-            preallocator.prepare(self._segment_bytes)
-
-    def _undo_write(self, segment: Segment, size: int, error: OSError) -> None:
-        """Overwrites the place of the refused group with zeros.
-
-        Raises LogFull if that worked, otherwise LogFailed.
-        """
-        try:
-            if error.errno not in DISK_FULL_ERRORS:
-                raise error
-            zero_range(self._io, self._fd, segment.end, segment.end + size)
-        except OSError as second:
-            self._failed = f"a write failed: {error}"
-            raise LogFailed(self._failed) from second
-        raise LogFull(f"no room for a group of {size} bytes in {segment.path}: {error.strerror}") from error
-
-    def _here(self) -> Cursor:
-        return Cursor(self.last_revision, self._cursor.hash, self._incarnation)
+            if len(entry.salt) != SALT_BYTES:
+                raise ValueError(f"a salt has {SALT_BYTES} bytes, got {len(entry.salt)}")
 
     # -------------------------------------------------------------------------------------- reading
 
-    def read(
-        self, from_revision: int | None = None, mapped: bool = True, marks: bool = False
-    ) -> Iterator[Record]:
-        """Yields the records from `from_revision` to the last one at the call, verified.
+    def read(self, from_revision: int | None = None, mapped: bool = True) -> Iterator[Record]:
+        """Yields the records from `from_revision` to the last one at the time of the call,
+        verified.
 
         Args:
             from_revision: the first revision to read; None means the spec.
             mapped: the bodies are views of the mapped file; otherwise they are copies.
-            marks: also yield bare marks.
 
         Raises:
             LogDamaged: synced bytes differ from what was written.
@@ -415,8 +290,8 @@ class Log:
         first = self._segments[0].first if from_revision is None else from_revision
         with self._lock:
             segments, place = list(self._segments), self._place_of(first)
-            stop = (len(segments) - 1, segments[-1].end)
-        return self._records(segments, place, stop, first, mapped, marks)
+            stop = len(segments) - 1, self._end
+        return self._records(segments, place, stop, first, mapped)
 
     def _place_of(self, revision: int) -> Place:
         low, high = 0, len(self._places)
@@ -429,10 +304,9 @@ class Log:
         self,
         segments: list[Segment],
         place: Place,
-        stop: tuple[int, int],
+        stop: tuple[int, StreamEnd],
         first: int,
         mapped: bool,
-        marks: bool,
     ) -> Iterator[Record]:
         cursor = Cursor(
             place.revision,
@@ -442,10 +316,10 @@ class Log:
             self._cursor.hash_id,
             self._new_hash,
         )
-        walk = Walk(self._io, segments, cursor, place.segment, place.offset, first, stop)
+        walk = Walk(self._io, segments, cursor, place.segment, place.offset, stop)
         for group in walk.groups():
-            for record in group.records():
-                if record.revision < first or (record.kind == Kind.MARK and not marks):
+            for record in group.records:
+                if record.revision < first:
                     continue
                 if not mapped:
                     record.body = memoryview(bytes(record.body))
@@ -458,13 +332,13 @@ class Log:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes in the log, with padding and marks."""
+        """Bytes in the log, with padding and tail slots."""
         return sum(segment.end for segment in self._segments)
 
     @property
     def failed(self) -> str | None:
         """Why the log takes no more records, or None."""
-        return self._failed
+        return "it was opened read-only" if self._writer is None else self._writer.failed
 
 
 def _clear_unfinished(io: FileIO, folder: Path) -> None:

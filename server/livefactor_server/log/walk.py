@@ -5,14 +5,15 @@ be read. If the log holds anything that was written later, then the group was co
 and the disk lost it. Evidence for a later write is:
 
 - a later segment file;
-- a valid record with the same or a later incarnation, which belongs to a later group or has a mark
-  at or after the missing revision.
+- a tail slot whose `synced` is behind the group;
+- a whole group of this log in its place, which starts later or whose mark is at or after the
+  missing revision.
 
-Two more findings cannot come from an interrupted write: a valid record in a wrong place, and a
-truncated file. In all these cases the log is damaged. Without such evidence the group was never
-acknowledged, and it is an unsynced tail.
+Three more findings cannot come from an interrupted write: a whole group header in a wrong place, a
+truncated file, and two damaged tail slots. In all these cases the log is damaged. Without such
+evidence the group was never acknowledged, and it is an unsynced tail.
 
-The rule has two limits. The last group has no evidence until its bare mark is written, after 10 ms
+The rule has two limits. The last group has no evidence until its mark is written, after some time
 without updates, or until the next group. Damage to it in this time looks like an unsynced tail. If
 everything after some point is destroyed, the log looks as if it ended there. Only a snapshot or a
 stored acknowledgement with a later revision reveals this.
@@ -22,55 +23,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from livefactor_server.log.disk import BLOCK_BYTES, FileIO
-from livefactor_server.log.errors import LogDamaged
+from livefactor_server.log.errors import LogDamaged, LogError
 from livefactor_server.log.format import (
-    FLAG_LAST,
-    HEADER_BYTES,
-    MAGIC,
+    DATA_START,
+    GROUP_MAGIC,
     NO_HASH,
-    RECORD_ALIGN,
-    STORAGE_BYTES,
-    BadRecord,
-    Head,
+    BadGroup,
+    GroupHead,
     Kind,
-    MisplacedRecord,
+    MisplacedGroup,
     Record,
-    align,
-    check_payload,
     first_previous,
     hash_function,
     hash_name_of,
-    made_size,
-    read_head,
-    record_of,
+    is_earlier_layout,
 )
+from livefactor_server.log.parsing import read_group_head, read_records
+from livefactor_server.log.tail import Slot, place_of, read_slots
 
 SEGMENT_NAME = re.compile(r"(\d{20})\.log")
 _ZEROS = bytes(1 << 20)
-_MARK = int(Kind.MARK)
+_NO_MAGIC = bytes(len(GROUP_MAGIC))
 
 
 @dataclass(slots=True)
 class Segment:
-    """A segment file.
-
-    `first` is its first revision, `size` its bytes, `end` the bytes that hold groups.
-    """
+    """A segment file: `first` revision, `size` of the file, `end` of the stream in it (bytes)."""
 
     path: Path
     first: int
     size: int
-    end: int = 0
+    end: int = DATA_START
 
 
 @dataclass(slots=True)
 class Cursor:
-    """The state of the chain at some point, which the next record must continue."""
+    """Where the chain stands: what the next record must follow."""
 
     revision: int
     hash: bytes
@@ -85,49 +78,60 @@ class Cursor:
         return self.new_hash is not None
 
 
-@dataclass(slots=True)
-class Group:
-    """A complete, verified commit group in [offset, end) of a segment file.
-
-    `segment` is the index of the segment, `view` the whole file, and `found` the offset, headers
-    and hash of each record.
-    """
+class Group(NamedTuple):
+    """A verified commit group, from byte `offset` to `end` of the segment with index `segment`."""
 
     segment: int
-    path: Path
-    view: memoryview
     offset: int
     end: int
-    found: list[tuple[int, Head, bytes]]
-
-    def records(self) -> Iterator[Record]:
-        """The records of the group."""
-        return (record_of(self.view, at, head, chain, self.path) for at, head, chain in self.found)
+    records: list[Record]
 
 
 @dataclass(slots=True)
 class Tail:
-    """A group in the last segment that was never synced. Its nonzero bytes lie in [start, end)."""
+    """What an interrupted write left in the last segment.
+
+    `start` is where the stream ends. Nonzero bytes may follow it up to `end`. `slot` is the byte at
+    which a tail slot stands that cannot be used, or None.
+    """
 
     path: Path
     start: int
     end: int
     reason: str
+    slot: int | None = None
+
+
+class StreamEnd(NamedTuple):
+    """Where the stream of the last segment ends, for whoever writes behind it or reads up to it.
+
+    `content` holds the bytes of the last block, which starts at byte `base`, and `counter` is the
+    number that the next slot write takes.
+    """
+
+    base: int
+    content: bytes
+    counter: int
+
+    @property
+    def end(self) -> int:
+        """The byte behind the last group."""
+        return self.base + len(self.content)
 
 
 def list_segments(io: FileIO, folder: Path) -> list[Segment]:
-    """The segments in the folder, ordered by revision."""
+    """The folder's segments in order of revision."""
     matches = sorted(filter(None, map(SEGMENT_NAME.fullmatch, io.names(folder))), key=lambda match: match[1])
     return [Segment(folder / m[0], int(m[1]), io.size(folder / m[0])) for m in matches]
 
 
 def segment_name(first_revision: int) -> str:
-    """The file name of the segment that starts with `first_revision`."""
+    """The file name of the segment whose first revision is given."""
     return f"{first_revision:020d}.log"
 
 
 def nonzero_end(view: memoryview, start: int) -> int:
-    """The offset after the last nonzero byte of `view[start:]`; `start` if all bytes are zero."""
+    """Offset behind the last nonzero byte of `view` at or past `start`; `start` if all is zero."""
     end = len(view)
     while end > start:
         step = min(len(_ZEROS), end - start)
@@ -139,93 +143,67 @@ def nonzero_end(view: memoryview, start: int) -> int:
 
 
 def read_group(
-    view: memoryview, at: int, cursor: Cursor, path: Path, verify_from: int
-) -> tuple[list[tuple[int, Head, bytes]], int]:
-    """Reads and verifies the group at `at`.
+    memory: memoryview, at: int, place: int, cursor: Cursor, path: Path
+) -> tuple[list[Record], int]:
+    """Reads and verifies the group at `memory[at:]`, which is byte `place` of the file.
 
-    `cursor` moves past the group only if all of it is valid.
+    The cursor moves behind the group only if all of it is valid.
 
-    Payloads of revisions below `verify_from` are not verified.
-
-    Returns:
-        The records (offset, headers and hash of each), and the offset of the next group.
-
-    Raises:
-        BadRecord: a record of the group is not valid.
+    Returns the records, and the byte of the file behind the group. Raises BadGroup.
     """
-    if not cursor.begun:
-        _begin(cursor, view, at, path)
-    revision, chain, incarnation, new_hash = cursor.revision, cursor.hash, cursor.incarnation, cursor.new_hash
-    assert new_hash is not None
-    found, offset, size, block = [], at, len(view), at // BLOCK_BYTES
-    while True:
-        raw = bytes(view[offset : offset + HEADER_BYTES])
-        head = read_head(raw, offset, size, path)
-        is_mark = head.kind == _MARK
-        if (
-            head.revision != revision + (not is_mark)
-            or head.previous != chain
-            or head.incarnation < incarnation
-            or head.group != block
-            or head.log_id != cursor.log_id
-            or head.hash_id != cursor.hash_id
-        ):
-            raise MisplacedRecord(offset, _why_misplaced(head, cursor, revision + (not is_mark), block))
-        if head.revision >= verify_from:
-            check_payload(view, offset, head, new_hash)
-        if not is_mark:
-            revision, chain = head.revision, new_hash(raw[STORAGE_BYTES:]).digest()
-        incarnation = head.incarnation
-        found.append((offset, head, chain))
-        offset += HEADER_BYTES + head.length
-        if head.flags & FLAG_LAST:
-            break
-        offset += -offset % RECORD_ALIGN
-    cursor.revision, cursor.hash, cursor.incarnation = revision, chain, incarnation
-    return found, align(offset, BLOCK_BYTES)
+    head = read_group_head(memory, at, place, path)
+    is_first = not cursor.begun
+    if is_first:
+        if head.previous != first_previous(head.previous[:16]):
+            raise MisplacedGroup(place, "the log does not start with a spec")
+        expected = replace(
+            cursor, hash=head.previous, log_id=head.log_id, hash_id=head.hash_id,
+            new_hash=hash_function(hash_name_of(head.hash_id)),
+        )  # fmt: skip
+    else:
+        expected = cursor
+    if (
+        head.revision != expected.revision + 1
+        or head.previous != expected.hash
+        or head.incarnation < expected.incarnation
+        or head.place != place
+        or head.log_id != expected.log_id
+        or head.hash_id != expected.hash_id
+    ):
+        raise MisplacedGroup(place, _why_misplaced(head, expected, place))
+    assert expected.new_hash is not None
+    records = read_records(memory, at, head, path, expected.new_hash)
+    if is_first:
+        if records[0].kind != Kind.SPEC:
+            raise MisplacedGroup(place, "the log does not start with a spec")
+        cursor.log_id, cursor.hash_id, cursor.new_hash = expected.log_id, expected.hash_id, expected.new_hash
+    cursor.revision, cursor.hash, cursor.incarnation = records[-1].revision, head.last, head.incarnation
+    return records, place + head.size
 
 
-def _why_misplaced(head: Head, cursor: Cursor, revision: int, block: int) -> str:
+def _why_misplaced(head: GroupHead, cursor: Cursor, place: int) -> str:
     if head.log_id != cursor.log_id or head.hash_id != cursor.hash_id:
-        return "a record of another log"
-    if head.revision != revision:
-        return f"revision {revision} expected, {head.revision} found"
-    if head.group != block:
-        return f"revision {head.revision} was written for the group at byte {head.group * BLOCK_BYTES}"
+        return "a group of another log"
+    if head.revision != cursor.revision + 1:
+        return f"revision {cursor.revision + 1} expected, {head.revision} found"
+    if head.place != place:
+        return f"revision {head.revision} belongs to byte {head.place} of its file"
     return f"revision {head.revision} does not follow the record before it in the chain"
 
 
-def _begin(cursor: Cursor, view: memoryview, at: int, path: Path) -> None:
-    """Sets the log's hash and identity from its first record, whose `previous` is the lineage."""
-    head = read_head(bytes(view[at : at + HEADER_BYTES]), at, len(view), path)
-    new_hash = hash_function(hash_name_of(head.hash_id))
-    check_payload(view, at, head, new_hash)
-    if head.kind != Kind.SPEC or head.previous != first_previous(head.previous[:16]):
-        raise MisplacedRecord(at, "the log does not start with a spec")
-    cursor.hash, cursor.hash_id, cursor.log_id, cursor.new_hash = (
-        head.previous,
-        head.hash_id,
-        head.log_id,
-        new_hash,
-    )
-
-
 class Walk:
-    """One pass over `segments` from a known point of the chain.
+    """One pass over `segments` from a known place in the chain.
 
     Args:
         io: the disk.
-        segments: all segments of the log, in order. The walk sets their `end`.
-        cursor: the state of the chain before the first group. It ends as the state at the end of
-            the log.
-        index: the segment to start in.
-        offset: the byte to start at, which is the start of a group.
-        verify_from: payloads of earlier revisions are not verified.
-        stop: (segment index, offset) of the end of the synced part; None makes the walk find the
-            end.
-        progress: called with (bytes walked, bytes of all segments).
+        segments: all segments of the log, in order. The walk sets the `end` of each one.
+        cursor: what the first group must follow; afterwards, where the log ends.
+        index, offset: the segment and the byte to start at, where a group starts.
+        stop: the segment that the log ends in, and where; None finds the end.
+        progress: called with (bytes passed, bytes of all segments).
 
-    `groups()` yields every complete group. Afterwards `tail` is the unsynced tail or None.
+    `groups()` yields every whole group. Afterwards `tail` is the unsynced tail or None, and `end`
+    is where the stream ends. It raises LogDamaged if the log is damaged.
     """
 
     def __init__(
@@ -234,71 +212,159 @@ class Walk:
         segments: list[Segment],
         cursor: Cursor,
         index: int = 0,
-        offset: int = 0,
-        verify_from: int = 0,
-        stop: tuple[int, int] | None = None,
+        offset: int = DATA_START,
+        stop: tuple[int, StreamEnd] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.io, self.segments, self.cursor = io, segments, cursor
         self.index, self.offset = index, offset
-        self.verify_from, self.stop, self.progress = verify_from, stop, progress
+        self.stop, self.progress = stop, progress
         self.tail: Tail | None = None
+        self.end = StreamEnd(DATA_START, b"", 1)
+        self._bad: BadGroup | None = None
 
     def groups(self) -> Iterator[Group]:
-        """Yields every complete group from the start on, verified. Raises LogDamaged."""
+        """Every whole group from the start on, verified. Raises LogDamaged."""
         last = len(self.segments) - 1 if self.stop is None else self.stop[0]
         offset = self.offset
         for index in range(self.index, last + 1):
-            yield from self._segment(index, offset, index == last)
-            offset = 0
+            view = self.io.map(self.segments[index].path)
+            if self.stop is not None:
+                limit = self.stop[1].end if index == last else self.segments[index].end
+                yield from self._known(index, view, offset, limit, index == last)
+            else:
+                yield from self._unknown(index, view, offset, index == last)
+            offset = DATA_START
 
-    def _segment(self, index: int, offset: int, is_last: bool) -> Iterator[Group]:
-        segment, cursor = self.segments[index], self.cursor
-        view = self.io.map(segment.path)
-        limit = len(view) if self.stop is None else self.stop[1] if is_last else segment.end
-        self._check_file(segment, view, offset)
-        bad = None
-        while offset < limit and (self.stop or view[offset : offset + HEADER_BYTES] != _ZEROS[:HEADER_BYTES]):
+    def _known(self, index: int, view: memoryview, offset: int, limit: int, is_last: bool) -> Iterator[Group]:
+        """The groups of a segment up to `limit`, all of which were synced."""
+        self._check_file(index, view, offset)
+        assert self.stop is not None
+        base = self.stop[1].base if is_last else limit
+        yield from self._groups(index, view, 0, offset, min(base, limit))
+        at = self._at
+        if is_last and at < limit:
+            memory = _with_tail(view, at, base, self.stop[1].content)
+            yield from self._groups(index, memory, at, at, limit)
+        if self._at < limit:
+            bad = self._bad or BadGroup(self._at, "zeros where a group should start")
+            raise LogDamaged(self.segments[index].path, bad.offset, f"{bad.reason}, but it was synced")
+
+    def _unknown(self, index: int, view: memoryview, offset: int, is_last: bool) -> Iterator[Group]:
+        """The groups of a segment up to where they end."""
+        segment = self.segments[index]
+        self._check_file(index, view, offset)
+        yield from self._groups(index, view, 0, offset, len(view))
+        segment.end = max(segment.end, self._at)
+        if is_last:
+            yield from self._last_block(index, view)
+            segment.end = self.end.end
+        elif self._bad is not None:
+            reason = f"{self._bad.reason}, but a later segment shows that it was synced"
+            raise LogDamaged(segment.path, self._bad.offset, reason)
+
+    def _groups(
+        self, index: int, memory: memoryview, origin: int, offset: int, limit: int
+    ) -> Iterator[Group]:
+        """The whole groups from byte `offset` of the file on. `memory` starts at byte `origin`.
+
+        Afterwards `_at` is the byte behind the last one, and `_bad` says why the next is none.
+        """
+        path, self._bad, self._at = self.segments[index].path, None, offset
+        while self._at < limit:
+            at = self._at - origin
+            if memory[at : at + len(_NO_MAGIC)] == _NO_MAGIC:
+                return
             try:
-                found, end = read_group(view, offset, cursor, segment.path, self.verify_from)
-            except BadRecord as error:
-                bad = error
-                break
-            segment.end = max(segment.end, end)
-            yield Group(index, segment.path, view, offset, end, found)
-            offset = end
-            self._report(index, offset)
-        if bad is not None and (self.stop or not is_last):
-            raise LogDamaged(segment.path, bad.offset, f"{bad.reason}, in a part of the log that was synced")
-        if is_last and not self.stop:
-            self.tail = self._find_tail(segment, view, offset, bad)
+                records, end = read_group(memory, at, self._at, self.cursor, path)
+            except BadGroup as bad:
+                # A traceback would keep the file mapped.
+                self._bad = bad.with_traceback(None)
+                return
+            group, self._at = Group(index, self._at, end, records), end
+            yield group
+            self._report(index, end)
 
-    def _check_file(self, segment: Segment, view: memoryview, offset: int) -> None:
-        made = made_size(view)
-        if len(view) < max(made, BLOCK_BYTES) or len(view) % BLOCK_BYTES:
-            reason = f"the file was cut short: it had {made or 'whole blocks of 4096'} bytes when it was made"
+    def _last_block(self, index: int, view: memoryview) -> Iterator[Group]:
+        """The groups that end in the last block of the log. Sets `end` and `tail`."""
+        segment, first_bad = self.segments[index], self._bad
+        slots = [slot for slot in read_slots(view) if self._is_ours(slot)]
+        if not slots and nonzero_end(view, DATA_START) > DATA_START:
+            raise LogDamaged(segment.path, 0, "both tail slots are damaged")
+        start, chosen = self._at, None
+        for slot in slots:
+            if slot.end <= start:
+                break
+            groups = self._groups_of(slot, index, view, start)
+            if groups is not None:
+                chosen = slot
+                yield from groups
+                break
+        end = chosen.end if chosen is not None else start
+        bad = first_bad if chosen is None else None
+        self._refuse_damage(segment, view, end, bad, slots)
+        self.end = _stream_end(view, end, chosen, slots)
+        self.tail = self._find_tail(segment, view, end, bad, slots)
+
+    def _is_ours(self, slot: Slot) -> bool:
+        return not self.cursor.begun or slot.log_id == self.cursor.log_id
+
+    def _groups_of(self, slot: Slot, index: int, view: memoryview, start: int) -> list[Group] | None:
+        """The groups from `start` to the end of the slot, or None if they are not whole."""
+        before = replace(self.cursor)
+        memory = _with_tail(view, start, slot.base, slot.content)
+        groups = list(self._groups(index, memory, start, start, slot.end))
+        if self._at == slot.end:
+            return groups
+        self.cursor.revision, self.cursor.hash = before.revision, before.hash
+        self.cursor.incarnation, self.cursor.log_id = before.incarnation, before.log_id
+        self.cursor.hash_id, self.cursor.new_hash = before.hash_id, before.new_hash
+        return None
+
+    def _refuse_damage(
+        self, segment: Segment, view: memoryview, end: int, bad: BadGroup | None, slots: list[Slot]
+    ) -> None:
+        """Raises LogDamaged if what follows the stream's end proves that it once went on."""
+        found = bad or BadGroup(end, "the stream ends here")
+        if isinstance(bad, MisplacedGroup):
+            raise LogDamaged(segment.path, bad.offset, bad.reason)
+        if any(slot.synced > end for slot in slots):
+            reason = f"{found.reason}, but a tail slot shows that it was synced"
+            raise LogDamaged(segment.path, found.offset, reason)
+        later = None
+        if nonzero_end(view, end) > end:
+            later = find_later_group(view, end, self.cursor, segment.path)
+        if later is not None:
+            what = f"revision {later.revision} at byte {later.place}"
+            reason = f"{found.reason}, but {what} was written after it was synced"
+            raise LogDamaged(segment.path, found.offset, reason)
+
+    def _find_tail(
+        self, segment: Segment, view: memoryview, end: int, bad: BadGroup | None, slots: list[Slot]
+    ) -> Tail | None:
+        last = nonzero_end(view, end)
+        unusable = _unusable_slot(view, end, slots)
+        if last == end and unusable is None:
+            return None
+        reason = bad.reason if bad is not None else "a tail slot is not whole"
+        if bad is None and last > end:
+            reason = "zeros where a group should start"
+        return Tail(segment.path, end, last, reason, unusable)
+
+    def _check_file(self, index: int, view: memoryview, offset: int) -> None:
+        segment = self.segments[index]
+        if is_earlier_layout(view):
+            raise LogError(
+                f"{segment.path} was written by an earlier version, whose layout is not read any more"
+            )
+        made = made_size(view, segment.path)
+        if len(view) < max(made, DATA_START) or len(view) % BLOCK_BYTES:
+            reason = f"the file was cut short: it was made {made or 'whole blocks of 4096'} bytes long"
             raise LogDamaged(segment.path, len(view), reason)
-        if offset == 0 and self.cursor.begun and segment.first != self.cursor.revision + 1:
+        if offset == DATA_START and self.cursor.begun and segment.first != self.cursor.revision + 1:
             expected = self.cursor.revision + 1
             reason = f"revision {expected} expected at its start: records or a whole segment are missing"
             raise LogDamaged(segment.path, 0, reason)
-
-    def _find_tail(
-        self, segment: Segment, view: memoryview, start: int, bad: BadRecord | None
-    ) -> Tail | None:
-        end = nonzero_end(view, start)
-        if end == start:
-            return None
-        bad = bad or BadRecord(start, "zeros where a group should start")
-        if isinstance(bad, MisplacedRecord):
-            raise LogDamaged(segment.path, bad.offset, bad.reason)
-        proof = find_later_record(view, start, self.cursor, segment.path)
-        if proof is not None:
-            offset, head = proof
-            what = "a mark" if head.kind == Kind.MARK else f"revision {head.revision}"
-            reason = f"{bad.reason}, but {what} at byte {offset} was written after it was synced"
-            raise LogDamaged(segment.path, bad.offset, reason)
-        return Tail(segment.path, start, end, bad.reason)
 
     def _report(self, index: int, offset: int) -> None:
         if self.progress is not None:
@@ -306,35 +372,73 @@ class Walk:
             self.progress(before + offset, sum(segment.size for segment in self.segments))
 
 
-def find_later_record(view: memoryview, start: int, cursor: Cursor, path: Path) -> tuple[int, Head] | None:
-    """Searches for a valid record that proves that the group at `start` was synced.
+def _with_tail(view: memoryview, start: int, base: int, content: bytes) -> memoryview:
+    """The bytes of the file from `start` on, with `content` in place of those from `base` on."""
+    if start >= base:
+        return memoryview(content[start - base :])
+    return memoryview(bytes(view[start:base]) + content)
 
-    Returns:
-        The offset and the headers of that record, or None.
-    """
-    data: Any = view.obj
-    position = data.find(MAGIC, start)
-    while position >= 0:
-        offset = position - STORAGE_BYTES
-        if offset >= start and offset % RECORD_ALIGN == 0:
-            head = _self_valid(view, offset, cursor, path)
-            if head is not None and (head.group * BLOCK_BYTES > start or head.mark > cursor.revision):
-                return offset, head
-        position = data.find(MAGIC, position + 1)
+
+def _stream_end(view: memoryview, end: int, chosen: Slot | None, slots: list[Slot]) -> StreamEnd:
+    """The end of the stream at byte `end`. Its counter spares the slot that holds it."""
+    base = end - end % BLOCK_BYTES
+    content = chosen.content if chosen is not None and chosen.base == base else bytes(view[base:end])
+    newest = slots[0].counter if slots else 0
+    holder = next((slot for slot in slots if slot.end == end), chosen)
+    counter = newest + 1
+    if holder is not None and place_of(counter) == place_of(holder.counter):
+        counter += 1
+    return StreamEnd(base, content, counter)
+
+
+def _unusable_slot(view: memoryview, end: int, slots: list[Slot]) -> int | None:
+    """The byte of a tail slot that is torn or that holds an incomplete group, or None."""
+    whole = {place_of(slot.counter): slot for slot in slots}
+    for place in (place_of(0), place_of(1)):
+        if place in whole:
+            if whole[place].end > end:
+                return place
+        elif slots:
+            return place
     return None
 
 
-def _self_valid(view: memoryview, offset: int, cursor: Cursor, path: Path) -> Head | None:
+def made_size(view: memoryview, path: Path) -> int:
+    """The length of a segment file when it was made, in bytes; 0 if nothing in it can be read."""
+    slots = read_slots(view)
+    if slots:
+        return slots[0].segment * BLOCK_BYTES
     try:
-        head = read_head(bytes(view[offset : offset + HEADER_BYTES]), offset, len(view), path)
-        check_payload(view, offset, head, cursor.new_hash or hash_function(hash_name_of(head.hash_id)))
-    except BadRecord:
-        return None
-    if cursor.begun and (head.log_id != cursor.log_id or head.incarnation < cursor.incarnation):
+        return read_group_head(view, DATA_START, DATA_START, path).segment * BLOCK_BYTES
+    except BadGroup:
+        return 0
+
+
+def find_later_group(view: memoryview, start: int, cursor: Cursor, path: Path) -> GroupHead | None:
+    """A whole group at or behind byte `start`, which proves that `start` was synced before."""
+    data: Any = view.obj
+    position = data.find(GROUP_MAGIC, start)
+    while position >= 0:
+        head = _whole_group(view, position, cursor, path)
+        if head is not None and (head.place > start or head.mark > cursor.revision):
+            return head
+        position = data.find(GROUP_MAGIC, position + 1)
+    return None
+
+
+def _whole_group(view: memoryview, offset: int, cursor: Cursor, path: Path) -> GroupHead | None:
+    try:
+        head = read_group_head(view, offset, offset, path)
+        if head.place != offset or (cursor.begun and head.log_id != cursor.log_id):
+            return None
+        if cursor.begun and head.incarnation < cursor.incarnation:
+            return None
+        read_records(view, offset, head, path, cursor.new_hash or hash_function(hash_name_of(head.hash_id)))
+    except BadGroup:
         return None
     return head
 
 
 def start_cursor(first_revision: int) -> Cursor:
-    """The state of the chain before a log's first record."""
+    """The place before a log's first record."""
     return Cursor(first_revision - 1, NO_HASH)

@@ -88,11 +88,11 @@ class ProducerTable:
 
 # Canonical bytes of a frozen table, in order of the producers' ids, little-endian, without padding:
 #   producer: u16 length of id, id, u64 epoch, u64 last sequence, u16 outcomes
-#   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 32 B salt,
+#   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 16 B salt,
 #             32 B received hash
 #   reject:   u32 row, u8 reason
 _PRODUCER = struct.Struct("<QQH")
-_OUTCOME = struct.Struct("<QQIIH32s32s")
+_OUTCOME = struct.Struct("<QQIIH16s32s")
 _REJECT = struct.Struct("<IB")
 
 

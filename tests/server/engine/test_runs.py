@@ -84,7 +84,7 @@ def headers_of(stream: list[Change]) -> list[Header]:
     for number, change in enumerate(stream):
         opens = isinstance(change, OpenProducerChange)
         epoch, sequence = epoch + opens, sequence + (not opens)
-        salt = bytes([number]) * 32
+        salt = bytes([number]) * 16
         previous = headers[-1].hash if headers else b""
         headers.append(Header(number + 1, b"p", epoch, sequence, salt, salt, NO_REJECTS, salt, previous))
     return headers

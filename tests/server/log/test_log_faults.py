@@ -16,9 +16,22 @@ from pathlib import Path
 import pytest
 
 from crash_io import CrashIO, FileSync, Image
+from livefactor_server.log import parsing as log_parsing
+from livefactor_server.log import tail as log_tail
 from livefactor_server.log.disk import BLOCK_BYTES
-from livefactor_server.log.format import HEADER_BYTES
-from livefactor_server.log.store import Entry, Kind, Log, LogDamaged, LogFailed, LogFull, LogMissing, Record
+from livefactor_server.log.format import DATA_START
+from livefactor_server.log.store import (
+    Entry,
+    Kind,
+    Log,
+    LogDamaged,
+    LogError,
+    LogFailed,
+    LogFull,
+    LogMissing,
+    Record,
+)
+from livefactor_server.log.tail import place_of, read_slots
 
 SEED = 7
 FOLDER = Path("/data/model")
@@ -33,7 +46,7 @@ def body_of(revision: int) -> bytes:
 def append(log: Log, count: int) -> None:
     entries = []
     for revision in range(log.last_revision + 1, log.last_revision + 1 + count):
-        salt, body = bytes([revision % 256]) * 32, body_of(revision)
+        salt, body = bytes([revision % 256]) * 16, body_of(revision)
         commitment = log.seal(salt, b"", body)
         entries.append(
             Entry(Kind.INTERACTIONS, revision, b"p", 1, revision, 0, 3, b"", body, salt, commitment)
@@ -47,7 +60,7 @@ def new_log(io: CrashIO | None = None, folder: Path = FOLDER, segment_bytes: int
 
 class Damage:
     """A log of five groups of three in one segment, the last followed by a mark or not, and what was done to
-    its bytes."""
+    its bytes. The last group ends in a tail slot."""
 
     def __init__(self, marked: bool) -> None:
         self.io = CrashIO(ROOT)
@@ -57,16 +70,17 @@ class Damage:
         if marked:
             log.mark()
         log.close()
-        self.marked = marked
+        self.marked, self.end = marked, log.size_bytes
         self.records = {record.revision: record for record in log.read()}
         self.path = self.records[0].path
         self.number = self.io.live.names[self.path]
         self.bytes = bytes(self.io.live.contents[self.number])
+        self.slots = read_slots(memoryview(self.bytes))
 
     def span(self, revision: int) -> tuple[int, int]:
-        """Where the record's headers and payload are."""
-        record = self.records[revision]
-        return record.offset, record.offset + HEADER_BYTES + record.head.length
+        """Where the group of the record stands in the stream."""
+        group = self.records[revision].group
+        return group.place, group.place + group.size
 
     def undetected(self, data: bytes) -> bool:
         """Whether a log whose file is `data` reads as something it is not, or loses what a mark covers."""
@@ -77,47 +91,76 @@ class Damage:
             return damage.path != self.path or not 0 <= damage.offset <= len(self.bytes)
         except LogMissing:
             return True
+        except LogError:
+            return False
         if log.last_revision < (15 if self.marked else 12):
             return True
-        if log.last_revision < 15 and log.tail is None and any(data[self.span(13)[0] :]):
-            return True  # (an unmarked last group that is all zeros looks as if it was never written)
+        if log.last_revision < 15 and log.tail is None:
+            return True
         return any(not same(record, self.records[record.revision]) for record in log.read())
 
 
 def same(a: Record, b: Record) -> bool:
-    return (a.head, bytes(a.body), a.hash, a.offset) == (b.head, bytes(b.body), b.hash, b.offset)
+    return (a.group, bytes(a.body), a.hash, a.offset) == (b.group, bytes(b.body), b.hash, b.offset)
 
 
-@pytest.mark.parametrize(
-    ("revision", "marked"), [(8, True), (15, True), (15, False)], ids=["middle", "tail", "unmarked-tail"]
-)
-def test_a_flipped_bit_is_noticed(revision: int, marked: bool) -> None:
+def bits_of_interest(damage: Damage) -> list[int]:
+    """All bits of the headers of a group in its place and of both slots, and some of the rest of the file."""
+    start, end = damage.span(8)
+    assert end <= damage.slots[0].base
+    heads = [*range(start * 8, (start + 152 + 160) * 8)]
+    slots = [*range(64 * 8), *range(BLOCK_BYTES * 8, (BLOCK_BYTES + 64) * 8)]
+    return [*heads, *slots, *range(0, damage.end * 8, 61)]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_flipped_bit_is_noticed(marked: bool) -> None:
     damage = Damage(marked)
-    start, end = damage.span(revision)
-    bits = [
-        *range(start * 8, (start + HEADER_BYTES) * 8),
-        *range((start + HEADER_BYTES) * 8, end * 8, 61),
-    ]
+    bits = bits_of_interest(damage)[:: 3 if marked else 7]
+    assert not undetected_flips(damage, bits)
+    assert len(bits) > 700
+
+
+def undetected_flips(damage: Damage, bits: list[int]) -> list[int]:
     missed = []
-    for bit in bits[:: 1 if marked else 5]:
+    for bit in bits:
         data = bytearray(damage.bytes)
         data[bit // 8] ^= 1 << bit % 8
         if damage.undetected(data):
             missed.append(bit)
-    assert not missed
-    assert len(bits) > 2_600
+    return missed
+
+
+def test_the_check_catches_unchecked_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    damage = Damage(marked=True)
+    for module in (log_parsing, log_tail):
+        monkeypatch.setattr(module, "crc32c", lambda _: AnyNumber())
+    assert undetected_flips(damage, bits_of_interest(damage)[::3])
+
+
+class AnyNumber(int):
+    """Equal to every checksum."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return True
 
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_a_file_cut_short_is_refused(marked: bool) -> None:
     damage = Damage(marked)
-    ends = range(damage.span(14)[0], damage.span(15)[1] + 1)
+    ends = range(damage.span(8)[0], damage.span(8)[0] + 700)
     for size in [
         *ends,
         0,
         1,
         BLOCK_BYTES - 1,
         BLOCK_BYTES,
+        2 * BLOCK_BYTES,
         len(damage.bytes) - 1,
         len(damage.bytes) - BLOCK_BYTES,
     ]:
@@ -131,25 +174,22 @@ def test_a_file_cut_short_is_refused(marked: bool) -> None:
 def test_zeros_and_noise_are_noticed(marked: bool) -> None:
     damage = Damage(marked)
     chance = random.Random(SEED)
-    limit = damage.span(15)[1]
     for trial in range(800):
-        at = chance.randrange(limit)
-        size = min(chance.choice([1, 8, 64, 512, BLOCK_BYTES, 3 * BLOCK_BYTES]), limit - at)
+        at = chance.randrange(damage.end)
+        size = min(chance.choice([1, 8, 64, 512, BLOCK_BYTES, 3 * BLOCK_BYTES]), damage.end - at)
         if size > 8 and trial % 2:
             at, size = at // 512 * 512, (size + 511) // 512 * 512
-        if not marked and at < damage.span(13)[0] < at + size:
-            continue  # both last groups at once: what could prove that the first was synced is gone too
         data = bytearray(damage.bytes)
         data[at : at + size] = bytes(size) if trial % 3 else chance.randbytes(size)
         assert not damage.undetected(data[: len(damage.bytes)]), (at, size, trial)
 
 
 @pytest.mark.parametrize("marked", [True, False])
-@pytest.mark.parametrize(("one", "other"), [(7, 8), (13, 14), (14, 15), (8, 14), (3, 12)])
-def test_records_that_changed_places_are_refused(one: int, other: int, marked: bool) -> None:
+@pytest.mark.parametrize(("one", "other"), [(1, 4), (4, 7), (1, 9)])
+def test_groups_that_changed_places_are_refused(one: int, other: int, marked: bool) -> None:
     damage = Damage(marked)
     (a, a_end), (b, b_end) = damage.span(one), damage.span(other)
-    size = (max(a_end - a, b_end - b) + 63) // 64 * 64
+    size = max(a_end - a, b_end - b)
     data = bytearray(damage.bytes)
     data[a : a + size], data[b : b + size] = damage.bytes[b : b + size], damage.bytes[a : a + size]
     damage.io.live.contents[damage.number] = data
@@ -160,29 +200,50 @@ def test_records_that_changed_places_are_refused(one: int, other: int, marked: b
 
 def test_damage_names_file_and_offset_and_changes_nothing() -> None:
     damage = Damage(marked=True)
-    start, _ = damage.span(8)
+    start, end = damage.span(8)
     data = bytearray(damage.bytes)
-    data[start + HEADER_BYTES + 50] ^= 4
+    data[end - 50] ^= 4
     damage.io.live.contents[damage.number] = data
     done = len(damage.io.events)
-    with pytest.raises(LogDamaged, match="payload does not match its commitment") as caught:
+    with pytest.raises(LogDamaged, match="payloads of the group do not match its hash") as caught:
         Log.open(FOLDER, damage.io)
     assert (caught.value.path, caught.value.offset) == (damage.path, start)
     assert len(damage.io.events) == done
 
 
-def test_a_payload_cannot_pass_for_a_record() -> None:
-    """A client that sends a copy of a record, in a group that is torn, must not make the log look damaged."""
+@pytest.mark.parametrize("slots", [(0,), (1,), (0, 1)])
+def test_one_damaged_slot_is_made_good_and_two_are_refused(slots: tuple[int, ...]) -> None:
+    damage = Damage(marked=True)
+    data = bytearray(damage.bytes)
+    for slot in slots:
+        data[slot * BLOCK_BYTES + 1000] ^= 4
+    damage.io.live.contents[damage.number] = data
+    if len(slots) == 2:
+        with pytest.raises(LogDamaged, match="both tail slots") as caught:
+            Log.open(FOLDER, damage.io)
+        assert caught.value.path == damage.path
+        return
+    log = Log.open(FOLDER, damage.io)
+    append(log, 1)
+    log.close()
+    assert len(read_slots(damage.io.map(damage.path))) == 2
+    check_clean(damage.io, 16)
+
+
+def test_a_payload_cannot_pass_for_a_group() -> None:
+    """A client that sends a copy of a group, in a group that is torn, must not make the log look damaged."""
     io = CrashIO(ROOT)
     log = new_log(io)
     append(log, 1)
-    head = bytes(io.map(FOLDER / f"{0:020d}.log"))[BLOCK_BYTES * 2 : BLOCK_BYTES * 3]
-    forged = bytes(64 - 4) + bytes(64 * 10) + head.replace(log._cursor.log_id, log.lineage.bytes)
-    salt = bytes(32)
+    log_id = next(log.read()).group.log_id
+    whole = bytes(io.map(FOLDER / f"{0:020d}.log"))[DATA_START : DATA_START + BLOCK_BYTES]
+    forged = b"".join(bytes(n) + whole.replace(log_id, log.lineage.bytes) for n in range(8))
+    salt = bytes(16)
     log.append([Entry(Kind.INTERACTIONS, 2, body=forged, salt=salt, commitment=log.seal(salt, b"", forged))])
-    start = log.segments[-1].end - 2 * BLOCK_BYTES
+    start = next(log.read(2)).offset
     log.close()
     data = io.live.contents[io.live.names[FOLDER / f"{0:020d}.log"]]
+    assert data[start:].count(b"lvfgroup") > 5
     data[start : start + 512] = bytes(512)
     assert Log.open(FOLDER, io, read_only=True).last_revision == 1
 
@@ -248,15 +309,15 @@ def test_a_segment_from_before_the_tail_was_trimmed_is_refused(tmp_path: Path) -
     append(log, 3)
     log.close()
     path = log.segments[-1].path
-    whole = bytearray(path.read_bytes())
-    last = max(record.offset for record in log.read())
-    torn = whole.copy()
-    torn[last : last + 512] = bytes(512)
+    whole = path.read_bytes()
+    torn = bytearray(whole)
+    start = place_of(read_slots(memoryview(whole))[0].counter)
+    torn[start : start + 512] = bytes(512)
     path.write_bytes(torn)
     log = Log.open(folder, segment_bytes=16 * 1024, ahead=False)
     assert log.last_revision == 3
     for revision in range(4, 40):
-        salt = bytes(32)
+        salt = bytes(16)
         log.append(
             [
                 Entry(
@@ -272,18 +333,19 @@ def test_a_segment_from_before_the_tail_was_trimmed_is_refused(tmp_path: Path) -
     path.write_bytes(whole)
     with pytest.raises(LogDamaged) as caught:
         Log.open(folder)
-    assert caught.value.path in (path, log.segments[1].path)
+    paths = [segment.path for segment in log.segments]
+    assert caught.value.path in (path, paths[paths.index(path) + 1])
 
 
 def test_damage_found_while_reading_is_refused(segments: tuple[Path, list[Path]]) -> None:
     folder, paths = segments
     log = Log.open(folder, read_only=True)
     with paths[3].open("r+b") as file:
-        file.seek(HEADER_BYTES + 100)
+        file.seek(DATA_START + 1000)
         file.write(b"????")
     with pytest.raises(LogDamaged) as caught:
         list(log.read())
-    assert (caught.value.path, caught.value.offset) == (paths[3], 0)
+    assert (caught.value.path, caught.value.offset) == (paths[3], DATA_START)
 
 
 # -------------------------------------------------------------------------------------------- disks that fail
@@ -350,16 +412,20 @@ def test_a_full_disk_leaves_nothing_and_the_log_goes_on(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up_inside_a_write_leaves_nothing(code: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "failing"), [(1, 0), (9, 0), (9, 1)], ids=["slot", "blocks", "second-write"]
+)
+def test_a_disk_that_fills_up_inside_a_write_leaves_nothing(code: int, count: int, failing: int) -> None:
     io = CrashIO(ROOT)
     log = new_log(io)
     append(log, 2)
-    io.write_errors = [code]
-    before = bytes(io.map(log.segments[-1].path))
+    io.write_errors = [None] * failing + [code]
+    before = bytes(io.map(log.segments[-1].path))[DATA_START:]
     with pytest.raises(LogFull):
-        append(log, 2)
-    assert bytes(io.map(log.segments[-1].path)) == before
+        append(log, count)
+    assert bytes(io.map(log.segments[-1].path))[DATA_START:] == before
     assert isinstance(io.events[-1], FileSync)
+    check_clean(io, 2)
     append(log, 3)
     check_clean(io, 5)
 
@@ -372,6 +438,7 @@ def test_a_full_disk_that_cannot_be_put_right_is_fatal() -> None:
     with pytest.raises(LogFailed):
         append(log, 2)
     assert log.failed
+    Log.open(FOLDER, io).close()
     check_clean(io, 2)
 
 
@@ -387,7 +454,7 @@ def test_a_creation_that_finds_no_room_leaves_nothing() -> None:
 def test_a_tail_without_room_for_its_copy_stays_as_it_is() -> None:
     damage = Damage(marked=False)
     data = bytearray(damage.bytes)
-    start, _ = damage.span(14)
+    start = place_of(damage.slots[0].counter)
     data[start : start + 64] = bytes(64)
     damage.io.live.contents[damage.number] = data
     damage.io.write_errors = [errno.ENOSPC]

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from crash_io import Ack, CrashIO, FileSync, Image, crash_states
-from livefactor_server.log import format as log_format
-from livefactor_server.log import walk as log_walk
+from livefactor_server.log import parsing as log_parsing
+from livefactor_server.log import tail as log_tail
 from livefactor_server.log.store import Entry, Kind, Log, LogError, LogMissing
+from livefactor_server.log.tail import read_slots
 
 SEED = int(os.environ.get("LIVEFACTOR_SEED", "20240607"))
 FOLDER = Path("/data/model")
@@ -32,7 +33,7 @@ def body_of(revision: int) -> bytes:
 
 
 def entry(log: Log, revision: int) -> Entry:
-    salt = random.Random(-revision).randbytes(32)
+    salt = random.Random(-revision).randbytes(16)
     rejects = b"r" * (revision % 3)
     body = body_of(revision)
     commitment = log.seal(salt, rejects, body)
@@ -152,13 +153,14 @@ def test_a_torn_tail_is_kept_beside_and_cleared() -> None:
     log = Log.open(FOLDER, again, segment_bytes=SEGMENT_BYTES, ahead=False)
     broken = [name for name in again.names(FOLDER) if name.endswith(".broken")]
     assert broken == [f"{tail.path.name}.{tail.start}.0.broken"]
-    assert bytes(again.map(FOLDER / broken[0]))[: len(before)] == before
+    assert before in bytes(again.map(FOLDER / broken[0]))
     assert log.last_revision >= acked
-    marks = [record for record in log.read(marks=True) if record.kind == Kind.MARK]
-    incarnations = [record.head.incarnation for record in log.read(marks=True)]
+    slot = read_slots(again.map(tail.path))[0]
+    assert (slot.incarnation, slot.synced) == (2, log.segments[-1].end)
+    append(log, again, 1)
+    incarnations = [record.group.incarnation for record in log.read()]
     assert incarnations == sorted(incarnations)
     assert incarnations[-1] == incarnations[0] + 1
-    assert marks[-1].revision == log.last_revision
 
 
 # ----------------------------------------------------------------------------------------------- planted bugs
@@ -218,26 +220,14 @@ def test_the_check_catches_a_missing_sync(disk: type[CrashIO]) -> None:
 def test_the_check_catches_unchecked_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
     io = CrashIO(ROOT)
     write_a_log(io)
-    monkeypatch.setattr(log_walk, "check_payload", lambda *_: None)
+    monkeypatch.setattr(log_parsing, "check_chain", lambda *_: None)
     with pytest.raises(AssertionError):
         check_all(io)
 
 
-def test_the_check_catches_unchecked_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_catches_a_tail_that_is_rewritten_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_tail, "SLOTS", 1)
     io = CrashIO(ROOT)
     write_a_log(io)
-    monkeypatch.setattr(log_format, "crc32c", lambda _: AnyNumber())
     with pytest.raises((AssertionError, LogError)):
         check_all(io)
-
-
-class AnyNumber(int):
-    """Equal to every checksum."""
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-    __hash__ = int.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return True

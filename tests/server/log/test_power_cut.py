@@ -62,7 +62,7 @@ def write_for_ever(folder: Path, io: FileIO) -> None:
             first = log.last_revision + 1
             entries = []
             for revision in range(first, first + 1 + first % 3):
-                salt, body = os.urandom(32), body_of(revision)
+                salt, body = os.urandom(16), body_of(revision)
                 sealed = log.seal(salt, b"", body)
                 entries.append(
                     Entry(Kind.INTERACTIONS, revision, b"p", 1, revision, 0, 1, b"", body, salt, sealed)

@@ -1,0 +1,99 @@
+"""The tail of a segment: the bytes of the stream's last block, as long as that block is not full.
+
+A block of 4,096 bytes that is written again may be torn by a power cut. So the last block of the
+stream is never rewritten in its place. Its bytes are written to one of two tail slots at the start
+of the segment, by turns. A write can tear the slot that it goes to; the other one still holds what
+was acknowledged before. When the block is full it is written to its place, once.
+
+A slot, little-endian and unsigned:
+
+      0    8  magic        TAIL_MAGIC
+      8    4  checksum     CRC32C of bytes 12 to 4095
+     12    4  used         bytes of content
+     16    8  counter      of the slot writes in this file; even ones go to the first slot
+     24    8  base         byte of the file that the content belongs at, a multiple of 4,096
+     32    8  synced       end of the stream that was synced before this write
+     40    4  incarnation  as in a group header
+     44    4  segment      length of this file when it was made, in blocks of 4,096
+     48   16  log id
+     64       content, `used` bytes, then zeros
+
+A mark is a slot write without new content, whose `synced` is the end of the stream. It is written
+after some idleness, and says that the last group was synced. It takes no room in the stream.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from livefactor_server.log.crc32c import crc32c
+from livefactor_server.log.disk import BLOCK_BYTES
+from livefactor_server.log.format import DATA_START
+
+TAIL_MAGIC = b"lvf-tail"
+SLOTS = 2
+
+_CHECKSUM = struct.Struct("<I")
+_SLOT = struct.Struct("<IQQQII16s")
+SLOT_HEADER_BYTES = len(TAIL_MAGIC) + _CHECKSUM.size + _SLOT.size
+CONTENT_BYTES_MAX = BLOCK_BYTES - SLOT_HEADER_BYTES
+"""A tail of more bytes takes the rest of its block as padding, and goes to its place."""
+
+assert SLOT_HEADER_BYTES == 64
+assert DATA_START == SLOTS * BLOCK_BYTES
+
+
+class Slot(NamedTuple):
+    """One slot write, with the fields of the table above.
+
+    `base` and `synced` are bytes of the file, `segment` is in blocks.
+    """
+
+    counter: int
+    base: int
+    synced: int
+    incarnation: int
+    segment: int
+    log_id: bytes
+    content: bytes
+
+    @property
+    def end(self) -> int:
+        """Where the stream ends by this slot, a byte of the file."""
+        return self.base + len(self.content)
+
+
+def place_of(counter: int) -> int:
+    """The byte of the file that slot write number `counter` goes to."""
+    return counter % SLOTS * BLOCK_BYTES
+
+
+def pack_slot(buffer: memoryview, slot: Slot) -> None:
+    """Writes the slot's block into `buffer`, BLOCK_BYTES long."""
+    fields = _SLOT.pack(
+        len(slot.content), slot.counter, slot.base, slot.synced, slot.incarnation, slot.segment, slot.log_id
+    )
+    body = fields + slot.content.ljust(CONTENT_BYTES_MAX, b"\0")
+    buffer[:BLOCK_BYTES] = TAIL_MAGIC + _CHECKSUM.pack(crc32c(body)) + body
+
+
+def read_slots(view: memoryview) -> list[Slot]:
+    """The whole slots of a segment, newest first. A torn write leaves only one."""
+    found = []
+    for start in range(0, DATA_START, BLOCK_BYTES):
+        slot = _read_slot(bytes(view[start : start + BLOCK_BYTES]))
+        if slot is not None and place_of(slot.counter) == start:
+            found.append(slot)
+    return sorted(found, reverse=True)
+
+
+def _read_slot(block: bytes) -> Slot | None:
+    if len(block) < BLOCK_BYTES or not block.startswith(TAIL_MAGIC):
+        return None
+    checked = block[len(TAIL_MAGIC) + _CHECKSUM.size :]
+    if crc32c(checked) != _CHECKSUM.unpack_from(block, len(TAIL_MAGIC))[0]:
+        return None
+    used, counter, base, synced, incarnation, segment, log_id = _SLOT.unpack_from(checked)
+    content = block[SLOT_HEADER_BYTES : SLOT_HEADER_BYTES + used]
+    return Slot(counter, base, synced, incarnation, segment, log_id, content)

@@ -1,0 +1,231 @@
+"""Writes the stream of a log: whole blocks to their place, the last one to a slot (`tail.py`).
+
+`StreamWriter.write` is the commit of a group. When it returns, the group is durable.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, write_all
+from livefactor_server.log.errors import LogFailed, LogFull
+from livefactor_server.log.format import DATA_START, GROUP_ALIGN, align
+from livefactor_server.log.packing import GroupBuffer, PackedGroup, Stamp, lay_out
+from livefactor_server.log.recovery import Contents, write_slot
+from livefactor_server.log.segments import Preallocator, zero_range
+from livefactor_server.log.tail import CONTENT_BYTES_MAX, SLOTS, Slot, pack_slot, place_of
+from livefactor_server.log.walk import Segment, StreamEnd, segment_name
+
+FIRST_SEGMENT_BYTES_MAX = 8 << 20
+"""Maximum size of the first segment in bytes, so that the log of a small model is small."""
+
+SEGMENT_BYTES_MIN = DATA_START + BLOCK_BYTES
+"""Minimum size of a segment in bytes: the tail slots and one block."""
+
+PADDED_FROM_BYTES = 64 << 10
+"""A group of this size or more fills its last block with zeros, which saves a slot write."""
+
+
+class StreamWriter:
+    """The segment files of a log, open for writing. One thread uses it at a time.
+
+    Attributes:
+        segments: all segments, in order.
+        end: where the stream of the last segment ends.
+        failed: why nothing more can be written, or None.
+    """
+
+    def __init__(self, io: FileIO, folder: Path, contents: Contents, segment_bytes: int, ahead: bool) -> None:
+        """Opens the last segment for writing.
+
+        Args:
+            io: the disk.
+            folder: the folder of the log.
+            contents: what is in the log. The log moves its cursor along the chain.
+            segment_bytes: size of a new segment, a multiple of 4,096.
+            ahead: make the next segment in a background thread.
+
+        Raises:
+            OSError: the segment cannot be opened.
+        """
+        if segment_bytes < SEGMENT_BYTES_MIN or segment_bytes % BLOCK_BYTES:
+            raise ValueError(
+                f"segment_bytes must be a multiple of {BLOCK_BYTES} and at least {SEGMENT_BYTES_MIN}, "
+                f"got {segment_bytes}"
+            )
+        self._io, self._folder, self._segment_bytes = io, folder, segment_bytes
+        self._cursor, self._incarnation = contents.cursor, contents.cursor.incarnation
+        self._buffer, self._slot_buffer = GroupBuffer(), GroupBuffer().reserve(BLOCK_BYTES)
+        self._preallocator = Preallocator(io, folder, ahead)
+        self._preallocator.discard()
+        self.segments, self.end = contents.segments, contents.end
+        self.failed: str | None = None
+        self._fd = io.open(self.segments[-1].path) if self.segments else -1
+
+    def close(self) -> None:
+        """Ends the background thread and closes the files."""
+        self._preallocator.close()
+        if self._fd >= 0:
+            self._io.close(self._fd)
+            self._fd = -1
+        self.failed = self.failed or "it is closed"
+
+    def write(self, group: PackedGroup) -> tuple[int, int]:
+        """Makes the group durable behind the last one.
+
+        Returns (index of its segment, byte of the file at which it starts).
+
+        Raises:
+            LogFull: the disk has no room. Nothing of the group remains.
+            LogFailed: a write or a sync failed. Nothing more can be written.
+        """
+        size = self._make_room(group)
+        start = self.end.end
+        self._write_and_sync(group, size)
+        return len(self.segments) - 1, start
+
+    def mark(self) -> None:
+        """Writes a tail slot which says that everything in the log was synced.
+
+        Raises as `write`.
+        """
+        segment = self.segments[-1]
+        try:
+            self._write_slot(self.end, segment.end)
+        except OSError as error:
+            self._undo_write(segment, 0, error)
+        self._sync()
+
+    def _padded_size(self, group: PackedGroup, used: int) -> int:
+        """Bytes of the group with its padding, behind `used` bytes of its first block."""
+        size = align(group.size, GROUP_ALIGN)
+        rest = (used + size) % BLOCK_BYTES
+        # The first group of a log stands in its place. So a log that lost its tail slots is
+        # damaged, and does not look like an unfinished creation.
+        if len(self.segments) == 0 or size >= PADDED_FROM_BYTES or rest > CONTENT_BYTES_MAX:
+            size += -(used + size) % BLOCK_BYTES
+        return size
+
+    def _make_room(self, group: PackedGroup) -> int:
+        """The bytes that the group takes. Starts a new segment if the last one has no room."""
+        segment = self.segments[-1] if self.segments else None
+        if segment is not None:
+            size = self._padded_size(group, len(self.end.content))
+            if align(segment.end + size, BLOCK_BYTES) <= segment.size:
+                return size
+            self._close_segment()
+        size = self._padded_size(group, 0)
+        new_size, zeroed = max(DATA_START + align(size, BLOCK_BYTES), self._segment_bytes), 0
+        if segment is None:
+            new_size = zeroed = max(
+                DATA_START + align(size, BLOCK_BYTES), min(self._segment_bytes, FIRST_SEGMENT_BYTES_MAX)
+            )
+        first = self._cursor.revision + 1
+        path = self._folder / segment_name(first)
+        try:
+            # A segment without a revision that is too small for this group has the same name. The
+            # new segment replaces it.
+            self._preallocator.take(path, new_size, zeroed)
+            fd = self._io.open(path)
+            if self._fd >= 0:
+                self._io.close(self._fd)
+            self._fd = fd
+            made = Segment(path, first, self._io.size(path))
+            end = StreamEnd(DATA_START, b"", 1)
+            for _ in range(SLOTS):
+                write_slot(self._io, fd, self._slot(end, made, DATA_START))
+                end = end._replace(counter=end.counter + 1)
+        except (LogFailed, OSError) as error:
+            self.failed = str(error)
+            raise LogFailed(self.failed) from error
+        self.end = end
+        if segment is not None and segment.first == first:
+            self.segments.pop()
+        self.segments.append(made)
+        return size
+
+    def _close_segment(self) -> None:
+        """Writes the last block to its place. Then the slots of this segment do not count."""
+        content = self.end.content
+        if not content:
+            return
+        block = self._buffer.reserve(BLOCK_BYTES)
+        block[:BLOCK_BYTES] = content.ljust(BLOCK_BYTES, b"\0")
+        try:
+            write_all(self._io, self._fd, block[:BLOCK_BYTES], self.end.base)
+        except OSError as error:
+            self._undo_write(self.segments[-1], BLOCK_BYTES, error)
+        self._sync()
+
+    def _write_and_sync(self, group: PackedGroup, size: int) -> None:
+        """Makes the group durable behind the last one.
+
+        Its whole blocks go to their place, what is left of it to a tail slot. Raises LogFull or
+        LogFailed if it is not durable.
+        """
+        segment, preallocator, end = self.segments[-1], self._preallocator, self.end
+        used = len(end.content)
+        total = used + size
+        whole = total - total % BLOCK_BYTES
+        stamp = Stamp(
+            self._cursor.log_id, self._cursor.hash_id, self._incarnation, end.end,
+            segment.size // BLOCK_BYTES, max(self._cursor.revision, 0), self._cursor.hash,
+        )  # fmt: skip
+        buffer = self._buffer.reserve(total)
+        buffer[:used] = end.content
+        lay_out(buffer, used, group, stamp, size)
+        after = StreamEnd(end.base + whole, bytes(buffer[whole:total]), end.counter)
+        preallocator.busy = True
+        try:
+            if whole:
+                write_all(self._io, self._fd, buffer[:whole], end.base)
+            if after.content:
+                self._write_slot(after, end.end)
+        except OSError as error:
+            self._undo_write(segment, whole, error)
+        try:
+            self._sync()
+        finally:
+            preallocator.busy = False
+        segment.end = after.end
+        self.end = after._replace(counter=self.end.counter)
+        if segment.end >= segment.size // 2:
+            preallocator.prepare(self._segment_bytes)
+
+    def _slot(self, end: StreamEnd, segment: Segment, synced: int) -> Slot:
+        return Slot(
+            end.counter, end.base, synced, self._incarnation, segment.size // BLOCK_BYTES,
+            self._cursor.log_id, end.content,
+        )  # fmt: skip
+
+    def _write_slot(self, end: StreamEnd, synced: int) -> None:
+        """Writes a tail slot, which the next sync makes durable. Raises OSError."""
+        pack_slot(self._slot_buffer, self._slot(end, self.segments[-1], synced))
+        write_all(self._io, self._fd, self._slot_buffer, place_of(end.counter))
+        self.end = self.end._replace(counter=end.counter + 1)
+
+    def _sync(self) -> None:
+        try:
+            self._io.fdatasync(self._fd)
+        except OSError as error:
+            # The contents of the disk are unknown now. A second sync could report a false success.
+            self.failed = f"fdatasync failed: {error}"
+            raise LogFailed(self.failed) from error
+
+    def _undo_write(self, segment: Segment, size: int, error: OSError) -> NoReturn:
+        """Overwrites the refused blocks with zeros, and the refused tail slot with the last state.
+
+        Raises LogFull if that worked, otherwise LogFailed.
+        """
+        try:
+            if error.errno not in DISK_FULL_ERRORS:
+                raise error
+            self._write_slot(self.end, self.end.end)
+            self._io.fdatasync(self._fd)
+            if size:
+                zero_range(self._io, self._fd, self.end.base, self.end.base + size)
+        except OSError as second:
+            self.failed = f"a write failed: {error}"
+            raise LogFailed(self.failed) from second
+        raise LogFull(f"no room for a group in {segment.path}: {error.strerror}") from error
