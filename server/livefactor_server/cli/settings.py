@@ -1,7 +1,8 @@
 """The settings of `livefactor serve`: flags, or environment variables LIVEFACTOR_<NAME>. Flags win.
 
 Each setting is declared once, as a field of `ServerSettings`. The command, its help and its checks
-follow from the declaration. Only the command line uses this module. The engine takes plain dataclasses.
+follow from the declaration. Only the command line uses this module. The engine takes plain
+dataclasses.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _option(help: str, **rules: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """All settings, with the units in their names."""
+    """All settings of the command. Their names contain the units."""
 
     data: Annotated[Path, _option("Folder of the models. Only one server at a time can use it.")] = Path(
         "livefactor-data"
@@ -211,7 +212,10 @@ def parameters() -> list[inspect.Parameter]:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """One line for each variable that looks like a setting and is none, with the nearest one that is."""
+    """One line for each variable that has the prefix and is no setting.
+
+    The line names the nearest setting.
+    """
     known = [*(variable_of(setting.name) for setting in fields(ServerSettings)), *CLIENT_VARIABLES]
     lines = []
     for name in sorted(environment):
