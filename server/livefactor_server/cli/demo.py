@@ -232,7 +232,7 @@ class Demo:
         """Counts one wait of the producer for a server that does not answer."""
         self.tally.waits += 1
 
-    # ------------------------------------------------------------------ parts of the run
+    # ----------------------------------------------------------------------------- parts of the run
 
     def stream(self, producer: Producer, events: int) -> None:
         """Pushes the first `events` purchases in batches. Each batch is scored before it is pushed.
