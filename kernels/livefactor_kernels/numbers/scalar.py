@@ -1,11 +1,10 @@
-"""The scalar formulas, written once: errors of the losses, optimiser steps, exp and sigmoid.
+"""The scalar formulas, written once: errors of the losses, exp and sigmoid.
 
 Every function runs as plain Python on NumPy float32 (the reference), and compiles with Numba for
 float32. Functions without a branch also compile for `lanes.Vec16` and run on NumPy arrays; these
-are all but the mean's, `hot_scale`, `norm_scale`, `frequent_l2` and `decayed_power`. Every
-operation is one float32 rounding in the written order. A change of an expression needs a new
-`spec.KERNEL_SEMANTICS`. exp is a polynomial of its own, since libm, SVML and NumPy differ between
-machines.
+are all but the mean's, `hot_scale`, `norm_scale` and `frequent_l2`. Every operation is one float32
+rounding in the written order. A change of an expression needs a new `spec.KERNEL_SEMANTICS`. exp is
+a polynomial of its own, since libm, SVML and NumPy differ between machines.
 """
 
 from __future__ import annotations
@@ -31,8 +30,6 @@ _P0, _P1, _P2 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
 _P3, _P4, _P5 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
 # The bias and the position of the exponent of a float32.
 _EXPONENT_BIAS, _EXPONENT_SHIFT = _F(127.0), np.uint64(23)
-
-_POWER_MIN = _F(2.0**-26)
 
 FIXED_ONE = np.float64(1 << 20)
 # 1.5 * 2**52 rounds a float64 to the nearest integer.
@@ -100,71 +97,6 @@ def pull(error: Any, other: Any, l2: Any, own: Any) -> Any:
 def bias_pull(error: Any, l2: Any, own: Any) -> Any:
     """The gradient contribution of one occurrence of a bias: e + (lambda_b * own)."""
     return error + (l2 * own)
-
-
-@inlined
-def sgd_step(x: Any, g: Any, rate: Any, limit: Any) -> Any:
-    """The SGD step x - rate * g, limited to +-limit."""
-    return clamp(x - rate * g, limit)
-
-
-@inlined
-def adagrad_sum(total: Any, g: Any) -> Any:
-    """AdaGrad's accumulator after gradient g. Its limit applies when it is stored."""
-    return total + g * g
-
-
-@inlined
-def adagrad_step(x: Any, g: Any, total: Any, rate: Any, eps: Any, limit: Any) -> Any:
-    """The AdaGrad step x - (rate * g) / (sqrt(G) + eps), limited to +-limit.
-
-    `total` is G with this gradient.
-    """
-    return clamp(x - (rate * g) / (root(total) + eps), limit)
-
-
-@inlined
-def decayed_mean(mean: Any, g: Any, beta: Any, rest: Any) -> Any:
-    """The running mean beta * mean + rest * g with rest = 1 - beta (Adam's m and v)."""
-    return beta * mean + rest * g
-
-
-@inlined
-def decayed_power(power: Any, beta: Any) -> Any:
-    """beta**(t + 1) from beta**t.
-
-    At 2**-26 it stays constant, since 1 - beta**t is 1 there. It is never subnormal.
-    """
-    return beta * power if power > _POWER_MIN else power
-
-
-@inlined
-def adam_step(x: Any, m: Any, v: Any, rate: Any, rest_of_v: Any, eps: Any, limit: Any) -> Any:
-    """The Adam step x - (rate * m) / (sqrt(v / (1 - beta2**t)) + eps), limited to +-limit.
-
-    `rate` is the learning rate divided by 1 - beta1**t, and `rest_of_v` is 1 - beta2**t. m and v
-    include this gradient.
-    """
-    return clamp(x - (rate * m) / (root(v / rest_of_v) + eps), limit)
-
-
-@inlined
-def ftrl_sum(z: Any, x: Any, g: Any, n: Any, total: Any, rate: Any) -> Any:
-    """FTRL's z + (rate * g - (sqrt(total) - sqrt(n)) * x), before its own limit.
-
-    z and x are the values before this gradient; n and `total` are the sums of squares before and
-    after it.
-    """
-    return z + (rate * g - (root(total) - root(n)) * x)
-
-
-@inlined
-def ftrl_weight(z: Any, total: Any, l1: Any, beta: Any, limit: Any) -> Any:
-    """FTRL's weight (clamp(z, l1) - z) / (beta + sqrt(total)), limited to +-limit.
-
-    It is 0 where |z| <= l1 (l1 > 0).
-    """
-    return clamp((clamp(z, l1) - z) / (beta + root(total)), limit)
 
 
 @inlined

@@ -4,22 +4,9 @@ All of it is float32, one rounding an operation, in the order written; every acc
 factor and bias to `factor_max`. lr is `learning_rate`, for biases `bias_learning_rate`; "squares" is a dot product of 16
 lanes of a vector with itself. A row that no event names is not touched.
 
-    SGD              x -= lr g
-    ADAGRAD          G += g g;  x -= (lr g) / (sqrt(G) + eps), every element with a G of its own
-                     (Duchi, Hazan, Singer, JMLR 12, 2011)
-    ROWWISE_ADAGRAD  one G for all factors of a row: G += squares(g) / k;  x -= (lr g) / (sqrt(G) + eps)
-                     (Naumov et al., arXiv:1906.00091, 2019; Mudigere et al., ISCA 2022); a bias has ADAGRAD's
-    LAZY_ADAM        p1 *= beta1, p2 *= beta2 (once a step of the row, not a step of the model);
-                     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) (g g);
-                     x -= ((lr / (1 - p1)) m) / (sqrt(v / (1 - p2)) + eps)
-                     (Kingma, Ba, ICLR 2015; lazy: only rows that have a gradient, with their own number of steps)
-    FTRL             N = n + g g;  z += lr g - (sqrt(N) - sqrt(n)) x;  n = N;
-                     x = 0 if |z| <= lr l1, else -(z - sign(z) lr l1) / (beta + sqrt(n))
-                     (FTRL-Proximal, McMahan et al., KDD 2013, algorithm 1; z here is lr times theirs, so that lr may be
-                     0; L2 comes in g as with all). An l1 of 0 is taken as the smallest normal float32.
-
-The steps use G and N as they are before the limit, m, v and z as they are after it. A new row's G and n are `initial_g`,
-m and v 0, p1 and p2 1, and z what gives its initial factors: -((beta + sqrt(n)) x + sign(x) lr l1).
+Each optimiser is a file with its formula and its state: `sgd`, `adagrad`, `rowwise_adagrad`, `lazy_adam`, `ftrl`. A new one
+is one more file, a line in `choice.py` and an entry of `OptimizerKind`. `formula.py` says what a formula is; `reference`, `cpu`
+and `cuda` step rows with any of them.
 
 Before a step the gradient of a row that more than `hot_row_events` events name is scaled down (`scalar.hot_scale`). Then
 come, where the spec's `regularization` has them:
@@ -38,30 +25,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.numbers.lanes import root
 from livefactor_kernels.numbers.narrow import widened
 from livefactor_kernels.numbers.random import DROPOUT_DOMAIN, domain_key
+from livefactor_kernels.optimizers.choice import FORMULAS
+from livefactor_kernels.optimizers.formula import Formula
 from livefactor_kernels.spec.model import ModelSpec, OptimizerKind
 from livefactor_kernels.update import Rates
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
-_STATE: dict[OptimizerKind, tuple[str, ...]] = {
-    OptimizerKind.SGD: (),
-    OptimizerKind.ADAGRAD: ("factor_g", "bias_g"),
-    OptimizerKind.ROWWISE_ADAGRAD: ("row_g", "bias_g"),
-    OptimizerKind.LAZY_ADAM: ("factor_m", "factor_v", "bias_m", "bias_v", "powers"),
-    OptimizerKind.FTRL: ("factor_z", "factor_n", "bias_z", "bias_n"),
-}
 PROBE = ("factor_probe", "bias_probe", "row_probe")
 """With an adaptive rate: the probe's factors and biases, and when its rows began (`sgd/adaptive.py`)."""
-_SQUARES = ("factor_g", "row_g", "bias_g", "factor_n", "bias_n")
 
 
 def optimizer_sections(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """The shape of a row in every section of the optimizer's state, float32, in the order of the root hash; rows of
     `factor_*` are padded as factors are."""
     shapes = {"factor": (spec.k_padded,), "bias": (), "row": (), "powers": (2,)}
-    names = _STATE[OptimizerKind(spec.optimizer.kind)] + (PROBE if spec.adaptive_rate.window else ())
+    names = [*_formula(spec).sections, *(PROBE if spec.adaptive_rate.window else ())]
     return {name: shapes[name.partition("_")[0]] for name in names}
 
 
@@ -75,7 +55,7 @@ def state_slots(spec: ModelSpec) -> dict[str, str]:
         "powers": ("row_state",),
     }
     slots: dict[str, str] = {}
-    for name in _STATE[OptimizerKind(spec.optimizer.kind)]:
+    for name in _formula(spec).sections:
         slots[next(place for place in places[name.partition("_")[0]] if place not in slots)] = name
     return slots
 
@@ -83,19 +63,14 @@ def state_slots(spec: ModelSpec) -> dict[str, str]:
 def initial_state(spec: ModelSpec, name: str, factors: np.ndarray) -> np.ndarray | np.float32:
     """What new rows hold in section `name`: one value for all, or float32[n, k] from their initial factors [n, k], as they
     are stored."""
-    if name in _SQUARES:
-        return np.float32(spec.optimizer.initial_g)
-    if name == "powers":
-        return np.float32(1.0)
-    if name == "factor_probe":
-        return factors
-    if name != "factor_z":
-        return np.float32(0.0)
-    rates, factors = StepRates.of(spec), widened(factors)
-    z: np.ndarray = -(
-        factors * (rates.beta + root(np.float32(spec.optimizer.initial_g))) + np.sign(factors) * rates.l1
-    )
-    return z
+    if name in PROBE:
+        return factors if name == "factor_probe" else np.float32(0.0)
+    initial = _formula(spec).sections[name]
+    return initial(np.float32(spec.optimizer.initial_g), StepRates.of(spec), widened(factors))
+
+
+def _formula(spec: ModelSpec) -> Formula:
+    return FORMULAS[OptimizerKind(spec.optimizer.kind)]
 
 
 class Method(NamedTuple):

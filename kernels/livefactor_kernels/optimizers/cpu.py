@@ -23,7 +23,16 @@ from livefactor_kernels.numbers.lanes import (
     tree_sum,
 )
 from livefactor_kernels.numbers.narrow import Factors, factors_of, load_factors, store_factors
-from livefactor_kernels.optimizers import state_slots
+from livefactor_kernels.optimizers import adagrad as adagrad_formula
+from livefactor_kernels.optimizers import choice, state_slots
+from livefactor_kernels.optimizers import sgd as sgd_formula
+from livefactor_kernels.optimizers.choice import (
+    bias_accumulators,
+    factor_accumulators,
+    needs_squares,
+    row_words,
+)
+from livefactor_kernels.optimizers.formula import Shared
 from livefactor_kernels.simd.gradients import scale_vectors
 from livefactor_kernels.simd.steps import (
     ONE,
@@ -35,14 +44,8 @@ from livefactor_kernels.simd.steps import (
     row_word,
     word,
 )
-from livefactor_kernels.spec.model import OptimizerKind
 
-_SGD, _ADAGRAD = int(OptimizerKind.SGD), int(OptimizerKind.ADAGRAD)
-_ROWWISE_ADAGRAD, _LAZY_ADAM, _FTRL = (
-    int(kind) for kind in (OptimizerKind.ROWWISE_ADAGRAD, OptimizerKind.LAZY_ADAM, OptimizerKind.FTRL)
-)
 _F1 = np.float32(1.0)
-_TWO = np.uint64(2)
 
 
 class StepRows(NamedTuple):
@@ -85,16 +88,6 @@ class StepRows(NamedTuple):
         )
 
 
-class RowState(NamedTuple):
-    """What the elements of a row's step share, float32: of row-wise AdaGrad its G; of Adam both learning rates divided by
-    1 - beta1**t, and 1 - beta2**t."""
-
-    total: Any
-    rate: Any
-    bias_rate: Any
-    rest: Any
-
-
 @inlined
 def squares(gradient: Any, blocks: Any) -> Any:
     """Sum of squares (float32) of the row at an address, in the order of a dot product."""
@@ -106,73 +99,47 @@ def squares(gradient: Any, blocks: Any) -> Any:
 
 
 @inlined
-def _step_state(rows: Any, row: Any, gradient: Any, blocks: Any, method: Any, rates: Any) -> Any:
-    """Step what is a row's own by its gradient, and return its `RowState`."""
-    if method.optimizer == _ROWWISE_ADAGRAD:
-        total = real(rows.row_state, row) + squares(gradient, blocks) / rates.k
-        store1(rows.row_state, clamp(total, rates.g_max), row * WORD_BYTES)
-        return RowState(total, _F1, _F1, _F1)
-    if method.optimizer == _LAZY_ADAM:
-        p1 = scalar.decayed_power(real(rows.row_state, _TWO * row), rates.beta1)
-        p2 = scalar.decayed_power(real(rows.row_state, _TWO * row + ONE), rates.beta2)
-        store1(rows.row_state, p1, _TWO * row * WORD_BYTES)
-        store1(rows.row_state, p2, (_TWO * row + ONE) * WORD_BYTES)
-        rest = _F1 - p1
-        return RowState(_F1, rates.rate / rest, rates.bias_rate / rest, _F1 - p2)
-    return RowState(_F1, _F1, _F1, _F1)
+def _step_words(rows: Any, row: Any, gradient: Any, blocks: Any, method: Any, rates: Any) -> Any:
+    """Step a row's own words by its gradient, and return what its factors and its bias share."""
+    count = row_words(method.optimizer)
+    at = row * np.uint64(count)
+    first = real(rows.row_state, at) if count > 0 else _F1
+    second = real(rows.row_state, at + ONE) if count > 1 else _F1
+    total = squares(gradient, blocks) if needs_squares(method.optimizer) else _F1
+    first, second, of_factors, of_bias = choice.step_row(method.optimizer, first, second, total, rates)
+    if count > 0:
+        store1(rows.row_state, first, at * WORD_BYTES)
+    if count > 1:
+        store1(rows.row_state, second, (at + ONE) * WORD_BYTES)
+    return of_factors, of_bias
 
 
 @inlined
-def _step_factors(rows: Any, offset: Any, x: Any, g: Any, method: Any, rates: Any, state: Any) -> Any:
+def step_factors(rows: Any, offset: Any, x: Any, g: Any, optimizer: Any, rates: Any, shared: Any) -> Any:
     """What a step by g leaves of 16 factors x, `offset` bytes into the table; their accumulators are stepped."""
-    limit = rates.factor_max
-    if method.optimizer == _ADAGRAD:
-        total = scalar.adagrad_sum(load16(rows.factor_g, offset), g)
-        store16(rows.factor_g, clamp(total, rates.g_max), offset)
-        return scalar.adagrad_step(x, g, total, rates.rate, rates.eps, limit)
-    if method.optimizer == _ROWWISE_ADAGRAD:
-        return scalar.adagrad_step(x, g, state.total, rates.rate, rates.eps, limit)
-    if method.optimizer == _LAZY_ADAM:
-        m = scalar.decayed_mean(load16(rows.factor_g, offset), g, rates.beta1, rates.rest1)
-        v = scalar.decayed_mean(load16(rows.factor_h, offset), g * g, rates.beta2, rates.rest2)
-        m, v = clamp(m, rates.g_max), clamp(v, rates.g_max)
-        store16(rows.factor_g, m, offset)
-        store16(rows.factor_h, v, offset)
-        return scalar.adam_step(x, m, v, state.rate, state.rest, rates.eps, limit)
-    if method.optimizer == _FTRL:
-        n = load16(rows.factor_h, offset)
-        total = scalar.adagrad_sum(n, g)
-        z = clamp(scalar.ftrl_sum(load16(rows.factor_g, offset), x, g, n, total, rates.rate), rates.g_max)
-        store16(rows.factor_g, z, offset)
-        store16(rows.factor_h, clamp(total, rates.g_max), offset)
-        return scalar.ftrl_weight(z, total, rates.l1, rates.beta, limit)
-    return scalar.sgd_step(x, g, rates.rate, limit)
+    count = factor_accumulators(optimizer)
+    first = load16(rows.factor_g, offset) if count > 0 else x
+    second = load16(rows.factor_h, offset) if count > 1 else x
+    first, second, total = choice.accumulate_factor(optimizer, x, g, first, second, shared, rates)
+    if count > 0:
+        store16(rows.factor_g, first, offset)
+    if count > 1:
+        store16(rows.factor_h, second, offset)
+    return choice.step_factor(optimizer, x, g, first, total, shared, rates)
 
 
 @inlined
-def _step_bias(rows: Any, row: Any, g: Any, method: Any, rates: Any, state: Any) -> None:
-    """Step a row's bias by gradient g, as `_step_factors`."""
-    at, x, limit = row * WORD_BYTES, real(rows.bias, row), rates.factor_max
-    if method.optimizer == _ADAGRAD or method.optimizer == _ROWWISE_ADAGRAD:
-        total = scalar.adagrad_sum(load1(rows.bias_g, at), g)
-        store1(rows.bias_g, clamp(total, rates.g_max), at)
-        store1(rows.bias, scalar.adagrad_step(x, g, total, rates.bias_rate, rates.eps, limit), at)
-    elif method.optimizer == _LAZY_ADAM:
-        m = scalar.decayed_mean(load1(rows.bias_g, at), g, rates.beta1, rates.rest1)
-        v = scalar.decayed_mean(load1(rows.bias_h, at), g * g, rates.beta2, rates.rest2)
-        m, v = clamp(m, rates.g_max), clamp(v, rates.g_max)
-        store1(rows.bias_g, m, at)
-        store1(rows.bias_h, v, at)
-        store1(rows.bias, scalar.adam_step(x, m, v, state.bias_rate, state.rest, rates.eps, limit), at)
-    elif method.optimizer == _FTRL:
-        n = load1(rows.bias_h, at)
-        total = scalar.adagrad_sum(n, g)
-        z = clamp(scalar.ftrl_sum(load1(rows.bias_g, at), x, g, n, total, rates.bias_rate), rates.g_max)
-        store1(rows.bias_g, z, at)
-        store1(rows.bias_h, clamp(total, rates.g_max), at)
-        store1(rows.bias, scalar.ftrl_weight(z, total, rates.bias_l1, rates.beta, limit), at)
-    else:
-        store1(rows.bias, scalar.sgd_step(x, g, rates.bias_rate, limit), at)
+def step_bias(rows: Any, row: Any, g: Any, optimizer: Any, rates: Any, shared: Any) -> None:
+    """Step a row's bias by gradient g, as `step_factors`."""
+    at, x, count = row * WORD_BYTES, real(rows.bias, row), bias_accumulators(optimizer)
+    first = load1(rows.bias_g, at) if count > 0 else x
+    second = load1(rows.bias_h, at) if count > 1 else x
+    first, second, total = choice.accumulate_bias(optimizer, x, g, first, second, shared, rates)
+    if count > 0:
+        store1(rows.bias_g, first, at)
+    if count > 1:
+        store1(rows.bias_h, second, at)
+    store1(rows.bias, choice.step_bias(optimizer, x, g, first, total, shared, rates), at)
 
 
 @inlined
@@ -184,11 +151,11 @@ def step_row(
     start, random_word = row * row_bytes(blocks), row_word(rows, row, rounding, step)
     if method.clips:
         scale_vectors(gradient, scalar.norm_scale(squares(gradient, blocks), rates.gradient_norm_max), blocks)
-    state = _step_state(rows, row, gradient, blocks, method, rates)
+    of_factors, of_bias = _step_words(rows, row, gradient, blocks, method, rates)
     for c in range(blocks):
         at = c * VECTOR_BYTES
         x, g = load_factors(rows.factors, start + at), load16(gradient, at)
-        stepped = _step_factors(rows, start + at, x, g, method, rates, state)
+        stepped = step_factors(rows, start + at, x, g, method.optimizer, rates, of_factors)
         if method.norms:
             store16(gradient, stepped, at)
         else:
@@ -201,7 +168,7 @@ def step_row(
     if with_bias:
         g = load1(gradient, row_bytes(blocks))
         g = clamp(g, rates.gradient_norm_max) if method.clips else g
-        _step_bias(rows, row, g, method, rates, state)
+        step_bias(rows, row, g, method.optimizer, rates, of_bias)
 
 
 @inlined
@@ -213,13 +180,47 @@ def l2_of(rows: Any, row: Any, l2: Any, method: Any) -> Any:
 @inlined
 def prefetch_state(rows: Any, row: Any, blocks: Any, method: Any) -> None:
     """Ask for all cache lines of a row: factors, bias, accumulators."""
-    prefetch_row(rows, row, blocks, method.optimizer != _SGD and method.optimizer != _ROWWISE_ADAGRAD)
-    if method.optimizer == _ROWWISE_ADAGRAD:
-        prefetch(rows.row_state, row * WORD_BYTES)
+    accumulators, words = factor_accumulators(method.optimizer), row_words(method.optimizer)
+    prefetch_row(rows, row, blocks, accumulators > 0)
+    if words > 0:
+        prefetch(rows.row_state, row * np.uint64(words) * WORD_BYTES)
+    if bias_accumulators(method.optimizer) > 0:
         prefetch(rows.bias_g, row * WORD_BYTES)
-    if method.optimizer == _LAZY_ADAM:
-        prefetch(rows.row_state, _TWO * row * WORD_BYTES)
-    if method.optimizer == _LAZY_ADAM or method.optimizer == _FTRL:
+    if accumulators > 1:
         for c in range(blocks):
             prefetch(rows.factor_h, row * row_bytes(blocks) + c * VECTOR_BYTES)
+    if bias_accumulators(method.optimizer) > 1:
         prefetch(rows.bias_h, row * WORD_BYTES)
+
+
+@inlined
+def step_plain_factors(
+    rows: Any, start: Any, at: Any, x: Any, g: Any, adagrad: Any, rates: Any, word: Any
+) -> None:
+    """Step 16 factors from their old value x by gradient g with AdaGrad or SGD, and store them.
+
+    They lie `at` bytes into the row that begins `start` bytes into the table; word: the row's (`row_word`). rows: `Rows`.
+    rates: `Rates`.
+    """
+    offset, column = start + at, at // WORD_BYTES
+    if adagrad:
+        shared = Shared(rates.rate, _F1, _F1, _F1)
+        first, _, total = adagrad_formula.accumulate(x, g, load16(rows.factor_g, offset), x, shared, rates)
+        stepped = adagrad_formula.step(x, g, first, total, shared, rates)
+        store_factors(rows.factors, offset, stepped, column, word)
+        store16(rows.factor_g, first, offset)
+    else:
+        store_factors(rows.factors, offset, sgd_formula.stepped(x, g, rates.rate, rates), column, word)
+
+
+@inlined
+def step_plain_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
+    """Step a row's bias from its old value x by gradient g, as `step_plain_factors`, and store it."""
+    offset = row * WORD_BYTES
+    if adagrad:
+        shared = Shared(rates.bias_rate, _F1, _F1, _F1)
+        first, _, total = adagrad_formula.accumulate(x, g, load1(rows.bias_g, offset), x, shared, rates)
+        store1(rows.bias, adagrad_formula.step(x, g, first, total, shared, rates), offset)
+        store1(rows.bias_g, first, offset)
+    else:
+        store1(rows.bias, sgd_formula.stepped(x, g, rates.bias_rate, rates), offset)

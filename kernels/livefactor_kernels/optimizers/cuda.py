@@ -12,10 +12,18 @@ from livefactor_kernels.device.factors import load_factor, store_factor
 from livefactor_kernels.device.warp import half_of, half_sum, lane
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.lanes import clamp, inlined
-from livefactor_kernels.spec.model import LANES, OptimizerKind
+from livefactor_kernels.optimizers import adagrad as adagrad_formula
+from livefactor_kernels.optimizers import choice
+from livefactor_kernels.optimizers import sgd as sgd_formula
+from livefactor_kernels.optimizers.choice import (
+    bias_accumulators,
+    factor_accumulators,
+    needs_squares,
+    row_words,
+)
+from livefactor_kernels.optimizers.formula import Shared
+from livefactor_kernels.spec.model import LANES
 
-_ADAGRAD, _ROWWISE_ADAGRAD = int(OptimizerKind.ADAGRAD), int(OptimizerKind.ROWWISE_ADAGRAD)
-_LAZY_ADAM, _FTRL = int(OptimizerKind.LAZY_ADAM), int(OptimizerKind.FTRL)
 _F1 = np.float32(1.0)
 
 
@@ -35,31 +43,49 @@ def _scale(row: Any, scale: Any, blocks: Any) -> None:
 
 
 @inlined
-def _stepped(
-    first: Any, second: Any, at: Any, x: Any, g: Any, rate: Any, l1: Any, total: Any, rest: Any, optimizer: Any,
-    rates: Any,
-) -> Any:  # fmt: skip
-    """What a step by g leaves of x, whose accumulators, element `at` of `first` and `second`, are stepped. total: of
-    row-wise AdaGrad; rest: 1 - beta2**t of Adam, whose `rate` is divided by 1 - beta1**t; l1: of FTRL."""
-    limit = rates.factor_max
-    if optimizer == _ADAGRAD:
-        total = scalar.adagrad_sum(first[at], g)
-        first[at] = clamp(total, rates.g_max)
-        return scalar.adagrad_step(x, g, total, rate, rates.eps, limit)
-    if optimizer == _ROWWISE_ADAGRAD:
-        return scalar.adagrad_step(x, g, total, rate, rates.eps, limit)
-    if optimizer == _LAZY_ADAM:
-        m = clamp(scalar.decayed_mean(first[at], g, rates.beta1, rates.rest1), rates.g_max)
-        v = clamp(scalar.decayed_mean(second[at], g * g, rates.beta2, rates.rest2), rates.g_max)
-        first[at], second[at] = m, v
-        return scalar.adam_step(x, m, v, rate, rest, rates.eps, limit)
-    if optimizer == _FTRL:
-        n = second[at]
-        total = scalar.adagrad_sum(n, g)
-        z = clamp(scalar.ftrl_sum(first[at], x, g, n, total, rate), rates.g_max)
-        first[at], second[at] = z, clamp(total, rates.g_max)
-        return scalar.ftrl_weight(z, total, l1, rates.beta, limit)
-    return scalar.sgd_step(x, g, rate, limit)
+def _step_factor(rows: Any, at: Any, x: Any, g: Any, optimizer: Any, rates: Any, shared: Any) -> Any:
+    """What a step by g leaves of factor number `at` of the table, x; its accumulators are stepped."""
+    count = factor_accumulators(optimizer)
+    first = rows.factor_g[at] if count > 0 else _F1
+    second = rows.factor_h[at] if count > 1 else _F1
+    first, second, total = choice.accumulate_factor(optimizer, x, g, first, second, shared, rates)
+    if count > 0:
+        rows.factor_g[at] = first
+    if count > 1:
+        rows.factor_h[at] = second
+    return choice.step_factor(optimizer, x, g, first, total, shared, rates)
+
+
+@inlined
+def _step_bias(rows: Any, row: Any, g: Any, optimizer: Any, rates: Any, shared: Any) -> None:
+    """Step a row's bias by g, as `_step_factor`."""
+    count = bias_accumulators(optimizer)
+    first = rows.bias_g[row] if count > 0 else _F1
+    second = rows.bias_h[row] if count > 1 else _F1
+    x = rows.bias[row]
+    first, second, total = choice.accumulate_bias(optimizer, x, g, first, second, shared, rates)
+    if count > 0:
+        rows.bias_g[row] = first
+    if count > 1:
+        rows.bias_h[row] = second
+    rows.bias[row] = choice.step_bias(optimizer, x, g, first, total, shared, rates)
+
+
+@inlined
+def _step_words(rows: Any, row: Any, g: Any, blocks: Any, optimizer: Any, rates: Any) -> Any:
+    """Step a row's own words by its gradient g, and return what its factors and its bias share,
+    in all lanes."""
+    count = row_words(optimizer)
+    first = half_of(rows.row_state[count * row], 0) if count > 0 else _F1
+    second = half_of(rows.row_state[count * row + 1], 0) if count > 1 else _F1
+    total = _squares(g, blocks) if needs_squares(optimizer) else _F1
+    first, second, of_factors, of_bias = choice.step_row(optimizer, first, second, total, rates)
+    if lane() == 0:
+        if count > 0:
+            rows.row_state[count * row] = first
+        if count > 1:
+            rows.row_state[count * row + 1] = second
+    return of_factors, of_bias
 
 
 @inlined
@@ -68,26 +94,17 @@ def step_row(
 ) -> None:  # fmt: skip
     """Step a row by its gradient, by all lanes of a half-warp. g[c]: of column c * 16 + lane, spent by the step; word: of
     the row's rounding; method: an `optimizers.Method`, a constant of the kernel."""
-    optimizer, total, rate, bias_rate, rest = method.optimizer, _F1, rates.rate, rates.bias_rate, _F1
+    optimizer = method.optimizer
     if method.clips:
         _scale(g, scalar.norm_scale(_squares(g, blocks), rates.gradient_norm_max), blocks)
         g_bias = clamp(g_bias, rates.gradient_norm_max)
-    if optimizer == _ROWWISE_ADAGRAD:
-        total = half_of(rows.row_state[row], 0) + _squares(g, blocks) / rates.k
-        if lane() == 0:
-            rows.row_state[row] = clamp(total, rates.g_max)
-    if optimizer == _LAZY_ADAM:
-        p1 = scalar.decayed_power(half_of(rows.row_state[2 * row], 0), rates.beta1)
-        p2 = scalar.decayed_power(half_of(rows.row_state[2 * row + 1], 0), rates.beta2)
-        if lane() == 0:
-            rows.row_state[2 * row], rows.row_state[2 * row + 1] = p1, p2
-        rate, bias_rate, rest = rate / (_F1 - p1), bias_rate / (_F1 - p1), _F1 - p2
+    of_factors, of_bias = _step_words(rows, row, g, blocks, optimizer, rates)
     start = row * (blocks * LANES)
     for c in range(blocks):
         column = c * LANES + lane()
         at = start + column
         x = load_factor(rows.factors, at)
-        x = _stepped(rows.factor_g, rows.factor_h, at, x, g[c], rate, rates.l1, total, rest, optimizer, rates)
+        x = _step_factor(rows, at, x, g[c], optimizer, rates, of_factors)
         if method.norms:
             g[c] = x
         else:
@@ -98,7 +115,27 @@ def step_row(
             column = c * LANES + lane()
             store_factor(rows.factors, start + column, g[c], word, column)
     if with_bias and lane() == 0:
-        of_bias = _ADAGRAD if optimizer == _ROWWISE_ADAGRAD else optimizer
-        rows.bias[row] = _stepped(
-            rows.bias_g, rows.bias_h, row, rows.bias[row], g_bias, bias_rate, rates.bias_l1, total, rest, of_bias, rates
-        )  # fmt: skip
+        _step_bias(rows, row, g_bias, optimizer, rates, of_bias)
+
+
+@inlined
+def step_one(
+    values: Any,
+    accumulators: Any,
+    at: Any,
+    g: Any,
+    rate: Any,
+    adagrad: Any,
+    rates: Any,
+    word: Any,
+    column: Any,
+) -> None:
+    """Step one factor or bias by its gradient with AdaGrad or SGD; word, column: as `store_factor`."""
+    x = load_factor(values, at)
+    if adagrad:
+        shared = Shared(rate, _F1, _F1, _F1)
+        first, _, total = adagrad_formula.accumulate(x, g, accumulators[at], x, shared, rates)
+        store_factor(values, at, adagrad_formula.step(x, g, first, total, shared, rates), word, column)
+        accumulators[at] = first
+    else:
+        store_factor(values, at, sgd_formula.stepped(x, g, rate, rates), word, column)

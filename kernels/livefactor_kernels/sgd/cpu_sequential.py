@@ -19,7 +19,7 @@ the cache (`numbers/compiled.py`).
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import LANES, VECTOR_BYTES, inlined, load16, store1, store16, store_u32
 from livefactor_kernels.numbers.narrow import dtype_of, load_factors
+from livefactor_kernels.optimizers.cpu import step_plain_bias, step_plain_factors
 from livefactor_kernels.simd.steps import (
     FLOAT32,
     ONE,
@@ -38,8 +39,6 @@ from livefactor_kernels.simd.steps import (
     row_bytes,
     row_word,
     score,
-    step_bias,
-    step_block,
     word,
 )
 from livefactor_kernels.spec.model import Loss
@@ -67,6 +66,40 @@ _TWO = np.uint64(2)
 _LANES = np.uint64(LANES)
 # Places in `lanes`, in bytes.
 _TARGETS, _WEIGHTS = np.uint64(4 * SLOT_LANES), np.uint64(8 * SLOT_LANES)
+
+
+class Sides(NamedTuple):
+    """Both tables: `Rows`."""
+
+    users: Any
+    items: Any
+
+
+class Code(NamedTuple):
+    """The constants of a kernel.
+
+    blocks: vectors of a row. loss: the number of a `Loss`. adagrad: whether AdaGrad steps the rows.
+    """
+
+    blocks: Any
+    loss: Any
+    adagrad: Any
+
+
+class Event(NamedTuple):
+    """An event's rows, and the places of its numbers.
+
+    user, positive: row numbers. negatives: address of row numbers uint32[count]. errors: address of
+    float32[1 + count], the positive's first. words: address of uint32[2 + count], the random words
+    of the rows' steps.
+    """
+
+    user: Any
+    positive: Any
+    negatives: Any
+    count: Any
+    errors: Any
+    words: Any
 
 
 @cache
@@ -111,11 +144,11 @@ def positive_kernel(blocks: int, loss: int, adagrad: int) -> Any:
                 at = c * VECTOR_BYTES
                 x, y = load_factors(users.factors, x_start + at), load_factors(items.factors, y_start + at)
                 g, g_item = scalar.pull(e, y, rates.l2, x), scalar.pull(e, x, rates.l2, y)
-                step_block(users, x_start, at, x, g, ADAGRAD, rates, x_word)
-                step_block(items, y_start, at, y, g_item, ADAGRAD, rates, y_word)
+                step_plain_factors(users, x_start, at, x, g, ADAGRAD, rates, x_word)
+                step_plain_factors(items, y_start, at, y, g_item, ADAGRAD, rates, y_word)
             x_bias, y_bias = real(users.bias, user), real(items.bias, item)
-            step_bias(users, user, x_bias, scalar.bias_pull(e, rates.bias_l2, x_bias), ADAGRAD, rates)
-            step_bias(items, item, y_bias, scalar.bias_pull(e, rates.bias_l2, y_bias), ADAGRAD, rates)
+            step_plain_bias(users, user, x_bias, scalar.bias_pull(e, rates.bias_l2, x_bias), ADAGRAD, rates)
+            step_plain_bias(items, item, y_bias, scalar.bias_pull(e, rates.bias_l2, y_bias), ADAGRAD, rates)
         mean_state[ZERO], mean_state[ONE] = total, count
 
     return livefactor_positive_kernel
@@ -176,47 +209,34 @@ def _take_errors(lanes: Any, slots: Any, loss: Any, rates: Any) -> None:
 
 
 @inlined
-def _set_slots(
-    users: Any,
-    items: Any,
-    user: Any,
-    positive: Any,
-    negatives: Any,
-    count: Any,
-    value: Any,
-    weight: Any,
-    lanes: Any,
-    first: Any,
-    blocks: Any,
-    loss: Any,
-) -> None:
-    """Fills the slots of an event from the present state.
+def _set_slots(sides: Any, event: Any, value: Any, weight: Any, lanes: Any, code: Any) -> None:
+    """Fills the slots of an event in `lanes` from the present state.
 
-    Slot `first` is for the positive. The next `count` slots are for the negatives, whose rows are
-    uint32 at the address `negatives`.
+    The first slot, at `event.errors`, is for the positive. Those of the negatives follow.
     """
-    s = score(_F0, users, items, user, positive, blocks)
+    first = (event.errors - lanes) // WORD_BYTES
+    s = score(_F0, sides.users, sides.items, event.user, event.positive, code.blocks)
     _set_slot(lanes, first, s, value, weight)
-    target = s if loss == _BPR else _F0
-    for d in range(count):
-        s_negative = score(_F0, users, items, user, word(negatives, d), blocks)
+    target = s if code.loss == _BPR else _F0
+    for d in range(event.count):
+        negative = word(event.negatives, d)
+        s_negative = score(_F0, sides.users, sides.items, event.user, negative, code.blocks)
         _set_slot(lanes, first + d + ONE, s_negative, target, weight)
 
 
 @inlined
-def _keep_words(
-    users: Any, items: Any, user: Any, positive: Any, negatives: Any, count: Any, rounding: Any, step: Any,
-    words: Any,
-) -> None:  # fmt: skip
-    """Writes the random words of an event's rows to the uint32 at the address `words`.
+def _keep_words(sides: Any, event: Any, rounding: Any, step: Any) -> None:
+    """Writes the random words of an event's rows: user, positive, negatives.
 
-    The order is: user, positive, negatives. Only narrow factors need them.
+    Only narrow factors need them.
     """
+    users, items, words = sides.users, sides.items, event.words
     if dtype_of(users.factors) != FLOAT32:
-        store_u32(words, row_word(users, user, rounding, step))
-        store_u32(words, row_word(items, positive, rounding, step), WORD_BYTES)
-        for d in range(count):
-            store_u32(words, row_word(items, word(negatives, d), rounding, step), (d + _TWO) * WORD_BYTES)
+        store_u32(words, row_word(users, event.user, rounding, step))
+        store_u32(words, row_word(items, event.positive, rounding, step), WORD_BYTES)
+        for d in range(event.count):
+            random = row_word(items, word(event.negatives, d), rounding, step)
+            store_u32(words, random, (d + _TWO) * WORD_BYTES)
 
 
 @inlined
@@ -237,120 +257,85 @@ def _is_first(negatives: Any, d: Any) -> bool:
 
 
 @inlined
-def _step_repeated(
-    items: Any,
-    negatives: Any,
-    count: Any,
-    errors: Any,
-    sign: Any,
-    at: Any,
-    x: Any,
-    blocks: Any,
-    adagrad: Any,
-    rates: Any,
-    words: Any,
-) -> None:
+def _step_repeated(items: Any, event: Any, sign: Any, at: Any, x: Any, code: Any, rates: Any) -> None:
     """Steps one block of the negatives of an event, some of which occur more than once.
 
     The block is `at` bytes into the rows. x is the user's old block. A row takes the sum of its
     occurrences in one step, at the first one.
     """
-    for d in range(count):
+    negatives, errors = event.negatives, event.errors
+    for d in range(event.count):
         if _is_first(negatives, d):
-            start = word(negatives, d) * row_bytes(blocks)
+            start = word(negatives, d) * row_bytes(code.blocks)
             y = load_factors(items.factors, start + at)
             g = scalar.pull(sign * real(errors, d + ONE), x, rates.l2, y)
-            for later in range(d + ONE, count):
+            for later in range(d + ONE, event.count):
                 if word(negatives, later) == word(negatives, d):
                     g = g + scalar.pull(sign * real(errors, later + ONE), x, rates.l2, y)
-            step_block(items, start, at, y, g, adagrad, rates, word(words, d + _TWO))
+            step_plain_factors(items, start, at, y, g, code.adagrad, rates, word(event.words, d + _TWO))
 
 
 @inlined
-def _step_negative_biases(
-    items: Any, negatives: Any, count: Any, repeats: Any, errors: Any, sign: Any, adagrad: Any, rates: Any
-) -> None:
-    for d in range(count):
+def _step_negative_biases(items: Any, event: Any, repeats: Any, sign: Any, code: Any, rates: Any) -> None:
+    negatives, errors = event.negatives, event.errors
+    for d in range(event.count):
         if repeats and not _is_first(negatives, d):
             continue
         row = word(negatives, d)
         bias = real(items.bias, row)
         g = scalar.bias_pull(sign * real(errors, d + ONE), rates.bias_l2, bias)
         if repeats:
-            for later in range(d + ONE, count):
+            for later in range(d + ONE, event.count):
                 if word(negatives, later) == word(negatives, d):
                     g = g + scalar.bias_pull(sign * real(errors, later + ONE), rates.bias_l2, bias)
-        step_bias(items, row, bias, g, adagrad, rates)
+        step_plain_bias(items, row, bias, g, code.adagrad, rates)
 
 
 @inlined
-def _step_logistic_event(
-    users: Any,
-    items: Any,
-    user: Any,
-    positive: Any,
-    negatives: Any,
-    count: Any,
-    repeats: Any,
-    errors: Any,
-    blocks: Any,
-    adagrad: Any,
-    rates: Any,
-    words: Any,
-) -> None:
-    """Steps all rows of a logistic event by its errors."""
-    size = row_bytes(blocks)
+def _step_logistic_event(sides: Any, event: Any, repeats: Any, code: Any, rates: Any) -> None:
+    """Step all rows of a logistic event from its errors."""
+    users, items = sides
+    user, positive, negatives, count, errors, words = event
+    size, adagrad = row_bytes(code.blocks), code.adagrad
     x_start, y_start = user * size, positive * size
-    for c in range(blocks):
+    for c in range(code.blocks):
         at = c * VECTOR_BYTES
         x, y = load_factors(users.factors, x_start + at), load_factors(items.factors, y_start + at)
         g = scalar.pull(real(errors, ZERO), y, rates.l2, x)
         g_positive = scalar.pull(real(errors, ZERO), x, rates.l2, y)
-        step_block(items, y_start, at, y, g_positive, adagrad, rates, word(words, ONE))
+        step_plain_factors(items, y_start, at, y, g_positive, adagrad, rates, word(words, ONE))
         for d in range(count):
             start, e = word(negatives, d) * size, real(errors, d + ONE)
             other = load_factors(items.factors, start + at)
             g = g + scalar.pull(e, other, rates.l2, x)
             if not repeats:
                 g_other = scalar.pull(e, x, rates.l2, other)
-                step_block(items, start, at, other, g_other, adagrad, rates, word(words, d + _TWO))
+                step_plain_factors(items, start, at, other, g_other, adagrad, rates, word(words, d + _TWO))
         if repeats:
-            _step_repeated(items, negatives, count, errors, _F1, at, x, blocks, adagrad, rates, words)
-        step_block(users, x_start, at, x, g, adagrad, rates, word(words, ZERO))
+            _step_repeated(items, event, _F1, at, x, code, rates)
+        step_plain_factors(users, x_start, at, x, g, adagrad, rates, word(words, ZERO))
     bias = real(users.bias, user)
     g_bias = scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias)
     for d in range(count):
         g_bias = g_bias + scalar.bias_pull(real(errors, d + ONE), rates.bias_l2, bias)
-    step_bias(users, user, bias, g_bias, adagrad, rates)
+    step_plain_bias(users, user, bias, g_bias, adagrad, rates)
     bias = real(items.bias, positive)
-    step_bias(
-        items, positive, bias, scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias), adagrad, rates
-    )
-    _step_negative_biases(items, negatives, count, repeats, errors, _F1, adagrad, rates)
+    g_bias = scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias)
+    step_plain_bias(items, positive, bias, g_bias, adagrad, rates)
+    _step_negative_biases(items, event, repeats, _F1, code, rates)
 
 
 @inlined
-def _step_bpr_event(
-    users: Any,
-    items: Any,
-    user: Any,
-    positive: Any,
-    negatives: Any,
-    count: Any,
-    repeats: Any,
-    errors: Any,
-    blocks: Any,
-    adagrad: Any,
-    rates: Any,
-    words: Any,
-) -> None:
-    """Steps all rows of a BPR event with at least one negative by its errors.
+def _step_bpr_event(sides: Any, event: Any, repeats: Any, code: Any, rates: Any) -> None:
+    """Steps all rows of a BPR event, which has at least one negative, from its errors.
 
-    The user's bias takes no step.
+    The user's bias stays.
     """
-    size = row_bytes(blocks)
+    users, items = sides
+    user, positive, negatives, count, errors, words = event
+    size, adagrad = row_bytes(code.blocks), code.adagrad
     x_start, y_start = user * size, positive * size
-    for c in range(blocks):
+    for c in range(code.blocks):
         at = c * VECTOR_BYTES
         x, y = load_factors(users.factors, x_start + at), load_factors(items.factors, y_start + at)
         g = g_positive = x
@@ -363,47 +348,28 @@ def _step_bpr_event(
             g_positive = positive_term if d == ZERO else g_positive + positive_term
             if not repeats:
                 g_other = scalar.pull(-e, x, rates.l2, other)
-                step_block(items, start, at, other, g_other, adagrad, rates, word(words, d + _TWO))
+                step_plain_factors(items, start, at, other, g_other, adagrad, rates, word(words, d + _TWO))
         if repeats:
-            _step_repeated(items, negatives, count, errors, -_F1, at, x, blocks, adagrad, rates, words)
-        step_block(users, x_start, at, x, g, adagrad, rates, word(words, ZERO))
-        step_block(items, y_start, at, y, g_positive, adagrad, rates, word(words, ONE))
+            _step_repeated(items, event, -_F1, at, x, code, rates)
+        step_plain_factors(users, x_start, at, x, g, adagrad, rates, word(words, ZERO))
+        step_plain_factors(items, y_start, at, y, g_positive, adagrad, rates, word(words, ONE))
     bias = real(items.bias, positive)
     g_bias = scalar.bias_pull(real(errors, ONE), rates.bias_l2, bias)
     for d in range(ONE, count):
         g_bias = g_bias + scalar.bias_pull(real(errors, d + ONE), rates.bias_l2, bias)
-    step_bias(items, positive, bias, g_bias, adagrad, rates)
-    _step_negative_biases(items, negatives, count, repeats, errors, -_F1, adagrad, rates)
+    step_plain_bias(items, positive, bias, g_bias, adagrad, rates)
+    _step_negative_biases(items, event, repeats, -_F1, code, rates)
 
 
 @inlined
-def _step_event(
-    users: Any,
-    items: Any,
-    user: Any,
-    positive: Any,
-    negatives: Any,
-    count: Any,
-    errors: Any,
-    blocks: Any,
-    loss: Any,
-    adagrad: Any,
-    rates: Any,
-    rounding: Any,
-    i: Any,
-    words: Any,
-) -> None:
-    """Steps all rows of event i by its errors."""
-    repeats = _has_repeats(negatives, count)
-    _keep_words(users, items, user, positive, negatives, count, rounding, i, words)
-    if loss == _BPR:
-        _step_bpr_event(
-            users, items, user, positive, negatives, count, repeats, errors, blocks, adagrad, rates, words
-        )
+def _step_event(sides: Any, event: Any, code: Any, rates: Any, rounding: Any, step: Any) -> None:
+    """Step all rows of an event from its errors; step: its number in the record."""
+    repeats = _has_repeats(event.negatives, event.count)
+    _keep_words(sides, event, rounding, step)
+    if code.loss == _BPR:
+        _step_bpr_event(sides, event, repeats, code, rates)
     else:
-        _step_logistic_event(
-            users, items, user, positive, negatives, count, repeats, errors, blocks, adagrad, rates, words
-        )
+        _step_logistic_event(sides, event, repeats, code, rates)
 
 
 @cache
@@ -417,7 +383,7 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int) -> Any:
     multiple of 64), and `words` is that of uint32[2 + width].
     """
     BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
-    DRAWN = int(drawn)
+    DRAWN, CODE = int(drawn), Code(BLOCKS, LOSS, ADAGRAD)
 
     @compiled
     def livefactor_sampled_kernel(
@@ -436,9 +402,10 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int) -> Any:
         rounding_key: Any,
         revision: Any,
     ) -> None:
-        rounding = Rounding(rounding_key, revision)
-        # The only item has no other item to be contrasted with.
-        alone = DRAWN > 0 and width == ZERO
+        rounding, sides = Rounding(rounding_key, revision), Sides(users, items)
+        alone = (
+            DRAWN > 0 and width == ZERO
+        )  # one item alive: there is no other to draw, or to compare it with
         if LOSS == _BPR and alone:
             return
         if DRAWN < DRAWN_ANY:
@@ -459,28 +426,24 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int) -> Any:
                 user, positive = word(user_rows, i), word(item_rows, i)
                 value = values[i] if values.size else _F1
                 weight = weights[i] if weights.size else _F1
-                drawn, first = negatives + i * width * WORD_BYTES, (i - start) * slots
-                judged = value, weight, lanes, first
-                # The constant count removes loops.
-                if DRAWN > 0 and LOSS == _LOGISTIC and (alone or value == _F0):
-                    _set_slots(users, items, user, positive, drawn, ZERO, *judged, BLOCKS, LOSS)
+                drawn, errors = negatives + i * width * WORD_BYTES, lanes + (i - start) * slots * WORD_BYTES
+                if DRAWN > 0 and LOSS == _LOGISTIC and (alone or value == _F0):  # the constant drops loops
+                    event = Event(user, positive, drawn, ZERO, errors, words)
+                    _set_slots(sides, event, value, weight, lanes, CODE)
                 else:
-                    _set_slots(users, items, user, positive, drawn, width, *judged, BLOCKS, LOSS)
+                    event = Event(user, positive, drawn, width, errors, words)
+                    _set_slots(sides, event, value, weight, lanes, CODE)
             _take_errors(lanes, size * slots, LOSS, rates)
             for i in range(start, start + size):
                 user, positive = word(user_rows, i), word(item_rows, i)
                 value = values[i] if values.size else _F1
                 drawn, errors = negatives + i * width * WORD_BYTES, lanes + (i - start) * slots * WORD_BYTES
                 if DRAWN > 0 and LOSS == _LOGISTIC and (alone or value == _F0):
-                    _step_event(
-                        users, items, user, positive, drawn, ZERO, errors, BLOCKS, LOSS, ADAGRAD, rates,
-                        rounding, i, words,
-                    )  # fmt: skip
+                    event = Event(user, positive, drawn, ZERO, errors, words)
+                    _step_event(sides, event, CODE, rates, rounding, i)
                 else:
-                    _step_event(
-                        users, items, user, positive, drawn, width, errors, BLOCKS, LOSS, ADAGRAD, rates,
-                        rounding, i, words,
-                    )  # fmt: skip
+                    event = Event(user, positive, drawn, width, errors, words)
+                    _step_event(sides, event, CODE, rates, rounding, i)
             start += size
 
     return livefactor_sampled_kernel

@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import float32
 
-from livefactor_kernels.device.factors import load_factor, store_factor
+from livefactor_kernels.device.factors import load_factor
 from livefactor_kernels.device.plan import event_of, row_of, value_of, weight_of
 from livefactor_kernels.device.warp import cuda, half_sum, kernel, lane
 from livefactor_kernels.numbers import scalar
-from livefactor_kernels.numbers.lanes import clamp, inlined
+from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.optimizers import Method
-from livefactor_kernels.optimizers.cuda import step_row
+from livefactor_kernels.optimizers.cuda import step_one, step_row
 from livefactor_kernels.sgd.cuda_regularization import l2_of, load_kept, told, told_dot
 from livefactor_kernels.spec.model import LANES, Loss, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
@@ -204,29 +204,6 @@ def _row_sum(sums: Any, at: Any, count: Any, stride: Any, ahead: Any) -> Any:
         total = total + sums.gradients[at + i * stride]
         i += 1
     return total
-
-
-@inlined
-def step_one(
-    values: Any,
-    accumulators: Any,
-    at: Any,
-    g: Any,
-    rate: Any,
-    adagrad: Any,
-    rates: Any,
-    word: Any,
-    column: Any,
-) -> None:
-    """Steps one factor or bias by its gradient. `word` and `column` are those of `store_factor`."""
-    x = load_factor(values, at)
-    if adagrad:
-        total = scalar.adagrad_sum(accumulators[at], g)
-        stepped = scalar.adagrad_step(x, g, total, rate, rates.eps, rates.factor_max)
-        store_factor(values, at, stepped, word, column)
-        accumulators[at] = clamp(total, rates.g_max)
-    else:
-        store_factor(values, at, scalar.sgd_step(x, g, rate, rates.factor_max), word, column)
 
 
 @inlined

@@ -15,14 +15,10 @@ import numpy as np
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.lanes import (
     VECTOR_BYTES,
-    clamp,
     inlined,
     load1,
-    load16,
     load_u32,
     prefetch,
-    store1,
-    store16,
     tree_sum,
 )
 from livefactor_kernels.numbers.narrow import (
@@ -31,7 +27,6 @@ from livefactor_kernels.numbers.narrow import (
     factors_of,
     load_factors,
     prefetch_factors,
-    store_factors,
 )
 from livefactor_kernels.numbers.random import rounding_word
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec
@@ -122,37 +117,6 @@ def row_word(rows: Any, row: Any, rounding: Any, step: Any) -> Any:
     if dtype_of(rows.factors) == FLOAT32:
         return ZERO
     return rounding_word(rounding.key, rounding.revision, step, rows.side, row)
-
-
-@inlined
-def step_block(rows: Any, start: Any, at: Any, x: Any, g: Any, adagrad: Any, rates: Any, word: Any) -> None:
-    """Step 16 factors from their old value x by gradient g, and store them.
-
-    They lie `at` bytes into the row that begins `start` bytes into the table; word: the row's (`row_word`).
-    """
-    offset, column = start + at, at // WORD_BYTES
-    if adagrad:
-        total = scalar.adagrad_sum(load16(rows.factor_g, offset), g)
-        stepped = scalar.adagrad_step(x, g, total, rates.rate, rates.eps, rates.factor_max)
-        store_factors(rows.factors, offset, stepped, column, word)
-        store16(rows.factor_g, clamp(total, rates.g_max), offset)
-    else:
-        stepped = scalar.sgd_step(x, g, rates.rate, rates.factor_max)
-        store_factors(rows.factors, offset, stepped, column, word)
-
-
-@inlined
-def step_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
-    """Step a row's bias from its old value x by gradient g, and store it."""
-    offset = row * WORD_BYTES
-    if adagrad:
-        total = scalar.adagrad_sum(load1(rows.bias_g, offset), g)
-        store1(
-            rows.bias, scalar.adagrad_step(x, g, total, rates.bias_rate, rates.eps, rates.factor_max), offset
-        )
-        store1(rows.bias_g, clamp(total, rates.g_max), offset)
-    else:
-        store1(rows.bias, scalar.sgd_step(x, g, rates.bias_rate, rates.factor_max), offset)
 
 
 @inlined

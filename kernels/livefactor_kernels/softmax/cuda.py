@@ -40,9 +40,9 @@ from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.lanes import clamp, inlined
 from livefactor_kernels.numbers.sums import CHUNK
 from livefactor_kernels.optimizers import Method, StepRates
-from livefactor_kernels.optimizers.cuda import step_row
+from livefactor_kernels.optimizers.cuda import step_one, step_row
 from livefactor_kernels.pins.cuda import DeviceSections, Pins
-from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row, step_one
+from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row
 from livefactor_kernels.softmax import GAP_MAX
 from livefactor_kernels.softmax.cuda_shared import (
     BATCHES_MAX,

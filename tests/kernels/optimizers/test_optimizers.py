@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.optimizers import StepRates, choice
 from livefactor_kernels.spec.model import (
     FactorDtype,
     Limits,
@@ -249,3 +251,26 @@ def test_adams_powers_stop_before_they_are_subnormal() -> None:
 def test_specs_are_refused(field, changes) -> None:
     with pytest.raises(SpecError, match=f"^{re.escape(field)}"):
         make_spec(Loss.SQUARED, **changes)
+
+
+@njit(error_model="numpy")
+def stepped(kind, x, g, first, second, rates):
+    word, other, of_factors, of_bias = choice.step_row(kind, first, second, g * g, rates)
+    of_factor = choice.accumulate_factor(kind, x, g, first, second, of_factors, rates)
+    factor = choice.step_factor(kind, x, g, of_factor[0], of_factor[2], of_factors, rates)
+    of_one = choice.accumulate_bias(kind, x, g, first, second, of_bias, rates)
+    bias = choice.step_bias(kind, x, g, of_one[0], of_one[2], of_bias, rates)
+    return word, other, *of_factor, factor, *of_one, bias
+
+
+@pytest.mark.parametrize("kind", OptimizerKind)
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+def test_a_formula_gives_the_same_bits_in_python_and_compiled(kind, data) -> None:
+    x, g = (np.float32(data.draw(st.floats(-5, 5, width=32))) for _ in "xg")
+    first, second = (np.float32(data.draw(st.floats(0.0625, 1, width=32))) for _ in range(2))
+    rates = StepRates.of(make_spec(Loss.SQUARED, optimizer=optimizer(kind)))
+    plain = stepped.py_func(int(kind), x, g, first, second, rates)
+    assert all(type(value) is np.float32 for value in plain)
+    compiled = stepped(int(kind), x, g, first, second, rates)
+    assert np.array(plain).tobytes() == np.array(compiled, np.float32).tobytes()

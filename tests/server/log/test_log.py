@@ -116,20 +116,9 @@ def test_the_bytes_are_those_of_the_tables(tmp_path: Path) -> None:
     while at < len(data):
         assert data[at : at + 8] == b"lvfgroup"
         assert struct.unpack_from("<I", data, at + 8)[0] == crc32c_fallback(data[at + 12 : at + 152])
-        (
-            version,
-            hash_id,
-            producers,
-            found_id,
-            incarnation,
-            records,
-            place,
-            size,
-            first,
-            mark,
-            time_us,
-            segment,
-        ) = struct.unpack_from("<HBB16sIIQQQQqI", data, at + 12)
+        fields = struct.unpack_from("<HBB16sIIQQQQqI", data, at + 12)
+        version, hash_id, producers, found_id, incarnation, records, place, size = fields[:8]
+        first, mark, time_us, segment = fields[8:]
         assert (version, hash_id, found_id, incarnation, segment) == (2, 1, log_id, 1, len(file) // 4096)
         assert (place, first, mark) == (at, revision, max(revision - 1, 0))
         assert data[at + 88 : at + 120] == previous
