@@ -1,4 +1,4 @@
-"""The log: what is written, how it is chained, and that it reads back."""
+"""The log: the bytes that it writes, the hash chain, and reading."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Log:
     return Log.create(tmp_path / "log", b"the spec", lineage=LINEAGE, hash_name=request.param)
 
 
-# ------------------------------------------------------------------------------------------ round trip, bytes
+# ------------------------------------------------------------------------------------------------
+# Round trip and bytes.
 
 
-def test_everything_comes_back(log: Log, tmp_path: Path) -> None:
+def test_every_field_reads_back(log: Log, tmp_path: Path) -> None:
     column = np.arange(1000, dtype=np.uint64)
     bodies = [b"", b"x", bytearray(b"yy"), memoryview(b"zzz"), column, [column, b"tail", memoryview(b"")]]
     flat = [b"", b"x", b"yy", b"zzz", column.tobytes(), column.tobytes() + b"tail"]
@@ -92,8 +93,10 @@ def test_everything_comes_back(log: Log, tmp_path: Path) -> None:
 
 
 def test_the_bytes_are_those_of_the_tables(tmp_path: Path) -> None:
-    """A reader written from the tables in log/format.py and log/tail.py, with nothing of the log's code but a
-    CRC that has its own test."""
+    """Read the log with a reader that follows the tables in log/format.py and log/tail.py.
+
+    The reader uses none of the log's code except the CRC, which has its own test.
+    """
     log = Log.create(tmp_path / "log", b"the spec", lineage=LINEAGE, hash_name="sha256")
     log.append([entry(log, 1, b"abc", b"rr"), entry(log, 2, b"d" * 5000)])
     log.append([entry(log, 3, b"", producer=b"", epoch=0, sequence=0)])
@@ -149,7 +152,8 @@ def test_the_bytes_are_those_of_the_tables(tmp_path: Path) -> None:
 
 
 def test_grouping_is_not_in_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "urandom", lambda size: bytes(range(size)))  # the spec's salt, the log's id
+    # Two logs are equal only if the salt of the spec and the id of the log are not random.
+    monkeypatch.setattr(os, "urandom", lambda size: bytes(range(size)))
     chains = []
     for name, groups in (("a", [1] * 6), ("b", [6]), ("c", [2, 4])):
         log = Log.create(tmp_path / name, b"s", lineage=LINEAGE)
@@ -171,7 +175,7 @@ def test_records_are_packed_tightly(tmp_path: Path) -> None:
 
 
 def test_a_small_group_costs_its_own_bytes(tmp_path: Path) -> None:
-    """One record of one event after the other, each followed by the mark of an idle log."""
+    """Each group has one record with one event. The mark of an idle log follows each group."""
     log = Log.create(tmp_path / "log", b"s")
     before = log.size_bytes
     for _ in range(200):
@@ -215,8 +219,10 @@ def test_a_commitment_does_not_depend_on_the_pieces(pieces: list[bytes], rejects
 
 
 def test_an_erased_payload_leaves_the_chain_whole(log: Log, tmp_path: Path) -> None:
-    """The format's part of erasing: content, salt and current commitment change; hashes and the old
-    commitment stay."""
+    """Erasing changes the content, the salt and the current commitment.
+
+    The hashes and the original commitment stay.
+    """
     append(log, 3, 400)
     log.mark()
     log.close()
@@ -250,7 +256,8 @@ def test_an_erased_payload_leaves_the_chain_whole(log: Log, tmp_path: Path) -> N
     assert bytes(after[3].body) == bytes(before[3].body)
 
 
-# --------------------------------------------------------------------------------------- opening and creating
+# ------------------------------------------------------------------------------------------------
+# Opening and creating.
 
 
 def test_a_log_is_created_once(tmp_path: Path) -> None:
@@ -261,7 +268,7 @@ def test_a_log_is_created_once(tmp_path: Path) -> None:
         Log.create(tmp_path / "log", b"s")
 
 
-def test_what_an_unfinished_creation_left_is_replaced(tmp_path: Path) -> None:
+def test_an_unfinished_creation_is_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     folder.mkdir()
     (folder / f"{5:020d}.log").write_bytes(bytes(12288))
@@ -277,7 +284,7 @@ def test_what_an_unfinished_creation_left_is_replaced(tmp_path: Path) -> None:
     assert [r.revision for r in log.read()] == [7, 8, 9]
 
 
-def test_damage_is_never_created_over(tmp_path: Path) -> None:
+def test_creation_never_overwrites_a_damaged_log(tmp_path: Path) -> None:
     log = Log.create(tmp_path / "log", b"s")
     append(log, 3)
     log.mark()
@@ -314,7 +321,7 @@ def test_reading_only_changes_nothing(log: Log, tmp_path: Path) -> None:
     } == files
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
+def test_opening_reports_progress(tmp_path: Path) -> None:
     log = Log.create(tmp_path / "log", b"s", segment_bytes=SMALL)
     for _ in range(40):
         append(log, 1, 1000)
@@ -338,7 +345,8 @@ def test_a_missing_hash_package_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         Log.create(tmp_path / "other", b"s", hash_name="md5")
 
 
-# ----------------------------------------------------------------------------------------- appending, reading
+# ------------------------------------------------------------------------------------------------
+# Appending and reading.
 
 
 def test_wrong_groups_are_refused_and_nothing_is_written(log: Log) -> None:
@@ -408,7 +416,7 @@ def test_reading_starts_inside_a_large_segment(tmp_path: Path) -> None:
 
 
 def test_reading_beside_appending(tmp_path: Path) -> None:
-    """Readers of the same log, and of the folder from outside, always see a whole prefix."""
+    """Readers always see a whole prefix, through the same log and through the folder."""
     log = Log.create(tmp_path / "log", b"s", segment_bytes=64 * 1024)
     stop = threading.Event()
 

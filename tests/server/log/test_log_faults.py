@@ -1,7 +1,8 @@
-"""Damage to the log's files, and disks that fail or fill up: nothing is ever read that was not written.
+"""Damage to the log's files, and disks that fail or fill up.
 
-After damage only two answers are right: the log as it was, up to a revision at or past the last that a mark
-covers, or LogDamaged with the file and a place in it.
+The log never returns a record that was not written. After damage only two results are correct. The
+log may read back as it was written, up to a revision at or past the last that a mark covers. Or it
+raises LogDamaged with the file and an offset in it.
 """
 
 from __future__ import annotations
@@ -59,8 +60,11 @@ def new_log(io: CrashIO | None = None, folder: Path = FOLDER, segment_bytes: int
 
 
 class Damage:
-    """A log of five groups of three in one segment, the last followed by a mark or not, and what was done to
-    its bytes. The last group ends in a tail slot."""
+    """A log whose bytes the tests damage.
+
+    It has five groups of three records in one segment. The last group ends in a tail slot. A mark
+    follows it if `marked` is true.
+    """
 
     def __init__(self, marked: bool) -> None:
         self.io = CrashIO(ROOT)
@@ -78,12 +82,15 @@ class Damage:
         self.slots = read_slots(memoryview(self.bytes))
 
     def span(self, revision: int) -> tuple[int, int]:
-        """Where the group of the record stands in the stream."""
+        """Return the start and the end of the record's group in the stream."""
         group = self.records[revision].group
         return group.place, group.place + group.size
 
     def undetected(self, data: bytes) -> bool:
-        """Whether a log whose file is `data` reads as something it is not, or loses what a mark covers."""
+        """Return whether a log whose file is `data` gives a wrong result.
+
+        A wrong result is a record that was not written, or the loss of a record that a mark covers.
+        """
         self.io.live.contents[self.number] = bytearray(data)
         try:
             log = Log.open(FOLDER, self.io, read_only=True)
@@ -105,7 +112,10 @@ def same(a: Record, b: Record) -> bool:
 
 
 def bits_of_interest(damage: Damage) -> list[int]:
-    """All bits of the headers of a group in its place and of both slots, and some of the rest of the file."""
+    """Return the bits that the tests flip.
+
+    They are all bits in the headers of one group and of both slots, and some bits of the rest.
+    """
     start, end = damage.span(8)
     assert end <= damage.slots[0].base
     heads = [*range(start * 8, (start + 152 + 160) * 8)]
@@ -139,7 +149,7 @@ def test_the_check_catches_unchecked_headers(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class AnyNumber(int):
-    """Equal to every checksum."""
+    """A checksum that is equal to every other checksum."""
 
     def __ne__(self, other: object) -> bool:
         return False
@@ -186,7 +196,7 @@ def test_zeros_and_noise_are_noticed(marked: bool) -> None:
 
 @pytest.mark.parametrize("marked", [True, False])
 @pytest.mark.parametrize(("one", "other"), [(1, 4), (4, 7), (1, 9)])
-def test_groups_that_changed_places_are_refused(one: int, other: int, marked: bool) -> None:
+def test_groups_that_are_swapped_are_refused(one: int, other: int, marked: bool) -> None:
     damage = Damage(marked)
     (a, a_end), (b, b_end) = damage.span(one), damage.span(other)
     size = max(a_end - a, b_end - b)
@@ -212,7 +222,7 @@ def test_damage_names_file_and_offset_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("slots", [(0,), (1,), (0, 1)])
-def test_one_damaged_slot_is_made_good_and_two_are_refused(slots: tuple[int, ...]) -> None:
+def test_one_damaged_slot_is_repaired_and_two_are_refused(slots: tuple[int, ...]) -> None:
     damage = Damage(marked=True)
     data = bytearray(damage.bytes)
     for slot in slots:
@@ -231,7 +241,10 @@ def test_one_damaged_slot_is_made_good_and_two_are_refused(slots: tuple[int, ...
 
 
 def test_a_payload_cannot_pass_for_a_group() -> None:
-    """A client that sends a copy of a group, in a group that is torn, must not make the log look damaged."""
+    """A payload that holds a copy of a group must not make the log look damaged.
+
+    In the test, the group with this payload is torn.
+    """
     io = CrashIO(ROOT)
     log = new_log(io)
     append(log, 1)
@@ -248,12 +261,13 @@ def test_a_payload_cannot_pass_for_a_group() -> None:
     assert Log.open(FOLDER, io, read_only=True).last_revision == 1
 
 
-# ------------------------------------------------------------------------------------------- several segments
+# ------------------------------------------------------------------------------------------------
+# Several segments.
 
 
 @pytest.fixture
 def segments(tmp_path: Path) -> tuple[Path, list[Path]]:
-    """A log on the real disk in several segments, and their paths."""
+    """Return the folder of a log on the real disk, and the paths of its segments."""
     log = new_log(folder=tmp_path / "log", segment_bytes=16 * 1024)
     for _ in range(30):
         append(log, 3)
@@ -279,7 +293,7 @@ def test_a_missing_first_segment_is_refused(segments: tuple[Path, list[Path]]) -
 
 
 @pytest.mark.parametrize(("old", "place"), [(1, 2), (3, 1), (0, 1)])
-def test_a_segment_in_anothers_place_is_refused(
+def test_a_segment_under_the_name_of_another_is_refused(
     segments: tuple[Path, list[Path]], old: int, place: int
 ) -> None:
     folder, paths = segments
@@ -302,7 +316,7 @@ def test_a_segment_of_another_log_is_refused(segments: tuple[Path, list[Path]], 
 
 
 def test_a_segment_from_before_the_tail_was_trimmed_is_refused(tmp_path: Path) -> None:
-    """The old segment holds revisions that recovery dropped and that were later given to other records."""
+    """The old segment holds revisions that recovery dropped. Other records have them now."""
     folder = tmp_path / "log"
     log = new_log(folder=folder, segment_bytes=16 * 1024)
     append(log, 3)
@@ -348,7 +362,8 @@ def test_damage_found_while_reading_is_refused(segments: tuple[Path, list[Path]]
     assert (caught.value.path, caught.value.offset) == (paths[3], DATA_START)
 
 
-# -------------------------------------------------------------------------------------------- disks that fail
+# ------------------------------------------------------------------------------------------------
+# Disks that fail.
 
 
 @pytest.mark.parametrize("k", range(1, 21))
@@ -430,7 +445,7 @@ def test_a_disk_that_fills_up_inside_a_write_leaves_nothing(code: int, count: in
     check_clean(io, 5)
 
 
-def test_a_full_disk_that_cannot_be_put_right_is_fatal() -> None:
+def test_a_full_disk_is_fatal_if_the_cleanup_fails() -> None:
     io = CrashIO(ROOT)
     log = new_log(io)
     append(log, 2)
@@ -473,8 +488,10 @@ def check_clean(io: CrashIO, last: int) -> None:
 
 
 def test_a_full_file_system_is_survived(small_file_system: Callable[[int], Path]) -> None:
-    """A real disk of 4 MiB: it fills up, the log says so and keeps all it had; room is made, and it goes
-    on."""
+    """The log reports that a real disk of 4 MiB is full, and keeps its records.
+
+    It continues once the disk has room again.
+    """
     folder = small_file_system(4 << 20)
     ballast = folder / "ballast"
     ballast.write_bytes(bytes(1 << 20))
@@ -499,7 +516,10 @@ def test_a_full_file_system_is_survived(small_file_system: Callable[[int], Path]
 
 @pytest.fixture
 def small_file_system(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a tmpfs of some bytes; skips where that is not allowed."""
+    """Provide a function that mounts a tmpfs with a size in bytes.
+
+    The test is skipped where mounting is not allowed.
+    """
     mounted: list[Path] = []
 
     def mount(size: int) -> Path:
