@@ -1,9 +1,10 @@
 """The pictures of the README: `make pictures`, or `python -m benchmarks.pictures [--draw-only]`.
 
 The first picture shows how a customer's list changes in `livefactor demo`. A run of the demo writes
-benchmarks/results/demo.json, and the picture is drawn from that file. The second picture shows NDCG@10 beside
-tuned retrains. It is drawn from benchmarks/results/quality.json, which `make quality` writes. With `--draw-only`
-the demo is not run, and both pictures are drawn again from the two files.
+benchmarks/results/demo.json, and the picture is drawn from that file. The second picture shows
+NDCG@10 beside tuned retrains. It is drawn from benchmarks/results/quality.json, which `make
+quality` writes. With `--draw-only` the demo is not run, and both pictures are drawn again from the
+two files.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ BARS: dict[str, tuple[tuple[str, ...], str]] = {
     "livefactor clicks_sgd, tuned, one pass": (("clicks_sgd",), OURS),
     "livefactor clicks, as shipped, one pass": (("clicks",), OURS),
 }
-"""Label of a bar -> the methods of quality.json, of which the best is shown, and the colour."""
+"""By label of a bar: the methods of quality.json, of which the best is shown, and the colour."""
 
 
 def run_demo() -> int:
-    """Run the demo and write demo.json; the demo's exit code."""
+    """Runs the demo and writes demo.json. Returns the exit code of the demo."""
     from livefactor_server.cli import demo
 
     changes: list[demo.ListChange] = []
@@ -52,7 +53,7 @@ def run_demo() -> int:
 
 
 def draw_change(path: Path, change: dict[str, Any]) -> None:
-    """Draw both lists of demo.json side by side."""
+    """Draws both lists of demo.json side by side."""
     write_svg(path, lambda: _change(change))
 
 
@@ -80,7 +81,7 @@ def _change(change: dict[str, Any]) -> Any:
 
 
 def draw_quality(path: Path, figures: dict[str, Any]) -> None:
-    """Draw NDCG@10 of livefactor beside tuned retrains, in the order of time."""
+    """Draws NDCG@10 of livefactor beside tuned retrains, for the time-ordered split."""
     write_svg(path, lambda: _quality(figures))
 
 
@@ -102,7 +103,7 @@ def _quality(figures: dict[str, Any]) -> Any:
 
 
 def best_of(figures: dict[str, Any], name: str, methods: tuple[str, ...]) -> float | None:
-    """The largest NDCG@10 of some methods on a data set; None if none was measured."""
+    """The largest NDCG@10 of the methods on a data set, or None if none was measured."""
     values = [figures.get(f"{name}_time_{method}_ndcg10") for method in methods]
     return max((value for value in values if isinstance(value, float)), default=None)
 

@@ -27,7 +27,7 @@ REQUIRED = (
     "score_500_p99_ms",
     "topk_100_of_1m_ratio_to_faiss",
 )
-"""Figures that every full run has. A figure is null if its opponent is not installed."""
+"""Figures of every full run. A figure is null if its opponent is not installed."""
 
 QUOTIENTS = {
     "ratio_kernel_to_plain": ("kernel_events_per_s", "kernel_plain_events_per_s"),
@@ -44,7 +44,10 @@ FORMATS = {"gb_per_s": "{:.1f} GB/s", "_ms": "{:.2f} ms", "_ns": "{:.1f} ns", "_
 
 
 class Row(NamedTuple):
-    """A figure in a table. goal: the goal in words, "" without one. The end of the name tells the unit."""
+    """A figure in a table.
+
+    `goal` is the goal in words, or "" if there is none. The end of the name tells the unit.
+    """
 
     name: str
     label: str

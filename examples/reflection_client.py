@@ -1,5 +1,4 @@
-"""A livefactor client that only knows an address. The server describes its calls and messages by
-reflection.
+"""A livefactor client that knows only an address. Reflection gives it the calls and messages.
 
     pip install grpcio grpcio-reflection protobuf
     python reflection_client.py localhost:50051
@@ -67,7 +66,8 @@ def push(livefactor, model, producer_id):
 
     Returns the answer.
     """
-    # Labels give the texts of ids back in answers. Sent twice they change nothing: no stamp.
+    # Labels let answers contain the texts of ids. Sending them twice changes nothing, so they need
+    # no stamp.
     items = sorted({item for _, item in PURCHASES})
     labels = {"side": "SIDE_ITEM", "ids": [key(item) for item in items], "labels": items}
     livefactor.call("UpdateService", "ApplyUpdates", model=model, labels=labels)

@@ -71,7 +71,7 @@ def short(type_name: str) -> str:
 
 
 def type_of(field: FieldDescriptorProto) -> str:
-    """The type of a field for people."""
+    """The type of a field in words."""
     label = "repeated " if field.label == FieldDescriptorProto.LABEL_REPEATED else ""
     label = "optional " if field.proto3_optional else label
     name = FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()

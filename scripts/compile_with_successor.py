@@ -1,8 +1,7 @@
-"""Reports which GPU kernels numba-cuda-mlir, the successor of numba-cuda, compiles: `make
-check-successor`.
+"""Reports which GPU kernels numba-cuda-mlir, the successor of numba-cuda, compiles.
 
-It replaces numba.cuda in a separate environment. The script reports differences from what
-`device/warp.py` needs. It never fails.
+Run it with `make check-successor`. In a separate environment, numba-cuda-mlir takes the place of
+numba.cuda. The script reports why kernels do not compile. It never fails.
 """
 
 from __future__ import annotations
@@ -34,7 +33,8 @@ def main() -> None:
     sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tests" / "kit"), str(ROOT)]
     version = getattr(numba_cuda_mlir, "__version__", "?")
     try:
-        from livefactor_kernels.device import plan as cuda_plan  # noqa: F401 - what the CPU shares must see Numba's own types
+        # Code that the CPU shares must see Numba's own types, so it is imported first.
+        from livefactor_kernels.device import plan as cuda_plan  # noqa: F401
 
         numba.types, numba.float32 = types, types.float32
         import gpu_compiler

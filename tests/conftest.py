@@ -1,4 +1,4 @@
-"""What tests of every room share: hypothesis' profile, and a real server in a process of its own."""
+"""What all tests share: the profile of Hypothesis, and a real server in a separate process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from server_process import ColdStart, Server
 
-# Whoever imports the command line first decides how wide its tables are.
+# The first import of the command line fixes the width of its tables.
 os.environ["COLUMNS"] = "200"
 
-# Compiling makes first examples slow, so hypothesis' own deadline says nothing.
+# Compilation makes the first examples slow, so the deadline of Hypothesis is off.
 # A failure prints how to repeat it.
 hypothesis.settings.register_profile("livefactor", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("livefactor")
@@ -21,7 +21,10 @@ hypothesis.settings.load_profile("livefactor")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with default settings, started as people do, which began empty; the tests of a module share it."""
+    """Start an empty server with default settings, as users do.
+
+    The tests of a module share it.
+    """
     running = Server(ColdStart(), tmp_path_factory.mktemp("server") / "data")
     running.start()
     yield running

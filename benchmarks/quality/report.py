@@ -56,11 +56,11 @@ CELLS = {
 }
 
 SPEED_GOALS = {"clicks": "at least 150 k", "softmax_fast": "at least 2 M"}
-"""Goals for events a second of wall time, on 2 cores."""
+"""Goals for events per second of wall time, on 2 cores."""
 
 
 class Ratio(NamedTuple):
-    """A figure divided by the largest of others. goal: the goal in words."""
+    """A figure divided by the largest of other figures. `goal` is the goal in words."""
 
     label: str
     over: str
@@ -107,7 +107,10 @@ def ratios() -> dict[str, Ratio]:
 
 
 def _to_retrains(name: str, order: str) -> dict[str, Ratio]:
-    """NDCG@10 of livefactor ÷ NDCG@10 of full retrains. The shuffled split has no recency, so iALS alone is compared."""
+    """NDCG@10 of livefactor ÷ NDCG@10 of full retrains.
+
+    The shuffled split has no recency, so only iALS is compared there.
+    """
     prefix, words = f"{name}_{order}", f"{SET_LABELS[name]}, {ORDER_LABELS[order]}"
     others = {"ials": ("the better iALS", ("ials", "implicit"))}
     if order == "time":
@@ -141,7 +144,10 @@ def required() -> list[str]:
 
 
 def completed(measured: Figures) -> dict[str, Figure]:
-    """The figures with their ratios, rounded to six digits. A required figure that is missing is None."""
+    """The figures with their ratios, rounded to six digits.
+
+    A required figure that is missing is None.
+    """
     result: dict[str, Figure] = dict.fromkeys(required()) | dict(measured)
     for name, ratio in ratios().items():
         over, under = measured.get(ratio.over), [measured.get(other) for other in ratio.under]
@@ -161,7 +167,8 @@ def shown(name: str, value: Figure) -> str:
         return f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value / 1e3:.1f} k"
     if isinstance(value, int):
         return f"{value:,}"
-    if value >= 1e4:  # of what diverged
+    # Errors of diverged runs are this large.
+    if value >= 1e4:
         return f"{value:.1e}"
     return f"{value:.3f}" if name.startswith("ratio_") else f"{value:.4f}"
 

@@ -1,4 +1,4 @@
-"""Servers to attack."""
+"""Fixtures that start the servers which the tests attack."""
 
 from __future__ import annotations
 

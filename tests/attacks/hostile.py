@@ -1,5 +1,6 @@
-"""Raw calls to every RPC of a server, what may come back, and proof that refused input changed
-nothing.
+"""Helpers for attacks on a server.
+
+They send raw bytes to any RPC, check the statuses that come back, and read the state of a model.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ LIMITS = models_pb2.Limits(users_max=500, items_max=400, producers_max=20)
 
 @dataclass
 class Target:
-    """A server with one model, over one channel."""
+    """One server with one model. All calls share one channel."""
 
     server: Server
     channel: grpc.Channel
@@ -76,14 +77,15 @@ class Target:
         )
 
     def state(self, model: str = MODEL) -> tuple[int, bytes]:
-        """(revision, root hash)."""
+        """Return the model's revision and its root hash."""
         request = models_pb2.DescribeModelRequest(model=model, with_root_hash=True)
         described = self.models.DescribeModel(request, timeout=20).description
         return described.position.revision, described.root_hash
 
     def call(self, path: str, raw: bytes) -> list[tuple[grpc.StatusCode, str]]:
-        """One call with one message; the statuses of the call and, of an update stream, of its
-        answer.
+        """Make one call with one message and return its statuses.
+
+        The first is the status of the call. An update stream adds the statuses of its batches.
         """
         timeout_s = SHORT_S if path in WAITING else LONG_S
         try:
@@ -105,19 +107,19 @@ class Target:
         return statuses
 
     def check_alive(self) -> None:
-        """It runs, answers, and has met nothing that it did not expect."""
+        """Check that the server runs, answers, and has logged no unexpected error."""
         assert self.server.exit_code() is None, self.server.log[-3000:]
         self.models.ListModels(models_pb2.ListModelsRequest(), timeout=20)
         assert "Traceback" not in self.server.log, self.server.log[-5000:]
 
     @property
     def rss(self) -> int:
-        """Resident memory of the server, bytes."""
+        """Return the resident memory of the server in bytes."""
         return int(psutil.Process(self.server.pid).memory_info().rss)
 
 
 def batch_statuses(message: bytes) -> list[tuple[grpc.StatusCode, str]]:
-    """The statuses of the batches that a message of a stream answers."""
+    """Return the statuses of the batches in one message from a stream."""
     numbers = {code.value[0]: code for code in grpc.StatusCode}
     answers = updates_pb2.StreamUpdatesResponse.FromString(message).answers
     return [(numbers[answer.status.code], answer.status.message) for answer in answers]

@@ -1,5 +1,6 @@
-"""Promise 7: nothing a client sends can crash the server, poison a model or make it grow without
-bound.
+"""Promise 7: hostile input does no harm.
+
+No message from a client can crash the server, poison a model or make it grow without bound.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def target(warm: WarmStart, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def valid_messages() -> dict[str, list[Any]]:
-    """What a friendly client could send, for each RPC; several of some."""
+    """Return valid messages for each RPC, by its name. Some RPCs have several."""
     stamp = updates_pb2.ProducerStamp(id="p", epoch=1, sequence=1)
     here = updates_pb2.Position(lineage=bytes(16), revision=3)
     rows = Rows(
@@ -101,8 +102,9 @@ def valid_messages() -> dict[str, list[Any]]:
 
 
 def mutated(message: Any, seed: int) -> bytes:
-    """The message's bytes with one to four changes: flipped, cut, doubled, put in, spliced with
-    another message's.
+    """Return the bytes of the message with one to four random changes.
+
+    A change flips, cuts, doubles or inserts bytes, or splices in bytes from another message.
     """
     chance = random.Random(seed)
     raw = bytearray(message.SerializeToString())
@@ -136,7 +138,7 @@ def test_there_are_messages_for_every_rpc() -> None:
 
 
 def would_delete(raw: bytes) -> bool:
-    """Whether a mutation has made it a good request to delete the model under attack."""
+    """Return whether the bytes are a valid request to delete the model under attack."""
     try:
         return models_pb2.DeleteModelRequest.FromString(raw).model in (MODEL, "clicks")
     except DecodeError:
@@ -144,7 +146,7 @@ def would_delete(raw: bytes) -> bool:
 
 
 def attack(target: Target, mutations: int) -> None:
-    """Mutated messages for every RPC; after every refusal the model is as it was."""
+    """Send mutated messages to every RPC. Check that a refused message changes nothing."""
     cases = [(name, message) for name, messages in valid_messages().items() for message in messages]
     last = target.state()
 
@@ -167,7 +169,7 @@ def attack(target: Target, mutations: int) -> None:
     target.check_alive()
 
 
-def test_mutated_messages_get_a_status_of_the_closed_set_and_change_nothing_when_refused(
+def test_mutated_messages_get_an_allowed_status_and_change_nothing_when_refused(
     target: Target,
 ) -> None:
     before = sum(target.codes.values())
@@ -181,7 +183,7 @@ def test_many_more_mutated_messages(target: Target) -> None:
     attack(target, MUTATIONS_LONG)
 
 
-def test_random_bytes_and_nothing_at_all(target: Target) -> None:
+def test_random_bytes_and_empty_messages(target: Target) -> None:
     chance = random.Random(1)
     before = target.state()
     for path in METHODS:
@@ -207,7 +209,7 @@ def push(
 
 @pytest.mark.parametrize("column", ["values", "weights"])
 @pytest.mark.parametrize("bad", [NAN, -NAN, INF, -INF, 1e39, -1e39, 3.4e38, -3.4e38])
-def test_numbers_that_are_none_are_rejected_by_row_and_the_good_rows_are_applied(
+def test_rows_with_nonfinite_numbers_are_rejected_and_other_rows_are_applied(
     target: Target, column: str, bad: float
 ) -> None:
     columns = {"values": [1.0, 2.0, 3.0], "weights": [1.0, 1.0, 1.0]}
@@ -232,7 +234,7 @@ def test_values_outside_the_domain_of_clicks_are_rejected(target: Target, value:
     assert (ack.accepted, [reject.row for reject in ack.rejects]) == (1, [0])
 
 
-def test_the_largest_legal_numbers_keep_every_score_finite(target: Target) -> None:
+def test_the_largest_allowed_numbers_keep_every_score_finite(target: Target) -> None:
     rng = np.random.default_rng(1)
     for _ in range(20):
         users, items = rng.integers(1, 4, 2000).tolist(), rng.integers(4, 7, 2000).tolist()
@@ -262,7 +264,7 @@ def float_fields() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("message", "field"), float_fields())
-def test_a_spec_with_a_number_that_is_none_is_refused_and_names_the_field(
+def test_a_spec_with_a_nonfinite_number_is_refused_and_names_the_field(
     target: Target, message: str, field: str
 ) -> None:
     for bad in (NAN, INF, -INF, 1e39, -1e30):
@@ -278,7 +280,7 @@ def test_a_spec_with_a_number_that_is_none_is_refused_and_names_the_field(
 # floods
 
 
-def test_a_flood_of_ids_stops_at_the_limits_of_the_spec(target: Target) -> None:
+def test_a_flood_of_ids_stops_at_the_limits_in_the_spec(target: Target) -> None:
     target.create("flooded", "clicks_sgd")
     accepted = rejected = 0
     for start in range(0, 40_000, 4000):
@@ -289,7 +291,7 @@ def test_a_flood_of_ids_stops_at_the_limits_of_the_spec(target: Target) -> None:
     described = target.models.DescribeModel(models_pb2.DescribeModelRequest(model="flooded")).description
     assert described.users <= 500 and described.items <= 400 and accepted + rejected == 40_000
     assert described.events == accepted <= 500
-    # Who was there is unharmed.
+    # Ids that already have a row are still accepted.
     assert push(target, "flooded", [1, 1], [2, 3]).accepted == 2
 
 
@@ -349,7 +351,10 @@ def test_a_flood_of_labels_marks_and_producers_stops_at_the_limits(target: Targe
 
 
 def test_a_flood_of_names_stops_at_the_memory_of_the_server(serve: Serve) -> None:
-    """Few ids, by the spec's limits millions may come: long labels take memory all the same."""
+    """The spec allows millions of ids and the test sends few.
+
+    Their long labels still reach the memory limit.
+    """
     server = serve("--memory-bytes-max", str(4 << 20))
     with server.channel() as channel:
         target = Target(server, channel)
@@ -399,7 +404,10 @@ def test_batches_that_are_too_long_are_refused_as_a_whole(target: Target, rows: 
 
 
 def test_reads_between_updates_leave_no_trace(target: Target) -> None:
-    """Two models get the same batches, one of them is read all the time: one root hash."""
+    """Two models get the same batches, and only one of them is read between the batches.
+
+    Both must have the same root hash.
+    """
     roots = []
     for name, reads in (("quiet", 0), ("read", 6)):
         target.create(name, "purchases_sgd", seed=5)

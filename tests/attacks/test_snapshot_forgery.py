@@ -1,5 +1,6 @@
-"""Forged snapshots: all hashes are right, the content is hostile; only the closed format helps, and
-does.
+"""Forged snapshots are refused.
+
+The attacker computes every hash correctly, so only the checks of the format can find the forgery.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from snapshot_refusals import refused, refused_in_little_memory
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, samples.ADAGRAD))
-    # Imports whatever is imported late.
+    # The call triggers every lazy import. The tests forbid imports while a snapshot is read.
     snapshot_files.load(path).score(1, [1])
     return path
 
@@ -47,8 +48,8 @@ def _fields(path: Path) -> dict[str, object]:
     return json.loads((path / "manifest.json").read_bytes())
 
 
-def test_the_attackers_rewriting_is_accepted_when_nothing_changes(copy: Path) -> None:
-    """Else the tests below would prove nothing."""
+def test_a_rewritten_manifest_without_changes_is_accepted(copy: Path) -> None:
+    """The tests below rely on this: a refusal there must come from the change itself."""
     _write_manifest(copy, _fields(copy))
     snapshot_files.verify(copy)
 
@@ -84,7 +85,7 @@ def _traversals() -> list[str]:
     return [up + end for up in ups for end in ends]
 
 
-def test_no_file_name_of_a_manifest_leaves_the_folder(copy: Path) -> None:
+def test_no_file_name_in_a_manifest_leaves_the_folder(copy: Path) -> None:
     payloads = _traversals()
     assert len(payloads) >= 200
     pristine = _fields(copy)
@@ -96,7 +97,7 @@ def test_no_file_name_of_a_manifest_leaves_the_folder(copy: Path) -> None:
             assert refused(copy).file == "manifest.json"
 
 
-def test_no_name_of_a_fetched_file_leaves_the_folder(pristine: Path, tmp_path: Path) -> None:
+def test_no_fetched_file_name_leaves_the_folder(pristine: Path, tmp_path: Path) -> None:
     inside = tmp_path / "a" / "b" / "c" / "d" / "e" / "f"
     inside.mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
@@ -215,7 +216,7 @@ FIELDS: dict[str, Callable[[dict], object]] = {
 
 
 @pytest.mark.parametrize("change", FIELDS)
-def test_a_manifest_outside_the_format_is_refused_although_its_hash_is_right(copy: Path, change: str) -> None:
+def test_an_invalid_manifest_with_a_correct_hash_is_refused(copy: Path, change: str) -> None:
     fields = _fields(copy)
     FIELDS[change](fields)
     _write_manifest(copy, fields)
@@ -241,7 +242,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_manifest_that_is_no_canonical_json_is_refused(copy: Path, name: str) -> None:
+def test_a_manifest_that_is_not_canonical_json_is_refused(copy: Path, name: str) -> None:
     (copy / "manifest.json").write_bytes(TEXTS[name])
     assert refused_in_little_memory(copy).file == "manifest.json"
 
@@ -269,7 +270,7 @@ def test_another_spelling_of_the_same_manifest_is_refused(
     assert refused(copy).file == "manifest.json"
 
 
-def test_huge_sparse_files_cost_nothing(copy: Path) -> None:
+def test_huge_sparse_files_are_refused_in_little_memory(copy: Path) -> None:
     for name in ("manifest.json", "users.safetensors"):
         size = (copy / name).stat().st_size
         os.truncate(copy / name, 1 << 40)
@@ -324,9 +325,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_content_that_no_model_has_is_refused_although_all_hashes_are_right(
-    tmp_path: Path, name: str
-) -> None:
+def test_invalid_content_with_correct_hashes_is_refused(tmp_path: Path, name: str) -> None:
     state = samples.view(40, 30, 5, samples.ADAGRAD)
     spoil, tensor = CONTENTS[name]
     spoil(state)
@@ -344,9 +343,9 @@ RESERVOIRS = {
 
 
 @pytest.mark.parametrize("name", RESERVOIRS)
-def test_a_reservoir_that_no_model_keeps_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_reservoir_is_refused(tmp_path: Path, name: str) -> None:
     state = samples.view(40, 30, 5)
-    # Replay = 22 { size = 4 }.
+    # The bytes encode the field `replay` (number 22) with `size` 4.
     state.spec_body += b"\xb2\x01\x02\x08\x04"
     state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8)}
     dtypes = {
@@ -366,7 +365,7 @@ def test_a_reservoir_that_no_model_keeps_is_refused(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("value", [-0.5, 1.5])
-def test_powers_that_a_model_cannot_have_are_refused(tmp_path: Path, value: float) -> None:
+def test_invalid_powers_are_refused(tmp_path: Path, value: float) -> None:
     state = samples.view(40, 30, 5, models_pb2.OPTIMIZER_KIND_LAZY_ADAM)
     _with_rows("powers", value)(state)
     assert refused(samples.taken(tmp_path, state)).tensor == "items.powers"
@@ -376,9 +375,9 @@ def test_powers_that_a_model_cannot_have_are_refused(tmp_path: Path, value: floa
     ("place", "value"),
     [(0, 25), (0, 0.5), (1, -1), (1, 0.5), (1, 1 << 24), (2, -1), (2, 1.5), (3, np.inf), (4, -1)],
 )
-def test_rates_that_no_model_comes_to_are_refused(tmp_path: Path, place: int, value: float) -> None:
+def test_invalid_rates_are_refused(tmp_path: Path, place: int, value: float) -> None:
     state = samples.view(3, 2, 5)
-    # Adaptive_rate = 23 { window = 16 }.
+    # The bytes encode the field `adaptive_rate` (number 23) with `window` 16.
     state.spec_body += b"\xba\x01\x02\x08\x10"
     state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8), "rates": np.zeros(5)}
     for table in state.pin.tables:
@@ -398,7 +397,7 @@ def test_rates_that_no_model_comes_to_are_refused(tmp_path: Path, place: int, va
         (samples.BFLOAT16, np.uint16(0xFFC0)),
     ],
 )
-def test_narrow_factors_that_are_no_numbers_are_refused(
+def test_narrow_factors_that_are_not_finite_are_refused(
     tmp_path: Path, factor_dtype: int, value: np.generic
 ) -> None:
     state = samples.view(40, 30, 5, samples.ADAGRAD, factor_dtype=factor_dtype)
@@ -408,8 +407,8 @@ def test_narrow_factors_that_are_no_numbers_are_refused(
     assert (error.tensor, error.file) == ("items.factors", "items.safetensors")
 
 
-def test_factors_of_another_width_than_the_spec_s_are_refused(copy: Path) -> None:
-    """The right number of bytes does not help: the spec says what they are."""
+def test_factors_with_another_dtype_than_the_spec_are_refused(copy: Path) -> None:
+    """The spec determines the dtype of the factors. A manifest cannot change it."""
     pristine = _fields(copy)
     for dtype in ("F16", "BF16", "U64"):
         fields = json.loads(json.dumps(pristine))
@@ -421,7 +420,7 @@ def test_factors_of_another_width_than_the_spec_s_are_refused(copy: Path) -> Non
 
 def test_a_spec_with_unknown_factors_is_refused(copy: Path) -> None:
     fields = _fields(copy)
-    # Factor_dtype = 9.
+    # The bytes encode `factor_dtype` (field 13) with the unknown value 9.
     fields["spec"] = str(fields["spec"]) + "6809"
     _write_manifest(copy, fields)
     assert "factor_dtype" in str(refused(copy))

@@ -1,5 +1,6 @@
-"""Changed snapshots: whoever cannot recompute hashes changes bytes, files or names; all is
-refused.
+"""Changed snapshots are refused.
+
+The attacker changes bytes, files or names, and does not recompute the hashes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LONG_FLIPS = 10_000
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, samples.ADAGRAD))
-    # Imports whatever is imported late.
+    # The call triggers every lazy import. The tests forbid imports while a snapshot is read.
     snapshot_files.load(path).score(1, [1])
     return path
 
@@ -44,7 +45,10 @@ def copy(pristine: Path, tmp_path: Path) -> Path:
 
 
 def _flip_many(path: Path, count: int) -> None:
-    """Flip random bits of random bytes: every file alike, one at a time, put back after each."""
+    """Flip random bits of one random byte at a time.
+
+    The files take turns. Each byte is restored before the next one changes.
+    """
     chance = random.Random(SEED)
     files = samples.files_of(path)
     for number in range(count):
@@ -62,8 +66,8 @@ def _flip_many(path: Path, count: int) -> None:
     snapshot_files.verify(path)
 
 
-def test_the_watch_sees_what_it_forbids(copy: Path, tmp_path: Path) -> None:
-    """Else nothing here would prove that nothing runs."""
+def test_the_watch_notices_forbidden_calls(copy: Path, tmp_path: Path) -> None:
+    """The other tests rely on the watch to prove that a snapshot runs no code."""
     for plant in (
         lambda: pickle.loads(pickle.dumps(Path)),
         lambda: exec("pass"),
@@ -84,7 +88,7 @@ def test_every_flipped_byte_is_found_at_length(copy: Path) -> None:
     _flip_many(copy, LONG_FLIPS)
 
 
-def test_any_change_of_a_header_is_seen(copy: Path) -> None:
+def test_every_change_in_a_header_is_refused(copy: Path) -> None:
     for name in fmt.TENSOR_FILES:
         data = (copy / name).read_bytes()
         for at in range(0, 8 + struct.unpack_from("<Q", data)[0], 5):
@@ -95,7 +99,7 @@ def test_any_change_of_a_header_is_seen(copy: Path) -> None:
 
 
 def _link_out(path: Path) -> None:
-    """A file becomes a link to an identical copy elsewhere."""
+    """Replace a file by a link to an identical copy outside the folder."""
     outside = path.parent / "outside"
     shutil.move(path / "users.safetensors", outside)
     (path / "users.safetensors").symlink_to(outside)
@@ -158,7 +162,7 @@ def test_added_removed_renamed_and_linked_files_are_refused(copy: Path, change: 
     refused_in_little_memory(copy)
 
 
-def test_files_of_another_snapshot_do_not_pass(copy: Path, tmp_path: Path) -> None:
+def test_files_from_another_snapshot_are_refused(copy: Path, tmp_path: Path) -> None:
     other = samples.taken(tmp_path / "other", samples.view(40, 30, 5, samples.ADAGRAD, seed=1))
     for name in fmt.FILES:
         original = (copy / name).read_bytes()
@@ -216,12 +220,10 @@ def test_hostile_safetensors_headers_are_refused_unread(copy: Path, name: str) -
     assert "header" in error.reason
 
 
-def test_a_file_swapped_for_a_link_after_the_look_is_not_followed(
+def test_a_file_replaced_by_a_link_after_the_check_is_refused(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The race that an attacker wins: what was a file when it was looked at is a link when it is
-    opened.
-    """
+    """An attacker can replace a file by a link between the check and the opening."""
     _link_out(copy)
     refused(copy)
     monkeypatch.setattr(Path, "is_symlink", lambda path: False)

@@ -1,5 +1,7 @@
-"""Promise 7 below the messages: sizes, compression, nesting, connections, streams that are not
-read, calls that go away.
+"""Promise 7 at the transport level.
+
+The tests attack with message sizes, compression, nesting, connections, streams whose answers are
+not read, and cancelled calls.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def target(warm: WarmStart, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def small(serve: Serve) -> Iterator[Target]:
-    """A server with few slots of each kind."""
+    """Start a server that has few slots for each kind of call."""
     server = serve("--score-slots", "2", "--streams-max", "2", "--update-slots", "2")
     with server.channel() as channel:
         made = Target(server, channel)
@@ -60,7 +62,7 @@ def small(serve: Serve) -> Iterator[Target]:
 
 
 def field_bytes(number: int, data: bytes) -> bytes:
-    """A length-delimited field."""
+    """Return an encoded length-delimited field."""
     size, length = bytearray(), len(data)
     while length > 127:
         size.append(length & 127 | 128)
@@ -88,7 +90,7 @@ def test_messages_over_the_limit_are_refused(target: Target) -> None:
     ack = updates_pb2_grpc.UpdateServiceStub(target.channel).ApplyUpdates(
         updates_pb2.ApplyUpdatesRequest(model=MODEL, interactions=rows), timeout=30
     )
-    # A full batch fits.
+    # The limit leaves room for a full batch.
     assert ack.accepted == 65_536
 
 
@@ -105,8 +107,9 @@ def test_a_small_message_that_unpacks_to_a_large_one_is_refused_before_it_is_unp
 
 
 def bombs() -> dict[str, bytes]:
-    """Messages of about 4 MiB that a careless parser turns into millions of objects, or
-    recursion.
+    """Return messages that take up about 4 MiB each, by name.
+
+    A careless parser turns them into millions of objects or into deep recursion.
     """
     room = MESSAGE_BYTES_MAX - 64
     model = field_bytes(1, MODEL.encode())
@@ -157,7 +160,10 @@ def test_a_bomb_is_refused_without_much_memory_and_others_are_served_meanwhile(
 
 
 def call_patiently(target: Target, path: str, raw: bytes) -> list[grpc.StatusCode]:
-    """Statuses but OK; of a stream, its batches'."""
+    """Make one call and return its statuses.
+
+    An update must fail and gives its one status. A stream gives the statuses of its batches.
+    """
     if path == APPLY:
         with pytest.raises(grpc.RpcError) as caught:
             target.channel.unary_unary("/" + path)(raw, timeout=30)
@@ -210,7 +216,7 @@ def test_calls_that_are_cancelled_at_once_leave_nothing_behind(small: Target) ->
 
 
 def answered(call: Callable[[], object]) -> bool:
-    """False if the call was refused for want of a slot."""
+    """Return False if the call was refused because no slot was free."""
     try:
         call()
     except grpc.RpcError as error:
@@ -219,8 +225,8 @@ def answered(call: Callable[[], object]) -> bool:
     return True
 
 
-def test_deadlines_of_milliseconds_leave_whole_batches_and_every_slot(small: Target) -> None:
-    """What a client gave up on was applied whole or not at all; the replay agrees."""
+def test_short_deadlines_leave_whole_batches_and_free_every_slot(small: Target) -> None:
+    """A batch whose client gave up is applied whole or not at all, and the replay agrees."""
     stub = updates_pb2_grpc.UpdateServiceStub(small.channel)
     rows = Rows(user_ids=range(300), item_ids=range(300))
     request = updates_pb2.ApplyUpdatesRequest(model=MODEL, interactions=rows)
@@ -264,7 +270,7 @@ def test_scores_over_the_slots_are_refused_and_the_slots_come_back(small: Target
     assert done >= 5 and refused >= 5, (done, refused)
 
 
-def test_streams_over_their_maximum_are_refused_and_end_in_room_for_others(small: Target) -> None:
+def test_streams_over_their_maximum_are_refused_and_ended_streams_free_their_slots(small: Target) -> None:
     stub = updates_pb2_grpc.UpdateServiceStub(small.channel)
     request = updates_pb2.StreamUpdatesRequest(model=MODEL, interactions=Rows(user_ids=[1], item_ids=[1]))
     ended = threading.Event()
@@ -303,8 +309,9 @@ def test_updates_over_the_slots_are_refused_and_the_slots_come_back(small: Targe
 
 
 def test_a_stream_whose_answers_are_not_read_is_held_back(target: Target) -> None:
-    """Every answer lists a hundred rejects, so the transport's window is soon full; then the server
-    stops reading.
+    """The server stops reading a stream once the transport's window is full.
+
+    Every answer lists a hundred rejects, so the window fills soon.
     """
     row_ids = [1] * 500
     request = updates_pb2.StreamUpdatesRequest(
@@ -327,12 +334,12 @@ def test_a_stream_whose_answers_are_not_read_is_held_back(target: Target) -> Non
         print(f"held back after {sent[0]} batches, memory +{growth / 1e6:.0f} MB")
         assert growth < GROWTH_MAX
         answers = sum(answer.response.rejected_count == 500 for message in call for answer in message.answers)
-    # Whoever reads on gets every answer.
+    # A client that reads on gets every answer.
     assert answers == sent[0]
 
 
 def held_back_after(sent: list[int], batches_max: int = 15_000) -> None:
-    """Wait until nothing is taken from the sender for a second."""
+    """Wait until the transport has taken no message from the sender for one second."""
     last, since = sent[0], time.monotonic()
     while time.monotonic() - since < 1.0:
         time.sleep(0.01)

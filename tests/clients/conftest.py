@@ -13,7 +13,10 @@ from fake_server import FakeServer
 
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
-    """A running fake server. The path of its socket is short, because Unix-domain sockets limit it."""
+    """Start a fake server.
+
+    The path of its socket is short, because Unix-domain sockets limit the length.
+    """
     with TemporaryDirectory(prefix="lf") as folder:
         server = FakeServer(Path(folder)).start()
         yield server

@@ -72,7 +72,7 @@ def test_the_winner_beats_the_preset_and_is_served(
 
     # A second run makes no further trial and prints a table.
     code, out, err = type_in("tune", str(ratings), *options(tmp_path, 12))
-    assert code == 0 and "0 of them now" in err
+    assert code == 0 and "0 of them in this run" in err
     assert f"{found['preset']['rest']:.4f}" in out and "mean of the item's earlier values" in out
 
     server = serve("--preset", "clicks_sgd", "--spec", str(file))

@@ -1,4 +1,4 @@
-"""Where the project's files are, for the house rules."""
+"""The project's files, for the tests of the house rules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STUBS = PACKAGES["livefactor"] / "v1"
 
 @cache
 def project_files() -> tuple[Path, ...]:
-    """Every file that is in the repository or would be added to it."""
+    """Return every file that is in the repository or that `git add` would add."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.split(
         "\0"
@@ -31,12 +31,12 @@ def project_files() -> tuple[Path, ...]:
 
 
 def python_files() -> list[Path]:
-    """Every Python file that people write."""
+    """Return every Python file that is not generated."""
     return [path for path in project_files() if path.suffix == ".py" and STUBS not in path.parents]
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """(dotted name, file) of every module of the three packages that people write."""
+    """Yield the dotted name and the file of every module that is not generated."""
     for package, folder in PACKAGES.items():
         for path in python_files():
             if folder in path.parents:
@@ -45,8 +45,10 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imports(path: Path, type_checking: bool = True) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything a file imports, at any depth; `from a import b` gives a and
-    a.b. Without `type_checking`, what only type checkers see is left out.
+    """Yield the line and the dotted name of every import in a file, at any depth.
+
+    `from a import b` gives a and a.b. If `type_checking` is false, imports that only type checkers
+    see are left out.
     """
     skipped: set[ast.AST] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -69,7 +71,7 @@ def is_type_checking(node: ast.AST) -> bool:
 
 
 def package_of(path: Path) -> tuple[str, ...]:
-    """The package that a module is in, as the names on the way to it."""
+    """Return the names of the packages that lead to a module."""
     for package, folder in PACKAGES.items():
         if folder in path.parents:
             return (package, *path.relative_to(folder).parent.parts)
@@ -77,21 +79,23 @@ def package_of(path: Path) -> tuple[str, ...]:
 
 
 def tool(name: str) -> str:
-    """A command of the environment that runs the tests."""
+    """Return the path of a command in the environment that runs the tests."""
     return str(Path(sys.executable).with_name(name))
 
 
 def contract_files(image: bytes) -> dict[str, FileDescriptorProto]:
-    """The files of a compiled contract by name, without what differs between compilers and says
-    nothing.
+    """Return the files of a compiled contract by name, without meaningless differences.
+
+    Such differences come from the compilers.
     """
     files = FileDescriptorSet.FromString(image).file
     return {file.name: bare(file) for file in files}
 
 
 def bare(file: FileDescriptorProto) -> FileDescriptorProto:
-    """The same file without comments, JSON names (they follow from the names) and compilers' own
-    fields.
+    """Remove comments, JSON names and the compiler's own fields from the file, and return it.
+
+    The JSON names follow from the field names.
     """
     file.ClearField("source_code_info")
     file.DiscardUnknownFields()
@@ -104,6 +108,6 @@ def bare(file: FileDescriptorProto) -> FileDescriptorProto:
 
 @cache
 def compiled_contract() -> bytes:
-    """protos/, compiled."""
+    """Compile protos/ and return the bytes of the file set."""
     command = [tool("buf"), "build", "protos", "--exclude-source-info", "-o", "-"]
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout

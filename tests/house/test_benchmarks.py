@@ -1,4 +1,4 @@
-"""The benchmarks run on what there is, and what the pages show is what was measured."""
+"""The benchmarks run without optional libraries, and the pages show the measured figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from repository import ROOT
 
-# Benchmarks are in no package that is installed.
+# No installed package contains the benchmarks.
 sys.path.insert(0, str(ROOT))
 from benchmarks import report
 from benchmarks.pages import between_marks, is_reached, with_verdict
@@ -36,7 +36,7 @@ def test_every_benchmark_loads_without_the_libraries_it_compares_with(
     assert module.__doc__
 
 
-def test_a_missing_opponent_is_missing_and_not_invented(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_opponent_is_reported_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.speed import opponents
 
     monkeypatch.setattr(opponents, "BayesianPersonalizedRanking", None)

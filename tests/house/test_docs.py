@@ -1,4 +1,4 @@
-"""What can be called, set, measured or typed is in the documentation; what that shows is real."""
+"""The documentation covers every call, setting, metric and command, and its examples work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from repository import ROOT, compiled_contract, contract_files, project_files
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
-# Written by `make docs`, so that it names every call proves nothing.
+# `make docs` generates this page, so it always names every call and proves nothing.
 GENERATED = {"api.md"}
 NOT_YET_MEASURED = {"benchmarks/results/gpu.json"}
 """Files that a command writes which has not run yet."""
@@ -26,13 +26,13 @@ def documentation() -> str:
 
 
 def missing(names: list[str]) -> list[str]:
-    """Names that no page holds as a word of its own."""
+    """Return the names that no page contains as a separate word."""
     text = documentation()
     return [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)]
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    """(what is typed, command) of every command of `livefactor`."""
+    """Yield every command of `livefactor` with the text that a user types for it."""
     from livefactor_server.cli.app import app
 
     def walk(typed: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
@@ -70,7 +70,7 @@ def test_every_metric_is_explained() -> None:
 
     names = metric_names()
     assert {"livefactor_revision", "livefactor_refused_calls", "livefactor_judge_figure"} <= set(names)
-    # A counter may be written with the suffix that it has on the wire.
+    # A page may write a counter with its suffix from the wire format.
     assert missing([name for name in names if missing([name + "_total"])]) == []
 
 
@@ -83,7 +83,7 @@ def test_every_command_and_flag_is_explained() -> None:
 
 
 def flags_of(parameter: click.Parameter) -> list[str]:
-    """Its long flags, and those that turn it off."""
+    """Return the long flags of a parameter and the flags that turn it off."""
     return [flag for flag in (*parameter.opts, *parameter.secondary_opts) if flag.startswith("--")]
 
 
@@ -91,7 +91,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 
 def typed_in_docs() -> Iterator[tuple[str, str]]:
-    """(page, text) of every line of a code block and every code span that a reader may type."""
+    """Yield the page and the text of every code line and code span that a reader may type."""
     for page in PAGES:
         if page.name in GENERATED:
             continue
@@ -105,8 +105,9 @@ def typed_in_docs() -> Iterator[tuple[str, str]]:
 
 
 def test_every_flag_that_a_page_names_exists() -> None:
-    """Behind a command its own flags, alone or behind a part of a command the flags of any
-    command.
+    """After a whole command, only the flags of that command may stand.
+
+    Elsewhere, the flags of any command may stand.
     """
     found = dict(commands())
     root = {"--version", "--help"}
@@ -127,7 +128,7 @@ def test_every_flag_that_a_page_names_exists() -> None:
 
 
 def test_every_command_line_of_a_page_is_accepted() -> None:
-    """The parser takes each `livefactor ...` line of a code block; nothing is run."""
+    """The parser accepts each `livefactor ...` line in a code block. The test runs no command."""
     from livefactor_server.cli.app import app
 
     group = typer.main.get_command(app)
@@ -185,15 +186,13 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that a page's headings make."""
+    """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_excerpts_are_the_files_they_name() -> None:
-    """A code block that begins with a comment naming a file holds a piece of that file, word for
-    word.
-    """
+    """A code block whose first comment names a file is an exact excerpt from that file."""
     seen = 0
     for page in PAGES:
         for code in re.findall(

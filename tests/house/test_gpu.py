@@ -1,5 +1,7 @@
-"""The GPU's part of the house: one door to numba.cuda, figures that were measured or are said not
-to be, and a server that starts with what a GPU machine has.
+"""House rules for the GPU.
+
+One file imports numba.cuda. Each figure was measured or is reported as missing. A server starts
+with the packages of a GPU machine.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import typer
 
 from repository import ROOT, imports, python_files
 
-# Benchmarks are in no package that is installed.
+# No installed package contains the benchmarks.
 sys.path.insert(0, str(ROOT))
 from benchmarks import gpu_check
 from benchmarks.pages import between_marks
@@ -43,7 +45,7 @@ def test_the_page_shows_what_was_measured_and_nothing_else() -> None:
         assert "**No GPU has been at hand yet.**" in text
 
 
-def test_goals_are_quotients_of_what_was_measured() -> None:
+def test_goals_are_quotients_of_measured_figures() -> None:
     figures = gpu_check.completed(
         {
             "gpu_copy_gb_per_s": 2000.0,
@@ -57,7 +59,7 @@ def test_goals_are_quotients_of_what_was_measured() -> None:
     )
     assert figures["gpu_hogwild_share_of_copy"] == pytest.approx(1036 / 2000)
     assert figures["ratio_gpu_ordered_65536_to_hogwild"] == pytest.approx(0.6)
-    # Torch was not there.
+    # Torch was not installed.
     assert figures["ratio_gpu_topk_64_to_torch"] is None
     lines = gpu_check.table(figures).splitlines()
     assert [line for line in lines if "0.518 (not reached)" in line and "at least 0.6" in line]
@@ -66,7 +68,7 @@ def test_goals_are_quotients_of_what_was_measured() -> None:
     assert sum(gpu_check.NOT_MEASURED in line for line in lines) == len(gpu_check.GOALS) - 3
 
 
-def test_a_part_that_fails_is_told_and_left_out(capsys) -> None:
+def test_a_part_that_fails_is_reported_and_left_out(capsys) -> None:
     def fails() -> gpu_check.Figures:
         raise MemoryError("no room")
 
@@ -128,8 +130,9 @@ def test_a_server_starts_with_what_a_gpu_machine_has() -> None:
 
 
 def test_the_gpu_tests_need_no_plugin() -> None:
-    """`gpu_check.run_tests` leaves the project's options out; what is left must be known to pytest
-    alone.
+    """`gpu_check.run_tests` drops the project's options.
+
+    Pytest must know the remaining options without a plugin.
     """
     text = (ROOT / "benchmarks" / "gpu_check.py").read_text(encoding="utf-8")
     assert '"addopts="' in text and re.search(r'"-m", "gpu and not long"', text)

@@ -1,4 +1,4 @@
-"""Rooms import only what they may, and the client stays thin."""
+"""Packages import only what their contracts allow, and the client has few dependencies."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def test_contracts_between_rooms_hold() -> None:
 
 
 def test_the_client_names_nothing_but_its_three_dependencies() -> None:
-    """Lazy imports inside functions count: what base dependencies do not bring may not be needed at
-    all.
+    """The rule covers lazy imports inside functions.
+
+    The client must not need a package that the base dependencies do not install.
     """
     allowed = THIN | sys.stdlib_module_names
     found = [
@@ -39,7 +40,7 @@ def test_importing_the_client_loads_nothing_else() -> None:
     loaded = {name.split(".")[0] for name in names}
     assert "livefactor" in loaded
     extra = {name for name in loaded if not name.startswith("_")} - THIN - sys.stdlib_module_names
-    # grpc looks for these itself, and goes on without them.
+    # grpc tries to import these itself, and works without them.
     assert (
         extra - {"grpc_tools", "grpc_health", "grpc_reflection", "typing_extensions", "cython_runtime"}
         == set()

@@ -1,5 +1,6 @@
-"""The judge of update rules judges rightly: divisions, metrics, opponents; its page shows what was
-measured.
+"""The quality benchmark divides data, computes metrics and runs opponents correctly.
+
+Its page shows the measured figures.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pytest
 
 from repository import ROOT
 
-# Benchmarks are in no package that is installed.
+# No installed package contains the benchmarks.
 sys.path.insert(0, str(ROOT))
 from benchmarks.pages import between_marks
 from benchmarks.progressive.data import Stream
@@ -73,7 +74,7 @@ def test_a_cut_by_user_rounds_each_users_share_down() -> None:
 
 @pytest.mark.parametrize("by_user", [False, True])
 @pytest.mark.parametrize("divide", [data.in_time, data.shuffled])
-def test_settings_are_picked_without_a_look_at_what_is_held_back(divide, by_user: bool) -> None:
+def test_settings_are_picked_without_the_held_out_events(divide, by_user: bool) -> None:
     events = tiny()
     judgement = divide(events, by_user)
 
@@ -134,22 +135,22 @@ def test_a_perfect_list_of_more_than_ten_is_worth_one() -> None:
     assert figures["recall10"] == pytest.approx(10 / 15)
 
 
-def test_the_judge_asks_for_what_is_new_to_users_who_are_known() -> None:
+def test_the_judge_asks_for_new_items_of_known_users() -> None:
     learned = events_of([(0, 0), (0, 1), (1, 1)], 4, 5)
     judged = events_of([(0, 1), (0, 3), (1, 1), (2, 0), (0, 1)], 4, 5)
     judge = metrics.Judge(data.Division(learned, judged))
-    # 1 only repeats, 2 was never met.
+    # User 1 only repeats an item. User 2 is unknown.
     assert judge.users.tolist() == [0]
     assert judge.relevant.tolist() == [[False, False, False, True, False]]
-    # Nobody had 2, 3 and 4.
+    # No user had items 2, 3 and 4.
     assert judge.left_out.tolist() == [[True, True, True, True, True]]
     judge = metrics.Judge(data.Division(events_of([(0, 0), (1, 3), (1, 2)], 4, 5), judged))
     assert judge.left_out[0].tolist() == [True, True, False, False, True]
     figures = judge.figures(lambda users: np.array([[9, 9, 1, 2, 9.0]]))
     assert judge.users.tolist() == [0, 1]
     assert figures["hit10"] == 0.5
-    # Nobody had item 1, so it is missed: user 0 gets 3, the first of two that count, user 1
-    # nothing.
+    # No user had item 1, so no list contains it. User 0 gets item 3, the first of two relevant
+    # items. User 1 gets no relevant item.
     assert figures["ndcg10"] == pytest.approx((1.0 / (1 + 1 / np.log2(3)) + 0.0) / 2)
     with pytest.raises(ValueError, match="finite"):
         judge.figures(lambda users: np.full((users.size, 5), np.nan))
@@ -162,7 +163,7 @@ def test_the_best_settings_win_and_the_first_of_equals() -> None:
     assert choice.words == "a 2, b x"
 
 
-# Opponents beside naive ones.
+# Opponents, compared with naive versions.
 
 
 def test_popularity_halves_in_its_half_life() -> None:
@@ -178,7 +179,7 @@ def test_popularity_halves_in_its_half_life() -> None:
 def test_item_knn_is_the_sum_over_what_a_user_had(kind: str, neighbours: int) -> None:
     events, shrinkage = tiny(30), 1.5
     matrix = events.matrix()
-    # Users by item.
+    # The matrix has one row for each user and one column for each item.
     had = [set(np.flatnonzero(row)) for row in matrix.T]
     expected = np.zeros((9, 7))
     for j in range(7):
@@ -237,7 +238,7 @@ def test_ials_solves_each_row_and_its_loss_only_falls(nu: float) -> None:
             expected = np.linalg.solve(left, items_before.T @ (matrix[user] > 0))
             np.testing.assert_allclose(model.users[user], expected, rtol=2e-3, atol=1e-5)
     assert all(after <= before + 1e-4 for before, after in pairwise(losses))
-    # Nothing is to be gained by moving any value of an item that was solved last.
+    # The items were solved last, so moving any of their values does not reduce the loss.
     step = np.float32(0.01)
     for index in np.ndindex(model.items.shape):
         for sign in (step, -step):
@@ -271,8 +272,8 @@ def test_test_then_learn_asks_before_it_learns(kind: str) -> None:
         best = sorted(np.flatnonzero(popularity), key=lambda i: (-rounded[i], -popularity[i], i))[:10]
         expected.append(item in best)
     assert 20 < sum(expected) < 190
-    # Equal sums taken in another order may differ in the last digit, and so which of two tied items
-    # is the tenth.
+    # Sums in another order may differ in the last digit. So another one of two tied items may come
+    # tenth.
     assert np.count_nonzero(hits != np.array(expected)) <= 2
 
 
@@ -289,7 +290,7 @@ def test_multi_pass_sgd_learns_ratings_that_factors_explain() -> None:
     assert ratings.error_of(model, division.judged) == pytest.approx(error)
 
 
-# What is shown.
+# The page and the results.
 
 
 def test_every_method_has_a_colour() -> None:
@@ -298,7 +299,7 @@ def test_every_method_has_a_colour() -> None:
 
 
 def test_opponents_are_tuned_as_long_as_ours() -> None:
-    # 1: a preset as it is.
+    # A grid of length 1 is an unchanged preset.
     ours = {len(method.grid) for method in METHODS.values() if method.ours} - {1}
     assert len(ours) == 1
     assert {len(method.shuffled) for method in METHODS.values() if method.shuffled} == ours
@@ -308,7 +309,7 @@ def test_opponents_are_tuned_as_long_as_ours() -> None:
         assert len(METHODS[key].grid) >= 12
 
 
-def test_what_was_not_measured_is_missing_and_not_invented() -> None:
+def test_figures_that_were_not_measured_are_reported_as_missing() -> None:
     figures = report.completed({"retail_time_clicks_ndcg10": 0.1, "retail_time_ials_ndcg10": 0.2})
     assert figures["ratio_retail_time_clicks_to_ials"] == 0.5
     assert figures["ratio_ml1m_time_clicks_to_ials"] is None
@@ -336,7 +337,7 @@ def test_the_page_shows_the_figures_that_were_measured() -> None:
 
 
 @measured
-def test_the_page_says_what_was_run_on_another_day() -> None:
+def test_the_page_names_methods_that_ran_on_another_day() -> None:
     figures = json.loads(RESULTS.read_text(encoding="utf-8"))
     dates = {"a_run_date": "2031-01-02 03:04 UTC", "b_run_date": "2031-01-02 05:06 UTC"}
     assert "- Run alone on 2031-01-02: `a`, `b`." in report.page(figures | dates).splitlines()

@@ -1,5 +1,6 @@
-"""The client reads snapshots without the kernels: so it declares their sections itself, and must
-declare the same ones.
+"""The client and the kernels declare the same snapshot sections.
+
+The client reads snapshots without the kernels, so it has its own declarations.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _specs() -> Iterator[Any]:
         try:
             yield pytest.param(check(ModelSpec(**fields)), id=f"{rule}-{kind.name.lower()}-{part}")
         except SpecError:
-            # Not every part goes with every rule.
+            # Some rules do not accept some parts.
             continue
 
 

@@ -1,5 +1,6 @@
-"""The committed stubs and the baseline say what protos/ says. (`make check` compares the stubs'
-text.)
+"""The committed stubs and the baseline match protos/.
+
+`make check` compares the text of the stubs.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def test_every_stub_belongs_to_a_proto_file() -> None:
 
 
 def test_the_baseline_for_breaking_changes_is_up_to_date() -> None:
-    """An addition that is not in the baseline would not be guarded.
+    """The check for breaking changes covers only fields in the baseline.
 
-    `make proto-baseline` accepts it.
+    `make proto-baseline` adds new ones.
     """
     baseline = (ROOT / "protos" / "baseline.binpb").read_bytes()
     assert contract_files(baseline) == contract_files(compiled_contract())
@@ -46,7 +47,8 @@ def test_stubs_load_on_the_oldest_protobuf() -> None:
 
 
 def test_protobuf_is_the_compiled_one() -> None:
-    """The pure-Python parser can be sent into endless recursion by a peer, and is a hundred times
-    slower.
+    """A peer can send the pure-Python parser into endless recursion.
+
+    It is also a hundred times slower.
     """
     assert api_implementation.Type() == "upb"

@@ -1,4 +1,4 @@
-"""What people install is whole: data, types and licence; and no more dependencies than promised."""
+"""The wheel contains data, types and licence, and needs only the promised dependencies."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_client_alone_needs_three_packages(wheel: zipfile.ZipFile) -> None:
     assert base == {"grpcio", "protobuf", "numpy"}
 
 
-def test_the_licence_travels_with_the_code(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_contains_the_licence(wheel: zipfile.ZipFile) -> None:
     assert metadata(wheel)["License-Expression"] == "Apache-2.0 AND CC-BY-4.0"
     assert any(name.endswith("/licenses/LICENSE") for name in wheel.namelist())
 

@@ -50,7 +50,10 @@ def _sgd(loss: Loss, negatives: int, kind: OptimizerKind, batch: int, **changes:
 
 
 def _every_optimizer() -> Iterator[tuple[str, ModelSpec]]:
-    """Rule SGD: every loss with every optimiser, event by event and in micro-batches."""
+    """Yield specs of rule SGD for every loss with every optimiser.
+
+    Each pair comes event by event and in micro-batches.
+    """
     for loss, negatives in LOSSES:
         for kind in OptimizerKind:
             for batch in (1, 7):
@@ -59,9 +62,9 @@ def _every_optimizer() -> Iterator[tuple[str, ModelSpec]]:
 
 
 def _narrow_factors(every: bool) -> Iterator[tuple[str, ModelSpec]]:
-    """Each optimiser with both narrow types and both kinds of kernels.
+    """Yield specs for each optimiser with both narrow types and both kinds of kernels.
 
-    The losses take turns, unless `every` is true.
+    The losses take turns unless `every` is true.
     """
     for d, dtype in enumerate((FLOAT16, BFLOAT16)):
         for b, batch in enumerate((1, 7)):
@@ -174,7 +177,10 @@ All of `SPECS` run on a device, and with the marker `long`.
 
 
 def specs_of(backend: str) -> list[object]:
-    """Parameters (backend, spec) for `parametrize`. Without a GPU one case stands for all of CUDA's."""
+    """Return the parameters (backend, spec) for `parametrize`.
+
+    Without a GPU one case stands for all of CUDA.
+    """
     names = [*SPECS, *LONG_SPECS]
     if backend == "cuda" and not SIMULATED and not _gpu_answers():
         names = names[:1]
@@ -198,7 +204,7 @@ def _gpu_answers() -> bool:
 
 
 def _small(spec: ModelSpec) -> ModelSpec:
-    """Narrower rows and fewer negatives, for the simulator."""
+    """Return the spec with narrower rows and fewer negatives, because the simulator is slow."""
     group = spec.softmax.group_events
     batch = min(spec.micro_batch, 2 * group if group else 6)
     small = replace(
@@ -209,7 +215,7 @@ def _small(spec: ModelSpec) -> ModelSpec:
 
 
 def with_extreme_numbers(spec: ModelSpec) -> ModelSpec:
-    """The spec with rates, ridges and limits that make every possible overflow happen."""
+    """Return the spec with rates, ridges and limits that provoke every possible overflow."""
     kind = spec.optimizer.kind
     limits = Limits(
         users_max=64, items_max=64, value_abs_max=1e6, weight_max=1e3, error_max=1e6, factor_max=1e3
@@ -221,7 +227,7 @@ def with_extreme_numbers(spec: ModelSpec) -> ModelSpec:
 
 @dataclass
 class Record:
-    """The columns of one record, by key."""
+    """The columns of one record. Users and items are given by key."""
 
     users: np.ndarray
     items: np.ndarray
@@ -230,7 +236,7 @@ class Record:
     times: np.ndarray | None
 
     def placed(self, model: Backend, revision: int) -> Update:
-        """What the record asks of a model. The rows of its ids are allocated."""
+        """Return the update for a model. The call allocates rows for the keys."""
         rows = model.users.allocate(self.users), model.items.allocate(self.items)
         counts = model.users.allocated, model.items.allocated
         return Update(revision, *rows, self.values, self.weights, *counts, self.times)
@@ -239,8 +245,9 @@ class Record:
 def draw_record(
     rng: np.random.Generator, spec: ModelSpec, events: int, users: int = 9, items: int = 12
 ) -> Record:
-    """Events among few keys: rows repeat, item 3 is hot, users come in runs at times, and some
-    columns are missing.
+    """Draw random events among few keys.
+
+    Rows repeat and item 3 is frequent. Some records have runs of one user or lack columns.
     """
     user_keys = rng.integers(0, users, events)
     user_keys = np.sort(user_keys) if rng.random() < 0.5 else user_keys
@@ -266,7 +273,7 @@ def draw_record(
 
 
 def draw_stream(seed: int, spec: ModelSpec, sizes: Sequence[int]) -> list[Record]:
-    """A record of each size. The tables grow from one to the next."""
+    """Draw one record for each size. The tables grow from one record to the next."""
     rng = np.random.default_rng(seed)
     return [draw_record(rng, spec, size, 5 + 3 * turn, 6 + 4 * turn) for turn, size in enumerate(sizes)]
 

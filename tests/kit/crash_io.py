@@ -1,10 +1,10 @@
-"""A simulated disk that loses what was not synced, and every state a power cut could leave it in.
+"""A simulated disk, and every state that a power cut could leave it in.
 
-`CrashIO` has the verbs of `FileIO` over memory, and writes down each operation, sync and
-acknowledgement. `crash_states` goes through that record: at every point of it the operations that
-no sync covers may each have reached the disk or not, in any combination, and a write may have
-reached it in some of its sectors only. A file's bytes and length become durable by `fdatasync` on
-it, names by `fsync_dir` on their folder, neither by the other.
+`CrashIO` has the methods of `FileIO`, works in memory, and records each operation, sync and
+acknowledgement. `crash_states` goes through that record. At every point, each operation that no
+sync covers may or may not have reached the disk, in any combination. A write may have reached it
+in only some of its sectors. `fdatasync` on a file makes its bytes and its length durable.
+`fsync_dir` on a folder makes the names in it durable.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ FOLDER = -1
 
 @dataclass(frozen=True)
 class Name:
-    """`path` now leads to file number `file`, FOLDER, or nothing (None); `old`, in a rename, to
-    nothing.
+    """From now on, `path` names file number `file`, a folder (FOLDER) or nothing (None).
+
+    In a rename, `old` is the path that names nothing any more.
     """
 
     path: Path
@@ -71,7 +72,7 @@ Event = Name | Length | Write | FileSync | FolderSync | Ack
 
 @dataclass
 class Image:
-    """What is on a disk: names and contents by file number."""
+    """The contents of a disk: file numbers by path, and bytes by file number."""
 
     names: dict[Path, int] = field(default_factory=dict)
     contents: dict[int, bytearray] = field(default_factory=dict)
@@ -96,7 +97,7 @@ class Image:
             data[event.offset : event.offset + len(event.data)] = event.data
 
     def reachable(self) -> Image:
-        """Without the files whose folder's name was lost."""
+        """Return the image without files whose folder lost its name."""
         kept = {
             path: number
             for path, number in self.names.items()
@@ -114,13 +115,13 @@ class Image:
 
 
 class CrashIO(FileIO):
-    """The disk in memory.
+    """A disk in memory.
 
-    `short` makes it write short now and then, as real ones do; `full` makes it run out of room.
+    `short` makes some writes short, as on real disks. `full` makes the disk run out of room.
 
     Args:
-        image: what is on the disk at first.
-        short: source of the lengths of short writes, or None for whole ones.
+        image: the initial contents of the disk.
+        short: the generator that draws the lengths of short writes, or None for whole writes.
     """
 
     def __init__(self, image: Image | None = None, short: random.Random | None = None) -> None:
@@ -138,7 +139,7 @@ class CrashIO(FileIO):
         self._next = itertools.count(1 + max([0, *self.live.contents]))
 
     def ack(self, revision: int) -> None:
-        """The caller was told that `revision` is durable."""
+        """Record that the caller was told that `revision` is durable."""
         self.events.append(Ack(revision))
 
     def _do(self, event: Event) -> None:
@@ -216,14 +217,16 @@ class CrashIO(FileIO):
 
 
 def crash_states(io: CrashIO, acked: int, tears: int, seed: int) -> Iterator[tuple[int, Image]]:
-    """(last acknowledged revision, disk) of every distinct state a power cut could leave, over the
-    whole record.
+    """Yield every distinct state that a power cut could leave, at any point in the record.
+
+    Each is a pair: the last acknowledged revision, and the contents of the disk.
 
     Args:
         io: the disk with its record.
-        acked: what was acknowledged before the record begins.
-        tears: random sector tears of each unsynced write, beside its prefixes and suffixes.
-        seed: of the random tears.
+        acked: the last revision that was acknowledged before the record begins.
+        tears: the number of random sector tears for each unsynced write. Its prefixes and its
+            suffixes are always tried.
+        seed: the seed for the random tears.
     """
     chance = random.Random(seed)
     durable, pending, seen = io.initial.copy(), [], set()
@@ -273,8 +276,9 @@ def _states(durable: Image, pending: list[Event], tears: int, chance: random.Ran
 
 
 def _tears(op: Write, random_tears: int, chance: random.Random) -> Iterator[list[Write]]:
-    """The write with only some of its sectors: every prefix, every suffix, random ones, and one
-    with a sector of noise.
+    """Yield versions of the write in which only some of its sectors reached the disk.
+
+    They are every prefix, every suffix, random choices, and one with a sector of noise.
     """
     sectors = [
         Write(op.file, op.offset + at, op.data[at : at + SECTOR_BYTES])

@@ -1,4 +1,4 @@
-"""An engine on a folder, driven without RPC, and the root hash that a replay of its log gives."""
+"""An engine that tests drive without RPC, and the root hash from a replay of its log."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from livefactor_server.statuses import Refused
 SPEC = preset(
     "clicks_sgd", k=8, limits=Limits(users_max=5000, items_max=5000, value_abs_max=1.0, error_max=1e3)
 )
-# Small, so that a full disk is met soon.
+# The size is small so that a test fills the disk soon.
 SEGMENT_BYTES = 16 << 10
 
 
 class FaultyIO(FileIO):
-    """A disk that can be told to be full, to fail its next sync, or to wait with it until `syncing`
-    is set.
+    """A disk with faults that a test switches on.
+
+    It can be full, fail its next sync, or delay its syncs until `syncing` is set.
     """
 
     full = False
@@ -59,7 +60,7 @@ class FaultyIO(FileIO):
 
 
 class Rig:
-    """An engine on a folder, and a producer that talks to it directly."""
+    """An engine on a folder, and a producer that calls it directly."""
 
     def __init__(self, folder: Path, spec: ModelSpec = SPEC, settings: EngineSettings | None = None) -> None:
         self.folder = folder

@@ -1,8 +1,9 @@
-"""Golden digests: the bits that a log gives are part of the contract, on every machine.
+"""Golden digests of models.
 
-A digest that changes here means that every existing log replays to another model: bump
-`spec.KERNEL_SEMANTICS`, say why in docs/architecture.md, and only then write the new digests down
-(`python tests/kit/golden.py 0 1` prints them).
+The contract promises that a log gives the same bits on every machine. If a digest here changes,
+every existing log replays to another model. In that case, raise `spec.KERNEL_SEMANTICS` and give
+the reason in docs/architecture.md first. Then store the new digests here. The command
+`python tests/kit/golden.py 0 1` prints them.
 """
 
 from __future__ import annotations
@@ -137,8 +138,9 @@ GOLDEN = {
 
 
 def _stream(records: int = 4, events: int = 500):
-    """Keys, values and weights from integers alone: no generator whose numbers could change with
-    its version.
+    """Yield keys, values and weights that are computed from integers.
+
+    The stream uses no random generator, because its numbers could change with its version.
     """
     state = 88172645463325252
     for _ in range(records):
@@ -152,7 +154,7 @@ def _stream(records: int = 4, events: int = 500):
 
 
 def digest(name: str, backend: str = "cpu") -> str:
-    """SHA-256 over the state after the stream."""
+    """Return the SHA-256 digest of the state after the stream."""
     model = create_backend(backend, SPECS[name])
     for users, items, values, weights in _stream():
         push(model, users, items, values, weights)

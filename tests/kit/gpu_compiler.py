@@ -1,5 +1,6 @@
-"""Every kernel of the GPU backend, compiled without a GPU, a driver or nvcc: PTX, then machine
-code.
+"""Compilation of every kernel of the GPU backend to PTX and to machine code.
+
+It needs no GPU, no driver and no nvcc.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cuda.core import Linker, LinkerOptions, ObjectCode
 from cuda.pathfinder import find_static_lib
 from numba import types
 
-# Benchmarks are in no package that is installed.
+# No installed package contains the benchmarks.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.gpu import rivals
 
@@ -51,7 +52,7 @@ FLOATS, WORDS, INTS, LONGS, KEYS, DOUBLES = (
 
 
 def _named(kind: type, **others: Any) -> types.BaseTuple:
-    """Numba's type of a named tuple: int64 but for `others`."""
+    """Return Numba's type of a named tuple. Fields are int64 unless `others` names their type."""
     members = [others.get(name, I64) for name in kind._fields]
     if len(set(members)) == 1:
         return types.NamedUniTuple(members[0], len(members), kind)
@@ -92,7 +93,7 @@ ADDITIONS = _named(history.Additions, keys=LONGS, followers=WORDS, added=FLOATS,
 
 
 class Case(NamedTuple):
-    """A kernel and the types that it is launched with."""
+    """A kernel and the types of the arguments in its launch."""
 
     name: str
     kernel: Any
@@ -100,9 +101,11 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """Every kernel; those of a length of rows at k = 64, each loss with the optimiser that costs
-    more. Those that read or write factors once more for each narrow type, of a loss with both kinds
-    of entries.
+    """Yield every kernel with its types.
+
+    Kernels that depend on the row length use k = 64. Each loss comes with the costlier optimiser.
+    Kernels that read or write factors come again for each narrow type, with a loss that has both
+    kinds of entries.
     """
     for loss in (Loss.SQUARED, Loss.LOGISTIC, Loss.BPR):
         name = f"{loss.name.lower()}_"
@@ -142,7 +145,7 @@ def _of_a_micro_batch(name: str, loss: Loss, rows: types.BaseTuple) -> Iterator[
 
 
 def _of_whole_rows(kind: OptimizerKind) -> Iterator[Case]:
-    """Kernels that step a row by half-warps, with bounds of gradients and rows."""
+    """Yield kernels in which half-warps step a row, with bounds on gradients and rows."""
     name = kind.name.lower().removeprefix("lazy_").removesuffix("_adagrad")
     kernels = micro_batch_kernels(64 // LANES, int(Loss.BPR), Method(int(kind), 1, 1, 0, 0))
     yield Case(name + "_lanes", kernels.step, (SPAN, PLAN, STATE_ROWS, STATE_ROWS, SUMS, STEP_RATES, I64))
@@ -151,7 +154,7 @@ def _of_whole_rows(kind: OptimizerKind) -> Iterator[Case]:
 
 
 def _of_regularization() -> Iterator[Case]:
-    """Kernels that tell events without columns, of rows whose L2 is scaled."""
+    """Yield kernels for events without columns and for rows whose L2 is scaled."""
     for loss in (Loss.LOGISTIC, Loss.BPR):
         name, method = f"dropped_{loss.name.lower()}_", Method(int(OptimizerKind.SGD), 0, 0, 1, 1)
         kernels = micro_batch_kernels(64 // LANES, int(loss), method)
@@ -162,7 +165,7 @@ def _of_regularization() -> Iterator[Case]:
 
 
 def _of_adaptive_rates() -> Iterator[Case]:
-    """What a probe takes beside the kernels that learn."""
+    """Yield the kernels that a probe needs beside the learning kernels."""
     rows = _named(adaptive.ProbedRows, **dict.fromkeys(adaptive.ProbedRows._fields, FLOATS))
     for loss in (Loss.SQUARED, Loss.LOGISTIC, Loss.BPR):
         columns, draws = (PIECE, WORDS, FLOATS, rows, rows, F32), (U64, U64, U64, I64)
@@ -203,7 +206,7 @@ def _of_histories() -> Iterator[Case]:
     for name, kind in (("words", WORDS), ("floats", FLOATS), ("longs", LONGS)):
         yield Case(f"{name}_copy", cuda_reads.livefactor_copy_kernel, (kind, saved, kind, I64))
         gather = (WORDS, kind, kind, saved, I64, I64, I64, kind)
-        # Which is that of factors.
+        # The gather of floats is the gather of float32 factors, which another case covers.
         if kind != FLOATS:
             yield Case(f"{name}_gather", cuda_reads.livefactor_gather_kernel, gather)
 
@@ -253,7 +256,7 @@ def _rivals() -> Iterator[Case]:
 
 
 def device_of(target: tuple[int, int]) -> Any:
-    """What Numba asks the driver for when a kernel calls a function."""
+    """Return a device that answers the questions that Numba asks the driver."""
     return SimpleNamespace(compute_capability=target)
 
 
@@ -264,7 +267,7 @@ def _compiling_for(target: tuple[int, int]) -> Iterator[None]:
 
 
 def ptx_of(case: Case, target: tuple[int, int]) -> str:
-    """The kernel's PTX."""
+    """Compile the kernel and return its PTX."""
     with _compiling_for(target):
         ptx, _ = cuda.compile(
             case.kernel.py_func,
@@ -278,7 +281,7 @@ def ptx_of(case: Case, target: tuple[int, int]) -> str:
 
 
 class Machine(NamedTuple):
-    """What ptxas says of a kernel."""
+    """The resources that a kernel uses, as ptxas reports them."""
 
     registers: int
     stack_bytes: int
@@ -286,10 +289,10 @@ class Machine(NamedTuple):
 
 
 def machine_code_of(ptx: str, target: tuple[int, int]) -> Machine:
-    """Assemble PTX; the registers it takes, and what it keeps in memory for want of them."""
+    """Assemble PTX, and return its register count and the bytes that spill to memory."""
     options = LinkerOptions(arch="sm_{}{}".format(*target), ptxas_options=["-v"])
     parts = [ObjectCode.from_ptx(ptx.encode())]
-    # The barrier over a grid is in CUDA's device runtime.
+    # CUDA's device runtime contains the barrier over a grid.
     if "cudaCGSynchronize" in ptx:
         parts.append(ObjectCode.from_library(find_static_lib("cudadevrt")))
     linker = Linker(*parts, options=options)

@@ -1,5 +1,6 @@
-"""Models of the GPU backend beside their judge, for the tests that run on a GPU where one is, and
-in the simulator.
+"""Models of the GPU backend beside the reference models that judge them.
+
+The tests run on a GPU where one is present, and in the simulator elsewhere.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ EVENTS = 9 if SIMULATED else 700
 
 
 def pair(spec: ModelSpec, walk: int = WALK) -> tuple[CudaModel, ReferenceModel]:
-    """A model and its judge, both empty."""
+    """Return an empty model and its empty judge."""
     return CudaModel(spec, walk_entries_max=walk, together=walk == TOGETHER), ReferenceModel(spec)
 
 
 def assert_same(fast: CudaModel, judge: ReferenceModel) -> None:
-    """Same bits in every table, and padding that is still 0."""
+    """Check that every table has the same bits and that the padding is still 0."""
     assert differences(fast, judge) == []
     assert (fast.revision, fast.published) == (judge.revision, judge.published)
     assert fast.mean.tobytes() == judge.mean.tobytes()
@@ -44,7 +45,7 @@ def assert_same(fast: CudaModel, judge: ReferenceModel) -> None:
 
 
 def asked(pin, users: int) -> dict[str, np.ndarray]:
-    """Top-k of so many users, with and without exclusions, as one bag of arrays."""
+    """Return the top-k of `users` random users, with and without exclusions, as named arrays."""
     rng = np.random.default_rng(users)
     rows = rng.integers(0, pin.counts[USERS], users).astype(np.uint32)
     rows[-1] = NO_ROW
@@ -58,7 +59,7 @@ def asked(pin, users: int) -> dict[str, np.ndarray]:
 
 
 def gathered(readable, counts: tuple[int, int]) -> dict[str, np.ndarray]:
-    """What `gather` gives of each side, of known rows and an unknown one."""
+    """Return the results of `gather` on each side, for known rows and for an unknown row."""
     answers = {}
     for side in (USERS, ITEMS):
         rows = np.array([counts[side] - 1, NO_ROW, 0, 0], np.uint32)

@@ -1,4 +1,4 @@
-"""Streams and a judge over a bare state, for the tests of the judge."""
+"""Streams, and a judge that watches a state without an engine, for the tests of the judge."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def small(name: str, **changes: object) -> ModelSpec:
 
 
 def body(seed: int, rows: int, name: str, users: int = 60, items: int = 40) -> bytes:
-    """One batch; events of two types."""
+    """Return one batch with events of two types."""
     rng = np.random.default_rng(seed)
     values = {"ratings": rng.integers(1, 6, rows), "clicks": rng.integers(0, 2, rows)}.get(name)
     return wire.encode_interactions(
@@ -40,7 +40,7 @@ def change(data: bytes) -> Change:
 
 
 class Learner:
-    """A state without a log, and a judge beside it."""
+    """A state without a log, and a judge that watches it."""
 
     def __init__(
         self, spec: ModelSpec, settings: JudgeSettings | None = EVERYTHING, backend: str = "cpu"
@@ -49,7 +49,7 @@ class Learner:
         self.judge = Judge(self.state, settings) if settings else None
 
     def learn(self, *bodies: bytes) -> list[object]:
-        """A run of records; what the judge noticed."""
+        """Apply the records as one run and return what the judge noticed."""
         changes = [change(data) for data in bodies]
         return self.run(changes)
 

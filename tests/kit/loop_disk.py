@@ -1,9 +1,9 @@
-"""A file system in a file, whose plug can be pulled: what the kernel had not written is gone, as
-after a power cut.
+"""A file system in a file, for real power cuts.
 
-`FS_IOC_SHUTDOWN` would do so to any file system, the machine's own too, so it is used through
-`LoopFileSystem.cut` alone, which demands a loop device that the test itself mounted. A disk that
-lies about its own cache is not tested.
+A cut loses everything that the kernel has not written yet. It uses `FS_IOC_SHUTDOWN`, which works
+on any file system, also on the machine's own. So only `LoopFileSystem.cut` calls it, and only for a
+loop device that the test itself mounted. The tests do not cover disks that report a write as
+durable while it is still in the disk's cache.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ SHUTDOWN_NO_LOG_FLUSH = 2
 
 
 class LoopFileSystem:
-    """An ext4 in a sparse file, mounted at `folder`.
+    """An ext4 file system in a sparse file, mounted at `folder`.
 
-    OSError or CalledProcessError without root, loop devices or mkfs.ext4.
+    Raises:
+        OSError, CalledProcessError: root rights, loop devices or mkfs.ext4 are missing.
     """
 
     def __init__(self, folder: Path, size: int = 64 << 20) -> None:
@@ -41,7 +42,11 @@ class LoopFileSystem:
         self.mounted_by_us = True
 
     def unmount(self) -> None:
-        """RuntimeError if somebody goes on using it."""
+        """Unmount the file system.
+
+        Raises:
+            RuntimeError: a process goes on using it.
+        """
         for _ in range(100):
             if subprocess.run(["umount", str(self.folder)], capture_output=True, check=False).returncode == 0:
                 self.mounted_by_us = False
@@ -50,15 +55,15 @@ class LoopFileSystem:
         raise RuntimeError(f"{self.folder} stays busy")
 
     def remove(self) -> None:
-        """Leaves nothing mounted; for the end of a test."""
+        """Unmount the file system at the end of a test."""
         if self.mounted_by_us:
             run("umount", "-l", self.folder)
             self.mounted_by_us = False
 
     def cut(self) -> None:
-        """Pulls the plug.
+        """Shut the file system down as a power cut would.
 
-        Refuses unless the file system is on a loop device over this object's own image.
+        The call refuses unless the file system is on a loop device over this object's own image.
         """
         fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

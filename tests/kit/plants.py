@@ -1,8 +1,7 @@
-"""Bugs to plant in a server under test, each a function that changes the server's classes before
-its command runs.
+"""Bugs that tests plant in a server.
 
-A harness that finds nothing in these finds nothing: every one must be caught by the test of the
-promise it breaks.
+Each is a function that changes the server's classes before its command runs. The test of a promise
+must catch every bug that breaks the promise. Otherwise the test proves nothing.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ LATE_S = 0.1
 
 
 def small_segments() -> None:
-    """No bug: segments that end soon, so that a short test meets many of their ends."""
+    """Make segments small, so that a short test reaches many segment ends. This is no bug."""
     for verb in (Log.create, Log.open):
         verb.__func__.__kwdefaults__["segment_bytes"] = SMALL_SEGMENT_BYTES  # type: ignore[attr-defined]
 
 
 def sync_on_trial() -> None:
-    """No bug: a disk whose syncs fail while a file "sync-fails" lies beside the log's."""
+    """Make syncs fail while a file "sync-fails" lies beside the log's files. This is no bug."""
     real = FileIO.fdatasync
 
     def fdatasync(self: FileIO, fd: int) -> None:
@@ -50,7 +49,10 @@ def sync_on_trial() -> None:
 
 
 def models_open_on_trial() -> None:
-    """No bug: a start that waits while a file "models-wait" lies beside the data folder."""
+    """Make the start wait while a file "models-wait" lies beside the data folder.
+
+    This is no bug.
+    """
     real = Hosting.open_all
 
     def open_all(self: Hosting, *arguments: Any) -> None:
@@ -69,13 +71,13 @@ def _through_the_page_cache() -> None:
 
 
 def no_sync() -> None:
-    """Nothing is ever synced."""
+    """Make every sync do nothing."""
     _through_the_page_cache()
     FileIO.fdatasync = FileIO.fsync_dir = lambda self, _: None  # type: ignore[assignment, method-assign, misc]
 
 
 def ack_before_sync() -> None:
-    """A sync is begun, and taken for done at once."""
+    """Begin each sync and report it as done at once."""
     _through_the_page_cache()
     real = FileIO.fdatasync
 
@@ -93,7 +95,7 @@ def ack_before_sync() -> None:
 
 
 def ack_before_write() -> None:
-    """A batch is acknowledged, and written a little later."""
+    """Acknowledge a batch first and write it a little later."""
     real = Commit.append
 
     def append(self: Commit) -> None:
@@ -107,7 +109,7 @@ def ack_before_write() -> None:
 
 
 def apply_twice() -> None:
-    """A record of interactions is applied two times."""
+    """Apply each record of interactions twice."""
     real = InteractionsChange.apply
 
     def apply(state: ModelState, records: Sequence[Record]) -> None:
@@ -118,7 +120,7 @@ def apply_twice() -> None:
 
 
 def retries_are_new() -> None:
-    """A batch that is sent again is logged again."""
+    """Log a batch again when it is sent again."""
     real = Admission.sequence
 
     def sequence(self: Admission, item: Submission) -> bool:
@@ -138,6 +140,6 @@ def retries_are_new() -> None:
 
 
 def no_turns() -> None:
-    """Readers and the writer do not wait for each other, and nothing is copied for pins."""
+    """Let readers and the writer run at the same time, and copy nothing for pins."""
     Gate.reading = Gate.writing = lambda self: contextlib.nullcontext()  # type: ignore[assignment, method-assign, misc, return-value]
     PinBoard.protect = lambda *_: None  # type: ignore[assignment, method-assign]

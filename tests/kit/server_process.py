@@ -1,8 +1,8 @@
-"""Servers as processes of their own, which tests start, kill, stop and start again on the same
-folder and port.
+"""Servers in separate processes.
 
-`ColdStart` runs `python -m livefactor serve` as people do; `WarmStart` forks the same command from
-a process that has imported it (warm_start.py), for tests that start dozens.
+Tests start, kill, stop and restart them on the same folder and port. `ColdStart` runs
+`python -m livefactor serve` as users do. `WarmStart` forks the same command from a process that has
+already imported it (warm_start.py). Tests that start dozens of servers use `WarmStart`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ class Starter(Protocol):
 
 
 def environment() -> dict[str, str]:
-    """This process's, with its import path, without settings of the server; SIGABRT writes where
-    every thread is.
+    """Return the environment for a server.
+
+    It is this process's environment with its import path and without settings of the server. In
+    it, SIGABRT makes Python print the stack of every thread.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LIVEFACTOR_")}
     path = os.pathsep.join(path for path in sys.path if path)
@@ -50,7 +52,11 @@ def environment() -> dict[str, str]:
 
 
 def wait_until(done: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
-    """Polls `done` until it is true; AssertionError naming `what` if that takes too long."""
+    """Poll `done` until it returns true.
+
+    Raises:
+        AssertionError: that takes longer than `timeout_s` seconds. The message names `what`.
+    """
     deadline = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
@@ -58,7 +64,7 @@ def wait_until(done: Callable[[], bool], what: str, timeout_s: float = 30.0) -> 
 
 
 class ColdStart:
-    """`python -m livefactor`, with nothing prepared."""
+    """Starts `python -m livefactor` in a new interpreter."""
 
     def start(self, arguments: Sequence[str], log: Path, plants: Sequence[str] = ()) -> Child:
         assert not plants, "bugs are planted in warm starts alone"
@@ -70,7 +76,7 @@ class ColdStart:
 
 
 class WarmStart:
-    """Forks of one process that has imported the server."""
+    """Starts servers as forks of one process that has imported the server."""
 
     def __init__(self) -> None:
         program = Path(__file__).with_name("warm_start.py")
@@ -89,7 +95,7 @@ class WarmStart:
         return json.loads(self._process.stdout.readline())
 
     def order(self, **words: Any) -> Any:
-        """One order and its answer (warm_start.py)."""
+        """Send one order and return its answer. warm_start.py describes both."""
         assert self._process.stdin is not None
         with self._lock:
             self._process.stdin.write(json.dumps(words) + "\n")
@@ -101,7 +107,7 @@ class WarmStart:
         return _Fork(self, pid)
 
     def close(self) -> None:
-        """Ends all children."""
+        """End all children."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(STOP_TIMEOUT_S)
@@ -132,20 +138,20 @@ class Server:
 
     @property
     def target(self) -> str:
-        """Where clients connect to."""
+        """Return the address for clients."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def log(self) -> str:
-        """What the server has written, over all its starts."""
+        """Return the output of the server over all its starts."""
         return self.log_path.read_text(errors="replace")
 
     def model_folder(self, model: str) -> Path:
-        """A model's folder."""
+        """Return the folder of a model."""
         return self.data / "models" / model
 
     def channel(self, **options: int) -> grpc.Channel:
-        """A new channel with connections of its own, which looks for a restarted server at once."""
+        """Open a channel with its own connections. It reconnects to a restarted server at once."""
         wanted = {
             "grpc.use_local_subchannel_pool": 1,
             "grpc.initial_reconnect_backoff_ms": 20,
@@ -155,7 +161,7 @@ class Server:
         return grpc.insecure_channel(self.target, list(wanted.items()))
 
     def launch(self) -> None:
-        """Start, without waiting for anything."""
+        """Start the server and return without waiting."""
         assert self._child is None, "already started"
         self._ports.unlink(missing_ok=True)
         arguments = [
@@ -165,9 +171,10 @@ class Server:
         self._child = self._starter.start(arguments, self.log_path, self.plants)
 
     def start(self) -> float:
-        """Start and wait until it serves; seconds that took.
+        """Start the server, wait until it serves, and return the seconds that this took.
 
-        AssertionError with the server's log if it does not.
+        Raises:
+            AssertionError: the server does not start to serve. The message holds its log.
         """
         began = time.monotonic()
         if self._child is None:
@@ -183,17 +190,17 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Of the running process."""
+        """Return the id of the running process."""
         assert self._child is not None
         return self._child.pid
 
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """Return the exit code, or None while the server runs."""
         assert self._child is not None
         return self._child.poll()
 
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
-        """Its exit code, once it has ended."""
+        """Wait until the server has ended and return its exit code."""
         try:
             wait_until(lambda: self.exit_code() is not None, "the server's end", timeout_s)
         except AssertionError as error:
@@ -206,11 +213,11 @@ class Server:
         return code
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal to the server."""
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would; harmless if it is not running."""
+        """End the server with SIGKILL, as in a crash. Do nothing if it is not running."""
         if self._child is None:
             return
         if self.exit_code() is None:
@@ -218,6 +225,6 @@ class Server:
         self.wait()
 
     def stop(self) -> int:
-        """SIGTERM, so that it drains; the exit code."""
+        """Send SIGTERM, so that the server drains, and return its exit code."""
         self.signal(signal.SIGTERM)
         return self.wait()

@@ -1,4 +1,4 @@
-"""The fixtures that start servers, for the folders whose conftest.py imports them."""
+"""Fixtures that start servers. The conftest.py of a test folder imports them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server_process import ColdStart, Server, WarmStart
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[WarmStart]:
-    """Starts servers quickly."""
+    """Provide a process that starts servers quickly."""
     starter = WarmStart()
     yield starter
     starter.close()
@@ -20,8 +20,9 @@ def warm() -> Iterator[WarmStart]:
 
 @pytest.fixture
 def serve(warm: WarmStart, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """`serve(*flags, name=, plants=, cold=)` starts a server without models; all end with the
-    test.
+    """Provide `serve(*flags, name=, plants=, cold=)`, which starts a server without models.
+
+    All servers end with the test.
     """
     servers: list[Server] = []
 

@@ -1,9 +1,9 @@
-"""How Numba's simulator runs a block, without polling: who waits at a barrier sleeps until the last
-one is there.
+"""A faster way to run a block in Numba's simulator, without polling.
 
-The simulator's own main thread looks at every thread again and again until all wait, which takes
-most of its time, and each block starts new threads. Here the threads stay. They run as freely as
-there, in any order, so a missing barrier is seen.
+The simulator's own main thread polls every thread until all wait, which takes most of its time. It
+also starts new threads for each block. Here a thread that waits at a barrier sleeps until the last
+thread arrives, and the threads are used again. The threads still run in any order, so a test
+notices a missing barrier.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ their barrier undisturbed.
 
 
 class Lane(threading.Thread):
-    """A thread of the simulator: it knows its place, and its block as `_manager`."""
+    """A thread of the simulator. It knows its position. `_manager` is its block."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -33,20 +33,20 @@ class Lane(threading.Thread):
         self.start()
 
     def begin(self, block: Block, block_point: tuple[int, ...], thread_point: tuple[int, ...]) -> None:
-        """Run the block's kernel at this place."""
+        """Run the block's kernel at this position."""
         self._manager = block
         place = cuda.simulator.kernelapi.Dim3
         self.blockIdx, self.threadIdx = place(*block_point), place(*thread_point)
-        # Of the meetings of `warp`.
+        # Counts the meetings of `warp`.
         self.turn = 0
         self.go()
 
     def go(self) -> None:
-        """Let it run on."""
+        """Let the thread run on."""
         self._go.release()
 
     def run(self) -> None:
-        """One kernel after the other."""
+        """Run one kernel after the other."""
         while True:
             self._go.acquire()
             try:
@@ -56,7 +56,7 @@ class Lane(threading.Thread):
             self._manager.leave(self)
 
     def syncthreads(self) -> None:
-        """Wait for the block's other threads; those that have ended are not waited for."""
+        """Wait for the block's other threads that have not ended."""
         if not self._manager.is_last(self):
             self._go.acquire()
         if self._manager.error is not None:
@@ -64,7 +64,7 @@ class Lane(threading.Thread):
 
 
 class Block:
-    """In the place of the simulator's `BlockManager`."""
+    """A block of threads. It replaces the simulator's `BlockManager`."""
 
     _pool: ClassVar[list[Lane]] = []
 
@@ -75,7 +75,7 @@ class Block:
         self.error: BaseException | None = None
 
     def run(self, grid_point: tuple[int, ...], *arguments: Any) -> None:
-        """Until all threads have ended; raises the first error of any."""
+        """Run all threads until they have ended, and raise the first error that one of them met."""
         self.target = lambda: self._function(*arguments)
         points = list(np.ndindex(*self._shape))
         self._alive = len(points)
@@ -89,12 +89,12 @@ class Block:
             raise self.error
 
     def failed(self, error: BaseException) -> None:
-        """A thread has raised: the others are to end at their next barrier."""
+        """Keep the error of a thread. The other threads end at their next barrier."""
         with self._lock:
             self.error = self.error or error
 
     def is_last(self, lane: Lane) -> bool:
-        """Whether all others wait already: then they run on."""
+        """Return whether all other threads wait already. If so, let them run on."""
         with self._lock:
             if len(self._waiting) + 1 < self._alive:
                 self._waiting.append(lane)
@@ -103,7 +103,7 @@ class Block:
             return True
 
     def leave(self, lane: Lane) -> None:
-        """A thread has ended."""
+        """Note that a thread has ended."""
         with self._lock:
             self._alive -= 1
             if not self._alive:
@@ -118,6 +118,6 @@ class Block:
 
 
 def install() -> None:
-    """From now on, in this process."""
+    """Replace the simulator's blocks for the rest of this process."""
     sys.setswitchinterval(SWITCH_S)
     cuda.simulator.kernel.BlockManager = Block

@@ -1,5 +1,6 @@
-"""How a hostile snapshot is refused: quickly, in little memory, nothing run and nothing outside
-opened.
+"""Checks that a hostile snapshot is refused quickly and in little memory.
+
+The refusal must run no code and open no file outside the snapshot's folder.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ FORBIDDEN_EVENTS = (
 
 
 class Watch:
-    """Audit events while it is armed; a hook cannot be removed, so it is one for the whole
-    process.
+    """A listener to Python's audit events. It listens while it is armed.
+
+    Python cannot remove an audit hook, so the whole process shares one.
     """
 
     def __init__(self) -> None:
@@ -64,7 +66,7 @@ WATCH = Watch()
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
-    """Nothing may run, and nothing outside `folder` may be opened."""
+    """Fail if the block runs code or opens a file outside `folder`."""
     WATCH.forbidden, WATCH.opened = [], set()
     WATCH.armed_thread = threading.get_ident()
     try:
@@ -80,7 +82,7 @@ VERBS = (snapshot_files.verify, snapshot_files.load)
 
 
 def refused(path: Path, verbs: Sequence[Callable[[Path], object]] = VERBS) -> SnapshotInvalid:
-    """All verbs refuse for one reason, quickly, and run nothing."""
+    """Check that all verbs refuse quickly, for one reason, without running code."""
     began = time.perf_counter()
     with watched(path):
         errors = []

@@ -1,5 +1,6 @@
-"""States to take snapshots of: plain arrays in place of a model, so that these tests need no
-kernels.
+"""Sample states for snapshots.
+
+Plain arrays replace the model, so that the tests need no kernels.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ FACTOR_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
 
 
 class ArrayPin:
-    """Both tables as arrays, factors padded to a multiple of 16 columns as in memory; reads are
-    copies.
+    """Both tables as arrays. Reads return copies.
+
+    Factors are padded to a multiple of 16 columns, as in memory.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ def _table(
 
 
 def labels(names: dict[int, str]) -> dict[str, np.ndarray]:
-    """Label sections of one side."""
+    """Return the label sections of one side."""
     texts = [text.encode() for _, text in sorted(names.items())]
     return {
         "keys": np.array(sorted(names), np.uint64),
@@ -71,8 +73,9 @@ def labels(names: dict[int, str]) -> dict[str, np.ndarray]:
 
 
 def spec_bytes(k: int, optimizer: int, factor_dtype: int = FLOAT32) -> bytes:
-    """Logged spec bytes: as much of a spec as the format depends on; float32 is left out as in a
-    log.
+    """Return logged spec bytes with the fields that the snapshot format depends on.
+
+    The dtype float32 is left out, as in a log.
     """
     return _spec(k, optimizer, factor_dtype).SerializeToString()
 
@@ -100,7 +103,7 @@ def view(
     created_us: int = 1_700_000_000_000_000,
     factor_dtype: int = FLOAT32,
 ) -> FrozenState:
-    """A state of random tables with labels on both sides."""
+    """Return a state with random tables and with labels on both sides."""
     spec = spec_bytes(k, optimizer, factor_dtype)
     small = {
         "events": np.array([1234], np.uint64),
@@ -118,18 +121,18 @@ def view(
 
 
 def taken(folder: Path, state: FrozenState | None = None) -> Path:
-    """The folder of a fresh snapshot, of `view()` unless told otherwise."""
+    """Take a snapshot of `state`, by default of `view()`, and return its folder."""
     store = SnapshotStore(folder)
     return folder / store.take(state or view()).snapshot_id
 
 
 def files_of(path: Path) -> dict[str, bytes]:
-    """Name -> bytes of every file of a folder."""
+    """Return the bytes of every file in a folder, by name."""
     return {entry.name: entry.read_bytes() for entry in sorted(path.iterdir())}
 
 
 def pieces_of(path: Path, size: int = 100) -> list[tuple[str, int, int, bytes]]:
-    """A snapshot as a server streams it."""
+    """Return a snapshot in pieces, as a server streams it."""
     return [
         (name, start, len(data), data[start : start + size])
         for name, data in sorted(files_of(path).items(), key=lambda entry: entry[0] != "manifest.json")

@@ -1,4 +1,4 @@
-"""Small specs of each rule with every term switched on, and records for them."""
+"""Small specs for each rule with every term switched on, and records for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ADAGRAD = OptimizerKind.ADAGRAD
 def softmax_spec(
     proposal: Proposal = POPULARITY, kind: OptimizerKind = OptimizerKind.SGD, **changes: object
 ) -> ModelSpec:
-    """A small model with every term switched on."""
+    """Return a small spec with every term switched on."""
     fields: dict[str, object] = {
         "k": 20,
         "rule": Rule.SOFTMAX,
@@ -40,12 +40,12 @@ def softmax_spec(
 
 
 def grouped(proposal: Proposal, group_events: int, *kind: OptimizerKind, **changes: object) -> ModelSpec:
-    """As `softmax_spec`, micro-batches in groups."""
+    """Return the spec of `softmax_spec` with its micro-batches in groups."""
     return softmax_spec(proposal, *kind, softmax=Softmax(proposal, group_events), **changes)
 
 
 def solve_spec(loss: Loss = Loss.IMPLICIT, **changes: object) -> ModelSpec:
-    """A small model with every term switched on; rings short enough to wrap around."""
+    """Return a small spec with every term switched on. Its rings are short and wrap around."""
     fields: dict[str, object] = {
         "k": 20,
         "loss": loss,
@@ -65,8 +65,9 @@ def solve_spec(loss: Loss = Loss.IMPLICIT, **changes: object) -> ModelSpec:
 def push_lists(
     model: Backend, rng: np.random.Generator, events: int, users: int = 9, items: int = 30
 ) -> None:
-    """A record in which rows repeat, users come in runs, some values are 0 and, now and then,
-    columns are empty.
+    """Push a record in which rows repeat, users come in runs and some values are 0.
+
+    In some records, columns are empty.
     """
     user_keys = (
         np.sort(rng.integers(0, users, events)) if rng.random() < 0.5 else rng.integers(0, users, events)

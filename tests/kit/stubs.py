@@ -1,4 +1,4 @@
-"""The contract's stubs over one channel, with what tests do most often."""
+"""The contract's stubs over one channel, with methods for the most frequent steps of tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL_LIMITS = models_pb2.Limits(users_max=10_000, items_max=10_000)
 
 @dataclass
 class Stubs:
-    """The four services, and fresh model names."""
+    """The stubs of the four services, and unused model names."""
 
     channel: grpc.Channel
     numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -34,7 +34,7 @@ class Stubs:
         self.models = models_pb2_grpc.ModelServiceStub(self.channel)
 
     def model(self, preset: str = "clicks_sgd", **spec: object) -> str:
-        """A new model's name; k is 8 unless given."""
+        """Create a model and return its name. k is 8 unless given."""
         name = f"m{next(self.numbers)}"
         spec = {"k": 8, "limits": SMALL_LIMITS, **spec}
         self.models.CreateModel(
@@ -50,14 +50,14 @@ class Stubs:
         producer: updates_pb2.ProducerStamp | None = None,
         **columns: object,
     ) -> updates_pb2.ApplyUpdatesResponse:
-        """One unary batch."""
+        """Push one batch in a unary call."""
         rows = updates_pb2.Interactions(user_ids=users, item_ids=items, **columns)
         return self.updates.ApplyUpdates(
             updates_pb2.ApplyUpdatesRequest(model=model, producer=producer, interactions=rows), timeout=30
         )
 
     def root(self, model: str) -> tuple[int, bytes]:
-        """(revision, root hash)."""
+        """Return the model's revision and its root hash."""
         request = models_pb2.DescribeModelRequest(model=model, with_root_hash=True)
         described = self.models.DescribeModel(request).description
         return described.position.revision, described.root_hash

@@ -24,7 +24,7 @@ SMALL = Limits(users_max=4096, items_max=4096, value_abs_max=10.0, weight_max=10
 
 
 def make_spec(loss: Loss, kind: OptimizerKind = OptimizerKind.SGD, **changes: object) -> ModelSpec:
-    """A small model with every term of the arithmetic switched on."""
+    """Return a small spec with every term of the arithmetic switched on."""
     fields: dict[str, object] = {
         "k": 16,
         "loss": loss,
@@ -49,8 +49,9 @@ def push(model: Backend, users, items, values=None, weights=None, times=None) ->
 
 
 def push_random(model: Backend, rng: np.random.Generator, events: int, users: int, items: int) -> None:
-    """A record of random events among few keys, so that rows repeat; every second event names item
-    3.
+    """Push a record with random events among few keys, so that rows repeat.
+
+    Every second event names item 3.
     """
     item_keys = rng.integers(0, items, events)
     item_keys[::2] = 3
@@ -59,7 +60,7 @@ def push_random(model: Backend, rng: np.random.Generator, events: int, users: in
 
 
 def learn_side_by_side(models: Sequence[Backend]) -> None:
-    """The same random records for every model, each in a thread of its own, all at once."""
+    """Push the same random records to every model at the same time, in one thread per model."""
 
     def run(model: Backend) -> None:
         rng = np.random.default_rng(8)
@@ -74,19 +75,19 @@ def learn_side_by_side(models: Sequence[Backend]) -> None:
 
 
 def differences(one: Backend, other: Backend) -> list[str]:
-    """Names of the sections whose bits differ."""
+    """Return the names of the sections whose bits differ."""
     left, right = state_sections(one), state_sections(other)
     assert left.keys() == right.keys()
     return [name for name in left if left[name].tobytes() != right[name].tobytes()]
 
 
 def pair(spec: ModelSpec) -> tuple[CpuModel, ReferenceModel]:
-    """A model and its judge, both empty."""
+    """Return an empty model and its empty judge."""
     return CpuModel(spec), ReferenceModel(spec)
 
 
 def assert_same(fast: CpuModel, judge: ReferenceModel) -> None:
-    """Same bits in every table, and padding that is still 0."""
+    """Check that every table has the same bits and that the padding is still 0."""
     assert differences(fast, judge) == []
     assert (fast.revision, fast.published) == (judge.revision, judge.published)
     assert fast.mean.tobytes() == judge.mean.tobytes()
@@ -96,12 +97,12 @@ def assert_same(fast: CpuModel, judge: ReferenceModel) -> None:
 
 
 def copy_state(model: Backend) -> dict[str, np.ndarray]:
-    """The published state, copied."""
+    """Return a copy of the published state."""
     return {name: view.copy() for name, view in state_sections(model).items()}
 
 
 def restore(model: Backend, other: Backend, events: int) -> None:
-    """Let an empty model go on where another one is, which has had so many events."""
+    """Load the state of `other`, which has learned `events` events, into an empty model."""
     for side, count in enumerate(other.published):
         model.load_sections(side, {n: v.copy() for n, v in other.sections(side, count).items()}, count)
     model.advance(other.revision, *other.published)
@@ -110,7 +111,7 @@ def restore(model: Backend, other: Backend, events: int) -> None:
 
 
 def read_pin(pin: Pin, step: int = 7) -> dict[str, np.ndarray]:
-    """All that a pin shows, named as `state_sections`; rows are read `step` at a time."""
+    """Return all arrays of a pin, named as in `state_sections`. Read `step` rows at a time."""
     sections: dict[str, list[np.ndarray]] = {}
     for side, name in SIDES:
         for start in range(0, max(1, pin.counts[side]), step):
@@ -122,7 +123,7 @@ def read_pin(pin: Pin, step: int = 7) -> dict[str, np.ndarray]:
 
 
 def unlike(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[str]:
-    """Names of the arrays whose bits, shape or dtype differ, and names that only one has."""
+    """Return the names of arrays that differ in bits, shape or dtype or that only one has."""
     both = got.keys() & expected.keys()
     return sorted(got.keys() ^ expected.keys()) + [
         name

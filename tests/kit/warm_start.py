@@ -1,13 +1,15 @@
-"""Starts servers in a tenth of a second: a process that has imported everything forks one for each
-order.
+"""A process that starts servers in a tenth of a second.
+
+It has imported everything, and it forks one server for each order.
 
 `python warm_start.py` reads one JSON order a line and answers with one:
 
-    {"start": [arguments of livefactor], "log": path, "plants": [names of tests/kit/plants.py]}   {"pid": number}
-    {"poll": pid}                                                     {"code": exit code, or null while it runs}
+    {"start": [arguments], "log": path, "plants": [names]}   answers {"pid": number}
+    {"poll": pid}                                            answers {"code": number or null}
 
-A child is the `livefactor` command from its first line on, with its own output; nothing of gRPC was
-used before the fork. When the orders end, so do the children.
+The arguments are those of `livefactor`. The names are functions in tests/kit/plants.py. The code is
+null while the child runs. A child runs the `livefactor` command from its first line on and has its
+own output. The process does not use gRPC before the fork. When the orders end, the children end.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from livefactor_kernels.spec.presets import preset
 
 
 def import_all() -> None:
-    """What `livefactor serve` imports late, and its compiled kernels."""
+    """Import the lazy imports of `livefactor serve` and load its compiled kernels."""
     for name in ("cli.app", "cli.serving"):
         importlib.import_module(f"livefactor_server.{name}")
     for name in ("grpc_health.v1.health", "grpc_reflection.v1alpha.reflection"):
@@ -36,7 +38,10 @@ def import_all() -> None:
 
 
 def become_server(order: dict[str, list[str]]) -> int:
-    """The child's part: its output goes to the log, the planted bugs in, then the command runs."""
+    """Run the command in the child.
+
+    The output goes to the log. The planted bugs are put in before the command runs.
+    """
     with open(str(order["log"]), "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -49,7 +54,7 @@ def become_server(order: dict[str, list[str]]) -> int:
 
 
 def take_orders() -> int:
-    """Returns in a child alone, with its exit code."""
+    """Take orders until they end. The call returns only in a child, with its exit code."""
     children: set[int] = set()
     for line in sys.stdin:
         order = json.loads(line)

@@ -1,4 +1,4 @@
-"""A server in this process, and the contract's stubs over it."""
+"""Fixtures: a server in this process, and stubs that call it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stubs import Stubs
 
 @pytest.fixture(scope="session")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stubs]:
-    """Stubs of an in-process server that lives as long as the tests of this folder."""
+    """Provide stubs for an in-process server, which all tests of this folder share."""
     server = embedded.start(preset="clicks_sgd", data=tmp_path_factory.mktemp("data"))
     with grpc.insecure_channel(server.target) as channel:
         yield Stubs(channel)

@@ -1,18 +1,22 @@
-"""The decorator of every kernel that Numba compiles for the CPU, and the cache on disk that its code is kept in.
+"""The decorator of every kernel that Numba compiles for the CPU, and the cache of compiled code on
+disk.
 
-Numba inlines functions of other modules into a kernel, and its own cache looks only at the kernel's file: after an
-edit of an inlined function it returns the old code. Its index of a function's code is read, changed and written
-back, so that two processes which compile variants of one kernel at once can file one variant's code under the
-other's key. The cache here has neither fault:
+Numba's own cache has two faults. Numba inlines functions of other modules into a kernel, but its
+cache looks only at the file of the kernel. After an edit of an inlined function it returns the old
+code. Its index of a function's code is read, changed and written back. If two processes compile
+variants of one kernel at the same time, the code of one variant can be stored under the key of the
+other. The cache here has neither fault:
 
-- The stamp of a kernel is a digest of its module and of all modules of the project that this module imports, directly
-  or through others. The list is read from their import statements.
-- Each compiled variant has a file of its own. Its name is made of the stamp and of Numba's key for the variant (types,
-  processor, bytecode, values of the closure). A file is written under another name and then renamed, so a reader sees
-  all of it or none. Processes that compile one variant at once write the same file.
+- The stamp of a kernel is a digest of its module and of all modules of the project that this module
+  imports, directly or through others. The list is read from their import statements.
+- Each compiled variant has a file of its own. Its name is made of the stamp and of Numba's key for
+  the variant (types, processor, bytecode, values of the closure). A file is written under another
+  name and then renamed, so a reader sees all of it or none. Processes that compile one variant at
+  the same time write the same file.
 
-The folder is the one that Numba would take: `NUMBA_CACHE_DIR`, else `__pycache__` beside the source, else the user's
-cache folder. Where none can be written, it is a folder below the system's temporary folder, and one warning says so.
+The folder is the one that Numba would take: `NUMBA_CACHE_DIR`, else `__pycache__` beside the
+source, else the user's cache folder. If none can be written, the cache uses a folder below the
+system's temporary folder and warns once.
 """
 
 from __future__ import annotations
@@ -45,10 +49,17 @@ def compiled(
     error_model: str = "numpy",
     inline: str = "never",
 ) -> Any:
-    """Decorator of a kernel: Numba compiles it at its first call for the types of its arguments, or loads it from disk.
+    """The decorator of a kernel.
 
-    nogil: whether a call releases the GIL. error_model: with "numpy" a division by zero gives infinity or NaN, with
-    "python" it raises ZeroDivisionError. inline: "always" makes the kernel part of the kernels that call it.
+    At the first call with certain types of arguments, Numba compiles the kernel or loads it from
+    disk.
+
+    Args:
+        function: the kernel, if the decorator is used without arguments.
+        nogil: whether a call releases the GIL.
+        error_model: with "numpy" a division by zero gives infinity or NaN, with "python" it raises
+            ZeroDivisionError.
+        inline: "always" inlines the kernel into the kernels that call it.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -60,7 +71,10 @@ def compiled(
 
 
 def source_files(module: str, file: str) -> list[Path]:
-    """The file of a module, and those of all modules of the project that it imports, directly or through others."""
+    """The file of a module, and the files of all modules of the project that it imports.
+
+    Modules that are imported through others count, too.
+    """
     package = module.partition(".")[0]
     roots = {package: Path(file).parents[module.count(".") + (Path(file).name == "__init__.py")]}
     own = __name__.partition(".")[0]
@@ -78,7 +92,10 @@ def source_files(module: str, file: str) -> list[Path]:
 
 @cache
 def _imports(file: Path) -> tuple[str, ...]:
-    """Names in a file's import statements that can be modules; for `from a import b` these are a and a.b."""
+    """The names in a file's import statements that can be modules.
+
+    For `from a import b` these are a and a.b.
+    """
     names: list[str] = []
     for parent, imported in _IMPORT.findall(_content(file).decode()):
         names += [parent, *(f"{parent}.{name}" for name in _NAME.findall(imported))] if parent else []
@@ -99,7 +116,7 @@ def _content(file: Path) -> bytes:
 
 @cache
 def _stamp(module: str, file: str) -> str:
-    """Hexadecimal digest of the sources that code of a module can be made of, and of the version of Numba."""
+    """The hexadecimal digest of all sources of a module's code and of the version of Numba."""
     digest = hashlib.sha256(numba.__version__.encode())
     for path in source_files(module, file):
         digest.update(hashlib.sha256(_content(path)).digest())
@@ -108,7 +125,10 @@ def _stamp(module: str, file: str) -> str:
 
 @cache
 def _temporary_folder() -> str:
-    """A folder that only this user can write, found again by the user's next process; a warning that it is in use."""
+    """A folder that only this user can write, and that the user's next process finds again.
+
+    It warns that this folder is used.
+    """
     folder = Path(tempfile.gettempdir(), f"livefactor-kernels-{os.getuid() if hasattr(os, 'getuid') else 0}")
     folder.mkdir(mode=0o700, exist_ok=True)
     # Code is loaded from this folder, so nobody else may have made it.
@@ -139,7 +159,10 @@ class _Impl(CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _Files:
-    """A kernel's compiled variants on disk, one file each; what Numba's cache reads from and writes to."""
+    """The compiled variants of a kernel on disk, one file each.
+
+    Numba's cache reads and writes them.
+    """
 
     def __init__(self, folder: str, name: str, stamp: str) -> None:
         self._folder, self._name, self._stamp = Path(folder), name, stamp[:16]
@@ -153,7 +176,10 @@ class _Files:
         return data if saved_key == key else None
 
     def save(self, key: Any, data: Any) -> None:
-        """Keep code under a key and remove what was compiled from other sources. A full disk is no error."""
+        """Stores code under a key and removes what was compiled from other sources.
+
+        An error of the disk is ignored.
+        """
         path = self._path(key)
         draft = path.with_suffix(f".{uuid.uuid4().hex[:16]}")
         try:
@@ -166,12 +192,13 @@ class _Files:
             draft.unlink(missing_ok=True)
 
     def flush(self) -> None:
-        """Remove all variants."""
+        """Removes all variants."""
         for path in self._folder.glob(f"{self._name}.*.livefactor"):
             path.unlink(missing_ok=True)
 
     def _path(self, key: Any) -> Path:
-        # Types and settings of a key have names which do not differ between processes; their pickles may.
+        # The types and settings of a key have the same names in all processes. Their pickles may
+        # differ.
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         return self._folder / f"{self._name}.{self._stamp}.{digest}.livefactor"
 

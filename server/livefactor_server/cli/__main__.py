@@ -1,6 +1,6 @@
 """The console script: the command, or what to install for it.
 
-`python -m livefactor` does the same through the package of the client, which takes longer to import.
+`python -m livefactor` does the same through the package of the client. That import takes longer.
 """
 
 from __future__ import annotations

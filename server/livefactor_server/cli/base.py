@@ -1,7 +1,7 @@
-"""What all commands share: the groups that commands join, common options, consoles, and one form of error.
+"""What all commands share: command groups, common options, consoles, and one form of error.
 
-This module and the modules of the commands import nothing that takes long. A command imports what it
-needs when it runs, so that `--help` is quick.
+This module and the modules of the commands import nothing that takes long. A command imports what
+it needs when it runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PIPE_WIDTH = 10_000
 class Group(TyperGroup):
     """A group of commands without options.
 
-    As an option of the group, `--help` would slow the help of every command down: Typer loads Pydantic to
-    convert the value of an option that was not given.
+    If `--help` were an option of the group, the help of every command would be slow: Typer loads
+    Pydantic to convert the value of an option that was not given.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -180,7 +180,7 @@ def progress(*columns: Any) -> Any:
 
 
 def rate(events_per_s: float | None) -> str:
-    """A rate of events with its unit and two decimals, such as "1.25 M events/s". Empty if unknown."""
+    """A rate of events as text, such as "1.25 M events/s". Empty if the rate is unknown or 0."""
     if not events_per_s:
         return ""
     for scale, unit in ((1e6, "M "), (1e3, "k ")):

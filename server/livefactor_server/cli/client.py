@@ -1,4 +1,4 @@
-"""Commands that read from a server: recommend and snapshot; and verify, which needs no server."""
+"""The commands recommend and snapshot, which ask a server, and verify, which reads a folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def as_id(text: str, string_ids: bool) -> int | str:
-    """An id from the command line: a number, or with `string_ids` any text."""
+    """An id from the command line: decimal digits give a number, unless `string_ids` is set."""
     return text if string_ids or not text.isdecimal() else int(text)
 
 
@@ -65,7 +65,7 @@ def recommend(
         emit({"revision": answers.position.revision, "users": listed})
         return
     for entry in listed:
-        # A string id is its own label, and a column that repeats the one beside it helps nobody.
+        # A string id is its own label. A column that repeats the ids would not help.
         named = any(item["label"] not in ("", item["item"]) for item in entry["items"])
         grid = table("rank", "item", *(["label"] if named else []), "score")
         for rank, item in enumerate(entry["items"], 1):
@@ -87,7 +87,8 @@ def _info_fields(info: SnapshotInfo) -> dict[str, Any]:
 @app.command()
 def snapshot(
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also fetch it into this new folder and verify it.")
+        Path | None,
+        typer.Option("--out", "-o", help="Also fetch the snapshot into this new folder and verify it."),
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the existing snapshots. Take none.")] = False,
     model: Model = "default",
@@ -152,9 +153,9 @@ def verify_command(
     ] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Check every byte of a snapshot. With --replay, prove that the log gives the states of the model.
+    """Check every byte of a snapshot. With --replay, check that the log gives the model's states.
 
-    Needs no server.
+    This needs no server.
     """
     if replay:
         _verify_replay(path, backend, as_json)

@@ -1,6 +1,7 @@
-"""`livefactor demo`: a real shop's year through a real server, with the promises checked on the way.
+"""`livefactor demo`: streams a year of a real shop's purchases through a server.
 
-Each check is a measurement, made here and now: the exit code is 0 only if all of them held.
+On the way it checks the promises of the server. Each check measures this run. The exit code is 0
+only if all promises held.
 """
 
 from __future__ import annotations
@@ -38,22 +39,29 @@ from livefactor_server.snapshots.audit import replay_model
 BATCH_EVENTS = 512
 LIST_LENGTH = 10
 HALF_LIFE_EVENTS = 20_000
-"""Most-popular, the floor to beat, forgets a purchase's weight by half after so many events."""
+"""Half-life of a purchase in the decayed most-popular baseline, in events."""
 
 SNAPSHOT_AT = 0.5
 KILL_AT = 0.8
-"""Shares of the stream after which the snapshot is taken and the server is killed."""
+"""The snapshot is taken, and the server is killed, after these shares of the stream."""
 
 BURST_ITEMS = 8
 BURST_ROUNDS = 4
 CUSTOMER_EVENTS = 20
-"""About as many purchases has the customer whose list is shown."""
+"""The customer whose list is shown has about this many purchases."""
+
 START_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shop:
-    """A year of purchases in time order. users, items: uint64[n] keys; labels: description by item key."""
+    """A year of purchases in the order of time.
+
+    Attributes:
+        users, items: keys, uint64[n].
+        times_us: microseconds since 1970, int64[n].
+        labels: the description of each item, by its key.
+    """
 
     users: np.ndarray
     items: np.ndarray
@@ -62,7 +70,7 @@ class Shop:
 
 
 def load_shop() -> Shop:
-    """UCI Online Retail, as shipped (CC BY 4.0; data/online_retail/README.md)."""
+    """Reads the shipped UCI Online Retail purchases (CC BY 4.0; data/online_retail/README.md)."""
     events = list(_rows("events.csv.gz"))
     names = list(_rows("items.csv.gz"))
     labels = dict(
@@ -87,7 +95,10 @@ def _rows(name: str) -> Iterator[dict[str, str]]:
 
 
 class ServerProcess:
-    """`livefactor serve` as a process of its own, which can be killed and started again on the same folder and port."""
+    """A process that runs `livefactor serve`.
+
+    It can be killed and started again on the same folder and port.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,11 +107,14 @@ class ServerProcess:
 
     @property
     def target(self) -> str:
-        """Where it listens."""
+        """The address that the server listens on."""
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> float:
-        """Start it and wait until it serves; seconds that took."""
+        """Starts the server and waits until it is ready. Returns the seconds that this took.
+
+        Raises RuntimeError if the server ends or is not ready within START_TIMEOUT_S.
+        """
         started = time.monotonic()
         port_file = self.folder / "ports"
         port_file.unlink(missing_ok=True)
@@ -120,25 +134,25 @@ class ServerProcess:
         return time.monotonic() - started
 
     def kill(self) -> None:
-        """SIGKILL: no goodbye."""
+        """Kills the server with SIGKILL, so that it cannot drain."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def stop(self) -> int:
-        """SIGTERM; the exit code after the drain."""
+        """Stops the server with SIGTERM. Returns its exit code after the drain."""
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(60)
 
     def end(self) -> None:
-        """Leave nothing running."""
+        """Kills the server if it still runs."""
         if self._process is not None and self._process.poll() is None:
             self.kill()
 
 
 class Popularity:
-    """The most popular items, purchases weighted by 2^(-age / half-life)."""
+    """The most popular items. A purchase has the weight 2^(-age / half-life), both in events."""
 
     def __init__(self, half_life_events: int) -> None:
         self._weights: dict[int, float] = {}
@@ -146,11 +160,11 @@ class Popularity:
         self._now = 1.0
 
     def top(self, k: int) -> set[int]:
-        """The k items of the largest weight."""
+        """The keys of the k items with the largest weights."""
         return set(sorted(self._weights, key=self._weights.__getitem__, reverse=True)[:k])
 
     def add(self, items: np.ndarray) -> None:
-        """Count purchases. Instead of shrinking all weights, newer ones count more."""
+        """Counts purchases. Newer ones count more, so that older weights need no change."""
         for item in items.tolist():
             self._weights[item] = self._weights.get(item, 0.0) + self._now
             self._now *= self._growth
@@ -161,7 +175,11 @@ class Popularity:
 
 @dataclass(slots=True)
 class Tally:
-    """What the stream measured. Hits: events whose item was in the list of ten, made before the batch was pushed."""
+    """What the stream measured.
+
+    A hit is an event whose item is among ten recommended items. The list is requested before the
+    batch of the event is pushed.
+    """
 
     events: int = 0
     hits: int = 0
@@ -173,17 +191,17 @@ class Tally:
 
     @property
     def recall(self) -> float:
-        """Progressive recall@10 of the model."""
+        """The progressive recall@10 of the model."""
         return self.hits / max(1, self.events)
 
     @property
     def popular_recall(self) -> float:
-        """The same of decayed most-popular."""
+        """The progressive recall@10 of decayed most-popular."""
         return self.popular_hits / max(1, self.events)
 
 
 class ListChange(NamedTuple):
-    """A customer's list before and after a burst of purchases, best first; labels of the items."""
+    """A customer's list before and after a few purchases, best first, as labels of the items."""
 
     customer: int
     bought: list[str]
@@ -193,7 +211,7 @@ class ListChange(NamedTuple):
 
 @dataclass(slots=True)
 class Demo:
-    """One run. `checks` collects what was promised and whether it held."""
+    """One run. `checks` has (promise, whether it held, what was measured)."""
 
     console: Console
     shop: Shop
@@ -204,20 +222,23 @@ class Demo:
     show_change: Callable[[ListChange], None] | None = None
 
     def check(self, promise: str, held: bool, measured: str) -> None:
-        """Note a promise and print whether it held."""
+        """Notes a promise and prints whether it held."""
         self.checks.append((promise, held, measured))
         self.console.print(
             f"[{'green' if held else 'bold red'}]{'held' if held else 'BROKEN'}[/]  {promise}: {measured}"
         )
 
     def count_wait(self) -> None:
-        """The producer found no server and tries again."""
+        """Counts one wait of the producer for a server that does not answer."""
         self.tally.waits += 1
 
-    # ------------------------------------------------------------------ acts
+    # ----------------------------------------------------------------------------- parts of the run
 
     def stream(self, producer: Producer, events: int) -> None:
-        """Push the year in batches, scoring each batch before it is pushed; a snapshot and a kill happen on the way."""
+        """Pushes the first `events` purchases in batches. Each batch is scored before it is pushed.
+
+        A snapshot is taken, and the server is killed and started again, on the way.
+        """
         popularity = Popularity(HALF_LIFE_EVENTS)
         columns = (
             BarColumn(12), TaskProgressColumn(),
@@ -282,14 +303,18 @@ class Demo:
 
     def _kill_and_restart(self) -> None:
         self.console.print(
-            f"killing the server with SIGKILL after {self.tally.accepted:,} acknowledged events, one batch in flight"
+            f"killing the server with SIGKILL after {self.tally.accepted:,} acknowledged events; "
+            "one batch is not acknowledged yet"
         )
         self.server.kill()
-        self.console.print(f"restarted on the same folder, serving again after {self.server.start():.1f} s")
+        self.console.print(
+            f"the server is started again on the same folder; it is ready after {self.server.start():.1f} s"
+        )
 
     def burst(self, producer: Producer) -> int:
-        """A customer's list before and after a burst of purchases; events pushed."""
-        # A customer with a short history, and things that go together and that this customer never had.
+        """Prints a customer's list before and after a few purchases. Returns the events pushed."""
+        # The customer has a short history. The items belong together, and the customer never bought
+        # one of them.
         users, counts = np.unique(self.shop.users[: self.tally.accepted], return_counts=True)
         customer = int(users[np.argmin(np.abs(counts - CUSTOMER_EVENTS))])
         words = ("CHRISTMAS", "ADVENT", "SNOW")
@@ -318,25 +343,30 @@ class Demo:
             self.show_change(ListChange(customer, bought_labels, list(before.labels), list(after.labels)))
         changed = LIST_LENGTH - len(set(before.item_ids.tolist()) & set(after.item_ids.tolist()))
         self.check(
-            "a score knows the last purchases",
+            "recommendations know the last purchases",
             changed > 0,
-            f"{changed} of {LIST_LENGTH} items changed after the acknowledgement",
+            f"{changed} of {LIST_LENGTH} items are new after the acknowledgement",
         )
         return BURST_ROUNDS * len(chosen)
 
     def prove(self, events: int, extra: int) -> None:
-        """Nothing acknowledged was lost; the tables are those of an independent replay, also after a second kill."""
+        """Checks that no acknowledged event was lost, and that a replay of the log gives the state.
+
+        Args:
+            events: events of the stream.
+            extra: events that were pushed after it.
+        """
         with Models(self.server.target) as models:
             live = models.describe(with_root_hash=True)
         self.check(
-            "nothing acknowledged was lost, nothing applied twice",
+            "no acknowledged event was lost, and none was applied twice",
             live.events == self.tally.accepted + extra and self.tally.accepted == events,
             f"{self.tally.accepted + extra:,} acknowledged, {live.events:,} in the model",
         )
         self.server.kill()
         report = replay_model(self.server.folder / "data" / "models" / "default")
         self.check(
-            "the log alone gives the same tables",
+            "a replay of the log alone gives the same state",
             report.root_hash == live.root_hash and report.log_hash == live.log_hash,
             f"root hash {live.root_hash.hex()[:16]}... at revision {live.position.revision}, "
             f"replayed {report.root_hash.hex()[:16]}...",
@@ -345,29 +375,38 @@ class Demo:
         with Models(self.server.target) as models:
             again = models.describe(with_root_hash=True)
         self.check(
-            "a killed server comes back with the same tables",
+            "a killed server starts again with the same state",
             again.root_hash == live.root_hash,
-            f"root hash {again.root_hash.hex()[:16]}..., serving after {seconds:.1f} s",
+            f"root hash {again.root_hash.hex()[:16]}..., ready after {seconds:.1f} s",
         )
-        taken = self.snapshot[0] if self.snapshot else RuntimeError("none was taken")
+        taken = self.snapshot[0] if self.snapshot else RuntimeError("no snapshot was taken")
         equal = isinstance(taken, SnapshotInfo) and report.snapshots.get(taken.snapshot_id, False)
         self.check(
-            "the snapshot taken while the stream ran is the replayed state at its revision",
+            "the snapshot that was taken during the stream equals the replayed state at its revision",
             equal,
             f"revision {taken.position.revision}, {taken.size_bytes:,} bytes"
             if isinstance(taken, SnapshotInfo)
             else str(taken),
         )
         code = self.server.stop()
-        self.check("SIGTERM drains and exits 0", code == 0, f"exit code {code}")
+        self.check("after SIGTERM the server drains and exits with code 0", code == 0, f"exit code {code}")
 
 
 def run_demo(
     console: Console, events: int | None = None, show_change: Callable[[ListChange], None] | None = None
 ) -> int:
-    """Run the demo; 0 if every promise held, else 1. show_change: is called with the customer's two lists."""
+    """Runs the demo.
+
+    Args:
+        console: where progress and checks are printed.
+        events: number of events to stream; None means the whole year.
+        show_change: called with the customer's two lists.
+
+    Returns:
+        0 if every promise held, otherwise 1.
+    """
     console.print(
-        "Reading a shop's year (UCI Online Retail, 397,924 purchases, CC BY 4.0, doi:10.24432/C5BW33)"
+        "reading a year of a shop's purchases (UCI Online Retail, 397,924 purchases, CC BY 4.0, doi:10.24432/C5BW33)"
     )
     shop = load_shop()
     events = min(events or len(shop.users), len(shop.users))
@@ -376,8 +415,8 @@ def run_demo(
         demo = Demo(console, shop, server, show_change=show_change)
         try:
             console.print(
-                f"server up after {server.start():.1f} s (kernels are compiled on the first run); "
-                f"batches of {BATCH_EVENTS} events"
+                f"the server is ready after {server.start():.1f} s (the first run compiles kernels); "
+                f"batches have {BATCH_EVENTS} events"
             )
             settings = BatchSettings(events_max=BATCH_EVENTS, latency_ms_max=0.0)
             with Producer(
@@ -389,15 +428,17 @@ def run_demo(
                 seconds = time.monotonic() - started
                 extra = demo.burst(producer)
             demo.check(
-                "the model beats decayed most-popular, test-then-learn",
+                "the model recommends better than decayed most-popular",
                 demo.tally.recall > demo.tally.popular_recall,
-                f"recall@10 {demo.tally.recall:.4f} against {demo.tally.popular_recall:.4f}, batches of {BATCH_EVENTS}",
+                f"recall@10 {demo.tally.recall:.4f} against {demo.tally.popular_recall:.4f}, each batch of "
+                f"{BATCH_EVENTS} is tested before it is learned",
             )
             demo.prove(events, extra)
         finally:
             server.end()
     console.print(
-        f"{events:,} events scored and pushed in {seconds:.1f} s, of which pushing to a durable, visible ack "
-        f"{demo.tally.push_seconds:.1f} s; the producer waited {demo.tally.waits} times for the killed server"
+        f"{events:,} events were scored and pushed in {seconds:.1f} s; pushing, until the events were durable and "
+        f"visible, took {demo.tally.push_seconds:.1f} s of it; the producer waited {demo.tally.waits} times for "
+        f"the killed server"
     )
     return 0 if all(held for _, held, _ in demo.checks) else 1

@@ -17,11 +17,11 @@ _SCORERS = ("model", "popular", "popular_decayed")
 
 
 def show_hold(hold: Hold) -> None:
-    """Print why updates are refused and what can be done."""
+    """Prints why updates are refused and what an operator can do."""
     console().print(
         f"\nUPDATES ARE ON HOLD since revision {hold.revision}, {_time(hold.time_us)}: {hold.reason}"
     )
-    good = f"revision {hold.good_revision}" if hold.good_revision else "not known"
+    good = f"revision {hold.good_revision}" if hold.good_revision else "unknown"
     console().print(f"last good state: {good}; newest snapshot at or before it: {hold.snapshot_id or 'none'}")
     console().print(
         "`livefactor models release` accepts updates again; `livefactor models restore` makes a model from a snapshot"
@@ -29,7 +29,7 @@ def show_hold(hold: Hold) -> None:
 
 
 def show_judgement(judgement: Judgement) -> None:
-    """Print figures beside their floors, then what was noticed."""
+    """Prints the figures of the model beside those of the baselines, then the detected changes."""
     console().print(
         f"\njudged: {judgement.judged_events} events since revision {judgement.since_revision}, "
         f"{judgement.sampled_events} of them ranked among drawn items, {judgement.ranked_events} among all"
@@ -74,7 +74,10 @@ def _time(time_us: int) -> str:
 def models_release(
     name: Annotated[str, typer.Argument(help="The model.")] = "default", target: Target = DEFAULT_TARGET
 ) -> None:
-    """Release a hold of updates. The judge takes what comes next as normal."""
+    """Release a hold, so that the model takes updates again.
+
+    The judge takes what comes next as normal.
+    """
     from livefactor.models import Models
 
     with Models(target) as models:

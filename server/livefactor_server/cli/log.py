@@ -1,4 +1,7 @@
-"""`livefactor log`: show the log of a model. It only reads, so a server may use the log meanwhile."""
+"""`livefactor log`: show the log of a model.
+
+The command only reads, so a server may use the log at the same time.
+"""
 
 from __future__ import annotations
 

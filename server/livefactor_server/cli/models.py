@@ -1,4 +1,4 @@
-"""`livefactor models`: create, list, describe, restore, delete."""
+"""`livefactor models`: create, list, describe, restore and delete models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def _show(model: ModelDescription, as_json: bool) -> None:
         emit(fields)
         return
     spec = fields.pop("spec")
-    del fields["judgement"], fields["hold"]  # shown below
+    # These two are shown below the table.
+    del fields["judgement"], fields["hold"]
     grid = table("", "")
     for name, value in fields.items():
         if value is not None:

@@ -1,4 +1,7 @@
-"""`livefactor push FILE`: send a csv or parquet file exactly once. A second run resumes where the first one ended."""
+"""`livefactor push FILE`: send a csv or parquet file exactly once.
+
+A second run resumes where the first one ended.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from livefactor_server.files.events import Conversion, Rows
 
 RECEIPTS_MAX = 64
-"""Batches that wait for their acknowledgement."""
+"""Maximum number of batches that wait for their acknowledgement."""
 
 
 @app.command()
@@ -123,7 +126,11 @@ def push(
 
 @dataclass(slots=True)
 class Sent:
-    """What was pushed: `receipts` wait for an acknowledgement, the counts are of those that came."""
+    """What was pushed.
+
+    `accepted` and `rejected` count events of acknowledged batches. `receipts` are the batches that
+    still wait for an acknowledgement.
+    """
 
     accepted: int = 0
     rejected: int = 0
@@ -135,7 +142,7 @@ class Sent:
             self._count_first()
 
     def collect_done(self) -> None:
-        """Counts the acknowledgements that have come, without waiting."""
+        """Counts the acknowledgements that have arrived. It does not wait."""
         while self.receipts and self.receipts[0].done and self.receipts[0].exception(0) is None:
             self._count_first()
 
@@ -169,7 +176,10 @@ def _send(
 
 
 def _lines(file: Path) -> int:
-    """About the number of events in a csv file. 0 if it is compressed: counting would read it twice."""
+    """The approximate number of events in a csv file.
+
+    It is 0 for a compressed file, which counting would decompress twice.
+    """
     if file.suffix == ".gz":
         return 0
     with file.open("rb") as data:

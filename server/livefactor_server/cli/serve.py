@@ -42,13 +42,13 @@ app.command()(serve)
 def warmup(
     preset: Annotated[
         list[str] | None,
-        typer.Option(help="Compile for this preset. Repeat the option. Default: all presets."),
+        typer.Option(help="Compile for this preset. Repeat the option for more. Default: all presets."),
     ] = None,
-    backend: Annotated[str, typer.Option(help="What computes: cpu, cuda or auto.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="Backend to compile for: cpu, cuda or auto.")] = "cpu",
 ) -> None:
     """Compile the kernels of presets, so that the first start of a server does not wait for them.
 
-    Compiled kernels are kept on disk. A server with a spec of other types compiles the rest.
+    Compiled kernels are kept on disk. A server whose spec needs other kernels compiles those.
     """
     for name in preset or []:
         if name not in PRESET_NAMES:
@@ -73,7 +73,8 @@ def warmup(
             step.run()
             bar.advance(task)
     console().print(
-        f"kernels of {', '.join(names)} are compiled, {time.monotonic() - began:.1f} s", soft_wrap=True
+        f"the kernels of {', '.join(names)} are compiled; this took {time.monotonic() - began:.1f} s",
+        soft_wrap=True,
     )
 
 
@@ -83,9 +84,10 @@ def demo(
         int | None, typer.Option(help="Stop after this many events. Default: the whole year.")
     ] = None,
 ) -> None:
-    """Stream one year of a real shop through a server.
+    """Stream one year of a real shop's purchases through a server.
 
-    Shows how a customer's list changes, kills the server, and proves that nothing was lost.
+    The demo shows how a customer's list changes, kills the server, and checks that nothing was
+    lost.
     """
     from livefactor_server.cli.demo import run_demo
 

@@ -1,7 +1,7 @@
-"""What `livefactor serve` does: bind, open the models, serve, drain.
+"""What `livefactor serve` does: bind the ports, open the models, serve, drain.
 
-The ports are bound first, so that a port that is taken is found before anything is made or compiled, and
-so that a health check is answered (NOT_SERVING) while models are opened.
+The ports are bound first. So a taken port is reported before anything is made or compiled, and a
+health check is answered (NOT_SERVING) while models are opened.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         complain(f"{settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote")
         return 2
     server.limit_libraries()
-    # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event, can be used
-    # in a handler without a deadlock.
+    # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event,
+    # can be used in a handler without a deadlock.
     news: queue.SimpleQueue[BaseException | str] = queue.SimpleQueue()
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: news.put("stop"))
@@ -84,8 +84,8 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     if isinstance(first, BaseException):
         raise first
     if first == "stop":
-        # No call was accepted yet, so there is nothing to drain. A compiler that is at work cannot be
-        # stopped, and the data folder is safe in a crash.
+        # No call was accepted yet, so there is nothing to drain. A running compilation cannot be
+        # stopped, and ending the process does not damage the data folder.
         logger.info("stopped before the models were open")
         _leave(0)
     rpc.start()
@@ -129,7 +129,7 @@ def _serve_metrics(settings: ServerSettings) -> int:
 
 
 class StartReport:
-    """Logs a step of the start if it takes long, which it does when kernels are compiled."""
+    """Logs each step of the start that takes longer than SLOW_STEP_S, as compiling kernels does."""
 
     def __init__(self) -> None:
         self._timer: threading.Timer | None = None

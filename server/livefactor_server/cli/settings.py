@@ -1,7 +1,8 @@
 """The settings of `livefactor serve`: flags, or environment variables LIVEFACTOR_<NAME>. Flags win.
 
 Each setting is declared once, as a field of `ServerSettings`. The command, its help and its checks
-follow from the declaration. Only the command line uses this module. The engine takes plain dataclasses.
+follow from the declaration. Only the command line uses this module. The engine takes plain
+dataclasses.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _option(help: str, **rules: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """All settings, with the units in their names."""
+    """All settings of the command. Their names contain the units."""
 
     data: Annotated[Path, _option("Folder of the models. Only one server at a time can use it.")] = Path(
         "livefactor-data"
@@ -76,24 +77,28 @@ class ServerSettings:
     backend: Annotated[
         Literal["cpu", "cuda", "reference", "auto"],
         _option(
-            "What computes: cpu, cuda (a GPU), auto (cuda if there is a GPU, else cpu), or reference (plain"
+            "Backend: cpu, cuda (a GPU), auto (cuda if there is a GPU, else cpu), or reference (plain"
             " NumPy, slow). All give the same bits."
         ),
     ] = "cpu"
-    batch_events_max: Annotated[int, _option("Most rows of a batch.", min=1, max=65_536)] = 65_536
+    batch_events_max: Annotated[int, _option("Maximum number of rows in a batch.", min=1, max=65_536)] = (
+        65_536
+    )
     queue_bytes_max: Annotated[
-        int, _option("Most bytes of batches that wait for the log, per model.", min=1 << 16)
+        int, _option("Maximum bytes of batches that wait for the log, per model.", min=1 << 16)
     ] = 64 << 20
     memory_bytes_max: Annotated[
         int,
         _option(
-            "Most bytes of rows, key maps and labels, per model. Beyond it, new keys are refused.",
+            "Maximum bytes of rows, key maps and labels, per model. At this limit, new keys are refused.",
             min=1 << 20,
         ),
     ] = 8 << 30
-    streams_max: Annotated[int, _option("Most update streams at the same time.", min=1, max=512)] = 32
-    update_slots: Annotated[int, _option("Most unary update calls at the same time.", min=1, max=512)] = 64
-    score_slots: Annotated[int, _option("Most Score calls at the same time.", min=1, max=512)] = 16
+    streams_max: Annotated[int, _option("Maximum number of concurrent update streams.", min=1, max=512)] = 32
+    update_slots: Annotated[
+        int, _option("Maximum number of concurrent unary update calls.", min=1, max=512)
+    ] = 64
+    score_slots: Annotated[int, _option("Maximum number of concurrent Score calls.", min=1, max=512)] = 16
     snapshot_every_events: Annotated[
         int, _option("Take a snapshot after this many events. 0 takes one only on drain.", min=0)
     ] = 20_000_000
@@ -102,14 +107,14 @@ class ServerSettings:
         float, _option("Share of the records whose events are judged. 0 turns the judge off.", min=0, max=1)
     ] = 0.015625
     judge_events_per_record_max: Annotated[
-        int, _option("Most events that are judged in a judged record.", min=1, max=65_536)
+        int, _option("Maximum number of events that are judged in one record.", min=1, max=65_536)
     ] = 64
     judge_sampled_share: Annotated[
         float,
         _option("Share of the judged events that are ranked among 100 sampled items.", min=0, max=1),
     ] = 0.25
     judge_ranked_share: Annotated[
-        float, _option("Largest share of the judged events that are ranked among all items.", min=0, max=1)
+        float, _option("Maximum share of the judged events that are ranked among all items.", min=0, max=1)
     ] = 0.125
     judge_window_events: Annotated[
         int, _option("Number of judged events that windowed figures cover.", min=1, max=1_000_000)
@@ -126,11 +131,14 @@ class ServerSettings:
     ] = False
     tensorboard: Annotated[
         Path | None,
-        _option("Folder for TensorBoard files with the judge's figures. Without it none are written."),
+        _option("Folder for TensorBoard files with the judge's figures. Without a folder, none are written."),
     ] = None
-    drain_s: Annotated[float, _option("Most seconds that running calls get after SIGTERM.", min=0)] = 30.0
+    drain_s: Annotated[
+        float, _option("Maximum seconds that running calls may take after SIGTERM.", min=0)
+    ] = 30.0
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], _option("Least severe messages in the server's log.")
+        Literal["debug", "info", "warning", "error"],
+        _option("Minimum severity of messages in the server's log."),
     ] = "info"
 
     def hosting(self) -> HostingSettings:
@@ -211,7 +219,10 @@ def parameters() -> list[inspect.Parameter]:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """One line for each variable that looks like a setting and is none, with the nearest one that is."""
+    """One line for each variable that has the prefix and is no setting.
+
+    The line names the nearest setting.
+    """
     known = [*(variable_of(setting.name) for setting in fields(ServerSettings)), *CLIENT_VARIABLES]
     lines = []
     for name in sorted(environment):

@@ -1,4 +1,4 @@
-"""`livefactor tune FILE`: search a spec on a file of events and write it for `serve --spec`."""
+"""`livefactor tune FILE`: search for a spec on a file of events and write it for `serve`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def tune(
         typer.Option(min=0.05, max=0.95, help="Share of the stream that the search uses: its beginning."),
     ] = 0.6,
     warm_up: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Share of that part that is learned but not judged.")
+        float,
+        typer.Option(min=0.0, max=0.9, help="Share of that part that is learned before judging starts."),
     ] = 0.2,
     judged: Annotated[
         int,

@@ -49,7 +49,7 @@ class Command(NamedTuple):
 
 
 def run(asked: Command) -> None:
-    """Runs the command. Raises typer.Exit after an error of the user, or an interrupt."""
+    """Runs the command. Raises typer.Exit after a wrong argument or an interrupt."""
     if lacking := search.missing():
         complain(lacking)
         raise typer.Exit(2)
@@ -62,7 +62,9 @@ def run(asked: Command) -> None:
         )
         rules, left_out = read.rules(chosen, asked.rules)
         if left_out:
-            console(err=True).print(f"left out, since they reject rows of this file: {', '.join(left_out)}")
+            console(err=True).print(
+                f"these rules are left out, because they reject rows of this file: {', '.join(left_out)}"
+            )
         judge = plan.Plan(read.stream, settings)
         folder = asked.study
         done = _search(folder, read, judge, chosen, rules, asked.trials, asked.minutes)
@@ -106,7 +108,7 @@ def _read(file: Path, columns: dict[str, str], conversion: Conversion) -> events
             file, columns, conversion, lambda at, total: bar.update(task, completed=at, total=total or None)
         )
     found = ", ".join(f"{field} from {name}" for field, name in read.names.items())
-    console(err=True).print(f"{len(read.stream):,} events: {found}", soft_wrap=True)
+    console(err=True).print(f"{len(read.stream):,} events; columns: {found}", soft_wrap=True)
     return read
 
 
@@ -114,10 +116,10 @@ def _task(task: str, read: events.EventFile) -> str:
     if task and task not in TASKS:
         raise ValueError(f"--task: expected one of {', '.join(TASKS)}, got {task!r}")
     if task == "ratings" and "values" not in read.names:
-        raise ValueError("--task ratings: needs a column of values (--value)")
+        raise ValueError("--task ratings needs a column of values (--value)")
     if not task:
         task = read.task()
-        console(err=True).print(f"task: {task}, as the values look (--task)")
+        console(err=True).print(f"task: {task}, guessed from the values; --task names another one")
     return task
 
 
@@ -152,7 +154,7 @@ def _search(
         task_events = bar.add_task("events of this trial", total=judge.searched, best="")
         before = len(search.finished_trials(study))
         if before:
-            console(err=True).print(f"{folder}: goes on after {before} trials")
+            console(err=True).print(f"the study in {folder} goes on after {before} trials")
 
         def on_trial(done: list[search.FinishedTrial]) -> None:
             best = search.best_first(done, judge)
@@ -165,15 +167,18 @@ def _search(
         started = time.monotonic()
         done = search.search(study, judge, rules, trials, minutes, on_events, on_trial)
     console(err=True).print(
-        f"{len(done)} trials, {len(done) - before} of them now, {time.monotonic() - started:.0f} s"
+        f"{len(done)} trials, {len(done) - before} of them in this run, which took {time.monotonic() - started:.0f} s"
     )
     return done
 
 
 def _finish(judge: plan.Plan, done: list[search.FinishedTrial], task: str) -> Report:
-    """The winner and the preset on the rest of the stream, once each."""
+    """Judges the winner and the preset once each on the rest of the stream."""
     with _bar() as bar:
-        bars = [bar.add_task(f"the rest: {name}", total=len(judge.stream)) for name in ("winner", "preset")]
+        bars = [
+            bar.add_task(f"rest of the stream: {name}", total=len(judge.stream))
+            for name in ("winner", "preset")
+        ]
         return make_report(judge, done, task, lambda at, learned: bar.update(bars[at], completed=learned))
 
 

@@ -1,12 +1,13 @@
 """The bytes of a log: what a record is, how it is hashed, packed and read back.
 
 A log is a folder of segment files. A file is named by the first revision in it (20 digits, `.log`).
-A segment starts with two tail slots of 4,096 bytes each (`tail.py`). Behind them, from byte
-DATA_START, it holds a stream of commit groups, and behind the stream preallocated zeros. A commit
-group is written and synced at once, and recovery keeps it or drops it as a whole. A group starts at
-a multiple of 8. Whole blocks of the stream stand in their place. The bytes of the last block, as
-long as it is not full, stand in a tail slot: so a small group costs its own bytes and not a block,
-and no write touches the only copy of bytes that were acknowledged.
+A segment starts with two tail slots of 4,096 bytes each (`tail.py`). From byte DATA_START on, it
+holds a stream of commit groups. Preallocated zeros follow the stream. A commit group is written and
+synced as a whole, and recovery keeps or drops it as a whole. A group starts at a multiple of 8.
+
+Each full block of the stream is written to its place. While the last block is not full, its bytes
+stand in a tail slot instead. So a small group takes its own bytes in the stream and not a whole
+block, and no write touches the only copy of acknowledged bytes.
 
 A group, little-endian and unsigned unless noted:
 
@@ -16,8 +17,8 @@ A group, little-endian and unsigned unless noted:
      12    2  version      of this layout, GROUP_VERSION
      14    1  hash         HASH_IDS: the hash that the log uses, the same in every group
      15    1  producers    entries of the producer list
-     16   16  log id       random, known to no client: no payload can pass for a group of this log
-     32    4  incarnation  how often the log was opened for writing; it never falls along the log
+     16   16  log id       random; no client knows it, so no payload can imitate a group of this log
+     32    4  incarnation  how often the log was opened for writing; it never decreases in a log
      36    4  records      records in this group, at least 1
      40    8  place        byte of the file at which the group starts
      48    8  size         bytes from the group's start to the next group's
@@ -49,11 +50,11 @@ A group, little-endian and unsigned unless noted:
       8    8  erased at    revision of the record that asked for it
      16   32  commitment   to the payload as it was acknowledged
      48   32  current      commitment to the payload that is left
-    payloads, one behind the other: reject summary, then body
+    payloads, one after another: reject summary, then body
     zeros up to `size`
 
-Nothing that can be computed is stored. A record's hash is the hash of this header, which no file
-holds as a whole, and which erasing does not change:
+A record's hash is the hash of the following header. The header is not stored, since it can be
+computed from the group. Erasing rows does not change it:
 
       0    8  magic        MAGIC
       8    2  version      HEADER_VERSION
@@ -71,8 +72,8 @@ holds as a whole, and which erasing does not change:
     120   64  producer     id, UTF-8, zeros behind it
     184    8  zero
 
-A reader computes every commitment and every hash of a group, and compares the last one with `last`.
-So a group is known to be whole before any record of it is used.
+A reader computes every commitment and every hash of a group, and compares the last hash with
+`last`. So it verifies the whole group before it uses any of its records.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ from livefactor_server.log.errors import LogError
 
 try:
     import blake3
-except ImportError:  # optional: a log without it uses SHA-256
+except ImportError:
+    # The package is optional. A new log uses SHA-256 without it.
     blake3 = None  # type: ignore[assignment]
 
 Buffer = bytes | bytearray | memoryview | Any
@@ -102,11 +104,11 @@ GROUP_MAGIC = b"lvfgroup"
 HEADER_VERSION = 1
 GROUP_VERSION = 2
 EARLIER_MAGIC_AT = 128
-"""Where a segment of layout 1 has MAGIC: in the first record's header."""
+"""The byte at which a segment of layout 1 has MAGIC."""
 
 GROUP_ALIGN = 8
 DATA_START = 2 * BLOCK_BYTES
-"""Byte of a segment at which its first group starts: behind the two tail slots."""
+"""The byte of a segment at which its first group starts. The two tail slots come before it."""
 
 PRODUCER_BYTES_MAX = 64
 SALT_BYTES = 16
@@ -129,12 +131,12 @@ ERASURE_BYTES = ERASURE.size
 assert (GROUP_HEADER_BYTES, HEAD_BYTES, ERASURE_BYTES, HASHED.size) == (152, 40, 80, 192)
 
 CHECKED_FROM = len(GROUP_MAGIC) + CHECKSUM.size
-# Below this one call on joined bytes is cheaper than several updates.
+# For shorter payloads, one call on joined bytes takes less time than several updates.
 _JOIN_BYTES_MAX = 4096
 
 
 class Kind(IntEnum):
-    """What a record changes. Numbers are never reused; 7 was used once."""
+    """What a record changes. Numbers are never reused. An earlier version used 7."""
 
     SPEC = 1
     INTERACTIONS = 2
@@ -146,7 +148,7 @@ class Kind(IntEnum):
 
 @dataclass(slots=True)
 class Entry:
-    """One record to append. `body` is bytes-like, or a sequence of pieces that are."""
+    """One record to append. `body` is a bytes-like object or a sequence of such objects."""
 
     kind: int
     revision: int
@@ -162,7 +164,7 @@ class Entry:
 
 
 class GroupHead(NamedTuple):
-    """A group header, as the table above names its fields; `segment` in blocks."""
+    """The fields of a group header, in the order of the table above. `segment` is in blocks."""
 
     version: int
     hash_id: int
@@ -182,7 +184,7 @@ class GroupHead(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """One record from the log. `body` is a view of the file, which stays mapped meanwhile."""
+    """One record from the log. `body` is a view of the file, which stays mapped while it exists."""
 
     kind: int
     revision: int
@@ -195,7 +197,7 @@ class Record:
     rejects: bytes
     body: memoryview
     salt: bytes
-    # To the payload as it was acknowledged.
+    # The commitment to the payload as it was acknowledged.
     commitment: bytes
     path: Path
     # Byte of the file at which its group starts.
@@ -203,7 +205,7 @@ class Record:
     hash: bytes
     previous: bytes
     group: GroupHead
-    # Rows now: fewer than `count` once rows were erased, by the record of revision `erased_at`.
+    # Rows that are left. The record of revision `erased_at` erased the others; 0 if none.
     rows: int
     erased_at: int = 0
 
@@ -214,7 +216,7 @@ class Record:
 
 
 class BadGroup(Exception):
-    """Bytes that are no self-valid group. `offset` is the byte of the file at which it starts."""
+    """Bytes that are no valid group. `offset` is the byte of the file at which they start."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(reason)
@@ -252,7 +254,7 @@ def hash_function(name: str) -> Callable[..., Any]:
 
 
 def parts_of(body: Buffer | Sequence[Buffer]) -> list[Any]:
-    """The body's pieces as flat byte views."""
+    """The pieces of the body as one-dimensional views of bytes."""
     pieces = body if isinstance(body, list | tuple) else (body,)
     return [piece if type(piece) is bytes else memoryview(piece).cast("B") for piece in pieces]
 
@@ -260,7 +262,10 @@ def parts_of(body: Buffer | Sequence[Buffer]) -> list[Any]:
 def commitment_of(
     new_hash: Callable[..., Any], salt: bytes, rejects: bytes, body: Buffer | Sequence[Buffer]
 ) -> bytes:
-    """hash(salt ‖ u32 bytes of rejects ‖ rejects ‖ body), 32 bytes; large ones without GIL."""
+    """hash(salt ‖ u32 bytes of rejects ‖ rejects ‖ body), 32 bytes.
+
+    Large payloads release the GIL.
+    """
     parts = parts_of(body)
     head = b"".join((salt, LENGTH.pack(len(rejects)), rejects))
     if sum(map(len, parts)) <= _JOIN_BYTES_MAX:
@@ -274,7 +279,7 @@ def commitment_of(
 
 
 def first_previous(lineage: bytes) -> bytes:
-    """The `previous` of a log's first record: so the chain covers the lineage too."""
+    """The `previous` of a log's first record. It makes the chain cover the lineage."""
     return lineage.ljust(HASH_BYTES, b"\0")
 
 

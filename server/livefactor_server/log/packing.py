@@ -1,7 +1,7 @@
-"""Packs commit groups: the bytes that `format.py` describes.
+"""Packs commit groups into the bytes that `format.py` describes.
 
-`pack_group` computes everything that does not depend on the place of the group. `lay_out` copies it
-to memory, once the place is known.
+`pack_group` computes everything that does not depend on the place of the group. When the place is
+known, `lay_out` copies the group to memory.
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ from livefactor_server.log.format import (
 )
 
 PRODUCERS_MAX = 255
-"""Producers and epochs in one group."""
+"""Maximum number of different (producer, epoch) in one group."""
 
 _U32_MAX = 2**32 - 1
 _TIME_SPAN_US = 2**31 - 1
-# NumPy copies larger pieces, which lets other threads run.
+# NumPy copies larger pieces, because it releases the GIL.
 _COPY_BYTES_MAX = 32 * 1024
 
 
 @dataclass(slots=True)
 class Stamp:
-    """Fields of a group header that the log knows. `place` in bytes, `segment` in blocks."""
+    """The fields of a group header that the writer sets.
+
+    `place` is in bytes, `segment` is in blocks.
+    """
 
     log_id: bytes
     hash_id: int
@@ -54,20 +57,20 @@ class Stamp:
 
 
 class GroupBuffer:
-    """The page-aligned memory that groups are laid out in, reused; `view` is all of it as bytes."""
+    """Page-aligned memory in which groups are laid out. It is reused. `view` is all of it."""
 
     def __init__(self) -> None:
         self.view = memoryview(aligned_buffer(BLOCK_BYTES))
 
     def reserve(self, size: int) -> memoryview:
-        """The memory, at least `size` bytes of it. What was in it is gone if it had to grow."""
+        """All of the memory, at least `size` bytes. If it has to grow, its content is lost."""
         if len(self.view) < size:
             self.view = memoryview(aligned_buffer(size + size // 2))
         return self.view
 
 
 class PackedGroup(NamedTuple):
-    """A group that is ready to be laid out: all but the header and the padding."""
+    """A group without its header and its padding, ready to be laid out."""
 
     entries: Sequence[Entry]
     producers: bytes
@@ -82,26 +85,27 @@ class PackedGroup(NamedTuple):
 def pack_group(
     entries: Sequence[Entry], previous: bytes, hash_id: int, new_hash: Callable[..., Any]
 ) -> PackedGroup:
-    """The producer list, the record heads and the chain hashes of a group.
+    """Packs the producer list and the record heads of a group, and computes its chain hashes.
 
     Args:
         entries: the records, with their commitments.
-        previous: the chain hash before them.
-        hash_id: the log's, of HASH_IDS.
+        previous: the chain hash before the first record.
+        hash_id: the number of the log's hash, from HASH_IDS.
         new_hash: the function of that hash.
 
     Raises:
-        ValueError: over 255 producers, or a record of 4 GiB and more.
+        ValueError: the group has over 255 producers, or a record has 4 GiB or more.
     """
     time_us = entries[0].time_us
     numbers, sequences = _number_producers(entries)
     heads, hashes, payload = [], [], 0
     for entry in entries:
-        # The time is information only. A clock that jumped by more than half an hour is cut to it.
+        # The time is information only. A difference that does not fit into 31 bits, which is about
+        # 36 minutes, is cut.
         since = min(max(entry.time_us - time_us, -_TIME_SPAN_US), _TIME_SPAN_US)
         rejects, body = len(entry.rejects), _body_length(entry.body)
         if max(rejects, body, entry.count) > _U32_MAX:
-            raise ValueError(f"revision {entry.revision}: a record has less than 4 GiB")
+            raise ValueError(f"revision {entry.revision}: a record must have less than 4 GiB")
         key = (entry.producer, entry.epoch)
         number = numbers.get(key, 0)
         sequence = entry.sequence - sequences[key] if number else 0
@@ -128,7 +132,7 @@ def pack_group(
 def _number_producers(
     entries: Sequence[Entry],
 ) -> tuple[dict[tuple[bytes, int], int], dict[tuple[bytes, int], int]]:
-    """(number, smallest sequence) of each (producer, epoch) that the entries name."""
+    """The number and the smallest sequence of each (producer, epoch) that the entries name."""
     numbers: dict[tuple[bytes, int], int] = {}
     sequences: dict[tuple[bytes, int], int] = {}
     for entry in entries:
@@ -136,7 +140,7 @@ def _number_producers(
             continue
         key = entry.producer, entry.epoch
         if numbers.setdefault(key, len(numbers) + 1) > PRODUCERS_MAX:
-            raise ValueError(f"a commit group has at most {PRODUCERS_MAX} producers")
+            raise ValueError(f"a commit group can have at most {PRODUCERS_MAX} producers")
         sequences[key] = min(sequences.get(key, entry.sequence), entry.sequence)
     return numbers, sequences
 
@@ -147,7 +151,7 @@ def _body_length(body: Buffer | Sequence[Buffer]) -> int:
 
 
 def lay_out(buffer: memoryview, at: int, group: PackedGroup, stamp: Stamp, size: int) -> None:
-    """Writes the group to `buffer[at:]`, and zeros behind it up to `size` bytes."""
+    """Writes the group to `buffer[at:]`, and zeros after it up to `size` bytes in all."""
     header = GROUP.pack(
         GROUP_VERSION, stamp.hash_id, group.producer_count, stamp.log_id, stamp.incarnation,
         len(group.entries), stamp.place, size, group.entries[0].revision, stamp.mark, group.time_us,

@@ -36,11 +36,11 @@ from livefactor_server.log.format import (
 
 
 def read_group_head(memory: memoryview, at: int, place: int, path: Path) -> GroupHead:
-    """The header of the group at `memory[at:]`, checked. That is byte `place` of the file `path`.
+    """Reads and checks the header of the group at `memory[at:]`, byte `place` of the file `path`.
 
     Raises:
-        BadGroup: no group here, or a damaged header.
-        LogError: a group of another version.
+        BadGroup: no group starts here, or its header is damaged.
+        LogError: another version of livefactor wrote the group.
     """
     raw = bytes(memory[at : at + GROUP_HEADER_BYTES])
     if len(raw) < GROUP_HEADER_BYTES:
@@ -51,16 +51,18 @@ def read_group_head(memory: memoryview, at: int, place: int, path: Path) -> Grou
         raise BadGroup(place, "the checksum of the group's header is wrong")
     head = GroupHead._make(GROUP.unpack_from(raw, CHECKED_FROM))
     if head.version != GROUP_VERSION:
-        raise LogError(f"{path} at byte {place}: a group of another version of livefactor ({head.version})")
+        raise LogError(
+            f"{path} at byte {place}: the group has layout version {head.version}, which is not supported"
+        )
     return head
 
 
 def read_records(
     memory: memoryview, at: int, head: GroupHead, path: Path, new_hash: Callable[..., Any]
 ) -> list[Record]:
-    """The records of the group at `memory[at:]`, verified against its header `head`.
+    """Reads the records of the group at `memory[at:]` and verifies them against its header `head`.
 
-    Bodies are views of `memory`. Raises BadGroup.
+    Bodies are views of `memory`. Raises BadGroup if the group is not whole.
     """
     place = head.place
     end = at + head.size
@@ -99,35 +101,19 @@ def read_records(
         chain = new_hash(hashed).digest()
         found.append(
             Record(
-                kind,
-                revision,
-                producer,
-                epoch,
-                sequence,
-                time_us,
-                count,
-                rejects,
-                body,
-                salt,
-                commitment,
-                path,
-                place,
-                chain,
-                previous,
-                head,
-                rows,
-                erased_at,
+                kind, revision, producer, epoch, sequence, time_us, count, rejects, body, salt, commitment,
+                path, place, chain, previous, head, rows, erased_at,
             )
-        )
+        )  # fmt: skip
         previous, revision = chain, revision + 1
     check_chain(place, previous, head.last)
     if not is_zero(memory[payload:end]):
-        raise BadGroup(place, "the padding behind the group is damaged")
+        raise BadGroup(place, "the padding at the end of the group is damaged")
     return found
 
 
 def check_chain(place: int, found: bytes, expected: bytes) -> None:
-    """Raises BadGroup unless the chain hash of the group at `place` is the expected one."""
+    """Raises BadGroup if the chain hash of the group at `place` is not the expected one."""
     if found != expected:
         raise BadGroup(place, "the records or payloads of the group do not match its hash")
 
@@ -135,7 +121,7 @@ def check_chain(place: int, found: bytes, expected: bytes) -> None:
 def _read_producers(
     memory: memoryview, at: int, end: int, head: GroupHead
 ) -> tuple[list[tuple[bytes, int, int]], int]:
-    """(id, epoch, smallest sequence) by number, and where the record heads begin."""
+    """(id, epoch, smallest sequence) by number, and the index at which the record heads begin."""
     found, start = [(b"", 0, 0)], at
     for _ in range(head.producers):
         if at + PRODUCER.size > end:

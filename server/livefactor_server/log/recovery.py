@@ -2,13 +2,14 @@
 
     read everything ── damage? ──▶ LogDamaged: nothing is changed
           │
-          ├─ unsynced tail? ──▶ copy it beside (`.broken`), sync the copy and the folder
+          ├─ unsynced tail? ──▶ copy it to a `.broken` file, sync the copy and the folder
           │
           └─▶ write the last block's bytes to the tail slot that does not hold them, sync;
               zero what follows the stream in its place, sync
 
 The slot write raises the log's incarnation. Afterwards the last segment and the folder are synced,
-so that what was read is also durable. A crash at any of these steps is followed by the same again.
+so that everything that was read is durable. After a crash at any step, the next open repeats all
+steps.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from livefactor_server.log.tail import Slot, pack_slot, place_of
 from livefactor_server.log.walk import Cursor, Segment, StreamEnd, Tail, Walk, list_segments, start_cursor
 
 INDEX_BYTES = 1 << 20
-"""A place to start reading from is kept about every so many bytes."""
+"""The index has an entry about every INDEX_BYTES of the log."""
 
 
 @dataclass(slots=True)
 class Place:
-    """A group start that reading can begin at: what `Cursor` was there."""
+    """The start of a group at which reading can begin, with the fields of the `Cursor` there."""
 
     # Last revision before it.
     revision: int
@@ -42,7 +43,7 @@ class Place:
 
 @dataclass(slots=True)
 class Contents:
-    """What reading a whole log found."""
+    """The result of reading a whole log."""
 
     segments: list[Segment]
     cursor: Cursor
@@ -61,7 +62,7 @@ def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -
 
 
 def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None] | None = None) -> Contents:
-    """Reads and verifies the whole log; changes nothing.
+    """Reads and verifies the whole log. It changes nothing.
 
     Raises:
         LogMissing: the folder has no log, or its creation did not finish.
@@ -90,9 +91,11 @@ def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None]
 def trim_tail(io: FileIO, contents: Contents) -> None:
     """Copies and zeroes the unsynced tail, if there is one, and makes what was read durable.
 
-    `contents` gets the raised incarnation and the next slot number.
+    `contents` gets the raised incarnation and the counter of the next slot write.
 
-    Raises LogFull if there is no room for the copy, LogFailed on any other error.
+    Raises:
+        LogFull: the disk has no room for the copy.
+        LogFailed: the disk reported any other error.
     """
     tail, last, end = contents.tail, contents.segments[-1], contents.end
     contents.cursor.incarnation += 1
@@ -115,14 +118,14 @@ def trim_tail(io: FileIO, contents: Contents) -> None:
         io.fsync_dir(last.path.parent)
     except OSError as error:
         if error.errno in DISK_FULL_ERRORS:
-            raise LogFull(f"no room to put the tail of {last.path} right") from error
-        raise LogFailed(f"the tail of {last.path} could not be put right: {error}") from error
+            raise LogFull(f"the disk has no room for a copy of the unsynced tail of {last.path}") from error
+        raise LogFailed(f"the unsynced tail of {last.path} could not be removed: {error}") from error
     contents.end = end._replace(counter=end.counter + 1)
     contents.tail = None
 
 
 def write_slot(io: FileIO, fd: int, slot: Slot) -> None:
-    """Durably writes one tail slot. Raises OSError."""
+    """Writes one tail slot and syncs it. Raises OSError."""
     block = memoryview(aligned_buffer(BLOCK_BYTES))
     pack_slot(block, slot)
     write_all(io, fd, block, place_of(slot.counter))
@@ -130,7 +133,7 @@ def write_slot(io: FileIO, fd: int, slot: Slot) -> None:
 
 
 def _keep_copy(io: FileIO, tail: Tail) -> None:
-    """Copies the bytes behind the stream, from its last block on, and the unusable tail slot."""
+    """Copies the bytes from the last block of the stream on, and the unusable tail slot."""
     view = io.map(tail.path)
     pieces = [view[tail.start - tail.start % BLOCK_BYTES : align(tail.end, BLOCK_BYTES)]]
     if tail.slot is not None:

@@ -1,8 +1,8 @@
 """The log of one model: the durable, ordered record of every change to it.
 
-A change is durable before it is applied. `Log.append` is the commit protocol. `log/format.py`
-describes the bytes, `log/writer.py` where they go, `log/walk.py` how they are read and verified,
-`log/recovery.py` what happens to an unsynced tail, and `log/segments.py` how the files are made.
+A change is durable before it is applied. `Log.append` commits records. `log/format.py` describes
+the bytes. `log/writer.py` writes them, and `log/walk.py` reads and verifies them. `log/recovery.py`
+removes an unsynced tail, and `log/segments.py` makes the files.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Log:
         lineage: the uuid of the model's history, from the first record.
         spec_body: the bytes of the spec in the log.
         hash_name: "blake3" or "sha256".
-        tail: the unsynced tail that a read-only open ignored, or None. A writer may be writing it
-            now.
+        tail: the unsynced tail that a read-only open ignored, or None. An active writer may be
+            writing it.
     """
 
     def __init__(self, io: FileIO, folder: Path, contents: Contents, writer: StreamWriter | None) -> None:
@@ -166,14 +166,14 @@ class Log:
         """Reads and verifies the whole log, and removes its unsynced tail.
 
         A tail that was never synced was never acknowledged. It is copied to a `.broken` file and
-        overwritten with zeros. With `read_only`, nothing is changed and no lock is taken, and a
-        writer may be active; such a tail is ignored and described by `tail`.
+        overwritten with zeros. With `read_only`, nothing is changed, no lock is taken, and a
+        writer may be active. The tail is then ignored, and `tail` describes it.
 
         Args:
             folder: the folder of the log.
             io: the disk; None means the files of the operating system.
             progress: called with (bytes read, bytes to read).
-            read_only: for auditors, `log show` and independent replay.
+            read_only: open for reading only, as auditors, `log show` and replay do.
             segment_bytes: size of a new segment, a multiple of 4,096.
             ahead: make the next segment in a background thread.
 
@@ -191,7 +191,7 @@ class Log:
         return cls(io, folder, contents, StreamWriter(io, folder, contents, segment_bytes, ahead))
 
     def close(self) -> None:
-        """Ends the background thread and closes the files. Appended records are durable already."""
+        """Ends the background thread and closes the files."""
         with self._lock:
             if self._writer is not None:
                 self._writer.close()
@@ -212,11 +212,11 @@ class Log:
         return commitment_of(self._new_hash, salt, rejects, body)
 
     def append(self, entries: Sequence[Entry]) -> list[bytes]:
-        """Writes one commit group. When this returns, every entry survives a power cut.
+        """Writes one commit group. When this returns, every entry is durable.
 
         Args:
-            entries: one or more, with consecutive revisions from `last_revision + 1` on and with
-                their commitments.
+            entries: at least one. Their revisions are consecutive and start at
+                `last_revision + 1`, and their commitments are set.
 
         Returns:
             The chain hash (32 bytes) of each entry.
@@ -225,8 +225,8 @@ class Log:
             LogFull: the disk has no room. Nothing of the group remains. The next append tries
                 again.
             LogFailed: a write or a sync failed. The log refuses all further records.
-            ValueError: the revisions are not consecutive, or a producer id has more than 64 bytes.
-                Nothing was written.
+            ValueError: there is no entry, the revisions are not consecutive, a producer id has more
+                than 64 bytes, or a salt does not have 16 bytes. Nothing was written.
         """
         if not entries:
             raise ValueError("a commit group needs at least one entry")
@@ -243,10 +243,10 @@ class Log:
         return group.hashes
 
     def mark(self) -> None:
-        """Writes a tail slot which says that everything in the log was synced.
+        """Writes a tail slot that shows that everything in the log was synced.
 
-        After it, damage to the last group differs from an unsynced tail. It does nothing if the log
-        ends with a mark.
+        From then on, damage to the last group can be told from an unsynced tail. The call does
+        nothing if the log is marked already.
 
         Raises:
             LogFull: the disk has no room. Nothing of the mark remains, and the log still works.
@@ -260,7 +260,7 @@ class Log:
 
     def _usable_writer(self) -> StreamWriter:
         if self._writer is None or self._writer.failed is not None:
-            raise LogFailed(f"the log in {self._folder} takes no records: {self.failed}")
+            raise LogFailed(f"the log in {self._folder} accepts no records: {self.failed}")
         return self._writer
 
     def _check_entries(self, entries: Sequence[Entry]) -> None:
@@ -277,8 +277,9 @@ class Log:
     # -------------------------------------------------------------------------------------- reading
 
     def read(self, from_revision: int | None = None, mapped: bool = True) -> Iterator[Record]:
-        """Yields the records from `from_revision` to the last one at the time of the call,
-        verified.
+        """Yields the verified records from `from_revision` on.
+
+        The last one is the newest record at the time of the call.
 
         Args:
             from_revision: the first revision to read; None means the spec.
@@ -332,12 +333,12 @@ class Log:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes in the log, with padding and tail slots."""
+        """Bytes of the log, including padding and tail slots."""
         return sum(segment.end for segment in self._segments)
 
     @property
     def failed(self) -> str | None:
-        """Why the log takes no more records, or None."""
+        """The reason why the log accepts no more records, or None."""
         return "it was opened read-only" if self._writer is None else self._writer.failed
 
 
@@ -358,8 +359,8 @@ def _clear_unfinished(io: FileIO, folder: Path) -> None:
 def _read_beside_a_writer(io: FileIO, folder: Path, progress: Callable[[int, int], None] | None) -> Contents:
     """Reads a log that a writer may be extending.
 
-    If a group looks torn, the log is read once more, since the group may have been complete a
-    moment later.
+    If the log looks damaged, it is read again, because the writer may have completed the write
+    meanwhile. If the same byte still looks damaged, LogDamaged is raised.
     """
     seen = None
     while True:

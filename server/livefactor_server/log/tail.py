@@ -1,25 +1,26 @@
-"""The tail of a segment: the bytes of the stream's last block, as long as that block is not full.
+"""The tail of a segment: the bytes of the stream's last block while that block is not full.
 
-A block of 4,096 bytes that is written again may be torn by a power cut. So the last block of the
-stream is never rewritten in its place. Its bytes are written to one of two tail slots at the start
-of the segment, by turns. A write can tear the slot that it goes to; the other one still holds what
-was acknowledged before. When the block is full it is written to its place, once.
+A power cut can tear a block of 4,096 bytes that is being rewritten. So the last block of the stream
+is never rewritten in its place. Its bytes are written alternately to two tail slots at the start of
+the segment. A write can tear only the slot that it goes to. The other slot still holds what was
+acknowledged before. When the block is full, it is written to its place once.
 
 A slot, little-endian and unsigned:
 
       0    8  magic        TAIL_MAGIC
       8    4  checksum     CRC32C of bytes 12 to 4095
      12    4  used         bytes of content
-     16    8  counter      of the slot writes in this file; even ones go to the first slot
-     24    8  base         byte of the file that the content belongs at, a multiple of 4,096
+     16    8  counter      number of this slot write in the file; even ones go to the first slot
+     24    8  base         byte of the file at which the block starts, a multiple of 4,096
      32    8  synced       end of the stream that was synced before this write
      40    4  incarnation  as in a group header
      44    4  segment      length of this file when it was made, in blocks of 4,096
      48   16  log id
      64       content, `used` bytes, then zeros
 
-A mark is a slot write without new content, whose `synced` is the end of the stream. It is written
-after some idleness, and says that the last group was synced. It takes no room in the stream.
+A mark is a slot write without new content whose `synced` is the end of the stream. It shows that
+the last group was synced. It is written after some time without updates, and it takes no room in
+the stream.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _CHECKSUM = struct.Struct("<I")
 _SLOT = struct.Struct("<IQQQII16s")
 SLOT_HEADER_BYTES = len(TAIL_MAGIC) + _CHECKSUM.size + _SLOT.size
 CONTENT_BYTES_MAX = BLOCK_BYTES - SLOT_HEADER_BYTES
-"""A tail of more bytes takes the rest of its block as padding, and goes to its place."""
+"""Maximum bytes of a slot's content. A longer tail is padded to a full block instead."""
 
 assert SLOT_HEADER_BYTES == 64
 assert DATA_START == SLOTS * BLOCK_BYTES
@@ -60,7 +61,7 @@ class Slot(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where the stream ends by this slot, a byte of the file."""
+        """The byte of the file at which the stream ends according to this slot."""
         return self.base + len(self.content)
 
 
@@ -70,7 +71,7 @@ def place_of(counter: int) -> int:
 
 
 def pack_slot(buffer: memoryview, slot: Slot) -> None:
-    """Writes the slot's block into `buffer`, BLOCK_BYTES long."""
+    """Writes the slot into the first BLOCK_BYTES of `buffer`."""
     fields = _SLOT.pack(
         len(slot.content), slot.counter, slot.base, slot.synced, slot.incarnation, slot.segment, slot.log_id
     )
@@ -79,7 +80,7 @@ def pack_slot(buffer: memoryview, slot: Slot) -> None:
 
 
 def read_slots(view: memoryview) -> list[Slot]:
-    """The whole slots of a segment, newest first. A torn write leaves only one."""
+    """The intact slots of a segment, newest first. A torn write leaves only one."""
     found = []
     for start in range(0, DATA_START, BLOCK_BYTES):
         slot = _read_slot(bytes(view[start : start + BLOCK_BYTES]))

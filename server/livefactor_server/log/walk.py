@@ -5,9 +5,9 @@ be read. If the log holds anything that was written later, then the group was co
 and the disk lost it. Evidence for a later write is:
 
 - a later segment file;
-- a tail slot whose `synced` is behind the group;
-- a whole group of this log in its place, which starts later or whose mark is at or after the
-  missing revision.
+- a tail slot whose `synced` is after the start of the group;
+- a whole group of this log in its place, if it starts later or its mark is at or after the missing
+  revision.
 
 Three more findings cannot come from an interrupted write: a whole group header in a wrong place, a
 truncated file, and two damaged tail slots. In all these cases the log is damaged. Without such
@@ -53,7 +53,10 @@ _NO_MAGIC = bytes(len(GROUP_MAGIC))
 
 @dataclass(slots=True)
 class Segment:
-    """A segment file: `first` revision, `size` of the file, `end` of the stream in it (bytes)."""
+    """A segment file.
+
+    `first` is its first revision. `size` of the file and `end` of the stream in it are in bytes.
+    """
 
     path: Path
     first: int
@@ -63,7 +66,7 @@ class Segment:
 
 @dataclass(slots=True)
 class Cursor:
-    """Where the chain stands: what the next record must follow."""
+    """A position in the chain: what the next record must follow."""
 
     revision: int
     hash: bytes
@@ -91,8 +94,8 @@ class Group(NamedTuple):
 class Tail:
     """What an interrupted write left in the last segment.
 
-    `start` is where the stream ends. Nonzero bytes may follow it up to `end`. `slot` is the byte at
-    which a tail slot stands that cannot be used, or None.
+    The stream ends at byte `start`. Nonzero bytes may follow it up to byte `end`. `slot` is the
+    byte at which an unusable tail slot starts, or None.
     """
 
     path: Path
@@ -103,10 +106,10 @@ class Tail:
 
 
 class StreamEnd(NamedTuple):
-    """Where the stream of the last segment ends, for whoever writes behind it or reads up to it.
+    """The end of the stream in the last segment, where a writer goes on and a reader stops.
 
-    `content` holds the bytes of the last block, which starts at byte `base`, and `counter` is the
-    number that the next slot write takes.
+    The last block starts at byte `base`, and `content` holds its bytes. `counter` is the counter of
+    the next slot write.
     """
 
     base: int
@@ -115,12 +118,12 @@ class StreamEnd(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The byte behind the last group."""
+        """The byte after the last group."""
         return self.base + len(self.content)
 
 
 def list_segments(io: FileIO, folder: Path) -> list[Segment]:
-    """The folder's segments in order of revision."""
+    """The segments of the folder in the order of their revisions."""
     matches = sorted(filter(None, map(SEGMENT_NAME.fullmatch, io.names(folder))), key=lambda match: match[1])
     return [Segment(folder / m[0], int(m[1]), io.size(folder / m[0])) for m in matches]
 
@@ -131,7 +134,7 @@ def segment_name(first_revision: int) -> str:
 
 
 def nonzero_end(view: memoryview, start: int) -> int:
-    """Offset behind the last nonzero byte of `view` at or past `start`; `start` if all is zero."""
+    """The offset after the last nonzero byte of `view[start:]`, or `start` if all are zero."""
     end = len(view)
     while end > start:
         step = min(len(_ZEROS), end - start)
@@ -147,9 +150,9 @@ def read_group(
 ) -> tuple[list[Record], int]:
     """Reads and verifies the group at `memory[at:]`, which is byte `place` of the file.
 
-    The cursor moves behind the group only if all of it is valid.
+    The cursor moves past the group only if all of it is valid.
 
-    Returns the records, and the byte of the file behind the group. Raises BadGroup.
+    Returns the records, and the byte of the file after the group. Raises BadGroup.
     """
     head = read_group_head(memory, at, place, path)
     is_first = not cursor.begun
@@ -183,7 +186,7 @@ def read_group(
 
 def _why_misplaced(head: GroupHead, cursor: Cursor, place: int) -> str:
     if head.log_id != cursor.log_id or head.hash_id != cursor.hash_id:
-        return "a group of another log"
+        return "the group belongs to another log"
     if head.revision != cursor.revision + 1:
         return f"revision {cursor.revision + 1} expected, {head.revision} found"
     if head.place != place:
@@ -197,13 +200,14 @@ class Walk:
     Args:
         io: the disk.
         segments: all segments of the log, in order. The walk sets the `end` of each one.
-        cursor: what the first group must follow; afterwards, where the log ends.
-        index, offset: the segment and the byte to start at, where a group starts.
-        stop: the segment that the log ends in, and where; None finds the end.
+        cursor: what the first group must follow. The walk moves it to the end of the log.
+        index, offset: the index of a segment and the byte in it at which the first group starts.
+        stop: the index of the segment in which the walk ends, and the end of the stream in it. None
+            finds the end of the log.
         progress: called with (bytes passed, bytes of all segments).
 
-    `groups()` yields every whole group. Afterwards `tail` is the unsynced tail or None, and `end`
-    is where the stream ends. It raises LogDamaged if the log is damaged.
+    `groups()` yields every whole group, and raises LogDamaged if the log is damaged. Afterwards
+    `tail` is the unsynced tail or None, and `end` is the end of the stream.
     """
 
     def __init__(
@@ -224,7 +228,7 @@ class Walk:
         self._bad: BadGroup | None = None
 
     def groups(self) -> Iterator[Group]:
-        """Every whole group from the start on, verified. Raises LogDamaged."""
+        """Yields every whole group from the start on, verified. Raises LogDamaged."""
         last = len(self.segments) - 1 if self.stop is None else self.stop[0]
         offset = self.offset
         for index in range(self.index, last + 1):
@@ -237,7 +241,7 @@ class Walk:
             offset = DATA_START
 
     def _known(self, index: int, view: memoryview, offset: int, limit: int, is_last: bool) -> Iterator[Group]:
-        """The groups of a segment up to `limit`, all of which were synced."""
+        """Yields the groups of a segment up to byte `limit`. All of them were synced."""
         self._check_file(index, view, offset)
         assert self.stop is not None
         base = self.stop[1].base if is_last else limit
@@ -251,7 +255,7 @@ class Walk:
             raise LogDamaged(self.segments[index].path, bad.offset, f"{bad.reason}, but it was synced")
 
     def _unknown(self, index: int, view: memoryview, offset: int, is_last: bool) -> Iterator[Group]:
-        """The groups of a segment up to where they end."""
+        """Yields the groups of a segment. Where they end is not known."""
         segment = self.segments[index]
         self._check_file(index, view, offset)
         yield from self._groups(index, view, 0, offset, len(view))
@@ -266,9 +270,10 @@ class Walk:
     def _groups(
         self, index: int, memory: memoryview, origin: int, offset: int, limit: int
     ) -> Iterator[Group]:
-        """The whole groups from byte `offset` of the file on. `memory` starts at byte `origin`.
+        """Yields the whole groups from byte `offset` of the file on.
 
-        Afterwards `_at` is the byte behind the last one, and `_bad` says why the next is none.
+        `memory` starts at byte `origin` of the file. Afterwards `_at` is the byte after the last
+        whole group, and `_bad` is the error of the bytes that follow it, or None.
         """
         path, self._bad, self._at = self.segments[index].path, None, offset
         while self._at < limit:
@@ -286,7 +291,7 @@ class Walk:
             self._report(index, end)
 
     def _last_block(self, index: int, view: memoryview) -> Iterator[Group]:
-        """The groups that end in the last block of the log. Sets `end` and `tail`."""
+        """Yields the groups that end in the last block of the log. Sets `end` and `tail`."""
         segment, first_bad = self.segments[index], self._bad
         slots = [slot for slot in read_slots(view) if self._is_ours(slot)]
         if not slots and nonzero_end(view, DATA_START) > DATA_START:
@@ -310,7 +315,7 @@ class Walk:
         return not self.cursor.begun or slot.log_id == self.cursor.log_id
 
     def _groups_of(self, slot: Slot, index: int, view: memoryview, start: int) -> list[Group] | None:
-        """The groups from `start` to the end of the slot, or None if they are not whole."""
+        """The groups from byte `start` to the end of the slot, or None if they are not whole."""
         before = replace(self.cursor)
         memory = _with_tail(view, start, slot.base, slot.content)
         groups = list(self._groups(index, memory, start, start, slot.end))
@@ -324,7 +329,7 @@ class Walk:
     def _refuse_damage(
         self, segment: Segment, view: memoryview, end: int, bad: BadGroup | None, slots: list[Slot]
     ) -> None:
-        """Raises LogDamaged if what follows the stream's end proves that it once went on."""
+        """Raises LogDamaged if anything proves that synced bytes followed the end of the stream."""
         found = bad or BadGroup(end, "the stream ends here")
         if isinstance(bad, MisplacedGroup):
             raise LogDamaged(segment.path, bad.offset, bad.reason)
@@ -346,7 +351,7 @@ class Walk:
         unusable = _unusable_slot(view, end, slots)
         if last == end and unusable is None:
             return None
-        reason = bad.reason if bad is not None else "a tail slot is not whole"
+        reason = bad.reason if bad is not None else "a tail slot is incomplete"
         if bad is None and last > end:
             reason = "zeros where a group should start"
         return Tail(segment.path, end, last, reason, unusable)
@@ -354,9 +359,7 @@ class Walk:
     def _check_file(self, index: int, view: memoryview, offset: int) -> None:
         segment = self.segments[index]
         if is_earlier_layout(view):
-            raise LogError(
-                f"{segment.path} was written by an earlier version, whose layout is not read any more"
-            )
+            raise LogError(f"an earlier version wrote {segment.path}; this version cannot read its layout")
         made = made_size(view, segment.path)
         if len(view) < max(made, DATA_START) or len(view) % BLOCK_BYTES:
             reason = f"the file was cut short: it was made {made or 'whole blocks of 4096'} bytes long"
@@ -373,14 +376,17 @@ class Walk:
 
 
 def _with_tail(view: memoryview, start: int, base: int, content: bytes) -> memoryview:
-    """The bytes of the file from `start` on, with `content` in place of those from `base` on."""
+    """The bytes of the file from `start` on. `content` replaces those from `base` on."""
     if start >= base:
         return memoryview(content[start - base :])
     return memoryview(bytes(view[start:base]) + content)
 
 
 def _stream_end(view: memoryview, end: int, chosen: Slot | None, slots: list[Slot]) -> StreamEnd:
-    """The end of the stream at byte `end`. Its counter spares the slot that holds it."""
+    """The end of the stream at byte `end`.
+
+    Its counter is chosen so that the next slot write does not go to the slot that holds this end.
+    """
     base = end - end % BLOCK_BYTES
     content = chosen.content if chosen is not None and chosen.base == base else bytes(view[base:end])
     newest = slots[0].counter if slots else 0
@@ -392,7 +398,7 @@ def _stream_end(view: memoryview, end: int, chosen: Slot | None, slots: list[Slo
 
 
 def _unusable_slot(view: memoryview, end: int, slots: list[Slot]) -> int | None:
-    """The byte of a tail slot that is torn or that holds an incomplete group, or None."""
+    """The byte at which a torn tail slot starts, or one with an incomplete group, or None."""
     whole = {place_of(slot.counter): slot for slot in slots}
     for place in (place_of(0), place_of(1)):
         if place in whole:
@@ -415,7 +421,7 @@ def made_size(view: memoryview, path: Path) -> int:
 
 
 def find_later_group(view: memoryview, start: int, cursor: Cursor, path: Path) -> GroupHead | None:
-    """A whole group at or behind byte `start`, which proves that `start` was synced before."""
+    """A whole group at or after byte `start` that proves that byte `start` was synced before it."""
     data: Any = view.obj
     position = data.find(GROUP_MAGIC, start)
     while position >= 0:
@@ -440,5 +446,5 @@ def _whole_group(view: memoryview, offset: int, cursor: Cursor, path: Path) -> G
 
 
 def start_cursor(first_revision: int) -> Cursor:
-    """The place before a log's first record."""
+    """The position before a log's first record."""
     return Cursor(first_revision - 1, NO_HASH)

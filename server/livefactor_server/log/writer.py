@@ -1,6 +1,6 @@
-"""Writes the stream of a log: whole blocks to their place, the last one to a slot (`tail.py`).
+"""Writes the stream of a log: full blocks to their place, the last one to a tail slot (`tail.py`).
 
-`StreamWriter.write` is the commit of a group. When it returns, the group is durable.
+`StreamWriter.write` commits a group. When it returns, the group is durable.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEGMENT_BYTES_MIN = DATA_START + BLOCK_BYTES
 """Minimum size of a segment in bytes: the tail slots and one block."""
 
 PADDED_FROM_BYTES = 64 << 10
-"""A group of this size or more fills its last block with zeros, which saves a slot write."""
+"""A group of at least this size is padded to a full block, which saves the slot write."""
 
 
 class StreamWriter:
@@ -33,7 +33,7 @@ class StreamWriter:
     Attributes:
         segments: all segments, in order.
         end: where the stream of the last segment ends.
-        failed: why nothing more can be written, or None.
+        failed: the reason why nothing more can be written, or None.
     """
 
     def __init__(self, io: FileIO, folder: Path, contents: Contents, segment_bytes: int, ahead: bool) -> None:
@@ -48,6 +48,7 @@ class StreamWriter:
 
         Raises:
             OSError: the segment cannot be opened.
+            ValueError: `segment_bytes` is too small or no multiple of 4,096.
         """
         if segment_bytes < SEGMENT_BYTES_MIN or segment_bytes % BLOCK_BYTES:
             raise ValueError(
@@ -72,7 +73,7 @@ class StreamWriter:
         self.failed = self.failed or "it is closed"
 
     def write(self, group: PackedGroup) -> tuple[int, int]:
-        """Makes the group durable behind the last one.
+        """Makes the group durable after the last one.
 
         Returns (index of its segment, byte of the file at which it starts).
 
@@ -86,9 +87,9 @@ class StreamWriter:
         return len(self.segments) - 1, start
 
     def mark(self) -> None:
-        """Writes a tail slot which says that everything in the log was synced.
+        """Writes a tail slot that shows that everything in the log was synced.
 
-        Raises as `write`.
+        It raises the same errors as `write`.
         """
         segment = self.segments[-1]
         try:
@@ -98,17 +99,17 @@ class StreamWriter:
         self._sync()
 
     def _padded_size(self, group: PackedGroup, used: int) -> int:
-        """Bytes of the group with its padding, behind `used` bytes of its first block."""
+        """Bytes of the group with its padding, if `used` bytes of its first block are taken."""
         size = align(group.size, GROUP_ALIGN)
         rest = (used + size) % BLOCK_BYTES
-        # The first group of a log stands in its place. So a log that lost its tail slots is
-        # damaged, and does not look like an unfinished creation.
+        # The first group of a log is padded to full blocks and written to its place. So a log that
+        # lost both tail slots counts as damaged, and not as an unfinished creation.
         if len(self.segments) == 0 or size >= PADDED_FROM_BYTES or rest > CONTENT_BYTES_MAX:
             size += -(used + size) % BLOCK_BYTES
         return size
 
     def _make_room(self, group: PackedGroup) -> int:
-        """The bytes that the group takes. Starts a new segment if the last one has no room."""
+        """Starts a new segment if the last one has no room. Returns the group's padded size."""
         segment = self.segments[-1] if self.segments else None
         if segment is not None:
             size = self._padded_size(group, len(self.end.content))
@@ -124,8 +125,8 @@ class StreamWriter:
         first = self._cursor.revision + 1
         path = self._folder / segment_name(first)
         try:
-            # A segment without a revision that is too small for this group has the same name. The
-            # new segment replaces it.
+            # A last segment that holds no revision and is too small for this group has the same
+            # name. The new segment replaces it.
             self._preallocator.take(path, new_size, zeroed)
             fd = self._io.open(path)
             if self._fd >= 0:
@@ -146,7 +147,7 @@ class StreamWriter:
         return size
 
     def _close_segment(self) -> None:
-        """Writes the last block to its place. Then the slots of this segment do not count."""
+        """Writes the last block to its place, so that the slots of this segment are not needed."""
         content = self.end.content
         if not content:
             return
@@ -159,10 +160,10 @@ class StreamWriter:
         self._sync()
 
     def _write_and_sync(self, group: PackedGroup, size: int) -> None:
-        """Makes the group durable behind the last one.
+        """Makes the group durable after the last one.
 
-        Its whole blocks go to their place, what is left of it to a tail slot. Raises LogFull or
-        LogFailed if it is not durable.
+        Its full blocks go to their place, and the rest goes to a tail slot. Raises LogFull or
+        LogFailed if the group is not durable.
         """
         segment, preallocator, end = self.segments[-1], self._preallocator, self.end
         used = len(end.content)
@@ -200,7 +201,7 @@ class StreamWriter:
         )  # fmt: skip
 
     def _write_slot(self, end: StreamEnd, synced: int) -> None:
-        """Writes a tail slot, which the next sync makes durable. Raises OSError."""
+        """Writes a tail slot. The next sync makes it durable. Raises OSError."""
         pack_slot(self._slot_buffer, self._slot(end, self.segments[-1], synced))
         write_all(self._io, self._fd, self._slot_buffer, place_of(end.counter))
         self.end = self.end._replace(counter=end.counter + 1)
@@ -214,9 +215,10 @@ class StreamWriter:
             raise LogFailed(self.failed) from error
 
     def _undo_write(self, segment: Segment, size: int, error: OSError) -> NoReturn:
-        """Overwrites the refused blocks with zeros, and the refused tail slot with the last state.
+        """Removes what a failed write may have left.
 
-        Raises LogFull if that worked, otherwise LogFailed.
+        It writes the last state to a tail slot, and zeros over the blocks of the group. Raises
+        LogFull if the disk was full and this worked, otherwise LogFailed.
         """
         try:
             if error.errno not in DISK_FULL_ERRORS:
@@ -228,4 +230,4 @@ class StreamWriter:
         except OSError as second:
             self.failed = f"a write failed: {error}"
             raise LogFailed(self.failed) from second
-        raise LogFull(f"no room for a group in {segment.path}: {error.strerror}") from error
+        raise LogFull(f"the disk has no room for a group in {segment.path}: {error.strerror}") from error

@@ -1,5 +1,6 @@
-"""The table of changes: every kind of record has one, and each comes back from the log as it went
-in.
+"""The table of changes.
+
+Every kind of record has one change. Each change reads back from the log as it was written.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Base:
 
 
 def received(kind: type[Change]) -> Change:
-    """The change as a server gets it: from a request, or made by itself."""
+    """Return the change as a server gets it, from a request or from the server itself."""
     if kind.field is not None:
         raw = wire.encode_apply("m", wire.Stamp("p", 1, 1), kind.field, BODIES[kind.field])
         change, rejects = decode.change_from_wire(decode.update_request(raw), SPEC, 100)
@@ -123,7 +124,7 @@ def test_a_change_comes_back_from_the_log(kind: type[Change], tmp_path: Path) ->
     if isinstance(change, KeyedChange):
         assert isinstance(again, KeyedChange)
         assert [list(column) for column in again.keys] == [list(column) for column in change.keys]
-    # Rows of the state are the same from either.
+    # Both changes lead to the same state.
     assert facts(applied(again)) == facts(applied(change))
     (shown,) = log_show.rows(tmp_path / "log", 1)
     assert (shown["kind"], shown["rows"], shown["change"]) == (kind.kind.name, change.rows, change.describe())
@@ -168,6 +169,6 @@ def test_a_record_that_does_not_continue_the_chain_is_not_applied() -> None:
     assert found.revision == 0 and found.producers.get(b"p") is None
 
 
-def test_a_kind_of_a_later_version_is_said_to_be_one() -> None:
+def test_a_record_kind_from_a_later_version_is_named_in_the_error() -> None:
     with pytest.raises(ValueError, match="kind 99: a later version"):
         change_of(99, b"")

@@ -1,5 +1,6 @@
-"""What `livefactor log show` shows: records, and where a log ends or is damaged, never a
-traceback.
+"""`livefactor log show` shows records, and where a log ends or is damaged.
+
+It never shows a traceback.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def test_show_has_a_row_for_each_record(tmp_path: Path) -> None:
         "hash": log.last_hash.hex(),
         "change": "events with values",
     }
-    # The body is no spec.
+    # The body is not a spec, so the row describes no change.
     assert rows[0]["change"] is None
     assert [row["revision"] for row in log_show.rows(tmp_path / "log", 2, 2)] == [2, 3]
     lines = list(log_show.plain_lines(rows))
@@ -71,7 +72,7 @@ def test_show_starts_in_a_later_segment(tmp_path: Path) -> None:
         append(log, 1, 3000)
     log.close()
     expected = {record.revision: record.hash.hex() for record in log.read()}
-    # What is before the start is not looked at.
+    # The command does not read the segments before the start.
     log.segments[0].path.write_bytes(bytes(SMALL))
     shown = list(log_show.rows(tmp_path / "log", 30))
     assert [(row["revision"], row["hash"]) for row in shown] == [(r, expected[r]) for r in range(30, 41)]

@@ -1,5 +1,7 @@
-"""The two stages: exactly once, limits, a full disk, a failing disk, draining; replay gives the
-live state.
+"""The two stages of the engine.
+
+The tests cover delivery exactly once, limits, a full disk, a failing disk and draining. A replay of
+the log must give the live state.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def test_older_than_the_ring_is_a_marked_duplicate(rig: Rig) -> None:
 
 def test_more_than_a_ring_in_flight_is_refused_not_lost(rig: Rig) -> None:
     epoch = rig.open(b"p").epoch
-    # Nothing is applied while the disk does not answer.
+    # The engine applies nothing while a sync hangs.
     rig.io.syncing.clear()
     replies = [rig.push_async(batch(s, 5), b"p", epoch, s) for s in range(1, 201)]
     rig.io.syncing.set()
@@ -90,7 +92,7 @@ def test_more_than_a_ring_in_flight_is_refused_not_lost(rig: Rig) -> None:
     assert grpc.StatusCode.RESOURCE_EXHAUSTED in refused
     assert set(refused) <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION}
     rest = range(len(applied) + 1, 201)
-    # A retry of all that was refused.
+    # The producer sends all refused batches again.
     acks = [rig.push(batch(s, 5), b"p", epoch, s) for s in rest]
     assert [ack.revision for ack in acks] == [s + 1 for s in rest]
 
@@ -104,7 +106,7 @@ def test_restart_gives_the_same_state_and_still_knows_retries(rig: Rig, tmp_path
     assert again.root() == root == replayed_root(tmp_path) == replayed_root(tmp_path, "reference")
     assert again.push(batch(19), b"p", epoch, 19) == acks[-1]._replace(duplicate=True, epoch=0)
     assert code_of(lambda: again.push(batch(3), b"p", epoch, 19)) == grpc.StatusCode.ALREADY_EXISTS
-    # The fixture closes the one that is open.
+    # The fixture closes the rig that is open at the end.
     rig.engine = again.engine
 
 
@@ -165,7 +167,7 @@ def test_memory_limit_refuses_new_ids_before_they_are_logged(tmp_path: Path) -> 
     rig.close()
 
 
-def test_rows_that_the_backend_has_no_memory_for_are_refused_before_they_are_logged(tmp_path: Path) -> None:
+def test_rows_over_the_backend_memory_are_refused_before_they_are_logged(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     asked: list[tuple[int, int]] = []
 
@@ -182,12 +184,12 @@ def test_rows_that_the_backend_has_no_memory_for_are_refused_before_they_are_log
 
     push(1, 0, 300)
     for sequence in range(2, 6):
-        # All may be new as far as anybody knows yet.
+        # At this stage the engine must assume that all rows are new.
         push(sequence, 0, 50)
     push(6, 0, 100)
-    # Never again for what was granted.
+    # The engine does not reserve again what it has already reserved.
     assert asked == [(300, 300), (350, 350), (400, 400)]
-    # No room for so many new rows, but none of them is new.
+    # The backend has no room for 101 new rows, but all these ids already have rows.
     assert push(7, 0, 101).accepted == 101
     assert rig.log.last_revision == 8
     assert code_of(lambda: push(8, 300, 401)) == grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,5 +1,6 @@
-"""A backend without memory for a call: the call is refused, its model goes on, and nothing is left
-behind.
+"""A backend that has too little memory for a call.
+
+The server refuses the call, the model continues, and nothing is left behind.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""How records are grouped changes nothing: consecutive records placed and applied together give the
-state of one after the other.
+"""The grouping of records into runs changes nothing.
+
+Records that are applied together give the same state as records that are applied one by one.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def changes(draw: st.DrawFn, ratings: bool) -> Change:
     if kind == "marks":
         marked = np.array(draw(st.lists(keys, min_size=1, max_size=3)), np.uint64)
         return AvailabilityChange(marked, draw(st.booleans()), b"")
-    # 0: all rows of the batch were rejected.
+    # A record has no events if all rows of its batch were rejected.
     events = draw(st.integers(0, 7))
     columns = {
         name: np.array(draw(st.lists(keys, min_size=events, max_size=events)), np.uint64)
@@ -78,7 +79,10 @@ def changes(draw: st.DrawFn, ratings: bool) -> Change:
 
 
 def headers_of(stream: list[Change]) -> list[Header]:
-    """One producer sends all: opens raise its epoch, everything else has the next sequence."""
+    """Return the headers of a stream that one producer sends.
+
+    An open raises the epoch. Every other change takes the next sequence.
+    """
     headers: list[Header] = []
     epoch = sequence = 0
     for number, change in enumerate(stream):

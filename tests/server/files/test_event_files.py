@@ -1,4 +1,4 @@
-"""Event files: columns by name, ids to keys one by one, faults by row and column."""
+"""Event files: the names of columns, the keys of ids, and errors with row and column."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def read(file: Path, text: str, **given: str) -> EventFile:
 
 @given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=12), st.integers(1, 5), st.booleans())
 def test_an_id_has_one_key_wherever_it_stands(tmp_path_factory, pairs, batch: int, as_text: bool) -> None:
-    """By batches of any size: digits are the number, all else is hashed, as a client would."""
+    """The size of the batches does not matter.
+
+    An id of digits gives its number. Any other id is hashed, as in a client.
+    """
     text = io.StringIO()
     csv.writer(text).writerows([("user", "item"), *pairs])
     file = tmp_path_factory.mktemp("ids") / "events.csv.gz"
@@ -82,7 +85,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
         ('user,item\n1,2\n"1\0,2\n', "line"),
     ],
 )
-def test_what_is_wrong_is_said_with_row_and_column(tmp_path: Path, text: str, said: str) -> None:
+def test_errors_name_row_and_column(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(EventFileError, match=said):
         read(tmp_path / "events.csv", text)
 

@@ -1,5 +1,6 @@
-"""Spec files: what is written is read back to the bit, what is not a field is refused by name,
-servers take them.
+"""Spec files.
+
+A written file reads back to the bit. A name that is not a field is refused. Servers accept them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def specs() -> st.SearchStrategy[ModelSpec]:
 
 @given(specs(), st.sampled_from(PRESET_NAMES))
 def test_a_written_spec_is_read_back_to_the_bit(tmp_path_factory, spec: ModelSpec, other: str) -> None:
-    """Whatever the preset says by then: every field is in the file."""
+    """The file holds every field, so later changes of the preset do not matter."""
     spec = spec_codec.decode(spec_codec.encode(spec))
     file = tmp_path_factory.mktemp("spec") / "spec.toml"
     write_spec(file, spec, other, ["a note = with [signs]"])
@@ -93,7 +94,7 @@ def test_optimizers_and_regularization_are_read_back_to_the_bit(tmp_path: Path, 
     assert spec_codec.decode(spec_codec.encode(spec)).optimizer.beta1 == np.float32(0.7)
 
 
-def test_what_a_file_leaves_out_is_the_presets(tmp_path: Path) -> None:
+def test_missing_fields_take_the_values_of_the_preset(tmp_path: Path) -> None:
     file = tmp_path / "spec.toml"
     file.write_text('k = 8\nloss = "squared"\n[optimizer]\nlearning_rate = 0.5\n')
     spec = read_spec(file, "ratings_sgd")
@@ -129,8 +130,8 @@ def test_a_bad_file_is_refused_by_field_and_file(tmp_path: Path, text: str, said
         read_spec(tmp_path / "missing.toml", "clicks_sgd")
 
 
-def test_models_made_of_a_file_have_its_spec(tmp_path: Path) -> None:
-    """By `serve --spec` and over the wire; a folder that has a model keeps the one it has."""
+def test_models_from_a_file_have_its_spec(tmp_path: Path) -> None:
+    """This holds for `serve --spec` and for a request. A model that exists keeps its spec."""
     spec = spec_codec.decode(
         spec_codec.encode(
             ModelSpec(k=7, loss=Loss.BPR, negatives=3, optimizer=Optimizer(), limits=Limits(1000, 100))

@@ -1,5 +1,7 @@
-"""The judge: tests before learning, the same series for the same log, sees drift, changes
-nothing.
+"""The judge.
+
+It tests each event before the model learns it. It gives the same series for the same log, it
+detects drift, and it changes nothing in the model.
 """
 
 from __future__ import annotations
@@ -45,12 +47,13 @@ def value(report: Report, metric: str, scorer: str = "model", kind: int | None =
 
 
 def test_an_event_is_scored_before_it_is_learned() -> None:
-    """RMSE in slow words: the score that a reader would have got, with unknown users and items at
-    zero.
+    """The RMSE is computed from the scores that a reader would have got before the event.
+
+    Unknown users and items count as zero.
     """
     learner, errors = Learner(small("ratings")), []
     for seed in range(30):
-        # So few are all judged.
+        # The judge samples large records only, so it judges all events of this one.
         data = body(seed, 8, "ratings")
         columns, backend = change(data).columns, learner.state.backend
         users = backend.users.find(columns.user_ids, backend.published[USERS])
@@ -116,8 +119,8 @@ def test_figures_of_every_kind_stand_beside_their_floors(name: str) -> None:
     assert report.good_revision > 0 and report.row_norm > 0 and report.clamped_share == 0
 
 
-def test_a_model_that_knows_ranks_better_than_the_most_popular() -> None:
-    """Users buy within one of eight groups: what is popular says nothing."""
+def test_a_trained_model_ranks_better_than_popularity() -> None:
+    """Each user buys within one of eight groups, so popularity does not predict the next item."""
     learner, rng = Learner(small("purchases")), np.random.default_rng(1)
     for _ in range(150):
         users = rng.integers(0, 64, 64, np.uint64)
@@ -129,7 +132,7 @@ def test_a_model_that_knows_ranks_better_than_the_most_popular() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_grouping_moves_no_choice_and_reference_and_cpu_say_the_same(name: str) -> None:
+def test_grouping_changes_no_choice_and_reference_and_cpu_agree(name: str) -> None:
     stream = [body(seed, 1 + seed % 20, name) for seed in range(24)]
     reports = []
     for backend, cuts in (("cpu", 1), ("reference", 1), ("cpu", 6)):
@@ -137,7 +140,7 @@ def test_grouping_moves_no_choice_and_reference_and_cpu_say_the_same(name: str) 
         for start in range(0, len(stream), cuts):
             learner.learn(*stream[start : start + cuts])
         reports.append(learner.judge.report())
-    # The same runs: the very same series.
+    # These two judges saw the same runs, so their series are equal.
     assert reports[0].figures == reports[1].figures
     sizes = [(one.judged_events, one.ranked_events) for one in reports]
     assert sizes[0] == sizes[1] == sizes[2]
@@ -168,7 +171,7 @@ def test_the_engine_gives_one_root_with_and_without_and_a_replay_judges_the_same
     ):
         rig = Rig(tmp_path / folder, spec, settings)
         for seed in range(20):
-            # Each is acknowledged before the next: runs of one record.
+            # Each record is acknowledged before the next one, so each run has one record.
             rig.push(body(seed, 30, "clicks"))
         rig.close()
         report = rig.engine.observer.report()
@@ -193,19 +196,19 @@ def rig_root(rig: Rig) -> bytes:
 
 
 def swapped(seed: int, flipped: bool) -> bytes:
-    """Ratings that users' groups decide; flipped, they say the opposite."""
+    """Return ratings that depend on the groups of the users. `flipped` reverses them."""
     rng = np.random.default_rng(seed)
     users, items = rng.integers(0, 30, 64, np.uint64), rng.integers(0, 30, 64, np.uint64)
     likes = (users + items) % 2 == flipped
     return wire.encode_interactions(users, items, values=np.where(likes, 5.0, 1.0).astype(np.float32))
 
 
-def test_a_planted_drift_is_seen_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_planted_drift_is_detected_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     learner, found = Learner(small("ratings")), []
     for seed in range(200):
         learner.learn(swapped(seed, False))
     before = [event for event in learner.judge.report().events if event.kind == DRIFT]
-    # It learned: its loss only fell.
+    # The model was learning, so its loss can only have fallen.
     assert all(not event.worse for event in before)
     for seed in range(200, 240):
         found += [event for event in learner.learn(swapped(seed, True)) if event.kind == DRIFT]
@@ -223,7 +226,7 @@ def test_a_series_of_hits_drifts_and_a_steady_one_does_not() -> None:
     assert change is not None and change.after < change.before == pytest.approx(0.6, abs=0.05)
 
 
-def test_without_river_all_else_goes_on(
+def test_without_river_everything_else_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "river", None)
@@ -268,7 +271,7 @@ def normal(seed: int, level: float) -> bytes:
 
 
 def runaway(rig: Rig, epoch: int) -> int:
-    """Push until updates are held; the sequence that was refused."""
+    """Push until updates are held, and return the sequence that was refused."""
     for sequence in range(1, 100):
         data = normal(sequence, 1.0 if sequence < 60 else 300.0)
         try:
@@ -288,8 +291,8 @@ def test_a_hold_refuses_interactions_alone_and_consumes_no_sequence(tmp_path: Pa
     acknowledged = rig.engine.revision
     hold = rig.engine.observer.hold
     assert hold is not None and 0 < hold.good_revision < hold.revision <= acknowledged
-    # A retry of what was acknowledged gets its first answer; other changes go on; nothing is logged
-    # of what is refused.
+    # A retry of an acknowledged batch gets its first answer. Other changes are still accepted.
+    # Refused batches are not logged.
     first = normal(1, 1.0)
     assert rig.push(first, b"p", epoch, 1).duplicate
     assert rig.open(b"q").revision == acknowledged + 1

@@ -1,5 +1,6 @@
-"""The judge's pure parts beside naive twins in plain Python: metrics, windows, popularity, choice,
-bounds.
+"""The pure functions of the judge, compared with simple versions in plain Python.
+
+They compute metrics, windows, popularity, the choice of events, and bounds.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from livefactor_server.judging.bounds import (
 from livefactor_server.judging.popularity import COUNTED_EVENTS, DECAYED, PLAIN, Popularity
 from livefactor_server.judging.windows import HALF_LIVES_KEPT, Window
 
-# Ties are common.
+# Few distinct scores make ties common.
 FEW = st.integers(0, 4).map(float)
 
 
@@ -36,7 +37,8 @@ def softplus(x: float) -> float:
     return math.log(1.0 + math.exp(x))
 
 
-# ---------------------------------------------------------------- metrics
+# ------------------------------------------------------------------------------------------------
+# Metrics.
 
 
 @given(st.lists(st.tuples(FEW, st.booleans(), st.integers(1, 3)), max_size=12))
@@ -53,7 +55,7 @@ def test_auc_is_the_share_of_pairs_in_order(rows: list[tuple[float, bool, int]])
 
 
 @given(st.lists(st.tuples(FEW, st.lists(FEW, min_size=5, max_size=5)), min_size=1, max_size=6))
-def test_ranks_count_what_is_higher_and_half_of_what_is_equal(rows: list[tuple[float, list[float]]]) -> None:
+def test_ranks_count_higher_scores_and_half_of_the_ties(rows: list[tuple[float, list[float]]]) -> None:
     own, others = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
     got = metrics.ranks(own, others)
     for rank, (mine, theirs) in zip(got.tolist(), rows, strict=True):
@@ -69,7 +71,7 @@ def test_ranks_count_what_is_higher_and_half_of_what_is_equal(rows: list[tuple[f
         st.tuples(FEW, st.booleans(), st.booleans(), FEW, FEW, st.integers(1, 3)), min_size=1, max_size=5
     )
 )
-def test_losses_are_the_objectives_in_words(rows: list[tuple[float, bool, bool, float, float, int]]) -> None:
+def test_losses_are_the_objectives(rows: list[tuple[float, bool, bool, float, float, int]]) -> None:
     score, label, drawn, first, second, weight = (np.array(column) for column in zip(*rows, strict=True))
     negatives = np.column_stack((first, second))
     logistic = metrics.logistic_loss(score, label.astype(float), negatives, drawn, weight)
@@ -96,7 +98,8 @@ def test_an_event_weighs_half_after_a_half_life(count: int, half_life: float) ->
     assert weights.tolist() == pytest.approx([0.5 ** (age / half_life) for age in reversed(range(count))])
 
 
-# ---------------------------------------------------------------- windows
+# ------------------------------------------------------------------------------------------------
+# Windows.
 
 
 @given(st.integers(1, 9), st.integers(1, 2), st.lists(st.integers(0, 25), max_size=8))
@@ -114,7 +117,8 @@ def test_a_window_keeps_the_last_rows_in_order(window: int, half_life: int, push
     assert made.pushed == len(everything)
 
 
-# ---------------------------------------------------------------- popularity
+# ------------------------------------------------------------------------------------------------
+# Popularity.
 
 
 @settings(max_examples=30)
@@ -135,7 +139,7 @@ def test_popularity_is_counts_or_means_with_weights_that_halve(
     events = [event for record in records for event in record]
     all_rows = np.arange(items, dtype=np.uint32)
     for which in (PLAIN, DECAYED):
-        # Relative to the next event: an age of 1 for the last one.
+        # The age counts back from the next event, so the last event has age 1.
         weights = [0.5 ** (age / half_life) if which else 1.0 for age in range(len(events), 0, -1)]
         sums, ones = np.zeros(items), np.zeros(items)
         for (row, value), weight in zip(events, weights, strict=True):
@@ -156,7 +160,7 @@ def test_popularity_is_counts_or_means_with_weights_that_halve(
         assert made.scores(which, all_rows) == pytest.approx(expected)
 
 
-def test_of_a_large_record_a_share_is_counted_as_so_many() -> None:
+def test_popularity_counts_a_share_of_a_large_record() -> None:
     made = Popularity(False, 1e9)
     made.count(np.arange(8 * COUNTED_EVENTS, dtype=np.uint32) // 8 % 2, None)
     made.settle()
@@ -164,7 +168,7 @@ def test_of_a_large_record_a_share_is_counted_as_so_many() -> None:
 
 
 def test_decayed_counts_outlive_their_renormalisation() -> None:
-    # Doubles with each event: past float64's range without it.
+    # The weight doubles with each event. Without renormalisation it would exceed float64's range.
     made = Popularity(False, 1.0)
     for _ in range(30):
         made.count(np.zeros(100, np.uint32), None)
@@ -173,7 +177,8 @@ def test_decayed_counts_outlive_their_renormalisation() -> None:
     assert made.scores(DECAYED, np.array([0, 1])) == pytest.approx([0.5, 0.5])
 
 
-# ---------------------------------------------------------------- choice
+# ------------------------------------------------------------------------------------------------
+# The choice of events.
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=6), st.integers(1, 64), st.integers(0, 2**64 - 7))
@@ -213,7 +218,8 @@ def test_the_negatives_are_those_that_the_model_learns_from() -> None:
     assert (drawn == draw_negatives(spec, update)[events]).all()
 
 
-# ---------------------------------------------------------------- bounds
+# ------------------------------------------------------------------------------------------------
+# Bounds.
 
 
 def block(bounds: Bounds, loss: float, factor: float) -> list[str]:
@@ -232,7 +238,7 @@ def block(bounds: Bounds, loss: float, factor: float) -> list[str]:
         (1.0, 10.0, FACTORS_CLAMPED),
     ],
 )
-def test_what_runs_away_is_told_once(loss: float, factor: float, kind: str) -> None:
+def test_a_divergence_is_reported_once(loss: float, factor: float, kind: str) -> None:
     bounds = Bounds(10.0, 4)
     for _ in range(BLOCKS_BEFORE_FIRST):
         assert block(bounds, 1.0, 0.5) == []
@@ -244,7 +250,7 @@ def test_what_runs_away_is_told_once(loss: float, factor: float, kind: str) -> N
     assert block(bounds, 1.0, 0.5) == [] and not bounds.passed
 
 
-def test_a_model_that_begins_may_change_fast_and_a_restart_forgets() -> None:
+def test_a_new_model_may_change_fast_and_a_restart_resets_the_bounds() -> None:
     bounds = Bounds(10.0, 4)
     for place in range(BLOCKS_BEFORE_FIRST):
         assert block(bounds, 10.0**-place, 0.001 * 2**place) == []

@@ -1,9 +1,7 @@
-"""The log: what is written, how it is chained, and that it reads back."""
+"""The log: the bytes that it writes, the hash chain, and reading."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import os
 import struct
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 
 from livefactor_server.log import format as log_format
 from livefactor_server.log.crc32c import crc32c, crc32c_fallback
-from livefactor_server.log.disk import BLOCK_BYTES, FileIO, write_all
+from livefactor_server.log.disk import BLOCK_BYTES
 from livefactor_server.log.segments import SPARE_NAME
 from livefactor_server.log.store import Entry, Kind, Log, LogDamaged, LogError, LogFailed, LogMissing, Record
 from livefactor_server.log.tail import pack_slot, place_of, read_slots
@@ -52,10 +50,11 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Log:
     return Log.create(tmp_path / "log", b"the spec", lineage=LINEAGE, hash_name=request.param)
 
 
-# ------------------------------------------------------------------------------------------ round trip, bytes
+# ------------------------------------------------------------------------------------------------
+# Round trip and bytes.
 
 
-def test_everything_comes_back(log: Log, tmp_path: Path) -> None:
+def test_every_field_reads_back(log: Log, tmp_path: Path) -> None:
     column = np.arange(1000, dtype=np.uint64)
     bodies = [b"", b"x", bytearray(b"yy"), memoryview(b"zzz"), column, [column, b"tail", memoryview(b"")]]
     flat = [b"", b"x", b"yy", b"zzz", column.tobytes(), column.tobytes() + b"tail"]
@@ -92,8 +91,10 @@ def test_everything_comes_back(log: Log, tmp_path: Path) -> None:
 
 
 def test_the_bytes_are_those_of_the_tables(tmp_path: Path) -> None:
-    """A reader written from the tables in log/format.py and log/tail.py, with nothing of the log's code but a
-    CRC that has its own test."""
+    """Read the log with a reader that follows the tables in log/format.py and log/tail.py.
+
+    The reader uses none of the log's code except the CRC, which has its own test.
+    """
     log = Log.create(tmp_path / "log", b"the spec", lineage=LINEAGE, hash_name="sha256")
     log.append([entry(log, 1, b"abc", b"rr"), entry(log, 2, b"d" * 5000)])
     log.append([entry(log, 3, b"", producer=b"", epoch=0, sequence=0)])
@@ -113,20 +114,9 @@ def test_the_bytes_are_those_of_the_tables(tmp_path: Path) -> None:
     while at < len(data):
         assert data[at : at + 8] == b"lvfgroup"
         assert struct.unpack_from("<I", data, at + 8)[0] == crc32c_fallback(data[at + 12 : at + 152])
-        (
-            version,
-            hash_id,
-            producers,
-            found_id,
-            incarnation,
-            records,
-            place,
-            size,
-            first,
-            mark,
-            time_us,
-            segment,
-        ) = struct.unpack_from("<HBB16sIIQQQQqI", data, at + 12)
+        fields = struct.unpack_from("<HBB16sIIQQQQqI", data, at + 12)
+        version, hash_id, producers, found_id, incarnation, records, place, size = fields[:8]
+        first, mark, time_us, segment = fields[8:]
         assert (version, hash_id, found_id, incarnation, segment) == (2, 1, log_id, 1, len(file) // 4096)
         assert (place, first, mark) == (at, revision, max(revision - 1, 0))
         assert data[at + 88 : at + 120] == previous
@@ -160,7 +150,8 @@ def test_the_bytes_are_those_of_the_tables(tmp_path: Path) -> None:
 
 
 def test_grouping_is_not_in_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "urandom", lambda size: bytes(range(size)))  # the spec's salt, the log's id
+    # Two logs are equal only if the salt of the spec and the id of the log are not random.
+    monkeypatch.setattr(os, "urandom", lambda size: bytes(range(size)))
     chains = []
     for name, groups in (("a", [1] * 6), ("b", [6]), ("c", [2, 4])):
         log = Log.create(tmp_path / name, b"s", lineage=LINEAGE)
@@ -182,7 +173,7 @@ def test_records_are_packed_tightly(tmp_path: Path) -> None:
 
 
 def test_a_small_group_costs_its_own_bytes(tmp_path: Path) -> None:
-    """One record of one event after the other, each followed by the mark of an idle log."""
+    """Each group has one record with one event. The mark of an idle log follows each group."""
     log = Log.create(tmp_path / "log", b"s")
     before = log.size_bytes
     for _ in range(200):
@@ -226,8 +217,10 @@ def test_a_commitment_does_not_depend_on_the_pieces(pieces: list[bytes], rejects
 
 
 def test_an_erased_payload_leaves_the_chain_whole(log: Log, tmp_path: Path) -> None:
-    """The format's part of erasing: content, salt and current commitment change; hashes and the old
-    commitment stay."""
+    """Erasing changes the content, the salt and the current commitment.
+
+    The hashes and the original commitment stay.
+    """
     append(log, 3, 400)
     log.mark()
     log.close()
@@ -261,7 +254,8 @@ def test_an_erased_payload_leaves_the_chain_whole(log: Log, tmp_path: Path) -> N
     assert bytes(after[3].body) == bytes(before[3].body)
 
 
-# --------------------------------------------------------------------------------------- opening and creating
+# ------------------------------------------------------------------------------------------------
+# Opening and creating.
 
 
 def test_a_log_is_created_once(tmp_path: Path) -> None:
@@ -272,7 +266,7 @@ def test_a_log_is_created_once(tmp_path: Path) -> None:
         Log.create(tmp_path / "log", b"s")
 
 
-def test_what_an_unfinished_creation_left_is_replaced(tmp_path: Path) -> None:
+def test_an_unfinished_creation_is_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     folder.mkdir()
     (folder / f"{5:020d}.log").write_bytes(bytes(12288))
@@ -288,7 +282,7 @@ def test_what_an_unfinished_creation_left_is_replaced(tmp_path: Path) -> None:
     assert [r.revision for r in log.read()] == [7, 8, 9]
 
 
-def test_damage_is_never_created_over(tmp_path: Path) -> None:
+def test_creation_never_overwrites_a_damaged_log(tmp_path: Path) -> None:
     log = Log.create(tmp_path / "log", b"s")
     append(log, 3)
     log.mark()
@@ -325,7 +319,7 @@ def test_reading_only_changes_nothing(log: Log, tmp_path: Path) -> None:
     } == files
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
+def test_opening_reports_progress(tmp_path: Path) -> None:
     log = Log.create(tmp_path / "log", b"s", segment_bytes=SMALL)
     for _ in range(40):
         append(log, 1, 1000)
@@ -349,7 +343,8 @@ def test_a_missing_hash_package_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         Log.create(tmp_path / "other", b"s", hash_name="md5")
 
 
-# ----------------------------------------------------------------------------------------- appending, reading
+# ------------------------------------------------------------------------------------------------
+# Appending and reading.
 
 
 def test_wrong_groups_are_refused_and_nothing_is_written(log: Log) -> None:
@@ -419,7 +414,7 @@ def test_reading_starts_inside_a_large_segment(tmp_path: Path) -> None:
 
 
 def test_reading_beside_appending(tmp_path: Path) -> None:
-    """Readers of the same log, and of the folder from outside, always see a whole prefix."""
+    """Readers always see a whole prefix, through the same log and through the folder."""
     log = Log.create(tmp_path / "log", b"s", segment_bytes=64 * 1024)
     stop = threading.Event()
 
@@ -472,64 +467,3 @@ def test_the_next_segment_is_made_ahead(tmp_path: Path) -> None:
     log.close()
     assert not spare.exists()
     assert Log.open(tmp_path / "log", read_only=True).last_revision == 3
-
-
-class ShortWrites(FileIO):
-    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
-        assert offset % BLOCK_BYTES == 0
-        return super().pwrite(
-            fd, data[: max(BLOCK_BYTES, len(data) // 2 // BLOCK_BYTES * BLOCK_BYTES)], offset
-        )
-
-
-def test_short_writes_are_finished(tmp_path: Path) -> None:
-    log = Log.create(tmp_path / "log", b"s", io=ShortWrites())
-    append(log, 4, 50_000)
-    log.close()
-    assert check_sizes(tmp_path / "log") == [50_000] * 4
-
-
-class StuckDisk(FileIO):
-    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
-        return 0
-
-
-def test_a_disk_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
-    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
-    with pytest.raises(OSError, match="wrote nothing"):
-        write_all(StuckDisk(), fd, memoryview(bytes(BLOCK_BYTES)), 0)
-    os.close(fd)
-
-
-@pytest.mark.parametrize("refused_at", ["open", "write"])
-def test_a_file_system_without_direct_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused_at: str
-) -> None:
-    real_open, real_pwrite = os.open, os.pwrite
-
-    def refuse_open(path: object, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_DIRECT and refused_at == "open":
-            raise OSError(errno.EINVAL, "no direct writes")
-        return real_open(path, flags, mode)
-
-    refusals = []
-
-    def refuse_pwrite(fd: int, data: memoryview, offset: int) -> int:
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
-            refusals.append(fd)
-            raise OSError(errno.EINVAL, "no direct writes")
-        return real_pwrite(fd, data, offset)
-
-    monkeypatch.setattr(os, "open", refuse_open)
-    monkeypatch.setattr(os, "pwrite", refuse_pwrite)
-    log = Log.create(tmp_path / "log", b"s")
-    append(log, 2, 5000)
-    append(log, 2, 5000)
-    log.close()
-    monkeypatch.undo()
-    assert check_sizes(tmp_path / "log") == [5000] * 4
-    assert len(refusals) <= 3
-
-
-def check_sizes(folder: Path) -> list[int]:
-    return [len(record.body) for record in Log.open(folder, read_only=True).read(1)]

@@ -1,7 +1,8 @@
-"""Power cuts on a simulated disk: every state one could leave recovers to a prefix at or past the last
-acknowledgement.
+"""Power cuts on a simulated disk.
 
-Each planted bug below must be caught by the same check, or the check would prove nothing.
+The log recovers from every state that a power cut could leave. It recovers a prefix of its records
+that contains every acknowledged record. The same check must catch each planted bug below. Otherwise
+it would prove nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TEARS = 12
 
 @cache
 def body_of(revision: int) -> bytes:
-    """A body that differs by revision in every sector, of 0 to some 5,000 bytes."""
+    """Return a body of 0 to about 5,000 bytes. Every sector of it depends on the revision."""
     return random.Random(revision).randbytes((revision * 1237) % 5000)
 
 
@@ -47,10 +48,11 @@ def append(log: Log, io: CrashIO, count: int) -> None:
 
 
 def write_a_log(io: CrashIO, seed: int = 0) -> None:
-    """Creation, groups of one and of several records, marks, changes of segment, a group larger than one, a
-    restart.
+    """Create a log, write records, and restart it once.
 
-    `seed` picks the sizes of the groups, 0 a fixed choice.
+    The log has groups with one record and with several records, marks, several segments, and a
+    group that is larger than a segment. `seed` determines the sizes of the groups. The sizes for 0
+    are fixed.
     """
     chance = random.Random(seed)
     counts = [chance.randint(1, 4) for _ in range(4)] if seed else [1, 2, 3, 1]
@@ -67,9 +69,10 @@ def write_a_log(io: CrashIO, seed: int = 0) -> None:
 
 
 def check_recovery(image: Image, acked: int, goes_on: bool) -> None:
-    """Opens the log on `image`: a prefix at or past `acked`, with the right bytes, that takes records again.
+    """Open the log on `image` and check it.
 
-    The last is tried where `goes_on` is set.
+    It must hold a prefix at or past `acked` with the right bytes. If `goes_on` is true, it must
+    also accept new records.
     """
     io = CrashIO(image)
     try:
@@ -98,7 +101,11 @@ def check_contents(log: Log, last: int) -> None:
 
 
 def check_all(io: CrashIO, acked: int = -1, tears: int = TEARS) -> int:
-    """Checks every state of the record; the number of states. Raises at the first one that is wrong."""
+    """Check every state that the disk's record allows, and return the number of states.
+
+    Raises:
+        AssertionError, LogError: a state is wrong. The check stops at the first one.
+    """
     states = 0
     for known, image in crash_states(io, acked, tears, SEED):
         check_recovery(image, known, states % 3 == 0)
@@ -142,7 +149,7 @@ def has_tail(image: Image) -> bool:
         return False
 
 
-def test_a_torn_tail_is_kept_beside_and_cleared() -> None:
+def test_a_torn_tail_is_saved_and_cleared() -> None:
     io = CrashIO(ROOT)
     write_a_log(io)
     acked, image = next((a, i) for a, i in crash_states(io, -1, 2, SEED) if a > 3 and has_tail(i))
@@ -163,11 +170,12 @@ def test_a_torn_tail_is_kept_beside_and_cleared() -> None:
     assert incarnations[-1] == incarnations[0] + 1
 
 
-# ----------------------------------------------------------------------------------------------- planted bugs
+# ------------------------------------------------------------------------------------------------
+# Planted bugs.
 
 
 class SoundUntilCreated(CrashIO):
-    """The plants are in what follows the creation, so that each is caught where it hurts."""
+    """A disk whose planted bug starts after the creation of the log."""
 
     @property
     def created(self) -> bool:
@@ -187,8 +195,10 @@ class NoFolderSync(SoundUntilCreated):
 
 
 class AckBeforeSync(SoundUntilCreated):
-    """A sync returns at once and happens when the disk is next spoken to: the acknowledgement overtakes
-    it."""
+    """A disk on which a sync returns at once and happens at the next operation.
+
+    So the acknowledgement comes before the sync.
+    """
 
     late: FileSync | None = None
 
@@ -225,7 +235,7 @@ def test_the_check_catches_unchecked_payloads(monkeypatch: pytest.MonkeyPatch) -
         check_all(io)
 
 
-def test_the_check_catches_a_tail_that_is_rewritten_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_catches_a_tail_that_is_rewritten_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_tail, "SLOTS", 1)
     io = CrashIO(ROOT)
     write_a_log(io)

@@ -1,4 +1,7 @@
-"""Real power cuts: an ext4 file system in a file is shut down under a writer, as if the plug was pulled (loop_disk.py)."""
+"""Real power cuts: a test shuts an ext4 file system in a file down while a process writes.
+
+loop_disk.py describes the file system.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def disk(tmp_path: Path) -> Iterator[LoopFileSystem]:
 
 
 class NoSync(FileIO):
-    """The planted bug: it writes through the page cache and syncs nothing."""
+    """The planted bug. It writes through the page cache and syncs nothing."""
 
     def open(self, path: Path, create: bool = False) -> int:
         flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
@@ -51,7 +54,10 @@ def body_of(revision: int) -> bytes:
 
 
 def write_for_ever(folder: Path, io: FileIO) -> None:
-    """Creates or opens the log and appends until the disk fails; one line for each durable group."""
+    """Create or open the log and append until the disk fails.
+
+    Print one line for each durable group.
+    """
     if (folder / "log").exists():
         log = Log.open(folder / "log", io, segment_bytes=SEGMENT_BYTES)
     else:
@@ -74,8 +80,11 @@ def write_for_ever(folder: Path, io: FileIO) -> None:
 
 
 def write_over_cuts(folder: Path, io: FileIO) -> None:
-    """The writer's process: writes until the plug is pulled, lets go of the disk, and goes on when told that
-    it is back."""
+    """Run the writer's process.
+
+    It writes until the cut and closes the disk's files. It continues once the test tells it that
+    the disk is back.
+    """
     while sys.stdin.readline():
         try:
             write_for_ever(folder, io)
@@ -84,8 +93,10 @@ def write_over_cuts(folder: Path, io: FileIO) -> None:
 
 
 class Writer:
-    """The writing process. Its memory outlives the cuts; what it knows of the log it reads from the disk each
-    time."""
+    """The process that writes.
+
+    It keeps running over the cuts, and it reads the log from the disk again after each cut.
+    """
 
     def __init__(self, folder: Path, plant: str) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -107,7 +118,7 @@ class Writer:
         return line
 
     def write_and_cut(self, disk: LoopFileSystem, seconds: float) -> int:
-        """Writes for `seconds`, then the plug is pulled: the last revision that was acknowledged."""
+        """Write for `seconds`, then cut, and return the last acknowledged revision."""
         self.process.stdin.write("on\n")
         self.process.stdin.flush()
         acked, line = -1, self.line()
@@ -115,9 +126,10 @@ class Writer:
         while time.monotonic() < end:
             acked, line = int(line), self.line()
         disk.cut()
-        while not line.startswith("off"):  # acknowledgements that were already in the pipe count
+        # The pipe may still hold acknowledgements. They count.
+        while not line.startswith("off"):
             acked, line = int(line), self.line()
-        # EIO from a file system that is shut down, EROFS where its journal was the first to notice
+        # A file system that is shut down gives EIO. If its journal noticed first, it gives EROFS.
         assert any(os.strerror(code) in line for code in (errno.EIO, errno.EROFS)), line
         disk.unmount()
         disk.mount()
@@ -139,8 +151,10 @@ def test_nothing_acknowledged_is_lost(disk: LoopFileSystem) -> None:
 
 
 def recovered(folder: Path) -> tuple[int, bool]:
-    """(last revision, whether there is a torn tail) of the log as it is; every body must be what was
-    appended."""
+    """Return the last revision of the log and whether it has a torn tail.
+
+    Every body must be the one that was appended.
+    """
     log = Log.open(folder, read_only=True)
     for record in log.read(1, mapped=False):
         assert bytes(record.body) == body_of(record.revision)
@@ -155,7 +169,8 @@ def test_a_writer_that_does_not_sync_is_caught(disk: LoopFileSystem) -> None:
             folder = disk.folder / "log"
             try:
                 caught += acked > recovered(folder)[0]
-            except LogError:  # whatever is left of a log that was never synced
+            # A log that was never synced can be damaged in any way.
+            except LogError:
                 caught += 1
             run("rm", "-rf", folder)
     assert caught == cuts

@@ -164,22 +164,23 @@ GOLDEN_SPECS = {
 
 
 @pytest.mark.parametrize("dtype", FactorDtype)
-def test_what_factors_are_stored_as_survives_and_float32_leaves_no_trace(dtype: FactorDtype) -> None:
+def test_the_factor_dtype_survives_its_bytes_and_float32_is_not_logged(dtype: FactorDtype) -> None:
     spec = preset("clicks_sgd", factor_dtype=dtype)
     data = spec_codec.encode(spec)
     assert spec_codec.decode(data) == spec_codec.decode(spec_codec.encode(spec_codec.decode(data)))
     assert spec_codec.decode(data).factor_dtype == dtype
     assert (models_pb2.ModelSpec.FromString(data).factor_dtype == 0) == (dtype == FactorDtype.FLOAT32)
     message = spec_codec.to_message(spec)
-    # People see it.
+    # Unlike the log, the message for users always names the dtype.
     assert message.factor_dtype == dtype
     assert spec_codec.from_message(message, "clicks_sgd").factor_dtype == dtype
     assert spec_codec.decode(message.SerializeToString()).factor_dtype == dtype
 
 
 def test_the_bytes_of_a_float32_spec_never_change() -> None:
-    """Golden: snapshots, logs and hashes of models from before there were narrow factors hold
-    them.
+    """Snapshots, logs and hashes of older models contain these bytes.
+
+    Those models were made before narrow factors existed.
     """
     digests = {
         name: hashlib.sha256(spec_codec.encode(preset(name))).hexdigest()[:16] for name in PRESET_NAMES
@@ -187,8 +188,8 @@ def test_the_bytes_of_a_float32_spec_never_change() -> None:
     assert digests == GOLDEN_SPECS
 
 
-def test_groups_are_logged_where_there_are_some() -> None:
-    """Fields that a part gained later leave no trace in the specs from before."""
+def test_groups_are_logged_only_if_they_are_set() -> None:
+    """A field that was added later leaves the bytes of older specs unchanged."""
     grouped = preset("news")
     assert spec_codec.decode(spec_codec.encode(grouped)).softmax == grouped.softmax
     without = replace(grouped, softmax=Softmax(Proposal.UNIFORM))
@@ -199,26 +200,27 @@ def test_groups_are_logged_where_there_are_some() -> None:
     assert spec_codec.from_message(given, "news").softmax == replace(grouped.softmax, group_events=2)
 
 
-def test_repeats_are_logged_where_there_are_some() -> None:
+def test_repeats_are_logged_only_if_they_are_set() -> None:
     without = preset("clicks", limits=Limits())
     spec = replace(without, counts=replace(without.counts, repeat=0.1))
     assert spec_codec.decode(spec_codec.encode(spec)).counts.repeat == np.float32(0.1)
     data = spec_codec.encode(without)
     assert not models_pb2.ModelSpec.FromString(data).counts.HasField("repeat")
-    # From before there were repeats.
+    # The digest is older than the field `repeat`.
     golden = "9f5f2f04a6d903cd"
     assert hashlib.sha256(data).hexdigest()[:16] == golden
-    # People see it.
+    # Unlike the log, the message for users always names the field.
     assert spec_codec.to_message(without).counts.HasField("repeat")
 
 
-def test_what_an_optimizer_leaves_at_its_default_leaves_no_trace() -> None:
-    """Numbers that came with later optimisers, given by name as they are by default: the bytes are
-    what they were.
+def test_default_optimizer_fields_leave_the_spec_bytes_unchanged() -> None:
+    """Fields that were added with later optimisers are not logged at their defaults.
+
+    This holds also if the request gives them explicitly.
     """
     plain = spec_codec.encode(preset("clicks_sgd"))
     message = spec_codec.to_message(preset("clicks_sgd"))
-    # People see them.
+    # Unlike the log, the message for users always names the fields.
     assert message.optimizer.HasField("beta1") and message.HasField("regularization")
     assert spec_codec.encode(spec_codec.from_message(message, "ratings_sgd")) == plain
     message.optimizer.beta1 = 0.5
@@ -230,7 +232,7 @@ def test_what_an_optimizer_leaves_at_its_default_leaves_no_trace() -> None:
     assert spec_codec.decode(spec_codec.encode(spec)).regularization.dropout == 0.25
 
 
-def test_an_unknown_way_to_store_factors_is_refused() -> None:
+def test_an_unknown_factor_dtype_is_refused() -> None:
     message = models_pb2.ModelSpec(factor_dtype=9)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="factor_dtype: expected one of"):
         spec_codec.from_message(message, "clicks_sgd")

@@ -1,4 +1,4 @@
-"""The server inside this process: what it leaves behind when it cannot start."""
+"""The server inside this process leaves nothing behind when it cannot start."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The table of RPCs: it is the contract's, each call is of the contract's kind, and each ends in a
-status of the closed set.
+"""The table of RPCs.
+
+The table has the RPCs of the contract with the contract's kinds of calls. Each call ends in one of
+the allowed statuses.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ each_rpc = pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Rpc, bytes], list[bytes]]]:
-    """Calls an RPC of a server whose slots are all taken."""
+    """Provide a function that calls an RPC of a server without free slots."""
     folder: Path = tmp_path_factory.mktemp("full")
     hosting = Hosting(folder, HostingSettings())
     settings = ServiceSettings(streams_max=0, update_slots=0, score_slots=0, snapshot_slots=0)
@@ -69,7 +71,7 @@ def test_the_table_is_the_contract() -> None:
 def test_a_call_without_a_free_slot_is_refused(rpc: Rpc, call: Callable[[Rpc, bytes], list[bytes]]) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call(rpc, b"\xff")
-    # Calls that take no slot get as far as the parser.
+    # Calls that need no slot reach the parser.
     expected = grpc.StatusCode.INVALID_ARGUMENT if rpc.slots is None else grpc.StatusCode.RESOURCE_EXHAUSTED
     assert caught.value.code() == expected
 

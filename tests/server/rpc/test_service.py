@@ -1,4 +1,4 @@
-"""The contract as a client in any language meets it: answers, statuses, messages."""
+"""The contract as clients in any language see it: answers, statuses and messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
-    """The status and text that a call ends with."""
+    """Return the status and the text with which a call ends."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     assert caught.value.code() in CLOSED
@@ -120,7 +120,7 @@ def test_unavailable_items_keep_learning_and_are_left_out_of_top_k(stubs: Stubs)
     stubs.updates.ApplyUpdates(updates_pb2.ApplyUpdatesRequest(model=model, availability=marks))
     assert list(top_k(stubs, model, [1], 5).item_ids) == [11]
     assert set(top_k(stubs, model, [1], 5, include_unavailable=True).item_ids) == {10, 11}
-    # Marked before it was known.
+    # Item 555 was marked before the model knew it.
     stubs.push(model, [3], [555])
     assert list(top_k(stubs, model, [1], 5).item_ids) == [11]
     marks.available = True
@@ -159,7 +159,7 @@ def test_labels_without_room_are_rejected_by_row(stubs: Stubs) -> None:
     assert stubs.push(model, [1], [1]).accepted == 1
 
 
-def test_bad_rows_do_not_sink_their_batch(stubs: Stubs) -> None:
+def test_bad_rows_are_rejected_and_the_batch_is_applied(stubs: Stubs) -> None:
     model = stubs.model("ratings_sgd")
     ack = stubs.push(
         model,
@@ -319,7 +319,7 @@ def test_cancelled_waits_for_a_position_free_their_slots(stubs: Stubs) -> None:
     request = scoring_pb2.ScoreRequest(
         model=model, user_ids=[1], top_k=scoring_pb2.TopK(k=1), min_position=next_one
     )
-    # More than there are slots for calls that wait.
+    # The number exceeds the slots for waiting calls.
     for _ in range(40):
         call = stubs.scoring.Score.future(request)
         time.sleep(0.01)
@@ -328,7 +328,7 @@ def test_cancelled_waits_for_a_position_free_their_slots(stubs: Stubs) -> None:
     while True:
         waiting = stubs.scoring.Score.future(request)
         time.sleep(0.1)
-        # It was not refused for want of a slot.
+        # The call got a slot. A call without one would be refused.
         if not waiting.done():
             break
         assert time.monotonic() < deadline, waiting.details()
@@ -357,7 +357,7 @@ def test_stream_acknowledges_each_batch_and_a_bad_one_does_not_end_it(stubs: Stu
 
 def test_a_cancelled_stream_frees_its_slot(stubs: Stubs) -> None:
     model = stubs.model()
-    # More than there are stream slots.
+    # The number exceeds the slots for streams.
     for _ in range(40):
         ended = threading.Event()
 
@@ -425,7 +425,7 @@ def test_snapshot_list_fetch_restore(stubs: Stubs) -> None:
     restored = stubs.models.RestoreSnapshot(
         models_pb2.RestoreSnapshotRequest(model=f"{model}-again", source_model=model)
     ).description
-    # 2: its ENGINE record.
+    # The ENGINE record of the restored model takes revision 2.
     assert restored.position.revision == 2 and restored.position.lineage != info.position.lineage
     assert restored.users == 3
     both = [candidates(stubs, name, [1, 2], [4, 5, 6]).scores for name in (model, f"{model}-again")]

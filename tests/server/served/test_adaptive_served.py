@@ -1,5 +1,6 @@
-"""An adapted learning rate through the whole path: created, pushed, described, snapshotted,
-restarted, replayed, restored.
+"""A model with an adaptive learning rate on a server.
+
+The test creates, describes, restarts, replays and restores it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SPEC: dict[str, Any] = {
 }
 
 
-def test_logged_specs_and_files_say_an_adaptive_rate_where_there_is_one(tmp_path: Path) -> None:
+def test_logged_specs_and_files_name_an_adaptive_rate_only_if_it_is_set(tmp_path: Path) -> None:
     assert not models_pb2.ModelSpec.FromString(spec_codec.encode(preset("ratings_sgd"))).HasField(
         "adaptive_rate"
     )
@@ -43,7 +44,7 @@ def _push(server: Any, model: str, producer_id: str, start: int, stop: int) -> N
         for part in np.array_split(numbers, 8):
             users, items = part * 7919 % 50, part * 104729 % 97
             producer.push(users, items, users % 3 + items % 2)
-            # A record each.
+            # Each flush makes a record.
             producer.flush()
 
 
@@ -69,7 +70,7 @@ def test_it_is_served_described_snapshotted_replayed_and_restored(tmp_path: Path
         for model, live in zip(("m", "again"), before, strict=True):
             for backend in ("cpu", "reference"):
                 assert replay_model(tmp_path / "models" / model, backend).root_hash == live.root_hash
-    # From snapshots and logs.
+    # The restarted server loads snapshots and logs.
     with local(None, tmp_path) as server, Models(channel=server.channel) as models:
         for model, live in zip(("m", "again"), before, strict=True):
             assert models.describe(model, with_root_hash=True).root_hash == live.root_hash

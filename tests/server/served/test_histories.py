@@ -1,4 +1,4 @@
-"""Histories through the whole path: pushed, remembered, scored, snapshotted, replayed, restored."""
+"""A model with histories on a server, from the push to the snapshot, replay and restore."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ SPEC: dict[str, Any] = {
 
 
 def _fill(server: Local) -> None:
-    """Users 0-49 in ten tastes of ten items each; three events a visit."""
+    """Push events for users 0-49, who have ten tastes with ten items each.
+
+    Each visit has three events.
+    """
     with Models(channel=server.channel) as models:
         assert models.create("m", "clicks_sgd", **SPEC).spec["event_types"] == SPEC["event_types"]
     rng = np.random.default_rng(0)
@@ -65,7 +68,7 @@ def server(folder: Path):
         yield running
 
 
-def test_lists_are_of_the_users_taste_and_leave_out_what_was_seen(server: Local) -> None:
+def test_lists_match_the_users_taste_and_exclude_seen_items(server: Local) -> None:
     with livefactor.Scorer(channel=server.channel, model="m") as scorer:
         for answer in scorer.recommend([3, 14], 5):
             assert len({int(item) // 10 for item in answer.item_ids}) == 1
@@ -91,7 +94,7 @@ def test_visitors_are_served_by_the_events_that_they_bring(server: Local) -> Non
         assert {int(item) // 10 for item in one.item_ids} == {7}
         assert {int(item) // 10 for item in other.item_ids} == {1}
         assert not one.known
-        # The mean of all users.
+        # A user without events gets the mean of all users.
         assert unknown.scores.max() > 0
         (left,) = scorer.recommend([901], 5, events=[71, 72, 73], exclude_seen=True)
         assert not {71, 72, 73} & set(left.item_ids.tolist())
@@ -140,7 +143,7 @@ def test_snapshot_replay_restart_and_restore_have_one_root(
             assert report.root_hash == live.root_hash
         models.restore("again", "m")
     with livefactor.Auditor(channel=server.channel, model="again") as auditor:
-        # One revision on: a restored log names where it comes from.
+        # The restored log is one revision longer, because its first record names its source.
         auditor.snapshot()
         auditor.fetch(tmp_path / "again")
     restored = livefactor.load(tmp_path / "again").tensors

@@ -1,5 +1,6 @@
-"""Replay of past events through the whole path: created, pushed, snapshotted, restarted, replayed
-from the log, restored.
+"""A model that replays past events, on a server.
+
+The test creates, snapshots, restarts and restores it, and replays its log.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SPECS: dict[str, dict[str, Any]] = {
 """By the preset that they begin with."""
 
 
-def test_logged_specs_and_files_say_replay_where_there_is_one(tmp_path: Path) -> None:
+def test_logged_specs_and_files_name_replay_only_if_it_is_set(tmp_path: Path) -> None:
     assert not models_pb2.ModelSpec.FromString(spec_codec.encode(preset("clicks_sgd"))).HasField("replay")
     spec = preset("clicks_sgd", replay=Replay(1000, 0.5))
     assert spec_codec.decode(spec_codec.encode(spec)).replay == spec.replay
@@ -68,7 +69,7 @@ def test_it_is_served_snapshotted_replayed_and_restored(preset_name: str, tmp_pa
         for model, root in zip(("m", "again"), before, strict=True):
             for backend in ("cpu", "reference"):
                 assert replay_model(tmp_path / "models" / model, backend).root_hash == root
-    # From snapshots and logs.
+    # The restarted server loads snapshots and logs.
     with local(None, tmp_path) as server, Models(channel=server.channel) as models:
         after = [models.describe(model, with_root_hash=True).root_hash for model in ("m", "again")]
         assert after == before

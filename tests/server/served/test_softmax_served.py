@@ -1,4 +1,4 @@
-"""Rule SOFTMAX through the whole path: created, pushed, ranked, snapshotted, replayed, restored."""
+"""A model with the rule SOFTMAX on a server, from the push to the snapshot, replay and restore."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SPEC: dict[str, Any] = {
 }
 
 
-def test_the_wire_says_the_rule_and_its_proposal() -> None:
+def test_messages_name_the_rule_and_its_proposal() -> None:
     spec = preset(
         "clicks_sgd", rule=Rule.SOFTMAX, loss=Loss.SOFTMAX, softmax=Softmax(Proposal.UNIFORM), micro_batch=4
     )
@@ -73,26 +73,26 @@ def test_it_is_served_snapshotted_replayed_and_restored(tmp_path: Path) -> None:
         assert lists[0].item_ids.tolist() == lists[1].item_ids.tolist()
         assert lists[0].scores.tobytes() == lists[1].scores.tobytes()
         hits = [np.mean(answer.item_ids // 10 == user % 10) for user, answer in enumerate(lists[0])]
-        # One in ten by chance.
+        # A random list would hit one time in ten.
         assert np.mean(hits) > 0.7
         with livefactor.Producer(producer_id="q", channel=server.channel, model="again") as producer:
             producer.push(users[:200], items[:200], event_types=np.arange(200) % 8)
             producer.flush()
-        # The one whose popularity was restored, too.
+        # The second model learns from restored popularity.
         for model in ("m", "again"):
             live = models.describe(model, with_root_hash=True)
             for backend in ("cpu", "reference"):
                 assert replay_model(tmp_path / "models" / model, backend).root_hash == live.root_hash
 
 
-def test_what_is_bought_again_gains_in_scores_and_in_lists() -> None:
+def test_repeated_purchases_gain_in_scores_and_in_lists() -> None:
     rng, answers = np.random.default_rng(1), []
     users, items = rng.integers(1, 50, 1000), rng.integers(0, 80, 1000)
     with local(None) as server, Models(channel=server.channel) as models:
         for model, repeat in (("some", 1.5), ("none", 0.0)):
             models.create(model, "purchases", k=16, counts={"repeat": repeat})
             with livefactor.Producer(producer_id="p", channel=server.channel, model=model) as producer:
-                # Each a visit of its own.
+                # Each event is a separate visit.
                 producer.push([*users, 0, 0, 0, 0], [*items, 90, 91, 90, 92])
                 producer.flush()
             with livefactor.Scorer(channel=server.channel, model=model) as scorer:

@@ -1,5 +1,7 @@
-"""Taking, listing and removing snapshots: same bytes, no full copy, durable order, nothing left
-behind.
+"""Taking, listing and removing snapshots.
+
+A state always gives the same bytes. Taking a snapshot makes no full copy of the state, syncs files
+in a safe order, and leaves nothing behind when it fails.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def _expected_sections(state: FrozenState) -> list[tuple[str, np.ndarray]]:
 
 
 def _plain_root(state: FrozenState) -> bytes:
-    """The root hash written out from its definition, on whole arrays."""
+    """Return the root hash, computed from its definition on whole arrays."""
     text = f"livefactor-state 1 {state.revision}\n"
     for name, array in _expected_sections(state):
         data = np.ascontiguousarray(array).tobytes()
@@ -101,7 +103,7 @@ def test_a_snapshot_of_any_shape_is_the_state(
 ) -> None:
     state = samples.view(users, items, k, optimizer, revision=revision, factor_dtype=factor_dtype)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        # Small, so that a section spans many blocks, whole and cut.
+        # The blocks are small, so that a section spans many whole blocks and a partial one.
         patch.setattr(digest, "BLOCK_BYTES", block)
         patch.setattr(snapshots, "PASS_BYTES", step)
         manifest = SnapshotStore(folder).take(state)
@@ -232,9 +234,9 @@ def test_a_state_outside_the_format_is_refused_and_leaves_nothing(
 
 
 class FaultyOs:
-    """The os module; call `fail_at` of the verbs that touch the disk fails with `error`.
+    """The os module with a fault. It records all calls that touch the disk.
 
-    Keeps all calls.
+    The call with number `fail_at` fails with `error`.
     """
 
     VERBS = ("open", "posix_fallocate", "pwrite", "fsync", "rename")
@@ -274,7 +276,7 @@ def _calls_of_a_take(folder: Path) -> list[tuple[str, object]]:
         recorder = FaultyOs()
         _with_os(patch, recorder)
         path = samples.taken(folder)
-    # Short writes were finished.
+    # The calls must have finished the short writes.
     snapshot_files.verify(path)
     return recorder.calls
 
@@ -302,7 +304,7 @@ def test_a_fault_at_any_call_leaves_nothing_and_the_old_snapshot_whole(tmp_path:
     folder = tmp_path / "store"
     old = samples.taken(folder, samples.view(revision=1))
     expected = OSError if error == errno.EIO else SnapshotDiskFull
-    # The last two open and sync the parent: the snapshot exists by then.
+    # The last two calls open and sync the parent folder, and the snapshot exists by then.
     for fail_at in range(count - 2):
         with pytest.MonkeyPatch.context() as patch:
             _with_os(patch, FaultyOs(fail_at, error))
@@ -314,7 +316,7 @@ def test_a_fault_at_any_call_leaves_nothing_and_the_old_snapshot_whole(tmp_path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
+    """Mount a file system of 2 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid() != 0 or shutil.which("mount") is None:
@@ -332,7 +334,7 @@ def test_a_full_disk_leaves_nothing_and_later_there_is_room_again(small_disk: Pa
     store = SnapshotStore(small_disk / "snapshots")
     store.take(samples.view(revision=1))
     ballast = small_disk / "ballast"
-    # Full at the first file, and in the middle.
+    # The disk is full at the first file in one case, and in the middle in the other.
     for size in (1_900_000, 1_500_000):
         ballast.write_bytes(bytes(size))
         with pytest.raises(SnapshotDiskFull):

@@ -1,5 +1,6 @@
-"""The search for a spec: the protocol, the table of rules, and a study that a kill does not
-change.
+"""The search for a spec.
+
+The tests cover the protocol, the table of rules, and the study. A kill does not change its result.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ NOTHING = lambda *_: None  # noqa: E731
 
 
 def groups(events: int = 2500, seed: int = 1) -> Stream:
-    """Users of eight groups, who take items of their own group alone."""
+    """Return a stream with eight groups of users, who take only items of their own group."""
     rng = np.random.default_rng(seed)
     users = rng.integers(0, 80, events)
     items = (users % 8) * 20 + rng.integers(0, 20, events)
     return Stream(users.astype(np.uint64), items.astype(np.uint64), np.ones(events, np.float32))
 
 
-# ---------------------------------------------------------------- the protocol
+# ------------------------------------------------------------------------------------------------
+# The protocol.
 
 
 def test_ranks_are_those_of_the_sorted_scores_before_the_batch() -> None:
@@ -64,7 +66,7 @@ def test_ranks_are_those_of_the_sorted_scores_before_the_batch() -> None:
         model.apply(Update(revision, *rows, None, None, *counts))
     judged = np.concatenate([step.judged for step in steps])
     assert np.count_nonzero(expected) > 50
-    # Scores that differ in the last digit alone.
+    # Scores that differ only in the last digit may change places.
     assert np.count_nonzero(~np.isclose(judged, expected)) <= 2
 
 
@@ -76,7 +78,7 @@ def test_predictions_are_exact_and_weights_reach_the_model() -> None:
     spec = preset("ratings_sgd", k=8)
     plain = np.concatenate([s.judged for s in judge_then_learn(spec, stream, judge, everything, 64)])
     first = stream.values[:64].astype(np.float64) ** 2
-    # Nothing is known: the prediction is 0.
+    # Nothing is known, so the prediction is 0.
     np.testing.assert_array_equal(plain[:64], first)
     heavy = replace(stream, weights=np.full(600, 2.0, np.float32))
     other = np.concatenate([s.judged for s in judge_then_learn(spec, heavy, judge, everything, 64)])
@@ -99,7 +101,7 @@ def test_baselines_know_what_came_before() -> None:
 
 @given(st.integers(0, 5), st.floats(0.2, 0.8), st.floats(0.0, 0.5), st.integers(50, 3000))
 @settings(max_examples=30)
-def test_what_is_judged_is_a_sample_of_its_part(seed: int, part: float, warm_up: float, most: int) -> None:
+def test_judged_events_are_a_sample_of_their_part(seed: int, part: float, warm_up: float, most: int) -> None:
     stream = groups(2000)
     made = Plan(stream, Settings("recall", 100, part, warm_up, most, seed))
     for mask, start, stop in ((made.asked, made.start, made.searched), (made.kept, made.searched, 2000)):
@@ -115,7 +117,8 @@ def test_a_stream_that_is_too_short_is_refused() -> None:
         Plan(groups(1), Settings("recall"))
 
 
-# ---------------------------------------------------------------- the table of rules
+# ------------------------------------------------------------------------------------------------
+# The table of rules.
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -140,7 +143,7 @@ def test_every_rule_starts_within_its_ranges_and_at_its_spec(name: str) -> None:
         assert start in axis.options if isinstance(axis, Choice) else axis.low <= start <= axis.high
     assert rule.of_parameters(rule.first(name), name) == rule.spec({})
     older = {key: value for key, value in rule.first(name).items() if key != f"{name}.{rule.axes[-1].field}"}
-    # Of a study from before the axis was there.
+    # The parameters come from a study that is older than the axis.
     assert rule.of_parameters(older, name) == rule.spec({})
 
 
@@ -161,7 +164,8 @@ def test_every_task_starts_with_its_preset() -> None:
         assert preset(task) in starts
 
 
-# ---------------------------------------------------------------- the study
+# ------------------------------------------------------------------------------------------------
+# The study.
 
 
 SETTINGS = {"events": "groups", "seed": 5}
@@ -173,7 +177,7 @@ def run(folder: Path, made: Plan, trials: int = TRIALS, on_events=NOTHING) -> li
 
 
 def said(done: list[search.FinishedTrial]) -> list[search.FinishedTrial]:
-    """Without what a clock says."""
+    """Return the trials without their times."""
     return [replace(one, events_per_s=0.0) for one in done]
 
 
@@ -185,7 +189,7 @@ def made() -> Plan:
 
 @pytest.fixture(scope="module")
 def whole(made: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[search.FinishedTrial], bytes]:
-    """An uninterrupted search, and its journal."""
+    """Run a search without interruption, and return its trials and its journal."""
     folder = tmp_path_factory.mktemp("whole")
     return said(run(folder, made)), (folder / search.JOURNAL).read_bytes()
 
@@ -204,7 +208,7 @@ def test_a_search_is_a_function_of_its_seed(made: Plan, whole, tmp_path: Path) -
 def test_whatever_a_kill_leaves_of_the_journal_the_search_ends_the_same(
     made: Plan, whole, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """The journal is cut at any byte, and Optuna's lock is still there."""
+    """The kill can cut the journal at any byte and leave Optuna's lock behind."""
     done, journal = whole
     folder = tmp_path_factory.mktemp("cut")
     (folder / search.JOURNAL).write_bytes(journal[: data.draw(st.integers(0, len(journal)))])
@@ -255,7 +259,7 @@ def test_a_study_of_other_settings_or_in_use_is_refused(made: Plan, tmp_path: Pa
 
 
 def test_hopeless_trials_are_stopped_and_never_win(made: Plan, tmp_path: Path, monkeypatch) -> None:
-    """Of equal specs a run that is worse from its first point on is stopped at the second."""
+    """All trials have equal specs. A run that is worse from its first point stops at its second."""
     worth = iter([*[0.5] * search.JUDGED_TRIALS, 0.1, 0.9])
 
     def run_of(self, spec, stream, asked, on_point, on_events) -> plan.Outcome:
