@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import os
 import struct
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 
 from livefactor_server.log import format as log_format
 from livefactor_server.log.crc32c import crc32c, crc32c_fallback
-from livefactor_server.log.disk import BLOCK_BYTES, FileIO, write_all
+from livefactor_server.log.disk import BLOCK_BYTES
 from livefactor_server.log.segments import SPARE_NAME
 from livefactor_server.log.store import Entry, Kind, Log, LogDamaged, LogError, LogFailed, LogMissing, Record
 from livefactor_server.log.tail import pack_slot, place_of, read_slots
@@ -469,64 +467,3 @@ def test_the_next_segment_is_made_ahead(tmp_path: Path) -> None:
     log.close()
     assert not spare.exists()
     assert Log.open(tmp_path / "log", read_only=True).last_revision == 3
-
-
-class ShortWrites(FileIO):
-    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
-        assert offset % BLOCK_BYTES == 0
-        return super().pwrite(
-            fd, data[: max(BLOCK_BYTES, len(data) // 2 // BLOCK_BYTES * BLOCK_BYTES)], offset
-        )
-
-
-def test_short_writes_are_finished(tmp_path: Path) -> None:
-    log = Log.create(tmp_path / "log", b"s", io=ShortWrites())
-    append(log, 4, 50_000)
-    log.close()
-    assert check_sizes(tmp_path / "log") == [50_000] * 4
-
-
-class StuckDisk(FileIO):
-    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
-        return 0
-
-
-def test_a_disk_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
-    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
-    with pytest.raises(OSError, match="wrote nothing"):
-        write_all(StuckDisk(), fd, memoryview(bytes(BLOCK_BYTES)), 0)
-    os.close(fd)
-
-
-@pytest.mark.parametrize("refused_at", ["open", "write"])
-def test_a_file_system_without_direct_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused_at: str
-) -> None:
-    real_open, real_pwrite = os.open, os.pwrite
-
-    def refuse_open(path: object, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_DIRECT and refused_at == "open":
-            raise OSError(errno.EINVAL, "no direct writes")
-        return real_open(path, flags, mode)
-
-    refusals = []
-
-    def refuse_pwrite(fd: int, data: memoryview, offset: int) -> int:
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
-            refusals.append(fd)
-            raise OSError(errno.EINVAL, "no direct writes")
-        return real_pwrite(fd, data, offset)
-
-    monkeypatch.setattr(os, "open", refuse_open)
-    monkeypatch.setattr(os, "pwrite", refuse_pwrite)
-    log = Log.create(tmp_path / "log", b"s")
-    append(log, 2, 5000)
-    append(log, 2, 5000)
-    log.close()
-    monkeypatch.undo()
-    assert check_sizes(tmp_path / "log") == [5000] * 4
-    assert len(refusals) <= 3
-
-
-def check_sizes(folder: Path) -> list[int]:
-    return [len(record.body) for record in Log.open(folder, read_only=True).read(1)]

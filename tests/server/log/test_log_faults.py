@@ -1,4 +1,4 @@
-"""Damage to the log's files, and disks that fail or fill up.
+"""Damage to the log's files.
 
 The log never returns a record that was not written. After damage only two results are correct. The
 log may read back as it was written, up to a revision at or past the last that a mark covers. Or it
@@ -10,13 +10,11 @@ from __future__ import annotations
 import errno
 import random
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from crash_io import CrashIO, FileSync, Image
+from crash_io import CrashIO
 from livefactor_server.log import parsing as log_parsing
 from livefactor_server.log import tail as log_tail
 from livefactor_server.log.disk import BLOCK_BYTES
@@ -27,36 +25,14 @@ from livefactor_server.log.store import (
     Log,
     LogDamaged,
     LogError,
-    LogFailed,
     LogFull,
     LogMissing,
     Record,
 )
 from livefactor_server.log.tail import place_of, read_slots
+from logs import FOLDER, ROOT, append, check_clean, new_log
 
 SEED = 7
-FOLDER = Path("/data/model")
-ROOT = Image({Path("/"): -1, Path("/data"): -1})
-SEGMENT_BYTES = 64 * 1024
-
-
-def body_of(revision: int) -> bytes:
-    return random.Random(revision).randbytes(700 + revision % 5)
-
-
-def append(log: Log, count: int) -> None:
-    entries = []
-    for revision in range(log.last_revision + 1, log.last_revision + 1 + count):
-        salt, body = bytes([revision % 256]) * 16, body_of(revision)
-        commitment = log.seal(salt, b"", body)
-        entries.append(
-            Entry(Kind.INTERACTIONS, revision, b"p", 1, revision, 0, 3, b"", body, salt, commitment)
-        )
-    log.append(entries)
-
-
-def new_log(io: CrashIO | None = None, folder: Path = FOLDER, segment_bytes: int = SEGMENT_BYTES) -> Log:
-    return Log.create(folder, b"spec", io=io, segment_bytes=segment_bytes, ahead=False)
 
 
 class Damage:
@@ -261,6 +237,20 @@ def test_a_payload_cannot_pass_for_a_group() -> None:
     assert Log.open(FOLDER, io, read_only=True).last_revision == 1
 
 
+def test_a_tail_without_room_for_its_copy_stays_as_it_is() -> None:
+    damage = Damage(marked=False)
+    data = bytearray(damage.bytes)
+    start = place_of(damage.slots[0].counter)
+    data[start : start + 64] = bytes(64)
+    damage.io.live.contents[damage.number] = data
+    damage.io.write_errors = [errno.ENOSPC]
+    with pytest.raises(LogFull):
+        Log.open(FOLDER, damage.io)
+    assert damage.io.map(damage.path) == data
+    assert not any(".broken" in n for n in damage.io.names(FOLDER))
+    assert Log.open(FOLDER, damage.io).last_revision == 12
+
+
 # ------------------------------------------------------------------------------------------------
 # Several segments.
 
@@ -360,183 +350,3 @@ def test_damage_found_while_reading_is_refused(segments: tuple[Path, list[Path]]
     with pytest.raises(LogDamaged) as caught:
         list(log.read())
     assert (caught.value.path, caught.value.offset) == (paths[3], DATA_START)
-
-
-# ------------------------------------------------------------------------------------------------
-# Disks that fail.
-
-
-@pytest.mark.parametrize("k", range(1, 21))
-def test_a_failed_sync_is_fatal_and_never_repeated(k: int) -> None:
-    io = CrashIO(ROOT)
-    log = new_log(io, segment_bytes=16 * 1024)
-    io.sync_errors = [None] * (k - 1) + [errno.EIO]
-    acked = 0
-    for _ in range(60):
-        try:
-            append(log, 1)
-        except LogFailed:
-            break
-        acked = log.last_revision
-    assert log.last_revision == acked
-    assert log.failed
-    events = len(io.events)
-    for attempt in (lambda: append(log, 1), log.mark):
-        with pytest.raises(LogFailed):
-            attempt()
-    assert len(io.events) == events, "a failed log touched the disk"
-    log.close()
-    again = Log.open(FOLDER, io, segment_bytes=16 * 1024, ahead=False)
-    assert again.last_revision >= acked
-    append(again, 1)
-
-
-@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS])
-def test_a_failed_write_is_fatal(code: int) -> None:
-    io = CrashIO(ROOT)
-    log = new_log(io)
-    append(log, 2)
-    io.write_errors = [code]
-    with pytest.raises(LogFailed):
-        append(log, 2)
-    with pytest.raises(LogFailed):
-        append(log, 2)
-    assert log.last_revision == 2
-    assert Log.open(FOLDER, io).last_revision == 2
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_leaves_nothing_and_the_log_goes_on(code: int) -> None:
-    io = CrashIO(ROOT)
-    log = new_log(io, segment_bytes=16 * 1024)
-    appended = 0
-    io.allocate_errors = [code] * 3
-    for _ in range(20):
-        before = log.last_revision
-        names = set(io.names(FOLDER))
-        try:
-            append(log, 2)
-            appended += 2
-        except LogFull:
-            assert log.last_revision == before
-            assert log.failed is None
-            assert set(io.names(FOLDER)) == names
-    assert not io.allocate_errors
-    assert log.last_revision == appended == 34
-    check_clean(io, appended)
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize(
-    ("count", "failing"), [(1, 0), (9, 0), (9, 1)], ids=["slot", "blocks", "second-write"]
-)
-def test_a_disk_that_fills_up_inside_a_write_leaves_nothing(code: int, count: int, failing: int) -> None:
-    io = CrashIO(ROOT)
-    log = new_log(io)
-    append(log, 2)
-    io.write_errors = [None] * failing + [code]
-    before = bytes(io.map(log.segments[-1].path))[DATA_START:]
-    with pytest.raises(LogFull):
-        append(log, count)
-    assert bytes(io.map(log.segments[-1].path))[DATA_START:] == before
-    assert isinstance(io.events[-1], FileSync)
-    check_clean(io, 2)
-    append(log, 3)
-    check_clean(io, 5)
-
-
-def test_a_full_disk_is_fatal_if_the_cleanup_fails() -> None:
-    io = CrashIO(ROOT)
-    log = new_log(io)
-    append(log, 2)
-    io.write_errors = [errno.ENOSPC, errno.ENOSPC]
-    with pytest.raises(LogFailed):
-        append(log, 2)
-    assert log.failed
-    Log.open(FOLDER, io).close()
-    check_clean(io, 2)
-
-
-def test_a_creation_that_finds_no_room_leaves_nothing() -> None:
-    io = CrashIO(ROOT)
-    io.allocate_errors = [errno.ENOSPC]
-    with pytest.raises(LogFull):
-        new_log(io)
-    assert io.names(FOLDER) == []
-    append(new_log(io), 1)
-
-
-def test_a_tail_without_room_for_its_copy_stays_as_it_is() -> None:
-    damage = Damage(marked=False)
-    data = bytearray(damage.bytes)
-    start = place_of(damage.slots[0].counter)
-    data[start : start + 64] = bytes(64)
-    damage.io.live.contents[damage.number] = data
-    damage.io.write_errors = [errno.ENOSPC]
-    with pytest.raises(LogFull):
-        Log.open(FOLDER, damage.io)
-    assert damage.io.map(damage.path) == data
-    assert not any(".broken" in n for n in damage.io.names(FOLDER))
-    assert Log.open(FOLDER, damage.io).last_revision == 12
-
-
-def check_clean(io: CrashIO, last: int) -> None:
-    log = Log.open(FOLDER, io, read_only=True)
-    assert log.last_revision == last
-    assert log.tail is None
-    assert [bytes(record.body) for record in log.read(1)] == [body_of(r) for r in range(1, last + 1)]
-
-
-def test_a_full_file_system_is_survived(small_file_system: Callable[[int], Path]) -> None:
-    """The log reports that a real disk of 4 MiB is full, and keeps its records.
-
-    It continues once the disk has room again.
-    """
-    folder = small_file_system(4 << 20)
-    ballast = folder / "ballast"
-    ballast.write_bytes(bytes(1 << 20))
-    log = new_log(folder=folder / "log", segment_bytes=256 * 1024)
-    for _ in range(200):
-        try:
-            append(log, 40)
-        except LogFull:
-            break
-    full = log.last_revision
-    assert 400 < full < 200 * 40
-    with pytest.raises(LogFull):
-        append(log, 40)
-    ballast.unlink()
-    append(log, 40)
-    log.close()
-    again = Log.open(folder / "log", read_only=True)
-    assert again.last_revision == full + 40
-    assert again.tail is None
-    assert [bytes(record.body) for record in again.read(full)] == [body_of(r) for r in range(full, full + 41)]
-
-
-@pytest.fixture
-def small_file_system(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Provide a function that mounts a tmpfs with a size in bytes.
-
-    The test is skipped where mounting is not allowed.
-    """
-    mounted: list[Path] = []
-
-    def mount(size: int) -> Path:
-        folder = tmp_path / "small"
-        folder.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
-            capture_output=True,
-            check=False,
-        )
-        if done.returncode:
-            pytest.skip(
-                f"1 full-disk test not run: no right to mount a tmpfs ({done.stderr.decode().strip()})"
-            )
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
