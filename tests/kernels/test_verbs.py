@@ -155,7 +155,8 @@ def test_every_backend_reads_what_the_reference_reads(name, dtype, k, loss, nega
     model, judge = taught(name, spec), taught("reference", spec)
     before = copy_state(model)
     with model.pin() as pin, judge.pin() as expected:
-        assert (pin.revision, pin.counts, pin.mean_state) == (3, model.published, expected.mean_state)
+        assert (pin.revision, pin.counts) == (3, model.published)
+        assert pin.state()["mean"].tolist() == expected.state()["mean"].tolist()
         assert pin.mean.tobytes() == expected.mean.tobytes()
         of_judge = gathered(judge, judge.published)
         assert unlike(gathered(model, model.published), of_judge) == []

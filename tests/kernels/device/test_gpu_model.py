@@ -265,7 +265,7 @@ def test_memory_has_a_limit() -> None:
     if SIMULATED:  # on a device the smallest piece of memory holds more rows than the spec allows
         assert not model.reserve(30, 10)
         before = copy_state(model)
-        with pytest.raises(MemoryError, match="no room"):
+        with pytest.raises(MemoryError, match="too little memory"):
             push(model, range(30), range(30), [0.0] * 30)
         assert (model.revision, model.published) == (1, (5, 5))
         assert unlike(copy_state(model), before) == []

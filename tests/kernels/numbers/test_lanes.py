@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from livefactor_kernels import reference
+from livefactor_kernels.numbers import sums
 from livefactor_kernels.numbers.lanes import (
     address_of,
     broadcast,
@@ -64,14 +64,14 @@ def test_vector_scalar_and_numpy_give_the_same_bits(memory, x, y, s) -> None:
     assert memory[2].tobytes() == expected.tobytes()
     one_by_one = np.array([scalar_formula(a, b, s) for a, b in zip(x, y, strict=True)], np.float32)
     assert one_by_one.tobytes() == expected.tobytes()
-    assert F(dot).tobytes() == reference.dot(x, y).tobytes()
+    assert F(dot).tobytes() == sums.dot(x, y).tobytes()
 
 
 def test_the_tree_adds_lane_8_4_2_1() -> None:
     # In any other order the large numbers swallow the small ones.
     x = np.ones(16, np.float32)
     x[0], x[8], x[4], x[12] = 1e8, -1e8, 3e7, -3e7
-    assert reference.dot(x, np.ones(16, np.float32)) == 12.0
+    assert sums.dot(x, np.ones(16, np.float32)) == 12.0
     memory = reserve((3, 16), np.float32)
     memory[0], memory[1] = x, 1.0
     assert vector_formula(*(address_of(row) for row in memory), F(1.0)) == 12.0

@@ -86,7 +86,7 @@ def test_a_restored_model_goes_on_like_the_first(spec: ModelSpec) -> None:
         state = first.state()["rates"].copy()
         state[adaptive.STEP] = 3.0  # far from where both began
         for model in (first, second):
-            model.load_state(model.state() | {"rates": state})
+            model.load_state(model.state() | {"rates": state, "events": np.array([105], np.uint64)})
             push_random(model, np.random.default_rng(4), 35, 25, 15)
         assert unlike(state_sections(second), state_sections(first)) == []
 

@@ -108,6 +108,7 @@ def test_a_step_is_the_gradient_of_the_objective(proposal) -> None:
     drawing = CpuModel(spec)
     drawing.load_sections(USERS, {n[6:]: v for n, v in before.items() if n.startswith("users.")}, users)
     drawing.load_sections(ITEMS, {n[6:]: v for n, v in before.items() if n.startswith("items.")}, items)
+    drawing.load_state(before | {"events": np.array([2 * users + items], np.uint64)})
     update = Update(
         3,
         np.arange(users, dtype=np.uint32),

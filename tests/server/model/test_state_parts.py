@@ -39,6 +39,7 @@ from livefactor_server.model.labels import Labels
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 HASH = st.binary(min_size=32, max_size=32)
+SALT = st.binary(min_size=16, max_size=16)
 REJECT_ROWS = st.lists(st.tuples(U32, st.integers(1, 255)), max_size=5).map(tuple)
 
 
@@ -50,7 +51,7 @@ def frozen_tables(draw: st.DrawFn) -> list[tuple[bytes, int, int, tuple[producer
         last = draw(st.integers(0, 100))
         ring = tuple(
             producers.Outcome(
-                sequence, draw(U64), draw(U32), draw(U32), draw(REJECT_ROWS), draw(HASH), draw(HASH)
+                sequence, draw(U64), draw(U32), draw(U32), draw(REJECT_ROWS), draw(SALT), draw(HASH)
             )
             for sequence in range(max(1, last - draw(st.integers(0, 5))), last + 1)
         )
