@@ -17,7 +17,7 @@ from load import MODEL, Findings, Follower, Load, create_model, described
 from loop_disk import LoopFileSystem
 from server_process import Server, WarmStart
 
-CUTS = 20
+CUTS = 10
 CUTS_LONG = 200
 SEED = 20_261_125
 DISK_BYTES = 256 << 20
@@ -91,7 +91,7 @@ def cut_often(disk: LoopFileSystem, warm: WarmStart, tmp_path: Path, cuts: int) 
     assert cutting.findings.acked > 10 * cuts
 
 
-def test_nothing_acknowledged_is_lost_by_20_power_cuts(
+def test_nothing_acknowledged_is_lost_by_10_power_cuts(
     disk: LoopFileSystem, warm: WarmStart, tmp_path: Path
 ) -> None:
     cut_often(disk, warm, tmp_path, CUTS)
