@@ -22,7 +22,7 @@ from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, al
 from livefactor_server.log.errors import LogFailed, LogFull, LogMissing
 from livefactor_server.log.format import align
 from livefactor_server.log.segments import zero_range
-from livefactor_server.log.tail import Slot, pack_slot, place_of
+from livefactor_server.log.tail import Slot, write_slot
 from livefactor_server.log.walk import Cursor, Segment, StreamEnd, Tail, Walk, list_segments, start_cursor
 
 INDEX_BYTES = 1 << 20
@@ -109,7 +109,8 @@ def trim_tail(io: FileIO, contents: Contents) -> None:
         fd = io.open(last.path)
         try:
             io.fdatasync(fd)
-            write_slot(io, fd, slot)
+            write_slot(io, fd, slot, memoryview(aligned_buffer(BLOCK_BYTES)))
+            io.fdatasync(fd)
             if tail is not None and tail.end > tail.start:
                 zero_range(io, fd, end.base, align(tail.end, BLOCK_BYTES))
             io.fdatasync(fd)
@@ -122,14 +123,6 @@ def trim_tail(io: FileIO, contents: Contents) -> None:
         raise LogFailed(f"the unsynced tail of {last.path} could not be removed: {error}") from error
     contents.end = end._replace(counter=end.counter + 1)
     contents.tail = None
-
-
-def write_slot(io: FileIO, fd: int, slot: Slot) -> None:
-    """Writes one tail slot and syncs it. Raises OSError."""
-    block = memoryview(aligned_buffer(BLOCK_BYTES))
-    pack_slot(block, slot)
-    write_all(io, fd, block, place_of(slot.counter))
-    io.fdatasync(fd)
 
 
 def _keep_copy(io: FileIO, tail: Tail) -> None:

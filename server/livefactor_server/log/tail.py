@@ -29,7 +29,7 @@ import struct
 from typing import NamedTuple
 
 from livefactor_server.log.crc32c import crc32c
-from livefactor_server.log.disk import BLOCK_BYTES
+from livefactor_server.log.disk import BLOCK_BYTES, FileIO, write_all
 from livefactor_server.log.format import DATA_START
 
 TAIL_MAGIC = b"lvf-tail"
@@ -77,6 +77,15 @@ def pack_slot(buffer: memoryview, slot: Slot) -> None:
     )
     body = fields + slot.content.ljust(CONTENT_BYTES_MAX, b"\0")
     buffer[:BLOCK_BYTES] = TAIL_MAGIC + _CHECKSUM.pack(crc32c(body)) + body
+
+
+def write_slot(io: FileIO, fd: int, slot: Slot, buffer: memoryview) -> None:
+    """Writes one tail slot through `buffer`, BLOCK_BYTES of page-aligned memory.
+
+    The next sync makes it durable. Raises OSError.
+    """
+    pack_slot(buffer, slot)
+    write_all(io, fd, buffer[:BLOCK_BYTES], place_of(slot.counter))
 
 
 def read_slots(view: memoryview) -> list[Slot]:

@@ -307,9 +307,10 @@ class Walk:
                 break
         end = chosen.end if chosen is not None else start
         bad = first_bad if chosen is None else None
-        self._refuse_damage(segment, view, end, bad, slots)
+        last = nonzero_end(view, end)
+        self._refuse_damage(segment, view, end, last, bad, slots)
         self.end = _stream_end(view, end, chosen, slots)
-        self.tail = self._find_tail(segment, view, end, bad, slots)
+        self.tail = _find_tail(segment, view, end, last, bad, slots)
 
     def _is_ours(self, slot: Slot) -> bool:
         return not self.cursor.begun or slot.log_id == self.cursor.log_id
@@ -327,7 +328,7 @@ class Walk:
         return None
 
     def _refuse_damage(
-        self, segment: Segment, view: memoryview, end: int, bad: BadGroup | None, slots: list[Slot]
+        self, segment: Segment, view: memoryview, end: int, last: int, bad: BadGroup | None, slots: list[Slot]
     ) -> None:
         """Raises LogDamaged if anything proves that synced bytes followed the end of the stream."""
         found = bad or BadGroup(end, "the stream ends here")
@@ -337,24 +338,12 @@ class Walk:
             reason = f"{found.reason}, but a tail slot shows that it was synced"
             raise LogDamaged(segment.path, found.offset, reason)
         later = None
-        if nonzero_end(view, end) > end:
+        if last > end:
             later = find_later_group(view, end, self.cursor, segment.path)
         if later is not None:
             what = f"revision {later.revision} at byte {later.place}"
             reason = f"{found.reason}, but {what} was written after it was synced"
             raise LogDamaged(segment.path, found.offset, reason)
-
-    def _find_tail(
-        self, segment: Segment, view: memoryview, end: int, bad: BadGroup | None, slots: list[Slot]
-    ) -> Tail | None:
-        last = nonzero_end(view, end)
-        unusable = _unusable_slot(view, end, slots)
-        if last == end and unusable is None:
-            return None
-        reason = bad.reason if bad is not None else "a tail slot is incomplete"
-        if bad is None and last > end:
-            reason = "zeros where a group should start"
-        return Tail(segment.path, end, last, reason, unusable)
 
     def _check_file(self, index: int, view: memoryview, offset: int) -> None:
         segment = self.segments[index]
@@ -395,6 +384,19 @@ def _stream_end(view: memoryview, end: int, chosen: Slot | None, slots: list[Slo
     if holder is not None and place_of(counter) == place_of(holder.counter):
         counter += 1
     return StreamEnd(base, content, counter)
+
+
+def _find_tail(
+    segment: Segment, view: memoryview, end: int, last: int, bad: BadGroup | None, slots: list[Slot]
+) -> Tail | None:
+    """What an interrupted write left behind the stream. All bytes from `last` on are zero."""
+    unusable = _unusable_slot(view, end, slots)
+    if last == end and unusable is None:
+        return None
+    reason = bad.reason if bad is not None else "a tail slot is incomplete"
+    if bad is None and last > end:
+        reason = "zeros where a group should start"
+    return Tail(segment.path, end, last, reason, unusable)
 
 
 def _unusable_slot(view: memoryview, end: int, slots: list[Slot]) -> int | None:

@@ -12,9 +12,9 @@ from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, wr
 from livefactor_server.log.errors import LogFailed, LogFull
 from livefactor_server.log.format import DATA_START, GROUP_ALIGN, align
 from livefactor_server.log.packing import GroupBuffer, PackedGroup, Stamp, lay_out
-from livefactor_server.log.recovery import Contents, write_slot
+from livefactor_server.log.recovery import Contents
 from livefactor_server.log.segments import Preallocator, zero_range
-from livefactor_server.log.tail import CONTENT_BYTES_MAX, SLOTS, Slot, pack_slot, place_of
+from livefactor_server.log.tail import CONTENT_BYTES_MAX, SLOTS, Slot, write_slot
 from livefactor_server.log.walk import Segment, StreamEnd, segment_name
 
 FIRST_SEGMENT_BYTES_MAX = 8 << 20
@@ -135,7 +135,8 @@ class StreamWriter:
             made = Segment(path, first, self._io.size(path))
             end = StreamEnd(DATA_START, b"", 1)
             for _ in range(SLOTS):
-                write_slot(self._io, fd, self._slot(end, made, DATA_START))
+                write_slot(self._io, fd, self._slot(end, made, DATA_START), self._slot_buffer)
+                self._io.fdatasync(fd)
                 end = end._replace(counter=end.counter + 1)
         except (LogFailed, OSError) as error:
             self.failed = str(error)
@@ -202,8 +203,7 @@ class StreamWriter:
 
     def _write_slot(self, end: StreamEnd, synced: int) -> None:
         """Writes a tail slot. The next sync makes it durable. Raises OSError."""
-        pack_slot(self._slot_buffer, self._slot(end, self.segments[-1], synced))
-        write_all(self._io, self._fd, self._slot_buffer, place_of(end.counter))
+        write_slot(self._io, self._fd, self._slot(end, self.segments[-1], synced), self._slot_buffer)
         self.end = self.end._replace(counter=end.counter + 1)
 
     def _sync(self) -> None:
