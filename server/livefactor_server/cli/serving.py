@@ -23,6 +23,7 @@ from livefactor_server.hosting import host as hosting
 from livefactor_server.log.store import LogError
 from livefactor_server.rpc import server
 from livefactor_server.snapshots.replay import ReplayError
+from livefactor_server.text import PlainFormatter
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
@@ -44,9 +45,9 @@ logger = logging.getLogger("livefactor_server")
 
 def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     """Serves until SIGTERM or SIGINT, then drains. Returns the exit code."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
-    )
+    lines = logging.StreamHandler()
+    lines.setFormatter(PlainFormatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[lines])
     if settings.host not in LOOPBACK and not settings.allow_remote:
         complain(f"{settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote")
         return 2
