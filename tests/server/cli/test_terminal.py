@@ -110,6 +110,7 @@ def _description() -> models_pb2.ModelDescription:
     return models_pb2.ModelDescription(
         model=HOSTILE,
         position=position,
+        spec=models_pb2.ModelSpec(k=4),
         backend=HOSTILE,
         judgement=judging_pb2.Judgement(judged_events=1, events=[event], figures=[figure]),
         hold=judging_pb2.Hold(reason=HOSTILE, snapshot_id=HOSTILE),
@@ -130,7 +131,9 @@ _ANSWERS = {
             item_known=[True],
             labels=[HOSTILE],
         ),
-        "ListModels": models_pb2.ListModelsResponse(models=[_description()]),
+        "ListModels": models_pb2.ListModelsResponse(
+            models=[_description(), models_pb2.ModelDescription(model=HOSTILE, fault=HOSTILE)]
+        ),
         "DescribeModel": models_pb2.DescribeModelResponse(description=_description()),
         "ReleaseHold": models_pb2.ReleaseHoldResponse(description=_description()),
         "ListSnapshots": snapshots_pb2.ListSnapshotsResponse(snapshots=[_INFO]),
