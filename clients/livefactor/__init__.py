@@ -33,6 +33,7 @@ from livefactor.errors import (
     Unavailable,
     UnexpectedStatus,
     Unimplemented,
+    UnknownSpec,
 )
 from livefactor.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
 from livefactor.local import Local, local
@@ -42,7 +43,8 @@ from livefactor.pushing.batching import Ack, BatchSettings, Receipt, RowReject
 from livefactor.pushing.producer import Producer
 from livefactor.pushing.sending import ProducerStatus
 from livefactor.scorer import Recommendations, Scorer, Scores, UserAnswer
-from livefactor.snapshots.files import LoadedSnapshot, Verification, load, verify
+from livefactor.snapshots.files import Verification, load, verify
+from livefactor.snapshots.loaded import LoadedSnapshot
 from livefactor.wire.keys import key_of, keys_of
 
 __version__ = "0.1.0"
@@ -87,6 +89,7 @@ __all__ = [
     "Unavailable",
     "UnexpectedStatus",
     "Unimplemented",
+    "UnknownSpec",
     "UserAnswer",
     "Verification",
     "__version__",

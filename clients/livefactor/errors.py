@@ -17,6 +17,7 @@
     ├── ProducerClosed           the producer was closed before the call
     ├── ColumnError              (ValueError) columns do not match, or a message does not parse
     ├── SnapshotInvalid          (ValueError) the snapshot does not verify
+    ├── UnknownSpec              (ValueError) the spec has a part that this version does not know
     └── ServerMissing            (ImportError) the server extra is not installed
 
 The errors down to UnexpectedStatus stand for statuses of a server. The set of statuses is closed
@@ -121,6 +122,13 @@ class SnapshotInvalid(LivefactorError, ValueError):
         self.tensor = tensor
         self.block = block
         self.reason = reason
+
+
+class UnknownSpec(LivefactorError, ValueError):
+    """The model's spec has a part that this version of the package does not know.
+
+    The text names the part. A newer version can compute what was asked for.
+    """
 
 
 class ServerMissing(LivefactorError, ImportError):
