@@ -12,6 +12,7 @@ fetches and verifies snapshots. `Models` creates and deletes models. `load` read
 into NumPy arrays. `local()` runs a server in this process. `livefactor.errors` lists every error.
 """
 
+from livefactor.answers import Recommendations, Scores, UserAnswer
 from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
 from livefactor.channel import open_channel
 from livefactor.errors import (
@@ -42,7 +43,7 @@ from livefactor.position import Position
 from livefactor.pushing.batching import Ack, BatchSettings, Receipt, RowReject
 from livefactor.pushing.producer import Producer
 from livefactor.pushing.sending import ProducerStatus
-from livefactor.scorer import Recommendations, Scorer, Scores, UserAnswer
+from livefactor.scorer import Scorer
 from livefactor.snapshots.files import Verification, load, verify
 from livefactor.snapshots.loaded import LoadedSnapshot
 from livefactor.wire.keys import key_of, keys_of

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
+from livefactor.answers import Answers
 from livefactor.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -23,7 +24,7 @@ from livefactor.errors import (
 from livefactor.position import Position
 from livefactor.pushing.batching import BatchSettings
 from livefactor.pushing.producer import Producer
-from livefactor.scorer import Answers, Scorer
+from livefactor.scorer import Scorer
 from load import MODEL, create_model
 from server_process import Server, wait_until
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from livefactor.channel import MESSAGE_BYTES_MAX
 from livefactor.errors import DeadlineExceeded, LivefactorError
 from livefactor.position import Position, position_of
 from livefactor.v1 import updates_pb2
@@ -42,6 +41,7 @@ from livefactor.wire.columns import (
     join,
     parts_size,
 )
+from livefactor.wire.limits import MESSAGE_BYTES_MAX
 
 PREFIX_BYTES_MAX = 1024
 """Upper bound, in bytes, on the rest of a request: model name, producer id, tags and lengths."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 import shutil
 import threading
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TextIO
 
 from livefactor.errors import SnapshotInvalid
+from livefactor.wire.limits import MODEL_NAME
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
 from livefactor_server.engine.engine import Engine, EngineSettings
@@ -48,7 +48,6 @@ from livefactor_server.statuses import (
 
 DEFAULT_MODEL = "default"
 MODELS_MAX = 64
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +271,7 @@ class Hosting:
         return self._add(name, fill)
 
     def _add(self, name: str, fill: Callable[[Path], None]) -> Hosted:
-        if not _NAME.fullmatch(name):
+        if not MODEL_NAME.fullmatch(name):
             raise invalid("model: a name has 1 to 64 of the characters a-z 0-9 _ - and begins with a letter")
         with self._lock:
             if name in self._models:

@@ -15,8 +15,6 @@ from typing import NamedTuple
 RING = 64
 """Outcomes per producer, and the maximum number of its batches in flight."""
 
-ID_BYTES_MAX = 64
-
 
 class Outcome(NamedTuple):
     """The answer to an applied batch.
