@@ -15,6 +15,7 @@
     ├── BufferFull               (TimeoutError) the buffer had no room in time
     ├── FlushTimeout             (TimeoutError) some rows were not acknowledged in time
     ├── ProducerClosed           the producer was closed before the call
+    ├── ForkError                another process made the producer
     ├── ColumnError              (ValueError) columns do not match, or a message does not parse
     ├── SnapshotInvalid          (ValueError) the snapshot does not verify
     ├── UnknownSpec              (ValueError) the spec has a part that this version does not know
@@ -98,6 +99,13 @@ class FlushTimeout(LivefactorError, TimeoutError):
 
 class ProducerClosed(LivefactorError):
     """The producer was closed before the call."""
+
+
+class ForkError(LivefactorError):
+    """Another process made the producer: its threads do not live on in a forked child.
+
+    Make another producer there, with a producer id of its own.
+    """
 
 
 class ColumnError(LivefactorError, ValueError):
