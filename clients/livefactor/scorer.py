@@ -32,8 +32,8 @@ class Scorer:
     and all scores of a call are of one revision. A larger request is divided into several calls,
     one after another; their revisions never go back, and `Answers.revisions` names each user's.
     While the server has no free slot, is starting or is draining, a call is tried again until its
-    deadline. A Scorer works in a forked child, unless another thread was inside gRPC at the fork: so
-    fork before you make a Producer.
+    deadline. A Scorer works in a forked child, unless another thread was inside gRPC at the fork:
+    so fork before you make a Producer.
 
     target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: the key for
     string ids (keys.py) that the producers use. deadline_s: the deadline of calls that name none,
