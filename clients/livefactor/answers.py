@@ -21,7 +21,9 @@ class UserAnswer:
     user_id: as it was given. known: whether the model knows the user; if not, the mean and the item
     biases alone give the scores. item_ids: m ids as they were given, see `Answers`. scores:
     float32[m]. item_known: bool[m]. labels: m str if they were asked for, else empty. revision:
-    every score is of exactly this revision.
+    every score is of exactly this revision. seen_truncated: True if `exclude_seen` was asked for
+    and the user has had more events than the model remembers, so that the items may be among those
+    that the user has had.
     """
 
     user_id: int | str
@@ -31,6 +33,7 @@ class UserAnswer:
     item_known: npt.NDArray[np.bool_]
     labels: Sequence[str]
     revision: int
+    seen_truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -39,8 +42,9 @@ class UserAnswer:
         items = zip(self.item_ids.tolist()[:_SHOWN], self.scores[:_SHOWN].tolist(), strict=True)
         shown = [f"{item!r}: {score:.4g}" for item, score in items]
         more = [f"... {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
-        unknown = "" if self.known else ", unknown"
-        return f"UserAnswer({self.user_id!r}{unknown}, {{{', '.join(shown + more)}}})"
+        flags = "" if self.known else ", unknown"
+        flags += ", seen_truncated" if self.seen_truncated else ""
+        return f"UserAnswer({self.user_id!r}{flags}, {{{', '.join(shown + more)}}})"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -55,7 +59,9 @@ class Answers:
     An id that was pushed as a string and has no label comes back as its 64-bit key. scores:
     float32[m]. offsets: uint32[n + 1]; user u's items are [offsets[u] .. offsets[u + 1]).
     user_known: bool[n]. item_known: bool[m]. labels: m str if they were asked for, else empty.
-    item_keys: uint64[m], the 64-bit keys that the model knows the items by.
+    item_keys: uint64[m], the 64-bit keys that the model knows the items by. seen_truncated:
+    bool[n], for which users `exclude_seen` may have left items in that they have had, because they
+    have had more events than the model remembers; empty without `exclude_seen`.
     """
 
     position: Position
@@ -68,6 +74,7 @@ class Answers:
     labels: Sequence[str]
     item_keys: npt.NDArray[np.uint64] = field(repr=False)
     revisions: npt.NDArray[np.uint64] = field(repr=False)
+    seen_truncated: npt.NDArray[np.bool_] = field(repr=False, default_factory=lambda: np.empty(0, np.bool_))
 
     def __len__(self) -> int:
         return len(self.user_known)
@@ -85,6 +92,7 @@ class Answers:
             self.item_known[rows],
             self.labels[rows],
             int(self.revisions[user]),
+            bool(self.seen_truncated[user : user + 1].any()),
         )
 
     def __iter__(self) -> Iterator[UserAnswer]:

@@ -203,5 +203,6 @@ def _joined(answers: Sequence[ScoreColumns]) -> Joined:
         user_known=np.concatenate([answer.user_known for answer in answers]),
         item_known=np.concatenate([answer.item_known for answer in answers]),
         labels=[label for answer in answers for label in answer.labels],
+        seen_truncated=np.concatenate([answer.seen_truncated for answer in answers]),
     )
     return Joined(position, columns, revisions)

@@ -121,10 +121,10 @@ class Scorer:
 
         users: one id or n. exclude: ids to leave out, one list for all users or n lists; unknown
         ids have no effect. exclude_seen: leave out what a user has had, as far as the model
-        remembers it (spec: history). include_unavailable: also rank items that are marked
-        unavailable. with_labels: ask for the items' labels, which also give string ids back;
-        without them `item_ids` holds 64-bit keys. The other arguments and the errors are those of
-        `score`.
+        remembers it (spec: history); `seen_truncated` of the answer tells where that is not all.
+        include_unavailable: also rank items that are marked unavailable. with_labels: ask for the
+        items' labels, which also give string ids back; without them `item_ids` holds 64-bit keys.
+        The other arguments and the errors are those of `score`.
         """
         keys = as_keys("users", users, self._hash)
         options = {
@@ -172,7 +172,8 @@ class Scorer:
 def _fields(joined: Joined, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:
     answer = joined.columns
     columns = (answer.scores, answer.offsets, answer.user_known, answer.item_known)
-    return (joined.position, user_ids, item_ids, *columns, answer.labels, answer.item_ids, joined.revisions)
+    extra = (answer.item_ids, joined.revisions, answer.seen_truncated)
+    return (joined.position, user_ids, item_ids, *columns, answer.labels, *extra)
 
 
 def _named(keys: npt.NDArray[np.uint64], labels: Sequence[str], hash_texts: HashTexts) -> npt.NDArray[Any]:
