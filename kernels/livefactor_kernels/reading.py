@@ -32,15 +32,16 @@ import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.history.cpu import Ring
+from livefactor_kernels.mixing.cpu import CpuArithmetic
+from livefactor_kernels.mixing.experts import Panel, Remembered
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.scoring.cpu import score_candidates
-from livefactor_kernels.solve import GRAM, SolveRates
+from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.cpu import Scratch, Side, livefactor_fold_kernel
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 
-FOLD_SWEEPS = np.uint64(32)
 _USER_SECTIONS = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits")
 _F0 = np.float32(0.0)
 
@@ -74,6 +75,7 @@ class Events(NamedTuple):
         values: float32[n].
         weights: present weights for fold-in, float32[n].
         repeats: present weights for repeats of their own items, float32[n].
+        ages: visits since each event, int64[n].
         had: the item rows that the user had, as far as they are known; uint32[m], ascending.
         truncated: whether the user had further events, which are forgotten.
     """
@@ -82,6 +84,7 @@ class Events(NamedTuple):
     values: np.ndarray
     weights: np.ndarray
     repeats: np.ndarray
+    ages: np.ndarray
     had: np.ndarray
     truncated: bool
 
@@ -191,6 +194,7 @@ class PersonReader:
         self._decay = decays(spec.history.half_life)
         self._repeat_decay = decays(spec.counts.half_life if spec.counts.repeat else 0.0)
         self._memory = threading.local()
+        self._panel = Panel(spec, CpuArithmetic(spec)) if spec.mix.learning_rate else None
 
     def read(self, source: Source, user_rows: np.ndarray, item_count: int,
              own: list[Events | None] | None = None) -> Persons:  # fmt: skip
@@ -205,6 +209,17 @@ class PersonReader:
         events = self._events(source, user_rows)
         if own is not None:
             events = [given if given is not None else kept for given, kept in zip(own, events, strict=True)]
+        truncated = np.array([each.truncated for each in events], bool)
+        if self._panel is not None:
+            mixed = [
+                self._panel.of(source, user_rows[n : n + 1], Remembered(each.rows, each.values, each.weights, each.ages),
+                               item_count).combined()
+                for n, each in enumerate(events)
+            ]  # fmt: skip
+            for n, (row, shift, _) in enumerate(mixed):
+                factors[n], bias[n] = row, shift
+            followers = [(gains.rows, gains.gains) for _, _, gains in mixed]
+            return Persons(factors, bias, [each.had for each in events], truncated, followers)
         if self._spec.rule == Rule.SOLVE:
             self._fold(source, factors, bias, events, item_count)
         counts = self._spec.counts
@@ -212,7 +227,6 @@ class PersonReader:
         if counts.repeat:
             followers = followers or [_NOTHING_GAINED] * len(events)
             followers = [self._repeated(*pair) for pair in zip(events, followers, strict=True)]
-        truncated = np.array([each.truncated for each in events], bool)
         return Persons(factors, bias, [each.had for each in events], truncated, followers)
 
     def given(self, rows: np.ndarray) -> Events:
@@ -225,7 +239,7 @@ class PersonReader:
         rows = rows[-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
         values = np.ones(len(rows), np.float32)
-        return Events(rows, values, self._decay[ages], self._repeat_decay[ages], had, False)
+        return Events(rows, values, self._decay[ages], self._repeat_decay[ages], ages, had, False)
 
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
@@ -247,6 +261,7 @@ class PersonReader:
             values,
             weights * self._decay[ages],
             liked * self._repeat_decay[ages],
+            ages,
             np.unique(rows),
             count > length,
         )
@@ -259,7 +274,10 @@ class PersonReader:
         gram = source.state()[GRAM].reshape(2, k + 1, k + 1)
         if not any(len(each.rows) for each in events) and not gram[USERS, k, k]:
             return
-        scratch.everywhere[:k, :k] = (self._rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
+        rates = self._rates
+        if self._spec.solve.unobserved_density:
+            rates = rates._replace(unobserved=np.float32(source.state()[UNOBSERVED][0]))
+        scratch.everywhere[:k, :k] = (rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
         users = Side(factors, bias, _NO_RING)
         for n, each in enumerate(events):
             if not len(each.rows):
@@ -271,7 +289,7 @@ class PersonReader:
             places = np.arange(len(each.rows), dtype=np.uint32)
             livefactor_fold_kernel(
                 users, np.uint64(n), items, np.uint64(len(places)), places, each.values, each.weights, source.mean,
-                np.float32(item_count), scratch, FOLD_SWEEPS, self._rates,
+                np.float32(item_count), scratch, FOLD_SWEEPS, rates,
             )  # fmt: skip
             factors[n] = scratch.x[: factors.shape[1]]
             if self._rates.has_bias:

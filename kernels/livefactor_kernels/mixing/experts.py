@@ -132,7 +132,9 @@ class Experts(NamedTuple):
             if expert < FOLDS:
                 row += (scaled[expert] / unit) * self.folds[expert]
         rows = np.union1d(self.counts.rows, self.repeats.rows).astype(np.uint32)
-        gains = (scaled[COUNTS] / unit) * self.counts.at(rows) + (scaled[REPEATS] / unit) * self.repeats.at(rows)
+        gains = (scaled[COUNTS] / unit) * self.counts.at(rows) + (scaled[REPEATS] / unit) * self.repeats.at(
+            rows
+        )
         return row.astype(np.float32), np.float32(shift), Gains(rows, gains.astype(np.float32))
 
 
@@ -161,7 +163,12 @@ class Panel:
         return Experts(folds, counts, repeats, found, len(events.rows), weights_of(mix, len(events.rows)))
 
     def _folds(
-        self, source: Source, user_row: np.ndarray, events: Remembered, state: dict[str, np.ndarray], items: int
+        self,
+        source: Source,
+        user_row: np.ndarray,
+        events: Remembered,
+        state: dict[str, np.ndarray],
+        items: int,
     ) -> np.ndarray:
         k = self._spec.k
         users, gram = state[GRAM].reshape(2, k + 1, k + 1)

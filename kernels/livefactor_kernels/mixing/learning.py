@@ -35,7 +35,9 @@ _PERSON = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_coun
 class LearningArithmetic(Arithmetic, Protocol):
     """The further parts of the semantics that a backend computes for learning."""
 
-    def draws(self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int) -> np.ndarray:
+    def draws(
+        self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int
+    ) -> np.ndarray:
         """draw(event, first + j, count) for j below `size`, int64[size]."""
         ...
 

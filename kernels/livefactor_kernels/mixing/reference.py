@@ -8,7 +8,7 @@ from livefactor_kernels.mixing import DECAY, EXPERTS, POPULARITY, POPULARITY_MIN
 from livefactor_kernels.mixing.experts import Remembered
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.random import draw_below
-from livefactor_kernels.solve import SolveRates
+from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
 from livefactor_kernels.solve.reference import fold
 from livefactor_kernels.spec.model import ModelSpec
 
@@ -29,7 +29,9 @@ class ReferenceArithmetic:
         weights = events.weights * decay[events.ages]
         bias = np.zeros(len(y), np.float32)
         row = np.zeros_like(x)
-        row[:k] = fold(rates, _F0, x[:k], _F0, y[:, :k], bias, events.values, weights, everywhere, items, FOLD_SWEEPS)
+        row[:k] = fold(
+            rates, _F0, x[:k], _F0, y[:, :k], bias, events.values, weights, everywhere, items, FOLD_SWEEPS
+        )
         return row
 
     def gains(self, lists: dict[str, np.ndarray], weights: np.ndarray, rows: np.ndarray,
@@ -66,7 +68,9 @@ class ReferenceArithmetic:
             squares += gain * gain
         return float(total), float(squares)
 
-    def draws(self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int) -> np.ndarray:
+    def draws(
+        self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int
+    ) -> np.ndarray:
         """See `learning.LearningArithmetic.draws`."""
         draws = np.arange(first, first + size, dtype=np.uint64)
         numbers = np.uint64(revision), np.uint64(event), draws, np.uint64(count)
