@@ -4,11 +4,9 @@ clear errors.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -430,55 +428,6 @@ def test_waiting_for_a_result_ends_in_time(fake: FakeServer, make: Callable[...,
     with pytest.raises(DeadlineExceeded):
         receipt.exception(0.01)
     assert not receipt.done()
-
-
-def test_a_receipt_is_a_future(fake: FakeServer, make: Callable[..., Producer]) -> None:
-    fake.gate.clear()
-    producer = make(batch=EACH)
-    first, second = producer.push([1], [1]), producer.push(["ann"], ["lamp"])
-    called: list[Any] = []
-    for receipt in (first, second):
-        receipt.add_done_callback(called.append)
-    assert not called and first.running() and not first.cancel() and not first.cancelled()
-    both = {first, second}
-    assert futures.wait(both, 0.01).not_done == both
-
-    async def awaited() -> list[int]:
-        waiting = [asyncio.wrap_future(receipt) for receipt in (second, first)]
-        fake.gate.set()
-        return [ack.accepted for ack in await asyncio.gather(*waiting)]
-
-    assert asyncio.run(asyncio.wait_for(awaited(), WAIT_S)) == [1, 1]
-    assert futures.wait(both, WAIT_S).done == both == set(futures.as_completed(both, WAIT_S))
-    # A callback that comes late is called at once, and each one once.
-    first.add_done_callback(called.append)
-    assert called == [first, second, first] and not first.running()
-    nothing = producer.push([], [])
-    nothing.add_done_callback(called.append)
-    assert called[3:] == [nothing]
-
-
-def test_a_receipt_that_fails_tells_its_callbacks(
-    fake: FakeServer, make: Callable[..., Producer], caplog: pytest.LogCaptureFixture
-) -> None:
-    fake.gate.clear()
-    producer = make(batch=BY_COUNT)
-    sent, pending = producer.push([1] * 100, [1] * 100), producer.push([2], [2])
-    called: list[Any] = []
-    for receipt in (sent, pending):
-        receipt.add_done_callback(lambda _: 1 / 0)
-        receipt.add_done_callback(called.append)
-    with pytest.raises(FlushTimeout):
-        producer.close(0.05)
-    assert set(called) == {sent, pending} == futures.wait(called, WAIT_S, "FIRST_EXCEPTION").done
-    assert isinstance(sent.exception(0), ProducerClosed)
-    assert "a callback of a receipt failed" in caplog.text
-
-    async def awaited() -> None:
-        await asyncio.wrap_future(pending)
-
-    with pytest.raises(ProducerClosed):
-        asyncio.run(awaited())
 
 
 def test_a_failing_callback_does_not_stop_the_stream(
