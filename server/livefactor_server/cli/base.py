@@ -174,7 +174,8 @@ def table(*columns: str) -> Table:
 def progress(*columns: Any) -> Any:
     """A progress bar (`rich.progress.Progress`) on standard error, which disappears at its end.
 
-    `columns` follow the description, the bar and the percentage.
+    `columns` follow the description, the bar and the percentage. If standard error is not a
+    terminal, the bar prints nothing.
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -184,7 +185,8 @@ def progress(*columns: Any) -> Any:
         TaskProgressColumn(show_speed=False),
         *columns,
     )
-    return Progress(*shown, console=console(err=True), transient=True)
+    screen = console(err=True)
+    return Progress(*shown, console=screen, transient=True, disable=not screen.is_terminal)
 
 
 def rate(events_per_s: float | None) -> str:
