@@ -15,6 +15,9 @@ from livefactor.v1 import models_pb2
 
 _SERVICE = "/livefactor.v1.ModelService/"
 _READS = frozenset({"DescribeModel", "ListModels"})
+NAME_CHARACTERS_MAX = 64
+"""Characters of a model's name. No longer name exists, so errors quote no more."""
+
 LONG_DEADLINE_S = 600.0
 """Deadline, in seconds, of calls that may read or write a whole model: create, root hash, delete,
 restore.
@@ -150,7 +153,7 @@ class Models:
         return f"Models({self._connection.target!r})"
 
     def _call(self, method: str, request: Any, name: str, deadline_s: float) -> bytes:
-        doing = f"model {name!r}" if name else "models"
+        doing = f"model {name[:NAME_CHARACTERS_MAX]!r}" if name else "models"
         attempts = READ_ATTEMPTS if method in _READS else 1
         return self._connection.unary(
             _SERVICE + method, request.SerializeToString(), deadline_s, doing, attempts
