@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -48,6 +49,34 @@ def test_two_threads_learn_what_one_learns(spec, monkeypatch) -> None:
     for turn in range(20):
         push_lists(judge, rngs[1], 1 + 37 * turn)
     assert differences(two, judge) == []
+
+
+@pytest.mark.parametrize("role", [softmax_cpu.FIRST, softmax_cpu.SECOND])
+def test_a_thread_that_fails_does_not_leave_the_other_one_waiting(role, monkeypatch) -> None:
+    monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1)
+    monkeypatch.setattr(softmax_cpu, "processors", lambda: 2)
+    model = CpuModel(softmax_spec(UNIFORM, micro_batch=8))
+    push(model, range(8), range(8))
+    kernel, errors = model._rule._kernel, []
+
+    def fail(thread, *arguments) -> None:
+        if thread == role:
+            raise MemoryError("no memory")
+        kernel(thread, *arguments)
+
+    def learn() -> None:
+        try:
+            push(model, range(8), range(8))
+        except MemoryError as error:
+            errors.append(str(error))
+
+    monkeypatch.setattr(model._rule, "_kernel", fail)
+    # A kernel that waits holds no lock of Python, and no signal ends it: only a thread of its own
+    # can be left behind.
+    learning = threading.Thread(target=learn, daemon=True)
+    learning.start()
+    learning.join(20)
+    assert not learning.is_alive() and errors == ["no memory"]
 
 
 def test_a_group_is_what_a_micro_batch_of_that_size_is_told_from() -> None:
