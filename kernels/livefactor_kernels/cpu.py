@@ -137,8 +137,8 @@ class CpuModel:
     def _learn(self, updates: Sequence[Update]) -> None:
         rows, update = self._rule.prepare(updates), joined(updates)
         if self.pins.active:
-            followed = () if self._recorder is None else (self._recorder.followed(update),)
-            self.pins.protect(update, rows, *followed)
+            recent = () if self._recorder is None else (self._recorder.recent_items(update),)
+            self.pins.protect(update, rows, *recent)
         self._rule.learn(update)
         if self._recorder is not None and not self._rule.records:
             self._recorder.record(update, 0, update.fresh)

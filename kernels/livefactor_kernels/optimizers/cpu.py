@@ -247,7 +247,7 @@ def step_plain_factors(rows: Any, block: Any, x: Any, g: Any, adagrad: Any, rate
         store_factors(rows.factors, offset, stepped, column, word)
         store16(rows.factor_g, first, offset)
     else:
-        store_factors(rows.factors, offset, sgd_formula.stepped(x, g, rates.rate, rates), column, word)
+        store_factors(rows.factors, offset, sgd_formula.descend(x, g, rates.rate, rates), column, word)
 
 
 @inlined
@@ -260,4 +260,4 @@ def step_plain_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: An
         store1(rows.bias, adagrad_formula.step(x, g, first, total, shared, rates), offset)
         store1(rows.bias_g, first, offset)
     else:
-        store1(rows.bias, sgd_formula.stepped(x, g, rates.bias_rate, rates), offset)
+        store1(rows.bias, sgd_formula.descend(x, g, rates.bias_rate, rates), offset)

@@ -20,7 +20,7 @@ from livefactor_kernels.optimizers.formula import F1, Element, Formula, Shared, 
 
 @inlined
 def step_row(first: Any, second: Any, squares: Any, rates: Any) -> Any:
-    """As `step_row` of `formula`; `first` is G."""
+    """See `step_row` in `formula`. `first` is G."""
     total = first + squares / rates.k
     of_factors = Shared(rates.rate, F1, total, F1)
     return clamp(total, rates.g_max), second, of_factors, Shared(rates.bias_rate, F1, F1, F1)
@@ -28,7 +28,7 @@ def step_row(first: Any, second: Any, squares: Any, rates: Any) -> Any:
 
 @inlined
 def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
-    """As `step` of `formula`; it divides by the G of the row."""
+    """See `step` in `formula`. It divides by the G of the row."""
     return adagrad.step(x, g, first, shared.total, shared, rates)
 
 

@@ -177,7 +177,7 @@ def test_persons_are_those_of_the_reference(spec) -> None:
         for source, wanted in ((pin, expected), (model, judge)):
             persons, others = (reader.read(each, rows, model.published[ITEMS]) for each in (source, wanted))
             assert persons.factors.tobytes() == others.factors.tobytes()
-            assert [part.tolist() for part in persons.had] == [part.tolist() for part in others.had]
+            assert [part.tolist() for part in persons.items] == [part.tolist() for part in others.items]
             for (named, gained), (others_named, others_gained) in zip(
                 persons.followers, others.followers, strict=True
             ):
