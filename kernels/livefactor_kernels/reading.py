@@ -33,6 +33,7 @@ import numpy as np
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.history.cpu import Ring
 from livefactor_kernels.numbers.compiled import compiled
+from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import GRAM, SolveRates
@@ -251,9 +252,14 @@ class PersonReader:
             item_factors, item_bias = source.gather(ITEMS, each.rows)
             items = Side(item_factors, item_bias, _NO_RING)
             places = np.arange(len(each.rows), dtype=np.uint32)
-            problem = Problem(items, source.mean, np.float32(item_count), self._rates)
-            system = SolveEvents(places, each.values, each.weights, np.uint64(len(places)))
-            livefactor_fold_kernel(users, np.uint64(n), problem, system, scratch, FOLD_SWEEPS)
+            problem = Problem(source.mean, np.float32(item_count), self._rates)
+            system = SolveEvents(
+                rows=address_of(places),
+                values=address_of(each.values),
+                weights=address_of(each.weights),
+                count=np.uint64(len(places)),
+            )
+            livefactor_fold_kernel(users, np.uint64(n), items, problem, system, scratch, FOLD_SWEEPS)
             factors[n] = scratch.x[: factors.shape[1]]
             if self._rates.has_bias:
                 bias[n] = scratch.x[factors.shape[1]]

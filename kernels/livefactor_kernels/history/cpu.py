@@ -206,17 +206,19 @@ def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
 
 @compiled
 def livefactor_record_kernel(
-    rings: Any, visits: Any, followers: Any, additions: Any, columns: Any, start: Any, stop: Any
-) -> Any:
+    users: Any, items: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
+    values: Any, weights: Any, times: Any, start: Any, stop: Any,
+) -> Any:  # fmt: skip
     """Records events [start, stop) in the rings of users and items, and in visits.
+
+    The columns are those of `Columns`.
 
     Returns:
         The number of listed additions to counts, which remain to be added.
     """
-    (users, items), size, most = rings, _0, _2 * followers.span
-    values, weights, times = columns.values, columns.weights, columns.times
+    size, most = _0, _2 * followers.span
     for t in range(start, stop):
-        user, item = np.uint64(columns.user_rows[t]), np.uint64(columns.item_rows[t])
+        user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
         value = values[t] if values.size else _F1
         weight = weights[t] if weights.size else _F1
         time = times[t] if times.size else np.int64(0)
@@ -258,9 +260,8 @@ class Recorder:
         livefactor_add_kernel(self._followers, self._additions, _0)
 
     def _run(self, columns: Columns, start: np.uint64, stop: np.uint64) -> int:
-        rings, additions = (self.users, self.items), self._additions
-        state = rings, self._visits, self._followers
-        return int(livefactor_record_kernel(*state, additions, columns, start, stop))
+        state = self.users, self.items, self._visits, self._followers, self._additions
+        return int(livefactor_record_kernel(*state, *columns, start, stop))
 
     def record(self, update: Update, start: int, stop: int) -> None:
         """Records the events [start, stop) of an update. It releases the GIL."""

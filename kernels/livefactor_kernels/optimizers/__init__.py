@@ -7,8 +7,8 @@ lanes. A row without events in a micro-batch does not change.
 
 Each optimiser is a file with its formula and its state: `sgd`, `adagrad`, `rowwise_adagrad`,
 `lazy_adam`, `ftrl`. A new one needs one more file, a line in `choice.py` and an entry of
-`OptimizerKind`. `formula.py` defines what a formula is. `reference`, `cpu` and `cuda` step rows with
-any of them.
+`OptimizerKind`. `formula.py` defines what a formula is. `reference`, `cpu` and `cuda` step rows
+with any of them.
 
 Before the step, the gradient of a row with more than `hot_row_events` events is scaled down
 (`scalar.hot_scale`). A spec's `regularization` adds:
@@ -38,7 +38,9 @@ from livefactor_kernels.update import Rates
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
 PROBE = ("factor_probe", "bias_probe", "row_probe")
-"""The sections of the probe of an adaptive rate: factors, biases, starts of rows (`sgd/adaptive.py`)."""
+"""The sections of the probe of an adaptive rate: factors, biases, starts of rows
+(`sgd/adaptive.py`).
+"""
 
 
 def optimizer_sections(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

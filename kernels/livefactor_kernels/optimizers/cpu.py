@@ -1,8 +1,8 @@
 """The steps of rows in CPU kernels, with every optimiser (semantics: `optimizers/__init__.py`).
 
-Kernels of micro-batches step a row by its whole gradient (`step_row`). `method` is a constant of the
-calling kernel, so the code of the other optimisers is gone after inlining. Sequential kernels step
-16 factors at a time with SGD or AdaGrad (`step_plain_factors`).
+Kernels of micro-batches step a row by its whole gradient (`step_row`). `method` is a constant of
+the calling kernel, so the code of the other optimisers is gone after inlining. Sequential kernels
+step 16 factors at a time with SGD or AdaGrad (`step_plain_factors`).
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def squares(gradient: Any, blocks: Any) -> Any:
 
 @inlined
 def _step_words(rows: Any, row: Any, gradient: Any, blocks: Any, method: Any, rates: Any) -> Any:
-    """Steps the words of a row by its gradient. Returns the `Shared` of its factors and its bias."""
+    """Steps the words of a row by its gradient. Returns the `Shared` of its factors and bias."""
     count = row_words(method.optimizer)
     at = row * np.uint64(count)
     first = real(rows.row_state, at) if count > 0 else _F1

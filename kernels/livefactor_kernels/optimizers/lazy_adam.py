@@ -5,8 +5,8 @@
     v = beta2 v + (1 - beta2) (g g)
     x -= ((lr / (1 - p1)) m) / (sqrt(v / (1 - p2)) + eps)
 
-m (`factor_m`, `bias_m`) and v (`factor_v`, `bias_v`) begin at 0, p1 and p2 (`powers`) at 1. The step
-uses m and v after their limit.
+m (`factor_m`, `bias_m`) and v (`factor_v`, `bias_v`) begin at 0, p1 and p2 (`powers`) at 1. The
+step uses m and v after their limit.
 
 Kingma, Ba: Adam, ICLR 2015, algorithm 1.
 """
@@ -58,7 +58,7 @@ def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any)
 
 @inlined
 def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
-    """See `step` in `formula`. `first` and `total` are m and v, and the rate is divided by 1 - p1."""
+    """See `step` in `formula`. `first` is m, `total` is v, and the rate is divided by 1 - p1."""
     divisor = root(total / shared.rest) + rates.eps
     return clamp(x - (shared.rate * first) / divisor, rates.factor_max)
 

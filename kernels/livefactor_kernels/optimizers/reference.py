@@ -1,4 +1,4 @@
-"""The step of a row by its whole gradient in plain NumPy: the reference for `cpu.py` and `cuda.py`."""
+"""The step of a row by its gradient in plain NumPy: the reference for `cpu.py` and `cuda.py`."""
 
 from __future__ import annotations
 

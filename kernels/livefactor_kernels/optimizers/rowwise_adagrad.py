@@ -5,8 +5,9 @@
 G (`row_g`) begins at `initial_g`. The step uses G before its limit. A bias has AdaGrad's own G
 (`bias_g`).
 
-Naumov et al.: Deep learning recommendation model, arXiv:1906.00091, 2019. Mudigere et al.: Software-
-hardware co-design for fast and scalable training of deep learning recommendation models, ISCA 2022.
+Naumov et al.: Deep learning recommendation model, arXiv:1906.00091, 2019. Mudigere et al.:
+Software-hardware co-design for fast and scalable training of deep learning recommendation models,
+ISCA 2022.
 """
 
 from __future__ import annotations

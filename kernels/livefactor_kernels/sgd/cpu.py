@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from livefactor_kernels.sgd.cpu_sequential import (
     NEGATIVES_ANY,
     SAMPLED_NEGATIVES_MAX,
     SLOT_LANES,
+    Record,
     positive_kernel,
     sampled_kernel,
 )
@@ -28,30 +29,6 @@ from livefactor_kernels.update import Rates, Update, draw_negatives, writable
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)
-
-
-class Record(NamedTuple):
-    """A record with its negatives, for a kernel.
-
-    Attributes:
-        user_rows, item_rows: addresses of rows, uint32[n].
-        events: n, the number of events.
-        values, weights: float32[n], or empty if all are 1.
-        negatives: address of item rows, uint32[n, width].
-        width: number of negatives per event.
-        revision: revision of the record.
-        fresh: number of the events that count for the mean. They are the first ones.
-    """
-
-    user_rows: np.uint64
-    item_rows: np.uint64
-    events: np.uint64
-    values: np.ndarray
-    weights: np.ndarray
-    negatives: np.uint64
-    width: np.uint64
-    revision: np.uint64
-    fresh: np.uint64
 
 
 class Sgd(Stateless):
@@ -136,21 +113,15 @@ class Sgd(Stateless):
             _NO_FLOATS if column is None else writable(column) for column in (update.values, update.weights)
         )
         user_rows, item_rows, negatives = update.user_rows, update.item_rows, self.negatives
-        record = Record(
-            address_of(user_rows),
-            address_of(item_rows),
-            np.uint64(user_rows.size),
-            values,
-            weights,
-            negatives=address_of(negatives),
-            width=np.uint64(negatives.shape[1]),
-            revision=np.uint64(update.revision),
-            fresh=np.uint64(update.fresh),
-        )
-        rows, rates, key = self._rows, self._rates, self._rounding_key
+        rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
+        record = Record(*rows, values, weights, np.uint64(update.revision))
+        draws = address_of(negatives), np.uint64(negatives.shape[1])
+        sides, rates, key = self._rows, self._rates, self._rounding_key
         if not self._sequential:
-            self._kernel(*rows, record, self._mean_state, rates, key, self._scratch)
+            rest = self._scratch, np.uint64(update.fresh)
+            self._kernel(*sides, *record, *draws, self._mean_state, rates, key, *rest)
         elif self._positive:
-            self._kernel(*rows, record, self._mean_state, rates, key)
+            self._kernel(*sides, *record, self._mean_state, rates, key)
         else:
-            self._kernel(*rows, record, rates, key, address_of(self._lanes), address_of(self._words))
+            memory = address_of(self._lanes), address_of(self._words)
+            self._kernel(*sides, *record, *draws, rates, key, *memory)

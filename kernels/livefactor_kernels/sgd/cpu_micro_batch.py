@@ -24,6 +24,7 @@ from livefactor_kernels.numbers.random import dropout_word
 from livefactor_kernels.optimizers import Method
 from livefactor_kernels.optimizers.cpu import Model, l2_of, prefetch_state, step_row
 from livefactor_kernels.sgd.cpu_dropout import add_dropped, dropped_score, keep_scales
+from livefactor_kernels.sgd.cpu_sequential import Record
 from livefactor_kernels.simd.gradients import (
     CHUNK_EVENTS,
     END,
@@ -337,30 +338,32 @@ def _sum_and_step(
 def micro_batch_kernel(blocks: int, loss: int, method: Method) -> Any:
     """A kernel for rows of `blocks` vectors.
 
-    Its argument `record` is a `sgd.cpu.Record`, and `key` is the key of `ROUNDING_DOMAIN`.
+    Its arguments from `user_rows` to `revision` are those of `Record`. `negatives` is the address
+    of item rows uint32[n, width], and `key` is the key of `ROUNDING_DOMAIN`. The first `fresh`
+    events are added to the mean.
     """
     BLOCKS, LOSS, METHOD = np.uint64(blocks), int(loss), method
 
     @compiled
     def livefactor_micro_batch_kernel(
-        users: Any, items: Any, record: Any, mean_state: Any, rates: Any, key: Any, scratch: Any
-    ) -> None:
-        model, values = Model(users, items, BLOCKS, METHOD, rates), record.values
-        micro_batch, width = scratch.micro_batch, record.width
+        users: Any, items: Any, user_rows: Any, item_rows: Any, n: Any, values: Any, weights: Any, revision: Any,
+        negatives: Any, width: Any, mean_state: Any, rates: Any, key: Any, scratch: Any, fresh: Any,
+    ) -> None:  # fmt: skip
+        model, micro_batch = Model(users, items, BLOCKS, METHOD, rates), scratch.micro_batch
+        record = Record(user_rows, item_rows, n, values, weights, revision)
         item_total = scratch.gradients + micro_batch * row_bytes(BLOCKS + ONE)
-        for start in range(ZERO, record.events, micro_batch):
+        for start in range(ZERO, n, micro_batch):
             at = start * WORD_BYTES
-            count = min(micro_batch, record.events - start)
-            negatives = record.negatives + at * width
-            batch = Batch(record.user_rows + at, record.item_rows + at, negatives, width, count, start)
-            rounding = Rounding(key, record.revision, start // micro_batch)
+            count = min(micro_batch, n - start)
+            batch = Batch(user_rows + at, item_rows + at, negatives + at * width, width, count, start)
+            rounding = Rounding(key, revision, start // micro_batch)
             mean = scalar.mean_of(mean_state[ZERO], mean_state[ONE])
             used = _take_errors(model, batch, scratch, record, mean, rounding, LOSS)
             _sum_and_step(model, batch, scratch, used, item_total, rounding, LOSS)
             reset(scratch.users, used[0])
             reset(scratch.items, used[1])
             if LOSS == _SQUARED:
-                for t in range(start, min(start + count, record.fresh)):
+                for t in range(start, min(start + count, fresh)):
                     mean_state[ZERO] += scalar.fixed_point(values[t] if values.size else _F1)
                     mean_state[ONE] += np.int64(1)
 

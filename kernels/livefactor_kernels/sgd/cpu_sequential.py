@@ -68,6 +68,24 @@ _LANES = np.uint64(LANES)
 _TARGETS, _WEIGHTS = np.uint64(4 * SLOT_LANES), np.uint64(8 * SLOT_LANES)
 
 
+class Record(NamedTuple):
+    """The columns of a record, as the kernels of rule SGD take them.
+
+    Attributes:
+        user_rows, item_rows: addresses of rows, uint32[n].
+        events: n, the number of events.
+        values, weights: float32[n], or empty if all are 1.
+        revision: revision of the record.
+    """
+
+    user_rows: Any
+    item_rows: Any
+    events: Any
+    values: Any
+    weights: Any
+    revision: Any
+
+
 class Sides(NamedTuple):
     """Both tables: `Rows`."""
 
@@ -106,16 +124,16 @@ class Event(NamedTuple):
 def positive_kernel(blocks: int, loss: int, adagrad: int) -> Any:
     """A kernel of squared or logistic loss without negatives, for rows of `blocks` vectors.
 
-    Its argument `record` is a `sgd.cpu.Record`, and `key` is the key of `ROUNDING_DOMAIN`.
+    Its arguments from `user_rows` to `revision` are those of `Record`. `key` is the key of
+    `ROUNDING_DOMAIN`.
     """
     BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
 
     @compiled
     def livefactor_positive_kernel(
-        users: Any, items: Any, record: Any, mean_state: Any, rates: Any, key: Any
-    ) -> None:
-        user_rows, item_rows, n = record.user_rows, record.item_rows, record.events
-        values, weights = record.values, record.weights
+        users: Any, items: Any, user_rows: Any, item_rows: Any, n: Any, values: Any, weights: Any, revision: Any,
+        mean_state: Any, rates: Any, key: Any,
+    ) -> None:  # fmt: skip
         total, count = mean_state[ZERO], mean_state[ONE]
         mean = scalar.mean_of(total, count)
         for i in range(n):
@@ -134,7 +152,7 @@ def positive_kernel(blocks: int, loss: int, adagrad: int) -> Any:
             else:
                 e = scalar.logistic_error(s, value, weight, rates.error_max)
             x_start, y_start = user * row_bytes(BLOCKS), item * row_bytes(BLOCKS)
-            rounding = Rounding(key, record.revision, i)
+            rounding = Rounding(key, revision, i)
             x_word, y_word = row_word(users, user, rounding), row_word(items, item, rounding)
             for c in range(BLOCKS):
                 at = c * VECTOR_BYTES
@@ -379,20 +397,19 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, negatives: int) -> Any:
     """A kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` drawn negatives per
     event.
 
-    `negatives` is the spec's number of negatives, up to `NEGATIVES_ANY`. The kernel's argument
-    `record` is a `sgd.cpu.Record`, and `key` is the key of `ROUNDING_DOMAIN`. As working memory,
-    `lanes` is the address of float32[3, `SLOT_LANES`] (finite, at a multiple of 64), and `words` is
-    that of uint32[2 + width].
+    `negatives` is the spec's number of negatives, up to `NEGATIVES_ANY`. The kernel's arguments
+    from `user_rows` to `width` are those of `Record`. `key` is the key of `ROUNDING_DOMAIN`. As
+    working memory, `lanes` is the address of float32[3, `SLOT_LANES`] (finite, at a multiple of
+    64), and `words` is that of uint32[2 + width].
     """
     BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
     NEGATIVES, CODE = int(negatives), Code(BLOCKS, LOSS, ADAGRAD)
 
     @compiled
     def livefactor_sampled_kernel(
-        users: Any, items: Any, record: Any, rates: Any, key: Any, lanes: Any, words: Any
-    ) -> None:
-        user_rows, item_rows, n = record.user_rows, record.item_rows, record.events
-        values, weights, negatives, width = record.values, record.weights, record.negatives, record.width
+        users: Any, items: Any, user_rows: Any, item_rows: Any, n: Any, values: Any, weights: Any, revision: Any,
+        negatives: Any, width: Any, rates: Any, key: Any, lanes: Any, words: Any,
+    ) -> None:  # fmt: skip
         sides = Sides(users, items)
         # The only item has no other item to be contrasted with.
         alone = NEGATIVES > 0 and width == ZERO
@@ -429,7 +446,7 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, negatives: int) -> Any:
                 user, positive = word(user_rows, i), word(item_rows, i)
                 value = values[i] if values.size else _F1
                 own, errors = negatives + i * width * WORD_BYTES, lanes + (i - start) * slots * WORD_BYTES
-                rounding = Rounding(key, record.revision, i)
+                rounding = Rounding(key, revision, i)
                 if NEGATIVES > 0 and LOSS == _LOGISTIC and (alone or value == _F0):
                     event = Event(user, positive, own, ZERO, errors, words)
                     _step_event(sides, event, CODE, rates, rounding)

@@ -29,8 +29,8 @@ from livefactor_kernels.device.warp import cuda, half_sum, kernel, lane
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.optimizers import Method
-from livefactor_kernels.optimizers.cuda import step_one, step_row
-from livefactor_kernels.sgd.cuda_regularization import l2_of, load_kept, told, told_dot
+from livefactor_kernels.optimizers.cuda import Element, Gradient, step_one, step_row
+from livefactor_kernels.sgd.cuda_regularization import drop, dropped_dot, l2_of, load_keep_scales
 from livefactor_kernels.spec.model import LANES, Loss, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
 
@@ -102,7 +102,7 @@ def _user_chunk(
 
     `scratch` is working memory: (x, y, positive's y, total, dropout factors).
     """
-    x, y, y_positive, total, kept = scratch
+    x, y, y_positive, total, keep_scales = scratch
     start, stop = plan.chunk_start[chunk], plan.chunk_start[chunk + 1]
     row = row_of(span, plan.keys[start])
     load_row(users.factors, row, x, blocks)
@@ -117,24 +117,24 @@ def _user_chunk(
         slot = number + 1 if loss == _BPR else number
         if (loss == _BPR or method.drops) and t != last:
             if method.drops:
-                load_kept(plan.dropped[t], kept, blocks, rates)
+                load_keep_scales(plan.dropped[t], keep_scales, blocks, rates)
             if loss == _BPR:
                 positive = np.int64(words[span.items_at + span.first + t])
                 load_row(items.factors, positive, y_positive, blocks)
                 s_positive = scalar.score(
-                    _F0, bias, items.bias[positive], told_dot(x, y_positive, kept, blocks, method)
+                    _F0, bias, items.bias[positive], dropped_dot(x, y_positive, keep_scales, blocks, method)
                 )
             last = t
         item = np.int64(words[span.items_at + span.first + t])
         if slot > 0:
             item = np.int64(plan.negatives[t * span.width + slot - 1])
         load_row(items.factors, item, y, blocks)
-        s = scalar.score(mean, bias, items.bias[item], told_dot(x, y, kept, blocks, method))
+        s = scalar.score(mean, bias, items.bias[item], dropped_dot(x, y, keep_scales, blocks, method))
         weight = weight_of(span, floats, t)
         if loss == _BPR:
             e = scalar.bpr_error(s_positive, s, weight, rates.error_max)
             for c in range(blocks):
-                difference = told(y_positive[c] - y[c], kept, c, method)
+                difference = drop(y_positive[c] - y[c], keep_scales, c, method)
                 _add(total, c, fresh, scalar.pull(e, difference, l2, x[c]))
         else:
             target = value_of(span, floats, t) if slot == 0 else _F0
@@ -143,7 +143,7 @@ def _user_chunk(
             else:
                 e = scalar.logistic_error(s, target, weight, rates.error_max)
             for c in range(blocks):
-                _add(total, c, fresh, scalar.pull(e, told(y[c], kept, c, method), l2, x[c]))
+                _add(total, c, fresh, scalar.pull(e, drop(y[c], keep_scales, c, method), l2, x[c]))
             bias_term = scalar.bias_pull(e, bias_l2, bias)
             total_bias = bias_term if fresh else total_bias + bias_term
         if lane() == 0:
@@ -162,7 +162,7 @@ def _item_chunk(
 
     `scratch` is that of `_user_chunk`.
     """
-    x, y, _, total, kept = scratch
+    x, y, _, total, keep_scales = scratch
     start, stop = plan.chunk_start[chunk], plan.chunk_start[chunk + 1]
     row = row_of(span, plan.keys[start])
     load_row(items.factors, row, y, blocks)
@@ -179,10 +179,10 @@ def _item_chunk(
         if loss == _BPR and number >= span.width:
             e = -e
         if method.drops:
-            load_kept(plan.dropped[t], kept, blocks, rates)
+            load_keep_scales(plan.dropped[t], keep_scales, blocks, rates)
         load_row(users.factors, np.int64(words[span.users_at + span.first + t]), x, blocks)
         for c in range(blocks):
-            _add(total, c, fresh, scalar.pull(e, told(x[c], kept, c, method), l2, y[c]))
+            _add(total, c, fresh, scalar.pull(e, drop(x[c], keep_scales, c, method), l2, y[c]))
         bias_term = scalar.bias_pull(e, bias_l2, bias)
         total_bias = bias_term if fresh else total_bias + bias_term
         events += 1 if t != before else 0
@@ -233,10 +233,11 @@ def _step_column(
     g = g * scalar.hot_scale(rates.hot_events, events)
     row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
     if column == width:
-        step_one(rows.bias, rows.bias_g, row, g, rates.bias_rate, adagrad, rates, word, column)
+        bias = Element(rows.bias, rows.bias_g, row)
+        step_one(bias, g, rates.bias_rate, adagrad, rates, word, column)
     else:
-        at = row * width + column
-        step_one(rows.factors, rows.factor_g, at, g, rates.rate, adagrad, rates, word, column)
+        factor = Element(rows.factors, rows.factor_g, row * width + column)
+        step_one(factor, g, rates.rate, adagrad, rates, word, column)
 
 
 @inlined
@@ -266,8 +267,8 @@ def _step_lane(
     g_bias = _row_sum(sums, place * stride + width, count, stride, ahead) * scale
     row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
     # With BPR the user's bias cancels in the difference of the scores.
-    with_bias = side == ITEMS or loss != _BPR
-    step_row(rows, row, gradient, g_bias, with_bias, word, blocks, method, rates)
+    has_bias = side == ITEMS or loss != _BPR
+    step_row(rows, row, Gradient(gradient, g_bias, has_bias), word, blocks, method, rates)
 
 
 def threads_of_a_step(blocks: int, method: Method) -> int:
@@ -290,7 +291,7 @@ def micro_batch_kernels(blocks: int, loss: int, method: Method) -> Kernels:
 
 
 def _chunk_kernels(BLOCKS: int, LOSS: int, method: Method) -> tuple[Any, Any]:
-    METHOD, KEPT = method, BLOCKS if method.drops else 1
+    METHOD, DROP_BLOCKS = method, BLOCKS if method.drops else 1
 
     @kernel
     def livefactor_users_kernel(
@@ -299,13 +300,13 @@ def _chunk_kernels(BLOCKS: int, LOSS: int, method: Method) -> tuple[Any, Any]:
     ) -> None:  # fmt: skip
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         z, total = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
-        kept = cuda.local.array(KEPT, float32)
+        keep_scales = cuda.local.array(DROP_BLOCKS, float32)
         place = cuda.grid(1) // LANES
         chunk = plan.group_chunk[micro_batch] + place
         if chunk >= plan.group_chunk[micro_batch + 1]:
             return
         mean = floats[span.means_at + span.first // span.batch + micro_batch] if LOSS == _SQUARED else _F0
-        scratch = (x, y, z, total, kept)
+        scratch = (x, y, z, total, keep_scales)
         _user_chunk(
             span, plan, words, floats, users, items, sums, rates, mean, chunk, place, scratch, BLOCKS, LOSS, METHOD
         )  # fmt: skip
@@ -315,12 +316,12 @@ def _chunk_kernels(BLOCKS: int, LOSS: int, method: Method) -> tuple[Any, Any]:
         span: Any, plan: Any, words: Any, users: Any, items: Any, sums: Any, rates: Any, micro_batch: Any
     ) -> None:
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
-        total, kept = cuda.local.array(BLOCKS, float32), cuda.local.array(KEPT, float32)
+        total, keep_scales = cuda.local.array(BLOCKS, float32), cuda.local.array(DROP_BLOCKS, float32)
         place, group = cuda.grid(1) // LANES, span.batches + micro_batch
         chunk = plan.group_chunk[group] + place
         if chunk >= plan.group_chunk[group + 1]:
             return
-        place, scratch = place + sums.items_at, (x, y, y, total, kept)
+        place, scratch = place + sums.items_at, (x, y, y, total, keep_scales)
         _item_chunk(span, plan, words, users, items, sums, rates, chunk, place, scratch, BLOCKS, LOSS, METHOD)
 
     return livefactor_users_kernel, livefactor_items_kernel
@@ -350,7 +351,7 @@ def _step_kernel(BLOCKS: int, LOSS: int, method: Method) -> Any:
 
 def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> Any:
     METHOD, THREADS = method, threads_of_a_step(BLOCKS, method)
-    KEPT = BLOCKS if method.drops else 1
+    DROP_BLOCKS = BLOCKS if method.drops else 1
     step = _step_column if method.is_plain else _step_lane
 
     @inlined
@@ -367,8 +368,8 @@ def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> An
         """Processes all micro-batches of a span in order, by one block or by a resident grid."""
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         z, total = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
-        kept = cuda.local.array(KEPT, float32)
-        scratch, stepping = (x, y, z, total, kept), (cuda.local.array(_AHEAD, float32), total)
+        keep_scales = cuda.local.array(DROP_BLOCKS, float32)
+        scratch, stepping = (x, y, z, total, keep_scales), (cuda.local.array(_AHEAD, float32), total)
         thread, threads = cuda.grid(1), cuda.gridsize(1)
         for m in range(span.batches):
             mean = floats[span.means_at + span.first // span.batch + m] if LOSS == _SQUARED else _F0

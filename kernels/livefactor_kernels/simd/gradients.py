@@ -1,8 +1,8 @@
 """The occurrences of a row in a micro-batch, as a linked list, and their sum in the order of the
 semantics.
 
-`optimizers/cpu.py` steps a row by its sum. A gradient row has k_padded + 16 floats. The first of the
-last 16 is the gradient of the bias.
+`optimizers/cpu.py` steps a row by its sum. A gradient row has k_padded + 16 floats. The first of
+the last 16 is the gradient of the bias.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def reset(chains: Any, used: Any) -> None:
 
 @inlined
 def add_block(target: Any, c: Any, fresh: Any, term: Any) -> None:
-    """Adds 16 lanes to block c of the gradient row `target`. With `fresh` it stores them instead."""
+    """Adds 16 lanes to block c of the gradient row `target`, or stores them if it is `fresh`."""
     at = c * VECTOR_BYTES
     store16(target, term if fresh else load16(target, at) + term, at)
 
@@ -83,8 +83,8 @@ def add_block(target: Any, c: Any, fresh: Any, term: Any) -> None:
 def place_for(total: Any, chunk: Any, number: Any, blocks: Any) -> Any:
     """The gradient row to which occurrence `number` of a row is added.
 
-    This is `total` for the first chunk, and `chunk` for later ones. A full chunk is added to `total`
-    first.
+    This is `total` for the first chunk, and `chunk` for later ones. A full chunk is added to
+    `total` first.
     """
     if number < CHUNK_EVENTS:
         return total

@@ -2,8 +2,8 @@
 
 Arrays are addresses (uint64). A place in the factors is a number of bytes, counted as if they were
 float32, also if they are narrow (`narrow.load_factors`). `blocks` (k_padded / 16) and `adagrad` are
-constants of the calling kernel, and the type of the factors is part of the type of `Factors`. So the
-code of other cases is gone after inlining.
+constants of the calling kernel, and the type of the factors is part of the type of `Factors`. So
+the code of other cases is gone after inlining.
 """
 
 from __future__ import annotations

@@ -227,17 +227,21 @@ def _step_half(model: Any, scratch: Any, used: Any, number: Any, micro_batch: An
 def softmax_kernel(blocks: int, method: Method) -> Any:
     """A kernel for rows of `blocks` vectors.
 
-    Its argument `role` is `ALONE`, or `FIRST` or `SECOND` for two threads with the same record. It
+    Its argument `role` is `ALONE`, or `FIRST` or `SECOND` for two threads with the same record. The
+    others are the fields of `Record`, `Shared` and `Sizes`: a call with tuples takes longer. It
     returns early if the other thread has failed.
     """
     BLOCKS, METHOD = np.uint64(blocks), method
 
     @compiled
     def livefactor_softmax_kernel(
-        role: Any, users: Any, items: Any, record: Any, rates: Any, scratch: Any, sizes: Any
-    ) -> None:
+        role: Any, users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, weights: Any, rows: Any,
+        rarity: Any, own: Any, rates: Any, scratch: Any, micro_batch: Any, group_events: Any, is_in_batch: Any,
+    ) -> None:  # fmt: skip
         model, meeting = Model(users, items, BLOCKS, METHOD, rates), scratch.meeting
-        n, micro_batch, done = np.uint64(record.user_rows.size), sizes.micro_batch, ZERO
+        record = Record(user_rows, item_rows, values, weights, Shared(rows, rarity, own))
+        sizes = Sizes(micro_batch, group_events, is_in_batch)
+        n, done = np.uint64(user_rows.size), ZERO
         for start in range(ZERO, n, micro_batch):
             stop, number = min(start + micro_batch, n), start // micro_batch + ONE
             groups, used = _groups_of(record.shared, start, stop, sizes), ZERO
@@ -318,7 +322,8 @@ class Softmax(Stateless):
 
     def _run(self, role: np.uint64, record: Record) -> None:
         try:
-            self._kernel(role, *self._rows, record, self._rates, self._scratch, self._sizes)
+            columns = *record[:-1], *record.shared
+            self._kernel(role, *self._rows, *columns, self._rates, self._scratch, *self._sizes)
         except BaseException:
             self._words[Meeting._fields.index("failures")] = 1
             raise

@@ -155,14 +155,15 @@ def gather_negatives(model: Any, negatives: Any, groups: Any, group: Any) -> Non
 @inlined
 def copy_events(record: Any, events: Any, start: Any, stop: Any, group_events: Any) -> None:
     """Copies the columns of the events [start, stop) that count to scratch."""
-    values, weights, count = record.values, record.weights, ZERO
+    user_rows, item_rows, values, weights, shared = record
+    own, count = shared.own, ZERO
     for t in range(start, stop):
         value = values[t] if values.size else _F1
         at = count * WORD_BYTES
-        store_u32(events.users, np.uint64(record.user_rows[t]), at)
-        store_u32(events.items, np.uint64(record.item_rows[t]), at)
+        store_u32(events.users, np.uint64(user_rows[t]), at)
+        store_u32(events.items, np.uint64(item_rows[t]), at)
         store1(events.weight, weights[t] if weights.size else _F1, at)
-        store1(events.own, record.shared.own[t], at)
+        store1(events.own, own[t], at)
         count += ONE if value > _F0 else ZERO
         store_u32(events.ends, count, (t - start) // group_events * WORD_BYTES)
 

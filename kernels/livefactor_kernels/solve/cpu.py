@@ -28,6 +28,7 @@ from livefactor_kernels.numbers.lanes import (
 )
 from livefactor_kernels.simd.helper import Helper
 from livefactor_kernels.simd.memory import reserve
+from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, width
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
@@ -59,9 +60,9 @@ class Events(NamedTuple):
     """The remembered events of a row, in the order of its ring.
 
     Attributes:
-        rows: rows of the other side, uint32[H].
-        values, weights: float32[H].
-        count: number of events. They are the first ones in the arrays.
+        rows: address of rows of the other side, uint32[count].
+        values, weights: addresses of float32[count].
+        count: number of events.
     """
 
     rows: Any
@@ -71,16 +72,14 @@ class Events(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What all rows of one side are solved against.
+    """The numbers with which all rows of one side are solved.
 
     Attributes:
-        others: the `Side` of the other rows.
         mean: mean of the values, float32.
         other_count: N, the number of other rows, float32.
         rates: the rates of the spec.
     """
 
-    others: Side
     mean: np.float32
     other_count: np.float32
     rates: SolveRates
@@ -236,20 +235,21 @@ def _sweep(scratch: Any, kp: Any, sweeps: Any, rates: Any) -> None:
 
 
 @compiled
-def livefactor_fold_kernel(own: Any, row: Any, problem: Any, events: Any, scratch: Any, sweeps: Any) -> None:
+def livefactor_fold_kernel(
+    own: Any, row: Any, others: Any, problem: Any, events: Any, scratch: Any, sweeps: Any
+) -> None:
     """Solves a row of `own` for its events. The result is in scratch.x, with the bias at kp."""
-    others, rates, values, weights = problem.others, problem.rates, events.values, events.weights
-    kp, m = np.uint64(others.factors.shape[1]), np.uint64(scratch.matrix.shape[0])
+    rates, kp, m = problem.rates, np.uint64(others.factors.shape[1]), np.uint64(scratch.matrix.shape[0])
     total, x, right = _F0, scratch.x, address_of(scratch.right)
     for c in range(m // _16):
         store16(right, broadcast(_F0), c * VECTOR_BYTES)
     for j in range(events.count):
-        other = np.uint64(events.rows[j])
-        target = _F1 if values[j] > _F0 else _F0
+        other, value, weight = word(events.rows, j), real(events.values, j), real(events.weights, j)
+        target = _F1 if value > _F0 else _F0
         if rates.has_bias:
-            target = (values[j] - problem.mean) - others.bias[other]
-        _gather_event(scratch, j, others, other, weights[j], target, rates)
-        total += weights[j]
+            target = (value - problem.mean) - others.bias[other]
+        _gather_event(scratch, j, others, other, weight, target, rates)
+        total += weight
     _build(scratch, events.count, total, problem.other_count, kp, rates)
     for p in range(kp):
         x[p] = own.factors[row, p]
@@ -293,18 +293,22 @@ def _select_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
 
 
 @compiled
-def livefactor_solve_kernel(own: Any, problem: Any, touched: Any, found: Any, scratch: Any) -> None:
-    """Solves the first `found` touched rows.
+def livefactor_solve_kernel(
+    own: Any, others: Any, mean: Any, other_count: Any, rates: Any, touched: Any, found: Any, scratch: Any
+) -> None:
+    """Solves the first `found` touched rows. `mean`, `other_count` and `rates` are a `Problem`.
 
     touched.old gets their old factors, and zeros before a row's first event.
     """
-    kp, ring, rates = np.uint64(own.factors.shape[1]), own.ring, problem.rates
+    kp, ring, problem = np.uint64(own.factors.shape[1]), own.ring, Problem(mean, other_count, rates)
     length = np.uint64(ring.rows.shape[1])
+    rows, values, weights = address_of(ring.rows), address_of(ring.values), address_of(ring.weights)
     for i in range(found):
         row = np.uint64(touched.rows[i])
         count = min(np.uint64(ring.seen[row]), length)
-        events = Events(ring.rows[row], ring.values[row], ring.weights[row], count)
-        livefactor_fold_kernel(own, row, problem, events, scratch, rates.sweeps)
+        place = row * length * _4
+        events = Events(rows + place, values + place, weights + place, count)
+        livefactor_fold_kernel(own, row, others, problem, events, scratch, rates.sweeps)
         is_new = touched.before[i] == 0
         for p in range(kp):
             touched.old[i, p] = _F0 if is_new else own.factors[row, p]
@@ -428,7 +432,7 @@ class Solver:
         if rates.unobserved > 0:
             _weigh(self.gram[1 - side], rates.unobserved, self._scratch.everywhere)
         mean = np.float32(scalar.mean_of(int(self._mean_state[0]), int(self._mean_state[1])))
-        problem = Problem(others, mean, np.float32(count), rates)
-        livefactor_solve_kernel(own, problem, touched, found, self._scratch)
+        problem = Problem(mean, np.float32(count), rates)
+        livefactor_solve_kernel(own, others, *problem, touched, found, self._scratch)
         if rates.unobserved > 0:
             livefactor_gram_kernel(own, touched, found, self.gram[side], rates.k)

@@ -1,4 +1,6 @@
-"""Rule SOLVE, histories and counts: the CPU's kernels beside the reference, to the bit; the reference beside algebra."""
+"""Rule SOLVE, histories and counts: the CPU kernels against the reference, bit by bit, and the
+reference against algebra.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ from synthetic import SMALL, assert_same, copy_state, make_spec, push, read_pin,
 def push_random(
     model: Backend, rng: np.random.Generator, events: int, users: int = 5, items: int = 40
 ) -> None:
-    """A record with repeats, baskets and, now and then, empty columns."""
+    """Learns a record with repeats, baskets and, sometimes, empty columns."""
     values = rng.integers(0, 2, events) if model.spec.loss == Loss.IMPLICIT else rng.integers(1, 6, events)
     weights = rng.random(events) * 2 + 0.1 if rng.random() < 0.6 else None
     times = np.sort(rng.integers(0, 6, events)) if rng.random() < 0.7 else None
@@ -134,7 +136,8 @@ def test_visits_counts_and_rings_by_hand() -> None:
             if count > 0
         }
         assert counted == {
-            (0, 1): 2.0,  # 11 in the basket of 10, and the other way round
+            # 11 is in the basket of 10, and 10 in that of 11.
+            (0, 1): 2.0,
             (1, 0): 2.0 + 8 * 0.25,
             (0, 2): 4 * 0.5,
             (1, 2): 4 * 0.5,
@@ -146,7 +149,8 @@ def test_visits_counts_and_rings_by_hand() -> None:
 def test_a_frequent_newcomer_replaces_the_weakest_follower() -> None:
     spec = make_spec(Loss.BPR, negatives=1, history=History(16), counts=Counts(16, 1, 1e6, 0.5, 0.0))
     model = CpuModel(spec)
-    for item in range(1, 17):  # 16 followers of item 0: the first three times, the others twice
+    # Item 0 gets 16 followers: the first one three times, the others twice.
+    for item in range(1, 17):
         for n in range(3 if item == 1 else 2):
             push(model, [100 * item + n] * 2, [0, item])
     for n in range(3):
@@ -207,7 +211,9 @@ def test_top_k_with_counts_is_exact(counts: Counts) -> None:
 
 
 def test_counts_alone() -> None:
-    """As docs/rules.md has it: factors that stay 0 leave biases, which learn what is popular, and counts."""
+    """A model without factors, as in docs/rules.md: biases learn popularity, and counts find
+    followers.
+    """
     optimizer = Optimizer(OptimizerKind.ADAGRAD, 0.0, 0.4, 0.1)
     spec = preset(
         "purchases",
@@ -241,7 +247,8 @@ def test_what_a_user_had_gains_by_its_own_events(rule: Rule) -> None:
         )
     for user in range(2):
         own = np.zeros(rows.size, np.float32)
-        for back in range(16, 0, -1):  # oldest first
+        # The oldest event comes first.
+        for back in range(16, 0, -1):
             place = (int(kept["seen_count"][user]) - back) % 16
             age = int(kept["visits"][user]) - int(kept["seen_visits"][user, place])
             if kept["seen_values"][user, place] > 0:
