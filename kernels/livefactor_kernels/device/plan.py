@@ -127,7 +127,18 @@ def spans_of(spec: ModelSpec, events: int, width: int, rows: int, offsets: dict[
         count = min(events_max, events - first)
         batches = -(-count // batch)
         entry_bits = max(1, (count * items - 1).bit_length())
-        spans.append(Span(count, first, batches, batch, width, users, items, row_bits, entry_bits, **offsets))
+        numbers = {
+            "events": count,
+            "first": first,
+            "batches": batches,
+            "batch": batch,
+            "width": width,
+            "user_entries": users,
+            "item_entries": items,
+            "row_bits": row_bits,
+            "entry_bits": entry_bits,
+        }
+        spans.append(Span(**numbers, **offsets))
     return spans
 
 

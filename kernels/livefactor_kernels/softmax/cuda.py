@@ -108,16 +108,16 @@ class Softmax(Stateless):
                 last_m = stop - start - (groups - 1) * spec.group_events if spec.negatives == 0 else width
                 first = spec.drawn(start)
                 batch = Batch(
-                    start,
-                    stop,
-                    spec.group_events,
-                    width,
-                    last_m,
-                    places["negatives_at"] + at + first,
-                    places["rarity_at"] + at + first,
-                    places["own_at"],
-                    first,
-                    first + (groups - 1) * width + last_m,
+                    start=start,
+                    stop=stop,
+                    group_events=spec.group_events,
+                    width=width,
+                    last_m=last_m,
+                    rows_at=places["negatives_at"] + at + first,
+                    rarity_at=places["rarity_at"] + at + first,
+                    own_at=places["own_at"],
+                    shared_start=first,
+                    shared_stop=first + (groups - 1) * width + last_m,
                 )
                 self._micro_batch(piece, slot, batch)
 
