@@ -71,14 +71,21 @@ class Source(Protocol):
 class Events(NamedTuple):
     """The remembered events of a user, oldest first.
 
-    Attributes, in order: item rows uint32[n], values float32[n], present weights for fold-in
-    float32[n], and present weights for repeats of their own items float32[n].
+    Attributes:
+        rows: item rows, uint32[n].
+        values: float32[n].
+        weights: present weights for fold-in, float32[n].
+        repeats: present weights for repeats of their own items, float32[n].
+        items: the rows of the items of the user's known events, uint32[m], ascending.
+        truncated: whether the user had further events, which are forgotten.
     """
 
     rows: np.ndarray
     values: np.ndarray
     weights: np.ndarray
     repeats: np.ndarray
+    items: np.ndarray
+    truncated: bool
 
 
 class Lists(NamedTuple):
@@ -99,13 +106,15 @@ class Lists(NamedTuple):
 class Persons:
     """Users for scoring: factors float32[n, kp] and biases float32[n].
 
-    `items` has the items of each user's events: rows uint32[m], ascending. `followers` has each
-    user's followers: rows uint32[m], ascending, and their gains float32[m].
+    `items` has the items of each user's events: rows uint32[m], ascending. `truncated` bool[n]
+    tells which users had further events, which are forgotten. `followers` has each user's
+    followers: rows uint32[m], ascending, and their gains float32[m].
     """
 
     factors: np.ndarray
     bias: np.ndarray
     items: list[np.ndarray]
+    truncated: np.ndarray
     followers: list[tuple[np.ndarray, np.ndarray]]
 
     def gains(self, user: int, rows: np.ndarray) -> np.ndarray:
@@ -123,7 +132,7 @@ class Persons:
         """
         ends = offsets.tolist()
         lists = [
-            np.union1d(own[start:stop], items).astype(np.uint32)
+            with_rows(own[start:stop], items)
             for start, stop, items in zip(ends[:-1], ends[1:], self.items, strict=True)
         ]
         return np.concatenate(lists), np.concatenate([[0], np.cumsum([part.size for part in lists])])
@@ -163,7 +172,7 @@ class Persons:
         own: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         followers = self.followers[user][0]
-        followers = followers[~np.isin(followers, common) & ~np.isin(followers, own)]
+        followers = followers[~_are_in(common, followers) & ~_are_in(own, followers)]
         found = np.union1d(rows, followers).astype(np.uint32)
         factors, bias = pin.gather(ITEMS, found)
         users = self.factors[user : user + 1], self.bias[user : user + 1]
@@ -171,6 +180,22 @@ class Persons:
         scores = scores + self.gains(user, found)
         order = np.lexsort((keys[found], -scores))[:k]
         return found[order], scores[order]
+
+
+def _are_in(rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Which rows `asked` uint32[m] are among `rows` uint32[n], ascending; bool[m]."""
+    if not rows.size:
+        return np.zeros(len(asked), bool)
+    return np.asarray(rows[np.minimum(np.searchsorted(rows, asked), rows.size - 1)] == asked)
+
+
+def with_rows(rows: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """The union of two lists of distinct rows, uint32 and ascending.
+
+    It copies the first list and sorts nothing, so the first may be long.
+    """
+    new = more[~_are_in(rows, more)]
+    return np.insert(rows, np.searchsorted(rows, new), new) if new.size else rows
 
 
 class PersonReader:
@@ -192,12 +217,11 @@ class PersonReader:
         """
         factors, bias = source.gather(USERS, user_rows)
         if not self._spec.history.users:
-            return Persons(factors, bias, [], [])
+            return Persons(factors, bias, [], np.zeros(len(bias), bool), [])
         events = self._events(source, user_rows)
         if own is not None:
             pairs = zip(own, events, strict=True)
             events = [history if replacement is None else replacement for replacement, history in pairs]
-        items = [np.unique(each.rows) for each in events]
         if self._spec.rule == Rule.SOLVE:
             self._fold(source, factors, bias, events, item_count)
         counts = self._spec.counts
@@ -205,16 +229,20 @@ class PersonReader:
         if counts.repeat:
             followers = followers or [_NO_FOLLOWERS] * len(events)
             followers = [self._repeated(*pair) for pair in zip(events, followers, strict=True)]
-        return Persons(factors, bias, items, followers)
+        truncated = np.array([each.truncated for each in events], bool)
+        return Persons(factors, bias, [each.items for each in events], truncated, followers)
 
     def events_of(self, rows: np.ndarray) -> Events:
         """Events for item rows uint32[n], oldest first, of value 1 and weight 1. Each is a visit.
 
-        If there are too many, the last ones are used, as in a history.
+        If there are too many, the last ones are used for the score, as in a history. All of
+        them count as items of the user.
         """
+        items = np.unique(rows)
         rows = rows[-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
-        return Events(rows, np.ones(len(rows), np.float32), self._decay[ages], self._repeat_decay[ages])
+        values = np.ones(len(rows), np.float32)
+        return Events(rows, values, self._decay[ages], self._repeat_decay[ages], items, False)
 
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
@@ -230,8 +258,14 @@ class PersonReader:
         ages = np.clip(ages, 0, DECAY_STEPS - 1)
         values, weights = user["seen_values"][order], user["seen_weights"][order]
         liked = weights * (values > 0)
+        rows = user["seen_rows"][order]
         return Events(
-            user["seen_rows"][order], values, weights * self._decay[ages], liked * self._repeat_decay[ages]
+            rows,
+            values,
+            weights * self._decay[ages],
+            liked * self._repeat_decay[ages],
+            np.unique(rows),
+            count > length,
         )
 
     def _fold(
