@@ -128,7 +128,7 @@ class CpuModel:
             update.check()
         if self._reservoir is not None:
             for update in updates:
-                self._learn([self._reservoir.extended(update)])
+                self._learn([self._reservoir.extend(update)])
                 self._reservoir.keep(update)
             return
         for group in [updates] if self._rule.joins(updates) else [[update] for update in updates]:

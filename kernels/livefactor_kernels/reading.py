@@ -150,7 +150,7 @@ class Persons:
         if not self.followers:
             return rows, scores, offsets
         best = [
-            self._merged(pin, keys, k, user, rows[offsets[user] : offsets[user + 1]], common,
+            self._merge(pin, keys, k, user, rows[offsets[user] : offsets[user + 1]], common,
                          own[own_offsets[user] : own_offsets[user + 1]])
             for user in range(len(self.bias))
         ]  # fmt: skip
@@ -161,7 +161,7 @@ class Persons:
             np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         )
 
-    def _merged(
+    def _merge(
         self,
         pin: Pin,
         keys: np.ndarray,
@@ -173,13 +173,13 @@ class Persons:
     ) -> tuple[np.ndarray, np.ndarray]:
         followers = self.followers[user][0]
         followers = followers[~_are_in(common, followers) & ~_are_in(own, followers)]
-        found = np.union1d(rows, followers).astype(np.uint32)
-        factors, bias = pin.gather(ITEMS, found)
+        candidates = np.union1d(rows, followers).astype(np.uint32)
+        factors, bias = pin.gather(ITEMS, candidates)
         users = self.factors[user : user + 1], self.bias[user : user + 1]
-        scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, found.size]))
-        scores = scores + self.gains(user, found)
-        order = np.lexsort((keys[found], -scores))[:k]
-        return found[order], scores[order]
+        scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, candidates.size]))
+        scores = scores + self.gains(user, candidates)
+        order = np.lexsort((keys[candidates], -scores))[:k]
+        return candidates[order], scores[order]
 
 
 def _are_in(rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -228,7 +228,7 @@ class PersonReader:
         followers = [self._followers(source, each) for each in events] if counts.neighbors else []
         if counts.repeat:
             followers = followers or [_NO_FOLLOWERS] * len(events)
-            followers = [self._repeated(*pair) for pair in zip(events, followers, strict=True)]
+            followers = [self._add_repeats(*pair) for pair in zip(events, followers, strict=True)]
         truncated = np.array([each.truncated for each in events], bool)
         return Persons(factors, bias, [each.items for each in events], truncated, followers)
 
@@ -247,23 +247,23 @@ class PersonReader:
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
         return [
-            self._ordered({name: section[n] for name, section in sections.items()})
+            self._order_events({name: section[n] for name, section in sections.items()})
             for n in range(len(user_rows))
         ]
 
-    def _ordered(self, user: dict[str, np.ndarray]) -> Events:
+    def _order_events(self, user: dict[str, np.ndarray]) -> Events:
         count, length = int(user["seen_count"]), len(user["seen_rows"])
         order = np.arange(max(0, count - length), count) % length
         ages = int(user["visits"]) - user["seen_visits"][order].astype(np.int64)
         ages = np.clip(ages, 0, DECAY_STEPS - 1)
         values, weights = user["seen_values"][order], user["seen_weights"][order]
-        liked = weights * (values > 0)
+        positive_weights = weights * (values > 0)
         rows = user["seen_rows"][order]
         return Events(
             rows,
             values,
             weights * self._decay[ages],
-            liked * self._repeat_decay[ages],
+            positive_weights * self._repeat_decay[ages],
             np.unique(rows),
             count > length,
         )
@@ -318,7 +318,7 @@ class PersonReader:
         _gain(lists, weights, followers, event_counts, shrinkage, weight, gains)
         return followers, gains
 
-    def _repeated(
+    def _add_repeats(
         self, events: Events, followers: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Adds the gains of the events' own items to those of the followers."""

@@ -27,7 +27,7 @@ class Update:
         user_count, item_count: sizes of the tables after this record. Negatives are drawn from
             `item_count` rows.
         times: int64[n], microseconds; None means 0 (unknown) for all events. Histories use it.
-        replayed: number of events at the end that are replayed (`replay.Reservoir.extended`).
+        replayed: number of events at the end that are replayed (`replay.Reservoir.extend`).
             Histories and counts do not record them.
     """
 

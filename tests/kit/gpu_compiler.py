@@ -63,7 +63,7 @@ SPAN = _named(Span)
 PLAN = _named(
     Plan,
     **dict.fromkeys(Plan._fields, LONGS)
-    | {"negatives": WORDS, "errors": FLOATS, "segment_word": WORDS, "dropped": WORDS},
+    | {"negatives": WORDS, "errors": FLOATS, "segment_word": WORDS, "dropout_words": WORDS},
 )
 STORED = {
     dtype: types.Array(kind, 1, "C")

@@ -97,9 +97,9 @@ class Sgd(Stateless):
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """Draws the negatives of the records for the next `learn`: item rows uint32[any]."""
         events = sum(update.item_rows.size for update in updates)
-        needed = events * self._spec.negatives
-        if self._draws.size < needed:
-            self._draws = np.empty(needed, np.uint32)
+        count = events * self._spec.negatives
+        if self._draws.size < count:
+            self._draws = np.empty(count, np.uint32)
         start, width = 0, 0
         for update in updates:
             negatives = draw_negatives(self._spec, update, self._draws[start:])

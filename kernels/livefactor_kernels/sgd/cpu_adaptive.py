@@ -189,9 +189,9 @@ class AdaptiveSgd:
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """See `Sgd.prepare`."""
-        drawn = self._model.prepare(updates)
+        draws = self._model.prepare(updates)
         self._probe.negatives = self._model.negatives
-        return drawn
+        return draws
 
     def learn(self, update: Update) -> None:
         """Learns from the prepared record. The kernels release the GIL."""

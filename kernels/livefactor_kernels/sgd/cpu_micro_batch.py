@@ -64,7 +64,7 @@ class Scratch(NamedTuple):
         counts: uint32[B], slots of each event.
         gradients: gradient rows of k_padded + 16 floats, the first of the 16 for the bias: B rows
             for users, one for an item, one for a chunk.
-        dropped: uint32[B], random words for the dropout of the events.
+        dropout_words: uint32[B], random words for the dropout of the events.
         micro_batch: B.
     """
 
@@ -73,7 +73,7 @@ class Scratch(NamedTuple):
     errors: np.uint64
     counts: np.uint64
     gradients: np.uint64
-    dropped: np.uint64
+    dropout_words: np.uint64
     micro_batch: np.uint64
 
 
@@ -92,14 +92,14 @@ def make_scratch(spec: ModelSpec, users: Table, items: Table) -> tuple[Scratch, 
     ]
     errors, counts = address((slots,), np.float32), address((events,), np.uint32)
     gradients = address((events + 2, spec.k_padded + LANES), np.float32)
-    dropped = address((events,), np.uint32)
+    dropout = address((events,), np.uint32)
     size = np.uint64(events)
-    return Scratch(chains[0], chains[1], errors, counts, gradients, dropped, size), arrays
+    return Scratch(chains[0], chains[1], errors, counts, gradients, dropout, size), arrays
 
 
 @inlined
 def _add_bpr_user(
-    target: Any, fresh: Any, occurrence: Any, positive_start: Any, dropped: Any, model: Any
+    target: Any, fresh: Any, occurrence: Any, positive_start: Any, dropout: Any, model: Any
 ) -> None:
     """Adds a BPR user's (e * (y_p - y_n)) + (lambda * x) to a gradient row.
 
@@ -112,19 +112,19 @@ def _add_bpr_user(
         y, other = load_factors(items, positive_start + at), load_factors(items, occurrence.other_start + at)
         difference = y - other
         if model.method.drops:
-            difference = difference * keep_scales(dropped, c, model.rates)
+            difference = difference * keep_scales(dropout, c, model.rates)
         x = load_factors(occurrence.own, occurrence.own_start + at)
         add_block(target, c, fresh, scalar.pull(occurrence.e, difference, weights.l2, x))
     add_block(target, model.blocks, fresh, broadcast(_F0))
 
 
 @inlined
-def _add(target: Any, fresh: Any, occurrence: Any, dropped: Any, model: Any) -> None:
-    """Adds an occurrence to a gradient row. `dropped` is the word of its event, if there is
+def _add(target: Any, fresh: Any, occurrence: Any, dropout: Any, model: Any) -> None:
+    """Adds an occurrence to a gradient row. `dropout` is the word of its event, if there is
     dropout.
     """
     if model.method.drops:
-        add_dropped(target, fresh, occurrence, dropped, model.blocks, model.rates)
+        add_dropped(target, fresh, occurrence, dropout, model.blocks, model.rates)
     else:
         add_occurrence(target, fresh, occurrence, model.blocks)
 
@@ -132,7 +132,7 @@ def _add(target: Any, fresh: Any, occurrence: Any, dropped: Any, model: Any) -> 
 @inlined
 def _word_of(scratch: Any, t: Any, method: Any) -> Any:
     """The random word for the dropout of event t. 0 without dropout."""
-    return word(scratch.dropped, t) if method.drops else ZERO
+    return word(scratch.dropout_words, t) if method.drops else ZERO
 
 
 @inlined
@@ -150,16 +150,16 @@ def _user_gradient(model: Any, batch: Any, scratch: Any, q: Any, total: Any, chu
     weights = _weights_of(users, user, model.method, model.rates)
     number, events, t = ZERO, ZERO, word(scratch.users.first, q)
     while t != END:
-        y_start, dropped = word(batch.items, t) * size, _word_of(scratch, t, model.method)
+        y_start, dropout = word(batch.items, t) * size, _word_of(scratch, t, model.method)
         for s in range(ONE if loss == _BPR else ZERO, word(scratch.counts, t)):
             target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
             e = real(scratch.errors, t * slots + s)
             start = y_start if s == ZERO else word(batch.negatives, t * batch.width + s - ONE) * size
             occurrence = Occurrence(e, items.factors, start, users.factors, x_start, bias, weights)
             if loss == _BPR:
-                _add_bpr_user(target, fresh, occurrence, y_start, dropped, model)
+                _add_bpr_user(target, fresh, occurrence, y_start, dropout, model)
             else:
-                _add(target, fresh, occurrence, dropped, model)
+                _add(target, fresh, occurrence, dropout, model)
             number += ONE
         events += ONE
         t = word(scratch.users.next, t)
@@ -177,7 +177,7 @@ def _item_gradient(model: Any, batch: Any, scratch: Any, q: Any, total: Any, chu
     while o != END:
         t = o // slots
         positive = o == t * slots
-        x_start, dropped = word(batch.users, t) * size, _word_of(scratch, t, model.method)
+        x_start, dropout = word(batch.users, t) * size, _word_of(scratch, t, model.method)
         # A BPR positive has one occurrence per negative of its event.
         for d in range(batch.width if loss == _BPR and positive else ONE):
             target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
@@ -185,7 +185,7 @@ def _item_gradient(model: Any, batch: Any, scratch: Any, q: Any, total: Any, chu
             if loss == _BPR and not positive:
                 e = -e
             occurrence = Occurrence(e, users.factors, x_start, items.factors, y_start, bias, weights)
-            _add(target, fresh, occurrence, dropped, model)
+            _add(target, fresh, occurrence, dropout, model)
             number += ONE
         if t != last_event:
             events += ONE
@@ -221,7 +221,7 @@ class Event(NamedTuple):
         negatives: address of the rows of its negatives, uint32[count].
         count: number of its negatives.
         value, weight: float32.
-        dropped: random word for its dropout.
+        dropout: random word for its dropout.
     """
 
     user: Any
@@ -230,14 +230,14 @@ class Event(NamedTuple):
     count: Any
     value: Any
     weight: Any
-    dropped: Any
+    dropout: Any
 
 
 @inlined
 def _score(model: Any, mean: Any, event: Any, item: Any) -> Any:
     """Score (float32) of an event's user and an item."""
     if model.method.drops:
-        return dropped_score(model, mean, event.user, item, event.dropped)
+        return dropped_score(model, mean, event.user, item, event.dropout)
     return score(mean, model.users, model.items, event.user, item, model.blocks)
 
 
@@ -290,11 +290,11 @@ def _take_errors(
         count = ZERO if loss == _LOGISTIC and value == _F0 else width
         slot = t * (width + ONE)
         errors, negatives = scratch.errors + slot * WORD_BYTES, batch.negatives + t * width * WORD_BYTES
-        dropped = ZERO
+        dropout = ZERO
         if model.method.drops:
-            dropped = dropout_word(model.rates.dropout_key, rounding.revision, batch.start + t)
-            set_word(scratch.dropped, t, dropped)
-        event = Event(user, positive, negatives, count, value, weight, dropped)
+            dropout = dropout_word(model.rates.dropout_key, rounding.revision, batch.start + t)
+            set_word(scratch.dropout_words, t, dropout)
+        event = Event(user, positive, negatives, count, value, weight, dropout)
         if loss == _SQUARED:
             s = _score(model, mean, event, positive)
             store1(errors, scalar.squared_error(s, value, weight, model.rates.error_max))

@@ -255,11 +255,11 @@ def _store_words(sides: Any, event: Any, rounding: Any) -> None:
 
 @inlined
 def _has_repeats(negatives: Any, count: Any) -> bool:
-    found = False
+    repeats = False
     for d in range(ONE, count):
         for before in range(d):
-            found |= word(negatives, before) == word(negatives, d)
-    return found
+            repeats |= word(negatives, before) == word(negatives, d)
+    return repeats
 
 
 @inlined
@@ -271,7 +271,7 @@ def _is_first(negatives: Any, d: Any) -> bool:
 
 
 @inlined
-def _step_repeated(items: Any, event: Any, sign: Any, at: Any, x: Any, code: Any, rates: Any) -> None:
+def _step_repeats(items: Any, event: Any, sign: Any, at: Any, x: Any, code: Any, rates: Any) -> None:
     """Steps one block of the negatives of an event, some of which occur more than once.
 
     The block is `at` bytes into the rows. x is the user's old block. A row takes the sum of its
@@ -330,7 +330,7 @@ def _step_logistic_event(sides: Any, event: Any, repeats: Any, code: Any, rates:
                     items, Block(start, at), other, g_other, adagrad, rates, word(words, d + _TWO)
                 )
         if repeats:
-            _step_repeated(items, event, _F1, at, x, code, rates)
+            _step_repeats(items, event, _F1, at, x, code, rates)
         step_plain_factors(users, Block(x_start, at), x, g, adagrad, rates, word(words, ZERO))
     bias = real(users.bias, user)
     g_bias = scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias)
@@ -370,7 +370,7 @@ def _step_bpr_event(sides: Any, event: Any, repeats: Any, code: Any, rates: Any)
                     items, Block(start, at), other, g_other, adagrad, rates, word(words, d + _TWO)
                 )
         if repeats:
-            _step_repeated(items, event, -_F1, at, x, code, rates)
+            _step_repeats(items, event, -_F1, at, x, code, rates)
         step_plain_factors(users, Block(x_start, at), x, g, adagrad, rates, word(words, ZERO))
         step_plain_factors(items, Block(y_start, at), y, g_positive, adagrad, rates, word(words, ONE))
     bias = real(items.bias, positive)

@@ -195,16 +195,16 @@ def livefactor_evidence_sums_kernel(evidence: Any, events: Any, sums: Any) -> No
 
 @kernel
 def livefactor_begin_kernel(
-    words: Any, users_at: Any, items_at: Any, negatives: Any, events: Any, drawn: Any, users: Any, items: Any,
+    words: Any, users_at: Any, items_at: Any, negatives: Any, events: Any, draws: Any, users: Any, items: Any,
     moves: Any, blocks: Any,
 ) -> None:  # fmt: skip
     """Starts those of the probe's rows again that did not start after change `moves`.
 
-    The rows are those of the events' users, of their items, and of the first `drawn` negatives. A
+    The rows are those of the events' users, of their items, and of the first `draws` negatives. A
     half-warp processes an entry. Half-warps with the same row write the same values.
     """
     i = cuda.grid(1) // LANES
-    if i >= 2 * events + drawn:
+    if i >= 2 * events + draws:
         return
     rows, row = items, np.int64(0)
     if i < events:

@@ -165,7 +165,7 @@ def _user_chunk(
         slot = number + 1 if loss == _BPR else number
         if (loss == _BPR or method.drops) and t != last:
             if method.drops:
-                load_keep_scales(plan.dropped[t], keep_scales, blocks, rates)
+                load_keep_scales(plan.dropout_words[t], keep_scales, blocks, rates)
             if loss == _BPR:
                 positive = np.int64(words[span.items_at + span.first + t])
                 load_row(items.factors, positive, y_positive, blocks)
@@ -225,7 +225,7 @@ def _item_chunk(work: Any, words: Any, model: Any, target: Any, chunk: Any, scra
         if loss == _BPR and number >= span.width:
             e = -e
         if method.drops:
-            load_keep_scales(plan.dropped[t], keep_scales, blocks, rates)
+            load_keep_scales(plan.dropout_words[t], keep_scales, blocks, rates)
         load_row(users.factors, np.int64(words[span.users_at + span.first + t]), x, blocks)
         for c in range(blocks):
             _add(total, c, fresh, scalar.pull(e, drop(x[c], keep_scales, c, method), l2, y[c]))

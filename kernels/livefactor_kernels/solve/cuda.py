@@ -308,15 +308,15 @@ def solve_kernel(k: int, has_bias: bool) -> Any:
                 continue
             row = np.int64(words[rows_at + i])
             seen = np.int64(ring.seen_count[row])
-            remembered, at = min(seen, ring.length), row * ring.length
+            length, at = min(seen, ring.length), row * ring.length
             _load_present(own, row, kp, x, K, M)
-            system, history = System(matrix, right, K, M), Events(ring, at, remembered)
+            system, history = System(matrix, right, K, M), Events(ring, at, length)
             _begin(system, gram, history, others_count, rates)
-            for first in range(0, remembered, TILE):
-                n = min(TILE, remembered - first)
+            for first in range(0, length, TILE):
+                n = min(TILE, length - first)
                 _load_tile(tile, Events(ring, at + first, n), others, kp, mean, K, M)
                 cuda.syncthreads()
-                _add_tile(matrix, right, tile, n, first + n == remembered, M)
+                _add_tile(matrix, right, tile, n, first + n == length, M)
                 cuda.syncthreads()
             _sweep(matrix, right, x, changes, rates, M)
             _store_solution(own, row, kp, x, OldRow(batch.old, i * kp, seen == count), K, M)

@@ -11,7 +11,7 @@ import pytest
 
 from conformance import SPECS
 from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
-from livefactor_kernels.replay import asked_for, most_events
+from livefactor_kernels.replay import most_events, replay_count
 from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.spec.model import (
     Counts,
@@ -115,14 +115,14 @@ def test_fractions_add_up_over_records() -> None:
     reservoir, replayed = Reservoir(spec), 0
     rows = np.zeros(7, np.uint32)
     for record in range(100):
-        update = reservoir.extended(Update(record, rows, rows, None, None, 1, 1))
+        update = reservoir.extend(Update(record, rows, rows, None, None, 1, 1))
         assert update.user_rows.size <= most_events(spec, 7)
         assert update.fresh == 7
         replayed += update.replayed
         reservoir.keep(update)
     # The first record has nothing to replay.
-    assert replayed == asked_for(spec, 700) - asked_for(spec, 7)
-    assert asked_for(spec, 2**40) == 2**40 * int(np.float32(0.3) * 2**25) // 2**25
+    assert replayed == replay_count(spec, 700) - replay_count(spec, 7)
+    assert replay_count(spec, 2**40) == 2**40 * int(np.float32(0.3) * 2**25) // 2**25
 
 
 def forgotten(replay: Replay) -> float:
