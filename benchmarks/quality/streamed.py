@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.quality.data import Events
 from livefactor_kernels.backend import Backend, Update, create_backend
-from livefactor_kernels.reading import PersonReader, Persons
+from livefactor_kernels.reading.persons import PersonReader, Persons
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import History, Loss, ModelSpec, Proposal, Softmax
 from livefactor_kernels.spec.presets import preset
@@ -144,7 +144,7 @@ class Learner:
         factors, bias = self.model.gather(ITEMS, rows)
         scores = self.model.mean + persons.bias[:, None] + bias + persons.factors @ factors.T
         for user, own in enumerate(scores):
-            own += persons.gained(user, rows)
+            own += persons.gains(user, rows)
         return scores
 
     def predictions(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.history.cpu import Recorder
-from livefactor_kernels.mixing.cpu import CpuArithmetic
-from livefactor_kernels.mixing.learning import Mixer
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cpu import Pin, PinBoard
+from livefactor_kernels.reading.cpu import CpuArithmetic
+from livefactor_kernels.reading.learning import Mixer
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.scoring import cpu as scoring
@@ -132,7 +132,7 @@ class CpuModel:
             update.check()
         if self._reservoir is not None:
             for update in updates:
-                self._learn([self._reservoir.extended(update)])
+                self._learn([self._reservoir.extend(update)])
                 self._reservoir.keep(update)
             return
         for group in [updates] if self._rule.joins(updates) else [[update] for update in updates]:
@@ -141,11 +141,11 @@ class CpuModel:
     def _learn(self, updates: Sequence[Update]) -> None:
         rows, update = self._rule.prepare(updates), joined(updates)
         items = self.published[ITEMS]
-        if self._mixer is not None and self._mixer.decays(items):
+        if self._mixer is not None and self._mixer.is_decay_due(items):
             rows = np.arange(items, dtype=np.uint32)
         if self.pins.active:
-            followed = () if self._recorder is None else (self._recorder.followed(update),)
-            self.pins.protect(update, rows, *followed)
+            recent = () if self._recorder is None else (self._recorder.recent_items(update),)
+            self.pins.protect(update, rows, *recent)
         popularity = self.items.history.get("popularity", self.items.bias)
         if self._mixer is not None:
             self._mixer.learn(update, self, popularity[:items], self.items.bias[:items])

@@ -35,7 +35,7 @@ from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.cuda import Softmax
 from livefactor_kernels.solve.cuda import Solver
-from livefactor_kernels.spec.checks import check
+from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import (
     LANES,
     MIN_WINDOW,
@@ -127,7 +127,7 @@ class CudaModel:
             SpecError: the spec is invalid.
             MemoryError: the device has too little memory for a record.
         """
-        self._set_up(check(spec), device_bytes_max, walk_entries_max, together)
+        self._set_up(check_cuda(check(spec)), device_bytes_max, walk_entries_max, together)
         if not SIMULATED:
             _compile_kernels(_kind_of(spec))
 
@@ -264,7 +264,7 @@ class CudaModel:
                 has changed.
         """
         update.check()
-        learned = update if self._reservoir is None else self._reservoir.extended(update)
+        learned = update if self._reservoir is None else self._reservoir.extend(update)
         self._staging.wait_for_turn()
         with self.lock:
             self._put_on_stream(learned, (update.user_count, update.item_count))
@@ -356,7 +356,7 @@ class CudaModel:
         recorder = self._recorder
         if recorder is not None:
             for frozen in self.pins.frozen:
-                recorder.save_followed(frozen.sides[ITEMS], slot, places["users_at"], update.fresh)
+                recorder.save_recent_items(frozen.sides[ITEMS], slot, places["users_at"], update.fresh)
         self._rule.learn(update, slot, places)
         if recorder is None or self._rule.records:
             return

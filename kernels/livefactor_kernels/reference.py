@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.history.reference import Recorder
-from livefactor_kernels.mixing.learning import Mixer
-from livefactor_kernels.mixing.reference import ReferenceArithmetic
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.reference import ReferencePin, gather
+from livefactor_kernels.reading.learning import Mixer
+from livefactor_kernels.reading.reference import ReferenceArithmetic
 from livefactor_kernels.replay.reference import Reservoir
 from livefactor_kernels.sgd.reference import Sgd
 from livefactor_kernels.sgd.reference_adaptive import AdaptiveSgd
@@ -129,13 +129,10 @@ class ReferenceModel:
         """See `backend.Backend.apply`."""
         update.check()
         with self.users.lock, self.items.lock:
-            extended, items = update, self.published[ITEMS]
-            if self._reservoir is not None:
-                extended = self._reservoir.extended(update)
+            items = self.published[ITEMS]
             if self._mixer is not None:
-                old = self.items.popularity[:items], self.items.bias[:items]
-                self._mixer.learn(update, self, *old)
-            self._rule.learn(extended)
+                self._mixer.learn(update, self, self.items.popularity[:items], self.items.bias[:items])
+            self._rule.learn(update if self._reservoir is None else self._reservoir.extend(update))
             if self._recorder is not None and not self._rule.records:
                 self._recorder.record(update, 0, update.user_rows.size)
             if self._mixer is not None:

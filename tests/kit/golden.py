@@ -18,6 +18,7 @@ from livefactor_kernels.spec.model import (
     FactorDtype,
     History,
     Loss,
+    Mix,
     ModelSpec,
     Optimizer,
     OptimizerKind,
@@ -76,6 +77,16 @@ SPECS: dict[str, ModelSpec] = {
         history=History(32, 64),
         solve=Solve(0.5, 4, 2),
         counts=Counts(16, 8),
+    ),
+    "solve_mix": make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.0, 4, 2, 10.0),
+        counts=Counts(16, 8),
+        mix=Mix(0.05),
     ),
     "solve_squared": make_spec(
         Loss.SQUARED, k=20, rule=Rule.SOLVE, micro_batch=7, history=History(32, 64), solve=Solve(0.0, 4, 2)

@@ -9,8 +9,7 @@ It minimises
     sum_j w_j (x . y_j - t_j)^2 + a0 sum_{all others y} (x . y)^2 + ridge |x|^2
     ridge = l2 (sum_j w_j + a0 N)
 
-a0 is `solve.unobserved`. With `solve.unobserved_density` d it is, from the numbers after the
-record, min(d events / (users items), `MAX_UNOBSERVED`), rounded to float32. N is the number of other rows after the record's allocation. With
+a0 is `solve.unobserved`, and N is the number of other rows after the record's allocation. With
 implicit loss, t_j is 1 if the value is above 0, else 0, and there are no biases. With squared loss,
 a0 is 0 and t_j = (value - mean) - (y_j's bias). The row's bias is one more coordinate of x after
 the k factors, with y_j = 1 and the ridge bias_l2 (sum_j w_j). `mean` is the mean before the
@@ -61,8 +60,6 @@ from livefactor_kernels.update import Update
 RIDGE_MIN = np.float32(1e-9)
 FOLD_SWEEPS = np.uint64(32)
 """Sweeps of a fold-in for scores."""
-
-
 GRAM = "gram"
 """Name of the section with the Gram matrices of users and then items: float64[2 (k + 1)^2]."""
 UNOBSERVED = "unobserved"
@@ -85,14 +82,14 @@ class SolveRates(NamedTuple):
     def of(spec: ModelSpec) -> SolveRates:
         """The rates of a spec."""
         return SolveRates(
-            np.float32(spec.solve.unobserved),
-            np.float32(spec.l2),
-            np.float32(spec.bias_l2),
-            np.float32(spec.limits.factor_max),
-            np.uint64(spec.solve.sweeps),
-            np.uint64(spec.solve.item_events),
-            np.uint64(spec.k),
-            spec.loss == Loss.SQUARED,
+            unobserved=np.float32(spec.solve.unobserved),
+            l2=np.float32(spec.l2),
+            bias_l2=np.float32(spec.bias_l2),
+            factor_max=np.float32(spec.limits.factor_max),
+            sweeps=np.uint64(spec.solve.sweeps),
+            item_events=np.uint64(spec.solve.item_events),
+            k=np.uint64(spec.k),
+            has_bias=spec.loss == Loss.SQUARED,
         )
 
 

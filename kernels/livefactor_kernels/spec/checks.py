@@ -57,6 +57,20 @@ def check(spec: ModelSpec) -> ModelSpec:
     return spec
 
 
+def check_cuda(spec: ModelSpec) -> ModelSpec:
+    """Returns a valid spec if the backend cuda has all of its parts.
+
+    Raises:
+        SpecError: it lacks a part. The text names it.
+    """
+    for name, value in (
+        ("mix.learning_rate", spec.mix.learning_rate),
+        ("solve.unobserved_density", spec.solve.unobserved_density),
+    ):
+        _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
+    return spec
+
+
 def _require(ok: bool, name: str, expected: str, got: object) -> None:
     if not ok:
         raise SpecError(f"{name}: expected {expected}, got {got!r}")

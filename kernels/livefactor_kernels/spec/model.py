@@ -214,7 +214,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Several experts score together, and their weights are learned (`mixing/__init__.py`).
+    """Several experts score together, and their weights are learned (`reading/__init__.py`).
 
     Attributes:
         learning_rate: learning rate of the weights. With 0 there is no mix.

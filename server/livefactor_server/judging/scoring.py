@@ -11,7 +11,7 @@ import numpy as np
 from livefactor_kernels.backend import Backend
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import LANES
-from livefactor_kernels.reading import PersonReader
+from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.scoring.cpu_kernels import scan_kernel
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.changes import InteractionsChange, Record
@@ -142,9 +142,9 @@ def read(
     among = _scores(mean, users, user_bias, asked, items[own:], item_bias[own:], candidates.shape[1])
     if persons.followers:
         for place in range(m):
-            scores[place] += persons.gained(place, lists[place])
+            scores[place] += persons.gains(place, lists[place])
         for place, user in enumerate(asked.tolist()):
-            among[place] += persons.gained(user, candidates[place])
+            among[place] += persons.gains(user, candidates[place])
     return Read(scores[:, 0], scores[:, 1:], among, (users, items[:own:width]))
 
 

@@ -1,15 +1,15 @@
-"""The arithmetic of a mix in plain NumPy: the reference for `mixing/cpu.py`."""
+"""The arithmetic of a mix in plain NumPy: the reference for `reading/cpu.py`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from livefactor_kernels.mixing import DECAY, EXPERTS, POPULARITY, POPULARITY_MIN, SQUARES, STEP_MAX, SUM
-from livefactor_kernels.mixing.experts import Remembered
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.random import draw_below
+from livefactor_kernels.reading import DECAY, EXPERTS, POPULARITY, POPULARITY_MIN, SQUARES, STEP_MAX, SUM
+from livefactor_kernels.reading.experts import Remembered
 from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
-from livefactor_kernels.solve.reference import fold
+from livefactor_kernels.solve.reference import System, solve_row
 from livefactor_kernels.spec.model import ModelSpec
 
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
@@ -26,12 +26,11 @@ class ReferenceArithmetic:
              unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
         """See `experts.Arithmetic.fold`."""
         k, rates = self._k, self._rates._replace(unobserved=unobserved)
+        targets = (events.values > 0).astype(np.float32)
         weights = events.weights * decay[events.ages]
-        bias = np.zeros(len(y), np.float32)
+        system = System(y[:, :k], weights, targets, everywhere, items)
         row = np.zeros_like(x)
-        row[:k] = fold(
-            rates, _F0, x[:k], _F0, y[:, :k], bias, events.values, weights, everywhere, items, FOLD_SWEEPS
-        )
+        row[:k] = solve_row(x[:k], system, rates, int(FOLD_SWEEPS))
         return row
 
     def gains(self, lists: dict[str, np.ndarray], weights: np.ndarray, rows: np.ndarray,
@@ -51,22 +50,15 @@ class ReferenceArithmetic:
 
     def row_sums(self, x: np.ndarray, gram: np.ndarray) -> tuple[float, float]:
         """See `experts.Arithmetic.row_sums`."""
-        total = squares = np.float64(0.0)
-        for p in range(self._k):
-            line = np.float64(0.0)
-            for q in range(self._k):
-                line += gram[p, q] * np.float64(x[q])
-            total += np.float64(x[p]) * gram[self._k, p]
-            squares += np.float64(x[p]) * line
-        return float(total), float(squares)
+        # np.cumsum adds from left to right.
+        wide, k = x.astype(np.float64), self._k
+        lines = np.cumsum(gram[:k, :k] * wide, axis=1)[:, -1]
+        return float(np.cumsum(wide * gram[k, :k])[-1]), float(np.cumsum(wide * lines)[-1])
 
     def sums(self, gains: np.ndarray) -> tuple[float, float]:
         """See `experts.Arithmetic.sums`."""
-        total = squares = np.float64(0.0)
-        for gain in gains.astype(np.float64):
-            total += gain
-            squares += gain * gain
-        return float(total), float(squares)
+        wide = np.append(np.float64(0.0), gains)
+        return float(np.cumsum(wide)[-1]), float(np.cumsum(wide * wide)[-1])
 
     def draws(
         self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int
@@ -78,10 +70,8 @@ class ReferenceArithmetic:
 
     def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """See `learning.LearningArithmetic.dots`."""
-        dots = np.zeros(len(y))
-        for p in range(self._k):
-            dots = dots + np.float64(x[p]) * y[:, p].astype(np.float64)
-        return dots
+        products = x.astype(np.float64) * y[:, : self._k].astype(np.float64)
+        return np.asarray(np.cumsum(products, axis=1)[:, -1])
 
     def step(self, weights: np.ndarray, z: np.ndarray, learns: np.ndarray, rate: np.float64) -> None:
         """See `learning.LearningArithmetic.step`."""
@@ -93,7 +83,7 @@ class ReferenceArithmetic:
         for candidate, q in enumerate(likely):
             total += q
             sums = sums + q * z[:, candidate]
-        for expert in np.flatnonzero(learns):
+        for expert in np.flatnonzero(learns).tolist():
             step = min(max(sums[expert] / total - z[expert, 0], -STEP_MAX), STEP_MAX)
             least = POPULARITY_MIN if expert == POPULARITY else 0.0
             weights[expert] = max(weights[expert] - rate * step, least)
@@ -121,4 +111,4 @@ class ReferenceArithmetic:
 def _log(count: np.float32) -> np.float32:
     """log(1 + count) of the semantics."""
     mantissa, exponent = np.frexp(_F1 + count)
-    return np.float32(exponent - 1) + (np.float32(2.0) * mantissa - _F1)
+    return np.float32(np.float32(exponent - 1) + (np.float32(2.0) * mantissa - _F1))

@@ -1,4 +1,4 @@
-"""What the experts of a mix say of a user. The semantics are in `mixing/__init__.py`."""
+"""What the experts of a mix say of a user. The semantics are in `reading/__init__.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS, decays
-from livefactor_kernels.mixing import (
+from livefactor_kernels.reading import (
     COUNTS,
     EXPERTS,
     FOLDS,
@@ -76,7 +76,7 @@ class Source(Protocol):
 
 
 class Arithmetic(Protocol):
-    """The parts of the semantics that a backend computes: `mixing/reference.py`, `mixing/cpu.py`."""
+    """The parts of the semantics that a backend computes (`reference.py`, `cpu.py`)."""
 
     def fold(self, x: np.ndarray, y: np.ndarray, events: Remembered, decay: np.ndarray, everywhere: np.ndarray,
              unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
@@ -90,7 +90,8 @@ class Arithmetic(Protocol):
               events: np.ndarray) -> np.ndarray:  # fmt: skip
         """The gains float32[m] from counts of `rows` uint32[m], ascending, with `events` events.
 
-        `lists` are the followers of the remembered items, newest first, whose weights are float32[n].
+        `lists` are the followers of the remembered items, newest first. `weights` float32[n] are
+        those of the items.
         """
         ...
 
@@ -151,7 +152,7 @@ class Panel:
         `items` is the number of items, n.
         """
         state, k = source.state(), self._spec.k
-        users, gram = state[GRAM].reshape(2, k + 1, k + 1)[[USERS, ITEMS]]
+        gram = state[GRAM].reshape(2, k + 1, k + 1)[ITEMS]
         folds = self._folds(source, user_row, events, state, items)
         count = max(float(gram[k, k]), 1.0)
         found = [moments(*self._arithmetic.row_sums(row[:k], gram), count) for row in folds]

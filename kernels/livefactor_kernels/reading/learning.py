@@ -1,4 +1,4 @@
-"""Learns the weights of a mix, and counts popularity. The semantics are in `mixing/__init__.py`."""
+"""Learns the weights of a mix, and counts popularity (semantics: `reading/__init__.py`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS
-from livefactor_kernels.mixing import (
+from livefactor_kernels.numbers.random import MIX_DOMAIN, domain_key
+from livefactor_kernels.reading import (
     CANDIDATES,
     COUNTS,
     EXPERTS,
@@ -21,8 +22,7 @@ from livefactor_kernels.mixing import (
     initial,
     predicted_share,
 )
-from livefactor_kernels.mixing.experts import Arithmetic, Experts, Panel, Remembered, Source, remembered
-from livefactor_kernels.numbers.random import MIX_DOMAIN, domain_key
+from livefactor_kernels.reading.experts import Arithmetic, Experts, Panel, Remembered, Source, remembered
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.update import Update
@@ -80,7 +80,7 @@ class Mixer:
         self._mix[:] = sections[MIX]
         self._events = int(sections["events"][0])
 
-    def decays(self, items: int) -> bool:
+    def is_decay_due(self, items: int) -> bool:
         """Whether the popularity of all items decays before the next record."""
         return bool(items) and self._mix[SINCE] >= items
 
@@ -90,7 +90,7 @@ class Mixer:
         `popularity` and `bias` float32[n] are those of the items that had rows before the record.
         """
         items = len(bias)
-        if self.decays(items):
+        if self.is_decay_due(items):
             self._arithmetic.decay(popularity, bias, self._mix)
             self._mix[SINCE] = 0
         if items > 1:

@@ -1,14 +1,36 @@
-"""The semantics of a mix: several experts rank the items, and their weights are learned.
+"""Users for scoring: their rows after fold-in of recent events, and the followers of these events.
+
+Reads change nothing. An event of a user's history has the weight weight * decay(visits - the
+event's visit) with the half-life `history.half_life`. With rule SOLVE, the user's row is solved for
+these events given the present items, in `FOLD_SWEEPS` sweeps from the present row. This
+approximates the row that results if everything else had been learned before it. A user without
+events gets the mean of all users' rows, if Gram matrices exist (`solve.unobserved` above 0). With
+counts, item i gets, in addition to its score,
+
+    counts.weight * sum_j r_j count(j -> i) / (sqrt(n_j n_i) + shrinkage) / sum_j r_j
+
+over the last `span` events j, newest first, in float32 and in this order. r_j are the weights of
+the events, and n the numbers of events of the items. Users repeat items, the sooner the more
+recently they had them (Anderson, Kumar, Tomkins, Vassilvitskii, WWW 2014). So item i also gets
+
+    counts.repeat * sum_j weight * decay(visits - the event's visit)
+
+over all remembered events j of i itself with a value above 0, oldest first, with the half-life
+`counts.half_life`.
+
+A caller can supply events of a user. They replace the user's history.
+
+A mix of experts
 
 A mix replaces settings that nobody can know beforehand: how fast interests change, how much the
 items that others took next say, and how much popularity says. All experts read the same tables.
 They score every item i for a user, given the user's remembered events:
 
     0, 1, 2  x_h . y_i for the user's row x_h, folded in with the half-lives `HALF_LIVES` in visits
-             (`reading.py`; 0 means that all events weigh the same)
+             as described above; 0 means that all events weigh the same
     3        the gains from counts, where event j has the weight of half-life `HALF_LIVES[1]`
-    4        repeats: sum of weight * decay(age) over the events of i itself with values above 0, with
-             the half-life `counts.half_life`
+    4        repeats: sum of weight * decay(age) over the events of i itself with values above 0,
+             with the half-life `counts.half_life`
     5        popularity p_i, which is the bias of the item (below)
 
 A user without events has the mean of all users' rows as x_h, and no gains.

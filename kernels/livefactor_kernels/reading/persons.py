@@ -1,44 +1,23 @@
-"""Users for scoring: their rows after fold-in of recent events, and the followers of these events.
-
-Reads change nothing. An event of a user's history has the weight weight * decay(visits - the
-event's visit) with the half-life `history.half_life`. With rule SOLVE, the user's row is solved for
-these events given the present items, in `FOLD_SWEEPS` sweeps from the present row. This
-approximates the row that results if everything else had been learned before it. A user without
-events gets the mean of all users' rows, if Gram matrices exist (`solve.unobserved` above 0). With
-counts, item i gets, in addition to its score,
-
-    counts.weight * sum_j r_j count(j -> i) / (sqrt(n_j n_i) + shrinkage) / sum_j r_j
-
-over the last `span` events j, newest first, in float32 and in this order. r_j are the weights of
-the events, and n the numbers of events of the items. Users repeat items, the sooner the more
-recently they had them (Anderson, Kumar, Tomkins, Vassilvitskii, WWW 2014). So item i also gets
-
-    counts.repeat * sum_j weight * decay(visits - the event's visit)
-
-over all remembered events j of i itself with a value above 0, oldest first, with the half-life
-`counts.half_life`.
-
-A caller can supply events of a user. They replace the user's history.
-"""
+"""Users for scoring. The semantics are in `reading/__init__.py`."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS, decays
-from livefactor_kernels.history.cpu import Ring
-from livefactor_kernels.mixing.cpu import CpuArithmetic
-from livefactor_kernels.mixing.experts import Panel, Remembered
-from livefactor_kernels.numbers.compiled import compiled
+from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
+from livefactor_kernels.reading.cpu import NO_RING, CpuArithmetic, Lists, livefactor_gain_kernel
+from livefactor_kernels.reading.experts import Panel, Remembered
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
-from livefactor_kernels.solve.cpu import Scratch, Side, livefactor_fold_kernel
+from livefactor_kernels.solve.cpu import Events as SolveEvents
+from livefactor_kernels.solve.cpu import Problem, Scratch, Side, livefactor_fold_kernel
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 
@@ -76,7 +55,7 @@ class Events(NamedTuple):
         weights: present weights for fold-in, float32[n].
         repeats: present weights for repeats of their own items, float32[n].
         ages: visits since each event, int64[n].
-        had: the item rows that the user had, as far as they are known; uint32[m], ascending.
+        items: the rows of the items of the user's known events, uint32[m], ascending.
         truncated: whether the user had further events, which are forgotten.
     """
 
@@ -85,7 +64,7 @@ class Events(NamedTuple):
     weights: np.ndarray
     repeats: np.ndarray
     ages: np.ndarray
-    had: np.ndarray
+    items: np.ndarray
     truncated: bool
 
 
@@ -93,34 +72,34 @@ class Events(NamedTuple):
 class Persons:
     """Users for scoring: factors float32[n, kp] and biases float32[n].
 
-    `had` holds each user's item rows, ascending. `truncated` bool[n] tells which users had further
-    events, which are forgotten. `followers` holds each user's followers: rows uint32[m], ascending,
-    and their gains float32[m].
+    `items` has the items of each user's events: rows uint32[m], ascending. `truncated` bool[n]
+    tells which users had further events, which are forgotten. `followers` has each user's
+    followers: rows uint32[m], ascending, and their gains float32[m].
     """
 
     factors: np.ndarray
     bias: np.ndarray
-    had: list[np.ndarray]
+    items: list[np.ndarray]
     truncated: np.ndarray
     followers: list[tuple[np.ndarray, np.ndarray]]
 
-    def gained(self, user: int, rows: np.ndarray) -> np.ndarray:
+    def gains(self, user: int, rows: np.ndarray) -> np.ndarray:
         """The gains from counts for item rows uint32[n] of a user, float32[n]."""
         if not self.followers or not self.followers[user][0].size:
             return np.zeros(len(rows), np.float32)
-        named, gained = self.followers[user]
-        place = np.minimum(np.searchsorted(named, rows), named.size - 1)
-        return np.where(named[place] == rows, gained[place], np.float32(0.0))
+        followers, gains = self.followers[user]
+        place = np.minimum(np.searchsorted(followers, rows), followers.size - 1)
+        return np.where(followers[place] == rows, gains[place], np.float32(0.0))
 
-    def with_had(self, own: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Adds all items that the users had to their own exclusions.
+    def exclusions(self, own: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The exclusions of each user, and in addition the items of the user's events.
 
-        The result fits `pins.Pin.top_k`.
+        Arguments and results have the form that `pins.Pin.top_k` takes.
         """
         ends = offsets.tolist()
         lists = [
-            with_rows(own[start:stop], had)
-            for start, stop, had in zip(ends[:-1], ends[1:], self.had, strict=True)
+            with_rows(own[start:stop], items)
+            for start, stop, items in zip(ends[:-1], ends[1:], self.items, strict=True)
         ]
         return np.concatenate(lists), np.concatenate([[0], np.cumsum([part.size for part in lists])])
 
@@ -137,7 +116,7 @@ class Persons:
         if not self.followers:
             return rows, scores, offsets
         best = [
-            self._merged(pin, keys, k, user, rows[offsets[user] : offsets[user + 1]], common,
+            self._merge(pin, keys, k, user, rows[offsets[user] : offsets[user + 1]], common,
                          own[own_offsets[user] : own_offsets[user + 1]])
             for user in range(len(self.bias))
         ]  # fmt: skip
@@ -148,7 +127,7 @@ class Persons:
             np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         )
 
-    def _merged(
+    def _merge(
         self,
         pin: Pin,
         keys: np.ndarray,
@@ -160,13 +139,13 @@ class Persons:
     ) -> tuple[np.ndarray, np.ndarray]:
         followers = self.followers[user][0]
         followers = followers[~_are_in(common, followers) & ~_are_in(own, followers)]
-        found = np.union1d(rows, followers).astype(np.uint32)
-        factors, bias = pin.gather(ITEMS, found)
+        candidates = np.union1d(rows, followers).astype(np.uint32)
+        factors, bias = pin.gather(ITEMS, candidates)
         users = self.factors[user : user + 1], self.bias[user : user + 1]
-        scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, found.size]))
-        scores = scores + self.gained(user, found)
-        order = np.lexsort((keys[found], -scores))[:k]
-        return found[order], scores[order]
+        scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, candidates.size]))
+        scores = scores + self.gains(user, candidates)
+        order = np.lexsort((keys[candidates], -scores))[:k]
+        return candidates[order], scores[order]
 
 
 def _are_in(rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -208,59 +187,66 @@ class PersonReader:
             return Persons(factors, bias, [], np.zeros(len(bias), bool), [])
         events = self._events(source, user_rows)
         if own is not None:
-            events = [given if given is not None else kept for given, kept in zip(own, events, strict=True)]
-        truncated = np.array([each.truncated for each in events], bool)
+            pairs = zip(own, events, strict=True)
+            events = [history if replacement is None else replacement for replacement, history in pairs]
         if self._panel is not None:
-            mixed = [
-                self._panel.of(source, user_rows[n : n + 1], Remembered(each.rows, each.values, each.weights, each.ages),
-                               item_count).combined()
-                for n, each in enumerate(events)
-            ]  # fmt: skip
-            for n, (row, shift, _) in enumerate(mixed):
-                factors[n], bias[n] = row, shift
-            followers = [(gains.rows, gains.gains) for _, _, gains in mixed]
-            return Persons(factors, bias, [each.had for each in events], truncated, followers)
+            return self._mixed(self._panel, source, user_rows, events, item_count)
         if self._spec.rule == Rule.SOLVE:
             self._fold(source, factors, bias, events, item_count)
         counts = self._spec.counts
         followers = [self._followers(source, each) for each in events] if counts.neighbors else []
         if counts.repeat:
-            followers = followers or [_NOTHING_GAINED] * len(events)
-            followers = [self._repeated(*pair) for pair in zip(events, followers, strict=True)]
-        return Persons(factors, bias, [each.had for each in events], truncated, followers)
+            followers = followers or [_NO_FOLLOWERS] * len(events)
+            followers = [self._add_repeats(*pair) for pair in zip(events, followers, strict=True)]
+        truncated = np.array([each.truncated for each in events], bool)
+        return Persons(factors, bias, [each.items for each in events], truncated, followers)
 
-    def given(self, rows: np.ndarray) -> Events:
+    def _mixed(
+        self, panel: Panel, source: Source, user_rows: np.ndarray, events: list[Events], item_count: int
+    ) -> Persons:
+        """The users of a model with a mix of experts."""
+        factors, bias = source.gather(USERS, user_rows)
+        followers = []
+        for n, each in enumerate(events):
+            history = Remembered(each.rows, each.values, each.weights, each.ages)
+            experts = panel.of(source, user_rows[n : n + 1], history, item_count)
+            factors[n], bias[n], gains = experts.combined()
+            followers.append((gains.rows, gains.gains))
+        truncated = np.array([each.truncated for each in events], bool)
+        return Persons(factors, bias, [each.items for each in events], truncated, followers)
+
+    def events_of(self, rows: np.ndarray) -> Events:
         """Events for item rows uint32[n], oldest first, of value 1 and weight 1. Each is a visit.
 
-        If there are too many, the last ones are used for the score, as in a history. The user had
-        all of them.
+        If there are too many, the last ones are used for the score, as in a history. All of
+        them count as items of the user.
         """
-        had = np.unique(rows)
+        items = np.unique(rows)
         rows = rows[-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
         values = np.ones(len(rows), np.float32)
-        return Events(rows, values, self._decay[ages], self._repeat_decay[ages], ages, had, False)
+        return Events(rows, values, self._decay[ages], self._repeat_decay[ages], ages, items, False)
 
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
         return [
-            self._ordered({name: section[n] for name, section in sections.items()})
+            self._order_events({name: section[n] for name, section in sections.items()})
             for n in range(len(user_rows))
         ]
 
-    def _ordered(self, user: dict[str, np.ndarray]) -> Events:
+    def _order_events(self, user: dict[str, np.ndarray]) -> Events:
         count, length = int(user["seen_count"]), len(user["seen_rows"])
         order = np.arange(max(0, count - length), count) % length
         ages = int(user["visits"]) - user["seen_visits"][order].astype(np.int64)
         ages = np.clip(ages, 0, DECAY_STEPS - 1)
         values, weights = user["seen_values"][order], user["seen_weights"][order]
-        liked = weights * (values > 0)
+        positive_weights = weights * (values > 0)
         rows = user["seen_rows"][order]
         return Events(
             rows,
             values,
             weights * self._decay[ages],
-            liked * self._repeat_decay[ages],
+            positive_weights * self._repeat_decay[ages],
             ages,
             np.unique(rows),
             count > length,
@@ -278,19 +264,23 @@ class PersonReader:
         if self._spec.solve.unobserved_density:
             rates = rates._replace(unobserved=np.float32(source.state()[UNOBSERVED][0]))
         scratch.everywhere[:k, :k] = (rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
-        users = Side(factors, bias, _NO_RING)
+        users = Side(factors, bias, NO_RING)
         for n, each in enumerate(events):
             if not len(each.rows):
                 if gram[USERS, k, k]:
                     factors[n, :k] = gram[USERS, k, :k] / gram[USERS, k, k]
                 continue
             item_factors, item_bias = source.gather(ITEMS, each.rows)
-            items = Side(item_factors, item_bias, _NO_RING)
+            items = Side(item_factors, item_bias, NO_RING)
             places = np.arange(len(each.rows), dtype=np.uint32)
-            livefactor_fold_kernel(
-                users, np.uint64(n), items, np.uint64(len(places)), places, each.values, each.weights, source.mean,
-                np.float32(item_count), scratch, FOLD_SWEEPS, rates,
-            )  # fmt: skip
+            problem = Problem(source.mean, np.float32(item_count), rates)
+            system = SolveEvents(
+                rows=address_of(places),
+                values=address_of(each.values),
+                weights=address_of(each.weights),
+                count=np.uint64(len(places)),
+            )
+            livefactor_fold_kernel(users, np.uint64(n), items, problem, system, scratch, FOLD_SWEEPS)
             factors[n] = scratch.x[: factors.shape[1]]
             if self._rates.has_bias:
                 bias[n] = scratch.x[factors.shape[1]]
@@ -304,54 +294,26 @@ class PersonReader:
     def _followers(self, source: Source, events: Events) -> tuple[np.ndarray, np.ndarray]:
         counts = self._spec.counts
         last = slice(max(0, len(events.rows) - counts.span), None)
-        rows, weights = events.rows[last][::-1], events.weights[last][::-1]
-        lists = source.read(ITEMS, rows, ("neighbor_rows", "neighbor_counts", "seen_count"))
-        followers, amounts = lists["neighbor_rows"], lists["neighbor_counts"]
-        if not followers.size:
-            return _NOTHING_GAINED
-        named = np.unique(followers[amounts > 0])
-        events_of = source.read(ITEMS, named, ("seen_count",))["seen_count"]
-        gained = np.zeros(len(named), np.float32)
-        _gain(
-            followers, amounts, lists["seen_count"], np.ascontiguousarray(weights), named, events_of,
-            np.float32(counts.shrinkage), np.float32(counts.weight), gained,
-        )  # fmt: skip
-        return named, gained
+        rows, weights = events.rows[last][::-1], np.ascontiguousarray(events.weights[last][::-1])
+        lists = Lists(**source.read(ITEMS, rows, Lists._fields))
+        if not lists.neighbor_rows.size:
+            return _NO_FOLLOWERS
+        followers = np.unique(lists.neighbor_rows[lists.neighbor_counts > 0])
+        event_counts = source.read(ITEMS, followers, ("seen_count",))["seen_count"]
+        gains = np.zeros(len(followers), np.float32)
+        shrinkage, weight = np.float32(counts.shrinkage), np.float32(counts.weight)
+        livefactor_gain_kernel(lists, weights, followers, event_counts, shrinkage, weight, gains)
+        return followers, gains
 
-    def _repeated(
+    def _add_repeats(
         self, events: Events, followers: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Adds the gains of the events' own items to those of the followers."""
-        named = np.union1d(followers[0], events.rows).astype(np.uint32)
-        gained, again = np.zeros((2, len(named)), np.float32)
-        gained[np.searchsorted(named, followers[0])] = followers[1]
-        np.add.at(again, np.searchsorted(named, events.rows), events.repeats)
-        return named, gained + np.float32(self._spec.counts.repeat) * again
+        rows = np.union1d(followers[0], events.rows).astype(np.uint32)
+        gains, repeats = np.zeros((2, len(rows)), np.float32)
+        gains[np.searchsorted(rows, followers[0])] = followers[1]
+        np.add.at(repeats, np.searchsorted(rows, events.rows), events.repeats)
+        return rows, gains + np.float32(self._spec.counts.repeat) * repeats
 
 
-_NOTHING_GAINED = np.empty(0, np.uint32), np.empty(0, np.float32)
-_NO_RING = Ring(
-    np.empty((0, 0), np.uint32),
-    np.empty((0, 0), np.float32),
-    np.empty((0, 0), np.float32),
-    np.empty(0, np.uint32),
-)
-
-
-@compiled
-def _gain(
-    followers: Any, amounts: Any, events: Any, weights: Any, named: Any, events_of: Any, shrinkage: Any,
-    weight: Any, gained: Any,
-) -> None:  # fmt: skip
-    """Adds the gains of the rows `named` (uint32[m], ascending) to `gained`, float32[m] zeros."""
-    total = _F0
-    for j in range(np.uint64(weights.size)):
-        total += weights[j]
-        own = np.float32(events[j])
-        for place in range(np.uint64(followers.shape[1])):
-            if amounts[j, place] > _F0:
-                at = np.searchsorted(named, followers[j, place])
-                norm = np.sqrt(own * np.float32(events_of[at])) + shrinkage
-                gained[at] += (weights[j] * amounts[j, place]) / norm
-    for at in range(np.uint64(gained.size)):
-        gained[at] = (weight * gained[at]) / total
+_NO_FOLLOWERS = np.empty(0, np.uint32), np.empty(0, np.float32)

@@ -1,26 +1,36 @@
-"""The arithmetic of a mix in compiled code. The semantics are in `mixing/__init__.py`."""
+"""The arithmetic of a mix in compiled code. The semantics are in `reading/__init__.py`."""
 
 from __future__ import annotations
 
 import math
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from livefactor_kernels.history.cpu import Ring
-from livefactor_kernels.mixing import DECAY, EXPERTS, POPULARITY, POPULARITY_MIN, SQUARES, STEP_MAX, SUM
-from livefactor_kernels.mixing.experts import Remembered
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
+from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.numbers.random import draw_below
+from livefactor_kernels.reading import (
+    DECAY,
+    EXPERTS,
+    POPULARITY,
+    POPULARITY_MIN,
+    SIZE,
+    SQUARES,
+    STEP_MAX,
+    SUM,
+)
+from livefactor_kernels.reading.experts import Remembered
 from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
-from livefactor_kernels.solve.cpu import Scratch, Side, livefactor_fold_kernel
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.solve.cpu import Events, Problem, Scratch, Side, livefactor_fold_kernel
+from livefactor_kernels.spec.model import LANES, ModelSpec
 
 _0, _1, _2 = np.uint64(0), np.uint64(1), np.uint64(2)
 _F0, _F1, _F2, _D0 = np.float32(0.0), np.float32(1.0), np.float32(2.0), np.float64(0.0)
-_NO_RING = Ring(
+NO_RING = Ring(
     np.empty((0, 0), np.uint32),
     np.empty((0, 0), np.float32),
     np.empty((0, 0), np.float32),
@@ -28,14 +38,48 @@ _NO_RING = Ring(
 )
 
 
+class Lists(NamedTuple):
+    """The followers of n items, by section name (`history.cpu.Followers`).
+
+    Attributes:
+        neighbor_rows: uint32[n, M].
+        neighbor_counts: float32[n, M].
+        seen_count: numbers of the items' events, uint32[n].
+    """
+
+    neighbor_rows: np.ndarray
+    neighbor_counts: np.ndarray
+    seen_count: np.ndarray
+
+
 class CpuArithmetic:
     """As `learning.LearningArithmetic`. Any thread may call it."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        """The first calls compile the kernels, or load them from the cache."""
+        """Compiles the kernels, or loads them from the cache."""
         self._spec, self._rates, self._k = spec, SolveRates.of(spec), np.uint64(spec.k)
         self._shrinkage = np.float32(spec.counts.shrinkage)
         self._memory = threading.local()
+        self._compile()
+
+    def _compile(self) -> None:
+        """Calls each kernel with the types of its arguments."""
+        word, one, zero = np.zeros(1, np.uint32), np.ones(1, np.float32), np.zeros(1, np.float32)
+        rows, counts = np.zeros((1, LANES), np.uint32), np.zeros((1, LANES), np.float32)
+        x, y = np.zeros(self._spec.k_padded, np.float32), np.zeros((1, self._spec.k_padded), np.float32)
+        events = Remembered(word, one, one, np.zeros(1, np.int64))
+        k = self._spec.k
+        self.fold(x, y, events, one, np.zeros((k, k), np.float32), _F0, 1)
+        lists = {"neighbor_rows": rows, "neighbor_counts": counts, "seen_count": word}
+        self.gains(lists, one, word, word)
+        self.row_sums(x[:k], np.zeros((k + 1, k + 1)))
+        self.sums(one)
+        self.draws(_0, 0, 0, 0, 1, 1)
+        self.dots(x[:k], y)
+        z, mix = np.zeros((EXPERTS, 1)), np.zeros(SIZE)
+        self.step(mix[:EXPERTS], z, np.ones(EXPERTS, bool), np.float64(0.0))
+        self.add_events(word, one, zero, zero.copy(), mix)
+        self.decay(zero, zero.copy(), mix)
 
     def fold(self, x: np.ndarray, y: np.ndarray, events: Remembered, decay: np.ndarray, everywhere: np.ndarray,
              unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
@@ -43,14 +87,12 @@ class CpuArithmetic:
         scratch, k = self._scratch(), self._spec.k
         scratch.everywhere[:k, :k] = everywhere
         no_bias = np.zeros(max(len(y), 1), np.float32)
-        user, others = Side(x[None], no_bias, _NO_RING), Side(y, no_bias, _NO_RING)
+        user, others = Side(x[None], no_bias, NO_RING), Side(y, no_bias, NO_RING)
         weights, places = events.weights * decay[events.ages], np.arange(len(y), dtype=np.uint32)
         values = np.ascontiguousarray(events.values)
-        rates = self._rates._replace(unobserved=unobserved)
-        livefactor_fold_kernel(
-            user, _0, others, np.uint64(len(y)), places, values, weights, _F0, np.float32(items), scratch,
-            FOLD_SWEEPS, rates,
-        )  # fmt: skip
+        problem = Problem(_F0, np.float32(items), self._rates._replace(unobserved=unobserved))
+        system = Events(address_of(places), address_of(values), address_of(weights), np.uint64(len(y)))
+        livefactor_fold_kernel(user, _0, others, problem, system, scratch, FOLD_SWEEPS)
         return scratch.x[: x.size].copy()
 
     def _scratch(self) -> Scratch:
@@ -63,8 +105,7 @@ class CpuArithmetic:
               events: np.ndarray) -> np.ndarray:  # fmt: skip
         """See `experts.Arithmetic.gains`."""
         gains = np.zeros(len(rows), np.float32)
-        columns = lists["neighbor_rows"], lists["neighbor_counts"], lists["seen_count"]
-        livefactor_gains_kernel(columns, weights, rows, events, self._shrinkage, gains)
+        livefactor_gain_kernel(Lists(**lists), weights, rows, events, self._shrinkage, _F1, gains)
         return gains
 
     def row_sums(self, x: np.ndarray, gram: np.ndarray) -> tuple[float, float]:
@@ -108,22 +149,25 @@ class CpuArithmetic:
 
 
 @compiled
-def livefactor_gains_kernel(
-    lists: Any, weights: Any, rows: Any, events: Any, shrinkage: Any, gains: Any
+def livefactor_gain_kernel(
+    lists: Any, weights: Any, followers: Any, event_counts: Any, shrinkage: Any, weight: Any, gains: Any
 ) -> None:
-    """Adds the gains of `rows` to `gains`, float32[m] zeros."""
-    followers, counts, seen = lists
-    total = _F0
+    """Adds the gains of the rows `followers` (uint32[m], ascending) to `gains`, float32[m] zeros.
+
+    `lists` are those of the user's events, and `weights` float32[n] are their weights.
+    `event_counts` uint32[m] are the numbers of the followers' events.
+    """
+    total, counts = _F0, lists.neighbor_counts
     for j in range(np.uint64(weights.size)):
         total += weights[j]
-        own = np.float32(seen[j])
-        for place in range(np.uint64(followers.shape[1])):
+        own = np.float32(lists.seen_count[j])
+        for place in range(np.uint64(counts.shape[1])):
             if counts[j, place] > _F0:
-                at = np.searchsorted(rows, followers[j, place])
-                norm = np.sqrt(own * np.float32(events[at])) + shrinkage
+                at = np.searchsorted(followers, lists.neighbor_rows[j, place])
+                norm = np.sqrt(own * np.float32(event_counts[at])) + shrinkage
                 gains[at] += (weights[j] * counts[j, place]) / norm
     for at in range(np.uint64(gains.size)):
-        gains[at] = gains[at] / total
+        gains[at] = (weight * gains[at]) / total
 
 
 @compiled
