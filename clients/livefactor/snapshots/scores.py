@@ -70,8 +70,8 @@ class SnapshotScores:
         self._items = len(tensors["items.keys"])
         self._decay = decays(spec.history.half_life)
         self._repeat_decay = decays(spec.counts.half_life if spec.counts.repeat else 0.0)
-        follows_data = spec.solve.unobserved_density > 0
-        self._unobserved = np.float32(tensors["unobserved"][0] if follows_data else spec.solve.unobserved)
+        unobserved = tensors["unobserved"][0] if "unobserved" in tensors else spec.solve.unobserved
+        self._unobserved = np.float32(unobserved)
 
     def score(self, user: int, rows: np.ndarray, given: np.ndarray | None) -> np.ndarray:
         """Score n items for a user: float32[n].

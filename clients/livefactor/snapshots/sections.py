@@ -192,6 +192,10 @@ def _is_replayed(spec: Spec) -> bool:
     return spec.replay.size > 0
 
 
+def _follows_data(spec: Spec) -> bool:
+    return spec.rule == models_pb2.RULE_SOLVE and spec.solve.unobserved_density > 0
+
+
 _BESIDE = (
     # The number of accepted interactions.
     _Beside("events", "U64", lambda spec: 1),
@@ -225,7 +229,7 @@ _BESIDE = (
     # The ids of unavailable items in ascending order.
     _Beside("unavailable", "U64"),
     # The weight of pairs without an event, if it follows the data.
-    _Beside("unobserved", "F64", lambda spec: 1, lambda spec: spec.solve.unobserved_density > 0),
+    _Beside("unobserved", "F64", lambda spec: 1, _follows_data),
 )
 """The sections beside the rows, in the order of their names.
 

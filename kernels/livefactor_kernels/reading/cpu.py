@@ -24,6 +24,7 @@ from livefactor_kernels.reading import (
     SUM,
 )
 from livefactor_kernels.reading.experts import Remembered
+from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
 from livefactor_kernels.solve.cpu import Events, Problem, Scratch, Side, livefactor_fold_kernel
 from livefactor_kernels.spec.model import LANES, ModelSpec
@@ -66,7 +67,7 @@ class CpuArithmetic:
         """Calls each kernel with the types of its arguments."""
         word, one, zero = np.zeros(1, np.uint32), np.ones(1, np.float32), np.zeros(1, np.float32)
         rows, counts = np.zeros((1, LANES), np.uint32), np.zeros((1, LANES), np.float32)
-        x, y = np.zeros(self._spec.k_padded, np.float32), np.zeros((1, self._spec.k_padded), np.float32)
+        x, y = np.zeros(self._spec.k_padded, np.float32), reserve((1, self._spec.k_padded), np.float32)
         events = Remembered(word, one, one, np.zeros(1, np.int64))
         k = self._spec.k
         self.fold(x, y, events, one, np.zeros((k, k), np.float32), _F0, 1)

@@ -82,7 +82,8 @@ class Arithmetic(Protocol):
              unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
         """The row x float32[k_padded], folded in for events with the rows y float32[n, k_padded].
 
-        Their weights are multiplied by decay[age]. `everywhere` float32[k, k] is a0 G.
+        y begins at a multiple of 64 bytes. The events' weights are multiplied by decay[age].
+        `everywhere` float32[k, k] is a0 G.
         """
         ...
 
@@ -178,7 +179,7 @@ class Panel:
             if users[k, k]:
                 x[:k] = users[k, :k] / users[k, k]
             return np.repeat(x[None], FOLDS, axis=0)
-        unobserved = np.float32(state[UNOBSERVED][0])
+        unobserved = np.float32(state[UNOBSERVED][0] if UNOBSERVED in state else self._spec.solve.unobserved)
         everywhere = (np.float64(unobserved) * gram[:k, :k]).astype(np.float32)
         y = source.gather(ITEMS, events.rows)[0]
         return np.stack(

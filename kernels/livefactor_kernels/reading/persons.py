@@ -261,7 +261,7 @@ class PersonReader:
         if not any(len(each.rows) for each in events) and not gram[USERS, k, k]:
             return
         rates = self._rates
-        if self._spec.solve.unobserved_density:
+        if UNOBSERVED in source.state():
             rates = rates._replace(unobserved=np.float32(source.state()[UNOBSERVED][0]))
         scratch.everywhere[:k, :k] = (rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
         users = Side(factors, bias, NO_RING)

@@ -15,5 +15,5 @@ PRESET_NAMES = (
     "ratings_sgd",
 )
 
-DEFAULT_PRESET = "clicks"
+DEFAULT_PRESET = "auto"
 """The preset of a server and of `livefactor.local()` without a setting."""
