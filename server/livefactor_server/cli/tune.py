@@ -46,7 +46,7 @@ def tune(
     ] = False,
     secret: Secret = "",
     task: Annotated[
-        str, typer.Option(help="ratings, clicks or purchases. Default: guessed from the values.")
+        str, typer.Option(help="ratings, clicks, purchases or news. Default: guessed from the values.")
     ] = "",
     metric: Annotated[
         str, typer.Option(help="Metric for clicks and purchases: recall (recall@10) or ndcg (NDCG@10).")
@@ -73,10 +73,16 @@ def tune(
         typer.Option(min=1, help="About this many events are judged. If there are more, they are sampled."),
     ] = 20_000,
     trials: Annotated[
-        int, typer.Option(min=1, help="Number of trials, including those of an interrupted run.")
+        int,
+        typer.Option(min=1, help="Number of trials, with the presets and those of an interrupted run."),
     ] = 60,
     minutes: Annotated[
-        float, typer.Option(min=0.0, help="Start no trial after this many minutes. 0 means no limit.")
+        float,
+        typer.Option(
+            min=0.0,
+            help="Be done after this many minutes, with reading the file, the presets, the trials and the figures"
+            " of the rest. 0 means no limit.",
+        ),
     ] = 0.0,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the search. The same seed tries the same specs.")
