@@ -56,8 +56,10 @@ def run(asked: Command) -> None:
     limit_libraries()
     until = time.monotonic() + 60.0 * asked.minutes if asked.minutes else float("inf")
     try:
-        read = _read(asked.file, asked.columns, Conversion(asked.string_ids, asked.secret.encode()).check())
-        chosen = _task(asked.task, read)
+        read = read_file(
+            asked.file, asked.columns, Conversion(asked.string_ids, asked.secret.encode()).check()
+        )
+        chosen = task_of(asked.task, read)
         settings = plan.Settings(
             _metric(asked.metric, chosen), asked.batch, asked.part, asked.warm_up, asked.judged, asked.seed
         )
@@ -100,13 +102,15 @@ def run(asked: Command) -> None:
     )
 
 
-def _bar(*columns: Any) -> Progress:
+def bar_of(*columns: Any) -> Progress:
+    """A progress bar with the number of events and the time."""
     bar: Progress = progress(MofNCompleteColumn(), *columns, TimeElapsedColumn())
     return bar
 
 
-def _read(file: Path, columns: dict[str, str], conversion: Conversion) -> events.EventFile:
-    with _bar() as bar:
+def read_file(file: Path, columns: dict[str, str], conversion: Conversion) -> events.EventFile:
+    """Reads the events of a file, and says what it found."""
+    with bar_of() as bar:
         task = bar.add_task("events read", total=None)
         read = events.read_events(
             file, columns, conversion, lambda at, total: bar.update(task, completed=at, total=total or None)
@@ -116,7 +120,8 @@ def _read(file: Path, columns: dict[str, str], conversion: Conversion) -> events
     return read
 
 
-def _task(task: str, read: events.EventFile) -> str:
+def task_of(task: str, read: events.EventFile) -> str:
+    """The task that was asked for, or the one that the values suggest. Raises ValueError."""
     if task and task not in TASKS:
         raise ValueError(f"--task: expected one of {', '.join(TASKS)}, got {task!r}")
     if task == "ratings" and "values" not in read.names:
@@ -155,7 +160,7 @@ def _search(
     metric = judge.metric
     with (
         search.open_study(folder, settings, metric.larger_is_better) as study,
-        _bar(TextColumn("{task.fields[best]}")) as bar,
+        bar_of(TextColumn("{task.fields[best]}")) as bar,
     ):
         task_trials = bar.add_task("trials", total=max(trials, len(presets)), best="")
         task_events = bar.add_task("events of this trial", total=judge.searched, best="")
@@ -187,7 +192,7 @@ def _finish(
     judge: plan.Plan, done: list[search.FinishedTrial], task: str, presets: int, until: float
 ) -> Report:
     """Judges the best trial and the best preset once each on the rest of the stream."""
-    with _bar() as bar:
+    with bar_of() as bar:
         bars = [
             bar.add_task(f"rest of the stream: {name}", total=len(judge.stream))
             for name in ("best trial", "best preset")
