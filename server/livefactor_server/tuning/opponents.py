@@ -59,6 +59,7 @@ def _lists(
     """
     from implicit.als import AlternatingLeastSquares
     from scipy.sparse import csr_matrix
+    from threadpoolctl import threadpool_limits
 
     popular = np.full((1, TOP), -1)
     best = most_popular(np.bincount(items, minlength=shape[1]).astype(np.float64))
@@ -69,9 +70,11 @@ def _lists(
         return popular, of_user
     of_user[known] = np.arange(known.size)
     seen = csr_matrix((np.ones(users.size, np.float32), (of_user[users], items)), (known.size, shape[1]))
-    model = AlternatingLeastSquares(FACTORS, random_state=seed, num_threads=1)
-    model.fit(seen, show_progress=False)
-    found, _ = model.recommend(np.arange(known.size), seen, N=TOP, filter_already_liked_items=False)
+    # implicit brings a BLAS of its own.
+    with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(FACTORS, random_state=seed, num_threads=1)
+        model.fit(seen, show_progress=False)
+        found, _ = model.recommend(np.arange(known.size), seen, N=TOP, filter_already_liked_items=False)
     lists = np.full((known.size, TOP), -1)
     lists[:, : found.shape[1]] = found
     return np.vstack([lists, popular]), of_user
