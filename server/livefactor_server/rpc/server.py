@@ -111,8 +111,10 @@ class RpcServer:
             now = {
                 MODEL_HEALTH + hosted.name: hosted.engine.failure is None for hosted in self._hosting.all()
             }
-            writable = all(now.values())
-            now |= {MODEL_HEALTH + fault.name: False for fault in self._hosting.faults()}
+            faults = {MODEL_HEALTH + fault.name: False for fault in self._hosting.faults()}
+            # Where no model can be opened, nobody should send updates.
+            writable = all(now.values()) and bool(now or not faults)
+            now |= faults
             if now != models:
                 self._set_health(True, writable, now, models.keys() - now.keys())
                 models = now
