@@ -760,7 +760,7 @@ class CreateModelRequest(google.protobuf.message.Message):
     model: builtins.str
     """1 to 64 characters of a-z 0-9 _ -, starting with a letter."""
     preset: builtins.str
-    """One of: ratings, clicks, purchases, news, ratings_sgd, clicks_sgd, purchases_sgd. Empty: the
+    """One of: auto, clicks, purchases, news, ratings, clicks_sgd, purchases_sgd, ratings_sgd. Empty: the
     server's default.
     """
     @property
