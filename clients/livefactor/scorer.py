@@ -17,7 +17,8 @@ import numpy.typing as npt
 from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
 from livefactor.errors import ColumnError
 from livefactor.position import Position
-from livefactor.wire.arrays import KEYS, HashTexts, Ids, as_keys, original_ids
+from livefactor.wire.arrays import KEYS
+from livefactor.wire.ids import HashTexts, Ids, as_keys, original_ids
 from livefactor.wire.keys import keys_of
 from livefactor.wire.scoring import ScoreColumns, decode_score_response, encode_score
 

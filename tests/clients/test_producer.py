@@ -71,9 +71,12 @@ def test_rows_arrive_in_order_and_the_ack_has_their_position(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     with make(batch=BY_COUNT) as producer:
-        first = producer.push(range(150), [7] * 150, values=1.5, times=12)
+        first = producer.push(range(150), [7] * 150, values=1.5, times=1_500_000_012)
         second = producer.push(
-            np.arange(150, 310, dtype=np.uint64), np.full(160, 8, np.uint64), values=[2.0] * 160, times=13
+            np.arange(150, 310, dtype=np.uint64),
+            np.full(160, 8, np.uint64),
+            values=[2.0] * 160,
+            times=1_500_000_013,
         )
         assert first.result(WAIT_S).position.revision == 2
         ack = second.result(WAIT_S)
@@ -83,7 +86,7 @@ def test_rows_arrive_in_order_and_the_ack_has_their_position(
     assert users(fake) == list(range(310))
     assert fake.batch_rows == [100, 100, 100, 10]
     assert fake.changes[1][1].values.tolist() == [1.5] * 50 + [2.0] * 50
-    assert fake.changes[1][1].times_us.tolist() == [12] * 50 + [13] * 50
+    assert fake.changes[1][1].times_us.tolist() == [1_500_000_012_000_000] * 50 + [1_500_000_013_000_000] * 50
     assert fake.changes[1][1].weights is None
 
 

@@ -29,7 +29,6 @@ from livefactor.pushing.batching import (
 )
 from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, label_cuts
 from livefactor.pushing.sending import ProducerStatus, Sender
-from livefactor.wire.arrays import Ids, as_keys
 from livefactor.wire.columns import (
     AVAILABILITY,
     INTERACTIONS,
@@ -38,6 +37,7 @@ from livefactor.wire.columns import (
     encode_labels,
     interaction_parts,
 )
+from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.keys import keys_of
 
 CLOSE_AFTER_ERROR_S = 5.0
@@ -134,10 +134,11 @@ class Producer:
         Ack.
 
         user_ids, item_ids: integers 0..2**64-1 or strings, as a list, NumPy array, pandas Series or
-        Arrow array (or one id); a list or object array may mix both. values, weights: numbers.
-        event_types: 0..2**32-1. times: datetimes or microseconds since 1970 UTC. One value stands
-        for all rows; None stands for the contract's default. The arrays may be changed after the
-        call. timeout_s: overrides the producer's.
+        Arrow array (or one id). The ids of a column are all integers or all strings (wire/ids.py).
+        values, weights: numbers. event_types: 0..2**32-1. times: datetimes, datetime64, strings in
+        ISO 8601, or whole seconds since 1970 UTC, in the years 1990..2099; 0 stands for an unknown
+        time (wire/times.py). One value stands for all rows; None stands for the contract's default.
+        The arrays may be changed after the call. timeout_s: overrides the producer's.
 
         Raises ColumnError or BufferFull, and takes no row of the push then. Raises ProducerClosed,
         or the error that ended this producer (such as ProducerFenced).
