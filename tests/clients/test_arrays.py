@@ -307,7 +307,7 @@ def test_datetimes_are_exact(moment: datetime) -> None:
         ([1_323_435_000, 1_323_435_000_000], r"times\[1\]: .* in ms it is 2011-12-09"),
         (np.array([2**63], np.uint64), r"times\[0\]: expected a time of"),
         (["2020-01-01", "yesterday"], r"times\[1\]: expected a time in ISO 8601, got 'yesterday'"),
-        ([datetime(1970, 1, 1)], r"times\[0\]: expected a time of 1990\.\.2099, got 1970-01-01T"),
+        ([datetime(1971, 1, 1)], r"times\[0\]: expected a time of 1990\.\.2099, got 1971-01-01T"),
         ([True], r"times\[0\]: expected whole numbers, datetimes or ISO 8601, got True"),
     ],
 )

@@ -468,3 +468,33 @@ def test_an_invalid_producer_id_is_refused(producer_id: str) -> None:
 def test_settings_outside_their_domain_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         BatchSettings(**bad)
+
+
+def test_a_note_is_kept_behind_what_was_pushed_and_found_again(
+    fake: FakeServer, make: Callable[..., Producer]
+) -> None:
+    with make() as producer:
+        assert producer.note == b""
+        for number in range(3):
+            producer.push([number], [7])
+            producer.keep(b"after %d" % number)
+            assert (producer.last_sequence, producer.note) == (number + 1, b"after %d" % number)
+        for note in (b"", b"x" * 257):
+            with pytest.raises(ValueError, match=r"note: expected 1\.\.256 bytes"):
+                producer.keep(note)
+        producer.push([9], [7]).result(WAIT_S)
+    assert fake.applied == [(0, 7), (1, 7), (2, 7), (9, 7)]
+    with make() as again:
+        assert (again.note, again.last_sequence) == (b"after 2", 4)
+        with pytest.raises(ValueError, match="sequence: expected one of the last 64 up to 4, got 5"):
+            again.has_applied(5, [1], [1])
+
+
+def test_a_note_of_a_producer_that_was_replaced_is_refused(
+    fake: FakeServer, make: Callable[..., Producer]
+) -> None:
+    first = make()
+    with make() as second:
+        second.push([1], [2]).result(WAIT_S)
+        with pytest.raises(ProducerFenced, match="another process uses this id"):
+            first.keep(b"note")

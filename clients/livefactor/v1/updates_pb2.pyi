@@ -167,16 +167,23 @@ class OpenProducerRequest(google.protobuf.message.Message):
 
     MODEL_FIELD_NUMBER: builtins.int
     PRODUCER_ID_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     producer_id: builtins.str
+    note: builtins.bytes
+    """At most 256 bytes that the model keeps with the producer until another note replaces them. They
+    are in the log and in every snapshot. A sender can note there what it needs to go on, such as how
+    much of a file it sent before the next sequence. Empty: the present note stays.
+    """
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         producer_id: builtins.str = ...,
+        note: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "producer_id", b"producer_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "note", b"note", "producer_id", b"producer_id"]) -> None: ...
 
 global___OpenProducerRequest = OpenProducerRequest
 
@@ -187,9 +194,12 @@ class OpenProducerResponse(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     last_sequence: builtins.int
     """The last sequence that was applied. The next batch has last_sequence + 1."""
+    note: builtins.bytes
+    """The producer's note, after this call."""
     @property
     def position(self) -> global___Position: ...
     def __init__(
@@ -198,9 +208,10 @@ class OpenProducerResponse(google.protobuf.message.Message):
         epoch: builtins.int = ...,
         last_sequence: builtins.int = ...,
         position: global___Position | None = ...,
+        note: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "position", b"position"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "note", b"note", "position", b"position"]) -> None: ...
 
 global___OpenProducerResponse = OpenProducerResponse
 

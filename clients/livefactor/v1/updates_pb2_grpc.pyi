@@ -55,7 +55,7 @@ class UpdateServiceStub:
     """Opens a producer, or opens it again. The server then refuses batches of the producer's older
     epochs. The answer says with which sequence to go on.
 
-    - INVALID_ARGUMENT: the id is empty or too long.
+    - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
     - NOT_FOUND: the model does not exist.
     - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
     """
@@ -99,7 +99,7 @@ class UpdateServiceAsyncStub:
     """Opens a producer, or opens it again. The server then refuses batches of the producer's older
     epochs. The answer says with which sequence to go on.
 
-    - INVALID_ARGUMENT: the id is empty or too long.
+    - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
     - NOT_FOUND: the model does not exist.
     - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
     """
@@ -145,7 +145,7 @@ class UpdateServiceServicer(metaclass=abc.ABCMeta):
         """Opens a producer, or opens it again. The server then refuses batches of the producer's older
         epochs. The answer says with which sequence to go on.
 
-        - INVALID_ARGUMENT: the id is empty or too long.
+        - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
         - NOT_FOUND: the model does not exist.
         - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
         """

@@ -67,6 +67,9 @@ def as_whole(name: str, values: Any, n: int, dtype: np.dtype[Any]) -> npt.NDArra
 
     Raises ColumnError for another type, number or length.
     """
+    row = first_missing(values)
+    if row is not None:
+        raise ColumnError.at(name, row, "the number is missing")
     array = _broadcast(name, values, n)
     if array.dtype.kind not in "iub":
         for row, value in enumerate(_objects(values, array)):
@@ -118,6 +121,18 @@ def whole(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArr
 def first_true(mask: npt.NDArray[np.bool_]) -> int | None:
     """The first row where `mask` (bool[n]) is true. None if there is none."""
     return int(mask.argmax()) if mask.any() else None
+
+
+def first_missing(column: Any) -> int | None:
+    """The first row of an Arrow array or a pandas column without a value. None if there is none.
+
+    NumPy would turn the other integers of such a column into floats.
+    """
+    if getattr(column, "null_count", None) and hasattr(column, "is_null"):
+        return first_true(to_numpy("", column.is_null()).astype(bool))
+    if hasattr(column, "isna"):
+        return first_true(np.asarray(column.isna()))
+    return None
 
 
 def is_missing(value: Any) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livefactor.errors import ColumnError
-from livefactor.wire.arrays import KEYS, first_true, is_missing, to_numpy, whole
+from livefactor.wire.arrays import KEYS, first_missing, first_true, is_missing, to_numpy, whole
 from livefactor.wire.keys import keys_of
 
 _KEY_MAX = int(np.iinfo(KEYS).max)
@@ -57,14 +57,12 @@ def as_keys(name: str, ids: Ids, hash_texts: HashTexts = keys_of) -> npt.NDArray
     if isinstance(ids, list | tuple):
         return _list_keys(name, ids, hash_texts)
     ids = _one_chunk(ids)
+    _require_ids(name, first_missing(ids))
     if _is_dictionary(ids):
         return _dictionary_keys(name, ids, hash_texts)
     if hasattr(ids, "null_count") and hasattr(ids, "type"):
         return _arrow_keys(name, ids, hash_texts)
     if hasattr(ids, "to_numpy"):
-        # A pandas column with the dtype Int64 would give floats for missing values.
-        if hasattr(ids, "isna"):
-            _require_ids(name, np.asarray(ids.isna()))
         return _array_keys(name, to_numpy(name, ids), hash_texts)
     if isinstance(ids, Sequence) and not isinstance(ids, str | bytes | bytearray):
         return _list_keys(name, list(ids), hash_texts)
@@ -179,8 +177,8 @@ def _array_keys(name: str, array: npt.NDArray[Any], hash_texts: HashTexts) -> np
     return _list_keys(name, array.tolist(), hash_texts)
 
 
-def _require_ids(name: str, missing: npt.NDArray[np.bool_]) -> None:
-    row = first_true(missing)
+def _require_ids(name: str, row: int | None) -> None:
+    """Refuses a column whose id is missing in `row`."""
     if row is not None:
         raise ColumnError.at(name, row, "the id is missing")
 
@@ -193,8 +191,6 @@ def _one_chunk(ids: Any) -> Any:
 
 
 def _arrow_keys(name: str, ids: Any, hash_texts: HashTexts) -> npt.NDArray[np.uint64]:
-    if ids.null_count:
-        _require_ids(name, to_numpy(name, ids.is_null()).astype(bool))
     kind = str(ids.type)
     if kind in ("string", "large_string"):
         return _dictionary_keys(name, ids.dictionary_encode(), hash_texts)
@@ -223,7 +219,7 @@ def _dictionary(ids: Any) -> tuple[Any, Any]:
 def _dictionary_keys(name: str, ids: Any, hash_texts: HashTexts) -> npt.NDArray[np.uint64]:
     table, indices = _dictionary(ids)
     codes = to_numpy(name, indices)
-    _require_ids(name, np.isnan(codes) if codes.dtype.kind == "f" else codes < 0)
+    _require_ids(name, first_true(codes < 0))
     if not codes.size:
         return np.empty(0, KEYS)
     values = to_numpy(name, table)

@@ -1,9 +1,10 @@
 """Times of callers become microseconds since 1970-01-01 UTC. This is the one rule for every way in.
 
-An integer counts seconds since 1970 UTC, or another unit that the caller names. 0 stands for an
-unknown time. Datetimes, `datetime64` of any unit, Arrow timestamps and dates, and strings in ISO
-8601 say their unit themselves. Without a zone they count as UTC. A time outside 1990..2099 is
-refused, because it is almost always a wrong unit: the error names the unit that fits.
+An integer counts seconds since 1970 UTC, or another unit that the caller names. Datetimes,
+`datetime64` of any unit, Arrow timestamps and dates, and strings in ISO 8601 say their unit
+themselves. Without a zone they count as UTC. 0, which is the first moment of 1970, stands for an
+unknown time. Any other time outside 1990..2099 is refused, because it is almost always a wrong
+unit: the error names the unit that fits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livefactor.errors import ColumnError
-from livefactor.wire.arrays import TIMES, first_true, is_missing, require_rows, to_numpy
+from livefactor.wire.arrays import TIMES, first_missing, first_true, is_missing, require_rows, to_numpy
 
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """How many of each unit a second has."""
@@ -39,6 +40,9 @@ def as_times(
     """
     if isinstance(times, str | datetime | int | np.integer | np.datetime64) and not isinstance(times, bool):
         return np.repeat(as_times(name, [times], 1, unit, remedy), n)
+    row = first_missing(times)
+    if row is not None:
+        raise ColumnError.at(name, row, "the time is missing")
     has_dtype = "datetime64" in str(getattr(times, "dtype", ""))
     if has_dtype and not isinstance(times, np.ndarray) and hasattr(times, "to_numpy"):
         # Without the dtype, a pandas column with a zone would give objects.
@@ -84,7 +88,8 @@ def _from_datetime64(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.int64
 
 
 def _checked(name: str, microseconds: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    row = first_true((microseconds < _FIRST_S * _SECOND_US) | (microseconds >= _END_S * _SECOND_US))
+    outside = (microseconds < _FIRST_S * _SECOND_US) | (microseconds >= _END_S * _SECOND_US)
+    row = first_true(outside & (microseconds != 0))
     if row is not None:
         moment = np.datetime64(int(microseconds[row]), "us")
         raise ColumnError.at(name, row, f"expected a time of {YEARS[0]}..{YEARS[1] - 1}, got {moment}")
@@ -92,7 +97,7 @@ def _checked(name: str, microseconds: npt.NDArray[np.int64]) -> npt.NDArray[np.i
 
 
 def _microseconds(name: str, row: int, time: Any) -> int:
-    if is_missing(time):
+    if is_missing(time) or time == "":
         raise ColumnError.at(name, row, f"the time is missing: got {time!r}")
     if isinstance(time, np.datetime64):
         return int(time.astype("datetime64[us]").view(np.int64))

@@ -12,7 +12,6 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from livefactor_kernels.spec.model import KERNEL_SEMANTICS
 from livefactor_server.cli.base import complain, console, emit, progress, table
 from livefactor_server.files import specs as spec_files
-from livefactor_server.files.events import Conversion
 from livefactor_server.rpc.server import limit_libraries
 from livefactor_server.tuning import events, pictures, plan, search
 from livefactor_server.tuning.metrics import METRICS
@@ -55,7 +54,7 @@ def run(asked: Command) -> None:
         raise typer.Exit(2)
     limit_libraries()
     try:
-        read = _read(asked.file, asked.columns, Conversion(asked.string_ids, asked.secret.encode()).check())
+        read = _read(asked)
         chosen = _task(asked.task, read)
         settings = plan.Settings(
             _metric(asked.metric, chosen), asked.batch, asked.part, asked.warm_up, asked.judged, asked.seed
@@ -101,11 +100,16 @@ def _bar(*columns: Any) -> Progress:
     return bar
 
 
-def _read(file: Path, columns: dict[str, str], conversion: Conversion) -> events.EventFile:
+def _read(asked: Command) -> events.EventFile:
     with _bar() as bar:
         task = bar.add_task("events read", total=None)
         read = events.read_events(
-            file, columns, conversion, lambda at, total: bar.update(task, completed=at, total=total or None)
+            asked.file,
+            asked.columns,
+            asked.string_ids,
+            asked.secret.encode(),
+            on_events=lambda at, total: bar.update(task, completed=at, total=total or None),
+            on_kinds=lambda sentence: console(err=True).print(sentence, soft_wrap=True),
         )
     found = ", ".join(f"{field} from {name}" for field, name in read.names.items())
     console(err=True).print(f"{len(read.stream):,} events; columns: {found}", soft_wrap=True)

@@ -2,7 +2,8 @@
 
 A producer has an epoch, the last applied sequence, and a ring of its last `RING` outcomes. Each
 OpenProducer call increments the epoch, which fences older epochs. The ring gives a retry its first
-answer.
+answer. A producer may also have a note: bytes that its client left with OpenProducer, and reads
+when it opens the producer again.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 RING = 64
 """Outcomes per producer, and the maximum number of its batches in flight."""
 
 ID_BYTES_MAX = 64
+
+NOTE_BYTES_MAX = 256
 
 
 class Outcome(NamedTuple):
@@ -38,12 +41,15 @@ class Outcome(NamedTuple):
 class Producer:
     """The published state of one producer."""
 
-    __slots__ = ("epoch", "last_sequence", "ring")
+    __slots__ = ("epoch", "last_sequence", "note", "ring")
 
-    def __init__(self, epoch: int = 0, last_sequence: int = 0, ring: Iterable[Outcome] = ()) -> None:
+    def __init__(
+        self, epoch: int = 0, last_sequence: int = 0, ring: Iterable[Outcome] = (), note: bytes = b""
+    ) -> None:
         self.epoch = epoch
         self.last_sequence = last_sequence
         self.ring: deque[Outcome] = deque(ring, maxlen=RING)
+        self.note = note
 
     def outcome(self, sequence: int) -> Outcome | None:
         """The outcome of `sequence`. None if the ring no longer has it or the batch is not applied
@@ -51,6 +57,10 @@ class Producer:
         """
         index = sequence - self.last_sequence - 1 + len(self.ring)
         return self.ring[index] if 0 <= index < len(self.ring) else None
+
+
+FrozenProducer: TypeAlias = tuple[bytes, int, int, tuple[Outcome, ...], bytes]
+"""The id, the epoch, the last sequence, the ring and the note of a producer."""
 
 
 class ProducerTable:
@@ -66,10 +76,11 @@ class ProducerTable:
         """The producer, or None if it was never opened."""
         return self._producers.get(producer_id)
 
-    def open(self, producer_id: bytes, epoch: int) -> None:
-        """Applies an OPEN_PRODUCER record."""
+    def open(self, producer_id: bytes, epoch: int, note: bytes = b"") -> None:
+        """Applies an OPEN_PRODUCER record. An empty note keeps the present one."""
         producer = self._producers.setdefault(producer_id, Producer())
         producer.epoch = epoch
+        producer.note = note or producer.note
 
     def record(self, producer_id: bytes, outcome: Outcome) -> None:
         """Applies the outcome of a batch.
@@ -81,30 +92,34 @@ class ProducerTable:
         producer.last_sequence = outcome.sequence
         producer.ring.append(outcome)
 
-    def freeze(self) -> list[tuple[bytes, int, int, tuple[Outcome, ...]]]:
+    def freeze(self) -> list[FrozenProducer]:
         """A copy that later records do not change. It is cheap enough for a call under the gate."""
-        return [(key, p.epoch, p.last_sequence, tuple(p.ring)) for key, p in self._producers.items()]
+        return [(key, p.epoch, p.last_sequence, tuple(p.ring), p.note) for key, p in self._producers.items()]
 
 
 # Canonical bytes of a frozen table, in order of the producers' ids, little-endian, without padding:
 #   producer: u16 length of id, id, u64 epoch, u64 last sequence, u16 outcomes
+#   note:     u16 length, note; only if bit 15 of the number of outcomes is set
 #   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 16 B salt,
 #             32 B received hash
 #   reject:   u32 row, u8 reason
 _PRODUCER = struct.Struct("<QQH")
 _OUTCOME = struct.Struct("<QQIIH16s32s")
 _REJECT = struct.Struct("<IB")
+_HAS_NOTE = 1 << 15
 
 
-def encode(frozen: list[tuple[bytes, int, int, tuple[Outcome, ...]]]) -> bytes:
+def encode(frozen: list[FrozenProducer]) -> bytes:
     """The canonical bytes of a frozen table. Equal tables have equal bytes."""
     parts = []
-    for producer_id, epoch, last_sequence, ring in sorted(frozen):
+    for producer_id, epoch, last_sequence, ring, note in sorted(frozen):
         parts += [
             struct.pack("<H", len(producer_id)),
             producer_id,
-            _PRODUCER.pack(epoch, last_sequence, len(ring)),
+            _PRODUCER.pack(epoch, last_sequence, len(ring) | (_HAS_NOTE if note else 0)),
         ]
+        if note:
+            parts += [struct.pack("<H", len(note)), note]
         for o in ring:
             parts.append(
                 _OUTCOME.pack(
@@ -140,12 +155,13 @@ def decode(data: bytes) -> ProducerTable:
     while at < len(data):
         producer_id = take(struct.unpack("<H", take(2))[0])
         epoch, last_sequence, count = _PRODUCER.unpack(take(_PRODUCER.size))
+        note = take(struct.unpack("<H", take(2))[0]) if count & _HAS_NOTE else b""
         ring = []
-        for _ in range(count):
+        for _ in range(count & ~_HAS_NOTE):
             sequence, revision, accepted, rejected, listed, salt, received = _OUTCOME.unpack(
                 take(_OUTCOME.size)
             )
             rejects = tuple(_REJECT.unpack(take(_REJECT.size)) for _ in range(listed))
             ring.append(Outcome(sequence, revision, accepted, rejected, rejects, salt, received))
-        table._producers[producer_id] = Producer(epoch, last_sequence, ring)
+        table._producers[producer_id] = Producer(epoch, last_sequence, ring, note)
     return table

@@ -16,7 +16,7 @@ from livefactor_kernels.sgd.adaptive import RATES, STEP, multiple
 from livefactor_kernels.spec.model import EventType, ModelSpec
 from livefactor_server.model import producers as producer_codec
 from livefactor_server.model.labels import FrozenLabels, Labels
-from livefactor_server.model.producers import Outcome, ProducerTable
+from livefactor_server.model.producers import FrozenProducer, ProducerTable
 
 
 class TypeMeanings:
@@ -136,7 +136,7 @@ class FrozenSections:
     spec_body: bytes
     learned: dict[str, np.ndarray]
     events: int
-    producers: list[tuple[bytes, int, int, tuple[Outcome, ...]]]
+    producers: list[FrozenProducer]
     labels: tuple[FrozenLabels, FrozenLabels]
     unavailable: np.ndarray
 
