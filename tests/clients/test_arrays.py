@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from livefactor.errors import ColumnError
 from livefactor.wire.arrays import as_floats, as_numbers
-from livefactor.wire.ids import as_keys, original_ids
+from livefactor.wire.ids import as_keys, ids_of_texts, original_ids
 from livefactor.wire.keys import key_of, keys_of
 from livefactor.wire.times import as_times
 
@@ -115,6 +115,21 @@ def test_the_key_of_an_id_does_not_depend_on_its_neighbours_or_its_look() -> Non
         key_of(text) for text in ("7", "007", " 7", "+7", "nan", "1_0")
     ]
     assert as_keys("u", [7, 10]).tolist() == [7, 10]
+
+
+@pytest.mark.parametrize(
+    ("texts", "ids"),
+    [
+        (["7", "0"], [7, 0]),
+        ([str(2**64 - 1)], [2**64 - 1]),
+        *(
+            (texts, texts)
+            for texts in (["7", "ann"], ["7", "007"], [str(2**64)], ["-1"], ["٣"], ["1_0"], [""])
+        ),
+    ],
+)
+def test_text_without_types_is_integers_only_if_every_text_is_one(texts: list[str], ids: list[Any]) -> None:
+    assert ids_of_texts(texts) == ids
 
 
 @pytest.mark.parametrize("ids", ["ann", 7, [7], [], ["7", "7"], range(3), np.array(["7", "é"])])

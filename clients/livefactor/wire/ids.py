@@ -71,6 +71,19 @@ def as_keys(name: str, ids: Ids, hash_texts: HashTexts = keys_of) -> npt.NDArray
     return _list_keys(name, [ids], hash_texts)
 
 
+def ids_of_texts(texts: Sequence[str]) -> list[int] | list[str]:
+    """The ids of a column of text without types, such as the arguments of a command.
+
+    They are integers if every text is written as one: digits without a leading zero, below 2**64.
+    Otherwise they are strings.
+    """
+    return [int(text) for text in texts] if all(map(_is_integer, texts)) else list(texts)
+
+
+def _is_integer(text: str) -> bool:
+    return text.isascii() and text.isdigit() and (text[0] != "0" or text == "0") and int(text) <= _KEY_MAX
+
+
 def original_ids(ids: Ids, keys: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
     """The ids that the caller passed to `as_keys`: `keys` for integers, else an object array of
     str.

@@ -34,7 +34,7 @@ class Parquet:
         """
         try:
             self._file = parquet.ParquetFile(_seekable(source))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             raise EventFileError(f"{error}") from None
         self.columns: list[str] = list(self._file.schema_arrow.names)
         self.rows: int = self._file.metadata.num_rows
@@ -47,7 +47,7 @@ class Parquet:
         """
         try:
             yield from self._file.iter_batches(BLOCK_ROWS, columns=names)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise EventFileError(f"{error}") from None
 
     def places(self, rows: Sequence[int]) -> list[str]:
