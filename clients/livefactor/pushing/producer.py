@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, Connection
 from livefactor.errors import AlreadyExists, ColumnError, FlushTimeout, LivefactorError
 from livefactor.position import Position
 from livefactor.pushing.batching import (
@@ -43,9 +43,7 @@ from livefactor.wire.columns import (
 )
 from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.keys import keys_of
-
-NOTE_BYTES_MAX = 256
-"""Bytes of a producer's note. The contract sets this number."""
+from livefactor.wire.limits import NOTE_BYTES_MAX, check_most
 
 CLOSE_AFTER_ERROR_S = 5.0
 """How long leaving a `with` block by an error waits for what was pushed before it, seconds."""
@@ -79,8 +77,8 @@ class Producer:
     the caller has one (made by `open_channel`).
 
     Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be
-    opened. It must not be used across a fork. Use it as a context manager or call `close`, because
-    rows that are still buffered when the process ends are lost.
+    opened. In a forked child every method but `close` raises ForkError. Use it as a context manager
+    or call `close`, because rows that are still buffered when the process ends are lost.
     """
 
     def __init__(
@@ -170,7 +168,7 @@ class Producer:
             for side, reader in readers.items():
                 if reader.new:
                     self._labels[side].take(reader)
-            receipt = Receipt(self._send_now, sender.position)
+            receipt = Receipt(self._urge, sender.position)
             if n:
                 pending = sender.pending
                 self._take(rows, receipt)
@@ -243,10 +241,12 @@ class Producer:
         """Have the model keep `note` with this producer, after all rows pushed before.
 
         A later producer of the same id finds it as `note`. note: 1..256 bytes. Raises ValueError
-        for another size, and the errors of `flush` and of the constructor.
+        for an empty one, InvalidArgument for a longer one, and the errors of `flush` and of the
+        constructor.
         """
-        if not 1 <= len(note) <= NOTE_BYTES_MAX:
-            raise ValueError(f"note: expected 1..{NOTE_BYTES_MAX} bytes, got {len(note)}")
+        if not note:
+            raise ValueError("note: expected at least 1 byte")
+        check_most("note", NOTE_BYTES_MAX, len(note), "bytes")
         self.flush()
         self._sender.keep(note)
 
@@ -276,7 +276,7 @@ class Producer:
         doing = f"producer {self.producer_id!r}: batch {sequence}"
         try:
             # Sending an applied batch again is a read.
-            self._connection.unary(_APPLY, request, DEADLINE_S, doing, READ_ATTEMPTS)
+            self._connection.unary(_APPLY, request, DEADLINE_S, doing, DEADLINE_S)
         except AlreadyExists:
             return False
         return True
@@ -284,8 +284,11 @@ class Producer:
     def close(self, timeout_s: float | None = 30.0) -> None:
         """Flush and close. Raises the errors of `flush`, and closes the producer even then.
 
-        Rows that the server has not acknowledged by then are lost.
+        Rows that the server has not acknowledged by then are lost. In a forked child it does
+        nothing: the rows belong to the process that made the producer.
         """
+        if not self._sender.lock.is_ours:
+            return
         with self._sender.lock:
             if self._sender.closing:
                 return
@@ -359,10 +362,13 @@ class Producer:
         if self.batch.latency_ms_max == 0:
             sender.queue_pending()
 
-    def _send_now(self) -> None:
-        with self._sender.lock:
-            self._sender.queue_pending()
-            self._sender.work.notify_all()
+    def _urge(self, is_pending: bool) -> None:
+        """Called before somebody waits for a receipt. is_pending: its rows are in no batch yet."""
+        self._sender.lock.check()
+        if is_pending:
+            with self._sender.lock:
+                self._sender.queue_pending()
+                self._sender.work.notify_all()
 
     def _push_bodies(
         self,
@@ -377,7 +383,7 @@ class Producer:
             if taken is not None:
                 taken()
             sender.queue_pending()
-            receipt, start = Receipt(self._send_now, sender.position), 0
+            receipt, start = Receipt(self._urge, sender.position), 0
             for rows, body in bodies:
                 batch = Batch(change)
                 batch.share(receipt, start, rows)

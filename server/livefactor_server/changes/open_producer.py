@@ -20,7 +20,8 @@ class OpenProducerChange(Change):
     epoch.
 
     Attributes:
-        body: the note, at most NOTE_BYTES_MAX bytes. An empty one keeps the present note.
+        body: the note, at most `NOTE_BYTES_MAX` bytes (livefactor.wire.limits). An empty one keeps
+            the present note.
     """
 
     body: bytes = b""

@@ -2,8 +2,8 @@
 
 A producer has an epoch, the last applied sequence, and a ring of its last `RING` outcomes. Each
 OpenProducer call increments the epoch, which fences older epochs. The ring gives a retry its first
-answer. A producer may also have a note: bytes that its client left with OpenProducer, and reads
-when it opens the producer again.
+answer. In memory an outcome is the bytes that a snapshot has. A producer may also have a note:
+bytes that its client left with OpenProducer, and reads when it opens the producer again.
 """
 
 from __future__ import annotations
@@ -11,14 +11,32 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 RING = 64
 """Outcomes per producer, and the maximum number of its batches in flight."""
 
-ID_BYTES_MAX = 64
+PRODUCER_BYTES = 1200
+"""Approximate memory of a producer without outcomes, in bytes.
 
-NOTE_BYTES_MAX = 256
+It has the id, the objects of the table and of admission, and an empty ring.
+"""
+
+OUTCOME_OBJECT_BYTES = 48
+"""Approximate memory of an outcome beyond its bytes: the header of the object and its place."""
+
+
+# Canonical bytes of a table, in order of the producers' ids, little-endian, without padding:
+#   producer: u16 length of id, id, u64 epoch, u64 last sequence, u16 outcomes
+#   note:     u16 length, note; only if bit 15 of the number of outcomes is set
+#   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 16 B salt,
+#             32 B received hash
+#   reject:   u32 row, u8 reason
+_PRODUCER = struct.Struct("<QQH")
+_OUTCOME = struct.Struct("<QQIIH16s32s")
+_REJECT = struct.Struct("<IB")
+_HAS_NOTE = 1 << 15
+_REJECTS_AT = struct.Struct("<QQII").size
 
 
 class Outcome(NamedTuple):
@@ -37,30 +55,70 @@ class Outcome(NamedTuple):
     salt: bytes
     received_hash: bytes
 
+    def packed(self) -> bytes:
+        """The bytes of the outcome in a snapshot."""
+        head = _OUTCOME.pack(
+            self.sequence,
+            self.revision,
+            self.accepted,
+            self.rejected_count,
+            len(self.rejects),
+            self.salt,
+            self.received_hash,
+        )
+        if not self.rejects:
+            return head
+        return head + b"".join(_REJECT.pack(row, reason) for row, reason in self.rejects)
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> Outcome:
+        """The outcome of its bytes."""
+        sequence, revision, accepted, rejected, _, salt, received = _OUTCOME.unpack_from(data)
+        rejects = tuple(_REJECT.iter_unpack(data[_OUTCOME.size :]))
+        return cls(sequence, revision, accepted, rejected, rejects, salt, received)
+
 
 class Producer:
     """The published state of one producer."""
 
-    __slots__ = ("epoch", "last_sequence", "note", "ring")
+    __slots__ = ("_ring", "epoch", "last_sequence", "note")
 
     def __init__(
-        self, epoch: int = 0, last_sequence: int = 0, ring: Iterable[Outcome] = (), note: bytes = b""
+        self, epoch: int = 0, last_sequence: int = 0, ring: Iterable[bytes] = (), note: bytes = b""
     ) -> None:
         self.epoch = epoch
         self.last_sequence = last_sequence
-        self.ring: deque[Outcome] = deque(ring, maxlen=RING)
         self.note = note
+        self._ring: deque[bytes] = deque(ring, maxlen=RING)
 
     def outcome(self, sequence: int) -> Outcome | None:
         """The outcome of `sequence`. None if the ring no longer has it or the batch is not applied
         yet.
         """
-        index = sequence - self.last_sequence - 1 + len(self.ring)
-        return self.ring[index] if 0 <= index < len(self.ring) else None
+        index = sequence - self.last_sequence - 1 + len(self._ring)
+        return Outcome.unpacked(self._ring[index]) if 0 <= index < len(self._ring) else None
+
+    def append(self, outcome: Outcome) -> int:
+        """Appends the next outcome. Returns the change of `nbytes`."""
+        ring, packed = self._ring, outcome.packed()
+        dropped = OUTCOME_OBJECT_BYTES + len(ring[0]) if len(ring) == RING else 0
+        self.last_sequence = outcome.sequence
+        ring.append(packed)
+        return OUTCOME_OBJECT_BYTES + len(packed) - dropped
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate memory, in bytes."""
+        outcomes = sum(OUTCOME_OBJECT_BYTES + len(packed) for packed in self._ring)
+        return PRODUCER_BYTES + len(self.note) + outcomes
+
+    def freeze(self) -> tuple[int, int, tuple[bytes, ...], bytes]:
+        """(epoch, last sequence, packed outcomes, note)."""
+        return self.epoch, self.last_sequence, tuple(self._ring), self.note
 
 
-FrozenProducer: TypeAlias = tuple[bytes, int, int, tuple[Outcome, ...], bytes]
-"""The id, the epoch, the last sequence, the ring and the note of a producer."""
+FrozenProducer = tuple[bytes, int, int, tuple[bytes, ...], bytes]
+"""(id, epoch, last sequence, packed outcomes, note)."""
 
 
 class ProducerTable:
@@ -68,6 +126,8 @@ class ProducerTable:
 
     def __init__(self) -> None:
         self._producers: dict[bytes, Producer] = {}
+        # Approximate memory.
+        self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._producers)
@@ -76,11 +136,20 @@ class ProducerTable:
         """The producer, or None if it was never opened."""
         return self._producers.get(producer_id)
 
+    def put(self, producer_id: bytes, producer: Producer) -> None:
+        """Adds a producer."""
+        self._producers[producer_id] = producer
+        self.nbytes += producer.nbytes
+
     def open(self, producer_id: bytes, epoch: int, note: bytes = b"") -> None:
         """Applies an OPEN_PRODUCER record. An empty note keeps the present one."""
-        producer = self._producers.setdefault(producer_id, Producer())
+        if producer_id not in self._producers:
+            self.put(producer_id, Producer())
+        producer = self._producers[producer_id]
         producer.epoch = epoch
-        producer.note = note or producer.note
+        if note:
+            self.nbytes += len(note) - len(producer.note)
+            producer.note = note
 
     def record(self, producer_id: bytes, outcome: Outcome) -> None:
         """Applies the outcome of a batch.
@@ -89,24 +158,11 @@ class ProducerTable:
         """
         producer = self._producers[producer_id]
         assert outcome.sequence == producer.last_sequence + 1, (outcome.sequence, producer.last_sequence)
-        producer.last_sequence = outcome.sequence
-        producer.ring.append(outcome)
+        self.nbytes += producer.append(outcome)
 
     def freeze(self) -> list[FrozenProducer]:
         """A copy that later records do not change. It is cheap enough for a call under the gate."""
-        return [(key, p.epoch, p.last_sequence, tuple(p.ring), p.note) for key, p in self._producers.items()]
-
-
-# Canonical bytes of a frozen table, in order of the producers' ids, little-endian, without padding:
-#   producer: u16 length of id, id, u64 epoch, u64 last sequence, u16 outcomes
-#   note:     u16 length, note; only if bit 15 of the number of outcomes is set
-#   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 16 B salt,
-#             32 B received hash
-#   reject:   u32 row, u8 reason
-_PRODUCER = struct.Struct("<QQH")
-_OUTCOME = struct.Struct("<QQIIH16s32s")
-_REJECT = struct.Struct("<IB")
-_HAS_NOTE = 1 << 15
+        return [(key, *producer.freeze()) for key, producer in self._producers.items()]
 
 
 def encode(frozen: list[FrozenProducer]) -> bytes:
@@ -117,22 +173,9 @@ def encode(frozen: list[FrozenProducer]) -> bytes:
             struct.pack("<H", len(producer_id)),
             producer_id,
             _PRODUCER.pack(epoch, last_sequence, len(ring) | (_HAS_NOTE if note else 0)),
+            *((struct.pack("<H", len(note)), note) if note else ()),
+            *ring,
         ]
-        if note:
-            parts += [struct.pack("<H", len(note)), note]
-        for o in ring:
-            parts.append(
-                _OUTCOME.pack(
-                    o.sequence,
-                    o.revision,
-                    o.accepted,
-                    o.rejected_count,
-                    len(o.rejects),
-                    o.salt,
-                    o.received_hash,
-                )
-            )
-            parts += [_REJECT.pack(row, reason) for row, reason in o.rejects]
     return b"".join(parts)
 
 
@@ -158,10 +201,8 @@ def decode(data: bytes) -> ProducerTable:
         note = take(struct.unpack("<H", take(2))[0]) if count & _HAS_NOTE else b""
         ring = []
         for _ in range(count & ~_HAS_NOTE):
-            sequence, revision, accepted, rejected, listed, salt, received = _OUTCOME.unpack(
-                take(_OUTCOME.size)
-            )
-            rejects = tuple(_REJECT.unpack(take(_REJECT.size)) for _ in range(listed))
-            ring.append(Outcome(sequence, revision, accepted, rejected, rejects, salt, received))
-        table._producers[producer_id] = Producer(epoch, last_sequence, ring, note)
+            head = take(_OUTCOME.size)
+            listed = int.from_bytes(head[_REJECTS_AT : _REJECTS_AT + 2], "little")
+            ring.append(head + take(listed * _REJECT.size))
+        table.put(producer_id, Producer(epoch, last_sequence, ring, note))
     return table

@@ -13,10 +13,10 @@ import grpc
 
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import ColumnError
+from livefactor.wire.limits import NOTE_BYTES_MAX, over
 from livefactor_server.changes import NO_REJECTS, OpenProducerChange
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.submission import Ack, Submission
-from livefactor_server.model.producers import NOTE_BYTES_MAX
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import DRAINED, Calls
 from livefactor_server.statuses import Refused, invalid, late, unavailable
@@ -43,7 +43,7 @@ def open_producer(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> by
     if not producer:
         raise invalid("producer_id: empty")
     if len(request.note) > NOTE_BYTES_MAX:
-        raise invalid(f"note: at most {NOTE_BYTES_MAX} bytes, got {len(request.note)}")
+        raise invalid(over("note", NOTE_BYTES_MAX, len(request.note), "bytes"))
     engine = calls.hosting.get(request.model).engine
     replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
     batch = Submission(
