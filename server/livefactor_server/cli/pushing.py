@@ -141,7 +141,7 @@ class Push:
 
     def collect_done(self) -> None:
         """Counts the acknowledgements that have arrived. It does not wait."""
-        while self._receipts and self._receipts[0][1].done and self._receipts[0][1].exception(0) is None:
+        while self._receipts and self._receipts[0][1].done() and self._receipts[0][1].exception(0) is None:
             self._count_first()
 
     def _count_first(self) -> None:
