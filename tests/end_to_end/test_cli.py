@@ -257,7 +257,7 @@ def test_a_target_that_is_none_is_one_line(run: Any, target: str) -> None:
 
 def test_an_interrupted_push_says_how_to_resume_and_resumes(server: Any, run: Any, tmp_path: Path) -> None:
     model = ratings(run, "interrupted")
-    file, rows = tmp_path / "events.csv", 1_000
+    file, rows = tmp_path / "events.csv", 10_000
     file.write_text(
         "customer,article,stars,at\n"
         + "".join(f"{n % 50},{n % 20},3,{1_500_000_000 + n}\n" for n in range(rows))
@@ -284,7 +284,7 @@ def test_an_interrupted_push_says_how_to_resume_and_resumes(server: Any, run: An
     acknowledged = int(re.search(r"([\d,]+) events of this run", err)[1].replace(",", ""))  # type: ignore[index]
     assert 0 < acknowledged <= as_json(run, "models", "describe", model)["events"] < rows
     options = push_options(model)
-    options[options.index("--batch") + 1] = "1"
+    options[options.index("--batch") + 1] = "8192"
     again = as_json(run, "push", str(file), *options)
     assert again["skipped"] >= acknowledged
     assert as_json(run, "models", "describe", model)["events"] == rows
