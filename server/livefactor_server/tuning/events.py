@@ -27,7 +27,7 @@ USUAL_NAMES = {
     "times": ("time", "timestamp"),
 }
 """The usual column names of each field, which are used if the user names none."""
-NEEDED = ("user_ids", "item_ids")
+REQUIRED = ("user_ids", "item_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +102,13 @@ class EventFile:
                 raise ValueError(f"rule: expected one of {', '.join(there)} for {task}, got {name!r}")
             self.check(RULES[name].start, name)
         self.check(preset(task), f"preset {task}")
-        taken = [name for name in there if good_values(self.stream.values, RULES[name].start).all()]
-        return [name for name in taken if name in only or not only], [n for n in there if n not in taken]
+        fits = [name for name in there if good_values(self.stream.values, RULES[name].start).all()]
+        return [name for name in fits if name in only or not only], [n for n in there if n not in fits]
 
 
 def read_events(
     file: Path,
-    given: dict[str, str],
+    columns: dict[str, str],
     conversion: Conversion,
     on_events: Callable[[int, int], None] = lambda read, total: None,
 ) -> EventFile:
@@ -116,7 +116,7 @@ def read_events(
 
     Args:
         file: the file.
-        given: column names by field. A missing field uses a column with a usual name, if there is
+        columns: column names by field. A missing field uses a column with a usual name, if there is
             one.
         conversion: how ids and times are converted.
         on_events: called with (events read, all events or 0).
@@ -127,7 +127,7 @@ def read_events(
         EventFileError: the file is invalid or has no events.
         OSError: the file cannot be opened.
     """
-    names = _columns(header(file), given)
+    names = _columns(header(file), columns)
     total, batches = open_events(file, names, CHUNK_EVENTS)
     parts: list[dict[str, np.ndarray]] = []
     places, unit, read = [np.empty(0, np.int64)], "row", 0
@@ -139,22 +139,22 @@ def read_events(
         on_events(read, total)
     if not parts:
         raise EventFileError("the file has no events")
-    columns = {field: np.concatenate([part[field] for part in parts]) for field in names}
-    order = np.argsort(columns["times"], kind="stable") if "times" in names else np.arange(read)
-    users, items = columns["user_ids"][order], columns["item_ids"][order]
-    values = columns["values"][order] if "values" in names else np.ones(read, np.float32)
-    weights = columns["weights"][order] if "weights" in names else None
-    times = columns["times"][order] if "times" in names else None
+    events = {field: np.concatenate([part[field] for part in parts]) for field in names}
+    order = np.argsort(events["times"], kind="stable") if "times" in names else np.arange(read)
+    users, items = events["user_ids"][order], events["item_ids"][order]
+    values = events["values"][order] if "values" in names else np.ones(read, np.float32)
+    weights = events["weights"][order] if "weights" in names else None
+    times = events["times"][order] if "times" in names else None
     return EventFile(Stream(users, items, values, weights, times), names, np.concatenate(places)[order], unit)
 
 
-def _columns(have: list[str], given: dict[str, str]) -> dict[str, str]:
+def _columns(have: list[str], names_by_field: dict[str, str]) -> dict[str, str]:
     names = {}
     for field, usual in USUAL_NAMES.items():
-        name = given.get(field, "") or next((name for name in usual if name in have), "")
+        name = names_by_field.get(field, "") or next((name for name in usual if name in have), "")
         if name:
             names[field] = name
-        elif field in NEEDED:
+        elif field in REQUIRED:
             raise EventFileError(
                 f"there is no column {' or '.join(usual)}, and none was given; the columns are {', '.join(have)}"
             )
