@@ -5,11 +5,11 @@ All draws are by counter, so that a replay of the log judges the same events.
 A random share of the records is judged, and more while a floor asks for it (`floor.py`). A record's
 random number is the first word of Philox4x32-10 (`livefactor_kernels.numbers.random`) with the
 counter (revision low, revision high, 0, 1). Of a judged record with n events, min(n, most, max(8, n
-/ 128)) events are judged. The record is divided into so many equal stretches, and one event of each stretch is judged. Its draw has the counter
-(revision low, revision high, stretch, 0). The first word chooses the event in the stretch. The
-third and the fourth word decide whether it is ranked against sampled items and against all items.
-The sampled items come from `draw_negative` with a separate key. The negatives are the ones that the
-model learns from.
+/ 128)) events are judged. The record is divided into so many equal stretches, and one event of each
+stretch is judged. Its draw has the counter (revision low, revision high, stretch, 0). The first
+word chooses the event in the stretch. The third and the fourth word decide whether it is ranked
+against sampled items and against all items. The sampled items come from `draw_negative` with a
+separate key. The negatives are the ones that the model learns from.
 
 The kernels keep the GIL, since they run for microseconds, and to get it back from a busy thread
 takes longer.
