@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import grpc
 
+BUSY_RETRY_MS = 100
+"""Milliseconds after which a client that was refused for want of a slot should try again."""
+
 
 class Refused(Exception):
     """A request that the server answers with a status other than OK.
 
-    `code` is a `grpc.StatusCode`, and `text` is meant for the client.
+    `code` is a `grpc.StatusCode`, and `text` is meant for the client. `retry_ms` is the time after
+    which the client should try again, in milliseconds. 0 gives no hint.
     """
 
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+    def __init__(self, code: grpc.StatusCode, text: str, retry_ms: int = 0) -> None:
         super().__init__(text)
         self.code = code
         self.text = text
+        self.retry_ms = retry_ms
 
 
 def invalid(text: str) -> Refused:
@@ -48,6 +53,14 @@ def exhausted(text: str) -> Refused:
     Nothing was logged. A later retry can succeed.
     """
     return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+
+
+def busy(text: str) -> Refused:
+    """All slots and all waiting places of a kind of call are taken.
+
+    The status tells the client to try again soon.
+    """
+    return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, BUSY_RETRY_MS)
 
 
 def no_memory(what: str) -> Refused:

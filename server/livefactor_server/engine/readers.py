@@ -9,6 +9,8 @@ at its revision, and the writer continues meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +25,33 @@ from livefactor_server.statuses import invalid, no_memory, unavailable
 
 GATE_ROWS_MAX = 4096
 """Maximum number of rows gathered under the gate. Larger reads use a pin."""
+
+ROW_BYTES = 18
+"""Bytes of a score with its item in an encoded answer, with the tag and the length of its label."""
+
+BLOCK_PAIRS = 1 << 24
+"""Pairs of a user and an item that a top-k call compares before it looks whether its caller still
+waits: about a quarter of a second.
+"""
+
+BLOCK_USERS_MIN, BLOCK_USERS_MAX = 4, 64
+"""Users of such a block. Fewer would not fill a matrix product, more would not fill it better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a read may cost.
+
+    Attributes:
+        pairs_max: maximum number of pairs of a user and an item that a top-k read of more than one
+            user compares.
+        answer_bytes_max: maximum size of the encoded answer, in bytes.
+        check: is called between blocks of users. Its exception ends the read.
+    """
+
+    pairs_max: int
+    answer_bytes_max: int
+    check: Callable[[], None]
 
 
 class Reader:
@@ -39,11 +68,12 @@ class Reader:
             np.empty(0, np.uint32),
         )
 
-    def score(self, query: ScoreQuery) -> ScoreColumns:
+    def score(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns:
         """Answers a checked query.
 
         Raises:
-            Refused: INVALID_ARGUMENT if the query needs histories and the model has none.
+            Refused: INVALID_ARGUMENT if the query needs histories and the model has none, or if it
+                costs more than it may.
                 UNAVAILABLE if the tables may be between two revisions. RESOURCE_EXHAUSTED if the
                 backend has too little memory for the read.
         """
@@ -55,16 +85,18 @@ class Reader:
             if query.event_ids is not None:
                 raise invalid("events: this model has no histories (spec: history.users)")
         try:
-            return self._candidates(query) if query.target == "candidates" else self._top_k(query)
+            read = self._candidates if query.target == "candidates" else self._top_k
+            answer = read(query, allowance)
         except MemoryError:
             raise no_memory("this read") from None
+        return self._with_labels(answer, allowance.answer_bytes_max) if query.with_labels else answer
 
     # ------------------------------------------------------------------ candidates
 
-    def _candidates(self, query: ScoreQuery) -> ScoreColumns:
+    def _candidates(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns:
         backend = self._state.backend
         if self._persons is not None:
-            return self._personal_candidates(self._persons, query)
+            return self._personal_candidates(self._persons, query, allowance)
         if len(query.user_ids) + len(query.item_ids) <= GATE_ROWS_MAX:
             with self._engine.gate.reading():
                 revision, mean, published = self._state.revision, backend.mean, backend.published
@@ -85,7 +117,9 @@ class Reader:
         scores, offsets = _score_lists(mean, users, items, query.offsets)
         return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
 
-    def _personal_candidates(self, persons: PersonReader, query: ScoreQuery) -> ScoreColumns:
+    def _personal_candidates(
+        self, persons: PersonReader, query: ScoreQuery, allowance: Allowance
+    ) -> ScoreColumns:
         """Candidates of a model with histories. The user factors need many rows, so it uses a
         pin.
         """
@@ -93,16 +127,30 @@ class Reader:
         with self._engine.gate.reading():
             pin = backend.pin()
             revision = self._state.revision
+        shared = np.array([0, len(query.item_ids)], np.uint32)
+        lists, sizes = [], [0]
         with pin:
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
             item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
-            read = persons.read(pin, user_rows, pin.counts[ITEMS], self._own_events(query, pin))
-            items = pin.gather(ITEMS, item_rows)
-        scores, offsets = _score_lists(pin.mean, (read.factors, read.bias), items, query.offsets)
-        for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
-            rows = item_rows if query.offsets is None else item_rows[start:stop]
-            scores[start:stop] += read.gained(user, rows)
-        return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
+            factors, bias = pin.gather(ITEMS, item_rows)
+            own = self._own_events(query, pin)
+            for users in _blocks(len(user_rows), len(query.item_ids), allowance):
+                events = own[users] if own is not None else None
+                read = persons.read(pin, user_rows[users], pin.counts[ITEMS], events)
+                for user in range(len(read.bias)):
+                    at = users.start + user
+                    start, stop = shared if query.offsets is None else query.offsets[at : at + 2]
+                    one = read.factors[user : user + 1], read.bias[user : user + 1]
+                    span = np.array([0, stop - start], np.uint32)
+                    scores = scoring.score_candidates(
+                        pin.mean, *one, factors[start:stop], bias[start:stop], span
+                    )
+                    lists.append(scores + read.gained(user, item_rows[start:stop]))
+                    sizes.append(len(scores))
+        offsets = np.cumsum(sizes, dtype=np.uint32)
+        return self._listed(
+            query, revision, np.concatenate(lists), offsets, user_rows != NO_ROW, item_rows != NO_ROW
+        )
 
     def _listed(
         self, query: ScoreQuery, revision: int, scores: np.ndarray, offsets: np.ndarray,
@@ -134,32 +182,47 @@ class Reader:
 
     # ------------------------------------------------------------------ top-k
 
-    def _top_k(self, query: ScoreQuery) -> ScoreColumns:
+    def _top_k(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns:
         backend = self._state.backend
         with self._engine.gate.reading():
             pin = backend.pin()
             revision, unavailable = self._state.revision, self._state.unavailable
         with pin:
+            _check_pairs(len(query.user_ids), pin.counts[ITEMS], allowance.pairs_max)
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
-            common, own, own_offsets = self._exclusions(query, pin, unavailable)
-            if self._persons is None:
-                factors, bias = pin.gather(USERS, user_rows)
-                rows, scores, offsets = pin.top_k(factors, bias, query.k, common, own, own_offsets)
-            else:
-                read = self._persons.read(pin, user_rows, pin.counts[ITEMS], self._own_events(query, pin))
-                if query.exclude_seen:
-                    own, own_offsets = read.with_had(own, own_offsets)
-                keys = backend.items.keys
-                rows, scores, offsets = read.top_k(pin, keys, query.k, common, own, own_offsets)
+            exclusions = self._exclusions(query, pin, unavailable)
+            events = self._own_events(query, pin)
+            parts = [
+                self._best(query, pin, users, user_rows[users], exclusions, events)
+                for users in _blocks(len(user_rows), pin.counts[ITEMS], allowance)
+            ]
+        rows = np.concatenate([part[0] for part in parts])
+        sizes = np.concatenate([np.diff(part[2]) for part in parts])
         return self._answer(
             query,
             revision,
             backend.items.keys[rows],
-            scores,
-            offsets.astype(np.uint32),
+            np.concatenate([part[1] for part in parts]),
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32),
             user_rows != NO_ROW,
             np.ones(len(rows), bool),
         )
+
+    def _best(
+        self, query: ScoreQuery, pin: Pin, users: slice, user_rows: np.ndarray,
+        exclusions: tuple[np.ndarray, np.ndarray, np.ndarray], events: list[Events | None] | None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """Rows, scores and offsets of the lists of a block of users; see `pins.Pin.top_k`."""
+        common, own, ends = exclusions
+        ends = ends[users.start : users.stop + 1]
+        own, own_offsets = own[ends[0] : ends[-1]], ends - ends[0]
+        if self._persons is None:
+            return pin.top_k(*pin.gather(USERS, user_rows), query.k, common, own, own_offsets)
+        own_events = events[users] if events is not None else None
+        read = self._persons.read(pin, user_rows, pin.counts[ITEMS], own_events)
+        if query.exclude_seen:
+            own, own_offsets = read.with_had(own, own_offsets)
+        return read.top_k(pin, self._state.backend.items.keys, query.k, common, own, own_offsets)
 
     def _exclusions(
         self, query: ScoreQuery, pin: Pin, unavailable: np.ndarray
@@ -208,10 +271,6 @@ class Reader:
         user_known: np.ndarray,
         item_known: np.ndarray,
     ) -> ScoreColumns:
-        labels: list[str] = []
-        if query.with_labels:
-            names = self._state.labels[ITEMS]
-            labels = [names.get(key) for key in item_ids.tolist()]
         return ScoreColumns(
             lineage=self._state.lineage.bytes,
             revision=revision,
@@ -220,8 +279,43 @@ class Reader:
             offsets=offsets,
             user_known=user_known,
             item_known=item_known,
-            labels=labels,
+            labels=(),
         )
+
+    def _with_labels(self, answer: ScoreColumns, bytes_max: int) -> ScoreColumns:
+        """Adds the items' labels to an answer, unless it would get too large.
+
+        The size is computed first, because labels have up to 1,024 bytes each.
+        """
+        names = self._state.labels[ITEMS]
+        keys = answer.item_ids.tolist()
+        size = ROW_BYTES * len(keys) + sum(_text_bytes(names.get(key)) for key in keys)
+        if size > bytes_max:
+            raise invalid(
+                f"with_labels: an answer has at most {bytes_max} bytes, this one would have about {size}; ask "
+                "for fewer users or items at a time, or for no labels"
+            )
+        return replace(answer, labels=[names.get(key) for key in keys])
+
+
+def _check_pairs(users: int, items: int, pairs_max: int) -> None:
+    if users > 1 and users * items > pairs_max:
+        raise invalid(
+            f"user_ids: users * items of the model is at most {pairs_max} in one top-k call, got {users} * {items}; "
+            f"ask for at most {max(1, pairs_max // items)} users at a time"
+        )
+
+
+def _blocks(users: int, items: int, allowance: Allowance) -> Iterator[slice]:
+    """Blocks of users that are read one after the other while the caller waits."""
+    size = min(max(BLOCK_PAIRS // max(1, items), BLOCK_USERS_MIN), BLOCK_USERS_MAX)
+    for start in range(0, users, size):
+        allowance.check()
+        yield slice(start, min(start + size, users))
+
+
+def _text_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _score_lists(
