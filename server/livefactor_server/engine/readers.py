@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from livefactor_server.statuses import invalid, no_memory, unavailable
 
 GATE_ROWS_MAX = 4096
 """Maximum number of rows gathered under the gate. Larger reads use a pin."""
+
+AT_ONCE_MAX = 2048
+"""Maximum number of scores of a query that is answered without a thread of its own."""
 
 ROW_BYTES = 18
 """Bytes of a score with its item in an encoded answer, with the tag and the length of its label."""
@@ -49,9 +53,23 @@ class Allowance:
         check: is called between blocks of users. Its exception ends the read.
     """
 
-    pairs_max: int
-    answer_bytes_max: int
-    check: Callable[[], None]
+    pairs_max: int = 1 << 28
+    answer_bytes_max: int = 4 << 20
+    check: Callable[[], None] = lambda: None
+
+
+_USUAL = Allowance()
+
+
+class _Gathered(NamedTuple):
+    """The rows of candidates at one revision: factors [n, kp] and biases [n] of users and items."""
+
+    revision: int
+    mean: np.float32
+    user_rows: np.ndarray
+    item_rows: np.ndarray
+    users: tuple[np.ndarray, np.ndarray]
+    items: tuple[np.ndarray, np.ndarray]
 
 
 class Reader:
@@ -62,13 +80,15 @@ class Reader:
         self._state = engine.state
         spec = engine.state.spec
         self._persons = PersonReader(spec) if spec.history.users else None
+        # On a GPU a read waits for the kernels before it, and a fold-in takes milliseconds.
+        self._is_quick = self._persons is None and engine.state.backend_name == "cpu"
         self._unavailable_cache: tuple[np.ndarray, int, np.ndarray] = (
             np.empty(0, np.uint64),
             0,
             np.empty(0, np.uint32),
         )
 
-    def score(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns:
+    def score(self, query: ScoreQuery, allowance: Allowance = _USUAL) -> ScoreColumns:
         """Answers a checked query.
 
         Raises:
@@ -91,6 +111,22 @@ class Reader:
             raise no_memory("this read") from None
         return self._with_labels(answer, allowance.answer_bytes_max) if query.with_labels else answer
 
+    def score_at_once(self, query: ScoreQuery) -> ScoreColumns | None:
+        """Answers a checked query if that takes well below a millisecond without a wait.
+
+        Otherwise it returns None, and `score` answers the query.
+        """
+        is_small = query.target == "candidates" and len(query.user_ids) * len(query.item_ids) <= AT_ONCE_MAX
+        if not is_small or query.with_labels or query.event_ids is not None or not self._is_quick:
+            return None
+        if self._engine.torn or not self._engine.gate.try_reading():
+            return None
+        try:
+            found = self._gathered(query)
+        finally:
+            self._engine.gate.release()
+        return self._scored(query, found)
+
     # ------------------------------------------------------------------ candidates
 
     def _candidates(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns:
@@ -99,23 +135,31 @@ class Reader:
             return self._personal_candidates(self._persons, query, allowance)
         if len(query.user_ids) + len(query.item_ids) <= GATE_ROWS_MAX:
             with self._engine.gate.reading():
-                revision, mean, published = self._state.revision, backend.mean, backend.published
-                user_rows = backend.users.find(query.user_ids, published[USERS])
-                item_rows = backend.items.find(query.item_ids, published[ITEMS])
-                users = backend.gather(USERS, user_rows)
-                items = backend.gather(ITEMS, item_rows)
+                found = self._gathered(query)
         else:
             with self._engine.gate.reading():
                 pin = backend.pin()
                 revision = self._state.revision
             with pin:
-                mean = pin.mean
                 user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
                 item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
-                users = pin.gather(USERS, user_rows)
-                items = pin.gather(ITEMS, item_rows)
-        scores, offsets = _score_lists(mean, users, items, query.offsets)
-        return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
+                users, items = pin.gather(USERS, user_rows), pin.gather(ITEMS, item_rows)
+                found = _Gathered(revision, pin.mean, user_rows, item_rows, users, items)
+        return self._scored(query, found)
+
+    def _gathered(self, query: ScoreQuery) -> _Gathered:
+        """The rows of a query at the present revision. The caller holds the gate."""
+        backend = self._state.backend
+        user_rows = backend.users.find(query.user_ids, backend.published[USERS])
+        item_rows = backend.items.find(query.item_ids, backend.published[ITEMS])
+        users, items = backend.gather(USERS, user_rows), backend.gather(ITEMS, item_rows)
+        return _Gathered(self._state.revision, backend.mean, user_rows, item_rows, users, items)
+
+    def _scored(self, query: ScoreQuery, found: _Gathered) -> ScoreColumns:
+        scores, offsets = _score_lists(found.mean, found.users, found.items, query.offsets)
+        return self._listed(
+            query, found.revision, scores, offsets, found.user_rows != NO_ROW, found.item_rows != NO_ROW
+        )
 
     def _personal_candidates(
         self, persons: PersonReader, query: ScoreQuery, allowance: Allowance

@@ -20,6 +20,11 @@ async def score(calls: Calls, raw: bytes, call: Call) -> bytes:
     hosted = calls.hosting.get(query.model)
     if query.min_lineage is not None:
         await calls.positions.reach(hosted.engine, query.min_lineage, query.min_revision)
+    quick = hosted.reader.score_at_once(query)
+    if quick is not None:
+        answer = encode_score_response(quick)
+        hosted.engine.metrics.observe_score(time.perf_counter() - started)
+        return answer
     allowance = Allowance(settings.score_pairs_max, MESSAGE_BYTES_MAX, call.check)
     answer = await calls.scores.run(len(raw), _answer, hosted, query, allowance)
     hosted.engine.metrics.observe_score(time.perf_counter() - started)
