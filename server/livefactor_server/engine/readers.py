@@ -115,6 +115,9 @@ class Reader:
         """Answers a checked query if that takes well below a millisecond without a wait.
 
         Otherwise it returns None, and `score` answers the query.
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED if the backend has too little memory for the read.
         """
         is_small = query.target == "candidates" and len(query.user_ids) * len(query.item_ids) <= AT_ONCE_MAX
         if not is_small or query.with_labels or query.event_ids is not None or not self._is_quick:
@@ -123,6 +126,8 @@ class Reader:
             return None
         try:
             found = self._gathered(query)
+        except MemoryError:
+            raise no_memory("this read") from None
         finally:
             self._engine.gate.release()
         return self._scored(query, found)
@@ -232,7 +237,7 @@ class Reader:
             pin = backend.pin()
             revision, unavailable = self._state.revision, self._state.unavailable
         with pin:
-            _check_pairs(len(query.user_ids), pin.counts[ITEMS], allowance.pairs_max)
+            check_pairs(len(query.user_ids), pin.counts[ITEMS], allowance.pairs_max)
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
             exclusions = self._exclusions(query, pin, unavailable)
             events = self._own_events(query, pin)
@@ -342,7 +347,12 @@ class Reader:
         return replace(answer, labels=[names.get(key) for key in keys])
 
 
-def _check_pairs(users: int, items: int, pairs_max: int) -> None:
+def check_pairs(users: int, items: int, pairs_max: int) -> None:
+    """Checks how many pairs a top-k read compares.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if more than one user is asked for, and there are more pairs.
+    """
     if users > 1 and users * items > pairs_max:
         raise invalid(
             f"user_ids: users * items of the model is at most {pairs_max} in one top-k call, got {users} * {items}; "

@@ -6,20 +6,13 @@ from dataclasses import dataclass
 
 from livefactor_kernels.spec.presets import DEFAULT_PRESET
 from livefactor_server.hosting.host import Hosting
-from livefactor_server.rpc.guards import Call
 from livefactor_server.rpc.lanes import Lane
 from livefactor_server.rpc.loop import Loop
 from livefactor_server.rpc.positions import Positions
 from livefactor_server.rpc.streams import Streams
 
-WAITING_MAX = 1024
-"""Maximum number of calls that wait for a slot of a lane."""
-
 WAITING_BYTES_MAX = 64 << 20
-"""Maximum bytes of the messages of these calls."""
-
-POSITIONS_MAX = 1024
-"""Maximum number of calls that wait for a `min_position`."""
+"""Maximum bytes of the messages of the calls that wait for a slot of a lane."""
 
 CONTROL_THREADS = 8
 """Threads of calls that describe or list something."""
@@ -43,6 +36,14 @@ class ServiceSettings:
         score_rows_max: maximum number of scores per Score call.
         score_pairs_max: maximum number of pairs of a user and an item that a top-k call compares. A
             call for one user is not limited.
+        waiting_max: maximum number of calls of a kind that wait for a slot, and of calls that wait
+            for a `min_position`.
+        open_calls_max: maximum number of open calls of a server. Health and administration have as
+            many of their own.
+        message_wait_s: seconds that a call may wait for its message. An update stream may be idle.
+        write_wait_s: seconds that a peer may leave a message of a stream unread.
+        stream_idle_s: an update stream without a batch for so many seconds may be ended to make
+            room for another one.
         default_preset: preset of new models without a spec.
     """
 
@@ -55,6 +56,11 @@ class ServiceSettings:
     score_users_max: int = 1024
     score_rows_max: int = 1 << 18
     score_pairs_max: int = 1 << 28
+    waiting_max: int = 1024
+    open_calls_max: int = 4096
+    message_wait_s: float = 10.0
+    write_wait_s: float = 30.0
+    stream_idle_s: float = 10.0
     default_preset: str = DEFAULT_PRESET
 
 
@@ -71,13 +77,10 @@ class Calls:
         self.fetches = self._lane("fetches", settings.fetch_slots)
         self.models = self._lane("models", MODEL_THREADS)
         self.control = self._lane("control", CONTROL_THREADS)
-        self.positions = Positions(loop, POSITIONS_MAX)
-        self.streams = Streams(settings.streams_max, loop)
+        self.positions = Positions(loop, settings.waiting_max)
+        self.streams = Streams(settings.streams_max, settings.stream_idle_s, loop)
         # It runs what would block the loop: large batches, and waits for room in a queue.
         self.stream_threads = self._lane("streams", settings.streams_max)
 
     def _lane(self, name: str, slots: int) -> Lane:
-        return Lane(self.loop, name, slots, WAITING_MAX, WAITING_BYTES_MAX)
-
-
-__all__ = ["Call", "Calls", "ServiceSettings"]
+        return Lane(self.loop, name, slots, self.settings.waiting_max, WAITING_BYTES_MAX)

@@ -26,15 +26,6 @@ from livefactor_server.statuses import Refused, busy, invalid, late, unavailable
 MESSAGE_BYTES_MAX = 4 << 20
 """Maximum size of a request and of an answer, in bytes."""
 
-MESSAGE_WAIT_S = 10.0
-"""Seconds that a call may wait for its first message. An update stream may wait longer."""
-
-WRITE_WAIT_S = 30.0
-"""Seconds that a peer may leave a message unread."""
-
-OPEN_CALLS_MAX = 4096
-"""Maximum number of open calls of a server. Health and administration have as many of their own."""
-
 _PUSHBACK = "grpc-retry-pushback-ms"
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -65,12 +56,8 @@ class Call:
 class Guard:
     """Wraps the handlers of a server, and counts its open calls."""
 
-    def __init__(
-        self,
-        message_wait_s: float = MESSAGE_WAIT_S,
-        write_wait_s: float = WRITE_WAIT_S,
-        open_calls_max: int = OPEN_CALLS_MAX,
-    ) -> None:
+    def __init__(self, message_wait_s: float, write_wait_s: float, open_calls_max: int) -> None:
+        """The arguments are those of `ServiceSettings`."""
         self._message_wait_s, self._write_wait_s = message_wait_s, write_wait_s
         self._open_calls_max = open_calls_max
         self._open = Counter[bool]()
@@ -114,14 +101,15 @@ class Guard:
             self._open[is_control] += 1
             try:
                 self._check_open(is_control)
-                if self._unread[peer]:
+                # Connections of a Unix-domain socket have one name.
+                if self._unread[peer] and not peer.startswith("unix:"):
                     raise busy("stream: this connection has a stream that it does not read")
                 await context.send_initial_metadata(())
                 requests = Requests(context, self._message_wait_s)
                 await handle(requests, lambda data: self._send(context, data), call)
                 return
             except _Unread as error:
-                self._leave(context, peer, error)
+                await self._leave(context, peer, error)
                 return
             except Exception as error:
                 failure = error
@@ -173,7 +161,7 @@ class Guard:
         hint = ((_PUSHBACK, str(answer.retry_ms)),) if answer.retry_ms else ()
         await context.abort(answer.code, answer.text, hint)
 
-    def _leave(self, context: Context, peer: str, error: Refused) -> None:
+    async def _leave(self, context: Context, peer: str, error: Refused) -> None:
         """Ends a call without waiting until its peer reads the status."""
 
         async def end() -> None:
@@ -191,6 +179,8 @@ class Guard:
         task = asyncio.create_task(end())
         self._goodbyes.add(task)
         task.add_done_callback(self._goodbyes.discard)
+        # The status must be on its way before the handler returns, which would mean OK.
+        await asyncio.sleep(0)
 
 
 class _Unread(Refused):

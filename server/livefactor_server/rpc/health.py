@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 
 from livefactor_server.rpc import guards
 from livefactor_server.rpc.guards import Call, Guard, Requests, Send
-from livefactor_server.statuses import not_found
+from livefactor_server.statuses import not_found, unavailable
 
 _States = health_pb2.HealthCheckResponse
 
@@ -23,10 +23,17 @@ class Health:
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {}
         self._watchers: set[asyncio.Event] = set()
+        self._has_ended = False
 
     def set(self, states: dict[str, bool]) -> None:
         """Sets whether services serve, by name. "" is the server."""
         self._serving.update(states)
+        for news in self._watchers:
+            news.set()
+
+    def end(self) -> None:
+        """Ends the calls of all watchers."""
+        self._has_ended = True
         for news in self._watchers:
             news.set()
 
@@ -58,6 +65,8 @@ class Health:
                 if state != last:
                     await send(state.SerializeToString())
                     last = state
+                if self._has_ended:
+                    raise unavailable("server: draining")
                 await news.wait()
                 news.clear()
         finally:

@@ -78,12 +78,8 @@ class PortInUse(Exception):
 class RpcServer:
     """A gRPC server for a `Hosting`."""
 
-    def __init__(
-        self, hosting: Hosting, settings: ServiceSettings, address: str, guard: Guard | None = None
-    ) -> None:
+    def __init__(self, hosting: Hosting, settings: ServiceSettings, address: str) -> None:
         """Binds `address`: "host:port" or "unix:/path". Port 0 picks a free port.
-
-        `guard` has other limits than the usual ones.
 
         Raises:
             PortInUse: the address cannot be bound.
@@ -97,7 +93,6 @@ class RpcServer:
         sys.setswitchinterval(THREAD_SWITCH_S)
         self._hosting = hosting
         self._loop = shared_loop()
-        self._guard = guard or Guard()
         self._health = _health()
         self._stopping = threading.Event()
         self._listening = False
@@ -105,11 +100,12 @@ class RpcServer:
 
     async def _bind(self, settings: ServiceSettings, address: str) -> None:
         self._calls = Calls(self._hosting, settings, self._loop)
+        guard = Guard(settings.message_wait_s, settings.write_wait_s, settings.open_calls_max)
         self._server = grpc.aio.server(options=_OPTIONS)
-        self._server.add_generic_rpc_handlers(tuple(generic_handlers(self._calls, self._guard)))
-        self._server.add_generic_rpc_handlers(tuple(_reflection(self._guard)))
+        self._server.add_generic_rpc_handlers(tuple(generic_handlers(self._calls, guard)))
+        self._server.add_generic_rpc_handlers(tuple(_reflection(guard)))
         if self._health is not None:
-            self._server.add_generic_rpc_handlers((self._health.handler(self._guard),))
+            self._server.add_generic_rpc_handlers((self._health.handler(guard),))
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError:
@@ -159,7 +155,14 @@ class RpcServer:
         self._stopping.set()
         self._set_health(False, False)
         self._hosting.drain()
+        self.stop(grace_s)
+
+    def stop(self, grace_s: float) -> None:
+        """Ends all calls. The models stay open."""
+        self._stopping.set()
         self._loop.post(self._calls.streams.end)
+        if self._health is not None:
+            self._loop.post(self._health.end)
         self._loop.run(self._server.stop(grace_s))
 
 

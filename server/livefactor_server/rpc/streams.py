@@ -30,9 +30,6 @@ ANSWERS_A_MESSAGE_MAX = 64
 With a hundred rejects each, such a message is far below the size limit.
 """
 
-IDLE_S = 10.0
-"""A stream without a batch for so many seconds may be ended for another one."""
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -114,7 +111,7 @@ class Stream:
 class Streams:
     """All open streams of a server. Only the loop's thread may call its methods."""
 
-    def __init__(self, streams_max: int, loop: Loop, idle_s: float = IDLE_S) -> None:
+    def __init__(self, streams_max: int, idle_s: float, loop: Loop) -> None:
         self._streams_max, self._idle_s = streams_max, idle_s
         self._loop = loop
         self._open: set[Stream] = set()
