@@ -78,7 +78,7 @@ def test_messages_over_the_limit_are_refused(target: Target) -> None:
     before = target.state()
     ((code, text),) = target.call(APPLY, field_bytes(15, bytes(MESSAGE_BYTES_MAX)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert text.startswith(f"request: a message has at most {MESSAGE_BYTES_MAX} bytes")
+    assert text.startswith(f"request: at most {MESSAGE_BYTES_MAX} bytes")
     # The transport itself stops what is far larger.
     ((code, _),) = target.call(APPLY, field_bytes(15, bytes(3 * MESSAGE_BYTES_MAX)))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -19,11 +19,12 @@ from fake_server import FakeServer, Fault
 from livefactor.errors import BufferFull
 from livefactor.pushing import sending
 from livefactor.pushing.batching import BatchSettings
-from livefactor.pushing.labels import LABEL_BYTES_MAX, IdLabels
+from livefactor.pushing.labels import IdLabels
 from livefactor.pushing.producer import Producer
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import decode_labels
 from livefactor.wire.keys import key_of, keys_of
+from livefactor.wire.limits import LABEL_BYTES_MAX
 
 EACH = BatchSettings(latency_ms_max=0)
 WAIT_S = 20.0

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from livefactor.channel import MESSAGE_BYTES_MAX
 from livefactor.errors import DeadlineExceeded, LivefactorError
 from livefactor.position import Position, position_of
 from livefactor.v1 import updates_pb2
@@ -42,6 +41,7 @@ from livefactor.wire.columns import (
     join,
     parts_size,
 )
+from livefactor.wire.limits import MESSAGE_BYTES_MAX
 
 PREFIX_BYTES_MAX = 1024
 """Upper bound, in bytes, on the rest of a request: model name, producer id, tags and lengths."""
@@ -308,11 +308,11 @@ def _reason(number: int) -> str:
 class Receipt:
     """A future of an Ack. `push` returns it."""
 
-    __slots__ = ("_at", "_send_now", "shares")
+    __slots__ = ("_at", "_urge", "shares")
 
-    def __init__(self, urge: Callable[[], None], at: Position) -> None:
+    def __init__(self, urge: Callable[[bool], None], at: Position) -> None:
         self.shares: list[Share] = []
-        self._send_now = urge
+        self._urge = urge
         self._at = at
 
     def __repr__(self) -> str:
@@ -329,10 +329,10 @@ class Receipt:
 
         timeout_s: seconds; None waits for ever. Raises DeadlineExceeded if no ack comes in time;
         the producer goes on delivering the rows. If the server refused the rows, raises the reason
-        (InvalidArgument or another error of errors.py).
+        (InvalidArgument or another error of errors.py). Raises ForkError in a forked child.
         """
-        if any(share.batch.sequence == 0 and not share.batch.done for share in self.shares):
-            self._send_now()
+        if not self.done:
+            self._urge(any(share.batch.sequence == 0 for share in self.shares if not share.batch.done))
         deadline = None if timeout_s is None else monotonic() + timeout_s
         for share in self.shares:
             left = None if deadline is None else max(0.0, deadline - monotonic())

@@ -29,6 +29,7 @@ from livefactor.errors import (
 from livefactor.position import Position, position_of
 from livefactor.pushing.batching import Batch, BatchSettings, PendingRows, RowReject
 from livefactor.pushing.delivery import TRANSIENT, Delivery, Outcomes
+from livefactor.pushing.forks import ProcessLock
 from livefactor.pushing.labels import IdLabels
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import Part
@@ -85,11 +86,11 @@ class Sender:
         on_reject: Callable[[tuple[RowReject, ...]], None] | None,
         on_wait: Callable[[ProducerStatus], None] | None,
     ) -> None:
-        self.lock = threading.Lock()
+        self.lock = ProcessLock(f"producer {producer_id!r}")
         # Wakes the threads that send: there may be a message.
-        self.work = threading.Condition(self.lock)
+        self.work = threading.Condition(self.lock)  # type: ignore[arg-type]
         # Wakes the threads that push: there may be room.
-        self.progress = threading.Condition(self.lock)
+        self.progress = threading.Condition(self.lock)  # type: ignore[arg-type]
         self.pending: PendingRows | None = None
         self.buffered = 0
         self._settings, self._labels = settings, labels

@@ -16,13 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from livefactor.wire.limits import MESSAGE_BYTES_MAX, SCORE_PAIRS_MAX, over
 from livefactor.wire.scoring import ScoreColumns, ScoreQuery
 from livefactor_kernels.backend import Pin
-from livefactor_kernels.reading import Events, PersonReader
+from livefactor_kernels.reading import Events, PersonReader, with_rows
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.engine.engine import Engine
+from livefactor_server.model.availability import rows_of
 from livefactor_server.statuses import invalid, no_memory, unavailable
+
+_NO_ROWS, _NO_FLAGS = np.empty(0, np.uint32), np.empty(0, bool)
 
 GATE_ROWS_MAX = 4096
 """Maximum number of rows gathered under the gate. Larger reads use a pin."""
@@ -53,8 +57,8 @@ class Allowance:
         check: is called between blocks of users. Its exception ends the read.
     """
 
-    pairs_max: int = 1 << 28
-    answer_bytes_max: int = 4 << 20
+    pairs_max: int = SCORE_PAIRS_MAX
+    answer_bytes_max: int = MESSAGE_BYTES_MAX
     check: Callable[[], None] = lambda: None
 
 
@@ -72,6 +76,18 @@ class _Gathered(NamedTuple):
     items: tuple[np.ndarray, np.ndarray]
 
 
+class _Best(NamedTuple):
+    """The lists of a block of n users: rows and scores of all m, and offsets [n + 1] into them.
+
+    `truncated`: bool[n], see `ScoreColumns.seen_truncated`, or empty.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    offsets: np.ndarray
+    truncated: np.ndarray
+
+
 class Reader:
     """Scores of one model. Thread-safe."""
 
@@ -82,11 +98,7 @@ class Reader:
         self._persons = PersonReader(spec) if spec.history.users else None
         # On a GPU a read waits for the kernels before it, and a fold-in takes milliseconds.
         self._is_quick = self._persons is None and engine.state.backend_name == "cpu"
-        self._unavailable_cache: tuple[np.ndarray, int, np.ndarray] = (
-            np.empty(0, np.uint64),
-            0,
-            np.empty(0, np.uint32),
-        )
+        self._unavailable: tuple[np.ndarray, np.ndarray] = np.empty(0, np.uint8), _NO_ROWS
 
     def score(self, query: ScoreQuery, allowance: Allowance = _USUAL) -> ScoreColumns:
         """Answers a checked query.
@@ -219,8 +231,10 @@ class Reader:
     def _own_events(self, query: ScoreQuery, pin: Pin) -> list[Events | None] | None:
         """The events in the query that replace the histories of the users, without unknown
         items.
+
+        A list without events replaces nothing, also if all users share it.
         """
-        if query.event_ids is None:
+        if query.event_ids is None or not query.event_ids.size:
             return None
         rows = self._state.backend.items.find(query.event_ids, pin.counts[ITEMS])
         assert self._persons is not None
@@ -235,46 +249,50 @@ class Reader:
         backend = self._state.backend
         with self._engine.gate.reading():
             pin = backend.pin()
-            revision, unavailable = self._state.revision, self._state.unavailable
+            revision, marks = self._state.revision, self._state.marks.bits()
         with pin:
             check_pairs(len(query.user_ids), pin.counts[ITEMS], allowance.pairs_max)
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
-            exclusions = self._exclusions(query, pin, unavailable)
+            exclusions = self._exclusions(query, pin, marks)
             events = self._own_events(query, pin)
             parts = [
                 self._best(query, pin, users, user_rows[users], exclusions, events)
                 for users in _blocks(len(user_rows), pin.counts[ITEMS], allowance)
             ]
-        rows = np.concatenate([part[0] for part in parts])
-        sizes = np.concatenate([np.diff(part[2]) for part in parts])
+        rows = np.concatenate([part.rows for part in parts])
+        sizes = np.concatenate([np.diff(part.offsets) for part in parts])
         return self._answer(
             query,
             revision,
             backend.items.keys[rows],
-            np.concatenate([part[1] for part in parts]),
+            np.concatenate([part.scores for part in parts]),
             np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32),
             user_rows != NO_ROW,
             np.ones(len(rows), bool),
+            np.concatenate([part.truncated for part in parts]),
         )
 
     def _best(
         self, query: ScoreQuery, pin: Pin, users: slice, user_rows: np.ndarray,
         exclusions: tuple[np.ndarray, np.ndarray, np.ndarray], events: list[Events | None] | None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        """Rows, scores and offsets of the lists of a block of users; see `pins.Pin.top_k`."""
+    ) -> _Best:  # fmt: skip
         common, own, ends = exclusions
         ends = ends[users.start : users.stop + 1]
         own, own_offsets = own[ends[0] : ends[-1]], ends - ends[0]
         if self._persons is None:
-            return pin.top_k(*pin.gather(USERS, user_rows), query.k, common, own, own_offsets)
+            factors, bias = pin.gather(USERS, user_rows)
+            return _Best(*pin.top_k(factors, bias, query.k, common, own, own_offsets), _NO_FLAGS)
         own_events = events[users] if events is not None else None
         read = self._persons.read(pin, user_rows, pin.counts[ITEMS], own_events)
+        truncated = _NO_FLAGS
         if query.exclude_seen:
             own, own_offsets = read.with_had(own, own_offsets)
-        return read.top_k(pin, self._state.backend.items.keys, query.k, common, own, own_offsets)
+            truncated = read.truncated
+        keys = self._state.backend.items.keys
+        return _Best(*read.top_k(pin, keys, query.k, common, own, own_offsets), truncated)
 
     def _exclusions(
-        self, query: ScoreQuery, pin: Pin, unavailable: np.ndarray
+        self, query: ScoreQuery, pin: Pin, marks: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(excluded rows of all users, excluded rows of each user, offsets of the latter).
 
@@ -283,12 +301,10 @@ class Reader:
         """
         items = self._state.backend.items
         rows = items.find(query.item_ids, pin.counts[ITEMS])
-        common = [
-            np.empty(0, np.uint32) if query.include_unavailable else self._unavailable_rows(unavailable, pin)
-        ]
-        own, offsets = np.empty(0, np.uint32), np.zeros(len(query.user_ids) + 1, np.uint32)
+        common = _NO_ROWS if query.include_unavailable else self._unavailable_rows(marks)
+        own, offsets = _NO_ROWS, np.zeros(len(query.user_ids) + 1, np.uint32)
         if query.offsets is None:
-            common.append(rows[rows != NO_ROW])
+            common = with_rows(common, np.unique(rows[rows != NO_ROW]))
         else:
             lists = [
                 np.unique(part[part != NO_ROW])
@@ -296,18 +312,17 @@ class Reader:
             ]
             own = np.concatenate(lists)
             np.cumsum([len(part) for part in lists], out=offsets[1:])
-        return np.unique(np.concatenate(common)), own, offsets
+        return common, own, offsets
 
-    def _unavailable_rows(self, unavailable: np.ndarray, pin: Pin) -> np.ndarray:
-        """Rows of the unavailable keys, ascending.
+    def _unavailable_rows(self, marks: np.ndarray) -> np.ndarray:
+        """The rows of the unavailable items, ascending. They are kept until a mark changes.
 
-        They are cached until the keys or the number of items change.
+        `marks` has their bits (`Marks.bits`).
         """
-        keys, count, rows = self._unavailable_cache
-        if keys is not unavailable or count != pin.counts[ITEMS]:
-            rows = self._state.backend.items.find(unavailable, pin.counts[ITEMS])
-            rows = np.sort(rows[rows != NO_ROW])
-            self._unavailable_cache = (unavailable, pin.counts[ITEMS], rows)
+        kept, rows = self._unavailable
+        if kept is not marks:
+            rows = rows_of(marks)
+            self._unavailable = marks, rows
         return rows
 
     def _answer(
@@ -319,6 +334,7 @@ class Reader:
         offsets: np.ndarray,
         user_known: np.ndarray,
         item_known: np.ndarray,
+        seen_truncated: np.ndarray = _NO_FLAGS,
     ) -> ScoreColumns:
         return ScoreColumns(
             lineage=self._state.lineage.bytes,
@@ -329,6 +345,7 @@ class Reader:
             user_known=user_known,
             item_known=item_known,
             labels=(),
+            seen_truncated=seen_truncated,
         )
 
     def _with_labels(self, answer: ScoreColumns, bytes_max: int) -> ScoreColumns:
@@ -340,10 +357,7 @@ class Reader:
         keys = answer.item_ids.tolist()
         size = ROW_BYTES * len(keys) + sum(_text_bytes(names.get(key)) for key in keys)
         if size > bytes_max:
-            raise invalid(
-                f"with_labels: an answer has at most {bytes_max} bytes, this one would have about {size}; ask "
-                "for fewer users or items at a time, or for no labels"
-            )
+            raise invalid(over("answer", bytes_max, size, "bytes with its labels"))
         return replace(answer, labels=[names.get(key) for key in keys])
 
 
@@ -354,10 +368,7 @@ def check_pairs(users: int, items: int, pairs_max: int) -> None:
         Refused: INVALID_ARGUMENT if more than one user is asked for, and there are more pairs.
     """
     if users > 1 and users * items > pairs_max:
-        raise invalid(
-            f"user_ids: users * items of the model is at most {pairs_max} in one top-k call, got {users} * {items}; "
-            f"ask for at most {max(1, pairs_max // items)} users at a time"
-        )
+        raise invalid(over("user_ids", max(1, pairs_max // items), users, f"users a call for {items} items"))
 
 
 def _blocks(users: int, items: int, allowance: Allowance) -> Iterator[slice]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from livefactor.wire import limits
 from livefactor_kernels.spec.presets import DEFAULT_PRESET
 from livefactor_server.hosting.host import Hosting
 from livefactor_server.rpc.lanes import Lane
@@ -33,7 +34,7 @@ class ServiceSettings:
         snapshot_slots: maximum number of Snapshot calls at a time.
         fetch_slots: maximum number of FetchSnapshot calls at a time.
         score_users_max: maximum number of users per Score call.
-        score_rows_max: maximum number of scores per Score call.
+        score_rows_max: maximum number of scores per Score call, and of ids in each of its lists.
         score_pairs_max: maximum number of pairs of a user and an item that a top-k call compares. A
             call for one user is not limited.
         waiting_max: maximum number of calls of a kind that wait for a slot, and of calls that wait
@@ -47,15 +48,15 @@ class ServiceSettings:
         default_preset: preset of new models without a spec.
     """
 
-    batch_events_max: int = 65_536
+    batch_events_max: int = limits.BATCH_ROWS_MAX
     streams_max: int = 256
     update_slots: int = 64
     score_slots: int = 16
     snapshot_slots: int = 4
     fetch_slots: int = 16
-    score_users_max: int = 1024
-    score_rows_max: int = 1 << 18
-    score_pairs_max: int = 1 << 28
+    score_users_max: int = limits.SCORE_USERS_MAX
+    score_rows_max: int = limits.SCORE_ROWS_MAX
+    score_pairs_max: int = limits.SCORE_PAIRS_MAX
     waiting_max: int = 1024
     open_calls_max: int = 4096
     message_wait_s: float = 10.0

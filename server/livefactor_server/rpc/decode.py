@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor.wire import columns as wire
+from livefactor.wire.limits import over
 from livefactor.wire.scoring import ScoreQuery, decode_score
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes import WIRE_CHANGES, Change, Rejects
@@ -64,46 +65,28 @@ def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
     if not users:
         raise invalid("user_ids: at least one is required")
     if users > users_max:
-        raise invalid(f"user_ids: at most {users_max} in one call, got {users}")
+        raise invalid(over("user_ids", users_max, users, "users a call"))
     if query.target is None:
         raise invalid("target: it is missing; expected candidates or top_k")
     if query.target == "top_k":
-        _check_top_k(query, users, rows_max)
-    else:
-        _check_candidates(query, users, rows_max)
+        if not query.k:
+            raise invalid("k: expected at least 1, got 0")
+        if query.k * users > rows_max:
+            raise invalid(over("k", rows_max // users, query.k, f"for {users} users"))
+        if len(query.item_ids) > rows_max:
+            raise invalid(over("exclude_ids", rows_max, len(query.item_ids), "ids a call"))
+    if query.offsets is not None:
+        _check_offsets("offsets", query.offsets, users, len(query.item_ids))
     if query.event_ids is not None:
         if len(query.event_ids) > rows_max:
-            raise invalid(f"events.item_ids: at most {rows_max} in one call, got {len(query.event_ids)}")
+            raise invalid(over("events", rows_max, len(query.event_ids), "ids a call"))
         if query.event_offsets is not None:
             _check_offsets("events.offsets", query.event_offsets, users, len(query.event_ids))
+    if query.target == "candidates":
+        answers = len(query.item_ids) * (users if query.offsets is None else 1)
+        if answers > rows_max:
+            raise invalid(over("candidates", rows_max, answers, "scores a call"))
     return query
-
-
-def _check_top_k(query: ScoreQuery, users: int, rows_max: int) -> None:
-    if query.k < 1:
-        raise invalid("top_k.k: at least 1 is required")
-    if query.k * users > rows_max:
-        raise invalid(
-            f"top_k.k: users * k is at most {rows_max} in one call, got {users} * {query.k}; for as many users "
-            f"k is at most {rows_max // users}"
-        )
-    if len(query.item_ids) > rows_max:
-        raise invalid(f"top_k.exclude_ids: at most {rows_max} in one call, got {len(query.item_ids)}")
-    if query.offsets is not None:
-        _check_offsets("top_k.offsets", query.offsets, users, len(query.item_ids))
-
-
-def _check_candidates(query: ScoreQuery, users: int, rows_max: int) -> None:
-    items = len(query.item_ids)
-    if query.offsets is not None:
-        _check_offsets("candidates.offsets", query.offsets, users, items)
-    if items > rows_max:
-        raise invalid(f"candidates.item_ids: at most {rows_max} in one call, got {items}")
-    if query.offsets is None and users * items > rows_max:
-        raise invalid(
-            f"candidates.item_ids: users * items is at most {rows_max} in one call, got {users} * {items}; for "
-            f"as many users there are at most {rows_max // users} items"
-        )
 
 
 def _check_offsets(name: str, offsets: np.ndarray, users: int, items: int) -> None:

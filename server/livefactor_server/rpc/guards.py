@@ -19,12 +19,9 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from livefactor.wire.columns import ColumnError
+from livefactor.wire.limits import MESSAGE_BYTES_MAX, PRODUCER_ID_BYTES_MAX, over
 from livefactor_server import metrics
-from livefactor_server.model.producers import ID_BYTES_MAX
 from livefactor_server.statuses import Refused, busy, invalid, late, unavailable
-
-MESSAGE_BYTES_MAX = 4 << 20
-"""Maximum size of a request and of an answer, in bytes."""
 
 _PUSHBACK = "grpc-retry-pushback-ms"
 
@@ -77,9 +74,7 @@ class Guard:
                 self._check_open(is_control)
                 reply = await handle(await Requests(context, self._message_wait_s).only(), call)
                 if len(reply) > MESSAGE_BYTES_MAX:
-                    raise invalid(
-                        f"answer: it has {len(reply)} bytes, and an answer has at most {MESSAGE_BYTES_MAX}"
-                    )
+                    raise invalid(over("answer", MESSAGE_BYTES_MAX, len(reply), "bytes"))
                 return reply
             except Exception as error:
                 failure = error
@@ -256,7 +251,7 @@ def check_size(raw: bytes) -> None:
         Refused: INVALID_ARGUMENT if it is too large.
     """
     if len(raw) > MESSAGE_BYTES_MAX:
-        raise invalid(f"request: a message has at most {MESSAGE_BYTES_MAX} bytes, got {len(raw)}")
+        raise invalid(over("request", MESSAGE_BYTES_MAX, len(raw), "bytes"))
 
 
 def producer_id(producer: bytes) -> bytes:
@@ -265,8 +260,8 @@ def producer_id(producer: bytes) -> bytes:
     Raises:
         Refused: INVALID_ARGUMENT if the id is too long.
     """
-    if len(producer) > ID_BYTES_MAX:
-        raise invalid(f"producer: an id has at most {ID_BYTES_MAX} bytes, got {len(producer)}")
+    if len(producer) > PRODUCER_ID_BYTES_MAX:
+        raise invalid(over("producer", PRODUCER_ID_BYTES_MAX, len(producer), "bytes"))
     return producer
 
 

@@ -21,13 +21,13 @@ class Health:
     """The state of each service. Only the loop's thread may call its methods."""
 
     def __init__(self) -> None:
-        self._serving: dict[str, bool] = {}
+        self._serving: dict[str, bool | None] = {}
         self._watchers: set[asyncio.Event] = set()
         self._has_ended = False
 
-    def set(self, states: dict[str, bool]) -> None:
-        """Sets whether services serve, by name. "" is the server."""
-        self._serving.update(states)
+    def set(self, states: dict[str, bool], gone: tuple[str, ...] = ()) -> None:
+        """Sets whether services serve, by name. "" is the server. Those that are gone are unknown."""
+        self._serving |= states | dict.fromkeys(gone)
         for news in self._watchers:
             news.set()
 

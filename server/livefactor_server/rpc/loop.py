@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from functools import cache
 from typing import Any, TypeVar
 
@@ -42,7 +43,11 @@ class Loop:
         """Runs a coroutine in the loop, and waits for its result. The loop's thread must not call
         it.
         """
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return self.start(coroutine).result()
+
+    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Runs a coroutine in the loop without waiting."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def post(self, function: Callable[..., object], *arguments: Any) -> None:
         """Has the loop call a function soon. Calls that come together wake the loop once."""

@@ -30,6 +30,8 @@ def create_model(calls: Calls, raw: bytes, call: Call) -> bytes:
 async def describe_model(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles DescribeModel. The hash of all rows may take long, so it runs beside the others."""
     request = guards.parse(models_pb2.DescribeModelRequest, raw)
+    if fault := calls.hosting.fault(request.model):
+        return models_pb2.DescribeModelResponse(description=encode.fault(fault)).SerializeToString()
     lane = calls.models if request.with_root_hash else calls.control
     return await lane.run(len(raw), _description, calls, request, call)
 
@@ -47,6 +49,8 @@ def list_models(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ListModels."""
     guards.parse(models_pb2.ListModelsRequest, raw)
     found = [encode.description(describe(hosted)) for hosted in calls.hosting.all()]
+    found += map(encode.fault, calls.hosting.faults())
+    found.sort(key=lambda description: description.model)
     return models_pb2.ListModelsResponse(models=found).SerializeToString()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
+from livefactor.wire.limits import MESSAGE_BYTES_MAX
 from livefactor.wire.scoring import ScoreQuery, encode_score_response
 from livefactor_server.engine.readers import Allowance
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.rpc import decode
 from livefactor_server.rpc.calls import Calls
-from livefactor_server.rpc.guards import MESSAGE_BYTES_MAX, Call
+from livefactor_server.rpc.guards import Call
 
 
 async def score(calls: Calls, raw: bytes, call: Call) -> bytes:

@@ -9,7 +9,8 @@ import logging
 import resource
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ import grpc
 from google.protobuf.internal import api_implementation
 
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
+from livefactor.wire.limits import MESSAGE_BYTES_MAX
 from livefactor_server.hosting.host import Hosting
 from livefactor_server.rpc.calls import Calls, ServiceSettings
-from livefactor_server.rpc.guards import MESSAGE_BYTES_MAX, Guard
+from livefactor_server.rpc.guards import Guard
 from livefactor_server.rpc.loop import shared_loop
 from livefactor_server.rpc.service import generic_handlers
 
@@ -37,6 +39,9 @@ SERVICES = tuple(
     for file in (updates_pb2, scoring_pb2, snapshots_pb2, models_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
+MODEL_HEALTH = "models/"
+"""The health of a model is that of a service with this prefix and the model's name."""
+
 UPDATE_SERVICE = updates_pb2.DESCRIPTOR.services_by_name["UpdateService"].full_name
 
 CONNECTIONS_MAX = 1024
@@ -129,41 +134,57 @@ class RpcServer:
         threading.Thread(target=self._watch_health, name="health", daemon=True).start()
 
     def _watch_health(self) -> None:
-        writable = True
-        while not self._stopping.wait(HEALTH_POLL_S):
-            now = all(hosted.engine.failure is None for hosted in self._hosting.all())
-            if now != writable:
-                writable = now
-                self._set_health(True, writable)
+        models: dict[str, bool] = {}
+        while True:
+            now = {
+                MODEL_HEALTH + hosted.name: hosted.engine.failure is None for hosted in self._hosting.all()
+            }
+            writable = all(now.values())
+            now |= {MODEL_HEALTH + fault.name: False for fault in self._hosting.faults()}
+            if now != models:
+                self._set_health(True, writable, now, models.keys() - now.keys())
+                models = now
+            if self._stopping.wait(HEALTH_POLL_S):
+                # Nobody polls the models of a server that drains.
+                self._set_health(False, False, dict.fromkeys(models, False))
+                return
 
-    def _set_health(self, serving: bool, writable: bool) -> None:
-        if self._health is not None:
-            self._loop.post(
-                self._health.set,
-                {
-                    service: serving and (writable or service not in ("", UPDATE_SERVICE))
-                    for service in ("", *SERVICES)
-                },
-            )
+    def _set_health(
+        self, serving: bool, writable: bool, models: Mapping[str, bool] = {}, gone: Iterable[str] = ()
+    ) -> None:
+        """Sets the health of the server, its services and `models`. It ends that of `gone`."""
+        if self._health is None:
+            return
+        parts = {
+            service: serving and (writable or service not in ("", UPDATE_SERVICE))
+            for service in ("", *SERVICES)
+        }
+        self._loop.post(self._health.set, parts | dict(models), tuple(gone))
 
     def drain(self, grace_s: float) -> None:
         """Shuts down in order.
 
-        It reports NOT_SERVING, refuses new batches, finishes accepted ones, takes the last
-        snapshots, and ends all calls. Running calls have `grace_s` seconds to end.
+        It reports NOT_SERVING, refuses new batches, finishes accepted ones, ends all calls and
+        takes the last snapshots. Running calls end at the latest after `grace_s` seconds.
         """
+        deadline = time.monotonic() + grace_s
         self._stopping.set()
         self._set_health(False, False)
+        self._hosting.finish_updates()
+        ended = self._loop.start(self._stopped(deadline - time.monotonic()))
         self._hosting.drain()
-        self.stop(grace_s)
+        ended.result()
 
-    def stop(self, grace_s: float) -> None:
-        """Ends all calls. The models stay open."""
+    def stop(self) -> None:
+        """Ends all calls at once. The models stay open."""
         self._stopping.set()
-        self._loop.post(self._calls.streams.end)
+        self._loop.run(self._stopped(0.0))
+
+    async def _stopped(self, grace_s: float) -> None:
+        self._calls.streams.end()
         if self._health is not None:
-            self._loop.post(self._health.end)
-        self._loop.run(self._server.stop(grace_s))
+            self._health.end()
+        await self._server.stop(max(0.0, grace_s))
 
 
 def _health() -> Health | None:

@@ -41,7 +41,7 @@ async def snapshot(calls: Calls, requests: Requests, send: Send, call: Call) -> 
 def list_snapshots(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ListSnapshots."""
     request = guards.parse(snapshots_pb2.ListSnapshotsRequest, raw)
-    infos = calls.hosting.get(request.model).keeper.store.list()
+    infos = calls.hosting.snapshots(request.model).list()
     return snapshots_pb2.ListSnapshotsResponse(
         snapshots=[encode.snapshot_info(info) for info in infos]
     ).SerializeToString()
@@ -53,7 +53,7 @@ async def fetch_snapshot(calls: Calls, requests: Requests, send: Send, call: Cal
     A thread reads each chunk. While the peer reads it, the call has a slot but no thread.
     """
     request = guards.parse(snapshots_pb2.FetchSnapshotRequest, await requests.only())
-    store = calls.hosting.get(request.model).keeper.store
+    store = calls.hosting.snapshots(request.model)
     async with calls.fetches.slot(0):
         # If the peer leaves, a thread may still read. So nobody closes `pieces`: its files are
         # closed with the last reference to it.

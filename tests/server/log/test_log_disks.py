@@ -78,6 +78,25 @@ def test_a_full_disk_leaves_nothing_and_the_log_goes_on(code: int) -> None:
     check_clean(io, appended)
 
 
+def test_a_group_grows_no_more_once_its_block_is_in_its_place() -> None:
+    """A large group finds no room for a new segment. The last block is in its place by then.
+
+    Small records that follow must not change what stands there.
+    """
+    io = CrashIO(ROOT)
+    log = new_log(io, segment_bytes=16 * 1024)
+    append(log, 1, 10)
+    io.allocate_errors = [errno.ENOSPC]
+    with pytest.raises(LogFull):
+        append(log, 1, 30_000)
+    for _ in range(3):
+        append(log, 1, 10)
+    log.close()
+    again = Log.open(FOLDER, io, read_only=True)
+    assert again.tail is None
+    assert [bytes(record.body) for record in again.read(1)] == [bytes([r]) * 10 for r in range(1, 5)]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize(
     ("count", "failing"), [(1, 0), (9, 0), (9, 1)], ids=["slot", "blocks", "second-write"]

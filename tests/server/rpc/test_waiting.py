@@ -62,7 +62,7 @@ def serve(hosting: Hosting) -> Iterator[Callable[[ServiceSettings], str]]:
 
     yield start
     for server in servers:
-        server.stop(0.1)
+        server.stop()
 
 
 @pytest.fixture
