@@ -26,7 +26,7 @@ class Health:
         self._has_ended = False
 
     def set(self, states: dict[str, bool], gone: tuple[str, ...] = ()) -> None:
-        """Sets whether services serve, by name. "" is the server. Those that are gone are unknown."""
+        """Sets whether services serve, by name ("" is the server). The `gone` ones are unknown."""
         self._serving |= states | dict.fromkeys(gone)
         for news in self._watchers:
             news.set()
