@@ -166,7 +166,7 @@ def test_an_ack_implies_the_labels_over_broken_streams(
             receipt = producer.push([user], [item])
             ack = receipt.result(WAIT_S)
             came = {*labels(fake)}
-            assert receipt.done and ack.position.revision <= fake.revision
+            assert receipt.done() and ack.position.revision <= fake.revision
             assert {("user", user), ("item", item)} <= came
     assert fake.applied == [(key_of(f"user {n}"), key_of(f"item {n % 2}")) for n in range(6)]
     assert producer.last_sequence == 6
