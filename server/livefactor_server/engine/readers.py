@@ -206,7 +206,7 @@ class Reader:
                     scores = scoring.score_candidates(
                         pin.mean, *one, factors[start:stop], bias[start:stop], span
                     )
-                    lists.append(scores + read.gained(user, item_rows[start:stop]))
+                    lists.append(scores + read.gains(user, item_rows[start:stop]))
                     sizes.append(len(scores))
         offsets = np.cumsum(sizes, dtype=np.uint32)
         return self._listed(
@@ -239,9 +239,9 @@ class Reader:
         rows = self._state.backend.items.find(query.event_ids, pin.counts[ITEMS])
         assert self._persons is not None
         if query.event_offsets is None:
-            return [self._persons.given(rows[rows != NO_ROW])] * len(query.user_ids)
+            return [self._persons.events_of(rows[rows != NO_ROW])] * len(query.user_ids)
         lists = (rows[start:stop] for start, stop in pairwise(query.event_offsets.tolist()))
-        return [self._persons.given(part[part != NO_ROW]) if part.size else None for part in lists]
+        return [self._persons.events_of(part[part != NO_ROW]) if part.size else None for part in lists]
 
     # ------------------------------------------------------------------ top-k
 
@@ -286,7 +286,7 @@ class Reader:
         read = self._persons.read(pin, user_rows, pin.counts[ITEMS], own_events)
         truncated = _NO_FLAGS
         if query.exclude_seen:
-            own, own_offsets = read.with_had(own, own_offsets)
+            own, own_offsets = read.exclusions(own, own_offsets)
             truncated = read.truncated
         keys = self._state.backend.items.keys
         return _Best(*read.top_k(pin, keys, query.k, common, own, own_offsets), truncated)
