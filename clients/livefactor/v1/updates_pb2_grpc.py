@@ -64,7 +64,7 @@ class UpdateServiceServicer(object):
         """Opens a producer, or opens it again. The server then refuses batches of the producer's older
         epochs. The answer says with which sequence to go on.
 
-        - INVALID_ARGUMENT: the id is empty or too long.
+        - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
         - NOT_FOUND: the model does not exist.
         - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
         """
@@ -93,6 +93,10 @@ class UpdateServiceServicer(object):
         """Does the same on a stream, with one answer a request, in the order of completion. Each answer
         names the request's sequence and index. A refused batch does not end the stream. The transport
         controls the flow: the server stops reading while its queue is full.
+
+        An open stream may be idle. If the server has as many open streams as it may have, a further one
+        takes the place of the stream that has been idle longest, for at least 10 seconds. That one ends
+        with UNAVAILABLE. If none is idle, the further one gets RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

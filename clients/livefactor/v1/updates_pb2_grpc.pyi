@@ -13,11 +13,26 @@ Ids. Any 64-bit value is a legal id. The key of a string id is BLAKE2b with an 8
 the id's UTF-8 bytes, without normalisation, read as a little-endian unsigned number. An optional
 secret key (BLAKE2b's keyed mode, up to 64 bytes) keeps others from guessing raw ids from keys.
 
+Every client follows one rule, so that an id has the same key whatever way it comes in. An integer
+of 0..2**64-1 is its own key. A string is hashed, whatever its characters: "7" and "007" are two
+strings, and neither is the integer 7. The ids of a column are all integers or all strings. A
+client refuses a mixture, and a missing id, an empty string, a bool, a float, a decimal and bytes.
+Text without types, such as csv, holds integers where every id of the column is written as an
+integer: digits without a leading zero, below 2**64. Otherwise the column holds strings.
+
 Statuses. The set is closed: OK, INVALID_ARGUMENT, FAILED_PRECONDITION, ALREADY_EXISTS,
 NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED. After
 UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
 same producer id, epoch and sequence again. After any other status but OK the batch was not
 applied. Its sequence is still free then, except after ALREADY_EXISTS.
+
+Waiting. A call that finds no free slot waits in a queue until its deadline. If the queue is full,
+the call gets RESOURCE_EXHAUSTED with the metadata grpc-retry-pushback-ms: the number of
+milliseconds after which it should be sent again. A call that sends no message within 10 seconds
+gets DEADLINE_EXCEEDED. So does a call whose peer leaves a message unread for 30 seconds.
+
+Sizes. A request and an answer have at most 4 MiB each. What is larger gets INVALID_ARGUMENT. The
+transport refuses requests above 8 MiB with a RESOURCE_EXHAUSTED of its own.
 """
 
 import abc
@@ -48,7 +63,7 @@ class UpdateServiceStub:
     """Opens a producer, or opens it again. The server then refuses batches of the producer's older
     epochs. The answer says with which sequence to go on.
 
-    - INVALID_ARGUMENT: the id is empty or too long.
+    - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
     - NOT_FOUND: the model does not exist.
     - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
     """
@@ -77,6 +92,10 @@ class UpdateServiceStub:
     """Does the same on a stream, with one answer a request, in the order of completion. Each answer
     names the request's sequence and index. A refused batch does not end the stream. The transport
     controls the flow: the server stops reading while its queue is full.
+
+    An open stream may be idle. If the server has as many open streams as it may have, a further one
+    takes the place of the stream that has been idle longest, for at least 10 seconds. That one ends
+    with UNAVAILABLE. If none is idle, the further one gets RESOURCE_EXHAUSTED.
     """
 
 class UpdateServiceAsyncStub:
@@ -92,7 +111,7 @@ class UpdateServiceAsyncStub:
     """Opens a producer, or opens it again. The server then refuses batches of the producer's older
     epochs. The answer says with which sequence to go on.
 
-    - INVALID_ARGUMENT: the id is empty or too long.
+    - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
     - NOT_FOUND: the model does not exist.
     - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
     """
@@ -121,6 +140,10 @@ class UpdateServiceAsyncStub:
     """Does the same on a stream, with one answer a request, in the order of completion. Each answer
     names the request's sequence and index. A refused batch does not end the stream. The transport
     controls the flow: the server stops reading while its queue is full.
+
+    An open stream may be idle. If the server has as many open streams as it may have, a further one
+    takes the place of the stream that has been idle longest, for at least 10 seconds. That one ends
+    with UNAVAILABLE. If none is idle, the further one gets RESOURCE_EXHAUSTED.
     """
 
 class UpdateServiceServicer(metaclass=abc.ABCMeta):
@@ -138,7 +161,7 @@ class UpdateServiceServicer(metaclass=abc.ABCMeta):
         """Opens a producer, or opens it again. The server then refuses batches of the producer's older
         epochs. The answer says with which sequence to go on.
 
-        - INVALID_ARGUMENT: the id is empty or too long.
+        - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
         - NOT_FOUND: the model does not exist.
         - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
         """
@@ -171,6 +194,10 @@ class UpdateServiceServicer(metaclass=abc.ABCMeta):
         """Does the same on a stream, with one answer a request, in the order of completion. Each answer
         names the request's sequence and index. A refused batch does not end the stream. The transport
         controls the flow: the server stops reading while its queue is full.
+
+        An open stream may be idle. If the server has as many open streams as it may have, a further one
+        takes the place of the stream that has been idle longest, for at least 10 seconds. That one ends
+        with UNAVAILABLE. If none is idle, the further one gets RESOURCE_EXHAUSTED.
         """
 
 def add_UpdateServiceServicer_to_server(servicer: UpdateServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -306,8 +306,8 @@ class Softmax(Stateless):
     def learn(self, update: Update) -> None:
         """Learns from one record with its proposed negatives. The kernel releases the GIL.
 
-        If one of two threads fails, the other one stops, and the error of the first one is raised.
-        The rows of the model are undefined afterwards.
+        If one of two threads fails, the other one stops, and the error of the failed thread is
+        raised. The rows of the model are undefined afterwards.
         """
         values, weights = (
             _NO_FLOATS if column is None else writable(column) for column in (update.values, update.weights)

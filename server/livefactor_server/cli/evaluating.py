@@ -13,7 +13,6 @@ from livefactor_kernels.spec.presets import preset
 from livefactor_server.cli.base import complain, console, emit, rate, table
 from livefactor_server.cli.tuning import bar_of, read_file, task_of
 from livefactor_server.files import specs as spec_files
-from livefactor_server.files.events import Conversion
 from livefactor_server.rpc.server import limit_libraries
 from livefactor_server.tuning import events, opponents, pictures
 from livefactor_server.tuning.evaluation import Evaluation, Protocol, Result
@@ -49,9 +48,7 @@ def run(asked: Command) -> None:
         raise typer.Exit(2)
     limit_libraries()
     try:
-        read = read_file(
-            asked.file, asked.columns, Conversion(asked.string_ids, asked.secret.encode()).check()
-        )
+        read = read_file(asked.file, asked.columns, asked.string_ids, asked.secret)
         task = task_of(asked.task, read)
         specs = _specs(asked, task, read)
         protocol = Protocol(task, asked.held_out, asked.warm_up, asked.judged, asked.batch, asked.seed)
@@ -130,7 +127,7 @@ def _fields(
         "task": protocol.task,
         "mode": "held-out" if protocol.held_out else "test-then-learn",
         "events": len(evaluation.stream),
-        "judged": int(evaluation.asked.sum()),
+        "judged": int(evaluation.sample.sum()),
         "models": [one.fields() for one in models],
         "others": [one.fields() for one in others],
         "verdict": verdict,
@@ -138,7 +135,7 @@ def _fields(
 
 
 def _grid(evaluation: Evaluation, models: list[Result], others: list[Result]) -> Table:
-    judged = f"{int(evaluation.asked.sum()):,} events judged"
+    judged = f"{int(evaluation.sample.sum()):,} events judged"
     heads = [part for metric in evaluation.metrics for part in (metric, "±")]
     grid = table(judged, *heads, "seconds", "learned")
     for one in (*models, *others):

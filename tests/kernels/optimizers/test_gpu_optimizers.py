@@ -91,7 +91,7 @@ def test_l2_is_scaled_by_the_events_before_the_record(loss, negatives, name) -> 
 
 @pytest.mark.parametrize("kind", [SGD, ADAM])
 @pytest.mark.parametrize(("loss", "negatives"), LOSSES)
-def test_events_are_told_without_columns(loss, negatives, kind) -> None:
+def test_dropout_drops_columns_of_each_event(loss, negatives, kind) -> None:
     check_learning(kind, loss, negatives, 4, LAUNCHES, DROPPED)
 
 

@@ -81,7 +81,7 @@ def test_a_thread_that_fails_does_not_leave_the_other_one_waiting(role, monkeypa
     assert not learning.is_alive() and errors == ["no memory"]
 
 
-def test_a_group_is_what_a_micro_batch_of_that_size_is_told_from() -> None:
+def test_groups_have_the_negatives_of_micro_batches_of_their_size() -> None:
     """The negatives are the same. Items step less often."""
     whole, parts = (
         CpuModel(softmax_spec(UNIFORM, micro_batch=4)),

@@ -233,7 +233,7 @@ def test_counts_alone() -> None:
 
 
 @pytest.mark.parametrize("rule", [Rule.SOLVE, Rule.SGD])
-def test_what_a_user_had_gains_by_its_own_events(rule: Rule) -> None:
+def test_items_of_a_user_gain_by_their_own_events(rule: Rule) -> None:
     counts = Counts(16, 6, 3.0, 0.5, 2.0)
     parts = {"history": History(16, 16 if rule == Rule.SOLVE else 0), "counts": counts}
     spec = solve_spec(**parts) if rule == Rule.SOLVE else make_spec(Loss.BPR, negatives=1, **parts)
@@ -279,7 +279,7 @@ def test_reads_of_reference_and_cpu_agree_and_change_nothing() -> None:
         assert gained.tobytes() == other_gained.tobytes()
 
 
-def test_given_events_score_like_the_same_history() -> None:
+def test_events_of_a_call_score_like_the_same_history() -> None:
     counts = Counts(16, 6, 3.0, 0.5, 2.0, 0.3)
     spec = solve_spec(history=History(16, 16, 2.0), solve=Solve(0.7, 1, 64), counts=counts)
     model = _learned(spec)
