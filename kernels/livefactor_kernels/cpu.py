@@ -22,7 +22,7 @@ from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
-from livefactor_kernels.update import Update, joined
+from livefactor_kernels.update import Update, check_all, joined
 
 
 class LearningRule(Part, Protocol):
@@ -124,8 +124,7 @@ class CpuModel:
         Raises:
             ValueError: a column is malformed. The model has learned from no record.
         """
-        for update in updates:
-            update.check()
+        check_all(updates)
         if self._reservoir is not None:
             for update in updates:
                 self._learn([self._reservoir.extended(update)])

@@ -24,7 +24,7 @@ from livefactor_kernels.simd.steps import Rows
 from livefactor_kernels.spec.model import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.state import Stateless
-from livefactor_kernels.update import Rates, Update, draw_negatives, writable
+from livefactor_kernels.update import Rates, Update, UpdateRun, draw_all_negatives, writable
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)
@@ -90,21 +90,22 @@ class Sgd(Stateless):
         none.)
         """
         joinable = self._sequential and self._spec.factor_dtype == FactorDtype.FLOAT32
-        widths = len({update.item_count > 1 for update in updates}) if self._spec.negatives else 1
-        return joinable and widths == 1
+        if not joinable or not self._spec.negatives:
+            return joinable
+        if isinstance(updates, UpdateRun):
+            # The number of items never falls.
+            return bool(updates.item_counts[0] > 1) == bool(updates.item_counts[-1] > 1)
+        return len({update.item_count > 1 for update in updates}) == 1
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """Draws the negatives of the records for the next `learn`: item rows uint32[any]."""
-        events = sum(update.item_rows.size for update in updates)
+        run = updates.joined if isinstance(updates, UpdateRun) else None
+        events = run.item_rows.size if run else sum(update.item_rows.size for update in updates)
         needed = events * self._spec.negatives
         if self._drawn.size < needed:
             self._drawn = np.empty(needed, np.uint32)
-        start, width = 0, 0
-        for update in updates:
-            drawn = draw_negatives(self._spec, update, self._drawn[start:])
-            start, width = start + drawn.size, drawn.shape[1]
-        self.negatives = self._drawn[:start].reshape(events, width)
-        return self._drawn[:start]
+        self.negatives = draw_all_negatives(self._spec, updates, self._drawn)
+        return self.negatives.reshape(-1)
 
     def learn(self, update: Update) -> None:
         """Learns from the prepared records, joined to one. The kernel releases the GIL."""

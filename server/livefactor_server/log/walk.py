@@ -22,11 +22,12 @@ stored acknowledgement with a later revision reveals this.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from livefactor_server.log.columns import ColumnReader
 from livefactor_server.log.disk import BLOCK_BYTES, FileIO
 from livefactor_server.log.errors import LogDamaged, LogError
 from livefactor_server.log.format import (
@@ -82,12 +83,15 @@ class Cursor:
 
 
 class Group(NamedTuple):
-    """A verified commit group, from byte `offset` to `end` of the segment with index `segment`."""
+    """Verified commit groups, one or more, with their records.
+
+    They stand from byte `offset` to `end` of the segment with index `segment`.
+    """
 
     segment: int
     offset: int
     end: int
-    records: list[Record]
+    records: Sequence[Record]
 
 
 @dataclass(slots=True)
@@ -226,6 +230,7 @@ class Walk:
         self.tail: Tail | None = None
         self.end = StreamEnd(DATA_START, b"", 1)
         self._bad: BadGroup | None = None
+        self._reader: ColumnReader | None = None
 
     def groups(self) -> Iterator[Group]:
         """Yields every whole group from the start on, verified. Raises LogDamaged."""
@@ -281,7 +286,7 @@ class Walk:
             if memory[at : at + len(_NO_MAGIC)] == _NO_MAGIC:
                 return
             try:
-                records, end = read_group(memory, at, self._at, self.cursor, path)
+                records, end = self._read(memory[: limit - origin], memory, origin, path)
             except BadGroup as bad:
                 # A traceback would keep the file mapped.
                 self._bad = bad.with_traceback(None)
@@ -289,6 +294,27 @@ class Walk:
             group, self._at = Group(index, self._at, end, records), end
             yield group
             self._report(index, end)
+
+    def _read(
+        self, small: memoryview, memory: memoryview, origin: int, path: Path
+    ) -> tuple[Sequence[Record], int]:
+        """Reads one group at `_at` from `memory`, or several small ones from `small`.
+
+        The cursor moves behind them. Returns the records, and the byte of the file after them.
+        Raises BadGroup.
+        """
+        cursor, at = self.cursor, self._at - origin
+        if cursor.begun:
+            if self._reader is None:
+                self._reader = ColumnReader(cursor.log_id, cursor.hash_id)
+            position = cursor.revision, cursor.hash, cursor.incarnation
+            found = self._reader.read(small, at, origin, *position, path)
+            if found is not None:
+                records, end, cursor.incarnation = found
+                cursor.revision += len(records)
+                cursor.hash = records.hashes[-1].tobytes()
+                return records, origin + end
+        return read_group(memory, at, self._at, cursor, path)
 
     def _last_block(self, index: int, view: memoryview) -> Iterator[Group]:
         """Yields the groups that end in the last block of the log. Sets `end` and `tail`."""

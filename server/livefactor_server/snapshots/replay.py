@@ -11,16 +11,20 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from livefactor.snapshots.format import Manifest
 from livefactor_server import changes
-from livefactor_server.changes import Change, EngineChange, Header, change_of, decode_rejects
+from livefactor_server.changes import Change, EngineChange, Header, bodies, change_of, decode_rejects
 from livefactor_server.changes import ReplayError as ReplayError
+from livefactor_server.log import columns
+from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.format import SALT_BYTES
-from livefactor_server.log.store import Entry, Log, Record
+from livefactor_server.log.store import Entry, Kind, Log, Record
 from livefactor_server.model.spec_codec import decode as decode_spec
 from livefactor_server.model.state import ModelState, restored
 from livefactor_server.snapshots.store import SnapshotStore
@@ -135,19 +139,46 @@ def follow(
         ReplayError: the log ends earlier, or a record does not fit the state before it.
     """
     last = log.last_revision if until is None else until
-    records = takewhile(lambda record: record.revision <= last, log.read(state.revision + 1))
-    for run in _runs(records):
-        placements = changes.place(state, [change for _, change in run])
-        changes.apply(
-            state, [changes.Record(*pair, rows) for pair, rows in zip(run, placements, strict=True)]
-        )
-        if progress:
-            progress(state.revision, last)
+    for records in log.read_groups(state.revision + 1):
+        wanted = records[: last - state.revision]
+        for part in _parts(wanted):
+            _apply(state, part)
+            if progress:
+                progress(state.revision, last)
+        if state.revision >= last:
+            break
     if state.revision != last:
         raise ReplayError(f"the log ends at revision {state.revision}, expected {last}")
     if progress:
         progress(last, last)
     return state
+
+
+def _parts(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """Splits columns where the kind changes, so that a part has interactions or none."""
+    if not isinstance(records, Columns):
+        yield records
+        return
+    is_events = records.fields[:, KIND] == Kind.INTERACTIONS
+    cuts = (np.flatnonzero(np.diff(is_events)) + 1).tolist()
+    for start, end in pairwise((0, *cuts, len(records))):
+        part = records[start:end]
+        yield part if is_events[start] else list(part)
+
+
+def _apply(state: ModelState, records: Sequence[Record]) -> None:
+    """Applies consecutive records. Their grouping changes no bit."""
+    while isinstance(records, Columns) and len(records):
+        done = changes.apply_columns(state, records)
+        records = records[done:]
+        if len(records):
+            _apply(state, [records[0]])
+            records = records[1:]
+    for run in _runs(records):
+        placements = changes.place(state, [change for _, change in run])
+        changes.apply(
+            state, [changes.Record(*pair, rows) for pair, rows in zip(run, placements, strict=True)]
+        )
 
 
 def _runs(records: Iterable[Record]) -> Iterator[list[tuple[Header, Change]]]:
@@ -183,6 +214,12 @@ def _decoded(record: Record) -> tuple[Header, Change]:
         previous=record.previous,
     )
     return header, change
+
+
+def compile_kernels() -> None:
+    """Compiles the kernels that read a log, or loads them from Numba's cache."""
+    columns.compile_kernels()
+    bodies.compile_kernels()
 
 
 def adopt(snapshot: Path, model_folder: Path) -> None:
