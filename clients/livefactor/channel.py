@@ -8,6 +8,7 @@ Producer makes writes exactly-once.
 
 from __future__ import annotations
 
+import ipaddress
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -61,10 +62,13 @@ def open_channel(
     """Open a channel to `target`; it connects at the first call.
 
     credentials: None for plain text. options: gRPC's own options, which override the defaults here.
+    A proxy that the environment names (grpc_proxy, https_proxy, http_proxy) is used for other
+    machines only, never for loopback addresses and Unix-domain sockets.
     Raises InvalidArgument, which is a ValueError, for a malformed target.
     """
     address = parse_target(target)
-    merged = list({**dict(OPTIONS), **dict(options)}.items())
+    direct = {} if _may_need_a_proxy(address) else {"grpc.enable_http_proxy": 0}
+    merged = list({**dict(OPTIONS), **direct, **dict(options)}.items())
     if credentials is None:
         return grpc.insecure_channel(address, merged)
     return grpc.secure_channel(address, credentials, merged)
@@ -90,6 +94,22 @@ def parse_target(target: str) -> str:
     if not host or (":" in host and not bracketed) or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise InvalidArgument(f"target: expected host:port with a port of 1..65535, got {target!r}")
     return text
+
+
+def _may_need_a_proxy(address: str) -> bool:
+    """Whether an address can lie on another machine. `address` is one of `parse_target`."""
+    if address.startswith("unix:"):
+        return False
+    host = address.rpartition(":")[0].strip("[]").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        number = ipaddress.ip_address(host)
+        # A connection to the unspecified address reaches the own machine.
+        return not (number.is_loopback or number.is_unspecified)
+    except ValueError:
+        # It is a name.
+        return True
 
 
 class Connection:

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from livefactor_server.text import plain
+
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
+
+    from livefactor_server.cli.screen import Screen
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 """`livefactor.channel.DEFAULT_TARGET`, which would take long to import."""
@@ -139,18 +142,23 @@ def emit(value: Any) -> None:
 
 def complain(text: str) -> None:
     """Prints one line to standard error. It is never wrapped, so that scripts can read it."""
-    typer.secho(f"livefactor: {text}", fg=typer.colors.RED, err=True)
+    typer.secho(f"livefactor: {plain(text)}", fg=typer.colors.RED, err=True)
 
 
-def console(err: bool = False) -> Console:
+def say(line: str) -> None:
+    """Prints one line to standard output. It is never wrapped."""
+    typer.echo(plain(line))
+
+
+def console(err: bool = False) -> Screen:
     """A console on standard output, or on standard error with `err`.
 
-    It wraps lines only on a terminal.
+    It wraps lines only on a terminal. It prints strings as text and knows no markup.
     """
-    from rich.console import Console
+    from livefactor_server.cli.screen import Screen
 
     stream = sys.stderr if err else sys.stdout
-    return Console(stderr=err, width=None if stream.isatty() else PIPE_WIDTH)
+    return Screen(stderr=err, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def table(*columns: str) -> Table:
@@ -171,7 +179,7 @@ def progress(*columns: Any) -> Any:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     shown: Sequence[Any] = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(show_speed=False),
         *columns,

@@ -124,9 +124,9 @@ def snapshot(
         console().print(
             f"snapshot {taken.snapshot_id}: revision {taken.position.revision}, {taken.users} users, {taken.items} items"
         )
-        console().print(
-            f"root hash {taken.root_hash.hex()}" + (f"\nfetched to {out} and verified" if out else "")
-        )
+        console().print(f"root hash {taken.root_hash.hex()}")
+        if out is not None:
+            console().print(f"fetched to {out} and verified")
 
 
 def _take(auditor: Auditor) -> SnapshotInfo:

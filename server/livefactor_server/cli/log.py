@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from livefactor_server.cli.base import AsJson, Model, complain, emit, log_app
+from livefactor_server.cli.base import AsJson, Model, complain, emit, log_app, say
 
 
 @log_app.command("show")
@@ -65,5 +65,5 @@ def _print(shown: Iterable[dict[str, Any]], as_json: bool) -> bool:
             emit(row)
     else:
         for line in log_show.plain_lines(watched()):
-            typer.echo(line)
+            say(line)
     return damaged
