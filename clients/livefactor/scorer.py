@@ -32,6 +32,8 @@ class UserAnswer:
     user_id: as it was given. known: whether the model knows the user; if not, the mean and the item
     biases alone give the scores. item_ids: m ids as they were given, see `Answers`. scores:
     float32[m]. item_known: bool[m]. labels: m str if they were asked for, else empty.
+    seen_truncated: True if `exclude_seen` was asked for and the user has had more events than the
+    model remembers, so that the items may be among those that the user has had.
     """
 
     user_id: int | str
@@ -40,6 +42,7 @@ class UserAnswer:
     scores: npt.NDArray[np.float32]
     item_known: npt.NDArray[np.bool_]
     labels: Sequence[str]
+    seen_truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -48,8 +51,9 @@ class UserAnswer:
         items = zip(self.item_ids.tolist()[:_SHOWN], self.scores[:_SHOWN].tolist(), strict=True)
         shown = [f"{item!r}: {score:.4g}" for item, score in items]
         more = [f"... {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
-        unknown = "" if self.known else ", unknown"
-        return f"UserAnswer({self.user_id!r}{unknown}, {{{', '.join(shown + more)}}})"
+        flags = "" if self.known else ", unknown"
+        flags += ", seen_truncated" if self.seen_truncated else ""
+        return f"UserAnswer({self.user_id!r}{flags}, {{{', '.join(shown + more)}}})"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -62,6 +66,8 @@ class Answers:
     64-bit key. scores: float32[m]. offsets: uint32[n + 1]; user u's items are [offsets[u] ..
     offsets[u + 1]). user_known: bool[n]. item_known: bool[m]. labels: m str if they were asked for,
     else empty. item_keys: uint64[m], the 64-bit keys that the model knows the items by.
+    seen_truncated: bool[n], for which users `exclude_seen` may have left items in that they have
+    had, because they have had more events than the model remembers; empty without `exclude_seen`.
     """
 
     position: Position
@@ -73,6 +79,7 @@ class Answers:
     item_known: npt.NDArray[np.bool_]
     labels: Sequence[str]
     item_keys: npt.NDArray[np.uint64] = field(repr=False)
+    seen_truncated: npt.NDArray[np.bool_] = field(repr=False, default_factory=lambda: np.empty(0, np.bool_))
 
     def __len__(self) -> int:
         return len(self.user_known)
@@ -89,6 +96,7 @@ class Answers:
             self.scores[rows],
             self.item_known[rows],
             self.labels[rows],
+            bool(self.seen_truncated[user : user + 1].any()),
         )
 
     def __iter__(self) -> Iterator[UserAnswer]:
@@ -205,10 +213,10 @@ class Scorer:
 
         users: one id or n. exclude: ids to leave out, one list for all users or n lists; unknown
         ids have no effect. exclude_seen: leave out what a user has had, as far as the model
-        remembers it (spec: history). include_unavailable: also rank items that are marked
-        unavailable. with_labels: ask for the items' labels, which also give string ids back;
-        without them `item_ids` holds 64-bit keys. The other arguments and the errors are those of
-        `score`.
+        remembers it (spec: history); `seen_truncated` of the answer tells where that is not all.
+        include_unavailable: also rank items that are marked unavailable. with_labels: ask for the
+        items' labels, which also give string ids back; without them `item_ids` holds 64-bit keys.
+        The other arguments and the errors are those of `score`.
         """
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}")
@@ -264,7 +272,7 @@ class Scorer:
 def _fields(answer: ScoreColumns, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:
     position = Position(answer.lineage, answer.revision)
     columns = (answer.scores, answer.offsets, answer.user_known, answer.item_known)
-    return (position, user_ids, item_ids, *columns, answer.labels, answer.item_ids)
+    return (position, user_ids, item_ids, *columns, answer.labels, answer.item_ids, answer.seen_truncated)
 
 
 def _named(keys: npt.NDArray[np.uint64], labels: Sequence[str], hash_texts: HashTexts) -> npt.NDArray[Any]:

@@ -790,7 +790,7 @@ class ModelDescription(google.protobuf.message.Message):
     log_hash: builtins.bytes
     log_bytes: builtins.int
     memory_bytes: builtins.int
-    """The memory of the rows and key maps that are in use."""
+    """The memory that the model's data take: rows, key maps, labels, marks, producers and the judge's counts."""
     writable: builtins.bool
     """False after a failed sync, until the server is restarted."""
     root_hash: builtins.bytes

@@ -34,6 +34,7 @@ def apply_columns(state: ModelState, records: Columns) -> int:
     user_rows, user_counts = allocate(state.backend.users, user_ids, starts, events.ends)
     item_rows, item_counts = allocate(state.backend.items, item_ids, starts, events.ends)
     learn(state, records.revision, events, Places(user_rows, item_rows, user_counts, item_counts))
+    state.marks.publish()
     _settle(state, done)
     state.revision, state.log_hash = records.revision + count - 1, done.hashes[-1].tobytes()
     return count

@@ -37,6 +37,9 @@ def recommend(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Id of an item to leave out. Repeat the option for more.")
     ] = None,
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen", help="Leave out what the users have had (spec: history).")
+    ] = False,
     string_ids: Annotated[
         bool, typer.Option(help="Hash all ids as text, also those that look like numbers.")
     ] = False,
@@ -53,9 +56,10 @@ def recommend(
             [as_id(user, string_ids) for user in users],
             k,
             exclude=[as_id(item, string_ids) for item in exclude or []] or None,
+            exclude_seen=exclude_seen,
         )
     listed: list[dict[str, Any]] = [
-        {"user": answer.user_id, "known": answer.known, "items": [
+        {"user": answer.user_id, "known": answer.known, "seen_truncated": answer.seen_truncated, "items": [
             {"item": item, "label": label, "score": float(str(score))}
             for item, label, score in zip(answer.item_ids.tolist(), answer.labels, answer.scores, strict=True)
         ]}
@@ -73,6 +77,11 @@ def recommend(
             grid.add_row(str(rank), str(item["item"]), *label, f"{item['score']:.4f}")
         unknown = "" if entry["known"] else " (unknown: ranked by item bias alone)"
         console().print(f"user {entry['user']}{unknown}, revision {answers.position.revision}")
+        if entry["seen_truncated"]:
+            console().print(
+                "the model has forgotten events of this user, so the list may hold items that they had "
+                "(spec: history.users)"
+            )
         console().print(grid)
 
 

@@ -90,7 +90,7 @@ class ServerSettings:
     memory_bytes_max: Annotated[
         int,
         _option(
-            "Maximum bytes of rows, key maps and labels, per model. At this limit, new keys are refused.",
+            "Maximum bytes of memory of a model. At this limit, new users, items, labels and marks are rejected.",
             min=1 << 20,
         ),
     ] = 8 << 30

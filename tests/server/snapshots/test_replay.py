@@ -79,9 +79,7 @@ def write(folder: Path, spec: ModelSpec, records: int) -> None:
         if name:
             sequences[name] += 1
         count = 1 if kind == Kind.AVAILABILITY else InteractionsChange.from_log(body).rows
-        entries.append(
-            Entry(kind, revision, name, 1, sequences.get(name, 0), 0, count, rejects, body)
-        )
+        entries.append(Entry(kind, revision, name, 1, sequences.get(name, 0), 0, count, rejects, body))
     for entry in entries:
         entry.salt = os.urandom(16)
         entry.commitment = log.seal(entry.salt, entry.rejects, entry.body)
@@ -119,7 +117,8 @@ def test_bulk_replay_gives_the_same_state(tmp_path: Path, name: str, types: tupl
 def test_many_outcomes_of_one_producer_leave_the_last_ones() -> None:
     tables = [producers.ProducerTable(), producers.ProducerTable()]
     outcomes = [
-        producers.Outcome(sequence, sequence + 5, 1, 0, (), bytes(16), bytes(32)) for sequence in range(1, 201)
+        producers.Outcome(sequence, sequence + 5, 1, 0, (), bytes(16), bytes(32))
+        for sequence in range(1, 201)
     ]
     for table in tables:
         table.open(b"p", 1)
