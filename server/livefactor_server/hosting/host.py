@@ -161,11 +161,12 @@ class Hosting:
 
     def _open(self, name: str, progress: Progress | None) -> Hosted:
         folder = self._folders.path(name)
-        log = Log.open(replay.log_folder(folder))
+        store = replay.snapshot_store(folder)
+        start, since = time.monotonic(), max((info.revision for info in store.list()), default=0)
+        log = Log.open(replay.log_folder(folder), since=since)
         report = (lambda at, last: progress(name, at, last)) if progress else None
         try:
             identity.check(folder, log.lineage, self._folders.siblings(name))
-            store = replay.snapshot_store(folder)
             store.clean()
             state = replay.recover(folder, log, self._settings.engine.backend, report)
             engine = Engine(name, state, log, self._settings.engine, folder / "hold.json")
@@ -173,7 +174,7 @@ class Hosting:
             log.close()
             raise
         engine.start()
-        keeper = Keeper(engine, store, self._settings.keeper)
+        keeper = Keeper(engine, store, self._settings.keeper, time.monotonic() - start)
         keeper.start()
         board = self._board(engine)
         logger.info(

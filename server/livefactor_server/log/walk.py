@@ -43,6 +43,7 @@ from livefactor_server.log.format import (
     hash_function,
     hash_name_of,
     is_earlier_layout,
+    is_zero,
 )
 from livefactor_server.log.parsing import read_group_head, read_records
 from livefactor_server.log.tail import Slot, place_of, read_slots
@@ -57,6 +58,7 @@ class Segment:
     """A segment file.
 
     `first` is its first revision. `size` of the file and `end` of the stream in it are in bytes.
+    `end` is 0 if the segment was not read yet.
     """
 
     path: Path
@@ -238,11 +240,13 @@ class Walk:
         offset = self.offset
         for index in range(self.index, last + 1):
             view = self.io.map(self.segments[index].path)
-            if self.stop is not None:
+            if self.stop is None:
+                yield from self._unknown(index, view, offset, index == last)
+            elif index == last or self.segments[index].end:
                 limit = self.stop[1].end if index == last else self.segments[index].end
                 yield from self._known(index, view, offset, limit, index == last)
             else:
-                yield from self._unknown(index, view, offset, index == last)
+                yield from self._unknown(index, view, offset, False)
             offset = DATA_START
 
     def _known(self, index: int, view: memoryview, offset: int, limit: int, is_last: bool) -> Iterator[Group]:
@@ -264,13 +268,14 @@ class Walk:
         segment = self.segments[index]
         self._check_file(index, view, offset)
         yield from self._groups(index, view, 0, offset, len(view))
-        segment.end = max(segment.end, self._at)
         if is_last:
             yield from self._last_block(index, view)
             segment.end = self.end.end
         elif self._bad is not None:
             reason = f"{self._bad.reason}, but a later segment shows that it was synced"
             raise LogDamaged(segment.path, self._bad.offset, reason)
+        else:
+            segment.end = self._at
 
     def _groups(
         self, index: int, memory: memoryview, origin: int, offset: int, limit: int
@@ -476,3 +481,29 @@ def _whole_group(view: memoryview, offset: int, cursor: Cursor, path: Path) -> G
 def start_cursor(first_revision: int) -> Cursor:
     """The position before a log's first record."""
     return Cursor(first_revision - 1, NO_HASH)
+
+
+def cursor_at(io: FileIO, segments: list[Segment], revision: int) -> tuple[int, Cursor]:
+    """The segment with `revision`, or one before it: its index, and the cursor at its start.
+
+    The cursor comes from the header of the segment's first group. The chain up to it is not
+    verified. A later hash that is known from elsewhere proves it.
+
+    Raises:
+        LogDamaged: the header is damaged.
+    """
+    index = max([i for i, segment in enumerate(segments) if segment.first <= revision], default=0)
+    while index:
+        segment = segments[index]
+        view = io.map(segment.path)
+        try:
+            head = read_group_head(view, DATA_START, DATA_START, segment.path)
+        except BadGroup as bad:
+            # In a new segment the first group stands only in a tail slot, or nowhere yet.
+            if not is_zero(view[DATA_START : DATA_START + BLOCK_BYTES]):
+                raise LogDamaged(segment.path, bad.offset, bad.reason) from None
+            index -= 1
+            continue
+        new_hash = hash_function(hash_name_of(head.hash_id))
+        return index, Cursor(segment.first - 1, head.previous, 0, head.log_id, head.hash_id, new_hash)
+    return 0, start_cursor(segments[0].first)

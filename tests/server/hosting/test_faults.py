@@ -69,15 +69,19 @@ def segments(model: Path) -> list[Path]:
 
 
 def flip_a_bit(model: Path) -> None:
-    path = segments(model)[0]
+    """A start reads the segment of the newest snapshot."""
+    path = segments(model)[-1]
     data = bytearray(path.read_bytes())
     data[20_000] ^= 1
     path.write_bytes(data)
 
 
 def lose_a_segment(model: Path) -> None:
-    assert len(segments(model)) > 2
-    segments(model)[1].unlink()
+    """The segment follows the older snapshot. The newer one is lost, too."""
+    snapshots = sorted((model / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    shutil.rmtree(snapshots[-1])
+    assert len(segments(model)) > 3
+    segments(model)[-2].unlink()
 
 
 def lose_the_end(model: Path) -> None:
@@ -264,7 +268,7 @@ def test_the_files_of_a_restored_model_are_set_aside_as_they_were(data: Path, st
 
 
 def test_deleting_a_damaged_model_sets_it_aside(data: Path, start: Start) -> None:
-    lose_a_segment(data / "models" / "shop")
+    flip_a_bit(data / "models" / "shop")
     server = start()
     with Models(server.target) as models, Auditor(server.target, model="shop") as auditor:
         assert len(auditor.list()) == 2
