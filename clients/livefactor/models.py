@@ -8,10 +8,11 @@ from typing import Any
 import grpc
 import numpy as np
 
-from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_RETRY_S, Connection
 from livefactor.judgement import Hold, Judgement, hold_of, judgement_of
 from livefactor.position import Position, position_of
 from livefactor.v1 import models_pb2
+from livefactor.wire.limits import check_model
 
 _SERVICE = "/livefactor.v1.ModelService/"
 _READS = frozenset({"DescribeModel", "ListModels"})
@@ -150,10 +151,10 @@ class Models:
         return f"Models({self._connection.target!r})"
 
     def _call(self, method: str, request: Any, name: str, deadline_s: float) -> bytes:
-        doing = f"model {name!r}" if name else "models"
-        attempts = READ_ATTEMPTS if method in _READS else 1
+        doing = f"model {check_model(name)!r}" if name else "models"
+        retry_s = READ_RETRY_S if method in _READS else 0.0
         return self._connection.unary(
-            _SERVICE + method, request.SerializeToString(), deadline_s, doing, attempts
+            _SERVICE + method, request.SerializeToString(), deadline_s, doing, retry_s
         )
 
 

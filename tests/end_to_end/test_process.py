@@ -157,7 +157,7 @@ def test_health_is_true_while_serving_and_stalled_after_a_failed_sync(serve: Ser
         assert not Models(channel).describe(MODEL).writable and metric(server, "livefactor_writable") == 0
         with pytest.raises(FlushTimeout):
             producer.flush(0.3)
-        assert not lost.done, "a batch got a final answer although its sync failed"
+        assert not lost.done(), "a batch got a final answer although its sync failed"
         marker.unlink()
         with pytest.raises(FlushTimeout):
             # The server never retries a failed sync.

@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes.rejects import Rejects
 from livefactor_server.log.store import Kind
@@ -189,4 +190,4 @@ def require_rows(rows: int, rows_max: int) -> None:
     if not rows:
         raise invalid("batch: it has no rows")
     if rows > rows_max:
-        raise invalid(f"batch: at most {rows_max} rows, got {rows}")
+        raise invalid(over("batch", rows_max, rows, "rows"))

@@ -13,6 +13,7 @@ import numpy as np
 
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
+from livefactor.wire.limits import LABEL_BYTES_MAX
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes.change import Record, Room, WireChange, require_rows
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
@@ -20,8 +21,6 @@ from livefactor_server.log.store import Kind
 from livefactor_server.model.labels import ENTRY_BYTES
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid
-
-LABEL_BYTES_MAX = 1024
 
 SIDES: dict[int, int] = {updates_pb2.SIDE_USER: 0, updates_pb2.SIDE_ITEM: 1}
 """Side in the API -> table number."""

@@ -121,8 +121,10 @@ class Reader:
     def _own_events(self, query: ScoreQuery, pin: Pin) -> list[Events | None] | None:
         """The events in the query that replace the histories of the users, without unknown
         items.
+
+        A list without events replaces nothing, also if all users share it.
         """
-        if query.event_ids is None:
+        if query.event_ids is None or not query.event_ids.size:
             return None
         rows = self._state.backend.items.find(query.event_ids, pin.counts[ITEMS])
         assert self._persons is not None

@@ -21,14 +21,12 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+from livefactor.wire.limits import MODEL_NAME
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 from livefactor_server.text import plain
 
-NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-"""The names of models."""
-
 _NEW, _INSTEAD, _GONE = ".new-", ".instead-", ".gone-"
-_ASIDE = re.compile(rf"{NAME.pattern}\.set-aside-\d+")
+_ASIDE = re.compile(rf"{MODEL_NAME.pattern}\.set-aside-\d+")
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ class Folders:
         """The names of all models, in order. Other entries of the folder are ignored."""
         found = []
         for path in sorted(self._folder.iterdir()):
-            if NAME.fullmatch(path.name):
+            if MODEL_NAME.fullmatch(path.name):
                 found.append(path.name)
             elif not path.name.startswith(".") and not _ASIDE.fullmatch(path.name):
                 logger.warning("%s is ignored: its name is no model's name", plain(str(path)))

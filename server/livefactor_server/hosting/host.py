@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import TextIO
 
 from livefactor.errors import SnapshotInvalid
+from livefactor.wire.limits import MODEL_NAME
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
 from livefactor_server.hosting import identity, kernels
 from livefactor_server.hosting.faults import Fault, Faults
-from livefactor_server.hosting.folders import NAME, Folders
+from livefactor_server.hosting.folders import Folders
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.judging.board import Board
 from livefactor_server.log.store import Log
@@ -316,7 +317,7 @@ class Hosting:
 
     def _add(self, name: str, fill: Callable[[Path], None]) -> Hosted:
         """Makes and opens a model. The caller holds the lock."""
-        if not NAME.fullmatch(name):
+        if not MODEL_NAME.fullmatch(name):
             raise invalid("model: a name has 1 to 64 of the characters a-z 0-9 _ - and begins with a letter")
         if self._draining:
             raise unavailable("server: draining")

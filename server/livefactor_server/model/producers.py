@@ -17,8 +17,6 @@ import numpy as np
 RING = 64
 """Outcomes per producer, and the maximum number of its batches in flight."""
 
-ID_BYTES_MAX = 64
-
 PRODUCER_BYTES = 1200
 """Approximate memory of a producer without outcomes, in bytes.
 

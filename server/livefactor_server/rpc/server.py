@@ -18,11 +18,11 @@ import grpc
 from google.protobuf.internal import api_implementation
 
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
+from livefactor.wire.limits import MESSAGE_BYTES_MAX
 from livefactor_server.hosting.host import Hosting
 from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.service import Services
 
-MESSAGE_BYTES_MAX = 4 << 20
 THREAD_SWITCH_S = 0.0005
 """Seconds between thread switches.
 
