@@ -11,8 +11,9 @@ from typing import Any
 
 from livefactor_server.changes import change_of, decode_rejects
 from livefactor_server.log.disk import FileIO
+from livefactor_server.log.recovery import cursor_at
 from livefactor_server.log.store import Kind, LogDamaged, LogMissing, Record
-from livefactor_server.log.walk import Walk, cursor_at, list_segments
+from livefactor_server.log.walk import Walk, list_segments
 from livefactor_server.text import plain
 
 COLUMNS = {

@@ -20,7 +20,16 @@ from pathlib import Path
 
 from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, aligned_buffer, write_all
 from livefactor_server.log.errors import LogDamaged, LogFailed, LogFull, LogMissing
-from livefactor_server.log.format import DATA_START, BadGroup, Record, align
+from livefactor_server.log.format import (
+    DATA_START,
+    BadGroup,
+    Record,
+    align,
+    hash_function,
+    hash_name_of,
+    is_zero,
+)
+from livefactor_server.log.parsing import read_group_head
 from livefactor_server.log.segments import zero_range
 from livefactor_server.log.tail import Slot, write_slot
 from livefactor_server.log.walk import (
@@ -29,7 +38,6 @@ from livefactor_server.log.walk import (
     StreamEnd,
     Tail,
     Walk,
-    cursor_at,
     list_segments,
     read_group,
     start_cursor,
@@ -75,6 +83,32 @@ def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -
     last = places[-1] if places else None
     if last is None or last.segment != segment or offset - last.offset >= INDEX_BYTES:
         places.append(Place(cursor.revision, cursor.hash, cursor.incarnation, segment, offset))
+
+
+def cursor_at(io: FileIO, segments: list[Segment], revision: int) -> tuple[int, Cursor]:
+    """The segment with `revision`, or one before it: its index, and the cursor at its start.
+
+    The cursor comes from the header of the segment's first group. The chain up to it is not
+    verified. A later hash that is known from elsewhere proves it.
+
+    Raises:
+        LogDamaged: the header is damaged.
+    """
+    index = max([i for i, segment in enumerate(segments) if segment.first <= revision], default=0)
+    while index:
+        path, first = segments[index].path, segments[index].first
+        view = io.map(path)
+        try:
+            head = read_group_head(view, DATA_START, DATA_START, path)
+        except BadGroup as bad:
+            # In a new segment the first group stands only in a tail slot, or nowhere yet.
+            if not is_zero(view[DATA_START : DATA_START + BLOCK_BYTES]):
+                raise LogDamaged(path, bad.offset, bad.reason) from None
+            index -= 1
+            continue
+        new_hash = hash_function(hash_name_of(head.hash_id))
+        return index, Cursor(first - 1, head.previous, 0, head.log_id, head.hash_id, new_hash)
+    return 0, start_cursor(segments[0].first)
 
 
 def read_contents(

@@ -32,14 +32,13 @@ from livefactor_server.log.format import (
     hash_name_of,
     new_id,
 )
-from livefactor_server.log.recovery import Contents, Place, note_place, read_contents, trim_tail
+from livefactor_server.log.recovery import Contents, Place, cursor_at, note_place, read_contents, trim_tail
 from livefactor_server.log.walk import (
     Cursor,
     Segment,
     StreamEnd,
     Tail,
     Walk,
-    cursor_at,
     list_segments,
     start_cursor,
 )

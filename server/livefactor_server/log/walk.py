@@ -43,7 +43,6 @@ from livefactor_server.log.format import (
     hash_function,
     hash_name_of,
     is_earlier_layout,
-    is_zero,
 )
 from livefactor_server.log.parsing import read_group_head, read_records
 from livefactor_server.log.tail import Slot, place_of, read_slots
@@ -305,13 +304,11 @@ class Walk:
     ) -> tuple[Sequence[Record], int]:
         """Reads one group at `_at` from `memory`, or several small ones from `small`.
 
-        The cursor moves behind them. Returns the records, and the byte of the file after them.
-        Raises BadGroup.
+        Returns the records, and the byte of the file after them. Raises BadGroup.
         """
         cursor, at = self.cursor, self._at - origin
         if cursor.begun:
-            if self._reader is None:
-                self._reader = ColumnReader(cursor.log_id, cursor.hash_id)
+            self._reader = self._reader or ColumnReader(cursor.log_id, cursor.hash_id)
             position = cursor.revision, cursor.hash, cursor.incarnation
             found = self._reader.read(small, at, origin, *position, path)
             if found is not None:
@@ -481,29 +478,3 @@ def _whole_group(view: memoryview, offset: int, cursor: Cursor, path: Path) -> G
 def start_cursor(first_revision: int) -> Cursor:
     """The position before a log's first record."""
     return Cursor(first_revision - 1, NO_HASH)
-
-
-def cursor_at(io: FileIO, segments: list[Segment], revision: int) -> tuple[int, Cursor]:
-    """The segment with `revision`, or one before it: its index, and the cursor at its start.
-
-    The cursor comes from the header of the segment's first group. The chain up to it is not
-    verified. A later hash that is known from elsewhere proves it.
-
-    Raises:
-        LogDamaged: the header is damaged.
-    """
-    index = max([i for i, segment in enumerate(segments) if segment.first <= revision], default=0)
-    while index:
-        segment = segments[index]
-        view = io.map(segment.path)
-        try:
-            head = read_group_head(view, DATA_START, DATA_START, segment.path)
-        except BadGroup as bad:
-            # In a new segment the first group stands only in a tail slot, or nowhere yet.
-            if not is_zero(view[DATA_START : DATA_START + BLOCK_BYTES]):
-                raise LogDamaged(segment.path, bad.offset, bad.reason) from None
-            index -= 1
-            continue
-        new_hash = hash_function(hash_name_of(head.hash_id))
-        return index, Cursor(segment.first - 1, head.previous, 0, head.log_id, head.hash_id, new_hash)
-    return 0, start_cursor(segments[0].first)
