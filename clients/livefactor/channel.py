@@ -218,7 +218,7 @@ class Patience:
 
 # What gRPC itself says when it has no connection; a server's own texts begin with what they are
 # about.
-_UNREACHABLE = ("failed to connect", "dns resolution failed", "empty address list")
+_UNREACHABLE = ("failed to connect", "dns resolution failed", "errors resolving", "empty address list")
 
 
 def is_unreachable(failure: LivefactorError) -> bool:

@@ -170,7 +170,10 @@ def from_status(code: grpc.StatusCode, details: str, doing: str = "") -> Livefac
     """
     kind = _BY_CODE.get(code, UnexpectedStatus)
     text = details or code.name
-    return kind(f"{doing}: {text}" if doing else text, code=code.name, details=details)
+    # A text that names the same thing, such as "model: 'shop' does not exist", says it all.
+    if doing and not text.startswith(doing.replace(" ", ": ", 1)):
+        text = f"{doing}: {text}"
+    return kind(text, code=code.name, details=details)
 
 
 def from_rpc(error: grpc.RpcError, doing: str = "") -> LivefactorError:

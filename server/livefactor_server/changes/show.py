@@ -135,8 +135,9 @@ def plain_lines(shown: Iterable[dict[str, Any]]) -> Iterator[str]:
 
     A row is one line of printable characters, whatever a peer wrote into the log.
     """
-    yield "  ".join(_pad(name, name) for name in COLUMNS).rstrip()
-    for row in shown:
+    for number, row in enumerate(shown):
+        if not number:
+            yield "  ".join(_pad(name, name) for name in COLUMNS).rstrip()
         if "trouble" in row:
             yield plain(trouble_text(row))
         else:

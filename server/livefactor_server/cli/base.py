@@ -55,7 +55,10 @@ class ListByDefault(Group):
 
 
 class Commands(Group):
-    """All commands, and `--version`. Errors of the client become one line, with exit code 1."""
+    """All commands, and `--version`.
+
+    Errors of the client and of the system become one line, with exit code 1.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Splits the arguments into those of the group and the rest."""
@@ -68,16 +71,21 @@ class Commands(Group):
         """Runs the command."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of the output has enough, as in `| head`.
+            raise
         except Exception as error:
-            if "livefactor.errors" not in sys.modules:
-                # No client was at work, and the import would slow `--help` down.
+            if not _is_fault(error):
                 raise
-            from livefactor.errors import LivefactorError
-
-            if not isinstance(error, LivefactorError):
-                raise
-            complain(str(error))
+            complain(error)
             raise typer.Exit(1) from None
+
+
+def _is_fault(error: Exception) -> bool:
+    """Whether an error is a fault of the system or a server, and not of this code."""
+    # If no client was at work, its import would slow `--help` down.
+    errors = sys.modules.get("livefactor.errors")
+    return isinstance(error, OSError) or (errors is not None and isinstance(error, errors.LivefactorError))
 
 
 app = typer.Typer(
@@ -140,9 +148,17 @@ def emit(value: Any) -> None:
     typer.echo(json.dumps(value, default=str, sort_keys=True))
 
 
-def complain(text: str) -> None:
+def complain(trouble: str | Exception) -> None:
     """Prints one line to standard error. It is never wrapped, so that scripts can read it."""
+    text = trouble if isinstance(trouble, str) else reason(trouble)
     typer.secho(f"livefactor: {plain(text)}", fg=typer.colors.RED, err=True)
+
+
+def reason(error: Exception) -> str:
+    """What an error says. One of the system names the file first, and no number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def say(line: str) -> None:
@@ -174,7 +190,8 @@ def table(*columns: str) -> Table:
 def progress(*columns: Any) -> Any:
     """A progress bar (`rich.progress.Progress`) on standard error, which disappears at its end.
 
-    `columns` follow the description, the bar and the percentage.
+    `columns` follow the description, the bar and the percentage. If standard error is not a
+    terminal, the bar prints nothing.
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -184,7 +201,8 @@ def progress(*columns: Any) -> Any:
         TaskProgressColumn(show_speed=False),
         *columns,
     )
-    return Progress(*shown, console=console(err=True), transient=True)
+    screen = console(err=True)
+    return Progress(*shown, console=screen, transient=True, disable=not screen.is_terminal)
 
 
 def rate(events_per_s: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from livefactor_server.cli.base import (
     console,
     emit,
     progress,
+    reason,
     table,
 )
 
@@ -105,6 +107,9 @@ def snapshot(
     as_json: AsJson = False,
 ) -> None:
     """Take a snapshot. The model goes on learning meanwhile."""
+    if out is not None and os.path.lexists(out):
+        complain(f"--out: {out} exists already")
+        raise typer.Exit(2)
     from livefactor.auditor import Auditor
 
     with Auditor(target, model=model) as auditor:
@@ -177,7 +182,7 @@ def verify_command(
         if as_json:
             emit({"valid": False, "reason": str(error)})
         else:
-            complain(f"not valid: {error}")
+            complain(f"not valid: {reason(error)}")
         raise typer.Exit(1) from None
     facts = {
         "valid": True,
@@ -208,7 +213,7 @@ def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
     try:
         backend = choose_backend(backend)
     except (BackendUnavailable, ValueError) as error:
-        complain(f"{error}")
+        complain(error)
         raise typer.Exit(1) from None
     try:
         with progress(TextColumn("{task.completed}/{task.total} revisions")) as bar:
@@ -217,7 +222,7 @@ def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
                 folder, backend, lambda at, last: bar.update(task, total=last, completed=at)
             )
     except (LogError, ReplayError, OSError) as error:
-        complain(f"{error}")
+        complain(error)
         raise typer.Exit(1) from None
     if as_json:
         emit(report.fields())

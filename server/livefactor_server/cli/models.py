@@ -58,7 +58,7 @@ def _show(model: ModelDescription, as_json: bool) -> None:
     spec = fields.pop("spec")
     # A judgement and a hold are shown below the table.
     del fields["judgement"], fields["hold"], fields["fault"]
-    grid = table("", "")
+    grid = table("field", "value")
     for name, value in fields.items():
         if value is not None:
             grid.add_row(name, str(value))
@@ -120,6 +120,7 @@ def models_create(
     as_json: AsJson = False,
 ) -> None:
     """Create an empty model."""
+    from livefactor.errors import LivefactorError
     from livefactor.models import Models
     from livefactor_server.files.specs import read_changes
 
@@ -127,6 +128,9 @@ def models_create(
         named, changes = ("", json.loads(spec)) if spec.lstrip()[:1] == "{" else read_changes(Path(spec))
         with Models(target) as models:
             _show(models.create(name, preset or named, **changes), as_json)
+    except LivefactorError:
+        # The server's text says what it is about.
+        raise
     except (json.JSONDecodeError, TypeError, ValueError) as error:
         complain(f"spec: {error}")
         raise typer.Exit(2) from None

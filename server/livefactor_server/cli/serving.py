@@ -71,7 +71,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         rpc = server.RpcServer(models, settings.service(), f"{settings.host}:{settings.port}")
         metrics_port = _serve_metrics(settings)
     except EXPECTED_FAULTS as error:
-        complain(str(error))
+        complain(error)
         return 1
     rpc.listen()
     logger.info("gRPC listens on %s:%d; models are being opened", settings.host, rpc.port)
@@ -87,7 +87,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     threading.Thread(target=open_models, name="open-models", daemon=True).start()
     first = news.get()
     if isinstance(first, EXPECTED_FAULTS):
-        complain(str(first))
+        complain(first)
         _leave(1)
     if isinstance(first, BaseException):
         raise first

@@ -207,13 +207,13 @@ class StreamWriter:
         after = StreamEnd(end.base + whole, bytes(buffer[whole:total]), end.counter)
         preallocator.busy = True
         try:
-            if whole:
-                write_all(self._io, self._fd, buffer[:whole], end.base)
-            if after.content:
-                self._write_slot(after, end.end)
-        except OSError as error:
-            self._undo_write(segment, whole, error)
-        try:
+            try:
+                if whole:
+                    write_all(self._io, self._fd, buffer[:whole], end.base)
+                if after.content:
+                    self._write_slot(after, end.end)
+            except OSError as error:
+                self._undo_write(segment, whole, error)
             self._sync()
         finally:
             preallocator.busy = False

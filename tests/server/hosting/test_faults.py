@@ -15,10 +15,11 @@ from prometheus_client import REGISTRY
 from typer.testing import CliRunner
 
 from livefactor.auditor import Auditor
-from livefactor.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from livefactor.errors import AlreadyExists, FailedPrecondition, NotFound
 from livefactor.models import Models
 from livefactor.pushing.producer import Producer
 from livefactor.scorer import Scorer
+from livefactor.v1 import models_pb2
 from livefactor_server.cli.app import app
 from livefactor_server.hosting import identity
 from livefactor_server.hosting.folders import Folders
@@ -26,6 +27,7 @@ from livefactor_server.hosting.host import Hosting
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.store import Log
 from livefactor_server.rpc.embedded import EmbeddedServer
+from livefactor_server.statuses import TEXT_CHARACTERS_MAX
 
 SEGMENT_BYTES = 128 << 10
 BATCH = 4000
@@ -360,14 +362,21 @@ def test_any_error_at_the_opening_of_a_model_is_its_fault_alone(
 
 
 def test_a_long_name_is_an_invalid_argument(start: Start) -> None:
-    server = start()
-    with Models(server.target) as models:
-        for call in (models.describe, models.delete, models.create, lambda name: models.restore(name, name)):
-            with pytest.raises(InvalidArgument) as caught:
-                call("x" * 10_000)
-            assert len(caught.value.details) < 200
-        with pytest.raises(InvalidArgument) as caught:
-            models.create("short", "y" * 10_000)
-        assert "preset" in caught.value.details
-    with pytest.raises(InvalidArgument):
-        Scorer(server.target, model="x" * 10_000).recommend(1, 5)
+    # The client would not send it.
+    long = "x" * 10_000
+    requests = {
+        "DescribeModel": models_pb2.DescribeModelRequest(model=long),
+        "DeleteModel": models_pb2.DeleteModelRequest(model=long),
+        "CreateModel": models_pb2.CreateModelRequest(model=long),
+        "RestoreSnapshot": models_pb2.RestoreSnapshotRequest(model="new", source_model=long),
+        "ReleaseHold": models_pb2.ReleaseHoldRequest(model=long),
+    }
+    presets = models_pb2.CreateModelRequest(model="short", preset="é" * 10_000)
+    with grpc.insecure_channel(start().target) as channel:
+        for method, request in (*requests.items(), ("CreateModel", presets)):
+            call = channel.unary_unary(f"/livefactor.v1.ModelService/{method}")
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request.SerializeToString())
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, method
+            assert len(caught.value.details()) <= TEXT_CHARACTERS_MAX
+            assert caught.value.details().startswith(("model: a name has", "spec: preset: expected"))
