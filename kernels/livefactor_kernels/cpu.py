@@ -15,6 +15,7 @@ from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
+from livefactor_kernels.sgd.runs import UpdateRun
 from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
 from livefactor_kernels.spec.checks import check
@@ -22,7 +23,7 @@ from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
-from livefactor_kernels.update import Update, check_all, joined
+from livefactor_kernels.update import Update, joined
 
 
 class LearningRule(Part, Protocol):
@@ -124,7 +125,8 @@ class CpuModel:
         Raises:
             ValueError: a column is malformed. The model has learned from no record.
         """
-        check_all(updates)
+        for update in [updates.joined] if isinstance(updates, UpdateRun) else updates:
+            update.check()
         if self._reservoir is not None:
             for update in updates:
                 self._learn([self._reservoir.extended(update)])
@@ -134,7 +136,8 @@ class CpuModel:
             self._learn(group)
 
     def _learn(self, updates: Sequence[Update]) -> None:
-        rows, update = self._rule.prepare(updates), joined(updates)
+        rows = self._rule.prepare(updates)
+        update = updates.joined if isinstance(updates, UpdateRun) else joined(updates)
         if self.pins.active:
             followed = () if self._recorder is None else (self._recorder.followed(update),)
             self.pins.protect(update, rows, *followed)

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_batch, draw_runs
+from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_batch
 from livefactor_kernels.spec.model import ModelSpec
 
 _ONE = np.float32(1.0)
@@ -79,67 +79,12 @@ class Update:
         return self
 
 
-class UpdateRun(Sequence[Update]):
-    """The updates of many consecutive records, whose events are joined already.
-
-    An element is made when it is read.
-
-    Attributes:
-        joined: the events of all records, as `joined` returns them.
-        revision: of the first record.
-        ends: number of events up to and with each record, int64[m].
-        user_counts, item_counts: sizes of the tables after each record, int64[m].
-    """
-
-    def __init__(
-        self,
-        joined: Update,
-        revision: int,
-        ends: np.ndarray,
-        user_counts: np.ndarray,
-        item_counts: np.ndarray,
-    ) -> None:
-        self.joined, self.revision, self.ends = joined, revision, ends
-        self.user_counts, self.item_counts = user_counts, item_counts
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, index: int) -> Update: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Update]: ...
-
-    def __getitem__(self, index: int | slice) -> Update | list[Update]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        whole, span = self.joined, slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
-        values, weights, times = (
-            None if column is None else column[span] for column in (whole.values, whole.weights, whole.times)
-        )
-        return Update(
-            self.revision + index, whole.user_rows[span], whole.item_rows[span], values, weights,
-            int(self.user_counts[index]), int(self.item_counts[index]), times,
-        )  # fmt: skip
-
-
-def check_all(updates: Sequence[Update]) -> None:
-    """Checks all updates. Raises the errors of `Update.check`."""
-    for update in [updates.joined] if isinstance(updates, UpdateRun) else updates:
-        update.check()
-
-
 def joined(updates: Sequence[Update]) -> Update:
     """One update with the events of all updates, in order. Revision and counts are the last one's.
 
     With B = 1 the kernel changes the tables as the single updates would. The exceptions are the
     draws of negatives and of rounding, which need the revision of each record.
     """
-    if isinstance(updates, UpdateRun):
-        return updates.joined
     if len(updates) == 1:
         return updates[0]
     last = updates[-1]
@@ -225,25 +170,4 @@ def draw_negatives(spec: ModelSpec, update: Update, out: np.ndarray | None = Non
     if negatives.size:
         key = domain_key(spec.seed, NEGATIVE_DOMAIN)
         draw_batch(key, np.uint64(update.revision), update.item_rows, np.uint64(update.item_count), negatives)
-    return negatives
-
-
-def draw_all_negatives(spec: ModelSpec, updates: Sequence[Update], out: np.ndarray) -> np.ndarray:
-    """Draws the negatives of consecutive records: item rows uint32[n, negatives or 0].
-
-    n is the number of events of all records. Either each record has two items or more, or none has.
-    `out` is memory for the result, uint32[n * negatives or more].
-    """
-    if not isinstance(updates, UpdateRun):
-        start, width, events = 0, 0, 0
-        for update in updates:
-            drawn = draw_negatives(spec, update, out[start:])
-            start, width, events = start + drawn.size, drawn.shape[1], events + drawn.shape[0]
-        return out[:start].reshape(events, width)
-    rows, counts = updates.joined.item_rows, updates.item_counts
-    width = spec.negatives if int(counts[-1]) > 1 else 0
-    negatives = out[: rows.size * width].reshape(rows.size, width)
-    if negatives.size:
-        key, first = domain_key(spec.seed, NEGATIVE_DOMAIN), np.uint64(updates.revision)
-        draw_runs(key, first, updates.ends, rows, counts, negatives)
     return negatives

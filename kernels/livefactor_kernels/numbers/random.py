@@ -161,23 +161,6 @@ def draw_batch(key: Any, revision: Any, positives: Any, items: Any, out: Any) ->
                 out[start + i, d] = drawn[i]
 
 
-@compiled
-def draw_runs(key: Any, first: Any, ends: Any, positives: Any, items: Any, out: Any) -> None:
-    """Writes the negatives of consecutive records to `out`, uint32[n, d].
-
-    `first` is the revision of the first record. The events of record r end before `ends[r]`,
-    int64[m], and it draws from `items[r]` items, int64[m], each >= 2. `positives` are uint32[n].
-    """
-    start = 0
-    for record in range(ends.size):
-        revision, count = first + _U(record), _U(items[record]) & _MASK
-        for i in range(start, ends[record]):
-            positive = _U(positives[i])
-            for d in range(_U(out.shape[1])):
-                out[i, d] = np.uint32(draw_negative(key, revision, _U(i - start), d, positive, count))
-        start = ends[record]
-
-
 def domain_key(seed: int, domain: int) -> np.uint64:
     """The Philox key of a purpose: seed XOR domain."""
     return _U((seed ^ domain) & 0xFFFF_FFFF_FFFF_FFFF)

@@ -19,12 +19,13 @@ from livefactor_kernels.sgd.cpu_sequential import (
     positive_kernel,
     sampled_kernel,
 )
+from livefactor_kernels.sgd.runs import UpdateRun, compile_kernels, draw_all_negatives
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import Rows
 from livefactor_kernels.spec.model import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.state import Stateless
-from livefactor_kernels.update import Rates, Update, UpdateRun, draw_all_negatives, writable
+from livefactor_kernels.update import Rates, Update, writable
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)
@@ -49,6 +50,7 @@ class Sgd(Stateless):
         self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
         self._choose_kernel(users, items)
         self.learn(Update(0, _NOTHING, _NOTHING, None, None, 0, 0))
+        compile_kernels()
 
     def _choose_kernel(self, users: Table, items: Table) -> None:
         spec = self._spec

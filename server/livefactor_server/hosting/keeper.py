@@ -54,19 +54,20 @@ class Keeper:
     """The snapshots of one engine. Thread-safe."""
 
     def __init__(
-        self, engine: Engine, store: SnapshotStore, settings: KeeperSettings, recovery_s: float = 0.0
+        self, engine: Engine, store: SnapshotStore, settings: KeeperSettings, replayed_s: float = 0.0
     ) -> None:
-        """Makes a keeper that does not watch yet. The recovery of the model took `recovery_s`."""
+        """Makes a keeper that does not watch yet.
+
+        The replay of the records after the newest snapshot took `replayed_s` seconds.
+        """
         self.store = store
         self._engine = engine
         self._settings = settings
         self._taking = threading.Lock()
         self._stopped = threading.Event()
-        newest = store.list()[-1:]
-        is_current = bool(newest) and newest[0].revision == engine.state.revision
         self._last_events = engine.state.events
         # The replay that a restart would need now is that of the engine minus this.
-        self._last_replay_s = 0.0 if is_current else -recovery_s
+        self._last_replay_s = -replayed_s
         self._last_taken, self._taken_s = time.monotonic(), 0.0
         self._unchecked: Iterator[int] | None = engine.log.check_earlier()
         self._thread = threading.Thread(target=self._watch, name=f"keeper-{engine.name}", daemon=True)

@@ -31,8 +31,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "POLL_S", 0.01)
 
 
-def kept(rig: Rig, every: int = 10**9, recovery_s: float = 0.0) -> Keeper:
-    made = Keeper(rig.engine, snapshot_store(rig.folder), KeeperSettings(every), recovery_s)
+def kept(rig: Rig, every: int = 10**9, replayed_s: float = 0.0) -> Keeper:
+    made = Keeper(rig.engine, snapshot_store(rig.folder), KeeperSettings(every), replayed_s)
     made.start()
     return made
 
@@ -54,7 +54,7 @@ def test_many_small_records_give_a_snapshot(rig: Rig, monkeypatch: pytest.Monkey
 
 def test_a_long_recovery_gives_a_snapshot(rig: Rig) -> None:
     rig.push(batch(1))
-    watching = kept(rig, recovery_s=keeper.REPLAY_S_MAX)
+    watching = kept(rig, replayed_s=keeper.REPLAY_S_MAX)
     wait_until(lambda: revisions(rig) == [1], "a snapshot after a long recovery")
     watching.stop(take_last=False)
 
@@ -62,20 +62,11 @@ def test_a_long_recovery_gives_a_snapshot(rig: Rig) -> None:
 def test_no_snapshot_is_taken_without_need(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not below the limits, not if 0 switches it off, and not if snapshots take too much time."""
     rig.push(batch(1))
-    for every, recovery_s, share in ((10**9, 0.0, 1.0), (0, 100.0, 1.0), (10**9, 100.0, -1.0)):
+    for every, replayed_s, share in ((10**9, 0.0, 1.0), (0, 100.0, 1.0), (10**9, 100.0, -1.0)):
         monkeypatch.setattr(keeper, "SNAPSHOT_SHARE_MAX", share)
-        watching = Keeper(rig.engine, snapshot_store(rig.folder), KeeperSettings(every), recovery_s)
+        watching = Keeper(rig.engine, snapshot_store(rig.folder), KeeperSettings(every), replayed_s)
         assert not watching._is_due()
     assert revisions(rig) == []
-
-
-def test_the_newest_snapshot_needs_no_other(rig: Rig) -> None:
-    rig.push(batch(1))
-    first = kept(rig)
-    first.take()
-    first.stop(take_last=False)
-    again = Keeper(rig.engine, snapshot_store(rig.folder), KeeperSettings(10**9), 100.0)
-    assert not again._is_due()
 
 
 @pytest.mark.parametrize("damaged", [False, True])
