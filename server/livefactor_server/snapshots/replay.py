@@ -142,14 +142,12 @@ def follow(
         ReplayError: the log ends earlier, or a record does not fit the state before it.
     """
     last = log.last_revision if until is None else until
-    for records in log.read_groups(state.revision + 1):
-        wanted = records[: last - state.revision]
-        for part in _parts(wanted):
+    groups = log.read_groups(state.revision + 1)
+    while state.revision < last and (records := next(groups, None)) is not None:
+        for part in _parts(records[: last - state.revision]):
             _apply(state, part)
             if progress:
                 progress(state.revision, last)
-        if state.revision >= last:
-            break
     if state.revision != last:
         raise ReplayError(f"the log ends at revision {state.revision}, expected {last}")
     if progress:

@@ -105,7 +105,12 @@ def test_bulk_replay_gives_the_same_state(tmp_path: Path, name: str, types: tupl
         real = replay.changes.apply_columns
         patch.setattr(replay.changes, "apply_columns", lambda *a: calls.append(real(*a)) or calls[-1])
         bulk = everything(replay.replay(tmp_path, log, "cpu"))
-        middle = everything(replay.replay(tmp_path, log, "cpu", until=171))
+        state = replay.replay(tmp_path, log, "cpu", until=171)
+        middle = everything(state)
+        # The second call has nothing to do.
+        for until in (171, 171, log.last_revision):
+            assert replay.follow(state, log, until).revision == until
+        assert everything(state) == bulk
         assert sum(calls) > 200
         patch.setattr(walk.ColumnReader, "read", lambda *_: None)
         done = len(calls)
