@@ -1,4 +1,6 @@
-"""Golden digests (`tests/kit/golden.py`): the CPU, the reference and code for older CPUs give the same bits."""
+"""Golden digests (`tests/kit/golden.py`): the CPU, the reference and code for older CPUs give the
+same bits.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ import livefactor_kernels
 from golden import GOLDEN, SPECS, digest
 
 PARTS = 4
-"""How many processes share the specs of another CPU, so that several workers of a test run take one each."""
+"""Number of processes that share the specs for another CPU. Several workers of a test run take one
+each.
+"""
 
 
 @pytest.mark.parametrize("name", SPECS)
