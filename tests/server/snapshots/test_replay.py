@@ -102,6 +102,8 @@ def test_bulk_replay_gives_the_same_state(tmp_path: Path, name: str, types: tupl
     write(tmp_path, spec, 300)
     calls = []
     with pytest.MonkeyPatch.context() as patch, Log.open(tmp_path / "log", read_only=True) as log:
+        mixed = everything(replay.replay(tmp_path, log, "cpu"))
+        patch.setattr(replay, "COLUMNS_MIN", 1)
         real = replay.changes.apply_columns
         patch.setattr(replay.changes, "apply_columns", lambda *a: calls.append(real(*a)) or calls[-1])
         bulk = everything(replay.replay(tmp_path, log, "cpu"))
@@ -110,7 +112,7 @@ def test_bulk_replay_gives_the_same_state(tmp_path: Path, name: str, types: tupl
         # The second call has nothing to do.
         for until in (171, 171, log.last_revision):
             assert replay.follow(state, log, until).revision == until
-        assert everything(state) == bulk
+        assert everything(state) == bulk == mixed
         assert sum(calls) > 200
         patch.setattr(walk.ColumnReader, "read", lambda *_: None)
         done = len(calls)
@@ -135,3 +137,12 @@ def test_many_outcomes_of_one_producer_leave_the_last_ones() -> None:
     assert producers.encode(tables[0].freeze()) == producers.encode(tables[1].freeze())
     with pytest.raises(AssertionError):
         tables[1].record_all(b"p", np.array([202], np.uint64), [])
+
+
+def test_progress_is_told_about_once_for_many_records(tmp_path: Path) -> None:
+    write(tmp_path, SPECS["squared"], 3000)
+    told: list[tuple[int, int]] = []
+    with Log.open(tmp_path / "log", read_only=True) as log:
+        replay.replay(tmp_path, log, "cpu", progress=lambda *at: told.append(at))
+    assert told[-1] == (3002, 3002)
+    assert len(told) <= 4
