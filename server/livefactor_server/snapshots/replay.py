@@ -239,6 +239,7 @@ def _decoded(record: Record) -> tuple[Header, Change]:
         rejects=rejects,
         hash=record.hash,
         previous=record.previous,
+        time_us=record.time_us,
     )
     return header, change
 
