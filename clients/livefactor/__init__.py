@@ -12,6 +12,7 @@ fetches and verifies snapshots. `Models` creates and deletes models. `load` read
 into NumPy arrays. `local()` runs a server in this process. `livefactor.errors` lists every error.
 """
 
+from livefactor.answers import Recommendations, Scores, UserAnswer
 from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
 from livefactor.channel import open_channel
 from livefactor.errors import (
@@ -22,6 +23,7 @@ from livefactor.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     FlushTimeout,
+    ForkError,
     InvalidArgument,
     LivefactorError,
     NotFound,
@@ -33,6 +35,7 @@ from livefactor.errors import (
     Unavailable,
     UnexpectedStatus,
     Unimplemented,
+    UnknownSpec,
 )
 from livefactor.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
 from livefactor.local import Local, local
@@ -41,8 +44,9 @@ from livefactor.position import Position
 from livefactor.pushing.batching import Ack, BatchSettings, Receipt, RowReject
 from livefactor.pushing.producer import Producer
 from livefactor.pushing.sending import ProducerStatus
-from livefactor.scorer import Recommendations, Scorer, Scores, UserAnswer
-from livefactor.snapshots.files import LoadedSnapshot, Verification, load, verify
+from livefactor.scorer import Scorer
+from livefactor.snapshots.files import Verification, load, verify
+from livefactor.snapshots.loaded import LoadedSnapshot
 from livefactor.wire.keys import key_of, keys_of
 
 __version__ = "0.1.0"
@@ -58,6 +62,7 @@ __all__ = [
     "DeadlineExceeded",
     "FailedPrecondition",
     "FlushTimeout",
+    "ForkError",
     "Hold",
     "InvalidArgument",
     "JudgeEvent",
@@ -87,6 +92,7 @@ __all__ = [
     "Unavailable",
     "UnexpectedStatus",
     "Unimplemented",
+    "UnknownSpec",
     "UserAnswer",
     "Verification",
     "__version__",

@@ -10,12 +10,13 @@ from typing import Any
 
 import grpc
 
-from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_RETRY_S, Connection
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.position import Position, position_of
 from livefactor.snapshots import files as snapshot_files
 from livefactor.snapshots.format import is_snapshot_id
 from livefactor.v1 import snapshots_pb2
+from livefactor.wire.limits import check_model
 
 _SERVICE = "/livefactor.v1.SnapshotService/"
 _Piece = tuple[str, int, int, bytes]
@@ -70,7 +71,7 @@ class Auditor:
         connect_s: float = CONNECT_S,
         channel: grpc.Channel | None = None,
     ) -> None:
-        self.model = model
+        self.model = check_model(model)
         self._connection = Connection(target, channel, connect_s)
 
     def snapshot(
@@ -112,7 +113,7 @@ class Auditor:
         """
         request = snapshots_pb2.ListSnapshotsRequest(model=self.model).SerializeToString()
         data = self._connection.unary(
-            _SERVICE + "ListSnapshots", request, deadline_s, f"model {self.model!r}", READ_ATTEMPTS
+            _SERVICE + "ListSnapshots", request, deadline_s, f"model {self.model!r}", READ_RETRY_S
         )
         return tuple(
             snapshot_info(info) for info in snapshots_pb2.ListSnapshotsResponse.FromString(data).snapshots

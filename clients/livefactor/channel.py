@@ -8,7 +8,9 @@ Producer makes writes exactly-once.
 
 from __future__ import annotations
 
+import ipaddress
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import monotonic, sleep
@@ -16,19 +18,21 @@ from typing import Any, TypeVar
 
 import grpc
 
-from livefactor.errors import InvalidArgument, LivefactorError, Unavailable, from_rpc
+from livefactor.errors import InvalidArgument, LivefactorError, ResourceExhausted, Unavailable, from_rpc
+from livefactor.wire.limits import MESSAGE_BYTES_MAX, check_most, over
 
 DEFAULT_PORT = 50051
 DEFAULT_TARGET = f"127.0.0.1:{DEFAULT_PORT}"
-MESSAGE_BYTES_MAX = 4 << 20
 DEADLINE_S = 10.0
 """Default deadline of unary calls, seconds."""
 
 CONNECT_S = 3.0
 """Default time that a call waits for a server that cannot be reached, seconds."""
 
-READ_ATTEMPTS = 4
-"""How often a read is tried while the server is unavailable, within its deadline."""
+READ_RETRY_S = 10.0
+"""How long a read of models or snapshots is tried again while the server is full or away, seconds.
+A Scorer's calls are tried until their deadline.
+"""
 
 READ_BACKOFF_S = 0.05
 READ_BACKOFF_MAX_S = 1.0
@@ -61,10 +65,13 @@ def open_channel(
     """Open a channel to `target`; it connects at the first call.
 
     credentials: None for plain text. options: gRPC's own options, which override the defaults here.
+    A proxy that the environment names (grpc_proxy, https_proxy, http_proxy) is used for other
+    machines only, never for loopback addresses and Unix-domain sockets.
     Raises InvalidArgument, which is a ValueError, for a malformed target.
     """
     address = parse_target(target)
-    merged = list({**dict(OPTIONS), **dict(options)}.items())
+    direct = {} if _may_need_a_proxy(address) else {"grpc.enable_http_proxy": 0}
+    merged = list({**dict(OPTIONS), **direct, **dict(options)}.items())
     if credentials is None:
         return grpc.insecure_channel(address, merged)
     return grpc.secure_channel(address, credentials, merged)
@@ -92,6 +99,22 @@ def parse_target(target: str) -> str:
     return text
 
 
+def _may_need_a_proxy(address: str) -> bool:
+    """Whether an address can lie on another machine. `address` is one of `parse_target`."""
+    if address.startswith("unix:"):
+        return False
+    host = address.rpartition(":")[0].strip("[]").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        number = ipaddress.ip_address(host)
+        # A connection to the unspecified address reaches the own machine.
+        return not (number.is_loopback or number.is_unspecified)
+    except ValueError:
+        # It is a name.
+        return True
+
+
 class Connection:
     """A channel and whether this package opened it. `close` closes it only then.
 
@@ -116,21 +139,22 @@ class Connection:
             self.channel.close()
 
     def unary(
-        self, path: str, request: bytes, deadline_s: float | None, doing: str, attempts: int = 1
+        self, path: str, request: bytes, deadline_s: float | None, doing: str, retry_s: float = 0.0
     ) -> bytes:
         """One unary call with bytes in and out. Raises a LivefactorError.
 
-        doing: what is tried, for the error's text. attempts: how often a read is tried while the
-        server says that it is unavailable, within the deadline. A call that did not reach a server
-        is tried for `connect_s`, reads and writes alike.
+        doing: what is tried, for the error's text. retry_s: how long a read is tried again while
+        the server says that it is full or unavailable, within the deadline; 0 for a write. A call
+        that did not reach a server is tried for `connect_s`, reads and writes alike.
         """
+        check_most("request", MESSAGE_BYTES_MAX, len(request), "bytes")
         call: Any = self.channel.unary_unary(path)
-        patience = self.patience(deadline_s, attempts)
+        patience = self.patience(deadline_s, retry_s)
         while True:
             try:
                 answer: bytes = guarded(partial(call, request, timeout=patience.left()), doing)
                 return answer
-            except Unavailable as failure:
+            except (Unavailable, ResourceExhausted) as failure:
                 patience.wait(failure)
 
     def stream(self, path: str, request: bytes, doing: str) -> Iterator[bytes]:
@@ -139,7 +163,7 @@ class Connection:
         Raises a LivefactorError.
         """
         begin: Any = self.channel.unary_stream(path)
-        patience = self.patience(None, 1)
+        patience = self.patience(None, 0.0)
         while True:
             call, received = begin(request), False
             try:
@@ -155,28 +179,30 @@ class Connection:
                 call.cancel()
             patience.wait(failure)
 
-    def patience(self, deadline_s: float | None, attempts: int) -> Patience:
+    def patience(self, deadline_s: float | None, retry_s: float) -> Patience:
         """How long a call that begins now goes on trying."""
-        return Patience(self.target, self.connect_s, deadline_s, attempts)
+        return Patience(self.target, self.connect_s, deadline_s, retry_s)
 
 
 class Patience:
-    """How long one call is tried again while there is no server.
+    """How long one call is tried again while there is no server, or while the server is full.
 
     Arguments as those of `Connection.unary`.
     """
 
-    def __init__(self, target: str, connect_s: float, deadline_s: float | None, attempts: int) -> None:
-        self._target, self._attempts = target, attempts
-        self._deadline = float("inf") if deadline_s is None else monotonic() + deadline_s
-        self._connect_s, self._connect_until = connect_s, monotonic() + connect_s
+    def __init__(self, target: str, connect_s: float, deadline_s: float | None, retry_s: float) -> None:
+        began = monotonic()
+        self._target = target
+        self._deadline = float("inf") if deadline_s is None else began + deadline_s
+        self._connect_s, self._connect_until = connect_s, began + connect_s
+        self._retry_until = began + retry_s
         self._attempt = 0
 
     def left(self) -> float | None:
         """Seconds until the deadline; None if there is none."""
         return None if self._deadline == float("inf") else max(0.0, self._deadline - monotonic())
 
-    def wait(self, failure: Unavailable) -> None:
+    def wait(self, failure: LivefactorError) -> None:
         """Sleep before the next try.
 
         Raises the error that ends the tries: `failure`, or one that says that nothing listens.
@@ -184,18 +210,15 @@ class Patience:
         self._attempt += 1
         unreachable = is_unreachable(failure)
         again_at = monotonic() + backoff_s(self._attempt, READ_BACKOFF_S, READ_BACKOFF_MAX_S)
-        if unreachable:
-            ended = again_at >= min(self._deadline, self._connect_until)
-        else:
-            ended = self._attempt >= self._attempts or again_at >= self._deadline
-        if ended:
+        until = self._connect_until if unreachable else self._retry_until
+        if again_at >= min(self._deadline, until):
             raise no_server(failure, self._target, self._connect_s) if unreachable else failure
         sleep(max(0.0, again_at - monotonic()))
 
 
 # What gRPC itself says when it has no connection; a server's own texts begin with what they are
 # about.
-_UNREACHABLE = ("failed to connect", "dns resolution failed", "empty address list")
+_UNREACHABLE = ("failed to connect", "dns resolution failed", "errors resolving", "empty address list")
 
 
 def is_unreachable(failure: LivefactorError) -> bool:
@@ -219,12 +242,23 @@ def backoff_s(attempt: int, first_s: float, most_s: float) -> float:
     return min(most_s, first_s * 2.0 ** min(attempt - 1, 16)) * random.uniform(0.5, 1.0)
 
 
+# gRPC's text for a message above its limit. Its status says "try again", which never helps.
+_TOO_LARGE = re.compile(r"(.*)(Received|Sent) message larger than max \((\d+) vs. (\d+)\)")
+
+
 def guarded(call: Callable[[], Result], doing: str) -> Result:
     """Make the call. Errors of gRPC and of a closed channel become LivefactorErrors."""
     try:
         return call()
     except grpc.RpcError as error:
-        raise from_rpc(error, doing) from None
+        failure = from_rpc(error, doing)
+        if isinstance(failure, ResourceExhausted) and (large := _TOO_LARGE.match(failure.details)):
+            side, verb, got, most = large.groups()
+            # Texts without a side are those of the receiver of the answer.
+            field = "request" if side.startswith("SERVER") == (verb == "Received") else "answer"
+            text = over(field, int(most), int(got), "bytes")
+            failure = InvalidArgument(f"{doing}: {text}", code=failure.code, details=text)
+        raise failure from None
     except ValueError as error:
         # grpc raises this on a closed channel.
         raise LivefactorError(f"{doing}: {error}") from error

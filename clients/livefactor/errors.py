@@ -15,8 +15,10 @@
     ├── BufferFull               (TimeoutError) the buffer had no room in time
     ├── FlushTimeout             (TimeoutError) some rows were not acknowledged in time
     ├── ProducerClosed           the producer was closed before the call
+    ├── ForkError                another process made the producer
     ├── ColumnError              (ValueError) columns do not match, or a message does not parse
     ├── SnapshotInvalid          (ValueError) the snapshot does not verify
+    ├── UnknownSpec              (ValueError) the spec has a part that this version does not know
     └── ServerMissing            (ImportError) the server extra is not installed
 
 The errors down to UnexpectedStatus stand for statuses of a server. The set of statuses is closed
@@ -99,6 +101,13 @@ class ProducerClosed(LivefactorError):
     """The producer was closed before the call."""
 
 
+class ForkError(LivefactorError):
+    """Another process made the producer: its threads do not live on in a forked child.
+
+    Make another producer there, with a producer id of its own.
+    """
+
+
 class ColumnError(LivefactorError, ValueError):
     """A column has the wrong length, type or value, or a message does not parse."""
 
@@ -121,6 +130,13 @@ class SnapshotInvalid(LivefactorError, ValueError):
         self.tensor = tensor
         self.block = block
         self.reason = reason
+
+
+class UnknownSpec(LivefactorError, ValueError):
+    """The model's spec has a part that this version of the package does not know.
+
+    The text names the part. A newer version can compute what was asked for.
+    """
 
 
 class ServerMissing(LivefactorError, ImportError):
@@ -154,7 +170,10 @@ def from_status(code: grpc.StatusCode, details: str, doing: str = "") -> Livefac
     """
     kind = _BY_CODE.get(code, UnexpectedStatus)
     text = details or code.name
-    return kind(f"{doing}: {text}" if doing else text, code=code.name, details=details)
+    # A text that names the same thing, such as "model: 'shop' does not exist", says it all.
+    if doing and not text.startswith(doing.replace(" ", ": ", 1)):
+        text = f"{doing}: {text}"
+    return kind(text, code=code.name, details=details)
 
 
 def from_rpc(error: grpc.RpcError, doing: str = "") -> LivefactorError:

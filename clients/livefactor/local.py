@@ -42,15 +42,15 @@ class Local:
     """A server in this process, made by `local()`.
 
     It runs until `close`, until the end of a `with` block, or until neither it nor a client that it
-    made is in use any more. target: its address, for other clients. channel: the channel of the
-    clients made here.
+    made is in use any more. In a forked child, `close` leaves the parent's server alone. target:
+    its address, for other clients. channel: the channel of the clients made here.
     """
 
     def __init__(self, target: str, channel: grpc.Channel, stop: Callable[[], None]) -> None:
         self.target = target
         self.channel = channel
         self._producers: weakref.WeakSet[Producer] = weakref.WeakSet()
-        self._finalizer = weakref.finalize(self, _end, self._producers, channel, stop)
+        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._producers, channel, stop)
         _OPEN.add(self)
         _close_before_threads_are_joined()
 
@@ -118,7 +118,12 @@ def local(preset: str | None = None, data: str | os.PathLike[str] | None = None)
     return Local(server.target, open_channel(server.target), server.stop)
 
 
-def _end(producers: weakref.WeakSet[Producer], channel: grpc.Channel, stop: Callable[[], None]) -> None:
+def _end(
+    pid: int, producers: weakref.WeakSet[Producer], channel: grpc.Channel, stop: Callable[[], None]
+) -> None:
+    if os.getpid() != pid:
+        # The server runs in the parent of this forked child, and so do its threads.
+        return
     try:
         for producer in list(producers):
             try:

@@ -8,10 +8,11 @@ from typing import Any
 import grpc
 import numpy as np
 
-from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_RETRY_S, Connection
 from livefactor.judgement import Hold, Judgement, hold_of, judgement_of
 from livefactor.position import Position, position_of
 from livefactor.v1 import models_pb2
+from livefactor.wire.limits import check_model
 
 _SERVICE = "/livefactor.v1.ModelService/"
 _READS = frozenset({"DescribeModel", "ListModels"})
@@ -31,7 +32,8 @@ class ModelDescription:
     restart. root_hash: 32 bytes over the whole state if the caller asked for it, else empty.
     judgement: how good the live model is; None in lists, and where the server does not judge. hold:
     why the model refuses updates; None if it accepts them. adapted_rate: factor by which an
-    adaptive rate multiplies the spec's learning rates; None without one.
+    adaptive rate multiplies the spec's learning rates; None without one. fault: why the server
+    cannot open the model, "" if it serves it. With a fault the numbers are 0 and the spec is empty.
     """
 
     name: str
@@ -49,8 +51,11 @@ class ModelDescription:
     judgement: Judgement | None = None
     hold: Hold | None = None
     adapted_rate: float | None = None
+    fault: str = ""
 
     def __repr__(self) -> str:
+        if self.fault:
+            return f"ModelDescription({self.name!r}, not served: {self.fault!r})"
         rows = f"{self.users} users, {self.items} items, {self.events} events"
         hold = ", on hold" if self.hold is not None else ""
         what = f"rule {self.spec['rule']}, k {self.spec['k']}"
@@ -105,14 +110,18 @@ class Models:
         return tuple(map(_description, models_pb2.ListModelsResponse.FromString(data).models))
 
     def delete(self, name: str) -> None:
-        """Delete a model, its log and its snapshots for good. Raises NotFound."""
+        """Delete a model, its log and its snapshots for good. Raises NotFound.
+
+        The folder of a model with a fault is set aside instead.
+        """
         self._call("DeleteModel", models_pb2.DeleteModelRequest(model=name), name, LONG_DEADLINE_S)
 
     def restore(self, name: str, source: str, snapshot_id: str = "") -> ModelDescription:
         """Create the model `name` from a snapshot of the model `source`.
 
         The server verifies it first. snapshot_id: one of `Auditor.list`; empty for the newest. The
-        new model has a new lineage. Its revisions continue those of the snapshot. Raises
+        new model has a new lineage. Its revisions continue those of the snapshot. Both names may be
+        that of one model with a fault, whose folder the server then sets aside. Raises
         AlreadyExists, NotFound, and FailedPrecondition if the snapshot does not verify.
         """
         request = models_pb2.RestoreSnapshotRequest(model=name, source_model=source, snapshot_id=snapshot_id)
@@ -142,10 +151,10 @@ class Models:
         return f"Models({self._connection.target!r})"
 
     def _call(self, method: str, request: Any, name: str, deadline_s: float) -> bytes:
-        doing = f"model {name!r}" if name else "models"
-        attempts = READ_ATTEMPTS if method in _READS else 1
+        doing = f"model {check_model(name)!r}" if name else "models"
+        retry_s = READ_RETRY_S if method in _READS else 0.0
         return self._connection.unary(
-            _SERVICE + method, request.SerializeToString(), deadline_s, doing, attempts
+            _SERVICE + method, request.SerializeToString(), deadline_s, doing, retry_s
         )
 
 
@@ -232,7 +241,7 @@ def _description(message: Any) -> ModelDescription:
     return ModelDescription(
         name=message.model,
         position=position_of(message.position),
-        spec=plain(message.spec),
+        spec=plain(message.spec) if message.HasField("spec") else {},
         users=message.users,
         items=message.items,
         events=message.events,
@@ -245,4 +254,5 @@ def _description(message: Any) -> ModelDescription:
         judgement=judgement_of(message.judgement) if message.HasField("judgement") else None,
         hold=hold_of(message.hold) if message.HasField("hold") else None,
         adapted_rate=message.adapted_rate if message.HasField("adapted_rate") else None,
+        fault=message.fault,
     )

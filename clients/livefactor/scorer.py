@@ -5,8 +5,7 @@ It asks for one user or for many, and every answer names the revision of the mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,110 +13,27 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_ATTEMPTS, Connection
+from livefactor.answers import Recommendations, Scores
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, Connection
+from livefactor.cutting import Joined, Lists, ScoreRequest, ask
 from livefactor.errors import ColumnError
 from livefactor.position import Position
 from livefactor.wire.arrays import KEYS, HashTexts, Ids, as_keys, original_ids
 from livefactor.wire.keys import keys_of
-from livefactor.wire.scoring import ScoreColumns, decode_score_response, encode_score
+from livefactor.wire.limits import check_model
 
 _SCORE = "/livefactor.v1.ScoringService/Score"
-_SHOWN = 5
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class UserAnswer:
-    """The answer to one user: m items.
-
-    user_id: as it was given. known: whether the model knows the user; if not, the mean and the item
-    biases alone give the scores. item_ids: m ids as they were given, see `Answers`. scores:
-    float32[m]. item_known: bool[m]. labels: m str if they were asked for, else empty.
-    """
-
-    user_id: int | str
-    known: bool
-    item_ids: npt.NDArray[Any]
-    scores: npt.NDArray[np.float32]
-    item_known: npt.NDArray[np.bool_]
-    labels: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.item_ids)
-
-    def __repr__(self) -> str:
-        items = zip(self.item_ids.tolist()[:_SHOWN], self.scores[:_SHOWN].tolist(), strict=True)
-        shown = [f"{item!r}: {score:.4g}" for item, score in items]
-        more = [f"... {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
-        unknown = "" if self.known else ", unknown"
-        return f"UserAnswer({self.user_id!r}{unknown}, {{{', '.join(shown + more)}}})"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Answers:
-    """Answers to n users, m items in all. Iterate or index for one `UserAnswer` per user.
-
-    position: every score is of exactly this revision. user_ids: n ids, item_ids: m ids of all users
-    end to end, both as they were given: uint64 arrays where all ids are integers, else object
-    arrays of str and int. An id that was pushed as a string and has no label comes back as its
-    64-bit key. scores: float32[m]. offsets: uint32[n + 1]; user u's items are [offsets[u] ..
-    offsets[u + 1]). user_known: bool[n]. item_known: bool[m]. labels: m str if they were asked for,
-    else empty. item_keys: uint64[m], the 64-bit keys that the model knows the items by.
-    """
-
-    position: Position
-    user_ids: npt.NDArray[Any]
-    item_ids: npt.NDArray[Any]
-    scores: npt.NDArray[np.float32]
-    offsets: npt.NDArray[np.uint32]
-    user_known: npt.NDArray[np.bool_]
-    item_known: npt.NDArray[np.bool_]
-    labels: Sequence[str]
-    item_keys: npt.NDArray[np.uint64] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.user_known)
-
-    def __getitem__(self, user: int) -> UserAnswer:
-        if not -len(self) <= user < len(self):
-            raise IndexError(f"user {user} of {len(self)}")
-        user %= len(self)
-        rows = slice(int(self.offsets[user]), int(self.offsets[user + 1]))
-        return UserAnswer(
-            self.user_ids[user : user + 1].tolist()[0],
-            bool(self.user_known[user]),
-            self.item_ids[rows],
-            self.scores[rows],
-            self.item_known[rows],
-            self.labels[rows],
-        )
-
-    def __iter__(self) -> Iterator[UserAnswer]:
-        return (self[user] for user in range(len(self)))
-
-    def __repr__(self) -> str:
-        first = f": {self[0]!r}" if len(self) == 1 else ""
-        users = "1 user" if len(self) == 1 else f"{len(self)} users"
-        revision = self.position.revision
-        return f"{type(self).__name__}({users}, {len(self.item_ids)} items, revision {revision}{first})"
-
-
-class Scores(Answers):
-    """Scores of candidates, in the order in which they were given."""
-
-    __slots__ = ()
-
-
-class Recommendations(Answers):
-    """The best items of each user, best first.
-
-    Equal scores stand in ascending order of the 64-bit keys.
-    """
-
-    __slots__ = ()
 
 
 class Scorer:
     """Asks one model for scores. Reads never change a model. Several threads may share a Scorer.
+
+    Any number of users may be asked for at once. Up to 1,024 users and 262,144 scores are one call,
+    and all scores of a call are of one revision. A larger request is divided into several calls,
+    one after another; their revisions never go back, and `Answers.revisions` names each user's.
+    While the server has no free slot, is starting or is draining, a call is tried again until its
+    deadline. A Scorer works in a forked child, unless another thread was inside gRPC at the fork:
+    so fork before you make a Producer.
 
     target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: the key for
     string ids (keys.py) that the producers use. deadline_s: the deadline of calls that name none,
@@ -140,7 +56,7 @@ class Scorer:
         connect_s: float = CONNECT_S,
         channel: grpc.Channel | None = None,
     ) -> None:
-        self.model = model
+        self.model = check_model(model)
         self._hash: HashTexts = partial(keys_of, secret=secret)
         self._deadline_s = deadline_s
         self._connection = Connection(target, channel, connect_s)
@@ -165,27 +81,27 @@ class Scorer:
 
         Raises ColumnError for ids of a wrong type, DeadlineExceeded (also when min_position is not
         visible in time), NotFound, InvalidArgument (also for events where the model has no
-        histories), FailedPrecondition (min_position of another lineage), ResourceExhausted,
-        Unavailable.
+        histories, or for a list above a limit of `livefactor.wire.limits`), FailedPrecondition
+        (min_position of another lineage). ResourceExhausted and Unavailable: the server was still
+        full or away at the deadline.
         """
         keys = as_keys("users", users, self._hash)
-        candidates, offsets = _lists("items", items, len(keys), self._hash)
-        request = encode_score(
+        candidates = _lists("items", items, len(keys), self._hash)
+        request = ScoreRequest(
             self.model,
             keys,
             candidates=candidates,
-            offsets=offsets,
-            **self._events(events, len(keys)),
-            with_labels=with_labels,
-            min_position=_pair(min_position),
+            events=self._events(events, len(keys)),
+            options={"with_labels": with_labels},
         )
-        answer = self._ask(request, deadline_s, len(keys))
-        originals = _original_lists(items, candidates, offsets is not None)
-        if offsets is None:
+        joined = self._ask(request, deadline_s, min_position)
+        originals = _original_lists(items, candidates.ids, candidates.offsets is not None)
+        if candidates.offsets is None:
             originals = np.tile(originals, len(keys))
-        if len(originals) != len(answer.item_ids):
-            raise ColumnError(f"item_ids has {len(answer.item_ids)} rows, expected {len(originals)} (items)")
-        return Scores(*_fields(answer, original_ids(users, keys), originals))
+        got = len(joined.columns.item_ids)
+        if len(originals) != got:
+            raise ColumnError(f"item_ids has {got} rows, expected {len(originals)} (items)")
+        return Scores(*_fields(joined, original_ids(users, keys), originals))
 
     def recommend(
         self,
@@ -205,38 +121,31 @@ class Scorer:
 
         users: one id or n. exclude: ids to leave out, one list for all users or n lists; unknown
         ids have no effect. exclude_seen: leave out what a user has had, as far as the model
-        remembers it (spec: history). include_unavailable: also rank items that are marked
-        unavailable. with_labels: ask for the items' labels, which also give string ids back;
-        without them `item_ids` holds 64-bit keys. The other arguments and the errors are those of
-        `score`.
+        remembers it (spec: history); `seen_truncated` of the answer tells where that is not all.
+        include_unavailable: also rank items that are marked unavailable. with_labels: ask for the
+        items' labels, which also give string ids back; without them `item_ids` holds 64-bit keys.
+        The other arguments and the errors are those of `score`.
         """
-        if k < 1:
-            raise ValueError(f"k: expected at least 1, got {k}")
         keys = as_keys("users", users, self._hash)
-        excluded, offsets = (
-            (None, None) if exclude is None else _lists("exclude", exclude, len(keys), self._hash)
-        )
-        request = encode_score(
+        options = {
+            "include_unavailable": include_unavailable,
+            "exclude_seen": exclude_seen,
+            "with_labels": with_labels,
+        }
+        request = ScoreRequest(
             self.model,
             keys,
             k=k,
-            exclude_ids=excluded,
-            offsets=offsets,
-            include_unavailable=include_unavailable,
-            exclude_seen=exclude_seen,
-            **self._events(events, len(keys)),
-            with_labels=with_labels,
-            min_position=_pair(min_position),
+            exclude=None if exclude is None else _lists("exclude", exclude, len(keys), self._hash),
+            events=self._events(events, len(keys)),
+            options=options,
         )
-        answer = self._ask(request, deadline_s, len(keys))
-        named = _named(answer.item_ids, answer.labels, self._hash)
-        return Recommendations(*_fields(answer, original_ids(users, keys), named))
+        joined = self._ask(request, deadline_s, min_position)
+        named = _named(joined.columns.item_ids, joined.columns.labels, self._hash)
+        return Recommendations(*_fields(joined, original_ids(users, keys), named))
 
-    def _events(self, events: Any, users: int) -> dict[str, Any]:
-        if events is None:
-            return {}
-        ids, offsets = _lists("events", events, users, self._hash)
-        return {"events": ids, "event_offsets": offsets}
+    def _events(self, events: Any, users: int) -> Lists | None:
+        return None if events is None else _lists("events", events, users, self._hash)
 
     def close(self) -> None:
         """Close the channel if it was opened here."""
@@ -251,20 +160,20 @@ class Scorer:
     def __repr__(self) -> str:
         return f"Scorer({self._connection.target!r}, model={self.model!r})"
 
-    def _ask(self, request: bytes, deadline_s: float | None, users: int) -> ScoreColumns:
-        deadline_s = self._deadline_s if deadline_s is None else deadline_s
-        answer = decode_score_response(
-            self._connection.unary(_SCORE, request, deadline_s, f"model {self.model!r}", READ_ATTEMPTS)
-        )
-        if len(answer.user_known) != users:
-            raise ColumnError(f"user_known has {len(answer.user_known)} rows, expected {users} (users)")
-        return answer
+    def _ask(self, request: ScoreRequest, deadline_s: float | None, after: Position | None) -> Joined:
+        doing = f"model {self.model!r}"
+
+        def send(message: bytes, left_s: float) -> bytes:
+            return self._connection.unary(_SCORE, message, left_s, doing, retry_s=left_s)
+
+        return ask(request, send, self._deadline_s if deadline_s is None else deadline_s, after, doing)
 
 
-def _fields(answer: ScoreColumns, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:
-    position = Position(answer.lineage, answer.revision)
+def _fields(joined: Joined, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:
+    answer = joined.columns
     columns = (answer.scores, answer.offsets, answer.user_known, answer.item_known)
-    return (position, user_ids, item_ids, *columns, answer.labels, answer.item_ids)
+    extra = (answer.item_ids, joined.revisions, answer.seen_truncated)
+    return (joined.position, user_ids, item_ids, *columns, answer.labels, *extra)
 
 
 def _named(keys: npt.NDArray[np.uint64], labels: Sequence[str], hash_texts: HashTexts) -> npt.NDArray[Any]:
@@ -290,22 +199,16 @@ def _original_lists(items: Any, keys: npt.NDArray[np.uint64], nested: bool) -> n
     return np.concatenate(originals) if originals else keys
 
 
-def _pair(position: Position | None) -> tuple[bytes, int] | None:
-    return None if position is None else (position.lineage, position.revision)
-
-
-def _lists(
-    name: str, ids: Any, users: int, hash_texts: HashTexts
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32] | None]:
-    """Item lists end to end with their offsets; offsets None where all users share one list."""
+def _lists(name: str, ids: Any, users: int, hash_texts: HashTexts) -> Lists:
+    """The lists of items that a caller gave: one for all users, or n."""
     if not _is_nested(ids):
-        return as_keys(name, ids, hash_texts), None
+        return Lists(as_keys(name, ids, hash_texts), None)
     if len(ids) != users:
         raise ColumnError(f"{name} has {len(ids)} lists, expected {users} (users), or one list for all")
     lists = [as_keys(f"{name}[{user}]", one, hash_texts) for user, one in enumerate(ids)]
     offsets = np.zeros(users + 1, np.uint32)
     np.cumsum([len(one) for one in lists], out=offsets[1:])
-    return np.concatenate([*lists, np.empty(0, KEYS)]), offsets
+    return Lists(np.concatenate([*lists, np.empty(0, KEYS)]), offsets)
 
 
 def _is_nested(ids: Any) -> bool:

@@ -69,27 +69,36 @@ class Source(Protocol):
 class Events(NamedTuple):
     """The remembered events of a user, oldest first.
 
-    Attributes, in order: item rows uint32[n], values float32[n], present weights for fold-in
-    float32[n], and present weights for repeats of their own items float32[n].
+    Attributes:
+        rows: item rows, uint32[n].
+        values: float32[n].
+        weights: present weights for fold-in, float32[n].
+        repeats: present weights for repeats of their own items, float32[n].
+        had: the item rows that the user had, as far as they are known; uint32[m], ascending.
+        truncated: whether the user had further events, which are forgotten.
     """
 
     rows: np.ndarray
     values: np.ndarray
     weights: np.ndarray
     repeats: np.ndarray
+    had: np.ndarray
+    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Persons:
     """Users for scoring: factors float32[n, kp] and biases float32[n].
 
-    `had` holds each user's item rows, ascending. `followers` holds each user's followers: rows
-    uint32[m], ascending, and their gains float32[m].
+    `had` holds each user's item rows, ascending. `truncated` bool[n] tells which users had further
+    events, which are forgotten. `followers` holds each user's followers: rows uint32[m], ascending,
+    and their gains float32[m].
     """
 
     factors: np.ndarray
     bias: np.ndarray
     had: list[np.ndarray]
+    truncated: np.ndarray
     followers: list[tuple[np.ndarray, np.ndarray]]
 
     def gained(self, user: int, rows: np.ndarray) -> np.ndarray:
@@ -107,7 +116,7 @@ class Persons:
         """
         ends = offsets.tolist()
         lists = [
-            np.union1d(own[start:stop], had).astype(np.uint32)
+            with_rows(own[start:stop], had)
             for start, stop, had in zip(ends[:-1], ends[1:], self.had, strict=True)
         ]
         return np.concatenate(lists), np.concatenate([[0], np.cumsum([part.size for part in lists])])
@@ -147,7 +156,7 @@ class Persons:
         own: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         followers = self.followers[user][0]
-        followers = followers[~np.isin(followers, common) & ~np.isin(followers, own)]
+        followers = followers[~_are_in(common, followers) & ~_are_in(own, followers)]
         found = np.union1d(rows, followers).astype(np.uint32)
         factors, bias = pin.gather(ITEMS, found)
         users = self.factors[user : user + 1], self.bias[user : user + 1]
@@ -155,6 +164,22 @@ class Persons:
         scores = scores + self.gained(user, found)
         order = np.lexsort((keys[found], -scores))[:k]
         return found[order], scores[order]
+
+
+def _are_in(rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Which rows `asked` uint32[m] are among `rows` uint32[n], ascending; bool[m]."""
+    if not rows.size:
+        return np.zeros(len(asked), bool)
+    return np.asarray(rows[np.minimum(np.searchsorted(rows, asked), rows.size - 1)] == asked)
+
+
+def with_rows(rows: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """The union of two lists of distinct rows, uint32 and ascending.
+
+    It copies the first list and sorts nothing, so the first may be long.
+    """
+    new = more[~_are_in(rows, more)]
+    return np.insert(rows, np.searchsorted(rows, new), new) if new.size else rows
 
 
 class PersonReader:
@@ -176,11 +201,10 @@ class PersonReader:
         """
         factors, bias = source.gather(USERS, user_rows)
         if not self._spec.history.users:
-            return Persons(factors, bias, [], [])
+            return Persons(factors, bias, [], np.zeros(len(bias), bool), [])
         events = self._events(source, user_rows)
         if own is not None:
             events = [given if given is not None else kept for given, kept in zip(own, events, strict=True)]
-        had = [np.unique(each.rows) for each in events]
         if self._spec.rule == Rule.SOLVE:
             self._fold(source, factors, bias, events, item_count)
         counts = self._spec.counts
@@ -188,16 +212,20 @@ class PersonReader:
         if counts.repeat:
             followers = followers or [_NOTHING_GAINED] * len(events)
             followers = [self._repeated(*pair) for pair in zip(events, followers, strict=True)]
-        return Persons(factors, bias, had, followers)
+        truncated = np.array([each.truncated for each in events], bool)
+        return Persons(factors, bias, [each.had for each in events], truncated, followers)
 
     def given(self, rows: np.ndarray) -> Events:
         """Events for item rows uint32[n], oldest first, of value 1 and weight 1. Each is a visit.
 
-        If there are too many, the last ones are used, as in a history.
+        If there are too many, the last ones are used for the score, as in a history. The user had
+        all of them.
         """
+        had = np.unique(rows)
         rows = rows[-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
-        return Events(rows, np.ones(len(rows), np.float32), self._decay[ages], self._repeat_decay[ages])
+        values = np.ones(len(rows), np.float32)
+        return Events(rows, values, self._decay[ages], self._repeat_decay[ages], had, False)
 
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
@@ -213,8 +241,14 @@ class PersonReader:
         ages = np.clip(ages, 0, DECAY_STEPS - 1)
         values, weights = user["seen_values"][order], user["seen_weights"][order]
         liked = weights * (values > 0)
+        rows = user["seen_rows"][order]
         return Events(
-            user["seen_rows"][order], values, weights * self._decay[ages], liked * self._repeat_decay[ages]
+            rows,
+            values,
+            weights * self._decay[ages],
+            liked * self._repeat_decay[ages],
+            np.unique(rows),
+            count > length,
         )
 
     def _fold(

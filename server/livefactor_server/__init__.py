@@ -28,4 +28,5 @@ Rooms, each of which imports only those below it:
     model                  the state at one revision
     log                    the records, durable and hashed
     metrics, statuses      what Prometheus reads; how a call can end
+    text                   text of peers, cut and escaped
 """

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import grpc
 
+TEXT_CHARACTERS_MAX = 512
+"""Maximum number of characters of the text of a status. gRPC transfers at most 8 KiB of it, and up
+to 12 bytes a character.
+"""
+
 
 class Refused(Exception):
     """A request that the server answers with a status other than OK.
 
-    `code` is a `grpc.StatusCode`, and `text` is meant for the client.
+    `code` is a `grpc.StatusCode`, and `text` is meant for the client. A longer text than
+    TEXT_CHARACTERS_MAX is cut. What a peer sent stands in it as `text.quoted` writes it.
     """
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
-        super().__init__(text)
+        cut = f"{text[: TEXT_CHARACTERS_MAX - 3]}..." if len(text) > TEXT_CHARACTERS_MAX else text
+        super().__init__(cut)
         self.code = code
-        self.text = text
+        self.text = cut
 
 
 def invalid(text: str) -> Refused:

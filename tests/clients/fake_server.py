@@ -66,7 +66,7 @@ class ProducerState:
 
 
 class FakeServer:
-    """A server on a Unix-domain socket in `folder`.
+    """A server on a Unix-domain socket in `folder`, and on the free TCP port `port`.
 
     `stop` and `start` keep the state, like the restart of a durable server.
     """
@@ -90,6 +90,7 @@ class FakeServer:
         self.arrived = threading.Condition()
         self._unary: dict[str, Callable[[bytes, Any], Any]] = {}
         self._server: grpc.Server | None = None
+        self.port = 0
         self.lock = threading.Lock()
 
     def serve(self, path: str, handler: Callable[[bytes, Any], Any]) -> None:
@@ -102,6 +103,7 @@ class FakeServer:
         self._server = grpc.server(ThreadPoolExecutor(16))
         self._server.add_generic_rpc_handlers((_Handlers(self),))
         self._server.add_insecure_port(self.target)
+        self.port = self._server.add_insecure_port("0.0.0.0:0")
         self._server.start()
         return self
 

@@ -19,11 +19,12 @@ from fake_server import FakeServer, Fault
 from livefactor.errors import BufferFull
 from livefactor.pushing import sending
 from livefactor.pushing.batching import BatchSettings
-from livefactor.pushing.labels import LABEL_BYTES_MAX, IdLabels
+from livefactor.pushing.labels import IdLabels
 from livefactor.pushing.producer import Producer
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import decode_labels
 from livefactor.wire.keys import key_of, keys_of
+from livefactor.wire.limits import LABEL_BYTES_MAX
 
 EACH = BatchSettings(latency_ms_max=0)
 WAIT_S = 20.0
@@ -165,7 +166,7 @@ def test_an_ack_implies_the_labels_over_broken_streams(
             receipt = producer.push([user], [item])
             ack = receipt.result(WAIT_S)
             came = {*labels(fake)}
-            assert receipt.done and ack.position.revision <= fake.revision
+            assert receipt.done() and ack.position.revision <= fake.revision
             assert {("user", user), ("item", item)} <= came
     assert fake.applied == [(key_of(f"user {n}"), key_of(f"item {n % 2}")) for n in range(6)]
     assert producer.last_sequence == 6

@@ -427,7 +427,7 @@ def test_waiting_for_a_result_ends_in_time(fake: FakeServer, make: Callable[...,
         receipt.result(0.01)
     with pytest.raises(DeadlineExceeded):
         receipt.exception(0.01)
-    assert not receipt.done
+    assert not receipt.done()
 
 
 def test_a_failing_callback_does_not_stop_the_stream(

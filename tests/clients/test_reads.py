@@ -13,52 +13,23 @@ import numpy as np
 import pytest
 
 import snapshot_samples as samples
+from fake_scoring import SCORE, Scoring
 from fake_server import LINEAGE, FakeServer
+from livefactor import auditor as auditor_module
 from livefactor import channel, errors
+from livefactor import models as models_module
+from livefactor.answers import Recommendations, Scores
 from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
 from livefactor.errors import ColumnError, LivefactorError, SnapshotInvalid
 from livefactor.models import Models
 from livefactor.position import Position
-from livefactor.scorer import Recommendations, Scorer, Scores
+from livefactor.scorer import Scorer
 from livefactor.snapshots.format import FILES
 from livefactor.v1 import models_pb2, snapshots_pb2
-from livefactor.wire.columns import ScoreColumns, ScoreQuery, decode_score, encode_score_response
+from livefactor.wire.columns import ScoreColumns, encode_score_response
 from livefactor.wire.keys import key_of
 
-SCORE = "/livefactor.v1.ScoringService/Score"
 HERE = Position(LINEAGE, 12)
-
-
-class Scoring:
-    """Answers Score calls: item i of user u gets the score u - i. User 404 and item 404 are
-    unknown.
-
-    `queries` holds the requests.
-    """
-
-    def __init__(self, fake: FakeServer) -> None:
-        self.queries: list[ScoreQuery] = []
-        fake.serve(SCORE, self)
-
-    def __call__(self, data: bytes, context: grpc.ServicerContext) -> bytes:
-        query = decode_score(data)
-        self.queries.append(query)
-        users = query.user_ids.astype(np.int64)
-        if query.target == "top_k":
-            lists = [np.arange(query.k - 1, dtype=np.uint64) for _ in users]
-        elif query.offsets is None:
-            lists = [query.item_ids for _ in users]
-        else:
-            lists = np.split(query.item_ids, query.offsets[1:-1])
-        items = np.concatenate(lists)
-        scores = np.concatenate([user - own.astype(np.int64) for user, own in zip(users, lists, strict=True)])
-        offsets = np.cumsum([0, *map(len, lists)]).astype(np.uint32)
-        labels = [f"item {item}" for item in items] if query.with_labels else []
-        return encode_score_response(
-            ScoreColumns(
-                LINEAGE, 12, items, scores.astype(np.float32), offsets, users != 404, items != 404, labels
-            )
-        )
 
 
 def test_candidates_come_back_as_asked_for_one_user_or_many(fake: FakeServer) -> None:
@@ -133,7 +104,7 @@ def test_lists_that_do_not_fit_and_answers_that_do_not_fit_are_refused(fake: Fak
 def test_every_status_is_one_error_with_its_text(fake: FakeServer, code: grpc.StatusCode) -> None:
     fake.serve(SCORE, lambda data, context: context.abort(code, "why"))
     with (
-        Scorer(fake.target) as scorer,
+        Scorer(fake.target, deadline_s=0.5) as scorer,
         pytest.raises(LivefactorError, match=r"model 'default': why") as raised,
     ):
         scorer.score(1, [1])
@@ -156,31 +127,37 @@ def test_reads_are_tried_again_while_the_server_is_unavailable(fake: FakeServer)
     assert next(tries) == 2
 
 
-def test_reads_are_retried_within_their_deadline_and_writes_are_not(
-    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+def test_reads_are_retried_for_a_time_and_writes_are_not(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode
 ) -> None:
     tried: list[str] = []
 
     def away(method: str) -> Callable[[bytes, Any], bytes]:
         def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
             tried.append(method)
-            context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+            context.abort(code, "away")
 
         return handle
 
-    monkeypatch.setattr(channel, "READ_BACKOFF_S", 0.001)
+    monkeypatch.setattr(models_module, "READ_RETRY_S", 0.3)
+    monkeypatch.setattr(auditor_module, "READ_RETRY_S", 0.3)
     for method in (SCORE, MODELS + "ListModels", MODELS + "DeleteModel", SNAPSHOTS + "ListSnapshots"):
         fake.serve(method, away(method))
-    with Scorer(fake.target) as scorer, Models(fake.target) as models, Auditor(fake.target) as auditor:
+    with (
+        Scorer(fake.target, deadline_s=0.3) as scorer,
+        Models(fake.target) as models,
+        Auditor(fake.target) as auditor,
+    ):
         calls = (lambda: scorer.score(1, [1]), models.list, lambda: models.delete("m"), auditor.list)
-        for call, times in zip(calls, (4, 4, 1, 4), strict=True):
+        for call, is_read in zip(calls, (True, True, False, True), strict=True):
             tried.clear()
-            with pytest.raises(errors.Unavailable):
+            with pytest.raises((errors.Unavailable, errors.ResourceExhausted), match="away"):
                 call()
-            assert len(tried) == times
+            assert len(tried) >= 3 if is_read else len(tried) == 1
         monkeypatch.setattr(channel, "READ_BACKOFF_S", 60.0)
         tried.clear()
-        with pytest.raises(errors.Unavailable):
+        with pytest.raises((errors.Unavailable, errors.ResourceExhausted)):
             scorer.score(1, [1], deadline_s=0.4)
         assert len(tried) == 1, "the next try would lie behind the deadline"
 

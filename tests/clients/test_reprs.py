@@ -43,6 +43,7 @@ def answers(kind: Any, users: int, items: int) -> Any:
         np.ones(m, bool),
         [f"item {i}" for i in range(m)],
         np.arange(m, dtype=np.uint64),
+        np.full(users, 12, np.uint64),
     )
 
 

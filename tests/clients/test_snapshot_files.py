@@ -20,7 +20,7 @@ import snapshot_samples as samples
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.snapshots import digest
 from livefactor.snapshots import files as snapshot_files
-from livefactor.snapshots.files import LoadedSnapshot
+from livefactor.snapshots.loaded import LoadedSnapshot
 
 
 @pytest.fixture

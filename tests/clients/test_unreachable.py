@@ -58,3 +58,8 @@ def test_a_missing_socket_file_is_an_unreachable_server(tmp_path: Path) -> None:
     target = f"unix:{tmp_path / 'missing.sock'}"
     with pytest.raises(Unavailable, match=rf"no server at {re.escape(target)} after 0\.2 s"):
         Models(target, connect_s=0.2).list()
+
+
+def test_a_name_that_does_not_resolve_is_an_unreachable_server() -> None:
+    with pytest.raises(Unavailable, match=r"no server at nosuch\.invalid:1 after 0\.2 s"):
+        Models("nosuch.invalid:1", connect_s=0.2).list()

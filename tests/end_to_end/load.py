@@ -118,7 +118,7 @@ class Load:
             flying.append(Push(serial, rows, receipt))
             self.pushes[number].append(flying[-1])
             serial += rows
-            while len(flying) > IN_FLIGHT_MAX or (flying and flying[0].receipt.done):
+            while len(flying) > IN_FLIGHT_MAX or (flying and flying[0].receipt.done()):
                 self._note(number, flying.popleft())
             time.sleep(self._pause_s * chance.random())
         while flying:

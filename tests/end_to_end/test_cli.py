@@ -224,16 +224,23 @@ def test_log_show_lists_what_was_logged(run: Any, server: Any, tmp_path: Path) -
 
 
 def test_faults_are_one_line(run: Any, tmp_path: Path) -> None:
-    for arguments in (
-        ("verify", str(tmp_path)),
-        ("log", "show", str(tmp_path)),
-        ("verify", "--replay", str(tmp_path)),
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "models").mkdir()
+    for arguments, names in (
+        (("verify", str(tmp_path)), "missing"),
+        (("log", "show", str(tmp_path)), str(tmp_path / "models" / "default" / "log")),
+        (("log", "show", str(file)), "Not a directory"),
+        (("verify", "--replay", str(tmp_path)), "no log"),
+        (("snapshot", "--out", str(file / "below")), "Not a directory"),
+        (("models", "create", "bad", "--preset", "nosuch"), "preset"),
     ):
-        code, _, err = run(*arguments)
-        assert code == 1 and err.strip().startswith("livefactor: ") and len(err.strip().splitlines()) <= 2, (
-            arguments,
-            err,
-        )
+        code, out, err = run(*arguments)
+        assert code == 1 and not out.strip(), arguments
+        assert re.fullmatch(r"livefactor: [^\n]*\n", err.lstrip("\n")) and names in err, (arguments, err)
+        assert "Errno" not in err
+    code, _, err = run("snapshot", "--out", str(file))
+    assert code == 2 and err == f"livefactor: --out: {file} exists already\n"
     code, _, err = run("models", "create", "bad", "--spec", '{"k": "many"}')
     assert code == 2 and "k" in err
 

@@ -113,7 +113,7 @@ def check_full_disk(server: Server, channel: grpc.Channel, disk: Path) -> None:
             # A producer waits and tries again without the caller.
             waiting = producer.push([1] * ROWS, [2] * ROWS)
             wait_until(lambda: producer.status.waiting_for != "", "the producer's wait")
-            assert "RESOURCE_EXHAUSTED" in producer.status.waiting_for and not waiting.done
+            assert "RESOURCE_EXHAUSTED" in producer.status.waiting_for and not waiting.done()
             ballast.unlink()
             assert waiting.result(30).accepted == ROWS
             accepted += ROWS

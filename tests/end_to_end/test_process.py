@@ -157,7 +157,7 @@ def test_health_is_true_while_serving_and_stalled_after_a_failed_sync(serve: Ser
         assert not Models(channel).describe(MODEL).writable and metric(server, "livefactor_writable") == 0
         with pytest.raises(FlushTimeout):
             producer.flush(0.3)
-        assert not lost.done, "a batch got a final answer although its sync failed"
+        assert not lost.done(), "a batch got a final answer although its sync failed"
         marker.unlink()
         with pytest.raises(FlushTimeout):
             # The server never retries a failed sync.
@@ -255,6 +255,28 @@ def test_a_drain_does_not_wait_for_a_position_that_will_not_come(serve: Serve) -
         server.signal(signal.SIGTERM)
         assert call.exception(10).code() is grpc.StatusCode.UNAVAILABLE
     assert server.wait() == 0
+
+
+def test_a_drain_ends_in_time_whatever_runs(serve: Serve) -> None:
+    server = serve("--drain-s", "1.5", plants=("scores_and_snapshots_never_end",))
+    create_model(server)
+    ask = scoring_pb2.ScoreRequest(model=MODEL, user_ids=[1], candidates=scoring_pb2.Candidates(item_ids=[1]))
+    with server.channel() as channel:
+        with Producer(channel, "p", model=MODEL) as producer:
+            acknowledged = producer.push(1, 1).result(30).position
+        call = channel.unary_unary("/livefactor.v1.ScoringService/Score").future(ask.SerializeToString())
+        time.sleep(0.2)
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        # The process ends, although a thread of it still computes. The other seconds are for the
+        # load of the machine.
+        assert server.wait(1.5 + 2) == 0
+        assert time.monotonic() - began >= 1.0
+        assert isinstance(call.exception(5), grpc.RpcError)
+    assert "not drained after 1.5 s" in server.log and "Traceback" not in server.log
+    server.plants = ()
+    server.start()
+    assert described(server).position == acknowledged
 
 
 def wait_for(channel: grpc.Channel, position: object) -> None:

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from livefactor.answers import Answers
 from livefactor.auditor import Auditor
 from livefactor.pushing.batching import BatchSettings
 from livefactor.pushing.producer import Producer
-from livefactor.scorer import Answers, Scorer
+from livefactor.scorer import Scorer
 from livefactor_kernels.tables import NO_ROW
 from livefactor_server.model.state import ModelState
 from load import MODEL, Follower, create_model

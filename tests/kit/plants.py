@@ -19,12 +19,14 @@ from livefactor_kernels.pins.cpu import PinBoard
 from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.commit import Commit
+from livefactor_server.engine.readers import Reader
 from livefactor_server.engine.submission import Ack, Submission
 from livefactor_server.hosting.host import Hosting
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.store import Log
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
+from livefactor_server.snapshots.store import SnapshotStore
 
 SMALL_SEGMENT_BYTES = 128 << 10
 LATE_S = 0.1
@@ -46,6 +48,16 @@ def sync_on_trial() -> None:
         real(self, fd)
 
     FileIO.fdatasync = fdatasync  # type: ignore[method-assign]
+
+
+def scores_and_snapshots_never_end() -> None:
+    """Make every Score call compute for ever, and every snapshot. This is no bug."""
+
+    def hang(self: object, *arguments: object) -> None:
+        time.sleep(3600)
+
+    Reader.score = hang  # type: ignore[assignment, method-assign]
+    SnapshotStore.take = hang  # type: ignore[assignment, method-assign]
 
 
 def models_open_on_trial() -> None:

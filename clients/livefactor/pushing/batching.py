@@ -7,8 +7,10 @@ from which push. They lead an ack or a rejected row back to its push.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NamedTuple
@@ -16,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from livefactor.channel import MESSAGE_BYTES_MAX
 from livefactor.errors import DeadlineExceeded, LivefactorError
 from livefactor.position import Position, position_of
 from livefactor.v1 import updates_pb2
@@ -42,6 +43,9 @@ from livefactor.wire.columns import (
     join,
     parts_size,
 )
+from livefactor.wire.limits import MESSAGE_BYTES_MAX
+
+log = logging.getLogger("livefactor")
 
 PREFIX_BYTES_MAX = 1024
 """Upper bound, in bytes, on the rest of a request: model name, producer id, tags and lengths."""
@@ -210,6 +214,8 @@ class Batch:
         self._answer: updates_pb2.ApplyUpdatesResponse | None = None
         self._error: LivefactorError | None = None
         self.is_error_seen = False
+        self.is_watched = False
+        """Whether a receipt of one of its pushes has callbacks."""
 
     def write(self, model: str, stamp: Stamp | None, parts: list[Part]) -> None:
         """Make the message from the parts of its body.
@@ -305,34 +311,103 @@ def _reason(number: int) -> str:
     return f"REASON_{number}" if value is None else str(value.name).removeprefix("REJECT_REASON_")
 
 
-class Receipt:
-    """A future of an Ack. `push` returns it."""
+def _end_future(receipt: Receipt) -> None:
+    """Wake the threads that wait for a receipt in `concurrent.futures`."""
+    errors = [share.batch.error for share in receipt.shares if share.batch.error is not None]
+    if errors:
+        Future.set_exception(receipt, errors[0])
+    else:
+        Future.set_result(receipt, receipt.result(0))
 
-    __slots__ = ("_at", "_send_now", "shares")
 
-    def __init__(self, urge: Callable[[], None], at: Position) -> None:
+# Guards the lists of callbacks of all receipts, which are seldom used.
+_callbacks_lock = threading.Lock()
+
+
+class Receipt(Future["Ack"]):
+    """A future of an Ack. `push` returns it.
+
+    It is a `concurrent.futures.Future`, so `asyncio.wrap_future` and `concurrent.futures.wait` take
+    it. It cannot be cancelled.
+    """
+
+    __slots__ = ("_at", "_urge", "shares")
+
+    # Most receipts have no callbacks.
+    _called: tuple[Callable[[Receipt], object], ...] = ()
+
+    def __init__(self, urge: Callable[[bool], None], at: Position) -> None:
+        # The constructor of Future makes a lock, which costs as much as the rest of a push. See
+        # `__getattr__`.
         self.shares: list[Share] = []
-        self._send_now = urge
+        self._urge = urge
         self._at = at
+
+    def __getattr__(self, name: str) -> Any:
+        # Only `concurrent.futures.wait` and `as_completed` ask for the attributes of Future.
+        if name not in ("_condition", "_state", "_waiters"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with _callbacks_lock:
+            is_new = "_condition" not in self.__dict__
+            if is_new:
+                super().__init__()
+        if is_new:
+            self.add_done_callback(_end_future)
+        return getattr(self, name)
 
     def __repr__(self) -> str:
         rows = sum(share.count for share in self.shares)
-        return f"Receipt({rows} rows, {'done' if self.done else 'not acknowledged yet'})"
+        return f"Receipt({rows} rows, {'done' if self.done() else 'not acknowledged yet'})"
 
-    @property
     def done(self) -> bool:
         """Whether every row of the push has its outcome."""
         return all(share.batch.done for share in self.shares)
+
+    def running(self) -> bool:
+        """Whether a row of the push has no outcome yet."""
+        return not self.done()
+
+    def cancelled(self) -> bool:
+        """Always False."""
+        return False
+
+    def cancel(self) -> bool:
+        """Does nothing and returns False, because rows that were pushed are delivered."""
+        return False
+
+    def add_done_callback(self, fn: Callable[[Receipt], object]) -> None:
+        """Call `fn(receipt)` once every row of the push has its outcome; at once if it is so now.
+
+        The call is made on the producer's background thread, so it must be short, and must not push
+        or flush. An error that it raises is logged. A callback does not send a pending batch.
+        """
+        with _callbacks_lock:
+            self._called += (fn,)
+        for share in self.shares:
+            share.batch.is_watched = True
+        self.call_back()
+
+    def call_back(self) -> None:
+        """Run the callbacks, if every row of the push has its outcome and they did not run yet."""
+        if not self._called or not self.done():
+            return
+        with _callbacks_lock:
+            called, self._called = self._called, ()
+        for fn in called:
+            try:
+                fn(self)
+            except Exception:
+                log.exception("a callback of a receipt failed")
 
     def result(self, timeout_s: float | None = None) -> Ack:
         """Wait for the Ack. A pending batch with rows of this push is sent at once.
 
         timeout_s: seconds; None waits for ever. Raises DeadlineExceeded if no ack comes in time;
         the producer goes on delivering the rows. If the server refused the rows, raises the reason
-        (InvalidArgument or another error of errors.py).
+        (InvalidArgument or another error of errors.py). Raises ForkError in a forked child.
         """
-        if any(share.batch.sequence == 0 and not share.batch.done for share in self.shares):
-            self._send_now()
+        if not self.done():
+            self._urge(any(share.batch.sequence == 0 for share in self.shares if not share.batch.done))
         deadline = None if timeout_s is None else monotonic() + timeout_s
         for share in self.shares:
             left = None if deadline is None else max(0.0, deadline - monotonic())
@@ -353,7 +428,7 @@ class Receipt:
         try:
             self.result(timeout_s)
         except LivefactorError as error:
-            if not self.done:
+            if not self.done():
                 raise
             return error
         return None

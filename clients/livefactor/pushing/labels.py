@@ -22,14 +22,12 @@ from livefactor.pushing.batching import PREFIX_BYTES_MAX, Batch, BatchSettings
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import LABELS, encode_labels
 from livefactor.wire.keys import keys_of
+from livefactor.wire.limits import LABEL_BYTES_MAX
 
 TEXTS_MAX = 1 << 19
 """Texts that are remembered for each side: about 70 MB of memory. Past it the memory is emptied,
 and a text that comes again is labelled again.
 """
-
-LABEL_BYTES_MAX = 1024
-"""Bytes of UTF-8 that a label may have in the contract. A longer id has no label."""
 
 USERS, ITEMS = "user", "item"
 SIDES = {USERS: updates_pb2.SIDE_USER, ITEMS: updates_pb2.SIDE_ITEM}

@@ -70,8 +70,8 @@ class Producer:
     the caller has one (made by `open_channel`).
 
     Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be
-    opened. It must not be used across a fork. Use it as a context manager or call `close`, because
-    rows that are still buffered when the process ends are lost.
+    opened. In a forked child every method but `close` raises ForkError. Use it as a context manager
+    or call `close`, because rows that are still buffered when the process ends are lost.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Producer:
             for side, reader in readers.items():
                 if reader.new:
                     self._labels[side].take(reader)
-            receipt = Receipt(self._send_now, sender.position)
+            receipt = Receipt(self._urge, sender.position)
             if n:
                 pending = sender.pending
                 self._take(rows, receipt)
@@ -232,8 +232,11 @@ class Producer:
     def close(self, timeout_s: float | None = 30.0) -> None:
         """Flush and close. Raises the errors of `flush`, and closes the producer even then.
 
-        Rows that the server has not acknowledged by then are lost.
+        Rows that the server has not acknowledged by then are lost. In a forked child it does
+        nothing: the rows belong to the process that made the producer.
         """
+        if not self._sender.lock.is_ours:
+            return
         with self._sender.lock:
             if self._sender.closing:
                 return
@@ -302,10 +305,13 @@ class Producer:
         if self.batch.latency_ms_max == 0:
             sender.queue_pending()
 
-    def _send_now(self) -> None:
-        with self._sender.lock:
-            self._sender.queue_pending()
-            self._sender.work.notify_all()
+    def _urge(self, is_pending: bool) -> None:
+        """Called before somebody waits for a receipt. is_pending: its rows are in no batch yet."""
+        self._sender.lock.check()
+        if is_pending:
+            with self._sender.lock:
+                self._sender.queue_pending()
+                self._sender.work.notify_all()
 
     def _push_bodies(
         self,
@@ -320,7 +326,7 @@ class Producer:
             if taken is not None:
                 taken()
             sender.queue_pending()
-            receipt, start = Receipt(self._send_now, sender.position), 0
+            receipt, start = Receipt(self._urge, sender.position), 0
             for rows, body in bodies:
                 batch = Batch(change)
                 batch.share(receipt, start, rows)

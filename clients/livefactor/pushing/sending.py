@@ -29,6 +29,7 @@ from livefactor.errors import (
 from livefactor.position import Position, position_of
 from livefactor.pushing.batching import Batch, BatchSettings, PendingRows, RowReject
 from livefactor.pushing.delivery import TRANSIENT, Delivery, Outcomes
+from livefactor.pushing.forks import ProcessLock
 from livefactor.pushing.labels import IdLabels
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import Part
@@ -85,11 +86,11 @@ class Sender:
         on_reject: Callable[[tuple[RowReject, ...]], None] | None,
         on_wait: Callable[[ProducerStatus], None] | None,
     ) -> None:
-        self.lock = threading.Lock()
+        self.lock = ProcessLock(f"producer {producer_id!r}")
         # Wakes the threads that send: there may be a message.
-        self.work = threading.Condition(self.lock)
+        self.work = threading.Condition(self.lock)  # type: ignore[arg-type]
         # Wakes the threads that push: there may be room.
-        self.progress = threading.Condition(self.lock)
+        self.progress = threading.Condition(self.lock)  # type: ignore[arg-type]
         self.pending: PendingRows | None = None
         self.buffered = 0
         self._settings, self._labels = settings, labels
@@ -100,6 +101,8 @@ class Sender:
         self._events_max = events_max
         self._on_reject, self._on_wait = on_reject, on_wait
         self._failed: list[Batch] = []
+        # Batches whose receipts were not told of their outcome yet.
+        self._untold: list[Batch] = []
         # The number of the stream that may take messages.
         self._stream = 0
         self._resume_at = 0.0
@@ -298,9 +301,25 @@ class Sender:
         for batch in outcomes.finished:
             if batch.error is None and batch.answer.rejected_count:
                 self._report_rejects(batch)
-            batch.shares.clear()
+        if outcomes.finished:
+            self._tell(outcomes.finished)
         if outcomes.pause:
             self._report_wait(outcomes.pause)
+
+    def _tell(self, finished: list[Batch]) -> None:
+        """Run the callbacks of the receipts whose last batch has its outcome, without the lock.
+
+        A batch is told of when the batches of labels before it have their outcome, too.
+        """
+        with self.lock:
+            self._untold += finished
+            told = [batch for batch in self._untold if batch.done]
+            self._untold = [batch for batch in self._untold if not batch.done]
+        for batch in told:
+            if batch.is_watched:
+                for share in batch.shares:
+                    share.receipt.call_back()
+            batch.shares.clear()
 
     def _report_rejects(self, batch: Batch) -> None:
         if not batch.numbered:
@@ -401,14 +420,15 @@ class Sender:
 
     def _fail(self, error: LivefactorError) -> None:
         with self.lock:
-            for batch in self.delivery.fail(error):
-                batch.shares.clear()
+            failed = self.delivery.fail(error)
             if self.pending is not None:
                 self.pending.batch.finish(error)
+                failed.append(self.pending.batch)
                 self.pending = None
             self.buffered = 0
             self.progress.notify_all()
             self.work.notify_all()
+        self._tell(failed)
 
     def shut(self) -> None:
         """Stop sending.

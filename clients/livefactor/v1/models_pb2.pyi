@@ -779,6 +779,7 @@ class ModelDescription(google.protobuf.message.Message):
     JUDGEMENT_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
     ADAPTED_RATE_FIELD_NUMBER: builtins.int
+    FAULT_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -789,13 +790,18 @@ class ModelDescription(google.protobuf.message.Message):
     log_hash: builtins.bytes
     log_bytes: builtins.int
     memory_bytes: builtins.int
-    """The memory of the rows and key maps that are in use."""
+    """The memory that the model's data take: rows, key maps, labels, marks, producers and the judge's counts."""
     writable: builtins.bool
     """False after a failed sync, until the server is restarted."""
     root_hash: builtins.bytes
     """Absent unless the request asked for it."""
     adapted_rate: builtins.float
     """With an adaptive rate: the current learning rates as a multiple of the spec's."""
+    fault: builtins.str
+    """Why the server cannot open the model. The other fields but `model` are absent then. Calls for the
+    model get FAILED_PRECONDITION with this text, except for those that describe, restore and delete
+    it, or list and fetch its snapshots. Empty: the model is served.
+    """
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position: ...
     @property
@@ -828,9 +834,10 @@ class ModelDescription(google.protobuf.message.Message):
         judgement: livefactor.v1.judging_pb2.Judgement | None = ...,
         hold: livefactor.v1.judging_pb2.Hold | None = ...,
         adapted_rate: builtins.float | None = ...,
+        fault: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "adapted_rate", b"adapted_rate", "backend", b"backend", "events", b"events", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "adapted_rate", b"adapted_rate", "backend", b"backend", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_adapted_rate", b"_adapted_rate"]) -> typing.Literal["adapted_rate"] | None: ...
 
 global___ModelDescription = ModelDescription

@@ -92,7 +92,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a model with its log and its snapshots. This cannot be undone.
+        """Deletes a model with its log and its snapshots. This cannot be undone. The folder of a model with
+        a fault is set aside instead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,7 +101,9 @@ class ModelServiceServicer(object):
 
     def RestoreSnapshot(self, request, context):
         """Creates a model from a snapshot. The snapshot is verified before the model is served. The new
-        model has a new lineage, and its revisions go on from the snapshot's revision.
+        model has a new lineage, and its revisions go on from the snapshot's revision. A model with a
+        fault can be the source. It can also be the new model: its folder is then set aside, and nothing
+        of it is deleted.
 
         - FAILED_PRECONDITION: the snapshot does not verify.
         """

@@ -43,14 +43,18 @@ class ModelServiceStub:
         livefactor.v1.models_pb2.DeleteModelRequest,
         livefactor.v1.models_pb2.DeleteModelResponse,
     ]
-    """Deletes a model with its log and its snapshots. This cannot be undone."""
+    """Deletes a model with its log and its snapshots. This cannot be undone. The folder of a model with
+    a fault is set aside instead.
+    """
 
     RestoreSnapshot: grpc.UnaryUnaryMultiCallable[
         livefactor.v1.models_pb2.RestoreSnapshotRequest,
         livefactor.v1.models_pb2.RestoreSnapshotResponse,
     ]
     """Creates a model from a snapshot. The snapshot is verified before the model is served. The new
-    model has a new lineage, and its revisions go on from the snapshot's revision.
+    model has a new lineage, and its revisions go on from the snapshot's revision. A model with a
+    fault can be the source. It can also be the new model: its folder is then set aside, and nothing
+    of it is deleted.
 
     - FAILED_PRECONDITION: the snapshot does not verify.
     """
@@ -89,14 +93,18 @@ class ModelServiceAsyncStub:
         livefactor.v1.models_pb2.DeleteModelRequest,
         livefactor.v1.models_pb2.DeleteModelResponse,
     ]
-    """Deletes a model with its log and its snapshots. This cannot be undone."""
+    """Deletes a model with its log and its snapshots. This cannot be undone. The folder of a model with
+    a fault is set aside instead.
+    """
 
     RestoreSnapshot: grpc.aio.UnaryUnaryMultiCallable[
         livefactor.v1.models_pb2.RestoreSnapshotRequest,
         livefactor.v1.models_pb2.RestoreSnapshotResponse,
     ]
     """Creates a model from a snapshot. The snapshot is verified before the model is served. The new
-    model has a new lineage, and its revisions go on from the snapshot's revision.
+    model has a new lineage, and its revisions go on from the snapshot's revision. A model with a
+    fault can be the source. It can also be the new model: its folder is then set aside, and nothing
+    of it is deleted.
 
     - FAILED_PRECONDITION: the snapshot does not verify.
     """
@@ -143,7 +151,9 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: livefactor.v1.models_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[livefactor.v1.models_pb2.DeleteModelResponse, collections.abc.Awaitable[livefactor.v1.models_pb2.DeleteModelResponse]]:
-        """Deletes a model with its log and its snapshots. This cannot be undone."""
+        """Deletes a model with its log and its snapshots. This cannot be undone. The folder of a model with
+        a fault is set aside instead.
+        """
 
     @abc.abstractmethod
     def RestoreSnapshot(
@@ -152,7 +162,9 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[livefactor.v1.models_pb2.RestoreSnapshotResponse, collections.abc.Awaitable[livefactor.v1.models_pb2.RestoreSnapshotResponse]]:
         """Creates a model from a snapshot. The snapshot is verified before the model is served. The new
-        model has a new lineage, and its revisions go on from the snapshot's revision.
+        model has a new lineage, and its revisions go on from the snapshot's revision. A model with a
+        fault can be the source. It can also be the new model: its folder is then set aside, and nothing
+        of it is deleted.
 
         - FAILED_PRECONDITION: the snapshot does not verify.
         """

@@ -57,7 +57,8 @@ class TopK(google.protobuf.message.Message):
     include_unavailable: builtins.bool
     """True: items that are marked unavailable may be in the answers."""
     exclude_seen: builtins.bool
-    """True: leaves out the items that the user has had, as far as the model remembers them.
+    """True: leaves out the items that the user has had, as far as the model remembers them
+    (history.users). ScoreResponse.seen_truncated tells for which users this is not all of them.
     INVALID_ARGUMENT if the model has no histories.
     """
     @property
@@ -170,6 +171,7 @@ class ScoreResponse(google.protobuf.message.Message):
     USER_KNOWN_FIELD_NUMBER: builtins.int
     ITEM_KNOWN_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    SEEN_TRUNCATED_FIELD_NUMBER: builtins.int
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position:
         """The one revision at which all scores were computed."""
@@ -202,6 +204,12 @@ class ScoreResponse(google.protobuf.message.Message):
         label.
         """
 
+    @property
+    def seen_truncated(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bool]:
+        """With exclude_seen: one value a user. True: the user has had more events than the model remembers
+        (history.users), so that the list may hold items that the user had before.
+        """
+
     def __init__(
         self,
         *,
@@ -212,8 +220,9 @@ class ScoreResponse(google.protobuf.message.Message):
         user_known: collections.abc.Iterable[builtins.bool] | None = ...,
         item_known: collections.abc.Iterable[builtins.bool] | None = ...,
         labels: collections.abc.Iterable[builtins.str] | None = ...,
+        seen_truncated: collections.abc.Iterable[builtins.bool] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "item_known", b"item_known", "labels", b"labels", "offsets", b"offsets", "position", b"position", "scores", b"scores", "user_known", b"user_known"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "item_known", b"item_known", "labels", b"labels", "offsets", b"offsets", "position", b"position", "scores", b"scores", "seen_truncated", b"seen_truncated", "user_known", b"user_known"]) -> None: ...
 
 global___ScoreResponse = ScoreResponse

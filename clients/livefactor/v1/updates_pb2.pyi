@@ -79,6 +79,14 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The id has no label yet, and the model has no room for further labels of this side: users_max or
     items_max, or the server's memory.
     """
+    REJECT_REASON_MEMORY_FULL: _RejectReason.ValueType  # 8
+    """The user or the item is new, and the server has no memory for a further row (memory_bytes_max,
+    or the memory of the GPU).
+    """
+    REJECT_REASON_MARKS_FULL: _RejectReason.ValueType  # 9
+    """The item is unknown, and the model has no room for a further mark of an unknown item: items_max,
+    or the server's memory.
+    """
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """The reason why a row was rejected. Rejected rows are not logged. The other rows of the batch are
@@ -101,6 +109,14 @@ REJECT_REASON_LABEL_TOO_LONG: RejectReason.ValueType  # 6
 REJECT_REASON_LABELS_FULL: RejectReason.ValueType  # 7
 """The id has no label yet, and the model has no room for further labels of this side: users_max or
 items_max, or the server's memory.
+"""
+REJECT_REASON_MEMORY_FULL: RejectReason.ValueType  # 8
+"""The user or the item is new, and the server has no memory for a further row (memory_bytes_max,
+or the memory of the GPU).
+"""
+REJECT_REASON_MARKS_FULL: RejectReason.ValueType  # 9
+"""The item is unknown, and the model has no room for a further mark of an unknown item: items_max,
+or the server's memory.
 """
 global___RejectReason = RejectReason
 
@@ -282,7 +298,9 @@ global___Labels = Labels
 @typing.final
 class Availability(google.protobuf.message.Message):
     """Marks items as available or unavailable. An unavailable item still learns, but top-k lists leave
-    it out. The items need not be known yet.
+    it out. The items need not be known yet. A model holds at most items_max marks of unknown items. A
+    mark of a further unknown item is rejected with MARKS_FULL. The other marks of the batch are
+    applied.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

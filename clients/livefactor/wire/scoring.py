@@ -6,7 +6,7 @@ The functions are pure. The client and the server share them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,8 @@ class ScoreColumns:
     lineage (16 bytes), revision: the position at which every score was computed. item_ids:
     uint64[m]. scores: float32[m]. offsets: uint32[n + 1]; the answers of user u are at [offsets[u],
     offsets[u + 1]). user_known: bool[n]. item_known: bool[m]. labels: m str, or an empty sequence.
+    seen_truncated: for which users `exclude_seen` could not know all items, bool[n]; empty without
+    `exclude_seen`.
     """
 
     lineage: bytes
@@ -69,6 +71,7 @@ class ScoreColumns:
     user_known: npt.NDArray[np.bool_]
     item_known: npt.NDArray[np.bool_]
     labels: Sequence[str]
+    seen_truncated: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
 
 
 def encode_score(
@@ -159,6 +162,7 @@ def encode_score_response(answer: ScoreColumns) -> bytes:
         user_known=answer.user_known.astype(np.bool_, copy=False).tobytes(),
         item_known=answer.item_known.astype(np.bool_, copy=False).tobytes(),
         labels=answer.labels,
+        seen_truncated=answer.seen_truncated.astype(np.bool_, copy=False).tobytes(),
     )
     twin.position.lineage, twin.position.revision = answer.lineage, answer.revision
     return bytes(twin.SerializeToString())
@@ -179,6 +183,7 @@ def decode_score_response(data: bytes) -> ScoreColumns:
         user_known=_flags(twin, "user_known"),
         item_known=_flags(twin, "item_known"),
         labels=list(twin.labels),
+        seen_truncated=_flags(twin, "seen_truncated"),
     )
     _check_answer(answer)
     return answer
@@ -198,6 +203,7 @@ def _check_answer(answer: ScoreColumns) -> None:
         ("item_known", len(answer.item_known), items),
         ("labels", len(answer.labels) or items, items),
         ("offsets", len(offsets), users + 1),
+        ("seen_truncated", len(answer.seen_truncated) or users, users),
     ):
         if got != expected:
             raise ColumnError(f"{name} has {got} rows, expected {expected}")

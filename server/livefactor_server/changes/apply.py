@@ -70,6 +70,7 @@ def apply(state: ModelState, records: Sequence[Record]) -> None:
         kind.apply(state, run)
         if not issubclass(kind, KeyedChange):
             state.backend.advance(run[-1].header.revision)
+        state.marks.publish()
         for record in run:
             _settle(state, record)
 

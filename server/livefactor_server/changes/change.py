@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes.rejects import Rejects
 from livefactor_server.log.store import Kind
@@ -57,9 +58,16 @@ class Placement:
 
 
 class Room(NamedTuple):
-    """Memory that a change takes beside the tables: entries in a limited list, and bytes."""
+    """The room that a change may take beside the tables, at most.
 
-    entries: int = 0
+    Attributes:
+        kept_in: name of the limited list that the change extends, "" for none.
+        keys: the keys of its new entries.
+        nbytes: memory in bytes.
+    """
+
+    kept_in: str = ""
+    keys: Sequence[int] = ()
     nbytes: int = 0
 
 
@@ -117,12 +125,8 @@ class Change(ABC):
 
     @property
     def room(self) -> Room:
-        """The memory that admission reserves for the change, without table rows."""
+        """The room that admission reserves for the change, without table rows."""
         return NO_ROOM
-
-    def entries_in(self, state: ModelState) -> tuple[int, int]:
-        """(present entries in the list that the change extends, limit of that list)."""
-        return 0, 0
 
 
 class WireChange(Change):
@@ -140,6 +144,22 @@ class WireChange(Change):
             Refused: the message as a whole is invalid.
         """
 
+    @abstractmethod
+    def without_rows(self, rows: np.ndarray | list[int]) -> Self:
+        """The change without the rows with these numbers."""
+
+    def rows_without_room(
+        self, state: ModelState, pending: Mapping[int, int], free_bytes: int
+    ) -> list[tuple[int, int]]:
+        """(row, reason) of each row that would exceed the limit of the list `room.kept_in`, or the
+        memory.
+
+        `pending` maps the keys of the list whose entries are admitted and not yet applied to their
+        number. `free_bytes` is the memory that the change may take. It is below 0 if the model
+        holds more than it may.
+        """
+        return []
+
 
 class KeyedChange(WireChange):
     """A change whose rows contain users and items.
@@ -151,10 +171,6 @@ class KeyedChange(WireChange):
     @abstractmethod
     def keys(self) -> tuple[np.ndarray, np.ndarray]:
         """(user ids, item ids), uint64[rows] each."""
-
-    @abstractmethod
-    def without_rows(self, rows: np.ndarray | list[int]) -> Self:
-        """The change without the rows with these numbers."""
 
 
 class Record(NamedTuple):
@@ -174,4 +190,4 @@ def require_rows(rows: int, rows_max: int) -> None:
     if not rows:
         raise invalid("batch: it has no rows")
     if rows > rows_max:
-        raise invalid(f"batch: at most {rows_max} rows, got {rows}")
+        raise invalid(over("batch", rows_max, rows, "rows"))

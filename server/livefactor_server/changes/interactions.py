@@ -45,6 +45,7 @@ class InteractionsChange(KeyedChange):
         updates_pb2.REJECT_REASON_WEIGHT_DOMAIN: "weight is not above 0, or above weight_max",
         updates_pb2.REJECT_REASON_USERS_FULL: "the model holds users_max users",
         updates_pb2.REJECT_REASON_ITEMS_FULL: "the model holds items_max items",
+        updates_pb2.REJECT_REASON_MEMORY_FULL: "the server has no memory for a further user or item",
     }
 
     @property

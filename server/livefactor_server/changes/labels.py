@@ -13,6 +13,7 @@ import numpy as np
 
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
+from livefactor.wire.limits import LABEL_BYTES_MAX
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes.change import Record, Room, WireChange, require_rows
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
@@ -20,8 +21,6 @@ from livefactor_server.log.store import Kind
 from livefactor_server.model.labels import ENTRY_BYTES
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid
-
-LABEL_BYTES_MAX = 1024
 
 SIDES: dict[int, int] = {updates_pb2.SIDE_USER: 0, updates_pb2.SIDE_ITEM: 1}
 """Side in the API -> table number."""
@@ -85,32 +84,42 @@ class LabelsChange(WireChange):
     def _of(cls, labels: wire.LabelColumns) -> LabelsChange:
         return cls(SIDES[labels.side], labels.ids, list(labels.labels), labels.body)
 
-    def without_rows(self, rows: Sequence[int]) -> LabelsChange:
+    def without_rows(self, rows: np.ndarray | list[int]) -> LabelsChange:
         """The labels without those with these numbers."""
         keep = np.ones(self.rows, bool)
         keep[np.asarray(rows, np.int64)] = False
         return self._of(wire.decode_labels(wire.select_labels(wire.decode_labels(self.body), keep)))
 
-    def rows_without_room(self, state: ModelState, pending: Mapping[int, int]) -> list[int]:
-        """Numbers of the rows whose labels would exceed the limit of the side.
+    def rows_without_room(
+        self, state: ModelState, pending: Mapping[int, int], free_bytes: int
+    ) -> list[tuple[int, int]]:
+        """See `WireChange.rows_without_room`.
 
-        `pending` maps the keys of the side whose labels are admitted and not yet applied to their
-        number.
+        A label that replaces one of at least its length takes no memory.
         """
-        present, limit = state.labels[self.side], self.entries_in(state)[1]
-        if len(present) + len(pending) + self.rows <= limit:
+        present, limits = state.labels[self.side], state.spec.limits
+        limit = (limits.users_max, limits.items_max)[self.side]
+        if self._nbytes <= free_bytes and len(present) + len(pending) + self.rows <= limit:
             return []
         taken = len(present) + sum(key not in present for key in pending)
         new: set[int] = set()
         full = []
         for row, (key, text) in enumerate(zip(self.ids.tolist(), self.labels, strict=True)):
-            if not text or key in present or key in pending or key in new:
+            size = len(text.encode())
+            if size <= len(present.get(key).encode()):
                 continue
-            if taken + len(new) >= limit:
-                full.append(row)
-            else:
+            is_new = key not in present and key not in pending and key not in new
+            free_bytes -= ENTRY_BYTES + size
+            if free_bytes < 0 or (is_new and taken + len(new) >= limit):
+                full.append((row, int(updates_pb2.REJECT_REASON_LABELS_FULL)))
+                free_bytes += ENTRY_BYTES + size
+            elif is_new:
                 new.add(key)
         return full
+
+    @property
+    def _nbytes(self) -> int:
+        return len(self.body) + ENTRY_BYTES * self.rows
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
@@ -127,12 +136,7 @@ class LabelsChange(WireChange):
     @property
     def room(self) -> Room:
         """One entry in the list of labels for each row, and the bytes of the texts."""
-        return Room(self.rows, len(self.body) + ENTRY_BYTES * self.rows)
-
-    def entries_in(self, state: ModelState) -> tuple[int, int]:
-        """(number of labels of the side, limit of ids of the side)."""
-        limits = state.spec.limits
-        return len(state.labels[self.side]), (limits.users_max, limits.items_max)[self.side]
+        return Room(self.describe(), self.ids.tolist(), self._nbytes)
 
 
 def _require_few(body: bytes, rows_max: int) -> None:

@@ -29,12 +29,28 @@ class Rejects:
         return cls(len(rows), tuple(zip(rows[:most].tolist(), reasons[:most].tolist(), strict=True)))
 
     def merged(self, more: list[tuple[int, int]]) -> Rejects:
-        """These rejects and `more`, in row order."""
-        listed = tuple(sorted((*self.listed, *more))[:REJECTS_LISTED_MAX])
+        """These rejects and later ones.
+
+        `more` has (row, reason) pairs in row order. Their rows are numbers in the batch without the
+        rows of these rejects.
+        """
+        before = [row for row, _ in self.listed]
+        first = [(_received_row(row, before), reason) for row, reason in more[:REJECTS_LISTED_MAX]]
+        listed = tuple(sorted((*self.listed, *first))[:REJECTS_LISTED_MAX])
         return Rejects(self.count + len(more), listed)
 
 
 NO_REJECTS = Rejects()
+
+
+def _received_row(row: int, rejected_before: list[int]) -> int:
+    """The number in the received batch of row `row` after earlier rejections."""
+    for earlier in rejected_before:
+        if earlier > row:
+            break
+        row += 1
+    return row
+
 
 # Reject summary in a record's payload, little-endian, without padding. It is empty if nothing was
 # rejected.

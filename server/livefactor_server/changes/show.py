@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from livefactor_server.changes import change_of, decode_rejects
 from livefactor_server.log.disk import FileIO
@@ -21,9 +21,7 @@ from livefactor_server.log.format import (
 from livefactor_server.log.parsing import read_group_head
 from livefactor_server.log.store import Kind, LogDamaged, LogMissing, Record
 from livefactor_server.log.walk import Cursor, Segment, Walk, list_segments, start_cursor
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from livefactor_server.text import plain
 
 COLUMNS = {
     "revision": 10,
@@ -160,34 +158,21 @@ def trouble_text(row: dict[str, Any]) -> str:
 
 
 def plain_lines(shown: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yields the heading and then the rows as aligned text, so that a long log streams."""
-    yield "  ".join(_pad(name, name) for name in COLUMNS).rstrip()
-    for row in shown:
+    """Yields the heading and then the rows as aligned text, so that a long log streams.
+
+    A row is one line of printable characters, whatever a peer wrote into the log.
+    """
+    for number, row in enumerate(shown):
+        if not number:
+            yield "  ".join(_pad(name, name) for name in COLUMNS).rstrip()
         if "trouble" in row:
-            yield trouble_text(row)
+            yield plain(trouble_text(row))
         else:
             yield "  ".join(_pad(name, _cell(name, row[name])) for name in COLUMNS).rstrip()
 
 
-def rich_table(shown: Iterable[dict[str, Any]]) -> Table:
-    """The rows as a table of rich. Trouble becomes its caption, in red if the log is damaged."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(caption_justify="left")
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in _TEXT else "right", no_wrap=True)
-    for row in shown:
-        if "trouble" in row:
-            style = "bold red" if is_damaged(row) else "yellow"
-            table.caption = f"[{style}]{escape(trouble_text(row))}[/]"
-        else:
-            table.add_row(*(escape(_cell(name, row[name])) for name in COLUMNS))
-    return table
-
-
 def _cell(name: str, value: Any) -> str:
-    text = "?" if value is None else str(value)
+    text = "?" if value is None else plain(str(value))
     return text[: COLUMNS[name]] if name == "hash" else text
 
 

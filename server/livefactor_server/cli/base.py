@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from livefactor_server.text import plain
+
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
+
+    from livefactor_server.cli.screen import Screen
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 """`livefactor.channel.DEFAULT_TARGET`, which would take long to import."""
@@ -52,7 +55,10 @@ class ListByDefault(Group):
 
 
 class Commands(Group):
-    """All commands, and `--version`. Errors of the client become one line, with exit code 1."""
+    """All commands, and `--version`.
+
+    Errors of the client and of the system become one line, with exit code 1.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Splits the arguments into those of the group and the rest."""
@@ -65,16 +71,21 @@ class Commands(Group):
         """Runs the command."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of the output has enough, as in `| head`.
+            raise
         except Exception as error:
-            if "livefactor.errors" not in sys.modules:
-                # No client was at work, and the import would slow `--help` down.
+            if not _is_fault(error):
                 raise
-            from livefactor.errors import LivefactorError
-
-            if not isinstance(error, LivefactorError):
-                raise
-            complain(str(error))
+            complain(error)
             raise typer.Exit(1) from None
+
+
+def _is_fault(error: Exception) -> bool:
+    """Whether an error is a fault of the system or a server, and not of this code."""
+    # If no client was at work, its import would slow `--help` down.
+    errors = sys.modules.get("livefactor.errors")
+    return isinstance(error, OSError) or (errors is not None and isinstance(error, errors.LivefactorError))
 
 
 app = typer.Typer(
@@ -137,20 +148,33 @@ def emit(value: Any) -> None:
     typer.echo(json.dumps(value, default=str, sort_keys=True))
 
 
-def complain(text: str) -> None:
+def complain(trouble: str | Exception) -> None:
     """Prints one line to standard error. It is never wrapped, so that scripts can read it."""
-    typer.secho(f"livefactor: {text}", fg=typer.colors.RED, err=True)
+    text = trouble if isinstance(trouble, str) else reason(trouble)
+    typer.secho(f"livefactor: {plain(text)}", fg=typer.colors.RED, err=True)
 
 
-def console(err: bool = False) -> Console:
+def reason(error: Exception) -> str:
+    """What an error says. One of the system names the file first, and no number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def say(line: str) -> None:
+    """Prints one line to standard output. It is never wrapped."""
+    typer.echo(plain(line))
+
+
+def console(err: bool = False) -> Screen:
     """A console on standard output, or on standard error with `err`.
 
-    It wraps lines only on a terminal.
+    It wraps lines only on a terminal. It prints strings as text and knows no markup.
     """
-    from rich.console import Console
+    from livefactor_server.cli.screen import Screen
 
     stream = sys.stderr if err else sys.stdout
-    return Console(stderr=err, width=None if stream.isatty() else PIPE_WIDTH)
+    return Screen(stderr=err, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def table(*columns: str) -> Table:
@@ -166,17 +190,19 @@ def table(*columns: str) -> Table:
 def progress(*columns: Any) -> Any:
     """A progress bar (`rich.progress.Progress`) on standard error, which disappears at its end.
 
-    `columns` follow the description, the bar and the percentage.
+    `columns` follow the description, the bar and the percentage. If standard error is not a
+    terminal, the bar prints nothing.
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     shown: Sequence[Any] = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(show_speed=False),
         *columns,
     )
-    return Progress(*shown, console=console(err=True), transient=True)
+    screen = console(err=True)
+    return Progress(*shown, console=screen, transient=True, disable=not screen.is_terminal)
 
 
 def rate(events_per_s: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from livefactor_server.cli.base import (
     console,
     emit,
     progress,
+    reason,
     table,
 )
 
@@ -37,6 +39,9 @@ def recommend(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Id of an item to leave out. Repeat the option for more.")
     ] = None,
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen", help="Leave out what the users have had (spec: history).")
+    ] = False,
     string_ids: Annotated[
         bool, typer.Option(help="Hash all ids as text, also those that look like numbers.")
     ] = False,
@@ -53,9 +58,10 @@ def recommend(
             [as_id(user, string_ids) for user in users],
             k,
             exclude=[as_id(item, string_ids) for item in exclude or []] or None,
+            exclude_seen=exclude_seen,
         )
     listed: list[dict[str, Any]] = [
-        {"user": answer.user_id, "known": answer.known, "items": [
+        {"user": answer.user_id, "known": answer.known, "seen_truncated": answer.seen_truncated, "items": [
             {"item": item, "label": label, "score": float(str(score))}
             for item, label, score in zip(answer.item_ids.tolist(), answer.labels, answer.scores, strict=True)
         ]}
@@ -73,6 +79,11 @@ def recommend(
             grid.add_row(str(rank), str(item["item"]), *label, f"{item['score']:.4f}")
         unknown = "" if entry["known"] else " (unknown: ranked by item bias alone)"
         console().print(f"user {entry['user']}{unknown}, revision {answers.position.revision}")
+        if entry["seen_truncated"]:
+            console().print(
+                "the model has forgotten events of this user, so the list may hold items that they had "
+                "(spec: history.users)"
+            )
         console().print(grid)
 
 
@@ -96,6 +107,9 @@ def snapshot(
     as_json: AsJson = False,
 ) -> None:
     """Take a snapshot. The model goes on learning meanwhile."""
+    if out is not None and os.path.lexists(out):
+        complain(f"--out: {out} exists already")
+        raise typer.Exit(2)
     from livefactor.auditor import Auditor
 
     with Auditor(target, model=model) as auditor:
@@ -124,9 +138,9 @@ def snapshot(
         console().print(
             f"snapshot {taken.snapshot_id}: revision {taken.position.revision}, {taken.users} users, {taken.items} items"
         )
-        console().print(
-            f"root hash {taken.root_hash.hex()}" + (f"\nfetched to {out} and verified" if out else "")
-        )
+        console().print(f"root hash {taken.root_hash.hex()}")
+        if out is not None:
+            console().print(f"fetched to {out} and verified")
 
 
 def _take(auditor: Auditor) -> SnapshotInfo:
@@ -168,7 +182,7 @@ def verify_command(
         if as_json:
             emit({"valid": False, "reason": str(error)})
         else:
-            complain(f"not valid: {error}")
+            complain(f"not valid: {reason(error)}")
         raise typer.Exit(1) from None
     facts = {
         "valid": True,
@@ -199,7 +213,7 @@ def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
     try:
         backend = choose_backend(backend)
     except (BackendUnavailable, ValueError) as error:
-        complain(f"{error}")
+        complain(error)
         raise typer.Exit(1) from None
     try:
         with progress(TextColumn("{task.completed}/{task.total} revisions")) as bar:
@@ -208,7 +222,7 @@ def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
                 folder, backend, lambda at, last: bar.update(task, total=last, completed=at)
             )
     except (LogError, ReplayError, OSError) as error:
-        complain(f"{error}")
+        complain(error)
         raise typer.Exit(1) from None
     if as_json:
         emit(report.fields())

@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from livefactor.auditor import Auditor, SnapshotInfo
 from livefactor.models import Models
@@ -35,6 +36,7 @@ from livefactor.pushing.producer import Producer
 from livefactor.scorer import Scorer
 from livefactor.wire.keys import keys_of
 from livefactor_server.snapshots.audit import replay_model
+from livefactor_server.text import plain
 
 BATCH_EVENTS = 512
 LIST_LENGTH = 10
@@ -224,9 +226,8 @@ class Demo:
     def check(self, promise: str, held: bool, measured: str) -> None:
         """Notes a promise and prints whether it held."""
         self.checks.append((promise, held, measured))
-        self.console.print(
-            f"[{'green' if held else 'bold red'}]{'held' if held else 'BROKEN'}[/]  {promise}: {measured}"
-        )
+        outcome = Text("held", "green") if held else Text("BROKEN", "bold red")
+        self.console.print(outcome, f" {promise}: {measured}")
 
     def count_wait(self) -> None:
         """Counts one wait of the producer for a server that does not answer."""
@@ -336,7 +337,7 @@ class Demo:
         )
         for rank, (left, right) in enumerate(zip(before.labels, after.labels, strict=True), 1):
             new = right not in before.labels
-            grid.add_row(str(rank), left, f"[bold green]{right}[/]" if new else right)
+            grid.add_row(str(rank), left, Text(plain(right), "bold green") if new else right)
         self.console.print(grid)
         if self.show_change is not None:
             bought_labels = [self.shop.labels[item] for item in chosen]

@@ -18,8 +18,9 @@ _SCORERS = ("model", "popular", "popular_decayed")
 
 def show_hold(hold: Hold) -> None:
     """Prints why updates are refused and what an operator can do."""
+    console().print()
     console().print(
-        f"\nUPDATES ARE ON HOLD since revision {hold.revision}, {_time(hold.time_us)}: {hold.reason}"
+        f"UPDATES ARE ON HOLD since revision {hold.revision}, {_time(hold.time_us)}: {hold.reason}"
     )
     good = f"revision {hold.good_revision}" if hold.good_revision else "unknown"
     console().print(f"last good state: {good}; newest snapshot at or before it: {hold.snapshot_id or 'none'}")
@@ -30,8 +31,9 @@ def show_hold(hold: Hold) -> None:
 
 def show_judgement(judgement: Judgement) -> None:
     """Prints the figures of the model beside those of the baselines, then the detected changes."""
+    console().print()
     console().print(
-        f"\njudged: {judgement.judged_events} events since revision {judgement.since_revision}, "
+        f"judged: {judgement.judged_events} events since revision {judgement.since_revision}, "
         f"{judgement.sampled_events} of them ranked among drawn items, {judgement.ranked_events} among all"
     )
     grid = table(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from livefactor_server.cli.base import AsJson, Model, complain, emit, log_app
+from livefactor_server.cli.base import AsJson, Model, complain, emit, log_app, say
 
 
 @log_app.command("show")
@@ -33,8 +33,8 @@ def show(
     from livefactor_server.log.store import LogError
     from livefactor_server.snapshots.replay import log_folder
 
-    inner = log_folder(data / "models" / model)
-    folder = inner if inner.is_dir() else data
+    models = data / "models"
+    folder = log_folder(models / model) if models.is_dir() else data
     try:
         shown: Iterable[dict[str, Any]] = log_show.rows(
             folder, from_revision, None if last else count or None
@@ -43,7 +43,7 @@ def show(
             shown = deque(shown, count or 20)
         damaged = _print(shown, as_json)
     except (LogError, OSError) as error:
-        complain(f"{error}")
+        complain(error)
         raise typer.Exit(1) from None
     if damaged:
         raise typer.Exit(1)
@@ -65,5 +65,5 @@ def _print(shown: Iterable[dict[str, Any]], as_json: bool) -> bool:
             emit(row)
     else:
         for line in log_show.plain_lines(watched()):
-            typer.echo(line)
+            say(line)
     return damaged

@@ -33,7 +33,18 @@ def _description_fields(model: ModelDescription) -> dict[str, Any]:
         "log_bytes": model.log_bytes, "memory_bytes": model.memory_bytes, "writable": model.writable,
         "root_hash": model.root_hash.hex(), "spec": model.spec, "adapted_rate": model.adapted_rate,
         "judgement": model.judgement and asdict(model.judgement), "hold": model.hold and asdict(model.hold),
+        "fault": model.fault,
     }  # fmt: skip
+
+
+def _show_fault(model: ModelDescription) -> None:
+    """Prints why a model is not served and what an operator can do."""
+    console().print(f"{model.name} IS NOT SERVED: {model.fault}", soft_wrap=True)
+    console().print(
+        f"`livefactor models restore {model.name} {model.name}` restores it from its newest snapshot, "
+        f"`livefactor snapshot --list -m {model.name}` lists the snapshots",
+        soft_wrap=True,
+    )
 
 
 def _show(model: ModelDescription, as_json: bool) -> None:
@@ -41,10 +52,13 @@ def _show(model: ModelDescription, as_json: bool) -> None:
     if as_json:
         emit(fields)
         return
+    if model.fault:
+        _show_fault(model)
+        return
     spec = fields.pop("spec")
-    # These two are shown below the table.
-    del fields["judgement"], fields["hold"]
-    grid = table("", "")
+    # A judgement and a hold are shown below the table.
+    del fields["judgement"], fields["hold"], fields["fault"]
+    grid = table("field", "value")
     for name, value in fields.items():
         if value is not None:
             grid.add_row(name, str(value))
@@ -69,6 +83,9 @@ def models_list(target: Target = DEFAULT_TARGET, as_json: AsJson = False) -> Non
         return
     grid = table("model", "revision", "users", "items", "events", "loss", "k", "log bytes", "memory bytes")
     for model in listed:
+        if model.fault:
+            grid.add_row(model.name, "not served")
+            continue
         grid.add_row(
             model.name,
             str(model.position.revision),
@@ -81,6 +98,9 @@ def models_list(target: Target = DEFAULT_TARGET, as_json: AsJson = False) -> Non
             str(model.memory_bytes),
         )
     console().print(grid)
+    for model in listed:
+        if model.fault:
+            _show_fault(model)
 
 
 @models_app.command("create")
@@ -100,6 +120,7 @@ def models_create(
     as_json: AsJson = False,
 ) -> None:
     """Create an empty model."""
+    from livefactor.errors import LivefactorError
     from livefactor.models import Models
     from livefactor_server.files.specs import read_changes
 
@@ -107,6 +128,9 @@ def models_create(
         named, changes = ("", json.loads(spec)) if spec.lstrip()[:1] == "{" else read_changes(Path(spec))
         with Models(target) as models:
             _show(models.create(name, preset or named, **changes), as_json)
+    except LivefactorError:
+        # The server's text says what it is about.
+        raise
     except (json.JSONDecodeError, TypeError, ValueError) as error:
         complain(f"spec: {error}")
         raise typer.Exit(2) from None
@@ -128,7 +152,7 @@ def models_describe(
 
 @models_app.command("restore")
 def models_restore(
-    name: Annotated[str, typer.Argument(help="The new model.")],
+    name: Annotated[str, typer.Argument(help="The new model, or the name of a model that cannot be opened.")],
     source: Annotated[str, typer.Argument(help="The model that the snapshot was taken from.")],
     snapshot_id: Annotated[
         str, typer.Option("--snapshot", help="Id of the snapshot. Default: the newest.")
@@ -136,7 +160,10 @@ def models_restore(
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new model from a snapshot."""
+    """Make a new model from a snapshot.
+
+    For a model that cannot be opened, name it twice. Its old folder is set aside and not deleted.
+    """
     from livefactor.models import Models
 
     with Models(target) as models:
@@ -149,7 +176,10 @@ def models_delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     target: Target = DEFAULT_TARGET,
 ) -> None:
-    """Delete a model with its log and snapshots. This cannot be undone."""
+    """Delete a model with its log and snapshots. This cannot be undone.
+
+    The folder of a model that cannot be opened is set aside and not deleted.
+    """
     if not yes:
         typer.confirm(f"Delete {name} with its log and all snapshots?", abort=True)
     from livefactor.models import Models

@@ -143,7 +143,7 @@ class Sent:
 
     def collect_done(self) -> None:
         """Counts the acknowledgements that have arrived. It does not wait."""
-        while self.receipts and self.receipts[0].done and self.receipts[0].exception(0) is None:
+        while self.receipts and self.receipts[0].done() and self.receipts[0].exception(0) is None:
             self._count_first()
 
     def _count_first(self) -> None:

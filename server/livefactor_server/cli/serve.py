@@ -64,7 +64,7 @@ def warmup(
     try:
         steps = of_presets(names, choose_backend(backend))
     except (BackendUnavailable, ValueError) as error:
-        complain(str(error))
+        complain(error)
         raise typer.Exit(1) from None
     with progress() as bar:
         task = bar.add_task("", total=len(steps))
@@ -81,7 +81,7 @@ def warmup(
 @app.command()
 def demo(
     events: Annotated[
-        int | None, typer.Option(help="Stop after this many events. Default: the whole year.")
+        int | None, typer.Option(min=1, help="Stop after this many events. Default: the whole year.")
     ] = None,
 ) -> None:
     """Stream one year of a real shop's purchases through a server.

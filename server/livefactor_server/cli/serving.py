@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 from livefactor_kernels.backend import BackendUnavailable
 from livefactor_server import metrics
@@ -23,9 +24,13 @@ from livefactor_server.hosting import host as hosting
 from livefactor_server.log.store import LogError
 from livefactor_server.rpc import server
 from livefactor_server.snapshots.replay import ReplayError
+from livefactor_server.text import PlainFormatter
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+CALLS_SHARE = 0.9
+"""Share of the seconds of a drain that running calls get. The rest remains to end them."""
+
 SLOW_STEP_S = 1.0
 """A step of the start that takes longer is reported."""
 
@@ -43,10 +48,13 @@ logger = logging.getLogger("livefactor_server")
 
 
 def run_server(settings: ServerSettings, port_file: Path | None) -> int:
-    """Serves until SIGTERM or SIGINT, then drains. Returns the exit code."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
-    )
+    """Serves until SIGTERM or SIGINT, then drains and ends the process with code 0.
+
+    Returns the exit code if the server cannot start.
+    """
+    lines = logging.StreamHandler()
+    lines.setFormatter(PlainFormatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[lines])
     if settings.host not in LOOPBACK and not settings.allow_remote:
         complain(f"{settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote")
         return 2
@@ -63,7 +71,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         rpc = server.RpcServer(models, settings.service(), f"{settings.host}:{settings.port}")
         metrics_port = _serve_metrics(settings)
     except EXPECTED_FAULTS as error:
-        complain(str(error))
+        complain(error)
         return 1
     rpc.listen()
     logger.info("gRPC listens on %s:%d; models are being opened", settings.host, rpc.port)
@@ -79,7 +87,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     threading.Thread(target=open_models, name="open-models", daemon=True).start()
     first = news.get()
     if isinstance(first, EXPECTED_FAULTS):
-        complain(str(first))
+        complain(first)
         _leave(1)
     if isinstance(first, BaseException):
         raise first
@@ -100,15 +108,41 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         server.write_port_file(port_file, [rpc.port, metrics_port])
     news.get()
     logger.info("draining: accepted batches are finished, new ones are refused")
-    rpc.drain(settings.drain_s)
-    # The exit code of a clean drain is 0, however many signals arrive.
+    # The exit code of a drain is 0, however many signals arrive.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    _drain(rpc, settings.drain_s)
+    # A thread of a call may still compute, and nobody waits for its answer.
+    _leave(0)
+
+
+def _drain(rpc: server.RpcServer, drain_s: float) -> None:
+    """Drains the server, or gives up after `drain_s` seconds. Nothing acknowledged is lost then."""
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def drain() -> None:
+        try:
+            rpc.drain(drain_s * CALLS_SHARE)
+            ended.put(None)
+        except BaseException as error:
+            ended.put(error)
+
+    threading.Thread(target=drain, name="drain", daemon=True).start()
+    try:
+        error = ended.get(timeout=drain_s)
+    except queue.Empty:
+        logger.warning(
+            "not drained after %g s (--drain-s): what still ran was ended. Nothing acknowledged is lost; the next"
+            " start replays the log from an older snapshot",
+            drain_s,
+        )
+        return
+    if error is not None:
+        raise error
     logger.info("drained")
-    return 0
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """Ends the process without waiting for threads."""
     logging.shutdown()
     sys.stdout.flush()

@@ -90,7 +90,7 @@ class ServerSettings:
     memory_bytes_max: Annotated[
         int,
         _option(
-            "Maximum bytes of rows, key maps and labels, per model. At this limit, new keys are refused.",
+            "Maximum bytes of memory of a model. At this limit, new users, items, labels and marks are rejected.",
             min=1 << 20,
         ),
     ] = 8 << 30
@@ -134,7 +134,11 @@ class ServerSettings:
         _option("Folder for TensorBoard files with the judge's figures. Without a folder, none are written."),
     ] = None
     drain_s: Annotated[
-        float, _option("Maximum seconds that running calls may take after SIGTERM.", min=0)
+        float,
+        _option(
+            "Maximum seconds from SIGTERM to the end. What still runs then, such as a last snapshot, is ended.",
+            min=1,
+        ),
     ] = 30.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from livefactor.v1 import updates_pb2
-from livefactor_kernels.tables import NO_ROW
-from livefactor_server.changes import NO_ROOM, Change, KeyedChange, LabelsChange, Rejects
+from livefactor_kernels.backend import RowTable
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
+from livefactor_server.changes import Change, KeyedChange, Rejects, WireChange
 from livefactor_server.engine.submission import Ack, Seal, Submission
 from livefactor_server.model.producers import RING, Outcome
 from livefactor_server.model.state import ModelState
@@ -38,32 +40,77 @@ class _Lane:
 
 
 @dataclass(slots=True)
+class _Pending:
+    """New entries of a limited list that are admitted and not yet applied: how many batches have
+    them, and how often each key occurs.
+    """
+
+    batches: int = 0
+    keys: Counter[int] = field(default_factory=Counter)
+
+    def add(self, keys: Sequence[int]) -> None:
+        self.batches += 1
+        self.keys.update(keys)
+
+    def remove(self, keys: Sequence[int]) -> None:
+        self.batches -= 1
+        if not self.batches:
+            self.keys.clear()
+            return
+        for key in keys:
+            self.keys[key] -= 1
+            if not self.keys[key]:
+                del self.keys[key]
+
+
+class _Room(NamedTuple):
+    """The room for new rows.
+
+    Attributes:
+        users, items: the numbers of rows below the limits of the spec.
+        granted: the numbers for which the backend has memory.
+        nbytes: the memory for rows, in bytes.
+    """
+
+    users: int
+    items: int
+    granted: tuple[int, int]
+    nbytes: int
+
+
+@dataclass(slots=True)
 class Admission:
     """The state as the LOG stage sees it. The APPLY stage calls only `settle`.
 
     Attributes:
         state: the state of the model.
-        memory_bytes_max: limit of the memory of used rows, key maps and labels, in bytes.
+        memory_bytes_max: limit of the memory of the model, in bytes.
         seal: the hash of the log.
         hold_refusal: the refusal of batches with events while updates are on hold, else None.
+        judge_item_bytes: memory that the judge takes for each item.
     """
 
     state: ModelState
     memory_bytes_max: int
     seal: Seal
     hold_refusal: Callable[[], Refused | None]
+    judge_item_bytes: int = 0
     _lanes: dict[bytes, _Lane] = field(default_factory=dict)
     _flying: dict[tuple[bytes, int], Submission] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _pending_entries: int = 0
-    _pending_labels: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
+    _producers: int = 0
+    _pending: dict[str, _Pending] = field(default_factory=dict)
     _pending_bytes: int = 0
     _row_bytes: tuple[int, int] = (0, 0)
     _reserved: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        backend = self.state.backend
-        self._row_bytes = (backend.users.row_bytes + KEY_SLOT_BYTES, backend.items.row_bytes + KEY_SLOT_BYTES)
+        self._producers = len(self.state.producers)
+        users, items = self._tables
+        self._row_bytes = (
+            users.row_bytes + KEY_SLOT_BYTES,
+            items.row_bytes + KEY_SLOT_BYTES + self.judge_item_bytes,
+        )
 
     def admit(self, item: Submission) -> bool:
         """Decides whether a batch enters the log.
@@ -81,8 +128,7 @@ class Admission:
             refusal = self.hold_refusal() if item.change.has_events else None
             if refusal is not None:
                 raise refusal
-            if not isinstance(item.change, KeyedChange) or not self.surely_fits(item.change, 0):
-                self._make_fit(item)
+            self._make_fit(item)
         except Refused:
             self.withdraw([item])
             raise
@@ -134,9 +180,9 @@ class Admission:
         lane = self._lane(item.producer)
         if lane is None:
             limit = self.state.spec.limits.producers_max
-            opening = sum(self.state.producers.get(key) is None for key in self._lanes)
-            if len(self.state.producers) + opening >= limit:
+            if self._producers >= limit:
                 raise exhausted(f"producers: the model has reached its limit of {limit}")
+            self._producers += 1
             lane = self._lanes[item.producer] = _Lane(0, 0)
         lane.epoch += 1
         item.epoch, item.sequence = lane.epoch, lane.last_sequence
@@ -173,6 +219,7 @@ class Admission:
                     lane.epoch -= 1
                     if not lane.epoch:
                         del self._lanes[item.producer]
+                        self._producers -= 1
                 self._count_pending(item.change, -1)
 
     def settle(self, item: Submission) -> list[Submission]:
@@ -197,14 +244,14 @@ class Admission:
         """
         if not isinstance(change, KeyedChange):
             return True
-        limits, backend = self.state.spec.limits, self.state.backend
+        limits, (users, items) = self.state.spec.limits, self._tables
         worst = change.rows + rows_ahead
-        users, items = backend.users.allocated + worst, backend.items.allocated + worst
+        new_bytes = worst * sum(self._row_bytes)
         return (
-            users <= limits.users_max
-            and items <= limits.items_max
-            and self._bytes_with(worst, worst) <= self.memory_bytes_max
-            and self._reserve(users, items)
+            users.allocated + worst <= limits.users_max
+            and items.allocated + worst <= limits.items_max
+            and new_bytes <= self.free_bytes
+            and self._reserve(users.allocated + worst, items.allocated + worst)
         )
 
     def _reserve(self, users: int, items: int) -> bool:
@@ -221,82 +268,118 @@ class Admission:
         self._reserved = wanted
         return True
 
-    def _bytes_with(self, new_users: int, new_items: int) -> int:
-        backend = self.state.backend
-        users, items = backend.users.allocated + new_users, backend.items.allocated + new_items
-        names = sum(labels.nbytes for labels in self.state.labels) + self._pending_bytes
-        return users * self._row_bytes[0] + items * self._row_bytes[1] + names
+    @property
+    def _tables(self) -> tuple[RowTable, RowTable]:
+        return self.state.backend.users, self.state.backend.items
+
+    @property
+    def free_bytes(self) -> int:
+        """The memory that admitted batches may still take, in bytes.
+
+        It is below 0 if the model holds more than `memory_bytes_max`.
+        """
+        rows = sum(
+            table.allocated * nbytes for table, nbytes in zip(self._tables, self._row_bytes, strict=True)
+        )
+        return self.memory_bytes_max - rows - self.state.bytes_beside - self._pending_bytes
 
     def _make_fit(self, item: Submission) -> None:
-        """Rejects the rows of a batch that would need a table row above a limit.
+        """Rejects the rows of a batch that have no room, so that the other rows need not wait.
 
-        The caller has placed all earlier rows.
-
-        Raises:
-            Refused: the memory is not sufficient, or a list of entries would exceed its limit.
+        If the batch may not fit, all earlier new rows are placed.
         """
         change = item.change
         if isinstance(change, KeyedChange):
-            self._fit_rows(item, change)
-        elif isinstance(change, LabelsChange):
-            self._fit_labels(item, change)
-        elif change.room != NO_ROOM:
-            self._fit_entries(change)
+            if self.surely_fits(change, 0):
+                item.new_rows = change.rows
+            else:
+                self._fit_rows(item, change)
+        elif isinstance(change, WireChange):
+            self._fit_entries(item, change)
 
     def _fit_rows(self, item: Submission, change: KeyedChange) -> None:
-        backend = self.state.backend
-        user_ids, item_ids = change.keys
-        new_users = backend.users.count_new(user_ids)
-        new_items = backend.items.count_new(item_ids)
-        if self._bytes_with(new_users, new_items) > self.memory_bytes_max:
-            raise exhausted("memory: the batch would exceed the server's memory_bytes_max")
-        limits = self.state.spec.limits
-        room = (limits.users_max - backend.users.allocated, limits.items_max - backend.items.allocated)
-        if not self._reserve(
-            backend.users.allocated + min(new_users, room[0]),
-            backend.items.allocated + min(new_items, room[1]),
+        new = tuple(table.count_new(keys) for table, keys in zip(self._tables, change.keys, strict=True))
+        room = self._room_for(*new)
+        if (
+            new[USERS] <= min(room.users, room.granted[USERS])
+            and new[ITEMS] <= min(room.items, room.granted[ITEMS])
+            and new[USERS] * self._row_bytes[USERS] + new[ITEMS] * self._row_bytes[ITEMS] <= room.nbytes
         ):
-            raise exhausted("memory: the backend has too little memory for the new rows")
-        if new_users <= room[0] and new_items <= room[1]:
+            item.new_rows = max(new)
             return
-        rejected = _rows_without_room(self.state, change, room)
+        rejected, item.new_rows = self._rows_without_room(change, room)
         item.reject_more(rejected, change.without_rows([row for row, _ in rejected]))
 
-    def _fit_labels(self, item: Submission, change: LabelsChange) -> None:
-        """Rejects the labels that have no room.
+    def _room_for(self, new_users: int, new_items: int) -> _Room:
+        """The room for this many new rows. The backend reserves what it can of it."""
+        (users, items), limits, free = self._tables, self.state.spec.limits, max(0, self.free_bytes)
+        room = limits.users_max - users.allocated, limits.items_max - items.allocated
+        wanted = tuple(
+            min(new, rows, free // nbytes)
+            for new, rows, nbytes in zip((new_users, new_items), room, self._row_bytes, strict=True)
+        )
+        if self._reserve(users.allocated + wanted[USERS], items.allocated + wanted[ITEMS]):
+            return _Room(*room, (wanted[USERS], wanted[ITEMS]), free)
+        granted = self._reserved[USERS] - users.allocated, self._reserved[ITEMS] - items.allocated
+        return _Room(*room, granted, free)
 
-        It never refuses the whole batch, so that the events after it do not wait.
+    def _rows_without_room(self, change: KeyedChange, room: _Room) -> tuple[list[tuple[int, int]], int]:
+        """The rows that would need a table row above a limit, decided in row order.
+
+        Returns:
+            (row, reason) of each of them, and the most rows that the others add to a table.
         """
-        with self._lock:
-            if self._bytes_with(0, 0) + change.room.nbytes > self.memory_bytes_max:
-                full = [row for row, text in enumerate(change.labels) if text]
+        unknown = [
+            table.find(keys, table.allocated) == NO_ROW
+            for table, keys in zip(self._tables, change.keys, strict=True)
+        ]
+        rows = np.flatnonzero(unknown[USERS] | unknown[ITEMS])
+        columns = [column[rows].tolist() for column in (*change.keys, *unknown)]
+        new_users: set[int] = set()
+        new_items: set[int] = set()
+        free, rejected = room.nbytes, []
+        for row, user, item, no_user, no_item in zip(rows.tolist(), *columns, strict=True):
+            needs_user, needs_item = no_user and user not in new_users, no_item and item not in new_items
+            users, items = len(new_users) + needs_user, len(new_items) + needs_item
+            cost = needs_user * self._row_bytes[USERS] + needs_item * self._row_bytes[ITEMS]
+            if needs_user and users > room.users:
+                rejected.append((row, int(updates_pb2.REJECT_REASON_USERS_FULL)))
+            elif needs_item and items > room.items:
+                rejected.append((row, int(updates_pb2.REJECT_REASON_ITEMS_FULL)))
+            elif (
+                cost > free
+                or (needs_user and users > room.granted[USERS])
+                or (needs_item and items > room.granted[ITEMS])
+            ):
+                rejected.append((row, int(updates_pb2.REJECT_REASON_MEMORY_FULL)))
             else:
-                full = change.rows_without_room(self.state, self._pending_labels[change.side])
-            if full:
-                reason = int(updates_pb2.REJECT_REASON_LABELS_FULL)
-                item.reject_more([(row, reason) for row in full], change.without_rows(full))
-            self._count_pending(item.change, 1)
+                free -= cost
+                if needs_user:
+                    new_users.add(user)
+                if needs_item:
+                    new_items.add(item)
+        return rejected, max(len(new_users), len(new_items))
 
-    def _fit_entries(self, change: Change) -> None:
-        entries, limit = change.entries_in(self.state)
+    def _fit_entries(self, item: Submission, change: WireChange) -> None:
+        """Rejects the rows of a change whose entries have no room in their list."""
         with self._lock:
-            self._count_pending(change, 1)
-            pending = self._pending_entries
-        if entries + pending > limit:
-            raise exhausted(f"marks: the batch would exceed the model's limit of {limit}")
-        if self._bytes_with(0, 0) > self.memory_bytes_max:
-            raise exhausted("memory: the batch would exceed the server's memory_bytes_max")
+            room = change.room
+            if room.kept_in:
+                pending = self._pending.get(room.kept_in)
+                keys = pending.keys if pending else Counter[int]()
+                rejected = change.rows_without_room(self.state, keys, self.free_bytes)
+                if rejected:
+                    item.reject_more(rejected, change.without_rows([row for row, _ in rejected]))
+            self._count_pending(item.change, 1)
 
     def _count_pending(self, change: Change, sign: int) -> None:
         room = change.room
-        if isinstance(change, LabelsChange):
-            pending = self._pending_labels[change.side]
-            for key in change.ids.tolist():
-                pending[key] += sign
-                if not pending[key]:
-                    del pending[key]
-        else:
-            self._pending_entries += sign * room.entries
+        if room.kept_in:
+            pending = self._pending.setdefault(room.kept_in, _Pending())
+            if sign > 0:
+                pending.add(room.keys)
+            else:
+                pending.remove(room.keys)
         self._pending_bytes += sign * room.nbytes
 
 
@@ -304,39 +387,3 @@ def _duplicate_ack(outcome: Outcome) -> Ack:
     return Ack(
         outcome.revision, outcome.accepted, Rejects(outcome.rejected_count, outcome.rejects), duplicate=True
     )
-
-
-def _rows_without_room(
-    state: ModelState, change: KeyedChange, room: tuple[int, int]
-) -> list[tuple[int, int]]:
-    """(row, reason) of each row that would need a table row above a limit, decided in row order.
-
-    `room` is the number of free rows of users and of items.
-    """
-    user_ids, item_ids = change.keys
-    backend = state.backend
-    unknown = (backend.users.find(user_ids, backend.users.allocated) == NO_ROW) | (
-        backend.items.find(item_ids, backend.items.allocated) == NO_ROW
-    )
-    new: tuple[set[int], set[int]] = (set(), set())
-    rejected: list[tuple[int, int]] = []
-    for row in np.flatnonzero(unknown).tolist():
-        keys = (int(user_ids[row]), int(item_ids[row]))
-        needs = [
-            key not in new[side] and _absent(table, key)
-            for side, (key, table) in enumerate(zip(keys, (backend.users, backend.items), strict=True))
-        ]
-        if needs[0] and len(new[0]) >= room[0]:
-            rejected.append((row, int(updates_pb2.REJECT_REASON_USERS_FULL)))
-        elif needs[1] and len(new[1]) >= room[1]:
-            rejected.append((row, int(updates_pb2.REJECT_REASON_ITEMS_FULL)))
-        else:
-            for side in (0, 1):
-                if needs[side]:
-                    new[side].add(keys[side])
-    return rejected
-
-
-def _absent(table: object, key: int) -> bool:
-    found = table.find(np.array([key], np.uint64), table.allocated)  # type: ignore[attr-defined]
-    return bool(found[0] == NO_ROW)

@@ -63,7 +63,7 @@ class Commit:
 
     parts: Parts
     batches: list[Submission] = field(default_factory=list)
-    rows: int = 0
+    new_rows: int = 0
     entries: list[Entry] = field(default_factory=list)
     chain: bytes = b""
     headers: list[Header] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Commit:
         assert not self.entries, "the group is sealed"
         if self.parts.admission.admit(batch):
             self.batches.append(batch)
-            self.rows += batch.change.rows
+            self.new_rows += batch.new_rows
 
     def seal(self) -> None:
         """Makes log entries of the batches, with the revisions after the log's last one."""

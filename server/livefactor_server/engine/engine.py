@@ -59,7 +59,7 @@ class EngineSettings:
 
     Attributes:
         queue_bytes_max: limit of the bytes of queued batches.
-        memory_bytes_max: limit of the memory of used rows, key maps and labels, in bytes.
+        memory_bytes_max: limit of the memory of the model (`Engine.memory_bytes`), in bytes.
         backend: "cpu" or "cuda".
         observer: settings of the judge.
     """
@@ -92,7 +92,9 @@ class Engine:
         self.torn = False
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
-        admission = Admission(state, settings.memory_bytes_max, log.seal, self.observer.refusal)
+        admission = Admission(
+            state, settings.memory_bytes_max, log.seal, self.observer.refusal, self.observer.item_bytes
+        )
         self._parts = Parts(state, log, self.gate, admission, self.observer, self.metrics, self.wake)
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._to_apply: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
@@ -110,8 +112,22 @@ class Engine:
     def start(self) -> None:
         """Starts both stages."""
         self.metrics.watch(
-            self.state, self.log, self.observer, lambda: self._budget.used, lambda: self.failure is None
+            self.state,
+            self.log,
+            self.observer,
+            lambda: self.memory_bytes,
+            lambda: self._budget.used,
+            lambda: self.failure is None,
         )
+        admission = self._parts.admission
+        if admission.free_bytes < 0:
+            logger.warning(
+                "model %s: it holds %d MiB, which is more than memory_bytes_max (%d MiB); it serves, and "
+                "it rejects new users, items, labels and marks",
+                self.name,
+                sum(self.memory_bytes.values()) >> 20,
+                admission.memory_bytes_max >> 20,
+            )
         self._log_thread.start()
         self._apply_thread.start()
 
@@ -145,6 +161,11 @@ class Engine:
     def revision(self) -> int:
         """The published revision."""
         return self.state.revision
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of memory of each part of the model."""
+        return self.state.memory_bytes | {"judge": self.observer.nbytes}
 
     def wait_for(self, revision: int, timeout_s: float | None, is_wanted: Callable[[], bool]) -> bool:
         """Waits until `revision` is published.
@@ -251,8 +272,8 @@ class Engine:
     def _log_group(self, group: list[Submission]) -> None:
         """Logs a group.
 
-        A batch whose rows may not fit starts another commit. Its admission waits until all earlier
-        rows are placed.
+        A batch whose rows may not fit waits until all earlier new rows are placed, and starts
+        another commit.
         """
         commit = Commit(self._parts)
         for batch in group:
@@ -260,8 +281,8 @@ class Engine:
             try:
                 if self.failure is not None:
                     raise unavailable("model: writes are stopped")
-                rows_ahead = commit.rows + (self._durable.rows if self._durable else 0)
-                if not self._parts.admission.surely_fits(batch.change, rows_ahead):
+                rows_ahead = commit.new_rows + (self._durable.new_rows if self._durable else 0)
+                if rows_ahead and not self._parts.admission.surely_fits(batch.change, rows_ahead):
                     self._make_durable(commit)
                     self._finish_durable()
                     commit = Commit(self._parts)

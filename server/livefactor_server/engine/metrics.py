@@ -14,6 +14,8 @@ from livefactor_server.log.store import Log
 from livefactor_server.model.state import ModelState
 
 _TABLES = ("users", "items")
+_PARTS = (*_TABLES, "labels", "marks", "producers", "judge")
+"""The parts whose memory is reported (`Engine.memory_bytes`)."""
 _LATENCY_BUCKETS = (*(0.0005 * 2**power for power in range(11)), 1.0, 2.0, 5.0)
 
 EVENTS = Counter("livefactor_events", "Interactions applied.", ["model"])
@@ -23,7 +25,11 @@ REVISION = Gauge("livefactor_revision", "Published revision.", ["model"])
 LOG_LAG = Gauge("livefactor_log_lag_records", "Records that are durable but not yet applied.", ["model"])
 QUEUE = Gauge("livefactor_queue_bytes", "Bytes of batches that wait for the log.", ["model"])
 LOG_BYTES = Gauge("livefactor_log_bytes", "Bytes of the log on disk.", ["model"])
-MEMORY = Gauge("livefactor_memory_bytes", "Bytes of used rows and key maps.", ["model", "table"])
+MEMORY = Gauge(
+    "livefactor_memory_bytes",
+    "Bytes of memory of a part of the model: used rows with their key map, or state beside them.",
+    ["model", "table"],
+)
 ROWS = Gauge("livefactor_rows", "Published rows.", ["model", "table"])
 APPLY_LATENCY = Histogram(
     "livefactor_apply_latency_seconds",
@@ -58,6 +64,7 @@ class EngineMetrics:
         state: ModelState,
         log: Log,
         observer: Observer,
+        memory_bytes: Callable[[], dict[str, int]],
         queued_bytes: Callable[[], int],
         is_writable: Callable[[], bool],
     ) -> None:
@@ -69,8 +76,9 @@ class EngineMetrics:
         LOG_BYTES.labels(model).set_function(lambda: log.size_bytes)
         WRITABLE.labels(model).set_function(lambda: float(is_writable()))
         JUDGES.watch(model, observer.report, lambda: observer.hold is not None)
+        for part in _PARTS:
+            MEMORY.labels(model, part).set_function(partial(_memory_of, memory_bytes, part))
         for side, table in enumerate(_TABLES):
-            MEMORY.labels(model, table).set_function(partial(_memory_of, state, table))
             ROWS.labels(model, table).set_function(partial(_rows_of, state, side))
 
     def observe(self, applied: Sequence[Submission], now: float) -> None:
@@ -95,13 +103,14 @@ class EngineMetrics:
         JUDGES.forget(self._model)
         for gauge in (REVISION, LOG_LAG, QUEUE, LOG_BYTES, WRITABLE):
             gauge.remove(self._model)
+        for part in _PARTS:
+            MEMORY.remove(self._model, part)
         for table in _TABLES:
-            MEMORY.remove(self._model, table)
             ROWS.remove(self._model, table)
 
 
-def _memory_of(state: ModelState, table: str) -> float:
-    return state.memory_bytes[table]
+def _memory_of(memory_bytes: Callable[[], dict[str, int]], part: str) -> float:
+    return memory_bytes()[part]
 
 
 def _rows_of(state: ModelState, side: int) -> float:

@@ -15,11 +15,14 @@ import numpy as np
 
 from livefactor.wire.scoring import ScoreColumns, ScoreQuery
 from livefactor_kernels.backend import Pin
-from livefactor_kernels.reading import Events, PersonReader
+from livefactor_kernels.reading import Events, PersonReader, with_rows
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.engine.engine import Engine
+from livefactor_server.model.availability import rows_of
 from livefactor_server.statuses import invalid, no_memory, unavailable
+
+_NO_ROWS, _NO_FLAGS = np.empty(0, np.uint32), np.empty(0, bool)
 
 GATE_ROWS_MAX = 4096
 """Maximum number of rows gathered under the gate. Larger reads use a pin."""
@@ -33,11 +36,7 @@ class Reader:
         self._state = engine.state
         spec = engine.state.spec
         self._persons = PersonReader(spec) if spec.history.users else None
-        self._unavailable_cache: tuple[np.ndarray, int, np.ndarray] = (
-            np.empty(0, np.uint64),
-            0,
-            np.empty(0, np.uint32),
-        )
+        self._unavailable: tuple[np.ndarray, np.ndarray] = np.empty(0, np.uint8), _NO_ROWS
 
     def score(self, query: ScoreQuery) -> ScoreColumns:
         """Answers a checked query.
@@ -122,8 +121,10 @@ class Reader:
     def _own_events(self, query: ScoreQuery, pin: Pin) -> list[Events | None] | None:
         """The events in the query that replace the histories of the users, without unknown
         items.
+
+        A list without events replaces nothing, also if all users share it.
         """
-        if query.event_ids is None:
+        if query.event_ids is None or not query.event_ids.size:
             return None
         rows = self._state.backend.items.find(query.event_ids, pin.counts[ITEMS])
         assert self._persons is not None
@@ -138,10 +139,11 @@ class Reader:
         backend = self._state.backend
         with self._engine.gate.reading():
             pin = backend.pin()
-            revision, unavailable = self._state.revision, self._state.unavailable
+            revision, marks = self._state.revision, self._state.marks.bits()
         with pin:
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
-            common, own, own_offsets = self._exclusions(query, pin, unavailable)
+            common, own, own_offsets = self._exclusions(query, pin, marks)
+            truncated = _NO_FLAGS
             if self._persons is None:
                 factors, bias = pin.gather(USERS, user_rows)
                 rows, scores, offsets = pin.top_k(factors, bias, query.k, common, own, own_offsets)
@@ -149,6 +151,7 @@ class Reader:
                 read = self._persons.read(pin, user_rows, pin.counts[ITEMS], self._own_events(query, pin))
                 if query.exclude_seen:
                     own, own_offsets = read.with_had(own, own_offsets)
+                    truncated = read.truncated
                 keys = backend.items.keys
                 rows, scores, offsets = read.top_k(pin, keys, query.k, common, own, own_offsets)
         return self._answer(
@@ -159,10 +162,11 @@ class Reader:
             offsets.astype(np.uint32),
             user_rows != NO_ROW,
             np.ones(len(rows), bool),
+            truncated,
         )
 
     def _exclusions(
-        self, query: ScoreQuery, pin: Pin, unavailable: np.ndarray
+        self, query: ScoreQuery, pin: Pin, marks: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(excluded rows of all users, excluded rows of each user, offsets of the latter).
 
@@ -171,12 +175,10 @@ class Reader:
         """
         items = self._state.backend.items
         rows = items.find(query.item_ids, pin.counts[ITEMS])
-        common = [
-            np.empty(0, np.uint32) if query.include_unavailable else self._unavailable_rows(unavailable, pin)
-        ]
-        own, offsets = np.empty(0, np.uint32), np.zeros(len(query.user_ids) + 1, np.uint32)
+        common = _NO_ROWS if query.include_unavailable else self._unavailable_rows(marks)
+        own, offsets = _NO_ROWS, np.zeros(len(query.user_ids) + 1, np.uint32)
         if query.offsets is None:
-            common.append(rows[rows != NO_ROW])
+            common = with_rows(common, np.unique(rows[rows != NO_ROW]))
         else:
             lists = [
                 np.unique(part[part != NO_ROW])
@@ -184,18 +186,17 @@ class Reader:
             ]
             own = np.concatenate(lists)
             np.cumsum([len(part) for part in lists], out=offsets[1:])
-        return np.unique(np.concatenate(common)), own, offsets
+        return common, own, offsets
 
-    def _unavailable_rows(self, unavailable: np.ndarray, pin: Pin) -> np.ndarray:
-        """Rows of the unavailable keys, ascending.
+    def _unavailable_rows(self, marks: np.ndarray) -> np.ndarray:
+        """The rows of the unavailable items, ascending. They are kept until a mark changes.
 
-        They are cached until the keys or the number of items change.
+        `marks` has their bits (`Marks.bits`).
         """
-        keys, count, rows = self._unavailable_cache
-        if keys is not unavailable or count != pin.counts[ITEMS]:
-            rows = self._state.backend.items.find(unavailable, pin.counts[ITEMS])
-            rows = np.sort(rows[rows != NO_ROW])
-            self._unavailable_cache = (unavailable, pin.counts[ITEMS], rows)
+        kept, rows = self._unavailable
+        if kept is not marks:
+            rows = rows_of(marks)
+            self._unavailable = marks, rows
         return rows
 
     def _answer(
@@ -207,6 +208,7 @@ class Reader:
         offsets: np.ndarray,
         user_known: np.ndarray,
         item_known: np.ndarray,
+        seen_truncated: np.ndarray = _NO_FLAGS,
     ) -> ScoreColumns:
         labels: list[str] = []
         if query.with_labels:
@@ -221,6 +223,7 @@ class Reader:
             user_known=user_known,
             item_known=item_known,
             labels=labels,
+            seen_truncated=seen_truncated,
         )
 
 

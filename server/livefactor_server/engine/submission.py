@@ -47,6 +47,7 @@ class Submission:
         commitment: the hash of what is logged.
         followers: retries that wait for the same result.
         started: time of arrival, in seconds of `time.perf_counter`.
+        new_rows: the most rows that an admitted batch adds to a table.
     """
 
     change: Change
@@ -66,6 +67,7 @@ class Submission:
     result: Ack | Refused | None = None
     followers: list[Submission] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+    new_rows: int = 0
 
     def __post_init__(self) -> None:
         self.received_hash = self.seal(self.salt, b"", self.received_body)
@@ -86,13 +88,10 @@ class Submission:
     def reject_more(self, rejected: list[tuple[int, int]], change: Change) -> None:
         """Rejects rows of the present change, and replaces it by `change`, which lacks them.
 
-        `rejected` has (row, reason) pairs. The list of rejects counts rows as the received batch
-        does.
+        `rejected` has (row, reason) pairs in row order. The list of rejects counts rows as the
+        received batch does.
         """
-        original = [row for row, _ in self.rejects.listed]
-        self.rejects = self.rejects.merged(
-            [(_received_row(row, original), reason) for row, reason in rejected]
-        )
+        self.rejects = self.rejects.merged(rejected)
         self.change = change
         self._seal_payload()
 
@@ -118,12 +117,3 @@ class Submission:
         self.reply(self)
         for follower in self.followers:
             follower.finish(result._replace(duplicate=True) if isinstance(result, Ack) else result)
-
-
-def _received_row(row: int, rejected_before: list[int]) -> int:
-    """The number in the received batch of row `row` after earlier rejections."""
-    for earlier in rejected_before:
-        if earlier > row:
-            break
-        row += 1
-    return row

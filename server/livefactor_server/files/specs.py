@@ -52,7 +52,9 @@ def read_changes(file: Path) -> tuple[str, dict[str, Any]]:
     """
     try:
         changes = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise SpecFileError(f"{file}: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SpecFileError(f"{file}: {error}") from None
     preset = changes.pop("preset", "")
     if preset and preset not in PRESET_NAMES:

@@ -20,7 +20,7 @@ class Description:
 
     Attributes:
         log_hash: chain hash at `revision`, 32 bytes.
-        memory_bytes: bytes of used rows and key maps.
+        memory_bytes: bytes of memory of all parts of the model (`Engine.memory_bytes`).
         adapted_rate: factor on the learning rates of the spec, None for fixed rates.
         hold: the hold of updates, None without one.
         hold_snapshot_id: the newest snapshot from before the hold within all bounds, "" without
@@ -67,7 +67,7 @@ def describe(hosted: Hosted, with_root_hash: bool = False) -> Description:
             backend=state.backend_name,
             log_hash=state.log_hash,
             log_bytes=engine.log.size_bytes,
-            memory_bytes=sum(state.memory_bytes.values()),
+            memory_bytes=sum(engine.memory_bytes.values()),
             writable=engine.failure is None,
             adapted_rate=state.adapted_rate,
             hold=hold,

@@ -5,15 +5,15 @@
 <data>/models/<name>/snapshots   snapshots of the model
 <data>/models/<name>/base        the snapshot with which a restored model began
 <data>/models/<name>/hold.json   the hold of updates, if there is one
+<data>/models/<name>/model.json  the model's name and lineage (`identity.py`)
+
+A model that cannot be opened has a fault (`faults.py`). The others are served.
 """
 
 from __future__ import annotations
 
 import fcntl
 import logging
-import os
-import re
-import shutil
 import threading
 import time
 import uuid
@@ -24,18 +24,20 @@ from pathlib import Path
 from typing import TextIO
 
 from livefactor.errors import SnapshotInvalid
+from livefactor.wire.limits import MODEL_NAME
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
-from livefactor_server.hosting import kernels
+from livefactor_server.hosting import identity, kernels
+from livefactor_server.hosting.faults import Fault, Faults
+from livefactor_server.hosting.folders import Folders
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.judging.board import Board
 from livefactor_server.log.store import Log
 from livefactor_server.model import spec_codec
 from livefactor_server.snapshots import replay
-from livefactor_server.snapshots.safetensors_writer import sync_folder
-from livefactor_server.snapshots.store import SnapshotNotFound
+from livefactor_server.snapshots.store import SnapshotNotFound, SnapshotStore
 from livefactor_server.statuses import (
     exhausted,
     exists,
@@ -45,10 +47,10 @@ from livefactor_server.statuses import (
     precondition,
     unavailable,
 )
+from livefactor_server.text import NAME_CHARACTERS_MAX, quoted
 
 DEFAULT_MODEL = "default"
 MODELS_MAX = 64
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +92,10 @@ class Hosted:
     board: Board | None = None
 
     def stop(self, take_last: bool) -> None:
-        """Drains the engine, then stops the keeper and the board.
+        """Stops the keeper and the board. The engine is drained already.
 
         With `take_last` the keeper takes a last snapshot.
         """
-        self.engine.drain()
         self.keeper.stop(take_last and self.engine.failure is None)
         if self.board is not None:
             self.board.stop()
@@ -111,30 +112,26 @@ class Hosting:
         self._data = data
         self._settings = settings
         self._models: dict[str, Hosted] = {}
+        self._faults = Faults(data)
         self._lock = threading.Lock()
         self._open_for_calls = False
         self._draining = False
-        (data / "models").mkdir(parents=True, exist_ok=True)
+        self._folders = Folders(data)
         self._lock_file = _hold(data / "lock")
 
     def open_all(self, progress: Progress | None = None, on_step: kernels.StepReport | None = None) -> None:
-        """Opens every model in the folder.
+        """Opens every model in the folder. One that cannot be opened gets a fault.
 
         If there is none, it creates the model "default" from the default spec or preset, if one is
         set. Calls get UNAVAILABLE until this returns. `on_step` reports the kernels that are being
         compiled.
         """
-        for path in (self._data / "models").glob(".*"):
-            # A crash interrupted the creation or the deletion of this model.
-            shutil.rmtree(path)
-        there = list(replay.models_in(self._data))
+        self._folders.clean()
+        there = self._folders.names()
         spec, name = self._settings.default_spec, self._settings.default_preset
         steps = [
             *kernels.shared(),
-            *(
-                kernels.Step(f"model {each}", partial(self._keep, each, folder, progress))
-                for each, folder in there
-            ),
+            *(kernels.Step(f"model {each}", partial(self._keep, each, progress)) for each in there),
         ]
         if not there and (spec or name):
             made = spec or preset(name)
@@ -153,24 +150,29 @@ class Hosting:
             )
         self._open_for_calls = True
 
-    def _keep(self, name: str, folder: Path, progress: Progress | None) -> None:
-        self._models[name] = self._open(name, folder, progress)
+    def _keep(self, name: str, progress: Progress | None) -> None:
+        try:
+            self._models[name] = self._open(name, progress)
+        except Exception as error:
+            self._faults.note(name, error)
 
     def _check_open(self) -> None:
         if not self._open_for_calls:
             raise unavailable("server: starting, models are being opened")
 
-    def _open(self, name: str, folder: Path, progress: Progress | None) -> Hosted:
+    def _open(self, name: str, progress: Progress | None) -> Hosted:
+        folder = self._folders.path(name)
         log = Log.open(replay.log_folder(folder))
-        store = replay.snapshot_store(folder)
-        store.clean()
         report = (lambda at, last: progress(name, at, last)) if progress else None
         try:
+            identity.check(folder, log.lineage, self._folders.siblings(name))
+            store = replay.snapshot_store(folder)
+            store.clean()
             state = replay.recover(folder, log, self._settings.engine.backend, report)
-        except MemoryError:
+            engine = Engine(name, state, log, self._settings.engine, folder / "hold.json")
+        except BaseException:
             log.close()
             raise
-        engine = Engine(name, state, log, self._settings.engine, folder / "hold.json")
         engine.start()
         keeper = Keeper(engine, store, self._settings.keeper)
         keeper.start()
@@ -195,14 +197,46 @@ class Hosting:
         """The model with this name. "" means "default".
 
         Raises:
-            Refused: NOT_FOUND if it does not exist, UNAVAILABLE during the start.
+            Refused: NOT_FOUND if it does not exist, FAILED_PRECONDITION if it cannot be opened,
+                INVALID_ARGUMENT if the name is too long, UNAVAILABLE during the start.
         """
         self._check_open()
         hosted = self._models.get(name or DEFAULT_MODEL)
-        if hosted is None:
-            there_are = ", ".join(sorted(self._models)[:MODELS_LISTED_MAX]) or "no models"
-            raise not_found(f"model: {name or DEFAULT_MODEL!r} does not exist; there are {there_are}")
-        return hosted
+        if hosted is not None:
+            return hosted
+        if fault := self.fault(name):
+            raise fault.refusal()
+        if len(name) > NAME_CHARACTERS_MAX:
+            raise invalid(f"model: a name has at most {NAME_CHARACTERS_MAX} characters, got {len(name)}")
+        there_are = ", ".join(sorted(self._models)[:MODELS_LISTED_MAX]) or "no models"
+        raise not_found(f"model: {quoted(name or DEFAULT_MODEL)} does not exist; there are {there_are}")
+
+    def fault(self, name: str) -> Fault | None:
+        """Why the model with this name cannot be opened, or None. "" means "default".
+
+        Raises:
+            Refused: UNAVAILABLE during the start.
+        """
+        self._check_open()
+        return self._faults.get(name or DEFAULT_MODEL)
+
+    def faults(self) -> list[Fault]:
+        """All models that cannot be opened, in order of their names."""
+        return self._faults.all()
+
+    def snapshots(self, name: str) -> SnapshotStore:
+        """The snapshots of a model, also of one that cannot be opened. "" means "default".
+
+        Raises:
+            Refused: as `get`, but with FAILED_PRECONDITION only if the folder cannot be read.
+        """
+        fault = self.fault(name)
+        if fault is None:
+            return self.get(name).keeper.store
+        try:
+            return replay.snapshot_store(self._folders.path(fault.name))
+        except OSError:
+            raise fault.refusal() from None
 
     def all(self) -> list[Hosted]:
         """All models, in order of their names.
@@ -226,25 +260,30 @@ class Hosting:
         return self._create(name, spec)
 
     def _create(self, name: str, spec: ModelSpec) -> Hosted:
-        spec_body = spec_codec.encode(spec)
+        spec_body, lineage = spec_codec.encode(spec), uuid.uuid4()
 
         def fill(folder: Path) -> None:
             Log.create(
-                replay.log_folder(folder), spec_body, 0, uuid.uuid4(), time_us=time.time_ns() // 1000
+                replay.log_folder(folder), spec_body, 0, lineage, time_us=time.time_ns() // 1000
             ).close()
+            identity.write(folder, name, lineage)
 
-        return self._add(name, fill)
+        with self._lock:
+            if self._faults.get(name):
+                raise exists(f"model: {quoted(name)} exists already, and it cannot be opened")
+            return self._add(name, fill)
 
     def restore(self, name: str, source: str, snapshot_id: str) -> Hosted:
         """Creates a model that begins with a snapshot of the model `source`.
 
-        It verifies the snapshot first.
+        It verifies the snapshot first. Both models may be one that cannot be opened. The new model
+        takes the place of such a one, whose folder is set aside.
 
         Raises:
             Refused: the snapshot does not exist or does not verify, the name is invalid or in use,
                 or a limit is reached.
         """
-        origin = self.get(source).keeper.store
+        origin = self.snapshots(source)
         try:
             loaded = origin.load(snapshot_id)
             manifest, path = origin.open(loaded.manifest.snapshot_id)
@@ -255,78 +294,90 @@ class Hosting:
             logger.warning("model %s: the verification of a snapshot failed: %s", source, error)
             raise precondition("snapshot: its verification failed; see the server's log") from None
 
+        lineage = uuid.uuid4()
+
         def fill(folder: Path) -> None:
             replay.adopt(path, folder)
             log = Log.create(
                 replay.log_folder(folder),
                 manifest.spec,
                 manifest.revision,
-                uuid.uuid4(),
+                lineage,
                 time_us=time.time_ns() // 1000,
             )
             log.append(
                 [replay.engine_entry(log, manifest, spec.kernel_semantics, self._settings.engine.backend)]
             )
             log.close()
+            identity.write(folder, name, lineage)
 
-        return self._add(name, fill)
+        with self._lock:
+            return self._add(name, fill)
 
     def _add(self, name: str, fill: Callable[[Path], None]) -> Hosted:
-        if not _NAME.fullmatch(name):
+        """Makes and opens a model. The caller holds the lock."""
+        if not MODEL_NAME.fullmatch(name):
             raise invalid("model: a name has 1 to 64 of the characters a-z 0-9 _ - and begins with a letter")
-        with self._lock:
-            if name in self._models:
-                raise exists(f"model: {name!r} exists already")
-            if len(self._models) >= MODELS_MAX:
-                raise exhausted(f"models: the server has reached its limit of {MODELS_MAX}")
-            temporary = self._data / "models" / f".new-{name}"
-            folder = self._data / "models" / name
-            try:
-                temporary.mkdir()
-                fill(temporary)
-                os.rename(temporary, folder)
-                sync_folder(folder.parent)
-            except OSError:
-                logger.exception("model %s: the creation failed", name)
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise exhausted("disk: the model's files could not be written") from None
-            try:
-                self._models[name] = self._open(name, folder, None)
-            except MemoryError:
+        if self._draining:
+            raise unavailable("server: draining")
+        if name in self._models:
+            raise exists(f"model: {quoted(name)} exists already")
+        fault = self._faults.get(name)
+        if fault is None and len(self._models) + len(self._faults.all()) >= MODELS_MAX:
+            raise exhausted(f"models: the server has reached its limit of {MODELS_MAX}")
+        try:
+            (self._folders.make if fault is None else self._folders.replace)(name, fill)
+        except OSError:
+            logger.exception("model %s: the creation failed", name)
+            raise exhausted("disk: the model's files could not be written") from None
+        self._faults.forget(name)
+        try:
+            self._models[name] = self._open(name, None)
+        except MemoryError as error:
+            if fault is None:
                 # The next start would have too little memory for this model, too.
-                _remove(folder)
-                raise no_memory("this model") from None
-            return self._models[name]
+                self._folders.remove(name)
+            else:
+                self._faults.note(name, error)
+            raise no_memory("this model") from None
+        except Exception as error:
+            self._faults.note(name, error)
+            raise
+        return self._models[name]
 
     def delete(self, name: str) -> None:
-        """Deletes a model, its log and its snapshots.
+        """Deletes a model, its log and its snapshots. If it cannot be opened, sets it aside.
 
         Raises:
             Refused: NOT_FOUND if it does not exist.
         """
         with self._lock:
+            if fault := self.fault(name):
+                self._folders.set_aside(fault.name)
+                self._faults.forget(fault.name)
+                return
             hosted = self.get(name)
             del self._models[hosted.name]
+            hosted.engine.drain()
             hosted.stop(take_last=False)
-            _remove(hosted.folder)
+            self._folders.remove(hosted.name)
 
-    def drain(self) -> None:
-        """Finishes accepted batches, takes last snapshots and closes all models. Idempotent."""
+    def finish_updates(self) -> None:
+        """Refuses new batches and models, and finishes accepted batches. Idempotent."""
         with self._lock:
             if self._draining:
                 return
             self._draining = True
             for hosted in self._by_name():
+                hosted.engine.drain()
+
+    def drain(self) -> None:
+        """Finishes accepted batches, takes last snapshots and closes all models. Idempotent."""
+        self.finish_updates()
+        with self._lock:
+            for hosted in self._by_name():
                 hosted.stop(take_last=True)
             self._lock_file.close()
-
-
-def _remove(folder: Path) -> None:
-    """Deletes a model's folder. After a crash the folder is complete or gone."""
-    gone = folder.with_name(f".gone-{folder.name}")
-    os.rename(folder, gone)
-    sync_folder(gone.parent)
-    shutil.rmtree(gone)
 
 
 def _hold(path: Path) -> TextIO:

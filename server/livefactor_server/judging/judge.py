@@ -25,7 +25,7 @@ from livefactor_kernels.spec.model import Loss
 from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.judging import choice, drift, metrics, report, scoring
 from livefactor_server.judging.bounds import Bounds
-from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity
+from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity, item_bytes
 from livefactor_server.judging.report import Event, Report
 from livefactor_server.judging.scoring import Best, Read, Reading, Sample
 from livefactor_server.judging.windows import Window
@@ -113,6 +113,16 @@ class Judge:
         self._lots_from, self._lots = -LOTS_AHEAD, frozenset[int]()
         self._records: list[Record] = []
         self._pending: _Pending | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of the counts of items. All else has a fixed size."""
+        return self._popularity.nbytes
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of memory that one further item takes."""
+        return item_bytes(not self._ranks)
 
     @property
     def good_revision(self) -> int:

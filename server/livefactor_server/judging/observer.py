@@ -65,6 +65,18 @@ class Observer:
         """The judge's results, or None if nothing is judged."""
         return None if self._judge is None else self._judge.report()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of the judge that grow with the items."""
+        judge = self._judge
+        return 0 if judge is None else judge.nbytes
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of memory that the judge takes for a further item."""
+        judge = self._judge
+        return 0 if judge is None else judge.item_bytes
+
     def refusal(self) -> Refused | None:
         """The refusal of interactions during a hold, or None.
 

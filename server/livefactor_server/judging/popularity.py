@@ -4,7 +4,7 @@ For ranked items, the baseline is the number of positive events of an item. For 
 mean value of the item, shrunk to the mean of all items by the weight of one event. In the decayed
 baseline, the weight of an event halves after each half-life.
 
-The judge keeps its own counts in memory, 16 bytes per item (32 for ratings). They start at zero
+The judge keeps its own counts in memory (`item_bytes`). They start at zero
 when the server starts. To stay cheap, only every (n // 512)-th event of a record with n >= 1,024
 events is counted, with the weight n // 512.
 """
@@ -18,6 +18,13 @@ import numpy as np
 from livefactor_kernels.numbers.compiled import compiled
 
 PLAIN, DECAYED = 0, 1
+
+
+def item_bytes(means: bool) -> int:
+    """Bytes of the counts of an item. `means` as in `Popularity`."""
+    return 32 if means else 16
+
+
 COUNTED_EVENTS = 512
 """Minimum number of events that are counted per record. Fewer than twice as many are counted."""
 DEFERRED_ROWS_MAX = 1 << 15
@@ -79,11 +86,16 @@ class Popularity:
         self._means = means
         self._growth = 2.0 ** (1.0 / half_life_events)
         self._weight = 1.0
-        self._table = np.zeros((1024, 4 if means else 2))
+        self._table = np.zeros((1024, item_bytes(means) // 8))
         self._totals = np.zeros(4)
         self._deferred: list[tuple[np.ndarray, np.ndarray | None, int]] = []
         self._deferred_rows = 0
         self.events = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of the counts."""
+        return self._table.nbytes
 
     def count(self, rows: np.ndarray, values: np.ndarray | None) -> None:
         """Adds events in order.

@@ -2,12 +2,14 @@
 
 A log is a folder of segment files. A file is named by the first revision in it (20 digits, `.log`).
 A segment starts with two tail slots of 4,096 bytes each (`tail.py`). From byte DATA_START on, it
-holds a stream of commit groups. Preallocated zeros follow the stream. A commit group is written and
+holds a stream of commit groups. Preallocated zeros follow the stream. A commit is written and
 synced as a whole, and recovery keeps or drops it as a whole. A group starts at a multiple of 8.
 
 Each full block of the stream is written to its place. While the last block is not full, its bytes
 stand in a tail slot instead. So a small group takes its own bytes in the stream and not a whole
-block, and no write touches the only copy of acknowledged bytes.
+block, and no write touches the only copy of acknowledged bytes. A group that lies in the last block
+can grow by the records of later commits, with the next slot write. It then stands in both slots,
+with different numbers of records.
 
 A group, little-endian and unsigned unless noted:
 

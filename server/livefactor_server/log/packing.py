@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,19 +24,26 @@ from livefactor_server.log.format import (
     GROUP_VERSION,
     HASHED,
     HEAD,
+    HEAD_BYTES,
     HEADER_VERSION,
     MAGIC,
     PRODUCER,
-    Buffer,
     Entry,
+    align,
     parts_of,
 )
 
 PRODUCERS_MAX = 255
 """Maximum number of different (producer, epoch) in one group."""
 
+TIME_SPAN_US = 2**31 - 1
+"""The most that the time of a record differs from its group's, about 36 minutes.
+
+A larger difference is cut. The time is information only.
+"""
+
 _U32_MAX = 2**32 - 1
-_TIME_SPAN_US = 2**31 - 1
+_Key = tuple[bytes, int]
 # NumPy copies larger pieces, because it releases the GIL.
 _COPY_BYTES_MAX = 32 * 1024
 
@@ -53,7 +61,6 @@ class Stamp:
     place: int
     segment: int
     mark: int
-    previous: bytes
 
 
 class GroupBuffer:
@@ -70,21 +77,42 @@ class GroupBuffer:
 
 
 class PackedGroup(NamedTuple):
-    """A group without its header and its padding, ready to be laid out."""
+    """A group without its header and its padding, ready to be laid out.
 
-    entries: Sequence[Entry]
-    producers: bytes
-    producer_count: int
-    heads: bytes
+    Attributes:
+        revision: of its first record.
+        previous: the chain hash before its first record.
+        records: number of records.
+        time_us: the group's time, in microseconds.
+        numbers: (producer, epoch) -> its number in the producer list.
+        sequences: (producer, epoch) -> the sequence in its entry of the producer list.
+        listed: bytes of the producer list, without padding.
+        heads: bytes of the record heads.
+        payload: the payloads, in pieces.
+        size: bytes of the group without padding.
+        last: the chain hash of its last record.
+    """
+
+    revision: int
+    previous: bytes
+    records: int
     time_us: int
-    # Bytes of the group without padding.
+    numbers: dict[_Key, int]
+    sequences: dict[_Key, int]
+    listed: bytes
+    heads: bytes
+    payload: Sequence[Any]
     size: int
-    hashes: list[bytes]
+    last: bytes
 
 
 def pack_group(
-    entries: Sequence[Entry], previous: bytes, hash_id: int, new_hash: Callable[..., Any]
-) -> PackedGroup:
+    entries: Sequence[Entry],
+    previous: bytes,
+    hash_id: int,
+    new_hash: Callable[..., Any],
+    grown: PackedGroup | None = None,
+) -> tuple[PackedGroup, list[bytes]]:
     """Packs the producer list and the record heads of a group, and computes its chain hashes.
 
     Args:
@@ -92,18 +120,23 @@ def pack_group(
         previous: the chain hash before the first record.
         hash_id: the number of the log's hash, from HASH_IDS.
         new_hash: the function of that hash.
+        grown: a group that the entries continue, if `can_grow` allows it. The result then has its
+            records and the entries. None packs the entries alone.
+
+    Returns:
+        The group, and the chain hash of each entry.
 
     Raises:
         ValueError: the group has over 255 producers, or a record has 4 GiB or more.
     """
-    time_us = entries[0].time_us
-    numbers, sequences = _number_producers(entries)
-    heads, hashes, payload = [], [], 0
+    time_us = entries[0].time_us if grown is None else grown.time_us
+    numbers, sequences, listed = _number_producers(entries, grown)
+    heads, hashes, payload = [], [], [] if grown is None else list(grown.payload)
+    first = previous if grown is None else grown.previous
     for entry in entries:
-        # The time is information only. A difference that does not fit into 31 bits, which is about
-        # 36 minutes, is cut.
-        since = min(max(entry.time_us - time_us, -_TIME_SPAN_US), _TIME_SPAN_US)
-        rejects, body = len(entry.rejects), _body_length(entry.body)
+        since = min(max(entry.time_us - time_us, -TIME_SPAN_US), TIME_SPAN_US)
+        parts = parts_of(entry.body)
+        rejects, body = len(entry.rejects), sum(map(len, parts))
         if max(rejects, body, entry.count) > _U32_MAX:
             raise ValueError(f"revision {entry.revision}: a record must have less than 4 GiB")
         key = (entry.producer, entry.epoch)
@@ -118,23 +151,45 @@ def pack_group(
         )  # fmt: skip
         previous = new_hash(hashed).digest()
         hashes.append(previous)
-        payload += rejects + body
-    listed = b"".join(
-        PRODUCER.pack(epoch, sequences[producer, epoch], len(producer)) + producer
-        for producer, epoch in numbers
+        payload += (entry.rejects, *parts) if rejects else parts
+    packed = b"".join(heads) if grown is None else b"".join((grown.heads, *heads))
+    size = GROUP_HEADER_BYTES + align(len(listed), GROUP_ALIGN) + len(packed) + sum(map(len, payload))
+    revision, records = (
+        (entries[0].revision, len(entries))
+        if grown is None
+        else (grown.revision, grown.records + len(entries))
     )
-    listed += bytes(-len(listed) % GROUP_ALIGN)
-    packed = b"".join(heads)
-    size = GROUP_HEADER_BYTES + len(listed) + len(packed) + payload
-    return PackedGroup(entries, listed, len(numbers), packed, time_us, size, hashes)
+    group = PackedGroup(
+        revision, first, records, time_us, numbers, sequences, listed, packed, payload, size, previous
+    )
+    return group, hashes
+
+
+def can_grow(group: PackedGroup, entries: Sequence[Entry], size_max: int) -> bool:
+    """Whether `group` can take the entries and have at most `size_max` bytes with its padding."""
+    size, numbers = group.size + GROUP_ALIGN, set(group.numbers)
+    for entry in entries:
+        key = entry.producer, entry.epoch
+        size += HEAD_BYTES + len(entry.rejects)
+        size += len(entry.body) if type(entry.body) is bytes else sum(map(len, parts_of(entry.body)))
+        if key in group.sequences:
+            if not 0 <= entry.sequence - group.sequences[key] <= _U32_MAX:
+                return False
+        elif key not in numbers:
+            numbers.add(key)
+            size += PRODUCER.size + len(entry.producer)
+        if size > size_max or abs(entry.time_us - group.time_us) > TIME_SPAN_US:
+            return False
+    return len(numbers) <= PRODUCERS_MAX
 
 
 def _number_producers(
-    entries: Sequence[Entry],
-) -> tuple[dict[tuple[bytes, int], int], dict[tuple[bytes, int], int]]:
-    """The number and the smallest sequence of each (producer, epoch) that the entries name."""
-    numbers: dict[tuple[bytes, int], int] = {}
-    sequences: dict[tuple[bytes, int], int] = {}
+    entries: Sequence[Entry], grown: PackedGroup | None
+) -> tuple[dict[_Key, int], dict[_Key, int], bytes]:
+    """The number and the smallest sequence of each (producer, epoch), and the producer list."""
+    numbers: dict[_Key, int] = {} if grown is None else dict(grown.numbers)
+    sequences: dict[_Key, int] = {} if grown is None else dict(grown.sequences)
+    known = len(numbers)
     for entry in entries:
         if not (entry.producer or entry.epoch or entry.sequence):
             continue
@@ -142,31 +197,29 @@ def _number_producers(
         if numbers.setdefault(key, len(numbers) + 1) > PRODUCERS_MAX:
             raise ValueError(f"a commit group can have at most {PRODUCERS_MAX} producers")
         sequences[key] = min(sequences.get(key, entry.sequence), entry.sequence)
-    return numbers, sequences
-
-
-def _body_length(body: Buffer | Sequence[Buffer]) -> int:
-    pieces = body if isinstance(body, list | tuple) else (body,)
-    return sum(len(piece) if type(piece) is bytes else memoryview(piece).nbytes for piece in pieces)
+    listed = b"" if grown is None else grown.listed
+    for producer, epoch in islice(numbers, known, None):
+        listed += PRODUCER.pack(epoch, sequences[producer, epoch], len(producer)) + producer
+    return numbers, sequences, listed
 
 
 def lay_out(buffer: memoryview, at: int, group: PackedGroup, stamp: Stamp, size: int) -> None:
     """Writes the group to `buffer[at:]`, and zeros after it up to `size` bytes in all."""
     header = GROUP.pack(
-        GROUP_VERSION, stamp.hash_id, group.producer_count, stamp.log_id, stamp.incarnation,
-        len(group.entries), stamp.place, size, group.entries[0].revision, stamp.mark, group.time_us,
-        stamp.segment, stamp.previous, group.hashes[-1],
+        GROUP_VERSION, stamp.hash_id, len(group.numbers), stamp.log_id, stamp.incarnation,
+        group.records, stamp.place, size, group.revision, stamp.mark, group.time_us,
+        stamp.segment, group.previous, group.last,
     )  # fmt: skip
     start = at
-    fixed = b"".join((GROUP_MAGIC, CHECKSUM.pack(crc32c(header)), header, group.producers, group.heads))
+    padding = bytes(-len(group.listed) % GROUP_ALIGN)
+    fixed = b"".join((GROUP_MAGIC, CHECKSUM.pack(crc32c(header)), header, group.listed, padding, group.heads))
     buffer[at : at + len(fixed)] = fixed
     at += len(fixed)
-    for entry in group.entries:
-        for part in (entry.rejects, *parts_of(entry.body)):
-            end = at + len(part)
-            if len(part) < _COPY_BYTES_MAX:
-                buffer[at:end] = part
-            else:
-                np.copyto(np.frombuffer(buffer, np.uint8, len(part), at), np.frombuffer(part, np.uint8))
-            at = end
+    for part in group.payload:
+        end = at + len(part)
+        if len(part) < _COPY_BYTES_MAX:
+            buffer[at:end] = part
+        else:
+            np.copyto(np.frombuffer(buffer, np.uint8, len(part), at), np.frombuffer(part, np.uint8))
+        at = end
     buffer[at : start + size] = bytes(start + size - at)

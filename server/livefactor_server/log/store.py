@@ -32,7 +32,6 @@ from livefactor_server.log.format import (
     hash_name_of,
     new_id,
 )
-from livefactor_server.log.packing import pack_group
 from livefactor_server.log.recovery import Contents, Place, note_place, read_contents, trim_tail
 from livefactor_server.log.walk import (
     Cursor,
@@ -212,7 +211,7 @@ class Log:
         return commitment_of(self._new_hash, salt, rejects, body)
 
     def append(self, entries: Sequence[Entry]) -> list[bytes]:
-        """Writes one commit group. When this returns, every entry is durable.
+        """Writes the entries as one commit. When this returns, every entry is durable.
 
         Args:
             entries: at least one. Their revisions are consecutive and start at
@@ -235,12 +234,13 @@ class Log:
             self._check_entries(entries)
             cursor = self._cursor
             before = Cursor(cursor.revision, cursor.hash, cursor.incarnation)
-            group = pack_group(entries, cursor.hash, cursor.hash_id, self._new_hash)
-            note_place(self._places, before, *writer.write(group))
+            hashes, place = writer.write(entries)
+            if place is not None:
+                note_place(self._places, before, *place)
             self._end, self._marked = writer.end, False
-            cursor.revision, cursor.hash = entries[-1].revision, group.hashes[-1]
-            self.last_hash, self.last_revision = group.hashes[-1], entries[-1].revision
-        return group.hashes
+            cursor.revision, cursor.hash = entries[-1].revision, hashes[-1]
+            self.last_hash, self.last_revision = hashes[-1], entries[-1].revision
+        return hashes
 
     def mark(self) -> None:
         """Writes a tail slot that shows that everything in the log was synced.

@@ -1,17 +1,23 @@
 """Writes the stream of a log: full blocks to their place, the last one to a tail slot (`tail.py`).
 
-`StreamWriter.write` commits a group. When it returns, the group is durable.
+`StreamWriter.write` commits records. When it returns, they are durable.
+
+A tail slot is written whole at each commit. So a group that lies in the last block can still grow:
+the next slot holds it again, with the new records. The other slot holds it as it was acknowledged
+before. Many small commits thereby share one group header. When the group fills the block, the next
+commit starts a new group. A group that an earlier start of the server wrote never grows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, write_all
 from livefactor_server.log.errors import LogFailed, LogFull
-from livefactor_server.log.format import DATA_START, GROUP_ALIGN, align
-from livefactor_server.log.packing import GroupBuffer, PackedGroup, Stamp, lay_out
+from livefactor_server.log.format import DATA_START, GROUP_ALIGN, Entry, align
+from livefactor_server.log.packing import GroupBuffer, PackedGroup, Stamp, can_grow, lay_out, pack_group
 from livefactor_server.log.recovery import Contents
 from livefactor_server.log.segments import Preallocator, zero_range
 from livefactor_server.log.tail import CONTENT_BYTES_MAX, SLOTS, Slot, write_slot
@@ -61,6 +67,8 @@ class StreamWriter:
         self._preallocator = Preallocator(io, folder, ahead)
         self._preallocator.discard()
         self.segments, self.end = contents.segments, contents.end
+        self._open: PackedGroup | None = None
+        self._open_at = 0
         self.failed: str | None = None
         self._fd = io.open(self.segments[-1].path) if self.segments else -1
 
@@ -72,19 +80,35 @@ class StreamWriter:
             self._fd = -1
         self.failed = self.failed or "it is closed"
 
-    def write(self, group: PackedGroup) -> tuple[int, int]:
-        """Makes the group durable after the last one.
+    def write(self, entries: Sequence[Entry]) -> tuple[list[bytes], tuple[int, int] | None]:
+        """Makes the records durable after the last one.
 
-        Returns (index of its segment, byte of the file at which it starts).
+        Returns:
+            The chain hash of each record. If the records began a group, also the index of its
+            segment and the byte of the file at which it starts; if a group grew, None.
 
         Raises:
-            LogFull: the disk has no room. Nothing of the group remains.
+            LogFull: the disk has no room. Nothing of the records remains.
             LogFailed: a write or a sync failed. Nothing more can be written.
+            ValueError: the group has over 255 producers, or a record has 4 GiB or more.
         """
-        size = self._make_room(group)
-        start = self.end.end
-        self._write_and_sync(group, size)
-        return len(self.segments) - 1, start
+        cursor, grown = self._cursor, self._open
+        assert cursor.new_hash is not None
+        if grown is not None and not can_grow(
+            grown, entries, self.end.base + CONTENT_BYTES_MAX - self._open_at
+        ):
+            grown = None
+        group, hashes = pack_group(entries, cursor.hash, cursor.hash_id, cursor.new_hash, grown)
+        if grown is not None:
+            start, size = self._open_at, align(group.size, GROUP_ALIGN)
+        else:
+            size = self._make_room(group)
+            start = self.end.end
+        self._write_and_sync(group, start, size)
+        self._open, self._open_at = None, start
+        if start >= self.end.base and self.end.content:
+            self._open = group._replace(payload=[b"".join(group.payload)])
+        return hashes, None if grown is not None else (len(self.segments) - 1, start)
 
     def mark(self) -> None:
         """Writes a tail slot that shows that everything in the log was synced.
@@ -141,15 +165,18 @@ class StreamWriter:
         except (LogFailed, OSError) as error:
             self.failed = str(error)
             raise LogFailed(self.failed) from error
-        self.end = end
+        self.end, self._open = end, None
         if segment is not None and segment.first == first:
             self.segments.pop()
         self.segments.append(made)
         return size
 
     def _close_segment(self) -> None:
-        """Writes the last block to its place, so that the slots of this segment are not needed."""
-        content = self.end.content
+        """Writes the last block to its place, so that the slots of this segment are not needed.
+
+        Its last group grows no more, since a reader finds it in its place before it reads a slot.
+        """
+        content, self._open = self.end.content, None
         if not content:
             return
         block = self._buffer.reserve(BLOCK_BYTES)
@@ -160,33 +187,33 @@ class StreamWriter:
             self._undo_write(self.segments[-1], BLOCK_BYTES, error)
         self._sync()
 
-    def _write_and_sync(self, group: PackedGroup, size: int) -> None:
-        """Makes the group durable after the last one.
+    def _write_and_sync(self, group: PackedGroup, start: int, size: int) -> None:
+        """Makes the group durable from byte `start` of the file on, in the place of what follows.
 
         Its full blocks go to their place, and the rest goes to a tail slot. Raises LogFull or
         LogFailed if the group is not durable.
         """
         segment, preallocator, end = self.segments[-1], self._preallocator, self.end
-        used = len(end.content)
+        used = start - end.base
         total = used + size
         whole = total - total % BLOCK_BYTES
         stamp = Stamp(
-            self._cursor.log_id, self._cursor.hash_id, self._incarnation, end.end,
-            segment.size // BLOCK_BYTES, max(self._cursor.revision, 0), self._cursor.hash,
+            self._cursor.log_id, self._cursor.hash_id, self._incarnation, start,
+            segment.size // BLOCK_BYTES, max(self._cursor.revision, 0),
         )  # fmt: skip
         buffer = self._buffer.reserve(total)
-        buffer[:used] = end.content
+        buffer[:used] = end.content[:used]
         lay_out(buffer, used, group, stamp, size)
         after = StreamEnd(end.base + whole, bytes(buffer[whole:total]), end.counter)
         preallocator.busy = True
         try:
-            if whole:
-                write_all(self._io, self._fd, buffer[:whole], end.base)
-            if after.content:
-                self._write_slot(after, end.end)
-        except OSError as error:
-            self._undo_write(segment, whole, error)
-        try:
+            try:
+                if whole:
+                    write_all(self._io, self._fd, buffer[:whole], end.base)
+                if after.content:
+                    self._write_slot(after, end.end)
+            except OSError as error:
+                self._undo_write(segment, whole, error)
             self._sync()
         finally:
             preallocator.busy = False

@@ -2,7 +2,7 @@
 
 A producer has an epoch, the last applied sequence, and a ring of its last `RING` outcomes. Each
 OpenProducer call increments the epoch, which fences older epochs. The ring gives a retry its first
-answer.
+answer. In memory an outcome is the bytes that a snapshot has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,25 @@ from typing import NamedTuple
 RING = 64
 """Outcomes per producer, and the maximum number of its batches in flight."""
 
-ID_BYTES_MAX = 64
+PRODUCER_BYTES = 1200
+"""Approximate memory of a producer without outcomes, in bytes.
+
+It has the id, the objects of the table and of admission, and an empty ring.
+"""
+
+OUTCOME_OBJECT_BYTES = 48
+"""Approximate memory of an outcome beyond its bytes: the header of the object and its place."""
+
+
+# Canonical bytes of a table, in order of the producers' ids, little-endian, without padding:
+#   producer: u16 length of id, id, u64 epoch, u64 last sequence, u16 outcomes
+#   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 16 B salt,
+#             32 B received hash
+#   reject:   u32 row, u8 reason
+_PRODUCER = struct.Struct("<QQH")
+_OUTCOME = struct.Struct("<QQIIH16s32s")
+_REJECT = struct.Struct("<IB")
+_REJECTS_AT = struct.Struct("<QQII").size
 
 
 class Outcome(NamedTuple):
@@ -34,23 +52,66 @@ class Outcome(NamedTuple):
     salt: bytes
     received_hash: bytes
 
+    def packed(self) -> bytes:
+        """The bytes of the outcome in a snapshot."""
+        head = _OUTCOME.pack(
+            self.sequence,
+            self.revision,
+            self.accepted,
+            self.rejected_count,
+            len(self.rejects),
+            self.salt,
+            self.received_hash,
+        )
+        if not self.rejects:
+            return head
+        return head + b"".join(_REJECT.pack(row, reason) for row, reason in self.rejects)
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> Outcome:
+        """The outcome of its bytes."""
+        sequence, revision, accepted, rejected, _, salt, received = _OUTCOME.unpack_from(data)
+        rejects = tuple(_REJECT.iter_unpack(data[_OUTCOME.size :]))
+        return cls(sequence, revision, accepted, rejected, rejects, salt, received)
+
 
 class Producer:
     """The published state of one producer."""
 
-    __slots__ = ("epoch", "last_sequence", "ring")
+    __slots__ = ("_ring", "epoch", "last_sequence")
 
-    def __init__(self, epoch: int = 0, last_sequence: int = 0, ring: Iterable[Outcome] = ()) -> None:
+    def __init__(self, epoch: int = 0, last_sequence: int = 0, ring: Iterable[bytes] = ()) -> None:
         self.epoch = epoch
         self.last_sequence = last_sequence
-        self.ring: deque[Outcome] = deque(ring, maxlen=RING)
+        self._ring: deque[bytes] = deque(ring, maxlen=RING)
 
     def outcome(self, sequence: int) -> Outcome | None:
         """The outcome of `sequence`. None if the ring no longer has it or the batch is not applied
         yet.
         """
-        index = sequence - self.last_sequence - 1 + len(self.ring)
-        return self.ring[index] if 0 <= index < len(self.ring) else None
+        index = sequence - self.last_sequence - 1 + len(self._ring)
+        return Outcome.unpacked(self._ring[index]) if 0 <= index < len(self._ring) else None
+
+    def append(self, outcome: Outcome) -> int:
+        """Appends the next outcome. Returns the change of `nbytes`."""
+        ring, packed = self._ring, outcome.packed()
+        dropped = OUTCOME_OBJECT_BYTES + len(ring[0]) if len(ring) == RING else 0
+        self.last_sequence = outcome.sequence
+        ring.append(packed)
+        return OUTCOME_OBJECT_BYTES + len(packed) - dropped
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate memory, in bytes."""
+        return PRODUCER_BYTES + sum(OUTCOME_OBJECT_BYTES + len(packed) for packed in self._ring)
+
+    def freeze(self) -> tuple[int, int, tuple[bytes, ...]]:
+        """(epoch, last sequence, packed outcomes)."""
+        return self.epoch, self.last_sequence, tuple(self._ring)
+
+
+FrozenProducer = tuple[bytes, int, int, tuple[bytes, ...]]
+"""(id, epoch, last sequence, packed outcomes)."""
 
 
 class ProducerTable:
@@ -58,6 +119,8 @@ class ProducerTable:
 
     def __init__(self) -> None:
         self._producers: dict[bytes, Producer] = {}
+        # Approximate memory.
+        self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._producers)
@@ -66,10 +129,16 @@ class ProducerTable:
         """The producer, or None if it was never opened."""
         return self._producers.get(producer_id)
 
+    def put(self, producer_id: bytes, producer: Producer) -> None:
+        """Adds a producer."""
+        self._producers[producer_id] = producer
+        self.nbytes += producer.nbytes
+
     def open(self, producer_id: bytes, epoch: int) -> None:
         """Applies an OPEN_PRODUCER record."""
-        producer = self._producers.setdefault(producer_id, Producer())
-        producer.epoch = epoch
+        if producer_id not in self._producers:
+            self.put(producer_id, Producer())
+        self._producers[producer_id].epoch = epoch
 
     def record(self, producer_id: bytes, outcome: Outcome) -> None:
         """Applies the outcome of a batch.
@@ -78,25 +147,14 @@ class ProducerTable:
         """
         producer = self._producers[producer_id]
         assert outcome.sequence == producer.last_sequence + 1, (outcome.sequence, producer.last_sequence)
-        producer.last_sequence = outcome.sequence
-        producer.ring.append(outcome)
+        self.nbytes += producer.append(outcome)
 
-    def freeze(self) -> list[tuple[bytes, int, int, tuple[Outcome, ...]]]:
+    def freeze(self) -> list[FrozenProducer]:
         """A copy that later records do not change. It is cheap enough for a call under the gate."""
-        return [(key, p.epoch, p.last_sequence, tuple(p.ring)) for key, p in self._producers.items()]
+        return [(key, *producer.freeze()) for key, producer in self._producers.items()]
 
 
-# Canonical bytes of a frozen table, in order of the producers' ids, little-endian, without padding:
-#   producer: u16 length of id, id, u64 epoch, u64 last sequence, u16 outcomes
-#   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 16 B salt,
-#             32 B received hash
-#   reject:   u32 row, u8 reason
-_PRODUCER = struct.Struct("<QQH")
-_OUTCOME = struct.Struct("<QQIIH16s32s")
-_REJECT = struct.Struct("<IB")
-
-
-def encode(frozen: list[tuple[bytes, int, int, tuple[Outcome, ...]]]) -> bytes:
+def encode(frozen: list[FrozenProducer]) -> bytes:
     """The canonical bytes of a frozen table. Equal tables have equal bytes."""
     parts = []
     for producer_id, epoch, last_sequence, ring in sorted(frozen):
@@ -104,20 +162,8 @@ def encode(frozen: list[tuple[bytes, int, int, tuple[Outcome, ...]]]) -> bytes:
             struct.pack("<H", len(producer_id)),
             producer_id,
             _PRODUCER.pack(epoch, last_sequence, len(ring)),
+            *ring,
         ]
-        for o in ring:
-            parts.append(
-                _OUTCOME.pack(
-                    o.sequence,
-                    o.revision,
-                    o.accepted,
-                    o.rejected_count,
-                    len(o.rejects),
-                    o.salt,
-                    o.received_hash,
-                )
-            )
-            parts += [_REJECT.pack(row, reason) for row, reason in o.rejects]
     return b"".join(parts)
 
 
@@ -142,10 +188,8 @@ def decode(data: bytes) -> ProducerTable:
         epoch, last_sequence, count = _PRODUCER.unpack(take(_PRODUCER.size))
         ring = []
         for _ in range(count):
-            sequence, revision, accepted, rejected, listed, salt, received = _OUTCOME.unpack(
-                take(_OUTCOME.size)
-            )
-            rejects = tuple(_REJECT.unpack(take(_REJECT.size)) for _ in range(listed))
-            ring.append(Outcome(sequence, revision, accepted, rejected, rejects, salt, received))
-        table._producers[producer_id] = Producer(epoch, last_sequence, ring)
+            head = take(_OUTCOME.size)
+            listed = int.from_bytes(head[_REJECTS_AT : _REJECTS_AT + 2], "little")
+            ring.append(head + take(listed * _REJECT.size))
+        table.put(producer_id, Producer(epoch, last_sequence, ring))
     return table

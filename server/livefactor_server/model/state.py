@@ -15,8 +15,9 @@ from livefactor_kernels.backend import Backend, create_backend
 from livefactor_kernels.sgd.adaptive import RATES, STEP, multiple
 from livefactor_kernels.spec.model import EventType, ModelSpec
 from livefactor_server.model import producers as producer_codec
+from livefactor_server.model.availability import FrozenMarks, Marks
 from livefactor_server.model.labels import FrozenLabels, Labels
-from livefactor_server.model.producers import Outcome, ProducerTable
+from livefactor_server.model.producers import FrozenProducer, ProducerTable
 
 
 class TypeMeanings:
@@ -51,9 +52,6 @@ class TypeMeanings:
         return values, weighted
 
 
-NO_KEYS = np.empty(0, np.uint64)
-
-
 @dataclass(slots=True)
 class ModelState:
     """The state of one model.
@@ -66,8 +64,7 @@ class ModelState:
         log_hash: chain hash of the log at `revision`, 32 bytes.
         events: number of applied events.
         labels: of users and of items.
-        unavailable: keys of the unavailable items, uint64, ascending. A change replaces the array
-            and never writes to it.
+        marks: the unavailable items.
     """
 
     spec: ModelSpec
@@ -81,10 +78,11 @@ class ModelState:
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
     event_types: TypeMeanings = field(init=False)
-    unavailable: np.ndarray = field(default_factory=lambda: NO_KEYS)
+    marks: Marks = field(init=False)
 
     def __post_init__(self) -> None:
         self.event_types = TypeMeanings(self.spec.event_types)
+        self.marks = Marks(self.backend)
 
     @classmethod
     def empty(
@@ -95,11 +93,21 @@ class ModelState:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes of used rows and of key maps, by table."""
-        return {
+        """Bytes of memory of each part: used rows with their key map, and the state beside them."""
+        rows = {
             name: table.row_bytes * table.allocated + table.keymap.nbytes
             for name, table in (("users", self.backend.users), ("items", self.backend.items))
         }
+        return rows | self._beside()
+
+    def _beside(self) -> dict[str, int]:
+        labels = sum(labels.nbytes for labels in self.labels)
+        return {"labels": labels, "marks": self.marks.nbytes, "producers": self.producers.nbytes}
+
+    @property
+    def bytes_beside(self) -> int:
+        """Bytes of memory of the state beside the rows that records make grow."""
+        return sum(self._beside().values())
 
     @property
     def adapted_rate(self) -> float | None:
@@ -122,7 +130,7 @@ class ModelState:
             self.events,
             self.producers.freeze(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
-            self.unavailable,
+            self.marks.freeze(),
         )
 
 
@@ -136,9 +144,9 @@ class FrozenSections:
     spec_body: bytes
     learned: dict[str, np.ndarray]
     events: int
-    producers: list[tuple[bytes, int, int, tuple[Outcome, ...]]]
+    producers: list[FrozenProducer]
     labels: tuple[FrozenLabels, FrozenLabels]
-    unavailable: np.ndarray
+    marks: FrozenMarks
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tensors by name, as the snapshot format defines them."""
@@ -146,7 +154,7 @@ class FrozenSections:
             "events": np.array([self.events], np.uint64),
             "producers": np.frombuffer(producer_codec.encode(self.producers), np.uint8),
             "spec": np.frombuffer(self.spec_body, np.uint8),
-            "unavailable": self.unavailable,
+            "unavailable": self.marks.keys(),
         }
         small |= self.learned
         for side, frozen in zip(("user", "item"), self.labels, strict=True):
@@ -177,9 +185,9 @@ def restored(
     state.backend.load_state(tensors)
     state.events = int(tensors["events"][0])
     state.producers = producer_codec.decode(tensors["producers"].tobytes())
-    state.unavailable = np.array(tensors["unavailable"], np.uint64)
     for book, side in zip(state.labels, ("user", "item"), strict=True):
         book.load({key: tensors[f"labels.{side}.{key}"] for key in ("keys", "offsets", "text")})
     state.revision = revision
     state.backend.advance(revision, state.backend.users.allocated, state.backend.items.allocated)
+    state.marks.load(tensors["unavailable"])
     return state

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from livefactor.wire import limits
 from livefactor_kernels.spec.presets import DEFAULT_PRESET
 from livefactor_server.engine.engine import Engine
 from livefactor_server.hosting.host import Hosting
@@ -33,17 +34,17 @@ class ServiceSettings:
         snapshot_slots: maximum number of concurrent Snapshot and FetchSnapshot calls. Each holds a
             thread until the peer has read all data.
         score_users_max: maximum number of users per Score call.
-        score_rows_max: maximum number of scores per Score call.
+        score_rows_max: maximum number of scores per Score call, and of ids in each of its lists.
         default_preset: preset of new models without a spec.
     """
 
-    batch_events_max: int = 65_536
+    batch_events_max: int = limits.BATCH_ROWS_MAX
     streams_max: int = 32
     update_slots: int = 64
     score_slots: int = 16
     snapshot_slots: int = 4
-    score_users_max: int = 1024
-    score_rows_max: int = 1 << 18
+    score_users_max: int = limits.SCORE_USERS_MAX
+    score_rows_max: int = limits.SCORE_ROWS_MAX
     default_preset: str = DEFAULT_PRESET
 
     @property

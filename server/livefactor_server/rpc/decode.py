@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor.wire import columns as wire
+from livefactor.wire.limits import over
 from livefactor.wire.scoring import ScoreQuery, decode_score
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes import WIRE_CHANGES, Change, Rejects
@@ -64,23 +65,27 @@ def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
     if not users:
         raise invalid("user_ids: at least one is required")
     if users > users_max:
-        raise invalid(f"user_ids: at most {users_max}, got {users}")
+        raise invalid(over("user_ids", users_max, users, "users a call"))
     if query.target is None:
         raise invalid("target: it is missing; expected candidates or top_k")
-    if query.target == "top_k" and not 1 <= query.k * users <= rows_max:
-        raise invalid(
-            f"k: expected at least 1, and users * k at most {rows_max}; got {query.k} for {users} users"
-        )
+    if query.target == "top_k":
+        if not query.k:
+            raise invalid("k: expected at least 1, got 0")
+        if query.k * users > rows_max:
+            raise invalid(over("k", rows_max // users, query.k, f"for {users} users"))
+        if len(query.item_ids) > rows_max:
+            raise invalid(over("exclude_ids", rows_max, len(query.item_ids), "ids a call"))
     if query.offsets is not None:
         _check_offsets("offsets", query.offsets, users, len(query.item_ids))
     if query.event_ids is not None:
         if len(query.event_ids) > rows_max:
-            raise invalid(f"events: at most {rows_max}, got {len(query.event_ids)}")
+            raise invalid(over("events", rows_max, len(query.event_ids), "ids a call"))
         if query.event_offsets is not None:
             _check_offsets("events.offsets", query.event_offsets, users, len(query.event_ids))
-    answers = len(query.item_ids) * (users if query.target == "candidates" and query.offsets is None else 1)
-    if answers > rows_max:
-        raise invalid(f"item_ids: at most {rows_max} scores per call, got {answers}")
+    if query.target == "candidates":
+        answers = len(query.item_ids) * (users if query.offsets is None else 1)
+        if answers > rows_max:
+            raise invalid(over("candidates", rows_max, answers, "scores a call"))
     return query
 
 

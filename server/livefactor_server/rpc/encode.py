@@ -10,6 +10,7 @@ from livefactor.v1 import judging_pb2, models_pb2, snapshots_pb2, updates_pb2
 from livefactor_server.changes import REJECT_TEXTS
 from livefactor_server.engine.submission import Ack
 from livefactor_server.hosting.describe import Description
+from livefactor_server.hosting.faults import Fault
 from livefactor_server.judging.report import Report
 from livefactor_server.model import spec_codec
 from livefactor_server.statuses import Refused
@@ -98,6 +99,11 @@ def description(found: Description) -> models_pb2.ModelDescription:
     if found.hold is not None:
         message.hold.CopyFrom(judging_pb2.Hold(**asdict(found.hold), snapshot_id=found.hold_snapshot_id))
     return message
+
+
+def fault(found: Fault) -> models_pb2.ModelDescription:
+    """The description of a model that cannot be opened."""
+    return models_pb2.ModelDescription(model=found.name, fault=found.reason)
 
 
 def judgement(report: Report) -> judging_pb2.Judgement:

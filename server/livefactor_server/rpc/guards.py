@@ -13,8 +13,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from livefactor.wire.columns import ColumnError
+from livefactor.wire.limits import PRODUCER_ID_BYTES_MAX, over
 from livefactor_server import metrics
-from livefactor_server.model.producers import ID_BYTES_MAX
 from livefactor_server.statuses import Refused, exhausted, invalid, unavailable
 
 logger = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ def producer_id(producer: bytes) -> bytes:
     Raises:
         Refused: INVALID_ARGUMENT if the id is too long.
     """
-    if len(producer) > ID_BYTES_MAX:
-        raise invalid(f"producer: an id has at most {ID_BYTES_MAX} bytes, got {len(producer)}")
+    if len(producer) > PRODUCER_ID_BYTES_MAX:
+        raise invalid(over("producer", PRODUCER_ID_BYTES_MAX, len(producer), "bytes"))
     return producer
 
 

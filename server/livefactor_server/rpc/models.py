@@ -31,6 +31,8 @@ def create_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> byt
 def describe_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
     """Handles DescribeModel."""
     request = guards.parse(models_pb2.DescribeModelRequest, raw)
+    if fault := calls.hosting.fault(request.model):
+        return models_pb2.DescribeModelResponse(description=encode.fault(fault)).SerializeToString()
     hosted = calls.hosting.get(request.model)
     description = encode.description(describe(hosted, request.with_root_hash))
     report = hosted.engine.observer.report()
@@ -43,6 +45,8 @@ def list_models(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> byte
     """Handles ListModels."""
     guards.parse(models_pb2.ListModelsRequest, raw)
     found = [encode.description(describe(hosted)) for hosted in calls.hosting.all()]
+    found += map(encode.fault, calls.hosting.faults())
+    found.sort(key=lambda description: description.model)
     return models_pb2.ListModelsResponse(models=found).SerializeToString()
 
 

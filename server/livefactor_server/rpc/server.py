@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import grpc
 from google.protobuf.internal import api_implementation
 
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
+from livefactor.wire.limits import MESSAGE_BYTES_MAX
 from livefactor_server.hosting.host import Hosting
 from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.service import Services
 
-MESSAGE_BYTES_MAX = 4 << 20
 THREAD_SWITCH_S = 0.0005
 """Seconds between thread switches.
 
@@ -33,6 +34,9 @@ SERVICES = tuple(
     for file in (updates_pb2, scoring_pb2, snapshots_pb2, models_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
+MODEL_HEALTH = "models/"
+"""The health of a model is that of a service with this prefix and the model's name."""
+
 UPDATE_SERVICE = updates_pb2.DESCRIPTOR.services_by_name["UpdateService"].full_name
 
 _OPTIONS = (
@@ -100,34 +104,53 @@ class RpcServer:
         threading.Thread(target=self._watch_health, name="health", daemon=True).start()
 
     def _watch_health(self) -> None:
-        writable = True
-        while not self._stopping.wait(HEALTH_POLL_S):
-            now = all(hosted.engine.failure is None for hosted in self._hosting.all())
-            if now != writable:
-                writable = now
-                self._set_health(True, writable)
+        models: dict[str, bool] = {}
+        while True:
+            now = {
+                MODEL_HEALTH + hosted.name: hosted.engine.failure is None for hosted in self._hosting.all()
+            }
+            writable = all(now.values())
+            now |= {MODEL_HEALTH + fault.name: False for fault in self._hosting.faults()}
+            if now != models:
+                self._set_health(True, writable, now, models.keys() - now.keys())
+                models = now
+            if self._stopping.wait(HEALTH_POLL_S):
+                # Nobody polls the models of a server that drains.
+                self._set_health(False, False, dict.fromkeys(models, False))
+                return
 
-    def _set_health(self, serving: bool, writable: bool) -> None:
+    def _set_health(
+        self, serving: bool, writable: bool, models: Mapping[str, bool] = {}, gone: Iterable[str] = ()
+    ) -> None:
+        """Sets the health of the server, its services and `models`. It ends that of `gone`."""
         if self._health is None:
             return
         from grpc_health.v1 import health_pb2
 
         state = health_pb2.HealthCheckResponse
-        for service in ("", *SERVICES):
-            ok = serving and (writable or service not in ("", UPDATE_SERVICE))
-            self._health.set(service, state.SERVING if ok else state.NOT_SERVING)
+        parts = {
+            service: serving and (writable or service not in ("", UPDATE_SERVICE))
+            for service in ("", *SERVICES)
+        }
+        for part, ok in (parts | dict(models)).items():
+            self._health.set(part, state.SERVING if ok else state.NOT_SERVING)
+        for part in gone:
+            self._health.set(part, state.SERVICE_UNKNOWN)
 
     def drain(self, grace_s: float) -> None:
         """Shuts down in order.
 
-        It reports NOT_SERVING, refuses new batches, finishes accepted ones, takes the last
-        snapshots, and ends all calls. Running calls have `grace_s` seconds to end.
+        It reports NOT_SERVING, refuses new batches, finishes accepted ones, ends all calls and
+        takes the last snapshots. Running calls end at the latest after `grace_s` seconds.
         """
+        deadline = time.monotonic() + grace_s
         self._stopping.set()
         self._set_health(False, False)
-        self._hosting.drain()
+        self._hosting.finish_updates()
         self._services.end_streams()
-        self._server.stop(grace_s).wait()
+        ended = self._server.stop(max(0.0, deadline - time.monotonic()))
+        self._hosting.drain()
+        ended.wait()
 
 
 def _add_health(server: grpc.Server) -> Any:

@@ -51,7 +51,7 @@ def snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> Iterato
 def list_snapshots(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
     """Handles ListSnapshots."""
     request = guards.parse(snapshots_pb2.ListSnapshotsRequest, raw)
-    infos = calls.hosting.get(request.model).keeper.store.list()
+    infos = calls.hosting.snapshots(request.model).list()
     return snapshots_pb2.ListSnapshotsResponse(
         snapshots=[encode.snapshot_info(info) for info in infos]
     ).SerializeToString()
@@ -60,7 +60,7 @@ def list_snapshots(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> b
 def fetch_snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
     """Handles FetchSnapshot: yields the manifest, and then its files in chunks."""
     request = guards.parse(snapshots_pb2.FetchSnapshotRequest, raw)
-    store = calls.hosting.get(request.model).keeper.store
+    store = calls.hosting.snapshots(request.model)
     try:
         for piece in store.pieces(request.snapshot_id):
             yield snapshots_pb2.FetchSnapshotResponse(

@@ -60,7 +60,10 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
     store = snapshot_store(model_folder)
     for info in reversed(store.list()):
         if info.lineage != log.lineage:
-            continue
+            raise ReplayError(
+                f"snapshot {info.snapshot_id} has lineage {info.lineage}, but the log has lineage {log.lineage}: "
+                "it is the log of another model"
+            )
         if info.revision > log.last_revision:
             raise ReplayError(
                 f"the log ends at revision {log.last_revision}, but a snapshot has revision {info.revision}: "
@@ -209,12 +212,3 @@ def engine_entry(log: Log, base: Manifest, kernel_semantics: int, backend: str) 
         salt=salt,
         commitment=log.seal(salt, b"", change.body),
     )
-
-
-def models_in(data: Path) -> Iterator[tuple[str, Path]]:
-    """Yields (name, folder) of every model in a data folder."""
-    folder = data / "models"
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if path.is_dir() and not path.name.startswith("."):
-                yield path.name, path

@@ -28,8 +28,9 @@ from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots import digest
 from livefactor.snapshots import files as snapshot_files
 from livefactor.snapshots import format as fmt
-from livefactor.snapshots.files import LoadedSnapshot, Verification
+from livefactor.snapshots.files import Verification
 from livefactor.snapshots.format import Layout, Manifest, Place, Tensor
+from livefactor.snapshots.loaded import LoadedSnapshot
 from livefactor_server.snapshots.safetensors_writer import TensorFiles, sync_folder, write_file
 
 USERS, ITEMS = 0, 1

@@ -135,7 +135,7 @@ def test_what_each_change_does_to_a_state() -> None:
     assert done[Kind.INTERACTIONS].events == 3
     assert done[Kind.INTERACTIONS].backend.published == (2, 3)
     assert [done[Kind.LABELS].labels[1].get(key) for key in (10, 11, 12)] == ["ten", "eleven", ""]
-    assert done[Kind.AVAILABILITY].unavailable.tolist() == [10, 12]
+    assert done[Kind.AVAILABILITY].marks.freeze().keys().tolist() == [10, 12]
     opened = done[Kind.OPEN_PRODUCER].producers.get(b"p")
     assert opened is not None and (opened.epoch, opened.last_sequence) == (1, 0)
     for kind in (Kind.SPEC, Kind.ENGINE):
@@ -147,7 +147,8 @@ def test_what_each_change_does_to_a_state() -> None:
 def test_admission_counts_what_adds_entries() -> None:
     rooms = {kind.kind: received(kind).room for kind in CHANGES.values()}
     assert {kind for kind, room in rooms.items() if room != NO_ROOM} == {Kind.LABELS, Kind.AVAILABILITY}
-    assert (rooms[Kind.LABELS].entries, rooms[Kind.AVAILABILITY].entries) == (2, 2)
+    assert (rooms[Kind.LABELS].keys, rooms[Kind.AVAILABILITY].keys) == ([10, 11], [10, 12])
+    assert rooms[Kind.LABELS].kept_in != rooms[Kind.AVAILABILITY].kept_in
     assert rooms[Kind.LABELS].nbytes > len(BODIES[wire.LABELS])
 
 

@@ -63,7 +63,6 @@ def test_show_has_a_row_for_each_record(tmp_path: Path) -> None:
     assert lines[0].split() == list(log_show.COLUMNS)
     assert lines[5].split()[-4:] == [log.last_hash.hex()[:16], "events", "with", "values"]
     assert lines[1].split()[-1] == "?"
-    assert log_show.rich_table(rows).row_count == 5
 
 
 def test_show_starts_in_a_later_segment(tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ def test_show_says_where_the_damage_is(tmp_path: Path) -> None:
     assert log_show.is_damaged(rows[-1])
     assert (rows[-1]["segment"], rows[-1]["offset"]) == (record.path.name, record.offset)
     assert "payload" in list(log_show.plain_lines(rows))[-1]
-    assert "damaged" in str(log_show.rich_table(rows).caption)
+    assert list(log_show.plain_lines(rows))[-1].startswith("damaged: ")
     log.segments[0].path.write_bytes(data[:4095])
     (only,) = log_show.rows(tmp_path / "log")
     assert log_show.is_damaged(only)

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from engine_rig import SPEC, Rig, batch, replayed_root
+from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.scoring import ScoreQuery
 from livefactor_server.changes import OpenProducerChange
-from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.engine.readers import Reader
 from livefactor_server.engine.submission import Ack
 from livefactor_server.model.producers import RING
@@ -157,17 +157,7 @@ def test_draining_finishes_what_was_accepted(rig: Rig, tmp_path: Path) -> None:
     rig.engine = again.engine
 
 
-def test_memory_limit_refuses_new_ids_before_they_are_logged(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, settings=EngineSettings(memory_bytes_max=60_000))
-    assert rig.push(batch(1, 50)).accepted == 50
-    users = np.arange(10_000, 11_000, dtype=np.uint64)
-    body = wire.encode_interactions(users, users)
-    assert code_of(lambda: rig.push(body)) == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert rig.push(batch(1, 50)).revision == 2
-    rig.close()
-
-
-def test_rows_over_the_backend_memory_are_refused_before_they_are_logged(tmp_path: Path) -> None:
+def test_rows_over_the_backend_memory_are_rejected(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     asked: list[tuple[int, int]] = []
 
@@ -192,9 +182,8 @@ def test_rows_over_the_backend_memory_are_refused_before_they_are_logged(tmp_pat
     # The backend has no room for 101 new rows, but all these ids already have rows.
     assert push(7, 0, 101).accepted == 101
     assert rig.log.last_revision == 8
-    assert code_of(lambda: push(8, 300, 401)) == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert rig.log.last_revision == 8 and rig.engine.state.backend.users.allocated == 300
-    assert push(8, 300, 400).accepted == 100
+    ack = push(8, 300, 401)
+    assert (ack.accepted, ack.rejects.listed) == (100, ((100, updates_pb2.REJECT_REASON_MEMORY_FULL),))
     assert set(asked[3:]) == {(401, 401)} and rig.engine.state.backend.published == (400, 400)
     rig.close()
 

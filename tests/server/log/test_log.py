@@ -172,16 +172,44 @@ def test_records_are_packed_tightly(tmp_path: Path) -> None:
     assert {record.offset for record in log.read(1)} == {before}
 
 
-def test_a_small_group_costs_its_own_bytes(tmp_path: Path) -> None:
-    """Each group has one record with one event. The mark of an idle log follows each group."""
+@pytest.mark.parametrize("marked", [False, True])
+def test_single_records_share_a_group(tmp_path: Path, marked: bool) -> None:
+    """Each commit has one record with one event. `marked`: the mark of an idle log follows each."""
     log = Log.create(tmp_path / "log", b"s")
     before = log.size_bytes
-    for _ in range(200):
-        append(log, 1, 36)
-        log.mark()
-    assert (log.size_bytes - before) / 200 < 300
+    for _ in range(300):
+        append(log, 1, 26)
+        if marked:
+            log.mark()
+    assert (log.size_bytes - before) / 300 < 80
+    assert [record.revision for record in log.read(150)] == list(range(150, 301))
     log.close()
-    assert Log.open(tmp_path / "log").last_revision == 200
+    log = Log.open(tmp_path / "log")
+    assert [bytes(record.body) for record in log.read(1)] == [bytes([r % 256]) * 26 for r in range(1, 301)]
+    assert len({record.offset for record in log.read()}) < 20
+
+
+def test_a_group_grows_only_by_what_its_fields_can_hold(tmp_path: Path) -> None:
+    """A new producer, an earlier sequence, a far time and a large sequence are read back."""
+    log = Log.create(tmp_path / "log", b"s")
+    fields = [
+        {},
+        {"producer": b"other"},
+        {"sequence": 5},
+        {"time_us": 1_700_000_000_000_000 + 2**31},
+        {"time_us": 1_700_000_000_000_000 - 2**31},
+        {"sequence": 2**40},
+        {"producer": b"", "epoch": 0, "sequence": 0},
+    ]
+    given = [entry(log, revision, b"b" * revision, **each) for revision, each in enumerate(fields, 1)]
+    for each in given:
+        log.append([each])
+    log.close()
+    records = list(Log.open(tmp_path / "log", read_only=True).read(1))
+    names = ("producer", "epoch", "sequence", "time_us", "commitment")
+    assert [[getattr(record, name) for name in names] for record in records] == [
+        [getattr(each, name) for name in names] for each in given
+    ]
 
 
 def test_a_mark_says_that_the_last_group_was_synced(log: Log) -> None:

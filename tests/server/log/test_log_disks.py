@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from crash_io import CrashIO, FileSync
 from livefactor_server.log.disk import BLOCK_BYTES, FileIO, write_all
 from livefactor_server.log.format import DATA_START
+from livefactor_server.log.segments import SPARE_NAME
 from livefactor_server.log.store import Log, LogFailed, LogFull
 from logs import FOLDER, ROOT, append, body_of, check_clean, new_log
 
@@ -76,6 +79,61 @@ def test_a_full_disk_leaves_nothing_and_the_log_goes_on(code: int) -> None:
     assert not io.allocate_errors
     assert log.last_revision == appended == 34
     check_clean(io, appended)
+
+
+class ThreadedIO(FileIO):
+    """A disk where other threads wait for `free`, and where the next write of this one can fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+        self.is_full = False
+
+    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            assert self.free.wait(60)
+        elif self.is_full:
+            self.is_full = False
+            raise OSError(errno.ENOSPC, "no space")
+        return super().pwrite(fd, data, offset)
+
+
+def test_a_full_disk_does_not_stop_the_making_of_the_next_segment(tmp_path: Path) -> None:
+    io = ThreadedIO()
+    log = Log.create(tmp_path / "log", b"s", io=io, segment_bytes=2 << 20)
+    # The thread waits in its first write of zeros, and has further ones to do.
+    append(log, 1, 1_200_000)
+    io.is_full = True
+    with pytest.raises(LogFull):
+        append(log, 1, 100)
+    io.free.set()
+    spare, end = tmp_path / "log" / SPARE_NAME, time.monotonic() + 20
+    while "log-preallocate" in {thread.name for thread in threading.enumerate()}:
+        assert time.monotonic() < end, "the thread waits for a write that is over"
+        time.sleep(0.01)
+    assert spare.stat().st_blocks * 512 >= 2 << 20
+    append(log, 1, 100)
+    assert log.last_revision == 2
+    log.close()
+
+
+def test_a_group_grows_no_more_once_its_block_is_in_its_place() -> None:
+    """A large group finds no room for a new segment. The last block is in its place by then.
+
+    Small records that follow must not change what stands there.
+    """
+    io = CrashIO(ROOT)
+    log = new_log(io, segment_bytes=16 * 1024)
+    append(log, 1, 10)
+    io.allocate_errors = [errno.ENOSPC]
+    with pytest.raises(LogFull):
+        append(log, 1, 30_000)
+    for _ in range(3):
+        append(log, 1, 10)
+    log.close()
+    again = Log.open(FOLDER, io, read_only=True)
+    assert again.tail is None
+    assert [bytes(record.body) for record in again.read(1)] == [bytes([r]) * 10 for r in range(1, 5)]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

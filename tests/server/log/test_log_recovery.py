@@ -29,8 +29,12 @@ TEARS = 12
 
 @cache
 def body_of(revision: int) -> bytes:
-    """Return a body of 0 to about 5,000 bytes. Every sector of it depends on the revision."""
-    return random.Random(revision).randbytes((revision * 1237) % 5000)
+    """Return a body of 0 to about 5,000 bytes. Every sector of it depends on the revision.
+
+    Of eight revisions, four have small bodies, so that groups grow in the last block.
+    """
+    size_max = 90 if revision % 8 < 4 else 5000
+    return random.Random(revision).randbytes((revision * 1237) % size_max)
 
 
 def entry(log: Log, revision: int) -> Entry:
@@ -50,18 +54,19 @@ def append(log: Log, io: CrashIO, count: int) -> None:
 def write_a_log(io: CrashIO, seed: int = 0) -> None:
     """Create a log, write records, and restart it once.
 
-    The log has groups with one record and with several records, marks, several segments, and a
-    group that is larger than a segment. `seed` determines the sizes of the groups. The sizes for 0
-    are fixed.
+    The log has groups with one record and with several records, groups that grow, marks, several
+    segments, and a group that is larger than a segment. `seed` determines the sizes of the groups.
+    The sizes for 0 are fixed.
     """
     chance = random.Random(seed)
     counts = [chance.randint(1, 4) for _ in range(4)] if seed else [1, 2, 3, 1]
     log = Log.create(FOLDER, b"spec", io=io, segment_bytes=SEGMENT_BYTES, ahead=False)
     io.ack(0)
-    for count in (*counts, 12):
+    for count in (1, 1, *counts, 12):
         append(log, io, count)
-    log.mark()
-    append(log, io, 1)
+    for _ in range(4):
+        append(log, io, 1)
+        log.mark()
     log.close()
     log = Log.open(FOLDER, io, segment_bytes=SEGMENT_BYTES, ahead=False)
     append(log, io, 2)

@@ -32,7 +32,6 @@ from livefactor_server.changes import (
     encode_rejects,
 )
 from livefactor_server.changes.rejects import REJECTS_LISTED_MAX
-from livefactor_server.engine.submission import _received_row
 from livefactor_server.model import producers, spec_codec
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.labels import Labels
@@ -44,7 +43,7 @@ REJECT_ROWS = st.lists(st.tuples(U32, st.integers(1, 255)), max_size=5).map(tupl
 
 
 @st.composite
-def frozen_tables(draw: st.DrawFn) -> list[tuple[bytes, int, int, tuple[producers.Outcome, ...]]]:
+def frozen_tables(draw: st.DrawFn) -> list[producers.FrozenProducer]:
     ids = draw(st.lists(st.binary(min_size=1, max_size=64), unique=True, max_size=4))
     table = []
     for producer_id in ids:
@@ -52,7 +51,7 @@ def frozen_tables(draw: st.DrawFn) -> list[tuple[bytes, int, int, tuple[producer
         ring = tuple(
             producers.Outcome(
                 sequence, draw(U64), draw(U32), draw(U32), draw(REJECT_ROWS), draw(SALT), draw(HASH)
-            )
+            ).packed()
             for sequence in range(max(1, last - draw(st.integers(0, 5))), last + 1)
         )
         table.append((producer_id, draw(U64), last, ring))
@@ -80,7 +79,7 @@ def test_ring_finds_what_it_holds() -> None:
     table = producers.ProducerTable()
     table.open(b"p", 1)
     for sequence in range(1, 101):
-        table.record(b"p", producers.Outcome(sequence, sequence + 5, 1, 0, (), b"", b""))
+        table.record(b"p", producers.Outcome(sequence, sequence + 5, 1, 0, (), bytes(16), bytes(32)))
     producer = table.get(b"p")
     assert producer is not None
     assert [producer.outcome(s).revision for s in (37, 64, 100)] == [42, 69, 105]
@@ -99,9 +98,9 @@ def test_reject_summaries_survive_their_bytes(count: int, received: bytes) -> No
 @given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
 def test_rows_keep_their_received_numbers_through_two_rejections(first: set[int], second: set[int]) -> None:
     left = [row for row in range(61) if row not in first]
-    for index, row in enumerate(left):
-        if row in second:
-            assert _received_row(index, sorted(first)) == row
+    later = [(index, 2) for index, row in enumerate(left) if row in second]
+    both = NO_REJECTS.merged([(row, 1) for row in sorted(first)]).merged(later)
+    assert both.listed == tuple(sorted([(row, 1) for row in first] + [(row, 2) for row in second - first]))
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.text(max_size=5))), st.integers(0, 50))

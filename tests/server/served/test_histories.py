@@ -102,6 +102,26 @@ def test_visitors_are_served_by_the_events_that_they_bring(server: Local) -> Non
         assert candidates.scores.tobytes() == one.scores.tobytes()
 
 
+def test_an_answer_says_where_seen_items_are_forgotten(server: Local) -> None:
+    with Models(channel=server.channel) as models:
+        models.create("long", "clicks_sgd", **SPEC)
+    with livefactor.Producer(producer_id="p", channel=server.channel, model="long") as producer:
+        # The ring of a user has 32 places. User 1 fills it, and user 2 has one event more.
+        producer.push([1] * 32 + [2] * 33, [*range(32), *range(33)])
+        producer.flush()
+    with livefactor.Scorer(channel=server.channel, model="long") as scorer:
+        kept, forgotten, unknown = answers = scorer.recommend([1, 2, 3], 100, exclude_seen=True)
+        assert answers.seen_truncated.tolist() == [False, True, False]
+        assert (kept.seen_truncated, forgotten.seen_truncated) == (False, True)
+        assert "seen_truncated" in repr(forgotten) and "seen_truncated" not in repr(kept)
+        assert kept.item_ids.tolist() == [32] and forgotten.item_ids.tolist() == [0] and len(unknown) == 33
+        plain = scorer.recommend([1, 2], 100)
+        assert not plain[1].seen_truncated and not len(plain.seen_truncated)
+        # Events that come with the call are all known, however many there are.
+        (given,) = scorer.recommend([9], 100, events=[*range(33)], exclude_seen=True)
+        assert not given.seen_truncated and not len(given)
+
+
 def test_a_negative_type_pulls_down(server: Local) -> None:
     with Models(channel=server.channel) as models:
         models.create("types", "clicks_sgd", **SPEC)
@@ -133,8 +153,6 @@ def test_snapshot_replay_restart_and_restore_have_one_root(
         taken = auditor.snapshot()
         auditor.fetch(tmp_path / "copy")
     snapshot = livefactor.load(tmp_path / "copy")
-    with pytest.raises(ValueError, match="histories"):
-        snapshot.score(3, [30])
     with Models(channel=server.channel) as models:
         live = models.describe("m", with_root_hash=True)
         assert live.root_hash == taken.root_hash

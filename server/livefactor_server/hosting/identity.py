@@ -1,0 +1,72 @@
+"""The identity of a model's folder: `model.json` holds the model's name and the lineage of its log.
+
+It is written with the model. A folder that an earlier version made gets it when it is opened. So a
+log that was copied here from another model is found, even where it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from livefactor_server.snapshots.safetensors_writer import sync_folder, write_file
+
+FILE = "model.json"
+
+
+class ForeignFolder(Exception):
+    """The folder, or the log in it, belongs to another model."""
+
+
+def write(folder: Path, name: str, lineage: uuid.UUID) -> None:
+    """Writes the identity of a model's folder, durably.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    temporary = folder / f".{FILE}"
+    temporary.unlink(missing_ok=True)
+    fields = {"model": name, "lineage": str(lineage)}
+    write_file(temporary, [json.dumps(fields, sort_keys=True).encode() + b"\n"])
+    os.rename(temporary, folder / FILE)
+    sync_folder(folder)
+
+
+def _read(folder: Path) -> tuple[str, str]:
+    """(name, lineage), or two empty texts where the file is missing or unreadable."""
+    try:
+        fields = json.loads((folder / FILE).read_bytes())
+        return str(fields["model"]), str(fields["lineage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
+
+
+def check(folder: Path, lineage: uuid.UUID, others: Iterable[Path]) -> None:
+    """Checks that a log belongs to the folder that it lies in, and writes a missing identity.
+
+    Args:
+        folder: the folder of the model, which has its name.
+        lineage: the lineage of the log in it.
+        others: the folders of the other models of the server.
+
+    Raises:
+        ForeignFolder: the log is another model's, or the whole folder is a copy.
+        OSError: the identity cannot be written.
+    """
+    name, own = _read(folder)
+    if own and own != str(lineage):
+        owner = next((other.name for other in others if _read(other)[1] == str(lineage)), "")
+        whose = f"model {owner!r}" if owner else "another model"
+        raise ForeignFolder(
+            f"its log belongs to {whose}: it has lineage {lineage}, and this model has lineage {own}"
+        )
+    if name and name != folder.name:
+        if any(other.name == name and _read(other)[1] == own for other in others):
+            raise ForeignFolder(f"its folder is a copy of model {name!r}: both have lineage {own}")
+        # The operator gave the folder another name.
+        own = ""
+    if not own:
+        write(folder, folder.name, lineage)
