@@ -14,9 +14,9 @@ __all__ = ["history", "serve", "warm"]
 
 @pytest.fixture(autouse=True)
 def _producers_return_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limit a producer's pause before it tries again, which grows to seconds while a server is down.
+    """Limit the pause of a producer before it tries again.
 
-    The long forms keep the pauses that users have.
+    The pause grows to seconds while a server is down. The long forms keep the pauses of users.
     """
     if request.node.get_closest_marker("long") is None:
         monkeypatch.setattr(sending, "BACKOFF_MAX_S", 0.1)

@@ -22,8 +22,10 @@ from server_process import environment
 
 PROGRAM = Path(__file__).with_name("replay_roots.py")
 OLDER = ("purchases-batch-float16", "clicks-adagrad", "ratings-float16")
-"""The models that an older CPU replays. It must compile every kernel first, so the short form takes the first model.
-The golden digests cover the other kernels.
+"""The models that an older CPU replays.
+
+It compiles every kernel first, so the short form takes the first model. The golden digests cover
+the other kernels.
 """
 
 

@@ -13,18 +13,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
+from contract import METHODS
+from livefactor.v1 import updates_pb2
 from livefactor_server.hosting.host import Hosting, HostingSettings
 from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.guards import CallKind
 from livefactor_server.rpc.service import PACKAGE, RPCS, Rpc, Services
 
-METHODS = {
-    f"{service.name}.{method.name}": method
-    for file in (updates_pb2, scoring_pb2, snapshots_pb2, models_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
 STREAMS = {
     CallKind.UNARY: (False, False),
     CallKind.STREAM_OUT: (False, True),
@@ -61,9 +56,10 @@ def called(channel: grpc.Channel, rpc: Rpc, raw: bytes) -> list[bytes]:
 
 
 def test_the_table_is_the_contract() -> None:
-    assert [rpc.name for rpc in RPCS] == list(METHODS)
-    for rpc in RPCS:
-        method = METHODS[rpc.name]
+    paths = {"{}.{}/{}".format(PACKAGE, *rpc.name.split(".")): rpc for rpc in RPCS}
+    assert paths.keys() == METHODS.keys() and len(RPCS) == len(METHODS)
+    for path, rpc in paths.items():
+        method = METHODS[path]
         assert STREAMS[rpc.kind] == (method.client_streaming, method.server_streaming), rpc.name
 
 
