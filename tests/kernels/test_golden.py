@@ -36,6 +36,7 @@ def test_the_reference_gives_the_golden_digest(name: str) -> None:
 
 
 # haswell has AVX2 and FMA (which must not be used), x86-64 only 128-bit vectors.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("cpu", ["haswell", pytest.param("x86-64", marks=pytest.mark.long)])
 def test_code_for_another_cpu_gives_the_golden_digests(cpu: str) -> None:
     """One process takes all specs, because each process compiles the functions that kernels inline."""
