@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 # The import of a module adds its commands to `app`.
-from livefactor_server.cli import client, judge, log, models, push, serve, tune  # noqa: F401
+from livefactor_server.cli import client, evaluate, judge, log, models, push, serve, tune  # noqa: F401
 from livefactor_server.cli.base import app
+from livefactor_server.text import PlainFormatter
 
 
 def main() -> None:
     """Entry point of the command."""
+    # The client logs what a server said. No command but `serve` sets up logging.
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PlainFormatter("livefactor: %(message)s"))
     app()

@@ -264,6 +264,9 @@ class Demo:
                 )
                 if not killed and start >= KILL_AT * events:
                     killed = True
+                    if snapshot_thread is not None:
+                        # On a slow machine the kill would end the snapshot, too.
+                        snapshot_thread.join()
                     self._kill_and_restart()
                 ack = receipt.result(120)
                 self.tally.push_seconds += time.monotonic() - before

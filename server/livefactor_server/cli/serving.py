@@ -23,6 +23,7 @@ from livefactor_server.files.specs import SpecFileError
 from livefactor_server.hosting import host as hosting
 from livefactor_server.log.store import LogError
 from livefactor_server.rpc import server
+from livefactor_server.rpc.binding import host_and_port
 from livefactor_server.snapshots.replay import ReplayError
 from livefactor_server.text import PlainFormatter
 
@@ -68,13 +69,13 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         parts = settings.hosting()
         settings.data.mkdir(parents=True, exist_ok=True)
         models = hosting.Hosting(settings.data, parts)
-        rpc = server.RpcServer(models, settings.service(), f"{settings.host}:{settings.port}")
+        rpc = server.RpcServer(models, settings.service(), host_and_port(settings.host, settings.port))
         metrics_port = _serve_metrics(settings)
     except EXPECTED_FAULTS as error:
         complain(error)
         return 1
     rpc.listen()
-    logger.info("gRPC listens on %s:%d; models are being opened", settings.host, rpc.port)
+    logger.info("gRPC listens on %s; models are being opened", host_and_port(settings.host, rpc.port))
     logger.info("the models run on the backend %s (--backend %s)", parts.engine.backend, settings.backend)
 
     def open_models() -> None:
@@ -98,9 +99,8 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         _leave(0)
     rpc.start()
     logger.info(
-        "the server is ready: gRPC on %s:%d, metrics %s, data in %s",
-        settings.host,
-        rpc.port,
+        "the server is ready: gRPC on %s, metrics %s, data in %s",
+        host_and_port(settings.host, rpc.port),
         f"on port {metrics_port}" if metrics_port >= 0 else "off",
         settings.data,
     )
@@ -154,10 +154,10 @@ def _serve_metrics(settings: ServerSettings) -> int:
     if settings.metrics_port < 0:
         return -1
     try:
-        return metrics.serve_metrics(settings.host, settings.metrics_port)
+        return metrics.serve_metrics(settings.host.strip("[]"), settings.metrics_port)
     except OSError as error:
         raise server.PortInUse(
-            f"the metrics port {settings.host}:{settings.metrics_port} cannot be bound ({error.strerror});"
+            f"the metrics port {host_and_port(settings.host, settings.metrics_port)} cannot be bound ({error.strerror});"
             " --metrics-port names another one, 0 takes a free one, -1 turns metrics off"
         ) from None
 

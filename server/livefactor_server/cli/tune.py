@@ -7,59 +7,29 @@ from typing import Annotated
 
 import typer
 
+from livefactor_server.cli import columns
 from livefactor_server.cli.base import AsJson, Secret, app
-
-BATCH_EVENTS = 512
-"""`livefactor_server.tuning.progressive.BATCH_EVENTS`, which would take long to import."""
 
 
 @app.command()
 def tune(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            exists=True, dir_okay=False, help="A csv, csv.gz or parquet file, the oldest event first."
-        ),
-    ],
-    user: Annotated[str, typer.Option(help="Column of user ids. Default: user_id or user.")] = "",
-    item: Annotated[str, typer.Option(help="Column of item ids. Default: item_id or item.")] = "",
-    value: Annotated[
-        str,
-        typer.Option(help="Column of values: ratings, or 0 and 1. Default: value or rating, if it exists."),
-    ] = "",
-    weight: Annotated[str, typer.Option(help="Column of weights. Default: weight, if it exists.")] = "",
-    event_type: Annotated[
-        str,
-        typer.Option(
-            help="Column of event types. It is checked, but no rule learns from it. Default: event_type or type."
-        ),
-    ] = "",
-    time_column: Annotated[
-        str,
-        typer.Option(
-            "--time",
-            help="Column of times, by which the events are ordered. Default: time or timestamp, if it exists.",
-        ),
-    ] = "",
-    string_ids: Annotated[
-        bool, typer.Option(help="Hash all ids as text, also those that are numbers.")
-    ] = False,
+    file: columns.File,
+    user: columns.User = "",
+    item: columns.Item = "",
+    value: columns.Value = "",
+    weight: columns.Weight = "",
+    event_type: columns.EventType = "",
+    time_column: columns.Time = "",
+    string_ids: columns.StringIds = False,
     secret: Secret = "",
-    task: Annotated[
-        str, typer.Option(help="ratings, clicks or purchases. Default: guessed from the values.")
-    ] = "",
+    task: columns.Task = "",
     metric: Annotated[
         str, typer.Option(help="Metric for clicks and purchases: recall (recall@10) or ndcg (NDCG@10).")
     ] = "recall",
     rule: Annotated[
         list[str] | None, typer.Option(help="Try only this rule. Repeat the option for more.")
     ] = None,
-    batch: Annotated[
-        int,
-        typer.Option(
-            min=1, max=65_536, help="Number of events that are first judged, then learned as one record."
-        ),
-    ] = BATCH_EVENTS,
+    batch: columns.Batch = columns.BATCH_EVENTS,
     part: Annotated[
         float,
         typer.Option(min=0.05, max=0.95, help="Share of the stream that the search uses: its beginning."),
@@ -68,15 +38,18 @@ def tune(
         float,
         typer.Option(min=0.0, max=0.9, help="Share of that part that is learned before judging starts."),
     ] = 0.2,
-    judged: Annotated[
-        int,
-        typer.Option(min=1, help="About this many events are judged. If there are more, they are sampled."),
-    ] = 20_000,
+    judged: columns.Judged = 20_000,
     trials: Annotated[
-        int, typer.Option(min=1, help="Number of trials, including those of an interrupted run.")
+        int,
+        typer.Option(min=1, help="Number of trials, with the presets and those of an interrupted run."),
     ] = 60,
     minutes: Annotated[
-        float, typer.Option(min=0.0, help="Start no trial after this many minutes. 0 means no limit.")
+        float,
+        typer.Option(
+            min=0.0,
+            help="Be done after this many minutes, with reading the file, the presets, the trials and the figures"
+            " of the rest. 0 means no limit.",
+        ),
     ] = 0.0,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the search. The same seed tries the same specs.")
@@ -99,10 +72,10 @@ def tune(
     """
     from livefactor_server.cli import tuning
 
-    columns = {"user_ids": user, "item_ids": item, "values": value, "weights": weight}
-    columns |= {"event_types": event_type, "times": time_column}
+    names = {"user_ids": user, "item_ids": item, "values": value, "weights": weight}
+    names |= {"event_types": event_type, "times": time_column}
     command = tuning.Command(
-        file, columns, string_ids, secret, task, metric, rule or [], batch, part, warm_up, judged, trials,
+        file, names, string_ids, secret, task, metric, rule or [], batch, part, warm_up, judged, trials,
         minutes, seed, study or out.with_suffix(".study"), out, as_json,
     )  # fmt: skip
     tuning.run(command)

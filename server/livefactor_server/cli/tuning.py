@@ -14,7 +14,7 @@ from livefactor_server.cli.base import complain, console, emit, progress, table
 from livefactor_server.files import specs as spec_files
 from livefactor_server.files.events import Conversion
 from livefactor_server.rpc.server import limit_libraries
-from livefactor_server.tuning import events, pictures, plan, search
+from livefactor_server.tuning import events, pictures, plan, search, starts
 from livefactor_server.tuning.metrics import METRICS
 from livefactor_server.tuning.report import Report, Row, make_report, shown_fields
 from livefactor_server.tuning.rules import RULES, TASKS, field_of
@@ -54,9 +54,12 @@ def run(asked: Command) -> None:
         complain(lacking)
         raise typer.Exit(2)
     limit_libraries()
+    until = time.monotonic() + 60.0 * asked.minutes if asked.minutes else float("inf")
     try:
-        read = _read(asked.file, asked.columns, Conversion(asked.string_ids, asked.secret.encode()).check())
-        chosen = _task(asked.task, read)
+        read = read_file(
+            asked.file, asked.columns, Conversion(asked.string_ids, asked.secret.encode()).check()
+        )
+        chosen = task_of(asked.task, read)
         settings = plan.Settings(
             _metric(asked.metric, chosen), asked.batch, asked.part, asked.warm_up, asked.judged, asked.seed
         )
@@ -67,8 +70,9 @@ def run(asked: Command) -> None:
             )
         judge = plan.Plan(read.stream, settings)
         folder = asked.study
-        done = _search(folder, read, judge, chosen, rules, asked.trials, asked.minutes)
-        report = _finish(judge, done, chosen)
+        first = starts.starts(chosen, rules, read.stream.values)
+        done = _search(folder, read, judge, chosen, first, rules, asked.trials, until)
+        report = _finish(judge, done, chosen, sum(start.preset != "" for start in first), until)
         spec_files.write_spec(
             asked.out, report.spec, RULES[report.rule].preset, report.notes(asked.file.name)
         )
@@ -90,19 +94,23 @@ def run(asked: Command) -> None:
         )
         return
     console().print(_grid(report, done, judge))
+    if report.reason:
+        console().print(report.reason, soft_wrap=True)
     console().print(
         f"wrote {asked.out} and {asked.out.with_suffix('.svg')}; serve it: livefactor serve --spec {asked.out}",
         soft_wrap=True,
     )
 
 
-def _bar(*columns: Any) -> Progress:
+def bar_of(*columns: Any) -> Progress:
+    """A progress bar with the number of events and the time."""
     bar: Progress = progress(MofNCompleteColumn(), *columns, TimeElapsedColumn())
     return bar
 
 
-def _read(file: Path, columns: dict[str, str], conversion: Conversion) -> events.EventFile:
-    with _bar() as bar:
+def read_file(file: Path, columns: dict[str, str], conversion: Conversion) -> events.EventFile:
+    """Reads the events of a file, and says what it found."""
+    with bar_of() as bar:
         task = bar.add_task("events read", total=None)
         read = events.read_events(
             file, columns, conversion, lambda at, total: bar.update(task, completed=at, total=total or None)
@@ -112,7 +120,8 @@ def _read(file: Path, columns: dict[str, str], conversion: Conversion) -> events
     return read
 
 
-def _task(task: str, read: events.EventFile) -> str:
+def task_of(task: str, read: events.EventFile) -> str:
+    """The task that was asked for, or the one that the values suggest. Raises ValueError."""
     if task and task not in TASKS:
         raise ValueError(f"--task: expected one of {', '.join(TASKS)}, got {task!r}")
     if task == "ratings" and "values" not in read.names:
@@ -135,22 +144,25 @@ def _search(
     read: events.EventFile,
     judge: plan.Plan,
     task: str,
+    first: list[starts.Start],
     rules: list[str],
     trials: int,
-    minutes: float,
+    until: float,
 ) -> list[search.FinishedTrial]:
     chosen = judge.settings
+    presets = [one.preset for one in first if one.preset]
     settings = {
-        "events": read.digest, "task": task, "rules": rules, "metric": chosen.metric, "batch": chosen.batch_events,
+        "events": read.digest, "task": task, "rules": rules, "presets": presets,
+        "metric": chosen.metric, "batch": chosen.batch_events,
         "part": chosen.part, "warm-up": chosen.warm_up, "judged": chosen.judged_max, "seed": chosen.seed,
         "kernel semantics": KERNEL_SEMANTICS,
     }  # fmt: skip
     metric = judge.metric
     with (
         search.open_study(folder, settings, metric.larger_is_better) as study,
-        _bar(TextColumn("{task.fields[best]}")) as bar,
+        bar_of(TextColumn("{task.fields[best]}")) as bar,
     ):
-        task_trials = bar.add_task("trials", total=trials, best="")
+        task_trials = bar.add_task("trials", total=max(trials, len(presets)), best="")
         task_events = bar.add_task("events of this trial", total=judge.searched, best="")
         before = len(search.finished_trials(study))
         if before:
@@ -158,32 +170,46 @@ def _search(
 
         def on_trial(done: list[search.FinishedTrial]) -> None:
             best = search.best_first(done, judge)
-            words = f"best {metric.label} {best[0].value:.4f} ({best[0].rule})" if best else ""
+            words = (
+                f"best {metric.label} {best[0].value:.4f} ({best[0].rule})"
+                if best
+                else "the presets come first"
+            )
             bar.update(task_trials, completed=len(done), best=words)
 
         def on_events(learned: int) -> None:
             bar.update(task_events, completed=learned)
 
         started = time.monotonic()
-        done = search.search(study, judge, rules, trials, minutes, on_events, on_trial)
+        done = search.search(study, judge, first, rules, trials, until, on_events, on_trial)
     console(err=True).print(
         f"{len(done)} trials, {len(done) - before} of them in this run, which took {time.monotonic() - started:.0f} s"
     )
     return done
 
 
-def _finish(judge: plan.Plan, done: list[search.FinishedTrial], task: str) -> Report:
-    """Judges the winner and the preset once each on the rest of the stream."""
-    with _bar() as bar:
+def _finish(
+    judge: plan.Plan, done: list[search.FinishedTrial], task: str, presets: int, until: float
+) -> Report:
+    """Judges the best trial and the best preset once each on the rest of the stream."""
+    with bar_of() as bar:
         bars = [
             bar.add_task(f"rest of the stream: {name}", total=len(judge.stream))
-            for name in ("winner", "preset")
+            for name in ("best trial", "best preset")
         ]
-        return make_report(judge, done, task, lambda at, learned: bar.update(bars[at], completed=learned))
+
+        def on_events(at: int, learned: int) -> None:
+            bar.update(bars[at], completed=learned)
+
+        return make_report(judge, done, task, presets, until, on_events)
 
 
 def _grid(report: Report, done: list[search.FinishedTrial], judge: plan.Plan) -> Table:
-    others = [Row.of_trial(one) for one in search.best_first(done, judge)[1:SHOWN_TRIALS]]
+    others = [
+        Row.of_trial(one, f"preset {one.preset}" if one.preset else "")
+        for one in search.best_first(done, judge)
+        if one.spec not in (report.winner.spec, report.preset.spec)
+    ][: SHOWN_TRIALS - 1]
     rows = [report.winner, *others, report.preset, report.naive]
     fields = shown_fields(rows)
     grid = table(judge.metric.label, "search", "rest", "M/s", "rule", *fields.values())

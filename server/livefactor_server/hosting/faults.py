@@ -82,3 +82,8 @@ class Faults:
     def all(self) -> list[Fault]:
         """All faults, in order of the names."""
         return [self._faults[name] for name in sorted(self._faults)]
+
+    def close(self) -> None:
+        """Ends all faults."""
+        for fault in self.all():
+            self.forget(fault.name)

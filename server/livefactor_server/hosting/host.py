@@ -377,6 +377,7 @@ class Hosting:
         with self._lock:
             for hosted in self._by_name():
                 hosted.stop(take_last=True)
+            self._faults.close()
             self._lock_file.close()
 
 

@@ -20,6 +20,7 @@ from google.protobuf.internal import api_implementation
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 from livefactor.wire.limits import MESSAGE_BYTES_MAX
 from livefactor_server.hosting.host import Hosting
+from livefactor_server.rpc import binding
 from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.service import Services
 
@@ -80,11 +81,12 @@ class RpcServer:
         self._health = _add_health(self._server)
         _add_reflection(self._server)
         try:
+            if (fault := binding.fault(address)) is not None:
+                hint = "" if address.startswith("unix:") else "; --port names another port"
+                raise PortInUse(f"{address} cannot be bound ({fault}){hint}")
             self.port = self._server.add_insecure_port(address)
-        except RuntimeError:
-            raise PortInUse(
-                f"{address} cannot be bound; another server may be running there (--port names another port)"
-            ) from None
+        except RuntimeError as error:
+            raise PortInUse(f"{address} cannot be bound ({error})") from None
         self._stopping = threading.Event()
         self._listening = False
 
@@ -109,8 +111,10 @@ class RpcServer:
             now = {
                 MODEL_HEALTH + hosted.name: hosted.engine.failure is None for hosted in self._hosting.all()
             }
-            writable = all(now.values())
-            now |= {MODEL_HEALTH + fault.name: False for fault in self._hosting.faults()}
+            faults = {MODEL_HEALTH + fault.name: False for fault in self._hosting.faults()}
+            # Where no model can be opened, nobody should send updates.
+            writable = all(now.values()) and bool(now or not faults)
+            now |= faults
             if now != models:
                 self._set_health(True, writable, now, models.keys() - now.keys())
                 models = now

@@ -1,4 +1,4 @@
-"""The picture of a search: the metric over the trials, and over the learning speed."""
+"""Pictures: the trials of a search, and the methods of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from livefactor_server.tuning.drawing import grid, write_svg
+from livefactor_server.tuning.evaluation import Result
 from livefactor_server.tuning.metrics import Metric
 from livefactor_server.tuning.rules import RULES
 from livefactor_server.tuning.search import FinishedTrial
@@ -51,3 +52,25 @@ def _picture(done: list[FinishedTrial], metric: Metric, lines: Mapping[str, floa
 
 def _by_rule(done: list[FinishedTrial]) -> dict[str, list[FinishedTrial]]:
     return {name: [t for t in done if t.rule == name] for name in RULES if any(t.rule == name for t in done)}
+
+
+def draw_tenths(path: Path, results: list[Result], metric: str) -> None:
+    """Writes the picture of an evaluation: each method's metric in tenths of the judged events."""
+    write_svg(path, lambda: _tenths_picture(results, metric))
+
+
+def _tenths_picture(results: list[Result], metric: str) -> Any:
+    figure, axes = grid(1, 1)
+    axis = axes[0][0]
+    axis.set(title="each tenth of the judged events", xlabel="tenth", ylabel=metric)
+    for number, one in enumerate(results):
+        is_model = one.events_per_s > 0
+        axis.plot(
+            range(1, len(one.tenths) + 1),
+            one.tenths,
+            color=PALETTE[number % len(PALETTE)] if is_model else GREY,
+            linestyle="-" if is_model else ("--", ":", "-.")[number % 3],
+            label=one.name,
+        )
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure

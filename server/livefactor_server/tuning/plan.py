@@ -51,6 +51,22 @@ class Outcome:
     at_points: tuple[float, ...]
 
 
+def sample(stream: Stream, start: int, stop: int, most: int, seed: int, positive_only: bool) -> np.ndarray:
+    """A sample of about `most` of the events in [start, stop), bool[n].
+
+    It depends only on the seed, the event's position and the share. Rankings use positive events
+    only.
+    """
+    able = np.zeros(len(stream), bool)
+    able[start:stop] = True
+    if positive_only:
+        able &= stream.values > 0
+    share = most / max(1, able.sum())
+    draws = np.random.Generator(np.random.Philox(key=seed)).random(able.size)
+    chosen: np.ndarray = able & (draws < share)
+    return chosen
+
+
 class Plan:
     """A stream and the choice of its judged events.
 
@@ -76,19 +92,8 @@ class Plan:
             )
 
     def _sample(self, start: int, stop: int) -> np.ndarray:
-        """A sample of the events in [start, stop), bool[n].
-
-        It depends only on the seed, the event's position and the share. Rankings use positive
-        events only.
-        """
-        able = np.zeros(len(self.stream), bool)
-        able[start:stop] = True
-        if self.settings.metric != "rmse":
-            able &= self.stream.values > 0
-        share = self.settings.judged_max / max(1, able.sum())
-        draws = np.random.Generator(np.random.Philox(key=self.settings.seed)).random(able.size)
-        sample: np.ndarray = able & (draws < share)
-        return sample
+        chosen = self.settings
+        return sample(self.stream, start, stop, chosen.judged_max, chosen.seed, chosen.metric != "rmse")
 
     def search(
         self, spec: ModelSpec, on_point: Callable[[int, float], None], on_events: Callable[[int], None]

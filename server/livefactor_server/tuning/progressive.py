@@ -1,7 +1,5 @@
 """Test-then-learn: each batch is judged by the model before it, then learned as one record.
 
-
-
 This matches a producer that asks for scores before it pushes. An item that is new in the batch is
 in no list. A user who is new in the batch gets the list that `Score` gives to unknown users, which
 the item biases order. Source: Gama, Sebastião, Rodrigues, "On evaluating stream learning
@@ -55,9 +53,10 @@ class Stream:
         return Stream(self.user_keys[:events], self.item_keys[:events], self.values[:events], weights, times)
 
 
-def batches(events: int, size: int) -> list[slice]:
-    """Consecutive slices of `size` events. The last one may be shorter."""
-    return [slice(start, min(start + size, events)) for start in range(0, events, size)]
+def batches(events: int, size: int, cut: int | None = None) -> list[slice]:
+    """Consecutive slices of `size` events, with an end at `cut` and at the last event."""
+    ends = [*range(size, events, size), events, *([cut] if cut else [])]
+    return [slice(start, stop) for start, stop in pairwise([0, *sorted({*ends} - {0})]) if stop <= events]
 
 
 Judge = Callable[[Backend, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -84,11 +83,20 @@ class Step(NamedTuple):
 
 
 def judge_then_learn(
-    spec: ModelSpec, stream: Stream, judge: Judge, asked: np.ndarray, batch_events: int = BATCH_EVENTS
+    spec: ModelSpec,
+    stream: Stream,
+    judge: Judge,
+    asked: np.ndarray,
+    batch_events: int = BATCH_EVENTS,
+    learned: int | None = None,
 ) -> Iterator[Step]:
-    """Judges the events in `asked` (bool[n]) and learns all events, batch by batch."""
+    """Judges the events in `asked` (bool[n]) and learns the events, batch by batch.
+
+    `learned` is the number of events that are learned. The events behind them are only judged; None
+    learns all.
+    """
     model = create_backend("cpu", spec)
-    for revision, part in enumerate(batches(len(stream), batch_events), 1):
+    for revision, part in enumerate(batches(len(stream), batch_events, learned), 1):
         started = time.thread_time()
         user_rows = model.users.allocate(stream.user_keys[part])
         item_rows = model.items.allocate(stream.item_keys[part])
@@ -99,6 +107,9 @@ def judge_then_learn(
             judged = judge(model, user_rows[chosen], item_rows[chosen], values[chosen])
         weights, times = (None if c is None else c[part] for c in (stream.weights, stream.times))
         counts = model.users.allocated, model.items.allocated
+        if learned is not None and part.start >= learned:
+            yield Step(part.stop, judged, 0.0)
+            continue
         started = time.thread_time()
         model.apply(Update(revision, user_rows, item_rows, values, weights, *counts, times))
         yield Step(part.stop, judged, seconds + time.thread_time() - started)
@@ -145,19 +156,23 @@ def predictions(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) ->
 
 
 def popular_ranks(
-    stream: Stream, half_life_events: float = HALF_LIFE_EVENTS, batch_events: int = BATCH_EVENTS
+    stream: Stream,
+    half_life_events: float = HALF_LIFE_EVENTS,
+    batch_events: int = BATCH_EVENTS,
+    learned: int | None = None,
 ) -> np.ndarray:
     """The place of each event's item in the most-popular list before its batch, int64[n].
 
     Events with the value 0 do not count. The weight of an event halves every `half_life_events`
-    events; infinity weights all events equally.
+    events; infinity weights all events equally. `learned` is that of `judge_then_learn`.
     """
     keys, item_rows = np.unique(stream.item_keys, return_inverse=True)
     counts, places = np.zeros(keys.size), np.full(len(stream), TOP)
-    for part in batches(len(stream), batch_events):
+    for part in batches(len(stream), batch_events, learned):
         hits = item_rows[part][:, None] == most_popular(counts)
         places[part] = np.where(hits.any(axis=1), hits.argmax(axis=1) if hits.size else TOP, TOP)
-        counts = decay(counts, item_rows[part], half_life_events, stream.values[part] > 0)
+        if learned is None or part.start < learned:
+            counts = decay(counts, item_rows[part], half_life_events, stream.values[part] > 0)
     return places
 
 
@@ -166,7 +181,11 @@ def most_popular(counts: np.ndarray) -> np.ndarray:
 
     Rows ascend by key, so ties break as in `Score`.
     """
-    best = np.argsort(-counts, kind="stable")[:TOP]
+    able = np.arange(counts.size)
+    if counts.size > TOP:
+        # A full sort of a large catalogue for every batch would take longer than to learn it.
+        able = np.flatnonzero(counts >= np.partition(counts, -TOP)[-TOP])
+    best = able[np.argsort(-counts[able], kind="stable")[:TOP]]
     seen: np.ndarray = best[counts[best] > 0]
     return seen
 
@@ -185,17 +204,20 @@ def decay(
     return after
 
 
-def item_means(stream: Stream, batch_events: int = BATCH_EVENTS) -> np.ndarray:
+def item_means(stream: Stream, batch_events: int = BATCH_EVENTS, learned: int | None = None) -> np.ndarray:
     """The mean value of each event's item in earlier batches, float64[n].
 
-    New items have the mean of all events. At the start it is 0.
+    New items have the mean of all events. At the start it is 0. `learned` is that of
+    `judge_then_learn`.
     """
     keys, item_rows = np.unique(stream.item_keys, return_inverse=True)
     sums, counts, means = np.zeros(keys.size), np.zeros(keys.size), np.empty(len(stream))
-    for part in batches(len(stream), batch_events):
+    for part in batches(len(stream), batch_events, learned):
         rows = item_rows[part]
         overall = sums.sum() / max(1.0, counts.sum())
         means[part] = np.where(counts[rows] > 0, sums[rows] / np.maximum(1.0, counts[rows]), overall)
+        if learned is not None and part.start >= learned:
+            continue
         sums += np.bincount(rows, stream.values[part], keys.size)
         counts += np.bincount(rows, minlength=keys.size)
     return means

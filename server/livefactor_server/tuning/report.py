@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from livefactor_kernels.spec.model import ModelSpec, spec_fields
-from livefactor_kernels.spec.presets import preset
-from livefactor_server.model import spec_codec
 from livefactor_server.tuning.plan import Plan
 from livefactor_server.tuning.rules import RULES
-from livefactor_server.tuning.search import FinishedTrial, best_first
+from livefactor_server.tuning.search import FinishedTrial, TimeIsUp, best_first, timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +53,11 @@ def shown_fields(rows: list[Row]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The lines of the winner, the preset and the baseline.
+    """The lines of the winner, of the best preset and of the baseline.
 
     `trials` counts the finished trials, and `stopped` those that were stopped early. `searched` is
-    the range of judged events in the search part, and `events` the size of the stream.
+    the range of judged events in the search part, and `events` the size of the stream. `reason`
+    says why the winner is not simply the best trial; "" if it is.
     """
 
     task: str
@@ -72,6 +71,7 @@ class Report:
     stopped: int
     searched: tuple[int, int]
     events: int
+    reason: str = ""
 
     def lines(self) -> dict[str, float]:
         """The horizontal lines of the picture."""
@@ -84,57 +84,87 @@ class Report:
             f"Found by `livefactor tune` for {self.task} in {file}: the best of {self.trials} trials.",
             f"{self.metric}, test-then-learn     events {first:,}-{last:,}, searched     {last:,}-{self.events:,}, held out",
             *(
-                f"{row.name:28} {row.search:>10.4f} {row.rest:>10.4f}"
+                f"{row.name:28} {row.search:>10.4f} {_figure(row.rest):>10}"
                 for row in (self.winner, self.preset, self.naive)
             ),
+            *([f"Note: {self.reason}."] if self.reason else []),
         ]
 
     def fields(self) -> dict[str, Any]:
         """The results as values for JSON."""
         rows = {name: getattr(self, name).fields() for name in ("winner", "preset", "naive")}
-        counts = {"trials": self.trials, "stopped": self.stopped}
+        counts = {"trials": self.trials, "stopped": self.stopped, "reason": self.reason}
         return {"task": self.task, "metric": self.metric, "rule": self.rule, **counts, **rows}
+
+
+def _figure(number: float | None) -> str:
+    return "" if number is None else f"{number:.4f}"
 
 
 def make_report(
     plan: Plan,
     done: list[FinishedTrial],
     task: str,
+    presets: int,
+    until: float = float("inf"),
     on_events: Callable[[int, int], None] = lambda at, learned: None,
 ) -> Report:
-    """Evaluates the winner and the preset of the task on the rest of the stream.
+    """Evaluates the best trial and the best preset on the rest, and chooses between the two.
+
+    The best trial is the maximum of many figures of the search part. If the preset is at least as
+    good on the rest, the preset is chosen.
 
     Args:
         plan: the stream and its judged events.
         done: the finished trials.
         task: one of `TASKS`.
-        on_events: called with (0 for the winner or 1 for the preset, events learned).
+        presets: number of presets that were to be tried.
+        until: when the time is up, as `time.monotonic`. A figure that is missing then is None.
+        on_events: called with (0 for the best trial or 1 for the preset, events learned).
 
     Raises:
-        ValueError: no trial ran to the end.
+        ValueError: not all presets were tried, so that one of them may be the best spec.
     """
     best = best_first(done, plan)
-    if not best:
-        raise ValueError("no trial ran to the end: allow more --minutes")
-    base = spec_codec.decode(spec_codec.encode(preset(task)))
-    winner, rest = best[0], plan.rest(best[0].spec, lambda at: on_events(0, at)).value
-    # The preset is the first trial of its rule, unless the user asked for other rules or time was
-    # short.
-    rule = next(name for name, each in RULES.items() if each.start == preset(task))
-    known = next((one for one in best if one.spec == base), None)
-    in_search = known or plan.search(base, lambda *_: None, lambda _: None)
-    base_rest = plan.rest(base, lambda at: on_events(1, at)).value
-    naive = plan.naive()
+    tried = [one for one in best if one.preset]
+    if len(tried) < presets or not best:
+        raise ValueError(
+            f"the time was up when {len(tried)} of {presets} presets were tried; nothing was written, because"
+            " another preset may be better. The same command goes on from there; allow more --minutes"
+        )
+    known = tried[0] if tried else best[0]
+    base_rest = _rest(plan, known, until, lambda at: on_events(1, at))
+    winner, rest, reason = best[0], base_rest, ""
+    if winner.spec != known.spec:
+        rest = _rest(plan, winner, until, lambda at: on_events(0, at))
+    if rest is not None and base_rest is not None and not plan.metric.better(rest, base_rest):
+        if winner.spec != known.spec:
+            reason = f"trial {winner.number} was not better than the preset on the rest"
+        winner, rest = known, base_rest
+    elif rest is None or base_rest is None:
+        reason = "the time was up before the rest was judged"
     return Report(
         task=task,
         metric=plan.metric.label,
         spec=winner.spec,
         rule=winner.rule,
-        winner=Row.of_trial(winner, f"best: trial {winner.number}", rest),
-        preset=Row(f"preset {task}", in_search.value, base_rest, in_search.events_per_s, base, rule),
-        naive=Row(plan.metric.naive_label, *naive),
+        winner=Row.of_trial(winner, f"best: {_name(winner)}", rest),
+        preset=Row.of_trial(known, _name(known), base_rest),
+        naive=Row(plan.metric.naive_label, *plan.naive()),
         trials=len(done),
         stopped=sum(one.stopped for one in done),
         searched=(plan.start, plan.searched),
         events=len(plan.stream),
+        reason=reason,
     )
+
+
+def _name(one: FinishedTrial) -> str:
+    return f"preset {one.preset}" if one.preset else f"trial {one.number}"
+
+
+def _rest(plan: Plan, one: FinishedTrial, until: float, on_events: Callable[[int], None]) -> float | None:
+    try:
+        return plan.rest(one.spec, timed(on_events, until)).value
+    except TimeIsUp:
+        return None

@@ -25,6 +25,7 @@ import numpy as np
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.tuning.plan import Plan
 from livefactor_server.tuning.rules import RULES
+from livefactor_server.tuning.starts import Start
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -35,6 +36,8 @@ JOURNAL = "journal.log"
 NAME = "tune"
 RANDOM_TRIALS = 10
 """Number of random trials, with the rules' first ones, before results guide the choice."""
+REST_MARGIN = 1.2
+"""The run of a spec over the whole stream may take so many times what its trial suggests."""
 JUDGED_TRIALS = 5
 """Minimum number of finished trials before a trial can be stopped early.
 
@@ -50,6 +53,10 @@ class _StoppedEarly(Exception):
     """The trial is worse than the median of the other trials at this point."""
 
 
+class TimeIsUp(Exception):
+    """The time limit was reached while a spec was tried."""
+
+
 @dataclass(frozen=True, slots=True)
 class FinishedTrial:
     """A finished trial.
@@ -61,6 +68,8 @@ class FinishedTrial:
         value: the metric. If the trial was stopped, the metric at that point.
         stopped: whether it was stopped early.
         events_per_s: events learned per CPU second, 0 if it was stopped.
+        seconds: how long it took, 0 if it was stopped.
+        preset: name of the preset that it tried; "" if it tried none.
     """
 
     number: int
@@ -69,6 +78,8 @@ class FinishedTrial:
     value: float
     stopped: bool
     events_per_s: float
+    seconds: float = 0.0
+    preset: str = ""
 
 
 def missing() -> str:
@@ -144,20 +155,26 @@ def _agree(study: Study, folder: Path, settings: dict[str, Any]) -> None:
 def search(
     study: Study,
     plan: Plan,
+    starts: list[Start],
     rules: list[str],
     trials: int,
-    minutes: float,
+    until: float,
     on_events: Callable[[int], None],
     on_trial: Callable[[list[FinishedTrial]], None],
 ) -> list[FinishedTrial]:
-    """Tries specs until `trials` are finished in total, or until `minutes` have passed.
+    """Tries specs until `trials` are finished in total, or until the time is up.
+
+    The presets come first, and are tried even if they are more than `trials`. Behind them the
+    search leaves enough time for the figures of the rest of the stream (`rest_seconds`). A trial
+    that the end of the time interrupts does not count.
 
     Args:
         study: the study.
         plan: the stream and its judged events.
+        starts: what is tried first, the presets before others.
         rules: the names of the rules to try.
         trials: total number of finished trials.
-        minutes: time limit; 0 means no limit.
+        until: when the time is up, as `time.monotonic`; infinity means no limit.
         on_events: called with the number of events that the running trial has learned.
         on_trial: called with the finished trials, before the first new trial and after each.
 
@@ -169,19 +186,47 @@ def search(
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         # A killed search left this trial unfinished.
         study.tell(trial.number, state=TrialState.FAIL)
-    starts = [{"rule": name, **RULES[name].first(name)} for name in rules]
-    deadline = time.monotonic() + 60.0 * minutes if minutes else float("inf")
+    presets = sum(start.preset != "" for start in starts)
     done = finished_trials(study)
     on_trial(done)
-    while len(done) < trials and time.monotonic() < deadline:
-        _prepare(study, starts, len(done), plan.settings.seed)
-        _try(study, study.ask(), plan, rules, on_events)
+    while len(done) < max(trials, presets):
+        # What is chosen from must be there first. So the presets may use all of the time.
+        left_s = 0.0 if len(done) < presets else rest_seconds(done, plan)
+        if time.monotonic() >= until - left_s:
+            break
+        start = starts[len(done)] if len(done) < len(starts) else None
+        _prepare(study, start, len(starts), len(done), plan.settings.seed)
+        try:
+            _try(study, study.ask(), start, plan, rules, timed(on_events, until - left_s))
+        except TimeIsUp:
+            break
         done = finished_trials(study)
         on_trial(done)
     return done
 
 
-def _prepare(study: Study, starts: list[dict[str, Any]], finished: int, seed: int) -> None:
+def rest_seconds(done: list[FinishedTrial], plan: Plan) -> float:
+    """An estimate of the time that the figures of the rest of the stream take.
+
+    They take a run of the best trial and one of the best preset over the whole stream.
+    """
+    best = best_first(done, plan)
+    specs = {one.spec: one.seconds for one in (*best[:1], *[one for one in best if one.preset][:1])}
+    return REST_MARGIN * sum(specs.values()) * len(plan.stream) / plan.searched
+
+
+def timed(on_events: Callable[[int], None], until: float) -> Callable[[int], None]:
+    """`on_events`, which raises TimeIsUp when the time is up."""
+
+    def checked(learned: int) -> None:
+        if time.monotonic() >= until:
+            raise TimeIsUp
+        on_events(learned)
+
+    return checked
+
+
+def _prepare(study: Study, start: Start | None, starts: int, finished: int, seed: int) -> None:
     """Makes the next trial a function of the seed and of the finished trials."""
     from optuna.pruners import MedianPruner
     from optuna.samplers import TPESampler
@@ -189,16 +234,30 @@ def _prepare(study: Study, starts: list[dict[str, Any]], finished: int, seed: in
 
     number = int(np.random.SeedSequence([seed, finished]).generate_state(1)[0])
     study.sampler = TPESampler(seed=number, n_startup_trials=RANDOM_TRIALS)
-    study.pruner = MedianPruner(n_startup_trials=max(JUDGED_TRIALS, len(starts)), n_warmup_steps=1)
-    if finished < len(starts) and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        study.enqueue_trial(starts[finished])
+    study.pruner = MedianPruner(n_startup_trials=max(JUDGED_TRIALS, starts), n_warmup_steps=1)
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    if start is not None and start.parameters and not waiting:
+        study.enqueue_trial(dict(start.parameters))
 
 
-def _try(study: Study, trial: Trial, plan: Plan, rules: list[str], on_events: Callable[[int], None]) -> None:
+def _try(
+    study: Study,
+    trial: Trial,
+    start: Start | None,
+    plan: Plan,
+    rules: list[str],
+    on_events: Callable[[int], None],
+) -> None:
     from optuna.trial import TrialState
 
-    name = trial.suggest_categorical("rule", rules)
-    RULES[name].suggest(trial, name)
+    if start is not None:
+        trial.set_user_attr("preset", start.preset)
+        trial.set_user_attr("rule", start.rule)
+    if start is None or start.parameters:
+        name = trial.suggest_categorical("rule", rules)
+        RULES[name].suggest(trial, name)
+    else:
+        name = start.rule
     spec = RULES[name].of_parameters(trial.params, name)
 
     def on_point(number: int, value: float) -> None:
@@ -206,12 +265,17 @@ def _try(study: Study, trial: Trial, plan: Plan, rules: list[str], on_events: Ca
         if trial.should_prune():
             raise _StoppedEarly
 
+    began = time.monotonic()
     try:
         outcome = plan.search(spec, on_point, on_events)
     except _StoppedEarly:
         study.tell(trial, state=TrialState.PRUNED)
         return
+    except TimeIsUp:
+        study.tell(trial, state=TrialState.FAIL)
+        raise
     trial.set_user_attr("events_per_s", outcome.events_per_s)
+    trial.set_user_attr("seconds", time.monotonic() - began)
     study.tell(trial, outcome.value)
 
 
@@ -227,7 +291,7 @@ def finished_trials(study: Study) -> list[FinishedTrial]:
 
 
 def _finished_trial(place: int, trial: FrozenTrial) -> FinishedTrial:
-    name = trial.params["rule"]
+    name = trial.params.get("rule") or trial.user_attrs["rule"]
     return FinishedTrial(
         place,
         name,
@@ -235,6 +299,8 @@ def _finished_trial(place: int, trial: FrozenTrial) -> FinishedTrial:
         float(trial.value if trial.value is not None else np.nan),
         trial.state.name == "PRUNED",
         float(trial.user_attrs.get("events_per_s", 0.0)),
+        float(trial.user_attrs.get("seconds", 0.0)),
+        str(trial.user_attrs.get("preset", "")),
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,10 @@ class Hostile:
 class _Handlers(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         method = details.method.rpartition("/")[2]
+        if method == "StreamUpdates":
+            return grpc.stream_stream_rpc_method_handler(
+                lambda requests, context: context.abort(grpc.StatusCode.INVALID_ARGUMENT, HOSTILE)
+            )
         answer = _ANSWERS.get(method)
         if answer is None:
             return grpc.unary_unary_rpc_method_handler(
@@ -131,6 +138,7 @@ _ANSWERS = {
             item_known=[True],
             labels=[HOSTILE],
         ),
+        "OpenProducer": updates_pb2.OpenProducerResponse(epoch=1, position=_POSITION),
         "ListModels": models_pb2.ListModelsResponse(
             models=[_description(), models_pb2.ModelDescription(model=HOSTILE, fault=HOSTILE)]
         ),
@@ -175,6 +183,18 @@ def test_every_command_shows_a_hostile_answer_as_text(hostile: Hostile, command:
     # It shows what came. Markup and emoji codes stand in it as they were sent.
     if command[:2] != ("models", "release"):
         assert any("[/x][red]:smile:" in line for line in lines), lines
+
+
+def test_what_the_client_logs_is_text(hostile: Hostile, tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("user_id,item_id\n1,2\n")
+    command = [sys.executable, "-m", "livefactor", "push", "events.csv", "--target", hostile.target]
+    path = os.pathsep.join(each for each in sys.path if each)
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    lines = done.stderr.splitlines()
+    assert sum("[/x][red]:smile:" in line for line in lines) >= 2, lines
+    assert all(line.isprintable() and "all is well" not in line[:30] for line in lines), lines
 
 
 def test_json_of_hostile_text_is_one_line(hostile: Hostile) -> None:

@@ -28,6 +28,7 @@ from livefactor_server.log.disk import FileIO
 from livefactor_server.log.store import Log
 from livefactor_server.rpc.embedded import EmbeddedServer
 from livefactor_server.statuses import TEXT_CHARACTERS_MAX
+from server_process import wait_until
 
 SEGMENT_BYTES = 128 << 10
 BATCH = 4000
@@ -166,7 +167,10 @@ def start(data: Path) -> Iterator[Start]:
 
 def health(server: EmbeddedServer, service: str) -> str:
     with grpc.insecure_channel(server.target) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+        except grpc.RpcError as error:
+            return str(error.code())
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
@@ -191,7 +195,7 @@ def test_the_others_are_served_and_the_damaged_model_is_restored(
     restored = run.invoke(app, ["models", "restore", "shop", source, "--target", server.target])
     assert restored.exit_code == 0, restored.output
     push(server, "shop", 1)
-    assert health(server, "models/shop") == "SERVING" or wait_for_health(server)
+    wait_until(lambda: health(server, "models/shop") == "SERVING", "the health of the restored model")
     assert fault_metric("shop") is None
     assert (data / "models" / "shop.set-aside-1").exists()
 
@@ -201,13 +205,6 @@ def test_the_others_are_served_and_the_damaged_model_is_restored(
         if snapshots_left:
             # The newest snapshot has the revision of the drain, where the log has it.
             assert models.describe("shop").events >= (SNAPSHOT_AFTER + 1) * BATCH
-
-
-def wait_for_health(server: EmbeddedServer) -> bool:
-    from server_process import wait_until
-
-    wait_until(lambda: health(server, "models/shop") == "SERVING", "the health of the restored model")
-    return True
 
 
 def check_reported(server: EmbeddedServer, reason: str) -> None:
@@ -221,17 +218,27 @@ def check_reported(server: EmbeddedServer, reason: str) -> None:
             models.create("shop")
     with pytest.raises(FailedPrecondition, match="'shop' is not served"):
         Producer(server.target, "till", model="shop")
-    assert [health(server, name) for name in ("", "models/other", "models/shop")] == [
-        "SERVING",
-        "SERVING",
-        "NOT_SERVING",
-    ]
+    parts = {"": "SERVING", "models/other": "SERVING", "models/shop": "NOT_SERVING"}
+    wait_until(lambda: {part: health(server, part) for part in parts} == parts, "the health of all parts")
     assert fault_metric("shop") == 1.0 and fault_metric("other") is None
     listed = CliRunner().invoke(app, ["models", "list", "--target", server.target])
     assert "shop IS NOT SERVED" in listed.output and "livefactor models restore shop shop" in listed.output
     assert listed.exit_code == 0 and "other" in listed.output
     described = CliRunner().invoke(app, ["models", "describe", "shop", "--target", server.target])
     assert "shop IS NOT SERVED" in described.output
+
+
+def test_a_server_whose_only_model_is_damaged_is_not_healthy_and_restores_it(
+    data: Path, start: Start
+) -> None:
+    shutil.rmtree(data / "models" / "other")
+    flip_a_bit(data / "models" / "shop")
+    server = start()
+    wait_until(lambda: health(server, "") == "NOT_SERVING", "the health of the server")
+    assert health(server, "livefactor.v1.ModelService") == "SERVING"
+    with Models(server.target) as models:
+        models.restore("shop", "shop")
+    wait_until(lambda: health(server, "") == "SERVING", "the health of the server")
 
 
 def test_a_folder_without_permission_is_a_fault(

@@ -6,7 +6,7 @@ The tests cover the protocol, the table of rules, and the study. A kill does not
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,18 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.backend import ReferenceModel, Update
 from livefactor_kernels.spec.checks import check
-from livefactor_kernels.spec.model import AdaptiveRate, SpecError
+from livefactor_kernels.spec.model import AdaptiveRate, Limits, SpecError
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.model import spec_codec
-from livefactor_server.tuning import metrics, plan, progressive, search
+from livefactor_server.tuning import metrics, plan, progressive, report, search
 from livefactor_server.tuning.plan import Plan, Settings
 from livefactor_server.tuning.progressive import TOP, Stream, judge_then_learn
 from livefactor_server.tuning.rules import RULES, TASKS, Choice, field_of
+from livefactor_server.tuning.starts import Start, starts
 
 RULE = ["logistic-sgd"]
+FIRST = [Start("clicks_sgd", RULE[0], {"rule": RULE[0], **RULES[RULE[0]].first(RULE[0])})]
+FOR_EVER = float("inf")
 TRIALS = 7
 NOTHING = lambda *_: None  # noqa: E731
 
@@ -176,12 +179,12 @@ SETTINGS = {"events": "groups", "seed": 5}
 
 def run(folder: Path, made: Plan, trials: int = TRIALS, on_events=NOTHING) -> list[search.FinishedTrial]:
     with search.open_study(folder, SETTINGS, made.metric.larger_is_better) as study:
-        return search.search(study, made, RULE, trials, 0.0, on_events, NOTHING)
+        return search.search(study, made, FIRST, RULE, trials, FOR_EVER, on_events, NOTHING)
 
 
 def said(done: list[search.FinishedTrial]) -> list[search.FinishedTrial]:
     """Return the trials without their times."""
-    return [replace(one, events_per_s=0.0) for one in done]
+    return [replace(one, events_per_s=0.0, seconds=0.0) for one in done]
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +204,7 @@ def test_a_search_is_a_function_of_its_seed(made: Plan, whole, tmp_path: Path) -
     assert said(run(tmp_path, made)) == whole[0]
     other = Plan(made.stream, replace(made.settings, seed=6))
     assert said(run(tmp_path / "other", other))[1:] != whole[0][1:]
-    assert whole[0][0].spec == RULES[RULE[0]].spec({})
+    assert whole[0][0].spec == RULES[RULE[0]].spec({}) and whole[0][0].preset == "clicks_sgd"
     assert len({one.spec for one in whole[0]}) == TRIALS
     assert {one.spec.adaptive_rate.window for one in whole[0]} == {0, 2048}
 
@@ -278,7 +281,116 @@ def test_hopeless_trials_are_stopped_and_never_win(made: Plan, tmp_path: Path, m
     assert best[0].number == TRIALS - 1 and len(best) == TRIALS - 1
 
 
-def test_no_trial_begins_after_the_minutes(made: Plan, tmp_path: Path) -> None:
+# ------------------------------------------------------------------------------------------------
+# Presets, and the time limit.
+
+
+@dataclass
+class Played:
+    """A clock, and the number of runs over the whole stream."""
+
+    now: float = 0.0
+    rests: int = 0
+
+
+def test_every_preset_that_fits_is_tried_before_anything_else() -> None:
+    ones, stars = np.ones(3, np.float32), np.array([1, 4, 5], np.float32)
+    for task in ("clicks", "purchases", "news"):
+        rules = [name for name, rule in RULES.items() if task in rule.tasks]
+        found = starts(task, rules, ones)
+        presets = [one.preset for one in found if one.preset]
+        assert presets[0] == task
+        assert sorted(presets) == ["clicks", "clicks_sgd", "news", "purchases", "purchases_sgd"]
+        assert [one.preset for one in found[len(presets) :]] == [""] * (len(found) - len(presets))
+        specs = [
+            replace(RULES[one.rule].of_parameters(one.parameters, one.rule), limits=Limits()) for one in found
+        ]
+        assert len(set(specs)) == len(specs)
+        expected = replace(spec_codec.decode(spec_codec.encode(preset(presets[1]))), limits=Limits())
+        assert specs[1] == expected
+    assert [one.preset for one in starts("ratings", ["squared-sgd"], stars)][:2] == ["ratings", "ratings_sgd"]
+    # Amounts are no clicks.
+    amounts = [one.preset for one in starts("purchases", ["softmax-repeats"], stars)]
+    assert amounts == ["purchases", "purchases_sgd"]
+    # A preset whose rule is not searched is tried all the same.
+    assert [one.parameters for one in starts("purchases", [], stars)] == [{}, {}]
+
+
+def played(monkeypatch: pytest.MonkeyPatch, worth: dict[str, tuple[float, float]], seconds: float) -> Played:
+    """Replace every run by figures (search, rest) of its rule, which take `seconds` of a clock."""
+    played = Played()
+    monkeypatch.setattr(search.time, "monotonic", lambda: played.now)
+
+    def run_of(self, spec, stream, asked, on_point, on_events) -> plan.Outcome:
+        is_rest = len(stream) == len(self.stream)
+        played.rests += is_rest
+        for tenth in range(1, 11):
+            played.now += seconds / 10
+            on_events(len(stream) * tenth // 10)
+        return plan.Outcome(worth.get(spec.rule.name, (0.2, 0.2))[is_rest], 1.0, ())
+
+    monkeypatch.setattr(Plan, "_run", run_of)
+    return played
+
+
+def both(rules: list[str]) -> list[Start]:
+    return starts("purchases", rules, np.full(3, 4, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("figures", "winner", "reason"),
+    [
+        # The preset `purchases` has rule SOFTMAX, and what is searched has rule SGD.
+        ({"SOFTMAX": (0.11, 0.10), "SGD": (0.09, 0.09)}, "preset purchases", ""),
+        ({"SOFTMAX": (0.09, 0.10), "SGD": (0.11, 0.09)}, "preset purchases", "not better than the preset"),
+        ({"SOFTMAX": (0.09, 0.09), "SGD": (0.11, 0.11)}, "preset purchases_sgd", ""),
+    ],
+)
+def test_nothing_worse_than_the_best_preset_is_chosen(
+    made: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: dict, winner: str, reason: str
+) -> None:
+    first = both(["logistic-sgd"])
+    played(monkeypatch, figures, 0.0)
     with search.open_study(tmp_path, SETTINGS, True) as study:
-        done = search.search(study, made, RULE, 100, 1e-9, NOTHING, NOTHING)
-    assert done == []
+        done = search.search(study, made, first, ["logistic-sgd"], 6, FOR_EVER, NOTHING, NOTHING)
+    assert [one.preset for one in done] == ["purchases", "purchases_sgd", "", "", "", ""]
+    if reason:
+        done = [replace(one, preset="" if one.preset == "purchases_sgd" else one.preset) for one in done]
+    found = report.make_report(made, done, "purchases", sum(bool(one.preset) for one in done))
+    assert (found.winner.name, reason in found.reason) == (f"best: {winner}", True)
+    assert found.winner.rest is not None and found.winner.rest >= found.preset.rest
+
+
+def test_the_minutes_cover_presets_trials_and_the_rest(
+    made: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = both(["logistic-sgd"])
+    clock = played(monkeypatch, {"SOFTMAX": (0.1, 0.1)}, 10.0)
+    for until, presets, trials, rests in ((5.0, 0, 0, 0), (25.0, 2, 0, 0), (95.0, 2, 5, 1)):
+        clock.now, clock.rests, folder = 0.0, 0, tmp_path / str(until)
+        with search.open_study(folder, SETTINGS, True) as study:
+            done = search.search(study, made, first, ["logistic-sgd"], 100, until, NOTHING, NOTHING)
+        assert sum(bool(one.preset) for one in done) == presets
+        assert len(done) == presets + trials
+        if not presets:
+            with pytest.raises(ValueError, match="0 of 2 presets were tried; nothing was written"):
+                report.make_report(made, done, "purchases", 2, until)
+            continue
+        found = report.make_report(made, done, "purchases", 2, until)
+        assert clock.now <= until + 1.0
+        if rests:
+            assert (clock.rests, found.reason) == (rests, "")
+        else:
+            assert (found.winner.rest, found.preset.rest) == (None, None)
+            assert "time was up" in found.reason
+
+
+def test_an_interrupted_trial_is_tried_again_by_the_same_command(
+    made: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = both(["logistic-sgd"])
+    played(monkeypatch, {}, 10.0)
+    with search.open_study(tmp_path, SETTINGS, True) as study:
+        assert len(search.search(study, made, first, ["logistic-sgd"], 4, 15.0, NOTHING, NOTHING)) == 1
+        done = search.search(study, made, first, ["logistic-sgd"], 4, FOR_EVER, NOTHING, NOTHING)
+    assert [one.preset for one in done] == ["purchases", "purchases_sgd", "", ""]
