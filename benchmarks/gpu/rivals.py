@@ -23,7 +23,7 @@ from livefactor_kernels.device.staging import WORD_BYTES, Slot
 from livefactor_kernels.device.warp import BLOCK_THREADS, SIMULATED, cuda, half_sum, kernel
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.lanes import inlined
-from livefactor_kernels.optimizers.sgd import stepped
+from livefactor_kernels.optimizers.sgd import descend
 from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row
 from livefactor_kernels.spec.model import LANES, ModelSpec
@@ -70,15 +70,15 @@ def livefactor_hogwild_kernel(
         # The address is written out below, since a shared sum needs more registers.
         column = c * WARP + mine
         g_user, g_item = scalar.pull(e, y[c], rates.l2, x[c]), scalar.pull(e, x[c], rates.l2, y[c])
-        new_x = stepped(x[c], g_user, rates.rate, rates)
-        new_y = stepped(y[c], g_item, rates.rate, rates)
+        new_x = descend(x[c], g_user, rates.rate, rates)
+        new_y = descend(y[c], g_item, rates.rate, rates)
         store_factor(users.factors, user * K + c * WARP + mine, new_x, t, column)
         store_factor(items.factors, item * K + c * WARP + mine, new_y, t, K + column)
     if mine == 0:
         g_user = scalar.bias_pull(e, rates.bias_l2, user_bias)
         g_item = scalar.bias_pull(e, rates.bias_l2, item_bias)
-        users.bias[user] = stepped(user_bias, g_user, rates.bias_rate, rates)
-        items.bias[item] = stepped(item_bias, g_item, rates.bias_rate, rates)
+        users.bias[user] = descend(user_bias, g_user, rates.bias_rate, rates)
+        items.bias[item] = descend(item_bias, g_item, rates.bias_rate, rates)
 
 
 @kernel
@@ -157,9 +157,9 @@ def livefactor_row_step_kernel(
     g = totals[(side * span.batch + number) * (K + 1) + column]
     if column < K:
         at = row * K + column
-        rows.factors[at] = stepped(rows.factors[at], g, rates.rate, rates)
+        rows.factors[at] = descend(rows.factors[at], g, rates.rate, rates)
     else:
-        rows.bias[row] = stepped(rows.bias[row], g, rates.bias_rate, rates)
+        rows.bias[row] = descend(rows.bias[row], g, rates.bias_rate, rates)
 
 
 class HogwildModel(CudaModel):

@@ -144,7 +144,7 @@ class Learner:
         factors, bias = self.model.gather(ITEMS, rows)
         scores = self.model.mean + persons.bias[:, None] + bias + persons.factors @ factors.T
         for user, own in enumerate(scores):
-            own += persons.gained(user, rows)
+            own += persons.gains(user, rows)
         return scores
 
     def predictions(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:

@@ -109,7 +109,22 @@ class ForkError(LivefactorError):
 
 
 class ColumnError(LivefactorError, ValueError):
-    """A column has the wrong length, type or value, or a message does not parse."""
+    """A column has the wrong length, type or value, or a message does not parse.
+
+    column, row: the column and the row (from 0) of a value that was refused; "" and None where the
+    fault has no row. reason: the text without both.
+    """
+
+    column: str = ""
+    row: int | None = None
+    reason: str = ""
+
+    @classmethod
+    def at(cls, column: str, row: int, reason: str) -> ColumnError:
+        """The error for the value in one row of a column."""
+        error = cls(f"{column}[{row}]: {reason}")
+        error.column, error.row, error.reason = column, row, reason
+        return error
 
 
 class SnapshotInvalid(LivefactorError, ValueError):

@@ -18,7 +18,8 @@ from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, Connection
 from livefactor.cutting import Joined, Lists, ScoreRequest, ask
 from livefactor.errors import ColumnError
 from livefactor.position import Position
-from livefactor.wire.arrays import KEYS, HashTexts, Ids, as_keys, original_ids
+from livefactor.wire.arrays import KEYS
+from livefactor.wire.ids import HashTexts, Ids, as_keys, original_ids
 from livefactor.wire.keys import keys_of
 from livefactor.wire.limits import check_model
 

@@ -128,7 +128,7 @@ class CpuModel:
             update.check()
         if self._reservoir is not None:
             for update in updates:
-                self._learn([self._reservoir.extended(update)])
+                self._learn([self._reservoir.extend(update)])
                 self._reservoir.keep(update)
             return
         for group in [updates] if self._rule.joins(updates) else [[update] for update in updates]:
@@ -137,8 +137,8 @@ class CpuModel:
     def _learn(self, updates: Sequence[Update]) -> None:
         rows, update = self._rule.prepare(updates), joined(updates)
         if self.pins.active:
-            followed = () if self._recorder is None else (self._recorder.followed(update),)
-            self.pins.protect(update, rows, *followed)
+            recent = () if self._recorder is None else (self._recorder.recent_items(update),)
+            self.pins.protect(update, rows, *recent)
         self._rule.learn(update)
         if self._recorder is not None and not self._rule.records:
             self._recorder.record(update, 0, update.fresh)

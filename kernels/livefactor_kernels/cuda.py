@@ -264,7 +264,7 @@ class CudaModel:
                 has changed.
         """
         update.check()
-        learned = update if self._reservoir is None else self._reservoir.extended(update)
+        learned = update if self._reservoir is None else self._reservoir.extend(update)
         self._staging.wait_for_turn()
         with self.lock:
             self._put_on_stream(learned, (update.user_count, update.item_count))
@@ -356,7 +356,7 @@ class CudaModel:
         recorder = self._recorder
         if recorder is not None:
             for frozen in self.pins.frozen:
-                recorder.save_followed(frozen.sides[ITEMS], slot, places["users_at"], update.fresh)
+                recorder.save_recent_items(frozen.sides[ITEMS], slot, places["users_at"], update.fresh)
         self._rule.learn(update, slot, places)
         if recorder is None or self._rule.records:
             return

@@ -33,10 +33,12 @@ import numpy as np
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.history.cpu import Ring
 from livefactor_kernels.numbers.compiled import compiled
+from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import GRAM, SolveRates
-from livefactor_kernels.solve.cpu import Scratch, Side, livefactor_fold_kernel
+from livefactor_kernels.solve.cpu import Events as SolveEvents
+from livefactor_kernels.solve.cpu import Problem, Scratch, Side, livefactor_fold_kernel
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 
@@ -74,7 +76,7 @@ class Events(NamedTuple):
         values: float32[n].
         weights: present weights for fold-in, float32[n].
         repeats: present weights for repeats of their own items, float32[n].
-        had: the item rows that the user had, as far as they are known; uint32[m], ascending.
+        items: the rows of the items of the user's known events, uint32[m], ascending.
         truncated: whether the user had further events, which are forgotten.
     """
 
@@ -82,42 +84,56 @@ class Events(NamedTuple):
     values: np.ndarray
     weights: np.ndarray
     repeats: np.ndarray
-    had: np.ndarray
+    items: np.ndarray
     truncated: bool
+
+
+class Lists(NamedTuple):
+    """The followers of n items, by section name (`history.cpu.Followers`).
+
+    Attributes:
+        neighbor_rows: uint32[n, M].
+        neighbor_counts: float32[n, M].
+        seen_count: numbers of the items' events, uint32[n].
+    """
+
+    neighbor_rows: np.ndarray
+    neighbor_counts: np.ndarray
+    seen_count: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class Persons:
     """Users for scoring: factors float32[n, kp] and biases float32[n].
 
-    `had` holds each user's item rows, ascending. `truncated` bool[n] tells which users had further
-    events, which are forgotten. `followers` holds each user's followers: rows uint32[m], ascending,
-    and their gains float32[m].
+    `items` has the items of each user's events: rows uint32[m], ascending. `truncated` bool[n]
+    tells which users had further events, which are forgotten. `followers` has each user's
+    followers: rows uint32[m], ascending, and their gains float32[m].
     """
 
     factors: np.ndarray
     bias: np.ndarray
-    had: list[np.ndarray]
+    items: list[np.ndarray]
     truncated: np.ndarray
     followers: list[tuple[np.ndarray, np.ndarray]]
 
-    def gained(self, user: int, rows: np.ndarray) -> np.ndarray:
+    def gains(self, user: int, rows: np.ndarray) -> np.ndarray:
         """The gains from counts for item rows uint32[n] of a user, float32[n]."""
         if not self.followers or not self.followers[user][0].size:
             return np.zeros(len(rows), np.float32)
-        named, gained = self.followers[user]
-        place = np.minimum(np.searchsorted(named, rows), named.size - 1)
-        return np.where(named[place] == rows, gained[place], np.float32(0.0))
+        followers, gains = self.followers[user]
+        place = np.minimum(np.searchsorted(followers, rows), followers.size - 1)
+        return np.where(followers[place] == rows, gains[place], np.float32(0.0))
 
-    def with_had(self, own: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Adds all items that the users had to their own exclusions.
+    def exclusions(self, own: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The exclusions of each user, and in addition the items of the user's events.
 
-        The result fits `pins.Pin.top_k`.
+        Arguments and results have the form that `pins.Pin.top_k` takes.
         """
         ends = offsets.tolist()
         lists = [
-            with_rows(own[start:stop], had)
-            for start, stop, had in zip(ends[:-1], ends[1:], self.had, strict=True)
+            with_rows(own[start:stop], items)
+            for start, stop, items in zip(ends[:-1], ends[1:], self.items, strict=True)
         ]
         return np.concatenate(lists), np.concatenate([[0], np.cumsum([part.size for part in lists])])
 
@@ -134,7 +150,7 @@ class Persons:
         if not self.followers:
             return rows, scores, offsets
         best = [
-            self._merged(pin, keys, k, user, rows[offsets[user] : offsets[user + 1]], common,
+            self._merge(pin, keys, k, user, rows[offsets[user] : offsets[user + 1]], common,
                          own[own_offsets[user] : own_offsets[user + 1]])
             for user in range(len(self.bias))
         ]  # fmt: skip
@@ -145,7 +161,7 @@ class Persons:
             np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         )
 
-    def _merged(
+    def _merge(
         self,
         pin: Pin,
         keys: np.ndarray,
@@ -157,13 +173,13 @@ class Persons:
     ) -> tuple[np.ndarray, np.ndarray]:
         followers = self.followers[user][0]
         followers = followers[~_are_in(common, followers) & ~_are_in(own, followers)]
-        found = np.union1d(rows, followers).astype(np.uint32)
-        factors, bias = pin.gather(ITEMS, found)
+        candidates = np.union1d(rows, followers).astype(np.uint32)
+        factors, bias = pin.gather(ITEMS, candidates)
         users = self.factors[user : user + 1], self.bias[user : user + 1]
-        scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, found.size]))
-        scores = scores + self.gained(user, found)
-        order = np.lexsort((keys[found], -scores))[:k]
-        return found[order], scores[order]
+        scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, candidates.size]))
+        scores = scores + self.gains(user, candidates)
+        order = np.lexsort((keys[candidates], -scores))[:k]
+        return candidates[order], scores[order]
 
 
 def _are_in(rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -204,49 +220,50 @@ class PersonReader:
             return Persons(factors, bias, [], np.zeros(len(bias), bool), [])
         events = self._events(source, user_rows)
         if own is not None:
-            events = [given if given is not None else kept for given, kept in zip(own, events, strict=True)]
+            pairs = zip(own, events, strict=True)
+            events = [history if replacement is None else replacement for replacement, history in pairs]
         if self._spec.rule == Rule.SOLVE:
             self._fold(source, factors, bias, events, item_count)
         counts = self._spec.counts
         followers = [self._followers(source, each) for each in events] if counts.neighbors else []
         if counts.repeat:
-            followers = followers or [_NOTHING_GAINED] * len(events)
-            followers = [self._repeated(*pair) for pair in zip(events, followers, strict=True)]
+            followers = followers or [_NO_FOLLOWERS] * len(events)
+            followers = [self._add_repeats(*pair) for pair in zip(events, followers, strict=True)]
         truncated = np.array([each.truncated for each in events], bool)
-        return Persons(factors, bias, [each.had for each in events], truncated, followers)
+        return Persons(factors, bias, [each.items for each in events], truncated, followers)
 
-    def given(self, rows: np.ndarray) -> Events:
+    def events_of(self, rows: np.ndarray) -> Events:
         """Events for item rows uint32[n], oldest first, of value 1 and weight 1. Each is a visit.
 
-        If there are too many, the last ones are used for the score, as in a history. The user had
-        all of them.
+        If there are too many, the last ones are used for the score, as in a history. All of
+        them count as items of the user.
         """
-        had = np.unique(rows)
+        items = np.unique(rows)
         rows = rows[-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
         values = np.ones(len(rows), np.float32)
-        return Events(rows, values, self._decay[ages], self._repeat_decay[ages], had, False)
+        return Events(rows, values, self._decay[ages], self._repeat_decay[ages], items, False)
 
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
         return [
-            self._ordered({name: section[n] for name, section in sections.items()})
+            self._order_events({name: section[n] for name, section in sections.items()})
             for n in range(len(user_rows))
         ]
 
-    def _ordered(self, user: dict[str, np.ndarray]) -> Events:
+    def _order_events(self, user: dict[str, np.ndarray]) -> Events:
         count, length = int(user["seen_count"]), len(user["seen_rows"])
         order = np.arange(max(0, count - length), count) % length
         ages = int(user["visits"]) - user["seen_visits"][order].astype(np.int64)
         ages = np.clip(ages, 0, DECAY_STEPS - 1)
         values, weights = user["seen_values"][order], user["seen_weights"][order]
-        liked = weights * (values > 0)
+        positive_weights = weights * (values > 0)
         rows = user["seen_rows"][order]
         return Events(
             rows,
             values,
             weights * self._decay[ages],
-            liked * self._repeat_decay[ages],
+            positive_weights * self._repeat_decay[ages],
             np.unique(rows),
             count > length,
         )
@@ -269,10 +286,14 @@ class PersonReader:
             item_factors, item_bias = source.gather(ITEMS, each.rows)
             items = Side(item_factors, item_bias, _NO_RING)
             places = np.arange(len(each.rows), dtype=np.uint32)
-            livefactor_fold_kernel(
-                users, np.uint64(n), items, np.uint64(len(places)), places, each.values, each.weights, source.mean,
-                np.float32(item_count), scratch, FOLD_SWEEPS, self._rates,
-            )  # fmt: skip
+            problem = Problem(source.mean, np.float32(item_count), self._rates)
+            system = SolveEvents(
+                rows=address_of(places),
+                values=address_of(each.values),
+                weights=address_of(each.weights),
+                count=np.uint64(len(places)),
+            )
+            livefactor_fold_kernel(users, np.uint64(n), items, problem, system, scratch, FOLD_SWEEPS)
             factors[n] = scratch.x[: factors.shape[1]]
             if self._rates.has_bias:
                 bias[n] = scratch.x[factors.shape[1]]
@@ -286,32 +307,29 @@ class PersonReader:
     def _followers(self, source: Source, events: Events) -> tuple[np.ndarray, np.ndarray]:
         counts = self._spec.counts
         last = slice(max(0, len(events.rows) - counts.span), None)
-        rows, weights = events.rows[last][::-1], events.weights[last][::-1]
-        lists = source.read(ITEMS, rows, ("neighbor_rows", "neighbor_counts", "seen_count"))
-        followers, amounts = lists["neighbor_rows"], lists["neighbor_counts"]
-        if not followers.size:
-            return _NOTHING_GAINED
-        named = np.unique(followers[amounts > 0])
-        events_of = source.read(ITEMS, named, ("seen_count",))["seen_count"]
-        gained = np.zeros(len(named), np.float32)
-        _gain(
-            followers, amounts, lists["seen_count"], np.ascontiguousarray(weights), named, events_of,
-            np.float32(counts.shrinkage), np.float32(counts.weight), gained,
-        )  # fmt: skip
-        return named, gained
+        rows, weights = events.rows[last][::-1], np.ascontiguousarray(events.weights[last][::-1])
+        lists = Lists(**source.read(ITEMS, rows, Lists._fields))
+        if not lists.neighbor_rows.size:
+            return _NO_FOLLOWERS
+        followers = np.unique(lists.neighbor_rows[lists.neighbor_counts > 0])
+        event_counts = source.read(ITEMS, followers, ("seen_count",))["seen_count"]
+        gains = np.zeros(len(followers), np.float32)
+        shrinkage, weight = np.float32(counts.shrinkage), np.float32(counts.weight)
+        _gain(lists, weights, followers, event_counts, shrinkage, weight, gains)
+        return followers, gains
 
-    def _repeated(
+    def _add_repeats(
         self, events: Events, followers: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Adds the gains of the events' own items to those of the followers."""
-        named = np.union1d(followers[0], events.rows).astype(np.uint32)
-        gained, again = np.zeros((2, len(named)), np.float32)
-        gained[np.searchsorted(named, followers[0])] = followers[1]
-        np.add.at(again, np.searchsorted(named, events.rows), events.repeats)
-        return named, gained + np.float32(self._spec.counts.repeat) * again
+        rows = np.union1d(followers[0], events.rows).astype(np.uint32)
+        gains, repeats = np.zeros((2, len(rows)), np.float32)
+        gains[np.searchsorted(rows, followers[0])] = followers[1]
+        np.add.at(repeats, np.searchsorted(rows, events.rows), events.repeats)
+        return rows, gains + np.float32(self._spec.counts.repeat) * repeats
 
 
-_NOTHING_GAINED = np.empty(0, np.uint32), np.empty(0, np.float32)
+_NO_FOLLOWERS = np.empty(0, np.uint32), np.empty(0, np.float32)
 _NO_RING = Ring(
     np.empty((0, 0), np.uint32),
     np.empty((0, 0), np.float32),
@@ -322,18 +340,21 @@ _NO_RING = Ring(
 
 @compiled
 def _gain(
-    followers: Any, amounts: Any, events: Any, weights: Any, named: Any, events_of: Any, shrinkage: Any,
-    weight: Any, gained: Any,
-) -> None:  # fmt: skip
-    """Adds the gains of the rows `named` (uint32[m], ascending) to `gained`, float32[m] zeros."""
-    total = _F0
+    lists: Any, weights: Any, followers: Any, event_counts: Any, shrinkage: Any, weight: Any, gains: Any
+) -> None:
+    """Adds the gains of the rows `followers` (uint32[m], ascending) to `gains`, float32[m] zeros.
+
+    `lists` are those of the user's events, and `weights` float32[n] are their weights.
+    `event_counts` uint32[m] are the numbers of the followers' events.
+    """
+    total, counts = _F0, lists.neighbor_counts
     for j in range(np.uint64(weights.size)):
         total += weights[j]
-        own = np.float32(events[j])
-        for place in range(np.uint64(followers.shape[1])):
-            if amounts[j, place] > _F0:
-                at = np.searchsorted(named, followers[j, place])
-                norm = np.sqrt(own * np.float32(events_of[at])) + shrinkage
-                gained[at] += (weights[j] * amounts[j, place]) / norm
-    for at in range(np.uint64(gained.size)):
-        gained[at] = (weight * gained[at]) / total
+        own = np.float32(lists.seen_count[j])
+        for place in range(np.uint64(counts.shape[1])):
+            if counts[j, place] > _F0:
+                at = np.searchsorted(followers, lists.neighbor_rows[j, place])
+                norm = np.sqrt(own * np.float32(event_counts[at])) + shrinkage
+                gains[at] += (weights[j] * counts[j, place]) / norm
+    for at in range(np.uint64(gains.size)):
+        gains[at] = (weight * gains[at]) / total

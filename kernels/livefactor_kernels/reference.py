@@ -125,7 +125,7 @@ class ReferenceModel:
         """See `backend.Backend.apply`."""
         update.check()
         with self.users.lock, self.items.lock:
-            self._rule.learn(update if self._reservoir is None else self._reservoir.extended(update))
+            self._rule.learn(update if self._reservoir is None else self._reservoir.extend(update))
             if self._recorder is not None and not self._rule.records:
                 self._recorder.record(update, 0, update.user_rows.size)
         if self._reservoir is not None:

@@ -27,7 +27,7 @@ class Update:
         user_count, item_count: sizes of the tables after this record. Negatives are drawn from
             `item_count` rows.
         times: int64[n], microseconds; None means 0 (unknown) for all events. Histories use it.
-        replayed: number of events at the end that are replayed (`replay.Reservoir.extended`).
+        replayed: number of events at the end that are replayed (`replay.Reservoir.extend`).
             Histories and counts do not record them.
     """
 
@@ -89,14 +89,14 @@ def joined(updates: Sequence[Update]) -> Update:
         return updates[0]
     last = updates[-1]
     return Update(
-        last.revision,
-        np.concatenate([update.user_rows for update in updates]),
-        np.concatenate([update.item_rows for update in updates]),
-        _joined_column([update.values for update in updates], updates),
-        _joined_column([update.weights for update in updates], updates),
-        last.user_count,
-        last.item_count,
-        _joined_column([update.times for update in updates], updates, np.int64(0)),
+        revision=last.revision,
+        user_rows=np.concatenate([update.user_rows for update in updates]),
+        item_rows=np.concatenate([update.item_rows for update in updates]),
+        values=_joined_column([update.values for update in updates], updates),
+        weights=_joined_column([update.weights for update in updates], updates),
+        user_count=last.user_count,
+        item_count=last.item_count,
+        times=_joined_column([update.times for update in updates], updates, np.int64(0)),
     )
 
 

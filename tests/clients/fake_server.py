@@ -63,6 +63,7 @@ class ProducerState:
     epoch: int = 0
     last: int = 0
     ring: dict[int, tuple[bytes, Answer]] = field(default_factory=dict)
+    note: bytes = b""
 
 
 class FakeServer:
@@ -129,7 +130,10 @@ class FakeServer:
             request = updates_pb2.OpenProducerRequest.FromString(data)
             state = self.producers.setdefault(request.producer_id, ProducerState())
             state.epoch += 1
-            response = updates_pb2.OpenProducerResponse(epoch=state.epoch, last_sequence=state.last)
+            state.note = request.note or state.note
+            response = updates_pb2.OpenProducerResponse(
+                epoch=state.epoch, last_sequence=state.last, note=state.note
+            )
             response.position.lineage, response.position.revision = LINEAGE, self.revision
             return response.SerializeToString()
 

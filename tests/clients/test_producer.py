@@ -47,9 +47,12 @@ def test_rows_arrive_in_order_and_the_ack_has_their_position(
     fake: FakeServer, make: Callable[..., Producer]
 ) -> None:
     with make(batch=BY_COUNT) as producer:
-        first = producer.push(range(150), [7] * 150, values=1.5, times=12)
+        first = producer.push(range(150), [7] * 150, values=1.5, times=1_500_000_012)
         second = producer.push(
-            np.arange(150, 310, dtype=np.uint64), np.full(160, 8, np.uint64), values=[2.0] * 160, times=13
+            np.arange(150, 310, dtype=np.uint64),
+            np.full(160, 8, np.uint64),
+            values=[2.0] * 160,
+            times=1_500_000_013,
         )
         assert first.result(WAIT_S).position.revision == 2
         ack = second.result(WAIT_S)
@@ -59,7 +62,7 @@ def test_rows_arrive_in_order_and_the_ack_has_their_position(
     assert users(fake) == list(range(310))
     assert fake.batch_rows == [100, 100, 100, 10]
     assert fake.changes[1][1].values.tolist() == [1.5] * 50 + [2.0] * 50
-    assert fake.changes[1][1].times_us.tolist() == [12] * 50 + [13] * 50
+    assert fake.changes[1][1].times_us.tolist() == [1_500_000_012_000_000] * 50 + [1_500_000_013_000_000] * 50
     assert fake.changes[1][1].weights is None
 
 
@@ -441,3 +444,33 @@ def test_an_invalid_producer_id_is_refused(producer_id: str) -> None:
 def test_settings_outside_their_domain_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         BatchSettings(**bad)
+
+
+def test_a_note_is_kept_behind_what_was_pushed_and_found_again(
+    fake: FakeServer, make: Callable[..., Producer]
+) -> None:
+    with make() as producer:
+        assert producer.note == b""
+        for number in range(3):
+            producer.push([number], [7])
+            producer.keep(b"after %d" % number)
+            assert (producer.last_sequence, producer.note) == (number + 1, b"after %d" % number)
+        for note, said in ((b"", "note: expected at least 1 byte"), (b"x" * 257, "note: at most 256 bytes")):
+            with pytest.raises(ValueError, match=said):
+                producer.keep(note)
+        producer.push([9], [7]).result(WAIT_S)
+    assert fake.applied == [(0, 7), (1, 7), (2, 7), (9, 7)]
+    with make() as again:
+        assert (again.note, again.last_sequence) == (b"after 2", 4)
+        with pytest.raises(ValueError, match="sequence: expected one of the last 64 up to 4, got 5"):
+            again.has_applied(5, [1], [1])
+
+
+def test_a_note_of_a_producer_that_was_replaced_is_refused(
+    fake: FakeServer, make: Callable[..., Producer]
+) -> None:
+    first = make()
+    with make() as second:
+        second.push([1], [2]).result(WAIT_S)
+        with pytest.raises(ProducerFenced, match="another process uses this id"):
+            first.keep(b"note")

@@ -29,6 +29,9 @@ MODEL = "m"
 USERS, ITEMS = 400, 200
 IN_FLIGHT_MAX = 24
 ROWS_MAX = 120
+SERIAL_FIRST = 946_684_800_000_000
+"""The serial numbers are microseconds of the year 2000 and later, because they travel as times."""
+
 SERIAL_STEP = 1 << 40
 
 SMALL = {"k": 8, "limits": {"users_max": 10_000, "items_max": 10_000}}
@@ -108,12 +111,12 @@ class Load:
 
     def _push_until_stopped(self, number: int, producer: Producer) -> None:
         rng, chance = np.random.default_rng([self._seed, number]), random.Random(f"{self._seed}/{number}")
-        serial, flying = number * SERIAL_STEP, deque[Push]()
+        serial, flying = SERIAL_FIRST + number * SERIAL_STEP, deque[Push]()
         while not self._stop.is_set():
             rows = chance.randint(1, ROWS_MAX)
             receipt = producer.push(
                 rng.integers(0, USERS, rows, np.uint64), (rng.zipf(1.3, rows) % ITEMS).astype(np.uint64),
-                times=np.arange(serial, serial + rows),
+                times=np.arange(serial, serial + rows).view("datetime64[us]"),
             )  # fmt: skip
             flying.append(Push(serial, rows, receipt))
             self.pushes[number].append(flying[-1])

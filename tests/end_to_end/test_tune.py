@@ -36,7 +36,10 @@ def ratings(tmp_path: Path) -> Path:
     users, items = rng.integers(0, 200, 8000), rng.integers(0, 100, 8000)
     taste = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 100))
     stars = np.clip(np.rint(3 + taste[users, items] + rng.normal(0.0, 2.0, 8000)), 1, 5)
-    lines = [f"u{u},{i},{s:.0f},{at}" for at, (u, i, s) in enumerate(zip(users, items, stars, strict=True))]
+    lines = [
+        f"u{u},{i},{s:.0f},{1_500_000_000 + at}"
+        for at, (u, i, s) in enumerate(zip(users, items, stars, strict=True))
+    ]
     file = tmp_path / "stars.csv"
     file.write_text("\n".join(["user,item,rating,time", *lines]) + "\n")
     return file

@@ -1,4 +1,4 @@
-"""Tests that need a GPU say so where there is none."""
+"""Skips the tests that need a GPU if there is none."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _few_looks_for_cycles() -> Iterator[None]:
-    """Compilers make objects by the million and few cycles: looking for those after every 700 objects takes a fifth of the time.
-    Here alone: where there are servers, calls that a test drops are cycles that hold streams."""
+    """Collects cyclic garbage less often.
+
+    A compiler makes millions of objects and few cycles. With the usual threshold of 700 objects the
+    collections take a fifth of the time. Tests with servers keep the usual threshold, because calls
+    that a test drops are cycles that keep streams open.
+    """
     usual = gc.get_threshold()
     gc.set_threshold(50_000, 20, 20)
     yield
@@ -19,7 +23,7 @@ def _few_looks_for_cycles() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu`, with what was looked for, where no GPU answers."""
+    """Skips tests with the mark `gpu` if no GPU answers, and says what it looked for."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

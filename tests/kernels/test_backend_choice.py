@@ -1,4 +1,6 @@
-"""Which backend computes: chosen by what answers, never by what fails to load, and nothing is loaded for nothing."""
+"""The choice of a backend: by the device that answers, not by a library that fails to load. Nothing
+is loaded without need.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the compiler made of the kernels: vectors, prefetches, no contraction; and that its cache is used."""
+"""The compiled code of kernels has vectors, prefetches and no contraction. The cache works."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KERNELS = {
     "sampled": (sampled_kernel, (LOGISTIC, 0, 2), make_spec(Loss.LOGISTIC, negatives=2)),
     "micro": _micro(make_spec(Loss.BPR, negatives=2, micro_batch=8)),
 }
-"""By the kind of kernel: factory, its arguments after the number of vectors, spec."""
+"""For each kind of kernel: factory, arguments after the number of vectors, spec."""
 KERNELS |= {
     f"{name} {dtype.name.lower()}": (factory, baked, replace(spec, factor_dtype=dtype))
     for (name, (factory, baked, spec)), dtype in zip(
@@ -69,7 +69,10 @@ KERNELS |= {
 
 
 class Compiled:
-    """A kernel's LLVM code and assembly, compiled here and now: code from the cache cannot be looked at."""
+    """The LLVM code and the assembly of a kernel.
+
+    It compiles the kernel, because Numba does not show code from its cache.
+    """
 
     def __init__(self, factory: Any, baked: tuple[Any, ...], spec: ModelSpec) -> None:
         kernel = factory.__wrapped__(spec.k_padded // LANES, *baked)
@@ -111,7 +114,7 @@ def test_nothing_is_contracted(compiled) -> None:
 
 
 def test_no_row_is_stored_from_nowhere(compiled) -> None:
-    """An optimiser that takes an address for null stores `poison` instead: see `lanes.pointer_to`."""
+    """If LLVM takes an address for null, it stores `poison` (see `lanes.pointer_to`)."""
     assert re.search(r"store <16 x (float|i16)>", compiled.llvm)
     assert not re.search(r"store <\d+ x \w+> poison", compiled.llvm)
 
@@ -121,12 +124,15 @@ def test_factors_are_stored_as_they_are_kept(compiled, request) -> None:
     assert ("store <16 x i16>" in compiled.loop) == narrow
     drawn = (
         narrow or "dropout" in request.node.callspec.id
-    )  # where nothing is rounded or dropped, nothing is drawn
+        # Only rounding and dropout draw random words.
+    )
     assert ("mul <16 x i32>" in compiled.loop) == drawn
 
 
 def test_the_loop_calls_nothing(compiled) -> None:
-    """Scalar mathematics and row steps are inlined: a vector that crosses a call goes through memory."""
+    """Scalar mathematics and row steps are inlined, because a vector that crosses a call goes
+    through memory.
+    """
     assert re.search(r"store <16 x (float|i16)>", compiled.loop)
     assert not re.findall(r"call [^\n]*@_ZN18livefactor_kernels\S*", compiled.loop)
 
@@ -146,7 +152,7 @@ def test_another_process_finds_the_kernels_in_the_cache(tmp_path) -> None:
     environment.pop("NUMBA_CPU_NAME", None)
 
     def run() -> dict[str, int]:
-        """When each file of the cache was written, after a process that makes two models."""
+        """The time of the last write of each cache file, after a process that makes two models."""
         subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True)
         return {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.livefactor")}
 

@@ -1,7 +1,7 @@
-"""The conformance kit: every backend keeps the same promises with every spec, to the bit of the reference.
+"""The conformance kit: every backend keeps the same promises with every spec, bit by bit.
 
-SPECS (`tests/kit/conformance.py`) times backends times the behaviours below. Promises that belong to one rule, part or kernel
-stand in the folder of that rule, part or kernel.
+The cases are SPECS (`tests/kit/conformance.py`) times backends times the behaviours below. The
+tests of a single rule, part or kernel stand in its own folder.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ if SIMULATED:
 
 EVENTS = 9 if SIMULATED else 60
 COMPILED = specs_of("cuda") if SIMULATED else [*specs_of("cpu"), *specs_of("cuda")]
-"""Every backend beside the reference. In the simulator of GPU kernels there is no reason to look at the CPU's again."""
+"""All backends that are compared with the reference. The simulator of GPU kernels does not repeat
+the CPU.
+"""
 REFERENCE = [] if SIMULATED else specs_of("reference")[::6]
 each_spec = pytest.mark.parametrize(("backend", "spec"), COMPILED, scope="module")
-"""The scope lets all behaviours of a spec follow each other, so that one worker compiles its kernels once."""
+"""The scope runs all behaviours of a spec one after the other, so that one worker compiles its
+kernels once.
+"""
 
 
 def assert_same(model: Backend, judge: Backend) -> None:
-    """The same bits of all state, and padding that is still 0."""
+    """Both models have the same bits in their whole state, and their padding is 0."""
     assert differences(model, judge) == []
     assert (model.revision, model.published) == (judge.revision, judge.published)
     for side, count in enumerate(model.published):
@@ -46,7 +50,9 @@ def assert_same(model: Backend, judge: Backend) -> None:
 
 
 def varied(spec: ModelSpec, data: st.DataObject) -> ModelSpec:
-    """Rule SGD with other sizes that the same compiled kernels take; other rules have theirs in `SPECS`."""
+    """Rule SGD with other sizes that need no other kernels. The other rules have their sizes in
+    `SPECS`.
+    """
     if spec.rule != Rule.SGD:
         return spec
     changes: dict[str, object] = {"hot_row_events": data.draw(st.sampled_from([1.0, 2.5, 64.0]), "h")}
@@ -75,7 +81,7 @@ def varied(spec: ModelSpec, data: st.DataObject) -> ModelSpec:
 @settings(max_examples=1 if SIMULATED else 5)
 @given(data=st.data())
 def test_any_stream_in_any_grouping_gives_the_bits_of_the_reference(backend, spec, data) -> None:
-    """Records of any sizes, empty ones too; so many of them are applied in one call."""
+    """Records of any sizes, also empty ones. One call applies several of them."""
     spec = spec if SIMULATED else varied(spec, data)
     sizes = data.draw(st.lists(st.integers(0, EVENTS), min_size=1, max_size=4), "sizes")
     seed, at_once = data.draw(st.integers(0, 2**32), "seed"), data.draw(st.integers(1, 4), "at once")
@@ -88,7 +94,7 @@ def test_any_stream_in_any_grouping_gives_the_bits_of_the_reference(backend, spe
 
 @each_spec
 def test_a_restored_model_goes_on_to_the_same_bits(backend, spec) -> None:
-    """On any backend: the state goes from the reference to this one, and back."""
+    """A state goes from the reference to this backend and back."""
     stream = draw_stream(3, spec, [EVENTS, EVENTS // 2, EVENTS, EVENTS // 2])
     first, second, third = (create_backend(name, spec) for name in ("reference", backend, "reference"))
     learn(first, stream[:2])
@@ -128,7 +134,7 @@ def test_a_pin_keeps_its_revision_and_changes_no_bit(backend, spec) -> None:
 def reads_of(
     readable: Backend | Pin, counts: tuple[int, int], names: list[tuple[str, ...]]
 ) -> dict[str, np.ndarray]:
-    """Known rows of both sides, one of them twice, and an unknown one."""
+    """Reads known rows of both sides, one of them twice, and an unknown row."""
     answers = {}
     for side, name in SIDES:
         rows = np.array([counts[side] - 1, NO_ROW, 0, 0], np.uint32)
@@ -142,7 +148,7 @@ def reads_of(
 
 
 def lists_of(pin: Pin) -> dict[str, np.ndarray]:
-    """Top-k of an unknown user and of known ones, with and without exclusions."""
+    """Top-k lists of an unknown user and of known users, with and without exclusions."""
     rows = np.array([0, NO_ROW, pin.counts[USERS] - 1], np.uint32)
     queries = pin.gather(USERS, rows)
     common, own, ends = np.array([0, 2], np.uint32), np.array([1, 3], np.uint32), np.array([0, 0, 1, 2])

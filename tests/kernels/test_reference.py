@@ -1,4 +1,4 @@
-"""The judge, judged: against hand-written SGD in float64, and the rules that small examples show."""
+"""The reference against hand-written SGD in float64, and against small examples of the rules."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_the_mean_waits_for_the_end_of_its_micro_batch() -> None:
     model = ReferenceModel(spec)
     push(model, [1, 2, 3], [1, 2, 3], [4.0, 2.0, 3.0])
     dots = [float(model.users.factors[r] @ model.items.factors[r]) for r in range(3)]
-    # Without a step of the factors a bias is -e: value - mean - dot. The third's mean is the first two's.
+    # Without a step of the factors a bias is -e: value - mean - dot. The third's mean is the first
+    # two's.
     assert model.users.bias == pytest.approx([4.0 - dots[0], 2.0 - dots[1], 3.0 - 3.0 - dots[2]], abs=1e-5)
     assert model.state()["mean"].tolist() == [9 << 20, 3]
 
@@ -117,7 +118,8 @@ def test_chunks_are_of_32_terms_each_left_to_right() -> None:
     # 2**24 + 1 is lost in float32; in chunks of their own the small ones survive.
     terms = [F(2.0**24)] + [F(1.0)] * 31 + [F(1.0)] * 32 + [F(1.0)]
     assert chunked_sum(terms) == F(2.0**24) + F(32.0) + F(1.0)
-    assert chunked_sum([F(-0.0)]).tobytes() == F(-0.0).tobytes()  # from the first term, not from 0
+    # The sum begins with the first term, not with 0.
+    assert chunked_sum([F(-0.0)]).tobytes() == F(-0.0).tobytes()
 
 
 def test_everything_stays_within_its_limits() -> None:

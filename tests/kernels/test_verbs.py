@@ -1,4 +1,7 @@
-"""The verbs of a backend: threads, malformed input, lists of many users, room. Their bits beside the reference: `test_conformance`."""
+"""The verbs of a backend: threads, malformed input, lists of many users, room.
+
+`test_conformance.py` compares their bits with the reference.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ STORED = [
     for name in BACKEND_NAMES
     for dtype in FactorDtype
 ]
-"""Every backend with all that factors can be stored as."""
+"""Every backend with every type of factors."""
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -51,7 +54,8 @@ def test_an_empty_record_moves_only_the_revision(name) -> None:
     push(model, [], [], [])
     assert model.revision == 2
     model.advance(9)
-    model.users.allocate(np.array([77], np.uint64))  # allocated ahead of what is published
+    # The row is allocated before it is published.
+    model.users.allocate(np.array([77], np.uint64))
     assert (model.revision, model.published) == (9, (1, 1))
     after = copy_state(model)
     assert all(before[name].tobytes() == after[name].tobytes() for name in before)
@@ -60,7 +64,7 @@ def test_an_empty_record_moves_only_the_revision(name) -> None:
 
 
 def test_models_in_many_threads_learn_the_same() -> None:
-    """Kernels release the GIL: what a model learns must not depend on what runs beside it."""
+    """Kernels release the GIL. The result of learning does not depend on other threads."""
     specs = [make_spec(Loss.BPR, ADAGRAD, negatives=3, micro_batch=batch) for batch in (1, 7)]
     specs.append(make_spec(Loss.SOFTMAX, rule=Rule.SOFTMAX, negatives=9, micro_batch=30, history=History(16)))
     models = [create_backend("cpu", spec) for spec in specs for _ in range(3)]
@@ -97,11 +101,11 @@ def test_the_choice_of_a_backend_names_what_it_refuses() -> None:
 
 READ_CASES = [(20, Loss.BPR, 3, ADAGRAD), (64, Loss.LOGISTIC, 2, SGD)]
 LISTS_ASKED = (1, 3, 70)
-"""Users asked at once: some few, and more than one matrix product takes."""
+"""Numbers of users in a call: a few, and more than one matrix product takes."""
 
 
 def taught(name: str, spec: ModelSpec) -> Backend:
-    """A model of backend `name` that has seen three records: 90 users and 200 items at most."""
+    """A model of backend `name` after three records, with at most 90 users and 200 items."""
     model = create_backend(name, spec)
     for turn in range(3):
         push_random(model, np.random.default_rng(turn), 200, 90, 200)
@@ -109,14 +113,14 @@ def taught(name: str, spec: ModelSpec) -> Backend:
 
 
 def push_known(model: Backend, rng: np.random.Generator) -> None:
-    """A record of 100 events that allocates no row."""
+    """A record of 100 events without a new row."""
     rows = [rng.integers(0, count, 100).astype(np.uint32) for count in model.published]
     values = rng.normal(size=100).astype(np.float32)
     model.apply(Update(model.revision + 1, *rows, values, None, *model.published))
 
 
 def gathered(model: Backend | Pin, counts: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Rows of both sides in any order, some of them twice and some unknown."""
+    """Reads rows of both sides in any order. Some occur twice, and some are unknown."""
     answers = {}
     for side, name in SIDES:
         rows = np.random.default_rng(side).integers(0, counts[side], 300).astype(np.uint32)
@@ -129,12 +133,13 @@ def gathered(model: Backend | Pin, counts: tuple[int, int]) -> dict[str, np.ndar
 
 
 def best(pin: Pin, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Top-k of few and of many users, with and without exclusions."""
+    """Top-k lists of few and of many users, with and without exclusions."""
     users, items = pin.counts
     answers = {}
     for asked in LISTS_ASKED:
         rows = rng.integers(0, users, asked).astype(np.uint32)
-        rows[-1] = NO_ROW  # nobody: by the item biases
+        # An unknown user is ranked by the biases of the items.
+        rows[-1] = NO_ROW
         queries = pin.gather(USERS, rows)
         common = np.unique(rng.integers(0, items, items // 3)).astype(np.uint32)
         own = [np.unique(rng.integers(0, items, 5 * (user % 3))).astype(np.uint32) for user in range(asked)]
@@ -170,7 +175,8 @@ def test_every_backend_reads_what_the_reference_reads(name, dtype, k, loss, nega
         assert all(len(array) == 40 for array in sections.values())
         for section, array in sections.items():
             assert array.tobytes() == before[f"{side_name}.{section}"][:40].tobytes(), section
-    assert unlike(copy_state(model), before) == []  # a read leaves the digest unchanged
+    # A read does not change the digest.
+    assert unlike(copy_state(model), before) == []
 
 
 @pytest.mark.parametrize(("name", "dtype"), STORED)
@@ -178,7 +184,8 @@ def test_a_pin_is_read_without_the_gate_while_updates_go_on(name, dtype) -> None
     model = taught(name, make_spec(Loss.BPR, ADAGRAD, k=20, negatives=3, factor_dtype=dtype))
     turns, revisions, events = (
         (2, 1, 5) if name == "reference" else (6, 2, 100)
-    )  # it learns and reads in plain Python
+        # The reference learns and reads in plain Python.
+    )
     gate, wanted, stop, learned = threading.Lock(), threading.Event(), threading.Event(), []
 
     def learn() -> None:
@@ -186,7 +193,9 @@ def test_a_pin_is_read_without_the_gate_while_updates_go_on(name, dtype) -> None
         while not stop.is_set():
             while (
                 wanted.is_set()
-            ):  # a lock is not fair: who holds it nearly always would get it nearly always
+                # A lock is not fair. A thread that nearly always holds it would nearly always get
+                # it again.
+            ):
                 time.sleep(0.0005)
             user_rows = model.users.allocate(rng.integers(0, 300, events).astype(np.uint64))
             item_rows = model.items.allocate(rng.integers(0, 300, events).astype(np.uint64))
@@ -234,7 +243,8 @@ def test_rows_allocated_while_a_record_is_applied_cost_it_nothing(name) -> None:
 
     other = threading.Thread(target=allocate)
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # so that the threads meet everywhere
+    # The threads then meet at many places.
+    sys.setswitchinterval(1e-5)
     try:
         other.start()
         for turn in range(8):
@@ -272,7 +282,8 @@ def test_room_for_few_rows_is_there_and_what_a_row_takes_is_known(name) -> None:
     model = taught(name, make_spec(Loss.SQUARED, ADAGRAD, k=20))
     before, allocated = copy_state(model), (model.users.allocated, model.items.allocated)
     assert model.reserve(1000, 500) and model.reserve(10, 10)
-    model.wait_for_room(1 << 20)  # nobody has pinned anything
+    # There is no pin.
+    model.wait_for_room(1 << 20)
     assert (model.users.allocated, model.items.allocated) == allocated
     assert unlike(copy_state(model), before) == []
     for table in (model.users, model.items):

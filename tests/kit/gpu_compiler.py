@@ -34,7 +34,7 @@ from livefactor_kernels.scoring import cuda_reads
 from livefactor_kernels.scoring.cuda_reads import Saved
 from livefactor_kernels.sgd import cuda_adaptive as adaptive
 from livefactor_kernels.sgd.cuda_micro_batch import micro_batch_kernels
-from livefactor_kernels.softmax import cuda as softmax
+from livefactor_kernels.softmax import cuda_kernels as softmax
 from livefactor_kernels.softmax.cuda_shared import livefactor_order_negatives_kernel
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve import cuda as solve
@@ -63,7 +63,7 @@ SPAN = _named(Span)
 PLAN = _named(
     Plan,
     **dict.fromkeys(Plan._fields, LONGS)
-    | {"negatives": WORDS, "errors": FLOATS, "segment_word": WORDS, "dropped": WORDS},
+    | {"negatives": WORDS, "errors": FLOATS, "segment_word": WORDS, "dropout_words": WORDS},
 )
 STORED = {
     dtype: types.Array(kind, 1, "C")
@@ -225,16 +225,19 @@ def _of_solves() -> Iterator[Case]:
 
 def _of_softmax() -> Iterator[Case]:
     kernels = softmax.softmax_kernels(64 // LANES, ADAGRAD)
-    batch, kept = _named(softmax.Batch), _named(softmax.Kept, **dict.fromkeys(softmax.Kept._fields, FLOATS))
+    batch, results = (
+        _named(softmax.Batch),
+        _named(softmax.Results, **dict.fromkeys(softmax.Results._fields, FLOATS)),
+    )
     columns = (PIECE, batch, LONGS, WORDS, FLOATS)
     yield Case("softmax_order", livefactor_order_negatives_kernel, (WORDS, I64, I64, I64, I64, LONGS))
-    yield Case("softmax_users", kernels.users, (*columns, ROWS, ROWS, kept, RATES))
-    yield Case("softmax_negatives", kernels.negatives, (PIECE, batch, FLOATS, kept))
+    yield Case("softmax_users", kernels.users, (*columns, ROWS, ROWS, results, RATES))
+    yield Case("softmax_negatives", kernels.negatives, (PIECE, batch, FLOATS, results))
     sorted_columns = (PIECE, batch, LONGS, LONGS, FLOATS)
-    yield Case("softmax_items", kernels.items, (*sorted_columns, ROWS, kept, RATES))
+    yield Case("softmax_items", kernels.items, (*sorted_columns, ROWS, results, RATES))
     kernels = softmax.softmax_kernels(64 // LANES, Method(int(OptimizerKind.LAZY_ADAM), 1, 1, 0, 0))
-    yield Case("softmax_adam_users", kernels.users, (*columns, STATE_ROWS, STATE_ROWS, kept, STEP_RATES))
-    yield Case("softmax_adam_lanes", kernels.items, (*sorted_columns, STATE_ROWS, kept, STEP_RATES))
+    yield Case("softmax_adam_users", kernels.users, (*columns, STATE_ROWS, STATE_ROWS, results, STEP_RATES))
+    yield Case("softmax_adam_lanes", kernels.items, (*sorted_columns, STATE_ROWS, results, STEP_RATES))
 
 
 def _rivals() -> Iterator[Case]:

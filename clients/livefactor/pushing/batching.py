@@ -26,12 +26,8 @@ from livefactor.wire.arrays import (
     KEYS,
     NUMBERS,
     TIMES,
-    HashTexts,
-    Ids,
     as_floats,
-    as_keys,
     as_numbers,
-    as_times,
     require_rows,
 )
 from livefactor.wire.columns import (
@@ -43,7 +39,9 @@ from livefactor.wire.columns import (
     join,
     parts_size,
 )
+from livefactor.wire.ids import HashTexts, Ids, as_keys
 from livefactor.wire.limits import MESSAGE_BYTES_MAX
+from livefactor.wire.times import as_times
 
 log = logging.getLogger("livefactor")
 
@@ -154,8 +152,9 @@ def row_columns(
 ) -> RowColumns:
     """Convert a caller's columns to the contract's dtypes.
 
-    arrays.py lists the types that it accepts. hash_users, hash_items: functions that turn n string
-    ids into uint64[n] keys. Raises ColumnError for another type or for columns of unequal length.
+    ids.py, arrays.py and times.py list the types that they accept. hash_users, hash_items:
+    functions that turn n string ids into uint64[n] keys. Raises ColumnError for another type or for
+    columns of unequal length.
     """
     users = as_keys("user_ids", user_ids, hash_users)
     n = len(users)

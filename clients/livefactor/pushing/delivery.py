@@ -170,6 +170,15 @@ class Delivery:
         for batch in self._waiting:
             batch.is_in_doubt = False
 
+    def renew(self, epoch: int, last_sequence: int) -> None:
+        """Go on in a new epoch, which this producer opened while it had nothing to send."""
+        if last_sequence != self.last_acked:
+            self.fail(ProducerFenced(
+                f"producer {self._producer_id!r}: the server applied {last_sequence} batches, expected "
+                f"{self.last_acked}: another process uses this id"
+            ))  # fmt: skip
+        self.epoch = epoch
+
     def fail(self, error: LivefactorError) -> list[Batch]:
         """Stop delivery. Every batch without an outcome gets `error`."""
         self.fatal = self.fatal or error

@@ -33,8 +33,6 @@ USERS, ITEMS = "user", "item"
 SIDES = {USERS: updates_pb2.SIDE_USER, ITEMS: updates_pb2.SIDE_ITEM}
 """The contract's number of each side."""
 
-Text = str | bytes
-
 
 class IdLabels:
     """The labels of one side's string ids. Not thread-safe, except for `reader` and its calls.
@@ -45,7 +43,7 @@ class IdLabels:
     def __init__(self, side: str, texts_max: int = TEXTS_MAX) -> None:
         self._side = SIDES[side]
         self._texts_max = texts_max
-        self._known: dict[Text, int] = {}
+        self._known: dict[str, int] = {}
         self._unsent: dict[int, str] = {}
 
     def reader(self) -> TextReader:
@@ -64,7 +62,7 @@ class IdLabels:
         for _ in self._learn(reader.new):
             pass
 
-    def _learn(self, new: Mapping[Text, int]) -> Iterator[tuple[Text, int]]:
+    def _learn(self, new: Mapping[str, int]) -> Iterator[tuple[str, int]]:
         if len(self._known) + len(new) > self._texts_max:
             # A new dictionary: readers of other threads go on with the one that they have.
             self._known = {}
@@ -93,11 +91,11 @@ class TextReader:
     keys.
     """
 
-    def __init__(self, known: Mapping[Text, int]) -> None:
+    def __init__(self, known: Mapping[str, int]) -> None:
         self._known = known
-        self.new: dict[Text, int] = {}
+        self.new: dict[str, int] = {}
 
-    def __call__(self, ids: Sequence[Text]) -> npt.NDArray[np.uint64]:
+    def __call__(self, ids: Sequence[str]) -> npt.NDArray[np.uint64]:
         """uint64[n]: the keys of n ids, as `keys_of` gives them.
 
         Raises ColumnError as `keys_of` does.
@@ -131,12 +129,7 @@ def label_cuts(labels: Sequence[str], settings: BatchSettings) -> list[tuple[int
     return cuts
 
 
-def _label(text: Text) -> str:
+def _label(text: str) -> str:
     """The label of an id; empty where it can have none."""
-    if isinstance(text, bytes):
-        try:
-            text = text.decode()
-        except UnicodeDecodeError:
-            return ""
     fits = len(text) <= LABEL_BYTES_MAX // 4 or len(text.encode()) <= LABEL_BYTES_MAX
     return text if fits else ""

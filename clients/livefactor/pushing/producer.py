@@ -15,8 +15,8 @@ from typing import Any
 
 import grpc
 
-from livefactor.channel import CONNECT_S, DEFAULT_TARGET, Connection
-from livefactor.errors import ColumnError, FlushTimeout, LivefactorError
+from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, Connection
+from livefactor.errors import AlreadyExists, ColumnError, FlushTimeout, LivefactorError
 from livefactor.position import Position
 from livefactor.pushing.batching import (
     Batch,
@@ -27,21 +27,28 @@ from livefactor.pushing.batching import (
     RowReject,
     row_columns,
 )
+from livefactor.pushing.delivery import WINDOW_BATCHES
 from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, label_cuts
 from livefactor.pushing.sending import ProducerStatus, Sender
-from livefactor.wire.arrays import Ids, as_keys
 from livefactor.wire.columns import (
     AVAILABILITY,
     INTERACTIONS,
     LABELS,
+    Stamp,
+    encode_apply,
     encode_availability,
     encode_labels,
     interaction_parts,
+    join,
 )
+from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.keys import keys_of
+from livefactor.wire.limits import NOTE_BYTES_MAX, check_most
 
 CLOSE_AFTER_ERROR_S = 5.0
 """How long leaving a `with` block by an error waits for what was pushed before it, seconds."""
+
+_APPLY = "/livefactor.v1.UpdateService/ApplyUpdates"
 
 log = logging.getLogger("livefactor")
 
@@ -134,10 +141,11 @@ class Producer:
         Ack.
 
         user_ids, item_ids: integers 0..2**64-1 or strings, as a list, NumPy array, pandas Series or
-        Arrow array (or one id); a list or object array may mix both. values, weights: numbers.
-        event_types: 0..2**32-1. times: datetimes or microseconds since 1970 UTC. One value stands
-        for all rows; None stands for the contract's default. The arrays may be changed after the
-        call. timeout_s: overrides the producer's.
+        Arrow array (or one id). The ids of a column are all integers or all strings (wire/ids.py).
+        values, weights: numbers. event_types: 0..2**32-1. times: datetimes, datetime64, strings in
+        ISO 8601, or whole seconds since 1970 UTC, in the years 1990..2099; 0 stands for an unknown
+        time (wire/times.py). One value stands for all rows; None stands for the contract's default.
+        The arrays may be changed after the call. timeout_s: overrides the producer's.
 
         Raises ColumnError or BufferFull, and takes no row of the push then. Raises ProducerClosed,
         or the error that ended this producer (such as ProducerFenced).
@@ -229,6 +237,50 @@ class Producer:
             sender.raise_failures()
             return sender.position
 
+    def keep(self, note: bytes) -> None:
+        """Have the model keep `note` with this producer, after all rows pushed before.
+
+        A later producer of the same id finds it as `note`. note: 1..256 bytes. Raises ValueError
+        for an empty one, InvalidArgument for a longer one, and the errors of `flush` and of the
+        constructor.
+        """
+        if not note:
+            raise ValueError("note: expected at least 1 byte")
+        check_most("note", NOTE_BYTES_MAX, len(note), "bytes")
+        self.flush()
+        self._sender.keep(note)
+
+    def has_applied(
+        self,
+        sequence: int,
+        user_ids: Ids,
+        item_ids: Ids,
+        values: Any = None,
+        weights: Any = None,
+        event_types: Any = None,
+        times: Any = None,
+    ) -> bool:
+        """Whether the batch `sequence` had exactly these rows, which are given as in `push`.
+
+        It asks the server and changes nothing. sequence: one of the last 64 that were acknowledged.
+        Raises ValueError for another one, and ColumnError, Unavailable, ProducerFenced and other
+        errors of errors.py.
+        """
+        delivery = self._sender.delivery
+        if not max(0, delivery.last_acked - WINDOW_BATCHES) < sequence <= delivery.last_acked:
+            last = f"of the last {WINDOW_BATCHES} up to {delivery.last_acked}"
+            raise ValueError(f"sequence: expected one {last}, got {sequence}")
+        rows = row_columns(user_ids, item_ids, values, weights, event_types, times, self._hash, self._hash)
+        stamp = Stamp(self.producer_id, delivery.epoch, sequence)
+        request = encode_apply(self.model, stamp, INTERACTIONS, join(interaction_parts(*rows)))
+        doing = f"producer {self.producer_id!r}: batch {sequence}"
+        try:
+            # Sending an applied batch again is a read.
+            self._connection.unary(_APPLY, request, DEADLINE_S, doing, DEADLINE_S)
+        except AlreadyExists:
+            return False
+        return True
+
     def close(self, timeout_s: float | None = 30.0) -> None:
         """Flush and close. Raises the errors of `flush`, and closes the producer even then.
 
@@ -272,6 +324,11 @@ class Producer:
         After opening: the batch to resume behind.
         """
         return self._sender.delivery.last_acked
+
+    @property
+    def note(self) -> bytes:
+        """What `keep` left with this producer id last; empty if it never did."""
+        return self._sender.note
 
     @property
     def status(self) -> ProducerStatus:

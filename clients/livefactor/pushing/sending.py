@@ -112,6 +112,7 @@ class Sender:
         self._call: Any = None
         opened = self._open_with_retries(open_timeout_s)
         self.position = position_of(opened.position)
+        self.note = opened.note
         self.delivery = Delivery(model, producer_id, opened.epoch, opened.last_sequence)
         self._thread = threading.Thread(
             target=self._run, name=f"livefactor-producer-{producer_id}", daemon=True
@@ -183,6 +184,18 @@ class Sender:
         self._failed.clear()
         if unseen and unseen[0] is not None:
             raise unseen[0]
+
+    # The Producer calls this without the lock, and with nothing to send.
+
+    def keep(self, note: bytes) -> None:
+        """Leave a note with the server, which opens a new epoch."""
+        opened = self._open_with_retries(OPEN_DEADLINE_S, note)
+        with self.lock:
+            self.check_usable()
+            self.delivery.renew(opened.epoch, opened.last_sequence)
+            self.note = opened.note
+            self.work.notify_all()
+            self.check_usable()
 
     # gRPC's sending thread calls this.
 
@@ -391,19 +404,19 @@ class Sender:
 
     # These open and close the producer.
 
-    def _open(self) -> updates_pb2.OpenProducerResponse:
-        request = updates_pb2.OpenProducerRequest(model=self._model, producer_id=self._producer_id)
+    def _open(self, note: bytes = b"") -> updates_pb2.OpenProducerResponse:
+        request = updates_pb2.OpenProducerRequest(model=self._model, producer_id=self._producer_id, note=note)
         call: Any = self._connection.channel.unary_unary(_OPEN)
         data = call(request.SerializeToString(), timeout=OPEN_DEADLINE_S)
         opened: updates_pb2.OpenProducerResponse = updates_pb2.OpenProducerResponse.FromString(data)
         return opened
 
-    def _open_with_retries(self, timeout_s: float) -> updates_pb2.OpenProducerResponse:
+    def _open_with_retries(self, timeout_s: float, note: bytes = b"") -> updates_pb2.OpenProducerResponse:
         began, attempt = monotonic(), 0
         deadline = began + timeout_s
         while True:
             try:
-                return self._open()
+                return self._open(note)
             except grpc.RpcError as error:
                 failure = from_rpc(error, f"producer {self._producer_id!r}")
             attempt += 1

@@ -13,6 +13,13 @@ Ids. Any 64-bit value is a legal id. The key of a string id is BLAKE2b with an 8
 the id's UTF-8 bytes, without normalisation, read as a little-endian unsigned number. An optional
 secret key (BLAKE2b's keyed mode, up to 64 bytes) keeps others from guessing raw ids from keys.
 
+Every client follows one rule, so that an id has the same key whatever way it comes in. An integer
+of 0..2**64-1 is its own key. A string is hashed, whatever its characters: "7" and "007" are two
+strings, and neither is the integer 7. The ids of a column are all integers or all strings. A
+client refuses a mixture, and a missing id, an empty string, a bool, a float, a decimal and bytes.
+Text without types, such as csv, holds integers where every id of the column is written as an
+integer: digits without a leading zero, below 2**64. Otherwise the column holds strings.
+
 Statuses. The set is closed: OK, INVALID_ARGUMENT, FAILED_PRECONDITION, ALREADY_EXISTS,
 NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED. After
 UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
@@ -176,16 +183,23 @@ class OpenProducerRequest(google.protobuf.message.Message):
 
     MODEL_FIELD_NUMBER: builtins.int
     PRODUCER_ID_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     producer_id: builtins.str
+    note: builtins.bytes
+    """At most 256 bytes that the model keeps with the producer until another note replaces them. They
+    are in the log and in every snapshot. A sender can note there what it needs to go on, such as how
+    much of a file it sent before the next sequence. Empty: the present note stays.
+    """
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         producer_id: builtins.str = ...,
+        note: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "producer_id", b"producer_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "note", b"note", "producer_id", b"producer_id"]) -> None: ...
 
 global___OpenProducerRequest = OpenProducerRequest
 
@@ -196,9 +210,12 @@ class OpenProducerResponse(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     last_sequence: builtins.int
     """The last sequence that was applied. The next batch has last_sequence + 1."""
+    note: builtins.bytes
+    """The producer's note, after this call."""
     @property
     def position(self) -> global___Position: ...
     def __init__(
@@ -207,9 +224,10 @@ class OpenProducerResponse(google.protobuf.message.Message):
         epoch: builtins.int = ...,
         last_sequence: builtins.int = ...,
         position: global___Position | None = ...,
+        note: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "position", b"position"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "note", b"note", "position", b"position"]) -> None: ...
 
 global___OpenProducerResponse = OpenProducerResponse
 
@@ -248,7 +266,9 @@ class Interactions(google.protobuf.message.Message):
     @property
     def times_us(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Microseconds since 1970-01-01 UTC. 0: unknown. Histories treat events of a user with the same
-        time as one visit. Empty: all times are unknown.
+        time as one visit. Empty: all times are unknown. A client refuses a time outside 1990..2099,
+        because it is almost always a wrong unit. Where it takes integers from people, they count
+        seconds; dates and ISO 8601 without a zone are UTC.
         """
 
     def __init__(

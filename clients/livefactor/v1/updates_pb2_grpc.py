@@ -64,7 +64,7 @@ class UpdateServiceServicer(object):
         """Opens a producer, or opens it again. The server then refuses batches of the producer's older
         epochs. The answer says with which sequence to go on.
 
-        - INVALID_ARGUMENT: the id is empty or too long.
+        - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
         - NOT_FOUND: the model does not exist.
         - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
         """

@@ -13,6 +13,13 @@ Ids. Any 64-bit value is a legal id. The key of a string id is BLAKE2b with an 8
 the id's UTF-8 bytes, without normalisation, read as a little-endian unsigned number. An optional
 secret key (BLAKE2b's keyed mode, up to 64 bytes) keeps others from guessing raw ids from keys.
 
+Every client follows one rule, so that an id has the same key whatever way it comes in. An integer
+of 0..2**64-1 is its own key. A string is hashed, whatever its characters: "7" and "007" are two
+strings, and neither is the integer 7. The ids of a column are all integers or all strings. A
+client refuses a mixture, and a missing id, an empty string, a bool, a float, a decimal and bytes.
+Text without types, such as csv, holds integers where every id of the column is written as an
+integer: digits without a leading zero, below 2**64. Otherwise the column holds strings.
+
 Statuses. The set is closed: OK, INVALID_ARGUMENT, FAILED_PRECONDITION, ALREADY_EXISTS,
 NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED. After
 UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
@@ -48,7 +55,7 @@ class UpdateServiceStub:
     """Opens a producer, or opens it again. The server then refuses batches of the producer's older
     epochs. The answer says with which sequence to go on.
 
-    - INVALID_ARGUMENT: the id is empty or too long.
+    - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
     - NOT_FOUND: the model does not exist.
     - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
     """
@@ -92,7 +99,7 @@ class UpdateServiceAsyncStub:
     """Opens a producer, or opens it again. The server then refuses batches of the producer's older
     epochs. The answer says with which sequence to go on.
 
-    - INVALID_ARGUMENT: the id is empty or too long.
+    - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
     - NOT_FOUND: the model does not exist.
     - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
     """
@@ -138,7 +145,7 @@ class UpdateServiceServicer(metaclass=abc.ABCMeta):
         """Opens a producer, or opens it again. The server then refuses batches of the producer's older
         epochs. The answer says with which sequence to go on.
 
-        - INVALID_ARGUMENT: the id is empty or too long.
+        - INVALID_ARGUMENT: the id is empty or too long, or the note is too long.
         - NOT_FOUND: the model does not exist.
         - RESOURCE_EXHAUSTED: the model has producers_max producers, or the disk is full.
         """

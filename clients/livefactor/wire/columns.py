@@ -26,13 +26,12 @@ from livefactor.wire.arrays import (
     KEYS,
     NUMBERS,
     TIMES,
-    Ids,
     as_floats,
-    as_keys,
     as_numbers,
-    as_times,
+    as_whole,
     require_rows,
 )
+from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.scoring import (
     ScoreColumns,
     ScoreQuery,
@@ -218,8 +217,8 @@ def interaction_parts(
     """The Interactions message of n rows as parts for `join`.
 
     Arrays of the contract's dtypes are not copied. user_ids, item_ids: anything that
-    `arrays.as_keys` takes. values, weights: numbers. event_types: 0..2**32-1. times_us:
-    microseconds or datetimes. None leaves a column empty. Raises ColumnError for unequal lengths or
+    `ids.as_keys` takes. values, weights: numbers. event_types: 0..2**32-1. times_us: int64
+    microseconds. None leaves a column empty. Raises ColumnError for unequal lengths or
     wrong types.
     """
     users = as_keys("user_ids", user_ids)
@@ -232,7 +231,7 @@ def interaction_parts(
         None if values is None else as_floats("values", values, n),
         None if weights is None else as_floats("weights", weights, n),
         None if event_types is None else as_numbers("event_types", event_types, n),
-        None if times_us is None else as_times("times_us", times_us, n),
+        None if times_us is None else as_whole("times_us", times_us, n, TIMES),
     )
     parts: list[Part] = []
     for number, column in zip(_COLUMN_NUMBERS.values(), columns, strict=True):

@@ -69,7 +69,7 @@ def keys_of(ids: Sequence[str | bytes], secret: bytes = b"") -> npt.NDArray[np.u
 def _first_bad(ids: Sequence[object]) -> ColumnError:
     for row, text in enumerate(ids):
         if not isinstance(text, str | bytes):
-            return ColumnError(f"ids[{row}]: expected str, got {text!r} ({type(text).__name__})")
+            return ColumnError.at("ids", row, f"expected str, got {text!r} ({type(text).__name__})")
         if isinstance(text, str) and any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-            return ColumnError(f"ids[{row}]: {text!r} cannot be encoded as UTF-8")
+            return ColumnError.at("ids", row, f"{text!r} cannot be encoded as UTF-8")
     return ColumnError("ids: expected str or bytes")

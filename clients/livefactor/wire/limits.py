@@ -28,6 +28,9 @@ LABEL_BYTES_MAX = 1024
 PRODUCER_ID_BYTES_MAX = 64
 """Bytes of a producer's id."""
 
+NOTE_BYTES_MAX = 256
+"""Bytes of a producer's note."""
+
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 """What the name of a model looks like."""
 

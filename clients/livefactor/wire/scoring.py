@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from livefactor.errors import ColumnError
 from livefactor.v1 import scoring_pb2
-from livefactor.wire.arrays import FLOATS, KEYS, NUMBERS, Ids, as_keys, as_numbers
+from livefactor.wire.arrays import FLOATS, KEYS, NUMBERS, as_numbers
+from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.twins import parse_twin, twin_column, twin_of
 
 _FLAGS = np.dtype("u1")

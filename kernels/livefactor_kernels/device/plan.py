@@ -80,7 +80,7 @@ class Plan(NamedTuple):
             (`random.rounding_word`), uint32.
         group_chunk, group_segment: the first chunk and segment of each group (the users'
             micro-batches, then the items'), and the end.
-        dropped: random word of each event's dropout, if there is any (`random.dropout_word`),
+        dropout_words: random word of each event's dropout, if there is any (`random.dropout_word`),
             uint32[events].
     """
 
@@ -94,7 +94,7 @@ class Plan(NamedTuple):
     group_segment: Any
     negatives: Any
     errors: Any
-    dropped: Any
+    dropout_words: Any
 
 
 def entries_per_event(spec: ModelSpec, width: int) -> tuple[int, int]:
@@ -127,7 +127,18 @@ def spans_of(spec: ModelSpec, events: int, width: int, rows: int, offsets: dict[
         count = min(events_max, events - first)
         batches = -(-count // batch)
         entry_bits = max(1, (count * items - 1).bit_length())
-        spans.append(Span(count, first, batches, batch, width, users, items, row_bits, entry_bits, **offsets))
+        numbers = {
+            "events": count,
+            "first": first,
+            "batches": batches,
+            "batch": batch,
+            "width": width,
+            "user_entries": users,
+            "item_entries": items,
+            "row_bits": row_bits,
+            "entry_bits": entry_bits,
+        }
+        spans.append(Span(**numbers, **offsets))
     return spans
 
 
@@ -300,4 +311,4 @@ def livefactor_dropout_kernel(span: Any, plan: Any, key: Any, revision: Any) -> 
     """Writes the random words of the events' dropout. One thread per event."""
     t = cuda.grid(1)
     if t < span.events:
-        plan.dropped[t] = np.uint32(dropout_word(key, revision, np.uint64(span.first + t)))
+        plan.dropout_words[t] = np.uint32(dropout_word(key, revision, np.uint64(span.first + t)))

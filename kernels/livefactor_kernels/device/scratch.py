@@ -25,7 +25,7 @@ RECORD_EVENTS_MAX = 1 << 16
 
 Servers accept no more.
 """
-_TYPES = {"negatives": np.uint32, "errors": np.float32, "segment_word": np.uint32, "dropped": np.uint32}
+_TYPES = {"negatives": np.uint32, "errors": np.float32, "segment_word": np.uint32, "dropout_words": np.uint32}
 
 
 def chunks_of(spec: ModelSpec, events: int, width: int, user_rows: int, item_rows: int) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def plan_sizes(spec: ModelSpec, events: int, width: int) -> dict[str, int]:
     sizes = dict.fromkeys(("keys", "marks", "counts", "chunk_start", "segment_chunk"), entries + 1)
     sizes |= dict.fromkeys(("group_chunk", "group_segment"), 2 * batches + 1)
     sizes |= {"negatives": events * width, "errors": events * (1 + width), "segment_word": entries}
-    return sizes | {"dropped": events if spec.regularization.dropout > 0 else 0}
+    return sizes | {"dropout_words": events if spec.regularization.dropout > 0 else 0}
 
 
 class Sums(NamedTuple):

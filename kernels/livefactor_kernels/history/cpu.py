@@ -18,7 +18,7 @@ _NO_FLOATS = np.empty((0, 0), np.float32)
 _NO_COLUMN = np.empty(0, np.float32)
 _NO_TIMES = np.empty(0, np.int64)
 _0, _1, _2, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(4), np.uint64(LANES)
-_64, _ADDED_AHEAD = VECTOR_BYTES, np.uint64(6)
+_64, _AHEAD = VECTOR_BYTES, np.uint64(6)
 _ADDITIONS_MAX = 1 << 16
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
@@ -95,16 +95,16 @@ def _least(words: Any) -> Any:
 
 
 @compiled
-def _add(followers: Any, row: Any, follower: Any, added: Any) -> None:
+def _add(followers: Any, row: Any, follower: Any, amount: Any) -> None:
     # Places fill from the front and never become empty again. Row 0, which empty places seem to
     # hold, is therefore found at its own place, or at the first empty place, where it belongs.
     rows, counts, bits = followers.rows[row], followers.counts[row], followers.bits[row]
     place = _place_of(rows, np.uint64(follower))
     if place < np.uint64(rows.size):
-        counts[place] += added
+        counts[place] += amount
         return
     place = _place_of(bits, np.uint64(_least(bits)))
-    left = counts[place] - added
+    left = counts[place] - amount
     if left > _F0:
         counts[place] = left
         return
@@ -113,14 +113,14 @@ def _add(followers: Any, row: Any, follower: Any, added: Any) -> None:
 
 
 class Additions(NamedTuple):
-    """Counts to add, in order: rows and followers uint32[n], added float32[n].
+    """Counts to add, in order: rows and followers uint32[n], amounts float32[n].
 
     They are listed before they are added, so that their memory can be prefetched.
     """
 
     rows: np.ndarray
     followers: np.ndarray
-    added: np.ndarray
+    amounts: np.ndarray
 
     @staticmethod
     def of(size: int) -> Additions:
@@ -134,32 +134,60 @@ def livefactor_add_kernel(followers: Any, additions: Any, size: Any) -> None:
     rows, counts = address_of(followers.rows), address_of(followers.counts)
     line = np.uint64(followers.rows.shape[1]) * _4
     for n in range(size):
-        ahead = np.uint64(additions.rows[min(n + _ADDED_AHEAD, size - _1)]) * line
+        ahead = np.uint64(additions.rows[min(n + _AHEAD, size - _1)]) * line
         for at in range(_0, line, _64):
             prefetch(rows + ahead, at)
             prefetch(counts + ahead, at)
-        _add(followers, np.uint64(additions.rows[n]), additions.followers[n], additions.added[n])
+        _add(followers, np.uint64(additions.rows[n]), additions.followers[n], additions.amounts[n])
+
+
+class Event(NamedTuple):
+    """An event: its rows, and its weight float32."""
+
+    user: Any
+    item: Any
+    weight: Any
+
+
+class Columns(NamedTuple):
+    """The columns of a record. Empty columns have their defaults.
+
+    Attributes:
+        user_rows, item_rows: uint32[n].
+        values, weights: float32[n], or empty for 1.
+        times: int64[n], or empty for 0.
+    """
+
+    user_rows: np.ndarray
+    item_rows: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+    times: np.ndarray
 
 
 @compiled
-def _count(
-    ring: Any, visits: Any, followers: Any, additions: Any, size: Any, user: Any, item: Any, weight: Any
-) -> Any:
+def _append(additions: Any, size: Any, row: Any, follower: Any, amount: Any) -> Any:
+    """Lists an addition after `size` others. Returns the new number of additions."""
+    additions.rows[size], additions.followers[size], additions.amounts[size] = row, follower, amount
+    return size + _1
+
+
+@compiled
+def _count(ring: Any, visits: Any, followers: Any, additions: Any, size: Any, event: Any) -> Any:
     """Lists the additions of an event after `size` others. Returns the new number of additions."""
+    user, item = event.user, event.item
     length, seen = np.uint64(ring.rows.shape[1]), np.uint64(ring.seen[user])
     now = np.uint64(visits.now[user])
     for back in range(_1, min(min(seen, followers.span), length) + _1):
         place = (seen - back) % length
         other = np.uint64(ring.rows[user, place])
         age = now - np.uint64(visits.seen[user, place])
-        added = weight * followers.decay[min(age, np.uint64(DECAY_STEPS - 1))]
-        if added < COUNT_MIN:
+        amount = event.weight * followers.decay[min(age, np.uint64(DECAY_STEPS - 1))]
+        if amount < COUNT_MIN:
             continue
-        additions.rows[size], additions.followers[size], additions.added[size] = other, item, added
-        size += _1
+        size = _append(additions, size, other, item, amount)
         if age == _0 and other != item:
-            additions.rows[size], additions.followers[size], additions.added[size] = item, other, added
-            size += _1
+            size = _append(additions, size, item, other, amount)
     return size
 
 
@@ -183,7 +211,7 @@ def livefactor_record_kernel(
 ) -> Any:  # fmt: skip
     """Records events [start, stop) in the rings of users and items, and in visits.
 
-    Empty columns have their defaults.
+    The columns are those of `Columns`.
 
     Returns:
         The number of listed additions to counts, which remain to be added.
@@ -201,7 +229,7 @@ def livefactor_record_kernel(
             if size + most > np.uint64(additions.rows.size):
                 livefactor_add_kernel(followers, additions, size)
                 size = _0
-            size = _count(users, visits, followers, additions, size, user, item, weight)
+            size = _count(users, visits, followers, additions, size, Event(user, item, weight))
         place = _remember(users, user, item, value, weight)
         visits.seen[user, place] = visits.now[user]
         _remember(items, item, user, value, weight)
@@ -228,12 +256,12 @@ class Recorder:
         most = min(2 * spec.counts.span * spec.micro_batch, _ADDITIONS_MAX)
         self._additions = Additions.of(max(most, 2 * spec.counts.span))
         empty = np.empty(0, np.uint32)
-        self._run(empty, empty, _NO_COLUMN, _NO_COLUMN, _NO_TIMES, _0, _0)
+        self._run(Columns(empty, empty, _NO_COLUMN, _NO_COLUMN, _NO_TIMES), _0, _0)
         livefactor_add_kernel(self._followers, self._additions, _0)
 
-    def _run(self, *events: Any) -> int:
-        state = self.users, self.items, self._visits, self._followers
-        return int(livefactor_record_kernel(*state, self._additions, *events))
+    def _run(self, columns: Columns, start: np.uint64, stop: np.uint64) -> int:
+        state = self.users, self.items, self._visits, self._followers, self._additions
+        return int(livefactor_record_kernel(*state, *columns, start, stop))
 
     def record(self, update: Update, start: int, stop: int) -> None:
         """Records the events [start, stop) of an update. It releases the GIL."""
@@ -244,15 +272,14 @@ class Recorder:
 
         Returns the number of additions, which `count` must add before the next call.
         """
-        return self._run(
+        columns = Columns(
             update.user_rows,
             update.item_rows,
             _NO_COLUMN if update.values is None else writable(update.values),
             _NO_COLUMN if update.weights is None else writable(update.weights),
             _NO_TIMES if update.times is None else writable(update.times),
-            np.uint64(start),
-            np.uint64(stop),
         )
+        return self._run(columns, np.uint64(start), np.uint64(stop))
 
     def count(self, additions: int) -> None:
         """Adds what `remember` has listed.
@@ -262,7 +289,7 @@ class Recorder:
         if additions:
             livefactor_add_kernel(self._followers, self._additions, np.uint64(additions))
 
-    def followed(self, update: Update) -> np.ndarray:
+    def recent_items(self, update: Update) -> np.ndarray:
         """The other items, uint32[n * span], whose counts the update changes; with repeats."""
         if not self._counts.neighbors:
             return np.empty(0, np.uint32)

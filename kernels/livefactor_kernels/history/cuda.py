@@ -105,14 +105,14 @@ class Additions(NamedTuple):
     Attributes:
         keys: (row, place), int64; they are sorted before the additions.
         followers: uint32 by place.
-        added: float32 by place.
+        amounts: float32 by place.
         span: maximum number of earlier events that an event follows.
         decay: float32[DECAY_STEPS].
     """
 
     keys: Any
     followers: Any
-    added: Any
+    amounts: Any
     decay: Any
     span: int
 
@@ -204,15 +204,15 @@ def _list_additions(
         at = user * length + (seen - back) % length
         other = np.int64(users.seen_rows[at])
         age = now - np.int64(users.seen_visits[at])
-        added = weight * additions.decay[min(age, DECAY_STEPS - 1)]
-        if added < COUNT_MIN:
+        amount = weight * additions.decay[min(age, DECAY_STEPS - 1)]
+        if amount < COUNT_MIN:
             continue
         additions.keys[place] = (other << _PLACE_BITS) | place
-        additions.followers[place], additions.added[place] = np.uint32(item), added
+        additions.followers[place], additions.amounts[place] = np.uint32(item), amount
         place += 1
         if age == 0 and other != item:
             additions.keys[place] = (item << _PLACE_BITS) | place
-            additions.followers[place], additions.added[place] = np.uint32(other), added
+            additions.followers[place], additions.amounts[place] = np.uint32(other), amount
             place += 1
 
 
@@ -228,12 +228,12 @@ def _remember(side: Any, row: Any, seen: Any, other: Any, value: Any, weight: An
 
 @kernel
 def livefactor_record_users_kernel(
-    piece: Any, keys: Any, words: Any, floats: Any, longs: Any, users: Any, additions: Any, counted: Any, start: Any,
+    piece: Any, keys: Any, words: Any, floats: Any, longs: Any, users: Any, additions: Any, counts: Any, start: Any,
     stop: Any, first: Any, last: Any,
 ) -> None:  # fmt: skip
     """Records the events [first, last) of the micro-batch [start, stop) in their users' rows.
 
-    With `counted`, it also lists their additions to counts. One thread per entry; the thread of a
+    With `counts`, it also lists their additions to counts. One thread per entry; the thread of a
     user's first entry in the slice records all of the user's entries.
     """
     i = start + cuda.grid(1)
@@ -250,7 +250,7 @@ def livefactor_record_users_kernel(
             users.visits[user] += np.uint32(1)
         users.last_time[user] = time
         item, weight = np.int64(words[piece.items_at + at]), weight_of(piece, floats, t)
-        if counted:
+        if counts:
             place, now = (t - first) * (2 * additions.span), np.int64(users.visits[user])
             _list_additions(users, additions, user, now, item, weight, place)
         where = _remember(
@@ -283,20 +283,20 @@ def livefactor_record_items_kernel(
 
 
 @inlined
-def _add(items: Any, item: Any, follower: Any, added: Any) -> None:
+def _add(items: Any, item: Any, follower: Any, amount: Any) -> None:
     at = item * items.neighbors
     least = at
     for place in range(at, at + items.neighbors):
         count = items.neighbor_counts[place]
         if count > _F0 and items.neighbor_rows[place] == follower:
-            items.neighbor_counts[place] = count + added
+            items.neighbor_counts[place] = count + amount
             return
         if count < items.neighbor_counts[least]:
             least = place
         # Places fill from the front, so that all later places are empty, too.
         if count == _F0:
             break
-    left = items.neighbor_counts[least] - added
+    left = items.neighbor_counts[least] - amount
     if left > _F0:
         items.neighbor_counts[least] = left
         return
@@ -318,7 +318,7 @@ def livefactor_add_kernel(items: Any, additions: Any, count: Any) -> None:
         return
     while i < count and additions.keys[i] >> _PLACE_BITS == item:
         place = additions.keys[i] & _PLACE_MASK
-        _add(items, item, additions.followers[place], additions.added[place])
+        _add(items, item, additions.followers[place], additions.amounts[place])
         i += 1
 
 
@@ -333,30 +333,30 @@ class Recorder:
 
         Raises MemoryError if the device has too little memory.
         """
-        self._device, self._counted = device, bool(spec.counts.neighbors)
+        self._device, self._counts = device, bool(spec.counts.neighbors)
         self.users, self.items = HistoryRows.of(users, device), HistoryRows.of(items, device)
         self.keys = device.empty(PIECE_EVENTS, np.int64), device.empty(PIECE_EVENTS, np.int64)
-        self._event_additions = 2 * spec.counts.span if self._counted else 1
-        self._at_once = max(1, ADDITIONS_AT_ONCE // self._event_additions) if self._counted else PIECE_EVENTS
-        self._hold(self._at_once * self._event_additions if self._counted else 1, spec)
+        self._event_additions = 2 * spec.counts.span if self._counts else 1
+        self._at_once = max(1, ADDITIONS_AT_ONCE // self._event_additions) if self._counts else PIECE_EVENTS
+        self._hold(self._at_once * self._event_additions if self._counts else 1, spec)
 
     def _hold(self, size: int, spec: ModelSpec) -> None:
         device = self._device
-        self._listed = device.empty(size, np.int64)
+        self._entries = device.empty(size, np.int64)
         self._columns = device.empty(size, np.uint32), device.empty(size, np.float32)
-        self._decay = device.put(decays(spec.counts.half_life) if self._counted else np.ones(1, np.float32))
-        followers, added = self._columns
-        columns = self._listed.argument, followers.argument, added.argument, self._decay.argument
+        self._decay = device.put(decays(spec.counts.half_life) if self._counts else np.ones(1, np.float32))
+        followers, amounts = self._columns
+        columns = self._entries.argument, followers.argument, amounts.argument, self._decay.argument
         self._additions = Additions(*columns, spec.counts.span)
         # From now on, sorting finds its memory in the pool.
         with device.learning():
-            for buffer in (*self.keys, self._listed):
+            for buffer in (*self.keys, self._entries):
                 buffer.array.fill(0)
                 buffer.array.sort()
 
-    def save_followed(self, items: PinnedRows, slot: Slot, users_at: int, events: int) -> None:
+    def save_recent_items(self, items: PinnedRows, slot: Slot, users_at: int, events: int) -> None:
         """Copies for pins the items whose counts may change beside those that the record names."""
-        if self._counted:
+        if self._counts:
             which = slot.words, users_at, self.users, self._additions.span
             items.save_by(livefactor_save_followed_kernel, events * self._additions.span, *which)
 
@@ -374,15 +374,15 @@ class Recorder:
         columns = slot.words, slot.floats
         for first in range(start, fresh, self._at_once):
             last = min(first + self._at_once, fresh)
-            listed = (last - first) * self._event_additions
-            if self._counted:
-                self._listed.array[:listed].fill(_UNUSED)
+            entries = (last - first) * self._event_additions
+            if self._counts:
+                self._entries.array[:entries].fill(_UNUSED)
             self._device.launch(
                 livefactor_record_users_kernel, stop - start, piece, self.keys[0].argument, *columns, slot.longs,
-                self.users, self._additions, int(self._counted), start, stop, first, last,
+                self.users, self._additions, int(self._counts), start, stop, first, last,
             )  # fmt: skip
-            if self._counted:
-                self._listed.array[:listed].sort()
-                self._device.launch(livefactor_add_kernel, listed, self.items, self._additions, listed)
+            if self._counts:
+                self._entries.array[:entries].sort()
+                self._device.launch(livefactor_add_kernel, entries, self.items, self._additions, entries)
         arguments = piece, self.keys[1].argument, *columns, self.items, start, stop, fresh
         self._device.launch(livefactor_record_items_kernel, stop - start, *arguments)

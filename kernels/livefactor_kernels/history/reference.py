@@ -52,23 +52,23 @@ class Recorder:
             place = (seen - back) % length
             other = int(users.seen_rows[user, place])
             age = int(users.visits[user]) - int(users.seen_visits[user, place])
-            added = weight * self._decays[min(age, DECAY_STEPS - 1)]
-            if added < COUNT_MIN:
+            amount = weight * self._decays[min(age, DECAY_STEPS - 1)]
+            if amount < COUNT_MIN:
                 continue
-            self._add(other, item, added)
+            self._add(other, item, amount)
             if age == 0 and other != item:
-                self._add(item, other, added)
+                self._add(item, other, amount)
 
-    def _add(self, row: int, follower: int, added: np.float32) -> None:
+    def _add(self, row: int, follower: int, amount: np.float32) -> None:
         rows, counts = self._items.neighbor_rows[row], self._items.neighbor_counts[row]
-        taken = counts > 0
-        found = np.flatnonzero(taken & (rows == follower))
-        if found.size:
-            counts[found[0]] = counts[found[0]] + added
+        is_used = counts > 0
+        places = np.flatnonzero(is_used & (rows == follower))
+        if places.size:
+            counts[places[0]] = counts[places[0]] + amount
             return
         # Empty places are 0.
         place = int(np.argmin(counts))
-        left = counts[place] - added
+        left = counts[place] - amount
         if left > 0:
             counts[place] = left
             return

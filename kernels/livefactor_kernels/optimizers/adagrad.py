@@ -17,14 +17,14 @@ from livefactor_kernels.optimizers.formula import Element, Formula, initial_squa
 
 @inlined
 def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any) -> Any:
-    """As `accumulate` of `formula`; `first` is G."""
+    """See `accumulate` in `formula`. `first` is G."""
     total = first + g * g
     return clamp(total, rates.g_max), second, total
 
 
 @inlined
 def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
-    """As `step` of `formula`."""
+    """See `step` in `formula`."""
     return clamp(x - (shared.rate * g) / (root(total) + rates.eps), rates.factor_max)
 
 

@@ -31,9 +31,9 @@ FORMULAS: dict[OptimizerKind, Formula] = {
 def _choice(functions: dict[OptimizerKind, Callable[..., Any]]) -> Callable[..., Any]:
     """A function that takes an optimiser's number and calls its function.
 
-    The last function is called for any other number. Numba compiles every function that another one
-    calls by itself, which takes about a tenth of a second. So one function makes the choice, instead
-    of a chain of functions that choose between two.
+    The last function is called for any other number. Numba compiles each called function by itself,
+    which takes about a tenth of a second. So one function makes the choice, rather than a chain of
+    functions that choose between two.
     """
     (a, of_a), (b, of_b), (c, of_c), (d, of_d), (_, of_e) = (
         (int(kind), of) for kind, of in functions.items()

@@ -1,7 +1,8 @@
-"""The step of a row by its whole gradient in compiled code, with every optimiser (semantics: `optimizers/__init__.py`).
+"""The steps of rows in CPU kernels, with every optimiser (semantics: `optimizers/__init__.py`).
 
-Kernels of micro-batches take these. `method` is a constant of the kernel that calls: after inlining nothing of the other
-optimisers is left.
+Kernels of micro-batches step a row by its whole gradient (`step_row`). `method` is a constant of
+the calling kernel, so the code of the other optimisers is gone after inlining. Sequential kernels
+step 16 factors at a time with SGD or AdaGrad (`step_plain_factors`).
 """
 
 from __future__ import annotations
@@ -49,10 +50,15 @@ _F1 = np.float32(1.0)
 
 
 class StepRows(NamedTuple):
-    """A table's arrays by address (uint64), 0 where a spec has none. side: `USERS` or `ITEMS`.
+    """The addresses of a table's arrays. An address is 0 if the spec does not need the array.
 
-    factor_g, bias_g: the first accumulators of factors and biases (AdaGrad's G, Adam's m, FTRL's z). factor_h, bias_h: the
-    second (Adam's v, FTRL's n). row_state: a row's own (row-wise AdaGrad's G, Adam's two powers). seen: uint32, events so far.
+    Attributes:
+        factors, bias: the factors, and the biases float32[cap].
+        factor_g, bias_g: the first accumulators (G of AdaGrad, m of Adam, z of FTRL).
+        factor_h, bias_h: the second accumulators (v of Adam, n of FTRL).
+        row_state: the words of each row (G of row-wise AdaGrad, two powers of Adam).
+        seen: numbers of events so far, uint32[cap].
+        side: `USERS` or `ITEMS`.
     """
 
     factors: Factors
@@ -67,8 +73,7 @@ class StepRows(NamedTuple):
 
     @staticmethod
     def of(table: RowArrays) -> StepRows:
-        """Addresses of a table's arrays (which never move)."""
-
+        """The addresses of a table's arrays, which never move."""
         slots = state_slots(table.spec)
 
         def address(slot: str) -> np.uint64:
@@ -76,21 +81,50 @@ class StepRows(NamedTuple):
 
         seen = table.history.get("seen_count")
         return StepRows(
-            factors_of(table.factors),
-            np.uint64(table.bias.ctypes.data),
-            address("factor_g"),
-            address("bias_g"),
-            address("factor_h"),
-            address("bias_h"),
-            address("row_state"),
-            np.uint64(seen.ctypes.data if seen is not None else 0),
-            np.uint64(table.side),
+            factors=factors_of(table.factors),
+            bias=np.uint64(table.bias.ctypes.data),
+            factor_g=address("factor_g"),
+            bias_g=address("bias_g"),
+            factor_h=address("factor_h"),
+            bias_h=address("bias_h"),
+            row_state=address("row_state"),
+            seen=np.uint64(seen.ctypes.data if seen is not None else 0),
+            side=np.uint64(table.side),
         )
+
+
+class Model(NamedTuple):
+    """The parts of a model that a kernel of micro-batches needs.
+
+    Attributes:
+        users, items: `StepRows`.
+        blocks: vectors of a row, a constant of the kernel.
+        method: `Method`, a constant of the kernel.
+        rates: `StepRates`.
+    """
+
+    users: Any
+    items: Any
+    blocks: Any
+    method: Any
+    rates: Any
+
+
+class Block(NamedTuple):
+    """The place of 16 factors of a row, in bytes.
+
+    Attributes:
+        row: place of the row in the table.
+        column: place of the factors in the row.
+    """
+
+    row: Any
+    column: Any
 
 
 @inlined
 def squares(gradient: Any, blocks: Any) -> Any:
-    """Sum of squares (float32) of the row at an address, in the order of a dot product."""
+    """Sum of squares (float32) of the gradient row at an address, in the order of a dot product."""
     lanes = load16(gradient) * load16(gradient)
     for c in range(ONE, blocks):
         vector = load16(gradient, c * VECTOR_BYTES)
@@ -100,7 +134,7 @@ def squares(gradient: Any, blocks: Any) -> Any:
 
 @inlined
 def _step_words(rows: Any, row: Any, gradient: Any, blocks: Any, method: Any, rates: Any) -> Any:
-    """Step a row's own words by its gradient, and return what its factors and its bias share."""
+    """Steps the words of a row by its gradient. Returns the `Shared` of its factors and bias."""
     count = row_words(method.optimizer)
     at = row * np.uint64(count)
     first = real(rows.row_state, at) if count > 0 else _F1
@@ -116,7 +150,10 @@ def _step_words(rows: Any, row: Any, gradient: Any, blocks: Any, method: Any, ra
 
 @inlined
 def step_factors(rows: Any, offset: Any, x: Any, g: Any, optimizer: Any, rates: Any, shared: Any) -> Any:
-    """What a step by g leaves of 16 factors x, `offset` bytes into the table; their accumulators are stepped."""
+    """Steps the accumulators of 16 factors x by their gradient g. Returns the new factors.
+
+    They are `offset` bytes into the table.
+    """
     count = factor_accumulators(optimizer)
     first = load16(rows.factor_g, offset) if count > 0 else x
     second = load16(rows.factor_h, offset) if count > 1 else x
@@ -130,7 +167,7 @@ def step_factors(rows: Any, offset: Any, x: Any, g: Any, optimizer: Any, rates: 
 
 @inlined
 def step_bias(rows: Any, row: Any, g: Any, optimizer: Any, rates: Any, shared: Any) -> None:
-    """Step a row's bias by gradient g, as `step_factors`."""
+    """Steps the bias of a row and its accumulators by the gradient g of the bias."""
     at, x, count = row * WORD_BYTES, real(rows.bias, row), bias_accumulators(optimizer)
     first = load1(rows.bias_g, at) if count > 0 else x
     second = load1(rows.bias_h, at) if count > 1 else x
@@ -143,12 +180,13 @@ def step_bias(rows: Any, row: Any, g: Any, optimizer: Any, rates: Any, shared: A
 
 
 @inlined
-def step_row(
-    rows: Any, row: Any, gradient: Any, with_bias: Any, blocks: Any, method: Any, rates: Any, rounding: Any,
-    step: Any,
-) -> None:  # fmt: skip
-    """Step one row by its gradient row, which is spent, in micro-batch number `step` of the record."""
-    start, random_word = row * row_bytes(blocks), row_word(rows, row, rounding, step)
+def step_row(model: Any, rows: Any, row: Any, gradient: Any, with_bias: Any, rounding: Any) -> None:
+    """Steps a row of `rows`, the model's users or items, by its gradient row.
+
+    The gradient row is overwritten.
+    """
+    blocks, method, rates = model.blocks, model.method, model.rates
+    start, random_word = row * row_bytes(blocks), row_word(rows, row, rounding)
     if method.clips:
         scale_vectors(gradient, scalar.norm_scale(squares(gradient, blocks), rates.gradient_norm_max), blocks)
     of_factors, of_bias = _step_words(rows, row, gradient, blocks, method, rates)
@@ -160,7 +198,8 @@ def step_row(
             store16(gradient, stepped, at)
         else:
             store_factors(rows.factors, start + at, stepped, at // WORD_BYTES, random_word)
-    if method.norms:  # the gradient's place holds the new factors by now
+    if method.norms:
+        # The gradient row has the new factors by now.
         scale_vectors(gradient, scalar.norm_scale(squares(gradient, blocks), rates.row_norm_max), blocks)
         for c in range(blocks):
             at = c * VECTOR_BYTES
@@ -173,13 +212,13 @@ def step_row(
 
 @inlined
 def l2_of(rows: Any, row: Any, l2: Any, method: Any) -> Any:
-    """A row's weight of an occurrence's L2 (float32)."""
+    """Weight of L2 (float32) for one occurrence of a row."""
     return scalar.frequent_l2(l2, word(rows.seen, row), method.frequency) if method.frequency else l2
 
 
 @inlined
 def prefetch_state(rows: Any, row: Any, blocks: Any, method: Any) -> None:
-    """Ask for all cache lines of a row: factors, bias, accumulators."""
+    """Prefetches all cache lines of a row: factors, bias, accumulators, words."""
     accumulators, words = factor_accumulators(method.optimizer), row_words(method.optimizer)
     prefetch_row(rows, row, blocks, accumulators > 0)
     if words > 0:
@@ -194,15 +233,13 @@ def prefetch_state(rows: Any, row: Any, blocks: Any, method: Any) -> None:
 
 
 @inlined
-def step_plain_factors(
-    rows: Any, start: Any, at: Any, x: Any, g: Any, adagrad: Any, rates: Any, word: Any
-) -> None:
-    """Step 16 factors from their old value x by gradient g with AdaGrad or SGD, and store them.
+def step_plain_factors(rows: Any, block: Any, x: Any, g: Any, adagrad: Any, rates: Any, word: Any) -> None:
+    """Steps 16 factors from their old value x by gradient g with AdaGrad or SGD, and stores them.
 
-    They lie `at` bytes into the row that begins `start` bytes into the table; word: the row's (`row_word`). rows: `Rows`.
-    rates: `Rates`.
+    `block` is a `Block`, `word` the random word of the row (`row_word`), `rows` are `Rows`, and
+    `rates` are `Rates`.
     """
-    offset, column = start + at, at // WORD_BYTES
+    offset, column = block.row + block.column, block.column // WORD_BYTES
     if adagrad:
         shared = Shared(rates.rate, _F1, _F1, _F1)
         first, _, total = adagrad_formula.accumulate(x, g, load16(rows.factor_g, offset), x, shared, rates)
@@ -210,12 +247,12 @@ def step_plain_factors(
         store_factors(rows.factors, offset, stepped, column, word)
         store16(rows.factor_g, first, offset)
     else:
-        store_factors(rows.factors, offset, sgd_formula.stepped(x, g, rates.rate, rates), column, word)
+        store_factors(rows.factors, offset, sgd_formula.descend(x, g, rates.rate, rates), column, word)
 
 
 @inlined
 def step_plain_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: Any) -> None:
-    """Step a row's bias from its old value x by gradient g, as `step_plain_factors`, and store it."""
+    """Steps the bias of a row from its old value x by gradient g, like `step_plain_factors`."""
     offset = row * WORD_BYTES
     if adagrad:
         shared = Shared(rates.bias_rate, _F1, _F1, _F1)
@@ -223,4 +260,4 @@ def step_plain_bias(rows: Any, row: Any, x: Any, g: Any, adagrad: Any, rates: An
         store1(rows.bias, adagrad_formula.step(x, g, first, total, shared, rates), offset)
         store1(rows.bias_g, first, offset)
     else:
-        store1(rows.bias, sgd_formula.stepped(x, g, rates.bias_rate, rates), offset)
+        store1(rows.bias, sgd_formula.descend(x, g, rates.bias_rate, rates), offset)

@@ -1,10 +1,13 @@
-"""A row's step on the GPU by a half-warp that has its whole gradient: what optimisers and bounds beyond AdaGrad need
-(semantics: `optimizers/__init__.py`). Its twin on the CPU is `optimizers/cpu.py`.
+"""The steps of rows in GPU kernels (semantics: `optimizers/__init__.py`).
+
+A half-warp steps a row by its whole gradient with any optimiser (`step_row`), like the function of
+the same name in `optimizers/cpu.py`. A thread steps a single factor or bias with SGD or AdaGrad
+(`step_one`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,9 +30,34 @@ from livefactor_kernels.spec.model import LANES
 _F1 = np.float32(1.0)
 
 
+class Gradient(NamedTuple):
+    """The gradient of a row, in a half-warp.
+
+    Attributes:
+        factors: factors[c] is the gradient of column c * 16 + lane.
+        bias: gradient of the bias, in all lanes.
+        has_bias: whether the bias steps.
+    """
+
+    factors: Any
+    bias: Any
+    has_bias: Any
+
+
+class Element(NamedTuple):
+    """A factor or bias: number `at` of `values`, with its accumulator of AdaGrad."""
+
+    values: Any
+    accumulators: Any
+    at: Any
+
+
 @inlined
 def _squares(row: Any, blocks: Any) -> Any:
-    """Sum of squares (float32, in all lanes) of a row, in the order of a dot product; row[c]: column c * 16 + lane."""
+    """Sum of squares (float32, in all lanes) of a row, in the order of a dot product.
+
+    row[c] is column c * 16 + lane.
+    """
     total = row[0] * row[0]
     for c in range(1, blocks):
         total = total + row[c] * row[c]
@@ -44,7 +72,7 @@ def _scale(row: Any, scale: Any, blocks: Any) -> None:
 
 @inlined
 def _step_factor(rows: Any, at: Any, x: Any, g: Any, optimizer: Any, rates: Any, shared: Any) -> Any:
-    """What a step by g leaves of factor number `at` of the table, x; its accumulators are stepped."""
+    """Steps the accumulators of factor x, number `at` of the table, by g. Returns the new x."""
     count = factor_accumulators(optimizer)
     first = rows.factor_g[at] if count > 0 else _F1
     second = rows.factor_h[at] if count > 1 else _F1
@@ -58,7 +86,7 @@ def _step_factor(rows: Any, at: Any, x: Any, g: Any, optimizer: Any, rates: Any,
 
 @inlined
 def _step_bias(rows: Any, row: Any, g: Any, optimizer: Any, rates: Any, shared: Any) -> None:
-    """Step a row's bias by g, as `_step_factor`."""
+    """Steps the bias of a row and its accumulators by g."""
     count = bias_accumulators(optimizer)
     first = rows.bias_g[row] if count > 0 else _F1
     second = rows.bias_h[row] if count > 1 else _F1
@@ -73,8 +101,10 @@ def _step_bias(rows: Any, row: Any, g: Any, optimizer: Any, rates: Any, shared: 
 
 @inlined
 def _step_words(rows: Any, row: Any, g: Any, blocks: Any, optimizer: Any, rates: Any) -> Any:
-    """Step a row's own words by its gradient g, and return what its factors and its bias share,
-    in all lanes."""
+    """Steps the words of a row by its gradient g. Returns the `Shared` of its factors and its bias.
+
+    All lanes have the result.
+    """
     count = row_words(optimizer)
     first = half_of(rows.row_state[count * row], 0) if count > 0 else _F1
     second = half_of(rows.row_state[count * row + 1], 0) if count > 1 else _F1
@@ -89,12 +119,12 @@ def _step_words(rows: Any, row: Any, g: Any, blocks: Any, optimizer: Any, rates:
 
 
 @inlined
-def step_row(
-    rows: Any, row: Any, g: Any, g_bias: Any, with_bias: Any, word: Any, blocks: Any, method: Any, rates: Any
-) -> None:  # fmt: skip
-    """Step a row by its gradient, by all lanes of a half-warp. g[c]: of column c * 16 + lane, spent by the step; word: of
-    the row's rounding; method: an `optimizers.Method`, a constant of the kernel."""
-    optimizer = method.optimizer
+def step_row(rows: Any, row: Any, gradient: Any, word: Any, blocks: Any, method: Any, rates: Any) -> None:
+    """Steps a row by its `Gradient`, by all lanes of a half-warp. It overwrites the gradient.
+
+    `word` is the random word of the row. `method` is a `Method`, a constant of the kernel.
+    """
+    optimizer, g, g_bias = method.optimizer, gradient.factors, gradient.bias
     if method.clips:
         _scale(g, scalar.norm_scale(_squares(g, blocks), rates.gradient_norm_max), blocks)
         g_bias = clamp(g_bias, rates.gradient_norm_max)
@@ -109,28 +139,23 @@ def step_row(
             g[c] = x
         else:
             store_factor(rows.factors, at, x, word, column)
-    if method.norms:  # the gradient's place holds the new factors by now
+    if method.norms:
+        # The gradient has the new factors by now.
         _scale(g, scalar.norm_scale(_squares(g, blocks), rates.row_norm_max), blocks)
         for c in range(blocks):
             column = c * LANES + lane()
             store_factor(rows.factors, start + column, g[c], word, column)
-    if with_bias and lane() == 0:
+    if gradient.has_bias and lane() == 0:
         _step_bias(rows, row, g_bias, optimizer, rates, of_bias)
 
 
 @inlined
-def step_one(
-    values: Any,
-    accumulators: Any,
-    at: Any,
-    g: Any,
-    rate: Any,
-    adagrad: Any,
-    rates: Any,
-    word: Any,
-    column: Any,
-) -> None:
-    """Step one factor or bias by its gradient with AdaGrad or SGD; word, column: as `store_factor`."""
+def step_one(element: Any, g: Any, rate: Any, adagrad: Any, rates: Any, word: Any, column: Any) -> None:
+    """Steps one factor or bias by its gradient with AdaGrad or SGD.
+
+    `word` and `column` are those of `store_factor`.
+    """
+    values, accumulators, at = element
     x = load_factor(values, at)
     if adagrad:
         shared = Shared(rate, _F1, _F1, _F1)
@@ -138,4 +163,4 @@ def step_one(
         store_factor(values, at, adagrad_formula.step(x, g, first, total, shared, rates), word, column)
         accumulators[at] = first
     else:
-        store_factor(values, at, sgd_formula.stepped(x, g, rate, rates), word, column)
+        store_factor(values, at, sgd_formula.descend(x, g, rate, rates), word, column)

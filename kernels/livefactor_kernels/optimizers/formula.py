@@ -21,7 +21,8 @@ rates: `StepRates`.
 
 An optimiser may keep fewer than two words or accumulators. The others are any value then, and
 nobody stores them. `accumulate` stands apart from `step`, because a kernel stores the accumulators
-between the two calls. Otherwise the accumulators would occupy registers of a GPU through a division.
+between the two calls. Otherwise the accumulators would occupy registers of a GPU through a
+division.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from livefactor_kernels.optimizers.formula import (
 
 @inlined
 def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any) -> Any:
-    """As `accumulate` of `formula`; `first` and `second` are z and n."""
+    """See `accumulate` in `formula`. `first` and `second` are z and n."""
     total = second + g * g
     z = clamp(first + (shared.rate * g - (root(total) - root(second)) * x), rates.g_max)
     return z, clamp(total, rates.g_max), total
@@ -37,7 +37,7 @@ def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any)
 
 @inlined
 def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
-    """As `step` of `formula`; `first` is z. The old x is not used."""
+    """See `step` in `formula`. `first` is z. The old x is not used."""
     shrunk = clamp(first, shared.l1) - first
     return clamp(shrunk / (rates.beta + root(total)), rates.factor_max)
 

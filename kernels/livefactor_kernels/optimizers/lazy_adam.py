@@ -5,8 +5,8 @@
     v = beta2 v + (1 - beta2) (g g)
     x -= ((lr / (1 - p1)) m) / (sqrt(v / (1 - p2)) + eps)
 
-m (`factor_m`, `bias_m`) and v (`factor_v`, `bias_v`) begin at 0, p1 and p2 (`powers`) at 1. The step
-uses m and v after their limit.
+m (`factor_m`, `bias_m`) and v (`factor_v`, `bias_v`) begin at 0, p1 and p2 (`powers`) at 1. The
+step uses m and v after their limit.
 
 Kingma, Ba: Adam, ICLR 2015, algorithm 1.
 """
@@ -41,7 +41,7 @@ def decayed_power(power: Any, beta: Any) -> Any:
 
 @inlined
 def step_row(first: Any, second: Any, squares: Any, rates: Any) -> Any:
-    """As `step_row` of `formula`; `first` and `second` are p1 and p2."""
+    """See `step_row` in `formula`. `first` and `second` are p1 and p2."""
     p1, p2 = decayed_power(first, rates.beta1), decayed_power(second, rates.beta2)
     rest, rest_of_v = F1 - p1, F1 - p2
     of_factors = Shared(rates.rate / rest, F1, F1, rest_of_v)
@@ -50,7 +50,7 @@ def step_row(first: Any, second: Any, squares: Any, rates: Any) -> Any:
 
 @inlined
 def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any) -> Any:
-    """As `accumulate` of `formula`; `first` and `second` are m and v."""
+    """See `accumulate` in `formula`. `first` and `second` are m and v."""
     m = clamp(rates.beta1 * first + rates.rest1 * g, rates.g_max)
     v = clamp(rates.beta2 * second + rates.rest2 * (g * g), rates.g_max)
     return m, v, v
@@ -58,7 +58,7 @@ def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any)
 
 @inlined
 def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
-    """As `step` of `formula`; `first` and `total` are m and v, and the rate is divided by 1 - p1."""
+    """See `step` in `formula`. `first` is m, `total` is v, and the rate is divided by 1 - p1."""
     divisor = root(total / shared.rest) + rates.eps
     return clamp(x - (shared.rate * first) / divisor, rates.factor_max)
 

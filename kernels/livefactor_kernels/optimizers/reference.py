@@ -1,9 +1,9 @@
-"""The step of a row by its whole gradient in plain NumPy, which the backends are judged by."""
+"""The step of a row by its gradient in plain NumPy: the reference for `cpu.py` and `cuda.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,9 +19,9 @@ _F0 = np.float32(0.0)
 
 
 class RowsOfReference(Protocol):
-    """What a step takes of a table (`tables.reference.ReferenceTable`).
+    """The part of a table (`tables.reference.ReferenceTable`) that a step needs.
 
-    A table also has the optimizer's state by section name.
+    A table also has an attribute for each section of the optimizer's state.
     """
 
     bias: np.ndarray
@@ -34,10 +34,10 @@ def step_row(
     spec: ModelSpec, rates: StepRates, table: RowsOfReference, row: int, gradient: np.ndarray,
     bias: np.float32 | None,
 ) -> np.ndarray:  # fmt: skip
-    """The float32[k_padded] that a step of a row by its gradient leaves of its factors.
+    """Steps a row by its gradient. Returns its new factors, float32[k_padded].
 
-    The bias and the state are stepped in the table. bias: the gradient of the bias, None where it
-    stays.
+    The step changes the bias and the state in the table. `bias` is the gradient of the bias, or
+    None if the bias does not change.
     """
     limits, formula = spec.regularization, FORMULAS[OptimizerKind(spec.optimizer.kind)]
     if limits.gradient_norm_max > 0:
@@ -47,33 +47,40 @@ def step_row(
     *words, of_factors, of_bias = formula.step_row(*_values(table, row, formula.words), squares, rates)
     _set_values(table, row, formula.words, words)
     names = formula.accumulators("factor")
-    factors: np.ndarray = _step(
-        formula.factor, table, row, names, table.read(row), gradient, of_factors, rates
-    )
+    place = Place(table, row, names)
+    factors: np.ndarray = _step(formula.factor, place, table.read(row), gradient, of_factors, rates)
     if bias is not None:
-        names, old = formula.accumulators("bias"), table.bias[row]
-        table.bias[row] = _step(formula.bias, table, row, names, old, bias, of_bias, rates)
+        place = Place(table, row, formula.accumulators("bias"))
+        table.bias[row] = _step(formula.bias, place, table.bias[row], bias, of_bias, rates)
     if limits.row_norm_max > 0:
         factors = factors * scalar.norm_scale(dot(factors, factors), rates.row_norm_max)
     return factors
 
 
-def _step(
-    element: Element, table: RowsOfReference, row: int, names: list[str], x: Any, g: Any, shared: Shared,
-    rates: StepRates,
-) -> Any:  # fmt: skip
-    """What a step by g leaves of x, a row's factors or its bias; sections `names` are stepped."""
-    first, second, total = element.accumulate(x, g, *_values(table, row, names), shared, rates)
-    _set_values(table, row, names, [first, second])
+class Place(NamedTuple):
+    """The accumulators of a row's factors or of its bias: sections `names` of a table."""
+
+    table: RowsOfReference
+    row: int
+    names: list[str]
+
+
+def _step(element: Element, place: Place, x: Any, g: Any, shared: Shared, rates: StepRates) -> Any:
+    """Steps the accumulators of x by its gradient g. Returns the new x.
+
+    x are the factors of a row, or its bias.
+    """
+    first, second, total = element.accumulate(x, g, *_values(*place), shared, rates)
+    _set_values(*place, [first, second])
     return element.step(x, g, first, total, shared, rates)
 
 
 def _values(table: RowsOfReference, row: int, names: Iterable[str]) -> list[Any]:
-    """The two values that sections hold of a row; a missing one is 0."""
+    """The two values of a row in the sections `names`. A missing value is 0."""
     values: list[Any] = []
     for name in names:
-        held = getattr(table, name)[row]
-        values += [*held] if name == "powers" else [held]
+        value = getattr(table, name)[row]
+        values += [*value] if name == "powers" else [value]
     return [*values, _F0, _F0][:2]
 
 

@@ -5,8 +5,9 @@
 G (`row_g`) begins at `initial_g`. The step uses G before its limit. A bias has AdaGrad's own G
 (`bias_g`).
 
-Naumov et al.: Deep learning recommendation model, arXiv:1906.00091, 2019. Mudigere et al.: Software-
-hardware co-design for fast and scalable training of deep learning recommendation models, ISCA 2022.
+Naumov et al.: Deep learning recommendation model, arXiv:1906.00091, 2019. Mudigere et al.:
+Software-hardware co-design for fast and scalable training of deep learning recommendation models,
+ISCA 2022.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from livefactor_kernels.optimizers.formula import F1, Element, Formula, Shared, 
 
 @inlined
 def step_row(first: Any, second: Any, squares: Any, rates: Any) -> Any:
-    """As `step_row` of `formula`; `first` is G."""
+    """See `step_row` in `formula`. `first` is G."""
     total = first + squares / rates.k
     of_factors = Shared(rates.rate, F1, total, F1)
     return clamp(total, rates.g_max), second, of_factors, Shared(rates.bias_rate, F1, F1, F1)
@@ -28,7 +29,7 @@ def step_row(first: Any, second: Any, squares: Any, rates: Any) -> Any:
 
 @inlined
 def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
-    """As `step` of `formula`; it divides by the G of the row."""
+    """See `step` in `formula`. It divides by the G of the row."""
     return adagrad.step(x, g, first, shared.total, shared, rates)
 
 

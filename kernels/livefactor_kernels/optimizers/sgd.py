@@ -12,21 +12,21 @@ from livefactor_kernels.optimizers.formula import Element, Formula, keep_row
 
 
 @inlined
-def stepped(x: Any, g: Any, rate: Any, rates: Any) -> Any:
+def descend(x: Any, g: Any, rate: Any, rates: Any) -> Any:
     """x - rate * g, limited to +-factor_max."""
     return clamp(x - rate * g, rates.factor_max)
 
 
 @inlined
 def accumulate(x: Any, g: Any, first: Any, second: Any, shared: Any, rates: Any) -> Any:
-    """As `accumulate` of `formula`: nothing changes."""
+    """See `accumulate` in `formula`. Nothing changes."""
     return first, second, first
 
 
 @inlined
 def step(x: Any, g: Any, first: Any, total: Any, shared: Any, rates: Any) -> Any:
-    """As `step` of `formula`."""
-    return stepped(x, g, shared.rate, rates)
+    """See `step` in `formula`."""
+    return descend(x, g, shared.rate, rates)
 
 
 _ELEMENT = Element(accumulate, step)

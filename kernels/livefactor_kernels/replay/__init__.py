@@ -37,7 +37,7 @@ KEEP, REPLAY = 0, 1
 """The purposes of a draw."""
 
 
-def asked_for(spec: ModelSpec, events: int) -> int:
+def replay_count(spec: ModelSpec, events: int) -> int:
     """floor(events * per_event), exact: the replays for the first `events` events of a model."""
     numerator, denominator = float(np.float32(spec.replay.per_event)).as_integer_ratio()
     return events * numerator // denominator
@@ -45,4 +45,4 @@ def asked_for(spec: ModelSpec, events: int) -> int:
 
 def most_events(spec: ModelSpec, events: int) -> int:
     """The maximum number of events of a record with `events` fresh ones, with its replays."""
-    return events + (asked_for(spec, events) + 1 if spec.replay.size else 0)
+    return events + (replay_count(spec, events) + 1 if spec.replay.size else 0)

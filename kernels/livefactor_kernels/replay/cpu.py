@@ -13,7 +13,7 @@ import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.random import REPLAY_DOMAIN, domain_key, draw_below
-from livefactor_kernels.replay import COLUMNS, KEEP, REPLAY, asked_for
+from livefactor_kernels.replay import COLUMNS, KEEP, REPLAY, replay_count
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.update import Update, writable
 
@@ -23,27 +23,27 @@ _NO_ROWS = np.empty(0, np.uint32)
 
 
 @compiled
-def livefactor_keep_kernel(key: Any, first: Any, events: Any, n: Any, kept: Any) -> None:
-    """Writes the first n events of a record, from number `first` on, to their places in `kept`.
+def livefactor_keep_kernel(key: Any, first: Any, events: Any, n: Any, reservoir: Any) -> None:
+    """Writes the first n events of a record, from number `first` on, to `reservoir`.
 
     Columns are `COLUMNS`.
     """
-    size = np.uint64(kept[0].size)
+    size = np.uint64(reservoir[0].size)
     for t in range(n):
         number = first + t
         place = number if number < size else draw_below(key, number, _KEEP, _0, number + _1)
         if place < size:
-            kept[0][place] = events[0][t]
-            kept[1][place] = events[1][t]
-            kept[2][place] = events[2][t]
-            kept[3][place] = events[3][t]
+            reservoir[0][place] = events[0][t]
+            reservoir[1][place] = events[1][t]
+            reservoir[2][place] = events[2][t]
+            reservoir[3][place] = events[3][t]
 
 
 @compiled
-def livefactor_replay_kernel(key: Any, first: Any, kept: Any, places: Any) -> None:
+def livefactor_replay_kernel(key: Any, first: Any, count: Any, places: Any) -> None:
     """Writes the places uint32[n] of the replayed events, from replay number `first` on."""
     for t in range(np.uint64(places.size)):
-        places[t] = draw_below(key, first + t, _REPLAY, _0, kept)
+        places[t] = draw_below(key, first + t, _REPLAY, _0, count)
 
 
 class Reservoir:
@@ -61,17 +61,17 @@ class Reservoir:
         self.keep(Update(0, _NO_ROWS, _NO_ROWS, None, None, 0, 0))
         livefactor_replay_kernel(self._key, _0, _1, _NO_ROWS)
 
-    def extended(self, update: Update) -> Update:
-        """The update with its replayed events.
+    def extend(self, update: Update) -> Update:
+        """Returns the update with its replayed events.
 
-        It changes nothing; call `keep` after they are learned.
+        It changes nothing. Call `keep` after they are learned.
         """
-        kept = min(self.events, self._spec.replay.size)
-        first, last = (asked_for(self._spec, n) for n in (self.events, self.events + update.fresh))
-        if not kept or first == last:
+        count = min(self.events, self._spec.replay.size)
+        first, last = (replay_count(self._spec, n) for n in (self.events, self.events + update.fresh))
+        if not count or first == last:
             return update
         places = np.empty(last - first, np.uint32)
-        livefactor_replay_kernel(self._key, np.uint64(first), np.uint64(kept), places)
+        livefactor_replay_kernel(self._key, np.uint64(first), np.uint64(count), places)
         columns: dict[str, Any] = {
             name: np.concatenate((_column(update, name), self.columns[name][places])) for name in COLUMNS
         }
@@ -82,17 +82,17 @@ class Reservoir:
 
     def keep(self, update: Update) -> None:
         """Writes the fresh events of an update to their places."""
-        events, kept = tuple(_column(update, name) for name in COLUMNS), tuple(self.columns.values())
+        events, reservoir = tuple(_column(update, name) for name in COLUMNS), tuple(self.columns.values())
         numbers = np.uint64(self.events), events, np.uint64(update.fresh)
-        livefactor_keep_kernel(self._key, *numbers, kept)
+        livefactor_keep_kernel(self._key, *numbers, reservoir)
         self.events += update.fresh
 
     def sections(self) -> dict[str, np.ndarray]:
-        """As `tables.state.Part.sections`."""
+        """See `tables.state.Part.sections`."""
         return {f"replay.{name}": column for name, column in self.columns.items()}
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`."""
+        """See `tables.state.Part.load`."""
         for name, column in self.columns.items():
             column[:] = sections[f"replay.{name}"]
         self.events = int(sections["events"][0])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from livefactor_kernels.numbers.random import REPLAY_DOMAIN, domain_key, draw_below
-from livefactor_kernels.replay import COLUMNS, KEEP, REPLAY, asked_for
+from livefactor_kernels.replay import COLUMNS, KEEP, REPLAY, replay_count
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.update import Update
 
@@ -29,11 +29,11 @@ class Reservoir:
         numbers = (np.uint64(each) for each in (number, purpose, 0, count))
         return int(draw_below(self._key, *numbers))
 
-    def extended(self, update: Update) -> Update:
-        """The update with its replayed events."""
-        kept = min(self.events, self._spec.replay.size)
-        first, last = (asked_for(self._spec, n) for n in (self.events, self.events + update.fresh))
-        places = [self._draw(REPLAY, number, kept) for number in range(first, last) if kept]
+    def extend(self, update: Update) -> Update:
+        """Returns the update with its replayed events."""
+        count = min(self.events, self._spec.replay.size)
+        first, last = (replay_count(self._spec, n) for n in (self.events, self.events + update.fresh))
+        places = [self._draw(REPLAY, number, count) for number in range(first, last) if count]
         columns: dict[str, Any] = {
             name: np.append(_column(update, name), self.columns[name][places]) for name in COLUMNS
         }
@@ -51,11 +51,11 @@ class Reservoir:
         self.events += update.fresh
 
     def sections(self) -> dict[str, np.ndarray]:
-        """As `tables.state.Part.sections`."""
+        """See `tables.state.Part.sections`."""
         return {f"replay.{name}": column for name, column in self.columns.items()}
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
-        """As `tables.state.Part.load`."""
+        """See `tables.state.Part.load`."""
         for name, column in self.columns.items():
             column[:] = sections[f"replay.{name}"]
         self.events = int(sections["events"][0])

@@ -298,8 +298,17 @@ def _checked(
     count = pin.counts[ITEMS]
     bases = np.float32(pin.mean) + np.asarray(user_bias, np.float32)
     excluded = _as_rows(_NO_ROWS if excluded_rows is None else excluded_rows)
-    return _Query(pin, items, _aligned(user_factors), bases, count, min(k, count), excluded, _as_rows(own),
-                  offsets.astype(np.uint64))  # fmt: skip
+    return _Query(
+        pin=pin,
+        items=items,
+        factors=_aligned(user_factors),
+        bases=bases,
+        count=count,
+        k=min(k, count),
+        excluded=excluded,
+        own_rows=_as_rows(own),
+        own_offsets=offsets.astype(np.uint64),
+    )
 
 
 def check_top_k(

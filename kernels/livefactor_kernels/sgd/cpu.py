@@ -13,9 +13,10 @@ from livefactor_kernels.optimizers import Method, StepRates
 from livefactor_kernels.optimizers.cpu import StepRows
 from livefactor_kernels.sgd.cpu_micro_batch import make_scratch, micro_batch_kernel
 from livefactor_kernels.sgd.cpu_sequential import (
-    DRAWN_ANY,
+    NEGATIVES_ANY,
     SAMPLED_NEGATIVES_MAX,
     SLOT_LANES,
+    Record,
     positive_kernel,
     sampled_kernel,
 )
@@ -43,7 +44,7 @@ class Sgd(Stateless):
         """Compiles the kernel, or loads it from Numba's cache."""
         self._spec, self._mean_state = spec, mean_state
         self._rounding_key = domain_key(spec.seed, ROUNDING_DOMAIN)
-        self._drawn = np.empty(0, np.uint32)
+        self._draws = np.empty(0, np.uint32)
         self.negatives = np.empty((0, spec.negatives), np.uint32)
         self._lanes = reserve((3, SLOT_LANES), np.float32)
         self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
@@ -73,8 +74,8 @@ class Sgd(Stateless):
         elif self._positive:
             self._kernel = positive_kernel(blocks, loss, adagrad)
         else:
-            drawn = min(spec.negatives, DRAWN_ANY)
-            self._kernel = sampled_kernel(blocks, loss, adagrad, drawn)
+            negatives = min(spec.negatives, NEGATIVES_ANY)
+            self._kernel = sampled_kernel(blocks, loss, adagrad, negatives)
 
     def take_rates(self, spec: ModelSpec) -> None:
         """Uses the numbers of `spec` from now on. It differs from the model's spec only in learning
@@ -96,15 +97,15 @@ class Sgd(Stateless):
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """Draws the negatives of the records for the next `learn`: item rows uint32[any]."""
         events = sum(update.item_rows.size for update in updates)
-        needed = events * self._spec.negatives
-        if self._drawn.size < needed:
-            self._drawn = np.empty(needed, np.uint32)
+        count = events * self._spec.negatives
+        if self._draws.size < count:
+            self._draws = np.empty(count, np.uint32)
         start, width = 0, 0
         for update in updates:
-            drawn = draw_negatives(self._spec, update, self._drawn[start:])
-            start, width = start + drawn.size, drawn.shape[1]
-        self.negatives = self._drawn[:start].reshape(events, width)
-        return self._drawn[:start]
+            negatives = draw_negatives(self._spec, update, self._draws[start:])
+            start, width = start + negatives.size, negatives.shape[1]
+        self.negatives = self._draws[:start].reshape(events, width)
+        return self._draws[:start]
 
     def learn(self, update: Update) -> None:
         """Learns from the prepared records, joined to one. The kernel releases the GIL."""
@@ -112,18 +113,15 @@ class Sgd(Stateless):
             _NO_FLOATS if column is None else writable(column) for column in (update.values, update.weights)
         )
         user_rows, item_rows, negatives = update.user_rows, update.item_rows, self.negatives
-        drawn = address_of(negatives), np.uint64(negatives.shape[1])
-        rounding = self._rounding_key, np.uint64(update.revision)
         rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
-        rates = self._rates
+        record = Record(*rows, values, weights, np.uint64(update.revision))
+        draws = address_of(negatives), np.uint64(negatives.shape[1])
+        sides, rates, key = self._rows, self._rates, self._rounding_key
         if not self._sequential:
-            batches = self._scratch, np.uint64(self._spec.micro_batch), np.uint64(update.fresh)
-            self._kernel(
-                *self._rows, *rows, values, weights, *drawn, self._mean_state, rates, *rounding, *batches
-            )
+            rest = self._scratch, np.uint64(update.fresh)
+            self._kernel(*sides, *record, *draws, self._mean_state, rates, key, *rest)
         elif self._positive:
-            columns = user_rows, item_rows, values, weights
-            self._kernel(*self._rows, *columns, self._mean_state, rates, *rounding)
+            self._kernel(*sides, *record, self._mean_state, rates, key)
         else:
             memory = address_of(self._lanes), address_of(self._words)
-            self._kernel(*self._rows, *rows, values, weights, *drawn, *memory, rates, *rounding)
+            self._kernel(*sides, *record, *draws, rates, key, *memory)

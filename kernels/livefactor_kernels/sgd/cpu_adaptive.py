@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.lanes import address_of, inlined
 from livefactor_kernels.optimizers import PROBE
 from livefactor_kernels.sgd.adaptive import (
     EVENTS,
@@ -28,7 +28,8 @@ from livefactor_kernels.sgd.adaptive import (
     end_window,
 )
 from livefactor_kernels.sgd.cpu import Sgd
-from livefactor_kernels.simd.steps import Rows, score
+from livefactor_kernels.sgd.cpu_sequential import Sides
+from livefactor_kernels.simd.steps import WORD_BYTES, Rows, score, word
 from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.update import Update, writable
@@ -53,12 +54,28 @@ def livefactor_begin_kernel(
             row_probe[row] = moves
 
 
+class Event(NamedTuple):
+    """An event.
+
+    Attributes:
+        user, item: rows.
+        value, weight: float32.
+        negatives: address of item rows, uint32[count].
+        count: number of its negatives.
+    """
+
+    user: Any
+    item: Any
+    value: Any
+    weight: Any
+    negatives: Any
+    count: Any
+
+
 @inlined
-def _loss(
-    users: Any, items: Any, user: Any, item: Any, value: Any, weight: Any, negatives: Any, mean: Any, limit: Any,
-    blocks: Any, loss: Any,
-) -> Any:  # fmt: skip
-    """Sum of an event's squared errors, float64. `negatives` are item rows uint32[width]."""
+def _loss(sides: Any, event: Any, mean: Any, limit: Any, blocks: Any, loss: Any) -> Any:
+    """Sum of an event's squared errors, float64."""
+    (users, items), (user, item, value, weight, negatives, count) = sides, event
     s, total = score(mean, users, items, user, item, blocks), 0.0
     if loss == _SQUARED:
         e = np.float64(scalar.squared_error(s, value, weight, limit))
@@ -67,8 +84,8 @@ def _loss(
         e = np.float64(scalar.logistic_error(s, value, weight, limit))
         total = e * e
     if loss == _BPR or value != _F0:
-        for d in range(np.uint64(negatives.size)):
-            s_negative = score(mean, users, items, user, np.uint64(negatives[d]), blocks)
+        for d in range(count):
+            s_negative = score(mean, users, items, user, word(negatives, d), blocks)
             if loss == _BPR:
                 e = np.float64(scalar.bpr_error(s, s_negative, weight, limit))
             else:
@@ -102,15 +119,14 @@ def evidence_kernel(blocks: int, loss: int) -> Any:
         fresh: Any,
         state: Any,
     ) -> None:
+        first, width = address_of(negatives), np.uint64(negatives.shape[1])
         for t in range(fresh):
             user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
             value = values[t] if values.size else _F1
             weight = weights[t] if weights.size else _F1
-            drawn = negatives[t]
-            probe = _loss(
-                probe_users, probe_items, user, item, value, weight, drawn, mean, limit, BLOCKS, LOSS
-            )
-            d = probe - _loss(users, items, user, item, value, weight, drawn, mean, limit, BLOCKS, LOSS)
+            event = Event(user, item, value, weight, first + t * width * WORD_BYTES, width)
+            probe = _loss(Sides(probe_users, probe_items), event, mean, limit, BLOCKS, LOSS)
+            d = probe - _loss(Sides(users, items), event, mean, limit, BLOCKS, LOSS)
             state[SUM] += d
             state[SQUARES] += d * d
         state[EVENTS] += np.float64(fresh)
@@ -173,9 +189,9 @@ class AdaptiveSgd:
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """See `Sgd.prepare`."""
-        drawn = self._model.prepare(updates)
+        draws = self._model.prepare(updates)
         self._probe.negatives = self._model.negatives
-        return drawn
+        return draws
 
     def learn(self, update: Update) -> None:
         """Learns from the prepared record. The kernels release the GIL."""

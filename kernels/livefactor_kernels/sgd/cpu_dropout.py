@@ -31,7 +31,7 @@ _LANES = np.uint64(LANES)
 
 
 @inlined
-def kept(word: Any, c: Any, rates: Any) -> Any:
+def keep_scales(word: Any, c: Any, rates: Any) -> Any:
     """The factors of dropout on block c of a row (vec16): 1 / (1 - p), or 0 in dropped columns."""
     columns = lane_numbers() + c * _LANES
     nothing = columns & ZERO
@@ -40,27 +40,25 @@ def kept(word: Any, c: Any, rates: Any) -> Any:
 
 
 @inlined
-def dropped_score(
-    mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any, word: Any, rates: Any
-) -> Any:
+def dropped_score(model: Any, mean: Any, user: Any, item: Any, word: Any) -> Any:
     """Score (float32) of a user's row and an item's row without the dropped columns."""
+    users, items, blocks, rates = model.users, model.items, model.blocks, model.rates
     x, y = user * row_bytes(blocks), item * row_bytes(blocks)
-    lanes = load_factors(users.factors, x) * (load_factors(items.factors, y) * kept(word, ZERO, rates))
+    lanes = load_factors(users.factors, x) * (load_factors(items.factors, y) * keep_scales(word, ZERO, rates))
     for c in range(ONE, blocks):
         at = c * VECTOR_BYTES
-        other = load_factors(items.factors, y + at) * kept(word, c, rates)
+        other = load_factors(items.factors, y + at) * keep_scales(word, c, rates)
         lanes = lanes + load_factors(users.factors, x + at) * other
     return scalar.score(mean, real(users.bias, user), real(items.bias, item), tree_sum(lanes))
 
 
 @inlined
-def add_dropped(
-    target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
-    blocks: Any, weights: Any, word: Any, rates: Any,
-) -> None:  # fmt: skip
-    """Like `gradients.add_occurrence`, with (e * (d * other)). `kept` returns d."""
+def add_dropped(target: Any, fresh: Any, occurrence: Any, word: Any, blocks: Any, rates: Any) -> None:
+    """Like `gradients.add_occurrence`, with (e * (d * other)). `keep_scales` returns d."""
+    e, weights = occurrence.e, occurrence.weights
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        y, x = load_factors(other, other_start + at) * kept(word, c, rates), load_factors(own, own_start + at)
+        y = load_factors(occurrence.other, occurrence.other_start + at) * keep_scales(word, c, rates)
+        x = load_factors(occurrence.own, occurrence.own_start + at)
         add_block(target, c, fresh, scalar.pull(e, y, weights.l2, x))
-    add_block(target, blocks, fresh, broadcast(scalar.bias_pull(e, weights.bias_l2, bias)))
+    add_block(target, blocks, fresh, broadcast(scalar.bias_pull(e, weights.bias_l2, occurrence.bias)))

@@ -22,12 +22,14 @@ from livefactor_kernels.numbers.lanes import VECTOR_BYTES, broadcast, inlined, s
 from livefactor_kernels.numbers.narrow import load_factors
 from livefactor_kernels.numbers.random import dropout_word
 from livefactor_kernels.optimizers import Method
-from livefactor_kernels.optimizers.cpu import l2_of, prefetch_state, step_row
-from livefactor_kernels.sgd.cpu_dropout import add_dropped, dropped_score, kept
+from livefactor_kernels.optimizers.cpu import Model, l2_of, prefetch_state, step_row
+from livefactor_kernels.sgd.cpu_dropout import add_dropped, dropped_score, keep_scales
+from livefactor_kernels.sgd.cpu_sequential import Record
 from livefactor_kernels.simd.gradients import (
     CHUNK_EVENTS,
     END,
     Chains,
+    Occurrence,
     add_block,
     add_occurrence,
     finish,
@@ -62,7 +64,8 @@ class Scratch(NamedTuple):
         counts: uint32[B], slots of each event.
         gradients: gradient rows of k_padded + 16 floats, the first of the 16 for the bias: B rows
             for users, one for an item, one for a chunk.
-        dropped: uint32[B], random words for the dropout of the events.
+        dropout_words: uint32[B], random words for the dropout of the events.
+        micro_batch: B.
     """
 
     users: Chains
@@ -70,7 +73,8 @@ class Scratch(NamedTuple):
     errors: np.uint64
     counts: np.uint64
     gradients: np.uint64
-    dropped: np.uint64
+    dropout_words: np.uint64
+    micro_batch: np.uint64
 
 
 def make_scratch(spec: ModelSpec, users: Table, items: Table) -> tuple[Scratch, list[np.ndarray]]:
@@ -88,48 +92,47 @@ def make_scratch(spec: ModelSpec, users: Table, items: Table) -> tuple[Scratch, 
     ]
     errors, counts = address((slots,), np.float32), address((events,), np.uint32)
     gradients = address((events + 2, spec.k_padded + LANES), np.float32)
-    dropped = address((events,), np.uint32)
-    return Scratch(chains[0], chains[1], errors, counts, gradients, dropped), arrays
+    dropout = address((events,), np.uint32)
+    size = np.uint64(events)
+    return Scratch(chains[0], chains[1], errors, counts, gradients, dropout, size), arrays
 
 
 @inlined
 def _add_bpr_user(
-    target: Any, fresh: Any, e: Any, items: Any, y_start: Any, other_start: Any, users: Any, x_start: Any,
-    blocks: Any, weights: Any, dropped: Any, method: Any, rates: Any,
-) -> None:  # fmt: skip
+    target: Any, fresh: Any, occurrence: Any, positive_start: Any, dropout: Any, model: Any
+) -> None:
     """Adds a BPR user's (e * (y_p - y_n)) + (lambda * x) to a gradient row.
 
-    The bias's lane is unused. `users` and `items` are factors, and the starts are places of rows.
+    The other row of `occurrence` is the negative. `positive_start` is the place of the positive's
+    row. The bias's lane is unused.
     """
-    for c in range(blocks):
+    items, weights = occurrence.other, occurrence.weights
+    for c in range(model.blocks):
         at = c * VECTOR_BYTES
-        difference = load_factors(items, y_start + at) - load_factors(items, other_start + at)
-        if method.drops:
-            difference = difference * kept(dropped, c, rates)
-        add_block(target, c, fresh, scalar.pull(e, difference, weights.l2, load_factors(users, x_start + at)))
-    add_block(target, blocks, fresh, broadcast(_F0))
+        y, other = load_factors(items, positive_start + at), load_factors(items, occurrence.other_start + at)
+        difference = y - other
+        if model.method.drops:
+            difference = difference * keep_scales(dropout, c, model.rates)
+        x = load_factors(occurrence.own, occurrence.own_start + at)
+        add_block(target, c, fresh, scalar.pull(occurrence.e, difference, weights.l2, x))
+    add_block(target, model.blocks, fresh, broadcast(_F0))
 
 
 @inlined
-def _add(
-    target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
-    blocks: Any, weights: Any, dropped: Any, method: Any, rates: Any,
-) -> None:  # fmt: skip
-    """Adds an occurrence to a gradient row. `dropped` is the word of its event, if there is
+def _add(target: Any, fresh: Any, occurrence: Any, dropout: Any, model: Any) -> None:
+    """Adds an occurrence to a gradient row. `dropout` is the word of its event, if there is
     dropout.
     """
-    if method.drops:
-        add_dropped(
-            target, fresh, e, other, other_start, own, own_start, bias, blocks, weights, dropped, rates
-        )
+    if model.method.drops:
+        add_dropped(target, fresh, occurrence, dropout, model.blocks, model.rates)
     else:
-        add_occurrence(target, fresh, e, other, other_start, own, own_start, bias, blocks, weights)
+        add_occurrence(target, fresh, occurrence, model.blocks)
 
 
 @inlined
 def _word_of(scratch: Any, t: Any, method: Any) -> Any:
     """The random word for the dropout of event t. 0 without dropout."""
-    return word(scratch.dropped, t) if method.drops else ZERO
+    return word(scratch.dropout_words, t) if method.drops else ZERO
 
 
 @inlined
@@ -139,169 +142,137 @@ def _weights_of(rows: Any, row: Any, method: Any, rates: Any) -> Any:
 
 
 @inlined
-def _user_gradient(
-    users: Any,
-    items: Any,
-    user: Any,
-    q: Any,
-    batch: Any,
-    scratch: Any,
-    total: Any,
-    chunk: Any,
-    blocks: Any,
-    loss: Any,
-    method: Any,
-    rates: Any,
-) -> None:
+def _user_gradient(model: Any, batch: Any, scratch: Any, q: Any, total: Any, chunk: Any, loss: Any) -> None:
     """Sums the occurrences of user number q of the micro-batch in the gradient row `total`."""
-    size, slots = row_bytes(blocks), batch.width + ONE
+    users, items, blocks = model.users, model.items, model.blocks
+    size, slots, user = row_bytes(blocks), batch.width + ONE, word(scratch.users.row, q)
     x_start, bias = user * size, real(users.bias, user)
-    weights = _weights_of(users, user, method, rates)
+    weights = _weights_of(users, user, model.method, model.rates)
     number, events, t = ZERO, ZERO, word(scratch.users.first, q)
     while t != END:
-        y_start, dropped = word(batch.items, t) * size, _word_of(scratch, t, method)
+        y_start, dropout = word(batch.items, t) * size, _word_of(scratch, t, model.method)
         for s in range(ONE if loss == _BPR else ZERO, word(scratch.counts, t)):
             target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
             e = real(scratch.errors, t * slots + s)
             start = y_start if s == ZERO else word(batch.negatives, t * batch.width + s - ONE) * size
+            occurrence = Occurrence(e, items.factors, start, users.factors, x_start, bias, weights)
             if loss == _BPR:
-                _add_bpr_user(
-                    target, fresh, e, items.factors, y_start, start, users.factors, x_start, blocks, weights, dropped,
-                    method, rates,
-                )  # fmt: skip
+                _add_bpr_user(target, fresh, occurrence, y_start, dropout, model)
             else:
-                _add(
-                    target, fresh, e, items.factors, start, users.factors, x_start, bias, blocks, weights, dropped,
-                    method, rates,
-                )  # fmt: skip
+                _add(target, fresh, occurrence, dropout, model)
             number += ONE
         events += ONE
         t = word(scratch.users.next, t)
-    finish(total, chunk, number, events, rates.hot_events, blocks)
+    finish(total, chunk, number, events, model.rates.hot_events, blocks)
 
 
 @inlined
-def _item_gradient(
-    users: Any,
-    items: Any,
-    item: Any,
-    q: Any,
-    batch: Any,
-    scratch: Any,
-    total: Any,
-    chunk: Any,
-    blocks: Any,
-    loss: Any,
-    method: Any,
-    rates: Any,
-) -> None:
+def _item_gradient(model: Any, batch: Any, scratch: Any, q: Any, total: Any, chunk: Any, loss: Any) -> None:
     """Sums the occurrences of item number q of the micro-batch in the gradient row `total`."""
-    size, slots = row_bytes(blocks), batch.width + ONE
+    users, items, blocks = model.users, model.items, model.blocks
+    size, slots, item = row_bytes(blocks), batch.width + ONE, word(scratch.items.row, q)
     y_start, bias = item * size, real(items.bias, item)
-    weights = _weights_of(items, item, method, rates)
+    weights = _weights_of(items, item, model.method, model.rates)
     number, events, o, last_event = ZERO, ZERO, word(scratch.items.first, q), END
     while o != END:
         t = o // slots
         positive = o == t * slots
-        x_start, dropped = word(batch.users, t) * size, _word_of(scratch, t, method)
+        x_start, dropout = word(batch.users, t) * size, _word_of(scratch, t, model.method)
         # A BPR positive has one occurrence per negative of its event.
         for d in range(batch.width if loss == _BPR and positive else ONE):
             target, fresh = place_for(total, chunk, number, blocks), number % CHUNK_EVENTS == ZERO
             e = real(scratch.errors, o + d + ONE) if loss == _BPR and positive else real(scratch.errors, o)
             if loss == _BPR and not positive:
                 e = -e
-            _add(
-                target, fresh, e, users.factors, x_start, items.factors, y_start, bias, blocks, weights, dropped,
-                method, rates,
-            )  # fmt: skip
+            occurrence = Occurrence(e, users.factors, x_start, items.factors, y_start, bias, weights)
+            _add(target, fresh, occurrence, dropout, model)
             number += ONE
         if t != last_event:
             events += ONE
         last_event = t
         o = word(scratch.items.next, o)
-    finish(total, chunk, number, events, rates.hot_events, blocks)
+    finish(total, chunk, number, events, model.rates.hot_events, blocks)
 
 
 class Batch(NamedTuple):
-    """Columns of one micro-batch, as addresses.
+    """The columns of one micro-batch.
 
-    They are the rows of users and of items (uint32) and of negatives (uint32[n, width]).
+    Attributes:
+        users, items: addresses of rows, uint32[events].
+        negatives: address of rows, uint32[events, width].
+        width: number of negatives per event.
+        events: number of events.
+        start: number of the first event in the record.
     """
 
-    users: np.uint64
-    items: np.uint64
-    negatives: np.uint64
-    width: np.uint64
-    events: np.uint64
+    users: Any
+    items: Any
+    negatives: Any
+    width: Any
+    events: Any
+    start: Any
+
+
+class Event(NamedTuple):
+    """One event.
+
+    Attributes:
+        user, positive: rows.
+        negatives: address of the rows of its negatives, uint32[count].
+        count: number of its negatives.
+        value, weight: float32.
+        dropout: random word for its dropout.
+    """
+
+    user: Any
+    positive: Any
+    negatives: Any
+    count: Any
+    value: Any
+    weight: Any
+    dropout: Any
 
 
 @inlined
-def _score(
-    mean: Any,
-    users: Any,
-    items: Any,
-    user: Any,
-    item: Any,
-    blocks: Any,
-    dropped: Any,
-    method: Any,
-    rates: Any,
-) -> Any:
-    if method.drops:
-        return dropped_score(mean, users, items, user, item, blocks, dropped, rates)
-    return score(mean, users, items, user, item, blocks)
+def _score(model: Any, mean: Any, event: Any, item: Any) -> Any:
+    """Score (float32) of an event's user and an item."""
+    if model.method.drops:
+        return dropped_score(model, mean, event.user, item, event.dropout)
+    return score(mean, model.users, model.items, event.user, item, model.blocks)
 
 
 @inlined
-def _event_errors(
-    users: Any,
-    items: Any,
-    user: Any,
-    positive: Any,
-    negatives: Any,
-    count: Any,
-    value: Any,
-    weight: Any,
-    errors: Any,
-    blocks: Any,
-    loss: Any,
-    dropped: Any,
-    method: Any,
-    rates: Any,
-) -> None:
+def _event_errors(model: Any, event: Any, errors: Any, loss: Any) -> None:
     """Computes the errors of an event's slots from the present state.
 
     It writes float32 to the address `errors`: first the positive's error (not with BPR), then those
-    of the `count` negatives, whose rows are uint32 at the address `negatives`.
+    of the negatives.
     """
-    s = _score(_F0, users, items, user, positive, blocks, dropped, method, rates)
+    limit = model.rates.error_max
+    s = _score(model, _F0, event, event.positive)
     if loss != _BPR:
-        store1(errors, scalar.logistic_error(s, value, weight, rates.error_max))
-    for d in range(count):
-        item = word(negatives, d)
-        s_negative = _score(_F0, users, items, user, item, blocks, dropped, method, rates)
+        store1(errors, scalar.logistic_error(s, event.value, event.weight, limit))
+    for d in range(event.count):
+        s_negative = _score(model, _F0, event, word(event.negatives, d))
         if loss == _BPR:
-            e = scalar.bpr_error(s, s_negative, weight, rates.error_max)
+            e = scalar.bpr_error(s, s_negative, event.weight, limit)
         else:
-            e = scalar.logistic_error(s_negative, _F0, weight, rates.error_max)
+            e = scalar.logistic_error(s_negative, _F0, event.weight, limit)
         store1(errors, e, (d + ONE) * WORD_BYTES)
 
 
 @inlined
+def _prefetch_event(model: Any, batch: Any, t: Any) -> None:
+    users, items, blocks, method = model.users, model.items, model.blocks, model.method
+    prefetch_state(users, word(batch.users, t), blocks, method)
+    prefetch_state(items, word(batch.items, t), blocks, method)
+    for d in range(batch.width):
+        prefetch_state(items, word(batch.negatives, t * batch.width + d), blocks, method)
+
+
+@inlined
 def _take_errors(
-    users: Any,
-    items: Any,
-    batch: Any,
-    values: Any,
-    weights: Any,
-    start: Any,
-    mean: Any,
-    scratch: Any,
-    blocks: Any,
-    loss: Any,
-    method: Any,
-    rates: Any,
-    rounding: Any,
+    model: Any, batch: Any, scratch: Any, record: Any, mean: Any, rounding: Any, loss: Any
 ) -> Any:
     """Computes the errors of all slots of a micro-batch, and links the occurrences of its rows.
 
@@ -310,30 +281,25 @@ def _take_errors(
     changes nothing.
     """
     width, used_users, used_items = batch.width, ZERO, ZERO
+    values, weights = record.values, record.weights
     for t in range(batch.events):
-        ahead = min(t + _AHEAD, batch.events - ONE)
-        prefetch_state(users, word(batch.users, ahead), blocks, method)
-        prefetch_state(items, word(batch.items, ahead), blocks, method)
-        for d in range(width):
-            prefetch_state(items, word(batch.negatives, ahead * width + d), blocks, method)
+        _prefetch_event(model, batch, min(t + _AHEAD, batch.events - ONE))
         user, positive = word(batch.users, t), word(batch.items, t)
-        value = values[start + t] if values.size else _F1
-        weight = weights[start + t] if weights.size else _F1
+        value = values[batch.start + t] if values.size else _F1
+        weight = weights[batch.start + t] if weights.size else _F1
         count = ZERO if loss == _LOGISTIC and value == _F0 else width
         slot = t * (width + ONE)
         errors, negatives = scratch.errors + slot * WORD_BYTES, batch.negatives + t * width * WORD_BYTES
-        dropped = ZERO
-        if method.drops:
-            dropped = dropout_word(rates.dropout_key, rounding.revision, start + t)
-            set_word(scratch.dropped, t, dropped)
+        dropout = ZERO
+        if model.method.drops:
+            dropout = dropout_word(model.rates.dropout_key, rounding.revision, batch.start + t)
+            set_word(scratch.dropout_words, t, dropout)
+        event = Event(user, positive, negatives, count, value, weight, dropout)
         if loss == _SQUARED:
-            s = _score(mean, users, items, user, positive, blocks, dropped, method, rates)
-            store1(errors, scalar.squared_error(s, value, weight, rates.error_max))
+            s = _score(model, mean, event, positive)
+            store1(errors, scalar.squared_error(s, value, weight, model.rates.error_max))
         else:
-            _event_errors(
-                users, items, user, positive, negatives, count, value, weight, errors, blocks, loss, dropped, method,
-                rates,
-            )  # fmt: skip
+            _event_errors(model, event, errors, loss)
         if loss == _BPR and width == ZERO:
             # The only item has no other item to be contrasted with.
             set_word(scratch.counts, t, ZERO)
@@ -348,85 +314,54 @@ def _take_errors(
 
 @inlined
 def _sum_and_step(
-    users: Any,
-    items: Any,
-    batch: Any,
-    used_users: Any,
-    used_items: Any,
-    scratch: Any,
-    item_total: Any,
-    blocks: Any,
-    loss: Any,
-    method: Any,
-    rates: Any,
-    rounding: Any,
-    step: Any,
+    model: Any, batch: Any, scratch: Any, used: Any, item_total: Any, rounding: Any, loss: Any
 ) -> None:
-    """Sums and steps every row of the micro-batch.
+    """Sums and steps every row of the micro-batch. `used` are the numbers of user rows and item
+    rows.
 
     The order is: sums of users to scratch, sum and step of each item, steps of users.
     """
-    stride = row_bytes(blocks + ONE)
+    used_users, used_items = used
+    stride = row_bytes(model.blocks + ONE)
     chunk = item_total + stride
     for q in range(used_users):
-        total = scratch.gradients + q * stride
-        _user_gradient(
-            users, items, word(scratch.users.row, q), q, batch, scratch, total, chunk, blocks, loss, method, rates
-        )  # fmt: skip
+        _user_gradient(model, batch, scratch, q, scratch.gradients + q * stride, chunk, loss)
     for q in range(used_items):
-        item = word(scratch.items.row, q)
-        _item_gradient(users, items, item, q, batch, scratch, item_total, chunk, blocks, loss, method, rates)
-        step_row(items, item, item_total, True, blocks, method, rates, rounding, step)
+        _item_gradient(model, batch, scratch, q, item_total, chunk, loss)
+        step_row(model, model.items, word(scratch.items.row, q), item_total, True, rounding)
     for q in range(used_users):
         total = scratch.gradients + q * stride
-        user = word(scratch.users.row, q)
-        step_row(users, user, total, loss != _BPR, blocks, method, rates, rounding, step)
+        step_row(model, model.users, word(scratch.users.row, q), total, loss != _BPR, rounding)
 
 
 @cache
 def micro_batch_kernel(blocks: int, loss: int, method: Method) -> Any:
     """A kernel for rows of `blocks` vectors.
 
-    Its arguments `user_rows`, `item_rows` and `negatives` are addresses of uint32[n], uint32[n] and
-    uint32[n, width]. The first `fresh` of n events are added to the mean.
+    Its arguments from `user_rows` to `revision` are those of `Record`. `negatives` is the address
+    of item rows uint32[n, width], and `key` is the key of `ROUNDING_DOMAIN`. The first `fresh`
+    events are added to the mean.
     """
     BLOCKS, LOSS, METHOD = np.uint64(blocks), int(loss), method
 
     @compiled
     def livefactor_micro_batch_kernel(
-        users: Any,
-        items: Any,
-        user_rows: Any,
-        item_rows: Any,
-        n: Any,
-        values: Any,
-        weights: Any,
-        negatives: Any,
-        width: Any,
-        mean_state: Any,
-        rates: Any,
-        rounding_key: Any,
-        revision: Any,
-        scratch: Any,
-        micro_batch: Any,
-        fresh: Any,
-    ) -> None:
-        rounding = Rounding(rounding_key, revision)
+        users: Any, items: Any, user_rows: Any, item_rows: Any, n: Any, values: Any, weights: Any, revision: Any,
+        negatives: Any, width: Any, mean_state: Any, rates: Any, key: Any, scratch: Any, fresh: Any,
+    ) -> None:  # fmt: skip
+        model, micro_batch = Model(users, items, BLOCKS, METHOD, rates), scratch.micro_batch
+        record = Record(user_rows, item_rows, n, values, weights, revision)
         item_total = scratch.gradients + micro_batch * row_bytes(BLOCKS + ONE)
         for start in range(ZERO, n, micro_batch):
             at = start * WORD_BYTES
             count = min(micro_batch, n - start)
-            batch = Batch(user_rows + at, item_rows + at, negatives + at * width, width, count)
+            batch = Batch(user_rows + at, item_rows + at, negatives + at * width, width, count, start)
+            rounding = Rounding(key, revision, start // micro_batch)
             mean = scalar.mean_of(mean_state[ZERO], mean_state[ONE])
-            used_users, used_items = _take_errors(
-                users, items, batch, values, weights, start, mean, scratch, BLOCKS, LOSS, METHOD, rates, rounding
-            )  # fmt: skip
-            _sum_and_step(
-                users, items, batch, used_users, used_items, scratch, item_total, BLOCKS, LOSS, METHOD, rates,
-                rounding, start // micro_batch,
-            )  # fmt: skip
-            reset(scratch.users, used_users)
-            reset(scratch.items, used_items)
+            used = _take_errors(model, batch, scratch, record, mean, rounding, LOSS)
+            _sum_and_step(model, batch, scratch, used, item_total, rounding, LOSS)
+            reset(scratch.users, used[0])
+            reset(scratch.items, used[1])
             if LOSS == _SQUARED:
                 for t in range(start, min(start + count, fresh)):
                     mean_state[ZERO] += scalar.fixed_point(values[t] if values.size else _F1)

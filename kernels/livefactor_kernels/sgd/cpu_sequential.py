@@ -27,7 +27,7 @@ from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import LANES, VECTOR_BYTES, inlined, load16, store1, store16, store_u32
 from livefactor_kernels.numbers.narrow import dtype_of, load_factors
-from livefactor_kernels.optimizers.cpu import step_plain_bias, step_plain_factors
+from livefactor_kernels.optimizers.cpu import Block, step_plain_bias, step_plain_factors
 from livefactor_kernels.simd.steps import (
     FLOAT32,
     ONE,
@@ -51,7 +51,7 @@ SAMPLED_NEGATIVES_MAX = 16
 
 Together with the positive they fit in one chunk of occurrences.
 """
-DRAWN_ANY = 2
+NEGATIVES_ANY = 2
 """The number of negatives of a kernel that takes it as an argument.
 
 For zero and one negatives there are kernels of their own without the loops.
@@ -66,6 +66,24 @@ _TWO = np.uint64(2)
 _LANES = np.uint64(LANES)
 # Places in `lanes`, in bytes.
 _TARGETS, _WEIGHTS = np.uint64(4 * SLOT_LANES), np.uint64(8 * SLOT_LANES)
+
+
+class Record(NamedTuple):
+    """The columns of a record, as the kernels of rule SGD take them.
+
+    Attributes:
+        user_rows, item_rows: addresses of rows, uint32[n].
+        events: n, the number of events.
+        values, weights: float32[n], or empty if all are 1.
+        revision: revision of the record.
+    """
+
+    user_rows: Any
+    item_rows: Any
+    events: Any
+    values: Any
+    weights: Any
+    revision: Any
 
 
 class Sides(NamedTuple):
@@ -104,30 +122,25 @@ class Event(NamedTuple):
 
 @cache
 def positive_kernel(blocks: int, loss: int, adagrad: int) -> Any:
-    """A kernel of squared or logistic loss without negatives, for rows of `blocks` vectors."""
+    """A kernel of squared or logistic loss without negatives, for rows of `blocks` vectors.
+
+    Its arguments from `user_rows` to `revision` are those of `Record`. `key` is the key of
+    `ROUNDING_DOMAIN`.
+    """
     BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
 
     @compiled
     def livefactor_positive_kernel(
-        users: Any,
-        items: Any,
-        user_rows: Any,
-        item_rows: Any,
-        values: Any,
-        weights: Any,
-        mean_state: Any,
-        rates: Any,
-        rounding_key: Any,
-        revision: Any,
-    ) -> None:
-        n, rounding = np.uint64(user_rows.size), Rounding(rounding_key, revision)
+        users: Any, items: Any, user_rows: Any, item_rows: Any, n: Any, values: Any, weights: Any, revision: Any,
+        mean_state: Any, rates: Any, key: Any,
+    ) -> None:  # fmt: skip
         total, count = mean_state[ZERO], mean_state[ONE]
         mean = scalar.mean_of(total, count)
         for i in range(n):
             ahead = min(i + AHEAD, n - ONE)
-            prefetch_row(users, np.uint64(user_rows[ahead]), BLOCKS, ADAGRAD)
-            prefetch_row(items, np.uint64(item_rows[ahead]), BLOCKS, ADAGRAD)
-            user, item = np.uint64(user_rows[i]), np.uint64(item_rows[i])
+            prefetch_row(users, word(user_rows, ahead), BLOCKS, ADAGRAD)
+            prefetch_row(items, word(item_rows, ahead), BLOCKS, ADAGRAD)
+            user, item = word(user_rows, i), word(item_rows, i)
             value = values[i] if values.size else _F1
             weight = weights[i] if weights.size else _F1
             s = score(mean, users, items, user, item, BLOCKS)
@@ -139,13 +152,14 @@ def positive_kernel(blocks: int, loss: int, adagrad: int) -> Any:
             else:
                 e = scalar.logistic_error(s, value, weight, rates.error_max)
             x_start, y_start = user * row_bytes(BLOCKS), item * row_bytes(BLOCKS)
-            x_word, y_word = row_word(users, user, rounding, i), row_word(items, item, rounding, i)
+            rounding = Rounding(key, revision, i)
+            x_word, y_word = row_word(users, user, rounding), row_word(items, item, rounding)
             for c in range(BLOCKS):
                 at = c * VECTOR_BYTES
                 x, y = load_factors(users.factors, x_start + at), load_factors(items.factors, y_start + at)
                 g, g_item = scalar.pull(e, y, rates.l2, x), scalar.pull(e, x, rates.l2, y)
-                step_plain_factors(users, x_start, at, x, g, ADAGRAD, rates, x_word)
-                step_plain_factors(items, y_start, at, y, g_item, ADAGRAD, rates, y_word)
+                step_plain_factors(users, Block(x_start, at), x, g, ADAGRAD, rates, x_word)
+                step_plain_factors(items, Block(y_start, at), y, g_item, ADAGRAD, rates, y_word)
             x_bias, y_bias = real(users.bias, user), real(items.bias, item)
             step_plain_bias(users, user, x_bias, scalar.bias_pull(e, rates.bias_l2, x_bias), ADAGRAD, rates)
             step_plain_bias(items, item, y_bias, scalar.bias_pull(e, rates.bias_l2, y_bias), ADAGRAD, rates)
@@ -225,27 +239,27 @@ def _set_slots(sides: Any, event: Any, value: Any, weight: Any, lanes: Any, code
 
 
 @inlined
-def _keep_words(sides: Any, event: Any, rounding: Any, step: Any) -> None:
+def _store_words(sides: Any, event: Any, rounding: Any) -> None:
     """Writes the random words of an event's rows: user, positive, negatives.
 
     Only narrow factors need them.
     """
     users, items, words = sides.users, sides.items, event.words
     if dtype_of(users.factors) != FLOAT32:
-        store_u32(words, row_word(users, event.user, rounding, step))
-        store_u32(words, row_word(items, event.positive, rounding, step), WORD_BYTES)
+        store_u32(words, row_word(users, event.user, rounding))
+        store_u32(words, row_word(items, event.positive, rounding), WORD_BYTES)
         for d in range(event.count):
-            random = row_word(items, word(event.negatives, d), rounding, step)
+            random = row_word(items, word(event.negatives, d), rounding)
             store_u32(words, random, (d + _TWO) * WORD_BYTES)
 
 
 @inlined
 def _has_repeats(negatives: Any, count: Any) -> bool:
-    found = False
+    repeats = False
     for d in range(ONE, count):
         for before in range(d):
-            found |= word(negatives, before) == word(negatives, d)
-    return found
+            repeats |= word(negatives, before) == word(negatives, d)
+    return repeats
 
 
 @inlined
@@ -257,7 +271,7 @@ def _is_first(negatives: Any, d: Any) -> bool:
 
 
 @inlined
-def _step_repeated(items: Any, event: Any, sign: Any, at: Any, x: Any, code: Any, rates: Any) -> None:
+def _step_repeats(items: Any, event: Any, sign: Any, at: Any, x: Any, code: Any, rates: Any) -> None:
     """Steps one block of the negatives of an event, some of which occur more than once.
 
     The block is `at` bytes into the rows. x is the user's old block. A row takes the sum of its
@@ -272,7 +286,9 @@ def _step_repeated(items: Any, event: Any, sign: Any, at: Any, x: Any, code: Any
             for later in range(d + ONE, event.count):
                 if word(negatives, later) == word(negatives, d):
                     g = g + scalar.pull(sign * real(errors, later + ONE), x, rates.l2, y)
-            step_plain_factors(items, start, at, y, g, code.adagrad, rates, word(event.words, d + _TWO))
+            step_plain_factors(
+                items, Block(start, at), y, g, code.adagrad, rates, word(event.words, d + _TWO)
+            )
 
 
 @inlined
@@ -293,7 +309,7 @@ def _step_negative_biases(items: Any, event: Any, repeats: Any, sign: Any, code:
 
 @inlined
 def _step_logistic_event(sides: Any, event: Any, repeats: Any, code: Any, rates: Any) -> None:
-    """Step all rows of a logistic event from its errors."""
+    """Steps all rows of a logistic event from its errors."""
     users, items = sides
     user, positive, negatives, count, errors, words = event
     size, adagrad = row_bytes(code.blocks), code.adagrad
@@ -303,17 +319,19 @@ def _step_logistic_event(sides: Any, event: Any, repeats: Any, code: Any, rates:
         x, y = load_factors(users.factors, x_start + at), load_factors(items.factors, y_start + at)
         g = scalar.pull(real(errors, ZERO), y, rates.l2, x)
         g_positive = scalar.pull(real(errors, ZERO), x, rates.l2, y)
-        step_plain_factors(items, y_start, at, y, g_positive, adagrad, rates, word(words, ONE))
+        step_plain_factors(items, Block(y_start, at), y, g_positive, adagrad, rates, word(words, ONE))
         for d in range(count):
             start, e = word(negatives, d) * size, real(errors, d + ONE)
             other = load_factors(items.factors, start + at)
             g = g + scalar.pull(e, other, rates.l2, x)
             if not repeats:
                 g_other = scalar.pull(e, x, rates.l2, other)
-                step_plain_factors(items, start, at, other, g_other, adagrad, rates, word(words, d + _TWO))
+                step_plain_factors(
+                    items, Block(start, at), other, g_other, adagrad, rates, word(words, d + _TWO)
+                )
         if repeats:
-            _step_repeated(items, event, _F1, at, x, code, rates)
-        step_plain_factors(users, x_start, at, x, g, adagrad, rates, word(words, ZERO))
+            _step_repeats(items, event, _F1, at, x, code, rates)
+        step_plain_factors(users, Block(x_start, at), x, g, adagrad, rates, word(words, ZERO))
     bias = real(users.bias, user)
     g_bias = scalar.bias_pull(real(errors, ZERO), rates.bias_l2, bias)
     for d in range(count):
@@ -348,11 +366,13 @@ def _step_bpr_event(sides: Any, event: Any, repeats: Any, code: Any, rates: Any)
             g_positive = positive_term if d == ZERO else g_positive + positive_term
             if not repeats:
                 g_other = scalar.pull(-e, x, rates.l2, other)
-                step_plain_factors(items, start, at, other, g_other, adagrad, rates, word(words, d + _TWO))
+                step_plain_factors(
+                    items, Block(start, at), other, g_other, adagrad, rates, word(words, d + _TWO)
+                )
         if repeats:
-            _step_repeated(items, event, -_F1, at, x, code, rates)
-        step_plain_factors(users, x_start, at, x, g, adagrad, rates, word(words, ZERO))
-        step_plain_factors(items, y_start, at, y, g_positive, adagrad, rates, word(words, ONE))
+            _step_repeats(items, event, -_F1, at, x, code, rates)
+        step_plain_factors(users, Block(x_start, at), x, g, adagrad, rates, word(words, ZERO))
+        step_plain_factors(items, Block(y_start, at), y, g_positive, adagrad, rates, word(words, ONE))
     bias = real(items.bias, positive)
     g_bias = scalar.bias_pull(real(errors, ONE), rates.bias_l2, bias)
     for d in range(ONE, count):
@@ -362,10 +382,10 @@ def _step_bpr_event(sides: Any, event: Any, repeats: Any, code: Any, rates: Any)
 
 
 @inlined
-def _step_event(sides: Any, event: Any, code: Any, rates: Any, rounding: Any, step: Any) -> None:
-    """Step all rows of an event from its errors; step: its number in the record."""
+def _step_event(sides: Any, event: Any, code: Any, rates: Any, rounding: Any) -> None:
+    """Steps all rows of an event from its errors."""
     repeats = _has_repeats(event.negatives, event.count)
-    _keep_words(sides, event, rounding, step)
+    _store_words(sides, event, rounding)
     if code.loss == _BPR:
         _step_bpr_event(sides, event, repeats, code, rates)
     else:
@@ -373,43 +393,30 @@ def _step_event(sides: Any, event: Any, code: Any, rates: Any, rounding: Any, st
 
 
 @cache
-def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int) -> Any:
+def sampled_kernel(blocks: int, loss: int, adagrad: int, negatives: int) -> Any:
     """A kernel of logistic loss or BPR with up to `SAMPLED_NEGATIVES_MAX` drawn negatives per
     event.
 
-    `drawn` is the spec's number of negatives, up to `DRAWN_ANY`. The kernel's arguments
-    `user_rows`, `item_rows` and `negatives` are addresses of uint32[n], uint32[n] and uint32[n,
-    width]. As working memory, `lanes` is the address of float32[3, `SLOT_LANES`] (finite, at a
-    multiple of 64), and `words` is that of uint32[2 + width].
+    `negatives` is the spec's number of negatives, up to `NEGATIVES_ANY`. The kernel's arguments
+    from `user_rows` to `width` are those of `Record`. `key` is the key of `ROUNDING_DOMAIN`. As
+    working memory, `lanes` is the address of float32[3, `SLOT_LANES`] (finite, at a multiple of
+    64), and `words` is that of uint32[2 + width].
     """
     BLOCKS, LOSS, ADAGRAD = np.uint64(blocks), int(loss), int(adagrad)
-    DRAWN, CODE = int(drawn), Code(BLOCKS, LOSS, ADAGRAD)
+    NEGATIVES, CODE = int(negatives), Code(BLOCKS, LOSS, ADAGRAD)
 
     @compiled
     def livefactor_sampled_kernel(
-        users: Any,
-        items: Any,
-        user_rows: Any,
-        item_rows: Any,
-        n: Any,
-        values: Any,
-        weights: Any,
-        negatives: Any,
-        width: Any,
-        lanes: Any,
-        words: Any,
-        rates: Any,
-        rounding_key: Any,
-        revision: Any,
-    ) -> None:
-        rounding, sides = Rounding(rounding_key, revision), Sides(users, items)
-        alone = (
-            DRAWN > 0 and width == ZERO
-        )  # one item alive: there is no other to draw, or to compare it with
+        users: Any, items: Any, user_rows: Any, item_rows: Any, n: Any, values: Any, weights: Any, revision: Any,
+        negatives: Any, width: Any, rates: Any, key: Any, lanes: Any, words: Any,
+    ) -> None:  # fmt: skip
+        sides = Sides(users, items)
+        # The only item has no other item to be contrasted with.
+        alone = NEGATIVES > 0 and width == ZERO
         if LOSS == _BPR and alone:
             return
-        if DRAWN < DRAWN_ANY:
-            width = np.uint64(DRAWN)
+        if NEGATIVES < NEGATIVES_ANY:
+            width = np.uint64(NEGATIVES)
         slots = width + ONE
         clump_max = ONE if alone else min(max(_LANES // slots, ONE), CLUMP_EVENTS_MAX)
         lead = clump_max + SAMPLED_AHEAD
@@ -426,24 +433,26 @@ def sampled_kernel(blocks: int, loss: int, adagrad: int, drawn: int) -> Any:
                 user, positive = word(user_rows, i), word(item_rows, i)
                 value = values[i] if values.size else _F1
                 weight = weights[i] if weights.size else _F1
-                drawn, errors = negatives + i * width * WORD_BYTES, lanes + (i - start) * slots * WORD_BYTES
-                if DRAWN > 0 and LOSS == _LOGISTIC and (alone or value == _F0):  # the constant drops loops
-                    event = Event(user, positive, drawn, ZERO, errors, words)
+                own, errors = negatives + i * width * WORD_BYTES, lanes + (i - start) * slots * WORD_BYTES
+                # The constant ZERO removes the loops over negatives.
+                if NEGATIVES > 0 and LOSS == _LOGISTIC and (alone or value == _F0):
+                    event = Event(user, positive, own, ZERO, errors, words)
                     _set_slots(sides, event, value, weight, lanes, CODE)
                 else:
-                    event = Event(user, positive, drawn, width, errors, words)
+                    event = Event(user, positive, own, width, errors, words)
                     _set_slots(sides, event, value, weight, lanes, CODE)
             _take_errors(lanes, size * slots, LOSS, rates)
             for i in range(start, start + size):
                 user, positive = word(user_rows, i), word(item_rows, i)
                 value = values[i] if values.size else _F1
-                drawn, errors = negatives + i * width * WORD_BYTES, lanes + (i - start) * slots * WORD_BYTES
-                if DRAWN > 0 and LOSS == _LOGISTIC and (alone or value == _F0):
-                    event = Event(user, positive, drawn, ZERO, errors, words)
-                    _step_event(sides, event, CODE, rates, rounding, i)
+                own, errors = negatives + i * width * WORD_BYTES, lanes + (i - start) * slots * WORD_BYTES
+                rounding = Rounding(key, revision, i)
+                if NEGATIVES > 0 and LOSS == _LOGISTIC and (alone or value == _F0):
+                    event = Event(user, positive, own, ZERO, errors, words)
+                    _step_event(sides, event, CODE, rates, rounding)
                 else:
-                    event = Event(user, positive, drawn, width, errors, words)
-                    _step_event(sides, event, CODE, rates, rounding, i)
+                    event = Event(user, positive, own, width, errors, words)
+                    _step_event(sides, event, CODE, rates, rounding)
             start += size
 
     return livefactor_sampled_kernel

@@ -53,7 +53,7 @@ class Sgd(Stateless):
         """
         self._spec, self._device, self._pins = spec, device, pins
         self.pinned: DeviceSections = {}
-        self._model = users.stepped, items.stepped
+        self._model = users.step_rows, items.step_rows
         self._walk_entries_max, self._together = walk_entries_max, together
         self._scratch = Scratch(spec, device)
         method, blocks = Method.of(spec), spec.k_padded // LANES

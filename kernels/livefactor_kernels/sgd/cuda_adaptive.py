@@ -61,6 +61,39 @@ class ProbedRows(NamedTuple):
         return ProbedRows(*(table.arrays[name].buffer.argument for name in ProbedRows._fields))
 
 
+class Events(NamedTuple):
+    """The events of a piece.
+
+    Attributes:
+        piece: numbers of the piece.
+        words, floats: columns of the record on the device.
+        draws: (key, revision, number of items, negatives per event).
+    """
+
+    piece: Any
+    words: Any
+    floats: Any
+    draws: Any
+
+
+class Model(NamedTuple):
+    """The model and its probe.
+
+    Attributes:
+        users, items: `ProbedRows`.
+        moves: number of changes of the rates.
+        limit: error_max.
+        blocks, loss: constants of the kernel.
+    """
+
+    users: Any
+    items: Any
+    moves: Any
+    limit: Any
+    blocks: Any
+    loss: Any
+
+
 @inlined
 def _load(rows: Any, row: Any, probing: Any, moves: Any, out: Any, blocks: Any) -> Any:
     """Loads this lane's factors of a row of the probe or of the model. Returns the bias.
@@ -73,15 +106,12 @@ def _load(rows: Any, row: Any, probing: Any, moves: Any, out: Any, blocks: Any) 
 
 
 @inlined
-def _loss(
-    piece: Any, words: Any, floats: Any, users: Any, items: Any, probing: Any, moves: Any, draws: Any, mean: Any,
-    limit: Any, t: Any, scratch: Any, blocks: Any, loss: Any,
-) -> Any:  # fmt: skip
-    """Sum (float64, in all lanes) of the squared errors of event t of the piece.
-
-    `draws` is (key, revision, number of items, negatives per event). `limit` is error_max.
+def _loss(events: Any, model: Any, probing: Any, mean: Any, t: Any, scratch: Any) -> Any:
+    """Sum (float64, in all lanes) of the squared errors of event t of the piece, by the probe or by
+    the model.
     """
-    x, y = scratch
+    (piece, words, floats, draws), (x, y) = events, scratch
+    users, items, moves, limit, blocks, loss = model
     seed, revision, count, width = draws
     event = piece.first + t
     user, positive = np.int64(words[piece.users_at + event]), np.int64(words[piece.items_at + event])
@@ -89,7 +119,7 @@ def _loss(
     bias = _load(users, user, probing, moves, x, blocks)
     slots = width + 1
     if loss == _LOGISTIC and value == _F0:
-        # An explicit negative has no drawn negatives.
+        # An explicit negative is contrasted with no other items.
         slots = 1
     total, s_positive = np.float64(0.0), _F0
     for slot in range(slots):
@@ -131,14 +161,11 @@ def evidence_kernel(blocks: int, loss: int) -> Any:
         if t >= piece.events:
             return
         mean, draws = floats[piece.means_at] if LOSS == _SQUARED else _F0, (seed, revision, count, width)
-        probe = _loss(
-            piece, words, floats, users, items, True, moves, draws, mean, limit, t, scratch, BLOCKS, LOSS
-        )
-        model = _loss(
-            piece, words, floats, users, items, False, moves, draws, mean, limit, t, scratch, BLOCKS, LOSS
-        )
+        events, model = Events(piece, words, floats, draws), Model(users, items, moves, limit, BLOCKS, LOSS)
+        probe_loss = _loss(events, model, True, mean, t, scratch)
+        model_loss = _loss(events, model, False, mean, t, scratch)
         if lane() == 0:
-            evidence[t] = add64(probe, -model)
+            evidence[t] = add64(probe_loss, -model_loss)
 
     return livefactor_evidence_kernel
 
@@ -168,16 +195,16 @@ def livefactor_evidence_sums_kernel(evidence: Any, events: Any, sums: Any) -> No
 
 @kernel
 def livefactor_begin_kernel(
-    words: Any, users_at: Any, items_at: Any, negatives: Any, events: Any, drawn: Any, users: Any, items: Any,
+    words: Any, users_at: Any, items_at: Any, negatives: Any, events: Any, draws: Any, users: Any, items: Any,
     moves: Any, blocks: Any,
 ) -> None:  # fmt: skip
     """Starts those of the probe's rows again that did not start after change `moves`.
 
-    The rows are those of the events' users, of their items, and of the first `drawn` negatives. A
+    The rows are those of the events' users, of their items, and of the first `draws` negatives. A
     half-warp processes an entry. Half-warps with the same row write the same values.
     """
     i = cuda.grid(1) // LANES
-    if i >= 2 * events + drawn:
+    if i >= 2 * events + draws:
         return
     rows, row = items, np.int64(0)
     if i < events:
@@ -208,14 +235,14 @@ class AdaptiveSgd(Sgd):
         super().__init__(spec, device, users, items, pins, walk_entries_max, together)
         self._rows = ProbedRows.of(users), ProbedRows.of(items)
         of_users, of_items = (
-            stepped._replace(factors=rows.factor_probe, bias=rows.bias_probe)
-            for stepped, rows in zip(self._model, self._rows, strict=True)
+            own._replace(factors=rows.factor_probe, bias=rows.bias_probe)
+            for own, rows in zip(self._model, self._rows, strict=True)
         )
         self._probe = of_users, of_items
         self._evidence, self._sums = device.empty(PIECE_EVENTS, np.float64), device.empty(2, np.float64)
         self._evidence_kernel = evidence_kernel(spec.k_padded // LANES, int(spec.loss))
         self._state = np.zeros(STATE_SIZE)
-        self._ended: Callable[[], list[np.ndarray]] | None = None
+        self._window_sums: Callable[[], list[np.ndarray]] | None = None
         self.load({RATES: self._state.copy()})
 
     def sections(self) -> dict[str, np.ndarray]:
@@ -229,7 +256,7 @@ class AdaptiveSgd(Sgd):
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
         """See `tables.state.Part.load`. The caller holds the lock of the model."""
-        self._ended = None
+        self._window_sums = None
         self._state[:] = sections[RATES]
         with self._device.working():
             self._sums.array[:] = self._device.xp.asarray(self._state[SUM:])
@@ -243,10 +270,10 @@ class AdaptiveSgd(Sgd):
         """After the end of a window: waits for the sums, changes the rates, and starts the next
         window.
         """
-        if self._ended is None:
+        if self._window_sums is None:
             return
-        self._state[SUM:] = self._ended()[0]
-        self._ended = None
+        self._state[SUM:] = self._window_sums()[0]
+        self._window_sums = None
         end_window(self._state)
         self._take_rates()
         with self._device.working():
@@ -261,7 +288,7 @@ class AdaptiveSgd(Sgd):
             self._add_evidence(update, width, slot, places)
         self._state[EVENTS] += update.fresh
         if self._state[EVENTS] >= self._spec.adaptive_rate.window:
-            self._ended = self._device.fetch([self._sums.array])
+            self._window_sums = self._device.fetch([self._sums.array])
         if changes:
             super().learn(update, slot, places)
         elif update.user_rows.size:
@@ -287,8 +314,8 @@ class AdaptiveSgd(Sgd):
         self._micro_batches(update, span, plan, slot, self._probe, self._probe_rates)
         self._micro_batches(update, span, plan, slot, self._model, self._rates)
 
-    def _begin(self, slot: Slot, rows_at: tuple[int, int], events: int, drawn: int) -> None:
+    def _begin(self, slot: Slot, rows_at: tuple[int, int], events: int, draws: int) -> None:
         moves, blocks = np.float32(self._state[MOVES]), self._spec.k_padded // LANES
-        entries = events, drawn, *self._rows, moves, blocks
-        negatives, threads = self._scratch.plan.negatives, (2 * events + drawn) * LANES
+        entries = events, draws, *self._rows, moves, blocks
+        negatives, threads = self._scratch.plan.negatives, (2 * events + draws) * LANES
         self._device.launch(livefactor_begin_kernel, threads, slot.words, *rows_at, negatives, *entries)

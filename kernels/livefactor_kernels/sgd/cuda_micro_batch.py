@@ -29,8 +29,8 @@ from livefactor_kernels.device.warp import cuda, half_sum, kernel, lane
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.optimizers import Method
-from livefactor_kernels.optimizers.cuda import step_one, step_row
-from livefactor_kernels.sgd.cuda_regularization import l2_of, load_kept, told, told_dot
+from livefactor_kernels.optimizers.cuda import Element, Gradient, step_one, step_row
+from livefactor_kernels.sgd.cuda_regularization import drop, dropped_dot, l2_of, load_keep_scales
 from livefactor_kernels.spec.model import LANES, Loss, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
 
@@ -39,6 +39,53 @@ _ADAGRAD = int(OptimizerKind.ADAGRAD)
 _F0 = np.float32(0.0)
 _AHEAD = 8
 """Number of chunk sums of a hot row that are loaded together before they are added."""
+
+
+class Work(NamedTuple):
+    """A span of a record: its numbers, and its plan on the device."""
+
+    span: Any
+    plan: Any
+
+
+class Columns(NamedTuple):
+    """The columns of a record on the device, as words and as floats."""
+
+    words: Any
+    floats: Any
+
+
+class Model(NamedTuple):
+    """The parts of a model that a kernel needs.
+
+    Attributes:
+        users, items: rows.
+        blocks: a row has `blocks` times 16 factors; a constant of the kernel.
+        loss, method: number of a `Loss`, and `Method`; constants of the kernel.
+        rates: `Rates` if the method is plain, else `StepRates`.
+    """
+
+    users: Any
+    items: Any
+    blocks: Any
+    loss: Any
+    method: Any
+    rates: Any
+
+
+class Target(NamedTuple):
+    """The place of a chunk's gradient in the sums."""
+
+    sums: Any
+    place: Any
+
+
+class Segment(NamedTuple):
+    """Row `number` of a side's micro-batch."""
+
+    side: Any
+    micro_batch: Any
+    number: Any
 
 
 class Kernels(NamedTuple):
@@ -76,7 +123,8 @@ def _add(total: Any, c: Any, fresh: Any, term: Any) -> None:
 
 
 @inlined
-def _store(sums: Any, place: Any, total: Any, total_bias: Any, events: Any, blocks: Any) -> None:
+def _store(target: Any, total: Any, total_bias: Any, events: Any, blocks: Any) -> None:
+    sums, place = target
     at = place * ((blocks + 1) * LANES)
     for c in range(blocks):
         sums.gradients[at + c * LANES + lane()] = total[c]
@@ -95,14 +143,14 @@ def _event_before(span: Any, plan: Any, start: Any, entries: Any) -> Any:
 
 @inlined
 def _user_chunk(
-    span: Any, plan: Any, words: Any, floats: Any, users: Any, items: Any, sums: Any, rates: Any, mean: Any,
-    chunk: Any, place: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
-) -> None:  # fmt: skip
+    work: Any, columns: Any, model: Any, target: Any, mean: Any, chunk: Any, scratch: Any
+) -> None:
     """Computes the errors and the gradient of one chunk of a user's entries.
 
     `scratch` is working memory: (x, y, positive's y, total, dropout factors).
     """
-    x, y, y_positive, total, kept = scratch
+    (span, plan), (words, floats), (x, y, y_positive, total, keep_scales) = work, columns, scratch
+    users, items, blocks, loss, method, rates = model
     start, stop = plan.chunk_start[chunk], plan.chunk_start[chunk + 1]
     row = row_of(span, plan.keys[start])
     load_row(users.factors, row, x, blocks)
@@ -117,52 +165,50 @@ def _user_chunk(
         slot = number + 1 if loss == _BPR else number
         if (loss == _BPR or method.drops) and t != last:
             if method.drops:
-                load_kept(plan.dropped[t], kept, blocks, rates)
+                load_keep_scales(plan.dropout_words[t], keep_scales, blocks, rates)
             if loss == _BPR:
                 positive = np.int64(words[span.items_at + span.first + t])
                 load_row(items.factors, positive, y_positive, blocks)
                 s_positive = scalar.score(
-                    _F0, bias, items.bias[positive], told_dot(x, y_positive, kept, blocks, method)
+                    _F0, bias, items.bias[positive], dropped_dot(x, y_positive, keep_scales, blocks, method)
                 )
             last = t
         item = np.int64(words[span.items_at + span.first + t])
         if slot > 0:
             item = np.int64(plan.negatives[t * span.width + slot - 1])
         load_row(items.factors, item, y, blocks)
-        s = scalar.score(mean, bias, items.bias[item], told_dot(x, y, kept, blocks, method))
+        s = scalar.score(mean, bias, items.bias[item], dropped_dot(x, y, keep_scales, blocks, method))
         weight = weight_of(span, floats, t)
         if loss == _BPR:
             e = scalar.bpr_error(s_positive, s, weight, rates.error_max)
             for c in range(blocks):
-                difference = told(y_positive[c] - y[c], kept, c, method)
+                difference = drop(y_positive[c] - y[c], keep_scales, c, method)
                 _add(total, c, fresh, scalar.pull(e, difference, l2, x[c]))
         else:
-            target = value_of(span, floats, t) if slot == 0 else _F0
+            value = value_of(span, floats, t) if slot == 0 else _F0
             if loss == _SQUARED:
-                e = scalar.squared_error(s, target, weight, rates.error_max)
+                e = scalar.squared_error(s, value, weight, rates.error_max)
             else:
-                e = scalar.logistic_error(s, target, weight, rates.error_max)
+                e = scalar.logistic_error(s, value, weight, rates.error_max)
             for c in range(blocks):
-                _add(total, c, fresh, scalar.pull(e, told(y[c], kept, c, method), l2, x[c]))
+                _add(total, c, fresh, scalar.pull(e, drop(y[c], keep_scales, c, method), l2, x[c]))
             bias_term = scalar.bias_pull(e, bias_l2, bias)
             total_bias = bias_term if fresh else total_bias + bias_term
         if lane() == 0:
             plan.errors[t * (span.width + 1) + slot] = e
         events += 1 if t != before else 0
         before = t
-    _store(sums, place, total, total_bias, events, blocks)
+    _store(target, total, total_bias, events, blocks)
 
 
 @inlined
-def _item_chunk(
-    span: Any, plan: Any, words: Any, users: Any, items: Any, sums: Any, rates: Any, chunk: Any, place: Any,
-    scratch: Any, blocks: Any, loss: Any, method: Any,
-) -> None:  # fmt: skip
+def _item_chunk(work: Any, words: Any, model: Any, target: Any, chunk: Any, scratch: Any) -> None:
     """Computes the gradient of one chunk of an item's entries from the errors.
 
     `scratch` is that of `_user_chunk`.
     """
-    x, y, _, total, kept = scratch
+    (span, plan), (x, y, _, total, keep_scales) = work, scratch
+    users, items, blocks, loss, method, rates = model
     start, stop = plan.chunk_start[chunk], plan.chunk_start[chunk + 1]
     row = row_of(span, plan.keys[start])
     load_row(items.factors, row, y, blocks)
@@ -179,15 +225,15 @@ def _item_chunk(
         if loss == _BPR and number >= span.width:
             e = -e
         if method.drops:
-            load_kept(plan.dropped[t], kept, blocks, rates)
+            load_keep_scales(plan.dropout_words[t], keep_scales, blocks, rates)
         load_row(users.factors, np.int64(words[span.users_at + span.first + t]), x, blocks)
         for c in range(blocks):
-            _add(total, c, fresh, scalar.pull(e, told(x[c], kept, c, method), l2, y[c]))
+            _add(total, c, fresh, scalar.pull(e, drop(x[c], keep_scales, c, method), l2, y[c]))
         bias_term = scalar.bias_pull(e, bias_l2, bias)
         total_bias = bias_term if fresh else total_bias + bias_term
         events += 1 if t != before else 0
         before = t
-    _store(sums, place, total, total_bias, events, blocks)
+    _store(target, total, total_bias, events, blocks)
 
 
 @inlined
@@ -208,19 +254,20 @@ def _row_sum(sums: Any, at: Any, count: Any, stride: Any, ahead: Any) -> Any:
 
 @inlined
 def _step_column(
-    span: Any, plan: Any, side: Any, rows: Any, sums: Any, rates: Any, micro_batch: Any, number: Any,
-    column: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
-) -> None:  # fmt: skip
-    """Steps one column of row `number` of a side's micro-batch, if the row exists.
+    work: Any, segment: Any, rows: Any, column: Any, sums: Any, scratch: Any, model: Any
+) -> None:
+    """Steps one column of a row of a micro-batch, if the row exists. `segment` is a `Segment`.
 
     Column k_padded is the bias.
     """
+    (span, plan), (side, micro_batch, number) = work, segment
+    blocks, loss, method, rates = model.blocks, model.loss, model.method, model.rates
     group = side * span.batches + micro_batch
-    segment = plan.group_segment[group] + number
-    if segment >= plan.group_segment[group + 1]:
+    at_segment = plan.group_segment[group] + number
+    if at_segment >= plan.group_segment[group + 1]:
         return
-    first, width = plan.segment_chunk[segment], blocks * LANES
-    count = plan.segment_chunk[segment + 1] - first
+    first, width = plan.segment_chunk[at_segment], blocks * LANES
+    count = plan.segment_chunk[at_segment + 1] - first
     place = first - plan.group_chunk[group] + side * sums.items_at
     if column == width and side == USERS and loss == _BPR:
         # The user's bias cancels in the difference of the scores.
@@ -231,30 +278,29 @@ def _step_column(
     stride, adagrad = width + LANES, method.optimizer == _ADAGRAD
     g = _row_sum(sums, place * stride + column, count, stride, scratch[0])
     g = g * scalar.hot_scale(rates.hot_events, events)
-    row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
+    row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[at_segment]
     if column == width:
-        step_one(rows.bias, rows.bias_g, row, g, rates.bias_rate, adagrad, rates, word, column)
+        bias = Element(rows.bias, rows.bias_g, row)
+        step_one(bias, g, rates.bias_rate, adagrad, rates, word, column)
     else:
-        at = row * width + column
-        step_one(rows.factors, rows.factor_g, at, g, rates.rate, adagrad, rates, word, column)
+        factor = Element(rows.factors, rows.factor_g, row * width + column)
+        step_one(factor, g, rates.rate, adagrad, rates, word, column)
 
 
 @inlined
-def _step_lane(
-    span: Any, plan: Any, side: Any, rows: Any, sums: Any, rates: Any, micro_batch: Any, number: Any,
-    column: Any, scratch: Any, blocks: Any, loss: Any, method: Any,
-) -> None:  # fmt: skip
+def _step_lane(work: Any, segment: Any, rows: Any, column: Any, sums: Any, scratch: Any, model: Any) -> None:
     """Like `_step_column`, for a whole row by a half-warp. `column` is the lane.
 
     `scratch` is (ahead, a row).
     """
-    ahead, gradient = scratch
+    (span, plan), (side, micro_batch, number), (ahead, gradient) = work, segment, scratch
+    blocks, loss, method, rates = model.blocks, model.loss, model.method, model.rates
     group = side * span.batches + micro_batch
-    segment = plan.group_segment[group] + number
-    if segment >= plan.group_segment[group + 1]:
+    at_segment = plan.group_segment[group] + number
+    if at_segment >= plan.group_segment[group + 1]:
         return
-    first, width = plan.segment_chunk[segment], blocks * LANES
-    count = plan.segment_chunk[segment + 1] - first
+    first, width = plan.segment_chunk[at_segment], blocks * LANES
+    count = plan.segment_chunk[at_segment + 1] - first
     place = first - plan.group_chunk[group] + side * sums.items_at
     events = np.int64(0)
     for c in range(count):
@@ -264,10 +310,10 @@ def _step_lane(
         at = place * stride + c * LANES + column
         gradient[c] = _row_sum(sums, at, count, stride, ahead) * scale
     g_bias = _row_sum(sums, place * stride + width, count, stride, ahead) * scale
-    row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[segment]
+    row, word = row_of(span, plan.keys[plan.chunk_start[first]]), plan.segment_word[at_segment]
     # With BPR the user's bias cancels in the difference of the scores.
-    with_bias = side == ITEMS or loss != _BPR
-    step_row(rows, row, gradient, g_bias, with_bias, word, blocks, method, rates)
+    has_bias = side == ITEMS or loss != _BPR
+    step_row(rows, row, Gradient(gradient, g_bias, has_bias), word, blocks, method, rates)
 
 
 def threads_of_a_step(blocks: int, method: Method) -> int:
@@ -290,7 +336,7 @@ def micro_batch_kernels(blocks: int, loss: int, method: Method) -> Kernels:
 
 
 def _chunk_kernels(BLOCKS: int, LOSS: int, method: Method) -> tuple[Any, Any]:
-    METHOD, KEPT = method, BLOCKS if method.drops else 1
+    METHOD, DROP_BLOCKS = method, BLOCKS if method.drops else 1
 
     @kernel
     def livefactor_users_kernel(
@@ -299,29 +345,29 @@ def _chunk_kernels(BLOCKS: int, LOSS: int, method: Method) -> tuple[Any, Any]:
     ) -> None:  # fmt: skip
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         z, total = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
-        kept = cuda.local.array(KEPT, float32)
+        keep_scales = cuda.local.array(DROP_BLOCKS, float32)
         place = cuda.grid(1) // LANES
         chunk = plan.group_chunk[micro_batch] + place
         if chunk >= plan.group_chunk[micro_batch + 1]:
             return
         mean = floats[span.means_at + span.first // span.batch + micro_batch] if LOSS == _SQUARED else _F0
-        scratch = (x, y, z, total, kept)
-        _user_chunk(
-            span, plan, words, floats, users, items, sums, rates, mean, chunk, place, scratch, BLOCKS, LOSS, METHOD
-        )  # fmt: skip
+        scratch, model = (x, y, z, total, keep_scales), Model(users, items, BLOCKS, LOSS, METHOD, rates)
+        columns, target = Columns(words, floats), Target(sums, place)
+        _user_chunk(Work(span, plan), columns, model, target, mean, chunk, scratch)
 
     @kernel
     def livefactor_items_kernel(
         span: Any, plan: Any, words: Any, users: Any, items: Any, sums: Any, rates: Any, micro_batch: Any
     ) -> None:
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
-        total, kept = cuda.local.array(BLOCKS, float32), cuda.local.array(KEPT, float32)
+        total, keep_scales = cuda.local.array(BLOCKS, float32), cuda.local.array(DROP_BLOCKS, float32)
         place, group = cuda.grid(1) // LANES, span.batches + micro_batch
         chunk = plan.group_chunk[group] + place
         if chunk >= plan.group_chunk[group + 1]:
             return
-        place, scratch = place + sums.items_at, (x, y, y, total, kept)
-        _item_chunk(span, plan, words, users, items, sums, rates, chunk, place, scratch, BLOCKS, LOSS, METHOD)
+        scratch, model = (x, y, y, total, keep_scales), Model(users, items, BLOCKS, LOSS, METHOD, rates)
+        target = Target(sums, place + sums.items_at)
+        _item_chunk(Work(span, plan), words, model, target, chunk, scratch)
 
     return livefactor_users_kernel, livefactor_items_kernel
 
@@ -340,17 +386,15 @@ def _step_kernel(BLOCKS: int, LOSS: int, method: Method) -> Any:
         scratch = (cuda.local.array(_AHEAD, float32), cuda.local.array(BLOCKS, float32))
         i, side = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
         number, column = i // THREADS, i % THREADS
-        rows = users if side == USERS else items
-        step(
-            span, plan, side, rows, sums, rates, micro_batch, number, column, scratch, BLOCKS, LOSS, METHOD
-        )  # fmt: skip
+        rows, model = users if side == USERS else items, Model(users, items, BLOCKS, LOSS, METHOD, rates)
+        step(Work(span, plan), Segment(side, micro_batch, number), rows, column, sums, scratch, model)
 
     return livefactor_step_kernel
 
 
 def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> Any:
     METHOD, THREADS = method, threads_of_a_step(BLOCKS, method)
-    KEPT = BLOCKS if method.drops else 1
+    DROP_BLOCKS = BLOCKS if method.drops else 1
     step = _step_column if method.is_plain else _step_lane
 
     @inlined
@@ -367,34 +411,29 @@ def _walk_kernel(BLOCKS: int, LOSS: int, method: Method, WHOLE_GRID: bool) -> An
         """Processes all micro-batches of a span in order, by one block or by a resident grid."""
         x, y = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
         z, total = cuda.local.array(BLOCKS, float32), cuda.local.array(BLOCKS, float32)
-        kept = cuda.local.array(KEPT, float32)
-        scratch, stepping = (x, y, z, total, kept), (cuda.local.array(_AHEAD, float32), total)
-        thread, threads = cuda.grid(1), cuda.gridsize(1)
+        keep_scales = cuda.local.array(DROP_BLOCKS, float32)
+        scratch, step_scratch = (x, y, z, total, keep_scales), (cuda.local.array(_AHEAD, float32), total)
+        work, model = Work(span, plan), Model(users, items, BLOCKS, LOSS, METHOD, rates)
+        columns, thread, threads = Columns(words, floats), cuda.grid(1), cuda.gridsize(1)
         for m in range(span.batches):
             mean = floats[span.means_at + span.first // span.batch + m] if LOSS == _SQUARED else _F0
             first = plan.group_chunk[m]
             for chunk in range(first + thread // LANES, plan.group_chunk[m + 1], threads // LANES):
-                _user_chunk(
-                    span, plan, words, floats, users, items, sums, rates, mean, chunk, chunk - first, scratch,
-                    BLOCKS, LOSS, METHOD,
-                )  # fmt: skip
+                target = Target(sums, chunk - first)
+                _user_chunk(work, columns, model, target, mean, chunk, scratch)
             barrier()
             group = span.batches + m
             first = plan.group_chunk[group]
             for chunk in range(first + thread // LANES, plan.group_chunk[group + 1], threads // LANES):
-                place = chunk - first + sums.items_at
-                _item_chunk(
-                    span, plan, words, users, items, sums, rates, chunk, place, scratch, BLOCKS, LOSS, METHOD
-                )
+                target = Target(sums, chunk - first + sums.items_at)
+                _item_chunk(work, words, model, target, chunk, scratch)
             barrier()
             for side in range(2):
                 rows, group = users if side == USERS else items, side * span.batches + m
                 count = plan.group_segment[group + 1] - plan.group_segment[group]
                 for i in range(thread, count * THREADS, threads):
                     number, column = i // THREADS, i % THREADS
-                    step(
-                        span, plan, side, rows, sums, rates, m, number, column, stepping, BLOCKS, LOSS, METHOD
-                    )  # fmt: skip
+                    step(work, Segment(side, m, number), rows, column, sums, step_scratch, model)
             barrier()
 
     return livefactor_walk_kernel

@@ -52,7 +52,7 @@ def _load_columns(word: Any, out: Any, blocks: Any, rates: Any) -> None:
         out[c] = rates.keep_scale if bits < rates.keep_below else _F0
 
 
-def load_kept(word: Any, out: Any, blocks: Any, rates: Any) -> None:
+def load_keep_scales(word: Any, out: Any, blocks: Any, rates: Any) -> None:
     """Loads the factors of dropout on this lane's columns: 1 / (1 - p), or 0 in dropped columns.
 
     `word` is the random word of the event.
@@ -60,21 +60,21 @@ def load_kept(word: Any, out: Any, blocks: Any, rates: Any) -> None:
     _load_columns(word, out, blocks, rates)
 
 
-@overload(load_kept, jit_options={"forceinline": True})
-def _load_kept(word: Any, out: Any, blocks: Any, rates: Any) -> Any:
+@overload(load_keep_scales, jit_options={"forceinline": True})
+def _load_keep_scales(word: Any, out: Any, blocks: Any, rates: Any) -> Any:
     return _load_columns if "keep_scale" in rates.fields else _load_nothing
 
 
 @inlined
-def told(value: Any, kept: Any, c: Any, method: Any) -> Any:
+def drop(value: Any, keep_scales: Any, c: Any, method: Any) -> Any:
     """A factor of column c * 16 + lane after dropout."""
-    return value * kept[c] if method.drops else value
+    return value * keep_scales[c] if method.drops else value
 
 
 @inlined
-def told_dot(x: Any, y: Any, kept: Any, blocks: Any, method: Any) -> Any:
+def dropped_dot(x: Any, y: Any, keep_scales: Any, blocks: Any, method: Any) -> Any:
     """Dot product (float32, in all lanes) of a user's row and an item's row after dropout."""
-    total = x[0] * told(y[0], kept, 0, method)
+    total = x[0] * drop(y[0], keep_scales, 0, method)
     for c in range(1, blocks):
-        total = total + x[c] * told(y[c], kept, c, method)
+        total = total + x[c] * drop(y[c], keep_scales, c, method)
     return half_sum(total)

@@ -35,14 +35,16 @@ class Occurrence(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An event with rows. `kept` float32[k_padded] are the factors of dropout on its columns."""
+    """An event with rows. `keep_scales` float32[k_padded] are the factors of dropout on its
+    columns.
+    """
 
     user: int
     positive: int
     negatives: list[int]
     value: np.float32
     weight: np.float32
-    kept: np.ndarray
+    keep_scales: np.ndarray
 
 
 class Sgd(Stateless):
@@ -64,36 +66,36 @@ class Sgd(Stateless):
         weights = ones if update.weights is None else update.weights
         for start in range(0, n, self._spec.micro_batch):
             stop = min(start + self._spec.micro_batch, n)
-            grouped: dict[tuple[int, int], list[tuple[int, Occurrence]]] = {}
+            groups: dict[tuple[int, int], list[tuple[int, Occurrence]]] = {}
             for t in range(start, stop):
                 rows = int(update.user_rows[t]), int(update.item_rows[t]), [int(row) for row in negatives[t]]
-                event = Event(*rows, values[t], weights[t], self._kept(update.revision, t))
+                event = Event(*rows, values[t], weights[t], self._keep_scales(update.revision, t))
                 for occurrence in self._occurrences(event):
-                    grouped.setdefault((occurrence.side, occurrence.row), []).append((t, occurrence))
-            for (side, row), occurrences in grouped.items():
+                    groups.setdefault((occurrence.side, occurrence.row), []).append((t, occurrence))
+            for (side, row), occurrences in groups.items():
                 number = start // self._spec.micro_batch
                 self._step(self._tables[side], row, occurrences, update.revision, number)
             if self._spec.loss == Loss.SQUARED:
                 fresh = values[start : min(stop, update.fresh)]
                 self._model.mean.add(fresh)
 
-    def _kept(self, revision: int, event: int) -> np.ndarray:
+    def _keep_scales(self, revision: int, event: int) -> np.ndarray:
         """The factors of dropout on the columns of an event, float32[k_padded]."""
         rates, width = self._rates, self._spec.k_padded
         if self._spec.regularization.dropout == 0:
             return np.ones(width, np.float32)
         word = dropout_word(rates.dropout_key, np.uint64(revision), np.uint64(event))
-        is_kept = column_word(word, np.arange(width, dtype=np.uint64)) < rates.keep_below
-        return np.where(is_kept, rates.keep_scale, _F0)
+        keeps = column_word(word, np.arange(width, dtype=np.uint64)) < rates.keep_below
+        return np.where(keeps, rates.keep_scale, _F0)
 
     def _score(self, event: Event, item: int) -> Any:
-        x, y = self._users.read(event.user), self._items.read(item) * event.kept
+        x, y = self._users.read(event.user), self._items.read(item) * event.keep_scales
         return scalar.score(
             self._model.mean.value, self._users.bias[event.user], self._items.bias[item], dot(x, y)
         )
 
     def _occurrences(self, event: Event) -> Iterator[Occurrence]:
-        """Contributions of an event in the order of its slots: the positive, then the drawn
+        """Contributions of an event in the order of its slots: the positive, then the
         negatives.
         """
         user, negatives = event.user, event.negatives
@@ -107,8 +109,8 @@ class Sgd(Stateless):
         for slot, item in enumerate([event.positive, *negatives]):
             target = event.value if slot == 0 else _F0
             e = error(self._score(event, item), target, event.weight, self._rates.error_max)
-            yield self._pull(USERS, user, e, self._items.read(item) * event.kept)
-            yield self._pull(ITEMS, item, e, self._users.read(user) * event.kept)
+            yield self._pull(USERS, user, e, self._items.read(item) * event.keep_scales)
+            yield self._pull(ITEMS, item, e, self._users.read(user) * event.keep_scales)
 
     def _bpr_occurrences(self, event: Event) -> Iterator[Occurrence]:
         user, positive = event.user, event.positive
@@ -118,10 +120,10 @@ class Sgd(Stateless):
             e = scalar.bpr_error(s, self._score(event, item), event.weight, self._rates.error_max)
             # The user's bias cancels in the difference of the scores. So it has no gradient, no L2
             # and no step.
-            difference = (y - self._items.read(item)) * event.kept
+            difference = (y - self._items.read(item)) * event.keep_scales
             yield self._pull(USERS, user, e, difference)._replace(bias=None)
-            yield self._pull(ITEMS, positive, e, x * event.kept)
-            yield self._pull(ITEMS, item, -e, x * event.kept)
+            yield self._pull(ITEMS, positive, e, x * event.keep_scales)
+            yield self._pull(ITEMS, item, -e, x * event.keep_scales)
 
     def _pull(self, side: int, row: int, e: np.float32, other: np.ndarray) -> Occurrence:
         table = self._tables[side]

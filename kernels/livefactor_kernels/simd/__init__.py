@@ -1,7 +1,7 @@
 """The parts that kernels of the CPU are made of.
 
-`steps` loads, scores and steps a row, 16 factors at a time. `gradients` sums a row's occurrences
-in a micro-batch in the order of `numbers.sums`. `packs` takes sixteen dot products at once.
-`atomics` loads and stores words that two threads share. `memory` reserves large arrays. Arrays are
-given to kernels by address, and never move.
+`steps` has the addresses of a table's rows, and loads and scores a row. `gradients` sums a row's
+occurrences in a micro-batch in the order of `numbers.sums`. `packs` computes sixteen dot products
+at once. `atomics` loads and stores words that two threads share, and `helper` runs the second
+thread. `memory` reserves large arrays. Kernels take the addresses of arrays, which never move.
 """

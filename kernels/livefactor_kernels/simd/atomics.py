@@ -1,8 +1,8 @@
-"""Loads and stores with a memory order, on raw addresses, inside compiled code.
+"""Loads and stores with a memory order, on raw addresses, in compiled code.
 
-A NumPy element store in a Numba kernel is a plain store: the compiler may move it and, on weakly ordered
-machines, so may the processor. Where one thread publishes to others that hold no lock, the order is part of
-the protocol. Addresses are uint64 and multiples of 8; values are uint64.
+The store of a NumPy element in a Numba kernel is a plain store. The compiler may move it, and on
+weakly ordered machines the processor may, too. If a thread publishes to others without a lock, the
+order is part of the protocol. Addresses are uint64 and multiples of 8. Values are uint64.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ def _store(typingctx: Any, order: str) -> Any:
 
 @intrinsic
 def load_acquire(typingctx: Any, address: Any) -> Any:
-    """uint64 at `address`; no later load or store of this thread is moved before it."""
+    """uint64 at `address`. No later load or store of this thread is moved before it."""
     return _load(typingctx, "acquire")
 
 
 @intrinsic
 def load_relaxed(typingctx: Any, address: Any) -> Any:
-    """uint64 at `address`, read in one piece, in no particular order."""
+    """uint64 at `address`, read at once, without an order."""
     return _load(typingctx, "monotonic")
 
 
 @intrinsic
 def store_release(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write `value` at `address`; no earlier load or store of this thread is moved after it."""
+    """Writes `value` at `address`. No earlier load or store of this thread is moved after it."""
     return _store(typingctx, "release")
 
 
 @intrinsic
 def store_relaxed(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write `value` at `address` in one piece, in no particular order."""
+    """Writes `value` at `address` at once, without an order."""
     return _store(typingctx, "monotonic")

@@ -1,7 +1,8 @@
-"""What kernels of micro-batches share: the occurrences of a row as a linked list, and sums of them in the order of the
-semantics. (The step of a row by its sum: `optimizers/cpu.py`.)
+"""The occurrences of a row in a micro-batch, as a linked list, and their sum in the order of the
+semantics.
 
-A gradient row is k_padded floats and 16 more, of which the first is the bias's.
+`optimizers/cpu.py` steps a row by its sum. A gradient row has k_padded + 16 floats. The first of
+the last 16 is the gradient of the bias.
 """
 
 from __future__ import annotations
@@ -22,10 +23,16 @@ _F1 = np.float32(1.0)
 
 
 class Chains(NamedTuple):
-    """Occurrences by row of one side, as linked lists of occurrence numbers: addresses of uint32 arrays.
+    """The occurrences of each row of one side, as linked lists. All fields are addresses of uint32
+    arrays.
 
-    place[row]: 1 + the row's number among the rows used, 0 if unused. row, first, last: by that number. next:
-    by occurrence.
+    The rows in a micro-batch have numbers from 0 on, in order of first appearance.
+
+    Attributes:
+        place: by row, 1 + its number; 0 for rows that are not in the micro-batch.
+        row: by number, the row.
+        first, last: by number, the first and the last occurrence in the list of the row.
+        next: by occurrence, the next one in its list, or `END`.
     """
 
     place: np.uint64
@@ -37,13 +44,13 @@ class Chains(NamedTuple):
 
 @inlined
 def set_word(base: Any, index: Any, value: Any) -> None:
-    """Write uint32 number `index` of an array at address `base`."""
+    """Writes uint32 number `index` of the array at address `base`."""
     store_u32(base, value, index * WORD_BYTES)
 
 
 @inlined
 def link(chains: Any, used: Any, row: Any, occurrence: Any) -> Any:
-    """Append an occurrence to its row's list; the number of rows used after it."""
+    """Appends an occurrence to the list of its row. Returns the new number of rows with a list."""
     place = word(chains.place, row)
     set_word(chains.next, occurrence, END)
     if place == ZERO:
@@ -60,22 +67,25 @@ def link(chains: Any, used: Any, row: Any, occurrence: Any) -> Any:
 
 @inlined
 def reset(chains: Any, used: Any) -> None:
-    """Forget the occurrences of the rows used."""
+    """Removes the lists of the first `used` rows."""
     for q in range(used):
         set_word(chains.place, word(chains.row, q), ZERO)
 
 
 @inlined
 def add_block(target: Any, c: Any, fresh: Any, term: Any) -> None:
-    """Add 16 lanes to block c of a gradient row, or start it with them."""
+    """Adds 16 lanes to block c of the gradient row `target`, or stores them if it is `fresh`."""
     at = c * VECTOR_BYTES
     store16(target, term if fresh else load16(target, at) + term, at)
 
 
 @inlined
 def place_for(total: Any, chunk: Any, number: Any, blocks: Any) -> Any:
-    """Where a row's occurrence `number` adds: the first chunk straight to `total`, later ones to `chunk`,
-    folded when full."""
+    """The gradient row to which occurrence `number` of a row is added.
+
+    This is `total` for the first chunk, and `chunk` for later ones. A full chunk is added to
+    `total` first.
+    """
     if number < CHUNK_EVENTS:
         return total
     if number % CHUNK_EVENTS == ZERO and number > CHUNK_EVENTS:
@@ -85,7 +95,7 @@ def place_for(total: Any, chunk: Any, number: Any, blocks: Any) -> Any:
 
 @inlined
 def fold(total: Any, chunk: Any, blocks: Any) -> None:
-    """Add gradient row `chunk` to `total`."""
+    """Adds the gradient row `chunk` to `total`."""
     for c in range(blocks + ONE):
         at = c * VECTOR_BYTES
         store16(total, load16(total, at) + load16(chunk, at), at)
@@ -93,8 +103,9 @@ def fold(total: Any, chunk: Any, blocks: Any) -> None:
 
 @inlined
 def finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: Any) -> None:
-    """Complete a row's sum of `number` occurrences, and scale it down if more than `hot` events name the
-    row."""
+    """Completes the sum of a row's `number` occurrences. Scales it down if the row has more than
+    `hot` events.
+    """
     if number > CHUNK_EVENTS:
         fold(total, chunk, blocks)
     scale_vectors(total, scalar.hot_scale(hot, events), blocks + ONE)
@@ -102,22 +113,42 @@ def finish(total: Any, chunk: Any, number: Any, events: Any, hot: Any, blocks: A
 
 @inlined
 def scale_vectors(vectors: Any, scale: Any, count: Any) -> None:
-    """Multiply `count` vectors at an address by a float32."""
+    """Multiplies `count` vectors at an address by a float32."""
     if scale != _F1:
         for c in range(count):
             at = c * VECTOR_BYTES
             store16(vectors, load16(vectors, at) * scale, at)
 
 
+class Occurrence(NamedTuple):
+    """One occurrence of a row in a micro-batch.
+
+    Attributes:
+        e: error, float32.
+        other, other_start: factors of the other side, and the place of the other row in them.
+        own, own_start: factors of the row's own side, and its place in them.
+        bias: bias of the row, float32.
+        weights: weights of L2, with the fields l2 and bias_l2.
+    """
+
+    e: Any
+    other: Any
+    other_start: Any
+    own: Any
+    own_start: Any
+    bias: Any
+    weights: Any
+
+
 @inlined
-def add_occurrence(
-    target: Any, fresh: Any, e: Any, other: Any, other_start: Any, own: Any, own_start: Any, bias: Any,
-    blocks: Any, weights: Any,
-) -> None:  # fmt: skip
-    """Add (e * other) + (lambda * own), and the bias's e + (lambda_b * bias), to a gradient row. other, own:
-    factors, and where their rows begin. weights: of L2, with fields l2 and bias_l2."""
+def add_occurrence(target: Any, fresh: Any, occurrence: Any, blocks: Any) -> None:
+    """Adds (e * other) + (lambda * own), and for the bias e + (lambda_b * bias), to a gradient
+    row.
+    """
+    e, weights = occurrence.e, occurrence.weights
     for c in range(blocks):
         at = c * VECTOR_BYTES
-        y, x = load_factors(other, other_start + at), load_factors(own, own_start + at)
+        y = load_factors(occurrence.other, occurrence.other_start + at)
+        x = load_factors(occurrence.own, occurrence.own_start + at)
         add_block(target, c, fresh, scalar.pull(e, y, weights.l2, x))
-    add_block(target, blocks, fresh, broadcast(scalar.bias_pull(e, weights.bias_l2, bias)))
+    add_block(target, blocks, fresh, broadcast(scalar.bias_pull(e, weights.bias_l2, occurrence.bias)))

@@ -1,11 +1,15 @@
-"""Sixteen tree sums at once, for Numba: each step adds the upper half of the lanes that a sum still has to the lower, as
-`lanes.tree_sum`, and packs two vectors into one.
+"""Sixteen tree sums at once, for Numba.
 
-    pack8   of one sum a vector two, of eight lanes each
-    pack4   of two four         pack2   of four eight         pack1   of eight sixteen, whole
+Like `lanes.tree_sum`, each step adds the upper half of the remaining lanes of a sum to the lower
+half. It also packs two vectors into one:
 
-How they pack is what 256-bit registers do without crossing their halves: of sums a b c d .. pack1 leaves, eight a half,
-a c e g b d f h.
+    pack8   a vector of two sums with eight lanes each, from two vectors of one sum
+    pack4   a vector of four sums with four lanes each, from two results of pack8
+    pack2   a vector of eight sums with two lanes each
+    pack1   a vector of sixteen complete sums
+
+The order of the sums is what 256-bit registers give without crossing their halves. Sums a b c d ..
+leave pack1 as a c e g b d f h, in each half of the vector.
 """
 
 from __future__ import annotations
@@ -21,7 +25,10 @@ _MASK = ir.VectorType(ir.IntType(32), LANES)
 
 
 def _joined_sums(lower: list[int], upper: list[int]) -> Any:
-    """Intrinsic that adds two selections of the lanes of two Vec16 (the second's are numbered from 16)."""
+    """An intrinsic that adds two selections of the lanes of two Vec16.
+
+    The lanes of the second Vec16 have numbers from 16 on.
+    """
 
     @intrinsic
     def add_lanes(typingctx: Any, one: Any, other: Any) -> Any:

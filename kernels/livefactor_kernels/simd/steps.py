@@ -1,9 +1,9 @@
-"""Row steps in compiled code, shared by the CPU's kernels: dot product, one block of 16 factors, one bias,
-prefetch.
+"""The rows of a table in CPU kernels: addresses, dot product, score, random word, prefetch.
 
-Rows are addresses (uint64); places in them are bytes of float32 rows, whatever factors are stored as
-(`narrow.load_factors`). `blocks` (k_padded / 16) and `adagrad` are constants of the kernel that calls, and so
-is what factors are stored as, by their type; after inlining nothing of the other cases is left.
+Arrays are addresses (uint64). A place in the factors is a number of bytes, counted as if they were
+float32, also if they are narrow (`narrow.load_factors`). `blocks` (k_padded / 16) and `adagrad` are
+constants of the calling kernel, and the type of the factors is part of the type of `Factors`. So
+the code of other cases is gone after inlining.
 """
 
 from __future__ import annotations
@@ -33,12 +33,16 @@ from livefactor_kernels.spec.model import FactorDtype, ModelSpec
 
 ONE = np.uint64(1)
 ZERO = np.uint64(0)
-WORD_BYTES = np.uint64(4)  # of a float32 and of a row number
+WORD_BYTES = np.uint64(4)
+"""Size of a float32 and of a row number."""
 FLOAT32 = int(FactorDtype.FLOAT32)
 
 
 class RowArrays(Protocol):
-    """What kernels take of a table (`tables.cpu.Table`): arrays by row, those of `state` and `history` by section name."""
+    """The arrays of a table (`tables.cpu.Table`) that kernels use, by row.
+
+    `state` and `history` have them by the name of the section.
+    """
 
     spec: ModelSpec
     side: int
@@ -49,7 +53,13 @@ class RowArrays(Protocol):
 
 
 class Rows(NamedTuple):
-    """A table's arrays by address (uint64); the accumulators' are 0 without AdaGrad. side: `USERS` or `ITEMS`."""
+    """The addresses of a table's arrays for steps with SGD or AdaGrad.
+
+    Attributes:
+        factors, bias: the factors, and the biases float32[cap].
+        factor_g, bias_g: the accumulators of AdaGrad; 0 without AdaGrad.
+        side: `USERS` or `ITEMS`.
+    """
 
     factors: Factors
     bias: np.uint64
@@ -59,7 +69,7 @@ class Rows(NamedTuple):
 
     @staticmethod
     def of(table: RowArrays) -> Rows:
-        """Addresses of a table's arrays (which never move)."""
+        """The addresses of a table's arrays, which never move."""
         bias, factor_g, bias_g = (
             np.uint64(0 if array is None else array.ctypes.data)
             for array in (table.bias, table.state.get("factor_g"), table.state.get("bias_g"))
@@ -68,10 +78,17 @@ class Rows(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """What the random bits of a record's steps depend on: the key of `ROUNDING_DOMAIN`, the record's revision."""
+    """The numbers that determine the random bits of a step, together with its row.
 
-    key: np.uint64
-    revision: np.uint64
+    Attributes:
+        key: the key of `ROUNDING_DOMAIN`.
+        revision: revision of the record.
+        step: number of the micro-batch in its record.
+    """
+
+    key: Any
+    revision: Any
+    step: Any
 
 
 @inlined
@@ -82,20 +99,22 @@ def row_bytes(blocks: Any) -> Any:
 
 @inlined
 def word(base: Any, index: Any) -> Any:
-    """uint32 number `index` of an array at address `base`, as uint64."""
+    """uint32 number `index` of the array at address `base`, as uint64."""
     return load_u32(base, index * WORD_BYTES)
 
 
 @inlined
 def real(base: Any, index: Any) -> Any:
-    """float32 number `index` of an array at address `base`."""
+    """float32 number `index` of the array at address `base`."""
     return load1(base, index * WORD_BYTES)
 
 
 @inlined
 def dot(x: Any, x_offset: Any, y: Any, y_offset: Any, blocks: Any) -> Any:
-    """Dot product (float32) of two rows, in the order of the semantics. x, y: factors; the rows' offsets in
-    them."""
+    """Dot product (float32) of two rows, in the order of the semantics.
+
+    `x` and `y` are factors, and the offsets are the places of the rows in them.
+    """
     lanes = load_factors(x, x_offset) * load_factors(y, y_offset)
     for c in range(ONE, blocks):
         at = c * VECTOR_BYTES
@@ -105,23 +124,23 @@ def dot(x: Any, x_offset: Any, y: Any, y_offset: Any, blocks: Any) -> Any:
 
 @inlined
 def score(mean: Any, users: Any, items: Any, user: Any, item: Any, blocks: Any) -> Any:
-    """Score (float32) of a user's row and an item's."""
+    """Score (float32) of a user's row and an item's row."""
     size = row_bytes(blocks)
     product = dot(users.factors, user * size, items.factors, item * size, blocks)
     return scalar.score(mean, real(users.bias, user), real(items.bias, item), product)
 
 
 @inlined
-def row_word(rows: Any, row: Any, rounding: Any, step: Any) -> Any:
-    """Random word of a row's step in micro-batch `step` of its record; 0 for float32, which rounds nothing."""
+def row_word(rows: Any, row: Any, rounding: Any) -> Any:
+    """The random word of a row's step. It is 0 for float32 factors, which are not rounded."""
     if dtype_of(rows.factors) == FLOAT32:
         return ZERO
-    return rounding_word(rounding.key, rounding.revision, step, rows.side, row)
+    return rounding_word(rounding.key, rounding.revision, rounding.step, rows.side, row)
 
 
 @inlined
 def prefetch_row(rows: Any, row: Any, blocks: Any, adagrad: Any) -> None:
-    """Ask for all cache lines of a row: factors, bias, accumulators."""
+    """Prefetches all cache lines of a row: factors, bias, accumulators."""
     offset = row * row_bytes(blocks)
     prefetch_factors(rows.factors, offset, blocks)
     prefetch(rows.bias, row * WORD_BYTES)

@@ -13,30 +13,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import address_of
+from livefactor_kernels.numbers.lanes import address_of, inlined
 from livefactor_kernels.numbers.narrow import factors_of
 from livefactor_kernels.optimizers import Method, StepRates
-from livefactor_kernels.optimizers.cpu import StepRows
+from livefactor_kernels.optimizers.cpu import Model, StepRows
 from livefactor_kernels.simd.atomics import load_acquire, store_release
 from livefactor_kernels.simd.gradients import CHUNK_EVENTS, Chains, reset
+from livefactor_kernels.simd.helper import Helper
 from livefactor_kernels.simd.memory import reserve
-from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, word
+from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, row_bytes, word
 from livefactor_kernels.softmax.cpu_events import (
+    Chunk,
     Events,
+    Groups,
     Negatives,
+    copy_events,
     gather_negatives,
-    keep_events,
     learn_users,
+    width_of,
 )
 from livefactor_kernels.softmax.cpu_items import Sums, link_items, pull_negatives, step_items
-from livefactor_kernels.softmax.proposal import Proposer
+from livefactor_kernels.softmax.proposal import Proposer, Shared
 from livefactor_kernels.spec.model import LANES, ModelSpec, Proposal
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.state import Stateless
@@ -59,24 +62,55 @@ class Meeting(NamedTuple):
     """Words (addresses of uint64) with the progress of two threads in a record.
 
     Attributes:
-        kept: number of micro-batches whose events are in scratch.
-        learned: number of counting events whose users have stepped.
-        summed: number of micro-batches with complete sums.
-        used: number of items in the last of these micro-batches.
-        stepped: number of micro-batches in which the second thread has stepped its half of the
-            items.
+        copied_batches: number of micro-batches whose events are in scratch.
+        learned_events: number of counting events whose users have stepped.
+        summed_batches: number of micro-batches with complete sums.
+        batch_items: number of items in the last of these micro-batches.
+        stepped_batches: number of micro-batches in which the second thread has stepped its half of
+            the items.
+        failures: above 0 if a thread has failed. Then the other one stops at its next wait.
     """
 
-    kept: np.uint64
-    learned: np.uint64
-    summed: np.uint64
-    used: np.uint64
-    stepped: np.uint64
+    copied_batches: np.uint64
+    learned_events: np.uint64
+    summed_batches: np.uint64
+    batch_items: np.uint64
+    stepped_batches: np.uint64
+    failures: np.uint64
 
     @staticmethod
     def of(words: np.ndarray) -> Meeting:
         """Words in uint64[words, any], each in its own cache line."""
         return Meeting._make(address_of(word) for word in words)
+
+
+class Sizes(NamedTuple):
+    """The sizes of micro-batches and groups.
+
+    Attributes:
+        micro_batch, group_events: numbers of events.
+        is_in_batch: whether the negatives are the items of the group's events.
+    """
+
+    micro_batch: np.uint64
+    group_events: np.uint64
+    is_in_batch: bool
+
+
+class Record(NamedTuple):
+    """A record with its negatives.
+
+    Attributes:
+        user_rows, item_rows: uint32[n].
+        values, weights: float32[n], or empty if all are 1.
+        shared: the negatives.
+    """
+
+    user_rows: np.ndarray
+    item_rows: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+    shared: Shared
 
 
 class Scratch(NamedTuple):
@@ -87,9 +121,10 @@ class Scratch(NamedTuple):
     negatives: Negatives
     sums: Sums
     work: np.uint64
+    meeting: Meeting
 
     @staticmethod
-    def of(spec: ModelSpec, items: Table) -> tuple[Scratch, list[np.ndarray]]:
+    def of(spec: ModelSpec, items: Table, meeting: Meeting) -> tuple[Scratch, list[np.ndarray]]:
         """The scratch of a model, and its arrays, which the caller keeps alive."""
         arrays: list[np.ndarray] = []
 
@@ -108,79 +143,121 @@ class Scratch(NamedTuple):
         shapes = (m,), (m,), (m,), (m, kp), (4 * m,)
         negatives = Negatives._make([*(floats(*shape) for shape in shapes), np.uint64(4 * m)])
         sums = Sums(floats(groups * m, wide), floats(groups * m), np.uint64(m))
-        return Scratch(chains, events, negatives, sums, floats(4, wide)), arrays
+        return Scratch(chains, events, negatives, sums, floats(4, wide), meeting), arrays
+
+
+@inlined
+def _groups_of(shared: Any, start: Any, stop: Any, sizes: Any) -> Any:
+    """The groups of the micro-batch with the events [start, stop) of a record."""
+    size, width = sizes.group_events, np.uint64(shared.rows.shape[1])
+    count = (stop - start + size - ONE) // size
+    last_width = stop - start - (count - ONE) * size if sizes.is_in_batch else width
+    at = start // size * width * WORD_BYTES
+    return Groups(address_of(shared.rows) + at, address_of(shared.rarity) + at, width, count, last_width)
+
+
+@inlined
+def _wait(progress: Any, number: Any, meeting: Any) -> Any:
+    """Waits until the word `progress` is at least `number`.
+
+    Returns False if the other thread has failed.
+    """
+    while load_acquire(progress) < number:
+        if load_acquire(meeting.failures) != ZERO:
+            return False
+    return True
+
+
+@inlined
+def _learn_events(model: Any, scratch: Any, groups: Any, done: Any, role: Any) -> Any:
+    """Computes the errors of a micro-batch's events, steps the users, and sums the negatives.
+
+    `done` is the number of events in the micro-batches before. Returns False if the other thread
+    has failed.
+    """
+    meeting, events, begin = scratch.meeting, scratch.events, ZERO
+    count = word(events.ends, groups.count - ONE)
+    for group in range(groups.count):
+        end, m = word(events.ends, group), width_of(groups, group)
+        if role != SECOND and end > begin:
+            gather_negatives(model, scratch.negatives, groups, group)
+        for first in range(begin, end, CHUNK_EVENTS):
+            last = min(first + CHUNK_EVENTS, end)
+            chunk = Chunk(group, first, last, m, first == begin)
+            if role != SECOND:
+                learn_users(model, events, scratch.negatives, chunk, count)
+                store_release(meeting.learned_events, done + last)
+            if role != FIRST:
+                if not _wait(meeting.learned_events, done + last, meeting):
+                    return False
+                pull_negatives(events, scratch.sums, chunk, model.blocks)
+        begin = end
+    return True
+
+
+@inlined
+def _step_half(model: Any, scratch: Any, used: Any, number: Any, micro_batch: Any, role: Any) -> Any:
+    """Steps the items of micro-batch `number`: all of them, or each thread steps one half.
+
+    `used` is the number of items. The first thread learns it from the second one. Returns False if
+    the other thread has failed.
+    """
+    meeting = scratch.meeting
+    if role == SECOND:
+        store_release(meeting.batch_items, used)
+        store_release(meeting.summed_batches, number)
+    elif role == FIRST:
+        if not _wait(meeting.summed_batches, number, meeting):
+            return False
+        used = load_acquire(meeting.batch_items)
+    half = used // _TWO
+    numbers = (half if role == SECOND else ZERO, half if role == FIRST else used)
+    work = scratch.work + (_TWO * row_bytes(model.blocks + ONE) if role == SECOND else ZERO)
+    step_items(model, scratch, work, numbers, micro_batch)
+    if role == SECOND:
+        store_release(meeting.stepped_batches, number)
+        return True
+    if role == FIRST and not _wait(meeting.stepped_batches, number, meeting):
+        return False
+    reset(scratch.items, used)
+    return True
 
 
 @cache
 def softmax_kernel(blocks: int, method: Method) -> Any:
     """A kernel for rows of `blocks` vectors.
 
-    Its arguments `drawn`, `rarity` and `own` are those of `Shared`. `role` is `ALONE`, or `FIRST`
-    or `SECOND` for two threads with the same record.
+    Its argument `role` is `ALONE`, or `FIRST` or `SECOND` for two threads with the same record. The
+    others are the fields of `Record`, `Shared` and `Sizes`: a call with tuples takes longer. It
+    returns early if the other thread has failed.
     """
     BLOCKS, METHOD = np.uint64(blocks), method
-    WIDE = np.uint64((blocks + 1) * LANES * 4)
 
     @compiled
     def livefactor_softmax_kernel(
-        role: Any, users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, weights: Any, drawn: Any,
-        rarity: Any, own: Any, is_in_batch: Any, rates: Any, scratch: Any, meeting: Any, micro_batch: Any,
-        group_events: Any,
+        role: Any, users: Any, items: Any, user_rows: Any, item_rows: Any, values: Any, weights: Any, rows: Any,
+        rarity: Any, own: Any, rates: Any, scratch: Any, micro_batch: Any, group_events: Any, is_in_batch: Any,
     ) -> None:  # fmt: skip
-        n, width = np.uint64(user_rows.size), np.uint64(drawn.shape[1])
-        events, negatives, sums = scratch.events, scratch.negatives, scratch.sums
-        learns, steps, done, vectors = role != SECOND, role != FIRST, ZERO, ZERO
-        work = scratch.work + (_TWO * WIDE if role == SECOND else ZERO)
+        model, meeting = Model(users, items, BLOCKS, METHOD, rates), scratch.meeting
+        record = Record(user_rows, item_rows, values, weights, Shared(rows, rarity, own))
+        sizes = Sizes(micro_batch, group_events, is_in_batch)
+        n, done = np.uint64(user_rows.size), ZERO
         for start in range(ZERO, n, micro_batch):
-            stop = min(start + micro_batch, n)
-            groups, number = (stop - start + group_events - ONE) // group_events, start // micro_batch + ONE
-            last_m = stop - start - (groups - ONE) * group_events if is_in_batch else width
-            at = start // group_events * width * WORD_BYTES
-            rows, rare = address_of(drawn) + at, address_of(rarity) + at
-            if learns:
-                keep_events(user_rows, item_rows, values, weights, own, start, stop, group_events, events)
-                store_release(meeting.kept, number)
-            else:
-                while load_acquire(meeting.kept) < number:
-                    pass
-            count, begin, used = word(events.ends, groups - ONE), ZERO, ZERO
-            if steps:
-                used = link_items(scratch.items, events, rows, width, sums, groups, last_m, micro_batch)
-            for group in range(groups):
-                end, m = word(events.ends, group), last_m if group == groups - ONE else width
-                if learns and end > begin:
-                    at = group * width * WORD_BYTES
-                    vectors = gather_negatives(items, negatives, rows + at, rare + at, m, BLOCKS)
-                for first in range(begin, end, CHUNK_EVENTS):
-                    last = min(first + CHUNK_EVENTS, end)
-                    if learns:
-                        learn_users(
-                            users, items, events, negatives, first, last, count, m, vectors, BLOCKS, METHOD, rates
-                        )  # fmt: skip
-                        store_release(meeting.learned, done + last)
-                    if steps:
-                        while load_acquire(meeting.learned) < done + last:
-                            pass
-                        pull_negatives(events, sums, group, begin, first, last, m, BLOCKS)
-                begin = end
+            stop, number = min(start + micro_batch, n), start // micro_batch + ONE
+            groups, used = _groups_of(record.shared, start, stop, sizes), ZERO
+            if role != SECOND:
+                copy_events(record, scratch.events, start, stop, sizes.group_events)
+                store_release(meeting.copied_batches, number)
+            elif not _wait(meeting.copied_batches, number, meeting):
+                return
+            count = word(scratch.events.ends, groups.count - ONE)
+            if role != FIRST:
+                used = link_items(scratch, groups, micro_batch)
+            if not _learn_events(model, scratch, groups, done, role):
+                return
             done += count
-            if role == SECOND:
-                store_release(meeting.used, used)
-                store_release(meeting.summed, number)
-            elif role == FIRST:
-                while load_acquire(meeting.summed) < number:
-                    pass
-                used = load_acquire(meeting.used)
-            half = used // _TWO
-            mine = (half if role == SECOND else ZERO, half if role == FIRST else used)
-            step_items(items, scratch.items, events, sums, work, mine, micro_batch, BLOCKS, METHOD, rates)
-            if role == SECOND:
-                store_release(meeting.stepped, number)
-            else:
-                if role == FIRST:
-                    while load_acquire(meeting.stepped) < number:
-                        pass
-                reset(scratch.items, used)
+            if not _step_half(model, scratch, used, number, micro_batch, role):
+                return
 
     return livefactor_softmax_kernel
 
@@ -201,11 +278,12 @@ class Softmax(Stateless):
         self.proposer = Proposer(spec, items.capacity)
         self._items = items
         self._rows = StepRows.of(users), StepRows.of(items)
-        self._scratch, self._memory = Scratch.of(spec, items)
-        self._kernel = softmax_kernel(spec.k_padded // LANES, Method.of(spec))
         self._words = np.zeros((len(Meeting._fields), _WORDS_OF_LINE), np.uint64)
-        self._meeting = Meeting.of(self._words)
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="softmax") if processors() > 1 else None
+        self._scratch, self._memory = Scratch.of(spec, items, Meeting.of(self._words))
+        self._kernel = softmax_kernel(spec.k_padded // LANES, Method.of(spec))
+        is_in_batch = spec.softmax.proposal == Proposal.IN_BATCH
+        self._sizes = Sizes(np.uint64(spec.micro_batch), np.uint64(spec.group_events), is_in_batch)
+        self._helper = Helper("softmax") if processors() > 1 else None
         empty = np.empty(0, np.uint32)
         nothing = Update(0, empty, empty, None, None, 0, 0)
         self.prepare([nothing])
@@ -226,29 +304,26 @@ class Softmax(Stateless):
         return self._shared.rows.reshape(-1)
 
     def learn(self, update: Update) -> None:
-        """Learns from one record with its proposed negatives. The kernel releases the GIL."""
-        if self._beside is None or update.user_rows.size < SHARED_EVENTS:
-            self._run(ALONE, update)
+        """Learns from one record with its proposed negatives. The kernel releases the GIL.
+
+        If one of two threads fails, the other one stops, and the error of the failed thread is
+        raised. The rows of the model are undefined afterwards.
+        """
+        values, weights = (
+            _NO_FLOATS if column is None else writable(column) for column in (update.values, update.weights)
+        )
+        record = Record(update.user_rows, update.item_rows, values, weights, self._shared)
+        if self._helper is None or update.user_rows.size < SHARED_EVENTS:
+            self._run(ALONE, record)
             return
         self._words.fill(0)
-        second = self._beside.submit(self._run, SECOND, update)
-        self._run(FIRST, update)
-        second.result()
+        with self._helper.running(self._run, SECOND, record):
+            self._run(FIRST, record)
 
-    def _run(self, role: np.uint64, update: Update) -> None:
-        given = update.values, update.weights
-        columns = (_NO_FLOATS if column is None else writable(column) for column in given)
-        events = update.user_rows, update.item_rows, *columns
-        is_in_batch = self._spec.softmax.proposal == Proposal.IN_BATCH
-        sizes = np.uint64(self._spec.micro_batch), np.uint64(self._spec.group_events)
-        self._kernel(
-            role,
-            *self._rows,
-            *events,
-            *self._shared,
-            is_in_batch,
-            self._rates,
-            self._scratch,
-            self._meeting,
-            *sizes,
-        )
+    def _run(self, role: np.uint64, record: Record) -> None:
+        try:
+            columns = *record[:-1], *record.shared
+            self._kernel(role, *self._rows, *columns, self._rates, self._scratch, *self._sizes)
+        except BaseException:
+            self._words[Meeting._fields.index("failures")] = 1
+            raise

@@ -84,18 +84,64 @@ class Negatives(NamedTuple):
     size: np.uint64
 
 
-@inlined
-def gather_negatives(items: Any, negatives: Any, drawn: Any, rarity: Any, count: Any, blocks: Any) -> Any:
-    """Copies the rows of the negatives to scratch. Returns the number of their vectors.
+class Groups(NamedTuple):
+    """The groups of a micro-batch and their negatives.
 
-    `drawn` is the address of their row numbers, uint32.
+    Attributes:
+        rows: address of item rows, uint32[count, width].
+        rarity: address of float32[count, width].
+        width: number of negatives of a group.
+        count: number of groups.
+        last_width: number of negatives of the last group.
     """
-    vectors = (count + _LANES - ONE) // _LANES
-    for n in range(vectors * _LANES):
+
+    rows: Any
+    rarity: Any
+    width: Any
+    count: Any
+    last_width: Any
+
+
+class Chunk(NamedTuple):
+    """Up to 32 events of a group.
+
+    Attributes:
+        group: number of the group in the micro-batch.
+        first, last: the events [first, last) of the micro-batch.
+        negatives: number of negatives of the group.
+        is_first: whether the chunk is the first one of the group.
+    """
+
+    group: Any
+    first: Any
+    last: Any
+    negatives: Any
+    is_first: Any
+
+
+@inlined
+def width_of(groups: Any, group: Any) -> Any:
+    """Number of negatives of a group."""
+    return groups.last_width if group == groups.count - ONE else groups.width
+
+
+@inlined
+def _vectors_of(count: Any) -> Any:
+    """Number of vectors for `count` negatives."""
+    return (count + _LANES - ONE) // _LANES
+
+
+@inlined
+def gather_negatives(model: Any, negatives: Any, groups: Any, group: Any) -> None:
+    """Copies the rows of a group's negatives to scratch."""
+    items, blocks, count = model.items, model.blocks, width_of(groups, group)
+    offset = group * groups.width * WORD_BYTES
+    rows, rarity = groups.rows + offset, groups.rarity + offset
+    for n in range(_vectors_of(count) * _LANES):
         at = n * WORD_BYTES
-        prefetch_factors(items.factors, word(drawn, min(n + _AHEAD, count - ONE)) * row_bytes(blocks), blocks)
+        prefetch_factors(items.factors, word(rows, min(n + _AHEAD, count - ONE)) * row_bytes(blocks), blocks)
         is_there = n < count
-        row = word(drawn, n) if is_there else ZERO
+        row = word(rows, n) if is_there else ZERO
         store_u32(negatives.rows, row, at)
         store1(negatives.rarity, real(rarity, n) if is_there else _F0, at)
         store1(negatives.bias, real(items.bias, row) if is_there else _F0, at)
@@ -104,18 +150,13 @@ def gather_negatives(items: Any, negatives: Any, drawn: Any, rarity: Any, count:
             place = c * VECTOR_BYTES
             vector = load_factors(items.factors, start + place)
             store16(target, vector if is_there else broadcast(_F0), place)
-    return vectors
 
 
 @inlined
-def keep_events(
-    user_rows: Any, item_rows: Any, values: Any, weights: Any, own: Any, start: Any, stop: Any, group_events: Any,
-    events: Any,
-) -> Any:  # fmt: skip
-    """Copies the columns of the events [start, stop) that count to scratch. Returns their
-    number.
-    """
-    count = ZERO
+def copy_events(record: Any, events: Any, start: Any, stop: Any, group_events: Any) -> None:
+    """Copies the columns of the events [start, stop) that count to scratch."""
+    user_rows, item_rows, values, weights, shared = record
+    own, count = shared.own, ZERO
     for t in range(start, stop):
         value = values[t] if values.size else _F1
         at = count * WORD_BYTES
@@ -125,7 +166,6 @@ def keep_events(
         store1(events.own, own[t], at)
         count += ONE if value > _F0 else ZERO
         store_u32(events.ends, count, (t - start) // group_events * WORD_BYTES)
-    return count
 
 
 @inlined
@@ -229,13 +269,14 @@ def _pull_user(items: Any, events: Any, negatives: Any, t: Any, m: Any, blocks: 
 
 
 @inlined
-def learn_users(
-    users: Any, items: Any, events: Any, negatives: Any, first: Any, last: Any, count: Any, m: Any, vectors: Any, blocks: Any,
-    method: Any, rates: Any,
-) -> None:  # fmt: skip
-    """Computes the errors of events [first, last) in order, and steps each user at once."""
-    kp = row_bytes(blocks)
-    for t in range(first, last):
+def learn_users(model: Any, events: Any, negatives: Any, chunk: Any, count: Any) -> None:
+    """Computes the errors of a chunk's events in order, and steps each user at once.
+
+    `count` is the number of events of the micro-batch.
+    """
+    users, items, blocks, method, rates = model
+    kp, vectors = row_bytes(blocks), _vectors_of(chunk.negatives)
+    for t in range(chunk.first, chunk.last):
         ahead = min(t + _AHEAD, count - ONE)
         prefetch_state(users, word(events.users, ahead), blocks, method)
         prefetch_state(items, word(events.items, ahead), blocks, method)
@@ -245,5 +286,5 @@ def learn_users(
             store16(events.x.address, load16(users.factors.address, user * kp + at), t * kp + at)
         own_score = real(items.bias, item) + dot(events.x, t * kp, items.factors, item * kp, blocks)
         _take_errors(events, negatives, t, own_score, vectors, blocks, rates)
-        _pull_user(items, events, negatives, t, m, blocks, rates)
-        step_row(users, user, events.pull, False, blocks, method, rates, Rounding(ZERO, ZERO), ZERO)
+        _pull_user(items, events, negatives, t, chunk.negatives, blocks, rates)
+        step_row(model, users, user, events.pull, False, Rounding(ZERO, ZERO, ZERO))

@@ -103,11 +103,11 @@ def livefactor_propose_kernel(
 
     UNIFORM does not need the tree.
     """
-    n, drawn = np.uint64(item_rows.size), np.uint64(rows.shape[1])
+    n, width = np.uint64(item_rows.size), np.uint64(rows.shape[1])
     for start in range(_0, n, group_events):
         step, stop = start // group_events, min(start + group_events, n)
         events = tree.sums[tree.sums.size - 1]
-        for d in range(stop - start if proposal == _IN_BATCH else drawn):
+        for d in range(stop - start if proposal == _IN_BATCH else width):
             if proposal == _UNIFORM:
                 rows[step, d] = draw_below(key, revision, step, d, items)
                 continue

@@ -155,10 +155,10 @@ class Softmax(Stateless):
     def _step_items(self, groups: list[Group]) -> None:
         """Steps the items of a micro-batch."""
         gradients: dict[int, list[Any]] = {}
-        named: dict[int, list[Any]] = {}
+        own_pulls: dict[int, list[Any]] = {}
         for item, pulls in (event for group in groups for event in group.events):
-            named.setdefault(item, []).append(pulls)
-        for item, pulls in named.items():
+            own_pulls.setdefault(item, []).append(pulls)
+        for item, pulls in own_pulls.items():
             gradients[item] = [chunked_sum([pull[part] for pull in pulls]) for part in (0, 1)]
         for group in groups:
             if not group.events:
@@ -170,4 +170,4 @@ class Softmax(Stateless):
                 old = gradients.get(row)
                 gradients[row] = mine if old is None else [a + b for a, b in zip(old, mine, strict=True)]
         for item, (gradient, bias) in gradients.items():
-            self._model.step(ITEMS, item, gradient, bias, len(named.get(item, ())))
+            self._model.step(ITEMS, item, gradient, bias, len(own_pulls.get(item, ())))

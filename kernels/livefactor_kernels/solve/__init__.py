@@ -56,8 +56,6 @@ import numpy as np
 from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
 
 RIDGE_MIN = np.float32(1e-9)
-
-
 GRAM = "gram"
 """Name of the section with the Gram matrices of users and then items: float64[2 (k + 1)^2]."""
 
@@ -78,14 +76,14 @@ class SolveRates(NamedTuple):
     def of(spec: ModelSpec) -> SolveRates:
         """The rates of a spec."""
         return SolveRates(
-            np.float32(spec.solve.unobserved),
-            np.float32(spec.l2),
-            np.float32(spec.bias_l2),
-            np.float32(spec.limits.factor_max),
-            np.uint64(spec.solve.sweeps),
-            np.uint64(spec.solve.item_events),
-            np.uint64(spec.k),
-            spec.loss == Loss.SQUARED,
+            unobserved=np.float32(spec.solve.unobserved),
+            l2=np.float32(spec.l2),
+            bias_l2=np.float32(spec.bias_l2),
+            factor_max=np.float32(spec.limits.factor_max),
+            sweeps=np.uint64(spec.solve.sweeps),
+            item_events=np.uint64(spec.solve.item_events),
+            k=np.uint64(spec.k),
+            has_bias=spec.loss == Loss.SQUARED,
         )
 
 

@@ -7,7 +7,6 @@ remembered events. Scratch has the row of each event, and the row times the even
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -27,7 +26,9 @@ from livefactor_kernels.numbers.lanes import (
     load16,
     store16,
 )
+from livefactor_kernels.simd.helper import Helper
 from livefactor_kernels.simd.memory import reserve
+from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, width
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
@@ -35,8 +36,8 @@ from livefactor_kernels.update import Update, writable
 
 _0, _1, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(LANES)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
-_ADDITIONS_BESIDE = 512
-"""Minimum number of additions to counts for a second thread.
+HELPER_ADDITIONS = 512
+"""Minimum number of additions to counts for the second thread.
 
 Fewer additions take less time than the thread needs to wake.
 """
@@ -53,6 +54,35 @@ class Side(NamedTuple):
     def of(table: Table) -> Side:
         """The rows of a table, whose arrays never move."""
         return Side(table.factors, table.bias, Ring.of(table))
+
+
+class Events(NamedTuple):
+    """The remembered events of a row, in the order of its ring.
+
+    Attributes:
+        rows: address of rows of the other side, uint32[count].
+        values, weights: addresses of float32[count].
+        count: number of events.
+    """
+
+    rows: Any
+    values: Any
+    weights: Any
+    count: Any
+
+
+class Problem(NamedTuple):
+    """The numbers with which all rows of one side are solved.
+
+    Attributes:
+        mean: mean of the values, float32.
+        other_count: N, the number of other rows, float32.
+        rates: the rates of the spec.
+    """
+
+    mean: np.float32
+    other_count: np.float32
+    rates: SolveRates
 
 
 class Scratch(NamedTuple):
@@ -206,25 +236,21 @@ def _sweep(scratch: Any, kp: Any, sweeps: Any, rates: Any) -> None:
 
 @compiled
 def livefactor_fold_kernel(
-    own: Any, row: Any, others: Any, events: Any, rows: Any, values: Any, weights: Any, mean: Any, count: Any,
-    scratch: Any, sweeps: Any, rates: Any,
-) -> None:  # fmt: skip
-    """Solves a row of `own` for its events. The result is in scratch.x, with the bias at kp.
-
-    `rows` uint32[n], `values` and `weights` float32[n] are the events. `count` float32 is N.
-    """
-    kp, m = np.uint64(others.factors.shape[1]), np.uint64(scratch.matrix.shape[0])
+    own: Any, row: Any, others: Any, problem: Any, events: Any, scratch: Any, sweeps: Any
+) -> None:
+    """Solves a row of `own` for its events. The result is in scratch.x, with the bias at kp."""
+    rates, kp, m = problem.rates, np.uint64(others.factors.shape[1]), np.uint64(scratch.matrix.shape[0])
     total, x, right = _F0, scratch.x, address_of(scratch.right)
     for c in range(m // _16):
         store16(right, broadcast(_F0), c * VECTOR_BYTES)
-    for j in range(events):
-        other = np.uint64(rows[j])
-        target = _F1 if values[j] > _F0 else _F0
+    for j in range(events.count):
+        other, value, weight = word(events.rows, j), real(events.values, j), real(events.weights, j)
+        target = _F1 if value > _F0 else _F0
         if rates.has_bias:
-            target = (values[j] - mean) - others.bias[other]
-        _gather_event(scratch, j, others, other, weights[j], target, rates)
-        total += weights[j]
-    _build(scratch, events, total, count, kp, rates)
+            target = (value - problem.mean) - others.bias[other]
+        _gather_event(scratch, j, others, other, weight, target, rates)
+        total += weight
+    _build(scratch, events.count, total, problem.other_count, kp, rates)
     for p in range(kp):
         x[p] = own.factors[row, p]
     if rates.has_bias:
@@ -255,8 +281,8 @@ def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, ring: Any, touched: 
 
 
 @compiled
-def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
-    """Keeps only those of the first `found` rows that are due. Returns their number."""
+def _select_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
+    """Selects those of the first `found` rows that are due. Returns their number."""
     due = _0
     for i in range(found):
         before, after = np.uint64(touched.before[i]), np.uint64(ring.seen[np.uint64(touched.rows[i])])
@@ -268,29 +294,21 @@ def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
 
 @compiled
 def livefactor_solve_kernel(
-    own: Any,
-    others: Any,
-    touched: Any,
-    first: Any,
-    last: Any,
-    mean: Any,
-    count: Any,
-    scratch: Any,
-    rates: Any,
+    own: Any, others: Any, mean: Any, other_count: Any, rates: Any, touched: Any, found: Any, scratch: Any
 ) -> None:
-    """Solves the touched rows [first, last).
+    """Solves the first `found` touched rows. `mean`, `other_count` and `rates` are a `Problem`.
 
     touched.old gets their old factors, and zeros before a row's first event.
     """
-    kp, ring = np.uint64(own.factors.shape[1]), own.ring
+    kp, ring, problem = np.uint64(own.factors.shape[1]), own.ring, Problem(mean, other_count, rates)
     length = np.uint64(ring.rows.shape[1])
-    for i in range(first, last):
+    rows, values, weights = address_of(ring.rows), address_of(ring.values), address_of(ring.weights)
+    for i in range(found):
         row = np.uint64(touched.rows[i])
-        events = min(np.uint64(ring.seen[row]), length)
-        livefactor_fold_kernel(
-            own, row, others, events, ring.rows[row], ring.values[row], ring.weights[row], mean, count, scratch,
-            rates.sweeps, rates,
-        )  # fmt: skip
+        count = min(np.uint64(ring.seen[row]), length)
+        place = row * length * _4
+        events = Events(rows + place, values + place, weights + place, count)
+        livefactor_fold_kernel(own, row, others, problem, events, scratch, rates.sweeps)
         is_new = touched.before[i] == 0
         for p in range(kp):
             touched.old[i, p] = _F0 if is_new else own.factors[row, p]
@@ -353,7 +371,7 @@ class Solver:
         self._sides = Side.of(users), Side.of(items)
         self._touched = Touched.of(spec, users), Touched.of(spec, items)
         self._scratch = Scratch.of(spec)
-        self._counter = ThreadPoolExecutor(1, thread_name_prefix="counts")
+        self._helper = Helper("counts")
         self.gram = np.zeros((2, spec.k + 1, spec.k + 1))
         empty = np.empty(0, np.uint32)
         for side in (0, 1):
@@ -397,26 +415,24 @@ class Solver:
         No solve reads the counts.
         """
         additions = self._recorder.remember(update, start, stop)
-        if additions < _ADDITIONS_BESIDE:
+        if additions < HELPER_ADDITIONS:
             self._recorder.count(additions)
             yield
             return
-        counting = self._counter.submit(self._recorder.count, additions)
-        yield
-        counting.result()
+        with self._helper.running(self._recorder.count, additions):
+            yield
 
     def _solve(self, side: int, rows: np.ndarray, start: int, fresh: int, stop: int, count: int) -> None:
         own, others, touched = self._sides[side], self._sides[1 - side], self._touched[side]
         places = np.uint64(start), np.uint64(fresh), np.uint64(stop)
         found = _distinct(rows, *places, own.ring, touched)
         if side == 1:
-            found = _keep_due(touched, np.uint64(found), own.ring, self._rates.item_events)
+            found = _select_due(touched, np.uint64(found), own.ring, self._rates.item_events)
         rates, found = self._rates, np.uint64(found)
         if rates.unobserved > 0:
             _weigh(self.gram[1 - side], rates.unobserved, self._scratch.everywhere)
         mean = np.float32(scalar.mean_of(int(self._mean_state[0]), int(self._mean_state[1])))
-        livefactor_solve_kernel(
-            own, others, touched, _0, found, mean, np.float32(count), self._scratch, rates
-        )
+        problem = Problem(mean, np.float32(count), rates)
+        livefactor_solve_kernel(own, others, *problem, touched, found, self._scratch)
         if rates.unobserved > 0:
             livefactor_gram_kernel(own, touched, found, self.gram[side], rates.k)

@@ -119,10 +119,35 @@ def element(e: Any, m: Any) -> Any:
     return m - 1 - r, (c - r - 1 if 2 * r != m - 1 else -1)
 
 
+class Events(NamedTuple):
+    """Events of a row: `count` entries of the rings, from entry `at` on."""
+
+    ring: Any
+    at: Any
+    count: Any
+
+
+class System(NamedTuple):
+    """The system of a row: matrix float32[m * m], right side float32[m], k factors, m unknowns."""
+
+    matrix: Any
+    right: Any
+    k: Any
+    m: Any
+
+
+class OldRow(NamedTuple):
+    """The place of a row's old factors: `values` from `at` on. They are 0 if the row `is_new`."""
+
+    values: Any
+    at: Any
+    is_new: Any
+
+
 @inlined
-def _load_tile(tile: Any, own: Any, others: Any, at: Any, n: Any, kp: Any, mean: Any, k: Any, m: Any) -> None:
-    """Loads events [at, at + n) of the rings: rows, rows times weights, and targets."""
-    y, weighted, targets = tile
+def _load_tile(tile: Any, events: Any, others: Any, kp: Any, mean: Any, k: Any, m: Any) -> None:
+    """Loads events: rows, rows times weights, and targets."""
+    (y, weighted, targets), (own, at, n) = tile, events
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     for e in range(thread, n * k, threads):
         j, p = e // k, e % k
@@ -139,22 +164,12 @@ def _load_tile(tile: Any, own: Any, others: Any, at: Any, n: Any, kp: Any, mean:
 
 
 @inlined
-def _begin(
-    matrix: Any,
-    right: Any,
-    gram: Any,
-    own: Any,
-    at: Any,
-    events: Any,
-    others: Any,
-    rates: Any,
-    k: Any,
-    m: Any,
-) -> None:
+def _begin(system: Any, gram: Any, events: Any, others: Any, rates: Any) -> None:
     """Initialises the matrix with a0 G and the ridge, and the right side with zeros."""
+    (matrix, right, k, m), (own, at, count) = system, events
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     total = _F0
-    for j in range(events):
+    for j in range(count):
         total = total + own.seen_weights[at + j]
     ridge = max(rates.l2 * (total + rates.unobserved * others), RIDGE_MIN)
     bias_ridge = max(rates.bias_l2 * total, RIDGE_MIN)
@@ -234,16 +249,18 @@ def _sweep(matrix: Any, right: Any, x: Any, changes: Any, rates: Any, m: Any) ->
 
 
 @inlined
-def _take_up(own: Any, row: Any, kp: Any, x: Any, k: Any, m: Any) -> None:
+def _load_present(own: Any, row: Any, kp: Any, x: Any, k: Any, m: Any) -> None:
+    """Loads the present row to x, with the bias last."""
     for p in range(cuda.threadIdx.x, m, cuda.blockDim.x):
         x[p] = own.factors[row * kp + p] if p < k else own.bias[row]
 
 
 @inlined
-def _put_down(own: Any, row: Any, kp: Any, x: Any, old: Any, at: Any, is_new: Any, k: Any, m: Any) -> None:
+def _store_solution(own: Any, row: Any, kp: Any, x: Any, old: Any, k: Any, m: Any) -> None:
+    """Stores x in the row, and the old factors in `old`."""
     for p in range(cuda.threadIdx.x, m, cuda.blockDim.x):
         if p < k:
-            old[at + p] = _F0 if is_new else own.factors[row * kp + p]
+            old.values[old.at + p] = _F0 if old.is_new else own.factors[row * kp + p]
             own.factors[row * kp + p] = x[p]
         else:
             own.bias[row] = x[p]
@@ -291,17 +308,18 @@ def solve_kernel(k: int, has_bias: bool) -> Any:
                 continue
             row = np.int64(words[rows_at + i])
             seen = np.int64(ring.seen_count[row])
-            remembered, at = min(seen, ring.length), row * ring.length
-            _take_up(own, row, kp, x, K, M)
-            _begin(matrix, right, gram, ring, at, remembered, others_count, rates, K, M)
-            for first in range(0, remembered, TILE):
-                n = min(TILE, remembered - first)
-                _load_tile(tile, ring, others, at + first, n, kp, mean, K, M)
+            length, at = min(seen, ring.length), row * ring.length
+            _load_present(own, row, kp, x, K, M)
+            system, history = System(matrix, right, K, M), Events(ring, at, length)
+            _begin(system, gram, history, others_count, rates)
+            for first in range(0, length, TILE):
+                n = min(TILE, length - first)
+                _load_tile(tile, Events(ring, at + first, n), others, kp, mean, K, M)
                 cuda.syncthreads()
-                _add_tile(matrix, right, tile, n, first + n == remembered, M)
+                _add_tile(matrix, right, tile, n, first + n == length, M)
                 cuda.syncthreads()
             _sweep(matrix, right, x, changes, rates, M)
-            _put_down(own, row, kp, x, batch.old, i * kp, seen == count, K, M)
+            _store_solution(own, row, kp, x, OldRow(batch.old, i * kp, seen == count), K, M)
             cuda.syncthreads()
 
     return livefactor_solve_kernel

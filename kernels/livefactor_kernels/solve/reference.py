@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,28 +15,39 @@ from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
 from livefactor_kernels.update import Update
 
 
-def solved(
-    x: np.ndarray, y: np.ndarray, weights: np.ndarray, targets: np.ndarray, everywhere: np.ndarray,
-    others: int, rates: SolveRates, sweeps: int,
-) -> np.ndarray:  # fmt: skip
-    """The row x float32[m] after `sweeps` sweeps from its present values.
+class System(NamedTuple):
+    """The system of equations of a row. m is k, or k + 1 with a bias.
 
-    y is float32[n, m], weights and targets are float32[n], `everywhere` float32[m, m] is a0 G, and
-    `others` is N. m is k, or k + 1 with a bias.
+    Attributes:
+        y: rows of the events, float32[n, m].
+        weights, targets: float32[n].
+        everywhere: a0 G, float32[m, m].
+        others: N.
     """
-    total = np.float32(0.0)
+
+    y: np.ndarray
+    weights: np.ndarray
+    targets: np.ndarray
+    everywhere: np.ndarray
+    others: int
+
+
+def solve_row(x: np.ndarray, system: System, rates: SolveRates, sweeps: int) -> np.ndarray:
+    """The row x float32[m] after `sweeps` sweeps from its present values."""
+    total, y, weights = np.float32(0.0), system.y, system.weights
     for weight in weights:
         total = total + weight
-    ridge = np.full(len(x), rates.l2 * (total + rates.unobserved * np.float32(others)), np.float32)
+    everything = total + rates.unobserved * np.float32(system.others)
+    ridge = np.full(len(x), rates.l2 * everything, np.float32)
     if rates.has_bias:
         ridge[-1] = rates.bias_l2 * total
-    a, b = everywhere.copy(), np.zeros(len(x), np.float32)
+    a, b = system.everywhere.copy(), np.zeros(len(x), np.float32)
     diagonal = np.diag_indices_from(a)
     a[diagonal] = a[diagonal] + np.maximum(ridge, RIDGE_MIN)
     for j in range(len(y)):
-        weighted = weights[j] * y[j]
-        a = a + weighted[:, None] * y[j]
-        b = b + weighted * targets[j]
+        product = weights[j] * y[j]
+        a = a + product[:, None] * y[j]
+        b = b + product * system.targets[j]
     a = np.tril(a) + np.tril(a, -1).T
     x, r = x.copy(), b
     for p in range(len(x)):
@@ -109,33 +120,22 @@ class Solver:
         return table.factors[row, : self._spec.k].copy()
 
     def _solve(self, side: int, row: int, others: int) -> None:
-        model = self._model
+        model, rates, k = self._model, self._rates, self._spec.k
         own, other = (model.users, model.items) if side == USERS else (model.items, model.users)
-        remembered = min(int(own.seen_count[row]), own.seen_rows.shape[1])
-        rows = own.seen_rows[row, :remembered]
-        values, weights = own.seen_values[row, :remembered], own.seen_weights[row, :remembered]
-        everywhere = (self._rates.unobserved * self.gram[1 - side, :-1, :-1]).astype(np.float32)
-        x = self._factors(own, row)
-        new = fold(self._rates, model.mean.value, x, own.bias[row], other.factors[rows, : self._spec.k], other.bias[rows],
-                   values, weights, everywhere, others, int(self._rates.sweeps))  # fmt: skip
-        own.factors[row, : self._spec.k] = new[: self._spec.k]
-        if self._rates.has_bias:
-            own.bias[row] = new[-1]
-
-
-def fold(
-    rates: SolveRates, mean: np.float32, x: np.ndarray, bias: np.float32, y: np.ndarray, y_bias: np.ndarray,
-    values: np.ndarray, weights: np.ndarray, everywhere: np.ndarray, others: int, sweeps: int,
-) -> Any:  # fmt: skip
-    """The row x float32[k] solved for its events: float32[k], or [k + 1] with the bias last.
-
-    The events have rows y float32[n, k], and y_bias, values and weights float32[n]. `everywhere`
-    float32[k, k] is a0 G.
-    """
-    if not rates.has_bias:
+        events = slice(min(int(own.seen_count[row]), own.seen_rows.shape[1]))
+        rows, values, weights = (
+            getattr(own, name)[row, events] for name in ("seen_rows", "seen_values", "seen_weights")
+        )
+        x, y = self._factors(own, row), other.factors[rows, :k]
+        everywhere = (rates.unobserved * self.gram[1 - side, :-1, :-1]).astype(np.float32)
         targets = (values > 0).astype(np.float32)
-        return solved(x, y, weights, targets, everywhere, others, rates, sweeps)
-    targets = (values - mean) - y_bias
-    wide = np.pad(everywhere, (0, 1))
-    ones = np.ones((len(y), 1), np.float32)
-    return solved(np.append(x, bias), np.hstack([y, ones]), weights, targets, wide, others, rates, sweeps)
+        if rates.has_bias:
+            # The bias is one more coordinate, which is 1 in every other row.
+            targets = (values - model.mean.value) - other.bias[rows]
+            x, y = np.append(x, own.bias[row]), np.pad(y, ((0, 0), (0, 1)), constant_values=1.0)
+            everywhere = np.pad(everywhere, (0, 1))
+        system = System(y, weights, targets, everywhere, others)
+        new = solve_row(x, system, rates, int(rates.sweeps))
+        own.factors[row, :k] = new[:k]
+        if rates.has_bias:
+            own.bias[row] = new[-1]

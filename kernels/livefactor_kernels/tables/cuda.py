@@ -105,8 +105,8 @@ class CudaTable(RowKeys):
         apart: names of the sections that are initialised and saved for pins one by one: those of
             histories, and the state of optimisers other than AdaGrad.
         live: the other sections as kernels take them.
-        stepped: the rows as the kernels of steps take them: `live` if the spec's `Method` is plain,
-            else `StateRows`.
+        step_rows: the rows for the kernels of steps: `live` if the spec's `Method` is plain, else
+            `StateRows`.
         initialised: number of rows with initial values on the device.
     """
 
@@ -133,7 +133,7 @@ class CudaTable(RowKeys):
         slots = state_slots(spec) | {"seen": "seen_count"}
         arguments.setdefault("seen_count", device.empty(1, np.uint32).argument)
         state_rows = StateRows(*(arguments.get(slots.get(name, name), unused) for name in StateRows._fields))
-        self.stepped = self.live if Method.of(spec).is_plain else state_rows
+        self.step_rows = self.live if Method.of(spec).is_plain else state_rows
         self.initialised = 0
 
     @property

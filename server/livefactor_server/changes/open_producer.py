@@ -1,6 +1,6 @@
 """Open producer: gives a producer a new epoch, which fences senders with an older epoch.
 
-All data are in the record's header.
+The header has the producer and the epoch. The body is the note that the client leaves, or empty.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from livefactor_server.model.state import ModelState
 class OpenProducerChange(Change):
     """A new epoch of a producer. The request is an OpenProducerRequest. Admission chooses the
     epoch.
+
+    Attributes:
+        body: the note, at most `NOTE_BYTES_MAX` bytes (livefactor.wire.limits). An empty one keeps
+            the present note.
     """
 
     body: bytes = b""
@@ -32,15 +36,16 @@ class OpenProducerChange(Change):
 
     @classmethod
     def from_log(cls, body: bytes) -> OpenProducerChange:
-        """Decodes a logged body, which is empty."""
-        return cls(body)
+        """The change of a logged body."""
+        return cls(bytes(body))
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
-        """Sets the epoch of each producer."""
+        """Sets the epoch and the note of each producer."""
         for record in records:
-            state.producers.open(record.header.producer, record.header.epoch)
+            state.producers.open(record.header.producer, record.header.epoch, record.change.body)
 
     def describe(self) -> str:
-        """A fixed text. The header has the producer and the epoch."""
-        return "producer opens an epoch"
+        """Whether the producer leaves a note. The header has the producer and the epoch."""
+        note = f" and leaves a note of {len(self.body)} bytes" if self.body else ""
+        return f"producer opens an epoch{note}"

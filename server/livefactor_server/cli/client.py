@@ -27,14 +27,9 @@ if TYPE_CHECKING:
     from livefactor.auditor import Auditor, SnapshotInfo
 
 
-def as_id(text: str, string_ids: bool) -> int | str:
-    """An id from the command line: decimal digits give a number, unless `string_ids` is set."""
-    return text if string_ids or not text.isdecimal() else int(text)
-
-
 @app.command()
 def recommend(
-    users: Annotated[list[str], typer.Argument(help="User ids: numbers, or text, which is hashed to a key.")],
+    users: Annotated[list[str], typer.Argument(help="User ids: integers if all of them are, else strings.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Number of items for each user.")] = 10,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Id of an item to leave out. Repeat the option for more.")
@@ -43,7 +38,7 @@ def recommend(
         bool, typer.Option("--exclude-seen", help="Leave out what the users have had (spec: history).")
     ] = False,
     string_ids: Annotated[
-        bool, typer.Option(help="Hash all ids as text, also those that look like numbers.")
+        bool, typer.Option(help="Read all ids as strings, also those that look like integers.")
     ] = False,
     secret: Secret = "",
     model: Model = "default",
@@ -52,12 +47,14 @@ def recommend(
 ) -> None:
     """Recommend the best items for users, with their labels and scores."""
     from livefactor.scorer import Scorer
+    from livefactor.wire.ids import ids_of_texts
 
+    read = list if string_ids else ids_of_texts
     with Scorer(target, model=model, secret=secret.encode()) as scorer:
         answers = scorer.recommend(
-            [as_id(user, string_ids) for user in users],
+            read(users),
             k,
-            exclude=[as_id(item, string_ids) for item in exclude or []] or None,
+            exclude=read(exclude) if exclude else None,
             exclude_seen=exclude_seen,
         )
     listed: list[dict[str, Any]] = [

@@ -260,7 +260,9 @@ class Demo:
                 self._score(scorer, popularity, batch)
                 before = time.monotonic()
                 receipt = producer.push(
-                    self.shop.users[batch], self.shop.items[batch], times=self.shop.times_us[batch]
+                    self.shop.users[batch],
+                    self.shop.items[batch],
+                    times=self.shop.times_us[batch].view("datetime64[us]"),
                 )
                 if not killed and start >= KILL_AT * events:
                     killed = True

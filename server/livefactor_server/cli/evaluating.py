@@ -13,7 +13,6 @@ from livefactor_kernels.spec.presets import preset
 from livefactor_server.cli.base import complain, console, emit, rate, table
 from livefactor_server.cli.tuning import bar_of, read_file, task_of
 from livefactor_server.files import specs as spec_files
-from livefactor_server.files.events import Conversion
 from livefactor_server.rpc.server import limit_libraries
 from livefactor_server.tuning import events, opponents, pictures
 from livefactor_server.tuning.evaluation import Evaluation, Protocol, Result
@@ -49,9 +48,7 @@ def run(asked: Command) -> None:
         raise typer.Exit(2)
     limit_libraries()
     try:
-        read = read_file(
-            asked.file, asked.columns, Conversion(asked.string_ids, asked.secret.encode()).check()
-        )
+        read = read_file(asked.file, asked.columns, asked.string_ids, asked.secret)
         task = task_of(asked.task, read)
         specs = _specs(asked, task, read)
         protocol = Protocol(task, asked.held_out, asked.warm_up, asked.judged, asked.batch, asked.seed)

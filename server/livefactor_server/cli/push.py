@@ -1,13 +1,10 @@
-"""`livefactor push FILE`: send a csv or parquet file exactly once.
+"""`livefactor push FILE`: send the events of a file or a stream exactly once.
 
-A second run resumes where the first one ended.
+A second run goes on where the first one ended, also if the file has grown meanwhile.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,17 +20,18 @@ from livefactor_server.cli.base import (
     complain,
     console,
     emit,
-    progress,
-    rate,
 )
 
 if TYPE_CHECKING:
-    from livefactor.pushing.batching import Receipt
-    from livefactor.pushing.producer import Producer
-    from livefactor_server.files.events import Conversion, Rows
+    from livefactor_server.cli.pushing import Push
 
-RECEIPTS_MAX = 64
-"""Maximum number of batches that wait for their acknowledgement."""
+REJECTS_SHOWN = 5
+
+
+def _existing(file: Path) -> Path:
+    if str(file) != "-" and (not file.exists() or file.is_dir()):
+        raise typer.BadParameter(f"{file} is {'a folder' if file.is_dir() else 'not there'}")
+    return file
 
 
 @app.command()
@@ -41,7 +39,8 @@ def push(
     file: Annotated[
         Path,
         typer.Argument(
-            exists=True, dir_okay=False, help="A csv, csv.gz or parquet file, the oldest event first."
+            callback=_existing,
+            help="A csv or parquet file, also compressed, the oldest event first. - is standard input.",
         ),
     ],
     user: Annotated[str, typer.Option(help="Column of user ids.")] = "user_id",
@@ -49,144 +48,101 @@ def push(
     value: Annotated[str, typer.Option(help="Column of values: ratings, or 0 and 1.")] = "",
     weight: Annotated[str, typer.Option(help="Column of weights.")] = "",
     event_type: Annotated[str, typer.Option(help="Column of event types, which are numbers.")] = "",
-    time: Annotated[str, typer.Option(help="Column of times.")] = "",
-    time_unit: Annotated[str, typer.Option(help="Unit of the times: s, ms or us since 1970.")] = "s",
+    time: Annotated[
+        str, typer.Option(help="Column of times: ISO 8601, timestamps, or integers since 1970.")
+    ] = "",
+    time_unit: Annotated[
+        str, typer.Option(help="Unit of times that are integers: s, ms, us or ns since 1970.")
+    ] = "s",
     string_ids: Annotated[
-        bool, typer.Option(help="Hash all ids as text, also those that are numbers.")
+        bool,
+        typer.Option(
+            help="Read all ids as strings. Default: a csv column holds integers if all its ids are integers."
+        ),
     ] = False,
     secret: Secret = "",
     labels: Annotated[
         bool, typer.Option(help="Send the text of ids that are hashed, so that answers give it back.")
     ] = True,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read the whole file before anything is sent.")
+    ] = False,
     producer: Annotated[
-        str,
-        typer.Option(
-            help="Id of the producer. The same file and id resume. Default: made from the name and the size of the file."
-        ),
+        str, typer.Option(help="Id of the producer. Default: made from the first event of the file.")
     ] = "",
-    batch: Annotated[
-        int,
-        typer.Option(min=1, max=65_536, help="Number of events in a batch. Use the same number to resume."),
-    ] = 8192,
+    batch: Annotated[int, typer.Option(min=1, max=65_536, help="Number of events in a batch.")] = 8192,
     model: Model = "default",
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
     """Push a file of events exactly once.
 
-    After a crash or an interrupt, the same command resumes: it skips the batches that were applied.
+    The same command goes on where the last run ended, after a crash and after the file has grown. A
+    file that was changed in what was pushed already is refused. The exit code is 0 if every event
+    was accepted.
     """
     names = {
-        "user_ids": user,
-        "item_ids": item,
-        "values": value,
-        "weights": weight,
-        "event_types": event_type,
+        "user_ids": user, "item_ids": item, "values": value, "weights": weight, "event_types": event_type,
         "times": time,
-    }
-    wanted = {field: column for field, column in names.items() if column}
-    from livefactor.pushing.batching import BatchSettings
-    from livefactor.pushing.producer import Producer
-    from livefactor_server.files.events import TIME_UNITS, Conversion, open_events
+    }  # fmt: skip
+    from livefactor_server.cli.pushing import Push
 
-    if time_unit not in TIME_UNITS:
-        complain("--time-unit: expected s, ms or us")
-        raise typer.Exit(2)
-    sent = Sent()
+    one = Push(
+        file,
+        {field: column for field, column in names.items() if column},
+        string_ids,
+        time_unit,
+        secret.encode(),
+        batch,
+    )
+    _run(one, check, {"target": target, "producer": producer, "model": model, "labels": labels}, as_json)
+    _report(one, as_json)
+    if one.rejected:
+        raise typer.Exit(1)
+
+
+def _run(one: Push, check: bool, options: dict[str, Any], as_json: bool) -> None:
+    """Sends the file. Raises typer.Exit after a fault, and says what was applied."""
+    from livefactor.errors import ColumnError, InvalidArgument, LivefactorError
+
+    correct = "correct the file and run the same command: it goes on there"
     try:
-        total, batches = open_events(file, wanted, batch)
-        conversion = Conversion(string_ids, secret.encode(), time_unit).check()
-        with Producer(
-            target,
-            producer or _producer_id(file, wanted, batch),
-            model=model,
-            secret=secret.encode(),
-            labels=labels,
-            batch=BatchSettings(events_max=batch, latency_ms_max=0.0),
-        ) as sender:
-            skipped = sender.last_sequence
-            position = _send(sender, batches, total or _lines(file), skipped, conversion, sent)
-    except ValueError as error:
-        complain(f"{file}: {error}")
-        raise typer.Exit(2) from None
+        if check:
+            one.check()
+        one.send(**options)
+        return
     except KeyboardInterrupt:
-        sent.collect_done()
-        complain(
-            f"interrupted after {sent.accepted + sent.rejected:,} events of this run were acknowledged;"
-            " the same command resumes"
-        )
-        raise typer.Exit(130) from None
+        fault, code, then = "interrupted", 130, "the same command goes on there"
+    except (LivefactorError, ValueError, OSError) as error:
+        if isinstance(error, LivefactorError) and not isinstance(error, ColumnError | InvalidArgument):
+            if not one.is_open:
+                raise
+            fault, code, then = str(error), 1, "the same command goes on there"
+        else:
+            fault, code, then = f"{one.file}: {error}", 2, correct
+    one.collect_done()
     if as_json:
-        counts = {"accepted": sent.accepted, "rejected": sent.rejected}
-        emit({**counts, "skipped_batches": skipped, "revision": position})
-    else:
-        done = f"{sent.accepted:,} events accepted, {sent.rejected:,} rejected"
-        console().print(f"{done}, {skipped} batches had been applied before; revision {position}")
+        emit({**one.counts(), "error": fault})
+    if one.is_open:
+        fault += f"; {one.acknowledged:,} events of this run were applied or rejected, up to row {one.row:,}; {then}"
+    complain(fault)
+    raise typer.Exit(code)
 
 
-@dataclass(slots=True)
-class Sent:
-    """What was pushed.
-
-    `accepted` and `rejected` count events of acknowledged batches. `receipts` are the batches that
-    still wait for an acknowledgement.
-    """
-
-    accepted: int = 0
-    rejected: int = 0
-    receipts: list[Receipt] = field(default_factory=list)
-
-    def collect(self, waiting_max: int) -> None:
-        """Counts the first acknowledgements, until at most `waiting_max` receipts are left."""
-        while len(self.receipts) > waiting_max:
-            self._count_first()
-
-    def collect_done(self) -> None:
-        """Counts the acknowledgements that have arrived. It does not wait."""
-        while self.receipts and self.receipts[0].done() and self.receipts[0].exception(0) is None:
-            self._count_first()
-
-    def _count_first(self) -> None:
-        ack = self.receipts[0].result()
-        self.receipts.pop(0)
-        self.accepted += ack.accepted
-        self.rejected += ack.rejected_count
-
-
-def _send(
-    sender: Producer, batches: Iterator[Rows], total: int, skipped: int, conversion: Conversion, sent: Sent
-) -> int:
-    import time
-
-    from rich.progress import TextColumn, TimeElapsedColumn
-
-    began = time.monotonic()
-    rows_sent = 0
-    with progress(TextColumn("{task.fields[rate]}"), TimeElapsedColumn()) as bar:
-        task = bar.add_task("push", total=total or None, rate="")
-        for number, rows in enumerate(batches, 1):
-            if number > skipped:
-                columns: dict[str, Any] = conversion.columns_with_texts(rows)
-                sent.receipts.append(sender.push(**columns))
-                sent.collect(RECEIPTS_MAX)
-                rows_sent += len(rows)
-            bar.update(task, advance=len(rows), rate=rate(rows_sent / (time.monotonic() - began)))
-        sent.collect(0)
-    return sender.flush().revision
-
-
-def _lines(file: Path) -> int:
-    """The approximate number of events in a csv file.
-
-    It is 0 for a compressed file, which counting would decompress twice.
-    """
-    if file.suffix == ".gz":
-        return 0
-    with file.open("rb") as data:
-        lines = sum(block.count(b"\n") for block in iter(lambda: data.read(1 << 20), b""))
-    return max(0, lines - 1)
-
-
-def _producer_id(file: Path, wanted: dict[str, str], batch: int) -> str:
-    identity = repr((file.name, file.stat().st_size, sorted(wanted.items()), batch))
-    return f"push-{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
+def _report(one: Push, as_json: bool) -> None:
+    if as_json:
+        emit(one.counts())
+        return
+    if not one.acknowledged:
+        said = f"nothing was sent: all {one.skipped:,} events of {one.file} had been applied before"
+        console().print(said, markup=False)
+        return
+    before = f", {one.skipped:,} had been applied before" if one.skipped else ""
+    console().print(
+        f"{one.accepted:,} events accepted, {one.rejected:,} rejected{before}; revision {one.revision}"
+    )
+    rejects = one.rejects()
+    for reject in rejects[:REJECTS_SHOWN]:
+        complain(f"rejected: {reject['place']}: {reject['text']} ({reject['reason']})")
+    if one.rejected > REJECTS_SHOWN:
+        complain(f"rejected: {one.rejected - REJECTS_SHOWN:,} more; --json lists the first {len(rejects)}")

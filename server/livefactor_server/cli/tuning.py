@@ -12,7 +12,6 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from livefactor_kernels.spec.model import KERNEL_SEMANTICS
 from livefactor_server.cli.base import complain, console, emit, progress, table
 from livefactor_server.files import specs as spec_files
-from livefactor_server.files.events import Conversion
 from livefactor_server.rpc.server import limit_libraries
 from livefactor_server.tuning import events, pictures, plan, search, starts
 from livefactor_server.tuning.metrics import METRICS
@@ -56,9 +55,7 @@ def run(asked: Command) -> None:
     limit_libraries()
     until = time.monotonic() + 60.0 * asked.minutes if asked.minutes else float("inf")
     try:
-        read = read_file(
-            asked.file, asked.columns, Conversion(asked.string_ids, asked.secret.encode()).check()
-        )
+        read = read_file(asked.file, asked.columns, asked.string_ids, asked.secret)
         chosen = task_of(asked.task, read)
         settings = plan.Settings(
             _metric(asked.metric, chosen), asked.batch, asked.part, asked.warm_up, asked.judged, asked.seed
@@ -108,12 +105,17 @@ def bar_of(*columns: Any) -> Progress:
     return bar
 
 
-def read_file(file: Path, columns: dict[str, str], conversion: Conversion) -> events.EventFile:
+def read_file(file: Path, columns: dict[str, str], string_ids: bool, secret: str) -> events.EventFile:
     """Reads the events of a file, and says what it found."""
     with bar_of() as bar:
         task = bar.add_task("events read", total=None)
         read = events.read_events(
-            file, columns, conversion, lambda at, total: bar.update(task, completed=at, total=total or None)
+            file,
+            columns,
+            string_ids,
+            secret.encode(),
+            on_events=lambda at, total: bar.update(task, completed=at, total=total or None),
+            on_kinds=lambda sentence: console(err=True).print(sentence, soft_wrap=True),
         )
     found = ", ".join(f"{field} from {name}" for field, name in read.names.items())
     console(err=True).print(f"{len(read.stream):,} events; columns: {found}", soft_wrap=True)

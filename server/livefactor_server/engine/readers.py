@@ -100,7 +100,7 @@ class Reader:
         scores, offsets = _score_lists(pin.mean, (read.factors, read.bias), items, query.offsets)
         for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
             rows = item_rows if query.offsets is None else item_rows[start:stop]
-            scores[start:stop] += read.gained(user, rows)
+            scores[start:stop] += read.gains(user, rows)
         return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
 
     def _listed(
@@ -129,9 +129,9 @@ class Reader:
         rows = self._state.backend.items.find(query.event_ids, pin.counts[ITEMS])
         assert self._persons is not None
         if query.event_offsets is None:
-            return [self._persons.given(rows[rows != NO_ROW])] * len(query.user_ids)
+            return [self._persons.events_of(rows[rows != NO_ROW])] * len(query.user_ids)
         lists = (rows[start:stop] for start, stop in pairwise(query.event_offsets.tolist()))
-        return [self._persons.given(part[part != NO_ROW]) if part.size else None for part in lists]
+        return [self._persons.events_of(part[part != NO_ROW]) if part.size else None for part in lists]
 
     # ------------------------------------------------------------------ top-k
 
@@ -150,7 +150,7 @@ class Reader:
             else:
                 read = self._persons.read(pin, user_rows, pin.counts[ITEMS], self._own_events(query, pin))
                 if query.exclude_seen:
-                    own, own_offsets = read.with_had(own, own_offsets)
+                    own, own_offsets = read.exclusions(own, own_offsets)
                     truncated = read.truncated
                 keys = backend.items.keys
                 rows, scores, offsets = read.top_k(pin, keys, query.k, common, own, own_offsets)

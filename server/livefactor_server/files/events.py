@@ -1,260 +1,307 @@
-"""Reads events from csv and parquet files, finds columns by name, and converts ids to keys.
+"""Reads events from csv and parquet and converts them by the rule for all ways in.
 
-Error messages name the row and the column.
+The rule stands in `livefactor.wire.ids` and `livefactor.wire.times`. A parquet file has typed
+columns. A csv file has text, so it is decided for each column of ids whether it holds integers or
+strings: integers where every id of the file is written as one. Errors name the line or row and the
+column.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from livefactor.wire.keys import key_of
+from livefactor.errors import ColumnError
+from livefactor.wire.arrays import as_floats, as_numbers, first_true
+from livefactor.wire.ids import as_keys
+from livefactor.wire.keys import keys_of
+from livefactor.wire.times import UNITS, as_times
+from livefactor_server.files.delimited import Delimited, are_integers
+from livefactor_server.files.parquet import Parquet
+from livefactor_server.files.sources import EventFileError, Source
 
-TIME_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-"""Microseconds per unit of the time column."""
+__all__ = ["Batches", "EventFileError", "Events", "Rows", "open_file"]
+
 IDS = ("user_ids", "item_ids")
+_FLOAT_TEXT = re.compile(r"\d+\.0*")
+_UNIT_REMEDY = "--time-unit {unit}"
 
-
-class EventFileError(ValueError):
-    """The file cannot be read as events. The text names the row and the column if possible."""
+Column = Any
+"""Ids: uint64[n] of integers, or an Arrow array of n strings. Times: datetime64[us][n]. Others: a
+NumPy array of n values of the contract's dtype.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Consecutive events with the values of the file.
+    """Consecutive events.
 
     Attributes:
-        columns: n values, text or numbers, for each field (user_ids, item_ids, values, weights,
-            event_types, times).
-        names: the column name in the file for each field.
-        places: the line (csv) or the row (parquet) of each event, counted from 1.
-        unit: "line" or "row".
+        first: the number of the first one in the file, from 0.
+        columns: n values for each field (user_ids, item_ids, values, weights, event_types, times).
     """
 
-    columns: dict[str, list[Any]]
-    names: dict[str, str]
-    places: Sequence[int]
-    unit: str
+    first: int
+    columns: dict[str, Column]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.columns["user_ids"])
 
-    def fault(self, at: int, field: str, expected: str) -> EventFileError:
-        """The error for a wrong value of `field` in the event `at`."""
-        value = self.columns[field][at]
-        where = f"{self.unit} {self.places[at]}, column {self.names[field]}"
-        return EventFileError(f"{where}: expected {expected}, got {value!r}")
+    def slice(self, start: int, stop: int) -> Rows:
+        """Views of the events start..stop."""
+        return Rows(self.first + start, {name: column[start:stop] for name, column in self.columns.items()})
 
-
-def header(file: Path) -> list[str]:
-    """The column names of a file. Raises EventFileError, OSError."""
-    if file.suffix == ".parquet":
-        return list(_parquet(file).schema_arrow.names)
-    return next(_csv_lines(file), (0, []))[1]
+    def keys(self, field: str, secret: bytes = b"") -> np.ndarray:
+        """The 64-bit keys of a field of ids, uint64[n]."""
+        return as_keys(field, self.columns[field], lambda texts: keys_of(texts, secret))
 
 
-def open_events(file: Path, names: dict[str, str], batch: int) -> tuple[int, Iterator[Rows]]:
-    """Opens a csv, csv.gz or parquet file.
+def open_file(path: Path) -> Delimited | Parquet:
+    """Opens a file or a stream. Its content says which format it has.
 
-    Args:
-        file: the file.
-        names: the column name for each field to read.
-        batch: number of events per batch.
-
-    Returns:
-        The number of events (0 if unknown, as in csv), and an iterator of batches.
+    path: "-" is standard input.
 
     Raises:
-        EventFileError: a column is missing, or the file cannot be read. The iterator raises it,
-            too.
+        EventFileError: the file cannot be read.
         OSError: the file cannot be opened.
     """
-    have = header(file)
-    for name in names.values():
-        if name not in have:
-            raise EventFileError(f"there is no column {name!r}; the columns are {', '.join(have)}")
-    if file.suffix == ".parquet":
-        source = _parquet(file)
-        return source.metadata.num_rows, _parquet_rows(source, names, batch)
-    return 0, _csv_rows(file, names, batch)
+    source = Source(path)
+    return Parquet(source) if source.is_parquet else Delimited(source)
 
 
-def _csv_lines(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (number, fields) of each line.
-
-    If a quoted field contains line ends, the number is that of the last line.
-    """
-    opener: Any = gzip.open if file.suffix == ".gz" else open
-    number = 0
-    try:
-        # Spreadsheets write a byte order mark.
-        with opener(file, "rt", encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text)
-            for line in reader:
-                number = reader.line_num
-                yield number, line
-    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise EventFileError(f"after line {number}: {error}") from None
-
-
-def _csv_rows(file: Path, names: dict[str, str], batch: int) -> Iterator[Rows]:
-    lines = _csv_lines(file)
-    _, have = next(lines)
-    wanted = [have.index(name) for name in names.values()]
-    chosen: list[list[str]] = []
-    places: list[int] = []
-
-    def rows() -> Rows:
-        columns = {field: [line[at] for line in chosen] for field, at in zip(names, wanted, strict=True)}
-        return Rows(columns, names, places, "line")
-
-    for number, line in lines:
-        if len(line) != len(have):
-            raise EventFileError(f"line {number}: expected {len(have)} fields, got {len(line)}")
-        chosen.append(line)
-        places.append(number)
-        if len(chosen) == batch:
-            yield rows()
-            chosen, places = [], []
-    if chosen:
-        yield rows()
-
-
-def _parquet(file: Path) -> Any:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ModuleNotFoundError:
-        raise EventFileError('parquet files need pyarrow: pip install "livefactor[parquet]"') from None
-    try:
-        return parquet.ParquetFile(file)
-    except ArrowInvalid as error:
-        raise EventFileError(f"{error}") from None
-
-
-def _parquet_rows(source: Any, names: dict[str, str], batch: int) -> Iterator[Rows]:
-    first = 1
-    for part in source.iter_batches(batch, columns=list(names.values())):
-        columns = {field: part.column(name).to_pylist() for field, name in names.items()}
-        yield Rows(columns, names, range(first, first + part.num_rows), "row")
-        first += part.num_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """Converts text and numbers of a file to the columns that `Producer.push` accepts.
+class Events:
+    """The events of a file or stream, in order. Iterate for `Rows`, once for a stream.
 
     Attributes:
-        string_ids: hash every id as text. Otherwise an id of digits is used as the number, and
-            other ids are hashed.
-        secret: the key of the hash.
-        time_unit: one of `TIME_UNITS`.
+        total: the number of events, 0 if it is unknown (csv).
+        is_stream: the events can be read once.
     """
 
-    string_ids: bool = False
-    secret: bytes = b""
-    time_unit: str = "s"
+    def __init__(
+        self,
+        file: Delimited | Parquet,
+        names: dict[str, str],
+        string_ids: bool = False,
+        time_unit: str = "s",
+        on_kinds: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        """Finds the columns.
 
-    def check(self) -> Conversion:
-        """Returns self. Raises ValueError if the secret or the time unit is invalid."""
-        if self.time_unit not in TIME_UNITS:
-            raise ValueError(f"time unit: expected {', '.join(TIME_UNITS)}, got {self.time_unit!r}")
-        key_of("", self.secret)
-        return self
-
-    def columns(self, rows: Rows) -> dict[str, np.ndarray]:
-        """Converts n events.
-
-        Returns:
-            Arrays of n values: uint64 ids, float32 values and weights, uint32 event_types, and
-            int64 times (microseconds).
-
-        Raises:
-            EventFileError: a value cannot be converted.
-        """
-        return {field: self._column(rows, field) for field in rows.columns}
-
-    def columns_with_texts(self, rows: Rows) -> dict[str, Any]:
-        """Converts n events as `columns` does, but leaves the ids for a Producer to hash.
+        Args:
+            file: what `open_file` returned.
+            names: the column name for each field to read.
+            string_ids: read all ids as strings.
+            time_unit: the unit of times that are integers, one of `UNITS`.
+            on_kinds: called with a sentence about a column of ids of a csv file once it is decided.
 
         Raises:
-            EventFileError: a value cannot be converted.
+            EventFileError: a column is missing. The iterator raises it for a wrong value and for a
+                damaged file.
+            ValueError: the time unit is unknown.
         """
-        return {
-            field: self.ids(rows, field) if field in IDS else self._column(rows, field)
-            for field in rows.columns
-        }
+        if time_unit not in UNITS:
+            raise ValueError(f"time unit: expected {', '.join(UNITS)}, got {time_unit!r}")
+        self._reader = file
+        for name in names.values():
+            if name not in self._reader.columns:
+                have = ", ".join(self._reader.columns)
+                raise EventFileError(f"there is no column {name!r}; the columns are {have}")
+        self._names, self._string_ids, self._time_unit = names, string_ids, time_unit
+        self._on_kinds = on_kinds
+        self.total, self.is_stream = file.rows, file.is_stream
+        self._integers: dict[str, bool] = {}
 
-    def ids(self, rows: Rows, field: str) -> list[int | str]:
-        """Reads n ids without hashing them: the number where `columns` uses it, else the text.
-
-        Raises:
-            EventFileError: a value is not an id.
-        """
-        ids = _convert(rows, field, self._id, object, "an id, below 2**64 if it is a number")
-        return ids.tolist()  # type: ignore[no-any-return]
-
-    def _column(self, rows: Rows, field: str) -> np.ndarray:
-        if field in IDS:
-            return _convert(rows, field, self._key, np.uint64, "an id, below 2**64 if it is a number")
-        if field == "times":
-            return _convert(
-                rows, field, self._time, np.int64, f"a whole number ({self.time_unit} since 1970)"
+    def __iter__(self) -> Iterator[Rows]:
+        is_text = isinstance(self._reader, Delimited)
+        if is_text and not self.is_stream and not self._integers:
+            self._decide(self._reader.blocks(self._id_columns()))
+        first = 0
+        for block in self._reader.blocks([*dict.fromkeys(self._names.values())]):
+            if is_text and not self._integers:
+                self._decide(iter([block]))
+            arrays = {field: block.column(name) for field, name in self._names.items()}
+            yield Rows(
+                first, {field: self._converted(field, array, first) for field, array in arrays.items()}
             )
-        if field == "event_types":
-            return _convert(rows, field, _event_type, np.uint32, "a whole number, 0..2**32-1")
-        # A value beyond float32 becomes infinite. The server rejects its row, like one with an
-        # infinite value in the file.
-        with np.errstate(over="ignore"):
-            return _convert(rows, field, float, np.float64, "a number").astype(np.float32)
+            first += block.num_rows
 
-    def _key(self, value: Any) -> int:
-        one = self._id(value)
-        return key_of(one, self.secret) if isinstance(one, str) else one
+    def place(self, row: int) -> str:
+        """Where row number `row` (from 0) stands in the file: "line 7" or "row 6"."""
+        return self.places([row])[0]
 
-    def _id(self, value: Any) -> int | str:
-        text = str(value)
-        if value is None or not text:
-            raise ValueError
-        if self.string_ids or not text.isdecimal():
-            # Text that cannot be hashed is a fault of this row.
-            text.encode()
-            return text
-        if int(text) >> 64:
-            raise ValueError
-        return int(text)
+    def places(self, rows: Sequence[int]) -> list[str]:
+        """Where rows stand in the file, in one pass."""
+        return self._reader.places(rows)
 
-    def _time(self, value: Any) -> int:
-        microseconds = int(value) * TIME_UNITS[self.time_unit]
-        if not -(1 << 63) <= microseconds < 1 << 63:
-            raise ValueError
-        return microseconds
+    def fault(self, row: int, field: str, reason: str) -> EventFileError:
+        """The error for a wrong value of `field` in row number `row`, from 0."""
+        return EventFileError(f"{self.place(row)}, column {self._names[field]}: {reason}")
 
+    def _id_columns(self) -> list[str]:
+        return [*dict.fromkeys(self._names[field] for field in IDS)]
 
-def _event_type(value: Any) -> int:
-    number = int(value)
-    if not 0 <= number < 1 << 32:
-        raise ValueError
-    return number
+    def _decide(self, blocks: Iterator[pa.RecordBatch]) -> None:
+        """Decides for each column of ids whether it holds integers or strings."""
+        open_fields = [] if self._string_ids else list(IDS)
+        found: dict[str, tuple[int, str]] = {}
+        first = 0
+        for block in blocks:
+            for field in list(open_fields):
+                texts = block.column(self._names[field])
+                row = first_true(~are_integers(texts).to_numpy(zero_copy_only=False))
+                if row is not None:
+                    found[field] = (first + row, texts[row].as_py())
+                    open_fields.remove(field)
+            first += block.num_rows
+            if not open_fields:
+                break
+        for field in IDS:
+            self._integers[field] = field in open_fields
+            row_text = found.get(field)
+            if row_text is not None and _FLOAT_TEXT.fullmatch(row_text[1]):
+                raise self.fault(row_text[0], field, _float_reason(row_text[1]))
+            what = "integers" if field in open_fields else "strings"
+            why = f", because {self.place(row_text[0])} has {row_text[1]!r}" if row_text else ""
+            self._on_kinds(f"{self._names[field]} holds {what}{why}")
 
-
-def _convert(rows: Rows, field: str, function: Callable[[Any], Any], dtype: Any, expected: str) -> np.ndarray:
-    """Calls `function` once for each distinct value of a field.
-
-    Raises EventFileError at the first failure.
-    """
-    values = rows.columns[field]
-    converted: dict[Any, Any] = {}
-    for at, value in enumerate(values):
+    def _converted(self, field: str, array: pa.Array, first: int) -> Column:
         try:
-            if value not in converted:
-                converted[value] = function(value)
-        except (ValueError, TypeError, OverflowError):
-            raise rows.fault(at, field, expected) from None
-    return np.fromiter(map(converted.__getitem__, values), dtype, len(values))
+            if isinstance(self._reader, Delimited):
+                return self._from_text(field, array)
+            return self._from_types(field, array)
+        except ColumnError as error:
+            if error.row is None:
+                raise EventFileError(f"column {self._names[field]}: {error}") from None
+            raise self.fault(first + error.row, field, error.reason) from None
+
+    def _from_types(self, field: str, array: pa.Array) -> Column:
+        if field not in IDS:
+            return self._values(field, array)
+        if self._string_ids and pa.types.is_integer(array.type):
+            array = array.cast(pa.string())
+        is_dictionary = pa.types.is_dictionary(array.type)
+        kind = array.type.value_type if is_dictionary else array.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
+            return _checked_texts(field, array.cast(pa.string()))
+        return as_keys(field, array)
+
+    def _from_text(self, field: str, texts: pa.StringArray) -> Column:
+        if field in IDS:
+            if not self._integers[field]:
+                return _checked_texts(field, texts)
+            row = first_true(~are_integers(texts).to_numpy(zero_copy_only=False))
+            if row is not None:
+                raise ColumnError.at(field, row, _late_text(texts[row].as_py()))
+            return as_keys(field, texts.cast(pa.uint64()))
+        texts = pc.utf8_trim_whitespace(texts)
+        if field == "times":
+            return self._values(field, _parsed_times(texts))
+        kind = pa.int64() if field == "event_types" else pa.float64()
+        try:
+            return self._values(field, texts.cast(kind))
+        except pa.ArrowInvalid:
+            row = _first_unreadable(texts, kind)
+            expected = "a whole number" if field == "event_types" else "a number"
+            raise ColumnError.at(field, row, f"expected {expected}, got {texts[row].as_py()!r}") from None
+
+    def _values(self, field: str, array: pa.Array) -> np.ndarray:
+        n = len(array)
+        if field == "times":
+            times = as_times(field, array, n, self._time_unit, _UNIT_REMEDY)
+            return times.view("datetime64[us]")
+        if field == "event_types":
+            return as_numbers(field, array, n)
+        return as_floats(field, array, n)
+
+
+class Batches:
+    """Cuts events into batches."""
+
+    def __init__(self, events: Iterable[Rows]) -> None:
+        self._blocks = iter(events)
+        self._left: Rows | None = None
+
+    def first(self) -> Rows:
+        """The first event, which stays to be taken. Raises EventFileError if there is none."""
+        self._fill(1)
+        if self._left is None:
+            raise EventFileError("the file has no events")
+        return self._left.slice(0, 1)
+
+    def take(self, size: int) -> Rows | None:
+        """The next `size` events, or those that are left. None if none are left."""
+        self._fill(size)
+        left = self._left
+        if left is None:
+            return None
+        self._left = left.slice(size, len(left)) if len(left) > size else None
+        return left.slice(0, min(size, len(left)))
+
+    def _fill(self, size: int) -> None:
+        while self._left is None or len(self._left) < size:
+            block = next(self._blocks, None)
+            if block is None:
+                return
+            if len(block):
+                self._left = block if self._left is None else _joined(self._left, block)
+
+
+def _joined(left: Rows, right: Rows) -> Rows:
+    def join(one: Column, other: Column) -> Column:
+        if isinstance(one, np.ndarray):
+            return np.concatenate((one, other))
+        return pa.concat_arrays([one, other])
+
+    return Rows(left.first, {name: join(left.columns[name], right.columns[name]) for name in left.columns})
+
+
+def _checked_texts(field: str, texts: pa.StringArray) -> pa.StringArray:
+    """Refuses a missing or empty text."""
+    empty = pc.fill_null(pc.equal(pc.binary_length(texts), 0), True)
+    row = first_true(empty.to_numpy(zero_copy_only=False))
+    if row is not None:
+        raise ColumnError.at(field, row, "the id is missing")
+    return texts
+
+
+def _parsed_times(texts: pa.StringArray) -> pa.Array:
+    """Integers, or timestamps of texts in the usual forms of ISO 8601.
+
+    `as_times` reads other texts one by one, which is slow.
+    """
+    for kind in (pa.int64(), pa.timestamp("us", "UTC"), pa.timestamp("us")):
+        try:
+            return texts.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+    return texts
+
+
+def _first_unreadable(texts: pa.StringArray, kind: pa.DataType) -> int:
+    for row in range(len(texts)):
+        try:
+            texts[row : row + 1].cast(kind)
+        except pa.ArrowInvalid:
+            return row
+    raise AssertionError("every text can be read")
+
+
+def _float_reason(text: str) -> str:
+    return (
+        f"expected an id, got {text!r}. It looks like a float that pandas made of an integer beside missing"
+        " ones: store the column as Int64 and drop the rows without an id. --string-ids takes it as it stands"
+    )
+
+
+def _late_text(text: str) -> str:
+    return (
+        f"expected an integer as in the rows before it, got {text!r}. A stream is read once, so its first rows"
+        " decide; --string-ids reads all ids as strings"
+    )

@@ -142,9 +142,9 @@ def read(
     among = _scores(mean, users, user_bias, asked, items[own:], item_bias[own:], candidates.shape[1])
     if persons.followers:
         for place in range(m):
-            scores[place] += persons.gained(place, lists[place])
+            scores[place] += persons.gains(place, lists[place])
         for place, user in enumerate(asked.tolist()):
-            among[place] += persons.gained(user, candidates[place])
+            among[place] += persons.gains(user, candidates[place])
     return Read(scores[:, 0], scores[:, 1:], among, (users, items[:own:width]))
 
 

@@ -2,7 +2,8 @@
 
 A producer has an epoch, the last applied sequence, and a ring of its last `RING` outcomes. Each
 OpenProducer call increments the epoch, which fences older epochs. The ring gives a retry its first
-answer. In memory an outcome is the bytes that a snapshot has.
+answer. In memory an outcome is the bytes that a snapshot has. A producer may also have a note:
+bytes that its client left with OpenProducer, and reads when it opens the producer again.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ OUTCOME_OBJECT_BYTES = 48
 
 # Canonical bytes of a table, in order of the producers' ids, little-endian, without padding:
 #   producer: u16 length of id, id, u64 epoch, u64 last sequence, u16 outcomes
+#   note:     u16 length, note; only if bit 15 of the number of outcomes is set
 #   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 16 B salt,
 #             32 B received hash
 #   reject:   u32 row, u8 reason
 _PRODUCER = struct.Struct("<QQH")
 _OUTCOME = struct.Struct("<QQIIH16s32s")
 _REJECT = struct.Struct("<IB")
+_HAS_NOTE = 1 << 15
 _REJECTS_AT = struct.Struct("<QQII").size
 
 
@@ -78,11 +81,14 @@ class Outcome(NamedTuple):
 class Producer:
     """The published state of one producer."""
 
-    __slots__ = ("_ring", "epoch", "last_sequence")
+    __slots__ = ("_ring", "epoch", "last_sequence", "note")
 
-    def __init__(self, epoch: int = 0, last_sequence: int = 0, ring: Iterable[bytes] = ()) -> None:
+    def __init__(
+        self, epoch: int = 0, last_sequence: int = 0, ring: Iterable[bytes] = (), note: bytes = b""
+    ) -> None:
         self.epoch = epoch
         self.last_sequence = last_sequence
+        self.note = note
         self._ring: deque[bytes] = deque(ring, maxlen=RING)
 
     def outcome(self, sequence: int) -> Outcome | None:
@@ -103,15 +109,16 @@ class Producer:
     @property
     def nbytes(self) -> int:
         """Approximate memory, in bytes."""
-        return PRODUCER_BYTES + sum(OUTCOME_OBJECT_BYTES + len(packed) for packed in self._ring)
+        outcomes = sum(OUTCOME_OBJECT_BYTES + len(packed) for packed in self._ring)
+        return PRODUCER_BYTES + len(self.note) + outcomes
 
-    def freeze(self) -> tuple[int, int, tuple[bytes, ...]]:
-        """(epoch, last sequence, packed outcomes)."""
-        return self.epoch, self.last_sequence, tuple(self._ring)
+    def freeze(self) -> tuple[int, int, tuple[bytes, ...], bytes]:
+        """(epoch, last sequence, packed outcomes, note)."""
+        return self.epoch, self.last_sequence, tuple(self._ring), self.note
 
 
-FrozenProducer = tuple[bytes, int, int, tuple[bytes, ...]]
-"""(id, epoch, last sequence, packed outcomes)."""
+FrozenProducer = tuple[bytes, int, int, tuple[bytes, ...], bytes]
+"""(id, epoch, last sequence, packed outcomes, note)."""
 
 
 class ProducerTable:
@@ -134,11 +141,15 @@ class ProducerTable:
         self._producers[producer_id] = producer
         self.nbytes += producer.nbytes
 
-    def open(self, producer_id: bytes, epoch: int) -> None:
-        """Applies an OPEN_PRODUCER record."""
+    def open(self, producer_id: bytes, epoch: int, note: bytes = b"") -> None:
+        """Applies an OPEN_PRODUCER record. An empty note keeps the present one."""
         if producer_id not in self._producers:
             self.put(producer_id, Producer())
-        self._producers[producer_id].epoch = epoch
+        producer = self._producers[producer_id]
+        producer.epoch = epoch
+        if note:
+            self.nbytes += len(note) - len(producer.note)
+            producer.note = note
 
     def record(self, producer_id: bytes, outcome: Outcome) -> None:
         """Applies the outcome of a batch.
@@ -157,11 +168,12 @@ class ProducerTable:
 def encode(frozen: list[FrozenProducer]) -> bytes:
     """The canonical bytes of a frozen table. Equal tables have equal bytes."""
     parts = []
-    for producer_id, epoch, last_sequence, ring in sorted(frozen):
+    for producer_id, epoch, last_sequence, ring, note in sorted(frozen):
         parts += [
             struct.pack("<H", len(producer_id)),
             producer_id,
-            _PRODUCER.pack(epoch, last_sequence, len(ring)),
+            _PRODUCER.pack(epoch, last_sequence, len(ring) | (_HAS_NOTE if note else 0)),
+            *((struct.pack("<H", len(note)), note) if note else ()),
             *ring,
         ]
     return b"".join(parts)
@@ -186,10 +198,11 @@ def decode(data: bytes) -> ProducerTable:
     while at < len(data):
         producer_id = take(struct.unpack("<H", take(2))[0])
         epoch, last_sequence, count = _PRODUCER.unpack(take(_PRODUCER.size))
+        note = take(struct.unpack("<H", take(2))[0]) if count & _HAS_NOTE else b""
         ring = []
-        for _ in range(count):
+        for _ in range(count & ~_HAS_NOTE):
             head = take(_OUTCOME.size)
             listed = int.from_bytes(head[_REJECTS_AT : _REJECTS_AT + 2], "little")
             ring.append(head + take(listed * _REJECT.size))
-        table.put(producer_id, Producer(epoch, last_sequence, ring))
+        table.put(producer_id, Producer(epoch, last_sequence, ring, note))
     return table

@@ -13,6 +13,7 @@ import grpc
 
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import ColumnError
+from livefactor.wire.limits import NOTE_BYTES_MAX, over
 from livefactor_server.changes import NO_REJECTS, OpenProducerChange
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.submission import Ack, Submission
@@ -41,11 +42,13 @@ def open_producer(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> by
     producer = guards.producer_id(request.producer_id.encode())
     if not producer:
         raise invalid("producer_id: empty")
+    if len(request.note) > NOTE_BYTES_MAX:
+        raise invalid(over("note", NOTE_BYTES_MAX, len(request.note), "bytes"))
     engine = calls.hosting.get(request.model).engine
     replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
     batch = Submission(
-        change=OpenProducerChange(),
-        received_body=b"",
+        change=OpenProducerChange(request.note),
+        received_body=request.note,
         producer=producer,
         epoch=0,
         sequence=0,
@@ -54,9 +57,11 @@ def open_producer(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> by
         reply=replies.put,
     )
     ack = _submit_and_wait(engine, batch, replies, context)
+    opened = engine.state.producers.get(producer)
     return updates_pb2.OpenProducerResponse(
         epoch=ack.epoch,
         last_sequence=ack.last_sequence,
+        note=b"" if opened is None else opened.note,
         position=encode.position(engine.state.lineage, ack.revision),
     ).SerializeToString()
 

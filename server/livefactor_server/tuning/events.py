@@ -12,11 +12,9 @@ import numpy as np
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes.interactions import good_values, good_weights
-from livefactor_server.files.events import Conversion, EventFileError, Rows, header, open_events
+from livefactor_server.files.events import EventFileError, Events, open_file
 from livefactor_server.tuning.progressive import Stream
 from livefactor_server.tuning.rules import RULES
-
-CHUNK_EVENTS = 65_536
 
 USUAL_NAMES = {
     "user_ids": ("user_id", "user"),
@@ -37,14 +35,14 @@ class EventFile:
     Attributes:
         stream: its events, ordered by time.
         names: the column name of each field.
-        places: the line or row of each event of the stream in the file, int64[n].
-        unit: "line" or "row".
+        rows: the number of each event of the stream in the file, int64[n], from 0.
+        place: where a row stands in the file, such as "line 7".
     """
 
     stream: Stream
     names: dict[str, str]
-    places: np.ndarray
-    unit: str
+    rows: np.ndarray
+    place: Callable[[int], str]
 
     @property
     def digest(self) -> str:
@@ -68,8 +66,8 @@ class EventFile:
                 continue
             bad = np.flatnonzero(~good(numbers, spec))
             if bad.size:
-                first = bad[np.argmin(self.places[bad])]
-                where = f"{self.unit} {self.places[first]}, column {self.names[field]}"
+                first = bad[np.argmin(self.rows[bad])]
+                where = f"{self.place(int(self.rows[first]))}, column {self.names[field]}"
                 raise EventFileError(
                     f"{where}: {why} rejects the {field[:-1]} {numbers[first]:g} ({bad.size:,} such rows)"
                 )
@@ -109,17 +107,21 @@ class EventFile:
 def read_events(
     file: Path,
     given: dict[str, str],
-    conversion: Conversion,
+    string_ids: bool = False,
+    secret: bytes = b"",
     on_events: Callable[[int, int], None] = lambda read, total: None,
+    on_kinds: Callable[[str], None] = lambda sentence: None,
 ) -> EventFile:
-    """Reads a csv, csv.gz or parquet file.
+    """Reads a csv or parquet file, which may be compressed.
 
     Args:
         file: the file.
         given: column names by field. A missing field uses a column with a usual name, if there is
             one.
-        conversion: how ids and times are converted.
+        string_ids: read all ids as strings.
+        secret: the key of the hash of ids that are strings.
         on_events: called with (events read, all events or 0).
+        on_kinds: called with a sentence about what a column of ids holds.
 
     A time column orders the events with a stable sort. Without one, the order of the file is used.
 
@@ -127,25 +129,29 @@ def read_events(
         EventFileError: the file is invalid or has no events.
         OSError: the file cannot be opened.
     """
-    names = _columns(header(file), given)
-    total, batches = open_events(file, names, CHUNK_EVENTS)
+    opened = open_file(file)
+    names = _columns(opened.columns, given)
+    events = Events(opened, names, string_ids, on_kinds=on_kinds)
     parts: list[dict[str, np.ndarray]] = []
-    places, unit, read = [np.empty(0, np.int64)], "row", 0
-    for rows in batches:
-        parts.append(conversion.columns(rows))
-        _require_numbers(rows, parts[-1])
-        places.append(np.asarray(rows.places, np.int64))
-        unit, read = rows.unit, read + len(rows)
-        on_events(read, total)
+    read = 0
+    for rows in events:
+        part = {
+            field: rows.keys(field, secret) if field in NEEDED else rows.columns[field] for field in names
+        }
+        _require_numbers(events, rows.first, part)
+        parts.append(part)
+        read += len(rows)
+        on_events(read, events.total)
     if not parts:
         raise EventFileError("the file has no events")
     columns = {field: np.concatenate([part[field] for part in parts]) for field in names}
-    order = np.argsort(columns["times"], kind="stable") if "times" in names else np.arange(read)
+    times = columns["times"].view(np.int64) if "times" in names else None
+    order = np.arange(read) if times is None else np.argsort(times, kind="stable")
     users, items = columns["user_ids"][order], columns["item_ids"][order]
     values = columns["values"][order] if "values" in names else np.ones(read, np.float32)
     weights = columns["weights"][order] if "weights" in names else None
-    times = columns["times"][order] if "times" in names else None
-    return EventFile(Stream(users, items, values, weights, times), names, np.concatenate(places)[order], unit)
+    stream = Stream(users, items, values, weights, None if times is None else times[order])
+    return EventFile(stream, names, order, events.place)
 
 
 def _columns(have: list[str], given: dict[str, str]) -> dict[str, str]:
@@ -161,7 +167,7 @@ def _columns(have: list[str], given: dict[str, str]) -> dict[str, str]:
     return names
 
 
-def _require_numbers(rows: Rows, columns: dict[str, np.ndarray]) -> None:
+def _require_numbers(events: Events, first: int, columns: dict[str, np.ndarray]) -> None:
     for field, expected in (("values", "a finite number"), ("weights", "a finite number above 0")):
         if field not in columns:
             continue
@@ -169,4 +175,5 @@ def _require_numbers(rows: Rows, columns: dict[str, np.ndarray]) -> None:
         if field == "weights":
             bad |= columns[field] <= 0
         if bad.any():
-            raise rows.fault(int(np.argmax(bad)), field, expected)
+            row = int(np.argmax(bad))
+            raise events.fault(first + row, field, f"expected {expected}, got {columns[field][row]:g}")

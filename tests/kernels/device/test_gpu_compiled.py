@@ -1,5 +1,8 @@
-"""Every GPU kernel compiles, for every GPU that is supported, without one: no driver, no nvcc. Nothing in them is
-contracted or flushed, and none takes more registers than it took (benchmarks/registers.json)."""
+"""Every GPU kernel compiles for every supported GPU, without a GPU, a driver or nvcc.
+
+No operation is contracted, and no subnormal is flushed. No kernel takes more registers than
+`benchmarks/registers.json` allows.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,9 @@ def assert_within_registers(compiled: dict[str, str], target: tuple[int, int]) -
 
 
 def test_every_kernel_compiles_within_its_registers(compiled, target) -> None:
-    """A kernel that needs fewer is written down again: `python tests/kernels/device/test_gpu_compiled.py`."""
+    """If a kernel needs fewer registers, write the file again: `python
+    tests/kernels/device/test_gpu_compiled.py`.
+    """
     assert_within_registers(compiled, target)
 
 
@@ -81,7 +86,7 @@ def test_every_loss_compiles_for_every_target_within_its_registers(target) -> No
 
 
 def test_ptx_is_no_newer_than_cuda_13_0(compiled, target) -> None:
-    """Drivers of CUDA 13.0 refuse a later one."""
+    """Drivers of CUDA 13.0 refuse a later version."""
     for name, ptx in compiled.items():
         version = re.search(r"^\.version (\d+)\.(\d+)", ptx, re.M)
         assert version is not None and (int(version[1]), int(version[2])) <= (9, 0), name
@@ -89,13 +94,14 @@ def test_ptx_is_no_newer_than_cuda_13_0(compiled, target) -> None:
 
 
 def test_every_operation_is_rounded_once(compiled) -> None:
-    """What has no `.rn` may be contracted later, and `.ftz` flushes subnormals."""
+    """An operation without `.rn` may be contracted later, and `.ftz` flushes subnormals."""
     for name, ptx in compiled.items():
         floats = set(
             re.findall(r"\b(?:fma|mad|add|sub|mul|div|rcp|sqrt|rsqrt|ex2|lg2)\.\S*f(?:32|64)\b", ptx)
         )
         allowed = {"add.rn.f32", "sub.rn.f32", "mul.rn.f32", "div.rn.f32", "rcp.rn.f32", "sqrt.rn.f32"}
-        if name.startswith(("solve", "gram")) or "evidence" in name:  # Gram matrices, sums of squared errors
+        # These have Gram matrices or sums of squared errors.
+        if name.startswith(("solve", "gram")) or "evidence" in name:
             allowed |= {"add.rn.f64", "mul.rn.f64"}
         assert floats <= allowed, name
         assert ".f64" not in ptx or allowed & floats & {"add.rn.f64", "mul.rn.f64"}, name
@@ -105,17 +111,19 @@ def test_every_operation_is_rounded_once(compiled) -> None:
         if name.endswith(("_users", "_items", "_walk", "_together", "_step", "_lanes")):
             assert {"add.rn.f32", "mul.rn.f32"} <= floats, name
         if name.endswith(("_walk", "_together", "_step", "_lanes")):
-            assert "sqrt.rn.f32" in floats, name  # AdaGrad's root
+            # AdaGrad takes a square root.
+            assert "sqrt.rn.f32" in floats, name
 
 
 def test_narrow_factors_are_half_as_many_bytes(compiled) -> None:
-    """Loads and stores of 16 bits; float16 is widened by the one instruction for it, which is exact."""
+    """Narrow factors are loaded and stored as 16 bits. One exact instruction widens float16."""
     for name, ptx in compiled.items():
         kind = "float16" if name.startswith("rival_float16") else name.split("_")[0]
         loads, stores = (bool(re.search(rf"\b{verb}(?:\.global)?\.[bsu]16\b", ptx)) for verb in ("ld", "st"))
         narrow = kind in ("float16", "bfloat16")
         if name.endswith("_record") or re.match("named|softmax_(?!negatives)", name):
-            continue  # they load 16 bits of keys, an event's number
+            # These load 16 bits of keys, which are an event's number.
+            continue
         assert loads == (narrow and not name.endswith("init")), name
         stepped = name.endswith(("init", "step", "walk", "together", "gather", "save", "hogwild"))
         assert stores == (narrow and stepped), name
@@ -141,7 +149,8 @@ def test_kernels_use_no_float_atomics_and_call_nothing(compiled) -> None:
         assert all(re.search(r"\.(?:cas\.b32|add\.[us]32)$", atomic) for atomic in atomics), name
         assert bool(atomics) == name.endswith("save"), name
         called = set(re.findall(r"\.func .*?(\w+)\n", ptx))
-        barrier = {"cudaCGGetIntrinsicHandle", "cudaCGSynchronize"}  # over the grid, of CUDA's device runtime
+        # The barrier of the grid is in CUDA's device runtime.
+        barrier = {"cudaCGGetIntrinsicHandle", "cudaCGSynchronize"}
         assert called == (barrier if name.endswith("_together") else set()), name
 
 
@@ -152,7 +161,7 @@ def test_kernels_carry_the_projects_name(compiled) -> None:
 
 
 def test_a_plain_product_and_sum_would_be_contracted() -> None:
-    """The test of rounding sees what it looks for: without our lowering, NVVM fuses."""
+    """The test of rounding can fail: without the lowering of this project, NVVM fuses."""
     from numba import types
 
     from livefactor_kernels.device.warp import cuda

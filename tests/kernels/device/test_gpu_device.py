@@ -1,5 +1,6 @@
-"""What only a GPU can show: the golden digests, any launch shape, memory that grows in place, models beside each
-other."""
+"""Tests that need a GPU: golden digests, any launch shape, memory that grows in place, several
+models.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured on a GPU measures what it says; in the simulator, at sizes that say nothing of speed."""
+"""The measurements on a GPU measure what they claim. The simulator runs them at tiny sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # benchmarks are in no package that is installed
+# The benchmarks are not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from benchmarks.gpu import figures, served
 from benchmarks.gpu.rivals import HogwildModel, RowBlockModel
 
@@ -33,7 +34,8 @@ def test_one_block_a_row_gives_the_bits_while_rows_are_short() -> None:
     for model in (rival, judge):
         push_random(model, np.random.default_rng(1), 11, 5, 4)
     assert differences(rival, judge) == []
-    assert rival._rule._totals is not None  # its own kernels did it
+    # The rival's own kernels have learned.
+    assert rival._rule._totals is not None
 
 
 def test_hogwild_learns_what_the_reference_does_where_nothing_races() -> None:
@@ -41,7 +43,8 @@ def test_hogwild_learns_what_the_reference_does_where_nothing_races() -> None:
     rival, judge = HogwildModel(spec), ReferenceModel(spec)
     for model in (rival, judge):
         push(model, [1, 2, 3], [4, 5, 6], [1.0, 2.0, 3.0])
-    for side in (0, 1):  # a warp adds up a dot in an order of its own
+    # A warp sums a dot product in another order.
+    for side in (0, 1):
         for name, view in judge.sections(side, 3).items():
             np.testing.assert_allclose(rival.sections(side, 3)[name], view, rtol=1e-5)
 
@@ -54,11 +57,12 @@ def test_every_part_gives_its_figures(part) -> None:
     found = part(SIZES)
     assert found and all(value is None or value > 0 for value in found.values())
     assert found.get("gpu_digests_equal", 1.0) == 1.0
-    assert found.get("gpu_ordered_3_launches_a_record", 4.0) == 4.0  # so few are walked over in one launch
+    # A record with few micro-batches takes one launch.
+    assert found.get("gpu_ordered_3_launches_a_record", 4.0) == 4.0
 
 
 class _Event:
-    """What CuPy has for times on a stream."""
+    """The part of CuPy that measures times on a stream."""
 
     def record(self, _stream: object) -> None:
         self.time = time.perf_counter()

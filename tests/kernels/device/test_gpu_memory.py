@@ -1,4 +1,4 @@
-"""Arrays that grow in place on a GPU: the calls to the driver, against a driver that keeps the books."""
+"""Arrays that grow in place on a GPU: their calls to a driver that checks each call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ PIECE = 2 << 20
 
 
 class Driver:
-    """Addresses, memory and mappings of a GPU of `total` bytes; every misuse is an assertion."""
+    """Addresses, memory and mappings of a GPU with `total` bytes. It asserts that each call is
+    correct.
+    """
 
     CUresult = real.CUresult
     CUmemAllocationProp = real.CUmemAllocationProp
@@ -86,7 +88,7 @@ class Driver:
 
 
 class Stream:
-    """Counts how often somebody waited for it."""
+    """An event that counts the waits."""
 
     waits = 0
 
@@ -119,12 +121,14 @@ def test_it_grows_in_place_by_whole_pieces(driver) -> None:
     array = mapped(100 * PIECE // 4)
     base = array.buffer.pointer[0]
     assert array.buffer.pointer == (base, 100 * PIECE, 3, 0) and array.buffer.shape == (100 * PIECE // 4,)
-    assert array.mapped == driver.taken == PIECE  # so that the address is one that the driver knows
+    # The driver then knows the address.
+    assert array.mapped == driver.taken == PIECE
     assert array.missing(PIECE) == 0 and array.missing(PIECE + 1) == PIECE
     assert array.grow(10 * PIECE - 5)
     assert array.mapped == 10 * PIECE and array.missing(10 * PIECE) == 0
     assert array.grow(10 * PIECE + 1)
-    assert array.mapped == 13 * PIECE  # some ahead: each growth is a call or four
+    # Memory is mapped ahead, because each growth takes one to four calls.
+    assert array.mapped == 13 * PIECE
     assert sorted(driver.mapped) == sorted(driver.readable)
     assert min(driver.mapped) == base and sum(driver.mapped.values()) == array.mapped
     assert array.buffer.pointer[0] == base
@@ -133,7 +137,8 @@ def test_it_grows_in_place_by_whole_pieces(driver) -> None:
 def test_it_takes_what_is_there_and_refuses_more(driver) -> None:
     array = mapped(200 * PIECE // 4)
     assert array.grow(60 * PIECE)
-    assert array.grow(62 * PIECE)  # there is no room for a quarter more, but for this
+    # There is no memory for a quarter more, but there is for this.
+    assert array.grow(62 * PIECE)
     assert not array.grow(65 * PIECE)
     assert array.mapped == driver.taken == 62 * PIECE
     assert array.grow(64 * PIECE)

@@ -1,5 +1,8 @@
-"""The GPU backend against the reference, to the bit. On a GPU where one is; the simulator runs the same tests
-(`test_gpu_simulated.py`), which is why they are so small."""
+"""The GPU backend against the reference, bit by bit.
+
+The tests run on a GPU if there is one. They are small, because the simulator runs them, too
+(`test_gpu_simulated.py`).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ LOSSES = ((Loss.SQUARED, 0), (Loss.LOGISTIC, 0), (Loss.LOGISTIC, 3), (Loss.BPR, 
 @pytest.mark.parametrize("kind", [SGD, ADAGRAD])
 @pytest.mark.parametrize(("loss", "negatives"), LOSSES)
 def test_it_learns_what_the_reference_learns(loss, negatives, kind, batch, walk) -> None:
-    """Growing tables, explicit zeros, repeated rows and hot ones; a last micro-batch that is short."""
+    """Growing tables, explicit zeros, repeated rows, hot rows, and a short last micro-batch."""
     spec = make_spec(loss, kind, k=20, negatives=negatives, micro_batch=batch, hot_row_events=1.5)
     models = pair(spec, walk)
     for turn, events in enumerate((EVENTS, EVENTS // 2)):
@@ -44,7 +47,7 @@ def test_it_learns_what_the_reference_learns(loss, negatives, kind, batch, walk)
 @pytest.mark.parametrize("walk", [WALK, LAUNCHES], ids=["walk", "launches"])
 @pytest.mark.parametrize(("loss", "negatives", "events"), [(Loss.SQUARED, 0, 70), (Loss.BPR, 16, 5)])
 def test_rows_of_several_chunks(loss, negatives, events, walk) -> None:
-    """One user and one item in every event: their sums take more than two chunks."""
+    """One user and one item have all events, so their sums take more than two chunks."""
     models = pair(make_spec(loss, ADAGRAD, k=1, negatives=negatives, micro_batch=100), walk)
     for model in models:
         push(model, range(3), range(3))
@@ -53,7 +56,7 @@ def test_rows_of_several_chunks(loss, negatives, events, walk) -> None:
 
 
 def test_a_row_of_many_chunks_is_summed_in_order() -> None:
-    """More chunk sums than are loaded at once (`cuda_micro_batch`)."""
+    """A row has more chunk sums than a thread loads at once (`sgd/cuda_micro_batch.py`)."""
     models = pair(make_spec(Loss.SQUARED, k=1, micro_batch=400, hot_row_events=1e6), LAUNCHES)
     events = 32 * 9 + 1
     for model in models:
@@ -81,7 +84,9 @@ def test_a_record_of_several_spans(loss, negatives, monkeypatch) -> None:
 
 
 def test_the_launches_of_a_micro_batch_are_three() -> None:
-    """Beside those that order a record's occurrences: three, and one for its new rows."""
+    """A record takes three launches and one for its new rows, in addition to those that order its
+    occurrences.
+    """
     model = CudaModel(make_spec(Loss.LOGISTIC, negatives=1, micro_batch=2), walk_entries_max=LAUNCHES)
     push(model, [1, 2, 3, 4], [1, 2, 1, 2])
     before = model.device.launches
@@ -94,7 +99,9 @@ def test_the_launches_of_a_micro_batch_are_three() -> None:
 
 @pytest.mark.parametrize(("loss", "negatives"), LOSSES)
 def test_kernels_are_compiled_by_a_small_model(loss, negatives) -> None:
-    """Every launch of updates and reads happens once; on a GPU the models of a kind compile no more then."""
+    """A small model launches every kernel of updates and reads once. Other models of its kind then
+    compile nothing on a GPU.
+    """
     compile_kernels = cuda._compile_kernels.__wrapped__
     assert compile_kernels(cuda._kind_of(make_spec(loss, ADAGRAD, negatives=negatives))) > 20
 
@@ -113,7 +120,8 @@ def test_an_empty_record_moves_only_the_revision() -> None:
     push(model, [1], [2], [3.0])
     before = copy_state(model)
     push(model, [], [], [])
-    model.users.allocate(np.array([77], np.uint64))  # allocated ahead of what is published
+    # The row is allocated before it is published.
+    model.users.allocate(np.array([77], np.uint64))
     assert (model.revision, model.published) == (2, (1, 1))
     assert unlike(copy_state(model), before) == []
     model.advance(10, 2, 1)
@@ -134,7 +142,9 @@ def test_bpr_with_one_item_changes_nothing() -> None:
 @pytest.mark.parametrize("walk", [WALK, LAUNCHES], ids=["walk", "launches"])
 @pytest.mark.parametrize(("loss", "negatives"), [(Loss.SQUARED, 0), (Loss.BPR, 2)])
 def test_it_replays_what_the_reference_replays(loss, negatives, walk) -> None:
-    """Micro-batches of fresh and replayed events, beside histories, and a pin that sees none of it."""
+    """Micro-batches of fresh and replayed events, with histories, and with a pin that sees none of
+    them.
+    """
     spec = make_spec(
         loss, k=20, negatives=negatives, micro_batch=4, replay=Replay(6, 0.75), history=History(16, 16)
     )
@@ -211,7 +221,8 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it() -> None:
         for each in (model, judge):
             push_random(each, np.random.default_rng(7), 4, 8, 9)
         with model.pin() as second, model.pin() as third, judge.pin() as of_second:
-            assert len(model.pins.frozen) == 2  # pins of one revision share their copies
+            # Pins of one revision share their copies.
+            assert len(model.pins.frozen) == 2
             for each in (model, judge):
                 push_random(each, np.random.default_rng(8), 4, 9, 9)
             assert (first.revision, second.revision, model.revision) == (1, 2, 3)
@@ -222,11 +233,13 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it() -> None:
         second.release()
         assert unlike(read_pin(first, 20), read_pin(of_first, 20)) == []
     assert model.pins.frozen == []
-    assert_same(model, judge)  # what was pinned meanwhile changes no bit
+    # The pins have changed no bit.
+    assert_same(model, judge)
 
 
 def test_equal_scores_are_ordered_by_key(monkeypatch) -> None:
-    monkeypatch.setattr(cuda_top_k, "SCORES_AT_ONCE", 16)  # a few users at a time
+    # The device scores a few users at a time.
+    monkeypatch.setattr(cuda_top_k, "SCORES_AT_ONCE", 16)
     model = CudaModel(make_spec(Loss.SQUARED, init_scale=0.0))
     push(model, [1], [9], [0.0])
     model.items.allocate(np.array([3, 7, 5, 1], np.uint64))
@@ -237,18 +250,22 @@ def test_equal_scores_are_ordered_by_key(monkeypatch) -> None:
         assert model.items.keys[rows].tolist() == [1, 3, 5] * 5
         assert offsets.tolist() == [0, 3, 6, 9, 12, 15] and not scores.any()
         rows, scores, offsets = pin.top_k(*users, 3, np.arange(5, dtype=np.uint32))
-        assert (rows.size, scores.size, offsets.tolist()) == (0, 0, [0] * 6)  # all are left out
+        # All items are excluded.
+        assert (rows.size, scores.size, offsets.tolist()) == (0, 0, [0] * 6)
 
 
 def test_the_writer_waits_for_room_until_a_pin_is_released() -> None:
     model = CudaModel(make_spec(Loss.SQUARED, micro_batch=20))
     model.pins.rows_max = 5
     push(model, range(8), range(8), [1.0] * 8)
-    assert model.pins.wait_for_room(10_000, timeout=0)  # nobody looks
+    # There is no pin.
+    assert model.pins.wait_for_room(10_000, timeout=0)
     pin = model.pin()
-    assert model.pins.wait_for_room(10_000, timeout=0)  # larger than the cap, but there are no copies yet
+    # The number is above the cap, but there are no copies yet.
+    assert model.pins.wait_for_room(10_000, timeout=0)
     push(model, [1, 1, 1, 1], [2, 2, 2, 2], [1.0] * 4)
-    assert model.pins.wait_for_room(4, timeout=0)  # one copy: rows may have been named more than once
+    # There is one copy, because a row is copied once.
+    assert model.pins.wait_for_room(4, timeout=0)
     push(model, [1, 2, 3, 4], [1, 2, 3, 4], [1.0] * 4)
     assert not model.pins.wait_for_room(4, timeout=0.01)
     pin.release()
@@ -262,7 +279,8 @@ def test_memory_has_a_limit() -> None:
     assert model.reserve(10, 10) and model.reserve(3, 3)
     assert model.users.row_bytes == 8 + 2 * (64 + 4)
     push(model, range(5), range(5), [0.0] * 5)
-    if SIMULATED:  # on a device the smallest piece of memory holds more rows than the spec allows
+    # On a GPU the smallest piece of memory has more rows than the spec allows.
+    if SIMULATED:
         assert not model.reserve(30, 10)
         before = copy_state(model)
         with pytest.raises(MemoryError, match="too little memory"):

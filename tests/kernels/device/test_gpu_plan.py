@@ -1,4 +1,6 @@
-"""What the GPU backend decides on the host: the spans of a record, and the buffers that its columns cross in."""
+"""The host's part of the GPU backend: the spans of a record, and the buffers that carry its
+columns.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def test_spans_are_whole_micro_batches_and_cover_a_record(monkeypatch) -> None:
     }
     assert [(span.users_at, span.means_at) for span in found] == [(0, 4)] * 3
     (only,) = spans(make_spec(Loss.SQUARED, micro_batch=1000), 300)
-    assert (only.events, only.batches) == (300, 1)  # a micro-batch is never cut
+    # A micro-batch is never cut.
+    assert (only.events, only.batches) == (300, 1)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_a_record_that_can_change_nothing_has_no_span() -> None:
 
 
 class CountingDevice(SimulatedDevice):
-    """Where two records are under way at most, a third one waits for the first."""
+    """If at most two records are in flight, a third one waits for the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +110,8 @@ def test_pieces_are_whole_micro_batches_and_their_keys_fit(events, batch) -> Non
     assert [piece.first for piece in pieces] == np.cumsum([0, *(p.events for p in pieces)])[:-1].tolist()
     assert sum(piece.events for piece in pieces) == events
     assert all(piece.events % batch == 0 for piece in pieces[:-1])
-    for piece in pieces:  # keys: micro-batch, 32 bits of row, event
+    # A key has the micro-batch, 32 bits of row, and the event.
+    for piece in pieces:
         assert 0 < piece.events <= 1 << 16
         assert -(-piece.events // batch) << (32 + 16) <= 1 << 63
 

@@ -1,4 +1,6 @@
-"""The GPU without memory to spare: a record that was let in is learned, a read is refused, nothing is half done."""
+"""A GPU without free memory: an admitted record is learned, a read is refused, and nothing is half
+done.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,13 @@ from synthetic import LOSSES, copy_state, make_spec, push, push_random, read_pin
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 
 RECORD = 12
-"""Events of the largest record here; `RECORD_EVENTS_MAX` would take the simulator an hour."""
+"""Events of the largest record in these tests. `RECORD_EVENTS_MAX` would take the simulator an
+hour.
+"""
 
 
 class ScarceDevice(SimulatedDevice if SIMULATED else CudaDevice):
-    """Gives out no memory once `left` requests have been granted."""
+    """A device that gives no memory after `left` more requests."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +52,7 @@ class ScarceDevice(SimulatedDevice if SIMULATED else CudaDevice):
 
 @pytest.fixture
 def device(monkeypatch) -> ScarceDevice:
-    """What every model of a test is on."""
+    """The device of all models in a test."""
     for module in (cuda, cuda_scratch):
         monkeypatch.setattr(module, "RECORD_EVENTS_MAX", RECORD)
     monkeypatch.setattr(cuda_pins, "_SAVED_ROWS_MIN", 1)
@@ -134,13 +138,15 @@ def test_a_device_without_memory_for_a_record_holds_no_model(device, spec) -> No
 def test_pins_have_room_for_what_the_writer_was_let_through_for(device) -> None:
     model, judge = taught(make_spec(Loss.BPR, negatives=2, micro_batch=8))
     assert model.pins.wait_for_room(4)
-    with model.pin() as pin, judge.pin() as expected:  # after the writer was let through
+    # The writer has room already.
+    with model.pin() as pin, judge.pin() as expected:
         device.left = 0
         for each in (model, judge):
             push_random(each, np.random.default_rng(1), 4, 6, 7)
         assert not model.pins.wait_for_room(4, timeout=0.01)
         before = copy_state(judge)
-        with pytest.raises(MemoryError, match="full"):  # nobody waited: refused, before anything is changed
+        # Without a wait for room the record is refused before anything changes.
+        with pytest.raises(MemoryError, match="full"):
             push_random(model, np.random.default_rng(2), 4, 6, 7)
         assert model.revision == judge.revision
         device.left = 1_000_000
@@ -166,7 +172,8 @@ def test_a_pin_without_memory_is_refused_and_leaves_nothing(device, spec) -> Non
         assert used > 6
         left = device.left
         with model.pin():
-            assert device.left == left  # pins of one revision share their copies
+            # Pins of one revision share their copies.
+            assert device.left == left
     for left in range(used):
         device.left = left
         with pytest.raises(MemoryError, match="full"):

@@ -1,4 +1,6 @@
-"""A log that a GPU served is replayed and verified on a CPU, and its snapshot goes on there (and the other way)."""
+"""A CPU replays and verifies the log of a GPU and goes on from its snapshot. A GPU does the same
+with a CPU's.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,16 @@ SMALL = {
     "clicks": {"k": 4, "micro_batch": 2, "limits": LIMITS},
     "ratings_sgd": {"k": 16, "micro_batch": 2, "limits": LIMITS, "adaptive_rate": {"window": 16}},
 }
-"""Presets, made small: the simulator copies some tables whole, the addresses that are held as well."""
+"""Presets with small tables, because the simulator copies whole tables, also reserved addresses."""
 
 
 def serve(
     folder: Path, preset: str, backend: str, users: list[int], items: list[int]
 ) -> tuple[bytes, list[float], str]:
-    """Start, learn, stop with a snapshot: (root hash, scores, backend that the model's description names)."""
+    """Starts a server, learns, and stops with a snapshot.
+
+    Returns the root hash, scores, and the backend in the model's description.
+    """
     server = EmbeddedServer("clicks_sgd", folder, backend=backend)
     channel = open_channel(server.target)
     try:
@@ -54,7 +59,8 @@ def test_a_log_of_one_backend_is_the_others_state(tmp_path, preset) -> None:
         assert report.root_hash == first and report.good and report.snapshots, backend
     second, _, name = serve(tmp_path, preset, "cpu", [1, 9], [4, 8])
     assert name == "cpu" and second != first
-    third, scores, _ = serve(tmp_path, preset, "cuda", [2, 9], [4, 8])  # from the CPU's snapshot
+    # It starts from the snapshot of the CPU.
+    third, scores, _ = serve(tmp_path, preset, "cuda", [2, 9], [4, 8])
     report = replay_model(tmp_path / "models" / MODEL, "cpu")
     assert report.root_hash == third and report.good
     assert len(scores) == 3 and scores[0] != scores[1]

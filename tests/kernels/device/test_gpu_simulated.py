@@ -18,12 +18,12 @@ GROUPS = (
     ("device/test_gpu_model.py", "numbers/test_gpu_narrow.py", "device/test_gpu_room.py"),
     ("optimizers/test_gpu_optimizers.py", "solve/test_gpu_solve.py", "softmax/test_gpu_softmax.py"),
 )
-"""A process runs each. Workers of a test run share them."""
+"""The files of each process. The workers of a test run share the processes."""
 LONG = ("device/test_gpu_served.py", "device/test_gpu_figures.py")
 
 
 def check_in_simulator(files: tuple[str, ...], marks: str) -> None:
-    """Run the tests of some files; all that are chosen must pass, and none may be skipped."""
+    """Runs the tests of some files. All selected tests must pass, and none may be skipped."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks]
     done = subprocess.run(
         [*command, *(str(KERNELS / file) for file in files)], cwd=KERNELS.parents[1], text=True, check=False,

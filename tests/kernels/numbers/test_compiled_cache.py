@@ -1,4 +1,6 @@
-"""The cache of compiled kernels on disk: never old code, shared by processes, and a place for it everywhere."""
+"""The cache of compiled kernels on disk: it has no old code, processes share it, and it always
+finds a folder.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ results["numbers"] = table.factors[:3].view(np.uint16).tolist()
 results["judging"] = judged_records(7, 0.5, np.arange(1, 65, dtype=np.uint64)).tolist()
 print(json.dumps(results))
 """
-"""What small calls of kernels of several rooms give, as JSON."""
+"""Results of small calls of kernels from several rooms, as JSON."""
 
 EDITS = {
     "optimizers/sgd.py": [("    return clamp(x - rate * g, ", "    return clamp(x + rate * g, ")],
@@ -100,7 +102,7 @@ def added(number):
 
 
 def run(script: str, *paths: Path, arguments: tuple[str, ...] = (), **variables: str) -> str:
-    """What a script prints in a process of its own, which finds modules in `paths` first."""
+    """The output of a script in its own process, which finds modules in `paths` first."""
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env=environment(*paths, **variables),
@@ -136,7 +138,9 @@ def test_an_edit_of_an_inlined_function_is_in_the_next_process_s_results(tmp_pat
 
 
 def test_processes_that_compile_variants_at_once_find_their_own_later(tmp_path) -> None:
-    """They share one cache, and a kernel's variants differ in nothing but a value of its closure."""
+    """The processes share one cache. The variants of a kernel differ only in a value of its
+    closure.
+    """
     (tmp_path / "variants.py").write_text(VARIANTS_MODULE)
     numbers = [str(number) for number in range(8)]
     writers = [

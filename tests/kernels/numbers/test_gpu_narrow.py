@@ -1,4 +1,6 @@
-"""Narrow factors on the GPU backend against the reference, to the bit (on a GPU where one is, and in the simulator)."""
+"""Narrow factors on the GPU backend against the reference, bit by bit, on a GPU or in the
+simulator.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ def livefactor_round_kernel(values, words, factors) -> None:
 
 
 def sample(numbers: np.ndarray) -> np.ndarray:
-    """As many of them as there is time for."""
+    """All cases on a GPU, and some of them in the simulator."""
     return numbers[np.linspace(0, len(numbers) - 1, min(NUMBERS, len(numbers))).astype(int)]
 
 
@@ -74,7 +76,7 @@ def test_every_number_is_rounded_as_the_host_rounds_it(dtype) -> None:
 
 
 def check_learning(dtype, loss, negatives, kind, batch, walk) -> None:
-    """Growing tables, records of several micro-batches, factors of every size."""
+    """Growing tables, records of several micro-batches, and factors of every size."""
     for init_scale in (1.0, 1e-5):
         spec = make_spec(
             loss, kind, k=20, negatives=negatives, micro_batch=batch, hot_row_events=1.5, factor_dtype=dtype,
@@ -121,7 +123,7 @@ def test_the_golden_digests(name) -> None:
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_micro_batches_are_numbered_within_their_record(dtype, monkeypatch) -> None:
-    """Whatever the spans are: two records, the second of several spans."""
+    """Two records. The second one has several spans."""
     monkeypatch.setattr(cuda_plan, "SPAN_ENTRIES", 24)
     models = pair(make_spec(Loss.SQUARED, micro_batch=2, factor_dtype=dtype), LAUNCHES)
     for turn, events in enumerate((3, 17)):
@@ -148,7 +150,7 @@ def test_extreme_inputs_stay_finite(loss, dtype) -> None:
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_it_reads_what_the_reference_reads(dtype, monkeypatch) -> None:
-    """Live and as of a pin, while updates go on; the matrix product takes a few rows at a time."""
+    """Reads live and through a pin during updates. A matrix product takes a few rows at a time."""
     monkeypatch.setattr(cuda_top_k, "WIDENED_AT_ONCE", 96)
     spec = make_spec(Loss.LOGISTIC, ADAGRAD, k=20, negatives=1, micro_batch=14, factor_dtype=dtype)
     model, judge = pair(spec)
@@ -184,7 +186,8 @@ def test_a_narrow_factor_takes_two_bytes() -> None:
         assert model.reserve(40, 40)
         factors = model.users.arrays["factors"]
         assert factors.buffer.array.nbytes == model.spec.limits.users_max * 64 * 2
-        if SIMULATED:  # a device maps whole pieces
+        # A GPU maps whole pieces.
+        if SIMULATED:
             assert factors.mapped == 40 * 64 * 2
         assert unlike(copy_state(model), before) == []
 

@@ -1,4 +1,4 @@
-"""Vec16: the operators, loads and stores, the order of the tree, and the same code for one float32."""
+"""Vec16: operators, loads, stores, the order of the tree, and the same code for one float32."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ rows = st.lists(finite, min_size=16, max_size=16).map(lambda values: np.array(va
 
 @inlined
 def formula(x, y, s):
-    """Every operation there is, mixed with a float32 on both sides."""
+    """All operators, with a float32 on either side."""
     t = (x + y) * s - (s - x) / (root(y * y) + F(0.5))
     return clamp(t - s * y + x / F(3.0), F(1000.0))
 
@@ -59,7 +59,8 @@ def memory() -> np.ndarray:
 def test_vector_scalar_and_numpy_give_the_same_bits(memory, x, y, s) -> None:
     memory[0], memory[1], s = x, y, F(s)
     dot = vector_formula(*(address_of(row) for row in memory[:3]), s)
-    expected = formula(x, y, s)  # plain Python on arrays
+    # The formula in Python, on arrays.
+    expected = formula(x, y, s)
     assert expected.dtype == np.float32
     assert memory[2].tobytes() == expected.tobytes()
     one_by_one = np.array([scalar_formula(a, b, s) for a, b in zip(x, y, strict=True)], np.float32)

@@ -1,4 +1,6 @@
-"""Factors of 16 bits: exact widening, stochastic rounding, and the same bits from arrays, scalars and lanes."""
+"""Factors of 16 bits: exact widening, stochastic rounding, equal bits for arrays, scalars and
+lanes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ WORDS = st.integers(0, 2**32 - 1)
 
 
 def representable(dtype: FactorDtype) -> np.ndarray:
-    """Every finite number of a narrow type that a factor may be, as stored: of bfloat16 one step past the most, too."""
+    """All finite values of a factor in a narrow type, as stored.
+
+    For bfloat16 it includes the step after the maximum.
+    """
     bits = np.arange(1 << 16, dtype=np.uint16).view(narrow.array_dtype(dtype))
     values = narrow.widened(bits)
     with np.errstate(invalid="ignore"):
@@ -30,14 +35,14 @@ def representable(dtype: FactorDtype) -> np.ndarray:
 
 
 def rounded(dtype: FactorDtype, values, noise) -> np.ndarray:
-    """Rounded and widened again, float64."""
+    """The values after rounding and widening, float64."""
     values = np.asarray(values, F)
     noise = np.broadcast_to(np.asarray(noise, U), values.shape)
     return narrow.widened(narrow.rounded(dtype, values, noise)).astype(np.float64)
 
 
 def factors(dtype: FactorDtype):
-    """float32 of every size down to zero."""
+    """float32 values of every magnitude, also 0."""
     signs, most = st.sampled_from([-1.0, 1.0]), np.log2(MOST[dtype])
     sizes = st.floats(-60.0, float(most)).map(lambda power: 2.0**power)
     return st.tuples(signs, sizes).map(lambda pair: F(pair[0] * pair[1])) | st.just(F(0.0))
@@ -103,7 +108,9 @@ def test_rounding_is_monotone_and_symmetric(dtype, data, noise) -> None:
 @pytest.mark.parametrize("dtype", NARROW)
 @given(data=st.data())
 def test_the_mean_over_all_noise_is_the_number_itself(dtype, data) -> None:
-    """Exact for what has no bits below the noise; float16: from 2**-21 on."""
+    """Rounding is unbiased for values without bits below the noise. For float16 these are values
+    from 2**-21 on.
+    """
     power = data.draw(st.integers(-20 if dtype == FactorDtype.FLOAT16 else -60, 14))
     x = np.ldexp(F(data.draw(st.integers(1 << 23, (1 << 24) - 1))), power - 24)
     assert x.dtype == F
@@ -127,14 +134,15 @@ def test_float16_loses_less_than_2_to_the_minus_44_of_what_is_tiny(power) -> Non
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_draws_of_rows_and_columns_are_unbiased_and_do_not_repeat(dtype) -> None:
-    """As a model draws them: a word for each of 4,000 steps, 64 columns each."""
+    """Words as a model draws them: 4,000 steps with one word each, and 64 columns."""
     words = np.array([rounding_word(U(5), U(n // 7), U(n % 7), U(n % 2), U(n % 13)) for n in range(4000)], U)
     assert np.unique(words).size > 3990
     noise = column_word(words[:, None], np.arange(64, dtype=U)[None, :])
     x = F(0.7371)
     results = rounded(dtype, np.full(noise.shape, x), noise)
     step = results.max() - results.min()
-    share = (float(x) - results.min()) / step  # rounded up so often
+    # The share of values that are rounded up.
+    share = (float(x) - results.min()) / step
     deviation = np.sqrt(share * (1.0 - share))
     assert results.mean() == pytest.approx(float(x), abs=5 * step * deviation / np.sqrt(noise.size))
     assert np.abs((results - x).mean(axis=0)).max() < 5 * step * deviation / np.sqrt(4000)
@@ -174,7 +182,9 @@ def _round_one_by_one(values, noise, float16, halves, brains, widened):
 
 @njit(error_model="numpy")
 def _round_in_lanes(source, target, column, word, widened):
-    """The second sixteen factors of `source` (float32) to those of `target`, and widened from there."""
+    """Stores the second sixteen factors of `source` (float32) in `target`, and widens them from
+    there.
+    """
     narrow.prefetch_factors(target, U(64), U(1))
     narrow.store_factors(target, U(64), narrow.load_factors(source, U(64)), column, word)
     store16(widened.address, narrow.load_factors(target, U(64)), U(64))
@@ -186,7 +196,7 @@ def _widen_in_lanes(source, target):
 
 
 def test_every_float16_is_widened_alike_in_lanes() -> None:
-    """By the CPU's own instruction where there is one, and by arithmetic."""
+    """Widening by the instruction of the CPU, if it has one, and by arithmetic."""
     bits, wide = reserve((2, 16), np.float16), reserve((2, 16), F)
     source, target = narrow.factors_of(bits), narrow.factors_of(wide)
     other = reserve((2, 16), np.float16)

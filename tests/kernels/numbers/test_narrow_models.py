@@ -1,4 +1,4 @@
-"""Models with narrow factors: the reference's bits, and what their rounding depends on."""
+"""Models with narrow factors: the bits of the reference, and the inputs of their rounding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ NARROW = [FactorDtype.FLOAT16, FactorDtype.BFLOAT16]
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_what_is_rounded_depends_on_the_revision_and_the_number_in_the_record(dtype) -> None:
-    """The same events on the same rows, later: without negatives only the rounding can differ."""
+    """The same events on the same rows, in a later record. Without negatives only the rounding
+    differs.
+    """
     spec = make_spec(Loss.SQUARED, factor_dtype=dtype)
     first, second = create_backend("cpu", spec), create_backend("cpu", spec)
     second.advance(5)
@@ -21,7 +23,9 @@ def test_what_is_rounded_depends_on_the_revision_and_the_number_in_the_record(dt
         push(model, [1, 2], [3, 4], [1.0, 2.0])
     assert set(differences(first, second)) == {"users.factors", "items.factors"}
     one, other = create_backend("cpu", spec), create_backend("cpu", spec)
-    push(one, [1, 1], [3, 3], [1.0, 1.0])  # one record, numbers 0 and 1
-    push(other, [1], [3], [1.0])  # two records, number 0 both times
+    # One record: the numbers 0 and 1.
+    push(one, [1, 1], [3, 3], [1.0, 1.0])
+    # Two records: the number 0 twice.
+    push(other, [1], [3], [1.0])
     push(other, [1], [3], [1.0])
     assert {"users.factors", "items.factors"} <= set(differences(one, other))

@@ -1,4 +1,4 @@
-"""Counter-based draws: Philox's published answers, initial factors, negatives."""
+"""Counter-based draws: published answers of Philox, initial factors, negatives."""
 
 from __future__ import annotations
 
@@ -66,8 +66,10 @@ def test_negatives_are_spread_evenly() -> None:
     out = np.empty((20_000, 4), np.uint32)
     random.draw_batch(U(1), U(2), np.zeros(20_000, np.uint32), U(10), out)
     counts = np.bincount(out.reshape(-1), minlength=10)
-    assert counts[0] == 0  # the positive
-    assert counts[1] == pytest.approx(16_000, rel=0.05)  # the next row stands in for the positive
+    # The positive is never drawn.
+    assert counts[0] == 0
+    # The row after the positive takes its place.
+    assert counts[1] == pytest.approx(16_000, rel=0.05)
     assert counts[2:] == pytest.approx(np.full(8, 8_000), rel=0.06)
 
 

@@ -1,4 +1,4 @@
-"""The scalar mathematics: right, bounded, and the same bits plain and compiled."""
+"""The scalar mathematics: accurate, bounded, and with equal bits in Python and in compiled code."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ def test_errors_are_the_derivatives_of_the_losses(x: float) -> None:
 
 @given(x=st.floats(-1e6, 1e6, width=32).map(F))
 def test_fixed_point_rounds_half_to_even(x) -> None:
-    assert int(scalar.fixed_point(x)) == round(float(x) * 2**20)  # Python rounds half to even too
+    # Python also rounds half to even.
+    assert int(scalar.fixed_point(x)) == round(float(x) * 2**20)
 
 
 def test_fixed_point_ties() -> None:

@@ -1,5 +1,7 @@
-"""Optimisers and regularisation on the GPU backend against the reference, to the bit (on a GPU where one is, and in the
-simulator)."""
+"""Optimisers and regularisation on the GPU backend against the reference, bit by bit.
+
+The tests run on a GPU or in the simulator.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,7 @@ def test_l2_is_scaled_by_the_events_before_the_record(loss, negatives, name) -> 
 
 @pytest.mark.parametrize("kind", [SGD, ADAM])
 @pytest.mark.parametrize(("loss", "negatives"), LOSSES)
-def test_events_are_told_without_columns(loss, negatives, kind) -> None:
+def test_dropout_drops_columns_of_each_event(loss, negatives, kind) -> None:
     check_learning(kind, loss, negatives, 4, LAUNCHES, DROPPED)
 
 
@@ -102,13 +104,15 @@ def test_events_are_told_without_columns(loss, negatives, kind) -> None:
     ],
 )
 def test_all_regularization_at_once(loss, negatives, walk, dtype) -> None:
-    """Replayed events draw columns by their places in the record, and count no events."""
+    """A replayed event draws its columns by its place in the record. It does not count as an event
+    of its rows.
+    """
     check_learning(FTRL, loss, negatives, 3, walk, ALL, dtype, history=History(16), replay=Replay(8, 0.5))
 
 
 @pytest.mark.parametrize("name", ["sqrt", "dropped", "all"])
 def test_regularization_changes_what_is_learned(name) -> None:
-    """So the tests above would fail if the device knew nothing of it."""
+    """The setting changes bits, so the tests above would fail if the device ignored it."""
     models = []
     for bounds in (FREE, {"dropped": DROPPED, "all": ALL, **SCALED}[name]):
         models.append(
@@ -120,14 +124,14 @@ def test_regularization_changes_what_is_learned(name) -> None:
 
 
 def test_dropout_of_a_record_in_spans(monkeypatch) -> None:
-    """An event's columns are drawn by its number in the record, whatever span it comes in."""
+    """An event draws its columns by its number in the record, also in a later span."""
     monkeypatch.setattr(cuda_plan, "SPAN_ENTRIES", 12)
     check_learning(SGD, Loss.LOGISTIC, 2, 2, LAUNCHES, DROPPED)
 
 
 @pytest.mark.parametrize("kind", OptimizerKind)
 def test_rule_softmax(kind) -> None:
-    """Users step event by event, items when the micro-batch is over; a bias is clipped, too."""
+    """Users step at each event, and items at the end of the micro-batch. Biases are clipped."""
     bounds = Regularization(gradient_norm_max=0.3, row_norm_max=0.4)
     models = pair(
         softmax_spec(
@@ -142,7 +146,9 @@ def test_rule_softmax(kind) -> None:
 
 @pytest.mark.parametrize("kind", NEW)
 def test_a_pin_and_a_restored_model(kind) -> None:
-    """What a pin reads while its model learns on, and what a model that is loaded from it learns next."""
+    """A pin reads its revision while the model learns on. A model that is loaded from it learns the
+    same next.
+    """
     spec = make_spec(
         Loss.SQUARED, k=20, micro_batch=4, optimizer=optimizer(kind), history=History(16), factor_dtype=FactorDtype.FLOAT16
     )  # fmt: skip

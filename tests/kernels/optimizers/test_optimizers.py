@@ -1,4 +1,7 @@
-"""Optimisers: right by their papers, and what their state is good for. Their bits beside the reference: `test_conformance`."""
+"""Optimisers against their papers, and the effect of their state.
+
+`test_conformance.py` compares their bits with the reference.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def optimizer(kind: OptimizerKind, **changes: float) -> Optimizer:
 
 
 class Paper:
-    """An optimiser of one row in float64, as its paper writes it."""
+    """An optimiser of one row in float64, written like its paper."""
 
     def __init__(self, spec: ModelSpec, x: np.ndarray, rate: float) -> None:
         self.o, self.rate, self.x = spec.optimizer, rate, x.astype(np.float64)
@@ -75,7 +78,7 @@ class Paper:
 
 @pytest.mark.parametrize("kind", NEW)
 def test_steps_are_those_of_the_paper(kind) -> None:
-    """One row, gradients of our own: what it becomes is what its paper says, but for rounding."""
+    """One row with chosen gradients becomes what the paper says, except for rounding."""
     spec = make_spec(Loss.SQUARED, k=20, optimizer=optimizer(kind, l1=0.3))
     model, rng, zeros = ReferenceTables(spec), np.random.default_rng(3), 0
     model.users.allocate(np.array([5], np.uint64))
@@ -106,7 +109,7 @@ def test_new_rows_have_the_state_of_the_reference(kind, dtype) -> None:
 
 
 def test_the_first_weight_of_ftrl_is_the_initial_factor() -> None:
-    """A step without a gradient leaves it, but for rounding."""
+    """A step without a gradient changes it only by rounding."""
     spec = make_spec(Loss.SQUARED, k=20, optimizer=optimizer(FTRL))
     model = ReferenceTables(spec)
     model.users.allocate(np.arange(8, dtype=np.uint64))
@@ -144,7 +147,9 @@ def test_a_learning_rate_of_zero_moves_nothing(kind) -> None:
 @settings(max_examples=15)
 @given(data=st.data())
 def test_extreme_numbers_stay_finite(data) -> None:
-    """Whatever a spec may say, two records of extreme events leave finite numbers, and the reference's."""
+    """With any spec, two records of extreme events give finite numbers, which equal those of the
+    reference.
+    """
     kind = data.draw(st.sampled_from(OptimizerKind), "kind")
     g_max = data.draw(st.sampled_from([1e-3, 1.0, 1e30]), "g_max")
     numbers = {
@@ -187,7 +192,9 @@ LEARNING = {
 @pytest.mark.parametrize("kind", OptimizerKind)
 @pytest.mark.parametrize("micro_batch", [1, 32])
 def test_it_learns(kind, micro_batch) -> None:
-    """Ratings that two factors make, each event predicted before it is learned: the error falls to less than half."""
+    """Ratings from two factors, each predicted before it is learned. The error falls below one
+    half.
+    """
     rng = np.random.default_rng(11)
     x, y = rng.normal(size=(40, 2)), rng.normal(size=(30, 2))
     model = CpuModel(

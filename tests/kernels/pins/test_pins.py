@@ -1,4 +1,4 @@
-"""Pins: one revision to read while updates go on, the cap on copies, many pins at once."""
+"""Pins: reads of one revision during updates, the cap on copies, many pins at once."""
 
 from __future__ import annotations
 
@@ -61,11 +61,13 @@ def test_a_row_is_copied_at_its_first_touch_only() -> None:
     model = CpuModel(make_spec(Loss.SQUARED))
     push(model, [1, 2, 3], [1, 2, 3], [1.0] * 3)
     push(model, [1, 2], [1, 2], [1.0] * 2)
-    assert model.pins.copied_rows == 0  # nobody looks
+    # There is no pin.
+    assert model.pins.copied_rows == 0
     pin = model.pin()
     for _ in range(4):
         push(model, [1, 1, 9], [2, 2, 2], [1.0] * 3)
-    assert model.pins.copied_rows == 2  # user 1, item 2; user 9 is newer than the pin
+    # User 1 and item 2. User 9 is newer than the pin.
+    assert model.pins.copied_rows == 2
     rows, factors, bias = pin.copies(ITEMS)
     assert rows.tolist() == [1]
     assert rows.dtype == np.uint32 and factors.shape == (1, 16) and bias.shape == (1,)
@@ -73,7 +75,8 @@ def test_a_row_is_copied_at_its_first_touch_only() -> None:
     assert pin.copies(USERS)[0].tolist() == [0]
     second = model.pin()
     push(model, [1], [3], [1.0])
-    assert model.pins.copied_rows == 4  # user 1 again, for the second pin, and item 3
+    # User 1 again, for the second pin, and item 3.
+    assert model.pins.copied_rows == 4
     pin.release()
     assert model.pins.copied_rows == 2
     assert second.copies(USERS)[0].tolist() == [0]
@@ -125,9 +128,11 @@ def test_the_writer_waits_for_room_until_a_pin_is_released() -> None:
     model = CpuModel(make_spec(Loss.SQUARED))
     model.pins = PinBoard(model.spec, (model.users, model.items), overlay_rows_max=10)
     push(model, range(20), range(20), [1.0] * 20)
-    assert model.pins.wait_for_room(10_000, timeout=0)  # nobody looks
+    # There is no pin.
+    assert model.pins.wait_for_room(10_000, timeout=0)
     pin = model.pin()
-    assert model.pins.wait_for_room(10_000, timeout=0)  # larger than the cap, but nothing is held
+    # The number is above the cap, but there are no copies.
+    assert model.pins.wait_for_room(10_000, timeout=0)
     push(model, range(8), range(8), [1.0] * 8)
     assert model.pins.wait_for_room(2, timeout=0)
     assert not model.pins.wait_for_room(3, timeout=0.01)

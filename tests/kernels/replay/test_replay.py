@@ -1,4 +1,6 @@
-"""Replay of past events: the CPU beside the reference, to the bit; the reservoir beside what a uniform sample promises."""
+"""Replay of past events: the CPU against the reference, bit by bit, and the reservoir against a
+uniform sample.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import pytest
 
 from conformance import SPECS
 from livefactor_kernels.backend import Backend, Update, create_backend, state_sections
-from livefactor_kernels.replay import asked_for, most_events
+from livefactor_kernels.replay import most_events, replay_count
 from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.spec.model import (
     Counts,
@@ -45,7 +47,9 @@ def test_each_event_is_counted_once(backend: str, name: str) -> None:
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_what_is_replayed_is_learned_as_the_records_last_events(backend: str) -> None:
-    """One event is all there is to replay: a record of one then learns it too, at its end, with draws of its own."""
+    """The reservoir has one event. So a record of one event also learns that event at its end, with
+    draws of its own.
+    """
     spec = make_spec(Loss.LOGISTIC, negatives=3, replay=Replay(1, 1.0))
     model, plain = (
         create_backend(backend, spec),
@@ -62,8 +66,11 @@ def test_what_is_replayed_is_learned_as_the_records_last_events(backend: str) ->
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_rule_solve_solves_rows_of_replayed_events_again_and_remembers_nothing(backend: str) -> None:
-    """One event is all there is to replay: beside what a record of another one does, its user's and its item's row are solved
-    for what they remember, which is what it was. Without a new event the item is due for nothing else."""
+    """The reservoir has one event.
+
+    A record of another event also solves the user and the item of the replayed event again. Their
+    histories are unchanged. Only the replay makes the item due.
+    """
     spec = make_spec(Loss.IMPLICIT, rule=Rule.SOLVE, solve=Solve(0.5, 1), micro_batch=4, **HISTORY)
     model, plain = (create_backend(backend, each) for each in (replace(spec, replay=Replay(1, 1.0)), spec))
     users, items = [*range(6), 0, 1, 2], [*range(6), *[3] * 3]
@@ -87,7 +94,7 @@ def differences_of(one: Backend, other: Backend) -> list[str]:
 
 
 def test_the_reservoir_is_a_uniform_sample() -> None:
-    """Over many seeds, each tenth of a stream is kept as often as each other one."""
+    """Over many seeds, the reservoir has as many events of each tenth of a stream."""
     tenths = np.zeros(10)
     for seed in range(100):
         spec = make_spec(Loss.BPR, negatives=1, seed=seed, replay=Replay(50, 1.0))
@@ -99,7 +106,8 @@ def test_the_reservoir_is_a_uniform_sample() -> None:
         assert len(set(kept.tolist())) == 50
         assert (reservoir.columns["item_rows"] == kept).all()
         tenths += np.bincount(kept // 100, minlength=10)
-    assert np.abs(tenths - 500).max() < 100  # four and a half standard deviations; the seeds are fixed
+    # The limit is 4.5 standard deviations. The seeds are fixed.
+    assert np.abs(tenths - 500).max() < 100
 
 
 def test_fractions_add_up_over_records() -> None:
@@ -107,17 +115,20 @@ def test_fractions_add_up_over_records() -> None:
     reservoir, replayed = Reservoir(spec), 0
     rows = np.zeros(7, np.uint32)
     for record in range(100):
-        update = reservoir.extended(Update(record, rows, rows, None, None, 1, 1))
+        update = reservoir.extend(Update(record, rows, rows, None, None, 1, 1))
         assert update.user_rows.size <= most_events(spec, 7)
         assert update.fresh == 7
         replayed += update.replayed
         reservoir.keep(update)
-    assert replayed == asked_for(spec, 700) - asked_for(spec, 7)  # the first record found nothing to replay
-    assert asked_for(spec, 2**40) == 2**40 * int(np.float32(0.3) * 2**25) // 2**25
+    # The first record has nothing to replay.
+    assert replayed == replay_count(spec, 700) - replay_count(spec, 7)
+    assert replay_count(spec, 2**40) == 2**40 * int(np.float32(0.3) * 2**25) // 2**25
 
 
 def forgotten(replay: Replay) -> float:
-    """RMSE of what a model was taught first, after it was taught as much of the same users' ratings of other items."""
+    """The RMSE on the first ratings of a model after it has learned as many ratings of other items
+    by the same users.
+    """
     rng = np.random.default_rng(0)
     tastes, items = rng.normal(size=(2, 60, 4)), rng.normal(size=(40, 4))
     spec = make_spec(

@@ -1,4 +1,6 @@
-"""Scores and top-k against plain NumPy, to the bit: sizes, ties, exclusions, rows that change under a pin."""
+"""Scores and top-k against plain NumPy, bit by bit: sizes, ties, exclusions, rows that change under
+a pin.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class StandInPin:
 
 
 def reference_dots(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """float32[n]: 16 lanes, each adding its products in order, then lane l += l + 8, + 4, + 2, + 1."""
+    """Dot products float32[n] in 16 lanes. A lane adds its products in order. Then lane l += l + 8,
+    + 4, + 2, + 1.
+    """
     products = (x[None, :] * rows).reshape(len(rows), len(x) // 16, 16)
     lanes = products[:, 0].copy()
     for v in range(1, products.shape[1]):
@@ -57,7 +61,10 @@ def reference_top_k(mean, x, user_bias, factors, bias, keys, k, excluded) -> tup
 
 
 def make_table(count, k=64, seed=0, spread=1.0, levels=None) -> Table:
-    """A table of `count` random rows; `levels` draws values from so few numbers that scores tie exactly."""
+    """A table of `count` random rows.
+
+    `levels` is a number of values, so small that scores tie exactly.
+    """
     table = Table(ModelSpec(k=k, limits=Limits(users_max=1, items_max=max(1, count))), ITEMS)
     rng = np.random.default_rng(seed)
     table.allocate(rng.permutation(count).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
@@ -80,7 +87,9 @@ def rows_of(values) -> np.ndarray:
 
 
 def check_top_k(pin, table, users, k, excluded=(), own=None, want=None) -> None:
-    """top_k equals the reference to the bit; `want` has factors and biases as of the pin."""
+    """Asserts that top_k equals the reference. `want` has the factors and biases at the pin's
+    revision.
+    """
     factors, bias = users
     own = own or [[] for _ in bias]
     count = pin.counts[ITEMS]
@@ -200,7 +209,7 @@ def test_top_k_equals_the_reference(data):
 @pytest.mark.parametrize("users", [1, scoring.MANY_USERS, scoring.USERS_AT_ONCE + 6])
 @pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-22, 300.0])
 def test_several_blocks_of_items(users, spread):
-    """More items than one matrix product takes; values from where products underflow to large ones."""
+    """More items than one matrix product takes, and values from underflow to large ones."""
     count = 2 * scoring.ITEMS_AT_ONCE + 77
     table = make_table(count, 64, seed=users, spread=spread)
     excluded = np.random.default_rng(1).choice(count, 500, replace=False).tolist()
@@ -215,7 +224,9 @@ def test_rows_past_the_pins_count_are_not_seen():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_that_differ_by_less_than_the_products_rounding(seed):
-    """Rows that are nearly one row: a matrix product orders them wrongly; the bound and rescoring save it."""
+    """Nearly equal rows. A matrix product ranks them wrongly. The bound and the exact scores
+    correct it.
+    """
     rng = np.random.default_rng(seed)
     count, users = 6000, 12
     table = make_table(count, 96, seed)
@@ -272,7 +283,9 @@ def test_large_k_is_split_into_fewer_users_and_still_exact(monkeypatch):
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.6, 1.0])
 @pytest.mark.parametrize("value", [1e3, -1e3, 0.0])
 def test_rows_touched_since_the_pin_count_as_they_were(users, share, value):
-    """Touched rows read too high push right ones out of every heap; read too low they are turned away."""
+    """If changed rows have higher scores, they push right rows out of the heaps. If they have lower
+    ones, they miss them.
+    """
     count = 5000
     table = make_table(count, 32)
     factors, bias = make_users(users, table)
@@ -285,7 +298,7 @@ def test_rows_touched_since_the_pin_count_as_they_were(users, share, value):
 
 
 def test_only_a_displaced_result_makes_a_users_scan_start_again():
-    """Of touched rows that are read too high the margin takes as many as it has places."""
+    """The margin has room for as many changed rows with too high scores as it has places."""
     count, users = 5000, 10
     table = make_table(count, 32)
     queries = make_users(users, table)
@@ -300,7 +313,9 @@ def test_only_a_displaced_result_makes_a_users_scan_start_again():
 
 
 def test_a_writer_that_never_rests():
-    """Rows change while they are scanned, each copied before its first change: answers stay the pin's."""
+    """Rows change during a scan, each after it was copied. The answers are those of the pin's
+    revision.
+    """
     count = 40_000
     table = make_table(count, 64)
     before, before_bias = table.factors[:count].copy(), table.bias[:count].copy()
@@ -335,7 +350,7 @@ def test_a_writer_that_never_rests():
 
 
 def test_top_k_of_a_model_that_learns_meanwhile():
-    """The real pins under real updates: two threads, and every answer is the one of the pinned revision."""
+    """Real pins during real updates, in two threads. Every answer is that of the pin's revision."""
     limits = Limits(users_max=500, items_max=6000, value_abs_max=1.0, error_max=1e3)
     model = CpuModel(ModelSpec(k=24, loss=Loss.LOGISTIC, negatives=3, init_scale=1.0, limits=limits))
     rng = np.random.default_rng(4)
@@ -367,7 +382,8 @@ def test_top_k_of_a_model_that_learns_meanwhile():
 
 def test_the_scan_is_compiled_with_lanes_and_prefetch_and_not_fused():
     table = make_table(20)
-    scan = njit(scoring_kernels.scan_kernel.py_func)  # Numba does not show code that came from its cache
+    # Numba does not show code from its cache.
+    scan = njit(scoring_kernels.scan_kernel.py_func)
     scores = np.empty(20, np.float32)
     scan(table.factors[0], np.float32(0), table.factors, table.bias, np.uint64(4), scores)
     assert np.array_equal(scores, table.bias[:20] + reference_dots(table.factors[0], table.factors[:20]))

@@ -1,4 +1,6 @@
-"""An adapted learning rate: the CPU beside the reference, to the bit; what it is equal to; where it goes."""
+"""The adaptive learning rate: the CPU against the reference, bit by bit, its definition, and its
+direction.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ ADAPTIVE = {name: spec for name, spec in SPECS.items() if spec.adaptive_rate.win
     "name", ["adaptive-squared", "adaptive-negatives", "adaptive-micro", "adaptive-replay"]
 )
 def test_rates_that_move_and_probes_that_begin_again(name: str) -> None:
-    """Something to learn, at a rate that is too low."""
+    """Learnable events, at a learning rate that is too low."""
     models = pair(replace(SPECS[name], optimizer=Optimizer(learning_rate=0.01, bias_learning_rate=0.01)))
     for model in models:
         rng = np.random.default_rng(9)
@@ -84,7 +86,8 @@ def test_a_restored_model_goes_on_like_the_first(spec: ModelSpec) -> None:
             push_random(first, rng, 35, 20, 12)
         restore(second, first, 105)
         state = first.state()["rates"].copy()
-        state[adaptive.STEP] = 3.0  # far from where both began
+        # A step far from the start.
+        state[adaptive.STEP] = 3.0
         for model in (first, second):
             model.load_state(model.state() | {"rates": state, "events": np.array([105], np.uint64)})
             push_random(model, np.random.default_rng(4), 35, 25, 15)
@@ -129,7 +132,8 @@ def test_the_probe_begins_again_as_the_model_is_with_the_rows_of_the_next_record
     moved[adaptive.MOVES] += 1
     model.load_state(model.state() | {"rates": moved})
     before = copy_state(model)
-    push(model, [1], [3], [1.0], [0.0])  # of no weight: rows move by their L2 alone
+    # The weight is 0, so the rows change only by L2.
+    push(model, [1], [3], [1.0], [0.0])
     after = state_sections(model)
     for side, key in (("users", 1), ("items", 3)):
         named = after[f"{side}.keys"] == key
@@ -155,7 +159,7 @@ def test_a_window_ends_with_the_record_that_fills_it() -> None:
 
 
 def taught(rate: float, window: int, events: int) -> tuple[CpuModel, float]:
-    """A model that has learned ratings of one rank-4 truth with noise, and the RMSE of its scores in the end."""
+    """A model after noisy ratings from a matrix of rank 4, and the RMSE of its scores."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(300, 4)), rng.normal(size=(100, 4))
     spec = make_spec(
@@ -177,7 +181,7 @@ def taught(rate: float, window: int, events: int) -> tuple[CpuModel, float]:
 
 @pytest.mark.parametrize(("rate", "sign", "most"), [(0.01, 1, 0.8), (0.1, -1, 0.4)])
 def test_a_rate_that_is_far_off_finds_back(rate: float, sign: int, most: float) -> None:
-    """From a rate at which too little is learned in time, and from one at which noise is."""
+    """It starts from a rate that is too low, and from one that learns the noise."""
     model, error = taught(rate, 1024, 40_000)
     assert sign * model.state()["rates"][adaptive.STEP] >= 4
     assert error < most * taught(rate, 0, 40_000)[1]

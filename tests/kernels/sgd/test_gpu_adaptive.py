@@ -1,4 +1,6 @@
-"""An adapted learning rate on the GPU backend against the reference, to the bit (on a GPU where one is, and in the simulator)."""
+"""The adaptive learning rate on the GPU backend against the reference, bit by bit, on a GPU or in
+the simulator.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from synthetic import LOSSES, differences, make_spec, push, push_random, read_pi
 pytestmark = [] if SIMULATED else [pytest.mark.gpu]
 
 FULL = 16
-"""Events of a record that fills a window."""
+"""Number of events of a record that fills a window."""
 
 
 def spec_of(loss: Loss, **changes: object) -> ModelSpec:
@@ -37,7 +39,7 @@ def spec_of(loss: Loss, **changes: object) -> ModelSpec:
 
 
 def push_learnable(model: Backend, seed: int, events: int) -> None:
-    """Something that a low rate learns too slowly."""
+    """Events for which the learning rate is too low."""
     rng = np.random.default_rng(seed)
     users, items = rng.integers(0, 3, events), rng.integers(0, 5, events)
     if model.spec.loss == Loss.SQUARED:
@@ -49,7 +51,7 @@ def push_learnable(model: Backend, seed: int, events: int) -> None:
 
 
 def check_learning(spec: ModelSpec, walk: int) -> None:
-    """Rates move, and a window has begun when the states are compared."""
+    """The rates change, and a window is incomplete at the comparison of the states."""
     models = pair(spec, walk)
     for model in models:
         push_random(model, np.random.default_rng(9), 3, 2, 6)
@@ -72,14 +74,16 @@ def test_it_learns_alike_whatever_is_launched(batch, walk) -> None:
 
 @pytest.mark.parametrize("loss", [Loss.SQUARED, Loss.BPR])
 def test_beside_replay_histories_and_regularization(loss) -> None:
-    """Replayed events are no evidence; rows that are told events without columns are scored with all of them."""
+    """Replayed events are no evidence. Dropout does not affect the scores of the evidence."""
     bounds = Regularization(0.5, 1.5, 0.5, 0.25)
     more = {"k": 20, "history": History(16, 16), "replay": Replay(8, 0.5), "regularization": bounds}
     check_learning(spec_of(loss, negatives=2 * (loss == Loss.BPR), **more), LAUNCHES)
 
 
 def test_a_record_in_spans_and_pieces(monkeypatch) -> None:
-    """All evidence is of the state before the record, added up in the order of its events."""
+    """All evidence is computed from the state before the record, and summed in the order of its
+    events.
+    """
     for module in (recording, cuda_adaptive):
         monkeypatch.setattr(module, "PIECE_EVENTS", 8)
     monkeypatch.setattr(cuda_plan, "SPAN_ENTRIES", 48)
@@ -88,7 +92,7 @@ def test_a_record_in_spans_and_pieces(monkeypatch) -> None:
 
 
 def test_the_host_reads_the_evidence_once_a_window(monkeypatch) -> None:
-    """A read waits for the device. A window is 16 events, so the fourth record of 4 fills it."""
+    """A read waits for the device. A window has 16 events, so the fourth record of 4 fills it."""
     model, reads = CudaModel(spec_of(Loss.SQUARED)), [0]
     fetch = model.device.fetch
 
@@ -112,7 +116,8 @@ def test_a_restored_model_goes_on_like_the_first(names, last) -> None:
     restore(second, first, 0)
     assert differences(first, second) == [] and first.state()["rates"][adaptive.MOVES] > 0
     state = first.state()["rates"].copy()
-    state[adaptive.STEP] = 5.0  # far from where both began
+    # A step far from the start.
+    state[adaptive.STEP] = 5.0
     for model in (first, second):
         model.load_state(model.state() | {"rates": state})
         push_learnable(model, 7, 9)
@@ -125,7 +130,8 @@ def test_a_pin_does_not_see_what_the_probe_learns_nor_that_it_begins_again() -> 
     for model in models:
         for turn in range(2):
             push_learnable(model, turn, FULL)
-    assert models[0].state()["rates"][adaptive.MOVES] > 0  # all rows of the next record begin again
+    # All rows of the probe start again at the next record.
+    assert models[0].state()["rates"][adaptive.MOVES] > 0
     with models[0].pin() as pin, models[1].pin() as expected:
         before = read_pin(expected)
         for model in models:
@@ -136,7 +142,7 @@ def test_a_pin_does_not_see_what_the_probe_learns_nor_that_it_begins_again() -> 
 
 
 def test_probes_begin_again_where_nothing_can_be_learned() -> None:
-    """BPR with one item. A pin has a copy of what was there."""
+    """BPR with one item. A pin has a copy of the state."""
     models = pair(spec_of(Loss.BPR, negatives=1))
     for model in models:
         push(model, [0, 1], [0, 0])
@@ -168,4 +174,5 @@ def test_every_kernel_is_known_before_the_first_update() -> None:
         cuda._compile_kernels(cuda._kind_of(spec_of(Loss.SQUARED, adaptive_rate=AdaptiveRate(window))))
         for window in (0, 2048)
     )
-    assert adapted > plain + 6  # two records: evidence, its sums, a beginning, the probe's micro-batches
+    # Each of two records adds evidence, its sums, a start of rows, and the probe's micro-batches.
+    assert adapted > plain + 6

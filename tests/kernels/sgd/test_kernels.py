@@ -1,4 +1,6 @@
-"""Rule SGD: what its CPU kernels do at the borders of chunks, clumps and micro-batches, beside the reference."""
+"""The CPU kernels of rule SGD at the borders of chunks, clumps and micro-batches, against the
+reference.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ SGD, ADAGRAD = OptimizerKind.SGD, OptimizerKind.ADAGRAD
 @pytest.mark.parametrize("occurrences", [1, 31, 32, 33, 63, 64, 65, 96, 97])
 @pytest.mark.parametrize(("loss", "negatives"), LOSSES)
 def test_chunk_boundaries(loss, negatives, occurrences) -> None:
-    """One item, then one user, named by just so many events of one micro-batch."""
+    """One item, then one user, with exactly this number of events in a micro-batch."""
     models = pair(make_spec(loss, micro_batch=200, negatives=negatives, hot_row_events=1e6))
     rng = np.random.default_rng(occurrences)
     values = rng.integers(0, 2, occurrences) if loss == Loss.LOGISTIC else rng.normal(size=occurrences)
@@ -36,11 +38,12 @@ def test_chunk_boundaries(loss, negatives, occurrences) -> None:
     assert_same(*models)
 
 
-@pytest.mark.parametrize("kind", [SGD, ADAGRAD])  # the others know no clumps
+# The other optimisers have no clumps.
+@pytest.mark.parametrize("kind", [SGD, ADAGRAD])
 @pytest.mark.parametrize("negatives", [0, 1, 2, 4, 7, 8])
 @pytest.mark.parametrize("loss", [Loss.LOGISTIC, Loss.BPR])
 def test_clumps_of_events_that_share_no_row(loss, negatives, kind) -> None:
-    """Rows repeat at every distance, and often enough not at all; the first records know one item alone."""
+    """Rows repeat at every distance, and often not at all. The first records have only one item."""
     models = pair(make_spec(loss, kind, negatives=max(negatives, int(loss == Loss.BPR))))
     for model in models:
         rng = np.random.default_rng(negatives)
@@ -61,7 +64,9 @@ def test_repeated_negatives_of_one_event(loss, negatives, items) -> None:
 
 
 def test_two_records_are_one_at_the_same_micro_batches() -> None:
-    """Without negatives (whose draws take the revision) only the cut into micro-batches counts."""
+    """Without negatives, whose draws depend on the revision, only the cut into micro-batches
+    counts.
+    """
     whole, halves = (create_backend("cpu", make_spec(Loss.SQUARED, micro_batch=8)) for _ in range(2))
     rng = np.random.default_rng(2)
     users, items, values = rng.integers(0, 9, 64), rng.integers(0, 7, 64), rng.normal(size=64)

@@ -1,4 +1,6 @@
-"""The progressive figures: what a hit is, that nothing is predicted from itself, that the presets learn."""
+"""Progressive validation: the definition of a hit, no prediction from the event itself, and presets
+that learn.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # benchmarks are in no package that is installed
+# The benchmarks are not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from benchmarks.progressive.data import Stream, read_purchases, read_ratings
 from benchmarks.progressive.recall import model_hits, own_first_hits, popular_hits
 from benchmarks.progressive.rmse import float64_errors, model_errors, rmse
@@ -45,7 +48,9 @@ def random_stream(events: int, seed: int) -> Stream:
 
 
 def reference_errors(spec: ModelSpec, events: Stream, record_events: int) -> np.ndarray:
-    """The protocol in slow words: predict a record with what is known, then make its rows, then learn it."""
+    """The protocol, slowly: predict a record with the known rows, then allocate its rows, then
+    learn it.
+    """
     model, predictions = ReferenceModel(spec), []
     for revision, start in enumerate(range(0, len(events), record_events), 1):
         part = slice(start, start + record_events)
@@ -87,7 +92,8 @@ def test_the_model_is_as_good_as_float64():
     spec, events = small("ratings_sgd"), random_stream(3000, 3)
     same = float64_errors(spec, events, spec.limits.error_max)
     np.testing.assert_allclose(model_errors(spec, events), same, atol=1e-4)
-    assert rmse(float64_errors(spec, events)) != rmse(same)  # errors over the spec's largest do occur here
+    # Some errors exceed the limit of the spec.
+    assert rmse(float64_errors(spec, events)) != rmse(same)
     with pytest.raises(ValueError, match="squared loss"):
         float64_errors(small("clicks_sgd"), events)
 
@@ -122,22 +128,27 @@ def test_ratings_learn_taste_and_stay_finite_on_any_scale():
 def test_popular_counts_decay_and_ties_go_to_the_lower_key():
     items = [50] * 12 + [*range(1, 11)] * 2 + [50, 20, 1, 10]
     alike = popular_hits(stream(range(len(items)), items), np.inf, 4)
-    assert alike[-4:].tolist() == [True, False, True, False]  # 50, then 1..9: 10 of them are before item 10
+    # The order is 50, then 1 to 9. So ten items are before item 10.
+    assert alike[-4:].tolist() == [True, False, True, False]
     faded = popular_hits(stream(range(len(items)), items), 1.0, 4)
     assert faded[-4:].tolist() == [False, False, True, True]
-    assert not alike[:4].any()  # nothing was known
+    # No item is known yet.
+    assert not alike[:4].any()
 
 
 def test_a_user_s_own_items_come_first():
     items = [7] * 3 + [*range(20, 40)] * 4 + [7, 7]
     users = [1] * 3 + [2] * 80 + [1, 3]
-    # Cut before the last two events: both customers are asked about item 7; 20 others are more popular.
+    # Cut before the last two events: both customers are asked about item 7; 20 others are more
+    # popular.
     assert not popular_hits(stream(users, items), np.inf, 83)[-2:].any()
     assert own_first_hits(stream(users, items), np.inf, 83)[-2:].tolist() == [True, False]
 
 
 def test_nothing_of_a_batch_counts_for_the_batch():
-    """60 items bought by one customer each: all are new, so nothing can be a hit; a second time they can."""
+    """60 items with one customer each. All are new, so there is no hit. When they come again, there
+    are hits.
+    """
     spec = small("purchases_sgd")
     events = stream(range(60), range(60))
     assert not model_hits(spec, events, 60).any() and not model_hits(spec, events, 1).any()
@@ -163,7 +174,8 @@ def test_presets_find_groups_where_popularity_cannot(name):
     users = rng.integers(0, 200, 30_000)
     events = stream(users, (users % 8) * 20 + rng.integers(0, 20, users.size))
     found, popular = model_hits(small(name), events)[-10_000:].mean(), popular_hits(events)[-10_000:].mean()
-    assert popular < 0.1 and found > 0.35  # 10 of 160 items, 10 of the 20 in the group
+    # By chance 10 of 160 items hit, and 10 of the 20 in the group.
+    assert popular < 0.1 and found > 0.35
 
 
 def test_presets_beat_decayed_popularity_on_the_shipped_purchases():

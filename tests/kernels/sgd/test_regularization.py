@@ -1,4 +1,6 @@
-"""Clipping, max-norm, frequency-scaled L2 and dropout: the reference's bits, and what each is for."""
+"""Clipping, max-norm, frequency-scaled L2 and dropout: the bits of the reference, and the effect of
+each.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ def test_each_changes_what_is_learned(name) -> None:
 
 
 def test_a_bound_that_is_never_reached_changes_no_bit() -> None:
-    """Whatever kernel a spec takes: without effect, its bits are those of the plain one."""
+    """A regularisation without effect gives the bits of the plain kernel, with every kernel."""
     states = []
     for regularization in (Regularization(), Regularization(gradient_norm_max=1e6, row_norm_max=1e6)):
         model = CpuModel(make_spec(Loss.LOGISTIC, negatives=3, regularization=regularization))
@@ -90,7 +92,7 @@ def test_no_row_is_longer_than_its_norm(kind) -> None:
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_l2_is_divided_by_a_power_of_the_events_so_far(power) -> None:
-    """Errors are clipped to nothing, so that steps are of L2 alone; one event a record."""
+    """Errors are clipped to nearly 0, so the steps consist of L2. A record has one event."""
     spec = make_spec(
         Loss.SQUARED, optimizer=Optimizer(OptimizerKind.SGD, 1.0, 1.0), l2=0.5, bias_l2=0.25, history=History(16),
         regularization=Regularization(l2_frequency=power), limits=Limits(users_max=9, items_max=99, error_max=1e-30),
@@ -106,7 +108,7 @@ def test_l2_is_divided_by_a_power_of_the_events_so_far(power) -> None:
 
 
 def test_an_events_rows_lose_the_same_columns() -> None:
-    """Without L2, what a step leaves as it was is what was dropped."""
+    """Without L2, the columns that a step does not change are the dropped ones."""
     model = CpuModel(
         make_spec(
             Loss.BPR, k=200, negatives=2, l2=0.0, regularization=Regularization(dropout=0.25), init_scale=1.0
@@ -118,9 +120,11 @@ def test_an_events_rows_lose_the_same_columns() -> None:
     after = copy_state(model)
     same = before["users.factors"][:40] == after["users.factors"][:40]
     assert 0.2 < same.mean() < 0.3
-    assert len({row.tobytes() for row in same}) == 40  # each event its own
+    # Each event has its own mask.
+    assert len({row.tobytes() for row in same}) == 40
     still = before["items.factors"] == after["items.factors"]
-    for event in range(40):  # an item that several events name may move where this one's mask is
+    # An item with several events may also change in this event's dropped columns.
+    for event in range(40):
         assert (still[event] <= same[event]).all()
     alone = [event for event in range(40) if still[event].sum() == same[event].sum()]
     assert alone and all((still[event] == same[event]).all() for event in alone)
@@ -141,7 +145,10 @@ def test_what_is_dropped_depends_on_the_revision_and_the_place_in_the_record() -
 
 
 def test_dropped_columns_are_made_up_for() -> None:
-    """The mean over events of a dot with dropout is the dot without: gradients of a first step say what it was."""
+    """The mean over events of a dot product with dropout is the dot product without dropout.
+
+    The gradients of a first step give the dot products.
+    """
     spec = make_spec(
         Loss.SQUARED, k=16, l2=0.0, bias_l2=0.0, optimizer=Optimizer(OptimizerKind.SGD, 0.0, 1e-3), init_scale=1.0,
         regularization=Regularization(dropout=0.5),

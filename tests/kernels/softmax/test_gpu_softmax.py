@@ -1,5 +1,7 @@
-"""Rule SOFTMAX on the GPU backend against the reference, to the bit; in the simulator, too (`test_gpu_simulated.py`), which
-is why they are so small."""
+"""Rule SOFTMAX on the GPU backend against the reference, bit by bit.
+
+The tests are small, because the simulator runs them, too (`test_gpu_simulated.py`).
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def test_it_learns_what_the_reference_learns(spec) -> None:
 
 @pytest.mark.parametrize("kind", [OptimizerKind.SGD, ADAGRAD])
 def test_sums_of_more_than_a_chunk(kind) -> None:
-    """One item is that of 33, 32 or 65 events of a micro-batch, and negatives have as many; some do not count."""
+    """One item has 33, 32 or 65 events of a micro-batch, and negatives have as many. Some events do
+    not count.
+    """
     models = pair(softmax_spec(UNIFORM, kind, k=1, negatives=2, micro_batch=70, hot_row_events=40.0))
     for model in models:
         push(model, range(3), range(3))
@@ -81,7 +85,8 @@ def test_three_launches_are_a_micro_batch() -> None:
     push(model, [1, 2], [1, 2])
     before = model.device.launches
     push(model, [1, 2, 1, 2], [1, 2, 2, 1])
-    assert model.device.launches - before == 2 + 2 * 3  # and two that order the record
+    # Two launches order the record.
+    assert model.device.launches - before == 2 + 2 * 3
 
 
 def test_kernels_are_compiled_by_a_small_model() -> None:

@@ -1,8 +1,11 @@
-"""Rule SOFTMAX: the CPU's kernel beside the reference, to the bit; the reference beside the gradient of its objective."""
+"""Rule SOFTMAX: the CPU kernel against the reference, bit by bit, and the reference against its
+objective.
+"""
 
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -49,8 +52,36 @@ def test_two_threads_learn_what_one_learns(spec, monkeypatch) -> None:
     assert differences(two, judge) == []
 
 
-def test_a_group_is_what_a_micro_batch_of_that_size_is_told_from() -> None:
-    """Negatives are drawn alike; the items that they pull stand still for longer."""
+@pytest.mark.parametrize("role", [softmax_cpu.FIRST, softmax_cpu.SECOND])
+def test_a_thread_that_fails_does_not_leave_the_other_one_waiting(role, monkeypatch) -> None:
+    monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1)
+    monkeypatch.setattr(softmax_cpu, "processors", lambda: 2)
+    model = CpuModel(softmax_spec(UNIFORM, micro_batch=8))
+    push(model, range(8), range(8))
+    kernel, errors = model._rule._kernel, []
+
+    def fail(thread, *arguments) -> None:
+        if thread == role:
+            raise MemoryError("no memory")
+        kernel(thread, *arguments)
+
+    def learn() -> None:
+        try:
+            push(model, range(8), range(8))
+        except MemoryError as error:
+            errors.append(str(error))
+
+    monkeypatch.setattr(model._rule, "_kernel", fail)
+    # A kernel that waits holds no lock of Python, and no signal ends it: only a thread of its own
+    # can be left behind.
+    learning = threading.Thread(target=learn, daemon=True)
+    learning.start()
+    learning.join(20)
+    assert not learning.is_alive() and errors == ["no memory"]
+
+
+def test_groups_have_the_negatives_of_micro_batches_of_their_size() -> None:
+    """The negatives are the same. Items step less often."""
     whole, parts = (
         CpuModel(softmax_spec(UNIFORM, micro_batch=4)),
         CpuModel(grouped(UNIFORM, 4, micro_batch=8)),
@@ -66,7 +97,7 @@ def test_a_group_is_what_a_micro_batch_of_that_size_is_told_from() -> None:
 
 @pytest.mark.parametrize("events", [31, 32, 33, 64, 65, 97])
 def test_chunk_boundaries(events) -> None:
-    """One item is that of so many events of a micro-batch, and negatives have as many."""
+    """One item has this number of events in a micro-batch, and negatives have as many."""
     spec = softmax_spec(UNIFORM, micro_batch=200, hot_row_events=1e6)
     fast, judge = CpuModel(spec), ReferenceModel(spec)
     for model in (fast, judge):
@@ -82,7 +113,10 @@ def objective(
     x: np.ndarray, y: np.ndarray, bias: np.ndarray, own: np.ndarray, negatives: np.ndarray, weights: np.ndarray,
     log_q: np.ndarray, spec: ModelSpec,
 ) -> float:  # fmt: skip
-    """The documented loss in float64: events of users x float64[n, k] with items own int[n] of y float64[items, k]."""
+    """The documented loss in float64.
+
+    The events have the users x float64[n, k] and the items own int[n] of y float64[items, k].
+    """
     total = 0.0
     for t, item in enumerate(own):
         others = negatives[negatives != item]
@@ -101,7 +135,8 @@ def test_a_step_is_the_gradient_of_the_objective(proposal) -> None:
     )  # fmt: skip
     model = ReferenceModel(spec)
     push(model, [*range(users)] * 2, [n * n % items for n in range(2 * users)])
-    push(model, [0] * items, range(items))  # every item, and biases that are not 0
+    # All items now have rows, and biases that are not 0.
+    push(model, [0] * items, range(items))
     before = copy_state(model)
     own, weights = np.array([1, 1, 4, 0, 8, 2, 1]), np.linspace(0.5, 2.0, users)
     own_rows = model.items.find(own.astype(np.uint64), items).astype(int)

@@ -1,5 +1,7 @@
-"""Histories, counts and rule SOLVE on the GPU backend against the reference, to the bit; in the simulator, too
-(`test_gpu_simulated.py`), which is why they are so small."""
+"""Histories, counts and rule SOLVE on the GPU backend against the reference, bit by bit.
+
+The tests are small, because the simulator runs them, too (`test_gpu_simulated.py`).
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ CASES = [
 
 
 def push_some(models, seed: int, events: int = EVENTS, users: int = 3, items: int = 7) -> None:
-    """The same record for all: repeats, baskets, and by seed all columns or none."""
+    """Gives all models the same record, with repeats and baskets. The seed selects all columns or
+    none.
+    """
     rng = np.random.default_rng(seed)
     loss = models[0].spec.loss
     values = rng.integers(1, 6, events) if loss == Loss.SQUARED else rng.integers(0, 2, events)
@@ -74,7 +78,9 @@ def test_new_rows_are_empty_in_memory_that_is_not() -> None:
 
 
 def test_items_are_solved_when_they_are_due() -> None:
-    """First ones always, then at every third: also one that had just three events before."""
+    """An item is solved at its first events, and then at every third one, also after exactly three
+    events.
+    """
     models = pair(solve_spec(k=2, micro_batch=4, counts=Counts()))
     for events in (3, 1, 1, 2, 4):
         for model in models:
@@ -95,15 +101,17 @@ def test_the_launches_of_a_micro_batch(spec, launches) -> None:
     push(model, [1, 2], [1, 2], [1.0, 1.0])
     before = model.device.launches
     push(model, [1, 2, 1, 2], [1, 2, 2, 1], [1.0] * 4)
-    assert model.device.launches - before == 1 + 2 * launches  # and one that orders the record
+    # One launch orders the record.
+    assert model.device.launches - before == 1 + 2 * launches
 
 
 def test_rings_go_round_and_lists_of_followers_are_full() -> None:
-    """One user with more events than it remembers; an item with more followers than it remembers."""
+    """A user with more events than its ring, and an item with more followers than its list."""
     spec = make_spec(Loss.LOGISTIC, micro_batch=64, k=1, history=History(16, 16), counts=Counts(16, 3, 1.0))
     models, rng = pair(spec), np.random.default_rng(0)
     items = np.zeros(44, np.int64)
-    items[1::2] = rng.permutation(22) + 1  # each follows item 0, which remembers 16
+    # Each item follows item 0, which has a list of 16.
+    items[1::2] = rng.permutation(22) + 1
     for model in models:
         push(model, [5] * 20, items[:20])
         push(model, [5] * 24, items[20:], None, np.linspace(0.1, 3.0, 24), np.repeat(np.arange(1, 7), 4))
@@ -114,7 +122,8 @@ def test_rings_go_round_and_lists_of_followers_are_full() -> None:
 def test_a_record_in_pieces_and_slices(monkeypatch) -> None:
     monkeypatch.setattr(history_cuda, "PIECE_EVENTS", 8)
     monkeypatch.setattr(cuda, "PIECE_EVENTS", 8)
-    monkeypatch.setattr(history_cuda, "ADDITIONS_AT_ONCE", 20)  # three events
+    # Three events fill the buffer.
+    monkeypatch.setattr(history_cuda, "ADDITIONS_AT_ONCE", 20)
     counts = Counts(16, 3)
     counted = make_spec(Loss.SQUARED, micro_batch=4, history=COUNTED, counts=counts)
     for spec in (solve_spec(k=2, micro_batch=4, counts=counts), counted):
@@ -122,14 +131,16 @@ def test_a_record_in_pieces_and_slices(monkeypatch) -> None:
         push_some(models, 3, 18)
         assert_same(*models)
     models = pair(solve_spec(k=2, micro_batch=4, counts=counts, replay=Replay(16, 1.0)))
-    for events in (6, 9):  # the second has a piece of both kinds of events, and one of replayed ones alone
+    # The second record has a piece with both kinds of events, and one with only replayed events.
+    for events in (6, 9):
         push_some(models, 3, events)
     assert_same(*models)
 
 
 def test_matrices_in_scratch_are_those_in_shared_memory(monkeypatch) -> None:
     monkeypatch.setattr(solve_cuda, "_SHARED_COORDINATES", 2)
-    monkeypatch.setattr(solve_cuda, "_MATRICES_BYTES", 2 * 4 * 25)  # two blocks
+    # Scratch memory for two blocks.
+    monkeypatch.setattr(solve_cuda, "_MATRICES_BYTES", 2 * 4 * 25)
     solve_cuda.solve_kernel.cache_clear()
     models = pair(solve_spec(k=5, micro_batch=8, counts=Counts()))
     push_some(models, 1, 12)
@@ -157,7 +168,8 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it(spec) -> None:
     rows = np.array([0, NO_ROW, 1, 1], np.uint32)
     with model.pin() as pin, judge.pin() as expected:
         for seed in (2, 3):
-            push_some([model, judge], seed, users=1)  # a few rows, and what follows what they had
+            # A pin covers a few rows and the followers of their items.
+            push_some([model, judge], seed, users=1)
         assert unlike(read_pin(pin, 50), read_pin(expected, 50)) == []
         assert unlike(model.state(), judge.state()) == []
         for readable, wanted in ((pin, expected), (model, judge)):
@@ -177,7 +189,7 @@ def test_persons_are_those_of_the_reference(spec) -> None:
         for source, wanted in ((pin, expected), (model, judge)):
             persons, others = (reader.read(each, rows, model.published[ITEMS]) for each in (source, wanted))
             assert persons.factors.tobytes() == others.factors.tobytes()
-            assert [part.tolist() for part in persons.had] == [part.tolist() for part in others.had]
+            assert [part.tolist() for part in persons.items] == [part.tolist() for part in others.items]
             for (named, gained), (others_named, others_gained) in zip(
                 persons.followers, others.followers, strict=True
             ):

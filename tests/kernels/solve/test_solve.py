@@ -1,4 +1,6 @@
-"""Rule SOLVE, histories and counts: the CPU's kernels beside the reference, to the bit; the reference beside algebra."""
+"""Rule SOLVE, histories and counts: the CPU kernels against the reference, bit by bit, and the
+reference against algebra.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve import cpu as solve_cpu
-from livefactor_kernels.solve.reference import solved
+from livefactor_kernels.solve.reference import System, solve_row
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     Counts,
@@ -40,7 +42,7 @@ from synthetic import SMALL, assert_same, copy_state, make_spec, push, read_pin,
 def push_random(
     model: Backend, rng: np.random.Generator, events: int, users: int = 5, items: int = 40
 ) -> None:
-    """A record with repeats, baskets and, now and then, empty columns."""
+    """Learns a record with repeats, baskets and, sometimes, empty columns."""
     values = rng.integers(0, 2, events) if model.spec.loss == Loss.IMPLICIT else rng.integers(1, 6, events)
     weights = rng.random(events) * 2 + 0.1 if rng.random() < 0.6 else None
     times = np.sort(rng.integers(0, 6, events)) if rng.random() < 0.7 else None
@@ -49,7 +51,7 @@ def push_random(
 
 @pytest.mark.parametrize("additions_max", [0, 1 << 16], ids=["the list is full in between", "all of them"])
 def test_counts_are_made_beside_the_solves(monkeypatch, additions_max) -> None:
-    monkeypatch.setattr(solve_cpu, "_ADDITIONS_BESIDE", 1)
+    monkeypatch.setattr(solve_cpu, "HELPER_ADDITIONS", 1)
     monkeypatch.setattr(history_cpu, "_ADDITIONS_MAX", additions_max)
     threads = set()
     count = history_cpu.Recorder.count
@@ -95,7 +97,7 @@ def test_a_solved_row_is_the_minimum_of_the_objective() -> None:
     spec = solve_spec(k=k, l2=l2, solve=Solve(a0, 3, 64))
     gram = others.T @ others
     floats = [array.astype(np.float32) for array in (np.zeros(k), y, weights, np.ones(n), a0 * gram)]
-    x = solved(*floats, 30, SolveRates.of(spec), 64)
+    x = solve_row(floats[0], System(*floats[1:], 30), SolveRates.of(spec), 64)
     ridge = l2 * (weights.sum() + a0 * 30)
     exact = np.linalg.solve(
         a0 * gram + (y * weights[:, None]).T @ y + ridge * np.eye(k), (weights[:, None] * y).sum(0)
@@ -134,7 +136,8 @@ def test_visits_counts_and_rings_by_hand() -> None:
             if count > 0
         }
         assert counted == {
-            (0, 1): 2.0,  # 11 in the basket of 10, and the other way round
+            # 11 is in the basket of 10, and 10 in that of 11.
+            (0, 1): 2.0,
             (1, 0): 2.0 + 8 * 0.25,
             (0, 2): 4 * 0.5,
             (1, 2): 4 * 0.5,
@@ -146,7 +149,8 @@ def test_visits_counts_and_rings_by_hand() -> None:
 def test_a_frequent_newcomer_replaces_the_weakest_follower() -> None:
     spec = make_spec(Loss.BPR, negatives=1, history=History(16), counts=Counts(16, 1, 1e6, 0.5, 0.0))
     model = CpuModel(spec)
-    for item in range(1, 17):  # 16 followers of item 0: the first three times, the others twice
+    # Item 0 gets 16 followers: the first one three times, the others twice.
+    for item in range(1, 17):
         for n in range(3 if item == 1 else 2):
             push(model, [100 * item + n] * 2, [0, item])
     for n in range(3):
@@ -189,7 +193,7 @@ def test_top_k_with_counts_is_exact(counts: Counts) -> None:
     with model.pin() as pin:
         persons = PersonReader(model.spec).read(pin, users, count)
         none = np.empty(0, np.uint32), np.zeros(4, np.int64)
-        own, offsets = none if counts.repeat else persons.with_had(*none)
+        own, offsets = none if counts.repeat else persons.exclusions(*none)
         common = np.array([5], np.uint32)
         rows, scores, ends = persons.top_k(pin, model.items.keys, 7, common, own, offsets)
         factors, bias = pin.gather(ITEMS, np.arange(count, dtype=np.uint32))
@@ -197,17 +201,19 @@ def test_top_k_with_counts_is_exact(counts: Counts) -> None:
             each = score_candidates(
                 pin.mean, persons.factors[user : user + 1], persons.bias[user : user + 1], factors, bias,
                 np.array([0, count]),
-            ) + persons.gained(user, np.arange(count, dtype=np.uint32))  # fmt: skip
+            ) + persons.gains(user, np.arange(count, dtype=np.uint32))  # fmt: skip
             left = np.setdiff1d(np.arange(count), [5, *own[offsets[user] : offsets[user + 1]]])
             best = left[np.lexsort((model.items.keys[left], -each[left]))][:7]
             mine = slice(ends[user], ends[user + 1])
             assert rows[mine].tolist() == best.tolist()
             assert scores[mine].tobytes() == each[best].tobytes()
-        assert persons.gained(0, np.arange(count, dtype=np.uint32)).max() > 0
+        assert persons.gains(0, np.arange(count, dtype=np.uint32)).max() > 0
 
 
 def test_counts_alone() -> None:
-    """As docs/rules.md has it: factors that stay 0 leave biases, which learn what is popular, and counts."""
+    """A model without factors, as in docs/rules.md: biases learn popularity, and counts find
+    followers.
+    """
     optimizer = Optimizer(OptimizerKind.ADAGRAD, 0.0, 0.4, 0.1)
     spec = preset(
         "purchases",
@@ -223,11 +229,11 @@ def test_counts_alone() -> None:
     assert not factors.any() and not persons.factors.any()
     frequent = np.argsort(-model.items.history["seen_count"][: rows.size].astype(int), kind="stable")
     assert bias[frequent[:5]].min() > bias[frequent[-5:]].max()
-    assert persons.gained(0, rows).max() > 0 and not persons.gained(1, rows).any()
+    assert persons.gains(0, rows).max() > 0 and not persons.gains(1, rows).any()
 
 
 @pytest.mark.parametrize("rule", [Rule.SOLVE, Rule.SGD])
-def test_what_a_user_had_gains_by_its_own_events(rule: Rule) -> None:
+def test_items_of_a_user_gain_by_their_own_events(rule: Rule) -> None:
     counts = Counts(16, 6, 3.0, 0.5, 2.0)
     parts = {"history": History(16, 16 if rule == Rule.SOLVE else 0), "counts": counts}
     spec = solve_spec(**parts) if rule == Rule.SOLVE else make_spec(Loss.BPR, negatives=1, **parts)
@@ -241,14 +247,15 @@ def test_what_a_user_had_gains_by_its_own_events(rule: Rule) -> None:
         )
     for user in range(2):
         own = np.zeros(rows.size, np.float32)
-        for back in range(16, 0, -1):  # oldest first
+        # The oldest event comes first.
+        for back in range(16, 0, -1):
             place = (int(kept["seen_count"][user]) - back) % 16
             age = int(kept["visits"][user]) - int(kept["seen_visits"][user, place])
             if kept["seen_values"][user, place] > 0:
                 own[kept["seen_rows"][user, place]] += kept["seen_weights"][user, place] * decay[age]
-        expected = without.gained(user, rows) + np.float32(0.3) * own
-        assert own.any() and with_repeat.gained(user, rows).tobytes() == expected.tobytes()
-    assert not with_repeat.gained(2, rows).any()
+        expected = without.gains(user, rows) + np.float32(0.3) * own
+        assert own.any() and with_repeat.gains(user, rows).tobytes() == expected.tobytes()
+    assert not with_repeat.gains(2, rows).any()
     assert with_repeat.factors.tobytes() == without.factors.tobytes()
 
 
@@ -272,7 +279,7 @@ def test_reads_of_reference_and_cpu_agree_and_change_nothing() -> None:
         assert gained.tobytes() == other_gained.tobytes()
 
 
-def test_given_events_score_like_the_same_history() -> None:
+def test_events_of_a_call_score_like_the_same_history() -> None:
     counts = Counts(16, 6, 3.0, 0.5, 2.0, 0.3)
     spec = solve_spec(history=History(16, 16, 2.0), solve=Solve(0.7, 1, 64), counts=counts)
     model = _learned(spec)
@@ -281,9 +288,11 @@ def test_given_events_score_like_the_same_history() -> None:
     reader, row = PersonReader(spec), model.users.find(np.array([77], np.uint64), model.published[USERS])
     with model.pin() as pin:
         stored = reader.read(pin, row, model.published[ITEMS])
-        given = reader.read(pin, np.array([NO_ROW], np.uint32), model.published[ITEMS], [reader.given(rows)])
+        given = reader.read(
+            pin, np.array([NO_ROW], np.uint32), model.published[ITEMS], [reader.events_of(rows)]
+        )
     assert np.allclose(stored.factors, given.factors, atol=1e-3)
-    assert stored.had[0].tolist() == given.had[0].tolist()
+    assert stored.items[0].tolist() == given.items[0].tolist()
     assert stored.followers[0][1].tobytes() == given.followers[0][1].tobytes()
 
 

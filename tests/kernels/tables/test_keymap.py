@@ -1,4 +1,4 @@
-"""The key map against a dict: rows, order, hostile keys, readers beside the writer, memory."""
+"""The key map against a dict: rows, order, hostile keys, readers during writes, memory."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def u64(values) -> np.ndarray:
 
 
 def distinct_keys(count: int, seed: int) -> np.ndarray:
-    """`count` different keys in random order: an odd multiplier permutes the 64-bit numbers."""
+    """`count` different keys in random order. An odd multiplier permutes the 64-bit numbers."""
     return np.random.default_rng(seed).permutation(count).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
 def unhash(keymap: KeyMap, h: int) -> int:
-    """The key whose hash is `h`: what somebody who knew the map's secret words could compute."""
+    """The key with the hash `h`. Only someone who knows the map's secret words can compute it."""
     h ^= h >> 32
     h = h * pow(int(keymap_module._MIX_2), -1, _M) % _M
     h ^= (h >> 29) ^ (h >> 58)
@@ -105,7 +105,9 @@ def test_unhash_inverts_the_hash():
 
 @pytest.mark.parametrize("fixed_low_bits", [0, 40])
 def test_keys_that_all_fall_into_one_sub_table(fixed_low_bits):
-    """Who knows the secret cannot make results wrong: one sub-table grows, buckets overflow."""
+    """Even with the secret, hostile keys cannot give wrong results. One sub-table grows, and
+    buckets overflow.
+    """
     keymap = KeyMap(11)
     random = np.random.default_rng(2).integers(0, 1 << 50, 3000).tolist()
     low = [r % (1 << 15) << fixed_low_bits if fixed_low_bits else r for r in random]
@@ -166,7 +168,7 @@ def test_wrong_keys_and_rows_are_refused():
 
 
 def _read_while_written(keymap, keys, inserted, stop, failures, seed):
-    """Look random keys up until told to stop; keep what was wrong."""
+    """Looks up random keys until `stop` is set, and collects wrong results."""
     rng = np.random.default_rng(seed)
     finds = 0
     while not stop.is_set() or finds == 0:
@@ -199,10 +201,11 @@ def test_readers_beside_the_writer_see_every_earlier_key_and_no_wrong_row():
 
 
 def test_the_writer_publishes_a_slot_by_its_row_with_release():
-    """The order of two stores is too short a moment for a race to show it: read the compiled code."""
+    """A race would rarely show the order of two stores. So the test reads the compiled code."""
     bucket = np.zeros(24, np.uint64)
     address = np.uint64(bucket.ctypes.data + -bucket.ctypes.data % 64)
-    put = njit(keymap_module._put.py_func)  # Numba does not show code that came from its cache
+    # Numba does not show code from its cache.
+    put = njit(keymap_module._put.py_func)
     for key in (7, 8):
         put(address, np.uint64(key), np.uint64(key + 1))
     assert [n for n in bucket.tolist() if n] == [7, 8, 8, 9]
@@ -241,7 +244,8 @@ def test_a_retired_block_lives_as_long_as_a_reader_that_may_be_inside():
 
 def test_growth_leaves_no_memory_behind_and_nbytes_is_true():
     keys = distinct_keys(400_000, 9)
-    KeyMap(2).insert_missing(keys[:50_000], 0)  # compile before measuring
+    # The first call compiles the kernels.
+    KeyMap(2).insert_missing(keys[:50_000], 0)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -251,5 +255,6 @@ def test_growth_leaves_no_memory_behind_and_nbytes_is_true():
         used = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert keymap.nbytes <= used <= 1.3 * keymap.nbytes  # with the retired blocks it would be twice as much
+    # With the retired blocks it would be twice as much.
+    assert keymap.nbytes <= used <= 1.3 * keymap.nbytes
     assert keymap.nbytes < 45 * keys.size

@@ -43,7 +43,8 @@ def test_count_new_and_find_change_nothing(table) -> None:
     before = {name: view.copy() for name, view in table.sections(2).items()}
     assert table.count_new(keys(2, 3, 3, 4)) == 2
     assert table.find(keys(3, 1, 2), 2).tolist() == [NO_ROW, 0, 1]
-    assert table.find(keys(1, 2), 1).tolist() == [0, NO_ROW]  # a row that is not published is unknown
+    # A row that is not published is unknown.
+    assert table.find(keys(1, 2), 1).tolist() == [0, NO_ROW]
     assert table.allocated == 2
     assert all(before[name].tobytes() == view.tobytes() for name, view in table.sections(2).items())
 
@@ -99,7 +100,8 @@ def test_a_full_table_refuses_and_keeps_what_it_has(kind) -> None:
         table.allocate(keys(3, 4))
     assert table.allocated == 2
     assert table.count_new(keys(3)) == 1
-    assert table.allocate(keys(3, 3, 1, 2)).tolist() == [2, 2, 0, 1]  # longer than the room, but one new key
+    # The record is longer than the room, but it has only one new key.
+    assert table.allocate(keys(3, 3, 1, 2)).tolist() == [2, 2, 0, 1]
 
 
 def test_growth_moves_nothing() -> None:

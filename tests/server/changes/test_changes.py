@@ -68,7 +68,7 @@ def received(kind: type[Change]) -> Change:
     base: Manifest = Base()  # type: ignore[assignment]
     made: dict[type[Change], Change] = {
         SpecChange: SpecChange(SPEC_BODY),
-        OpenProducerChange: OpenProducerChange(),
+        OpenProducerChange: OpenProducerChange(b"row 7"),
         EngineChange: EngineChange.restored(base, SPEC.kernel_semantics, "cpu"),
     }
     return made[kind]
@@ -137,7 +137,7 @@ def test_what_each_change_does_to_a_state() -> None:
     assert [done[Kind.LABELS].labels[1].get(key) for key in (10, 11, 12)] == ["ten", "eleven", ""]
     assert done[Kind.AVAILABILITY].marks.freeze().keys().tolist() == [10, 12]
     opened = done[Kind.OPEN_PRODUCER].producers.get(b"p")
-    assert opened is not None and (opened.epoch, opened.last_sequence) == (1, 0)
+    assert opened is not None and (opened.epoch, opened.last_sequence, opened.note) == (1, 0, b"row 7")
     for kind in (Kind.SPEC, Kind.ENGINE):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():

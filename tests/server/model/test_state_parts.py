@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livefactor.v1 import models_pb2
+from livefactor.wire.limits import NOTE_BYTES_MAX
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     FactorDtype,
@@ -55,7 +56,7 @@ def frozen_tables(draw: st.DrawFn) -> list[producers.FrozenProducer]:
             ).packed()
             for sequence in range(max(1, last - draw(st.integers(0, 5))), last + 1)
         )
-        table.append((producer_id, draw(U64), last, ring))
+        table.append((producer_id, draw(U64), last, ring, draw(st.binary(max_size=NOTE_BYTES_MAX))))
     return table
 
 
@@ -74,6 +75,21 @@ def test_cut_producer_bytes_are_refused(table: list, data: st.DataObject) -> Non
         assert len(producers.decode(cut)) < len(table)
     except ValueError as error:
         assert "truncated" in str(error)
+
+
+def test_a_note_stays_until_another_one_comes() -> None:
+    table = producers.ProducerTable()
+    for note in (b"", b"one", b"", b"two"):
+        table.open(b"p", 1, note)
+    assert table.freeze() == [(b"p", 1, 0, (), b"two")]
+    table.open(b"p", 2)
+    assert table.get(b"p").note == b"two"  # type: ignore[union-attr]
+
+
+def test_a_table_without_notes_has_the_bytes_of_earlier_versions() -> None:
+    table = producers.ProducerTable()
+    table.open(b"p", 3)
+    assert producers.encode(table.freeze()).hex() == "0100" + "70" + "03" + "00" * 7 + "00" * 8 + "0000"
 
 
 def test_ring_finds_what_it_holds() -> None:

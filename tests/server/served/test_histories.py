@@ -16,6 +16,9 @@ from livefactor_server.snapshots.audit import replay_model
 
 TABLES = ("users.", "items.", "gram", "mean")
 
+START = 1_500_000_000
+"""Seconds since 1970 at the first event."""
+
 SPEC: dict[str, Any] = {
     "k": 16,
     "loss": "implicit",
@@ -52,7 +55,7 @@ def _fill(server: Local) -> None:
     items = (users % 10 * 10 + rng.integers(0, 10, 1500)).astype(np.uint64)
     with livefactor.Producer(producer_id="p", channel=server.channel, model="m") as producer:
         for part in np.array_split(np.arange(1500), 12):
-            producer.push(users[part], items[part], times=part // 3 + 1)
+            producer.push(users[part], items[part], times=part // 3 + START)
         producer.flush()
 
 
@@ -126,8 +129,8 @@ def test_a_negative_type_pulls_down(server: Local) -> None:
     with Models(channel=server.channel) as models:
         models.create("types", "clicks_sgd", **SPEC)
     with livefactor.Producer(producer_id="p", channel=server.channel, model="types") as producer:
-        producer.push(np.repeat(np.arange(20), 2), np.tile([1, 2], 20), times=np.arange(40) + 1)
-        producer.push([500, 501], [1, 1], event_types=[0, 7], times=[100, 100])
+        producer.push(np.repeat(np.arange(20), 2), np.tile([1, 2], 20), times=np.arange(40) + START)
+        producer.push([500, 501], [1, 1], event_types=[0, 7], times=[START, START])
         producer.flush()
     with livefactor.Scorer(channel=server.channel, model="types") as scorer:
         liked, disliked = scorer.score([500, 501], [1])
