@@ -41,7 +41,7 @@ def test_the_reference_gives_the_golden_digest(name: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("cpu", ["haswell", pytest.param("x86-64", marks=pytest.mark.long)])
 def test_code_for_another_cpu_gives_the_golden_digests(cpu: str) -> None:
-    """One process takes all specs, since each process compiles the functions that kernels inline."""
+    """One process takes all specs, since each process compiles the functions kernels inline."""
     paths = [
         str(Path(livefactor_kernels.__file__).parent.parent),
         str(Path(golden.__file__).parent),
