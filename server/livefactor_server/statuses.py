@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import grpc
 
+BUSY_RETRY_MS = 100
+"""Milliseconds after which a client that was refused for want of a slot should try again."""
+
 TEXT_CHARACTERS_MAX = 512
 """Maximum number of characters of the text of a status. gRPC transfers at most 8 KiB of it, and up
 to 12 bytes a character.
@@ -19,14 +22,16 @@ class Refused(Exception):
     """A request that the server answers with a status other than OK.
 
     `code` is a `grpc.StatusCode`, and `text` is meant for the client. A longer text than
-    TEXT_CHARACTERS_MAX is cut. What a peer sent stands in it as `text.quoted` writes it.
+    TEXT_CHARACTERS_MAX is cut. What a peer sent stands in it as `text.quoted` writes it. `retry_ms`
+    is the time after which the client should try again, in milliseconds. 0 gives no hint.
     """
 
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+    def __init__(self, code: grpc.StatusCode, text: str, retry_ms: int = 0) -> None:
         cut = f"{text[: TEXT_CHARACTERS_MAX - 3]}..." if len(text) > TEXT_CHARACTERS_MAX else text
         super().__init__(cut)
         self.code = code
         self.text = cut
+        self.retry_ms = retry_ms
 
 
 def invalid(text: str) -> Refused:
@@ -55,6 +60,14 @@ def exhausted(text: str) -> Refused:
     Nothing was logged. A later retry can succeed.
     """
     return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+
+
+def busy(text: str) -> Refused:
+    """All slots and all waiting places of a kind of call are taken.
+
+    The status tells the client to try again soon.
+    """
+    return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, BUSY_RETRY_MS)
 
 
 def no_memory(what: str) -> Refused:

@@ -76,9 +76,12 @@ def field_bytes(number: int, data: bytes) -> bytes:
 
 def test_messages_over_the_limit_are_refused(target: Target) -> None:
     before = target.state()
-    for size in (MESSAGE_BYTES_MAX + 1, 3 * MESSAGE_BYTES_MAX):
-        ((code, _),) = target.call(APPLY, field_bytes(15, bytes(size)))
-        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    ((code, text),) = target.call(APPLY, field_bytes(15, bytes(MESSAGE_BYTES_MAX)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text.startswith(f"request: at most {MESSAGE_BYTES_MAX} bytes")
+    # The transport itself stops what is far larger.
+    ((code, _),) = target.call(APPLY, field_bytes(15, bytes(3 * MESSAGE_BYTES_MAX)))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert target.state() == before
     rows = Rows(
         user_ids=[1] * 65_536,
@@ -252,7 +255,7 @@ def test_short_deadlines_leave_whole_batches_and_free_every_slot(small: Target) 
 # slots
 
 
-def test_scores_over_the_slots_are_refused_and_the_slots_come_back(small: Target) -> None:
+def test_scores_over_the_slots_wait_for_their_turn(small: Target) -> None:
     updates_pb2_grpc.UpdateServiceStub(small.channel).ApplyUpdates(
         updates_pb2.ApplyUpdatesRequest(
             model=MODEL, interactions=Rows(user_ids=range(10_000), item_ids=range(10_000))
@@ -260,14 +263,9 @@ def test_scores_over_the_slots_are_refused_and_the_slots_come_back(small: Target
         timeout=30,
     )
     stub = scoring_pb2_grpc.ScoringServiceStub(small.channel)
-    heavy = scoring_pb2.ScoreRequest(model=MODEL, user_ids=range(500), top_k=scoring_pb2.TopK(k=100))
-    refused = done = 0
+    heavy = scoring_pb2.ScoreRequest(model=MODEL, user_ids=range(100), top_k=scoring_pb2.TopK(k=100))
     with ThreadPoolExecutor(20) as pool:
-        for _ in range(5):
-            results = list(pool.map(lambda _: answered(lambda: stub.Score(heavy, timeout=30)), range(20)))
-            done, refused = done + sum(results), refused + results.count(False)
-            assert answered(lambda: stub.Score(heavy, timeout=30)), "a slot was not given back"
-    assert done >= 5 and refused >= 5, (done, refused)
+        assert all(pool.map(lambda _: answered(lambda: stub.Score(heavy, timeout=30)), range(40)))
 
 
 def test_streams_over_their_maximum_are_refused_and_ended_streams_free_their_slots(small: Target) -> None:
@@ -291,17 +289,13 @@ def test_streams_over_their_maximum_are_refused_and_ended_streams_free_their_slo
     ended.set()
 
 
-def test_updates_over_the_slots_are_refused_and_the_slots_come_back(small: Target) -> None:
+def test_updates_over_the_slots_wait_for_their_turn(small: Target) -> None:
     stub = updates_pb2_grpc.UpdateServiceStub(small.channel)
     request = updates_pb2.ApplyUpdatesRequest(
         model=MODEL, interactions=Rows(user_ids=[1] * 60_000, item_ids=[1] * 60_000)
     )
     with ThreadPoolExecutor(20) as pool:
-        results = list(
-            pool.map(lambda _: answered(lambda: stub.ApplyUpdates(request, timeout=30)), range(60))
-        )
-    assert True in results and False in results
-    assert answered(lambda: stub.ApplyUpdates(request, timeout=30))
+        assert all(pool.map(lambda _: answered(lambda: stub.ApplyUpdates(request, timeout=30)), range(40)))
 
 
 # ------------------------------------------------------------------------------------------------

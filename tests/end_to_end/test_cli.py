@@ -19,7 +19,7 @@ import typer
 import livefactor
 from livefactor import Producer, key_of
 from livefactor.channel import DEFAULT_TARGET
-from livefactor_server.cli import base, tune
+from livefactor_server.cli import base, columns
 from livefactor_server.cli.app import app
 from livefactor_server.tuning import progressive
 
@@ -315,7 +315,7 @@ def test_the_version_is_printed(run: Any) -> None:
 
 def test_the_default_target_is_the_clients() -> None:
     assert base.DEFAULT_TARGET == DEFAULT_TARGET
-    assert tune.BATCH_EVENTS == progressive.BATCH_EVENTS
+    assert columns.BATCH_EVENTS == progressive.BATCH_EVENTS
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_implicit_is_fitted_on_what_came_before(monkeypatch: pytest.MonkeyPatch)
         made = Evaluation(whole, Protocol("clicks", held_out, seed=4))
         found = made.of_implicit(lambda at: None)
         assert fitted == [(size, 4) for size in sizes]
-        hit = whole.item_keys[made.asked] == np.unique(whole.item_keys)[3]
+        hit = whole.item_keys[made.sample] == np.unique(whole.item_keys)[3]
         assert found.figures["recall@10"][0] == pytest.approx(hit.mean())
         assert found.figures["NDCG@10"][0] == pytest.approx(hit.mean() / np.log2(3))
 

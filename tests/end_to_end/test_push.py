@@ -15,6 +15,7 @@ import click.testing
 import pyarrow as pa
 import pytest
 import typer.main
+from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from livefactor import Auditor, Models, Producer, load
@@ -264,3 +265,26 @@ def test_parquet_gives_what_csv_gives(push: Push, server: Any, tmp_path: Path) -
             (loaded.user_ids.tolist(), loaded.item_ids.tolist(), loaded.user_factors.tobytes(), loaded.mean)
         )
     assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("name", ["lists.csv", "lists.parquet"])
+def test_lists_of_all_users_of_a_file_become_a_file(
+    push: Push, server: Any, model: str, tmp_path: Path, name: str
+) -> None:
+    events, out = tmp_path / "events.csv", tmp_path / name
+    events.write_text(LINES[0] + "\n" + numbered(range(2_000)).replace(",i", ",item "))
+    assert push(events, *OPTIONS[:-1], "1000")[0] == 0
+    runner = click.testing.CliRunner()
+    typed = ["recommend", "--users", str(events), "--user", "customer", "--out", str(out), "-k", "3"]
+    done = runner.invoke(
+        typer.main.get_command(app), [*typed, "--json", "-m", model, "--target", server.target]
+    )
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout) == {"users": 50, "rows": 150, "out": str(out)}
+    lists = parquet.read_table(out) if name.endswith(".parquet") else arrow_csv.read_csv(out)
+    assert lists.column("user_id").to_pylist() == [user for user in range(50) for _ in range(3)]
+    assert lists.column("rank").to_pylist() == [1, 2, 3] * 50
+    assert set(lists.column("item_id").to_pylist()) <= {f"item {n}" for n in range(20)}
+    both = runner.invoke(typer.main.get_command(app), [*typed, "7", "--target", server.target])
+    assert both.exit_code == 2 and "name user ids or --users FILE, and not both" in both.stderr
+    assert not [*tmp_path.glob("*.tmp")]

@@ -85,7 +85,7 @@ class Rig:
     ) -> queue.SimpleQueue[Submission]:
         replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
         item = Submission(change, body, producer, epoch, sequence, NO_REJECTS, self.log.seal, replies.put)
-        self.engine.submit(item, wait=True)
+        self.engine.submit(item)
         return replies
 
     def open(self, producer: bytes) -> Ack:

@@ -89,7 +89,7 @@ NEW = _named(cuda_rows.NewRows)
 PIECE = _named(history.Piece)
 _OF_TYPE = {np.uint32: WORDS, np.float32: FLOATS, np.int64: LONGS}
 HISTORY = _named(history.HistoryRows, **{name: _OF_TYPE[element] for name, element in history.TYPES.items()})
-ADDITIONS = _named(history.Additions, keys=LONGS, followers=WORDS, added=FLOATS, decay=FLOATS)
+ADDITIONS = _named(history.Additions, keys=LONGS, followers=WORDS, amounts=FLOATS, decay=FLOATS)
 
 
 class Case(NamedTuple):

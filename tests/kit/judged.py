@@ -53,11 +53,11 @@ class Learner:
         changes = [change(data) for data in bodies]
         return self.run(changes)
 
-    def run(self, changes: Sequence[Change]) -> list[object]:
+    def run(self, changes: Sequence[Change], time_us: int = 0) -> list[object]:
         placed = step.place(self.state, changes)
         first = self.state.revision + 1
         records = [
-            Record(Header(first + place, b"", 0, 0, b"", b"", NO_REJECTS, b"", b""), one, rows)
+            Record(Header(first + place, b"", 0, 0, b"", b"", NO_REJECTS, b"", b"", time_us), one, rows)
             for place, (one, rows) in enumerate(zip(changes, placed, strict=True))
         ]
         if self.judge is not None:

@@ -57,6 +57,7 @@ def scores_and_snapshots_never_end() -> None:
         time.sleep(3600)
 
     Reader.score = hang  # type: ignore[assignment, method-assign]
+    Reader.score_at_once = lambda *arguments: None  # type: ignore[assignment, method-assign]
     SnapshotStore.take = hang  # type: ignore[assignment, method-assign]
 
 

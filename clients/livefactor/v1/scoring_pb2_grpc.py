@@ -52,12 +52,20 @@ class ScoringServiceServicer(object):
         for the call, from the events that it remembers of the user and from the current item factors
         (fold-in). A model with counts adds a term for items that often follow the user's last items.
 
+        Limits. A call has at most 1,024 users. It asks for at most 262,144 scores (users * candidates,
+        or users * k), and each of its lists of ids has at most 262,144 ids. A top-k call for more than
+        one user compares at most 268,435,456 pairs (users * items of the model). The request and the
+        answer have at most 4 MiB each, labels included.
+
         - INVALID_ARGUMENT: there are no users, there is no target, offsets do not fit, k is 0, or a
-        size limit is passed.
+        limit is passed. The text then names the field and its limit, such as "user_ids: at most 536
+        users a call for 500000 items, got 1024". A call for fewer users can succeed.
         - NOT_FOUND: the model does not exist.
         - FAILED_PRECONDITION: min_position belongs to another lineage.
         - DEADLINE_EXCEEDED: min_position was not reached in time.
-        - RESOURCE_EXHAUSTED: all score slots are taken.
+        - RESOURCE_EXHAUSTED: too many calls wait for a slot. The metadata grpc-retry-pushback-ms has
+        the number of milliseconds after which the same call should be sent again. Without this
+        metadata the memory does not suffice for the read now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

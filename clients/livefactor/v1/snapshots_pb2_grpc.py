@@ -56,7 +56,7 @@ class SnapshotServiceServicer(object):
 
     def Snapshot(self, request, context):
         """Takes a snapshot at the revision that is visible now, or at min_position, while updates go on.
-        Streams progress messages, then the manifest.
+        Streams progress messages, then the manifest. If the caller leaves, no snapshot is taken.
 
         - NOT_FOUND: the model does not exist.
         - RESOURCE_EXHAUSTED: the disk is full, or another snapshot of this model is being taken.
@@ -76,6 +76,9 @@ class SnapshotServiceServicer(object):
         manifest comes first.
 
         - NOT_FOUND: the model or the snapshot does not exist.
+        - DEADLINE_EXCEEDED: the peer has left a message unread for 30 seconds.
+        - RESOURCE_EXHAUSTED: too many calls wait for a slot, or the connection has a stream that it does
+        not read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

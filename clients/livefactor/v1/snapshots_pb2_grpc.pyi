@@ -30,7 +30,7 @@ class SnapshotServiceStub:
         livefactor.v1.snapshots_pb2.SnapshotResponse,
     ]
     """Takes a snapshot at the revision that is visible now, or at min_position, while updates go on.
-    Streams progress messages, then the manifest.
+    Streams progress messages, then the manifest. If the caller leaves, no snapshot is taken.
 
     - NOT_FOUND: the model does not exist.
     - RESOURCE_EXHAUSTED: the disk is full, or another snapshot of this model is being taken.
@@ -49,6 +49,9 @@ class SnapshotServiceStub:
     manifest comes first.
 
     - NOT_FOUND: the model or the snapshot does not exist.
+    - DEADLINE_EXCEEDED: the peer has left a message unread for 30 seconds.
+    - RESOURCE_EXHAUSTED: too many calls wait for a slot, or the connection has a stream that it does
+      not read.
     """
 
 class SnapshotServiceAsyncStub:
@@ -57,7 +60,7 @@ class SnapshotServiceAsyncStub:
         livefactor.v1.snapshots_pb2.SnapshotResponse,
     ]
     """Takes a snapshot at the revision that is visible now, or at min_position, while updates go on.
-    Streams progress messages, then the manifest.
+    Streams progress messages, then the manifest. If the caller leaves, no snapshot is taken.
 
     - NOT_FOUND: the model does not exist.
     - RESOURCE_EXHAUSTED: the disk is full, or another snapshot of this model is being taken.
@@ -76,6 +79,9 @@ class SnapshotServiceAsyncStub:
     manifest comes first.
 
     - NOT_FOUND: the model or the snapshot does not exist.
+    - DEADLINE_EXCEEDED: the peer has left a message unread for 30 seconds.
+    - RESOURCE_EXHAUSTED: too many calls wait for a slot, or the connection has a stream that it does
+      not read.
     """
 
 class SnapshotServiceServicer(metaclass=abc.ABCMeta):
@@ -86,7 +92,7 @@ class SnapshotServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[livefactor.v1.snapshots_pb2.SnapshotResponse], collections.abc.AsyncIterator[livefactor.v1.snapshots_pb2.SnapshotResponse]]:
         """Takes a snapshot at the revision that is visible now, or at min_position, while updates go on.
-        Streams progress messages, then the manifest.
+        Streams progress messages, then the manifest. If the caller leaves, no snapshot is taken.
 
         - NOT_FOUND: the model does not exist.
         - RESOURCE_EXHAUSTED: the disk is full, or another snapshot of this model is being taken.
@@ -109,6 +115,9 @@ class SnapshotServiceServicer(metaclass=abc.ABCMeta):
         manifest comes first.
 
         - NOT_FOUND: the model or the snapshot does not exist.
+        - DEADLINE_EXCEEDED: the peer has left a message unread for 30 seconds.
+        - RESOURCE_EXHAUSTED: too many calls wait for a slot, or the connection has a stream that it does
+          not read.
         """
 
 def add_SnapshotServiceServicer_to_server(servicer: SnapshotServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

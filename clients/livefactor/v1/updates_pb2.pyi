@@ -25,6 +25,14 @@ NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPL
 UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
 same producer id, epoch and sequence again. After any other status but OK the batch was not
 applied. Its sequence is still free then, except after ALREADY_EXISTS.
+
+Waiting. A call that finds no free slot waits in a queue until its deadline. If the queue is full,
+the call gets RESOURCE_EXHAUSTED with the metadata grpc-retry-pushback-ms: the number of
+milliseconds after which it should be sent again. A call that sends no message within 10 seconds
+gets DEADLINE_EXCEEDED. So does a call whose peer leaves a message unread for 30 seconds.
+
+Sizes. A request and an answer have at most 4 MiB each. What is larger gets INVALID_ARGUMENT. The
+transport refuses requests above 8 MiB with a RESOURCE_EXHAUSTED of its own.
 """
 
 import builtins

@@ -93,6 +93,10 @@ class UpdateServiceServicer(object):
         """Does the same on a stream, with one answer a request, in the order of completion. Each answer
         names the request's sequence and index. A refused batch does not end the stream. The transport
         controls the flow: the server stops reading while its queue is full.
+
+        An open stream may be idle. If the server has as many open streams as it may have, a further one
+        takes the place of the stream that has been idle longest, for at least 10 seconds. That one ends
+        with UNAVAILABLE. If none is idle, the further one gets RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

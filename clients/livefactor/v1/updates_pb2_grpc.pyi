@@ -25,6 +25,14 @@ NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPL
 UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
 same producer id, epoch and sequence again. After any other status but OK the batch was not
 applied. Its sequence is still free then, except after ALREADY_EXISTS.
+
+Waiting. A call that finds no free slot waits in a queue until its deadline. If the queue is full,
+the call gets RESOURCE_EXHAUSTED with the metadata grpc-retry-pushback-ms: the number of
+milliseconds after which it should be sent again. A call that sends no message within 10 seconds
+gets DEADLINE_EXCEEDED. So does a call whose peer leaves a message unread for 30 seconds.
+
+Sizes. A request and an answer have at most 4 MiB each. What is larger gets INVALID_ARGUMENT. The
+transport refuses requests above 8 MiB with a RESOURCE_EXHAUSTED of its own.
 """
 
 import abc
@@ -84,6 +92,10 @@ class UpdateServiceStub:
     """Does the same on a stream, with one answer a request, in the order of completion. Each answer
     names the request's sequence and index. A refused batch does not end the stream. The transport
     controls the flow: the server stops reading while its queue is full.
+
+    An open stream may be idle. If the server has as many open streams as it may have, a further one
+    takes the place of the stream that has been idle longest, for at least 10 seconds. That one ends
+    with UNAVAILABLE. If none is idle, the further one gets RESOURCE_EXHAUSTED.
     """
 
 class UpdateServiceAsyncStub:
@@ -128,6 +140,10 @@ class UpdateServiceAsyncStub:
     """Does the same on a stream, with one answer a request, in the order of completion. Each answer
     names the request's sequence and index. A refused batch does not end the stream. The transport
     controls the flow: the server stops reading while its queue is full.
+
+    An open stream may be idle. If the server has as many open streams as it may have, a further one
+    takes the place of the stream that has been idle longest, for at least 10 seconds. That one ends
+    with UNAVAILABLE. If none is idle, the further one gets RESOURCE_EXHAUSTED.
     """
 
 class UpdateServiceServicer(metaclass=abc.ABCMeta):
@@ -178,6 +194,10 @@ class UpdateServiceServicer(metaclass=abc.ABCMeta):
         """Does the same on a stream, with one answer a request, in the order of completion. Each answer
         names the request's sequence and index. A refused batch does not end the stream. The transport
         controls the flow: the server stops reading while its queue is full.
+
+        An open stream may be idle. If the server has as many open streams as it may have, a further one
+        takes the place of the stream that has been idle longest, for at least 10 seconds. That one ends
+        with UNAVAILABLE. If none is idle, the further one gets RESOURCE_EXHAUSTED.
         """
 
 def add_UpdateServiceServicer_to_server(servicer: UpdateServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

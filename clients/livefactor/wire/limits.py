@@ -19,6 +19,9 @@ SCORE_USERS_MAX = 1024
 SCORE_ROWS_MAX = 1 << 18
 """Scores in the answer of a Score call, and ids in each list of ids that it carries."""
 
+SCORE_PAIRS_MAX = 1 << 28
+"""Users of a top-k call times the items of the model. A call for one user has no such limit."""
+
 BATCH_ROWS_MAX = 65_536
 """Rows of a batch. A server may have a lower limit (`--batch-events-max`)."""
 

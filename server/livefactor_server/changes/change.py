@@ -28,7 +28,8 @@ class ReplayError(Exception):
 class Header:
     """The fields of a record's header that its application needs.
 
-    `hash` and `previous` are chain hashes of 32 bytes.
+    `hash` and `previous` are chain hashes of 32 bytes. `time_us` is when the record arrived, in
+    microseconds since 1970; 0 if it is unknown. No state may depend on it.
     """
 
     revision: int
@@ -40,6 +41,7 @@ class Header:
     rejects: Rejects
     hash: bytes
     previous: bytes
+    time_us: int = 0
 
 
 @dataclass(slots=True)

@@ -127,7 +127,7 @@ def _fields(
         "task": protocol.task,
         "mode": "held-out" if protocol.held_out else "test-then-learn",
         "events": len(evaluation.stream),
-        "judged": int(evaluation.asked.sum()),
+        "judged": int(evaluation.sample.sum()),
         "models": [one.fields() for one in models],
         "others": [one.fields() for one in others],
         "verdict": verdict,
@@ -135,7 +135,7 @@ def _fields(
 
 
 def _grid(evaluation: Evaluation, models: list[Result], others: list[Result]) -> Table:
-    judged = f"{int(evaluation.asked.sum()):,} events judged"
+    judged = f"{int(evaluation.sample.sum()):,} events judged"
     heads = [part for metric in evaluation.metrics for part in (metric, "±")]
     grid = table(judged, *heads, "seconds", "learned")
     for one in (*models, *others):

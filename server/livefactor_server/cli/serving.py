@@ -60,6 +60,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         complain(f"{settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote")
         return 2
     server.limit_libraries()
+    server.raise_file_limit()
     # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event,
     # can be used in a handler without a deadlock.
     news: queue.SimpleQueue[BaseException | str] = queue.SimpleQueue()

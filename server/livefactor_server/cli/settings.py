@@ -94,11 +94,13 @@ class ServerSettings:
             min=1 << 20,
         ),
     ] = 8 << 30
-    streams_max: Annotated[int, _option("Maximum number of concurrent update streams.", min=1, max=512)] = 32
+    streams_max: Annotated[int, _option("Maximum number of open update streams.", min=1, max=4096)] = 256
     update_slots: Annotated[
-        int, _option("Maximum number of concurrent unary update calls.", min=1, max=512)
+        int, _option("Maximum number of unary update calls at a time. Further ones wait.", min=1, max=512)
     ] = 64
-    score_slots: Annotated[int, _option("Maximum number of concurrent Score calls.", min=1, max=512)] = 16
+    score_slots: Annotated[
+        int, _option("Maximum number of Score calls at a time. Further ones wait.", min=1, max=512)
+    ] = 16
     snapshot_every_events: Annotated[
         int, _option("Take a snapshot after this many events. 0 takes one only on drain.", min=0)
     ] = 20_000_000

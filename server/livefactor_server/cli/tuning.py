@@ -165,7 +165,7 @@ def _search(
         bar_of(TextColumn("{task.fields[best]}")) as bar,
     ):
         task_trials = bar.add_task("trials", total=max(trials, len(presets)), best="")
-        task_events = bar.add_task("events of this trial", total=judge.searched, best="")
+        task_events = bar.add_task("events of this trial", total=judge.search_events, best="")
         before = len(search.finished_trials(study))
         if before:
             console(err=True).print(f"the study in {folder} goes on after {before} trials")

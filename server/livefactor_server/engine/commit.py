@@ -115,6 +115,7 @@ class Commit:
                     rejects=batch.rejects,
                     hash=own,
                     previous=previous,
+                    time_us=entry.time_us,
                 )
             )
 

@@ -102,7 +102,7 @@ class Engine:
         self._durable: Commit | None = None
         self._ahead = threading.BoundedSemaphore(GROUPS_AHEAD_MAX)
         self._budget = Budget(settings.queue_bytes_max)
-        self._published = threading.Condition()
+        self._awaited: dict[Callable[[], None], int] = {}
         self._draining = False
         self._ended = False
         self._submitting = threading.Lock()
@@ -133,18 +133,30 @@ class Engine:
 
     # ------------------------------------------------------------------ handlers
 
-    def submit(self, item: Submission, wait: bool) -> None:
-        """Queues a batch. With `wait` the caller waits until the queue has room.
-
-        The wait is the flow control of a stream.
+    def submit(self, item: Submission) -> None:
+        """Queues a batch. It waits until the queue has room, which is the flow control of a stream.
 
         Raises:
-            Refused: the server drains, the log has failed, or without `wait` the queue is full.
+            Refused: the server drains, or the log has failed.
         """
         self._check_writable()
-        if not self._budget.take(item.size, wait, lambda: self.failure is not None or self._draining):
+        if not self._budget.take(item.size, True, lambda: self.failure is not None or self._draining):
             self._check_writable()
-            raise exhausted("queue: full, try again later")
+        self._enqueue(item)
+
+    def try_submit(self, item: Submission) -> bool:
+        """Queues a batch without waiting. Returns False if the queue is full.
+
+        Raises:
+            Refused: the server drains, or the log has failed.
+        """
+        self._check_writable()
+        if not self._budget.take(item.size, False, lambda: False):
+            return False
+        self._enqueue(item)
+        return True
+
+    def _enqueue(self, item: Submission) -> None:
         with self._submitting:
             if self._draining:
                 self._budget.give(item.size)
@@ -167,31 +179,36 @@ class Engine:
         """Bytes of memory of each part of the model."""
         return self.state.memory_bytes | {"judge": self.observer.nbytes}
 
-    def wait_for(self, revision: int, timeout_s: float | None, is_wanted: Callable[[], bool]) -> bool:
-        """Waits until `revision` is published.
-
-        Returns False if `timeout_s` seconds pass first, or if `is_wanted()` is false after a
-        `wake`.
+    def has_reached(self, revision: int) -> bool:
+        """Whether `revision` is published.
 
         Raises:
-            Refused: UNAVAILABLE if the engine will publish no further revision.
+            Refused: UNAVAILABLE if the engine will not publish it.
         """
-
-        def is_over() -> bool:
-            return self.state.revision >= revision or self._ended or not is_wanted()
-
-        with self._published:
-            self._published.wait_for(is_over, timeout_s)
         if self.state.revision >= revision:
             return True
         if self._ended:
             raise unavailable("model: it accepts no updates any more, so the position cannot be reached")
         return False
 
+    def await_revision(self, revision: int, call_back: Callable[[], None]) -> None:
+        """Calls `call_back` when `revision` is published, or when the engine ends.
+
+        The call comes from an engine thread, it may come more than once, and it must not block.
+        After `await_revision` the caller checks `has_reached`, because the revision may be
+        published already.
+        """
+        self._awaited[call_back] = revision
+
+    def ignore(self, call_back: Callable[[], None]) -> None:
+        """Ends the calls of `call_back`."""
+        self._awaited.pop(call_back, None)
+
     def wake(self) -> None:
-        """Lets the threads that wait for a revision check their condition again."""
-        with self._published:
-            self._published.notify_all()
+        """Calls back whoever awaits a revision that is published now."""
+        for call_back, revision in list(self._awaited.items()):
+            if self._ended or self.state.revision >= revision:
+                call_back()
 
     def view(self) -> AbstractContextManager[FrozenState]:
         """The frozen state at the published revision. Updates continue meanwhile."""
@@ -336,7 +353,7 @@ class Engine:
             batch.finish(unavailable("model: writes are stopped"))
 
     def _end(self) -> None:
-        """Wakes the waiting readers, because the engine publishes no further revision."""
+        """Calls back the waiting readers, because the engine publishes no further revision."""
         self._ended = True
         self.wake()
 

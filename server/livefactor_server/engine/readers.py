@@ -9,10 +9,14 @@ at its revision, and the writer continues meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
+from livefactor.wire.limits import MESSAGE_BYTES_MAX, SCORE_PAIRS_MAX, over
 from livefactor.wire.scoring import ScoreColumns, ScoreQuery
 from livefactor_kernels.backend import Pin
 from livefactor_kernels.reading import Events, PersonReader, with_rows
@@ -27,6 +31,62 @@ _NO_ROWS, _NO_FLAGS = np.empty(0, np.uint32), np.empty(0, bool)
 GATE_ROWS_MAX = 4096
 """Maximum number of rows gathered under the gate. Larger reads use a pin."""
 
+AT_ONCE_MAX = 2048
+"""Maximum number of scores of a query that is answered without a thread of its own."""
+
+ROW_BYTES = 18
+"""Bytes of a score with its item in an encoded answer, with the tag and the length of its label."""
+
+BLOCK_PAIRS = 1 << 24
+"""Pairs of a user and an item that a top-k call compares before it looks whether its caller still
+waits: about a quarter of a second.
+"""
+
+BLOCK_USERS_MIN, BLOCK_USERS_MAX = 4, 64
+"""Users of such a block. Fewer would not fill a matrix product, more would not fill it better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a read may cost.
+
+    Attributes:
+        pairs_max: maximum number of pairs of a user and an item that a top-k read of more than one
+            user compares.
+        answer_bytes_max: maximum size of the encoded answer, in bytes.
+        check: is called between blocks of users. Its exception ends the read.
+    """
+
+    pairs_max: int = SCORE_PAIRS_MAX
+    answer_bytes_max: int = MESSAGE_BYTES_MAX
+    check: Callable[[], None] = lambda: None
+
+
+_USUAL = Allowance()
+
+
+class _Gathered(NamedTuple):
+    """The rows of candidates at one revision: factors [n, kp] and biases [n] of users and items."""
+
+    revision: int
+    mean: np.float32
+    user_rows: np.ndarray
+    item_rows: np.ndarray
+    users: tuple[np.ndarray, np.ndarray]
+    items: tuple[np.ndarray, np.ndarray]
+
+
+class _Best(NamedTuple):
+    """The lists of a block of n users: rows and scores of all m, and offsets [n + 1] into them.
+
+    `truncated`: bool[n], see `ScoreColumns.seen_truncated`, or empty.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    offsets: np.ndarray
+    truncated: np.ndarray
+
 
 class Reader:
     """Scores of one model. Thread-safe."""
@@ -36,13 +96,16 @@ class Reader:
         self._state = engine.state
         spec = engine.state.spec
         self._persons = PersonReader(spec) if spec.history.users else None
+        # On a GPU a read waits for the kernels before it, and a fold-in takes milliseconds.
+        self._is_quick = self._persons is None and engine.state.backend_name == "cpu"
         self._unavailable: tuple[np.ndarray, np.ndarray] = np.empty(0, np.uint8), _NO_ROWS
 
-    def score(self, query: ScoreQuery) -> ScoreColumns:
+    def score(self, query: ScoreQuery, allowance: Allowance = _USUAL) -> ScoreColumns:
         """Answers a checked query.
 
         Raises:
-            Refused: INVALID_ARGUMENT if the query needs histories and the model has none.
+            Refused: INVALID_ARGUMENT if the query needs histories and the model has none, or if it
+                costs more than it may.
                 UNAVAILABLE if the tables may be between two revisions. RESOURCE_EXHAUSTED if the
                 backend has too little memory for the read.
         """
@@ -54,37 +117,70 @@ class Reader:
             if query.event_ids is not None:
                 raise invalid("events: this model has no histories (spec: history.users)")
         try:
-            return self._candidates(query) if query.target == "candidates" else self._top_k(query)
+            read = self._candidates if query.target == "candidates" else self._top_k
+            answer = read(query, allowance)
         except MemoryError:
             raise no_memory("this read") from None
+        return self._with_labels(answer, allowance.answer_bytes_max) if query.with_labels else answer
+
+    def score_at_once(self, query: ScoreQuery) -> ScoreColumns | None:
+        """Answers a checked query if that takes well below a millisecond without a wait.
+
+        Otherwise it returns None, and `score` answers the query.
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED if the backend has too little memory for the read.
+        """
+        is_small = query.target == "candidates" and len(query.user_ids) * len(query.item_ids) <= AT_ONCE_MAX
+        if not is_small or query.with_labels or query.event_ids is not None or not self._is_quick:
+            return None
+        if self._engine.torn or not self._engine.gate.try_reading():
+            return None
+        try:
+            found = self._gathered(query)
+        except MemoryError:
+            raise no_memory("this read") from None
+        finally:
+            self._engine.gate.release()
+        return self._scored(query, found)
 
     # ------------------------------------------------------------------ candidates
 
-    def _candidates(self, query: ScoreQuery) -> ScoreColumns:
+    def _candidates(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns:
         backend = self._state.backend
         if self._persons is not None:
-            return self._personal_candidates(self._persons, query)
+            return self._personal_candidates(self._persons, query, allowance)
         if len(query.user_ids) + len(query.item_ids) <= GATE_ROWS_MAX:
             with self._engine.gate.reading():
-                revision, mean, published = self._state.revision, backend.mean, backend.published
-                user_rows = backend.users.find(query.user_ids, published[USERS])
-                item_rows = backend.items.find(query.item_ids, published[ITEMS])
-                users = backend.gather(USERS, user_rows)
-                items = backend.gather(ITEMS, item_rows)
+                found = self._gathered(query)
         else:
             with self._engine.gate.reading():
                 pin = backend.pin()
                 revision = self._state.revision
             with pin:
-                mean = pin.mean
                 user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
                 item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
-                users = pin.gather(USERS, user_rows)
-                items = pin.gather(ITEMS, item_rows)
-        scores, offsets = _score_lists(mean, users, items, query.offsets)
-        return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
+                users, items = pin.gather(USERS, user_rows), pin.gather(ITEMS, item_rows)
+                found = _Gathered(revision, pin.mean, user_rows, item_rows, users, items)
+        return self._scored(query, found)
 
-    def _personal_candidates(self, persons: PersonReader, query: ScoreQuery) -> ScoreColumns:
+    def _gathered(self, query: ScoreQuery) -> _Gathered:
+        """The rows of a query at the present revision. The caller holds the gate."""
+        backend = self._state.backend
+        user_rows = backend.users.find(query.user_ids, backend.published[USERS])
+        item_rows = backend.items.find(query.item_ids, backend.published[ITEMS])
+        users, items = backend.gather(USERS, user_rows), backend.gather(ITEMS, item_rows)
+        return _Gathered(self._state.revision, backend.mean, user_rows, item_rows, users, items)
+
+    def _scored(self, query: ScoreQuery, found: _Gathered) -> ScoreColumns:
+        scores, offsets = _score_lists(found.mean, found.users, found.items, query.offsets)
+        return self._listed(
+            query, found.revision, scores, offsets, found.user_rows != NO_ROW, found.item_rows != NO_ROW
+        )
+
+    def _personal_candidates(
+        self, persons: PersonReader, query: ScoreQuery, allowance: Allowance
+    ) -> ScoreColumns:
         """Candidates of a model with histories. The user factors need many rows, so it uses a
         pin.
         """
@@ -92,16 +188,30 @@ class Reader:
         with self._engine.gate.reading():
             pin = backend.pin()
             revision = self._state.revision
+        shared = np.array([0, len(query.item_ids)], np.uint32)
+        lists, sizes = [], [0]
         with pin:
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
             item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
-            read = persons.read(pin, user_rows, pin.counts[ITEMS], self._own_events(query, pin))
-            items = pin.gather(ITEMS, item_rows)
-        scores, offsets = _score_lists(pin.mean, (read.factors, read.bias), items, query.offsets)
-        for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
-            rows = item_rows if query.offsets is None else item_rows[start:stop]
-            scores[start:stop] += read.gains(user, rows)
-        return self._listed(query, revision, scores, offsets, user_rows != NO_ROW, item_rows != NO_ROW)
+            factors, bias = pin.gather(ITEMS, item_rows)
+            own = self._own_events(query, pin)
+            for users in _blocks(len(user_rows), len(query.item_ids), allowance):
+                events = own[users] if own is not None else None
+                read = persons.read(pin, user_rows[users], pin.counts[ITEMS], events)
+                for user in range(len(read.bias)):
+                    at = users.start + user
+                    start, stop = shared if query.offsets is None else query.offsets[at : at + 2]
+                    one = read.factors[user : user + 1], read.bias[user : user + 1]
+                    span = np.array([0, stop - start], np.uint32)
+                    scores = scoring.score_candidates(
+                        pin.mean, *one, factors[start:stop], bias[start:stop], span
+                    )
+                    lists.append(scores + read.gains(user, item_rows[start:stop]))
+                    sizes.append(len(scores))
+        offsets = np.cumsum(sizes, dtype=np.uint32)
+        return self._listed(
+            query, revision, np.concatenate(lists), offsets, user_rows != NO_ROW, item_rows != NO_ROW
+        )
 
     def _listed(
         self, query: ScoreQuery, revision: int, scores: np.ndarray, offsets: np.ndarray,
@@ -135,35 +245,51 @@ class Reader:
 
     # ------------------------------------------------------------------ top-k
 
-    def _top_k(self, query: ScoreQuery) -> ScoreColumns:
+    def _top_k(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns:
         backend = self._state.backend
         with self._engine.gate.reading():
             pin = backend.pin()
             revision, marks = self._state.revision, self._state.marks.bits()
         with pin:
+            check_pairs(len(query.user_ids), pin.counts[ITEMS], allowance.pairs_max)
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
-            common, own, own_offsets = self._exclusions(query, pin, marks)
-            truncated = _NO_FLAGS
-            if self._persons is None:
-                factors, bias = pin.gather(USERS, user_rows)
-                rows, scores, offsets = pin.top_k(factors, bias, query.k, common, own, own_offsets)
-            else:
-                read = self._persons.read(pin, user_rows, pin.counts[ITEMS], self._own_events(query, pin))
-                if query.exclude_seen:
-                    own, own_offsets = read.exclusions(own, own_offsets)
-                    truncated = read.truncated
-                keys = backend.items.keys
-                rows, scores, offsets = read.top_k(pin, keys, query.k, common, own, own_offsets)
+            exclusions = self._exclusions(query, pin, marks)
+            events = self._own_events(query, pin)
+            parts = [
+                self._best(query, pin, users, user_rows[users], exclusions, events)
+                for users in _blocks(len(user_rows), pin.counts[ITEMS], allowance)
+            ]
+        rows = np.concatenate([part.rows for part in parts])
+        sizes = np.concatenate([np.diff(part.offsets) for part in parts])
         return self._answer(
             query,
             revision,
             backend.items.keys[rows],
-            scores,
-            offsets.astype(np.uint32),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32),
             user_rows != NO_ROW,
             np.ones(len(rows), bool),
-            truncated,
+            np.concatenate([part.truncated for part in parts]),
         )
+
+    def _best(
+        self, query: ScoreQuery, pin: Pin, users: slice, user_rows: np.ndarray,
+        exclusions: tuple[np.ndarray, np.ndarray, np.ndarray], events: list[Events | None] | None,
+    ) -> _Best:  # fmt: skip
+        common, own, ends = exclusions
+        ends = ends[users.start : users.stop + 1]
+        own, own_offsets = own[ends[0] : ends[-1]], ends - ends[0]
+        if self._persons is None:
+            factors, bias = pin.gather(USERS, user_rows)
+            return _Best(*pin.top_k(factors, bias, query.k, common, own, own_offsets), _NO_FLAGS)
+        own_events = events[users] if events is not None else None
+        read = self._persons.read(pin, user_rows, pin.counts[ITEMS], own_events)
+        truncated = _NO_FLAGS
+        if query.exclude_seen:
+            own, own_offsets = read.exclusions(own, own_offsets)
+            truncated = read.truncated
+        keys = self._state.backend.items.keys
+        return _Best(*read.top_k(pin, keys, query.k, common, own, own_offsets), truncated)
 
     def _exclusions(
         self, query: ScoreQuery, pin: Pin, marks: np.ndarray
@@ -210,10 +336,6 @@ class Reader:
         item_known: np.ndarray,
         seen_truncated: np.ndarray = _NO_FLAGS,
     ) -> ScoreColumns:
-        labels: list[str] = []
-        if query.with_labels:
-            names = self._state.labels[ITEMS]
-            labels = [names.get(key) for key in item_ids.tolist()]
         return ScoreColumns(
             lineage=self._state.lineage.bytes,
             revision=revision,
@@ -222,9 +344,43 @@ class Reader:
             offsets=offsets,
             user_known=user_known,
             item_known=item_known,
-            labels=labels,
+            labels=(),
             seen_truncated=seen_truncated,
         )
+
+    def _with_labels(self, answer: ScoreColumns, bytes_max: int) -> ScoreColumns:
+        """Adds the items' labels to an answer, unless it would get too large.
+
+        The size is computed first, because labels have up to 1,024 bytes each.
+        """
+        names = self._state.labels[ITEMS]
+        keys = answer.item_ids.tolist()
+        size = ROW_BYTES * len(keys) + sum(_text_bytes(names.get(key)) for key in keys)
+        if size > bytes_max:
+            raise invalid(over("answer", bytes_max, size, "bytes with its labels"))
+        return replace(answer, labels=[names.get(key) for key in keys])
+
+
+def check_pairs(users: int, items: int, pairs_max: int) -> None:
+    """Checks how many pairs a top-k read compares.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if more than one user is asked for, and there are more pairs.
+    """
+    if users > 1 and users * items > pairs_max:
+        raise invalid(over("user_ids", max(1, pairs_max // items), users, f"users a call for {items} items"))
+
+
+def _blocks(users: int, items: int, allowance: Allowance) -> Iterator[slice]:
+    """Blocks of users that are read one after the other while the caller waits."""
+    size = min(max(BLOCK_PAIRS // max(1, items), BLOCK_USERS_MIN), BLOCK_USERS_MAX)
+    for start in range(0, users, size):
+        allowance.check()
+        yield slice(start, min(start + size, users))
+
+
+def _text_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _score_lists(

@@ -52,7 +52,7 @@ class Rows:
     columns: dict[str, Column]
 
     def __len__(self) -> int:
-        return len(self.columns["user_ids"])
+        return len(next(iter(self.columns.values())))
 
     def slice(self, start: int, stop: int) -> Rows:
         """Views of the events start..stop."""
@@ -145,11 +145,12 @@ class Events:
         return EventFileError(f"{self.place(row)}, column {self._names[field]}: {reason}")
 
     def _id_columns(self) -> list[str]:
-        return [*dict.fromkeys(self._names[field] for field in IDS)]
+        return [*dict.fromkeys(self._names[field] for field in IDS if field in self._names)]
 
     def _decide(self, blocks: Iterator[pa.RecordBatch]) -> None:
         """Decides for each column of ids whether it holds integers or strings."""
-        open_fields = [] if self._string_ids else list(IDS)
+        fields = [field for field in IDS if field in self._names]
+        open_fields = [] if self._string_ids else list(fields)
         found: dict[str, tuple[int, str]] = {}
         first = 0
         for block in blocks:
@@ -162,7 +163,7 @@ class Events:
             first += block.num_rows
             if not open_fields:
                 break
-        for field in IDS:
+        for field in fields:
             self._integers[field] = field in open_fields
             row_text = found.get(field)
             if row_text is not None and _FLOAT_TEXT.fullmatch(row_text[1]):

@@ -6,6 +6,7 @@ It reads small facts under the gate. Only a root hash reads all rows.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from livefactor_kernels.spec.model import ModelSpec
@@ -46,8 +47,13 @@ class Description:
     root_hash: bytes = b""
 
 
-def describe(hosted: Hosted, with_root_hash: bool = False) -> Description:
+def describe(
+    hosted: Hosted, with_root_hash: bool = False, check: Callable[[], None] = lambda: None
+) -> Description:
     """The facts about a model at its published revision.
+
+    `check` is called again and again while the rows are hashed. If it raises an exception, the
+    work ends with this exception.
 
     Raises:
         Refused: the memory is not sufficient to read all rows.
@@ -86,5 +92,5 @@ def describe(hosted: Hosted, with_root_hash: bool = False) -> Description:
             items=items,
             events=int(view.small["events"][0]),
             log_hash=view.log_hash,
-            root_hash=root_hash_of(view)[0],
+            root_hash=root_hash_of(view, lambda done, total: check())[0],
         )

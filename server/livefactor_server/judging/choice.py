@@ -2,14 +2,14 @@
 
 All draws are by counter, so that a replay of the log judges the same events.
 
-A random share of the records is judged. A record's random number is the first word of Philox4x32-10
-(`livefactor_kernels.numbers.random`) with the counter (revision low, revision high, 0, 1). Of a
-judged record with n events, min(n, most, max(8, n / 128)) events are judged. The record is divided
-into so many equal stretches, and one event of each stretch is judged. Its draw has the counter
-(revision low, revision high, stretch, 0). The first word chooses the event in the stretch. The
-third and the fourth word decide whether it is ranked against sampled items and against all items.
-The sampled items come from `draw_negative` with a separate key. The negatives are the ones that the
-model learns from.
+A random share of the records is judged, and more while a floor asks for it (`floor.py`). A record's
+random number is the first word of Philox4x32-10 (`livefactor_kernels.numbers.random`) with the
+counter (revision low, revision high, 0, 1). Of a judged record with n events, min(n, most, max(8, n
+/ 128)) events are judged. The record is divided into so many equal stretches, and one event of each
+stretch is judged. Its draw has the counter (revision low, revision high, stretch, 0). The first
+word chooses the event in the stretch. The third and the fourth word decide whether it is ranked
+against sampled items and against all items. The sampled items come from `draw_negative` with a
+separate key. The negatives are the ones that the model learns from.
 
 The kernels keep the GIL, since they run for microseconds, and to get it back from a busy thread
 takes longer.
@@ -90,6 +90,13 @@ def judged_records(seed: int, share: float, revisions: np.ndarray) -> np.ndarray
     return judged
 
 
+def counts_of(sizes: np.ndarray, most: int) -> np.ndarray:
+    """How many events are judged of records with so many events, int64[r]. See `choose`."""
+    wanted = np.maximum(EVENTS_LEAST, (sizes * EVENTS_SHARE).astype(np.int64))
+    counts: np.ndarray = np.minimum(np.minimum(sizes, most), wanted)
+    return counts
+
+
 def choose(seed: int, revisions: np.ndarray, sizes: np.ndarray, most: int) -> Chosen:
     """Chooses at most `most` events of each judged record, in log order.
 
@@ -99,9 +106,7 @@ def choose(seed: int, revisions: np.ndarray, sizes: np.ndarray, most: int) -> Ch
         sizes: their numbers of events, int64[r].
         most: maximum number of judged events per record.
     """
-    counts = np.minimum(
-        np.minimum(sizes, most), np.maximum(EVENTS_LEAST, (sizes * EVENTS_SHARE).astype(np.int64))
-    )
+    counts = counts_of(sizes, most)
     total = int(counts.sum())
     chosen = Chosen(np.empty(total, np.int64), np.empty(total, np.int64), np.empty((total, 2)))
     _choose_kernel(domain_key(seed, CHOICE_DOMAIN), revisions, sizes, counts, *chosen)
@@ -139,6 +144,7 @@ __all__ = [
     "NEGATIVE_DOMAIN",
     "Chosen",
     "choose",
+    "counts_of",
     "draw",
     "judged_records",
 ]

@@ -25,6 +25,7 @@ from livefactor_kernels.spec.model import Loss
 from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.judging import choice, drift, metrics, report, scoring
 from livefactor_server.judging.bounds import Bounds
+from livefactor_server.judging.floor import Floor
 from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity, item_bytes
 from livefactor_server.judging.report import Event, Report
 from livefactor_server.judging.scoring import Best, Read, Reading, Sample
@@ -38,6 +39,12 @@ RANKED_ROWS_PER_RECORD = 8_000
 
 With more items, fewer events are ranked against all items.
 """
+EVENTS_PER_HOUR = 1_000
+"""The floor of judged events, if there are so many (`floor.py`)."""
+RANKED_PER_HOUR = 250
+"""The floor of events that are ranked among all items."""
+FLOOR_RANKED_PER_RECORD, FLOOR_ROWS_PER_RECORD = 8, 1 << 20
+"""What the floor may rank for a record: so many events, and so many item rows, but one event."""
 EVENTS_KEPT = 16
 LOTS_AHEAD = 1024
 DRIFT = "drift"
@@ -48,7 +55,8 @@ class JudgeSettings:
     """How much is judged, and the windows of the figures.
 
     Attributes:
-        record_share: share of the records that is judged; 0 turns the judge off.
+        record_share: share of the records that is judged; 0 turns the judge off. There are floors
+            beside it, `EVENTS_PER_HOUR` and `RANKED_PER_HOUR`.
         events_per_record_max: maximum number of judged events per record.
         sampled_share: share of the judged events that is ranked against sampled items.
         ranked_share: share that is ranked against all items; `RANKED_ROWS_PER_RECORD` can lower it.
@@ -111,6 +119,7 @@ class Judge:
         self._good_revision = 0
         self._lock = threading.Lock()
         self._lots_from, self._lots = -LOTS_AHEAD, frozenset[int]()
+        self._floor, self._ranked_floor = Floor(EVENTS_PER_HOUR), Floor(RANKED_PER_HOUR)
         self._records: list[Record] = []
         self._pending: _Pending | None = None
 
@@ -135,31 +144,38 @@ class Judge:
         self._pending = None
         if not self._records:
             return
-        picked = [record for record in self._records if self._is_judged(record.header.revision)]
+        picked = [record for record in self._records if self._is_judged(record)]
         if picked:
             revisions = np.array([record.header.revision for record in picked], np.uint64)
             sizes = np.array([record.change.rows for record in picked], np.int64)
             most = self._settings.events_per_record_max
             chosen = choice.choose(self._spec.seed, revisions, sizes, most)
-            self._pending = self._read(scoring.sample_of(picked, chosen))
+            self._pending = self._read(scoring.sample_of(picked, chosen), picked[-1].header.time_us)
 
-    def _is_judged(self, revision: int) -> bool:
-        """Whether the record is judged. The random numbers of many records are drawn at once."""
+    def _is_judged(self, record: Record) -> bool:
+        """Whether the record is judged, by lot or for the floor."""
+        if not self._wins(record.header.revision) and not self._floor.left(record.header.time_us):
+            return False
+        sizes = np.array([record.change.rows], np.int64)
+        self._floor.take(int(choice.counts_of(sizes, self._settings.events_per_record_max)[0]))
+        return True
+
+    def _wins(self, revision: int) -> bool:
+        """Whether the record's lot is judged. The lots of many records are drawn at once."""
         if not self._lots_from <= revision < self._lots_from + LOTS_AHEAD:
             revisions = np.arange(revision, revision + LOTS_AHEAD, dtype=np.uint64)
             judged = choice.judged_records(self._spec.seed, self._settings.record_share, revisions)
             self._lots_from, self._lots = revision, frozenset(revisions[judged].tolist())
         return revision in self._lots
 
-    def _read(self, sample: Sample) -> _Pending:
+    def _read(self, sample: Sample, time_us: int) -> _Pending:
         settings = self._settings
         judgeable = (sample.values > 0) & (sample.item_counts > 1) & self._ranks
         ranked = judgeable & (sample.lots[:, 0] < settings.sampled_share)
         negatives = self._draw(choice.NEGATIVE_DOMAIN, sample, self._spec.negatives if self._ranks else 0)
         candidates = self._draw(choice.CANDIDATE_DOMAIN, sample.where(ranked), SAMPLED_ITEMS)
         read = scoring.read(self._backend, self._reading, sample, ranked, negatives, candidates)
-        scans = RANKED_ROWS_PER_RECORD / (sample.item_counts * sample.companions)
-        asked = sample.where(judgeable & (sample.lots[:, 1] < np.minimum(settings.ranked_share, scans)))
+        asked = sample.where(self._asked(sample, judgeable, time_us))
         best = scoring.best_items(self._backend, self._reading, asked) if len(asked.events) else None
         return _Pending(
             revision=self._backend.revision,
@@ -171,6 +187,20 @@ class Judge:
             asked=asked,
             best=best,
         )
+
+    def _asked(self, sample: Sample, judgeable: np.ndarray, time_us: int) -> np.ndarray:
+        """Which events are ranked among all items, by lot or for the floor: bool[m]."""
+        rows = sample.item_counts * sample.companions
+        scans = RANKED_ROWS_PER_RECORD / rows
+        asked: np.ndarray = judgeable & (sample.lots[:, 1] < np.minimum(self._settings.ranked_share, scans))
+        left = min(self._ranked_floor.left(time_us) - int(asked.sum()), FLOOR_RANKED_PER_RECORD)
+        if left > 0 and self._settings.ranked_share > 0:
+            able = np.flatnonzero(judgeable & ~asked)
+            few = max(1, int(FLOOR_ROWS_PER_RECORD // rows.max())) if able.size else 0
+            first = able[np.argsort(sample.lots[able, 1], kind="stable")]
+            asked[first[: min(left, few)]] = True
+        self._ranked_floor.take(int(asked.sum()))
+        return asked
 
     def after(self) -> list[Event]:
         """Evaluates the events that `before` read, and adds the records to the popularity counts.

@@ -36,7 +36,16 @@ class Gate:
         try:
             yield
         finally:
-            self._release()
+            self.release()
+
+    def try_reading(self) -> bool:
+        """Takes the gate for a short read if it is free. The caller then calls `release`."""
+        with self._condition:
+            if self._held:
+                return False
+            self._readers_ahead += 1
+            self._held = True
+            return True
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -49,9 +58,10 @@ class Gate:
         try:
             yield
         finally:
-            self._release()
+            self.release()
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Gives the gate back."""
         with self._condition:
             self._held = False
             self._condition.notify_all()

@@ -1,6 +1,10 @@
 """The RPC layer: decodes requests, calls the models, and encodes results and statuses.
 
 `service` is the table of all RPCs. Each service has one file of handlers: `updates`, `scoring`,
-`snapshots`, `models`. `guards` wraps every handler. `calls` is the state that handlers share.
-`decode` and `encode` convert messages. `server` assembles the gRPC server.
+`snapshots`, `models`, `health`. `guards` wraps every handler. `calls` is the state that handlers
+share.
+
+All calls are coroutines of one event loop (`loop`). They wait there for a slot (`lanes`), for a
+revision (`positions`), or for a peer (`streams`). `decode` and `encode` convert messages. `server`
+assembles the gRPC server.
 """

@@ -1,25 +1,25 @@
-"""The state that the handlers of all services share: the models, the limits and the slots."""
+"""The state that the handlers of all services share: the models, the limits and the lanes."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import grpc
 
 from livefactor.wire import limits
 from livefactor_kernels.spec.presets import DEFAULT_PRESET
-from livefactor_server.engine.engine import Engine
 from livefactor_server.hosting.host import Hosting
-from livefactor_server.rpc import guards
-from livefactor_server.statuses import late, precondition, unavailable
+from livefactor_server.rpc.lanes import Lane
+from livefactor_server.rpc.loop import Loop
+from livefactor_server.rpc.positions import Positions
+from livefactor_server.rpc.streams import Streams
 
-DRAINED = object()
-"""Ends an update stream after the answers in its queue."""
+WAITING_BYTES_MAX = 64 << 20
+"""Maximum bytes of the messages of the calls that wait for a slot of a lane."""
+
+CONTROL_THREADS = 8
+"""Threads of calls that describe or list something."""
+
+MODEL_THREADS = 2
+"""Threads of calls that create, restore or delete models, or that hash all rows of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,94 +28,60 @@ class ServiceSettings:
 
     Attributes:
         batch_events_max: maximum number of rows per batch.
-        streams_max: maximum number of concurrent update streams.
-        update_slots: maximum number of concurrent unary calls of the update service.
-        score_slots: maximum number of concurrent Score calls.
-        snapshot_slots: maximum number of concurrent Snapshot and FetchSnapshot calls. Each holds a
-            thread until the peer has read all data.
+        streams_max: maximum number of open update streams.
+        update_slots: maximum number of unary calls of the update service at a time.
+        score_slots: maximum number of Score calls at a time.
+        snapshot_slots: maximum number of Snapshot calls at a time.
+        fetch_slots: maximum number of FetchSnapshot calls at a time.
         score_users_max: maximum number of users per Score call.
         score_rows_max: maximum number of scores per Score call, and of ids in each of its lists.
+        score_pairs_max: maximum number of pairs of a user and an item that a top-k call compares. A
+            call for one user is not limited.
+        waiting_max: maximum number of calls of a kind that wait for a slot, and of calls that wait
+            for a `min_position`.
+        open_calls_max: maximum number of open calls of a server. Health and administration have as
+            many of their own.
+        message_wait_s: seconds that a call may wait for its message. An update stream may be idle.
+        write_wait_s: seconds that a peer may leave a message of a stream unread.
+        stream_idle_s: an update stream without a batch for so many seconds may be ended to make
+            room for another one.
         default_preset: preset of new models without a spec.
     """
 
     batch_events_max: int = limits.BATCH_ROWS_MAX
-    streams_max: int = 32
+    streams_max: int = 256
     update_slots: int = 64
     score_slots: int = 16
     snapshot_slots: int = 4
+    fetch_slots: int = 16
     score_users_max: int = limits.SCORE_USERS_MAX
     score_rows_max: int = limits.SCORE_ROWS_MAX
+    score_pairs_max: int = limits.SCORE_PAIRS_MAX
+    waiting_max: int = 1024
+    open_calls_max: int = 4096
+    message_wait_s: float = 10.0
+    write_wait_s: float = 30.0
+    stream_idle_s: float = 10.0
     default_preset: str = DEFAULT_PRESET
-
-    @property
-    def threads(self) -> int:
-        """Number of workers of the gRPC pool.
-
-        It exceeds the number of slots, so that health and administration calls always find a
-        worker.
-        """
-        return self.streams_max + self.update_slots + self.score_slots + self.snapshot_slots + 8
 
 
 class Calls:
-    """The state that handlers share. Thread-safe."""
+    """The state that handlers share. Only the loop's thread may use what is not `hosting`."""
 
-    def __init__(self, hosting: Hosting, settings: ServiceSettings) -> None:
+    def __init__(self, hosting: Hosting, settings: ServiceSettings, loop: Loop) -> None:
         self.hosting = hosting
         self.settings = settings
-        self.slots = {
-            "updates": guards.Slots(settings.update_slots, "updates"),
-            "streams": guards.Slots(settings.streams_max, "streams"),
-            "scores": guards.Slots(settings.score_slots, "scores"),
-            "snapshots": guards.Slots(settings.snapshot_slots, "snapshots"),
-        }
-        # Calls that wait for min_position must not take all slots of scores.
-        self._parked = guards.Slots(max(1, settings.score_slots // 2), "scores waiting for min_position")
-        self._open_streams: set[queue.SimpleQueue[Any]] = set()
-        self._lock = threading.Lock()
-        self._draining = False
+        self.loop = loop
+        self.updates = self._lane("updates", settings.update_slots)
+        self.scores = self._lane("scores", settings.score_slots)
+        self.snapshots = self._lane("snapshots", settings.snapshot_slots)
+        self.fetches = self._lane("fetches", settings.fetch_slots)
+        self.models = self._lane("models", MODEL_THREADS)
+        self.control = self._lane("control", CONTROL_THREADS)
+        self.positions = Positions(loop, settings.waiting_max)
+        self.streams = Streams(settings.streams_max, settings.stream_idle_s, loop)
+        # It runs what would block the loop: large batches, and waits for room in a queue.
+        self.stream_threads = self._lane("streams", settings.streams_max)
 
-    def await_position(
-        self, engine: Engine, lineage: bytes, revision: int, context: grpc.ServicerContext
-    ) -> None:
-        """Waits until the model has published `revision`.
-
-        Raises:
-            Refused: the position has another lineage, too many calls wait, or the deadline passes
-                first.
-        """
-        if lineage and lineage != engine.state.lineage.bytes:
-            raise precondition("min_position: its lineage is not the model's lineage")
-        if revision > engine.revision:
-            with self._parked:
-                # If the peer disconnects, the wait ends and the slot is free again.
-                context.add_callback(engine.wake)
-                if not engine.wait_for(revision, guards.remaining(context), context.is_active):
-                    raise late(f"min_position: revision {revision} was not reached in time")
-
-    @contextmanager
-    def open_stream(self, replies: queue.SimpleQueue[Any]) -> Iterator[None]:
-        """Registers an update stream, so that a drain can end it.
-
-        Raises:
-            Refused: UNAVAILABLE if the server drains.
-        """
-        with self._lock:
-            if self._draining:
-                raise unavailable("server: draining")
-            self._open_streams.add(replies)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._open_streams.discard(replies)
-
-    def end_streams(self) -> None:
-        """Ends every update stream after the answers in its queue.
-
-        A drain calls it when all accepted batches are answered.
-        """
-        with self._lock:
-            self._draining = True
-            for replies in self._open_streams:
-                replies.put((DRAINED, 0))
+    def _lane(self, name: str, slots: int) -> Lane:
+        return Lane(self.loop, name, slots, self.settings.waiting_max, WAITING_BYTES_MAX)

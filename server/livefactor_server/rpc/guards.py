@@ -1,61 +1,234 @@
-"""The wrapper of every handler: slots, parsing, and the mapping of exceptions to statuses."""
+"""The wrapper of every handler: it waits for the message, and maps exceptions to statuses.
+
+An RPC with one request message is registered as one with a stream of requests, which looks the same
+on the wire. So the wrapper runs before the message has arrived. A call that waits for its message
+is a coroutine: it has neither a thread nor a slot, and it waits for a limited time.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from enum import Enum, auto
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from livefactor.wire.columns import ColumnError
-from livefactor.wire.limits import PRODUCER_ID_BYTES_MAX, over
+from livefactor.wire.limits import MESSAGE_BYTES_MAX, PRODUCER_ID_BYTES_MAX, over
 from livefactor_server import metrics
-from livefactor_server.statuses import Refused, exhausted, invalid, unavailable
+from livefactor_server.statuses import Refused, busy, invalid, late, unavailable
+
+_PUSHBACK = "grpc-retry-pushback-ms"
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 logger = logging.getLogger(__name__)
 
 
-class Slots:
-    """At most `count` concurrent calls of a kind. Further calls are refused without a wait."""
+class Call:
+    """A call: its deadline, and whether its caller still waits. Thread-safe."""
 
-    def __init__(self, count: int, what: str) -> None:
-        self._free = threading.Semaphore(count)
-        self._what = what
+    __slots__ = ("_deadline", "is_over")
 
-    def __enter__(self) -> None:
-        if not self._free.acquire(blocking=False):
-            raise exhausted(f"{self._what}: all slots are in use; try again later")
+    def __init__(self, context: Context) -> None:
+        remaining = context.time_remaining()
+        self._deadline = math.inf if remaining is None else time.monotonic() + remaining
+        self.is_over = False
 
-    def __exit__(self, *_: object) -> None:
-        self._free.release()
+    def check(self) -> None:
+        """Ends work for which nobody waits.
+
+        Raises:
+            Refused: DEADLINE_EXCEEDED if the caller has left, or if the deadline has passed.
+        """
+        if self.is_over or time.monotonic() > self._deadline:
+            raise late("call: its deadline passed, or its caller left, before the answer was ready")
 
 
-class Window:
-    """Limits the batches of a stream whose answers the peer has not read yet."""
+class Guard:
+    """Wraps the handlers of a server, and counts its open calls."""
 
-    def __init__(self, size: int) -> None:
-        self._room = threading.Semaphore(size)
-        self._closed = False
+    def __init__(self, message_wait_s: float, write_wait_s: float, open_calls_max: int) -> None:
+        """The arguments are those of `ServiceSettings`."""
+        self._message_wait_s, self._write_wait_s = message_wait_s, write_wait_s
+        self._open_calls_max = open_calls_max
+        self._open = Counter[bool]()
+        # Calls whose peer reads nothing, by peer. Their last status waits in the transport.
+        self._unread: Counter[str] = Counter()
+        self._goodbyes: set[asyncio.Task[None]] = set()
 
-    def take(self) -> None:
-        """Waits for room for one batch. It never waits after `close`."""
-        self._room.acquire()
-        if self._closed:
-            self._room.release()
+    def unary(
+        self, handle: Callable[[bytes, Call], Awaitable[bytes]], is_control: bool
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Wraps a handler that takes one message and returns one."""
 
-    def give(self, answers: int) -> None:
-        """Frees the room of answers that the peer has read."""
-        self._room.release(answers)
+        async def answer(_: object, context: Context) -> bytes:
+            call = Call(context)
+            self._open[is_control] += 1
+            try:
+                self._check_open(is_control)
+                reply = await handle(await Requests(context, self._message_wait_s).only(), call)
+                if len(reply) > MESSAGE_BYTES_MAX:
+                    raise invalid(over("answer", MESSAGE_BYTES_MAX, len(reply), "bytes"))
+                return reply
+            except Exception as error:
+                failure = error
+            finally:
+                call.is_over = True
+                self._open[is_control] -= 1
+            await self._end(context, failure)
+            raise AssertionError("abort raises")
 
-    def close(self) -> None:
-        """Ends all waits, because the call is over and nobody reads answers any more."""
-        self._closed = True
-        self._room.release()
+        return grpc.stream_unary_rpc_method_handler(answer)
+
+    def stream(
+        self, handle: Callable[[Requests, Send, Call], Awaitable[None]], is_control: bool
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Wraps a handler that takes messages from `Requests` and sends any number."""
+
+        async def answer(_: object, context: Context) -> None:
+            call, peer = Call(context), context.peer()
+            self._open[is_control] += 1
+            try:
+                self._check_open(is_control)
+                # Connections of a Unix-domain socket have one name.
+                if self._unread[peer] and not peer.startswith("unix:"):
+                    raise busy("stream: this connection has a stream that it does not read")
+                await context.send_initial_metadata(())
+                requests = Requests(context, self._message_wait_s)
+                await handle(requests, lambda data: self._send(context, data), call)
+                return
+            except _Unread as error:
+                await self._leave(context, peer, error)
+                return
+            except Exception as error:
+                failure = error
+            finally:
+                call.is_over = True
+                self._open[is_control] -= 1
+            await self._end(context, failure)
+
+        return grpc.stream_stream_rpc_method_handler(answer)
+
+    def library(
+        self, kind: type[Any], handle_stream: Callable[..., Any]
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Wraps a handler of a library. It takes a stream of messages of type `kind`, and gives
+        answers.
+        """
+
+        async def handle(requests: Requests, send: Send, call: Call) -> None:
+            async def messages() -> AsyncIterator[Any]:
+                while (raw := await requests.next()) is not None:
+                    yield parse(kind, raw)
+
+            async for reply in handle_stream(messages(), None):
+                await send(reply.SerializeToString())
+
+        return self.stream(handle, is_control=True)
+
+    def _check_open(self, is_control: bool) -> None:
+        if self._open[is_control] > self._open_calls_max:
+            raise busy(f"calls: the server has {self._open_calls_max} open ones, which is the limit")
+
+    async def _send(self, context: Context, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._write_wait_s):
+                await context.write(data)
+        except TimeoutError:
+            raise _Unread(f"stream: its peer has read nothing for {self._write_wait_s:.0f} s") from None
+
+    async def _end(self, context: Context, error: Exception) -> None:
+        if isinstance(error, grpc.aio.BaseError):
+            # The connection is gone.
+            raise error
+        if isinstance(error, Refused | ColumnError):
+            answer = refusal(error)
+        else:
+            logger.error("handler failed", exc_info=error)
+            answer = unavailable("server: unexpected error")
+        metrics.REFUSED.labels(answer.code.name).inc()
+        hint = ((_PUSHBACK, str(answer.retry_ms)),) if answer.retry_ms else ()
+        await context.abort(answer.code, answer.text, hint)
+
+    async def _leave(self, context: Context, peer: str, error: Refused) -> None:
+        """Ends a call without waiting until its peer reads the status."""
+
+        async def end() -> None:
+            try:
+                await self._end(context, error)
+            except Exception:
+                # The abort itself, or the end of the connection.
+                pass
+            finally:
+                self._unread[peer] -= 1
+                if not self._unread[peer]:
+                    del self._unread[peer]
+
+        self._unread[peer] += 1
+        task = asyncio.create_task(end())
+        self._goodbyes.add(task)
+        task.add_done_callback(self._goodbyes.discard)
+        # The status must be on its way before the handler returns, which would mean OK.
+        await asyncio.sleep(0)
+
+
+class _Unread(Refused):
+    """The peer does not read."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+
+
+class Requests:
+    """The request messages of a call."""
+
+    def __init__(self, context: Context, wait_s: float) -> None:
+        self._context, self._wait_s = context, wait_s
+
+    async def next(self) -> bytes | None:
+        """The next message, or None after the last one.
+
+        Raises:
+            Refused: DEADLINE_EXCEEDED if there is none in time, INVALID_ARGUMENT if it is too
+                large.
+        """
+        try:
+            async with asyncio.timeout(self._wait_s):
+                raw = await self.next_of_many()
+        except TimeoutError:
+            raise late(f"request: the call sent no message within {self._wait_s:.0f} s") from None
+        if raw is not None:
+            check_size(raw)
+        return raw
+
+    async def only(self) -> bytes:
+        """The message of a call that has one.
+
+        Raises:
+            Refused: as `next`. INVALID_ARGUMENT if there is none.
+        """
+        raw = await self.next()
+        if raw is None:
+            raise invalid("request: the call has no message")
+        return raw
+
+    async def next_of_many(self) -> bytes | None:
+        """The next message of a stream that may be idle, of any size. It waits without a limit."""
+        raw = await self._context.read()
+        return None if raw is grpc.aio.EOF else raw
+
+
+Send = Callable[[bytes], Awaitable[None]]
+"""Sends one message.
+
+It raises `Refused`, which ends the call, if the peer does not read for too long.
+"""
 
 
 def parse(kind: type[Any], raw: bytes) -> Any:
@@ -71,6 +244,16 @@ def parse(kind: type[Any], raw: bytes) -> Any:
         raise invalid(f"the {message.DESCRIPTOR.name} is malformed") from None
 
 
+def check_size(raw: bytes) -> None:
+    """Checks the size of a request message.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if it is too large.
+    """
+    if len(raw) > MESSAGE_BYTES_MAX:
+        raise invalid(over("request", MESSAGE_BYTES_MAX, len(raw), "bytes"))
+
+
 def producer_id(producer: bytes) -> bytes:
     """Checks the length of a producer's id, and returns the id.
 
@@ -82,72 +265,6 @@ def producer_id(producer: bytes) -> bytes:
     return producer
 
 
-def remaining(context: grpc.ServicerContext) -> float | None:
-    """Seconds until the deadline of the call. None if it has no deadline."""
-    seconds = context.time_remaining()
-    # Without a deadline gRPC reports centuries, which exceed the maximum timeout of a lock.
-    return None if seconds is None or seconds > threading.TIMEOUT_MAX else max(0.0, seconds)
-
-
 def refusal(error: Exception) -> Refused:
     """The status for a fault of the client."""
     return error if isinstance(error, Refused) else invalid(str(error))
-
-
-def is_cancel(error: Exception) -> bool:
-    """Whether a stream of requests ended because its call was cancelled."""
-    # If a stream is cancelled, grpcio ends its request iterator with a bare Exception or with its
-    # private RpcError.
-    return type(error) is Exception and not error.args
-
-
-def _end_with(context: grpc.ServicerContext, error: BaseException) -> None:
-    if isinstance(error, Refused | ColumnError):
-        answer = refusal(error)
-    else:
-        logger.error("handler failed", exc_info=error)
-        answer = unavailable("server: unexpected error")
-    metrics.REFUSED.labels(answer.code.name).inc()
-    context.abort(answer.code, answer.text)
-
-
-class CallKind(Enum):
-    """Which directions of a call are streams."""
-
-    UNARY = auto()
-    STREAM_OUT = auto()
-    STREAM_BOTH = auto()
-
-
-def guarded(
-    kind: CallKind, handle: Callable[[Any, grpc.ServicerContext], Any], slots: Slots | None
-) -> grpc.RpcMethodHandler[bytes, bytes]:
-    """Wraps a handler. It holds one of `slots` while it runs, and maps every exception to a
-    status.
-    """
-    slot = nullcontext() if slots is None else slots
-
-    def answer(raw: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            with slot:
-                reply: bytes = handle(raw, context)
-                return reply
-        except Exception as error:
-            failure = error
-        _end_with(context, failure)
-        raise AssertionError("abort raises")
-
-    def stream(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-        try:
-            with slot:
-                yield from handle(requests, context)
-            return
-        except Exception as error:
-            failure = error
-        _end_with(context, failure)
-
-    if kind is CallKind.UNARY:
-        return grpc.unary_unary_rpc_method_handler(answer)
-    if kind is CallKind.STREAM_OUT:
-        return grpc.unary_stream_rpc_method_handler(stream)
-    return grpc.stream_stream_rpc_method_handler(stream)

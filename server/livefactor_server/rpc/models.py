@@ -4,8 +4,6 @@ hold.
 
 from __future__ import annotations
 
-import grpc
-
 from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
@@ -13,10 +11,11 @@ from livefactor_server.hosting.describe import describe
 from livefactor_server.model import spec_codec
 from livefactor_server.rpc import encode, guards
 from livefactor_server.rpc.calls import Calls
+from livefactor_server.rpc.guards import Call
 from livefactor_server.statuses import invalid, precondition
 
 
-def create_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+def create_model(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles CreateModel."""
     request = guards.parse(models_pb2.CreateModelRequest, raw)
     preset = request.preset or calls.settings.default_preset or DEFAULT_PRESET
@@ -28,20 +27,25 @@ def create_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> byt
     return models_pb2.CreateModelResponse(description=made).SerializeToString()
 
 
-def describe_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
-    """Handles DescribeModel."""
+async def describe_model(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles DescribeModel. The hash of all rows may take long, so it runs beside the others."""
     request = guards.parse(models_pb2.DescribeModelRequest, raw)
     if fault := calls.hosting.fault(request.model):
         return models_pb2.DescribeModelResponse(description=encode.fault(fault)).SerializeToString()
+    lane = calls.models if request.with_root_hash else calls.control
+    return await lane.run(len(raw), _description, calls, request, call)
+
+
+def _description(calls: Calls, request: models_pb2.DescribeModelRequest, call: Call) -> bytes:
     hosted = calls.hosting.get(request.model)
-    description = encode.description(describe(hosted, request.with_root_hash))
+    description = encode.description(describe(hosted, request.with_root_hash, call.check))
     report = hosted.engine.observer.report()
     if report is not None:
         description.judgement.CopyFrom(encode.judgement(report))
     return models_pb2.DescribeModelResponse(description=description).SerializeToString()
 
 
-def list_models(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+def list_models(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ListModels."""
     guards.parse(models_pb2.ListModelsRequest, raw)
     found = [encode.description(describe(hosted)) for hosted in calls.hosting.all()]
@@ -50,7 +54,7 @@ def list_models(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> byte
     return models_pb2.ListModelsResponse(models=found).SerializeToString()
 
 
-def delete_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+def delete_model(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles DeleteModel."""
     request = guards.parse(models_pb2.DeleteModelRequest, raw)
     if not request.model:
@@ -59,7 +63,7 @@ def delete_model(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> byt
     return models_pb2.DeleteModelResponse().SerializeToString()
 
 
-def restore_snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+def restore_snapshot(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles RestoreSnapshot."""
     request = guards.parse(models_pb2.RestoreSnapshotRequest, raw)
     hosted = calls.hosting.restore(request.model, request.source_model, request.snapshot_id)
@@ -67,7 +71,7 @@ def restore_snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) ->
     return models_pb2.RestoreSnapshotResponse(description=made).SerializeToString()
 
 
-def release_hold(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+def release_hold(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ReleaseHold."""
     hosted = calls.hosting.get(guards.parse(models_pb2.ReleaseHoldRequest, raw).model)
     if not hosted.engine.observer.release():

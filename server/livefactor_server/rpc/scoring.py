@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import time
 
-import grpc
-
-from livefactor.wire.scoring import encode_score_response
+from livefactor.wire.limits import MESSAGE_BYTES_MAX
+from livefactor.wire.scoring import ScoreQuery, encode_score_response
+from livefactor_server.engine.readers import Allowance
+from livefactor_server.hosting.host import Hosted
 from livefactor_server.rpc import decode
 from livefactor_server.rpc.calls import Calls
+from livefactor_server.rpc.guards import Call
 
 
-def score(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+async def score(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles Score."""
     started = time.perf_counter()
-    query = decode.score_query(raw, calls.settings.score_users_max, calls.settings.score_rows_max)
+    settings = calls.settings
+    query = decode.score_query(raw, settings.score_users_max, settings.score_rows_max)
     hosted = calls.hosting.get(query.model)
     if query.min_lineage is not None:
-        calls.await_position(hosted.engine, query.min_lineage, query.min_revision, context)
-    answer = encode_score_response(hosted.reader.score(query))
+        await calls.positions.reach(hosted.engine, query.min_lineage, query.min_revision)
+    quick = hosted.reader.score_at_once(query)
+    if quick is not None:
+        answer = encode_score_response(quick)
+        hosted.engine.metrics.observe_score(time.perf_counter() - started)
+        return answer
+    allowance = Allowance(settings.score_pairs_max, MESSAGE_BYTES_MAX, call.check)
+    answer = await calls.scores.run(len(raw), _answer, hosted, query, allowance)
     hosted.engine.metrics.observe_score(time.perf_counter() - started)
     return answer
+
+
+def _answer(hosted: Hosted, query: ScoreQuery, allowance: Allowance) -> bytes:
+    return encode_score_response(hosted.reader.score(query, allowance))

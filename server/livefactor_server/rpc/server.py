@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.internal import api_implementation
@@ -21,14 +21,19 @@ from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 from livefactor.wire.limits import MESSAGE_BYTES_MAX
 from livefactor_server.hosting.host import Hosting
 from livefactor_server.rpc import binding
-from livefactor_server.rpc.calls import ServiceSettings
-from livefactor_server.rpc.service import Services
+from livefactor_server.rpc.calls import Calls, ServiceSettings
+from livefactor_server.rpc.guards import Guard
+from livefactor_server.rpc.loop import shared_loop
+from livefactor_server.rpc.service import generic_handlers
 
 THREAD_SWITCH_S = 0.0005
 """Seconds between thread switches.
 
 With Python's default of 5 ms one busy thread would add milliseconds to the latency of others.
 """
+
+if TYPE_CHECKING:
+    from livefactor_server.rpc.health import Health
 
 SERVICES = tuple(
     service.full_name
@@ -40,12 +45,31 @@ MODEL_HEALTH = "models/"
 
 UPDATE_SERVICE = updates_pb2.DESCRIPTOR.services_by_name["UpdateService"].full_name
 
+CONNECTIONS_MAX = 1024
+"""Maximum number of connections of a server."""
+
+CALLS_A_CONNECTION_MAX = 1024
+"""Maximum number of open calls of a connection. The transport of a client waits at this number."""
+
+FILES = 4096
+"""Number of open files that a server asks the system for."""
+
 _OPTIONS = (
     # With SO_REUSEPORT a second server would silently share the port.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    # A larger message than the limit reaches the handler, which refuses it with the limit's name.
+    # Only far larger ones are refused by the transport.
+    ("grpc.max_receive_message_length", 2 * MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_concurrent_streams", 100),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+    ("grpc.max_concurrent_streams", CALLS_A_CONNECTION_MAX),
+    # A connection that does not speak HTTP/2, one that is unused, and one whose peer is gone end.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A peer that pings more often is disconnected.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
 HEALTH_POLL_S = 0.25
@@ -74,12 +98,20 @@ class RpcServer:
             )
         sys.setswitchinterval(THREAD_SWITCH_S)
         self._hosting = hosting
-        pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="rpc")
-        self._server = grpc.server(pool, options=_OPTIONS, maximum_concurrent_rpcs=settings.threads)
-        self._services = Services(hosting, settings)
-        self._server.add_generic_rpc_handlers(tuple(self._services.generic_handlers()))
-        self._health = _add_health(self._server)
-        _add_reflection(self._server)
+        self._loop = shared_loop()
+        self._health = _health()
+        self._stopping = threading.Event()
+        self._listening = False
+        self._loop.run(self._bind(settings, address))
+
+    async def _bind(self, settings: ServiceSettings, address: str) -> None:
+        self._calls = Calls(self._hosting, settings, self._loop)
+        guard = Guard(settings.message_wait_s, settings.write_wait_s, settings.open_calls_max)
+        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server.add_generic_rpc_handlers(tuple(generic_handlers(self._calls, guard)))
+        self._server.add_generic_rpc_handlers(tuple(_reflection(guard)))
+        if self._health is not None:
+            self._server.add_generic_rpc_handlers((self._health.handler(guard),))
         try:
             if (fault := binding.fault(address)) is not None:
                 hint = "" if address.startswith("unix:") else "; --port names another port"
@@ -87,15 +119,13 @@ class RpcServer:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise PortInUse(f"{address} cannot be bound ({error})") from None
-        self._stopping = threading.Event()
-        self._listening = False
 
     def listen(self) -> None:
         """Accepts calls with the health NOT_SERVING. They get UNAVAILABLE until the models are
         open.
         """
         self._set_health(False, False)
-        self._server.start()
+        self._loop.run(self._server.start())
         self._listening = True
 
     def start(self) -> None:
@@ -129,17 +159,11 @@ class RpcServer:
         """Sets the health of the server, its services and `models`. It ends that of `gone`."""
         if self._health is None:
             return
-        from grpc_health.v1 import health_pb2
-
-        state = health_pb2.HealthCheckResponse
         parts = {
             service: serving and (writable or service not in ("", UPDATE_SERVICE))
             for service in ("", *SERVICES)
         }
-        for part, ok in (parts | dict(models)).items():
-            self._health.set(part, state.SERVING if ok else state.NOT_SERVING)
-        for part in gone:
-            self._health.set(part, state.SERVICE_UNKNOWN)
+        self._loop.post(self._health.set, parts | dict(models), tuple(gone))
 
     def drain(self, grace_s: float) -> None:
         """Shuts down in order.
@@ -151,31 +175,51 @@ class RpcServer:
         self._stopping.set()
         self._set_health(False, False)
         self._hosting.finish_updates()
-        self._services.end_streams()
-        ended = self._server.stop(max(0.0, deadline - time.monotonic()))
+        ended = self._loop.start(self._stopped(deadline - time.monotonic()))
         self._hosting.drain()
-        ended.wait()
+        ended.result()
+
+    def stop(self) -> None:
+        """Ends all calls at once. The models stay open."""
+        self._stopping.set()
+        self._loop.run(self._stopped(0.0))
+
+    async def _stopped(self, grace_s: float) -> None:
+        self._calls.streams.end()
+        if self._health is not None:
+            self._health.end()
+        await self._server.stop(max(0.0, grace_s))
 
 
-def _add_health(server: grpc.Server) -> Any:
+def _health() -> Health | None:
     # GPU test machines lack grpcio-health-checking. The other services run without it.
     try:
-        from grpc_health.v1 import health, health_pb2_grpc
+        from livefactor_server.rpc.health import Health
     except ModuleNotFoundError:
         logger.warning("grpcio-health-checking is not installed, so there is no health service")
         return None
-    servicer = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    return servicer
+    return Health()
 
 
-def _add_reflection(server: grpc.Server) -> None:
+def _reflection(guard: Guard) -> Iterator[grpc.GenericRpcHandler]:
     try:
-        from grpc_reflection.v1alpha import reflection
+        from grpc_reflection.v1alpha import reflection, reflection_pb2
     except ModuleNotFoundError:
         logger.warning("grpcio-reflection is not installed, so there is no reflection service")
         return
-    reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME, "grpc.health.v1.Health"), server)
+    servicer = reflection.aio.ReflectionServicer(
+        (*SERVICES, reflection.SERVICE_NAME, "grpc.health.v1.Health")
+    )
+    handler = guard.library(reflection_pb2.ServerReflectionRequest, servicer.ServerReflectionInfo)
+    yield grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": handler})
+
+
+def raise_file_limit() -> None:
+    """Asks the system for enough open files for all connections and logs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def limit_libraries() -> None:

@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from collections.abc import Iterator
-from typing import Any
-
-import grpc
+import asyncio
 
 from livefactor.v1 import snapshots_pb2
 from livefactor_server.rpc import encode, guards
 from livefactor_server.rpc.calls import Calls
+from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.snapshots.store import SnapshotNotFound
 from livefactor_server.statuses import not_found
 
 PROGRESS_INTERVAL_S = 0.1
 
 
-def snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-    """Handles Snapshot: yields the progress, and then the manifest."""
-    request = guards.parse(snapshots_pb2.SnapshotRequest, raw)
+async def snapshot(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
+    """Handles Snapshot: sends the progress, and then the manifest."""
+    request = guards.parse(snapshots_pb2.SnapshotRequest, await requests.only())
     hosted = calls.hosting.get(request.model)
     if request.HasField("min_position"):
         wanted = request.min_position
-        calls.await_position(hosted.engine, wanted.lineage, wanted.revision, context)
-    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        await calls.positions.reach(hosted.engine, wanted.lineage, wanted.revision)
+    latest: list[tuple[int, int, int]] = []
 
-    def take() -> None:
-        try:
-            events.put(hosted.keeper.take(lambda done, total, revision: events.put((done, total, revision))))
-        except BaseException as error:
-            events.put(error)
+    def report(done: int, total: int, revision: int) -> None:
+        call.check()
+        latest[:] = [(done, total, revision)]
 
-    threading.Thread(target=take, name=f"snapshot-{hosted.name}", daemon=True).start()
-    last = 0.0
-    while True:
-        event = events.get()
-        if isinstance(event, BaseException):
-            raise event
-        if not isinstance(event, tuple):
-            break
-        if time.monotonic() - last >= PROGRESS_INTERVAL_S:
-            last = time.monotonic()
-            yield encode.snapshot_progress(hosted.engine.state.lineage, *event)
-    yield encode.snapshot_done(event)
+    taking = asyncio.create_task(calls.snapshots.run(0, hosted.keeper.take, report))
+    try:
+        while not taking.done():
+            await asyncio.wait({taking}, timeout=PROGRESS_INTERVAL_S)
+            while latest:
+                await send(encode.snapshot_progress(hosted.engine.state.lineage, *latest.pop()))
+        await send(encode.snapshot_done(taking.result()))
+    finally:
+        taking.cancel()
 
 
-def list_snapshots(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+def list_snapshots(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ListSnapshots."""
     request = guards.parse(snapshots_pb2.ListSnapshotsRequest, raw)
     infos = calls.hosting.snapshots(request.model).list()
@@ -57,14 +47,26 @@ def list_snapshots(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> b
     ).SerializeToString()
 
 
-def fetch_snapshot(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-    """Handles FetchSnapshot: yields the manifest, and then its files in chunks."""
-    request = guards.parse(snapshots_pb2.FetchSnapshotRequest, raw)
+async def fetch_snapshot(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
+    """Handles FetchSnapshot: sends the manifest, and then its files in chunks.
+
+    A thread reads each chunk. While the peer reads it, the call has a slot but no thread.
+    """
+    request = guards.parse(snapshots_pb2.FetchSnapshotRequest, await requests.only())
     store = calls.hosting.snapshots(request.model)
-    try:
-        for piece in store.pieces(request.snapshot_id):
-            yield snapshots_pb2.FetchSnapshotResponse(
-                file_name=piece.file_name, offset=piece.offset, file_size=piece.file_size, data=piece.data
-            ).SerializeToString()
-    except SnapshotNotFound:
-        raise not_found("snapshot: it does not exist") from None
+    async with calls.fetches.slot(0):
+        # If the peer leaves, a thread may still read. So nobody closes `pieces`: its files are
+        # closed with the last reference to it.
+        pieces = store.pieces(request.snapshot_id)
+        try:
+            while (piece := await calls.fetches.in_thread(next, pieces, None)) is not None:
+                await send(
+                    snapshots_pb2.FetchSnapshotResponse(
+                        file_name=piece.file_name,
+                        offset=piece.offset,
+                        file_size=piece.file_size,
+                        data=piece.data,
+                    ).SerializeToString()
+                )
+        except SnapshotNotFound:
+            raise not_found("snapshot: it does not exist") from None

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import queue
-import threading
-import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
 import grpc
 
@@ -18,25 +15,20 @@ from livefactor_server.changes import NO_REJECTS, OpenProducerChange
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.submission import Ack, Submission
 from livefactor_server.rpc import decode, encode, guards
-from livefactor_server.rpc.calls import DRAINED, Calls
-from livefactor_server.statuses import Refused, invalid, late, unavailable
+from livefactor_server.rpc.calls import Calls
+from livefactor_server.rpc.guards import Call, Requests, Send
+from livefactor_server.rpc.streams import Answer, Stream
+from livefactor_server.statuses import Refused, busy, invalid, unavailable
+
+INLINE_BYTES_MAX = 32 << 10
+"""A batch up to this size is decoded by the loop itself. A larger one would block it too long."""
+
+Reply = Callable[[Submission], None]
 
 logger = logging.getLogger(__name__)
 
-UNTAKEN_ANSWERS_MAX = 256
-"""Maximum number of batches of a stream whose answers the peer has not read.
 
-At this number the server stops reading the stream.
-"""
-ANSWERS_A_MESSAGE_MAX = 64
-"""Maximum number of answers per message of a stream.
-
-With a hundred rejects each, such a message is far below the size limit.
-"""
-_END = object()
-
-
-def open_producer(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles OpenProducer."""
     request = guards.parse(updates_pb2.OpenProducerRequest, raw)
     producer = guards.producer_id(request.producer_id.encode())
@@ -45,18 +37,21 @@ def open_producer(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> by
     if len(request.note) > NOTE_BYTES_MAX:
         raise invalid(over("note", NOTE_BYTES_MAX, len(request.note), "bytes"))
     engine = calls.hosting.get(request.model).engine
-    replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
-    batch = Submission(
-        change=OpenProducerChange(request.note),
-        received_body=request.note,
-        producer=producer,
-        epoch=0,
-        sequence=0,
-        rejects=NO_REJECTS,
-        seal=engine.log.seal,
-        reply=replies.put,
-    )
-    ack = _submit_and_wait(engine, batch, replies, context)
+
+    def batch(reply: Reply) -> Submission:
+        return Submission(
+            change=OpenProducerChange(request.note),
+            received_body=request.note,
+            producer=producer,
+            epoch=0,
+            sequence=0,
+            rejects=NO_REJECTS,
+            seal=engine.log.seal,
+            reply=reply,
+        )
+
+    async with calls.updates.slot(len(raw)):
+        ack = await _applied(calls, engine, batch, is_large=False)
     opened = engine.state.producers.get(producer)
     return updates_pb2.OpenProducerResponse(
         epoch=ack.epoch,
@@ -66,19 +61,21 @@ def open_producer(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> by
     ).SerializeToString()
 
 
-def apply_updates(calls: Calls, raw: bytes, context: grpc.ServicerContext) -> bytes:
+async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ApplyUpdates."""
     update = decode.update_request(raw)
     engine = calls.hosting.get(update.model).engine
-    replies: queue.SimpleQueue[Submission] = queue.SimpleQueue()
-    batch = _batch(calls, engine, update, replies.put)
-    ack = _submit_and_wait(engine, batch, replies, context)
+    async with calls.updates.slot(len(raw)):
+        ack = await _applied(
+            calls,
+            engine,
+            lambda reply: _batch(calls, engine, update, reply),
+            is_large=len(raw) > INLINE_BYTES_MAX,
+        )
     return encode.apply_response(engine.state.lineage, ack).SerializeToString()
 
 
-def _batch(
-    calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Any, tag: int = 0
-) -> Submission:
+def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Reply) -> Submission:
     change, rejects = decode.change_from_wire(update, engine.state.spec, calls.settings.batch_events_max)
     return Submission(
         change=change,
@@ -89,112 +86,100 @@ def _batch(
         rejects=rejects,
         seal=engine.log.seal,
         reply=reply,
-        tag=tag,
     )
 
 
-def _submit_and_wait(
-    engine: Engine,
-    batch: Submission,
-    replies: queue.SimpleQueue[Submission],
-    context: grpc.ServicerContext,
-) -> Ack:
-    engine.submit(batch, wait=False)
-    try:
-        result = replies.get(timeout=guards.remaining(context)).result
-    except queue.Empty:
-        raise late(
-            "update: no acknowledgement before the deadline; the outcome is unknown; "
-            "send the same sequence again"
-        ) from None
+async def _applied(calls: Calls, engine: Engine, batch: Callable[[Reply], Submission], is_large: bool) -> Ack:
+    """Submits a batch and waits for its result.
+
+    Raises:
+        Refused: the batch was not applied.
+    """
+    done: asyncio.Future[Ack | Refused] = asyncio.get_running_loop().create_future()
+
+    def finish(result: Ack | Refused) -> None:
+        # The caller may have left. The batch is applied nevertheless.
+        if not done.done():
+            done.set_result(result)
+
+    def reply(item: Submission) -> None:
+        assert item.result is not None
+        calls.loop.post(finish, item.result)
+
+    def submit() -> None:
+        if not engine.try_submit(batch(reply)):
+            raise busy(
+                "queue: the batches that wait for the model's log have its limit in bytes; try again later"
+            )
+
+    if is_large:
+        await calls.updates.in_thread(submit)
+    else:
+        submit()
+    result = await done
     if isinstance(result, Refused):
         raise result
-    assert result is not None
     return result
 
 
-def stream_updates(calls: Calls, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-    """Handles StreamUpdates.
-
-    A thread per stream reads the requests, because a handler that waits for the next request cannot
-    send answers.
-    """
-    replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    with calls.open_stream(replies):
-        window = guards.Window(UNTAKEN_ANSWERS_MAX)
-        context.add_callback(window.close)
-        pump = threading.Thread(
-            target=_pump, args=(calls, requests, replies, window), name="update-stream", daemon=True
-        )
-        pump.start()
-        answered, expected = 0, None
-        while answered != expected:
-            ready = _ready(replies)
-            if ready[-1][0] is _END:
-                expected = ready.pop()[1]
-            drained = bool(ready) and ready[-1][0] is DRAINED
-            if drained:
-                ready.pop()
-            if ready:
-                answered += len(ready)
-                yield _answers(ready)
-                window.give(len(ready))
-            if drained:
-                raise unavailable("server: draining")
+async def stream_updates(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
+    """Handles StreamUpdates. One task reads the batches while this one sends the answers."""
+    with calls.streams.opened() as stream:
+        reader = asyncio.create_task(_read(calls, requests, stream))
+        try:
+            while ready := await stream.ready():
+                await send(_message(ready))
+                stream.sent(len(ready))
+        finally:
+            reader.cancel()
 
 
-def _pump(
-    calls: Calls, requests: Iterator[bytes], replies: queue.SimpleQueue[Any], window: guards.Window
-) -> None:
+async def _read(calls: Calls, requests: Requests, stream: Stream) -> None:
     index = 0
     try:
-        for raw in requests:
-            window.take()
-            _submit_from_stream(calls, raw, index, replies)
+        while (raw := await requests.next_of_many()) is not None:
+            await stream.begin_batch()
+            await _submit_from_stream(calls, raw, index, stream)
             index += 1
-    except grpc.RpcError:
+        stream.put(None)
+    except grpc.aio.BaseError:
         # The peer disconnected. Submitted batches continue.
-        pass
-    except Exception as error:
-        if not guards.is_cancel(error):
-            logger.exception("update stream")
-    finally:
-        replies.put((_END, index))
+        stream.put(None)
+    except Exception:
+        logger.exception("update stream")
+        stream.put(unavailable("server: unexpected error"))
 
 
-def _submit_from_stream(calls: Calls, raw: bytes, index: int, replies: queue.SimpleQueue[Any]) -> None:
+async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stream) -> None:
     sequence = 0
     try:
+        guards.check_size(raw)
         update = decode.update_request(raw)
         sequence = update.sequence
         engine = calls.hosting.get(update.model).engine
+        lineage = engine.state.lineage
 
-        def reply(item: Submission, lineage: uuid.UUID = engine.state.lineage) -> None:
+        def reply(item: Submission) -> None:
             # Only the answer: a batch in the queue would keep its payload in memory until the peer
             # reads the answer.
-            replies.put((item.tag, item.sequence, item.result, lineage))
+            assert item.result is not None
+            stream.put(Answer(index, item.sequence, item.result, lineage))
 
-        engine.submit(_batch(calls, engine, update, reply, index), wait=True)
+        if len(raw) <= INLINE_BYTES_MAX:
+            batch = _batch(calls, engine, update, reply)
+            if not engine.try_submit(batch):
+                await calls.stream_threads.in_thread(engine.submit, batch)
+        else:
+            await calls.stream_threads.in_thread(lambda: engine.submit(_batch(calls, engine, update, reply)))
     except (Refused, ColumnError) as error:
-        replies.put((index, sequence, guards.refusal(error), None))
+        stream.put(Answer(index, sequence, guards.refusal(error), None))
     except Exception:
         logger.exception("update stream")
-        replies.put((index, sequence, unavailable("server: unexpected error"), None))
+        stream.put(Answer(index, sequence, unavailable("server: unexpected error"), None))
 
 
-def _ready(replies: queue.SimpleQueue[Any]) -> list[Any]:
-    """The available replies of a stream, at least one. `_END` and `DRAINED` end the list."""
-    ready = [replies.get()]
-    while len(ready) < ANSWERS_A_MESSAGE_MAX and ready[-1][0] not in (_END, DRAINED):
-        try:
-            ready.append(replies.get_nowait())
-        except queue.Empty:
-            break
-    return ready
-
-
-def _answers(replies: list[Any]) -> bytes:
+def _message(answers: list[Answer]) -> bytes:
     message = updates_pb2.StreamUpdatesResponse()
-    for reply in replies:
-        encode.add_stream_answer(message, *reply)
+    for answer in answers:
+        encode.add_stream_answer(message, answer.index, answer.sequence, answer.result, answer.lineage)
     return message.SerializeToString()

@@ -184,6 +184,7 @@ def _decoded(record: Record) -> tuple[Header, Change]:
         rejects=rejects,
         hash=record.hash,
         previous=record.previous,
+        time_us=record.time_us,
     )
     return header, change
 

@@ -91,7 +91,7 @@ class Evaluation:
 
     Attributes:
         start: the first event that can be judged.
-        asked: the judged events, bool[n].
+        sample: the judged events, bool[n].
         metrics: the names of the metrics, the main one first.
     """
 
@@ -102,50 +102,50 @@ class Evaluation:
         share = 1.0 - protocol.held_out if protocol.held_out else protocol.warm_up
         self.start = int(len(stream) * share)
         self._learned = self.start if protocol.held_out else len(stream)
-        self.asked = sample(
+        self.sample = sample(
             stream, self.start, len(stream), protocol.judged_max, protocol.seed, not self.is_rating
         )
-        if not self.asked.any():
+        if not self.sample.any():
             raise ValueError(f"events: {len(stream):,} are too few: none of them can be judged")
         self.metrics = ("RMSE",) if self.is_rating else (f"recall@{TOP}", f"NDCG@{TOP}")
 
     def of_spec(self, name: str, spec: ModelSpec, on_events: OnEvents) -> Result:
         """The figures of a spec. `on_events` is called with the number of events so far."""
-        began, cpu_s, parts = time.monotonic(), 0.0, []
+        begin_s, cpu_s, parts = time.monotonic(), 0.0, []
         judge = _squared_errors if self.is_rating else _places
         size = self.protocol.batch_events
-        for step in judge_then_learn(spec, self.stream, judge, self.asked, size, self._learned):
+        for step in judge_then_learn(spec, self.stream, judge, self.sample, size, self._learned):
             parts.append(step.judged)
             cpu_s += step.learn_s
             on_events(step.stop)
-        return self._result(name, np.concatenate(parts), began, self._learned / max(cpu_s, 1e-9))
+        return self._result(name, np.concatenate(parts), begin_s, self._learned / max(cpu_s, 1e-9))
 
     def baselines(self) -> list[Result]:
         """The figures of methods that do not know the users."""
-        began, size = time.monotonic(), self.protocol.batch_events
+        begin_s, size = time.monotonic(), self.protocol.batch_events
         if self.is_rating:
             errors = np.square(item_means(self.stream, size, self._learned) - self.stream.values)
-            return [self._result("mean of the item's values", errors[self.asked], began)]
-        found = []
+            return [self._result("mean of the item's values", errors[self.sample], begin_s)]
+        results = []
         for name, half_life in (("most-popular", np.inf), ("most-popular, decayed", HALF_LIFE_EVENTS)):
-            began = time.monotonic()
+            begin_s = time.monotonic()
             places = popular_ranks(self.stream, half_life, size, self._learned)
-            found.append(self._result(name, places[self.asked], began))
-        return found
+            results.append(self._result(name, places[self.sample], begin_s))
+        return results
 
     def of_implicit(self, on_events: OnEvents) -> Result:
         """The figures of iALS. Raises ImportError without the package implicit."""
-        began, stop = time.monotonic(), len(self.stream)
+        begin_s, stop = time.monotonic(), len(self.stream)
         fitted_at = [self.start]
         if not self.protocol.held_out:
             tenths = range(POINTS)
             fitted_at = sorted({self.start + (stop - self.start) * n // POINTS for n in tenths})
-        places = opponents.implicit_ranks(self.stream, self.asked, fitted_at, self.protocol.seed, on_events)
+        places = opponents.implicit_ranks(self.stream, self.sample, fitted_at, self.protocol.seed, on_events)
         fits = "1 fit" if len(fitted_at) == 1 else f"{len(fitted_at)} fits"
-        return self._result(f"implicit iALS, {fits}", places, began)
+        return self._result(f"implicit iALS, {fits}", places, begin_s)
 
-    def _result(self, name: str, numbers: np.ndarray, began: float, rate: float = 0.0) -> Result:
-        seconds = time.monotonic() - began
+    def _result(self, name: str, numbers: np.ndarray, begin_s: float, rate: float = 0.0) -> Result:
+        seconds = time.monotonic() - begin_s
         tenths = [part for part in np.array_split(numbers, POINTS) if part.size]
         if self.is_rating:
             value = float(np.sqrt(numbers.mean()))

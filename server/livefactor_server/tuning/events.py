@@ -25,7 +25,7 @@ USUAL_NAMES = {
     "times": ("time", "timestamp"),
 }
 """The usual column names of each field, which are used if the user names none."""
-NEEDED = ("user_ids", "item_ids")
+REQUIRED = ("user_ids", "item_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +100,13 @@ class EventFile:
                 raise ValueError(f"rule: expected one of {', '.join(there)} for {task}, got {name!r}")
             self.check(RULES[name].start, name)
         self.check(preset(task), f"preset {task}")
-        taken = [name for name in there if good_values(self.stream.values, RULES[name].start).all()]
-        return [name for name in taken if name in only or not only], [n for n in there if n not in taken]
+        fits = [name for name in there if good_values(self.stream.values, RULES[name].start).all()]
+        return [name for name in fits if name in only or not only], [n for n in there if n not in fits]
 
 
 def read_events(
     file: Path,
-    given: dict[str, str],
+    names_by_field: dict[str, str],
     string_ids: bool = False,
     secret: bytes = b"",
     on_events: Callable[[int, int], None] = lambda read, total: None,
@@ -116,7 +116,7 @@ def read_events(
 
     Args:
         file: the file.
-        given: column names by field. A missing field uses a column with a usual name, if there is
+        names_by_field: column names. A missing field uses a column with a usual name, if there is
             one.
         string_ids: read all ids as strings.
         secret: the key of the hash of ids that are strings.
@@ -130,13 +130,13 @@ def read_events(
         OSError: the file cannot be opened.
     """
     opened = open_file(file)
-    names = _columns(opened.columns, given)
+    names = _columns(opened.columns, names_by_field)
     events = Events(opened, names, string_ids, on_kinds=on_kinds)
     parts: list[dict[str, np.ndarray]] = []
     read = 0
     for rows in events:
         part = {
-            field: rows.keys(field, secret) if field in NEEDED else rows.columns[field] for field in names
+            field: rows.keys(field, secret) if field in REQUIRED else rows.columns[field] for field in names
         }
         _require_numbers(events, rows.first, part)
         parts.append(part)
@@ -154,13 +154,13 @@ def read_events(
     return EventFile(stream, names, order, events.place)
 
 
-def _columns(have: list[str], given: dict[str, str]) -> dict[str, str]:
+def _columns(have: list[str], names_by_field: dict[str, str]) -> dict[str, str]:
     names = {}
     for field, usual in USUAL_NAMES.items():
-        name = given.get(field, "") or next((name for name in usual if name in have), "")
+        name = names_by_field.get(field, "") or next((name for name in usual if name in have), "")
         if name:
             names[field] = name
-        elif field in NEEDED:
+        elif field in REQUIRED:
             raise EventFileError(
                 f"there is no column {' or '.join(usual)}, and none was given; the columns are {', '.join(have)}"
             )

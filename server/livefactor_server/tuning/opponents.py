@@ -26,13 +26,13 @@ def is_installed() -> bool:
 
 
 def implicit_ranks(
-    stream: Stream, asked: np.ndarray, fitted_at: list[int], seed: int, on_events: Callable[[int], None]
+    stream: Stream, sample: np.ndarray, fitted_at: list[int], seed: int, on_events: Callable[[int], None]
 ) -> np.ndarray:
     """The place of each judged event's item in its user's list, int64[n]; `TOP` if it is in none.
 
     Args:
         stream: the events.
-        asked: the judged events, bool[n].
+        sample: the judged events, bool[n].
         fitted_at: numbers of events that each fit knows, ascending. A fit answers up to the next.
         seed: the seed of the fits.
         on_events: called with the number of events that were judged or passed.
@@ -43,7 +43,7 @@ def implicit_ranks(
     for start, stop in pairwise([*fitted_at, len(stream)]):
         known = np.arange(start)[liked[:start]]
         lists, of_user = _lists(user_rows[known], item_rows[known], shape, seed)
-        at = start + np.flatnonzero(asked[start:stop])
+        at = start + np.flatnonzero(sample[start:stop])
         hits = lists[of_user[user_rows[at]]] == item_rows[at][:, None]
         places.append(np.where(hits.any(axis=1), hits.argmax(axis=1), TOP))
         on_events(stop)

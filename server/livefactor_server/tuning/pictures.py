@@ -17,32 +17,34 @@ PALETTE = ("#3b6fb6", "#7da7d9", "#2a7f62", "#8c6d1f", "#e07b39", "#c0392b")
 GREY = "#5f5f5f"
 
 
-def draw(path: Path, done: list[FinishedTrial], metric: Metric, lines: Mapping[str, float]) -> None:
+def draw(path: Path, finished: list[FinishedTrial], metric: Metric, lines: Mapping[str, float]) -> None:
     """Writes the picture of finished trials.
 
     At least one of them ran to the end. `lines` are horizontal lines by name.
     """
-    write_svg(path, lambda: _picture(done, metric, lines))
+    write_svg(path, lambda: _picture(finished, metric, lines))
 
 
-def _picture(done: list[FinishedTrial], metric: Metric, lines: Mapping[str, float]) -> Any:
+def _picture(finished: list[FinishedTrial], metric: Metric, lines: Mapping[str, float]) -> Any:
     figure, axes = grid(1, 2)
     over, against = axes[0]
     over.set(title="every trial (hollow: stopped early)", xlabel="trial", ylabel=metric.label)
     against.set(title="trials that ran to the end", ylabel=metric.label)
     against.set_xlabel("millions of events learned per CPU second")
-    for name, one in _by_rule(done).items():
+    for name, one in _by_rule(finished).items():
         colour = PALETTE[list(RULES).index(name) % len(PALETTE)]
-        ended, stopped = [t for t in one if not t.stopped], [t for t in one if t.stopped]
-        over.scatter([t.number for t in ended], [t.value for t in ended], color=colour, label=name, zorder=3)
+        complete, stopped = [t for t in one if not t.stopped], [t for t in one if t.stopped]
+        over.scatter(
+            [t.number for t in complete], [t.value for t in complete], color=colour, label=name, zorder=3
+        )
         over.scatter([t.number for t in stopped], [t.value for t in stopped], edgecolor=colour, color="none")
         against.scatter(
-            [t.events_per_s / 1e6 for t in ended], [t.value for t in ended], color=colour, zorder=3
+            [t.events_per_s / 1e6 for t in complete], [t.value for t in complete], color=colour, zorder=3
         )
-    ended = [t for t in done if not t.stopped]
+    complete = [t for t in finished if not t.stopped]
     best = max if metric.larger_is_better else min
-    so_far = list(accumulate((t.value for t in ended), best))
-    over.step([t.number for t in ended], so_far, where="post", color=GREY, label="best so far")
+    so_far = list(accumulate((t.value for t in complete), best))
+    over.step([t.number for t in complete], so_far, where="post", color=GREY, label="best so far")
     for (name, value), style in zip(lines.items(), ("--", ":", "-."), strict=False):
         for axis in (over, against):
             axis.axhline(value, color=GREY, linestyle=style, linewidth=1, label=name)
@@ -50,8 +52,12 @@ def _picture(done: list[FinishedTrial], metric: Metric, lines: Mapping[str, floa
     return figure
 
 
-def _by_rule(done: list[FinishedTrial]) -> dict[str, list[FinishedTrial]]:
-    return {name: [t for t in done if t.rule == name] for name in RULES if any(t.rule == name for t in done)}
+def _by_rule(finished: list[FinishedTrial]) -> dict[str, list[FinishedTrial]]:
+    return {
+        name: [t for t in finished if t.rule == name]
+        for name in RULES
+        if any(t.rule == name for t in finished)
+    }
 
 
 def draw_tenths(path: Path, results: list[Result], metric: str) -> None:

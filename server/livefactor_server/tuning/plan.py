@@ -63,37 +63,38 @@ def sample(stream: Stream, start: int, stop: int, most: int, seed: int, positive
         able &= stream.values > 0
     share = most / max(1, able.sum())
     draws = np.random.Generator(np.random.Philox(key=seed)).random(able.size)
-    chosen: np.ndarray = able & (draws < share)
-    return chosen
+    result: np.ndarray = able & (draws < share)
+    return result
 
 
 class Plan:
     """A stream and the choice of its judged events.
 
     Attributes:
-        searched: number of events in the search part, which comes first.
+        search_events: number of events in the search part, which comes first.
         start: the first judged event.
-        asked: the judged events of the search part, bool[n].
-        kept: the judged events of the rest, bool[n].
+        search_sample: the judged events of the search part, bool[n].
+        rest_sample: the judged events of the rest, bool[n].
     """
 
     def __init__(self, stream: Stream, settings: Settings) -> None:
         """Raises ValueError if the search part or the rest has no event to judge."""
         self.stream, self.settings = stream, settings
         self.metric: Metric = METRICS[settings.metric]
-        self.searched = int(len(stream) * settings.part)
-        self.start = int(self.searched * settings.warm_up)
-        self.asked = self._sample(self.start, self.searched)
-        self.kept = self._sample(self.searched, len(stream))
-        if not self.asked.any() or not self.kept.any():
+        self.search_events = int(len(stream) * settings.part)
+        self.start = int(self.search_events * settings.warm_up)
+        self.search_sample = self._sample(self.start, self.search_events)
+        self.rest_sample = self._sample(self.search_events, len(stream))
+        if not self.search_sample.any() or not self.rest_sample.any():
             raise ValueError(
-                f"events: {len(stream):,} are too few: {self.asked.sum()} can be judged in the search part, "
-                f"{self.kept.sum()} in the rest"
+                f"events: {len(stream):,} are too few: {self.search_sample.sum()} can be judged in the search part, "
+                f"{self.rest_sample.sum()} in the rest"
             )
 
     def _sample(self, start: int, stop: int) -> np.ndarray:
-        chosen = self.settings
-        return sample(self.stream, start, stop, chosen.judged_max, chosen.seed, chosen.metric != "rmse")
+        settings = self.settings
+        most, positive_only = settings.judged_max, settings.metric != "rmse"
+        return sample(self.stream, start, stop, most, settings.seed, positive_only)
 
     def search(
         self, spec: ModelSpec, on_point: Callable[[int, float], None], on_events: Callable[[int], None]
@@ -106,17 +107,17 @@ class Plan:
                 ends the run.
             on_events: called with the number of learned events.
         """
-        head = self.stream.head(self.searched)
-        return self._run(spec, head, self.asked[: self.searched], on_point, on_events)
+        head = self.stream.head(self.search_events)
+        return self._run(spec, head, self.search_sample[: self.search_events], on_point, on_events)
 
     def rest(self, spec: ModelSpec, on_events: Callable[[int], None]) -> Outcome:
         """Evaluates a spec on the rest, after it has learned the search part."""
-        return self._run(spec, self.stream, self.kept, lambda *_: None, on_events)
+        return self._run(spec, self.stream, self.rest_sample, lambda *_: None, on_events)
 
     def naive(self) -> tuple[float, float]:
         """The baseline's metric, in the search part and in the rest. It does not know the users."""
         numbers = self.metric.naive(self.stream, self.settings.batch_events)
-        return self._value(numbers[self.asked]), self._value(numbers[self.kept])
+        return self._value(numbers[self.search_sample]), self._value(numbers[self.rest_sample])
 
     def _value(self, numbers: np.ndarray) -> float:
         return self.metric.of_mean(float(numbers.mean()))
@@ -125,7 +126,7 @@ class Plan:
         self,
         spec: ModelSpec,
         stream: Stream,
-        asked: np.ndarray,
+        judged: np.ndarray,
         on_point: Callable[[int, float], None],
         on_events: Callable[[int], None],
     ) -> Outcome:
@@ -133,12 +134,12 @@ class Plan:
         numbers: list[np.ndarray] = []
         values: list[float] = []
         seconds = 0.0
-        for step in judge_then_learn(spec, stream, self.metric.judge, asked, self.settings.batch_events):
+        for step in judge_then_learn(spec, stream, self.metric.judge, judged, self.settings.batch_events):
             numbers.append(step.judged)
             seconds += step.learn_s
             on_events(step.stop)
-            reached = step.stop >= self.start + (len(values) + 1) * width
-            if reached and len(values) < POINTS and any(part.size for part in numbers):
+            is_point = step.stop >= self.start + (len(values) + 1) * width
+            if is_point and len(values) < POINTS and any(part.size for part in numbers):
                 values.append(self._value(np.concatenate(numbers)))
                 on_point(len(values), values[-1])
         rate = len(stream) / max(seconds, 1e-9)

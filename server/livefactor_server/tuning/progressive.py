@@ -86,33 +86,33 @@ def judge_then_learn(
     spec: ModelSpec,
     stream: Stream,
     judge: Judge,
-    asked: np.ndarray,
+    sample: np.ndarray,
     batch_events: int = BATCH_EVENTS,
     learned: int | None = None,
 ) -> Iterator[Step]:
-    """Judges the events in `asked` (bool[n]) and learns the events, batch by batch.
+    """Judges the events in `sample` (bool[n]) and learns the events, batch by batch.
 
     `learned` is the number of events that are learned. The events behind them are only judged; None
     learns all.
     """
     model = create_backend("cpu", spec)
     for revision, part in enumerate(batches(len(stream), batch_events, learned), 1):
-        started = time.thread_time()
+        begin_s = time.thread_time()
         user_rows = model.users.allocate(stream.user_keys[part])
         item_rows = model.items.allocate(stream.item_keys[part])
-        seconds = time.thread_time() - started
-        chosen, values = np.flatnonzero(asked[part]), stream.values[part]
+        seconds = time.thread_time() - begin_s
+        places, values = np.flatnonzero(sample[part]), stream.values[part]
         judged = np.empty(0)
-        if chosen.size:
-            judged = judge(model, user_rows[chosen], item_rows[chosen], values[chosen])
+        if places.size:
+            judged = judge(model, user_rows[places], item_rows[places], values[places])
         weights, times = (None if c is None else c[part] for c in (stream.weights, stream.times))
         counts = model.users.allocated, model.items.allocated
         if learned is not None and part.start >= learned:
             yield Step(part.stop, judged, 0.0)
             continue
-        started = time.thread_time()
+        begin_s = time.thread_time()
         model.apply(Update(revision, user_rows, item_rows, values, weights, *counts, times))
-        yield Step(part.stop, judged, seconds + time.thread_time() - started)
+        yield Step(part.stop, judged, seconds + time.thread_time() - begin_s)
 
 
 def ranks(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
@@ -191,15 +191,15 @@ def most_popular(counts: np.ndarray) -> np.ndarray:
 
 
 def decay(
-    counts: np.ndarray, rows: np.ndarray, half_life_events: float, counted: np.ndarray | None = None
+    counts: np.ndarray, rows: np.ndarray, half_life_events: float, mask: np.ndarray | None = None
 ) -> np.ndarray:
     """The decayed counts after the events of a batch.
 
-    `counted` (bool[n]) selects the events that count.
+    `mask` (bool[n]) selects the events that count.
     """
     ages = np.arange(rows.size - 1, -1, -1)
     weights = 0.5 ** (ages / half_life_events)
-    new = np.bincount(rows, weights if counted is None else weights * counted, counts.size)
+    new = np.bincount(rows, weights if mask is None else weights * mask, counts.size)
     after: np.ndarray = counts * 0.5 ** (rows.size / half_life_events) + new
     return after
 

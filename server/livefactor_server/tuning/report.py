@@ -103,7 +103,7 @@ def _figure(number: float | None) -> str:
 
 def make_report(
     plan: Plan,
-    done: list[FinishedTrial],
+    finished: list[FinishedTrial],
     task: str,
     presets: int,
     until: float = float("inf"),
@@ -116,7 +116,7 @@ def make_report(
 
     Args:
         plan: the stream and its judged events.
-        done: the finished trials.
+        finished: the finished trials.
         task: one of `TASKS`.
         presets: number of presets that were to be tried.
         until: when the time is up, as `time.monotonic`. A figure that is missing then is None.
@@ -125,7 +125,7 @@ def make_report(
     Raises:
         ValueError: not all presets were tried, so that one of them may be the best spec.
     """
-    best = best_first(done, plan)
+    best = best_first(finished, plan)
     tried = [one for one in best if one.preset]
     if len(tried) < presets or not best:
         raise ValueError(
@@ -151,9 +151,9 @@ def make_report(
         winner=Row.of_trial(winner, f"best: {_name(winner)}", rest),
         preset=Row.of_trial(known, _name(known), base_rest),
         naive=Row(plan.metric.naive_label, *plan.naive()),
-        trials=len(done),
-        stopped=sum(one.stopped for one in done),
-        searched=(plan.start, plan.searched),
+        trials=len(finished),
+        stopped=sum(one.stopped for one in finished),
+        searched=(plan.start, plan.search_events),
         events=len(plan.stream),
         reason=reason,
     )

@@ -90,8 +90,8 @@ class Rule:
         Trials from before an axis was added have no parameter for it. They get the value of
         `start`.
         """
-        given = {axis.field: (axis, parameters.get(f"{name}.{axis.field}")) for axis in self.axes}
-        return self.spec({f: axis.value(value) for f, (axis, value) in given.items() if value is not None})
+        values = {axis.field: (axis, parameters.get(f"{name}.{axis.field}")) for axis in self.axes}
+        return self.spec({f: axis.value(value) for f, (axis, value) in values.items() if value is not None})
 
     def spec(self, values: dict[str, Value]) -> ModelSpec:
         """`start` with some fields changed. Raises SpecError if the spec is invalid."""

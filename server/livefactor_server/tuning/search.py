@@ -106,9 +106,9 @@ def open_study(folder: Path, settings: dict[str, Any], larger_is_better: bool) -
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as held:
+    with open(folder / "lock", "a") as lock:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StudyError(f"{folder} is in use by another search") from None
         journal = folder / JOURNAL
@@ -187,43 +187,43 @@ def search(
         # A killed search left this trial unfinished.
         study.tell(trial.number, state=TrialState.FAIL)
     presets = sum(start.preset != "" for start in starts)
-    done = finished_trials(study)
-    on_trial(done)
-    while len(done) < max(trials, presets):
+    finished = finished_trials(study)
+    on_trial(finished)
+    while len(finished) < max(trials, presets):
         # What is chosen from must be there first. So the presets may use all of the time.
-        left_s = 0.0 if len(done) < presets else rest_seconds(done, plan)
-        if time.monotonic() >= until - left_s:
+        reserve_s = 0.0 if len(finished) < presets else rest_seconds(finished, plan)
+        if time.monotonic() >= until - reserve_s:
             break
-        start = starts[len(done)] if len(done) < len(starts) else None
-        _prepare(study, start, len(starts), len(done), plan.settings.seed)
+        start = starts[len(finished)] if len(finished) < len(starts) else None
+        _prepare(study, start, len(starts), len(finished), plan.settings.seed)
         try:
-            _try(study, study.ask(), start, plan, rules, timed(on_events, until - left_s))
+            _try(study, study.ask(), start, plan, rules, timed(on_events, until - reserve_s))
         except TimeIsUp:
             break
-        done = finished_trials(study)
-        on_trial(done)
-    return done
+        finished = finished_trials(study)
+        on_trial(finished)
+    return finished
 
 
-def rest_seconds(done: list[FinishedTrial], plan: Plan) -> float:
+def rest_seconds(finished: list[FinishedTrial], plan: Plan) -> float:
     """An estimate of the time that the figures of the rest of the stream take.
 
     They take a run of the best trial and one of the best preset over the whole stream.
     """
-    best = best_first(done, plan)
+    best = best_first(finished, plan)
     specs = {one.spec: one.seconds for one in (*best[:1], *[one for one in best if one.preset][:1])}
-    return REST_MARGIN * sum(specs.values()) * len(plan.stream) / plan.searched
+    return REST_MARGIN * sum(specs.values()) * len(plan.stream) / plan.search_events
 
 
 def timed(on_events: Callable[[int], None], until: float) -> Callable[[int], None]:
     """`on_events`, which raises TimeIsUp when the time is up."""
 
-    def checked(learned: int) -> None:
+    def check(learned: int) -> None:
         if time.monotonic() >= until:
             raise TimeIsUp
         on_events(learned)
 
-    return checked
+    return check
 
 
 def _prepare(study: Study, start: Start | None, starts: int, finished: int, seed: int) -> None:
@@ -265,7 +265,7 @@ def _try(
         if trial.should_prune():
             raise _StoppedEarly
 
-    began = time.monotonic()
+    begin_s = time.monotonic()
     try:
         outcome = plan.search(spec, on_point, on_events)
     except _StoppedEarly:
@@ -275,7 +275,7 @@ def _try(
         study.tell(trial, state=TrialState.FAIL)
         raise
     trial.set_user_attr("events_per_s", outcome.events_per_s)
-    trial.set_user_attr("seconds", time.monotonic() - began)
+    trial.set_user_attr("seconds", time.monotonic() - begin_s)
     study.tell(trial, outcome.value)
 
 
@@ -283,10 +283,10 @@ def finished_trials(study: Study) -> list[FinishedTrial]:
     """The finished trials in order."""
     from optuna.trial import TrialState
 
-    finished = (TrialState.COMPLETE, TrialState.PRUNED)
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
     return [
         _finished_trial(place, trial)
-        for place, trial in enumerate(study.get_trials(deepcopy=False, states=finished))
+        for place, trial in enumerate(study.get_trials(deepcopy=False, states=states))
     ]
 
 
@@ -304,7 +304,9 @@ def _finished_trial(place: int, trial: FrozenTrial) -> FinishedTrial:
     )
 
 
-def best_first(done: list[FinishedTrial], plan: Plan) -> list[FinishedTrial]:
+def best_first(finished: list[FinishedTrial], plan: Plan) -> list[FinishedTrial]:
     """The trials that ran to the end, best first. Ties are ordered by number."""
     sign = -1.0 if plan.metric.larger_is_better else 1.0
-    return sorted((one for one in done if not one.stopped), key=lambda one: (sign * one.value, one.number))
+    return sorted(
+        (one for one in finished if not one.stopped), key=lambda one: (sign * one.value, one.number)
+    )

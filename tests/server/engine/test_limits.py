@@ -17,6 +17,7 @@ import pytest
 from engine_rig import SPEC, Rig, batch, replayed_root
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
+from livefactor_kernels.tables.keymap import compile_kernels
 from livefactor_server.changes import AvailabilityChange, LabelsChange
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.engine.submission import Ack
@@ -26,6 +27,12 @@ from livefactor_server.model.producers import Outcome, ProducerTable
 MEMORY_FULL = updates_pb2.REJECT_REASON_MEMORY_FULL
 MARKS_FULL = updates_pb2.REJECT_REASON_MARKS_FULL
 LABELS_FULL = updates_pb2.REJECT_REASON_LABELS_FULL
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled() -> None:
+    """No reply waits for the compiler."""
+    compile_kernels()
 
 
 def bounded(folder: Path, memory_bytes_max: int, **limits: int) -> Rig:
@@ -137,7 +144,7 @@ def test_a_full_model_takes_many_batches_with_one_sync(tmp_path: Path) -> None:
 def test_producers_and_labels_tell_their_memory() -> None:
     tracemalloc.start()
     table = ProducerTable()
-    for number in range(50):
+    for number in range(10):
         table.open(b"producer-%d" % number, 1)
         for sequence in range(1, 100):
             rejects = tuple((70_000 + row, 3) for row in range(100 * (number % 2)))
@@ -147,7 +154,7 @@ def test_producers_and_labels_tell_their_memory() -> None:
     assert 0.7 * traced < table.nbytes < 1.5 * traced
     before = tracemalloc.get_traced_memory()[0]
     labels = Labels()
-    for start in range(0, 10_000, 100):
+    for start in range(0, 3000, 100):
         labels.put(
             np.arange(start, start + 100, dtype=np.uint64), [f"{n:032}" for n in range(start, start + 100)]
         )

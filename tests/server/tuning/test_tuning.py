@@ -107,12 +107,15 @@ def test_baselines_know_what_came_before() -> None:
 def test_judged_events_are_a_sample_of_their_part(seed: int, part: float, warm_up: float, most: int) -> None:
     stream = groups(2000)
     made = Plan(stream, Settings("recall", 100, part, warm_up, most, seed))
-    for mask, start, stop in ((made.asked, made.start, made.searched), (made.kept, made.searched, 2000)):
+    for mask, start, stop in (
+        (made.search_sample, made.start, made.search_events),
+        (made.rest_sample, made.search_events, 2000),
+    ):
         assert not mask[:start].any() and not mask[stop:].any()
         spread = 5 * np.sqrt(most) + 1
         assert min(most, stop - start) - spread <= mask.sum() <= min(most + spread, stop - start)
     again = Plan(stream, Settings("recall", 100, part, warm_up, most, seed))
-    np.testing.assert_array_equal(made.asked, again.asked)
+    np.testing.assert_array_equal(made.search_sample, again.search_sample)
 
 
 def test_a_stream_that_is_too_short_is_refused() -> None:

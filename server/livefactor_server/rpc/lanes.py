@@ -1,0 +1,112 @@
+"""Lanes: how many calls of a kind run at a time, and how many wait for their turn.
+
+A call takes a slot of its lane only after its message has arrived. Calls without a free slot wait
+in the order of their arrival, until their deadlines. The queue is bounded in calls and in bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from livefactor_server.rpc.loop import Loop
+from livefactor_server.statuses import busy
+
+Result = TypeVar("Result")
+
+
+class Lane:
+    """The slots of a kind of call, the queue before them, and the threads behind them.
+
+    Only the loop's thread may call its methods.
+    """
+
+    def __init__(self, loop: Loop, name: str, slots: int, waiting_max: int, waiting_bytes_max: int) -> None:
+        """Starts no thread yet.
+
+        Args:
+            loop: the loop that awaits the results.
+            name: what the slots are for, as in errors.
+            slots: maximum number of calls at a time.
+            waiting_max: maximum number of calls that wait for a slot.
+            waiting_bytes_max: maximum bytes of the messages of these calls.
+        """
+        self._loop = loop
+        self._name, self._slots = name, slots
+        self._waiting_max, self._waiting_bytes_max = waiting_max, waiting_bytes_max
+        self._free = asyncio.Semaphore(slots)
+        self._waiting = self._waiting_bytes = 0
+        self._threads = ThreadPoolExecutor(max(1, slots), thread_name_prefix=f"rpc-{name}")
+
+    async def _take(self, size: int) -> None:
+        if not self._free.locked():
+            await self._free.acquire()
+            return
+        if self._waiting >= self._waiting_max or self._waiting_bytes + size > self._waiting_bytes_max:
+            raise busy(
+                f"{self._name}: {self._slots} calls run and {self._waiting} wait, which is the limit; "
+                "try again later"
+            )
+        self._waiting += 1
+        self._waiting_bytes += size
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
+            self._waiting_bytes -= size
+
+    @asynccontextmanager
+    async def slot(self, size: int) -> AsyncIterator[None]:
+        """Holds a slot. `size` is the size of the call's message in bytes.
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED if the queue is full.
+        """
+        await self._take(size)
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    async def run(self, size: int, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Runs blocking work in a thread. It holds a slot until the work has ended, also if the
+        caller has left before.
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED if the queue is full.
+        """
+        await self._take(size)
+        return await self._thread(work, arguments, self._free.release)
+
+    async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Runs blocking work in a thread. The caller holds a slot."""
+        return await self._thread(work, arguments, None)
+
+    async def _thread(
+        self, work: Callable[..., Result], arguments: tuple[Any, ...], ended: Callable[[], None] | None
+    ) -> Result:
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        def finish(result: Any, error: BaseException | None) -> None:
+            if ended is not None:
+                ended()
+            # It is done already if the caller has left.
+            if done.done():
+                return
+            if error is None:
+                done.set_result(result)
+            else:
+                done.set_exception(error)
+
+        def in_thread() -> None:
+            try:
+                result, error = work(*arguments), None
+            except BaseException as caught:
+                result, error = None, caught
+            self._loop.post(finish, result, error)
+
+        self._threads.submit(in_thread)
+        return await done

@@ -1,0 +1,73 @@
+"""The event loop of the gRPC servers, in a thread of its own.
+
+grpcio has one queue of events for all asyncio servers of a process, and that queue serves one loop
+best. So all servers of a process share one loop, which lives as long as the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from functools import cache
+from typing import Any, TypeVar
+
+import grpc
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a message of grpcio is more than the traceback for a peer that has disconnected."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], grpc.aio.InternalError)
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+
+
+class Loop:
+    """A running event loop. Any thread may call its methods."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._is_woken = False
+        threading.Thread(target=self._loop.run_forever, name="rpc-loop", daemon=True).start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Runs a coroutine in the loop, and waits for its result. The loop's thread must not call
+        it.
+        """
+        return self.start(coroutine).result()
+
+    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Runs a coroutine in the loop without waiting."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def post(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Has the loop call a function soon. Calls that come together wake the loop once."""
+        self._inbox.append((function, arguments))
+        if not self._is_woken:
+            self._is_woken = True
+            self._loop.call_soon_threadsafe(self._empty_inbox)
+
+    def _empty_inbox(self) -> None:
+        # The flag falls first: whoever appends from now on wakes the loop again.
+        self._is_woken = False
+        for _ in range(len(self._inbox)):
+            function, arguments = self._inbox.popleft()
+            try:
+                function(*arguments)
+            except Exception:
+                logger.exception("event loop")
+
+
+@cache
+def shared_loop() -> Loop:
+    """The loop of this process."""
+    return Loop()
