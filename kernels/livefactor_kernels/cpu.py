@@ -15,6 +15,7 @@ from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
+from livefactor_kernels.sgd.runs import UpdateRun
 from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
 from livefactor_kernels.spec.checks import check
@@ -124,7 +125,7 @@ class CpuModel:
         Raises:
             ValueError: a column is malformed. The model has learned from no record.
         """
-        for update in updates:
+        for update in [updates.joined] if isinstance(updates, UpdateRun) else updates:
             update.check()
         if self._reservoir is not None:
             for update in updates:
@@ -135,7 +136,8 @@ class CpuModel:
             self._learn(group)
 
     def _learn(self, updates: Sequence[Update]) -> None:
-        rows, update = self._rule.prepare(updates), joined(updates)
+        rows = self._rule.prepare(updates)
+        update = updates.joined if isinstance(updates, UpdateRun) else joined(updates)
         if self.pins.active:
             recent = () if self._recorder is None else (self._recorder.recent_items(update),)
             self.pins.protect(update, rows, *recent)

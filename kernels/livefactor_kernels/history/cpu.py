@@ -8,7 +8,7 @@ import numpy as np
 
 from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, match16, prefetch
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, inlined, match16, prefetch
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.update import Update, writable
@@ -165,7 +165,7 @@ class Columns(NamedTuple):
     times: np.ndarray
 
 
-@compiled
+@inlined
 def _append(additions: Any, size: Any, row: Any, follower: Any, amount: Any) -> Any:
     """Lists an addition after `size` others. Returns the new number of additions."""
     additions.rows[size], additions.followers[size], additions.amounts[size] = row, follower, amount
