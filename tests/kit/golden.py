@@ -3,13 +3,12 @@
 The contract promises that a log gives the same bits on every machine. If a digest here changes,
 every existing log replays to another model. In that case, raise `spec.KERNEL_SEMANTICS` and give
 the reason in docs/architecture.md first. Then store the new digests here. The command
-`python tests/kit/golden.py 0 1` prints them.
+`python tests/kit/golden.py` prints them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 
 from livefactor_kernels.backend import create_backend, state_sections
 from livefactor_kernels.spec.model import (
@@ -177,5 +176,5 @@ def digest(name: str, backend: str = "cpu") -> str:
 
 
 if __name__ == "__main__":
-    for name in list(SPECS)[int(sys.argv[1]) :: int(sys.argv[2])]:
+    for name in SPECS:
         print(name, digest(name))
