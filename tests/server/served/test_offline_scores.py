@@ -35,6 +35,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CASES = {name: (name, {}) for name in PRESET_NAMES} | PARTS
 EVENTS, USERS, ITEMS = 1500, 40, 60
+YEAR_2000 = 946_684_800
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def fill(server: Local, model: str, preset: str, spec: dict[str, Any]) -> None:
     with server.producer(f"p-{model}", model=model) as producer:
         for part in np.array_split(np.arange(EVENTS), 6):
             weights = rng.random(part.size) + 0.5
-            producer.push(users[part], items[part], values[part], weights, times=part // 3 + 1)
+            producer.push(users[part], items[part], values[part], weights, times=YEAR_2000 + part // 3)
 
 
 @pytest.mark.parametrize("case", CASES)
