@@ -10,6 +10,8 @@ import numpy as np
 from livefactor_kernels.history.cpu import Recorder
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cpu import Pin, PinBoard
+from livefactor_kernels.reading.cpu import CpuArithmetic
+from livefactor_kernels.reading.learning import Mixer
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.scoring import cpu as scoring
@@ -71,7 +73,9 @@ class CpuModel:
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
         self._rule = self._rule_of(spec)
-        self._parts = [self._mean, self._rule, *([self._reservoir] if self._reservoir else [])]
+        self._mixer = Mixer(spec, CpuArithmetic(spec)) if spec.mix.learning_rate else None
+        further = [part for part in (self._reservoir, self._mixer) if part is not None]
+        self._parts: list[Part] = [self._mean, self._rule, *further]
         self.pins = PinBoard(spec, (self.users, self.items))
         if spec.factor_dtype != FactorDtype.FLOAT32:
             # The caller compiles the kernels of float32.
@@ -138,12 +142,20 @@ class CpuModel:
     def _learn(self, updates: Sequence[Update]) -> None:
         rows = self._rule.prepare(updates)
         update = updates.joined if isinstance(updates, UpdateRun) else joined(updates)
+        items = self.published[ITEMS]
+        if self._mixer is not None and self._mixer.is_decay_due(items):
+            rows = np.arange(items, dtype=np.uint32)
         if self.pins.active:
             recent = () if self._recorder is None else (self._recorder.recent_items(update),)
             self.pins.protect(update, rows, *recent)
+        popularity = self.items.history.get("popularity", self.items.bias)
+        if self._mixer is not None:
+            self._mixer.learn(update, self, popularity[:items], self.items.bias[:items])
         self._rule.learn(update)
         if self._recorder is not None and not self._rule.records:
             self._recorder.record(update, 0, update.fresh)
+        if self._mixer is not None:
+            self._mixer.count(update, popularity, self.items.bias)
         self.advance(update.revision, update.user_count, update.item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
