@@ -34,6 +34,7 @@ from benchmarks.speed import (
     limits,
     opponents,
     reads,
+    recovery,
     side_by_side,
 )
 from benchmarks.speed import ingest as ingest_rounds
@@ -83,6 +84,7 @@ PARTS: dict[str, Callable[[bool], Figures]] = {
     "latency": lambda quick: dict(latency.measure(latency.QUICK if quick else None)),
     "reads": lambda quick: dict(reads.measure(0.2 if quick else 1.0)),
     "disk": run_disk,
+    "recovery": lambda quick: dict(recovery.measure(1, 0.2) if quick else recovery.measure()),
     "keymap": lambda quick: dict(keymap_bench.measure((100_000,) if quick else keymap_bench.SIZES)),
     "progressive": lambda quick: dict(progressive.measure(progressive.ratings_path())),
 }

@@ -152,6 +152,14 @@ QUALITY = [
     Row("progressive_recall10_retail_popular", "Online Retail: decayed most-popular"),
     Row("progressive_recall10_ratio", "Online Retail: recall@10 ÷ decayed most-popular", "over 1"),
 ]
+RECOVERY = [
+    Row("recovery_clicks_sgd_events_per_s", "open and replay, records of one event, `clicks_sgd`", "150 k"),
+    Row("recovery_clicks_sgd_cpu_events_per_s", "the same by CPU time"),
+    Row("recovery_open_events_per_s", "open alone: read and verify"),
+    Row("recovery_clicks_events_per_s", "open and replay, records of one event, `clicks`"),
+    Row("recovery_clicks_cpu_events_per_s", "the same by CPU time"),
+    Row("recovery_load", "load average of the machine"),
+]
 LIMITS = [
     Row("kernel_event_bytes", "bytes that the kernel moves for an event"),
     Row("kernel_with_keys_event_bytes", "bytes that the kernel with key look-ups moves for an event"),
@@ -175,6 +183,7 @@ SECTIONS = {
     "Beside other libraries": OPPONENTS,
     "Freshness": FRESHNESS,
     "Reads": READS,
+    "Restart": RECOVERY,
     "Quality": QUALITY,
     "Limits": LIMITS,
 }

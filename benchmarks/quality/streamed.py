@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.quality.data import Events
 from livefactor_kernels.backend import Backend, Update, create_backend
-from livefactor_kernels.reading import PersonReader, Persons
+from livefactor_kernels.reading.persons import PersonReader, Persons
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import History, Loss, ModelSpec, Proposal, Softmax
 from livefactor_kernels.spec.presets import preset

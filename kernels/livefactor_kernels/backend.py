@@ -16,8 +16,8 @@ import numpy as np
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.reference import ReferenceModel
-from livefactor_kernels.spec.checks import check
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.checks import check, check_cuda
+from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.update import Update
 
@@ -216,10 +216,11 @@ class BackendUnavailable(RuntimeError):
     """The backend cannot run on this machine. The text has the reason."""
 
 
-def choose_backend(name: str) -> str:
+def choose_backend(name: str, spec: ModelSpec | None = None) -> str:
     """The backend for `name`, which is one of `BACKEND_NAMES` or `AUTO`.
 
-    It loads GPU libraries only for `cuda` and `AUTO`.
+    For `AUTO` it is not `cuda` if `cuda` lacks a part of `spec`. It loads GPU libraries only for
+    `cuda` and `AUTO`.
 
     Raises:
         BackendUnavailable: `name` is `cuda`, and no GPU is available.
@@ -229,6 +230,8 @@ def choose_backend(name: str) -> str:
         raise ValueError(f"backend: expected one of {', '.join((*BACKEND_NAMES, AUTO))}, got {name!r}")
     if name not in ("cuda", AUTO):
         return name
+    if name == AUTO and spec is not None and not is_on_cuda(spec):
+        return "cpu"
     missing = [library for library in ("cupy", "numba_cuda") if find_spec(library) is None]
     if missing:
         reason = f"not installed: {', '.join(missing)}; see docs/gpu.md"
@@ -241,6 +244,15 @@ def choose_backend(name: str) -> str:
     if name == AUTO:
         return "cpu"
     raise BackendUnavailable(f"backend cuda: no GPU answers ({reason})")
+
+
+def is_on_cuda(spec: ModelSpec) -> bool:
+    """Whether the backend cuda has all parts of a valid spec."""
+    try:
+        check_cuda(spec)
+    except SpecError:
+        return False
+    return True
 
 
 def create_backend(name: str, spec: ModelSpec) -> Backend:

@@ -10,11 +10,14 @@ import numpy as np
 from livefactor_kernels.history.cpu import Recorder
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cpu import Pin, PinBoard
+from livefactor_kernels.reading.cpu import CpuArithmetic
+from livefactor_kernels.reading.learning import Mixer
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
+from livefactor_kernels.sgd.runs import UpdateRun
 from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
 from livefactor_kernels.spec.checks import check
@@ -70,7 +73,9 @@ class CpuModel:
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
         self._rule = self._rule_of(spec)
-        self._parts = [self._mean, self._rule, *([self._reservoir] if self._reservoir else [])]
+        self._mixer = Mixer(spec, CpuArithmetic(spec)) if spec.mix.learning_rate else None
+        further = [part for part in (self._reservoir, self._mixer) if part is not None]
+        self._parts: list[Part] = [self._mean, self._rule, *further]
         self.pins = PinBoard(spec, (self.users, self.items))
         if spec.factor_dtype != FactorDtype.FLOAT32:
             # The caller compiles the kernels of float32.
@@ -124,7 +129,7 @@ class CpuModel:
         Raises:
             ValueError: a column is malformed. The model has learned from no record.
         """
-        for update in updates:
+        for update in [updates.joined] if isinstance(updates, UpdateRun) else updates:
             update.check()
         if self._reservoir is not None:
             for update in updates:
@@ -135,13 +140,22 @@ class CpuModel:
             self._learn(group)
 
     def _learn(self, updates: Sequence[Update]) -> None:
-        rows, update = self._rule.prepare(updates), joined(updates)
+        rows = self._rule.prepare(updates)
+        update = updates.joined if isinstance(updates, UpdateRun) else joined(updates)
+        items = self.published[ITEMS]
+        if self._mixer is not None and self._mixer.is_decay_due(items):
+            rows = np.arange(items, dtype=np.uint32)
         if self.pins.active:
             recent = () if self._recorder is None else (self._recorder.recent_items(update),)
             self.pins.protect(update, rows, *recent)
+        popularity = self.items.history.get("popularity", self.items.bias)
+        if self._mixer is not None:
+            self._mixer.learn(update, self, popularity[:items], self.items.bias[:items])
         self._rule.learn(update)
         if self._recorder is not None and not self._rule.records:
             self._recorder.record(update, 0, update.fresh)
+        if self._mixer is not None:
+            self._mixer.count(update, popularity, self.items.bias)
         self.advance(update.revision, update.user_count, update.item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:

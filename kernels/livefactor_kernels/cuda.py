@@ -35,7 +35,7 @@ from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.cuda import Softmax
 from livefactor_kernels.solve.cuda import Solver
-from livefactor_kernels.spec.checks import check
+from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import (
     LANES,
     MIN_WINDOW,
@@ -127,7 +127,7 @@ class CudaModel:
             SpecError: the spec is invalid.
             MemoryError: the device has too little memory for a record.
         """
-        self._set_up(check(spec), device_bytes_max, walk_entries_max, together)
+        self._set_up(check_cuda(check(spec)), device_bytes_max, walk_entries_max, together)
         if not SIMULATED:
             _compile_kernels(_kind_of(spec))
 

@@ -15,13 +15,15 @@ import numpy as np
 from livefactor_kernels.history.reference import Recorder
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.reference import ReferencePin, gather
+from livefactor_kernels.reading.learning import Mixer
+from livefactor_kernels.reading.reference import ReferenceArithmetic
 from livefactor_kernels.replay.reference import Reservoir
 from livefactor_kernels.sgd.reference import Sgd
 from livefactor_kernels.sgd.reference_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.reference import Softmax
 from livefactor_kernels.solve.reference import Solver
 from livefactor_kernels.spec.model import ModelSpec, Rule
-from livefactor_kernels.tables import read_rows
+from livefactor_kernels.tables import ITEMS, read_rows
 from livefactor_kernels.tables.reference import ReferenceTables
 from livefactor_kernels.tables.state import ANSWERING, Part, state_of
 from livefactor_kernels.update import Update
@@ -52,7 +54,9 @@ class ReferenceModel:
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
         self._rule = self._rule_of(spec)
-        self._parts = [self._tables.mean, self._rule, *([self._reservoir] if self._reservoir else [])]
+        self._mixer = Mixer(spec, ReferenceArithmetic(spec)) if spec.mix.learning_rate else None
+        further = [part for part in (self._reservoir, self._mixer) if part is not None]
+        self._parts: list[Part] = [self._tables.mean, self._rule, *further]
 
     def _rule_of(self, spec: ModelSpec) -> LearningRule:
         if spec.rule == Rule.SOLVE:
@@ -125,9 +129,14 @@ class ReferenceModel:
         """See `backend.Backend.apply`."""
         update.check()
         with self.users.lock, self.items.lock:
+            items = self.published[ITEMS]
+            if self._mixer is not None:
+                self._mixer.learn(update, self, self.items.popularity[:items], self.items.bias[:items])
             self._rule.learn(update if self._reservoir is None else self._reservoir.extend(update))
             if self._recorder is not None and not self._rule.records:
                 self._recorder.record(update, 0, update.user_rows.size)
+            if self._mixer is not None:
+                self._mixer.count(update, self.items.popularity, self.items.bias)
         if self._reservoir is not None:
             self._reservoir.keep(update)
         self.advance(update.revision, update.user_count, update.item_count)

@@ -14,7 +14,8 @@ from itertools import count
 import grpc
 import psutil
 
-from livefactor.v1 import models_pb2, models_pb2_grpc, scoring_pb2, snapshots_pb2, updates_pb2
+from contract import STREAMING_IN, STREAMING_OUT
+from livefactor.v1 import models_pb2, models_pb2_grpc, updates_pb2
 from server_process import Server
 
 CLOSED_SET = {
@@ -40,19 +41,6 @@ INSIDES = re.compile(
 )
 """What must not be in a status' text: exceptions, paths, packages, classes, addresses."""
 
-METHODS = {
-    f"{service.full_name}/{method.name}": method
-    for file in (updates_pb2, scoring_pb2, snapshots_pb2, models_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
-"""Every RPC of the contract, by path."""
-
-STREAMING_IN = {"livefactor.v1.UpdateService/StreamUpdates"}
-STREAMING_OUT = STREAMING_IN | {
-    "livefactor.v1.SnapshotService/Snapshot",
-    "livefactor.v1.SnapshotService/FetchSnapshot",
-}
 WAITING = {"livefactor.v1.ScoringService/Score", "livefactor.v1.SnapshotService/Snapshot"}
 MODEL = "m"
 LIMITS = models_pb2.Limits(users_max=500, items_max=400, producers_max=20)

@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostile import METHODS, MODEL, Target
+from contract import METHODS
+from hostile import MODEL, Target
 from livefactor.v1 import (
     models_pb2,
     scoring_pb2,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,19 +21,6 @@ from livefactor.snapshots.format import NUMPY_DTYPES
 from livefactor.snapshots.sections import small_sections
 from livefactor.v1 import models_pb2
 from snapshot_refusals import refused, refused_in_little_memory
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, samples.ADAGRAD))
-    # The call triggers every lazy import. The tests forbid imports while a snapshot is read.
-    snapshot_files.load(path).score(1, [1])
-    return path
-
-
-@pytest.fixture
-def copy(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / pristine.name))
 
 
 def _write_manifest(path: Path, fields: dict[str, object]) -> None:

@@ -31,19 +31,6 @@ FLIPS = 2_000
 LONG_FLIPS = 10_000
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = samples.taken(tmp_path_factory.mktemp("store"), samples.view(40, 30, 5, samples.ADAGRAD))
-    # The call triggers every lazy import. The tests forbid imports while a snapshot is read.
-    snapshot_files.load(path).score(1, [1])
-    return path
-
-
-@pytest.fixture
-def copy(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / pristine.name))
-
-
 def _flip_many(path: Path, count: int) -> None:
     """Flip random bits of one random byte at a time.
 

@@ -89,7 +89,7 @@ class FakeServer:
         self.gate = threading.Event()
         self.gate.set()
         self.arrived = threading.Condition()
-        self._unary: dict[str, Callable[[bytes, Any], Any]] = {}
+        self.unary: dict[str, Callable[[bytes, Any], Any]] = {}
         self._server: grpc.Server | None = None
         self.port = 0
         self.lock = threading.Lock()
@@ -98,7 +98,7 @@ class FakeServer:
         """Answer a further method with bytes. handler: a unary function, or a generator for a
         stream.
         """
-        self._unary[path] = handler
+        self.unary[path] = handler
 
     def start(self) -> FakeServer:
         self._server = grpc.server(ThreadPoolExecutor(16))
@@ -168,7 +168,7 @@ class FakeServer:
         with self.lock:
             producer, epoch, sequence = request.stamp
             if not producer:
-                return self._take(request)
+                return self.take(request)
             state = self.producers.get(producer)
             if state is None or state.epoch != epoch:
                 raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"epoch {epoch} of {producer!r} is fenced")
@@ -176,7 +176,7 @@ class FakeServer:
                 return self._repeated(state, sequence, request.body)
             if sequence != state.last + 1:
                 raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"gap: expected sequence {state.last + 1}")
-            answer = self._take(request)
+            answer = self.take(request)
             state.last = sequence
             state.ring[sequence] = (request.body, answer)
             state.ring.pop(sequence - RING, None)
@@ -193,7 +193,7 @@ class FakeServer:
         again.duplicate = True
         return again
 
-    def _take(self, request: UpdateRequest) -> Answer:
+    def take(self, request: UpdateRequest) -> Answer:
         rejects = []
         if request.change == INTERACTIONS:
             columns = decode_interactions(request.body)
@@ -231,7 +231,7 @@ class _Handlers(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(self.fake.open_producer)
         if method.endswith("/StreamUpdates"):
             return grpc.stream_stream_rpc_method_handler(self.fake.stream_updates)
-        handler = self.fake._unary.get(method)
+        handler = self.fake.unary.get(method)
         if handler is None:
             return None
         streams = method.endswith(("/Snapshot", "/FetchSnapshot"))

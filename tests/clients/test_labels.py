@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from fake_server import FakeServer, Fault
 from livefactor.errors import BufferFull
-from livefactor.pushing import sending
 from livefactor.pushing.batching import BatchSettings
 from livefactor.pushing.labels import IdLabels
 from livefactor.pushing.producer import Producer
@@ -31,24 +30,10 @@ WAIT_S = 20.0
 SIDES = {updates_pb2.SIDE_USER: "user", updates_pb2.SIDE_ITEM: "item"}
 
 
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "BACKOFF_S", 0.002)
-    monkeypatch.setattr(sending, "BACKOFF_MAX_S", 0.05)
-
-
 @pytest.fixture
-def make(fake: FakeServer) -> Iterator[Callable[..., Producer]]:
-    made: list[Producer] = []
-
-    def make(**options: Any) -> Producer:
-        made.append(Producer(fake.target, "p", **{"batch": EACH} | options))
-        return made[-1]
-
-    yield make
-    for producer in made:
-        producer._sender.shut()
-        producer._connection.close()
+def make(make: Callable[..., Producer]) -> Callable[..., Producer]:
+    """A function that makes producers, whose every push is a batch if no other size is given."""
+    return lambda **options: make(**{"batch": EACH} | options)
 
 
 def labels(fake: FakeServer) -> list[tuple[str, str]]:
@@ -175,7 +160,7 @@ def test_an_ack_implies_the_labels_over_broken_streams(
 def test_a_refused_batch_of_labels_does_not_fail_events(
     fake: FakeServer, make: Callable[..., Producer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    take = fake._take
+    take = fake.take
 
     def refuse_labels(request: Any) -> Any:
         if request.change == "labels":
@@ -184,7 +169,7 @@ def test_a_refused_batch_of_labels_does_not_fail_events(
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no labels here")
         return take(request)
 
-    fake._take = refuse_labels  # type: ignore[method-assign]
+    fake.take = refuse_labels  # type: ignore[method-assign]
     with make() as producer:
         receipts = [producer.push([f"user {number}"], ["mug"]) for number in range(5)]
         assert [receipt.result(WAIT_S).accepted for receipt in receipts] == [1] * 5
@@ -197,7 +182,7 @@ def test_a_refused_batch_of_labels_does_not_fail_events(
 def test_labels_without_room_are_logged_once_and_events_are_applied(
     fake: FakeServer, make: Callable[..., Producer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    take, seen = fake._take, []
+    take, seen = fake.take, []
 
     def reject_labels(request: Any) -> Any:
         answer = take(request)
@@ -208,7 +193,7 @@ def test_labels_without_room_are_logged_once_and_events_are_applied(
                 answer.rejects.add(row=row, reason=updates_pb2.REJECT_REASON_LABELS_FULL, text="no room")
         return answer
 
-    fake._take = reject_labels  # type: ignore[method-assign]
+    fake.take = reject_labels  # type: ignore[method-assign]
     with caplog.at_level(logging.WARNING, "livefactor"), make(on_reject=seen.append) as producer:
         for number in range(3):
             ack = producer.push([f"user {number}"], ["mug"]).result(WAIT_S)

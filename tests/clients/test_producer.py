@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +30,6 @@ from livefactor.errors import (
     ProducerFenced,
     Unavailable,
 )
-from livefactor.pushing import sending
 from livefactor.pushing.batching import PREFIX_BYTES_MAX, BatchSettings, RowReject
 from livefactor.pushing.producer import Producer
 from livefactor.pushing.sending import ProducerStatus
@@ -38,29 +37,6 @@ from livefactor.pushing.sending import ProducerStatus
 EACH = BatchSettings(latency_ms_max=0)
 BY_COUNT = BatchSettings(events_max=100, latency_ms_max=None)
 WAIT_S = 20.0
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "BACKOFF_S", 0.002)
-    monkeypatch.setattr(sending, "BACKOFF_MAX_S", 0.05)
-
-
-@pytest.fixture
-def make(fake: FakeServer) -> Iterator[Callable[..., Producer]]:
-    """A function that makes producers of the fake server. The fixture closes those that a test
-    leaves open.
-    """
-    made: list[Producer] = []
-
-    def make(producer_id: str = "p", **options: Any) -> Producer:
-        made.append(Producer(fake.target, producer_id, **options))
-        return made[-1]
-
-    yield make
-    for producer in made:
-        producer._sender.shut()
-        producer._connection.close()
 
 
 def users(fake: FakeServer) -> list[int]:
@@ -395,7 +371,7 @@ def test_closing_without_a_server_ends_in_time_and_fails_what_is_left(
         producer.close(0.05)
     with pytest.raises(ProducerClosed):
         receipt.result(WAIT_S)
-    assert not producer._sender._thread.is_alive()
+    assert "livefactor-producer-p" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_leaving_a_with_block_by_an_error_still_sends_pushed_rows(

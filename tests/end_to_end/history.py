@@ -60,8 +60,8 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     ),
 }
 SEED = 20_261_128
-BATCHES, BATCHES_AFTER_SNAPSHOT = 12, 6
-ROWS_MAX = 300
+BATCHES, BATCHES_AFTER_SNAPSHOT = 6, 3
+ROWS_MAX = 250
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ def check_output(output: str) -> int:
     assert scored, output
     assert int(scored[1]) >= int(pushed[1]) >= 1
     listed = [line.split() for line in output[scored.end() :].splitlines() if line]
-    assert len(listed) == 3
-    assert {name for _, name in listed} <= ITEMS
+    assert len(listed) == len({name for _, name in listed} & ITEMS) == 3
     scores = [float(score) for score, _ in listed]
     assert scores == sorted(scores, reverse=True)
     return int(pushed[1])

@@ -31,7 +31,7 @@ from server_process import Server, wait_until
 Serve = Callable[..., Server]
 
 CLIENTS = 4
-WRITES = 600
+WRITES = 150
 RESTARTS = 3
 
 

@@ -24,7 +24,7 @@ Serve = Callable[..., Server]
 Call = Callable[[], updates_pb2.ApplyUpdatesResponse]
 
 PRODUCERS = 4
-BATCHES = 300
+BATCHES = 100
 KILLS = 4
 RESENT = 0.3
 RING = 64

@@ -92,7 +92,9 @@ class Talk:
             self.answers += [answer.item_ids.tobytes(), answer.scores.tobytes()]
 
 
-@pytest.mark.parametrize("factors", ["float32", "float16", pytest.param("bfloat16", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "factors", ["float32", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("float16", "bfloat16"))]
+)
 def test_a_server_on_the_reference_gives_the_answers_of_one_on_the_cpu(
     serve: Callable[..., Server], factors: str
 ) -> None:

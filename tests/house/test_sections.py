@@ -22,6 +22,7 @@ from livefactor_kernels.spec.model import (
     History,
     Limits,
     Loss,
+    Mix,
     ModelSpec,
     Optimizer,
     OptimizerKind,
@@ -36,6 +37,8 @@ from livefactor_server.model.state import ModelState
 
 RULES: dict[str, dict[str, Any]] = {
     "sgd": {"loss": Loss.LOGISTIC, "negatives": 2},
+    "sgd-squared": {"loss": Loss.SQUARED},
+    "sgd-bpr": {"loss": Loss.BPR, "negatives": 2},
     "solve-squared": {"loss": Loss.SQUARED, "rule": Rule.SOLVE, "history": History(32, 16)},
     "solve-implicit": {
         "loss": Loss.IMPLICIT,
@@ -51,6 +54,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "both": {"history": History(32, 16)},
     "counts": {"history": History(32, 16), "counts": Counts(48)},
     "replay": {"history": History(32, 16), "replay": Replay(10, 0.5)},
+    "mix": {"history": History(32, 16), "counts": Counts(48), "solve": Solve(0.5), "mix": Mix(0.01)},
+    "density": {"history": History(32, 16), "solve": Solve(unobserved_density=10.0)},
     "adaptive": {"adaptive_rate": AdaptiveRate(64)},
     "float16": {"factor_dtype": FactorDtype.FLOAT16},
     "bfloat16": {"factor_dtype": FactorDtype.BFLOAT16},
@@ -81,8 +86,12 @@ SPECS = list(_specs())
 
 
 def test_the_specs_have_every_rule_optimizer_and_part() -> None:
-    names = {word for spec in SPECS for word in spec.id.split("-")}
-    assert names >= {kind.name.lower() for kind in OptimizerKind} | PARTS.keys() | {"sgd", "solve", "softmax"}
+    found = [spec.values[0] for spec in SPECS]
+    assert {spec.rule for spec in found} == set(Rule)
+    assert {spec.loss for spec in found} == set(Loss)
+    assert {spec.optimizer.kind for spec in found} == set(OptimizerKind)
+    assert {spec.factor_dtype for spec in found} == set(FactorDtype)
+    assert {spec.id.rsplit("-", 1)[1] for spec in SPECS} == PARTS.keys()
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from livefactor_kernels.backend import Backend, BackendUnavailable, Update, choose_backend
+from livefactor_kernels.backend import Backend, BackendUnavailable, Update, choose_backend, is_on_cuda
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
@@ -23,6 +23,7 @@ from livefactor_kernels.spec.model import (
     History,
     Limits,
     Loss,
+    Mix,
     ModelSpec,
     Optimizer,
     OptimizerKind,
@@ -127,6 +128,12 @@ SPECS: dict[str, ModelSpec] = {
     "solve-no-counts": solve_spec(counts=Counts()),
     "solve-squared": solve_spec(Loss.SQUARED),
     "solve-squared-B1": solve_spec(Loss.SQUARED, k=17, micro_batch=1, solve=Solve(0.0, 2, 3)),
+    "solve-density": solve_spec(solve=Solve(0.0, 3, 2, 10.0)),
+    "solve-mix": solve_spec(history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05)),
+    "solve-mix-replay": solve_spec(
+        micro_batch=8, solve=Solve(0.0, 3, 2, 10.0), history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05),
+        replay=Replay(24, 0.75),
+    ),
     "solve-replay": solve_spec(micro_batch=8, replay=Replay(24, 0.75)),
     "solve-replay-B1": solve_spec(micro_batch=1, replay=Replay(24, 2.5), counts=Counts()),
     "solve-replay-squared": solve_spec(Loss.SQUARED, micro_batch=7, replay=Replay(500, 1.0)),
@@ -179,7 +186,7 @@ All of `SPECS` run on a device, and with the marker `long`.
 def specs_of(backend: str) -> list[object]:
     """Return the parameters (backend, spec) for `parametrize`.
 
-    Without a GPU one case stands for all of CUDA.
+    Without a GPU one case stands for all of CUDA. CUDA gets no spec that it refuses.
     """
     names = [*SPECS, *LONG_SPECS]
     if backend == "cuda" and not SIMULATED and not _gpu_answers():
@@ -191,6 +198,8 @@ def specs_of(backend: str) -> list[object]:
             marks += [pytest.mark.gpu] if not SIMULATED else []
             marks += [pytest.mark.long] if SIMULATED and name not in IN_SIMULATOR else []
         spec = (SPECS | LONG_SPECS)[name]
+        if backend == "cuda" and not is_on_cuda(spec):
+            continue
         spec = _small(spec) if backend == "cuda" and SIMULATED else spec
         parameters.append(pytest.param(backend, spec, id=f"{name}-{backend}", marks=marks))
     return parameters

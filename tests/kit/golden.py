@@ -3,13 +3,12 @@
 The contract promises that a log gives the same bits on every machine. If a digest here changes,
 every existing log replays to another model. In that case, raise `spec.KERNEL_SEMANTICS` and give
 the reason in docs/architecture.md first. Then store the new digests here. The command
-`python tests/kit/golden.py 0 1` prints them.
+`python tests/kit/golden.py` prints them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 
 from livefactor_kernels.backend import create_backend, state_sections
 from livefactor_kernels.spec.model import (
@@ -18,6 +17,7 @@ from livefactor_kernels.spec.model import (
     FactorDtype,
     History,
     Loss,
+    Mix,
     ModelSpec,
     Optimizer,
     OptimizerKind,
@@ -77,6 +77,16 @@ SPECS: dict[str, ModelSpec] = {
         solve=Solve(0.5, 4, 2),
         counts=Counts(16, 8),
     ),
+    "solve_mix": make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.0, 4, 2, 10.0),
+        counts=Counts(16, 8),
+        mix=Mix(0.05),
+    ),
     "solve_squared": make_spec(
         Loss.SQUARED, k=20, rule=Rule.SOLVE, micro_batch=7, history=History(32, 64), solve=Solve(0.0, 4, 2)
     ),
@@ -128,6 +138,7 @@ GOLDEN = {
     "bpr_micro_float16": "aefc252b97ced486132901e2c57c0b90564c4d6a2074eb74903a166c5035146e",
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
+    "solve_mix": "552ac9846d42e5f37a29f95ee36327780c62b76c8ef1bafda9c32de1fdc92756",
     "solve_squared": "8a68d26443a1f77c714ca93f1d39497bad0c1f556e994365c0414ab5c30c64bf",
     "solve_replay": "16b81a95457dc0256485b862e09d87acc5acd88b89202b9143ec899ca608c190",
     "softmax_uniform_adagrad": "97252bf497f34d731ee6e8256da6aec43649a2fe23f90d3c65f13ff08af1d664",
@@ -165,5 +176,5 @@ def digest(name: str, backend: str = "cpu") -> str:
 
 
 if __name__ == "__main__":
-    for name in list(SPECS)[int(sys.argv[1]) :: int(sys.argv[2])]:
+    for name in SPECS:
         print(name, digest(name))

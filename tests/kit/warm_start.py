@@ -1,6 +1,6 @@
 """A process that starts servers in a tenth of a second.
 
-It has imported everything, and it forks one server for each order.
+It has imported everything and loaded the kernels. It forks one server for each order.
 
 `python warm_start.py` reads one JSON order a line and answers with one:
 
@@ -23,18 +23,26 @@ import sys
 
 from livefactor.__main__ import main
 from livefactor_kernels.backend import create_backend
-from livefactor_kernels.scoring.cpu import compile_kernels
 from livefactor_kernels.spec.presets import preset
+from livefactor_server.hosting import kernels
+from livefactor_server.judging import drift
 
 
 def import_all() -> None:
-    """Import the lazy imports of `livefactor serve` and load its compiled kernels."""
+    """Import the lazy imports of `livefactor serve` and load the kernels of the tests' models.
+
+    A server that does this itself needs seconds of a processor for it.
+    """
     for name in ("cli.app", "cli.serving"):
         importlib.import_module(f"livefactor_server.{name}")
     for name in ("grpc_health.v1.health", "grpc_reflection.v1alpha.reflection"):
         importlib.import_module(name)
-    create_backend("cpu", preset("clicks_sgd", k=8))
-    compile_kernels()
+    if drift.available():
+        importlib.import_module("river.drift")
+    for step in kernels.shared():
+        step.run()
+    for name in ("clicks_sgd", "purchases_sgd"):
+        create_backend("cpu", preset(name, k=8))
 
 
 def become_server(order: dict[str, list[str]]) -> int:

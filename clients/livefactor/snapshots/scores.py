@@ -3,8 +3,9 @@
 A score is the sum of several parts. The mean, the biases and the dot product of the factors are in
 every score. A model with rule SOLVE first folds the user's remembered events in. A model with
 counts adds a gain for items that often follow the user's last events, and a gain for items that the
-user had before. `livefactor_kernels.reading` explains the parts and the order of each sum. A test
-compares every part with a server, to the bit.
+user had before. A model with a mix standardises these parts and popularity, and weighs them.
+`livefactor_kernels.reading` explains the parts and the order of each sum. A test compares every
+part with a server, to the bit.
 
 A spec with a part that this module does not know is refused by name (`check_known`).
 """
@@ -20,6 +21,7 @@ import numpy as np
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from livefactor.errors import UnknownSpec
+from livefactor.snapshots import mixing
 from livefactor.snapshots.sections import Spec
 from livefactor.v1 import models_pb2
 
@@ -37,13 +39,14 @@ class Events(NamedTuple):
     """The n events of a user, oldest first.
 
     rows: item rows int64[n]. values: float32[n]. weights, repeats: the present weights for fold-in
-    and for repeats of the same item, float32[n] each.
+    and for repeats of the same item, float32[n] each. ages: visits since each event, int64[n].
     """
 
     rows: np.ndarray
     values: np.ndarray
     weights: np.ndarray
     repeats: np.ndarray
+    ages: np.ndarray
 
 
 class SnapshotScores:
@@ -67,6 +70,8 @@ class SnapshotScores:
         self._items = len(tensors["items.keys"])
         self._decay = decays(spec.history.half_life)
         self._repeat_decay = decays(spec.counts.half_life if spec.counts.repeat else 0.0)
+        unobserved = tensors["unobserved"][0] if "unobserved" in tensors else spec.solve.unobserved
+        self._unobserved = np.float32(unobserved)
 
     def score(self, user: int, rows: np.ndarray, given: np.ndarray | None) -> np.ndarray:
         """Score n items for a user: float32[n].
@@ -82,9 +87,12 @@ class SnapshotScores:
         events = self._history(user) if given is None else self._given(given)
         with np.errstate(all="ignore"):
             bias = user_bias[0]
-            if self._spec.rule == models_pb2.RULE_SOLVE:
-                x[0], bias = self._folded(x[0], bias, events)
-            named, gained = self._gains(events)
+            if self._spec.mix.learning_rate > 0:
+                x[0], bias, (named, gained) = self._mixed(x[0], events)
+            else:
+                if self._spec.rule == models_pb2.RULE_SOLVE:
+                    x[0], bias = self._folded(x[0], bias, events)
+                named, gained = self._gains(events)
             scores = self._sum(x, bias, y, item_bias)
             # An item without a gain gets 0 added, as on the server: this turns -0 into 0.
             scores += _looked_up(named, gained, rows)
@@ -110,13 +118,32 @@ class SnapshotScores:
         ages = np.clip(ages, 0, DECAY_STEPS - 1)
         liked = weights * (values > 0)
         return Events(
-            rows.astype(np.int64), values, weights * self._decay[ages], liked * self._repeat_decay[ages]
+            rows.astype(np.int64), values, weights * self._decay[ages], liked * self._repeat_decay[ages], ages
         )
 
     def _given(self, rows: np.ndarray) -> Events:
         rows = rows[rows < self._items][-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
-        return Events(rows, np.ones(len(rows), np.float32), self._decay[ages], self._repeat_decay[ages])
+        return Events(rows, np.ones(len(rows), np.float32), self._decay[ages], self._repeat_decay[ages], ages)
+
+    # A mix of experts.
+
+    def _mixed(self, x: np.ndarray, events: Events) -> tuple[np.ndarray, np.float32, mixing.Gains]:
+        """The user's factors float32[kp], bias and gains, combined from all experts."""
+        folds = []
+        for half_life in mixing.HALF_LIVES:
+            weights = events.weights * decays(half_life)[events.ages]
+            folds.append(self._folded(x.copy(), _F0, events._replace(weights=weights))[0])
+        weights = events.weights * decays(mixing.HALF_LIVES[1])[events.ages]
+        counts = mixing.Gains(*self._followed(events._replace(weights=weights), np.float32(1.0)))
+        rows, places = np.unique(events.rows, return_inverse=True)
+        again = np.zeros(len(rows), np.float32)
+        decayed = decays(self._spec.counts.half_life)[events.ages]
+        np.add.at(again, places, events.weights * (events.values > 0) * decayed)
+        k = self._spec.k
+        gram = self._tensors["gram"].reshape(2, k + 1, k + 1)[1]
+        repeats = mixing.Gains(rows, again)
+        return mixing.combined(self._tensors["mix"], gram, np.stack(folds), counts, repeats, len(events.rows))
 
     # Fold-in.
 
@@ -133,7 +160,7 @@ class SnapshotScores:
             return x, bias
         y, y_bias = _gather(self._item_factors, self._tensors["items.bias"], events.rows)
         start, y = x[:k].copy(), y[:, :k]
-        everywhere = (np.float32(self._spec.solve.unobserved) * gram[1, :k, :k]).astype(np.float32)
+        everywhere = (self._unobserved * gram[1, :k, :k]).astype(np.float32)
         targets = (events.values > 0).astype(np.float32)
         if has_bias:
             targets = (events.values - self._mean) - y_bias
@@ -153,7 +180,7 @@ class SnapshotScores:
         spec, total = self._spec, _F0
         for weight in weights:
             total = total + weight
-        others = np.float32(spec.solve.unobserved) * np.float32(self._items)
+        others = self._unobserved * np.float32(self._items)
         ridge = np.full(len(x), np.float32(spec.l2) * (total + others), np.float32)
         if spec.loss == models_pb2.LOSS_SQUARED:
             ridge[-1] = np.float32(spec.bias_l2) * total
@@ -181,7 +208,9 @@ class SnapshotScores:
     def _gains(self, events: Events) -> tuple[np.ndarray, np.ndarray]:
         """Item rows int64[m], ascending, and their gains float32[m]."""
         counts = self._spec.counts
-        named, gained = self._followed(events) if counts.neighbors else _NOTHING_GAINED
+        named, gained = _NOTHING_GAINED
+        if counts.neighbors:
+            named, gained = self._followed(events, np.float32(counts.weight))
         if not counts.repeat:
             return named, gained
         every = np.union1d(named, events.rows)
@@ -190,8 +219,8 @@ class SnapshotScores:
         np.add.at(again, np.searchsorted(every, events.rows), events.repeats)
         return every, follows + np.float32(counts.repeat) * again
 
-    def _followed(self, events: Events) -> tuple[np.ndarray, np.ndarray]:
-        """The followers of the user's last events, and their gains."""
+    def _followed(self, events: Events, factor: np.float32) -> tuple[np.ndarray, np.ndarray]:
+        """The followers of the user's last events, and their gains times a factor."""
         counts, of_items = self._spec.counts, self._tensors["items.seen_count"]
         last = slice(max(0, len(events.rows) - counts.span), None)
         rows, weights = events.rows[last][::-1], events.weights[last][::-1]
@@ -206,7 +235,7 @@ class SnapshotScores:
             to, amount = to[amount > 0], amount[amount > 0]
             norm = np.sqrt(np.float32(of_items[row]) * of_items[to].astype(np.float32)) + shrinkage
             gained[np.searchsorted(named, to)] += (weight * amount) / norm
-        return named, (np.float32(counts.weight) * gained) / total
+        return named, (factor * gained) / total
 
 
 def check_known(spec: Spec) -> None:

@@ -26,6 +26,7 @@ FACTOR_DTYPES = {
 MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE = 1024, 8192, 1 << 20
 SPEC_BYTES_MAX = 1 << 16
 RATES_SIZE = 5
+MIX_SIZE = 27
 _FACTORS = ""
 """Stands for the dtype of the spec's factors in the table below."""
 _OPTIMIZERS = models_pb2.OptimizerKind.values()
@@ -140,6 +141,10 @@ def _followers(spec: Spec, side: str) -> Shape | None:
     return (neighbors,) if spec.history.users and neighbors and side == "items" else None
 
 
+def _popularity(spec: Spec, side: str) -> Shape | None:
+    return () if spec.mix.learning_rate > 0 and spec.history.users and side == "items" else None
+
+
 _SQUARES, _AMOUNTS = Content.SQUARES, Content.AMOUNTS
 _ROWS = (
     _Row("keys", "U64", _one, Content.DISTINCT),
@@ -173,6 +178,8 @@ _ROWS = (
     _Row("seen_count", "U32", _remembered),
     _Row("neighbor_rows", "U32", _followers, Content.ITEM_ROWS),
     _Row("neighbor_counts", "F32", _followers, _AMOUNTS),
+    # The decayed number of an item's events, if there is a mix of experts.
+    _Row("popularity", "F32", _popularity, _AMOUNTS),
 )
 """The sections of rows, in the order of the root hash."""
 
@@ -183,6 +190,10 @@ def _replayed(spec: Spec) -> int:
 
 def _is_replayed(spec: Spec) -> bool:
     return spec.replay.size > 0
+
+
+def _follows_data(spec: Spec) -> bool:
+    return spec.rule == models_pb2.RULE_SOLVE and spec.solve.unobserved_density > 0
 
 
 _BESIDE = (
@@ -202,6 +213,8 @@ _BESIDE = (
     _Beside("labels.user.text", "U8"),
     # The global mean: a fixed-point sum in units of 2**-20, and a count.
     _Beside("mean", "I64", lambda spec: 2),
+    # The mix: the weights of 6 experts for 4 groups of users, and 3 sums about popularity.
+    _Beside("mix", "F64", lambda spec: MIX_SIZE, lambda spec: spec.mix.learning_rate > 0),
     # The server's table of producers for exactly-once delivery. The client does not interpret it.
     _Beside("producers", "U8"),
     # The adaptive rate: step, moves, events in the window, sum and sum of squares.
@@ -215,6 +228,8 @@ _BESIDE = (
     _Beside("spec", "U8"),
     # The ids of unavailable items in ascending order.
     _Beside("unavailable", "U64"),
+    # The weight of pairs without an event, if it follows the data.
+    _Beside("unobserved", "F64", lambda spec: 1, _follows_data),
 )
 """The sections beside the rows, in the order of their names.
 

@@ -370,6 +370,7 @@ class Solve(google.protobuf.message.Message):
     UNOBSERVED_FIELD_NUMBER: builtins.int
     ITEM_EVENTS_FIELD_NUMBER: builtins.int
     SWEEPS_FIELD_NUMBER: builtins.int
+    UNOBSERVED_DENSITY_FIELD_NUMBER: builtins.int
     unobserved: builtins.float
     """The weight with which pairs without an event pull towards 0. Must be 0 with squared loss."""
     item_events: builtins.int
@@ -378,21 +379,28 @@ class Solve(google.protobuf.message.Message):
     """
     sweeps: builtins.int
     """Gauss-Seidel sweeps over a row, 1..64."""
+    unobserved_density: builtins.float
+    """Above 0: the weight follows the data. It is unobserved_density * events / (users * items), at
+    most 4, and unobserved must be 0.
+    """
     def __init__(
         self,
         *,
         unobserved: builtins.float | None = ...,
         item_events: builtins.int | None = ...,
         sweeps: builtins.int | None = ...,
+        unobserved_density: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_item_events", b"_item_events", "_sweeps", b"_sweeps", "_unobserved", b"_unobserved", "item_events", b"item_events", "sweeps", b"sweeps", "unobserved", b"unobserved"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_item_events", b"_item_events", "_sweeps", b"_sweeps", "_unobserved", b"_unobserved", "item_events", b"item_events", "sweeps", b"sweeps", "unobserved", b"unobserved"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_item_events", b"_item_events", "_sweeps", b"_sweeps", "_unobserved", b"_unobserved", "_unobserved_density", b"_unobserved_density", "item_events", b"item_events", "sweeps", b"sweeps", "unobserved", b"unobserved", "unobserved_density", b"unobserved_density"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_item_events", b"_item_events", "_sweeps", b"_sweeps", "_unobserved", b"_unobserved", "_unobserved_density", b"_unobserved_density", "item_events", b"item_events", "sweeps", b"sweeps", "unobserved", b"unobserved", "unobserved_density", b"unobserved_density"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_item_events", b"_item_events"]) -> typing.Literal["item_events"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_sweeps", b"_sweeps"]) -> typing.Literal["sweeps"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_unobserved", b"_unobserved"]) -> typing.Literal["unobserved"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_unobserved_density", b"_unobserved_density"]) -> typing.Literal["unobserved_density"] | None: ...
 
 global___Solve = Solve
 
@@ -473,6 +481,30 @@ class Counts(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
 
 global___Counts = Counts
+
+@typing.final
+class Mix(google.protobuf.message.Message):
+    """Several experts score together: the user's row with three half-lives, co-occurrence counts,
+    repeats and popularity. Their weights are learned from predictions that are made before each
+    event is learned. Needs rule SOLVE, loss IMPLICIT and counts.neighbors. An absent field has the
+    preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    learning_rate: builtins.float
+    """The learning rate of the weights, up to 1. 0: no mix."""
+    def __init__(
+        self,
+        *,
+        learning_rate: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "learning_rate", b"learning_rate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "learning_rate", b"learning_rate"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
+
+global___Mix = Mix
 
 @typing.final
 class Replay(google.protobuf.message.Message):
@@ -623,6 +655,7 @@ class ModelSpec(google.protobuf.message.Message):
     REGULARIZATION_FIELD_NUMBER: builtins.int
     REPLAY_FIELD_NUMBER: builtins.int
     ADAPTIVE_RATE_FIELD_NUMBER: builtins.int
+    MIX_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -665,6 +698,8 @@ class ModelSpec(google.protobuf.message.Message):
     def replay(self) -> global___Replay: ...
     @property
     def adaptive_rate(self) -> global___AdaptiveRate: ...
+    @property
+    def mix(self) -> global___Mix: ...
     def __init__(
         self,
         *,
@@ -690,9 +725,10 @@ class ModelSpec(google.protobuf.message.Message):
         regularization: global___Regularization | None = ...,
         replay: global___Replay | None = ...,
         adaptive_rate: global___AdaptiveRate | None = ...,
+        mix: global___Mix | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload
@@ -724,7 +760,7 @@ class CreateModelRequest(google.protobuf.message.Message):
     model: builtins.str
     """1 to 64 characters of a-z 0-9 _ -, starting with a letter."""
     preset: builtins.str
-    """One of: ratings, clicks, purchases, news, ratings_sgd, clicks_sgd, purchases_sgd. Empty: the
+    """One of: auto, clicks, purchases, news, ratings, clicks_sgd, purchases_sgd, ratings_sgd. Empty: the
     server's default.
     """
     @property

@@ -16,7 +16,8 @@ other. The cache here has neither fault:
 
 The folder is the one that Numba would take: `NUMBA_CACHE_DIR`, else `__pycache__` beside the
 source, else the user's cache folder. If none can be written, the cache uses a folder below the
-system's temporary folder and warns once.
+system's temporary folder and warns once. If there is no such folder either, every process compiles
+anew.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,7 +66,9 @@ def compiled(
 
     def decorate(function: Callable[..., Any]) -> Any:
         kernel = njit(nogil=nogil, error_model=error_model, inline=inline)(function)
-        kernel._cache = _Cache(function)
+        # Where no folder can be written, Numba's own cache remains, which keeps nothing.
+        with suppress(_NoFolder):
+            kernel._cache = _Cache(function)
         return kernel
 
     return decorate if function is None else decorate(function)
@@ -123,12 +127,32 @@ def _stamp(module: str, file: str) -> str:
     return digest.hexdigest()
 
 
+class _NoFolder(Exception):
+    """Compiled code can be kept nowhere."""
+
+
 @cache
-def _temporary_folder() -> str:
+def _temporary_folder() -> str | None:
     """A folder that only this user can write, and that the user's next process finds again.
 
-    It warns that this folder is used.
+    It warns that this folder is used. None means that there is no temporary folder.
     """
+    try:
+        folder = _own_folder()
+    except OSError as error:
+        _warn(f"compiled kernels are not kept, since no folder can be written ({error})")
+        return None
+    _warn(f"compiled kernels are kept in {folder}, since no cache folder can be written")
+    return str(folder)
+
+
+def _warn(text: str) -> None:
+    # A warning shows the line of code that it names. No line of code is of use here.
+    text = f"{text}; set NUMBA_CACHE_DIR to a folder that lasts"
+    warnings.warn_explicit(text, RuntimeWarning, "livefactor", 0)
+
+
+def _own_folder() -> Path:
     folder = Path(tempfile.gettempdir(), f"livefactor-kernels-{os.getuid() if hasattr(os, 'getuid') else 0}")
     folder.mkdir(mode=0o700, exist_ok=True)
     # Code is loaded from this folder, so nobody else may have made it.
@@ -137,13 +161,7 @@ def _temporary_folder() -> str:
         hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077)
     ):
         folder = Path(tempfile.mkdtemp(prefix="livefactor-kernels-"))
-    warnings.warn(
-        f"compiled kernels are kept in {folder}, since no cache folder can be written; "
-        "set NUMBA_CACHE_DIR to a folder that lasts",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return str(folder)
+    return folder
 
 
 class _TemporaryLocator(InTreeCacheLocator):  # type: ignore[misc]
@@ -151,7 +169,10 @@ class _TemporaryLocator(InTreeCacheLocator):  # type: ignore[misc]
 
     def __init__(self, py_func: Any, py_file: str) -> None:
         super().__init__(py_func, py_file)
-        self._cache_path = os.path.join(_temporary_folder(), self.get_suitable_cache_subpath(py_file))
+        folder = _temporary_folder()
+        if folder is None:
+            raise _NoFolder
+        self._cache_path = os.path.join(folder, self.get_suitable_cache_subpath(py_file))
 
 
 class _Impl(CompileResultCacheImpl):  # type: ignore[misc]

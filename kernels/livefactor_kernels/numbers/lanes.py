@@ -44,7 +44,7 @@ HAS_HALVES = not (config.CPU_NAME or config.CPU_FEATURES) and bool(
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates a plain Python function that is inlined into kernels. LLVM often would not."""
-    return register_jitable(forceinline=True)(function)  # type: ignore[no-any-return]
+    return register_jitable(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)  # type: ignore[no-any-return]
 
 
 _FLOAT = ir.FloatType()

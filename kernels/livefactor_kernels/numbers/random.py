@@ -35,6 +35,8 @@ REPLAY_DOMAIN = 0x6C66_7265_706C_0006
 """It is XORed with the seed for the reservoir of replayed events."""
 DROPOUT_DOMAIN = 0x6C66_6472_6F70_0007
 """It is XORed with the seed for the columns that are dropped out for an event."""
+MIX_DOMAIN = 0x6C66_6D69_7865_0008
+"""It is XORed with the seed for the predictions from which a mix learns."""
 
 _EIGHT, _FOUR, _ONE, _ZERO = _U(8), _U(4), _U(1), _U(0)
 _13, _16 = _U(13), _U(16)

@@ -31,44 +31,46 @@ FORMULAS: dict[OptimizerKind, Formula] = {
 def _choice(functions: dict[OptimizerKind, Callable[..., Any]]) -> Callable[..., Any]:
     """A function that takes an optimiser's number and calls its function.
 
-    The last function is called for any other number.
+    The last function is called for any other number. Numba compiles each called function by itself,
+    which takes about a tenth of a second. So one function makes the choice, rather than a chain of
+    functions that choose between two.
     """
-    *kinds, last = functions
-    chosen = _always(functions[last])
-    for kind in reversed(kinds):
-        chosen = _either(int(kind), functions[kind], chosen)
-    return chosen
+    (a, of_a), (b, of_b), (c, of_c), (d, of_d), (_, of_e) = (
+        (int(kind), of) for kind, of in functions.items()
+    )
 
-
-def _always(function: Callable[..., Any]) -> Callable[..., Any]:
     @inlined
     def choose(optimizer: Any, *arguments: Any) -> Any:
-        return function(*arguments)
-
-    return choose
-
-
-def _either(number: int, function: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
-    @inlined
-    def choose(optimizer: Any, *arguments: Any) -> Any:
-        if optimizer == number:
-            return function(*arguments)
-        return other(optimizer, *arguments)
+        if optimizer == a:
+            return of_a(*arguments)
+        if optimizer == b:
+            return of_b(*arguments)
+        if optimizer == c:
+            return of_c(*arguments)
+        if optimizer == d:
+            return of_d(*arguments)
+        return of_e(*arguments)
 
     return choose
 
 
 def _number_of(values: dict[OptimizerKind, int]) -> Callable[..., Any]:
-    """A function that takes an optimiser's number and returns its value."""
-    return _choice({kind: _constant(value) for kind, value in values.items()})
+    """A function that takes an optimiser's number and returns its value, as `_choice` does."""
+    (a, of_a), (b, of_b), (c, of_c), (d, of_d), (_, of_e) = ((int(kind), of) for kind, of in values.items())
 
-
-def _constant(value: int) -> Callable[..., Any]:
     @inlined
-    def constant() -> Any:
-        return value
+    def number(optimizer: Any) -> Any:
+        if optimizer == a:
+            return of_a
+        if optimizer == b:
+            return of_b
+        if optimizer == c:
+            return of_c
+        if optimizer == d:
+            return of_d
+        return of_e
 
-    return constant
+    return number
 
 
 step_row = _choice({kind: each.step_row for kind, each in FORMULAS.items()})

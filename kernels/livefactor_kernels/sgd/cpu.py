@@ -20,12 +20,13 @@ from livefactor_kernels.sgd.cpu_sequential import (
     positive_kernel,
     sampled_kernel,
 )
+from livefactor_kernels.sgd.runs import UpdateRun, compile_kernels, draw_all_negatives
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import Rows
 from livefactor_kernels.spec.model import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.state import Stateless
-from livefactor_kernels.update import Rates, Update, draw_negatives, writable
+from livefactor_kernels.update import Rates, Update, writable
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)
@@ -50,6 +51,7 @@ class Sgd(Stateless):
         self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
         self._choose_kernel(users, items)
         self.learn(Update(0, _NOTHING, _NOTHING, None, None, 0, 0))
+        compile_kernels()
 
     def _choose_kernel(self, users: Table, items: Table) -> None:
         spec = self._spec
@@ -91,21 +93,22 @@ class Sgd(Stateless):
         none.)
         """
         joinable = self._sequential and self._spec.factor_dtype == FactorDtype.FLOAT32
-        widths = len({update.item_count > 1 for update in updates}) if self._spec.negatives else 1
-        return joinable and widths == 1
+        if not joinable or not self._spec.negatives:
+            return joinable
+        if isinstance(updates, UpdateRun):
+            # The number of items never falls.
+            return bool(updates.item_counts[0] > 1) == bool(updates.item_counts[-1] > 1)
+        return len({update.item_count > 1 for update in updates}) == 1
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """Draws the negatives of the records for the next `learn`: item rows uint32[any]."""
-        events = sum(update.item_rows.size for update in updates)
+        run = updates.joined if isinstance(updates, UpdateRun) else None
+        events = run.item_rows.size if run else sum(update.item_rows.size for update in updates)
         count = events * self._spec.negatives
         if self._draws.size < count:
             self._draws = np.empty(count, np.uint32)
-        start, width = 0, 0
-        for update in updates:
-            negatives = draw_negatives(self._spec, update, self._draws[start:])
-            start, width = start + negatives.size, negatives.shape[1]
-        self.negatives = self._draws[:start].reshape(events, width)
-        return self._draws[:start]
+        self.negatives = draw_all_negatives(self._spec, updates, self._draws)
+        return self.negatives.reshape(-1)
 
     def learn(self, update: Update) -> None:
         """Learns from the prepared records, joined to one. The kernel releases the GIL."""

@@ -49,15 +49,21 @@ exact). A row counts as 0 before its first event.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.spec.model import LANES, Loss, ModelSpec
+from livefactor_kernels.spec.model import LANES, MAX_UNOBSERVED, Loss, ModelSpec
+from livefactor_kernels.update import Update
 
 RIDGE_MIN = np.float32(1e-9)
+FOLD_SWEEPS = np.uint64(32)
+"""Sweeps of a fold-in for scores."""
 GRAM = "gram"
 """Name of the section with the Gram matrices of users and then items: float64[2 (k + 1)^2]."""
+UNOBSERVED = "unobserved"
+"""Name of the section with a0 float64[1], if it follows the data."""
 
 
 class SolveRates(NamedTuple):
@@ -85,6 +91,35 @@ class SolveRates(NamedTuple):
             k=np.uint64(spec.k),
             has_bias=spec.loss == Loss.SQUARED,
         )
+
+
+class Unobserved:
+    """The weight of pairs without an event, if it follows the data (`solve.unobserved_density`)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._density = float(np.float32(spec.solve.unobserved_density))
+        self._section, self._events = np.zeros(1), 0
+
+    def after(self, rates: SolveRates, update: Update) -> SolveRates:
+        """The rates for a record, which is learned next."""
+        self._events += update.fresh
+        if self._density:
+            pairs = float(max(update.user_count, 1)) * float(max(update.item_count, 1))
+            weight = np.float32(min(self._density * self._events / pairs, MAX_UNOBSERVED))
+            self._section[0] = weight
+            return rates._replace(unobserved=weight)
+        return rates
+
+    def sections(self) -> dict[str, np.ndarray]:
+        """See `tables.state.Part.sections`."""
+        return {UNOBSERVED: self._section} if self._density else {}
+
+    def load(self, rates: SolveRates, sections: Mapping[str, np.ndarray]) -> SolveRates:
+        """Restores the state. Returns the rates."""
+        if not self._density:
+            return rates
+        self._section[:], self._events = sections[UNOBSERVED], int(sections["events"][0])
+        return rates._replace(unobserved=np.float32(self._section[0]))
 
 
 def width(spec: ModelSpec) -> int:

@@ -29,7 +29,7 @@ from livefactor_kernels.numbers.lanes import (
 from livefactor_kernels.simd.helper import Helper
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import real, word
-from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, width
+from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved, width
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.update import Update, writable
@@ -367,7 +367,7 @@ class Solver:
     ) -> None:
         """Compiles the kernels, or loads them from Numba's cache."""
         self._spec, self._rates, self._mean_state = spec, SolveRates.of(spec), mean_state
-        self._recorder = recorder
+        self._recorder, self._unobserved = recorder, Unobserved(spec)
         self._sides = Side.of(users), Side.of(items)
         self._touched = Touched.of(spec, users), Touched.of(spec, items)
         self._scratch = Scratch.of(spec)
@@ -381,11 +381,12 @@ class Solver:
 
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""
-        return {GRAM: self.gram.reshape(-1)}
+        return {GRAM: self.gram.reshape(-1), **self._unobserved.sections()}
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
         """See `tables.state.Part.load`."""
         self.gram[:] = np.reshape(sections[GRAM], self.gram.shape)
+        self._rates = self._unobserved.load(self._rates, sections)
 
     def joins(self, updates: Sequence[Update]) -> bool:
         """True for one record, because micro-batches do not cross records."""
@@ -398,6 +399,7 @@ class Solver:
     def learn(self, update: Update) -> None:
         """Learns from one record."""
         size, events = self._spec.micro_batch, update.user_rows.size
+        self._rates = self._unobserved.after(self._rates, update)
         values = None if update.values is None else writable(update.values)
         for start in range(0, events, size):
             stop = min(start + size, events)

@@ -9,7 +9,7 @@ import numpy as np
 
 from livefactor_kernels.history.reference import Recorder
 from livefactor_kernels.numbers.lanes import clamp
-from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates
+from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
 from livefactor_kernels.update import Update
@@ -71,20 +71,22 @@ class Solver:
 
     def __init__(self, model: ReferenceTables, recorder: Recorder) -> None:
         self._model, self._spec, self._rates = model, model.spec, SolveRates.of(model.spec)
-        self._recorder = recorder
+        self._recorder, self._unobserved = recorder, Unobserved(model.spec)
         self.gram = np.zeros((2, model.spec.k + 1, model.spec.k + 1))
 
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""
-        return {GRAM: self.gram.reshape(-1)}
+        return {GRAM: self.gram.reshape(-1), **self._unobserved.sections()}
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
         """See `tables.state.Part.load`."""
         self.gram[:] = np.reshape(sections[GRAM], self.gram.shape)
+        self._rates = self._unobserved.load(self._rates, sections)
 
     def learn(self, update: Update) -> None:
         """Learns from one record."""
         size = self._spec.micro_batch
+        self._rates = self._unobserved.after(self._rates, update)
         for start in range(0, update.user_rows.size, size):
             self._micro_batch(update, start, min(start + size, update.user_rows.size))
 

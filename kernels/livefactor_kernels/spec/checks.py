@@ -44,6 +44,7 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_rates(spec)
     _check_limits(spec.limits)
     _check_history(spec)
+    _check_mix(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
     _check_event_types(spec.event_types)
@@ -53,6 +54,20 @@ def check(spec: ModelSpec) -> ModelSpec:
     if spec.rule == Rule.SOFTMAX:
         _check_softmax(spec)
     _check_bounded(spec)
+    return spec
+
+
+def check_cuda(spec: ModelSpec) -> ModelSpec:
+    """Returns a valid spec if the backend cuda has all of its parts.
+
+    Raises:
+        SpecError: it lacks a part. The text names it.
+    """
+    for name, value in (
+        ("mix.learning_rate", spec.mix.learning_rate),
+        ("solve.unobserved_density", spec.solve.unobserved_density),
+    ):
+        _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
     return spec
 
 
@@ -112,6 +127,20 @@ def _check_history(spec: ModelSpec) -> None:
             _require(_finite32(value) and 0.0 <= value <= 1e6, name, "0..1e6", value)
 
 
+def _check_mix(spec: ModelSpec) -> None:
+    rate, counts = spec.mix.learning_rate, spec.counts
+    _require(_finite32(rate) and 0.0 <= rate <= 1.0, "mix.learning_rate", "0..1", rate)
+    if not rate:
+        return
+    _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with a mix", spec.loss)
+    half_life = spec.history.half_life
+    _require(half_life == 0.0, "history.half_life", "0 with a mix, which has its own", half_life)
+    _require(counts.neighbors > 0, "counts.neighbors", "above 0 with a mix", counts.neighbors)
+    _require(counts.repeat == 0.0, "counts.repeat", "0 with a mix, which has its own", counts.repeat)
+    weighs = spec.solve.unobserved > 0 or spec.solve.unobserved_density > 0
+    _require(weighs, "solve.unobserved", "above 0 with a mix", spec.solve.unobserved)
+
+
 def _check_replay(spec: ModelSpec) -> None:
     size, per_event = spec.replay.size, spec.replay.per_event
     _require(0 <= size <= MAX_REPLAY_SIZE, "replay.size", f"0..{MAX_REPLAY_SIZE}", size)
@@ -154,13 +183,19 @@ def _check_solve(spec: ModelSpec) -> None:
     _require(spec.l2 >= 1e-6, "l2", "1e-6..100 with rule solve", spec.l2)
     if spec.loss == Loss.SQUARED:
         _require(spec.bias_l2 >= 1e-6, "bias_l2", "1e-6..100 with rule solve", spec.bias_l2)
-        _require(solve.unobserved == 0.0, "solve.unobserved", "0 with squared loss", solve.unobserved)
+        for name in ("unobserved", "unobserved_density"):
+            value = getattr(solve, name)
+            _require(value == 0.0, f"solve.{name}", "0 with squared loss", value)
     _require(
         _finite32(solve.unobserved) and 0.0 <= solve.unobserved <= 1e3,
         "solve.unobserved",
         "0..1e3",
         solve.unobserved,
     )
+    density = solve.unobserved_density
+    _require(_finite32(density) and 0.0 <= density <= 1e6, "solve.unobserved_density", "0..1e6", density)
+    if density:
+        _require(solve.unobserved == 0.0, "solve.unobserved", "0 with a density", solve.unobserved)
     _require(1 <= solve.item_events <= 1 << 16, "solve.item_events", "1..65536", solve.item_events)
     _require(1 <= solve.sweeps <= 64, "solve.sweeps", "1..64", solve.sweeps)
 

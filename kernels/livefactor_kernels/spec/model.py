@@ -39,6 +39,8 @@ RATE_STEPS_MAX = 24
 24 steps multiply or divide the learning rates of the spec by 2 ** 6.
 """
 MAX_REPLAY_PER_EVENT = 4.0
+MAX_UNOBSERVED = 4.0
+"""Maximum weight of a pair without an event that follows the data."""
 
 
 class Rule(IntEnum):
@@ -154,6 +156,10 @@ class Solve:
     Attributes:
         unobserved: weight of the squared score of every pair without an event. An event has its own
             weight. It is 0 with squared loss.
+        unobserved_density: if it is above 0, the weight follows the data, and `unobserved` is 0. It
+            is unobserved_density * events / (users * items), at most `MAX_UNOBSERVED`, from the
+            numbers after each record. So all pairs without an event together weigh
+            `unobserved_density` times as much as all events.
         item_events: an item is solved at each of its first `item_events` events, and afterwards at
             every `item_events`-th event. A user is solved at every event.
         sweeps: Gauss-Seidel sweeps over the factors of a row.
@@ -162,6 +168,7 @@ class Solve:
     unobserved: float = 0.0
     item_events: int = 8
     sweeps: int = 2
+    unobserved_density: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +210,17 @@ class Counts:
     weight: float = 0.5
     shrinkage: float = 10.0
     repeat: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Several experts score together, and their weights are learned (`reading/__init__.py`).
+
+    Attributes:
+        learning_rate: learning rate of the weights. With 0 there is no mix.
+    """
+
+    learning_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +343,7 @@ class ModelSpec:
         factor_dtype: stored type of factors. Biases and accumulators are always float32.
         rule: the rule by which the model learns.
         history, counts: histories and co-occurrence counts, with any rule.
+        mix: a mix of experts, with rule SOLVE and implicit loss.
         solve, softmax: parameters of these rules.
         replay: replay, with any rule.
         adaptive_rate: adaptive learning rate, with rule SGD.
@@ -350,6 +369,7 @@ class ModelSpec:
     solve: Solve = field(default_factory=Solve)
     softmax: Softmax = field(default_factory=Softmax)
     counts: Counts = field(default_factory=Counts)
+    mix: Mix = field(default_factory=Mix)
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     event_types: tuple[EventType, ...] = ()

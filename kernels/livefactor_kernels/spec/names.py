@@ -4,7 +4,16 @@ fast.
 
 from __future__ import annotations
 
-PRESET_NAMES = ("ratings_sgd", "clicks_sgd", "purchases_sgd", "ratings", "clicks", "purchases", "news")
+PRESET_NAMES = (
+    "auto",
+    "clicks",
+    "purchases",
+    "news",
+    "ratings",
+    "clicks_sgd",
+    "purchases_sgd",
+    "ratings_sgd",
+)
 
-DEFAULT_PRESET = "clicks"
+DEFAULT_PRESET = "auto"
 """The preset of a server and of `livefactor.local()` without a setting."""

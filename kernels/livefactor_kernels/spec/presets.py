@@ -13,6 +13,7 @@ from livefactor_kernels.spec.model import (
     History,
     Limits,
     Loss,
+    Mix,
     ModelSpec,
     Optimizer,
     OptimizerKind,
@@ -92,6 +93,20 @@ _PRESETS: dict[str, ModelSpec] = {
         history=History(users=256, items=512, half_life=1.5),
         solve=Solve(unobserved=1.0),
         counts=Counts(neighbors=128),
+        limits=Limits(value_abs_max=1.0),
+    ),
+    # docs/quality.md says on which sets the density and the rate were chosen.
+    "auto": ModelSpec(
+        k=64,
+        loss=Loss.IMPLICIT,
+        rule=Rule.SOLVE,
+        l2=0.003,
+        micro_batch=256,
+        init_scale=0.05,
+        history=History(users=512, items=1024),
+        solve=Solve(unobserved_density=40.0),
+        counts=Counts(neighbors=128, weight=1.0),
+        mix=Mix(learning_rate=0.003),
         limits=Limits(value_abs_max=1.0),
     ),
     # The repeat gain and the high bias rate were the best on the first 60 % of Online Retail

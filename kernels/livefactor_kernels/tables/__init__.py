@@ -81,6 +81,8 @@ def history_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
     if side == ITEMS and spec.counts.neighbors:
         sections["neighbor_rows"] = RowSection(words, (spec.counts.neighbors,))
         sections["neighbor_counts"] = RowSection(floats, (spec.counts.neighbors,))
+    if side == ITEMS and spec.mix.learning_rate:
+        sections["popularity"] = RowSection(floats, ())
     return sections
 
 

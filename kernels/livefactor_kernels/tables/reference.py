@@ -69,6 +69,7 @@ class ReferenceTable:
         self.last_time: np.ndarray
         self.neighbor_rows: np.ndarray
         self.neighbor_counts: np.ndarray
+        self.popularity: np.ndarray
         self._resize(0)
 
     def _resize(self, rows: int) -> None:

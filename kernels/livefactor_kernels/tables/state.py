@@ -2,8 +2,10 @@
 
     mean      int64[2]: fixed-point sum and number of the values so far (`GlobalMean`)
     gram      float64[2 (k + 1)^2]: Gram matrices of users and items (`solve/__init__.py`)
+    mix       float64[27]: weights of experts, and sums of popularity (`reading/__init__.py`)
     rates     float64[5]: an adaptive learning rate (`sgd/adaptive.py`)
     replay.*  [replay.size] each: events for replay (`replay/__init__.py`)
+    unobserved  float64[1]: a weight of the unobserved that follows the data (`solve/__init__.py`)
 
 Root hashes and snapshots use the sections in alphabetical order.
 """
@@ -17,7 +19,7 @@ import numpy as np
 
 from livefactor_kernels.numbers import scalar
 
-ANSWERING = ("gram", "mean")
+ANSWERING = ("gram", "mean", "mix", "unobserved")
 """Sections from which scores and folded-in users are computed. A pin keeps them."""
 
 

@@ -11,8 +11,7 @@ give it the next `Kind` of the log, and add it to `_ALL`.
 
 The `body` of a change is the received message. If rows of the message were rejected, it is a
 message with the remaining rows. The record also has the list of rejected rows, so that a retry gets
-the first answer even after a replay. Marks (`Kind.MARK`) change nothing. They have no revision and
-are not part of the hash chain.
+the first answer even after a replay.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from livefactor_server.changes.change import (
     ReplayError,
     WireChange,
 )
+from livefactor_server.changes.columns import apply_columns
 from livefactor_server.changes.engine import EngineChange
 from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
@@ -57,6 +57,7 @@ __all__ = [
     "SpecChange",
     "WireChange",
     "apply",
+    "apply_columns",
     "change_of",
     "decode_rejects",
     "encode_rejects",

@@ -33,27 +33,33 @@ def _place(state: ModelState, changes: Sequence[KeyedChange]) -> list[Placement]
     starts = np.concatenate(([0], ends[:-1]))
     columns = zip(*(change.keys for change in changes), strict=True)
     tables = state.backend.users, state.backend.items
-    users, items = (_allocate(table, keys, starts) for table, keys in zip(tables, columns, strict=True))
+    users, items = (
+        allocate(table, np.concatenate(keys) if len(keys) > 1 else keys[0], starts, ends)
+        for table, keys in zip(tables, columns, strict=True)
+    )
     return [
         Placement(users[0][start:end], items[0][start:end], user_count, item_count)
         for start, end, user_count, item_count in zip(
-            starts.tolist(), ends.tolist(), users[1], items[1], strict=True
+            starts.tolist(), ends.tolist(), users[1].tolist(), items[1].tolist(), strict=True
         )
     ]
 
 
-def _allocate(
-    table: RowTable, columns: Sequence[np.ndarray], starts: np.ndarray
-) -> tuple[np.ndarray, list[int]]:
-    """Rows of the keys, and the size of the table after each record."""
+def allocate(
+    table: RowTable, keys: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the keys, uint32[n], and the size of the table after each record, int64[m].
+
+    Record r has the keys from `starts[r]` to `ends[r]`.
+    """
     before = table.allocated
-    rows = table.allocate(np.concatenate(columns) if len(columns) > 1 else columns[0])
-    sizes = np.full(len(columns), before)
+    rows = table.allocate(keys)
+    sizes = np.full(len(ends), before)
     # A batch whose rows were all rejected is empty.
-    filled = np.array([column.size > 0 for column in columns])
+    filled = starts < ends
     if rows.size:
         sizes[filled] = np.maximum.reduceat(rows, starts[filled]).astype(np.int64) + 1
-    return rows, np.maximum(np.maximum.accumulate(sizes), before).tolist()
+    return rows, np.maximum(np.maximum.accumulate(sizes), before)
 
 
 def apply(state: ModelState, records: Sequence[Record]) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.columns import Columns
-from livefactor_kernels.backend import Update
 from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_server.changes.change import KeyedChange, Record, require_rows
+from livefactor_server.changes.events import join, learn
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState
@@ -96,32 +96,18 @@ class InteractionsChange(KeyedChange):
 
         The bits are those of one call per record.
         """
-        state.backend.apply_all([_update(state, record) for record in records])
-        state.events += sum(record.change.rows for record in records)
+        columns, placements = [], []
+        for record in records:
+            assert isinstance(record.change, InteractionsChange) and record.placement is not None
+            columns.append(record.change.columns)
+            placements.append(record.placement)
+        learn(state, records[0].header.revision, *join(columns, placements))
 
     def describe(self) -> str:
         """The optional columns that the events have."""
         names = ("values", "weights", "event_types", "times_us")
         present = [name for name in names if getattr(self.columns, name) is not None]
         return " ".join(["events", *(["with", ", ".join(present)] if present else [])])
-
-
-def _update(state: ModelState, record: Record) -> Update:
-    change, placement, spec = record.change, record.placement, state.spec
-    assert isinstance(change, InteractionsChange) and placement is not None
-    columns = change.columns
-    values = None if spec.loss == Loss.BPR else columns.values
-    values, weights = state.event_types.applied(change.rows, columns.event_types, values, columns.weights)
-    return Update(
-        revision=record.header.revision,
-        user_rows=placement.user_rows,
-        item_rows=placement.item_rows,
-        values=values,
-        weights=weights,
-        user_count=placement.user_count,
-        item_count=placement.item_count,
-        times=columns.times_us if spec.history.users else None,
-    )
 
 
 def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:

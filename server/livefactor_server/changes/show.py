@@ -11,16 +11,9 @@ from typing import Any
 
 from livefactor_server.changes import change_of, decode_rejects
 from livefactor_server.log.disk import FileIO
-from livefactor_server.log.format import (
-    DATA_START,
-    BadGroup,
-    hash_function,
-    hash_name_of,
-    is_zero,
-)
-from livefactor_server.log.parsing import read_group_head
+from livefactor_server.log.recovery import cursor_at
 from livefactor_server.log.store import Kind, LogDamaged, LogMissing, Record
-from livefactor_server.log.walk import Cursor, Segment, Walk, list_segments, start_cursor
+from livefactor_server.log.walk import Walk, list_segments
 from livefactor_server.text import plain
 
 COLUMNS = {
@@ -76,8 +69,8 @@ def _rows(io: FileIO, folder: Path, from_revision: int) -> Iterator[dict[str, An
     if not segments:
         raise LogMissing(f"no log in {folder}")
     try:
-        index = max([i for i, segment in enumerate(segments) if segment.first <= from_revision], default=0)
-        walk = Walk(io, segments, _cursor_at(io, segments, index), index)
+        index, cursor = cursor_at(io, segments, from_revision)
+        walk = Walk(io, segments, cursor, index)
         for group in walk.groups():
             for record in group.records:
                 if record.revision >= from_revision:
@@ -87,26 +80,6 @@ def _rows(io: FileIO, folder: Path, from_revision: int) -> Iterator[dict[str, An
         return
     if walk.tail is not None:
         yield _trouble("unsynced tail", walk.tail.path, walk.tail.start, walk.tail.reason)
-
-
-def _cursor_at(io: FileIO, segments: list[Segment], index: int) -> Cursor:
-    """The state of the chain at the start of a segment, from its first record.
-
-    Earlier segments are not read.
-    """
-    segment = segments[index]
-    if index == 0:
-        return start_cursor(segment.first)
-    view = io.map(segment.path)
-    try:
-        head = read_group_head(view, DATA_START, DATA_START, segment.path)
-    except BadGroup as bad:
-        # A segment that was just made has no group yet.
-        if is_zero(view[DATA_START:]):
-            return _cursor_at(io, segments, index - 1)
-        raise LogDamaged(segment.path, bad.offset, bad.reason) from None
-    new_hash = hash_function(hash_name_of(head.hash_id))
-    return Cursor(segment.first - 1, head.previous, 0, head.log_id, head.hash_id, new_hash)
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -155,17 +155,19 @@ class ServerSettings:
             SpecFileError: the spec file is refused.
         """
         from livefactor_kernels.backend import choose_backend
+        from livefactor_kernels.spec.presets import preset
         from livefactor_server.engine.engine import EngineSettings
         from livefactor_server.files.specs import read_spec
         from livefactor_server.hosting.host import HostingSettings
         from livefactor_server.hosting.keeper import KeeperSettings
 
+        name = self.preset or DEFAULT_PRESET
+        spec = read_spec(self.spec, name) if self.spec else None
+        backend = choose_backend(self.backend, spec or preset(name))
         return HostingSettings(
             default_preset=self.preset,
-            default_spec=read_spec(self.spec, self.preset or DEFAULT_PRESET) if self.spec else None,
-            engine=EngineSettings(
-                self.queue_bytes_max, self.memory_bytes_max, choose_backend(self.backend), self._observer()
-            ),
+            default_spec=spec,
+            engine=EngineSettings(self.queue_bytes_max, self.memory_bytes_max, backend, self._observer()),
             keeper=KeeperSettings(self.snapshot_every_events, self.snapshots_kept),
         )
 

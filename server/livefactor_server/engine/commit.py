@@ -157,7 +157,9 @@ class Commit:
             parts.state.backend.wait_for_room(events)
         parts.observer.before(records)
         with parts.gate.writing():
+            start = time.perf_counter()
             changes.apply(parts.state, records)
+            parts.metrics.observe_apply(len(records), time.perf_counter() - start)
 
     def publish(self, run: Run) -> None:
         """Removes the run's batches from the batches in flight.

@@ -165,7 +165,7 @@ class Engine:
 
     def _check_writable(self) -> None:
         if self.failure is not None:
-            raise unavailable("model: writes are stopped after a failed log write; see the server's log")
+            raise unavailable("model: writes are stopped after a failure; see the server's log")
         if self._draining:
             raise unavailable("server: draining")
 

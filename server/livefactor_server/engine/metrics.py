@@ -14,6 +14,9 @@ from livefactor_server.log.store import Log
 from livefactor_server.model.state import ModelState
 
 _TABLES = ("users", "items")
+
+REPLAY_RECORD_S = 10e-6
+"""Seconds that a restart takes to read, verify and decode a small record, at most."""
 _PARTS = (*_TABLES, "labels", "marks", "producers", "judge")
 """The parts whose memory is reported (`Engine.memory_bytes`)."""
 _LATENCY_BUCKETS = (*(0.0005 * 2**power for power in range(11)), 1.0, 2.0, 5.0)
@@ -24,6 +27,9 @@ BATCHES = Counter("livefactor_batches", "Batches applied.", ["model"])
 REVISION = Gauge("livefactor_revision", "Published revision.", ["model"])
 LOG_LAG = Gauge("livefactor_log_lag_records", "Records that are durable but not yet applied.", ["model"])
 QUEUE = Gauge("livefactor_queue_bytes", "Bytes of batches that wait for the log.", ["model"])
+DAMAGED = Gauge(
+    "livefactor_log_damaged", "1 if a segment that a start did not read turned out to be damaged.", ["model"]
+)
 LOG_BYTES = Gauge("livefactor_log_bytes", "Bytes of the log on disk.", ["model"])
 MEMORY = Gauge(
     "livefactor_memory_bytes",
@@ -58,6 +64,17 @@ class EngineMetrics:
         self._rejected = REJECTED.labels(model)
         self._latency = APPLY_LATENCY.labels(model)
         self._score = SCORE_LATENCY.labels(model)
+        # Estimated time that a replay of all records applied since the start would take.
+        self.replay_s = 0.0
+        DAMAGED.labels(model).set(0)
+
+    def observe_apply(self, records: int, seconds: float) -> None:
+        """Counts a run of `records` records whose application took `seconds`."""
+        self.replay_s += records * REPLAY_RECORD_S + seconds
+
+    def observe_damage(self) -> None:
+        """Reports damage to an earlier segment of the log."""
+        DAMAGED.labels(self._model).set(1)
 
     def watch(
         self,
@@ -101,7 +118,7 @@ class EngineMetrics:
     def close(self) -> None:
         """Removes the gauges of the model, so that they do not keep its tables in memory."""
         JUDGES.forget(self._model)
-        for gauge in (REVISION, LOG_LAG, QUEUE, LOG_BYTES, WRITABLE):
+        for gauge in (REVISION, LOG_LAG, QUEUE, LOG_BYTES, DAMAGED, WRITABLE):
             gauge.remove(self._model)
         for part in _PARTS:
             MEMORY.remove(self._model, part)

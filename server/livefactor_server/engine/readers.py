@@ -19,7 +19,7 @@ import numpy as np
 from livefactor.wire.limits import MESSAGE_BYTES_MAX, SCORE_PAIRS_MAX, over
 from livefactor.wire.scoring import ScoreColumns, ScoreQuery
 from livefactor_kernels.backend import Pin
-from livefactor_kernels.reading import Events, PersonReader, with_rows
+from livefactor_kernels.reading.persons import Events, PersonReader, with_rows
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.engine.engine import Engine

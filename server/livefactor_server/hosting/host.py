@@ -162,11 +162,18 @@ class Hosting:
 
     def _open(self, name: str, progress: Progress | None) -> Hosted:
         folder = self._folders.path(name)
-        log = Log.open(replay.log_folder(folder))
-        report = (lambda at, last: progress(name, at, last)) if progress else None
+        store = replay.snapshot_store(folder)
+        since = max((info.revision for info in store.list()), default=0)
+        log = Log.open(replay.log_folder(folder), since=since)
+        times: list[float] = []
+
+        def report(at: int, last: int) -> None:
+            times.append(time.monotonic())
+            if progress is not None:
+                progress(name, at, last)
+
         try:
             identity.check(folder, log.lineage, self._folders.siblings(name))
-            store = replay.snapshot_store(folder)
             store.clean()
             state = replay.recover(folder, log, self._settings.engine.backend, report)
             engine = Engine(name, state, log, self._settings.engine, folder / "hold.json")
@@ -174,7 +181,8 @@ class Hosting:
             log.close()
             raise
         engine.start()
-        keeper = Keeper(engine, store, self._settings.keeper)
+        # The first report comes after kernels were compiled and the snapshot was loaded.
+        keeper = Keeper(engine, store, self._settings.keeper, times[-1] - times[0])
         keeper.start()
         board = self._board(engine)
         logger.info(

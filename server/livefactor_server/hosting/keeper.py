@@ -1,22 +1,37 @@
-"""The keeper takes a model's snapshots: on request, after a number of events, and at a drain.
+"""The keeper takes a model's snapshots, and verifies the part of the log that a start did not read.
 
-It keeps the newest ones and deletes older ones. A snapshot reads through a pin, so that updates
-continue. A model takes one snapshot at a time.
+It takes snapshots on request, at a drain, after a number of events, and before the replay of what
+follows the newest one would take too long. It keeps the newest ones and deletes older ones. A
+snapshot reads through a pin, so that updates continue. A model takes one snapshot at a time.
+
+A start reads the log from the segment of the newest snapshot on. The keeper's thread then verifies
+the earlier segments, a little at each poll.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from livefactor.snapshots.format import Manifest
 from livefactor_server.engine.engine import Engine
+from livefactor_server.log.store import LogError
 from livefactor_server.snapshots.store import SnapshotDiskFull, SnapshotStore
 from livefactor_server.statuses import exhausted
 
 POLL_S = 1.0
+
+REPLAY_S_MAX = 5.0
+"""Estimated seconds of replay after which a snapshot is taken. A restart then takes below 10 s."""
+
+SNAPSHOT_SHARE_MAX = 0.05
+"""Maximum share of the time in which the keeper takes snapshots to keep the replay short."""
+
+CHECK_S = 0.1
+"""Maximum seconds for which the keeper verifies earlier segments at each poll."""
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +41,8 @@ class KeeperSettings:
     """Settings of a keeper.
 
     Attributes:
-        snapshot_every_events: events between automatic snapshots; 0 takes none automatically.
+        snapshot_every_events: maximum events between automatic snapshots; 0 takes none
+            automatically.
         snapshots_kept: number of snapshots that remain after a new one, at least 1.
     """
 
@@ -37,13 +53,23 @@ class KeeperSettings:
 class Keeper:
     """The snapshots of one engine. Thread-safe."""
 
-    def __init__(self, engine: Engine, store: SnapshotStore, settings: KeeperSettings) -> None:
+    def __init__(
+        self, engine: Engine, store: SnapshotStore, settings: KeeperSettings, replayed_s: float = 0.0
+    ) -> None:
+        """Makes a keeper that does not watch yet.
+
+        The replay of the records after the newest snapshot took `replayed_s` seconds.
+        """
         self.store = store
         self._engine = engine
         self._settings = settings
         self._taking = threading.Lock()
         self._stopped = threading.Event()
         self._last_events = engine.state.events
+        # The replay that a restart would need now is that of the engine minus this.
+        self._last_replay_s = -replayed_s
+        self._last_taken, self._taken_s = time.monotonic(), 0.0
+        self._unchecked: Iterator[int] | None = engine.log.check_earlier()
         self._thread = threading.Thread(target=self._watch, name=f"keeper-{engine.name}", daemon=True)
 
     def start(self) -> None:
@@ -59,11 +85,14 @@ class Keeper:
         if not self._taking.acquire(blocking=False):
             raise exhausted("snapshot: another one is in progress; try again later")
         try:
+            start, replay_s = time.monotonic(), self._engine.metrics.replay_s
             with self._engine.view() as view:
                 self._last_events = int(view.small["events"][0])
                 report = (lambda done, total: progress(done, total, view.revision)) if progress else None
                 info = self.store.take(view, report)
             self.store.prune(max(1, self._settings.snapshots_kept))
+            self._last_replay_s, self._last_taken = replay_s, time.monotonic()
+            self._taken_s = self._last_taken - start
             logger.info("model %s: snapshot %s", self._engine.name, info.snapshot_id)
             return info
         except SnapshotDiskFull:
@@ -90,9 +119,9 @@ class Keeper:
                 )
 
     def _watch(self) -> None:
-        every = self._settings.snapshot_every_events
         while not self._stopped.wait(POLL_S):
-            if every and self._engine.state.events - self._last_events >= every:
+            self._check()
+            if self._is_due():
                 try:
                     self.take()
                 except Exception:
@@ -100,3 +129,33 @@ class Keeper:
                         "model %s: an automatic snapshot failed; the next one is later", self._engine.name
                     )
                     self._last_events = self._engine.state.events
+                    self._last_replay_s = self._engine.metrics.replay_s
+
+    def _is_due(self) -> bool:
+        every = self._settings.snapshot_every_events
+        if not every:
+            return False
+        if self._engine.state.events - self._last_events >= every:
+            return True
+        rested = time.monotonic() - self._last_taken
+        is_long = self._engine.metrics.replay_s - self._last_replay_s >= REPLAY_S_MAX
+        return is_long and self._taken_s <= SNAPSHOT_SHARE_MAX * rested
+
+    def _check(self) -> None:
+        """Verifies some of the segments that the start did not read."""
+        if self._unchecked is None:
+            return
+        end = time.monotonic() + CHECK_S
+        try:
+            for _ in self._unchecked:
+                if self._stopped.is_set() or time.monotonic() >= end:
+                    return
+        except (LogError, OSError) as error:
+            self._engine.metrics.observe_damage()
+            logger.error(
+                "model %s: its log cannot be replayed from the beginning. The model is served, because its "
+                "snapshot and what follows verify. %s",
+                self._engine.name,
+                error,
+            )
+        self._unchecked = None

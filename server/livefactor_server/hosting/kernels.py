@@ -14,6 +14,7 @@ from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import keymap
 from livefactor_server.judging import judge
+from livefactor_server.snapshots import replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ At the end it is called with ("", steps, steps).
 def shared() -> list[Step]:
     """The kernels that every model needs."""
     return [
+        Step("the log", replay.compile_kernels),
         Step("tables of keys", keymap.compile_kernels),
         Step("scores and top-k", scoring.compile_kernels),
         Step("the judge", judge.compile_kernels),

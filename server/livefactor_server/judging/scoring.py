@@ -11,7 +11,7 @@ import numpy as np
 from livefactor_kernels.backend import Backend
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import LANES
-from livefactor_kernels.reading import PersonReader
+from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.scoring.cpu_kernels import scan_kernel
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.changes import InteractionsChange, Record

@@ -18,7 +18,7 @@ _POLYNOMIAL = 0x82F63B78
 _LENGTHS_MAX = 4096
 
 
-def _byte_table() -> np.ndarray:
+def byte_table() -> np.ndarray:
     """The CRC register after one byte, starting from 0: uint32[256]."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
@@ -39,7 +39,7 @@ def _tables(length: int) -> tuple[np.ndarray, np.ndarray, int]:
     """
     if length > _LENGTHS_MAX:
         raise ValueError(f"the CRC32C fallback takes at most {_LENGTHS_MAX} bytes, got {length}")
-    step = _byte_table()
+    step = byte_table()
     table = np.empty((length, 256), np.uint32)
     row = step
     for position in range(length - 1, -1, -1):

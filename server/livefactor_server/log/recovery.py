@@ -1,6 +1,6 @@
 """What opening a log for writing does to its tail.
 
-    read everything ── damage? ──▶ LogDamaged: nothing is changed
+    read what follows the newest snapshot ── damage? ──▶ LogDamaged: nothing is changed
           │
           ├─ unsynced tail? ──▶ copy it to a `.broken` file, sync the copy and the folder
           │
@@ -19,11 +19,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, aligned_buffer, write_all
-from livefactor_server.log.errors import LogFailed, LogFull, LogMissing
-from livefactor_server.log.format import align
+from livefactor_server.log.errors import LogDamaged, LogFailed, LogFull, LogMissing
+from livefactor_server.log.format import (
+    DATA_START,
+    BadGroup,
+    Record,
+    align,
+    hash_function,
+    hash_name_of,
+    is_zero,
+)
+from livefactor_server.log.parsing import read_group_head
 from livefactor_server.log.segments import zero_range
 from livefactor_server.log.tail import Slot, write_slot
-from livefactor_server.log.walk import Cursor, Segment, StreamEnd, Tail, Walk, list_segments, start_cursor
+from livefactor_server.log.walk import (
+    Cursor,
+    Segment,
+    StreamEnd,
+    Tail,
+    Walk,
+    list_segments,
+    read_group,
+    start_cursor,
+)
 
 INDEX_BYTES = 1 << 20
 """The index has an entry about every INDEX_BYTES of the log."""
@@ -43,7 +61,11 @@ class Place:
 
 @dataclass(slots=True)
 class Contents:
-    """The result of reading a whole log."""
+    """The result of reading a log.
+
+    Opening did not read the segments before number `read_from`. The chain hash before that segment
+    is `read_from_hash`.
+    """
 
     segments: list[Segment]
     cursor: Cursor
@@ -52,6 +74,8 @@ class Contents:
     end: StreamEnd
     tail: Tail | None
     places: list[Place] = field(default_factory=list)
+    read_from: int = 0
+    read_from_hash: bytes = b""
 
 
 def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -> None:
@@ -61,8 +85,38 @@ def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -
         places.append(Place(cursor.revision, cursor.hash, cursor.incarnation, segment, offset))
 
 
-def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None] | None = None) -> Contents:
-    """Reads and verifies the whole log. It changes nothing.
+def cursor_at(io: FileIO, segments: list[Segment], revision: int) -> tuple[int, Cursor]:
+    """The segment with `revision`, or one before it: its index, and the cursor at its start.
+
+    The cursor comes from the header of the segment's first group. The chain up to it is not
+    verified. A later hash that is known from elsewhere proves it.
+
+    Raises:
+        LogDamaged: the header is damaged.
+    """
+    index = max([i for i, segment in enumerate(segments) if segment.first <= revision], default=0)
+    while index:
+        path, first = segments[index].path, segments[index].first
+        view = io.map(path)
+        try:
+            head = read_group_head(view, DATA_START, DATA_START, path)
+        except BadGroup as bad:
+            # In a new segment the first group stands only in a tail slot, or nowhere yet.
+            if not is_zero(view[DATA_START : DATA_START + BLOCK_BYTES]):
+                raise LogDamaged(path, bad.offset, bad.reason) from None
+            index -= 1
+            continue
+        new_hash = hash_function(hash_name_of(head.hash_id))
+        return index, Cursor(first - 1, head.previous, 0, head.log_id, head.hash_id, new_hash)
+    return 0, start_cursor(segments[0].first)
+
+
+def read_contents(
+    io: FileIO, folder: Path, progress: Callable[[int, int], None] | None = None, since: int = 0
+) -> Contents:
+    """Reads and verifies the log from the segment with revision `since` on. It changes nothing.
+
+    Of earlier segments it reads only the first group of the log, which has the spec.
 
     Raises:
         LogMissing: the folder has no log, or its creation did not finish.
@@ -71,9 +125,15 @@ def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None]
     segments = list_segments(io, folder)
     if not segments:
         raise LogMissing(f"no log in {folder}")
-    cursor, spec = start_cursor(segments[0].first), None
+    index, cursor = cursor_at(io, segments, since)
     places: list[Place] = []
-    walk = Walk(io, segments, cursor, progress=progress)
+    spec = _read_spec(io, segments, cursor) if index else None
+    if spec is not None:
+        places.append(Place(segments[0].first - 1, spec.previous, 0, 0, DATA_START))
+    for segment in segments[:index]:
+        segment.end = 0
+    read_from_hash = cursor.hash
+    walk = Walk(io, segments, cursor, index, progress=progress)
     before = Cursor(cursor.revision, cursor.hash)
     for group in walk.groups():
         if spec is None:
@@ -85,7 +145,20 @@ def read_contents(io: FileIO, folder: Path, progress: Callable[[int, int], None]
     if spec is None:
         raise LogMissing(f"the log in {folder} was never completely created")
     lineage, body = spec.previous[:16], bytes(spec.body)
-    return Contents(segments, cursor, lineage, body, walk.end, walk.tail, places)
+    return Contents(segments, cursor, lineage, body, walk.end, walk.tail, places, index, read_from_hash)
+
+
+def _read_spec(io: FileIO, segments: list[Segment], later: Cursor) -> Record:
+    """The first record of a log, whose later segments start at the cursor `later`."""
+    first = segments[0]
+    cursor = start_cursor(first.first)
+    try:
+        records, _ = read_group(io.map(first.path), DATA_START, DATA_START, cursor, first.path)
+    except BadGroup as bad:
+        raise LogDamaged(first.path, bad.offset, bad.reason) from None
+    if (cursor.log_id, cursor.hash_id) != (later.log_id, later.hash_id):
+        raise LogDamaged(first.path, DATA_START, "the group belongs to another log")
+    return records[0]
 
 
 def trim_tail(io: FileIO, contents: Contents) -> None:

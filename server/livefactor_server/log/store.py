@@ -32,7 +32,7 @@ from livefactor_server.log.format import (
     hash_name_of,
     new_id,
 )
-from livefactor_server.log.recovery import Contents, Place, note_place, read_contents, trim_tail
+from livefactor_server.log.recovery import Contents, Place, cursor_at, note_place, read_contents, trim_tail
 from livefactor_server.log.walk import (
     Cursor,
     Segment,
@@ -40,6 +40,7 @@ from livefactor_server.log.walk import (
     Tail,
     Walk,
     list_segments,
+    start_cursor,
 )
 from livefactor_server.log.writer import StreamWriter
 
@@ -89,6 +90,7 @@ class Log:
         self.tail: Tail | None = contents.tail
         self._writer = writer
         self._marked = bool(contents.segments)
+        self._read_from, self._read_from_hash = contents.read_from, contents.read_from_hash
         self._lock = Lock()
 
     # ----------------------------------------------------------------------------- opening, closing
@@ -159,10 +161,11 @@ class Log:
         progress: Callable[[int, int], None] | None = None,
         *,
         read_only: bool = False,
+        since: int = 0,
         segment_bytes: int = SEGMENT_BYTES,
         ahead: bool = True,
     ) -> Log:
-        """Reads and verifies the whole log, and removes its unsynced tail.
+        """Reads and verifies the log, and removes its unsynced tail.
 
         A tail that was never synced was never acknowledged. It is copied to a `.broken` file and
         overwritten with zeros. With `read_only`, nothing is changed, no lock is taken, and a
@@ -173,6 +176,9 @@ class Log:
             io: the disk; None means the files of the operating system.
             progress: called with (bytes read, bytes to read).
             read_only: open for reading only, as auditors, `log show` and replay do.
+            since: the revision of a snapshot. The segments before the one with this revision are
+                not read. `check_earlier` verifies them later. The caller compares the snapshot's
+                chain hash with the record's, which proves the chain that leads there.
             segment_bytes: size of a new segment, a multiple of 4,096.
             ahead: make the next segment in a background thread.
 
@@ -184,8 +190,8 @@ class Log:
         """
         io, folder = io or FileIO(), Path(folder)
         if read_only:
-            return cls(io, folder, _read_beside_a_writer(io, folder, progress), None)
-        contents = read_contents(io, folder, progress)
+            return cls(io, folder, _read_beside_a_writer(io, folder, progress, since), None)
+        contents = read_contents(io, folder, progress, since)
         trim_tail(io, contents)
         return cls(io, folder, contents, StreamWriter(io, folder, contents, segment_bytes, ahead))
 
@@ -288,27 +294,61 @@ class Log:
         Raises:
             LogDamaged: synced bytes differ from what was written.
         """
+        for records in self.read_groups(from_revision):
+            for record in records:
+                if not mapped:
+                    record.body = memoryview(bytes(record.body))
+                yield record
+
+    def read_groups(self, from_revision: int | None = None) -> Iterator[Sequence[Record]]:
+        """Yields the verified records as `read` does, many at a time.
+
+        The records of small groups come as `columns.Columns`.
+
+        Raises:
+            LogDamaged: synced bytes differ from what was written.
+        """
         first = self._segments[0].first if from_revision is None else from_revision
         with self._lock:
             segments, place = list(self._segments), self._place_of(first)
             stop = len(segments) - 1, self._end
-        return self._records(segments, place, stop, first, mapped)
+        return self._groups(segments, place, stop, first)
+
+    def check_earlier(self) -> Iterator[int]:
+        """Verifies the segments that opening did not read, some groups at a time.
+
+        Yields the bytes that were read so far. It yields nothing if opening read the whole log.
+
+        Raises:
+            LogDamaged: synced bytes differ from what was written.
+        """
+        count = self._read_from
+        if not count:
+            return
+        segments, passed = self._segments, 0
+        cursor = start_cursor(segments[0].first)
+        walk = Walk(self._io, segments, cursor, stop=(count, StreamEnd(DATA_START, b"", 1)))
+        for group in walk.groups():
+            passed += group.end - group.offset
+            yield passed
+        if cursor.hash != self._read_from_hash:
+            reason = f"revision {segments[count].first} does not follow the record before it in the chain"
+            raise LogDamaged(segments[count].path, DATA_START, reason)
 
     def _place_of(self, revision: int) -> Place:
+        if self._read_from and revision < self._segments[self._read_from].first:
+            index, cursor = cursor_at(self._io, self._segments, revision)
+            if index:
+                return Place(cursor.revision, cursor.hash, 0, index, DATA_START)
         low, high = 0, len(self._places)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._places[middle].revision < revision else (low, middle)
         return self._places[low]
 
-    def _records(
-        self,
-        segments: list[Segment],
-        place: Place,
-        stop: tuple[int, StreamEnd],
-        first: int,
-        mapped: bool,
-    ) -> Iterator[Record]:
+    def _groups(
+        self, segments: list[Segment], place: Place, stop: tuple[int, StreamEnd], first: int
+    ) -> Iterator[Sequence[Record]]:
         cursor = Cursor(
             place.revision,
             place.hash,
@@ -319,12 +359,9 @@ class Log:
         )
         walk = Walk(self._io, segments, cursor, place.segment, place.offset, stop)
         for group in walk.groups():
-            for record in group.records:
-                if record.revision < first:
-                    continue
-                if not mapped:
-                    record.body = memoryview(bytes(record.body))
-                yield record
+            revision = group.records[0].revision
+            if revision + len(group.records) > first:
+                yield group.records[max(first - revision, 0) :]
 
     @property
     def segments(self) -> list[Segment]:
@@ -334,7 +371,7 @@ class Log:
     @property
     def size_bytes(self) -> int:
         """Bytes of the log, including padding and tail slots."""
-        return sum(segment.end for segment in self._segments)
+        return sum(segment.end or segment.size for segment in self._segments)
 
     @property
     def failed(self) -> str | None:
@@ -356,7 +393,9 @@ def _clear_unfinished(io: FileIO, folder: Path) -> None:
     raise FileExistsError(f"{folder} already has a log")
 
 
-def _read_beside_a_writer(io: FileIO, folder: Path, progress: Callable[[int, int], None] | None) -> Contents:
+def _read_beside_a_writer(
+    io: FileIO, folder: Path, progress: Callable[[int, int], None] | None, since: int
+) -> Contents:
     """Reads a log that a writer may be extending.
 
     If the log looks damaged, it is read again, because the writer may have completed the write
@@ -365,7 +404,7 @@ def _read_beside_a_writer(io: FileIO, folder: Path, progress: Callable[[int, int
     seen = None
     while True:
         try:
-            return read_contents(io, folder, progress)
+            return read_contents(io, folder, progress, since)
         except LogDamaged as damage:
             if seen == (damage.path, damage.offset):
                 raise

@@ -22,11 +22,12 @@ stored acknowledgement with a later revision reveals this.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from livefactor_server.log.columns import ColumnReader
 from livefactor_server.log.disk import BLOCK_BYTES, FileIO
 from livefactor_server.log.errors import LogDamaged, LogError
 from livefactor_server.log.format import (
@@ -56,6 +57,7 @@ class Segment:
     """A segment file.
 
     `first` is its first revision. `size` of the file and `end` of the stream in it are in bytes.
+    `end` is 0 if the segment was not read yet.
     """
 
     path: Path
@@ -82,12 +84,15 @@ class Cursor:
 
 
 class Group(NamedTuple):
-    """A verified commit group, from byte `offset` to `end` of the segment with index `segment`."""
+    """Verified commit groups, one or more, with their records.
+
+    They stand from byte `offset` to `end` of the segment with index `segment`.
+    """
 
     segment: int
     offset: int
     end: int
-    records: list[Record]
+    records: Sequence[Record]
 
 
 @dataclass(slots=True)
@@ -226,6 +231,7 @@ class Walk:
         self.tail: Tail | None = None
         self.end = StreamEnd(DATA_START, b"", 1)
         self._bad: BadGroup | None = None
+        self._reader: ColumnReader | None = None
 
     def groups(self) -> Iterator[Group]:
         """Yields every whole group from the start on, verified. Raises LogDamaged."""
@@ -233,11 +239,13 @@ class Walk:
         offset = self.offset
         for index in range(self.index, last + 1):
             view = self.io.map(self.segments[index].path)
-            if self.stop is not None:
+            if self.stop is None:
+                yield from self._unknown(index, view, offset, index == last)
+            elif index == last or self.segments[index].end:
                 limit = self.stop[1].end if index == last else self.segments[index].end
                 yield from self._known(index, view, offset, limit, index == last)
             else:
-                yield from self._unknown(index, view, offset, index == last)
+                yield from self._unknown(index, view, offset, False)
             offset = DATA_START
 
     def _known(self, index: int, view: memoryview, offset: int, limit: int, is_last: bool) -> Iterator[Group]:
@@ -259,13 +267,14 @@ class Walk:
         segment = self.segments[index]
         self._check_file(index, view, offset)
         yield from self._groups(index, view, 0, offset, len(view))
-        segment.end = max(segment.end, self._at)
         if is_last:
             yield from self._last_block(index, view)
             segment.end = self.end.end
         elif self._bad is not None:
             reason = f"{self._bad.reason}, but a later segment shows that it was synced"
             raise LogDamaged(segment.path, self._bad.offset, reason)
+        else:
+            segment.end = self._at
 
     def _groups(
         self, index: int, memory: memoryview, origin: int, offset: int, limit: int
@@ -281,7 +290,7 @@ class Walk:
             if memory[at : at + len(_NO_MAGIC)] == _NO_MAGIC:
                 return
             try:
-                records, end = read_group(memory, at, self._at, self.cursor, path)
+                records, end = self._read(memory[: limit - origin], memory, origin, path)
             except BadGroup as bad:
                 # A traceback would keep the file mapped.
                 self._bad = bad.with_traceback(None)
@@ -289,6 +298,25 @@ class Walk:
             group, self._at = Group(index, self._at, end, records), end
             yield group
             self._report(index, end)
+
+    def _read(
+        self, small: memoryview, memory: memoryview, origin: int, path: Path
+    ) -> tuple[Sequence[Record], int]:
+        """Reads one group at `_at` from `memory`, or several small ones from `small`.
+
+        Returns the records, and the byte of the file after them. Raises BadGroup.
+        """
+        cursor, at = self.cursor, self._at - origin
+        if cursor.begun:
+            self._reader = self._reader or ColumnReader(cursor.log_id, cursor.hash_id)
+            position = cursor.revision, cursor.hash, cursor.incarnation
+            found = self._reader.read(small, at, origin, *position, path)
+            if found is not None:
+                records, end, cursor.incarnation = found
+                cursor.revision += len(records)
+                cursor.hash = records.hashes[-1].tobytes()
+                return records, origin + end
+        return read_group(memory, at, self._at, cursor, path)
 
     def _last_block(self, index: int, view: memoryview) -> Iterator[Group]:
         """Yields the groups that end in the last block of the log. Sets `end` and `tail`."""

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
+
 RING = 64
 """Outcomes per producer, and the maximum number of its batches in flight."""
 
@@ -159,6 +161,18 @@ class ProducerTable:
         producer = self._producers[producer_id]
         assert outcome.sequence == producer.last_sequence + 1, (outcome.sequence, producer.last_sequence)
         self.nbytes += producer.append(outcome)
+
+    def record_all(self, producer_id: bytes, sequences: np.ndarray, outcomes: Iterable[Outcome]) -> None:
+        """Applies the outcomes of consecutive batches.
+
+        `sequences`, uint64[n], are those of all batches. `outcomes` are the last ones, at least
+        `RING` of them or all.
+        """
+        producer = self._producers[producer_id]
+        expected = np.arange(producer.last_sequence + 1, producer.last_sequence + 1 + sequences.size)
+        assert (sequences == expected).all(), (sequences, producer.last_sequence)
+        for outcome in outcomes:
+            self.nbytes += producer.append(outcome)
 
     def freeze(self) -> list[FrozenProducer]:
         """A copy that later records do not change. It is cheap enough for a call under the gate."""

@@ -24,6 +24,7 @@ from livefactor_kernels.spec.model import (
     History,
     Limits,
     Loss,
+    Mix,
     ModelSpec,
     Optimizer,
     OptimizerKind,
@@ -52,6 +53,7 @@ _OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps", "beta1"
 _LATER = {
     "optimizer": ("beta1", "beta2", "l1", "beta"),
     "counts": ("repeat",),
+    "solve": ("unobserved_density",),
     "softmax": ("group_events",),
 }
 """Fields that parts got after specs with these parts had been logged.
@@ -63,6 +65,7 @@ _PARTS: dict[str, Any] = {
     "history": History,
     "solve": Solve,
     "counts": Counts,
+    "mix": Mix,
     "regularization": Regularization,
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,

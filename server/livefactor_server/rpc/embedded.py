@@ -9,6 +9,7 @@ from pathlib import Path
 
 from livefactor_kernels.backend import choose_backend
 from livefactor_kernels.spec.names import DEFAULT_PRESET
+from livefactor_kernels.spec.presets import preset as spec_of
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.hosting.host import Hosting, HostingSettings
 from livefactor_server.rpc.calls import ServiceSettings
@@ -43,7 +44,7 @@ class EmbeddedServer:
             folder.mkdir(parents=True, exist_ok=True)
             settings = HostingSettings(
                 default_preset=DEFAULT_PRESET if preset is None else preset,
-                engine=EngineSettings(backend=choose_backend(backend)),
+                engine=EngineSettings(backend=choose_backend(backend, spec_of(preset or DEFAULT_PRESET))),
             )
             self._hosting = Hosting(folder, settings)
             undo.callback(self._hosting.drain)

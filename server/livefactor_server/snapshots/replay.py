@@ -11,16 +11,20 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby, pairwise
 from pathlib import Path
+
+import numpy as np
 
 from livefactor.snapshots.format import Manifest
 from livefactor_server import changes
-from livefactor_server.changes import Change, EngineChange, Header, change_of, decode_rejects
+from livefactor_server.changes import Change, EngineChange, Header, bodies, change_of, decode_rejects
 from livefactor_server.changes import ReplayError as ReplayError
+from livefactor_server.log import columns
+from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.format import SALT_BYTES
-from livefactor_server.log.store import Entry, Log, Record
+from livefactor_server.log.store import Entry, Kind, Log, Record
 from livefactor_server.model.spec_codec import decode as decode_spec
 from livefactor_server.model.state import ModelState, restored
 from livefactor_server.snapshots.store import SnapshotStore
@@ -29,7 +33,13 @@ Progress = Callable[[int, int], None]
 """Function of (reached revision, last revision)."""
 
 RUN_EVENTS, RUN_RECORDS = 65_536, 1024
-"""Maximum numbers of events and of records per run. `progress` is called after each run."""
+"""Maximum numbers of events and of records per run of records that are decoded one by one.
+
+`progress` is called after about `RUN_RECORDS` records, at the end of a run.
+"""
+
+COLUMNS_MIN = 64
+"""Fewer records than this are decoded one by one, which costs less than calls for a few records."""
 
 logger = logging.getLogger(__name__)
 
@@ -138,19 +148,64 @@ def follow(
         ReplayError: the log ends earlier, or a record does not fit the state before it.
     """
     last = log.last_revision if until is None else until
-    records = takewhile(lambda record: record.revision <= last, log.read(state.revision + 1))
-    for run in _runs(records):
-        placements = changes.place(state, [change for _, change in run])
-        changes.apply(
-            state, [changes.Record(*pair, rows) for pair, rows in zip(run, placements, strict=True)]
-        )
-        if progress:
+    reported = state.revision
+    for _ in _apply(state, _parts(_until(log, state.revision, last))):
+        if progress and state.revision - reported >= RUN_RECORDS:
+            reported = state.revision
             progress(state.revision, last)
     if state.revision != last:
         raise ReplayError(f"the log ends at revision {state.revision}, expected {last}")
     if progress:
         progress(last, last)
     return state
+
+
+def _until(log: Log, revision: int, last: int) -> Iterator[Sequence[Record]]:
+    """Yields the records after `revision` up to `last`, many at a time."""
+    groups = log.read_groups(revision + 1)
+    while revision < last and (records := next(groups, None)) is not None:
+        yield records[: last - revision]
+        revision += len(records)
+
+
+def _parts(groups: Iterable[Sequence[Record]]) -> Iterator[Sequence[Record]]:
+    """Splits columns where the kind changes. Parts with many interactions stay columns."""
+    for records in groups:
+        if not isinstance(records, Columns):
+            yield records
+            continue
+        is_events = records.fields[:, KIND] == Kind.INTERACTIONS
+        cuts = (np.flatnonzero(np.diff(is_events)) + 1).tolist()
+        for start, end in pairwise((0, *cuts, len(records))):
+            part = records[start:end]
+            yield part if is_events[start] and len(part) >= COLUMNS_MIN else list(part)
+
+
+def _apply(state: ModelState, parts: Iterable[Sequence[Record]]) -> Iterator[None]:
+    """Applies consecutive records, and yields after each run. Their grouping changes no bit."""
+    for is_columns, some in groupby(parts, lambda part: isinstance(part, Columns)):
+        if not is_columns:
+            yield from _apply_singly(state, chain.from_iterable(some))
+            continue
+        for part in some:
+            done = 0
+            while done < len(part):
+                rest = part[done:]
+                assert isinstance(rest, Columns)
+                done += changes.apply_columns(state, rest)
+                yield
+                # The next record has an unusual body.
+                yield from _apply_singly(state, part[done : done + 1])
+                done += 1
+
+
+def _apply_singly(state: ModelState, records: Iterable[Record]) -> Iterator[None]:
+    for run in _runs(records):
+        placements = changes.place(state, [change for _, change in run])
+        changes.apply(
+            state, [changes.Record(*pair, rows) for pair, rows in zip(run, placements, strict=True)]
+        )
+        yield
 
 
 def _runs(records: Iterable[Record]) -> Iterator[list[tuple[Header, Change]]]:
@@ -187,6 +242,12 @@ def _decoded(record: Record) -> tuple[Header, Change]:
         time_us=record.time_us,
     )
     return header, change
+
+
+def compile_kernels() -> None:
+    """Compiles the kernels that read a log, or loads them from Numba's cache."""
+    columns.compile_kernels()
+    bodies.compile_kernels()
 
 
 def adopt(snapshot: Path, model_folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.backend import Backend, Update, create_backend
-from livefactor_kernels.reading import PersonReader
+from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 

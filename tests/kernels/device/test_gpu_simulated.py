@@ -14,14 +14,12 @@ import pytest
 
 KERNELS = Path(__file__).parents[1]
 GROUPS = (
-    ("test_conformance.py",),
-    ("device/test_gpu_model.py",),
-    ("numbers/test_gpu_narrow.py", "device/test_gpu_room.py"),
-    ("solve/test_gpu_solve.py", "softmax/test_gpu_softmax.py"),
-    ("optimizers/test_gpu_optimizers.py",),
-    ("sgd/test_gpu_adaptive.py",),
+    ("test_conformance.py", "sgd/test_gpu_adaptive.py"),
+    ("device/test_gpu_model.py", "numbers/test_gpu_narrow.py", "device/test_gpu_room.py"),
+    ("optimizers/test_gpu_optimizers.py", "solve/test_gpu_solve.py", "softmax/test_gpu_softmax.py"),
 )
 """The files of each process. The workers of a test run share the processes."""
+LONG = ("device/test_gpu_served.py", "device/test_gpu_figures.py")
 
 
 def check_in_simulator(files: tuple[str, ...], marks: str) -> None:
@@ -40,8 +38,17 @@ def test_the_backend_passes_its_tests_in_the_simulator(files) -> None:
     check_in_simulator(files, "not long")
 
 
+def test_every_file_that_can_run_in_the_simulator_does() -> None:
+    able = {
+        path.relative_to(KERNELS).as_posix()
+        for path in KERNELS.rglob("test_*.py")
+        if "pytestmark = [] if SIMULATED else" in path.read_text(encoding="utf-8") and path != Path(__file__)
+    }
+    assert {*sum(GROUPS, LONG)} == able | {"test_conformance.py"}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("file", ["device/test_gpu_served.py", "device/test_gpu_figures.py"])
+@pytest.mark.parametrize("file", LONG)
 def test_what_is_served_and_what_is_measured_passes_its_tests_in_the_simulator(file) -> None:
     check_in_simulator((file,), "not long")
 

@@ -187,8 +187,25 @@ def test_without_a_folder_that_can_be_written_code_is_kept_among_temporary_files
     ]
     assert [done.stdout for done in results] == ["True\n"] * 2
     for done in results:
-        assert done.stderr.count("RuntimeWarning: compiled kernels are kept in") == 1
+        (line,) = done.stderr.splitlines()
+        assert "RuntimeWarning: compiled kernels are kept in" in line
     assert len(kept(tmp_path / "temporary")) == 2
+
+
+def test_without_any_folder_that_can_be_written_a_kernel_is_compiled_and_not_kept(tmp_path) -> None:
+    (tmp_path / "variants.py").write_text(VARIANTS_MODULE)
+    (tmp_path / "__pycache__").write_text("")
+    folders = {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull}
+    # `tempfile` finds no folder where every candidate is a file.
+    nowhere = "import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/dev/null']\n"
+    done = subprocess.run(
+        [sys.executable, "-c", nowhere + VARIANTS, "1", "2"],
+        env=environment(tmp_path, KERNELS.parent, **folders), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "True\n"
+    (line,) = done.stderr.splitlines()
+    assert "RuntimeWarning: compiled kernels are not kept" in line
+    assert kept(tmp_path) == {}
 
 
 def test_a_temporary_folder_that_others_can_write_is_not_used(tmp_path) -> None:

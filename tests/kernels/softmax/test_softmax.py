@@ -19,7 +19,7 @@ from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.softmax import cpu as softmax_cpu
 from livefactor_kernels.softmax.cpu import processors
-from livefactor_kernels.softmax.proposal import Tree, _ticket
+from livefactor_kernels.softmax.proposal import Proposer, Tree, _ticket
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     FactorDtype,
@@ -34,7 +34,6 @@ from livefactor_kernels.spec.model import (
     Softmax,
     SpecError,
 )
-from livefactor_kernels.tables import ITEMS, USERS
 from specs import ADAGRAD, IN_BATCH, UNIFORM, grouped, push_lists, softmax_spec
 from synthetic import assert_same, copy_state, differences, push, unlike
 
@@ -90,7 +89,8 @@ def test_groups_have_the_negatives_of_micro_batches_of_their_size() -> None:
     for model in (whole, parts):
         push(model, range(8), range(8))
     zeros = np.zeros(11, np.uint32)
-    drawn = [m._rule.proposer.propose(Update(2, zeros, zeros, None, None, 8, 8)).rows for m in (whole, parts)]
+    update = Update(2, zeros, zeros, None, None, 8, 8)
+    drawn = [Proposer(model.spec, 8).propose(update).rows for model in (whole, parts)]
     assert drawn[0].shape == (3, 5) and np.array_equal(*drawn)
     assert differences(whole, parts) != []
 
@@ -140,10 +140,9 @@ def test_a_step_is_the_gradient_of_the_objective(proposal) -> None:
     before = copy_state(model)
     own, weights = np.array([1, 1, 4, 0, 8, 2, 1]), np.linspace(0.5, 2.0, users)
     own_rows = model.items.find(own.astype(np.uint64), items).astype(int)
-    drawing = CpuModel(spec)
-    drawing.load_sections(USERS, {n[6:]: v for n, v in before.items() if n.startswith("users.")}, users)
-    drawing.load_sections(ITEMS, {n[6:]: v for n, v in before.items() if n.startswith("items.")}, items)
-    drawing.load_state(before | {"events": np.array([2 * users + items], np.uint64)})
+    proposer = Proposer(spec, items)
+    if proposer.counts:
+        proposer.reload(before["items.seen_count"])
     update = Update(
         3,
         np.arange(users, dtype=np.uint32),
@@ -153,7 +152,7 @@ def test_a_step_is_the_gradient_of_the_objective(proposal) -> None:
         users,
         items,
     )
-    negatives = drawing._rule.proposer.propose(update).rows[0].astype(int)
+    negatives = proposer.propose(update).rows[0].astype(int)
     counts = before["items.seen_count"].astype(float) if proposal != UNIFORM else np.zeros(items)
     model.apply(update)
     after = copy_state(model)
@@ -229,10 +228,10 @@ def test_tickets_are_events_counted_item_by_item(counts, capacity) -> None:
 
 def test_popular_items_are_drawn_as_often_as_they_came() -> None:
     spec = softmax_spec(negatives=1000, micro_batch=4)
-    model = CpuModel(spec)
-    push(model, [0] * 90, [0] * 59 + [1] * 29 + [2, 3])
-    zeros = np.zeros(1, np.uint32)
-    shared = model._rule.proposer.propose(Update(2, zeros, zeros, None, None, *model.published))
+    proposer = Proposer(spec, 4)
+    rows = np.array([0] * 59 + [1] * 29 + [2, 3], np.uint32)
+    proposer.propose(Update(1, np.zeros_like(rows), rows, None, None, 1, 4))
+    shared = proposer.propose(Update(2, *np.zeros((2, 1), np.uint32), None, None, 1, 4))
     shares = np.bincount(shared.rows[0], minlength=4) / 1000
     assert shares == pytest.approx(np.array([60, 30, 2, 2]) / 94, abs=0.06)
 

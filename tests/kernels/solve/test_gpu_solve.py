@@ -15,7 +15,7 @@ from livefactor_kernels import cuda
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.history import cuda as history_cuda
-from livefactor_kernels.reading import PersonReader
+from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.solve import cuda as solve_cuda
 from livefactor_kernels.spec.model import Counts, History, Loss, Optimizer, OptimizerKind, Replay, Solve
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS

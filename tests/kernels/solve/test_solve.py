@@ -14,7 +14,7 @@ from livefactor_kernels.backend import Backend, create_backend
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.history import cpu as history_cpu
 from livefactor_kernels.history import decays
-from livefactor_kernels.reading import PersonReader
+from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import SolveRates

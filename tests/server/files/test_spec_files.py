@@ -146,13 +146,16 @@ def test_models_from_a_file_have_its_spec(tmp_path: Path) -> None:
         hosted.open_all()
         assert hosted.get("default").engine.state.spec == spec
         hosted.drain()
-    server = embedded.start(preset="clicks_sgd")
+    server = embedded.start(preset="clicks_sgd", data=tmp_path / "served")
     try:
         with open_channel(server.target) as channel, Models(channel=channel) as models:
             named, changes = read_changes(file)
             models.create("tuned", named, **changes)
-        assert server._hosting.get("tuned").engine.state.spec == spec
     finally:
         server.stop()
+    hosted = hosting.Hosting(tmp_path / "served", replace(settings, engine=EngineSettings()))
+    hosted.open_all()
+    assert hosted.get("tuned").engine.state.spec == spec
+    hosted.drain()
     with pytest.raises(SpecFileError, match="missing"):
         ServerSettings(spec=tmp_path / "missing.toml").hosting()

@@ -72,15 +72,22 @@ def segments(model: Path) -> list[Path]:
 
 
 def flip_a_bit(model: Path) -> None:
-    path = segments(model)[0]
+    path = segment_after_the_snapshot(model)
     data = bytearray(path.read_bytes())
     data[20_000] ^= 1
     path.write_bytes(data)
 
 
 def lose_a_segment(model: Path) -> None:
-    assert len(segments(model)) > 2
-    segments(model)[1].unlink()
+    segment_after_the_snapshot(model).unlink()
+
+
+def segment_after_the_snapshot(model: Path) -> Path:
+    """A segment that a start reads. Its damage is found at once, if the newer snapshot is lost."""
+    snapshots = sorted((model / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    shutil.rmtree(snapshots[-1])
+    assert len(segments(model)) > 3
+    return segments(model)[-2]
 
 
 def lose_the_end(model: Path) -> None:
@@ -132,7 +139,7 @@ DAMAGES = (
     (copy_the_log_of_another, "its log belongs to model 'other'", True),
     (copy_the_log_of_another_into_a_folder_of_an_earlier_version, "it is the log of another model", True),
     (copy_the_folder_of_another, "its folder is a copy of model 'other'", False),
-    (be_a_file, "Not a directory: models/shop/log", False),
+    (be_a_file, "Not a directory: models/shop/", False),
 )
 each_damage = pytest.mark.parametrize(
     ("damage", "reason", "snapshots_left"), DAMAGES, ids=lambda value: getattr(value, "__name__", None)
@@ -273,10 +280,10 @@ def test_the_files_of_a_restored_model_are_set_aside_as_they_were(data: Path, st
 
 
 def test_deleting_a_damaged_model_sets_it_aside(data: Path, start: Start) -> None:
-    lose_a_segment(data / "models" / "shop")
+    flip_a_bit(data / "models" / "shop")
     server = start()
     with Models(server.target) as models, Auditor(server.target, model="shop") as auditor:
-        assert len(auditor.list()) == 2
+        assert len(auditor.list()) == 1
         models.delete("shop")
         assert [model.name for model in models.list()] == ["other"]
         with pytest.raises(NotFound):

@@ -22,6 +22,7 @@ from livefactor_kernels.spec.model import (
     ModelSpec,
     OptimizerKind,
     Proposal,
+    Rule,
     Softmax,
     SpecError,
 )
@@ -161,11 +162,15 @@ def test_every_field_of_a_spec_is_in_the_contract() -> None:
     assert {f.name for f in fields(type(ModelSpec().regularization))} == {
         f.name for f in models_pb2.Regularization.DESCRIPTOR.fields
     }
-    assert {f"LOSS_{loss.name}": loss.value for loss in Loss}.items() <= dict(models_pb2.Loss.items()).items()
-    kinds = {f"OPTIMIZER_KIND_{kind.name}": kind.value for kind in OptimizerKind}
-    assert kinds.items() <= dict(models_pb2.OptimizerKind.items()).items()
-    dtypes = {f"FACTOR_DTYPE_{dtype.name}": dtype.value for dtype in FactorDtype}
-    assert dtypes.items() <= dict(models_pb2.FactorDtype.items()).items()
+    for prefix, kernels, contract in (
+        ("LOSS", Loss, models_pb2.Loss),
+        ("OPTIMIZER_KIND", OptimizerKind, models_pb2.OptimizerKind),
+        ("FACTOR_DTYPE", FactorDtype, models_pb2.FactorDtype),
+        ("RULE", Rule, models_pb2.Rule),
+        ("PROPOSAL", Proposal, models_pb2.Proposal),
+    ):
+        numbers = {f"{prefix}_{each.name}": each.value for each in kernels}
+        assert {f"{prefix}_UNSPECIFIED": 0, **numbers} == dict(contract.items())
 
 
 GOLDEN_SPECS = {

@@ -9,20 +9,19 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
+from contract import METHODS
+from livefactor.v1 import updates_pb2
 from livefactor_server.rpc.service import PACKAGE, RPCS, Form, Rpc
 
-METHODS = {
-    f"{service.name}.{method.name}": method
-    for file in (updates_pb2, scoring_pb2, snapshots_pb2, models_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
 each_rpc = pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
 
 
+def path_of(rpc: Rpc) -> str:
+    return "{}.{}/{}".format(PACKAGE, *rpc.name.split("."))
+
+
 def called(channel: grpc.Channel, rpc: Rpc, raw: bytes) -> list[bytes]:
-    path, method = "/{}.{}/{}".format(PACKAGE, *rpc.name.split(".")), METHODS[rpc.name]
+    path, method = "/" + path_of(rpc), METHODS[path_of(rpc)]
     if method.client_streaming:
         return list(channel.stream_stream(path)(iter([raw]), timeout=20))
     if method.server_streaming:
@@ -31,15 +30,16 @@ def called(channel: grpc.Channel, rpc: Rpc, raw: bytes) -> list[bytes]:
 
 
 def test_the_table_is_the_contract() -> None:
-    assert [rpc.name for rpc in RPCS] == list(METHODS)
-    for rpc in RPCS:
-        method = METHODS[rpc.name]
+    paths = {path_of(rpc): rpc for rpc in RPCS}
+    assert paths.keys() == METHODS.keys() and len(RPCS) == len(METHODS)
+    for path, rpc in paths.items():
+        method = METHODS[path]
         assert (rpc.form is Form.STREAM) == (method.client_streaming or method.server_streaming), rpc.name
 
 
 @each_rpc
 def test_malformed_bytes_are_an_invalid_argument(rpc: Rpc, stubs) -> None:
-    if METHODS[rpc.name].client_streaming:
+    if METHODS[path_of(rpc)].client_streaming:
         (answer,) = called(stubs.channel, rpc, b"\xff")
         (one,) = updates_pb2.StreamUpdatesResponse.FromString(answer).answers
         assert one.status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]

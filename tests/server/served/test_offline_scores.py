@@ -10,6 +10,7 @@ import pytest
 
 import livefactor
 from livefactor.local import Local, local
+from livefactor.snapshots import mixing
 from livefactor.snapshots import scores as offline
 from livefactor.v1 import models_pb2
 from livefactor_kernels import history, reading, solve
@@ -34,6 +35,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CASES = {name: (name, {}) for name in PRESET_NAMES} | PARTS
 EVENTS, USERS, ITEMS = 1500, 40, 60
+YEAR_2000 = 946_684_800
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def fill(server: Local, model: str, preset: str, spec: dict[str, Any]) -> None:
     with server.producer(f"p-{model}", model=model) as producer:
         for part in np.array_split(np.arange(EVENTS), 6):
             weights = rng.random(part.size) + 0.5
-            producer.push(users[part], items[part], values[part], weights, times=part // 3 + 1)
+            producer.push(users[part], items[part], values[part], weights, times=YEAR_2000 + part // 3)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -88,7 +90,9 @@ def test_a_loaded_snapshot_scores_as_the_server_does(server: Local, tmp_path: Pa
 
 def test_both_sides_have_the_same_constants() -> None:
     assert offline.KERNEL_SEMANTICS == spec_model.KERNEL_SEMANTICS
-    assert offline.FOLD_SWEEPS == reading.FOLD_SWEEPS
+    assert offline.FOLD_SWEEPS == solve.FOLD_SWEEPS
+    names = [name for name in vars(mixing) if name.isupper()]
+    assert {name: getattr(mixing, name) for name in names} == {name: getattr(reading, name) for name in names}
     assert offline.DECAY_STEPS == history.DECAY_STEPS
     assert offline.RIDGE_MIN == solve.RIDGE_MIN
     for half_life in (0.0, 1.5, 8.0):

@@ -1,48 +1,26 @@
-"""Users for scoring: their rows after fold-in of recent events, and the followers of these events.
-
-Reads change nothing. An event of a user's history has the weight weight * decay(visits - the
-event's visit) with the half-life `history.half_life`. With rule SOLVE, the user's row is solved for
-these events given the present items, in `FOLD_SWEEPS` sweeps from the present row. This
-approximates the row that results if everything else had been learned before it. A user without
-events gets the mean of all users' rows, if Gram matrices exist (`solve.unobserved` above 0). With
-counts, item i gets, in addition to its score,
-
-    counts.weight * sum_j r_j count(j -> i) / (sqrt(n_j n_i) + shrinkage) / sum_j r_j
-
-over the last `span` events j, newest first, in float32 and in this order. r_j are the weights of
-the events, and n the numbers of events of the items. Users repeat items, the sooner the more
-recently they had them (Anderson, Kumar, Tomkins, Vassilvitskii, WWW 2014). So item i also gets
-
-    counts.repeat * sum_j weight * decay(visits - the event's visit)
-
-over all remembered events j of i itself with a value above 0, oldest first, with the half-life
-`counts.half_life`.
-
-A caller can supply events of a user. They replace the user's history.
-"""
+"""Users for scoring. The semantics are in `reading/__init__.py`."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS, decays
-from livefactor_kernels.history.cpu import Ring
-from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
+from livefactor_kernels.reading.cpu import NO_RING, CpuArithmetic, Lists, livefactor_gain_kernel
+from livefactor_kernels.reading.experts import Panel, Remembered
 from livefactor_kernels.scoring.cpu import score_candidates
-from livefactor_kernels.solve import GRAM, SolveRates
+from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.cpu import Events as SolveEvents
 from livefactor_kernels.solve.cpu import Problem, Scratch, Side, livefactor_fold_kernel
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 
-FOLD_SWEEPS = np.uint64(32)
 _USER_SECTIONS = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits")
 _F0 = np.float32(0.0)
 
@@ -76,6 +54,7 @@ class Events(NamedTuple):
         values: float32[n].
         weights: present weights for fold-in, float32[n].
         repeats: present weights for repeats of their own items, float32[n].
+        ages: visits since each event, int64[n].
         items: the rows of the items of the user's known events, uint32[m], ascending.
         truncated: whether the user had further events, which are forgotten.
     """
@@ -84,22 +63,9 @@ class Events(NamedTuple):
     values: np.ndarray
     weights: np.ndarray
     repeats: np.ndarray
+    ages: np.ndarray
     items: np.ndarray
     truncated: bool
-
-
-class Lists(NamedTuple):
-    """The followers of n items, by section name (`history.cpu.Followers`).
-
-    Attributes:
-        neighbor_rows: uint32[n, M].
-        neighbor_counts: float32[n, M].
-        seen_count: numbers of the items' events, uint32[n].
-    """
-
-    neighbor_rows: np.ndarray
-    neighbor_counts: np.ndarray
-    seen_count: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +173,7 @@ class PersonReader:
         self._decay = decays(spec.history.half_life)
         self._repeat_decay = decays(spec.counts.half_life if spec.counts.repeat else 0.0)
         self._memory = threading.local()
+        self._panel = Panel(spec, CpuArithmetic(spec)) if spec.mix.learning_rate else None
 
     def read(self, source: Source, user_rows: np.ndarray, item_count: int,
              own: list[Events | None] | None = None) -> Persons:  # fmt: skip
@@ -222,6 +189,8 @@ class PersonReader:
         if own is not None:
             pairs = zip(own, events, strict=True)
             events = [history if replacement is None else replacement for replacement, history in pairs]
+        if self._panel is not None:
+            return self._mixed(self._panel, source, user_rows, events, item_count)
         if self._spec.rule == Rule.SOLVE:
             self._fold(source, factors, bias, events, item_count)
         counts = self._spec.counts
@@ -229,6 +198,20 @@ class PersonReader:
         if counts.repeat:
             followers = followers or [_NO_FOLLOWERS] * len(events)
             followers = [self._add_repeats(*pair) for pair in zip(events, followers, strict=True)]
+        truncated = np.array([each.truncated for each in events], bool)
+        return Persons(factors, bias, [each.items for each in events], truncated, followers)
+
+    def _mixed(
+        self, panel: Panel, source: Source, user_rows: np.ndarray, events: list[Events], item_count: int
+    ) -> Persons:
+        """The users of a model with a mix of experts."""
+        factors, bias = source.gather(USERS, user_rows)
+        followers = []
+        for n, each in enumerate(events):
+            history = Remembered(each.rows, each.values, each.weights, each.ages)
+            experts = panel.of(source, user_rows[n : n + 1], history, item_count)
+            factors[n], bias[n], gains = experts.combined()
+            followers.append((gains.rows, gains.gains))
         truncated = np.array([each.truncated for each in events], bool)
         return Persons(factors, bias, [each.items for each in events], truncated, followers)
 
@@ -242,7 +225,7 @@ class PersonReader:
         rows = rows[-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
         values = np.ones(len(rows), np.float32)
-        return Events(rows, values, self._decay[ages], self._repeat_decay[ages], items, False)
+        return Events(rows, values, self._decay[ages], self._repeat_decay[ages], ages, items, False)
 
     def _events(self, source: Source, user_rows: np.ndarray) -> list[Events]:
         sections = source.read(USERS, user_rows, _USER_SECTIONS)
@@ -264,6 +247,7 @@ class PersonReader:
             values,
             weights * self._decay[ages],
             positive_weights * self._repeat_decay[ages],
+            ages,
             np.unique(rows),
             count > length,
         )
@@ -276,17 +260,20 @@ class PersonReader:
         gram = source.state()[GRAM].reshape(2, k + 1, k + 1)
         if not any(len(each.rows) for each in events) and not gram[USERS, k, k]:
             return
-        scratch.everywhere[:k, :k] = (self._rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
-        users = Side(factors, bias, _NO_RING)
+        rates = self._rates
+        if UNOBSERVED in source.state():
+            rates = rates._replace(unobserved=np.float32(source.state()[UNOBSERVED][0]))
+        scratch.everywhere[:k, :k] = (rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
+        users = Side(factors, bias, NO_RING)
         for n, each in enumerate(events):
             if not len(each.rows):
                 if gram[USERS, k, k]:
                     factors[n, :k] = gram[USERS, k, :k] / gram[USERS, k, k]
                 continue
             item_factors, item_bias = source.gather(ITEMS, each.rows)
-            items = Side(item_factors, item_bias, _NO_RING)
+            items = Side(item_factors, item_bias, NO_RING)
             places = np.arange(len(each.rows), dtype=np.uint32)
-            problem = Problem(source.mean, np.float32(item_count), self._rates)
+            problem = Problem(source.mean, np.float32(item_count), rates)
             system = SolveEvents(
                 rows=address_of(places),
                 values=address_of(each.values),
@@ -315,7 +302,7 @@ class PersonReader:
         event_counts = source.read(ITEMS, followers, ("seen_count",))["seen_count"]
         gains = np.zeros(len(followers), np.float32)
         shrinkage, weight = np.float32(counts.shrinkage), np.float32(counts.weight)
-        _gain(lists, weights, followers, event_counts, shrinkage, weight, gains)
+        livefactor_gain_kernel(lists, weights, followers, event_counts, shrinkage, weight, gains)
         return followers, gains
 
     def _add_repeats(
@@ -330,31 +317,3 @@ class PersonReader:
 
 
 _NO_FOLLOWERS = np.empty(0, np.uint32), np.empty(0, np.float32)
-_NO_RING = Ring(
-    np.empty((0, 0), np.uint32),
-    np.empty((0, 0), np.float32),
-    np.empty((0, 0), np.float32),
-    np.empty(0, np.uint32),
-)
-
-
-@compiled
-def _gain(
-    lists: Any, weights: Any, followers: Any, event_counts: Any, shrinkage: Any, weight: Any, gains: Any
-) -> None:
-    """Adds the gains of the rows `followers` (uint32[m], ascending) to `gains`, float32[m] zeros.
-
-    `lists` are those of the user's events, and `weights` float32[n] are their weights.
-    `event_counts` uint32[m] are the numbers of the followers' events.
-    """
-    total, counts = _F0, lists.neighbor_counts
-    for j in range(np.uint64(weights.size)):
-        total += weights[j]
-        own = np.float32(lists.seen_count[j])
-        for place in range(np.uint64(counts.shape[1])):
-            if counts[j, place] > _F0:
-                at = np.searchsorted(followers, lists.neighbor_rows[j, place])
-                norm = np.sqrt(own * np.float32(event_counts[at])) + shrinkage
-                gains[at] += (weights[j] * counts[j, place]) / norm
-    for at in range(np.uint64(gains.size)):
-        gains[at] = (weight * gains[at]) / total

@@ -1,0 +1,83 @@
+"""A mix of experts in NumPy, with the bits of the server.
+
+`livefactor_kernels.reading` explains the experts, how their scores are standardised, and the order
+of each sum.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+import numpy as np
+
+HALF_LIVES = (0.0, 6.0, 1.5)
+FOLDS = len(HALF_LIVES)
+COUNTS, REPEATS, POPULARITY = FOLDS, FOLDS + 1, FOLDS + 2
+EXPERTS = FOLDS + 3
+GROUP_STARTS = (1, 5, 20)
+SUM, SQUARES = (len(GROUP_STARTS) + 1) * EXPERTS + 1, (len(GROUP_STARTS) + 1) * EXPERTS + 2
+VARIANCE_MIN = 1e-12
+
+
+class Gains(NamedTuple):
+    """The gains of a few items: rows int64[m], ascending, and gains float32[m]."""
+
+    rows: np.ndarray
+    gains: np.ndarray
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """The gains of item rows int64[n], float64[n]; 0 for other rows."""
+        if not self.rows.size:
+            return np.zeros(len(rows))
+        place = np.minimum(np.searchsorted(self.rows, rows), self.rows.size - 1)
+        return np.where(self.rows[place] == rows, self.gains[place], np.float32(0.0)).astype(np.float64)
+
+
+def combined(
+    mix: np.ndarray, gram: np.ndarray, folds: np.ndarray, counts: Gains, repeats: Gains, events: int
+) -> tuple[np.ndarray, np.float32, Gains]:
+    """The factors float32[kp], the bias and the gains of a user.
+
+    mix: float64[27], the section. gram: float64[k + 1, k + 1], of the items. folds:
+    float32[FOLDS, kp], the user's rows with each half-life. events: the number of remembered
+    events.
+    """
+    k, count = len(gram) - 1, max(float(gram[-1, -1]), 1.0)
+    sums = [_row_sums(row[:k], gram) for row in folds]
+    sums += [_sums(each.gains.astype(np.float64)) for each in (counts, repeats)]
+    sums.append((float(mix[SUM]), float(mix[SQUARES])))
+    moments = [_moments(total, squares, count) for total, squares in sums]
+    group = bisect_right(GROUP_STARTS, events)
+    weights = mix[group * EXPERTS : (group + 1) * EXPERTS]
+    scaled = [weight * scale for weight, (_, scale) in zip(weights, moments, strict=True)]
+    unit = scaled[POPULARITY] or 1.0
+    row, shift = np.zeros(folds.shape[1]), 0.0
+    for expert in range(EXPERTS):
+        shift -= scaled[expert] / unit * moments[expert][0]
+        if expert < FOLDS:
+            row += (scaled[expert] / unit) * folds[expert]
+    rows = np.union1d(counts.rows, repeats.rows)
+    gains = (scaled[COUNTS] / unit) * counts.at(rows) + (scaled[REPEATS] / unit) * repeats.at(rows)
+    return row.astype(np.float32), np.float32(shift), Gains(rows, gains.astype(np.float32))
+
+
+def _moments(total: float, squares: float, count: float) -> tuple[float, float]:
+    """The mean of scores, and 1 / (their standard deviation) or 0."""
+    mean = total / count
+    variance = squares / count - mean * mean
+    return mean, 1.0 / float(np.sqrt(variance)) if variance > VARIANCE_MIN else 0.0
+
+
+def _row_sums(x: np.ndarray, gram: np.ndarray) -> tuple[float, float]:
+    """x . g and x' G x, each summed from left to right."""
+    wide, k = x.astype(np.float64), len(x)
+    lines = np.cumsum(gram[:k, :k] * wide, axis=1)[:, -1]
+    return float(np.cumsum(wide * gram[k, :k])[-1]), float(np.cumsum(wide * lines)[-1])
+
+
+def _sums(gains: np.ndarray) -> tuple[float, float]:
+    """The sums of gains and of their squares, from left to right."""
+    if not gains.size:
+        return 0.0, 0.0
+    return float(np.cumsum(gains)[-1]), float(np.cumsum(gains * gains)[-1])

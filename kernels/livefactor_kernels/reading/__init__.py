@@ -1,0 +1,138 @@
+"""Users for scoring: their rows after fold-in of recent events, and the followers of these events.
+
+Reads change nothing. An event of a user's history has the weight weight * decay(visits - the
+event's visit) with the half-life `history.half_life`. With rule SOLVE, the user's row is solved for
+these events given the present items, in `FOLD_SWEEPS` sweeps from the present row. This
+approximates the row that results if everything else had been learned before it. A user without
+events gets the mean of all users' rows, if Gram matrices exist (`solve.unobserved` above 0). With
+counts, item i gets, in addition to its score,
+
+    counts.weight * sum_j r_j count(j -> i) / (sqrt(n_j n_i) + shrinkage) / sum_j r_j
+
+over the last `span` events j, newest first, in float32 and in this order. r_j are the weights of
+the events, and n the numbers of events of the items. Users repeat items, the sooner the more
+recently they had them (Anderson, Kumar, Tomkins, Vassilvitskii, WWW 2014). So item i also gets
+
+    counts.repeat * sum_j weight * decay(visits - the event's visit)
+
+over all remembered events j of i itself with a value above 0, oldest first, with the half-life
+`counts.half_life`.
+
+A caller can supply events of a user. They replace the user's history.
+
+A mix of experts
+
+A mix replaces settings that nobody can know beforehand: how fast interests change, how much the
+items that others took next say, and how much popularity says. All experts read the same tables.
+They score every item i for a user, given the user's remembered events:
+
+    0, 1, 2  x_h . y_i for the user's row x_h, folded in with the half-lives `HALF_LIVES` in visits
+             as described above; 0 means that all events weigh the same
+    3        the gains from counts, where event j has the weight of half-life `HALF_LIVES[1]`
+    4        repeats: sum of weight * decay(age) over the events of i itself with values above 0,
+             with the half-life `counts.half_life`
+    5        popularity p_i, which is the bias of the item (below)
+
+A user without events has the mean of all users' rows as x_h, and no gains.
+
+Each expert's scores are standardised over the n items that have rows: z = (s - mean) * scale, where
+scale is 1 / (standard deviation), or 0 if the variance is at most `VARIANCE_MIN`. No scan is
+needed. With the Gram matrix G of the items and their sum g (`solve/__init__.py`), the mean of
+x . y_i is x . g / n, and its mean square is x' G x / n. Gains are 0 except for a few items. The
+sums of p and p**2 are state. The score of a user in group u is
+
+    sum_e w[u, e] z_e / (w[u, 5] * scale_5)
+
+The divisor is the same for all items of a user. So the rank is that of sum_e w[u, e] z_e, and the
+bias of an item enters with the factor 1: top-k lists need no other kernels. The group of a user is
+0, 1, 2 or 3 for less than 1, 5 or 20 remembered events, or more (`GROUP_STARTS`).
+
+Weights. They start at `WEIGHT_START` and are learned from predictions that are made before the
+event is learned. Let E events be learned before a record. Fresh event t of the record is predicted
+if its value is above 0, its item had a row before the record, and draw(t, 0, c) = 0 with
+c = min(max(E // `PREDICTED_SCHEDULE`, `PREDICTED_MIN`), `PREDICTED_MAX`). The prediction uses the
+tables before the record, and in addition the user's earlier events in the record. Its candidates
+are the event's item, and the rows draw(t, 1 + j, n) for j below `CANDIDATES` that are neither this
+item nor of the user's remembered events. One step of gradient descent on the softmax cross-entropy
+of the item among the candidates is
+
+    S_c = sum_e w[u, e] z_e(c), from e = 0 on;  q_c = exp(float32(S_c - max S));
+    d_e = (sum_c q_c z_e(c)) / (sum_c q_c) - z_e(item)
+    w[u, e] = max(w[u, e] - rate * clamp(d_e, `STEP_MAX`), floor_e)
+
+floor_e is 0, and `POPULARITY_MIN` for popularity. If the item is new to the user, all experts but
+the repeats take this step. Then, for any item, the repeats take it among more candidates: the other
+items of the user's last `OWN_MAX` remembered events, oldest first, with repetitions. So the weight
+of repeats falls where nobody repeats.
+
+Popularity. After a record is learned, each fresh event with a value above 0 adds its weight to the
+count a_i of its item, and p_i = log(1 + a_i), where log(x) is e + m - 1 for x = m * 2**e with m in
+[1, 2). Before a record, if at least as many events as items came since the last time, all counts
+are multiplied by float32(2 ** -`DECAY_EXPONENT`), and sums are added again in the order of rows.
+
+The dots, sums and weights are float64. Counts a and p are float32. Sums run from left to right.
+The section `mix` has the weights by group and expert, then the events since the last decay, sum p
+and sum p**2. draw(t, d, c) is `random.draw_below` with the key of `random.MIX_DOMAIN`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+import numpy as np
+
+from livefactor_kernels.spec.model import ModelSpec
+
+HALF_LIVES = (0.0, 6.0, 1.5)
+"""Half-lives of the folded-in rows, in visits."""
+FOLDS = len(HALF_LIVES)
+COUNTS, REPEATS, POPULARITY = FOLDS, FOLDS + 1, FOLDS + 2
+EXPERTS = FOLDS + 3
+GROUP_STARTS = (1, 5, 20)
+GROUPS = len(GROUP_STARTS) + 1
+WEIGHT_START, POPULARITY_MIN, STEP_MAX = 0.3, 0.02, 3.0
+VARIANCE_MIN = 1e-12
+CANDIDATES, OWN_MAX = 500, 32
+PREDICTED_SCHEDULE, PREDICTED_MIN, PREDICTED_MAX = 1024, 8, 256
+DECAY_EXPONENT = 0.1
+DECAY = np.float32(0.933033)
+"""float32(2 ** -DECAY_EXPONENT)."""
+
+MIX = "mix"
+"""Name of the section."""
+SINCE, SUM, SQUARES = GROUPS * EXPERTS, GROUPS * EXPERTS + 1, GROUPS * EXPERTS + 2
+"""Places in the section, after the weights."""
+SIZE = GROUPS * EXPERTS + 3
+
+
+class Moments(NamedTuple):
+    """What standardises the scores of an expert: their mean, and 1 / (standard deviation) or 0."""
+
+    mean: float
+    scale: float
+
+
+def moments(total: float, squares: float, count: float) -> Moments:
+    """The moments of `count` scores, given their sum and the sum of their squares."""
+    mean = total / count
+    variance = squares / count - mean * mean
+    return Moments(mean, 1.0 / float(np.sqrt(variance)) if variance > VARIANCE_MIN else 0.0)
+
+
+def initial(spec: ModelSpec) -> np.ndarray:
+    """The section of a new model, float64[SIZE]."""
+    section = np.zeros(SIZE)
+    section[: GROUPS * EXPERTS] = WEIGHT_START
+    return section
+
+
+def weights_of(section: np.ndarray, events: int) -> np.ndarray:
+    """The weights float64[EXPERTS] for a user with so many remembered events. It is a view."""
+    group = bisect_right(GROUP_STARTS, events)
+    return section[group * EXPERTS : (group + 1) * EXPERTS]
+
+
+def predicted_share(events: int) -> int:
+    """c of the semantics: of so many events one is predicted, after `events` events."""
+    return min(max(events // PREDICTED_SCHEDULE, PREDICTED_MIN), PREDICTED_MAX)

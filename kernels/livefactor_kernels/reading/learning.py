@@ -1,0 +1,179 @@
+"""Learns the weights of a mix, and counts popularity (semantics: `reading/__init__.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from livefactor_kernels.history import DECAY_STEPS
+from livefactor_kernels.numbers.random import MIX_DOMAIN, domain_key
+from livefactor_kernels.reading import (
+    CANDIDATES,
+    COUNTS,
+    EXPERTS,
+    FOLDS,
+    MIX,
+    OWN_MAX,
+    POPULARITY,
+    REPEATS,
+    SINCE,
+    initial,
+    predicted_share,
+)
+from livefactor_kernels.reading.experts import Arithmetic, Experts, Panel, Remembered, Source, remembered
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.update import Update
+
+_NEW_ITEM = np.array([expert != REPEATS for expert in range(EXPERTS)])
+"""The experts that learn from an event whose item is new to the user."""
+_PERSON = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits", "last_time")
+
+
+class LearningArithmetic(Arithmetic, Protocol):
+    """The further parts of the semantics that a backend computes for learning."""
+
+    def draws(
+        self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int
+    ) -> np.ndarray:
+        """draw(event, first + j, count) for j below `size`, int64[size]."""
+        ...
+
+    def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The dot products float64[c] of x float32[k] and y float32[c, k_padded]."""
+        ...
+
+    def step(self, weights: np.ndarray, z: np.ndarray, learns: np.ndarray, rate: np.float64) -> None:
+        """One step of the weights float64[EXPERTS] that `learns` bool[EXPERTS] selects.
+
+        z float64[EXPERTS, c] are the standardised scores, of the event's item first.
+        """
+        ...
+
+    def add_events(self, rows: np.ndarray, weights: np.ndarray, popularity: np.ndarray, bias: np.ndarray,
+                   mix: np.ndarray) -> None:  # fmt: skip
+        """Adds the events of items uint32[n] with weights float32[n] to the popularity."""
+        ...
+
+    def decay(self, popularity: np.ndarray, bias: np.ndarray, mix: np.ndarray) -> None:
+        """Decays the popularity float32[n] of all items."""
+        ...
+
+
+class Mixer:
+    """Learns from records. A part of a model (`tables.state.Part`)."""
+
+    def __init__(self, spec: ModelSpec, arithmetic: LearningArithmetic) -> None:
+        self._spec, self._arithmetic, self._panel = spec, arithmetic, Panel(spec, arithmetic)
+        self._rate = np.float64(np.float32(spec.mix.learning_rate))
+        self._key = domain_key(spec.seed, MIX_DOMAIN)
+        self._mix, self._events = initial(spec), 0
+
+    def sections(self) -> dict[str, np.ndarray]:
+        """See `tables.state.Part.sections`."""
+        return {MIX: self._mix}
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """See `tables.state.Part.load`."""
+        self._mix[:] = sections[MIX]
+        self._events = int(sections["events"][0])
+
+    def is_decay_due(self, items: int) -> bool:
+        """Whether the popularity of all items decays before the next record."""
+        return bool(items) and self._mix[SINCE] >= items
+
+    def learn(self, update: Update, source: Source, popularity: np.ndarray, bias: np.ndarray) -> None:
+        """Learns from a record, before the model does.
+
+        `popularity` and `bias` float32[n] are those of the items that had rows before the record.
+        """
+        items = len(bias)
+        if self.is_decay_due(items):
+            self._arithmetic.decay(popularity, bias, self._mix)
+            self._mix[SINCE] = 0
+        if items > 1:
+            for event in self._predicted(update, items):
+                self._predict(update, event, source, bias)
+        self._events += update.fresh
+
+    def count(self, update: Update, popularity: np.ndarray, bias: np.ndarray) -> None:
+        """Counts a record, after the model has learned from it.
+
+        `popularity` and `bias` are those of all items.
+        """
+        rows, weights = update.item_rows[: update.fresh], np.ones(update.fresh, np.float32)
+        if update.weights is not None:
+            weights = update.weights[: update.fresh]
+        if update.values is not None:
+            liked = update.values[: update.fresh] > 0
+            rows, weights = rows[liked], weights[liked]
+        rows, weights = np.ascontiguousarray(rows), np.ascontiguousarray(weights)
+        self._arithmetic.add_events(rows, weights, popularity, bias, self._mix)
+        self._mix[SINCE] += update.fresh
+
+    def _predicted(self, update: Update, items: int) -> Iterator[int]:
+        """The events that are predicted."""
+        share = predicted_share(self._events)
+        for event in np.flatnonzero(update.item_rows[: update.fresh] < items).tolist():
+            if update.values is not None and not update.values[event] > 0:
+                continue
+            if self._draws(update, event, 0, 1, share)[0] == 0:
+                yield event
+
+    def _draws(self, update: Update, event: int, first: int, size: int, count: int) -> np.ndarray:
+        return self._arithmetic.draws(self._key, update.revision, event, first, size, count)
+
+    def _predict(self, update: Update, event: int, source: Source, bias: np.ndarray) -> None:
+        row = update.item_rows[event]
+        events = self._remembered(update, event, source)
+        known = Remembered(*(column[events.rows < len(bias)] for column in events))
+        experts = self._panel.of(source, update.user_rows[event : event + 1], known, update.item_count)
+        candidates = self._draws(update, event, 1, CANDIDATES, len(bias))
+        candidates = candidates[(candidates != row) & ~np.isin(candidates, known.rows)]
+        own = known.rows[-OWN_MAX:]
+        rows = np.concatenate([[row], candidates, own[own != row]]).astype(np.uint32)
+        z = self._standardised(experts, source, rows)
+        weights = experts.weights
+        if row not in known.rows:
+            new = np.ascontiguousarray(z[:, : 1 + len(candidates)])
+            self._arithmetic.step(weights, new, _NEW_ITEM, self._rate)
+        self._arithmetic.step(weights, z, ~_NEW_ITEM, self._rate)
+
+    def _standardised(self, experts: Experts, source: Source, rows: np.ndarray) -> np.ndarray:
+        """The standardised scores of items uint32[c], float64[EXPERTS, c]."""
+        factors, bias = source.gather(ITEMS, rows)
+        scores = np.empty((EXPERTS, len(rows)))
+        for fold in range(FOLDS):
+            scores[fold] = self._arithmetic.dots(experts.folds[fold, : self._spec.k], factors)
+        scores[COUNTS], scores[REPEATS] = experts.counts.at(rows), experts.repeats.at(rows)
+        scores[POPULARITY] = bias
+        for expert, moment in enumerate(experts.moments):
+            scores[expert] = (scores[expert] - moment.mean) * moment.scale
+        return scores
+
+    def _remembered(self, update: Update, event: int, source: Source) -> Remembered:
+        """The user's events before an event of a record: the history, and those in the record."""
+        user = update.user_rows[event]
+        sections = source.read(USERS, update.user_rows[event : event + 1], _PERSON)
+        person = {name: section[0] for name, section in sections.items()}
+        history = remembered(person)
+        earlier = np.flatnonzero(update.user_rows[:event] == user)
+        if not earlier.size:
+            return history
+        visits, last_time, starts = 0, int(person["last_time"]), []
+        for place in earlier.tolist():
+            time = 0 if update.times is None else int(update.times[place])
+            visits += time == 0 or time != last_time
+            last_time = time
+            starts.append(visits)
+        ages = np.concatenate([history.ages + visits, visits - np.array(starts, np.int64)])
+        ones = np.ones(earlier.size, np.float32)
+        columns = (
+            np.concatenate([history.rows, update.item_rows[earlier]]),
+            np.concatenate([history.values, ones if update.values is None else update.values[earlier]]),
+            np.concatenate([history.weights, ones if update.weights is None else update.weights[earlier]]),
+            np.minimum(ages, DECAY_STEPS - 1),
+        )
+        return Remembered(*(column[-self._spec.history.users :] for column in columns))

@@ -1,0 +1,114 @@
+"""The arithmetic of a mix in plain NumPy: the reference for `reading/cpu.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from livefactor_kernels.numbers import scalar
+from livefactor_kernels.numbers.random import draw_below
+from livefactor_kernels.reading import DECAY, EXPERTS, POPULARITY, POPULARITY_MIN, SQUARES, STEP_MAX, SUM
+from livefactor_kernels.reading.experts import Remembered
+from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
+from livefactor_kernels.solve.reference import System, solve_row
+from livefactor_kernels.spec.model import ModelSpec
+
+_F0, _F1 = np.float32(0.0), np.float32(1.0)
+
+
+class ReferenceArithmetic:
+    """As `learning.LearningArithmetic`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._rates, self._k = SolveRates.of(spec), spec.k
+        self._shrinkage = np.float32(spec.counts.shrinkage)
+
+    def fold(self, x: np.ndarray, y: np.ndarray, events: Remembered, decay: np.ndarray, everywhere: np.ndarray,
+             unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
+        """See `experts.Arithmetic.fold`."""
+        k, rates = self._k, self._rates._replace(unobserved=unobserved)
+        targets = (events.values > 0).astype(np.float32)
+        weights = events.weights * decay[events.ages]
+        system = System(y[:, :k], weights, targets, everywhere, items)
+        row = np.zeros_like(x)
+        row[:k] = solve_row(x[:k], system, rates, int(FOLD_SWEEPS))
+        return row
+
+    def gains(self, lists: dict[str, np.ndarray], weights: np.ndarray, rows: np.ndarray,
+              events: np.ndarray) -> np.ndarray:  # fmt: skip
+        """See `experts.Arithmetic.gains`."""
+        gains, total = np.zeros(len(rows), np.float32), _F0
+        for weight, followers, counts, seen in zip(
+            weights, lists["neighbor_rows"], lists["neighbor_counts"], lists["seen_count"], strict=True
+        ):
+            total += weight
+            for follower, count in zip(followers, counts, strict=True):
+                if count > 0:
+                    at = int(np.searchsorted(rows, follower))
+                    norm = np.sqrt(np.float32(seen) * np.float32(events[at])) + self._shrinkage
+                    gains[at] += (weight * count) / norm
+        return gains / total
+
+    def row_sums(self, x: np.ndarray, gram: np.ndarray) -> tuple[float, float]:
+        """See `experts.Arithmetic.row_sums`."""
+        # np.cumsum adds from left to right.
+        wide, k = x.astype(np.float64), self._k
+        lines = np.cumsum(gram[:k, :k] * wide, axis=1)[:, -1]
+        return float(np.cumsum(wide * gram[k, :k])[-1]), float(np.cumsum(wide * lines)[-1])
+
+    def sums(self, gains: np.ndarray) -> tuple[float, float]:
+        """See `experts.Arithmetic.sums`."""
+        wide = np.append(np.float64(0.0), gains)
+        return float(np.cumsum(wide)[-1]), float(np.cumsum(wide * wide)[-1])
+
+    def draws(
+        self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int
+    ) -> np.ndarray:
+        """See `learning.LearningArithmetic.draws`."""
+        draws = np.arange(first, first + size, dtype=np.uint64)
+        numbers = np.uint64(revision), np.uint64(event), draws, np.uint64(count)
+        return np.asarray(draw_below(key, *numbers)).astype(np.int64)
+
+    def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """See `learning.LearningArithmetic.dots`."""
+        products = x.astype(np.float64) * y[:, : self._k].astype(np.float64)
+        return np.asarray(np.cumsum(products, axis=1)[:, -1])
+
+    def step(self, weights: np.ndarray, z: np.ndarray, learns: np.ndarray, rate: np.float64) -> None:
+        """See `learning.LearningArithmetic.step`."""
+        scores = weights[0] * z[0]
+        for expert in range(1, EXPERTS):
+            scores = scores + weights[expert] * z[expert]
+        likely = scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
+        total, sums = np.float64(0.0), np.zeros(EXPERTS)
+        for candidate, q in enumerate(likely):
+            total += q
+            sums = sums + q * z[:, candidate]
+        for expert in np.flatnonzero(learns).tolist():
+            step = min(max(sums[expert] / total - z[expert, 0], -STEP_MAX), STEP_MAX)
+            least = POPULARITY_MIN if expert == POPULARITY else 0.0
+            weights[expert] = max(weights[expert] - rate * step, least)
+
+    def add_events(self, rows: np.ndarray, weights: np.ndarray, popularity: np.ndarray, bias: np.ndarray,
+                   mix: np.ndarray) -> None:  # fmt: skip
+        """See `learning.LearningArithmetic.add_events`."""
+        for row, weight in zip(rows, weights, strict=True):
+            popularity[row] += weight
+            old, new = np.float64(bias[row]), _log(popularity[row])
+            bias[row] = new
+            mix[SUM] = (mix[SUM] + np.float64(new)) - old
+            mix[SQUARES] = (mix[SQUARES] + np.float64(new) * np.float64(new)) - old * old
+
+    def decay(self, popularity: np.ndarray, bias: np.ndarray, mix: np.ndarray) -> None:
+        """See `learning.LearningArithmetic.decay`."""
+        mix[SUM] = mix[SQUARES] = 0.0
+        for row in range(len(bias)):
+            popularity[row] *= DECAY
+            bias[row] = _log(popularity[row])
+            mix[SUM] += np.float64(bias[row])
+            mix[SQUARES] += np.float64(bias[row]) * np.float64(bias[row])
+
+
+def _log(count: np.float32) -> np.float32:
+    """log(1 + count) of the semantics."""
+    mantissa, exponent = np.frexp(_F1 + count)
+    return np.float32(np.float32(exponent - 1) + (np.float32(2.0) * mantissa - _F1))

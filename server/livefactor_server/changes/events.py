@@ -1,0 +1,106 @@
+"""The events of consecutive interactions records, joined to one set of columns, and learning them.
+
+Live records and replayed ones are joined before they are learned (`join`, `bodies.decode_bodies`).
+From then on they take the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from livefactor.wire.columns import Columns
+from livefactor_kernels.backend import Update
+from livefactor_kernels.sgd.runs import UpdateRun
+from livefactor_kernels.spec.model import Loss
+from livefactor_server.changes.change import Placement
+from livefactor_server.model.state import ModelState
+
+
+@dataclass(slots=True)
+class Events:
+    """The events of m records, without their ids. A column that no record has is None.
+
+    Attributes:
+        ends: number of events up to and with each record, int64[m].
+        values, weights: float32[n], 1 for the events of a record that has none.
+        event_types: uint32[n], 0 for the events of a record that has none.
+        times_us: int64[n], 0 for the events of a record that has none.
+    """
+
+    ends: np.ndarray
+    values: np.ndarray | None
+    weights: np.ndarray | None
+    event_types: np.ndarray | None
+    times_us: np.ndarray | None
+
+
+class Places(NamedTuple):
+    """Table rows of the events' keys, uint32[n], and the sizes of the tables after each record,
+    int64[m].
+    """
+
+    user_rows: np.ndarray
+    item_rows: np.ndarray
+    user_counts: np.ndarray
+    item_counts: np.ndarray
+
+
+def join(columns: Sequence[Columns], placements: Sequence[Placement]) -> tuple[Events, Places]:
+    """Joins the columns and the placements of consecutive records. One record is not copied."""
+    sizes = [len(each) for each in columns]
+    places = Places(
+        _concatenated([each.user_rows for each in placements]),
+        _concatenated([each.item_rows for each in placements]),
+        np.array([each.user_count for each in placements], np.int64),
+        np.array([each.item_count for each in placements], np.int64),
+    )
+    events = Events(
+        np.cumsum(sizes),
+        _joined([each.values for each in columns], sizes, np.float32(1)),
+        _joined([each.weights for each in columns], sizes, np.float32(1)),
+        _joined([each.event_types for each in columns], sizes, np.uint32(0)),
+        _joined([each.times_us for each in columns], sizes, np.int64(0)),
+    )
+    return events, places
+
+
+def _concatenated(columns: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(columns) if len(columns) > 1 else columns[0]
+
+
+def _joined(columns: list[np.ndarray | None], sizes: list[int], default: np.generic) -> np.ndarray | None:
+    if all(column is None for column in columns):
+        return None
+    return _concatenated(
+        [
+            np.full(size, default) if column is None else column
+            for column, size in zip(columns, sizes, strict=True)
+        ]
+    )
+
+
+def learn(state: ModelState, revision: int, events: Events, places: Places) -> None:
+    """Learns the events of consecutive records in one call of the backend.
+
+    `revision` is that of the first record. The bits are those of one call per record.
+    """
+    spec, ends, n = state.spec, events.ends, places.user_rows.size
+    values = None if spec.loss == Loss.BPR else events.values
+    values, weights = state.event_types.applied(n, events.event_types, values, events.weights)
+    whole = Update(
+        revision=revision + len(ends) - 1,
+        user_rows=places.user_rows,
+        item_rows=places.item_rows,
+        values=values,
+        weights=weights,
+        user_count=int(places.user_counts[-1]),
+        item_count=int(places.item_counts[-1]),
+        times=events.times_us if spec.history.users else None,
+    )
+    run = UpdateRun(whole, revision, ends, places.user_counts, places.item_counts)
+    state.backend.apply_all([whole] if len(ends) == 1 else run)
+    state.events += n

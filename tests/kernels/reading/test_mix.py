@@ -1,0 +1,224 @@
+"""A mix of experts: what its weights learn, what it reads, and what a pin keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from livefactor_kernels.backend import AUTO, choose_backend, create_backend
+from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.reading import (
+    EXPERTS,
+    GROUPS,
+    MIX,
+    POPULARITY,
+    POPULARITY_MIN,
+    REPEATS,
+    SQUARES,
+    SUM,
+    WEIGHT_START,
+    moments,
+    predicted_share,
+)
+from livefactor_kernels.reading.cpu import CpuArithmetic
+from livefactor_kernels.reading.persons import PersonReader
+from livefactor_kernels.reading.reference import ReferenceArithmetic
+from livefactor_kernels.scoring.cpu import score_candidates
+from livefactor_kernels.spec.checks import check, check_cuda
+from livefactor_kernels.spec.model import Counts, History, Loss, Mix, ModelSpec, Rule, Solve, SpecError
+from livefactor_kernels.spec.presets import preset
+from livefactor_kernels.tables import ITEMS, NO_ROW
+from specs import solve_spec
+from synthetic import push
+
+USERS, SHELF = 60, 40
+
+
+def mix_spec(**changes: object) -> ModelSpec:
+    fields: dict[str, object] = {
+        "k": 8,
+        "history": History(32, 32),
+        "counts": Counts(16, 6),
+        "solve": Solve(0.0, 3, 2, 10.0),
+        "mix": Mix(0.02),
+    }
+    return solve_spec(**{**fields, **changes})
+
+
+def weights(model: CpuModel) -> np.ndarray:
+    """The weights float64[GROUPS, EXPERTS] of a model."""
+    return np.array(model.state()[MIX][: GROUPS * EXPERTS].reshape(GROUPS, EXPERTS))
+
+
+def learned(draw_items, spec: ModelSpec | None = None, records: int = 60) -> CpuModel:
+    """A model that has learned random users with the items of `draw_items(users, generator)`."""
+    model, rng = CpuModel(spec or mix_spec()), np.random.default_rng(3)
+    for _ in range(records):
+        users = rng.integers(0, USERS, 40)
+        push(model, users.tolist(), draw_items(users, rng).tolist())
+    return model
+
+
+def by_popularity(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.zipf(1.3, users.size) % SHELF
+
+
+def by_taste(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Every item is equally popular. A user takes those of one of four shelves."""
+    return users % 4 * SHELF + rng.integers(0, SHELF, users.size)
+
+
+def again(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Every user takes the same two items for ever."""
+    return users * 2 + rng.integers(0, 2, users.size)
+
+
+def test_weights_follow_what_predicts() -> None:
+    popular, taste, repeats = (weights(learned(draw)) for draw in (by_popularity, by_taste, again))
+    known = GROUPS - 1
+    folds = slice(0, POPULARITY)
+    assert popular[known, POPULARITY] > 2 * popular[known, folds].mean()
+    assert taste[known, POPULARITY] < 0.5 * taste[known, :3].sum()
+    assert repeats[known, REPEATS] > WEIGHT_START > taste[known, REPEATS]
+    assert (popular >= 0).all() and (taste[:, POPULARITY] >= POPULARITY_MIN).all()
+
+
+def test_a_new_user_gets_what_is_popular() -> None:
+    model = learned(by_popularity)
+    rows = np.arange(model.published[ITEMS], dtype=np.uint32)
+    counts = model.items.history["seen_count"][: rows.size]
+    with model.pin() as pin:
+        new = PersonReader(model.spec).read(pin, np.array([NO_ROW], np.uint32), rows.size)
+        none = np.empty(0, np.uint32)
+        best = new.top_k(pin, model.items.keys, 5, none, none, np.zeros(2, np.int64))[0]
+    assert counts[best].mean() > 4 * np.median(counts)
+
+
+def test_top_k_is_exact() -> None:
+    model = learned(by_taste, records=20)
+    count = model.published[ITEMS]
+    rows, users = np.arange(count, dtype=np.uint32), np.array([0, 7, NO_ROW], np.uint32)
+    with model.pin() as pin:
+        persons = PersonReader(model.spec).read(pin, users, count)
+        common, none = np.array([5], np.uint32), (np.empty(0, np.uint32), np.zeros(4, np.int64))
+        own, offsets = persons.exclusions(*none)
+        best, scores, ends = persons.top_k(pin, model.items.keys, 7, common, own, offsets)
+        factors, bias = pin.gather(ITEMS, rows)
+        for user in range(3):
+            one = persons.factors[user : user + 1], persons.bias[user : user + 1]
+            each = score_candidates(pin.mean, *one, factors, bias, np.array([0, count]))
+            each = each + persons.gains(user, rows)
+            left = np.setdiff1d(rows, [5, *own[offsets[user] : offsets[user + 1]]])
+            expected = left[np.lexsort((model.items.keys[left], -each[left]))][:7]
+            mine = slice(ends[user], ends[user + 1])
+            assert best[mine].tolist() == expected.tolist()
+            assert scores[mine].tobytes() == each[expected].tobytes()
+
+
+def test_scores_are_the_weighted_sum_of_standardised_experts() -> None:
+    """The moments without a scan are those of all items."""
+    model = learned(by_taste, records=20)
+    count = model.published[ITEMS]
+    rows = np.arange(count, dtype=np.uint32)
+    reader = PersonReader(model.spec)
+    parts = []
+    for expert in (*range(REPEATS), POPULARITY):
+        alone = np.zeros((GROUPS, EXPERTS))
+        alone[:, POPULARITY], alone[:, expert] = 1e-6, 1.0
+        parts.append((expert, alone))
+    with model.pin() as pin:
+        section = pin.state()[MIX]
+        before = section.copy()
+        for expert, alone in parts:
+            section[: GROUPS * EXPERTS] = alone.reshape(-1)
+            person = reader.read(pin, np.array([3], np.uint32), count)
+            factors, bias = pin.gather(ITEMS, rows)
+            scores = factors.astype(np.float64) @ person.factors[0] + bias + person.bias[0]
+            scores = (scores + person.gains(0, rows)) * alone[0, POPULARITY]
+            scores /= np.sqrt(section[SQUARES] / count - (section[SUM] / count) ** 2)
+            assert abs(scores.mean()) < 1e-3 and abs(scores.std() - 1) < 1e-3, expert
+        section[:] = before
+
+
+def test_a_pin_keeps_popularity_when_all_of_it_decays() -> None:
+    model = learned(by_popularity, records=3)
+    rows = np.arange(model.published[ITEMS], dtype=np.uint32)
+    with model.pin() as pin:
+        before = pin.gather(ITEMS, rows)[1].copy()
+        for _ in range(6):
+            push(model, list(range(30)), list(range(30)))
+        assert pin.gather(ITEMS, rows)[1].tobytes() == before.tobytes()
+    assert model.items.bias[: rows.size].tobytes() != before.tobytes()
+
+
+def test_sums_of_popularity_stay_those_of_all_items() -> None:
+    model = learned(by_popularity)
+    bias = model.items.bias[: model.published[ITEMS]].astype(np.float64)
+    mix = model.state()[MIX]
+    assert np.isclose(mix[SUM], bias.sum(), rtol=1e-9) and np.isclose(
+        mix[SQUARES], (bias**2).sum(), rtol=1e-9
+    )
+
+
+def test_the_arithmetic_of_cpu_and_reference_agrees_on_extreme_numbers() -> None:
+    spec, rng = mix_spec(), np.random.default_rng(1)
+    both = CpuArithmetic(spec), ReferenceArithmetic(spec)
+    z = rng.standard_normal((EXPERTS, 90)) * 10.0 ** rng.integers(-6, 7, (EXPERTS, 1))
+    steps = []
+    for arithmetic in both:
+        own = np.full(EXPERTS, WEIGHT_START)
+        arithmetic.step(own, z, np.ones(EXPERTS, bool), np.float64(0.5))
+        popularity, bias, mix = (
+            np.full(3, 1e30, np.float32),
+            np.zeros(3, np.float32),
+            np.zeros(GROUPS * EXPERTS + 3),
+        )
+        arithmetic.add_events(
+            np.array([0, 2, 0], np.uint32), np.array([1, 0, 3e5], np.float32), popularity, bias, mix
+        )
+        arithmetic.decay(popularity, bias, mix)
+        steps.append([own.tobytes(), popularity.tobytes(), bias.tobytes(), mix.tobytes()])
+    assert steps[0] == steps[1]
+    assert moments(3.0, 3.0, 3.0).scale == 0.0
+
+
+def test_few_events_of_a_long_stream_are_predicted() -> None:
+    assert [predicted_share(events) for events in (0, 100_000, 10**9)] == [8, 97, 256]
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("mix.learning_rate", {"mix": Mix(1.5)}),
+        ("loss", {"loss": Loss.BPR, "negatives": 1, "rule": Rule.SGD, "solve": Solve()}),
+        ("history.half_life", {"history": History(16, 16, 1.5)}),
+        ("counts.neighbors", {"counts": Counts()}),
+        ("counts.repeat", {"counts": Counts(16, 6, repeat=1.0)}),
+        ("solve.unobserved", {"solve": Solve(0.0)}),
+        ("solve.unobserved", {"solve": Solve(0.5, unobserved_density=1.0)}),
+        ("solve.unobserved_density", {"mix": Mix(), "solve": Solve(unobserved_density=-1.0)}),
+    ],
+)
+def test_a_mix_that_cannot_work_is_refused_by_name(field: str, changes: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match=f"^{field}: "):
+        check(replace(mix_spec(), **changes))
+
+
+def test_cuda_refuses_a_mix_by_name_and_is_not_chosen_for_it() -> None:
+    with pytest.raises(SpecError, match=r"^mix.learning_rate: .*docs/gpu.md"):
+        check_cuda(mix_spec())
+    with pytest.raises(SpecError, match=r"^solve.unobserved_density: "):
+        check_cuda(mix_spec(mix=Mix()))
+    assert choose_backend(AUTO, preset("auto")) == "cpu"
+    assert check_cuda(preset("clicks")) == preset("clicks")
+
+
+def test_unobserved_pairs_weigh_by_the_density_of_the_data() -> None:
+    spec = mix_spec(mix=Mix(), solve=Solve(0.0, 3, 2, 3.0))
+    model = create_backend("cpu", spec)
+    push(model, [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
+    assert model.state()["unobserved"][0] == np.float32(3.0 * 6 / 36)
+    push(model, [1, 1], [2, 3])
+    assert model.state()["unobserved"][0] == np.float32(3.0 * 8 / 36)
