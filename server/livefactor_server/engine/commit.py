@@ -21,7 +21,7 @@ from livefactor_server import changes
 from livefactor_server.changes import Header, Record
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.metrics import EngineMetrics
-from livefactor_server.engine.submission import Ack, Submission
+from livefactor_server.engine.submission import Ack, Submission, Wake
 from livefactor_server.judging.observer import Observer
 from livefactor_server.log.format import HASH_BYTES
 from livefactor_server.log.store import Entry, Log
@@ -175,9 +175,14 @@ class Commit:
 
     def acknowledge(self, run: Run) -> None:
         """Answers each batch and each retry that waits for it. The judge concludes afterwards."""
-        for batch, record in run:
-            assert record.header.revision <= self.parts.state.revision
-            batch.finish(_ack(record))
+        wakes: set[Wake] = set()
+        try:
+            for batch, record in run:
+                assert record.header.revision <= self.parts.state.revision
+                wakes |= batch.answer(_ack(record))
+        finally:
+            for wake in wakes:
+                wake()
         self.parts.metrics.observe([batch for batch, _ in run], time.perf_counter())
         self.parts.observer.after()
 

@@ -17,6 +17,9 @@ Seal = Callable[[bytes, bytes, bytes], bytes]
 """The hash of the log: (salt, reject summary, body) -> commitment, 32 bytes."""
 
 
+Wake = Callable[[], None]
+
+
 class Ack(NamedTuple):
     """A batch is durable, and its effect is visible at `revision`.
 
@@ -36,7 +39,8 @@ class Ack(NamedTuple):
 class Submission:
     """A batch. Its handler thread does all work that needs no order: decode, check, salt, hash.
 
-    An engine thread sets `result` and then calls `reply`, exactly once. `reply` must not block.
+    An engine thread sets `result` and then calls `reply`, exactly once. `reply` must not block. It
+    may return a function that wakes its receiver. Answers that are given together wake it once.
 
     Attributes:
         received_body: the bytes of the change as the client sent them.
@@ -57,7 +61,7 @@ class Submission:
     sequence: int
     rejects: Rejects
     seal: Seal
-    reply: Callable[[Submission], None]
+    reply: Callable[[Submission], Wake | None]
     tag: int = 0
     salt: bytes = field(default_factory=lambda: os.urandom(SALT_BYTES))
     time_us: int = field(default_factory=lambda: time.time_ns() // 1000)
@@ -113,7 +117,14 @@ class Submission:
 
     def finish(self, result: Ack | Refused) -> None:
         """Answers the batch and its followers."""
+        for wake in self.answer(result):
+            wake()
+
+    def answer(self, result: Ack | Refused) -> set[Wake]:
+        """Does as `finish`, and returns the functions that the caller must call afterwards."""
         self.result = result
-        self.reply(self)
+        wake = self.reply(self)
+        wakes = set() if wake is None else {wake}
         for follower in self.followers:
-            follower.finish(result._replace(duplicate=True) if isinstance(result, Ack) else result)
+            wakes |= follower.answer(result._replace(duplicate=True) if isinstance(result, Ack) else result)
+        return wakes

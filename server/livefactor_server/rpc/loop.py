@@ -50,8 +50,16 @@ class Loop:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def post(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Has the loop call a function soon. Calls that come together wake the loop once."""
+        """Has the loop call a function soon."""
+        self.prepare(function, *arguments)
+        self.wake()
+
+    def prepare(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Has the loop call a function after the next `wake`."""
         self._inbox.append((function, arguments))
+
+    def wake(self) -> None:
+        """Has the loop make the prepared calls soon."""
         if not self._is_woken:
             self._is_woken = True
             self._loop.call_soon_threadsafe(self._empty_inbox)

@@ -66,8 +66,13 @@ class Stream:
 
         `None` ends the stream after all answers, and `Refused` at once.
         """
+        self.prepare(answer)
+        self._loop.wake()
+
+    def prepare(self, answer: Answer | Refused | None) -> None:
+        """Adds an answer, which is seen after the loop wakes. Thread-safe."""
         self._answers.append(answer)
-        self._loop.post(self._news.set)
+        self._loop.prepare(self._news.set)
 
     async def ready(self) -> list[Answer]:
         """The next answers, in order. An empty list ends the stream.

@@ -9,11 +9,12 @@ from collections.abc import Callable
 import grpc
 
 from livefactor.v1 import updates_pb2
+from livefactor.wire import columns as wire
 from livefactor.wire.columns import ColumnError
 from livefactor.wire.limits import NOTE_BYTES_MAX, over
 from livefactor_server.changes import NO_REJECTS, OpenProducerChange
 from livefactor_server.engine.engine import Engine
-from livefactor_server.engine.submission import Ack, Submission
+from livefactor_server.engine.submission import Ack, Submission, Wake
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
@@ -23,7 +24,13 @@ from livefactor_server.statuses import Refused, busy, invalid, unavailable
 INLINE_BYTES_MAX = 32 << 10
 """A batch up to this size is decoded by the loop itself. A larger one would block it too long."""
 
-Reply = Callable[[Submission], None]
+INLINE_INTERACTIONS_BYTES_MAX = 256 << 10
+"""The same for a batch of interactions, whose columns the server reads without copies.
+
+A thread costs more than it saves up to this size.
+"""
+
+Reply = Callable[[Submission], Wake]
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +77,14 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
             calls,
             engine,
             lambda reply: _batch(calls, engine, update, reply),
-            is_large=len(raw) > INLINE_BYTES_MAX,
+            is_large=_is_large(update, raw),
         )
     return encode.apply_response(engine.state.lineage, ack).SerializeToString()
+
+
+def _is_large(update: decode.UpdateRequest, raw: bytes) -> bool:
+    is_quick = update.change == wire.INTERACTIONS
+    return len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX)
 
 
 def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Reply) -> Submission:
@@ -102,9 +114,10 @@ async def _applied(calls: Calls, engine: Engine, batch: Callable[[Reply], Submis
         if not done.done():
             done.set_result(result)
 
-    def reply(item: Submission) -> None:
+    def reply(item: Submission) -> Wake:
         assert item.result is not None
-        calls.loop.post(finish, item.result)
+        calls.loop.prepare(finish, item.result)
+        return calls.loop.wake
 
     def submit() -> None:
         if not engine.try_submit(batch(reply)):
@@ -159,18 +172,19 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
         engine = calls.hosting.get(update.model).engine
         lineage = engine.state.lineage
 
-        def reply(item: Submission) -> None:
+        def reply(item: Submission) -> Wake:
             # Only the answer: a batch in the queue would keep its payload in memory until the peer
             # reads the answer.
             assert item.result is not None
-            stream.put(Answer(index, item.sequence, item.result, lineage))
+            stream.prepare(Answer(index, item.sequence, item.result, lineage))
+            return calls.loop.wake
 
-        if len(raw) <= INLINE_BYTES_MAX:
+        if _is_large(update, raw):
+            await calls.stream_threads.in_thread(lambda: engine.submit(_batch(calls, engine, update, reply)))
+        else:
             batch = _batch(calls, engine, update, reply)
             if not engine.try_submit(batch):
                 await calls.stream_threads.in_thread(engine.submit, batch)
-        else:
-            await calls.stream_threads.in_thread(lambda: engine.submit(_batch(calls, engine, update, reply)))
     except (Refused, ColumnError) as error:
         stream.put(Answer(index, sequence, guards.refusal(error), None))
     except Exception:

@@ -18,9 +18,9 @@ from engine_rig import SPEC, Rig, batch, replayed_root
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.scoring import ScoreQuery
-from livefactor_server.changes import OpenProducerChange
+from livefactor_server.changes import NO_REJECTS, OpenProducerChange
 from livefactor_server.engine.readers import Reader
-from livefactor_server.engine.submission import Ack
+from livefactor_server.engine.submission import Ack, Submission, Wake
 from livefactor_server.model.producers import RING
 from livefactor_server.statuses import Refused
 
@@ -237,3 +237,28 @@ def test_a_bug_while_applying_stops_reads_and_writes_until_a_restart(rig: Rig, t
     again = Rig(tmp_path)
     assert again.engine.revision >= 2 and again.root() == replayed_root(tmp_path)
     rig.engine = again.engine
+
+
+def test_answers_that_are_given_together_wake_their_receiver_once(rig: Rig) -> None:
+    answered: list[Submission] = []
+    wakes: list[int] = []
+
+    def wake() -> None:
+        wakes.append(len(answered))
+
+    def reply(item: Submission) -> Wake:
+        answered.append(item)
+        return wake
+
+    rig.io.syncing.clear()
+    # The first batch is in the disk's hands while the others queue, so that these form one group.
+    rig.push_async(batch(0))
+    change = OpenProducerChange()
+    for number in range(20):
+        name = b"p%d" % number
+        rig.engine.submit(Submission(change, b"", name, 0, 0, NO_REJECTS, rig.log.seal, reply))
+    rig.io.syncing.set()
+    rig.push(batch(1))
+    rig.engine.drain()
+    assert len(answered) == wakes[-1] == 20
+    assert len(wakes) <= 3
