@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,9 @@ from livefactor_server.files.marks import MARK_EVERY, Digest, Mark, producer_of
 
 RECEIPTS_MAX = 64
 """Maximum number of batches that wait for their acknowledgement."""
+
+INTERRUPT_CHECK_S = 0.1
+"""Maximum time in seconds that a wait for an acknowledgement delays an interrupt."""
 
 REJECTS_MAX = 100
 """Maximum number of rejected rows that are listed."""
@@ -50,6 +58,7 @@ class Push:
         self._receipts: list[tuple[Rows, Receipt]] = []
         self._rejects: list[tuple[int, str, str]] = []
         self._producer_id = ""
+        self._interrupted = threading.Event()
         self.ids: list[str] = []
         self.is_open = False
         self.skipped = self.accepted = self.rejected = self.row = self.revision = 0
@@ -89,19 +98,23 @@ class Push:
         Raises:
             EventFileError: the file has a fault, or is not the one that earlier runs sent.
             LivefactorError: the server refuses, or is away.
+            KeyboardInterrupt: the user interrupts it.
         """
         batches = Batches(self.events())
         self._producer_id = producer or producer_of(batches.first(), self._secret)
-        with Producer(
-            target,
-            self._producer_id,
-            model=model,
-            secret=self._secret,
-            labels=labels,
-            batch=BatchSettings(events_max=self._batch, latency_ms_max=0.0),
-            # The rejected rows are counted here and need no warning.
-            on_reject=lambda rejects: None,
-        ) as sender:
+        with (
+            self._interruptible(),
+            Producer(
+                target,
+                self._producer_id,
+                model=model,
+                secret=self._secret,
+                labels=labels,
+                batch=BatchSettings(events_max=self._batch, latency_ms_max=0.0),
+                # The rejected rows are counted here and need no warning.
+                on_reject=lambda rejects: None,
+            ) as sender,
+        ):
             self.is_open = True
             for sentence in self.ids:
                 console(err=True).print(sentence, soft_wrap=True, markup=False, highlight=False)
@@ -109,6 +122,31 @@ class Push:
             self.skipped = self.row = _skip_applied(sender, batches, digest)
             self._send_rest(sender, batches, digest)
             self.revision = sender.flush().revision
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Delays the first SIGINT until no lock is held. A second one interrupts at once.
+
+        Python raises KeyboardInterrupt between any two instructions. After one inside of gRPC,
+        closing the stream could wait for ever for a lock that nobody gives back.
+        """
+
+        def note(number: int, frame: object) -> None:
+            self._interrupted.set()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _check_interrupt(self) -> None:
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
 
     def _send_rest(self, sender: Producer, batches: Batches, digest: Digest) -> None:
         began, since_mark, sequence = time.monotonic(), MARK_EVERY, sender.last_sequence + 1
@@ -121,6 +159,7 @@ class Push:
             total = self._total or self.events().total
             task = bar.add_task("push", total=total or None, completed=self.skipped, rate="")
             while (rows := batches.take(self._batch)) is not None:
+                self._check_interrupt()
                 if since_mark == MARK_EVERY or len(rows) < self._batch:
                     self._collect(0)
                     sender.keep(Mark(sequence, rows.first, len(rows), self._batch, digest.value()).encode())
@@ -146,6 +185,9 @@ class Push:
 
     def _count_first(self) -> None:
         rows, receipt = self._receipts[0]
+        while not receipt.done():
+            wait([receipt], INTERRUPT_CHECK_S)
+            self._check_interrupt()
         ack = receipt.result()
         self._receipts.pop(0)
         self.accepted += ack.accepted
