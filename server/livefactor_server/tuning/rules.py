@@ -139,6 +139,11 @@ _SOLVE = (
     Choice("counts.repeat", (0.0, 0.1, 0.2)),
     Choice("k", (32, 64)),
 )
+_MIX = (
+    Range("l2", 3e-4, 0.03),
+    Range("solve.unobserved_density", 5.0, 200.0),
+    Choice("k", (32, 64)),
+)
 _SOFTMAX = (
     *_ADAGRAD,
     _L2,
@@ -188,6 +193,7 @@ RULES = {
         (*_SOFTMAX, Choice("counts.repeat", (0.0, 0.75, 1.5, 3.0))),
     ),
     "solve-counts": Rule(("clicks", "news"), "clicks", preset("clicks"), _SOLVE),
+    "solve-mix": Rule(("clicks", "news"), "auto", preset("auto"), _MIX),
     # The values of purchases may be amounts, which exceed the limits of the preset.
     "solve-repeats": Rule(("purchases",), "clicks", preset("clicks", limits=Limits()), _SOLVE),
 }

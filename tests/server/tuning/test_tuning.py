@@ -303,7 +303,7 @@ def test_every_preset_that_fits_is_tried_before_anything_else() -> None:
         found = starts(task, rules, ones)
         presets = [one.preset for one in found if one.preset]
         assert presets[0] == task
-        assert sorted(presets) == ["clicks", "clicks_sgd", "news", "purchases", "purchases_sgd"]
+        assert sorted(presets) == ["auto", "clicks", "clicks_sgd", "news", "purchases", "purchases_sgd"]
         assert [one.preset for one in found[len(presets) :]] == [""] * (len(found) - len(presets))
         specs = [
             replace(RULES[one.rule].of_parameters(one.parameters, one.rule), limits=Limits()) for one in found
