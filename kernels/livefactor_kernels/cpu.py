@@ -73,7 +73,7 @@ class CpuModel:
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
         self._rule = self._rule_of(spec)
-        self._mixer = Mixer(spec, CpuArithmetic(spec)) if spec.mix.learning_rate else None
+        self._mixer = self._mixer_of(spec) if spec.mix.learning_rate else None
         further = [part for part in (self._reservoir, self._mixer) if part is not None]
         self._parts: list[Part] = [self._mean, self._rule, *further]
         self.pins = PinBoard(spec, (self.users, self.items))
@@ -91,6 +91,13 @@ class CpuModel:
             return Softmax(spec, *tables)
         kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
         return kind(spec, *tables, self._mean.sums)
+
+    @staticmethod
+    def _mixer_of(spec: ModelSpec) -> Mixer:
+        # Readers share the compiled kernels, and are made more often.
+        arithmetic = CpuArithmetic(spec)
+        arithmetic.compile_kernels()
+        return Mixer(spec, arithmetic)
 
     @property
     def mean(self) -> np.float32:

@@ -82,8 +82,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.spec.model import ModelSpec
-
 HALF_LIVES = (0.0, 6.0, 1.5)
 """Half-lives of the folded-in rows, in visits."""
 FOLDS = len(HALF_LIVES)
@@ -120,7 +118,7 @@ def moments(total: float, squares: float, count: float) -> Moments:
     return Moments(mean, 1.0 / float(np.sqrt(variance)) if variance > VARIANCE_MIN else 0.0)
 
 
-def initial(spec: ModelSpec) -> np.ndarray:
+def initial() -> np.ndarray:
     """The section of a new model, float64[SIZE]."""
     section = np.zeros(SIZE)
     section[: GROUPS * EXPERTS] = WEIGHT_START

@@ -29,7 +29,7 @@ from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
 from livefactor_kernels.solve.cpu import Events, Problem, Scratch, Side, livefactor_fold_kernel
 from livefactor_kernels.spec.model import LANES, ModelSpec
 
-_0, _1, _2 = np.uint64(0), np.uint64(1), np.uint64(2)
+_0 = np.uint64(0)
 _F0, _F1, _F2, _D0 = np.float32(0.0), np.float32(1.0), np.float32(2.0), np.float64(0.0)
 NO_RING = Ring(
     np.empty((0, 0), np.uint32),
@@ -57,14 +57,13 @@ class CpuArithmetic:
     """As `learning.LearningArithmetic`. Any thread may call it."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Compiles the kernels, or loads them from the cache."""
+        """The first calls compile the kernels, or load them from the cache."""
         self._spec, self._rates, self._k = spec, SolveRates.of(spec), np.uint64(spec.k)
         self._shrinkage = np.float32(spec.counts.shrinkage)
         self._memory = threading.local()
-        self._compile()
 
-    def _compile(self) -> None:
-        """Calls each kernel with the types of its arguments."""
+    def compile_kernels(self) -> None:
+        """Compiles the kernels, or loads them from the cache."""
         word, one, zero = np.zeros(1, np.uint32), np.ones(1, np.float32), np.zeros(1, np.float32)
         rows, counts = np.zeros((1, LANES), np.uint32), np.zeros((1, LANES), np.float32)
         x, y = np.zeros(self._spec.k_padded, np.float32), reserve((1, self._spec.k_padded), np.float32)

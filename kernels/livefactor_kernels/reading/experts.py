@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -70,7 +71,7 @@ class Source(Protocol):
         """See `backend.Backend.gather`."""
         ...
 
-    def read(self, side: int, rows: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See `backend.Backend.read`."""
         ...
 
@@ -112,7 +113,6 @@ class Experts(NamedTuple):
         folds: the folded-in rows, float32[FOLDS, k_padded].
         counts, repeats: gains of items.
         moments: the moments of the experts' scores, by expert.
-        events: number of remembered events.
         weights: the weights of the user's group, float64[EXPERTS]; a view of the state.
     """
 
@@ -120,7 +120,6 @@ class Experts(NamedTuple):
     counts: Gains
     repeats: Gains
     moments: list[Moments]
-    events: int
     weights: np.ndarray
 
     def combined(self) -> tuple[np.ndarray, np.float32, Gains]:
@@ -162,7 +161,7 @@ class Panel:
             found.append(moments(*self._arithmetic.sums(gains.gains), count))
         mix = state[MIX]
         found.append(moments(float(mix[SUM]), float(mix[SQUARES]), count))
-        return Experts(folds, counts, repeats, found, len(events.rows), weights_of(mix, len(events.rows)))
+        return Experts(folds, counts, repeats, found, weights_of(mix, len(events.rows)))
 
     def _folds(
         self,

@@ -69,7 +69,7 @@ class Mixer:
         self._spec, self._arithmetic, self._panel = spec, arithmetic, Panel(spec, arithmetic)
         self._rate = np.float64(np.float32(spec.mix.learning_rate))
         self._key = domain_key(spec.seed, MIX_DOMAIN)
-        self._mix, self._events = initial(spec), 0
+        self._mix, self._events = initial(), 0
 
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""

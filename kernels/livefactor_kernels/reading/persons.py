@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,8 +11,9 @@ import numpy as np
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
+from livefactor_kernels.reading import experts
 from livefactor_kernels.reading.cpu import NO_RING, CpuArithmetic, Lists, livefactor_gain_kernel
-from livefactor_kernels.reading.experts import Panel, Remembered
+from livefactor_kernels.reading.experts import Panel, Remembered, remembered
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.cpu import Events as SolveEvents
@@ -25,24 +25,12 @@ _USER_SECTIONS = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "se
 _F0 = np.float32(0.0)
 
 
-class Source(Protocol):
+class Source(experts.Source, Protocol):
     """The source of a read: a pin, or a backend whose gate is held."""
 
     @property
     def mean(self) -> np.float32:
         """The global mean."""
-        ...
-
-    def state(self) -> dict[str, np.ndarray]:
-        """As `backend.Backend.state`."""
-        ...
-
-    def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `backend.Backend.gather`."""
-        ...
-
-    def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """See `backend.Backend.read`."""
         ...
 
 
@@ -190,7 +178,16 @@ class PersonReader:
             pairs = zip(own, events, strict=True)
             events = [history if replacement is None else replacement for replacement, history in pairs]
         if self._panel is not None:
-            return self._mixed(self._panel, source, user_rows, events, item_count)
+            followers = self._mix(self._panel, source, user_rows, factors, bias, events, item_count)
+        else:
+            followers = self._add_parts(source, factors, bias, events, item_count)
+        truncated = np.array([each.truncated for each in events], bool)
+        return Persons(factors, bias, [each.items for each in events], truncated, followers)
+
+    def _add_parts(
+        self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Folds the users in, if the rule does. Returns their followers."""
         if self._spec.rule == Rule.SOLVE:
             self._fold(source, factors, bias, events, item_count)
         counts = self._spec.counts
@@ -198,22 +195,22 @@ class PersonReader:
         if counts.repeat:
             followers = followers or [_NO_FOLLOWERS] * len(events)
             followers = [self._add_repeats(*pair) for pair in zip(events, followers, strict=True)]
-        truncated = np.array([each.truncated for each in events], bool)
-        return Persons(factors, bias, [each.items for each in events], truncated, followers)
+        return followers
 
-    def _mixed(
-        self, panel: Panel, source: Source, user_rows: np.ndarray, events: list[Events], item_count: int
-    ) -> Persons:
-        """The users of a model with a mix of experts."""
-        factors, bias = source.gather(USERS, user_rows)
+    @staticmethod
+    def _mix(
+        panel: Panel, source: Source, user_rows: np.ndarray, factors: np.ndarray, bias: np.ndarray,
+        events: list[Events], item_count: int,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+        """Replaces the factors and biases by those of a mix of experts. Returns the followers."""
         followers = []
         for n, each in enumerate(events):
             history = Remembered(each.rows, each.values, each.weights, each.ages)
-            experts = panel.of(source, user_rows[n : n + 1], history, item_count)
-            factors[n], bias[n], gains = experts.combined()
+            factors[n], bias[n], gains = panel.of(
+                source, user_rows[n : n + 1], history, item_count
+            ).combined()
             followers.append((gains.rows, gains.gains))
-        truncated = np.array([each.truncated for each in events], bool)
-        return Persons(factors, bias, [each.items for each in events], truncated, followers)
+        return followers
 
     def events_of(self, rows: np.ndarray) -> Events:
         """Events for item rows uint32[n], oldest first, of value 1 and weight 1. Each is a visit.
@@ -235,13 +232,8 @@ class PersonReader:
         ]
 
     def _order_events(self, user: dict[str, np.ndarray]) -> Events:
-        count, length = int(user["seen_count"]), len(user["seen_rows"])
-        order = np.arange(max(0, count - length), count) % length
-        ages = int(user["visits"]) - user["seen_visits"][order].astype(np.int64)
-        ages = np.clip(ages, 0, DECAY_STEPS - 1)
-        values, weights = user["seen_values"][order], user["seen_weights"][order]
+        rows, values, weights, ages = remembered(user)
         positive_weights = weights * (values > 0)
-        rows = user["seen_rows"][order]
         return Events(
             rows,
             values,
@@ -249,7 +241,7 @@ class PersonReader:
             positive_weights * self._repeat_decay[ages],
             ages,
             np.unique(rows),
-            count > length,
+            int(user["seen_count"]) > len(user["seen_rows"]),
         )
 
     def _fold(
@@ -257,12 +249,13 @@ class PersonReader:
     ) -> None:
         """Replaces the factors and biases of the users who have events."""
         scratch, k = self._scratch(), self._spec.k
-        gram = source.state()[GRAM].reshape(2, k + 1, k + 1)
+        state = source.state()
+        gram = state[GRAM].reshape(2, k + 1, k + 1)
         if not any(len(each.rows) for each in events) and not gram[USERS, k, k]:
             return
         rates = self._rates
-        if UNOBSERVED in source.state():
-            rates = rates._replace(unobserved=np.float32(source.state()[UNOBSERVED][0]))
+        if UNOBSERVED in state:
+            rates = rates._replace(unobserved=np.float32(state[UNOBSERVED][0]))
         scratch.everywhere[:k, :k] = (rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
         users = Side(factors, bias, NO_RING)
         for n, each in enumerate(events):
