@@ -66,6 +66,10 @@ class RowTable(Protocol):
         """Bytes of a row in all arrays, without its slot in `keymap`."""
 
     @property
+    def page_bytes(self) -> int:
+        """Bytes of the histories of all rows, if they are not in `row_bytes`."""
+
+    @property
     def keymap(self) -> RowMap:
         """The map that `find` uses."""
 

@@ -31,7 +31,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS, decays
-from livefactor_kernels.history.cpu import Ring
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.scoring.cpu import score_candidates
@@ -39,6 +38,7 @@ from livefactor_kernels.solve import GRAM, SolveRates
 from livefactor_kernels.solve.cpu import Scratch, Side, livefactor_fold_kernel
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.pages import Pages
 
 FOLD_SWEEPS = np.uint64(32)
 _USER_SECTIONS = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits")
@@ -260,14 +260,14 @@ class PersonReader:
         if not any(len(each.rows) for each in events) and not gram[USERS, k, k]:
             return
         scratch.everywhere[:k, :k] = (self._rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
-        users = Side(factors, bias, _NO_RING)
+        users = Side(factors, bias, _NO_RINGS)
         for n, each in enumerate(events):
             if not len(each.rows):
                 if gram[USERS, k, k]:
                     factors[n, :k] = gram[USERS, k, :k] / gram[USERS, k, k]
                 continue
             item_factors, item_bias = source.gather(ITEMS, each.rows)
-            items = Side(item_factors, item_bias, _NO_RING)
+            items = Side(item_factors, item_bias, _NO_RINGS)
             places = np.arange(len(each.rows), dtype=np.uint32)
             livefactor_fold_kernel(
                 users, np.uint64(n), items, np.uint64(len(places)), places, each.values, each.weights, source.mean,
@@ -312,12 +312,7 @@ class PersonReader:
 
 
 _NOTHING_GAINED = np.empty(0, np.uint32), np.empty(0, np.float32)
-_NO_RING = Ring(
-    np.empty((0, 0), np.uint32),
-    np.empty((0, 0), np.float32),
-    np.empty((0, 0), np.float32),
-    np.empty(0, np.uint32),
-)
+_NO_RINGS = Pages.reserved(np.empty(0, np.uint32), 0, False)
 
 
 @compiled

@@ -11,6 +11,7 @@ from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, match16, prefetch
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.pages import PAGE_EVENTS, next_place, one_back, recent_kernel
 from livefactor_kernels.update import Update, writable
 
 _NO_ROWS = np.empty((0, 0), np.uint32)
@@ -23,32 +24,9 @@ _ADDITIONS_MAX = 1 << 16
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
-class Ring(NamedTuple):
-    """The ring of one side, where H may be 0.
-
-    Attributes:
-        rows: uint32[cap, H].
-        values, weights: float32[cap, H].
-        seen: number of events so far, uint32[cap].
-    """
-
-    rows: np.ndarray
-    values: np.ndarray
-    weights: np.ndarray
-    seen: np.ndarray
-
-    @staticmethod
-    def of(table: Table) -> Ring:
-        """The ring of a table, whose arrays never move."""
-        arrays = table.history
-        values, weights = (arrays.get(name, _NO_FLOATS) for name in ("seen_values", "seen_weights"))
-        return Ring(arrays.get("seen_rows", _NO_ROWS), values, weights, arrays["seen_count"])
-
-
 class Visits(NamedTuple):
-    """Users' visits: of ring entries uint32[cap, H], present uint32[cap], last_time int64[cap]."""
+    """Users' visits: present uint32[cap], last_time int64[cap]."""
 
-    seen: np.ndarray
     now: np.ndarray
     last_time: np.ndarray
 
@@ -143,15 +121,15 @@ def livefactor_add_kernel(followers: Any, additions: Any, size: Any) -> None:
 
 @compiled
 def _count(
-    ring: Any, visits: Any, followers: Any, additions: Any, size: Any, user: Any, item: Any, weight: Any
+    pages: Any, visits: Any, followers: Any, additions: Any, size: Any, user: Any, item: Any, weight: Any
 ) -> Any:
     """Lists the additions of an event after `size` others. Returns the new number of additions."""
-    length, seen = np.uint64(ring.rows.shape[1]), np.uint64(ring.seen[user])
-    now = np.uint64(visits.now[user])
-    for back in range(_1, min(min(seen, followers.span), length) + _1):
-        place = (seen - back) % length
-        other = np.uint64(ring.rows[user, place])
-        age = now - np.uint64(visits.seen[user, place])
+    seen, now = np.uint64(pages.seen[user]), np.uint64(visits.now[user])
+    page, at = np.uint64(pages.last[user]), (seen - _1) % np.uint64(PAGE_EVENTS)
+    for _ in range(min(min(seen, followers.span), pages.length)):
+        other = np.uint64(pages.rows[page, at])
+        age = now - np.uint64(pages.visits[page, at])
+        page, at = one_back(pages, page, at)
         added = weight * followers.decay[min(age, np.uint64(DECAY_STEPS - 1))]
         if added < COUNT_MIN:
             continue
@@ -164,16 +142,16 @@ def _count(
 
 
 @compiled
-def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
-    """Appends to the ring of a row. Returns the place (0 for an empty ring)."""
-    length = np.uint64(ring.rows.shape[1])
-    place = np.uint64(ring.seen[row]) % length if length else _0
-    if length:
-        ring.rows[row, place] = other
-        ring.values[row, place] = value
-        ring.weights[row, place] = weight
-    ring.seen[row] += np.uint32(1)
-    return place
+def _remember(pages: Any, row: Any, other: Any, value: Any, weight: Any, visit: Any) -> None:
+    """Appends an event to the ring of a row."""
+    if pages.length:
+        page, at = next_place(pages, row)
+        pages.rows[page, at] = other
+        pages.values[page, at] = value
+        pages.weights[page, at] = weight
+        if pages.visits.size:
+            pages.visits[page, at] = visit
+    pages.seen[row] += np.uint32(1)
 
 
 @compiled
@@ -202,9 +180,8 @@ def livefactor_record_kernel(
                 livefactor_add_kernel(followers, additions, size)
                 size = _0
             size = _count(users, visits, followers, additions, size, user, item, weight)
-        place = _remember(users, user, item, value, weight)
-        visits.seen[user, place] = visits.now[user]
-        _remember(items, item, user, value, weight)
+        _remember(users, user, item, value, weight, visits.now[user])
+        _remember(items, item, user, value, weight, visits.now[user])
     return size
 
 
@@ -213,9 +190,10 @@ class Recorder:
 
     def __init__(self, spec: ModelSpec, users: Table, items: Table) -> None:
         """Prepares tables with histories, and compiles or loads the kernels."""
-        self.users, self.items = Ring.of(users), Ring.of(items)
+        assert users.pages is not None and items.pages is not None
+        self.users, self.items = users.pages, items.pages
         own, followers = users.history, items.history
-        self._visits = Visits(own["seen_visits"], own["visits"], own["last_time"])
+        self._visits = Visits(own["visits"], own["last_time"])
         counts = followers.get("neighbor_counts", _NO_FLOATS)
         self._followers = Followers(
             followers.get("neighbor_rows", _NO_ROWS),
@@ -267,8 +245,5 @@ class Recorder:
         if not self._counts.neighbors:
             return np.empty(0, np.uint32)
         users = np.unique(update.user_rows)
-        length = self.users.rows.shape[1]
-        seen = self.users.seen[users].astype(np.int64)[:, None]
-        back = np.arange(1, min(self._counts.span, length) + 1)
-        recent = self.users.rows[users[:, None], (seen - back) % length]
-        return np.ascontiguousarray(recent[back <= seen])
+        out = np.empty(len(users) * self._counts.span, np.uint32)
+        return out[: int(recent_kernel(self.users, users, np.uint64(self._counts.span), out))]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.history.cpu import Recorder, Ring
+from livefactor_kernels.history.cpu import Recorder
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import (
@@ -31,6 +31,7 @@ from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, width
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.pages import Pages, copy_events
 from livefactor_kernels.update import Update, writable
 
 _0, _1, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(LANES)
@@ -43,16 +44,17 @@ Fewer additions take less time than the thread needs to wake.
 
 
 class Side(NamedTuple):
-    """The rows of one side: factors float32[cap, k_padded], bias float32[cap], and the ring."""
+    """The rows of one side: factors float32[cap, k_padded], bias float32[cap], and the rings."""
 
     factors: np.ndarray
     bias: np.ndarray
-    ring: Ring
+    pages: Pages
 
     @staticmethod
     def of(table: Table) -> Side:
         """The rows of a table, whose arrays never move."""
-        return Side(table.factors, table.bias, Ring.of(table))
+        assert table.pages is not None
+        return Side(table.factors, table.bias, table.pages)
 
 
 class Scratch(NamedTuple):
@@ -64,6 +66,7 @@ class Scratch(NamedTuple):
         matrix: float32[m, m].
         right, x: float32[m].
         everywhere: a0 G, float32[m, m].
+        rows, values, weights: columns of the events, uint32[H], float32[H], float32[H].
     """
 
     y: np.ndarray
@@ -72,6 +75,9 @@ class Scratch(NamedTuple):
     right: np.ndarray
     x: np.ndarray
     everywhere: np.ndarray
+    rows: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
 
     @staticmethod
     def of(spec: ModelSpec) -> Scratch:
@@ -83,7 +89,8 @@ class Scratch(NamedTuple):
         """For rows with at most `events` events."""
         m = width(spec)
         shapes = (events, m), (events, m), (m, m), (m,), (m,), (m, m)
-        return Scratch(*(reserve(shape, np.float32) for shape in shapes))
+        columns = (reserve((events,), dtype) for dtype in (np.uint32, np.float32, np.float32))
+        return Scratch(*(reserve(shape, np.float32) for shape in shapes), *columns)
 
 
 class Touched(NamedTuple):
@@ -233,7 +240,7 @@ def livefactor_fold_kernel(
 
 
 @compiled
-def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, ring: Any, touched: Any) -> Any:
+def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, pages: Any, touched: Any) -> Any:
     """Finds the distinct rows of events [start, stop) in order of first appearance.
 
     The events [start, fresh) are recorded already. Returns the number of rows.
@@ -249,17 +256,17 @@ def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, ring: Any, touched: 
         touched.times[np.uint64(rows[t])] -= np.uint32(1)
     for i in range(found):
         row = np.uint64(touched.rows[i])
-        touched.before[i] = ring.seen[row] - touched.times[row]
+        touched.before[i] = pages.seen[row] - touched.times[row]
         touched.times[row] = np.uint32(0)
     return found
 
 
 @compiled
-def _keep_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
+def _keep_due(touched: Any, found: Any, pages: Any, period: Any) -> Any:
     """Keeps only those of the first `found` rows that are due. Returns their number."""
     due = _0
     for i in range(found):
-        before, after = np.uint64(touched.before[i]), np.uint64(ring.seen[np.uint64(touched.rows[i])])
+        before, after = np.uint64(touched.before[i]), np.uint64(pages.seen[np.uint64(touched.rows[i])])
         if before == after or before < period or before // period < after // period:
             touched.rows[due], touched.before[due] = touched.rows[i], touched.before[i]
             due += _1
@@ -282,13 +289,13 @@ def livefactor_solve_kernel(
 
     touched.old gets their old factors, and zeros before a row's first event.
     """
-    kp, ring = np.uint64(own.factors.shape[1]), own.ring
-    length = np.uint64(ring.rows.shape[1])
+    kp, pages = np.uint64(own.factors.shape[1]), own.pages
     for i in range(first, last):
         row = np.uint64(touched.rows[i])
-        events = min(np.uint64(ring.seen[row]), length)
+        events = min(np.uint64(pages.seen[row]), pages.length)
+        copy_events(pages, row, events, scratch.rows, scratch.values, scratch.weights)
         livefactor_fold_kernel(
-            own, row, others, events, ring.rows[row], ring.values[row], ring.weights[row], mean, count, scratch,
+            own, row, others, events, scratch.rows, scratch.values, scratch.weights, mean, count, scratch,
             rates.sweeps, rates,
         )  # fmt: skip
         is_new = touched.before[i] == 0
@@ -408,9 +415,9 @@ class Solver:
     def _solve(self, side: int, rows: np.ndarray, start: int, fresh: int, stop: int, count: int) -> None:
         own, others, touched = self._sides[side], self._sides[1 - side], self._touched[side]
         places = np.uint64(start), np.uint64(fresh), np.uint64(stop)
-        found = _distinct(rows, *places, own.ring, touched)
+        found = _distinct(rows, *places, own.pages, touched)
         if side == 1:
-            found = _keep_due(touched, np.uint64(found), own.ring, self._rates.item_events)
+            found = _keep_due(touched, np.uint64(found), own.pages, self._rates.item_events)
         rates, found = self._rates, np.uint64(found)
         if rates.unobserved > 0:
             _weigh(self.gram[1 - side], rates.unobserved, self._scratch.everywhere)
