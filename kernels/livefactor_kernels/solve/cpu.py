@@ -32,7 +32,7 @@ from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved, width
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
-from livefactor_kernels.tables.pages import Room, remembered_events
+from livefactor_kernels.tables.pages import Room, memory_of, remembered_events
 from livefactor_kernels.update import Update, writable
 
 _0, _1, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(LANES)
@@ -294,7 +294,7 @@ def _select_due(touched: Any, found: Any, seen: Any, period: Any) -> Any:
 
 @compiled
 def livefactor_solve_kernel(
-    own: Any, pages: Any, others: Any, mean: Any, other_count: Any, rates: Any, touched: Any, found: Any,
+    own: Any, fields: Any, others: Any, mean: Any, other_count: Any, rates: Any, touched: Any, found: Any,
     scratch: Any, room: Any,
 ) -> None:  # fmt: skip
     """Solves the first `found` touched rows. `mean`, `other_count` and `rates` are a `Problem`.
@@ -302,9 +302,10 @@ def livefactor_solve_kernel(
     touched.old gets their old factors, and zeros before a row's first event.
     """
     kp, problem = np.uint64(own.factors.shape[1]), Problem(mean, other_count, rates)
+    memory = memory_of(fields)
     for i in range(found):
         row = np.uint64(touched.rows[i])
-        rows, values, weights, count = remembered_events(pages, row, room)
+        rows, values, weights, count = remembered_events(memory, row, room)
         events = Events(rows, values, weights, count)
         livefactor_fold_kernel(own, row, others, problem, events, scratch, rates.sweeps)
         is_new = touched.before[i] == 0
@@ -435,6 +436,8 @@ class Solver:
             _weigh(self.gram[1 - side], rates.unobserved, self._scratch.everywhere)
         mean = np.float32(scalar.mean_of(int(self._mean_state[0]), int(self._mean_state[1])))
         problem = Problem(mean, np.float32(count), rates)
-        livefactor_solve_kernel(own, pages, others, *problem, touched, found, self._scratch, self._room)
+        livefactor_solve_kernel(
+            own, pages.fields, others, *problem, touched, found, self._scratch, self._room
+        )
         if rates.unobserved > 0:
             livefactor_gram_kernel(own, touched, found, self.gram[side], rates.k)
