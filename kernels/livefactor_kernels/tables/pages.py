@@ -379,10 +379,10 @@ def _fill_kernel(fields: Any, starts: Any, others: Any, values: Any, weights: An
         if total > memory.length:
             # The newest event stands somewhere in the circle.
             last, place = _first_page(memory, row), (total - _1) % memory.length
-            at = _8
-            while at <= place:
+            after: Any = _8
+            while after <= place:
                 last = _page_after(memory, last)
-                at += _size(at)
+                after += _size(after)
             _put(memory.ends, row * _2 + _1, last)
 
 
