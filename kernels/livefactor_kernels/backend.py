@@ -13,9 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.pins import Pin
-from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS, USERS
@@ -195,17 +193,31 @@ class Backend(Protocol):
         """Pins the present revision, so that it stays readable. The caller holds the gate."""
 
 
+# Each backend imports many kernels. A command that only reads a log needs none of them.
+
+
+def _cpu_model(spec: ModelSpec) -> Backend:
+    from livefactor_kernels.cpu import CpuModel
+
+    return CpuModel(spec)
+
+
+def _reference_model(spec: ModelSpec) -> Backend:
+    from livefactor_kernels.reference import ReferenceModel
+
+    return ReferenceModel(spec)
+
+
 def _cuda_model(spec: ModelSpec) -> Backend:
-    # This import takes more than a second.
     from livefactor_kernels.cuda import CudaModel
 
     return CudaModel(spec)
 
 
 _BACKENDS: dict[str, Callable[[ModelSpec], Backend]] = {
-    "cpu": CpuModel,
+    "cpu": _cpu_model,
     "cuda": _cuda_model,
-    "reference": ReferenceModel,
+    "reference": _reference_model,
 }
 BACKEND_NAMES = tuple(_BACKENDS)
 AUTO = "auto"
