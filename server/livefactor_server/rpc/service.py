@@ -67,6 +67,7 @@ RPCS = (
     Rpc("ModelService.ListModels", Form.CONTROL, models.list_models, ANY),
     Rpc("ModelService.DeleteModel", Form.MODELS, models.delete_model, _ADMIN),
     Rpc("ModelService.RestoreSnapshot", Form.MODELS, models.restore_snapshot, _ADMIN),
+    Rpc("ModelService.PromoteSpec", Form.STREAM, models.promote_spec, _ADMIN),
     Rpc("ModelService.ReleaseHold", Form.CONTROL, models.release_hold, _ADMIN),
 )
 """All RPCs. Those of a service are consecutive."""

@@ -108,7 +108,10 @@ def status_of(place: Place, path: str, token: str | None, model: str = "shop") -
     return "OK"
 
 
-_PUSH: dict[str, Any] = {"producer": {"id": "p", "epoch": 1, "sequence": 1}, "interactions": {"user_ids": [1], "item_ids": [1]}}
+_PUSH: dict[str, Any] = {
+    "producer": {"id": "p", "epoch": 1, "sequence": 1},
+    "interactions": {"user_ids": [1], "item_ids": [1]},
+}
 FIELDS: dict[str, dict[str, Any]] = {
     "ApplyUpdatesRequest": _PUSH,
     "StreamUpdatesRequest": _PUSH,
