@@ -61,8 +61,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     except ValueError as error:
         complain(error)
         return 2
-    if settings.host not in LOOPBACK and entry.grants is None and settings.tls_client_ca is None:
-        logger.warning("whoever reaches %s may do everything: there is no --access file", settings.host)
+    _warn_if_open(settings)
     server.limit_libraries()
     server.raise_file_limit()
     # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event,
@@ -120,6 +119,11 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     _drain(rpc, settings.drain_s)
     # A thread of a call may still compute, and nobody waits for its answer.
     _leave(0)
+
+
+def _warn_if_open(settings: ServerSettings) -> None:
+    if settings.host not in LOOPBACK and settings.access is None and settings.tls_client_ca is None:
+        logger.warning("whoever reaches %s may do everything: there is no --access file", settings.host)
 
 
 def _drain(rpc: server.RpcServer, drain_s: float) -> None:
