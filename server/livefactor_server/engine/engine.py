@@ -251,9 +251,15 @@ class Engine:
             raise exhausted("promotion: another one is in progress; try again later")
         try:
             self._check_writable()
-            promotion = Promotion(self.name, self.state, self.log, spec, self._check_writable)
+            admission = self._parts.admission
+
+            def check() -> None:
+                self._check_writable()
+                admission.check_second_state()
+
+            promotion = Promotion(self.name, self.state, self.log, spec, check)
             promotion.admit()
-            with self._parts.admission.with_second_state(promotion.row_bytes()):
+            with admission.with_second_state(promotion.row_bytes(), lambda: promotion.page_bytes):
                 self._promotion = promotion
                 promotion.build(start, progress)
                 with self._submitting:

@@ -148,6 +148,13 @@ class Promotion:
         return self.log.last_revision - (self.state.revision if self.state is not None else 0)
 
     @property
+    def page_bytes(self) -> int:
+        """The memory of the pages of the new state, in bytes."""
+        if self.state is None:
+            return 0
+        return self.state.backend.users.page_bytes + self.state.backend.items.page_bytes
+
+    @property
     def nbytes(self) -> int:
         """The memory of the new state, in bytes."""
         return sum(self.state.memory_bytes.values()) if self.state is not None else 0
