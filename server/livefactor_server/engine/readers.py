@@ -26,6 +26,7 @@ from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.engine.engine import Engine
+from livefactor_server.engine.short_reads import ShortReader
 from livefactor_server.engine.similar import similar
 from livefactor_server.model.availability import rows_of
 from livefactor_server.model.state import ModelState
@@ -96,6 +97,7 @@ class Reader:
         # On a GPU a read waits for the kernels before it.
         self._reads_beside = state.backend_name == "cpu"
         self._spec_id = int(state.spec_id, 16)
+        self._short = ShortReader.of(state)
         self._unavailable: tuple[np.ndarray, np.ndarray] = np.empty(0, np.uint8), _NO_ROWS
 
     @property
@@ -125,6 +127,10 @@ class Reader:
         except MemoryError:
             raise no_memory("this read") from None
         return self._with_labels(answer, allowance.answer_bytes_max) if query.with_labels else answer
+
+    def answer_at_once(self, raw: bytes, at: int, rows_max: int) -> bytes | None:
+        """The answer to a usual small message (`ShortReader.answer`), or None."""
+        return None if self._short is None or self._engine.torn else self._short.answer(raw, at, rows_max)
 
     def score_at_once(self, query: ScoreQuery) -> ScoreColumns | None:
         """Answers a checked query if that takes well below a millisecond without a wait.
