@@ -19,6 +19,7 @@ from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Counts,
+    Embeddings,
     EventType,
     FactorDtype,
     History,
@@ -66,6 +67,7 @@ _PARTS: dict[str, Any] = {
     "solve": Solve,
     "counts": Counts,
     "mix": Mix,
+    "embeddings": Embeddings,
     "regularization": Regularization,
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,
