@@ -24,9 +24,10 @@ U'U is the Cholesky factorisation of that matrix, with steps from the first row 
 and backward substitution subtract in the order of these steps (`reference.py`). W'e is the sum over
 p from 0 of e_p W[p, q] in float64, rounded to float32 and clamped to factor_max.
 
-When. Before a record of interactions, and after the vectors of a record of embeddings are set, W is
-computed again if there were at least max(items in the sums, `REFRESH_MIN`) changes of B since the
-last time. Then the rows of items without events are mapped again, in row order. Each record visits
+When. Before a record of interactions, W is computed again if B has changed at least `REFRESH_MIN`
+times since the last time, and at least half as often as items are in the sums. After the vectors of
+a record of embeddings are set, it is computed again if B has changed half as often, at least once.
+Then the rows of items without events are mapped again, in row order. Each record visits
 the next rows, `SWEEP_ROWS` for each `SWEEP_ROWS` rows of the record or a part of them, until all
 rows below the record's item count have been visited. A record of embeddings also maps its own items
 without events. Without a vector such a row is 0.
@@ -46,7 +47,7 @@ from __future__ import annotations
 import numpy as np
 
 RIDGE = 3.0
-REFRESH_MIN = 64
+REFRESH_MIN = 256
 SWEEP_ROWS = 256
 EVENTS_MAX = 63.0
 

@@ -80,7 +80,11 @@ class Prior:
 
         Returns the item rows, uint32[n], that `map_cold` will write.
         """
-        self._refresh()
+        self._refresh(REFRESH_MIN)
+        return self._sweep(events, items)
+
+    def _sweep(self, events: int, items: int) -> np.ndarray:
+        """The rows without events among the next rows to visit, which become `_cold`."""
         start = int(self._progress[NEXT])
         stop = min(start + SWEEP_ROWS * -(-events // SWEEP_ROWS), items)
         if start >= stop:
@@ -145,9 +149,9 @@ class Prior:
         mapped = self._arithmetic.mapped(self._vectors(rows), self._map)
         return np.clip(mapped, -self._factor_max, self._factor_max)
 
-    def _refresh(self) -> None:
-        counted = int(self._progress[COUNTED])
-        if counted and self._progress[CHANGES] >= max(counted, REFRESH_MIN):
+    def _refresh(self, least: int) -> None:
+        counted, changes = int(self._progress[COUNTED]), int(self._progress[CHANGES])
+        if counted and changes >= least and 2 * changes >= counted:
             self._arithmetic.regress(self._gram, self._rows, self._map)
             self._progress[CHANGES] = self._progress[NEXT] = 0
 
@@ -160,7 +164,8 @@ class Prior:
         """
         for row, vector in zip(rows, vectors, strict=True):
             self._set(np.array([row]), vector)
-        cold = np.union1d(self.begin(len(rows), items), self._without_events(rows))
+        self._refresh(1)
+        cold = np.union1d(self._sweep(len(rows), items), self._without_events(rows))
         self._cold = cold.astype(np.uint32)
         return self._cold
 
