@@ -155,8 +155,9 @@ class Backend(Protocol):
         """
 
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
-        """Sets the vectors float16[n, d] of item rows uint32[n], in order, and then the revision and
-        the number of items.
+        """Sets the vectors float16[n, d] of item rows uint32[n], in order.
+
+        Then it sets the revision and the number of items.
 
         The caller holds the gate. Only a model with embeddings (`spec.embeddings`) has it.
         """

@@ -216,11 +216,12 @@ class Producer:
     def push_embeddings(self, item_ids: Ids, vectors: Any, *, timeout_s: float | None = None) -> Receipt:
         """Give items their vectors, after all rows pushed before.
 
-        item_ids: n ids, as in `push`; the items need no events yet. vectors: numbers [n, dimension],
-        such as embeddings of the items' descriptions; they are sent as float16. A vector replaces
-        the item's earlier one, and a vector of zeros removes it. The model's spec has the dimension
-        (`Models.create("shop", embeddings={"dimension": 384})`). Raises the errors of `push`. The
-        receipt raises InvalidArgument if the model has no embeddings or another dimension.
+        item_ids: n ids, as in `push`; the items need no events yet. vectors: numbers [n,
+        dimension], such as embeddings of the items' descriptions; they are sent as float16. A
+        vector replaces the item's earlier one, and a vector of zeros removes it. The model's spec
+        has the dimension (`Models.create("shop", embeddings={"dimension": 384})`). Raises the
+        errors of `push`. The receipt raises InvalidArgument if the model has no embeddings or
+        another dimension.
         """
         reader = self._labels[ITEMS].reader() if ITEMS in self._labels else None
         keys = as_keys("item_ids", item_ids, reader or self._hash)

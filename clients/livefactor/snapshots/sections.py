@@ -234,7 +234,7 @@ _BESIDE = (
     _Beside("mean", "I64", lambda spec: 2),
     # The mix: the weights of 6 experts for 4 groups of users, and 3 sums about popularity.
     _Beside("mix", "F64", lambda spec: MIX_SIZE, lambda spec: spec.mix.learning_rate > 0),
-    # The map of embeddings and its sums (rule SOLVE). Progress: changes, next row, items in the sums.
+    # The map of embeddings and its sums (rule SOLVE). Progress has changes, next row, items.
     _Beside("prior.gram", "F64", lambda spec: (spec.embeddings.dimension + 1) ** 2, _has_vectors),
     _Beside("prior.map", "F64", _mapped, _has_vectors),
     _Beside("prior.progress", "I64", lambda spec: 3, _has_vectors),

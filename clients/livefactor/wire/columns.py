@@ -375,7 +375,10 @@ def encode_embeddings(side: int, ids: Ids, vectors: npt.NDArray[Any]) -> bytes:
 
 
 def decode_embeddings(body: bytes) -> EmbeddingColumns:
-    """Read an Embeddings message. Raises ColumnError if the bytes do not parse or the sizes differ."""
+    """Read an Embeddings message.
+
+    Raises ColumnError if the bytes do not parse or the sizes differ.
+    """
     twin, body = _parse_body(_EmbeddingsTwin, updates_pb2.Embeddings, body)
     ids, wide = twin_column(twin, "ids", KEYS), twin_column(twin, "vectors", FLOATS)
     if len(wide) and twin.half_vectors:

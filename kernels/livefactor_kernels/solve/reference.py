@@ -68,10 +68,10 @@ def solve_row(x: np.ndarray, system: System, rates: SolveRates, sweeps: int) -> 
 
 def _pull(everywhere: np.ndarray, ridge: np.ndarray, towards: np.ndarray) -> np.ndarray:
     """M z of `solve/prior/__init__.py`, float32[m]."""
-    pull = np.zeros(len(towards), np.float32)
+    pull: np.ndarray = np.zeros(len(towards), np.float32)
     for q in range(len(towards)):
         pull = pull + everywhere[q] * towards[q]
-    return pull + ridge * towards
+    return np.asarray(pull + ridge * towards)
 
 
 class Solver:

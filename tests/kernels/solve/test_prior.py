@@ -55,7 +55,7 @@ def embed(model: Backend, items: object, vectors: object) -> None:
 
 
 def step(model: Backend, rng: np.random.Generator, turn: int) -> None:
-    """Learn one record: vectors in every third turn, also of unknown items, repeated and removed."""
+    """Learn one record. In every third turn it has vectors: new, repeated and removed ones."""
     if turn % 3 == 0:
         items = rng.integers(0, ITEM_KEYS, 7)
         vectors = rng.normal(size=(7, D)) * (rng.random((7, 1)) < 0.8)
@@ -186,7 +186,7 @@ def test_a_row_without_events_and_vector_is_zero() -> None:
 
 def test_a_new_item_starts_at_its_prior_and_moves_with_its_events() -> None:
     """Its first event changes the row less than without the vector; many events make it forget."""
-    with_vector, vectors = trained()
+    with_vector, _ = trained()
     without, _ = trained()
     key = ITEM_KEYS - 2
     embed(without, [key], np.zeros((1, D)))

@@ -100,10 +100,10 @@ def livefactor_regress_kernel(a: Any, b: Any) -> None:
             for q in range(width):
                 b[i, q] -= factor * b[p, q]
     for back in range(size):
-        p = size - _1 - back
+        last = size - _1 - back
         for q in range(width):
-            b[p, q] = b[p, q] / a[p, p]
-        for i in range(p):
-            factor = a[i, p]
+            b[last, q] = b[last, q] / a[last, last]
+        for i in range(last):
+            factor = a[i, last]
             for q in range(width):
-                b[i, q] -= factor * b[p, q]
+                b[i, q] -= factor * b[last, q]

@@ -40,7 +40,10 @@ class Arithmetic(Protocol):
         ...
 
     def add_rows(self, sums: np.ndarray, vectors: np.ndarray, new: np.ndarray, old: np.ndarray) -> None:
-        """Adds e new' - e old' to B for vectors float64[n, d + 1] and rows float32[n, k], in order."""
+        """Adds e new' - e old' to B for each vector float64[n, d + 1], in order.
+
+        `new` and `old` float32[n, k] are the rows.
+        """
         ...
 
     def regress(self, gram: np.ndarray, sums: np.ndarray, map_: np.ndarray) -> None:
@@ -147,7 +150,7 @@ class Prior:
 
     def _mapped(self, rows: np.ndarray) -> np.ndarray:
         mapped = self._arithmetic.mapped(self._vectors(rows), self._map)
-        return np.clip(mapped, -self._factor_max, self._factor_max)
+        return np.asarray(np.clip(mapped, -self._factor_max, self._factor_max))
 
     def _refresh(self, least: int) -> None:
         counted, changes = int(self._progress[COUNTED]), int(self._progress[CHANGES])
@@ -170,7 +173,7 @@ class Prior:
         return self._cold
 
     def _without_events(self, rows: np.ndarray) -> np.ndarray:
-        return rows[self._array_of("seen_count")[rows] == 0]
+        return np.asarray(rows[self._array_of("seen_count")[rows] == 0])
 
     def _set(self, row: np.ndarray, vector: np.ndarray) -> None:
         described, has_vector = self._array_of("described"), bool(vector.any())
