@@ -76,7 +76,9 @@ def _embedded(texts: dict[int, tuple[str, str, str]], ids: np.ndarray, kept: Pat
         return np.load(kept)
     from livefactor_server.files.encoding import Encoder
 
-    parts = [". ".join((title, genres.replace("|", ", "), plot)) for title, genres, plot in map(texts.get, ids)]
+    parts = [
+        ". ".join((title, genres.replace("|", ", "), plot)) for title, genres, plot in map(texts.get, ids)
+    ]
     vectors = Encoder().encode(parts, 32, lambda done: print(f"encoded {done} of {len(parts)}", end="\r"))
     if kept is not None:
         np.save(kept, vectors)
@@ -91,7 +93,9 @@ def _genres(texts: dict[int, tuple[str, str, str]], ids: np.ndarray) -> np.ndarr
 
 def _years(texts: dict[int, tuple[str, str, str]], ids: np.ndarray) -> np.ndarray:
     """The year as weights of the two nearest marks, which are 5 years apart."""
-    years = np.array([int(texts[film][0][-5:-1]) if texts[film][0][-5:-1].isdigit() else 1990 for film in ids])
+    years = np.array(
+        [int(texts[film][0][-5:-1]) if texts[film][0][-5:-1].isdigit() else 1990 for film in ids]
+    )
     return np.maximum(0.0, 1.0 - np.abs(years[:, None] - np.arange(1930, 2005, 5)) / 5)
 
 
@@ -132,7 +136,10 @@ def lists(model: Backend, users: np.ndarray, allowed: np.ndarray, k: int, seen: 
 
 def ndcg(ranked: list[np.ndarray], relevant: list[set[int]]) -> float:
     """The mean NDCG@10 of lists with binary relevance."""
-    gains = [DISCOUNTS[: len(row)][[i in good for i in row.tolist()]].sum() for row, good in zip(ranked, relevant, strict=True)]
+    gains = [
+        DISCOUNTS[: len(row)][[i in good for i in row.tolist()]].sum()
+        for row, good in zip(ranked, relevant, strict=True)
+    ]
     ideal = [DISCOUNTS[: min(len(good), LIST)].sum() for good in relevant]
     return float(np.mean(np.array(gains) / ideal))
 
@@ -176,7 +183,9 @@ def few(films: Films, spec: ModelSpec) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--vectors", type=Path, help="keeps the embeddings of the texts (.npy)")
     parser.add_argument("--users", type=int, default=0, help="number of users that are drawn; 0 takes all")

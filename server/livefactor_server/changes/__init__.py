@@ -36,6 +36,7 @@ from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects, decode_rejects, encode_rejects
 from livefactor_server.changes.spec import SpecChange
+from livefactor_server.changes.switch import SwitchChange
 
 __all__ = [
     "CHANGES",
@@ -57,6 +58,7 @@ __all__ = [
     "Rejects",
     "ReplayError",
     "SpecChange",
+    "SwitchChange",
     "WireChange",
     "apply",
     "apply_columns",
@@ -73,6 +75,7 @@ _ALL: tuple[type[Change], ...] = (
     AvailabilityChange,
     OpenProducerChange,
     EngineChange,
+    SwitchChange,
     EmbeddingsChange,
 )
 

@@ -138,7 +138,7 @@ _JOIN_BYTES_MAX = 4096
 
 
 class Kind(IntEnum):
-    """What a record changes. Numbers are never reused. Earlier versions used 7 and 8."""
+    """What a record changes. Numbers are never reused. An earlier version used 7."""
 
     SPEC = 1
     INTERACTIONS = 2
@@ -146,6 +146,7 @@ class Kind(IntEnum):
     AVAILABILITY = 4
     OPEN_PRODUCER = 5
     ENGINE = 6
+    SWITCH = 8
     EMBEDDINGS = 9
 
 
