@@ -17,6 +17,7 @@ from livefactor_kernels.spec.model import (
     MAX_MICRO_BATCH,
     MAX_NEGATIVES,
     MAX_NEIGHBORS,
+    MAX_RATINGS_EVENTS,
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
     MAX_SHARED_NEGATIVES,
@@ -47,6 +48,7 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_history(spec)
     _check_mix(spec)
     _check_embeddings(spec)
+    _check_auto(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
     _check_event_types(spec.event_types)
@@ -151,6 +153,13 @@ def _check_embeddings(spec: ModelSpec) -> None:
     _require(is_amount, "embeddings.prior_events", "0.001..1e6", events)
     if dimension:
         _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with embeddings", spec.loss)
+
+
+def _check_auto(spec: ModelSpec) -> None:
+    events = spec.auto.ratings_events
+    _require(0 <= events <= MAX_RATINGS_EVENTS, "auto.ratings_events", f"0..{MAX_RATINGS_EVENTS}", events)
+    if spec.loss == Loss.SQUARED:
+        _require(events == 0, "auto.ratings_events", "0 with squared loss", events)
 
 
 def _check_replay(spec: ModelSpec) -> None:

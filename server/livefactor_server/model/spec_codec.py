@@ -19,6 +19,7 @@ from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
+    Auto,
     Counts,
     Embeddings,
     EventType,
@@ -72,6 +73,7 @@ _PARTS: dict[str, Any] = {
     "counts": Counts,
     "mix": Mix,
     "embeddings": Embeddings,
+    "auto": Auto,
     "regularization": Regularization,
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,
