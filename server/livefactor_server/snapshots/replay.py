@@ -59,6 +59,11 @@ def base_store(model_folder: Path) -> SnapshotStore:
     return SnapshotStore(model_folder / "base")
 
 
+def challenger_store(model_folder: Path) -> SnapshotStore:
+    """Snapshots of the model's challengers: states of its log with other specs."""
+    return SnapshotStore(model_folder / "challengers")
+
+
 def recover(model_folder: Path, log: Log, backend: str, progress: Progress | None = None) -> ModelState:
     """The state at the end of the log, from the newest snapshot that verifies.
 
@@ -197,6 +202,12 @@ def _apply(state: ModelState, parts: Iterable[Sequence[Record]]) -> Iterator[Non
                 # The next record has an unusual body.
                 yield from _apply_singly(state, part[done : done + 1])
                 done += 1
+
+
+def apply_groups(state: ModelState, groups: Iterable[Sequence[Record]]) -> None:
+    """Applies consecutive records, which continue the revision of the state, many at a time."""
+    for _ in _apply(state, _parts(groups)):
+        pass
 
 
 def _apply_singly(state: ModelState, records: Iterable[Record]) -> Iterator[None]:
