@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import queue
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,19 @@ from livefactor_kernels.spec.model import Limits, ModelSpec, Optimizer, Optimize
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.challenging.messages import Entry, Go, Report, Task
 from livefactor_server.challenging.worker import Worker
+from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.engine.submission import Ack
+from livefactor_server.judging.judge import JudgeSettings
+from livefactor_server.judging.observer import ObserverSettings
 from livefactor_server.model import spec_codec
 
 LIMITS = Limits(users_max=5000, items_max=5000, value_abs_max=1.0, error_max=4.0)
+
+
+def rig(folder: Path, spec: ModelSpec, judge: float = 0.0) -> Rig:
+    """Return an engine whose judge judges a share of the records."""
+    observer = ObserverSettings(JudgeSettings(record_share=judge))
+    return Rig(folder, spec, EngineSettings(observer=observer))
 
 
 def learner(rate: float, **changes: object) -> ModelSpec:
@@ -48,6 +58,36 @@ def push(rig: Rig, users: np.ndarray, items: np.ndarray, sizes: int | None = 500
         start = end
     for reply in replies:
         assert isinstance(reply.get(timeout=60).result, Ack)
+
+
+class InlineProcess:
+    """A contest's process that works in the caller's thread when it is told to go."""
+
+    def __init__(self, made: Task) -> None:
+        self.pid, self.has_ended = 1, False
+        self._task, self._orders, self._out = made, queue.SimpleQueue[Go](), io.StringIO()
+        self._worker: Worker | None = None
+
+    def go(self, order: Go) -> None:
+        # A wait for an allowance would have no end here.
+        self._orders.put(Go(order.until, None))
+        if self._worker is None:
+            self._worker = Worker(self._task, self._orders, self._out)
+        else:
+            self._worker._listen()
+        if self._worker._follow():
+            self._worker._keep_winner()
+            self.has_ended = True
+        self._worker._report(is_waiting=not self.has_ended, at_once=True)
+
+    def reports(self) -> Iterator[Report]:
+        lines = self._out.getvalue().splitlines()
+        self._out.seek(0)
+        self._out.truncate()
+        return map(Report.from_line, lines)
+
+    def end(self) -> None:
+        self.has_ended = True
 
 
 def entry(name: str, spec: ModelSpec) -> Entry:

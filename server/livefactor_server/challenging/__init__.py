@@ -5,7 +5,7 @@
     schedule.py     when a contest begins, and what it may cost
     notes.py        what survives a restart
     candidates.py   which specs are tried
-    process.py ─ messages.py ─ worker.py      the pipes between the server and the process
+    process.py ─ messages.py ─ worker.py    the pipes between the server and the process
                                  │
              log ─▶ steps.py ─▶ contestants.py: judge, then learn ─▶ contest.py: the verdict
 

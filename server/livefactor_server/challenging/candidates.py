@@ -27,8 +27,8 @@ def candidates(champion: ModelSpec) -> dict[str, ModelSpec]:
     """The specs that are tried beside a champion without being named, by name.
 
     They are the presets for its task, without those of rule SGD where the task is a ranking, which
-    trade quality for speed. They keep the champion's seed, event types, and limits of rows. A
-    preset that could reject what the champion accepts is left out.
+    trade quality for speed. They keep what is the model's own (`in_place_of`). A preset that could
+    reject what the champion accepts is left out.
     """
     found = {}
     for name, spec in presets_for(champion.loss == Loss.SQUARED):
@@ -41,18 +41,20 @@ def candidates(champion: ModelSpec) -> dict[str, ModelSpec]:
 
 
 def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
-    """The spec with the champion's seed, event types and limits of rows, unless it has its own."""
-    usual, limits = ModelSpec().limits, spec.limits
-    rows = {
-        name: getattr(champion.limits, name)
-        for name in ("users_max", "items_max", "producers_max")
-        if getattr(limits, name) == getattr(usual, name)
+    """The spec with the champion's seed and event types, unless it has its own, and its limits.
+
+    It accepts no larger values, weights and tables than the champion. So a switch does not change
+    what the model accepts, and another switch can undo it.
+    """
+    limits = {
+        name: min(getattr(spec.limits, name), getattr(champion.limits, name))
+        for name in ("users_max", "items_max", "producers_max", "value_abs_max", "weight_max")
     }
     return check(
         replace(
             spec,
             seed=spec.seed or champion.seed,
             event_types=spec.event_types or champion.event_types,
-            limits=replace(limits, **rows),
+            limits=replace(spec.limits, **limits),
         )
     )

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from livefactor_kernels.spec.model import ModelSpec
@@ -33,8 +34,8 @@ WAIT_S = 60.0
 RESTART_S, RESTART_S_MAX = 1.0, 600.0
 """Seconds until a process that died is started again. They double each time."""
 
-CHAMPION = "champion"
-"""The name of a champion whose spec is no candidate."""
+CHAMPION, FIRST = "champion", "first"
+"""The names of a champion whose spec is no candidate, and of the first spec if it is none."""
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Challengers:
             logger.warning("model %s: its contests begin again: %s", self._name, error)
             self._notes = Notes()
         log = subject.engine.log
-        self._has_all_events = not log.segments[0].first
+        self._log, self._has_all_events = log, not log.first_revision
         self._first_spec = spec_codec.decode(log.spec_body)
         self._lock = threading.RLock()
         self._process: Process | None = None
@@ -124,12 +125,11 @@ class Challengers:
                 serves already, or if the model began with a snapshot. ALREADY_EXISTS if the name or
                 the spec is there. RESOURCE_EXHAUSTED if there are `ADDED_MAX`.
         """
-        champion = self._subject.engine.state.spec
         if not self._has_all_events:
             raise precondition("model: it began with a snapshot, and its log lacks the events before it")
-        made = in_place_of(spec, champion)
-        if not accepts_all(made, champion):
-            raise precondition("spec: it could reject events that the model accepts")
+        made = in_place_of(spec, self._subject.engine.state.spec)
+        if not self._fits(made):
+            raise precondition("spec: it could reject events that the model accepts or has accepted")
         body = spec_codec.encode(made)
         if body == self._subject.engine.state.spec_body:
             raise precondition("spec: it is the model's own")
@@ -140,6 +140,27 @@ class Challengers:
             if len(added) >= ADDED_MAX:
                 raise exhausted(f"challengers: a model has at most {ADDED_MAX} that were added")
             self._save(replace(self._notes, added=(*added, Added(Entry(name, body.hex())))))
+
+    def free_name(self, name: str) -> str:
+        """The name, with a number behind it if a challenger has it already."""
+        taken = {each.entry.name for each in self._notes.added} | set(self._tried())
+        numbered = (f"{name}-{number}" for number in count(2))
+        return name if name not in taken else next(each for each in numbered if each not in taken)
+
+    def _fits(self, spec: ModelSpec) -> bool:
+        """Whether a spec accepts whatever the model's specs have accepted so far."""
+        bodies = [self._log.spec_body, *self._log.switches.values()]
+        return all(accepts_all(spec, spec_codec.decode(body)) for body in bodies)
+
+    def _tried(self) -> dict[str, bytes]:
+        """The specs that the model tries by itself: logged bytes by name."""
+        champion = self._subject.engine.state.spec
+        tried = {
+            name: spec_codec.encode(spec) for name, spec in candidates(champion).items() if self._fits(spec)
+        }
+        if self._log.spec_body not in tried.values():
+            tried[FIRST] = self._log.spec_body
+        return tried
 
     def settle(self) -> None:
         """Ends the search: the running contest, the challengers, and contests that come back."""
@@ -154,14 +175,10 @@ class Challengers:
             Refused: NOT_FOUND if there is none with this name.
         """
         with self._lock:
-            found = {each.entry.name: each.entry.spec_body for each in self._notes.added}
-        if name in found:
-            return spec_codec.decode(found[name])
-        tried = candidates(self._first_spec)
-        if name not in tried:
-            known = ", ".join([*found, *tried])
-            raise not_found(f"challenger: {quoted(name)} does not exist; there are {known}")
-        return tried[name]
+            found = {each.entry.name: each.entry.spec_body for each in self._notes.added} | self._tried()
+        if name not in found:
+            raise not_found(f"challenger: {quoted(name)} does not exist; there are {', '.join(found)}")
+        return spec_codec.decode(found[name])
 
     def listing(self) -> Listing:
         """How the challengers stand."""
@@ -259,13 +276,15 @@ class Challengers:
         """The contestants of a contest that begins, the champion first."""
         notes, champion = self._notes, self._subject.engine.state.spec_body
         tried = {each.entry.name: each.entry.spec_body for each in notes.added}
-        known = {name: spec_codec.encode(spec) for name, spec in candidates(self._first_spec).items()}
+        known = self._tried()
         own = next((name for name, body in {**known, **tried}.items() if body == champion), CHAMPION)
         if self.automatic:
             left_s = self._allowed() * self._event_s(own)
             costs = {name: notes.event_s.get(name, 0.0) for name in known}
             some = schedule.affordable(costs, plan, self._event_s(own), left_s)
-            tried |= {name: known[name] for name in known if name in some}
+            # A candidate that was added by hand, too, is in the contest once.
+            fresh = [name for name in some if known[name] not in tried.values()]
+            tried |= {name: known[name] for name in fresh}
         others = [Entry(name, body.hex()) for name, body in tried.items() if body != champion]
         return (Entry(own, champion.hex()), *others)
 

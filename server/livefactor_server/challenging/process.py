@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from livefactor_server.challenging import worker
 from livefactor_server.challenging.messages import Go, Report, Task
 
 LINE_BYTES_MAX = 1 << 20
@@ -25,7 +26,7 @@ class Process:
     def __init__(self, task: Task) -> None:
         """Starts it. Raises OSError."""
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "livefactor_server.challenging.worker"],
+            [sys.executable, "-m", worker.__name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

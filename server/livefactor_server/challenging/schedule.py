@@ -8,8 +8,9 @@
 - A challenger that was added by hand is judged on the last RECENT events at once.
 
 The allowance. The CPU time of all contests of a model stays below the time that the champion takes
-to learn `allowance(events)` events. So a contest may lag behind the log, and a later contest may
-leave out dear challengers. A contest with challengers that were added by hand is not limited.
+to learn `allowance(events)` events, except for the first seconds of a contest
+(`worker.ALLOWED_S_LEAST`). So a contest may lag behind the log, and a later contest may leave out
+dear challengers. A contest with challengers that were added by hand is not limited.
 """
 
 from __future__ import annotations
@@ -20,17 +21,16 @@ from livefactor_server.challenging.notes import Notes, Plan
 WARM_UP = 1_000
 RECENT = FIRST_ROUND_EVENTS * 2 ** (ROUNDS - 1)
 """The events of all rounds."""
-ALLOWED_LEAST, FULL_SHARE_EVENTS, LATER_SHARE = 50_000, 1_000_000, 0.2
+FULL_SHARE_EVENTS, LATER_SHARE = 1_000_000, 0.2
 
 
 def allowance(events: int) -> float:
     """What contests may cost by now, in events that the champion learns, for a log of `events`.
 
     It is as much as the champion took, for the first FULL_SHARE_EVENTS, and LATER_SHARE of it
-    beyond. A short log has an allowance of ALLOWED_LEAST, which is seconds.
+    beyond.
     """
-    later = max(0, events - FULL_SHARE_EVENTS) * LATER_SHARE
-    return max(ALLOWED_LEAST, min(events, FULL_SHARE_EVENTS)) + later
+    return min(events, FULL_SHARE_EVENTS) + max(0, events - FULL_SHARE_EVENTS) * LATER_SHARE
 
 
 def next_plan(notes: Notes, events: int, automatic: bool, drifted: bool) -> Plan | None:

@@ -33,6 +33,9 @@ from livefactor_server.snapshots.replay import challenger_store, compile_kernels
 
 NICE = 19
 REPORT_S = 1.0
+ALLOWED_S_LEAST = 5.0
+"""CPU seconds that a contest may take at once, however short the log is."""
+
 SNAPSHOTS_KEPT = 2
 """Winners whose snapshots stay in the model's folder."""
 
@@ -134,7 +137,7 @@ class Worker:
     def _is_too_dear(self) -> bool:
         """Whether the contest has taken more CPU time than it may have by now."""
         allowed, champion_s = self._go.allowed, self._learners[0].event_s
-        return allowed is not None and champion_s > 0 and self._pace.cpu_s > allowed * champion_s
+        return allowed is not None and self._pace.cpu_s > max(ALLOWED_S_LEAST, allowed * champion_s)
 
     def _keep_winner(self) -> None:
         """Writes the winner's state as a snapshot, from which a switch can start."""

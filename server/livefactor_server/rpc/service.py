@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from livefactor_server.rpc import models, scoring, snapshots, updates
+from livefactor_server.rpc import challenging, models, scoring, snapshots, updates
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Guard
 
@@ -61,6 +61,9 @@ RPCS = (
     Rpc("ModelService.RestoreSnapshot", Form.MODELS, models.restore_snapshot),
     Rpc("ModelService.PromoteSpec", Form.STREAM, models.promote_spec),
     Rpc("ModelService.ReleaseHold", Form.CONTROL, models.release_hold),
+    Rpc("ChallengeService.AddChallenger", Form.CONTROL, challenging.add_challenger),
+    Rpc("ChallengeService.ListChallengers", Form.CONTROL, challenging.list_challengers),
+    Rpc("ChallengeService.SettleModel", Form.MODELS, challenging.settle_model),
 )
 """All RPCs. Those of a service are consecutive."""
 
@@ -78,7 +81,7 @@ def generic_handlers(calls: Calls, guard: Guard) -> list[grpc.GenericRpcHandler]
 def _handler(calls: Calls, guard: Guard, rpc: Rpc) -> grpc.RpcMethodHandler[bytes, bytes]:
     if rpc.form is Form.STREAM:
         return guard.stream(partial(rpc.handle, calls), is_control=False)
-    is_control = rpc.name.startswith("ModelService.") or rpc.form is Form.CONTROL
+    is_control = rpc.name.startswith(("ModelService.", "ChallengeService.")) or rpc.form is Form.CONTROL
     if rpc.form is Form.LOOP:
         return guard.unary(partial(rpc.handle, calls), is_control)
     lane = calls.control if rpc.form is Form.CONTROL else calls.models
