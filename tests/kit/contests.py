@@ -33,7 +33,10 @@ def rig(folder: Path, spec: ModelSpec, judge: float = 0.0) -> Rig:
 def learner(rate: float, **changes: object) -> ModelSpec:
     """Return a small spec of rule SGD. A rate near 0 learns nothing, and 0.3 learns the stream."""
     optimizer = Optimizer(OptimizerKind.SGD, rate, rate)
-    return preset("clicks_sgd", k=8, optimizer=optimizer, limits=LIMITS, **changes)
+    fields = {"optimizer": optimizer, **changes}
+    made = preset("clicks_sgd", k=8, limits=LIMITS, **fields)
+    # As a log has it, with numbers rounded to float32.
+    return spec_codec.decode(spec_codec.encode(made))
 
 
 BAD, GOOD, OTHER = learner(1e-6), learner(0.3), learner(2e-6)
