@@ -28,6 +28,7 @@ from benchmarks import machine, report
 from benchmarks.pages import ROOT
 from benchmarks.progressive import suite as progressive
 from benchmarks.speed import (
+    calls,
     disk,
     kernels,
     latency,
@@ -81,6 +82,7 @@ PARTS: dict[str, Callable[[bool], Figures]] = {
     "limits": lambda quick: dict(limits.measure(rounds=3 if quick else 7)),
     "kernels": run_kernels,
     "ingest": run_ingest,
+    "calls": lambda quick: dict(calls.measure(1, 0.4) if quick else calls.measure()),
     "latency": lambda quick: dict(latency.measure(latency.QUICK if quick else None)),
     "reads": lambda quick: dict(reads.measure(0.2 if quick else 1.0)),
     "disk": run_disk,

@@ -53,7 +53,8 @@ def is_reached(goal: str, value: float) -> bool:
         return value < bounds[0]
     if goal.startswith("over"):
         return value > bounds[0]
-    return bounds[0] <= value <= bounds[1]
+    low, high = bounds
+    return low <= value <= high
 
 
 def with_verdict(goal: str, value: float | str | None) -> str:

@@ -53,6 +53,15 @@ def serving(program: list[str] | None = None, flags: Sequence[str] = ()) -> Iter
 
     `flags` are added to `serve`.
     """
+    with serving_process(program, flags) as (target, _):
+        yield target
+
+
+@contextmanager
+def serving_process(
+    program: list[str] | None = None, flags: Sequence[str] = ()
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Does as `serving`, and yields the process, too."""
     with tempfile.TemporaryDirectory(prefix="livefactor-bench-", dir=os.environ.get("BENCH_DIR")) as name:
         ports = Path(name) / "ports"
         command = program or ["-m", "livefactor"]
@@ -66,7 +75,7 @@ def serving(program: list[str] | None = None, flags: Sequence[str] = ()) -> Iter
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError("the server did not start")
                 time.sleep(0.05)
-            yield f"127.0.0.1:{ports.read_text().split()[0]}"
+            yield f"127.0.0.1:{ports.read_text().split()[0]}", process
         finally:
             process.kill()
             process.wait()

@@ -60,12 +60,13 @@ class Lists(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """A request for n users: the scores of candidates, or lists of the k best items.
+    """A request for n users: the scores of candidates, or lists of the k best items. Or one for the
+    k items that are most similar to each of n items.
 
-    users: uint64[n]. candidates: the items to score, or None. k: length of the lists, 0 with
-    candidates. exclude, events: as in `Scorer.recommend`, or None. options: the other arguments of
-    `encode_score`. The constructor raises InvalidArgument, which names the limit, if one user alone
-    exceeds it.
+    users: uint64[n]; with the option `similar` they are the items. candidates: the items to score,
+    or None. k: length of the lists, 0 with candidates. exclude, events: as in `Scorer.recommend`,
+    or None. options: the other arguments of `encode_score`. The constructor raises InvalidArgument,
+    which names the limit, if one user alone exceeds it.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Asking for scores: `Scorer` scores given items, or finds the best of all items.
+"""Asking for scores: `Scorer` scores given items, or finds the best of all items, or similar items.
 
 It asks for one user or for many, and every answer names the revision of the model that gave it.
 """
@@ -144,6 +144,29 @@ class Scorer:
         joined = self._ask(request, deadline_s, min_position)
         named = _named(joined.columns.item_ids, joined.columns.labels, self._hash)
         return Recommendations(*_fields(joined, original_ids(users, keys), named))
+
+    def similar(
+        self,
+        items: Ids,
+        k: int = 10,
+        *,
+        include_unavailable: bool = False,
+        min_position: Position | None = None,
+        deadline_s: float | None = None,
+        with_labels: bool = True,
+    ) -> Recommendations:
+        """Find the k items that are most similar to each of n items, exactly; fewer where fewer are
+        left.
+
+        items: one id or n. The scores are the cosines of the items' factors, in -1..1. In the
+        answers, `user_id` is the given item. An unknown item has `known` False and no items. The
+        other arguments and the errors are those of `recommend`.
+        """
+        keys = as_keys("items", items, self._hash)
+        options = {"similar": True, "include_unavailable": include_unavailable, "with_labels": with_labels}
+        joined = self._ask(ScoreRequest(self.model, keys, k=k, options=options), deadline_s, min_position)
+        named = _named(joined.columns.item_ids, joined.columns.labels, self._hash)
+        return Recommendations(*_fields(joined, original_ids(items, keys), named))
 
     def _events(self, events: Any, users: int) -> Lists | None:
         return None if events is None else _lists("events", events, users, self._hash)

@@ -13,9 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.pins import Pin
-from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS, USERS
@@ -64,6 +62,10 @@ class RowTable(Protocol):
     @property
     def row_bytes(self) -> int:
         """Bytes of a row in all arrays, without its slot in `keymap`."""
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of the histories of all rows, if they are not in `row_bytes`."""
 
     @property
     def keymap(self) -> RowMap:
@@ -188,24 +190,39 @@ class Backend(Protocol):
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Copies of the sections `names` of rows uint32[n], zeros where a row is `NO_ROW`.
 
-        The shapes are those of `sections`. The caller holds the gate.
+        The shapes are those of `sections`. But sections of events may end after the last place
+        that has an event in any of the rows. The caller holds the gate.
         """
 
     def pin(self) -> Pin:
         """Pins the present revision, so that it stays readable. The caller holds the gate."""
 
 
+# Each backend imports many kernels. A command that only reads a log needs none of them.
+
+
+def _cpu_model(spec: ModelSpec) -> Backend:
+    from livefactor_kernels.cpu import CpuModel
+
+    return CpuModel(spec)
+
+
+def _reference_model(spec: ModelSpec) -> Backend:
+    from livefactor_kernels.reference import ReferenceModel
+
+    return ReferenceModel(spec)
+
+
 def _cuda_model(spec: ModelSpec) -> Backend:
-    # This import takes more than a second.
     from livefactor_kernels.cuda import CudaModel
 
     return CudaModel(spec)
 
 
 _BACKENDS: dict[str, Callable[[ModelSpec], Backend]] = {
-    "cpu": CpuModel,
+    "cpu": _cpu_model,
     "cuda": _cuda_model,
-    "reference": ReferenceModel,
+    "reference": _reference_model,
 }
 BACKEND_NAMES = tuple(_BACKENDS)
 AUTO = "auto"

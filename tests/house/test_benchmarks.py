@@ -147,3 +147,20 @@ def test_the_readme_shows_the_pictures_that_make_pictures_draws() -> None:
     for name in ("demo-list.svg", "quality-retrains.svg"):
         assert (pictures.IMAGES / name).is_file()
         assert f"(docs/images/{name})" in shown
+
+
+def test_the_table_of_calls_compares_each_call_with_the_empty_one() -> None:
+    from benchmarks import call_table
+    from benchmarks.speed.callers import METHODS
+
+    assert call_table.LABELS.keys() == METHODS.keys()
+    assert call_table.page({"kernel_events_per_s": 1.0}) == [] and call_table.table({}) is None
+    figures = {
+        f"call_update_1_8_{unit}": value
+        for unit, value in (("per_s", 614.2), ("p50_ms", 12.24), ("p99_ms", 24.95), ("cpu_us", 1186.0))
+    }
+    line = call_table.page(figures | {"ratio_call_update_1_8_to_plain": 0.304})[-1]
+    assert line == (
+        "| `ApplyUpdates`, 1 event | 8 | 614 | 0.30 | at least 0.50 (not reached) "
+        "| 12.24 ms | 24.95 ms | 1,186 µs |"
+    )

@@ -7,6 +7,7 @@ import logging
 # The import of a module adds its commands to `app`.
 from livefactor_server.cli import challenging, client, evaluate, judge, log, models, push, serve, tune  # noqa: F401
 from livefactor_server.cli.base import app
+from livefactor_server.cli.items import similar  # noqa: F401
 from livefactor_server.text import PlainFormatter
 
 

@@ -23,6 +23,7 @@ from livefactor_kernels.reading.persons import Events, PersonReader, with_rows
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.engine.engine import Engine
+from livefactor_server.engine.similar import similar
 from livefactor_server.model.availability import rows_of
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid, no_memory, unavailable
@@ -127,8 +128,8 @@ class Reader:
             if query.event_ids is not None:
                 raise invalid("events: this model has no histories (spec: history.users)")
         try:
-            read = self._candidates if query.target == "candidates" else self._top_k
-            answer = read(query, allowance)
+            reads = {"candidates": self._candidates, "top_k": self._top_k, "similar": self._similar}
+            answer = reads[query.target or ""](query, allowance)
         except MemoryError:
             raise no_memory("this read") from None
         return self._with_labels(answer, allowance.answer_bytes_max) if query.with_labels else answer
@@ -282,6 +283,20 @@ class Reader:
             np.concatenate([part.truncated for part in parts]),
         )
 
+    def _similar(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns:
+        backend = self._state.backend
+        with self._engine.gate.reading():
+            pin = backend.pin()
+            revision, marks = self._state.revision, self._state.marks.bits()
+        with pin:
+            check_pairs(len(query.user_ids), pin.counts[ITEMS], allowance.pairs_max, "item_ids", "items")
+            asked = backend.items.find(query.user_ids, pin.counts[ITEMS])
+            excluded = _NO_ROWS if query.include_unavailable else self._unavailable_rows(marks)
+            keys = backend.items.keys
+            rows, cosines, offsets = similar(pin, keys, asked, query.k, excluded, allowance.check)
+        known = np.ones(len(rows), bool)
+        return self._answer(query, revision, keys[rows], cosines, offsets, asked != NO_ROW, known)
+
     def _best(
         self, query: ScoreQuery, pin: Pin, users: slice, user_rows: np.ndarray,
         exclusions: tuple[np.ndarray, np.ndarray, np.ndarray], events: list[Events | None] | None,
@@ -372,14 +387,16 @@ class Reader:
         return replace(answer, labels=[names.get(key) for key in keys])
 
 
-def check_pairs(users: int, items: int, pairs_max: int) -> None:
-    """Checks how many pairs a top-k read compares.
+def check_pairs(asked: int, items: int, pairs_max: int, field: str = "user_ids", of: str = "users") -> None:
+    """Checks how many pairs a read compares that finds the best of all items for `asked` users.
+
+    `field` and `of` name what is asked for.
 
     Raises:
         Refused: INVALID_ARGUMENT if more than one user is asked for, and there are more pairs.
     """
-    if users > 1 and users * items > pairs_max:
-        raise invalid(over("user_ids", max(1, pairs_max // items), users, f"users a call for {items} items"))
+    if asked > 1 and asked * items > pairs_max:
+        raise invalid(over(field, max(1, pairs_max // items), asked, f"{of} a call for {items} items"))
 
 
 def _blocks(users: int, items: int, allowance: Allowance) -> Iterator[slice]:

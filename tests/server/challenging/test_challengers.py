@@ -70,7 +70,7 @@ def test_the_winner_serves_and_its_state_is_that_of_its_spec_from_the_start(
     assert live.engine.state.spec == GOOD
     found = some.listing()
     assert (found.report.winner, found.contests, found.is_running) == ("good", 1, False)
-    assert [each.name for each in found.report.figures] == ["champion", "good", "other"]
+    assert [each.name for each in found.report.figures] == ["first", "good", "other"]
     push(live, *events(500, seed=2))
     assert live.root() == replayed_root(tmp_path)
     same = rig(tmp_path / "same", GOOD)
@@ -99,12 +99,12 @@ def test_a_restart_begins_the_contest_again_and_forgets_no_verdict(
     push(live, *events(9_500))
     some = challenge(live, same=learner(0.29))
     work(some)
-    assert some.listing().is_running and some.listing().report.learned > 9_000
+    assert some.listing().is_running and some.listing().report.learned >= 9_000
     some.close()
     again = challenge(live, same=learner(0.29))
     assert not again.listing().is_running
     work(again)
-    assert again.listing().report.learned > 9_000
+    assert again.listing().report.learned >= 9_000
     push(live, *events(24_500, seed=1))
     work(again)
     assert (again.listing().contests, again.listing().report.winner) == (1, "")

@@ -13,7 +13,7 @@ import typer
 
 import livefactor
 from livefactor import FailedPrecondition, InvalidArgument, Models, NotFound, Producer, Scorer
-from livefactor.local import local
+from livefactor.in_process import local
 from livefactor_server.cli.app import app
 from livefactor_server.snapshots.audit import replay_model
 
@@ -61,7 +61,7 @@ def test_a_model_gets_another_spec_and_keeps_it(tmp_path: Path) -> None:
         assert restored.spec == wider.spec and restored.spec_id == wider.spec_id
         with pytest.raises(FailedPrecondition, match="it began with a snapshot"):
             models.promote("again", "purchases_sgd", **SPEC)
-    offline = livefactor.load(tmp_path / "copy").score([1, 2], np.arange(97))
+    offline = livefactor.load(tmp_path / "copy").score(1, np.arange(97))
     report = replay_model(tmp_path / "models" / "m")
     assert report.good and report.root_hash == before.root_hash
     with local(None, tmp_path) as server, Models(channel=server.channel) as models:
@@ -72,7 +72,7 @@ def test_a_model_gets_another_spec_and_keeps_it(tmp_path: Path) -> None:
             before.earlier_specs,
         )
         with Scorer(channel=server.channel, model="m") as scorer:
-            assert scorer.score([1, 2], np.arange(97)).scores.tolist() == offline.ravel().tolist()
+            assert scorer.score(1, np.arange(97)).scores.tolist() == offline.tolist()
 
 
 def test_refusals_name_their_reason(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""What a call costs: `python -m benchmarks.speed.calls`.
+
+Calls per second, latency and the server's CPU time of single calls, beside an empty call: a server
+of plain grpcio with a handler that returns 100 bytes. 1, 8 and 32 callers in two processes make the
+calls (`callers`), on the same machine as the servers. All kinds of calls take turns. Figures are
+medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.speed.callers import LARGE, LARGE_ITEMS, LIVE, METHODS
+from benchmarks.speed.disk import RawFile
+from benchmarks.speed.ingest import serving_process
+from benchmarks.speed.latency import fill
+from benchmarks.speed.paced import ROOT
+from benchmarks.speed.streams import ITEMS
+from livefactor_server.log.disk import BLOCK_BYTES
+
+CALLERS = (1, 8, 32)
+PROCESSES = 2
+ROUNDS, SECONDS = 3, 1.0
+SYNCS = 100
+"""Raw writes of a block in each round."""
+
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class Server(NamedTuple):
+    """A running server."""
+
+    target: str
+    pid: int
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time that the process has used, in seconds."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
+
+
+@contextmanager
+def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ask(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def _answer(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError("a process of the benchmark ended; its error stands above")
+    return line
+
+
+def _job(
+    processes: list[subprocess.Popen[str]], server: Server, name: str, callers: int, seconds: float
+) -> dict[str, float]:
+    """The figures of one turn: calls per second, milliseconds, and microseconds of server CPU."""
+    used = processes[: min(callers, len(processes))]
+    before = server.cpu_s
+    for process in used:
+        _ask(process, f"{server.target} {name} {callers // len(used)} {seconds}")
+    answers = [json.loads(_answer(process)) for process in used]
+    cpu = server.cpu_s - before
+    calls = sum(answer["calls"] for answer in answers)
+    p50, p99 = np.percentile([ms for answer in answers for ms in answer["ms"]], (50, 99))
+    return {
+        "per_s": calls / max(answer["seconds"] for answer in answers),
+        "p50_ms": float(p50),
+        "p99_ms": float(p99),
+        "cpu_us": cpu / calls * 1e6,
+    }
+
+
+def _sync_ms(file: RawFile) -> float:
+    """Median time of writing and syncing one block, in milliseconds."""
+    taken = []
+    for _ in range(SYNCS):
+        file.room()
+        started = time.perf_counter()
+        file.write()
+        taken.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(taken)
+
+
+def measure(rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str, float]:
+    """Flat figures: calls per second, milliseconds, microseconds, and rates relative to the empty
+    call of a server with threads.
+    """
+    taken: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        target, process = stack.enter_context(serving_process())
+        ours = Server(target, process.pid)
+        servers = dict.fromkeys(METHODS, ours)
+        for name, kind in (("plain", "threads"), ("plain_loop", "loop")):
+            plain = stack.enter_context(_process("benchmarks.speed.plain_server", kind))
+            servers[name] = Server(f"127.0.0.1:{int(_answer(plain))}", plain.pid)
+        fill(target, LIVE, ITEMS)
+        fill(target, LARGE, LARGE_ITEMS)
+        processes = [stack.enter_context(_process("benchmarks.speed.callers")) for _ in range(PROCESSES)]
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")))
+        raw = RawFile(Path(folder) / "raw", BLOCK_BYTES, zeroed=True)
+        for number in range(rounds + 1):
+            for callers in CALLERS:
+                for name, server in servers.items():
+                    # The first round warms up.
+                    figures = _job(processes, server, name, callers, seconds if number else 0.2)
+                    for unit, figure in figures.items() if number else ():
+                        taken.setdefault(f"call_{name}_{callers}_{unit}", []).append(figure)
+            taken.setdefault("call_raw_sync_p50_ms", []).append(_sync_ms(raw))
+        raw.close()
+    return _with_ratios({name: statistics.median(values) for name, values in taken.items()})
+
+
+def _with_ratios(figures: dict[str, float]) -> dict[str, float]:
+    ratios = {
+        f"ratio_call_{name}_{callers}_to_plain": figures[f"call_{name}_{callers}_per_s"]
+        / figures[f"call_plain_{callers}_per_s"]
+        for name in METHODS
+        for callers in CALLERS
+        if name != "plain"
+    }
+    return figures | ratios
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(), indent=1))
