@@ -124,7 +124,8 @@ class Contest:
 
     Attributes:
         contestants: the champion first.
-        judge_from: number of events that are learned before judging begins.
+        judge_from: number of events that are learned before judging begins. The caller raises it if
+            a large record passes it.
         round: the running round, from 0.
         over: whether the contest has ended.
     """

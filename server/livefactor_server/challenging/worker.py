@@ -63,6 +63,7 @@ class Worker:
         self._follower, self._steps = follower, steps.Steps(task.judge_from)
         self._contest = Contest.of([each.name for each in task.entries], task.judge_from)
         self._revision = self._learned = self._judged = 0
+        self._judges = False
         self._reported_s = -REPORT_S
         self._pace.start()
 
@@ -98,6 +99,9 @@ class Worker:
         """Judges a step and learns it."""
         contest, running = self._contest, self._contest.running
         if step.before >= self._task.judge_from:
+            if not self._judges:
+                # A large record can pass `judge_from`. The first round is whole all the same.
+                self._judges, contest.judge_from = True, step.before
             champion = self._learners[0].state
             spec = champion.spec
             ranks = spec.loss != Loss.SQUARED

@@ -79,6 +79,16 @@ def test_a_snapshot_before_judging_saves_learning_and_changes_no_verdict(tmp_pat
     live.close()
 
 
+def test_a_large_record_before_judging_shortens_no_round(tmp_path: Path) -> None:
+    live = rig(tmp_path, BAD)
+    users, items = events(13_500)
+    push(live, users[:4_000], items[:4_000], sizes=4_000)
+    push(live, users[4_000:], items[4_000:])
+    last = hold(task(tmp_path, entry("bad", BAD), entry("good", GOOD)), live.engine.revision)[-1]
+    assert (last.learned, last.winner) == (12_000, "good") and 1_800 < last.judged < 2_200
+    live.close()
+
+
 def test_contestants_may_hold_no_more_memory_than_the_setting(tmp_path: Path) -> None:
     live = rig(tmp_path, BAD)
     push(live, *events(1_200))

@@ -15,7 +15,15 @@ import pytest
 import typer
 
 from contests import events
-from livefactor import AlreadyExists, FailedPrecondition, InvalidArgument, Models, NotFound, Producer
+from livefactor import (
+    AlreadyExists,
+    BatchSettings,
+    FailedPrecondition,
+    InvalidArgument,
+    Models,
+    NotFound,
+    Producer,
+)
 from livefactor.in_process import local
 from livefactor_server.challenging import challengers
 from livefactor_server.cli.app import app
@@ -26,6 +34,7 @@ SPEC: dict[str, Any] = {"k": 8, "limits": {"users_max": 1000, "items_max": 1000}
 NOTHING = {"learning_rate": 1e-6, "bias_learning_rate": 1e-6}
 MUCH = {"learning_rate": 0.3, "bias_learning_rate": 0.3}
 WAIT_S = 200.0
+SMALL = BatchSettings(events_max=450)
 
 
 def workers() -> list[psutil.Process]:
@@ -59,7 +68,7 @@ def test_a_contest_beside_a_served_model(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(challengers, "RESTART_S", 0.1)
     with local("", tmp_path) as server, Models(channel=server.channel) as models:
         models.create("m", "clicks_sgd", optimizer=NOTHING, **SPEC)
-        with Producer(producer_id="p", channel=server.channel, model="m") as producer:
+        with Producer(producer_id="p", channel=server.channel, model="m", batch=SMALL) as producer:
             push(producer, *events(8_900))
             added = models.challenge("m", challenger="good", optimizer=MUCH)
             assert (added.automatic, added.waiting, added.contestants) == (False, ("good",), ())
