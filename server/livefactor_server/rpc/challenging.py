@@ -22,7 +22,7 @@ CHANGED = "changed"
 def add_challenger(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles AddChallenger."""
     request = guards.parse(challenging_pb2.AddChallengerRequest, raw)
-    hosted = calls.hosting.get(request.model)
+    hosted = calls.model(call, request.model)
     challengers = _challengers_of(hosted)
     if request.name and not MODEL_NAME.fullmatch(request.name):
         raise invalid("name: it has 1 to 64 of the characters a-z 0-9 _ - and begins with a letter")
@@ -38,14 +38,14 @@ def add_challenger(calls: Calls, raw: bytes, call: Call) -> bytes:
 def list_challengers(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ListChallengers."""
     request = guards.parse(challenging_pb2.ListChallengersRequest, raw)
-    found = _challengers_of(calls.hosting.get(request.model)).listing()
+    found = _challengers_of(calls.model(call, request.model)).listing()
     return challenging_pb2.ListChallengersResponse(contest=_contest(found)).SerializeToString()
 
 
 def settle_model(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles SettleModel."""
     request = guards.parse(challenging_pb2.SettleModelRequest, raw)
-    hosted = calls.hosting.get(request.model)
+    hosted = calls.model(call, request.model)
     challengers = _challengers_of(hosted)
     spec = challengers.spec_of(request.challenger) if request.challenger else None
     challengers.settle()
