@@ -35,7 +35,7 @@ def candidates(champion: ModelSpec) -> dict[str, ModelSpec]:
         if spec.rule == Rule.SGD and spec.loss != Loss.SQUARED:
             continue
         made = in_place_of(spec, champion)
-        if accepts_all(made, champion):
+        if fits(made, champion):
             found[name] = made
     return found
 
@@ -43,18 +43,32 @@ def candidates(champion: ModelSpec) -> dict[str, ModelSpec]:
 def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
     """The spec with the champion's seed and event types, unless it has its own, and its limits.
 
-    It accepts no larger values, weights and tables than the champion. So a switch does not change
-    what the model accepts, and another switch can undo it.
+    It accepts no larger values, weights and tables than the champion, and no fewer values if the
+    champion accepts ratings and learns their signs. So a switch does not change what the model
+    accepts, and another switch can undo it.
     """
     limits = {
         name: min(getattr(spec.limits, name), getattr(champion.limits, name))
         for name in ("users_max", "items_max", "producers_max", "value_abs_max", "weight_max")
     }
+    auto = spec.auto
+    if champion.auto.ratings_events and spec.loss != Loss.SQUARED:
+        auto, limits["value_abs_max"] = champion.auto, champion.limits.value_abs_max
     return check(
         replace(
             spec,
             seed=spec.seed or champion.seed,
             event_types=spec.event_types or champion.event_types,
+            auto=auto,
             limits=replace(spec.limits, **limits),
         )
     )
+
+
+def fits(spec: ModelSpec, champion: ModelSpec) -> bool:
+    """Whether a spec can stand in for a champion: same task, and it accepts what that accepts.
+
+    The champion fits all events of its log, because a switch checks this.
+    """
+    same_task = (spec.loss == Loss.SQUARED) == (champion.loss == Loss.SQUARED)
+    return same_task and accepts_all(spec, champion)

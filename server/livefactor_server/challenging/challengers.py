@@ -13,13 +13,12 @@ from pathlib import Path
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.challenging import notes as notes_file
 from livefactor_server.challenging import schedule
-from livefactor_server.challenging.candidates import candidates, in_place_of
+from livefactor_server.challenging.candidates import candidates, fits, in_place_of
 from livefactor_server.challenging.contest import Standing
 from livefactor_server.challenging.messages import Entry, Figures, Go, Report, Task
 from livefactor_server.challenging.metrics import ContestMetrics
 from livefactor_server.challenging.notes import Added, Notes, Plan
 from livefactor_server.challenging.process import Process
-from livefactor_server.changes.fitting import accepts_all
 from livefactor_server.engine.engine import Engine
 from livefactor_server.model import spec_codec
 from livefactor_server.statuses import exhausted, exists, not_found, precondition
@@ -128,8 +127,8 @@ class Challengers:
         if not self._has_all_events:
             raise precondition("model: it began with a snapshot, and its log lacks the events before it")
         made = in_place_of(spec, self._subject.engine.state.spec)
-        if not self._fits(made):
-            raise precondition("spec: it could reject events that the model accepts or has accepted")
+        if not fits(made, self._subject.engine.state.spec):
+            raise precondition("spec: it could reject events that the model accepts, or has another task")
         body = spec_codec.encode(made)
         if body == self._subject.engine.state.spec_body:
             raise precondition("spec: it is the model's own")
@@ -147,18 +146,11 @@ class Challengers:
         numbered = (f"{name}-{number}" for number in count(2))
         return name if name not in taken else next(each for each in numbered if each not in taken)
 
-    def _fits(self, spec: ModelSpec) -> bool:
-        """Whether a spec accepts whatever the model's specs have accepted so far."""
-        bodies = [self._log.spec_body, *self._log.switches.values()]
-        return all(accepts_all(spec, spec_codec.decode(body)) for body in bodies)
-
     def _tried(self) -> dict[str, bytes]:
         """The specs that the model tries by itself: logged bytes by name."""
         champion = self._subject.engine.state.spec
-        tried = {
-            name: spec_codec.encode(spec) for name, spec in candidates(champion).items() if self._fits(spec)
-        }
-        if self._log.spec_body not in tried.values():
+        tried = {name: spec_codec.encode(spec) for name, spec in candidates(champion).items()}
+        if self._log.spec_body not in tried.values() and fits(self._first_spec, champion):
             tried[FIRST] = self._log.spec_body
         return tried
 

@@ -17,7 +17,7 @@ from livefactor_server.changes.events import Events
 from livefactor_server.judging import choice
 from livefactor_server.log.columns import COUNT, KIND, Columns
 from livefactor_server.log.store import Kind, Record
-from livefactor_server.model.state import TypeMeanings
+from livefactor_server.model.state import Meanings
 
 STEP_EVENTS, STEP_EVENTS_UNJUDGED = 512, 16_384
 """Events of a step, and of one before judging begins. A larger record is a step of its own."""
@@ -87,20 +87,20 @@ class Judged(NamedTuple):
     values: np.ndarray
 
 
-def judged_events(step: Step, seed: int, share: float, types: TypeMeanings, ranks: bool) -> Judged:
+def judged_events(step: Step, seed: int, share: float, meanings: Meanings, ranks: bool) -> Judged:
     """The events of a step that are judged, by lot (`judging/choice.py`).
 
     Args:
         step: the step.
         seed: the seed of the champion's spec.
         share: the share of the events.
-        types: the champion's event types.
+        meanings: what values and types mean under the champion's spec.
         ranks: leave out events with values of 0 or below, which are nothing to rank.
     """
     found = [piece for part in step.parts for piece in _pieces(part)]
     if not found:
         return Judged(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.float32))
-    parts = [_judged(piece, seed, share, types, ranks) for piece in found]
+    parts = [_judged(piece, seed, share, meanings, ranks) for piece in found]
     return Judged(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -136,12 +136,12 @@ def _pieces(records: Sequence[Record]) -> Iterator[_Piece]:
             yield _Piece(record.revision, events, columns.user_ids, columns.item_ids)
 
 
-def _judged(piece: _Piece, seed: int, share: float, types: TypeMeanings, ranks: bool) -> Judged:
+def _judged(piece: _Piece, seed: int, share: float, meanings: Meanings, ranks: bool) -> Judged:
     revision, events, users, items = piece
     sizes = np.diff(events.ends, prepend=0)
     revisions = np.repeat(np.arange(revision, revision + sizes.size, dtype=np.uint64), sizes)
     places = np.arange(users.size) - np.repeat(events.ends - sizes, sizes)
-    values, _ = types.applied(users.size, events.event_types, events.values, events.weights)
+    values, _ = meanings.applied(users.size, events.event_types, events.values, events.weights)
     values = np.ones(users.size, np.float32) if values is None else values
     chosen = choice.event_lots(seed, revisions, places) < share
     if ranks:

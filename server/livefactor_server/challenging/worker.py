@@ -105,7 +105,7 @@ class Worker:
             champion = self._learners[0].state
             spec = champion.spec
             ranks = spec.loss != Loss.SQUARED
-            judged = steps.judged_events(step, spec.seed, contest.share, champion.event_types, ranks)
+            judged = steps.judged_events(step, spec.seed, contest.share, champion.meanings, ranks)
             if judged.users.size:
                 gains = np.empty((judged.users.size, len(running)))
                 for column, number in enumerate(running):

@@ -14,7 +14,7 @@ from engine_rig import Rig, replayed_root
 from livefactor_kernels.spec.model import ModelSpec, Optimizer, OptimizerKind
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.challenging import challengers, notes, schedule
-from livefactor_server.challenging.candidates import candidates
+from livefactor_server.challenging.candidates import candidates, fits
 from livefactor_server.challenging.challengers import Challengers, Subject
 from livefactor_server.challenging.messages import Figures, Report
 from livefactor_server.challenging.notes import Notes, Plan
@@ -251,7 +251,12 @@ def test_candidates_keep_what_the_model_accepts() -> None:
     found = candidates(auto)
     assert list(found) == ["auto", "clicks", "purchases", "news"]
     assert found["auto"] == auto
-    assert {each.limits.value_abs_max for each in found.values()} == {1.0}
+    # The preset accepts ratings and learns their signs, and so do its challengers.
+    assert {each.limits.value_abs_max for each in found.values()} == {1e6}
+    assert {each.auto for each in found.values()} == {auto.auto}
+    assert not fits(auto, preset("ratings")) and not fits(preset("ratings"), auto)
+    clicks = preset("clicks")
+    assert {each.limits.value_abs_max for each in candidates(clicks).values()} == {1.0}
     assert {each.seed for each in found.values()} == {7}
     assert list(candidates(preset("ratings"))) == ["ratings", "ratings_sgd"]
     # A click may be 0, which purchases of rule SGD refuse. So may a value between 0 and 1.

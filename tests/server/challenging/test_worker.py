@@ -15,7 +15,7 @@ from livefactor_server.challenging.contestants import open_learner
 from livefactor_server.challenging.steps import STEP_EVENTS, Steps, judged_events
 from livefactor_server.log.following import Follower
 from livefactor_server.model import spec_codec
-from livefactor_server.model.state import ModelState, TypeMeanings
+from livefactor_server.model.state import Meanings, ModelState
 from livefactor_server.snapshots.replay import apply_groups, challenger_store, snapshot_store
 
 
@@ -131,7 +131,7 @@ def test_judged_events_are_a_share_of_the_log_and_depend_on_it_alone(tmp_path: P
         follower, steps = Follower(tmp_path / "log", after=0), Steps(0 if step_events == 1 else 4_000)
         for records in follower.read(live.engine.revision):
             for step in steps.add(records):
-                found.append(judged_events(step, 5, 0.25, TypeMeanings(()), True))
+                found.append(judged_events(step, 5, 0.25, Meanings(BAD), True))
         parts[step_events] = np.concatenate([np.column_stack((each.users, each.items)) for each in found])
     few = parts[1]
     assert 0.2 < len(few) / 3_584 < 0.3
