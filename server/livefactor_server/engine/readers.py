@@ -133,7 +133,13 @@ class Reader:
 
     def answer_at_once(self, raw: bytes, at: int, rows_max: int) -> bytes | None:
         """The answer to a usual small message (`ShortReader.answer`), or None."""
-        return None if self._short is None or self._engine.torn else self._short.answer(raw, at, rows_max)
+        if self._short is None or self._engine.torn:
+            return None
+        try:
+            return self._short.answer(raw, at, rows_max)
+        except MemoryError:
+            # The general code tries again, and words the error.
+            return None
 
     def score_at_once(self, query: ScoreQuery) -> ScoreColumns | None:
         """Answers a checked query if that takes well below a millisecond without a wait.
