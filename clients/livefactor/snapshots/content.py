@@ -9,7 +9,12 @@ import numpy as np
 from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots.format import Manifest
 from livefactor.snapshots.sections import (
-    SIDES, Content, parse_spec, remembered_offsets, row_sections, small_sections
+    SIDES,
+    Content,
+    parse_spec,
+    remembered_offsets,
+    row_sections,
+    small_sections,
 )
 
 RATE_STEPS_MAX, MOVES_MAX = 24, 1 << 24

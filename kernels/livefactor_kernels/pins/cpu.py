@@ -130,9 +130,7 @@ class _Overlay:
         self._reserve(rows)
 
     def _sections(self) -> dict[str, RowSection]:
-        return {
-            name: RowSection(array.dtype, array.shape[1:]) for name, array in self.table.padded().items()
-        }
+        return {name: RowSection(array.dtype, array.shape[1:]) for name, array in self.table.padded().items()}
 
     def _reserve(self, rows: int) -> None:
         self.size = rows
@@ -243,7 +241,9 @@ class Pin:
                 copies[name][found] = unpadded(name, ring[places], table.spec.k)
         if not table.ring_names:
             return table.in_order(copies)
-        return table.in_order(copies, self._events(side, rows, table.ring_names, table.places(copies["seen_count"])))
+        return table.in_order(
+            copies, self._events(side, rows, table.ring_names, table.places(copies["seen_count"]))
+        )
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See `pins.Pin.read`."""
@@ -346,7 +346,8 @@ class PinBoard:
         return self._overlays[side]
 
     def event_overlay(self, side: int) -> _Overlay:
-        """The overlay of the events of a side. The caller holds `lock`, and called `overlay` before."""
+        """The overlay of the events of a side. The caller holds `lock`."""
+        self.overlay(side)
         return self._event_overlays[side]
 
     def _event_rows_max(self, table: Table) -> int:

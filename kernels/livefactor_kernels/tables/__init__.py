@@ -36,8 +36,8 @@ __all__ = [
     "check_sections",
     "end_to_end",
     "history_sections",
-    "ring_length",
     "read_rows",
+    "ring_length",
     "row_sections",
     "unpadded",
 ]

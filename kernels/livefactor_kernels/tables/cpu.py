@@ -15,7 +15,6 @@ from livefactor_kernels.tables import RINGS, history_sections, read_rows, ring_l
 from livefactor_kernels.tables.keys import RowKeys
 from livefactor_kernels.tables.pages import Pages, Places
 
-
 _NO_COUNTS = np.empty(0, np.uint32)
 
 

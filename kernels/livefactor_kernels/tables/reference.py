@@ -29,7 +29,16 @@ from livefactor_kernels.numbers.random import (
 from livefactor_kernels.optimizers import StepRates, initial_state, optimizer_sections
 from livefactor_kernels.optimizers.reference import step_row
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, check_sections, row_sections, unpadded
+from livefactor_kernels.tables import (
+    ITEMS,
+    NO_ROW,
+    RINGS,
+    USERS,
+    check_sections,
+    end_to_end,
+    row_sections,
+    unpadded,
+)
 from livefactor_kernels.tables.state import GlobalMean
 
 
