@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livefactor_kernels.backend import ReferenceModel, Update
+from livefactor_kernels.backend import Update
+from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import AdaptiveRate, Limits, SpecError
 from livefactor_kernels.spec.presets import preset
