@@ -57,7 +57,9 @@ def main(folder: Path) -> None:
             continue
         held, kept = memory(events, False)
         rated = memory(events, True)[0]
-        lines.append(f"| {name} | {len(events):,} | {held / 1e6:.2f} | {held / kept:.2f} | {rated / kept:.2f} |")
+        lines.append(
+            f"| {name} | {len(events):,} | {held / 1e6:.2f} | {held / kept:.2f} | {rated / kept:.2f} |"
+        )
     print("\n".join(lines))
     write_between(PAGE, "benchmarks.speed.histories", "\n".join(lines))
 
