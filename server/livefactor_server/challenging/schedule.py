@@ -21,16 +21,17 @@ from livefactor_server.challenging.notes import Notes, Plan
 WARM_UP = 1_000
 RECENT = FIRST_ROUND_EVENTS * 2 ** (ROUNDS - 1)
 """The events of all rounds."""
-FULL_SHARE_EVENTS, LATER_SHARE = 1_000_000, 0.2
+FIRST_EVENTS, FIRST_SHARE, LATER_SHARE = 1_000_000, 0.75, 0.15
 
 
 def allowance(events: int) -> float:
     """What contests may cost by now, in events that the champion learns, for a log of `events`.
 
-    It is as much as the champion took, for the first FULL_SHARE_EVENTS, and LATER_SHARE of it
-    beyond.
+    It is FIRST_SHARE of what the champion took for the first FIRST_EVENTS events, and LATER_SHARE of
+    it beyond. FIRST_SHARE is below 1, because a contest measures the champion's time at its first
+    events, which take longer.
     """
-    return min(events, FULL_SHARE_EVENTS) + max(0, events - FULL_SHARE_EVENTS) * LATER_SHARE
+    return FIRST_SHARE * min(events, FIRST_EVENTS) + LATER_SHARE * max(0, events - FIRST_EVENTS)
 
 
 def next_plan(notes: Notes, events: int, automatic: bool, drifted: bool) -> Plan | None:
