@@ -9,8 +9,8 @@
 - A challenger that was added by hand is judged on the last RECENT events at once.
 
 The allowance. The CPU time of all contests of a model stays below the time that the champion takes
-to learn `allowance(events)` events. Each contest may take ALLOWED_S_LEAST all the same. So a contest
-may lag behind the log, and a later contest may leave out dear challengers. A contest with
+to learn `allowance(events)` events. Each contest may take ALLOWED_S_LEAST all the same. So a
+contest may lag behind the log, and a later contest may leave out dear challengers. A contest with
 challengers that were added by hand is not limited.
 """
 
