@@ -100,6 +100,10 @@ class Hosted:
             reader = self._reader = Reader(self.engine)
         return reader
 
+    def forget_reader(self) -> None:
+        """Drops the reader of a state that is not in force any more, so that its memory is free."""
+        self._reader = None
+
     def promote(self, spec: ModelSpec, progress: promotion.Progress | None = None) -> int:
         """Gives the model another spec while it serves. Returns the revision of the switch.
 
@@ -210,7 +214,9 @@ class Hosting:
             state.revision,
             *state.backend.published,
         )
-        return Hosted(name, folder, engine, keeper, board)
+        hosted = Hosted(name, folder, engine, keeper, board)
+        engine.on_switch = hosted.forget_reader
+        return hosted
 
     def _board(self, engine: Engine) -> Board | None:
         folder = self._settings.engine.observer.tensorboard
