@@ -18,7 +18,7 @@ from livefactor_server.cli import (  # noqa: F401
     tune,
 )
 from livefactor_server.cli.base import app
-from livefactor_server.cli.items import similar  # noqa: F401
+from livefactor_server.cli.items import embeddings, similar  # noqa: F401
 from livefactor_server.text import PlainFormatter
 
 

@@ -123,6 +123,10 @@ def models_create(
             help='Changes to the preset as JSON, such as \'{"k": 32, "optimizer": {"learning_rate": 0.1}}\', or a spec file (TOML).'
         ),
     ] = "{}",
+    embedding_dim: Annotated[
+        int,
+        typer.Option(min=0, help="Numbers of an item's vector (spec: embeddings.dimension). 0: no vectors."),
+    ] = 0,
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
@@ -131,6 +135,8 @@ def models_create(
 
     with spec_errors(), Models(target) as models:
         named, changes = read_spec(spec)
+        if embedding_dim:
+            changes["embeddings"] = {**changes.get("embeddings", {}), "dimension": embedding_dim}
         _show(models.create(name, preset or named, **changes), as_json)
 
 
