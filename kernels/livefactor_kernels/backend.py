@@ -64,6 +64,10 @@ class RowTable(Protocol):
         """Bytes of a row in all arrays, without its slot in `keymap`."""
 
     @property
+    def page_bytes(self) -> int:
+        """Bytes of the histories of all rows, if they are not in `row_bytes`."""
+
+    @property
     def keymap(self) -> RowMap:
         """The map that `find` uses."""
 
@@ -186,7 +190,8 @@ class Backend(Protocol):
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Copies of the sections `names` of rows uint32[n], zeros where a row is `NO_ROW`.
 
-        The shapes are those of `sections`. The caller holds the gate.
+        The shapes are those of `sections`. But sections of events may end after the last place
+        that has an event in any of the rows. The caller holds the gate.
         """
 
     def pin(self) -> Pin:

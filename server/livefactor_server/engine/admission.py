@@ -279,7 +279,8 @@ class Admission:
         It is below 0 if the model holds more than `memory_bytes_max`.
         """
         rows = sum(
-            table.allocated * nbytes for table, nbytes in zip(self._tables, self._row_bytes, strict=True)
+            table.allocated * nbytes + table.page_bytes
+            for table, nbytes in zip(self._tables, self._row_bytes, strict=True)
         )
         return self.memory_bytes_max - rows - self.state.bytes_beside - self._pending_bytes
 

@@ -95,7 +95,7 @@ class ModelState:
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of memory of each part: used rows with their key map, and the state beside them."""
         rows = {
-            name: table.row_bytes * table.allocated + table.keymap.nbytes
+            name: table.row_bytes * table.allocated + table.page_bytes + table.keymap.nbytes
             for name, table in (("users", self.backend.users), ("items", self.backend.items))
         }
         return rows | self._beside()
