@@ -17,7 +17,6 @@ from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
-from livefactor_kernels.sgd.runs import UpdateRun
 from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
 from livefactor_kernels.spec.checks import check
@@ -25,7 +24,7 @@ from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
-from livefactor_kernels.update import Update, joined
+from livefactor_kernels.update import Update, UpdateRun, joined
 
 
 class LearningRule(Part, Protocol):

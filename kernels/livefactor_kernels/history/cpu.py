@@ -11,7 +11,7 @@ from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, inlined, match16, prefetch
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables.cpu import Table
-from livefactor_kernels.tables.pages import append_event, newest, one_back, recent_kernel
+from livefactor_kernels.tables.pages import Pages, append_event, newest, one_back, recent_kernel
 from livefactor_kernels.update import Update, writable
 
 _NO_ROWS = np.empty((0, 0), np.uint32)
@@ -142,6 +142,17 @@ class Columns(NamedTuple):
     weights: np.ndarray
     times: np.ndarray
 
+    @staticmethod
+    def of(update: Update) -> Columns:
+        """The columns of an update."""
+        return Columns(
+            update.user_rows,
+            update.item_rows,
+            _NO_COLUMN if update.values is None else writable(update.values),
+            _NO_COLUMN if update.weights is None else writable(update.weights),
+            _NO_TIMES if update.times is None else writable(update.times),
+        )
+
 
 @inlined
 def _append(additions: Any, size: Any, row: Any, follower: Any, amount: Any) -> Any:
@@ -221,35 +232,27 @@ class Recorder:
         most = min(2 * spec.counts.span * spec.micro_batch, _ADDITIONS_MAX)
         self._additions = Additions.of(max(most, 2 * spec.counts.span))
         empty = np.empty(0, np.uint32)
-        self._run(Columns(empty, empty, _NO_COLUMN, _NO_COLUMN, _NO_TIMES), _0, _0)
+        livefactor_record_kernel(*self.state, *Columns.of(Update(0, empty, empty, None, None, 0, 0)), _0, _0)
         livefactor_add_kernel(self._followers, self._additions, _0)
 
-    def _run(self, columns: Columns, start: np.uint64, stop: np.uint64) -> int:
-        state = self.users, self.items, self._visits, self._followers, self._additions
-        return int(livefactor_record_kernel(*state, *columns, start, stop))
+    @property
+    def state(self) -> tuple[Pages, Pages, Visits, Followers, Additions]:
+        """The first arguments of `livefactor_record_kernel`."""
+        return self.users, self.items, self._visits, self._followers, self._additions
+
+    def check_room(self, events: int) -> None:
+        """See `tables.pages.Pages.check_room`."""
+        for pages in (self.users, self.items):
+            pages.check_room(events)
 
     def record(self, update: Update, start: int, stop: int) -> None:
         """Records the events [start, stop) of an update. It releases the GIL."""
-        self.count(self.remember(update, start, stop))
-
-    def remember(self, update: Update, start: int, stop: int) -> int:
-        """Does the same without counts.
-
-        Returns the number of additions, which `count` must add before the next call.
-        """
-        for pages in (self.users, self.items):
-            pages.check_room(stop - start)
-        columns = Columns(
-            update.user_rows,
-            update.item_rows,
-            _NO_COLUMN if update.values is None else writable(update.values),
-            _NO_COLUMN if update.weights is None else writable(update.weights),
-            _NO_TIMES if update.times is None else writable(update.times),
-        )
-        return self._run(columns, np.uint64(start), np.uint64(stop))
+        self.check_room(stop - start)
+        columns = Columns.of(update)
+        self.count(livefactor_record_kernel(*self.state, *columns, np.uint64(start), np.uint64(stop)))
 
     def count(self, additions: int) -> None:
-        """Adds what `remember` has listed.
+        """Adds what `livefactor_record_kernel` has listed.
 
         It only changes counts, and may run in parallel with code that does not read them.
         """

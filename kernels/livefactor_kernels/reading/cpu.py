@@ -25,7 +25,8 @@ from livefactor_kernels.reading import (
 from livefactor_kernels.reading.experts import Remembered
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
-from livefactor_kernels.solve.cpu import Events, Problem, Scratch, Side, livefactor_fold_kernel
+from livefactor_kernels.solve.cpu_records import Side
+from livefactor_kernels.solve.cpu_system import Events, Problem, Scratch, livefactor_fold_kernel
 from livefactor_kernels.spec.model import LANES, ModelSpec
 
 _0 = np.uint64(0)
@@ -91,7 +92,7 @@ class CpuArithmetic:
     def _scratch(self) -> Scratch:
         scratch: Scratch | None = getattr(self._memory, "scratch", None)
         if scratch is None:
-            scratch = self._memory.scratch = Scratch.for_events(self._spec, self._spec.history.users)
+            scratch = self._memory.scratch = Scratch.of(self._spec)
         return scratch
 
     def gains(self, lists: dict[str, np.ndarray], weights: np.ndarray, rows: np.ndarray,

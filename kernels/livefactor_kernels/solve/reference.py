@@ -12,7 +12,7 @@ from livefactor_kernels.numbers.lanes import clamp
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
-from livefactor_kernels.update import Update
+from livefactor_kernels.update import Update, UpdateRun
 
 
 class System(NamedTuple):
@@ -81,12 +81,13 @@ class Solver:
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
         """See `tables.state.Part.load`."""
         self.gram[:] = np.reshape(sections[GRAM], self.gram.shape)
-        self._rates = self._unobserved.load(self._rates, sections)
+        self._unobserved.load(sections)
 
     def learn(self, update: Update) -> None:
         """Learns from one record."""
         size = self._spec.micro_batch
-        self._rates = self._unobserved.after(self._rates, update)
+        weight = self._unobserved.of(UpdateRun.of([update]))[0]
+        self._rates = self._rates._replace(unobserved=weight)
         for start in range(0, update.user_rows.size, size):
             self._micro_batch(update, start, min(start + size, update.user_rows.size))
 
