@@ -9,9 +9,10 @@ import numpy as np
 from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, inlined, match16, prefetch
+from livefactor_kernels.simd.steps import word
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables.cpu import Table
-from livefactor_kernels.tables.pages import Pages, append_event, newest, one_back, recent_kernel
+from livefactor_kernels.tables.pages import append_event, memory_of, newest, one_back
 from livefactor_kernels.update import Update, writable
 
 _NO_ROWS = np.empty((0, 0), np.uint32)
@@ -165,11 +166,11 @@ def _append(additions: Any, size: Any, row: Any, follower: Any, amount: Any) -> 
 def _count(pages: Any, visits: Any, followers: Any, additions: Any, size: Any, event: Any) -> Any:
     """Lists the additions of an event after `size` others. Returns the new number of additions."""
     user, item = event.user, event.item
-    seen, now = np.uint64(pages.seen[user]), np.uint64(visits.now[user])
+    seen, now = word(pages.seen, user), np.uint64(visits.now[user])
     index, place = newest(pages, user)
     for _ in range(min(min(seen, followers.span), pages.length)):
-        other = np.uint64(pages.rows[index])
-        age = now - np.uint64(pages.visits[index])
+        other = word(pages.rows, index)
+        age = now - word(pages.visits, index)
         index, place = one_back(pages, index, place)
         amount = event.weight * followers.decay[min(age, np.uint64(DECAY_STEPS - 1))]
         if amount < COUNT_MIN:
@@ -182,7 +183,7 @@ def _count(pages: Any, visits: Any, followers: Any, additions: Any, size: Any, e
 
 @compiled
 def livefactor_record_kernel(
-    users: Any, items: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
+    user_pages: Any, item_pages: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
     values: Any, weights: Any, times: Any, start: Any, stop: Any,
 ) -> Any:  # fmt: skip
     """Records events [start, stop) in the rings of users and items, and in visits.
@@ -193,6 +194,7 @@ def livefactor_record_kernel(
         The number of listed additions to counts, which remain to be added.
     """
     size, most = _0, _2 * followers.span
+    users, items = memory_of(user_pages), memory_of(item_pages)
     for t in range(start, stop):
         user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
         value = values[t] if values.size else _F1
@@ -236,9 +238,9 @@ class Recorder:
         livefactor_add_kernel(self._followers, self._additions, _0)
 
     @property
-    def state(self) -> tuple[Pages, Pages, Visits, Followers, Additions]:
+    def state(self) -> tuple[np.ndarray, np.ndarray, Visits, Followers, Additions]:
         """The first arguments of `livefactor_record_kernel`."""
-        return self.users, self.items, self._visits, self._followers, self._additions
+        return self.users.fields, self.items.fields, self._visits, self._followers, self._additions
 
     def check_room(self, events: int) -> None:
         """See `tables.pages.Pages.check_room`."""
@@ -264,5 +266,4 @@ class Recorder:
         if not self._counts.neighbors:
             return np.empty(0, np.uint32)
         users = np.unique(update.user_rows)
-        recent = np.empty(len(users) * self._counts.span, np.uint32)
-        return recent[: int(recent_kernel(self.users, users, np.uint64(self._counts.span), recent))]
+        return self.users.recent(users, self._counts.span)

@@ -317,7 +317,7 @@ class PinBoard:
         return self.overlay(side), self._event_overlays[side]
 
     def _event_rows_max(self, table: Table) -> int:
-        length = int(table.pages.length) if table.pages is not None else 0
+        length = table.pages.length if table.pages is not None else 0
         return max(1, min(self.overlay_rows_max, OVERLAY_BYTES_MAX // (16 * max(1, length))))
 
     @property
@@ -415,7 +415,7 @@ class PinBoard:
             np.uint64(self._last),
             overlay.stamps,
             pages.seen,
-            pages.length,
+            np.uint64(pages.length),
             self._times[side],
             out,
         )

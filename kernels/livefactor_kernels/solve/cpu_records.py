@@ -14,7 +14,7 @@ from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import address_of, inlined, load16, store16
 from livefactor_kernels.simd.memory import reserve
-from livefactor_kernels.simd.steps import WORD_BYTES
+from livefactor_kernels.simd.steps import WORD_BYTES, word
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve.cpu_system import (
     SYSTEMS,
@@ -25,7 +25,7 @@ from livefactor_kernels.solve.cpu_system import (
 )
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables.cpu import Table
-from livefactor_kernels.tables.pages import remembered_events
+from livefactor_kernels.tables.pages import memory_of, remembered_events
 
 RECORD, SOLVE = 0, 1
 """What comes next: an event is recorded, or a micro-batch that is recorded already is solved."""
@@ -111,7 +111,7 @@ def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, seen: Any, touched: 
         touched.times[np.uint64(rows[t])] -= np.uint32(1)
     for i in range(found):
         row = np.uint64(touched.rows[i])
-        touched.before[i] = seen[row] - touched.times[row]
+        touched.before[i] = word(seen, row) - touched.times[row]
         touched.times[row] = np.uint32(0)
     return found
 
@@ -121,7 +121,7 @@ def _select_due(touched: Any, found: Any, seen: Any, period: Any) -> Any:
     """Selects those of the first `found` rows that are due. Returns their number."""
     due = _0
     for i in range(found):
-        before, after = np.uint64(touched.before[i]), np.uint64(seen[np.uint64(touched.rows[i])])
+        before, after = np.uint64(touched.before[i]), word(seen, np.uint64(touched.rows[i]))
         if before == after or before < period or before // period < after // period:
             touched.rows[due], touched.before[due] = touched.rows[i], touched.before[i]
             due += _1
@@ -237,7 +237,8 @@ def livefactor_learn_kernel(
         to counts or more, it returns their number. Somebody must add them. The next call, which may
         run at the same time, solves this micro-batch and then returns 0.
     """
-    model = Model(users, items, user_pages, item_pages, gram, mean, scratch, room, rates)
+    user_memory, item_memory = memory_of(user_pages), memory_of(item_pages)
+    model = Model(users, items, user_memory, item_memory, gram, mean, scratch, room, rates)
     while place[_0] < ends.size:
         record = np.uint64(place[_0])
         start, end, a0 = np.uint64(place[_1]), np.uint64(ends[record]), unobserved[record]
@@ -253,10 +254,10 @@ def livefactor_learn_kernel(
                 place[_2] = SOLVE
                 return listed
             livefactor_add_kernel(followers, additions, listed)
-        found = _distinct(user_rows, start, fresh, stop, user_pages.seen, touched_users)
+        found = _distinct(user_rows, start, fresh, stop, user_memory.seen, touched_users)
         _solve_side(model, _0, item_counts[record], a0, found, touched_users)
-        found = _distinct(item_rows, start, fresh, stop, item_pages.seen, touched_items)
-        found = _select_due(touched_items, found, item_pages.seen, rates.item_events)
+        found = _distinct(item_rows, start, fresh, stop, item_memory.seen, touched_items)
+        found = _select_due(touched_items, found, item_memory.seen, rates.item_events)
         _solve_side(model, _1, user_counts[record], a0, found, touched_items)
         if rates.has_bias:
             for t in range(start, fresh):

@@ -49,7 +49,7 @@ class Table(RowKeys):
         self.history = {name: self._arrays[name] for name in history if name not in RING}
         self.ring_names = tuple(name for name in history if name in RING)
         seen = self.history.get("seen_count")
-        self.pages = None if seen is None else Pages.of(spec, side, seen)
+        self.pages = None if seen is None else Pages(spec, side, seen)
 
     def padded(self) -> dict[str, np.ndarray]:
         """All arrays that an event may change, by name, with padding."""
@@ -108,7 +108,7 @@ class Table(RowKeys):
         seen = np.zeros(len(rows), np.uint32)
         known = rows != NO_ROW
         seen[known] = self.pages.seen[rows[known]]
-        length = int(self.pages.length)
+        length = self.pages.length
         width = min(int(seen.max(initial=0)), length) if short else length
         return self.pages.dense(rows, seen, rings, width)
 
