@@ -142,8 +142,16 @@ class CpuModel:
                 self._learn([self._reservoir.extend(update)])
                 self._reservoir.keep(update)
             return
-        for group in [updates] if self._rule.joins(updates) else [[update] for update in updates]:
+        for group in self._groups(updates):
             self._learn(group)
+
+    def _groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
+        """The records that the model learns in one call."""
+        if not self._rule.joins(updates):
+            return [[update] for update in updates]
+        if self._mixer is None:
+            return [updates]
+        return self._mixer.groups(UpdateRun.of(updates), self.published[ITEMS])
 
     def _learn(self, updates: Sequence[Update]) -> None:
         rows = self._rule.prepare(updates)
@@ -156,7 +164,7 @@ class CpuModel:
             self.pins.protect(update, rows, *recent)
         popularity = self.items.history.get("popularity", self.items.bias)
         if self._mixer is not None:
-            self._mixer.learn(update, self, popularity[:items], self.items.bias[:items])
+            self._mixer.learn(UpdateRun.of(updates), self, popularity[:items], self.items.bias[:items])
         self._rule.learn(update)
         if self._recorder is not None and not self._rule.records:
             self._recorder.record(update, 0, update.fresh)

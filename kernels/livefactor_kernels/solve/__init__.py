@@ -106,11 +106,12 @@ class Unobserved:
     def of(self, run: UpdateRun) -> np.ndarray:
         """The weights for records, which are learned next, float32[m]."""
         if not self._density:
-            return np.full(len(run), self._constant)
+            return np.full(len(run), self._constant, np.float32)
         users, items = np.maximum(run.user_counts, 1), np.maximum(run.item_counts, 1)
         events = self._events + run.ends - run.joined.replayed
         pairs = users.astype(np.float64) * items.astype(np.float64)
-        weights = np.minimum(self._density * events / pairs, MAX_UNOBSERVED).astype(np.float32)
+        weights: np.ndarray = np.minimum(self._density * events / pairs, MAX_UNOBSERVED)
+        weights = weights.astype(np.float32)
         self._section[0], self._events = weights[-1], int(events[-1])
         return weights
 

@@ -1,9 +1,9 @@
 """The systems of equations of rule SOLVE on the CPU (semantics: `solve/__init__.py`).
 
-A system is built in blocks of events, so that the rows of a block stay in the first cache. Four rows
-of one vector each of the matrix are in registers while the kernel loops over the events of a block.
-Each coordinate of a sweep waits for the one before it. So up to `SYSTEMS` systems are swept side by
-side, and a processor computes one while another one waits.
+A system is built in blocks of events, so that the rows of a block stay in the first cache. Four
+rows of one vector each of the matrix are in registers while the kernel loops over the events of a
+block. Each coordinate of a sweep waits for the one before it. So up to `SYSTEMS` systems are swept
+side by side, and a processor computes one while another one waits.
 """
 
 from __future__ import annotations
@@ -214,20 +214,22 @@ def livefactor_system_kernel(
     matrix = address_of(scratch.matrix) + number * m * m * _4
     right, x = address_of(scratch.right) + number * m * _4, address_of(scratch.x) + number * m * _4
     total = _F0
-    for j in range(events.count):
-        total += real(events.weights, j)
+    for event in range(events.count):
+        total += real(events.weights, event)
     _begin(scratch, matrix, right, total, problem, kp)
     last = kp + _1 if rates.has_bias else rates.k
     for start in range(_0, events.count, _BLOCK):
         stop = min(start + _BLOCK, events.count)
         _gather(scratch, others, events, start, stop, problem)
         _add_to_right(scratch, right, stop - start)
-        for p in range(_0, last, _4):
-            for c in range(p // _16 + _1):
-                _add_to_tile(scratch, matrix, stop - start, p, c * VECTOR_BYTES)
+        for first in range(_0, last, _4):
+            for c in range(first // _16 + _1):
+                _add_to_tile(scratch, matrix, stop - start, first, c * VECTOR_BYTES)
     _mirror(matrix, m)
-    for c in range(kp // _16):
-        store16(x, load16(address_of(own.factors) + row * kp * _4, c * VECTOR_BYTES), c * VECTOR_BYTES)
+    # The rows of readers do not begin at multiples of 64 bytes.
+    present = address_of(own.factors) + row * kp * _4
+    for p in range(kp):
+        store1(x, load1(present, p * _4), p * _4)
     if rates.has_bias:
         store1(x, own.bias[row], kp * _4)
     _subtract_present(right, matrix, x, m, kp, rates)
