@@ -196,7 +196,7 @@ class Scorer:
 def _fields(joined: Joined, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:
     answer = joined.columns
     columns = (answer.scores, answer.offsets, answer.user_known, answer.item_known)
-    extra = (answer.item_ids, joined.revisions, answer.seen_truncated)
+    extra = (answer.item_ids, joined.revisions, answer.seen_truncated, joined.spec_ids)
     return (joined.position, user_ids, item_ids, *columns, answer.labels, *extra)
 
 

@@ -816,6 +816,9 @@ class ModelDescription(google.protobuf.message.Message):
     HOLD_FIELD_NUMBER: builtins.int
     ADAPTED_RATE_FIELD_NUMBER: builtins.int
     FAULT_FIELD_NUMBER: builtins.int
+    SPEC_ID_FIELD_NUMBER: builtins.int
+    SPEC_REVISION_FIELD_NUMBER: builtins.int
+    EARLIER_SPECS_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -838,6 +841,14 @@ class ModelDescription(google.protobuf.message.Message):
     model get FAILED_PRECONDITION with this text, except for those that describe, restore and delete
     it, or list and fetch its snapshots. Empty: the model is served.
     """
+    spec_id: builtins.int
+    """The id of `spec`: the first 8 bytes of the SHA-256 hash of its bytes in the log, read as a
+    big-endian number. ScoreResponse names it, too.
+    """
+    spec_revision: builtins.int
+    """The revision from which `spec` is in force. Absent: it is not known yet, because the server has
+    not read that part of the log since its start. It reads the whole log by and by.
+    """
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position: ...
     @property
@@ -851,6 +862,10 @@ class ModelDescription(google.protobuf.message.Message):
     @property
     def hold(self) -> livefactor.v1.judging_pb2.Hold:
         """Absent: updates are not on hold."""
+
+    @property
+    def earlier_specs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SpecPeriod]:
+        """The earlier specs, as far as they are known. Only DescribeModel and PromoteSpec fill it."""
 
     def __init__(
         self,
@@ -871,12 +886,43 @@ class ModelDescription(google.protobuf.message.Message):
         hold: livefactor.v1.judging_pb2.Hold | None = ...,
         adapted_rate: builtins.float | None = ...,
         fault: builtins.str = ...,
+        spec_id: builtins.int = ...,
+        spec_revision: builtins.int | None = ...,
+        earlier_specs: collections.abc.Iterable[global___SpecPeriod] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "adapted_rate", b"adapted_rate", "backend", b"backend", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec", "spec_revision", b"spec_revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapted_rate", b"_adapted_rate"]) -> typing.Literal["adapted_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_spec_revision", b"_spec_revision"]) -> typing.Literal["spec_revision"] | None: ...
 
 global___ModelDescription = ModelDescription
+
+@typing.final
+class SpecPeriod(google.protobuf.message.Message):
+    """A spec that was in force from `revision` on, until the next one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    SPEC_ID_FIELD_NUMBER: builtins.int
+    SPEC_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    spec_id: builtins.int
+    @property
+    def spec(self) -> global___ModelSpec: ...
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        spec_id: builtins.int = ...,
+        spec: global___ModelSpec | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["revision", b"revision", "spec", b"spec", "spec_id", b"spec_id"]) -> None: ...
+
+global___SpecPeriod = SpecPeriod
 
 @typing.final
 class DescribeModelRequest(google.protobuf.message.Message):
@@ -1004,6 +1050,74 @@ class RestoreSnapshotResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["description", b"description"]) -> None: ...
 
 global___RestoreSnapshotResponse = RestoreSnapshotResponse
+
+@typing.final
+class PromoteSpecRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    PRESET_FIELD_NUMBER: builtins.int
+    SPEC_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    preset: builtins.str
+    """As in CreateModelRequest. Empty: the spec in force."""
+    @property
+    def spec(self) -> global___ModelSpec:
+        """Fields that differ from the preset or from the spec in force."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        preset: builtins.str = ...,
+        spec: global___ModelSpec | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "preset", b"preset", "spec", b"spec"]) -> None: ...
+
+global___PromoteSpecRequest = PromoteSpecRequest
+
+@typing.final
+class PromoteSpecResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    @property
+    def progress(self) -> global___PromotionProgress: ...
+    @property
+    def description(self) -> global___ModelDescription: ...
+    def __init__(
+        self,
+        *,
+        progress: global___PromotionProgress | None = ...,
+        description: global___ModelDescription | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["description", b"description", "kind", b"kind", "progress", b"progress"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "kind", b"kind", "progress", b"progress"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["progress", "description"] | None: ...
+
+global___PromoteSpecResponse = PromoteSpecResponse
+
+@typing.final
+class PromotionProgress(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    LAST_REVISION_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    """The revision that the state with the new spec has reached."""
+    last_revision: builtins.int
+    """The last revision of the log."""
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        last_revision: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["last_revision", b"last_revision", "revision", b"revision"]) -> None: ...
+
+global___PromotionProgress = PromotionProgress
 
 @typing.final
 class ReleaseHoldRequest(google.protobuf.message.Message):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -103,14 +104,44 @@ class Admission:
     _pending_bytes: int = 0
     _row_bytes: tuple[int, int] = (0, 0)
     _reserved: tuple[int, int] = (0, 0)
+    _states: int = 1
 
     def __post_init__(self) -> None:
         self._producers = len(self.state.producers)
+        self.count_states(self._table_row_bytes)
+
+    @property
+    def _table_row_bytes(self) -> tuple[int, int]:
         users, items = self._tables
-        self._row_bytes = (
-            users.row_bytes + KEY_SLOT_BYTES,
-            items.row_bytes + KEY_SLOT_BYTES + self.judge_item_bytes,
+        return users.row_bytes, items.row_bytes
+
+    def count_states(self, *row_bytes: tuple[int, int]) -> None:
+        """Sets how many states have each row, and the bytes of a row (users, items) in each.
+
+        A promotion builds a second state. Any thread may call it.
+        """
+        users, items = (
+            sum(sides) + KEY_SLOT_BYTES * len(row_bytes) for sides in zip(*row_bytes, strict=True)
         )
+        self._states, self._row_bytes = len(row_bytes), (users, items + self.judge_item_bytes)
+
+    @contextmanager
+    def with_second_state(self, row_bytes: tuple[int, int]) -> Iterator[None]:
+        """Counts the memory of a second state with rows of these bytes (users, items).
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED if the memory does not suffice for both.
+        """
+        self.count_states(self._table_row_bytes, row_bytes)
+        try:
+            if self.free_bytes < 0:
+                raise exhausted(
+                    f"memory: both states need {(-self.free_bytes >> 20) + 1} MiB more than "
+                    f"memory_bytes_max ({self.memory_bytes_max >> 20} MiB)"
+                )
+            yield
+        finally:
+            self.count_states(self._table_row_bytes)
 
     def admit(self, item: Submission) -> bool:
         """Decides whether a batch enters the log.
@@ -128,6 +159,8 @@ class Admission:
             refusal = self.hold_refusal() if item.change.has_events else None
             if refusal is not None:
                 raise refusal
+            if item.spec is not None and item.spec is not self.state.spec:
+                self._check_again(item)
             self._make_fit(item)
         except Refused:
             self.withdraw([item])
@@ -282,7 +315,14 @@ class Admission:
             table.allocated * nbytes + table.page_bytes
             for table, nbytes in zip(self._tables, self._row_bytes, strict=True)
         )
-        return self.memory_bytes_max - rows - self.state.bytes_beside - self._pending_bytes
+        beside = self.state.bytes_beside + self._pending_bytes
+        return self.memory_bytes_max - rows - beside * self._states
+
+    def _check_again(self, item: Submission) -> None:
+        """Checks a batch that was checked against an earlier spec."""
+        change = item.change
+        if isinstance(change, WireChange) and (rejected := change.rows_outside(self.state.spec)):
+            item.reject_more(rejected, change.without_rows([row for row, _ in rejected]))
 
     def _make_fit(self, item: Submission) -> None:
         """Rejects the rows of a batch that have no room, so that the other rows need not wait.

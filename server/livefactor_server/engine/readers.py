@@ -25,6 +25,7 @@ from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.similar import similar
 from livefactor_server.model.availability import rows_of
+from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid, no_memory, unavailable
 
 _NO_ROWS, _NO_FLAGS = np.empty(0, np.uint32), np.empty(0, bool)
@@ -90,16 +91,25 @@ class _Best(NamedTuple):
 
 
 class Reader:
-    """Scores of one model. Thread-safe."""
+    """Scores of one model with its present spec. Thread-safe.
+
+    After a switch of the spec the model needs another reader. This one then answers at the last
+    revision before the switch.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._state = engine.state
-        spec = engine.state.spec
-        self._persons = PersonReader(spec) if spec.history.users else None
+        self._state = state = engine.state
+        self._persons = PersonReader(state.spec) if state.spec.history.users else None
         # On a GPU a read waits for the kernels before it, and a fold-in takes milliseconds.
-        self._is_quick = self._persons is None and engine.state.backend_name == "cpu"
+        self._is_quick = self._persons is None and state.backend_name == "cpu"
+        self._spec_id = int(state.spec_id, 16)
         self._unavailable: tuple[np.ndarray, np.ndarray] = np.empty(0, np.uint8), _NO_ROWS
+
+    @property
+    def state(self) -> ModelState:
+        """The state that answers."""
+        return self._state
 
     def score(self, query: ScoreQuery, allowance: Allowance = _USUAL) -> ScoreColumns:
         """Answers a checked query.
@@ -361,6 +371,7 @@ class Reader:
             item_known=item_known,
             labels=(),
             seen_truncated=seen_truncated,
+            spec_id=self._spec_id,
         )
 
     def _with_labels(self, answer: ScoreColumns, bytes_max: int) -> ScoreColumns:

@@ -15,6 +15,7 @@ from livefactor_kernels.backend import Backend, create_backend
 from livefactor_kernels.sgd.adaptive import RATES, STEP, multiple
 from livefactor_kernels.spec.model import EventType, ModelSpec
 from livefactor_server.model import producers as producer_codec
+from livefactor_server.model import spec_codec
 from livefactor_server.model.availability import FrozenMarks, Marks
 from livefactor_server.model.labels import FrozenLabels, Labels
 from livefactor_server.model.producers import FrozenProducer, ProducerTable
@@ -61,6 +62,7 @@ class ModelState:
 
     Attributes:
         spec_body: the logged bytes of the spec.
+        spec_id: the id of the spec (`spec_codec.id_of`).
         log_hash: chain hash of the log at `revision`, 32 bytes.
         events: number of applied events.
         labels: of users and of items.
@@ -77,10 +79,12 @@ class ModelState:
     events: int = 0
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    spec_id: str = field(init=False)
     event_types: TypeMeanings = field(init=False)
     marks: Marks = field(init=False)
 
     def __post_init__(self) -> None:
+        self.spec_id = spec_codec.id_of(self.spec_body)
         self.event_types = TypeMeanings(self.spec.event_types)
         self.marks = Marks(self.backend)
 

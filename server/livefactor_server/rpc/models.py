@@ -1,26 +1,31 @@
-"""Handlers of the ModelService: create, describe, list, delete and restore models, release a
-hold.
+"""Handlers of the ModelService: create, describe, list, delete and restore models, promote a spec,
+release a hold.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
+from livefactor_kernels.spec.presets import preset
 from livefactor_server.hosting.describe import describe
 from livefactor_server.model import spec_codec
 from livefactor_server.rpc import encode, guards
 from livefactor_server.rpc.calls import Calls
-from livefactor_server.rpc.guards import Call
+from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.statuses import invalid, precondition
+
+PROGRESS_INTERVAL_S = 0.1
 
 
 def create_model(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles CreateModel."""
     request = guards.parse(models_pb2.CreateModelRequest, raw)
-    preset = request.preset or calls.settings.default_preset or DEFAULT_PRESET
+    name = request.preset or calls.settings.default_preset or DEFAULT_PRESET
     try:
-        spec = spec_codec.from_message(request.spec, preset)
+        spec = spec_codec.from_message(request.spec, name)
     except SpecError as error:
         raise invalid(f"spec: {error}") from None
     made = encode.description(describe(calls.hosting.create(request.model, spec)))
@@ -38,7 +43,7 @@ async def describe_model(calls: Calls, raw: bytes, call: Call) -> bytes:
 
 def _description(calls: Calls, request: models_pb2.DescribeModelRequest, call: Call) -> bytes:
     hosted = calls.hosting.get(request.model)
-    description = encode.description(describe(hosted, request.with_root_hash, call.check))
+    description = encode.whole_description(describe(hosted, request.with_root_hash, call.check))
     report = hosted.engine.observer.report()
     if report is not None:
         description.judgement.CopyFrom(encode.judgement(report))
@@ -69,6 +74,34 @@ def restore_snapshot(calls: Calls, raw: bytes, call: Call) -> bytes:
     hosted = calls.hosting.restore(request.model, request.source_model, request.snapshot_id)
     made = encode.description(describe(hosted))
     return models_pb2.RestoreSnapshotResponse(description=made).SerializeToString()
+
+
+async def promote_spec(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
+    """Handles PromoteSpec: sends the progress, and then the description."""
+    request = guards.parse(models_pb2.PromoteSpecRequest, await requests.only())
+    hosted = calls.hosting.get(request.model)
+    try:
+        base = preset(request.preset) if request.preset else hosted.engine.state.spec
+        spec = spec_codec.changed(base, request.spec)
+    except SpecError as error:
+        raise invalid(f"spec: {error}") from None
+    latest: list[tuple[int, int]] = []
+
+    def report(revision: int, last: int) -> None:
+        call.check()
+        latest[:] = [(revision, last)]
+
+    promoting = asyncio.create_task(calls.models.run(0, hosted.promote, spec, report))
+    try:
+        while not promoting.done():
+            await asyncio.wait({promoting}, timeout=PROGRESS_INTERVAL_S)
+            while latest:
+                await send(encode.promotion_progress(*latest.pop()))
+        promoting.result()
+        found = encode.whole_description(describe(hosted))
+        await send(models_pb2.PromoteSpecResponse(description=found).SerializeToString())
+    finally:
+        promoting.cancel()
 
 
 def release_hold(calls: Calls, raw: bytes, call: Call) -> bytes:

@@ -59,6 +59,7 @@ RPCS = (
     Rpc("ModelService.ListModels", Form.CONTROL, models.list_models),
     Rpc("ModelService.DeleteModel", Form.MODELS, models.delete_model),
     Rpc("ModelService.RestoreSnapshot", Form.MODELS, models.restore_snapshot),
+    Rpc("ModelService.PromoteSpec", Form.STREAM, models.promote_spec),
     Rpc("ModelService.ReleaseHold", Form.CONTROL, models.release_hold),
 )
 """All RPCs. Those of a service are consecutive."""

@@ -88,7 +88,8 @@ def _is_large(update: decode.UpdateRequest, raw: bytes) -> bool:
 
 
 def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Reply) -> Submission:
-    change, rejects = decode.change_from_wire(update, engine.state.spec, calls.settings.batch_events_max)
+    spec = engine.state.spec
+    change, rejects = decode.change_from_wire(update, spec, calls.settings.batch_events_max)
     return Submission(
         change=change,
         received_body=update.body,
@@ -98,6 +99,7 @@ def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Re
         rejects=rejects,
         seal=engine.log.seal,
         reply=reply,
+        spec=spec,
     )
 
 
