@@ -175,8 +175,8 @@ def _begin(scratch: Any, matrix: Any, right: Any, total: Any, problem: Any, kp: 
         store16(right, broadcast(_F0), at)
     ridge = max(rates.l2 * (total + rates.unobserved * problem.other_count), RIDGE_MIN)
     for p in range(kp):
-        at = (p * m + p) * _4
-        store1(matrix, load1(matrix, at) + ridge, at)
+        diagonal = (p * m + p) * _4
+        store1(matrix, load1(matrix, diagonal) + ridge, diagonal)
     if rates.has_bias:
         at = (kp * m + kp) * _4
         store1(matrix, load1(matrix, at) + max(rates.bias_l2 * total, RIDGE_MIN), at)
