@@ -210,7 +210,15 @@ def livefactor_draws_kernel(key: Any, revision: Any, event: Any, first: Any, cou
 
 @compiled
 def livefactor_predicted_kernel(
-    key: Any, first: Any, rows: Any, values: Any, fresh: Any, ends: Any, shares: Any, items: Any, predicted: Any
+    key: Any,
+    first: Any,
+    rows: Any,
+    values: Any,
+    fresh: Any,
+    ends: Any,
+    shares: Any,
+    items: Any,
+    predicted: Any,
 ) -> None:
     """Sets predicted bool[n] where an event is predicted; all are False before.
 

@@ -185,9 +185,7 @@ def _weigh(gram: Any, side: Any, unobserved: Any, everywhere: Any) -> None:
 
 
 @inlined
-def _solve_side(
-    model: Any, side: Any, other_count: Any, unobserved: Any, found: Any, touched: Any
-) -> None:
+def _solve_side(model: Any, side: Any, other_count: Any, unobserved: Any, found: Any, touched: Any) -> None:
     """Solves the touched rows of one side, and changes its Gram matrix."""
     rates, sums = model.rates, model.mean
     rates = SolveRates(

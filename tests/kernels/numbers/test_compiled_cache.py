@@ -46,8 +46,8 @@ push(model, [1, 2], [3, 4], [1.0, 2.0])
 results["sgd"] = model.users.bias[:2].tolist()
 
 gram, section = Gram.of(make_spec(Loss.SQUARED, k=1)), np.zeros((2, 2, 2))
-gram.matrix += 2.0
-gram.sums += 3.0
+gram.matrix[:] = 2.0
+gram.sums[:] = 3.0
 livefactor_store_gram_kernel(gram, np.uint64(1), section)
 results["solve"] = section.reshape(-1).tolist()
 
