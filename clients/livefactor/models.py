@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from livefactor.access import Access
 from livefactor.answers import spec_name
 from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_RETRY_S, Connection
 from livefactor.errors import LivefactorError
@@ -87,7 +88,8 @@ class Models:
     """The models of one server.
 
     target: "host:port", "unix:/path", or a channel. connect_s: how long a call waits for a server
-    that cannot be reached, seconds. channel: the caller's own transport.
+    that cannot be reached, seconds. access: TLS and token; None takes them from the
+    environment. channel: the caller's own transport.
     """
 
     def __init__(
@@ -95,9 +97,10 @@ class Models:
         target: str | grpc.Channel = DEFAULT_TARGET,
         *,
         connect_s: float = CONNECT_S,
+        access: Access | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
-        self._connection = Connection(target, channel, connect_s)
+        self._connection = Connection(target, channel, connect_s, access)
 
     def create(self, name: str, preset: str = "", **spec: Any) -> ModelDescription:
         """Create an empty model.

@@ -507,6 +507,31 @@ class Mix(google.protobuf.message.Message):
 global___Mix = Mix
 
 @typing.final
+class Auto(google.protobuf.message.Message):
+    """What a model finds out about its events. Works with every loss but SQUARED. An absent field has the
+    preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RATINGS_EVENTS_FIELD_NUMBER: builtins.int
+    ratings_events: builtins.int
+    """Above 0, up to 10000: any finite value up to value_abs_max is accepted. A value above 0 is learned
+    as 1, and any other value as 0. If the first ratings_events events look like ratings, the server
+    gives the model the preset ratings, by a logged SWITCH. 0: the loss says which values are accepted.
+    """
+    def __init__(
+        self,
+        *,
+        ratings_events: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_ratings_events", b"_ratings_events", "ratings_events", b"ratings_events"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_ratings_events", b"_ratings_events", "ratings_events", b"ratings_events"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_ratings_events", b"_ratings_events"]) -> typing.Literal["ratings_events"] | None: ...
+
+global___Auto = Auto
+
+@typing.final
 class Replay(google.protobuf.message.Message):
     """Replay of past events, against forgetting. Works with every rule. An absent field has the
     preset's value.
@@ -656,6 +681,7 @@ class ModelSpec(google.protobuf.message.Message):
     REPLAY_FIELD_NUMBER: builtins.int
     ADAPTIVE_RATE_FIELD_NUMBER: builtins.int
     MIX_FIELD_NUMBER: builtins.int
+    AUTO_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -700,6 +726,8 @@ class ModelSpec(google.protobuf.message.Message):
     def adaptive_rate(self) -> global___AdaptiveRate: ...
     @property
     def mix(self) -> global___Mix: ...
+    @property
+    def auto(self) -> global___Auto: ...
     def __init__(
         self,
         *,
@@ -726,9 +754,10 @@ class ModelSpec(google.protobuf.message.Message):
         replay: global___Replay | None = ...,
         adaptive_rate: global___AdaptiveRate | None = ...,
         mix: global___Mix | None = ...,
+        auto: global___Auto | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

@@ -1,4 +1,4 @@
-"""Changes: the contents of log records. `state(r) = apply(spec, log[1..r])`.
+"""Changes: the contents of log records. `state(r) = apply(spec at r, log[1..r])`.
 
     wire message ── from_wire ─▶ change, rejects ── body ─▶ log record
                                                                │

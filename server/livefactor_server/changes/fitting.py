@@ -42,13 +42,13 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
         # Only squared loss requires values.
         return False
     most = np.float32(old.limits.value_abs_max)
-    if old.loss == Loss.LOGISTIC:
+    if old.loss == Loss.LOGISTIC and not old.auto.ratings_events:
         edges = np.array([0, 1], np.float32)
-    elif old.loss == Loss.SQUARED:
+    elif old.loss == Loss.SQUARED or old.auto.ratings_events:
         edges = np.array([-most, -most / 2, 0, most / 2, most], np.float32)
     else:
         edges = np.array([0, most / 2, most], np.float32)
-    if old.loss == Loss.BPR:
+    if old.loss == Loss.BPR and not old.auto.ratings_events:
         edges = edges[1:]
     return bool(good_values(edges, new).all())
 

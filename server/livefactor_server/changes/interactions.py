@@ -144,9 +144,9 @@ def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
 
 
 def good_values(values: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """bool[n]: which values float32[n] are in the domain of the spec's loss."""
+    """bool[n]: which values float32[n] the spec accepts."""
     good: np.ndarray
-    if spec.loss == Loss.SQUARED:
+    if spec.loss == Loss.SQUARED or spec.auto.ratings_events:
         good = np.abs(values) <= np.float32(spec.limits.value_abs_max)
     elif spec.loss == Loss.LOGISTIC:
         good = (values == 0) | (values == 1)

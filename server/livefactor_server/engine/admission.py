@@ -28,6 +28,9 @@ from livefactor_server.statuses import Refused, exhausted, exists, precondition
 KEY_SLOT_BYTES = 32
 """Bytes per key in its map at the lowest load factor of the map."""
 
+SPARE_SHARE = 1 / 32
+"""Share of the memory that a second state leaves to updates, so that it makes no row rejected."""
+
 
 @dataclass(slots=True)
 class _Lane:
@@ -105,43 +108,50 @@ class Admission:
     _row_bytes: tuple[int, int] = (0, 0)
     _reserved: tuple[int, int] = (0, 0)
     _states: int = 1
+    _second_pages: Callable[[], int] = int
 
     def __post_init__(self) -> None:
         self._producers = len(self.state.producers)
-        self.count_states(self._table_row_bytes)
+        self._count_row_bytes()
 
-    @property
-    def _table_row_bytes(self) -> tuple[int, int]:
-        users, items = self._tables
-        return users.row_bytes, items.row_bytes
-
-    def count_states(self, *row_bytes: tuple[int, int]) -> None:
-        """Sets how many states have each row, and the bytes of a row (users, items) in each.
-
-        A promotion builds a second state. Any thread may call it.
-        """
+    def _count_row_bytes(self, second: Sequence[int] = (0, 0), states: int = 1) -> None:
         users, items = (
-            sum(sides) + KEY_SLOT_BYTES * len(row_bytes) for sides in zip(*row_bytes, strict=True)
+            table.row_bytes + more + KEY_SLOT_BYTES * states
+            for table, more in zip(self._tables, second, strict=True)
         )
-        self._states, self._row_bytes = len(row_bytes), (users, items + self.judge_item_bytes)
+        self._states, self._row_bytes = states, (users, items + self.judge_item_bytes)
 
     @contextmanager
-    def with_second_state(self, row_bytes: tuple[int, int]) -> Iterator[None]:
-        """Counts the memory of a second state with rows of these bytes (users, items).
+    def with_second_state(self, row_bytes: tuple[int, int], page_bytes: Callable[[], int]) -> Iterator[None]:
+        """Counts the memory of a second state, which a promotion builds.
+
+        Rows of users and of items have `row_bytes` in it. `page_bytes` tells the bytes of its
+        pages. Any thread may call it.
 
         Raises:
             Refused: RESOURCE_EXHAUSTED if the memory does not suffice for both.
         """
-        self.count_states(self._table_row_bytes, row_bytes)
+        self._second_pages = page_bytes
+        self._count_row_bytes(row_bytes, 2)
         try:
-            if self.free_bytes < 0:
-                raise exhausted(
-                    f"memory: both states need {(-self.free_bytes >> 20) + 1} MiB more than "
-                    f"memory_bytes_max ({self.memory_bytes_max >> 20} MiB)"
-                )
+            self.check_second_state()
             yield
         finally:
-            self.count_states(self._table_row_bytes)
+            self._second_pages = int
+            self._count_row_bytes()
+
+    def check_second_state(self) -> None:
+        """Checks that the memory suffices for a second state, and for updates meanwhile.
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED if it does not.
+        """
+        missing = int(self.memory_bytes_max * SPARE_SHARE) - self.free_bytes
+        if missing > 0:
+            raise exhausted(
+                f"memory: both states need {(missing >> 20) + 1} MiB more than memory_bytes_max "
+                f"({self.memory_bytes_max >> 20} MiB)"
+            )
 
     def admit(self, item: Submission) -> bool:
         """Decides whether a batch enters the log.
@@ -316,7 +326,7 @@ class Admission:
             for table, nbytes in zip(self._tables, self._row_bytes, strict=True)
         )
         beside = self.state.bytes_beside + self._pending_bytes
-        return self.memory_bytes_max - rows - beside * self._states
+        return self.memory_bytes_max - rows - beside * self._states - self._second_pages()
 
     def _check_again(self, item: Submission) -> None:
         """Checks a batch that was checked against an earlier spec."""

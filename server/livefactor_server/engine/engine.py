@@ -34,6 +34,7 @@ from livefactor_server.engine.budget import Budget
 from livefactor_server.engine.commit import Commit, Parts, Run
 from livefactor_server.engine.metrics import EngineMetrics
 from livefactor_server.engine.promotion import Progress, Promotion, Start
+from livefactor_server.engine.ratings import Recogniser
 from livefactor_server.engine.submission import Submission
 from livefactor_server.judging.observer import Observer, ObserverSettings
 from livefactor_server.log.store import Log, LogFailed, LogFull
@@ -101,6 +102,7 @@ class Engine:
         self._promoting = threading.Lock()
         self._promotion: Promotion | None = None
         self._next_switch: Promotion | None = None
+        self._recogniser = Recogniser(name, state.spec, log, self.promote)
         self._queue: queue.SimpleQueue[Submission | Promotion | None] = queue.SimpleQueue()
         self._to_apply: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")
@@ -140,6 +142,7 @@ class Engine:
                 sum(self.memory_bytes.values()) >> 20,
                 admission.memory_bytes_max >> 20,
             )
+        self._recogniser.start()
         self._log_thread.start()
         self._apply_thread.start()
 
@@ -248,9 +251,15 @@ class Engine:
             raise exhausted("promotion: another one is in progress; try again later")
         try:
             self._check_writable()
-            promotion = Promotion(self.name, self.state, self.log, spec, self._check_writable)
+            admission = self._parts.admission
+
+            def check() -> None:
+                self._check_writable()
+                admission.check_second_state()
+
+            promotion = Promotion(self.name, self.state, self.log, spec, check)
             promotion.admit()
-            with self._parts.admission.with_second_state(promotion.row_bytes()):
+            with admission.with_second_state(promotion.row_bytes(), lambda: promotion.page_bytes):
                 self._promotion = promotion
                 promotion.build(start, progress)
                 with self._submitting:
@@ -269,6 +278,7 @@ class Engine:
         self._budget.wake()
         self._log_thread.join()
         self._apply_thread.join()
+        self._recogniser.stop()
         with self._promoting:
             # A promotion has ended before its log is closed.
             self._end()
@@ -471,6 +481,8 @@ class Engine:
             commit.apply(run)
             commit.publish(run)
             commit.acknowledge(run)
+            if self._recogniser.watches:
+                self._recogniser.see(record.change for _, record in run)
         except BaseException:
             # After a bug a record may be applied in part. Reads and writes stop until a restart.
             self.torn = True

@@ -113,7 +113,7 @@ class Promotion:
             pause_s, round_s = PAUSE_S, float("inf")
             while round_s > pause_s:
                 started = time.monotonic()
-                self._catch_up(progress)
+                self._catch_up(progress or (lambda at, last: None))
                 round_s, pause_s = time.monotonic() - started, pause_s * PATIENCE
         except MemoryError:
             raise no_memory("a second state") from None
@@ -121,17 +121,22 @@ class Promotion:
             self._check_rows()
             raise
 
-    def _catch_up(self, progress: Progress | None) -> None:
-        assert self.state is not None
-        self.check()
-        last = self.log.last_revision
+    def _catch_up(self, progress: Progress) -> None:
+        state, last = self.state, self.log.last_revision
+        assert state is not None
+
+        def tick() -> None:
+            self.check()
+            progress(state.revision, last)
+
+        tick()
         self._check_rows()
         if self._scans and last > self._scanned:
-            misfit = events_misfit(between(self.log, self._scanned, last), self.spec, self.check)
+            misfit = events_misfit(between(self.log, self._scanned, last), self.spec, tick)
             if misfit:
                 raise precondition(f"spec: the log has events that it does not accept: {misfit}")
             self._scanned = last
-        follow(self.state, self.log, last, progress, self.check)
+        follow(state, self.log, last, check=tick)
 
     def _check_rows(self) -> None:
         if misfit := rows_misfit(self.live, self.spec):
@@ -141,6 +146,13 @@ class Promotion:
     def lag(self) -> int:
         """The number of records that the new state has not learned yet."""
         return self.log.last_revision - (self.state.revision if self.state is not None else 0)
+
+    @property
+    def page_bytes(self) -> int:
+        """The memory of the pages of the new state, in bytes."""
+        if self.state is None:
+            return 0
+        return self.state.backend.users.page_bytes + self.state.backend.items.page_bytes
 
     @property
     def nbytes(self) -> int:
@@ -171,7 +183,7 @@ class Promotion:
             LogFailed: the log cannot be written any more.
         """
         try:
-            self._catch_up(None)
+            self._catch_up(lambda at, last: None)
         except MemoryError:
             raise no_memory("a second state") from None
         except Exception as error:

@@ -220,8 +220,10 @@ class Hosting:
         board.start()
         return board
 
-    def get(self, name: str) -> Hosted:
+    def get(self, name: str, covers: Callable[[str], bool] | None = None) -> Hosted:
         """The model with this name. "" means "default".
+
+        `covers` tells which other models the text of an error may name. None names them all.
 
         Raises:
             Refused: NOT_FOUND if it does not exist, FAILED_PRECONDITION if it cannot be opened,
@@ -235,7 +237,8 @@ class Hosting:
             raise fault.refusal()
         if len(name) > NAME_CHARACTERS_MAX:
             raise invalid(f"model: a name has at most {NAME_CHARACTERS_MAX} characters, got {len(name)}")
-        there_are = ", ".join(sorted(self._models)[:MODELS_LISTED_MAX]) or "no models"
+        shown = sorted(filter(covers, self._models) if covers else self._models)
+        there_are = ", ".join(shown[:MODELS_LISTED_MAX]) or "no models"
         raise not_found(f"model: {quoted(name or DEFAULT_MODEL)} does not exist; there are {there_are}")
 
     def fault(self, name: str) -> Fault | None:

@@ -19,6 +19,7 @@ from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
+    Auto,
     Counts,
     EventType,
     FactorDtype,
@@ -70,6 +71,7 @@ _PARTS: dict[str, Any] = {
     "solve": Solve,
     "counts": Counts,
     "mix": Mix,
+    "auto": Auto,
     "regularization": Regularization,
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,

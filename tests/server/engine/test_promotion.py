@@ -285,10 +285,10 @@ def test_a_full_disk_and_a_caller_who_leaves_change_nothing(rig: Rig) -> None:
 def test_an_error_of_the_new_spec_leaves_the_model(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.push(batch(1))
 
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **others: object) -> None:
         if threading.current_thread() is rig.engine._log_thread:
             raise ReplayError("broken")
-        replay.follow(*arguments)
+        replay.follow(*arguments, **others)
 
     monkeypatch.setattr("livefactor_server.engine.promotion.follow", broken)
     with pytest.raises(Refused, match="it failed"):
@@ -309,7 +309,7 @@ def test_a_failed_sync_of_the_record_stops_the_writes(rig: Rig) -> None:
 
 
 def test_the_memory_of_both_states_is_limited(tmp_path: Path) -> None:
-    rig = Rig(tmp_path / "model", OLD, EngineSettings(memory_bytes_max=512 << 10))
+    rig = Rig(tmp_path / "model", OLD, EngineSettings(memory_bytes_max=128 << 10))
     rig.push(batch(1))
     with pytest.raises(Refused, match="MiB more than memory_bytes_max"):
         rig.engine.promote(NEW)
