@@ -203,6 +203,14 @@ def _solve_side(model: Any, side: Any, other_count: Any, unobserved: Any, found:
         _change_gram(own, touched, found, model.gram, side, rates.k)
 
 
+@compiled
+def livefactor_mean_kernel(values: Any, start: Any, stop: Any, sums: Any) -> None:
+    """Adds values to the sums int64[2] of the mean."""
+    for t in range(start, stop):
+        sums[_0] += scalar.fixed_point(values[t])
+        sums[_1] += 1
+
+
 class Model(NamedTuple):
     """What a call needs of a model."""
 
@@ -258,9 +266,7 @@ def livefactor_learn_kernel(
         found = _select_due(touched_items, found, item_memory.seen, rates.item_events)
         _solve_side(model, _1, user_counts[record], a0, found, touched_items)
         if rates.has_bias:
-            for t in range(start, fresh):
-                mean[_0] += scalar.fixed_point(values[t])
-                mean[_1] += 1
+            livefactor_mean_kernel(values, start, fresh, mean)
         place[_1], place[_2] = stop, RECORD
         if stop == end:
             place[_0] += 1

@@ -30,7 +30,7 @@ from livefactor_kernels.numbers.random import draw_batch
 from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.scoring.cpu_kernels import select_kernel
 from livefactor_kernels.softmax.proposal import Proposer
-from livefactor_kernels.solve.cpu_records import Gram, livefactor_store_gram_kernel
+from livefactor_kernels.solve.cpu_records import livefactor_mean_kernel
 from livefactor_kernels.spec.model import FactorDtype, Loss, Proposal, Replay, Rule, Softmax
 from livefactor_kernels.tables import USERS
 from livefactor_kernels.tables.cpu import Table
@@ -45,11 +45,9 @@ push(model, [1, 2], [3, 4], [1.0, 2.0])
 # Biases start at 0, so that nothing random is in them.
 results["sgd"] = model.users.bias[:2].tolist()
 
-gram, section = Gram.of(make_spec(Loss.SQUARED, k=1)), np.zeros((2, 2, 2))
-gram.matrix[:] = 2.0
-gram.sums[:] = 3.0
-livefactor_store_gram_kernel(gram, np.uint64(1), section)
-results["solve"] = section.reshape(-1).tolist()
+mean = np.zeros(2, np.int64)
+livefactor_mean_kernel(np.ones(3, np.float32), np.uint64(0), np.uint64(3), mean)
+results["solve"] = mean.tolist()
 
 rows = np.arange(20, dtype=np.uint32)
 events = Update(1, rows, rows, None, None, 20, 20)
