@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.pins import Pin
+from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS, USERS
@@ -158,6 +159,14 @@ class Backend(Protocol):
         Only the last revision becomes visible.
         """
 
+    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
+        """Sets the vectors float16[n, d] of item rows uint32[n], in order.
+
+        Then it sets the revision and the number of items.
+
+        The caller holds the gate. Only a model with embeddings (`spec.embeddings`) has it.
+        """
+
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """Sets a revision that changes no rows. Counts that are not None become the published
         ones.
@@ -177,6 +186,22 @@ class Backend(Protocol):
         They are for example keys uint64[count], factors [count, k] in their stored type (float32,
         float16, or uint16 for bfloat16), and bias float32[count]. They may be views of the tables:
         do not write to them. The caller holds the gate while it reads them.
+        """
+
+    def try_score(
+        self, user_keys: np.ndarray, item_keys: np.ndarray, offsets: np.ndarray | None
+    ) -> Candidates | None:
+        """The scores of candidates by keys, at the present revision or one that is just published.
+
+        None if rows changed meanwhile. With the gate held that is an error of an earlier update. A
+        backend that cannot read beside its writer always returns None.
+
+        Args:
+            user_keys: uint64[n].
+            item_keys: uint64[any].
+            offsets: user u's candidates are item_keys[offsets[u]:offsets[u + 1]]; uint32[n + 1],
+                ascending from 0 to the number of keys, which is not checked. With None every user
+                has all of them.
         """
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,15 +14,19 @@ from livefactor_kernels.reading.cpu import CpuArithmetic
 from livefactor_kernels.reading.learning import Mixer
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
+from livefactor_kernels.scoring import Candidates, cpu_candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
+from livefactor_kernels.solve.prior.cpu import CpuArithmetic as PriorArithmetic
+from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.head import Head
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
 from livefactor_kernels.update import Update, UpdateRun, joined
 
@@ -54,8 +58,12 @@ class CpuModel:
     """A model of the CPU backend (`backend.Backend`).
 
     One thread may call `apply`, `advance`, `load_sections` and `load_state`. Other threads may read
-    rows that are not being written. `allocate` and `find` follow the rules of `tables.cpu.Table`.
-    `revision` and `published` change after the kernel has returned.
+    rows that are not being written, and any rows by the version in `head`. `allocate` and `find`
+    follow the rules of `tables.cpu.Table`. `revision` and `published` change after the kernel has
+    returned.
+
+    Attributes:
+        head: its version is odd while rows or `state` change.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -71,11 +79,16 @@ class CpuModel:
         self._mean = GlobalMean()
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
+        self._prior = self._prior_of(spec) if spec.embeddings.dimension else None
         self._rule = self._rule_of(spec)
         self._mixer = self._mixer_of(spec) if spec.mix.learning_rate else None
-        further = [part for part in (self._reservoir, self._mixer) if part is not None]
+        further = [part for part in (self._reservoir, self._mixer, self._prior) if part is not None]
         self._parts: list[Part] = [self._mean, self._rule, *further]
         self.pins = PinBoard(spec, (self.users, self.items))
+        self.head = Head()
+        self._candidates = cpu_candidates.CandidateReader(self.head, self._mean.sums, self.users, self.items)
+        if not spec.history.users:
+            cpu_candidates.compile_kernels(self._candidates)
         if spec.factor_dtype != FactorDtype.FLOAT32:
             # The caller compiles the kernels of float32.
             scoring.compile_kernels(spec.factor_dtype)
@@ -85,11 +98,15 @@ class CpuModel:
         if spec.rule == Rule.SOLVE:
             # `spec.checks.check` ensures it.
             assert self._recorder is not None
-            return Solver(spec, *tables, self._mean.sums, self._recorder)
+            return Solver(spec, *tables, self._mean.sums, self._recorder, self._prior)
         if spec.rule == Rule.SOFTMAX:
             return Softmax(spec, *tables)
         kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
         return kind(spec, *tables, self._mean.sums)
+
+    def _prior_of(self, spec: ModelSpec) -> Prior:
+        arithmetic = PriorArithmetic(spec.embeddings.dimension, spec.k)
+        return Prior(spec, self.items.padded().__getitem__, arithmetic)
 
     @staticmethod
     def _mixer_of(spec: ModelSpec) -> Mixer:
@@ -130,7 +147,7 @@ class CpuModel:
     def apply_all(self, updates: Sequence[Update]) -> None:
         """Learns from consecutive interactions records, with the bits of one `apply` per record.
 
-        No revision before the last one becomes visible.
+        `revision` and `published` show no revision before the last one. `head` may.
 
         Raises:
             ValueError: a column is malformed. The model has learned from no record.
@@ -163,6 +180,7 @@ class CpuModel:
             recent = () if self._recorder is None else (self._recorder.recent_items(update),)
             self.pins.protect(update, rows, *recent)
         popularity = self.items.history.get("popularity", self.items.bias)
+        self.head.open()
         if self._mixer is not None:
             self._mixer.learn(UpdateRun.of(updates), self, popularity[:items], self.items.bias[:items])
         self._rule.learn(update)
@@ -172,6 +190,16 @@ class CpuModel:
             self._mixer.count(update, popularity, self.items.bias)
         self.advance(update.revision, update.user_count, update.item_count)
 
+    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
+        """See `backend.Backend.set_embeddings`."""
+        assert self._prior is not None
+        nobody = np.empty(0, np.uint32)
+        update = Update(revision, nobody, rows, None, None, self.published[USERS], item_count)
+        self.pins.protect(update)
+        self.pins.protect(update, self._prior.describe(rows, vectors, item_count))
+        self._prior.map_cold()
+        self.advance(revision, item_count=item_count)
+
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """See `backend.Backend.advance`."""
         users, items = self.published
@@ -180,6 +208,7 @@ class CpuModel:
             items if item_count is None else item_count,
         )
         self.revision = revision
+        self.head.close(revision, *self.published)
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:
         """Always True: the tables have address space for all rows of the spec, and writes take the
@@ -194,6 +223,12 @@ class CpuModel:
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
         """See `backend.Backend.sections`. The arrays are views."""
         return (self.users, self.items)[side].sections(count)
+
+    def try_score(
+        self, user_keys: np.ndarray, item_keys: np.ndarray, offsets: np.ndarray | None
+    ) -> Candidates | None:
+        """See `backend.Backend.try_score`."""
+        return self._candidates.read(user_keys, item_keys, offsets)
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `backend.Backend.gather`."""

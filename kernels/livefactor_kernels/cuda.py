@@ -31,6 +31,7 @@ from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cuda import CudaPin, DeviceSections, Pins, as_floats, as_sections, fetch_rows
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
+from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.cuda import Softmax
@@ -187,6 +188,10 @@ class CudaModel:
         with self.lock:
             self._table(side).load_sections(sections, count)
 
+    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
+        """See `backend.Backend.set_embeddings`. No spec on this backend has embeddings."""
+        raise AssertionError("embeddings: `spec.checks.check_cuda` refuses them")
+
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """See `backend.Backend.advance`."""
         users, items = self.published
@@ -225,6 +230,12 @@ class CudaModel:
         """See `backend.Backend.sections`. The arrays are copies."""
         with self.lock:
             return self._table(side).sections(count)
+
+    def try_score(
+        self, user_keys: np.ndarray, item_keys: np.ndarray, offsets: np.ndarray | None
+    ) -> Candidates | None:
+        """See `backend.Backend.try_score`. Always None."""
+        return None
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `backend.Backend.gather`."""

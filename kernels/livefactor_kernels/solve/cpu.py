@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from livefactor_kernels.history.cpu import Columns, Recorder
 from livefactor_kernels.simd.helper import Helper
 from livefactor_kernels.solve import GRAM, SolveRates, Unobserved
 from livefactor_kernels.solve.cpu_records import (
+    AT_FOUND,
+    AT_RECORD,
+    AT_STEP,
+    SOLVE_ITEMS,
     Gram,
     Side,
     Touched,
@@ -20,6 +25,7 @@ from livefactor_kernels.solve.cpu_records import (
     livefactor_store_gram_kernel,
 )
 from livefactor_kernels.solve.cpu_system import Scratch
+from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import Room
@@ -42,11 +48,14 @@ class Solver:
     records = True
 
     def __init__(
-        self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, recorder: Recorder
-    ) -> None:
+        self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, recorder: Recorder,
+        prior: Prior | None = None,
+    ) -> None:  # fmt: skip
         """Compiles the kernels, or loads them from Numba's cache."""
+        self._prior = prior
         self._recorder, self._unobserved, self._helper = recorder, Unobserved(spec), Helper("counts")
         self._gram, self.gram = Gram.of(spec), np.zeros((2, spec.k + 1, spec.k + 1))
+        self._touched_items = Touched.of(spec, items)
         self._state = (
             Side.of(users),
             Side.of(items),
@@ -54,7 +63,7 @@ class Solver:
             self._gram,
             mean_state,
             Touched.of(spec, users),
-            Touched.of(spec, items),
+            self._touched_items,
             Scratch.of(spec),
             Room.of(max(spec.history.users, spec.history.items)),
             SolveRates.of(spec),
@@ -78,16 +87,18 @@ class Solver:
         self._unobserved.load(sections)
 
     def joins(self, updates: Sequence[Update]) -> bool:
-        """Always True."""
-        return True
+        """Always True without embeddings. Their map may change between records."""
+        return self._prior is None or len(updates) == 1
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """Takes the bounds of the records for the next `learn`.
 
-        Returns no rows, because no further rows change.
+        Returns the items without events that the map of embeddings will change.
         """
         self._run = UpdateRun.of(updates)
-        return np.empty(0, np.uint32)
+        if self._prior is None:
+            return np.empty(0, np.uint32)
+        return self._prior.begin(self._run.joined.user_rows.size, self._run.joined.item_count)
 
     def learn(self, update: Update) -> None:
         """Learns from the prepared records, joined to one.
@@ -95,14 +106,27 @@ class Solver:
         If a micro-batch has many additions to counts, another thread adds them while the rows are
         solved. No solve reads the counts.
         """
-        run, place = self._run, np.zeros(3, np.int64)
+        run, place = self._run, np.zeros(4, np.int64)
         self._recorder.check_room(update.fresh)
+        if self._prior is not None:
+            self._prior.map_cold()
         bounds = run.ends, run.user_counts, run.item_counts, self._unobserved.of(run)
         limits = self._micro_batch, np.uint64(HELPER_ADDITIONS)
         record = *Columns.of(update), np.uint64(update.fresh), *bounds, *limits, place
-        while place[0] < len(run):
+        while place[AT_RECORD] < len(run):
             additions = livefactor_learn_kernel(*self._state, *record)
             if additions:
                 with self._helper.running(self._recorder.count, additions):
                     livefactor_learn_kernel(*self._state, *record)
+            if place[AT_STEP] == SOLVE_ITEMS:
+                self._solve_items(record, int(place[AT_FOUND]))
         livefactor_store_gram_kernel(self._gram, self._k, self.gram)
+
+    def _solve_items(self, record: tuple[Any, ...], found: int) -> None:
+        """Solves the touched items of a micro-batch towards what their embeddings say."""
+        assert self._prior is not None
+        k, touched = int(self._k), self._touched_items
+        rows = touched.rows[:found]
+        touched.towards[:found, :k] = self._prior.towards(rows)
+        livefactor_learn_kernel(*self._state, *record)
+        self._prior.solved(rows, touched.old[:found, :k])

@@ -22,13 +22,17 @@ from livefactor_kernels.solve.cpu_system import (
     Problem,
     livefactor_sweep_kernel,
     livefactor_system_kernel,
+    mirror,
 )
 from livefactor_kernels.spec.model import LANES, ModelSpec
+from livefactor_kernels.tables import ITEMS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import memory_of, remembered_events
 
-RECORD, SOLVE = 0, 1
-"""What comes next: an event is recorded, or a micro-batch that is recorded already is solved."""
+RECORD, SOLVE, SOLVE_ITEMS = 0, 1, 2
+"""The next step: the events of a micro-batch are recorded, or its users or its items are solved."""
+AT_RECORD, AT_EVENT, AT_STEP, AT_FOUND = 0, 1, 2, 3
+"""Elements of the place of `livefactor_learn_kernel`."""
 
 _0, _1, _2, _16 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(LANES)
 _SYSTEMS = np.uint64(SYSTEMS)
@@ -53,12 +57,15 @@ class Touched(NamedTuple):
         rows: uint32[B].
         before: number of events before it, uint32[B].
         old: old factors, float32[B, k_padded].
+        towards: z of each row (`solve/prior/__init__.py`), float32[B, k_padded];
+            float32[0, k_padded] without embeddings.
         times: number of occurrences of each row, uint32[cap]; 0 between micro-batches.
     """
 
     rows: np.ndarray
     before: np.ndarray
     old: np.ndarray
+    towards: np.ndarray
     times: np.ndarray
 
     @staticmethod
@@ -66,8 +73,9 @@ class Touched(NamedTuple):
         """For the micro-batches of a spec."""
         size = spec.micro_batch
         rows, before = np.empty(size, np.uint32), np.empty(size, np.uint32)
-        old, times = reserve((size, spec.k_padded), np.float32), reserve((table.capacity,), np.uint32)
-        return Touched(rows, before, old, times)
+        described = size if table.side == ITEMS and spec.embeddings.dimension else 0
+        old, towards = (reserve((number, spec.k_padded), np.float32) for number in (size, described))
+        return Touched(rows, before, old, towards, reserve((table.capacity,), np.uint32))
 
 
 class Gram(NamedTuple):
@@ -138,12 +146,14 @@ def _solve_rows(
     """
     kp, m, rates = np.uint64(own.factors.shape[1]), np.uint64(scratch.y.shape[1]), problem.rates
     factors, old, x = address_of(own.factors), address_of(touched.old), address_of(scratch.x)
+    prior = address_of(touched.towards) if touched.towards.shape[0] else _0
     for first in range(_0, found, _SYSTEMS):
         last = min(first + _SYSTEMS, found)
         for i in range(first, last):
             row = np.uint64(touched.rows[i])
             events = Events(*remembered_events(pages, row, room))
-            livefactor_system_kernel(i - first, own, row, others, problem, events, scratch)
+            towards = prior + i * kp * WORD_BYTES if prior else _0
+            livefactor_system_kernel(i - first, own, row, others, problem, events, towards, scratch)
         livefactor_sweep_kernel(scratch, last - first, kp, rates, rates.sweeps)
         for i in range(first, last):
             row, new = np.uint64(touched.rows[i]), (i - first) * m
@@ -194,6 +204,9 @@ def _solve_side(model: Any, side: Any, other_count: Any, unobserved: Any, found:
     )  # fmt: skip
     if found and unobserved > np.float32(0.0):
         _weigh(model.gram, _1 - side, unobserved, model.scratch.everywhere)
+        if touched.towards.shape[0]:
+            everywhere = model.scratch.everywhere
+            mirror(address_of(everywhere), np.uint64(everywhere.shape[0]))
     problem = Problem(scalar.mean_of(sums[_0], sums[_1]), np.float32(other_count), rates)
     own, others, pages = model.users, model.items, model.user_pages
     if side == _1:
@@ -232,45 +245,53 @@ def livefactor_learn_kernel(
     user_rows: Any, item_rows: Any, values: Any, weights: Any, times: Any, fresh_events: Any, ends: Any,
     user_counts: Any, item_counts: Any, unobserved: Any, micro_batch: Any, additions_max: Any, place: Any,
 ) -> Any:  # fmt: skip
-    """Learns records from `place` on, int64[3]: number of a record, number of an event, next step.
+    """Learns records from `place` on: numbers of a record and of an event, and the next step.
 
     The events of record r end before `ends[r]`, int64[m]. The tables have `user_counts[r]` and
     `item_counts[r]` rows after it, int64[m], and `unobserved[r]` float32[m] is its a0. The columns
-    are those of `history.cpu.Columns`. Events from `fresh_events` on are replayed.
+    are those of `history.cpu.Columns`. Events from `fresh_events` on are replayed. `place` is
+    int64[4].
 
-    Returns:
-        0 after the last record. After a micro-batch is recorded that has `additions_max` additions
-        to counts or more, it returns their number. Somebody must add them. The next call, which may
-        run at the same time, solves this micro-batch and then returns 0.
+    It returns early if the caller has something to do. The next call goes on:
+
+    - If a micro-batch has `additions_max` additions to counts or more, it returns their number, and
+      the step is `SOLVE`. The next call solves the micro-batch and returns. The additions must be
+      made before the call after it.
+    - With embeddings, the step is `SOLVE_ITEMS` before the touched items are solved.
+      `touched_items` has their rows, and place[3] is their number. The caller sets their z. The
+      next call solves them and returns.
     """
     user_memory, item_memory = memory_of(user_pages), memory_of(item_pages)
     model = Model(users, items, user_memory, item_memory, gram, mean, scratch, room, rates)
-    while place[_0] < ends.size:
-        record = np.uint64(place[_0])
-        start, end, a0 = np.uint64(place[_1]), np.uint64(ends[record]), unobserved[record]
+    while place[AT_RECORD] < ends.size:
+        record = np.uint64(place[AT_RECORD])
+        start, end, a0 = np.uint64(place[AT_EVENT]), np.uint64(ends[record]), unobserved[record]
         stop = min(start + micro_batch, end)
-        fresh = min(max(start, fresh_events), stop)
-        is_recorded = place[_2] == SOLVE
-        if not is_recorded:
+        fresh, step = min(max(start, fresh_events), stop), place[AT_STEP]
+        if step == RECORD:
             listed = livefactor_record_kernel(
                 user_pages, item_pages, visits, followers, additions, user_rows, item_rows, values, weights,
                 times, start, fresh,
             )  # fmt: skip
             if listed >= additions_max:
-                place[_2] = SOLVE
+                place[AT_STEP] = SOLVE
                 return listed
             livefactor_add_kernel(followers, additions, listed)
-        found = _distinct(user_rows, start, fresh, stop, user_memory.seen, touched_users)
-        _solve_side(model, _0, item_counts[record], a0, found, touched_users)
-        found = _distinct(item_rows, start, fresh, stop, item_memory.seen, touched_items)
-        found = _select_due(touched_items, found, item_memory.seen, rates.item_events)
-        _solve_side(model, _1, user_counts[record], a0, found, touched_items)
+        if step != SOLVE_ITEMS:
+            found = _distinct(user_rows, start, fresh, stop, user_memory.seen, touched_users)
+            _solve_side(model, _0, item_counts[record], a0, found, touched_users)
+            found = _distinct(item_rows, start, fresh, stop, item_memory.seen, touched_items)
+            place[AT_FOUND] = _select_due(touched_items, found, item_memory.seen, rates.item_events)
+            if touched_items.towards.shape[0]:
+                place[AT_STEP] = SOLVE_ITEMS
+                return _0
+        _solve_side(model, _1, user_counts[record], a0, np.uint64(place[AT_FOUND]), touched_items)
         if rates.has_bias:
             livefactor_mean_kernel(values, start, fresh, mean)
-        place[_1], place[_2] = stop, RECORD
+        place[AT_EVENT], place[AT_STEP] = stop, RECORD
         if stop == end:
-            place[_0] += 1
-        if is_recorded:
+            place[AT_RECORD] += 1
+        if step != RECORD:
             return _0
     return _0
 

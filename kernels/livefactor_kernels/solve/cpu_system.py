@@ -84,7 +84,7 @@ class Scratch(NamedTuple):
         targets: float32[BLOCK_EVENTS].
         matrix: float32[SYSTEMS, m, m].
         right, x: float32[SYSTEMS * m].
-        everywhere: a0 G, float32[m, m]. Only the lower triangle is read.
+        everywhere: a0 G, float32[m, m]. Only the lower triangle is read without a prior.
     """
 
     y: np.ndarray
@@ -166,8 +166,11 @@ def _add_to_tile(scratch: Any, matrix: Any, count: Any, p: Any, at: Any) -> None
 
 
 @inlined
-def _begin(scratch: Any, matrix: Any, right: Any, total: Any, problem: Any, kp: Any) -> None:
-    """Sets a matrix to a0 G with the ridge, and the right side to 0. `total` is sum_j w_j."""
+def _begin(scratch: Any, matrix: Any, right: Any, total: Any, problem: Any, kp: Any) -> Any:
+    """Sets a matrix to a0 G with the ridge, and the right side to 0. `total` is sum_j w_j.
+
+    Returns the ridge of the factors.
+    """
     m, rates, everywhere = np.uint64(scratch.y.shape[1]), problem.rates, address_of(scratch.everywhere)
     for at in range(_0, m * m * _4, VECTOR_BYTES):
         store16(matrix, load16(everywhere, at), at)
@@ -180,11 +183,23 @@ def _begin(scratch: Any, matrix: Any, right: Any, total: Any, problem: Any, kp: 
     if rates.has_bias:
         at = (kp * m + kp) * _4
         store1(matrix, load1(matrix, at) + max(rates.bias_l2 * total, RIDGE_MIN), at)
+    return ridge
 
 
 @inlined
-def _mirror(matrix: Any, m: Any) -> None:
-    """Copies the lower triangle of a matrix to its upper one."""
+def _pull(scratch: Any, right: Any, towards: Any, ridge: Any, kp: Any, rates: Any) -> None:
+    """Adds M z of `solve/prior/__init__.py` to the right side. `towards` is the address of z."""
+    m, everywhere = np.uint64(scratch.y.shape[1]), address_of(scratch.everywhere)
+    for at in range(_0, kp * _4, VECTOR_BYTES):
+        pull = broadcast(_F0)
+        for q in range(rates.k):
+            pull = pull + load16(everywhere, q * m * _4 + at) * load1(towards, q * _4)
+        store16(right, load16(right, at) + (pull + load16(towards, at) * ridge), at)
+
+
+@inlined
+def mirror(matrix: Any, m: Any) -> None:
+    """Copies the lower triangle of a matrix float32[m, m] to its upper one."""
     line = m * _4
     for p in range(_0, m, _16):
         for q in range(_0, p, _16):
@@ -207,16 +222,19 @@ def _subtract_present(right: Any, matrix: Any, x: Any, m: Any, kp: Any, rates: A
 
 @compiled
 def livefactor_system_kernel(
-    number: Any, own: Any, row: Any, others: Any, problem: Any, events: Any, scratch: Any
+    number: Any, own: Any, row: Any, others: Any, problem: Any, events: Any, towards: Any, scratch: Any
 ) -> None:
-    """Makes system `number` of scratch for a row of `own` and its events."""
+    """Makes system `number` of scratch for a row of `own` and its events.
+
+    `towards` is the address of z of `solve/prior/__init__.py`, float32[k_padded], 0 without one.
+    """
     kp, m, rates = np.uint64(others.factors.shape[1]), np.uint64(scratch.y.shape[1]), problem.rates
     matrix = address_of(scratch.matrix) + number * m * m * _4
     right, x = address_of(scratch.right) + number * m * _4, address_of(scratch.x) + number * m * _4
     total = _F0
     for event in range(events.count):
         total += real(events.weights, event)
-    _begin(scratch, matrix, right, total, problem, kp)
+    ridge = _begin(scratch, matrix, right, total, problem, kp)
     last = kp + _1 if rates.has_bias else rates.k
     for start in range(_0, events.count, _BLOCK):
         stop = min(start + _BLOCK, events.count)
@@ -225,7 +243,9 @@ def livefactor_system_kernel(
         for first in range(_0, last, _4):
             for c in range(first // _16 + _1):
                 _add_to_tile(scratch, matrix, stop - start, first, c * VECTOR_BYTES)
-    _mirror(matrix, m)
+    if towards:
+        _pull(scratch, right, towards, ridge, kp, rates)
+    mirror(matrix, m)
     # The rows of readers do not begin at multiples of 64 bytes.
     present = address_of(own.factors) + row * kp * _4
     for p in range(kp):
@@ -269,6 +289,6 @@ def livefactor_fold_kernel(
     own: Any, row: Any, others: Any, problem: Any, events: Any, scratch: Any, sweeps: Any
 ) -> None:
     """Solves a row of `own` for its events. The result is in scratch.x, with the bias at kp."""
-    livefactor_system_kernel(_0, own, row, others, problem, events, scratch)
+    livefactor_system_kernel(_0, own, row, others, problem, events, _0, scratch)
     kp = np.uint64(others.factors.shape[1])
     livefactor_sweep_kernel(scratch, _1, kp, problem.rates, sweeps)

@@ -5,7 +5,7 @@
                                        ▼
                                    APPLY stage: apply, publish, acknowledge
 
-    readers  ── gate (small reads) or pin (long reads) ─▶ the state at one published revision
+    readers  ── version (small reads) or pin (long reads) ─▶ the state at one published revision
 
 When a stage becomes free, it takes the batches in its queue as the next group. This gives
 throughput under load, and low latency without load. Under load the disk writes one group while the
@@ -92,7 +92,8 @@ class Engine:
         self.name = name
         self.state = state
         self.log = log
-        self.gate = Gate()
+        # The reads of a GPU share memory for transfers.
+        self.gate = Gate(is_shared=state.backend_name != "cuda")
         self.failure: str | None = None
         self.torn = False
         self.metrics = EngineMetrics(name)
