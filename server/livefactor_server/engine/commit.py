@@ -7,7 +7,8 @@ An acknowledged batch cannot be lost. The sync of a record returns before the re
 record is applied and published before its batch is acknowledged.
 
 The stages overlap. While one group is applied, the next group is written. While that group is
-written, the LOG stage places the group before it. Each group passes all steps in order, and each
+written, the LOG stage places the group before it. A small group is applied by the LOG stage itself,
+if the APPLY stage is idle. Each group passes all steps in order, and each
 step takes the groups in order. The assertions check this.
 """
 
@@ -58,12 +59,13 @@ class Commit:
     """One group of batches.
 
     The stages call each method once and in this order, except `admit`, which is called once per
-    batch.
+    batch. `work` is the number of events times `ModelSpec.work_of_event`.
     """
 
     parts: Parts
     batches: list[Submission] = field(default_factory=list)
     new_rows: int = 0
+    work: int = 0
     entries: list[Entry] = field(default_factory=list)
     chain: bytes = b""
     headers: list[Header] = field(default_factory=list)
@@ -82,6 +84,7 @@ class Commit:
         if self.parts.admission.admit(batch):
             self.batches.append(batch)
             self.new_rows += batch.new_rows
+            self.work += batch.change.rows * self.parts.state.spec.work_of_event
 
     def seal(self) -> None:
         """Makes log entries of the batches, with the revisions after the log's last one."""

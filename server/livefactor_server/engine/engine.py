@@ -4,12 +4,14 @@
                                        │
                                        ▼
                                    APPLY stage: apply, publish, acknowledge
+                                   (for a small group the LOG stage does this, too)
 
     readers  ── gate (small reads) or pin (long reads) ─▶ the state at one published revision
 
 When a stage becomes free, it takes the batches in its queue as the next group. This gives
 throughput under load, and low latency without load. Under load the disk writes one group while the
-LOG stage places the group before.
+LOG stage places the group before. A small group takes one thread all the way, because waking
+another one costs more than its work.
 
 A failed sync is final. The engine then acknowledges no further batch, and `failure` has the reason.
 A restart recovers from the log.
@@ -29,6 +31,7 @@ from pathlib import Path
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.budget import Budget
 from livefactor_server.engine.commit import Commit, Parts, Run
+from livefactor_server.engine.handover import Handover
 from livefactor_server.engine.metrics import EngineMetrics
 from livefactor_server.engine.submission import Submission
 from livefactor_server.judging.observer import Observer, ObserverSettings
@@ -43,6 +46,20 @@ GROUP_RECORDS_MAX = 256
 GROUP_BYTES_MAX = 8 << 20
 GROUPS_AHEAD_MAX = 2
 """Maximum number of logged groups that wait for the APPLY stage."""
+
+SMALL_WORK_MAX = 16_384
+"""A group with at most this work (`Commit.work`) is applied by the LOG stage, if the APPLY stage is
+idle. The hand-over would cost more than the overlap saves.
+"""
+
+LITTLE_WORK = 4_096
+"""A group with less work than this waits for the APPLY stage, so that it becomes larger meanwhile.
+
+Many little groups would cost more than the overlap saves.
+"""
+
+WAIT_WORK_MAX = 32_768
+"""It waits only if the APPLY stage has at most this work, which takes a few milliseconds."""
 
 IDLE_MARK_S = 0.010
 """Seconds without a batch after which the log gets a mark.
@@ -97,10 +114,9 @@ class Engine:
         )
         self._parts = Parts(state, log, self.gate, admission, self.observer, self.metrics, self.wake)
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
-        self._to_apply: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
+        self._to_apply: Handover[Commit] = Handover(GROUPS_AHEAD_MAX)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")
         self._durable: Commit | None = None
-        self._ahead = threading.BoundedSemaphore(GROUPS_AHEAD_MAX)
         self._budget = Budget(settings.queue_bytes_max)
         self._awaited: dict[Callable[[], None], int] = {}
         self._draining = False
@@ -250,24 +266,36 @@ class Engine:
                 self._abandon(self._durable.batches)
             self._refuse_queue()
         finally:
-            self._to_apply.put(None)
+            self._to_apply.end()
 
     def _next_group(self) -> tuple[list[Submission], bool]:
         """The queued batches, at least one, and whether the queue is still open."""
         first = self._first()
         if first is None:
             return [], False
-        group, size = [first], len(first.received_body)
+        group = [first]
+        is_open = self._gather(group)
+        if is_open and 0 < self._to_apply.work <= WAIT_WORK_MAX and self._has_little_work(group):
+            self._to_apply.wait_until_idle()
+            is_open = self._gather(group)
+        return group, is_open
+
+    def _has_little_work(self, group: list[Submission]) -> bool:
+        return sum(batch.change.rows for batch in group) * self.state.spec.work_of_event < LITTLE_WORK
+
+    def _gather(self, group: list[Submission]) -> bool:
+        """Adds the queued batches to the group. Returns whether the queue is still open."""
+        size = sum(len(batch.received_body) for batch in group)
         while len(group) < GROUP_RECORDS_MAX and size < GROUP_BYTES_MAX:
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 break
             if item is None:
-                return group, False
+                return False
             group.append(item)
             size += len(item.received_body)
-        return group, True
+        return True
 
     def _first(self) -> Submission | None:
         try:
@@ -307,7 +335,7 @@ class Engine:
             except Refused as refusal:
                 batch.finish(refusal)
         self._make_durable(commit)
-        if self._queue.empty():
+        if commit.work <= SMALL_WORK_MAX or self._queue.empty():
             self._finish_durable()
 
     def _make_durable(self, commit: Commit) -> None:
@@ -334,14 +362,16 @@ class Engine:
             self._durable = commit
 
     def _finish_durable(self) -> None:
-        """Places the last durable group and passes it to the APPLY stage."""
+        """Places the last durable group. Applies it, or passes it to the APPLY stage."""
         commit = self._durable
         if commit is None:
             return
         commit.place()
         self._durable = None
-        self._ahead.acquire()
-        self._to_apply.put(commit)
+        if commit.work <= SMALL_WORK_MAX and self._to_apply.is_idle:
+            self._apply(commit)
+        else:
+            self._to_apply.put(commit, commit.work)
 
     def _refuse(self, commit: Commit, refusal: Refused) -> None:
         self._parts.admission.withdraw(commit.batches)
@@ -368,13 +398,20 @@ class Engine:
     def _apply_stage(self) -> None:
         while (commit := self._to_apply.get()) is not None:
             try:
-                for run in commit.runs():
-                    if not self.torn:
-                        self._apply_or_tear(commit, run)
-                    else:
-                        self._abandon([batch for batch, _ in run])
+                self._apply(commit)
             finally:
-                self._ahead.release()
+                self._to_apply.finish(commit.work)
+
+    def _apply(self, commit: Commit) -> None:
+        """Applies a group. One thread at a time calls it.
+
+        The LOG stage calls it only while the APPLY stage is idle.
+        """
+        for run in commit.runs():
+            if not self.torn:
+                self._apply_or_tear(commit, run)
+            else:
+                self._abandon([batch for batch, _ in run])
 
     def _apply_or_tear(self, commit: Commit, run: Run) -> None:
         try:
