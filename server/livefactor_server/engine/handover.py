@@ -58,7 +58,7 @@ class Handover(Generic[Group]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether the receiver has finished all groups. If so, it stays idle until the next `put`."""
+        """Whether the receiver has finished all groups. It then stays idle until the next `put`."""
         return not self._unfinished
 
     def wait_until_idle(self) -> None:
