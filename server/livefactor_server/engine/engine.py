@@ -281,7 +281,7 @@ class Engine:
         return group, is_open
 
     def _has_little_work(self, group: list[Submission]) -> bool:
-        return sum(batch.change.rows for batch in group) * self.state.spec.work_of_event < LITTLE_WORK
+        return sum(batch.change.rows for batch in group) * self._parts.work_of_event < LITTLE_WORK
 
     def _gather(self, group: list[Submission]) -> bool:
         """Adds the queued batches to the group. Returns whether the queue is still open."""
@@ -321,13 +321,16 @@ class Engine:
         another commit.
         """
         commit = Commit(self._parts)
+        admission = self._parts.admission
+        rows_ahead = self._durable.new_rows if self._durable else 0
+        admission.expect(rows_ahead + sum(batch.change.rows for batch in group))
         for batch in group:
             self._budget.give(batch.size)
             try:
                 if self.failure is not None:
                     raise unavailable("model: writes are stopped")
                 rows_ahead = commit.new_rows + (self._durable.new_rows if self._durable else 0)
-                if rows_ahead and not self._parts.admission.surely_fits(batch.change, rows_ahead):
+                if rows_ahead and not admission.surely_fits(batch.change, rows_ahead):
                     self._make_durable(commit)
                     self._finish_durable()
                     commit = Commit(self._parts)
