@@ -12,46 +12,56 @@ fetches and verifies snapshots. `Models` creates and deletes models. `load` read
 into NumPy arrays. `local()` runs a server in this process. `livefactor.errors` lists every error.
 """
 
-from livefactor.answers import Recommendations, Scores, UserAnswer
-from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
-from livefactor.channel import open_channel
-from livefactor.errors import (
-    AlreadyExists,
-    BufferFull,
-    Cancelled,
-    ColumnError,
-    DeadlineExceeded,
-    FailedPrecondition,
-    FlushTimeout,
-    ForkError,
-    InvalidArgument,
-    LivefactorError,
-    NotFound,
-    ProducerClosed,
-    ProducerFenced,
-    ResourceExhausted,
-    ServerMissing,
-    SnapshotInvalid,
-    Unavailable,
-    UnexpectedStatus,
-    Unimplemented,
-    UnknownSpec,
-)
-from livefactor.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
-from livefactor.local import Local, local
-from livefactor.models import ModelDescription, Models
-from livefactor.position import Position
-from livefactor.pushing.batching import Ack, BatchSettings, Receipt, RowReject
-from livefactor.pushing.producer import Producer
-from livefactor.pushing.sending import ProducerStatus
-from livefactor.scorer import Scorer
-from livefactor.snapshots.files import Verification, load, verify
-from livefactor.snapshots.loaded import LoadedSnapshot
-from livefactor.wire.keys import key_of, keys_of
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from livefactor.access import Access
+    from livefactor.answers import Recommendations, Scores, UserAnswer
+    from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
+    from livefactor.channel import open_channel
+    from livefactor.errors import (
+        AlreadyExists,
+        BufferFull,
+        Cancelled,
+        ColumnError,
+        DeadlineExceeded,
+        FailedPrecondition,
+        FlushTimeout,
+        ForkError,
+        InvalidArgument,
+        LivefactorError,
+        NotFound,
+        PermissionDenied,
+        ProducerClosed,
+        ProducerFenced,
+        ResourceExhausted,
+        ServerMissing,
+        SnapshotInvalid,
+        Unauthenticated,
+        Unavailable,
+        UnexpectedStatus,
+        Unimplemented,
+        UnknownSpec,
+    )
+    from livefactor.in_process import Local, local
+    from livefactor.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
+    from livefactor.models import ModelDescription, Models
+    from livefactor.position import Position
+    from livefactor.pushing.batching import Ack, BatchSettings, Receipt, RowReject
+    from livefactor.pushing.producer import Producer
+    from livefactor.pushing.sending import ProducerStatus
+    from livefactor.scorer import Scorer
+    from livefactor.snapshots.files import Verification, load, verify
+    from livefactor.snapshots.loaded import LoadedSnapshot
+    from livefactor.wire.keys import key_of, keys_of
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Access",
     "Ack",
     "AlreadyExists",
     "Auditor",
@@ -74,6 +84,7 @@ __all__ = [
     "ModelDescription",
     "Models",
     "NotFound",
+    "PermissionDenied",
     "Position",
     "Producer",
     "ProducerClosed",
@@ -89,6 +100,7 @@ __all__ = [
     "SnapshotInfo",
     "SnapshotInvalid",
     "SnapshotProgress",
+    "Unauthenticated",
     "Unavailable",
     "UnexpectedStatus",
     "Unimplemented",
@@ -103,3 +115,63 @@ __all__ = [
     "open_channel",
     "verify",
 ]
+
+_NAMES = {
+    "access": ("Access",),
+    "answers": ("Recommendations", "Scores", "UserAnswer"),
+    "auditor": ("Auditor", "SnapshotInfo", "SnapshotProgress"),
+    "channel": ("open_channel",),
+    "errors": (
+        "AlreadyExists",
+        "BufferFull",
+        "Cancelled",
+        "ColumnError",
+        "DeadlineExceeded",
+        "FailedPrecondition",
+        "FlushTimeout",
+        "ForkError",
+        "InvalidArgument",
+        "LivefactorError",
+        "NotFound",
+        "PermissionDenied",
+        "ProducerClosed",
+        "ProducerFenced",
+        "ResourceExhausted",
+        "ServerMissing",
+        "SnapshotInvalid",
+        "Unauthenticated",
+        "Unavailable",
+        "UnexpectedStatus",
+        "Unimplemented",
+        "UnknownSpec",
+    ),
+    "judgement": ("Hold", "JudgeEvent", "JudgeFigure", "Judgement"),
+    "in_process": ("Local", "local"),
+    "models": ("ModelDescription", "Models"),
+    "position": ("Position",),
+    "pushing.batching": ("Ack", "BatchSettings", "Receipt", "RowReject"),
+    "pushing.producer": ("Producer",),
+    "pushing.sending": ("ProducerStatus",),
+    "scorer": ("Scorer",),
+    "snapshots.files": ("Verification", "load", "verify"),
+    "snapshots.loaded": ("LoadedSnapshot",),
+    "wire.keys": ("key_of", "keys_of"),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+"""The module of each name. It is imported at the first use of the name, because gRPC and NumPy take
+long to import.
+"""
+
+
+def __getattr__(name: str) -> Any:
+    home = name if name == "errors" else _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{home}")
+    # The next use finds the name itself.
+    value = globals()[name] = module if name == home else getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))

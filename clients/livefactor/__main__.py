@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from livefactor.errors import ServerMissing
-from livefactor.local import load_entry_point
+from livefactor.extra import load_entry_point
 
 CLI_GROUP = "livefactor.cli"
 

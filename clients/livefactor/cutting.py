@@ -60,12 +60,13 @@ class Lists(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """A request for n users: the scores of candidates, or lists of the k best items.
+    """A request for n users: the scores of candidates, or lists of the k best items. Or one for the
+    k items that are most similar to each of n items.
 
-    users: uint64[n]. candidates: the items to score, or None. k: length of the lists, 0 with
-    candidates. exclude, events: as in `Scorer.recommend`, or None. options: the other arguments of
-    `encode_score`. The constructor raises InvalidArgument, which names the limit, if one user alone
-    exceeds it.
+    users: uint64[n]; with the option `similar` they are the items. candidates: the items to score,
+    or None. k: length of the lists, 0 with candidates. exclude, events: as in `Scorer.recommend`,
+    or None. options: the other arguments of `encode_score`. The constructor raises InvalidArgument,
+    which names the limit, if one user alone exceeds it.
     """
 
     model: str
@@ -140,13 +141,14 @@ class ScoreRequest:
 class Joined(NamedTuple):
     """The answers of all calls as one.
 
-    position: of the first call. columns: the answers end to end. revisions: uint64[n], of each
-    user.
+    position: of the first call. columns: the answers end to end. revisions, spec_ids: uint64[n], of
+    each user.
     """
 
     position: Position
     columns: ScoreColumns
     revisions: npt.NDArray[np.uint64]
+    spec_ids: npt.NDArray[np.uint64]
 
 
 def ask(
@@ -189,9 +191,10 @@ def _joined(answers: Sequence[ScoreColumns]) -> Joined:
     first = answers[0]
     counts = [len(answer.user_known) for answer in answers]
     revisions = np.repeat(np.array([answer.revision for answer in answers], np.uint64), counts)
+    spec_ids = np.repeat(np.array([answer.spec_id for answer in answers], np.uint64), counts)
     position = Position(first.lineage, first.revision)
     if len(answers) == 1:
-        return Joined(position, first, revisions)
+        return Joined(position, first, revisions, spec_ids)
     starts = np.cumsum([0, *(len(answer.item_ids) for answer in answers)])
     offsets = [answer.offsets[1:] + start for answer, start in zip(answers, starts, strict=False)]
     columns = ScoreColumns(
@@ -205,4 +208,4 @@ def _joined(answers: Sequence[ScoreColumns]) -> Joined:
         labels=[label for answer in answers for label in answer.labels],
         seen_truncated=np.concatenate([answer.seen_truncated for answer in answers]),
     )
-    return Joined(position, columns, revisions)
+    return Joined(position, columns, revisions, spec_ids)

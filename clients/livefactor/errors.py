@@ -6,6 +6,8 @@
     ├── AlreadyExists            the name is taken, or the sequence was used for another payload
     ├── FailedPrecondition       the server's state does not allow the call
     │   └── ProducerFenced       another process opened this id, or the server does not know it
+    ├── Unauthenticated          the call has no valid token and no certificate with a grant
+    ├── PermissionDenied         the grant of the caller does not allow the call
     ├── ResourceExhausted        queue, memory, score slots or disk are full
     ├── Unavailable              (ConnectionError) the server is away, starting or draining
     ├── DeadlineExceeded         (TimeoutError) no answer came in time
@@ -27,7 +29,11 @@ The errors down to UnexpectedStatus stand for statuses of a server. The set of s
 
 from __future__ import annotations
 
-import grpc
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import grpc
 
 
 class LivefactorError(Exception):
@@ -60,6 +66,14 @@ class FailedPrecondition(LivefactorError):
 
 class ProducerFenced(FailedPrecondition):
     """Another process opened this producer id, or the server does not know the id."""
+
+
+class Unauthenticated(LivefactorError):
+    """The call has no valid token and no client certificate with a grant."""
+
+
+class PermissionDenied(LivefactorError):
+    """The grant of the caller does not allow the call, or it does not cover the model."""
 
 
 class ResourceExhausted(LivefactorError):
@@ -158,23 +172,36 @@ class ServerMissing(LivefactorError, ImportError):
     """The server extra is not installed."""
 
 
-_BY_CODE: dict[grpc.StatusCode, type[LivefactorError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
-    grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
-    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
-    grpc.StatusCode.UNAVAILABLE: Unavailable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    grpc.StatusCode.CANCELLED: Cancelled,
-    grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
+_BY_CODE: dict[str, type[LivefactorError]] = {
+    "INVALID_ARGUMENT": InvalidArgument,
+    "NOT_FOUND": NotFound,
+    "ALREADY_EXISTS": AlreadyExists,
+    "FAILED_PRECONDITION": FailedPrecondition,
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
+    "RESOURCE_EXHAUSTED": ResourceExhausted,
+    "UNAVAILABLE": Unavailable,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "CANCELLED": Cancelled,
+    "UNIMPLEMENTED": Unimplemented,
 }
-_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+_UNKNOWN = 2
+
+
+@cache
+def _by_number() -> dict[int, grpc.StatusCode]:
+    # The command reads this module before it needs gRPC, whose import takes long.
+    import grpc
+
+    return {code.value[0]: code for code in grpc.StatusCode}
 
 
 def status_code(number: int) -> grpc.StatusCode:
     """The gRPC status for a google.rpc.Code number. UNKNOWN for a number without a status."""
-    return _BY_NUMBER.get(number, grpc.StatusCode.UNKNOWN)
+    statuses = _by_number()
+    return statuses.get(number, statuses[_UNKNOWN])
 
 
 def from_status(code: grpc.StatusCode, details: str, doing: str = "") -> LivefactorError:
@@ -183,7 +210,7 @@ def from_status(code: grpc.StatusCode, details: str, doing: str = "") -> Livefac
     code: any status other than OK. details: the server's text. doing: what was tried; the message
     begins with it.
     """
-    kind = _BY_CODE.get(code, UnexpectedStatus)
+    kind = _BY_CODE.get(code.name, UnexpectedStatus)
     text = details or code.name
     # A text that names the same thing, such as "model: 'shop' does not exist", says it all.
     if doing and not text.startswith(doing.replace(" ", ": ", 1)):

@@ -1,4 +1,4 @@
-"""Asking for scores: `Scorer` scores given items, or finds the best of all items.
+"""Asking for scores: `Scorer` scores given items, or finds the best of all items, or similar items.
 
 It asks for one user or for many, and every answer names the revision of the model that gave it.
 """
@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from livefactor.access import Access
 from livefactor.answers import Recommendations, Scores
 from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, Connection
 from livefactor.cutting import Joined, Lists, ScoreRequest, ask
@@ -38,8 +39,9 @@ class Scorer:
 
     target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: the key for
     string ids (keys.py) that the producers use. deadline_s: the deadline of calls that name none,
-    seconds. connect_s: how long a call waits for a server that cannot be reached, seconds. channel:
-    the transport, if the caller has one.
+    seconds. connect_s: how long a call waits for a server that cannot be reached, seconds. access:
+    TLS and token; None takes them from the environment. channel: the transport, if the caller has
+    one.
 
     Answers carry the ids as they were given. The Producer sends the text of a string id as its
     label, and `recommend` reads it from there. It gets the 64-bit key instead where there is no
@@ -55,12 +57,13 @@ class Scorer:
         secret: bytes = b"",
         deadline_s: float = DEADLINE_S,
         connect_s: float = CONNECT_S,
+        access: Access | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
         self.model = check_model(model)
         self._hash: HashTexts = partial(keys_of, secret=secret)
         self._deadline_s = deadline_s
-        self._connection = Connection(target, channel, connect_s)
+        self._connection = Connection(target, channel, connect_s, access)
 
     def score(
         self,
@@ -145,6 +148,29 @@ class Scorer:
         named = _named(joined.columns.item_ids, joined.columns.labels, self._hash)
         return Recommendations(*_fields(joined, original_ids(users, keys), named))
 
+    def similar(
+        self,
+        items: Ids,
+        k: int = 10,
+        *,
+        include_unavailable: bool = False,
+        min_position: Position | None = None,
+        deadline_s: float | None = None,
+        with_labels: bool = True,
+    ) -> Recommendations:
+        """Find the k items that are most similar to each of n items, exactly; fewer where fewer are
+        left.
+
+        items: one id or n. The scores are the cosines of the items' factors, in -1..1. In the
+        answers, `user_id` is the given item. An unknown item has `known` False and no items. The
+        other arguments and the errors are those of `recommend`.
+        """
+        keys = as_keys("items", items, self._hash)
+        options = {"similar": True, "include_unavailable": include_unavailable, "with_labels": with_labels}
+        joined = self._ask(ScoreRequest(self.model, keys, k=k, options=options), deadline_s, min_position)
+        named = _named(joined.columns.item_ids, joined.columns.labels, self._hash)
+        return Recommendations(*_fields(joined, original_ids(items, keys), named))
+
     def _events(self, events: Any, users: int) -> Lists | None:
         return None if events is None else _lists("events", events, users, self._hash)
 
@@ -173,7 +199,7 @@ class Scorer:
 def _fields(joined: Joined, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:
     answer = joined.columns
     columns = (answer.scores, answer.offsets, answer.user_known, answer.item_known)
-    extra = (answer.item_ids, joined.revisions, answer.seen_truncated)
+    extra = (answer.item_ids, joined.revisions, answer.seen_truncated, joined.spec_ids)
     return (joined.position, user_ids, item_ids, *columns, answer.labels, *extra)
 
 

@@ -14,7 +14,7 @@ from fake_server import FakeServer
 PRELUDE = """
 import os, sys, threading
 import livefactor
-from livefactor.local import Local
+from livefactor.in_process import Local
 
 def forked(child):
     pid = os.fork()

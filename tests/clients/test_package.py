@@ -5,7 +5,6 @@ errors.
 from __future__ import annotations
 
 import gc
-import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,12 +19,9 @@ import pytest
 import livefactor
 from fake_server import FakeServer
 from livefactor import __main__ as command
-from livefactor import errors
+from livefactor import errors, extra
 from livefactor.channel import DEFAULT_PORT, OPTIONS, Connection, open_channel, parse_target
 from livefactor.errors import LivefactorError, ServerMissing
-
-# The name `livefactor.local` is the function, so the module must be imported by its path.
-local_module = importlib.import_module("livefactor.local")
 
 
 def test_every_public_name_exists_and_every_error_is_public() -> None:
@@ -59,7 +55,7 @@ def python_path() -> dict[str, str]:
 def entry(monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any] | None) -> None:
     """Make `load` return the one entry point of the server. With None, there is none."""
     found = [] if load is None else [SimpleNamespace(load=load)]
-    monkeypatch.setattr(local_module, "entry_points", lambda group: found)
+    monkeypatch.setattr(extra, "entry_points", lambda group: found)
 
 
 def missing() -> Any:

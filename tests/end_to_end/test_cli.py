@@ -290,14 +290,15 @@ def test_an_interrupted_push_says_how_to_resume_and_resumes(server: Any, run: An
     assert as_json(run, "models", "describe", model)["events"] == rows
 
 
+@pytest.mark.parametrize("command", ["livefactor", "livefactor_server.cli"])
 @pytest.mark.parametrize(
     "arguments", [(), ("serve",), ("models", "list"), ("push",), ("log", "show"), ("tune",)]
 )
-def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
+def test_help_loads_nothing_heavy(command: str, arguments: tuple[str, ...]) -> None:
     """The time of `--help` is the time of its imports."""
     code = (
         "import sys\nsys.argv = ['livefactor', *sys.argv[1:]]\n"
-        "from livefactor_server.cli.__main__ import main\n"
+        f"from {command}.__main__ import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'numba', 'numpy', 'grpc', 'rich.table', 'rich.progress', 'pydantic', 'livefactor.channel'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
-import types
+import subprocess
+import sys
 from importlib.metadata import entry_points, version
 
 import pytest
@@ -13,14 +14,20 @@ import livefactor
 from repository import ROOT, modules
 
 
-def test_all_lists_what_livefactor_offers() -> None:
-    offered = {
-        name
-        for name, value in vars(livefactor).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType) and name != "annotations"
-    }
-    assert set(livefactor.__all__) - {"__version__"} == offered
+def test_every_name_is_public_and_imported_at_its_first_use() -> None:
+    code = (
+        "import sys, livefactor as l\n"
+        "print(sorted({'grpc', 'numpy'} & set(sys.modules)))\n"
+        "assert [n for n in l.__all__ if getattr(l, n) is None or n not in dir(l)] == []\n"
+        # The modules that the first uses import leave every name its value.
+        "print([n for n in l.__all__ if isinstance(getattr(l, n), type(sys))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "[]"]
+    assert set(livefactor.__all__) == {"__version__", *livefactor._HOMES}
     assert len(set(livefactor.__all__)) == len(livefactor.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        livefactor.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("name", [name for name, _ in modules() if not name.endswith("__main__")])

@@ -38,7 +38,7 @@ def import_all() -> None:
     for name in ("grpc_health.v1.health", "grpc_reflection.v1alpha.reflection"):
         importlib.import_module(name)
     if drift.available():
-        importlib.import_module("river.drift")
+        drift.HitDrift()
     for step in kernels.shared():
         step.run()
     for name in ("clicks_sgd", "purchases_sgd"):

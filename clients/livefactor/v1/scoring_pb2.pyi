@@ -83,6 +83,39 @@ class TopK(google.protobuf.message.Message):
 global___TopK = TopK
 
 @typing.final
+class Similar(google.protobuf.message.Message):
+    """Asks for the k known and available items that are most similar to each of given items, best first.
+    The score is the cosine of the items' factors, exact over all items. It lies in -1..1. Items with
+    equal scores are ordered by ascending item id. The answers have the form of a top-k list, with one
+    list for each given item in place of a user. An item is not similar to itself. An unknown item has
+    an empty list, and so has an item whose factors are all 0.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEM_IDS_FIELD_NUMBER: builtins.int
+    K_FIELD_NUMBER: builtins.int
+    INCLUDE_UNAVAILABLE_FIELD_NUMBER: builtins.int
+    k: builtins.int
+    """If fewer than k items are left, the answer has fewer: see ScoreResponse.offsets."""
+    include_unavailable: builtins.bool
+    """True: items that are marked unavailable may be in the answers."""
+    @property
+    def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """At most 1,024. user_ids must be empty, and there must be no events."""
+
+    def __init__(
+        self,
+        *,
+        item_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        k: builtins.int = ...,
+        include_unavailable: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["include_unavailable", b"include_unavailable", "item_ids", b"item_ids", "k", b"k"]) -> None: ...
+
+global___Similar = Similar
+
+@typing.final
 class Events(google.protobuf.message.Message):
     """Events that replace the users' own histories in this call. They are not stored. Use them for
     anonymous visitors, for example. The lists are stored end to end, as in Candidates.
@@ -121,6 +154,7 @@ class ScoreRequest(google.protobuf.message.Message):
     USER_IDS_FIELD_NUMBER: builtins.int
     CANDIDATES_FIELD_NUMBER: builtins.int
     TOP_K_FIELD_NUMBER: builtins.int
+    SIMILAR_FIELD_NUMBER: builtins.int
     WITH_LABELS_FIELD_NUMBER: builtins.int
     EVENTS_FIELD_NUMBER: builtins.int
     model: builtins.str
@@ -140,6 +174,8 @@ class ScoreRequest(google.protobuf.message.Message):
     @property
     def top_k(self) -> global___TopK: ...
     @property
+    def similar(self) -> global___Similar: ...
+    @property
     def events(self) -> global___Events:
         """INVALID_ARGUMENT if the model has no histories."""
 
@@ -151,12 +187,13 @@ class ScoreRequest(google.protobuf.message.Message):
         user_ids: collections.abc.Iterable[builtins.int] | None = ...,
         candidates: global___Candidates | None = ...,
         top_k: global___TopK | None = ...,
+        similar: global___Similar | None = ...,
         with_labels: builtins.bool = ...,
         events: global___Events | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "target", b"target", "top_k", b"top_k"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "model", b"model", "target", b"target", "top_k", b"top_k", "user_ids", b"user_ids", "with_labels", b"with_labels"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["target", b"target"]) -> typing.Literal["candidates", "top_k"] | None: ...
+    def HasField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "similar", b"similar", "target", b"target", "top_k", b"top_k"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "model", b"model", "similar", b"similar", "target", b"target", "top_k", b"top_k", "user_ids", b"user_ids", "with_labels", b"with_labels"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["target", b"target"]) -> typing.Literal["candidates", "top_k", "similar"] | None: ...
 
 global___ScoreRequest = ScoreRequest
 
@@ -172,13 +209,16 @@ class ScoreResponse(google.protobuf.message.Message):
     ITEM_KNOWN_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     SEEN_TRUNCATED_FIELD_NUMBER: builtins.int
+    SPEC_ID_FIELD_NUMBER: builtins.int
+    spec_id: builtins.int
+    """The spec that made the scores (ModelDescription.spec_id)."""
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position:
         """The one revision at which all scores were computed."""
 
     @property
     def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """With candidates: the items in the order of the request. With top_k: best first."""
+        """With candidates: the items in the order of the request. With top_k and similar: best first."""
 
     @property
     def scores(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
@@ -186,7 +226,9 @@ class ScoreResponse(google.protobuf.message.Message):
 
     @property
     def offsets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """users + 1 numbers. The answers for user u are [offsets[u] .. offsets[u+1])."""
+        """users + 1 numbers. The answers for user u are [offsets[u] .. offsets[u+1]). With similar, here and
+        below, the items of the request stand in the place of users.
+        """
 
     @property
     def user_known(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bool]:
@@ -221,8 +263,9 @@ class ScoreResponse(google.protobuf.message.Message):
         item_known: collections.abc.Iterable[builtins.bool] | None = ...,
         labels: collections.abc.Iterable[builtins.str] | None = ...,
         seen_truncated: collections.abc.Iterable[builtins.bool] | None = ...,
+        spec_id: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "item_known", b"item_known", "labels", b"labels", "offsets", b"offsets", "position", b"position", "scores", b"scores", "seen_truncated", b"seen_truncated", "user_known", b"user_known"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "item_known", b"item_known", "labels", b"labels", "offsets", b"offsets", "position", b"position", "scores", b"scores", "seen_truncated", b"seen_truncated", "spec_id", b"spec_id", "user_known", b"user_known"]) -> None: ...
 
 global___ScoreResponse = ScoreResponse

@@ -45,8 +45,9 @@ class ScoringServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Score(self, request, context):
-        """Scores given candidates, or finds the k best of all items, for one or more users. All scores of
-        a call belong to exactly one revision, which the answer names. A call never changes the model.
+        """Scores given candidates, or finds the k best of all items, for one or more users. Or it finds the
+        k items that are most similar to given items. All scores of a call belong to exactly one
+        revision, which the answer names. A call never changes the model.
 
         The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
         for the call, from the events that it remembers of the user and from the current item factors

@@ -23,8 +23,9 @@ class ScoringServiceStub:
         livefactor.v1.scoring_pb2.ScoreRequest,
         livefactor.v1.scoring_pb2.ScoreResponse,
     ]
-    """Scores given candidates, or finds the k best of all items, for one or more users. All scores of
-    a call belong to exactly one revision, which the answer names. A call never changes the model.
+    """Scores given candidates, or finds the k best of all items, for one or more users. Or it finds the
+    k items that are most similar to given items. All scores of a call belong to exactly one
+    revision, which the answer names. A call never changes the model.
 
     The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
     for the call, from the events that it remembers of the user and from the current item factors
@@ -51,8 +52,9 @@ class ScoringServiceAsyncStub:
         livefactor.v1.scoring_pb2.ScoreRequest,
         livefactor.v1.scoring_pb2.ScoreResponse,
     ]
-    """Scores given candidates, or finds the k best of all items, for one or more users. All scores of
-    a call belong to exactly one revision, which the answer names. A call never changes the model.
+    """Scores given candidates, or finds the k best of all items, for one or more users. Or it finds the
+    k items that are most similar to given items. All scores of a call belong to exactly one
+    revision, which the answer names. A call never changes the model.
 
     The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
     for the call, from the events that it remembers of the user and from the current item factors
@@ -81,8 +83,9 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
         request: livefactor.v1.scoring_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> typing.Union[livefactor.v1.scoring_pb2.ScoreResponse, collections.abc.Awaitable[livefactor.v1.scoring_pb2.ScoreResponse]]:
-        """Scores given candidates, or finds the k best of all items, for one or more users. All scores of
-        a call belong to exactly one revision, which the answer names. A call never changes the model.
+        """Scores given candidates, or finds the k best of all items, for one or more users. Or it finds the
+        k items that are most similar to given items. All scores of a call belong to exactly one
+        revision, which the answer names. A call never changes the model.
 
         The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
         for the call, from the events that it remembers of the user and from the current item factors

@@ -28,14 +28,15 @@ UInt32s = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True, slots=True)
 class ScoreQuery:
-    """A Score request for n users.
+    """A Score request for n users, or for n items whose similar items are asked for.
 
     min_lineage, min_revision: the position to wait for; min_lineage is None without one. user_ids:
-    uint64[n]. target: "candidates", "top_k" or None. item_ids: the candidates, or the excluded
+    uint64[n]; with target "similar" the ids of the n items. target: "candidates", "top_k",
+    "similar" or None. item_ids: the candidates, or the excluded
     items of a top-k list. offsets: uint32[n + 1] into item_ids; None if all users share one list.
     k, include_unavailable, exclude_seen: settings of a top-k list. event_ids: items that replace
     the users' histories, or None. event_offsets: uint32[n + 1] into event_ids; None if all users
-    share one list.
+    share one list. has_users: a request for similar items names users, which it must not.
     """
 
     model: str
@@ -51,6 +52,7 @@ class ScoreQuery:
     exclude_seen: bool = False
     event_ids: UInt64s | None = None
     event_offsets: UInt32s | None = None
+    has_users: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class ScoreColumns:
     uint64[m]. scores: float32[m]. offsets: uint32[n + 1]; the answers of user u are at [offsets[u],
     offsets[u + 1]). user_known: bool[n]. item_known: bool[m]. labels: m str, or an empty sequence.
     seen_truncated: for which users `exclude_seen` could not know all items, bool[n]; empty without
-    `exclude_seen`.
+    `exclude_seen`. spec_id: the spec that made the scores; 0 from servers that do not name it.
     """
 
     lineage: bytes
@@ -73,6 +75,7 @@ class ScoreColumns:
     item_known: npt.NDArray[np.bool_]
     labels: Sequence[str]
     seen_truncated: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    spec_id: int = 0
 
 
 def encode_score(
@@ -80,6 +83,7 @@ def encode_score(
     user_ids: Ids,
     *,
     candidates: Ids = None,
+    similar: bool = False,
     k: int = 0,
     exclude_ids: Ids = None,
     offsets: Any = None,
@@ -93,16 +97,21 @@ def encode_score(
     """The bytes of a ScoreRequest.
 
     It asks for the scores of `candidates`, or for top-k lists without them. user_ids: n ids.
+    similar: they are ids of items, and the request asks for the k most similar items of each.
     exclude_ids: items that a top-k list leaves out. offsets: n + 1 numbers into candidates (or
     exclude_ids); None if all users share one list. events: ids that replace the users' histories,
     the oldest first. event_offsets: n + 1 numbers into events; None if all users share one list.
     min_position: (lineage, revision). Raises ColumnError for ids or offsets of a wrong type.
     """
-    request = _RequestTwin(
-        model=model, user_ids=as_keys("user_ids", user_ids).tobytes(), with_labels=with_labels
-    )
+    ids = as_keys("user_ids", user_ids).tobytes()
+    request = _RequestTwin(model=model, user_ids=b"" if similar else ids, with_labels=with_labels)
     if min_position is not None:
         request.min_position.lineage, request.min_position.revision = min_position
+    if similar:
+        request.similar.k, request.similar.include_unavailable = k, include_unavailable
+        request.similar.item_ids = ids
+        request.similar.SetInParent()
+        return bytes(request.SerializeToString())
     if events is not None:
         request.events.SetInParent()
         request.events.item_ids = as_keys("events", events).tobytes()
@@ -131,9 +140,11 @@ def decode_score(data: bytes) -> ScoreQuery:
     """
     twin = parse_twin(_RequestTwin, scoring_pb2.ScoreRequest, data)
     target = twin.WhichOneof("target")
+    asked = twin.similar if target == "similar" else twin.top_k
     lists = twin.top_k if target == "top_k" else twin.candidates
     item_ids = twin_column(lists, "exclude_ids" if target == "top_k" else "item_ids", KEYS)
     offsets = twin_column(lists, "offsets", NUMBERS)
+    users = twin_column(twin, "user_ids", KEYS)
     has_position = twin.HasField("min_position")
     has_events = twin.HasField("events")
     event_offsets = twin_column(twin.events, "offsets", NUMBERS)
@@ -141,16 +152,17 @@ def decode_score(data: bytes) -> ScoreQuery:
         model=twin.model,
         min_lineage=twin.min_position.lineage if has_position else None,
         min_revision=twin.min_position.revision,
-        user_ids=twin_column(twin, "user_ids", KEYS),
+        user_ids=twin_column(asked, "item_ids", KEYS) if target == "similar" else users,
         target=target,
         item_ids=item_ids,
         offsets=offsets if len(offsets) else None,
-        k=twin.top_k.k if target == "top_k" else 0,
-        include_unavailable=target == "top_k" and twin.top_k.include_unavailable,
+        k=0 if target == "candidates" else asked.k,
+        include_unavailable=target != "candidates" and asked.include_unavailable,
         with_labels=twin.with_labels,
         exclude_seen=target == "top_k" and twin.top_k.exclude_seen,
         event_ids=twin_column(twin.events, "item_ids", KEYS) if has_events else None,
         event_offsets=event_offsets if len(event_offsets) else None,
+        has_users=target == "similar" and len(users) > 0,
     )
 
 
@@ -164,6 +176,7 @@ def encode_score_response(answer: ScoreColumns) -> bytes:
         item_known=answer.item_known.astype(np.bool_, copy=False).tobytes(),
         labels=answer.labels,
         seen_truncated=answer.seen_truncated.astype(np.bool_, copy=False).tobytes(),
+        spec_id=answer.spec_id,
     )
     twin.position.lineage, twin.position.revision = answer.lineage, answer.revision
     return bytes(twin.SerializeToString())
@@ -185,6 +198,7 @@ def decode_score_response(data: bytes) -> ScoreColumns:
         item_known=_flags(twin, "item_known"),
         labels=list(twin.labels),
         seen_truncated=_flags(twin, "seen_truncated"),
+        spec_id=twin.spec_id,
     )
     _check_answer(answer)
     return answer

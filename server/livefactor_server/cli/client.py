@@ -103,7 +103,7 @@ def recommend(
 
 
 def _users_of(file: Path, column: str, string_ids: bool) -> list[Any]:
-    from livefactor_server.cli.recommending import read_users
+    from livefactor_server.cli.items.lists import read_users
 
     try:
         ids, sentences = read_users(file, column, string_ids)
@@ -118,7 +118,7 @@ def _users_of(file: Path, column: str, string_ids: bool) -> list[Any]:
 def _write_lists(
     scorer: Scorer, users: list[Any], out: Path, k: int, options: dict[str, Any], as_json: bool
 ) -> None:
-    from livefactor_server.cli.recommending import write_lists
+    from livefactor_server.cli.items.lists import write_lists
 
     try:
         rows = write_lists(scorer, users, out, k, **options)

@@ -6,7 +6,7 @@
                                    APPLY stage: apply, publish, acknowledge
                                    (for a small group the LOG stage does this, too)
 
-    readers  ── gate (small reads) or pin (long reads) ─▶ the state at one published revision
+    readers  ── version (small reads) or pin (long reads) ─▶ the state at one published revision
 
 When a stage becomes free, it takes the batches in its queue as the next group. This gives
 throughput under load, and low latency without load. Under load the disk writes one group while the
@@ -20,19 +20,24 @@ A restart recovers from the log.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_server import changes
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.budget import Budget
 from livefactor_server.engine.commit import Commit, Parts, Run
 from livefactor_server.engine.handover import Handover
+from livefactor_server.engine.intake import Intake
 from livefactor_server.engine.metrics import EngineMetrics
+from livefactor_server.engine.promotion import Progress, Promotion, Start
+from livefactor_server.engine.ratings import Recogniser
 from livefactor_server.engine.submission import Submission
 from livefactor_server.judging.observer import Observer, ObserverSettings
 from livefactor_server.log.store import Log, LogFailed, LogFull
@@ -42,29 +47,12 @@ from livefactor_server.snapshots.freezing import freeze
 from livefactor_server.snapshots.store import FrozenState
 from livefactor_server.statuses import Refused, exhausted, unavailable
 
-GROUP_RECORDS_MAX = 256
-GROUP_BYTES_MAX = 8 << 20
 GROUPS_AHEAD_MAX = 2
 """Maximum number of logged groups that wait for the APPLY stage."""
 
 SMALL_WORK_MAX = 16_384
 """A group with at most this work (`Commit.work`) is applied by the LOG stage, if the APPLY stage is
 idle. The hand-over would cost more than the overlap saves.
-"""
-
-LITTLE_WORK = 4_096
-"""A group with less work than this waits for the APPLY stage, so that it becomes larger meanwhile.
-
-Many little groups would cost more than the overlap saves.
-"""
-
-WAIT_WORK_MAX = 32_768
-"""It waits only if the APPLY stage has at most this work, which takes a few milliseconds."""
-
-IDLE_MARK_S = 0.010
-"""Seconds without a batch after which the log gets a mark.
-
-The mark distinguishes an unsynced tail from damage.
 """
 
 logger = logging.getLogger(__name__)
@@ -104,17 +92,19 @@ class Engine:
         self.name = name
         self.state = state
         self.log = log
-        self.gate = Gate()
+        # The reads of a GPU share memory for transfers.
+        self.gate = Gate(is_shared=state.backend_name != "cuda")
         self.failure: str | None = None
         self.torn = False
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
-        admission = Admission(
-            state, settings.memory_bytes_max, log.seal, self.observer.refusal, self.observer.item_bytes
-        )
-        self._parts = Parts(state, log, self.gate, admission, self.observer, self.metrics, self.wake)
-        self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
+        self._memory_bytes_max = settings.memory_bytes_max
+        self._parts = self._parts_of(state)
+        self._promoting = threading.Lock()
+        self._promotion: Promotion | None = None
+        self._recogniser = Recogniser(name, state.spec, log, self.promote)
         self._to_apply: Handover[Commit] = Handover(GROUPS_AHEAD_MAX)
+        self._intake: Intake[Promotion] = Intake(self._to_apply, self._mark)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")
         self._durable: Commit | None = None
         self._budget = Budget(settings.queue_bytes_max)
@@ -125,13 +115,20 @@ class Engine:
         self._log_thread = threading.Thread(target=self._log_stage, name=f"log-{name}", daemon=True)
         self._apply_thread = threading.Thread(target=self._apply_stage, name=f"apply-{name}", daemon=True)
 
+    def _parts_of(self, state: ModelState) -> Parts:
+        admission = Admission(
+            state, self._memory_bytes_max, self.log.seal, self.observer.refusal, self.observer.item_bytes
+        )
+        return Parts(state, self.log, self.gate, admission, self.observer, self.metrics, self.wake)
+
     def start(self) -> None:
         """Starts both stages."""
         self.metrics.watch(
-            self.state,
+            lambda: self.state,
             self.log,
             self.observer,
             lambda: self.memory_bytes,
+            lambda: self._promotion.lag if self._promotion is not None else 0,
             lambda: self._budget.used,
             lambda: self.failure is None,
         )
@@ -144,6 +141,7 @@ class Engine:
                 sum(self.memory_bytes.values()) >> 20,
                 admission.memory_bytes_max >> 20,
             )
+        self._recogniser.start()
         self._log_thread.start()
         self._apply_thread.start()
 
@@ -177,7 +175,7 @@ class Engine:
             if self._draining:
                 self._budget.give(item.size)
                 raise unavailable("server: draining")
-            self._queue.put(item)
+            self._intake.put(item)
 
     def _check_writable(self) -> None:
         if self.failure is not None:
@@ -192,8 +190,9 @@ class Engine:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes of memory of each part of the model."""
-        return self.state.memory_bytes | {"judge": self.observer.nbytes}
+        """Bytes of memory of each part of the model. A promotion has a second state."""
+        second = self._promotion.nbytes if self._promotion is not None else 0
+        return self.state.memory_bytes | {"judge": self.observer.nbytes, "promotion": second}
 
     def has_reached(self, revision: int) -> bool:
         """Whether `revision` is published.
@@ -235,15 +234,53 @@ class Engine:
         """Bytes of the batches that are queued or being logged."""
         return self._budget.used
 
+    def promote(self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None) -> int:
+        """Gives the model another spec while it serves. Returns the revision of the switch.
+
+        The call learns the log after the state that `start` gives, or all of it. `progress` is
+        called again and again. If it raises an exception, the promotion ends with it. After any
+        exception the model is as it was.
+
+        Raises:
+            Refused: FAILED_PRECONDITION if the spec cannot be that of this log, with the reason.
+                RESOURCE_EXHAUSTED if another promotion is in progress, or for want of memory or
+                disk. UNAVAILABLE if the engine drains or cannot write.
+        """
+        if not self._promoting.acquire(blocking=False):
+            raise exhausted("promotion: another one is in progress; try again later")
+        try:
+            self._check_writable()
+            admission = self._parts.admission
+
+            def check() -> None:
+                self._check_writable()
+                admission.check_second_state()
+
+            promotion = Promotion(self.name, self.state, self.log, spec, check)
+            promotion.admit()
+            with admission.with_second_state(promotion.row_bytes(), lambda: promotion.page_bytes):
+                self._promotion = promotion
+                promotion.build(start, progress)
+                with self._submitting:
+                    self._check_writable()
+                    self._intake.put(promotion)
+                return promotion.outcome.result()
+        finally:
+            self._promotion = None
+            self._promoting.release()
+
     def drain(self) -> None:
         """Refuses new batches, finishes the accepted ones, stops both stages and closes the log."""
         with self._submitting:
             self._draining = True
-            self._queue.put(None)
+            self._intake.put(None)
         self._budget.wake()
         self._log_thread.join()
         self._apply_thread.join()
-        self._end()
+        self._recogniser.stop()
+        with self._promoting:
+            # A promotion has ended before its log is closed.
+            self._end()
         self._disk.shutdown()
         self.log.close()
         self.metrics.close()
@@ -254,9 +291,13 @@ class Engine:
         try:
             open_end = True
             while open_end:
-                group, open_end = self._next_group()
+                group, open_end = self._intake.next_group(self._parts.work_of_event)
                 if group:
                     self._log_group(group)
+                if self._intake.next_switch is not None:
+                    self._finish_durable()
+                    self._switch(self._intake.next_switch)
+                    self._intake.next_switch = None
             self._finish_durable()
         except BaseException:
             # A bug, or a log that takes no mark: the engine stops writing and still serves reads.
@@ -264,48 +305,40 @@ class Engine:
             logger.exception("model %s: log stage", self.name)
             if self._durable is not None:
                 self._abandon(self._durable.batches)
+            if self._intake.next_switch is not None:
+                self._intake.next_switch.refuse(unavailable("model: writes are stopped"))
             self._refuse_queue()
         finally:
             self._to_apply.end()
 
-    def _next_group(self) -> tuple[list[Submission], bool]:
-        """The queued batches, at least one, and whether the queue is still open."""
-        first = self._first()
-        if first is None:
-            return [], False
-        group = [first]
-        is_open = self._gather(group)
-        if is_open and 0 < self._to_apply.work <= WAIT_WORK_MAX and self._has_little_work(group):
-            self._to_apply.wait_until_idle()
-            is_open = self._gather(group)
-        return group, is_open
+    def _switch(self, promotion: Promotion) -> None:
+        """Gives the model the state of a promotion, when the APPLY stage has finished all groups.
 
-    def _has_little_work(self, group: list[Submission]) -> bool:
-        return sum(batch.change.rows for batch in group) * self._parts.work_of_event < LITTLE_WORK
-
-    def _gather(self, group: list[Submission]) -> bool:
-        """Adds the queued batches to the group. Returns whether the queue is still open."""
-        size = sum(len(batch.received_body) for batch in group)
-        while len(group) < GROUP_RECORDS_MAX and size < GROUP_BYTES_MAX:
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if item is None:
-                return False
-            group.append(item)
-            size += len(item.received_body)
-        return True
-
-    def _first(self) -> Submission | None:
+        An exception other than a refusal stops the LOG stage.
+        """
+        started = time.monotonic()
+        self._to_apply.wait_until_idle()
         try:
-            return self._queue.get(timeout=IDLE_MARK_S)
-        except queue.Empty:
-            if self.failure is None:
-                self._mark()
-            return self._queue.get()
+            state, record = promotion.complete()
+            self.observer.judge(state)
+            with self.gate.writing():
+                changes.apply(state, [record])
+                self.state = state
+            self._parts = self._parts_of(state)
+        except Refused as refusal:
+            promotion.refuse(refusal)
+            return
+        except LogFailed as error:
+            self._fail(str(error))
+            promotion.refuse(unavailable("model: writes are stopped after a failed log write"))
+            return
+        self.wake()
+        self.metrics.observe_switch()
+        promotion.finish(state.revision, time.monotonic() - started)
 
     def _mark(self) -> None:
+        if self.failure is not None:
+            return
         try:
             self.log.mark()
         except LogFull:
@@ -338,7 +371,7 @@ class Engine:
             except Refused as refusal:
                 batch.finish(refusal)
         self._make_durable(commit)
-        if commit.work <= SMALL_WORK_MAX or self._queue.empty():
+        if commit.work <= SMALL_WORK_MAX or self._intake.is_empty:
             self._finish_durable()
 
     def _make_durable(self, commit: Commit) -> None:
@@ -382,8 +415,11 @@ class Engine:
             batch.finish(refusal)
 
     def _refuse_queue(self) -> None:
-        while (batch := self._queue.get()) is not None:
-            batch.finish(unavailable("model: writes are stopped"))
+        while (item := self._intake.get()) is not None:
+            if isinstance(item, Promotion):
+                item.refuse(unavailable("model: writes are stopped"))
+            else:
+                item.finish(unavailable("model: writes are stopped"))
 
     def _end(self) -> None:
         """Calls back the waiting readers, because the engine publishes no further revision."""
@@ -421,6 +457,8 @@ class Engine:
             commit.apply(run)
             commit.publish(run)
             commit.acknowledge(run)
+            if self._recogniser.watches:
+                self._recogniser.see(record.change for _, record in run)
         except BaseException:
             # After a bug a record may be applied in part. Reads and writes stop until a restart.
             self.torn = True

@@ -6,8 +6,11 @@ Source: Bifet and Gavaldà, Learning from Time-Changing Data with Adaptive Windo
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import NamedTuple
+import os
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,13 +36,32 @@ def available() -> bool:
     return find_spec("river") is not None
 
 
+@cache
+def _adwin() -> Any:
+    """The class `river.drift.ADWIN`.
+
+    Its module is loaded without the package around it. The package also loads SciPy and SQLAlchemy
+    for other detectors, which would delay the start of a server by a second.
+
+    Raises:
+        ImportError: river is not installed.
+    """
+    import river
+
+    name = "river.drift.adwin"
+    spec = PathFinder.find_spec(name, [os.path.join(folder, "drift") for folder in river.__path__])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"river has no module {name}")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ADWIN
+
+
 class HitDrift:
     """ADWIN on a series in [0, 1]. Raises ImportError without river."""
 
     def __init__(self) -> None:
-        from river.drift import ADWIN
-
-        self._adwin = ADWIN()
+        self._adwin = _adwin()()
 
     def push(self, values: np.ndarray) -> Drift | None:
         """Adds float64[n]. Returns the last change found in them, or None."""

@@ -62,19 +62,22 @@ def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
     """
     query = decode_score(raw)
     users = len(query.user_ids)
+    field, asked = ("item_ids", "items") if query.target == "similar" else ("user_ids", "users")
     if not users:
-        raise invalid("user_ids: at least one is required")
+        raise invalid(f"{field}: at least one is required")
     if users > users_max:
-        raise invalid(over("user_ids", users_max, users, "users a call"))
+        raise invalid(over(field, users_max, users, f"{asked} a call"))
     if query.target is None:
-        raise invalid("target: it is missing; expected candidates or top_k")
-    if query.target == "top_k":
+        raise invalid("target: it is missing; expected candidates, top_k or similar")
+    if query.target in ("top_k", "similar"):
         if not query.k:
             raise invalid("k: expected at least 1, got 0")
         if query.k * users > rows_max:
-            raise invalid(over("k", rows_max // users, query.k, f"for {users} users"))
+            raise invalid(over("k", rows_max // users, query.k, f"for {users} {asked}"))
         if len(query.item_ids) > rows_max:
             raise invalid(over("exclude_ids", rows_max, len(query.item_ids), "ids a call"))
+    if query.target == "similar" and (query.has_users or query.event_ids is not None):
+        raise invalid("similar: the request must have no user_ids and no events")
     if query.offsets is not None:
         _check_offsets("offsets", query.offsets, users, len(query.item_ids))
     if query.event_ids is not None:

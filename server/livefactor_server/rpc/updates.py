@@ -43,7 +43,7 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
         raise invalid("producer_id: empty")
     if len(request.note) > NOTE_BYTES_MAX:
         raise invalid(over("note", NOTE_BYTES_MAX, len(request.note), "bytes"))
-    engine = calls.hosting.get(request.model).engine
+    engine = calls.model(call, request.model).engine
 
     def batch(reply: Reply) -> Submission:
         return Submission(
@@ -71,7 +71,7 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
 async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ApplyUpdates."""
     update = decode.update_request(raw)
-    engine = calls.hosting.get(update.model).engine
+    engine = calls.model(call, update.model).engine
     async with calls.updates.slot(len(raw)):
         ack = await _applied(
             calls,
@@ -88,7 +88,8 @@ def _is_large(update: decode.UpdateRequest, raw: bytes) -> bool:
 
 
 def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Reply) -> Submission:
-    change, rejects = decode.change_from_wire(update, engine.state.spec, calls.settings.batch_events_max)
+    spec = engine.state.spec
+    change, rejects = decode.change_from_wire(update, spec, calls.settings.batch_events_max)
     return Submission(
         change=change,
         received_body=update.body,
@@ -98,6 +99,7 @@ def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Re
         rejects=rejects,
         seal=engine.log.seal,
         reply=reply,
+        spec=spec,
     )
 
 
@@ -143,7 +145,7 @@ async def stream_updates(calls: Calls, requests: Requests, send: Send, call: Cal
         ahead = OneAhead()
         tasks = [
             asyncio.create_task(_read(requests, stream, ahead)),
-            asyncio.create_task(_submit_all(calls, stream, ahead)),
+            asyncio.create_task(_submit_all(calls, stream, ahead, call)),
         ]
         try:
             while ready := await stream.ready():
@@ -170,22 +172,22 @@ async def _read(requests: Requests, stream: Stream, ahead: OneAhead) -> None:
     await ahead.put(None)
 
 
-async def _submit_all(calls: Calls, stream: Stream, ahead: OneAhead) -> None:
+async def _submit_all(calls: Calls, stream: Stream, ahead: OneAhead, call: Call) -> None:
     index = 0
     while (raw := await ahead.take()) is not None:
-        await _submit_from_stream(calls, raw, index, stream)
+        await _submit_from_stream(calls, raw, index, stream, call)
         index += 1
         ahead.done()
     stream.put(None)
 
 
-async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stream) -> None:
+async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stream, call: Call) -> None:
     sequence = 0
     try:
         guards.check_size(raw)
         update = decode.update_request(raw)
         sequence = update.sequence
-        engine = calls.hosting.get(update.model).engine
+        engine = calls.model(call, update.model).engine
         lineage = engine.state.lineage
 
         def reply(item: Submission) -> Wake:

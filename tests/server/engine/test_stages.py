@@ -11,8 +11,9 @@ import pytest
 
 from engine_rig import SPEC, Rig, batch, replayed_root
 from livefactor.wire import columns as wire
-from livefactor_server.engine.engine import LITTLE_WORK, SMALL_WORK_MAX, WAIT_WORK_MAX
+from livefactor_server.engine.engine import SMALL_WORK_MAX
 from livefactor_server.engine.handover import Handover
+from livefactor_server.engine.intake import LITTLE_WORK, WAIT_WORK_MAX
 from livefactor_server.engine.submission import Submission
 from livefactor_server.rpc import decode
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -224,6 +225,16 @@ def test_a_series_of_hits_drifts_and_a_steady_one_does_not() -> None:
     assert detector.push((rng.random(3000) < 0.6).astype(float)) is None
     change = detector.push((rng.random(3000) < 0.2).astype(float))
     assert change is not None and change.after < change.before == pytest.approx(0.6, abs=0.05)
+
+
+def test_adwin_is_rivers_and_loads_none_of_its_dependencies() -> None:
+    """River's other detectors need SciPy, whose import would delay every start by a second."""
+    code = (
+        "import sys\nfrom livefactor_server.judging.drift import HitDrift\nfound = HitDrift()._adwin\n"
+        "print(type(found).__name__, 'scipy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ADWIN", "False"]
 
 
 def test_without_river_everything_else_works(

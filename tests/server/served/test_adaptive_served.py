@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import livefactor
-from livefactor.local import local
+from livefactor.in_process import local
 from livefactor.models import Models
 from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.model import AdaptiveRate

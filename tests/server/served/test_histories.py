@@ -10,7 +10,7 @@ import pytest
 
 import livefactor
 from livefactor.errors import InvalidArgument
-from livefactor.local import Local, local
+from livefactor.in_process import Local, local
 from livefactor.models import Models
 from livefactor_server.snapshots.audit import replay_model
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import livefactor
-from livefactor.local import Local, local
+from livefactor.in_process import Local, local
 from livefactor.snapshots import mixing
 from livefactor.snapshots import scores as offline
 from livefactor.v1 import models_pb2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import livefactor
-from livefactor.local import local
+from livefactor.in_process import local
 from livefactor.models import Models
 from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.model import Loss, Proposal, Rule, Softmax, SpecError

@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,7 +19,8 @@ import grpc
 
 from livefactor.auditor import Auditor
 from livefactor.channel import open_channel
-from livefactor.errors import LivefactorError, ServerMissing
+from livefactor.errors import LivefactorError
+from livefactor.extra import load_entry_point
 from livefactor.models import Models
 from livefactor.pushing.producer import Producer
 from livefactor.scorer import Scorer
@@ -30,8 +30,6 @@ CLOSE_PRODUCER_S = 5.0
 """How long the end of a server waits for a producer that is still open to send its rows,
 seconds.
 """
-
-INSTALL_HINT = 'pip install "livefactor[server]"'
 
 log = logging.getLogger("livefactor")
 
@@ -149,18 +147,3 @@ def _close_before_threads_are_joined() -> None:
 def _close_all() -> None:
     for server in list(_OPEN):
         server.close()
-
-
-def load_entry_point(group: str) -> Callable[..., Any]:
-    """Load what the server registered under `group`.
-
-    Raises ServerMissing, which names the pip command.
-    """
-    found = list(entry_points(group=group))
-    if not found:
-        raise ServerMissing(f"the server is not installed: {INSTALL_HINT}")
-    try:
-        return found[0].load()  # type: ignore[no-any-return]
-    except ModuleNotFoundError as error:
-        # The code of the server is in every wheel; the packages it needs come with the extra.
-        raise ServerMissing(f"the server's module {error.name} is not installed: {INSTALL_HINT}") from error
