@@ -7,12 +7,12 @@ need fewer calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 
 from livefactor_kernels.backend import RowTable
-from livefactor_server.changes.change import Change, KeyedChange, Placement, Record
+from livefactor_server.changes.change import Change, KeyedChange, Placement, Places, Record
 from livefactor_server.model.producers import Outcome
 from livefactor_server.model.state import ModelState
 
@@ -29,37 +29,44 @@ def place(state: ModelState, changes: Sequence[Change]) -> list[Placement | None
 
 
 def _place(state: ModelState, changes: Sequence[KeyedChange]) -> list[Placement]:
-    ends = np.cumsum([change.rows for change in changes])
-    starts = np.concatenate(([0], ends[:-1]))
-    columns = zip(*(change.keys for change in changes), strict=True)
-    tables = state.backend.users, state.backend.items
-    users, items = (
-        allocate(table, np.concatenate(keys) if len(keys) > 1 else keys[0], starts, ends)
-        for table, keys in zip(tables, columns, strict=True)
-    )
-    return [
-        Placement(users[0][start:end], items[0][start:end], user_count, item_count)
-        for start, end, user_count, item_count in zip(
-            starts.tolist(), ends.tolist(), users[1].tolist(), items[1].tolist(), strict=True
-        )
-    ]
+    ends = list(accumulate(change.rows for change in changes))
+    user_ids, item_ids = _joined_keys(changes)
+    places = place_keys(state, user_ids, item_ids, np.array(ends, np.int64))
+    return [Placement(places, *each) for each in zip(range(len(ends)), [0, *ends[:-1]], ends, strict=True)]
 
 
-def allocate(
-    table: RowTable, keys: np.ndarray, starts: np.ndarray, ends: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the keys, uint32[n], and the size of the table after each record, int64[m].
+def _joined_keys(changes: Sequence[KeyedChange]) -> tuple[np.ndarray, np.ndarray]:
+    if len(changes) == 1:
+        return changes[0].keys
+    users, items = zip(*(change.keys for change in changes), strict=True)
+    return np.concatenate(users), np.concatenate(items)
 
-    Record r has the keys from `starts[r]` to `ends[r]`.
+
+def place_keys(state: ModelState, user_ids: np.ndarray, item_ids: np.ndarray, ends: np.ndarray) -> Places:
+    """Allocates table rows for the keys of m consecutive records.
+
+    Args:
+        state: the state.
+        user_ids, item_ids: the keys, uint64[n] each.
+        ends: number of events up to and with each record, int64[m].
     """
+    user_rows, user_counts = _allocate(state.backend.users, user_ids, ends)
+    item_rows, item_counts = _allocate(state.backend.items, item_ids, ends)
+    return Places(ends, user_rows, item_rows, user_counts, item_counts)
+
+
+def _allocate(table: RowTable, keys: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the keys, uint32[n], and the size of the table after each record, int64[m]."""
     before = table.allocated
     rows = table.allocate(keys)
     sizes = np.full(len(ends), before)
-    # A batch whose rows were all rejected is empty.
-    filled = starts < ends
-    if rows.size:
+    if table.allocated > before:
+        # A batch whose rows were all rejected is empty.
+        starts = np.concatenate(([0], ends[:-1]))
+        filled = starts < ends
         sizes[filled] = np.maximum.reduceat(rows, starts[filled]).astype(np.int64) + 1
-    return rows, np.maximum(np.maximum.accumulate(sizes), before)
+        sizes = np.maximum(np.maximum.accumulate(sizes), before)
+    return rows, sizes
 
 
 def apply(state: ModelState, records: Sequence[Record]) -> None:

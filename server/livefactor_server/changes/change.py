@@ -44,19 +44,60 @@ class Header:
     time_us: int = 0
 
 
-@dataclass(slots=True)
-class Placement:
+class Places(NamedTuple):
+    """Table rows of the keys of m consecutive records with n events.
+
+    Attributes:
+        ends: number of events up to and with each record, int64[m].
+        user_rows, item_rows: uint32[n].
+        user_counts, item_counts: sizes of the tables after each record, int64[m].
+    """
+
+    ends: np.ndarray
+    user_rows: np.ndarray
+    item_rows: np.ndarray
+    user_counts: np.ndarray
+    item_counts: np.ndarray
+
+
+class Placement(NamedTuple):
     """Table rows of a record's keys.
 
     Attributes:
-        user_rows, item_rows: uint32[n].
-        user_count, item_count: sizes of the tables after this record.
+        places: the rows of this record and of others that were placed with it.
+        number: the number of this record in `places`.
+        start, stop: its events are those from `start` to `stop`.
     """
 
-    user_rows: np.ndarray
-    item_rows: np.ndarray
-    user_count: int
-    item_count: int
+    places: Places
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Number of events, n."""
+        return self.stop - self.start
+
+    @property
+    def user_rows(self) -> np.ndarray:
+        """Rows of the users, uint32[n]."""
+        return self.places.user_rows[self.start : self.stop]
+
+    @property
+    def item_rows(self) -> np.ndarray:
+        """Rows of the items, uint32[n]."""
+        return self.places.item_rows[self.start : self.stop]
+
+    @property
+    def user_count(self) -> int:
+        """Number of users after this record."""
+        return int(self.places.user_counts[self.number])
+
+    @property
+    def item_count(self) -> int:
+        """Number of items after this record."""
+        return int(self.places.item_counts[self.number])
 
 
 class Room(NamedTuple):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from livefactor_server import changes
 from livefactor_server.changes import Header, Record
@@ -39,7 +40,7 @@ Run = list[tuple[Submission, Record]]
 """Consecutive records that one hold of the gate applies, each with the batch that waits for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """The parts of a model that a commit uses. `wake` wakes the readers that wait for a
     revision.
@@ -52,6 +53,11 @@ class Parts:
     observer: Observer
     metrics: EngineMetrics
     wake: Callable[[], None]
+
+    @cached_property
+    def work_of_event(self) -> int:
+        """`ModelSpec.work_of_event`, which the model's spec never changes."""
+        return self.state.spec.work_of_event
 
 
 @dataclass(slots=True)
@@ -84,7 +90,7 @@ class Commit:
         if self.parts.admission.admit(batch):
             self.batches.append(batch)
             self.new_rows += batch.new_rows
-            self.work += batch.change.rows * self.parts.state.spec.work_of_event
+            self.work += batch.change.rows * self.parts.work_of_event
 
     def seal(self) -> None:
         """Makes log entries of the batches, with the revisions after the log's last one."""
@@ -139,10 +145,13 @@ class Commit:
 
         The bound limits the time for which readers wait at the gate.
         """
+        if self.work <= RUN_WORK_MAX:
+            yield list(zip(self.batches, self.records, strict=True))
+            return
         run: Run = []
         work = 0
         for batch, record in zip(self.batches, self.records, strict=True):
-            more = record.change.rows * self.parts.state.spec.work_of_event
+            more = record.change.rows * self.parts.work_of_event
             if run and work + more > RUN_WORK_MAX:
                 yield run
                 run, work = [], 0
@@ -156,7 +165,7 @@ class Commit:
         Readers see all records of the run or none. The judge reads the state before.
         """
         parts, records = self.parts, [record for _, record in run]
-        if events := sum(record.change.rows for record in records if record.placement is not None):
+        if events := sum(record.placement.rows for record in records if record.placement is not None):
             parts.state.backend.wait_for_room(events)
         parts.observer.before(records)
         with parts.gate.writing():

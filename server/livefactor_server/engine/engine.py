@@ -291,7 +291,7 @@ class Engine:
         try:
             open_end = True
             while open_end:
-                group, open_end = self._intake.next_group(self.state.spec.work_of_event)
+                group, open_end = self._intake.next_group(self._parts.work_of_event)
                 if group:
                     self._log_group(group)
                 if self._intake.next_switch is not None:
@@ -354,13 +354,16 @@ class Engine:
         another commit.
         """
         commit = Commit(self._parts)
+        admission = self._parts.admission
+        rows_ahead = self._durable.new_rows if self._durable else 0
+        admission.expect(rows_ahead + sum(batch.change.rows for batch in group))
         for batch in group:
             self._budget.give(batch.size)
             try:
                 if self.failure is not None:
                     raise unavailable("model: writes are stopped")
                 rows_ahead = commit.new_rows + (self._durable.new_rows if self._durable else 0)
-                if rows_ahead and not self._parts.admission.surely_fits(batch.change, rows_ahead):
+                if rows_ahead and not admission.surely_fits(batch.change, rows_ahead):
                     self._make_durable(commit)
                     self._finish_durable()
                     commit = Commit(self._parts)
