@@ -12,6 +12,7 @@ from itertools import accumulate, groupby
 import numpy as np
 
 from livefactor_kernels.backend import RowTable
+from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.changes.change import Change, KeyedChange, Placement, Places, Record
 from livefactor_server.model.producers import Outcome
 from livefactor_server.model.state import ModelState
@@ -29,30 +30,40 @@ def place(state: ModelState, changes: Sequence[Change]) -> list[Placement | None
 
 
 def _place(state: ModelState, changes: Sequence[KeyedChange]) -> list[Placement]:
-    ends = list(accumulate(change.rows for change in changes))
-    user_ids, item_ids = _joined_keys(changes)
-    places = place_keys(state, user_ids, item_ids, np.array(ends, np.int64))
-    return [Placement(places, *each) for each in zip(range(len(ends)), [0, *ends[:-1]], ends, strict=True)]
+    users, items = ([change.keys[side] for change in changes] for side in (USERS, ITEMS))
+    user_ends, item_ends = (list(accumulate(map(len, keys))) for keys in (users, items))
+    places = place_keys(
+        state, _concatenated(users), _concatenated(items), np.array(user_ends), np.array(item_ends)
+    )
+    spans = zip(_spans(user_ends), _spans(item_ends), strict=True)
+    return [Placement(places, number, *span) for number, span in enumerate(spans)]
 
 
-def _joined_keys(changes: Sequence[KeyedChange]) -> tuple[np.ndarray, np.ndarray]:
-    if len(changes) == 1:
-        return changes[0].keys
-    users, items = zip(*(change.keys for change in changes), strict=True)
-    return np.concatenate(users), np.concatenate(items)
+def _spans(ends: list[int]) -> list[slice]:
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def place_keys(state: ModelState, user_ids: np.ndarray, item_ids: np.ndarray, ends: np.ndarray) -> Places:
+def _concatenated(keys: list[np.ndarray]) -> np.ndarray:
+    return keys[0] if len(keys) == 1 else np.concatenate(keys)
+
+
+def place_keys(
+    state: ModelState,
+    user_ids: np.ndarray,
+    item_ids: np.ndarray,
+    user_ends: np.ndarray,
+    item_ends: np.ndarray,
+) -> Places:
     """Allocates table rows for the keys of m consecutive records.
 
     Args:
         state: the state.
-        user_ids, item_ids: the keys, uint64[n] each.
-        ends: number of events up to and with each record, int64[m].
+        user_ids, item_ids: the keys, uint64[any] each.
+        user_ends, item_ends: numbers of keys up to and with each record, int64[m].
     """
-    user_rows, user_counts = _allocate(state.backend.users, user_ids, ends)
-    item_rows, item_counts = _allocate(state.backend.items, item_ids, ends)
-    return Places(ends, user_rows, item_rows, user_counts, item_counts)
+    user_rows, user_counts = _allocate(state.backend.users, user_ids, user_ends)
+    item_rows, item_counts = _allocate(state.backend.items, item_ids, item_ends)
+    return Places(user_ends, item_ends, user_rows, item_rows, user_counts, item_counts)
 
 
 def _allocate(table: RowTable, keys: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -45,15 +45,16 @@ class Header:
 
 
 class Places(NamedTuple):
-    """Table rows of the keys of m consecutive records with n events.
+    """Table rows of the keys of m consecutive records.
 
     Attributes:
-        ends: number of events up to and with each record, int64[m].
-        user_rows, item_rows: uint32[n].
+        user_ends, item_ends: numbers of keys up to and with each record, int64[m].
+        user_rows, item_rows: uint32[any].
         user_counts, item_counts: sizes of the tables after each record, int64[m].
     """
 
-    ends: np.ndarray
+    user_ends: np.ndarray
+    item_ends: np.ndarray
     user_rows: np.ndarray
     item_rows: np.ndarray
     user_counts: np.ndarray
@@ -66,28 +67,23 @@ class Placement(NamedTuple):
     Attributes:
         places: the rows of this record and of others that were placed with it.
         number: the number of this record in `places`.
-        start, stop: its events are those from `start` to `stop`.
+        users, items: its keys among those of `places`.
     """
 
     places: Places
     number: int
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> int:
-        """Number of events, n."""
-        return self.stop - self.start
+    users: slice
+    items: slice
 
     @property
     def user_rows(self) -> np.ndarray:
-        """Rows of the users, uint32[n]."""
-        return self.places.user_rows[self.start : self.stop]
+        """Rows of the users, uint32[any]."""
+        return self.places.user_rows[self.users]
 
     @property
     def item_rows(self) -> np.ndarray:
-        """Rows of the items, uint32[n]."""
-        return self.places.item_rows[self.start : self.stop]
+        """Rows of the items, uint32[any]."""
+        return self.places.item_rows[self.items]
 
     @property
     def user_count(self) -> int:
@@ -125,6 +121,7 @@ class Change(ABC):
         field: the field in the `change` oneof of an ApplyUpdatesRequest. None if no request carries
             the change.
         reject_texts: reason of a rejection -> text for people.
+        work_of_row: how much longer than an event a row may hold the gate.
         has_events: the model learns from the rows. They count as events, and a hold refuses them.
         opens_producer: the record opens an epoch and takes no sequence.
     """
@@ -132,6 +129,7 @@ class Change(ABC):
     kind: ClassVar[Kind]
     field: ClassVar[str | None] = None
     reject_texts: ClassVar[Mapping[int, str]] = {}
+    work_of_row: ClassVar[int] = 1
     has_events: ClassVar[bool] = False
     opens_producer: ClassVar[bool] = False
 
@@ -223,7 +221,7 @@ class KeyedChange(WireChange):
     @property
     @abstractmethod
     def keys(self) -> tuple[np.ndarray, np.ndarray]:
-        """(user ids, item ids), uint64[rows] each."""
+        """(user ids, item ids), uint64[rows] each, or uint64[0] for a side without ids."""
 
 
 class Record(NamedTuple):

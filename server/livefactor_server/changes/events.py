@@ -44,21 +44,19 @@ def join(columns: Sequence[Columns], placements: Sequence[Placement]) -> tuple[E
     """
     first, last = placements[0], placements[-1]
     assert last.places is first.places and last.number - first.number == len(placements) - 1
-    whole, of_records, of_events = (
-        first.places,
-        slice(first.number, last.number + 1),
-        slice(first.start, last.stop),
-    )
+    whole, numbers = first.places, slice(first.number, last.number + 1)
+    # An event has one user and one item.
     places = Places(
-        whole.ends[of_records] - first.start,
-        whole.user_rows[of_events],
-        whole.item_rows[of_events],
-        whole.user_counts[of_records],
-        whole.item_counts[of_records],
+        whole.user_ends[numbers] - first.users.start,
+        whole.item_ends[numbers] - first.items.start,
+        whole.user_rows[first.users.start : last.users.stop],
+        whole.item_rows[first.items.start : last.items.stop],
+        whole.user_counts[numbers],
+        whole.item_counts[numbers],
     )
-    sizes = [placement.rows for placement in placements]
+    sizes = [len(each) for each in columns]
     events = Events(
-        places.ends,
+        places.user_ends,
         _joined([each.values for each in columns], sizes, np.float32(1)),
         _joined([each.weights for each in columns], sizes, np.float32(1)),
         _joined([each.event_types for each in columns], sizes, np.uint32(0)),

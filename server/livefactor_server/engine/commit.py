@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from livefactor_server import changes
-from livefactor_server.changes import Header, Record
+from livefactor_server.changes import Change, Header, Record
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.metrics import EngineMetrics
 from livefactor_server.engine.submission import Ack, Submission, Wake
@@ -65,7 +65,7 @@ class Commit:
     """One group of batches.
 
     The stages call each method once and in this order, except `admit`, which is called once per
-    batch. `work` is the number of events times `ModelSpec.work_of_event`.
+    batch. `work` is the number of rows times `Change.work_of_row` and `ModelSpec.work_of_event`.
     """
 
     parts: Parts
@@ -90,7 +90,10 @@ class Commit:
         if self.parts.admission.admit(batch):
             self.batches.append(batch)
             self.new_rows += batch.new_rows
-            self.work += batch.change.rows * self.parts.work_of_event
+            self.work += self._work_of(batch.change)
+
+    def _work_of(self, change: Change) -> int:
+        return change.rows * change.work_of_row * self.parts.work_of_event
 
     def seal(self) -> None:
         """Makes log entries of the batches, with the revisions after the log's last one."""
@@ -151,7 +154,7 @@ class Commit:
         run: Run = []
         work = 0
         for batch, record in zip(self.batches, self.records, strict=True):
-            more = record.change.rows * self.parts.work_of_event
+            more = self._work_of(record.change)
             if run and work + more > RUN_WORK_MAX:
                 yield run
                 run, work = [], 0
@@ -165,7 +168,7 @@ class Commit:
         Readers see all records of the run or none. The judge reads the state before.
         """
         parts, records = self.parts, [record for _, record in run]
-        if events := sum(record.placement.rows for record in records if record.placement is not None):
+        if events := sum(record.change.rows for record in records if record.placement is not None):
             parts.state.backend.wait_for_room(events)
         parts.observer.before(records)
         with parts.gate.writing():

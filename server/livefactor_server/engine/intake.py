@@ -79,7 +79,7 @@ class Intake(Generic[Switch]):
         group = [first]
         may_grow = self._gather(group)
         if may_grow and 0 < self._to_apply.work <= WAIT_WORK_MAX:
-            rows = sum(batch.change.rows for batch in group)
+            rows = sum(batch.change.rows * batch.change.work_of_row for batch in group)
             if rows * work_of_event < LITTLE_WORK:
                 self._to_apply.wait_until_idle()
                 may_grow = self._gather(group)

@@ -34,7 +34,7 @@ def update_request(raw: bytes) -> UpdateRequest:
     """
     request = wire.decode_apply(raw)
     if request.change is None:
-        raise invalid("change: it is missing; expected interactions, labels or availability")
+        raise invalid("change: it is missing; expected interactions, labels, availability or embeddings")
     stamp = request.stamp
     return UpdateRequest(
         request.model, stamp.producer_id.encode(), stamp.epoch, stamp.sequence, request.change, request.body
