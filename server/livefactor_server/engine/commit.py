@@ -111,7 +111,9 @@ class Commit:
         """
         log, entries = self.parts.log, self.entries
         assert (log.last_revision + 1, log.last_hash) == (entries[0].revision, self.chain)
+        start = time.perf_counter()
         hashes = log.append(entries)
+        self.parts.metrics.observe_append(time.perf_counter() - start)
         assert (log.last_revision, log.last_hash) == (entries[-1].revision, hashes[-1])
         for batch, entry, own, previous in zip(
             self.batches, entries, hashes, [self.chain, *hashes[:-1]], strict=True
@@ -138,7 +140,9 @@ class Commit:
         """
         assert len(self.headers) == len(self.batches), "the group is not durable"
         ordered = [batch.change for batch in self.batches]
+        start = time.perf_counter()
         placements = changes.place(self.parts.state, ordered)
+        self.parts.metrics.observe_place(time.perf_counter() - start)
         self.records = [Record(*each) for each in zip(self.headers, ordered, placements, strict=True)]
 
     # ------------------------------------------------------------------ APPLY stage

@@ -17,7 +17,7 @@ from livefactor_server.engine.intake import LITTLE_WORK, WAIT_WORK_MAX
 from livefactor_server.engine.submission import Submission
 from livefactor_server.rpc import decode
 
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 @pytest.fixture
