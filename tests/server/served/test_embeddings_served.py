@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import livefactor
-from livefactor.errors import ColumnError, InvalidArgument
+from livefactor.errors import ColumnError, FailedPrecondition, InvalidArgument
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import encode_embeddings
+from livefactor_server.cli.items.pushing import push_vectors
 from livefactor_server.snapshots.audit import replay_model
 
 D, ITEMS, COLD = 8, 30, 6
@@ -86,6 +87,49 @@ def test_a_snapshot_has_the_vectors_and_gives_the_same_scores(
     assert loaded.score(3, livefactor.keys_of(names)).tobytes() == served.tobytes()
 
 
+def test_a_query_adds_to_the_scores_what_it_says_of_the_items(server: livefactor.Local) -> None:
+    """Candidates and lists, with one vector for all users or one a user."""
+    names = [f"film {item}" for item in range(ITEMS)]
+    query = np.stack([np.ones(D), -np.ones(D)])
+    with server.scorer(model="films") as scorer:
+        plain = scorer.score([2, 3], names)
+        asked = scorer.score([2, 3], names, query=query, query_weight=50.0)
+        parts = np.array([one.scores - other.scores for one, other in zip(asked, plain, strict=True)]) / 50
+        assert (np.abs(parts) <= 1.0 + 1e-5).all()
+        # The first query is like the odd items, the second one like the even ones.
+        assert parts[0, 1::2].min() > 0.5 > -0.5 > parts[0, ::2].max()
+        np.testing.assert_allclose(parts[0], -parts[1], atol=1e-5)
+        best = scorer.recommend([2, 3], k=ITEMS, query=query, query_weight=50.0)
+        for answer, expected in zip(best, asked, strict=True):
+            order = np.argsort(-expected.scores, kind="stable")
+            assert answer.scores.tobytes() == expected.scores[order].tobytes()
+        shared = scorer.recommend([2, 3], k=4, query=query[0], query_weight=1e6, exclude=names[1:9:2])
+        for answer in shared:
+            assert all(int(name.split()[1]) % 2 for name in answer.item_ids.tolist())
+            assert not set(names[1:9:2]) & set(answer.item_ids.tolist())
+
+
+def test_bad_queries_are_refused(server: livefactor.Local) -> None:
+    with server.models() as models:
+        models.create("no-vectors", "auto")
+    with server.scorer(model="films") as scorer:
+        for query, weight, text in (
+            (np.ones(D + 1), 1.0, "query.vectors: expected 8 numbers"),
+            (np.zeros(D), 1.0, "vector 0 is 0"),
+            ([1.0] * (D - 1) + [float("inf")], 1.0, "NaN or infinite"),
+            (np.ones(D), 0.0, "query.weight: expected above 0"),
+        ):
+            with pytest.raises(InvalidArgument, match=text):
+                scorer.score(2, ["film 1"], query=query, query_weight=weight)
+        with pytest.raises(ColumnError, match="one vector, or 2"):
+            scorer.recommend([1, 2], query=np.ones((3, D)))
+    with (
+        server.scorer(model="no-vectors") as scorer,
+        pytest.raises(InvalidArgument, match="has no embeddings"),
+    ):
+        scorer.recommend(2, query=np.ones(D))
+
+
 def refusal(server: livefactor.Local, model: str, body: bytes) -> str:
     call = server.channel.unary_unary("/livefactor.v1.UpdateService/ApplyUpdates")
     request = updates_pb2.ApplyUpdatesRequest(model=model, embeddings=updates_pb2.Embeddings.FromString(body))
@@ -141,6 +185,29 @@ def test_rows_above_the_limit_of_items_are_rejected_one_by_one(tmp_path: Path) -
         assert (ack.accepted, ack.rejected_count) == (40, 5)
         assert {reject.reason for reject in ack.rejects} == {"ITEMS_FULL"}
         assert [reject.row for reject in ack.rejects] == list(range(40, 45))
+
+
+def test_the_command_sends_files_of_vectors(server: livefactor.Local) -> None:
+    rng = np.random.default_rng(3)
+    accepted, rejected, revision = push_vectors(
+        ["film 1", "film 2"], rng.normal(size=(2, D)), server.target, "films", b""
+    )
+    with server.models() as models:
+        assert (accepted, rejected, revision) == (2, 0, models.describe("films").position.revision)
+
+
+def test_a_spec_of_another_dimension_cannot_be_promoted(server: livefactor.Local) -> None:
+    """A model without vectors can get them, and one with vectors keeps their dimension."""
+    with server.models() as models:
+        with pytest.raises(
+            FailedPrecondition, match="has vectors of dimension 8, and the spec expects dimension 5"
+        ):
+            models.promote("films", embeddings={"dimension": 5})
+        models.create("late", "clicks", **SPEC | {"embeddings": {}})
+        with server.producer("p", model="late") as producer:
+            producer.push([1, 2, 1], [4, 5, 5]).result()
+            models.promote("late", embeddings={"dimension": 3})
+            assert producer.push_embeddings([4, 6], np.ones((2, 3))).result().accepted == 2
 
 
 def test_a_restart_and_a_replay_give_the_same_state(folder: Path, server: livefactor.Local) -> None:
