@@ -9,6 +9,7 @@ import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.reading import (
+    COUNT_HALF_LIVES,
     COUNTS,
     EXPERTS,
     FOLDS,
@@ -26,7 +27,7 @@ from livefactor_kernels.solve import GRAM, UNOBSERVED
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 
-COUNT_DECAYS = decays(HALF_LIVES[1])
+_COUNT_DECAYS = np.stack([decays(half_life) for half_life in COUNT_HALF_LIVES])
 _FOLD_DECAYS = tuple(decays(half_life) for half_life in HALF_LIVES)
 
 
@@ -88,12 +89,16 @@ class Arithmetic(Protocol):
         """
         ...
 
+    def followers(self, lists: dict[str, np.ndarray]) -> np.ndarray:
+        """The distinct rows uint32[m] of followers, ascending."""
+        ...
+
     def gains(self, lists: dict[str, np.ndarray], weights: np.ndarray, rows: np.ndarray,
               events: np.ndarray) -> np.ndarray:  # fmt: skip
-        """The gains float32[m] from counts of `rows` uint32[m], ascending, with `events` events.
+        """The gains float32[d, m] from counts of `rows` uint32[m], ascending, with `events` events.
 
-        `lists` are the followers of the remembered items, newest first. `weights` float32[n] are
-        those of the items.
+        `lists` are the followers of the remembered items, newest first. `weights` float32[d, n] are
+        those of the items, for each of d half-lives.
         """
         ...
 
@@ -111,13 +116,14 @@ class Experts(NamedTuple):
 
     Attributes:
         folds: the folded-in rows, float32[FOLDS, k_padded].
-        counts, repeats: gains of items.
+        counts: gains of items for each of `COUNT_HALF_LIVES`. Their rows are the same.
+        repeats: gains of items.
         moments: the moments of the experts' scores, by expert.
         weights: the weights of the user's group, float64[EXPERTS]; a view of the state.
     """
 
     folds: np.ndarray
-    counts: Gains
+    counts: list[Gains]
     repeats: Gains
     moments: list[Moments]
     weights: np.ndarray
@@ -132,10 +138,10 @@ class Experts(NamedTuple):
             shift -= scaled[expert] / unit * self.moments[expert].mean
             if expert < FOLDS:
                 row += (scaled[expert] / unit) * self.folds[expert]
-        rows = np.union1d(self.counts.rows, self.repeats.rows).astype(np.uint32)
-        gains = (scaled[COUNTS] / unit) * self.counts.at(rows) + (scaled[REPEATS] / unit) * self.repeats.at(
-            rows
-        )
+        rows = np.union1d(self.counts[0].rows, self.repeats.rows).astype(np.uint32)
+        gains = (scaled[REPEATS] / unit) * self.repeats.at(rows)
+        for expert, counts in enumerate(self.counts, COUNTS):
+            gains += (scaled[expert] / unit) * counts.at(rows)
         return row.astype(np.float32), np.float32(shift), Gains(rows, gains.astype(np.float32))
 
 
@@ -157,7 +163,7 @@ class Panel:
         count = max(float(gram[k, k]), 1.0)
         found = [moments(*self._arithmetic.row_sums(row[:k], gram), count) for row in folds]
         counts, repeats = self._counts(source, events), self._repeats(events)
-        for gains in (counts, repeats):
+        for gains in (*counts, repeats):
             found.append(moments(*self._arithmetic.sums(gains.gains), count))
         mix = state[MIX]
         found.append(moments(float(mix[SUM]), float(mix[SQUARES]), count))
@@ -188,18 +194,19 @@ class Panel:
             ]
         )
 
-    def _counts(self, source: Source, events: Remembered) -> Gains:
+    def _counts(self, source: Source, events: Remembered) -> list[Gains]:
         last = slice(max(0, len(events.rows) - self._spec.counts.span), None)
         rows = np.ascontiguousarray(events.rows[last][::-1])
         if not rows.size:
-            return NO_GAINS
-        weights = np.ascontiguousarray((events.weights[last] * COUNT_DECAYS[events.ages[last]])[::-1])
+            return [NO_GAINS] * len(COUNT_HALF_LIVES)
+        weights = np.ascontiguousarray((events.weights[last] * _COUNT_DECAYS[:, events.ages[last]])[:, ::-1])
         lists = source.read(ITEMS, rows, ("neighbor_rows", "neighbor_counts", "seen_count"))
-        followers = np.unique(lists["neighbor_rows"][lists["neighbor_counts"] > 0])
+        followers = self._arithmetic.followers(lists)
         if not followers.size:
-            return NO_GAINS
+            return [NO_GAINS] * len(COUNT_HALF_LIVES)
         seen = source.read(ITEMS, followers, ("seen_count",))["seen_count"]
-        return Gains(followers, self._arithmetic.gains(lists, weights, followers, seen))
+        gains = self._arithmetic.gains(lists, weights, followers, seen)
+        return [Gains(followers, each) for each in gains]
 
     def _repeats(self, events: Remembered) -> Gains:
         rows, places = np.unique(events.rows, return_inverse=True)

@@ -12,7 +12,7 @@ from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.reading import experts
-from livefactor_kernels.reading.cpu import NO_RING, CpuArithmetic, Lists, livefactor_gain_kernel
+from livefactor_kernels.reading.cpu import NO_RING, CpuArithmetic, Lists
 from livefactor_kernels.reading.experts import Panel, Remembered, remembered
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
@@ -132,6 +132,10 @@ class Persons:
         users = self.factors[user : user + 1], self.bias[user : user + 1]
         scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, candidates.size]))
         scores = scores + self.gains(user, candidates)
+        if k < scores.size:
+            # Only the candidates that reach the k-th score are sorted.
+            best = scores >= np.partition(scores, scores.size - k)[scores.size - k]
+            candidates, scores = candidates[best], scores[best]
         order = np.lexsort((keys[candidates], -scores))[:k]
         return candidates[order], scores[order]
 
@@ -161,7 +165,8 @@ class PersonReader:
         self._decay = decays(spec.history.half_life)
         self._repeat_decay = decays(spec.counts.half_life if spec.counts.repeat else 0.0)
         self._memory = threading.local()
-        self._panel = Panel(spec, CpuArithmetic(spec)) if spec.mix.learning_rate else None
+        self._arithmetic = CpuArithmetic(spec)
+        self._panel = Panel(spec, self._arithmetic) if spec.mix.learning_rate else None
 
     def read(self, source: Source, user_rows: np.ndarray, item_count: int,
              own: list[Events | None] | None = None) -> Persons:  # fmt: skip
@@ -288,15 +293,12 @@ class PersonReader:
         counts = self._spec.counts
         last = slice(max(0, len(events.rows) - counts.span), None)
         rows, weights = events.rows[last][::-1], np.ascontiguousarray(events.weights[last][::-1])
-        lists = Lists(**source.read(ITEMS, rows, Lists._fields))
-        if not lists.neighbor_rows.size:
+        lists = source.read(ITEMS, rows, Lists._fields)
+        if not lists["neighbor_rows"].size:
             return _NO_FOLLOWERS
-        followers = np.unique(lists.neighbor_rows[lists.neighbor_counts > 0])
+        followers = self._arithmetic.followers(lists)
         event_counts = source.read(ITEMS, followers, ("seen_count",))["seen_count"]
-        gains = np.zeros(len(followers), np.float32)
-        shrinkage, weight = np.float32(counts.shrinkage), np.float32(counts.weight)
-        livefactor_gain_kernel(lists, weights, followers, event_counts, shrinkage, weight, gains)
-        return followers, gains
+        return followers, self._arithmetic.gains(lists, weights[None], followers, event_counts)[0]
 
     def _add_repeats(
         self, events: Events, followers: tuple[np.ndarray, np.ndarray]

@@ -6,6 +6,7 @@ import numpy as np
 
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.random import draw_below
+from livefactor_kernels.numbers.sums import dot
 from livefactor_kernels.reading import DECAY, EXPERTS, POPULARITY, POPULARITY_MIN, SQUARES, STEP_MAX, SUM
 from livefactor_kernels.reading.experts import Remembered
 from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
@@ -33,20 +34,24 @@ class ReferenceArithmetic:
         row[:k] = solve_row(x[:k], system, rates, int(FOLD_SWEEPS))
         return row
 
+    def followers(self, lists: dict[str, np.ndarray]) -> np.ndarray:
+        """See `experts.Arithmetic.followers`."""
+        return np.unique(lists["neighbor_rows"][lists["neighbor_counts"] > 0])
+
     def gains(self, lists: dict[str, np.ndarray], weights: np.ndarray, rows: np.ndarray,
               events: np.ndarray) -> np.ndarray:  # fmt: skip
         """See `experts.Arithmetic.gains`."""
-        gains, total = np.zeros(len(rows), np.float32), _F0
+        gains, total = np.zeros((len(weights), len(rows)), np.float32), np.zeros(len(weights), np.float32)
         for weight, followers, counts, seen in zip(
-            weights, lists["neighbor_rows"], lists["neighbor_counts"], lists["seen_count"], strict=True
+            weights.T, lists["neighbor_rows"], lists["neighbor_counts"], lists["seen_count"], strict=True
         ):
             total += weight
             for follower, count in zip(followers, counts, strict=True):
                 if count > 0:
                     at = int(np.searchsorted(rows, follower))
                     norm = np.sqrt(np.float32(seen) * np.float32(events[at])) + self._shrinkage
-                    gains[at] += (weight * count) / norm
-        return gains / total
+                    gains[:, at] += (weight * count) / norm
+        return gains / total[:, None]
 
     def row_sums(self, x: np.ndarray, gram: np.ndarray) -> tuple[float, float]:
         """See `experts.Arithmetic.row_sums`."""
@@ -70,21 +75,22 @@ class ReferenceArithmetic:
 
     def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """See `learning.LearningArithmetic.dots`."""
-        products = x.astype(np.float64) * y[:, : self._k].astype(np.float64)
-        return np.asarray(np.cumsum(products, axis=1)[:, -1])
+        return np.asarray(dot(x[:, None], y.T))
 
-    def step(self, weights: np.ndarray, z: np.ndarray, learns: np.ndarray, rate: np.float64) -> None:
+    def step(self, weights: np.ndarray, z: np.ndarray, odds: np.ndarray, learns: np.ndarray,
+             rate: np.float64, root: bool) -> None:  # fmt: skip
         """See `learning.LearningArithmetic.step`."""
         scores = weights[0] * z[0]
         for expert in range(1, EXPERTS):
             scores = scores + weights[expert] * z[expert]
-        likely = scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
+        likely = odds * scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
         total, sums = np.float64(0.0), np.zeros(EXPERTS)
         for candidate, q in enumerate(likely):
             total += q
             sums = sums + q * z[:, candidate]
+        factor = np.sqrt(likely[0] / total) if root else np.float64(1.0)
         for expert in np.flatnonzero(learns).tolist():
-            step = min(max(sums[expert] / total - z[expert, 0], -STEP_MAX), STEP_MAX)
+            step = min(max((sums[expert] / total - z[expert, 0]) * factor, -STEP_MAX), STEP_MAX)
             least = POPULARITY_MIN if expert == POPULARITY else 0.0
             weights[expert] = max(weights[expert] - rate * step, least)
 

@@ -181,7 +181,7 @@ GOLDEN_SPECS = {
     "clicks": "63e51217ace23fa2",
     "purchases": "19bcfaa2a77c1250",
     "news": "708c75acb1128cc9",
-    "auto": "f4a0fe2d8af98c82",
+    "auto": "bda7f935426ecfc3",
 }
 
 
