@@ -48,8 +48,9 @@ The divisor is the same for all items of a user. So the rank is that of sum_e w[
 bias of an item enters with the factor 1: top-k lists need no other kernels. The group of a user is
 0, 1, 2 or 3 for less than 1, 5 or 20 remembered events, or more (`GROUP_STARTS`).
 
-Weights. They start at `WEIGHT_START` and are learned from predictions that are made before the
-event is learned. Let E events be learned before a record. Fresh event t of the record is predicted
+Weights. They start at `WEIGHT_START`, those of users without events at 0, and those of popularity
+at `POPULARITY_START`. So lists begin near most-popular, while the tables know little. The weights
+are learned from predictions that are made before the event is learned. Let E events be learned before a record. Fresh event t of the record is predicted
 if its value is above 0, its item had a row before the record, and draw(t, 0, c) = 0 with
 c = min(max(E // `PREDICTED_SCHEDULE`, `PREDICTED_MIN`), `PREDICTED_MAX`). The prediction uses the
 tables before the record, and in addition the user's earlier events in the record. Events of the
@@ -108,7 +109,7 @@ REPEATS = COUNTS + len(COUNT_HALF_LIVES)
 POPULARITY, EXPERTS = REPEATS + 1, REPEATS + 2
 GROUP_STARTS = (1, 5, 20)
 GROUPS = len(GROUP_STARTS) + 1
-WEIGHT_START, POPULARITY_MIN, STEP_MAX = 0.3, 0.02, 3.0
+WEIGHT_START, POPULARITY_START, POPULARITY_MIN, STEP_MAX = 0.1, 0.6, 0.02, 3.0
 VARIANCE_MIN = 1e-12
 CANDIDATES, OWN_MAX, REPEATS_RATE = 500, 32, 0.1
 PREDICTED_SCHEDULE, PREDICTED_MIN, PREDICTED_MAX = 1024, 8, 256
@@ -140,7 +141,9 @@ def moments(total: float, squares: float, count: float) -> Moments:
 def initial() -> np.ndarray:
     """The section of a new model, float64[SIZE]."""
     section = np.zeros(SIZE)
-    section[: GROUPS * EXPERTS] = WEIGHT_START
+    weights = section[: GROUPS * EXPERTS].reshape(GROUPS, EXPERTS)
+    weights[1:] = WEIGHT_START
+    weights[:, POPULARITY] = POPULARITY_START
     return section
 
 

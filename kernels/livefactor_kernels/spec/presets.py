@@ -106,7 +106,7 @@ _PRESETS: dict[str, ModelSpec] = {
         history=History(users=512, items=1024),
         solve=Solve(unobserved_density=40.0),
         counts=Counts(neighbors=128, weight=1.0),
-        mix=Mix(learning_rate=0.03),
+        mix=Mix(learning_rate=0.07),
         limits=Limits(value_abs_max=1.0),
     ),
     # The repeat gain and the high bias rate were the best on the first 60 % of Online Retail

@@ -181,7 +181,7 @@ GOLDEN_SPECS = {
     "clicks": "63e51217ace23fa2",
     "purchases": "19bcfaa2a77c1250",
     "news": "708c75acb1128cc9",
-    "auto": "bda7f935426ecfc3",
+    "auto": "3e95806c0cff5f1e",
 }
 
 
