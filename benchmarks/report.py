@@ -154,7 +154,11 @@ QUALITY = [
     Row("progressive_recall10_ratio", "Online Retail: recall@10 ÷ decayed most-popular", "over 1"),
 ]
 RECOVERY = [
-    Row("recovery_clicks_sgd_events_per_s", "open and replay, records of one event, `clicks_sgd`", "at least 150 k"),
+    Row(
+        "recovery_clicks_sgd_events_per_s",
+        "open and replay, records of one event, `clicks_sgd`",
+        "at least 150 k",
+    ),
     Row("recovery_clicks_sgd_cpu_events_per_s", "the same by CPU time"),
     Row("recovery_open_events_per_s", "open alone: read and verify"),
     Row("recovery_clicks_events_per_s", "open and replay, records of one event, `clicks`"),

@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from livefactor.access import Access
     from livefactor.answers import Recommendations, Scores, UserAnswer
     from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
     from livefactor.channel import open_channel
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
         InvalidArgument,
         LivefactorError,
         NotFound,
+        PermissionDenied,
         ProducerClosed,
         ProducerFenced,
         ResourceExhausted,
         ServerMissing,
         SnapshotInvalid,
+        Unauthenticated,
         Unavailable,
         UnexpectedStatus,
         Unimplemented,
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Access",
     "Ack",
     "AlreadyExists",
     "Auditor",
@@ -80,6 +84,7 @@ __all__ = [
     "ModelDescription",
     "Models",
     "NotFound",
+    "PermissionDenied",
     "Position",
     "Producer",
     "ProducerClosed",
@@ -95,6 +100,7 @@ __all__ = [
     "SnapshotInfo",
     "SnapshotInvalid",
     "SnapshotProgress",
+    "Unauthenticated",
     "Unavailable",
     "UnexpectedStatus",
     "Unimplemented",
@@ -111,6 +117,7 @@ __all__ = [
 ]
 
 _NAMES = {
+    "access": ("Access",),
     "answers": ("Recommendations", "Scores", "UserAnswer"),
     "auditor": ("Auditor", "SnapshotInfo", "SnapshotProgress"),
     "channel": ("open_channel",),
@@ -126,11 +133,13 @@ _NAMES = {
         "InvalidArgument",
         "LivefactorError",
         "NotFound",
+        "PermissionDenied",
         "ProducerClosed",
         "ProducerFenced",
         "ResourceExhausted",
         "ServerMissing",
         "SnapshotInvalid",
+        "Unauthenticated",
         "Unavailable",
         "UnexpectedStatus",
         "Unimplemented",

@@ -14,6 +14,11 @@ from livefactor.position import Position
 _SHOWN = 5
 
 
+def spec_name(spec_id: int) -> str:
+    """The id of a spec as 16 hex digits, "" for 0."""
+    return f"{spec_id:016x}" if spec_id else ""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class UserAnswer:
     """The answer to one user: m items.
@@ -23,7 +28,7 @@ class UserAnswer:
     float32[m]. item_known: bool[m]. labels: m str if they were asked for, else empty. revision:
     every score is of exactly this revision. seen_truncated: True if `exclude_seen` was asked for
     and the user has had more events than the model remembers, so that the items may be among those
-    that the user has had.
+    that the user has had. spec_id: the spec that made the scores (`ModelDescription.spec_id`).
     """
 
     user_id: int | str
@@ -34,6 +39,7 @@ class UserAnswer:
     labels: Sequence[str]
     revision: int
     seen_truncated: bool = False
+    spec_id: str = ""
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -61,7 +67,8 @@ class Answers:
     user_known: bool[n]. item_known: bool[m]. labels: m str if they were asked for, else empty.
     item_keys: uint64[m], the 64-bit keys that the model knows the items by. seen_truncated:
     bool[n], for which users `exclude_seen` may have left items in that they have had, because they
-    have had more events than the model remembers; empty without `exclude_seen`.
+    have had more events than the model remembers; empty without `exclude_seen`. spec_ids:
+    uint64[n], the spec that made each user's scores; 0 from a server that does not name it.
     """
 
     position: Position
@@ -75,6 +82,7 @@ class Answers:
     item_keys: npt.NDArray[np.uint64] = field(repr=False)
     revisions: npt.NDArray[np.uint64] = field(repr=False)
     seen_truncated: npt.NDArray[np.bool_] = field(repr=False, default_factory=lambda: np.empty(0, np.bool_))
+    spec_ids: npt.NDArray[np.uint64] = field(repr=False, default_factory=lambda: np.empty(0, np.uint64))
 
     def __len__(self) -> int:
         return len(self.user_known)
@@ -93,6 +101,7 @@ class Answers:
             self.labels[rows],
             int(self.revisions[user]),
             bool(self.seen_truncated[user : user + 1].any()),
+            "".join(spec_name(spec) for spec in self.spec_ids[user : user + 1].tolist()),
         )
 
     def __iter__(self) -> Iterator[UserAnswer]:

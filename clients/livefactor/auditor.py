@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from livefactor.access import Access
 from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_RETRY_S, Connection
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.position import Position, position_of
@@ -60,7 +61,8 @@ class Auditor:
     """Takes, lists, fetches and verifies snapshots of one model.
 
     target: "host:port", "unix:/path", or a channel. model: the model's name. connect_s: how long a
-    call waits for a server that cannot be reached, seconds. channel: the caller's own transport.
+    call waits for a server that cannot be reached, seconds. access: TLS and token; None takes them
+    from the environment. channel: the caller's own transport.
     """
 
     def __init__(
@@ -69,10 +71,11 @@ class Auditor:
         *,
         model: str = "default",
         connect_s: float = CONNECT_S,
+        access: Access | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
         self.model = check_model(model)
-        self._connection = Connection(target, channel, connect_s)
+        self._connection = Connection(target, channel, connect_s, access)
 
     def snapshot(
         self,

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from livefactor.access import Access
 from livefactor.errors import InvalidArgument, LivefactorError, ResourceExhausted, Unavailable, from_rpc
 from livefactor.wire.limits import MESSAGE_BYTES_MAX, check_most, over
 
@@ -70,7 +71,7 @@ def open_channel(
     Raises InvalidArgument, which is a ValueError, for a malformed target.
     """
     address = parse_target(target)
-    direct = {} if _may_need_a_proxy(address) else {"grpc.enable_http_proxy": 0}
+    direct = {} if may_be_remote(address) else {"grpc.enable_http_proxy": 0}
     merged = list({**dict(OPTIONS), **direct, **dict(options)}.items())
     if credentials is None:
         return grpc.insecure_channel(address, merged)
@@ -99,8 +100,9 @@ def parse_target(target: str) -> str:
     return text
 
 
-def _may_need_a_proxy(address: str) -> bool:
-    """Whether an address can lie on another machine. `address` is one of `parse_target`."""
+def may_be_remote(target: str) -> bool:
+    """Whether a target can lie on another machine. Raises InvalidArgument for a malformed one."""
+    address = parse_target(target)
     if address.startswith("unix:"):
         return False
     host = address.rpartition(":")[0].strip("[]").lower()
@@ -119,11 +121,16 @@ class Connection:
     """A channel and whether this package opened it. `close` closes it only then.
 
     target: an address, or the caller's channel. connect_s: how long a call waits for a server that
-    cannot be reached, seconds.
+    cannot be reached, seconds. access: TLS and token; None takes them from the environment. The
+    channel of a caller has its own TLS, and the token goes with every call on it.
     """
 
     def __init__(
-        self, target: str | grpc.Channel, channel: grpc.Channel | None, connect_s: float = CONNECT_S
+        self,
+        target: str | grpc.Channel,
+        channel: grpc.Channel | None,
+        connect_s: float = CONNECT_S,
+        access: Access | None = None,
     ) -> None:
         given = target if channel is None else channel
         self.owned = isinstance(given, str)
@@ -131,7 +138,12 @@ class Connection:
         self.connect_s = connect_s
         self.keep_alive: object = None
         """What must live as long as this connection does."""
-        self.channel = open_channel(given) if isinstance(given, str) else given
+        access = access or Access.from_environment()
+        credentials = access.credentials() if isinstance(given, str) else None
+        is_private = not isinstance(given, str) or credentials is not None or not may_be_remote(given)
+        self.metadata = access.metadata(is_private)
+        """The metadata that every call needs."""
+        self.channel = open_channel(given, credentials=credentials) if isinstance(given, str) else given
 
     def close(self) -> None:
         """Close the channel if it was opened here."""
@@ -152,7 +164,9 @@ class Connection:
         patience = self.patience(deadline_s, retry_s)
         while True:
             try:
-                answer: bytes = guarded(partial(call, request, timeout=patience.left()), doing)
+                answer: bytes = guarded(
+                    partial(call, request, timeout=patience.left(), metadata=self.metadata), doing
+                )
                 return answer
             except (Unavailable, ResourceExhausted) as failure:
                 patience.wait(failure)
@@ -165,7 +179,7 @@ class Connection:
         begin: Any = self.channel.unary_stream(path)
         patience = self.patience(None, 0.0)
         while True:
-            call, received = begin(request), False
+            call, received = begin(request, metadata=self.metadata), False
             try:
                 for answer in call:
                     received = True

@@ -6,6 +6,8 @@
     ├── AlreadyExists            the name is taken, or the sequence was used for another payload
     ├── FailedPrecondition       the server's state does not allow the call
     │   └── ProducerFenced       another process opened this id, or the server does not know it
+    ├── Unauthenticated          the call has no valid token and no certificate with a grant
+    ├── PermissionDenied         the grant of the caller does not allow the call
     ├── ResourceExhausted        queue, memory, score slots or disk are full
     ├── Unavailable              (ConnectionError) the server is away, starting or draining
     ├── DeadlineExceeded         (TimeoutError) no answer came in time
@@ -64,6 +66,14 @@ class FailedPrecondition(LivefactorError):
 
 class ProducerFenced(FailedPrecondition):
     """Another process opened this producer id, or the server does not know the id."""
+
+
+class Unauthenticated(LivefactorError):
+    """The call has no valid token and no client certificate with a grant."""
+
+
+class PermissionDenied(LivefactorError):
+    """The grant of the caller does not allow the call, or it does not cover the model."""
 
 
 class ResourceExhausted(LivefactorError):
@@ -167,6 +177,8 @@ _BY_CODE: dict[str, type[LivefactorError]] = {
     "NOT_FOUND": NotFound,
     "ALREADY_EXISTS": AlreadyExists,
     "FAILED_PRECONDITION": FailedPrecondition,
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
     "RESOURCE_EXHAUSTED": ResourceExhausted,
     "UNAVAILABLE": Unavailable,
     "DEADLINE_EXCEEDED": DeadlineExceeded,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import numpy as np
 
+from livefactor.access import Access
+from livefactor.answers import spec_name
 from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_RETRY_S, Connection
+from livefactor.errors import LivefactorError
 from livefactor.judgement import Hold, Judgement, hold_of, judgement_of
 from livefactor.position import Position, position_of
 from livefactor.v1 import models_pb2
@@ -20,6 +24,18 @@ LONG_DEADLINE_S = 600.0
 """Deadline, in seconds, of calls that may read or write a whole model: create, root hash, delete,
 restore.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class SpecPeriod:
+    """A spec that was in force from `revision` on, until the next one.
+
+    spec_id: as in `ModelDescription`. spec: nested plain values.
+    """
+
+    revision: int
+    spec_id: str
+    spec: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -34,6 +50,9 @@ class ModelDescription:
     why the model refuses updates; None if it accepts them. adapted_rate: factor by which an
     adaptive rate multiplies the spec's learning rates; None without one. fault: why the server
     cannot open the model, "" if it serves it. With a fault the numbers are 0 and the spec is empty.
+    spec_id: 16 hex digits that name the spec, also in answers of a Scorer. spec_revision: the
+    revision from which the spec is in force; None if the server has not read that part of the log
+    yet. earlier_specs: the specs before, as far as they are known; empty in lists.
     """
 
     name: str
@@ -52,6 +71,9 @@ class ModelDescription:
     hold: Hold | None = None
     adapted_rate: float | None = None
     fault: str = ""
+    spec_id: str = ""
+    spec_revision: int | None = None
+    earlier_specs: tuple[SpecPeriod, ...] = ()
 
     def __repr__(self) -> str:
         if self.fault:
@@ -66,7 +88,8 @@ class Models:
     """The models of one server.
 
     target: "host:port", "unix:/path", or a channel. connect_s: how long a call waits for a server
-    that cannot be reached, seconds. channel: the caller's own transport.
+    that cannot be reached, seconds. access: TLS and token; None takes them from the
+    environment. channel: the caller's own transport.
     """
 
     def __init__(
@@ -74,9 +97,10 @@ class Models:
         target: str | grpc.Channel = DEFAULT_TARGET,
         *,
         connect_s: float = CONNECT_S,
+        access: Access | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
-        self._connection = Connection(target, channel, connect_s)
+        self._connection = Connection(target, channel, connect_s, access)
 
     def create(self, name: str, preset: str = "", **spec: Any) -> ModelDescription:
         """Create an empty model.
@@ -127,6 +151,34 @@ class Models:
         request = models_pb2.RestoreSnapshotRequest(model=name, source_model=source, snapshot_id=snapshot_id)
         data = self._call("RestoreSnapshot", request, name, LONG_DEADLINE_S)
         return _description(models_pb2.RestoreSnapshotResponse.FromString(data).description)
+
+    def promote(
+        self,
+        name: str,
+        preset: str = "",
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+        **spec: Any,
+    ) -> ModelDescription:
+        """Give a model another spec while it serves. Return when it is in force.
+
+        The server learns the whole log with the new spec beside the live model, which takes as long
+        as that. preset, spec: as in `create`; without a preset the fields change the spec in force.
+        on_progress: called with (revision that the new state has reached, last revision). If the
+        call ends before, the model keeps its spec. Raises NotFound, InvalidArgument (its text names
+        the field), FailedPrecondition if the spec does not fit what the model has learned, and
+        ResourceExhausted.
+        """
+        request = models_pb2.PromoteSpecRequest(model=name, preset=preset)
+        fill(request.spec, spec, "spec")
+        doing = f"model {check_model(name)!r}"
+        for data in self._connection.stream(_SERVICE + "PromoteSpec", request.SerializeToString(), doing):
+            message = models_pb2.PromoteSpecResponse.FromString(data)
+            if message.WhichOneof("kind") == "description":
+                return _description(message.description)
+            if on_progress is not None:
+                on_progress(message.progress.revision, message.progress.last_revision)
+        raise LivefactorError(f"{doing}: the server ended the promotion without a description")
 
     def release(self, name: str = "default") -> ModelDescription:
         """End a hold of updates (`ModelDescription.hold`). The judge takes what follows as normal.
@@ -255,4 +307,10 @@ def _description(message: Any) -> ModelDescription:
         hold=hold_of(message.hold) if message.HasField("hold") else None,
         adapted_rate=message.adapted_rate if message.HasField("adapted_rate") else None,
         fault=message.fault,
+        spec_id=spec_name(message.spec_id),
+        spec_revision=message.spec_revision if message.HasField("spec_revision") else None,
+        earlier_specs=tuple(
+            SpecPeriod(each.revision, spec_name(each.spec_id), plain(each.spec))
+            for each in message.earlier_specs
+        ),
     )

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from livefactor.access import Access
 from livefactor.answers import Recommendations, Scores
 from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, Connection
 from livefactor.cutting import Joined, Lists, ScoreRequest, ask
@@ -38,8 +39,9 @@ class Scorer:
 
     target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: the key for
     string ids (keys.py) that the producers use. deadline_s: the deadline of calls that name none,
-    seconds. connect_s: how long a call waits for a server that cannot be reached, seconds. channel:
-    the transport, if the caller has one.
+    seconds. connect_s: how long a call waits for a server that cannot be reached, seconds. access:
+    TLS and token; None takes them from the environment. channel: the transport, if the caller has
+    one.
 
     Answers carry the ids as they were given. The Producer sends the text of a string id as its
     label, and `recommend` reads it from there. It gets the 64-bit key instead where there is no
@@ -55,12 +57,13 @@ class Scorer:
         secret: bytes = b"",
         deadline_s: float = DEADLINE_S,
         connect_s: float = CONNECT_S,
+        access: Access | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
         self.model = check_model(model)
         self._hash: HashTexts = partial(keys_of, secret=secret)
         self._deadline_s = deadline_s
-        self._connection = Connection(target, channel, connect_s)
+        self._connection = Connection(target, channel, connect_s, access)
 
     def score(
         self,
@@ -196,7 +199,7 @@ class Scorer:
 def _fields(joined: Joined, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:
     answer = joined.columns
     columns = (answer.scores, answer.offsets, answer.user_known, answer.item_known)
-    extra = (answer.item_ids, joined.revisions, answer.seen_truncated)
+    extra = (answer.item_ids, joined.revisions, answer.seen_truncated, joined.spec_ids)
     return (joined.position, user_ids, item_ids, *columns, answer.labels, *extra)
 
 

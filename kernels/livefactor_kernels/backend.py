@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.pins import Pin
+from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS, USERS
@@ -62,6 +63,10 @@ class RowTable(Protocol):
     @property
     def row_bytes(self) -> int:
         """Bytes of a row in all arrays, without its slot in `keymap`."""
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of the histories of all rows, if they are not in `row_bytes`."""
 
     @property
     def keymap(self) -> RowMap:
@@ -175,6 +180,22 @@ class Backend(Protocol):
         do not write to them. The caller holds the gate while it reads them.
         """
 
+    def try_score(
+        self, user_keys: np.ndarray, item_keys: np.ndarray, offsets: np.ndarray | None
+    ) -> Candidates | None:
+        """The scores of candidates by keys, at the present revision or one that is just published.
+
+        None if rows changed meanwhile. With the gate held that is an error of an earlier update. A
+        backend that cannot read beside its writer always returns None.
+
+        Args:
+            user_keys: uint64[n].
+            item_keys: uint64[any].
+            offsets: user u's candidates are item_keys[offsets[u]:offsets[u + 1]]; uint32[n + 1],
+                ascending from 0 to the number of keys, which is not checked. With None every user
+                has all of them.
+        """
+
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(factors float32[n, k_padded], bias float32[n]) of rows uint32[n] at the present
         revision.
@@ -186,7 +207,8 @@ class Backend(Protocol):
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Copies of the sections `names` of rows uint32[n], zeros where a row is `NO_ROW`.
 
-        The shapes are those of `sections`. The caller holds the gate.
+        The shapes are those of `sections`. But sections of events may end after the last place
+        that has an event in any of the rows. The caller holds the gate.
         """
 
     def pin(self) -> Pin:

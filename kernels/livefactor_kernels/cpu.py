@@ -14,6 +14,7 @@ from livefactor_kernels.reading.cpu import CpuArithmetic
 from livefactor_kernels.reading.learning import Mixer
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
+from livefactor_kernels.scoring import Candidates, cpu_candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
@@ -24,6 +25,7 @@ from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.head import Head
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
 from livefactor_kernels.update import Update, joined
 
@@ -55,8 +57,12 @@ class CpuModel:
     """A model of the CPU backend (`backend.Backend`).
 
     One thread may call `apply`, `advance`, `load_sections` and `load_state`. Other threads may read
-    rows that are not being written. `allocate` and `find` follow the rules of `tables.cpu.Table`.
-    `revision` and `published` change after the kernel has returned.
+    rows that are not being written, and any rows by the version in `head`. `allocate` and `find`
+    follow the rules of `tables.cpu.Table`. `revision` and `published` change after the kernel has
+    returned.
+
+    Attributes:
+        head: its version is odd while rows or `state` change.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -77,6 +83,10 @@ class CpuModel:
         further = [part for part in (self._reservoir, self._mixer) if part is not None]
         self._parts: list[Part] = [self._mean, self._rule, *further]
         self.pins = PinBoard(spec, (self.users, self.items))
+        self.head = Head()
+        self._candidates = cpu_candidates.CandidateReader(self.head, self._mean.sums, self.users, self.items)
+        if not spec.history.users:
+            cpu_candidates.compile_kernels(self._candidates)
         if spec.factor_dtype != FactorDtype.FLOAT32:
             # The caller compiles the kernels of float32.
             scoring.compile_kernels(spec.factor_dtype)
@@ -131,7 +141,7 @@ class CpuModel:
     def apply_all(self, updates: Sequence[Update]) -> None:
         """Learns from consecutive interactions records, with the bits of one `apply` per record.
 
-        No revision before the last one becomes visible.
+        `revision` and `published` show no revision before the last one. `head` may.
 
         Raises:
             ValueError: a column is malformed. The model has learned from no record.
@@ -156,6 +166,7 @@ class CpuModel:
             recent = () if self._recorder is None else (self._recorder.recent_items(update),)
             self.pins.protect(update, rows, *recent)
         popularity = self.items.history.get("popularity", self.items.bias)
+        self.head.open()
         if self._mixer is not None:
             self._mixer.learn(update, self, popularity[:items], self.items.bias[:items])
         self._rule.learn(update)
@@ -173,6 +184,7 @@ class CpuModel:
             items if item_count is None else item_count,
         )
         self.revision = revision
+        self.head.close(revision, *self.published)
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:
         """Always True: the tables have address space for all rows of the spec, and writes take the
@@ -187,6 +199,12 @@ class CpuModel:
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
         """See `backend.Backend.sections`. The arrays are views."""
         return (self.users, self.items)[side].sections(count)
+
+    def try_score(
+        self, user_keys: np.ndarray, item_keys: np.ndarray, offsets: np.ndarray | None
+    ) -> Candidates | None:
+        """See `backend.Backend.try_score`."""
+        return self._candidates.read(user_keys, item_keys, offsets)
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `backend.Backend.gather`."""

@@ -31,6 +31,7 @@ from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cuda import CudaPin, DeviceSections, Pins, as_floats, as_sections, fetch_rows
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
+from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.cuda import Softmax
@@ -225,6 +226,12 @@ class CudaModel:
         """See `backend.Backend.sections`. The arrays are copies."""
         with self.lock:
             return self._table(side).sections(count)
+
+    def try_score(
+        self, user_keys: np.ndarray, item_keys: np.ndarray, offsets: np.ndarray | None
+    ) -> Candidates | None:
+        """See `backend.Backend.try_score`. Always None."""
+        return None
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `backend.Backend.gather`."""

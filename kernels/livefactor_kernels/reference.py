@@ -18,6 +18,7 @@ from livefactor_kernels.pins.reference import ReferencePin, gather
 from livefactor_kernels.reading.learning import Mixer
 from livefactor_kernels.reading.reference import ReferenceArithmetic
 from livefactor_kernels.replay.reference import Reservoir
+from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.sgd.reference import Sgd
 from livefactor_kernels.sgd.reference_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.reference import Softmax
@@ -104,6 +105,12 @@ class ReferenceModel:
     def sections(self, side: int, count: int) -> dict[str, np.ndarray]:
         """See `backend.Backend.sections`."""
         return (self.users, self.items)[side].sections(count)
+
+    def try_score(
+        self, user_keys: np.ndarray, item_keys: np.ndarray, offsets: np.ndarray | None
+    ) -> Candidates | None:
+        """See `backend.Backend.try_score`. Always None."""
+        return None
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `backend.Backend.gather`."""

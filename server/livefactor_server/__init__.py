@@ -12,9 +12,9 @@
     snapshot ───────────▶ keeper ─────────▶ pin ─▶ rows, hashed and written ─▶ whole folder
     start                 hosting ────────▶ newest good snapshot ─▶ log behind it ─▶ place, apply
 
-`state(r) = apply(spec, log[1..r])`: a record is durable before it is applied, and visible before
-it is acknowledged. Restart, audit and the live engine send records through the same two functions
-of `changes`.
+`state(r) = apply(spec at r, log[1..r])`: a record is durable before it is applied, and visible
+before it is acknowledged. Restart, audit and the live engine send records through the same two
+functions of `changes`.
 
 Rooms, each of which imports only those below it:
 

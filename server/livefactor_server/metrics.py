@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import REGISTRY, Counter, start_http_server
+from prometheus_client import REGISTRY, Counter
 
 PREFIX = "livefactor_"
 
@@ -15,9 +15,3 @@ def metric_names() -> list[str]:
     In the exposition format, counters have the suffix _total.
     """
     return sorted({family.name for family in REGISTRY.collect() if family.name.startswith(PREFIX)})
-
-
-def serve_metrics(host: str, port: int) -> int:
-    """Starts the Prometheus endpoint in its own thread. Returns the port; `port` 0 picks one."""
-    server, _ = start_http_server(port, host, REGISTRY)
-    return int(server.server_port)

@@ -75,6 +75,16 @@ def no_memory(what: str) -> Refused:
     return exhausted(f"memory: not enough for {what} now, try again later")
 
 
+def unauthenticated(text: str) -> Refused:
+    """The call has no valid token and no certificate with a grant."""
+    return Refused(grpc.StatusCode.UNAUTHENTICATED, text)
+
+
+def denied(text: str) -> Refused:
+    """The caller is known, and its grant does not allow the call."""
+    return Refused(grpc.StatusCode.PERMISSION_DENIED, text)
+
+
 def unavailable(text: str) -> Refused:
     """The server is starting or draining, or it cannot write.
 

@@ -20,6 +20,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import livefactor_server.rpc.server  # noqa: F401 - every room of the server defines its own metrics
+from certificates import Authority
 from livefactor.errors import FlushTimeout, LivefactorError, Unavailable
 from livefactor.models import Models
 from livefactor.pushing.batching import BatchSettings
@@ -49,6 +50,14 @@ def command(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProce
     return subprocess.run(
         [sys.executable, "-m", "livefactor", "serve", *arguments],
         capture_output=True, text=True, timeout=timeout_s, env=environment(), check=False,
+    )  # fmt: skip
+
+
+def livefactor_command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with further environment variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "livefactor", *arguments],
+        capture_output=True, text=True, timeout=60, env=environment() | variables, check=False,
     )  # fmt: skip
 
 
@@ -97,14 +106,33 @@ def test_a_second_server_on_the_same_port_is_refused(serve: Serve, tmp_path: Pat
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "example.org"])
-def test_an_address_that_is_not_loopback_needs_the_flag(tmp_path: Path, host: str) -> None:
+def test_an_address_that_is_not_loopback_needs_tls_or_the_flag(tmp_path: Path, host: str) -> None:
     result = command("--data", str(tmp_path / "data"), "--host", host, "--port", "0")
-    assert result.returncode == 2 and "--allow-remote" in result.stderr
+    assert result.returncode == 2 and "needs TLS" in result.stderr and "--insecure" in result.stderr
     assert not (tmp_path / "data").exists()
 
 
+def test_a_server_with_tls_and_tokens_serves_commands_from_their_environment(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, access = Authority(tmp_path / "keys"), tmp_path / "access.toml"
+    signed = authority.sign("server")
+    made = livefactor_command("token", "create", "root", "--role", "admin", "--access", str(access))
+    assert made.returncode == 0, made.stderr
+    files = "--tls-cert", str(signed.certificate), "--tls-key", str(signed.key), "--access", str(access)
+    server = serve(*files, cold=True)
+    target = f"localhost:{server.port}"
+    without = livefactor_command("models", "list", "--target", target, LIVEFACTOR_CA=str(authority.file))
+    assert without.returncode == 1 and "no bearer token" in without.stderr
+    token = made.stdout.strip()
+    known = {"LIVEFACTOR_CA": str(authority.file), "LIVEFACTOR_TOKEN": token}
+    created = livefactor_command("models", "create", "shop", "--target", target, **known)
+    assert created.returncode == 0, created.stderr
+    assert token not in server.log
+
+
 def test_with_the_flag_any_address_is_bound(serve: Serve) -> None:
-    server = serve("--host", "0.0.0.0", "--allow-remote")
+    server = serve("--host", "0.0.0.0", "--insecure")
     with socket.create_connection(("127.0.0.1", server.port), timeout=10):
         pass
 

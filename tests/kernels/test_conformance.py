@@ -143,7 +143,13 @@ def reads_of(
         assert not factors[1].any() and not bias[1]
         answers |= {f"{name} factors": factors, f"{name} bias": bias}
         found = readable.read(side, rows, names[side])
-        answers |= {f"{name} {section}": values for section, values in found.items()}
+        # Places after the last event of all rows may be left out.
+        width = int(found["seen_count"].max()) if "seen_count" in found else 0
+        for section, values in found.items():
+            if section.startswith("seen_") and values.ndim == 2:
+                assert not values[:, width:].any()
+                values = values[:, :width]
+            answers[f"{name} {section}"] = values
     return answers
 
 

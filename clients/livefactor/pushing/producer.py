@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from livefactor.access import Access
 from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, Connection
 from livefactor.errors import AlreadyExists, ColumnError, FlushTimeout, LivefactorError
 from livefactor.position import Position
@@ -73,7 +74,8 @@ class Producer:
 
     on_reject(rejects): called with the rejected rows of a push; without it they are logged as a
     warning. on_wait(status): called whenever the producer has to wait, before each further try.
-    Both are called on the background thread and must not push or flush. channel: the transport, if
+    Both are called on the background thread and must not push or flush. access: TLS and token; None
+    takes them from the environment. channel: the transport, if
     the caller has one (made by `open_channel`).
 
     Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be
@@ -96,6 +98,7 @@ class Producer:
         labels: bool = True,
         on_reject: Callable[[tuple[RowReject, ...]], None] | None = None,
         on_wait: Callable[[ProducerStatus], None] | None = None,
+        access: Access | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
         if not 1 <= len(producer_id.encode()) <= 64:
@@ -107,7 +110,7 @@ class Producer:
         self._timeout_s = timeout_s
         self._hash = partial(keys_of, secret=secret)
         self._labels = {side: IdLabels(side) for side in (USERS, ITEMS)} if labels and not secret else {}
-        self._connection = Connection(target, channel, connect_s)
+        self._connection = Connection(target, channel, connect_s, access)
         try:
             self._sender = Sender(
                 self._connection,

@@ -262,7 +262,7 @@ class Sender:
             self._stream += 1
             messages = _Messages(self, self._stream)
         begin: Any = self._connection.channel.stream_stream(_STREAM)
-        self._call = begin(messages)
+        self._call = begin(messages, metadata=self._connection.metadata)
         for data in self._call:
             message = updates_pb2.StreamUpdatesResponse.FromString(data)
             outcomes = Outcomes()
@@ -407,7 +407,7 @@ class Sender:
     def _open(self, note: bytes = b"") -> updates_pb2.OpenProducerResponse:
         request = updates_pb2.OpenProducerRequest(model=self._model, producer_id=self._producer_id, note=note)
         call: Any = self._connection.channel.unary_unary(_OPEN)
-        data = call(request.SerializeToString(), timeout=OPEN_DEADLINE_S)
+        data = call(request.SerializeToString(), timeout=OPEN_DEADLINE_S, metadata=self._connection.metadata)
         opened: updates_pb2.OpenProducerResponse = updates_pb2.OpenProducerResponse.FromString(data)
         return opened
 

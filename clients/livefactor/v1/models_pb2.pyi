@@ -507,6 +507,31 @@ class Mix(google.protobuf.message.Message):
 global___Mix = Mix
 
 @typing.final
+class Auto(google.protobuf.message.Message):
+    """What a model finds out about its events. Works with every loss but SQUARED. An absent field has the
+    preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RATINGS_EVENTS_FIELD_NUMBER: builtins.int
+    ratings_events: builtins.int
+    """Above 0, up to 10000: any finite value up to value_abs_max is accepted. A value above 0 is learned
+    as 1, and any other value as 0. If the first ratings_events events look like ratings, the server
+    gives the model the preset ratings, by a logged SWITCH. 0: the loss says which values are accepted.
+    """
+    def __init__(
+        self,
+        *,
+        ratings_events: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_ratings_events", b"_ratings_events", "ratings_events", b"ratings_events"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_ratings_events", b"_ratings_events", "ratings_events", b"ratings_events"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_ratings_events", b"_ratings_events"]) -> typing.Literal["ratings_events"] | None: ...
+
+global___Auto = Auto
+
+@typing.final
 class Replay(google.protobuf.message.Message):
     """Replay of past events, against forgetting. Works with every rule. An absent field has the
     preset's value.
@@ -656,6 +681,7 @@ class ModelSpec(google.protobuf.message.Message):
     REPLAY_FIELD_NUMBER: builtins.int
     ADAPTIVE_RATE_FIELD_NUMBER: builtins.int
     MIX_FIELD_NUMBER: builtins.int
+    AUTO_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -700,6 +726,8 @@ class ModelSpec(google.protobuf.message.Message):
     def adaptive_rate(self) -> global___AdaptiveRate: ...
     @property
     def mix(self) -> global___Mix: ...
+    @property
+    def auto(self) -> global___Auto: ...
     def __init__(
         self,
         *,
@@ -726,9 +754,10 @@ class ModelSpec(google.protobuf.message.Message):
         replay: global___Replay | None = ...,
         adaptive_rate: global___AdaptiveRate | None = ...,
         mix: global___Mix | None = ...,
+        auto: global___Auto | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload
@@ -816,6 +845,9 @@ class ModelDescription(google.protobuf.message.Message):
     HOLD_FIELD_NUMBER: builtins.int
     ADAPTED_RATE_FIELD_NUMBER: builtins.int
     FAULT_FIELD_NUMBER: builtins.int
+    SPEC_ID_FIELD_NUMBER: builtins.int
+    SPEC_REVISION_FIELD_NUMBER: builtins.int
+    EARLIER_SPECS_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -838,6 +870,14 @@ class ModelDescription(google.protobuf.message.Message):
     model get FAILED_PRECONDITION with this text, except for those that describe, restore and delete
     it, or list and fetch its snapshots. Empty: the model is served.
     """
+    spec_id: builtins.int
+    """The id of `spec`: the first 8 bytes of the SHA-256 hash of its bytes in the log, read as a
+    big-endian number. ScoreResponse names it, too.
+    """
+    spec_revision: builtins.int
+    """The revision from which `spec` is in force. Absent: it is not known yet, because the server has
+    not read that part of the log since its start. It reads the whole log by and by.
+    """
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position: ...
     @property
@@ -851,6 +891,10 @@ class ModelDescription(google.protobuf.message.Message):
     @property
     def hold(self) -> livefactor.v1.judging_pb2.Hold:
         """Absent: updates are not on hold."""
+
+    @property
+    def earlier_specs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SpecPeriod]:
+        """The earlier specs, as far as they are known. Only DescribeModel and PromoteSpec fill it."""
 
     def __init__(
         self,
@@ -871,12 +915,43 @@ class ModelDescription(google.protobuf.message.Message):
         hold: livefactor.v1.judging_pb2.Hold | None = ...,
         adapted_rate: builtins.float | None = ...,
         fault: builtins.str = ...,
+        spec_id: builtins.int = ...,
+        spec_revision: builtins.int | None = ...,
+        earlier_specs: collections.abc.Iterable[global___SpecPeriod] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "adapted_rate", b"adapted_rate", "backend", b"backend", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "users", b"users", "writable", b"writable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec", "spec_revision", b"spec_revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapted_rate", b"_adapted_rate"]) -> typing.Literal["adapted_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_spec_revision", b"_spec_revision"]) -> typing.Literal["spec_revision"] | None: ...
 
 global___ModelDescription = ModelDescription
+
+@typing.final
+class SpecPeriod(google.protobuf.message.Message):
+    """A spec that was in force from `revision` on, until the next one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    SPEC_ID_FIELD_NUMBER: builtins.int
+    SPEC_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    spec_id: builtins.int
+    @property
+    def spec(self) -> global___ModelSpec: ...
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        spec_id: builtins.int = ...,
+        spec: global___ModelSpec | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["revision", b"revision", "spec", b"spec", "spec_id", b"spec_id"]) -> None: ...
+
+global___SpecPeriod = SpecPeriod
 
 @typing.final
 class DescribeModelRequest(google.protobuf.message.Message):
@@ -1004,6 +1079,74 @@ class RestoreSnapshotResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["description", b"description"]) -> None: ...
 
 global___RestoreSnapshotResponse = RestoreSnapshotResponse
+
+@typing.final
+class PromoteSpecRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    PRESET_FIELD_NUMBER: builtins.int
+    SPEC_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    preset: builtins.str
+    """As in CreateModelRequest. Empty: the spec in force."""
+    @property
+    def spec(self) -> global___ModelSpec:
+        """Fields that differ from the preset or from the spec in force."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        preset: builtins.str = ...,
+        spec: global___ModelSpec | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "preset", b"preset", "spec", b"spec"]) -> None: ...
+
+global___PromoteSpecRequest = PromoteSpecRequest
+
+@typing.final
+class PromoteSpecResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    @property
+    def progress(self) -> global___PromotionProgress: ...
+    @property
+    def description(self) -> global___ModelDescription: ...
+    def __init__(
+        self,
+        *,
+        progress: global___PromotionProgress | None = ...,
+        description: global___ModelDescription | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["description", b"description", "kind", b"kind", "progress", b"progress"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "kind", b"kind", "progress", b"progress"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["progress", "description"] | None: ...
+
+global___PromoteSpecResponse = PromoteSpecResponse
+
+@typing.final
+class PromotionProgress(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    LAST_REVISION_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    """The revision that the state with the new spec has reached."""
+    last_revision: builtins.int
+    """The last revision of the log."""
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        last_revision: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["last_revision", b"last_revision", "revision", b"revision"]) -> None: ...
+
+global___PromotionProgress = PromotionProgress
 
 @typing.final
 class ReleaseHoldRequest(google.protobuf.message.Message):

@@ -59,6 +59,11 @@ class ModelServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_models__pb2.RestoreSnapshotRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_models__pb2.RestoreSnapshotResponse.FromString,
                 _registered_method=True)
+        self.PromoteSpec = channel.unary_stream(
+                '/livefactor.v1.ModelService/PromoteSpec',
+                request_serializer=livefactor_dot_v1_dot_models__pb2.PromoteSpecRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_models__pb2.PromoteSpecResponse.FromString,
+                _registered_method=True)
         self.ReleaseHold = channel.unary_unary(
                 '/livefactor.v1.ModelService/ReleaseHold',
                 request_serializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldRequest.SerializeToString,
@@ -111,6 +116,22 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PromoteSpec(self, request, context):
+        """Gives a model another spec while it serves. The server learns the whole log with the new spec
+        beside the live state, and sends the progress. Then it logs a SWITCH record. From its revision on
+        the state is the one that the new spec gives over the whole log. The last message has the
+        description. If the call ends before, the model keeps its spec.
+
+        - INVALID_ARGUMENT: the spec is invalid (the text names the field).
+        - FAILED_PRECONDITION: the spec is the one in force, it does not accept an event or a row that the
+        model has, the model began with a snapshot, or its backend is cuda.
+        - RESOURCE_EXHAUSTED: another promotion of the model is in progress, or the memory or the disk does
+        not suffice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReleaseHold(self, request, context):
         """Ends a hold of updates. The judge then takes the figures of the next events as normal.
 
@@ -147,6 +168,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.RestoreSnapshot,
                     request_deserializer=livefactor_dot_v1_dot_models__pb2.RestoreSnapshotRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_models__pb2.RestoreSnapshotResponse.SerializeToString,
+            ),
+            'PromoteSpec': grpc.unary_stream_rpc_method_handler(
+                    servicer.PromoteSpec,
+                    request_deserializer=livefactor_dot_v1_dot_models__pb2.PromoteSpecRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_models__pb2.PromoteSpecResponse.SerializeToString,
             ),
             'ReleaseHold': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseHold,
@@ -289,6 +315,33 @@ class ModelService(object):
             '/livefactor.v1.ModelService/RestoreSnapshot',
             livefactor_dot_v1_dot_models__pb2.RestoreSnapshotRequest.SerializeToString,
             livefactor_dot_v1_dot_models__pb2.RestoreSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteSpec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/livefactor.v1.ModelService/PromoteSpec',
+            livefactor_dot_v1_dot_models__pb2.PromoteSpecRequest.SerializeToString,
+            livefactor_dot_v1_dot_models__pb2.PromoteSpecResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,22 @@ class ModelServiceStub:
     - FAILED_PRECONDITION: the snapshot does not verify.
     """
 
+    PromoteSpec: grpc.UnaryStreamMultiCallable[
+        livefactor.v1.models_pb2.PromoteSpecRequest,
+        livefactor.v1.models_pb2.PromoteSpecResponse,
+    ]
+    """Gives a model another spec while it serves. The server learns the whole log with the new spec
+    beside the live state, and sends the progress. Then it logs a SWITCH record. From its revision on
+    the state is the one that the new spec gives over the whole log. The last message has the
+    description. If the call ends before, the model keeps its spec.
+
+    - INVALID_ARGUMENT: the spec is invalid (the text names the field).
+    - FAILED_PRECONDITION: the spec is the one in force, it does not accept an event or a row that the
+      model has, the model began with a snapshot, or its backend is cuda.
+    - RESOURCE_EXHAUSTED: another promotion of the model is in progress, or the memory or the disk does
+      not suffice.
+    """
+
     ReleaseHold: grpc.UnaryUnaryMultiCallable[
         livefactor.v1.models_pb2.ReleaseHoldRequest,
         livefactor.v1.models_pb2.ReleaseHoldResponse,
@@ -107,6 +123,22 @@ class ModelServiceAsyncStub:
     of it is deleted.
 
     - FAILED_PRECONDITION: the snapshot does not verify.
+    """
+
+    PromoteSpec: grpc.aio.UnaryStreamMultiCallable[
+        livefactor.v1.models_pb2.PromoteSpecRequest,
+        livefactor.v1.models_pb2.PromoteSpecResponse,
+    ]
+    """Gives a model another spec while it serves. The server learns the whole log with the new spec
+    beside the live state, and sends the progress. Then it logs a SWITCH record. From its revision on
+    the state is the one that the new spec gives over the whole log. The last message has the
+    description. If the call ends before, the model keeps its spec.
+
+    - INVALID_ARGUMENT: the spec is invalid (the text names the field).
+    - FAILED_PRECONDITION: the spec is the one in force, it does not accept an event or a row that the
+      model has, the model began with a snapshot, or its backend is cuda.
+    - RESOURCE_EXHAUSTED: another promotion of the model is in progress, or the memory or the disk does
+      not suffice.
     """
 
     ReleaseHold: grpc.aio.UnaryUnaryMultiCallable[
@@ -167,6 +199,24 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         of it is deleted.
 
         - FAILED_PRECONDITION: the snapshot does not verify.
+        """
+
+    @abc.abstractmethod
+    def PromoteSpec(
+        self,
+        request: livefactor.v1.models_pb2.PromoteSpecRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[livefactor.v1.models_pb2.PromoteSpecResponse], collections.abc.AsyncIterator[livefactor.v1.models_pb2.PromoteSpecResponse]]:
+        """Gives a model another spec while it serves. The server learns the whole log with the new spec
+        beside the live state, and sends the progress. Then it logs a SWITCH record. From its revision on
+        the state is the one that the new spec gives over the whole log. The last message has the
+        description. If the call ends before, the model keeps its spec.
+
+        - INVALID_ARGUMENT: the spec is invalid (the text names the field).
+        - FAILED_PRECONDITION: the spec is the one in force, it does not accept an event or a row that the
+          model has, the model began with a snapshot, or its backend is cuda.
+        - RESOURCE_EXHAUSTED: another promotion of the model is in progress, or the memory or the disk does
+          not suffice.
         """
 
     @abc.abstractmethod

@@ -209,6 +209,9 @@ class ScoreResponse(google.protobuf.message.Message):
     ITEM_KNOWN_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     SEEN_TRUNCATED_FIELD_NUMBER: builtins.int
+    SPEC_ID_FIELD_NUMBER: builtins.int
+    spec_id: builtins.int
+    """The spec that made the scores (ModelDescription.spec_id)."""
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position:
         """The one revision at which all scores were computed."""
@@ -260,8 +263,9 @@ class ScoreResponse(google.protobuf.message.Message):
         item_known: collections.abc.Iterable[builtins.bool] | None = ...,
         labels: collections.abc.Iterable[builtins.str] | None = ...,
         seen_truncated: collections.abc.Iterable[builtins.bool] | None = ...,
+        spec_id: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "item_known", b"item_known", "labels", b"labels", "offsets", b"offsets", "position", b"position", "scores", b"scores", "seen_truncated", b"seen_truncated", "user_known", b"user_known"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "item_known", b"item_known", "labels", b"labels", "offsets", b"offsets", "position", b"position", "scores", b"scores", "seen_truncated", b"seen_truncated", "spec_id", b"spec_id", "user_known", b"user_known"]) -> None: ...
 
 global___ScoreResponse = ScoreResponse

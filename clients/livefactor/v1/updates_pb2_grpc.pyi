@@ -21,8 +21,9 @@ Text without types, such as csv, holds integers where every id of the column is 
 integer: digits without a leading zero, below 2**64. Otherwise the column holds strings.
 
 Statuses. The set is closed: OK, INVALID_ARGUMENT, FAILED_PRECONDITION, ALREADY_EXISTS,
-NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED. After
-UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
+NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED,
+UNAUTHENTICATED (no valid token, and no client certificate with a grant) and PERMISSION_DENIED
+(the grant has another role, or it does not cover the model). After UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
 same producer id, epoch and sequence again. After any other status but OK the batch was not
 applied. Its sequence is still free then, except after ALREADY_EXISTS.
 

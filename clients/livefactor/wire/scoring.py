@@ -63,7 +63,7 @@ class ScoreColumns:
     uint64[m]. scores: float32[m]. offsets: uint32[n + 1]; the answers of user u are at [offsets[u],
     offsets[u + 1]). user_known: bool[n]. item_known: bool[m]. labels: m str, or an empty sequence.
     seen_truncated: for which users `exclude_seen` could not know all items, bool[n]; empty without
-    `exclude_seen`.
+    `exclude_seen`. spec_id: the spec that made the scores; 0 from servers that do not name it.
     """
 
     lineage: bytes
@@ -75,6 +75,7 @@ class ScoreColumns:
     item_known: npt.NDArray[np.bool_]
     labels: Sequence[str]
     seen_truncated: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    spec_id: int = 0
 
 
 def encode_score(
@@ -175,6 +176,7 @@ def encode_score_response(answer: ScoreColumns) -> bytes:
         item_known=answer.item_known.astype(np.bool_, copy=False).tobytes(),
         labels=answer.labels,
         seen_truncated=answer.seen_truncated.astype(np.bool_, copy=False).tobytes(),
+        spec_id=answer.spec_id,
     )
     twin.position.lineage, twin.position.revision = answer.lineage, answer.revision
     return bytes(twin.SerializeToString())
@@ -196,6 +198,7 @@ def decode_score_response(data: bytes) -> ScoreColumns:
         item_known=_flags(twin, "item_known"),
         labels=list(twin.labels),
         seen_truncated=_flags(twin, "seen_truncated"),
+        spec_id=twin.spec_id,
     )
     _check_answer(answer)
     return answer

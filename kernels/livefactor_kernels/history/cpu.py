@@ -9,8 +9,10 @@ import numpy as np
 from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, inlined, match16, prefetch
+from livefactor_kernels.simd.steps import word
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.pages import append_event, memory_of, newest, one_back
 from livefactor_kernels.update import Update, writable
 
 _NO_ROWS = np.empty((0, 0), np.uint32)
@@ -23,32 +25,9 @@ _ADDITIONS_MAX = 1 << 16
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
-class Ring(NamedTuple):
-    """The ring of one side, where H may be 0.
-
-    Attributes:
-        rows: uint32[cap, H].
-        values, weights: float32[cap, H].
-        seen: number of events so far, uint32[cap].
-    """
-
-    rows: np.ndarray
-    values: np.ndarray
-    weights: np.ndarray
-    seen: np.ndarray
-
-    @staticmethod
-    def of(table: Table) -> Ring:
-        """The ring of a table, whose arrays never move."""
-        arrays = table.history
-        values, weights = (arrays.get(name, _NO_FLOATS) for name in ("seen_values", "seen_weights"))
-        return Ring(arrays.get("seen_rows", _NO_ROWS), values, weights, arrays["seen_count"])
-
-
 class Visits(NamedTuple):
-    """Users' visits: of ring entries uint32[cap, H], present uint32[cap], last_time int64[cap]."""
+    """Users' visits: present uint32[cap], last_time int64[cap]."""
 
-    seen: np.ndarray
     now: np.ndarray
     last_time: np.ndarray
 
@@ -173,15 +152,15 @@ def _append(additions: Any, size: Any, row: Any, follower: Any, amount: Any) -> 
 
 
 @compiled
-def _count(ring: Any, visits: Any, followers: Any, additions: Any, size: Any, event: Any) -> Any:
+def _count(pages: Any, visits: Any, followers: Any, additions: Any, size: Any, event: Any) -> Any:
     """Lists the additions of an event after `size` others. Returns the new number of additions."""
     user, item = event.user, event.item
-    length, seen = np.uint64(ring.rows.shape[1]), np.uint64(ring.seen[user])
-    now = np.uint64(visits.now[user])
-    for back in range(_1, min(min(seen, followers.span), length) + _1):
-        place = (seen - back) % length
-        other = np.uint64(ring.rows[user, place])
-        age = now - np.uint64(visits.seen[user, place])
+    seen, now = word(pages.seen, user), np.uint64(visits.now[user])
+    index, place = newest(pages, user)
+    for _ in range(min(min(seen, followers.span), pages.length)):
+        other = word(pages.rows, index)
+        age = now - word(pages.visits, index)
+        index, place = one_back(pages, index, place)
         amount = event.weight * followers.decay[min(age, np.uint64(DECAY_STEPS - 1))]
         if amount < COUNT_MIN:
             continue
@@ -192,21 +171,8 @@ def _count(ring: Any, visits: Any, followers: Any, additions: Any, size: Any, ev
 
 
 @compiled
-def _remember(ring: Any, row: Any, other: Any, value: Any, weight: Any) -> Any:
-    """Appends to the ring of a row. Returns the place (0 for an empty ring)."""
-    length = np.uint64(ring.rows.shape[1])
-    place = np.uint64(ring.seen[row]) % length if length else _0
-    if length:
-        ring.rows[row, place] = other
-        ring.values[row, place] = value
-        ring.weights[row, place] = weight
-    ring.seen[row] += np.uint32(1)
-    return place
-
-
-@compiled
 def livefactor_record_kernel(
-    users: Any, items: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
+    user_pages: Any, item_pages: Any, visits: Any, followers: Any, additions: Any, user_rows: Any, item_rows: Any,
     values: Any, weights: Any, times: Any, start: Any, stop: Any,
 ) -> Any:  # fmt: skip
     """Records events [start, stop) in the rings of users and items, and in visits.
@@ -217,6 +183,7 @@ def livefactor_record_kernel(
         The number of listed additions to counts, which remain to be added.
     """
     size, most = _0, _2 * followers.span
+    users, items = memory_of(user_pages), memory_of(item_pages)
     for t in range(start, stop):
         user, item = np.uint64(user_rows[t]), np.uint64(item_rows[t])
         value = values[t] if values.size else _F1
@@ -230,9 +197,8 @@ def livefactor_record_kernel(
                 livefactor_add_kernel(followers, additions, size)
                 size = _0
             size = _count(users, visits, followers, additions, size, Event(user, item, weight))
-        place = _remember(users, user, item, value, weight)
-        visits.seen[user, place] = visits.now[user]
-        _remember(items, item, user, value, weight)
+        append_event(users, user, item, value, weight, visits.now[user])
+        append_event(items, item, user, value, weight, visits.now[user])
     return size
 
 
@@ -241,9 +207,10 @@ class Recorder:
 
     def __init__(self, spec: ModelSpec, users: Table, items: Table) -> None:
         """Prepares tables with histories, and compiles or loads the kernels."""
-        self.users, self.items = Ring.of(users), Ring.of(items)
+        assert users.pages is not None and items.pages is not None
+        self.users, self.items = users.pages, items.pages
         own, followers = users.history, items.history
-        self._visits = Visits(own["seen_visits"], own["visits"], own["last_time"])
+        self._visits = Visits(own["visits"], own["last_time"])
         counts = followers.get("neighbor_counts", _NO_FLOATS)
         self._followers = Followers(
             followers.get("neighbor_rows", _NO_ROWS),
@@ -260,7 +227,7 @@ class Recorder:
         livefactor_add_kernel(self._followers, self._additions, _0)
 
     def _run(self, columns: Columns, start: np.uint64, stop: np.uint64) -> int:
-        state = self.users, self.items, self._visits, self._followers, self._additions
+        state = self.users.fields, self.items.fields, self._visits, self._followers, self._additions
         return int(livefactor_record_kernel(*state, *columns, start, stop))
 
     def record(self, update: Update, start: int, stop: int) -> None:
@@ -272,6 +239,8 @@ class Recorder:
 
         Returns the number of additions, which `count` must add before the next call.
         """
+        for pages in (self.users, self.items):
+            pages.check_room(stop - start)
         columns = Columns(
             update.user_rows,
             update.item_rows,
@@ -294,8 +263,4 @@ class Recorder:
         if not self._counts.neighbors:
             return np.empty(0, np.uint32)
         users = np.unique(update.user_rows)
-        length = self.users.rows.shape[1]
-        seen = self.users.seen[users].astype(np.int64)[:, None]
-        back = np.arange(1, min(self._counts.span, length) + 1)
-        recent = self.users.rows[users[:, None], (seen - back) % length]
-        return np.ascontiguousarray(recent[back <= seen])
+        return self.users.recent(users, self._counts.span)

@@ -10,6 +10,10 @@ replaced.
                  number of the newest pin
     overlay      a ring of (tag, row, factors, bias, other sections), with ascending tags;
                  entries older than the oldest pin are removed
+
+The events of a row need no copy while its ring has empty places, because an update only appends:
+a reader ignores what is behind the number of events at the pin. Before an update writes to the
+place of an old event, it copies all events of the row to a second overlay.
 """
 
 from __future__ import annotations
@@ -55,6 +59,29 @@ def _first_touches(rows: Any, below: Any, tag: Any, stamps: Any, out: Any, found
 
 
 @compiled
+def _rewritten(
+    rows: Any, below: Any, tag: Any, stamps: Any, seen: Any, length: Any, times: Any, out: Any
+) -> Any:
+    """Writes to `out` the rows that lose an event by new events of `rows`, and stamps them.
+
+    A row without a copy since `tag` counts. `times` has zeros before and afterwards. Returns the
+    number of rows.
+    """
+    found = ZERO
+    for i in range(np.uint64(rows.size)):
+        times[np.uint64(rows[i])] += np.uint32(1)
+    for i in range(np.uint64(rows.size)):
+        row = np.uint64(rows[i])
+        is_full = np.uint64(seen[row]) + np.uint64(times[row]) > length
+        if times[row] and is_full and row < below and stamps[row] < tag:
+            stamps[row] = tag
+            out[found] = rows[i]
+            found += ONE
+        times[row] = np.uint32(0)
+    return found
+
+
+@compiled
 def _copy_rows(rows: Any, live: Any, ring: Any, start: Any) -> None:
     """Copies live[rows] to the ring from position `start` on. Both arrays are two-dimensional."""
     size = np.uint64(ring.shape[0])
@@ -93,9 +120,11 @@ class _Overlay:
     fit.
     """
 
-    def __init__(self, spec: ModelSpec, table: Table, rows: int) -> None:
+    def __init__(self, table: Table, rows: int, of_events: bool = False) -> None:
+        """An empty overlay for `rows` copies, of events or of all other sections."""
         self.table = table
-        self.live = table.padded()
+        self._of_events = of_events
+        self.live = table.rings(np.empty(0, np.uint32), table.ring_names) if of_events else table.padded()
         self.stamps = reserve((table.capacity,), np.uint64)
         self.head = self.tail = 0
         self._reserve(rows)
@@ -116,7 +145,9 @@ class _Overlay:
             self._grow(len(self) + rows.size)
         places = np.arange(self.tail, self.tail + rows.size) % self.size
         self.tags[places], self.rows[places] = tag, rows
-        for name, ring in self.arrays.items():
+        for name, events in self.table.rings(rows, self.arrays).items():
+            self.arrays[name][places] = events
+        for name, ring in self.arrays.items() if not self._of_events else ():
             live, copies = (_bits(array) for array in (self.live[name], ring))
             _copy_rows(rows, live, copies, np.uint64(self.tail))
         self.tail += rows.size
@@ -153,6 +184,14 @@ class _Overlay:
         return found, (marks[found] - ONE).astype(np.int64)
 
 
+def _forget_later(sections: dict[str, np.ndarray], rings: Sequence[str], changed: np.ndarray) -> None:
+    """Removes from the rings of the rows number `changed` what came after `seen_count` events."""
+    for name in rings if changed.size else ():
+        ring = sections[name][changed]
+        ring[np.arange(ring.shape[1]) >= sections["seen_count"][changed, None]] = 0
+        sections[name][changed] = ring
+
+
 class Pin:
     """The state of a CPU model at one revision (`pins.Pin`).
 
@@ -185,28 +224,35 @@ class Pin:
         if not 0 <= start <= stop <= self.counts[side]:
             raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
         table = self._board.table(side)
-        copies = {name: np.array(view[start:stop], order="C") for name, view in table.sections(stop).items()}
+        copies = {name: np.array(view, order="C") for name, view in table.rows(start, stop).items()}
         with self._board.lock:
-            overlay = self._board.overlay(side)
-            found, places = overlay.places(self._number, start, stop)
-            for name, ring in overlay.arrays.items():
-                copies[name][found] = unpadded(name, ring[places], table.spec.k)
+            for overlay in self._board.overlays(side):
+                found, places = overlay.places(self._number, start, stop)
+                for name, ring in overlay.arrays.items():
+                    copies[name][found] = unpadded(name, ring[places], table.spec.k)
+            changed, _ = self._board.overlay(side).places(self._number, start, stop)
+        _forget_later(copies, table.ring_names, changed)
         return copies
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See `pins.Pin.read`."""
-        out = self._board.table(side).read(rows, names)
+        table = self._board.table(side)
+        rings = [name for name in names if name in table.ring_names]
+        read = dict.fromkeys((*names, "seen_count") if rings else names)
+        out = table.read(rows, [*read])
+        later = np.zeros(len(rows), bool)
         with self._board.lock:
-            overlay = self._board.overlay(side)
-            changed, places = overlay.places(self._number, 0, self.counts[side])
-            if changed.size:
-                at = np.minimum(np.searchsorted(changed, rows), changed.size - 1)
-                hit = changed[at] == rows
-                for name in names:
-                    out[name][hit] = unpadded(
-                        name, overlay.arrays[name][places[at[hit]]], self._board.table(side).spec.k
-                    )
-        return out
+            for overlay in self._board.overlays(side):
+                changed, places = overlay.places(self._number, 0, self.counts[side])
+                if changed.size:
+                    at = np.minimum(np.searchsorted(changed, rows), changed.size - 1)
+                    hit = changed[at] == rows
+                    later |= hit
+                    for name in read.keys() & overlay.arrays.keys():
+                        copies = unpadded(name, overlay.arrays[name][places[at[hit]]], table.spec.k)
+                        out[name][hit] = copies[:, : out[name].shape[1]] if name in rings else copies
+        _forget_later(out, rings, np.flatnonzero(later))
+        return {name: out[name] for name in names}
 
     def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rows of `side` that changed after the pin, with their values at the pin.
@@ -247,7 +293,8 @@ class PinBoard:
         self.lock = threading.Condition()
         self._tables = tables
         self._overlays: list[_Overlay] | None = None
-        self._spec = spec
+        self._event_overlays: list[_Overlay] = []
+        self._times: list[np.ndarray] = []
         self._active: dict[int, tuple[int, int]] = {}
         self._last = 0
         self._touched = np.empty(0, np.uint32)
@@ -259,10 +306,19 @@ class PinBoard:
     def overlay(self, side: int) -> _Overlay:
         """The overlay of a side. The caller holds `lock`."""
         if self._overlays is None:
-            self._overlays = [
-                _Overlay(self._spec, table, 2 * self.overlay_rows_max) for table in self._tables
-            ]
+            self._overlays = [_Overlay(table, 2 * self.overlay_rows_max) for table in self._tables]
+            for table in self._tables:
+                self._event_overlays.append(_Overlay(table, 2 * self._event_rows_max(table), of_events=True))
+                self._times.append(reserve((table.capacity if table.ring_names else 0,), np.uint32))
         return self._overlays[side]
+
+    def overlays(self, side: int) -> tuple[_Overlay, _Overlay]:
+        """The overlays of rows and of events of a side. The caller holds `lock`."""
+        return self.overlay(side), self._event_overlays[side]
+
+    def _event_rows_max(self, table: Table) -> int:
+        length = table.pages.length if table.pages is not None else 0
+        return max(1, min(self.overlay_rows_max, OVERLAY_BYTES_MAX // (16 * max(1, length))))
 
     @property
     def active(self) -> int:
@@ -289,7 +345,7 @@ class PinBoard:
             if self._active.pop(number, None) is None or self._overlays is None:
                 return
             oldest = min(self._active, default=self._last + 1)
-            for overlay in self._overlays:
+            for overlay in (*self._overlays, *self._event_overlays):
                 overlay.drop_before(oldest)
             self.lock.notify_all()
 
@@ -304,8 +360,13 @@ class PinBoard:
             return self.lock.wait_for(lambda: self._has_room(update_rows), timeout)
 
     def _has_room(self, update_rows: int) -> bool:
-        copies = max(map(len, self._overlays or ()), default=0)
-        return not self._active or copies == 0 or copies + update_rows <= self.overlay_rows_max
+        if not self._active or self._overlays is None:
+            return True
+        limits = [
+            *((overlay, self.overlay_rows_max) for overlay in self._overlays),
+            *((overlay, self._event_rows_max(overlay.table)) for overlay in self._event_overlays),
+        ]
+        return all(not len(overlay) or len(overlay) + update_rows <= limit for overlay, limit in limits)
 
     def protect(self, update: Update, *more_items: np.ndarray) -> None:
         """Copies the rows that `update` will change, if a pin can see them and they have no copy
@@ -319,6 +380,8 @@ class PinBoard:
         with self.lock:
             self._protect_side(USERS, [update.user_rows])
             self._protect_side(ITEMS, [update.item_rows, *more_items])
+            self._protect_events(USERS, update.user_rows[: update.fresh])
+            self._protect_events(ITEMS, update.item_rows[: update.fresh])
 
     def _protect_side(self, side: int, columns: list[np.ndarray]) -> None:
         below = max((counts[side] for counts in self._active.values()), default=0)
@@ -337,3 +400,23 @@ class PinBoard:
                 np.uint64(found),
             )
         overlay.copy(self._touched[: int(found)], self._last)
+
+    def _protect_events(self, side: int, rows: np.ndarray) -> None:
+        """Copies the events of the rows in which new events take the places of old ones."""
+        pages = self._tables[side].pages
+        if pages is None or not pages.length:
+            return
+        below = max((counts[side] for counts in self._active.values()), default=0)
+        overlay = self._event_overlays[side]
+        out = np.empty(rows.size, np.uint32)
+        found = _rewritten(
+            np.ascontiguousarray(rows),
+            np.uint64(below),
+            np.uint64(self._last),
+            overlay.stamps,
+            pages.seen,
+            np.uint64(pages.length),
+            self._times[side],
+            out,
+        )
+        overlay.copy(out[: int(found)], self._last)

@@ -50,13 +50,14 @@ bias of an item enters with the factor 1: top-k lists need no other kernels. The
 
 Weights. They start at `WEIGHT_START`, those of users without events at 0, and those of popularity
 at `POPULARITY_START`. So lists begin near most-popular, while the tables know little. The weights
-are learned from predictions that are made before the event is learned. Let E events be learned before a record. Fresh event t of the record is predicted
-if its value is above 0, its item had a row before the record, and draw(t, 0, c) = 0 with
+are learned from predictions that are made before the event is learned. Let E events be learned
+before a record. Fresh event t of the record is predicted if its value is above 0, its item had a
+row before the record, and draw(t, 0, c) = 0 with
 c = min(max(E // `PREDICTED_SCHEDULE`, `PREDICTED_MIN`), `PREDICTED_MAX`). The prediction uses the
 tables before the record, and in addition the user's earlier events in the record. Events of the
-same visit with the same time other than 0 are not used: a basket comes as a whole. Its candidates
-are the event's item; then the items with gains from counts, by row; then others. Those of the
-user's remembered events are left out. The others are all further rows by number if n is at most
+same time as event t, unless it is 0, are not used: a basket comes as a whole. The candidates are
+the event's item; then the items with gains from counts, by row; then others. Those of the user's
+remembered events are left out. The others are all further rows by number if n is at most
 `CANDIDATES`, and else those among draw(t, 1 + j, n) for j below `CANDIDATES`. A candidate c has the
 odds v_c. They are 1, but (number of further rows) / (number of drawn candidates) for a drawn one.
 Items with gains rank high, so a sample would rarely have the ones that compete with the event's
@@ -65,7 +66,7 @@ item. The probability of the item is
     S_c = sum_e w[u, e] z_e(c), from e = 0 on;  q_c = v_c exp(float32(S_c - max S));
     P = q_item / sum_c q_c
 
-One step of gradient ascent on sqrt(P) is
+One step of gradient ascent on 2 sqrt(P) is
 
     d_e = (sum_c q_c z_e(c)) / (sum_c q_c) - z_e(item)
     w[u, e] = max(w[u, e] - rate * clamp(d_e sqrt(P), `STEP_MAX`), floor_e)

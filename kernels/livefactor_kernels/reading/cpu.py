@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.history.cpu import Ring
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, load16, tree_sum
@@ -32,12 +31,6 @@ from livefactor_kernels.spec.model import LANES, ModelSpec
 _0, _1, _4, _32 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(32)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _F0, _F1, _F2, _D0 = np.float32(0.0), np.float32(1.0), np.float32(2.0), np.float64(0.0)
-NO_RING = Ring(
-    np.empty((0, 0), np.uint32),
-    np.empty((0, 0), np.float32),
-    np.empty((0, 0), np.float32),
-    np.empty(0, np.uint32),
-)
 
 
 class Lists(NamedTuple):
@@ -91,7 +84,7 @@ class CpuArithmetic:
         scratch, k = self._scratch(), self._spec.k
         scratch.everywhere[:k, :k] = everywhere
         no_bias = np.zeros(max(len(y), 1), np.float32)
-        user, others = Side(x[None], no_bias, NO_RING), Side(y, no_bias, NO_RING)
+        user, others = Side(x[None], no_bias), Side(y, no_bias)
         weights, places = events.weights * decay[events.ages], np.arange(len(y), dtype=np.uint32)
         values = np.ascontiguousarray(events.values)
         problem = Problem(_F0, np.float32(items), self._rates._replace(unobserved=unobserved))

@@ -12,7 +12,7 @@ from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.reading import experts
-from livefactor_kernels.reading.cpu import NO_RING, CpuArithmetic, Lists
+from livefactor_kernels.reading.cpu import CpuArithmetic, Lists
 from livefactor_kernels.reading.experts import Panel, Remembered, remembered
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
@@ -262,14 +262,14 @@ class PersonReader:
         if UNOBSERVED in state:
             rates = rates._replace(unobserved=np.float32(state[UNOBSERVED][0]))
         scratch.everywhere[:k, :k] = (rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
-        users = Side(factors, bias, NO_RING)
+        users = Side(factors, bias)
         for n, each in enumerate(events):
             if not len(each.rows):
                 if gram[USERS, k, k]:
                     factors[n, :k] = gram[USERS, k, :k] / gram[USERS, k, k]
                 continue
             item_factors, item_bias = source.gather(ITEMS, each.rows)
-            items = Side(item_factors, item_bias, NO_RING)
+            items = Side(item_factors, item_bias)
             places = np.arange(len(each.rows), dtype=np.uint32)
             problem = Problem(source.mean, np.float32(item_count), rates)
             system = SolveEvents(

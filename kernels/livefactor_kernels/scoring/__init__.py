@@ -8,3 +8,25 @@ additions is not fixed, finds the items that its rounding error cannot rule out,
 scored exactly. A list is made as of a pin (`pins/__init__.py`) without a lock: live rows are
 scanned, then rows that were copied for the pin replace what was scanned of them.
 """
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Candidates(NamedTuple):
+    """The scores of n users' candidates at one revision.
+
+    Attributes:
+        revision: the revision.
+        scores: float32[m], user by user.
+        user_known: which users have rows, bool[n].
+        item_known: which candidates have rows, bool; one flag per key that was given.
+    """
+
+    revision: int
+    scores: np.ndarray
+    user_known: np.ndarray
+    item_known: np.ndarray

@@ -11,6 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 _I64 = ir.IntType(64)
@@ -56,3 +57,35 @@ def store_release(typingctx: Any, address: Any, value: Any) -> Any:
 def store_relaxed(typingctx: Any, address: Any, value: Any) -> Any:
     """Writes `value` at `address` at once, without an order."""
     return _store(typingctx, "monotonic")
+
+
+def _fence(order: str) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.fence(order)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def acquire_fence(typingctx: Any) -> Any:
+    """No later load or store of this thread is moved before an earlier load."""
+    return _fence("acquire")
+
+
+@intrinsic
+def release_fence(typingctx: Any) -> Any:
+    """No later store of this thread is moved before an earlier load or store."""
+    return _fence("release")
+
+
+@intrinsic
+def relax(typingctx: Any) -> Any:
+    """Tells the processor that this thread waits for a word in memory (PAUSE)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [])
+        builder.call(get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), ())
+        return context.get_dummy_value()
+
+    return types.void(), codegen

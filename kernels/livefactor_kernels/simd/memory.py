@@ -12,10 +12,10 @@ import numpy as np
 _MAP_NORESERVE = 0x4000
 
 
-def reserve(shape: tuple[int, ...], dtype: str | type | np.dtype) -> np.ndarray:
+def reserve(shape: tuple[int, ...], dtype: str | type | np.dtype, huge: bool = True) -> np.ndarray:
     """A zeroed, page-aligned array of `shape`. A page takes memory when it is first written.
 
-    It asks for huge pages.
+    It asks for huge pages, or for pages of 4 KiB if not `huge`.
     """
     count = math.prod(shape)
     size = max(1, count * np.dtype(dtype).itemsize)
@@ -23,5 +23,5 @@ def reserve(shape: tuple[int, ...], dtype: str | type | np.dtype) -> np.ndarray:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Without transparent huge pages the array is slower, but usable.
         with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+            memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype, count).reshape(shape)

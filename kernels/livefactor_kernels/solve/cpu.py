@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.history.cpu import Recorder, Ring
+from livefactor_kernels.history.cpu import Recorder
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import (
@@ -32,6 +32,7 @@ from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved, width
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.pages import Room, memory_of, remembered_events
 from livefactor_kernels.update import Update, writable
 
 _0, _1, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(LANES)
@@ -44,16 +45,15 @@ Fewer additions take less time than the thread needs to wake.
 
 
 class Side(NamedTuple):
-    """The rows of one side: factors float32[cap, k_padded], bias float32[cap], and the ring."""
+    """The rows of one side: factors float32[cap, k_padded], and bias float32[cap]."""
 
     factors: np.ndarray
     bias: np.ndarray
-    ring: Ring
 
     @staticmethod
     def of(table: Table) -> Side:
         """The rows of a table, whose arrays never move."""
-        return Side(table.factors, table.bias, Ring.of(table))
+        return Side(table.factors, table.bias)
 
 
 class Events(NamedTuple):
@@ -259,7 +259,7 @@ def livefactor_fold_kernel(
 
 
 @compiled
-def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, ring: Any, touched: Any) -> Any:
+def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, seen: Any, touched: Any) -> Any:
     """Finds the distinct rows of events [start, stop) in order of first appearance.
 
     The events [start, fresh) are recorded already. Returns the number of rows.
@@ -275,17 +275,17 @@ def _distinct(rows: Any, start: Any, fresh: Any, stop: Any, ring: Any, touched: 
         touched.times[np.uint64(rows[t])] -= np.uint32(1)
     for i in range(found):
         row = np.uint64(touched.rows[i])
-        touched.before[i] = ring.seen[row] - touched.times[row]
+        touched.before[i] = seen[row] - touched.times[row]
         touched.times[row] = np.uint32(0)
     return found
 
 
 @compiled
-def _select_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
+def _select_due(touched: Any, found: Any, seen: Any, period: Any) -> Any:
     """Selects those of the first `found` rows that are due. Returns their number."""
     due = _0
     for i in range(found):
-        before, after = np.uint64(touched.before[i]), np.uint64(ring.seen[np.uint64(touched.rows[i])])
+        before, after = np.uint64(touched.before[i]), np.uint64(seen[np.uint64(touched.rows[i])])
         if before == after or before < period or before // period < after // period:
             touched.rows[due], touched.before[due] = touched.rows[i], touched.before[i]
             due += _1
@@ -294,20 +294,19 @@ def _select_due(touched: Any, found: Any, ring: Any, period: Any) -> Any:
 
 @compiled
 def livefactor_solve_kernel(
-    own: Any, others: Any, mean: Any, other_count: Any, rates: Any, touched: Any, found: Any, scratch: Any
-) -> None:
+    own: Any, fields: Any, others: Any, mean: Any, other_count: Any, rates: Any, touched: Any, found: Any,
+    scratch: Any, room: Any,
+) -> None:  # fmt: skip
     """Solves the first `found` touched rows. `mean`, `other_count` and `rates` are a `Problem`.
 
     touched.old gets their old factors, and zeros before a row's first event.
     """
-    kp, ring, problem = np.uint64(own.factors.shape[1]), own.ring, Problem(mean, other_count, rates)
-    length = np.uint64(ring.rows.shape[1])
-    rows, values, weights = address_of(ring.rows), address_of(ring.values), address_of(ring.weights)
+    kp, problem = np.uint64(own.factors.shape[1]), Problem(mean, other_count, rates)
+    memory = memory_of(fields)
     for i in range(found):
         row = np.uint64(touched.rows[i])
-        count = min(np.uint64(ring.seen[row]), length)
-        place = row * length * _4
-        events = Events(rows + place, values + place, weights + place, count)
+        rows, values, weights, count = remembered_events(memory, row, room)
+        events = Events(rows, values, weights, count)
         livefactor_fold_kernel(own, row, others, problem, events, scratch, rates.sweeps)
         is_new = touched.before[i] == 0
         for p in range(kp):
@@ -368,9 +367,10 @@ class Solver:
         """Compiles the kernels, or loads them from Numba's cache."""
         self._spec, self._rates, self._mean_state = spec, SolveRates.of(spec), mean_state
         self._recorder, self._unobserved = recorder, Unobserved(spec)
-        self._sides = Side.of(users), Side.of(items)
+        self._sides, self._pages = (Side.of(users), Side.of(items)), (recorder.users, recorder.items)
         self._touched = Touched.of(spec, users), Touched.of(spec, items)
         self._scratch = Scratch.of(spec)
+        self._room = Room.of(max(spec.history.users, spec.history.items))
         self._helper = Helper("counts")
         self.gram = np.zeros((2, spec.k + 1, spec.k + 1))
         empty = np.empty(0, np.uint32)
@@ -426,15 +426,18 @@ class Solver:
 
     def _solve(self, side: int, rows: np.ndarray, start: int, fresh: int, stop: int, count: int) -> None:
         own, others, touched = self._sides[side], self._sides[1 - side], self._touched[side]
+        pages = self._pages[side]
         places = np.uint64(start), np.uint64(fresh), np.uint64(stop)
-        found = _distinct(rows, *places, own.ring, touched)
+        found = _distinct(rows, *places, pages.seen, touched)
         if side == 1:
-            found = _select_due(touched, np.uint64(found), own.ring, self._rates.item_events)
+            found = _select_due(touched, np.uint64(found), pages.seen, self._rates.item_events)
         rates, found = self._rates, np.uint64(found)
         if rates.unobserved > 0:
             _weigh(self.gram[1 - side], rates.unobserved, self._scratch.everywhere)
         mean = np.float32(scalar.mean_of(int(self._mean_state[0]), int(self._mean_state[1])))
         problem = Problem(mean, np.float32(count), rates)
-        livefactor_solve_kernel(own, others, *problem, touched, found, self._scratch)
+        livefactor_solve_kernel(
+            own, pages.fields, others, *problem, touched, found, self._scratch, self._room
+        )
         if rates.unobserved > 0:
             livefactor_gram_kernel(own, touched, found, self.gram[side], rates.k)

@@ -16,6 +16,7 @@ from livefactor_kernels.spec.model import (
     MAX_MICRO_BATCH,
     MAX_NEGATIVES,
     MAX_NEIGHBORS,
+    MAX_RATINGS_EVENTS,
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
     MAX_SHARED_NEGATIVES,
@@ -45,6 +46,7 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_limits(spec.limits)
     _check_history(spec)
     _check_mix(spec)
+    _check_auto(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
     _check_event_types(spec.event_types)
@@ -139,6 +141,13 @@ def _check_mix(spec: ModelSpec) -> None:
     _require(counts.repeat == 0.0, "counts.repeat", "0 with a mix, which has its own", counts.repeat)
     weighs = spec.solve.unobserved > 0 or spec.solve.unobserved_density > 0
     _require(weighs, "solve.unobserved", "above 0 with a mix", spec.solve.unobserved)
+
+
+def _check_auto(spec: ModelSpec) -> None:
+    events = spec.auto.ratings_events
+    _require(0 <= events <= MAX_RATINGS_EVENTS, "auto.ratings_events", f"0..{MAX_RATINGS_EVENTS}", events)
+    if spec.loss == Loss.SQUARED:
+        _require(events == 0, "auto.ratings_events", "0 with squared loss", events)
 
 
 def _check_replay(spec: ModelSpec) -> None:

@@ -39,6 +39,7 @@ RATE_STEPS_MAX = 24
 24 steps multiply or divide the learning rates of the spec by 2 ** 6.
 """
 MAX_REPLAY_PER_EVENT = 4.0
+MAX_RATINGS_EVENTS = 10_000
 MAX_UNOBSERVED = 4.0
 """Maximum weight of a pair without an event that follows the data."""
 
@@ -224,6 +225,20 @@ class Mix:
 
 
 @dataclass(frozen=True, slots=True)
+class Auto:
+    """What a model finds out about its events.
+
+    Attributes:
+        ratings_events: if it is above 0, any finite value up to `limits.value_abs_max` is accepted.
+            A value above 0 is learned as 1, and any other value as 0. If the first `ratings_events`
+            events look like ratings, the server gives the model the preset `ratings`. With 0 the
+            loss says which values are accepted.
+    """
+
+    ratings_events: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
     """Replay of past events, which reduces forgetting (`replay/__init__.py`).
 
@@ -344,6 +359,7 @@ class ModelSpec:
         rule: the rule by which the model learns.
         history, counts: histories and co-occurrence counts, with any rule.
         mix: a mix of experts, with rule SOLVE and implicit loss.
+        auto: what the model finds out about its events, with any loss but SQUARED.
         solve, softmax: parameters of these rules.
         replay: replay, with any rule.
         adaptive_rate: adaptive learning rate, with rule SGD.
@@ -370,6 +386,7 @@ class ModelSpec:
     softmax: Softmax = field(default_factory=Softmax)
     counts: Counts = field(default_factory=Counts)
     mix: Mix = field(default_factory=Mix)
+    auto: Auto = field(default_factory=Auto)
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     event_types: tuple[EventType, ...] = ()

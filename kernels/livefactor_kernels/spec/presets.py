@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
+    Auto,
     Counts,
     History,
     Limits,
@@ -107,7 +108,8 @@ _PRESETS: dict[str, ModelSpec] = {
         solve=Solve(unobserved_density=40.0),
         counts=Counts(neighbors=128, weight=1.0),
         mix=Mix(learning_rate=0.07),
-        limits=Limits(value_abs_max=1.0),
+        auto=Auto(ratings_events=1000),
+        limits=Limits(value_abs_max=1e6),
     ),
     # The repeat gain and the high bias rate were the best on the first 60 % of Online Retail
     # (docs/quality.md).

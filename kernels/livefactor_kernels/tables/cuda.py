@@ -141,6 +141,11 @@ class CudaTable(RowKeys):
         """Bytes of a row in all arrays of host and device, without its slot in the key map."""
         return self.keys.itemsize + sum(self._bytes(name, 1) for name in self.arrays)
 
+    @property
+    def page_bytes(self) -> int:
+        """See `backend.RowTable.page_bytes`."""
+        return 0
+
     def missing(self, rows: int) -> int:
         """Further bytes of device memory that `rows` rows would take."""
         return sum(array.missing(self._bytes(name, rows)) for name, array in self.arrays.items())

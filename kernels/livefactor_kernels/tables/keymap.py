@@ -1,7 +1,7 @@
 """A map from 64-bit keys to rows, for one writer and any number of readers without locks.
 
-    directory  uint64[256], one entry per sub-table: the address of its block, a multiple of 64,
-               + log2 of its number of buckets (6 bits)
+    directory  uint64[258], one entry per sub-table: the address of its block, a multiple of 64,
+               + log2 of its number of buckets (6 bits); then the two seeds of the hash
     block      buckets, a power of two of them, 64 bytes each (one cache line, four slots),
                with linear probing
     slot       16 bytes: key uint64 | row + 1 uint64 (0 for an empty slot); a bucket is filled
@@ -61,6 +61,8 @@ _0, _1, _3, _6 = np.uint64(0), np.uint64(1), np.uint64(3), np.uint64(6)
 _8, _16, _32, _48, _56 = np.uint64(8), np.uint64(16), np.uint64(32), np.uint64(48), np.uint64(56)
 _ADDRESS_BITS = np.uint64(2**64 - _BUCKET_BYTES)
 _SIZE_BITS = np.uint64(_BUCKET_BYTES - 1)
+_SEEDS = np.uint64(8 * SUB_TABLES)
+"""Offset of the seeds in a directory, in bytes."""
 _WINDOW = np.uint64(16)
 _RING_MASK = np.uint64(31)
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
@@ -134,7 +136,12 @@ def _put(bucket, key, row_plus_1):
 
 
 @compiled
-def _find_kernel(directory, seed_a, seed_b, keys, rows):
+def find_kernel(directory, keys, rows):
+    """Writes the rows of `keys` to `rows`, uint32[n], or `NO_ROW`.
+
+    `directory` and `keys` are addresses.
+    """
+    seed_a, seed_b = load_relaxed(directory + _SEEDS), load_relaxed(directory + _SEEDS + _8)
     count = np.uint64(rows.size)
     hashes = np.empty(_RING_MASK + _1, np.uint64)
     for i in range(min(_WINDOW, count)):
@@ -222,8 +229,11 @@ def _distinct_kernel(seed_a, seed_b, keys, rows, scratch):
     return distinct + zero_seen
 
 
-class _Blocks:
-    """A directory, which never changes, and the memory of all its blocks."""
+class Blocks:
+    """A directory, which never changes, and the memory of all its blocks.
+
+    Whoever calls `find_kernel` keeps them alive until it returns.
+    """
 
     __slots__ = ("address", "directory", "memory")
 
@@ -290,11 +300,17 @@ class KeyMap:
         self._counts = np.zeros(SUB_TABLES, np.uint64)
         self._limits = np.array([_slot_limit(sub, b) for sub, b in enumerate(bits)], np.uint64)
         self._size = 0
-        self._blocks = _Blocks(np.array(entries, np.uint64), list(memory))
+        directory = np.array([*entries, self._seed_a, self._seed_b], np.uint64)
+        self._blocks = Blocks(directory, list(memory))
 
     def __len__(self) -> int:
         """Number of keys."""
         return self._size
+
+    @property
+    def blocks(self) -> Blocks:
+        """The present blocks."""
+        return self._blocks
 
     @property
     def nbytes(self) -> int:
@@ -312,7 +328,7 @@ class KeyMap:
         rows = np.empty(keys.size, np.uint32)
         # The reference keeps all blocks alive until the kernel returns.
         blocks = self._blocks
-        _find_kernel(blocks.address, self._seed_a, self._seed_b, _address(keys), rows)
+        find_kernel(blocks.address, _address(keys), rows)
         return rows
 
     def count_new(self, keys: np.ndarray) -> int:
@@ -362,7 +378,7 @@ class KeyMap:
         bits = old_bits + (2 if old_bits < _BITS_QUADRUPLE else 1)
         directory, memory = blocks.directory.copy(), blocks.memory.copy()
         memory[sub], directory[sub] = _new_block(bits)
-        grown = _Blocks(directory, memory)
+        grown = Blocks(directory, memory)
         _move_kernel(grown.address, self._seed_a, self._seed_b, old_entry)
         self._limits[sub] = _slot_limit(sub, bits)
         self._blocks = grown

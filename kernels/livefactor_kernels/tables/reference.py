@@ -136,6 +136,11 @@ class ReferenceTable:
         arrays = [getattr(self, name) for name in self.names]
         return sum(math.prod(array.shape[1:]) * array.itemsize for array in arrays)
 
+    @property
+    def page_bytes(self) -> int:
+        """See `backend.RowTable.page_bytes`."""
+        return 0
+
     def count_new(self, keys: np.ndarray) -> int:
         """See `tables.keys.RowKeys.count_new`."""
         return len({int(key) for key in keys} - self.keymap.keys())

@@ -1,4 +1,4 @@
-"""Changes: the contents of log records. `state(r) = apply(spec, log[1..r])`.
+"""Changes: the contents of log records. `state(r) = apply(spec at r, log[1..r])`.
 
     wire message ── from_wire ─▶ change, rejects ── body ─▶ log record
                                                                │
@@ -35,6 +35,7 @@ from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects, decode_rejects, encode_rejects
 from livefactor_server.changes.spec import SpecChange
+from livefactor_server.changes.switch import SwitchChange
 
 __all__ = [
     "CHANGES",
@@ -55,6 +56,7 @@ __all__ = [
     "Rejects",
     "ReplayError",
     "SpecChange",
+    "SwitchChange",
     "WireChange",
     "apply",
     "apply_columns",
@@ -71,6 +73,7 @@ _ALL: tuple[type[Change], ...] = (
     AvailabilityChange,
     OpenProducerChange,
     EngineChange,
+    SwitchChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

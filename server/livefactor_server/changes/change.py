@@ -150,6 +150,16 @@ class WireChange(Change):
     def without_rows(self, rows: np.ndarray | list[int]) -> Self:
         """The change without the rows with these numbers."""
 
+    def rows_outside(self, spec: ModelSpec) -> list[tuple[int, int]]:
+        """(row, reason) of each row that `spec` does not accept.
+
+        It is for a change that was checked against an earlier spec.
+
+        Raises:
+            Refused: the change as a whole is invalid.
+        """
+        return []
+
     def rows_without_room(
         self, state: ModelState, pending: Mapping[int, int], free_bytes: int
     ) -> list[tuple[int, int]]:

@@ -90,7 +90,7 @@ def learn(state: ModelState, revision: int, events: Events, places: Places) -> N
     """
     spec, ends, n = state.spec, events.ends, places.user_rows.size
     values = None if spec.loss == Loss.BPR else events.values
-    values, weights = state.event_types.applied(n, events.event_types, values, events.weights)
+    values, weights = state.meanings.applied(n, events.event_types, values, events.weights)
     whole = Update(
         revision=revision + len(ends) - 1,
         user_rows=places.user_rows,

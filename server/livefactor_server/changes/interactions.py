@@ -69,14 +69,26 @@ class InteractionsChange(KeyedChange):
         """
         columns = wire.decode_interactions(body)
         require_rows(len(columns), min(rows_max, WORK_MAX // spec.work_of_event))
-        if columns.values is None and spec.loss == Loss.SQUARED:
-            raise invalid("values: squared loss needs a value for every event")
         change = cls(columns, columns.body)
-        reasons = _reasons(columns, spec)
+        reasons = change._reasons(spec)
         if reasons is None:
             return change, NO_REJECTS
         bad = np.flatnonzero(reasons)
         return change.without_rows(bad), Rejects.of(bad, reasons[bad])
+
+    def rows_outside(self, spec: ModelSpec) -> list[tuple[int, int]]:
+        """See `WireChange.rows_outside`."""
+        reasons = self._reasons(spec) if self.rows else None
+        if reasons is None:
+            return []
+        bad = np.flatnonzero(reasons)
+        return list(zip(bad.tolist(), reasons[bad].tolist(), strict=True))
+
+    def _reasons(self, spec: ModelSpec) -> np.ndarray | None:
+        require_rows(self.rows, WORK_MAX // spec.work_of_event)
+        if self.columns.values is None and spec.loss == Loss.SQUARED:
+            raise invalid("values: squared loss needs a value for every event")
+        return _reasons(self.columns, spec)
 
     @classmethod
     def from_log(cls, body: bytes) -> InteractionsChange:
@@ -132,9 +144,9 @@ def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:
 
 
 def good_values(values: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """bool[n]: which values float32[n] are in the domain of the spec's loss."""
+    """bool[n]: which values float32[n] the spec accepts."""
     good: np.ndarray
-    if spec.loss == Loss.SQUARED:
+    if spec.loss == Loss.SQUARED or spec.auto.ratings_events:
         good = np.abs(values) <= np.float32(spec.limits.value_abs_max)
     elif spec.loss == Loss.LOGISTIC:
         good = (values == 0) | (values == 1)

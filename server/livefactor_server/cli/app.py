@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 # The import of a module adds its commands to `app`.
-from livefactor_server.cli import client, evaluate, judge, log, models, push, serve, tune  # noqa: F401
+from livefactor_server.cli import client, evaluate, judge, log, models, push, serve, token, tune  # noqa: F401
 from livefactor_server.cli.base import app
 from livefactor_server.cli.items import similar  # noqa: F401
 from livefactor_server.text import PlainFormatter

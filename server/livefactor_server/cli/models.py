@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,7 @@ from livefactor_server.cli.base import (
     console,
     emit,
     models_app,
+    progress,
     table,
 )
 from livefactor_server.cli.judge import show_hold, show_judgement
@@ -33,7 +36,8 @@ def _description_fields(model: ModelDescription) -> dict[str, Any]:
         "log_bytes": model.log_bytes, "memory_bytes": model.memory_bytes, "writable": model.writable,
         "root_hash": model.root_hash.hex(), "spec": model.spec, "adapted_rate": model.adapted_rate,
         "judgement": model.judgement and asdict(model.judgement), "hold": model.hold and asdict(model.hold),
-        "fault": model.fault,
+        "fault": model.fault, "spec_id": model.spec_id, "spec_revision": model.spec_revision,
+        "earlier_specs": [asdict(each) for each in model.earlier_specs],
     }  # fmt: skip
 
 
@@ -57,7 +61,7 @@ def _show(model: ModelDescription, as_json: bool) -> None:
         return
     spec = fields.pop("spec")
     # A judgement and a hold are shown below the table.
-    del fields["judgement"], fields["hold"], fields["fault"]
+    del fields["judgement"], fields["hold"], fields["fault"], fields["earlier_specs"]
     grid = table("field", "value")
     for name, value in fields.items():
         if value is not None:
@@ -65,6 +69,9 @@ def _show(model: ModelDescription, as_json: bool) -> None:
     for name, value in spec.items():
         grid.add_row(f"spec.{name}", json.dumps(value) if isinstance(value, dict) else str(value))
     console().print(grid)
+    for earlier in model.earlier_specs:
+        what = f"rule {earlier.spec['rule']}, loss {earlier.spec['loss']}, k {earlier.spec['k']}"
+        console().print(f"earlier: spec {earlier.spec_id} since revision {earlier.revision}, {what}")
     if model.judgement is not None and model.judgement.judged_events:
         show_judgement(model.judgement)
     if model.hold is not None:
@@ -120,20 +127,67 @@ def models_create(
     as_json: AsJson = False,
 ) -> None:
     """Create an empty model."""
-    from livefactor.errors import LivefactorError
     from livefactor.models import Models
+
+    with _spec_errors(), Models(target) as models:
+        named, changes = _read_spec(spec)
+        _show(models.create(name, preset or named, **changes), as_json)
+
+
+def _read_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """The preset ("" for none) and the changes of an option: JSON, or the name of a TOML file."""
     from livefactor_server.files.specs import read_changes
 
+    return ("", json.loads(spec)) if spec.lstrip()[:1] == "{" else read_changes(Path(spec))
+
+
+@contextmanager
+def _spec_errors() -> Iterator[None]:
+    from livefactor.errors import LivefactorError
+
     try:
-        named, changes = ("", json.loads(spec)) if spec.lstrip()[:1] == "{" else read_changes(Path(spec))
-        with Models(target) as models:
-            _show(models.create(name, preset or named, **changes), as_json)
+        yield
     except LivefactorError:
         # The server's text says what it is about.
         raise
     except (json.JSONDecodeError, TypeError, ValueError) as error:
         complain(f"spec: {error}")
         raise typer.Exit(2) from None
+
+
+@models_app.command("promote")
+def models_promote(
+    name: Annotated[str, typer.Argument(help="The model.")],
+    preset: Annotated[
+        str, typer.Option(help=f"One of {', '.join(PRESET_NAMES)}. Default: the spec in force.")
+    ] = "",
+    spec: Annotated[str, typer.Option(help="Changes to it as JSON, or a spec file (TOML).")] = "{}",
+    target: Target = DEFAULT_TARGET,
+    as_json: AsJson = False,
+) -> None:
+    """Give a model another spec while it serves.
+
+    The server first learns the whole log with it, beside the live model. End the command to give
+    up.
+    """
+    from rich.progress import TextColumn
+
+    from livefactor.models import Models
+
+    with (
+        _spec_errors(),
+        Models(target) as models,
+        progress(TextColumn("{task.completed} of {task.total} revisions")) as bar,
+    ):
+        named, changes = _read_spec(spec)
+        task = bar.add_task("promote", total=None)
+        found = models.promote(
+            name,
+            preset or named,
+            on_progress=lambda at, last: bar.update(task, total=last, completed=at),
+            **changes,
+        )
+    _show(found, as_json)
 
 
 @models_app.command("describe")

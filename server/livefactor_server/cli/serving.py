@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from livefactor_kernels.backend import BackendUnavailable
-from livefactor_server import metrics
+from livefactor_server.access.entry import Entry
+from livefactor_server.access.metrics_port import serve_metrics
 from livefactor_server.cli.base import complain
-from livefactor_server.cli.settings import ServerSettings
+from livefactor_server.cli.settings import LOOPBACK, ServerSettings
 from livefactor_server.files.specs import SpecFileError
 from livefactor_server.hosting import host as hosting
 from livefactor_server.log.store import LogError
@@ -28,7 +29,6 @@ from livefactor_server.snapshots.replay import ReplayError
 from livefactor_server.text import PlainFormatter
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 CALLS_SHARE = 0.9
 """Share of the seconds of a drain that running calls get. The rest remains to end them."""
 
@@ -56,9 +56,12 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     lines = logging.StreamHandler()
     lines.setFormatter(PlainFormatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[lines])
-    if settings.host not in LOOPBACK and not settings.allow_remote:
-        complain(f"{settings.host} is not loopback; there is no TLS yet, so this needs --allow-remote")
+    try:
+        entry = settings.entry()
+    except ValueError as error:
+        complain(error)
         return 2
+    _warn_if_open(settings)
     server.limit_libraries()
     server.raise_file_limit()
     # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event,
@@ -70,8 +73,9 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         parts = settings.hosting()
         settings.data.mkdir(parents=True, exist_ok=True)
         models = hosting.Hosting(settings.data, parts)
-        rpc = server.RpcServer(models, settings.service(), host_and_port(settings.host, settings.port))
-        metrics_port = _serve_metrics(settings)
+        address = host_and_port(settings.host, settings.port)
+        rpc = server.RpcServer(models, settings.service(), address, entry)
+        metrics_port = _serve_metrics(settings, entry)
     except EXPECTED_FAULTS as error:
         complain(error)
         return 1
@@ -117,6 +121,11 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     _leave(0)
 
 
+def _warn_if_open(settings: ServerSettings) -> None:
+    if settings.host not in LOOPBACK and settings.access is None and settings.tls_client_ca is None:
+        logger.warning("whoever reaches %s may do everything: there is no --access file", settings.host)
+
+
 def _drain(rpc: server.RpcServer, drain_s: float) -> None:
     """Drains the server, or gives up after `drain_s` seconds. Nothing acknowledged is lost then."""
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -151,11 +160,11 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _serve_metrics(settings: ServerSettings) -> int:
+def _serve_metrics(settings: ServerSettings, entry: Entry) -> int:
     if settings.metrics_port < 0:
         return -1
     try:
-        return metrics.serve_metrics(settings.host.strip("[]"), settings.metrics_port)
+        return serve_metrics(settings.host.strip("[]"), settings.metrics_port, entry)
     except OSError as error:
         raise server.PortInUse(
             f"the metrics port {host_and_port(settings.host, settings.metrics_port)} cannot be bound ({error.strerror});"

@@ -19,13 +19,26 @@ import typer
 from livefactor_kernels.spec.names import DEFAULT_PRESET, PRESET_NAMES
 
 if TYPE_CHECKING:
+    from livefactor_server.access.entry import Entry
     from livefactor_server.hosting.host import HostingSettings
     from livefactor_server.judging.observer import ObserverSettings
     from livefactor_server.rpc.calls import ServiceSettings
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 PREFIX = "LIVEFACTOR_"
-CLIENT_VARIABLES = ("LIVEFACTOR_TARGET", "LIVEFACTOR_SECRET")
+CLIENT_VARIABLES = (
+    "LIVEFACTOR_TARGET",
+    "LIVEFACTOR_SECRET",
+    "LIVEFACTOR_TOKEN",
+    "LIVEFACTOR_CA",
+    "LIVEFACTOR_CERTIFICATE",
+    "LIVEFACTOR_KEY",
+)
 """Environment variables of the commands that talk to a server."""
+
+
+class EntryError(ValueError):
+    """The settings of an address, of TLS and of access do not fit together."""
 
 
 def _known_preset(value: str) -> str:
@@ -46,7 +59,7 @@ class ServerSettings:
         "livefactor-data"
     )
     host: Annotated[
-        str, _option("Address to listen on. An address other than loopback needs --allow-remote.")
+        str, _option("Address to listen on. An address other than loopback needs TLS, or --insecure.")
     ] = "127.0.0.1"
     port: Annotated[int, _option("Port of gRPC. 0 takes a free one.", min=0, max=65_535)] = 50_051
     metrics_port: Annotated[
@@ -57,8 +70,28 @@ class ServerSettings:
             max=65_535,
         ),
     ] = 50_052
-    allow_remote: Annotated[
-        bool, _option("Allow an address other than loopback. There is no TLS and no access control yet.")
+    tls_cert: Annotated[
+        Path | None,
+        _option(
+            "Certificate chain of the server (PEM), for TLS. A changed file is taken up without a restart."
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        _option("Private key of that certificate (PEM). Others must not be able to read the file."),
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        _option("Authorities (PEM) of client certificates. With it, every client must have a certificate."),
+    ] = None
+    access: Annotated[
+        Path | None,
+        _option(
+            "Access file with the tokens, roles and models of callers. Without it, everybody may do everything."
+        ),
+    ] = None
+    insecure: Annotated[
+        bool, _option("Allow an address other than loopback without TLS: all traffic can be read on the way.")
     ] = False
     preset: Annotated[
         str,
@@ -146,6 +179,34 @@ class ServerSettings:
         Literal["debug", "info", "warning", "error"],
         _option("Minimum severity of messages in the server's log."),
     ] = "info"
+
+    def entry(self) -> Entry:
+        """How calls come in.
+
+        Raises:
+            EntryError: an address other than loopback has no TLS, or an option lacks another one.
+            CertificateError: the certificate or the key cannot be used.
+            AccessFileError: the access file has a fault.
+        """
+        from livefactor_server.access.entry import Entry
+        from livefactor_server.access.grants import Grants
+
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise EntryError("--tls-cert and --tls-key need each other")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise EntryError("--tls-client-ca needs --tls-cert and --tls-key")
+        if self.tls_cert is None and self.host not in LOOPBACK and not self.insecure:
+            raise EntryError(
+                f"{self.host} is not loopback, so it needs TLS (--tls-cert, --tls-key); --insecure serves it"
+                " in plain text"
+            )
+        certificate = None
+        if self.tls_cert is not None and self.tls_key is not None:
+            from livefactor_server.access.certificates import CertificateFiles
+
+            certificate = CertificateFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
+            certificate.check()
+        return Entry(certificate, None if self.access is None else Grants(self.access))
 
     def hosting(self) -> HostingSettings:
         """The settings of the models.

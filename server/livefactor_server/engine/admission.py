@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ from livefactor_server.statuses import Refused, exhausted, exists, precondition
 
 KEY_SLOT_BYTES = 32
 """Bytes per key in its map at the lowest load factor of the map."""
+
+SPARE_SHARE = 1 / 32
+"""Share of the memory that a second state leaves to updates, so that it makes no row rejected."""
 
 
 @dataclass(slots=True)
@@ -103,14 +107,51 @@ class Admission:
     _pending_bytes: int = 0
     _row_bytes: tuple[int, int] = (0, 0)
     _reserved: tuple[int, int] = (0, 0)
+    _states: int = 1
+    _second_pages: Callable[[], int] = int
 
     def __post_init__(self) -> None:
         self._producers = len(self.state.producers)
-        users, items = self._tables
-        self._row_bytes = (
-            users.row_bytes + KEY_SLOT_BYTES,
-            items.row_bytes + KEY_SLOT_BYTES + self.judge_item_bytes,
+        self._count_row_bytes()
+
+    def _count_row_bytes(self, second: Sequence[int] = (0, 0), states: int = 1) -> None:
+        users, items = (
+            table.row_bytes + more + KEY_SLOT_BYTES * states
+            for table, more in zip(self._tables, second, strict=True)
         )
+        self._states, self._row_bytes = states, (users, items + self.judge_item_bytes)
+
+    @contextmanager
+    def with_second_state(self, row_bytes: tuple[int, int], page_bytes: Callable[[], int]) -> Iterator[None]:
+        """Counts the memory of a second state, which a promotion builds.
+
+        Rows of users and of items have `row_bytes` in it. `page_bytes` tells the bytes of its
+        pages. Any thread may call it.
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED if the memory does not suffice for both.
+        """
+        self._second_pages = page_bytes
+        self._count_row_bytes(row_bytes, 2)
+        try:
+            self.check_second_state()
+            yield
+        finally:
+            self._second_pages = int
+            self._count_row_bytes()
+
+    def check_second_state(self) -> None:
+        """Checks that the memory suffices for a second state, and for updates meanwhile.
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED if it does not.
+        """
+        missing = int(self.memory_bytes_max * SPARE_SHARE) - self.free_bytes
+        if missing > 0:
+            raise exhausted(
+                f"memory: both states need {(missing >> 20) + 1} MiB more than memory_bytes_max "
+                f"({self.memory_bytes_max >> 20} MiB)"
+            )
 
     def admit(self, item: Submission) -> bool:
         """Decides whether a batch enters the log.
@@ -128,6 +169,8 @@ class Admission:
             refusal = self.hold_refusal() if item.change.has_events else None
             if refusal is not None:
                 raise refusal
+            if item.spec is not None and item.spec is not self.state.spec:
+                self._check_again(item)
             self._make_fit(item)
         except Refused:
             self.withdraw([item])
@@ -279,9 +322,17 @@ class Admission:
         It is below 0 if the model holds more than `memory_bytes_max`.
         """
         rows = sum(
-            table.allocated * nbytes for table, nbytes in zip(self._tables, self._row_bytes, strict=True)
+            table.allocated * nbytes + table.page_bytes
+            for table, nbytes in zip(self._tables, self._row_bytes, strict=True)
         )
-        return self.memory_bytes_max - rows - self.state.bytes_beside - self._pending_bytes
+        beside = self.state.bytes_beside + self._pending_bytes
+        return self.memory_bytes_max - rows - beside * self._states - self._second_pages()
+
+    def _check_again(self, item: Submission) -> None:
+        """Checks a batch that was checked against an earlier spec."""
+        change = item.change
+        if isinstance(change, WireChange) and (rejected := change.rows_outside(self.state.spec)):
+            item.reject_more(rejected, change.without_rows([row for row, _ in rejected]))
 
     def _make_fit(self, item: Submission) -> None:
         """Rejects the rows of a batch that have no room, so that the other rows need not wait.

@@ -5,7 +5,7 @@
                                        ▼
                                    APPLY stage: apply, publish, acknowledge
 
-    readers  ── gate (small reads) or pin (long reads) ─▶ the state at one published revision
+    readers  ── version (small reads) or pin (long reads) ─▶ the state at one published revision
 
 When a stage becomes free, it takes the batches in its queue as the next group. This gives
 throughput under load, and low latency without load. Under load the disk writes one group while the
@@ -20,16 +20,21 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_server import changes
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.budget import Budget
 from livefactor_server.engine.commit import Commit, Parts, Run
 from livefactor_server.engine.metrics import EngineMetrics
+from livefactor_server.engine.promotion import Progress, Promotion, Start
+from livefactor_server.engine.ratings import Recogniser
 from livefactor_server.engine.submission import Submission
 from livefactor_server.judging.observer import Observer, ObserverSettings
 from livefactor_server.log.store import Log, LogFailed, LogFull
@@ -87,16 +92,19 @@ class Engine:
         self.name = name
         self.state = state
         self.log = log
-        self.gate = Gate()
+        # The reads of a GPU share memory for transfers.
+        self.gate = Gate(is_shared=state.backend_name != "cuda")
         self.failure: str | None = None
         self.torn = False
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
-        admission = Admission(
-            state, settings.memory_bytes_max, log.seal, self.observer.refusal, self.observer.item_bytes
-        )
-        self._parts = Parts(state, log, self.gate, admission, self.observer, self.metrics, self.wake)
-        self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
+        self._memory_bytes_max = settings.memory_bytes_max
+        self._parts = self._parts_of(state)
+        self._promoting = threading.Lock()
+        self._promotion: Promotion | None = None
+        self._next_switch: Promotion | None = None
+        self._recogniser = Recogniser(name, state.spec, log, self.promote)
+        self._queue: queue.SimpleQueue[Submission | Promotion | None] = queue.SimpleQueue()
         self._to_apply: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")
         self._durable: Commit | None = None
@@ -109,13 +117,20 @@ class Engine:
         self._log_thread = threading.Thread(target=self._log_stage, name=f"log-{name}", daemon=True)
         self._apply_thread = threading.Thread(target=self._apply_stage, name=f"apply-{name}", daemon=True)
 
+    def _parts_of(self, state: ModelState) -> Parts:
+        admission = Admission(
+            state, self._memory_bytes_max, self.log.seal, self.observer.refusal, self.observer.item_bytes
+        )
+        return Parts(state, self.log, self.gate, admission, self.observer, self.metrics, self.wake)
+
     def start(self) -> None:
         """Starts both stages."""
         self.metrics.watch(
-            self.state,
+            lambda: self.state,
             self.log,
             self.observer,
             lambda: self.memory_bytes,
+            lambda: self._promotion.lag if self._promotion is not None else 0,
             lambda: self._budget.used,
             lambda: self.failure is None,
         )
@@ -128,6 +143,7 @@ class Engine:
                 sum(self.memory_bytes.values()) >> 20,
                 admission.memory_bytes_max >> 20,
             )
+        self._recogniser.start()
         self._log_thread.start()
         self._apply_thread.start()
 
@@ -176,8 +192,9 @@ class Engine:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes of memory of each part of the model."""
-        return self.state.memory_bytes | {"judge": self.observer.nbytes}
+        """Bytes of memory of each part of the model. A promotion has a second state."""
+        second = self._promotion.nbytes if self._promotion is not None else 0
+        return self.state.memory_bytes | {"judge": self.observer.nbytes, "promotion": second}
 
     def has_reached(self, revision: int) -> bool:
         """Whether `revision` is published.
@@ -219,6 +236,41 @@ class Engine:
         """Bytes of the batches that are queued or being logged."""
         return self._budget.used
 
+    def promote(self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None) -> int:
+        """Gives the model another spec while it serves. Returns the revision of the switch.
+
+        The call learns the log after the state that `start` gives, or all of it. `progress` is
+        called again and again. If it raises an exception, the promotion ends with it. After any
+        exception the model is as it was.
+
+        Raises:
+            Refused: FAILED_PRECONDITION if the spec cannot be that of this log, with the reason.
+                RESOURCE_EXHAUSTED if another promotion is in progress, or for want of memory or
+                disk. UNAVAILABLE if the engine drains or cannot write.
+        """
+        if not self._promoting.acquire(blocking=False):
+            raise exhausted("promotion: another one is in progress; try again later")
+        try:
+            self._check_writable()
+            admission = self._parts.admission
+
+            def check() -> None:
+                self._check_writable()
+                admission.check_second_state()
+
+            promotion = Promotion(self.name, self.state, self.log, spec, check)
+            promotion.admit()
+            with admission.with_second_state(promotion.row_bytes(), lambda: promotion.page_bytes):
+                self._promotion = promotion
+                promotion.build(start, progress)
+                with self._submitting:
+                    self._check_writable()
+                    self._queue.put(promotion)
+                return promotion.outcome.result()
+        finally:
+            self._promotion = None
+            self._promoting.release()
+
     def drain(self) -> None:
         """Refuses new batches, finishes the accepted ones, stops both stages and closes the log."""
         with self._submitting:
@@ -227,7 +279,10 @@ class Engine:
         self._budget.wake()
         self._log_thread.join()
         self._apply_thread.join()
-        self._end()
+        self._recogniser.stop()
+        with self._promoting:
+            # A promotion has ended before its log is closed.
+            self._end()
         self._disk.shutdown()
         self.log.close()
         self.metrics.close()
@@ -241,6 +296,10 @@ class Engine:
                 group, open_end = self._next_group()
                 if group:
                     self._log_group(group)
+                if self._next_switch is not None:
+                    self._finish_durable()
+                    self._switch(self._next_switch)
+                    self._next_switch = None
             self._finish_durable()
         except BaseException:
             # A bug, or a log that takes no mark: the engine stops writing and still serves reads.
@@ -248,15 +307,23 @@ class Engine:
             logger.exception("model %s: log stage", self.name)
             if self._durable is not None:
                 self._abandon(self._durable.batches)
+            if self._next_switch is not None:
+                self._next_switch.refuse(unavailable("model: writes are stopped"))
             self._refuse_queue()
         finally:
             self._to_apply.put(None)
 
     def _next_group(self) -> tuple[list[Submission], bool]:
-        """The queued batches, at least one, and whether the queue is still open."""
+        """The queued batches, and whether the queue is still open.
+
+        A promotion ends the group. It becomes `_next_switch`.
+        """
         first = self._first()
         if first is None:
             return [], False
+        if isinstance(first, Promotion):
+            self._next_switch = first
+            return [], True
         group, size = [first], len(first.received_body)
         while len(group) < GROUP_RECORDS_MAX and size < GROUP_BYTES_MAX:
             try:
@@ -265,11 +332,42 @@ class Engine:
                 break
             if item is None:
                 return group, False
+            if isinstance(item, Promotion):
+                self._next_switch = item
+                break
             group.append(item)
             size += len(item.received_body)
         return group, True
 
-    def _first(self) -> Submission | None:
+    def _switch(self, promotion: Promotion) -> None:
+        """Gives the model the state of a promotion, when the APPLY stage has finished all groups.
+
+        An exception other than a refusal stops the LOG stage.
+        """
+        started = time.monotonic()
+        for _ in range(GROUPS_AHEAD_MAX):
+            self._ahead.acquire()
+        try:
+            state, record = promotion.complete()
+            self.observer.judge(state)
+            with self.gate.writing():
+                changes.apply(state, [record])
+                self.state = state
+            self._parts = self._parts_of(state)
+        except Refused as refusal:
+            promotion.refuse(refusal)
+            return
+        except LogFailed as error:
+            self._fail(str(error))
+            promotion.refuse(unavailable("model: writes are stopped after a failed log write"))
+            return
+        finally:
+            self._ahead.release(GROUPS_AHEAD_MAX)
+        self.wake()
+        self.metrics.observe_switch()
+        promotion.finish(state.revision, time.monotonic() - started)
+
+    def _first(self) -> Submission | Promotion | None:
         try:
             return self._queue.get(timeout=IDLE_MARK_S)
         except queue.Empty:
@@ -349,8 +447,11 @@ class Engine:
             batch.finish(refusal)
 
     def _refuse_queue(self) -> None:
-        while (batch := self._queue.get()) is not None:
-            batch.finish(unavailable("model: writes are stopped"))
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, Promotion):
+                item.refuse(unavailable("model: writes are stopped"))
+            else:
+                item.finish(unavailable("model: writes are stopped"))
 
     def _end(self) -> None:
         """Calls back the waiting readers, because the engine publishes no further revision."""
@@ -381,6 +482,8 @@ class Engine:
             commit.apply(run)
             commit.publish(run)
             commit.acknowledge(run)
+            if self._recogniser.watches:
+                self._recogniser.see(record.change for _, record in run)
         except BaseException:
             # After a bug a record may be applied in part. Reads and writes stop until a restart.
             self.torn = True

@@ -17,7 +17,7 @@ _TABLES = ("users", "items")
 
 REPLAY_RECORD_S = 10e-6
 """Seconds that a restart takes to read, verify and decode a small record, at most."""
-_PARTS = (*_TABLES, "labels", "marks", "producers", "judge")
+_PARTS = (*_TABLES, "labels", "marks", "producers", "judge", "promotion")
 """The parts whose memory is reported (`Engine.memory_bytes`)."""
 _LATENCY_BUCKETS = (*(0.0005 * 2**power for power in range(11)), 1.0, 2.0, 5.0)
 
@@ -27,6 +27,12 @@ BATCHES = Counter("livefactor_batches", "Batches applied.", ["model"])
 REVISION = Gauge("livefactor_revision", "Published revision.", ["model"])
 LOG_LAG = Gauge("livefactor_log_lag_records", "Records that are durable but not yet applied.", ["model"])
 QUEUE = Gauge("livefactor_queue_bytes", "Bytes of batches that wait for the log.", ["model"])
+PROMOTION_LAG = Gauge(
+    "livefactor_promotion_lag_records",
+    "Records that the state with the promoted spec has not learned yet, 0 without a promotion.",
+    ["model"],
+)
+SWITCHES = Counter("livefactor_switches", "Switches of the spec since the start.", ["model"])
 DAMAGED = Gauge(
     "livefactor_log_damaged", "1 if a segment that a start did not read turned out to be damaged.", ["model"]
 )
@@ -64,6 +70,7 @@ class EngineMetrics:
         self._rejected = REJECTED.labels(model)
         self._latency = APPLY_LATENCY.labels(model)
         self._score = SCORE_LATENCY.labels(model)
+        self._switches = SWITCHES.labels(model)
         # Estimated time that a replay of all records applied since the start would take.
         self.replay_s = 0.0
         DAMAGED.labels(model).set(0)
@@ -72,23 +79,29 @@ class EngineMetrics:
         """Counts a run of `records` records whose application took `seconds`."""
         self.replay_s += records * REPLAY_RECORD_S + seconds
 
+    def observe_switch(self) -> None:
+        """Counts a switch of the spec."""
+        self._switches.inc()
+
     def observe_damage(self) -> None:
         """Reports damage to an earlier segment of the log."""
         DAMAGED.labels(self._model).set(1)
 
     def watch(
         self,
-        state: ModelState,
+        state: Callable[[], ModelState],
         log: Log,
         observer: Observer,
         memory_bytes: Callable[[], dict[str, int]],
+        promotion_lag: Callable[[], int],
         queued_bytes: Callable[[], int],
         is_writable: Callable[[], bool],
     ) -> None:
         """Connects the gauges to the parts of a running engine."""
         model = self._model
-        REVISION.labels(model).set_function(lambda: state.revision)
-        LOG_LAG.labels(model).set_function(lambda: log.last_revision - state.revision)
+        REVISION.labels(model).set_function(lambda: state().revision)
+        LOG_LAG.labels(model).set_function(lambda: log.last_revision - state().revision)
+        PROMOTION_LAG.labels(model).set_function(promotion_lag)
         QUEUE.labels(model).set_function(queued_bytes)
         LOG_BYTES.labels(model).set_function(lambda: log.size_bytes)
         WRITABLE.labels(model).set_function(lambda: float(is_writable()))
@@ -118,7 +131,7 @@ class EngineMetrics:
     def close(self) -> None:
         """Removes the gauges of the model, so that they do not keep its tables in memory."""
         JUDGES.forget(self._model)
-        for gauge in (REVISION, LOG_LAG, QUEUE, LOG_BYTES, DAMAGED, WRITABLE):
+        for gauge in (REVISION, LOG_LAG, PROMOTION_LAG, QUEUE, LOG_BYTES, DAMAGED, WRITABLE):
             gauge.remove(self._model)
         for part in _PARTS:
             MEMORY.remove(self._model, part)
@@ -130,5 +143,5 @@ def _memory_of(memory_bytes: Callable[[], dict[str, int]], part: str) -> float:
     return memory_bytes()[part]
 
 
-def _rows_of(state: ModelState, side: int) -> float:
-    return state.backend.published[side]
+def _rows_of(state: Callable[[], ModelState], side: int) -> float:
+    return state().backend.published[side]

@@ -1,7 +1,9 @@
 """Readers: answer Score calls at exactly one published revision while the tables change in place.
 
-Scores of candidates: under the gate the reader looks up the keys and gathers the rows. The writer
-holds the same gate for each run of records. The dot products come after the gate.
+Scores of candidates: on the CPU one compiled call looks the keys up and scores the rows while the
+writer works, and then looks whether a record was applied meanwhile (`Backend.try_score`). Readers
+and the writer do not wait for each other. After a few tries the reader takes turns with the writer
+at the gate, which the writer holds for each run of records. A GPU reads only under the gate.
 
 Top-k: under the gate the reader pins the revision. Then it scans without the gate. The pin answers
 at its revision, and the writer continues meanwhile.
@@ -20,17 +22,19 @@ from livefactor.wire.limits import MESSAGE_BYTES_MAX, SCORE_PAIRS_MAX, over
 from livefactor.wire.scoring import ScoreColumns, ScoreQuery
 from livefactor_kernels.backend import Pin
 from livefactor_kernels.reading.persons import Events, PersonReader, with_rows
+from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.similar import similar
 from livefactor_server.model.availability import rows_of
-from livefactor_server.statuses import invalid, no_memory, unavailable
+from livefactor_server.model.state import ModelState
+from livefactor_server.statuses import Refused, invalid, no_memory, unavailable
 
 _NO_ROWS, _NO_FLAGS = np.empty(0, np.uint32), np.empty(0, bool)
 
 GATE_ROWS_MAX = 4096
-"""Maximum number of rows gathered under the gate. Larger reads use a pin."""
+"""Maximum number of rows read under the gate. Larger reads use a pin."""
 
 AT_ONCE_MAX = 2048
 """Maximum number of scores of a query that is answered without a thread of its own."""
@@ -66,17 +70,6 @@ class Allowance:
 _USUAL = Allowance()
 
 
-class _Gathered(NamedTuple):
-    """The rows of candidates at one revision: factors [n, kp] and biases [n] of users and items."""
-
-    revision: int
-    mean: np.float32
-    user_rows: np.ndarray
-    item_rows: np.ndarray
-    users: tuple[np.ndarray, np.ndarray]
-    items: tuple[np.ndarray, np.ndarray]
-
-
 class _Best(NamedTuple):
     """The lists of a block of n users: rows and scores of all m, and offsets [n + 1] into them.
 
@@ -90,16 +83,25 @@ class _Best(NamedTuple):
 
 
 class Reader:
-    """Scores of one model. Thread-safe."""
+    """Scores of one model with its present spec. Thread-safe.
+
+    After a switch of the spec the model needs another reader. This one then answers at the last
+    revision before the switch.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._state = engine.state
-        spec = engine.state.spec
-        self._persons = PersonReader(spec) if spec.history.users else None
-        # On a GPU a read waits for the kernels before it, and a fold-in takes milliseconds.
-        self._is_quick = self._persons is None and engine.state.backend_name == "cpu"
+        self._state = state = engine.state
+        self._persons = PersonReader(state.spec) if state.spec.history.users else None
+        # On a GPU a read waits for the kernels before it.
+        self._reads_beside = state.backend_name == "cpu"
+        self._spec_id = int(state.spec_id, 16)
         self._unavailable: tuple[np.ndarray, np.ndarray] = np.empty(0, np.uint8), _NO_ROWS
+
+    @property
+    def state(self) -> ModelState:
+        """The state that answers."""
+        return self._state
 
     def score(self, query: ScoreQuery, allowance: Allowance = _USUAL) -> ScoreColumns:
         """Answers a checked query.
@@ -111,7 +113,7 @@ class Reader:
                 backend has too little memory for the read.
         """
         if self._engine.torn:
-            raise unavailable("model: stopped by an internal error until a restart")
+            raise _torn()
         if self._persons is None:
             if query.exclude_seen:
                 raise invalid("exclude_seen: this model has no histories (spec: history.users)")
@@ -133,17 +135,16 @@ class Reader:
             Refused: RESOURCE_EXHAUSTED if the backend has too little memory for the read.
         """
         is_small = query.target == "candidates" and len(query.user_ids) * len(query.item_ids) <= AT_ONCE_MAX
-        if not is_small or query.with_labels or query.event_ids is not None or not self._is_quick:
+        # A fold-in takes milliseconds.
+        if not is_small or query.with_labels or query.event_ids is not None or self._persons is not None:
             return None
-        if self._engine.torn or not self._engine.gate.try_reading():
+        if self._engine.torn:
             return None
         try:
-            found = self._gathered(query)
+            found = self._state.backend.try_score(query.user_ids, query.item_ids, query.offsets)
         except MemoryError:
             raise no_memory("this read") from None
-        finally:
-            self._engine.gate.release()
-        return self._scored(query, found)
+        return None if found is None else self._listed(query, *found)
 
     # ------------------------------------------------------------------ candidates
 
@@ -151,33 +152,38 @@ class Reader:
         backend = self._state.backend
         if self._persons is not None:
             return self._personal_candidates(self._persons, query, allowance)
-        if len(query.user_ids) + len(query.item_ids) <= GATE_ROWS_MAX:
+        found = backend.try_score(query.user_ids, query.item_ids, query.offsets)
+        if found is None and len(query.user_ids) + len(query.item_ids) <= GATE_ROWS_MAX:
             with self._engine.gate.reading():
-                found = self._gathered(query)
-        else:
-            with self._engine.gate.reading():
-                pin = backend.pin()
-                revision = self._state.revision
-            with pin:
-                user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
-                item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
-                users, items = pin.gather(USERS, user_rows), pin.gather(ITEMS, item_rows)
-                found = _Gathered(revision, pin.mean, user_rows, item_rows, users, items)
-        return self._scored(query, found)
+                found = self._present_scores(query)
+        return self._listed(query, *(found or self._pinned_scores(query)))
 
-    def _gathered(self, query: ScoreQuery) -> _Gathered:
-        """The rows of a query at the present revision. The caller holds the gate."""
+    def _present_scores(self, query: ScoreQuery) -> Candidates:
+        """The scores at the present revision. The caller holds the gate."""
         backend = self._state.backend
+        if self._reads_beside:
+            found = backend.try_score(query.user_ids, query.item_ids, query.offsets)
+            if found is None:
+                raise _torn()
+            return found
         user_rows = backend.users.find(query.user_ids, backend.published[USERS])
         item_rows = backend.items.find(query.item_ids, backend.published[ITEMS])
         users, items = backend.gather(USERS, user_rows), backend.gather(ITEMS, item_rows)
-        return _Gathered(self._state.revision, backend.mean, user_rows, item_rows, users, items)
+        scores = _score_lists(backend.mean, users, items, query.offsets)
+        return Candidates(self._state.revision, scores, user_rows != NO_ROW, item_rows != NO_ROW)
 
-    def _scored(self, query: ScoreQuery, found: _Gathered) -> ScoreColumns:
-        scores, offsets = _score_lists(found.mean, found.users, found.items, query.offsets)
-        return self._listed(
-            query, found.revision, scores, offsets, found.user_rows != NO_ROW, found.item_rows != NO_ROW
-        )
+    def _pinned_scores(self, query: ScoreQuery) -> Candidates:
+        """The scores of many rows, which would hold the gate for too long."""
+        backend = self._state.backend
+        with self._engine.gate.reading():
+            pin = backend.pin()
+            revision = self._state.revision
+        with pin:
+            user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
+            item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
+            users, items = pin.gather(USERS, user_rows), pin.gather(ITEMS, item_rows)
+        scores = _score_lists(pin.mean, users, items, query.offsets)
+        return Candidates(revision, scores, user_rows != NO_ROW, item_rows != NO_ROW)
 
     def _personal_candidates(
         self, persons: PersonReader, query: ScoreQuery, allowance: Allowance
@@ -190,7 +196,7 @@ class Reader:
             pin = backend.pin()
             revision = self._state.revision
         shared = np.array([0, len(query.item_ids)], np.uint32)
-        lists, sizes = [], [0]
+        lists = []
         with pin:
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
             item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
@@ -208,26 +214,19 @@ class Reader:
                         pin.mean, *one, factors[start:stop], bias[start:stop], span
                     )
                     lists.append(scores + read.gains(user, item_rows[start:stop]))
-                    sizes.append(len(scores))
-        offsets = np.cumsum(sizes, dtype=np.uint32)
-        return self._listed(
-            query, revision, np.concatenate(lists), offsets, user_rows != NO_ROW, item_rows != NO_ROW
-        )
+        return self._listed(query, revision, np.concatenate(lists), user_rows != NO_ROW, item_rows != NO_ROW)
 
     def _listed(
-        self, query: ScoreQuery, revision: int, scores: np.ndarray, offsets: np.ndarray,
-        user_known: np.ndarray, item_known: np.ndarray,
+        self, query: ScoreQuery, revision: int, scores: np.ndarray, user_known: np.ndarray,
+        item_known: np.ndarray,
     ) -> ScoreColumns:  # fmt: skip
-        repeat = len(query.user_ids) if query.offsets is None else 1
-        return self._answer(
-            query,
-            revision,
-            np.tile(query.item_ids, repeat) if repeat > 1 else query.item_ids,
-            scores,
-            offsets,
-            user_known,
-            np.tile(item_known, repeat) if repeat > 1 else item_known,
-        )
+        """The answer for lists of candidates. `item_known` has a flag for each id in the query."""
+        users, item_ids, offsets = len(query.user_ids), query.item_ids, query.offsets
+        if offsets is None:
+            offsets = np.arange(users + 1, dtype=np.uint32) * np.uint32(len(item_ids))
+            if users > 1:
+                item_ids, item_known = np.tile(item_ids, users), np.tile(item_known, users)
+        return self._answer(query, revision, item_ids, scores, offsets, user_known, item_known)
 
     def _own_events(self, query: ScoreQuery, pin: Pin) -> list[Events | None] | None:
         """The events in the query that replace the histories of the users, without unknown
@@ -361,6 +360,7 @@ class Reader:
             item_known=item_known,
             labels=(),
             seen_truncated=seen_truncated,
+            spec_id=self._spec_id,
         )
 
     def _with_labels(self, answer: ScoreColumns, bytes_max: int) -> ScoreColumns:
@@ -405,19 +405,22 @@ def _score_lists(
     users: tuple[np.ndarray, np.ndarray],
     items: tuple[np.ndarray, np.ndarray],
     offsets: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(scores float32[n], offsets uint32[users + 1]) of the lists of candidates.
+) -> np.ndarray:
+    """The scores float32[n] of the lists of candidates.
 
     With `offsets` each user has a list. Without it all users share one list.
     """
     if offsets is not None:
-        return scoring.score_candidates(mean, *users, *items, offsets), offsets
+        return scoring.score_candidates(mean, *users, *items, offsets)
     count, length = len(users[1]), len(items[1])
-    ends = np.arange(count + 1, dtype=np.uint32) * np.uint32(length)
     lists = [
         scoring.score_candidates(
             mean, users[0][u : u + 1], users[1][u : u + 1], *items, np.array([0, length], np.uint32)
         )
         for u in range(count)
     ]
-    return np.concatenate(lists), ends
+    return np.concatenate(lists)
+
+
+def _torn() -> Refused:
+    return unavailable("model: stopped by an internal error until a restart")

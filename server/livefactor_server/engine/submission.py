@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes import Change, Rejects, encode_rejects
 from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry
@@ -52,6 +53,7 @@ class Submission:
         followers: retries that wait for the same result.
         started: time of arrival, in seconds of `time.perf_counter`.
         new_rows: the most rows that an admitted batch adds to a table.
+        spec: the spec against which the change was checked, None if that does not matter.
     """
 
     change: Change
@@ -72,6 +74,7 @@ class Submission:
     followers: list[Submission] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     new_rows: int = 0
+    spec: ModelSpec | None = None
 
     def __post_init__(self) -> None:
         self.received_hash = self.seal(self.salt, b"", self.received_body)

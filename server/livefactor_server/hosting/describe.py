@@ -8,10 +8,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.judging.hold import Hold
+from livefactor_server.log.store import Log
 from livefactor_server.snapshots.store import root_hash_of
 
 
@@ -27,12 +29,16 @@ class Description:
         hold_snapshot_id: the newest snapshot from before the hold within all bounds, "" without
             one.
         root_hash: root hash of the state at `revision`, b"" if it was not requested.
+        specs: (revision, logged bytes) of the known specs up to `revision`, oldest first. The last
+            one is in force.
+        spec_revision: the revision from which `spec` is in force, None if it is not known yet.
     """
 
     name: str
     lineage: uuid.UUID
     revision: int
     spec: ModelSpec
+    spec_id: str
     users: int
     items: int
     events: int
@@ -45,6 +51,8 @@ class Description:
     hold: Hold | None = None
     hold_snapshot_id: str = ""
     root_hash: bytes = b""
+    specs: tuple[tuple[int, bytes], ...] = ()
+    spec_revision: int | None = None
 
 
 def describe(
@@ -67,6 +75,7 @@ def describe(
             lineage=state.lineage,
             revision=state.revision,
             spec=state.spec,
+            spec_id=state.spec_id,
             users=users,
             items=items,
             events=state.events,
@@ -78,6 +87,7 @@ def describe(
             adapted_rate=state.adapted_rate,
             hold=hold,
         )
+    found = replace(found, **_specs(engine.log, found.revision))
     if hold is not None:
         good = [info for info in hosted.keeper.store.list() if info.revision <= hold.good_revision]
         found = replace(found, hold_snapshot_id=good[-1].snapshot_id if good else "")
@@ -94,3 +104,10 @@ def describe(
             log_hash=view.log_hash,
             root_hash=root_hash_of(view, lambda done, total: check())[0],
         )
+
+
+def _specs(log: Log, revision: int) -> dict[str, Any]:
+    """The fields of a description that tell the specs in force up to a revision."""
+    switches = [(at, body) for at, body in sorted(log.switches.items()) if at <= revision]
+    since = switches[-1][0] if switches else None if log.switches_from else log.first_revision
+    return {"specs": ((log.first_revision, log.spec_body), *switches), "spec_revision": since}

@@ -27,6 +27,7 @@ from livefactor.errors import SnapshotInvalid
 from livefactor.wire.limits import MODEL_NAME
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
+from livefactor_server.engine import promotion
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
 from livefactor_server.hosting import identity, kernels
@@ -87,9 +88,27 @@ class Hosted:
     name: str
     folder: Path
     engine: Engine
-    reader: Reader
     keeper: Keeper
     board: Board | None = None
+    _reader: Reader | None = None
+
+    @property
+    def reader(self) -> Reader:
+        """Answers from the present state. Take it again for each call."""
+        reader = self._reader
+        if reader is None or reader.state is not self.engine.state:
+            reader = self._reader = Reader(self.engine)
+        return reader
+
+    def promote(self, spec: ModelSpec, progress: promotion.Progress | None = None) -> int:
+        """Gives the model another spec while it serves. Returns the revision of the switch.
+
+        See `Engine.promote`. The newest snapshot with this spec shortens the work. It may be one of
+        a challenger (`replay.challenger_store`).
+        """
+        engine = self.engine
+        start = partial(replay.start_of, self.folder, engine.log, engine.state.backend_name)
+        return engine.promote(spec, start, progress)
 
     def stop(self, take_last: bool) -> None:
         """Stops the keeper and the board. The engine is drained already.
@@ -191,7 +210,7 @@ class Hosting:
             state.revision,
             *state.backend.published,
         )
-        return Hosted(name, folder, engine, Reader(engine), keeper, board)
+        return Hosted(name, folder, engine, keeper, board)
 
     def _board(self, engine: Engine) -> Board | None:
         folder = self._settings.engine.observer.tensorboard
@@ -201,8 +220,10 @@ class Hosting:
         board.start()
         return board
 
-    def get(self, name: str) -> Hosted:
+    def get(self, name: str, covers: Callable[[str], bool] | None = None) -> Hosted:
         """The model with this name. "" means "default".
+
+        `covers` tells which other models the text of an error may name. None names them all.
 
         Raises:
             Refused: NOT_FOUND if it does not exist, FAILED_PRECONDITION if it cannot be opened,
@@ -216,7 +237,8 @@ class Hosting:
             raise fault.refusal()
         if len(name) > NAME_CHARACTERS_MAX:
             raise invalid(f"model: a name has at most {NAME_CHARACTERS_MAX} characters, got {len(name)}")
-        there_are = ", ".join(sorted(self._models)[:MODELS_LISTED_MAX]) or "no models"
+        shown = sorted(filter(covers, self._models) if covers else self._models)
+        there_are = ", ".join(shown[:MODELS_LISTED_MAX]) or "no models"
         raise not_found(f"model: {quoted(name or DEFAULT_MODEL)} does not exist; there are {there_are}")
 
     def fault(self, name: str) -> Fault | None:

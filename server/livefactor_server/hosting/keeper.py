@@ -1,8 +1,9 @@
 """The keeper takes a model's snapshots, and verifies the part of the log that a start did not read.
 
-It takes snapshots on request, at a drain, after a number of events, and before the replay of what
-follows the newest one would take too long. It keeps the newest ones and deletes older ones. A
-snapshot reads through a pin, so that updates continue. A model takes one snapshot at a time.
+It takes snapshots on request, at a drain, after a number of events, after a switch of the spec, and
+before the replay of what follows the newest one would take too long. It keeps the newest ones and
+deletes older ones. A snapshot reads through a pin, so that updates continue. A model takes one
+snapshot at a time.
 
 A start reads the log from the segment of the newest snapshot on. The keeper's thread then verifies
 the earlier segments, a little at each poll.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from livefactor.snapshots.format import Manifest
 from livefactor_server.engine.engine import Engine
 from livefactor_server.log.store import LogError
+from livefactor_server.model import spec_codec
 from livefactor_server.snapshots.store import SnapshotDiskFull, SnapshotStore
 from livefactor_server.statuses import exhausted
 
@@ -65,7 +67,7 @@ class Keeper:
         self._settings = settings
         self._taking = threading.Lock()
         self._stopped = threading.Event()
-        self._last_events = engine.state.events
+        self._last_events, self._last_spec = engine.state.events, engine.state.spec_id
         # The replay that a restart would need now is that of the engine minus this.
         self._last_replay_s = -replayed_s
         self._last_taken, self._taken_s = time.monotonic(), 0.0
@@ -88,6 +90,7 @@ class Keeper:
             start, replay_s = time.monotonic(), self._engine.metrics.replay_s
             with self._engine.view() as view:
                 self._last_events = int(view.small["events"][0])
+                self._last_spec = spec_codec.id_of(view.spec_body)
                 report = (lambda done, total: progress(done, total, view.revision)) if progress else None
                 info = self.store.take(view, report)
             self.store.prune(max(1, self._settings.snapshots_kept))
@@ -129,13 +132,15 @@ class Keeper:
                         "model %s: an automatic snapshot failed; the next one is later", self._engine.name
                     )
                     self._last_events = self._engine.state.events
+                    self._last_spec = self._engine.state.spec_id
                     self._last_replay_s = self._engine.metrics.replay_s
 
     def _is_due(self) -> bool:
         every = self._settings.snapshot_every_events
         if not every:
             return False
-        if self._engine.state.events - self._last_events >= every:
+        state = self._engine.state
+        if state.events - self._last_events >= every or state.spec_id != self._last_spec:
             return True
         rested = time.monotonic() - self._last_taken
         is_long = self._engine.metrics.replay_s - self._last_replay_s >= REPLAY_S_MAX

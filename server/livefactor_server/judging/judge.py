@@ -150,7 +150,9 @@ class Judge:
             sizes = np.array([record.change.rows for record in picked], np.int64)
             most = self._settings.events_per_record_max
             chosen = choice.choose(self._spec.seed, revisions, sizes, most)
-            self._pending = self._read(scoring.sample_of(picked, chosen), picked[-1].header.time_us)
+            sample = scoring.sample_of(picked, chosen)
+            sample = sample._replace(values=self._learned(sample.values))
+            self._pending = self._read(sample, picked[-1].header.time_us)
 
     def _is_judged(self, record: Record) -> bool:
         """Whether the record is judged, by lot or for the floor."""
@@ -215,9 +217,14 @@ class Judge:
             change, placement = record.change, record.placement
             assert isinstance(change, InteractionsChange) and placement is not None
             values = None if self._spec.loss == Loss.BPR else change.columns.values
-            self._popularity.count(placement.item_rows, values)
+            counted = None if values is None else self._learned(values)
+            self._popularity.count(placement.item_rows, counted)
         self._records, self._pending = [], None
         return noticed
+
+    def _learned(self, values: np.ndarray) -> np.ndarray:
+        """The values that the model learns, in the dtype of `values`."""
+        return (values > 0).astype(values.dtype) if self._spec.auto.ratings_events else values
 
     def _conclude(self, pending: _Pending) -> list[Event]:
         _, sample, negatives, candidates, ranked, read, asked, best = pending

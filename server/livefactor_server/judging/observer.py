@@ -50,11 +50,20 @@ class Observer:
         self._name = name
         self._may_hold = settings.hold
         self._holds = HoldFile(hold_path)
-        self._judge = Judge(state, settings.judge, reading) if settings.judge.record_share > 0 else None
+        self._settings, self._reading = settings.judge, reading
+        self._judge = self._judge_of(state)
         if self._judge is not None and not drift.available():
             logger.warning("model %s: drift detection is off, because river is not installed", name)
         if self.hold is not None:
             logger.warning("model %s: updates are on hold since revision %d", name, self.hold.revision)
+
+    def judge(self, state: ModelState) -> None:
+        """Judges another state from now on, with new windows. The APPLY stage is idle."""
+        self._judge = self._judge_of(state)
+
+    def _judge_of(self, state: ModelState) -> Judge | None:
+        is_judged = self._settings.record_share > 0
+        return Judge(state, self._settings, self._reading) if is_judged else None
 
     @property
     def hold(self) -> Hold | None:

@@ -146,6 +146,7 @@ class Kind(IntEnum):
     AVAILABILITY = 4
     OPEN_PRODUCER = 5
     ENGINE = 6
+    SWITCH = 8
 
 
 @dataclass(slots=True)

@@ -14,15 +14,17 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, aligned_buffer, write_all
 from livefactor_server.log.errors import LogDamaged, LogFailed, LogFull, LogMissing
 from livefactor_server.log.format import (
     DATA_START,
     BadGroup,
+    Kind,
     Record,
     align,
     hash_function,
@@ -64,7 +66,7 @@ class Contents:
     """The result of reading a log.
 
     Opening did not read the segments before number `read_from`. The chain hash before that segment
-    is `read_from_hash`.
+    is `read_from_hash`. `switches` has the SWITCH records that were read: revision -> body.
     """
 
     segments: list[Segment]
@@ -76,6 +78,7 @@ class Contents:
     places: list[Place] = field(default_factory=list)
     read_from: int = 0
     read_from_hash: bytes = b""
+    switches: dict[int, bytes] = field(default_factory=dict)
 
 
 def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -> None:
@@ -83,6 +86,16 @@ def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -
     last = places[-1] if places else None
     if last is None or last.segment != segment or offset - last.offset >= INDEX_BYTES:
         places.append(Place(cursor.revision, cursor.hash, cursor.incarnation, segment, offset))
+
+
+def note_switches(switches: dict[int, bytes], records: Sequence[Record]) -> None:
+    """Adds the SWITCH records to `switches`: revision -> body."""
+    if isinstance(records, Columns):
+        found = (records.fields[:, KIND] == Kind.SWITCH).nonzero()[0].tolist()
+        records = [records[number] for number in found]
+    for record in records:
+        if record.kind == Kind.SWITCH:
+            switches[record.revision] = bytes(record.body)
 
 
 def cursor_at(io: FileIO, segments: list[Segment], revision: int) -> tuple[int, Cursor]:
@@ -127,6 +140,7 @@ def read_contents(
         raise LogMissing(f"no log in {folder}")
     index, cursor = cursor_at(io, segments, since)
     places: list[Place] = []
+    switches: dict[int, bytes] = {}
     spec = _read_spec(io, segments, cursor) if index else None
     if spec is not None:
         places.append(Place(segments[0].first - 1, spec.previous, 0, 0, DATA_START))
@@ -140,12 +154,15 @@ def read_contents(
             spec = group.records[0]
             before.hash = spec.previous
         note_place(places, before, group.segment, group.offset)
+        note_switches(switches, group.records)
         last = group.records[-1]
         before.revision, before.hash, before.incarnation = last.revision, last.hash, last.group.incarnation
     if spec is None:
         raise LogMissing(f"the log in {folder} was never completely created")
     lineage, body = spec.previous[:16], bytes(spec.body)
-    return Contents(segments, cursor, lineage, body, walk.end, walk.tail, places, index, read_from_hash)
+    return Contents(
+        segments, cursor, lineage, body, walk.end, walk.tail, places, index, read_from_hash, switches
+    )
 
 
 def _read_spec(io: FileIO, segments: list[Segment], later: Cursor) -> Record:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Self
@@ -31,8 +31,17 @@ from livefactor_server.log.format import (
     hash_function,
     hash_name_of,
     new_id,
+    parts_of,
 )
-from livefactor_server.log.recovery import Contents, Place, cursor_at, note_place, read_contents, trim_tail
+from livefactor_server.log.recovery import (
+    Contents,
+    Place,
+    cursor_at,
+    note_place,
+    note_switches,
+    read_contents,
+    trim_tail,
+)
 from livefactor_server.log.walk import (
     Cursor,
     Segment,
@@ -72,7 +81,7 @@ class Log:
         last_revision: the last synced revision.
         last_hash: the chain hash of that revision, 32 bytes.
         lineage: the uuid of the model's history, from the first record.
-        spec_body: the bytes of the spec in the log.
+        spec_body: the bytes of the spec in the first record.
         hash_name: "blake3" or "sha256".
         tail: the unsynced tail that a read-only open ignored, or None. An active writer may be
             writing it.
@@ -91,6 +100,8 @@ class Log:
         self._writer = writer
         self._marked = bool(contents.segments)
         self._read_from, self._read_from_hash = contents.read_from, contents.read_from_hash
+        self._switches = contents.switches
+        self._switches_from = self._segments[self._read_from].first if self._read_from else 0
         self._lock = Lock()
 
     # ----------------------------------------------------------------------------- opening, closing
@@ -231,7 +242,8 @@ class Log:
                 again.
             LogFailed: a write or a sync failed. The log refuses all further records.
             ValueError: there is no entry, the revisions are not consecutive, a producer id has more
-                than 64 bytes, or a salt does not have 16 bytes. Nothing was written.
+                than 64 bytes, a salt does not have 16 bytes, or a SWITCH record is not alone.
+                Nothing was written.
         """
         if not entries:
             raise ValueError("a commit group needs at least one entry")
@@ -244,6 +256,9 @@ class Log:
             if place is not None:
                 note_place(self._places, before, *place)
             self._end, self._marked = writer.end, False
+            if entries[0].kind == Kind.SWITCH:
+                body = b"".join(parts_of(entries[0].body))
+                self._switches = {**self._switches, entries[0].revision: body}
             cursor.revision, cursor.hash = entries[-1].revision, hashes[-1]
             self.last_hash, self.last_revision = hashes[-1], entries[-1].revision
         return hashes
@@ -277,6 +292,8 @@ class Log:
                 raise ValueError(
                     f"a producer id has at most {PRODUCER_BYTES_MAX} bytes, got {len(entry.producer)}"
                 )
+            if entry.kind == Kind.SWITCH and len(entries) > 1:
+                raise ValueError("a SWITCH record is a group of its own")
             if len(entry.salt) != SALT_BYTES:
                 raise ValueError(f"a salt has {SALT_BYTES} bytes, got {len(entry.salt)}")
 
@@ -325,15 +342,19 @@ class Log:
         count = self._read_from
         if not count:
             return
-        segments, passed = self._segments, 0
+        segments, passed, switches = self._segments, 0, dict[int, bytes]()
         cursor = start_cursor(segments[0].first)
         walk = Walk(self._io, segments, cursor, stop=(count, StreamEnd(DATA_START, b"", 1)))
         for group in walk.groups():
             passed += group.end - group.offset
+            note_switches(switches, group.records)
             yield passed
         if cursor.hash != self._read_from_hash:
             reason = f"revision {segments[count].first} does not follow the record before it in the chain"
             raise LogDamaged(segments[count].path, DATA_START, reason)
+        with self._lock:
+            self._switches = {**switches, **self._switches}
+            self._switches_from = 0
 
     def _place_of(self, revision: int) -> Place:
         if self._read_from and revision < self._segments[self._read_from].first:
@@ -362,6 +383,32 @@ class Log:
             revision = group.records[0].revision
             if revision + len(group.records) > first:
                 yield group.records[max(first - revision, 0) :]
+
+    @property
+    def first_revision(self) -> int:
+        """The revision of the first record, which holds the spec. Above 0 in a restored model."""
+        return self._segments[0].first
+
+    @property
+    def switches(self) -> Mapping[int, bytes]:
+        """The known SWITCH records, revision -> body: all those from `switches_from` on."""
+        return self._switches
+
+    @property
+    def switches_from(self) -> int:
+        """The first revision of the part of the log whose SWITCH records are known.
+
+        It is 0 if the whole log was read, when it was opened or later by `check_earlier`.
+        """
+        return self._switches_from
+
+    def spec_at(self, revision: int) -> bytes:
+        """The bytes of the spec in force at `revision`: of the last SWITCH record, else of the log.
+
+        Of a log that was not read from its beginning it is right from the first known switch on.
+        """
+        before = [each for each in self._switches if each <= revision]
+        return self._switches[max(before)] if before else self.spec_body
 
     @property
     def segments(self) -> list[Segment]:

@@ -1,8 +1,12 @@
-"""The gate: a lock that alternates small reads and the writer, and prefers readers.
+"""The gate: a lock that readers share, and that alternates with the writer.
 
-The writer holds it while it applies a run of records. A small read holds it for its look-up and
-gather. So readers never see a part of a record. A waiting reader goes before the writer, but the
-writer waits for at most `READERS_BEFORE_WRITER` readers, so that readers cannot starve it.
+The writer holds it while it applies a run of records. A reader that needs the present revision for
+more than one step holds it for these steps: for a pin, for the parts of a description, or for a
+score that the writer interrupted too often. So readers never see a part of a record. A reader goes
+before a waiting writer, but the writer waits for at most `READERS_BEFORE_WRITER` readers, so that
+readers cannot starve it.
+
+Only the writer and the readers that it can admit are woken.
 """
 
 from __future__ import annotations
@@ -15,53 +19,59 @@ READERS_BEFORE_WRITER = 16
 
 
 class Gate:
-    """A lock with one holder at a time. Readers go first within a bound."""
+    """A lock for one writer or any number of readers."""
 
-    def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
-        self._held = False
-        self._readers_waiting = 0
-        self._readers_ahead = 0
+    def __init__(self, is_shared: bool = True) -> None:
+        """A free gate. Without `is_shared` readers exclude each other, too."""
+        lock = threading.Lock()
+        self._lock, self._readers_turn, self._writer_turn = lock, *(threading.Condition(lock) for _ in "rw")
+        self._is_shared = is_shared
+        self._readers = self._readers_waiting = self._readers_ahead = 0
+        self._writes = self._writer_waits = False
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Holds the gate for a short read."""
-        with self._condition:
-            self._readers_waiting += 1
-            while self._held:
-                self._condition.wait()
-            self._readers_waiting -= 1
-            self._readers_ahead += 1
-            self._held = True
+        with self._lock:
+            while not self._admits_reader():
+                self._readers_waiting += 1
+                self._readers_turn.wait()
+                self._readers_waiting -= 1
+            self._readers_ahead += self._writer_waits
+            self._readers += 1
         try:
             yield
         finally:
-            self.release()
-
-    def try_reading(self) -> bool:
-        """Takes the gate for a short read if it is free. The caller then calls `release`."""
-        with self._condition:
-            if self._held:
-                return False
-            self._readers_ahead += 1
-            self._held = True
-            return True
+            with self._lock:
+                self._readers -= 1
+                self._wake()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Holds the gate for a write."""
-        with self._condition:
-            self._readers_ahead = 0
-            while self._held or (self._readers_waiting and self._readers_ahead < READERS_BEFORE_WRITER):
-                self._condition.wait()
-            self._held = True
+        """Holds the gate for a write. One thread at a time may call it."""
+        with self._lock:
+            self._writer_waits, self._readers_ahead = True, 0
+            while not self._admits_writer():
+                self._writer_turn.wait()
+            self._writer_waits, self._writes = False, True
         try:
             yield
         finally:
-            self.release()
+            with self._lock:
+                self._writes = False
+                self._wake()
 
-    def release(self) -> None:
-        """Gives the gate back."""
-        with self._condition:
-            self._held = False
-            self._condition.notify_all()
+    def _admits_reader(self) -> bool:
+        if self._writes or (self._readers and not self._is_shared):
+            return False
+        return not self._writer_waits or self._readers_ahead < READERS_BEFORE_WRITER
+
+    def _admits_writer(self) -> bool:
+        is_readers_turn = self._readers_waiting and self._readers_ahead < READERS_BEFORE_WRITER
+        return not self._readers and not is_readers_turn
+
+    def _wake(self) -> None:
+        if self._readers_waiting and self._admits_reader():
+            self._readers_turn.notify(self._readers_waiting if self._is_shared else 1)
+        elif self._writer_waits and self._admits_writer():
+            self._writer_turn.notify()

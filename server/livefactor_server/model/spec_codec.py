@@ -7,6 +7,7 @@ the creation of a model. `decode` reads logged bytes.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields, replace
 from enum import IntEnum
 from typing import Any
@@ -18,6 +19,7 @@ from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
+    Auto,
     Counts,
     EventType,
     FactorDtype,
@@ -37,6 +39,9 @@ from livefactor_kernels.spec.model import (
     SpecError,
 )
 from livefactor_kernels.spec.presets import preset
+
+ID_BYTES = 8
+"""Bytes of the id of a spec."""
 
 _PLAIN = (
     "k",
@@ -66,6 +71,7 @@ _PARTS: dict[str, Any] = {
     "solve": Solve,
     "counts": Counts,
     "mix": Mix,
+    "auto": Auto,
     "regularization": Regularization,
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,
@@ -81,9 +87,17 @@ def from_message(message: models_pb2.ModelSpec, preset_name: str) -> ModelSpec:
     """The preset with the message's fields in place of its own, after a check.
 
     Raises:
+        SpecError: the preset is unknown, or a field is invalid. The text names it.
+    """
+    return changed(preset(preset_name), message)
+
+
+def changed(base: ModelSpec, message: models_pb2.ModelSpec) -> ModelSpec:
+    """The spec `base` with the message's fields in place of its own, after a check.
+
+    Raises:
         SpecError: a field is invalid. The text names it.
     """
-    base = preset(preset_name)
     changes: dict[str, Any] = _given(message, _PLAIN)
     if message.loss:
         changes["loss"] = _known(Loss, message.loss, "loss")
@@ -178,6 +192,11 @@ def encode(spec: ModelSpec) -> bytes:
         if getattr(spec, name) == kind():
             message.ClearField(name)  # type: ignore[arg-type]
     return message.SerializeToString(deterministic=True)
+
+
+def id_of(body: bytes) -> str:
+    """The id of a spec: `ID_BYTES` bytes of the SHA-256 hash of its logged bytes, in hex."""
+    return hashlib.sha256(body).hexdigest()[: 2 * ID_BYTES]
 
 
 def decode(body: bytes) -> ModelSpec:

@@ -13,18 +13,20 @@ import numpy as np
 
 from livefactor_kernels.backend import Backend, create_backend
 from livefactor_kernels.sgd.adaptive import RATES, STEP, multiple
-from livefactor_kernels.spec.model import EventType, ModelSpec
+from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.model import producers as producer_codec
+from livefactor_server.model import spec_codec
 from livefactor_server.model.availability import FrozenMarks, Marks
 from livefactor_server.model.labels import FrozenLabels, Labels
 from livefactor_server.model.producers import FrozenProducer, ProducerTable
 
 
-class TypeMeanings:
-    """The event types of a spec, as arrays for whole columns."""
+class Meanings:
+    """What values, weights and types of events mean under a spec, for whole columns."""
 
-    def __init__(self, event_types: tuple[EventType, ...]) -> None:
-        ordered = sorted(event_types, key=lambda each: each.type)
+    def __init__(self, spec: ModelSpec) -> None:
+        ordered = sorted(spec.event_types, key=lambda each: each.type)
+        self._only_signs = spec.auto.ratings_events > 0
         self._types = np.array([each.type for each in ordered], np.uint32)
         self._weights = np.array([*(each.weight for each in ordered), 1.0], np.float32)
         self._negative = np.array([*(each.negative for each in ordered), False])
@@ -32,11 +34,13 @@ class TypeMeanings:
     def applied(
         self, events: int, types: np.ndarray | None, values: np.ndarray | None, weights: np.ndarray | None
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(values, weights) float32[events] of a record after its event types.
+        """(values, weights) float32[events] that the model learns.
 
-        `types` is uint32[events]; None means type 0 for all. In values and weights None means 1 for
-        all.
+        The arguments are the columns of a record. `types` is uint32[events]; None means type 0 for
+        all. In values and weights None means 1 for all.
         """
+        if values is not None and self._only_signs:
+            values = (values > 0).astype(np.float32)
         if not self._types.size:
             return values, weights
         types = np.zeros(events, np.uint32) if types is None else types
@@ -61,6 +65,7 @@ class ModelState:
 
     Attributes:
         spec_body: the logged bytes of the spec.
+        spec_id: the id of the spec (`spec_codec.id_of`).
         log_hash: chain hash of the log at `revision`, 32 bytes.
         events: number of applied events.
         labels: of users and of items.
@@ -77,11 +82,13 @@ class ModelState:
     events: int = 0
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
-    event_types: TypeMeanings = field(init=False)
+    spec_id: str = field(init=False)
+    meanings: Meanings = field(init=False)
     marks: Marks = field(init=False)
 
     def __post_init__(self) -> None:
-        self.event_types = TypeMeanings(self.spec.event_types)
+        self.spec_id = spec_codec.id_of(self.spec_body)
+        self.meanings = Meanings(self.spec)
         self.marks = Marks(self.backend)
 
     @classmethod
@@ -95,7 +102,7 @@ class ModelState:
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of memory of each part: used rows with their key map, and the state beside them."""
         rows = {
-            name: table.row_bytes * table.allocated + table.keymap.nbytes
+            name: table.row_bytes * table.allocated + table.page_bytes + table.keymap.nbytes
             for name, table in (("users", self.backend.users), ("items", self.backend.items))
         }
         return rows | self._beside()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from livefactor.wire import limits
 from livefactor_kernels.spec.presets import DEFAULT_PRESET
-from livefactor_server.hosting.host import Hosting
+from livefactor_server.hosting.host import DEFAULT_MODEL, Hosted, Hosting
+from livefactor_server.rpc.guards import Call
 from livefactor_server.rpc.lanes import Lane
 from livefactor_server.rpc.loop import Loop
 from livefactor_server.rpc.positions import Positions
@@ -82,6 +83,16 @@ class Calls:
         self.streams = Streams(settings.streams_max, settings.stream_idle_s, loop)
         # It runs what would block the loop: large batches, and waits for room in a queue.
         self.stream_threads = self._lane("streams", settings.streams_max)
+
+    def model(self, call: Call, name: str) -> Hosted:
+        """The model with this name, which the call may use. "" means "default".
+
+        Raises:
+            Refused: PERMISSION_DENIED if the grant of the call does not cover it, and as
+                `Hosting.get`.
+        """
+        call.allow(name or DEFAULT_MODEL)
+        return self.hosting.get(name, call.grant.covers)
 
     def _lane(self, name: str, slots: int) -> Lane:
         return Lane(self.loop, name, slots, self.settings.waiting_max, WAITING_BYTES_MAX)

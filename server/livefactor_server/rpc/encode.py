@@ -93,12 +93,33 @@ def description(found: Description) -> models_pb2.ModelDescription:
         memory_bytes=found.memory_bytes,
         writable=found.writable,
         root_hash=found.root_hash,
+        spec_id=int(found.spec_id, 16),
     )
+    if found.spec_revision is not None:
+        message.spec_revision = found.spec_revision
     if found.adapted_rate is not None:
         message.adapted_rate = found.adapted_rate
     if found.hold is not None:
         message.hold.CopyFrom(judging_pb2.Hold(**asdict(found.hold), snapshot_id=found.hold_snapshot_id))
     return message
+
+
+def whole_description(found: Description) -> models_pb2.ModelDescription:
+    """The description of a model with its earlier specs."""
+    message = description(found)
+    for revision, body in found.specs[:-1]:
+        message.earlier_specs.add(
+            revision=revision,
+            spec_id=int(spec_codec.id_of(body), 16),
+            spec=spec_codec.to_message(spec_codec.decode(body)),
+        )
+    return message
+
+
+def promotion_progress(revision: int, last_revision: int) -> bytes:
+    """A message with the progress of a promotion."""
+    progress = models_pb2.PromotionProgress(revision=revision, last_revision=last_revision)
+    return models_pb2.PromoteSpecResponse(progress=progress).SerializeToString()
 
 
 def fault(found: Fault) -> models_pb2.ModelDescription:

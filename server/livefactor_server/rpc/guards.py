@@ -13,7 +13,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -21,24 +22,60 @@ from google.protobuf.message import DecodeError, Message
 from livefactor.wire.columns import ColumnError
 from livefactor.wire.limits import MESSAGE_BYTES_MAX, PRODUCER_ID_BYTES_MAX, over
 from livefactor_server import metrics
+from livefactor_server.access.callers import check_model, check_role, grant_of
+from livefactor_server.access.grants import EVERYTHING, Grant, Grants, Role
 from livefactor_server.statuses import Refused, busy, invalid, late, unavailable
 
 _PUSHBACK = "grpc-retry-pushback-ms"
+
+GRANT_S = 10.0
+"""Seconds after which the grant of an open stream is looked up again."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 logger = logging.getLogger(__name__)
 
 
-class Call:
-    """A call: its deadline, and whether its caller still waits. Thread-safe."""
+class Need(NamedTuple):
+    """The roles that may call an RPC, beside admin."""
 
-    __slots__ = ("_deadline", "is_over")
+    rpc: str
+    roles: frozenset[Role]
+
+
+class Call:
+    """A call: its deadline, its grant, and whether its caller still waits. Thread-safe."""
+
+    __slots__ = ("_again_at", "_deadline", "_found", "grant", "is_over")
 
     def __init__(self, context: Context) -> None:
+        self.grant = EVERYTHING
+        """What the caller may do."""
+        self._found: Callable[[], Grant] | None = None
+        self._again_at = math.inf
         remaining = context.time_remaining()
         self._deadline = math.inf if remaining is None else time.monotonic() + remaining
         self.is_over = False
+
+    def admit(self, found: Callable[[], Grant]) -> None:
+        """Takes the grant that `found` returns, and asks again while a stream goes on.
+
+        Raises:
+            Refused: what `found` raises.
+        """
+        self.grant, self._found = found(), found
+        self._again_at = time.monotonic() + GRANT_S
+
+    def allow(self, *models: str) -> None:
+        """Checks that the caller may use these models.
+
+        Raises:
+            Refused: PERMISSION_DENIED, or UNAUTHENTICATED if the grant has ended meanwhile.
+        """
+        if self._found is not None and time.monotonic() > self._again_at:
+            self.admit(self._found)
+        for model in models:
+            check_model(self.grant, model)
 
     def check(self) -> None:
         """Ends work for which nobody waits.
@@ -53,8 +90,11 @@ class Call:
 class Guard:
     """Wraps the handlers of a server, and counts its open calls."""
 
-    def __init__(self, message_wait_s: float, write_wait_s: float, open_calls_max: int) -> None:
-        """The arguments are those of `ServiceSettings`."""
+    def __init__(
+        self, message_wait_s: float, write_wait_s: float, open_calls_max: int, grants: Grants | None = None
+    ) -> None:
+        """The first arguments are those of `ServiceSettings`. None serves everybody."""
+        self._grants = grants
         self._message_wait_s, self._write_wait_s = message_wait_s, write_wait_s
         self._open_calls_max = open_calls_max
         self._open = Counter[bool]()
@@ -63,7 +103,10 @@ class Guard:
         self._goodbyes: set[asyncio.Task[None]] = set()
 
     def unary(
-        self, handle: Callable[[bytes, Call], Awaitable[bytes]], is_control: bool
+        self,
+        handle: Callable[[bytes, Call], Awaitable[bytes]],
+        is_control: bool,
+        need: Need | None,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Wraps a handler that takes one message and returns one."""
 
@@ -72,6 +115,7 @@ class Guard:
             self._open[is_control] += 1
             try:
                 self._check_open(is_control)
+                self._admit(call, context, need)
                 reply = await handle(await Requests(context, self._message_wait_s).only(), call)
                 if len(reply) > MESSAGE_BYTES_MAX:
                     raise invalid(over("answer", MESSAGE_BYTES_MAX, len(reply), "bytes"))
@@ -87,7 +131,10 @@ class Guard:
         return grpc.stream_unary_rpc_method_handler(answer)
 
     def stream(
-        self, handle: Callable[[Requests, Send, Call], Awaitable[None]], is_control: bool
+        self,
+        handle: Callable[[Requests, Send, Call], Awaitable[None]],
+        is_control: bool,
+        need: Need | None,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Wraps a handler that takes messages from `Requests` and sends any number."""
 
@@ -96,6 +143,7 @@ class Guard:
             self._open[is_control] += 1
             try:
                 self._check_open(is_control)
+                self._admit(call, context, need)
                 # Connections of a Unix-domain socket have one name.
                 if self._unread[peer] and not peer.startswith("unix:"):
                     raise busy("stream: this connection has a stream that it does not read")
@@ -116,7 +164,7 @@ class Guard:
         return grpc.stream_stream_rpc_method_handler(answer)
 
     def library(
-        self, kind: type[Any], handle_stream: Callable[..., Any]
+        self, kind: type[Any], handle_stream: Callable[..., Any], need: Need | None
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Wraps a handler of a library. It takes a stream of messages of type `kind`, and gives
         answers.
@@ -130,7 +178,12 @@ class Guard:
             async for reply in handle_stream(messages(), None):
                 await send(reply.SerializeToString())
 
-        return self.stream(handle, is_control=True)
+        return self.stream(handle, True, need)
+
+    def _admit(self, call: Call, context: Context, need: Need | None) -> None:
+        """Finds the grant of a call, and refuses it before its message is read."""
+        if need is not None and self._grants is not None:
+            call.admit(partial(_grant, context, self._grants, need))
 
     def _check_open(self, is_control: bool) -> None:
         if self._open[is_control] > self._open_calls_max:
@@ -176,6 +229,12 @@ class Guard:
         task.add_done_callback(self._goodbyes.discard)
         # The status must be on its way before the handler returns, which would mean OK.
         await asyncio.sleep(0)
+
+
+def _grant(context: Context, grants: Grants, need: Need) -> Grant:
+    found = grant_of(context, grants)
+    check_role(found, need.roles, need.rpc)
+    return found
 
 
 class _Unread(Refused):

@@ -38,12 +38,12 @@ class Health:
             news.set()
 
     def handler(self, guard: Guard) -> grpc.GenericRpcHandler:
-        """The handlers of the service."""
+        """The handlers of the service. Load balancers may call them without a grant."""
         return grpc.method_handlers_generic_handler(
             "grpc.health.v1.Health",
             {
-                "Check": guard.unary(self._check, is_control=True),
-                "Watch": guard.stream(self._watch, is_control=True),
+                "Check": guard.unary(self._check, is_control=True, need=None),
+                "Watch": guard.stream(self._watch, is_control=True, need=None),
             },
         )
 

@@ -1,26 +1,33 @@
-"""Handlers of the ModelService: create, describe, list, delete and restore models, release a
-hold.
+"""Handlers of the ModelService: create, describe, list, delete and restore models, promote a spec,
+release a hold.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
+from livefactor_kernels.spec.presets import preset
 from livefactor_server.hosting.describe import describe
+from livefactor_server.hosting.host import DEFAULT_MODEL
 from livefactor_server.model import spec_codec
 from livefactor_server.rpc import encode, guards
 from livefactor_server.rpc.calls import Calls
-from livefactor_server.rpc.guards import Call
+from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.statuses import invalid, precondition
+
+PROGRESS_INTERVAL_S = 0.1
 
 
 def create_model(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles CreateModel."""
     request = guards.parse(models_pb2.CreateModelRequest, raw)
-    preset = request.preset or calls.settings.default_preset or DEFAULT_PRESET
+    call.allow(request.model)
+    name = request.preset or calls.settings.default_preset or DEFAULT_PRESET
     try:
-        spec = spec_codec.from_message(request.spec, preset)
+        spec = spec_codec.from_message(request.spec, name)
     except SpecError as error:
         raise invalid(f"spec: {error}") from None
     made = encode.description(describe(calls.hosting.create(request.model, spec)))
@@ -30,6 +37,7 @@ def create_model(calls: Calls, raw: bytes, call: Call) -> bytes:
 async def describe_model(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles DescribeModel. The hash of all rows may take long, so it runs beside the others."""
     request = guards.parse(models_pb2.DescribeModelRequest, raw)
+    call.allow(request.model or DEFAULT_MODEL)
     if fault := calls.hosting.fault(request.model):
         return models_pb2.DescribeModelResponse(description=encode.fault(fault)).SerializeToString()
     lane = calls.models if request.with_root_hash else calls.control
@@ -37,8 +45,8 @@ async def describe_model(calls: Calls, raw: bytes, call: Call) -> bytes:
 
 
 def _description(calls: Calls, request: models_pb2.DescribeModelRequest, call: Call) -> bytes:
-    hosted = calls.hosting.get(request.model)
-    description = encode.description(describe(hosted, request.with_root_hash, call.check))
+    hosted = calls.model(call, request.model)
+    description = encode.whole_description(describe(hosted, request.with_root_hash, call.check))
     report = hosted.engine.observer.report()
     if report is not None:
         description.judgement.CopyFrom(encode.judgement(report))
@@ -46,10 +54,11 @@ def _description(calls: Calls, request: models_pb2.DescribeModelRequest, call: C
 
 
 def list_models(calls: Calls, raw: bytes, call: Call) -> bytes:
-    """Handles ListModels."""
+    """Handles ListModels: those that the grant of the call covers."""
     guards.parse(models_pb2.ListModelsRequest, raw)
     found = [encode.description(describe(hosted)) for hosted in calls.hosting.all()]
     found += map(encode.fault, calls.hosting.faults())
+    found = [description for description in found if call.grant.covers(description.model)]
     found.sort(key=lambda description: description.model)
     return models_pb2.ListModelsResponse(models=found).SerializeToString()
 
@@ -59,6 +68,7 @@ def delete_model(calls: Calls, raw: bytes, call: Call) -> bytes:
     request = guards.parse(models_pb2.DeleteModelRequest, raw)
     if not request.model:
         raise invalid("model: DeleteModel requires a name")
+    call.allow(request.model)
     calls.hosting.delete(request.model)
     return models_pb2.DeleteModelResponse().SerializeToString()
 
@@ -66,14 +76,43 @@ def delete_model(calls: Calls, raw: bytes, call: Call) -> bytes:
 def restore_snapshot(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles RestoreSnapshot."""
     request = guards.parse(models_pb2.RestoreSnapshotRequest, raw)
+    call.allow(request.model, request.source_model or DEFAULT_MODEL)
     hosted = calls.hosting.restore(request.model, request.source_model, request.snapshot_id)
     made = encode.description(describe(hosted))
     return models_pb2.RestoreSnapshotResponse(description=made).SerializeToString()
 
 
+async def promote_spec(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
+    """Handles PromoteSpec: sends the progress, and then the description."""
+    request = guards.parse(models_pb2.PromoteSpecRequest, await requests.only())
+    hosted = calls.model(call, request.model)
+    try:
+        base = preset(request.preset) if request.preset else hosted.engine.state.spec
+        spec = spec_codec.changed(base, request.spec)
+    except SpecError as error:
+        raise invalid(f"spec: {error}") from None
+    latest: list[tuple[int, int]] = []
+
+    def report(revision: int, last: int) -> None:
+        call.check()
+        latest[:] = [(revision, last)]
+
+    promoting = asyncio.create_task(calls.models.run(0, hosted.promote, spec, report))
+    try:
+        while not promoting.done():
+            await asyncio.wait({promoting}, timeout=PROGRESS_INTERVAL_S)
+            while latest:
+                await send(encode.promotion_progress(*latest.pop()))
+        promoting.result()
+        found = encode.whole_description(describe(hosted))
+        await send(models_pb2.PromoteSpecResponse(description=found).SerializeToString())
+    finally:
+        promoting.cancel()
+
+
 def release_hold(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ReleaseHold."""
-    hosted = calls.hosting.get(guards.parse(models_pb2.ReleaseHoldRequest, raw).model)
+    hosted = calls.model(call, guards.parse(models_pb2.ReleaseHoldRequest, raw).model)
     if not hosted.engine.observer.release():
         raise precondition("model: its updates are not on hold")
     found = encode.description(describe(hosted))

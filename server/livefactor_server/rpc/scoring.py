@@ -18,7 +18,7 @@ async def score(calls: Calls, raw: bytes, call: Call) -> bytes:
     started = time.perf_counter()
     settings = calls.settings
     query = decode.score_query(raw, settings.score_users_max, settings.score_rows_max)
-    hosted = calls.hosting.get(query.model)
+    hosted = calls.model(call, query.model)
     if query.min_lineage is not None:
         await calls.positions.reach(hosted.engine, query.min_lineage, query.min_revision)
     quick = hosted.reader.score_at_once(query)

@@ -19,10 +19,12 @@ from google.protobuf.internal import api_implementation
 
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 from livefactor.wire.limits import MESSAGE_BYTES_MAX
+from livefactor_server.access.entry import OPEN, Entry
+from livefactor_server.access.grants import ANY
 from livefactor_server.hosting.host import Hosting
 from livefactor_server.rpc import binding
 from livefactor_server.rpc.calls import Calls, ServiceSettings
-from livefactor_server.rpc.guards import Guard
+from livefactor_server.rpc.guards import Guard, Need
 from livefactor_server.rpc.loop import shared_loop
 from livefactor_server.rpc.service import generic_handlers
 
@@ -84,11 +86,14 @@ class PortInUse(Exception):
 class RpcServer:
     """A gRPC server for a `Hosting`."""
 
-    def __init__(self, hosting: Hosting, settings: ServiceSettings, address: str) -> None:
+    def __init__(
+        self, hosting: Hosting, settings: ServiceSettings, address: str, entry: Entry = OPEN
+    ) -> None:
         """Binds `address`: "host:port" or "unix:/path". Port 0 picks a free port.
 
         Raises:
             PortInUse: the address cannot be bound.
+            CertificateError: the certificate cannot be used.
             RuntimeError: protobuf runs without its upb implementation.
         """
         if api_implementation.Type() != "upb":
@@ -102,11 +107,11 @@ class RpcServer:
         self._health = _health()
         self._stopping = threading.Event()
         self._listening = False
-        self._loop.run(self._bind(settings, address))
+        self._loop.run(self._bind(settings, address, entry))
 
-    async def _bind(self, settings: ServiceSettings, address: str) -> None:
+    async def _bind(self, settings: ServiceSettings, address: str, entry: Entry) -> None:
         self._calls = Calls(self._hosting, settings, self._loop)
-        guard = Guard(settings.message_wait_s, settings.write_wait_s, settings.open_calls_max)
+        guard = Guard(settings.message_wait_s, settings.write_wait_s, settings.open_calls_max, entry.grants)
         self._server = grpc.aio.server(options=_OPTIONS)
         self._server.add_generic_rpc_handlers(tuple(generic_handlers(self._calls, guard)))
         self._server.add_generic_rpc_handlers(tuple(_reflection(guard)))
@@ -116,7 +121,10 @@ class RpcServer:
             if (fault := binding.fault(address)) is not None:
                 hint = "" if address.startswith("unix:") else "; --port names another port"
                 raise PortInUse(f"{address} cannot be bound ({fault}){hint}")
-            self.port = self._server.add_insecure_port(address)
+            if entry.certificate is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, entry.certificate.credentials())
         except RuntimeError as error:
             raise PortInUse(f"{address} cannot be bound ({error})") from None
 
@@ -210,7 +218,8 @@ def _reflection(guard: Guard) -> Iterator[grpc.GenericRpcHandler]:
     servicer = reflection.aio.ReflectionServicer(
         (*SERVICES, reflection.SERVICE_NAME, "grpc.health.v1.Health")
     )
-    handler = guard.library(reflection_pb2.ServerReflectionRequest, servicer.ServerReflectionInfo)
+    need = Need("ServerReflection", ANY)
+    handler = guard.library(reflection_pb2.ServerReflectionRequest, servicer.ServerReflectionInfo, need)
     yield grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": handler})
 
 

@@ -18,11 +18,15 @@ from typing import Any, NamedTuple
 
 import grpc
 
+from livefactor_server.access.grants import ANY, Role
 from livefactor_server.rpc import models, scoring, snapshots, updates
 from livefactor_server.rpc.calls import Calls
-from livefactor_server.rpc.guards import Call, Guard
+from livefactor_server.rpc.guards import Call, Guard, Need
 
 PACKAGE = "livefactor.v1"
+
+_PRODUCER, _CONSUMER = frozenset({Role.PRODUCER}), frozenset({Role.CONSUMER})
+_AUDITOR, _ADMIN = frozenset({Role.AUDITOR}), frozenset({Role.ADMIN})
 
 
 class Form(Enum):
@@ -39,27 +43,32 @@ class Form(Enum):
 
 
 class Rpc(NamedTuple):
-    """One RPC. `name` is "Service.Method" in the package."""
+    """One RPC.
+
+    `name` is "Service.Method" in the package. `roles` may call it, and so may the role admin.
+    """
 
     name: str
     form: Form
     handle: Callable[..., Any]
+    roles: frozenset[Role]
 
 
 RPCS = (
-    Rpc("UpdateService.OpenProducer", Form.LOOP, updates.open_producer),
-    Rpc("UpdateService.ApplyUpdates", Form.LOOP, updates.apply_updates),
-    Rpc("UpdateService.StreamUpdates", Form.STREAM, updates.stream_updates),
-    Rpc("ScoringService.Score", Form.LOOP, scoring.score),
-    Rpc("SnapshotService.Snapshot", Form.STREAM, snapshots.snapshot),
-    Rpc("SnapshotService.ListSnapshots", Form.CONTROL, snapshots.list_snapshots),
-    Rpc("SnapshotService.FetchSnapshot", Form.STREAM, snapshots.fetch_snapshot),
-    Rpc("ModelService.CreateModel", Form.MODELS, models.create_model),
-    Rpc("ModelService.DescribeModel", Form.LOOP, models.describe_model),
-    Rpc("ModelService.ListModels", Form.CONTROL, models.list_models),
-    Rpc("ModelService.DeleteModel", Form.MODELS, models.delete_model),
-    Rpc("ModelService.RestoreSnapshot", Form.MODELS, models.restore_snapshot),
-    Rpc("ModelService.ReleaseHold", Form.CONTROL, models.release_hold),
+    Rpc("UpdateService.OpenProducer", Form.LOOP, updates.open_producer, _PRODUCER),
+    Rpc("UpdateService.ApplyUpdates", Form.LOOP, updates.apply_updates, _PRODUCER),
+    Rpc("UpdateService.StreamUpdates", Form.STREAM, updates.stream_updates, _PRODUCER),
+    Rpc("ScoringService.Score", Form.LOOP, scoring.score, _CONSUMER),
+    Rpc("SnapshotService.Snapshot", Form.STREAM, snapshots.snapshot, _AUDITOR),
+    Rpc("SnapshotService.ListSnapshots", Form.CONTROL, snapshots.list_snapshots, _AUDITOR),
+    Rpc("SnapshotService.FetchSnapshot", Form.STREAM, snapshots.fetch_snapshot, _AUDITOR),
+    Rpc("ModelService.CreateModel", Form.MODELS, models.create_model, _ADMIN),
+    Rpc("ModelService.DescribeModel", Form.LOOP, models.describe_model, ANY),
+    Rpc("ModelService.ListModels", Form.CONTROL, models.list_models, ANY),
+    Rpc("ModelService.DeleteModel", Form.MODELS, models.delete_model, _ADMIN),
+    Rpc("ModelService.RestoreSnapshot", Form.MODELS, models.restore_snapshot, _ADMIN),
+    Rpc("ModelService.PromoteSpec", Form.STREAM, models.promote_spec, _ADMIN),
+    Rpc("ModelService.ReleaseHold", Form.CONTROL, models.release_hold, _ADMIN),
 )
 """All RPCs. Those of a service are consecutive."""
 
@@ -75,15 +84,16 @@ def generic_handlers(calls: Calls, guard: Guard) -> list[grpc.GenericRpcHandler]
 
 
 def _handler(calls: Calls, guard: Guard, rpc: Rpc) -> grpc.RpcMethodHandler[bytes, bytes]:
+    need = Need(rpc.name, rpc.roles)
     if rpc.form is Form.STREAM:
-        return guard.stream(partial(rpc.handle, calls), is_control=False)
+        return guard.stream(partial(rpc.handle, calls), False, need)
     is_control = rpc.name.startswith("ModelService.") or rpc.form is Form.CONTROL
     if rpc.form is Form.LOOP:
-        return guard.unary(partial(rpc.handle, calls), is_control)
+        return guard.unary(partial(rpc.handle, calls), is_control, need)
     lane = calls.control if rpc.form is Form.CONTROL else calls.models
 
     async def in_lane(raw: bytes, call: Call) -> bytes:
         reply: bytes = await lane.run(len(raw), rpc.handle, calls, raw, call)
         return reply
 
-    return guard.unary(in_lane, is_control)
+    return guard.unary(in_lane, is_control, need)

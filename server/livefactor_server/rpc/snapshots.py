@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from livefactor.v1 import snapshots_pb2
+from livefactor_server.hosting.host import DEFAULT_MODEL
 from livefactor_server.rpc import encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
@@ -17,7 +18,7 @@ PROGRESS_INTERVAL_S = 0.1
 async def snapshot(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
     """Handles Snapshot: sends the progress, and then the manifest."""
     request = guards.parse(snapshots_pb2.SnapshotRequest, await requests.only())
-    hosted = calls.hosting.get(request.model)
+    hosted = calls.model(call, request.model)
     if request.HasField("min_position"):
         wanted = request.min_position
         await calls.positions.reach(hosted.engine, wanted.lineage, wanted.revision)
@@ -41,6 +42,7 @@ async def snapshot(calls: Calls, requests: Requests, send: Send, call: Call) -> 
 def list_snapshots(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ListSnapshots."""
     request = guards.parse(snapshots_pb2.ListSnapshotsRequest, raw)
+    call.allow(request.model or DEFAULT_MODEL)
     infos = calls.hosting.snapshots(request.model).list()
     return snapshots_pb2.ListSnapshotsResponse(
         snapshots=[encode.snapshot_info(info) for info in infos]
@@ -53,6 +55,7 @@ async def fetch_snapshot(calls: Calls, requests: Requests, send: Send, call: Cal
     A thread reads each chunk. While the peer reads it, the call has a slot but no thread.
     """
     request = guards.parse(snapshots_pb2.FetchSnapshotRequest, await requests.only())
+    call.allow(request.model or DEFAULT_MODEL)
     store = calls.hosting.snapshots(request.model)
     async with calls.fetches.slot(0):
         # If the peer leaves, a thread may still read. So nobody closes `pieces`: its files are

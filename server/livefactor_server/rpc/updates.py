@@ -43,7 +43,7 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
         raise invalid("producer_id: empty")
     if len(request.note) > NOTE_BYTES_MAX:
         raise invalid(over("note", NOTE_BYTES_MAX, len(request.note), "bytes"))
-    engine = calls.hosting.get(request.model).engine
+    engine = calls.model(call, request.model).engine
 
     def batch(reply: Reply) -> Submission:
         return Submission(
@@ -71,7 +71,7 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
 async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ApplyUpdates."""
     update = decode.update_request(raw)
-    engine = calls.hosting.get(update.model).engine
+    engine = calls.model(call, update.model).engine
     async with calls.updates.slot(len(raw)):
         ack = await _applied(
             calls,
@@ -88,7 +88,8 @@ def _is_large(update: decode.UpdateRequest, raw: bytes) -> bool:
 
 
 def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Reply) -> Submission:
-    change, rejects = decode.change_from_wire(update, engine.state.spec, calls.settings.batch_events_max)
+    spec = engine.state.spec
+    change, rejects = decode.change_from_wire(update, spec, calls.settings.batch_events_max)
     return Submission(
         change=change,
         received_body=update.body,
@@ -98,6 +99,7 @@ def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Re
         rejects=rejects,
         seal=engine.log.seal,
         reply=reply,
+        spec=spec,
     )
 
 
@@ -138,7 +140,7 @@ async def _applied(calls: Calls, engine: Engine, batch: Callable[[Reply], Submis
 async def stream_updates(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
     """Handles StreamUpdates. One task reads the batches while this one sends the answers."""
     with calls.streams.opened() as stream:
-        reader = asyncio.create_task(_read(calls, requests, stream))
+        reader = asyncio.create_task(_read(calls, requests, stream, call))
         try:
             while ready := await stream.ready():
                 await send(_message(ready))
@@ -147,12 +149,12 @@ async def stream_updates(calls: Calls, requests: Requests, send: Send, call: Cal
             reader.cancel()
 
 
-async def _read(calls: Calls, requests: Requests, stream: Stream) -> None:
+async def _read(calls: Calls, requests: Requests, stream: Stream, call: Call) -> None:
     index = 0
     try:
         while (raw := await requests.next_of_many()) is not None:
             await stream.begin_batch()
-            await _submit_from_stream(calls, raw, index, stream)
+            await _submit_from_stream(calls, raw, index, stream, call)
             index += 1
         stream.put(None)
     except grpc.aio.BaseError:
@@ -163,13 +165,13 @@ async def _read(calls: Calls, requests: Requests, stream: Stream) -> None:
         stream.put(unavailable("server: unexpected error"))
 
 
-async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stream) -> None:
+async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stream, call: Call) -> None:
     sequence = 0
     try:
         guards.check_size(raw)
         update = decode.update_request(raw)
         sequence = update.sequence
-        engine = calls.hosting.get(update.model).engine
+        engine = calls.model(call, update.model).engine
         lineage = engine.state.lineage
 
         def reply(item: Submission) -> Wake:

@@ -5,9 +5,11 @@ snapshots.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from livefactor.snapshots.format import Manifest
 from livefactor_server.log.store import Log
 from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.freezing import freeze_idle
@@ -56,6 +58,8 @@ def root_of(state: ModelState) -> bytes:
 def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | None = None) -> ReplayReport:
     """Replays a model's log from its beginning, and compares the state with each snapshot.
 
+    After a switch of the spec it begins again, because the later states are those of the new spec.
+
     A server may use the folder meanwhile. The audit changes nothing, and it ignores records that
     are not synced yet.
 
@@ -70,13 +74,19 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
             for m in snapshot_store(model_folder).list()
             if m.lineage == log.lineage and m.revision <= log.last_revision
         ]
-        first = manifests[0].revision if manifests else log.last_revision
-        state = replay(model_folder, log, backend, first, progress)
+        state: ModelState | None = None
         equal = {}
-        for manifest in manifests:
-            follow(state, log, manifest.revision, progress)
-            equal[manifest.snapshot_id] = (
-                root_of(state) == manifest.root_hash and state.log_hash == manifest.log_hash
-            )
-        follow(state, log, log.last_revision, progress)
+        stops: list[tuple[int, Manifest | None]] = [(each.revision, each) for each in manifests]
+        for spec_body, group in groupby(
+            [*stops, (log.last_revision, None)], lambda stop: log.spec_at(stop[0])
+        ):
+            for revision, manifest in group:
+                if state is None or state.spec_body != spec_body:
+                    state = replay(model_folder, log, backend, revision, progress)
+                follow(state, log, revision, progress)
+                if manifest is not None:
+                    equal[manifest.snapshot_id] = (
+                        root_of(state) == manifest.root_hash and state.log_hash == manifest.log_hash
+                    )
+        assert state is not None
         return ReplayReport(state.revision, state.log_hash, root_of(state), equal)

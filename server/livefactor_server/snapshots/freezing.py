@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.backend import Backend
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import FrozenSections, ModelState
 from livefactor_server.snapshots.store import FrozenState, RowReader
@@ -40,19 +40,20 @@ def freeze(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iter
 
 def freeze_idle(name: str, state: ModelState, log_hash_name: str) -> FrozenState:
     """The state of a model that does not change while the caller reads the result."""
-    backend = state.backend
-    users, items = (backend.sections(side, backend.published[side]) for side in (USERS, ITEMS))
-    rows = _IdleRows(backend.published, (users, items))
+    rows = _IdleRows(state.backend, state.backend.published)
     return _frozen(name, state, state.revision, state.log_hash, log_hash_name, rows, state.freeze_small())
 
 
 @dataclass(frozen=True, slots=True)
 class _IdleRows:
+    """Rows of a backend that learns nothing, read piece by piece, since rings take room."""
+
+    backend: Backend
     counts: tuple[int, int]
-    sections: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        return {name: view[start:stop] for name, view in self.sections[side].items()}
+        with self.backend.pin() as pin:
+            return pin.read_rows(side, start, stop)
 
 
 def _frozen(

@@ -2,7 +2,8 @@
 
 A restart loads the newest snapshot and applies the rest of the log. An audit applies the whole log.
 Like the live engine, both use `changes.place` and `changes.apply`, so a record always has the same
-effect.
+effect. A state is that of one spec from the beginning of the log on (`changes/switch.py`). So after
+a switch only snapshots with the new spec help, whoever took them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ RUN_EVENTS, RUN_RECORDS = 65_536, 1024
 COLUMNS_MIN = 64
 """Fewer records than this are decoded one by one, which costs less than calls for a few records."""
 
+_CHALLENGERS = "challengers"
+
 logger = logging.getLogger(__name__)
 
 
@@ -59,16 +62,21 @@ def base_store(model_folder: Path) -> SnapshotStore:
     return SnapshotStore(model_folder / "base")
 
 
+def challenger_store(model_folder: Path) -> SnapshotStore:
+    """Snapshots of the model's challengers: states of its log with other specs."""
+    return SnapshotStore(model_folder / _CHALLENGERS)
+
+
 def recover(model_folder: Path, log: Log, backend: str, progress: Progress | None = None) -> ModelState:
-    """The state at the end of the log, from the newest snapshot that verifies.
+    """The state at the end of the log, from the newest snapshot with its spec that verifies.
 
     Raises:
         ReplayError: the log and the snapshots contradict each other, or a record does not fit the
             state before it.
         SpecError: the spec in the log is invalid.
     """
-    store = snapshot_store(model_folder)
-    for info in reversed(store.list()):
+    own = snapshot_store(model_folder).list()
+    for info in reversed(own):
         if info.lineage != log.lineage:
             raise ReplayError(
                 f"snapshot {info.snapshot_id} has lineage {info.lineage}, but the log has lineage {log.lineage}: "
@@ -83,15 +91,44 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
             raise ReplayError(
                 f"snapshot {info.snapshot_id} and the log have different records up to revision {info.revision}"
             )
+    spec_body = log.spec_at(log.last_revision)
+    if own and log.switches_from and not log.switches:
+        # The last switch is before the part of the log that was read. The newest snapshot has its
+        # spec.
+        spec_body = own[-1].spec
+    return follow(start_of(model_folder, log, backend, spec_body), log, progress=progress)
+
+
+def start_of(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> ModelState:
+    """A state with the spec `spec_body` at an early revision of the log, from which to follow it.
+
+    It is that of the newest snapshot with this spec that verifies, or of the beginning of the log.
+
+    Raises:
+        ReplayError: the base snapshot of a restored model is missing.
+        SpecError: the spec is invalid.
+    """
+    stores = [snapshot_store(model_folder)]
+    if (model_folder / _CHALLENGERS).is_dir():
+        stores.append(challenger_store(model_folder))
+    found = [
+        (info, store)
+        for store in stores
+        for info in store.list()
+        if info.spec == spec_body and info.lineage == log.lineage and info.revision <= log.last_revision
+    ]
+    for info, store in sorted(found, key=lambda each: each[0].revision, reverse=True):
         try:
+            if next(log.read(info.revision)).hash != info.log_hash:
+                raise ReplayError(f"its records up to revision {info.revision} are not those of the log")
             state = _from_snapshot(store, info.snapshot_id, log, backend)
         except Exception as error:
             # The log has all data of the snapshot, so an older snapshot is sufficient.
             logger.warning("snapshot %s is ignored: %s", info.snapshot_id, error)
             continue
         logger.info("snapshot %s loaded and verified", info.snapshot_id)
-        return follow(state, log, progress=progress)
-    return replay(model_folder, log, backend, progress=progress)
+        return state
+    return _beginning(model_folder, log, backend, spec_body)
 
 
 def replay(
@@ -99,18 +136,31 @@ def replay(
 ) -> ModelState:
     """The state at revision `until` from the log alone. None means the end of the log.
 
+    The log was read from its beginning when it was opened.
+
     Raises:
         ReplayError: a record does not fit the state before it.
         SpecError: the spec in the log is invalid.
     """
-    return follow(_origin(model_folder, log, backend), log, until, progress)
+    spec_body = log.spec_at(log.last_revision if until is None else until)
+    return follow(_beginning(model_folder, log, backend, spec_body), log, until, progress)
 
 
-def _origin(model_folder: Path, log: Log, backend: str) -> ModelState:
+def origin(log: Log, backend: str, spec_body: bytes) -> ModelState:
+    """The empty state with the spec `spec_body`, of a log that begins at revision 0.
+
+    Raises:
+        SpecError: the spec is invalid.
+    """
+    first = next(log.read())
+    return ModelState.empty(decode_spec(spec_body), spec_body, log.lineage, backend, first.hash)
+
+
+def _beginning(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> ModelState:
+    if not log.first_revision:
+        return origin(log, backend, spec_body)
     records = log.read()
     first = next(records)
-    if not first.revision:
-        return ModelState.empty(decode_spec(log.spec_body), log.spec_body, log.lineage, backend, first.hash)
     root = EngineChange.from_log(bytes(next(records).body)).base_root_hash
     base = base_store(model_folder)
     for manifest in base.list():
@@ -126,8 +176,6 @@ def _origin(model_folder: Path, log: Log, backend: str) -> ModelState:
 def _from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: str) -> ModelState:
     loaded = store.load(snapshot_id)
     manifest = loaded.manifest
-    if manifest.spec != log.spec_body:
-        raise ReplayError(f"the specs of snapshot {snapshot_id} and of the log differ")
     return restored(
         decode_spec(manifest.spec),
         manifest.spec,
@@ -140,16 +188,24 @@ def _from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: st
 
 
 def follow(
-    state: ModelState, log: Log, until: int | None = None, progress: Progress | None = None
+    state: ModelState,
+    log: Log,
+    until: int | None = None,
+    progress: Progress | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> ModelState:
     """Applies the records after `state.revision` up to `until`. None means the end of the log.
+
+    `check` is called after every run of records. If it raises an exception, the work ends with this
+    exception.
 
     Raises:
         ReplayError: the log ends earlier, or a record does not fit the state before it.
     """
     last = log.last_revision if until is None else until
     reported = state.revision
-    for _ in _apply(state, _parts(_until(log, state.revision, last))):
+    for _ in _apply(state, _parts(between(log, state.revision, last))):
+        check()
         if progress and state.revision - reported >= RUN_RECORDS:
             reported = state.revision
             progress(state.revision, last)
@@ -160,7 +216,7 @@ def follow(
     return state
 
 
-def _until(log: Log, revision: int, last: int) -> Iterator[Sequence[Record]]:
+def between(log: Log, revision: int, last: int) -> Iterator[Sequence[Record]]:
     """Yields the records after `revision` up to `last`, many at a time."""
     groups = log.read_groups(revision + 1)
     while revision < last and (records := next(groups, None)) is not None:

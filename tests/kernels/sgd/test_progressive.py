@@ -19,7 +19,8 @@ from benchmarks.progressive.recall import model_hits, own_first_hits, popular_hi
 from benchmarks.progressive.rmse import float64_errors, model_errors, rmse
 from benchmarks.progressive.suite import measure, table
 
-from livefactor_kernels.backend import ReferenceModel, Update
+from livefactor_kernels.backend import Update
+from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec
 from livefactor_kernels.spec.presets import preset

@@ -215,10 +215,10 @@ def test_the_writer_publishes_a_slot_by_its_row_with_release():
 
 
 def test_look_ups_are_compiled_with_prefetch_and_acquire():
-    find = njit(keymap_module._find_kernel.py_func)
+    find = njit(keymap_module.find_kernel.py_func)
     keys, keymap = distinct_keys(40, 1), KeyMap(0)
     rows = np.empty(40, np.uint32)
-    find(keymap._blocks.address, keymap._seed_a, keymap._seed_b, np.uint64(keys.ctypes.data), rows)
+    find(keymap.blocks.address, np.uint64(keys.ctypes.data), rows)
     assert (rows == NO_ROW).all()
     (code,) = find.inspect_llvm().values()
     assert len(re.findall(r"load atomic i64.* acquire, align 8", code)) >= 4
@@ -236,7 +236,7 @@ def test_a_retired_block_lives_as_long_as_a_reader_that_may_be_inside():
     assert all(block() is not None for block in retired)
     rows = np.empty(100, np.uint32)
     address = np.uint64(keys.ctypes.data)
-    keymap_module._find_kernel(reader_inside.address, keymap._seed_a, keymap._seed_b, address, rows)
+    keymap_module.find_kernel(reader_inside.address, address, rows)
     assert np.array_equal(rows, np.arange(100))
     del reader_inside
     assert all(block() is None for block in retired)

@@ -29,6 +29,7 @@ from livefactor_server.changes import (
     Record,
     ReplayError,
     SpecChange,
+    SwitchChange,
     apply,
     change_of,
     place,
@@ -70,6 +71,7 @@ def received(kind: type[Change]) -> Change:
         SpecChange: SpecChange(SPEC_BODY),
         OpenProducerChange: OpenProducerChange(b"row 7"),
         EngineChange: EngineChange.restored(base, SPEC.kernel_semantics, "cpu"),
+        SwitchChange: SwitchChange(SPEC_BODY),
     }
     return made[kind]
 
@@ -138,7 +140,7 @@ def test_what_each_change_does_to_a_state() -> None:
     assert done[Kind.AVAILABILITY].marks.freeze().keys().tolist() == [10, 12]
     opened = done[Kind.OPEN_PRODUCER].producers.get(b"p")
     assert opened is not None and (opened.epoch, opened.last_sequence, opened.note) == (1, 0, b"row 7")
-    for kind in (Kind.SPEC, Kind.ENGINE):
+    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():
         assert found.revision == found.backend.revision == 1, kind

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
 
-from engine_rig import SEGMENT_BYTES, Rig, batch
+from engine_rig import SEGMENT_BYTES, SPEC, Rig, batch
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.hosting import keeper
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
@@ -95,3 +96,11 @@ def test_the_log_before_the_snapshot_is_checked_while_the_model_is_served(
     assert REGISTRY.get_sample_value("livefactor_log_damaged", {"model": "m"}) == float(damaged)
     assert (segment.path.name in caplog.text) == damaged
     assert rig.engine.failure is None and rig.engine.revision == 30
+
+
+def test_a_switch_of_the_spec_gives_a_snapshot(rig: Rig) -> None:
+    rig.push(batch(1))
+    watching = kept(rig)
+    revision = rig.engine.promote(replace(SPEC, k=16))
+    wait_until(lambda: revisions(rig) == [revision], "a snapshot after a switch")
+    watching.stop(take_last=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from contextlib import suppress
 from dataclasses import fields, replace
 
 import numpy as np
@@ -181,7 +182,7 @@ GOLDEN_SPECS = {
     "clicks": "63e51217ace23fa2",
     "purchases": "19bcfaa2a77c1250",
     "news": "708c75acb1128cc9",
-    "auto": "3e95806c0cff5f1e",
+    "auto": "85088e6cda5585f6",
 }
 
 
@@ -280,18 +281,23 @@ def test_foreign_spec_bytes_are_refused() -> None:
         check(replace(preset("clicks_sgd"), kernel_semantics=2))
 
 
-def test_the_gate_lets_one_in_at_a_time_and_starves_nobody() -> None:
-    gate, inside, worst = Gate(), 0, 0
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_the_gate_separates_readers_from_the_writer_and_starves_nobody(is_shared: bool) -> None:
+    gate, together, count = Gate(is_shared), threading.Barrier(2), threading.Lock()
+    readers_inside, most_readers, is_writing, mixed, writes = 0, 0, False, False, 0
     stop = threading.Event()
-    writes = 0
 
     def reader() -> None:
-        nonlocal inside, worst
+        nonlocal readers_inside, most_readers, mixed
         while not stop.is_set():
             with gate.reading():
-                inside += 1
-                worst = max(worst, inside)
-                inside -= 1
+                with count:
+                    readers_inside += 1
+                    most_readers = max(most_readers, readers_inside)
+                mixed = mixed or is_writing
+                time.sleep(0)
+                with count:
+                    readers_inside -= 1
 
     readers = [threading.Thread(target=reader) for _ in range(4)]
     for thread in readers:
@@ -299,14 +305,27 @@ def test_the_gate_lets_one_in_at_a_time_and_starves_nobody() -> None:
     deadline = time.monotonic() + 20
     while writes < 200 and time.monotonic() < deadline:
         with gate.writing():
-            inside += 1
-            worst = max(worst, inside)
-            inside -= 1
+            is_writing = True
+            mixed = mixed or readers_inside > 0
+            time.sleep(0)
+            is_writing = False
         writes += 1
     stop.set()
     for thread in readers:
-        thread.join()
-    assert writes == 200 and worst == 1
+        thread.join(20)
+    assert writes == 200 and not mixed
+    assert is_shared or most_readers == 1
+
+    def meet() -> None:
+        with gate.reading(), suppress(threading.BrokenBarrierError):
+            together.wait(20 if is_shared else 0.05)
+
+    pair = [threading.Thread(target=meet) for _ in range(2)]
+    for thread in pair:
+        thread.start()
+    for thread in pair:
+        thread.join(20)
+    assert together.broken is not is_shared, "readers are inside together exactly if they share"
 
 
 @settings(max_examples=30)

@@ -1,0 +1,116 @@
+"""The head of a model in host memory: its version, its revision and its published counts.
+
+Readers use it to read rows without a lock while one writer changes them (a sequence lock; Lameter,
+Effective synchronization on Linux/NUMA systems, 2005). The writer makes the version odd before it
+changes rows, and even afterwards. A reader takes the version, reads what it needs, and takes the
+version again. If both are the same even number, then everything that it read is of one revision.
+Otherwise it may have read anything and tries again. So a reader must not trust what it has read,
+and must not follow a pointer in it, before it has looked at the version for the second time.
+
+    word 0      version
+    word 1      revision
+    words 2, 3  numbers of published rows of users and of items
+
+The words lie in one cache line. The fences order them with the rows on every processor. On x86 they
+cost nothing, because it keeps the order of loads and that of stores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from livefactor_kernels.numbers.compiled import compiled
+from livefactor_kernels.numbers.lanes import address_of, inlined
+from livefactor_kernels.simd.atomics import (
+    acquire_fence,
+    load_acquire,
+    load_relaxed,
+    relax,
+    release_fence,
+    store_relaxed,
+    store_release,
+)
+from livefactor_kernels.simd.memory import reserve
+
+WORDS = 8
+REVISION, USER_COUNT, ITEM_COUNT = np.uint64(8), np.uint64(16), np.uint64(24)
+"""Offsets of the words in bytes."""
+
+_0, _1 = np.uint64(0), np.uint64(1)
+_LOOKS = np.uint64(512)
+"""Number of times that `Head.wait` looks at the version: about 20 microseconds."""
+
+
+class Head:
+    """The head of one model.
+
+    One thread at a time may call `open` and `close`. Any thread may call the other methods.
+
+    Attributes:
+        words: uint64[WORDS]; only compiled code may read them while a writer runs.
+        address: the address of the words.
+    """
+
+    def __init__(self) -> None:
+        """The head at revision 0. It compiles the kernels, or loads them from the cache."""
+        self.words = reserve((WORDS,), np.uint64)
+        self.address = address_of(self.words)
+        self.close(0, 0, 0)
+        self.wait()
+        self.open()
+        self.close(0, 0, 0)
+
+    def open(self) -> None:
+        """Makes the version odd. The caller then changes rows."""
+        _open_kernel(self.address)
+
+    def close(self, revision: int, user_count: int, item_count: int) -> None:
+        """Publishes a revision with its counts, and makes the version even.
+
+        Without `open` before it, it publishes a revision that changes no rows.
+        """
+        _close_kernel(self.address, np.uint64(revision), np.uint64(user_count), np.uint64(item_count))
+
+    def wait(self) -> None:
+        """Waits for a short time while the version is odd. It releases the GIL."""
+        _wait_kernel(self.address)
+
+
+@inlined
+def version_before(head: Any) -> Any:
+    """The version at the begin of a read."""
+    return load_acquire(head)
+
+
+@inlined
+def is_unchanged(head: Any, version: Any) -> Any:
+    """Whether no row has changed since `version_before`."""
+    acquire_fence()
+    return (version & _1) == _0 and load_relaxed(head) == version
+
+
+@compiled(nogil=False)
+def _open_kernel(head: Any) -> None:
+    store_relaxed(head, load_relaxed(head) | _1)
+    release_fence()
+
+
+@compiled(nogil=False)
+def _close_kernel(head: Any, revision: Any, user_count: Any, item_count: Any) -> None:
+    version = load_relaxed(head) | _1
+    store_relaxed(head, version)
+    release_fence()
+    store_relaxed(head + REVISION, revision)
+    store_relaxed(head + USER_COUNT, user_count)
+    store_relaxed(head + ITEM_COUNT, item_count)
+    store_release(head, version + _1)
+
+
+@compiled
+def _wait_kernel(head: Any) -> None:
+    for _look in range(_LOOKS):
+        if load_acquire(head) & _1 == _0:
+            return
+        relax()

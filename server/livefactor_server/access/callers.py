@@ -1,0 +1,64 @@
+"""Whom a call comes from: its token or its client certificate, and the grant of either."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from livefactor_server.access.grants import Grant, Grants, Role
+from livefactor_server.statuses import denied, unauthenticated
+from livefactor_server.text import quoted
+
+_BEARER = "Bearer "
+_NAMES = ("x509_common_name", "x509_subject_alternative_name")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def grant_of(context: Context, grants: Grants) -> Grant:
+    """The grant of a call. A token counts before a certificate.
+
+    Args:
+        context: the context of the call.
+        grants: the grants of the access file.
+
+    Raises:
+        Refused: UNAUTHENTICATED if the call has no valid grant.
+    """
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization":
+            text = value if isinstance(value, str) else ""
+            found = grants.of_token(text.removeprefix(_BEARER)) if text.startswith(_BEARER) else None
+            if found is None:
+                raise unauthenticated("authorization: the bearer token is unknown, or it has expired")
+            return found
+    names = [
+        text.decode(errors="replace") for kind in _NAMES for text in context.auth_context().get(kind, ())
+    ]
+    found = grants.of_certificate(names)
+    if found is None:
+        what = f"no grant for the client certificate {quoted(names[0])}" if names else "no bearer token"
+        raise unauthenticated(f"authorization: the call has {what}")
+    return found
+
+
+def check_role(grant: Grant, roles: frozenset[Role], what: str) -> None:
+    """Checks that a grant may call an RPC.
+
+    Raises:
+        Refused: PERMISSION_DENIED.
+    """
+    if grant.role not in roles and grant.role is not Role.ADMIN:
+        allowed = ", ".join(sorted(roles | {Role.ADMIN}))
+        raise denied(f"{what}: the role {grant.role} may not call it (roles that may: {allowed})")
+
+
+def check_model(grant: Grant, model: str) -> None:
+    """Checks that a grant covers a model.
+
+    Raises:
+        Refused: PERMISSION_DENIED. It does not tell whether the model exists.
+    """
+    if not grant.covers(model):
+        raise denied(f"model: the grant {quoted(grant.name)} does not cover {quoted(model)}")

@@ -1,0 +1,205 @@
+"""Promotion: a new spec, and the state that it gives, which is built beside the live one.
+
+    caller's thread   check ─▶ start ─▶ follow the log until little of it is left
+    LOG stage         wait for the APPLY stage ─▶ follow the rest ─▶ append SWITCH ─▶ swap states
+
+The model learns and answers with its present spec until the swap. Updates wait while the rest is
+followed, for `PAUSE_S` or a little more. A refusal, a drain or an error before the SWITCH record is
+durable leaves the model as it was. `changes/switch.py` defines what the record means.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from livefactor_kernels.backend import create_backend
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_server.changes import NO_REJECTS, Header, Record, SwitchChange
+from livefactor_server.changes.fitting import accepts_all, events_misfit, rows_misfit
+from livefactor_server.log.format import SALT_BYTES
+from livefactor_server.log.store import Entry, Log, LogFull
+from livefactor_server.model import spec_codec
+from livefactor_server.model.state import ModelState
+from livefactor_server.snapshots.replay import between, follow, origin
+from livefactor_server.statuses import Refused, exhausted, no_memory, precondition, unavailable
+
+PAUSE_S = 0.05
+"""Seconds of replay that the last step may have left. Updates wait for it."""
+
+PATIENCE = 1.2
+"""Factor on `PAUSE_S` after each round, because events may come as fast as they are learned."""
+
+Start = Callable[[bytes], ModelState]
+"""Gives a state with the spec of these bytes at an early revision of the log."""
+
+Progress = Callable[[int, int], None]
+"""Function of (revision of the new state, last revision of the log)."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Promotion:
+    """One promotion. `outcome` gets the revision of the switch, or a refusal.
+
+    Attributes:
+        name: name of the model.
+        live: the state in force.
+        spec: the new spec, and `body` its bytes.
+        check: is called again and again. Its exception ends the promotion.
+        state: the state with the new spec, None before it is started.
+    """
+
+    name: str
+    live: ModelState
+    log: Log
+    spec: ModelSpec
+    check: Callable[[], None]
+    body: bytes = b""
+    state: ModelState | None = None
+    outcome: Future[int] = field(default_factory=Future)
+    started: float = field(default_factory=time.monotonic)
+    _scans: bool = False
+    _scanned: int = -1
+
+    def __post_init__(self) -> None:
+        self.body = spec_codec.encode(self.spec)
+        self.spec = spec_codec.decode(self.body)
+
+    def admit(self) -> None:
+        """Checks what can be known before the work.
+
+        Raises:
+            Refused: FAILED_PRECONDITION with the reason.
+        """
+        if self.body == self.live.spec_body:
+            raise precondition("spec: it is the one in force")
+        if self.log.first_revision:
+            raise precondition(
+                f"model: it began with a snapshot at revision {self.log.first_revision}; the events before "
+                "it are gone, and another spec cannot learn them"
+            )
+        if self.live.backend_name == "cuda":
+            raise precondition("model: backend cuda cannot switch the spec of a model (docs/gpu.md)")
+        self._check_rows()
+        known = [self.log.spec_body, *self.log.switches.values()]
+        self._scans = self.log.switches_from > 0 or not all(
+            accepts_all(self.spec, spec_codec.decode(body)) for body in known
+        )
+
+    def row_bytes(self) -> tuple[int, int]:
+        """Bytes of a row of users and of items with the new spec. It compiles the kernels."""
+        backend = create_backend(self.live.backend_name, self.spec)
+        return backend.users.row_bytes, backend.items.row_bytes
+
+    def build(self, start: Start | None, progress: Progress | None) -> None:
+        """Makes the new state, and follows the log until little of it is left.
+
+        `start` is called for the state at the beginning. None means the empty state.
+
+        Raises:
+            Refused: an event or a row does not fit the new spec, the memory does not suffice, or
+                `check` raised it.
+        """
+        try:
+            begin = start or (lambda body: origin(self.log, self.live.backend_name, body))
+            logger.info("model %s: spec %s learns the log", self.name, spec_codec.id_of(self.body))
+            self.state = begin(self.body)
+            pause_s, round_s = PAUSE_S, float("inf")
+            while round_s > pause_s:
+                started = time.monotonic()
+                self._catch_up(progress or (lambda at, last: None))
+                round_s, pause_s = time.monotonic() - started, pause_s * PATIENCE
+        except MemoryError:
+            raise no_memory("a second state") from None
+        except OverflowError:
+            self._check_rows()
+            raise
+
+    def _catch_up(self, progress: Progress) -> None:
+        state, last = self.state, self.log.last_revision
+        assert state is not None
+
+        def tick() -> None:
+            self.check()
+            progress(state.revision, last)
+
+        tick()
+        self._check_rows()
+        if self._scans and last > self._scanned:
+            misfit = events_misfit(between(self.log, self._scanned, last), self.spec, tick)
+            if misfit:
+                raise precondition(f"spec: the log has events that it does not accept: {misfit}")
+            self._scanned = last
+        follow(state, self.log, last, check=tick)
+
+    def _check_rows(self) -> None:
+        if misfit := rows_misfit(self.live, self.spec):
+            raise precondition(f"spec: {misfit}")
+
+    @property
+    def lag(self) -> int:
+        """The number of records that the new state has not learned yet."""
+        return self.log.last_revision - (self.state.revision if self.state is not None else 0)
+
+    @property
+    def page_bytes(self) -> int:
+        """The memory of the pages of the new state, in bytes."""
+        if self.state is None:
+            return 0
+        return self.state.backend.users.page_bytes + self.state.backend.items.page_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the new state, in bytes."""
+        return sum(self.state.memory_bytes.values()) if self.state is not None else 0
+
+    def refuse(self, refusal: Refused) -> None:
+        """Ends the promotion with a refusal."""
+        self.outcome.set_exception(refusal)
+
+    def finish(self, revision: int, pause_s: float) -> None:
+        """Ends the promotion, whose SWITCH record has `revision`. Updates have waited `pause_s`."""
+        logger.info(
+            "model %s: spec %s is in force since revision %d; it took %.1f s, and updates waited %.3f s",
+            self.name, spec_codec.id_of(self.body), revision, time.monotonic() - self.started, pause_s,
+        )  # fmt: skip
+        self.outcome.set_result(revision)
+
+    # ------------------------------------------------------------------ LOG stage
+
+    def complete(self) -> tuple[ModelState, Record]:
+        """Follows the rest of the log, and appends the SWITCH record. No batch is in flight.
+
+        Returns the new state before this record, and the record.
+
+        Raises:
+            Refused: as `build`, or the disk is full. Nothing was logged.
+            LogFailed: the log cannot be written any more.
+        """
+        try:
+            self._catch_up(lambda at, last: None)
+        except MemoryError:
+            raise no_memory("a second state") from None
+        except Exception as error:
+            if isinstance(error, Refused):
+                raise
+            logger.exception("model %s: the promotion of a spec failed", self.name)
+            raise unavailable("promotion: it failed; see the server's log") from None
+        assert self.state is not None
+        change, salt = SwitchChange(self.body), os.urandom(SALT_BYTES)
+        revision, previous = self.log.last_revision + 1, self.log.last_hash
+        assert (self.state.revision, self.state.log_hash) == (revision - 1, previous)
+        commitment, now_us = self.log.seal(salt, b"", self.body), time.time_ns() // 1000
+        entry = Entry(change.kind, revision, time_us=now_us, body=self.body, salt=salt, commitment=commitment)
+        try:
+            (own,) = self.log.append([entry])
+        except LogFull:
+            raise exhausted("disk: it is full; nothing was logged; try again later") from None
+        header = Header(revision, b"", 0, 0, salt, commitment, NO_REJECTS, own, previous, now_us)
+        return self.state, Record(header, change, None)
