@@ -22,7 +22,6 @@ from livefactor_kernels.reading import (
     STEP_MAX,
     SUM,
 )
-from livefactor_kernels.reading.experts import Remembered
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
 from livefactor_kernels.solve.cpu import Events, Problem, Scratch, Side, livefactor_fold_kernel
@@ -63,14 +62,13 @@ class CpuArithmetic:
         word, one, zero = np.zeros(1, np.uint32), np.ones(1, np.float32), np.zeros(1, np.float32)
         rows, counts = np.zeros((1, LANES), np.uint32), np.zeros((1, LANES), np.float32)
         x, y = np.zeros(self._spec.k_padded, np.float32), reserve((1, self._spec.k_padded), np.float32)
-        events = Remembered(word, one, one, np.zeros(1, np.int64))
         k = self._spec.k
-        self.fold(x, y, events, one, np.zeros((k, k), np.float32), _F0, 1)
+        self.folds(x, y, one, one[None], np.zeros((k, k), np.float32), _F0, 1)
         lists = {"neighbor_rows": rows, "neighbor_counts": counts, "seen_count": word}
         self.followers(lists)
         self.gains(lists, one[None], word, word)
-        self.row_sums(x[:k], np.zeros((k + 1, k + 1)))
-        self.sums(one)
+        self.row_sums(np.zeros((1, k), np.float32), np.zeros((k + 1, k + 1)))
+        self.sums(one[None])
         self.draws(_0, 0, 0, 0, 1, 1)
         self.dots(y[0], y)
         z, mix = np.zeros((EXPERTS, 1)), np.zeros(SIZE)
@@ -78,19 +76,19 @@ class CpuArithmetic:
         self.add_events(word, one, zero, zero.copy(), mix)
         self.decay(zero, zero.copy(), mix)
 
-    def fold(self, x: np.ndarray, y: np.ndarray, events: Remembered, decay: np.ndarray, everywhere: np.ndarray,
-             unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
-        """See `experts.Arithmetic.fold`."""
+    def folds(self, x: np.ndarray, y: np.ndarray, values: np.ndarray, weights: np.ndarray,
+              everywhere: np.ndarray, unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
+        """See `experts.Arithmetic.folds`."""
         scratch, k = self._scratch(), self._spec.k
         scratch.everywhere[:k, :k] = everywhere
         no_bias = np.zeros(max(len(y), 1), np.float32)
         user, others = Side(x[None], no_bias), Side(y, no_bias)
-        weights, places = events.weights * decay[events.ages], np.arange(len(y), dtype=np.uint32)
-        values = np.ascontiguousarray(events.values)
         problem = Problem(_F0, np.float32(items), self._rates._replace(unobserved=unobserved))
-        system = Events(address_of(places), address_of(values), address_of(weights), np.uint64(len(y)))
-        livefactor_fold_kernel(user, _0, others, problem, system, scratch, FOLD_SWEEPS)
-        return scratch.x[: x.size].copy()
+        folds = np.empty((len(weights), x.size), np.float32)
+        places = np.arange(len(y), dtype=np.uint32)
+        values, weights = np.ascontiguousarray(values), np.ascontiguousarray(weights)
+        livefactor_folds_kernel(user, others, problem, places, values, weights, scratch, folds)
+        return folds
 
     def _scratch(self) -> Scratch:
         scratch: Scratch | None = getattr(self._memory, "scratch", None)
@@ -112,15 +110,17 @@ class CpuArithmetic:
         livefactor_gain_kernel(*found, self._shrinkage, self._factor, gains)
         return gains
 
-    def row_sums(self, x: np.ndarray, gram: np.ndarray) -> tuple[float, float]:
+    def row_sums(self, rows: np.ndarray, gram: np.ndarray) -> np.ndarray:
         """See `experts.Arithmetic.row_sums`."""
-        total, squares = livefactor_row_sums_kernel(x, gram, self._k)
-        return float(total), float(squares)
+        sums = np.empty((len(rows), 2))
+        livefactor_row_sums_kernel(rows, gram, self._k, sums)
+        return sums
 
-    def sums(self, gains: np.ndarray) -> tuple[float, float]:
+    def sums(self, gains: np.ndarray) -> np.ndarray:
         """See `experts.Arithmetic.sums`."""
-        total, squares = livefactor_sums_kernel(gains)
-        return float(total), float(squares)
+        sums = np.empty((len(gains), 2))
+        livefactor_sums_kernel(gains, sums)
+        return sums
 
     def draws(
         self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int
@@ -221,27 +221,42 @@ def livefactor_gain_kernel(
 
 
 @compiled
-def livefactor_row_sums_kernel(x: Any, gram: Any, k: Any) -> Any:
-    """x . g and x' G x."""
-    total, squares = _D0, _D0
-    for p in range(k):
-        line = _D0
-        for q in range(k):
-            line += gram[p, q] * np.float64(x[q])
-        total += np.float64(x[p]) * gram[k, p]
-        squares += np.float64(x[p]) * line
-    return total, squares
+def livefactor_folds_kernel(
+    own: Any, others: Any, problem: Any, places: Any, values: Any, weights: Any, scratch: Any, folds: Any
+) -> None:
+    """Solves the row 0 of `own` with each line of weights float32[d, n]. Writes float32[d, kp]."""
+    for fold in range(np.uint64(weights.shape[0])):
+        rows, count = address_of(places), np.uint64(places.size)
+        events = Events(rows, address_of(values), address_of(weights) + fold * count * _4, count)
+        livefactor_fold_kernel(own, _0, others, problem, events, scratch, FOLD_SWEEPS)
+        for p in range(np.uint64(folds.shape[1])):
+            folds[fold, p] = scratch.x[p]
 
 
 @compiled
-def livefactor_sums_kernel(gains: Any) -> Any:
-    """The sums of gains and of their squares."""
-    total, squares = _D0, _D0
-    for at in range(np.uint64(gains.size)):
-        gain = np.float64(gains[at])
-        total += gain
-        squares += gain * gain
-    return total, squares
+def livefactor_row_sums_kernel(rows: Any, gram: Any, k: Any, sums: Any) -> None:
+    """Writes x . g and x' G x of each x."""
+    for row in range(np.uint64(rows.shape[0])):
+        x, total, squares = rows[row], _D0, _D0
+        for p in range(k):
+            line = _D0
+            for q in range(k):
+                line += gram[p, q] * np.float64(x[q])
+            total += np.float64(x[p]) * gram[k, p]
+            squares += np.float64(x[p]) * line
+        sums[row, 0], sums[row, 1] = total, squares
+
+
+@compiled
+def livefactor_sums_kernel(gains: Any, sums: Any) -> None:
+    """Writes the sums of each line of gains and of their squares."""
+    for row in range(np.uint64(gains.shape[0])):
+        total, squares = _D0, _D0
+        for at in range(np.uint64(gains.shape[1])):
+            gain = np.float64(gains[row, at])
+            total += gain
+            squares += gain * gain
+        sums[row, 0], sums[row, 1] = total, squares
 
 
 @compiled

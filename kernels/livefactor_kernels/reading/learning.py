@@ -23,7 +23,15 @@ from livefactor_kernels.reading import (
     initial,
     predicted_share,
 )
-from livefactor_kernels.reading.experts import Arithmetic, Experts, Panel, Remembered, Source, remembered
+from livefactor_kernels.reading.experts import (
+    Arithmetic,
+    Experts,
+    Panel,
+    Remembered,
+    Source,
+    distinct,
+    remembered,
+)
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.update import Update
@@ -137,7 +145,7 @@ class Mixer:
         known = Remembered(*(column[events.rows < len(bias)] for column in events))
         experts = self._panel.of(source, update.user_rows[event : event + 1], known, update.item_count)
         candidates, odds = self._candidates(update, event, row, known.rows, experts.counts[0].rows, len(bias))
-        own = np.unique(known.rows[-OWN_MAX:])
+        own = distinct(known.rows[-OWN_MAX:])
         own = own[own != row]
         z = self._standardised(experts, source, np.concatenate([candidates, own]).astype(np.uint32))
         weights, step = experts.weights, self._arithmetic.step

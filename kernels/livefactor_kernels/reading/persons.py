@@ -13,7 +13,7 @@ from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.reading import experts
 from livefactor_kernels.reading.cpu import CpuArithmetic, Lists
-from livefactor_kernels.reading.experts import Panel, Remembered, remembered
+from livefactor_kernels.reading.experts import Panel, Remembered, distinct, remembered
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.cpu import Events as SolveEvents
@@ -127,7 +127,7 @@ class Persons:
     ) -> tuple[np.ndarray, np.ndarray]:
         followers = self.followers[user][0]
         followers = followers[~_are_in(common, followers) & ~_are_in(own, followers)]
-        candidates = np.union1d(rows, followers).astype(np.uint32)
+        candidates = distinct(np.concatenate([rows, followers]))
         factors, bias = pin.gather(ITEMS, candidates)
         users = self.factors[user : user + 1], self.bias[user : user + 1]
         scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, candidates.size]))
@@ -223,7 +223,7 @@ class PersonReader:
         If there are too many, the last ones are used for the score, as in a history. All of
         them count as items of the user.
         """
-        items = np.unique(rows)
+        items = distinct(rows)
         rows = rows[-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
         values = np.ones(len(rows), np.float32)
@@ -245,7 +245,7 @@ class PersonReader:
             weights * self._decay[ages],
             positive_weights * self._repeat_decay[ages],
             ages,
-            np.unique(rows),
+            distinct(rows),
             int(user["seen_count"]) > len(user["seen_rows"]),
         )
 
@@ -304,7 +304,7 @@ class PersonReader:
         self, events: Events, followers: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Adds the gains of the events' own items to those of the followers."""
-        rows = np.union1d(followers[0], events.rows).astype(np.uint32)
+        rows = distinct(np.concatenate([followers[0], events.rows]))
         gains, repeats = np.zeros((2, len(rows)), np.float32)
         gains[np.searchsorted(rows, followers[0])] = followers[1]
         np.add.at(repeats, np.searchsorted(rows, events.rows), events.repeats)
