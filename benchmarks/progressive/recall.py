@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_server.judging.places import places
 from livefactor_server.tuning.metrics import hits
 from livefactor_server.tuning.progressive import (
     BATCH_EVENTS,
@@ -26,7 +27,6 @@ from livefactor_server.tuning.progressive import (
     judge_then_learn,
     most_popular,
     popular_ranks,
-    ranks,
 )
 
 
@@ -34,7 +34,7 @@ def model_hits(spec: ModelSpec, stream: Stream, batch_events: int = BATCH_EVENTS
     """Hits (bool[n]) of a model that learns every event as positive."""
 
     def judge(model, users, items, values):
-        return hits(ranks(model, users, items))
+        return hits(places(model, users, items, TOP))
 
     ones = np.ones(len(stream), np.float32)
     stream = Stream(stream.user_keys, stream.item_keys, ones, times=stream.times)

@@ -65,7 +65,8 @@ class ScoreRequest:
 
     users: uint64[n]; with the option `similar` they are the items. candidates: the items to score,
     or None. k: length of the lists, 0 with candidates. exclude, events: as in `Scorer.recommend`,
-    or None. options: the other arguments of `encode_score`. The constructor raises InvalidArgument,
+    or None. query: a vector for all users float32[1, d], or one a user [n, d], or None. options:
+    the other arguments of `encode_score`. The constructor raises InvalidArgument,
     which names the limit, if one user alone exceeds it.
     """
 
@@ -75,6 +76,7 @@ class ScoreRequest:
     k: int = 0
     exclude: Lists | None = None
     events: Lists | None = None
+    query: npt.NDArray[np.float32] | None = None
     options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -121,21 +123,25 @@ class ScoreRequest:
             fields["offsets"] = part.offsets
         if self.events is not None:
             fields["events"], fields["event_offsets"] = self.events.part(start, stop)
+        if self.query is not None:
+            fields["query"] = self.query if len(self.query) == 1 else self.query[start:stop]
         return encode_score(self.model, self.users[start:stop], k=self.k, min_position=min_position, **fields)
 
     def _lists(self) -> list[Lists]:
         return [lists for lists in (self.candidates, self.exclude, self.events) if lists is not None]
 
     def _shared_bytes(self) -> int:
-        return _FIELD_BYTES + sum(8 * len(lists.ids) for lists in self._lists() if lists.offsets is None)
+        shared = sum(8 * len(lists.ids) for lists in self._lists() if lists.offsets is None)
+        return _FIELD_BYTES + shared + (0 if self.query is None or len(self.query) > 1 else self.query.nbytes)
 
     def _bytes_of_users(self) -> npt.NDArray[np.int64]:
         users = len(self.users)
         ids: npt.NDArray[np.int64] = sum(
             (lists.lengths(users) for lists in self._lists()), np.zeros(users, np.int64)
         )
-        # An id has 8 bytes, and an offset has 4.
-        return 8 * (1 + ids) + 4 * sum(lists.offsets is not None for lists in self._lists())
+        numbers = 0 if self.query is None or len(self.query) == 1 else self.query.shape[1]
+        # An id has 8 bytes, and an offset or a number of a vector has 4.
+        return 8 * (1 + ids) + 4 * (numbers + sum(lists.offsets is not None for lists in self._lists()))
 
 
 class Joined(NamedTuple):

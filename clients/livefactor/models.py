@@ -12,14 +12,17 @@ import numpy as np
 from livefactor.access import Access
 from livefactor.answers import spec_name
 from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_RETRY_S, Connection
+from livefactor.contest import Contest, contest_of
 from livefactor.errors import LivefactorError
 from livefactor.judgement import Hold, Judgement, hold_of, judgement_of
 from livefactor.position import Position, position_of
-from livefactor.v1 import models_pb2
+from livefactor.v1 import challenging_pb2, models_pb2
 from livefactor.wire.limits import check_model
 
 _SERVICE = "/livefactor.v1.ModelService/"
-_READS = frozenset({"DescribeModel", "ListModels"})
+_CHALLENGES = "/livefactor.v1.ChallengeService/"
+_OF_CHALLENGES = frozenset({"AddChallenger", "ListChallengers", "SettleModel"})
+_READS = frozenset({"DescribeModel", "ListModels", "ListChallengers"})
 LONG_DEADLINE_S = 600.0
 """Deadline, in seconds, of calls that may read or write a whole model: create, root hash, delete,
 restore.
@@ -180,6 +183,36 @@ class Models:
                 on_progress(message.progress.revision, message.progress.last_revision)
         raise LivefactorError(f"{doing}: the server ended the promotion without a description")
 
+    def challenge(self, name: str, preset: str = "", *, challenger: str = "", **spec: Any) -> Contest:
+        """Add a challenger: a spec that is judged beside the model's own on the same events.
+
+        preset, spec: as in `promote`. challenger: its name, in the characters of a model's name;
+        empty for the preset's. A model that began with preset auto is switched to a challenger that
+        wins. For other models the verdict only informs. Raises NotFound, InvalidArgument,
+        AlreadyExists, ResourceExhausted, and FailedPrecondition if the spec could reject what the
+        model accepts, or if the server runs without challengers.
+        """
+        request = challenging_pb2.AddChallengerRequest(model=name, preset=preset, name=challenger)
+        fill(request.spec, spec, "spec")
+        data = self._call("AddChallenger", request, name, DEADLINE_S)
+        return contest_of(challenging_pb2.AddChallengerResponse.FromString(data).contest)
+
+    def challengers(self, name: str = "default") -> Contest:
+        """Return how the challengers of a model stand. Raises NotFound and FailedPrecondition."""
+        request = challenging_pb2.ListChallengersRequest(model=name)
+        data = self._call("ListChallengers", request, name, DEADLINE_S)
+        return contest_of(challenging_pb2.ListChallengersResponse.FromString(data).contest)
+
+    def settle(self, name: str = "default", challenger: str = "") -> ModelDescription:
+        """End the search of a model for a better spec.
+
+        challenger: the name of a challenger, or of a preset that the model tries, whose spec the
+        model gets; empty: its spec stays. Raises NotFound and FailedPrecondition.
+        """
+        request = challenging_pb2.SettleModelRequest(model=name, challenger=challenger)
+        data = self._call("SettleModel", request, name, LONG_DEADLINE_S)
+        return _description(challenging_pb2.SettleModelResponse.FromString(data).description)
+
     def release(self, name: str = "default") -> ModelDescription:
         """End a hold of updates (`ModelDescription.hold`). The judge takes what follows as normal.
 
@@ -205,8 +238,9 @@ class Models:
     def _call(self, method: str, request: Any, name: str, deadline_s: float) -> bytes:
         doing = f"model {check_model(name)!r}" if name else "models"
         retry_s = READ_RETRY_S if method in _READS else 0.0
+        service = _CHALLENGES if method in _OF_CHALLENGES else _SERVICE
         return self._connection.unary(
-            _SERVICE + method, request.SerializeToString(), deadline_s, doing, retry_s
+            service + method, request.SerializeToString(), deadline_s, doing, retry_s
         )
 
 

@@ -71,6 +71,8 @@ class Scorer:
         items: Any,
         *,
         events: Any = None,
+        query: Any = None,
+        query_weight: float = 1.0,
         min_position: Position | None = None,
         deadline_s: float | None = None,
         with_labels: bool = False,
@@ -80,6 +82,8 @@ class Scorer:
         users: one id or n. items: one list of ids that all users share, or n lists. events: items
         that a user has just had, oldest first; they stand in for its history in this call and are
         not stored. One list for all users, or n lists; an empty list leaves the user's own history.
+        query: the vector of a search query, one for all users or n; the item's score gets
+        query_weight * (the cosine of the vector and the item's embedding) added.
         min_position: wait until this position is visible; an Ack's lets you read your own write.
         deadline_s: seconds. with_labels: also ask for the items' labels.
 
@@ -96,7 +100,8 @@ class Scorer:
             keys,
             candidates=candidates,
             events=self._events(events, len(keys)),
-            options={"with_labels": with_labels},
+            query=_query(query, len(keys)),
+            options={"with_labels": with_labels, "query_weight": query_weight},
         )
         joined = self._ask(request, deadline_s, min_position)
         originals = _original_lists(items, candidates.ids, candidates.offsets is not None)
@@ -116,6 +121,8 @@ class Scorer:
         exclude_seen: bool = False,
         include_unavailable: bool = False,
         events: Any = None,
+        query: Any = None,
+        query_weight: float = 1.0,
         min_position: Position | None = None,
         deadline_s: float | None = None,
         with_labels: bool = True,
@@ -135,6 +142,7 @@ class Scorer:
             "include_unavailable": include_unavailable,
             "exclude_seen": exclude_seen,
             "with_labels": with_labels,
+            "query_weight": query_weight,
         }
         request = ScoreRequest(
             self.model,
@@ -142,6 +150,7 @@ class Scorer:
             k=k,
             exclude=None if exclude is None else _lists("exclude", exclude, len(keys), self._hash),
             events=self._events(events, len(keys)),
+            query=_query(query, len(keys)),
             options=options,
         )
         joined = self._ask(request, deadline_s, min_position)
@@ -194,6 +203,16 @@ class Scorer:
             return self._connection.unary(_SCORE, message, left_s, doing, retry_s=left_s)
 
         return ask(request, send, self._deadline_s if deadline_s is None else deadline_s, after, doing)
+
+
+def _query(query: Any, users: int) -> npt.NDArray[np.float32] | None:
+    """The vectors of queries as float32[1 or users, dimension]."""
+    if query is None:
+        return None
+    vectors = np.atleast_2d(np.asarray(query, np.float32))
+    if vectors.ndim != 2 or len(vectors) not in (1, users):
+        raise ColumnError(f"query: expected one vector, or {users} (users), got shape {vectors.shape}")
+    return vectors
 
 
 def _fields(joined: Joined, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:

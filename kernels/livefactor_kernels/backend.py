@@ -159,6 +159,14 @@ class Backend(Protocol):
         Only the last revision becomes visible.
         """
 
+    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
+        """Sets the vectors float16[n, d] of item rows uint32[n], in order.
+
+        Then it sets the revision and the number of items.
+
+        The caller holds the gate. Only a model with embeddings (`spec.embeddings`) has it.
+        """
+
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """Sets a revision that changes no rows. Counts that are not None become the published
         ones.

@@ -21,6 +21,8 @@ from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
 from livefactor_kernels.sgd.runs import UpdateRun
 from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
+from livefactor_kernels.solve.prior.cpu import CpuArithmetic as PriorArithmetic
+from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
@@ -78,9 +80,10 @@ class CpuModel:
         self._mean = GlobalMean()
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
+        self._prior = self._prior_of(spec) if spec.embeddings.dimension else None
         self._rule = self._rule_of(spec)
         self._mixer = self._mixer_of(spec) if spec.mix.learning_rate else None
-        further = [part for part in (self._reservoir, self._mixer) if part is not None]
+        further = [part for part in (self._reservoir, self._mixer, self._prior) if part is not None]
         self._parts: list[Part] = [self._mean, self._rule, *further]
         self.pins = PinBoard(spec, (self.users, self.items))
         self.head = Head()
@@ -96,11 +99,15 @@ class CpuModel:
         if spec.rule == Rule.SOLVE:
             # `spec.checks.check` ensures it.
             assert self._recorder is not None
-            return Solver(spec, *tables, self._mean.sums, self._recorder)
+            return Solver(spec, *tables, self._mean.sums, self._recorder, self._prior)
         if spec.rule == Rule.SOFTMAX:
             return Softmax(spec, *tables)
         kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
         return kind(spec, *tables, self._mean.sums)
+
+    def _prior_of(self, spec: ModelSpec) -> Prior:
+        arithmetic = PriorArithmetic(spec.embeddings.dimension, spec.k)
+        return Prior(spec, self.items.padded().__getitem__, arithmetic)
 
     @staticmethod
     def _mixer_of(spec: ModelSpec) -> Mixer:
@@ -175,6 +182,16 @@ class CpuModel:
         if self._mixer is not None:
             self._mixer.count(update, popularity, self.items.bias)
         self.advance(update.revision, update.user_count, update.item_count)
+
+    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
+        """See `backend.Backend.set_embeddings`."""
+        assert self._prior is not None
+        nobody = np.empty(0, np.uint32)
+        update = Update(revision, nobody, rows, None, None, self.published[USERS], item_count)
+        self.pins.protect(update)
+        self.pins.protect(update, self._prior.describe(rows, vectors, item_count))
+        self._prior.map_cold()
+        self.advance(revision, item_count=item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """See `backend.Backend.advance`."""

@@ -188,6 +188,10 @@ class CudaModel:
         with self.lock:
             self._table(side).load_sections(sections, count)
 
+    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
+        """See `backend.Backend.set_embeddings`. No spec on this backend has embeddings."""
+        raise AssertionError("embeddings: `spec.checks.check_cuda` refuses them")
+
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """See `backend.Backend.advance`."""
         users, items = self.published

@@ -8,6 +8,7 @@ on this backend, but it is slow.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,8 @@ from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.sgd.reference import Sgd
 from livefactor_kernels.sgd.reference_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.reference import Softmax
+from livefactor_kernels.solve.prior.learning import Prior
+from livefactor_kernels.solve.prior.reference import ReferenceArithmetic as PriorArithmetic
 from livefactor_kernels.solve.reference import Solver
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, read_rows
@@ -54,16 +57,20 @@ class ReferenceModel:
         self.published = (0, 0)
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
+        self._prior = self._prior_of(spec) if spec.embeddings.dimension else None
         self._rule = self._rule_of(spec)
         self._mixer = Mixer(spec, ReferenceArithmetic(spec)) if spec.mix.learning_rate else None
-        further = [part for part in (self._reservoir, self._mixer) if part is not None]
+        further = [part for part in (self._reservoir, self._mixer, self._prior) if part is not None]
         self._parts: list[Part] = [self._tables.mean, self._rule, *further]
+
+    def _prior_of(self, spec: ModelSpec) -> Prior:
+        return Prior(spec, partial(getattr, self.items), PriorArithmetic())
 
     def _rule_of(self, spec: ModelSpec) -> LearningRule:
         if spec.rule == Rule.SOLVE:
             # `spec.checks.check` ensures it.
             assert self._recorder is not None
-            return Solver(self._tables, self._recorder)
+            return Solver(self._tables, self._recorder, self._prior)
         if spec.rule == Rule.SOFTMAX:
             return Softmax(self._tables)
         return AdaptiveSgd(self._tables) if spec.adaptive_rate.window else Sgd(self._tables)
@@ -94,6 +101,14 @@ class ReferenceModel:
             items if item_count is None else item_count,
         )
         self.revision = revision
+
+    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
+        """See `backend.Backend.set_embeddings`."""
+        assert self._prior is not None
+        with self.items.lock:
+            self._prior.describe(rows, vectors, item_count)
+            self._prior.map_cold()
+        self.advance(revision, item_count=item_count)
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:
         """Always True: NumPy allocates the memory when rows come."""

@@ -18,6 +18,7 @@ from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Counts,
+    Embeddings,
     FactorDtype,
     History,
     Limits,
@@ -55,6 +56,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "counts": {"history": History(32, 16), "counts": Counts(48)},
     "replay": {"history": History(32, 16), "replay": Replay(10, 0.5)},
     "mix": {"history": History(32, 16), "counts": Counts(48), "solve": Solve(0.5), "mix": Mix(0.01)},
+    "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
     "density": {"history": History(32, 16), "solve": Solve(unobserved_density=10.0)},
     "adaptive": {"adaptive_rate": AdaptiveRate(64)},
     "float16": {"factor_dtype": FactorDtype.FLOAT16},

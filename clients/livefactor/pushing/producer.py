@@ -29,10 +29,12 @@ from livefactor.pushing.batching import (
     row_columns,
 )
 from livefactor.pushing.delivery import WINDOW_BATCHES
+from livefactor.pushing.embeddings import as_vectors, embedding_bodies
 from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, label_cuts
 from livefactor.pushing.sending import ProducerStatus, Sender
 from livefactor.wire.columns import (
     AVAILABILITY,
+    EMBEDDINGS,
     INTERACTIONS,
     LABELS,
     Stamp,
@@ -214,6 +216,22 @@ class Producer:
             bodies.append((len(part), encode_availability(part, available)))
         return self._push_bodies(AVAILABILITY, bodies, timeout_s)
 
+    def push_embeddings(self, item_ids: Ids, vectors: Any, *, timeout_s: float | None = None) -> Receipt:
+        """Give items their vectors, after all rows pushed before.
+
+        item_ids: n ids, as in `push`; the items need no events yet. vectors: numbers [n,
+        dimension], such as embeddings of the items' descriptions; they are sent as float16. A
+        vector replaces the item's earlier one, and a vector of zeros removes it. The model's spec
+        has the dimension (`Models.create("shop", embeddings={"dimension": 384})`). Raises the
+        errors of `push`. The receipt raises InvalidArgument if the model has no embeddings or
+        another dimension.
+        """
+        reader = self._labels[ITEMS].reader() if ITEMS in self._labels else None
+        keys = as_keys("item_ids", item_ids, reader or self._hash)
+        bodies = embedding_bodies(keys, as_vectors(vectors, len(keys)), self.batch)
+        taken = None if reader is None else partial(self._labels[ITEMS].take, reader)
+        return self._push_bodies(EMBEDDINGS, bodies, timeout_s, taken)
+
     def flush(self, timeout_s: float | None = None) -> Position:
         """Send all buffered rows, wait until the server has acknowledged them, and return the last
         position.
@@ -390,7 +408,9 @@ class Producer:
             for rows, body in bodies:
                 batch = Batch(change)
                 batch.share(receipt, start, rows)
-                sender.delivery.add(batch, [body])
+                # The labels of new string ids go in front of vectors.
+                add = sender.add_events if change == EMBEDDINGS else sender.delivery.add
+                add(batch, [body])
                 start += rows
             sender.work.notify_all()
         return receipt

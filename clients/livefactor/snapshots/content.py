@@ -46,6 +46,12 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
         whole = step % 1 == moves % 1 == in_window % 1 == 0
         require(whole, "rates", "holds a fraction where it counts steps, moves or events")
         require(min(moves, in_window, squares) >= 0, "rates", "holds a negative number")
+    if "items.described" in tensors:
+        described, progress = tensors["items.described"], tensors["prior.progress"].tolist()
+        require(not (described > 2).any(), "items.described", "holds a number above 2")
+        require(min(progress) >= 0, "prior.progress", "holds a negative number")
+        summed = int((described == 2).sum())
+        require(progress[2] == summed, "prior.progress", "counts other items than items.described")
     for side in ("user", "item"):
         keys, offsets, text = (tensors[f"labels.{side}.{name}"] for name in ("keys", "offsets", "text"))
         require(_is_ascending(keys), f"labels.{side}.keys", "is not in ascending order")

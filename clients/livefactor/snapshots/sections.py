@@ -23,7 +23,7 @@ FACTOR_DTYPES = {
 }
 """The safetensors dtype of factors for each `factor_dtype` of a spec."""
 
-MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE = 1024, 8192, 1 << 20
+MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE, MAX_DIMENSION = 1024, 8192, 1 << 20, 1024
 SPEC_BYTES_MAX = 1 << 16
 RATES_SIZE = 5
 MIX_SIZE = 35
@@ -145,6 +145,14 @@ def _popularity(spec: Spec, side: str) -> Shape | None:
     return () if spec.mix.learning_rate > 0 and spec.history.users and side == "items" else None
 
 
+def _embedding(spec: Spec, side: str) -> Shape | None:
+    return (spec.embeddings.dimension,) if spec.embeddings.dimension and side == "items" else None
+
+
+def _described(spec: Spec, side: str) -> Shape | None:
+    return () if spec.embeddings.dimension and side == "items" else None
+
+
 _SQUARES, _AMOUNTS = Content.SQUARES, Content.AMOUNTS
 _ROWS = (
     _Row("keys", "U64", _one, Content.DISTINCT),
@@ -180,6 +188,9 @@ _ROWS = (
     _Row("neighbor_counts", "F32", _followers, _AMOUNTS),
     # The decayed number of an item's events, if there is a mix of experts.
     _Row("popularity", "F32", _popularity, _AMOUNTS),
+    # The item's vector, and whether it has one (1) and is in the sums of the map, too (2).
+    _Row("embedding", "F16", _embedding),
+    _Row("described", "U8", _described),
 )
 """The sections of rows, in the order of the root hash."""
 
@@ -190,6 +201,14 @@ def _replayed(spec: Spec) -> int:
 
 def _is_replayed(spec: Spec) -> bool:
     return spec.replay.size > 0
+
+
+def _has_vectors(spec: Spec) -> bool:
+    return spec.embeddings.dimension > 0
+
+
+def _mapped(spec: Spec) -> int:
+    return (spec.embeddings.dimension + 1) * spec.k
 
 
 def _follows_data(spec: Spec) -> bool:
@@ -215,6 +234,11 @@ _BESIDE = (
     _Beside("mean", "I64", lambda spec: 2),
     # The mix: the weights of 8 experts for 4 groups of users, and 3 sums about popularity.
     _Beside("mix", "F64", lambda spec: MIX_SIZE, lambda spec: spec.mix.learning_rate > 0),
+    # The map of embeddings and its sums (rule SOLVE). Progress has changes, next row, items.
+    _Beside("prior.gram", "F64", lambda spec: (spec.embeddings.dimension + 1) ** 2, _has_vectors),
+    _Beside("prior.map", "F64", _mapped, _has_vectors),
+    _Beside("prior.progress", "I64", lambda spec: 3, _has_vectors),
+    _Beside("prior.rows", "F64", _mapped, _has_vectors),
     # The server's table of producers for exactly-once delivery. The client does not interpret it.
     _Beside("producers", "U8"),
     # The adaptive rate: step, moves, events in the window, sum and sum of squares.
@@ -291,6 +315,9 @@ def bounded_spec(spec: bytes) -> Spec:
     lengths = message.history.users, message.history.items, message.counts.neighbors
     if max(lengths) > MAX_HISTORY:
         raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
+    dimension = message.embeddings.dimension
+    if dimension > MAX_DIMENSION:
+        raise ValueError(f"spec: embeddings.dimension: expected at most {MAX_DIMENSION}, got {dimension}")
     if message.replay.size > MAX_REPLAY_SIZE:
         raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
     return message

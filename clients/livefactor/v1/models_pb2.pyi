@@ -628,6 +628,35 @@ class Regularization(google.protobuf.message.Message):
 global___Regularization = Regularization
 
 @typing.final
+class EmbeddingMap(google.protobuf.message.Message):
+    """Embeddings of items, and the map of them into factor space (docs/content.md). Needs rule SOLVE and loss
+    IMPLICIT. An absent field has the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIMENSION_FIELD_NUMBER: builtins.int
+    PRIOR_EVENTS_FIELD_NUMBER: builtins.int
+    dimension: builtins.int
+    """The numbers of an item's vector, up to 1024. 0: no embeddings."""
+    prior_events: builtins.float
+    """What the vector says of an item counts as much as this many events of the item. Above 0."""
+    def __init__(
+        self,
+        *,
+        dimension: builtins.int | None = ...,
+        prior_events: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dimension", b"_dimension", "_prior_events", b"_prior_events", "dimension", b"dimension", "prior_events", b"prior_events"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dimension", b"_dimension", "_prior_events", b"_prior_events", "dimension", b"dimension", "prior_events", b"prior_events"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_dimension", b"_dimension"]) -> typing.Literal["dimension"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_prior_events", b"_prior_events"]) -> typing.Literal["prior_events"] | None: ...
+
+global___EmbeddingMap = EmbeddingMap
+
+@typing.final
 class EventType(google.protobuf.message.Message):
     """The meaning of an event type (Interactions.event_types). A type without an entry has weight 1."""
 
@@ -682,6 +711,7 @@ class ModelSpec(google.protobuf.message.Message):
     ADAPTIVE_RATE_FIELD_NUMBER: builtins.int
     MIX_FIELD_NUMBER: builtins.int
     AUTO_FIELD_NUMBER: builtins.int
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -728,6 +758,8 @@ class ModelSpec(google.protobuf.message.Message):
     def mix(self) -> global___Mix: ...
     @property
     def auto(self) -> global___Auto: ...
+    @property
+    def embeddings(self) -> global___EmbeddingMap: ...
     def __init__(
         self,
         *,
@@ -755,9 +787,10 @@ class ModelSpec(google.protobuf.message.Message):
         adaptive_rate: global___AdaptiveRate | None = ...,
         mix: global___Mix | None = ...,
         auto: global___Auto | None = ...,
+        embeddings: global___EmbeddingMap | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from livefactor.v1 import updates_pb2 as livefactor_dot_v1_dot_updates__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blivefactor/v1/scoring.proto\x12\rlivefactor.v1\x1a\x1blivefactor/v1/updates.proto\"/\n\nCandidates\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\x0f\n\x07offsets\x18\x02 \x03(\x07\"j\n\x04TopK\x12\t\n\x01k\x18\x01 \x01(\r\x12\x13\n\x0b\x65xclude_ids\x18\x02 \x03(\x06\x12\x0f\n\x07offsets\x18\x03 \x03(\x07\x12\x1b\n\x13include_unavailable\x18\x04 \x01(\x08\x12\x14\n\x0c\x65xclude_seen\x18\x05 \x01(\x08\"C\n\x07Similar\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\t\n\x01k\x18\x02 \x01(\r\x12\x1b\n\x13include_unavailable\x18\x03 \x01(\x08\"+\n\x06\x45vents\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\x0f\n\x07offsets\x18\x02 \x03(\x07\"\xa6\x02\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x0cmin_position\x18\x02 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x10\n\x08user_ids\x18\x03 \x03(\x06\x12/\n\ncandidates\x18\x04 \x01(\x0b\x32\x19.livefactor.v1.CandidatesH\x00\x12$\n\x05top_k\x18\x05 \x01(\x0b\x32\x13.livefactor.v1.TopKH\x00\x12)\n\x07similar\x18\x08 \x01(\x0b\x32\x16.livefactor.v1.SimilarH\x00\x12\x13\n\x0bwith_labels\x18\x06 \x01(\x08\x12%\n\x06\x65vents\x18\x07 \x01(\x0b\x32\x15.livefactor.v1.EventsB\x08\n\x06target\"\xce\x01\n\rScoreResponse\x12)\n\x08position\x18\x01 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x10\n\x08item_ids\x18\x02 \x03(\x06\x12\x0e\n\x06scores\x18\x03 \x03(\x02\x12\x0f\n\x07offsets\x18\x04 \x03(\x07\x12\x12\n\nuser_known\x18\x05 \x03(\x08\x12\x12\n\nitem_known\x18\x06 \x03(\x08\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12\x16\n\x0eseen_truncated\x18\x08 \x03(\x08\x12\x0f\n\x07spec_id\x18\t \x01(\x06\x32T\n\x0eScoringService\x12\x42\n\x05Score\x12\x1b.livefactor.v1.ScoreRequest\x1a\x1c.livefactor.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blivefactor/v1/scoring.proto\x12\rlivefactor.v1\x1a\x1blivefactor/v1/updates.proto\"/\n\nCandidates\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\x0f\n\x07offsets\x18\x02 \x03(\x07\"j\n\x04TopK\x12\t\n\x01k\x18\x01 \x01(\r\x12\x13\n\x0b\x65xclude_ids\x18\x02 \x03(\x06\x12\x0f\n\x07offsets\x18\x03 \x03(\x07\x12\x1b\n\x13include_unavailable\x18\x04 \x01(\x08\x12\x14\n\x0c\x65xclude_seen\x18\x05 \x01(\x08\"C\n\x07Similar\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\t\n\x01k\x18\x02 \x01(\r\x12\x1b\n\x13include_unavailable\x18\x03 \x01(\x08\"8\n\x05Query\x12\x0f\n\x07vectors\x18\x01 \x03(\x02\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"+\n\x06\x45vents\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\x0f\n\x07offsets\x18\x02 \x03(\x07\"\xcb\x02\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x0cmin_position\x18\x02 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x10\n\x08user_ids\x18\x03 \x03(\x06\x12/\n\ncandidates\x18\x04 \x01(\x0b\x32\x19.livefactor.v1.CandidatesH\x00\x12$\n\x05top_k\x18\x05 \x01(\x0b\x32\x13.livefactor.v1.TopKH\x00\x12)\n\x07similar\x18\x08 \x01(\x0b\x32\x16.livefactor.v1.SimilarH\x00\x12\x13\n\x0bwith_labels\x18\x06 \x01(\x08\x12%\n\x06\x65vents\x18\x07 \x01(\x0b\x32\x15.livefactor.v1.Events\x12#\n\x05query\x18\t \x01(\x0b\x32\x14.livefactor.v1.QueryB\x08\n\x06target\"\xce\x01\n\rScoreResponse\x12)\n\x08position\x18\x01 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x10\n\x08item_ids\x18\x02 \x03(\x06\x12\x0e\n\x06scores\x18\x03 \x03(\x02\x12\x0f\n\x07offsets\x18\x04 \x03(\x07\x12\x12\n\nuser_known\x18\x05 \x03(\x08\x12\x12\n\nitem_known\x18\x06 \x03(\x08\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12\x16\n\x0eseen_truncated\x18\x08 \x03(\x08\x12\x0f\n\x07spec_id\x18\t \x01(\x06\x32T\n\x0eScoringService\x12\x42\n\x05Score\x12\x1b.livefactor.v1.ScoreRequest\x1a\x1c.livefactor.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,12 +38,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOPK']._serialized_end=230
   _globals['_SIMILAR']._serialized_start=232
   _globals['_SIMILAR']._serialized_end=299
-  _globals['_EVENTS']._serialized_start=301
-  _globals['_EVENTS']._serialized_end=344
-  _globals['_SCOREREQUEST']._serialized_start=347
-  _globals['_SCOREREQUEST']._serialized_end=641
-  _globals['_SCORERESPONSE']._serialized_start=644
-  _globals['_SCORERESPONSE']._serialized_end=850
-  _globals['_SCORINGSERVICE']._serialized_start=852
-  _globals['_SCORINGSERVICE']._serialized_end=936
+  _globals['_QUERY']._serialized_start=301
+  _globals['_QUERY']._serialized_end=357
+  _globals['_EVENTS']._serialized_start=359
+  _globals['_EVENTS']._serialized_end=402
+  _globals['_SCOREREQUEST']._serialized_start=405
+  _globals['_SCOREREQUEST']._serialized_end=736
+  _globals['_SCORERESPONSE']._serialized_start=739
+  _globals['_SCORERESPONSE']._serialized_end=945
+  _globals['_SCORINGSERVICE']._serialized_start=947
+  _globals['_SCORINGSERVICE']._serialized_end=1031
 # @@protoc_insertion_point(module_scope)

@@ -102,7 +102,7 @@ class Similar(google.protobuf.message.Message):
     """True: items that are marked unavailable may be in the answers."""
     @property
     def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """At most 1,024. user_ids must be empty, and there must be no events."""
+        """At most 1,024. user_ids must be empty, and there must be no events and no query."""
 
     def __init__(
         self,
@@ -114,6 +114,36 @@ class Similar(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["include_unavailable", b"include_unavailable", "item_ids", b"item_ids", "k", b"k"]) -> None: ...
 
 global___Similar = Similar
+
+@typing.final
+class Query(google.protobuf.message.Message):
+    """A search query of the users: a vector in the space of the items' embeddings
+    (ModelSpec.embeddings). weight * cosine(vector, embedding of the item) is added to the score of
+    each item. An item without an embedding gets nothing added. So the personal part and the part of
+    the query add up.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VECTORS_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    weight: builtins.float
+    """Above 0 and at most 1e6. Absent: 1."""
+    @property
+    def vectors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """dimension numbers for all users, or users * dimension numbers, user by user."""
+
+    def __init__(
+        self,
+        *,
+        vectors: collections.abc.Iterable[builtins.float] | None = ...,
+        weight: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_weight", b"_weight", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "vectors", b"vectors", "weight", b"weight"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+
+global___Query = Query
 
 @typing.final
 class Events(google.protobuf.message.Message):
@@ -157,6 +187,7 @@ class ScoreRequest(google.protobuf.message.Message):
     SIMILAR_FIELD_NUMBER: builtins.int
     WITH_LABELS_FIELD_NUMBER: builtins.int
     EVENTS_FIELD_NUMBER: builtins.int
+    QUERY_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     with_labels: builtins.bool
@@ -179,6 +210,10 @@ class ScoreRequest(google.protobuf.message.Message):
     def events(self) -> global___Events:
         """INVALID_ARGUMENT if the model has no histories."""
 
+    @property
+    def query(self) -> global___Query:
+        """INVALID_ARGUMENT if the model has no embeddings."""
+
     def __init__(
         self,
         *,
@@ -190,9 +225,10 @@ class ScoreRequest(google.protobuf.message.Message):
         similar: global___Similar | None = ...,
         with_labels: builtins.bool = ...,
         events: global___Events | None = ...,
+        query: global___Query | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "similar", b"similar", "target", b"target", "top_k", b"top_k"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "model", b"model", "similar", b"similar", "target", b"target", "top_k", b"top_k", "user_ids", b"user_ids", "with_labels", b"with_labels"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "query", b"query", "similar", b"similar", "target", b"target", "top_k", b"top_k"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "model", b"model", "query", b"query", "similar", b"similar", "target", b"target", "top_k", b"top_k", "user_ids", b"user_ids", "with_labels", b"with_labels"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["target", b"target"]) -> typing.Literal["candidates", "top_k", "similar"] | None: ...
 
 global___ScoreRequest = ScoreRequest

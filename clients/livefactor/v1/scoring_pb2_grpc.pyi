@@ -29,7 +29,8 @@ class ScoringServiceStub:
 
     The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
     for the call, from the events that it remembers of the user and from the current item factors
-    (fold-in). A model with counts adds a term for items that often follow the user's last items.
+    (fold-in). A model with counts adds a term for items that often follow the user's last items. A
+    query adds a term for items whose embeddings are like the query's vector.
 
     Limits. A call has at most 1,024 users. It asks for at most 262,144 scores (users * candidates,
     or users * k), and each of its lists of ids has at most 262,144 ids. A top-k call for more than
@@ -40,6 +41,8 @@ class ScoringServiceStub:
       limit is passed. The text then names the field and its limit, such as "user_ids: at most 536
       users a call for 500000 items, got 1024". A call for fewer users can succeed.
     - NOT_FOUND: the model does not exist.
+      Also: a query has another dimension than the model's embeddings, or a number that is NaN or
+      infinite.
     - FAILED_PRECONDITION: min_position belongs to another lineage.
     - DEADLINE_EXCEEDED: min_position was not reached in time.
     - RESOURCE_EXHAUSTED: too many calls wait for a slot. The metadata grpc-retry-pushback-ms has
@@ -58,7 +61,8 @@ class ScoringServiceAsyncStub:
 
     The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
     for the call, from the events that it remembers of the user and from the current item factors
-    (fold-in). A model with counts adds a term for items that often follow the user's last items.
+    (fold-in). A model with counts adds a term for items that often follow the user's last items. A
+    query adds a term for items whose embeddings are like the query's vector.
 
     Limits. A call has at most 1,024 users. It asks for at most 262,144 scores (users * candidates,
     or users * k), and each of its lists of ids has at most 262,144 ids. A top-k call for more than
@@ -69,6 +73,8 @@ class ScoringServiceAsyncStub:
       limit is passed. The text then names the field and its limit, such as "user_ids: at most 536
       users a call for 500000 items, got 1024". A call for fewer users can succeed.
     - NOT_FOUND: the model does not exist.
+      Also: a query has another dimension than the model's embeddings, or a number that is NaN or
+      infinite.
     - FAILED_PRECONDITION: min_position belongs to another lineage.
     - DEADLINE_EXCEEDED: min_position was not reached in time.
     - RESOURCE_EXHAUSTED: too many calls wait for a slot. The metadata grpc-retry-pushback-ms has
@@ -89,7 +95,8 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
 
         The score is mu + b_user + b_item + <x_user, y_item>. A model with rule SOLVE computes x_user
         for the call, from the events that it remembers of the user and from the current item factors
-        (fold-in). A model with counts adds a term for items that often follow the user's last items.
+        (fold-in). A model with counts adds a term for items that often follow the user's last items. A
+        query adds a term for items whose embeddings are like the query's vector.
 
         Limits. A call has at most 1,024 users. It asks for at most 262,144 scores (users * candidates,
         or users * k), and each of its lists of ids has at most 262,144 ids. A top-k call for more than
@@ -100,6 +107,8 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
           limit is passed. The text then names the field and its limit, such as "user_ids: at most 536
           users a call for 500000 items, got 1024". A call for fewer users can succeed.
         - NOT_FOUND: the model does not exist.
+          Also: a query has another dimension than the model's embeddings, or a number that is NaN or
+          infinite.
         - FAILED_PRECONDITION: min_position belongs to another lineage.
         - DEADLINE_EXCEEDED: min_position was not reached in time.
         - RESOURCE_EXHAUSTED: too many calls wait for a slot. The metadata grpc-retry-pushback-ms has

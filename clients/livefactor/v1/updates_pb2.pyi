@@ -350,6 +350,51 @@ class Availability(google.protobuf.message.Message):
 global___Availability = Availability
 
 @typing.final
+class Embeddings(google.protobuf.message.Message):
+    """Vectors of items, such as embeddings of their descriptions from a pretrained model. A vector replaces
+    the vector that the id had before. A vector of zeros removes it. The model keeps vectors as float16
+    (ModelSpec.embeddings). The items need not have events yet: an item that nobody has touched is
+    scored by what its vector says (docs/content.md).
+
+    A message is refused as a whole with INVALID_ARGUMENT if the model has no embeddings or another
+    dimension, if the side is not SIDE_ITEM, or if a number is NaN, infinite or beyond float16 (65504).
+    The text names the row. A message has at most 262,144 numbers. New items are rejected with
+    ITEMS_FULL or MEMORY_FULL like those of interactions.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    DIMENSION_FIELD_NUMBER: builtins.int
+    VECTORS_FIELD_NUMBER: builtins.int
+    HALF_VECTORS_FIELD_NUMBER: builtins.int
+    side: global___Side.ValueType
+    """SIDE_ITEM."""
+    dimension: builtins.int
+    """The numbers of a vector. It must equal the dimension of the model's spec."""
+    half_vectors: builtins.bytes
+    """The same as IEEE 754 half-precision numbers (float16), little-endian, 2 bytes each."""
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def vectors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """ids * dimension numbers, vector by vector. Either these or half_vectors."""
+
+    def __init__(
+        self,
+        *,
+        side: global___Side.ValueType = ...,
+        ids: collections.abc.Iterable[builtins.int] | None = ...,
+        dimension: builtins.int = ...,
+        vectors: collections.abc.Iterable[builtins.float] | None = ...,
+        half_vectors: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dimension", b"dimension", "half_vectors", b"half_vectors", "ids", b"ids", "side", b"side", "vectors", b"vectors"]) -> None: ...
+
+global___Embeddings = Embeddings
+
+@typing.final
 class ApplyUpdatesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -358,6 +403,7 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     INTERACTIONS_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     AVAILABILITY_FIELD_NUMBER: builtins.int
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     @property
@@ -368,6 +414,8 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     def labels(self) -> global___Labels: ...
     @property
     def availability(self) -> global___Availability: ...
+    @property
+    def embeddings(self) -> global___Embeddings: ...
     def __init__(
         self,
         *,
@@ -376,10 +424,11 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
         interactions: global___Interactions | None = ...,
         labels: global___Labels | None = ...,
         availability: global___Availability | None = ...,
+        embeddings: global___Embeddings | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings"] | None: ...
 
 global___ApplyUpdatesRequest = ApplyUpdatesRequest
 
@@ -455,6 +504,7 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     INTERACTIONS_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     AVAILABILITY_FIELD_NUMBER: builtins.int
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
     model: builtins.str
     @property
     def producer(self) -> global___ProducerStamp: ...
@@ -464,6 +514,8 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     def labels(self) -> global___Labels: ...
     @property
     def availability(self) -> global___Availability: ...
+    @property
+    def embeddings(self) -> global___Embeddings: ...
     def __init__(
         self,
         *,
@@ -472,10 +524,11 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
         interactions: global___Interactions | None = ...,
         labels: global___Labels | None = ...,
         availability: global___Availability | None = ...,
+        embeddings: global___Embeddings | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings"] | None: ...
 
 global___StreamUpdatesRequest = StreamUpdatesRequest
 

@@ -19,6 +19,7 @@ from livefactor.errors import ColumnError
 
 KEYS = np.dtype("<u8")
 FLOATS = np.dtype("<f4")
+HALVES = np.dtype("<f2")
 NUMBERS = np.dtype("<u4")
 TIMES = np.dtype("<i8")
 

@@ -23,6 +23,7 @@ from livefactor.errors import ColumnError
 from livefactor.v1 import updates_pb2
 from livefactor.wire.arrays import (
     FLOATS,
+    HALVES,
     KEYS,
     NUMBERS,
     TIMES,
@@ -52,11 +53,13 @@ from livefactor.wire.twins import (
 
 __all__ = [
     "AVAILABILITY",
+    "EMBEDDINGS",
     "INTERACTIONS",
     "LABELS",
     "AvailabilityColumns",
     "ColumnError",
     "Columns",
+    "EmbeddingColumns",
     "LabelColumns",
     "Part",
     "ScoreColumns",
@@ -66,12 +69,14 @@ __all__ = [
     "apply_prefix",
     "decode_apply",
     "decode_availability",
+    "decode_embeddings",
     "decode_interactions",
     "decode_labels",
     "decode_score",
     "decode_score_response",
     "encode_apply",
     "encode_availability",
+    "encode_embeddings",
     "encode_interactions",
     "encode_labels",
     "encode_score",
@@ -86,6 +91,7 @@ __all__ = [
 INTERACTIONS = "interactions"
 LABELS = "labels"
 AVAILABILITY = "availability"
+EMBEDDINGS = "embeddings"
 _COLUMN_DTYPES: dict[str, np.dtype[Any]] = {
     "user_ids": KEYS,
     "item_ids": KEYS,
@@ -109,13 +115,14 @@ _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
 _COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
 _OPTIONAL = tuple(_COLUMNS)[2:]
 _NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
-_CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, INTERACTIONS, LABELS, AVAILABILITY)
+_CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()
 _COLUMN_TAGS = _tags(_COLUMN_NUMBERS.values())
 _REQUEST_TAGS = _tags((_MODEL, _PRODUCER, *_CHANGE_NAMES))
 _LabelsTwin = twin_of(updates_pb2.Labels)
 _AvailabilityTwin = twin_of(updates_pb2.Availability)
+_EmbeddingsTwin = twin_of(updates_pb2.Embeddings)
 
 Part = bytes | npt.NDArray[Any]
 
@@ -176,6 +183,23 @@ class AvailabilityColumns:
         return len(self.item_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingColumns:
+    """Vectors of n ids of one side.
+
+    side: a `livefactor.v1.Side` number. ids: uint64[n]. vectors: float16 or float32[n, dimension].
+    body: the bytes of the message.
+    """
+
+    side: int
+    ids: npt.NDArray[np.uint64]
+    vectors: npt.NDArray[Any]
+    body: bytes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 class Stamp(NamedTuple):
     """The producer and the sequence number of a batch (`livefactor.v1.ProducerStamp`)."""
 
@@ -187,7 +211,7 @@ class Stamp(NamedTuple):
 class UpdateRequest(NamedTuple):
     """One ApplyUpdates or StreamUpdates request.
 
-    change: INTERACTIONS, LABELS, AVAILABILITY, or None. body: the bytes of the change.
+    change: INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, or None. body: the bytes of the change.
     """
 
     model: str
@@ -334,6 +358,42 @@ def decode_availability(body: bytes) -> AvailabilityColumns:
     return AvailabilityColumns(ids, twin.available, body)
 
 
+def encode_embeddings(side: int, ids: Ids, vectors: npt.NDArray[Any]) -> bytes:
+    """The bytes of an Embeddings message.
+
+    side: a `livefactor.v1.Side` number. ids: n ids. vectors: float16 or float32[n, dimension].
+    Raises ColumnError for ids of a wrong type, and for another number of vectors.
+    """
+    keys = as_keys("ids", ids)
+    require_rows("vectors", vectors, len(keys), "ids")
+    message = _EmbeddingsTwin(side=side, ids=keys.tobytes(), dimension=vectors.shape[1])
+    if vectors.dtype == np.float16:
+        message.half_vectors = vectors.astype(HALVES, copy=False).tobytes()
+    else:
+        message.vectors = vectors.astype(FLOATS, copy=False).tobytes()
+    return bytes(message.SerializeToString())
+
+
+def decode_embeddings(body: bytes) -> EmbeddingColumns:
+    """Read an Embeddings message.
+
+    Raises ColumnError if the bytes do not parse or the sizes differ.
+    """
+    twin, body = _parse_body(_EmbeddingsTwin, updates_pb2.Embeddings, body)
+    ids, wide = twin_column(twin, "ids", KEYS), twin_column(twin, "vectors", FLOATS)
+    if len(wide) and twin.half_vectors:
+        raise ColumnError("vectors: expected either vectors or half_vectors, got both")
+    numbers = wide
+    if twin.half_vectors:
+        if len(twin.half_vectors) % HALVES.itemsize:
+            raise ColumnError("half_vectors: expected 2 bytes for each number")
+        numbers = np.frombuffer(twin.half_vectors, HALVES)
+    if len(numbers) != len(ids) * twin.dimension:
+        expected = f"{len(ids)} ids of dimension {twin.dimension}"
+        raise ColumnError(f"vectors has {len(numbers)} numbers, expected those of {expected}")
+    return EmbeddingColumns(twin.side, ids, numbers.reshape(len(ids), twin.dimension), body)
+
+
 def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -> bytes:
     """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest up to the body of its change.
 
@@ -352,7 +412,7 @@ def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -
 def encode_apply(model: str, stamp: Stamp, change: str, body: bytes) -> bytes:
     """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest.
 
-    change: INTERACTIONS, LABELS or AVAILABILITY.
+    change: INTERACTIONS, LABELS, AVAILABILITY or EMBEDDINGS.
     """
     return apply_prefix(model, stamp, change, len(body)) + body
 

@@ -25,6 +25,9 @@ SCORE_PAIRS_MAX = 1 << 28
 BATCH_ROWS_MAX = 65_536
 """Rows of a batch. A server may have a lower limit (`--batch-events-max`)."""
 
+EMBEDDING_NUMBERS_MAX = 1 << 18
+"""Numbers of all vectors of a batch of embeddings."""
+
 LABEL_BYTES_MAX = 1024
 """Bytes of a label. The server rejects the row of a longer one."""
 

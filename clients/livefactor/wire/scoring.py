@@ -36,7 +36,8 @@ class ScoreQuery:
     items of a top-k list. offsets: uint32[n + 1] into item_ids; None if all users share one list.
     k, include_unavailable, exclude_seen: settings of a top-k list. event_ids: items that replace
     the users' histories, or None. event_offsets: uint32[n + 1] into event_ids; None if all users
-    share one list. has_users: a request for similar items names users, which it must not.
+    share one list. query: float32[m], a vector for all users or one a user end to end, or None.
+    query_weight: its weight. has_users: a request for similar items names users, which it must not.
     """
 
     model: str
@@ -52,6 +53,8 @@ class ScoreQuery:
     exclude_seen: bool = False
     event_ids: UInt64s | None = None
     event_offsets: UInt32s | None = None
+    query: npt.NDArray[np.float32] | None = None
+    query_weight: float = 1.0
     has_users: bool = False
 
 
@@ -91,6 +94,8 @@ def encode_score(
     exclude_seen: bool = False,
     events: Ids = None,
     event_offsets: Any = None,
+    query: npt.NDArray[np.float32] | None = None,
+    query_weight: float = 1.0,
     with_labels: bool = False,
     min_position: tuple[bytes, int] | None = None,
 ) -> bytes:
@@ -101,6 +106,7 @@ def encode_score(
     exclude_ids: items that a top-k list leaves out. offsets: n + 1 numbers into candidates (or
     exclude_ids); None if all users share one list. events: ids that replace the users' histories,
     the oldest first. event_offsets: n + 1 numbers into events; None if all users share one list.
+    query: the numbers of a vector for all users, or of one a user. query_weight: its weight.
     min_position: (lineage, revision). Raises ColumnError for ids or offsets of a wrong type.
     """
     ids = as_keys("user_ids", user_ids).tobytes()
@@ -117,6 +123,9 @@ def encode_score(
         request.events.item_ids = as_keys("events", events).tobytes()
         if event_offsets is not None:
             request.events.offsets = as_numbers("event_offsets", event_offsets, len(event_offsets)).tobytes()
+    if query is not None:
+        request.query.vectors = query.astype(FLOATS, copy=False).tobytes()
+        request.query.weight = query_weight
     bounds = b"" if offsets is None else as_numbers("offsets", offsets, len(offsets)).tobytes()
     if candidates is not None:
         request.candidates.SetInParent()
@@ -162,6 +171,8 @@ def decode_score(data: bytes) -> ScoreQuery:
         exclude_seen=target == "top_k" and twin.top_k.exclude_seen,
         event_ids=twin_column(twin.events, "item_ids", KEYS) if has_events else None,
         event_offsets=event_offsets if len(event_offsets) else None,
+        query=twin_column(twin.query, "vectors", FLOATS) if twin.HasField("query") else None,
+        query_weight=twin.query.weight if twin.query.HasField("weight") else 1.0,
         has_users=target == "similar" and len(users) > 0,
     )
 

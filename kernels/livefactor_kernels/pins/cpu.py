@@ -175,6 +175,8 @@ class _Overlay:
 
     def places(self, pin: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows - start, ring places) of the rows in [start, stop) with a copy for `pin`."""
+        if not len(self):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
         marks = np.zeros(stop - start, np.uint64)
         args = (np.uint64(number) for number in (self.head, self.tail, pin, start, stop))
         if not _places_in_range(self.tags, self.rows, *args, marks):

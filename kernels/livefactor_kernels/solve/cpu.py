@@ -30,7 +30,9 @@ from livefactor_kernels.simd.helper import Helper
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved, width
+from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables import ITEMS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import Room, memory_of, remembered_events
 from livefactor_kernels.update import Update, writable
@@ -94,6 +96,8 @@ class Scratch(NamedTuple):
         matrix: float32[m, m].
         right, x: float32[m].
         everywhere: a0 G, float32[m, m].
+        towards: z of `solve/prior/__init__.py`, float32[m]; empty without embeddings.
+        pull: M z, float32[m].
     """
 
     y: np.ndarray
@@ -102,6 +106,8 @@ class Scratch(NamedTuple):
     right: np.ndarray
     x: np.ndarray
     everywhere: np.ndarray
+    towards: np.ndarray
+    pull: np.ndarray
 
     @staticmethod
     def of(spec: ModelSpec) -> Scratch:
@@ -112,8 +118,13 @@ class Scratch(NamedTuple):
     def for_events(spec: ModelSpec, events: int) -> Scratch:
         """For rows with at most `events` events."""
         m = width(spec)
-        shapes = (events, m), (events, m), (m, m), (m,), (m,), (m, m)
+        shapes = (events, m), (events, m), (m, m), (m,), (m,), (m, m), (0,), (0,)
         return Scratch(*(reserve(shape, np.float32) for shape in shapes))
+
+    def with_prior(self) -> Scratch:
+        """The same memory, and memory for a prior of the row."""
+        towards, pull = (reserve(self.x.shape, np.float32) for _ in range(2))
+        return self._replace(towards=towards, pull=pull)
 
 
 class Touched(NamedTuple):
@@ -123,12 +134,14 @@ class Touched(NamedTuple):
         rows: uint32[B].
         before: number of events before it, uint32[B].
         old: old factors, float32[B, k_padded].
+        towards: z of each row, float32[B, k_padded]; float32[0, k_padded] without embeddings.
         times: number of occurrences of each row, uint32[cap]; 0 between micro-batches.
     """
 
     rows: np.ndarray
     before: np.ndarray
     old: np.ndarray
+    towards: np.ndarray
     times: np.ndarray
 
     @staticmethod
@@ -136,9 +149,10 @@ class Touched(NamedTuple):
         """For the micro-batches of a spec."""
         size = spec.micro_batch
         rows, before = np.empty(size, np.uint32), np.empty(size, np.uint32)
-        return Touched(
-            rows, before, np.empty((size, spec.k_padded), np.float32), reserve((table.capacity,), np.uint32)
-        )
+        old = np.empty((size, spec.k_padded), np.float32)
+        described = size if table.side == ITEMS and spec.embeddings.dimension else 0
+        towards = np.zeros((described, spec.k_padded), np.float32)
+        return Touched(rows, before, old, towards, reserve((table.capacity,), np.uint32))
 
 
 @inlined
@@ -209,6 +223,20 @@ def _build(scratch: Any, events: Any, total: Any, others: Any, kp: Any, rates: A
 
 
 @inlined
+def _pull(scratch: Any, total: Any, others: Any, rates: Any) -> None:
+    """Adds M z to the right side."""
+    pull, towards, right = scratch.pull, scratch.towards, scratch.right
+    ridge = max(rates.l2 * (total + rates.unobserved * others), RIDGE_MIN)
+    for p in range(rates.k):
+        pull[p] = _F0
+    for q in range(rates.k):
+        for p in range(rates.k):
+            pull[p] += scratch.everywhere[q, p] * towards[q]
+    for p in range(rates.k):
+        right[p] += pull[p] + ridge * towards[p]
+
+
+@inlined
 def _take(right: Any, matrix: Any, p: Any, m: Any, factor: Any) -> None:
     """Subtracts factor * (row p of the matrix) from `right`."""
     for c in range(m // _16):
@@ -250,6 +278,8 @@ def livefactor_fold_kernel(
             target = (value - problem.mean) - others.bias[other]
         _gather_event(scratch, j, others, other, weight, target, rates)
         total += weight
+    if scratch.towards.size:
+        _pull(scratch, total, problem.other_count, rates)
     _build(scratch, events.count, total, problem.other_count, kp, rates)
     for p in range(kp):
         x[p] = own.factors[row, p]
@@ -307,6 +337,9 @@ def livefactor_solve_kernel(
         row = np.uint64(touched.rows[i])
         rows, values, weights, count = remembered_events(memory, row, room)
         events = Events(rows, values, weights, count)
+        if touched.towards.shape[0]:
+            for p in range(kp):
+                scratch.towards[p] = touched.towards[i, p]
         livefactor_fold_kernel(own, row, others, problem, events, scratch, rates.sweeps)
         is_new = touched.before[i] == 0
         for p in range(kp):
@@ -362,14 +395,17 @@ class Solver:
     records = True
 
     def __init__(
-        self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, recorder: Recorder
-    ) -> None:
+        self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, recorder: Recorder,
+        prior: Prior | None = None,
+    ) -> None:  # fmt: skip
         """Compiles the kernels, or loads them from Numba's cache."""
+        self._prior = prior
         self._spec, self._rates, self._mean_state = spec, SolveRates.of(spec), mean_state
         self._recorder, self._unobserved = recorder, Unobserved(spec)
         self._sides, self._pages = (Side.of(users), Side.of(items)), (recorder.users, recorder.items)
         self._touched = Touched.of(spec, users), Touched.of(spec, items)
-        self._scratch = Scratch.of(spec)
+        scratch = Scratch.of(spec)
+        self._scratch = scratch, scratch if prior is None else scratch.with_prior()
         self._room = Room.of(max(spec.history.users, spec.history.items))
         self._helper = Helper("counts")
         self.gram = np.zeros((2, spec.k + 1, spec.k + 1))
@@ -393,12 +429,16 @@ class Solver:
         return len(updates) == 1
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
-        """No rows, because no further rows change."""
-        return np.empty(0, np.uint32)
+        """The items without events that the map of embeddings will change."""
+        if self._prior is None:
+            return np.empty(0, np.uint32)
+        return self._prior.begin(updates[-1].user_rows.size, updates[-1].item_count)
 
     def learn(self, update: Update) -> None:
         """Learns from one record."""
         size, events = self._spec.micro_batch, update.user_rows.size
+        if self._prior is not None:
+            self._prior.map_cold()
         self._rates = self._unobserved.after(self._rates, update)
         values = None if update.values is None else writable(update.values)
         for start in range(0, events, size):
@@ -433,11 +473,16 @@ class Solver:
             found = _select_due(touched, np.uint64(found), pages.seen, self._rates.item_events)
         rates, found = self._rates, np.uint64(found)
         if rates.unobserved > 0:
-            _weigh(self.gram[1 - side], rates.unobserved, self._scratch.everywhere)
+            _weigh(self.gram[1 - side], rates.unobserved, self._scratch[side].everywhere)
         mean = np.float32(scalar.mean_of(int(self._mean_state[0]), int(self._mean_state[1])))
         problem = Problem(mean, np.float32(count), rates)
+        prior, solved = self._prior if side == ITEMS else None, touched.rows[: int(found)]
+        if prior is not None:
+            touched.towards[: len(solved), : self._spec.k] = prior.towards(solved)
         livefactor_solve_kernel(
-            own, pages.fields, others, *problem, touched, found, self._scratch, self._room
+            own, pages.fields, others, *problem, touched, found, self._scratch[side], self._room
         )
         if rates.unobserved > 0:
             livefactor_gram_kernel(own, touched, found, self.gram[side], rates.k)
+        if prior is not None:
+            prior.solved(solved, touched.old[: len(solved), : self._spec.k])

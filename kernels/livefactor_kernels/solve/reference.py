@@ -10,6 +10,7 @@ import numpy as np
 from livefactor_kernels.history.reference import Recorder
 from livefactor_kernels.numbers.lanes import clamp
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved
+from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
 from livefactor_kernels.update import Update
@@ -23,6 +24,7 @@ class System(NamedTuple):
         weights, targets: float32[n].
         everywhere: a0 G, float32[m, m].
         others: N.
+        towards: z of `solve/prior/__init__.py`, float32[m]; None without embeddings.
     """
 
     y: np.ndarray
@@ -30,6 +32,7 @@ class System(NamedTuple):
     targets: np.ndarray
     everywhere: np.ndarray
     others: int
+    towards: np.ndarray | None = None
 
 
 def solve_row(x: np.ndarray, system: System, rates: SolveRates, sweeps: int) -> np.ndarray:
@@ -43,11 +46,14 @@ def solve_row(x: np.ndarray, system: System, rates: SolveRates, sweeps: int) -> 
         ridge[-1] = rates.bias_l2 * total
     a, b = system.everywhere.copy(), np.zeros(len(x), np.float32)
     diagonal = np.diag_indices_from(a)
-    a[diagonal] = a[diagonal] + np.maximum(ridge, RIDGE_MIN)
+    ridge = np.maximum(ridge, RIDGE_MIN)
+    a[diagonal] = a[diagonal] + ridge
     for j in range(len(y)):
         product = weights[j] * y[j]
         a = a + product[:, None] * y[j]
         b = b + product * system.targets[j]
+    if system.towards is not None:
+        b = b + _pull(system.everywhere, ridge, system.towards)
     a = np.tril(a) + np.tril(a, -1).T
     x, r = x.copy(), b
     for p in range(len(x)):
@@ -60,6 +66,14 @@ def solve_row(x: np.ndarray, system: System, rates: SolveRates, sweeps: int) -> 
     return x
 
 
+def _pull(everywhere: np.ndarray, ridge: np.ndarray, towards: np.ndarray) -> np.ndarray:
+    """M z of `solve/prior/__init__.py`, float32[m]."""
+    pull: np.ndarray = np.zeros(len(towards), np.float32)
+    for q in range(len(towards)):
+        pull = pull + everywhere[q] * towards[q]
+    return np.asarray(pull + ridge * towards)
+
+
 class Solver:
     """Learns from records.
 
@@ -69,7 +83,8 @@ class Solver:
 
     records = True
 
-    def __init__(self, model: ReferenceTables, recorder: Recorder) -> None:
+    def __init__(self, model: ReferenceTables, recorder: Recorder, prior: Prior | None) -> None:
+        self._prior = prior
         self._model, self._spec, self._rates = model, model.spec, SolveRates.of(model.spec)
         self._recorder, self._unobserved = recorder, Unobserved(model.spec)
         self.gram = np.zeros((2, model.spec.k + 1, model.spec.k + 1))
@@ -86,6 +101,9 @@ class Solver:
     def learn(self, update: Update) -> None:
         """Learns from one record."""
         size = self._spec.micro_batch
+        if self._prior is not None:
+            self._prior.begin(update.user_rows.size, update.item_count)
+            self._prior.map_cold()
         self._rates = self._unobserved.after(self._rates, update)
         for start in range(0, update.user_rows.size, size):
             self._micro_batch(update, start, min(start + size, update.user_rows.size))
@@ -98,7 +116,7 @@ class Solver:
             (ITEMS, update.item_rows[start:stop], update.user_count),
         ):
             table = (model.users, model.items)[side]
-            changes = []
+            changes, solved = [], []
             for row in dict.fromkeys(rows.tolist()):
                 after = int(table.seen_count[row])
                 before = after - int((rows[: fresh - start] == row).sum())
@@ -106,6 +124,10 @@ class Solver:
                     old = np.append(self._factors(table, row), 1.0) * (before > 0)
                     self._solve(side, row, others)
                     changes.append((old, np.append(self._factors(table, row), 1.0)))
+                    solved.append(row)
+            if self._prior is not None and side == ITEMS and solved:
+                before_factors = np.array([old[:-1] for old, _ in changes], np.float32)
+                self._prior.solved(np.array(solved, np.uint32), before_factors)
             for old, new in changes if self._rates.unobserved > 0 else ():
                 self.gram[side] = (self.gram[side] + np.outer(new, new)) - np.outer(old, old)
         if self._rates.has_bias and update.values is not None:
@@ -136,7 +158,10 @@ class Solver:
             targets = (values - model.mean.value) - other.bias[rows]
             x, y = np.append(x, own.bias[row]), np.pad(y, ((0, 0), (0, 1)), constant_values=1.0)
             everywhere = np.pad(everywhere, (0, 1))
-        system = System(y, weights, targets, everywhere, others)
+        towards = None
+        if self._prior is not None and side == ITEMS:
+            towards = self._prior.towards(np.array([row], np.uint32))[0]
+        system = System(y, weights, targets, everywhere, others, towards)
         new = solve_row(x, system, rates, int(rates.sweeps))
         own.factors[row, :k] = new[:k]
         if rates.has_bias:

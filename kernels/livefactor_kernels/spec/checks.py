@@ -10,6 +10,7 @@ from livefactor_kernels.spec.model import (
     FLOAT16_MAX,
     KERNEL_SEMANTICS,
     LANES,
+    MAX_DIMENSION,
     MAX_EVENT_TYPES,
     MAX_HISTORY,
     MAX_K,
@@ -46,6 +47,7 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_limits(spec.limits)
     _check_history(spec)
     _check_mix(spec)
+    _check_embeddings(spec)
     _check_auto(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
@@ -68,6 +70,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
     for name, value in (
         ("mix.learning_rate", spec.mix.learning_rate),
         ("solve.unobserved_density", spec.solve.unobserved_density),
+        ("embeddings.dimension", spec.embeddings.dimension),
     ):
         _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
     return spec
@@ -141,6 +144,15 @@ def _check_mix(spec: ModelSpec) -> None:
     _require(counts.repeat == 0.0, "counts.repeat", "0 with a mix, which has its own", counts.repeat)
     weighs = spec.solve.unobserved > 0 or spec.solve.unobserved_density > 0
     _require(weighs, "solve.unobserved", "above 0 with a mix", spec.solve.unobserved)
+
+
+def _check_embeddings(spec: ModelSpec) -> None:
+    dimension, events = spec.embeddings.dimension, spec.embeddings.prior_events
+    _require(0 <= dimension <= MAX_DIMENSION, "embeddings.dimension", f"0..{MAX_DIMENSION}", dimension)
+    is_amount = _finite32(events) and 1e-3 <= events <= 1e6
+    _require(is_amount, "embeddings.prior_events", "0.001..1e6", events)
+    if dimension:
+        _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with embeddings", spec.loss)
 
 
 def _check_auto(spec: ModelSpec) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "USERS",
     "RowSection",
     "check_sections",
+    "content_sections",
     "history_sections",
     "read_rows",
     "row_sections",
@@ -59,7 +60,18 @@ def row_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
         "bias": RowSection(floats, ()),
     }
     sections |= {name: RowSection(floats, shape) for name, shape in optimizer_sections(spec).items()}
-    return sections | history_sections(spec, side)
+    return sections | history_sections(spec, side) | content_sections(spec, side)
+
+
+def content_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
+    """Those of `row_sections` that belong to embeddings (`solve/prior/__init__.py`)."""
+    dimension = spec.embeddings.dimension
+    if side == USERS or not dimension:
+        return {}
+    return {
+        "embedding": RowSection(np.dtype(np.float16), (dimension,)),
+        "described": RowSection(np.dtype(np.uint8), ()),
+    }
 
 
 def history_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:

@@ -70,6 +70,8 @@ class ReferenceTable:
         self.neighbor_rows: np.ndarray
         self.neighbor_counts: np.ndarray
         self.popularity: np.ndarray
+        self.embedding: np.ndarray
+        self.described: np.ndarray
         self._resize(0)
 
     def _resize(self, rows: int) -> None:

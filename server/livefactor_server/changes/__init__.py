@@ -29,6 +29,7 @@ from livefactor_server.changes.change import (
     WireChange,
 )
 from livefactor_server.changes.columns import apply_columns
+from livefactor_server.changes.embeddings import EmbeddingsChange
 from livefactor_server.changes.engine import EngineChange
 from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
@@ -45,6 +46,7 @@ __all__ = [
     "WIRE_CHANGES",
     "AvailabilityChange",
     "Change",
+    "EmbeddingsChange",
     "EngineChange",
     "Header",
     "InteractionsChange",
@@ -74,6 +76,7 @@ _ALL: tuple[type[Change], ...] = (
     OpenProducerChange,
     EngineChange,
     SwitchChange,
+    EmbeddingsChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

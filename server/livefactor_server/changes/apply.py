@@ -29,20 +29,22 @@ def place(state: ModelState, changes: Sequence[Change]) -> list[Placement | None
 
 
 def _place(state: ModelState, changes: Sequence[KeyedChange]) -> list[Placement]:
-    ends = np.cumsum([change.rows for change in changes])
-    starts = np.concatenate(([0], ends[:-1]))
     columns = zip(*(change.keys for change in changes), strict=True)
     tables = state.backend.users, state.backend.items
-    users, items = (
-        allocate(table, np.concatenate(keys) if len(keys) > 1 else keys[0], starts, ends)
-        for table, keys in zip(tables, columns, strict=True)
-    )
+    users, items = (_place_side(*each) for each in zip(tables, columns, strict=True))
     return [
-        Placement(users[0][start:end], items[0][start:end], user_count, item_count)
-        for start, end, user_count, item_count in zip(
-            starts.tolist(), ends.tolist(), users[1].tolist(), items[1].tolist(), strict=True
-        )
+        Placement(user_rows, item_rows, user_count, item_count)
+        for (user_rows, user_count), (item_rows, item_count) in zip(users, items, strict=True)
     ]
+
+
+def _place_side(table: RowTable, keys: Sequence[np.ndarray]) -> list[tuple[np.ndarray, int]]:
+    """The rows of each change's keys, and the size of the table after the change."""
+    ends = np.cumsum([len(each) for each in keys])
+    starts = np.concatenate(([0], ends[:-1]))
+    rows, sizes = allocate(table, np.concatenate(keys) if len(keys) > 1 else keys[0], starts, ends)
+    places = zip(starts.tolist(), ends.tolist(), sizes.tolist(), strict=True)
+    return [(rows[start:end], size) for start, end, size in places]
 
 
 def allocate(

@@ -84,6 +84,7 @@ class Change(ABC):
         field: the field in the `change` oneof of an ApplyUpdatesRequest. None if no request carries
             the change.
         reject_texts: reason of a rejection -> text for people.
+        work_of_row: how much longer than an event a row may hold the gate.
         has_events: the model learns from the rows. They count as events, and a hold refuses them.
         opens_producer: the record opens an epoch and takes no sequence.
     """
@@ -91,6 +92,7 @@ class Change(ABC):
     kind: ClassVar[Kind]
     field: ClassVar[str | None] = None
     reject_texts: ClassVar[Mapping[int, str]] = {}
+    work_of_row: ClassVar[int] = 1
     has_events: ClassVar[bool] = False
     opens_producer: ClassVar[bool] = False
 
@@ -182,7 +184,7 @@ class KeyedChange(WireChange):
     @property
     @abstractmethod
     def keys(self) -> tuple[np.ndarray, np.ndarray]:
-        """(user ids, item ids), uint64[rows] each."""
+        """(user ids, item ids), uint64[rows] each, or uint64[0] for a side without ids."""
 
 
 class Record(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.changes.bodies import decode_bodies
+from livefactor_server.changes.embeddings import EmbeddingsChange
 from livefactor_server.changes.interactions import InteractionsChange, good_values, good_weights
 from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.store import Kind, Record
@@ -37,6 +38,8 @@ def rows_misfit(state: ModelState, spec: ModelSpec) -> str:
 def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
     """Whether `new` accepts every event that `old` accepts. False may also mean "not sure"."""
     if new.limits.weight_max < old.limits.weight_max:
+        return False
+    if old.embeddings.dimension not in (0, new.embeddings.dimension):
         return False
     if new.loss == Loss.SQUARED and old.loss != Loss.SQUARED:
         # Only squared loss requires values.
@@ -88,6 +91,11 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
             columns = InteractionsChange.from_log(bytes(record.body)).columns
             if reason := _misfit(columns.values, columns.weights, spec):
                 return f"revision {record.revision} has {reason}"
+        if record.kind == Kind.EMBEDDINGS:
+            found = EmbeddingsChange.from_log(bytes(record.body)).vectors.shape[1]
+            if found != spec.embeddings.dimension:
+                expected = f"the spec expects dimension {spec.embeddings.dimension}"
+                return f"revision {record.revision} has vectors of dimension {found}, and {expected}"
     return ""
 
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 import logging
 
 # The import of a module adds its commands to `app`.
-from livefactor_server.cli import client, evaluate, judge, log, models, push, serve, token, tune  # noqa: F401
+from livefactor_server.cli import (  # noqa: F401
+    challenging,
+    client,
+    evaluate,
+    judge,
+    log,
+    models,
+    push,
+    serve,
+    token,
+    tune,
+)
 from livefactor_server.cli.base import app
-from livefactor_server.cli.items import similar  # noqa: F401
+from livefactor_server.cli.items import embeddings, similar  # noqa: F401
 from livefactor_server.text import PlainFormatter
 
 

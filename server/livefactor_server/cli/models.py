@@ -123,18 +123,24 @@ def models_create(
             help='Changes to the preset as JSON, such as \'{"k": 32, "optimizer": {"learning_rate": 0.1}}\', or a spec file (TOML).'
         ),
     ] = "{}",
+    embedding_dim: Annotated[
+        int,
+        typer.Option(min=0, help="Numbers of an item's vector (spec: embeddings.dimension). 0: no vectors."),
+    ] = 0,
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
     """Create an empty model."""
     from livefactor.models import Models
 
-    with _spec_errors(), Models(target) as models:
-        named, changes = _read_spec(spec)
+    with spec_errors(), Models(target) as models:
+        named, changes = read_spec(spec)
+        if embedding_dim:
+            changes["embeddings"] = {**changes.get("embeddings", {}), "dimension": embedding_dim}
         _show(models.create(name, preset or named, **changes), as_json)
 
 
-def _read_spec(spec: str) -> tuple[str, dict[str, Any]]:
+def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """The preset ("" for none) and the changes of an option: JSON, or the name of a TOML file."""
     from livefactor_server.files.specs import read_changes
 
@@ -142,7 +148,8 @@ def _read_spec(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 @contextmanager
-def _spec_errors() -> Iterator[None]:
+def spec_errors() -> Iterator[None]:
+    """Turns an invalid spec into one line and exit code 2."""
     from livefactor.errors import LivefactorError
 
     try:
@@ -175,11 +182,11 @@ def models_promote(
     from livefactor.models import Models
 
     with (
-        _spec_errors(),
+        spec_errors(),
         Models(target) as models,
         progress(TextColumn("{task.completed} of {task.total} revisions")) as bar,
     ):
-        named, changes = _read_spec(spec)
+        named, changes = read_spec(spec)
         task = bar.add_task("promote", total=None)
         found = models.promote(
             name,

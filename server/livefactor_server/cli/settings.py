@@ -164,6 +164,14 @@ class ServerSettings:
         bool,
         _option("Stop updates when the loss or the factors diverge, until an operator releases them."),
     ] = False
+    auto_cpu_share: Annotated[
+        float,
+        _option(
+            "Maximum share of one core that challengers of models take. 0 turns challengers off.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.25
     tensorboard: Annotated[
         Path | None,
         _option("Folder for TensorBoard files with the judge's figures. Without a folder, none are written."),
@@ -230,6 +238,7 @@ class ServerSettings:
             default_spec=spec,
             engine=EngineSettings(self.queue_bytes_max, self.memory_bytes_max, backend, self._observer()),
             keeper=KeeperSettings(self.snapshot_every_events, self.snapshots_kept),
+            auto_cpu_share=self.auto_cpu_share,
         )
 
     def _observer(self) -> ObserverSettings:

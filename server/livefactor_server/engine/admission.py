@@ -380,12 +380,14 @@ class Admission:
         Returns:
             (row, reason) of each of them, and the most rows that the others add to a table.
         """
+        # A side without ids has no unknown ones.
+        keys = [each if len(each) else np.zeros(change.rows, np.uint64) for each in change.keys]
         unknown = [
-            table.find(keys, table.allocated) == NO_ROW
-            for table, keys in zip(self._tables, change.keys, strict=True)
+            (table.find(each, table.allocated) == NO_ROW) & (len(own) > 0)
+            for table, each, own in zip(self._tables, keys, change.keys, strict=True)
         ]
         rows = np.flatnonzero(unknown[USERS] | unknown[ITEMS])
-        columns = [column[rows].tolist() for column in (*change.keys, *unknown)]
+        columns = [column[rows].tolist() for column in (*keys, *unknown)]
         new_users: set[int] = set()
         new_items: set[int] = set()
         free, rejected = room.nbytes, []

@@ -139,7 +139,8 @@ class Commit:
         run: Run = []
         work = 0
         for batch, record in zip(self.batches, self.records, strict=True):
-            more = record.change.rows * self.parts.state.spec.work_of_event
+            change = record.change
+            more = change.rows * change.work_of_row * self.parts.state.spec.work_of_event
             if run and work + more > RUN_WORK_MAX:
                 yield run
                 run, work = [], 0

@@ -26,6 +26,7 @@ from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.engine.engine import Engine
+from livefactor_server.engine.queries import QueryPart
 from livefactor_server.engine.similar import similar
 from livefactor_server.model.availability import rows_of
 from livefactor_server.model.state import ModelState
@@ -119,6 +120,8 @@ class Reader:
                 raise invalid("exclude_seen: this model has no histories (spec: history.users)")
             if query.event_ids is not None:
                 raise invalid("events: this model has no histories (spec: history.users)")
+            if query.query is not None:
+                raise invalid("query: this model has no embeddings (spec: embeddings.dimension)")
         try:
             reads = {"candidates": self._candidates, "top_k": self._top_k, "similar": self._similar}
             answer = reads[query.target or ""](query, allowance)
@@ -201,6 +204,8 @@ class Reader:
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
             item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
             factors, bias = pin.gather(ITEMS, item_rows)
+            part = self._query_part(query)
+            embeddings = part.embeddings(pin, item_rows) if part is not None else factors
             own = self._own_events(query, pin)
             for users in _blocks(len(user_rows), len(query.item_ids), allowance):
                 events = own[users] if own is not None else None
@@ -213,7 +218,10 @@ class Reader:
                     scores = scoring.score_candidates(
                         pin.mean, *one, factors[start:stop], bias[start:stop], span
                     )
-                    lists.append(scores + read.gains(user, item_rows[start:stop]))
+                    scores = scores + read.gains(user, item_rows[start:stop])
+                    if part is not None:
+                        scores = scores + part.of(at, embeddings[start:stop])
+                    lists.append(scores)
         return self._listed(query, revision, np.concatenate(lists), user_rows != NO_ROW, item_rows != NO_ROW)
 
     def _listed(
@@ -227,6 +235,9 @@ class Reader:
             if users > 1:
                 item_ids, item_known = np.tile(item_ids, users), np.tile(item_known, users)
         return self._answer(query, revision, item_ids, scores, offsets, user_known, item_known)
+
+    def _query_part(self, query: ScoreQuery) -> QueryPart | None:
+        return None if query.query is None else QueryPart(self._state.spec, query)
 
     def _own_events(self, query: ScoreQuery, pin: Pin) -> list[Events | None] | None:
         """The events in the query that replace the histories of the users, without unknown
@@ -302,7 +313,10 @@ class Reader:
         if query.exclude_seen:
             own, own_offsets = read.exclusions(own, own_offsets)
             truncated = read.truncated
-        keys = self._state.backend.items.keys
+        keys, part = self._state.backend.items.keys, self._query_part(query)
+        if part is not None:
+            best = part.best(pin, read, users.start, keys, query.k, common, own, own_offsets)
+            return _Best(*best, truncated)
         return _Best(*read.top_k(pin, keys, query.k, common, own, own_offsets), truncated)
 
     def _exclusions(

@@ -4,6 +4,7 @@
 <data>/models/<name>/log         segments of the model's log
 <data>/models/<name>/snapshots   snapshots of the model
 <data>/models/<name>/base        the snapshot with which a restored model began
+<data>/models/<name>/challengers, challengers.json   of contests (`challenging`)
 <data>/models/<name>/hold.json   the hold of updates, if there is one
 <data>/models/<name>/model.json  the model's name and lineage (`identity.py`)
 
@@ -27,6 +28,8 @@ from livefactor.errors import SnapshotInvalid
 from livefactor.wire.limits import MODEL_NAME
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
+from livefactor_server.challenging.challengers import Challengers, Subject
+from livefactor_server.challenging.contests import Contests
 from livefactor_server.engine import promotion
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
@@ -73,12 +76,15 @@ class HostingSettings:
         default_spec: spec of that model, in place of the preset.
         engine: settings of each engine.
         keeper: settings of the snapshots.
+        auto_cpu_share: maximum share of one core of the models' contests (`challenging`). 0 turns
+            challengers off.
     """
 
     default_preset: str = DEFAULT_PRESET
     default_spec: ModelSpec | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     keeper: KeeperSettings = field(default_factory=KeeperSettings)
+    auto_cpu_share: float = 0.25
 
 
 @dataclass(slots=True)
@@ -90,6 +96,7 @@ class Hosted:
     engine: Engine
     keeper: Keeper
     board: Board | None = None
+    challengers: Challengers | None = None
     _reader: Reader | None = None
 
     @property
@@ -111,10 +118,12 @@ class Hosted:
         return engine.promote(spec, start, progress)
 
     def stop(self, take_last: bool) -> None:
-        """Stops the keeper and the board. The engine is drained already.
+        """Stops the challengers, the keeper and the board. The engine is drained already.
 
         With `take_last` the keeper takes a last snapshot.
         """
+        if self.challengers is not None:
+            self.challengers.close()
         self.keeper.stop(take_last and self.engine.failure is None)
         if self.board is not None:
             self.board.stop()
@@ -137,6 +146,7 @@ class Hosting:
         self._draining = False
         self._folders = Folders(data)
         self._lock_file = _hold(data / "lock")
+        self._contests = Contests(self._challengers)
 
     def open_all(self, progress: Progress | None = None, on_step: kernels.StepReport | None = None) -> None:
         """Opens every model in the folder. One that cannot be opened gets a fault.
@@ -168,6 +178,11 @@ class Hosting:
                 DEFAULT_MODEL,
             )
         self._open_for_calls = True
+        if self._settings.auto_cpu_share > 0:
+            self._contests.start()
+
+    def _challengers(self) -> list[Challengers]:
+        return [each.challengers for each in list(self._models.values()) if each.challengers is not None]
 
     def _keep(self, name: str, progress: Progress | None) -> None:
         try:
@@ -210,7 +225,11 @@ class Hosting:
             state.revision,
             *state.backend.published,
         )
-        return Hosted(name, folder, engine, keeper, board)
+        hosted = Hosted(name, folder, engine, keeper, board)
+        if share := self._settings.auto_cpu_share:
+            subject = Subject(folder, engine, keeper.take, hosted.promote)
+            hosted.challengers = Challengers(subject, share, self._settings.engine.memory_bytes_max)
+        return hosted
 
     def _board(self, engine: Engine) -> Board | None:
         folder = self._settings.engine.observer.tensorboard
@@ -404,6 +423,7 @@ class Hosting:
     def drain(self) -> None:
         """Finishes accepted batches, takes last snapshots and closes all models. Idempotent."""
         self.finish_updates()
+        self._contests.stop()
         with self._lock:
             for hosted in self._by_name():
                 hosted.stop(take_last=True)

@@ -9,6 +9,7 @@ Learning 90, 2013). The judge only reads: the state and the answers do not depen
     popularity  the most-popular baselines, plain and decayed
     choice      draws by counter: the judged events and the items that they are ranked against
     scoring     scores and ranks of the judged events
+    places      places of events in exact lists, for `livefactor tune` and challengers
     drift       change detection with ADWIN on the series of losses and hits
     bounds      early warnings
     hold        stops updates until an operator releases them

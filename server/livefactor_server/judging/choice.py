@@ -32,7 +32,8 @@ CANDIDATE_DOMAIN = 0x6C66_6A75_6467_0002
 EVENTS_LEAST, EVENTS_SHARE = 8, 1 / 128
 """A judged record has EVENTS_SHARE of its events judged, and at least EVENTS_LEAST."""
 
-_MASK, _32, _0, _1 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0), np.uint64(1)
+_MASK, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+_0, _1, _2 = np.uint64(0), np.uint64(1), np.uint64(2)
 
 
 @compiled(nogil=False, error_model="python")
@@ -57,6 +58,14 @@ def _choose_kernel(
             events[at] = start + np.int64((place * np.uint64(stop - start)) >> _32)
             lots[at, 0], lots[at, 1] = sampled * 2.0**-32, ranked * 2.0**-32
             at += 1
+
+
+@compiled(nogil=False, error_model="python")
+def _event_lots_kernel(key: Any, revisions: Any, events: Any, lots: Any) -> None:
+    for i in range(revisions.size):
+        revision = revisions[i]
+        lot, _, _, _ = philox(revision & _MASK, revision >> _32, np.uint64(events[i]), _2, key)
+        lots[i] = lot * 2.0**-32
 
 
 @compiled(nogil=False, error_model="python")
@@ -113,6 +122,21 @@ def choose(seed: int, revisions: np.ndarray, sizes: np.ndarray, most: int) -> Ch
     return chosen
 
 
+def event_lots(seed: int, revisions: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """A random number in [0, 1) for each event, float64[n]. Challengers are judged by these lots.
+
+    An event's draw has the counter (revision low, revision high, event, 2).
+
+    Args:
+        seed: the seed of the spec.
+        revisions: revisions of the records, uint64[n].
+        events: positions in the records, int64[n].
+    """
+    lots = np.empty(revisions.size)
+    _event_lots_kernel(domain_key(seed, CHOICE_DOMAIN), revisions, events, lots)
+    return lots
+
+
 def draw(
     seed: int, domain: int, revisions: np.ndarray, events: np.ndarray, positives: np.ndarray,
     item_counts: np.ndarray, width: int,
@@ -146,5 +170,6 @@ __all__ = [
     "choose",
     "counts_of",
     "draw",
+    "event_lots",
     "judged_records",
 ]

@@ -117,6 +117,8 @@ class Judge:
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._since = self._revision = state.revision
         self._good_revision = 0
+        self.drift_revision = 0
+        """The revision at which drift for the worse was found last, 0 if none was."""
         self._lock = threading.Lock()
         self._lots_from, self._lots = -LOTS_AHEAD, frozenset[int]()
         self._floor, self._ranked_floor = Floor(EVENTS_PER_HOUR), Floor(RANKED_PER_HOUR)
@@ -241,6 +243,8 @@ class Judge:
                 self._full.push(scoring.ranks_among_all(best, asked, self._popularity), asked.types)
             noticed = self._notice(rows[there, 0], drawn[:, 0], read)
             self._events.extend(noticed)
+            if any(event.kind == DRIFT and event.worse for event in noticed):
+                self.drift_revision = pending.revision
         return noticed
 
     def _draw(self, domain: int, sample: Sample, width: int) -> np.ndarray:

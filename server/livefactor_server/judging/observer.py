@@ -75,6 +75,12 @@ class Observer:
         return None if self._judge is None else self._judge.report()
 
     @property
+    def drift_revision(self) -> int:
+        """The revision at which drift for the worse was found last, 0 if none was."""
+        judge = self._judge
+        return 0 if judge is None else judge.drift_revision
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory of the judge that grow with the items."""
         judge = self._judge

@@ -147,6 +147,7 @@ class Kind(IntEnum):
     OPEN_PRODUCER = 5
     ENGINE = 6
     SWITCH = 8
+    EMBEDDINGS = 9
 
 
 @dataclass(slots=True)

@@ -34,7 +34,7 @@ def update_request(raw: bytes) -> UpdateRequest:
     """
     request = wire.decode_apply(raw)
     if request.change is None:
-        raise invalid("change: it is missing; expected interactions, labels or availability")
+        raise invalid("change: it is missing; expected interactions, labels, availability or embeddings")
     stamp = request.stamp
     return UpdateRequest(
         request.model, stamp.producer_id.encode(), stamp.epoch, stamp.sequence, request.change, request.body
@@ -76,8 +76,9 @@ def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
             raise invalid(over("k", rows_max // users, query.k, f"for {users} {asked}"))
         if len(query.item_ids) > rows_max:
             raise invalid(over("exclude_ids", rows_max, len(query.item_ids), "ids a call"))
-    if query.target == "similar" and (query.has_users or query.event_ids is not None):
-        raise invalid("similar: the request must have no user_ids and no events")
+    given = query.has_users or query.event_ids is not None or query.query is not None
+    if query.target == "similar" and given:
+        raise invalid("similar: the request must have no user_ids, no events and no query")
     if query.offsets is not None:
         _check_offsets("offsets", query.offsets, users, len(query.item_ids))
     if query.event_ids is not None:

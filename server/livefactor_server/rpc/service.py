@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from livefactor_server.access.grants import ANY, Role
-from livefactor_server.rpc import models, scoring, snapshots, updates
+from livefactor_server.rpc import challenging, models, scoring, snapshots, updates
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Guard, Need
 
@@ -69,6 +69,9 @@ RPCS = (
     Rpc("ModelService.RestoreSnapshot", Form.MODELS, models.restore_snapshot, _ADMIN),
     Rpc("ModelService.PromoteSpec", Form.STREAM, models.promote_spec, _ADMIN),
     Rpc("ModelService.ReleaseHold", Form.CONTROL, models.release_hold, _ADMIN),
+    Rpc("ChallengeService.AddChallenger", Form.CONTROL, challenging.add_challenger, _ADMIN),
+    Rpc("ChallengeService.ListChallengers", Form.CONTROL, challenging.list_challengers, ANY),
+    Rpc("ChallengeService.SettleModel", Form.MODELS, challenging.settle_model, _ADMIN),
 )
 """All RPCs. Those of a service are consecutive."""
 
@@ -87,7 +90,7 @@ def _handler(calls: Calls, guard: Guard, rpc: Rpc) -> grpc.RpcMethodHandler[byte
     need = Need(rpc.name, rpc.roles)
     if rpc.form is Form.STREAM:
         return guard.stream(partial(rpc.handle, calls), False, need)
-    is_control = rpc.name.startswith("ModelService.") or rpc.form is Form.CONTROL
+    is_control = rpc.name.startswith(("ModelService.", "ChallengeService.")) or rpc.form is Form.CONTROL
     if rpc.form is Form.LOOP:
         return guard.unary(partial(rpc.handle, calls), is_control, need)
     lane = calls.control if rpc.form is Form.CONTROL else calls.models

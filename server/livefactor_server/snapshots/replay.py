@@ -255,6 +255,12 @@ def _apply(state: ModelState, parts: Iterable[Sequence[Record]]) -> Iterator[Non
                 done += 1
 
 
+def apply_groups(state: ModelState, groups: Iterable[Sequence[Record]]) -> None:
+    """Applies consecutive records, which continue the revision of the state, many at a time."""
+    for _ in _apply(state, _parts(groups)):
+        pass
+
+
 def _apply_singly(state: ModelState, records: Iterable[Record]) -> Iterator[None]:
     for run in _runs(records):
         placements = changes.place(state, [change for _, change in run])

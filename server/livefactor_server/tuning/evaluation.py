@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_server.judging.places import places, predictions
 from livefactor_server.tuning import opponents
 from livefactor_server.tuning.metrics import gains, hits
 from livefactor_server.tuning.plan import POINTS, sample
@@ -27,8 +28,6 @@ from livefactor_server.tuning.progressive import (
     item_means,
     judge_then_learn,
     popular_ranks,
-    predictions,
-    ranks,
 )
 
 OnEvents = Callable[[int], None]
@@ -163,7 +162,7 @@ def _error(numbers: np.ndarray) -> float:
 
 
 def _places(model: Any, users: np.ndarray, items: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return ranks(model, users, items)
+    return places(model, users, items, TOP)
 
 
 def _squared_errors(model: Any, users: np.ndarray, items: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 
 from livefactor_kernels.backend import Backend
 from livefactor_server.judging.metrics import ndcg_at, recall_at
-from livefactor_server.tuning.progressive import TOP, Stream, item_means, popular_ranks, predictions, ranks
+from livefactor_server.judging.places import places, predictions
+from livefactor_server.tuning.progressive import TOP, Stream, item_means, popular_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +55,14 @@ METRICS = {
     "recall": Metric(
         f"recall@{TOP}",
         True,
-        lambda model, users, items, values: hits(ranks(model, users, items)),
+        lambda model, users, items, values: hits(places(model, users, items, TOP)),
         "most-popular, decayed",
         lambda stream, batch: hits(popular_ranks(stream, batch_events=batch)),
     ),
     "ndcg": Metric(
         f"NDCG@{TOP}",
         True,
-        lambda model, users, items, values: gains(ranks(model, users, items)),
+        lambda model, users, items, values: gains(places(model, users, items, TOP)),
         "most-popular, decayed",
         lambda stream, batch: gains(popular_ranks(stream, batch_events=batch)),
     ),

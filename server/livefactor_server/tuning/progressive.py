@@ -17,9 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.backend import Backend, Update, create_backend
-from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 
 TOP = 10
 BATCH_EVENTS = 512
@@ -113,46 +111,6 @@ def judge_then_learn(
         begin_s = time.thread_time()
         model.apply(Update(revision, user_rows, item_rows, values, weights, *counts, times))
         yield Step(part.stop, judged, seconds + time.thread_time() - begin_s)
-
-
-def ranks(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
-    """The place of each item in its user's top-k list, int64[n]; `TOP` if it is not in the list.
-
-    Place 0 is the best. Lists are ordered by descending score, then by ascending item key. Repeats
-    are not excluded.
-    """
-    known_users, known_items = model.published
-    if not known_items:
-        return np.full(item_rows.size, TOP)
-    users, place = np.unique(np.where(user_rows < known_users, user_rows, NO_ROW), return_inverse=True)
-    hits = _lists(model, users.astype(np.uint32))[place] == item_rows[:, None]
-    return np.where(hits.any(axis=1), hits.argmax(axis=1), TOP)
-
-
-def _lists(model: Backend, user_rows: np.ndarray) -> np.ndarray:
-    """The top-k lists of the users, as item rows uint32[users, TOP]. Missing entries are NO_ROW."""
-    none, no_offsets = np.empty(0, np.uint32), np.zeros(user_rows.size + 1, np.int64)
-    with model.pin() as pin:
-        persons = PersonReader(model.spec).read(pin, user_rows, pin.counts[ITEMS])
-        rows, _, offsets = persons.top_k(pin, model.items.keys, TOP, none, none, no_offsets)
-    lists = np.full((user_rows.size, TOP), NO_ROW, np.uint32)
-    for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
-        lists[user, : stop - start] = rows[start:stop]
-    return lists
-
-
-def predictions(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
-    """The scores of (user, item) pairs, float64[n]. Unknown users and items have zero rows."""
-    known_users, known_items = (
-        np.where(rows < model.published[side], rows, NO_ROW).astype(np.uint32)
-        for side, rows in ((USERS, user_rows), (ITEMS, item_rows))
-    )
-    users, place = np.unique(known_users, return_inverse=True)
-    persons = PersonReader(model.spec).read(model, users, model.published[ITEMS])
-    x, user_bias = persons.factors[place], persons.bias[place]
-    y, item_bias = model.gather(ITEMS, known_items)
-    dots = np.einsum("ij,ij->i", x.astype(np.float64), y.astype(np.float64))
-    return model.mean + user_bias.astype(np.float64) + item_bias + dots  # type: ignore[no-any-return]
 
 
 def popular_ranks(

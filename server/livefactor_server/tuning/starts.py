@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from livefactor_kernels.spec.model import Limits, Loss, ModelSpec
-from livefactor_kernels.spec.names import PRESET_NAMES
+from livefactor_kernels.spec.model import Limits, ModelSpec
 from livefactor_kernels.spec.presets import preset
+from livefactor_server.challenging.candidates import presets_for
 from livefactor_server.changes.interactions import good_values
 from livefactor_server.tuning.rules import RULES
 
@@ -39,10 +39,8 @@ def starts(task: str, rules: list[str], values: np.ndarray) -> list[Start]:
         values: the values of the events, float32[n]. A preset that rejects one is left out.
     """
     found: dict[ModelSpec, Start] = {}
-    for name in sorted(PRESET_NAMES, key=lambda name: name != task):
-        spec = preset(name)
-        is_for_ratings = spec.loss == Loss.SQUARED
-        if is_for_ratings == (task == "ratings") and good_values(values, spec).all():
+    for name, spec in sorted(presets_for(task == "ratings"), key=lambda each: each[0] != task):
+        if good_values(values, spec).all():
             found[_learned(spec)] = _of_preset(name, rules)
     for rule in rules:
         spec = _learned(RULES[rule].start)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from livefactor.snapshots.format import Manifest
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
-from livefactor_kernels.spec.model import Limits
+from livefactor_kernels.spec.model import Embeddings, Limits
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import (
     CHANGES,
@@ -41,7 +42,10 @@ from livefactor_server.model.state import ModelState
 from livefactor_server.rpc import decode
 
 SPEC = preset(
-    "clicks_sgd", k=8, limits=Limits(users_max=100, items_max=100, value_abs_max=1.0, error_max=1e3)
+    "clicks",
+    k=8,
+    embeddings=Embeddings(2),
+    limits=Limits(users_max=100, items_max=100, value_abs_max=1.0, error_max=1e3),
 )
 SPEC_BODY = spec_codec.encode(SPEC)
 
@@ -49,6 +53,9 @@ BODIES = {
     wire.INTERACTIONS: wire.encode_interactions([1, 2, 1], [10, 11, 12], values=[1, 0, 1]),
     wire.LABELS: wire.encode_labels(updates_pb2.SIDE_ITEM, [10, 11], ["ten", "eleven"]),
     wire.AVAILABILITY: wire.encode_availability([10, 12], False),
+    wire.EMBEDDINGS: wire.encode_embeddings(
+        updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]], np.float16)
+    ),
 }
 """A message for each field of an ApplyUpdatesRequest."""
 
@@ -140,6 +147,9 @@ def test_what_each_change_does_to_a_state() -> None:
     assert done[Kind.AVAILABILITY].marks.freeze().keys().tolist() == [10, 12]
     opened = done[Kind.OPEN_PRODUCER].producers.get(b"p")
     assert opened is not None and (opened.epoch, opened.last_sequence, opened.note) == (1, 0, b"row 7")
+    described = done[Kind.EMBEDDINGS].backend
+    assert described.published == (0, 2) and not done[Kind.EMBEDDINGS].events
+    assert described.sections(1, 2)["embedding"].tolist() == [[1, 2], [3, 4]]
     for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():

@@ -1,0 +1,74 @@
+"""Which specs may be tried in a model's place: presets that fit its events.
+
+`livefactor tune` starts from the same presets, and from the starts of its search spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from livefactor_kernels.spec.checks import check
+from livefactor_kernels.spec.model import Loss, ModelSpec, Rule
+from livefactor_kernels.spec.names import PRESET_NAMES
+from livefactor_kernels.spec.presets import preset
+from livefactor_server.changes.fitting import accepts_all
+
+
+def presets_for(is_for_ratings: bool) -> Iterator[tuple[str, ModelSpec]]:
+    """The presets for ratings (squared loss), or those for rankings, by name."""
+    for name in PRESET_NAMES:
+        spec = preset(name)
+        if (spec.loss == Loss.SQUARED) == is_for_ratings:
+            yield name, spec
+
+
+def candidates(champion: ModelSpec) -> dict[str, ModelSpec]:
+    """The specs that are tried beside a champion without being named, by name.
+
+    They are the presets for its task, without those of rule SGD where the task is a ranking, which
+    trade quality for speed. They keep what is the model's own (`in_place_of`). A preset that could
+    reject what the champion accepts is left out.
+    """
+    found = {}
+    for name, spec in presets_for(champion.loss == Loss.SQUARED):
+        if spec.rule == Rule.SGD and spec.loss != Loss.SQUARED:
+            continue
+        made = in_place_of(spec, champion)
+        if fits(made, champion):
+            found[name] = made
+    return found
+
+
+def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
+    """The spec with the champion's seed and event types, unless it has its own, and its limits.
+
+    It accepts no larger values, weights and tables than the champion, and no fewer values if the
+    champion accepts ratings and learns their signs. So a switch does not change what the model
+    accepts, and another switch can undo it.
+    """
+    limits = {
+        name: min(getattr(spec.limits, name), getattr(champion.limits, name))
+        for name in ("users_max", "items_max", "producers_max", "value_abs_max", "weight_max")
+    }
+    auto = spec.auto
+    if champion.auto.ratings_events and spec.loss != Loss.SQUARED:
+        auto, limits["value_abs_max"] = champion.auto, champion.limits.value_abs_max
+    return check(
+        replace(
+            spec,
+            seed=spec.seed or champion.seed,
+            event_types=spec.event_types or champion.event_types,
+            auto=auto,
+            limits=replace(spec.limits, **limits),
+        )
+    )
+
+
+def fits(spec: ModelSpec, champion: ModelSpec) -> bool:
+    """Whether a spec can stand in for a champion: same task, and it accepts what that accepts.
+
+    The champion fits all events of its log, because a switch checks this.
+    """
+    same_task = (spec.loss == Loss.SQUARED) == (champion.loss == Loss.SQUARED)
+    return same_task and accepts_all(spec, champion)

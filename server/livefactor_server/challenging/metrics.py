@@ -1,0 +1,39 @@
+"""What the contests of all models do, for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+CONTESTANTS = Gauge("livefactor_contestants", "Specs in the running contest, 0 without one.", ["model"])
+BEHIND = Gauge(
+    "livefactor_contest_lag_events", "Events of the log that the running contest has not learned.", ["model"]
+)
+CPU = Counter("livefactor_contest_cpu_seconds", "CPU seconds of the contests' processes.", ["model"])
+VERDICTS = Counter("livefactor_verdicts", "Ends of contests: won, stayed or failed.", ["model", "outcome"])
+
+
+class ContestMetrics:
+    """The metrics of one model's contests."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self.observe(0, 0, 0.0)
+
+    def contestants(self, count: int) -> None:
+        """Reports the number of contestants."""
+        CONTESTANTS.labels(self._model).set(count)
+
+    def observe(self, contestants: int, behind: int, cpu_s: float) -> None:
+        """Reports the contestants and the lag, and counts CPU seconds."""
+        self.contestants(contestants)
+        BEHIND.labels(self._model).set(max(0, behind) if contestants else 0)
+        CPU.labels(self._model).inc(max(0.0, cpu_s))
+
+    def verdict(self, outcome: str) -> None:
+        """Counts the end of a contest."""
+        VERDICTS.labels(self._model, outcome).inc()
+
+    def close(self) -> None:
+        """Removes the gauges of the model."""
+        for gauge in (CONTESTANTS, BEHIND):
+            gauge.remove(self._model)

@@ -1,0 +1,79 @@
+"""When a contest begins, on which events it judges, and what it may cost.
+
+- The first contest of a model with preset `auto` judges from its first WARM_UP events on. Its
+  process starts when the first round is there.
+- Then challengers come back when the judge has found drift for the worse, and when the events since
+  the last contest have doubled. They are judged on the events that follow. A snapshot of the
+  champion is taken at this point, so that the contest need not learn it again.
+- A challenger that was added by hand is judged on the last RECENT events at once.
+
+The allowance. The CPU time of all contests of a model stays below the time that the champion takes
+to learn `allowance(events)` events, except for the first seconds of a contest
+(`worker.ALLOWED_S_LEAST`). So a contest may lag behind the log, and a later contest may leave out
+dear challengers. A contest with challengers that were added by hand is not limited.
+"""
+
+from __future__ import annotations
+
+from livefactor_server.challenging.contest import FIRST_ROUND_EVENTS, ROUNDS
+from livefactor_server.challenging.notes import Notes, Plan
+
+WARM_UP = 1_000
+RECENT = FIRST_ROUND_EVENTS * 2 ** (ROUNDS - 1)
+"""The events of all rounds."""
+FULL_SHARE_EVENTS, LATER_SHARE = 1_000_000, 0.2
+
+
+def allowance(events: int) -> float:
+    """What contests may cost by now, in events that the champion learns, for a log of `events`.
+
+    It is as much as the champion took, for the first FULL_SHARE_EVENTS, and LATER_SHARE of it
+    beyond.
+    """
+    return min(events, FULL_SHARE_EVENTS) + max(0, events - FULL_SHARE_EVENTS) * LATER_SHARE
+
+
+def next_plan(notes: Notes, events: int, automatic: bool, drifted: bool) -> Plan | None:
+    """The contest that begins now, or None.
+
+    Args:
+        notes: what is known of the model's contests.
+        events: number of events of the log.
+        automatic: whether the model looks for a better spec by itself.
+        drifted: whether drift was found since the last contest.
+    """
+    if any(not each.judged for each in notes.added):
+        if events < WARM_UP + FIRST_ROUND_EVENTS:
+            return None
+        return Plan(max(WARM_UP, events - RECENT), by_hand=True)
+    if not automatic:
+        return None
+    if not notes.last_events:
+        return Plan(WARM_UP) if events >= WARM_UP + FIRST_ROUND_EVENTS else None
+    rested = events >= notes.last_events + FIRST_ROUND_EVENTS
+    if (drifted and rested) or events >= 2 * notes.last_events:
+        return Plan(events, follows=True)
+    return None
+
+
+def is_ready(plan: Plan, events: int) -> bool:
+    """Whether the process of a contest has something to do: its next round is there."""
+    return events >= max(plan.judge_from + FIRST_ROUND_EVENTS, plan.resume_at)
+
+
+def affordable(costs_s: dict[str, float], plan: Plan, champion_s: float, left_s: float) -> list[str]:
+    """The challengers that a contest can afford, the cheapest first.
+
+    Args:
+        costs_s: CPU seconds per event of each challenger, 0 if not known.
+        plan: the contest.
+        champion_s: CPU seconds in which the champion learns an event, 0 if not known.
+        left_s: CPU seconds that are left of the allowance.
+    """
+    left_s -= RECENT * champion_s
+    chosen = []
+    for name in sorted(costs_s, key=lambda name: costs_s[name]):
+        left_s -= costs_s[name] * (plan.judge_from + FIRST_ROUND_EVENTS)
+        if left_s >= 0 or not champion_s:
+            chosen.append(name)
+    return chosen

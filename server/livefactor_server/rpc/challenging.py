@@ -1,0 +1,84 @@
+"""Handlers of the ChallengeService: add and list the challengers of a model, and end its search."""
+
+from __future__ import annotations
+
+from livefactor.v1 import challenging_pb2
+from livefactor.wire.limits import MODEL_NAME
+from livefactor_kernels.spec.model import SpecError
+from livefactor_kernels.spec.presets import preset
+from livefactor_server.challenging.challengers import Challengers, Listing
+from livefactor_server.hosting.describe import describe
+from livefactor_server.hosting.host import Hosted
+from livefactor_server.model import spec_codec
+from livefactor_server.rpc import encode, guards
+from livefactor_server.rpc.calls import Calls
+from livefactor_server.rpc.guards import Call
+from livefactor_server.statuses import invalid, precondition
+
+CHANGED = "changed"
+"""The name of a challenger that differs from the model's spec, if it gets no other."""
+
+
+def add_challenger(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles AddChallenger."""
+    request = guards.parse(challenging_pb2.AddChallengerRequest, raw)
+    hosted = calls.model(call, request.model)
+    challengers = _challengers_of(hosted)
+    if request.name and not MODEL_NAME.fullmatch(request.name):
+        raise invalid("name: it has 1 to 64 of the characters a-z 0-9 _ - and begins with a letter")
+    try:
+        base = preset(request.preset) if request.preset else hosted.engine.state.spec
+        spec = spec_codec.changed(base, request.spec)
+    except SpecError as error:
+        raise invalid(f"spec: {error}") from None
+    challengers.add(request.name or challengers.free_name(request.preset or CHANGED), spec)
+    return challenging_pb2.AddChallengerResponse(contest=_contest(challengers.listing())).SerializeToString()
+
+
+def list_challengers(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles ListChallengers."""
+    request = guards.parse(challenging_pb2.ListChallengersRequest, raw)
+    found = _challengers_of(calls.model(call, request.model)).listing()
+    return challenging_pb2.ListChallengersResponse(contest=_contest(found)).SerializeToString()
+
+
+def settle_model(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles SettleModel."""
+    request = guards.parse(challenging_pb2.SettleModelRequest, raw)
+    hosted = calls.model(call, request.model)
+    challengers = _challengers_of(hosted)
+    spec = challengers.spec_of(request.challenger) if request.challenger else None
+    challengers.settle()
+    if spec is not None and spec != hosted.engine.state.spec:
+        hosted.promote(spec, lambda revision, last: call.check())
+    found = encode.whole_description(describe(hosted))
+    return challenging_pb2.SettleModelResponse(description=found).SerializeToString()
+
+
+def _challengers_of(hosted: Hosted) -> Challengers:
+    if hosted.challengers is None:
+        raise precondition("server: it runs without challengers (auto_cpu_share is 0)")
+    return hosted.challengers
+
+
+def _contest(found: Listing) -> challenging_pb2.Contest:
+    message = challenging_pb2.Contest(
+        automatic=found.automatic,
+        is_running=found.is_running,
+        waiting=found.waiting,
+        contests=found.contests,
+        events_behind=found.behind,
+        cpu_seconds=found.spent_s,
+    )
+    report = found.report
+    if report is None:
+        return message
+    message.revision, message.learned_events = report.revision, report.learned
+    message.judged_events, message.winner = report.judged, report.winner
+    message.rounds, message.round_end = report.round, report.round_end
+    for each in report.figures:
+        message.contestants.add(
+            name=each.name, standing=each.standing, mean=each.mean, difference=each.difference,
+            error=each.error, events=each.events, users=each.users,
+        )  # fmt: skip
+    return message
