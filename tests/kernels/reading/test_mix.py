@@ -10,6 +10,7 @@ import pytest
 from livefactor_kernels.backend import AUTO, choose_backend, create_backend
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reading import (
+    COUNTS,
     EXPERTS,
     FOLDS,
     GROUPS,
@@ -83,6 +84,21 @@ def test_weights_follow_what_predicts() -> None:
     assert taste[known, POPULARITY] < 0.5 * taste[known, :3].sum()
     assert repeats[known, REPEATS] > WEIGHT_START > taste[known, REPEATS]
     assert (popular >= 0).all() and (taste[:, POPULARITY] >= POPULARITY_MIN).all()
+
+
+def test_a_basket_does_not_foresee_itself() -> None:
+    """Items that come at one time are not predicted from one another."""
+    most = {}
+    for timed in (False, True):
+        model, rng = CpuModel(mix_spec()), np.random.default_rng(4)
+        for record in range(1, 41):
+            users = np.repeat(rng.permutation(USERS)[:20], 2)
+            items = np.repeat(2 * rng.integers(0, 50, 20), 2)
+            items[1::2] += 1
+            times = np.full(users.size, record, np.int64) if timed else None
+            push(model, users.tolist(), items.tolist(), times=times)
+        most[timed] = weights(model)[GROUPS - 1, COUNTS:REPEATS].max()
+    assert most[True] < 2 * WEIGHT_START < 0.5 * most[False]
 
 
 def test_a_new_user_gets_what_is_popular() -> None:
