@@ -14,13 +14,13 @@ END = "<!-- /figures -->"
 def between_marks(text: str, command: str) -> tuple[str, str, str]:
     """Splits a page at the marks of `command` into the text before, between and after.
 
-    Raises ValueError unless both marks occur once.
+    Raises ValueError unless the first mark occurs once, and the other one after it.
     """
     begin = f"<!-- figures: {command} -->"
-    if text.count(begin) != 1 or text.count(END) != 1:
-        raise ValueError(f"expected {begin} and {END} once each")
+    if text.count(begin) != 1 or END not in text[text.index(begin) :]:
+        raise ValueError(f"expected {begin} once, and {END} after it")
     before, rest = text.split(begin)
-    between, after = rest.split(END)
+    between, after = rest.split(END, 1)
     return before + begin + "\n", between.strip("\n"), "\n" + END + after
 
 

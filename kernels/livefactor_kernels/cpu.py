@@ -65,6 +65,7 @@ class CpuModel:
 
     Attributes:
         head: its version is odd while rows or `state` change.
+        candidates: reads rows by the version.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -87,9 +88,9 @@ class CpuModel:
         self._parts: list[Part] = [self._mean, self._rule, *further]
         self.pins = PinBoard(spec, (self.users, self.items))
         self.head = Head()
-        self._candidates = cpu_candidates.CandidateReader(self.head, self._mean.sums, self.users, self.items)
+        self.candidates = cpu_candidates.CandidateReader(self.head, self._mean.sums, self.users, self.items)
         if not spec.history.users:
-            cpu_candidates.compile_kernels(self._candidates)
+            cpu_candidates.compile_kernels(self.candidates)
         if spec.factor_dtype != FactorDtype.FLOAT32:
             # The caller compiles the kernels of float32.
             scoring.compile_kernels(spec.factor_dtype)
@@ -188,6 +189,7 @@ class CpuModel:
         assert self._prior is not None
         nobody = np.empty(0, np.uint32)
         update = Update(revision, nobody, rows, None, None, self.published[USERS], item_count)
+        self.head.open()
         self.pins.protect(update)
         self.pins.protect(update, self._prior.describe(rows, vectors, item_count))
         self._prior.map_cold()
@@ -221,7 +223,7 @@ class CpuModel:
         self, user_keys: np.ndarray, item_keys: np.ndarray, offsets: np.ndarray | None
     ) -> Candidates | None:
         """See `backend.Backend.try_score`."""
-        return self._candidates.read(user_keys, item_keys, offsets)
+        return self.candidates.read(user_keys, item_keys, offsets)
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `backend.Backend.gather`."""

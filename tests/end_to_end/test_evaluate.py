@@ -72,6 +72,21 @@ def test_events_without_taste_are_no_success(tmp_path: Path) -> None:
     assert "is the best" not in json.loads(out)["verdict"]
 
 
+def test_auto_is_judged_as_what_it_becomes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    values = np.clip(rng.normal(3.6, 1.0, 600).round(), 1, 5).astype(int)
+    file = tmp_path / "stars.csv"
+    lines = [
+        f"{u},{i},{v}"
+        for u, i, v in zip(rng.integers(0, 30, 600), rng.integers(0, 40, 600), values, strict=True)
+    ]
+    file.write_text("\n".join(["user,item,value", *lines]) + "\n")
+    code, out, err = type_in("evaluate", str(file), "--preset", "auto", "--preset", "ratings", "--json")
+    assert code == 0, err
+    auto, ratings = json.loads(out)["models"]
+    assert {auto["name"], ratings["name"]} == {"auto", "ratings"} and auto["figures"] == ratings["figures"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

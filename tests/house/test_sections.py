@@ -54,6 +54,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "users": {"history": History(32)},
     "both": {"history": History(32, 16)},
     "counts": {"history": History(32, 16), "counts": Counts(48)},
+    "paged": {"history": History(32, 16, paged=True), "counts": Counts(48)},
     "replay": {"history": History(32, 16), "replay": Replay(10, 0.5)},
     "mix": {"history": History(32, 16), "counts": Counts(48), "solve": Solve(0.5), "mix": Mix(0.01)},
     "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
@@ -102,7 +103,10 @@ def test_the_client_declares_the_sections_that_the_kernels_have(spec: ModelSpec)
     message = parse_spec(body)
     state = ModelState.empty(spec, body, uuid.UUID(int=1), "reference", b"")
     for side, name in enumerate(SIDES):
-        declared = [(each.name, NUMPY_DTYPES[each.dtype], each.shape) for each in row_sections(message, name)]
+        declared = [
+            (each.name, NUMPY_DTYPES[each.dtype], () if each.ragged else each.shape)
+            for each in row_sections(message, name)
+        ]
         arrays = state.backend.sections(side, 0)
         assert declared == [(section, array.dtype.str, array.shape[1:]) for section, array in arrays.items()]
     small = state.freeze_small().arrays()

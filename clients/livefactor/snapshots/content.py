@@ -8,7 +8,14 @@ import numpy as np
 
 from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots.format import Manifest
-from livefactor.snapshots.sections import SIDES, Content, parse_spec, row_sections, small_sections
+from livefactor.snapshots.sections import (
+    SIDES,
+    Content,
+    parse_spec,
+    remembered_offsets,
+    row_sections,
+    small_sections,
+)
 
 RATE_STEPS_MAX, MOVES_MAX = 24, 1 << 24
 
@@ -35,6 +42,11 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
         filled_part = slice(events if names_rows and name.startswith("replay.") else None)
         if fault := _fault(content, tensors[name][filled_part], tensors):
             require(False, name, fault)
+    for side in SIDES if parse_spec(manifest.spec).history.paged else ():
+        if f"{side}.seen_rows" in tensors:
+            ends = remembered_offsets(parse_spec(manifest.spec), side, tensors[f"{side}.seen_count"])
+            fits = int(ends[-1]) == len(tensors[f"{side}.seen_rows"])
+            require(fits, f"{side}.seen_rows", "does not have as many events as seen_count tells")
     if "rates" in tensors:
         step, moves, in_window, _, squares = tensors["rates"].tolist()
         require(

@@ -11,7 +11,8 @@ A snapshot is a folder with exactly four files:
 `sections.py` lists the sections with their dtypes and shapes. The root hash takes them in this
 order: the sections of users, the sections of items, then the sections beside the rows by name.
 
-The layout is a function of the spec and of the row counts. A reader computes the expected layout
+The layout is a function of the spec, the row counts, and with `history.paged` the numbers of
+remembered events. A reader computes the expected layout
 and the expected safetensors headers, and compares them with the files. It never interprets a
 header. Tensors of 8-byte elements come first in a file, then those of 4, 2 and 1 bytes. safetensors
 allows no gaps between them. A header is padded with spaces, so that the data begins at a multiple
@@ -114,17 +115,21 @@ class Layout:
         return sum(place.nbytes for place in self.places)
 
 
-def layout(spec: bytes, users: int, items: int, small_lengths: Mapping[str, int]) -> Layout:
+def layout(
+    spec: bytes, users: int, items: int, small_lengths: Mapping[str, int], events: tuple[int, int] = (0, 0)
+) -> Layout:
     """The layout of a state.
 
     users, items: row counts. small_lengths: the number of elements of each section beside the rows.
-    Raises ValueError if the lengths do not fit the spec.
+    events: with `history.paged`, the number of events that users and items remember. Raises
+    ValueError if the lengths do not fit the spec.
     """
     message = bounded_spec(spec)
     placed: list[_Unplaced] = []
-    for side, rows in zip(SIDES, (users, items), strict=True):
-        for name, dtype, shape, _ in row_sections(message, side):
-            placed.append((f"{side}.{name}", f"{side}.safetensors", dtype, (rows, *shape)))
+    for side, rows, remembered in zip(SIDES, (users, items), events, strict=True):
+        for section in row_sections(message, side):
+            shape = (remembered,) if section.ragged else (rows, *section.shape)
+            placed.append((f"{side}.{section.name}", f"{side}.safetensors", section.dtype, shape))
     small = small_sections(message)
     names = [section.name for section in small]
     if set(small_lengths) != set(names):
@@ -250,7 +255,9 @@ class Manifest:
             for t in self.tensors
             if not t.place.name.startswith(tables)
         }
-        return layout(self.spec, self.users, self.items, lengths)
+        remembered = {t.place.name: t.place.shape[0] for t in self.tensors if len(t.place.shape) == 1}
+        users, items = (remembered.get(f"{side}.seen_rows", 0) for side in SIDES)
+        return layout(self.spec, self.users, self.items, lengths, (users, items))
 
     @property
     def size_bytes(self) -> int:

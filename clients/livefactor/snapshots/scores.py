@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal, localcontext
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from livefactor.errors import UnknownSpec
 from livefactor.snapshots import mixing
-from livefactor.snapshots.sections import Spec
+from livefactor.snapshots.sections import Spec, remembered_offsets
 from livefactor.v1 import models_pb2
 
 LANES = 16
@@ -111,15 +111,23 @@ class SnapshotScores:
         }
         if user >= len(self._tensors["users.keys"]):
             return self._given(np.empty(0, np.int64))
-        count, length = int(self._tensors["users.seen_count"][user]), ring["seen_rows"].shape[1]
+        count, length = int(self._tensors["users.seen_count"][user]), self._spec.history.users
         order = np.arange(max(0, count - length), count) % length
-        rows, values, weights, visits = (column[user, order] for column in ring.values())
+        if self._spec.history.paged:
+            start = int(self._offsets[user])
+            rows, values, weights, visits = (column[start + order] for column in ring.values())
+        else:
+            rows, values, weights, visits = (column[user, order] for column in ring.values())
         ages = int(self._tensors["users.visits"][user]) - visits.astype(np.int64)
         ages = np.clip(ages, 0, DECAY_STEPS - 1)
         liked = weights * (values > 0)
         return Events(
             rows.astype(np.int64), values, weights * self._decay[ages], liked * self._repeat_decay[ages], ages
         )
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        return remembered_offsets(self._spec, "users", self._tensors["users.seen_count"])
 
     def _given(self, rows: np.ndarray) -> Events:
         rows = rows[rows < self._items][-self._spec.history.users :]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
@@ -52,12 +53,18 @@ class Content(Enum):
 
 
 class Section(NamedTuple):
-    """A section of rows. dtype: its safetensors dtype. shape: the shape of one row."""
+    """A section of rows. dtype: its safetensors dtype.
+
+    shape: the shape of one row. It is the largest one if the section is `ragged`: then it holds the
+    events of all rows end to end, in the order of rows and places, and a row has min(seen_count,
+    shape[0]) of them.
+    """
 
     name: str
     dtype: str
     shape: Shape
     content: Content
+    ragged: bool
 
 
 class SmallSection(NamedTuple):
@@ -271,8 +278,20 @@ def row_sections(spec: Spec, side: str) -> list[Section]:
         if shape is not None:
             if name == "seen_rows":
                 content = Content.ITEM_ROWS if side == "users" else Content.USER_ROWS
-            sections.append(Section(name, dtype or FACTOR_DTYPES[spec.factor_dtype], shape, content))
+            ragged = spec.history.paged and shape_of in (_ring, _ring_of_users)
+            dtype = dtype or FACTOR_DTYPES[spec.factor_dtype]
+            sections.append(Section(name, dtype, shape, content, ragged))
     return sections
+
+
+def remembered_offsets(spec: Spec, side: str, counts: np.ndarray) -> np.ndarray:
+    """Where the events of each row begin in a ragged section, int64[rows + 1].
+
+    counts: the section seen_count of the side, uint32[rows].
+    """
+    length = spec.history.users if side == "users" else spec.history.items
+    ends: np.ndarray = np.cumsum(np.minimum(counts, np.uint32(length)), dtype=np.int64)
+    return np.append(np.int64(0), ends)
 
 
 def optimizer_state(spec: Spec) -> list[str]:

@@ -335,6 +335,7 @@ class History(google.protobuf.message.Message):
     USERS_FIELD_NUMBER: builtins.int
     ITEMS_FIELD_NUMBER: builtins.int
     HALF_LIFE_FIELD_NUMBER: builtins.int
+    PAGED_FIELD_NUMBER: builtins.int
     users: builtins.int
     """Events that a user remembers."""
     items: builtins.int
@@ -343,19 +344,26 @@ class History(google.protobuf.message.Message):
     """The number of visits after which an event counts half when a user is folded in for a score. 0:
     all events count alike.
     """
+    paged: builtins.bool
+    """Whether snapshots and root hashes hold only the events that are remembered. Otherwise each row
+    has users or items places in them, empty or not. CUDA refuses it.
+    """
     def __init__(
         self,
         *,
         users: builtins.int | None = ...,
         items: builtins.int | None = ...,
         half_life: builtins.float | None = ...,
+        paged: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_half_life", b"_half_life", "_items", b"_items", "_users", b"_users", "half_life", b"half_life", "items", b"items", "users", b"users"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_half_life", b"_half_life", "_items", b"_items", "_users", b"_users", "half_life", b"half_life", "items", b"items", "users", b"users"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_half_life", b"_half_life", "_items", b"_items", "_paged", b"_paged", "_users", b"_users", "half_life", b"half_life", "items", b"items", "paged", b"paged", "users", b"users"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_half_life", b"_half_life", "_items", b"_items", "_paged", b"_paged", "_users", b"_users", "half_life", b"half_life", "items", b"items", "paged", b"paged", "users", b"users"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_half_life", b"_half_life"]) -> typing.Literal["half_life"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_items", b"_items"]) -> typing.Literal["items"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_paged", b"_paged"]) -> typing.Literal["paged"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_users", b"_users"]) -> typing.Literal["users"] | None: ...
 

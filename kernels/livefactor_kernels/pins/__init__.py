@@ -16,6 +16,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables import ITEMS, USERS, ring_length
+
 
 class PinnedState(NamedTuple):
     """The state beside the rows at a pin.
@@ -29,6 +32,16 @@ class PinnedState(NamedTuple):
     revision: int
     counts: tuple[int, int]
     state: dict[str, np.ndarray]
+
+
+def remembered(pin: Pin, spec: ModelSpec) -> tuple[int, int]:
+    """Numbers of events in the sections of events of both sides, with `history.paged`; else 0."""
+    counts = [0, 0]
+    for side in (USERS, ITEMS) if spec.history.paged else ():
+        rows = np.arange(pin.counts[side], dtype=np.uint32)
+        seen = pin.read(side, rows, ("seen_count",))["seen_count"]
+        counts[side] = int(np.minimum(seen, ring_length(spec, side)).sum(dtype=np.int64))
+    return counts[USERS], counts[ITEMS]
 
 
 class Pin(Protocol):

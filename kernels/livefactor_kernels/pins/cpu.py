@@ -32,11 +32,13 @@ from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import ONE, ZERO
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS, USERS, unpadded
+from livefactor_kernels.tables import ITEMS, USERS, RowSection, history_sections, unpadded
 from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.pages import Places
 from livefactor_kernels.tables.state import mean_of
 from livefactor_kernels.update import Update
 
+_NO_PLACES = np.empty(0, np.int64)
 OVERLAY_ROWS_MAX = 1 << 18
 """Number of copies of one side at which `PinBoard.wait_for_room` stops the writer."""
 OVERLAY_BYTES_MAX = 1 << 30
@@ -116,24 +118,26 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 class _Overlay:
-    """Copies of one side's rows, in a ring. The ring doubles if a record needs more copies than
-    fit.
+    """Copies of one side's rows without their events, in a ring. The ring doubles if a record needs
+    more copies than fit.
     """
 
-    def __init__(self, table: Table, rows: int, of_events: bool = False) -> None:
-        """An empty overlay for `rows` copies, of events or of all other sections."""
+    def __init__(self, table: Table, rows: int) -> None:
+        """An empty overlay for `rows` copies."""
         self.table = table
-        self._of_events = of_events
-        self.live = table.rings(np.empty(0, np.uint32), table.ring_names) if of_events else table.padded()
+        self.sections = self._sections()
         self.stamps = reserve((table.capacity,), np.uint64)
         self.head = self.tail = 0
         self._reserve(rows)
+
+    def _sections(self) -> dict[str, RowSection]:
+        return {name: RowSection(array.dtype, array.shape[1:]) for name, array in self.table.padded().items()}
 
     def _reserve(self, rows: int) -> None:
         self.size = rows
         self.tags, self.rows = reserve((rows,), np.uint64), reserve((rows,), np.uint32)
         self.arrays = {
-            name: reserve((rows, *array.shape[1:]), array.dtype) for name, array in self.live.items()
+            name: reserve((rows, *section.shape), section.dtype) for name, section in self.sections.items()
         }
 
     def __len__(self) -> int:
@@ -145,12 +149,13 @@ class _Overlay:
             self._grow(len(self) + rows.size)
         places = np.arange(self.tail, self.tail + rows.size) % self.size
         self.tags[places], self.rows[places] = tag, rows
-        for name, events in self.table.rings(rows, self.arrays).items():
-            self.arrays[name][places] = events
-        for name, ring in self.arrays.items() if not self._of_events else ():
-            live, copies = (_bits(array) for array in (self.live[name], ring))
-            _copy_rows(rows, live, copies, np.uint64(self.tail))
+        self._copy(rows, places)
         self.tail += rows.size
+
+    def _copy(self, rows: np.ndarray, places: np.ndarray) -> None:
+        live = self.table.padded()
+        for name, ring in self.arrays.items():
+            _copy_rows(rows, _bits(live[name]), _bits(ring), np.uint64(self.tail))
 
     def _grow(self, needed: int) -> None:
         old_places = np.arange(self.head, self.tail) % self.size
@@ -175,23 +180,26 @@ class _Overlay:
 
     def places(self, pin: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows - start, ring places) of the rows in [start, stop) with a copy for `pin`."""
-        if not len(self):
-            return np.empty(0, np.int64), np.empty(0, np.int64)
+        if self.head == self.tail:
+            return _NO_PLACES, _NO_PLACES
         marks = np.zeros(stop - start, np.uint64)
         args = (np.uint64(number) for number in (self.head, self.tail, pin, start, stop))
         if not _places_in_range(self.tags, self.rows, *args, marks):
-            empty = np.empty(0, np.int64)
-            return empty, empty
+            return _NO_PLACES, _NO_PLACES
         found = np.flatnonzero(marks)
         return found, (marks[found] - ONE).astype(np.int64)
 
 
-def _forget_later(sections: dict[str, np.ndarray], rings: Sequence[str], changed: np.ndarray) -> None:
-    """Removes from the rings of the rows number `changed` what came after `seen_count` events."""
-    for name in rings if changed.size else ():
-        ring = sections[name][changed]
-        ring[np.arange(ring.shape[1]) >= sections["seen_count"][changed, None]] = 0
-        sections[name][changed] = ring
+class _EventOverlay(_Overlay):
+    """Copies of the events of rows. Each copy has all places of the ring."""
+
+    def _sections(self) -> dict[str, RowSection]:
+        sections = history_sections(self.table.spec, self.table.side)
+        return {name: sections[name] for name in self.table.ring_names}
+
+    def _copy(self, rows: np.ndarray, places: np.ndarray) -> None:
+        for name, events in self.table.read(rows, self.table.ring_names).items():
+            self.arrays[name][places, : events.shape[1]] = events
 
 
 class Pin:
@@ -226,35 +234,60 @@ class Pin:
         if not 0 <= start <= stop <= self.counts[side]:
             raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
         table = self._board.table(side)
-        copies = {name: np.array(view, order="C") for name, view in table.rows(start, stop).items()}
+        rows = np.arange(start, stop, dtype=np.uint32)
+        copies = {name: np.array(view, order="C") for name, view in table.plain(start, stop).items()}
         with self._board.lock:
-            for overlay in self._board.overlays(side):
-                found, places = overlay.places(self._number, start, stop)
-                for name, ring in overlay.arrays.items():
-                    copies[name][found] = unpadded(name, ring[places], table.spec.k)
-            changed, _ = self._board.overlay(side).places(self._number, start, stop)
-        _forget_later(copies, table.ring_names, changed)
-        return copies
+            overlay = self._board.overlay(side)
+            found, places = overlay.places(self._number, start, stop)
+            for name, ring in overlay.arrays.items():
+                copies[name][found] = unpadded(name, ring[places], table.spec.k)
+        if not table.ring_names:
+            return table.in_order(copies)
+        return table.in_order(
+            copies, self._events(side, rows, table.ring_names, table.places(copies["seen_count"]))
+        )
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See `pins.Pin.read`."""
         table = self._board.table(side)
         rings = [name for name in names if name in table.ring_names]
-        read = dict.fromkeys((*names, "seen_count") if rings else names)
-        out = table.read(rows, [*read])
-        later = np.zeros(len(rows), bool)
+        plain = dict.fromkeys((*names, "seen_count") if rings else names)
+        out = table.read_plain(rows, [*plain])
         with self._board.lock:
-            for overlay in self._board.overlays(side):
-                changed, places = overlay.places(self._number, 0, self.counts[side])
-                if changed.size:
-                    at = np.minimum(np.searchsorted(changed, rows), changed.size - 1)
-                    hit = changed[at] == rows
-                    later |= hit
-                    for name in read.keys() & overlay.arrays.keys():
-                        copies = unpadded(name, overlay.arrays[name][places[at[hit]]], table.spec.k)
-                        out[name][hit] = copies[:, : out[name].shape[1]] if name in rings else copies
-        _forget_later(out, rings, np.flatnonzero(later))
-        return {name: out[name] for name in names}
+            overlay = self._board.overlay(side)
+            hit, places = self._copied(side, overlay, rows)
+            for name in out if hit.size else ():
+                out[name][hit] = unpadded(name, overlay.arrays[name][places], table.spec.k)
+        if not rings:
+            return out
+        events = self._events(side, rows, rings, table.places(out["seen_count"], short=True))
+        return {name: events[name] if name in rings else out[name] for name in names}
+
+    def _copied(self, side: int, overlay: _Overlay, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(numbers, overlay places) of those of `rows` that have a copy.
+
+        The caller holds the lock.
+        """
+        changed, places = overlay.places(self._number, 0, self.counts[side])
+        if not changed.size:
+            return changed, places
+        at = np.minimum(np.searchsorted(changed, rows), changed.size - 1)
+        hit = np.flatnonzero(changed[at] == rows)
+        return hit, places[at[hit]]
+
+    def _events(
+        self, side: int, rows: np.ndarray, names: Sequence[str], places: Places
+    ) -> dict[str, np.ndarray]:
+        """The sections of events of rows that have `places` at the pin."""
+        pages = self._board.table(side).pages
+        assert pages is not None
+        columns = pages.read(rows, names, places)
+        with self._board.lock:
+            overlay = self._board.event_overlay(side)
+            hit, copies = self._copied(side, overlay, rows)
+            for name, column in columns.items() if hit.size else ():
+                places.put(column, hit, overlay.arrays[name][copies])
+        return {name: column.reshape(places.shape) for name, column in columns.items()}
 
     def copies(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rows of `side` that changed after the pin, with their values at the pin.
@@ -310,13 +343,14 @@ class PinBoard:
         if self._overlays is None:
             self._overlays = [_Overlay(table, 2 * self.overlay_rows_max) for table in self._tables]
             for table in self._tables:
-                self._event_overlays.append(_Overlay(table, 2 * self._event_rows_max(table), of_events=True))
+                self._event_overlays.append(_EventOverlay(table, 2 * self._event_rows_max(table)))
                 self._times.append(reserve((table.capacity if table.ring_names else 0,), np.uint32))
         return self._overlays[side]
 
-    def overlays(self, side: int) -> tuple[_Overlay, _Overlay]:
-        """The overlays of rows and of events of a side. The caller holds `lock`."""
-        return self.overlay(side), self._event_overlays[side]
+    def event_overlay(self, side: int) -> _Overlay:
+        """The overlay of the events of a side. The caller holds `lock`."""
+        self.overlay(side)
+        return self._event_overlays[side]
 
     def _event_rows_max(self, table: Table) -> int:
         length = table.pages.length if table.pages is not None else 0

@@ -13,7 +13,7 @@ from livefactor_kernels.numbers.sums import dot
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.scoring.cpu import check_top_k
 from livefactor_kernels.simd.memory import reserve
-from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, read_rows, unpadded
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, end_to_end, read_rows, unpadded
 from livefactor_kernels.tables.reference import ReferenceTables
 from livefactor_kernels.tables.state import mean_of
 
@@ -35,7 +35,7 @@ class ReferencePin:
     def __init__(self, tables: ReferenceTables, frozen: PinnedState) -> None:
         self.revision, self.counts, self._state = frozen
         self.mean = mean_of(self._state["mean"])
-        self._k = tables.spec.k
+        self._spec, self._k = tables.spec, tables.spec.k
         self._rows = tables.users.copy(self.counts[USERS]), tables.items.copy(self.counts[ITEMS])
 
     def state(self) -> dict[str, np.ndarray]:
@@ -79,7 +79,8 @@ class ReferencePin:
         if not 0 <= start <= stop <= self.counts[side]:
             raise IndexError(f"rows {start}..{stop}: expected within 0..{self.counts[side]}")
         parts = {name: array[start:stop] for name, array in self._rows[side].items()}
-        return {name: unpadded(name, part, self._k).copy() for name, part in parts.items()}
+        copies = {name: unpadded(name, part, self._k).copy() for name, part in parts.items()}
+        return end_to_end(self._spec, copies)
 
     def release(self) -> None:
         """Releases the copies."""

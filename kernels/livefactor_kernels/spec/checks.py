@@ -70,6 +70,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
     for name, value in (
         ("mix.learning_rate", spec.mix.learning_rate),
         ("solve.unobserved_density", spec.solve.unobserved_density),
+        ("history.paged", spec.history.paged),
         ("embeddings.dimension", spec.embeddings.dimension),
     ):
         _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
@@ -123,6 +124,8 @@ def _check_history(spec: ModelSpec) -> None:
     )
     if history.items or counts.neighbors or counts.repeat:
         _require(history.users > 0, "history.users", "above 0 with history.items or counts", history.users)
+    if history.paged:
+        _require(history.users > 0, "history.users", "above 0 with history.paged", history.users)
     if counts.neighbors or counts.repeat:
         _require(_is_half_life(counts.half_life, 0.1), "counts.half_life", "0.1..1e6", counts.half_life)
     if counts.neighbors:

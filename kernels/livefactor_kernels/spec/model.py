@@ -145,11 +145,14 @@ class History:
         items: users per item, with values and weights.
         half_life: number of later visits of the user after which an event has half its weight in
             the fold-in for scores. With 0 all events have equal weights.
+        paged: whether sections of events hold the remembered events of all rows end to end, in the
+            order of rows and places, and not all places of each row. It needs users.
     """
 
     users: int = 0
     items: int = 0
     half_life: float = 0.0
+    paged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ _PRESETS: dict[str, ModelSpec] = {
         l2=0.003,
         micro_batch=256,
         init_scale=0.05,
-        history=History(users=512, items=1024),
+        history=History(users=4096, items=4096, paged=True),
         solve=Solve(unobserved_density=40.0),
         counts=Counts(neighbors=128, weight=1.0),
         mix=Mix(learning_rate=0.04),

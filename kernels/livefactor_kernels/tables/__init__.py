@@ -30,16 +30,26 @@ from livefactor_kernels.spec.model import ITEMS, USERS, ModelSpec
 __all__ = [
     "ITEMS",
     "NO_ROW",
+    "RINGS",
     "USERS",
     "RowSection",
     "check_sections",
     "content_sections",
+    "end_to_end",
     "history_sections",
     "read_rows",
+    "ring_length",
     "row_sections",
     "unpadded",
 ]
 
+RINGS = ("seen_rows", "seen_values", "seen_weights", "seen_visits")
+"""The sections of events (`history/__init__.py`).
+
+A row of them has H places in memory, and outside the tables too. But with `history.paged` such a
+section is one-dimensional: it has the events of all rows end to end, in the order of rows and
+places, min(seen_count, H) of a row.
+"""
 NO_ROW = 0xFFFFFFFF
 """Row number of an unknown key."""
 
@@ -80,7 +90,7 @@ def history_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
     sections: dict[str, RowSection] = {}
     if not spec.history.users:
         return sections
-    length = spec.history.users if side == USERS else spec.history.items
+    length = ring_length(spec, side)
     if length:
         sections["seen_rows"] = RowSection(words, (length,))
         sections["seen_values"] = RowSection(floats, (length,))
@@ -96,6 +106,21 @@ def history_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
     if side == ITEMS and spec.mix.learning_rate:
         sections["popularity"] = RowSection(floats, ())
     return sections
+
+
+def ring_length(spec: ModelSpec, side: int) -> int:
+    """H, the number of places of a ring of one side."""
+    return spec.history.users if side == USERS else spec.history.items
+
+
+def end_to_end(spec: ModelSpec, sections: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The sections of rows, in which rings have all places, in their form outside the tables."""
+    if not spec.history.paged:
+        return sections
+    return {
+        name: array[np.arange(array.shape[1]) < sections["seen_count"][:, None]] if name in RINGS else array
+        for name, array in sections.items()
+    }
 
 
 def check_sections(views: dict[str, np.ndarray], sections: dict[str, np.ndarray]) -> None:

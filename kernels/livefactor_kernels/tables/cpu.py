@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,9 +11,11 @@ from livefactor_kernels.numbers.random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN,
 from livefactor_kernels.optimizers import initial_state, optimizer_sections
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec
-from livefactor_kernels.tables import NO_ROW, history_sections, read_rows, row_sections, unpadded
+from livefactor_kernels.tables import RINGS, history_sections, read_rows, ring_length, row_sections, unpadded
 from livefactor_kernels.tables.keys import RowKeys
-from livefactor_kernels.tables.pages import RING, Pages
+from livefactor_kernels.tables.pages import Pages, Places
+
+_NO_COUNTS = np.empty(0, np.uint32)
 
 
 class Table(RowKeys):
@@ -41,13 +43,13 @@ class Table(RowKeys):
         self._arrays = {
             name: reserve((self.capacity, *section.shape), section.dtype)
             for name, section in row_sections(spec, side).items()
-            if name != "keys" and name not in RING
+            if name != "keys" and name not in RINGS
         }
         self.factors, self.bias = self._arrays["factors"], self._arrays["bias"]
         self.state = {name: self._arrays[name] for name in optimizer_sections(spec)}
         history = history_sections(spec, side)
-        self.history = {name: self._arrays[name] for name in history if name not in RING}
-        self.ring_names = tuple(name for name in history if name in RING)
+        self.history = {name: self._arrays[name] for name in history if name not in RINGS}
+        self.ring_names = tuple(name for name in history if name in RINGS)
         seen = self.history.get("seen_count")
         self.pages = None if seen is None else Pages(spec, side, seen)
 
@@ -81,41 +83,58 @@ class Table(RowKeys):
         return 0 if self.pages is None else self.pages.nbytes
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
-        """The first `count` rows, without padding: views, and copies of the rings.
+        """The first `count` rows, without padding: views, and copies of the events.
 
-        They are keys, factors [count, k], bias, the state of the optimiser, and the history.
+        They are keys, factors [count, k], bias, the state of the optimiser, and the history
+        (`tables.RINGS` has the form of events).
         """
-        return self.rows(0, count)
+        seen = self.history.get("seen_count", _NO_COUNTS)[:count]
+        return self.in_order(self.plain(0, count), self.events(np.arange(count, dtype=np.uint32), seen))
 
-    def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Rows [start, stop), as `sections`."""
-        names = row_sections(self.spec, self.side)
-        found = self.rings(np.arange(start, stop, dtype=np.uint32), names)
-        found["keys"] = self.keys[start:stop]
-        for name, array in self.padded().items():
-            found[name] = unpadded(name, array[start:stop], self.spec.k)
-        return {name: found[name] for name in names}
+    def in_order(self, *parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The sections of rows in order, each from one of `parts`."""
+        found = {name: array for part in parts for name, array in part.items()}
+        return {name: found[name] for name in row_sections(self.spec, self.side)}
 
-    def rings(self, rows: np.ndarray, names: Iterable[str], short: bool = False) -> dict[str, np.ndarray]:
-        """Copies of those sections of `names` that are rings, for rows uint32[n]; see
-        `Pages.dense`.
+    def plain(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Views of rows [start, stop), without padding and without events."""
+        arrays = {"keys": self.keys, **self._arrays}
+        return {name: unpadded(name, array[start:stop], self.spec.k) for name, array in arrays.items()}
 
-        They have all places, or those up to the last one with an event in any row if `short`.
+    def places(self, seen: np.ndarray, short: bool = False) -> Places:
+        """The places of rows that have had `seen` uint32[n] events, in their form outside.
+
+        If `short`, rows have as many places as the longest row has events.
         """
-        rings = [name for name in names if name in self.ring_names]
-        if self.pages is None or not rings:
+        counts = np.minimum(seen, np.uint32(ring_length(self.spec, self.side)))
+        if short:
+            return Places.dense(counts, int(counts.max(initial=0)))
+        if self.spec.history.paged:
+            return Places.end_to_end(counts)
+        return Places.dense(counts, ring_length(self.spec, self.side))
+
+    def events(self, rows: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
+        """The sections of events of rows uint32[n] that had had `seen` uint32[n] events."""
+        if self.pages is None:
             return {}
-        seen = np.zeros(len(rows), np.uint32)
-        known = rows != NO_ROW
-        seen[known] = self.pages.seen[rows[known]]
-        length = self.pages.length
-        width = min(int(seen.max(initial=0)), length) if short else length
-        return self.pages.dense(rows, seen, rings, width)
+        places = self.places(seen)
+        columns = self.pages.read(rows, self.ring_names, places)
+        return {name: column.reshape(places.shape) for name, column in columns.items()}
 
     def read(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See `backend.Backend.read`."""
-        plain = [name for name in names if name not in RING]
-        return read_rows(self.padded(), rows, plain, self.spec.k) | self.rings(rows, names, short=True)
+        plain = self.read_plain(rows, names)
+        rings = [name for name in names if name in self.ring_names]
+        if self.pages is None or not rings:
+            return plain
+        places = self.places(self.read_plain(rows, ("seen_count",))["seen_count"], short=True)
+        columns = self.pages.read(rows, rings, places)
+        return plain | {name: column.reshape(places.shape) for name, column in columns.items()}
+
+    def read_plain(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `read`, without events."""
+        plain = [name for name in names if name not in self.ring_names]
+        return read_rows(self._arrays, rows, plain, self.spec.k)
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
         """Fills an empty table with `count` rows, and rebuilds its map.
@@ -128,11 +147,16 @@ class Table(RowKeys):
         """
         if count > self.capacity:
             raise ValueError(f"load_sections: {count} rows, the table holds {self.capacity}")
-        views = self.sections(count)
-        keymap = self.map_of(sections, views, count)
-        for name, view in views.items():
-            if name not in RING:
-                view[:] = sections[name]
+        plain = self.plain(0, count)
+        places = self.places(sections.get("seen_count", _NO_COUNTS))
+        events = {
+            name: np.empty(places.shape, section.dtype)
+            for name, section in row_sections(self.spec, self.side).items()
+            if name in self.ring_names
+        }
+        keymap = self.map_of(sections, plain | events, count)
+        for name, view in plain.items():
+            view[:] = sections[name]
         if self.pages is not None:
-            self.pages.fill(count, sections)
+            self.pages.fill(sections, places)
         self.keymap, self.allocated = keymap, count

@@ -18,7 +18,8 @@ events that the pin sees, or in the place of old events. The pin then has copies
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,11 +29,9 @@ from livefactor_kernels.numbers.lanes import address_of, bits_of, inlined, real_
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import word
 from livefactor_kernels.spec.model import USERS, ModelSpec
-from livefactor_kernels.tables import NO_ROW
+from livefactor_kernels.tables import NO_ROW, RINGS, ring_length
 
-RING = ("seen_rows", "seen_values", "seen_weights", "seen_visits")
-"""The sections that pages hold."""
-RING_TYPES = (np.uint32, np.float32, np.float32, np.uint32)
+_TYPES = (np.uint32, np.float32, np.float32, np.uint32)
 GRANULE = 8
 """Events of the smallest page. Pages are numbered by granules."""
 POOL_EVENTS_MAX = 1 << 33
@@ -43,6 +42,43 @@ _256, _1024 = np.uint64(256), np.uint64(1024)
 _USED = _2
 _UNIT_BYTES, _UNIT_SHIFT = 4096, np.uint64(10)
 _ONE = np.uint64(0x3F800000)
+
+
+class Places(NamedTuple):
+    """Where the events of n rows stand in a section of events.
+
+    Attributes:
+        counts: number of events of each row, uint32[n].
+        starts: places of the rows' first events, uint64[n].
+        shape: shape of the section.
+    """
+
+    counts: np.ndarray
+    starts: np.ndarray
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def dense(counts: np.ndarray, width: int) -> Places:
+        """Each row has `width` places, of which the last ones may be empty."""
+        starts = np.arange(len(counts), dtype=np.uint64) * np.uint64(width)
+        return Places(counts, starts, (len(counts), width))
+
+    @staticmethod
+    def end_to_end(counts: np.ndarray) -> Places:
+        """Each row has as many places as events."""
+        ends = np.cumsum(counts, dtype=np.uint64)
+        return Places(counts, ends - counts, (int(ends[-1]) if len(ends) else 0,))
+
+    @property
+    def size(self) -> int:
+        """Number of all places."""
+        return math.prod(self.shape)
+
+    def put(self, column: np.ndarray, rows: np.ndarray, events: np.ndarray) -> None:
+        """Writes `events` [m, H] of the rows number `rows` int64[m] to a column, [size]."""
+        at = np.arange(events.shape[1], dtype=np.uint64)
+        exist = at < self.counts[rows, None]
+        column[(self.starts[rows, None] + at)[exist]] = events[exist]
 
 
 class Pages:
@@ -67,7 +103,7 @@ class Pages:
 
         They take memory when events are written.
         """
-        self.seen, self.length = seen, spec.history.users if side == USERS else spec.history.items
+        self.seen, self.length = seen, ring_length(spec, side)
         rows = len(seen) if self.length else 0
         units = -(-min(rows * self.length, POOL_EVENTS_MAX) // 1024)
         events = units * 1024
@@ -106,37 +142,27 @@ class Pages:
         if int(self.marks[2]) * GRANULE + 64 * events > self.rows.size >= POOL_EVENTS_MAX:
             raise MemoryError(f"histories of one side: at most {POOL_EVENTS_MAX} events")
 
-    def dense(
-        self, rows: np.ndarray, seen: np.ndarray, names: Sequence[str], width: int
-    ) -> dict[str, np.ndarray]:
-        """Sections `names` of rows uint32[n]: the first `width` places, [n, width] each.
+    def read(self, rows: np.ndarray, names: Iterable[str], places: Places) -> dict[str, np.ndarray]:
+        """The events of rows uint32[n], for those of `names` that are in `RINGS`: one-dimensional.
 
-        `seen` uint32[n] has the numbers of events to read. Places without an event are 0, and so
-        are all places of rows that are `NO_ROW`.
+        Rows that are `NO_ROW` have no events.
         """
-        starts = np.arange(len(rows), dtype=np.uint64) * np.uint64(width)
-        columns = self._read(rows, seen, names, starts, len(rows) * width)
-        return {name: column.reshape(len(rows), width) for name, column in columns.items()}
-
-    def _read(
-        self, rows: np.ndarray, seen: np.ndarray, names: Sequence[str], starts: np.ndarray, size: int
-    ) -> dict[str, np.ndarray]:
+        wanted = set(names)
         columns = [
-            np.zeros(size if name in names else 0, dtype)
-            for name, dtype in zip(RING, RING_TYPES, strict=True)
+            np.zeros(places.size if name in wanted else 0, dtype)
+            for name, dtype in zip(RINGS, _TYPES, strict=True)
         ]
-        _read_kernel(self.fields, rows, seen, starts, *columns)
-        return {name: column for name, column in zip(RING, columns, strict=True) if name in names}
+        _read_kernel(self.fields, rows, places.counts, places.starts, *columns)
+        return {name: column for name, column in zip(RINGS, columns, strict=True) if name in wanted}
 
-    def fill(self, count: int, sections: dict[str, np.ndarray]) -> None:
-        """Writes the sections of the first `count` rows to empty pages. `seen` is set before."""
+    def fill(self, sections: dict[str, np.ndarray], places: Places) -> None:
+        """Writes the sections of the first rows to empty pages. `seen` is set before."""
         if self.length:
-            starts = np.arange(count, dtype=np.uint64) * np.uint64(self.length)
             columns = (
                 np.ascontiguousarray(sections.get(name, ()), dtype).reshape(-1)
-                for name, dtype in zip(RING, RING_TYPES, strict=True)
+                for name, dtype in zip(RINGS, _TYPES, strict=True)
             )
-            _fill_kernel(self.fields, starts, *columns)
+            _fill_kernel(self.fields, places.starts, *columns)
 
     def recent(self, rows: np.ndarray, most: int) -> np.ndarray:
         """The rows of the last `most` events of each of `rows`, uint32[any]."""
@@ -343,13 +369,13 @@ def _copy_floats(memory: Any, page: Any, count: Any, source: Any, target: Any) -
 
 @compiled
 def _read_kernel(
-    fields: Any, rows: Any, seen: Any, starts: Any, others: Any, values: Any, weights: Any, visits: Any
+    fields: Any, rows: Any, counts: Any, starts: Any, others: Any, values: Any, weights: Any, visits: Any
 ) -> None:
     memory = memory_of(fields)
     for i in range(np.uint64(rows.size)):
         if rows[i] == NO_ROW:
             continue
-        count = min(np.uint64(seen[i]), memory.length)
+        count = np.uint64(counts[i])
         page, place, to = _first_page(memory, np.uint64(rows[i])), _0, np.uint64(starts[i])
         while place < count:
             # The difference wraps around 0, and the sums wrap back.

@@ -29,7 +29,16 @@ from livefactor_kernels.numbers.random import (
 from livefactor_kernels.optimizers import StepRates, initial_state, optimizer_sections
 from livefactor_kernels.optimizers.reference import step_row
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, check_sections, row_sections, unpadded
+from livefactor_kernels.tables import (
+    ITEMS,
+    NO_ROW,
+    RINGS,
+    USERS,
+    check_sections,
+    end_to_end,
+    row_sections,
+    unpadded,
+)
 from livefactor_kernels.tables.state import GlobalMean
 
 
@@ -154,6 +163,9 @@ class ReferenceTable:
 
     def sections(self, count: int) -> dict[str, np.ndarray]:
         """See `tables.cpu.Table.sections`."""
+        return end_to_end(self.spec, self._views(count))
+
+    def _views(self, count: int) -> dict[str, np.ndarray]:
         return {name: unpadded(name, getattr(self, name)[:count], self.spec.k) for name in self.names}
 
     def copy(self, count: int) -> dict[str, np.ndarray]:
@@ -166,6 +178,8 @@ class ReferenceTable:
             raise ValueError("load_sections: the table is not empty, or too small")
         self._resize(count)
         try:
+            # The views of the events depend on their numbers.
+            self.seen_count = sections.get("seen_count", np.zeros(count, np.uint32)).copy()
             check_sections(self.sections(count), sections)
             self.keymap = RowOfKey({int(key): row for row, key in enumerate(sections["keys"])})
             if len(self.keymap) != count:
@@ -174,8 +188,11 @@ class ReferenceTable:
             self.keymap = RowOfKey()
             self._resize(0)
             raise
-        for name, view in self.sections(count).items():
-            view[:] = sections[name]
+        for name, view in self._views(count).items():
+            if self.spec.history.paged and name in RINGS:
+                view[np.arange(view.shape[1]) < self.seen_count[:, None]] = sections[name]
+            else:
+                view[:] = sections[name]
 
 
 class ReferenceTables:

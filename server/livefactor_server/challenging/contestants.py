@@ -36,13 +36,14 @@ class Learner:
 
     Attributes:
         name: the contestant's name.
-        state: its state.
+        state: its state, until it is released.
+        is_released: whether the memory of the state is free.
         learned: events that it has learned here, and not in a snapshot.
         learn_s, judge_s: CPU seconds of learning them, and of judging.
     """
 
     def __init__(self, name: str, state: ModelState) -> None:
-        self.name, self.state = name, state
+        self.name, self.state, self.is_released = name, state, False
         self.learned, self.learn_s, self.judge_s = 0, 0.0, 0.0
 
     def judge(self, judged: Judged) -> np.ndarray:
@@ -82,7 +83,9 @@ class Learner:
 
     def release(self) -> None:
         """Frees the memory of the state. The learner can no longer judge or learn."""
-        del self.state
+        if not self.is_released:
+            del self.state
+            self.is_released = True
 
     @property
     def memory_bytes(self) -> int:

@@ -2,15 +2,16 @@
 
 - The first contest of a model with preset `auto` judges from its first WARM_UP events on. Its
   process starts when the first round is there.
-- Then challengers come back when the judge has found drift for the worse, and when the events since
-  the last contest have doubled. They are judged on the events that follow. A snapshot of the
+- Then challengers come back when the judge has found drift for the worse and a quarter more events
+  are there than at the last contest, and when the events have doubled. They are judged on the
+  events that follow. A snapshot of the
   champion is taken at this point, so that the contest need not learn it again.
 - A challenger that was added by hand is judged on the last RECENT events at once.
 
 The allowance. The CPU time of all contests of a model stays below the time that the champion takes
-to learn `allowance(events)` events, except for the first seconds of a contest
-(`worker.ALLOWED_S_LEAST`). So a contest may lag behind the log, and a later contest may leave out
-dear challengers. A contest with challengers that were added by hand is not limited.
+to learn `allowance(events)` events. Each contest may take ALLOWED_S_LEAST all the same. So a
+contest may lag behind the log, and a later contest may leave out dear challengers. A contest with
+challengers that were added by hand is not limited.
 """
 
 from __future__ import annotations
@@ -21,16 +22,20 @@ from livefactor_server.challenging.notes import Notes, Plan
 WARM_UP = 1_000
 RECENT = FIRST_ROUND_EVENTS * 2 ** (ROUNDS - 1)
 """The events of all rounds."""
-FULL_SHARE_EVENTS, LATER_SHARE = 1_000_000, 0.2
+ALLOWED_S_LEAST = 5.0
+"""CPU seconds that a contest may take, however short the log and however fast the champion is."""
+
+FIRST_EVENTS, FIRST_SHARE, LATER_SHARE = 1_000_000, 0.75, 0.15
 
 
 def allowance(events: int) -> float:
     """What contests may cost by now, in events that the champion learns, for a log of `events`.
 
-    It is as much as the champion took, for the first FULL_SHARE_EVENTS, and LATER_SHARE of it
-    beyond.
+    It is FIRST_SHARE of what the champion took for the first FIRST_EVENTS events, and LATER_SHARE
+    of it beyond. FIRST_SHARE is below 1, because a contest measures the champion's time at its
+    first events, which take longer.
     """
-    return min(events, FULL_SHARE_EVENTS) + max(0, events - FULL_SHARE_EVENTS) * LATER_SHARE
+    return FIRST_SHARE * min(events, FIRST_EVENTS) + LATER_SHARE * max(0, events - FIRST_EVENTS)
 
 
 def next_plan(notes: Notes, events: int, automatic: bool, drifted: bool) -> Plan | None:
@@ -50,7 +55,7 @@ def next_plan(notes: Notes, events: int, automatic: bool, drifted: bool) -> Plan
         return None
     if not notes.last_events:
         return Plan(WARM_UP) if events >= WARM_UP + FIRST_ROUND_EVENTS else None
-    rested = events >= notes.last_events + FIRST_ROUND_EVENTS
+    rested = events >= notes.last_events + max(FIRST_ROUND_EVENTS, notes.last_events // 4)
     if (drifted and rested) or events >= 2 * notes.last_events:
         return Plan(events, follows=True)
     return None
@@ -70,7 +75,7 @@ def affordable(costs_s: dict[str, float], plan: Plan, champion_s: float, left_s:
         champion_s: CPU seconds in which the champion learns an event, 0 if not known.
         left_s: CPU seconds that are left of the allowance.
     """
-    left_s -= RECENT * champion_s
+    left_s = max(left_s, ALLOWED_S_LEAST) - RECENT * champion_s
     chosen = []
     for name in sorted(costs_s, key=lambda name: costs_s[name]):
         left_s -= costs_s[name] * (plan.judge_from + FIRST_ROUND_EVENTS)

@@ -26,6 +26,7 @@ from livefactor_server.challenging import contestants, steps
 from livefactor_server.challenging.contest import Contest, Evidence, Standing
 from livefactor_server.challenging.messages import Figures, Go, Report, Task
 from livefactor_server.challenging.pace import Pace
+from livefactor_server.challenging.schedule import ALLOWED_S_LEAST
 from livefactor_server.log.following import Follower
 from livefactor_server.log.format import hash_name_of
 from livefactor_server.snapshots.freezing import freeze_idle
@@ -33,9 +34,6 @@ from livefactor_server.snapshots.replay import challenger_store, compile_kernels
 
 NICE = 19
 REPORT_S = 1.0
-ALLOWED_S_LEAST = 5.0
-"""CPU seconds that a contest may take at once, however short the log is."""
-
 SNAPSHOTS_KEPT = 2
 """Winners whose snapshots stay in the model's folder."""
 

@@ -12,6 +12,7 @@ from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.cli.base import complain, console, emit, rate, table
 from livefactor_server.cli.tuning import bar_of, read_file, task_of
+from livefactor_server.engine.ratings import spec_after
 from livefactor_server.files import specs as spec_files
 from livefactor_server.rpc.server import limit_libraries
 from livefactor_server.tuning import events, opponents, pictures
@@ -74,6 +75,7 @@ def _specs(asked: Command, task: str, read: events.EventFile) -> dict[str, Model
     """The specs to judge under their names. Raises ValueError for one that rejects a row."""
     named = {name: preset(name) for name in asked.presets}
     named |= {file.name: spec_files.read_spec(file, task) for file in asked.specs}
+    named = {name: spec_after(spec, read.stream.values) for name, spec in named.items()}
     for name, spec in named.items():
         read.check(spec, name)
     if named:

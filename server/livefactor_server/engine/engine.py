@@ -96,6 +96,7 @@ class Engine:
         self.gate = Gate(is_shared=state.backend_name != "cuda")
         self.failure: str | None = None
         self.torn = False
+        self.on_switch: Callable[[], None] = lambda: None
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
         self._memory_bytes_max = settings.memory_bytes_max
@@ -252,15 +253,9 @@ class Engine:
             raise exhausted("promotion: another one is in progress; try again later")
         try:
             self._check_writable()
-            admission = self._parts.admission
-
-            def check() -> None:
-                self._check_writable()
-                admission.check_second_state()
-
-            promotion = Promotion(self.name, self.state, self.log, spec, check)
+            promotion = Promotion(self.name, self._parts.admission, self.log, spec, self._check_writable)
             promotion.admit()
-            with admission.with_second_state(promotion.row_bytes(), lambda: promotion.page_bytes):
+            with promotion.memory_counted():
                 self._promotion = promotion
                 promotion.build(start, progress)
                 with self._submitting:
@@ -354,6 +349,7 @@ class Engine:
                 changes.apply(state, [record])
                 self.state = state
             self._parts = self._parts_of(state)
+            self.on_switch()
         except Refused as refusal:
             promotion.refuse(refusal)
             return
@@ -476,6 +472,8 @@ class Engine:
                         self._abandon([batch for batch, _ in run])
             finally:
                 self._ahead.release()
+            # After a switch it would keep the old state in memory.
+            del commit
 
     def _apply_or_tear(self, commit: Commit, run: Run) -> None:
         try:

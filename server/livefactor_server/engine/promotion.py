@@ -15,12 +15,14 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from livefactor_kernels.backend import create_backend
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes import NO_REJECTS, Header, Record, SwitchChange
 from livefactor_server.changes.fitting import accepts_all, events_misfit, rows_misfit
+from livefactor_server.engine.admission import Admission
 from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry, Log, LogFull
 from livefactor_server.model import spec_codec
@@ -33,6 +35,9 @@ PAUSE_S = 0.05
 
 PATIENCE = 1.2
 """Factor on `PAUSE_S` after each round, because events may come as fast as they are learned."""
+
+TOLD_EVERY_S = 10.0
+"""Seconds between two lines of progress in the server's log."""
 
 Start = Callable[[bytes], ModelState]
 """Gives a state with the spec of these bytes at an early revision of the log."""
@@ -49,14 +54,14 @@ class Promotion:
 
     Attributes:
         name: name of the model.
-        live: the state in force.
+        admission: the admission of the live engine.
         spec: the new spec, and `body` its bytes.
         check: is called again and again. Its exception ends the promotion.
         state: the state with the new spec, None before it is started.
     """
 
     name: str
-    live: ModelState
+    admission: Admission
     log: Log
     spec: ModelSpec
     check: Callable[[], None]
@@ -66,6 +71,7 @@ class Promotion:
     started: float = field(default_factory=time.monotonic)
     _scans: bool = False
     _scanned: int = -1
+    _told: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.body = spec_codec.encode(self.spec)
@@ -92,10 +98,19 @@ class Promotion:
             accepts_all(self.spec, spec_codec.decode(body)) for body in known
         )
 
-    def row_bytes(self) -> tuple[int, int]:
-        """Bytes of a row of users and of items with the new spec. It compiles the kernels."""
+    @property
+    def live(self) -> ModelState:
+        """The state in force."""
+        return self.admission.state
+
+    def memory_counted(self) -> AbstractContextManager[None]:
+        """Counts the memory of the new state (`Admission.with_second_state`).
+
+        It compiles the kernels.
+        """
         backend = create_backend(self.live.backend_name, self.spec)
-        return backend.users.row_bytes, backend.items.row_bytes
+        rows = backend.users.row_bytes, backend.items.row_bytes
+        return self.admission.with_second_state(rows, lambda: self._page_bytes)
 
     def build(self, start: Start | None, progress: Progress | None) -> None:
         """Makes the new state, and follows the log until little of it is left.
@@ -127,6 +142,8 @@ class Promotion:
 
         def tick() -> None:
             self.check()
+            self.admission.check_second_state()
+            self._tell(state.revision, last)
             progress(state.revision, last)
 
         tick()
@@ -147,9 +164,17 @@ class Promotion:
         """The number of records that the new state has not learned yet."""
         return self.log.last_revision - (self.state.revision if self.state is not None else 0)
 
+    def _tell(self, revision: int, last: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= TOLD_EVERY_S:
+            self._told = now
+            logger.info(
+                "model %s: spec %s has learned %d of %d records",
+                self.name, spec_codec.id_of(self.body), revision, last,
+            )  # fmt: skip
+
     @property
-    def page_bytes(self) -> int:
-        """The memory of the pages of the new state, in bytes."""
+    def _page_bytes(self) -> int:
         if self.state is None:
             return 0
         return self.state.backend.users.page_bytes + self.state.backend.items.page_bytes

@@ -63,6 +63,13 @@ def spec_for_ratings(spec: ModelSpec) -> ModelSpec:
     )
 
 
+def spec_after(spec: ModelSpec, values: np.ndarray) -> ModelSpec:
+    """The spec that a model with `spec` has after events with values float32[n], one a record."""
+    first = values[: spec.auto.ratings_events]
+    sizes = range(min(EVENTS_MIN, first.size), first.size + 1)
+    return spec_for_ratings(spec) if any(are_ratings(first[:size]) for size in sizes if size) else spec
+
+
 class Recogniser:
     """Watches the first events of one model. The APPLY stage calls `see`."""
 

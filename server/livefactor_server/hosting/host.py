@@ -107,6 +107,10 @@ class Hosted:
             reader = self._reader = Reader(self.engine)
         return reader
 
+    def forget_reader(self) -> None:
+        """Drops the reader of a state that is not in force any more, so that its memory is free."""
+        self._reader = None
+
     def promote(self, spec: ModelSpec, progress: promotion.Progress | None = None) -> int:
         """Gives the model another spec while it serves. Returns the revision of the switch.
 
@@ -226,6 +230,7 @@ class Hosting:
             *state.backend.published,
         )
         hosted = Hosted(name, folder, engine, keeper, board)
+        engine.on_switch = hosted.forget_reader
         if share := self._settings.auto_cpu_share:
             subject = Subject(folder, engine, keeper.take, hosted.promote)
             hosted.challengers = Challengers(subject, share, self._settings.engine.memory_bytes_max)

@@ -59,6 +59,7 @@ _OPTIMIZER = ("learning_rate", "bias_learning_rate", "initial_g", "eps", "beta1"
 _LATER = {
     "optimizer": ("beta1", "beta2", "l1", "beta"),
     "counts": ("repeat",),
+    "history": ("paged",),
     "solve": ("unobserved_density",),
     "softmax": ("group_events",),
 }

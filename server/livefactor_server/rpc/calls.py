@@ -22,6 +22,9 @@ CONTROL_THREADS = 8
 MODEL_THREADS = 2
 """Threads of calls that create, restore or delete models, or that hash all rows of one."""
 
+PROMOTION_THREADS = 2
+"""Threads of calls that promote a spec. Each learns a whole log."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
@@ -78,6 +81,7 @@ class Calls:
         self.snapshots = self._lane("snapshots", settings.snapshot_slots)
         self.fetches = self._lane("fetches", settings.fetch_slots)
         self.models = self._lane("models", MODEL_THREADS)
+        self.promotions = self._lane("promotions", PROMOTION_THREADS)
         self.control = self._lane("control", CONTROL_THREADS)
         self.positions = Positions(loop, settings.waiting_max)
         self.streams = Streams(settings.streams_max, settings.stream_idle_s, loop)

@@ -97,7 +97,7 @@ async def promote_spec(calls: Calls, requests: Requests, send: Send, call: Call)
         call.check()
         latest[:] = [(revision, last)]
 
-    promoting = asyncio.create_task(calls.models.run(0, hosted.promote, spec, report))
+    promoting = asyncio.create_task(calls.promotions.run(0, hosted.promote, spec, report))
     try:
         while not promoting.done():
             await asyncio.wait({promoting}, timeout=PROGRESS_INTERVAL_S)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from livefactor_kernels.backend import Backend
+from livefactor_kernels.pins import remembered
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import FrozenSections, ModelState
 from livefactor_server.snapshots.store import FrozenState, RowReader
@@ -33,15 +34,18 @@ def freeze(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iter
             pin = state.backend.pin()
             revision, log_hash, small = state.revision, state.log_hash, state.freeze_small()
         with pin:
-            yield _frozen(name, state, revision, log_hash, log_hash_name, pin, small)
+            events = remembered(pin, state.spec)
+            yield _frozen(name, state, revision, log_hash, log_hash_name, pin, events, small)
     except MemoryError:
         raise no_memory("reading all rows") from None
 
 
 def freeze_idle(name: str, state: ModelState, log_hash_name: str) -> FrozenState:
     """The state of a model that does not change while the caller reads the result."""
-    rows = _IdleRows(state.backend, state.backend.published)
-    return _frozen(name, state, state.revision, state.log_hash, log_hash_name, rows, state.freeze_small())
+    with state.backend.pin() as pin:
+        rows, events = _IdleRows(state.backend, pin.counts), remembered(pin, state.spec)
+    small = state.freeze_small()
+    return _frozen(name, state, state.revision, state.log_hash, log_hash_name, rows, events, small)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ def _frozen(
     log_hash: bytes,
     log_hash_name: str,
     rows: RowReader,
+    events: tuple[int, int],
     small: FrozenSections,
 ) -> FrozenState:
     return FrozenState(
@@ -76,4 +81,5 @@ def _frozen(
         name,
         rows,
         small.arrays(),
+        events,
     )

@@ -88,6 +88,7 @@ class FrozenState:
         pin: the rows at `revision`.
         small: sections beside the tables, one-dimensional, with the names of
             `livefactor.snapshots.sections.small_sections`.
+        remembered: numbers of remembered events of users and items, with `history.paged`; else 0.
     """
 
     revision: int
@@ -100,6 +101,7 @@ class FrozenState:
     model: str
     pin: RowReader
     small: Mapping[str, np.ndarray]
+    remembered: tuple[int, int] = (0, 0)
 
     @property
     def layout(self) -> Layout:
@@ -110,7 +112,7 @@ class FrozenState:
         """
         users, items = self.pin.counts
         lengths = {name: len(array) for name, array in self.small.items()}
-        return fmt.layout(self.spec_body, users, items, lengths)
+        return fmt.layout(self.spec_body, users, items, lengths, self.remembered)
 
 
 class Piece(NamedTuple):

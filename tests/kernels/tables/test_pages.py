@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.history.cpu import Recorder
+from livefactor_kernels.pins import remembered
 from livefactor_kernels.spec.model import Counts, History, Limits, Loss, ModelSpec, OptimizerKind
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.update import Update
-from synthetic import make_spec, push, read_pin
+from synthetic import assert_same, make_spec, pair, push, read_pin, restore, unlike
 
 
 def spec(users: int, items: int, rows: int = 512, **options: object) -> ModelSpec:
@@ -66,6 +67,40 @@ def test_a_pin_reads_the_rings_of_its_revision(records: list, at: int) -> None:
     if pinned is not None:
         pinned.release()
         assert model.pins.copied_rows == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=40), max_size=6),
+    st.integers(0, 5),
+)
+def test_sections_hold_the_events_that_are_remembered(records: list, at: int) -> None:
+    """With `history.paged`: on both backends, at a pin, and after they are loaded."""
+    options = {"history": History(users=16, items=32, paged=True), "counts": Counts(neighbors=16, span=8)}
+    models = pair(make_spec(Loss.LOGISTIC, OptimizerKind.SGD, **options))
+    pins, events = [], 0
+    for number, record in enumerate(records):
+        if number == at:
+            pins = [model.pin() for model in models]
+            expected = read_pin(pins[1])
+            assert expected["users.seen_rows"].shape == (remembered(pins[0], models[0].spec)[USERS],)
+        if record:
+            events += len(record)
+            for model in models:
+                push(model, *zip(*record, strict=True), weights=np.arange(len(record)) % 3)
+        assert_same(*models)
+        assert all(unlike(read_pin(pin), expected) == [] for pin in pins)
+    loaded = pair(models[0].spec)
+    for model, other in zip(loaded, models, strict=True):
+        restore(model, other, events)
+        push(model, [0, 9], [0, 9])
+        push(other, [0, 9], [0, 9])
+    assert_same(loaded[0], models[1])
+    assert_same(models[0], loaded[1])
+    sections, empty = models[0].sections(USERS, 1), CpuModel(models[0].spec)
+    sections["seen_rows"] = np.zeros(40, np.uint32)
+    with pytest.raises(ValueError, match="load_sections: seen_rows"):
+        empty.load_sections(USERS, sections, 1)
 
 
 @pytest.mark.parametrize("rated", [False, True])

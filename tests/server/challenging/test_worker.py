@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contests import BAD, GOOD, OTHER, entry, events, hold, push, rig, task
+from contests import BAD, GOOD, OTHER, entry, events, hold, learner, push, rig, task
 from engine_rig import state_root
 from livefactor_server.challenging.contestants import open_learner
 from livefactor_server.challenging.steps import STEP_EVENTS, Steps, judged_events
@@ -76,6 +76,21 @@ def test_a_snapshot_before_judging_saves_learning_and_changes_no_verdict(tmp_pat
     assert with_snapshot[-1].winner == "good"
     shutil.rmtree(tmp_path / "snapshots")
     assert verdicts(hold(made, live.engine.revision)) == verdicts(with_snapshot)
+    live.close()
+
+
+def test_a_dropped_challenger_learns_no_more_and_the_others_go_on_to_the_last_round(
+    tmp_path: Path,
+) -> None:
+    live = rig(tmp_path, GOOD)
+    push(live, *events(33_500))
+    made = task(tmp_path, entry("good", GOOD), entry("bad", BAD), entry("same", learner(0.29)))
+    last = hold(made, live.engine.revision)[-1]
+    assert (last.over, last.winner, last.round, last.learned) == (True, "", 3, 33_000)
+    champion, bad, same = last.figures
+    assert (bad.standing, same.standing) == ("dropped", "running")
+    assert bad.events != champion.events == same.events
+    assert not challenger_store(tmp_path).list()
     live.close()
 
 

@@ -17,6 +17,7 @@ import pytest
 from engine_rig import SPEC, Rig, batch, replayed_root
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
+from livefactor_kernels.spec.model import History
 from livefactor_kernels.tables.keymap import compile_kernels
 from livefactor_server.changes import AvailabilityChange, LabelsChange
 from livefactor_server.engine.engine import EngineSettings
@@ -80,6 +81,25 @@ def test_at_the_memory_bound_new_rows_are_rejected_and_known_ones_applied(tmp_pa
     assert retry.duplicate and (retry.accepted, retry.rejects) == (3, ack.rejects)
     assert again.root() == root
     again.close()
+
+
+def test_histories_count_and_those_of_known_rows_grow_beyond_the_memory_bound(tmp_path: Path) -> None:
+    spec = replace(SPEC, history=History(512, 512, paged=True))
+    rig = Rig(tmp_path, spec, EngineSettings(memory_bytes_max=150_000))
+    users, items = [*range(20)] * 25, [*range(50)] * 10
+    epoch = rig.open(b"p").epoch
+    assert rig.push(events(users, items), b"p", epoch, 1).accepted == 500
+    before = rig.engine.memory_bytes["users"]
+    for sequence in range(2, 21):
+        assert rig.push(events(users, items), b"p", epoch, sequence).accepted == 500
+    memory = rig.engine.memory_bytes
+    # An event of a user takes 8 bytes if its value and weight are 1.
+    assert 19 * 500 * 8 < memory["users"] - before < 19 * 500 * 8 * 1.3
+    assert sum(memory.values()) > 150_000
+    assert rig.push(events([0, 99, 1], [1, 1, 1]), b"p", epoch, 21).rejects.listed == ((1, MEMORY_FULL),)
+    root = rig.root()
+    rig.close()
+    assert replayed_root(tmp_path) == root
 
 
 def test_a_start_with_a_bound_below_what_is_held_serves_and_warns(

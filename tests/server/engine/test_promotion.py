@@ -6,8 +6,10 @@ whole log, live, after a restart, in a replay and in an audit. A refusal changes
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from livefactor_server.model import spec_codec
 from livefactor_server.snapshots import audit, replay
 from livefactor_server.snapshots.freezing import freeze_idle
 from livefactor_server.statuses import Refused
+from server_process import wait_until
 
 SMALL = Limits(users_max=5000, items_max=5000, value_abs_max=10.0, error_max=4.0)
 OLD = preset("purchases_sgd", k=8, limits=SMALL)
@@ -86,6 +89,13 @@ def test_a_switch_gives_the_state_of_the_new_spec_over_the_whole_log(rig: Rig, t
     crashed = reopened(rig, tmp_path / "crashed")
     assert crashed.root() == rig.root() and crashed.engine.state.spec_body == BODY
     crashed.close()
+
+
+def test_the_old_state_leaves_the_memory(rig: Rig) -> None:
+    rig.push(batch(1))
+    old = weakref.ref(rig.engine.state.backend)
+    rig.engine.promote(NEW)
+    wait_until(lambda: gc.collect() >= 0 and old() is None, "the end of the old state")
 
 
 def test_every_revision_has_the_state_of_its_spec(rig: Rig) -> None:

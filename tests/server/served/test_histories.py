@@ -125,6 +125,18 @@ def test_an_answer_says_where_seen_items_are_forgotten(server: Local) -> None:
         assert not given.seen_truncated and not len(given)
 
 
+def test_a_user_with_a_thousand_items_gets_none_of_them_back(server: Local) -> None:
+    with Models(channel=server.channel) as models:
+        models.create("heavy", "auto", limits={"users_max": 1000, "items_max": 2000})
+    with livefactor.Producer(producer_id="p", channel=server.channel, model="heavy") as producer:
+        producer.push([*[1] * 1000, *[2] * 100], [*range(1100)])
+        producer.flush()
+    with livefactor.Scorer(channel=server.channel, model="heavy") as scorer:
+        (answer,) = answers = scorer.recommend([1], 200, exclude_seen=True)
+        assert sorted(answer.item_ids.tolist()) == [*range(1000, 1100)]
+        assert answers.seen_truncated.tolist() == [False]
+
+
 def test_a_negative_type_pulls_down(server: Local) -> None:
     with Models(channel=server.channel) as models:
         models.create("types", "clicks_sgd", **SPEC)
