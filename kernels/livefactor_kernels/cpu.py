@@ -18,7 +18,6 @@ from livefactor_kernels.scoring import Candidates, cpu_candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
-from livefactor_kernels.sgd.runs import UpdateRun
 from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
 from livefactor_kernels.solve.prior.cpu import CpuArithmetic as PriorArithmetic
@@ -29,7 +28,7 @@ from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.head import Head
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
-from livefactor_kernels.update import Update, joined
+from livefactor_kernels.update import Update, UpdateRun, joined
 
 
 class LearningRule(Part, Protocol):
@@ -161,8 +160,16 @@ class CpuModel:
                 self._learn([self._reservoir.extend(update)])
                 self._reservoir.keep(update)
             return
-        for group in [updates] if self._rule.joins(updates) else [[update] for update in updates]:
+        for group in self._groups(updates):
             self._learn(group)
+
+    def _groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
+        """The records that the model learns in one call."""
+        if not self._rule.joins(updates):
+            return [[update] for update in updates]
+        if self._mixer is None:
+            return [updates]
+        return self._mixer.groups(UpdateRun.of(updates), self.published[ITEMS])
 
     def _learn(self, updates: Sequence[Update]) -> None:
         rows = self._rule.prepare(updates)
@@ -176,7 +183,7 @@ class CpuModel:
         popularity = self.items.history.get("popularity", self.items.bias)
         self.head.open()
         if self._mixer is not None:
-            self._mixer.learn(update, self, popularity[:items], self.items.bias[:items])
+            self._mixer.learn(UpdateRun.of(updates), self, popularity[:items], self.items.bias[:items])
         self._rule.learn(update)
         if self._recorder is not None and not self._rule.records:
             self._recorder.record(update, 0, update.fresh)

@@ -154,6 +154,7 @@ def weights_of(section: np.ndarray, events: int) -> np.ndarray:
     return section[group * EXPERTS : (group + 1) * EXPERTS]
 
 
-def predicted_share(events: int) -> int:
-    """c of the semantics: of so many events one is predicted, after `events` events."""
-    return min(max(events // PREDICTED_SCHEDULE, PREDICTED_MIN), PREDICTED_MAX)
+def predicted_share(events: np.ndarray) -> np.ndarray:
+    """c of the semantics: of so many events one is predicted, after `events` events. uint64[m]."""
+    share: np.ndarray = np.clip(events // PREDICTED_SCHEDULE, PREDICTED_MIN, PREDICTED_MAX)
+    return share.astype(np.uint64)

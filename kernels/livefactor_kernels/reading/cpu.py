@@ -24,11 +24,14 @@ from livefactor_kernels.reading import (
 )
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
-from livefactor_kernels.solve.cpu import Events, Problem, Scratch, Side, livefactor_fold_kernel
+from livefactor_kernels.solve.cpu_records import Side
+from livefactor_kernels.solve.cpu_system import Events, Problem, Scratch, livefactor_fold_kernel
 from livefactor_kernels.spec.model import LANES, ModelSpec
+from livefactor_kernels.update import Update, UpdateRun, writable
 
 _0, _1, _4, _32 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(32)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_NO_VALUES = np.empty(0, np.float32)
 _F0, _F1, _F2, _D0 = np.float32(0.0), np.float32(1.0), np.float32(2.0), np.float64(0.0)
 
 
@@ -71,6 +74,8 @@ class CpuArithmetic:
         self.sums(one[None])
         self.draws(_0, 0, 0, 0, 1, 1)
         self.dots(y[0], y)
+        one_event = Update(0, np.zeros(1, np.uint32), np.zeros(1, np.uint32), None, None, 0, 0)
+        self.predicted(_0, UpdateRun.of([one_event]), np.ones(1, np.uint64), np.zeros(1, np.int64))
         z, mix = np.zeros((EXPERTS, 1)), np.zeros(SIZE)
         self.step(mix[:EXPERTS], z, np.ones(1), np.ones(EXPERTS, bool), np.float64(0.0), True)
         self.add_events(word, one, zero, zero.copy(), mix)
@@ -93,7 +98,7 @@ class CpuArithmetic:
     def _scratch(self) -> Scratch:
         scratch: Scratch | None = getattr(self._memory, "scratch", None)
         if scratch is None:
-            scratch = self._memory.scratch = Scratch.for_events(self._spec, self._spec.history.users)
+            scratch = self._memory.scratch = Scratch.of(self._spec)
         return scratch
 
     def followers(self, lists: dict[str, np.ndarray]) -> np.ndarray:
@@ -131,6 +136,15 @@ class CpuArithmetic:
             key, np.uint64(revision), np.uint64(event), np.uint64(first), np.uint64(count), draws
         )
         return draws
+
+    def predicted(self, key: np.uint64, run: UpdateRun, shares: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """See `learning.LearningArithmetic.predicted`."""
+        update = run.joined
+        values = _NO_VALUES if update.values is None else writable(update.values)
+        predicted = np.zeros(update.item_rows.size, np.bool_)
+        columns = update.item_rows, values, np.int64(update.fresh), run.ends, shares, items
+        livefactor_predicted_kernel(key, np.uint64(run.revision), *columns, predicted)
+        return predicted
 
     def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """See `learning.LearningArithmetic.dots`."""
@@ -264,6 +278,33 @@ def livefactor_draws_kernel(key: Any, revision: Any, event: Any, first: Any, cou
     """Writes draws int64[size]."""
     for j in range(np.uint64(draws.size)):
         draws[j] = np.int64(draw_below(key, revision, event, first + j, count))
+
+
+@compiled
+def livefactor_predicted_kernel(
+    key: Any,
+    first: Any,
+    rows: Any,
+    values: Any,
+    fresh: Any,
+    ends: Any,
+    shares: Any,
+    items: Any,
+    predicted: Any,
+) -> None:
+    """Sets predicted bool[n] where an event is predicted; all are False before.
+
+    `first` is the revision of the first record. Events from `fresh` on are replayed.
+    """
+    start = np.int64(0)
+    for record in range(ends.size):
+        revision, end = first + np.uint64(record), min(ends[record], fresh)
+        for t in range(start, end):
+            liked = values[t] > _F0 if values.size else True
+            if liked and np.int64(rows[t]) < items[record]:
+                event = np.uint64(t - start)
+                predicted[t] = draw_below(key, revision, event, _0, shares[record]) == _0
+        start = ends[record]
 
 
 @compiled

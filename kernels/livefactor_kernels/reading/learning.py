@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -34,7 +35,7 @@ from livefactor_kernels.reading.experts import (
 )
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
-from livefactor_kernels.update import Update
+from livefactor_kernels.update import Update, UpdateRun
 
 _NEW_ITEM = np.array([expert != REPEATS for expert in range(EXPERTS)])
 """The experts that learn from an event whose item is new to the user."""
@@ -48,6 +49,13 @@ class LearningArithmetic(Arithmetic, Protocol):
         self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int
     ) -> np.ndarray:
         """draw(event, first + j, count) for j below `size`, int64[size]."""
+        ...
+
+    def predicted(self, key: np.uint64, run: UpdateRun, shares: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Which events of records are predicted, bool[n].
+
+        `shares` uint64[m] is c of each record. `items` int64[m] is the number of items before it.
+        """
         ...
 
     def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -98,19 +106,41 @@ class Mixer:
         """Whether the popularity of all items decays before the next record."""
         return bool(items) and self._mix[SINCE] >= items
 
-    def learn(self, update: Update, source: Source, popularity: np.ndarray, bias: np.ndarray) -> None:
-        """Learns from a record, before the model does.
+    def groups(self, run: UpdateRun, items: int) -> list[UpdateRun]:
+        """Divides records into groups that the model can learn in one call.
 
-        `popularity` and `bias` float32[n] are those of the items that had rows before the record.
+        Only the first record of a group has predictions, or a decay before it. `items` is the
+        number of items before the records.
+        """
+        if len(run) == 1:
+            return [run]
+        starts = np.concatenate([[0], run.ends[:-1]])
+        before = np.concatenate([[items], run.item_counts[:-1]])
+        # reduceat would take the next record's first event for a record without events.
+        places = np.concatenate([[0], np.cumsum(self._predicted(run, before))])
+        is_first = places[run.ends] > places[starts]
+        since = int(self._mix[SINCE]) + starts
+        while (due := (since >= before) & (before > 0)).any():
+            record = int(np.argmax(due))
+            is_first[record], since[record:] = True, since[record:] - since[record]
+        cuts = np.flatnonzero(is_first).tolist()
+        return [run[first:last] for first, last in pairwise([0, *(cut for cut in cuts if cut), len(run)])]
+
+    def learn(self, run: UpdateRun, source: Source, popularity: np.ndarray, bias: np.ndarray) -> None:
+        """Learns from a group of records (`groups`), before the model does.
+
+        `popularity` and `bias` float32[n] are those of the items that had rows before the records.
         """
         items = len(bias)
         if self.is_decay_due(items):
             self._arithmetic.decay(popularity, bias, self._mix)
             self._mix[SINCE] = 0
         if items > 1:
-            for event in self._predicted(update, items):
-                self._predict(update, event, source, bias)
-        self._events += update.fresh
+            first = run[0]
+            is_predicted = self._predicted(UpdateRun.of([first]), np.array([items]))
+            for event in np.flatnonzero(is_predicted).tolist():
+                self._predict(first, event, source, bias)
+        self._events += run.joined.fresh
 
     def count(self, update: Update, popularity: np.ndarray, bias: np.ndarray) -> None:
         """Counts a record, after the model has learned from it.
@@ -127,14 +157,10 @@ class Mixer:
         self._arithmetic.add_events(rows, weights, popularity, bias, self._mix)
         self._mix[SINCE] += update.fresh
 
-    def _predicted(self, update: Update, items: int) -> Iterator[int]:
-        """The events that are predicted."""
-        share = predicted_share(self._events)
-        for event in np.flatnonzero(update.item_rows[: update.fresh] < items).tolist():
-            if update.values is not None and not update.values[event] > 0:
-                continue
-            if self._draws(update, event, 0, 1, share)[0] == 0:
-                yield event
+    def _predicted(self, run: UpdateRun, items: np.ndarray) -> np.ndarray:
+        """Which events of records are predicted, given the numbers of items before them."""
+        events = self._events + np.concatenate([[0], run.ends[:-1]])
+        return self._arithmetic.predicted(self._key, run, predicted_share(events), items)
 
     def _draws(self, update: Update, event: int, first: int, size: int, count: int) -> np.ndarray:
         return self._arithmetic.draws(self._key, update.revision, event, first, size, count)

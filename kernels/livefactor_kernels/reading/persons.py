@@ -16,8 +16,9 @@ from livefactor_kernels.reading.cpu import CpuArithmetic, Lists
 from livefactor_kernels.reading.experts import Panel, Remembered, distinct, remembered
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
-from livefactor_kernels.solve.cpu import Events as SolveEvents
-from livefactor_kernels.solve.cpu import Problem, Scratch, Side, livefactor_fold_kernel
+from livefactor_kernels.solve.cpu_records import Side
+from livefactor_kernels.solve.cpu_system import Events as SolveEvents
+from livefactor_kernels.solve.cpu_system import Problem, Scratch, livefactor_fold_kernel
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 
@@ -286,7 +287,7 @@ class PersonReader:
     def _scratch(self) -> Scratch:
         scratch: Scratch | None = getattr(self._memory, "scratch", None)
         if scratch is None:
-            scratch = self._memory.scratch = Scratch.for_events(self._spec, self._spec.history.users)
+            scratch = self._memory.scratch = Scratch.of(self._spec)
         return scratch
 
     def _followers(self, source: Source, events: Events) -> tuple[np.ndarray, np.ndarray]:

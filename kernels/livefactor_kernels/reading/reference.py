@@ -11,6 +11,7 @@ from livefactor_kernels.reading import DECAY, EXPERTS, POPULARITY, POPULARITY_MI
 from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
 from livefactor_kernels.solve.reference import System, solve_row
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.update import UpdateRun
 
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
@@ -73,6 +74,17 @@ class ReferenceArithmetic:
         draws = np.arange(first, first + size, dtype=np.uint64)
         numbers = np.uint64(revision), np.uint64(event), draws, np.uint64(count)
         return np.asarray(draw_below(key, *numbers)).astype(np.int64)
+
+    def predicted(self, key: np.uint64, run: UpdateRun, shares: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """See `learning.LearningArithmetic.predicted`."""
+        predicted = np.zeros(run.joined.item_rows.size, bool)
+        for record, start in enumerate([0, *run.ends.tolist()][:-1]):
+            update = run[record]
+            for event in np.flatnonzero(update.item_rows[: update.fresh] < items[record]).tolist():
+                liked = update.values is None or update.values[event] > 0
+                drawn = self.draws(key, update.revision, event, 0, 1, int(shares[record]))[0]
+                predicted[start + event] = liked and drawn == 0
+        return predicted
 
     def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """See `learning.LearningArithmetic.dots`."""

@@ -14,8 +14,8 @@ import numpy as np
 
 from livefactor.wire.columns import Columns
 from livefactor_kernels.backend import Update
-from livefactor_kernels.sgd.runs import UpdateRun
 from livefactor_kernels.spec.model import Loss
+from livefactor_kernels.update import UpdateRun
 from livefactor_server.changes.change import Placement
 from livefactor_server.model.state import ModelState
 
