@@ -23,6 +23,9 @@ from livefactor_kernels.scoring.cpu_candidates import (
     read_candidates,
 )
 from livefactor_kernels.spec.model import FactorDtype, Limits, ModelSpec
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.head import Head
 from livefactor_server.model.state import ModelState
 
 _BYTES, _VARINT, _FIXED64 = 2, 0, 1
@@ -204,5 +207,6 @@ def _answer_kernel(
 @cache
 def compile_kernels() -> None:
     """Compiles the kernel or loads it from the cache, so that no call waits for it."""
-    model = CpuModel(ModelSpec(limits=Limits(users_max=1, items_max=1)))
-    ShortReader(model.candidates, bytes(16), 0).answer(b"", 0, 1)
+    spec = ModelSpec(limits=Limits(users_max=1, items_max=1))
+    tables = Table(spec, USERS), Table(spec, ITEMS)
+    ShortReader(CandidateReader(Head(), np.zeros(2, np.int64), *tables), bytes(16), 0).answer(b"", 0, 1)
