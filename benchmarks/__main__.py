@@ -59,6 +59,7 @@ def run_kernels(quick: bool) -> Figures:
     """Measures the kernels and plain loops."""
     figures = kernels.measure(300_000, 3) if quick else kernels.measure()
     figures |= kernels.measure_losses(100_000, 1) if quick else kernels.measure_losses()
+    figures |= kernels.measure_solve(4096, 1) if quick else kernels.measure_solve()
     # The figure of this name is measured in turns with ingest, at the same batch size.
     figures["kernel_one_record_with_keys_events_per_s"] = figures.pop("kernel_with_keys_events_per_s")
     return dict(figures)

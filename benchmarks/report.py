@@ -69,6 +69,12 @@ KERNELS = [
     Row("kernel_bpr_events_per_s", "BPR, 4 negatives"),
     Row("kernel_bpr_adagrad_events_per_s", "BPR, 4 negatives, AdaGrad"),
     Row("kernel_micro_batch_1024_events_per_s", "squared loss, B = 1,024"),
+    Row("kernel_solve_clicks_512_events_per_s", "`clicks`, records of 512 events"),
+    Row("kernel_solve_clicks_64_events_per_s", "`clicks`, records of 64 events"),
+    Row("kernel_solve_clicks_1_events_per_s", "`clicks`, records of one event"),
+    Row("kernel_solve_auto_512_events_per_s", "`auto`, records of 512 events"),
+    Row("kernel_solve_auto_64_events_per_s", "`auto`, records of 64 events"),
+    Row("kernel_solve_auto_1_events_per_s", "`auto`, records of one event"),
     Row("keymap_100000_find_65536_ns", "one key look-up among 100 thousand keys"),
     Row("keymap_10000000_find_65536_ns", "one key look-up among 10 million keys"),
 ]
@@ -163,6 +169,8 @@ RECOVERY = [
     Row("recovery_open_events_per_s", "open alone: read and verify"),
     Row("recovery_clicks_events_per_s", "open and replay, records of one event, `clicks`"),
     Row("recovery_clicks_cpu_events_per_s", "the same by CPU time"),
+    Row("recovery_auto_events_per_s", "open and replay, records of one event, `auto`"),
+    Row("recovery_auto_cpu_events_per_s", "the same by CPU time"),
     Row("recovery_load", "load average of the machine"),
 ]
 LIMITS = [

@@ -1,10 +1,11 @@
 """What embeddings of items are worth: hidden films, and items with few events.
 
-    python -m benchmarks.quality.content FOLDER [--vectors FILE] [--users N]
+    python -m benchmarks.quality.content FOLDER [--set retail] [--vectors FILE] [--users N]
 
-FOLDER has MovieLens-1M as `ml-1m`. Only the half with times is used, in time order. The vector of a
-film is the embedding of its title, genres and plot by MiniLM (`livefactor encode`), its genres, and
-the year in its title. FILE keeps the embeddings (.npy). The encoder needs the extra `text`.
+FOLDER has MovieLens-1M as `ml-1m`, and Online Retail as `online-retail`. Of MovieLens the half with
+times is used. The vector of a film is the embedding of its title, genres and plot by MiniLM
+(`livefactor encode`), its genres, and the year in its title. The vector of a gift is the embedding
+of its description. FILE keeps the embeddings (.npy). The encoder needs the extra `text`.
 
 Hidden films: 20 % of the films lose all their ratings. After the stream they are ranked for each
 user who rated some of them. NDCG@10 is divided by that of the hidden films' true popularity.
@@ -17,11 +18,12 @@ the other items, ranked among all items, which must not get worse.
 from __future__ import annotations
 
 import argparse
+import csv
 import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,24 +38,56 @@ RECORD_EVENTS, LIST, FEW_EVENTS = 2048, 10, 5
 DISCOUNTS = 1.0 / np.log2(np.arange(2, LIST + 2))
 
 
-class Films:
-    """MovieLens-1M: events int64[n, 4] (user, film, rating, time), and a vector for each film."""
+class Data(NamedTuple):
+    """A data set.
 
-    def __init__(self, folder: Path, vectors: Path | None, users: int, seed: int) -> None:
-        with gzip.open(folder / "ratings.csv.gz", "rt") as file:
-            events = np.loadtxt(file, np.int64, delimiter=",", skiprows=1)
-        events = events[events[:, 3] > 0]
-        everybody = np.unique(events[:, 0])
-        if users:
-            everybody = np.random.default_rng(seed).choice(everybody, users, replace=False)
-            events = events[np.isin(events[:, 0], everybody)]
-        texts = _texts(folder)
-        self.ids = np.array(sorted(texts))
-        self.events = events[np.isin(events[:, 1], self.ids)]
-        self.events = self.events[np.argsort(self.events[:, 3], kind="stable")]
-        self.vectors = np.concatenate(
-            [_embedded(texts, self.ids, vectors), _genres(texts, self.ids), _years(texts, self.ids)], axis=1
-        ).astype(np.float16)
+    Attributes:
+        events: int64[n, 3] (user, item, time in seconds), in time order.
+        ids: ids of the items that have a vector, int64[m].
+        vectors: float16[m, d].
+    """
+
+    events: np.ndarray
+    ids: np.ndarray
+    vectors: np.ndarray
+
+
+def _drawn(events: np.ndarray, users: int, seed: int) -> np.ndarray:
+    """The events of so many users, in time order. 0 takes all users."""
+    if users:
+        chosen = np.random.default_rng(seed).choice(np.unique(events[:, 0]), users, replace=False)
+        events = events[np.isin(events[:, 0], chosen)]
+    return events[np.argsort(events[:, 2], kind="stable")]
+
+
+def films(folder: Path, kept: Path | None, users: int, seed: int) -> Data:
+    """MovieLens-1M, the half with times."""
+    with gzip.open(folder / "ratings.csv.gz", "rt") as file:
+        events = np.loadtxt(file, np.int64, delimiter=",", skiprows=1)[:, [0, 1, 3]]
+    texts = _texts(folder)
+    ids = np.array(sorted(texts))
+    events = _drawn(events[(events[:, 2] > 0) & np.isin(events[:, 1], ids)], users, seed)
+    told = [
+        ". ".join((title, genres.replace("|", ", "), plot)) for title, genres, plot in map(texts.get, ids)
+    ]
+    parts = _embedded(told, kept), _genres(texts, ids), _years(texts, ids)
+    return Data(events, ids, np.concatenate(parts, axis=1).astype(np.float16))
+
+
+def gifts(folder: Path, kept: Path | None, users: int, seed: int) -> Data:
+    """Online Retail: the first purchase of each item by each customer, and short descriptions."""
+    with gzip.open(folder / "items.csv.gz", "rt") as file:
+        told = dict(list(csv.reader(file))[1:])
+    number = {code: at for at, code in enumerate(told)}
+    first: dict[tuple[int, int], int] = {}
+    with gzip.open(folder / "events.csv.gz", "rt") as file:
+        for row in csv.DictReader(file):
+            if row["stock_code"] in number:
+                pair = int(row["customer_id"]), number[row["stock_code"]]
+                first.setdefault(pair, int(row["timestamp"]))
+    events = np.array([(*pair, time) for pair, time in first.items()], np.int64)
+    vectors = _embedded(list(told.values()), kept)
+    return Data(_drawn(events, users, seed), np.arange(len(told)), vectors.astype(np.float16))
 
 
 def _texts(folder: Path) -> dict[int, tuple[str, str, str]]:
@@ -71,15 +105,12 @@ def _texts(folder: Path) -> dict[int, tuple[str, str, str]]:
     return texts
 
 
-def _embedded(texts: dict[int, tuple[str, str, str]], ids: np.ndarray, kept: Path | None) -> np.ndarray:
+def _embedded(texts: list[str], kept: Path | None) -> np.ndarray:
     if kept is not None and kept.exists():
         return np.load(kept)
     from livefactor_server.files.encoding import Encoder
 
-    parts = [
-        ". ".join((title, genres.replace("|", ", "), plot)) for title, genres, plot in map(texts.get, ids)
-    ]
-    vectors = Encoder().encode(parts, 32, lambda done: print(f"encoded {done} of {len(parts)}", end="\r"))
+    vectors = Encoder().encode(texts, 32, lambda done: print(f"encoded {done} of {len(texts)}", end="\r"))
     if kept is not None:
         np.save(kept, vectors)
     return vectors
@@ -99,20 +130,20 @@ def _years(texts: dict[int, tuple[str, str, str]], ids: np.ndarray) -> np.ndarra
     return np.maximum(0.0, 1.0 - np.abs(years[:, None] - np.arange(1930, 2005, 5)) / 5)
 
 
-def learned(films: Films, events: np.ndarray, spec: ModelSpec) -> Backend:
+def learned(data: Data, events: np.ndarray, spec: ModelSpec) -> Backend:
     """The model after the vectors, if the spec has them, and the events."""
     model = create_backend("cpu", spec)
     if spec.embeddings.dimension:
-        for start in range(0, len(films.ids), 512):
-            rows = model.items.allocate(films.ids[start : start + 512].astype(np.uint64))
-            part = films.vectors[start : start + 512]
+        for start in range(0, len(data.ids), 512):
+            rows = model.items.allocate(data.ids[start : start + 512].astype(np.uint64))
+            part = data.vectors[start : start + 512]
             model.set_embeddings(rows, part, model.revision + 1, model.items.allocated)
     for start in range(0, len(events), RECORD_EVENTS):
         part = events[start : start + RECORD_EVENTS]
         users = model.users.allocate(part[:, 0].astype(np.uint64))
         items = model.items.allocate(part[:, 1].astype(np.uint64))
         counts = model.users.allocated, model.items.allocated
-        model.apply(Update(model.revision + 1, users, items, None, None, *counts, part[:, 3] * 10**6))
+        model.apply(Update(model.revision + 1, users, items, None, None, *counts, part[:, 2] * 10**6))
     return model
 
 
@@ -144,13 +175,13 @@ def ndcg(ranked: list[np.ndarray], relevant: list[set[int]]) -> float:
     return float(np.mean(np.array(gains) / ideal))
 
 
-def hidden(films: Films, spec: ModelSpec, seed: int) -> dict[str, float]:
+def hidden(data: Data, spec: ModelSpec, seed: int) -> dict[str, float]:
     """NDCG@10 of the hidden films, and that of their true popularity."""
-    known = np.unique(films.events[:, 1])
+    known = np.unique(data.events[:, 1])
     away = np.random.default_rng(seed).choice(known, len(known) // 5, replace=False)
-    is_away = np.isin(films.events[:, 1], away)
-    test = films.events[is_away]
-    model = learned(films, films.events[~is_away], spec)
+    is_away = np.isin(data.events[:, 1], away)
+    test = data.events[is_away]
+    model = learned(data, data.events[~is_away], spec)
     users = np.unique(test[:, 0])
     users = users[model.users.find(users.astype(np.uint64), model.published[0]) != NO_ROW]
     relevant = [set(test[test[:, 0] == user, 1].tolist()) for user in users]
@@ -161,16 +192,16 @@ def hidden(films: Films, spec: ModelSpec, seed: int) -> dict[str, float]:
     return {"ndcg10": got, "oracle": oracle, "to_oracle": got / oracle}
 
 
-def few(films: Films, spec: ModelSpec) -> dict[str, float]:
+def few(data: Data, spec: ModelSpec) -> dict[str, float]:
     """Recall@10 of items with few events, and of the others, with vectors and without."""
-    cut = len(films.events) * 9 // 10
-    before, test = films.events[:cut], films.events[cut:]
+    cut = len(data.events) * 9 // 10
+    before, test = data.events[:cut], data.events[cut:]
     items, counts = np.unique(before[:, 1], return_counts=True)
     busy = items[counts > FEW_EVENTS]
     rare = np.union1d(items[counts <= FEW_EVENTS], np.setdiff1d(test[:, 1], items))
     found: dict[str, float] = {}
     for name, each in (("with", spec), ("without", check(replace(spec, embeddings=Embeddings())))):
-        model = learned(films, before, each)
+        model = learned(data, before, each)
         present = test[model.users.find(test[:, 0].astype(np.uint64), model.published[0]) != NO_ROW]
         for what, allowed, among in (("few", rare, rare), ("other", busy, np.union1d(busy, rare))):
             wanted = present[np.isin(present[:, 1], allowed)]
@@ -187,6 +218,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--set", choices=("films", "retail"), default="films")
     parser.add_argument("--vectors", type=Path, help="keeps the embeddings of the texts (.npy)")
     parser.add_argument("--users", type=int, default=0, help="number of users that are drawn; 0 takes all")
     parser.add_argument("--seed", type=int, default=1)
@@ -195,17 +227,18 @@ def main() -> None:
     parser.add_argument("--preset", default="auto")
     parser.add_argument("--mix", action="store_true", help="keep the mix of the preset auto")
     chosen = parser.parse_args()
-    films = Films(chosen.folder / "ml-1m", chosen.vectors, chosen.users, chosen.seed)
+    read, name = (films, "ml-1m") if chosen.set == "films" else (gifts, "online-retail")
+    data = read(chosen.folder / name, chosen.vectors, chosen.users, chosen.seed)
     base = preset(chosen.preset)
     if not chosen.mix:
         base = replace(base, mix=Mix(), history=replace(base.history, half_life=0.0))
-    embeddings = Embeddings(films.vectors.shape[1], chosen.prior_events)
+    embeddings = Embeddings(data.vectors.shape[1], chosen.prior_events)
     spec = check(replace(base, embeddings=embeddings))
-    figures: dict[str, Any] = {"events": len(films.events), "films": len(films.ids)}
+    figures: dict[str, Any] = {"events": len(data.events), "items": len(data.ids)}
     if chosen.only != "few":
-        figures["hidden"] = hidden(films, spec, chosen.seed)
+        figures["hidden"] = hidden(data, spec, chosen.seed)
     if chosen.only != "hidden":
-        figures["few"] = few(films, spec)
+        figures["few"] = few(data, spec)
     print(json.dumps(figures, indent=1))
 
 

@@ -32,8 +32,13 @@ from livefactor_kernels.spec.model import (
     Rule,
     Softmax,
 )
+from livefactor_kernels.spec.presets import preset
+from livefactor_kernels.update import UpdateRun
 
 RATE, BIAS_RATE, L2, BIAS_L2 = 0.01, 0.01, 0.02, 0.005
+RUN_EVENTS = 4096
+"""Events of a run of small records."""
+_LIMITS = Limits(users_max=USERS, items_max=ITEMS, value_abs_max=1.0)
 
 
 def _spec(**changes: object) -> ModelSpec:
@@ -158,6 +163,36 @@ def measure_softmax(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
     return _take_turns(candidates, events, rounds)
 
 
+def measure_solve(events: int = 20_000, rounds: int = 3) -> dict[str, float]:
+    """Events per second of rule SOLVE with the presets `clicks` and `auto`, by size of the records.
+
+    Records of one event come in runs, as in a replay. Each turn learns the events anew.
+    """
+    data = _Events(events)
+    models = {
+        f"kernel_solve_{name}_{size}_events_per_s": (data.model(preset(name, limits=_LIMITS)), size)
+        for name in ("clicks", "auto")
+        for size in (512, 64, 1)
+    }
+    candidates: dict[str, Callable[[int], None]] = {
+        name: (lambda turn, model=model, size=size: _in_records(data, model, size))  # type: ignore[misc]
+        for name, (model, size) in models.items()
+    }
+    return _take_turns(candidates, events, rounds)
+
+
+def _in_records(data: _Events, model: CpuModel, size: int) -> None:
+    """Learns all events in runs of records of `size` events."""
+    rows = model.users.find(data.user_keys, USERS), model.items.find(data.item_keys, ITEMS)
+    for start in range(0, len(rows[0]), RUN_EVENTS):
+        users, items = (column[start : start + RUN_EVENTS] for column in rows)
+        ends = np.minimum(np.arange(size, len(users) + size, size), len(users))
+        counts = np.full(len(ends), USERS), np.full(len(ends), ITEMS)
+        first = model.revision + 1
+        joined = Update(first + len(ends) - 1, users, items, None, None, USERS, ITEMS)
+        model.apply_all(UpdateRun(joined, first, ends, *counts))
+
+
 def measure_optimizers(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
     """Events per second of rule SGD with squared loss, by optimizer, micro-batch size and kind of
     regularisation.
@@ -211,7 +246,7 @@ def digest(model: CpuModel) -> str:
 
 def main() -> None:
     """Measures everything and prints a table."""
-    rates = measure() | measure_losses() | measure_softmax() | measure_optimizers()
+    rates = measure() | measure_losses() | measure_softmax() | measure_optimizers() | measure_solve()
     plain = rates["kernel_plain_events_per_s"]
     print(f"{'':48}{'M events/s':>12}{'ns/event':>10}{'x plain':>9}")
     for name, rate in rates.items():

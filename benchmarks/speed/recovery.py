@@ -25,7 +25,7 @@ from livefactor_server.log.store import Entry, Kind, Log
 from livefactor_server.model import spec_codec
 from livefactor_server.snapshots.replay import log_folder, replay
 
-RECORDS = {"clicks_sgd": 200_000, "clicks": 20_000}
+RECORDS = {"clicks_sgd": 200_000, "clicks": 50_000, "auto": 50_000}
 """Number of records by preset."""
 
 GROUP = 32

@@ -18,7 +18,6 @@ from livefactor_kernels.scoring import Candidates, cpu_candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
-from livefactor_kernels.sgd.runs import UpdateRun
 from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
 from livefactor_kernels.solve.prior.cpu import CpuArithmetic as PriorArithmetic
@@ -29,7 +28,7 @@ from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.head import Head
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
-from livefactor_kernels.update import Update, joined
+from livefactor_kernels.update import Update, UpdateRun, joined
 
 
 class LearningRule(Part, Protocol):
@@ -65,6 +64,7 @@ class CpuModel:
 
     Attributes:
         head: its version is odd while rows or `state` change.
+        candidates: reads rows by the version.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -87,9 +87,9 @@ class CpuModel:
         self._parts: list[Part] = [self._mean, self._rule, *further]
         self.pins = PinBoard(spec, (self.users, self.items))
         self.head = Head()
-        self._candidates = cpu_candidates.CandidateReader(self.head, self._mean.sums, self.users, self.items)
+        self.candidates = cpu_candidates.CandidateReader(self.head, self._mean.sums, self.users, self.items)
         if not spec.history.users:
-            cpu_candidates.compile_kernels(self._candidates)
+            cpu_candidates.compile_kernels(self.candidates)
         if spec.factor_dtype != FactorDtype.FLOAT32:
             # The caller compiles the kernels of float32.
             scoring.compile_kernels(spec.factor_dtype)
@@ -160,8 +160,16 @@ class CpuModel:
                 self._learn([self._reservoir.extend(update)])
                 self._reservoir.keep(update)
             return
-        for group in [updates] if self._rule.joins(updates) else [[update] for update in updates]:
+        for group in self._groups(updates):
             self._learn(group)
+
+    def _groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
+        """The records that the model learns in one call."""
+        if not self._rule.joins(updates):
+            return [[update] for update in updates]
+        if self._mixer is None:
+            return [updates]
+        return self._mixer.groups(UpdateRun.of(updates), self.published[ITEMS])
 
     def _learn(self, updates: Sequence[Update]) -> None:
         rows = self._rule.prepare(updates)
@@ -175,7 +183,7 @@ class CpuModel:
         popularity = self.items.history.get("popularity", self.items.bias)
         self.head.open()
         if self._mixer is not None:
-            self._mixer.learn(update, self, popularity[:items], self.items.bias[:items])
+            self._mixer.learn(UpdateRun.of(updates), self, popularity[:items], self.items.bias[:items])
         self._rule.learn(update)
         if self._recorder is not None and not self._rule.records:
             self._recorder.record(update, 0, update.fresh)
@@ -188,6 +196,7 @@ class CpuModel:
         assert self._prior is not None
         nobody = np.empty(0, np.uint32)
         update = Update(revision, nobody, rows, None, None, self.published[USERS], item_count)
+        self.head.open()
         self.pins.protect(update)
         self.pins.protect(update, self._prior.describe(rows, vectors, item_count))
         self._prior.map_cold()
@@ -221,7 +230,7 @@ class CpuModel:
         self, user_keys: np.ndarray, item_keys: np.ndarray, offsets: np.ndarray | None
     ) -> Candidates | None:
         """See `backend.Backend.try_score`."""
-        return self._candidates.read(user_keys, item_keys, offsets)
+        return self.candidates.read(user_keys, item_keys, offsets)
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `backend.Backend.gather`."""

@@ -30,7 +30,7 @@ from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, read_rows
 from livefactor_kernels.tables.reference import ReferenceTables
 from livefactor_kernels.tables.state import ANSWERING, Part, state_of
-from livefactor_kernels.update import Update
+from livefactor_kernels.update import Update, UpdateRun
 
 
 class LearningRule(Part, Protocol):
@@ -153,7 +153,8 @@ class ReferenceModel:
         with self.users.lock, self.items.lock:
             items = self.published[ITEMS]
             if self._mixer is not None:
-                self._mixer.learn(update, self, self.items.popularity[:items], self.items.bias[:items])
+                run, popularity = UpdateRun.of([update]), self.items.popularity[:items]
+                self._mixer.learn(run, self, popularity, self.items.bias[:items])
             self._rule.learn(update if self._reservoir is None else self._reservoir.extend(update))
             if self._recorder is not None and not self._rule.records:
                 self._recorder.record(update, 0, update.user_rows.size)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -111,6 +111,76 @@ def _joined_column(
             for column, update in zip(columns, updates, strict=True)
         ]
     )
+
+
+class UpdateRun(Sequence[Update]):
+    """The updates of many consecutive records, whose events are joined already.
+
+    An element is made when it is read. A slice is a run, too.
+
+    Attributes:
+        joined: the events of all records, as `joined` returns them.
+        revision: of the first record.
+        ends: number of events up to and with each record, int64[m].
+        user_counts, item_counts: sizes of the tables after each record, int64[m].
+    """
+
+    def __init__(
+        self,
+        joined: Update,
+        revision: int,
+        ends: np.ndarray,
+        user_counts: np.ndarray,
+        item_counts: np.ndarray,
+    ) -> None:
+        self.joined, self.revision, self.ends = joined, revision, ends
+        self.user_counts, self.item_counts = user_counts, item_counts
+
+    @classmethod
+    def of(cls, updates: Sequence[Update]) -> UpdateRun:
+        """The run of one or more consecutive records."""
+        if isinstance(updates, UpdateRun):
+            return updates
+        return cls(
+            joined(updates),
+            updates[0].revision,
+            np.cumsum([update.user_rows.size for update in updates]),
+            np.array([update.user_count for update in updates], np.int64),
+            np.array([update.item_count for update in updates], np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Update: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> UpdateRun: ...
+
+    def __getitem__(self, index: int | slice) -> Update | UpdateRun:
+        if isinstance(index, slice):
+            first, last, _ = index.indices(len(self))
+            counts = self.user_counts[first:last], self.item_counts[first:last]
+            ends = self.ends[first:last] - self._start(first)
+            return UpdateRun(self._part(first, last), self.revision + first, ends, *counts)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._part(index, index + 1)
+
+    def _start(self, record: int) -> int:
+        return int(self.ends[record - 1]) if record else 0
+
+    def _part(self, first: int, last: int) -> Update:
+        """The events of the records [first, last)."""
+        whole, span = self.joined, slice(self._start(first), self._start(last))
+        values, weights, times = (
+            None if column is None else column[span] for column in (whole.values, whole.weights, whole.times)
+        )
+        return Update(
+            self.revision + last - 1, whole.user_rows[span], whole.item_rows[span], values, weights,
+            int(self.user_counts[last - 1]), int(self.item_counts[last - 1]), times, whole.replayed,
+        )  # fmt: skip
 
 
 def writable(column: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ class Read:
 
 
 class Readers:
-    """Threads that ask in three ways and record the answers."""
+    """Threads that ask in four ways and record the answers."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -84,12 +84,12 @@ class Readers:
             self.errors.append(error)
 
     def _ask(self, scorer: Scorer, chance: random.Random) -> None:
-        kind = chance.choices(("few", "many", "best"), (6, 1, 3))[0]
-        users = chance.sample(range(USERS), 1 if kind == "many" else 4)
+        kind = chance.choices(("one", "few", "many", "best"), (4, 3, 1, 3))[0]
+        users = chance.sample(range(USERS), 1 if kind in ("one", "many") else 4)
         if kind == "best":
             answer: Answers = scorer.recommend(users, ITEMS)
         else:
-            answer = scorer.score(users, list(range(ITEMS if kind == "few" else SPARE_ITEMS)))
+            answer = scorer.score(users, list(range(SPARE_ITEMS if kind == "many" else ITEMS)))
         self.reads.append(Read(kind, users, answer))
 
 
@@ -180,7 +180,7 @@ def torn_reads(server: Server, seconds: float) -> tuple[int, str]:
         state = follower.state_at(revision)
         torn += sum(differences(read, state) > 0 for read in by_revision[revision])
     reads = [read for revision in checked for read in by_revision[revision]]
-    kinds = {kind: sum(read.kind == kind for read in reads) for kind in ("few", "many", "best")}
+    kinds = {kind: sum(read.kind == kind for read in reads) for kind in ("one", "few", "many", "best")}
     return (
         torn,
         f"{batches} batches, {snapshots} snapshots, {len(checked)} revisions, {kinds} reads checked, {torn} torn",

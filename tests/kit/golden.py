@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hashlib
 
-from livefactor_kernels.backend import create_backend, state_sections
+import numpy as np
+
+from livefactor_kernels.backend import Backend, create_backend, state_sections
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Counts,
+    Embeddings,
     FactorDtype,
     History,
     Loss,
@@ -77,6 +80,15 @@ SPECS: dict[str, ModelSpec] = {
         solve=Solve(0.5, 4, 2),
         counts=Counts(16, 8),
     ),
+    "solve_embeddings": make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.5, 4, 2),
+        embeddings=Embeddings(12, 3.0),
+    ),
     "solve_mix": make_spec(
         Loss.IMPLICIT,
         k=20,
@@ -138,7 +150,8 @@ GOLDEN = {
     "bpr_micro_float16": "aefc252b97ced486132901e2c57c0b90564c4d6a2074eb74903a166c5035146e",
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
-    "solve_mix": "552ac9846d42e5f37a29f95ee36327780c62b76c8ef1bafda9c32de1fdc92756",
+    "solve_embeddings": "9a8a6258fe8fe09f66a7e21be04aa5c2c75c1743925754316965b8acc2dc5516",
+    "solve_mix": "ca3cbd7004eba69e69489f6650660b5e045149133a28dd75bbf14aa4bada390d",
     "solve_squared": "8a68d26443a1f77c714ca93f1d39497bad0c1f556e994365c0414ab5c30c64bf",
     "solve_replay": "16b81a95457dc0256485b862e09d87acc5acd88b89202b9143ec899ca608c190",
     "softmax_uniform_adagrad": "97252bf497f34d731ee6e8256da6aec43649a2fe23f90d3c65f13ff08af1d664",
@@ -164,11 +177,25 @@ def _stream(records: int = 4, events: int = 500):
         yield tuple(zip(*columns, strict=True))
 
 
+def _describe(model: Backend, turn: int) -> None:
+    """Set vectors of known and of new items that are computed from integers."""
+    d = model.spec.embeddings.dimension
+    keys = np.arange(turn, 160, 3, dtype=np.uint64)
+    numbers = (
+        keys[:, None] * np.uint64(2654435761) + np.arange(d, dtype=np.uint64) * np.uint64(40503)
+    ) % 4093
+    vectors = (numbers.astype(np.float64) / 2048 - 1).astype(np.float16)
+    rows = model.items.allocate(keys)
+    model.set_embeddings(rows, vectors, model.revision + 1, model.items.allocated)
+
+
 def digest(name: str, backend: str = "cpu") -> str:
     """Return the SHA-256 digest of the state after the stream."""
     model = create_backend(backend, SPECS[name])
     for users, items, values, weights in _stream():
         push(model, users, items, values, weights)
+        if model.spec.embeddings.dimension:
+            _describe(model, model.revision)
     sha = hashlib.sha256()
     for section, view in state_sections(model).items():
         sha.update(f"{section} {view.dtype} {view.shape}\n".encode() + view.tobytes())

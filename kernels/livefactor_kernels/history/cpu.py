@@ -8,8 +8,17 @@ import numpy as np
 
 from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, inlined, match16, prefetch
-from livefactor_kernels.simd.steps import word
+from livefactor_kernels.numbers.lanes import (
+    VECTOR_BYTES,
+    address_of,
+    inlined,
+    load1,
+    match16,
+    prefetch,
+    store1,
+    store_u32,
+)
+from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import append_event, memory_of, newest, one_back
@@ -19,7 +28,7 @@ _NO_ROWS = np.empty((0, 0), np.uint32)
 _NO_FLOATS = np.empty((0, 0), np.float32)
 _NO_COLUMN = np.empty(0, np.float32)
 _NO_TIMES = np.empty(0, np.int64)
-_0, _1, _2, _4, _16 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(4), np.uint64(LANES)
+_0, _1, _2, _4, _8, _16 = (np.uint64(number) for number in (0, 1, 2, 4, 8, LANES))
 _64, _AHEAD = VECTOR_BYTES, np.uint64(6)
 _ADDITIONS_MAX = 1 << 16
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
@@ -38,57 +47,60 @@ class Followers(NamedTuple):
     Attributes:
         rows: uint32[cap, M]; M is 0 without counts.
         counts: float32[cap, M].
-        bits: the bits of the counts, uint32. They have the same order, since no count is negative.
         span: maximum number of earlier events that an event follows.
         decay: float32[DECAY_STEPS].
     """
 
     rows: np.ndarray
     counts: np.ndarray
-    bits: np.ndarray
     span: np.uint64
     decay: np.ndarray
 
 
-@compiled
-def _place_of(words: Any, word: Any) -> Any:
-    """The first place of a word (uint64) in uint32[m], m if missing. m is a multiple of 16."""
-    first: Any = address_of(words)
-    for start in range(_0, np.uint64(words.size), _16):
-        hits = match16(first, word, start * _4)
+@inlined
+def _lowest_bit(hits: Any) -> Any:
+    """The number of the lowest bit that is set in 16 bits, of which one is."""
+    place = _0
+    for half in (_8, _4, _2, _1):
+        is_upper = hits & ((_1 << half) - _1) == _0
+        hits = hits >> half if is_upper else hits
+        place = place + half if is_upper else place
+    return place
+
+
+@inlined
+def _place_of(words: Any, size: Any, word: Any) -> Any:
+    """The first place of a word (uint64) in `size` words (uint32), `size` if it is missing."""
+    for start in range(_0, size, _16):
+        hits = match16(words, word, start * _4)
         if hits:
-            place: Any = start
-            while not hits & _1:
-                hits >>= _1
-                place += _1
-            return place
-    return np.uint64(words.size)
+            return start + _lowest_bit(hits)
+    return size
 
 
-@compiled
-def _least(words: Any) -> Any:
-    least: Any = np.uint32(0xFFFFFFFF)
-    for place in range(np.uint64(words.size)):
-        least = min(least, words[place])
-    return least
+@inlined
+def _add(rows: Any, counts: Any, size: Any, follower: Any, amount: Any) -> None:
+    """Adds to the count of a follower of an item.
 
-
-@compiled
-def _add(followers: Any, row: Any, follower: Any, amount: Any) -> None:
+    `rows` and `counts` are the addresses of its followers uint32[size] and of their counts. Bits of
+    counts have the order of counts, since no count is negative.
+    """
     # Places fill from the front and never become empty again. Row 0, which empty places seem to
     # hold, is therefore found at its own place, or at the first empty place, where it belongs.
-    rows, counts, bits = followers.rows[row], followers.counts[row], followers.bits[row]
-    place = _place_of(rows, np.uint64(follower))
-    if place < np.uint64(rows.size):
-        counts[place] += amount
+    place = _place_of(rows, size, follower)
+    if place < size:
+        store1(counts, load1(counts, place * _4) + amount, place * _4)
         return
-    place = _place_of(bits, np.uint64(_least(bits)))
-    left = counts[place] - amount
+    least = word(counts, _0)
+    for other in range(_1, size):
+        least = min(least, word(counts, other))
+    place = _place_of(counts, size, least)
+    left = load1(counts, place * _4) - amount
     if left > _F0:
-        counts[place] = left
+        store1(counts, left, place * _4)
         return
-    rows[place] = follower
-    counts[place] = max(-left, COUNT_MIN)
+    store_u32(rows, follower, place * _4)
+    store1(counts, max(-left, COUNT_MIN), place * _4)
 
 
 class Additions(NamedTuple):
@@ -110,14 +122,18 @@ class Additions(NamedTuple):
 @compiled
 def livefactor_add_kernel(followers: Any, additions: Any, size: Any) -> None:
     """Adds the first `size` additions, in order."""
+    # A loop that takes an array out of a tuple would count a reference each time.
     rows, counts = address_of(followers.rows), address_of(followers.counts)
-    line = np.uint64(followers.rows.shape[1]) * _4
+    items, others = address_of(additions.rows), address_of(additions.followers)
+    amounts, places = address_of(additions.amounts), np.uint64(followers.rows.shape[1])
+    line = places * _4
     for n in range(size):
-        ahead = np.uint64(additions.rows[min(n + _AHEAD, size - _1)]) * line
+        ahead = word(items, min(n + _AHEAD, size - _1)) * line
         for at in range(_0, line, _64):
             prefetch(rows + ahead, at)
             prefetch(counts + ahead, at)
-        _add(followers, np.uint64(additions.rows[n]), additions.followers[n], additions.amounts[n])
+        own = word(items, n) * line
+        _add(rows + own, counts + own, places, word(others, n), real(amounts, n))
 
 
 class Event(NamedTuple):
@@ -143,11 +159,25 @@ class Columns(NamedTuple):
     weights: np.ndarray
     times: np.ndarray
 
+    @staticmethod
+    def of(update: Update) -> Columns:
+        """The columns of an update."""
+        return Columns(
+            update.user_rows,
+            update.item_rows,
+            _NO_COLUMN if update.values is None else writable(update.values),
+            _NO_COLUMN if update.weights is None else writable(update.weights),
+            _NO_TIMES if update.times is None else writable(update.times),
+        )
+
 
 @inlined
 def _append(additions: Any, size: Any, row: Any, follower: Any, amount: Any) -> Any:
     """Lists an addition after `size` others. Returns the new number of additions."""
-    additions.rows[size], additions.followers[size], additions.amounts[size] = row, follower, amount
+    at = size * _4
+    store_u32(address_of(additions.rows), row, at)
+    store_u32(address_of(additions.followers), follower, at)
+    store1(address_of(additions.amounts), amount, at)
     return size + _1
 
 
@@ -215,7 +245,6 @@ class Recorder:
         self._followers = Followers(
             followers.get("neighbor_rows", _NO_ROWS),
             counts,
-            counts.view(np.uint32),
             np.uint64(spec.counts.span),
             decays(spec.counts.half_life),
         )
@@ -223,35 +252,27 @@ class Recorder:
         most = min(2 * spec.counts.span * spec.micro_batch, _ADDITIONS_MAX)
         self._additions = Additions.of(max(most, 2 * spec.counts.span))
         empty = np.empty(0, np.uint32)
-        self._run(Columns(empty, empty, _NO_COLUMN, _NO_COLUMN, _NO_TIMES), _0, _0)
+        livefactor_record_kernel(*self.state, *Columns.of(Update(0, empty, empty, None, None, 0, 0)), _0, _0)
         livefactor_add_kernel(self._followers, self._additions, _0)
 
-    def _run(self, columns: Columns, start: np.uint64, stop: np.uint64) -> int:
-        state = self.users.fields, self.items.fields, self._visits, self._followers, self._additions
-        return int(livefactor_record_kernel(*state, *columns, start, stop))
+    @property
+    def state(self) -> tuple[np.ndarray, np.ndarray, Visits, Followers, Additions]:
+        """The first arguments of `livefactor_record_kernel`."""
+        return self.users.fields, self.items.fields, self._visits, self._followers, self._additions
+
+    def check_room(self, events: int) -> None:
+        """See `tables.pages.Pages.check_room`."""
+        for pages in (self.users, self.items):
+            pages.check_room(events)
 
     def record(self, update: Update, start: int, stop: int) -> None:
         """Records the events [start, stop) of an update. It releases the GIL."""
-        self.count(self.remember(update, start, stop))
-
-    def remember(self, update: Update, start: int, stop: int) -> int:
-        """Does the same without counts.
-
-        Returns the number of additions, which `count` must add before the next call.
-        """
-        for pages in (self.users, self.items):
-            pages.check_room(stop - start)
-        columns = Columns(
-            update.user_rows,
-            update.item_rows,
-            _NO_COLUMN if update.values is None else writable(update.values),
-            _NO_COLUMN if update.weights is None else writable(update.weights),
-            _NO_TIMES if update.times is None else writable(update.times),
-        )
-        return self._run(columns, np.uint64(start), np.uint64(stop))
+        self.check_room(stop - start)
+        columns = Columns.of(update)
+        self.count(livefactor_record_kernel(*self.state, *columns, np.uint64(start), np.uint64(stop)))
 
     def count(self, additions: int) -> None:
-        """Adds what `remember` has listed.
+        """Adds what `livefactor_record_kernel` has listed.
 
         It only changes counts, and may run in parallel with code that does not read them.
         """

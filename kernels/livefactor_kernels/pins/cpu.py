@@ -38,6 +38,7 @@ from livefactor_kernels.tables.pages import Places
 from livefactor_kernels.tables.state import mean_of
 from livefactor_kernels.update import Update
 
+_NO_PLACES = np.empty(0, np.int64)
 OVERLAY_ROWS_MAX = 1 << 18
 """Number of copies of one side at which `PinBoard.wait_for_room` stops the writer."""
 OVERLAY_BYTES_MAX = 1 << 30
@@ -179,11 +180,12 @@ class _Overlay:
 
     def places(self, pin: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows - start, ring places) of the rows in [start, stop) with a copy for `pin`."""
+        if self.head == self.tail:
+            return _NO_PLACES, _NO_PLACES
         marks = np.zeros(stop - start, np.uint64)
         args = (np.uint64(number) for number in (self.head, self.tail, pin, start, stop))
         if not _places_in_range(self.tags, self.rows, *args, marks):
-            empty = np.empty(0, np.int64)
-            return empty, empty
+            return _NO_PLACES, _NO_PLACES
         found = np.flatnonzero(marks)
         return found, (marks[found] - ONE).astype(np.int64)
 

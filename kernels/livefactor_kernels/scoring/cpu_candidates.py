@@ -29,7 +29,7 @@ from livefactor_kernels.tables.head import (
     is_unchanged,
     version_before,
 )
-from livefactor_kernels.tables.keymap import find_kernel
+from livefactor_kernels.tables.keymap import Blocks, find_kernel
 
 SHORT_PAIRS_MAX = 2048
 """Maximum number of scores of a read that keeps the GIL: about 0.1 ms.
@@ -43,20 +43,26 @@ TRIES = 4
 _0, _1 = np.uint64(0), np.uint64(1)
 _AHEAD = np.uint64(12)
 _NO_ROW = np.uint32(NO_ROW)
-_CHANGED = np.uint64(2**64 - 1)
+CHANGED = np.uint64(2**64 - 1)
+"""What `read_candidates` returns if rows changed meanwhile."""
+
 _SHARED = np.empty(0, np.uint32)
 _SHARED.flags.writeable = False
 
 
 class CandidateReader:
-    """Reads the tables of one model. Any thread may call it at any time."""
+    """Reads the tables of one model. Any thread may call it at any time.
+
+    Attributes:
+        tables: the first arguments of `read_candidates`.
+    """
 
     def __init__(self, head: Head, sums: np.ndarray, users: Table, items: Table) -> None:
         """`sums` are those of the global mean (`tables.state.GlobalMean`)."""
         self._head, self._users, self._items = head, users, items
         # An unknown row has zeros.
         self._zeros = reserve((1, items.factors.shape[1]), items.factors.dtype)
-        self._tables = (
+        self.tables = (
             head.words,
             sums,
             as_argument(users.factors),
@@ -82,21 +88,26 @@ class CandidateReader:
         user_known, item_known = np.empty(users, np.bool_), np.empty(items, np.bool_)
         scores = np.empty(items if offsets.size else users * items, np.float32)
         kernel = _short_kernel if scores.size <= SHORT_PAIRS_MAX else _long_kernel
-        # The references keep all blocks alive until the kernel returns.
-        user_blocks, item_blocks = self._users.keymap.blocks, self._items.keymap.blocks
+        maps = self.maps()
         revision = kernel(
-            *self._tables, user_blocks.directory, item_blocks.directory, user_keys, item_keys,
-            _fixed(offsets), scores, user_known, item_known,
+            *self.tables, maps[0].directory, maps[1].directory, user_keys, item_keys, _fixed(offsets),
+            scores, user_known, item_known,
         )  # fmt: skip
-        # If a map has grown before the kernel began, the old blocks lack keys of this revision.
-        has_grown = (
-            user_blocks is not self._users.keymap.blocks or item_blocks is not self._items.keymap.blocks
-        )
-        return (
-            None
-            if has_grown or revision == _CHANGED
-            else Candidates(revision, scores, user_known, item_known)
-        )
+        if revision == CHANGED or not self.are_present(maps):
+            return None
+        return Candidates(revision, scores, user_known, item_known)
+
+    def maps(self) -> tuple[Blocks, Blocks]:
+        """The present blocks of the maps of users and items. The caller keeps them until a read of
+        them has ended.
+        """
+        return self._users.keymap.blocks, self._items.keymap.blocks
+
+    def are_present(self, maps: tuple[Blocks, Blocks]) -> bool:
+        """Whether the maps have not grown since `maps`. Otherwise they may lack keys of a revision
+        that was published since then.
+        """
+        return maps[0] is self._users.keymap.blocks and maps[1] is self._items.keymap.blocks
 
 
 def _fixed(column: np.ndarray) -> np.ndarray:
@@ -125,16 +136,20 @@ def _find(directory: Any, keys: Any, published: Any, known: Any) -> Any:
 
 
 @inlined
-def _read(
+def read_candidates(
     words: Any, sums: Any, users: Any, user_bias: Any, items: Any, item_bias: Any, zeros: Any,
     user_directory: Any, item_directory: Any, user_keys: Any, item_keys: Any, offsets: Any, scores: Any,
     user_known: Any, item_known: Any,
 ) -> Any:  # fmt: skip
-    """Writes scores and flags, and returns their revision, or `_CHANGED`."""
+    """Writes scores and flags, and returns their revision, or `CHANGED`.
+
+    The arguments from the directories on are those of `CandidateReader.read`. Empty `offsets` mean
+    that every user has all candidates.
+    """
     head = np.uint64(words.ctypes.data)
     version = version_before(head)
     if version & _1:
-        return _CHANGED
+        return CHANGED
     revision, mean = load_relaxed(head + REVISION), scalar.mean_of(sums[0], sums[1])
     user_rows = _find(user_directory, user_keys, load_relaxed(head + USER_COUNT), user_known)
     item_rows = _find(item_directory, item_keys, load_relaxed(head + ITEM_COUNT), item_known)
@@ -159,7 +174,7 @@ def _read(
                 product = dot(own, at, item_factors, np.uint64(item) * row_bytes, vectors)
                 scores[place] = (base + item_bias[item]) + product
             place += _1
-    return revision if is_unchanged(head, version) else _CHANGED
+    return revision if is_unchanged(head, version) else CHANGED
 
 
 @compiled(nogil=False)
@@ -167,8 +182,8 @@ def _short_kernel(
     words, sums, users, user_bias, items, item_bias, zeros, user_directory, item_directory, user_keys,
     item_keys, offsets, scores, user_known, item_known,
 ):  # fmt: skip
-    """`_read` with the GIL."""
-    return _read(words, sums, users, user_bias, items, item_bias, zeros, user_directory, item_directory,
+    """`read_candidates` with the GIL."""
+    return read_candidates(words, sums, users, user_bias, items, item_bias, zeros, user_directory, item_directory,
                  user_keys, item_keys, offsets, scores, user_known, item_known)  # fmt: skip
 
 
@@ -177,8 +192,8 @@ def _long_kernel(
     words, sums, users, user_bias, items, item_bias, zeros, user_directory, item_directory, user_keys,
     item_keys, offsets, scores, user_known, item_known,
 ):  # fmt: skip
-    """`_read` without the GIL."""
-    return _read(words, sums, users, user_bias, items, item_bias, zeros, user_directory, item_directory,
+    """`read_candidates` without the GIL."""
+    return read_candidates(words, sums, users, user_bias, items, item_bias, zeros, user_directory, item_directory,
                  user_keys, item_keys, offsets, scores, user_known, item_known)  # fmt: skip
 
 

@@ -20,13 +20,13 @@ from livefactor_kernels.sgd.cpu_sequential import (
     positive_kernel,
     sampled_kernel,
 )
-from livefactor_kernels.sgd.runs import UpdateRun, compile_kernels, draw_all_negatives
+from livefactor_kernels.sgd.runs import compile_kernels, draw_all_negatives
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import Rows
 from livefactor_kernels.spec.model import LANES, FactorDtype, Loss, ModelSpec, OptimizerKind
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.state import Stateless
-from livefactor_kernels.update import Rates, Update, writable
+from livefactor_kernels.update import Rates, Update, UpdateRun, writable
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)

@@ -1,66 +1,19 @@
-"""The updates of many consecutive records, joined. With B = 1 rule SGD learns them in one call."""
+"""The negatives of many consecutive records. With B = 1 rule SGD learns them in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_negative
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.update import Update, draw_negatives
+from livefactor_kernels.update import Update, UpdateRun, draw_negatives
 
 _U = np.uint64
 _MASK = np.uint64(0xFFFF_FFFF)
-
-
-class UpdateRun(Sequence[Update]):
-    """The updates of many consecutive records, whose events are joined already.
-
-    An element is made when it is read.
-
-    Attributes:
-        joined: the events of all records, as `update.joined` returns them.
-        revision: of the first record.
-        ends: number of events up to and with each record, int64[m].
-        user_counts, item_counts: sizes of the tables after each record, int64[m].
-    """
-
-    def __init__(
-        self,
-        joined: Update,
-        revision: int,
-        ends: np.ndarray,
-        user_counts: np.ndarray,
-        item_counts: np.ndarray,
-    ) -> None:
-        self.joined, self.revision, self.ends = joined, revision, ends
-        self.user_counts, self.item_counts = user_counts, item_counts
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, index: int) -> Update: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Update]: ...
-
-    def __getitem__(self, index: int | slice) -> Update | list[Update]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        whole, span = self.joined, slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
-        values, weights, times = (
-            None if column is None else column[span] for column in (whole.values, whole.weights, whole.times)
-        )
-        return Update(
-            self.revision + index, whole.user_rows[span], whole.item_rows[span], values, weights,
-            int(self.user_counts[index]), int(self.item_counts[index]), times,
-        )  # fmt: skip
 
 
 @compiled

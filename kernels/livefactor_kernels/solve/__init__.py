@@ -55,7 +55,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.spec.model import LANES, MAX_UNOBSERVED, Loss, ModelSpec
-from livefactor_kernels.update import Update
+from livefactor_kernels.update import UpdateRun
 
 RIDGE_MIN = np.float32(1e-9)
 FOLD_SWEEPS = np.uint64(32)
@@ -94,32 +94,35 @@ class SolveRates(NamedTuple):
 
 
 class Unobserved:
-    """The weight of pairs without an event, if it follows the data (`solve.unobserved_density`)."""
+    """The weight of pairs without an event, which may follow the data
+    (`solve.unobserved_density`).
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
+        self._constant = np.float32(spec.solve.unobserved)
         self._density = float(np.float32(spec.solve.unobserved_density))
         self._section, self._events = np.zeros(1), 0
 
-    def after(self, rates: SolveRates, update: Update) -> SolveRates:
-        """The rates for a record, which is learned next."""
-        self._events += update.fresh
-        if self._density:
-            pairs = float(max(update.user_count, 1)) * float(max(update.item_count, 1))
-            weight = np.float32(min(self._density * self._events / pairs, MAX_UNOBSERVED))
-            self._section[0] = weight
-            return rates._replace(unobserved=weight)
-        return rates
+    def of(self, run: UpdateRun) -> np.ndarray:
+        """The weights for records, which are learned next, float32[m]."""
+        if not self._density:
+            return np.full(len(run), self._constant, np.float32)
+        users, items = np.maximum(run.user_counts, 1), np.maximum(run.item_counts, 1)
+        events = self._events + run.ends - run.joined.replayed
+        pairs = users.astype(np.float64) * items.astype(np.float64)
+        weights: np.ndarray = np.minimum(self._density * events / pairs, MAX_UNOBSERVED)
+        weights = weights.astype(np.float32)
+        self._section[0], self._events = weights[-1], int(events[-1])
+        return weights
 
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""
         return {UNOBSERVED: self._section} if self._density else {}
 
-    def load(self, rates: SolveRates, sections: Mapping[str, np.ndarray]) -> SolveRates:
-        """Restores the state. Returns the rates."""
-        if not self._density:
-            return rates
-        self._section[:], self._events = sections[UNOBSERVED], int(sections["events"][0])
-        return rates._replace(unobserved=np.float32(self._section[0]))
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """Restores the state."""
+        if self._density:
+            self._section[:], self._events = sections[UNOBSERVED], int(sections["events"][0])
 
 
 def width(spec: ModelSpec) -> int:

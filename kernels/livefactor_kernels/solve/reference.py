@@ -13,7 +13,7 @@ from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved
 from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
-from livefactor_kernels.update import Update
+from livefactor_kernels.update import Update, UpdateRun
 
 
 class System(NamedTuple):
@@ -96,7 +96,7 @@ class Solver:
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
         """See `tables.state.Part.load`."""
         self.gram[:] = np.reshape(sections[GRAM], self.gram.shape)
-        self._rates = self._unobserved.load(self._rates, sections)
+        self._unobserved.load(sections)
 
     def learn(self, update: Update) -> None:
         """Learns from one record."""
@@ -104,7 +104,8 @@ class Solver:
         if self._prior is not None:
             self._prior.begin(update.user_rows.size, update.item_count)
             self._prior.map_cold()
-        self._rates = self._unobserved.after(self._rates, update)
+        weight = self._unobserved.of(UpdateRun.of([update]))[0]
+        self._rates = self._rates._replace(unobserved=weight)
         for start in range(0, update.user_rows.size, size):
             self._micro_batch(update, start, min(start + size, update.user_rows.size))
 

@@ -99,6 +99,7 @@ class Challengers:
         self._first_spec = spec_codec.decode(log.spec_body)
         self._lock = threading.RLock()
         self._process: Process | None = None
+        self._closed = False
         self._champion = b""
         self._report: Report | None = None
         self._counted_s = 0.0
@@ -114,7 +115,9 @@ class Challengers:
     def automatic(self) -> bool:
         """Whether the model looks for a better spec by itself: it began with a mix of experts."""
         is_auto = self._first_spec.mix.learning_rate > 0
-        return is_auto and self._has_all_events and not self._notes.settled
+        # Backend cuda cannot switch the spec of a model.
+        can_switch = self._has_all_events and self._subject.engine.state.backend_name != "cuda"
+        return is_auto and can_switch and not self._notes.settled
 
     def add(self, name: str, spec: ModelSpec) -> None:
         """Adds a challenger.
@@ -195,8 +198,9 @@ class Challengers:
         return None if process is None else process.pid
 
     def close(self) -> None:
-        """Ends the process. The contest begins again after a restart."""
+        """Ends the process for good. The contest begins again after a restart."""
         with self._lock:
+            self._closed = True
             self._end_process()
         self._metrics.close()
 
@@ -204,7 +208,7 @@ class Challengers:
 
     def wants_process(self) -> bool:
         """Whether a process should start. It begins the next contest if one is due."""
-        if self._process is not None or time.monotonic() < self._start_at_s:
+        if self._closed or self._process is not None or time.monotonic() < self._start_at_s:
             return False
         if self._notes.plan is None:
             self._begin()
@@ -240,7 +244,10 @@ class Challengers:
         """Starts the process of the contest."""
         with self._lock:
             plan = self._notes.plan
-            assert plan is not None and self._process is None
+            if self._closed or plan is None:
+                # The model was deleted, or its search was settled.
+                return
+            assert self._process is None
             state = self._subject.engine.state
             if not plan.entries or plan.entries[0].spec_body != state.spec_body:
                 plan = replace(plan, entries=self._entries(plan))

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import grpc
 import numpy as np
 
 from livefactor_kernels.spec.model import ModelSpec
@@ -35,6 +36,9 @@ VALUE_MAX = 100.0
 
 COVERED_MIN = 0.5
 """Minimum share of the grid between the smallest and the largest rating that occurs."""
+
+RETRY_S = 10.0
+"""Seconds between two tries of the switch if memory or disk are short, or another one runs."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +87,7 @@ class Recogniser:
         self._limit = spec.auto.ratings_events
         self._values = np.empty(0, np.float32)
         self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
         self.watches = bool(self._limit) and not (log.first_revision or log.switches_from or log.switches)
 
     def start(self) -> None:
@@ -115,6 +120,15 @@ class Recogniser:
     def _switch(self) -> None:
         logger.info("model %s: its first events look like ratings; preset ratings learns them", self._name)
         try:
+            while not self._promoted():
+                if self._stopped.wait(RETRY_S):
+                    return
+        except Exception:
+            logger.exception("model %s: the switch to preset ratings failed", self._name)
+
+    def _promoted(self) -> bool:
+        """Tries to promote. False if a later try can succeed."""
+        try:
             self._promote(spec_for_ratings(self._spec))
         except Refused as refusal:
             logger.warning(
@@ -122,10 +136,11 @@ class Recogniser:
                 self._name,
                 refusal.text,
             )
-        except Exception:
-            logger.exception("model %s: the switch to preset ratings failed", self._name)
+            return refusal.code != grpc.StatusCode.RESOURCE_EXHAUSTED
+        return True
 
     def stop(self) -> None:
         """Waits for a promotion to end. The engine drains."""
+        self._stopped.set()
         if self._thread is not None:
             self._thread.join()

@@ -27,6 +27,7 @@ from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.queries import QueryPart
+from livefactor_server.engine.short_reads import ShortReader
 from livefactor_server.engine.similar import similar
 from livefactor_server.model.availability import rows_of
 from livefactor_server.model.state import ModelState
@@ -97,6 +98,7 @@ class Reader:
         # On a GPU a read waits for the kernels before it.
         self._reads_beside = state.backend_name == "cpu"
         self._spec_id = int(state.spec_id, 16)
+        self._short = ShortReader.of(state)
         self._unavailable: tuple[np.ndarray, np.ndarray] = np.empty(0, np.uint8), _NO_ROWS
 
     @property
@@ -129,6 +131,16 @@ class Reader:
             raise no_memory("this read") from None
         return self._with_labels(answer, allowance.answer_bytes_max) if query.with_labels else answer
 
+    def answer_at_once(self, raw: bytes, at: int, rows_max: int) -> bytes | None:
+        """The answer to a usual small message (`ShortReader.answer`), or None."""
+        if self._short is None or self._engine.torn:
+            return None
+        try:
+            return self._short.answer(raw, at, rows_max)
+        except MemoryError:
+            # The general code tries again, and words the error.
+            return None
+
     def score_at_once(self, query: ScoreQuery) -> ScoreColumns | None:
         """Answers a checked query if that takes well below a millisecond without a wait.
 
@@ -138,10 +150,9 @@ class Reader:
             Refused: RESOURCE_EXHAUSTED if the backend has too little memory for the read.
         """
         is_small = query.target == "candidates" and len(query.user_ids) * len(query.item_ids) <= AT_ONCE_MAX
+        is_plain = not query.with_labels and query.event_ids is None and query.query is None
         # A fold-in takes milliseconds.
-        if not is_small or query.with_labels or query.event_ids is not None or self._persons is not None:
-            return None
-        if self._engine.torn:
+        if not is_small or not is_plain or self._persons is not None or self._engine.torn:
             return None
         try:
             found = self._state.backend.try_score(query.user_ids, query.item_ids, query.offsets)

@@ -7,16 +7,20 @@ import time
 from livefactor.wire.limits import MESSAGE_BYTES_MAX
 from livefactor.wire.scoring import ScoreQuery, encode_score_response
 from livefactor_server.engine.readers import Allowance
+from livefactor_server.engine.short_reads import model_of
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.rpc import decode
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call
+from livefactor_server.statuses import Refused
 
 
 async def score(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles Score."""
     started = time.perf_counter()
     settings = calls.settings
+    if (answer := _short_answer(calls, raw, call)) is not None:
+        return answer
     query = decode.score_query(raw, settings.score_users_max, settings.score_rows_max)
     hosted = calls.model(call, query.model)
     if query.min_lineage is not None:
@@ -29,6 +33,22 @@ async def score(calls: Calls, raw: bytes, call: Call) -> bytes:
     allowance = Allowance(settings.score_pairs_max, MESSAGE_BYTES_MAX, call.check)
     answer = await calls.scores.run(len(raw), _answer, hosted, query, allowance)
     hosted.engine.metrics.observe_score(time.perf_counter() - started)
+    return answer
+
+
+def _short_answer(calls: Calls, raw: bytes, call: Call) -> bytes | None:
+    """The answer to a usual small message. None for another one, and for one with an error."""
+    started = time.perf_counter()
+    if (found := model_of(raw)) is None:
+        return None
+    try:
+        hosted = calls.model(call, found[0])
+    except Refused:
+        # The general code finds the errors of a message first.
+        return None
+    answer = hosted.reader.answer_at_once(raw, found[1], calls.settings.score_rows_max)
+    if answer is not None:
+        hosted.engine.metrics.observe_score(time.perf_counter() - started)
     return answer
 
 

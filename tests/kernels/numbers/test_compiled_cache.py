@@ -30,7 +30,7 @@ from livefactor_kernels.numbers.random import draw_batch
 from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.scoring.cpu_kernels import select_kernel
 from livefactor_kernels.softmax.proposal import Proposer
-from livefactor_kernels.solve.cpu import livefactor_mean_kernel
+from livefactor_kernels.solve.cpu_records import livefactor_mean_kernel
 from livefactor_kernels.spec.model import FactorDtype, Loss, Proposal, Replay, Rule, Softmax
 from livefactor_kernels.tables import USERS
 from livefactor_kernels.tables.cpu import Table

@@ -13,6 +13,7 @@ import pytest
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.pins import cpu as pins
+from livefactor_server.engine.short_reads import ShortReader
 from livefactor_server.rpc import embedded
 from livefactor_server.snapshots import replay
 from stubs import Stubs
@@ -68,6 +69,7 @@ def test_a_read_is_refused_and_the_model_goes_on(stubs: Stubs, monkeypatch, plac
     with monkeypatch.context() as patch:
         # Only a read that was interrupted too often takes a pin.
         patch.setattr(CpuModel, "try_score", lambda *_: None)
+        patch.setattr(ShortReader, "answer", no_memory)
         patch.setattr(place, verb, no_memory)
         assert refused(lambda: score(stubs, model, **target)) == (
             "memory: not enough for this read now, try again later"

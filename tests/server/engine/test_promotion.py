@@ -177,6 +177,16 @@ def test_a_start_that_reads_the_end_of_the_log_finds_the_spec(rig: Rig) -> None:
         assert list(log.check_earlier()) and list(log.switches) == [2] and not log.switches_from
 
 
+def test_a_start_without_a_snapshot_of_the_new_spec_replays_the_unread_part(rig: Rig) -> None:
+    while len(rig.log.segments) < 3:
+        rig.push(batch(rig.engine.revision, 400))
+    info = keeper_of(rig).take()
+    revision = rig.engine.promote(NEW)
+    with Log.open(rig.folder / "log", read_only=True, since=info.revision) as log:
+        assert log.switches_from and list(log.switches) == [revision]
+        assert state_root(replay.recover(rig.folder, log, "cpu")) == rig.root()
+
+
 def test_a_crash_before_the_record_leaves_the_old_spec(rig: Rig, tmp_path: Path) -> None:
     for number in range(3):
         rig.push(batch(number))

@@ -135,6 +135,16 @@ def test_an_event_that_is_no_rating_leaves_the_spec(tmp_path: Path, caplog) -> N
     rig.close()
 
 
+def test_the_switch_is_tried_again_when_it_had_no_room(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("livefactor_server.engine.ratings.RETRY_S", 0.01)
+    rig = Rig(tmp_path / "model", AUTO)
+    with rig.engine._promoting:
+        rig.push(events(stars()))
+        wait_until(lambda: "another one is in progress" in caplog.text, "a refused switch")
+    wait_until(lambda: switched(rig), "a switch at a later try")
+    rig.close()
+
+
 @pytest.mark.parametrize("first", [None, stars(EVENTS_MIN - 1)], ids=["without values", "too few"])
 def test_without_enough_values_nothing_is_decided(tmp_path: Path, first: np.ndarray | None) -> None:
     rig = Rig(tmp_path / "model", AUTO)
