@@ -31,6 +31,9 @@ GOALS = {
 
 _UNITS = {"per_s": "{:,.0f}", "p50_ms": "{:.2f} ms", "p99_ms": "{:.2f} ms", "cpu_us": "{:,.0f} µs"}
 
+SHARES = ("append", "place", "apply")
+"""The steps of a commit, of which the page shows the share of the time that they work."""
+
 Figure = float | str | None
 
 
@@ -65,4 +68,20 @@ def page(figures: Mapping[str, Figure]) -> list[str]:
     if not lines:
         return []
     head = "| " + " | ".join(HEAD) + " |"
-    return ["", f"### {TITLE}", "", head, "|---|---:|---:|---:|---|---:|---:|---:|", *lines]
+    rule = "|---|---:|---:|---:|---|---:|---:|---:|"
+    return ["", f"### {TITLE}", "", head, rule, *lines, *_shares(figures)]
+
+
+def _shares(figures: Mapping[str, Figure]) -> list[str]:
+    """The table with the share of the time that each step of a commit works."""
+    lines = []
+    for name in METHODS:
+        for callers in CALLERS:
+            shares = [figures.get(f"call_{name}_{callers}_{step}_share") for step in SHARES]
+            if all(isinstance(share, float | int) for share in shares):
+                cells = [f"{share:.2f}" for share in (*shares, sum(map(float, shares)))]
+                lines.append("| " + " | ".join((LABELS[name], str(callers), *cells)) + " |")
+    if not lines:
+        return []
+    head = "| share of the time | callers | append | place | apply | sum |"
+    return ["", head, "|---|---:|---:|---:|---:|---:|", *lines]

@@ -1,23 +1,23 @@
 """The presets and tuned opponents on more data sets.
 
-`python -m benchmarks.quality.auto FOLDER [SET ...]` measures them.
+`python -m benchmarks.quality.auto FOLDER [SET ...]` measures them. Without names it measures the
+sets that have no figures of the present kernels, so that a run that was stopped can be resumed.
 
-The folder has a folder for each data set: ml-100k, lastfm-2k, sasrec-games,
-amazon-musical-instruments, online-retail, with the public files that `SETS` names. A set whose
-file is missing is left out. It writes benchmarks/results/auto.json and the table of docs/auto.md.
+`auto_sets` describes the folder. A set whose file is missing is left out. It writes
+benchmarks/results/auto.json and the table of docs/auto.md.
 
 Every method learns the same events. livefactor learns them in one pass in their order, in records
 of 512 events. Opponents are batch retrains, whose settings are chosen on an earlier cut of the
 learned events. At most `JUDGED_USERS` users are judged, by NDCG@10 without the items that they had.
+The set `sessions` is judged as `auto_streams` describes.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
+import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.pages import ROOT, write_between
-from benchmarks.progressive.data import Stream
 from benchmarks.quality import als, closed_form
-from benchmarks.quality.data import Division, Events, cut, numbered
+from benchmarks.quality.auto_sets import SETS, SHAPED, diginetica
+from benchmarks.quality.auto_streams import counted_recall, session_recall, to_popular
+from benchmarks.quality.data import Division, Events, cut
 from benchmarks.quality.methods import EPOCHS, Parts
 from benchmarks.quality.metrics import Judge
 from benchmarks.quality.search import grid, pick
@@ -38,88 +39,13 @@ from livefactor_server.tuning.drawing import write_svg
 
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "auto.json", ROOT / "docs" / "auto.md"
 JUDGED_USERS = 1000
-SECOND = 1_000_000
 OURS = ("auto", "clicks", "purchases", "news")
-IALS_GRID = grid(k=(64, 128), unobserved=(0.02, 0.1, 0.3, 1), l2=(0.003, 0.02))
+SESSION_PRESETS = ("auto", "clicks", "purchases")
+IALS_GRID, IALS_FACTORS = grid(unobserved=(0.02, 0.1, 0.3, 1), l2=(0.003, 0.02)), (64, 128)
+"""iALS is tuned with the first number of factors. The better of both numbers is reported."""
 EASE_GRID = grid(l2=(20, 100, 300, 1000, 3000))
 EASE_ITEMS_MAX = 8000
 """EASE inverts a matrix of items by items. It is left out for more items."""
-
-
-def _events(users: Iterable[object], items: Iterable[object], times: Iterable[int] | None = None) -> Events:
-    """Each pair once, in the given order, or by time if there are times (seconds)."""
-    keys = [
-        np.unique(np.array(list(column)), return_inverse=True)[1].astype(np.uint64)
-        for column in (users, items)
-    ]
-    order, moments = np.arange(keys[0].size), None
-    if times is not None:
-        moments = np.array(list(times), np.int64) * SECOND
-        order = np.argsort(moments, kind="stable")
-        moments = moments[order]
-    values = np.ones(order.size, np.float32)
-    return numbered(Stream(keys[0][order], keys[1][order], values, times=moments), once=True)
-
-
-def _lines(file: Path, separator: str) -> list[list[str]]:
-    with gzip.open(file, "rt", encoding="latin-1") as lines:
-        return list(csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE))
-
-
-def ml100k(folder: Path) -> Division:
-    """MovieLens-100k: the last 20 % of each user's ratings, in time."""
-    rows = _lines(folder / "ml-100k" / "ml-100k.inter.tsv.gz", "\t")[1:]
-    return cut(
-        _events((r[0] for r in rows), (r[1] for r in rows), (int(float(r[3])) for r in rows)), True, 0.8, 1.0
-    )
-
-
-def lastfm(folder: Path) -> Division:
-    """Last.fm: a random 20 % of each user's artists, without times."""
-    rows = _lines(folder / "lastfm-2k" / "user_artists.dat.gz", "\t")[1:]
-    order = np.random.default_rng(7).permutation(len(rows)).tolist()
-    return cut(_events((rows[n][0] for n in order), (rows[n][1] for n in order)), True, 0.8, 1.0)
-
-
-def games(folder: Path) -> Division:
-    """Video games: the last item of each user, in the order of each user, without times."""
-    pairs = np.array(
-        [line[0].split() for line in _lines(folder / "sasrec-games" / "Video.txt.gz", "\t")], int
-    )
-    # Random numbers that ascend within each user interleave the users.
-    draws = np.random.default_rng(5).random(len(pairs))
-    draws = draws[np.lexsort((draws, pairs[:, 0]))]
-    last = np.append(pairs[1:, 0] != pairs[:-1, 0], True)
-    events = _events(pairs[:, 0], pairs[:, 1])
-    learned = np.flatnonzero(~last)
-    return Division(events.take(learned[np.argsort(draws[learned], kind="stable")]), events.take(last))
-
-
-def instruments(folder: Path) -> Division:
-    """Musical instruments: the last 20 % of each user's reviews, by day."""
-    with gzip.open(folder / "amazon-musical-instruments" / "reviews_5core.json.gz", "rt") as lines:
-        reviews = [json.loads(line) for line in lines]
-    columns = [[review[name] for review in reviews] for name in ("reviewerID", "asin", "unixReviewTime")]
-    return cut(_events(*columns), True, 0.8, 1.0)
-
-
-def retail(folder: Path) -> Division:
-    """Online Retail: the last 20 % of all first purchases, in time."""
-    rows = _lines(folder / "online-retail" / "events.csv.gz", ",")[1:]
-    return cut(
-        _events((r[1] for r in rows), (r[2] for r in rows), (int(r[0]) for r in rows)), False, 0.8, 1.0
-    )
-
-
-SETS: dict[str, Callable[[Path], Division]] = {
-    "ml100k": ml100k,
-    "lastfm": lastfm,
-    "games": games,
-    "instruments": instruments,
-    "retail": retail,
-}
-SHAPED = ("ml100k", "lastfm", "retail")
-"""The sets on which the settings of `auto` were chosen. The others were only looked at."""
 
 
 BARS = {
@@ -164,11 +90,12 @@ def measure(name: str, division: Division) -> dict[str, float | str]:
     figures: dict[str, float | str] = {"events": len(learned), "judged_users": judge.users.size}
     figures["popular"] = judge.figures(closed_form.popular(learned))["ndcg10"]
 
-    def ials(events: Events, settings: dict[str, float | str]) -> Callable[[np.ndarray], np.ndarray]:
-        return als.ials(events, EPOCHS, 0, **settings)  # type: ignore[arg-type]
+    def ials(events: Events, k: int, settings: Any) -> Callable[[np.ndarray], np.ndarray]:
+        return als.ials(events, EPOCHS, 0, k=k, **settings)
 
-    choice = pick(IALS_GRID, lambda s: earlier.figures(ials(tuning.learned, s))["ndcg10"])
-    figures["ials"] = judge.figures(ials(learned, choice.settings))["ndcg10"]
+    first = IALS_FACTORS[0]
+    choice = pick(IALS_GRID, lambda s: earlier.figures(ials(tuning.learned, first, s))["ndcg10"])
+    figures["ials"] = max(judge.figures(ials(learned, k, choice.settings))["ndcg10"] for k in IALS_FACTORS)
     figures["ials_settings"] = choice.words
     if learned.item_count <= EASE_ITEMS_MAX:
         ease = pick(
@@ -184,17 +111,27 @@ def measure(name: str, division: Division) -> dict[str, float | str]:
     figures["to_ials"] = figures["auto"] / figures["ials"]
     if "ease" in figures:
         figures["to_ease"] = figures["auto"] / figures["ease"]
+    figures["to_popular_min"] = to_popular(learned)
     return {f"auto_{name}_{key}": value for key, value in figures.items()}
+
+
+def measure_sessions(folder: Path) -> dict[str, float | str]:
+    """The figures of the sessions, recall@20."""
+    clicks = diginetica(folder)
+    figures: dict[str, float | str] = {key: session_recall(key, clicks) for key in SESSION_PRESETS}
+    figures["counted"], figures["events"] = counted_recall(clicks), len(clicks.items)
+    figures["to_best_preset"] = figures["auto"] / max(figures[key] for key in SESSION_PRESETS[1:])  # type: ignore[operator, type-var]
+    return {f"auto_sessions_{key}": value for key, value in figures.items()}
 
 
 def table(figures: dict[str, float | str]) -> str:
     """The table of the page."""
-    keys = ("popular", "ials", "ease", "news", "purchases", "clicks", "auto")
+    keys = ("popular", "ials", "ease", "news", "purchases", "clicks", "auto", "to_popular_min")
     lines = [
-        "| data | most-popular | tuned iALS | tuned EASE | `news` | `purchases` | `clicks` | `auto` |",
-        "|---" * 8 + "|",
+        "| data | most-popular | tuned iALS | tuned EASE | `news` | `purchases` | `clicks` | `auto` | beside popular, least |",
+        "|---" * 9 + "|",
     ]
-    for name in SETS:
+    for name in (*SETS, "sessions"):
         if f"auto_{name}_auto" in figures:
             cells = [figures.get(f"auto_{name}_{key}") for key in keys]
             words = [f"{cell:.3f}" if isinstance(cell, float) else "–" for cell in cells]
@@ -216,24 +153,29 @@ def picture(figures: dict[str, float | str]) -> Any:
     return figure
 
 
+def kernels() -> str:
+    """A digest of the code that learns and scores."""
+    digest = hashlib.sha256()
+    for file in sorted((ROOT / "kernels").rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def main() -> None:
-    folder, names = Path(sys.argv[1]), sys.argv[2:] or list(SETS)
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
     figures = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for name in names:
+    code = kernels()
+    for name in names or [*SETS, "sessions"]:
+        if not names and figures.get(f"auto_{name}_kernels") == code:
+            continue
         try:
-            division = SETS[name](folder)
+            own = measure_sessions(folder) if name == "sessions" else measure(name, SETS[name](folder))
         except FileNotFoundError as error:
             print(f"{name}: left out: {error}")
             continue
-        figures |= measure(name, division) | {f"auto_{name}_run_date": machine.date()}
-        print(
-            name,
-            {
-                key: round(value, 4)
-                for key, value in figures.items()
-                if name in key and isinstance(value, float)
-            },
-        )
+        kept = {key: value for key, value in figures.items() if not key.startswith(f"auto_{name}_")}
+        figures = kept | own | {f"auto_{name}_run_date": machine.date(), f"auto_{name}_kernels": code}
+        print(name, {key: round(value, 4) for key, value in own.items() if isinstance(value, float)})
         RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     write_between(PAGE, "benchmarks.quality.auto", table(figures))
     write_svg(ROOT / "docs" / "images" / "auto-sets.svg", lambda: picture(figures))

@@ -126,16 +126,29 @@ class Learner:
 
     def learn(self) -> Iterator[int]:
         """Learns one record at a time, and yields the number of events learned so far."""
-        events, size = self._events, self._record_events
-        for revision, start in enumerate(range(0, len(events), size), 1):
-            part = slice(start, min(start + size, len(events)))
-            user_rows = self.model.users.allocate(events.users[part].astype(np.uint64))
-            item_rows = self.model.items.allocate(events.items[part].astype(np.uint64))
-            values = np.ascontiguousarray(events.values[part]) if self._with_values else None
-            counts = self.model.users.allocated, self.model.items.allocated
-            times = None if events.times is None else np.ascontiguousarray(events.times[part])
-            self.model.apply(Update(revision, user_rows, item_rows, values, None, *counts, times))
+        for revision, part in enumerate(self._parts(), 1):
+            self.learn_part(revision, part)
             yield part.stop
+
+    def learn_before(self) -> Iterator[int]:
+        """Yields the number of events learned so far before each record, and then learns it."""
+        for revision, part in enumerate(self._parts(), 1):
+            yield part.start
+            self.learn_part(revision, part)
+
+    def _parts(self) -> Iterator[slice]:
+        for start in range(0, len(self._events), self._record_events):
+            yield slice(start, min(start + self._record_events, len(self._events)))
+
+    def learn_part(self, revision: int, part: slice) -> None:
+        """Learns a part of the events as one record."""
+        events = self._events
+        user_rows = self.model.users.allocate(events.users[part].astype(np.uint64))
+        item_rows = self.model.items.allocate(events.items[part].astype(np.uint64))
+        values = np.ascontiguousarray(events.values[part]) if self._with_values else None
+        counts = self.model.users.allocated, self.model.items.allocated
+        times = None if events.times is None else np.ascontiguousarray(events.times[part])
+        self.model.apply(Update(revision, user_rows, item_rows, values, None, *counts, times))
 
     def scores(self, users: np.ndarray) -> np.ndarray:
         """Scores float32[n, items]. An unknown user or item has a zero row."""

@@ -3,18 +3,21 @@
 Calls per second, latency and the server's CPU time of single calls, beside an empty call: a server
 of plain grpcio with a handler that returns 100 bytes. 1, 8 and 32 callers in two processes make the
 calls (`callers`), on the same machine as the servers. All kinds of calls take turns. Figures are
-medians over the rounds.
+medians over the rounds. For updates there is also the share of the time that each step of a commit
+works, from the server's metrics. If the shares add up to more than 1, the steps overlap.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.speed.callers import LARGE, LARGE_ITEMS, LIVE, METHODS
+from benchmarks.speed.callers import APPLY, LARGE, LARGE_ITEMS, LIVE, METHODS, STREAM
 from benchmarks.speed.disk import RawFile
 from benchmarks.speed.ingest import serving_process
 from benchmarks.speed.latency import fill
@@ -36,14 +39,25 @@ ROUNDS, SECONDS = 3, 1.0
 SYNCS = 100
 """Raw writes of a block in each round."""
 
+_STEP = re.compile(rf'^livefactor_commit_seconds_total{{model="{LIVE}",step="(\w+)"}} (\S+)$', re.M)
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Server(NamedTuple):
-    """A running server."""
+    """A running server. `metrics` is the address of its metrics, "" without any."""
 
     target: str
     pid: int
+    metrics: str = ""
+
+    @property
+    def steps_s(self) -> dict[str, float]:
+        """Seconds that each step of the commits of the model `LIVE` has taken."""
+        if not self.metrics:
+            return {}
+        with urllib.request.urlopen(self.metrics) as answer:
+            lines = answer.read().decode()
+        return {step: float(seconds) for step, seconds in _STEP.findall(lines)}
 
     @property
     def cpu_s(self) -> float:
@@ -83,19 +97,20 @@ def _job(
 ) -> dict[str, float]:
     """The figures of one turn: calls per second, milliseconds, and microseconds of server CPU."""
     used = processes[: min(callers, len(processes))]
-    before = server.cpu_s
+    before, steps = server.cpu_s, server.steps_s
     for process in used:
         _ask(process, f"{server.target} {name} {callers // len(used)} {seconds}")
     answers = [json.loads(_answer(process)) for process in used]
-    cpu = server.cpu_s - before
+    cpu, seconds = server.cpu_s - before, max(answer["seconds"] for answer in answers)
+    shares = {f"{step}_share": (s - steps.get(step, 0.0)) / seconds for step, s in server.steps_s.items()}
     calls = sum(answer["calls"] for answer in answers)
     p50, p99 = np.percentile([ms for answer in answers for ms in answer["ms"]], (50, 99))
     return {
-        "per_s": calls / max(answer["seconds"] for answer in answers),
+        "per_s": calls / seconds,
         "p50_ms": float(p50),
         "p99_ms": float(p99),
         "cpu_us": cpu / calls * 1e6,
-    }
+    } | (shares if METHODS[name] in (APPLY, STREAM) else {})
 
 
 def _sync_ms(file: RawFile) -> float:
@@ -115,8 +130,9 @@ def measure(rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str, float]:
     """
     taken: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        target, process = stack.enter_context(serving_process())
-        ours = Server(target, process.pid)
+        ports, process = stack.enter_context(serving_process(flags=("--metrics-port", "0")))
+        target = f"127.0.0.1:{ports[0]}"
+        ours = Server(target, process.pid, f"http://127.0.0.1:{ports[1]}/metrics")
         servers = dict.fromkeys(METHODS, ours)
         for name, kind in (("plain", "threads"), ("plain_loop", "loop")):
             plain = stack.enter_context(_process("benchmarks.speed.plain_server", kind))

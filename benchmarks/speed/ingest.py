@@ -53,15 +53,15 @@ def serving(program: list[str] | None = None, flags: Sequence[str] = ()) -> Iter
 
     `flags` are added to `serve`.
     """
-    with serving_process(program, flags) as (target, _):
-        yield target
+    with serving_process(program, flags) as (ports, _):
+        yield f"127.0.0.1:{ports[0]}"
 
 
 @contextmanager
 def serving_process(
     program: list[str] | None = None, flags: Sequence[str] = ()
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Does as `serving`, and yields the process, too."""
+) -> Iterator[tuple[list[int], subprocess.Popen[bytes]]]:
+    """Does as `serving`, and yields the ports of gRPC and of the metrics, and the process."""
     with tempfile.TemporaryDirectory(prefix="livefactor-bench-", dir=os.environ.get("BENCH_DIR")) as name:
         ports = Path(name) / "ports"
         command = program or ["-m", "livefactor"]
@@ -75,7 +75,7 @@ def serving_process(
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError("the server did not start")
                 time.sleep(0.05)
-            yield f"127.0.0.1:{ports.read_text().split()[0]}", process
+            yield [int(port) for port in ports.read_text().split()], process
         finally:
             process.kill()
             process.wait()

@@ -350,6 +350,32 @@ def test_an_invalid_reservoir_is_refused(tmp_path: Path, name: str) -> None:
         samples.taken(tmp_path / "short", state)
 
 
+HISTORIES: dict[str, tuple[str, list[int]]] = {
+    "more events than counted": ("seen_count", [2, 0, 1, 0, 1]),
+    "fewer events than counted": ("seen_count", [2, 0, 1, 20, 1]),
+    "an item that is not there": ("seen_rows", [0, 1, 2, 30, 0]),
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_events_that_do_not_fit_their_numbers_are_refused(tmp_path: Path, name: str) -> None:
+    state = samples.view(5, 30, 5)
+    # The bytes encode `history` (number 15): `users` 16 and `paged`.
+    state.spec_body += b"\x7a\x04\x08\x10\x20\x01"
+    state.small = dict(state.small) | {"spec": np.frombuffer(state.spec_body, np.uint8)}
+    state.remembered = (5, 0)
+    users, items = state.pin.tables
+    users |= {column: np.zeros(5, np.uint32) for column in ("seen_rows", "seen_visits", "visits")}
+    users |= {column: np.ones(5, np.float32) for column in ("seen_values", "seen_weights")}
+    users |= {"last_time": np.zeros(5, np.int64), "seen_count": np.array([2, 0, 1, 1, 1], np.uint32)}
+    items["seen_count"] = np.zeros(30, np.uint32)
+    snapshot_files.verify(samples.taken(tmp_path / "good", state))
+    column, numbers = HISTORIES[name]
+    users[column] = np.array(numbers, np.uint32)
+    error = refused(samples.taken(tmp_path / "bad", state))
+    assert (error.tensor, error.file) == ("users.seen_rows", "users.safetensors")
+
+
 @pytest.mark.parametrize("value", [-0.5, 1.5])
 def test_invalid_powers_are_refused(tmp_path: Path, value: float) -> None:
     state = samples.view(40, 30, 5, models_pb2.OPTIMIZER_KIND_LAZY_ADAM)

@@ -164,3 +164,10 @@ def test_the_table_of_calls_compares_each_call_with_the_empty_one() -> None:
         "| `ApplyUpdates`, 1 event | 8 | 614 | 0.30 | at least 0.50 (not reached) "
         "| 12.24 ms | 24.95 ms | 1,186 µs |"
     )
+    shares = {
+        f"call_update_1_8_{step}_share": share
+        for step, share in (("append", 0.5), ("place", 0.25), ("apply", 0.5))
+    }
+    assert call_table.page(figures | shares)[-1] == (
+        "| `ApplyUpdates`, 1 event | 8 | 0.50 | 0.25 | 0.50 | 1.25 |"
+    )

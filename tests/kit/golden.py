@@ -151,7 +151,7 @@ GOLDEN = {
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
     "solve_embeddings": "9a8a6258fe8fe09f66a7e21be04aa5c2c75c1743925754316965b8acc2dc5516",
-    "solve_mix": "552ac9846d42e5f37a29f95ee36327780c62b76c8ef1bafda9c32de1fdc92756",
+    "solve_mix": "ca3cbd7004eba69e69489f6650660b5e045149133a28dd75bbf14aa4bada390d",
     "solve_squared": "8a68d26443a1f77c714ca93f1d39497bad0c1f556e994365c0414ab5c30c64bf",
     "solve_replay": "16b81a95457dc0256485b862e09d87acc5acd88b89202b9143ec899ca608c190",
     "softmax_uniform_adagrad": "97252bf497f34d731ee6e8256da6aec43649a2fe23f90d3c65f13ff08af1d664",

@@ -13,8 +13,10 @@ import numpy as np
 
 HALF_LIVES = (0.0, 6.0, 1.5)
 FOLDS = len(HALF_LIVES)
-COUNTS, REPEATS, POPULARITY = FOLDS, FOLDS + 1, FOLDS + 2
-EXPERTS = FOLDS + 3
+COUNT_HALF_LIVES = (0.0, 6.0, 0.5)
+COUNTS = FOLDS
+REPEATS = COUNTS + len(COUNT_HALF_LIVES)
+POPULARITY, EXPERTS = REPEATS + 1, REPEATS + 2
 GROUP_STARTS = (1, 5, 20)
 SUM, SQUARES = (len(GROUP_STARTS) + 1) * EXPERTS + 1, (len(GROUP_STARTS) + 1) * EXPERTS + 2
 VARIANCE_MIN = 1e-12
@@ -35,17 +37,17 @@ class Gains(NamedTuple):
 
 
 def combined(
-    mix: np.ndarray, gram: np.ndarray, folds: np.ndarray, counts: Gains, repeats: Gains, events: int
+    mix: np.ndarray, gram: np.ndarray, folds: np.ndarray, counts: list[Gains], repeats: Gains, events: int
 ) -> tuple[np.ndarray, np.float32, Gains]:
     """The factors float32[kp], the bias and the gains of a user.
 
-    mix: float64[27], the section. gram: float64[k + 1, k + 1], of the items. folds:
-    float32[FOLDS, kp], the user's rows with each half-life. events: the number of remembered
-    events.
+    mix: float64[35], the section. gram: float64[k + 1, k + 1], of the items. folds:
+    float32[FOLDS, kp], the user's rows with each half-life. counts: the gains with each of
+    `COUNT_HALF_LIVES`, of the same rows. events: the number of remembered events.
     """
     k, count = len(gram) - 1, max(float(gram[-1, -1]), 1.0)
     sums = [_row_sums(row[:k], gram) for row in folds]
-    sums += [_sums(each.gains.astype(np.float64)) for each in (counts, repeats)]
+    sums += [_sums(each.gains.astype(np.float64)) for each in (*counts, repeats)]
     sums.append((float(mix[SUM]), float(mix[SQUARES])))
     moments = [_moments(total, squares, count) for total, squares in sums]
     group = bisect_right(GROUP_STARTS, events)
@@ -57,8 +59,10 @@ def combined(
         shift -= scaled[expert] / unit * moments[expert][0]
         if expert < FOLDS:
             row += (scaled[expert] / unit) * folds[expert]
-    rows = np.union1d(counts.rows, repeats.rows)
-    gains = (scaled[COUNTS] / unit) * counts.at(rows) + (scaled[REPEATS] / unit) * repeats.at(rows)
+    rows = np.union1d(counts[0].rows, repeats.rows)
+    gains = (scaled[REPEATS] / unit) * repeats.at(rows)
+    for expert, each in enumerate(counts, COUNTS):
+        gains += (scaled[expert] / unit) * each.at(rows)
     return row.astype(np.float32), np.float32(shift), Gains(rows, gains.astype(np.float32))
 
 

@@ -142,8 +142,11 @@ class SnapshotScores:
         for half_life in mixing.HALF_LIVES:
             weights = events.weights * decays(half_life)[events.ages]
             folds.append(self._folded(x.copy(), _F0, events._replace(weights=weights))[0])
-        weights = events.weights * decays(mixing.HALF_LIVES[1])[events.ages]
-        counts = mixing.Gains(*self._followed(events._replace(weights=weights), np.float32(1.0)))
+        counts = []
+        for half_life in mixing.COUNT_HALF_LIVES:
+            weights = events.weights * decays(half_life)[events.ages]
+            followed = self._followed(events._replace(weights=weights), np.float32(1.0))
+            counts.append(mixing.Gains(*followed))
         rows, places = np.unique(events.rows, return_inverse=True)
         again = np.zeros(len(rows), np.float32)
         decayed = decays(self._spec.counts.half_life)[events.ages]

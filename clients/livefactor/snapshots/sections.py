@@ -27,7 +27,7 @@ FACTOR_DTYPES = {
 MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE, MAX_DIMENSION = 1024, 8192, 1 << 20, 1024
 SPEC_BYTES_MAX = 1 << 16
 RATES_SIZE = 5
-MIX_SIZE = 27
+MIX_SIZE = 35
 _FACTORS = ""
 """Stands for the dtype of the spec's factors in the table below."""
 _OPTIMIZERS = models_pb2.OptimizerKind.values()
@@ -239,7 +239,7 @@ _BESIDE = (
     _Beside("labels.user.text", "U8"),
     # The global mean: a fixed-point sum in units of 2**-20, and a count.
     _Beside("mean", "I64", lambda spec: 2),
-    # The mix: the weights of 6 experts for 4 groups of users, and 3 sums about popularity.
+    # The mix: the weights of 8 experts for 4 groups of users, and 3 sums about popularity.
     _Beside("mix", "F64", lambda spec: MIX_SIZE, lambda spec: spec.mix.learning_rate > 0),
     # The map of embeddings and its sums (rule SOLVE). Progress has changes, next row, items.
     _Beside("prior.gram", "F64", lambda spec: (spec.embeddings.dimension + 1) ** 2, _has_vectors),

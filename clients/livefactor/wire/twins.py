@@ -24,6 +24,7 @@ from livefactor.v1 import scoring_pb2, updates_pb2
 
 _PUBLIC_PACKAGE = "livefactor.v1"
 _TWIN_PACKAGE = "livefactor.twin"
+_SHORT_BYTES = 64 << 10
 _Field = descriptor_pb2.FieldDescriptorProto
 _FIXED_WIDTH = frozenset({
     _Field.TYPE_FIXED64, _Field.TYPE_FIXED32, _Field.TYPE_SFIXED64, _Field.TYPE_SFIXED32,
@@ -121,19 +122,21 @@ def canonical(public: type[message.Message], data: bytes) -> bytes:
 
 
 def column_view(name: str, dtype: np.dtype[Any], data: bytes, start: int, stop: int) -> npt.NDArray[Any]:
-    """The column in data[start:stop]: a view if it is aligned, else an aligned copy.
+    """The column in data[start:stop]: a view if it is aligned, else an aligned copy. It may be
+    read-only.
 
     Kernels need aligned columns. Raises ColumnError if the number of bytes is not a multiple of the
     dtype's.
     """
     if (stop - start) % dtype.itemsize:
         raise ColumnError(f"{name}: {stop - start} bytes are not a multiple of {dtype.itemsize}")
-    view = (
-        np.frombuffer(data, dtype, (stop - start) // dtype.itemsize, start)
-        if stop > start
-        else np.empty(0, dtype)
-    )
-    return view if view.flags.aligned else view.copy()
+    if start == stop:
+        return np.empty(0, dtype)
+    view = np.frombuffer(data, dtype, (stop - start) // dtype.itemsize, start)
+    if view.flags.aligned:
+        return view
+    # NumPy gives up the GIL for a copy, which takes longer than a short copy.
+    return np.frombuffer(data[start:stop], dtype) if stop - start <= _SHORT_BYTES else view.copy()
 
 
 def twin_column(twin: Any, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

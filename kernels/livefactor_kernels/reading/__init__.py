@@ -28,10 +28,11 @@ They score every item i for a user, given the user's remembered events:
 
     0, 1, 2  x_h . y_i for the user's row x_h, folded in with the half-lives `HALF_LIVES` in visits
              as described above; 0 means that all events weigh the same
-    3        the gains from counts, where event j has the weight of half-life `HALF_LIVES[1]`
-    4        repeats: sum of weight * decay(age) over the events of i itself with values above 0,
+    3, 4, 5  the gains from counts, where event j has the weight of a half-life of
+             `COUNT_HALF_LIVES`
+    6        repeats: sum of weight * decay(age) over the events of i itself with values above 0,
              with the half-life `counts.half_life`
-    5        popularity p_i, which is the bias of the item (below)
+    7        popularity p_i, which is the bias of the item (below)
 
 A user without events has the mean of all users' rows as x_h, and no gains.
 
@@ -41,36 +42,52 @@ needed. With the Gram matrix G of the items and their sum g (`solve/__init__.py`
 x . y_i is x . g / n, and its mean square is x' G x / n. Gains are 0 except for a few items. The
 sums of p and p**2 are state. The score of a user in group u is
 
-    sum_e w[u, e] z_e / (w[u, 5] * scale_5)
+    sum_e w[u, e] z_e / (w[u, 7] * scale_7)
 
 The divisor is the same for all items of a user. So the rank is that of sum_e w[u, e] z_e, and the
 bias of an item enters with the factor 1: top-k lists need no other kernels. The group of a user is
 0, 1, 2 or 3 for less than 1, 5 or 20 remembered events, or more (`GROUP_STARTS`).
 
-Weights. They start at `WEIGHT_START` and are learned from predictions that are made before the
-event is learned. Let E events be learned before a record. Fresh event t of the record is predicted
-if its value is above 0, its item had a row before the record, and draw(t, 0, c) = 0 with
+Weights. They start at `WEIGHT_START`, those of users without events at 0, and those of popularity
+at `POPULARITY_START`. So lists begin near most-popular, while the tables know little. The weights
+are learned from predictions that are made before the event is learned. Let E events be learned
+before a record. Fresh event t of the record is predicted if its value is above 0, its item had a
+row before the record, and draw(t, 0, c) = 0 with
 c = min(max(E // `PREDICTED_SCHEDULE`, `PREDICTED_MIN`), `PREDICTED_MAX`). The prediction uses the
-tables before the record, and in addition the user's earlier events in the record. Its candidates
-are the event's item, and the rows draw(t, 1 + j, n) for j below `CANDIDATES` that are neither this
-item nor of the user's remembered events. One step of gradient descent on the softmax cross-entropy
-of the item among the candidates is
+tables before the record, and in addition the user's earlier events in the record. Events of the
+same time as event t, unless it is 0, are not used: a basket comes as a whole. The candidates are
+the event's item; then the items with gains from counts, by row; then others. Those of the user's
+remembered events are left out. The others are all further rows by number if n is at most
+`CANDIDATES`, and else those among draw(t, 1 + j, n) for j below `CANDIDATES`. A candidate c has the
+odds v_c. They are 1, but (number of further rows) / (number of drawn candidates) for a drawn one.
+Items with gains rank high, so a sample would rarely have the ones that compete with the event's
+item. The probability of the item is
 
-    S_c = sum_e w[u, e] z_e(c), from e = 0 on;  q_c = exp(float32(S_c - max S));
+    S_c = sum_e w[u, e] z_e(c), from e = 0 on;  q_c = v_c exp(float32(S_c - max S));
+    P = q_item / sum_c q_c
+
+One step of gradient ascent on 2 sqrt(P) is
+
     d_e = (sum_c q_c z_e(c)) / (sum_c q_c) - z_e(item)
-    w[u, e] = max(w[u, e] - rate * clamp(d_e, `STEP_MAX`), floor_e)
+    w[u, e] = max(w[u, e] - rate * clamp(d_e sqrt(P), `STEP_MAX`), floor_e)
 
-floor_e is 0, and `POPULARITY_MIN` for popularity. If the item is new to the user, all experts but
-the repeats take this step. Then, for any item, the repeats take it among more candidates: the other
-items of the user's last `OWN_MAX` remembered events, oldest first, with repetitions. So the weight
-of repeats falls where nobody repeats.
+floor_e is 0, and `POPULARITY_MIN` for popularity. sqrt(P) is the likelihood of Ferrari and Yang
+(Maximum Lq-likelihood estimation, Annals of Statistics 2010) with q = 1/2. An event that no expert
+foresees hardly counts. The logarithm of P would follow these events to popularity, because it
+raises a hopeless item from a far to a less far rank, and lists end after their first ranks.
+
+If the item is new to the user, all experts but the repeats take this step. Then, for any item, the
+repeats take a step with 1 in place of sqrt(P) and with `REPEATS_RATE` times the rate. Its
+candidates are also the other items of the user's last `OWN_MAX` remembered events, by row, and
+their odds are 1. So the weight of repeats falls where nobody repeats.
 
 Popularity. After a record is learned, each fresh event with a value above 0 adds its weight to the
 count a_i of its item, and p_i = log(1 + a_i), where log(x) is e + m - 1 for x = m * 2**e with m in
 [1, 2). Before a record, if at least as many events as items came since the last time, all counts
 are multiplied by float32(2 ** -`DECAY_EXPONENT`), and sums are added again in the order of rows.
 
-The dots, sums and weights are float64. Counts a and p are float32. Sums run from left to right.
+The dots are those of scores (float32). Sums, odds and weights are float64. Counts a and p are
+float32. Sums run from left to right.
 The section `mix` has the weights by group and expert, then the events since the last decay, sum p
 and sum p**2. draw(t, d, c) is `random.draw_below` with the key of `random.MIX_DOMAIN`.
 """
@@ -85,13 +102,17 @@ import numpy as np
 HALF_LIVES = (0.0, 6.0, 1.5)
 """Half-lives of the folded-in rows, in visits."""
 FOLDS = len(HALF_LIVES)
-COUNTS, REPEATS, POPULARITY = FOLDS, FOLDS + 1, FOLDS + 2
-EXPERTS = FOLDS + 3
+COUNT_HALF_LIVES = (0.0, 6.0, 0.5)
+"""Half-lives of the events that followers come from, in visits."""
+COUNTS = FOLDS
+"""The first of the experts with gains from counts."""
+REPEATS = COUNTS + len(COUNT_HALF_LIVES)
+POPULARITY, EXPERTS = REPEATS + 1, REPEATS + 2
 GROUP_STARTS = (1, 5, 20)
 GROUPS = len(GROUP_STARTS) + 1
-WEIGHT_START, POPULARITY_MIN, STEP_MAX = 0.3, 0.02, 3.0
+WEIGHT_START, POPULARITY_START, POPULARITY_MIN, STEP_MAX = 0.1, 0.6, 0.02, 3.0
 VARIANCE_MIN = 1e-12
-CANDIDATES, OWN_MAX = 500, 32
+CANDIDATES, OWN_MAX, REPEATS_RATE = 500, 32, 0.1
 PREDICTED_SCHEDULE, PREDICTED_MIN, PREDICTED_MAX = 1024, 8, 256
 DECAY_EXPONENT = 0.1
 DECAY = np.float32(0.933033)
@@ -121,7 +142,9 @@ def moments(total: float, squares: float, count: float) -> Moments:
 def initial() -> np.ndarray:
     """The section of a new model, float64[SIZE]."""
     section = np.zeros(SIZE)
-    section[: GROUPS * EXPERTS] = WEIGHT_START
+    weights = section[: GROUPS * EXPERTS].reshape(GROUPS, EXPERTS)
+    weights[1:] = WEIGHT_START
+    weights[:, POPULARITY] = POPULARITY_START
     return section
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.reading import (
+    COUNT_HALF_LIVES,
     COUNTS,
     EXPERTS,
     FOLDS,
@@ -26,8 +27,16 @@ from livefactor_kernels.solve import GRAM, UNOBSERVED
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 
-COUNT_DECAYS = decays(HALF_LIVES[1])
-_FOLD_DECAYS = tuple(decays(half_life) for half_life in HALF_LIVES)
+_COUNT_DECAYS = np.stack([decays(half_life) for half_life in COUNT_HALF_LIVES])
+_FOLD_DECAYS = np.stack([decays(half_life) for half_life in HALF_LIVES])
+
+
+def distinct(rows: np.ndarray) -> np.ndarray:
+    """The distinct rows of uint32[n], ascending. numpy.unique is slower for few rows."""
+    rows = np.sort(rows)
+    is_first = np.ones(len(rows), bool)
+    np.not_equal(rows[1:], rows[:-1], out=is_first[1:])
+    return rows[is_first]
 
 
 class Remembered(NamedTuple):
@@ -79,30 +88,40 @@ class Source(Protocol):
 class Arithmetic(Protocol):
     """The parts of the semantics that a backend computes (`reference.py`, `cpu.py`)."""
 
-    def fold(self, x: np.ndarray, y: np.ndarray, events: Remembered, decay: np.ndarray, everywhere: np.ndarray,
-             unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
-        """The row x float32[k_padded], folded in for events with the rows y float32[n, k_padded].
+    def folds(self, x: np.ndarray, y: np.ndarray, values: np.ndarray, weights: np.ndarray,
+              everywhere: np.ndarray, unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
+        """The row x float32[k_padded], folded in with each line of weights, float32[d, k_padded].
 
-        y begins at a multiple of 64 bytes. The events' weights are multiplied by decay[age].
-        `everywhere` float32[k, k] is a0 G.
+        The events have the rows y float32[n, k_padded], which begin at a multiple of 64 bytes,
+        the values float32[n] and the weights float32[d, n]. `everywhere` float32[k, k] is a0 G.
         """
+        ...
+
+    def followers(self, lists: dict[str, np.ndarray]) -> np.ndarray:
+        """The distinct rows uint32[m] of followers, ascending."""
         ...
 
     def gains(self, lists: dict[str, np.ndarray], weights: np.ndarray, rows: np.ndarray,
               events: np.ndarray) -> np.ndarray:  # fmt: skip
-        """The gains float32[m] from counts of `rows` uint32[m], ascending, with `events` events.
+        """The gains float32[d, m] from counts of `rows` uint32[m], ascending, with `events` events.
 
-        `lists` are the followers of the remembered items, newest first. `weights` float32[n] are
-        those of the items.
+        `lists` are the followers of the remembered items, newest first. `weights` float32[d, n] are
+        those of the items, for each of d half-lives.
         """
         ...
 
-    def row_sums(self, x: np.ndarray, gram: np.ndarray) -> tuple[float, float]:
-        """x . g and x' G x in float64, for x float32[k] and gram float64[k + 1, k + 1]."""
+    def row_sums(self, rows: np.ndarray, gram: np.ndarray) -> np.ndarray:
+        """x . g and x' G x of each x, float64[d, 2].
+
+        rows are float32[d, k], and gram is float64[k + 1, k + 1].
+        """
         ...
 
-    def sums(self, gains: np.ndarray) -> tuple[float, float]:
-        """The sums of gains float32[m] and of their squares, in float64 from left to right."""
+    def sums(self, gains: np.ndarray) -> np.ndarray:
+        """The sums of gains float32[d, m] and of their squares, float64[d, 2].
+
+        They run from left to right.
+        """
         ...
 
 
@@ -111,13 +130,14 @@ class Experts(NamedTuple):
 
     Attributes:
         folds: the folded-in rows, float32[FOLDS, k_padded].
-        counts, repeats: gains of items.
+        counts: gains of items for each of `COUNT_HALF_LIVES`. Their rows are the same.
+        repeats: gains of items.
         moments: the moments of the experts' scores, by expert.
         weights: the weights of the user's group, float64[EXPERTS]; a view of the state.
     """
 
     folds: np.ndarray
-    counts: Gains
+    counts: list[Gains]
     repeats: Gains
     moments: list[Moments]
     weights: np.ndarray
@@ -132,10 +152,16 @@ class Experts(NamedTuple):
             shift -= scaled[expert] / unit * self.moments[expert].mean
             if expert < FOLDS:
                 row += (scaled[expert] / unit) * self.folds[expert]
-        rows = np.union1d(self.counts.rows, self.repeats.rows).astype(np.uint32)
-        gains = (scaled[COUNTS] / unit) * self.counts.at(rows) + (scaled[REPEATS] / unit) * self.repeats.at(
-            rows
-        )
+        rows = distinct(np.concatenate([self.counts[0].rows, self.repeats.rows]))
+        gains = np.zeros(len(rows))
+        gains[np.searchsorted(rows, self.repeats.rows)] = (
+            scaled[REPEATS] / unit
+        ) * self.repeats.gains.astype(np.float64)
+        places = np.searchsorted(rows, self.counts[0].rows)
+        follow = gains[places]
+        for expert, counts in enumerate(self.counts, COUNTS):
+            follow += (scaled[expert] / unit) * counts.gains.astype(np.float64)
+        gains[places] = follow
         return row.astype(np.float32), np.float32(shift), Gains(rows, gains.astype(np.float32))
 
 
@@ -155,10 +181,15 @@ class Panel:
         gram = state[GRAM].reshape(2, k + 1, k + 1)[ITEMS]
         folds = self._folds(source, user_row, events, state, items)
         count = max(float(gram[k, k]), 1.0)
-        found = [moments(*self._arithmetic.row_sums(row[:k], gram), count) for row in folds]
+        found = [
+            moments(total, squares, count)
+            for total, squares in self._arithmetic.row_sums(np.ascontiguousarray(folds[:, :k]), gram).tolist()
+        ]
         counts, repeats = self._counts(source, events), self._repeats(events)
-        for gains in (counts, repeats):
-            found.append(moments(*self._arithmetic.sums(gains.gains), count))
+        for gains in (np.stack([each.gains for each in counts]), repeats.gains[None]):
+            found += [
+                moments(total, squares, count) for total, squares in self._arithmetic.sums(gains).tolist()
+            ]
         mix = state[MIX]
         found.append(moments(float(mix[SUM]), float(mix[SQUARES]), count))
         return Experts(folds, counts, repeats, found, weights_of(mix, len(events.rows)))
@@ -181,29 +212,26 @@ class Panel:
         unobserved = np.float32(state[UNOBSERVED][0] if UNOBSERVED in state else self._spec.solve.unobserved)
         everywhere = (np.float64(unobserved) * gram[:k, :k]).astype(np.float32)
         y = source.gather(ITEMS, events.rows)[0]
-        return np.stack(
-            [
-                self._arithmetic.fold(x, y, events, decay, everywhere, unobserved, items)
-                for decay in _FOLD_DECAYS
-            ]
-        )
+        weights = events.weights * _FOLD_DECAYS[:, events.ages]
+        return self._arithmetic.folds(x, y, events.values, weights, everywhere, unobserved, items)
 
-    def _counts(self, source: Source, events: Remembered) -> Gains:
+    def _counts(self, source: Source, events: Remembered) -> list[Gains]:
         last = slice(max(0, len(events.rows) - self._spec.counts.span), None)
         rows = np.ascontiguousarray(events.rows[last][::-1])
         if not rows.size:
-            return NO_GAINS
-        weights = np.ascontiguousarray((events.weights[last] * COUNT_DECAYS[events.ages[last]])[::-1])
+            return [NO_GAINS] * len(COUNT_HALF_LIVES)
+        weights = np.ascontiguousarray((events.weights[last] * _COUNT_DECAYS[:, events.ages[last]])[:, ::-1])
         lists = source.read(ITEMS, rows, ("neighbor_rows", "neighbor_counts", "seen_count"))
-        followers = np.unique(lists["neighbor_rows"][lists["neighbor_counts"] > 0])
+        followers = self._arithmetic.followers(lists)
         if not followers.size:
-            return NO_GAINS
+            return [NO_GAINS] * len(COUNT_HALF_LIVES)
         seen = source.read(ITEMS, followers, ("seen_count",))["seen_count"]
-        return Gains(followers, self._arithmetic.gains(lists, weights, followers, seen))
+        gains = self._arithmetic.gains(lists, weights, followers, seen)
+        return [Gains(followers, each) for each in gains]
 
     def _repeats(self, events: Remembered) -> Gains:
-        rows, places = np.unique(events.rows, return_inverse=True)
-        gains = np.zeros(len(rows), np.float32)
+        rows = distinct(events.rows)
+        gains, places = np.zeros(len(rows), np.float32), np.searchsorted(rows, events.rows)
         np.add.at(gains, places, events.weights * (events.values > 0) * self._repeat_decays[events.ages])
         return Gains(rows, gains)
 

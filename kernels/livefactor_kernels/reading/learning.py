@@ -19,11 +19,20 @@ from livefactor_kernels.reading import (
     OWN_MAX,
     POPULARITY,
     REPEATS,
+    REPEATS_RATE,
     SINCE,
     initial,
     predicted_share,
 )
-from livefactor_kernels.reading.experts import Arithmetic, Experts, Panel, Remembered, Source, remembered
+from livefactor_kernels.reading.experts import (
+    Arithmetic,
+    Experts,
+    Panel,
+    Remembered,
+    Source,
+    distinct,
+    remembered,
+)
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.update import Update, UpdateRun
@@ -50,13 +59,18 @@ class LearningArithmetic(Arithmetic, Protocol):
         ...
 
     def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The dot products float64[c] of x float32[k] and y float32[c, k_padded]."""
+        """The dot products float32[c] of x float32[k_padded] and y float32[c, k_padded].
+
+        y begins at a multiple of 64 bytes.
+        """
         ...
 
-    def step(self, weights: np.ndarray, z: np.ndarray, learns: np.ndarray, rate: np.float64) -> None:
+    def step(self, weights: np.ndarray, z: np.ndarray, odds: np.ndarray, learns: np.ndarray,
+             rate: np.float64, root: bool) -> None:  # fmt: skip
         """One step of the weights float64[EXPERTS] that `learns` bool[EXPERTS] selects.
 
-        z float64[EXPERTS, c] are the standardised scores, of the event's item first.
+        z float64[EXPERTS, c] are the standardised scores, of the event's item first, and odds
+        float64[c] those of the candidates. `root` is False for 1 in place of sqrt(P).
         """
         ...
 
@@ -156,45 +170,62 @@ class Mixer:
         events = self._remembered(update, event, source)
         known = Remembered(*(column[events.rows < len(bias)] for column in events))
         experts = self._panel.of(source, update.user_rows[event : event + 1], known, update.item_count)
-        candidates = self._draws(update, event, 1, CANDIDATES, len(bias))
-        candidates = candidates[(candidates != row) & ~np.isin(candidates, known.rows)]
-        own = known.rows[-OWN_MAX:]
-        rows = np.concatenate([[row], candidates, own[own != row]]).astype(np.uint32)
-        z = self._standardised(experts, source, rows)
-        weights = experts.weights
+        candidates, odds = self._candidates(update, event, row, known.rows, experts.counts[0].rows, len(bias))
+        own = distinct(known.rows[-OWN_MAX:])
+        own = own[own != row]
+        z = self._standardised(experts, source, np.concatenate([candidates, own]).astype(np.uint32))
+        weights, step = experts.weights, self._arithmetic.step
         if row not in known.rows:
-            new = np.ascontiguousarray(z[:, : 1 + len(candidates)])
-            self._arithmetic.step(weights, new, _NEW_ITEM, self._rate)
-        self._arithmetic.step(weights, z, ~_NEW_ITEM, self._rate)
+            new = np.ascontiguousarray(z[:, : len(candidates)])
+            step(weights, new, odds, _NEW_ITEM, self._rate, True)
+        step(weights, z, np.append(odds, np.ones(len(own))), ~_NEW_ITEM, self._rate * REPEATS_RATE, False)
+
+    def _candidates(
+        self, update: Update, event: int, row: int, own: np.ndarray, followers: np.ndarray, items: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The candidates' rows int64[c] and odds float64[c], of the event's item first."""
+        near = np.setdiff1d(followers, own)
+        near = np.concatenate([[row], near[near != row]]).astype(np.int64)
+        is_further = np.ones(items, bool)
+        is_further[near] = is_further[own] = False
+        if items <= CANDIDATES:
+            further, odds = np.flatnonzero(is_further), 1.0
+        else:
+            further = self._draws(update, event, 1, CANDIDATES, items)
+            further = further[is_further[further]]
+            odds = float(np.count_nonzero(is_further)) / max(len(further), 1)
+        return np.concatenate([near, further]), np.append(np.ones(len(near)), np.full(len(further), odds))
 
     def _standardised(self, experts: Experts, source: Source, rows: np.ndarray) -> np.ndarray:
         """The standardised scores of items uint32[c], float64[EXPERTS, c]."""
         factors, bias = source.gather(ITEMS, rows)
         scores = np.empty((EXPERTS, len(rows)))
         for fold in range(FOLDS):
-            scores[fold] = self._arithmetic.dots(experts.folds[fold, : self._spec.k], factors)
-        scores[COUNTS], scores[REPEATS] = experts.counts.at(rows), experts.repeats.at(rows)
+            scores[fold] = self._arithmetic.dots(experts.folds[fold], factors)
+        for expert, gains in enumerate((*experts.counts, experts.repeats), COUNTS):
+            scores[expert] = gains.at(rows)
         scores[POPULARITY] = bias
         for expert, moment in enumerate(experts.moments):
             scores[expert] = (scores[expert] - moment.mean) * moment.scale
         return scores
 
     def _remembered(self, update: Update, event: int, source: Source) -> Remembered:
-        """The user's events before an event of a record: the history, and those in the record."""
+        """The user's events before the visit of an event: the history, and those in the record."""
         user = update.user_rows[event]
         sections = source.read(USERS, update.user_rows[event : event + 1], _PERSON)
         person = {name: section[0] for name, section in sections.items()}
         history = remembered(person)
         earlier = np.flatnonzero(update.user_rows[:event] == user)
-        if not earlier.size:
-            return history
-        visits, last_time, starts = 0, int(person["last_time"]), []
+        visit, last_time, visits = 0, int(person["last_time"]), []
         for place in earlier.tolist():
-            time = 0 if update.times is None else int(update.times[place])
-            visits += time == 0 or time != last_time
+            time = self._time(update, place)
+            visit += time == 0 or time != last_time
             last_time = time
-            starts.append(visits)
-        ages = np.concatenate([history.ages + visits, visits - np.array(starts, np.int64)])
+            visits.append(visit)
+        # What came at the same time cannot be known before the event.
+        now = self._time(update, event)
+        known = visit - 1 if now and now == last_time else visit
+        ages = known - np.concatenate([-history.ages, np.array(visits, np.int64)])
         ones = np.ones(earlier.size, np.float32)
         columns = (
             np.concatenate([history.rows, update.item_rows[earlier]]),
@@ -202,4 +233,8 @@ class Mixer:
             np.concatenate([history.weights, ones if update.weights is None else update.weights[earlier]]),
             np.minimum(ages, DECAY_STEPS - 1),
         )
-        return Remembered(*(column[-self._spec.history.users :] for column in columns))
+        return Remembered(*(column[ages >= 0][-self._spec.history.users :] for column in columns))
+
+    @staticmethod
+    def _time(update: Update, event: int) -> int:
+        return 0 if update.times is None else int(update.times[event])

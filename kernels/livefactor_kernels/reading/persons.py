@@ -12,8 +12,8 @@ from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.reading import experts
-from livefactor_kernels.reading.cpu import CpuArithmetic, Lists, livefactor_gain_kernel
-from livefactor_kernels.reading.experts import Panel, Remembered, remembered
+from livefactor_kernels.reading.cpu import CpuArithmetic, Lists
+from livefactor_kernels.reading.experts import Panel, Remembered, distinct, remembered
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.cpu_records import Side
@@ -128,11 +128,15 @@ class Persons:
     ) -> tuple[np.ndarray, np.ndarray]:
         followers = self.followers[user][0]
         followers = followers[~_are_in(common, followers) & ~_are_in(own, followers)]
-        candidates = np.union1d(rows, followers).astype(np.uint32)
+        candidates = distinct(np.concatenate([rows, followers]))
         factors, bias = pin.gather(ITEMS, candidates)
         users = self.factors[user : user + 1], self.bias[user : user + 1]
         scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, candidates.size]))
         scores = scores + self.gains(user, candidates)
+        if k < scores.size:
+            # Only the candidates that reach the k-th score are sorted.
+            best = scores >= np.partition(scores, scores.size - k)[scores.size - k]
+            candidates, scores = candidates[best], scores[best]
         order = np.lexsort((keys[candidates], -scores))[:k]
         return candidates[order], scores[order]
 
@@ -162,7 +166,8 @@ class PersonReader:
         self._decay = decays(spec.history.half_life)
         self._repeat_decay = decays(spec.counts.half_life if spec.counts.repeat else 0.0)
         self._memory = threading.local()
-        self._panel = Panel(spec, CpuArithmetic(spec)) if spec.mix.learning_rate else None
+        self._arithmetic = CpuArithmetic(spec)
+        self._panel = Panel(spec, self._arithmetic) if spec.mix.learning_rate else None
 
     def read(self, source: Source, user_rows: np.ndarray, item_count: int,
              own: list[Events | None] | None = None) -> Persons:  # fmt: skip
@@ -219,7 +224,7 @@ class PersonReader:
         If there are too many, the last ones are used for the score, as in a history. All of
         them count as items of the user.
         """
-        items = np.unique(rows)
+        items = distinct(rows)
         rows = rows[-self._spec.history.users :]
         ages = np.minimum(np.arange(len(rows))[::-1], DECAY_STEPS - 1)
         values = np.ones(len(rows), np.float32)
@@ -241,7 +246,7 @@ class PersonReader:
             weights * self._decay[ages],
             positive_weights * self._repeat_decay[ages],
             ages,
-            np.unique(rows),
+            distinct(rows),
             int(user["seen_count"]) > len(user["seen_rows"]),
         )
 
@@ -289,21 +294,18 @@ class PersonReader:
         counts = self._spec.counts
         last = slice(max(0, len(events.rows) - counts.span), None)
         rows, weights = events.rows[last][::-1], np.ascontiguousarray(events.weights[last][::-1])
-        lists = Lists(**source.read(ITEMS, rows, Lists._fields))
-        if not lists.neighbor_rows.size:
+        lists = source.read(ITEMS, rows, Lists._fields)
+        if not lists["neighbor_rows"].size:
             return _NO_FOLLOWERS
-        followers = np.unique(lists.neighbor_rows[lists.neighbor_counts > 0])
+        followers = self._arithmetic.followers(lists)
         event_counts = source.read(ITEMS, followers, ("seen_count",))["seen_count"]
-        gains = np.zeros(len(followers), np.float32)
-        shrinkage, weight = np.float32(counts.shrinkage), np.float32(counts.weight)
-        livefactor_gain_kernel(lists, weights, followers, event_counts, shrinkage, weight, gains)
-        return followers, gains
+        return followers, self._arithmetic.gains(lists, weights[None], followers, event_counts)[0]
 
     def _add_repeats(
         self, events: Events, followers: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Adds the gains of the events' own items to those of the followers."""
-        rows = np.union1d(followers[0], events.rows).astype(np.uint32)
+        rows = distinct(np.concatenate([followers[0], events.rows]))
         gains, repeats = np.zeros((2, len(rows)), np.float32)
         gains[np.searchsorted(rows, followers[0])] = followers[1]
         np.add.at(repeats, np.searchsorted(rows, events.rows), events.repeats)

@@ -6,8 +6,8 @@ import numpy as np
 
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.random import draw_below
+from livefactor_kernels.numbers.sums import dot
 from livefactor_kernels.reading import DECAY, EXPERTS, POPULARITY, POPULARITY_MIN, SQUARES, STEP_MAX, SUM
-from livefactor_kernels.reading.experts import Remembered
 from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
 from livefactor_kernels.solve.reference import System, solve_row
 from livefactor_kernels.spec.model import ModelSpec
@@ -23,43 +23,49 @@ class ReferenceArithmetic:
         self._rates, self._k = SolveRates.of(spec), spec.k
         self._shrinkage = np.float32(spec.counts.shrinkage)
 
-    def fold(self, x: np.ndarray, y: np.ndarray, events: Remembered, decay: np.ndarray, everywhere: np.ndarray,
-             unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
-        """See `experts.Arithmetic.fold`."""
+    def folds(self, x: np.ndarray, y: np.ndarray, values: np.ndarray, weights: np.ndarray,
+              everywhere: np.ndarray, unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
+        """See `experts.Arithmetic.folds`."""
         k, rates = self._k, self._rates._replace(unobserved=unobserved)
-        targets = (events.values > 0).astype(np.float32)
-        weights = events.weights * decay[events.ages]
-        system = System(y[:, :k], weights, targets, everywhere, items)
-        row = np.zeros_like(x)
-        row[:k] = solve_row(x[:k], system, rates, int(FOLD_SWEEPS))
-        return row
+        targets = (values > 0).astype(np.float32)
+        rows = np.zeros((len(weights), len(x)), np.float32)
+        for row, own in zip(rows, weights, strict=True):
+            system = System(y[:, :k], own, targets, everywhere, items)
+            row[:k] = solve_row(x[:k], system, rates, int(FOLD_SWEEPS))
+        return rows
+
+    def followers(self, lists: dict[str, np.ndarray]) -> np.ndarray:
+        """See `experts.Arithmetic.followers`."""
+        return np.unique(lists["neighbor_rows"][lists["neighbor_counts"] > 0])
 
     def gains(self, lists: dict[str, np.ndarray], weights: np.ndarray, rows: np.ndarray,
               events: np.ndarray) -> np.ndarray:  # fmt: skip
         """See `experts.Arithmetic.gains`."""
-        gains, total = np.zeros(len(rows), np.float32), _F0
+        gains, total = np.zeros((len(weights), len(rows)), np.float32), np.zeros(len(weights), np.float32)
         for weight, followers, counts, seen in zip(
-            weights, lists["neighbor_rows"], lists["neighbor_counts"], lists["seen_count"], strict=True
+            weights.T, lists["neighbor_rows"], lists["neighbor_counts"], lists["seen_count"], strict=True
         ):
             total += weight
             for follower, count in zip(followers, counts, strict=True):
                 if count > 0:
                     at = int(np.searchsorted(rows, follower))
                     norm = np.sqrt(np.float32(seen) * np.float32(events[at])) + self._shrinkage
-                    gains[at] += (weight * count) / norm
-        return gains / total
+                    gains[:, at] += (weight * count) / norm
+        return gains / total[:, None]
 
-    def row_sums(self, x: np.ndarray, gram: np.ndarray) -> tuple[float, float]:
+    def row_sums(self, rows: np.ndarray, gram: np.ndarray) -> np.ndarray:
         """See `experts.Arithmetic.row_sums`."""
         # np.cumsum adds from left to right.
-        wide, k = x.astype(np.float64), self._k
-        lines = np.cumsum(gram[:k, :k] * wide, axis=1)[:, -1]
-        return float(np.cumsum(wide * gram[k, :k])[-1]), float(np.cumsum(wide * lines)[-1])
+        sums, k = np.zeros((len(rows), 2)), self._k
+        for own, wide in zip(sums, rows.astype(np.float64), strict=True):
+            lines = np.cumsum(gram[:k, :k] * wide, axis=1)[:, -1]
+            own[:] = np.cumsum(wide * gram[k, :k])[-1], np.cumsum(wide * lines)[-1]
+        return sums
 
-    def sums(self, gains: np.ndarray) -> tuple[float, float]:
+    def sums(self, gains: np.ndarray) -> np.ndarray:
         """See `experts.Arithmetic.sums`."""
-        wide = np.append(np.float64(0.0), gains)
-        return float(np.cumsum(wide)[-1]), float(np.cumsum(wide * wide)[-1])
+        wide = np.pad(gains.astype(np.float64), ((0, 0), (1, 0)))
+        return np.stack([np.cumsum(wide, axis=1)[:, -1], np.cumsum(wide * wide, axis=1)[:, -1]], axis=1)
 
     def draws(
         self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int
@@ -82,21 +88,22 @@ class ReferenceArithmetic:
 
     def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """See `learning.LearningArithmetic.dots`."""
-        products = x.astype(np.float64) * y[:, : self._k].astype(np.float64)
-        return np.asarray(np.cumsum(products, axis=1)[:, -1])
+        return np.asarray(dot(x[:, None], y.T))
 
-    def step(self, weights: np.ndarray, z: np.ndarray, learns: np.ndarray, rate: np.float64) -> None:
+    def step(self, weights: np.ndarray, z: np.ndarray, odds: np.ndarray, learns: np.ndarray,
+             rate: np.float64, root: bool) -> None:  # fmt: skip
         """See `learning.LearningArithmetic.step`."""
         scores = weights[0] * z[0]
         for expert in range(1, EXPERTS):
             scores = scores + weights[expert] * z[expert]
-        likely = scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
+        likely = odds * scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
         total, sums = np.float64(0.0), np.zeros(EXPERTS)
         for candidate, q in enumerate(likely):
             total += q
             sums = sums + q * z[:, candidate]
+        factor = np.sqrt(likely[0] / total) if root else np.float64(1.0)
         for expert in np.flatnonzero(learns).tolist():
-            step = min(max(sums[expert] / total - z[expert, 0], -STEP_MAX), STEP_MAX)
+            step = min(max((sums[expert] / total - z[expert, 0]) * factor, -STEP_MAX), STEP_MAX)
             least = POPULARITY_MIN if expert == POPULARITY else 0.0
             weights[expert] = max(weights[expert] - rate * step, least)
 

@@ -127,7 +127,10 @@ class Table(RowKeys):
         rings = [name for name in names if name in self.ring_names]
         if self.pages is None or not rings:
             return plain
-        places = self.places(self.read_plain(rows, ("seen_count",))["seen_count"], short=True)
+        seen = plain.get("seen_count")
+        if seen is None:
+            seen = self.read_plain(rows, ("seen_count",))["seen_count"]
+        places = self.places(seen, short=True)
         columns = self.pages.read(rows, rings, places)
         return plain | {name: column.reshape(places.shape) for name, column in columns.items()}
 

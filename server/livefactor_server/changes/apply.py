@@ -7,12 +7,13 @@ need fewer calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 
 from livefactor_kernels.backend import RowTable
-from livefactor_server.changes.change import Change, KeyedChange, Placement, Record
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_server.changes.change import Change, KeyedChange, Placement, Places, Record
 from livefactor_server.model.producers import Outcome
 from livefactor_server.model.state import ModelState
 
@@ -29,39 +30,54 @@ def place(state: ModelState, changes: Sequence[Change]) -> list[Placement | None
 
 
 def _place(state: ModelState, changes: Sequence[KeyedChange]) -> list[Placement]:
-    columns = zip(*(change.keys for change in changes), strict=True)
-    tables = state.backend.users, state.backend.items
-    users, items = (_place_side(*each) for each in zip(tables, columns, strict=True))
-    return [
-        Placement(user_rows, item_rows, user_count, item_count)
-        for (user_rows, user_count), (item_rows, item_count) in zip(users, items, strict=True)
-    ]
+    users, items = ([change.keys[side] for change in changes] for side in (USERS, ITEMS))
+    user_ends, item_ends = (list(accumulate(map(len, keys))) for keys in (users, items))
+    places = place_keys(
+        state, _concatenated(users), _concatenated(items), np.array(user_ends), np.array(item_ends)
+    )
+    spans = zip(_spans(user_ends), _spans(item_ends), strict=True)
+    return [Placement(places, number, *span) for number, span in enumerate(spans)]
 
 
-def _place_side(table: RowTable, keys: Sequence[np.ndarray]) -> list[tuple[np.ndarray, int]]:
-    """The rows of each change's keys, and the size of the table after the change."""
-    ends = np.cumsum([len(each) for each in keys])
-    starts = np.concatenate(([0], ends[:-1]))
-    rows, sizes = allocate(table, np.concatenate(keys) if len(keys) > 1 else keys[0], starts, ends)
-    places = zip(starts.tolist(), ends.tolist(), sizes.tolist(), strict=True)
-    return [(rows[start:end], size) for start, end, size in places]
+def _spans(ends: list[int]) -> list[slice]:
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def allocate(
-    table: RowTable, keys: np.ndarray, starts: np.ndarray, ends: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the keys, uint32[n], and the size of the table after each record, int64[m].
+def _concatenated(keys: list[np.ndarray]) -> np.ndarray:
+    return keys[0] if len(keys) == 1 else np.concatenate(keys)
 
-    Record r has the keys from `starts[r]` to `ends[r]`.
+
+def place_keys(
+    state: ModelState,
+    user_ids: np.ndarray,
+    item_ids: np.ndarray,
+    user_ends: np.ndarray,
+    item_ends: np.ndarray,
+) -> Places:
+    """Allocates table rows for the keys of m consecutive records.
+
+    Args:
+        state: the state.
+        user_ids, item_ids: the keys, uint64[any] each.
+        user_ends, item_ends: numbers of keys up to and with each record, int64[m].
     """
+    user_rows, user_counts = _allocate(state.backend.users, user_ids, user_ends)
+    item_rows, item_counts = _allocate(state.backend.items, item_ids, item_ends)
+    return Places(user_ends, item_ends, user_rows, item_rows, user_counts, item_counts)
+
+
+def _allocate(table: RowTable, keys: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the keys, uint32[n], and the size of the table after each record, int64[m]."""
     before = table.allocated
     rows = table.allocate(keys)
     sizes = np.full(len(ends), before)
-    # A batch whose rows were all rejected is empty.
-    filled = starts < ends
-    if rows.size:
+    if table.allocated > before:
+        # A batch whose rows were all rejected is empty.
+        starts = np.concatenate(([0], ends[:-1]))
+        filled = starts < ends
         sizes[filled] = np.maximum.reduceat(rows, starts[filled]).astype(np.int64) + 1
-    return rows, np.maximum(np.maximum.accumulate(sizes), before)
+        sizes = np.maximum(np.maximum.accumulate(sizes), before)
+    return rows, sizes
 
 
 def apply(state: ModelState, records: Sequence[Record]) -> None:

@@ -44,19 +44,56 @@ class Header:
     time_us: int = 0
 
 
-@dataclass(slots=True)
-class Placement:
+class Places(NamedTuple):
+    """Table rows of the keys of m consecutive records.
+
+    Attributes:
+        user_ends, item_ends: numbers of keys up to and with each record, int64[m].
+        user_rows, item_rows: uint32[any].
+        user_counts, item_counts: sizes of the tables after each record, int64[m].
+    """
+
+    user_ends: np.ndarray
+    item_ends: np.ndarray
+    user_rows: np.ndarray
+    item_rows: np.ndarray
+    user_counts: np.ndarray
+    item_counts: np.ndarray
+
+
+class Placement(NamedTuple):
     """Table rows of a record's keys.
 
     Attributes:
-        user_rows, item_rows: uint32[n].
-        user_count, item_count: sizes of the tables after this record.
+        places: the rows of this record and of others that were placed with it.
+        number: the number of this record in `places`.
+        users, items: its keys among those of `places`.
     """
 
-    user_rows: np.ndarray
-    item_rows: np.ndarray
-    user_count: int
-    item_count: int
+    places: Places
+    number: int
+    users: slice
+    items: slice
+
+    @property
+    def user_rows(self) -> np.ndarray:
+        """Rows of the users, uint32[any]."""
+        return self.places.user_rows[self.users]
+
+    @property
+    def item_rows(self) -> np.ndarray:
+        """Rows of the items, uint32[any]."""
+        return self.places.item_rows[self.items]
+
+    @property
+    def user_count(self) -> int:
+        """Number of users after this record."""
+        return int(self.places.user_counts[self.number])
+
+    @property
+    def item_count(self) -> int:
+        """Number of items after this record."""
+        return int(self.places.item_counts[self.number])
 
 
 class Room(NamedTuple):

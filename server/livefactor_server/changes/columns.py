@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from livefactor_server.changes.apply import allocate
+from livefactor_server.changes.apply import place_keys
 from livefactor_server.changes.bodies import decode_bodies
-from livefactor_server.changes.events import Places, learn
+from livefactor_server.changes.events import learn
 from livefactor_server.changes.rejects import decode_rejects
 from livefactor_server.log.columns import COUNT, PRODUCER, REJECTS, REJECTS_AT, SALT_AT, SEQUENCE, Columns
 from livefactor_server.log.format import SALT_BYTES
@@ -30,10 +30,7 @@ def apply_columns(state: ModelState, records: Columns) -> int:
     if not count:
         return 0
     done = records[:count]
-    starts = np.concatenate(([0], events.ends[:-1]))
-    user_rows, user_counts = allocate(state.backend.users, user_ids, starts, events.ends)
-    item_rows, item_counts = allocate(state.backend.items, item_ids, starts, events.ends)
-    learn(state, records.revision, events, Places(user_rows, item_rows, user_counts, item_counts))
+    learn(state, records.revision, events, place_keys(state, user_ids, item_ids, events.ends, events.ends))
     state.marks.publish()
     _settle(state, done)
     state.revision, state.log_hash = records.revision + count - 1, done.hashes[-1].tobytes()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from livefactor.wire.columns import Columns
 from livefactor_kernels.backend import Update
 from livefactor_kernels.spec.model import Loss
 from livefactor_kernels.update import UpdateRun
-from livefactor_server.changes.change import Placement
+from livefactor_server.changes.change import Placement, Places
 from livefactor_server.model.state import ModelState
 
 
@@ -38,28 +37,26 @@ class Events:
     times_us: np.ndarray | None
 
 
-class Places(NamedTuple):
-    """Table rows of the events' keys, uint32[n], and the sizes of the tables after each record,
-    int64[m].
-    """
-
-    user_rows: np.ndarray
-    item_rows: np.ndarray
-    user_counts: np.ndarray
-    item_counts: np.ndarray
-
-
 def join(columns: Sequence[Columns], placements: Sequence[Placement]) -> tuple[Events, Places]:
-    """Joins the columns and the placements of consecutive records. One record is not copied."""
-    sizes = [len(each) for each in columns]
+    """Joins the columns and the placements of consecutive records. One record is not copied.
+
+    The records were placed together, one after the other.
+    """
+    first, last = placements[0], placements[-1]
+    assert last.places is first.places and last.number - first.number == len(placements) - 1
+    whole, numbers = first.places, slice(first.number, last.number + 1)
+    # An event has one user and one item.
     places = Places(
-        _concatenated([each.user_rows for each in placements]),
-        _concatenated([each.item_rows for each in placements]),
-        np.array([each.user_count for each in placements], np.int64),
-        np.array([each.item_count for each in placements], np.int64),
+        whole.user_ends[numbers] - first.users.start,
+        whole.item_ends[numbers] - first.items.start,
+        whole.user_rows[first.users.start : last.users.stop],
+        whole.item_rows[first.items.start : last.items.stop],
+        whole.user_counts[numbers],
+        whole.item_counts[numbers],
     )
+    sizes = [len(each) for each in columns]
     events = Events(
-        np.cumsum(sizes),
+        places.user_ends,
         _joined([each.values for each in columns], sizes, np.float32(1)),
         _joined([each.weights for each in columns], sizes, np.float32(1)),
         _joined([each.event_types for each in columns], sizes, np.uint32(0)),
@@ -68,14 +65,12 @@ def join(columns: Sequence[Columns], placements: Sequence[Placement]) -> tuple[E
     return events, places
 
 
-def _concatenated(columns: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(columns) if len(columns) > 1 else columns[0]
-
-
 def _joined(columns: list[np.ndarray | None], sizes: list[int], default: np.generic) -> np.ndarray | None:
+    if len(columns) == 1:
+        return columns[0]
     if all(column is None for column in columns):
         return None
-    return _concatenated(
+    return np.concatenate(
         [
             np.full(size, default) if column is None else column
             for column, size in zip(columns, sizes, strict=True)

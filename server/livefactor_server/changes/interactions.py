@@ -109,10 +109,10 @@ class InteractionsChange(KeyedChange):
         The bits are those of one call per record.
         """
         columns, placements = [], []
-        for record in records:
-            assert isinstance(record.change, InteractionsChange) and record.placement is not None
-            columns.append(record.change.columns)
-            placements.append(record.placement)
+        for _, change, placement in records:
+            assert isinstance(change, InteractionsChange) and placement is not None
+            columns.append(change.columns)
+            placements.append(placement)
         learn(state, records[0].header.revision, *join(columns, placements))
 
     def describe(self) -> str:

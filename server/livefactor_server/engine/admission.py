@@ -107,6 +107,7 @@ class Admission:
     _pending_bytes: int = 0
     _row_bytes: tuple[int, int] = (0, 0)
     _reserved: tuple[int, int] = (0, 0)
+    _sure_rows: int = 0
     _states: int = 1
     _second_pages: Callable[[], int] = int
 
@@ -279,6 +280,16 @@ class Admission:
         """Guards the published table of producers together with the batches in flight."""
         return self._lock
 
+    def expect(self, rows: int) -> None:
+        """Checks once for a whole group whether all its rows fit, even if all ids are new.
+
+        `rows` are those of its batches, and of the batches before that have no table rows yet. Then
+        `surely_fits` needs no further check for them.
+        """
+        self._sure_rows = 0
+        if self._rows_fit(rows):
+            self._sure_rows = rows
+
     def surely_fits(self, change: Change, rows_ahead: int) -> bool:
         """Whether `change` fits even if all its ids are new and `rows_ahead` other new rows come
         first.
@@ -287,14 +298,17 @@ class Admission:
         """
         if not isinstance(change, KeyedChange):
             return True
-        limits, (users, items) = self.state.spec.limits, self._tables
         worst = change.rows + rows_ahead
-        new_bytes = worst * sum(self._row_bytes)
+        return worst <= self._sure_rows or self._rows_fit(worst)
+
+    def _rows_fit(self, rows: int) -> bool:
+        """Whether so many new users and as many new items fit."""
+        limits, (users, items) = self.state.spec.limits, self._tables
         return (
-            users.allocated + worst <= limits.users_max
-            and items.allocated + worst <= limits.items_max
-            and new_bytes <= self.free_bytes
-            and self._reserve(users.allocated + worst, items.allocated + worst)
+            users.allocated + rows <= limits.users_max
+            and items.allocated + rows <= limits.items_max
+            and rows * sum(self._row_bytes) <= self.free_bytes
+            and self._reserve(users.allocated + rows, items.allocated + rows)
         )
 
     def _reserve(self, users: int, items: int) -> bool:
@@ -434,6 +448,9 @@ class Admission:
             else:
                 pending.remove(room.keys)
         self._pending_bytes += sign * room.nbytes
+        if sign > 0 and room.nbytes:
+            # It takes memory that `expect` may have counted on.
+            self._sure_rows = 0
 
 
 def _duplicate_ack(outcome: Outcome) -> Ack:

@@ -7,7 +7,8 @@ An acknowledged batch cannot be lost. The sync of a record returns before the re
 record is applied and published before its batch is acknowledged.
 
 The stages overlap. While one group is applied, the next group is written. While that group is
-written, the LOG stage places the group before it. Each group passes all steps in order, and each
+written, the LOG stage places the group before it. A small group is applied by the LOG stage itself,
+if the APPLY stage is idle. Each group passes all steps in order, and each
 step takes the groups in order. The assertions check this.
 """
 
@@ -16,9 +17,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from livefactor_server import changes
-from livefactor_server.changes import Header, Record
+from livefactor_server.changes import Change, Header, Record
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.metrics import EngineMetrics
 from livefactor_server.engine.submission import Ack, Submission, Wake
@@ -38,7 +40,7 @@ Run = list[tuple[Submission, Record]]
 """Consecutive records that one hold of the gate applies, each with the batch that waits for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """The parts of a model that a commit uses. `wake` wakes the readers that wait for a
     revision.
@@ -52,18 +54,24 @@ class Parts:
     metrics: EngineMetrics
     wake: Callable[[], None]
 
+    @cached_property
+    def work_of_event(self) -> int:
+        """`ModelSpec.work_of_event`, which the model's spec never changes."""
+        return self.state.spec.work_of_event
+
 
 @dataclass(slots=True)
 class Commit:
     """One group of batches.
 
     The stages call each method once and in this order, except `admit`, which is called once per
-    batch.
+    batch. `work` is the number of rows times `Change.work_of_row` and `ModelSpec.work_of_event`.
     """
 
     parts: Parts
     batches: list[Submission] = field(default_factory=list)
     new_rows: int = 0
+    work: int = 0
     entries: list[Entry] = field(default_factory=list)
     chain: bytes = b""
     headers: list[Header] = field(default_factory=list)
@@ -82,6 +90,10 @@ class Commit:
         if self.parts.admission.admit(batch):
             self.batches.append(batch)
             self.new_rows += batch.new_rows
+            self.work += self._work_of(batch.change)
+
+    def _work_of(self, change: Change) -> int:
+        return change.rows * change.work_of_row * self.parts.work_of_event
 
     def seal(self) -> None:
         """Makes log entries of the batches, with the revisions after the log's last one."""
@@ -99,7 +111,9 @@ class Commit:
         """
         log, entries = self.parts.log, self.entries
         assert (log.last_revision + 1, log.last_hash) == (entries[0].revision, self.chain)
+        start = time.perf_counter()
         hashes = log.append(entries)
+        self.parts.metrics.observe_append(time.perf_counter() - start)
         assert (log.last_revision, log.last_hash) == (entries[-1].revision, hashes[-1])
         for batch, entry, own, previous in zip(
             self.batches, entries, hashes, [self.chain, *hashes[:-1]], strict=True
@@ -126,7 +140,9 @@ class Commit:
         """
         assert len(self.headers) == len(self.batches), "the group is not durable"
         ordered = [batch.change for batch in self.batches]
+        start = time.perf_counter()
         placements = changes.place(self.parts.state, ordered)
+        self.parts.metrics.observe_place(time.perf_counter() - start)
         self.records = [Record(*each) for each in zip(self.headers, ordered, placements, strict=True)]
 
     # ------------------------------------------------------------------ APPLY stage
@@ -136,11 +152,13 @@ class Commit:
 
         The bound limits the time for which readers wait at the gate.
         """
+        if self.work <= RUN_WORK_MAX:
+            yield list(zip(self.batches, self.records, strict=True))
+            return
         run: Run = []
         work = 0
         for batch, record in zip(self.batches, self.records, strict=True):
-            change = record.change
-            more = change.rows * change.work_of_row * self.parts.state.spec.work_of_event
+            more = self._work_of(record.change)
             if run and work + more > RUN_WORK_MAX:
                 yield run
                 run, work = [], 0

@@ -4,12 +4,14 @@
                                        │
                                        ▼
                                    APPLY stage: apply, publish, acknowledge
+                                   (for a small group the LOG stage does this, too)
 
     readers  ── version (small reads) or pin (long reads) ─▶ the state at one published revision
 
 When a stage becomes free, it takes the batches in its queue as the next group. This gives
 throughput under load, and low latency without load. Under load the disk writes one group while the
-LOG stage places the group before.
+LOG stage places the group before. A small group takes one thread all the way, because waking
+another one costs more than its work.
 
 A failed sync is final. The engine then acknowledges no further batch, and `failure` has the reason.
 A restart recovers from the log.
@@ -18,7 +20,6 @@ A restart recovers from the log.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from livefactor_server import changes
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.budget import Budget
 from livefactor_server.engine.commit import Commit, Parts, Run
+from livefactor_server.engine.handover import Handover
+from livefactor_server.engine.intake import Intake
 from livefactor_server.engine.metrics import EngineMetrics
 from livefactor_server.engine.promotion import Progress, Promotion, Start
 from livefactor_server.engine.ratings import Recogniser
@@ -44,15 +47,12 @@ from livefactor_server.snapshots.freezing import freeze
 from livefactor_server.snapshots.store import FrozenState
 from livefactor_server.statuses import Refused, exhausted, unavailable
 
-GROUP_RECORDS_MAX = 256
-GROUP_BYTES_MAX = 8 << 20
 GROUPS_AHEAD_MAX = 2
 """Maximum number of logged groups that wait for the APPLY stage."""
 
-IDLE_MARK_S = 0.010
-"""Seconds without a batch after which the log gets a mark.
-
-The mark distinguishes an unsynced tail from damage.
+SMALL_WORK_MAX = 16_384
+"""A group with at most this work (`Commit.work`) is applied by the LOG stage, if the APPLY stage is
+idle. The hand-over would cost more than the overlap saves.
 """
 
 logger = logging.getLogger(__name__)
@@ -103,13 +103,11 @@ class Engine:
         self._parts = self._parts_of(state)
         self._promoting = threading.Lock()
         self._promotion: Promotion | None = None
-        self._next_switch: Promotion | None = None
         self._recogniser = Recogniser(name, state.spec, log, self.promote)
-        self._queue: queue.SimpleQueue[Submission | Promotion | None] = queue.SimpleQueue()
-        self._to_apply: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
+        self._to_apply: Handover[Commit] = Handover(GROUPS_AHEAD_MAX)
+        self._intake: Intake[Promotion] = Intake(self._to_apply, self._mark)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")
         self._durable: Commit | None = None
-        self._ahead = threading.BoundedSemaphore(GROUPS_AHEAD_MAX)
         self._budget = Budget(settings.queue_bytes_max)
         self._awaited: dict[Callable[[], None], int] = {}
         self._draining = False
@@ -178,7 +176,7 @@ class Engine:
             if self._draining:
                 self._budget.give(item.size)
                 raise unavailable("server: draining")
-            self._queue.put(item)
+            self._intake.put(item)
 
     def _check_writable(self) -> None:
         if self.failure is not None:
@@ -260,7 +258,7 @@ class Engine:
                 promotion.build(start, progress)
                 with self._submitting:
                     self._check_writable()
-                    self._queue.put(promotion)
+                    self._intake.put(promotion)
                 return promotion.outcome.result()
         finally:
             self._promotion = None
@@ -270,7 +268,7 @@ class Engine:
         """Refuses new batches, finishes the accepted ones, stops both stages and closes the log."""
         with self._submitting:
             self._draining = True
-            self._queue.put(None)
+            self._intake.put(None)
         self._budget.wake()
         self._log_thread.join()
         self._apply_thread.join()
@@ -288,13 +286,13 @@ class Engine:
         try:
             open_end = True
             while open_end:
-                group, open_end = self._next_group()
+                group, open_end = self._intake.next_group(self._parts.work_of_event)
                 if group:
                     self._log_group(group)
-                if self._next_switch is not None:
+                if self._intake.next_switch is not None:
                     self._finish_durable()
-                    self._switch(self._next_switch)
-                    self._next_switch = None
+                    self._switch(self._intake.next_switch)
+                    self._intake.next_switch = None
             self._finish_durable()
         except BaseException:
             # A bug, or a log that takes no mark: the engine stops writing and still serves reads.
@@ -302,37 +300,11 @@ class Engine:
             logger.exception("model %s: log stage", self.name)
             if self._durable is not None:
                 self._abandon(self._durable.batches)
-            if self._next_switch is not None:
-                self._next_switch.refuse(unavailable("model: writes are stopped"))
+            if self._intake.next_switch is not None:
+                self._intake.next_switch.refuse(unavailable("model: writes are stopped"))
             self._refuse_queue()
         finally:
-            self._to_apply.put(None)
-
-    def _next_group(self) -> tuple[list[Submission], bool]:
-        """The queued batches, and whether the queue is still open.
-
-        A promotion ends the group. It becomes `_next_switch`.
-        """
-        first = self._first()
-        if first is None:
-            return [], False
-        if isinstance(first, Promotion):
-            self._next_switch = first
-            return [], True
-        group, size = [first], len(first.received_body)
-        while len(group) < GROUP_RECORDS_MAX and size < GROUP_BYTES_MAX:
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if item is None:
-                return group, False
-            if isinstance(item, Promotion):
-                self._next_switch = item
-                break
-            group.append(item)
-            size += len(item.received_body)
-        return group, True
+            self._to_apply.end()
 
     def _switch(self, promotion: Promotion) -> None:
         """Gives the model the state of a promotion, when the APPLY stage has finished all groups.
@@ -340,8 +312,7 @@ class Engine:
         An exception other than a refusal stops the LOG stage.
         """
         started = time.monotonic()
-        for _ in range(GROUPS_AHEAD_MAX):
-            self._ahead.acquire()
+        self._to_apply.wait_until_idle()
         try:
             state, record = promotion.complete()
             self.observer.judge(state)
@@ -357,21 +328,13 @@ class Engine:
             self._fail(str(error))
             promotion.refuse(unavailable("model: writes are stopped after a failed log write"))
             return
-        finally:
-            self._ahead.release(GROUPS_AHEAD_MAX)
         self.wake()
         self.metrics.observe_switch()
         promotion.finish(state.revision, time.monotonic() - started)
 
-    def _first(self) -> Submission | Promotion | None:
-        try:
-            return self._queue.get(timeout=IDLE_MARK_S)
-        except queue.Empty:
-            if self.failure is None:
-                self._mark()
-            return self._queue.get()
-
     def _mark(self) -> None:
+        if self.failure is not None:
+            return
         try:
             self.log.mark()
         except LogFull:
@@ -387,13 +350,16 @@ class Engine:
         another commit.
         """
         commit = Commit(self._parts)
+        admission = self._parts.admission
+        rows_ahead = self._durable.new_rows if self._durable else 0
+        admission.expect(rows_ahead + sum(batch.change.rows for batch in group))
         for batch in group:
             self._budget.give(batch.size)
             try:
                 if self.failure is not None:
                     raise unavailable("model: writes are stopped")
                 rows_ahead = commit.new_rows + (self._durable.new_rows if self._durable else 0)
-                if rows_ahead and not self._parts.admission.surely_fits(batch.change, rows_ahead):
+                if rows_ahead and not admission.surely_fits(batch.change, rows_ahead):
                     self._make_durable(commit)
                     self._finish_durable()
                     commit = Commit(self._parts)
@@ -401,7 +367,7 @@ class Engine:
             except Refused as refusal:
                 batch.finish(refusal)
         self._make_durable(commit)
-        if self._queue.empty():
+        if commit.work <= SMALL_WORK_MAX or self._intake.is_empty:
             self._finish_durable()
 
     def _make_durable(self, commit: Commit) -> None:
@@ -428,14 +394,16 @@ class Engine:
             self._durable = commit
 
     def _finish_durable(self) -> None:
-        """Places the last durable group and passes it to the APPLY stage."""
+        """Places the last durable group. Applies it, or passes it to the APPLY stage."""
         commit = self._durable
         if commit is None:
             return
         commit.place()
         self._durable = None
-        self._ahead.acquire()
-        self._to_apply.put(commit)
+        if commit.work <= SMALL_WORK_MAX and self._to_apply.is_idle:
+            self._apply(commit)
+        else:
+            self._to_apply.put(commit, commit.work)
 
     def _refuse(self, commit: Commit, refusal: Refused) -> None:
         self._parts.admission.withdraw(commit.batches)
@@ -443,7 +411,7 @@ class Engine:
             batch.finish(refusal)
 
     def _refuse_queue(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while (item := self._intake.get()) is not None:
             if isinstance(item, Promotion):
                 item.refuse(unavailable("model: writes are stopped"))
             else:
@@ -465,15 +433,22 @@ class Engine:
     def _apply_stage(self) -> None:
         while (commit := self._to_apply.get()) is not None:
             try:
-                for run in commit.runs():
-                    if not self.torn:
-                        self._apply_or_tear(commit, run)
-                    else:
-                        self._abandon([batch for batch, _ in run])
+                self._apply(commit)
             finally:
-                self._ahead.release()
+                self._to_apply.finish(commit.work)
             # After a switch it would keep the old state in memory.
             del commit
+
+    def _apply(self, commit: Commit) -> None:
+        """Applies a group. One thread at a time calls it.
+
+        The LOG stage calls it only while the APPLY stage is idle.
+        """
+        for run in commit.runs():
+            if not self.torn:
+                self._apply_or_tear(commit, run)
+            else:
+                self._abandon([batch for batch, _ in run])
 
     def _apply_or_tear(self, commit: Commit, run: Run) -> None:
         try:

@@ -49,6 +49,11 @@ APPLY_LATENCY = Histogram(
     ["model"],
     buckets=_LATENCY_BUCKETS,
 )
+COMMIT_TIME = Counter(
+    "livefactor_commit_seconds",
+    "Time that a step of the commits took: append (write and sync), place (keys to rows), apply.",
+    ["model", "step"],
+)
 SCORE_LATENCY = Histogram(
     "livefactor_score_latency_seconds", "Server time of a Score call.", ["model"], buckets=_LATENCY_BUCKETS
 )
@@ -70,6 +75,9 @@ class EngineMetrics:
         self._rejected = REJECTED.labels(model)
         self._latency = APPLY_LATENCY.labels(model)
         self._score = SCORE_LATENCY.labels(model)
+        self._append, self._place, self._apply = (
+            COMMIT_TIME.labels(model, step) for step in ("append", "place", "apply")
+        )
         self._switches = SWITCHES.labels(model)
         # Estimated time that a replay of all records applied since the start would take.
         self.replay_s = 0.0
@@ -77,11 +85,20 @@ class EngineMetrics:
 
     def observe_apply(self, records: int, seconds: float) -> None:
         """Counts a run of `records` records whose application took `seconds`."""
+        self._apply.inc(seconds)
         self.replay_s += records * REPLAY_RECORD_S + seconds
 
     def observe_switch(self) -> None:
         """Counts a switch of the spec."""
         self._switches.inc()
+
+    def observe_append(self, seconds: float) -> None:
+        """Counts a group whose write and sync took `seconds`."""
+        self._append.inc(seconds)
+
+    def observe_place(self, seconds: float) -> None:
+        """Counts a group whose keys became rows in `seconds`."""
+        self._place.inc(seconds)
 
     def observe_damage(self) -> None:
         """Reports damage to an earlier segment of the log."""

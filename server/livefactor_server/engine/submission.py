@@ -20,6 +20,21 @@ Seal = Callable[[bytes, bytes, bytes], bytes]
 
 Wake = Callable[[], None]
 
+_SALTS_AT_ONCE = 256
+_salts: list[bytes] = []
+# A process that forks must not use a salt twice.
+os.register_at_fork(after_in_child=_salts.clear)
+
+
+def _new_salt() -> bytes:
+    """Random bytes for a record. Each call to the system gives up the GIL, so one makes many."""
+    while True:
+        try:
+            return _salts.pop()
+        except IndexError:
+            fresh = os.urandom(_SALTS_AT_ONCE * SALT_BYTES)
+            _salts.extend(fresh[start : start + SALT_BYTES] for start in range(0, len(fresh), SALT_BYTES))
+
 
 class Ack(NamedTuple):
     """A batch is durable, and its effect is visible at `revision`.
@@ -65,7 +80,7 @@ class Submission:
     seal: Seal
     reply: Callable[[Submission], Wake | None]
     tag: int = 0
-    salt: bytes = field(default_factory=lambda: os.urandom(SALT_BYTES))
+    salt: bytes = field(default_factory=_new_salt)
     time_us: int = field(default_factory=lambda: time.time_ns() // 1000)
     received_hash: bytes = b""
     commitment: bytes = b""

@@ -7,15 +7,29 @@ in the order of their arrival, until their deadlines. The queue is bounded in ca
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from livefactor_server.rpc.loop import Loop
 from livefactor_server.statuses import busy
 
 Result = TypeVar("Result")
+
+
+class Slot:
+    """A slot of a lane, as `Lane.slot` gives it."""
+
+    __slots__ = ("_lane", "_size")
+
+    def __init__(self, lane: Lane, size: int) -> None:
+        self._lane, self._size = lane, size
+
+    async def __aenter__(self) -> None:
+        await self._lane.take(self._size)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lane.release()
 
 
 class Lane:
@@ -41,7 +55,8 @@ class Lane:
         self._waiting = self._waiting_bytes = 0
         self._threads = ThreadPoolExecutor(max(1, slots), thread_name_prefix=f"rpc-{name}")
 
-    async def _take(self, size: int) -> None:
+    async def take(self, size: int) -> None:
+        """Takes a slot, as `slot` does. The caller then calls `release`."""
         if not self._free.locked():
             await self._free.acquire()
             return
@@ -58,18 +73,16 @@ class Lane:
             self._waiting -= 1
             self._waiting_bytes -= size
 
-    @asynccontextmanager
-    async def slot(self, size: int) -> AsyncIterator[None]:
-        """Holds a slot. `size` is the size of the call's message in bytes.
+    def release(self) -> None:
+        """Gives a slot back."""
+        self._free.release()
 
-        Raises:
-            Refused: RESOURCE_EXHAUSTED if the queue is full.
+    def slot(self, size: int) -> Slot:
+        """Holds a slot in an `async with` block. `size` is the size of the call's message in bytes.
+
+        Entering it raises `Refused` with RESOURCE_EXHAUSTED if the queue is full.
         """
-        await self._take(size)
-        try:
-            yield
-        finally:
-            self._free.release()
+        return Slot(self, size)
 
     async def run(self, size: int, work: Callable[..., Result], *arguments: Any) -> Result:
         """Runs blocking work in a thread. It holds a slot until the work has ended, also if the
@@ -78,8 +91,8 @@ class Lane:
         Raises:
             Refused: RESOURCE_EXHAUSTED if the queue is full.
         """
-        await self._take(size)
-        return await self._thread(work, arguments, self._free.release)
+        await self.take(size)
+        return await self._thread(work, arguments, self.release)
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Runs blocking work in a thread. The caller holds a slot."""

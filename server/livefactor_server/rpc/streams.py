@@ -113,6 +113,31 @@ class Stream:
         return 0.0 if self._open_batches else time.monotonic() - self._used_at
 
 
+class OneAhead:
+    """Hands the messages of a stream from the task that reads them to the task that submits them.
+
+    While one message is submitted, the next one arrives. No further one is read, so a stream holds
+    two messages at most. Only the loop's thread may call its methods.
+    """
+
+    def __init__(self) -> None:
+        self._place = asyncio.Semaphore(1)
+        self._messages: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def put(self, raw: bytes | None) -> None:
+        """Hands over a message when the one before is submitted. None ends the messages."""
+        await self._place.acquire()
+        self._messages.put_nowait(raw)
+
+    async def take(self) -> bytes | None:
+        """The next message. The caller calls `done` when it is submitted."""
+        return await self._messages.get()
+
+    def done(self) -> None:
+        """Makes room for the next message."""
+        self._place.release()
+
+
 class Streams:
     """All open streams of a server. Only the loop's thread may call its methods."""
 

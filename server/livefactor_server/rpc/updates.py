@@ -18,7 +18,7 @@ from livefactor_server.engine.submission import Ack, Submission, Wake
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
-from livefactor_server.rpc.streams import Answer, Stream
+from livefactor_server.rpc.streams import Answer, OneAhead, Stream
 from livefactor_server.statuses import Refused, busy, invalid, unavailable
 
 INLINE_BYTES_MAX = 32 << 10
@@ -138,31 +138,47 @@ async def _applied(calls: Calls, engine: Engine, batch: Callable[[Reply], Submis
 
 
 async def stream_updates(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
-    """Handles StreamUpdates. One task reads the batches while this one sends the answers."""
+    """Handles StreamUpdates. One task reads the batches, one submits them, and this one sends the
+    answers.
+    """
     with calls.streams.opened() as stream:
-        reader = asyncio.create_task(_read(calls, requests, stream, call))
+        ahead = OneAhead()
+        tasks = [
+            asyncio.create_task(_read(requests, stream, ahead)),
+            asyncio.create_task(_submit_all(calls, stream, ahead, call)),
+        ]
         try:
             while ready := await stream.ready():
                 await send(_message(ready))
                 stream.sent(len(ready))
         finally:
-            reader.cancel()
+            for task in tasks:
+                task.cancel()
 
 
-async def _read(calls: Calls, requests: Requests, stream: Stream, call: Call) -> None:
-    index = 0
+async def _read(requests: Requests, stream: Stream, ahead: OneAhead) -> None:
     try:
         while (raw := await requests.next_of_many()) is not None:
             await stream.begin_batch()
-            await _submit_from_stream(calls, raw, index, stream, call)
-            index += 1
-        stream.put(None)
+            await ahead.put(raw)
+            # Beside the message that arrives next, only the other task keeps this one.
+            del raw
     except grpc.aio.BaseError:
         # The peer disconnected. Submitted batches continue.
-        stream.put(None)
+        pass
     except Exception:
         logger.exception("update stream")
         stream.put(unavailable("server: unexpected error"))
+    await ahead.put(None)
+
+
+async def _submit_all(calls: Calls, stream: Stream, ahead: OneAhead, call: Call) -> None:
+    index = 0
+    while (raw := await ahead.take()) is not None:
+        await _submit_from_stream(calls, raw, index, stream, call)
+        index += 1
+        ahead.done()
+    stream.put(None)
 
 
 async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stream, call: Call) -> None:

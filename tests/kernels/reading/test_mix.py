@@ -10,7 +10,9 @@ import pytest
 from livefactor_kernels.backend import AUTO, choose_backend, create_backend
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reading import (
+    COUNTS,
     EXPERTS,
+    FOLDS,
     GROUPS,
     MIX,
     POPULARITY,
@@ -42,7 +44,7 @@ def mix_spec(**changes: object) -> ModelSpec:
         "history": History(32, 32),
         "counts": Counts(16, 6),
         "solve": Solve(0.0, 3, 2, 10.0),
-        "mix": Mix(0.02),
+        "mix": Mix(0.2),
     }
     return solve_spec(**{**fields, **changes})
 
@@ -71,18 +73,32 @@ def by_taste(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def again(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Every user takes the same two items for ever."""
-    return users * 2 + rng.integers(0, 2, users.size)
+    """Every user takes the same item for ever."""
+    return users
 
 
 def test_weights_follow_what_predicts() -> None:
     popular, taste, repeats = (weights(learned(draw)) for draw in (by_popularity, by_taste, again))
     known = GROUPS - 1
-    folds = slice(0, POPULARITY)
-    assert popular[known, POPULARITY] > 2 * popular[known, folds].mean()
+    assert popular[known, POPULARITY] > 2 * popular[known, :FOLDS].mean()
     assert taste[known, POPULARITY] < 0.5 * taste[known, :3].sum()
     assert repeats[known, REPEATS] > WEIGHT_START > taste[known, REPEATS]
     assert (popular >= 0).all() and (taste[:, POPULARITY] >= POPULARITY_MIN).all()
+
+
+def test_a_basket_does_not_foresee_itself() -> None:
+    """Items that come at one time are not predicted from one another."""
+    most = {}
+    for timed in (False, True):
+        model, rng = CpuModel(mix_spec()), np.random.default_rng(4)
+        for record in range(1, 41):
+            users = np.repeat(rng.permutation(USERS)[:20], 2)
+            items = np.repeat(2 * rng.integers(0, 50, 20), 2)
+            items[1::2] += 1
+            times = np.full(users.size, record, np.int64) if timed else None
+            push(model, users.tolist(), items.tolist(), times=times)
+        most[timed] = weights(model)[GROUPS - 1, COUNTS:REPEATS].max()
+    assert most[True] < 2 * WEIGHT_START < 0.5 * most[False]
 
 
 def test_a_new_user_gets_what_is_popular() -> None:
@@ -169,7 +185,9 @@ def test_the_arithmetic_of_cpu_and_reference_agrees_on_extreme_numbers() -> None
     steps = []
     for arithmetic in both:
         own = np.full(EXPERTS, WEIGHT_START)
-        arithmetic.step(own, z, np.ones(EXPERTS, bool), np.float64(0.5))
+        odds = np.linspace(1.0, 50.0, 90)
+        for root in (True, False):
+            arithmetic.step(own, z, odds, np.ones(EXPERTS, bool), np.float64(0.5), root)
         popularity, bias, mix = (
             np.full(3, 1e30, np.float32),
             np.zeros(3, np.float32),
