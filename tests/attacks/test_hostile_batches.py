@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from contract import METHODS
 from hostile import MODEL, Target
 from livefactor.v1 import (
+    challenging_pb2,
     models_pb2,
     scoring_pb2,
     scoring_pb2_grpc,
@@ -69,9 +70,11 @@ def valid_messages() -> dict[str, list[Any]]:
     )
     labels = updates_pb2.Labels(side=updates_pb2.SIDE_ITEM, ids=[4, 5], labels=["mug", "lamp"])
     marks = updates_pb2.Availability(item_ids=[4, 5], available=False)
+    vectors = updates_pb2.Embeddings(side=updates_pb2.SIDE_ITEM, ids=[4], dimension=2, vectors=[1, 2])
     update = [
         dict(model=MODEL, interactions=rows), dict(model=MODEL, producer=stamp, interactions=rows),
         dict(model=MODEL, producer=stamp, labels=labels), dict(model=MODEL, availability=marks),
+        dict(model=MODEL, producer=stamp, embeddings=vectors),
     ]  # fmt: skip
     few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
     best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)
@@ -85,6 +88,12 @@ def valid_messages() -> dict[str, list[Any]]:
         "Score": [
             scoring_pb2.ScoreRequest(model=MODEL, user_ids=[1, 2], candidates=few, with_labels=True),
             scoring_pb2.ScoreRequest(model=MODEL, user_ids=[1, 2], top_k=best, min_position=here),
+            scoring_pb2.ScoreRequest(
+                model=MODEL, similar=scoring_pb2.Similar(item_ids=[4], k=3, include_unavailable=True)
+            ),
+            scoring_pb2.ScoreRequest(
+                model=MODEL, user_ids=[1], top_k=best, query=scoring_pb2.Query(vectors=[1, 2], weight=1)
+            ),
         ],
         "Snapshot": [snapshots_pb2.SnapshotRequest(model=MODEL, min_position=here)],
         "ListSnapshots": [snapshots_pb2.ListSnapshotsRequest(model=MODEL)],
@@ -95,6 +104,13 @@ def valid_messages() -> dict[str, list[Any]]:
         "DescribeModel": [models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)],
         "ListModels": [models_pb2.ListModelsRequest()],
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
+        # These would change the model.
+        "PromoteSpec": [models_pb2.PromoteSpecRequest(model="nosuchmodel", preset="news", spec=spec)],
+        "AddChallenger": [
+            challenging_pb2.AddChallengerRequest(model="nosuchmodel", name="x", preset="news", spec=spec)
+        ],
+        "ListChallengers": [challenging_pb2.ListChallengersRequest(model=MODEL)],
+        "SettleModel": [challenging_pb2.SettleModelRequest(model="nosuchmodel", challenger="x")],
         "ReleaseHold": [models_pb2.ReleaseHoldRequest(model=MODEL)],
         "RestoreSnapshot": [
             models_pb2.RestoreSnapshotRequest(model="Not A Name", source_model=MODEL, snapshot_id="x")
