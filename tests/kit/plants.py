@@ -59,6 +59,7 @@ def scores_and_snapshots_never_end() -> None:
 
     Reader.score = hang  # type: ignore[assignment, method-assign]
     Reader.score_at_once = lambda *arguments: None  # type: ignore[assignment, method-assign]
+    Reader.answer_at_once = lambda *arguments: None  # type: ignore[assignment, method-assign]
     SnapshotStore.take = hang  # type: ignore[assignment, method-assign]
 
 

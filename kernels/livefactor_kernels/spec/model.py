@@ -347,6 +347,12 @@ class Limits:
     g_max: float = 1e30
 
 
+SOLVE_COST = 64
+"""Time of the two row solves of an event, in times of a score and its step. It is an estimate that
+decides only how long a writer keeps readers waiting.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """The spec of a model. The docstrings of the packages `sgd`, `softmax` and `solve` have the
@@ -442,6 +448,11 @@ class ModelSpec:
         events.
         """
         return (1 + self.negatives_of_event) * math.ceil(1.0 + self.replay.per_event)
+
+    @property
+    def cost_of_event(self) -> int:
+        """About how many scores' time an event takes. Rule SOLVE solves two rows for each event."""
+        return self.work_of_event * (SOLVE_COST if self.rule == Rule.SOLVE else 1)
 
 
 def spec_fields(spec: ModelSpec) -> dict[str, object]:

@@ -31,7 +31,7 @@ from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
 
 RUN_WORK_MAX = 16_384
-"""Maximum of events times `ModelSpec.work_of_event` under one hold of the gate.
+"""Maximum of events times `ModelSpec.cost_of_event` under one hold of the gate.
 
 A single record may exceed it.
 """
@@ -55,9 +55,9 @@ class Parts:
     wake: Callable[[], None]
 
     @cached_property
-    def work_of_event(self) -> int:
-        """`ModelSpec.work_of_event`, which the model's spec never changes."""
-        return self.state.spec.work_of_event
+    def cost_of_event(self) -> int:
+        """`ModelSpec.cost_of_event` of the spec in force."""
+        return self.state.spec.cost_of_event
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Commit:
     """One group of batches.
 
     The stages call each method once and in this order, except `admit`, which is called once per
-    batch. `work` is the number of rows times `Change.work_of_row` and `ModelSpec.work_of_event`.
+    batch. `work` is the number of rows times `Change.work_of_row` and `ModelSpec.cost_of_event`.
     """
 
     parts: Parts
@@ -93,7 +93,7 @@ class Commit:
             self.work += self._work_of(batch.change)
 
     def _work_of(self, change: Change) -> int:
-        return change.rows * change.work_of_row * self.parts.work_of_event
+        return change.rows * change.work_of_row * self.parts.cost_of_event
 
     def seal(self) -> None:
         """Makes log entries of the batches, with the revisions after the log's last one."""

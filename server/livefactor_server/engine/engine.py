@@ -286,7 +286,7 @@ class Engine:
         try:
             open_end = True
             while open_end:
-                group, open_end = self._intake.next_group(self._parts.work_of_event)
+                group, open_end = self._intake.next_group(self._parts.cost_of_event)
                 if group:
                     self._log_group(group)
                 if self._intake.next_switch is not None:

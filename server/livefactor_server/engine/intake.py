@@ -65,10 +65,10 @@ class Intake(Generic[Switch]):
         """Whether nothing is queued."""
         return self._queue.empty()
 
-    def next_group(self, work_of_event: int) -> tuple[list[Submission], bool]:
+    def next_group(self, cost_of_event: int) -> tuple[list[Submission], bool]:
         """The queued batches, and whether the queue is still open.
 
-        `work_of_event` is `ModelSpec.work_of_event`.
+        `cost_of_event` is `ModelSpec.cost_of_event`.
         """
         first = self._first()
         if first is None:
@@ -80,7 +80,7 @@ class Intake(Generic[Switch]):
         may_grow = self._gather(group)
         if may_grow and 0 < self._to_apply.work <= WAIT_WORK_MAX:
             rows = sum(batch.change.rows * batch.change.work_of_row for batch in group)
-            if rows * work_of_event < LITTLE_WORK:
+            if rows * cost_of_event < LITTLE_WORK:
                 self._to_apply.wait_until_idle()
                 may_grow = self._gather(group)
         return group, may_grow or self.next_switch is not None

@@ -29,7 +29,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 def rows_for(work: int) -> int:
     """Return the number of events that have more than this work."""
-    return work // SPEC.work_of_event + 1
+    return work // SPEC.cost_of_event + 1
 
 
 def applying_thread(rig: Rig, body: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -112,6 +113,7 @@ def test_a_query_adds_to_the_scores_what_it_says_of_the_items(server: livefactor
 def test_bad_queries_are_refused(server: livefactor.Local) -> None:
     with server.models() as models:
         models.create("no-vectors", "auto")
+        models.create("no-histories", "clicks_sgd")
     with server.scorer(model="films") as scorer:
         for query, weight, text in (
             (np.ones(D + 1), 1.0, "query.vectors: expected 8 numbers"),
@@ -123,11 +125,11 @@ def test_bad_queries_are_refused(server: livefactor.Local) -> None:
                 scorer.score(2, ["film 1"], query=query, query_weight=weight)
         with pytest.raises(ColumnError, match="one vector, or 2"):
             scorer.recommend([1, 2], query=np.ones((3, D)))
-    with (
-        server.scorer(model="no-vectors") as scorer,
-        pytest.raises(InvalidArgument, match="has no embeddings"),
-    ):
-        scorer.recommend(2, query=np.ones(D))
+    for model in ("no-vectors", "no-histories"):
+        with server.scorer(model=model) as scorer:
+            for ask in (partial(scorer.score, 2, ["film 1"]), partial(scorer.recommend, 2)):
+                with pytest.raises(InvalidArgument, match="has no embeddings"):
+                    ask(query=np.ones(D))
 
 
 def refusal(server: livefactor.Local, model: str, body: bytes) -> str:
