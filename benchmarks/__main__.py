@@ -98,8 +98,8 @@ SLOW = {"progressive"}
 def run_parts(names: list[str], quick: bool, console: Console, output: Path | None = None) -> Figures:
     """The figures of the named parts, measured one after the other.
 
-    The console is idle during a part. `output` gets the figures after each part, so that an ended run
-    loses only the part in progress.
+    The console is idle during a part. `output` gets the figures after each part, so that a run that
+    is ended loses only the part in progress.
     """
     figures: Figures = {}
     columns = TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
