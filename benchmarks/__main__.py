@@ -95,10 +95,11 @@ SLOW = {"progressive"}
 """Parts that a quick run skips, since they need the whole streams."""
 
 
-def run_parts(names: list[str], quick: bool, console: Console) -> Figures:
+def run_parts(names: list[str], quick: bool, console: Console, output: Path | None = None) -> Figures:
     """The figures of the named parts, measured one after the other.
 
-    The console is idle during a part.
+    The console is idle during a part. `output` gets the figures after each part, so that a run that
+    is ended loses only the part in progress.
     """
     figures: Figures = {}
     columns = TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -109,11 +110,19 @@ def run_parts(names: list[str], quick: bool, console: Console) -> Figures:
             bar.refresh()
             started = time.monotonic()
             figures |= PARTS[name](quick)
+            if output is not None:
+                write(output, figures)
             bar.advance(task)
             console.print(f"{name}: {time.monotonic() - started:.0f} s")
         bar.update(task, description="done")
         bar.refresh()
     return figures
+
+
+def write(output: Path, figures: Figures) -> None:
+    """Writes figures as JSON."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def say_missing(figures: Figures, console: Console) -> None:
@@ -144,15 +153,14 @@ def main() -> None:
     if about["machine_load_before"] > QUIET_LOAD:
         console.print(f"[yellow]the machine is busy (load average {about['machine_load_before']:.2f})[/]")
     started = time.monotonic()
-    measured = run_parts(names, arguments.quick, console)
+    measured = run_parts(names, arguments.quick, console, arguments.output)
     about["run_seconds"] = round(time.monotonic() - started, 1)
     figures = about | report.completed(measured, whole)
     console.print(report.tables(figures))
     say_missing(figures, console)
     output = arguments.output or (RESULTS if whole else None)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write(output, figures)
         console.print(f"written: {output}")
     if whole:
         report.write_pages(figures)
