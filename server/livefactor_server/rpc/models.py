@@ -9,11 +9,10 @@ import asyncio
 from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
-from livefactor_kernels.spec.presets import preset
 from livefactor_server.hosting.describe import describe
 from livefactor_server.hosting.host import DEFAULT_MODEL
 from livefactor_server.model import spec_codec
-from livefactor_server.rpc import encode, guards
+from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.statuses import invalid, precondition
@@ -86,11 +85,7 @@ async def promote_spec(calls: Calls, requests: Requests, send: Send, call: Call)
     """Handles PromoteSpec: sends the progress, and then the description."""
     request = guards.parse(models_pb2.PromoteSpecRequest, await requests.only())
     hosted = calls.model(call, request.model)
-    try:
-        base = preset(request.preset) if request.preset else hosted.engine.state.spec
-        spec = spec_codec.changed(base, request.spec)
-    except SpecError as error:
-        raise invalid(f"spec: {error}") from None
+    spec = decode.changed_spec(hosted.engine.state.spec, request.preset, request.spec)
     latest: list[tuple[int, int]] = []
 
     def report(revision: int, last: int) -> None:
