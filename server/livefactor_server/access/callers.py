@@ -10,7 +10,6 @@ from livefactor_server.access.grants import Grant, Grants, Role
 from livefactor_server.statuses import denied, unauthenticated
 from livefactor_server.text import quoted
 
-_BEARER = "Bearer "
 _NAMES = ("x509_common_name", "x509_subject_alternative_name")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,8 +27,7 @@ def grant_of(context: Context, grants: Grants) -> Grant:
     """
     for name, value in context.invocation_metadata() or ():
         if name == "authorization":
-            text = value if isinstance(value, str) else ""
-            found = grants.of_token(text.removeprefix(_BEARER)) if text.startswith(_BEARER) else None
+            found = grants.of_authorization(value if isinstance(value, str) else "")
             if found is None:
                 raise unauthenticated("authorization: the bearer token is unknown, or it has expired")
             return found

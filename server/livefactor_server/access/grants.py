@@ -34,6 +34,8 @@ BYTES_MAX = 1 << 20
 TOKEN_PREFIX = "lf_"
 """Tokens begin with this, so that scanners for secrets find them."""
 
+_BEARER = "Bearer "
+
 RELOAD_S = 1.0
 """Seconds between two looks at whether the file has changed."""
 
@@ -119,6 +121,10 @@ class Grants:
         """The valid grant of a bearer token."""
         self._refresh()
         return _valid(self._by_token.get(digest(token)))
+
+    def of_authorization(self, header: str) -> Grant | None:
+        """The valid grant of the bearer token in an authorization header."""
+        return self.of_token(header.removeprefix(_BEARER)) if header.startswith(_BEARER) else None
 
     def of_certificate(self, names: Iterable[str]) -> Grant | None:
         """The valid grant of a verified client certificate with these names."""

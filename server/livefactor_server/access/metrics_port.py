@@ -50,9 +50,7 @@ def serve_metrics(host: str, port: int, entry: Entry) -> int:
 
 def _guarded(app: Any, grants: Grants) -> Any:
     def answer(environ: dict[str, Any], begin: Begin) -> Iterable[bytes]:
-        text = environ.get("HTTP_AUTHORIZATION", "")
-        token = text.removeprefix("Bearer ") if text.startswith("Bearer ") else ""
-        if grants.of_token(token) is None:
+        if grants.of_authorization(environ.get("HTTP_AUTHORIZATION", "")) is None:
             begin("401 Unauthorized", [("WWW-Authenticate", "Bearer"), ("Content-Length", "0")])
             return []
         found: Iterable[bytes] = app(environ, begin)

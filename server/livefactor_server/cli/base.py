@@ -142,6 +142,8 @@ Secret = Annotated[
     ),
 ]
 
+StringIds = Annotated[bool, typer.Option(help="Read all ids as strings, also those that look like integers.")]
+
 
 def emit(value: Any) -> None:
     """Prints a value as one line of JSON."""

@@ -13,6 +13,7 @@ from livefactor_server.cli.base import (
     AsJson,
     Model,
     Secret,
+    StringIds,
     Target,
     app,
     complain,
@@ -49,9 +50,7 @@ def recommend(
     exclude_seen: Annotated[
         bool, typer.Option("--exclude-seen", help="Leave out what the users have had (spec: history).")
     ] = False,
-    string_ids: Annotated[
-        bool, typer.Option(help="Read all ids as strings, also those that look like integers.")
-    ] = False,
+    string_ids: StringIds = False,
     secret: Secret = "",
     model: Model = "default",
     target: Target = DEFAULT_TARGET,

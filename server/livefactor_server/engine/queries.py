@@ -14,7 +14,7 @@ from livefactor_kernels.reading.persons import Persons
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables import ITEMS
-from livefactor_server.engine.similar import BLOCK_ROWS, Best
+from livefactor_server.engine.similar import BLOCK_ROWS, Best, joined
 from livefactor_server.statuses import invalid
 
 WEIGHT_MAX = 1e6
@@ -80,12 +80,7 @@ class QueryPart:
                 excluded = np.concatenate((common, own[int(ends[user]) : int(ends[user + 1])]))
                 is_left = ~np.isin(rows, excluded)
                 found.add(rows[is_left], scores[is_left])
-        sizes = [len(each.rows) for each in best]
-        return (
-            np.concatenate([each.rows for each in best]),
-            np.concatenate([each.scores for each in best]),
-            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        )
+        return joined(best)
 
 
 def _units(vectors: np.ndarray) -> np.ndarray:

@@ -276,22 +276,22 @@ class Reader:
             check_pairs(len(query.user_ids), pin.counts[ITEMS], allowance.pairs_max)
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
             exclusions = self._exclusions(query, pin, marks)
-            events = self._own_events(query, pin)
-            parts = [
-                self._best(query, pin, users, user_rows[users], exclusions, events)
+            events, part = self._own_events(query, pin), self._query_part(query)
+            lists = [
+                self._best(query, pin, users, user_rows[users], exclusions, events, part)
                 for users in _blocks(len(user_rows), pin.counts[ITEMS], allowance)
             ]
-        rows = np.concatenate([part.rows for part in parts])
-        sizes = np.concatenate([np.diff(part.offsets) for part in parts])
+        rows = np.concatenate([each.rows for each in lists])
+        sizes = np.concatenate([np.diff(each.offsets) for each in lists])
         return self._answer(
             query,
             revision,
             backend.items.keys[rows],
-            np.concatenate([part.scores for part in parts]),
+            np.concatenate([each.scores for each in lists]),
             np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32),
             user_rows != NO_ROW,
             np.ones(len(rows), bool),
-            np.concatenate([part.truncated for part in parts]),
+            np.concatenate([each.truncated for each in lists]),
         )
 
     def _similar(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns:
@@ -311,6 +311,7 @@ class Reader:
     def _best(
         self, query: ScoreQuery, pin: Pin, users: slice, user_rows: np.ndarray,
         exclusions: tuple[np.ndarray, np.ndarray, np.ndarray], events: list[Events | None] | None,
+        part: QueryPart | None,
     ) -> _Best:  # fmt: skip
         common, own, ends = exclusions
         ends = ends[users.start : users.stop + 1]
@@ -324,7 +325,7 @@ class Reader:
         if query.exclude_seen:
             own, own_offsets = read.exclusions(own, own_offsets)
             truncated = read.truncated
-        keys, part = self._state.backend.items.keys, self._query_part(query)
+        keys = self._state.backend.items.keys
         if part is not None:
             best = part.best(pin, read, users.start, keys, query.k, common, own, own_offsets)
             return _Best(*best, truncated)

@@ -6,7 +6,7 @@ So an answer does not depend on what else a call asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -71,7 +71,12 @@ def similar(
             cosines = _dots(own[number : number + 1], others)
             left = is_left & (rows != row)
             best[number].add(rows[left], cosines[left])
-    offsets = np.zeros(len(asked) + 1, np.uint32)
+    return joined(best)
+
+
+def joined(best: Sequence[Best]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lists end to end: rows uint32[m], scores float32[m], and offsets uint32[n + 1] into them."""
+    offsets = np.zeros(len(best) + 1, np.uint32)
     np.cumsum([len(each.rows) for each in best], out=offsets[1:])
     rows = np.concatenate([_NO_ROWS, *(each.rows for each in best)])
     return rows, np.concatenate([_NO_SCORES, *(each.scores for each in best)]), offsets

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from livefactor.v1 import challenging_pb2
 from livefactor.wire.limits import MODEL_NAME
-from livefactor_kernels.spec.model import SpecError
-from livefactor_kernels.spec.presets import preset
 from livefactor_server.challenging.challengers import Challengers, Listing
 from livefactor_server.hosting.describe import describe
 from livefactor_server.hosting.host import Hosted
-from livefactor_server.model import spec_codec
-from livefactor_server.rpc import encode, guards
+from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call
 from livefactor_server.statuses import invalid, precondition
@@ -26,11 +23,7 @@ def add_challenger(calls: Calls, raw: bytes, call: Call) -> bytes:
     challengers = _challengers_of(hosted)
     if request.name and not MODEL_NAME.fullmatch(request.name):
         raise invalid("name: it has 1 to 64 of the characters a-z 0-9 _ - and begins with a letter")
-    try:
-        base = preset(request.preset) if request.preset else hosted.engine.state.spec
-        spec = spec_codec.changed(base, request.spec)
-    except SpecError as error:
-        raise invalid(f"spec: {error}") from None
+    spec = decode.changed_spec(hosted.engine.state.spec, request.preset, request.spec)
     challengers.add(request.name or challengers.free_name(request.preset or CHANGED), spec)
     return challenging_pb2.AddChallengerResponse(contest=_contest(challengers.listing())).SerializeToString()
 

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from livefactor.v1 import models_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.limits import over
 from livefactor.wire.scoring import ScoreQuery, decode_score
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.model import ModelSpec, SpecError
+from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import WIRE_CHANGES, Change, Rejects
+from livefactor_server.model import spec_codec
 from livefactor_server.statuses import invalid
 
 
@@ -91,6 +94,18 @@ def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
         if answers > rows_max:
             raise invalid(over("candidates", rows_max, answers, "scores a call"))
     return query
+
+
+def changed_spec(current: ModelSpec, name: str, fields: models_pb2.ModelSpec) -> ModelSpec:
+    """The spec of the preset `name` with the given fields. "" stands for the `current` spec.
+
+    Raises:
+        Refused: INVALID_ARGUMENT.
+    """
+    try:
+        return spec_codec.changed(preset(name) if name else current, fields)
+    except SpecError as error:
+        raise invalid(f"spec: {error}") from None
 
 
 def _check_offsets(name: str, offsets: np.ndarray, users: int, items: int) -> None:

@@ -4,21 +4,17 @@ release a hold.
 
 from __future__ import annotations
 
-import asyncio
-
 from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
-from livefactor_kernels.spec.presets import preset
 from livefactor_server.hosting.describe import describe
 from livefactor_server.hosting.host import DEFAULT_MODEL
 from livefactor_server.model import spec_codec
-from livefactor_server.rpc import encode, guards
+from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
+from livefactor_server.rpc.progress import Progress
 from livefactor_server.statuses import invalid, precondition
-
-PROGRESS_INTERVAL_S = 0.1
 
 
 def create_model(calls: Calls, raw: bytes, call: Call) -> bytes:
@@ -86,28 +82,15 @@ async def promote_spec(calls: Calls, requests: Requests, send: Send, call: Call)
     """Handles PromoteSpec: sends the progress, and then the description."""
     request = guards.parse(models_pb2.PromoteSpecRequest, await requests.only())
     hosted = calls.model(call, request.model)
-    try:
-        base = preset(request.preset) if request.preset else hosted.engine.state.spec
-        spec = spec_codec.changed(base, request.spec)
-    except SpecError as error:
-        raise invalid(f"spec: {error}") from None
-    latest: list[tuple[int, int]] = []
+    spec = decode.changed_spec(hosted.engine.state.spec, request.preset, request.spec)
+    progress = Progress(call)
 
-    def report(revision: int, last: int) -> None:
-        call.check()
-        latest[:] = [(revision, last)]
+    async def tell(revision: int, last: int) -> None:
+        await send(encode.promotion_progress(revision, last))
 
-    promoting = asyncio.create_task(calls.promotions.run(0, hosted.promote, spec, report))
-    try:
-        while not promoting.done():
-            await asyncio.wait({promoting}, timeout=PROGRESS_INTERVAL_S)
-            while latest:
-                await send(encode.promotion_progress(*latest.pop()))
-        promoting.result()
-        found = encode.whole_description(describe(hosted))
-        await send(models_pb2.PromoteSpecResponse(description=found).SerializeToString())
-    finally:
-        promoting.cancel()
+    await progress.until_done(calls.promotions.run(0, hosted.promote, spec, progress), tell)
+    found = encode.whole_description(describe(hosted))
+    await send(models_pb2.PromoteSpecResponse(description=found).SerializeToString())
 
 
 def release_hold(calls: Calls, raw: bytes, call: Call) -> bytes:

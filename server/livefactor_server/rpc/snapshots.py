@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from livefactor.v1 import snapshots_pb2
 from livefactor_server.hosting.host import DEFAULT_MODEL
 from livefactor_server.rpc import encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
+from livefactor_server.rpc.progress import Progress
 from livefactor_server.snapshots.store import SnapshotNotFound
 from livefactor_server.statuses import not_found
-
-PROGRESS_INTERVAL_S = 0.1
 
 
 async def snapshot(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
@@ -22,21 +19,13 @@ async def snapshot(calls: Calls, requests: Requests, send: Send, call: Call) -> 
     if request.HasField("min_position"):
         wanted = request.min_position
         await calls.positions.reach(hosted.engine, wanted.lineage, wanted.revision)
-    latest: list[tuple[int, int, int]] = []
+    progress = Progress(call)
 
-    def report(done: int, total: int, revision: int) -> None:
-        call.check()
-        latest[:] = [(done, total, revision)]
+    async def tell(done: int, total: int, revision: int) -> None:
+        await send(encode.snapshot_progress(hosted.engine.state.lineage, done, total, revision))
 
-    taking = asyncio.create_task(calls.snapshots.run(0, hosted.keeper.take, report))
-    try:
-        while not taking.done():
-            await asyncio.wait({taking}, timeout=PROGRESS_INTERVAL_S)
-            while latest:
-                await send(encode.snapshot_progress(hosted.engine.state.lineage, *latest.pop()))
-        await send(encode.snapshot_done(taking.result()))
-    finally:
-        taking.cancel()
+    info = await progress.until_done(calls.snapshots.run(0, hosted.keeper.take, progress), tell)
+    await send(encode.snapshot_done(info))
 
 
 def list_snapshots(calls: Calls, raw: bytes, call: Call) -> bytes:

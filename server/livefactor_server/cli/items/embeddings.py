@@ -12,6 +12,7 @@ from livefactor_server.cli.base import (
     AsJson,
     Model,
     Secret,
+    StringIds,
     Target,
     app,
     complain,
@@ -21,7 +22,6 @@ from livefactor_server.cli.base import (
 )
 
 Item = Annotated[str, typer.Option(help="Column of item ids.")]
-StringIds = Annotated[bool, typer.Option(help="Read all ids as strings, also those that look like integers.")]
 
 
 @app.command("push-embeddings")

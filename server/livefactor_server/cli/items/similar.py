@@ -11,6 +11,7 @@ from livefactor_server.cli.base import (
     AsJson,
     Model,
     Secret,
+    StringIds,
     Target,
     app,
     console,
@@ -26,9 +27,7 @@ def similar(
     include_unavailable: Annotated[
         bool, typer.Option("--include-unavailable", help="Also show items that are marked unavailable.")
     ] = False,
-    string_ids: Annotated[
-        bool, typer.Option(help="Read all ids as strings, also those that look like integers.")
-    ] = False,
+    string_ids: StringIds = False,
     secret: Secret = "",
     model: Model = "default",
     target: Target = DEFAULT_TARGET,
