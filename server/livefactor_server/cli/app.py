@@ -19,7 +19,7 @@ from livefactor_server.cli import (  # noqa: F401
 )
 from livefactor_server.cli.base import app
 from livefactor_server.cli.items import embeddings, similar  # noqa: F401
-from livefactor_server.cli.operations import doctor  # noqa: F401
+from livefactor_server.cli.operations import doctor, health  # noqa: F401
 from livefactor_server.text import PlainFormatter
 
 

@@ -1,1 +1,1 @@
-"""Commands for whoever runs a server: `doctor`."""
+"""Commands for whoever runs a server: `doctor` and `health`."""
