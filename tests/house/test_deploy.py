@@ -148,7 +148,7 @@ def variables(text: str) -> set[str]:
 
 
 def test_every_variable_that_the_files_set_is_a_setting() -> None:
-    from livefactor_server.cli.settings import unknown_variables
+    from livefactor_server.cli.serve.settings import unknown_variables
 
     found = {
         name

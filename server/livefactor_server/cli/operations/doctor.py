@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from livefactor_server.cli.base import AsJson, app, console, emit, table
-from livefactor_server.cli.settings import ServerSettings, parameters
+from livefactor_server.cli.serve.settings import ServerSettings, parameters
 
 SETTINGS = ("data", "host", "port", "metrics_port", "memory_bytes_max")
 """The settings of a server that the checks need."""
