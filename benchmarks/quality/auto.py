@@ -157,7 +157,21 @@ def table(figures: dict[str, float | str]) -> str:
         if f"auto_{name}_auto" in figures:
             cells = [figures.get(f"auto_{name}_{key}") for key in keys]
             words = [f"{cell:.3f}" if isinstance(cell, float) else "–" for cell in cells]
+            error = figures.get(f"auto_{name}_to_popular_min_error")
+            if error is not None:
+                words[-1] += f" ± {error:.2f}"
             lines.append(f"| {name}{'' if name in SHAPED else ' *'} | " + " | ".join(words) + " |")
+    return "\n".join(lines)
+
+
+def ratings_table(figures: dict[str, float | str]) -> str:
+    """The table of the ratings."""
+    keys = ("multi_pass_rmse", "rmse", "rmse_to_multi_pass")
+    lines = ["| data | tuned multi-pass SGD | `auto` | quotient |", "|---" * 4 + "|"]
+    for name in RATED:
+        if f"auto_{name}_rmse" in figures:
+            cells = [f"{figures[f'auto_{name}_{key}']:.3f}" for key in keys]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -210,10 +224,11 @@ def main() -> None:
         if not names and figures.get(f"auto_{name}_kernels") == code:
             continue
         try:
-            if name == "sessions":
-                own = measure_sessions(folder)
-            else:
-                own = measure(name, SETS[name](folder), opponents_of(figures, name))
+            own = (
+                measure_sessions(folder)
+                if name == "sessions"
+                else measure(name, SETS[name](folder), opponents_of(figures, name))
+            )
         except FileNotFoundError as error:
             print(f"{name}: left out: {error}")
             continue
@@ -223,6 +238,7 @@ def main() -> None:
         print(name, {key: round(value, 4) for key, value in own.items() if isinstance(value, float)})
         RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     write_between(PAGE, "benchmarks.quality.auto", table(figures))
+    write_between(PAGE, "benchmarks.quality.auto ratings", ratings_table(figures))
     write_svg(ROOT / "docs" / "images" / "auto-sets.svg", lambda: picture(figures))
 
 

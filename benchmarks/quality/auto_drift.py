@@ -77,7 +77,10 @@ def main() -> None:
     """Measures all pairs, and writes the table and the figures."""
     folder = Path(sys.argv[1])
     figures = json.loads(RESULTS.read_text(encoding="utf-8"))
-    lines = ["| first set | second set | after a fifth, of a new model | at the end, of a new model |", "|---" * 4 + "|"]
+    lines = [
+        "| first set | second set | after a fifth, of a new model | at the end, of a new model |",
+        "|---" * 4 + "|",
+    ]
     for names in PAIRS:
         first, second = (SETS[name](folder) for name in names)
         head = first.learned.take(slice(0, EVENTS))

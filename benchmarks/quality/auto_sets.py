@@ -142,8 +142,8 @@ SETS: dict[str, Callable[[Path], Division]] = {
     "instruments": instruments,
     "retail": retail,
 }
-RATED = ("ml100k", "ml1m", "instruments")
-"""The sets whose values are ratings."""
+RATED = ("ml100k", "instruments")
+"""The sets whose ratings are predicted. docs/quality.md has MovieLens-1M."""
 SHAPED = ("ml100k", "ml1m", "lastfm", "instruments", "retail")
 """The sets on which the settings of `auto` were chosen.
 

@@ -9,11 +9,11 @@ It minimises
     sum_j w_j (x . y_j - t_j)^2 + a0 sum_{all others y} (x . y)^2 + ridge |x|^2
     ridge = l2 (sum_j w_j + e + a0 N)
 
-e is `solve.ridge_events`. a0 is `solve.unobserved`, and N is the number of other rows after the record's allocation. With
-implicit loss, t_j is 1 if the value is above 0, else 0, and there are no biases. With squared loss,
-a0 is 0 and t_j = (value - mean) - (y_j's bias). The row's bias is one more coordinate of x after
-the k factors, with y_j = 1 and the ridge bias_l2 (sum_j w_j + e). `mean` is the mean before the
-record's micro-batch. The values are added to it afterwards.
+e is `solve.ridge_events`. a0 is `solve.unobserved`, and N is the number of other rows after the
+record's allocation. With implicit loss, t_j is 1 if the value is above 0, else 0, and there are no
+biases. With squared loss, a0 is 0 and t_j = (value - mean) - (y_j's bias). The row's bias is one
+more coordinate of x after the k factors, with y_j = 1 and the ridge bias_l2 (sum_j w_j + e). `mean`
+is the mean before the record's micro-batch. The values are added to it afterwards.
 
 The steps of a micro-batch:
 

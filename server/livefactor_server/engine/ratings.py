@@ -38,7 +38,7 @@ COVERED_MIN = 0.5
 """Minimum share of the grid between the smallest and the largest rating that occurs."""
 
 BIAS_L2, RIDGE_EVENTS = 0.1, 20.0
-"""Regularisation that suits sparse ratings as well. docs/auto.md says on which data it was chosen."""
+"""Regularisation that suits sparse ratings as well (docs/auto.md)."""
 
 RETRY_S = 10.0
 """Seconds between two tries of the switch if memory or disk are short, or another one runs."""
