@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from livefactor.access import Access
-    from livefactor.answers import Recommendations, Scores, UserAnswer
     from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
     from livefactor.channel import open_channel
     from livefactor.errors import (
@@ -47,12 +46,13 @@ if TYPE_CHECKING:
         UnknownSpec,
     )
     from livefactor.in_process import Local, local
-    from livefactor.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
     from livefactor.models import ModelDescription, Models
     from livefactor.position import Position
     from livefactor.pushing.batching import Ack, BatchSettings, Receipt, RowReject
     from livefactor.pushing.producer import Producer
     from livefactor.pushing.sending import ProducerStatus
+    from livefactor.results.answers import Recommendations, Scores, UserAnswer
+    from livefactor.results.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
     from livefactor.scorer import Scorer
     from livefactor.snapshots.files import Verification, load, verify
     from livefactor.snapshots.loaded import LoadedSnapshot
@@ -118,7 +118,7 @@ __all__ = [
 
 _NAMES = {
     "access": ("Access",),
-    "answers": ("Recommendations", "Scores", "UserAnswer"),
+    "results.answers": ("Recommendations", "Scores", "UserAnswer"),
     "auditor": ("Auditor", "SnapshotInfo", "SnapshotProgress"),
     "channel": ("open_channel",),
     "errors": (
@@ -145,7 +145,7 @@ _NAMES = {
         "Unimplemented",
         "UnknownSpec",
     ),
-    "judgement": ("Hold", "JudgeEvent", "JudgeFigure", "Judgement"),
+    "results.judgement": ("Hold", "JudgeEvent", "JudgeFigure", "Judgement"),
     "in_process": ("Local", "local"),
     "models": ("ModelDescription", "Models"),
     "position": ("Position",),
