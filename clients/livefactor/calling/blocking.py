@@ -58,6 +58,7 @@ class Connection(Route):
     def run(self, plan: Plan[Result]) -> Result:
         """Carry out a plan and return its result, or raise its error."""
         streams: list[Any] = []
+        result: Result
         try:
             step = next(plan)
             while True:
@@ -68,7 +69,7 @@ class Connection(Route):
                 else:
                     step = plan.send(reply)
         except StopIteration as done:
-            result: Result = done.value
+            result = done.value
             return result
         finally:
             for stream in streams:

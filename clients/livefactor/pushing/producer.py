@@ -29,7 +29,7 @@ from livefactor.pushing.batching import (
 )
 from livefactor.pushing.delivery import WINDOW_BATCHES
 from livefactor.pushing.embeddings import as_vectors, embedding_bodies
-from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, label_cuts
+from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, TextReader, label_cuts
 from livefactor.pushing.rows import RowColumns, row_columns
 from livefactor.pushing.sending import OPEN_DEADLINE_S, ProducerStatus, Sender
 from livefactor.wire.columns import (
@@ -141,21 +141,20 @@ class ProducerBase:
 
     # The bodies of calls of both kinds of producers.
 
-    def _taken(self, n: int, timeout: float | None, take: Callable[[], Receipt]) -> Plan[Receipt]:
-        """The plan that waits for room for n rows, and then takes them with the lock held."""
-        sender, deadline = self._sender, 0.0
+    def _room(self, n: int, timeout: float | None, deadline: float | None) -> Plan[float | None]:
+        """The plan that waits until there seems to be room for n rows.
+
+        timeout: the caller's. deadline: what this returned before, on the monotonic clock; None at
+        the first time. Raises BufferFull.
+        """
+        sender = self._sender
         timeout = self._timeout if timeout is None else timeout
-        while True:
-            with sender.lock:
-                if sender.reserve(n):
-                    return take()
-            if timeout is None:
-                left = None
-            else:
-                deadline = deadline or monotonic() + timeout
-                left = max(0.0, deadline - monotonic())
-            if not (yield Until(sender.room, lambda: sender.unusable() or sender.has_room(n), left)):
-                raise BufferFull(f"no room for {n} rows within {timeout} s: {sender.fullness()}")
+        if timeout is not None and deadline is None:
+            deadline = monotonic() + timeout
+        left = None if deadline is None else max(0.0, deadline - monotonic())
+        if not (yield Until(sender.room, lambda: sender.unusable() or sender.has_room(n), left)):
+            raise BufferFull(f"no room for {n} rows within {timeout} s: {sender.fullness()}")
+        return deadline
 
     def _taken_bodies(
         self,
@@ -164,24 +163,29 @@ class ProducerBase:
         timeout: float | None,
         taken: Callable[[], None] | None = None,
     ) -> Plan[Receipt]:
+        sender, deadline = self._sender, None
+        n = sum(rows for rows, _ in bodies)
+        while True:
+            with sender.lock:
+                if sender.reserve(n):
+                    if taken is not None:
+                        taken()
+                    return self._queued(change, bodies)
+            deadline = yield from self._room(n, timeout, deadline)
+
+    def _queued(self, change: str, bodies: list[tuple[int, bytes]]) -> Receipt:
         sender = self._sender
-
-        def take() -> Receipt:
-            if taken is not None:
-                taken()
-            sender.queue_pending()
-            receipt, start = Receipt(self._urge, sender.position), 0
-            for rows, body in bodies:
-                batch = Batch(change)
-                batch.share(receipt, start, rows)
-                # The labels of new string ids go in front of vectors.
-                add = sender.add_events if change == EMBEDDINGS else sender.delivery.add
-                add(batch, [body])
-                start += rows
-            sender.work.notify_all()
-            return receipt
-
-        return self._taken(sum(rows for rows, _ in bodies), timeout, take)
+        sender.queue_pending()
+        receipt, start = Receipt(self._urge, sender.position), 0
+        for rows, body in bodies:
+            batch = Batch(change)
+            batch.share(receipt, start, rows)
+            # The labels of new string ids go in front of vectors.
+            add = sender.add_events if change == EMBEDDINGS else sender.delivery.add
+            add(batch, [body])
+            start += rows
+        sender.work.notify_all()
+        return receipt
 
     def _flushed(self, timeout: float | None) -> Plan[Position]:
         sender = self._sender
@@ -223,6 +227,20 @@ class ProducerBase:
 
     # These put rows into batches, with the lock held.
 
+    def _pushed(self, rows: RowColumns, readers: dict[str, TextReader]) -> Receipt:
+        sender = self._sender
+        for side, reader in readers.items():
+            if reader.new:
+                self._labels[side].take(reader)
+        receipt = Receipt(self._urge, sender.position)
+        if len(rows.user_ids):
+            pending = sender.pending
+            self._take(rows, receipt)
+            # Rows in the same pending batch are no news to the threads that send.
+            if pending is None or pending is not sender.pending:
+                sender.work.notify_all()
+        return receipt
+
     def _take(self, rows: RowColumns, receipt: Receipt) -> None:
         sender, n, rows_max = self._sender, len(rows.user_ids), self.batch.rows_max(rows.row_bytes)
         if sender.pending is not None and sender.pending.present != rows.present:
@@ -240,7 +258,8 @@ class ProducerBase:
                 deadline = float("inf") if latency is None else monotonic() + latency / 1e3
                 sender.pending = PendingRows(rows, rows_max, deadline)
             stop = min(n, start + sender.pending.room)
-            sender.pending.add(rows.slice(start, stop), receipt, start)
+            part = rows if stop - start == n else rows.slice(start, stop)
+            sender.pending.add(part, receipt, start)
             start = stop
             if not sender.pending.room:
                 sender.queue_pending()
@@ -325,22 +344,12 @@ class Producer(ProducerBase):
             readers.get(USERS, self._hash),
             readers.get(ITEMS, self._hash),
         )
-        n, sender = len(rows.user_ids), self._sender
-
-        def take() -> Receipt:
-            for side, reader in readers.items():
-                if reader.new:
-                    self._labels[side].take(reader)
-            receipt = Receipt(self._urge, sender.position)
-            if n:
-                pending = sender.pending
-                self._take(rows, receipt)
-                # Rows in the same pending batch are no news to the threads that send.
-                if pending is None or pending is not sender.pending:
-                    sender.work.notify_all()
-            return receipt
-
-        return (yield from self._taken(n, timeout, take))
+        n, sender, deadline = len(rows.user_ids), self._sender, None
+        while True:
+            with sender.lock:
+                if sender.reserve(n):
+                    return self._pushed(rows, readers)
+            deadline = yield from self._room(n, timeout, deadline)
 
     @blocking
     def push_labels(
