@@ -9,7 +9,8 @@ A snapshot proves later which model gave an answer.
 
 `Producer` delivers each row exactly once. `Scorer` scores and recommends items. `Auditor` takes,
 fetches and verifies snapshots. `Models` creates and deletes models. `load` reads a fetched snapshot
-into NumPy arrays. `local()` runs a server in this process. `livefactor.errors` lists every error.
+into NumPy arrays. `local()` runs a server in this process. `livefactor.aio` has the clients for
+asyncio. `livefactor.errors` lists every error.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         ForkError,
         InvalidArgument,
         LivefactorError,
+        MissingPackage,
         NotFound,
         PermissionDenied,
         ProducerClosed,
@@ -81,6 +83,7 @@ __all__ = [
     "LivefactorError",
     "LoadedSnapshot",
     "Local",
+    "MissingPackage",
     "ModelDescription",
     "Models",
     "NotFound",
@@ -132,6 +135,7 @@ _NAMES = {
         "ForkError",
         "InvalidArgument",
         "LivefactorError",
+        "MissingPackage",
         "NotFound",
         "PermissionDenied",
         "ProducerClosed",
@@ -164,7 +168,7 @@ long to import.
 
 
 def __getattr__(name: str) -> Any:
-    home = name if name == "errors" else _HOMES.get(name)
+    home = name if name in ("aio", "errors") else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{home}")

@@ -21,7 +21,8 @@
     ├── ColumnError              (ValueError) columns do not match, or a message does not parse
     ├── SnapshotInvalid          (ValueError) the snapshot does not verify
     ├── UnknownSpec              (ValueError) the spec has a part that this version does not know
-    └── ServerMissing            (ImportError) the server extra is not installed
+    ├── ServerMissing            (ImportError) the server extra is not installed
+    └── MissingPackage           (ImportError) a package that a method needs is not installed
 
 The errors down to UnexpectedStatus stand for statuses of a server. The set of statuses is closed
 (protos/livefactor/v1/updates.proto).
@@ -174,6 +175,10 @@ class UnknownSpec(LivefactorError, ValueError):
 
 class ServerMissing(LivefactorError, ImportError):
     """The server extra is not installed."""
+
+
+class MissingPackage(LivefactorError, ImportError):
+    """A package that a method needs is not installed. The text names the pip command."""
 
 
 _BY_CODE: dict[str, type[LivefactorError]] = {
