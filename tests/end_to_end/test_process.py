@@ -65,7 +65,7 @@ def import_seconds() -> float:
     """How long the imports of a server take."""
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-c", "import livefactor_server.cli.serving"],
+        [sys.executable, "-c", "import livefactor_server.cli.serve.process"],
         capture_output=True,
         env=environment(),
         check=True,

@@ -19,7 +19,7 @@ from livefactor_kernels.backend import BackendUnavailable
 from livefactor_server.access.entry import Entry
 from livefactor_server.access.metrics_port import serve_metrics
 from livefactor_server.cli.base import complain
-from livefactor_server.cli.settings import LOOPBACK, ServerSettings
+from livefactor_server.cli.serve.settings import LOOPBACK, ServerSettings
 from livefactor_server.files.specs import SpecFileError
 from livefactor_server.hosting import host as hosting
 from livefactor_server.log.store import LogError
