@@ -82,14 +82,14 @@ def _call(server: Server, access: Access, calls: int) -> None:
 
 
 def _ingest(server: Server, access: Access, load: Load) -> float:
-    """Seconds."""
+    """Events per second."""
     settings = BatchSettings(events_max=load.batch, latency_ms_max=None)
     started = time.perf_counter()
     with Producer(server.target, "bench", model=MODEL, batch=settings, access=access) as producer:
         for part in load.slices():
             producer.push(**load.columns(part))
         producer.flush(120)
-    return time.perf_counter() - started
+    return len(load.users) / (time.perf_counter() - started)
 
 
 def token_check_us(checks: int = CHECKS) -> float:
@@ -117,7 +117,7 @@ def measure(rounds: int = ROUNDS, calls: int = CALLS, events: int = EVENTS) -> d
     load = Load(events, 65_536)
     call: dict[str, list[float]] = {}
     ingest: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {}
+    rates: dict[str, list[float]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="livefactor-bench-", dir=os.environ.get("BENCH_DIR")) as name,
         _servers(Path(name)) as servers,
@@ -125,7 +125,7 @@ def measure(rounds: int = ROUNDS, calls: int = CALLS, events: int = EVENTS) -> d
         for number in range(rounds + 1):
             for kind, (server, access) in servers.items():
                 # The first round warms up.
-                kept = (call, ingest, seconds) if number else ({}, {}, {})
+                kept = (call, ingest, rates) if number else ({}, {}, {})
                 with _cpu_s(server, kept[0].setdefault(kind, [])):
                     _call(server, access, calls)
                 with _cpu_s(server, kept[1].setdefault(kind, [])):
@@ -135,7 +135,7 @@ def measure(rounds: int = ROUNDS, calls: int = CALLS, events: int = EVENTS) -> d
         figures[f"access_{kind}_call_cpu_us"] = statistics.median(taken) / calls * 1e6
         figures[f"access_{kind}_ingest_cpu_ns"] = statistics.median(ingest[kind]) / events * 1e9
     for kind in ("tls", "token"):
-        for what, taken in (("call_cpu", call), ("ingest_cpu", ingest), ("ingest_time", seconds)):
+        for what, taken in (("call_cpu", call), ("ingest_cpu", ingest), ("ingest_rate", rates)):
             pairs = zip(taken[kind], taken["plain"], strict=True)
             figures[f"ratio_access_{kind}_{what}"] = statistics.median(own / plain for own, plain in pairs)
     return figures
