@@ -3,13 +3,13 @@
 `python -m benchmarks.quality.auto FOLDER [SET ...]` measures them. Without names it measures the
 sets that have no figures of the present kernels, so that a run that was stopped can be resumed.
 
-`auto_sets` describes the folder. A set whose file is missing is left out. It writes
+`sets` describes the folder. A set whose file is missing is left out. It writes
 benchmarks/results/auto.json and the table of docs/auto.md.
 
 Every method learns the same events. livefactor learns them in one pass in their order, in records
 of 512 events. Opponents are batch retrains, whose settings are chosen on an earlier cut of the
 learned events. At most `JUDGED_USERS` users are judged, by NDCG@10 without the items that they had.
-The set `sessions` is judged as `auto_streams` describes.
+The set `sessions` is judged as `streams` describes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.pages import ROOT, write_between
-from benchmarks.quality import als, auto_ratings, closed_form
-from benchmarks.quality.auto_sets import RATED, SETS, SHAPED, diginetica
-from benchmarks.quality.auto_streams import counted_recall, session_recall, to_popular
+from benchmarks.quality import als, closed_form
+from benchmarks.quality.auto import ratings
+from benchmarks.quality.auto.sets import RATED, SETS, SHAPED, diginetica
+from benchmarks.quality.auto.streams import counted_recall, session_recall, to_popular
 from benchmarks.quality.data import Division, Events, cut
 from benchmarks.quality.methods import EPOCHS, Parts
 from benchmarks.quality.metrics import Judge
@@ -113,7 +114,7 @@ def opponents(name: str, division: Division, judge: FewUsers) -> dict[str, float
             "ndcg10"
         ]
     if name in RATED:
-        figures |= auto_ratings.opponent(division)
+        figures |= ratings.opponent(division)
     return figures
 
 
@@ -132,7 +133,7 @@ def measure(name: str, division: Division, known: dict[str, float | str]) -> dic
     least = to_popular(learned)
     figures |= {"to_popular_min": least.quotient, "to_popular_min_error": least.error}
     if name in RATED:
-        figures["rmse"] = auto_ratings.error(division)
+        figures["rmse"] = ratings.error(division)
         figures["rmse_to_multi_pass"] = figures["rmse"] / figures["multi_pass_rmse"]  # type: ignore[operator]
     return {f"auto_{name}_{key}": value for key, value in figures.items()}
 
@@ -204,7 +205,7 @@ def kernels() -> str:
 
 def opponents_code() -> str:
     """A digest of the code of the sets and of the opponents."""
-    names = ("als", "auto_sets", "closed_form", "data", "metrics", "ratings", "search")
+    names = ("als", "auto/sets", "closed_form", "data", "metrics", "ratings", "search")
     return digest(*(ROOT / "benchmarks" / "quality" / f"{name}.py" for name in names))
 
 
@@ -240,7 +241,3 @@ def main() -> None:
     write_between(PAGE, "benchmarks.quality.auto", table(figures))
     write_between(PAGE, "benchmarks.quality.auto ratings", ratings_table(figures))
     write_svg(ROOT / "docs" / "images" / "auto-sets.svg", lambda: picture(figures))
-
-
-if __name__ == "__main__":
-    main()

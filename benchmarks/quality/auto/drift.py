@@ -1,6 +1,6 @@
 """`auto` when everything changes: one set is learned after the other, as one stream.
 
-`python -m benchmarks.quality.auto_drift FOLDER` measures it (`auto_sets` describes FOLDER). It
+`python -m benchmarks.quality.auto.drift FOLDER` measures it (`sets` describes FOLDER). It
 writes the table of docs/auto.md, and its figures to benchmarks/results/auto.json.
 
 The sets share no users and no items. A second model learns the second set alone. Both are judged on
@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pages import write_between
-from benchmarks.quality.auto import PAGE, RESULTS, FewUsers
-from benchmarks.quality.auto_sets import SETS
-from benchmarks.quality.auto_streams import gain
+from benchmarks.quality.auto.benchmark import PAGE, RESULTS, FewUsers
+from benchmarks.quality.auto.sets import SETS
+from benchmarks.quality.auto.streams import gain
 from benchmarks.quality.data import Division, Events
 from benchmarks.quality.streamed import RECORD_EVENTS, Learner
 from livefactor_kernels.spec.presets import preset
@@ -27,7 +27,7 @@ from livefactor_kernels.spec.presets import preset
 PAIRS = (("ml100k", "retail"), ("retail", "ml100k"))
 EVENTS = 80_000
 """Events of each set at most, its first ones."""
-FROM, UNTIL, JUDGED = 0.2, 0.4, 2000
+FROM, UNTIL, JUDGED = 0.2, 0.4, 1000
 """The part of the second set that is judged test-then-learn, and its number of judged events."""
 
 
@@ -93,7 +93,7 @@ def main() -> None:
         lines.append(f"| {names[0]} | {names[1]} | " + " | ".join(f"{each:.3f}" for each in quotients) + " |")
         print(lines[-1], old, new, flush=True)
     RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    write_between(PAGE, "benchmarks.quality.auto_drift", "\n".join(lines))
+    write_between(PAGE, "benchmarks.quality.auto.drift", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.quality.auto_sets import Sessions
+from benchmarks.quality.auto.sets import Sessions
 from benchmarks.quality.data import Events
 from benchmarks.quality.streamed import RECORD_EVENTS, Learner
 from livefactor_kernels.reading.persons import PersonReader
