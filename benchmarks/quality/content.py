@@ -7,6 +7,9 @@ times is used. The vector of a film is the embedding of its title, genres and pl
 (`livefactor encode`), its genres, and the year in its title. The vector of a gift is the embedding
 of its description. FILE keeps the embeddings (.npy). The encoder needs the extra `text`.
 
+A vector comes when its item enters the shop: before its first event, or after the stream if it has
+none there.
+
 Hidden films: 20 % of the films lose all their ratings. After the stream they are ranked for each
 user who rated some of them. NDCG@10 is divided by that of the hidden films' true popularity.
 
@@ -131,19 +134,27 @@ def _years(texts: dict[int, tuple[str, str, str]], ids: np.ndarray) -> np.ndarra
 
 
 def learned(data: Data, events: np.ndarray, spec: ModelSpec) -> Backend:
-    """The model after the vectors, if the spec has them, and the events."""
-    model = create_backend("cpu", spec)
-    if spec.embeddings.dimension:
-        for start in range(0, len(data.ids), 512):
-            rows = model.items.allocate(data.ids[start : start + 512].astype(np.uint64))
-            part = data.vectors[start : start + 512]
-            model.set_embeddings(rows, part, model.revision + 1, model.items.allocated)
+    """The model after the events, and the vectors if the spec has them."""
+    model, unknown = create_backend("cpu", spec), set(data.ids.tolist())
+    places = {item: place for place, item in enumerate(data.ids.tolist())}
+
+    def describe(items: list[int]) -> None:
+        for start in range(0, len(items) if spec.embeddings.dimension else 0, 512):
+            part = np.array(items[start : start + 512])
+            rows = model.items.allocate(part.astype(np.uint64))
+            vectors = data.vectors[[places[item] for item in part.tolist()]]
+            model.set_embeddings(rows, vectors, model.revision + 1, model.items.allocated)
+
     for start in range(0, len(events), RECORD_EVENTS):
         part = events[start : start + RECORD_EVENTS]
+        entering = unknown & set(part[:, 1].tolist())
+        describe(sorted(entering))
+        unknown -= entering
         users = model.users.allocate(part[:, 0].astype(np.uint64))
         items = model.items.allocate(part[:, 1].astype(np.uint64))
         counts = model.users.allocated, model.items.allocated
         model.apply(Update(model.revision + 1, users, items, None, None, *counts, part[:, 2] * 10**6))
+    describe(sorted(unknown))
     return model
 
 
@@ -225,12 +236,12 @@ def main() -> None:
     parser.add_argument("--prior-events", type=float, default=Embeddings().prior_events)
     parser.add_argument("--only", choices=("hidden", "few"))
     parser.add_argument("--preset", default="auto")
-    parser.add_argument("--mix", action="store_true", help="keep the mix of the preset auto")
+    parser.add_argument("--no-mix", action="store_true", help="leave out the mix of the preset auto")
     chosen = parser.parse_args()
     read, name = (films, "ml-1m") if chosen.set == "films" else (gifts, "online-retail")
     data = read(chosen.folder / name, chosen.vectors, chosen.users, chosen.seed)
     base = preset(chosen.preset)
-    if not chosen.mix:
+    if chosen.no_mix:
         base = replace(base, mix=Mix(), history=replace(base.history, half_life=0.0))
     embeddings = Embeddings(data.vectors.shape[1], chosen.prior_events)
     spec = check(replace(base, embeddings=embeddings))
