@@ -1,4 +1,4 @@
-"""Two search engines that find candidates for a query: tantivy, and PostgreSQL's full text search."""
+"""Two search engines that find candidates: tantivy, and the full text search of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HINT = "apt-get install postgresql; pip install 'psycopg[binary]'"
 
 
 class Tantivy:
-    """An index in memory (pip install tantivy). A document matches if it has a word of the query."""
+    """An index in memory (pip install tantivy). A text matches if it has a word of the query."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Indexes texts. A text is found by its place."""

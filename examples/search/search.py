@@ -2,7 +2,7 @@
 
     python search.py [--engine tantivy | postgres] [--purchases N] [--searches N]
 
-A shop's customers search for words. The engine finds up to 200 items whose descriptions match.
+A shop's customers search for a word. The engine finds up to 200 items whose descriptions match.
 livefactor ranks these for the customer, with the query's vector in the same call. The customer
 clicks on an item, and the click flows back as an event. The README explains the output.
 """
@@ -22,7 +22,7 @@ from engines import ENGINES
 import livefactor
 from livefactor_server.files.words import WordSpace, words_of
 
-CANDIDATES, SHOWN, WORDS = 200, 10, 2
+CANDIDATES, SHOWN, WORDS = 200, 10, 1
 QUERY_WEIGHT = 4.0
 
 
@@ -33,7 +33,7 @@ def rows_of(name: str) -> list[dict[str, str]]:
 
 
 def query_for(description: str, texts_with: dict[str, int]) -> list[str]:
-    """What a customer types who wants this item: its most usual words."""
+    """What a customer types who wants this item: the most usual word."""
     words = sorted(set(words_of(description)), key=lambda word: (-texts_with[word], word))
     return words[:WORDS]
 
@@ -93,7 +93,9 @@ def main() -> None:
             producer.push(customer, codes[item])
         producer.flush()
 
-    print(f"{len(our_places)} searches, in which {chosen.engine} found the item among {CANDIDATES} candidates")
+    print(
+        f"{len(our_places)} searches, in which {chosen.engine} found the item among {CANDIDATES} candidates"
+    )
     for name, places in (("by the engine", engine_places), ("re-ranked", our_places)):
         recall = np.mean(np.array(places) < SHOWN)
         print(f"the clicked item is among the first {SHOWN}, {name}: {recall:.3f}")

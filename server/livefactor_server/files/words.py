@@ -48,7 +48,7 @@ class WordSpace:
     @property
     def dimension(self) -> int:
         """Numbers of a vector."""
-        return self._axes.shape[1]
+        return int(self._axes.shape[1])
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors float32[n, dimension] of n texts, of unit length.
@@ -78,4 +78,4 @@ def _leading(matrix: np.ndarray, count: int) -> np.ndarray:
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return np.asarray(np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0))

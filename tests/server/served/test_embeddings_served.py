@@ -189,6 +189,14 @@ def test_rows_above_the_limit_of_items_are_rejected_one_by_one(tmp_path: Path) -
         assert [reject.row for reject in ack.rejects] == list(range(40, 45))
 
 
+def test_the_sums_of_the_map_count_as_memory(server: livefactor.Local) -> None:
+    """With dimension 1,024 they are 8 MiB and more."""
+    with server.models() as models:
+        models.create("wide", **SPEC | {"embeddings": {"dimension": 1024}})
+        narrow = models.describe("films").memory_bytes
+        assert models.describe("wide").memory_bytes > 8 * 1025**2 + 16 * 1025 * 8 > narrow
+
+
 def test_the_command_sends_files_of_vectors(server: livefactor.Local) -> None:
     rng = np.random.default_rng(3)
     accepted, rejected, revision = push_vectors(
