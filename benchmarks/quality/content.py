@@ -36,7 +36,7 @@ from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Embeddings, Mix, ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import NO_ROW
-from livefactor_server.cli.items.shop import load_shop
+from livefactor_server.cli.demo.shop import load_shop
 from livefactor_server.files.words import WordSpace
 
 RECORD_EVENTS, LIST, FEW_EVENTS = 2048, 10, 5
