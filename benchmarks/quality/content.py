@@ -25,7 +25,7 @@ import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import NO_ROW
 from livefactor_server.cli.demo.shop import load_shop
 from livefactor_server.files.words import WordSpace
+from livefactor_server.tuning.drawing import write_svg
 
 RECORD_EVENTS, LIST, FEW_EVENTS = 2048, 10, 5
 WORD_DIMENSION = 128
@@ -229,8 +230,34 @@ def figures_of(sets: dict[str, Data], spec: ModelSpec, seeds: int) -> Figures:
         figures[f"cold_{name}_ndcg10_to_oracle"] = float(np.mean(drawn))
         figures[f"cold_{name}_ndcg10_to_oracle_spread"] = max(drawn) - min(drawn)
         figures |= {f"{name}_{key}": value for key, value in few(data, each).items()}
-    ratios = [figures[f"{name}_few_ratio"] for name in sets]
-    return {"few_events_recall10_ratio": min(ratios)} | figures
+    return figures | {
+        "few_events_recall10_ratio": min(float(figures[f"{name}_few_ratio"] or 0) for name in sets)
+    }
+
+
+LABELS = {"films": "MovieLens-1M, films", "retail": "Online Retail, gifts"}
+
+
+def picture(figures: Figures) -> Any:
+    """Recall@10 of items with few events, with vectors and without, as a figure of Matplotlib."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in LABELS if f"{name}_few_with" in figures]
+    drawn = Figure(figsize=(6.4, 0.7 + 0.9 * len(names)))
+    axes = drawn.subplots()
+    for place, name in enumerate(reversed(names)):
+        for shift, key, colour in ((0.2, "with", "#6a1b9a"), (-0.2, "without", "#9a9a9a")):
+            value = float(figures[f"{name}_few_{key}"] or 0)
+            label = f"{key} vectors" if not place else None
+            axes.barh(place + shift, value, 0.36, color=colour, label=label)
+            axes.text(value, place + shift, f" {value:.3f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
+    axes.set_xlabel("recall@10 among items with at most 5 events")
+    axes.legend(frameon=False, fontsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    drawn.tight_layout()
+    return drawn
 
 
 def sets_of(films_folder: Path | None, users: int) -> dict[str, Data]:
@@ -251,8 +278,14 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=0, help="number of users that are drawn; 0 takes all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", default="auto")
+    parser.add_argument("--output", type=Path, help="a JSON file, whose figures of other sets stay")
+    parser.add_argument("--picture", type=Path, help="only draws the figures of --output (.svg)")
     parser.add_argument("--no-mix", action="store_true", help="leave out the mix of the preset auto")
     chosen = parser.parse_args()
+    kept = json.loads(chosen.output.read_text()) if chosen.output and chosen.output.exists() else {}
+    if chosen.picture:
+        write_svg(chosen.picture, lambda: picture(kept))
+        return
     spec = preset(chosen.preset)
     if chosen.no_mix:
         spec = replace(spec, mix=Mix(), history=replace(spec.history, half_life=0.0))
@@ -260,7 +293,10 @@ def main() -> None:
         data = films(chosen.folder / "ml-1m", chosen.vectors, chosen.users, 1)
     else:
         data = gifts(chosen.vectors, chosen.users, 1)
-    print(json.dumps(figures_of({chosen.set: data}, spec, chosen.seeds), indent=1))
+    text = json.dumps(kept | figures_of({chosen.set: data}, spec, chosen.seeds), indent=1)
+    print(text)
+    if chosen.output:
+        chosen.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def find_customers(target: str, shop: Shop, events: int, console: Console) -> Fo
         if user in known:
             bought.setdefault(user, set()).add(item)
     customers = sorted(bought)[:CUSTOMERS_MAX]
-    with Scorer(target, model=MODEL, deadline_s=60) as scorer:
+    with Scorer(target, model=MODEL, timeout=60) as scorer:
         answers = scorer.recommend(customers, SHOWN, exclude=keys[~is_new])
     lists = {user: answer.item_ids.tolist() for user, answer in zip(customers, answers, strict=True)}
     hits = {user: len(bought[user] & set(best)) for user, best in lists.items()}
