@@ -37,6 +37,7 @@ from benchmarks.speed import (
     reads,
     recovery,
     side_by_side,
+    starts,
 )
 from benchmarks.speed import ingest as ingest_rounds
 from benchmarks.speed import (
@@ -88,6 +89,7 @@ PARTS: dict[str, Callable[[bool], Figures]] = {
     "reads": lambda quick: dict(reads.measure(0.2 if quick else 1.0)),
     "disk": run_disk,
     "recovery": lambda quick: dict(recovery.measure(1, 0.2) if quick else recovery.measure()),
+    "starts": lambda quick: dict(starts.measure(0.02 if quick else 1.0)),
     "keymap": lambda quick: dict(keymap_bench.measure((100_000,) if quick else keymap_bench.SIZES)),
     "progressive": lambda quick: dict(progressive.measure(progressive.ratings_path())),
 }
