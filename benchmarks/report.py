@@ -180,7 +180,9 @@ RECOVERY = [
     Row("recovery_auto_events_per_s", "open and replay, records of one event, `auto`"),
     Row("recovery_auto_cpu_events_per_s", "the same by CPU time"),
     Row("recovery_load", "load average of the machine"),
-    Row("restart_clicks_wall_s", "`serve` after a kill, 1 million records of one event, `clicks`", "under 10"),
+    Row(
+        "restart_clicks_wall_s", "`serve` after a kill, 1 million records of one event, `clicks`", "under 10"
+    ),
     Row("restart_clicks_cpu_s", "the same by CPU time"),
     Row("restart_clicks_replayed_records", "records that this restart replayed"),
     Row("restart_auto_wall_s", "`serve` after a kill, 300 thousand records of one event, `auto`", "under 10"),
