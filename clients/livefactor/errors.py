@@ -93,7 +93,7 @@ class Unavailable(LivefactorError, ConnectionError):
 
 
 class DeadlineExceeded(LivefactorError, TimeoutError):
-    """No answer came in time. A call that changes something may have done so, or may do so later."""
+    """No answer came in time. A call that changes something may have done so or do so later."""
 
 
 class Cancelled(LivefactorError):

@@ -97,8 +97,11 @@ class Sgd(Stateless):
             return [[update] for update in updates]
         if not self._spec.negatives or len(updates) == 1:
             return [updates]
-        is_run = isinstance(updates, UpdateRun)
-        counts = updates.item_counts if is_run else [update.item_count for update in updates]
+        counts: Any = (
+            updates.item_counts
+            if isinstance(updates, UpdateRun)
+            else [update.item_count for update in updates]
+        )
         # The number of items never falls.
         cut = bisect_right(counts, 1)
         return [part for part in (updates[:cut], updates[cut:]) if len(part)]
