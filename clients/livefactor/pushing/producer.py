@@ -281,9 +281,9 @@ class Producer(ProducerBase):
     No row is applied twice. The rows of a thread are applied in the order of its pushes, and a row
     whose push was acknowledged was applied, unless it is among the rejected ones. target:
     "host:port" or "unix:/path", or several of them (`Scorer`), or a channel. producer_id: 1..64
-    bytes of UTF-8; who opens the same id later takes over, and this producer raises ProducerFenced. model: the
-    model's name. batch: when a batch is sent. buffer_events_max: at most so many rows are
-    unacknowledged, not counting the batch that is being filled; a larger push waits until
+    bytes of UTF-8; who opens the same id later takes over, and this producer raises ProducerFenced.
+    model: the model's name. batch: when a batch is sent. buffer_events_max: at most so many rows
+    are unacknowledged, not counting the batch that is being filled; a larger push waits until
     everything before it is acknowledged. timeout: how long a push waits for room, seconds, None for
     ever. open_timeout: how long the constructor waits for a server that is starting or draining,
     seconds. connect_s: how long it waits for a server that cannot be reached, seconds.
