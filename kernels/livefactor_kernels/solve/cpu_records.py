@@ -194,7 +194,7 @@ def _weigh(gram: Any, side: Any, unobserved: Any, everywhere: Any) -> None:
             target[q] = np.float32(a0 * line[q])
 
 
-@compiled
+@inlined
 def _solve_side(model: Any, side: Any, other_count: Any, unobserved: Any, found: Any, touched: Any) -> None:
     """Solves the touched rows of one side, and changes its Gram matrix."""
     rates, sums = model.rates, model.mean
