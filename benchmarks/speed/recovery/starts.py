@@ -1,4 +1,4 @@
-"""How long starts of a server take: `python -m benchmarks.speed.starts`.
+"""How long starts of a server take: `python -m benchmarks.speed.recovery.starts`.
 
 Restart: a process hosts a model with the default settings of `livefactor serve`, pushes records of
 one event through its engine, and ends by SIGKILL. Then `livefactor serve` starts on the folder. It
@@ -114,7 +114,7 @@ def measure(share: float = 1.0) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="livefactor-bench-") as made:
             folder = Path(made)
             count = str(int(records * share))
-            command = [sys.executable, "-m", "benchmarks.speed.starts", str(folder), preset, count]
+            command = [sys.executable, "-m", "benchmarks.speed.recovery.starts", str(folder), preset, count]
             code = subprocess.run(command, check=False).returncode
             if code != -signal.SIGKILL:
                 raise RuntimeError(f"the log was not written (exit code {code})")
