@@ -197,8 +197,12 @@ class CpuModel:
         update = Update(revision, nobody, rows, None, None, self.published[USERS], item_count)
         self.head.open()
         self.pins.protect(update)
+        had_vector = self._prior.is_described(rows)
         self.pins.protect(update, self._prior.describe(rows, vectors, item_count))
         self._prior.map_cold()
+        if self._mixer is not None:
+            popularity = self.items.history["popularity"]
+            self._mixer.describe(self, rows, had_vector, popularity, self.items.bias)
         self.advance(revision, item_count=item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:

@@ -363,7 +363,10 @@ class Embeddings(google.protobuf.message.Message):
     (ModelSpec.embeddings). The items need not have events yet: an item that nobody has touched is
     scored by what its vector says (docs/content.md).
 
-    A message is refused as a whole with INVALID_ARGUMENT if the model has no embeddings or another
+    The first message decides the dimension of a model that has none. The server switches the model to
+    a spec with this dimension, and the call waits for it. Other losses than IMPLICIT take no vectors.
+
+    A message is refused as a whole with INVALID_ARGUMENT if the model takes no vectors or has another
     dimension, if the side is not SIDE_ITEM, or if a number is NaN, infinite or beyond float16 (65504).
     The text names the row. A message has at most 262,144 numbers. New items are rejected with
     ITEMS_FULL or MEMORY_FULL like those of interactions.
@@ -379,7 +382,7 @@ class Embeddings(google.protobuf.message.Message):
     side: global___Side.ValueType
     """SIDE_ITEM."""
     dimension: builtins.int
-    """The numbers of a vector. It must equal the dimension of the model's spec."""
+    """The numbers of a vector, at most 1024. It must equal the dimension of the model's spec."""
     half_vectors: builtins.bytes
     """The same as IEEE 754 half-precision numbers (float16), little-endian, 2 bytes each."""
     @property
