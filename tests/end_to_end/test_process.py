@@ -65,7 +65,7 @@ def import_seconds() -> float:
     """How long the imports of a server take."""
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-c", "import livefactor_server.cli.serving"],
+        [sys.executable, "-c", "import livefactor_server.cli.serve.process"],
         capture_output=True,
         env=environment(),
         check=True,
@@ -391,7 +391,7 @@ def test_the_metrics_show_what_happened(measured: Server) -> None:
     assert metric(measured, "livefactor_rows", table="users") == 50
     assert metric(measured, "livefactor_rows", table="items") == 20
     assert metric(measured, "livefactor_memory_bytes", table="users") > 50 * 64
-    assert metric(measured, "livefactor_score_latency_seconds_count") == 7
+    assert metric(measured, "livefactor_call_seconds_count", rpc="ScoringService.Score", code="OK") == 7
     assert metric(measured, "livefactor_apply_latency_seconds_count") == 11
     assert metric(measured, "livefactor_writable") == 1
     assert 'livefactor_refused_calls_total{code="NOT_FOUND"} 1.0' in text

@@ -44,6 +44,7 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
     if len(request.note) > NOTE_BYTES_MAX:
         raise invalid(over("note", NOTE_BYTES_MAX, len(request.note), "bytes"))
     engine = calls.model(call, request.model).engine
+    call.producer = producer
 
     def batch(reply: Reply) -> Submission:
         return Submission(
@@ -59,6 +60,7 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
 
     async with calls.updates.slot(len(raw)):
         ack = await _applied(calls, engine, batch, is_large=False)
+    call.revision = ack.revision
     opened = engine.state.producers.get(producer)
     return updates_pb2.OpenProducerResponse(
         epoch=ack.epoch,
@@ -72,6 +74,7 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ApplyUpdates."""
     update = decode.update_request(raw)
     engine = calls.model(call, update.model).engine
+    call.producer = update.producer_id
     async with calls.updates.slot(len(raw)):
         ack = await _applied(
             calls,
@@ -79,6 +82,7 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
             lambda reply: _batch(calls, engine, update, reply),
             is_large=_is_large(update, raw),
         )
+    call.revision = ack.revision
     return encode.apply_response(engine.state.lineage, ack).SerializeToString()
 
 
@@ -188,6 +192,7 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
         update = decode.update_request(raw)
         sequence = update.sequence
         engine = calls.model(call, update.model).engine
+        call.producer = update.producer_id
         lineage = engine.state.lineage
 
         def reply(item: Submission) -> Wake:

@@ -1,4 +1,4 @@
-"""`livefactor serve`, `livefactor warmup` and `livefactor demo`."""
+"""`livefactor serve` and `livefactor warmup`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from livefactor_kernels.spec.names import PRESET_NAMES
 from livefactor_server.cli.base import app, complain, console, progress
-from livefactor_server.cli.settings import ServerSettings, parameters, unknown_variables
+from livefactor_server.cli.serve.settings import ServerSettings, parameters, unknown_variables
 
 PortFile = Annotated[
     Path | None,
@@ -28,7 +28,7 @@ def serve(port_file: PortFile = None, **settings: Any) -> None:
         for line in unknown:
             complain(line)
         raise typer.Exit(2)
-    from livefactor_server.cli.serving import run_server
+    from livefactor_server.cli.serve.process import run_server
 
     raise typer.Exit(run_server(ServerSettings(**settings), port_file))
 
@@ -76,19 +76,3 @@ def warmup(
         f"the kernels of {', '.join(names)} are compiled; this took {time.monotonic() - began:.1f} s",
         soft_wrap=True,
     )
-
-
-@app.command()
-def demo(
-    events: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many events. Default: the whole year.")
-    ] = None,
-) -> None:
-    """Stream one year of a real shop's purchases through a server.
-
-    The demo shows how a customer's list changes, kills the server, and checks that nothing was
-    lost.
-    """
-    from livefactor_server.cli.demo import run_demo
-
-    raise typer.Exit(run_demo(console(), events))

@@ -70,12 +70,12 @@ def tune(
 
     The same command resumes an interrupted search.
     """
-    from livefactor_server.cli import tuning
+    from livefactor_server.cli.tune import run
 
     names = {"user_ids": user, "item_ids": item, "values": value, "weights": weight}
     names |= {"event_types": event_type, "times": time_column}
-    command = tuning.Command(
+    command = run.Command(
         file, names, string_ids, secret, task, metric, rule or [], batch, part, warm_up, judged, trials,
         minutes, seed, study or out.with_suffix(".study"), out, as_json,
     )  # fmt: skip
-    tuning.run(command)
+    run.run(command)

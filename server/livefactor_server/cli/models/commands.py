@@ -23,7 +23,7 @@ from livefactor_server.cli.base import (
     progress,
     table,
 )
-from livefactor_server.cli.judge import show_hold, show_judgement
+from livefactor_server.cli.models.judge import show_hold, show_judgement
 
 if TYPE_CHECKING:
     from livefactor.models import ModelDescription

@@ -9,7 +9,7 @@ import typer
 
 from livefactor_kernels.spec.names import PRESET_NAMES
 from livefactor_server.cli.base import DEFAULT_TARGET, AsJson, Target, console, emit, models_app, table
-from livefactor_server.cli.models import read_spec, spec_errors
+from livefactor_server.cli.models.commands import read_spec, spec_errors
 
 if TYPE_CHECKING:
     from livefactor.contest import Contest

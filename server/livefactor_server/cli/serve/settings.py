@@ -185,8 +185,11 @@ class ServerSettings:
     ] = 30.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        _option("Minimum severity of messages in the server's log."),
+        _option("Minimum severity of messages in the server's log. With debug every call has a line."),
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], _option("Form of the server's log: text, or a line of JSON a message.")
+    ] = "text"
 
     def entry(self) -> Entry:
         """How calls come in.

@@ -11,7 +11,7 @@ import typer
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.cli.base import complain, console, emit, rate, table
-from livefactor_server.cli.tuning import bar_of, read_file, task_of
+from livefactor_server.cli.tune.run import bar_of, read_file, task_of
 from livefactor_server.engine.ratings import spec_after
 from livefactor_server.files import specs as spec_files
 from livefactor_server.rpc.server import limit_libraries

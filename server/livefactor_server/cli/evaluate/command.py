@@ -60,12 +60,12 @@ def evaluate(
 
     It needs no server. iALS is there with pip install "livefactor[bench]".
     """
-    from livefactor_server.cli import evaluating
+    from livefactor_server.cli.evaluate import comparison
 
     names = {"user_ids": user, "item_ids": item, "values": value, "weights": weight}
     names |= {"event_types": event_type, "times": time_column}
-    evaluating.run(
-        evaluating.Command(
+    comparison.run(
+        comparison.Command(
             file, names, string_ids, secret, task, preset or [], spec or [], held_out, warm_up, batch, judged,
             seed, picture, as_json,
         )

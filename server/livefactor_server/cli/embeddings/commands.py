@@ -52,7 +52,7 @@ def push_embeddings(
     vectors again.
     """
     from livefactor.errors import ColumnError, InvalidArgument
-    from livefactor_server.cli.items.pushing import push_vectors
+    from livefactor_server.cli.embeddings.transfer import push_vectors
     from livefactor_server.files.vectors import VectorFileError, read_vectors
 
     try:

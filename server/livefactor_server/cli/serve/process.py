@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from livefactor_kernels.backend import BackendUnavailable
+from livefactor_kernels.spec.model import KERNEL_SEMANTICS
 from livefactor_server.access.entry import Entry
 from livefactor_server.access.metrics_port import serve_metrics
 from livefactor_server.cli.base import complain
-from livefactor_server.cli.settings import LOOPBACK, ServerSettings
+from livefactor_server.cli.serve.settings import LOOPBACK, ServerSettings
 from livefactor_server.files.specs import SpecFileError
 from livefactor_server.hosting import host as hosting
 from livefactor_server.log.store import LogError
 from livefactor_server.rpc import server
 from livefactor_server.rpc.binding import host_and_port
 from livefactor_server.snapshots.replay import ReplayError
-from livefactor_server.text import PlainFormatter
+from livefactor_server.telemetry.build import report_build
+from livefactor_server.telemetry.lines import set_up_logging
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CALLS_SHARE = 0.9
@@ -53,9 +55,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
 
     Returns the exit code if the server cannot start.
     """
-    lines = logging.StreamHandler()
-    lines.setFormatter(PlainFormatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[lines])
+    set_up_logging(settings.log_level, settings.log_format)
     try:
         entry = settings.entry()
     except ValueError as error:
@@ -76,6 +76,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         address = host_and_port(settings.host, settings.port)
         rpc = server.RpcServer(models, settings.service(), address, entry)
         metrics_port = _serve_metrics(settings, entry)
+        report_build(KERNEL_SEMANTICS, parts.engine.backend)
     except EXPECTED_FAULTS as error:
         complain(error)
         return 1

@@ -23,7 +23,7 @@ from livefactor_server.cli.base import (
 )
 
 if TYPE_CHECKING:
-    from livefactor_server.cli.pushing import Push
+    from livefactor_server.cli.push.transfer import Push
 
 REJECTS_SHOWN = 5
 
@@ -85,7 +85,7 @@ def push(
         "user_ids": user, "item_ids": item, "values": value, "weights": weight, "event_types": event_type,
         "times": time,
     }  # fmt: skip
-    from livefactor_server.cli.pushing import Push
+    from livefactor_server.cli.push.transfer import Push
 
     one = Push(
         file,
