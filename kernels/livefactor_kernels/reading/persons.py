@@ -13,10 +13,11 @@ from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.reading import MIX, remembered
-from livefactor_kernels.reading.cpu_counts import CountReader, Lists
+from livefactor_kernels.reading.cpu_counts import CountReader
+from livefactor_kernels.reading.cpu_counts import Lists as ItemLists
 from livefactor_kernels.reading.cpu_readers import Histories, MixReader, followers_of, histories_of
 from livefactor_kernels.reading.remembered import distinct
-from livefactor_kernels.scoring.cpu import score_candidates
+from livefactor_kernels.scoring.cpu_gains import Exclusions, Lists, with_gains
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.cpu_records import Side
 from livefactor_kernels.solve.cpu_system import Events as SolveEvents
@@ -106,44 +107,28 @@ class Persons:
         among the k best is therefore also among the k best without gains. So the k best without
         gains and all followers contain the k best.
         """
-        rows, scores, offsets = pin.top_k(self.factors, self.bias, k, common, own, own_offsets)
+        best = Lists(*pin.top_k(self.factors, self.bias, k, common, own, own_offsets))
         if not self.followers:
-            return rows, scores, offsets
-        best = [
-            self._merge(pin, keys, k, user, rows[offsets[user] : offsets[user + 1]], common,
-                         own[own_offsets[user] : own_offsets[user + 1]])
-            for user in range(len(self.bias))
-        ]  # fmt: skip
-        sizes = [len(part) for part, _ in best]
-        return (
-            np.concatenate([part for part, _ in best]),
-            np.concatenate([part for _, part in best]),
-            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        )
-
-    def _merge(
-        self,
-        pin: Pin,
-        keys: np.ndarray,
-        k: int,
-        user: int,
-        rows: np.ndarray,
-        common: np.ndarray,
-        own: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        followers = self.followers[user][0]
-        followers = followers[~_are_in(common, followers) & ~_are_in(own, followers)]
-        candidates = distinct(np.concatenate([rows, followers]))
-        factors, bias = pin.gather(ITEMS, candidates)
-        users = self.factors[user : user + 1], self.bias[user : user + 1]
-        scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, candidates.size]))
-        scores = scores + self.gains(user, candidates)
-        if k < scores.size:
-            # Only the candidates that reach the k-th score are sorted.
-            best = scores >= np.partition(scores, scores.size - k)[scores.size - k]
-            candidates, scores = candidates[best], scores[best]
-        order = np.lexsort((keys[candidates], -scores))[:k]
-        return candidates[order], scores[order]
+            return best
+        parts, ends = [], np.concatenate([[0], np.cumsum([rows.size for rows, _ in self.followers])])
+        for first, last in _chunks(ends):
+            followers = self.followers[first:last]
+            rows, gains = (np.concatenate(column) for column in zip(*followers, strict=True))
+            users = self.factors[first:last], np.float32(pin.mean) + self.bias[first:last]
+            parts.append(
+                with_gains(
+                    users,
+                    pin.gather(ITEMS, rows),
+                    keys,
+                    min(k, pin.counts[ITEMS]),
+                    best.part(first, last),
+                    Lists(rows, gains, ends[first : last + 1] - ends[first]),
+                    Exclusions(common, own, own_offsets[first : last + 1]),
+                )
+            )
+        rows, scores = (np.concatenate([part[n] for part in parts]) for n in (0, 1))
+        sizes = np.concatenate([np.diff(part[2]) for part in parts])
+        return rows, scores, np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _are_in(rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -261,7 +246,7 @@ class PersonReader:
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
         """Reads a few users, whose factors and biases are replaced (`MixReader.combine`)."""
         state, k = source.state(), self._spec.k
-        lists = source.read(ITEMS, reader.last_rows(histories), Lists._fields)
+        lists = source.read(ITEMS, reader.last_rows(histories), ItemLists._fields)
         followers = followers_of(lists)
         seen = source.read(ITEMS, followers.rows, ("seen_count",))["seen_count"]
         unobserved = np.float32(state[UNOBSERVED][0]) if UNOBSERVED in state else self._rates.unobserved
@@ -353,7 +338,7 @@ class PersonReader:
         counts = self._spec.counts
         last = slice(max(0, len(events.rows) - counts.span), None)
         rows, weights = events.rows[last][::-1], np.ascontiguousarray(events.weights[last][::-1])
-        lists = source.read(ITEMS, rows, Lists._fields)
+        lists = source.read(ITEMS, rows, ItemLists._fields)
         if not lists["neighbor_rows"].size:
             return _NO_FOLLOWERS
         followers = self._counts.followers(lists)
