@@ -27,8 +27,7 @@ items that others took next say, and how much popularity says. All experts read 
 They score every item i for a user, given the user's remembered events:
 
     0, 1, 2  x_h . y_i for the user's row x_h, folded in with the half-lives `HALF_LIVES` in visits
-             as described above; 0 means that all events weigh the same. Events with a decay below
-             `DECAY_MIN` are left out
+             as described above; 0 means that all events weigh the same
     3, 4, 5  the gains from counts, where event j has the weight of a half-life of
              `COUNT_HALF_LIVES`
     6        repeats: sum of weight * decay(age) over the events of i itself with values above 0,
@@ -100,8 +99,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.history import decays
-
 HALF_LIVES = (0.0, 6.0, 1.5)
 """Half-lives of the folded-in rows, in visits."""
 FOLDS = len(HALF_LIVES)
@@ -114,7 +111,6 @@ POPULARITY, EXPERTS = REPEATS + 1, REPEATS + 2
 GROUP_STARTS = (1, 5, 20)
 GROUPS = len(GROUP_STARTS) + 1
 WEIGHT_START, POPULARITY_START, POPULARITY_MIN, STEP_MAX = 0.1, 0.6, 0.02, 3.0
-DECAY_MIN = np.float32(2.0**-20)
 VARIANCE_MIN = 1e-12
 CANDIDATES, OWN_MAX, REPEATS_RATE = 500, 32, 0.1
 PREDICTED_SCHEDULE, PREDICTED_MIN, PREDICTED_MAX = 1024, 8, 256
@@ -127,12 +123,6 @@ MIX = "mix"
 SINCE, SUM, SQUARES = GROUPS * EXPERTS, GROUPS * EXPERTS + 1, GROUPS * EXPERTS + 2
 """Places in the section, after the weights."""
 SIZE = GROUPS * EXPERTS + 3
-
-
-def fold_decays() -> np.ndarray:
-    """The decays of folded-in events by age, float32[FOLDS, DECAY_STEPS]; 0 below `DECAY_MIN`."""
-    table = np.stack([decays(half_life) for half_life in HALF_LIVES])
-    return np.where(table < DECAY_MIN, np.float32(0.0), table)
 
 
 class Moments(NamedTuple):

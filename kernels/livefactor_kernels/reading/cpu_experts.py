@@ -20,12 +20,12 @@ from livefactor_kernels.reading import (
     FOLDS,
     GROUP_STARTS,
     GROUPS,
+    HALF_LIVES,
     POPULARITY,
     REPEATS,
     SQUARES,
     SUM,
     VARIANCE_MIN,
-    fold_decays,
 )
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import real, word
@@ -79,8 +79,11 @@ class Decays(NamedTuple):
     @staticmethod
     def of(spec: ModelSpec) -> Decays:
         """The decays of a spec."""
-        counts = np.stack([decays(half_life) for half_life in COUNT_HALF_LIVES])
-        return Decays(fold_decays(), counts, decays(spec.counts.half_life))
+        folds, counts = (
+            np.stack([decays(half_life) for half_life in half_lives])
+            for half_lives in (HALF_LIVES, COUNT_HALF_LIVES)
+        )
+        return Decays(folds, counts, decays(spec.counts.half_life))
 
 
 class Rows(NamedTuple):
@@ -238,20 +241,10 @@ def fold_user(own: Any, row: Any, mean_row: Any, others: Any, other_count: Any, 
         return
     problem, weights = Problem(_F0, np.float32(other_count), rates), desk.fold_weights
     for fold in range(_FOLDS):
-        first = person.count
-        while first > _0:
-            factor = decay[fold, word(person.ages, first - _1)]
-            if factor == _F0:
-                break
-            first -= _1
-            weights[fold, first] = real(person.weights, first) * factor
-        skip, start = first * _4, fold * np.uint64(weights.shape[1]) * _4
-        events = Events(
-            person.places + skip,
-            person.values + skip,
-            address_of(weights) + start + skip,
-            person.count - first,
-        )
+        for event in range(person.count):
+            weights[fold, event] = real(person.weights, event) * decay[fold, word(person.ages, event)]
+        start = address_of(weights) + fold * np.uint64(weights.shape[1]) * _4
+        events = Events(person.places, person.values, start, person.count)
         livefactor_system_kernel(fold, own, row, others, problem, events, _0, scratch)
     livefactor_sweep_kernel(scratch, _FOLDS, kp, rates, FOLD_SWEEPS)
 

@@ -15,13 +15,13 @@ from livefactor_kernels.reading import (
     COUNTS,
     EXPERTS,
     FOLDS,
+    HALF_LIVES,
     MIX,
     POPULARITY,
     REPEATS,
     SQUARES,
     SUM,
     Moments,
-    fold_decays,
     moments,
     weights_of,
 )
@@ -32,7 +32,7 @@ from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 
 _COUNT_DECAYS = np.stack([decays(half_life) for half_life in COUNT_HALF_LIVES])
-_FOLD_DECAYS = fold_decays()
+_FOLD_DECAYS = np.stack([decays(half_life) for half_life in HALF_LIVES])
 
 
 class Gains(NamedTuple):
@@ -138,10 +138,9 @@ class Panel:
         everywhere = (np.float64(unobserved) * gram[:k, :k]).astype(np.float32)
         rates = self._rates._replace(unobserved=unobserved)
         folds, y = np.zeros((FOLDS, len(x)), np.float32), source.gather(ITEMS, events.rows)[0][:, :k]
+        targets = (events.values > 0).astype(np.float32)
         for fold, decay in zip(folds, _FOLD_DECAYS[:, events.ages], strict=True):
-            used = decay > 0
-            targets = (events.values[used] > 0).astype(np.float32)
-            system = System(y[used], events.weights[used] * decay[used], targets, everywhere, items)
+            system = System(y, events.weights * decay, targets, everywhere, items)
             fold[:k] = solve_row(x[:k], system, rates, int(FOLD_SWEEPS))
         return folds
 
