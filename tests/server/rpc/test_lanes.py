@@ -1,0 +1,105 @@
+"""A lane sheds calls under overload, and never for a burst or for callers that wait for answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from livefactor_server.rpc import lanes
+from livefactor_server.rpc.lanes import Lane, Pressure
+from livefactor_server.rpc.loop import Loop, shared_loop
+from livefactor_server.statuses import Refused
+
+CALL_S = 0.02
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(lanes, "time", made)
+    return made
+
+
+def windows(pressure: Pressure, clock: Clock, counts: list[tuple[int, int]]) -> None:
+    """Let windows pass with numbers of arrivals and ends."""
+    for arrived, ended in counts:
+        for _ in range(arrived):
+            pressure.arrive()
+        for _ in range(ended):
+            pressure.end()
+        clock.now += lanes.WINDOW_S
+    pressure.arrive()
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_overload"),
+    [
+        ([(100, 10), (100, 10), (100, 10)], True),
+        ([(100, 10), (100, 10)], False),
+        # A burst, and callers that wait for their answers.
+        ([(1000, 10), (10, 10)], False),
+        ([(1000, 10), (10, 10), (10, 10), (10, 10)], False),
+        # More than usual by chance.
+        ([(13, 10), (18, 10), (14, 10)], False),
+        ([(4, 1), (9, 1), (4, 1)], False),
+        ([(100, 90), (105, 90), (105, 90)], False),
+        # It ends with the load.
+        ([(100, 10), (100, 10), (100, 10), (10, 10)], False),
+        ([(10, 10), (130, 100), (130, 100), (130, 100)], True),
+    ],
+)
+def test_overload_is_more_arrivals_than_ends(
+    clock: Clock, counts: list[tuple[int, int]], is_overload: bool
+) -> None:
+    pressure = Pressure()
+    windows(pressure, clock, counts)
+    assert pressure.is_overload is is_overload
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    yield shared_loop()
+
+
+async def offer(lane: Lane, calls: int, gap_s: float) -> list[bool]:
+    async def one() -> bool:
+        try:
+            async with lane.slot(1):
+                await asyncio.sleep(CALL_S)
+        except Refused as refused:
+            assert refused.retry_ms > 0
+            return False
+        return True
+
+    tasks = []
+    for _ in range(calls):
+        tasks.append(asyncio.create_task(one()))
+        await asyncio.sleep(gap_s)
+    return await asyncio.gather(*tasks)
+
+
+def test_a_flood_is_shed_and_the_rest_succeeds(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "WINDOW_S", 0.05)
+    lane = Lane(loop, "flood", 2, 100_000, 1 << 30, 2)
+    # Ten times what the slots can do.
+    results = loop.run(offer(lane, 1000, CALL_S / 20))
+    accepted = sum(results)
+    assert 10 < accepted < 700
+    # Nobody waits any more, and the next call succeeds at once.
+    assert loop.run(offer(lane, 1, 0)) == [True]
+
+
+def test_a_burst_waits_for_its_turn(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "WINDOW_S", 0.05)
+    lane = Lane(loop, "burst", 2, 1000, 1 << 30, 2)
+    assert all(loop.run(offer(lane, 60, 0)))
