@@ -23,8 +23,10 @@ from livefactor_server.statuses import Refused, busy
 Result = TypeVar("Result")
 
 
-WINDOW_S = 0.5
-"""Seconds in which arrivals and ends are compared."""
+WINDOW_S, WINDOW_S_MAX, WINDOW_CALLS = 0.5, 5.0, 20
+"""Seconds in which arrivals and ends are compared. A window with fewer arrivals than WINDOW_CALLS
+is longer, because chance counts for more in small numbers.
+"""
 
 WINDOWS = 3
 """Number of windows in a row that make an overload."""
@@ -44,7 +46,8 @@ class Pressure:
     def arrive(self) -> None:
         """A call has arrived, whether it is refused or not."""
         now = time.monotonic()
-        if now - self._began >= WINDOW_S:
+        age = now - self._began
+        if age >= WINDOW_S_MAX or (age >= WINDOW_S and self._arrived >= WINDOW_CALLS):
             excess = self._arrived - self._ended
             is_above = excess > max(EXCESS_MIN, EXCESS_SHARE * self._ended)
             self._exceeded = self._exceeded + 1 if is_above else 0

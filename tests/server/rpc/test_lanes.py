@@ -48,14 +48,17 @@ def windows(pressure: Pressure, clock: Clock, counts: list[tuple[int, int]]) -> 
         ([(100, 10), (100, 10)], False),
         # A burst, and callers that wait for their answers.
         ([(1000, 10), (10, 10)], False),
-        ([(1000, 10), (10, 10), (10, 10), (10, 10)], False),
+        ([(1000, 20), (20, 20), (20, 20), (20, 20)], False),
         # More than usual by chance.
-        ([(13, 10), (18, 10), (14, 10)], False),
-        ([(4, 1), (9, 1), (4, 1)], False),
+        ([(23, 20), (28, 20), (24, 20)], False),
+        ([(24, 20), (29, 20), (24, 20)], False),
+        # Few calls make one long window.
+        ([(7, 1), (7, 1), (7, 1)], False),
+        ([(7, 1)] * 9, True),
         ([(100, 90), (105, 90), (105, 90)], False),
         # It ends with the load.
-        ([(100, 10), (100, 10), (100, 10), (10, 10)], False),
-        ([(10, 10), (130, 100), (130, 100), (130, 100)], True),
+        ([(100, 10), (100, 10), (100, 10), (20, 20)], False),
+        ([(20, 20), (130, 100), (130, 100), (130, 100)], True),
     ],
 )
 def test_overload_is_more_arrivals_than_ends(
