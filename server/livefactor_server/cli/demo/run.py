@@ -250,7 +250,7 @@ class Demo:
         snapshot_thread: threading.Thread | None = None
         killed = False
         with (
-            Scorer(self.server.target, deadline_s=60) as scorer,
+            Scorer(self.server.target, timeout=60) as scorer,
             Progress(*columns, console=self.console) as bar,
         ):
             task = bar.add_task("", total=events, rate="", revision=0, recall="", popular="")
@@ -332,7 +332,7 @@ class Demo:
             if item not in had and any(word in self.shop.labels.get(int(item), "") for word in words)
         ]
         chosen = seasonal[:BURST_ITEMS]
-        with Scorer(self.server.target, deadline_s=60) as scorer:
+        with Scorer(self.server.target, timeout=60) as scorer:
             before = scorer.recommend(customer, LIST_LENGTH, with_labels=True)[0]
             for _ in range(BURST_ROUNDS):
                 ack = producer.push([customer] * len(chosen), chosen).result(60)

@@ -12,7 +12,7 @@ from livefactor_server.cli.base import DEFAULT_TARGET, AsJson, Target, console, 
 from livefactor_server.cli.models.commands import read_spec, spec_errors
 
 if TYPE_CHECKING:
-    from livefactor.contest import Contest
+    from livefactor.results.contest import Contest
 
 
 def _show(name: str, contest: Contest, as_json: bool) -> None:

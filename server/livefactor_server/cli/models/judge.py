@@ -11,7 +11,7 @@ import typer
 from livefactor_server.cli.base import DEFAULT_TARGET, Target, console, models_app, table
 
 if TYPE_CHECKING:
-    from livefactor.judgement import Hold, Judgement
+    from livefactor.results.judgement import Hold, Judgement
 
 _SCORERS = ("model", "popular", "popular_decayed")
 

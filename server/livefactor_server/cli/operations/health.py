@@ -24,12 +24,13 @@ def health(
     """Ask a server for its health. The exit code is 0 if it serves, else 1."""
     from grpc_health.v1 import health_pb2
 
-    from livefactor.channel import Connection
+    from livefactor.calling.blocking import Connection
 
-    connection = Connection(target, None, connect_s=DEADLINE_S)
+    connection = Connection(target, None, DEADLINE_S)
     try:
         request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
-        answer = connection.unary("/grpc.health.v1.Health/Check", request, DEADLINE_S, "ask for the health")
+        path = "/grpc.health.v1.Health/Check"
+        answer = connection.run(connection.unary(path, request, DEADLINE_S, "ask for the health"))
     finally:
         connection.close()
     state = health_pb2.HealthCheckResponse.FromString(answer).status

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from livefactor.results.tables import Table, rows_as_columns
+
 
 @dataclass(frozen=True, slots=True)
 class JudgeFigure:
@@ -60,7 +62,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Judgement:
+class Judgement(Table):
     """How good a live model is.
 
     since_revision: where judging began. revision: the newest state that was judged. judged_events:
@@ -83,6 +85,10 @@ class Judgement:
     row_norm: float
     clamped_share: float
     drift_detection: bool
+
+    def columns(self) -> dict[str, Any]:
+        """One row for each figure, with the fields of `JudgeFigure`."""
+        return rows_as_columns(JudgeFigure, self.figures)
 
     def __repr__(self) -> str:
         counts = (

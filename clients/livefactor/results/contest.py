@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from livefactor.results.tables import Table, rows_as_columns
+
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
@@ -26,7 +28,7 @@ class Contestant:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Contest:
+class Contest(Table):
     """The contest that runs, or else the last one.
 
     automatic: whether the model looks for a better spec by itself. contestants: the champion comes
@@ -50,6 +52,10 @@ class Contest:
     winner: str
     contests: int
     cpu_seconds: float
+
+    def columns(self) -> dict[str, Any]:
+        """One row for each contestant, with the fields of `Contestant`."""
+        return rows_as_columns(Contestant, self.contestants)
 
     def __repr__(self) -> str:
         what = "runs" if self.is_running else f"won by {self.winner}" if self.winner else "nobody won"

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livefactor.position import Position
+from livefactor.results.tables import Table
 
 _SHOWN = 5
 
@@ -20,7 +21,7 @@ def spec_name(spec_id: int) -> str:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class UserAnswer:
+class UserAnswer(Table):
     """The answer to one user: m items.
 
     user_id: as it was given. known: whether the model knows the user; if not, the mean and the item
@@ -44,6 +45,11 @@ class UserAnswer:
     def __len__(self) -> int:
         return len(self.item_ids)
 
+    def columns(self) -> dict[str, Any]:
+        """One row for each item: item, score, known, and label if labels were asked for."""
+        columns = {"item": self.item_ids, "score": self.scores, "known": self.item_known}
+        return columns | ({"label": list(self.labels)} if len(self.labels) else {})
+
     def __repr__(self) -> str:
         items = zip(self.item_ids.tolist()[:_SHOWN], self.scores[:_SHOWN].tolist(), strict=True)
         shown = [f"{item!r}: {score:.4g}" for item, score in items]
@@ -54,7 +60,7 @@ class UserAnswer:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Answers:
+class Answers(Table):
     """Answers to n users, m items in all. Iterate or index for one `UserAnswer` per user.
 
     position: every score is of exactly this revision, if one call answered all users. More users
@@ -86,6 +92,21 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.user_known)
+
+    def columns(self) -> dict[str, Any]:
+        """One row for each item of each user: user, item, score, known (whether the model knows the
+        item), revision, and label if labels were asked for.
+        """
+        ends = self.offsets.astype(np.int64)
+        counts = ends[1:] - ends[:-1]
+        columns = {
+            "user": np.repeat(self.user_ids, counts),
+            "item": self.item_ids,
+            "score": self.scores,
+            "known": self.item_known,
+            "revision": np.repeat(self.revisions, counts),
+        }
+        return columns | ({"label": list(self.labels)} if len(self.labels) else {})
 
     def __getitem__(self, user: int) -> UserAnswer:
         if not -len(self) <= user < len(self):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from livefactor.calling.plans import Plan
 from livefactor.errors import ColumnError, DeadlineExceeded, InvalidArgument
 from livefactor.position import Position
 from livefactor.wire.limits import MESSAGE_BYTES_MAX, SCORE_ROWS_MAX, SCORE_USERS_MAX, check_most, is_over
@@ -24,8 +25,8 @@ from livefactor.wire.scoring import ScoreColumns, decode_score_response, encode_
 _FIELD_BYTES = 512
 """Room for what is in a message beside its lists: tags, lengths, the model, a position."""
 
-Send = Callable[[bytes, float], bytes]
-"""Sends a message within a number of seconds and returns the answer."""
+Ask = Callable[[bytes, float], Plan[bytes]]
+"""The plan that sends a message within a number of seconds and returns the answer."""
 
 
 class Lists(NamedTuple):
@@ -158,15 +159,15 @@ class Joined(NamedTuple):
 
 
 def ask(
-    request: ScoreRequest, send: Send, deadline_s: float, min_position: Position | None, doing: str
-) -> Joined:
-    """Make the calls of a request, one after another, within `deadline_s` seconds in all.
+    request: ScoreRequest, send: Ask, timeout: float, min_position: Position | None, doing: str
+) -> Plan[Joined]:
+    """The plan of the calls of a request, one after another, within `timeout` seconds in all.
 
     A server may have lower limits, and labels may make an answer too large. A call that is refused
     for its size is divided in two, down to one user. doing: the error's text begins with it. Raises
     DeadlineExceeded, and what `send` raises.
     """
-    until = monotonic() + deadline_s
+    until = monotonic() + timeout
     after = None if min_position is None else (min_position.lineage, min_position.revision)
     waiting = deque(request.ranges())
     answers: list[ScoreColumns] = []
@@ -174,10 +175,10 @@ def ask(
         start, stop = waiting.popleft()
         left = until - monotonic()
         if left <= 0 and answers:
-            text = f"{start} of {len(request.users)} users were answered in {deadline_s:g} s"
+            text = f"{start} of {len(request.users)} users were answered in {timeout:g} s"
             raise DeadlineExceeded(f"{doing}: {text}", code="DEADLINE_EXCEEDED", details=text)
         try:
-            answer = decode_score_response(send(request.message(start, stop, after), left))
+            answer = decode_score_response((yield from send(request.message(start, stop, after), left)))
         except InvalidArgument as refused:
             if stop - start == 1 or not is_over(refused.details):
                 raise
