@@ -26,7 +26,7 @@ from livefactor import Scorer
 from livefactor.aio import AsyncScorer
 
 CALLERS, MANY = 32, 1000
-ROUNDS, SECONDS = 5, 2.0
+ROUNDS, SECONDS = 5, 4.0
 TIMEOUT_S = 60.0
 Figures = tuple[float, float]
 

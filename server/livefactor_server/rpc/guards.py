@@ -112,13 +112,17 @@ class Call:
             self.model = model
             check_model(self.grant, model)
 
+    def is_late(self) -> bool:
+        """Whether the caller has left, or the deadline has passed."""
+        return self.is_over or time.monotonic() > self._deadline
+
     def check(self) -> None:
         """Ends work for which nobody waits.
 
         Raises:
             Refused: DEADLINE_EXCEEDED if the caller has left, or if the deadline has passed.
         """
-        if self.is_over or time.monotonic() > self._deadline:
+        if self.is_late():
             raise late("call: its deadline passed, or its caller left, before the answer was ready")
 
 

@@ -1,18 +1,22 @@
 """Lanes: how many calls of a kind run at a time, and how many wait for their turn.
 
 A call takes a slot of its lane only after its message has arrived. Calls without a free slot wait
-in the order of their arrival, until their deadlines. The queue is bounded in calls and in bytes.
+until their deadlines. Models take turns, so that the calls of one do not wait for all those of
+another. The calls of one model wait in the order of their arrival. The queue is bounded in calls
+and in bytes.
 
-A lane of calls that compute is under *overload* if in WINDOWS in a row more calls arrived than
-ended. Callers who wait for their answers before they call again never cause this, however many they
-are, and neither does a burst. Under overload fewer calls run at a time and none waits, because a
-queue then helps nobody: as many calls succeed, and each takes longer.
+A lane of calls that compute is under *overload* for a model if in WINDOWS in a row more calls of the
+model arrived than ended. Callers who wait for their answers before they call again never cause
+this, however many they are, and neither does a burst. Under overload fewer calls of the model run
+at a time and none waits, because a queue then helps nobody: as many calls succeed, and each takes
+longer. The calls of other models are not concerned.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -37,11 +41,15 @@ EXCESS_SHARE, EXCESS_MIN = 0.25, 4
 
 
 class Pressure:
-    """Whether a lane is under overload."""
+    """Whether a model's calls in a lane are an overload.
+
+    `running` is the number of its calls that have a slot.
+    """
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._arrived = self._ended = self._exceeded = 0
+        self.running = 0
 
     def arrive(self) -> None:
         """A call has arrived, whether it is refused or not."""
@@ -56,6 +64,7 @@ class Pressure:
 
     def end(self) -> None:
         """A call has ended that had a slot."""
+        self.running -= 1
         self._ended += 1
 
     @property
@@ -67,16 +76,16 @@ class Pressure:
 class Slot:
     """A slot of a lane, as `Lane.slot` gives it."""
 
-    __slots__ = ("_lane", "_size")
+    __slots__ = ("_lane", "_model", "_size")
 
-    def __init__(self, lane: Lane, size: int) -> None:
-        self._lane, self._size = lane, size
+    def __init__(self, lane: Lane, size: int, model: str) -> None:
+        self._lane, self._size, self._model = lane, size, model
 
     async def __aenter__(self) -> None:
-        await self._lane.take(self._size)
+        await self._lane.take(self._size, self._model)
 
     async def __aexit__(self, *_: object) -> None:
-        self._lane.release()
+        self._lane.release(self._model)
 
 
 class Lane:
@@ -108,68 +117,102 @@ class Lane:
         self._loop = loop
         self._name, self._slots = name, slots
         self._waiting_max, self._waiting_bytes_max = waiting_max, waiting_bytes_max
-        self._free = asyncio.Semaphore(slots)
+        self._free = slots
+        # The calls that wait, by model. The next turn is that of the first model.
+        self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         self._waiting = self._waiting_bytes = 0
-        self._running, self._overload_slots = 0, overload_slots
-        self._pressure = Pressure()
+        self._overload_slots = overload_slots
+        self._pressures: dict[str, Pressure] = {}
         self._threads = ThreadPoolExecutor(max(1, slots), thread_name_prefix=f"rpc-{name}")
 
-    async def take(self, size: int) -> None:
-        """Takes a slot, as `slot` does. The caller then calls `release`."""
-        self._pressure.arrive()
-        self._check_pressure()
-        if self._free.locked():
-            await self._wait(size)
+    async def take(self, size: int, model: str = "") -> None:
+        """Takes a slot, as `slot` does. The caller then calls `release` with the model."""
+        pressure = self._pressures.get(model)
+        if pressure is None:
+            pressure = self._pressures[model] = Pressure()
+        pressure.arrive()
+        self._check(pressure)
+        if self._free:
+            self._free -= 1
         else:
-            await self._free.acquire()
-        self._running += 1
+            await self._turn(size, model)
+            try:
+                self._check(pressure)
+            except Refused:
+                self._pass_on()
+                raise
+        pressure.running += 1
 
-    async def _wait(self, size: int) -> None:
+    def _check(self, pressure: Pressure) -> None:
+        most = self._overload_slots
+        if most is not None and pressure.running >= most and pressure.is_overload:
+            raise busy(f"{self._name}: more calls arrive than the server can do; try again later")
+
+    async def _turn(self, size: int, model: str) -> None:
         if self._waiting >= self._waiting_max or self._waiting_bytes + size > self._waiting_bytes_max:
             raise busy(
                 f"{self._name}: {self._slots} calls run and {self._waiting} wait, which is the limit; "
                 "try again later"
             )
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(model, deque()).append(turn)
         self._waiting += 1
         self._waiting_bytes += size
         try:
-            await self._free.acquire()
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._leave(model, turn)
+            else:
+                # The slot came at the same time.
+                self._pass_on()
+            raise
         finally:
             self._waiting -= 1
             self._waiting_bytes -= size
-        try:
-            self._check_pressure()
-        except Refused:
-            self._free.release()
-            raise
 
-    def _check_pressure(self) -> None:
-        most = self._overload_slots
-        if most is not None and self._running >= most and self._pressure.is_overload:
-            raise busy(f"{self._name}: more calls arrive than the server can do; try again later")
+    def _leave(self, model: str, turn: asyncio.Future[None]) -> None:
+        queue = self._queues.get(model)
+        if queue is not None and turn in queue:
+            queue.remove(turn)
+            if not queue:
+                del self._queues[model]
 
-    def release(self) -> None:
-        """Gives a slot back."""
-        self._running -= 1
-        self._free.release()
-        self._pressure.end()
+    def release(self, model: str = "") -> None:
+        """Gives back the slot of a call of this model. The next model in turn gets it."""
+        self._pressures[model].end()
+        self._pass_on()
 
-    def slot(self, size: int) -> Slot:
+    def _pass_on(self) -> None:
+        while self._queues:
+            model = next(iter(self._queues))
+            queue = self._queues.pop(model)
+            turn = queue.popleft()
+            if queue:
+                # The model's next turn comes after those of the others.
+                self._queues[model] = queue
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def slot(self, size: int, model: str) -> Slot:
         """Holds a slot in an `async with` block. `size` is the size of the call's message in bytes.
+        `model` is the model whose turn the call takes.
 
         Entering it raises `Refused` with RESOURCE_EXHAUSTED if the queue is full.
         """
-        return Slot(self, size)
+        return Slot(self, size, model)
 
-    async def run(self, size: int, work: Callable[..., Result], *arguments: Any) -> Result:
+    async def run(self, size: int, work: Callable[..., Result], *arguments: Any, model: str = "") -> Result:
         """Runs blocking work in a thread. It holds a slot until the work has ended, also if the
-        caller has left before.
+        caller has left before. `model` is the model whose turn the call takes.
 
         Raises:
             Refused: RESOURCE_EXHAUSTED if the queue is full.
         """
-        await self.take(size)
-        return await self._thread(work, arguments, self.release)
+        await self.take(size, model)
+        return await self._thread(work, arguments, lambda: self.release(model))
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Runs blocking work in a thread. The caller holds a slot."""

@@ -35,7 +35,7 @@ async def _answered(calls: Calls, raw: bytes, call: Call) -> bytes:
     if quick is not None:
         return encode_score_response(quick)
     allowance = Allowance(settings.score_pairs_max, MESSAGE_BYTES_MAX, call.check)
-    return await calls.scores.run(len(raw), _answer, hosted, query, allowance)
+    return await calls.scores.run(len(raw), _answer, hosted, query, allowance, model=hosted.engine.name)
 
 
 def _short_answer(calls: Calls, raw: bytes, call: Call) -> bytes | None:

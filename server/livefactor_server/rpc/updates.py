@@ -56,9 +56,10 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
             rejects=NO_REJECTS,
             seal=engine.log.seal,
             reply=reply,
+            is_late=call.is_late,
         )
 
-    async with calls.updates.slot(len(raw)):
+    async with calls.updates.slot(len(raw), engine.name):
         ack = await _applied(calls, engine, batch, is_large=False)
     call.revision = ack.revision
     opened = engine.state.producers.get(producer)
@@ -75,11 +76,11 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
     update = decode.update_request(raw)
     engine = calls.model(call, update.model).engine
     call.producer = update.producer_id
-    async with calls.updates.slot(len(raw)):
+    async with calls.updates.slot(len(raw), engine.name):
         ack = await _applied(
             calls,
             engine,
-            lambda reply: _batch(calls, engine, update, reply),
+            lambda reply: _batch(calls, engine, update, reply, call.is_late),
             is_large=_is_large(update, raw),
         )
     call.revision = ack.revision
@@ -91,7 +92,13 @@ def _is_large(update: decode.UpdateRequest, raw: bytes) -> bool:
     return len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX)
 
 
-def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Reply) -> Submission:
+def _batch(
+    calls: Calls,
+    engine: Engine,
+    update: decode.UpdateRequest,
+    reply: Reply,
+    is_late: Callable[[], bool] | None = None,
+) -> Submission:
     spec = engine.state.spec
     change, rejects = decode.change_from_wire(update, spec, calls.settings.batch_events_max)
     return Submission(
@@ -104,6 +111,7 @@ def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Re
         seal=engine.log.seal,
         reply=reply,
         spec=spec,
+        is_late=is_late,
     )
 
 
@@ -116,7 +124,7 @@ async def _applied(calls: Calls, engine: Engine, batch: Callable[[Reply], Submis
     done: asyncio.Future[Ack | Refused] = asyncio.get_running_loop().create_future()
 
     def finish(result: Ack | Refused) -> None:
-        # The caller may have left. The batch is applied nevertheless.
+        # The caller may have left. A batch that is in the log is applied nevertheless.
         if not done.done():
             done.set_result(result)
 

@@ -74,10 +74,10 @@ def loop() -> Iterator[Loop]:
     yield shared_loop()
 
 
-async def offer(lane: Lane, calls: int, gap_s: float) -> list[bool]:
+async def offer(lane: Lane, calls: int, gap_s: float, model: str = "m") -> list[bool]:
     async def one() -> bool:
         try:
-            async with lane.slot(1):
+            async with lane.slot(1, model):
                 await asyncio.sleep(CALL_S)
         except Refused as refused:
             assert refused.retry_ms > 0
@@ -100,6 +100,20 @@ def test_a_flood_is_shed_and_the_rest_succeeds(loop: Loop, monkeypatch: pytest.M
     assert 10 < accepted < 700
     # Nobody waits any more, and the next call succeeds at once.
     assert loop.run(offer(lane, 1, 0)) == [True]
+
+
+def test_the_flood_of_a_model_refuses_no_call_of_another(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "WINDOW_S", 0.05)
+    lane = Lane(loop, "flood", 2, 100_000, 1 << 30, 2)
+
+    async def both() -> tuple[list[bool], list[bool]]:
+        flood = asyncio.create_task(offer(lane, 1000, CALL_S / 20))
+        few = await offer(lane, 20, 2 * CALL_S, "quiet")
+        return await flood, few
+
+    flood, few = loop.run(both())
+    assert not all(flood)
+    assert all(few)
 
 
 def test_a_burst_waits_for_its_turn(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
