@@ -2,7 +2,7 @@
 
 `python overload.py TARGET MODEL RATE SECONDS` prints JSON: how many calls ended with each status,
 the times of the accepted ones and of the refused ones in seconds, sorted, and the seconds that all
-took. With RATE 0 it measures the capacity: CALLERS callers that wait for their answers.
+took. `settled_s` has the accepted ones that began after the first sixth. With RATE 0 it measures the capacity: CALLERS callers that wait for their answers.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Load:
         ).SerializeToString()
         self.codes: Counter[str] = Counter()
         self.texts: dict[str, str] = {}
+        self.settled: list[float] = []
+        self.settled_at = 0.0
         self.times: dict[bool, list[float]] = {True: [], False: []}
 
     async def one(self) -> None:
@@ -51,6 +53,8 @@ class Load:
                 self.texts[code] = str(error.details())
         self.codes[code] += 1
         self.times[code == "OK"].append(time.perf_counter() - began)
+        if code == "OK" and began >= self.settled_at:
+            self.settled.append(self.times[True][-1])
 
     async def closed(self, seconds: float) -> None:
         """Call again after each answer."""
@@ -81,12 +85,15 @@ async def run(target: str, model: str, rate: float, seconds: float) -> dict[str,
         await load.one()
         load.codes.clear()
         load.times[True].clear()
+        load.settled.clear()
         began = time.perf_counter()
+        load.settled_at = began + seconds / 6
         await (load.steady(rate, seconds) if rate else load.closed(seconds))
         return {
             "codes": load.codes,
             "texts": load.texts,
             "accepted_s": sorted(load.times[True]),
+            "settled_s": sorted(load.settled),
             "refused_s": sorted(load.times[False]),
             "seconds": time.perf_counter() - began,
         }

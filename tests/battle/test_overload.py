@@ -59,10 +59,13 @@ def test_ten_times_the_capacity(model: Server, is_long: bool, record: Callable[.
     assert set(over["codes"]) == {"OK", "RESOURCE_EXHAUSTED"}, (over["codes"], over["texts"])
     # The client ends after the last answer.
     goodput = over["codes"]["OK"] / over["seconds"] / capacity
-    ratio = p99(over["accepted_s"]) / p99(half["accepted_s"])
+    whole = p99(over["accepted_s"]) / p99(half["accepted_s"])
+    ratio = p99(over["settled_s"]) / p99(half["accepted_s"])
     memory = process.memory_info().rss / before
     print(f"capacity {capacity:.0f}/s, half p99 {1e3 * p99(half['accepted_s']):.0f} ms")
-    print(f"goodput {goodput:.2f}, p99 ratio {ratio:.2f}, memory {memory:.2f}, {over['codes']}")
+    print(
+        f"goodput {goodput:.2f}, p99 ratio {ratio:.2f} ({whole:.2f} with the start), memory {memory:.2f}, {over['codes']}"
+    )
     print(f"refused p99 {1e3 * p99(over['refused_s']):.0f} ms")
     assert memory < MEMORY_RATIO_MAX
     # Afterwards the server is as before.
@@ -73,6 +76,7 @@ def test_ten_times_the_capacity(model: Server, is_long: bool, record: Callable[.
         record(
             overload_goodput=round(goodput, 3),
             overload_score_p99_ratio=round(ratio, 3),
+            overload_score_p99_ratio_with_the_start=round(whole, 3),
             overload_capacity_calls_per_s=round(capacity, 1),
             overload_memory_ratio=round(memory, 3),
         )

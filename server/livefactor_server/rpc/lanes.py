@@ -5,8 +5,8 @@ until their deadlines. Models take turns, so that the calls of one do not wait f
 another. The calls of one model wait in the order of their arrival. The queue is bounded in calls
 and in bytes.
 
-A lane of calls that compute is under *overload* for a model if in WINDOWS in a row more calls of the
-model arrived than ended. Callers who wait for their answers before they call again never cause
+A lane of calls that compute is under *overload* for a model if in WINDOWS in a row more calls of
+the model arrived than ended. Callers who wait for their answers before they call again never cause
 this, however many they are, and neither does a burst. Under overload fewer calls of the model run
 at a time and none waits, because a queue then helps nobody: as many calls succeed, and each takes
 longer. The calls of other models are not concerned.
