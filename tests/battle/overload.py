@@ -2,7 +2,8 @@
 
 `python overload.py TARGET MODEL RATE SECONDS` prints JSON: how many calls ended with each status,
 the times of the accepted ones and of the refused ones in seconds, sorted, and the seconds that all
-took. `settled_s` has the accepted ones that began after the first sixth. With RATE 0 it measures the capacity: CALLERS callers that wait for their answers.
+took. `settled_s` has the accepted ones that began after the first sixth. With RATE 0 it measures
+the capacity: CALLERS callers that wait for their answers.
 """
 
 from __future__ import annotations
