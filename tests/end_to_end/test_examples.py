@@ -81,6 +81,39 @@ def test_node_client(server, node_client: Path) -> None:
     assert check_output(run(["node", str(node_client), server.target])) > first
 
 
+GO_TOOLS = ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
+
+
+@pytest.fixture(scope="module")
+def go_client(copied: Path) -> Path:
+    """The program of the Go example. Skips, with the reason, if it cannot be built here."""
+    if missing := [tool for tool in GO_TOOLS if not shutil.which(tool)]:
+        pytest.skip(f"not on this machine: {', '.join(missing)}")
+    folder = copied / "go"
+    subprocess.run([folder / "generate.sh"], check=True, timeout=60)
+    tidy = subprocess.run(
+        ["go", "mod", "tidy"], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    if tidy.returncode:
+        pytest.skip(f"go could not fetch the example's modules: {tidy.stderr.strip()[-300:]}")
+    subprocess.run(["go", "build", "-o", "client", "."], cwd=folder, check=True, timeout=240)
+    return folder / "client"
+
+
+def test_go_client(server, go_client: Path) -> None:
+    first = check_output(run([str(go_client), server.target]))
+    assert check_output(run([str(go_client), server.target])) > first
+
+
+def test_the_go_example_is_written_as_gofmt_writes_it() -> None:
+    if not shutil.which("gofmt"):
+        pytest.skip("gofmt is not on this machine")
+    listed = subprocess.run(
+        ["gofmt", "-l", ROOT / "examples" / "go"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (listed.returncode, listed.stdout + listed.stderr) == (0, "")
+
+
 def test_both_clients_make_the_same_keys(server, copied: Path, node_client: Path) -> None:
     """Python asks for the ids that Node pushed."""
     check_output(run(["node", str(node_client), server.target, "shared"]))
