@@ -33,8 +33,8 @@ def check_output(output: str) -> int:
     return int(pushed[1])
 
 
-def run(command: list[str]) -> str:
-    result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+def run(command: list[str], timeout_s: float = 60) -> str:
+    result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=timeout_s, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -132,3 +132,16 @@ def described_items(target: str) -> int:
         return models.DescribeModel(
             models_pb2.DescribeModelRequest(model="shared"), timeout=10
         ).description.items
+
+
+@pytest.mark.parametrize("engine", ["tantivy", "postgres"])
+def test_search(copied: Path, engine: str) -> None:
+    """The re-ranked candidates have the clicked items nearer to the top than the engine."""
+    if engine == "postgres" and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        pytest.skip("no PostgreSQL server is installed: apt-get install postgresql")
+    command = [sys.executable, str(copied / "search" / "search.py"), "--engine", engine]
+    output = run([*command, "--purchases", "8000", "--searches", "150"], timeout_s=240)
+    found = re.findall(r": (0\.\d+)$", output, re.MULTILINE)
+    before, after = map(float, found)
+    assert after > 1.5 * before, output
+    assert re.search(r"^one Score call takes \d+\.\d ms \(median\)$", output, re.MULTILINE)
