@@ -50,5 +50,5 @@ def test_what_the_call_cannot_take_is_left_to_the_caller(tables: tuple[RowKeys, 
     assert pairs.known_rows(*tables, many, np.append(items, items)) is None
     assert pairs.known_rows(*tables, keys.astype(np.int64), items) is None
     assert pairs.known_rows(*tables, keys[::2], items[:5]) is None
-    slow = reference.Table(SPEC, USERS), reference.Table(SPEC, ITEMS)
+    slow = reference.ReferenceTable(SPEC, USERS), reference.ReferenceTable(SPEC, ITEMS)
     assert pairs.known_rows(*slow, keys, items) is None
