@@ -28,6 +28,8 @@ from benchmarks import machine, report
 from benchmarks.pages import ROOT
 from benchmarks.progressive import suite as progressive
 from benchmarks.speed import (
+    access,
+    asynchronous,
     calls,
     disk,
     kernels,
@@ -84,6 +86,8 @@ PARTS: dict[str, Callable[[bool], Figures]] = {
     "kernels": run_kernels,
     "ingest": run_ingest,
     "calls": lambda quick: dict(calls.measure(1, 0.4) if quick else calls.measure()),
+    "clients": lambda quick: dict(asynchronous.measure(1, 1.0) if quick else asynchronous.measure()),
+    "access": lambda quick: dict(access.measure(1, 300, 1 << 19) if quick else access.measure()),
     "latency": lambda quick: dict(latency.measure(latency.QUICK if quick else None)),
     "reads": lambda quick: dict(reads.measure(0.2 if quick else 1.0)),
     "disk": run_disk,

@@ -43,7 +43,7 @@ BARS: dict[str, tuple[tuple[str, ...], str]] = {
 
 def run_demo() -> int:
     """Runs the demo and writes demo.json. Returns the exit code of the demo."""
-    from livefactor_server.cli import demo
+    from livefactor_server.cli.demo import run as demo
 
     changes: list[demo.ListChange] = []
     code = demo.run_demo(Console(), show_change=changes.append)

@@ -40,7 +40,13 @@ QUOTIENTS = {
 }
 
 
-FORMATS = {"gb_per_s": "{:.1f} GB/s", "_ms": "{:.2f} ms", "_ns": "{:.1f} ns", "_bytes": "{:,.0f} bytes"}
+FORMATS = {
+    "gb_per_s": "{:.1f} GB/s",
+    "_ms": "{:.2f} ms",
+    "_ns": "{:.1f} ns",
+    "_us": "{:,.1f} µs",
+    "_bytes": "{:,.0f} bytes",
+}
 """Formats by the end of a figure's name."""
 
 
@@ -111,6 +117,22 @@ OPPONENTS = [
     Row("ratio_ingest_to_implicit_bpr", "stream, logistic loss, 1 negative ÷ implicit BPR", "at least 5"),
     Row("ratio_ingest_labels_to_implicit_bpr", "stream, logistic loss, labels as sent ÷ implicit BPR"),
     Row("ratio_ingest_to_river_mf", "stream, squared loss ÷ River BiasedMF"),
+]
+CLIENTS = [
+    Row("client_threads_32_per_s", "calls/s of 32 threads with one `Scorer`, 500 candidates"),
+    Row("client_loop_32_per_s", "calls/s of 32 tasks of an event loop with one `AsyncScorer`"),
+    Row("ratio_client_loop_32_to_threads", "32 tasks ÷ 32 threads, calls/s", "at least 0.90"),
+    Row("ratio_client_loop_1000_to_threads", "1,000 tasks ÷ 32 threads, calls/s", "at least 0.90"),
+    Row("client_threads_32_cpu_us", "CPU time of the client a call, 32 threads"),
+    Row("client_loop_32_cpu_us", "CPU time of the client a call, 32 tasks"),
+]
+ACCESS = [
+    Row("access_token_check_us", "check of a token and its role", "under 20"),
+    Row("access_plain_call_cpu_us", "CPU time of client and server a call, 64 candidates, plain text"),
+    Row("ratio_access_tls_call_cpu", "the same with TLS ÷ plain text", "at most 1.3"),
+    Row("ratio_access_token_call_cpu", "the same with a token ÷ without"),
+    Row("ratio_access_tls_ingest_cpu", "CPU time of bulk ingest, TLS ÷ plain text"),
+    Row("ratio_access_tls_ingest_rate", "events/s of bulk ingest, TLS ÷ plain text", "at least 0.90"),
 ]
 FRESHNESS = [
     Row("freshness_p50_ms", "freshness, half load, p50", "under 2"),
@@ -197,6 +219,8 @@ SECTIONS = {
     "Beside other libraries": OPPONENTS,
     "Freshness": FRESHNESS,
     "Reads": READS,
+    "Clients": CLIENTS,
+    "Access": ACCESS,
     "Restart": RECOVERY,
     "Quality": QUALITY,
     "Limits": LIMITS,

@@ -163,7 +163,7 @@ def _scores_under_ingest(
         users, items, _ = columns[int(generator.integers(len(columns)))]
         at = int(generator.integers(load.batch - load.candidates + 1))
         started = time.perf_counter()
-        scorer.score(users[at : at + 1], items[at : at + load.candidates], deadline_s=60.0)
+        scorer.score(users[at : at + 1], items[at : at + load.candidates], timeout=60.0)
         times.append((time.perf_counter() - started) * 1e3)
     stop.set()
     pusher.join()

@@ -122,7 +122,7 @@ class Reads:
 
     def __init__(self, target: str, size: str) -> None:
         self.size, self.items = size, SIZES[size]
-        self.scorer = Scorer(target, model=f"items_{size}", deadline_s=60)
+        self.scorer = Scorer(target, model=f"items_{size}", timeout=60)
         self.index = faiss_index(self.items)
         self._generator = np.random.default_rng(5)
 

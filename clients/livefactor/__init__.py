@@ -9,7 +9,8 @@ A snapshot proves later which model gave an answer.
 
 `Producer` delivers each row exactly once. `Scorer` scores and recommends items. `Auditor` takes,
 fetches and verifies snapshots. `Models` creates and deletes models. `load` reads a fetched snapshot
-into NumPy arrays. `local()` runs a server in this process. `livefactor.errors` lists every error.
+into NumPy arrays. `local()` runs a server in this process. `livefactor.aio` has the clients for
+asyncio. `livefactor.errors` lists every error.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from livefactor.access import Access
-    from livefactor.answers import Recommendations, Scores, UserAnswer
     from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
     from livefactor.channel import open_channel
     from livefactor.errors import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ForkError,
         InvalidArgument,
         LivefactorError,
+        MissingPackage,
         NotFound,
         PermissionDenied,
         ProducerClosed,
@@ -47,12 +48,13 @@ if TYPE_CHECKING:
         UnknownSpec,
     )
     from livefactor.in_process import Local, local
-    from livefactor.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
     from livefactor.models import ModelDescription, Models
     from livefactor.position import Position
     from livefactor.pushing.batching import Ack, BatchSettings, Receipt, RowReject
     from livefactor.pushing.producer import Producer
     from livefactor.pushing.sending import ProducerStatus
+    from livefactor.results.answers import Recommendations, Scores, UserAnswer
+    from livefactor.results.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
     from livefactor.scorer import Scorer
     from livefactor.snapshots.files import Verification, load, verify
     from livefactor.snapshots.loaded import LoadedSnapshot
@@ -81,6 +83,7 @@ __all__ = [
     "LivefactorError",
     "LoadedSnapshot",
     "Local",
+    "MissingPackage",
     "ModelDescription",
     "Models",
     "NotFound",
@@ -118,7 +121,7 @@ __all__ = [
 
 _NAMES = {
     "access": ("Access",),
-    "answers": ("Recommendations", "Scores", "UserAnswer"),
+    "results.answers": ("Recommendations", "Scores", "UserAnswer"),
     "auditor": ("Auditor", "SnapshotInfo", "SnapshotProgress"),
     "channel": ("open_channel",),
     "errors": (
@@ -132,6 +135,7 @@ _NAMES = {
         "ForkError",
         "InvalidArgument",
         "LivefactorError",
+        "MissingPackage",
         "NotFound",
         "PermissionDenied",
         "ProducerClosed",
@@ -145,7 +149,7 @@ _NAMES = {
         "Unimplemented",
         "UnknownSpec",
     ),
-    "judgement": ("Hold", "JudgeEvent", "JudgeFigure", "Judgement"),
+    "results.judgement": ("Hold", "JudgeEvent", "JudgeFigure", "Judgement"),
     "in_process": ("Local", "local"),
     "models": ("ModelDescription", "Models"),
     "position": ("Position",),
@@ -164,7 +168,7 @@ long to import.
 
 
 def __getattr__(name: str) -> Any:
-    home = name if name == "errors" else _HOMES.get(name)
+    home = name if name in ("aio", "errors") else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{home}")

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import grpc
-
 from livefactor.access import Access
-from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_RETRY_S, Connection
+from livefactor.calling.blocking import BlockingClient, Connection, blocking
+from livefactor.calling.plans import Next, Plan, Work
+from livefactor.calling.routes import Route
+from livefactor.channel import CONNECT_S, DEADLINE_S, READ_RETRY_S
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.position import Position, position_of
-from livefactor.snapshots import files as snapshot_files
+from livefactor.snapshots.files import Saving, Verification, verify
 from livefactor.snapshots.format import is_snapshot_id
 from livefactor.v1 import snapshots_pb2
 from livefactor.wire.limits import check_model
 
 _SERVICE = "/livefactor.v1.SnapshotService/"
-_Piece = tuple[str, int, int, bytes]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -57,88 +58,125 @@ class SnapshotProgress:
     position: Position
 
 
-class Auditor:
-    """Takes, lists, fetches and verifies snapshots of one model.
+class AuditorBase:
+    """What `Auditor` and its asyncio twin share: the settings, and how a call is made."""
 
-    target: "host:port", "unix:/path", or a channel. model: the model's name. connect_s: how long a
-    call waits for a server that cannot be reached, seconds. access: TLS and token; None takes them
-    from the environment. channel: the caller's own transport.
-    """
+    _connects: type[Route]
+    _connection: Any
 
     def __init__(
         self,
-        target: str | grpc.Channel = DEFAULT_TARGET,
+        target: str | Sequence[str] | Any | None = None,
         *,
         model: str = "default",
         connect_s: float = CONNECT_S,
         access: Access | None = None,
-        channel: grpc.Channel | None = None,
+        channel: Any | None = None,
     ) -> None:
         self.model = check_model(model)
-        self._connection = Connection(target, channel, connect_s, access)
+        self._connection = self._connects(target, channel, connect_s, access)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._connection.target!r}, model={self.model!r})"
+
+    @property
+    def _doing(self) -> str:
+        return f"model {self.model!r}"
+
+    def _stream(self, method: str, request: Any, timeout: float | None) -> Plan[tuple[Any, bytes | None]]:
+        path, message = _SERVICE + method, request.SerializeToString()
+        plan: Plan[tuple[Any, bytes | None]] = self._connection.stream(path, message, timeout, self._doing)
+        return plan
+
+
+class Auditor(AuditorBase, BlockingClient):
+    """Takes, lists, fetches and verifies snapshots of one model.
+
+    target: "host:port" or "unix:/path", or several of them (`Scorer`), or a channel. model: the
+    model's name. connect_s: how long a call waits for a server that cannot be reached, seconds.
+    access: TLS and token; None takes them from the environment. channel: the caller's own
+    transport.
+    """
+
+    _connects = Connection
+
+    @blocking
     def snapshot(
         self,
         *,
         min_position: Position | None = None,
         on_progress: Callable[[SnapshotProgress], None] | None = None,
-    ) -> SnapshotInfo:
+        timeout: float | None = None,
+    ) -> Plan[SnapshotInfo]:
         """Take a snapshot of the visible revision and return when it is complete.
 
         Updates go on meanwhile. min_position: the snapshot has at least this position. on_progress:
-        called with each progress message. Raises NotFound, FailedPrecondition, Unavailable, and
-        ResourceExhausted if the disk is full or another snapshot is in progress.
+        called with each progress message. timeout: seconds; None waits for ever. Raises NotFound,
+        FailedPrecondition, Unavailable, DeadlineExceeded, and ResourceExhausted if the disk is full
+        or another snapshot is in progress.
         """
         request = snapshots_pb2.SnapshotRequest(model=self.model)
         if min_position is not None:
             request.min_position.lineage = min_position.lineage
             request.min_position.revision = min_position.revision
         info = None
-        for data in self._stream("Snapshot", request):
+        stream, data = yield from self._stream("Snapshot", request, timeout)
+        while data is not None:
             event = snapshots_pb2.SnapshotResponse.FromString(data)
             if event.WhichOneof("event") == "manifest":
                 info = snapshot_info(event.manifest.info)
             elif on_progress is not None:
-                progress = event.progress
-                on_progress(
-                    SnapshotProgress(
-                        progress.bytes_done, progress.bytes_total, position_of(progress.position)
-                    )
-                )
+                on_progress(_progress(event.progress))
+            data = yield Next(stream, self._doing)
         if info is None:
-            raise LivefactorError(f"model {self.model!r}: the server ended the snapshot without a manifest")
+            raise LivefactorError(f"{self._doing}: the server ended the snapshot without a manifest")
         return info
 
-    def list(self, *, deadline_s: float = DEADLINE_S) -> tuple[SnapshotInfo, ...]:
+    @blocking
+    def list(self, *, timeout: float = DEADLINE_S) -> Plan[tuple[SnapshotInfo, ...]]:
         """The model's snapshots, the oldest first.
 
-        Raises NotFound, Unavailable, DeadlineExceeded.
+        timeout: seconds. Raises NotFound, Unavailable, DeadlineExceeded.
         """
         request = snapshots_pb2.ListSnapshotsRequest(model=self.model).SerializeToString()
-        data = self._connection.unary(
-            _SERVICE + "ListSnapshots", request, deadline_s, f"model {self.model!r}", READ_RETRY_S
+        data = yield from self._connection.unary(
+            _SERVICE + "ListSnapshots", request, timeout, self._doing, READ_RETRY_S
         )
         return tuple(
             snapshot_info(info) for info in snapshots_pb2.ListSnapshotsResponse.FromString(data).snapshots
         )
 
+    @blocking
     def fetch(
         self,
         path: str | os.PathLike[str],
         snapshot_id: str = "",
         *,
         on_bytes: Callable[[int], None] | None = None,
-    ) -> snapshot_files.Verification:
+        timeout: float | None = None,
+    ) -> Plan[Verification]:
         """Fetch a snapshot into the new folder `path`.
 
         The folder appears only once the snapshot is verified. snapshot_id: one from `list`; empty
-        for the newest. on_bytes: called with the number of bytes fetched so far. Raises
-        FileExistsError, NotFound, SnapshotInvalid and Unavailable. After an error no file is left.
+        for the newest. on_bytes: called with the number of bytes fetched so far. timeout: seconds;
+        None waits for ever. Raises FileExistsError, NotFound, SnapshotInvalid, DeadlineExceeded and
+        Unavailable. After an error no file is left.
         """
         if snapshot_id and not is_snapshot_id(snapshot_id):
             raise ValueError(f"snapshot_id: expected 20 digits, a dash and 8 hex digits, got {snapshot_id!r}")
         request = snapshots_pb2.FetchSnapshotRequest(model=self.model, snapshot_id=snapshot_id)
-        verification = snapshot_files.save(_pieces(self._stream("FetchSnapshot", request), on_bytes), path)
+        fetched = 0
+        with Saving(path) as saving:
+            stream, data = yield from self._stream("FetchSnapshot", request, timeout)
+            while data is not None:
+                chunk = snapshots_pb2.FetchSnapshotResponse.FromString(data)
+                piece = chunk.file_name, chunk.offset, chunk.file_size, chunk.data
+                yield Work(partial(saving.add, *piece))
+                fetched += len(chunk.data)
+                if on_bytes is not None:
+                    on_bytes(fetched)
+                data = yield Next(stream, self._doing)
+            verification: Verification = yield Work(saving.finish)
         got = verification.manifest.snapshot_id
         # A valid snapshot may still be another one than the caller asked for.
         if snapshot_id and got != snapshot_id:
@@ -146,30 +184,14 @@ class Auditor:
             raise SnapshotInvalid("manifest.json", f"the server sent snapshot {got}, expected {snapshot_id}")
         return verification
 
-    def verify(self, path: str | os.PathLike[str]) -> snapshot_files.Verification:
+    @blocking
+    def verify(self, path: str | os.PathLike[str]) -> Plan[Verification]:
         """Verify a fetched snapshot without a server.
 
         SnapshotInvalid names the bad file and tensor.
         """
-        return snapshot_files.verify(path)
-
-    def close(self) -> None:
-        """Close the channel if it was opened here."""
-        self._connection.close()
-
-    def __enter__(self) -> Auditor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"Auditor({self._connection.target!r}, model={self.model!r})"
-
-    def _stream(self, method: str, request: Any) -> Iterator[bytes]:
-        return self._connection.stream(
-            _SERVICE + method, request.SerializeToString(), f"model {self.model!r}"
-        )
+        verification: Verification = yield Work(partial(verify, path))
+        return verification
 
 
 def snapshot_info(message: Any) -> SnapshotInfo:
@@ -180,11 +202,5 @@ def snapshot_info(message: Any) -> SnapshotInfo:
     )  # fmt: skip
 
 
-def _pieces(chunks: Iterator[bytes], on_bytes: Callable[[int], None] | None) -> Iterator[_Piece]:
-    fetched = 0
-    for data in chunks:
-        chunk = snapshots_pb2.FetchSnapshotResponse.FromString(data)
-        yield chunk.file_name, chunk.offset, chunk.file_size, chunk.data
-        fetched += len(chunk.data)
-        if on_bytes is not None:
-            on_bytes(fetched)
+def _progress(message: Any) -> SnapshotProgress:
+    return SnapshotProgress(message.bytes_done, message.bytes_total, position_of(message.position))

@@ -21,7 +21,8 @@
     ├── ColumnError              (ValueError) columns do not match, or a message does not parse
     ├── SnapshotInvalid          (ValueError) the snapshot does not verify
     ├── UnknownSpec              (ValueError) the spec has a part that this version does not know
-    └── ServerMissing            (ImportError) the server extra is not installed
+    ├── ServerMissing            (ImportError) the server extra is not installed
+    └── MissingPackage           (ImportError) a package that a method needs is not installed
 
 The errors down to UnexpectedStatus stand for statuses of a server. The set of statuses is closed
 (protos/livefactor/v1/updates.proto).
@@ -30,7 +31,7 @@ The errors down to UnexpectedStatus stand for statuses of a server. The set of s
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import grpc
@@ -39,13 +40,17 @@ if TYPE_CHECKING:
 class LivefactorError(Exception):
     """The base class of all errors.
 
-    code: gRPC status name, or "". details: the server's text, or "".
+    code: gRPC status name, or "". details: the server's text, or "". retry_after_s: after how many
+    seconds the server wants the call again, infinite for never; None if it does not say.
     """
 
-    def __init__(self, message: str = "", *, code: str = "", details: str = "") -> None:
+    def __init__(
+        self, message: str = "", *, code: str = "", details: str = "", retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message or details)
         self.code = code
         self.details = details
+        self.retry_after_s = retry_after_s
 
 
 class InvalidArgument(LivefactorError, ValueError):
@@ -172,6 +177,10 @@ class ServerMissing(LivefactorError, ImportError):
     """The server extra is not installed."""
 
 
+class MissingPackage(LivefactorError, ImportError):
+    """A package that a method needs is not installed. The text names the pip command."""
+
+
 _BY_CODE: dict[str, type[LivefactorError]] = {
     "INVALID_ARGUMENT": InvalidArgument,
     "NOT_FOUND": NotFound,
@@ -220,4 +229,20 @@ def from_status(code: grpc.StatusCode, details: str, doing: str = "") -> Livefac
 
 def from_rpc(error: grpc.RpcError, doing: str = "") -> LivefactorError:
     """The error for a failed gRPC call. doing: what was tried; the message begins with it."""
-    return from_status(error.code(), error.details() or "", doing)
+    failure = from_status(error.code(), error.details() or "", doing)
+    failure.retry_after_s = _retry_after_s(error)
+    return failure
+
+
+_PUSHBACK = "grpc-retry-pushback-ms"
+
+
+def _retry_after_s(error: Any) -> float | None:
+    """What the server says about another try, as gRPC defines it: a number of milliseconds, and
+    anything else means never.
+    """
+    for name, value in error.trailing_metadata() or ():
+        if name == _PUSHBACK:
+            text = value if isinstance(value, str) else ""
+            return int(text) / 1e3 if text.isascii() and text.isdigit() else float("inf")
+    return None

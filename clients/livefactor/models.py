@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import numpy as np
 
 from livefactor.access import Access
-from livefactor.answers import spec_name
-from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, READ_RETRY_S, Connection
-from livefactor.contest import Contest, contest_of
+from livefactor.calling.blocking import BlockingClient, Connection, blocking
+from livefactor.calling.plans import Next, Plan
+from livefactor.calling.routes import Route
+from livefactor.channel import CONNECT_S, DEADLINE_S, READ_RETRY_S
 from livefactor.errors import LivefactorError
-from livefactor.judgement import Hold, Judgement, hold_of, judgement_of
 from livefactor.position import Position, position_of
+from livefactor.results.answers import spec_name
+from livefactor.results.contest import Contest, contest_of
+from livefactor.results.judgement import Hold, Judgement, hold_of, judgement_of
 from livefactor.v1 import challenging_pb2, models_pb2
 from livefactor.wire.limits import check_model
 
@@ -87,25 +89,50 @@ class ModelDescription:
         return f"ModelDescription({self.name!r}, {what}, {rows}, revision {self.position.revision}{hold})"
 
 
-class Models:
-    """The models of one server.
+class ModelsBase:
+    """What `Models` and its asyncio twin share: how a call is made."""
 
-    target: "host:port", "unix:/path", or a channel. connect_s: how long a call waits for a server
-    that cannot be reached, seconds. access: TLS and token; None takes them from the
-    environment. channel: the caller's own transport.
-    """
+    _connects: type[Route]
+    _connection: Any
 
     def __init__(
         self,
-        target: str | grpc.Channel = DEFAULT_TARGET,
+        target: str | Sequence[str] | Any | None = None,
         *,
         connect_s: float = CONNECT_S,
         access: Access | None = None,
-        channel: grpc.Channel | None = None,
+        channel: Any | None = None,
     ) -> None:
-        self._connection = Connection(target, channel, connect_s, access)
+        self._connection = self._connects(target, channel, connect_s, access)
 
-    def create(self, name: str, preset: str = "", **spec: Any) -> ModelDescription:
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._connection.target!r})"
+
+    def _call(self, method: str, request: Any, name: str, timeout: float) -> Plan[bytes]:
+        doing = f"model {check_model(name)!r}" if name else "models"
+        retry_s = READ_RETRY_S if method in _READS else 0.0
+        service = _CHALLENGES if method in _OF_CHALLENGES else _SERVICE
+        plan: Plan[bytes] = self._connection.unary(
+            service + method, request.SerializeToString(), timeout, doing, retry_s
+        )
+        return plan
+
+
+class Models(ModelsBase, BlockingClient):
+    """The models of one server.
+
+    target: "host:port" or "unix:/path", or several of them (`Scorer`), or a channel. connect_s: how
+    long a call waits for a server that cannot be reached, seconds. access: TLS and token; None
+    takes them from the environment. channel: the caller's own transport. timeout of a call:
+    seconds.
+    """
+
+    _connects = Connection
+
+    @blocking
+    def create(
+        self, /, name: str, preset: str = "", *, timeout: float = LONG_DEADLINE_S, **spec: Any
+    ) -> Plan[ModelDescription]:
         """Create an empty model.
 
         name: 1 to 64 characters of a-z 0-9 _ -; the first is a letter. preset: ratings, clicks,
@@ -119,31 +146,41 @@ class Models:
         request = models_pb2.CreateModelRequest(model=name, preset=preset)
         fill(request.spec, spec, "spec")
         request.spec.SetInParent()
-        data = self._call("CreateModel", request, name, LONG_DEADLINE_S)
+        data = yield from self._call("CreateModel", request, name, timeout)
         return _description(models_pb2.CreateModelResponse.FromString(data).description)
 
-    def describe(self, name: str = "default", *, with_root_hash: bool = False) -> ModelDescription:
+    @blocking
+    def describe(
+        self, name: str = "default", *, with_root_hash: bool = False, timeout: float | None = None
+    ) -> Plan[ModelDescription]:
         """Describe a model.
 
         with_root_hash: also hash its whole state at one revision. Raises NotFound.
         """
         request = models_pb2.DescribeModelRequest(model=name, with_root_hash=with_root_hash)
-        data = self._call("DescribeModel", request, name, LONG_DEADLINE_S if with_root_hash else DEADLINE_S)
+        if timeout is None:
+            timeout = LONG_DEADLINE_S if with_root_hash else DEADLINE_S
+        data = yield from self._call("DescribeModel", request, name, timeout)
         return _description(models_pb2.DescribeModelResponse.FromString(data).description)
 
-    def list(self) -> tuple[ModelDescription, ...]:
+    @blocking
+    def list(self, *, timeout: float = DEADLINE_S) -> Plan[tuple[ModelDescription, ...]]:
         """Describe all models of the server, without their judgements."""
-        data = self._call("ListModels", models_pb2.ListModelsRequest(), "", DEADLINE_S)
+        data = yield from self._call("ListModels", models_pb2.ListModelsRequest(), "", timeout)
         return tuple(map(_description, models_pb2.ListModelsResponse.FromString(data).models))
 
-    def delete(self, name: str) -> None:
+    @blocking
+    def delete(self, name: str, *, timeout: float = LONG_DEADLINE_S) -> Plan[None]:
         """Delete a model, its log and its snapshots for good. Raises NotFound.
 
         The folder of a model with a fault is set aside instead.
         """
-        self._call("DeleteModel", models_pb2.DeleteModelRequest(model=name), name, LONG_DEADLINE_S)
+        yield from self._call("DeleteModel", models_pb2.DeleteModelRequest(model=name), name, timeout)
 
-    def restore(self, name: str, source: str, snapshot_id: str = "") -> ModelDescription:
+    @blocking
+    def restore(
+        self, name: str, source: str, snapshot_id: str = "", *, timeout: float = LONG_DEADLINE_S
+    ) -> Plan[ModelDescription]:
         """Create the model `name` from a snapshot of the model `source`.
 
         The server verifies it first. snapshot_id: one of `Auditor.list`; empty for the newest. The
@@ -152,38 +189,54 @@ class Models:
         AlreadyExists, NotFound, and FailedPrecondition if the snapshot does not verify.
         """
         request = models_pb2.RestoreSnapshotRequest(model=name, source_model=source, snapshot_id=snapshot_id)
-        data = self._call("RestoreSnapshot", request, name, LONG_DEADLINE_S)
+        data = yield from self._call("RestoreSnapshot", request, name, timeout)
         return _description(models_pb2.RestoreSnapshotResponse.FromString(data).description)
 
+    @blocking
     def promote(
         self,
+        /,
         name: str,
         preset: str = "",
         *,
         on_progress: Callable[[int, int], None] | None = None,
+        timeout: float | None = None,
         **spec: Any,
-    ) -> ModelDescription:
+    ) -> Plan[ModelDescription]:
         """Give a model another spec while it serves. Return when it is in force.
 
         The server learns the whole log with the new spec beside the live model, which takes as long
         as that. preset, spec: as in `create`; without a preset the fields change the spec in force.
         on_progress: called with (revision that the new state has reached, last revision). If the
-        call ends before, the model keeps its spec. Raises NotFound, InvalidArgument (its text names
-        the field), FailedPrecondition if the spec does not fit what the model has learned, and
-        ResourceExhausted.
+        call ends before, the model keeps its spec. timeout: None waits for ever. Raises NotFound,
+        InvalidArgument (its text names the field), FailedPrecondition if the spec does not fit what
+        the model has learned, and ResourceExhausted.
         """
         request = models_pb2.PromoteSpecRequest(model=name, preset=preset)
         fill(request.spec, spec, "spec")
         doing = f"model {check_model(name)!r}"
-        for data in self._connection.stream(_SERVICE + "PromoteSpec", request.SerializeToString(), doing):
+        path, body = _SERVICE + "PromoteSpec", request.SerializeToString()
+        stream, data = yield from self._connection.stream(path, body, timeout, doing)
+        while data is not None:
             message = models_pb2.PromoteSpecResponse.FromString(data)
             if message.WhichOneof("kind") == "description":
                 return _description(message.description)
             if on_progress is not None:
                 on_progress(message.progress.revision, message.progress.last_revision)
+            data = yield Next(stream, doing)
         raise LivefactorError(f"{doing}: the server ended the promotion without a description")
 
-    def challenge(self, name: str, preset: str = "", *, challenger: str = "", **spec: Any) -> Contest:
+    @blocking
+    def challenge(
+        self,
+        /,
+        name: str,
+        preset: str = "",
+        *,
+        challenger: str = "",
+        timeout: float = DEADLINE_S,
+        **spec: Any,
+    ) -> Plan[Contest]:
         """Add a challenger: a spec that is judged beside the model's own on the same events.
 
         preset, spec: as in `promote`. challenger: its name, in the characters of a model's name;
@@ -194,54 +247,38 @@ class Models:
         """
         request = challenging_pb2.AddChallengerRequest(model=name, preset=preset, name=challenger)
         fill(request.spec, spec, "spec")
-        data = self._call("AddChallenger", request, name, DEADLINE_S)
+        data = yield from self._call("AddChallenger", request, name, timeout)
         return contest_of(challenging_pb2.AddChallengerResponse.FromString(data).contest)
 
-    def challengers(self, name: str = "default") -> Contest:
+    @blocking
+    def challengers(self, name: str = "default", *, timeout: float = DEADLINE_S) -> Plan[Contest]:
         """Return how the challengers of a model stand. Raises NotFound and FailedPrecondition."""
         request = challenging_pb2.ListChallengersRequest(model=name)
-        data = self._call("ListChallengers", request, name, DEADLINE_S)
+        data = yield from self._call("ListChallengers", request, name, timeout)
         return contest_of(challenging_pb2.ListChallengersResponse.FromString(data).contest)
 
-    def settle(self, name: str = "default", challenger: str = "") -> ModelDescription:
+    @blocking
+    def settle(
+        self, name: str = "default", challenger: str = "", *, timeout: float = LONG_DEADLINE_S
+    ) -> Plan[ModelDescription]:
         """End the search of a model for a better spec.
 
         challenger: the name of a challenger, or of a preset that the model tries, whose spec the
         model gets; empty: its spec stays. Raises NotFound and FailedPrecondition.
         """
         request = challenging_pb2.SettleModelRequest(model=name, challenger=challenger)
-        data = self._call("SettleModel", request, name, LONG_DEADLINE_S)
+        data = yield from self._call("SettleModel", request, name, timeout)
         return _description(challenging_pb2.SettleModelResponse.FromString(data).description)
 
-    def release(self, name: str = "default") -> ModelDescription:
+    @blocking
+    def release(self, name: str = "default", *, timeout: float = DEADLINE_S) -> Plan[ModelDescription]:
         """End a hold of updates (`ModelDescription.hold`). The judge takes what follows as normal.
 
         Open a producer again if it was refused with FailedPrecondition. It resumes behind its last
         sequence number. Raises NotFound, and FailedPrecondition if the model does not hold updates.
         """
-        data = self._call("ReleaseHold", models_pb2.ReleaseHoldRequest(model=name), name, DEADLINE_S)
+        data = yield from self._call("ReleaseHold", models_pb2.ReleaseHoldRequest(model=name), name, timeout)
         return _description(models_pb2.ReleaseHoldResponse.FromString(data).description)
-
-    def close(self) -> None:
-        """Close the channel if it was opened here."""
-        self._connection.close()
-
-    def __enter__(self) -> Models:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"Models({self._connection.target!r})"
-
-    def _call(self, method: str, request: Any, name: str, deadline_s: float) -> bytes:
-        doing = f"model {check_model(name)!r}" if name else "models"
-        retry_s = READ_RETRY_S if method in _READS else 0.0
-        service = _CHALLENGES if method in _OF_CHALLENGES else _SERVICE
-        return self._connection.unary(
-            service + method, request.SerializeToString(), deadline_s, doing, retry_s
-        )
 
 
 def fill(message: Any, values: dict[str, Any], where: str) -> None:

@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
 from livefactor.access import Access
-from livefactor.answers import Recommendations, Scores
-from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, Connection
-from livefactor.cutting import Joined, Lists, ScoreRequest, ask
+from livefactor.calling.blocking import BlockingClient, Connection, blocking
+from livefactor.calling.cutting import Joined, Lists, ScoreRequest, ask
+from livefactor.calling.plans import Plan
+from livefactor.calling.routes import Route
+from livefactor.channel import CONNECT_S, DEADLINE_S
 from livefactor.errors import ColumnError
 from livefactor.position import Position
+from livefactor.results.answers import Recommendations, Scores
 from livefactor.wire.arrays import KEYS
 from livefactor.wire.ids import HashTexts, Ids, as_keys, original_ids
 from livefactor.wire.keys import keys_of
@@ -27,7 +29,45 @@ from livefactor.wire.limits import check_model
 _SCORE = "/livefactor.v1.ScoringService/Score"
 
 
-class Scorer:
+class ScorerBase:
+    """What `Scorer` and its asyncio twin share: the settings, and how a request is sent."""
+
+    _connects: type[Route]
+    _connection: Any
+
+    def __init__(
+        self,
+        target: str | Sequence[str] | Any | None = None,
+        *,
+        model: str = "default",
+        secret: bytes = b"",
+        timeout: float = DEADLINE_S,
+        connect_s: float = CONNECT_S,
+        access: Access | None = None,
+        channel: Any | None = None,
+    ) -> None:
+        self.model = check_model(model)
+        self._hash: HashTexts = partial(keys_of, secret=secret)
+        self._timeout = timeout
+        self._connection = self._connects(target, channel, connect_s, access)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._connection.target!r}, model={self.model!r})"
+
+    def _events(self, events: Any, users: int) -> Lists | None:
+        return None if events is None else _lists("events", events, users, self._hash)
+
+    def _ask(self, request: ScoreRequest, timeout: float | None, after: Position | None) -> Plan[Joined]:
+        doing = f"model {self.model!r}"
+
+        def send(message: bytes, left_s: float) -> Plan[bytes]:
+            plan: Plan[bytes] = self._connection.unary(_SCORE, message, left_s, doing, retry_s=left_s)
+            return plan
+
+        return ask(request, send, self._timeout if timeout is None else timeout, after, doing)
+
+
+class Scorer(ScorerBase, BlockingClient):
     """Asks one model for scores. Reads never change a model. Several threads may share a Scorer.
 
     Any number of users may be asked for at once. Up to 1,024 users and 262,144 scores are one call,
@@ -37,11 +77,12 @@ class Scorer:
     deadline. A Scorer works in a forked child, unless another thread was inside gRPC at the fork:
     so fork before you make a Producer.
 
-    target: "host:port" or "unix:/path" (or a channel). model: the model's name. secret: the key for
-    string ids (keys.py) that the producers use. deadline_s: the deadline of calls that name none,
-    seconds. connect_s: how long a call waits for a server that cannot be reached, seconds. access:
-    TLS and token; None takes them from the environment. channel: the transport, if the caller has
-    one.
+    target: "host:port" or "unix:/path", or several of them as a list or with commas, or a channel;
+    None takes LIVEFACTOR_TARGET or the default address. With several targets a call goes to the
+    next one as soon as one is away. model: the model's name. secret: the key for string ids
+    (keys.py) that the producers use. timeout: the deadline of calls that name none, seconds.
+    connect_s: how long a call waits for a server that cannot be reached, seconds. access: TLS and
+    token; None takes them from the environment. channel: the transport, if the caller has one.
 
     Answers carry the ids as they were given. The Producer sends the text of a string id as its
     label, and `recommend` reads it from there. It gets the 64-bit key instead where there is no
@@ -49,22 +90,9 @@ class Scorer:
     `score` repeats its arguments.
     """
 
-    def __init__(
-        self,
-        target: str | grpc.Channel = DEFAULT_TARGET,
-        *,
-        model: str = "default",
-        secret: bytes = b"",
-        deadline_s: float = DEADLINE_S,
-        connect_s: float = CONNECT_S,
-        access: Access | None = None,
-        channel: grpc.Channel | None = None,
-    ) -> None:
-        self.model = check_model(model)
-        self._hash: HashTexts = partial(keys_of, secret=secret)
-        self._deadline_s = deadline_s
-        self._connection = Connection(target, channel, connect_s, access)
+    _connects = Connection
 
+    @blocking
     def score(
         self,
         users: Ids,
@@ -74,9 +102,9 @@ class Scorer:
         query: Any = None,
         query_weight: float = 1.0,
         min_position: Position | None = None,
-        deadline_s: float | None = None,
+        timeout: float | None = None,
         with_labels: bool = False,
-    ) -> Scores:
+    ) -> Plan[Scores]:
         """Score `items` for each of n users.
 
         users: one id or n. items: one list of ids that all users share, or n lists. events: items
@@ -85,7 +113,7 @@ class Scorer:
         query: the vector of a search query, one for all users or n; the item's score gets
         query_weight * (the cosine of the vector and the item's embedding) added.
         min_position: wait until this position is visible; an Ack's lets you read your own write.
-        deadline_s: seconds. with_labels: also ask for the items' labels.
+        timeout: seconds. with_labels: also ask for the items' labels.
 
         Raises ColumnError for ids of a wrong type, DeadlineExceeded (also when min_position is not
         visible in time), NotFound, InvalidArgument (also for events where the model has no
@@ -103,7 +131,7 @@ class Scorer:
             query=_query(query, len(keys)),
             options={"with_labels": with_labels, "query_weight": query_weight},
         )
-        joined = self._ask(request, deadline_s, min_position)
+        joined = yield from self._ask(request, timeout, min_position)
         originals = _original_lists(items, candidates.ids, candidates.offsets is not None)
         if candidates.offsets is None:
             originals = np.tile(originals, len(keys))
@@ -112,6 +140,7 @@ class Scorer:
             raise ColumnError(f"item_ids has {got} rows, expected {len(originals)} (items)")
         return Scores(*_fields(joined, original_ids(users, keys), originals))
 
+    @blocking
     def recommend(
         self,
         users: Ids,
@@ -124,9 +153,9 @@ class Scorer:
         query: Any = None,
         query_weight: float = 1.0,
         min_position: Position | None = None,
-        deadline_s: float | None = None,
+        timeout: float | None = None,
         with_labels: bool = True,
-    ) -> Recommendations:
+    ) -> Plan[Recommendations]:
         """Find the k items with the highest scores for each of n users, exactly; fewer where fewer
         are left.
 
@@ -153,10 +182,11 @@ class Scorer:
             query=_query(query, len(keys)),
             options=options,
         )
-        joined = self._ask(request, deadline_s, min_position)
+        joined = yield from self._ask(request, timeout, min_position)
         named = _named(joined.columns.item_ids, joined.columns.labels, self._hash)
         return Recommendations(*_fields(joined, original_ids(users, keys), named))
 
+    @blocking
     def similar(
         self,
         items: Ids,
@@ -164,9 +194,9 @@ class Scorer:
         *,
         include_unavailable: bool = False,
         min_position: Position | None = None,
-        deadline_s: float | None = None,
+        timeout: float | None = None,
         with_labels: bool = True,
-    ) -> Recommendations:
+    ) -> Plan[Recommendations]:
         """Find the k items that are most similar to each of n items, exactly; fewer where fewer are
         left.
 
@@ -176,33 +206,10 @@ class Scorer:
         """
         keys = as_keys("items", items, self._hash)
         options = {"similar": True, "include_unavailable": include_unavailable, "with_labels": with_labels}
-        joined = self._ask(ScoreRequest(self.model, keys, k=k, options=options), deadline_s, min_position)
+        request = ScoreRequest(self.model, keys, k=k, options=options)
+        joined = yield from self._ask(request, timeout, min_position)
         named = _named(joined.columns.item_ids, joined.columns.labels, self._hash)
         return Recommendations(*_fields(joined, original_ids(items, keys), named))
-
-    def _events(self, events: Any, users: int) -> Lists | None:
-        return None if events is None else _lists("events", events, users, self._hash)
-
-    def close(self) -> None:
-        """Close the channel if it was opened here."""
-        self._connection.close()
-
-    def __enter__(self) -> Scorer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"Scorer({self._connection.target!r}, model={self.model!r})"
-
-    def _ask(self, request: ScoreRequest, deadline_s: float | None, after: Position | None) -> Joined:
-        doing = f"model {self.model!r}"
-
-        def send(message: bytes, left_s: float) -> bytes:
-            return self._connection.unary(_SCORE, message, left_s, doing, retry_s=left_s)
-
-        return ask(request, send, self._deadline_s if deadline_s is None else deadline_s, after, doing)
 
 
 def _query(query: Any, users: int) -> npt.NDArray[np.float32] | None:

@@ -12,6 +12,9 @@ import grpc
 BUSY_RETRY_MS = 100
 """Milliseconds after which a client that was refused for want of a slot should try again."""
 
+LATER_RETRY_MS = 1000
+"""The same for want of memory or disk, or because other work must end first."""
+
 TEXT_CHARACTERS_MAX = 512
 """Maximum number of characters of the text of a status. gRPC transfers at most 8 KiB of it, and up
 to 12 bytes a character.
@@ -55,11 +58,19 @@ def exists(text: str) -> Refused:
 
 
 def exhausted(text: str) -> Refused:
-    """A limit of the server is reached (queue, slots, memory, disk).
+    """A limit of the server is reached, and waiting alone does not help.
 
-    Nothing was logged. A later retry can succeed.
+    Nothing was logged. A retry can succeed after something was deleted or a setting was changed.
     """
     return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+
+
+def later(text: str) -> Refused:
+    """The server has no room now: for want of memory or disk, or because other work must end first.
+
+    Nothing was logged. The status tells the client after how long to try again.
+    """
+    return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{text}; try again later", LATER_RETRY_MS)
 
 
 def busy(text: str) -> Refused:
@@ -72,7 +83,7 @@ def busy(text: str) -> Refused:
 
 def no_memory(what: str) -> Refused:
     """The host or the device has too little memory for a read."""
-    return exhausted(f"memory: not enough for {what} now, try again later")
+    return later(f"memory: not enough for {what} now")
 
 
 def unauthenticated(text: str) -> Refused:

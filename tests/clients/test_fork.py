@@ -46,7 +46,7 @@ def test_a_scorer_works_in_a_child(fake: FakeServer) -> None:
     said = run(
         """
 with livefactor.Scorer(target) as scorer:
-    ask = lambda: print(scorer.score(9, [1], deadline_s=10)[0].scores.tolist(), flush=True)
+    ask = lambda: print(scorer.score(9, [1], timeout=10)[0].scores.tolist(), flush=True)
     ask()
     forked(ask)
     ask()

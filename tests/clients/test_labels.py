@@ -209,7 +209,7 @@ def test_ids_of_a_push_without_room_are_labelled_by_a_later_push(
     with make(buffer_events_max=1) as producer:
         producer.push(["ann"], ["mug"])
         with pytest.raises(BufferFull):
-            producer.push(["bob"], ["mug"], timeout_s=0.0)
+            producer.push(["bob"], ["mug"], timeout=0.0)
         fake.gate.set()
         producer.flush(WAIT_S)
         producer.push(["bob"], ["lamp"]).result(WAIT_S)

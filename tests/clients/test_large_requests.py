@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from fake_scoring import SCORE, Scoring
 from fake_server import LINEAGE, FakeServer
-from livefactor import cutting
 from livefactor.auditor import Auditor
-from livefactor.cutting import Lists, ScoreRequest
+from livefactor.calling import cutting
+from livefactor.calling.cutting import Lists, ScoreRequest
 from livefactor.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from livefactor.models import Models
 from livefactor.position import Position
@@ -127,7 +127,7 @@ def test_a_full_server_is_asked_again_until_the_deadline(fake: FakeServer) -> No
         assert next(tries) == 4
         tries = count()
         with pytest.raises(ResourceExhausted, match="slots"):
-            scorer.score(3, [1], deadline_s=0.1)
+            scorer.score(3, [1], timeout=0.1)
 
 
 def test_the_deadline_is_that_of_all_calls_together(fake: FakeServer) -> None:
@@ -139,7 +139,7 @@ def test_the_deadline_is_that_of_all_calls_together(fake: FakeServer) -> None:
 
     fake.gate.clear()
     fake.serve(SCORE, slow)
-    with Scorer(fake.target, deadline_s=0.4) as scorer, pytest.raises(DeadlineExceeded):
+    with Scorer(fake.target, timeout=0.4) as scorer, pytest.raises(DeadlineExceeded):
         scorer.recommend(np.arange(9000), 2)
     fake.gate.set()
     assert len(scoring.queries) <= 4

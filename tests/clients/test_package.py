@@ -20,7 +20,8 @@ import livefactor
 from fake_server import FakeServer
 from livefactor import __main__ as command
 from livefactor import errors, extra
-from livefactor.channel import DEFAULT_PORT, OPTIONS, Connection, open_channel, parse_target
+from livefactor.calling.blocking import Connection
+from livefactor.channel import DEFAULT_PORT, OPTIONS, open_channel, parse_target
 from livefactor.errors import LivefactorError, ServerMissing
 
 
@@ -178,8 +179,9 @@ def test_a_channel_of_the_callers_is_not_closed(fake: FakeServer) -> None:
     Connection("ignored", channel).close()
     grpc.channel_ready_future(channel).result(20)
     channel.close()
+    connection = Connection(channel, None)
     with pytest.raises(LivefactorError, match="doing it: Cannot invoke RPC"):
-        Connection(channel, None).unary("/a/b", b"", 1.0, "doing it")
+        connection.run(connection.unary("/a/b", b"", 1.0, "doing it"))
 
 
 def test_a_position_reads_well() -> None:

@@ -245,7 +245,7 @@ def test_a_full_buffer_blocks_then_raises_and_takes_nothing(
     producer = make(batch=EACH, buffer_events_max=10)
     producer.push(range(6), range(6))
     with pytest.raises(BufferFull, match=r"no room for 5 rows within 0\.01 s: 6 of 10"):
-        producer.push(range(6, 11), range(5), timeout_s=0.01)
+        producer.push(range(6, 11), range(5), timeout=0.01)
     assert producer.status.buffered_events == 6
     late = threading.Thread(target=producer.push, args=(range(6, 11), range(5)))
     late.start()
@@ -260,7 +260,7 @@ def test_a_push_larger_than_the_buffer_waits_until_it_is_empty(
 ) -> None:
     with make(batch=EACH, buffer_events_max=10) as producer:
         producer.push(range(10), range(10))
-        producer.push(range(10, 40), range(30), timeout_s=WAIT_S)
+        producer.push(range(10, 40), range(30), timeout=WAIT_S)
     assert users(fake) == list(range(40))
 
 
@@ -269,7 +269,7 @@ def test_a_buffer_smaller_than_a_batch_does_not_wait_for_itself(
 ) -> None:
     with make(batch=BY_COUNT, buffer_events_max=10) as producer:
         for start in range(0, 250, 5):
-            producer.push(range(start, start + 5), 1 + np.arange(5), timeout_s=WAIT_S)
+            producer.push(range(start, start + 5), 1 + np.arange(5), timeout=WAIT_S)
     assert users(fake) == list(range(250))
     assert fake.batch_rows == [100, 100, 50], "cut by count alone, whatever the buffer"
 
@@ -348,7 +348,7 @@ def test_opening_times_out_and_raises_permanent_errors_at_once(
         make(model="none")
     fake.stop()
     with pytest.raises(Unavailable):
-        make(open_timeout_s=0.01)
+        make(open_timeout=0.01)
 
 
 def test_a_closed_producer_takes_nothing(fake: FakeServer, make: Callable[..., Producer]) -> None:

@@ -16,13 +16,14 @@ import snapshot_samples as samples
 from fake_scoring import SCORE, Scoring
 from fake_server import LINEAGE, FakeServer
 from livefactor import auditor as auditor_module
-from livefactor import channel, errors
+from livefactor import errors
 from livefactor import models as models_module
-from livefactor.answers import Recommendations, Scores
 from livefactor.auditor import Auditor, SnapshotInfo, SnapshotProgress
+from livefactor.calling import retries
 from livefactor.errors import ColumnError, LivefactorError, SnapshotInvalid
 from livefactor.models import Models
 from livefactor.position import Position
+from livefactor.results.answers import Recommendations, Scores
 from livefactor.scorer import Scorer
 from livefactor.snapshots.format import FILES
 from livefactor.v1 import models_pb2, snapshots_pb2
@@ -104,7 +105,7 @@ def test_lists_that_do_not_fit_and_answers_that_do_not_fit_are_refused(fake: Fak
 def test_every_status_is_one_error_with_its_text(fake: FakeServer, code: grpc.StatusCode) -> None:
     fake.serve(SCORE, lambda data, context: context.abort(code, "why"))
     with (
-        Scorer(fake.target, deadline_s=0.5) as scorer,
+        Scorer(fake.target, timeout=0.5) as scorer,
         pytest.raises(LivefactorError, match=r"model 'default': why") as raised,
     ):
         scorer.score(1, [1])
@@ -145,7 +146,7 @@ def test_reads_are_retried_for_a_time_and_writes_are_not(
     for method in (SCORE, MODELS + "ListModels", MODELS + "DeleteModel", SNAPSHOTS + "ListSnapshots"):
         fake.serve(method, away(method))
     with (
-        Scorer(fake.target, deadline_s=0.3) as scorer,
+        Scorer(fake.target, timeout=0.3) as scorer,
         Models(fake.target) as models,
         Auditor(fake.target) as auditor,
     ):
@@ -155,10 +156,10 @@ def test_reads_are_retried_for_a_time_and_writes_are_not(
             with pytest.raises((errors.Unavailable, errors.ResourceExhausted), match="away"):
                 call()
             assert len(tried) >= 3 if is_read else len(tried) == 1
-        monkeypatch.setattr(channel, "READ_BACKOFF_S", 60.0)
+        monkeypatch.setattr(retries, "BACKOFF_S", 60.0)
         tried.clear()
         with pytest.raises((errors.Unavailable, errors.ResourceExhausted)):
-            scorer.score(1, [1], deadline_s=0.4)
+            scorer.score(1, [1], timeout=0.4)
         assert len(tried) == 1, "the next try would lie behind the deadline"
 
 
@@ -166,7 +167,7 @@ def test_a_deadline_ends_a_call(fake: FakeServer) -> None:
     fake.gate.clear()
     fake.serve(SCORE, lambda data, context: fake.gate.wait() and b"")
     with Scorer(fake.target) as scorer, pytest.raises(TimeoutError):
-        scorer.score(1, [1], deadline_s=0.05)
+        scorer.score(1, [1], timeout=0.05)
     fake.gate.set()
 
 

@@ -106,7 +106,7 @@ class Load:
         # Every push is a batch.
         settings = BatchSettings(latency_ms_max=0)
         return Producer(
-            channel, f"producer-{number}", model=MODEL, batch=settings, timeout_s=30, open_timeout_s=60
+            channel, f"producer-{number}", model=MODEL, batch=settings, timeout=30, open_timeout=60
         )
 
     def _push_until_stopped(self, number: int, producer: Producer) -> None:

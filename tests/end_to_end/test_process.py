@@ -65,7 +65,7 @@ def import_seconds() -> float:
     """How long the imports of a server take."""
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-c", "import livefactor_server.cli.serving"],
+        [sys.executable, "-c", "import livefactor_server.cli.serve.process"],
         capture_output=True,
         env=environment(),
         check=True,
@@ -260,7 +260,7 @@ def test_a_drain_finishes_accepted_batches_and_refuses_later_ones(serve: Serve) 
         wait_until(lambda: metric_lines(server) is not None, "metrics")
         server.signal(signal.SIGTERM)
         wait_until(lambda: not serving_or_gone(health), "NOT_SERVING", 15)
-        late = error_of(lambda: Producer(channel, "q", model=MODEL, open_timeout_s=0.0))
+        late = error_of(lambda: Producer(channel, "q", model=MODEL, open_timeout=0.0))
         assert isinstance(late, Unavailable)
         waiting.join(30)
     assert server.wait() == 0
@@ -308,7 +308,7 @@ def test_a_drain_ends_in_time_whatever_runs(serve: Serve) -> None:
 
 
 def wait_for(channel: grpc.Channel, position: object) -> None:
-    Scorer(channel, model=MODEL).score(1, [1], min_position=position, deadline_s=2)  # type: ignore[arg-type]
+    Scorer(channel, model=MODEL).score(1, [1], min_position=position, timeout=2)  # type: ignore[arg-type]
 
 
 def error_of(call: Callable[[], object]) -> Exception:
@@ -391,7 +391,7 @@ def test_the_metrics_show_what_happened(measured: Server) -> None:
     assert metric(measured, "livefactor_rows", table="users") == 50
     assert metric(measured, "livefactor_rows", table="items") == 20
     assert metric(measured, "livefactor_memory_bytes", table="users") > 50 * 64
-    assert metric(measured, "livefactor_score_latency_seconds_count") == 7
+    assert metric(measured, "livefactor_call_seconds_count", rpc="ScoringService.Score", code="OK") == 7
     assert metric(measured, "livefactor_apply_latency_seconds_count") == 11
     assert metric(measured, "livefactor_writable") == 1
     assert 'livefactor_refused_calls_total{code="NOT_FOUND"} 1.0' in text
@@ -417,7 +417,7 @@ def test_a_server_answers_before_its_models_are_open(serve: Serve) -> None:
             lambda: models.list(),
             lambda: models.describe(MODEL),
             lambda: models.create("early", "clicks_sgd"),
-            lambda: Scorer(channel, model=MODEL).score(1, [1], deadline_s=1),
+            lambda: Scorer(channel, model=MODEL).score(1, [1], timeout=1),
         ):
             error = error_of(call)
             assert isinstance(error, Unavailable) and "starting, models are being opened" in str(error)

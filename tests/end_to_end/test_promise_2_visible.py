@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from livefactor.answers import Answers
 from livefactor.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -24,6 +23,7 @@ from livefactor.errors import (
 from livefactor.position import Position
 from livefactor.pushing.batching import BatchSettings
 from livefactor.pushing.producer import Producer
+from livefactor.results.answers import Answers
 from livefactor.scorer import Scorer
 from load import MODEL, create_model
 from server_process import Server, wait_until
@@ -79,8 +79,8 @@ class Client:
         while True:
             try:
                 if best:
-                    return self.scorer.recommend(user, 10_000, min_position=min_position, deadline_s=30)
-                return self.scorer.score(user, [item], min_position=min_position, deadline_s=30)
+                    return self.scorer.recommend(user, 10_000, min_position=min_position, timeout=30)
+                return self.scorer.score(user, [item], min_position=min_position, timeout=30)
             except (Unavailable, Cancelled):
                 # The test kills the server at this moment.
                 self.retried += 1
@@ -141,7 +141,7 @@ def test_a_position_in_the_future_waits_until_the_deadline_and_is_never_answered
             began = time.monotonic()
             with pytest.raises(DeadlineExceeded):
                 scorer.score(
-                    1, [1], min_position=Position(here.lineage, here.revision + 1), deadline_s=deadline_s
+                    1, [1], min_position=Position(here.lineage, here.revision + 1), timeout=deadline_s
                 )
             assert time.monotonic() - began >= deadline_s * 0.99
         with pytest.raises(FailedPrecondition):
@@ -157,7 +157,7 @@ def test_a_position_that_comes_is_answered_at_once_at_that_revision(few_slots: S
         here = producer.push(1, 1).result(30).position
         scorer = Scorer(channel, model=MODEL)
         wanted = Position(here.lineage, here.revision + 2)
-        waiting = pool.submit(scorer.score, 1, [2], min_position=wanted, deadline_s=30)
+        waiting = pool.submit(scorer.score, 1, [2], min_position=wanted, timeout=30)
         assert producer.push(1, 2).result(30).position.revision < wanted.revision
         assert not waiting.done()
         producer.push(1, 3).result(30)
@@ -173,10 +173,10 @@ def test_calls_that_wait_for_a_position_leave_half_of_the_slots(few_slots: Serve
         here = producer.push(1, 1).result(30).position
         scorer = Scorer(channel, model=MODEL)
         future = Position(here.lineage, here.revision + 1)
-        calls = [pool.submit(scorer.score, 1, [1], min_position=future, deadline_s=30) for _ in range(6)]
+        calls = [pool.submit(scorer.score, 1, [1], min_position=future, timeout=30) for _ in range(6)]
         # Calls above the limit are refused, and the client asks again until its deadline.
         with pytest.raises((ResourceExhausted, DeadlineExceeded)):
-            scorer.score(1, [1], min_position=future, deadline_s=0.3)
+            scorer.score(1, [1], min_position=future, timeout=0.3)
         # A call that need not wait still gets an answer.
         assert scorer.score(1, [1]).position == here
         producer.push(1, 2).result(30)
@@ -190,7 +190,7 @@ def test_waiting_calls_of_clients_that_go_away_give_their_slots_back(few_slots: 
         # These are more calls than the server has slots.
         for _ in range(10):
             with few_slots.channel() as mine, pytest.raises(DeadlineExceeded):
-                Scorer(mine, model=MODEL).score(1, [1], min_position=ahead, deadline_s=0.05)
+                Scorer(mine, model=MODEL).score(1, [1], min_position=ahead, timeout=0.05)
         wait_until(lambda: _answers(channel), "a free slot")
 
 

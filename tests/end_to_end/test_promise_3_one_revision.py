@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from livefactor.answers import Answers
 from livefactor.auditor import Auditor
 from livefactor.pushing.batching import BatchSettings
 from livefactor.pushing.producer import Producer
+from livefactor.results.answers import Answers
 from livefactor.scorer import Scorer
 from livefactor_kernels.tables import NO_ROW
 from livefactor_server.model.state import ModelState
@@ -77,7 +77,7 @@ class Readers:
         chance = random.Random(f"{SEED}/{number}")
         try:
             with self._server.channel() as channel:
-                scorer = Scorer(channel, model=MODEL, deadline_s=30)
+                scorer = Scorer(channel, model=MODEL, timeout=30)
                 while not self._stop.is_set():
                     self._ask(scorer, chance)
         except Exception as error:

@@ -19,8 +19,8 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from livefactor import Auditor, Models, Producer, load
-from livefactor_server.cli import pushing
 from livefactor_server.cli.app import app
+from livefactor_server.cli.push import transfer
 
 LINES = [
     "customer,article,stars,at",
@@ -94,7 +94,7 @@ def test_a_file_that_grows_goes_on_where_it_ended(
     push: Push, events: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     """Whether the last batch was full, and wherever the last mark stands."""
-    monkeypatch.setattr(pushing, "MARK_EVERY", 3)
+    monkeypatch.setattr(transfer, "MARK_EVERY", 3)
     file, have = tmp_path / "events.csv", 0
     for rows in (first, first + 1, first + 9, first + 9, first + 30):
         file.write_text(LINES[0] + "\n" + numbered(range(rows)))
@@ -108,7 +108,7 @@ def test_a_file_that_grows_goes_on_where_it_ended(
 def test_a_file_that_was_changed_is_refused(
     push: Push, events: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr(pushing, "MARK_EVERY", 3)
+    monkeypatch.setattr(transfer, "MARK_EVERY", 3)
     file = tmp_path / "events.csv"
     lines = [LINES[0], *numbered(range(32)).splitlines()]
     file.write_text("\n".join(lines))

@@ -148,7 +148,7 @@ def test_without_the_extra_it_says_what_to_install(ratings: Path, monkeypatch: A
 def test_no_module_needs_the_extra_before_it_is_used() -> None:
     code = (
         "import sys; sys.modules['optuna'] = sys.modules['matplotlib'] = None;"
-        "from livefactor_server.cli import tuning"
+        "from livefactor_server.cli.tune import run"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

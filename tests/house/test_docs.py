@@ -57,7 +57,7 @@ def test_every_call_is_explained() -> None:
 
 
 def test_every_setting_is_explained() -> None:
-    from livefactor_server.cli.settings import ServerSettings
+    from livefactor_server.cli.serve.settings import ServerSettings
 
     flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(ServerSettings)]
     assert len(flags) >= 5

@@ -13,6 +13,7 @@ from repository import PACKAGES, ROOT, STUBS, imports, modules, project_files, p
 
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 60
+LEVEL_NAMES_MAX = 20
 
 # Functions that may exceed the limit, and the length that each may have. Remove entries and lower
 # their lengths, but never add or raise one.
@@ -50,6 +51,24 @@ def test_no_file_holds(what: str) -> None:
 def test_no_file_outgrows_one_idea() -> None:
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in python_files()}
     assert {name: lines for name, lines in lengths.items() if lines > FILE_LINES_MAX} == {}
+
+
+def test_no_level_outgrows_what_a_reader_takes_in() -> None:
+    """A folder has at most 20 files and folders, without those that every package has.
+
+    The tests mirror the rooms of the code, so they are not counted.
+    """
+    levels: dict[str, set[str]] = {}
+    for path in project_files():
+        if path.relative_to(ROOT).parts[0] == "tests":
+            continue
+        for entry in (path, *path.parents):
+            if entry == ROOT:
+                break
+            if not entry.name.startswith(("__", ".")) and entry.name != "py.typed":
+                levels.setdefault(name_of(entry.parent), set()).add(entry.name)
+    levels.pop(name_of(STUBS))
+    assert {level: sorted(names) for level, names in levels.items() if len(names) > LEVEL_NAMES_MAX} == {}
 
 
 def functions(path: Path) -> dict[str, int]:

@@ -33,7 +33,7 @@ def import_all() -> None:
 
     A server that does this itself needs seconds of a processor for it.
     """
-    for name in ("cli.app", "cli.serving"):
+    for name in ("cli.app", "cli.serve.process"):
         importlib.import_module(f"livefactor_server.{name}")
     for name in ("grpc_health.v1.health", "grpc_reflection.v1alpha.reflection"):
         importlib.import_module(name)

@@ -7,29 +7,22 @@ from which push. They lead an ack or a rejected row back to its push.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from livefactor.errors import DeadlineExceeded, LivefactorError
 from livefactor.position import Position, position_of
+from livefactor.pushing.rows import RowColumns
 from livefactor.v1 import updates_pb2
-from livefactor.wire.arrays import (
-    FLOATS,
-    KEYS,
-    NUMBERS,
-    TIMES,
-    as_floats,
-    as_numbers,
-    require_rows,
-)
+from livefactor.wire.arrays import FLOATS, KEYS, NUMBERS, TIMES
 from livefactor.wire.columns import (
     INTERACTIONS,
     Part,
@@ -39,9 +32,7 @@ from livefactor.wire.columns import (
     join,
     parts_size,
 )
-from livefactor.wire.ids import HashTexts, Ids, as_keys
 from livefactor.wire.limits import MESSAGE_BYTES_MAX
-from livefactor.wire.times import as_times
 
 log = logging.getLogger("livefactor")
 
@@ -113,61 +104,6 @@ class Ack:
         rejected = f", {self.rejected_count} rejected" if self.rejected_count else ""
         duplicate = ", duplicate" if self.duplicate else ""
         return f"Ack({self.accepted} accepted{rejected}{duplicate}, revision {self.position.revision})"
-
-
-class RowColumns(NamedTuple):
-    """The columns of n interactions in the contract's dtypes. An empty column is None."""
-
-    user_ids: npt.NDArray[np.uint64]
-    item_ids: npt.NDArray[np.uint64]
-    values: npt.NDArray[np.float32] | None
-    weights: npt.NDArray[np.float32] | None
-    event_types: npt.NDArray[np.uint32] | None
-    times_us: npt.NDArray[np.int64] | None
-
-    @property
-    def present(self) -> tuple[bool, ...]:
-        """For each column, whether it holds rows."""
-        return tuple(column is not None for column in self)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row over all columns."""
-        return sum(column.itemsize for column in self if column is not None)
-
-    def slice(self, start: int, stop: int) -> RowColumns:
-        """Views of the rows start..stop."""
-        return RowColumns(*(None if column is None else column[start:stop] for column in self))  # type: ignore[arg-type]
-
-
-def row_columns(
-    user_ids: Ids,
-    item_ids: Ids,
-    values: Any,
-    weights: Any,
-    event_types: Any,
-    times: Any,
-    hash_users: HashTexts,
-    hash_items: HashTexts,
-) -> RowColumns:
-    """Convert a caller's columns to the contract's dtypes.
-
-    ids.py, arrays.py and times.py list the types that they accept. hash_users, hash_items:
-    functions that turn n string ids into uint64[n] keys. Raises ColumnError for another type or for
-    columns of unequal length.
-    """
-    users = as_keys("user_ids", user_ids, hash_users)
-    n = len(users)
-    items = as_keys("item_ids", item_ids, hash_items)
-    require_rows("item_ids", items, n)
-    return RowColumns(
-        users,
-        items,
-        None if values is None else as_floats("values", values, n),
-        None if weights is None else as_floats("weights", weights, n),
-        None if event_types is None else as_numbers("event_types", event_types, n),
-        None if times is None else as_times("times", times, n),
-    )
 
 
 @dataclass(slots=True)
@@ -268,11 +204,11 @@ class Batch:
         """Why the batch was refused; None while it has no outcome and after an ack."""
         return self._error
 
-    def wait(self, timeout_s: float | None) -> bool:
-        """Wait until `done`. False if `timeout_s` seconds pass before; None waits for ever."""
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until `done`. False if `timeout` seconds pass before; None waits for ever."""
         if not self.after:
-            return self._done.wait(timeout_s)
-        deadline = None if timeout_s is None else monotonic() + timeout_s
+            return self._done.wait(timeout)
+        deadline = None if timeout is None else monotonic() + timeout
 
         def left() -> float | None:
             return None if deadline is None else max(0.0, deadline - monotonic())
@@ -327,7 +263,7 @@ class Receipt(Future["Ack"]):
     """A future of an Ack. `push` returns it.
 
     It is a `concurrent.futures.Future`, so `asyncio.wrap_future` and `concurrent.futures.wait` take
-    it. It cannot be cancelled.
+    it, and a coroutine can await it. It cannot be cancelled.
     """
 
     __slots__ = ("_at", "_urge", "shares")
@@ -386,6 +322,21 @@ class Receipt(Future["Ack"]):
             share.batch.is_watched = True
         self.call_back()
 
+    def __await__(self) -> Generator[Any, None, Ack]:
+        """Wait for the Ack in an event loop, with the errors of `result`.
+
+        A pending batch with rows of this push is sent after what is ready to run in the loop, so
+        the rows of tasks that push at the same time share it.
+        """
+        if not self.done():
+            asyncio.get_running_loop().call_soon(self._send_now)
+            yield from asyncio.wrap_future(self).__await__()
+        return self.result(0)
+
+    def _send_now(self) -> None:
+        if not self.done():
+            self._urge(any(share.batch.sequence == 0 for share in self.shares if not share.batch.done))
+
     def call_back(self) -> None:
         """Run the callbacks, if every row of the push has its outcome and they did not run yet."""
         if not self._called or not self.done():
@@ -398,34 +349,33 @@ class Receipt(Future["Ack"]):
             except Exception:
                 log.exception("a callback of a receipt failed")
 
-    def result(self, timeout_s: float | None = None) -> Ack:
+    def result(self, timeout: float | None = None) -> Ack:
         """Wait for the Ack. A pending batch with rows of this push is sent at once.
 
-        timeout_s: seconds; None waits for ever. Raises DeadlineExceeded if no ack comes in time;
+        timeout: seconds; None waits for ever. Raises DeadlineExceeded if no ack comes in time;
         the producer goes on delivering the rows. If the server refused the rows, raises the reason
         (InvalidArgument or another error of errors.py). Raises ForkError in a forked child.
         """
-        if not self.done():
-            self._urge(any(share.batch.sequence == 0 for share in self.shares if not share.batch.done))
-        deadline = None if timeout_s is None else monotonic() + timeout_s
+        self._send_now()
+        deadline = None if timeout is None else monotonic() + timeout
         for share in self.shares:
             left = None if deadline is None else max(0.0, deadline - monotonic())
             if not share.batch.wait(left):
-                raise DeadlineExceeded(f"batch {share.batch.sequence}: no ack within {timeout_s} s")
+                raise DeadlineExceeded(f"batch {share.batch.sequence}: no ack within {timeout} s")
         for share in self.shares:
             if share.batch.error is not None:
                 share.batch.is_error_seen = True
                 raise share.batch.error
         return self._ack()
 
-    def exception(self, timeout_s: float | None = None) -> LivefactorError | None:
+    def exception(self, timeout: float | None = None) -> LivefactorError | None:
         """Wait as `result` does and return the error of refused rows; None if there is none.
 
-        timeout_s: seconds; None waits for ever. Raises DeadlineExceeded if no outcome comes in
+        timeout: seconds; None waits for ever. Raises DeadlineExceeded if no outcome comes in
         time.
         """
         try:
-            self.result(timeout_s)
+            self.result(timeout)
         except LivefactorError as error:
             if not self.done():
                 raise

@@ -7,31 +7,31 @@ sending.py and delivery.py send the messages and handle the answers.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import Any
-
-import grpc
+from typing import Any, Self
 
 from livefactor.access import Access
-from livefactor.channel import CONNECT_S, DEADLINE_S, DEFAULT_TARGET, Connection
-from livefactor.errors import AlreadyExists, ColumnError, FlushTimeout, LivefactorError
+from livefactor.calling.blocking import Connection, blocking
+from livefactor.calling.plans import Plan, Until, Work
+from livefactor.channel import CONNECT_S, DEADLINE_S
+from livefactor.errors import AlreadyExists, BufferFull, ColumnError, FlushTimeout, LivefactorError
 from livefactor.position import Position
 from livefactor.pushing.batching import (
     Batch,
     BatchSettings,
     PendingRows,
     Receipt,
-    RowColumns,
     RowReject,
-    row_columns,
 )
 from livefactor.pushing.delivery import WINDOW_BATCHES
 from livefactor.pushing.embeddings import as_vectors, embedding_bodies
-from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, label_cuts
-from livefactor.pushing.sending import ProducerStatus, Sender
+from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, TextReader, label_cuts
+from livefactor.pushing.rows import RowColumns, row_columns
+from livefactor.pushing.sending import OPEN_DEADLINE_S, ProducerStatus, Sender
 from livefactor.wire.columns import (
     AVAILABILITY,
     EMBEDDINGS,
@@ -56,52 +56,29 @@ _APPLY = "/livefactor.v1.UpdateService/ApplyUpdates"
 log = logging.getLogger("livefactor")
 
 
-class Producer:
-    """Sends rows to one model.
+class ProducerBase:
+    """What `Producer` and its asyncio twin share: settings, state, and how rows are taken."""
 
-    Each row is applied exactly once, in the order of the pushes of a thread. target: "host:port" or
-    "unix:/path" (or a channel). producer_id: 1..64 bytes of UTF-8; who opens the same id later
-    takes over, and this producer raises ProducerFenced. model: the model's name. batch: when a
-    batch is sent. buffer_events_max: at most so many rows are unacknowledged, not counting the
-    batch that is being filled; a larger push waits until everything before it is acknowledged.
-    timeout_s: how long a push waits for room, None for ever. open_timeout_s: how long the
-    constructor waits for a server that is starting or draining, seconds. connect_s: how long it
-    waits for a server that cannot be reached, seconds.
-
-    secret: the key that string ids are hashed with (keys.py). labels: send the text of each string
-    id to the server once, so that answers give it back; a `secret` switches this off. A text may be
-    sent again by another producer, and the server keeps the last label of an id: pass False where
-    `push_labels` gives string ids other names. Integers, and ids of more than 1,024 bytes, have no
-    label.
-
-    on_reject(rejects): called with the rejected rows of a push; without it they are logged as a
-    warning. on_wait(status): called whenever the producer has to wait, before each further try.
-    Both are called on the background thread and must not push or flush. access: TLS and token; None
-    takes them from the environment. channel: the transport, if
-    the caller has one (made by `open_channel`).
-
-    Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be
-    opened. In a forked child every method but `close` raises ForkError. Use it as a context manager
-    or call `close`, because rows that are still buffered when the process ends are lost.
-    """
+    _connection: Any
+    _sender: Sender
 
     def __init__(
         self,
-        target: str | grpc.Channel = DEFAULT_TARGET,
+        target: str | Sequence[str] | Any | None = None,
         producer_id: str = "",
         *,
         model: str = "default",
         batch: BatchSettings | None = None,
         buffer_events_max: int = 1 << 20,
-        timeout_s: float | None = 60.0,
-        open_timeout_s: float = 30.0,
+        timeout: float | None = 60.0,
+        open_timeout: float = 30.0,
         connect_s: float = CONNECT_S,
         secret: bytes = b"",
         labels: bool = True,
         on_reject: Callable[[tuple[RowReject, ...]], None] | None = None,
         on_wait: Callable[[ProducerStatus], None] | None = None,
         access: Access | None = None,
-        channel: grpc.Channel | None = None,
+        channel: Any | None = None,
     ) -> None:
         if not 1 <= len(producer_id.encode()) <= 64:
             raise ValueError(f"producer_id: expected 1..64 bytes, got {producer_id!r}")
@@ -109,234 +86,39 @@ class Producer:
             raise ValueError(f"buffer_events_max: expected at least 1, got {buffer_events_max}")
         self.producer_id, self.model = producer_id, model
         self.batch = batch or BatchSettings()
-        self._timeout_s = timeout_s
+        self._timeout, self._open_timeout = timeout, open_timeout
+        self._events_max = buffer_events_max
+        self._on_reject, self._on_wait = on_reject, on_wait
         self._hash = partial(keys_of, secret=secret)
         self._labels = {side: IdLabels(side) for side in (USERS, ITEMS)} if labels and not secret else {}
-        self._connection = Connection(target, channel, connect_s, access)
+        self._opens_with = Connection(target, channel, connect_s, access)
+        self._begin()
+
+    def _begin(self) -> None:
+        """What follows the settings."""
+
+    def _open(self) -> None:
+        """Open the producer, which waits for the server, and start its thread."""
         try:
             self._sender = Sender(
-                self._connection,
-                model,
-                producer_id,
+                self._opens_with,
+                self.model,
+                self.producer_id,
                 self.batch,
                 tuple(self._labels.values()),
-                buffer_events_max,
-                open_timeout_s,
-                on_reject,
-                on_wait,
+                self._events_max,
+                self._open_timeout,
+                self._on_reject,
+                self._on_wait,
             )
         except BaseException:
-            self._connection.close()
+            self._opens_with.close()
             raise
 
-    # What callers do.
-
-    def push(
-        self,
-        user_ids: Ids,
-        item_ids: Ids,
-        values: Any = None,
-        weights: Any = None,
-        event_types: Any = None,
-        times: Any = None,
-        *,
-        timeout_s: float | None = None,
-    ) -> Receipt:
-        """Take n interactions, in the order in which they happened, and return a future of their
-        Ack.
-
-        user_ids, item_ids: integers 0..2**64-1 or strings, as a list, NumPy array, pandas Series or
-        Arrow array (or one id). The ids of a column are all integers or all strings (wire/ids.py).
-        values, weights: numbers. event_types: 0..2**32-1. times: datetimes, datetime64, strings in
-        ISO 8601, or whole seconds since 1970 UTC, in the years 1990..2099; 0 stands for an unknown
-        time (wire/times.py). One value stands for all rows; None stands for the contract's default.
-        The arrays may be changed after the call. timeout_s: overrides the producer's.
-
-        Raises ColumnError or BufferFull, and takes no row of the push then. Raises ProducerClosed,
-        or the error that ended this producer (such as ProducerFenced).
-        """
-        readers = {side: labels.reader() for side, labels in self._labels.items()}
-        rows = row_columns(
-            user_ids,
-            item_ids,
-            values,
-            weights,
-            event_types,
-            times,
-            readers.get(USERS, self._hash),
-            readers.get(ITEMS, self._hash),
-        )
-        n = len(rows.user_ids)
-        sender = self._sender
-        with sender.lock:
-            self._reserve(n, timeout_s)
-            for side, reader in readers.items():
-                if reader.new:
-                    self._labels[side].take(reader)
-            receipt = Receipt(self._urge, sender.position)
-            if n:
-                pending = sender.pending
-                self._take(rows, receipt)
-                # Rows in the same pending batch are no news to the threads that send.
-                if pending is None or pending is not sender.pending:
-                    sender.work.notify_all()
-        return receipt
-
-    def push_labels(
-        self, side: str, ids: Ids, labels: Sequence[str], *, timeout_s: float | None = None
-    ) -> Receipt:
-        """Label ids of a side ("user" or "item"), after all rows pushed before.
-
-        An empty label removes one. labels: one str for each id, at most 1,024 bytes of UTF-8.
-        Raises the errors of `push`, and ValueError for another side.
-        """
-        if side not in SIDES:
-            raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
-        reader = self._labels[side].reader() if side in self._labels else None
-        keys = as_keys("ids", ids, reader or self._hash)
-        texts = [labels] if isinstance(labels, str) else list(labels)
-        if len(texts) != len(keys):
-            raise ColumnError(f"labels has {len(texts)} rows, expected {len(keys)} (ids)")
-        bodies = []
-        for start, stop in label_cuts(texts, self.batch):
-            bodies.append((stop - start, encode_labels(SIDES[side], keys[start:stop], texts[start:stop])))
-        taken = None if reader is None else partial(self._labels[side].leave_out, reader)
-        return self._push_bodies(LABELS, bodies, timeout_s, taken)
-
-    def set_available(self, item_ids: Ids, available: bool, *, timeout_s: float | None = None) -> Receipt:
-        """Mark items as available or not, after all rows pushed before.
-
-        Raises the errors of `push`. Top-k lists leave unavailable items out.
-        """
-        keys = as_keys("item_ids", item_ids, self._hash)
-        rows_max = self.batch.rows_max(keys.itemsize)
-        bodies = []
-        for start in range(0, len(keys), rows_max):
-            part = keys[start : start + rows_max]
-            bodies.append((len(part), encode_availability(part, available)))
-        return self._push_bodies(AVAILABILITY, bodies, timeout_s)
-
-    def push_embeddings(self, item_ids: Ids, vectors: Any, *, timeout_s: float | None = None) -> Receipt:
-        """Give items their vectors, after all rows pushed before.
-
-        item_ids: n ids, as in `push`; the items need no events yet. vectors: numbers [n,
-        dimension], such as embeddings of the items' descriptions; they are sent as float16. A
-        vector replaces the item's earlier one, and a vector of zeros removes it. The model's spec
-        has the dimension (`Models.create("shop", embeddings={"dimension": 384})`). Raises the
-        errors of `push`. The receipt raises InvalidArgument if the model has no embeddings or
-        another dimension.
-        """
-        reader = self._labels[ITEMS].reader() if ITEMS in self._labels else None
-        keys = as_keys("item_ids", item_ids, reader or self._hash)
-        bodies = embedding_bodies(keys, as_vectors(vectors, len(keys)), self.batch)
-        taken = None if reader is None else partial(self._labels[ITEMS].take, reader)
-        return self._push_bodies(EMBEDDINGS, bodies, timeout_s, taken)
-
-    def flush(self, timeout_s: float | None = None) -> Position:
-        """Send all buffered rows, wait until the server has acknowledged them, and return the last
-        position.
-
-        timeout_s: seconds; None waits for ever. Raises FlushTimeout if an ack is missing then; the
-        producer goes on delivering. Raises the error of a batch that was refused since the last
-        flush, if no receipt has raised it. Raises the error that ended this producer.
-        """
-        deadline = None if timeout_s is None else monotonic() + timeout_s
-        sender = self._sender
-        with sender.lock:
-            sender.check_usable()
-            sender.queue_pending()
-            sender.work.notify_all()
-            batches = sender.delivery.batches()
-        for batch in batches:
-            if not batch.wait(None if deadline is None else max(0.0, deadline - monotonic())):
-                status = self.status
-                raise FlushTimeout(
-                    f"{status.buffered_events} events are not acknowledged after {timeout_s} s"
-                    + (f" (waiting for {status.waiting_for})" if status.waiting_for else "")
-                )
-        with sender.lock:
-            sender.raise_failures()
-            return sender.position
-
-    def keep(self, note: bytes) -> None:
-        """Have the model keep `note` with this producer, after all rows pushed before.
-
-        A later producer of the same id finds it as `note`. note: 1..256 bytes. Raises ValueError
-        for an empty one, InvalidArgument for a longer one, and the errors of `flush` and of the
-        constructor.
-        """
-        if not note:
-            raise ValueError("note: expected at least 1 byte")
-        check_most("note", NOTE_BYTES_MAX, len(note), "bytes")
-        self.flush()
-        self._sender.keep(note)
-
-    def has_applied(
-        self,
-        sequence: int,
-        user_ids: Ids,
-        item_ids: Ids,
-        values: Any = None,
-        weights: Any = None,
-        event_types: Any = None,
-        times: Any = None,
-    ) -> bool:
-        """Whether the batch `sequence` had exactly these rows, which are given as in `push`.
-
-        It asks the server and changes nothing. sequence: one of the last 64 that were acknowledged.
-        Raises ValueError for another one, and ColumnError, Unavailable, ProducerFenced and other
-        errors of errors.py.
-        """
-        delivery = self._sender.delivery
-        if not max(0, delivery.last_acked - WINDOW_BATCHES) < sequence <= delivery.last_acked:
-            last = f"of the last {WINDOW_BATCHES} up to {delivery.last_acked}"
-            raise ValueError(f"sequence: expected one {last}, got {sequence}")
-        rows = row_columns(user_ids, item_ids, values, weights, event_types, times, self._hash, self._hash)
-        stamp = Stamp(self.producer_id, delivery.epoch, sequence)
-        request = encode_apply(self.model, stamp, INTERACTIONS, join(interaction_parts(*rows)))
-        doing = f"producer {self.producer_id!r}: batch {sequence}"
-        try:
-            # Sending an applied batch again is a read.
-            self._connection.unary(_APPLY, request, DEADLINE_S, doing, DEADLINE_S)
-        except AlreadyExists:
-            return False
-        return True
-
-    def close(self, timeout_s: float | None = 30.0) -> None:
-        """Flush and close. Raises the errors of `flush`, and closes the producer even then.
-
-        Rows that the server has not acknowledged by then are lost. In a forked child it does
-        nothing: the rows belong to the process that made the producer.
-        """
-        if not self._sender.lock.is_ours:
-            return
-        with self._sender.lock:
-            if self._sender.closing:
-                return
-        try:
-            self.flush(timeout_s)
-        finally:
-            self._sender.shut()
-            self._connection.close()
-
-    def __enter__(self) -> Producer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-            return
-        # The rows pushed before the caller's error are still delivered if that is possible. A
-        # second error here must not hide the caller's.
-        try:
-            self.close(timeout_s=CLOSE_AFTER_ERROR_S)
-        except LivefactorError as second:
-            log.warning("producer %s: closed after an error: %s", self.producer_id, second)
-
     def __repr__(self) -> str:
-        return f"Producer({self._connection.target!r}, {self.producer_id!r}, model={self.model!r})"
+        return (
+            f"{type(self).__name__}({self._opens_with.target!r}, {self.producer_id!r}, model={self.model!r})"
+        )
 
     @property
     def last_sequence(self) -> int:
@@ -357,7 +139,107 @@ class Producer:
         with self._sender.lock:
             return self._sender.status()
 
+    # The bodies of calls of both kinds of producers.
+
+    def _room(self, n: int, timeout: float | None, deadline: float | None) -> Plan[float | None]:
+        """The plan that waits until there seems to be room for n rows.
+
+        timeout: the caller's. deadline: what this returned before, on the monotonic clock; None at
+        the first time. Raises BufferFull.
+        """
+        sender = self._sender
+        timeout = self._timeout if timeout is None else timeout
+        if timeout is not None and deadline is None:
+            deadline = monotonic() + timeout
+        left = None if deadline is None else max(0.0, deadline - monotonic())
+        if not (yield Until(sender.room, lambda: sender.unusable() or sender.has_room(n), left)):
+            raise BufferFull(f"no room for {n} rows within {timeout} s: {sender.fullness()}")
+        return deadline
+
+    def _taken_bodies(
+        self,
+        change: str,
+        bodies: list[tuple[int, bytes]],
+        timeout: float | None,
+        taken: Callable[[], None] | None = None,
+    ) -> Plan[Receipt]:
+        sender, deadline = self._sender, None
+        n = sum(rows for rows, _ in bodies)
+        while True:
+            with sender.lock:
+                if sender.reserve(n):
+                    if taken is not None:
+                        taken()
+                    return self._queued(change, bodies)
+            deadline = yield from self._room(n, timeout, deadline)
+
+    def _queued(self, change: str, bodies: list[tuple[int, bytes]]) -> Receipt:
+        sender = self._sender
+        sender.queue_pending()
+        receipt, start = Receipt(self._urge, sender.position), 0
+        for rows, body in bodies:
+            batch = Batch(change)
+            batch.share(receipt, start, rows)
+            # The labels of new string ids go in front of vectors.
+            add = sender.add_events if change == EMBEDDINGS else sender.delivery.add
+            add(batch, [body])
+            start += rows
+        sender.work.notify_all()
+        return receipt
+
+    def _flushed(self, timeout: float | None) -> Plan[Position]:
+        sender = self._sender
+        with sender.lock:
+            sender.check_usable()
+            sender.queue_pending()
+            sender.work.notify_all()
+            batches = deque(sender.delivery.batches())
+
+        def are_done() -> bool:
+            while batches and batches[0].done:
+                batches.popleft()
+            return not batches
+
+        if not (yield Until(sender.outcomes, are_done, timeout)):
+            status = self.status
+            raise FlushTimeout(
+                f"{status.buffered_events} events are not acknowledged after {timeout} s"
+                + (f" (waiting for {status.waiting_for})" if status.waiting_for else "")
+            )
+        with sender.lock:
+            sender.raise_failures()
+            return sender.position
+
+    def _closed(self, timeout: float | None) -> Plan[None]:
+        if not self._sender.lock.is_ours:
+            return
+        with self._sender.lock:
+            if self._sender.closing:
+                return
+        try:
+            yield from self._flushed(timeout)
+        finally:
+            yield Work(self._end)
+
+    def _end(self) -> None:
+        self._sender.shut()
+        self._opens_with.close()
+
     # These put rows into batches, with the lock held.
+
+    def _pushed(self, rows: RowColumns, readers: dict[str, TextReader]) -> Receipt:
+        sender = self._sender
+        for side, reader in readers.items():
+            if reader.new:
+                self._labels[side].take(reader)
+        receipt = Receipt(self._urge, sender.position)
+        if len(rows.user_ids):
+            pending = sender.pending
+            self._take(rows, receipt)
+            # Rows in the same pending batch are no news to the threads that send.
+            if pending is None or pending is not sender.pending:
+                sender.work.notify_all()
+        return receipt
 
     def _take(self, rows: RowColumns, receipt: Receipt) -> None:
         sender, n, rows_max = self._sender, len(rows.user_ids), self.batch.rows_max(rows.row_bytes)
@@ -376,7 +258,8 @@ class Producer:
                 deadline = float("inf") if latency is None else monotonic() + latency / 1e3
                 sender.pending = PendingRows(rows, rows_max, deadline)
             stop = min(n, start + sender.pending.room)
-            sender.pending.add(rows.slice(start, stop), receipt, start)
+            part = rows if stop - start == n else rows.slice(start, stop)
+            sender.pending.add(part, receipt, start)
             start = stop
             if not sender.pending.room:
                 sender.queue_pending()
@@ -391,29 +274,217 @@ class Producer:
                 self._sender.queue_pending()
                 self._sender.work.notify_all()
 
-    def _push_bodies(
-        self,
-        change: str,
-        bodies: list[tuple[int, bytes]],
-        timeout_s: float | None,
-        taken: Callable[[], None] | None = None,
-    ) -> Receipt:
-        sender = self._sender
-        with sender.lock:
-            self._reserve(sum(rows for rows, _ in bodies), timeout_s)
-            if taken is not None:
-                taken()
-            sender.queue_pending()
-            receipt, start = Receipt(self._urge, sender.position), 0
-            for rows, body in bodies:
-                batch = Batch(change)
-                batch.share(receipt, start, rows)
-                # The labels of new string ids go in front of vectors.
-                add = sender.add_events if change == EMBEDDINGS else sender.delivery.add
-                add(batch, [body])
-                start += rows
-            sender.work.notify_all()
-        return receipt
 
-    def _reserve(self, n: int, timeout_s: float | None) -> None:
-        self._sender.reserve(n, self._timeout_s if timeout_s is None else timeout_s)
+class Producer(ProducerBase):
+    """Sends rows to one model.
+
+    Each row is applied exactly once, in the order of the pushes of a thread. target: "host:port" or
+    "unix:/path", or several of them (`Scorer`), or a channel. producer_id: 1..64 bytes of UTF-8;
+    who opens the same id later takes over, and this producer raises ProducerFenced. model: the
+    model's name. batch: when a batch is sent. buffer_events_max: at most so many rows are
+    unacknowledged, not counting the batch that is being filled; a larger push waits until
+    everything before it is acknowledged. timeout: how long a push waits for room, seconds, None for
+    ever. open_timeout: how long the constructor waits for a server that is starting or draining,
+    seconds. connect_s: how long it waits for a server that cannot be reached, seconds.
+
+    secret: the key that string ids are hashed with (keys.py). labels: send the text of each string
+    id to the server once, so that answers give it back; a `secret` switches this off. A text may be
+    sent again by another producer, and the server keeps the last label of an id: pass False where
+    `push_labels` gives string ids other names. Integers, and ids of more than 1,024 bytes, have no
+    label.
+
+    on_reject(rejects): called with the rejected rows of a push; without it they are logged as a
+    warning. on_wait(status): called whenever the producer has to wait, before each further try.
+    Both are called on the background thread and must not push or flush. access: TLS and token; None
+    takes them from the environment. channel: the transport, if
+    the caller has one (made by `open_channel`).
+
+    Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be
+    opened. In a forked child every method but `close` raises ForkError. Use it as a context manager
+    or call `close`, because rows that are still buffered when the process ends are lost.
+    """
+
+    def _begin(self) -> None:
+        self._connection = self._opens_with
+        self._open()
+
+    @blocking
+    def push(
+        self,
+        user_ids: Ids,
+        item_ids: Ids,
+        values: Any = None,
+        weights: Any = None,
+        event_types: Any = None,
+        times: Any = None,
+        *,
+        timeout: float | None = None,
+    ) -> Plan[Receipt]:
+        """Take n interactions, in the order in which they happened, and return a future of their
+        Ack.
+
+        user_ids, item_ids: integers 0..2**64-1 or strings, as a list, NumPy array, pandas Series or
+        Arrow array (or one id). The ids of a column are all integers or all strings (wire/ids.py).
+        values, weights: numbers. event_types: 0..2**32-1. times: datetimes, datetime64, strings in
+        ISO 8601, or whole seconds since 1970 UTC, in the years 1990..2099; 0 stands for an unknown
+        time (wire/times.py). One value stands for all rows; None stands for the contract's default.
+        The arrays may be changed after the call. timeout: overrides the producer's.
+
+        Raises ColumnError or BufferFull, and takes no row of the push then. Raises ProducerClosed,
+        or the error that ended this producer (such as ProducerFenced).
+        """
+        readers = {side: labels.reader() for side, labels in self._labels.items()}
+        rows = row_columns(
+            user_ids,
+            item_ids,
+            values,
+            weights,
+            event_types,
+            times,
+            readers.get(USERS, self._hash),
+            readers.get(ITEMS, self._hash),
+        )
+        n, sender, deadline = len(rows.user_ids), self._sender, None
+        while True:
+            with sender.lock:
+                if sender.reserve(n):
+                    return self._pushed(rows, readers)
+            deadline = yield from self._room(n, timeout, deadline)
+
+    @blocking
+    def push_labels(
+        self, side: str, ids: Ids, labels: Sequence[str], *, timeout: float | None = None
+    ) -> Plan[Receipt]:
+        """Label ids of a side ("user" or "item"), after all rows pushed before.
+
+        An empty label removes one. labels: one str for each id, at most 1,024 bytes of UTF-8.
+        Raises the errors of `push`, and ValueError for another side.
+        """
+        if side not in SIDES:
+            raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
+        reader = self._labels[side].reader() if side in self._labels else None
+        keys = as_keys("ids", ids, reader or self._hash)
+        texts = [labels] if isinstance(labels, str) else list(labels)
+        if len(texts) != len(keys):
+            raise ColumnError(f"labels has {len(texts)} rows, expected {len(keys)} (ids)")
+        bodies = []
+        for start, stop in label_cuts(texts, self.batch):
+            bodies.append((stop - start, encode_labels(SIDES[side], keys[start:stop], texts[start:stop])))
+        taken = None if reader is None else partial(self._labels[side].leave_out, reader)
+        return (yield from self._taken_bodies(LABELS, bodies, timeout, taken))
+
+    @blocking
+    def set_available(self, item_ids: Ids, available: bool, *, timeout: float | None = None) -> Plan[Receipt]:
+        """Mark items as available or not, after all rows pushed before.
+
+        Raises the errors of `push`. Top-k lists leave unavailable items out.
+        """
+        keys = as_keys("item_ids", item_ids, self._hash)
+        rows_max = self.batch.rows_max(keys.itemsize)
+        bodies = []
+        for start in range(0, len(keys), rows_max):
+            part = keys[start : start + rows_max]
+            bodies.append((len(part), encode_availability(part, available)))
+        return (yield from self._taken_bodies(AVAILABILITY, bodies, timeout))
+
+    @blocking
+    def push_embeddings(self, item_ids: Ids, vectors: Any, *, timeout: float | None = None) -> Plan[Receipt]:
+        """Give items their vectors, after all rows pushed before.
+
+        item_ids: n ids, as in `push`; the items need no events yet. vectors: numbers [n,
+        dimension], such as embeddings of the items' descriptions; they are sent as float16. A
+        vector replaces the item's earlier one, and a vector of zeros removes it. The model's spec
+        has the dimension (`Models.create("shop", embeddings={"dimension": 384})`). Raises the
+        errors of `push`. The receipt raises InvalidArgument if the model has no embeddings or
+        another dimension.
+        """
+        reader = self._labels[ITEMS].reader() if ITEMS in self._labels else None
+        keys = as_keys("item_ids", item_ids, reader or self._hash)
+        bodies = embedding_bodies(keys, as_vectors(vectors, len(keys)), self.batch)
+        taken = None if reader is None else partial(self._labels[ITEMS].take, reader)
+        return (yield from self._taken_bodies(EMBEDDINGS, bodies, timeout, taken))
+
+    @blocking
+    def flush(self, timeout: float | None = None) -> Plan[Position]:
+        """Send all buffered rows, wait until the server has acknowledged them, and return the last
+        position.
+
+        timeout: seconds; None waits for ever. Raises FlushTimeout if an ack is missing then; the
+        producer goes on delivering. Raises the error of a batch that was refused since the last
+        flush, if no receipt has raised it. Raises the error that ended this producer.
+        """
+        return (yield from self._flushed(timeout))
+
+    @blocking
+    def keep(self, note: bytes, *, timeout: float = OPEN_DEADLINE_S) -> Plan[None]:
+        """Have the model keep `note` with this producer, after all rows pushed before.
+
+        A later producer of the same id finds it as `note`. note: 1..256 bytes. timeout: seconds,
+        for the rows and then for the note. Raises ValueError for an empty one, InvalidArgument for
+        a longer one, and the errors of `flush` and of the constructor.
+        """
+        if not note:
+            raise ValueError("note: expected at least 1 byte")
+        check_most("note", NOTE_BYTES_MAX, len(note), "bytes")
+        yield from self._flushed(timeout)
+        yield Work(partial(self._sender.keep, note, timeout))
+
+    @blocking
+    def has_applied(
+        self,
+        sequence: int,
+        user_ids: Ids,
+        item_ids: Ids,
+        values: Any = None,
+        weights: Any = None,
+        event_types: Any = None,
+        times: Any = None,
+        *,
+        timeout: float = DEADLINE_S,
+    ) -> Plan[bool]:
+        """Whether the batch `sequence` had exactly these rows, which are given as in `push`.
+
+        It asks the server and changes nothing. sequence: one of the last 64 that were acknowledged.
+        timeout: seconds.
+        Raises ValueError for another one, and ColumnError, Unavailable, ProducerFenced and other
+        errors of errors.py.
+        """
+        delivery = self._sender.delivery
+        if not max(0, delivery.last_acked - WINDOW_BATCHES) < sequence <= delivery.last_acked:
+            last = f"of the last {WINDOW_BATCHES} up to {delivery.last_acked}"
+            raise ValueError(f"sequence: expected one {last}, got {sequence}")
+        rows = row_columns(user_ids, item_ids, values, weights, event_types, times, self._hash, self._hash)
+        stamp = Stamp(self.producer_id, delivery.epoch, sequence)
+        request = encode_apply(self.model, stamp, INTERACTIONS, join(interaction_parts(*rows)))
+        doing = f"producer {self.producer_id!r}: batch {sequence}"
+        try:
+            # Sending an applied batch again is a read.
+            yield from self._connection.unary(_APPLY, request, timeout, doing, timeout)
+        except AlreadyExists:
+            return False
+        return True
+
+    @blocking
+    def close(self, timeout: float | None = 30.0) -> Plan[None]:
+        """Flush and close. Raises the errors of `flush`, and closes the producer even then.
+
+        Rows that the server has not acknowledged by then are lost. In a forked child it does
+        nothing: the rows belong to the process that made the producer.
+        """
+        return self._closed(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        # The rows pushed before the caller's error are still delivered if that is possible. A
+        # second error here must not hide the caller's.
+        try:
+            self.close(timeout=CLOSE_AFTER_ERROR_S)
+        except LivefactorError as second:
+            log.warning("producer %s: closed after an error: %s", self.producer_id, second)

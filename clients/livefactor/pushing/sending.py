@@ -17,9 +17,9 @@ from typing import Any
 
 import grpc
 
-from livefactor.channel import Connection, backoff_s, is_unreachable, no_server
+from livefactor.calling.blocking import Connection
+from livefactor.calling.retries import Patience, backoff_s, wait_s
 from livefactor.errors import (
-    BufferFull,
     DeadlineExceeded,
     LivefactorError,
     ProducerClosed,
@@ -31,6 +31,7 @@ from livefactor.pushing.batching import Batch, BatchSettings, PendingRows, RowRe
 from livefactor.pushing.delivery import TRANSIENT, Delivery, Outcomes
 from livefactor.pushing.forks import ProcessLock
 from livefactor.pushing.labels import IdLabels
+from livefactor.pushing.signals import Signal
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import Part
 
@@ -82,15 +83,17 @@ class Sender:
         settings: BatchSettings,
         labels: tuple[IdLabels, ...],
         events_max: int,
-        open_timeout_s: float,
+        open_timeout: float,
         on_reject: Callable[[tuple[RowReject, ...]], None] | None,
         on_wait: Callable[[ProducerStatus], None] | None,
     ) -> None:
         self.lock = ProcessLock(f"producer {producer_id!r}")
         # Wakes the threads that send: there may be a message.
         self.work = threading.Condition(self.lock)  # type: ignore[arg-type]
-        # Wakes the threads that push: there may be room.
-        self.progress = threading.Condition(self.lock)  # type: ignore[arg-type]
+        self.room = Signal(self.lock)
+        """There may be room for more rows."""
+        self.outcomes = Signal(self.lock)
+        """Some batches have their outcome."""
         self.pending: PendingRows | None = None
         self.buffered = 0
         self._settings, self._labels = settings, labels
@@ -108,9 +111,11 @@ class Sender:
         self._resume_at = 0.0
         self._waiting_for, self._waiting_since, self._warned_at = "", 0.0, 0.0
         self._attempt = 0
+        # How the last stream failed, if the server or gRPC said so.
+        self._failure: LivefactorError | None = None
         self.closing = False
         self._call: Any = None
-        opened = self._open_with_retries(open_timeout_s)
+        opened = self._open_with_retries(open_timeout)
         self.position = position_of(opened.position)
         self.note = opened.note
         self.delivery = Delivery(model, producer_id, opened.epoch, opened.last_sequence)
@@ -121,25 +126,22 @@ class Sender:
 
     # The Producer calls these with the lock held.
 
-    def reserve(self, n: int, timeout_s: float | None) -> None:
-        """Reserve room for n rows, waiting up to `timeout_s` seconds for it; None waits for ever.
-
-        Raises BufferFull, and the errors of `check_usable`.
-        """
+    def reserve(self, n: int) -> bool:
+        """Reserve room for n rows. False if there is none. Raises the errors of `check_usable`."""
         self.check_usable()
-        if not self._has_room(n):
-            self.progress.wait_for(lambda: self.unusable() or self._has_room(n), timeout_s)
-            self.check_usable()
-        if not self._has_room(n):
-            raise BufferFull(
-                f"no room for {n} rows within {timeout_s} s: "
-                f"{self.buffered} of {self._events_max} rows have no ack yet"
-                + (f" (waiting for {self._waiting_for})" if self._waiting_for else "")
-            )
+        if not self.has_room(n):
+            return False
         self.buffered += n
+        return True
 
-    def _has_room(self, n: int) -> bool:
+    def has_room(self, n: int) -> bool:
+        """Whether n further rows may be buffered."""
         return self._rows_in_delivery() == 0 or self.buffered + n <= self._events_max
+
+    def fullness(self) -> str:
+        """How full the buffer is, for the text of an error."""
+        waiting = f" (waiting for {self._waiting_for})" if self._waiting_for else ""
+        return f"{self.buffered} of {self._events_max} rows have no ack yet{waiting}"
 
     def _rows_in_delivery(self) -> int:
         """Buffered rows that an ack will free. Rows of the pending batch are not among them."""
@@ -187,9 +189,9 @@ class Sender:
 
     # The Producer calls this without the lock, and with nothing to send.
 
-    def keep(self, note: bytes) -> None:
-        """Leave a note with the server, which opens a new epoch."""
-        opened = self._open_with_retries(OPEN_DEADLINE_S, note)
+    def keep(self, note: bytes, timeout: float) -> None:
+        """Leave a note with the server, which opens a new epoch. timeout: seconds."""
+        opened = self._open_with_retries(timeout, note)
         with self.lock:
             self.check_usable()
             self.delivery.renew(opened.epoch, opened.last_sequence)
@@ -241,27 +243,31 @@ class Sender:
 
         Returns why it ended, or "" if the next stream may begin at once.
         """
+        at, self._failure = self._connection.at, None
         try:
             if self.delivery.needs_new_epoch:
-                opened = self._open()
+                opened = self._open(at)
                 with self.lock:
                     self.delivery.reopen(opened.epoch, opened.last_sequence)
-            return self._read_answers()
+            return self._read_answers(at)
         except grpc.RpcError as error:
+            self._failure = from_rpc(error, f"producer {self._producer_id!r}")
             if error.code() not in _BROKEN:
-                self._fail(from_rpc(error, f"producer {self._producer_id!r}"))
+                self._fail(self._failure)
                 return ""
+            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self._connection.leave(at)
             return f"{error.code().name}: {error.details()}"
         finally:
             self._end_stream()
 
-    def _read_answers(self) -> str:
+    def _read_answers(self, at: int) -> str:
         with self.lock:
             if self.unusable():
                 return ""
             self._stream += 1
             messages = _Messages(self, self._stream)
-        begin: Any = self._connection.channel.stream_stream(_STREAM)
+        begin: Any = self._connection.channel_at(at).stream_stream(_STREAM)
         self._call = begin(messages, metadata=self._connection.metadata)
         for data in self._call:
             message = updates_pb2.StreamUpdatesResponse.FromString(data)
@@ -301,7 +307,8 @@ class Sender:
         if outcomes.finished:
             rows = self._rows_in_delivery()
             if rows <= self._events_max * WAKE_FRACTION or rows == 0:
-                self.progress.notify_all()
+                self.room.notify()
+            self.outcomes.notify()
             if not outcomes.pause:
                 self._report_progress()
         if outcomes.pause:
@@ -360,7 +367,11 @@ class Sender:
         self._report_wait(reason)
         with self.lock:
             self._attempt += 1
-            self.work.wait_for(self.unusable, backoff_s(self._attempt, BACKOFF_S, BACKOFF_MAX_S))
+            if self._failure is None:
+                wait = backoff_s(self._attempt, BACKOFF_S, BACKOFF_MAX_S)
+            else:
+                wait = wait_s(self._failure, self._attempt, BACKOFF_S, BACKOFF_MAX_S)
+            self.work.wait_for(self.unusable, wait)
 
     def _report_wait(self, reason: str) -> None:
         now = monotonic()
@@ -404,32 +415,30 @@ class Sender:
 
     # These open and close the producer.
 
-    def _open(self, note: bytes = b"") -> updates_pb2.OpenProducerResponse:
+    def _open(self, at: int, note: bytes = b"") -> updates_pb2.OpenProducerResponse:
         request = updates_pb2.OpenProducerRequest(model=self._model, producer_id=self._producer_id, note=note)
-        call: Any = self._connection.channel.unary_unary(_OPEN)
+        call: Any = self._connection.channel_at(at).unary_unary(_OPEN)
         data = call(request.SerializeToString(), timeout=OPEN_DEADLINE_S, metadata=self._connection.metadata)
         opened: updates_pb2.OpenProducerResponse = updates_pb2.OpenProducerResponse.FromString(data)
         return opened
 
-    def _open_with_retries(self, timeout_s: float, note: bytes = b"") -> updates_pb2.OpenProducerResponse:
-        began, attempt = monotonic(), 0
-        deadline = began + timeout_s
+    def _open_with_retries(self, timeout: float, note: bytes = b"") -> updates_pb2.OpenProducerResponse:
+        patience = Patience(self._connection, timeout, timeout, BACKOFF_S, BACKOFF_MAX_S)
+        has_warned = False
         while True:
+            at = self._connection.at
             try:
-                return self._open(note)
+                return self._open(at, note)
             except grpc.RpcError as error:
                 failure = from_rpc(error, f"producer {self._producer_id!r}")
-            attempt += 1
-            delay = backoff_s(attempt, BACKOFF_S, BACKOFF_MAX_S)
-            connect_s = self._connection.connect_s
-            if is_unreachable(failure) and monotonic() + delay > min(deadline, began + connect_s):
-                raise no_server(failure, self._connection.target, min(timeout_s, connect_s))
-            if not isinstance(failure, Unavailable | DeadlineExceeded) or monotonic() + delay > deadline:
+            if not isinstance(failure, Unavailable | DeadlineExceeded):
                 raise failure
-            if attempt == 1:
+            wait = patience.after(failure, at)
+            if not has_warned:
                 log.warning("producer %s: waiting for the server (%s)", self._producer_id, failure.details)
+            has_warned = True
             with self.lock:
-                self.work.wait(delay)
+                self.work.wait(wait)
 
     def _fail(self, error: LivefactorError) -> None:
         with self.lock:
@@ -439,7 +448,8 @@ class Sender:
                 failed.append(self.pending.batch)
                 self.pending = None
             self.buffered = 0
-            self.progress.notify_all()
+            self.room.notify()
+            self.outcomes.notify()
             self.work.notify_all()
         self._tell(failed)
 
@@ -451,7 +461,7 @@ class Sender:
         with self.lock:
             self.closing = True
             self.work.notify_all()
-            self.progress.notify_all()
+            self.room.notify()
         # With a server that answers, the stream ends by itself.
         self._thread.join(1.0)
         call = self._call

@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from livefactor.snapshots.format import Manifest, Place, Tensor
 from livefactor.snapshots.loaded import LoadedSnapshot, without_bfloat16
 
 __all__ = [
+    "Saving",
     "SnapshotInvalid",
     "Verification",
     "load",
@@ -49,7 +51,6 @@ __all__ = [
 _OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 StrPath = str | os.PathLike[str]
-Pieces = Iterable[tuple[str, int, int, bytes]]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -240,35 +241,54 @@ def save(
     root_hash: the root hash that the snapshot must have; None for any. Raises SnapshotInvalid,
     FileExistsError or OSError. After an error no file is left.
     """
-    final = Path(path)
-    if os.path.lexists(final):
-        raise FileExistsError(f"{final} exists")
-    temporary = final.with_name(f".tmp-{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
-        _store(pieces, temporary)
-        verification = verify(temporary, root_hash)
-        os.rename(temporary, final)
-        return verification
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with Saving(path, root_hash) as saving:
+        for piece in pieces:
+            saving.add(*piece)
+        return saving.finish()
 
 
-def _store(pieces: Pieces, folder: Path) -> None:
-    ends: dict[str, int] = {}
-    with contextlib.ExitStack() as stack:
-        files: dict[str, io.BufferedWriter] = {}
-        for name, offset, size, data in pieces:
-            if name not in fmt.FILES:
-                raise SnapshotInvalid("", f"{name[:64]!r} is not a file of a snapshot")
-            if offset != ends.get(name, 0) or offset + len(data) > size:
-                raise SnapshotInvalid(
-                    name, f"expected a piece at offset {ends.get(name, 0)} within {size} bytes, got {offset}"
-                )
-            if name not in files:
-                files[name] = stack.enter_context(open(folder / name, "xb"))
-            files[name].write(data)
-            ends[name] = offset + len(data)
-        for file in files.values():
+class Saving:
+    """A snapshot that is being stored, as `save` does it, piece by piece.
+
+    Leaving its `with` block removes what was not finished.
+    """
+
+    def __init__(self, path: StrPath, root_hash: bytes | None = None) -> None:
+        self._final, self._root_hash = Path(path), root_hash
+        if os.path.lexists(self._final):
+            raise FileExistsError(f"{self._final} exists")
+        self._temporary = self._final.with_name(f".tmp-{uuid.uuid4().hex}")
+        self._temporary.mkdir(parents=True)
+        self._files: dict[str, io.BufferedWriter] = {}
+        self._ends: dict[str, int] = {}
+
+    def add(self, name: str, offset: int, size: int, data: bytes) -> None:
+        """Store a piece. Raises SnapshotInvalid for one that does not belong there."""
+        if name not in fmt.FILES:
+            raise SnapshotInvalid("", f"{name[:64]!r} is not a file of a snapshot")
+        end = self._ends.get(name, 0)
+        if offset != end or offset + len(data) > size:
+            raise SnapshotInvalid(name, f"expected a piece at offset {end} within {size} bytes, got {offset}")
+        if name not in self._files:
+            self._files[name] = io.BufferedWriter(io.FileIO(self._temporary / name, "xb"))
+        self._files[name].write(data)
+        self._ends[name] = offset + len(data)
+
+    def finish(self) -> Verification:
+        """Verify what was stored, and let the folder appear. Raises SnapshotInvalid or OSError."""
+        for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
+            file.close()
+        verification = verify(self._temporary, self._root_hash)
+        os.rename(self._temporary, self._final)
+        return verification
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from livefactor.snapshots.format import Manifest
 from livefactor.snapshots.scores import SnapshotScores
 from livefactor.snapshots.sections import SIDES, optimizer_state, parse_spec
 from livefactor.v1 import models_pb2
+from livefactor.wire.ids import Ids, as_keys
+from livefactor.wire.keys import keys_of
 
 _FIXED_POINT_ONE = float(1 << 20)
 
@@ -182,32 +184,31 @@ class LoadedSnapshot:
 
     def score(
         self,
-        user_id: int,
-        item_ids: np.ndarray | Iterable[int],
+        user_id: int | str,
+        item_ids: Ids,
         *,
-        events: np.ndarray | Iterable[int] | None = None,
+        events: Ids = None,
+        secret: bytes = b"",
     ) -> np.ndarray:
         """Score n items for a user: float32[n], bit for bit the server's scores at this revision.
 
-        item_ids: uint64[n]. An unknown user or item counts as a row of zeros. events: items that
-        the user has just had, uint64[m], oldest first; they replace the user's history as in
-        `Scorer.score`. None or an empty list uses the history.
+        user_id, item_ids: ids as in `Scorer.score`. An unknown user or item counts as a row of
+        zeros. events: m items that the user has just had, oldest first; they replace the user's
+        history as in `Scorer.score`. None or an empty list uses the history. secret: the key for
+        string ids that the producers use.
 
-        Raises UnknownSpec, which is a ValueError and names the part, if the model's scores have a
-        part that this version of the package does not know. Raises InvalidArgument for events if
-        the model has no histories.
+        Raises ColumnError for ids of a wrong type. Raises UnknownSpec, which is a ValueError and
+        names the part, if the model's scores have a part that this version of the package does not
+        know. Raises InvalidArgument for events if the model has no histories.
         """
-        given = np.empty(0, np.uint64) if events is None else _ids(events)
+        hash_texts = partial(keys_of, secret=secret)
+        given = np.empty(0, np.uint64) if events is None else as_keys("events", events, hash_texts)
         if len(given) and not self.spec.history.users:
             raise InvalidArgument("events: this model has no histories (spec: history.users)")
-        user = self._user_index.rows(np.array([user_id], np.uint64))
-        rows = self._item_index.rows(_ids(item_ids))
+        user = self._user_index.rows(as_keys("user_id", user_id, hash_texts))
+        rows = self._item_index.rows(as_keys("item_ids", item_ids, hash_texts))
         replaced = self._item_index.rows(given) if len(given) else None
         return self._scores.score(int(user[0]), rows, replaced)
-
-
-def _ids(ids: np.ndarray | Iterable[int]) -> np.ndarray:
-    return np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.uint64)
 
 
 def without_bfloat16(factors: np.ndarray) -> np.ndarray:

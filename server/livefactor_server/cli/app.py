@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import logging
 
-# The import of a module adds its commands to `app`.
-from livefactor_server.cli import (  # noqa: F401
-    challenging,
-    client,
-    evaluate,
-    judge,
-    log,
-    models,
-    push,
-    serve,
-    token,
-    tune,
-)
 from livefactor_server.cli.base import app
-from livefactor_server.cli.items import embeddings, similar  # noqa: F401
 from livefactor_server.text import PlainFormatter
+
+# The import of a module adds its commands to `app`. Their order is that of `--help`.
+# ruff: isort: off
+from livefactor_server.cli.models import challengers  # noqa: F401
+from livefactor_server.cli.recommend import command as recommend  # noqa: F401
+from livefactor_server.cli import snapshots  # noqa: F401
+from livefactor_server.cli.evaluate import command as evaluate  # noqa: F401
+from livefactor_server.cli.models import judge  # noqa: F401
+from livefactor_server.cli import log  # noqa: F401
+from livefactor_server.cli.models import commands as models  # noqa: F401
+from livefactor_server.cli.push import command as push  # noqa: F401
+from livefactor_server.cli.serve import command as serve  # noqa: F401
+from livefactor_server.cli.demo import command as demo  # noqa: F401
+from livefactor_server.cli import token  # noqa: F401
+from livefactor_server.cli.tune import command as tune  # noqa: F401
+from livefactor_server.cli.embeddings import commands as embeddings  # noqa: F401
+from livefactor_server.cli import similar  # noqa: F401
+from livefactor_server.cli.operations import doctor, health  # noqa: F401
+# ruff: isort: on
 
 
 def main() -> None:

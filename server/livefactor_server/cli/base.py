@@ -112,10 +112,10 @@ app.add_typer(log_app, name="log")
 def _checked_target(value: str) -> str:
     if value == DEFAULT_TARGET:
         return value
-    from livefactor.channel import parse_target
+    from livefactor.channel import parse_targets
 
     try:
-        parse_target(value)
+        parse_targets(value)
     except ValueError as error:
         complain(f"--{error}")
         raise typer.Exit(2) from None
@@ -128,7 +128,7 @@ Target = Annotated[
         "--target",
         envvar="LIVEFACTOR_TARGET",
         callback=_checked_target,
-        help="Address of the server: host:port or unix:/path.",
+        help="Address of the server: host:port or unix:/path; several with commas.",
     ),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="Name of the model.")]

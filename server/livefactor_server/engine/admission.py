@@ -23,7 +23,7 @@ from livefactor_server.changes import Change, KeyedChange, Rejects, WireChange
 from livefactor_server.engine.submission import Ack, Seal, Submission
 from livefactor_server.model.producers import RING, Outcome
 from livefactor_server.model.state import ModelState
-from livefactor_server.statuses import Refused, exhausted, exists, precondition
+from livefactor_server.statuses import Refused, busy, exhausted, exists, precondition
 
 KEY_SLOT_BYTES = 32
 """Bytes per key in its map at the lowest load factor of the map."""
@@ -205,7 +205,7 @@ class Admission:
         with self._lock:
             published = self.state.producers.get(item.producer)
             if published and lane.last_sequence - published.last_sequence >= RING:
-                raise exhausted(f"producer: {RING} batches are already in flight")
+                raise busy(f"producer: {RING} batches are already in flight")
             lane.last_sequence = item.sequence
             self._flying[item.producer, item.sequence] = item
         return True

@@ -45,7 +45,7 @@ from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.freezing import freeze
 from livefactor_server.snapshots.store import FrozenState
-from livefactor_server.statuses import Refused, exhausted, unavailable
+from livefactor_server.statuses import Refused, late, later, unavailable
 
 GROUPS_AHEAD_MAX = 2
 """Maximum number of logged groups that wait for the APPLY stage."""
@@ -248,7 +248,7 @@ class Engine:
                 disk. UNAVAILABLE if the engine drains or cannot write.
         """
         if not self._promoting.acquire(blocking=False):
-            raise exhausted("promotion: another one is in progress; try again later")
+            raise later("promotion: another one is in progress")
         try:
             self._check_writable()
             promotion = Promotion(self.name, self._parts.admission, self.log, spec, self._check_writable)
@@ -358,6 +358,8 @@ class Engine:
             try:
                 if self.failure is not None:
                     raise unavailable("model: writes are stopped")
+                if batch.is_late is not None and batch.is_late():
+                    raise late("call: its deadline passed, or its caller left, before the batch was logged")
                 rows_ahead = commit.new_rows + (self._durable.new_rows if self._durable else 0)
                 if rows_ahead and not admission.surely_fits(batch.change, rows_ahead):
                     self._make_durable(commit)
@@ -386,7 +388,7 @@ class Engine:
             else:
                 commit.append()
         except LogFull:
-            self._refuse(commit, exhausted("disk: it is full; nothing was logged; try again later"))
+            self._refuse(commit, later("disk: it is full; nothing was logged"))
         except LogFailed as error:
             self._fail(str(error))
             self._refuse(commit, unavailable("model: writes are stopped after a failed log write"))

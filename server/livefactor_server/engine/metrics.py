@@ -54,9 +54,6 @@ COMMIT_TIME = Counter(
     "Time that a step of the commits took: append (write and sync), place (keys to rows), apply.",
     ["model", "step"],
 )
-SCORE_LATENCY = Histogram(
-    "livefactor_score_latency_seconds", "Server time of a Score call.", ["model"], buckets=_LATENCY_BUCKETS
-)
 WRITABLE = Gauge(
     "livefactor_writable", "1 while the model accepts updates, 0 after a failed sync.", ["model"]
 )
@@ -74,7 +71,6 @@ class EngineMetrics:
         self._batches = BATCHES.labels(model)
         self._rejected = REJECTED.labels(model)
         self._latency = APPLY_LATENCY.labels(model)
-        self._score = SCORE_LATENCY.labels(model)
         self._append, self._place, self._apply = (
             COMMIT_TIME.labels(model, step) for step in ("append", "place", "apply")
         )
@@ -140,10 +136,6 @@ class EngineMetrics:
             self._rejected.inc(rejected)
         for item in applied:
             self._latency.observe(now - item.started)
-
-    def observe_score(self, seconds: float) -> None:
-        """Counts a Score call that took `seconds`."""
-        self._score.observe(seconds)
 
     def close(self) -> None:
         """Removes the gauges of the model, so that they do not keep its tables in memory."""

@@ -28,7 +28,7 @@ from livefactor_server.log.store import Entry, Log, LogFull
 from livefactor_server.model import spec_codec
 from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.replay import between, follow, origin
-from livefactor_server.statuses import Refused, exhausted, no_memory, precondition, unavailable
+from livefactor_server.statuses import Refused, later, no_memory, precondition, unavailable
 
 PAUSE_S = 0.05
 """Seconds of replay that the last step may have left. Updates wait for it."""
@@ -225,6 +225,6 @@ class Promotion:
         try:
             (own,) = self.log.append([entry])
         except LogFull:
-            raise exhausted("disk: it is full; nothing was logged; try again later") from None
+            raise later("disk: it is full; nothing was logged") from None
         header = Header(revision, b"", 0, 0, salt, commitment, NO_REJECTS, own, previous, now_us)
         return self.state, Record(header, change, None)

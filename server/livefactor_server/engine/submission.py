@@ -69,6 +69,7 @@ class Submission:
         started: time of arrival, in seconds of `time.perf_counter`.
         new_rows: the most rows that an admitted batch adds to a table.
         spec: the spec against which the change was checked, None if that does not matter.
+        is_late: whether nobody waits for the result any more. None if somebody always does.
     """
 
     change: Change
@@ -90,6 +91,7 @@ class Submission:
     started: float = field(default_factory=time.perf_counter)
     new_rows: int = 0
     spec: ModelSpec | None = None
+    is_late: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         self.received_hash = self.seal(self.salt, b"", self.received_body)

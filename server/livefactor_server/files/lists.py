@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
-from livefactor.answers import Recommendations
+from livefactor.results.answers import Recommendations
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 

@@ -46,6 +46,7 @@ from livefactor_server.statuses import (
     exhausted,
     exists,
     invalid,
+    later,
     no_memory,
     not_found,
     precondition,
@@ -383,7 +384,7 @@ class Hosting:
             (self._folders.make if fault is None else self._folders.replace)(name, fill)
         except OSError:
             logger.exception("model %s: the creation failed", name)
-            raise exhausted("disk: the model's files could not be written") from None
+            raise later("disk: the model's files could not be written") from None
         self._faults.forget(name)
         try:
             self._models[name] = self._open(name, None)

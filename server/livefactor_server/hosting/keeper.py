@@ -22,7 +22,7 @@ from livefactor_server.engine.engine import Engine
 from livefactor_server.log.store import LogError
 from livefactor_server.model import spec_codec
 from livefactor_server.snapshots.store import SnapshotDiskFull, SnapshotStore
-from livefactor_server.statuses import exhausted
+from livefactor_server.statuses import later
 
 POLL_S = 1.0
 
@@ -85,7 +85,7 @@ class Keeper:
             Refused: RESOURCE_EXHAUSTED if another snapshot is in progress or the disk is full.
         """
         if not self._taking.acquire(blocking=False):
-            raise exhausted("snapshot: another one is in progress; try again later")
+            raise later("snapshot: another one is in progress")
         try:
             start, replay_s = time.monotonic(), self._engine.metrics.replay_s
             with self._engine.view() as view:
@@ -99,7 +99,7 @@ class Keeper:
             logger.info("model %s: snapshot %s", self._engine.name, info.snapshot_id)
             return info
         except SnapshotDiskFull:
-            raise exhausted("disk: it is full; the snapshot was cancelled") from None
+            raise later("disk: it is full; the snapshot was cancelled") from None
         finally:
             self._taking.release()
 

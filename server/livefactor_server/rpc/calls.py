@@ -96,7 +96,9 @@ class Calls:
                 `Hosting.get`.
         """
         call.allow(name or DEFAULT_MODEL)
-        return self.hosting.get(name, call.grant.covers)
+        hosted = self.hosting.get(name, call.grant.covers)
+        call.has_model = True
+        return hosted
 
     def _lane(self, name: str, slots: int) -> Lane:
         return Lane(self.loop, name, slots, self.settings.waiting_max, WAITING_BYTES_MAX)

@@ -25,6 +25,10 @@ from livefactor_server import metrics
 from livefactor_server.access.callers import check_model, check_role, grant_of
 from livefactor_server.access.grants import EVERYTHING, Grant, Grants, Role
 from livefactor_server.statuses import Refused, busy, invalid, late, unavailable
+from livefactor_server.telemetry.calls import CallLog
+from livefactor_server.telemetry.lines import FIELDS
+from livefactor_server.telemetry.requests import KEY as REQUEST_ID
+from livefactor_server.telemetry.requests import request_id
 
 _PUSHBACK = "grpc-retry-pushback-ms"
 
@@ -37,18 +41,43 @@ logger = logging.getLogger(__name__)
 
 
 class Need(NamedTuple):
-    """The roles that may call an RPC, beside admin."""
+    """The roles that may call an RPC, beside admin. None needs no grant at all.
+
+    `is_change` says whether the RPC creates, changes or deletes models.
+    """
 
     rpc: str
-    roles: frozenset[Role]
+    roles: frozenset[Role] | None
+    is_change: bool = False
 
 
 class Call:
-    """A call: its deadline, its grant, and whether its caller still waits. Thread-safe."""
+    """A call: its deadline, its grant, whether its caller still waits, and what is reported of it
+    (`telemetry.calls.Report`). Thread-safe.
+    """
 
-    __slots__ = ("_again_at", "_deadline", "_found", "grant", "is_over")
+    __slots__ = (
+        "_again_at",
+        "_deadline",
+        "_found",
+        "began",
+        "grant",
+        "has_model",
+        "is_change",
+        "is_over",
+        "model",
+        "producer",
+        "request_id",
+        "revision",
+        "rpc",
+    )
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, need: Need) -> None:
+        self.rpc, self.is_change = need.rpc, need.is_change
+        self.request_id = request_id(context.invocation_metadata())
+        self.model, self.has_model, self.producer, self.revision = "", False, b"", 0
+        self.began = time.perf_counter()
+        """When the call, or later its message, arrived, in seconds of `time.perf_counter`."""
         self.grant = EVERYTHING
         """What the caller may do."""
         self._found: Callable[[], Grant] | None = None
@@ -56,6 +85,11 @@ class Call:
         remaining = context.time_remaining()
         self._deadline = math.inf if remaining is None else time.monotonic() + remaining
         self.is_over = False
+
+    @property
+    def caller(self) -> str:
+        """Name of the caller's grant. Empty if the server asks for none."""
+        return "" if self._found is None else self.grant.name
 
     def admit(self, found: Callable[[], Grant]) -> None:
         """Takes the grant that `found` returns, and asks again while a stream goes on.
@@ -75,7 +109,12 @@ class Call:
         if self._found is not None and time.monotonic() > self._again_at:
             self.admit(self._found)
         for model in models:
+            self.model = model
             check_model(self.grant, model)
+
+    def is_late(self) -> bool:
+        """Whether the caller has left, or the deadline has passed."""
+        return self.is_over or time.monotonic() > self._deadline
 
     def check(self) -> None:
         """Ends work for which nobody waits.
@@ -83,7 +122,7 @@ class Call:
         Raises:
             Refused: DEADLINE_EXCEEDED if the caller has left, or if the deadline has passed.
         """
-        if self.is_over or time.monotonic() > self._deadline:
+        if self.is_late():
             raise late("call: its deadline passed, or its caller left, before the answer was ready")
 
 
@@ -98,6 +137,7 @@ class Guard:
         self._message_wait_s, self._write_wait_s = message_wait_s, write_wait_s
         self._open_calls_max = open_calls_max
         self._open = Counter[bool]()
+        self.log = CallLog()
         # Calls whose peer reads nothing, by peer. Their last status waits in the transport.
         self._unread: Counter[str] = Counter()
         self._goodbyes: set[asyncio.Task[None]] = set()
@@ -106,26 +146,32 @@ class Guard:
         self,
         handle: Callable[[bytes, Call], Awaitable[bytes]],
         is_control: bool,
-        need: Need | None,
+        need: Need,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Wraps a handler that takes one message and returns one."""
 
         async def answer(_: object, context: Context) -> bytes:
-            call = Call(context)
+            call = Call(context, need)
             self._open[is_control] += 1
             try:
                 self._check_open(is_control)
                 self._admit(call, context, need)
-                reply = await handle(await Requests(context, self._message_wait_s).only(), call)
+                raw = await Requests(context, self._message_wait_s).only()
+                call.began = time.perf_counter()
+                reply = await handle(raw, call)
                 if len(reply) > MESSAGE_BYTES_MAX:
                     raise invalid(over("answer", MESSAGE_BYTES_MAX, len(reply), "bytes"))
+                self._succeed(context, call)
                 return reply
+            except asyncio.CancelledError:
+                self._ended(call, "CANCELLED")
+                raise
             except Exception as error:
                 failure = error
             finally:
                 call.is_over = True
                 self._open[is_control] -= 1
-            await self._end(context, failure)
+            await self._end(context, call, failure)
             raise AssertionError("abort raises")
 
         return grpc.stream_unary_rpc_method_handler(answer)
@@ -134,12 +180,12 @@ class Guard:
         self,
         handle: Callable[[Requests, Send, Call], Awaitable[None]],
         is_control: bool,
-        need: Need | None,
+        need: Need,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Wraps a handler that takes messages from `Requests` and sends any number."""
 
         async def answer(_: object, context: Context) -> None:
-            call, peer = Call(context), context.peer()
+            call, peer = Call(context, need), context.peer()
             self._open[is_control] += 1
             try:
                 self._check_open(is_control)
@@ -150,21 +196,25 @@ class Guard:
                 await context.send_initial_metadata(())
                 requests = Requests(context, self._message_wait_s)
                 await handle(requests, lambda data: self._send(context, data), call)
+                self._succeed(context, call)
                 return
+            except asyncio.CancelledError:
+                self._ended(call, "CANCELLED")
+                raise
             except _Unread as error:
-                await self._leave(context, peer, error)
+                await self._leave(context, call, peer, error)
                 return
             except Exception as error:
                 failure = error
             finally:
                 call.is_over = True
                 self._open[is_control] -= 1
-            await self._end(context, failure)
+            await self._end(context, call, failure)
 
         return grpc.stream_stream_rpc_method_handler(answer)
 
     def library(
-        self, kind: type[Any], handle_stream: Callable[..., Any], need: Need | None
+        self, kind: type[Any], handle_stream: Callable[..., Any], need: Need
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Wraps a handler of a library. It takes a stream of messages of type `kind`, and gives
         answers.
@@ -180,10 +230,10 @@ class Guard:
 
         return self.stream(handle, True, need)
 
-    def _admit(self, call: Call, context: Context, need: Need | None) -> None:
+    def _admit(self, call: Call, context: Context, need: Need) -> None:
         """Finds the grant of a call, and refuses it before its message is read."""
-        if need is not None and self._grants is not None:
-            call.admit(partial(_grant, context, self._grants, need))
+        if need.roles is not None and self._grants is not None:
+            call.admit(partial(_grant, context, self._grants, need.rpc, need.roles))
 
     def _check_open(self, is_control: bool) -> None:
         if self._open[is_control] > self._open_calls_max:
@@ -196,25 +246,34 @@ class Guard:
         except TimeoutError:
             raise _Unread(f"stream: its peer has read nothing for {self._write_wait_s:.0f} s") from None
 
-    async def _end(self, context: Context, error: Exception) -> None:
+    def _succeed(self, context: Context, call: Call) -> None:
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        self._ended(call, "OK")
+
+    def _ended(self, call: Call, code: str, text: str = "") -> None:
+        self.log.ended(call, code, time.perf_counter() - call.began, text)
+
+    async def _end(self, context: Context, call: Call, error: Exception) -> None:
         if isinstance(error, grpc.aio.BaseError):
             # The connection is gone.
+            self._ended(call, "CANCELLED")
             raise error
         if isinstance(error, Refused | ColumnError):
             answer = refusal(error)
         else:
-            logger.error("handler failed", exc_info=error)
+            logger.error("handler failed", exc_info=error, extra={FIELDS: {"request_id": call.request_id}})
             answer = unavailable("server: unexpected error")
         metrics.REFUSED.labels(answer.code.name).inc()
+        self._ended(call, answer.code.name, answer.text)
         hint = ((_PUSHBACK, str(answer.retry_ms)),) if answer.retry_ms else ()
-        await context.abort(answer.code, answer.text, hint)
+        await context.abort(answer.code, answer.text, ((REQUEST_ID, call.request_id), *hint))
 
-    async def _leave(self, context: Context, peer: str, error: Refused) -> None:
+    async def _leave(self, context: Context, call: Call, peer: str, error: Refused) -> None:
         """Ends a call without waiting until its peer reads the status."""
 
         async def end() -> None:
             try:
-                await self._end(context, error)
+                await self._end(context, call, error)
             except Exception:
                 # The abort itself, or the end of the connection.
                 pass
@@ -231,9 +290,9 @@ class Guard:
         await asyncio.sleep(0)
 
 
-def _grant(context: Context, grants: Grants, need: Need) -> Grant:
+def _grant(context: Context, grants: Grants, rpc: str, roles: frozenset[Role]) -> Grant:
     found = grant_of(context, grants)
-    check_role(found, need.roles, need.rpc)
+    check_role(found, roles, rpc)
     return found
 
 

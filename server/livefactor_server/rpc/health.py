@@ -11,7 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from livefactor_server.rpc import guards
-from livefactor_server.rpc.guards import Call, Guard, Requests, Send
+from livefactor_server.rpc.guards import Call, Guard, Need, Requests, Send
 from livefactor_server.statuses import not_found, unavailable
 
 _States = health_pb2.HealthCheckResponse
@@ -42,8 +42,8 @@ class Health:
         return grpc.method_handlers_generic_handler(
             "grpc.health.v1.Health",
             {
-                "Check": guard.unary(self._check, is_control=True, need=None),
-                "Watch": guard.stream(self._watch, is_control=True, need=None),
+                "Check": guard.unary(self._check, True, Need("Health.Check", None)),
+                "Watch": guard.stream(self._watch, True, Need("Health.Watch", None)),
             },
         )
 

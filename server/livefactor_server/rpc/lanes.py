@@ -1,12 +1,15 @@
 """Lanes: how many calls of a kind run at a time, and how many wait for their turn.
 
 A call takes a slot of its lane only after its message has arrived. Calls without a free slot wait
-in the order of their arrival, until their deadlines. The queue is bounded in calls and in bytes.
+until their deadlines. Models take turns, so that the calls of one do not wait for all those of
+another. The calls of one model wait in the order of their arrival. The queue is bounded in calls
+and in bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -20,13 +23,13 @@ Result = TypeVar("Result")
 class Slot:
     """A slot of a lane, as `Lane.slot` gives it."""
 
-    __slots__ = ("_lane", "_size")
+    __slots__ = ("_lane", "_model", "_size")
 
-    def __init__(self, lane: Lane, size: int) -> None:
-        self._lane, self._size = lane, size
+    def __init__(self, lane: Lane, size: int, model: str) -> None:
+        self._lane, self._size, self._model = lane, size, model
 
     async def __aenter__(self) -> None:
-        await self._lane.take(self._size)
+        await self._lane.take(self._size, self._model)
 
     async def __aexit__(self, *_: object) -> None:
         self._lane.release()
@@ -51,47 +54,76 @@ class Lane:
         self._loop = loop
         self._name, self._slots = name, slots
         self._waiting_max, self._waiting_bytes_max = waiting_max, waiting_bytes_max
-        self._free = asyncio.Semaphore(slots)
+        self._free = slots
+        # The calls that wait, by model. The next turn is that of the first model.
+        self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         self._waiting = self._waiting_bytes = 0
         self._threads = ThreadPoolExecutor(max(1, slots), thread_name_prefix=f"rpc-{name}")
 
-    async def take(self, size: int) -> None:
+    async def take(self, size: int, model: str = "") -> None:
         """Takes a slot, as `slot` does. The caller then calls `release`."""
-        if not self._free.locked():
-            await self._free.acquire()
+        if self._free:
+            self._free -= 1
             return
         if self._waiting >= self._waiting_max or self._waiting_bytes + size > self._waiting_bytes_max:
             raise busy(
                 f"{self._name}: {self._slots} calls run and {self._waiting} wait, which is the limit; "
                 "try again later"
             )
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(model, deque()).append(turn)
         self._waiting += 1
         self._waiting_bytes += size
         try:
-            await self._free.acquire()
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._leave(model, turn)
+            else:
+                # The slot came at the same time.
+                self.release()
+            raise
         finally:
             self._waiting -= 1
             self._waiting_bytes -= size
 
-    def release(self) -> None:
-        """Gives a slot back."""
-        self._free.release()
+    def _leave(self, model: str, turn: asyncio.Future[None]) -> None:
+        queue = self._queues.get(model)
+        if queue is not None and turn in queue:
+            queue.remove(turn)
+            if not queue:
+                del self._queues[model]
 
-    def slot(self, size: int) -> Slot:
+    def release(self) -> None:
+        """Gives a slot back. The next model in turn gets it."""
+        while self._queues:
+            model = next(iter(self._queues))
+            queue = self._queues.pop(model)
+            turn = queue.popleft()
+            if queue:
+                # The model's next turn comes after those of the others.
+                self._queues[model] = queue
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def slot(self, size: int, model: str) -> Slot:
         """Holds a slot in an `async with` block. `size` is the size of the call's message in bytes.
+        `model` is the model whose turn the call takes.
 
         Entering it raises `Refused` with RESOURCE_EXHAUSTED if the queue is full.
         """
-        return Slot(self, size)
+        return Slot(self, size, model)
 
-    async def run(self, size: int, work: Callable[..., Result], *arguments: Any) -> Result:
+    async def run(self, size: int, work: Callable[..., Result], *arguments: Any, model: str = "") -> Result:
         """Runs blocking work in a thread. It holds a slot until the work has ended, also if the
-        caller has left before.
+        caller has left before. `model` is the model whose turn the call takes.
 
         Raises:
             Refused: RESOURCE_EXHAUSTED if the queue is full.
         """
-        await self.take(size)
+        await self.take(size, model)
         return await self._thread(work, arguments, self.release)
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
+from livefactor.v1 import scoring_pb2
 from livefactor.wire.limits import MESSAGE_BYTES_MAX
 from livefactor.wire.scoring import ScoreQuery, encode_score_response
 from livefactor_server.engine.readers import Allowance
@@ -13,11 +12,18 @@ from livefactor_server.rpc import decode
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call
 from livefactor_server.statuses import Refused
+from livefactor_server.telemetry.calls import is_verbose
 
 
 async def score(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles Score."""
-    started = time.perf_counter()
+    answer = await _answered(calls, raw, call)
+    if is_verbose():
+        call.revision = scoring_pb2.ScoreResponse.FromString(answer).position.revision
+    return answer
+
+
+async def _answered(calls: Calls, raw: bytes, call: Call) -> bytes:
     settings = calls.settings
     if (answer := _short_answer(calls, raw, call)) is not None:
         return answer
@@ -27,18 +33,13 @@ async def score(calls: Calls, raw: bytes, call: Call) -> bytes:
         await calls.positions.reach(hosted.engine, query.min_lineage, query.min_revision)
     quick = hosted.reader.score_at_once(query)
     if quick is not None:
-        answer = encode_score_response(quick)
-        hosted.engine.metrics.observe_score(time.perf_counter() - started)
-        return answer
+        return encode_score_response(quick)
     allowance = Allowance(settings.score_pairs_max, MESSAGE_BYTES_MAX, call.check)
-    answer = await calls.scores.run(len(raw), _answer, hosted, query, allowance)
-    hosted.engine.metrics.observe_score(time.perf_counter() - started)
-    return answer
+    return await calls.scores.run(len(raw), _answer, hosted, query, allowance, model=hosted.engine.name)
 
 
 def _short_answer(calls: Calls, raw: bytes, call: Call) -> bytes | None:
     """The answer to a usual small message. None for another one, and for one with an error."""
-    started = time.perf_counter()
     if (found := model_of(raw)) is None:
         return None
     try:
@@ -46,10 +47,7 @@ def _short_answer(calls: Calls, raw: bytes, call: Call) -> bytes | None:
     except Refused:
         # The general code finds the errors of a message first.
         return None
-    answer = hosted.reader.answer_at_once(raw, found[1], calls.settings.score_rows_max)
-    if answer is not None:
-        hosted.engine.metrics.observe_score(time.perf_counter() - started)
-    return answer
+    return hosted.reader.answer_at_once(raw, found[1], calls.settings.score_rows_max)
 
 
 def _answer(hosted: Hosted, query: ScoreQuery, allowance: Allowance) -> bytes:

@@ -87,7 +87,7 @@ def generic_handlers(calls: Calls, guard: Guard) -> list[grpc.GenericRpcHandler]
 
 
 def _handler(calls: Calls, guard: Guard, rpc: Rpc) -> grpc.RpcMethodHandler[bytes, bytes]:
-    need = Need(rpc.name, rpc.roles)
+    need = Need(rpc.name, rpc.roles, rpc.roles == _ADMIN)
     if rpc.form is Form.STREAM:
         return guard.stream(partial(rpc.handle, calls), False, need)
     is_control = rpc.name.startswith(("ModelService.", "ChallengeService.")) or rpc.form is Form.CONTROL

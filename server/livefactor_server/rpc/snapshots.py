@@ -46,7 +46,7 @@ async def fetch_snapshot(calls: Calls, requests: Requests, send: Send, call: Cal
     request = guards.parse(snapshots_pb2.FetchSnapshotRequest, await requests.only())
     call.allow(request.model or DEFAULT_MODEL)
     store = calls.hosting.snapshots(request.model)
-    async with calls.fetches.slot(0):
+    async with calls.fetches.slot(0, ""):
         # If the peer leaves, a thread may still read. So nobody closes `pieces`: its files are
         # closed with the last reference to it.
         pieces = store.pieces(request.snapshot_id)

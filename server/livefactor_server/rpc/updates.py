@@ -44,6 +44,7 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
     if len(request.note) > NOTE_BYTES_MAX:
         raise invalid(over("note", NOTE_BYTES_MAX, len(request.note), "bytes"))
     engine = calls.model(call, request.model).engine
+    call.producer = producer
 
     def batch(reply: Reply) -> Submission:
         return Submission(
@@ -55,10 +56,12 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
             rejects=NO_REJECTS,
             seal=engine.log.seal,
             reply=reply,
+            is_late=call.is_late,
         )
 
-    async with calls.updates.slot(len(raw)):
+    async with calls.updates.slot(len(raw), engine.name):
         ack = await _applied(calls, engine, batch, is_large=False)
+    call.revision = ack.revision
     opened = engine.state.producers.get(producer)
     return updates_pb2.OpenProducerResponse(
         epoch=ack.epoch,
@@ -72,13 +75,15 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ApplyUpdates."""
     update = decode.update_request(raw)
     engine = calls.model(call, update.model).engine
-    async with calls.updates.slot(len(raw)):
+    call.producer = update.producer_id
+    async with calls.updates.slot(len(raw), engine.name):
         ack = await _applied(
             calls,
             engine,
-            lambda reply: _batch(calls, engine, update, reply),
+            lambda reply: _batch(calls, engine, update, reply, call.is_late),
             is_large=_is_large(update, raw),
         )
+    call.revision = ack.revision
     return encode.apply_response(engine.state.lineage, ack).SerializeToString()
 
 
@@ -87,7 +92,13 @@ def _is_large(update: decode.UpdateRequest, raw: bytes) -> bool:
     return len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX)
 
 
-def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Reply) -> Submission:
+def _batch(
+    calls: Calls,
+    engine: Engine,
+    update: decode.UpdateRequest,
+    reply: Reply,
+    is_late: Callable[[], bool] | None = None,
+) -> Submission:
     spec = engine.state.spec
     change, rejects = decode.change_from_wire(update, spec, calls.settings.batch_events_max)
     return Submission(
@@ -100,6 +111,7 @@ def _batch(calls: Calls, engine: Engine, update: decode.UpdateRequest, reply: Re
         seal=engine.log.seal,
         reply=reply,
         spec=spec,
+        is_late=is_late,
     )
 
 
@@ -112,7 +124,7 @@ async def _applied(calls: Calls, engine: Engine, batch: Callable[[Reply], Submis
     done: asyncio.Future[Ack | Refused] = asyncio.get_running_loop().create_future()
 
     def finish(result: Ack | Refused) -> None:
-        # The caller may have left. The batch is applied nevertheless.
+        # The caller may have left. A batch that is in the log is applied nevertheless.
         if not done.done():
             done.set_result(result)
 
@@ -188,6 +200,7 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
         update = decode.update_request(raw)
         sequence = update.sequence
         engine = calls.model(call, update.model).engine
+        call.producer = update.producer_id
         lineage = engine.state.lineage
 
         def reply(item: Submission) -> Wake:

@@ -42,7 +42,7 @@ def serve(
             producer.push(users, items, items if preset == "ratings_sgd" else None)
             position = producer.flush()
         scorer = Scorer(model=MODEL, channel=channel)
-        scores = scorer.score(users[0], [3, 4, 99], min_position=position, deadline_s=60.0).scores.tolist()
+        scores = scorer.score(users[0], [3, 4, 99], min_position=position, timeout=60.0).scores.tolist()
         described = models.describe(MODEL, with_root_hash=True)
         return described.root_hash, scores, described.backend
     finally:

@@ -72,7 +72,7 @@ def test_a_read_is_refused_and_the_model_goes_on(stubs: Stubs, monkeypatch, plac
         patch.setattr(ShortReader, "answer", no_memory)
         patch.setattr(place, verb, no_memory)
         assert refused(lambda: score(stubs, model, **target)) == (
-            "memory: not enough for this read now, try again later"
+            "memory: not enough for this read now; try again later"
         )
         assert stubs.push(model, [7], [8]).position.revision == 2
     assert len(score(stubs, model, **target)) == len(expected)
@@ -85,7 +85,7 @@ def test_a_snapshot_and_a_root_hash_are_refused(stubs: Stubs, monkeypatch, verb)
     request = snapshots_pb2.SnapshotRequest(model=model)
     with monkeypatch.context() as patch:
         patch.setattr(CpuModel if verb == "pin" else pins.Pin, verb, no_memory)
-        text = "memory: not enough for reading all rows now, try again later"
+        text = "memory: not enough for reading all rows now; try again later"
         assert refused(lambda: list(stubs.snapshots.Snapshot(request))) == text
         assert refused(lambda: stubs.root(model)) == text
     info = list(stubs.snapshots.Snapshot(request))[-1].manifest.info
@@ -102,7 +102,7 @@ def test_a_model_that_finds_no_room_is_not_made(stubs: Stubs, folder, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(replay, "recover", no_memory)
         for call in (lambda: stubs.models.CreateModel(create), lambda: stubs.models.RestoreSnapshot(restore)):
-            assert refused(call) == "memory: not enough for this model now, try again later"
+            assert refused(call) == "memory: not enough for this model now; try again later"
             assert sorted(path.name for path in (folder / "models").iterdir()) == before
     stubs.models.RestoreSnapshot(restore)
     stubs.push("large", [1], [3])

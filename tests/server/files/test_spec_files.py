@@ -29,7 +29,7 @@ from livefactor_kernels.spec.model import (
     Rule,
 )
 from livefactor_kernels.spec.presets import PRESET_NAMES, preset
-from livefactor_server.cli.settings import ServerSettings
+from livefactor_server.cli.serve.settings import ServerSettings
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.files.specs import SpecFileError, read_changes, read_spec, write_spec
 from livefactor_server.hosting import host as hosting

@@ -14,7 +14,7 @@ import livefactor
 from livefactor.errors import ColumnError, FailedPrecondition, InvalidArgument
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import encode_embeddings
-from livefactor_server.cli.items.pushing import push_vectors
+from livefactor_server.cli.embeddings.transfer import push_vectors
 from livefactor_server.snapshots.audit import replay_model
 
 D, ITEMS, COLD = 8, 30, 6
@@ -85,7 +85,7 @@ def test_a_snapshot_has_the_vectors_and_gives_the_same_scores(
     with server.scorer(model="films") as scorer:
         names = [f"film {item}" for item in range(ITEMS)]
         served = scorer.score(3, names)[0].scores
-    assert loaded.score(3, livefactor.keys_of(names)).tobytes() == served.tobytes()
+    assert loaded.score(3, names).tobytes() == served.tobytes()
 
 
 def test_a_query_adds_to_the_scores_what_it_says_of_the_items(server: livefactor.Local) -> None:

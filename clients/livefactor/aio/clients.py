@@ -1,0 +1,55 @@
+"""`AsyncScorer`, `AsyncAuditor` and `AsyncModels`: the clients of reads, as coroutines."""
+
+from __future__ import annotations
+
+from livefactor.aio.connection import AsyncClient, AsyncConnection, awaited
+from livefactor.auditor import Auditor, AuditorBase
+from livefactor.models import Models, ModelsBase
+from livefactor.scorer import Scorer, ScorerBase
+
+
+class AsyncScorer(ScorerBase, AsyncClient):
+    """Asks one model for scores. It takes the arguments of `livefactor.Scorer`.
+
+    channel: a `grpc.aio.Channel` of the caller.
+    """
+
+    _connects = AsyncConnection
+
+    score = awaited(Scorer.score)
+    recommend = awaited(Scorer.recommend)
+    similar = awaited(Scorer.similar)
+
+
+class AsyncAuditor(AuditorBase, AsyncClient):
+    """Takes, lists, fetches and verifies snapshots. It takes the arguments of `livefactor.Auditor`.
+
+    Files are written and verified in a thread. channel: a `grpc.aio.Channel` of the caller.
+    """
+
+    _connects = AsyncConnection
+
+    snapshot = awaited(Auditor.snapshot)
+    list = awaited(Auditor.list)
+    fetch = awaited(Auditor.fetch)
+    verify = awaited(Auditor.verify)
+
+
+class AsyncModels(ModelsBase, AsyncClient):
+    """The models of one server. It takes the arguments of `livefactor.Models`.
+
+    channel: a `grpc.aio.Channel` of the caller.
+    """
+
+    _connects = AsyncConnection
+
+    create = awaited(Models.create)
+    describe = awaited(Models.describe)
+    list = awaited(Models.list)
+    delete = awaited(Models.delete)
+    restore = awaited(Models.restore)
+    promote = awaited(Models.promote)
+    challenge = awaited(Models.challenge)
+    challengers = awaited(Models.challengers)
+    settle = awaited(Models.settle)
+    release = awaited(Models.release)

@@ -1,0 +1,1 @@
+"""What calls return, as plain values: scores, judgements, contests; and tables made of them."""

@@ -1,0 +1,1 @@
+"""`livefactor demo`: the command, and what the demo does."""

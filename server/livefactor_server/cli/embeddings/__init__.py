@@ -1,0 +1,1 @@
+"""`livefactor push-embeddings` and `livefactor encode`: vectors of items."""

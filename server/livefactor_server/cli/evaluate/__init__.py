@@ -1,0 +1,1 @@
+"""`livefactor evaluate`: the command, and the comparison that it runs."""

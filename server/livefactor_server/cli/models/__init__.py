@@ -1,0 +1,1 @@
+"""`livefactor models`: models, their challengers, and what the judge says about them."""

@@ -1,0 +1,1 @@
+"""`livefactor push`: the command, and the transfer of a file."""

@@ -1,0 +1,1 @@
+"""`livefactor recommend`: the command, and lists for all users of a file."""

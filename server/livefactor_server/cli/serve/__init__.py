@@ -1,0 +1,1 @@
+"""`livefactor serve` and `livefactor warmup`: commands, settings, the process of a server."""

@@ -1,0 +1,314 @@
+"""The settings of `livefactor serve`: flags, or environment variables LIVEFACTOR_<NAME>. Flags win.
+
+Each setting is declared once, as a field of `ServerSettings`. The command, its help and its checks
+follow from the declaration. Only the command line uses this module. The engine takes plain
+dataclasses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from livefactor_kernels.spec.names import DEFAULT_PRESET, PRESET_NAMES
+
+if TYPE_CHECKING:
+    from livefactor_server.access.entry import Entry
+    from livefactor_server.hosting.host import HostingSettings
+    from livefactor_server.judging.observer import ObserverSettings
+    from livefactor_server.rpc.calls import ServiceSettings
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+PREFIX = "LIVEFACTOR_"
+CLIENT_VARIABLES = (
+    "LIVEFACTOR_TARGET",
+    "LIVEFACTOR_SECRET",
+    "LIVEFACTOR_TOKEN",
+    "LIVEFACTOR_CA",
+    "LIVEFACTOR_CERTIFICATE",
+    "LIVEFACTOR_KEY",
+)
+"""Environment variables of the commands that talk to a server."""
+
+
+class EntryError(ValueError):
+    """The settings of an address, of TLS and of access do not fit together."""
+
+
+def _known_preset(value: str) -> str:
+    if value and value not in PRESET_NAMES:
+        raise typer.BadParameter(f"expected one of {', '.join(PRESET_NAMES)}, or '', got {value!r}")
+    return value
+
+
+def _option(help: str, **rules: Any) -> Any:
+    return typer.Option(help=help, **rules)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """All settings of the command. Their names contain the units."""
+
+    data: Annotated[Path, _option("Folder of the models. Only one server at a time can use it.")] = Path(
+        "livefactor-data"
+    )
+    host: Annotated[
+        str, _option("Address to listen on. An address other than loopback needs TLS, or --insecure.")
+    ] = "127.0.0.1"
+    port: Annotated[int, _option("Port of gRPC. 0 takes a free one.", min=0, max=65_535)] = 50_051
+    metrics_port: Annotated[
+        int,
+        _option(
+            "Port of the Prometheus metrics, on the same host. 0 takes a free one, -1 turns them off.",
+            min=-1,
+            max=65_535,
+        ),
+    ] = 50_052
+    tls_cert: Annotated[
+        Path | None,
+        _option(
+            "Certificate chain of the server (PEM), for TLS. A changed file is taken up without a restart."
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        _option("Private key of that certificate (PEM). Others must not be able to read the file."),
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        _option("Authorities (PEM) of client certificates. With it, every client must have a certificate."),
+    ] = None
+    access: Annotated[
+        Path | None,
+        _option(
+            "Access file with the tokens, roles and models of callers. Without it, everybody may do everything."
+        ),
+    ] = None
+    insecure: Annotated[
+        bool, _option("Allow an address other than loopback without TLS: all traffic can be read on the way.")
+    ] = False
+    preset: Annotated[
+        str,
+        _option(
+            "Preset of the model 'default', which is made if the data folder is empty. '' makes no model.",
+            callback=_known_preset,
+        ),
+    ] = DEFAULT_PRESET
+    spec: Annotated[
+        Path | None,
+        _option(
+            "Spec file (TOML) of the model 'default', which is made if the data folder is empty. The preset"
+            " supplies the fields that the file does not set."
+        ),
+    ] = None
+    backend: Annotated[
+        Literal["cpu", "cuda", "reference", "auto"],
+        _option(
+            "Backend: cpu, cuda (a GPU), auto (cuda if there is a GPU, else cpu), or reference (plain"
+            " NumPy, slow). All give the same bits."
+        ),
+    ] = "cpu"
+    batch_events_max: Annotated[int, _option("Maximum number of rows in a batch.", min=1, max=65_536)] = (
+        65_536
+    )
+    queue_bytes_max: Annotated[
+        int, _option("Maximum bytes of batches that wait for the log, per model.", min=1 << 16)
+    ] = 64 << 20
+    memory_bytes_max: Annotated[
+        int,
+        _option(
+            "Maximum bytes of memory of a model. At this limit, new users, items, labels and marks are rejected.",
+            min=1 << 20,
+        ),
+    ] = 8 << 30
+    streams_max: Annotated[int, _option("Maximum number of open update streams.", min=1, max=4096)] = 256
+    update_slots: Annotated[
+        int, _option("Maximum number of unary update calls at a time. Further ones wait.", min=1, max=512)
+    ] = 64
+    score_slots: Annotated[
+        int, _option("Maximum number of Score calls at a time. Further ones wait.", min=1, max=512)
+    ] = 16
+    snapshot_every_events: Annotated[
+        int, _option("Take a snapshot after this many events. 0 takes one only on drain.", min=0)
+    ] = 20_000_000
+    snapshots_kept: Annotated[int, _option("Number of newest snapshots to keep, per model.", min=1)] = 3
+    judge_record_share: Annotated[
+        float, _option("Share of the records whose events are judged. 0 turns the judge off.", min=0, max=1)
+    ] = 0.015625
+    judge_events_per_record_max: Annotated[
+        int, _option("Maximum number of events that are judged in one record.", min=1, max=65_536)
+    ] = 64
+    judge_sampled_share: Annotated[
+        float,
+        _option("Share of the judged events that are ranked among 100 sampled items.", min=0, max=1),
+    ] = 0.25
+    judge_ranked_share: Annotated[
+        float, _option("Maximum share of the judged events that are ranked among all items.", min=0, max=1)
+    ] = 0.125
+    judge_window_events: Annotated[
+        int, _option("Number of judged events that windowed figures cover.", min=1, max=1_000_000)
+    ] = 10_000
+    judge_half_life_events: Annotated[
+        int, _option("Half-life of decayed figures, in judged events.", min=1, max=125_000)
+    ] = 2_000
+    judge_popularity_half_life_events: Annotated[
+        int, _option("Half-life of the decayed most-popular baseline, in learned events.", min=1)
+    ] = 20_000
+    judge_hold: Annotated[
+        bool,
+        _option("Stop updates when the loss or the factors diverge, until an operator releases them."),
+    ] = False
+    auto_cpu_share: Annotated[
+        float,
+        _option(
+            "Maximum share of one core that challengers of models take. 0 turns challengers off.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.25
+    tensorboard: Annotated[
+        Path | None,
+        _option("Folder for TensorBoard files with the judge's figures. Without a folder, none are written."),
+    ] = None
+    drain_s: Annotated[
+        float,
+        _option(
+            "Maximum seconds from SIGTERM to the end. What still runs then, such as a last snapshot, is ended.",
+            min=1,
+        ),
+    ] = 30.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        _option("Minimum severity of messages in the server's log. With debug every call has a line."),
+    ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], _option("Form of the server's log: text, or a line of JSON a message.")
+    ] = "text"
+
+    def entry(self) -> Entry:
+        """How calls come in.
+
+        Raises:
+            EntryError: an address other than loopback has no TLS, or an option lacks another one.
+            CertificateError: the certificate or the key cannot be used.
+            AccessFileError: the access file has a fault.
+        """
+        from livefactor_server.access.entry import Entry
+        from livefactor_server.access.grants import Grants
+
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise EntryError("--tls-cert and --tls-key need each other")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise EntryError("--tls-client-ca needs --tls-cert and --tls-key")
+        if self.tls_cert is None and self.host not in LOOPBACK and not self.insecure:
+            raise EntryError(
+                f"{self.host} is not loopback, so it needs TLS (--tls-cert, --tls-key); --insecure serves it"
+                " in plain text"
+            )
+        certificate = None
+        if self.tls_cert is not None and self.tls_key is not None:
+            from livefactor_server.access.certificates import CertificateFiles
+
+            certificate = CertificateFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
+            certificate.check()
+        return Entry(certificate, None if self.access is None else Grants(self.access))
+
+    def hosting(self) -> HostingSettings:
+        """The settings of the models.
+
+        Raises:
+            BackendUnavailable: the backend cannot run here.
+            SpecFileError: the spec file is refused.
+        """
+        from livefactor_kernels.backend import choose_backend
+        from livefactor_kernels.spec.presets import preset
+        from livefactor_server.engine.engine import EngineSettings
+        from livefactor_server.files.specs import read_spec
+        from livefactor_server.hosting.host import HostingSettings
+        from livefactor_server.hosting.keeper import KeeperSettings
+
+        name = self.preset or DEFAULT_PRESET
+        spec = read_spec(self.spec, name) if self.spec else None
+        backend = choose_backend(self.backend, spec or preset(name))
+        return HostingSettings(
+            default_preset=self.preset,
+            default_spec=spec,
+            engine=EngineSettings(self.queue_bytes_max, self.memory_bytes_max, backend, self._observer()),
+            keeper=KeeperSettings(self.snapshot_every_events, self.snapshots_kept),
+            auto_cpu_share=self.auto_cpu_share,
+        )
+
+    def _observer(self) -> ObserverSettings:
+        from livefactor_server.judging.judge import JudgeSettings
+        from livefactor_server.judging.observer import ObserverSettings
+
+        judge = JudgeSettings(
+            self.judge_record_share,
+            self.judge_events_per_record_max,
+            self.judge_sampled_share,
+            self.judge_ranked_share,
+            self.judge_window_events,
+            self.judge_half_life_events,
+            self.judge_popularity_half_life_events,
+        )
+        return ObserverSettings(judge, self.judge_hold, self.tensorboard)
+
+    def service(self) -> ServiceSettings:
+        """The settings of the RPC handlers."""
+        from livefactor_server.rpc.calls import ServiceSettings
+
+        return ServiceSettings(
+            batch_events_max=self.batch_events_max,
+            streams_max=self.streams_max,
+            update_slots=self.update_slots,
+            score_slots=self.score_slots,
+            default_preset=self.preset,
+        )
+
+
+def variable_of(setting: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + setting.upper()
+
+
+def parameters() -> list[inspect.Parameter]:
+    """The settings as parameters of a command, each with its flag and its environment variable."""
+    hints = get_type_hints(ServerSettings, include_extras=True)
+    made = []
+    for setting in fields(ServerSettings):
+        kind, option = hints[setting.name].__origin__, hints[setting.name].__metadata__[0]
+        flag = "--" + setting.name.replace("_", "-")
+        option.param_decls = (f"{flag}/--no-{flag[2:]}" if kind is bool else flag,)
+        option.envvar = variable_of(setting.name)
+        option.show_envvar = False
+        option.show_default = setting.default is not None
+        made.append(
+            inspect.Parameter(
+                setting.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=setting.default,
+                annotation=Annotated[kind, option],
+            )
+        )
+    return made
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """One line for each variable that has the prefix and is no setting.
+
+    The line names the nearest setting.
+    """
+    known = [*(variable_of(setting.name) for setting in fields(ServerSettings)), *CLIENT_VARIABLES]
+    lines = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            lines.append(f"there is no setting for the environment variable {name}{hint}")
+    return lines

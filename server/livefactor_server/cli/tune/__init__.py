@@ -1,0 +1,1 @@
+"""`livefactor tune`: the command, and the study that it runs."""
