@@ -37,13 +37,13 @@ from benchmarks.speed import (
     limits,
     opponents,
     reads,
-    recovery,
     side_by_side,
 )
 from benchmarks.speed import ingest as ingest_rounds
 from benchmarks.speed import (
     keymap as keymap_bench,
 )
+from benchmarks.speed.recovery import replay, starts
 
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 QUIET_LOAD = 0.5
@@ -91,7 +91,8 @@ PARTS: dict[str, Callable[[bool], Figures]] = {
     "latency": lambda quick: dict(latency.measure(latency.QUICK if quick else None)),
     "reads": lambda quick: dict(reads.measure(0.2 if quick else 1.0)),
     "disk": run_disk,
-    "recovery": lambda quick: dict(recovery.measure(1, 0.2) if quick else recovery.measure()),
+    "recovery": lambda quick: dict(replay.measure(1, 0.2) if quick else replay.measure()),
+    "starts": lambda quick: dict(starts.measure(0.02 if quick else 1.0)),
     "keymap": lambda quick: dict(keymap_bench.measure((100_000,) if quick else keymap_bench.SIZES)),
     "progressive": lambda quick: dict(progressive.measure(progressive.ratings_path())),
 }

@@ -42,10 +42,13 @@ QUOTIENTS = {
 
 FORMATS = {
     "gb_per_s": "{:.1f} GB/s",
+    "_wall_s": "{:.1f} s",
+    "_cpu_s": "{:.1f} s",
     "_ms": "{:.2f} ms",
     "_ns": "{:.1f} ns",
     "_us": "{:,.1f} µs",
     "_bytes": "{:,.0f} bytes",
+    "_records": "{:,.0f}",
 }
 """Formats by the end of a figure's name."""
 
@@ -194,6 +197,18 @@ RECOVERY = [
     Row("recovery_auto_events_per_s", "open and replay, records of one event, `auto`"),
     Row("recovery_auto_cpu_events_per_s", "the same by CPU time"),
     Row("recovery_load", "load average of the machine"),
+    Row(
+        "restart_clicks_wall_s", "`serve` after a kill, 1 million records of one event, `clicks`", "under 10"
+    ),
+    Row("restart_clicks_cpu_s", "the same by CPU time"),
+    Row("restart_clicks_replayed_records", "records that this restart replayed"),
+    Row("restart_auto_wall_s", "`serve` after a kill, 300 thousand records of one event, `auto`", "under 10"),
+    Row("restart_auto_cpu_s", "the same by CPU time"),
+    Row("restart_auto_replayed_records", "records that this restart replayed"),
+    Row("first_start_auto_cpu_s", "first `serve`, nothing compiled, CPU time, `auto`"),
+    Row("first_start_clicks_cpu_s", "first `serve`, nothing compiled, CPU time, `clicks`"),
+    Row("first_start_clicks_sgd_cpu_s", "first `serve`, nothing compiled, CPU time, `clicks_sgd`"),
+    Row("first_start_purchases_sgd_cpu_s", "first `serve`, nothing compiled, CPU time, `purchases_sgd`"),
 ]
 LIMITS = [
     Row("kernel_event_bytes", "bytes that the kernel moves for an event"),

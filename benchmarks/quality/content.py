@@ -1,14 +1,17 @@
-"""What embeddings of items are worth: hidden films, and items with few events.
+"""What embeddings of items are worth: hidden items, and items with few events.
 
     python -m benchmarks.quality.content FOLDER [--set retail] [--vectors FILE] [--users N]
 
-FOLDER has MovieLens-1M as `ml-1m`, and Online Retail as `online-retail`. Of MovieLens the half with
-times is used. The vector of a film is the embedding of its title, genres and plot by MiniLM
-(`livefactor encode`), its genres, and the year in its title. The vector of a gift is the embedding
-of its description. FILE keeps the embeddings (.npy). The encoder needs the extra `text`.
+FOLDER has MovieLens-1M as `ml-1m`. Of it the half with times is used, and the texts of a film are
+its title, genres and plot. Online Retail is the one of the package, with short descriptions. The
+vectors are made of the words of the texts (`files/words.py`), or read from FILE (.npy, such as
+MiniLM's by `livefactor encode`). Those of films have the genres and the year in addition.
 
-Hidden films: 20 % of the films lose all their ratings. After the stream they are ranked for each
-user who rated some of them. NDCG@10 is divided by that of the hidden films' true popularity.
+A vector comes when its item enters the shop: before its first event, or after the stream if it has
+none there.
+
+Hidden items: 20 % of the items lose all their events. After the stream they are ranked for each
+user who had some of them. NDCG@10 is divided by that of the hidden items' true popularity.
 
 Few events: the last tenth of the events is the test. Recall@10 of items with at most 5 events
 before it, ranked among the items with at most 5 events, with vectors and without; and recall@10 of
@@ -18,7 +21,6 @@ the other items, ranked among all items, which must not get worse.
 from __future__ import annotations
 
 import argparse
-import csv
 import gzip
 import json
 from dataclasses import replace
@@ -27,14 +29,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.quality.ranking import Figures
 from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Embeddings, Mix, ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import NO_ROW
+from livefactor_server.cli.demo.shop import load_shop
+from livefactor_server.files.words import WordSpace
+from livefactor_server.tuning.drawing import write_svg
 
 RECORD_EVENTS, LIST, FEW_EVENTS = 2048, 10, 5
+WORD_DIMENSION = 128
 DISCOUNTS = 1.0 / np.log2(np.arange(2, LIST + 2))
 
 
@@ -74,19 +81,18 @@ def films(folder: Path, kept: Path | None, users: int, seed: int) -> Data:
     return Data(events, ids, np.concatenate(parts, axis=1).astype(np.float16))
 
 
-def gifts(folder: Path, kept: Path | None, users: int, seed: int) -> Data:
+def gifts(kept: Path | None, users: int, seed: int) -> Data:
     """Online Retail: the first purchase of each item by each customer, and short descriptions."""
-    with gzip.open(folder / "items.csv.gz", "rt") as file:
-        told = dict(list(csv.reader(file))[1:])
-    number = {code: at for at, code in enumerate(told)}
+    shop = load_shop()
+    told = list(shop.labels.values())
+    number = {key: at for at, key in enumerate(shop.labels)}
     first: dict[tuple[int, int], int] = {}
-    with gzip.open(folder / "events.csv.gz", "rt") as file:
-        for row in csv.DictReader(file):
-            if row["stock_code"] in number:
-                pair = int(row["customer_id"]), number[row["stock_code"]]
-                first.setdefault(pair, int(row["timestamp"]))
+    columns = shop.users.tolist(), shop.items.tolist(), (shop.times_us // 10**6).tolist()
+    for user, item, time in zip(*columns, strict=True):
+        if item in number:
+            first.setdefault((user, number[item]), time)
     events = np.array([(*pair, time) for pair, time in first.items()], np.int64)
-    vectors = _embedded(list(told.values()), kept)
+    vectors = _embedded(told, kept)
     return Data(_drawn(events, users, seed), np.arange(len(told)), vectors.astype(np.float16))
 
 
@@ -106,14 +112,7 @@ def _texts(folder: Path) -> dict[int, tuple[str, str, str]]:
 
 
 def _embedded(texts: list[str], kept: Path | None) -> np.ndarray:
-    if kept is not None and kept.exists():
-        return np.load(kept)
-    from livefactor_server.files.encoding import Encoder
-
-    vectors = Encoder().encode(texts, 32, lambda done: print(f"encoded {done} of {len(texts)}", end="\r"))
-    if kept is not None:
-        np.save(kept, vectors)
-    return vectors
+    return WordSpace(texts, WORD_DIMENSION).vectors(texts) if kept is None else np.load(kept)
 
 
 def _genres(texts: dict[int, tuple[str, str, str]], ids: np.ndarray) -> np.ndarray:
@@ -131,19 +130,27 @@ def _years(texts: dict[int, tuple[str, str, str]], ids: np.ndarray) -> np.ndarra
 
 
 def learned(data: Data, events: np.ndarray, spec: ModelSpec) -> Backend:
-    """The model after the vectors, if the spec has them, and the events."""
-    model = create_backend("cpu", spec)
-    if spec.embeddings.dimension:
-        for start in range(0, len(data.ids), 512):
-            rows = model.items.allocate(data.ids[start : start + 512].astype(np.uint64))
-            part = data.vectors[start : start + 512]
-            model.set_embeddings(rows, part, model.revision + 1, model.items.allocated)
+    """The model after the events, and the vectors if the spec has them."""
+    model, unknown = create_backend("cpu", spec), set(data.ids.tolist())
+    places = {item: place for place, item in enumerate(data.ids.tolist())}
+
+    def describe(items: list[int]) -> None:
+        for start in range(0, len(items) if spec.embeddings.dimension else 0, 512):
+            part = np.array(items[start : start + 512])
+            rows = model.items.allocate(part.astype(np.uint64))
+            vectors = data.vectors[[places[item] for item in part.tolist()]]
+            model.set_embeddings(rows, vectors, model.revision + 1, model.items.allocated)
+
     for start in range(0, len(events), RECORD_EVENTS):
         part = events[start : start + RECORD_EVENTS]
+        entering = unknown & set(part[:, 1].tolist())
+        describe(sorted(entering))
+        unknown -= entering
         users = model.users.allocate(part[:, 0].astype(np.uint64))
         items = model.items.allocate(part[:, 1].astype(np.uint64))
         counts = model.users.allocated, model.items.allocated
         model.apply(Update(model.revision + 1, users, items, None, None, *counts, part[:, 2] * 10**6))
+    describe(sorted(unknown))
     return model
 
 
@@ -213,33 +220,83 @@ def few(data: Data, spec: ModelSpec) -> dict[str, float]:
     return found | ratios
 
 
+def figures_of(sets: dict[str, Data], spec: ModelSpec, seeds: int) -> Figures:
+    """All figures of some sets, by flat names. Hidden items are drawn with each of the seeds."""
+    figures: Figures = {}
+    for name, data in sets.items():
+        embeddings = Embeddings(data.vectors.shape[1])
+        each = check(replace(spec, embeddings=embeddings))
+        drawn = [hidden(data, each, seed)["to_oracle"] for seed in range(1, seeds + 1)]
+        figures[f"cold_{name}_ndcg10_to_oracle"] = float(np.mean(drawn))
+        figures[f"cold_{name}_ndcg10_to_oracle_spread"] = max(drawn) - min(drawn)
+        figures |= {f"{name}_{key}": value for key, value in few(data, each).items()}
+    return figures | {
+        "few_events_recall10_ratio": min(float(figures[f"{name}_few_ratio"] or 0) for name in sets)
+    }
+
+
+LABELS = {"films": "MovieLens-1M, films", "retail": "Online Retail, gifts"}
+
+
+def picture(figures: Figures) -> Any:
+    """Recall@10 of items with few events, with vectors and without, as a figure of Matplotlib."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in LABELS if f"{name}_few_with" in figures]
+    drawn = Figure(figsize=(6.4, 0.7 + 0.9 * len(names)))
+    axes = drawn.subplots()
+    for place, name in enumerate(reversed(names)):
+        for shift, key, colour in ((0.2, "with", "#6a1b9a"), (-0.2, "without", "#9a9a9a")):
+            value = float(figures[f"{name}_few_{key}"] or 0)
+            label = f"{key} vectors" if not place else None
+            axes.barh(place + shift, value, 0.36, color=colour, label=label)
+            axes.text(value, place + shift, f" {value:.3f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
+    axes.set_xlabel("recall@10 among items with at most 5 events")
+    axes.legend(frameon=False, fontsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    drawn.tight_layout()
+    return drawn
+
+
+def sets_of(films_folder: Path | None, users: int) -> dict[str, Data]:
+    """The sets with vectors of words, of so many users; 0 takes all."""
+    sets = {"retail": gifts(None, users, 1)}
+    if films_folder is not None:
+        sets = {"films": films(films_folder, None, users, 1)} | sets
+    return sets
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--set", choices=("films", "retail"), default="films")
-    parser.add_argument("--vectors", type=Path, help="keeps the embeddings of the texts (.npy)")
+    parser.add_argument("--vectors", type=Path, help="vectors of the texts (.npy), in the order of the file")
     parser.add_argument("--users", type=int, default=0, help="number of users that are drawn; 0 takes all")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--prior-events", type=float, default=Embeddings().prior_events)
-    parser.add_argument("--only", choices=("hidden", "few"))
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", default="auto")
-    parser.add_argument("--mix", action="store_true", help="keep the mix of the preset auto")
+    parser.add_argument("--output", type=Path, help="a JSON file, whose figures of other sets stay")
+    parser.add_argument("--picture", type=Path, help="only draws the figures of --output (.svg)")
+    parser.add_argument("--no-mix", action="store_true", help="leave out the mix of the preset auto")
     chosen = parser.parse_args()
-    read, name = (films, "ml-1m") if chosen.set == "films" else (gifts, "online-retail")
-    data = read(chosen.folder / name, chosen.vectors, chosen.users, chosen.seed)
-    base = preset(chosen.preset)
-    if not chosen.mix:
-        base = replace(base, mix=Mix(), history=replace(base.history, half_life=0.0))
-    embeddings = Embeddings(data.vectors.shape[1], chosen.prior_events)
-    spec = check(replace(base, embeddings=embeddings))
-    figures: dict[str, Any] = {"events": len(data.events), "items": len(data.ids)}
-    if chosen.only != "few":
-        figures["hidden"] = hidden(data, spec, chosen.seed)
-    if chosen.only != "hidden":
-        figures["few"] = few(data, spec)
-    print(json.dumps(figures, indent=1))
+    kept = json.loads(chosen.output.read_text()) if chosen.output and chosen.output.exists() else {}
+    if chosen.picture:
+        write_svg(chosen.picture, lambda: picture(kept))
+        return
+    spec = preset(chosen.preset)
+    if chosen.no_mix:
+        spec = replace(spec, mix=Mix(), history=replace(spec.history, half_life=0.0))
+    if chosen.set == "films":
+        data = films(chosen.folder / "ml-1m", chosen.vectors, chosen.users, 1)
+    else:
+        data = gifts(chosen.vectors, chosen.users, 1)
+    text = json.dumps(kept | figures_of({chosen.set: data}, spec, chosen.seeds), indent=1)
+    print(text)
+    if chosen.output:
+        chosen.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ A snapshot proves later which model gave an answer.
     with livefactor.Scorer("127.0.0.1:50051") as scorer:
         best = scorer.recommend("ann", k=10, min_position=ack.position)
 
-`Producer` delivers each row exactly once. `Scorer` scores and recommends items. `Auditor` takes,
+`Producer` delivers rows, none of them twice. `Scorer` scores and recommends items. `Auditor` takes,
 fetches and verifies snapshots. `Models` creates and deletes models. `load` reads a fetched snapshot
 into NumPy arrays. `local()` runs a server in this process. `livefactor.aio` has the clients for
 asyncio. `livefactor.errors` lists every error.

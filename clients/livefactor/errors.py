@@ -89,15 +89,15 @@ class ResourceExhausted(LivefactorError):
 
 
 class Unavailable(LivefactorError, ConnectionError):
-    """The server is away, starting or draining."""
+    """The server is away, starting or draining. A call that changes something may have done so."""
 
 
 class DeadlineExceeded(LivefactorError, TimeoutError):
-    """No answer came in time."""
+    """No answer came in time. A call that changes something may have done so or do so later."""
 
 
 class Cancelled(LivefactorError):
-    """The call was cancelled."""
+    """The call was cancelled. A call that changes something may have done so."""
 
 
 class Unimplemented(LivefactorError):

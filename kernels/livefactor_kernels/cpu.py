@@ -39,9 +39,9 @@ class LearningRule(Part, Protocol):
     afterwards.
     """
 
-    def joins(self, updates: Sequence[Update]) -> bool:
-        """Whether one call of `prepare` and of `learn` may take all of these consecutive
-        records.
+    def groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
+        """Divides consecutive records into groups that one call of `prepare` and of `learn` may
+        take.
         """
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
@@ -165,10 +165,9 @@ class CpuModel:
 
     def _groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
         """The records that the model learns in one call."""
-        if not self._rule.joins(updates):
-            return [[update] for update in updates]
-        if self._mixer is None:
-            return [updates]
+        groups = self._rule.groups(updates)
+        if self._mixer is None or len(groups) > 1:
+            return groups
         return self._mixer.groups(UpdateRun.of(updates), self.published[ITEMS])
 
     def _learn(self, updates: Sequence[Update]) -> None:
@@ -198,8 +197,12 @@ class CpuModel:
         update = Update(revision, nobody, rows, None, None, self.published[USERS], item_count)
         self.head.open()
         self.pins.protect(update)
+        had_vector = self._prior.is_described(rows)
         self.pins.protect(update, self._prior.describe(rows, vectors, item_count))
         self._prior.map_cold()
+        if self._mixer is not None:
+            popularity = self.items.history["popularity"]
+            self._mixer.describe(self, rows, had_vector, popularity, self.items.bias)
         self.advance(revision, item_count=item_count)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:

@@ -106,8 +106,11 @@ class ReferenceModel:
         """See `backend.Backend.set_embeddings`."""
         assert self._prior is not None
         with self.items.lock:
+            had_vector = self._prior.is_described(rows)
             self._prior.describe(rows, vectors, item_count)
             self._prior.map_cold()
+            if self._mixer is not None:
+                self._mixer.describe(self, rows, had_vector, self.items.popularity, self.items.bias)
         self.advance(revision, item_count=item_count)
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:

@@ -33,8 +33,8 @@ def check_output(output: str) -> int:
     return int(pushed[1])
 
 
-def run(command: list[str]) -> str:
-    result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+def run(command: list[str], timeout_s: float = 60) -> str:
+    result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=timeout_s, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -81,6 +81,39 @@ def test_node_client(server, node_client: Path) -> None:
     assert check_output(run(["node", str(node_client), server.target])) > first
 
 
+GO_TOOLS = ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
+
+
+@pytest.fixture(scope="module")
+def go_client(copied: Path) -> Path:
+    """The program of the Go example. Skips, with the reason, if it cannot be built here."""
+    if missing := [tool for tool in GO_TOOLS if not shutil.which(tool)]:
+        pytest.skip(f"not on this machine: {', '.join(missing)}")
+    folder = copied / "go"
+    subprocess.run([folder / "generate.sh"], check=True, timeout=60)
+    tidy = subprocess.run(
+        ["go", "mod", "tidy"], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    if tidy.returncode:
+        pytest.skip(f"go could not fetch the example's modules: {tidy.stderr.strip()[-300:]}")
+    subprocess.run(["go", "build", "-o", "client", "."], cwd=folder, check=True, timeout=240)
+    return folder / "client"
+
+
+def test_go_client(server, go_client: Path) -> None:
+    first = check_output(run([str(go_client), server.target]))
+    assert check_output(run([str(go_client), server.target])) > first
+
+
+def test_the_go_example_is_written_as_gofmt_writes_it() -> None:
+    if not shutil.which("gofmt"):
+        pytest.skip("gofmt is not on this machine")
+    listed = subprocess.run(
+        ["gofmt", "-l", ROOT / "examples" / "go"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (listed.returncode, listed.stdout + listed.stderr) == (0, "")
+
+
 def test_both_clients_make_the_same_keys(server, copied: Path, node_client: Path) -> None:
     """Python asks for the ids that Node pushed."""
     check_output(run(["node", str(node_client), server.target, "shared"]))
@@ -99,3 +132,16 @@ def described_items(target: str) -> int:
         return models.DescribeModel(
             models_pb2.DescribeModelRequest(model="shared"), timeout=10
         ).description.items
+
+
+@pytest.mark.parametrize("engine", ["tantivy", "postgres"])
+def test_search(copied: Path, engine: str) -> None:
+    """The re-ranked candidates have the clicked items nearer to the top than the engine."""
+    if engine == "postgres" and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        pytest.skip("no PostgreSQL server is installed: apt-get install postgresql")
+    command = [sys.executable, str(copied / "search" / "search.py"), "--engine", engine]
+    output = run([*command, "--purchases", "8000", "--searches", "150"], timeout_s=240)
+    found = re.findall(r": (0\.\d+)$", output, re.MULTILINE)
+    before, after = map(float, found)
+    assert after > 1.5 * before, output
+    assert re.search(r"^one Score call takes \d+\.\d ms \(median\)$", output, re.MULTILINE)

@@ -217,3 +217,14 @@ def test_files_that_pages_name_exist() -> None:
         if name not in NOT_YET_MEASURED and not (ROOT / name).exists()
     ]
     assert lost == []
+
+
+def test_the_table_of_outcomes_has_every_status_of_the_contract() -> None:
+    """For each status a reader finds whether the batch was applied, and what to do."""
+    contract = (ROOT / "protos" / "livefactor" / "v1" / "updates.proto").read_text(encoding="utf-8")
+    closed = contract.partition("The set is closed:")[2].partition("// Outcomes.")[0]
+    statuses = set(re.findall(r"\b[A-Z]{2,}(?:_[A-Z]+)*\b", closed))
+    page = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    table = page.partition("| answer | was the batch applied? |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert sorted(name for row in rows for name in re.findall(r"[A-Z_]{2,}", row)) == sorted(statuses)

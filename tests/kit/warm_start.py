@@ -24,6 +24,7 @@ import sys
 from livefactor.__main__ import main
 from livefactor_kernels.backend import create_backend
 from livefactor_kernels.spec.presets import preset
+from livefactor_server.engine import short_reads
 from livefactor_server.hosting import kernels
 from livefactor_server.judging import drift
 
@@ -39,10 +40,11 @@ def import_all() -> None:
         importlib.import_module(name)
     if drift.available():
         drift.HitDrift()
-    for step in kernels.shared():
+    for step in (kernels.LOG, *kernels.shared()):
         step.run()
     for name in ("clicks_sgd", "purchases_sgd"):
         create_backend("cpu", preset(name, k=8))
+        short_reads.compile_kernels(preset(name))
 
 
 def become_server(order: dict[str, list[str]]) -> int:

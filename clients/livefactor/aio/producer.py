@@ -17,7 +17,7 @@ log = logging.getLogger("livefactor")
 
 
 class AsyncProducer(ProducerBase):
-    """Sends rows to one model, each exactly once. It takes the arguments of `livefactor.Producer`.
+    """Sends rows to one model, none of them twice. It takes the arguments of `livefactor.Producer`.
 
     `async with` opens it, or `await producer.open()`. `await producer.push(...)` returns when the
     rows are taken, which waits only while the buffer is full. It returns a `Receipt`, and awaiting

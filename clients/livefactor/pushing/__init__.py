@@ -1,4 +1,4 @@
-"""How a `Producer` delivers rows: gathered into batches, each applied exactly once.
+"""How a `Producer` delivers rows: in batches, none of which is applied twice.
 
 `producer` is what callers use. `batching` holds the rows of a push until they are acknowledged, and
 `labels` the texts of string ids. `delivery` decides which batch is sent next and what an answer

@@ -1,4 +1,4 @@
-"""Pushing events: `Producer` gathers rows into batches and delivers each exactly once.
+"""Pushing events: `Producer` gathers rows into batches, none of which is applied twice.
 
 `push` runs in the caller's thread: it converts and copies rows, makes messages and waits for room.
 sending.py and delivery.py send the messages and handle the answers.
@@ -278,11 +278,12 @@ class ProducerBase:
 class Producer(ProducerBase):
     """Sends rows to one model.
 
-    Each row is applied exactly once, in the order of the pushes of a thread. target: "host:port" or
-    "unix:/path", or several of them (`Scorer`), or a channel. producer_id: 1..64 bytes of UTF-8;
-    who opens the same id later takes over, and this producer raises ProducerFenced. model: the
-    model's name. batch: when a batch is sent. buffer_events_max: at most so many rows are
-    unacknowledged, not counting the batch that is being filled; a larger push waits until
+    No row is applied twice. The rows of a thread are applied in the order of its pushes, and a row
+    whose push was acknowledged was applied, unless it is among the rejected ones. target:
+    "host:port" or "unix:/path", or several of them (`Scorer`), or a channel. producer_id: 1..64
+    bytes of UTF-8; who opens the same id later takes over, and this producer raises ProducerFenced.
+    model: the model's name. batch: when a batch is sent. buffer_events_max: at most so many rows
+    are unacknowledged, not counting the batch that is being filled; a larger push waits until
     everything before it is acknowledged. timeout: how long a push waits for room, seconds, None for
     ever. open_timeout: how long the constructor waits for a server that is starting or draining,
     seconds. connect_s: how long it waits for a server that cannot be reached, seconds.
@@ -301,7 +302,8 @@ class Producer(ProducerBase):
 
     Raises Unavailable, NotFound, InvalidArgument or ResourceExhausted if the producer cannot be
     opened. In a forked child every method but `close` raises ForkError. Use it as a context manager
-    or call `close`, because rows that are still buffered when the process ends are lost.
+    or call `close`, because rows that are still buffered when the process ends are lost. Whether
+    rows that were sent and not acknowledged were applied is then unknown.
     """
 
     def _begin(self) -> None:
@@ -468,8 +470,9 @@ class Producer(ProducerBase):
     def close(self, timeout: float | None = 30.0) -> Plan[None]:
         """Flush and close. Raises the errors of `flush`, and closes the producer even then.
 
-        Rows that the server has not acknowledged by then are lost. In a forked child it does
-        nothing: the rows belong to the process that made the producer.
+        Rows that were not sent by then are lost. Whether the rows that were sent and not
+        acknowledged are applied is unknown. In a forked child it does nothing: the rows belong to
+        the process that made the producer.
         """
         return self._closed(timeout)
 

@@ -899,7 +899,9 @@ class ModelDescription(google.protobuf.message.Message):
     log_hash: builtins.bytes
     log_bytes: builtins.int
     memory_bytes: builtins.int
-    """The memory that the model's data take: rows, key maps, labels, marks, producers and the judge's counts."""
+    """The memory that the model's data take: rows, key maps, labels, marks, producers, the map of
+    embeddings and the judge's counts.
+    """
     writable: builtins.bool
     """False after a failed sync, until the server is restarted."""
     root_hash: builtins.bytes

@@ -23,9 +23,16 @@ integer: digits without a leading zero, below 2**64. Otherwise the column holds 
 Statuses. The set is closed: OK, INVALID_ARGUMENT, FAILED_PRECONDITION, ALREADY_EXISTS,
 NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED,
 UNAUTHENTICATED (no valid token, and no client certificate with a grant) and PERMISSION_DENIED
-(the grant has another role, or it does not cover the model). After UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
-same producer id, epoch and sequence again. After any other status but OK the batch was not
-applied. Its sequence is still free then, except after ALREADY_EXISTS.
+(the grant has another role, or it does not cover the model).
+
+Outcomes. A status is about one call. After OK the batch was applied once, by this call or by an
+earlier one, without its rejected rows. After UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the
+outcome is unknown: send the same batch with the same producer id, epoch and sequence again. After
+any other status this call did not apply the batch. If the outcome of an earlier call with the
+batch is unknown, that call may have applied it: send the batch again until the answer is OK, or
+call OpenProducer, which returns the last sequence that was applied. If no earlier call had an
+unknown outcome, the sequence is still free, except after ALREADY_EXISTS. A call that changes
+models has an unknown outcome after the same three statuses.
 
 Waiting. A call that finds no free slot waits in a queue until its deadline. If the queue is full,
 the call gets RESOURCE_EXHAUSTED with the metadata grpc-retry-pushback-ms: the number of
@@ -356,7 +363,10 @@ class Embeddings(google.protobuf.message.Message):
     (ModelSpec.embeddings). The items need not have events yet: an item that nobody has touched is
     scored by what its vector says (docs/content.md).
 
-    A message is refused as a whole with INVALID_ARGUMENT if the model has no embeddings or another
+    The first message decides the dimension of a model that has none. The server switches the model to
+    a spec with this dimension, and the call waits for it. Other losses than IMPLICIT take no vectors.
+
+    A message is refused as a whole with INVALID_ARGUMENT if the model takes no vectors or has another
     dimension, if the side is not SIDE_ITEM, or if a number is NaN, infinite or beyond float16 (65504).
     The text names the row. A message has at most 262,144 numbers. New items are rejected with
     ITEMS_FULL or MEMORY_FULL like those of interactions.
@@ -372,7 +382,7 @@ class Embeddings(google.protobuf.message.Message):
     side: global___Side.ValueType
     """SIDE_ITEM."""
     dimension: builtins.int
-    """The numbers of a vector. It must equal the dimension of the model's spec."""
+    """The numbers of a vector, at most 1024. It must equal the dimension of the model's spec."""
     half_vectors: builtins.bytes
     """The same as IEEE 754 half-precision numbers (float16), little-endian, 2 bytes each."""
     @property

@@ -81,8 +81,8 @@ class UpdateServiceServicer(object):
         - FAILED_PRECONDITION: the sequence leaves a gap (the text names the expected one), the
         producer was not opened, the epoch is an older one, or updates are on hold.
         - ALREADY_EXISTS: another payload was applied, or is in flight, under this sequence.
-        - RESOURCE_EXHAUSTED: the queue or the disk is full. Nothing was logged. Send the batch again
-        later. Full memory refuses no batch: it rejects the rows that need more of it.
+        - RESOURCE_EXHAUSTED: the queue or the disk is full. This call logged nothing. Send the batch
+        again later. Full memory refuses no batch: it rejects the rows that need more of it.
         - UNAVAILABLE: the server is starting, draining or cannot write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

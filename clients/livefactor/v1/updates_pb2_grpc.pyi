@@ -23,9 +23,16 @@ integer: digits without a leading zero, below 2**64. Otherwise the column holds 
 Statuses. The set is closed: OK, INVALID_ARGUMENT, FAILED_PRECONDITION, ALREADY_EXISTS,
 NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNIMPLEMENTED,
 UNAUTHENTICATED (no valid token, and no client certificate with a grant) and PERMISSION_DENIED
-(the grant has another role, or it does not cover the model). After UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the outcome is unknown: send the same batch with the
-same producer id, epoch and sequence again. After any other status but OK the batch was not
-applied. Its sequence is still free then, except after ALREADY_EXISTS.
+(the grant has another role, or it does not cover the model).
+
+Outcomes. A status is about one call. After OK the batch was applied once, by this call or by an
+earlier one, without its rejected rows. After UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED the
+outcome is unknown: send the same batch with the same producer id, epoch and sequence again. After
+any other status this call did not apply the batch. If the outcome of an earlier call with the
+batch is unknown, that call may have applied it: send the batch again until the answer is OK, or
+call OpenProducer, which returns the last sequence that was applied. If no earlier call had an
+unknown outcome, the sequence is still free, except after ALREADY_EXISTS. A call that changes
+models has an unknown outcome after the same three statuses.
 
 Waiting. A call that finds no free slot waits in a queue until its deadline. If the queue is full,
 the call gets RESOURCE_EXHAUSTED with the metadata grpc-retry-pushback-ms: the number of
@@ -81,8 +88,8 @@ class UpdateServiceStub:
     - FAILED_PRECONDITION: the sequence leaves a gap (the text names the expected one), the
       producer was not opened, the epoch is an older one, or updates are on hold.
     - ALREADY_EXISTS: another payload was applied, or is in flight, under this sequence.
-    - RESOURCE_EXHAUSTED: the queue or the disk is full. Nothing was logged. Send the batch again
-      later. Full memory refuses no batch: it rejects the rows that need more of it.
+    - RESOURCE_EXHAUSTED: the queue or the disk is full. This call logged nothing. Send the batch
+      again later. Full memory refuses no batch: it rejects the rows that need more of it.
     - UNAVAILABLE: the server is starting, draining or cannot write.
     """
 
@@ -129,8 +136,8 @@ class UpdateServiceAsyncStub:
     - FAILED_PRECONDITION: the sequence leaves a gap (the text names the expected one), the
       producer was not opened, the epoch is an older one, or updates are on hold.
     - ALREADY_EXISTS: another payload was applied, or is in flight, under this sequence.
-    - RESOURCE_EXHAUSTED: the queue or the disk is full. Nothing was logged. Send the batch again
-      later. Full memory refuses no batch: it rejects the rows that need more of it.
+    - RESOURCE_EXHAUSTED: the queue or the disk is full. This call logged nothing. Send the batch
+      again later. Full memory refuses no batch: it rejects the rows that need more of it.
     - UNAVAILABLE: the server is starting, draining or cannot write.
     """
 
@@ -181,8 +188,8 @@ class UpdateServiceServicer(metaclass=abc.ABCMeta):
         - FAILED_PRECONDITION: the sequence leaves a gap (the text names the expected one), the
           producer was not opened, the epoch is an older one, or updates are on hold.
         - ALREADY_EXISTS: another payload was applied, or is in flight, under this sequence.
-        - RESOURCE_EXHAUSTED: the queue or the disk is full. Nothing was logged. Send the batch again
-          later. Full memory refuses no batch: it rejects the rows that need more of it.
+        - RESOURCE_EXHAUSTED: the queue or the disk is full. This call logged nothing. Send the batch
+          again later. Full memory refuses no batch: it rejects the rows that need more of it.
         - UNAVAILABLE: the server is starting, draining or cannot write.
         """
 

@@ -86,6 +86,15 @@ count a_i of its item, and p_i = log(1 + a_i), where log(x) is e + m - 1 for x =
 [1, 2). Before a record, if at least as many events as items came since the last time, all counts
 are multiplied by float32(2 ** -`DECAY_EXPONENT`), and sums are added again in the order of rows.
 
+Newcomers. An item without events is a newcomer if it has a vector (`solve/prior/__init__.py`). Its
+popularity is unknown, so this expert abstains: when the item gets its first vector, it gets the
+popularity of the mean item, p_i = float32(sum p / n), and the count a_i with p_i = log(1 + a_i). In
+float32, a = (p - e + 1) * 2**e - 1 for e = floor(p). The count decays like all others. So an item
+that is offered and that nobody takes sinks as fast as one that nobody takes any more. Only items
+with events are in n and in the sums of p. A newcomer joins them with its first event: its p is
+added to the sums after the record is learned and before its events count. If the vector of a
+newcomer is removed, its count and p are 0.
+
 The dots are those of scores (float32). Sums, odds and weights are float64. Counts a and p are
 float32. Sums run from left to right.
 The section `mix` has the weights by group and expert, then the events since the last decay, sum p

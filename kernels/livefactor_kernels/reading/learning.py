@@ -33,6 +33,8 @@ from livefactor_kernels.reading.experts import (
     distinct,
     remembered,
 )
+from livefactor_kernels.reading.newcomers import Newcomers
+from livefactor_kernels.solve import GRAM
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.update import Update, UpdateRun
@@ -92,6 +94,7 @@ class Mixer:
         self._rate = np.float64(np.float32(spec.mix.learning_rate))
         self._key = domain_key(spec.seed, MIX_DOMAIN)
         self._mix, self._events = initial(), 0
+        self._newcomers = Newcomers(arithmetic) if spec.embeddings.dimension else None
 
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""
@@ -135,6 +138,10 @@ class Mixer:
         if self.is_decay_due(items):
             self._arithmetic.decay(popularity, bias, self._mix)
             self._mix[SINCE] = 0
+            if self._newcomers is not None:
+                self._newcomers.leave_out(source, bias, self._mix)
+        if self._newcomers is not None:
+            self._newcomers.begin(run[0], source, items)
         if items > 1:
             first = run[0]
             is_predicted = self._predicted(UpdateRun.of([first]), np.array([items]))
@@ -154,8 +161,21 @@ class Mixer:
             liked = update.values[: update.fresh] > 0
             rows, weights = rows[liked], weights[liked]
         rows, weights = np.ascontiguousarray(rows), np.ascontiguousarray(weights)
+        if self._newcomers is not None:
+            self._newcomers.join(bias, self._mix)
         self._arithmetic.add_events(rows, weights, popularity, bias, self._mix)
         self._mix[SINCE] += update.fresh
+
+    def describe(self, source: Source, rows: np.ndarray, had_vector: np.ndarray,
+                 popularity: np.ndarray, bias: np.ndarray) -> None:  # fmt: skip
+        """Follows a record of embeddings of item rows uint32[n].
+
+        `had_vector` bool[n] tells which rows had a vector before. `popularity` and `bias` are those
+        of all items.
+        """
+        assert self._newcomers is not None
+        items = source.state()[GRAM].reshape(2, self._spec.k + 1, self._spec.k + 1)[ITEMS]
+        self._newcomers.describe(source, rows, had_vector, popularity, bias, self._mix, items[-1, -1])
 
     def _predicted(self, run: UpdateRun, items: np.ndarray) -> np.ndarray:
         """Which events of records are predicted, given the numbers of items before them."""

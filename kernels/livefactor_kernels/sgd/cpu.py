@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,20 +92,25 @@ class Sgd(Stateless):
         """
         self._rates: Any = Rates.of(spec) if self._sequential else StepRates.of(spec)
 
-    def joins(self, updates: Sequence[Update]) -> bool:
-        """Whether one call of `learn` may take these consecutive records.
+    def groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
+        """Divides consecutive records into groups that one call of `learn` may take.
 
-        This needs B = 1. Only the draws of negatives may depend on the revision of a record, and
-        all records must draw the same number of negatives per event. (With one item they draw
-        none.)
+        A group of several records needs B = 1. Only the draws of negatives may depend on the
+        revision of a record, and all records must draw the same number of negatives per event.
+        (With one item they draw none.)
         """
-        joinable = self._sequential and self._spec.factor_dtype == FactorDtype.FLOAT32
-        if not joinable or not self._spec.negatives:
-            return joinable
-        if isinstance(updates, UpdateRun):
-            # The number of items never falls.
-            return bool(updates.item_counts[0] > 1) == bool(updates.item_counts[-1] > 1)
-        return len({update.item_count > 1 for update in updates}) == 1
+        if not (self._sequential and self._spec.factor_dtype == FactorDtype.FLOAT32):
+            return [[update] for update in updates]
+        if not self._spec.negatives or len(updates) == 1:
+            return [updates]
+        counts: Any = (
+            updates.item_counts
+            if isinstance(updates, UpdateRun)
+            else [update.item_count for update in updates]
+        )
+        # The number of items never falls.
+        cut = bisect_right(counts, 1)
+        return [part for part in (updates[:cut], updates[cut:]) if len(part)]
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """Draws the negatives of the records for the next `learn`: item rows uint32[any]."""

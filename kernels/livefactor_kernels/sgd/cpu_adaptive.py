@@ -181,11 +181,11 @@ class AdaptiveSgd:
         self._model.take_rates(at_step(self._spec, step))
         self._probe.take_rates(at_step(self._spec, step + 1))
 
-    def joins(self, updates: Sequence[Update]) -> bool:
-        """True for one record, because evidence is computed before a record, and a window ends
-        after one.
+    def groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
+        """One record each, because evidence is computed before a record, and a window ends after
+        one.
         """
-        return len(updates) == 1
+        return [[update] for update in updates]
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """See `Sgd.prepare`."""

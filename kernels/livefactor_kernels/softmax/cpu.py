@@ -294,9 +294,9 @@ class Softmax(Stateless):
         if self.proposer.counts:
             self.proposer.reload(self._items.history["seen_count"][: self._items.allocated])
 
-    def joins(self, updates: Sequence[Update]) -> bool:
-        """True for one record, because micro-batches do not cross records."""
-        return len(updates) == 1
+    def groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
+        """One record each, because micro-batches do not cross records."""
+        return [[update] for update in updates]
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """Proposes the negatives of a record: item rows uint32[any]."""

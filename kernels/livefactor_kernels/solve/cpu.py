@@ -86,9 +86,9 @@ class Solver:
         self._gram.sums[:, :k], self._gram.rows[:] = self.gram[:, k, :k], self.gram[:, k, k]
         self._unobserved.load(sections)
 
-    def joins(self, updates: Sequence[Update]) -> bool:
-        """Always True without embeddings. Their map may change between records."""
-        return self._prior is None or len(updates) == 1
+    def groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
+        """All records, but one each with embeddings, whose map may change between records."""
+        return [updates] if self._prior is None else [[update] for update in updates]
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """Takes the bounds of the records for the next `learn`.

@@ -28,7 +28,8 @@ _LENGTH_SHIFT_MAX = 28
 @compiled
 def _find_columns(memory: Any, at: Any, end: Any, spans: Any) -> Any:
     """Writes where each column starts and its bytes to `spans`, int64[6, 2]. False if unusual."""
-    spans[:, :] = 0
+    for i in range(6):
+        spans[i, 0] = spans[i, 1] = 0
     while at < end:
         column = 0
         while column < 6 and _TAGS[column] != memory[at]:

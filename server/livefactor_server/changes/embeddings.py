@@ -65,7 +65,8 @@ class EmbeddingsChange(KeyedChange):
         columns, dimension = wire.decode_embeddings(body), spec.embeddings.dimension
         if not dimension:
             raise invalid(
-                "embeddings: this model has none (spec: embeddings.dimension, or --embedding-dim at its creation)"
+                "embeddings: this model cannot take vectors, which need rule solve with implicit loss "
+                "(preset auto or clicks)"
             )
         if columns.side != updates_pb2.SIDE_ITEM:
             raise invalid(f"side: expected SIDE_ITEM, got {columns.side}")

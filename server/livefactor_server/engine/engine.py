@@ -30,6 +30,7 @@ from pathlib import Path
 
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server import changes
+from livefactor_server.engine import dimension
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.budget import Budget
 from livefactor_server.engine.commit import Commit, Parts, Run
@@ -104,6 +105,7 @@ class Engine:
         self._promoting = threading.Lock()
         self._promotion: Promotion | None = None
         self._recogniser = Recogniser(name, state.spec, log, self.promote)
+        self.dimension = dimension.Recogniser(lambda: self.state.spec, self.promote)
         self._to_apply: Handover[Commit] = Handover(GROUPS_AHEAD_MAX)
         self._intake: Intake[Promotion] = Intake(self._to_apply, self._mark)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")

@@ -87,12 +87,8 @@ class ShortReader:
         """A reader of a model without histories on the CPU, with float32 factors. Others have
         none.
         """
-        backend, spec = state.backend, state.spec
-        if (
-            not isinstance(backend, CpuModel)
-            or spec.history.users
-            or spec.factor_dtype != FactorDtype.FLOAT32
-        ):
+        backend = state.backend
+        if not isinstance(backend, CpuModel) or not _is_answered(state.spec):
             return None
         return ShortReader(backend.candidates, state.lineage.bytes, int(state.spec_id, 16))
 
@@ -204,9 +200,21 @@ def _answer_kernel(
     return end + _1 + _KEY
 
 
+def _is_answered(spec: ModelSpec) -> bool:
+    return not spec.history.users and spec.factor_dtype == FactorDtype.FLOAT32
+
+
+def compile_kernels(spec: ModelSpec) -> None:
+    """Compiles the kernel or loads it from the cache, so that no call to a model waits for it.
+
+    A model whose messages are not answered here needs no kernel.
+    """
+    if _is_answered(spec):
+        _compile()
+
+
 @cache
-def compile_kernels() -> None:
-    """Compiles the kernel or loads it from the cache, so that no call waits for it."""
+def _compile() -> None:
     spec = ModelSpec(limits=Limits(users_max=1, items_max=1))
     tables = Table(spec, USERS), Table(spec, ITEMS)
     ShortReader(CandidateReader(Head(), np.zeros(2, np.int64), *tables), bytes(16), 0).answer(b"", 0, 1)

@@ -30,7 +30,7 @@ from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
 from livefactor_server.challenging.challengers import Challengers, Subject
 from livefactor_server.challenging.contests import Contests
-from livefactor_server.engine import promotion
+from livefactor_server.engine import promotion, short_reads
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
 from livefactor_server.hosting import identity, kernels
@@ -119,6 +119,7 @@ class Hosted:
         a challenger (`replay.challenger_store`).
         """
         engine = self.engine
+        short_reads.compile_kernels(spec)
         start = partial(replay.start_of, self.folder, engine.log, engine.state.backend_name)
         return engine.promote(spec, start, progress)
 
@@ -164,6 +165,7 @@ class Hosting:
         there = self._folders.names()
         spec, name = self._settings.default_spec, self._settings.default_preset
         steps = [
+            *([kernels.LOG] if there else []),
             *kernels.shared(),
             *(kernels.Step(f"model {each}", partial(self._keep, each, progress)) for each in there),
         ]
@@ -183,6 +185,9 @@ class Hosting:
                 DEFAULT_MODEL,
             )
         self._open_for_calls = True
+        if not there:
+            # The next start will read a log. Then it finds the kernels on disk.
+            threading.Thread(target=kernels.LOG.run, name="kernels").start()
         if self._settings.auto_cpu_share > 0:
             self._contests.start()
 
@@ -219,6 +224,7 @@ class Hosting:
         except BaseException:
             log.close()
             raise
+        short_reads.compile_kernels(state.spec)
         engine.start()
         # The first report comes after kernels were compiled and the snapshot was loaded.
         keeper = Keeper(engine, store, self._settings.keeper, times[-1] - times[0])

@@ -34,23 +34,29 @@ At the end it is called with ("", steps, steps).
 """
 
 
+LOG = Step("the log", replay.compile_kernels)
+"""The kernels that read a log. A server without models has no log to read at its first start."""
+
+
 def shared() -> list[Step]:
-    """The kernels that every model needs."""
+    """The kernels that every model needs to serve."""
     return [
-        Step("the log", replay.compile_kernels),
         Step("tables of keys", keymap.compile_kernels),
         Step("rows of small records", pairs.compile_kernels),
         Step("scores and top-k", scoring.compile_kernels),
-        Step("short answers", short_reads.compile_kernels),
         Step("short updates", short_updates.compile_kernels),
         Step("the judge", judge.compile_kernels),
     ]
 
 
 def of_presets(names: Sequence[str], backend: str) -> list[Step]:
-    """The kernels that every model needs, and those of presets on a backend."""
-    return [*shared(), *(_learning(name, preset(name), backend) for name in names)]
+    """All kernels that models with these presets need on a backend."""
+    return [LOG, *shared(), *(_model(name, preset(name), backend) for name in names)]
 
 
-def _learning(name: str, spec: ModelSpec, backend: str) -> Step:
-    return Step(f"learning with preset {name}", lambda: create_backend(backend, spec))
+def _model(name: str, spec: ModelSpec, backend: str) -> Step:
+    def run() -> None:
+        create_backend(backend, spec)
+        short_reads.compile_kernels(spec)
+
+    return Step(f"models with preset {name}", run)

@@ -52,7 +52,10 @@ _ID_AT, _ID_BYTES, _EPOCH, _SMALLEST = range(4)
 _REVISION, _INCARNATION, _HASH_ID = range(3)
 _GROUP_MAGIC = np.frombuffer(GROUP_MAGIC, np.uint8)
 _MAGIC = np.frombuffer(MAGIC, np.uint8)
-_HASHED_BYTES = 192
+
+# Numba compiles a function again for every literal that it is called with, but not for these.
+_START, _FOUR, _EIGHT = np.int64(0), np.int64(4), np.int64(8)
+_SALT, _HASH, _HASHED, _CLEARED = np.int64(SALT_BYTES), np.int64(HASH_BYTES), np.int64(192), np.int64(72)
 _PRODUCER_BYTES = 17
 _WIDE = np.uint64
 
@@ -74,9 +77,21 @@ def _u64(memory: Any, at: Any) -> Any:
 
 
 @compiled
-def _put(out: Any, at: Any, value: Any, size: Any) -> None:
-    for i in range(size):
+def _put(out: Any, at: Any, value: Any) -> None:
+    for i in range(8):
         out[at + i] = np.uint8((value >> _WIDE(8 * i)) & _WIDE(0xFF))
+
+
+@compiled
+def _copy(out: Any, at: Any, memory: Any, start: Any, size: Any) -> None:
+    for i in range(size):
+        out[at + i] = memory[start + i]
+
+
+@compiled
+def _clear(out: Any, start: Any, end: Any) -> None:
+    for i in range(start, end):
+        out[i] = 0
 
 
 @compiled
@@ -112,7 +127,8 @@ def _read_producers(memory: Any, at: Any, end: Any, listed: Any, entries: Any) -
     Number 0 is no producer.
     """
     start = at
-    entries[0, :] = 0
+    for i in range(4):
+        entries[0, i] = 0
     for number in range(1, listed + 1):
         if at + _PRODUCER_BYTES > end:
             return -1
@@ -146,12 +162,12 @@ def _commit(memory: Any, row: Any, hash_id: Any, data: Any, words: Any, out: Any
     """Writes the commitment to a record's payload to `out`. `row` is a row of `fields`."""
     salt_at, at = np.int64(row[SALT_AT]), np.int64(row[REJECTS_AT])
     payload = np.int64(row[REJECTS] + row[BODY])
-    data[:SALT_BYTES] = memory[salt_at : salt_at + SALT_BYTES]
-    _put(data, SALT_BYTES, row[REJECTS], 4)
-    size = SALT_BYTES + 4 + payload
-    for i in range(payload):
-        data[SALT_BYTES + 4 + i] = memory[at + i]
-    data[size : size + 72] = 0
+    _copy(data, _START, memory, salt_at, _SALT)
+    # The field has 4 bytes. The bytes of the payload overwrite the rest.
+    _put(data, _SALT, row[REJECTS])
+    size = _SALT + _FOUR + payload
+    _copy(data, _SALT + _FOUR, memory, at, payload)
+    _clear(data, size, size + _CLEARED)
     hash_short(hash_id, data, size, words, out)
 
 
@@ -168,22 +184,21 @@ def _chain(
     out: Any,
 ) -> None:
     """Writes the chain hash of a record to `out`. `numbers` are its revision and the hash id."""
-    data[: _HASHED_BYTES + 72] = 0
-    data[:8] = _MAGIC
+    _clear(data, _START, _HASHED + _CLEARED)
+    _copy(data, _START, _MAGIC, _START, _EIGHT)
     data[8] = HEADER_VERSION
     data[10] = np.uint8(row[KIND])
     data[11] = np.uint8(numbers[1])
     data[12] = np.uint8(entry[_ID_BYTES])
-    _put(data, 16, numbers[0], 8)
-    _put(data, 24, _WIDE(entry[_EPOCH]), 8)
-    _put(data, 32, row[SEQUENCE], 8)
-    _put(data, 40, row[TIME], 8)
-    _put(data, 48, row[COUNT], 8)
-    data[56:88] = commitment
-    data[88:120] = previous
-    for i in range(entry[_ID_BYTES]):
-        data[120 + i] = memory[entry[_ID_AT] + i]
-    hash_short(np.int64(numbers[1]), data, _HASHED_BYTES, words, out)
+    _put(data, np.int64(16), numbers[0])
+    _put(data, np.int64(24), _WIDE(entry[_EPOCH]))
+    _put(data, np.int64(32), row[SEQUENCE])
+    _put(data, np.int64(40), row[TIME])
+    _put(data, np.int64(48), row[COUNT])
+    _copy(data, np.int64(56), commitment, _START, _HASH)
+    _copy(data, np.int64(88), previous, _START, _HASH)
+    _copy(data, np.int64(120), memory, entry[_ID_AT], entry[_ID_BYTES])
+    hash_short(np.int64(numbers[1]), data, _HASHED, words, out)
 
 
 @compiled
@@ -267,12 +282,14 @@ def _read_groups(
         for i in range(done, done + count):
             entry = entries[np.int64(fields[i, PRODUCER])]
             if known == 0 or not _same_producer(memory, entry, producers[known - 1]):
-                producers[known] = entry
+                # Numba takes seconds to compile the assignment of an array.
+                for column in range(4):
+                    producers[known, column] = entry[column]
                 known += 1
             fields[i, PRODUCER] = _WIDE(known - 1)
         cursor[_REVISION] += _WIDE(count)
         cursor[_INCARNATION] = _u32(memory, at + 32)
-        chain[:] = hashes[done + count - 1]
+        _copy(chain, _START, hashes[done + count - 1], _START, _HASH)
         done, at = done + count, at + size
     return done, known, at
 

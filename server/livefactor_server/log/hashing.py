@@ -90,27 +90,29 @@ def hash_short(hash_id: Any, data: Any, size: Any, words: Any, out: Any) -> None
 
 @compiled
 def _rotated(word: Any, right: Any) -> Any:
-    return _U((word >> _U(right)) | (word << _U(32 - right)))
+    # Numba would compile a variant for every literal number of bits.
+    return _U((word >> right) | (word << (_U(32) - right)))
 
 
 @compiled
 def _mixed(a: Any, b: Any, c: Any, d: Any, x: Any, y: Any) -> Any:
     """The function G of BLAKE3."""
     a = _U(a + b + x)
-    d = _rotated(_U(d ^ a), 16)
+    d = _rotated(_U(d ^ a), _U(16))
     c = _U(c + d)
-    b = _rotated(_U(b ^ c), 12)
+    b = _rotated(_U(b ^ c), _U(12))
     a = _U(a + b + y)
-    d = _rotated(_U(d ^ a), 8)
+    d = _rotated(_U(d ^ a), _U(8))
     c = _U(c + d)
-    b = _rotated(_U(b ^ c), 7)
+    b = _rotated(_U(b ^ c), _U(7))
     return a, b, c, d
 
 
 @compiled
 def _blake3(data: Any, size: Any, words: Any) -> None:
     """Writes the eight words of the hash to `words[:8]`."""
-    words[:8] = _IV
+    for i in range(8):
+        words[i] = _IV[i]
     blocks = max(1, (size + _BLOCK - 1) // _BLOCK)
     for block in range(blocks):
         flags = (_CHUNK_START if block == 0 else 0) | (_CHUNK_END | _ROOT if block == blocks - 1 else 0)
@@ -150,7 +152,8 @@ def _blake3_block(chain: Any, m: Any, size: Any, flags: Any) -> None:
 @compiled
 def _sha256(data: Any, size: Any, words: Any) -> None:
     """Writes the eight words of the hash to `words[:8]`."""
-    words[:8] = _IV
+    for i in range(8):
+        words[i] = _IV[i]
     blocks = (size + 9 + _BLOCK - 1) // _BLOCK
     for block in range(blocks):
         for i in range(16):
@@ -170,15 +173,15 @@ def _sha256_block(chain: Any, w: Any) -> None:
     """Compresses the block `w[:16]`, uint32[64], into `chain[:8]`."""
     for i in range(16, 64):
         x, y = w[i - 15], w[i - 2]
-        low = _rotated(x, 7) ^ _rotated(x, 18) ^ (x >> _U(3))
-        high = _rotated(y, 17) ^ _rotated(y, 19) ^ (y >> _U(10))
+        low = _rotated(x, _U(7)) ^ _rotated(x, _U(18)) ^ (x >> _U(3))
+        high = _rotated(y, _U(17)) ^ _rotated(y, _U(19)) ^ (y >> _U(10))
         w[i] = _U(w[i - 16] + low + w[i - 7] + high)
     a, b, c, d = chain[0], chain[1], chain[2], chain[3]
     e, f, g, h = chain[4], chain[5], chain[6], chain[7]
     for i in range(64):
-        high = _rotated(e, 6) ^ _rotated(e, 11) ^ _rotated(e, 25)
+        high = _rotated(e, _U(6)) ^ _rotated(e, _U(11)) ^ _rotated(e, _U(25))
         first = _U(h + high + ((e & f) ^ (~e & g)) + _K[i] + w[i])
-        low = _rotated(a, 2) ^ _rotated(a, 13) ^ _rotated(a, 22)
+        low = _rotated(a, _U(2)) ^ _rotated(a, _U(13)) ^ _rotated(a, _U(22))
         second = _U(low + ((a & b) ^ (a & c) ^ (b & c)))
         h, g, f, e, d, c, b, a = g, f, e, _U(d + first), c, b, a, _U(first + second)
     chain[0], chain[1] = _U(chain[0] + a), _U(chain[1] + b)

@@ -85,11 +85,14 @@ class ModelState:
     spec_id: str = field(init=False)
     meanings: Meanings = field(init=False)
     marks: Marks = field(init=False)
+    _map_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.spec_id = spec_codec.id_of(self.spec_body)
         self.meanings = Meanings(self.spec)
         self.marks = Marks(self.backend)
+        learned = self.backend.state().items()
+        self._map_bytes = sum(array.nbytes for name, array in learned if name.startswith("prior."))
 
     @classmethod
     def empty(
@@ -109,11 +112,14 @@ class ModelState:
 
     def _beside(self) -> dict[str, int]:
         labels = sum(labels.nbytes for labels in self.labels)
-        return {"labels": labels, "marks": self.marks.nbytes, "producers": self.producers.nbytes}
+        parts = {"labels": labels, "marks": self.marks.nbytes, "producers": self.producers.nbytes}
+        return parts | {"embeddings": self._map_bytes} if self._map_bytes else parts
 
     @property
     def bytes_beside(self) -> int:
-        """Bytes of memory of the state beside the rows that records make grow."""
+        """Bytes of memory of the state beside the rows: the parts that records make grow, and the
+        map of embeddings.
+        """
         return sum(self._beside().values())
 
     @property

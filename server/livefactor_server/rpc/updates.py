@@ -13,6 +13,7 @@ from livefactor.wire import columns as wire
 from livefactor.wire.columns import ColumnError
 from livefactor.wire.limits import NOTE_BYTES_MAX, over
 from livefactor_server.changes import NO_REJECTS, OpenProducerChange
+from livefactor_server.engine import dimension
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.submission import Ack, Submission, Wake
 from livefactor_server.rpc import decode, encode, guards
@@ -81,13 +82,16 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
             calls,
             engine,
             lambda reply: _batch(calls, engine, update, reply, call.is_late),
-            is_large=_is_large(update, raw),
+            is_large=_is_large(engine, update, raw),
         )
     call.revision = ack.revision
     return encode.apply_response(engine.state.lineage, ack).SerializeToString()
 
 
-def _is_large(update: decode.UpdateRequest, raw: bytes) -> bool:
+def _is_large(engine: Engine, update: decode.UpdateRequest, raw: bytes) -> bool:
+    """Whether a thread decodes the batch. The first vectors of a model wait for a switch, too."""
+    if dimension.lacks_dimension(engine.state.spec, update.change):
+        return True
     is_quick = update.change == wire.INTERACTIONS
     return len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX)
 
@@ -99,8 +103,12 @@ def _batch(
     reply: Reply,
     is_late: Callable[[], bool] | None = None,
 ) -> Submission:
-    spec = engine.state.spec
-    change, rejects = decode.change_from_wire(update, spec, calls.settings.batch_events_max)
+    spec, rows_max = engine.state.spec, calls.settings.batch_events_max
+    if dimension.lacks_dimension(spec, update.change):
+        decode.change_from_wire(update, dimension.spec_for(spec, update.body), rows_max)
+        engine.dimension.recognise(update.body)
+        spec = engine.state.spec
+    change, rejects = decode.change_from_wire(update, spec, rows_max)
     return Submission(
         change=change,
         received_body=update.body,
@@ -210,7 +218,7 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
             stream.prepare(Answer(index, item.sequence, item.result, lineage))
             return calls.loop.wake
 
-        if _is_large(update, raw):
+        if _is_large(engine, update, raw):
             await calls.stream_threads.in_thread(lambda: engine.submit(_batch(calls, engine, update, reply)))
         else:
             batch = _batch(calls, engine, update, reply)

@@ -9,6 +9,7 @@ import pytest
 
 from livefactor_kernels.backend import Backend, create_backend
 from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.reading import SQUARES, SUM
 from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.solve.prior import RIDGE, learning
@@ -202,6 +203,36 @@ def test_a_new_item_starts_at_its_prior_and_moves_with_its_events() -> None:
             push(model, np.arange(1, 30, 2), [key] * 15)
     rows = [model.items.factors[row, :4] for model in (with_vector, without)]
     assert np.linalg.norm(rows[0] - rows[1]) < 0.1 * np.linalg.norm(rows[1])
+
+
+def test_a_newcomer_begins_with_the_mean_popularity(monkeypatch) -> None:
+    """Its count decays with all others, and the sums are those of the items with events."""
+    monkeypatch.setattr(learning, "REFRESH_MIN", 256)
+    model, rng = CpuModel(SPECS["mix"]), np.random.default_rng(3)
+
+    def sums() -> tuple[np.ndarray, float, float]:
+        mix, popularity = model.state()["mix"], model.items.bias[: model.published[ITEMS]].astype(float)
+        seen = model.items.history["seen_count"][: len(popularity)] > 0
+        assert mix[SUM] == pytest.approx(popularity[seen].sum(), rel=1e-12)
+        assert mix[SQUARES] == pytest.approx((popularity[seen] ** 2).sum(), rel=1e-12)
+        return popularity, float(mix[SUM] / seen.sum()), float(popularity[-1])
+
+    push(model, rng.integers(0, 9, 300), rng.integers(0, 20, 300), None)
+    _, mean, _ = sums()
+    embed(model, [100, 101, 3], np.ones((3, D)))
+    popularity, _, newest = sums()
+    assert popularity[-2] == newest == pytest.approx(mean, rel=1e-6)
+    embed(model, [100, 101], np.full((2, D), 2.0))
+    assert sums()[2] == newest
+    embed(model, [101], np.zeros((1, D)))
+    assert sums()[2] == 0
+    embed(model, [101], np.ones((1, D)))
+    push(model, [1] * 30, rng.integers(0, 20, 30), None)
+    push(model, [2], [5], None)
+    decayed = sums()[2]
+    assert 0 < decayed < newest
+    push(model, [2], [101], None)
+    assert sums()[2] > decayed
 
 
 def test_specs_without_a_place_for_vectors_are_refused_by_name() -> None:

@@ -156,7 +156,7 @@ def test_bad_vectors_are_refused_as_a_whole_with_their_row(server: livefactor.Lo
     assert refusal(server, "films", encode_embeddings(1, ids, good)) == "side: expected SIDE_ITEM, got 1"
     assert refusal(server, "films", encode_embeddings(2, ids, good[:, :5])) == "dimension: expected 8, got 5"
     assert refusal(server, "plain", encode_embeddings(2, ids, good)).startswith(
-        "embeddings: this model has none"
+        "embeddings: this model cannot take vectors"
     )
     short = updates_pb2.Embeddings(side=2, ids=[1, 2], dimension=D, vectors=[0.5] * D)
     assert "vectors has 8 numbers" in refusal(server, "films", short.SerializeToString())
@@ -189,6 +189,14 @@ def test_rows_above_the_limit_of_items_are_rejected_one_by_one(tmp_path: Path) -
         assert [reject.row for reject in ack.rejects] == list(range(40, 45))
 
 
+def test_the_sums_of_the_map_count_as_memory(server: livefactor.Local) -> None:
+    """With dimension 1,024 they are 8 MiB and more."""
+    with server.models() as models:
+        models.create("wide", **SPEC | {"embeddings": {"dimension": 1024}})
+        narrow = models.describe("films").memory_bytes
+        assert models.describe("wide").memory_bytes > 8 * 1025**2 + 16 * 1025 * 8 > narrow
+
+
 def test_the_command_sends_files_of_vectors(server: livefactor.Local) -> None:
     rng = np.random.default_rng(3)
     accepted, rejected, revision = push_vectors(
@@ -210,6 +218,32 @@ def test_a_spec_of_another_dimension_cannot_be_promoted(server: livefactor.Local
             producer.push([1, 2, 1], [4, 5, 5]).result()
             models.promote("late", embeddings={"dimension": 3})
             assert producer.push_embeddings([4, 6], np.ones((2, 3))).result().accepted == 2
+
+
+def test_the_first_vectors_decide_the_dimension(folder: Path, server: livefactor.Local) -> None:
+    """A batch that is not valid decides nothing. The vectors and the switch are in the log."""
+    rng, names = np.random.default_rng(5), [f"film {item}" for item in range(ITEMS)]
+    with server.models() as models:
+        models.create("first", **{key: value for key, value in SPEC.items() if key != "embeddings"})
+        with server.producer("p", model="first") as producer:
+            producer.push(rng.integers(0, 9, 50), np.array(names)[rng.integers(0, 9, 50)]).result()
+        bad = np.full((1, 3), np.inf, np.float32)
+        assert "row 0" in refusal(server, "first", encode_embeddings(2, np.arange(1), bad))
+        many = np.zeros((1, 1025), np.float16)
+        assert "embeddings.dimension: expected 0..1024" in refusal(
+            server, "first", encode_embeddings(2, np.arange(1), many)
+        )
+        assert not models.describe("first").earlier_specs
+        receipts, producers = [], [server.producer(f"p{d}", model="first") for d in (3, 4)]
+        for producer, d in zip(producers, (3, 4), strict=True):
+            receipts.append(producer.push_embeddings(names, np.ones((ITEMS, d))))
+        assert [type(receipt.exception()) for receipt in receipts].count(InvalidArgument) == 1
+        for producer in producers:
+            producer.close()
+        found = models.describe("first", with_root_hash=True)
+        assert found.spec["embeddings"]["dimension"] in (3, 4) and len(found.earlier_specs) == 1
+    report = replay_model(folder / "models" / "first", "reference", None)
+    assert report.root_hash == found.root_hash
 
 
 def test_a_restart_and_a_replay_give_the_same_state(folder: Path, server: livefactor.Local) -> None:

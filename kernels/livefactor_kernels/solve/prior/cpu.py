@@ -9,7 +9,7 @@ import numpy as np
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.solve.prior import RIDGE
 
-_0, _1 = np.uint64(0), np.uint64(1)
+_0, _1, _TILE = np.uint64(0), np.uint64(1), np.uint64(16)
 
 
 class CpuArithmetic:
@@ -36,7 +36,7 @@ class CpuArithmetic:
 
     def add_rows(self, sums: np.ndarray, vectors: np.ndarray, new: np.ndarray, old: np.ndarray) -> None:
         """See `learning.Arithmetic.add_rows`."""
-        livefactor_row_sums_kernel(sums, vectors, np.ascontiguousarray(new), np.ascontiguousarray(old))
+        livefactor_row_sums_kernel(sums, vectors, new.astype(np.float64), old.astype(np.float64))
 
     def regress(self, gram: np.ndarray, sums: np.ndarray, map_: np.ndarray) -> None:
         """See `learning.Arithmetic.regress`."""
@@ -47,11 +47,15 @@ class CpuArithmetic:
 @compiled
 def livefactor_map_kernel(vectors: Any, map_: Any, rows: Any) -> None:
     """Adds W'e to rows float64[n, k], which are 0."""
-    for i in range(np.uint64(rows.shape[0])):
+    count = np.uint64(rows.shape[0])
+    # A tile of rows stays in the first cache.
+    for start in range(_0, count, _TILE):
+        stop = min(start + _TILE, count)
         for p in range(np.uint64(map_.shape[0])):
-            e = vectors[i, p]
-            for q in range(np.uint64(map_.shape[1])):
-                rows[i, q] += e * map_[p, q]
+            for i in range(start, stop):
+                e = vectors[i, p]
+                for q in range(np.uint64(map_.shape[1])):
+                    rows[i, q] += e * map_[p, q]
 
 
 @compiled
@@ -66,12 +70,16 @@ def livefactor_vector_sums_kernel(gram: Any, vectors: Any, sign: Any) -> None:
 
 @compiled
 def livefactor_row_sums_kernel(sums: Any, vectors: Any, new: Any, old: Any) -> None:
-    """Adds e new' - e old' for each vector."""
-    for i in range(np.uint64(vectors.shape[0])):
-        for p in range(np.uint64(sums.shape[0])):
-            e = vectors[i, p]
-            for q in range(np.uint64(sums.shape[1])):
-                sums[p, q] = (sums[p, q] + e * np.float64(new[i, q])) - e * np.float64(old[i, q])
+    """Adds e new' - e old' for each vector. new and old are float64[n, k]."""
+    size = np.uint64(sums.shape[0])
+    # A tile of the sums stays in the first cache.
+    for start in range(_0, size, _TILE):
+        stop = min(start + _TILE, size)
+        for i in range(np.uint64(vectors.shape[0])):
+            for p in range(start, stop):
+                e = vectors[i, p]
+                for q in range(np.uint64(sums.shape[1])):
+                    sums[p, q] = (sums[p, q] + e * new[i, q]) - e * old[i, q]
 
 
 @compiled

@@ -160,6 +160,10 @@ class Prior:
 
     # ------------------------------------------------------------------ a record of embeddings
 
+    def is_described(self, rows: np.ndarray) -> np.ndarray:
+        """Which item rows uint32[n] have a vector, bool[n]."""
+        return np.asarray(self._array_of("described")[rows] != NONE)
+
     def describe(self, rows: np.ndarray, vectors: np.ndarray, items: int) -> np.ndarray:
         """Sets the vectors float16[n, d] of item rows uint32[n], in order.
 

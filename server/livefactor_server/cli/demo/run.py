@@ -6,9 +6,6 @@ only if all promises held.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import os
 import signal
 import subprocess
@@ -16,9 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +30,8 @@ from livefactor.position import Position
 from livefactor.pushing.batching import BatchSettings
 from livefactor.pushing.producer import Producer
 from livefactor.scorer import Scorer
-from livefactor.wire.keys import keys_of
+from livefactor_server.cli.demo.arrivals import find_customers
+from livefactor_server.cli.demo.shop import Shop, load_shop
 from livefactor_server.snapshots.audit import replay_model
 from livefactor_server.text import plain
 
@@ -53,47 +50,6 @@ CUSTOMER_EVENTS = 20
 """The customer whose list is shown has about this many purchases."""
 
 START_TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Shop:
-    """A year of purchases in the order of time.
-
-    Attributes:
-        users, items: keys, uint64[n].
-        times_us: microseconds since 1970, int64[n].
-        labels: the description of each item, by its key.
-    """
-
-    users: np.ndarray
-    items: np.ndarray
-    times_us: np.ndarray
-    labels: dict[int, str]
-
-
-def load_shop() -> Shop:
-    """Reads the shipped UCI Online Retail purchases (CC BY 4.0; data/online_retail/README.md)."""
-    events = list(_rows("events.csv.gz"))
-    names = list(_rows("items.csv.gz"))
-    labels = dict(
-        zip(
-            keys_of([row["stock_code"] for row in names]).tolist(),
-            [row["description"] for row in names],
-            strict=True,
-        )
-    )
-    return Shop(
-        np.array([int(row["customer_id"]) for row in events], np.uint64),
-        keys_of([row["stock_code"] for row in events]),
-        np.array([int(row["timestamp"]) for row in events], np.int64) * 1_000_000,
-        labels,
-    )
-
-
-def _rows(name: str) -> Iterator[dict[str, str]]:
-    file = resources.files("livefactor_server") / "data" / "online_retail" / name
-    text = gzip.decompress(file.read_bytes()).decode()
-    return csv.DictReader(io.StringIO(text))
 
 
 class ServerProcess:
@@ -439,6 +395,8 @@ def run_demo(
                 f"recall@10 {demo.tally.recall:.4f} against {demo.tally.popular_recall:.4f}, each batch of "
                 f"{BATCH_EVENTS} is tested before it is learned",
             )
+            if (found := find_customers(server.target, shop, events, console)) is not None:
+                demo.check("items that nobody has bought reach their customers", found.held, found.measured)
             demo.prove(events, extra)
         finally:
             server.end()

@@ -48,8 +48,7 @@ def push_embeddings(
 ) -> None:
     """Push vectors of items, such as embeddings of their descriptions.
 
-    The model needs their dimension (models create --embedding-dim). A second run sets the same
-    vectors again.
+    The first vectors decide their dimension. A second run sets the same vectors again.
     """
     from livefactor.errors import ColumnError, InvalidArgument
     from livefactor_server.cli.embeddings.transfer import push_vectors

@@ -1,4 +1,4 @@
-"""A restart without a snapshot: `python -m benchmarks.speed.recovery`.
+"""A restart without a snapshot: `python -m benchmarks.speed.recovery.replay`.
 
 Each record of the log has one event. Opening reads and verifies the log. Replay reads it again,
 decodes the records, places their keys and learns. Rates by the wall clock and by CPU time differ if
