@@ -97,6 +97,10 @@ test: $(VENV)/.stamp-dev ## Runs the whole suite.
 test-long: $(VENV)/.stamp-dev ## Runs the tests that take minutes each.
 	@$(BIN)/python -m pytest -m long --timeout=3600 $(ARGS)
 
+.PHONY: battle
+battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for half an hour; writes benchmarks/results/battle.json.
+	@BATTLE_RESULTS=benchmarks/results/battle.json $(BIN)/python -m pytest tests/battle -m 'long or not long' -k 'not short' --timeout=7200 $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(VENV)/.stamp-dev ## Runs the tests that need a GPU; `pip install livefactor[cuda13]` (or cuda12) first.
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -109,12 +109,8 @@ class CpuModel:
         arithmetic = PriorArithmetic(spec.embeddings.dimension, spec.k)
         return Prior(spec, self.items.padded().__getitem__, arithmetic)
 
-    @staticmethod
-    def _mixer_of(spec: ModelSpec) -> Mixer:
-        # Readers share the compiled kernels, and are made more often.
-        arithmetic = CpuArithmetic(spec)
-        arithmetic.compile_kernels()
-        return Mixer(spec, arithmetic)
+    def _mixer_of(self, spec: ModelSpec) -> Mixer:
+        return Mixer(spec, CpuArithmetic(spec, self.users, self.items))
 
     @property
     def mean(self) -> np.float32:

@@ -392,6 +392,8 @@ class PinBoard:
         Returns False after `timeout` seconds. A record above the limit passes when there are no
         copies.
         """
+        if not self._active:
+            return True
         with self.lock:
             return self.lock.wait_for(lambda: self._has_room(update_rows), timeout)
 

@@ -8,50 +8,18 @@ from typing import Protocol
 
 import numpy as np
 
-from livefactor_kernels.history import DECAY_STEPS
 from livefactor_kernels.numbers.random import MIX_DOMAIN, domain_key
-from livefactor_kernels.reading import (
-    CANDIDATES,
-    COUNTS,
-    EXPERTS,
-    FOLDS,
-    MIX,
-    OWN_MAX,
-    POPULARITY,
-    REPEATS,
-    REPEATS_RATE,
-    SINCE,
-    initial,
-    predicted_share,
-)
-from livefactor_kernels.reading.experts import (
-    Arithmetic,
-    Experts,
-    Panel,
-    Remembered,
-    Source,
-    distinct,
-    remembered,
-)
+from livefactor_kernels.reading import MIX, SINCE, initial, predicted_share
 from livefactor_kernels.reading.newcomers import Newcomers
+from livefactor_kernels.reading.remembered import Source
 from livefactor_kernels.solve import GRAM
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables import ITEMS
 from livefactor_kernels.update import Update, UpdateRun
 
-_NEW_ITEM = np.array([expert != REPEATS for expert in range(EXPERTS)])
-"""The experts that learn from an event whose item is new to the user."""
-_PERSON = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits", "last_time")
 
-
-class LearningArithmetic(Arithmetic, Protocol):
-    """The further parts of the semantics that a backend computes for learning."""
-
-    def draws(
-        self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int
-    ) -> np.ndarray:
-        """draw(event, first + j, count) for j below `size`, int64[size]."""
-        ...
+class Arithmetic(Protocol):
+    """The parts of the semantics that a backend computes (`reference.py`, `cpu.py`)."""
 
     def predicted(self, key: np.uint64, run: UpdateRun, shares: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Which events of records are predicted, bool[n].
@@ -60,19 +28,18 @@ class LearningArithmetic(Arithmetic, Protocol):
         """
         ...
 
-    def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The dot products float32[c] of x float32[k_padded] and y float32[c, k_padded].
+    def predict(
+        self,
+        key: np.uint64,
+        update: Update,
+        events: np.ndarray,
+        source: Source,
+        bias: np.ndarray,
+        mix: np.ndarray,
+    ) -> None:
+        """Predicts those events of a record that `events` bool[n] selects, and steps the weights.
 
-        y begins at a multiple of 64 bytes.
-        """
-        ...
-
-    def step(self, weights: np.ndarray, z: np.ndarray, odds: np.ndarray, learns: np.ndarray,
-             rate: np.float64, root: bool) -> None:  # fmt: skip
-        """One step of the weights float64[EXPERTS] that `learns` bool[EXPERTS] selects.
-
-        z float64[EXPERTS, c] are the standardised scores, of the event's item first, and odds
-        float64[c] those of the candidates. `root` is False for 1 in place of sqrt(P).
+        `bias` float32[any] is that of the items before the record.
         """
         ...
 
@@ -89,9 +56,8 @@ class LearningArithmetic(Arithmetic, Protocol):
 class Mixer:
     """Learns from records. A part of a model (`tables.state.Part`)."""
 
-    def __init__(self, spec: ModelSpec, arithmetic: LearningArithmetic) -> None:
-        self._spec, self._arithmetic, self._panel = spec, arithmetic, Panel(spec, arithmetic)
-        self._rate = np.float64(np.float32(spec.mix.learning_rate))
+    def __init__(self, spec: ModelSpec, arithmetic: Arithmetic) -> None:
+        self._spec, self._arithmetic = spec, arithmetic
         self._key = domain_key(spec.seed, MIX_DOMAIN)
         self._mix, self._events = initial(), 0
         self._newcomers = Newcomers(arithmetic) if spec.embeddings.dimension else None
@@ -145,8 +111,8 @@ class Mixer:
         if items > 1:
             first = run[0]
             is_predicted = self._predicted(UpdateRun.of([first]), np.array([items]))
-            for event in np.flatnonzero(is_predicted).tolist():
-                self._predict(first, event, source, bias)
+            if is_predicted.any():
+                self._arithmetic.predict(self._key, first, is_predicted, source, bias, self._mix)
         self._events += run.joined.fresh
 
     def count(self, update: Update, popularity: np.ndarray, bias: np.ndarray) -> None:
@@ -181,80 +147,3 @@ class Mixer:
         """Which events of records are predicted, given the numbers of items before them."""
         events = self._events + np.concatenate([[0], run.ends[:-1]])
         return self._arithmetic.predicted(self._key, run, predicted_share(events), items)
-
-    def _draws(self, update: Update, event: int, first: int, size: int, count: int) -> np.ndarray:
-        return self._arithmetic.draws(self._key, update.revision, event, first, size, count)
-
-    def _predict(self, update: Update, event: int, source: Source, bias: np.ndarray) -> None:
-        row = update.item_rows[event]
-        events = self._remembered(update, event, source)
-        known = Remembered(*(column[events.rows < len(bias)] for column in events))
-        experts = self._panel.of(source, update.user_rows[event : event + 1], known, update.item_count)
-        candidates, odds = self._candidates(update, event, row, known.rows, experts.counts[0].rows, len(bias))
-        own = distinct(known.rows[-OWN_MAX:])
-        own = own[own != row]
-        z = self._standardised(experts, source, np.concatenate([candidates, own]).astype(np.uint32))
-        weights, step = experts.weights, self._arithmetic.step
-        if row not in known.rows:
-            new = np.ascontiguousarray(z[:, : len(candidates)])
-            step(weights, new, odds, _NEW_ITEM, self._rate, True)
-        step(weights, z, np.append(odds, np.ones(len(own))), ~_NEW_ITEM, self._rate * REPEATS_RATE, False)
-
-    def _candidates(
-        self, update: Update, event: int, row: int, own: np.ndarray, followers: np.ndarray, items: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The candidates' rows int64[c] and odds float64[c], of the event's item first."""
-        near = np.setdiff1d(followers, own)
-        near = np.concatenate([[row], near[near != row]]).astype(np.int64)
-        is_further = np.ones(items, bool)
-        is_further[near] = is_further[own] = False
-        if items <= CANDIDATES:
-            further, odds = np.flatnonzero(is_further), 1.0
-        else:
-            further = self._draws(update, event, 1, CANDIDATES, items)
-            further = further[is_further[further]]
-            odds = float(np.count_nonzero(is_further)) / max(len(further), 1)
-        return np.concatenate([near, further]), np.append(np.ones(len(near)), np.full(len(further), odds))
-
-    def _standardised(self, experts: Experts, source: Source, rows: np.ndarray) -> np.ndarray:
-        """The standardised scores of items uint32[c], float64[EXPERTS, c]."""
-        factors, bias = source.gather(ITEMS, rows)
-        scores = np.empty((EXPERTS, len(rows)))
-        for fold in range(FOLDS):
-            scores[fold] = self._arithmetic.dots(experts.folds[fold], factors)
-        for expert, gains in enumerate((*experts.counts, experts.repeats), COUNTS):
-            scores[expert] = gains.at(rows)
-        scores[POPULARITY] = bias
-        for expert, moment in enumerate(experts.moments):
-            scores[expert] = (scores[expert] - moment.mean) * moment.scale
-        return scores
-
-    def _remembered(self, update: Update, event: int, source: Source) -> Remembered:
-        """The user's events before the visit of an event: the history, and those in the record."""
-        user = update.user_rows[event]
-        sections = source.read(USERS, update.user_rows[event : event + 1], _PERSON)
-        person = {name: section[0] for name, section in sections.items()}
-        history = remembered(person)
-        earlier = np.flatnonzero(update.user_rows[:event] == user)
-        visit, last_time, visits = 0, int(person["last_time"]), []
-        for place in earlier.tolist():
-            time = self._time(update, place)
-            visit += time == 0 or time != last_time
-            last_time = time
-            visits.append(visit)
-        # What came at the same time cannot be known before the event.
-        now = self._time(update, event)
-        known = visit - 1 if now and now == last_time else visit
-        ages = known - np.concatenate([-history.ages, np.array(visits, np.int64)])
-        ones = np.ones(earlier.size, np.float32)
-        columns = (
-            np.concatenate([history.rows, update.item_rows[earlier]]),
-            np.concatenate([history.values, ones if update.values is None else update.values[earlier]]),
-            np.concatenate([history.weights, ones if update.weights is None else update.weights[earlier]]),
-            np.minimum(ages, DECAY_STEPS - 1),
-        )
-        return Remembered(*(column[ages >= 0][-self._spec.history.users :] for column in columns))
-
-    @staticmethod
-    def _time(update: Update, event: int) -> int:
-        return 0 if update.times is None else int(update.times[event])

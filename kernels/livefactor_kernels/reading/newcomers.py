@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.reading import SQUARES, SUM
-from livefactor_kernels.reading.experts import Source, distinct
+from livefactor_kernels.reading.remembered import Source, distinct
 from livefactor_kernels.solve.prior import NONE
 from livefactor_kernels.tables import ITEMS
 from livefactor_kernels.update import Update
@@ -19,11 +19,11 @@ _NO_ROWS = np.empty(0, np.uint32)
 
 
 class Counting(Protocol):
-    """The part of `learning.LearningArithmetic` that newcomers need."""
+    """The part of `learning.Arithmetic` that newcomers need."""
 
     def add_events(self, rows: np.ndarray, weights: np.ndarray, popularity: np.ndarray, bias: np.ndarray,
                    mix: np.ndarray) -> None:  # fmt: skip
-        """See `learning.LearningArithmetic.add_events`."""
+        """See `learning.Arithmetic.add_events`."""
         ...
 
 

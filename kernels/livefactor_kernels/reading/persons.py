@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -11,10 +12,12 @@ import numpy as np
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.pins import Pin
-from livefactor_kernels.reading import experts
-from livefactor_kernels.reading.cpu import CpuArithmetic, Lists
-from livefactor_kernels.reading.experts import Panel, Remembered, distinct, remembered
-from livefactor_kernels.scoring.cpu import score_candidates
+from livefactor_kernels.reading import MIX, remembered
+from livefactor_kernels.reading.cpu_counts import CountReader
+from livefactor_kernels.reading.cpu_counts import Lists as ItemLists
+from livefactor_kernels.reading.cpu_readers import Histories, MixReader, followers_of, histories_of
+from livefactor_kernels.reading.remembered import distinct
+from livefactor_kernels.scoring.cpu_gains import Exclusions, Lists, with_gains
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.cpu_records import Side
 from livefactor_kernels.solve.cpu_system import Events as SolveEvents
@@ -23,10 +26,13 @@ from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 
 _USER_SECTIONS = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits")
-_F0 = np.float32(0.0)
+CHUNK_EVENTS, CHUNK_USERS = 8192, 16
+"""Maximum number of events, and of users, that are read at once for a mix. One user may have more
+events.
+"""
 
 
-class Source(experts.Source, Protocol):
+class Source(remembered.Source, Protocol):
     """The source of a read: a pin, or a backend whose gate is held."""
 
     @property
@@ -101,44 +107,28 @@ class Persons:
         among the k best is therefore also among the k best without gains. So the k best without
         gains and all followers contain the k best.
         """
-        rows, scores, offsets = pin.top_k(self.factors, self.bias, k, common, own, own_offsets)
+        best = Lists(*pin.top_k(self.factors, self.bias, k, common, own, own_offsets))
         if not self.followers:
-            return rows, scores, offsets
-        best = [
-            self._merge(pin, keys, k, user, rows[offsets[user] : offsets[user + 1]], common,
-                         own[own_offsets[user] : own_offsets[user + 1]])
-            for user in range(len(self.bias))
-        ]  # fmt: skip
-        sizes = [len(part) for part, _ in best]
-        return (
-            np.concatenate([part for part, _ in best]),
-            np.concatenate([part for _, part in best]),
-            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        )
-
-    def _merge(
-        self,
-        pin: Pin,
-        keys: np.ndarray,
-        k: int,
-        user: int,
-        rows: np.ndarray,
-        common: np.ndarray,
-        own: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        followers = self.followers[user][0]
-        followers = followers[~_are_in(common, followers) & ~_are_in(own, followers)]
-        candidates = distinct(np.concatenate([rows, followers]))
-        factors, bias = pin.gather(ITEMS, candidates)
-        users = self.factors[user : user + 1], self.bias[user : user + 1]
-        scores = score_candidates(pin.mean, *users, factors, bias, np.array([0, candidates.size]))
-        scores = scores + self.gains(user, candidates)
-        if k < scores.size:
-            # Only the candidates that reach the k-th score are sorted.
-            best = scores >= np.partition(scores, scores.size - k)[scores.size - k]
-            candidates, scores = candidates[best], scores[best]
-        order = np.lexsort((keys[candidates], -scores))[:k]
-        return candidates[order], scores[order]
+            return best
+        parts, ends = [], np.concatenate([[0], np.cumsum([rows.size for rows, _ in self.followers])])
+        for first, last in _chunks(ends):
+            followers = self.followers[first:last]
+            rows, gains = (np.concatenate(column) for column in zip(*followers, strict=True))
+            users = self.factors[first:last], np.float32(pin.mean) + self.bias[first:last]
+            parts.append(
+                with_gains(
+                    users,
+                    pin.gather(ITEMS, rows),
+                    keys,
+                    min(k, pin.counts[ITEMS]),
+                    best.part(first, last),
+                    Lists(rows, gains, ends[first : last + 1] - ends[first]),
+                    Exclusions(common, own, own_offsets[first : last + 1]),
+                )
+            )
+        rows, scores = (np.concatenate([part[n] for part in parts]) for n in (0, 1))
+        sizes = np.concatenate([np.diff(part[2]) for part in parts])
+        return rows, scores, np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _are_in(rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -157,6 +147,29 @@ def with_rows(rows: np.ndarray, more: np.ndarray) -> np.ndarray:
     return np.insert(rows, np.searchsorted(rows, new), new) if new.size else rows
 
 
+def _replaced(histories: Histories, own: list[Events | None]) -> Histories:
+    """The histories, with the given events in place of those of a user."""
+    parts = [
+        histories.part(user, user + 1)[:-1]
+        if events is None
+        else (events.rows, events.values, events.weights, events.ages.astype(np.uint32))
+        for user, events in enumerate(own)
+    ]
+    rows, values, weights, ages = (np.concatenate(column) for column in zip(*parts, strict=True))
+    ends = np.concatenate([[0], np.cumsum([len(part[0]) for part in parts])])
+    return Histories(rows, values, weights, ages, ends)
+
+
+def _chunks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Divides users into parts [first, last) of a bounded number of events and of users."""
+    first, users = 0, len(ends) - 1
+    while first < users:
+        most = int(np.searchsorted(ends, ends[first] + CHUNK_EVENTS, side="right")) - 1
+        last = min(max(most, first + 1), first + CHUNK_USERS, users)
+        yield first, last
+        first = last
+
+
 class PersonReader:
     """Reads users of a model. Their histories, if any, are folded in. Any thread may call it."""
 
@@ -166,8 +179,7 @@ class PersonReader:
         self._decay = decays(spec.history.half_life)
         self._repeat_decay = decays(spec.counts.half_life if spec.counts.repeat else 0.0)
         self._memory = threading.local()
-        self._arithmetic = CpuArithmetic(spec)
-        self._panel = Panel(spec, self._arithmetic) if spec.mix.learning_rate else None
+        self._counts = CountReader(spec)
 
     def read(self, source: Source, user_rows: np.ndarray, item_count: int,
              own: list[Events | None] | None = None) -> Persons:  # fmt: skip
@@ -179,14 +191,13 @@ class PersonReader:
         factors, bias = source.gather(USERS, user_rows)
         if not self._spec.history.users:
             return Persons(factors, bias, [], np.zeros(len(bias), bool), [])
+        if self._spec.mix.learning_rate:
+            return self._mix(source, user_rows, Side(factors, bias), item_count, own)
         events = self._events(source, user_rows)
         if own is not None:
             pairs = zip(own, events, strict=True)
             events = [history if replacement is None else replacement for replacement, history in pairs]
-        if self._panel is not None:
-            followers = self._mix(self._panel, source, user_rows, factors, bias, events, item_count)
-        else:
-            followers = self._add_parts(source, factors, bias, events, item_count)
+        followers = self._add_parts(source, factors, bias, events, item_count)
         truncated = np.array([each.truncated for each in events], bool)
         return Persons(factors, bias, [each.items for each in events], truncated, followers)
 
@@ -203,20 +214,53 @@ class PersonReader:
             followers = [self._add_repeats(*pair) for pair in zip(events, followers, strict=True)]
         return followers
 
-    @staticmethod
     def _mix(
-        panel: Panel, source: Source, user_rows: np.ndarray, factors: np.ndarray, bias: np.ndarray,
-        events: list[Events], item_count: int,
-    ) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-        """Replaces the factors and biases by those of a mix of experts. Returns the followers."""
-        followers = []
-        for n, each in enumerate(events):
-            history = Remembered(each.rows, each.values, each.weights, each.ages)
-            factors[n], bias[n], gains = panel.of(
-                source, user_rows[n : n + 1], history, item_count
-            ).combined()
-            followers.append((gains.rows, gains.gains))
-        return followers
+        self,
+        source: Source,
+        user_rows: np.ndarray,
+        users: Side,
+        item_count: int,
+        own: list[Events | None] | None,
+    ) -> Persons:
+        """The users of a model with a mix."""
+        sections = source.read(USERS, user_rows, _USER_SECTIONS)
+        histories = histories_of(sections)
+        truncated = sections["seen_count"] > np.diff(histories.ends)
+        if own is not None:
+            histories = _replaced(histories, own)
+            truncated &= np.array([events is None for events in own], bool)
+        reader, followers, items = self._mix_reader(), [], []
+        for first, last in _chunks(histories.ends):
+            part = Side(users.factors[first:last], users.bias[first:last])
+            found = self._mix_part(reader, source, part, histories.part(first, last), item_count)
+            followers += found[0]
+            items += found[1]
+        if own is not None:
+            items = [
+                rows if events is None else events.items for rows, events in zip(items, own, strict=True)
+            ]
+        return Persons(users.factors, users.bias, items, truncated, followers)
+
+    def _mix_part(
+        self, reader: MixReader, source: Source, users: Side, histories: Histories, item_count: int
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
+        """Reads a few users, whose factors and biases are replaced (`MixReader.combine`)."""
+        state, k = source.state(), self._spec.k
+        lists = source.read(ITEMS, reader.last_rows(histories), ItemLists._fields)
+        followers = followers_of(lists)
+        seen = source.read(ITEMS, followers.rows, ("seen_count",))["seen_count"]
+        unobserved = np.float32(state[UNOBSERVED][0]) if UNOBSERVED in state else self._rates.unobserved
+        gram = state[GRAM].reshape(2, k + 1, k + 1)
+        items = source.gather(ITEMS, histories.rows)[0]
+        return reader.combine(
+            users, items, histories, lists, followers, seen, gram, unobserved, state[MIX], item_count
+        )
+
+    def _mix_reader(self) -> MixReader:
+        reader: MixReader | None = getattr(self._memory, "mix", None)
+        if reader is None:
+            reader = self._memory.mix = MixReader(self._spec)
+        return reader
 
     def events_of(self, rows: np.ndarray) -> Events:
         """Events for item rows uint32[n], oldest first, of value 1 and weight 1. Each is a visit.
@@ -238,7 +282,7 @@ class PersonReader:
         ]
 
     def _order_events(self, user: dict[str, np.ndarray]) -> Events:
-        rows, values, weights, ages = remembered(user)
+        rows, values, weights, ages = remembered.remembered(user)
         positive_weights = weights * (values > 0)
         return Events(
             rows,
@@ -294,12 +338,12 @@ class PersonReader:
         counts = self._spec.counts
         last = slice(max(0, len(events.rows) - counts.span), None)
         rows, weights = events.rows[last][::-1], np.ascontiguousarray(events.weights[last][::-1])
-        lists = source.read(ITEMS, rows, Lists._fields)
+        lists = source.read(ITEMS, rows, ItemLists._fields)
         if not lists["neighbor_rows"].size:
             return _NO_FOLLOWERS
-        followers = self._arithmetic.followers(lists)
+        followers = self._counts.followers(lists)
         event_counts = source.read(ITEMS, followers, ("seen_count",))["seen_count"]
-        return followers, self._arithmetic.gains(lists, weights[None], followers, event_counts)[0]
+        return followers, self._counts.gains(lists, weights, followers, event_counts)
 
     def _add_repeats(
         self, events: Events, followers: tuple[np.ndarray, np.ndarray]

@@ -1,115 +1,157 @@
-"""The arithmetic of a mix in plain NumPy: the reference for `reading/cpu.py`."""
+"""The learning of a mix in plain NumPy: the reference for `reading/cpu_learning.py`."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from livefactor_kernels.history import DECAY_STEPS
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.random import draw_below
 from livefactor_kernels.numbers.sums import dot
-from livefactor_kernels.reading import DECAY, EXPERTS, POPULARITY, POPULARITY_MIN, SQUARES, STEP_MAX, SUM
-from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
-from livefactor_kernels.solve.reference import System, solve_row
+from livefactor_kernels.reading import (
+    CANDIDATES,
+    COUNTS,
+    DECAY,
+    EXPERTS,
+    FOLDS,
+    OWN_MAX,
+    POPULARITY,
+    POPULARITY_MIN,
+    REPEATS,
+    REPEATS_RATE,
+    SQUARES,
+    STEP_MAX,
+    SUM,
+)
+from livefactor_kernels.reading.reference_experts import Experts, Panel
+from livefactor_kernels.reading.remembered import Remembered, Source, distinct, remembered
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.update import UpdateRun
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.update import Update, UpdateRun
 
-_F0, _F1 = np.float32(0.0), np.float32(1.0)
+_F1 = np.float32(1.0)
+_NEW_ITEM = np.array([expert != REPEATS for expert in range(EXPERTS)])
+"""The experts that learn from an event whose item is new to the user."""
+_PERSON = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits", "last_time")
 
 
 class ReferenceArithmetic:
-    """As `learning.LearningArithmetic`."""
+    """As `learning.Arithmetic`."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._rates, self._k = SolveRates.of(spec), spec.k
-        self._shrinkage = np.float32(spec.counts.shrinkage)
-
-    def folds(self, x: np.ndarray, y: np.ndarray, values: np.ndarray, weights: np.ndarray,
-              everywhere: np.ndarray, unobserved: np.float32, items: int) -> np.ndarray:  # fmt: skip
-        """See `experts.Arithmetic.folds`."""
-        k, rates = self._k, self._rates._replace(unobserved=unobserved)
-        targets = (values > 0).astype(np.float32)
-        rows = np.zeros((len(weights), len(x)), np.float32)
-        for row, own in zip(rows, weights, strict=True):
-            system = System(y[:, :k], own, targets, everywhere, items)
-            row[:k] = solve_row(x[:k], system, rates, int(FOLD_SWEEPS))
-        return rows
-
-    def followers(self, lists: dict[str, np.ndarray]) -> np.ndarray:
-        """See `experts.Arithmetic.followers`."""
-        return np.unique(lists["neighbor_rows"][lists["neighbor_counts"] > 0])
-
-    def gains(self, lists: dict[str, np.ndarray], weights: np.ndarray, rows: np.ndarray,
-              events: np.ndarray) -> np.ndarray:  # fmt: skip
-        """See `experts.Arithmetic.gains`."""
-        gains, total = np.zeros((len(weights), len(rows)), np.float32), np.zeros(len(weights), np.float32)
-        for weight, followers, counts, seen in zip(
-            weights.T, lists["neighbor_rows"], lists["neighbor_counts"], lists["seen_count"], strict=True
-        ):
-            total += weight
-            for follower, count in zip(followers, counts, strict=True):
-                if count > 0:
-                    at = int(np.searchsorted(rows, follower))
-                    norm = np.sqrt(np.float32(seen) * np.float32(events[at])) + self._shrinkage
-                    gains[:, at] += (weight * count) / norm
-        return gains / total[:, None]
-
-    def row_sums(self, rows: np.ndarray, gram: np.ndarray) -> np.ndarray:
-        """See `experts.Arithmetic.row_sums`."""
-        # np.cumsum adds from left to right.
-        sums, k = np.zeros((len(rows), 2)), self._k
-        for own, wide in zip(sums, rows.astype(np.float64), strict=True):
-            lines = np.cumsum(gram[:k, :k] * wide, axis=1)[:, -1]
-            own[:] = np.cumsum(wide * gram[k, :k])[-1], np.cumsum(wide * lines)[-1]
-        return sums
-
-    def sums(self, gains: np.ndarray) -> np.ndarray:
-        """See `experts.Arithmetic.sums`."""
-        wide = np.pad(gains.astype(np.float64), ((0, 0), (1, 0)))
-        return np.stack([np.cumsum(wide, axis=1)[:, -1], np.cumsum(wide * wide, axis=1)[:, -1]], axis=1)
-
-    def draws(
-        self, key: np.uint64, revision: int, event: int, first: int, size: int, count: int
-    ) -> np.ndarray:
-        """See `learning.LearningArithmetic.draws`."""
-        draws = np.arange(first, first + size, dtype=np.uint64)
-        numbers = np.uint64(revision), np.uint64(event), draws, np.uint64(count)
-        return np.asarray(draw_below(key, *numbers)).astype(np.int64)
+        self._spec, self._panel = spec, Panel(spec)
+        self._rate = np.float64(np.float32(spec.mix.learning_rate))
 
     def predicted(self, key: np.uint64, run: UpdateRun, shares: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """See `learning.LearningArithmetic.predicted`."""
+        """See `learning.Arithmetic.predicted`."""
         predicted = np.zeros(run.joined.item_rows.size, bool)
         for record, start in enumerate([0, *run.ends.tolist()][:-1]):
             update = run[record]
             for event in np.flatnonzero(update.item_rows[: update.fresh] < items[record]).tolist():
                 liked = update.values is None or update.values[event] > 0
-                drawn = self.draws(key, update.revision, event, 0, 1, int(shares[record]))[0]
+                drawn = _draws(key, update.revision, event, np.zeros(1), int(shares[record]))[0]
                 predicted[start + event] = liked and drawn == 0
         return predicted
 
-    def dots(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """See `learning.LearningArithmetic.dots`."""
-        return np.asarray(dot(x[:, None], y.T))
+    def predict(
+        self,
+        key: np.uint64,
+        update: Update,
+        events: np.ndarray,
+        source: Source,
+        bias: np.ndarray,
+        mix: np.ndarray,
+    ) -> None:
+        """See `learning.Arithmetic.predict`."""
+        for event in np.flatnonzero(events).tolist():
+            self._predict(key, update, event, source, bias)
 
-    def step(self, weights: np.ndarray, z: np.ndarray, odds: np.ndarray, learns: np.ndarray,
-             rate: np.float64, root: bool) -> None:  # fmt: skip
-        """See `learning.LearningArithmetic.step`."""
-        scores = weights[0] * z[0]
-        for expert in range(1, EXPERTS):
-            scores = scores + weights[expert] * z[expert]
-        likely = odds * scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
-        total, sums = np.float64(0.0), np.zeros(EXPERTS)
-        for candidate, q in enumerate(likely):
-            total += q
-            sums = sums + q * z[:, candidate]
-        factor = np.sqrt(likely[0] / total) if root else np.float64(1.0)
-        for expert in np.flatnonzero(learns).tolist():
-            step = min(max((sums[expert] / total - z[expert, 0]) * factor, -STEP_MAX), STEP_MAX)
-            least = POPULARITY_MIN if expert == POPULARITY else 0.0
-            weights[expert] = max(weights[expert] - rate * step, least)
+    def _predict(self, key: np.uint64, update: Update, event: int, source: Source, bias: np.ndarray) -> None:
+        row = update.item_rows[event]
+        events = self._remembered(update, event, source)
+        known = Remembered(*(column[events.rows < len(bias)] for column in events))
+        experts = self._panel.of(source, update.user_rows[event : event + 1], known, update.item_count)
+        candidates, odds = self._candidates(
+            key, update, event, row, known.rows, experts.counts[0].rows, len(bias)
+        )
+        own = distinct(known.rows[-OWN_MAX:])
+        own = own[own != row]
+        z = self._standardised(experts, source, np.concatenate([candidates, own]).astype(np.uint32))
+        weights = experts.weights
+        if row not in known.rows:
+            new = np.ascontiguousarray(z[:, : len(candidates)])
+            step(weights, new, odds, _NEW_ITEM, self._rate, True)
+        step(weights, z, np.append(odds, np.ones(len(own))), ~_NEW_ITEM, self._rate * REPEATS_RATE, False)
+
+    def _candidates(
+        self,
+        key: np.uint64,
+        update: Update,
+        event: int,
+        row: int,
+        own: np.ndarray,
+        followers: np.ndarray,
+        items: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The candidates' rows int64[c] and odds float64[c], of the event's item first."""
+        near = np.setdiff1d(followers, own)
+        near = np.concatenate([[row], near[near != row]]).astype(np.int64)
+        is_further = np.ones(items, bool)
+        is_further[near] = is_further[own] = False
+        if items <= CANDIDATES:
+            further, odds = np.flatnonzero(is_further), 1.0
+        else:
+            further = _draws(key, update.revision, event, np.arange(1, CANDIDATES + 1), items)
+            further = further[is_further[further]]
+            odds = float(np.count_nonzero(is_further)) / max(len(further), 1)
+        return np.concatenate([near, further]), np.append(np.ones(len(near)), np.full(len(further), odds))
+
+    def _standardised(self, experts: Experts, source: Source, rows: np.ndarray) -> np.ndarray:
+        """The standardised scores of items uint32[c], float64[EXPERTS, c]."""
+        factors, bias = source.gather(ITEMS, rows)
+        scores = np.empty((EXPERTS, len(rows)))
+        for fold in range(FOLDS):
+            scores[fold] = dot(experts.folds[fold][:, None], factors.T)
+        for expert, gains in enumerate((*experts.counts, experts.repeats), COUNTS):
+            scores[expert] = gains.at(rows)
+        scores[POPULARITY] = bias
+        for expert, moment in enumerate(experts.moments):
+            scores[expert] = (scores[expert] - moment.mean) * moment.scale
+        return scores
+
+    def _remembered(self, update: Update, event: int, source: Source) -> Remembered:
+        """The user's events before the visit of an event: the history, and those in the record."""
+        user = update.user_rows[event]
+        sections = source.read(USERS, update.user_rows[event : event + 1], _PERSON)
+        person = {name: section[0] for name, section in sections.items()}
+        history = remembered(person)
+        earlier = np.flatnonzero(update.user_rows[:event] == user)
+        visit, last_time, visits = 0, int(person["last_time"]), []
+        for place in earlier.tolist():
+            time = self._time(update, place)
+            visit += time == 0 or time != last_time
+            last_time = time
+            visits.append(visit)
+        # What came at the same time cannot be known before the event.
+        now = self._time(update, event)
+        known = visit - 1 if now and now == last_time else visit
+        ages = known - np.concatenate([-history.ages, np.array(visits, np.int64)])
+        ones = np.ones(earlier.size, np.float32)
+        columns = (
+            np.concatenate([history.rows, update.item_rows[earlier]]),
+            np.concatenate([history.values, ones if update.values is None else update.values[earlier]]),
+            np.concatenate([history.weights, ones if update.weights is None else update.weights[earlier]]),
+            np.minimum(ages, DECAY_STEPS - 1),
+        )
+        return Remembered(*(column[ages >= 0][-self._spec.history.users :] for column in columns))
+
+    @staticmethod
+    def _time(update: Update, event: int) -> int:
+        return 0 if update.times is None else int(update.times[event])
 
     def add_events(self, rows: np.ndarray, weights: np.ndarray, popularity: np.ndarray, bias: np.ndarray,
                    mix: np.ndarray) -> None:  # fmt: skip
-        """See `learning.LearningArithmetic.add_events`."""
+        """See `learning.Arithmetic.add_events`."""
         for row, weight in zip(rows, weights, strict=True):
             popularity[row] += weight
             old, new = np.float64(bias[row]), _log(popularity[row])
@@ -118,7 +160,7 @@ class ReferenceArithmetic:
             mix[SQUARES] = (mix[SQUARES] + np.float64(new) * np.float64(new)) - old * old
 
     def decay(self, popularity: np.ndarray, bias: np.ndarray, mix: np.ndarray) -> None:
-        """See `learning.LearningArithmetic.decay`."""
+        """See `learning.Arithmetic.decay`."""
         mix[SUM] = mix[SQUARES] = 0.0
         for row in range(len(bias)):
             popularity[row] *= DECAY
@@ -131,3 +173,32 @@ def _log(count: np.float32) -> np.float32:
     """log(1 + count) of the semantics."""
     mantissa, exponent = np.frexp(_F1 + count)
     return np.float32(np.float32(exponent - 1) + (np.float32(2.0) * mantissa - _F1))
+
+
+def _draws(key: np.uint64, revision: int, event: int, draws: np.ndarray, count: int) -> np.ndarray:
+    """draw(event, d, count) for each d of `draws`, int64."""
+    numbers = np.uint64(revision), np.uint64(event), draws.astype(np.uint64), np.uint64(count)
+    return np.asarray(draw_below(key, *numbers)).astype(np.int64)
+
+
+def step(
+    weights: np.ndarray, z: np.ndarray, odds: np.ndarray, learns: np.ndarray, rate: np.float64, root: bool
+) -> None:
+    """One step of the weights float64[EXPERTS] that `learns` bool[EXPERTS] selects.
+
+    z float64[EXPERTS, c] are the standardised scores, of the event's item first, and odds
+    float64[c] those of the candidates. `root` is False for 1 in place of sqrt(P).
+    """
+    scores = weights[0] * z[0]
+    for expert in range(1, EXPERTS):
+        scores = scores + weights[expert] * z[expert]
+    likely = odds * scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
+    total, sums = np.float64(0.0), np.zeros(EXPERTS)
+    for candidate, q in enumerate(likely):
+        total += q
+        sums = sums + q * z[:, candidate]
+    factor = np.sqrt(likely[0] / total) if root else np.float64(1.0)
+    for expert in np.flatnonzero(learns).tolist():
+        change = min(max((sums[expert] / total - z[expert, 0]) * factor, -STEP_MAX), STEP_MAX)
+        least = POPULARITY_MIN if expert == POPULARITY else 0.0
+        weights[expert] = max(weights[expert] - rate * change, least)

@@ -88,7 +88,7 @@ def gather(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     It reads the present values. The caller holds the gate, or corrects them (`gather_pinned`).
     """
     out, bias = _aligned_zeros(rows.size, table.factors.shape[1]), np.zeros(rows.size, np.float32)
-    rows = _as_rows(rows)
+    rows = as_rows(rows)
     gather_kernel(as_argument(table.factors), table.bias, rows, address_of(out), bias, _vectors(out))
     return out, bias
 
@@ -123,7 +123,7 @@ def score_candidates(
         ValueError: the offsets are invalid.
     """
     _check_offsets("offsets", offsets, len(user_bias), len(item_bias))
-    users, items = _aligned(user_factors), _aligned(item_factors)
+    users, items = aligned(user_factors), aligned(item_factors)
     bases = np.float32(mean) + np.asarray(user_bias, np.float32)
     scores, ends = np.empty(len(item_bias), np.float32), offsets.tolist()
     for u, (start, stop) in enumerate(pairwise(ends)):
@@ -147,7 +147,7 @@ def _scan_top_k(query: _Query, user: int) -> _Result:
     scan_kernel(user_row, base, as_argument(items.factors), items.bias, vectors, item_scores)
     changed, factors, bias = query.pin.copies(ITEMS)
     if changed.size:
-        corrected, factors = np.empty(changed.size, np.float32), _aligned(factors)
+        corrected, factors = np.empty(changed.size, np.float32), aligned(factors)
         scan_kernel(user_row, base, factors, bias, vectors, corrected)
         item_scores[changed] = corrected
     scores, rows = np.empty(query.k, np.float32), np.empty(query.k, np.uint32)
@@ -213,7 +213,7 @@ def _as_float32(factors: np.ndarray, start: int, stop: int) -> np.ndarray:
 def _settled(query: _Query, first: int, users: ManyUsers, items: ItemRows) -> Iterator[_Result]:
     """Yields the results of a matrix product's users, corrected by what changed during it."""
     changed, factors, bias = query.pin.copies(ITEMS)
-    corrected, factors = np.empty(changed.size, np.float32), _aligned(factors)
+    corrected, factors = np.empty(changed.size, np.float32), aligned(factors)
     for u, base in enumerate(users.bases):
         user_row = query.factors[first + u]
         scan_kernel(user_row, base, factors, bias, items.vectors, corrected)
@@ -297,16 +297,16 @@ def _checked(
     own, offsets = check_top_k(user_factors, user_bias, kp, k, own_excluded_rows, own_offsets)
     count = pin.counts[ITEMS]
     bases = np.float32(pin.mean) + np.asarray(user_bias, np.float32)
-    excluded = _as_rows(_NO_ROWS if excluded_rows is None else excluded_rows)
+    excluded = as_rows(_NO_ROWS if excluded_rows is None else excluded_rows)
     return _Query(
         pin=pin,
         items=items,
-        factors=_aligned(user_factors),
+        factors=aligned(user_factors),
         bases=bases,
         count=count,
         k=min(k, count),
         excluded=excluded,
-        own_rows=_as_rows(own),
+        own_rows=as_rows(own),
         own_offsets=offsets.astype(np.uint64),
     )
 
@@ -345,9 +345,11 @@ def _vectors(factors: np.ndarray) -> np.uint64:
     return np.uint64(factors.shape[1] // LANES)
 
 
-def _as_rows(rows: np.ndarray) -> np.ndarray:
-    # Arrays from wire bytes are read-only and unaligned. Numba would compile another version of
-    # every kernel for them.
+def as_rows(rows: np.ndarray) -> np.ndarray:
+    """The rows or a copy as uint32[n], writable and aligned.
+
+    Arrays from wire bytes are neither, and Numba would compile another version of kernels for them.
+    """
     if rows.dtype == np.uint32 and rows.flags.carray:
         return rows
     return np.require(rows, np.uint32, ("C", "A", "W"))
@@ -359,7 +361,7 @@ def _aligned_zeros(rows: int, width: int) -> np.ndarray:
     return memory[start : start + rows * width].reshape(rows, width)
 
 
-def _aligned(factors: np.ndarray) -> np.ndarray:
+def aligned(factors: np.ndarray) -> np.ndarray:
     """The factors or a copy as float32[n, kp], C-contiguous and aligned to 64 bytes."""
     plain = factors.dtype == np.float32 and factors.flags.c_contiguous
     if plain and address_of(factors) % VECTOR_BYTES == 0:

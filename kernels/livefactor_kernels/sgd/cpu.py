@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from livefactor_kernels.numbers.entries import entry_of
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.numbers.random import ROUNDING_DOMAIN, domain_key
 from livefactor_kernels.optimizers import Method, StepRates
@@ -28,6 +29,9 @@ from livefactor_kernels.spec.model import LANES, FactorDtype, Loss, ModelSpec, O
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.state import Stateless
 from livefactor_kernels.update import Rates, Update, UpdateRun, writable
+
+SHORT_EVENTS_MAX = 64
+"""Maximum number of events whose rows are copied for the kernel."""
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NOTHING = np.empty(0, np.uint32)
@@ -50,11 +54,15 @@ class Sgd(Stateless):
         self.negatives = np.empty((0, spec.negatives), np.uint32)
         self._lanes = reserve((3, SLOT_LANES), np.float32)
         self._words = np.empty(2 + SAMPLED_NEGATIVES_MAX, np.uint32)
-        self._choose_kernel(users, items)
-        self.learn(Update(0, _NOTHING, _NOTHING, None, None, 0, 0))
+        self._memory = address_of(self._lanes), address_of(self._words)
+        self._short_rows = np.empty((2, SHORT_EVENTS_MAX), np.uint32)
+        self._short_addresses = tuple(map(address_of, self._short_rows))
+        kernel = self._choose_kernel(users, items)
+        nothing = Update(0, _NOTHING, _NOTHING, None, None, 0, 0)
+        self._kernel = entry_of(kernel, *self._arguments(nothing))
         compile_kernels()
 
-    def _choose_kernel(self, users: Table, items: Table) -> None:
+    def _choose_kernel(self, users: Table, items: Table) -> Any:
         spec = self._spec
         blocks, loss = spec.k_padded // LANES, int(spec.loss)
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
@@ -73,12 +81,10 @@ class Sgd(Stateless):
         )
         if not self._sequential:
             self._scratch, self._scratch_memory = make_scratch(spec, users, items)
-            self._kernel = micro_batch_kernel(blocks, loss, Method.of(spec))
-        elif self._positive:
-            self._kernel = positive_kernel(blocks, loss, adagrad)
-        else:
-            negatives = min(spec.negatives, NEGATIVES_ANY)
-            self._kernel = sampled_kernel(blocks, loss, adagrad, negatives)
+            return micro_batch_kernel(blocks, loss, Method.of(spec))
+        if self._positive:
+            return positive_kernel(blocks, loss, adagrad)
+        return sampled_kernel(blocks, loss, adagrad, min(spec.negatives, NEGATIVES_ANY))
 
     def take_rates(self, spec: ModelSpec) -> None:
         """Uses the numbers of `spec` from now on. It differs from the model's spec only in learning
@@ -118,19 +124,26 @@ class Sgd(Stateless):
 
     def learn(self, update: Update) -> None:
         """Learns from the prepared records, joined to one. The kernel releases the GIL."""
+        self._kernel(*self._arguments(update))
+
+    def _arguments(self, update: Update) -> tuple[Any, ...]:
+        """The arguments of the kernel."""
         values, weights = (
             _NO_FLOATS if column is None else writable(column) for column in (update.values, update.weights)
         )
-        user_rows, item_rows, negatives = update.user_rows, update.item_rows, self.negatives
-        rows = address_of(user_rows), address_of(item_rows), np.uint64(user_rows.size)
-        record = Record(*rows, values, weights, np.uint64(update.revision))
-        draws = address_of(negatives), np.uint64(negatives.shape[1])
-        sides, rates, key = self._rows, self._rates, self._rounding_key
-        if not self._sequential:
-            rest = self._scratch, np.uint64(update.fresh)
-            self._kernel(*sides, *record, *draws, self._mean_state, rates, key, *rest)
-        elif self._positive:
-            self._kernel(*sides, *record, self._mean_state, rates, key)
+        user_rows, item_rows = update.user_rows, update.item_rows
+        if (count := user_rows.size) <= SHORT_EVENTS_MAX:
+            # A copy costs less than asking NumPy for an address.
+            self._short_rows[0, :count], self._short_rows[1, :count] = user_rows, item_rows
+            users, items = self._short_addresses
         else:
-            memory = address_of(self._lanes), address_of(self._words)
-            self._kernel(*sides, *record, *draws, rates, key, *memory)
+            users, items = address_of(user_rows), address_of(item_rows)
+        record = Record(users, items, np.uint64(count), values, weights, np.uint64(update.revision))
+        sides, rates, key = self._rows, self._rates, self._rounding_key
+        if self._sequential and self._positive:
+            return (*sides, *record, self._mean_state, rates, key)
+        draws = address_of(self.negatives), np.uint64(self.negatives.shape[1])
+        if self._sequential:
+            return (*sides, *record, *draws, rates, key, *self._memory)
+        rest = self._scratch, np.uint64(update.fresh)
+        return (*sides, *record, *draws, self._mean_state, rates, key, *rest)

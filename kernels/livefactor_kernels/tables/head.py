@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
+from livefactor_kernels.numbers.entries import entry_of
 from livefactor_kernels.numbers.lanes import address_of, inlined
 from livefactor_kernels.simd.atomics import (
     acquire_fence,
@@ -57,21 +58,20 @@ class Head:
         """The head at revision 0. It compiles the kernels, or loads them from the cache."""
         self.words = reserve((WORDS,), np.uint64)
         self.address = address_of(self.words)
-        self.close(0, 0, 0)
+        self._open = entry_of(_open_kernel, self.address)
+        self._close = entry_of(_close_kernel, self.address, _0, _0, _0)
         self.wait()
-        self.open()
-        self.close(0, 0, 0)
 
     def open(self) -> None:
         """Makes the version odd. The caller then changes rows."""
-        _open_kernel(self.address)
+        self._open(self.address)
 
     def close(self, revision: int, user_count: int, item_count: int) -> None:
         """Publishes a revision with its counts, and makes the version even.
 
         Without `open` before it, it publishes a revision that changes no rows.
         """
-        _close_kernel(self.address, np.uint64(revision), np.uint64(user_count), np.uint64(item_count))
+        self._close(self.address, revision, user_count, item_count)
 
     def wait(self) -> None:
         """Waits for a short time while the version is odd. It releases the GIL."""

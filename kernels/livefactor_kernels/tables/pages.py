@@ -309,6 +309,13 @@ def newest(memory: Any, row: Any) -> Any:
 
 
 @inlined
+def event_at(memory: Any, index: Any) -> Any:
+    """The row of the other side, the value, the weight and the visit of a user's event."""
+    value, weight = _read_float(memory.values, index), _read_float(memory.weights, index)
+    return word(memory.rows, index), value, weight, word(memory.visits, index)
+
+
+@inlined
 def one_back(memory: Any, index: Any, place: Any) -> Any:
     """The index and the place of the event before an event."""
     if place & (_size(place) - _1):

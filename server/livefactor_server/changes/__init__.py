@@ -35,6 +35,7 @@ from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects, decode_rejects, encode_rejects
+from livefactor_server.changes.short_updates import ShortUpdate
 from livefactor_server.changes.spec import SpecChange
 from livefactor_server.changes.switch import SwitchChange
 
@@ -57,6 +58,7 @@ __all__ = [
     "Record",
     "Rejects",
     "ReplayError",
+    "ShortUpdate",
     "SpecChange",
     "SwitchChange",
     "WireChange",

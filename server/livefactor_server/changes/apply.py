@@ -6,13 +6,14 @@ need fewer calls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
 
 import numpy as np
 
 from livefactor_kernels.backend import RowTable
 from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.pairs import known_rows
 from livefactor_server.changes.change import Change, KeyedChange, Placement, Places, Record
 from livefactor_server.model.producers import Outcome
 from livefactor_server.model.state import ModelState
@@ -30,21 +31,20 @@ def place(state: ModelState, changes: Sequence[Change]) -> list[Placement | None
 
 
 def _place(state: ModelState, changes: Sequence[KeyedChange]) -> list[Placement]:
-    users, items = ([change.keys[side] for change in changes] for side in (USERS, ITEMS))
-    user_ends, item_ends = (list(accumulate(map(len, keys))) for keys in (users, items))
-    places = place_keys(
-        state, _concatenated(users), _concatenated(items), np.array(user_ends), np.array(item_ends)
-    )
+    keys = [change.keys for change in changes]
+    if len(keys) == 1:
+        users, items = keys[0]
+        places = place_keys(state, users, items, np.array([users.size]), np.array([items.size]))
+        return [Placement(places, 0, slice(0, users.size), slice(0, items.size))]
+    user_ends, item_ends = (list(accumulate(each[side].size for each in keys)) for side in (USERS, ITEMS))
+    users, items = (np.concatenate([each[side] for each in keys]) for side in (USERS, ITEMS))
+    places = place_keys(state, users, items, np.array(user_ends), np.array(item_ends))
     spans = zip(_spans(user_ends), _spans(item_ends), strict=True)
     return [Placement(places, number, *span) for number, span in enumerate(spans)]
 
 
 def _spans(ends: list[int]) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _concatenated(keys: list[np.ndarray]) -> np.ndarray:
-    return keys[0] if len(keys) == 1 else np.concatenate(keys)
 
 
 def place_keys(
@@ -61,8 +61,12 @@ def place_keys(
         user_ids, item_ids: the keys, uint64[any] each.
         user_ends, item_ends: numbers of keys up to and with each record, int64[m].
     """
-    user_rows, user_counts = _allocate(state.backend.users, user_ids, user_ends)
-    item_rows, item_counts = _allocate(state.backend.items, item_ids, item_ends)
+    users, items = state.backend.users, state.backend.items
+    if (rows := known_rows(users, items, user_ids, item_ids)) is not None:
+        counts = (np.full(len(user_ends), table.allocated) for table in (users, items))
+        return Places(user_ends, item_ends, *rows, *counts)
+    user_rows, user_counts = _allocate(users, user_ids, user_ends)
+    item_rows, item_counts = _allocate(items, item_ids, item_ends)
     return Places(user_ends, item_ends, user_rows, item_rows, user_counts, item_counts)
 
 
@@ -89,14 +93,22 @@ def apply(state: ModelState, records: Sequence[Record]) -> None:
         ReplayError: a record does not fit the state before it.
     """
     _check_order(state, records)
-    for kind, group in groupby(records, lambda record: type(record.change)):
-        run = list(group)
+    for kind, run in _by_kind(records):
         kind.apply(state, run)
         if not issubclass(kind, KeyedChange):
             state.backend.advance(run[-1].header.revision)
         state.marks.publish()
         for record in run:
             _settle(state, record)
+
+
+def _by_kind(records: Sequence[Record]) -> Iterator[tuple[type[Change], Sequence[Record]]]:
+    """Consecutive records of one kind each, with their kind."""
+    if len(records) == 1:
+        yield type(records[0].change), records
+        return
+    for kind, group in groupby(records, lambda record: type(record.change)):
+        yield kind, list(group)
 
 
 def _check_order(state: ModelState, records: Sequence[Record]) -> None:

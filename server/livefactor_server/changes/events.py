@@ -46,13 +46,17 @@ def join(columns: Sequence[Columns], placements: Sequence[Placement]) -> tuple[E
     assert last.places is first.places and last.number - first.number == len(placements) - 1
     whole, numbers = first.places, slice(first.number, last.number + 1)
     # An event has one user and one item.
-    places = Places(
-        whole.user_ends[numbers] - first.users.start,
-        whole.item_ends[numbers] - first.items.start,
-        whole.user_rows[first.users.start : last.users.stop],
-        whole.item_rows[first.items.start : last.items.stop],
-        whole.user_counts[numbers],
-        whole.item_counts[numbers],
+    places = (
+        whole
+        if len(placements) == len(whole.user_ends)
+        else Places(
+            whole.user_ends[numbers] - first.users.start,
+            whole.item_ends[numbers] - first.items.start,
+            whole.user_rows[first.users.start : last.users.stop],
+            whole.item_rows[first.items.start : last.items.stop],
+            whole.user_counts[numbers],
+            whole.item_counts[numbers],
+        )
     )
     sizes = [len(each) for each in columns]
     events = Events(
@@ -96,6 +100,8 @@ def learn(state: ModelState, revision: int, events: Events, places: Places) -> N
         item_count=int(places.item_counts[-1]),
         times=events.times_us if spec.history.users else None,
     )
-    run = UpdateRun(whole, revision, ends, places.user_counts, places.item_counts)
-    state.backend.apply_all([whole] if len(ends) == 1 else run)
+    if len(ends) == 1:
+        state.backend.apply_all([whole])
+    else:
+        state.backend.apply_all(UpdateRun(whole, revision, ends, places.user_counts, places.item_counts))
     state.events += n

@@ -18,6 +18,7 @@ from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_server.changes.change import KeyedChange, Record, require_rows
 from livefactor_server.changes.events import join, learn
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
+from livefactor_server.changes.short_updates import Range, ShortUpdate
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid
@@ -75,6 +76,19 @@ class InteractionsChange(KeyedChange):
             return change, NO_REJECTS
         bad = np.flatnonzero(reasons)
         return change.without_rows(bad), Rejects.of(bad, reasons[bad])
+
+    @classmethod
+    def from_short(cls, update: ShortUpdate, spec: ModelSpec, rows_max: int) -> InteractionsChange | None:
+        """The change of a usual message. None if the spec does not accept one of its events.
+
+        Raises:
+            Refused: it has too many rows.
+        """
+        columns = update.columns
+        require_rows(len(columns), min(rows_max, WORK_MAX // spec.work_of_event))
+        if not (_accepts_values(update.values, spec) and _accepts_weights(update.weights, spec)):
+            return None
+        return cls(columns, columns.body)
 
     def rows_outside(self, spec: ModelSpec) -> list[tuple[int, int]]:
         """See `WireChange.rows_outside`."""
@@ -160,3 +174,23 @@ def good_values(values: np.ndarray, spec: ModelSpec) -> np.ndarray:
 def good_weights(weights: np.ndarray, spec: ModelSpec) -> np.ndarray:
     """bool[n]: which weights float32[n] the spec accepts."""
     return (weights > 0) & (weights <= np.float32(spec.limits.weight_max))
+
+
+def _accepts_values(values: Range | None, spec: ModelSpec) -> bool:
+    """Whether `good_values` is true for all numbers of a column. None is no column."""
+    if values is None:
+        return spec.loss != Loss.SQUARED
+    low, high, binary = values
+    most = float(np.float32(spec.limits.value_abs_max))
+    if spec.loss == Loss.SQUARED or spec.auto.ratings_events:
+        return -most <= low and high <= most
+    if spec.loss == Loss.LOGISTIC:
+        return binary > 0
+    if spec.loss in (Loss.IMPLICIT, Loss.SOFTMAX):
+        return low >= 0 and high <= most
+    return low > 0 and high <= most
+
+
+def _accepts_weights(weights: Range | None, spec: ModelSpec) -> bool:
+    """Whether `good_weights` is true for all numbers of a column. None is no column."""
+    return weights is None or (weights[0] > 0 and weights[1] <= float(np.float32(spec.limits.weight_max)))

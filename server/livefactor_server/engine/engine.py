@@ -51,7 +51,7 @@ from livefactor_server.statuses import Refused, late, later, unavailable
 GROUPS_AHEAD_MAX = 2
 """Maximum number of logged groups that wait for the APPLY stage."""
 
-SMALL_WORK_MAX = 16_384
+SMALL_WORK_MAX = 4_096
 """A group with at most this work (`Commit.work`) is applied by the LOG stage, if the APPLY stage is
 idle. The hand-over would cost more than the overlap saves.
 """

@@ -20,8 +20,11 @@ larger meanwhile.
 Many little groups would cost more than the overlap saves.
 """
 
-WAIT_WORK_MAX = 32_768
-"""It waits only if the APPLY stage has at most this work, which takes a few milliseconds."""
+WAIT_WORK_MAX = 6_144
+"""It waits only if the APPLY stage has at most this work, which takes less than a millisecond.
+
+A longer wait would delay the answers of small batches beside a stream of large ones.
+"""
 
 IDLE_MARK_S = 0.010
 """Seconds without a batch after which the log gets a mark.

@@ -12,7 +12,8 @@ from livefactor_kernels.backend import create_backend
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.spec.presets import preset
-from livefactor_kernels.tables import keymap
+from livefactor_kernels.tables import keymap, pairs
+from livefactor_server.changes import short_updates
 from livefactor_server.engine import short_reads
 from livefactor_server.judging import judge
 from livefactor_server.snapshots import replay
@@ -41,7 +42,9 @@ def shared() -> list[Step]:
     """The kernels that every model needs to serve."""
     return [
         Step("tables of keys", keymap.compile_kernels),
+        Step("rows of small records", pairs.compile_kernels),
         Step("scores and top-k", scoring.compile_kernels),
+        Step("short updates", short_updates.compile_kernels),
         Step("the judge", judge.compile_kernels),
     ]
 

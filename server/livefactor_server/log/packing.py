@@ -159,6 +159,9 @@ def pack_group(
         if grown is None
         else (grown.revision, grown.records + len(entries))
     )
+    if size <= BLOCK_BYTES:
+        # It may grow by many commits.
+        payload = [b"".join(payload)]
     group = PackedGroup(
         revision, first, records, time_us, numbers, sequences, listed, packed, payload, size, previous
     )

@@ -105,9 +105,9 @@ class StreamWriter:
             size = self._make_room(group)
             start = self.end.end
         self._write_and_sync(group, start, size)
-        self._open, self._open_at = None, start
-        if start >= self.end.base and self.end.content:
-            self._open = group._replace(payload=[b"".join(group.payload)])
+        # It can grow if it lies in the last block.
+        self._open = group if start >= self.end.base and self.end.content else None
+        self._open_at = start
         return hashes, None if grown is not None else (len(self.segments) - 1, start)
 
     def mark(self) -> None:
@@ -117,7 +117,7 @@ class StreamWriter:
         """
         segment = self.segments[-1]
         try:
-            self._write_slot(self.end, segment.end)
+            self._write_slot(self.end.base, self.end.content, segment.end)
         except OSError as error:
             self._undo_write(segment, 0, error)
         self._sync()
@@ -157,15 +157,14 @@ class StreamWriter:
                 self._io.close(self._fd)
             self._fd = fd
             made = Segment(path, first, self._io.size(path))
-            end = StreamEnd(DATA_START, b"", 1)
-            for _ in range(SLOTS):
-                write_slot(self._io, fd, self._slot(end, made, DATA_START), self._slot_buffer)
+            for counter in range(1, 1 + SLOTS):
+                slot = self._slot(counter, DATA_START, b"", made, DATA_START)
+                write_slot(self._io, fd, slot, self._slot_buffer)
                 self._io.fdatasync(fd)
-                end = end._replace(counter=end.counter + 1)
         except (LogFailed, OSError) as error:
             self.failed = str(error)
             raise LogFailed(self.failed) from error
-        self.end, self._open = end, None
+        self.end, self._open = StreamEnd(DATA_START, b"", 1 + SLOTS), None
         if segment is not None and segment.first == first:
             self.segments.pop()
         self.segments.append(made)
@@ -204,34 +203,34 @@ class StreamWriter:
         buffer = self._buffer.reserve(total)
         buffer[:used] = end.content[:used]
         lay_out(buffer, used, group, stamp, size)
-        after = StreamEnd(end.base + whole, bytes(buffer[whole:total]), end.counter)
+        content, base = bytes(buffer[whole:total]), end.base + whole
         preallocator.busy = True
         try:
             try:
                 if whole:
                     write_all(self._io, self._fd, buffer[:whole], end.base)
-                if after.content:
-                    self._write_slot(after, end.end)
+                if content:
+                    self._write_slot(base, content, end.end)
             except OSError as error:
                 self._undo_write(segment, whole, error)
             self._sync()
         finally:
             preallocator.busy = False
-        segment.end = after.end
-        self.end = after._replace(counter=self.end.counter)
+        segment.end = base + len(content)
+        self.end = StreamEnd(base, content, self.end.counter)
         if segment.end >= segment.size // 2:
             preallocator.prepare(self._segment_bytes)
 
-    def _slot(self, end: StreamEnd, segment: Segment, synced: int) -> Slot:
-        return Slot(
-            end.counter, end.base, synced, self._incarnation, segment.size // BLOCK_BYTES,
-            self._cursor.log_id, end.content,
-        )  # fmt: skip
+    def _slot(self, counter: int, base: int, content: bytes, segment: Segment, synced: int) -> Slot:
+        blocks, log_id = segment.size // BLOCK_BYTES, self._cursor.log_id
+        return Slot(counter, base, synced, self._incarnation, blocks, log_id, content)
 
-    def _write_slot(self, end: StreamEnd, synced: int) -> None:
-        """Writes a tail slot. The next sync makes it durable. Raises OSError."""
-        write_slot(self._io, self._fd, self._slot(end, self.segments[-1], synced), self._slot_buffer)
-        self.end = self.end._replace(counter=end.counter + 1)
+    def _write_slot(self, base: int, content: bytes, synced: int) -> None:
+        """Writes the next tail slot. The next sync makes it durable. Raises OSError."""
+        counter = self.end.counter
+        slot = self._slot(counter, base, content, self.segments[-1], synced)
+        write_slot(self._io, self._fd, slot, self._slot_buffer)
+        self.end = StreamEnd(self.end.base, self.end.content, counter + 1)
 
     def _sync(self) -> None:
         try:
@@ -250,7 +249,7 @@ class StreamWriter:
         try:
             if error.errno not in DISK_FULL_ERRORS:
                 raise error
-            self._write_slot(self.end, self.end.end)
+            self._write_slot(self.end.base, self.end.content, self.end.end)
             self._io.fdatasync(self._fd)
             if size:
                 zero_range(self._io, self._fd, self.end.base, self.end.base + size)

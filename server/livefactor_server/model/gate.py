@@ -12,10 +12,23 @@ Only the writer and the readers that it can admit are woken.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 READERS_BEFORE_WRITER = 16
+
+
+class _Writing(AbstractContextManager[None]):
+    """A write. A generator would take longer than the gate itself."""
+
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self._begin, self._end = begin, end
+
+    def __enter__(self) -> None:
+        self._begin()
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
 
 
 class Gate:
@@ -28,6 +41,7 @@ class Gate:
         self._is_shared = is_shared
         self._readers = self._readers_waiting = self._readers_ahead = 0
         self._writes = self._writer_waits = False
+        self._writing = _Writing(self._begin_write, self._end_write)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -46,20 +60,21 @@ class Gate:
                 self._readers -= 1
                 self._wake()
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Holds the gate for a write. One thread at a time may call it."""
+        return self._writing
+
+    def _begin_write(self) -> None:
         with self._lock:
             self._writer_waits, self._readers_ahead = True, 0
             while not self._admits_writer():
                 self._writer_turn.wait()
             self._writer_waits, self._writes = False, True
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._writes = False
-                self._wake()
+
+    def _end_write(self) -> None:
+        with self._lock:
+            self._writes = False
+            self._wake()
 
     def _admits_reader(self) -> bool:
         if self._writes or (self._readers and not self._is_shared):

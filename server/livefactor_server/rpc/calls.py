@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from livefactor.wire import limits
@@ -15,6 +16,11 @@ from livefactor_server.rpc.streams import Streams
 
 WAITING_BYTES_MAX = 64 << 20
 """Maximum bytes of the messages of the calls that wait for a slot of a lane."""
+
+OVERLOAD_SCORES_A_CORE = 2
+"""Maximum number of Score calls that run at a time under overload, a core. They compute all the
+time, so with more of them each ends later, and not more of them end.
+"""
 
 CONTROL_THREADS = 8
 """Threads of calls that describe or list something."""
@@ -77,7 +83,7 @@ class Calls:
         self.settings = settings
         self.loop = loop
         self.updates = self._lane("updates", settings.update_slots)
-        self.scores = self._lane("scores", settings.score_slots)
+        self.scores = self._lane("scores", settings.score_slots, OVERLOAD_SCORES_A_CORE * _cores())
         self.snapshots = self._lane("snapshots", settings.snapshot_slots)
         self.fetches = self._lane("fetches", settings.fetch_slots)
         self.models = self._lane("models", MODEL_THREADS)
@@ -100,5 +106,10 @@ class Calls:
         call.has_model = True
         return hosted
 
-    def _lane(self, name: str, slots: int) -> Lane:
-        return Lane(self.loop, name, slots, self.settings.waiting_max, WAITING_BYTES_MAX)
+    def _lane(self, name: str, slots: int, overload_slots: int | None = None) -> Lane:
+        waiting_max = self.settings.waiting_max
+        return Lane(self.loop, name, slots, waiting_max, WAITING_BYTES_MAX, overload_slots)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -12,13 +12,24 @@ from livefactor.wire.limits import over
 from livefactor.wire.scoring import ScoreQuery, decode_score
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import preset
-from livefactor_server.changes import WIRE_CHANGES, Change, Rejects
+from livefactor_server.changes import (
+    NO_REJECTS,
+    WIRE_CHANGES,
+    Change,
+    InteractionsChange,
+    Rejects,
+    ShortUpdate,
+    short_updates,
+)
 from livefactor_server.model import spec_codec
 from livefactor_server.statuses import invalid
 
 
 class UpdateRequest(NamedTuple):
-    """An ApplyUpdates or StreamUpdates request. `body` is the encoded change."""
+    """An ApplyUpdates or StreamUpdates request.
+
+    `body` is the encoded change. `short` is what a usual message holds, None for another one.
+    """
 
     model: str
     producer_id: bytes
@@ -26,6 +37,7 @@ class UpdateRequest(NamedTuple):
     sequence: int
     change: str
     body: bytes
+    short: ShortUpdate | None = None
 
 
 def update_request(raw: bytes) -> UpdateRequest:
@@ -35,6 +47,10 @@ def update_request(raw: bytes) -> UpdateRequest:
         ColumnError: the message is malformed.
         Refused: it contains no change.
     """
+    short = short_updates.read(raw)
+    if short is not None:
+        model, producer, epoch, sequence = short[:4]
+        return UpdateRequest(model, producer, epoch, sequence, wire.INTERACTIONS, short.columns.body, short)
     request = wire.decode_apply(raw)
     if request.change is None:
         raise invalid("change: it is missing; expected interactions, labels, availability or embeddings")
@@ -51,6 +67,10 @@ def change_from_wire(request: UpdateRequest, spec: ModelSpec, rows_max: int) -> 
         ColumnError: the change is malformed.
         Refused: the change as a whole is invalid.
     """
+    if request.short is not None:
+        change = InteractionsChange.from_short(request.short, spec, rows_max)
+        if change is not None:
+            return change, NO_REJECTS
     return WIRE_CHANGES[request.change].from_wire(request.body, spec, rows_max)
 
 

@@ -4,20 +4,73 @@ A call takes a slot of its lane only after its message has arrived. Calls withou
 until their deadlines. Models take turns, so that the calls of one do not wait for all those of
 another. The calls of one model wait in the order of their arrival. The queue is bounded in calls
 and in bytes.
+
+A lane of calls that compute is under *overload* for a model if in WINDOWS in a row more calls of
+the model arrived than ended. Callers who wait for their answers before they call again never cause
+this, however many they are, and neither does a burst. Under overload fewer calls of the model run
+at a time and none waits, because a queue then helps nobody: as many calls succeed, and each takes
+longer. The calls of other models are not concerned.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from livefactor_server.rpc.loop import Loop
-from livefactor_server.statuses import busy
+from livefactor_server.statuses import Refused, busy
 
 Result = TypeVar("Result")
+
+
+WINDOW_S, WINDOW_S_MAX, WINDOW_CALLS = 0.5, 5.0, 20
+"""Seconds in which arrivals and ends are compared. A window with fewer arrivals than WINDOW_CALLS
+is longer, because chance counts for more in small numbers.
+"""
+
+WINDOWS = 3
+"""Number of windows in a row that make an overload."""
+
+EXCESS_SHARE, EXCESS_MIN = 0.25, 4
+"""More calls arrive than end if the excess is above this share of the ends and above this number.
+"""
+
+
+class Pressure:
+    """Whether a model's calls in a lane are an overload.
+
+    `running` is the number of its calls that have a slot.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._arrived = self._ended = self._exceeded = 0
+        self.running = 0
+
+    def arrive(self) -> None:
+        """A call has arrived, whether it is refused or not."""
+        now = time.monotonic()
+        age = now - self._began
+        if age >= WINDOW_S_MAX or (age >= WINDOW_S and self._arrived >= WINDOW_CALLS):
+            excess = self._arrived - self._ended
+            is_above = excess > max(EXCESS_MIN, EXCESS_SHARE * self._ended)
+            self._exceeded = self._exceeded + 1 if is_above else 0
+            self._began, self._arrived, self._ended = now, 0, 0
+        self._arrived += 1
+
+    def end(self) -> None:
+        """A call has ended that had a slot."""
+        self.running -= 1
+        self._ended += 1
+
+    @property
+    def is_overload(self) -> bool:
+        """Whether calls should be refused instead of waiting."""
+        return self._exceeded >= WINDOWS
 
 
 class Slot:
@@ -32,7 +85,7 @@ class Slot:
         await self._lane.take(self._size, self._model)
 
     async def __aexit__(self, *_: object) -> None:
-        self._lane.release()
+        self._lane.release(self._model)
 
 
 class Lane:
@@ -41,7 +94,15 @@ class Lane:
     Only the loop's thread may call its methods.
     """
 
-    def __init__(self, loop: Loop, name: str, slots: int, waiting_max: int, waiting_bytes_max: int) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        name: str,
+        slots: int,
+        waiting_max: int,
+        waiting_bytes_max: int,
+        overload_slots: int | None = None,
+    ) -> None:
         """Starts no thread yet.
 
         Args:
@@ -50,6 +111,8 @@ class Lane:
             slots: maximum number of calls at a time.
             waiting_max: maximum number of calls that wait for a slot.
             waiting_bytes_max: maximum bytes of the messages of these calls.
+            overload_slots: maximum number of calls at a time under overload. None: calls of this
+                kind do not compute, so they wait however many arrive.
         """
         self._loop = loop
         self._name, self._slots = name, slots
@@ -58,13 +121,34 @@ class Lane:
         # The calls that wait, by model. The next turn is that of the first model.
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         self._waiting = self._waiting_bytes = 0
+        self._overload_slots = overload_slots
+        self._pressures: dict[str, Pressure] = {}
         self._threads = ThreadPoolExecutor(max(1, slots), thread_name_prefix=f"rpc-{name}")
 
     async def take(self, size: int, model: str = "") -> None:
-        """Takes a slot, as `slot` does. The caller then calls `release`."""
+        """Takes a slot, as `slot` does. The caller then calls `release` with the model."""
+        pressure = self._pressures.get(model)
+        if pressure is None:
+            pressure = self._pressures[model] = Pressure()
+        pressure.arrive()
+        self._check(pressure)
         if self._free:
             self._free -= 1
-            return
+        else:
+            await self._turn(size, model)
+            try:
+                self._check(pressure)
+            except Refused:
+                self._pass_on()
+                raise
+        pressure.running += 1
+
+    def _check(self, pressure: Pressure) -> None:
+        most = self._overload_slots
+        if most is not None and pressure.running >= most and pressure.is_overload:
+            raise busy(f"{self._name}: more calls arrive than the server can do; try again later")
+
+    async def _turn(self, size: int, model: str) -> None:
         if self._waiting >= self._waiting_max or self._waiting_bytes + size > self._waiting_bytes_max:
             raise busy(
                 f"{self._name}: {self._slots} calls run and {self._waiting} wait, which is the limit; "
@@ -81,7 +165,7 @@ class Lane:
                 self._leave(model, turn)
             else:
                 # The slot came at the same time.
-                self.release()
+                self._pass_on()
             raise
         finally:
             self._waiting -= 1
@@ -94,8 +178,12 @@ class Lane:
             if not queue:
                 del self._queues[model]
 
-    def release(self) -> None:
-        """Gives a slot back. The next model in turn gets it."""
+    def release(self, model: str = "") -> None:
+        """Gives back the slot of a call of this model. The next model in turn gets it."""
+        self._pressures[model].end()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
         while self._queues:
             model = next(iter(self._queues))
             queue = self._queues.pop(model)
@@ -124,7 +212,7 @@ class Lane:
             Refused: RESOURCE_EXHAUSTED if the queue is full.
         """
         await self.take(size, model)
-        return await self._thread(work, arguments, self.release)
+        return await self._thread(work, arguments, lambda: self.release(model))
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Runs blocking work in a thread. The caller holds a slot."""

@@ -44,6 +44,9 @@ COLUMNS_MIN = 64
 
 _CHALLENGERS = "challengers"
 
+SNAPSHOT_FOLDERS = ("base", _CHALLENGERS, "snapshots")
+"""The folders of a model that hold snapshots. A model may lack the first two."""
+
 logger = logging.getLogger(__name__)
 
 

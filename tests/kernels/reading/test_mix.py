@@ -25,8 +25,11 @@ from livefactor_kernels.reading import (
     predicted_share,
 )
 from livefactor_kernels.reading.cpu import CpuArithmetic
-from livefactor_kernels.reading.persons import PersonReader
-from livefactor_kernels.reading.reference import ReferenceArithmetic
+from livefactor_kernels.reading.cpu_learning import Candidates, step_weights
+from livefactor_kernels.reading.persons import Events, PersonReader
+from livefactor_kernels.reading.reference import ReferenceArithmetic, step
+from livefactor_kernels.reading.reference_experts import Panel
+from livefactor_kernels.reading.remembered import remembered
 from livefactor_kernels.scoring.cpu import score_candidates
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import Counts, History, Loss, Mix, ModelSpec, Rule, Solve, SpecError
@@ -36,6 +39,7 @@ from specs import solve_spec
 from synthetic import push
 
 USERS, SHELF = 60, 40
+SEEN = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits")
 
 
 def mix_spec(**changes: object) -> ModelSpec:
@@ -178,28 +182,74 @@ def test_sums_of_popularity_stay_those_of_all_items() -> None:
     )
 
 
-def test_the_arithmetic_of_cpu_and_reference_agrees_on_extreme_numbers() -> None:
+@pytest.mark.parametrize("exponent", [0, 6])
+def test_steps_of_cpu_and_reference_agree_on_extreme_numbers(exponent: int) -> None:
     spec, rng = mix_spec(), np.random.default_rng(1)
-    both = CpuArithmetic(spec), ReferenceArithmetic(spec)
-    z = rng.standard_normal((EXPERTS, 90)) * 10.0 ** rng.integers(-6, 7, (EXPERTS, 1))
-    steps = []
-    for arithmetic in both:
-        own = np.full(EXPERTS, WEIGHT_START)
-        odds = np.linspace(1.0, 50.0, 90)
-        for root in (True, False):
-            arithmetic.step(own, z, odds, np.ones(EXPERTS, bool), np.float64(0.5), root)
-        popularity, bias, mix = (
-            np.full(3, 1e30, np.float32),
-            np.zeros(3, np.float32),
-            np.zeros(GROUPS * EXPERTS + 3),
-        )
-        arithmetic.add_events(
-            np.array([0, 2, 0], np.uint32), np.array([1, 0, 3e5], np.float32), popularity, bias, mix
-        )
+    z = rng.standard_normal((EXPERTS, 90)) * 10.0 ** rng.integers(-exponent, exponent + 1, (EXPERTS, 1))
+    odds, room = np.linspace(1.0, 50.0, 90), Candidates.of(spec)
+    cpu, reference = np.full((2, EXPERTS), WEIGHT_START)
+    repeats = np.arange(EXPERTS) == REPEATS
+    for is_new in (True, False):
+        learns = ~repeats if is_new else repeats
+        step(reference, z, odds, learns, np.float64(0.5), is_new)
+        rows = np.ascontiguousarray(z.T)
+        step_weights(cpu, rows, odds, np.uint64(90), is_new, np.float64(0.5), room)
+    assert cpu.tobytes() == reference.tobytes()
+    assert (cpu != WEIGHT_START).all() or exponent
+
+
+def test_popularity_of_cpu_and_reference_agrees_on_extreme_numbers() -> None:
+    spec, found = mix_spec(), []
+    model = CpuModel(spec)
+    for arithmetic in (CpuArithmetic(spec, model.users, model.items), ReferenceArithmetic(spec)):
+        popularity, bias = np.full(3, 1e30, np.float32), np.zeros(3, np.float32)
+        mix, rows = np.zeros(GROUPS * EXPERTS + 3), np.array([0, 2, 0], np.uint32)
+        arithmetic.add_events(rows, np.array([1, 0, 3e5], np.float32), popularity, bias, mix)
         arithmetic.decay(popularity, bias, mix)
-        steps.append([own.tobytes(), popularity.tobytes(), bias.tobytes(), mix.tobytes()])
-    assert steps[0] == steps[1]
+        found.append([popularity.tobytes(), bias.tobytes(), mix.tobytes()])
+    assert found[0] == found[1]
     assert moments(3.0, 3.0, 3.0).scale == 0.0
+
+
+def test_reads_are_those_of_the_reference() -> None:
+    """Long and short histories, also ones that a full ring or a record without times makes old."""
+    for length, records in ((16, 40), (64, 20)):
+        spec = mix_spec(history=History(length, 32))
+        model = learned(by_taste, spec, records)
+        users = np.append(np.arange(model.published[0], dtype=np.uint32), np.uint32(NO_ROW))
+        count = model.published[ITEMS]
+        with model.pin() as pin:
+            read, panel = PersonReader(spec).read(pin, users, count), Panel(spec)
+            for user in range(len(users)):
+                row = users[user : user + 1]
+                person = {name: section[0] for name, section in pin.read(0, row, SEEN).items()}
+                events = remembered(person)
+                factors, bias, gains = panel.of(pin, row, events, count).combined()
+                assert factors.tobytes() == read.factors[user].tobytes()
+                assert bias == read.bias[user]
+                assert gains.rows.tobytes() == read.followers[user][0].tobytes()
+                assert gains.gains.tobytes() == read.followers[user][1].tobytes()
+                assert np.unique(events.rows).tolist() == read.items[user].tolist()
+        assert read.truncated.any() == (length == 16)
+
+
+def test_a_part_of_the_users_reads_what_all_of_them_read() -> None:
+    """Users are read in blocks. No user's answer depends on the others in the block."""
+    model = learned(by_taste)
+    reader, count = PersonReader(model.spec), model.published[ITEMS]
+    users = np.arange(model.published[0], dtype=np.uint32)
+    with model.pin() as pin:
+        together = reader.read(pin, users, count)
+        own: list[Events | None] = [None] * len(users)
+        own[3] = reader.events_of(np.array([5, 1, 5], np.uint32))
+        replaced = reader.read(pin, users, count, own)
+        for user in (0, 3, 30, len(users) - 1):
+            alone = reader.read(pin, users[user : user + 1], count)
+            assert alone.factors[0].tobytes() == together.factors[user].tobytes()
+            assert alone.followers[0][1].tobytes() == together.followers[user][1].tobytes()
+            is_same = replaced.factors[user].tobytes() == together.factors[user].tobytes()
+            assert is_same == (user != 3)
+    assert replaced.items[3].tolist() == [1, 5]
 
 
 def test_few_events_of_a_long_stream_are_predicted() -> None:

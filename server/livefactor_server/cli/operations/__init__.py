@@ -1,1 +1,1 @@
-"""Commands for whoever runs a server: `doctor` and `health`."""
+"""Commands for whoever runs a server: `doctor`, `health`, `backup` and `restore`."""

@@ -1,0 +1,189 @@
+"""What the experts of a mix say of a user, in plain NumPy: the reference for `cpu_experts.py`.
+
+The semantics are in `reading/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from livefactor_kernels.history import decays
+from livefactor_kernels.reading import (
+    COUNT_HALF_LIVES,
+    COUNTS,
+    EXPERTS,
+    FOLDS,
+    HALF_LIVES,
+    MIX,
+    POPULARITY,
+    REPEATS,
+    SQUARES,
+    SUM,
+    Moments,
+    moments,
+    weights_of,
+)
+from livefactor_kernels.reading.remembered import Remembered, Source, distinct
+from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
+from livefactor_kernels.solve.reference import System, solve_row
+from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables import ITEMS, USERS
+
+_COUNT_DECAYS = np.stack([decays(half_life) for half_life in COUNT_HALF_LIVES])
+_FOLD_DECAYS = np.stack([decays(half_life) for half_life in HALF_LIVES])
+
+
+class Gains(NamedTuple):
+    """The gains of a few items: rows uint32[m], ascending, and gains float32[m]. Others gain 0."""
+
+    rows: np.ndarray
+    gains: np.ndarray
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """The gains of rows uint32[c], float64[c]."""
+        if not self.rows.size:
+            return np.zeros(len(rows))
+        place = np.minimum(np.searchsorted(self.rows, rows), self.rows.size - 1)
+        return np.where(self.rows[place] == rows, self.gains[place], np.float32(0.0)).astype(np.float64)
+
+
+NO_GAINS = Gains(np.empty(0, np.uint32), np.empty(0, np.float32))
+
+
+class Experts(NamedTuple):
+    """What the experts say of a user.
+
+    Attributes:
+        folds: the folded-in rows, float32[FOLDS, k_padded].
+        counts: gains of items for each of `COUNT_HALF_LIVES`. Their rows are the same.
+        repeats: gains of items.
+        moments: the moments of the experts' scores, by expert.
+        weights: the weights of the user's group, float64[EXPERTS]; a view of the state.
+    """
+
+    folds: np.ndarray
+    counts: list[Gains]
+    repeats: Gains
+    moments: list[Moments]
+    weights: np.ndarray
+
+    def combined(self) -> tuple[np.ndarray, np.float32, Gains]:
+        """The row float32[k_padded], the bias and the gains of the user, as scores use them."""
+        scaled = [weight * moment.scale for weight, moment in zip(self.weights, self.moments, strict=True)]
+        unit = scaled[POPULARITY] or 1.0
+        row = np.zeros(self.folds.shape[1])
+        shift = 0.0
+        for expert in range(EXPERTS):
+            shift -= scaled[expert] / unit * self.moments[expert].mean
+            if expert < FOLDS:
+                row += (scaled[expert] / unit) * self.folds[expert]
+        rows = distinct(np.concatenate([self.counts[0].rows, self.repeats.rows]))
+        gains = np.zeros(len(rows))
+        gains[np.searchsorted(rows, self.repeats.rows)] = (
+            scaled[REPEATS] / unit
+        ) * self.repeats.gains.astype(np.float64)
+        places = np.searchsorted(rows, self.counts[0].rows)
+        follow = gains[places]
+        for expert, counts in enumerate(self.counts, COUNTS):
+            follow += (scaled[expert] / unit) * counts.gains.astype(np.float64)
+        gains[places] = follow
+        return row.astype(np.float32), np.float32(shift), Gains(rows, gains.astype(np.float32))
+
+
+class Panel:
+    """The experts of a model."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec, self._rates, self._shrinkage = (
+            spec,
+            SolveRates.of(spec),
+            np.float32(spec.counts.shrinkage),
+        )
+        self._repeat_decays = decays(spec.counts.half_life)
+
+    def of(self, source: Source, user_row: np.ndarray, events: Remembered, items: int) -> Experts:
+        """What the experts say of the user of row uint32[1], with these remembered events.
+
+        `items` is the number of items, n.
+        """
+        state, k = source.state(), self._spec.k
+        gram = state[GRAM].reshape(2, k + 1, k + 1)[ITEMS]
+        folds = self._folds(source, user_row, events, state, items)
+        counts, repeats = self._counts(source, events), self._repeats(events)
+        sums = [_row_sums(fold[:k], gram) for fold in folds]
+        sums += [_sums(each.gains) for each in (*counts, repeats)]
+        sums.append((float(state[MIX][SUM]), float(state[MIX][SQUARES])))
+        count = max(float(gram[k, k]), 1.0)
+        found = [moments(total, squares, count) for total, squares in sums]
+        return Experts(folds, counts, repeats, found, weights_of(state[MIX], len(events.rows)))
+
+    def _folds(
+        self,
+        source: Source,
+        user_row: np.ndarray,
+        events: Remembered,
+        state: dict[str, np.ndarray],
+        items: int,
+    ) -> np.ndarray:
+        k = self._spec.k
+        users, gram = state[GRAM].reshape(2, k + 1, k + 1)
+        x = source.gather(USERS, user_row)[0][0]
+        if not len(events.rows):
+            if users[k, k]:
+                x[:k] = users[k, :k] / users[k, k]
+            return np.repeat(x[None], FOLDS, axis=0)
+        unobserved = np.float32(state[UNOBSERVED][0] if UNOBSERVED in state else self._spec.solve.unobserved)
+        everywhere = (np.float64(unobserved) * gram[:k, :k]).astype(np.float32)
+        rates = self._rates._replace(unobserved=unobserved)
+        folds, y = np.zeros((FOLDS, len(x)), np.float32), source.gather(ITEMS, events.rows)[0][:, :k]
+        targets = (events.values > 0).astype(np.float32)
+        for fold, decay in zip(folds, _FOLD_DECAYS[:, events.ages], strict=True):
+            system = System(y, events.weights * decay, targets, everywhere, items)
+            fold[:k] = solve_row(x[:k], system, rates, int(FOLD_SWEEPS))
+        return folds
+
+    def _counts(self, source: Source, events: Remembered) -> list[Gains]:
+        last = slice(max(0, len(events.rows) - self._spec.counts.span), None)
+        rows = np.ascontiguousarray(events.rows[last][::-1])
+        lists = source.read(ITEMS, rows, ("neighbor_rows", "neighbor_counts", "seen_count"))
+        followers = np.unique(lists["neighbor_rows"][lists["neighbor_counts"] > 0])
+        if not followers.size:
+            return [NO_GAINS] * len(COUNT_HALF_LIVES)
+        seen = source.read(ITEMS, followers, ("seen_count",))["seen_count"]
+        weights = (events.weights[last] * _COUNT_DECAYS[:, events.ages[last]])[:, ::-1]
+        gains, total = (
+            np.zeros((len(weights), len(followers)), np.float32),
+            np.zeros(len(weights), np.float32),
+        )
+        for weight, others, counts, own in zip(
+            weights.T, lists["neighbor_rows"], lists["neighbor_counts"], lists["seen_count"], strict=True
+        ):
+            total += weight
+            for other, count in zip(others, counts, strict=True):
+                if count > 0:
+                    at = int(np.searchsorted(followers, other))
+                    norm = np.sqrt(np.float32(own) * np.float32(seen[at])) + self._shrinkage
+                    gains[:, at] += (weight * count) / norm
+        return [Gains(followers, each) for each in gains / total[:, None]]
+
+    def _repeats(self, events: Remembered) -> Gains:
+        rows = distinct(events.rows)
+        gains, places = np.zeros(len(rows), np.float32), np.searchsorted(rows, events.rows)
+        np.add.at(gains, places, events.weights * (events.values > 0) * self._repeat_decays[events.ages])
+        return Gains(rows, gains)
+
+
+def _row_sums(row: np.ndarray, gram: np.ndarray) -> tuple[float, float]:
+    """x . g and x' G x of a row float32[k], given the Gram matrix float64[k + 1, k + 1]."""
+    # np.cumsum adds from left to right.
+    wide, k = row.astype(np.float64), len(row)
+    lines = np.cumsum(gram[:k, :k] * wide, axis=1)[:, -1]
+    return float(np.cumsum(wide * gram[k, :k])[-1]), float(np.cumsum(wide * lines)[-1])
+
+
+def _sums(gains: np.ndarray) -> tuple[float, float]:
+    """The sums of gains and of their squares, from left to right."""
+    wide = np.append(0.0, gains.astype(np.float64))
+    return float(np.cumsum(wide)[-1]), float(np.cumsum(wide * wide)[-1])

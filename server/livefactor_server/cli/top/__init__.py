@@ -1,0 +1,1 @@
+"""`livefactor top`: the models and calls of a running server, from its metrics port."""
