@@ -140,7 +140,7 @@ def test_search(copied: Path, engine: str) -> None:
     if engine == "postgres" and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         pytest.skip("no PostgreSQL server is installed: apt-get install postgresql")
     command = [sys.executable, str(copied / "search" / "search.py"), "--engine", engine]
-    output = run([*command, "--purchases", "8000", "--searches", "150"], timeout_s=240)
+    output = run([*command, "--purchases", "20000", "--searches", "300"], timeout_s=280)
     found = re.findall(r": (0\.\d+)$", output, re.MULTILINE)
     before, after = map(float, found)
     assert after > 1.5 * before, output
