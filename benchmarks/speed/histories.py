@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pages import ROOT, write_between
-from benchmarks.quality.auto import SETS
+from benchmarks.quality.auto.sets import SETS
 from benchmarks.quality.data import Events
 from livefactor_kernels.history.cpu import Recorder
 from livefactor_kernels.spec.model import History, ModelSpec

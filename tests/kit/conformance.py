@@ -128,7 +128,7 @@ SPECS: dict[str, ModelSpec] = {
     "solve-no-counts": solve_spec(counts=Counts()),
     "solve-squared": solve_spec(Loss.SQUARED),
     "solve-squared-B1": solve_spec(Loss.SQUARED, k=17, micro_batch=1, solve=Solve(0.0, 2, 3)),
-    "solve-density": solve_spec(solve=Solve(0.0, 3, 2, 10.0)),
+    "solve-density": solve_spec(solve=Solve(0.0, 3, 2, 10.0, 5.0)),
     "solve-mix": solve_spec(history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05)),
     "solve-mix-replay": solve_spec(
         micro_batch=8, solve=Solve(0.0, 3, 2, 10.0), history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05),

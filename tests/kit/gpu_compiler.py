@@ -212,7 +212,9 @@ def _of_histories() -> Iterator[Case]:
 
 
 def _of_solves() -> Iterator[Case]:
-    rates = _named(SolveRates, **dict.fromkeys(("unobserved", "l2", "bias_l2", "factor_max"), F32))
+    rates = _named(
+        SolveRates, **dict.fromkeys(("unobserved", "l2", "bias_l2", "factor_max", "ridge_events"), F32)
+    )
     batch = _named(solve.Batch, counts=WORDS, old=FLOATS)
     yield Case("named", solve.livefactor_named_kernel, (LONGS, LONGS, HISTORY, batch, I64, I64, I64, I64))
     named = (WORDS, I64, ROWS, HISTORY)

@@ -426,4 +426,5 @@ def with_unobserved(rates: Any, unobserved: Any) -> Any:
         rates.item_events,
         rates.k,
         rates.has_bias,
+        rates.ridge_events,
     )

@@ -7,13 +7,13 @@ events with other rows y_j, weights w_j and targets t_j, in the order of their p
 It minimises
 
     sum_j w_j (x . y_j - t_j)^2 + a0 sum_{all others y} (x . y)^2 + ridge |x|^2
-    ridge = l2 (sum_j w_j + a0 N)
+    ridge = l2 (sum_j w_j + e + a0 N)
 
-a0 is `solve.unobserved`, and N is the number of other rows after the record's allocation. With
-implicit loss, t_j is 1 if the value is above 0, else 0, and there are no biases. With squared loss,
-a0 is 0 and t_j = (value - mean) - (y_j's bias). The row's bias is one more coordinate of x after
-the k factors, with y_j = 1 and the ridge bias_l2 (sum_j w_j). `mean` is the mean before the
-record's micro-batch. The values are added to it afterwards.
+e is `solve.ridge_events`. a0 is `solve.unobserved`, and N is the number of other rows after the
+record's allocation. With implicit loss, t_j is 1 if the value is above 0, else 0, and there are no
+biases. With squared loss, a0 is 0 and t_j = (value - mean) - (y_j's bias). The row's bias is one
+more coordinate of x after the k factors, with y_j = 1 and the ridge bias_l2 (sum_j w_j + e). `mean`
+is the mean before the record's micro-batch. The values are added to it afterwards.
 
 The steps of a micro-batch:
 
@@ -39,8 +39,8 @@ The arithmetic is float32 with one rounding per operation, in this order:
     r  = b, then r - x_p A[p, :] for each coordinate p of the present row
     in each sweep for each p: new = clamp(x_p + r_p / A[p, p]);
        r = r - (new - x_p) A[p, :]; x_p = new
-    sum_j w_j is added from 0 in order; ridge = max(l2 (sum + a0 N), 1e-9), and likewise with
-       bias_l2 for a bias
+    sum = e + sum_j w_j is added from e in order; ridge = max(l2 (sum + a0 N), 1e-9), and likewise
+       with bias_l2 for a bias
 
 G is the float64 Gram matrix of (x, 1). So its last row is the sum of x and the number of rows with
 an event. A change is G[p, q] + new_p new_q - old_p old_q, from left to right (the products are
@@ -77,6 +77,7 @@ class SolveRates(NamedTuple):
     item_events: np.uint64
     k: np.uint64
     has_bias: bool
+    ridge_events: np.float32
 
     @staticmethod
     def of(spec: ModelSpec) -> SolveRates:
@@ -90,6 +91,7 @@ class SolveRates(NamedTuple):
             item_events=np.uint64(spec.solve.item_events),
             k=np.uint64(spec.k),
             has_bias=spec.loss == Loss.SQUARED,
+            ridge_events=np.float32(spec.solve.ridge_events),
         )
 
 

@@ -200,7 +200,7 @@ def _solve_side(model: Any, side: Any, other_count: Any, unobserved: Any, found:
     rates, sums = model.rates, model.mean
     rates = SolveRates(
         unobserved, rates.l2, rates.bias_l2, rates.factor_max, rates.sweeps, rates.item_events, rates.k,
-        rates.has_bias,
+        rates.has_bias, rates.ridge_events,
     )  # fmt: skip
     if found and unobserved > np.float32(0.0):
         _weigh(model.gram, _1 - side, unobserved, model.scratch.everywhere)

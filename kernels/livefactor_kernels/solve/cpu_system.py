@@ -231,7 +231,7 @@ def livefactor_system_kernel(
     kp, m, rates = np.uint64(others.factors.shape[1]), np.uint64(scratch.y.shape[1]), problem.rates
     matrix = address_of(scratch.matrix) + number * m * m * _4
     right, x = address_of(scratch.right) + number * m * _4, address_of(scratch.x) + number * m * _4
-    total = _F0
+    total = rates.ridge_events
     for event in range(events.count):
         total += real(events.weights, event)
     ridge = _begin(scratch, matrix, right, total, problem, kp)

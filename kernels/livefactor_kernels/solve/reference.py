@@ -37,7 +37,7 @@ class System(NamedTuple):
 
 def solve_row(x: np.ndarray, system: System, rates: SolveRates, sweeps: int) -> np.ndarray:
     """The row x float32[m] after `sweeps` sweeps from its present values."""
-    total, y, weights = np.float32(0.0), system.y, system.weights
+    total, y, weights = rates.ridge_events, system.y, system.weights
     for weight in weights:
         total = total + weight
     everything = total + rates.unobserved * np.float32(system.others)

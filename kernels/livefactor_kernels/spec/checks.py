@@ -70,6 +70,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
     for name, value in (
         ("mix.learning_rate", spec.mix.learning_rate),
         ("solve.unobserved_density", spec.solve.unobserved_density),
+        ("solve.ridge_events", spec.solve.ridge_events),
         ("history.paged", spec.history.paged),
         ("embeddings.dimension", spec.embeddings.dimension),
     ):
@@ -220,6 +221,8 @@ def _check_solve(spec: ModelSpec) -> None:
     _require(_finite32(density) and 0.0 <= density <= 1e6, "solve.unobserved_density", "0..1e6", density)
     if density:
         _require(solve.unobserved == 0.0, "solve.unobserved", "0 with a density", solve.unobserved)
+    ridge = solve.ridge_events
+    _require(_finite32(ridge) and 0.0 <= ridge <= 1e6, "solve.ridge_events", "0..1e6", ridge)
     _require(1 <= solve.item_events <= 1 << 16, "solve.item_events", "1..65536", solve.item_events)
     _require(1 <= solve.sweeps <= 64, "solve.sweeps", "1..64", solve.sweeps)
 

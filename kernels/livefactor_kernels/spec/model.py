@@ -169,12 +169,15 @@ class Solve:
         item_events: an item is solved at each of its first `item_events` events, and afterwards at
             every `item_events`-th event. A user is solved at every event.
         sweeps: Gauss-Seidel sweeps over the factors of a row.
+        ridge_events: the regularisation of a row, which is in proportion to its events, counts so
+            many further ones. So rows with few events stay near 0.
     """
 
     unobserved: float = 0.0
     item_events: int = 8
     sweeps: int = 2
     unobserved_density: float = 0.0
+    ridge_events: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

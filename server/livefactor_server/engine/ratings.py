@@ -37,6 +37,9 @@ VALUE_MAX = 100.0
 COVERED_MIN = 0.5
 """Minimum share of the grid between the smallest and the largest rating that occurs."""
 
+BIAS_L2, RIDGE_EVENTS = 0.1, 20.0
+"""Regularisation that suits sparse ratings as well (docs/auto.md)."""
+
 RETRY_S = 10.0
 """Seconds between two tries of the switch if memory or disk are short, or another one runs."""
 
@@ -55,11 +58,16 @@ def are_ratings(values: np.ndarray) -> bool:
 
 
 def spec_for_ratings(spec: ModelSpec) -> ModelSpec:
-    """The preset `ratings` with seed, event types, type of factors and limits of rows of `spec`."""
+    """The preset `ratings` for data of any density, with four parts of `spec`.
+
+    These are the seed, the event types, the type of factors, and the limits of rows.
+    """
     base = preset("ratings")
     limits = replace(spec.limits, value_abs_max=base.limits.value_abs_max)
     return replace(
         base,
+        bias_l2=BIAS_L2,
+        solve=replace(base.solve, ridge_events=RIDGE_EVENTS),
         seed=spec.seed,
         event_types=spec.event_types,
         factor_dtype=spec.factor_dtype,

@@ -279,6 +279,8 @@ def test_cuda_refuses_a_mix_by_name_and_is_not_chosen_for_it() -> None:
         check_cuda(mix_spec())
     with pytest.raises(SpecError, match=r"^solve.unobserved_density: "):
         check_cuda(mix_spec(mix=Mix()))
+    with pytest.raises(SpecError, match=r"^solve.ridge_events: "):
+        check_cuda(mix_spec(mix=Mix(), solve=Solve(0.5, ridge_events=1.0)))
     assert choose_backend(AUTO, preset("auto")) == "cpu"
     assert check_cuda(preset("clicks")) == preset("clicks")
 

@@ -89,16 +89,17 @@ def test_a_pin_is_its_revision_whatever_is_learned_after_it(name) -> None:
         assert unlike(pin.read(ITEMS, rows, names), before) == []
 
 
-def test_a_solved_row_is_the_minimum_of_the_objective() -> None:
+@pytest.mark.parametrize("ridge_events", [0.0, 7.0])
+def test_a_solved_row_is_the_minimum_of_the_objective(ridge_events: float) -> None:
     rng = np.random.default_rng(1)
     k, n, a0, l2 = 6, 9, 0.4, 0.05
     others = rng.normal(size=(30, k))
     y, weights = others[:n], rng.random(n) + 0.1
-    spec = solve_spec(k=k, l2=l2, solve=Solve(a0, 3, 64))
+    spec = solve_spec(k=k, l2=l2, solve=Solve(a0, 3, 64, ridge_events=ridge_events))
     gram = others.T @ others
     floats = [array.astype(np.float32) for array in (np.zeros(k), y, weights, np.ones(n), a0 * gram)]
     x = solve_row(floats[0], System(*floats[1:], 30), SolveRates.of(spec), 64)
-    ridge = l2 * (weights.sum() + a0 * 30)
+    ridge = l2 * (weights.sum() + ridge_events + a0 * 30)
     exact = np.linalg.solve(
         a0 * gram + (y * weights[:, None]).T @ y + ridge * np.eye(k), (weights[:, None] * y).sum(0)
     )

@@ -3,13 +3,13 @@
 `python -m benchmarks.quality.auto FOLDER [SET ...]` measures them. Without names it measures the
 sets that have no figures of the present kernels, so that a run that was stopped can be resumed.
 
-`auto_sets` describes the folder. A set whose file is missing is left out. It writes
+`sets` describes the folder. A set whose file is missing is left out. It writes
 benchmarks/results/auto.json and the table of docs/auto.md.
 
 Every method learns the same events. livefactor learns them in one pass in their order, in records
 of 512 events. Opponents are batch retrains, whose settings are chosen on an earlier cut of the
 learned events. At most `JUDGED_USERS` users are judged, by NDCG@10 without the items that they had.
-The set `sessions` is judged as `auto_streams` describes.
+The set `sessions` is judged as `streams` describes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.pages import ROOT, write_between
 from benchmarks.quality import als, closed_form
-from benchmarks.quality.auto_sets import SETS, SHAPED, diginetica
-from benchmarks.quality.auto_streams import counted_recall, session_recall, to_popular
+from benchmarks.quality.auto import ratings
+from benchmarks.quality.auto.sets import RATED, SETS, SHAPED, diginetica
+from benchmarks.quality.auto.streams import counted_recall, session_recall, to_popular
 from benchmarks.quality.data import Division, Events, cut
 from benchmarks.quality.methods import EPOCHS, Parts
 from benchmarks.quality.metrics import Judge
@@ -44,6 +45,15 @@ SESSION_PRESETS = ("auto", "clicks", "purchases")
 IALS_GRID, IALS_FACTORS = grid(unobserved=(0.02, 0.1, 0.3, 1), l2=(0.003, 0.02)), (64, 128)
 """iALS is tuned with the first number of factors. The better of both numbers is reported."""
 EASE_GRID = grid(l2=(20, 100, 300, 1000, 3000))
+OPPONENTS = (
+    "popular",
+    "ials",
+    "ials_settings",
+    "ease",
+    "multi_pass_rmse",
+    "multi_pass_settings",
+)
+"""Figures that stay while the code of the opponents and of the sets stays."""
 EASE_ITEMS_MAX = 8000
 """EASE inverts a matrix of items by items. It is left out for more items."""
 
@@ -80,15 +90,12 @@ class FewUsers(Judge):
         self.users = asked[self.users].astype(np.int32)
 
 
-def measure(name: str, division: Division) -> dict[str, float | str]:
-    """The figures of one set."""
+def opponents(name: str, division: Division, judge: FewUsers) -> dict[str, float | str]:
+    """The figures of most-popular and of the batch retrains."""
     learned = division.learned
-    judge, parts = FewUsers(division), Parts(learned)
-    is_by_user = name != "retail"
-    tuning = cut(learned, is_by_user, 0.8, 1.0)
-    earlier, before = FewUsers(tuning), Parts(tuning.learned)
-    figures: dict[str, float | str] = {"events": len(learned), "judged_users": judge.users.size}
-    figures["popular"] = judge.figures(closed_form.popular(learned))["ndcg10"]
+    tuning = cut(learned, name != "retail", 0.8, 1.0)
+    earlier = FewUsers(tuning)
+    figures: dict[str, float | str] = {"popular": judge.figures(closed_form.popular(learned))["ndcg10"]}
 
     def ials(events: Events, k: int, settings: Any) -> Callable[[np.ndarray], np.ndarray]:
         return als.ials(events, EPOCHS, 0, k=k, **settings)
@@ -98,6 +105,7 @@ def measure(name: str, division: Division) -> dict[str, float | str]:
     figures["ials"] = max(judge.figures(ials(learned, k, choice.settings))["ndcg10"] for k in IALS_FACTORS)
     figures["ials_settings"] = choice.words
     if learned.item_count <= EASE_ITEMS_MAX:
+        parts, before = Parts(learned), Parts(tuning.learned)
         ease = pick(
             EASE_GRID,
             lambda s: earlier.figures(closed_form.linear(before.matrix, before.ease(**s)))["ndcg10"],
@@ -105,13 +113,28 @@ def measure(name: str, division: Division) -> dict[str, float | str]:
         figures["ease"] = judge.figures(closed_form.linear(parts.matrix, parts.ease(**ease.settings)))[
             "ndcg10"
         ]
+    if name in RATED:
+        figures |= ratings.opponent(division)
+    return figures
+
+
+def measure(name: str, division: Division, known: dict[str, float | str]) -> dict[str, float | str]:
+    """The figures of one set. `known` are those of the opponents, if they were measured."""
+    learned = division.learned
+    judge = FewUsers(division)
+    figures = known or opponents(name, division, judge)
+    figures |= {"events": len(learned), "judged_users": judge.users.size}
     for key in OURS:
         figures[key] = judge.figures(one_pass(preset(key), learned).scores)["ndcg10"]
-    figures["to_best_preset"] = figures["auto"] / max(figures[key] for key in OURS[1:])
-    figures["to_ials"] = figures["auto"] / figures["ials"]
-    if "ease" in figures:
-        figures["to_ease"] = figures["auto"] / figures["ease"]
-    figures["to_popular_min"] = to_popular(learned)
+    figures["to_best_preset"] = figures["auto"] / max(figures[key] for key in OURS[1:])  # type: ignore[operator, type-var]
+    for key in ("ials", "ease"):
+        if key in figures:
+            figures[f"to_{key}"] = figures["auto"] / figures[key]  # type: ignore[operator]
+    least = to_popular(learned)
+    figures |= {"to_popular_min": least.quotient, "to_popular_min_error": least.error}
+    if name in RATED:
+        figures["rmse"] = ratings.error(division)
+        figures["rmse_to_multi_pass"] = figures["rmse"] / figures["multi_pass_rmse"]  # type: ignore[operator]
     return {f"auto_{name}_{key}": value for key, value in figures.items()}
 
 
@@ -135,7 +158,21 @@ def table(figures: dict[str, float | str]) -> str:
         if f"auto_{name}_auto" in figures:
             cells = [figures.get(f"auto_{name}_{key}") for key in keys]
             words = [f"{cell:.3f}" if isinstance(cell, float) else "–" for cell in cells]
+            error = figures.get(f"auto_{name}_to_popular_min_error")
+            if error is not None:
+                words[-1] += f" ± {error:.2f}"
             lines.append(f"| {name}{'' if name in SHAPED else ' *'} | " + " | ".join(words) + " |")
+    return "\n".join(lines)
+
+
+def ratings_table(figures: dict[str, float | str]) -> str:
+    """The table of the ratings."""
+    keys = ("multi_pass_rmse", "rmse", "rmse_to_multi_pass")
+    lines = ["| data | tuned multi-pass SGD | `auto` | quotient |", "|---" * 4 + "|"]
+    for name in RATED:
+        if f"auto_{name}_rmse" in figures:
+            cells = [f"{figures[f'auto_{name}_{key}']:.3f}" for key in keys]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -153,33 +190,54 @@ def picture(figures: dict[str, float | str]) -> Any:
     return figure
 
 
+def digest(*files: Path) -> str:
+    """A digest of code."""
+    found = hashlib.sha256()
+    for file in sorted(files):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
+
+
 def kernels() -> str:
     """A digest of the code that learns and scores."""
-    digest = hashlib.sha256()
-    for file in sorted((ROOT / "kernels").rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    return digest(*(ROOT / "kernels").rglob("*.py"))
+
+
+def opponents_code() -> str:
+    """A digest of the code of the sets and of the opponents."""
+    names = ("als", "auto/sets", "closed_form", "data", "metrics", "ratings", "search")
+    return digest(*(ROOT / "benchmarks" / "quality" / f"{name}.py" for name in names))
+
+
+def opponents_of(figures: dict[str, float | str], name: str) -> dict[str, float | str]:
+    """The figures of the opponents that the file has, if their code is the present one."""
+    if figures.get(f"auto_{name}_opponents") != opponents_code():
+        return {}
+    found = {key: figures.get(f"auto_{name}_{key}") for key in OPPONENTS}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def main() -> None:
     folder, names = Path(sys.argv[1]), sys.argv[2:]
     figures = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    code = kernels()
+    code, theirs = kernels(), opponents_code()
     for name in names or [*SETS, "sessions"]:
         if not names and figures.get(f"auto_{name}_kernels") == code:
             continue
         try:
-            own = measure_sessions(folder) if name == "sessions" else measure(name, SETS[name](folder))
+            own = (
+                measure_sessions(folder)
+                if name == "sessions"
+                else measure(name, SETS[name](folder), opponents_of(figures, name))
+            )
         except FileNotFoundError as error:
             print(f"{name}: left out: {error}")
             continue
         kept = {key: value for key, value in figures.items() if not key.startswith(f"auto_{name}_")}
         figures = kept | own | {f"auto_{name}_run_date": machine.date(), f"auto_{name}_kernels": code}
+        figures[f"auto_{name}_opponents"] = theirs
         print(name, {key: round(value, 4) for key, value in own.items() if isinstance(value, float)})
         RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     write_between(PAGE, "benchmarks.quality.auto", table(figures))
+    write_between(PAGE, "benchmarks.quality.auto ratings", ratings_table(figures))
     write_svg(ROOT / "docs" / "images" / "auto-sets.svg", lambda: picture(figures))
-
-
-if __name__ == "__main__":
-    main()

@@ -20,8 +20,16 @@ from benchmarks.quality.data import Division, Events, cut, numbered
 SECOND = 1_000_000
 
 
-def _events(users: Iterable[object], items: Iterable[object], times: Iterable[int] | None = None) -> Events:
-    """Each pair once, in the given order, or by time if there are times (seconds)."""
+def _events(
+    users: Iterable[object],
+    items: Iterable[object],
+    times: Iterable[int] | None = None,
+    values: Iterable[float] | None = None,
+) -> Events:
+    """Each pair once, in the given order, or by time if there are times (seconds).
+
+    Values are 1 where none are given.
+    """
     keys = [
         np.unique(np.array(list(column)), return_inverse=True)[1].astype(np.uint64)
         for column in (users, items)
@@ -31,8 +39,8 @@ def _events(users: Iterable[object], items: Iterable[object], times: Iterable[in
         moments = np.array(list(times), np.int64) * SECOND
         order = np.argsort(moments, kind="stable")
         moments = moments[order]
-    values = np.ones(order.size, np.float32)
-    return numbered(Stream(keys[0][order], keys[1][order], values, times=moments), once=True)
+    numbers = np.ones(order.size, np.float32) if values is None else np.array(list(values), np.float32)
+    return numbered(Stream(keys[0][order], keys[1][order], numbers[order], times=moments), once=True)
 
 
 def _lines(file: Path, separator: str) -> list[list[str]]:
@@ -43,9 +51,8 @@ def _lines(file: Path, separator: str) -> list[list[str]]:
 def ml100k(folder: Path) -> Division:
     """MovieLens-100k: the last 20 % of each user's ratings, in time."""
     rows = _lines(folder / "ml-100k" / "ml-100k.inter.tsv.gz", "\t")[1:]
-    return cut(
-        _events((r[0] for r in rows), (r[1] for r in rows), (int(float(r[3])) for r in rows)), True, 0.8, 1.0
-    )
+    users, items, stars, times = zip(*rows, strict=True)
+    return cut(_events(users, items, (int(float(t)) for t in times), map(float, stars)), True, 0.8, 1.0)
 
 
 def ml1m(folder: Path) -> Division:
@@ -53,7 +60,7 @@ def ml1m(folder: Path) -> Division:
     rows = np.loadtxt(folder / "ml-1m" / "ratings.csv.gz", skiprows=1, delimiter=",", dtype=np.int64)
     rows = rows[rows[:, 3] > 0]
     rows = rows[np.isin(rows[:, 0], _some(np.unique(rows[:, 0]), 2000))]
-    return cut(_events(rows[:, 0], rows[:, 1], rows[:, 3]), True, 0.8, 1.0)
+    return cut(_events(rows[:, 0], rows[:, 1], rows[:, 3], rows[:, 2]), True, 0.8, 1.0)
 
 
 def lastfm(folder: Path) -> Division:
@@ -89,7 +96,8 @@ def instruments(folder: Path) -> Division:
     """Musical instruments: the last 20 % of each user's reviews, by day."""
     with gzip.open(folder / "amazon-musical-instruments" / "reviews_5core.json.gz", "rt") as lines:
         reviews = [json.loads(line) for line in lines]
-    columns = [[review[name] for review in reviews] for name in ("reviewerID", "asin", "unixReviewTime")]
+    names = "reviewerID", "asin", "unixReviewTime", "overall"
+    columns = [[review[name] for review in reviews] for name in names]
     return cut(_events(*columns), True, 0.8, 1.0)
 
 
@@ -134,6 +142,8 @@ SETS: dict[str, Callable[[Path], Division]] = {
     "instruments": instruments,
     "retail": retail,
 }
+RATED = ("ml100k", "instruments")
+"""The sets whose ratings are predicted. docs/quality.md has MovieLens-1M."""
 SHAPED = ("ml100k", "ml1m", "lastfm", "instruments", "retail")
 """The sets on which the settings of `auto` were chosen.
 

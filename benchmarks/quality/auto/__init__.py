@@ -1,0 +1,1 @@
+"""Preset `auto` on more data sets, beside the other presets and tuned opponents."""
