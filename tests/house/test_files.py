@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,12 @@ def functions(path: Path) -> dict[str, int]:
             )
             found[f"{name_of(path)}:{node.name}"] = lines
     return found
+
+
+def test_each_test_file_has_a_name_of_its_own() -> None:
+    """pytest imports test files by their basename, and refuses the second one of a name."""
+    names = Counter(path.name for path in python_files() if path.name.startswith("test_"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_functions_are_short() -> None:
