@@ -10,8 +10,8 @@
     ├── PermissionDenied         the grant of the caller does not allow the call
     ├── ResourceExhausted        queue, memory, score slots or disk are full
     ├── Unavailable              (ConnectionError) the server is away, starting or draining
+    │   └── Cancelled            the server ended the call, for example because it stops
     ├── DeadlineExceeded         (TimeoutError) no answer came in time
-    ├── Cancelled                the call was cancelled
     ├── Unimplemented            the server does not have this method
     ├── UnexpectedStatus         the status is not in the contract
     ├── BufferFull               (TimeoutError) the buffer had no room in time
@@ -92,12 +92,14 @@ class Unavailable(LivefactorError, ConnectionError):
     """The server is away, starting or draining. A call that changes something may have done so."""
 
 
+class Cancelled(Unavailable):
+    """The server ended the call, for example because it stops. A call that changes something may
+    have done so.
+    """
+
+
 class DeadlineExceeded(LivefactorError, TimeoutError):
     """No answer came in time. A call that changes something may have done so or do so later."""
-
-
-class Cancelled(LivefactorError):
-    """The call was cancelled. A call that changes something may have done so."""
 
 
 class Unimplemented(LivefactorError):

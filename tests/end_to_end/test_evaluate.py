@@ -13,6 +13,7 @@ import typer
 
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.cli.app import app
+from livefactor_server.engine.ratings import spec_for_ratings
 from livefactor_server.files.specs import write_spec
 from livefactor_server.tuning import evaluation, opponents, progressive
 from livefactor_server.tuning.evaluation import Evaluation, Protocol
@@ -81,10 +82,14 @@ def test_auto_is_judged_as_what_it_becomes(tmp_path: Path) -> None:
         for u, i, v in zip(rng.integers(0, 30, 600), rng.integers(0, 40, 600), values, strict=True)
     ]
     file.write_text("\n".join(["user,item,value", *lines]) + "\n")
-    code, out, err = type_in("evaluate", str(file), "--preset", "auto", "--preset", "ratings", "--json")
+    becomes = tmp_path / "becomes.toml"
+    write_spec(becomes, spec_for_ratings(preset("auto")), "ratings", [])
+    code, out, err = type_in(
+        "evaluate", str(file), "--preset", "auto", "--spec", str(becomes), "--task", "ratings", "--json"
+    )
     assert code == 0, err
-    auto, ratings = json.loads(out)["models"]
-    assert {auto["name"], ratings["name"]} == {"auto", "ratings"} and auto["figures"] == ratings["figures"]
+    (auto, same) = (model["figures"] for model in json.loads(out)["models"])
+    assert auto == same and set(auto) == {"RMSE"}
 
 
 @pytest.mark.parametrize(
