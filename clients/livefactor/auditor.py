@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from livefactor.access import Access
-from livefactor.calling.blocking import BlockingClient, Connection, blocking
+from livefactor.calling.blocking import BlockingClient, blocking
 from livefactor.calling.plans import Next, Plan, Work
 from livefactor.calling.routes import Route
 from livefactor.channel import CONNECT_S, DEADLINE_S, READ_RETRY_S
@@ -97,8 +97,6 @@ class Auditor(AuditorBase, BlockingClient):
     access: TLS and token; None takes them from the environment. channel: the caller's own
     transport.
     """
-
-    _connects = Connection
 
     @blocking
     def snapshot(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from livefactor.access import Access
-from livefactor.calling.blocking import BlockingClient, Connection, blocking
+from livefactor.calling.blocking import BlockingClient, blocking
 from livefactor.calling.plans import Next, Plan
 from livefactor.calling.routes import Route
 from livefactor.channel import CONNECT_S, DEADLINE_S, READ_RETRY_S
@@ -126,8 +126,6 @@ class Models(ModelsBase, BlockingClient):
     takes them from the environment. channel: the caller's own transport. timeout of a call:
     seconds.
     """
-
-    _connects = Connection
 
     @blocking
     def create(

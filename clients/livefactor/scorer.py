@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livefactor.access import Access
-from livefactor.calling.blocking import BlockingClient, Connection, blocking
+from livefactor.calling.blocking import BlockingClient, blocking
 from livefactor.calling.cutting import Joined, Lists, ScoreRequest, ask
 from livefactor.calling.plans import Plan
 from livefactor.calling.routes import Route
@@ -89,8 +89,6 @@ class Scorer(ScorerBase, BlockingClient):
     label: the producers have a `secret` or `labels=False`, or another label was given to the id.
     `score` repeats its arguments.
     """
-
-    _connects = Connection
 
     @blocking
     def score(

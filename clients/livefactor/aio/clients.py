@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from livefactor.aio.connection import AsyncClient, AsyncConnection, awaited
+from livefactor.aio.connection import AsyncClient, awaited
 from livefactor.auditor import Auditor, AuditorBase
 from livefactor.models import Models, ModelsBase
 from livefactor.scorer import Scorer, ScorerBase
@@ -13,8 +13,6 @@ class AsyncScorer(ScorerBase, AsyncClient):
 
     channel: a `grpc.aio.Channel` of the caller.
     """
-
-    _connects = AsyncConnection
 
     score = awaited(Scorer.score)
     recommend = awaited(Scorer.recommend)
@@ -27,8 +25,6 @@ class AsyncAuditor(AuditorBase, AsyncClient):
     Files are written and verified in a thread. channel: a `grpc.aio.Channel` of the caller.
     """
 
-    _connects = AsyncConnection
-
     snapshot = awaited(Auditor.snapshot)
     list = awaited(Auditor.list)
     fetch = awaited(Auditor.fetch)
@@ -40,8 +36,6 @@ class AsyncModels(ModelsBase, AsyncClient):
 
     channel: a `grpc.aio.Channel` of the caller.
     """
-
-    _connects = AsyncConnection
 
     create = awaited(Models.create)
     describe = awaited(Models.describe)

@@ -188,6 +188,7 @@ def awaited(
 class AsyncClient:
     """A client of an `AsyncConnection`. Leaving an `async with` block closes it."""
 
+    _connects: type[Route] = AsyncConnection
     _connection: AsyncConnection
 
     async def close(self) -> None:

@@ -148,6 +148,7 @@ def _show_result(call: Any, plan: Callable[..., Any]) -> None:
 class BlockingClient:
     """A client of a connection that blocks. Leaving a `with` block closes it."""
 
+    _connects: type[Route] = Connection
     _connection: Connection
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire.arrays import FLOATS, KEYS, NUMBERS, TIMES
 from livefactor.wire.columns import Columns
 from livefactor_kernels.numbers.compiled import compiled
+from livefactor_server.changes.tags import BYTES, VARINT, tag_of
 
 Range = Sequence[float]
 
@@ -27,31 +28,23 @@ BYTES_MAX = 64 << 10
 SIZE_BYTES_MAX = 5
 """Maximum bytes of the size of a field. Longer ones are not usual."""
 
-_BYTES, _VARINT = 2, 0
 _REQUEST, _STAMP, _EVENTS = (
     updates_pb2.ApplyUpdatesRequest,
     updates_pb2.ProducerStamp,
     updates_pb2.Interactions,
 )
-
-
-def _tag(message: Any, field: str, wire_type: int) -> int:
-    number: int = message.DESCRIPTOR.fields_by_name[field].number
-    return number << 3 | wire_type
-
-
 _MODEL, _PRODUCER, _INTERACTIONS = (
-    _tag(_REQUEST, name, _BYTES) for name in ("model", "producer", "interactions")
+    tag_of(_REQUEST, name, BYTES) for name in ("model", "producer", "interactions")
 )
 _ID, _EPOCH, _SEQUENCE = (
-    _tag(_STAMP, "id", _BYTES),
-    *(_tag(_STAMP, n, _VARINT) for n in ("epoch", "sequence")),
+    tag_of(_STAMP, "id", BYTES),
+    *(tag_of(_STAMP, n, VARINT) for n in ("epoch", "sequence")),
 )
 _COLUMNS: dict[str, np.dtype[Any]] = {
     "user_ids": KEYS, "item_ids": KEYS, "values": FLOATS, "weights": FLOATS, "event_types": NUMBERS, "times_us": TIMES,
 }  # fmt: skip
 _DTYPES = tuple(_COLUMNS.values())
-_TAGS = np.array([_tag(_EVENTS, name, _BYTES) for name in _COLUMNS], np.int64)
+_TAGS = np.array([tag_of(_EVENTS, name, BYTES) for name in _COLUMNS], np.int64)
 _WIDTHS = np.array([dtype.itemsize for dtype in _DTYPES], np.int64)
 _VALUES, _WEIGHTS = 2, 3
 

@@ -26,23 +26,22 @@ from livefactor_kernels.spec.model import FactorDtype, Limits, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.head import Head
+from livefactor_server.changes.tags import BYTES, FIXED64, VARINT, tag_of
 from livefactor_server.model.state import ModelState
-
-_BYTES, _VARINT, _FIXED64 = 2, 0, 1
 
 
 def _tag(message: Any, field: str, wire_type: int) -> np.uint8:
-    return np.uint8(message.DESCRIPTOR.fields_by_name[field].number << 3 | wire_type)
+    return np.uint8(tag_of(message, field, wire_type))
 
 
 _REQUEST, _RESPONSE, _POSITION = scoring_pb2.ScoreRequest, scoring_pb2.ScoreResponse, updates_pb2.Position
-_MODEL, _USERS = _tag(_REQUEST, "model", _BYTES), _tag(_REQUEST, "user_ids", _BYTES)
-_TARGET, _ITEMS = _tag(_REQUEST, "candidates", _BYTES), _tag(scoring_pb2.Candidates, "item_ids", _BYTES)
-_PLACE, _LINEAGE = _tag(_RESPONSE, "position", _BYTES), _tag(_POSITION, "lineage", _BYTES)
-_REVISION, _ITEM_IDS = _tag(_POSITION, "revision", _VARINT), _tag(_RESPONSE, "item_ids", _BYTES)
-_SCORES, _OFFSETS = _tag(_RESPONSE, "scores", _BYTES), _tag(_RESPONSE, "offsets", _BYTES)
-_USER_KNOWN, _ITEM_KNOWN = _tag(_RESPONSE, "user_known", _BYTES), _tag(_RESPONSE, "item_known", _BYTES)
-_SPEC = _tag(_RESPONSE, "spec_id", _FIXED64)
+_MODEL, _USERS = _tag(_REQUEST, "model", BYTES), _tag(_REQUEST, "user_ids", BYTES)
+_TARGET, _ITEMS = _tag(_REQUEST, "candidates", BYTES), _tag(scoring_pb2.Candidates, "item_ids", BYTES)
+_PLACE, _LINEAGE = _tag(_RESPONSE, "position", BYTES), _tag(_POSITION, "lineage", BYTES)
+_REVISION, _ITEM_IDS = _tag(_POSITION, "revision", VARINT), _tag(_RESPONSE, "item_ids", BYTES)
+_SCORES, _OFFSETS = _tag(_RESPONSE, "scores", BYTES), _tag(_RESPONSE, "offsets", BYTES)
+_USER_KNOWN, _ITEM_KNOWN = _tag(_RESPONSE, "user_known", BYTES), _tag(_RESPONSE, "item_known", BYTES)
+_SPEC = _tag(_RESPONSE, "spec_id", FIXED64)
 
 _0, _1, _2, _SEVEN, _KEY = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(7), np.uint64(8)
 _LOW, _MORE, _SHIFT_MAX = np.uint8(0x7F), np.uint8(0x80), np.uint64(28)
