@@ -13,11 +13,13 @@ import hashlib
 import numpy as np
 
 from livefactor_kernels.backend import Backend, create_backend, state_sections
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Counts,
     Embeddings,
     FactorDtype,
+    Features,
     History,
     Loss,
     Mix,
@@ -31,6 +33,7 @@ from livefactor_kernels.spec.model import (
     Softmax,
     Solve,
 )
+from livefactor_kernels.tables import USERS
 from synthetic import make_spec, push
 
 SPECS: dict[str, ModelSpec] = {
@@ -88,6 +91,16 @@ SPECS: dict[str, ModelSpec] = {
         history=History(32, 64),
         solve=Solve(0.5, 4, 2),
         embeddings=Embeddings(12, 3.0),
+    ),
+    "solve_features": make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.5, 4, 2),
+        embeddings=Embeddings(12, 3.0),
+        features=Features(64, 5),
     ),
     "solve_mix": make_spec(
         Loss.IMPLICIT,
@@ -189,6 +202,23 @@ def _describe(model: Backend, turn: int) -> None:
     model.set_embeddings(rows, vectors, model.revision + 1, model.items.allocated)
 
 
+def _tell(model: Backend, turn: int) -> None:
+    """Set bags of known and of new ids of a side that are computed from integers."""
+    side = turn // 2 % 2
+    table, per_id = (model.users, model.items)[side], model.spec.features.per_id
+    keys = np.arange(turn, 160, 3, dtype=np.uint64)
+    rows = table.allocate(keys * np.uint64(0x9E3779B97F4A7C15) if side == USERS else keys)
+    sizes = (keys % np.uint64(per_id + 1)).astype(np.int64)
+    owner = np.repeat(keys, sizes)
+    place = np.arange(len(owner), dtype=np.uint64) - np.repeat(np.cumsum(sizes) - sizes, sizes).astype(
+        np.uint64
+    )
+    features = (owner + place * np.uint64(7)) % np.uint64(60)
+    weights = ((owner * np.uint64(31) + place) % np.uint64(16) + np.uint64(1)).astype(np.float32) / 8
+    bags = Bags(np.cumsum(sizes), features, weights)
+    model.set_features(side, rows, bags, model.revision + 1, table.allocated)
+
+
 def digest(name: str, backend: str = "cpu") -> str:
     """Return the SHA-256 digest of the state after the stream."""
     model = create_backend(backend, SPECS[name])
@@ -196,6 +226,8 @@ def digest(name: str, backend: str = "cpu") -> str:
         push(model, users, items, values, weights)
         if model.spec.embeddings.dimension:
             _describe(model, model.revision)
+        if model.spec.features.size:
+            _tell(model, model.revision)
     sha = hashlib.sha256()
     for section, view in state_sections(model).items():
         sha.update(f"{section} {view.dtype} {view.shape}\n".encode() + view.tobytes())

@@ -29,12 +29,14 @@ from livefactor.pushing.batching import (
 )
 from livefactor.pushing.delivery import WINDOW_BATCHES
 from livefactor.pushing.embeddings import as_vectors, embedding_bodies
+from livefactor.pushing.features import as_bags, feature_bodies
 from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, TextReader, label_cuts
 from livefactor.pushing.rows import RowColumns, row_columns
 from livefactor.pushing.sending import OPEN_DEADLINE_S, ProducerStatus, Sender
 from livefactor.wire.columns import (
     AVAILABILITY,
     EMBEDDINGS,
+    FEATURES,
     INTERACTIONS,
     LABELS,
     Stamp,
@@ -180,8 +182,8 @@ class ProducerBase:
         for rows, body in bodies:
             batch = Batch(change)
             batch.share(receipt, start, rows)
-            # The labels of new string ids go in front of vectors.
-            add = sender.add_events if change == EMBEDDINGS else sender.delivery.add
+            # The labels of new string ids go in front of what describes them.
+            add = sender.add_events if change in (EMBEDDINGS, FEATURES) else sender.delivery.add
             add(batch, [body])
             start += rows
         sender.work.notify_all()
@@ -405,6 +407,28 @@ class Producer(ProducerBase):
         bodies = embedding_bodies(keys, as_vectors(vectors, len(keys)), self.batch)
         taken = None if reader is None else partial(self._labels[ITEMS].take, reader)
         return (yield from self._taken_bodies(EMBEDDINGS, bodies, timeout, taken))
+
+    @blocking
+    def push_features(
+        self, side: str, ids: Ids, features: Any, *, timeout: float | None = None
+    ) -> Plan[Receipt]:
+        """Give ids of a side ("user" or "item") their features, after all rows pushed before.
+
+        ids: n ids, as in `push`; they need no events yet. features: for each id a dict of names and
+        weights, or a list of names such as "brand:acme"; or columns of n values, as a DataFrame or
+        a dict: a number is the weight of the column's feature, and a text t of column c is the
+        feature "c:t" (`pushing.features`). They replace the id's features, and no features remove
+        them. The model's spec has features (`Models.create("shop", features={"size": 65536})`).
+        Raises the errors of `push_labels`, and ColumnError for a bad feature. The receipt raises
+        InvalidArgument if the model has no features, or an id has more than `per_id` of the spec.
+        """
+        if side not in SIDES:
+            raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
+        reader = self._labels[side].reader() if side in self._labels else None
+        keys = as_keys("ids", ids, reader or self._hash)
+        bodies = feature_bodies(SIDES[side], keys, as_bags(features, len(keys)), self.batch)
+        taken = None if reader is None else partial(self._labels[side].take, reader)
+        return (yield from self._taken_bodies(FEATURES, bodies, timeout, taken))
 
     @blocking
     def flush(self, timeout: float | None = None) -> Plan[Position]:

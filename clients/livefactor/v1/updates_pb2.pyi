@@ -110,6 +110,10 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The item is unknown, and the model has no room for a further mark of an unknown item: items_max,
     or the server's memory.
     """
+    REJECT_REASON_FEATURES_FULL: _RejectReason.ValueType  # 10
+    """The id has a new feature, and the model has no room for further features of this side:
+    ModelSpec.features.size, or the server's memory.
+    """
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """The reason why a row was rejected. Rejected rows are not logged. The other rows of the batch are
@@ -140,6 +144,10 @@ or the memory of the GPU).
 REJECT_REASON_MARKS_FULL: RejectReason.ValueType  # 9
 """The item is unknown, and the model has no room for a further mark of an unknown item: items_max,
 or the server's memory.
+"""
+REJECT_REASON_FEATURES_FULL: RejectReason.ValueType  # 10
+"""The id has a new feature, and the model has no room for further features of this side:
+ModelSpec.features.size, or the server's memory.
 """
 global___RejectReason = RejectReason
 
@@ -405,6 +413,64 @@ class Embeddings(google.protobuf.message.Message):
 global___Embeddings = Embeddings
 
 @typing.final
+class Features(google.protobuf.message.Message):
+    """Bags of features of users or of items, such as "genre:comedy" or "country:NO" with weights. A bag
+    replaces the bag that the id had before. A bag without features removes it. Each side has features of
+    its own. The ids need not have events yet: an id that has none is scored by what its features say
+    (docs/content.md).
+
+    A message is refused as a whole with INVALID_ARGUMENT if the model's spec has no features, if the
+    side is unknown, if lengths do not fit, if an id has more features than ModelSpec.features.per_id or
+    one of them twice, if a weight is 0, NaN, infinite or beyond 1000, if a name is empty or longer than
+    256 bytes, or if it has more than 65,536 features in all bags. The text names the row. An id is rejected
+    with FEATURES_FULL if its new features would exceed ModelSpec.features.size or the server's memory, and
+    a new id like those of interactions.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    COUNTS_FIELD_NUMBER: builtins.int
+    NAMES_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
+    side: global___Side.ValueType
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The number of features of each id."""
+
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The features that occur in the bags. They are UTF-8 texts."""
+
+    @property
+    def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """For each id in turn, the index in `names` of each of its features. There are as many as the sum of
+        counts.
+        """
+
+    @property
+    def weights(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The weight of each of `features`. Empty: all weights are 1."""
+
+    def __init__(
+        self,
+        *,
+        side: global___Side.ValueType = ...,
+        ids: collections.abc.Iterable[builtins.int] | None = ...,
+        counts: collections.abc.Iterable[builtins.int] | None = ...,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+        features: collections.abc.Iterable[builtins.int] | None = ...,
+        weights: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counts", b"counts", "features", b"features", "ids", b"ids", "names", b"names", "side", b"side", "weights", b"weights"]) -> None: ...
+
+global___Features = Features
+
+@typing.final
 class ApplyUpdatesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -414,6 +480,7 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     AVAILABILITY_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     @property
@@ -426,6 +493,8 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     def availability(self) -> global___Availability: ...
     @property
     def embeddings(self) -> global___Embeddings: ...
+    @property
+    def features(self) -> global___Features: ...
     def __init__(
         self,
         *,
@@ -435,10 +504,11 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
         labels: global___Labels | None = ...,
         availability: global___Availability | None = ...,
         embeddings: global___Embeddings | None = ...,
+        features: global___Features | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "features"] | None: ...
 
 global___ApplyUpdatesRequest = ApplyUpdatesRequest
 
@@ -515,6 +585,7 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     AVAILABILITY_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
     model: builtins.str
     @property
     def producer(self) -> global___ProducerStamp: ...
@@ -526,6 +597,8 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     def availability(self) -> global___Availability: ...
     @property
     def embeddings(self) -> global___Embeddings: ...
+    @property
+    def features(self) -> global___Features: ...
     def __init__(
         self,
         *,
@@ -535,10 +608,11 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
         labels: global___Labels | None = ...,
         availability: global___Availability | None = ...,
         embeddings: global___Embeddings | None = ...,
+        features: global___Features | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "features"] | None: ...
 
 global___StreamUpdatesRequest = StreamUpdatesRequest
 

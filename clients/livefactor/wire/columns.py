@@ -54,12 +54,14 @@ from livefactor.wire.twins import (
 __all__ = [
     "AVAILABILITY",
     "EMBEDDINGS",
+    "FEATURES",
     "INTERACTIONS",
     "LABELS",
     "AvailabilityColumns",
     "ColumnError",
     "Columns",
     "EmbeddingColumns",
+    "FeatureColumns",
     "LabelColumns",
     "Part",
     "ScoreColumns",
@@ -70,6 +72,7 @@ __all__ = [
     "decode_apply",
     "decode_availability",
     "decode_embeddings",
+    "decode_features",
     "decode_interactions",
     "decode_labels",
     "decode_score",
@@ -77,6 +80,7 @@ __all__ = [
     "encode_apply",
     "encode_availability",
     "encode_embeddings",
+    "encode_features",
     "encode_interactions",
     "encode_labels",
     "encode_score",
@@ -92,6 +96,7 @@ INTERACTIONS = "interactions"
 LABELS = "labels"
 AVAILABILITY = "availability"
 EMBEDDINGS = "embeddings"
+FEATURES = "features"
 _COLUMN_DTYPES: dict[str, np.dtype[Any]] = {
     "user_ids": KEYS,
     "item_ids": KEYS,
@@ -115,7 +120,8 @@ _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
 _COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
 _OPTIONAL = tuple(_COLUMNS)[2:]
 _NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
-_CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS)
+_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES
+_CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, *_CHANGES)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()
 _COLUMN_TAGS = _tags(_COLUMN_NUMBERS.values())
@@ -123,6 +129,7 @@ _REQUEST_TAGS = _tags((_MODEL, _PRODUCER, *_CHANGE_NAMES))
 _LabelsTwin = twin_of(updates_pb2.Labels)
 _AvailabilityTwin = twin_of(updates_pb2.Availability)
 _EmbeddingsTwin = twin_of(updates_pb2.Embeddings)
+_FeaturesTwin = twin_of(updates_pb2.Features)
 
 Part = bytes | npt.NDArray[Any]
 
@@ -200,6 +207,27 @@ class EmbeddingColumns:
         return len(self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureColumns:
+    """Bags of features of n ids of one side.
+
+    side: a `livefactor.v1.Side` number. ids: uint64[n]. counts: the size of each bag, uint32[n].
+    names: the texts of features. features: the index in `names` of each feature of each bag,
+    uint32[m]. weights: float32[m]. body: the bytes of the message.
+    """
+
+    side: int
+    ids: npt.NDArray[np.uint64]
+    counts: npt.NDArray[np.uint32]
+    names: Sequence[str]
+    features: npt.NDArray[np.uint32]
+    weights: npt.NDArray[np.float32]
+    body: bytes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 class Stamp(NamedTuple):
     """The producer and the sequence number of a batch (`livefactor.v1.ProducerStamp`)."""
 
@@ -211,7 +239,8 @@ class Stamp(NamedTuple):
 class UpdateRequest(NamedTuple):
     """One ApplyUpdates or StreamUpdates request.
 
-    change: INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, or None. body: the bytes of the change.
+    change: INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, or None. body: the bytes of
+    the change.
     """
 
     model: str
@@ -394,6 +423,49 @@ def decode_embeddings(body: bytes) -> EmbeddingColumns:
     return EmbeddingColumns(twin.side, ids, numbers.reshape(len(ids), twin.dimension), body)
 
 
+def encode_features(
+    side: int,
+    ids: Ids,
+    counts: npt.NDArray[Any],
+    names: Sequence[str],
+    features: npt.NDArray[Any],
+    weights: npt.NDArray[Any] | None,
+) -> bytes:
+    """The bytes of a Features message. The arguments are those of `FeatureColumns`.
+
+    weights: None for weights of 1. Raises ColumnError for ids of a wrong type, for unequal lengths,
+    and for names that are not str.
+    """
+    keys = as_keys("ids", ids)
+    require_rows("counts", counts, len(keys), "ids")
+    try:
+        message = _FeaturesTwin(side=side, ids=keys.tobytes(), names=names)
+    except (TypeError, ValueError) as error:
+        raise ColumnError("names: expected str that can be encoded as UTF-8") from error
+    message.counts = counts.astype(NUMBERS, copy=False).tobytes()
+    message.features = features.astype(NUMBERS, copy=False).tobytes()
+    if weights is not None:
+        require_rows("weights", weights, len(features), "features")
+        message.weights = weights.astype(FLOATS, copy=False).tobytes()
+    return bytes(message.SerializeToString())
+
+
+def decode_features(body: bytes) -> FeatureColumns:
+    """Read a Features message. Raises ColumnError if the bytes do not parse or the sizes differ."""
+    twin, body = _parse_body(_FeaturesTwin, updates_pb2.Features, body)
+    ids, counts = twin_column(twin, "ids", KEYS), twin_column(twin, "counts", NUMBERS)
+    features, weights = twin_column(twin, "features", NUMBERS), twin_column(twin, "weights", FLOATS)
+    require_rows("counts", counts, len(ids), "ids")
+    if int(counts.sum(dtype=np.uint64)) != len(features):
+        raise ColumnError(f"features has {len(features)} rows, expected the sum of counts")
+    if not len(weights):
+        weights = np.ones(len(features), np.float32)
+    require_rows("weights", weights, len(features), "features")
+    if len(features) and int(features.max()) >= len(twin.names):
+        raise ColumnError(f"features: expected indexes below {len(twin.names)} (names)")
+    return FeatureColumns(twin.side, ids, counts, list(twin.names), features, weights, body)
+
+
 def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -> bytes:
     """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest up to the body of its change.
 
@@ -412,7 +484,7 @@ def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -
 def encode_apply(model: str, stamp: Stamp, change: str, body: bytes) -> bytes:
     """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest.
 
-    change: INTERACTIONS, LABELS, AVAILABILITY or EMBEDDINGS.
+    change: INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS or FEATURES.
     """
     return apply_prefix(model, stamp, change, len(body)) + body
 

@@ -28,6 +28,15 @@ BATCH_ROWS_MAX = 65_536
 EMBEDDING_NUMBERS_MAX = 1 << 18
 """Numbers of all vectors of a batch of embeddings."""
 
+FEATURES_OF_BATCH_MAX = 1 << 16
+"""Features of all bags of a batch."""
+
+FEATURE_NAME_BYTES_MAX = 256
+"""Bytes of the name of a feature."""
+
+FEATURE_WEIGHT_MAX = 1000.0
+"""The largest weight of a feature in a bag, with either sign."""
+
 LABEL_BYTES_MAX = 1024
 """Bytes of a label. The server rejects the row of a longer one."""
 

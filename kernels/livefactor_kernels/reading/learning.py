@@ -60,7 +60,7 @@ class Mixer:
         self._spec, self._arithmetic = spec, arithmetic
         self._key = domain_key(spec.seed, MIX_DOMAIN)
         self._mix, self._events = initial(), 0
-        self._newcomers = Newcomers(arithmetic) if spec.embeddings.dimension else None
+        self._newcomers = Newcomers(arithmetic) if spec.embeddings.dimension or spec.features.size else None
 
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""
@@ -132,16 +132,18 @@ class Mixer:
         self._arithmetic.add_events(rows, weights, popularity, bias, self._mix)
         self._mix[SINCE] += update.fresh
 
-    def describe(self, source: Source, rows: np.ndarray, had_vector: np.ndarray,
+    def describe(self, source: Source, rows: np.ndarray, had_prior: np.ndarray, has_prior: np.ndarray,
                  popularity: np.ndarray, bias: np.ndarray) -> None:  # fmt: skip
-        """Follows a record of embeddings of item rows uint32[n].
+        """Follows a record of embeddings or features of item rows uint32[n].
 
-        `had_vector` bool[n] tells which rows had a vector before. `popularity` and `bias` are those
-        of all items.
+        `had_prior` and `has_prior` bool[n] tell which rows had a vector or a bag before, and which
+        have one. `popularity` and `bias` are those of all items.
         """
         assert self._newcomers is not None
         items = source.state()[GRAM].reshape(2, self._spec.k + 1, self._spec.k + 1)[ITEMS]
-        self._newcomers.describe(source, rows, had_vector, popularity, bias, self._mix, items[-1, -1])
+        self._newcomers.describe(
+            source, rows, had_prior, has_prior, popularity, bias, self._mix, items[-1, -1]
+        )
 
     def _predicted(self, run: UpdateRun, items: np.ndarray) -> np.ndarray:
         """Which events of records are predicted, given the numbers of items before them."""

@@ -22,6 +22,7 @@ from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.cpu_records import Side
 from livefactor_kernels.solve.cpu_system import Events as SolveEvents
 from livefactor_kernels.solve.cpu_system import Problem, Scratch, livefactor_fold_kernel
+from livefactor_kernels.solve.features import NONE
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 
@@ -197,16 +198,22 @@ class PersonReader:
         if own is not None:
             pairs = zip(own, events, strict=True)
             events = [history if replacement is None else replacement for replacement, history in pairs]
-        followers = self._add_parts(source, factors, bias, events, item_count)
+        followers = self._add_parts(source, user_rows, factors, bias, events, item_count)
         truncated = np.array([each.truncated for each in events], bool)
         return Persons(factors, bias, [each.items for each in events], truncated, followers)
 
     def _add_parts(
-        self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int
+        self,
+        source: Source,
+        user_rows: np.ndarray,
+        factors: np.ndarray,
+        bias: np.ndarray,
+        events: list[Events],
+        item_count: int,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Folds the users in, if the rule does. Returns their followers."""
         if self._spec.rule == Rule.SOLVE:
-            self._fold(source, factors, bias, events, item_count)
+            self._fold(source, user_rows, Side(factors, bias), events, item_count)
         counts = self._spec.counts
         followers = [self._followers(source, each) for each in events] if counts.neighbors else []
         if counts.repeat:
@@ -229,6 +236,8 @@ class PersonReader:
         if own is not None:
             histories = _replaced(histories, own)
             truncated &= np.array([events is None for events in own], bool)
+        if self._spec.features.size:
+            self._begin_without_events(source, user_rows, users, histories)
         reader, followers, items = self._mix_reader(), [], []
         for first, last in _chunks(histories.ends):
             part = Side(users.factors[first:last], users.bias[first:last])
@@ -241,6 +250,22 @@ class PersonReader:
             ]
         return Persons(users.factors, users.bias, items, truncated, followers)
 
+    def _told(self, source: Source, user_rows: np.ndarray) -> np.ndarray:
+        """Which users have a bag of features, bool[n]."""
+        if not self._spec.features.size:
+            return np.zeros(len(user_rows), bool)
+        return np.asarray(source.read(USERS, user_rows, ("bagged",))["bagged"] != NONE)
+
+    def _begin_without_events(
+        self, source: Source, user_rows: np.ndarray, users: Side, histories: Histories
+    ) -> None:
+        """Sets the rows of users without events and without a bag to the mean of all users."""
+        k = self._spec.k
+        gram = source.state()[GRAM].reshape(2, k + 1, k + 1)[USERS]
+        is_mean = (np.diff(histories.ends) == 0) & ~self._told(source, user_rows)
+        if gram[k, k]:
+            users.factors[is_mean, :k] = gram[k, :k] / gram[k, k]
+
     def _mix_part(
         self, reader: MixReader, source: Source, users: Side, histories: Histories, item_count: int
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
@@ -251,6 +276,10 @@ class PersonReader:
         seen = source.read(ITEMS, followers.rows, ("seen_count",))["seen_count"]
         unobserved = np.float32(state[UNOBSERVED][0]) if UNOBSERVED in state else self._rates.unobserved
         gram = state[GRAM].reshape(2, k + 1, k + 1)
+        if self._spec.features.size:
+            # Without a number of users, users without events keep their rows.
+            gram = gram.copy()
+            gram[USERS, k, k] = 0.0
         items = source.gather(ITEMS, histories.rows)[0]
         return reader.combine(
             users, items, histories, lists, followers, seen, gram, unobserved, state[MIX], item_count
@@ -295,7 +324,7 @@ class PersonReader:
         )
 
     def _fold(
-        self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int
+        self, source: Source, user_rows: np.ndarray, users: Side, events: list[Events], item_count: int
     ) -> None:
         """Replaces the factors and biases of the users who have events."""
         scratch, k = self._scratch(), self._spec.k
@@ -307,10 +336,10 @@ class PersonReader:
         if UNOBSERVED in state:
             rates = rates._replace(unobserved=np.float32(state[UNOBSERVED][0]))
         scratch.everywhere[:k, :k] = (rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
-        users = Side(factors, bias)
+        (factors, bias), told = users, self._told(source, user_rows)
         for n, each in enumerate(events):
             if not len(each.rows):
-                if gram[USERS, k, k]:
+                if gram[USERS, k, k] and not told[n]:
                     factors[n, :k] = gram[USERS, k, :k] / gram[USERS, k, k]
                 continue
             item_factors, item_bias = source.gather(ITEMS, each.rows)

@@ -131,7 +131,8 @@ class Panel:
         users, gram = state[GRAM].reshape(2, k + 1, k + 1)
         x = source.gather(USERS, user_row)[0][0]
         if not len(events.rows):
-            if users[k, k]:
+            told = self._spec.features.size and source.read(USERS, user_row, ("bagged",))["bagged"][0]
+            if users[k, k] and not told:
                 x[:k] = users[k, :k] / users[k, k]
             return np.repeat(x[None], FOLDS, axis=0)
         unobserved = np.float32(state[UNOBSERVED][0] if UNOBSERVED in state else self._spec.solve.unobserved)

@@ -33,6 +33,9 @@ MAX_NEIGHBORS = 1024
 MAX_EVENT_TYPES = 64
 MAX_DIMENSION = 1024
 """Maximum number of numbers of an item's vector."""
+MAX_FEATURES = 1 << 20
+"""Maximum number of distinct features of a side."""
+MAX_FEATURES_PER_ID = 64
 MAX_REPLAY_SIZE = 1 << 20
 MIN_WINDOW, MAX_WINDOW = 16, 1 << 24
 RATE_STEPS_MAX = 24
@@ -246,6 +249,21 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """Weighted bags of features of users and items (`solve/features/__init__.py`).
+
+    What a bag says counts as much as `embeddings.prior_events` events.
+
+    Attributes:
+        size: most distinct features of each side, up to `MAX_FEATURES`. With 0 there are none.
+        per_id: most features of a user or an item, up to `MAX_FEATURES_PER_ID`.
+    """
+
+    size: int = 0
+    per_id: int = 16
+
+
+@dataclass(frozen=True, slots=True)
 class Auto:
     """What a model finds out about its events.
 
@@ -387,6 +405,7 @@ class ModelSpec:
         history, counts: histories and co-occurrence counts, with any rule.
         mix: a mix of experts, with rule SOLVE and implicit loss.
         embeddings: vectors of items, with rule SOLVE and implicit loss.
+        features: bags of features, with rule SOLVE and implicit loss.
         auto: what the model finds out about its events, with any loss but SQUARED.
         solve, softmax: parameters of these rules.
         replay: replay, with any rule.
@@ -415,6 +434,7 @@ class ModelSpec:
     counts: Counts = field(default_factory=Counts)
     mix: Mix = field(default_factory=Mix)
     embeddings: Embeddings = field(default_factory=Embeddings)
+    features: Features = field(default_factory=Features)
     auto: Auto = field(default_factory=Auto)
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)

@@ -359,7 +359,8 @@ class Admission:
                 item.new_rows = change.rows
             else:
                 self._fit_rows(item, change)
-        elif isinstance(change, WireChange):
+        change = item.change
+        if isinstance(change, WireChange) and (change.room.nbytes or not isinstance(change, KeyedChange)):
             self._fit_entries(item, change)
 
     def _fit_rows(self, item: Submission, change: KeyedChange) -> None:
