@@ -233,7 +233,7 @@ def hidden(data: Data, spec: ModelSpec, seed: int) -> dict[str, float]:
 
 
 def few(data: Data, spec: ModelSpec) -> dict[str, float]:
-    """Recall@10 of items with few events, and of the others, with vectors or features and without."""
+    """Recall@10 of items with few events, and of the others, with content and without it."""
     cut = len(data.events) * 9 // 10
     before, test = data.events[:cut], data.events[cut:]
     items, counts = np.unique(before[:, 1], return_counts=True)

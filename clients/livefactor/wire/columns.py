@@ -23,7 +23,6 @@ from livefactor.errors import ColumnError
 from livefactor.v1 import updates_pb2
 from livefactor.wire.arrays import (
     FLOATS,
-    HALVES,
     KEYS,
     NUMBERS,
     TIMES,
@@ -31,6 +30,14 @@ from livefactor.wire.arrays import (
     as_numbers,
     as_whole,
     require_rows,
+)
+from livefactor.wire.content import (
+    EmbeddingColumns,
+    FeatureColumns,
+    decode_embeddings,
+    decode_features,
+    encode_embeddings,
+    encode_features,
 )
 from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.scoring import (
@@ -46,7 +53,7 @@ from livefactor.wire.twins import (
     column_view,
     field_prefix,
     malformed,
-    parse_twin,
+    parse_body,
     twin_column,
     twin_of,
 )
@@ -128,8 +135,6 @@ _COLUMN_TAGS = _tags(_COLUMN_NUMBERS.values())
 _REQUEST_TAGS = _tags((_MODEL, _PRODUCER, *_CHANGE_NAMES))
 _LabelsTwin = twin_of(updates_pb2.Labels)
 _AvailabilityTwin = twin_of(updates_pb2.Availability)
-_EmbeddingsTwin = twin_of(updates_pb2.Embeddings)
-_FeaturesTwin = twin_of(updates_pb2.Features)
 
 Part = bytes | npt.NDArray[Any]
 
@@ -188,44 +193,6 @@ class AvailabilityColumns:
 
     def __len__(self) -> int:
         return len(self.item_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingColumns:
-    """Vectors of n ids of one side.
-
-    side: a `livefactor.v1.Side` number. ids: uint64[n]. vectors: float16 or float32[n, dimension].
-    body: the bytes of the message.
-    """
-
-    side: int
-    ids: npt.NDArray[np.uint64]
-    vectors: npt.NDArray[Any]
-    body: bytes
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureColumns:
-    """Bags of features of n ids of one side.
-
-    side: a `livefactor.v1.Side` number. ids: uint64[n]. counts: the size of each bag, uint32[n].
-    names: the texts of features. features: the index in `names` of each feature of each bag,
-    uint32[m]. weights: float32[m]. body: the bytes of the message.
-    """
-
-    side: int
-    ids: npt.NDArray[np.uint64]
-    counts: npt.NDArray[np.uint32]
-    names: Sequence[str]
-    features: npt.NDArray[np.uint32]
-    weights: npt.NDArray[np.float32]
-    body: bytes
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class Stamp(NamedTuple):
@@ -358,7 +325,7 @@ def encode_labels(side: int, ids: Ids, labels: Sequence[str]) -> bytes:
 
 def decode_labels(body: bytes) -> LabelColumns:
     """Read a Labels message. Raises ColumnError if the bytes do not parse or the lengths differ."""
-    twin, body = _parse_body(_LabelsTwin, updates_pb2.Labels, body)
+    twin, body = parse_body(_LabelsTwin, updates_pb2.Labels, body)
     ids, labels = twin_column(twin, "ids", KEYS), list(twin.labels)
     if len(labels) != len(ids):
         raise ColumnError(f"labels has {len(labels)} rows, expected {len(ids)} (ids)")
@@ -382,88 +349,9 @@ def encode_availability(item_ids: Ids, available: bool) -> bytes:
 
 def decode_availability(body: bytes) -> AvailabilityColumns:
     """Read an Availability message. Raises ColumnError if the bytes do not parse."""
-    twin, body = _parse_body(_AvailabilityTwin, updates_pb2.Availability, body)
+    twin, body = parse_body(_AvailabilityTwin, updates_pb2.Availability, body)
     ids = twin_column(twin, "item_ids", KEYS)
     return AvailabilityColumns(ids, twin.available, body)
-
-
-def encode_embeddings(side: int, ids: Ids, vectors: npt.NDArray[Any]) -> bytes:
-    """The bytes of an Embeddings message.
-
-    side: a `livefactor.v1.Side` number. ids: n ids. vectors: float16 or float32[n, dimension].
-    Raises ColumnError for ids of a wrong type, and for another number of vectors.
-    """
-    keys = as_keys("ids", ids)
-    require_rows("vectors", vectors, len(keys), "ids")
-    message = _EmbeddingsTwin(side=side, ids=keys.tobytes(), dimension=vectors.shape[1])
-    if vectors.dtype == np.float16:
-        message.half_vectors = vectors.astype(HALVES, copy=False).tobytes()
-    else:
-        message.vectors = vectors.astype(FLOATS, copy=False).tobytes()
-    return bytes(message.SerializeToString())
-
-
-def decode_embeddings(body: bytes) -> EmbeddingColumns:
-    """Read an Embeddings message.
-
-    Raises ColumnError if the bytes do not parse or the sizes differ.
-    """
-    twin, body = _parse_body(_EmbeddingsTwin, updates_pb2.Embeddings, body)
-    ids, wide = twin_column(twin, "ids", KEYS), twin_column(twin, "vectors", FLOATS)
-    if len(wide) and twin.half_vectors:
-        raise ColumnError("vectors: expected either vectors or half_vectors, got both")
-    numbers = wide
-    if twin.half_vectors:
-        if len(twin.half_vectors) % HALVES.itemsize:
-            raise ColumnError("half_vectors: expected 2 bytes for each number")
-        numbers = np.frombuffer(twin.half_vectors, HALVES)
-    if len(numbers) != len(ids) * twin.dimension:
-        expected = f"{len(ids)} ids of dimension {twin.dimension}"
-        raise ColumnError(f"vectors has {len(numbers)} numbers, expected those of {expected}")
-    return EmbeddingColumns(twin.side, ids, numbers.reshape(len(ids), twin.dimension), body)
-
-
-def encode_features(
-    side: int,
-    ids: Ids,
-    counts: npt.NDArray[Any],
-    names: Sequence[str],
-    features: npt.NDArray[Any],
-    weights: npt.NDArray[Any] | None,
-) -> bytes:
-    """The bytes of a Features message. The arguments are those of `FeatureColumns`.
-
-    weights: None for weights of 1. Raises ColumnError for ids of a wrong type, for unequal lengths,
-    and for names that are not str.
-    """
-    keys = as_keys("ids", ids)
-    require_rows("counts", counts, len(keys), "ids")
-    try:
-        message = _FeaturesTwin(side=side, ids=keys.tobytes(), names=names)
-    except (TypeError, ValueError) as error:
-        raise ColumnError("names: expected str that can be encoded as UTF-8") from error
-    message.counts = counts.astype(NUMBERS, copy=False).tobytes()
-    message.features = features.astype(NUMBERS, copy=False).tobytes()
-    if weights is not None:
-        require_rows("weights", weights, len(features), "features")
-        message.weights = weights.astype(FLOATS, copy=False).tobytes()
-    return bytes(message.SerializeToString())
-
-
-def decode_features(body: bytes) -> FeatureColumns:
-    """Read a Features message. Raises ColumnError if the bytes do not parse or the sizes differ."""
-    twin, body = _parse_body(_FeaturesTwin, updates_pb2.Features, body)
-    ids, counts = twin_column(twin, "ids", KEYS), twin_column(twin, "counts", NUMBERS)
-    features, weights = twin_column(twin, "features", NUMBERS), twin_column(twin, "weights", FLOATS)
-    require_rows("counts", counts, len(ids), "ids")
-    if int(counts.sum(dtype=np.uint64)) != len(features):
-        raise ColumnError(f"features has {len(features)} rows, expected the sum of counts")
-    if not len(weights):
-        weights = np.ones(len(features), np.float32)
-    require_rows("weights", weights, len(features), "features")
-    if len(features) and int(features.max()) >= len(twin.names):
-        raise ColumnError(f"features: expected indexes below {len(twin.names)} (names)")
-    return FeatureColumns(twin.side, ids, counts, list(twin.names), features, weights, body)
 
 
 def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -> bytes:
@@ -536,11 +424,3 @@ def _spans(body: bytes, tags: dict[int, int]) -> dict[int, tuple[int, int]] | No
             return None
         spans[number] = (start, at)
     return spans
-
-
-def _parse_body(twin: type[Any], public: Any, body: bytes) -> tuple[Any, bytes]:
-    """The twin message that `body` holds, and the body in canonical form."""
-    parsed = parse_twin(twin, public, body)
-    if parsed.ByteSize() != len(body):
-        body = parsed.SerializeToString()
-    return parsed, body
