@@ -110,7 +110,11 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The item is unknown, and the model has no room for a further mark of an unknown item: items_max,
     or the server's memory.
     """
-    REJECT_REASON_FEATURES_FULL: _RejectReason.ValueType  # 10
+    REJECT_REASON_NEW_IDS: _RejectReason.ValueType  # 10
+    """The user or the item is new, and the producer has added as many new ones as the server lets it
+    add in a minute. The row can be sent again later.
+    """
+    REJECT_REASON_FEATURES_FULL: _RejectReason.ValueType  # 11
     """The id has a new feature, and the model has no room for further features of this side:
     ModelSpec.features.size, or the server's memory.
     """
@@ -145,7 +149,11 @@ REJECT_REASON_MARKS_FULL: RejectReason.ValueType  # 9
 """The item is unknown, and the model has no room for a further mark of an unknown item: items_max,
 or the server's memory.
 """
-REJECT_REASON_FEATURES_FULL: RejectReason.ValueType  # 10
+REJECT_REASON_NEW_IDS: RejectReason.ValueType  # 10
+"""The user or the item is new, and the producer has added as many new ones as the server lets it
+add in a minute. The row can be sent again later.
+"""
+REJECT_REASON_FEATURES_FULL: RejectReason.ValueType  # 11
 """The id has a new feature, and the model has no room for further features of this side:
 ModelSpec.features.size, or the server's memory.
 """
