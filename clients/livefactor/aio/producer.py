@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from livefactor.aio.connection import ThreadRunner, awaited
 from livefactor.errors import LivefactorError, ProducerClosed
-from livefactor.pushing.producer import CLOSE_AFTER_ERROR_S, Producer, ProducerBase
+from livefactor.pushing.base import CLOSE_AFTER_ERROR_S, ProducerBase
+from livefactor.pushing.producer import Producer
 
 log = logging.getLogger("livefactor")
 

@@ -14,7 +14,7 @@ import pytest
 from livefactor.snapshots.format import Manifest
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
-from livefactor_kernels.spec.model import Embeddings, Limits
+from livefactor_kernels.spec.model import Embeddings, Features, Limits
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import (
     CHANGES,
@@ -45,6 +45,7 @@ SPEC = preset(
     "clicks",
     k=8,
     embeddings=Embeddings(2),
+    features=Features(8, 2),
     limits=Limits(users_max=100, items_max=100, value_abs_max=1.0, error_max=1e3),
 )
 SPEC_BODY = spec_codec.encode(SPEC)
@@ -55,6 +56,14 @@ BODIES = {
     wire.AVAILABILITY: wire.encode_availability([10, 12], False),
     wire.EMBEDDINGS: wire.encode_embeddings(
         updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]], np.float16)
+    ),
+    wire.FEATURES: wire.encode_features(
+        updates_pb2.SIDE_USER,
+        [1, 2],
+        np.array([2, 1]),
+        ["a", "b"],
+        np.array([1, 0, 1]),
+        np.array([0.5, 2, 1]),
     ),
 }
 """A message for each field of an ApplyUpdatesRequest."""
@@ -150,6 +159,12 @@ def test_what_each_change_does_to_a_state() -> None:
     described = done[Kind.EMBEDDINGS].backend
     assert described.published == (0, 2) and not done[Kind.EMBEDDINGS].events
     assert described.sections(1, 2)["embedding"].tolist() == [[1, 2], [3, 4]]
+    told = done[Kind.FEATURES]
+    assert told.backend.published == (2, 0) and not told.events
+    assert told.backend.sections(0, 2)["bag"].tolist() == [[1, 2], [1, 0]]
+    assert told.backend.sections(0, 2)["bag_weights"].tolist() == [[0.5, 2], [1, 0]]
+    keys = told.backend.state()["features.user.keys"].tolist()
+    assert [told.features[0].get(key) for key in keys] == ["b", "a"]
     for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():
@@ -158,9 +173,14 @@ def test_what_each_change_does_to_a_state() -> None:
 
 def test_admission_counts_what_adds_entries() -> None:
     rooms = {kind.kind: received(kind).room for kind in CHANGES.values()}
-    assert {kind for kind, room in rooms.items() if room != NO_ROOM} == {Kind.LABELS, Kind.AVAILABILITY}
+    assert {kind for kind, room in rooms.items() if room != NO_ROOM} == {
+        Kind.LABELS,
+        Kind.AVAILABILITY,
+        Kind.FEATURES,
+    }
     assert (rooms[Kind.LABELS].keys, rooms[Kind.AVAILABILITY].keys) == ([10, 11], [10, 12])
     assert rooms[Kind.LABELS].kept_in != rooms[Kind.AVAILABILITY].kept_in
+    assert len(rooms[Kind.FEATURES].keys) == 2 and rooms[Kind.FEATURES].nbytes > 2 * 8 * SPEC.k
     assert rooms[Kind.LABELS].nbytes > len(BODIES[wire.LABELS])
 
 
