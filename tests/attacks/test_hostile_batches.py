@@ -71,9 +71,7 @@ def valid_messages() -> dict[str, list[Any]]:
     labels = updates_pb2.Labels(side=updates_pb2.SIDE_ITEM, ids=[4, 5], labels=["mug", "lamp"])
     marks = updates_pb2.Availability(item_ids=[4, 5], available=False)
     vectors = updates_pb2.Embeddings(side=2, ids=[4], dimension=2, vectors=[1, 2])
-    bags = updates_pb2.Features(
-        side=2, ids=[4], counts=[2], names=["a", "b"], features=[0, 1], weights=[1, 2]
-    )
+    bags = updates_pb2.Features(side=2, ids=[4], counts=[2], names=["a", "b"], features=[0, 1])
     update = [
         dict(model=MODEL, interactions=rows), dict(model=MODEL, producer=stamp, interactions=rows),
         dict(model=MODEL, producer=stamp, labels=labels), dict(model=MODEL, availability=marks),

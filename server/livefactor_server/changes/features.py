@@ -29,6 +29,8 @@ from livefactor_server.model.state import ModelState, feature_row_bytes
 from livefactor_server.statuses import invalid
 
 _NO_IDS = np.empty(0, np.uint64)
+_USUAL_K = 128
+"""Factors of a row in the estimate of what admitted batches will take."""
 _NAME_TAG = bytes([updates_pb2.Features.NAMES_FIELD_NUMBER << 3 | 2])
 
 
@@ -40,14 +42,12 @@ class FeaturesChange(KeyedChange):
         side: 0 for users, 1 for items.
         columns: the message.
         name_keys: the key of each name, uint64[any].
-        nbytes: memory that admission reserves for a feature.
     """
 
     side: int
     columns: wire.FeatureColumns
     name_keys: np.ndarray
     body: bytes
-    nbytes: int = 0
 
     kind: ClassVar[Kind] = Kind.FEATURES
     field: ClassVar[str] = wire.FEATURES
@@ -82,7 +82,7 @@ class FeaturesChange(KeyedChange):
         require_rows(len(columns), rows_max)
         if columns.side not in SIDES:
             raise invalid("side: expected SIDE_USER or SIDE_ITEM")
-        change = cls._of(columns, ENTRY_BYTES + FEATURE_NAME_BYTES_MAX + feature_row_bytes(spec.k))
+        change = cls._of(columns)
         change.rows_outside(spec)
         _check_names(columns, change.name_keys)
         return change, NO_REJECTS
@@ -93,8 +93,8 @@ class FeaturesChange(KeyedChange):
         return cls._of(wire.decode_features(body))
 
     @classmethod
-    def _of(cls, columns: wire.FeatureColumns, nbytes: int = 0) -> FeaturesChange:
-        return cls(SIDES[columns.side], columns, keys_of(columns.names), columns.body, nbytes)
+    def _of(cls, columns: wire.FeatureColumns) -> FeaturesChange:
+        return cls(SIDES[columns.side], columns, keys_of(columns.names), columns.body)
 
     def rows_outside(self, spec: ModelSpec) -> list[tuple[int, int]]:
         """See `WireChange.rows_outside`. It rejects no row."""
@@ -112,7 +112,7 @@ class FeaturesChange(KeyedChange):
         used, features = np.unique(columns.features[in_bag], return_inverse=True)
         names = [columns.names[at] for at in used.tolist()]
         parts = columns.ids[keep], columns.counts[keep], names, features, columns.weights[in_bag]
-        return self._of(wire.decode_features(wire.encode_features(columns.side, *parts)), self.nbytes)
+        return self._of(wire.decode_features(wire.encode_features(columns.side, *parts)))
 
     def rows_without_room(
         self, state: ModelState, pending: Mapping[int, int], free_bytes: int
@@ -120,10 +120,10 @@ class FeaturesChange(KeyedChange):
         """See `WireChange.rows_without_room`."""
         present, size = state.features[self.side], state.spec.features.size
         taken = len(present) + sum(key not in present for key in pending)
-        if len(self.name_keys) * self.nbytes <= free_bytes and taken + len(self.name_keys) <= size:
+        cost = _feature_bytes(state.spec.k)
+        if len(self.name_keys) * cost <= free_bytes and taken + len(self.name_keys) <= size:
             return []
         full, new, keys = [], set[int](), self.name_keys.tolist()
-        cost = self.nbytes
         for row, bag in enumerate(np.split(self.columns.features, self._ends[:-1])):
             wanted = {keys[at] for at in bag.tolist()}
             wanted = {key for key in wanted if key not in present and key not in pending} - new
@@ -170,7 +170,11 @@ class FeaturesChange(KeyedChange):
     def room(self) -> Room:
         """An entry for each name, with its row."""
         list_name = f"features of {('users', 'items')[self.side]}"
-        return Room(list_name, self.name_keys.tolist(), len(self.name_keys) * self.nbytes)
+        return Room(list_name, self.name_keys.tolist(), len(self.name_keys) * _feature_bytes(_USUAL_K))
+
+
+def _feature_bytes(k: int) -> int:
+    return ENTRY_BYTES + FEATURE_NAME_BYTES_MAX + feature_row_bytes(k)
 
 
 def _check_bags(columns: wire.FeatureColumns, per_id: int) -> None:

@@ -42,7 +42,8 @@ and clamped to factor_max. With a vector, p is float32(W'e) + p, clamped again. 
 of bags without events are computed again, in row order. Each record of events visits the next rows
 of each side, `SWEEP_ROWS` for each `SWEEP_ROWS` events or a part of them, until all rows below the
 record's count have been visited. A record of bags visits rows of its own side, and its own ones. A
-row without events that loses its bag is 0.
+row without events that loses its bag is 0. Until the first fit of users, their rows stay as they
+are.
 
 Prior. An item with a bag and n events is solved towards share * p, as in `solve/prior/__init__.py`.
 

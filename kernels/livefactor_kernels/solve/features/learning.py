@@ -13,7 +13,7 @@ import numpy as np
 from livefactor_kernels.solve.features import BAGGED, FEATURES, FITTED, NONE, SIDE_NAMES, Bags
 from livefactor_kernels.solve.prior import CHANGES, COUNTED
 from livefactor_kernels.solve.prior.rows import PriorRows
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.model import ITEMS, ModelSpec
 
 
 class Arithmetic(Protocol):
@@ -40,7 +40,7 @@ class FeatureRows(PriorRows):
     ) -> None:  # fmt: skip
         """No features. `vectors` are the embeddings of the same rows, if there are any."""
         super().__init__(spec, array_of)
-        self._arithmetic, self._vectors = arithmetic, vectors
+        self._arithmetic, self._vectors, self._side = arithmetic, vectors, side
         self._name = f"{FEATURES}.{SIDE_NAMES[side]}."
         self._numbers: dict[int, int] = {}
         self._rows = np.zeros((64, spec.k), np.float32)
@@ -86,6 +86,11 @@ class FeatureRows(PriorRows):
 
     def _clamped(self, rows: np.ndarray) -> np.ndarray:
         return np.asarray(np.clip(rows, -self._factor_max, self._factor_max))
+
+    def _write(self, rows: np.ndarray, said: np.ndarray) -> None:
+        # If users and items were 0, no event would move them.
+        if self._side == ITEMS or self._present.any():
+            super()._write(rows, said)
 
     def learn(self) -> None:
         """See `PriorRows.learn`."""

@@ -64,8 +64,11 @@ class PriorRows(ABC):
         """Writes the rows that `begin` returned."""
         if self._cold.size:
             rows = np.where(self.has(self._cold)[:, None], self.mapped(self._cold), np.float32(0.0))
-            self._array_of("factors")[self._cold, : self._k] = rows
+            self._write(self._cold, rows)
             self._cold = _NO_ROWS
+
+    def _write(self, rows: np.ndarray, said: np.ndarray) -> None:
+        self._array_of("factors")[rows, : self._k] = said
 
     def towards(self, rows: np.ndarray) -> np.ndarray:
         """z for rows uint32[n], float32[n, k]. Zeros for a row without a prior."""
