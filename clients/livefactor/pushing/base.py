@@ -14,26 +14,12 @@ from livefactor.calling.plans import Plan, Until, Work
 from livefactor.channel import CONNECT_S
 from livefactor.errors import BufferFull, FlushTimeout
 from livefactor.position import Position
-from livefactor.pushing.batching import (
-    Batch,
-    BatchSettings,
-    PendingRows,
-    Receipt,
-    RowReject,
-)
+from livefactor.pushing.batching import Batch, BatchSettings, PendingRows, Receipt, RowReject
 from livefactor.pushing.labels import ITEMS, USERS, IdLabels, TextReader
 from livefactor.pushing.rows import RowColumns
 from livefactor.pushing.sending import ProducerStatus, Sender
-from livefactor.wire.columns import (
-    EMBEDDINGS,
-    FEATURES,
-    INTERACTIONS,
-    interaction_parts,
-)
+from livefactor.wire.columns import EMBEDDINGS, FACTOR_DELTAS, FEATURES, INTERACTIONS, interaction_parts
 from livefactor.wire.keys import keys_of
-
-CLOSE_AFTER_ERROR_S = 5.0
-"""How long leaving a `with` block by an error waits for what was pushed before it, seconds."""
 
 
 class ProducerBase:
@@ -160,8 +146,9 @@ class ProducerBase:
         for rows, body in bodies:
             batch = Batch(change)
             batch.share(receipt, start, rows)
-            # The labels of new string ids go in front of what describes them.
-            add = sender.add_events if change in (EMBEDDINGS, FEATURES) else sender.delivery.add
+            # The labels of new string ids go in front of what is said of them.
+            is_of_ids = change in (EMBEDDINGS, FEATURES, FACTOR_DELTAS)
+            add = sender.add_events if is_of_ids else sender.delivery.add
             add(batch, [body])
             start += rows
         sender.work.notify_all()

@@ -17,19 +17,19 @@ from livefactor.calling.plans import Plan, Work
 from livefactor.channel import DEADLINE_S
 from livefactor.errors import AlreadyExists, ColumnError, LivefactorError
 from livefactor.position import Position
-from livefactor.pushing.base import CLOSE_AFTER_ERROR_S, ProducerBase
-from livefactor.pushing.batching import (
-    Receipt,
-)
+from livefactor.pushing.base import ProducerBase
+from livefactor.pushing.batching import Receipt
 from livefactor.pushing.delivery import WINDOW_BATCHES
+from livefactor.pushing.deltas import delta_body
 from livefactor.pushing.embeddings import as_vectors, embedding_bodies
 from livefactor.pushing.features import as_bags, feature_bodies
-from livefactor.pushing.labels import ITEMS, SIDES, USERS, label_cuts
+from livefactor.pushing.labels import ITEMS, SIDES, USERS, label_cuts, read_ids
 from livefactor.pushing.rows import row_columns
 from livefactor.pushing.sending import OPEN_DEADLINE_S
 from livefactor.wire.columns import (
     AVAILABILITY,
     EMBEDDINGS,
+    FACTOR_DELTAS,
     FEATURES,
     INTERACTIONS,
     LABELS,
@@ -42,6 +42,9 @@ from livefactor.wire.columns import (
 )
 from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.limits import NOTE_BYTES_MAX, check_most
+
+CLOSE_AFTER_ERROR_S = 5.0
+"""How long leaving a `with` block by an error waits for what was pushed before it, seconds."""
 
 _APPLY = "/livefactor.v1.UpdateService/ApplyUpdates"
 
@@ -142,9 +145,10 @@ class Producer(ProducerBase):
         texts = [labels] if isinstance(labels, str) else list(labels)
         if len(texts) != len(keys):
             raise ColumnError(f"labels has {len(texts)} rows, expected {len(keys)} (ids)")
-        bodies = []
-        for start, stop in label_cuts(texts, self.batch):
-            bodies.append((stop - start, encode_labels(SIDES[side], keys[start:stop], texts[start:stop])))
+        bodies = [
+            (stop - start, encode_labels(SIDES[side], keys[start:stop], texts[start:stop]))
+            for start, stop in label_cuts(texts, self.batch)
+        ]
         taken = None if reader is None else partial(self._labels[side].leave_out, reader)
         return (yield from self._taken_bodies(LABELS, bodies, timeout, taken))
 
@@ -156,10 +160,8 @@ class Producer(ProducerBase):
         """
         keys = as_keys("item_ids", item_ids, self._hash)
         rows_max = self.batch.rows_max(keys.itemsize)
-        bodies = []
-        for start in range(0, len(keys), rows_max):
-            part = keys[start : start + rows_max]
-            bodies.append((len(part), encode_availability(part, available)))
+        parts = (keys[start : start + rows_max] for start in range(0, len(keys), rows_max))
+        bodies = [(len(part), encode_availability(part, available)) for part in parts]
         return (yield from self._taken_bodies(AVAILABILITY, bodies, timeout))
 
     @blocking
@@ -173,10 +175,8 @@ class Producer(ProducerBase):
         errors of `push`. The receipt raises InvalidArgument if the model has no embeddings or
         another dimension.
         """
-        reader = self._labels[ITEMS].reader() if ITEMS in self._labels else None
-        keys = as_keys("item_ids", item_ids, reader or self._hash)
+        keys, taken = read_ids(self._labels, ITEMS, item_ids, self._hash)
         bodies = embedding_bodies(keys, as_vectors(vectors, len(keys)), self.batch)
-        taken = None if reader is None else partial(self._labels[ITEMS].take, reader)
         return (yield from self._taken_bodies(EMBEDDINGS, bodies, timeout, taken))
 
     @blocking
@@ -193,13 +193,30 @@ class Producer(ProducerBase):
         Raises the errors of `push_labels`, and ColumnError for a bad feature. The receipt raises
         InvalidArgument if the model has no features, or an id has more than `per_id` of the spec.
         """
-        if side not in SIDES:
-            raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
-        reader = self._labels[side].reader() if side in self._labels else None
-        keys = as_keys("ids", ids, reader or self._hash)
+        keys, taken = read_ids(self._labels, side, ids, self._hash)
         bodies = feature_bodies(SIDES[side], keys, as_bags(features, len(keys)), self.batch)
-        taken = None if reader is None else partial(self._labels[side].take, reader)
         return (yield from self._taken_bodies(FEATURES, bodies, timeout, taken))
+
+    @blocking
+    def push_deltas(
+        self,
+        side: str,
+        ids: Ids,
+        deltas: Any,
+        biases: Any = None,
+        *,
+        weight: float = 1.0,
+        timeout: float | None = None,
+    ) -> Plan[Receipt]:
+        """Add what someone else learned to rows, as one contribution, after all rows pushed before.
+
+        side: "user" or "item". ids: n different ids, as in `push`. deltas: numbers [n, k]. biases:
+        n numbers. The model scales them by `weight` and by its spec (docs/privacy.md). Raises the
+        errors of `push`. The receipt raises InvalidArgument if the model cannot take them.
+        """
+        keys, taken = read_ids(self._labels, side, ids, self._hash)
+        body = delta_body(SIDES[side], keys, deltas, biases, weight)
+        return (yield from self._taken_bodies(FACTOR_DELTAS, [body], timeout, taken))
 
     @blocking
     def flush(self, timeout: float | None = None) -> Plan[Position]:

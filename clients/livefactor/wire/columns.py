@@ -61,6 +61,7 @@ from livefactor.wire.twins import (
 __all__ = [
     "AVAILABILITY",
     "EMBEDDINGS",
+    "FACTOR_DELTAS",
     "FEATURES",
     "INTERACTIONS",
     "LABELS",
@@ -94,6 +95,7 @@ __all__ = [
     "encode_score_response",
     "interaction_parts",
     "join",
+    "parse_body",
     "parts_size",
     "select",
     "select_labels",
@@ -104,6 +106,7 @@ LABELS = "labels"
 AVAILABILITY = "availability"
 EMBEDDINGS = "embeddings"
 FEATURES = "features"
+FACTOR_DELTAS = "factor_deltas"
 _COLUMN_DTYPES: dict[str, np.dtype[Any]] = {
     "user_ids": KEYS,
     "item_ids": KEYS,
@@ -127,7 +130,7 @@ _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
 _COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
 _OPTIONAL = tuple(_COLUMNS)[2:]
 _NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
-_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES
+_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, FACTOR_DELTAS
 _CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, *_CHANGES)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()
@@ -206,8 +209,7 @@ class Stamp(NamedTuple):
 class UpdateRequest(NamedTuple):
     """One ApplyUpdates or StreamUpdates request.
 
-    change: INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, or None. body: the bytes of
-    the change.
+    change: the name of its field, such as INTERACTIONS, or None. body: the bytes of the change.
     """
 
     model: str
@@ -372,7 +374,7 @@ def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -
 def encode_apply(model: str, stamp: Stamp, change: str, body: bytes) -> bytes:
     """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest.
 
-    change: INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS or FEATURES.
+    change: the name of its field, such as INTERACTIONS.
     """
     return apply_prefix(model, stamp, change, len(body)) + body
 

@@ -37,6 +37,9 @@ FEATURE_NAME_BYTES_MAX = 256
 FEATURE_WEIGHT_MAX = 1000.0
 """The largest weight of a feature in a bag, with either sign."""
 
+DELTA_NUMBERS_MAX = 3 << 18
+"""Deltas of all rows of a batch: 3 MiB, and the ids and biases fit into a message beside them."""
+
 LABEL_BYTES_MAX = 1024
 """Bytes of a label. The server rejects the row of a longer one."""
 

@@ -29,9 +29,10 @@ from livefactor_server.changes.change import (
     WireChange,
 )
 from livefactor_server.changes.columns import apply_columns
-from livefactor_server.changes.embeddings import EmbeddingsChange
+from livefactor_server.changes.content.embeddings import EmbeddingsChange
+from livefactor_server.changes.content.features import FeaturesChange
+from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
-from livefactor_server.changes.features import FeaturesChange
 from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
@@ -48,6 +49,7 @@ __all__ = [
     "WIRE_CHANGES",
     "AvailabilityChange",
     "Change",
+    "DeltasChange",
     "EmbeddingsChange",
     "EngineChange",
     "FeaturesChange",
@@ -82,6 +84,7 @@ _ALL: tuple[type[Change], ...] = (
     SwitchChange,
     EmbeddingsChange,
     FeaturesChange,
+    DeltasChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

@@ -9,8 +9,9 @@ import numpy as np
 from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.changes.bodies import decode_bodies
-from livefactor_server.changes.embeddings import EmbeddingsChange
-from livefactor_server.changes.features import FeaturesChange
+from livefactor_server.changes.content.embeddings import EmbeddingsChange
+from livefactor_server.changes.content.features import FeaturesChange
+from livefactor_server.changes.deltas import DeltasChange, deltas_misfit
 from livefactor_server.changes.interactions import InteractionsChange, good_values, good_weights
 from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.store import Kind, Record
@@ -47,6 +48,8 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
     if old.features.size and new.features.per_id < old.features.per_id:
         return False
     if old.features.size > new.features.size:
+        return False
+    if old.merge.learning_rate and not _merges_alike(new, old):
         return False
     if new.loss == Loss.SQUARED and old.loss != Loss.SQUARED:
         # Only squared loss requires values.
@@ -111,7 +114,17 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
                 return (
                     f"revision {record.revision} has {bags.max()} features of an id, the spec allows {most}"
                 )
+        if record.kind == Kind.FACTOR_DELTAS:
+            deltas = DeltasChange.from_log(bytes(record.body)).columns
+            if reason := deltas_misfit(spec, deltas):
+                return f"revision {record.revision} has deltas: {reason}"
     return ""
+
+
+def _merges_alike(new: ModelSpec, old: ModelSpec) -> bool:
+    """Whether `new` takes all deltas that `old` takes."""
+    has_biases = bool(new.optimizer.bias_learning_rate) or not old.optimizer.bias_learning_rate
+    return new.merge.learning_rate > 0 and new.k == old.k and has_biases
 
 
 def _misfit(values: Column, weights: Column, spec: ModelSpec) -> str:

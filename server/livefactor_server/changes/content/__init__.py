@@ -1,0 +1,1 @@
+"""What users and items are: embeddings and features."""
