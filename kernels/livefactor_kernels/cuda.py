@@ -55,6 +55,7 @@ from livefactor_kernels.spec.model import (
 )
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cuda import CudaTable, livefactor_init_kernel
+from livefactor_kernels.tables.start import Start
 from livefactor_kernels.tables.state import GlobalMean, Part, state_of
 from livefactor_kernels.update import Update
 
@@ -187,6 +188,10 @@ class CudaModel:
         """
         with self.lock:
             self._table(side).load_sections(sections, count)
+
+    def begin(self, start: Start) -> None:
+        """See `backend.Backend.begin`. The server gives no factors to this backend."""
+        raise AssertionError("factors: backend cuda lacks this part (docs/gpu.md)")
 
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
         """See `backend.Backend.set_embeddings`. No spec on this backend has embeddings."""

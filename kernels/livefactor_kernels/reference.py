@@ -29,6 +29,7 @@ from livefactor_kernels.solve.reference import Solver
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, read_rows
 from livefactor_kernels.tables.reference import ReferenceTables
+from livefactor_kernels.tables.start import Start, begin
 from livefactor_kernels.tables.state import ANSWERING, Part, state_of
 from livefactor_kernels.update import Update, UpdateRun
 
@@ -101,6 +102,17 @@ class ReferenceModel:
             items if item_count is None else item_count,
         )
         self.revision = revision
+
+    def begin(self, start: Start) -> None:
+        """See `backend.Backend.begin`."""
+        with self.users.lock, self.items.lock:
+            begun = begin(self.spec, partial(getattr, (self.users, self.items)[start.side]), start)
+            if begun is not None:
+                assert isinstance(self._rule, Solver)
+                self._rule.begin(begun, start)
+            if self._mixer is not None:
+                self._mixer.begin(self, self.items.popularity, self.items.bias)
+        self.advance(start.revision, start.user_count, start.item_count)
 
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
         """See `backend.Backend.set_embeddings`."""

@@ -20,21 +20,16 @@ from livefactor.calling.plans import Plan, Until, Work
 from livefactor.channel import CONNECT_S, DEADLINE_S
 from livefactor.errors import AlreadyExists, BufferFull, ColumnError, FlushTimeout, LivefactorError
 from livefactor.position import Position
-from livefactor.pushing.batching import (
-    Batch,
-    BatchSettings,
-    PendingRows,
-    Receipt,
-    RowReject,
-)
+from livefactor.pushing.batching import Batch, BatchSettings, PendingRows, Receipt, RowReject
 from livefactor.pushing.delivery import WINDOW_BATCHES
-from livefactor.pushing.embeddings import as_vectors, embedding_bodies
-from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, TextReader, label_cuts
+from livefactor.pushing.embeddings import as_factors, as_vectors, embedding_bodies, factor_bodies
+from livefactor.pushing.labels import ITEMS, SIDES, USERS, IdLabels, TextReader, label_cuts, read_ids
 from livefactor.pushing.rows import RowColumns, row_columns
 from livefactor.pushing.sending import OPEN_DEADLINE_S, ProducerStatus, Sender
 from livefactor.wire.columns import (
     AVAILABILITY,
     EMBEDDINGS,
+    FACTORS,
     INTERACTIONS,
     LABELS,
     Stamp,
@@ -180,8 +175,8 @@ class ProducerBase:
         for rows, body in bodies:
             batch = Batch(change)
             batch.share(receipt, start, rows)
-            # The labels of new string ids go in front of vectors.
-            add = sender.add_events if change == EMBEDDINGS else sender.delivery.add
+            # The labels of new string ids go in front of vectors and factors.
+            add = sender.add_events if change in (EMBEDDINGS, FACTORS) else sender.delivery.add
             add(batch, [body])
             start += rows
         sender.work.notify_all()
@@ -369,9 +364,10 @@ class Producer(ProducerBase):
         texts = [labels] if isinstance(labels, str) else list(labels)
         if len(texts) != len(keys):
             raise ColumnError(f"labels has {len(texts)} rows, expected {len(keys)} (ids)")
-        bodies = []
-        for start, stop in label_cuts(texts, self.batch):
-            bodies.append((stop - start, encode_labels(SIDES[side], keys[start:stop], texts[start:stop])))
+        bodies = [
+            (stop - start, encode_labels(SIDES[side], keys[start:stop], texts[start:stop]))
+            for start, stop in label_cuts(texts, self.batch)
+        ]
         taken = None if reader is None else partial(self._labels[side].leave_out, reader)
         return (yield from self._taken_bodies(LABELS, bodies, timeout, taken))
 
@@ -383,10 +379,8 @@ class Producer(ProducerBase):
         """
         keys = as_keys("item_ids", item_ids, self._hash)
         rows_max = self.batch.rows_max(keys.itemsize)
-        bodies = []
-        for start in range(0, len(keys), rows_max):
-            part = keys[start : start + rows_max]
-            bodies.append((len(part), encode_availability(part, available)))
+        parts = (keys[start : start + rows_max] for start in range(0, len(keys), rows_max))
+        bodies = [(len(part), encode_availability(part, available)) for part in parts]
         return (yield from self._taken_bodies(AVAILABILITY, bodies, timeout))
 
     @blocking
@@ -400,11 +394,24 @@ class Producer(ProducerBase):
         errors of `push`. The receipt raises InvalidArgument if the model has no embeddings or
         another dimension.
         """
-        reader = self._labels[ITEMS].reader() if ITEMS in self._labels else None
-        keys = as_keys("item_ids", item_ids, reader or self._hash)
+        keys, taken = read_ids(self._labels, ITEMS, item_ids, self._hash)
         bodies = embedding_bodies(keys, as_vectors(vectors, len(keys)), self.batch)
-        taken = None if reader is None else partial(self._labels[ITEMS].take, reader)
         return (yield from self._taken_bodies(EMBEDDINGS, bodies, timeout, taken))
+
+    @blocking
+    def push_factors(
+        self, side: str, ids: Ids, factors: Any, biases: Any = None, *, timeout: float | None = None
+    ) -> Plan[Receipt]:
+        """Let users or items begin with the factors of another model, after all rows pushed before.
+
+        side: "user" or "item". ids: n different ids, as in `push`. factors: numbers [n, d], d at
+        most k of the model. biases: n numbers. Push both sides before the first event
+        (docs/warm_start.md). Raises the errors of `push`. The receipt raises InvalidArgument if the
+        model cannot take these factors.
+        """
+        keys, taken = read_ids(self._labels, side, ids, self._hash)
+        bodies = factor_bodies(SIDES[side], keys, *as_factors(factors, biases, len(keys)), self.batch)
+        return (yield from self._taken_bodies(FACTORS, bodies, timeout, taken))
 
     @blocking
     def flush(self, timeout: float | None = None) -> Plan[Position]:

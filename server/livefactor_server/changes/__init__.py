@@ -31,6 +31,7 @@ from livefactor_server.changes.change import (
 from livefactor_server.changes.columns import apply_columns
 from livefactor_server.changes.embeddings import EmbeddingsChange
 from livefactor_server.changes.engine import EngineChange
+from livefactor_server.changes.factors import FactorsChange
 from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
@@ -49,6 +50,7 @@ __all__ = [
     "Change",
     "EmbeddingsChange",
     "EngineChange",
+    "FactorsChange",
     "Header",
     "InteractionsChange",
     "KeyedChange",
@@ -79,6 +81,7 @@ _ALL: tuple[type[Change], ...] = (
     EngineChange,
     SwitchChange,
     EmbeddingsChange,
+    FactorsChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

@@ -148,6 +148,7 @@ class Kind(IntEnum):
     ENGINE = 6
     SWITCH = 8
     EMBEDDINGS = 9
+    FACTORS = 10
 
 
 @dataclass(slots=True)
