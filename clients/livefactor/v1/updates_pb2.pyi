@@ -411,7 +411,7 @@ class Factors(google.protobuf.message.Message):
     them to a model without events: factors of two models live in different spaces.
 
     A model of loss IMPLICIT needs Solve.start_events. If it has none, the server switches it at the first
-    factors to a spec with 32, and the call waits. Other rules take the factors as they are.
+    factors to a spec with 128, and the call waits. Other rules take the factors as they are.
 
     A message is refused as a whole with INVALID_ARGUMENT for squared loss, for a dimension above the
     spec's k, for an id that occurs twice, and for a number that is NaN or infinite, and with

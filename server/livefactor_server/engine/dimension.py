@@ -17,7 +17,7 @@ from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Loss, ModelSpec, SpecError
 from livefactor_server.statuses import invalid
 
-START_EVENTS = 32.0
+START_EVENTS = 128.0
 """`solve.start_events` of a model that gets it with its first factors (docs/warm_start.md)."""
 
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from livefactor.wire.ids import ids_of_texts
 from livefactor_server.files.vectors import VectorFileError, read_ids, tensors_of
-from livefactor_server.tuning.progressive import Stream
 
 SIDES = ("user", "item")
 FACTOR_NAMES = ("factors", "embeddings", "representations", "vectors")
@@ -106,9 +105,12 @@ def _checked(side: str, ids: Any, factors: np.ndarray, biases: np.ndarray | None
     return SideFactors(ids, factors, biases)
 
 
-def svd_factors(stream: Stream, k: int) -> dict[str, SideFactors]:
-    """The truncated SVD of a stream's matrix: 1 for each pair with a value above 0, else 0.
+def svd_factors(
+    user_keys: np.ndarray, item_keys: np.ndarray, values: np.ndarray, k: int
+) -> dict[str, SideFactors]:
+    """The truncated SVD of the matrix of n events: 1 for each pair with a value above 0, else 0.
 
+    The columns are uint64[n], uint64[n] and float32[n].
     Users and items get the singular vectors times the roots of the singular values. So their dot
     products are the best approximation of rank k of the matrix (latent semantic indexing).
 
@@ -120,9 +122,9 @@ def svd_factors(stream: Stream, k: int) -> dict[str, SideFactors]:
         from scipy.sparse.linalg import svds
     except ModuleNotFoundError:
         raise VectorFileError('SciPy is not installed: pip install "livefactor[factors]"') from None
-    liked = stream.values > 0
-    users, user_rows = np.unique(stream.user_keys[liked], return_inverse=True)
-    items, item_rows = np.unique(stream.item_keys[liked], return_inverse=True)
+    liked = values > 0
+    users, user_rows = np.unique(user_keys[liked], return_inverse=True)
+    items, item_rows = np.unique(item_keys[liked], return_inverse=True)
     if k >= min(users.size, items.size):
         raise VectorFileError(
             f"--svd: expected less than the number of users ({users.size}) and of items ({items.size}), got {k}"

@@ -64,7 +64,7 @@ def test_the_lists_begin_as_those_of_the_other_model(server: livefactor.Local) -
         assert orders(server, "logistic", user) == [NAMES[item] for item in with_bias]
     with server.models() as models:
         films = models.describe("films")
-        assert films.spec["solve"]["start_events"] == 32.0 and len(films.earlier_specs) == 1
+        assert films.spec["solve"]["start_events"] == 128.0 and len(films.earlier_specs) == 1
         assert (films.users, films.items, films.events) == (USERS, ITEMS, 0)
 
 

@@ -62,7 +62,8 @@ def import_factors(
     try:
         if svd:
             names = {"user_ids": user, "item_ids": item, "values": value}
-            parts = svd_factors(read_events(file, names, string_ids, key).stream, svd)
+            events = read_events(file, names, string_ids, key).stream
+            parts = svd_factors(events.user_keys, events.item_keys, events.values, svd)
         else:
             parts = read_factors(file, {"user": user_ids, "item": item_ids}, string_ids)
         done = push_factors(parts, target, model, key)
