@@ -149,6 +149,7 @@ class Kind(IntEnum):
     SWITCH = 8
     EMBEDDINGS = 9
     FACTORS = 10
+    FACTOR_DELTAS = 12
 
 
 @dataclass(slots=True)
