@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,7 @@ from livefactor_server.log.store import LogError
 from livefactor_server.rpc import server
 from livefactor_server.rpc.binding import host_and_port
 from livefactor_server.snapshots.replay import ReplayError
+from livefactor_server.telemetry import traces
 from livefactor_server.telemetry.build import report_build
 from livefactor_server.telemetry.lines import set_up_logging
 
@@ -59,7 +61,9 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     try:
         entry = settings.entry()
         settings.use_key()
-    except ValueError as error:
+        if settings.trace_endpoint:
+            traces.set_up(settings.trace_endpoint, settings.trace_sample, version("livefactor"))
+    except (ValueError, traces.TracingMissing) as error:
         complain(error)
         return 2
     _warn_if_open(settings)
@@ -119,6 +123,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     _drain(rpc, settings.drain_s)
+    traces.flush()
     # A thread of a call may still compute, and nobody waits for its answer.
     _leave(0)
 

@@ -217,6 +217,17 @@ class ServerSettings:
         Literal["text", "json"], _option("Form of the server's log: text, or a line of JSON a message.")
     ] = "text"
 
+    trace_endpoint: Annotated[
+        str,
+        _option(
+            "OTLP endpoint (gRPC) that gets traces, such as http://localhost:4317. Without one, none are made."
+        ),
+    ] = ""
+    trace_sample: Annotated[
+        float,
+        _option("Share of the calls without a traceparent, and of streamed batches, to trace.", min=0, max=1),
+    ] = 0.01
+
     def entry(self) -> Entry:
         """How calls come in.
 
