@@ -26,7 +26,7 @@ _SAMPLED = 1
 Metadata = Iterable[tuple[str, str | bytes]] | None
 
 
-class TracingMissing(ImportError):
+class TracingMissing(ValueError):
     """The packages of the extra `otel` are not installed."""
 
 

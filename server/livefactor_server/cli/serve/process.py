@@ -12,7 +12,6 @@ import queue
 import signal
 import sys
 import threading
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,10 +59,8 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     set_up_logging(settings.log_level, settings.log_format)
     try:
         entry = settings.entry()
-        settings.use_key()
-        if settings.trace_endpoint:
-            traces.set_up(settings.trace_endpoint, settings.trace_sample, version("livefactor"))
-    except (ValueError, traces.TracingMissing) as error:
+        settings.set_up_process()
+    except ValueError as error:
         complain(error)
         return 2
     _warn_if_open(settings)
@@ -123,7 +120,6 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     _drain(rpc, settings.drain_s)
-    traces.flush()
     # A thread of a call may still compute, and nobody waits for its answer.
     _leave(0)
 
@@ -161,6 +157,7 @@ def _drain(rpc: server.RpcServer, drain_s: float) -> None:
 
 def _leave(code: int) -> NoReturn:
     """Ends the process without waiting for threads."""
+    traces.flush()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
