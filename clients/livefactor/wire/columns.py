@@ -61,6 +61,7 @@ from livefactor.wire.twins import (
 __all__ = [
     "AVAILABILITY",
     "EMBEDDINGS",
+    "FACTORS",
     "FACTOR_DELTAS",
     "FEATURES",
     "INTERACTIONS",
@@ -105,6 +106,7 @@ INTERACTIONS = "interactions"
 LABELS = "labels"
 AVAILABILITY = "availability"
 EMBEDDINGS = "embeddings"
+FACTORS = "factors"
 FEATURES = "features"
 FACTOR_DELTAS = "factor_deltas"
 _COLUMN_DTYPES: dict[str, np.dtype[Any]] = {
@@ -130,7 +132,7 @@ _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
 _COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
 _OPTIONAL = tuple(_COLUMNS)[2:]
 _NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
-_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, FACTOR_DELTAS
+_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, FACTORS, FACTOR_DELTAS
 _CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, *_CHANGES)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()

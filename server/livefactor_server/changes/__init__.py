@@ -30,6 +30,7 @@ from livefactor_server.changes.change import (
 )
 from livefactor_server.changes.columns import apply_columns
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
+from livefactor_server.changes.content.factors import FactorsChange
 from livefactor_server.changes.content.features import FeaturesChange
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
@@ -52,6 +53,7 @@ __all__ = [
     "DeltasChange",
     "EmbeddingsChange",
     "EngineChange",
+    "FactorsChange",
     "FeaturesChange",
     "Header",
     "InteractionsChange",
@@ -84,6 +86,7 @@ _ALL: tuple[type[Change], ...] = (
     SwitchChange,
     EmbeddingsChange,
     FeaturesChange,
+    FactorsChange,
     DeltasChange,
 )
 

@@ -150,7 +150,8 @@ class Kind(IntEnum):
     ENGINE = 6
     SWITCH = 8
     EMBEDDINGS = 9
-    FEATURES = 10
+    FACTORS = 10
+    FEATURES = 11
     FACTOR_DELTAS = 12
 
 
