@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from livefactor_server.hosting.host import HostingSettings
     from livefactor_server.judging.observer import ObserverSettings
     from livefactor_server.rpc.calls import ServiceSettings
+    from livefactor_server.workers.crew import Crew
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 PREFIX = "LIVEFACTOR_"
@@ -134,6 +135,15 @@ class ServerSettings:
     score_slots: Annotated[
         int, _option("Maximum number of Score calls at a time. Further ones wait.", min=1, max=512)
     ] = 16
+    score_workers: Annotated[
+        int,
+        _option(
+            "Number of processes that answer Score calls beside the one that learns. 0 answers all calls in one"
+            " process.",
+            min=0,
+            max=256,
+        ),
+    ] = 0
     snapshot_every_events: Annotated[
         int, _option("Take a snapshot after this many events. 0 takes one only on drain.", min=0)
     ] = 20_000_000
@@ -218,6 +228,26 @@ class ServerSettings:
             certificate = CertificateFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
             certificate.check()
         return Entry(certificate, None if self.access is None else Grants(self.access))
+
+    def crew(self) -> Crew | None:
+        """The score workers, not started, or None without any.
+
+        Raises:
+            PortInUse: the address cannot be bound.
+            OSError: the system refuses the shared memory.
+        """
+        if not self.score_workers:
+            return None
+        from livefactor_server.workers.crew import Crew
+        from livefactor_server.workers.messages import EntryFiles, Setup
+
+        paths = self.tls_cert, self.tls_key, self.tls_client_ca, self.access
+        files = EntryFiles(*("" if path is None else str(path) for path in paths))
+
+        def setup(address: str, head: str) -> Setup:
+            return Setup(address, head, self.service(), files, self.log_level, self.log_format)
+
+        return Crew(self.score_workers, self.host, self.port, setup)
 
     def hosting(self) -> HostingSettings:
         """The settings of the models.
