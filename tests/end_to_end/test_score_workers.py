@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
+import ssl
 import threading
 import time
 import urllib.request
@@ -31,25 +33,31 @@ KILLS = 2
 CHANNELS = 6
 
 
+def parent_of(pid: int) -> int:
+    """The id of the parent of a process, 0 if the process does not run."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
+    except OSError:
+        return 0
+    # A process that has ended but was not waited for does not run.
+    return 0 if state == "Z" else int(parent)
+
+
 def workers_of(pid: int) -> list[int]:
     """The ids of the children of a process."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        # A process that has ended but was not waited for does not count.
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [child for child in pids if parent_of(child) == pid]
+
+
+def value_of(name: str, answer: http.client.HTTPResponse) -> float:
+    """The value of a metric with its labels, 0 if it is absent."""
+    lines = answer.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} "))
 
 
 def counted(server: Server, name: str) -> float:
-    """The value of a metric with its labels, 0 if it is absent."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} "))
+        return value_of(name, answer)
 
 
 def calls(server: Server, way: str) -> float:
@@ -210,8 +218,8 @@ def test_a_worker_that_is_killed_in_a_read_harms_nobody(served: Server) -> None:
 def test_a_server_with_workers_drains_and_leaves_nobody_behind(
     serve: Serve, warm: WarmStart, tmp_path: Path
 ) -> None:
-    """With open calls, and after a crash. No other server gets its port."""
-    served = serve("--score-workers", "2")
+    """With open calls. Before that no other server gets its port."""
+    served = serve("--score-workers", "1")
     create_model(served)
     for number, flags in enumerate(((), ("--score-workers", "1"))):
         other = Server(warm, tmp_path / f"other{number}", "--preset", "", *flags)
@@ -221,7 +229,7 @@ def test_a_server_with_workers_drains_and_leaves_nobody_behind(
     with served.channel() as channel, Producer(channel, "open", model=MODEL) as producer:
         producer.push([1], [1]).result(30)
         workers = workers_of(served.pid)
-        assert len(workers) == 2
+        assert len(workers) == 1
         # A terminal sends its signal to all processes.
         for pid in workers:
             os.kill(pid, signal.SIGINT)
@@ -229,12 +237,7 @@ def test_a_server_with_workers_drains_and_leaves_nobody_behind(
         assert workers_of(served.pid) == workers
         assert served.stop() == 0
     assert "drained" in served.log
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-
-    served.start()
-    workers = workers_of(served.pid)
-    served.kill()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "their end")
+    assert not any(map(parent_of, workers))
 
 
 class Guarded:
@@ -250,7 +253,6 @@ class Guarded:
         own = self.authority.sign("server")
         files = {"cert": own.certificate, "key": own.key, "client-ca": self.authority.file}
         flags = [word for name, path in files.items() for word in (f"--tls-{name}", str(path))]
-        # The metrics have the certificate too, so this test looks at none.
         self.server = serve("--score-workers", "1", "--access", str(access), *flags)
         self.target = f"localhost:{self.server.port}"
 
@@ -258,6 +260,20 @@ class Guarded:
         signed = self.authority.sign(name)
         token = "" if role is None else self.tokens[role]
         return livefactor.Access(self.authority.file, signed.certificate, signed.key, token)
+
+    def is_answered(self) -> bool:
+        """Make a call, and look whether the worker has answered any."""
+        with self.scorer("x", Role.CONSUMER) as scorer:
+            scorer.score(1, [1])
+        own = self.authority.sign("x")
+        context = ssl.create_default_context(cafile=str(self.authority.file))
+        context.load_cert_chain(own.certificate, own.key)
+        token = {"Authorization": f"Bearer {self.tokens[Role.AUDITOR]}"}
+        request = urllib.request.Request(
+            f"https://localhost:{self.server.metrics_port}/metrics", headers=token
+        )
+        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+            return value_of('livefactor_score_worker_calls_total{way="answered"}', answer) > 0
 
     def scorer(self, name: str, role: Role | None = None, model: str = MODEL) -> Scorer:
         return Scorer(self.target, model=model, access=self.access(name, role), timeout=20)
@@ -268,11 +284,8 @@ def test_workers_check_tokens_and_certificates(serve: Serve, tmp_path: Path) -> 
     with Models(guarded.target, access=guarded.access("operator", Role.ADMIN)) as models:
         for name in (MODEL, "other"):
             models.create(name, "purchases_sgd", **SMALL)
-    wait = time.monotonic() + 1.0
-    while time.monotonic() < wait:
-        # The worker learns of the models meanwhile, so the last calls are its own.
-        with guarded.scorer("x", Role.CONSUMER) as scorer:
-            scorer.score(1, [1])
+    # The worker does not know the model at first.
+    wait_until(guarded.is_answered, "an answer of the worker")
     with guarded.scorer("device") as scorer:
         scorer.score(1, [1])
     refused = [
@@ -294,6 +307,10 @@ def test_workers_check_tokens_and_certificates(serve: Serve, tmp_path: Path) -> 
         call = channel.unary_unary("/livefactor.v1.ModelService/ListModels")
         with pytest.raises(Exception, match="certificate 'x'"):
             call(b"", timeout=20, metadata=forged)
+    # Workers do not outlive a server that is killed.
+    workers = workers_of(guarded.server.pid)
+    guarded.server.kill()
+    wait_until(lambda: not any(map(parent_of, workers)), "the end of the worker")
 
 
 def test_workers_need_the_backend_cpu(serve: Serve) -> None:

@@ -84,11 +84,6 @@ class Crew:
             if not worker.has_begun.wait(max(0.0, deadline - time.monotonic())) or worker.has_failed:
                 raise PortInUse("the score workers did not start; the server's log says why")
 
-    @property
-    def pids(self) -> list[int]:
-        """The ids of the running processes."""
-        return [worker.process.pid for worker in self._workers if worker.process is not None]
-
     def watch(self, hosting: Hosting) -> None:
         """Tells the workers from now on which models there are."""
         threading.Thread(target=self._watch, args=(hosting,), name="score-models", daemon=True).start()

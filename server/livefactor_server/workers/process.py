@@ -10,11 +10,8 @@ import sys
 from collections.abc import Iterator
 from threading import Lock
 
+from livefactor_server.workers import worker
 from livefactor_server.workers.messages import Order, Report, Setup
-
-WORKER = "livefactor_server.workers.worker"
-TOLD_S = 5.0
-"""A worker that does not take a line for so long is killed."""
 
 _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -28,28 +25,28 @@ class Process:
         files = (theirs.fileno(), arena_file)
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", WORKER, *map(str, files)],
+                [sys.executable, "-m", worker.__name__, *map(str, files)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=files,
                 env=os.environ | _ONE_THREAD,
             )
         self._lock = Lock()
-        self._control.settimeout(TOLD_S)
         self._tell(setup.to_line())
-        self._control.settimeout(None)
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._child.pid
 
     def tell(self, order: Order) -> None:
-        """Gives an order. A worker that has ended is not told."""
+        """Gives an order to a worker that runs. It kills a worker that takes none."""
         self._tell(order.to_line())
 
     def _tell(self, line: bytes) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            self._control.sendall(line)
+        with self._lock:
+            try:
+                sent = self._control.send(line, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return
+            if sent < len(line):
+                self.kill()
 
     def reports(self) -> Iterator[Report]:
         """Yields the reports of the worker until it ends."""

@@ -20,6 +20,7 @@ from livefactor_kernels.spec.model import KERNEL_SEMANTICS
 from livefactor_server.access.entry import Entry
 from livefactor_server.access.metrics_port import serve_metrics
 from livefactor_server.cli.base import complain
+from livefactor_server.cli.serve.front import Front
 from livefactor_server.cli.serve.settings import LOOPBACK, ServerSettings
 from livefactor_server.files.specs import SpecFileError
 from livefactor_server.hosting import host as hosting
@@ -29,7 +30,6 @@ from livefactor_server.rpc.binding import host_and_port
 from livefactor_server.snapshots.replay import ReplayError
 from livefactor_server.telemetry.build import report_build
 from livefactor_server.telemetry.lines import set_up_logging
-from livefactor_server.workers.crew import Crew
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CALLS_SHARE = 0.9
@@ -73,29 +73,21 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     try:
         parts = settings.hosting()
         settings.data.mkdir(parents=True, exist_ok=True)
-        if settings.score_workers and parts.engine.backend != "cpu":
-            complain(f"--score-workers needs the backend cpu, got {parts.engine.backend}")
-            return 2
         models = hosting.Hosting(settings.data, parts)
-        crew = settings.crew()
-        rpc = _bound(settings, models, entry, crew)
-        port = rpc.port if crew is None else crew.port
         metrics_port = _serve_metrics(settings, entry)
+        front = Front(settings, models, entry)
         report_build(KERNEL_SEMANTICS, parts.engine.backend)
     except EXPECTED_FAULTS as error:
         complain(error)
         return 1
-    rpc.listen()
-    if crew is not None:
-        crew.start()
-    logger.info("gRPC listens on %s; models are being opened", host_and_port(settings.host, port))
+    front.listen()
+    logger.info("gRPC listens on %s; models are being opened", host_and_port(settings.host, front.port))
     logger.info("the models run on the backend %s (--backend %s)", parts.engine.backend, settings.backend)
 
     def open_models() -> None:
         try:
             models.open_all(_report_replay, StartReport())
-            if crew is not None:
-                crew.wait()
+            front.wait()
             news.put("open")
         except BaseException as error:
             news.put(error)
@@ -104,8 +96,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     first = news.get()
     if isinstance(first, EXPECTED_FAULTS):
         complain(first)
-        if crew is not None:
-            crew.end()
+        front.leave()
         _leave(1)
     if isinstance(first, BaseException):
         raise first
@@ -113,41 +104,25 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         # No call was accepted yet, so there is nothing to drain. A running compilation cannot be
         # stopped, and ending the process does not damage the data folder.
         logger.info("stopped before the models were open")
-        if crew is not None:
-            crew.end()
+        front.leave()
         _leave(0)
-    rpc.start()
-    if crew is not None:
-        crew.watch(models)
+    front.start()
     logger.info(
         "the server is ready: gRPC on %s, metrics %s, data in %s",
-        host_and_port(settings.host, port),
+        host_and_port(settings.host, front.port),
         f"on port {metrics_port}" if metrics_port >= 0 else "off",
         settings.data,
     )
     if port_file is not None:
-        server.write_port_file(port_file, [port, metrics_port])
+        server.write_port_file(port_file, [front.port, metrics_port])
     news.get()
     logger.info("draining: accepted batches are finished, new ones are refused")
     # The exit code of a drain is 0, however many signals arrive.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    _drain(rpc, crew, settings.drain_s)
+    _drain(front, settings.drain_s)
     # A thread of a call may still compute, and nobody waits for its answer.
     _leave(0)
-
-
-def _bound(
-    settings: ServerSettings, models: hosting.Hosting, entry: Entry, crew: Crew | None
-) -> server.RpcServer:
-    """The server at the address of the settings. Behind workers it has a socket of its own.
-
-    TLS ends in the workers.
-    """
-    if crew is not None:
-        return server.RpcServer(models, settings.service(), crew.head, Entry(None, entry.grants), True)
-    address = host_and_port(settings.host, settings.port)
-    return server.RpcServer(models, settings.service(), address, entry)
 
 
 def _warn_if_open(settings: ServerSettings) -> None:
@@ -155,17 +130,13 @@ def _warn_if_open(settings: ServerSettings) -> None:
         logger.warning("whoever reaches %s may do everything: there is no --access file", settings.host)
 
 
-def _drain(rpc: server.RpcServer, crew: Crew | None, drain_s: float) -> None:
+def _drain(front: Front, drain_s: float) -> None:
     """Drains the server, or gives up after `drain_s` seconds. Nothing acknowledged is lost then."""
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def drain() -> None:
         try:
-            if crew is None:
-                rpc.drain(drain_s * CALLS_SHARE)
-            else:
-                rpc.drain(drain_s * CALLS_SHARE, crew.stop)
-                crew.end()
+            front.drain(drain_s * CALLS_SHARE)
             ended.put(None)
         except BaseException as error:
             ended.put(error)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from livefactor_server.hosting.host import HostingSettings
     from livefactor_server.judging.observer import ObserverSettings
     from livefactor_server.rpc.calls import ServiceSettings
-    from livefactor_server.workers.crew import Crew
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 PREFIX = "LIVEFACTOR_"
@@ -245,34 +244,14 @@ class ServerSettings:
             certificate.check()
         return Entry(certificate, None if self.access is None else Grants(self.access))
 
-    def crew(self) -> Crew | None:
-        """The score workers, not started, or None without any.
-
-        Raises:
-            PortInUse: the address cannot be bound.
-            OSError: the system refuses the shared memory.
-        """
-        if not self.score_workers:
-            return None
-        from livefactor_server.workers.crew import Crew
-        from livefactor_server.workers.messages import EntryFiles, Setup
-
-        paths = self.tls_cert, self.tls_key, self.tls_client_ca, self.access
-        files = EntryFiles(*("" if path is None else str(path) for path in paths))
-
-        def setup(address: str, head: str) -> Setup:
-            return Setup(address, head, self.service(), files, self.log_level, self.log_format)
-
-        return Crew(self.score_workers, self.host, self.port, setup)
-
     def hosting(self) -> HostingSettings:
         """The settings of the models.
 
         Raises:
-            BackendUnavailable: the backend cannot run here.
+            BackendUnavailable: the backend cannot run here, or not with score workers.
             SpecFileError: the spec file is refused.
         """
-        from livefactor_kernels.backend import choose_backend
+        from livefactor_kernels.backend import BackendUnavailable, choose_backend
         from livefactor_kernels.spec.presets import preset
         from livefactor_server.engine.engine import EngineSettings
         from livefactor_server.engine.quotas import QuotaSettings
@@ -283,6 +262,8 @@ class ServerSettings:
         name = self.preset or DEFAULT_PRESET
         spec = read_spec(self.spec, name) if self.spec else None
         backend = choose_backend(self.backend, spec or preset(name))
+        if self.score_workers and backend != "cpu":
+            raise BackendUnavailable(f"--score-workers needs the backend cpu, got {backend}")
         return HostingSettings(
             default_preset=self.preset,
             default_spec=spec,
