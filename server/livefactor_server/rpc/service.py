@@ -56,7 +56,8 @@ class Rpc(NamedTuple):
     @property
     def need(self) -> Need:
         """Who may call it."""
-        return Need(self.name, self.roles, self.roles == _ADMIN)
+        is_batches = self.handle is updates.stream_updates
+        return Need(self.name, self.roles, self.roles == _ADMIN, is_batches)
 
     @property
     def is_control(self) -> bool:

@@ -12,6 +12,7 @@ import grpc
 from livefactor_server.access.callers import relayed_identity
 from livefactor_server.rpc.guards import PUSHBACK, Call, Requests, Send
 from livefactor_server.statuses import Refused
+from livefactor_server.telemetry import traces
 from livefactor_server.telemetry.requests import KEY as REQUEST_ID
 
 _OPTIONS = (
@@ -93,7 +94,8 @@ async def _push(requests: Requests, head: Any) -> None:
 
 
 def _metadata(call: Call) -> tuple[tuple[str, str | bytes], ...]:
-    return (REQUEST_ID, call.request_id), *relayed_identity(call.context)
+    parent = [(name, value) for name, value in call.metadata or () if name == traces.KEY]
+    return (REQUEST_ID, call.request_id), *parent, *relayed_identity(call.context)
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> Refused:
