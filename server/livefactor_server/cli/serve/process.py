@@ -67,11 +67,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     _warn_if_open(settings)
     server.limit_libraries()
     server.raise_file_limit()
-    # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event,
-    # can be used in a handler without a deadlock.
-    news: queue.SimpleQueue[BaseException | str] = queue.SimpleQueue()
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: news.put("stop"))
+    news = _signals()
     try:
         parts = settings.hosting()
         settings.data.mkdir(parents=True, exist_ok=True)
@@ -125,6 +121,16 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     _drain(front, settings.drain_s)
     # A thread of a call may still compute, and nobody waits for its answer.
     _leave(0)
+
+
+def _signals() -> queue.SimpleQueue[BaseException | str]:
+    """A queue that gets "stop" for each signal that stops the server."""
+    # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event,
+    # can be used in a handler without a deadlock.
+    news: queue.SimpleQueue[BaseException | str] = queue.SimpleQueue()
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: news.put("stop"))
+    return news
 
 
 def _warn_if_open(settings: ServerSettings) -> None:
