@@ -131,8 +131,8 @@ def merge(given: list[federated.Contribution], number: int, chosen: argparse.Nam
 def main() -> None:
     parser = argparse.ArgumentParser(description="Shops learn one model together.")
     parser.add_argument("--secure", action="store_true", help="the server sees sums alone")
-    parser.add_argument("--shops", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--shops", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--purchases", type=int, default=60_000)
     parser.add_argument("--trim", type=float, default=0.0, help="trimmed mean: the share that is cut")
     parser.add_argument("--rate", type=float, default=0.0, help="merge.learning_rate; 0: the shops")

@@ -202,7 +202,10 @@ def check_threshold(present: int, threshold: int) -> None:
 
 
 def addressed_to(index: int, shares: Iterable[Shares]) -> dict[int, bytes]:
-    """What each sender sealed for a participant. Raises ProtocolError if one sealed nothing for it."""
+    """What each sender sealed for a participant.
+
+    Raises ProtocolError if one sealed nothing for it.
+    """
     others = [each for each in shares if each.sender != index]
     silent = [each.sender for each in others if index not in each.sealed]
     if silent:
