@@ -56,17 +56,34 @@ def server(folder: Path) -> Iterator[livefactor.Local]:
         yield server
 
 
-def test_cold_items_and_cold_users_are_ranked_by_their_features(server: livefactor.Local) -> None:
+def test_cold_items_are_ranked_by_their_features(server: livefactor.Local) -> None:
     cold = NAMES[ITEMS - COLD :]
     with server.scorer(model="films") as scorer:
-        for even, odd in (scorer.score([2, 3], cold), scorer.score([42, 43], cold)):
-            assert even.known and even.item_known.all()
-            assert even.scores[::2].min() > even.scores[1::2].max()
-            assert odd.scores[1::2].min() > odd.scores[::2].max()
+        even, odd = scorer.score([2, 3], cold)
+        assert even.item_known.all()
+        assert even.scores[::2].min() > even.scores[1::2].max()
+        assert odd.scores[1::2].min() > odd.scores[::2].max()
         best = scorer.recommend(2, k=ITEMS, exclude=NAMES[: ITEMS - COLD])[0]
         assert set(best.item_ids[:3].tolist()) == {"film 24", "film 26", "film 28"}
         near = scorer.similar("film 24", k=5)[0].item_ids.tolist()
         assert all(int(name.split()[1]) % 2 == 0 for name in near)
+
+
+def test_cold_users_are_ranked_by_their_features(server: livefactor.Local) -> None:
+    """A mix would rank by popularity until it has seen first events of many users."""
+    rng = np.random.default_rng(3)
+    with server.models() as models:
+        models.create("clicks", "clicks", **SPEC)
+    with server.producer("p", model="clicks") as producer:
+        producer.push_features("user", np.arange(44), [[f"club:{user % 2}"] for user in range(44)])
+        for _ in range(20):
+            users = rng.integers(0, 40, 100)
+            producer.push(users, 2 * rng.integers(0, 12, 100) + users % 2)
+        producer.flush()
+    with server.scorer(model="clicks") as scorer:
+        even, odd = scorer.score([42, 43], np.arange(24))
+        assert even.known and even.scores[::2].min() > even.scores[1::2].max()
+        assert odd.scores[1::2].min() > odd.scores[::2].max()
 
 
 def test_a_snapshot_has_the_bags_and_gives_the_same_scores(server: livefactor.Local, tmp_path: Path) -> None:
