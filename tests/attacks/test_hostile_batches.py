@@ -73,11 +73,12 @@ def valid_messages() -> dict[str, list[Any]]:
     vectors = updates_pb2.Embeddings(side=2, ids=[4], dimension=2, vectors=[1, 2])
     bags = updates_pb2.Features(side=2, ids=[4], counts=[2], names=["a", "b"], features=[0, 1])
     deltas = updates_pb2.FactorDeltas(side=2, ids=[4], dimension=2, deltas=[1, 2], biases=[3], weight=2)
+    gone = updates_pb2.DroppedFeatures(side=2, names=["a"])
     update = [
         dict(model=MODEL, interactions=rows), dict(model=MODEL, producer=stamp, interactions=rows),
         dict(model=MODEL, producer=stamp, labels=labels), dict(model=MODEL, availability=marks),
         dict(model=MODEL, producer=stamp, embeddings=vectors), dict(model=MODEL, producer=stamp, features=bags),
-        dict(model=MODEL, factor_deltas=deltas),
+        dict(model=MODEL, factor_deltas=deltas), dict(model=MODEL, dropped_features=gone),
     ]  # fmt: skip
     few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
     best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)

@@ -531,6 +531,32 @@ class FactorDeltas(google.protobuf.message.Message):
 global___FactorDeltas = FactorDeltas
 
 @typing.final
+class DroppedFeatures(google.protobuf.message.Message):
+    """Takes features out of all bags of a side, and gives their places to further features. A name that is no
+    feature does nothing. A message is refused as a whole with INVALID_ARGUMENT if the model's spec has no
+    features, or if the side is unknown.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: builtins.int
+    NAMES_FIELD_NUMBER: builtins.int
+    side: global___Side.ValueType
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """At most 65,536 names."""
+
+    def __init__(
+        self,
+        *,
+        side: global___Side.ValueType = ...,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["names", b"names", "side", b"side"]) -> None: ...
+
+global___DroppedFeatures = DroppedFeatures
+
+@typing.final
 class ApplyUpdatesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -541,6 +567,7 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     AVAILABILITY_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
+    DROPPED_FEATURES_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
@@ -557,6 +584,8 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     @property
     def features(self) -> global___Features: ...
     @property
+    def dropped_features(self) -> global___DroppedFeatures: ...
+    @property
     def factor_deltas(self) -> global___FactorDeltas: ...
     def __init__(
         self,
@@ -568,11 +597,12 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
         availability: global___Availability | None = ...,
         embeddings: global___Embeddings | None = ...,
         features: global___Features | None = ...,
+        dropped_features: global___DroppedFeatures | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "features", "factor_deltas"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "features", "dropped_features", "factor_deltas"] | None: ...
 
 global___ApplyUpdatesRequest = ApplyUpdatesRequest
 
@@ -650,6 +680,7 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     AVAILABILITY_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
+    DROPPED_FEATURES_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
     model: builtins.str
     @property
@@ -665,6 +696,8 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     @property
     def features(self) -> global___Features: ...
     @property
+    def dropped_features(self) -> global___DroppedFeatures: ...
+    @property
     def factor_deltas(self) -> global___FactorDeltas: ...
     def __init__(
         self,
@@ -676,11 +709,12 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
         availability: global___Availability | None = ...,
         embeddings: global___Embeddings | None = ...,
         features: global___Features | None = ...,
+        dropped_features: global___DroppedFeatures | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "features", "factor_deltas"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "features", "dropped_features", "factor_deltas"] | None: ...
 
 global___StreamUpdatesRequest = StreamUpdatesRequest
 

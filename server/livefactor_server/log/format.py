@@ -151,6 +151,7 @@ class Kind(IntEnum):
     SWITCH = 8
     EMBEDDINGS = 9
     FEATURES = 10
+    DROPPED_FEATURES = 11
     FACTOR_DELTAS = 12
 
 

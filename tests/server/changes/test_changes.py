@@ -60,6 +60,7 @@ BODIES = {
     wire.EMBEDDINGS: wire.encode_embeddings(
         updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]], np.float16)
     ),
+    wire.DROPPED_FEATURES: wire.encode_dropped_features(updates_pb2.SIDE_USER, ["a", "b"]),
     wire.FEATURES: wire.encode_features(
         updates_pb2.SIDE_USER,
         [1, 2],
