@@ -61,6 +61,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
     "features": {"history": History(32, 16), "features": Features(32, 4)},
     "density": {"history": History(32, 16), "solve": Solve(unobserved_density=10.0)},
+    "start": {"history": History(32, 16), "solve": Solve(0.5, start_events=8.0)},
     "adaptive": {"adaptive_rate": AdaptiveRate(64)},
     "float16": {"factor_dtype": FactorDtype.FLOAT16},
     "bfloat16": {"factor_dtype": FactorDtype.BFLOAT16},

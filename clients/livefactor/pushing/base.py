@@ -18,7 +18,14 @@ from livefactor.pushing.batching import Batch, BatchSettings, PendingRows, Recei
 from livefactor.pushing.labels import ITEMS, USERS, IdLabels, TextReader
 from livefactor.pushing.rows import RowColumns
 from livefactor.pushing.sending import ProducerStatus, Sender
-from livefactor.wire.columns import EMBEDDINGS, FACTOR_DELTAS, FEATURES, INTERACTIONS, interaction_parts
+from livefactor.wire.columns import (
+    EMBEDDINGS,
+    FACTOR_DELTAS,
+    FACTORS,
+    FEATURES,
+    INTERACTIONS,
+    interaction_parts,
+)
 from livefactor.wire.keys import keys_of
 
 
@@ -147,7 +154,7 @@ class ProducerBase:
             batch = Batch(change)
             batch.share(receipt, start, rows)
             # The labels of new string ids go in front of what is said of them.
-            is_of_ids = change in (EMBEDDINGS, FEATURES, FACTOR_DELTAS)
+            is_of_ids = change in (EMBEDDINGS, FEATURES, FACTORS, FACTOR_DELTAS)
             add = sender.add_events if is_of_ids else sender.delivery.add
             add(batch, [body])
             start += rows

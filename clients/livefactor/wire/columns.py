@@ -64,6 +64,7 @@ __all__ = [
     "AVAILABILITY",
     "DROPPED_FEATURES",
     "EMBEDDINGS",
+    "FACTORS",
     "FACTOR_DELTAS",
     "FEATURES",
     "INTERACTIONS",
@@ -110,6 +111,7 @@ INTERACTIONS = "interactions"
 LABELS = "labels"
 AVAILABILITY = "availability"
 EMBEDDINGS = "embeddings"
+FACTORS = "factors"
 FEATURES = "features"
 DROPPED_FEATURES = "dropped_features"
 FACTOR_DELTAS = "factor_deltas"
@@ -136,7 +138,7 @@ _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
 _COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
 _OPTIONAL = tuple(_COLUMNS)[2:]
 _NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
-_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, DROPPED_FEATURES, FACTOR_DELTAS
+_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, DROPPED_FEATURES, FACTORS, FACTOR_DELTAS
 _CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, *_CHANGES)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()

@@ -84,6 +84,8 @@ class ReferenceTable:
         self.bag: np.ndarray
         self.bag_weights: np.ndarray
         self.bagged: np.ndarray
+        self.factors_start: np.ndarray
+        self.start_events: np.ndarray
         self._resize(0)
 
     def _resize(self, rows: int) -> None:

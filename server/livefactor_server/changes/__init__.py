@@ -30,6 +30,7 @@ from livefactor_server.changes.change import (
 )
 from livefactor_server.changes.columns import apply_columns
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
+from livefactor_server.changes.content.factors import FactorsChange
 from livefactor_server.changes.content.features import DroppedFeaturesChange, FeaturesChange
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
@@ -53,6 +54,7 @@ __all__ = [
     "DroppedFeaturesChange",
     "EmbeddingsChange",
     "EngineChange",
+    "FactorsChange",
     "FeaturesChange",
     "Header",
     "InteractionsChange",
@@ -86,6 +88,7 @@ _ALL: tuple[type[Change], ...] = (
     EmbeddingsChange,
     FeaturesChange,
     DroppedFeaturesChange,
+    FactorsChange,
     DeltasChange,
 )
 

@@ -10,6 +10,7 @@ from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.changes.bodies import decode_bodies
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
+from livefactor_server.changes.content.factors import FactorsChange, misfit
 from livefactor_server.changes.content.features import FeaturesChange
 from livefactor_server.changes.deltas import DeltasChange, deltas_misfit
 from livefactor_server.changes.interactions import InteractionsChange, good_values, good_weights
@@ -48,6 +49,8 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
     if old.features.size and new.features.per_id < old.features.per_id:
         return False
     if old.features.size > new.features.size:
+        return False
+    if old.solve.start_events and misfit(new, old.k):
         return False
     if old.merge.learning_rate and not _merges_alike(new, old):
         return False
@@ -114,6 +117,10 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
                 return (
                     f"revision {record.revision} has {bags.max()} features of an id, the spec allows {most}"
                 )
+        if record.kind == Kind.FACTORS:
+            dimension = FactorsChange.from_log(bytes(record.body)).columns.factors.shape[1]
+            if reason := misfit(spec, dimension):
+                return f"revision {record.revision} has factors: {reason}"
         if record.kind == Kind.FACTOR_DELTAS:
             deltas = DeltasChange.from_log(bytes(record.body)).columns
             if reason := deltas_misfit(spec, deltas):

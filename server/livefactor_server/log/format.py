@@ -150,8 +150,9 @@ class Kind(IntEnum):
     ENGINE = 6
     SWITCH = 8
     EMBEDDINGS = 9
-    FEATURES = 10
-    DROPPED_FEATURES = 11
+    FACTORS = 10
+    FEATURES = 11
+    DROPPED_FEATURES = 13
     FACTOR_DELTAS = 12
 
 

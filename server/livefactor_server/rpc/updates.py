@@ -20,7 +20,9 @@ from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.rpc.streams import Answer, OneAhead, Stream
-from livefactor_server.statuses import Refused, busy, invalid, unavailable
+from livefactor_server.statuses import Refused, busy, invalid, precondition, unavailable
+from livefactor_server.telemetry import traces
+from livefactor_server.telemetry.traces import Trace
 
 INLINE_BYTES_MAX = 32 << 10
 """A batch up to this size is decoded by the loop itself. A larger one would block it too long."""
@@ -83,7 +85,7 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
         ack = await _applied(
             calls,
             engine,
-            lambda reply: _batch(calls, engine, update, reply, payer, call.is_late),
+            lambda reply: _batch(calls, engine, update, reply, payer, call.trace, call.is_late),
             is_large=_is_large(engine, update, raw),
         )
     call.revision = ack.revision
@@ -91,8 +93,8 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
 
 
 def _is_large(engine: Engine, update: decode.UpdateRequest, raw: bytes) -> bool:
-    """Whether a thread decodes the batch. The first vectors of a model wait for a switch, too."""
-    if dimension.lacks_dimension(engine.state.spec, update.change):
+    """Whether a thread decodes the batch. First vectors and factors wait for a switch."""
+    if dimension.lacks_part(engine.state.spec, update.change):
         return True
     is_quick = update.change == wire.INTERACTIONS
     return len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX)
@@ -109,12 +111,15 @@ def _batch(
     update: decode.UpdateRequest,
     reply: Reply,
     payer: bytes,
+    trace: Trace | None,
     is_late: Callable[[], bool] | None = None,
 ) -> Submission:
     spec, rows_max = engine.state.spec, calls.settings.batch_events_max
-    if dimension.lacks_dimension(spec, update.change):
-        decode.change_from_wire(update, dimension.spec_for(spec, update.body), rows_max)
-        engine.dimension.recognise(update.body)
+    if update.change == wire.FACTORS and engine.state.backend_name == "cuda":
+        raise precondition("factors: backend cuda lacks this part (docs/gpu.md)")
+    if dimension.lacks_part(spec, update.change):
+        decode.change_from_wire(update, dimension.spec_for(spec, update.change, update.body), rows_max)
+        engine.dimension.recognise(update.change, update.body)
         spec = engine.state.spec
     change, rejects = decode.change_from_wire(update, spec, rows_max)
     engine.quotas.take(payer, change.rows + rejects.count)
@@ -130,6 +135,8 @@ def _batch(
         spec=spec,
         is_late=is_late,
         payer=payer,
+        trace=trace,
+        ends_trace=is_late is None,
     )
 
 
@@ -222,6 +229,7 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
         lineage, payer = engine.state.lineage, _payer(call, update)
         while wait_s := engine.quotas.wait_s(payer):
             await asyncio.sleep(wait_s)
+        trace = traces.begin(call.rpc, call.metadata, is_batch=True)
 
         def reply(item: Submission) -> Wake:
             # Only the answer: a batch in the queue would keep its payload in memory until the peer
@@ -232,10 +240,10 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
 
         if _is_large(engine, update, raw):
             await calls.stream_threads.in_thread(
-                lambda: engine.submit(_batch(calls, engine, update, reply, payer))
+                lambda: engine.submit(_batch(calls, engine, update, reply, payer, trace))
             )
         else:
-            batch = _batch(calls, engine, update, reply, payer)
+            batch = _batch(calls, engine, update, reply, payer, trace)
             if not engine.try_submit(batch):
                 await calls.stream_threads.in_thread(engine.submit, batch)
     except (Refused, ColumnError) as error:

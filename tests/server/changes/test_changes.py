@@ -6,6 +6,7 @@ Every kind of record has one change. Each change reads back from the log as it w
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from livefactor.snapshots.format import Manifest
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.deltas import encode_deltas
-from livefactor_kernels.spec.model import Embeddings, Features, Limits, Merge, ModelSpec
+from livefactor.wire.factors import encode_factors
+from livefactor_kernels.spec.model import Embeddings, Features, Limits, Merge, ModelSpec, Solve
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import (
     CHANGES,
@@ -46,11 +48,13 @@ SPEC = preset(
     "clicks",
     k=8,
     embeddings=Embeddings(2),
-    features=Features(8, 2),
+    solve=Solve(unobserved=1.0, start_events=4.0),
     limits=Limits(users_max=100, items_max=100, value_abs_max=1.0, error_max=1e3),
 )
 MERGING = preset("clicks_sgd", k=2, merge=Merge(0.5, 100.0), limits=SPEC.limits)
 """A spec that takes deltas, which rule solve does not."""
+TELLING = replace(SPEC, solve=Solve(unobserved=1.0), features=Features(8, 2))
+"""A spec that takes features, which do not go with factors of another model."""
 SPEC_BODY = spec_codec.encode(SPEC)
 
 BODIES = {
@@ -69,6 +73,7 @@ BODIES = {
         np.array([1, 0, 1]),
         np.array([0.5, 2, 1]),
     ),
+    wire.FACTORS: encode_factors(updates_pb2.SIDE_USER, [7, 8], np.array([[0.5, 1], [1.5, 2]])),
     wire.FACTOR_DELTAS: encode_deltas(
         updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]]), np.array([5, 6]), 2.0
     ),
@@ -83,7 +88,7 @@ class Base:
 
 
 def spec_of(kind: type[Change]) -> ModelSpec:
-    return MERGING if kind.kind == Kind.FACTOR_DELTAS else SPEC
+    return {Kind.FACTOR_DELTAS: MERGING, Kind.FEATURES: TELLING, Kind.DROPPED_FEATURES: TELLING}.get(kind.kind, SPEC)
 
 
 def received(kind: type[Change]) -> Change:
@@ -179,6 +184,9 @@ def test_what_each_change_does_to_a_state() -> None:
     assert told.backend.sections(0, 2)["bag_weights"].tolist() == [[0.5, 2], [1, 0]]
     keys = told.backend.state()["features.user.keys"].tolist()
     assert [told.features[0].get(key) for key in keys] == ["b", "a"]
+    begun = done[Kind.FACTORS].backend
+    assert begun.published == (2, 0) and not done[Kind.FACTORS].events
+    assert begun.sections(0, 2)["factors"][:, :3].tolist() == [[0.5, 1, 0], [1.5, 2, 0]]
     for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():

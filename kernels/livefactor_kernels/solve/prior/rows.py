@@ -25,7 +25,7 @@ class PriorRows(ABC):
         self._events = np.float32(spec.embeddings.prior_events)
         self._factor_max = np.float32(spec.limits.factor_max)
         self._progress = np.zeros(3, np.int64)
-        self._count, self._cold = 0, _NO_ROWS
+        self._count, self._cold, self._has_starts = 0, _NO_ROWS, spec.solve.start_events > 0
 
     @abstractmethod
     def has(self, rows: np.ndarray | slice) -> np.ndarray:
@@ -56,9 +56,15 @@ class PriorRows(ABC):
             self._cold = _NO_ROWS
             return _NO_ROWS
         self._progress[NEXT] = stop
-        is_cold = self.has(slice(start, stop)) & (self._array_of("seen_count")[start:stop] == 0)
-        self._cold = (np.flatnonzero(is_cold) + start).astype(np.uint32)
+        rows = np.arange(start, stop, dtype=np.uint32)
+        self._cold = self._without_events(rows[self.has(slice(start, stop))])
         return self._cold
+
+    def _without_events(self, rows: np.ndarray) -> np.ndarray:
+        is_cold = self._array_of("seen_count")[rows] == 0
+        if self._has_starts:
+            is_cold &= self._array_of("start_events")[rows] == 0
+        return np.asarray(rows[is_cold])
 
     def map_cold(self) -> None:
         """Writes the rows that `begin` returned."""
@@ -101,7 +107,6 @@ class PriorRows(ABC):
         """
         self._count = count
         self._refresh(1)
-        without_events = rows[self._array_of("seen_count")[rows] == 0]
-        cold = np.union1d(self._sweep(len(rows)), without_events)
+        cold = np.union1d(self._sweep(len(rows)), self._without_events(rows))
         self._cold = cold.astype(np.uint32)
         return self._cold

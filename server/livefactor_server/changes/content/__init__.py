@@ -1,1 +1,1 @@
-"""What users and items are: embeddings and features."""
+"""What is said of users and items: embeddings, features, and factors of another model."""
