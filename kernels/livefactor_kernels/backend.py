@@ -190,6 +190,12 @@ class Backend(Protocol):
         features (`spec.features`) has it.
         """
 
+    def drop_features(self, side: int, keys: np.ndarray, revision: int) -> None:
+        """Takes the features of keys uint64[n] out of all bags of a side, and sets the revision.
+
+        The caller holds the gate. Only a model with features (`spec.features`) has it.
+        """
+
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """Sets a revision that changes no rows. Counts that are not None become the published
         ones.

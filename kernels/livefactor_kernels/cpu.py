@@ -284,6 +284,21 @@ class CpuModel:
             self._follow_newcomers(rows, had_prior)
         self.advance(revision, *((count, None) if side == USERS else (None, count)))
 
+    def drop_features(self, side: int, keys: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.drop_features`."""
+        features, count = self._features[side], self.published[side]
+        rows, nobody = features.told(count), np.empty(0, np.uint32)
+        users, items = (rows, nobody) if side == USERS else (nobody, rows)
+        self.head.open()
+        self.pins.protect(Update(revision, users, items, None, None, *self.published))
+        had_prior = self._has_prior(rows) if side == ITEMS else nobody
+        features.drop(keys, count)
+        # The rows without events that the fit changes have bags, so they are protected already.
+        features.map_cold()
+        if side == ITEMS:
+            self._follow_newcomers(rows, had_prior)
+        self.advance(revision)
+
     def _follow_newcomers(self, rows: np.ndarray, had_prior: np.ndarray) -> None:
         if self._mixer is not None:
             popularity, has_prior = self.items.history["popularity"], self._has_prior(rows)

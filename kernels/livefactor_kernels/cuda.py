@@ -207,6 +207,10 @@ class CudaModel:
         """See `backend.Backend.set_features`. No spec on this backend has features."""
         raise AssertionError("features: `spec.checks.check_cuda` refuses them")
 
+    def drop_features(self, side: int, keys: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.drop_features`. No spec on this backend has features."""
+        raise AssertionError("features: `spec.checks.check_cuda` refuses them")
+
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """See `backend.Backend.advance`."""
         users, items = self.published

@@ -165,6 +165,18 @@ class ReferenceModel:
                 self._follow_newcomers(rows, had_prior)
         self.advance(revision, *((count, None) if side == USERS else (None, count)))
 
+    def drop_features(self, side: int, keys: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.drop_features`."""
+        features, count = self._features[side], self.published[side]
+        with (self.users, self.items)[side].lock:
+            rows = features.told(count)
+            had_prior = self._has_prior(rows) if side == ITEMS else rows
+            features.drop(keys, count)
+            features.map_cold()
+            if side == ITEMS:
+                self._follow_newcomers(rows, had_prior)
+        self.advance(revision)
+
     def _follow_newcomers(self, rows: np.ndarray, had_prior: np.ndarray) -> None:
         if self._mixer is not None:
             has_prior, items = self._has_prior(rows), self.items

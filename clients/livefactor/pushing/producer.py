@@ -28,6 +28,7 @@ from livefactor.pushing.rows import row_columns
 from livefactor.pushing.sending import OPEN_DEADLINE_S
 from livefactor.wire.columns import (
     AVAILABILITY,
+    DROPPED_FEATURES,
     EMBEDDINGS,
     FACTOR_DELTAS,
     FACTORS,
@@ -37,6 +38,7 @@ from livefactor.wire.columns import (
     Stamp,
     encode_apply,
     encode_availability,
+    encode_dropped_features,
     encode_labels,
     interaction_parts,
     join,
@@ -233,6 +235,23 @@ class Producer(ProducerBase):
         keys, taken = read_ids(self._labels, side, ids, self._hash)
         body = delta_body(SIDES[side], keys, deltas, biases, weight)
         return (yield from self._taken_bodies(FACTOR_DELTAS, [body], timeout, taken))
+
+    @blocking
+    def drop_features(
+        self, side: str, names: str | Sequence[str], *, timeout: float | None = None
+    ) -> Plan[Receipt]:
+        """Take features out of all ids of a side ("user" or "item"), after all rows pushed before.
+
+        names: of one feature or several; one that no id has does nothing. Their places are free for
+        further features. Raises the errors of `push_labels`.
+        """
+        if side not in SIDES:
+            raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
+        texts = [names] if isinstance(names, str) else list(names)
+        bodies = []
+        for start, stop in label_cuts(texts, self.batch):
+            bodies.append((stop - start, encode_dropped_features(SIDES[side], texts[start:stop])))
+        return (yield from self._taken_bodies(DROPPED_FEATURES, bodies, timeout))
 
     @blocking
     def flush(self, timeout: float | None = None) -> Plan[Position]:

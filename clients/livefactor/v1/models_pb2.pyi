@@ -1302,3 +1302,84 @@ class ReleaseHoldResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["description", b"description"]) -> None: ...
 
 global___ReleaseHoldResponse = ReleaseHoldResponse
+
+@typing.final
+class ListFeaturesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    SIDE_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    WEAKEST_FIRST_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Empty: "default"."""
+    side: livefactor.v1.updates_pb2.Side.ValueType
+    limit: builtins.int
+    """The most features in the answer, at most 4096. 0: 100."""
+    weakest_first: builtins.bool
+    """True: the features with the least weight come first."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        side: livefactor.v1.updates_pb2.Side.ValueType = ...,
+        limit: builtins.int = ...,
+        weakest_first: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["limit", b"limit", "model", b"model", "side", b"side", "weakest_first", b"weakest_first"]) -> None: ...
+
+global___ListFeaturesRequest = ListFeaturesRequest
+
+@typing.final
+class FeatureReport(google.protobuf.message.Message):
+    """A feature of a side."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    ids: builtins.int
+    """The number of users or items that have it."""
+    strength: builtins.float
+    """The length of its row of factors: how far a weight of 1 moves the row of an id without events. 0:
+    nothing was learned of it.
+    """
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        ids: builtins.int = ...,
+        strength: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ids", b"ids", "name", b"name", "strength", b"strength"]) -> None: ...
+
+global___FeatureReport = FeatureReport
+
+@typing.final
+class ListFeaturesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    total: builtins.int
+    """The number of features of the side."""
+    @property
+    def position(self) -> livefactor.v1.updates_pb2.Position: ...
+    @property
+    def features(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FeatureReport]:
+        """By strength, then by name."""
+
+    def __init__(
+        self,
+        *,
+        position: livefactor.v1.updates_pb2.Position | None = ...,
+        features: collections.abc.Iterable[global___FeatureReport] | None = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["features", b"features", "position", b"position", "total", b"total"]) -> None: ...
+
+global___ListFeaturesResponse = ListFeaturesResponse

@@ -583,6 +583,32 @@ class FactorDeltas(google.protobuf.message.Message):
 global___FactorDeltas = FactorDeltas
 
 @typing.final
+class DroppedFeatures(google.protobuf.message.Message):
+    """Takes features out of all bags of a side, and gives their places to further features. A name that is no
+    feature does nothing. A message is refused as a whole with INVALID_ARGUMENT if the model's spec has no
+    features, or if the side is unknown.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: builtins.int
+    NAMES_FIELD_NUMBER: builtins.int
+    side: global___Side.ValueType
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """At most 65,536 names."""
+
+    def __init__(
+        self,
+        *,
+        side: global___Side.ValueType = ...,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["names", b"names", "side", b"side"]) -> None: ...
+
+global___DroppedFeatures = DroppedFeatures
+
+@typing.final
 class ApplyUpdatesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -594,6 +620,7 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     EMBEDDINGS_FIELD_NUMBER: builtins.int
     FACTORS_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
+    DROPPED_FEATURES_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
@@ -612,6 +639,8 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     @property
     def features(self) -> global___Features: ...
     @property
+    def dropped_features(self) -> global___DroppedFeatures: ...
+    @property
     def factor_deltas(self) -> global___FactorDeltas: ...
     def __init__(
         self,
@@ -624,11 +653,12 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
         embeddings: global___Embeddings | None = ...,
         factors: global___Factors | None = ...,
         features: global___Features | None = ...,
+        dropped_features: global___DroppedFeatures | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "factor_deltas"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "dropped_features", "factor_deltas"] | None: ...
 
 global___ApplyUpdatesRequest = ApplyUpdatesRequest
 
@@ -707,6 +737,7 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     EMBEDDINGS_FIELD_NUMBER: builtins.int
     FACTORS_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
+    DROPPED_FEATURES_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
     model: builtins.str
     @property
@@ -724,6 +755,8 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     @property
     def features(self) -> global___Features: ...
     @property
+    def dropped_features(self) -> global___DroppedFeatures: ...
+    @property
     def factor_deltas(self) -> global___FactorDeltas: ...
     def __init__(
         self,
@@ -736,11 +769,12 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
         embeddings: global___Embeddings | None = ...,
         factors: global___Factors | None = ...,
         features: global___Features | None = ...,
+        dropped_features: global___DroppedFeatures | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "factor_deltas"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "dropped_features", "factor_deltas"] | None: ...
 
 global___StreamUpdatesRequest = StreamUpdatesRequest
 

@@ -34,8 +34,10 @@ from livefactor.wire.arrays import (
 from livefactor.wire.content import (
     EmbeddingColumns,
     FeatureColumns,
+    decode_dropped_features,
     decode_embeddings,
     decode_features,
+    encode_dropped_features,
     encode_embeddings,
     encode_features,
 )
@@ -60,6 +62,7 @@ from livefactor.wire.twins import (
 
 __all__ = [
     "AVAILABILITY",
+    "DROPPED_FEATURES",
     "EMBEDDINGS",
     "FACTORS",
     "FACTOR_DELTAS",
@@ -80,6 +83,7 @@ __all__ = [
     "apply_prefix",
     "decode_apply",
     "decode_availability",
+    "decode_dropped_features",
     "decode_embeddings",
     "decode_features",
     "decode_interactions",
@@ -88,6 +92,7 @@ __all__ = [
     "decode_score_response",
     "encode_apply",
     "encode_availability",
+    "encode_dropped_features",
     "encode_embeddings",
     "encode_features",
     "encode_interactions",
@@ -108,6 +113,7 @@ AVAILABILITY = "availability"
 EMBEDDINGS = "embeddings"
 FACTORS = "factors"
 FEATURES = "features"
+DROPPED_FEATURES = "dropped_features"
 FACTOR_DELTAS = "factor_deltas"
 _COLUMN_DTYPES: dict[str, np.dtype[Any]] = {
     "user_ids": KEYS,
@@ -132,7 +138,7 @@ _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
 _COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
 _OPTIONAL = tuple(_COLUMNS)[2:]
 _NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
-_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, FACTORS, FACTOR_DELTAS
+_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, DROPPED_FEATURES, FACTORS, FACTOR_DELTAS
 _CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, *_CHANGES)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 
 from livefactor.errors import ColumnError
 from livefactor.v1 import updates_pb2
 from livefactor.wire.arrays import FLOATS, HALVES, KEYS, NUMBERS, require_rows
 from livefactor.wire.ids import Ids, as_keys
-from livefactor.wire.twins import parse_body, twin_column, twin_of
+from livefactor.wire.twins import malformed, parse_body, twin_column, twin_of
 
 _EmbeddingsTwin = twin_of(updates_pb2.Embeddings)
 _FeaturesTwin = twin_of(updates_pb2.Features)
@@ -91,6 +92,23 @@ def decode_embeddings(body: bytes) -> EmbeddingColumns:
         expected = f"{len(ids)} ids of dimension {twin.dimension}"
         raise ColumnError(f"vectors has {len(numbers)} numbers, expected those of {expected}")
     return EmbeddingColumns(twin.side, ids, numbers.reshape(len(ids), twin.dimension), body)
+
+
+def encode_dropped_features(side: int, names: Sequence[str]) -> bytes:
+    """The bytes of a DroppedFeatures message. Raises ColumnError for names that are not str."""
+    try:
+        return bytes(updates_pb2.DroppedFeatures(side=side, names=names).SerializeToString())  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ColumnError("names: expected str that can be encoded as UTF-8") from error
+
+
+def decode_dropped_features(body: bytes) -> tuple[int, list[str]]:
+    """The side and the names of a DroppedFeatures message. Raises ColumnError if it is not one."""
+    try:
+        message = updates_pb2.DroppedFeatures.FromString(body)
+    except DecodeError as error:
+        raise malformed(updates_pb2.DroppedFeatures) from error
+    return message.side, list(message.names)
 
 
 def encode_features(

@@ -31,7 +31,7 @@ from livefactor_server.changes.change import (
 from livefactor_server.changes.columns import apply_columns
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
 from livefactor_server.changes.content.factors import FactorsChange
-from livefactor_server.changes.content.features import FeaturesChange
+from livefactor_server.changes.content.features import DroppedFeaturesChange, FeaturesChange
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
 from livefactor_server.changes.interactions import InteractionsChange
@@ -51,6 +51,7 @@ __all__ = [
     "AvailabilityChange",
     "Change",
     "DeltasChange",
+    "DroppedFeaturesChange",
     "EmbeddingsChange",
     "EngineChange",
     "FactorsChange",
@@ -86,6 +87,7 @@ _ALL: tuple[type[Change], ...] = (
     SwitchChange,
     EmbeddingsChange,
     FeaturesChange,
+    DroppedFeaturesChange,
     FactorsChange,
     DeltasChange,
 )

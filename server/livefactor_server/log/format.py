@@ -152,6 +152,7 @@ class Kind(IntEnum):
     EMBEDDINGS = 9
     FACTORS = 10
     FEATURES = 11
+    DROPPED_FEATURES = 13
     FACTOR_DELTAS = 12
 
 

@@ -64,6 +64,11 @@ def tell(model: Backend, side: int, ids: object, bags: list[dict[int, float]]) -
     model.set_features(side, found, Bags(ends, keys, weights), model.revision + 1, table.allocated)
 
 
+def drop(model: Backend, side: int, keys: list[int]) -> None:
+    """Drop features as the next record."""
+    model.drop_features(side, np.array(keys, np.uint64), model.revision + 1)
+
+
 def drawn_bag(rng: np.random.Generator) -> dict[int, float]:
     keys = rng.choice(20, int(rng.integers(0, PER_ID + 1)), replace=False)
     return {int(key) + 1000: float(rng.normal()) for key in keys}
@@ -75,6 +80,9 @@ def step(model: Backend, rng: np.random.Generator, turn: int) -> None:
         found = model.items.allocate(rng.integers(0, KEYS, 4).astype(np.uint64))
         vectors = rng.normal(size=(4, 5)) * (rng.random((4, 1)) < 0.8)
         model.set_embeddings(found, vectors.astype(np.float16), model.revision + 1, model.items.allocated)
+        return
+    if turn in (8, 13):
+        drop(model, turn % 2, [1003, 1007, 1011, 5, 1007])
         return
     if turn % 3 == 0:
         side = ITEMS if turn % 2 else USERS
@@ -188,6 +196,20 @@ def test_a_feature_keeps_its_number_and_the_last_bag_of_a_record_counts() -> Non
     assert sections["bag_weights"][0].tolist() == [0.5, -1.0, 0, 0]
     assert model.state()["features.item.keys"].tolist() == [50, 40, 60]
     assert not model.state()["features.user.keys"].size
+
+
+def test_dropped_features_leave_bags_and_free_their_numbers() -> None:
+    model = create_backend("cpu", SPECS["plain"])
+    tell(model, ITEMS, [7, 8, 9], [{50: 1.0, 40: 2.0, 60: 3.0}, {40: 4.0}, {60: 5.0}])
+    tell(model, USERS, [7], [{40: 1.0}])
+    model.drop_features(ITEMS, np.array([40, 99], np.uint64), model.revision + 1)
+    sections, state = model.sections(ITEMS, 3), model.state()
+    assert sections["bag"].tolist() == [[1, 2, 0, 0], [0, 0, 0, 0], [2, 0, 0, 0]]
+    assert sections["bag_weights"][:, :2].tolist() == [[1, 3], [0, 0], [5, 0]]
+    assert sections["bagged"].tolist() == [1, 0, 1]
+    assert state["features.item.keys"].tolist() == [50, 60]
+    assert len(state["features.item.rows"]) == 3 * model.spec.k
+    assert state["features.user.keys"].tolist() == [40]
 
 
 def test_specs_without_a_place_for_features_are_refused_by_name() -> None:

@@ -64,6 +64,7 @@ BODIES = {
     wire.EMBEDDINGS: wire.encode_embeddings(
         updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]], np.float16)
     ),
+    wire.DROPPED_FEATURES: wire.encode_dropped_features(updates_pb2.SIDE_USER, ["a", "b"]),
     wire.FEATURES: wire.encode_features(
         updates_pb2.SIDE_USER,
         [1, 2],
@@ -87,7 +88,9 @@ class Base:
 
 
 def spec_of(kind: type[Change]) -> ModelSpec:
-    return {Kind.FACTOR_DELTAS: MERGING, Kind.FEATURES: TELLING}.get(kind.kind, SPEC)
+    return {Kind.FACTOR_DELTAS: MERGING, Kind.FEATURES: TELLING, Kind.DROPPED_FEATURES: TELLING}.get(
+        kind.kind, SPEC
+    )
 
 
 def received(kind: type[Change]) -> Change:

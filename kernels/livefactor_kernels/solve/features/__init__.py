@@ -22,6 +22,9 @@ Fitted rows. After a record of events, its rows with a bag and at least s =
 `embeddings.prior_events` events are fitted from then on. So is such a row that gets a bag. Each of
 these rows is a change, and so is a fitted row that gets another bag or none.
 
+Dropped features. Their places in bags close up, a bag without features is none, and the other
+features are numbered again in their order. A fitted row that loses a feature is a change.
+
 Fit. Let y_i be the fitted rows of a side, in row order, and n their number. Before a record of
 events, the rows r are fitted again if there were at least `REFRESH_MIN` changes since the last
 time, and at least half as many as fitted rows; before a record of bags ends, if there were half as

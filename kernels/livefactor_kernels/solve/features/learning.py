@@ -152,6 +152,38 @@ class FeatureRows(PriorRows):
         self._progress[CHANGES] += np.count_nonzero(was_fitted | joins)
         return self._described(distinct, count)
 
+    def told(self, count: int) -> np.ndarray:
+        """The rows below `count` that have a bag, uint32[n]."""
+        return np.flatnonzero(self._array_of("bagged")[:count] != NONE).astype(np.uint32)
+
+    def drop(self, keys: np.ndarray, count: int) -> np.ndarray:
+        """Takes the features of keys uint64[n] out of all bags of the side, which has `count` rows.
+
+        Keys that are no features do nothing. Returns the rows that `map_cold` will write.
+        """
+        gone = [self._numbers.pop(key) for key in np.unique(keys).tolist() if key in self._numbers]
+        kept = np.setdiff1d(np.arange(1, len(self) + len(gone) + 1), gone)
+        number = np.zeros(len(self) + len(gone) + 1, np.uint32)
+        number[kept] = np.arange(1, len(kept) + 1)
+        self._numbers = {key: int(number[old]) for key, old in self._numbers.items()}
+        self._rows[1 : len(kept) + 1] = self._rows[kept]
+        self._rows[len(kept) + 1 :] = 0.0
+        rows = self.told(count)
+        old = self._array_of("bag")[rows]
+        new, weights = number[old], self._array_of("bag_weights")[rows]
+        loses = ((new == 0) & (old > 0)).any(axis=1)
+        weights[new == 0] = 0.0
+        order = np.argsort(new == 0, axis=1, kind="stable")
+        self._array_of("bag")[rows] = np.take_along_axis(new, order, axis=1)
+        self._array_of("bag_weights")[rows] = np.take_along_axis(weights, order, axis=1)
+        bagged, lost = self._array_of("bagged"), rows[loses]
+        fitted = lost[bagged[lost] == FITTED]
+        emptied = lost[self._array_of("bag")[lost, 0] == 0]
+        self._progress[CHANGES] += fitted.size
+        self._progress[COUNTED] -= np.count_nonzero(bagged[emptied] == FITTED)
+        bagged[emptied] = NONE
+        return self._described(lost, count)
+
     def follow_vectors(self, rows: np.ndarray, further: np.ndarray, count: int) -> np.ndarray:
         """Ends a record that gave rows uint32[n] vectors.
 

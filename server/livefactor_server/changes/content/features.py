@@ -20,7 +20,7 @@ from livefactor.wire.limits import FEATURE_NAME_BYTES_MAX, FEATURE_WEIGHT_MAX, F
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import USERS
-from livefactor_server.changes.change import KeyedChange, Record, ReplayError, Room, require_rows
+from livefactor_server.changes.change import KeyedChange, Record, ReplayError, Room, WireChange, require_rows
 from livefactor_server.changes.labels import SIDES
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
@@ -31,6 +31,7 @@ from livefactor_server.statuses import invalid
 _NO_IDS = np.empty(0, np.uint64)
 _USUAL_K = 128
 """Factors of a row in the estimate of what admitted batches will take."""
+_DROPPED_TAG = bytes([updates_pb2.DroppedFeatures.NAMES_FIELD_NUMBER << 3 | 2])
 _NAME_TAG = bytes([updates_pb2.Features.NAMES_FIELD_NUMBER << 3 | 2])
 
 
@@ -98,8 +99,7 @@ class FeaturesChange(KeyedChange):
 
     def rows_outside(self, spec: ModelSpec) -> list[tuple[int, int]]:
         """See `WireChange.rows_outside`. It rejects no row."""
-        if not spec.features.size:
-            raise invalid("features: this model has no features (spec: features.size)")
+        require_features(spec)
         _check_bags(self.columns, spec.features.per_id)
         return []
 
@@ -175,6 +175,85 @@ class FeaturesChange(KeyedChange):
 
 def _feature_bytes(k: int) -> int:
     return ENTRY_BYTES + FEATURE_NAME_BYTES_MAX + feature_row_bytes(k)
+
+
+@dataclass(slots=True)
+class DroppedFeaturesChange(WireChange):
+    """Names of features of one side (0 for users, 1 for items) that are dropped."""
+
+    side: int
+    names: list[str]
+    body: bytes
+
+    kind: ClassVar[Kind] = Kind.DROPPED_FEATURES
+    field: ClassVar[str] = wire.DROPPED_FEATURES
+    work_of_row: ClassVar[int] = 64
+
+    @property
+    def rows(self) -> int:
+        """Number of names."""
+        return len(self.names)
+
+    @classmethod
+    def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[DroppedFeaturesChange, Rejects]:
+        """Decodes a message. It rejects no row.
+
+        Raises:
+            ColumnError: the message is malformed.
+            Refused: the model has no features, or the message has no rows, too many or no side.
+        """
+        require_features(spec)
+        # A name takes two bytes of a message at least, so names are counted before they are parsed.
+        if body.count(_DROPPED_TAG) > 2 * rows_max + len(body) // 64:
+            raise invalid(f"batch: at most {rows_max} rows, got many more names")
+        side, names = wire.decode_dropped_features(body)
+        require_rows(len(names), rows_max)
+        if side not in SIDES:
+            raise invalid("side: expected SIDE_USER or SIDE_ITEM")
+        return cls(SIDES[side], names, body), NO_REJECTS
+
+    @classmethod
+    def from_log(cls, body: bytes) -> DroppedFeaturesChange:
+        """Decodes a logged body."""
+        side, names = wire.decode_dropped_features(body)
+        return cls(SIDES[side], names, body)
+
+    def without_rows(self, rows: np.ndarray | list[int]) -> DroppedFeaturesChange:
+        """The names without those with these numbers."""
+        dropped = set(np.asarray(rows, np.int64).tolist())
+        names = [name for row, name in enumerate(self.names) if row not in dropped]
+        side = next(number for number, table in SIDES.items() if table == self.side)
+        return self.from_log(wire.encode_dropped_features(side, names))
+
+    def rows_outside(self, spec: ModelSpec) -> list[tuple[int, int]]:
+        """See `WireChange.rows_outside`. It rejects no row."""
+        require_features(spec)
+        return []
+
+    @classmethod
+    def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
+        """Drops the features in order."""
+        for record in records:
+            change = record.change
+            assert isinstance(change, DroppedFeaturesChange)
+            keys = keys_of(change.names)
+            if state.spec.features.size:
+                state.backend.drop_features(change.side, keys, record.header.revision)
+                state.features[change.side].put(keys, [""] * len(keys))
+
+    def describe(self) -> str:
+        """The side."""
+        return f"dropped features of {('users', 'items')[self.side]}"
+
+
+def require_features(spec: ModelSpec) -> None:
+    """Checks that a model has features.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if it has none.
+    """
+    if not spec.features.size:
+        raise invalid("features: this model has no features (spec: features.size)")
 
 
 def _check_bags(columns: wire.FeatureColumns, per_id: int) -> None:
