@@ -21,6 +21,7 @@ from livefactor_kernels.spec.model import (
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
     MAX_SHARED_NEGATIVES,
+    MAX_SIGHTINGS,
     MAX_WINDOW,
     MIN_WINDOW,
     RATE_STEPS_MAX,
@@ -51,6 +52,7 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_auto(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
+    _check_admission(spec)
     _check_merge(spec)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
@@ -176,6 +178,11 @@ def _check_replay(spec: ModelSpec) -> None:
         _require(is_share, "replay.per_event", f"(0, {MAX_REPLAY_PER_EVENT:.0f}]", per_event)
     else:
         _require(per_event == 0.0, "replay.per_event", "0 without replay.size", per_event)
+
+
+def _check_admission(spec: ModelSpec) -> None:
+    sightings = spec.admission.sightings
+    _require(0 <= sightings <= MAX_SIGHTINGS, "admission.sightings", f"0..{MAX_SIGHTINGS}", sightings)
 
 
 def _check_adaptive_rate(spec: ModelSpec) -> None:

@@ -34,6 +34,9 @@ MAX_EVENT_TYPES = 64
 MAX_DIMENSION = 1024
 """Maximum number of numbers of an item's vector."""
 MAX_REPLAY_SIZE = 1 << 20
+MAX_SIGHTINGS = 64
+"""Maximum of `admission.sightings`."""
+
 MIN_WINDOW, MAX_WINDOW = 16, 1 << 24
 RATE_STEPS_MAX = 24
 """Maximum number of steps of an adaptive rate in each direction.
@@ -287,6 +290,18 @@ class AdaptiveRate:
 
 
 @dataclass(frozen=True, slots=True)
+class Admission:
+    """When a new user or item gets a row.
+
+    Attributes:
+        sightings: number of the event at which it gets one, 2 to `MAX_SIGHTINGS`. With 0 or 1 it
+            gets one at its first event.
+    """
+
+    sightings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Regularization:
     """Regularisation in addition to `l2` and `bias_l2`. The value 0 switches a part off.
 
@@ -406,6 +421,7 @@ class ModelSpec:
         replay: replay, with any rule.
         adaptive_rate: adaptive learning rate, with rule SGD.
         merge: deltas that someone else learned, with rules SGD and SOFTMAX.
+        admission: when new users and items get rows.
         event_types: weights by event type.
         regularization: clipping, max-norm, frequency-scaled L2, dropout.
         limits: limits of tables and events.
@@ -434,6 +450,7 @@ class ModelSpec:
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     merge: Merge = field(default_factory=Merge)
+    admission: Admission = field(default_factory=Admission)
     event_types: tuple[EventType, ...] = ()
     regularization: Regularization = field(default_factory=Regularization)
     limits: Limits = field(default_factory=Limits)

@@ -92,6 +92,9 @@ class Promotion:
             )
         if self.live.backend_name == "cuda":
             raise precondition("model: backend cuda cannot switch the spec of a model (docs/gpu.md)")
+        if self.spec.admission != self.live.spec.admission:
+            # Ids without rows were never counted against the limits of the tables.
+            raise precondition("spec: admission cannot be changed; push the events to a new model")
         self._check_rows()
         known = [self.log.spec_body, *self.log.switches.values()]
         self._scans = self.log.switches_from > 0 or not all(

@@ -19,6 +19,7 @@ from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
+    Admission,
     Auto,
     Counts,
     Embeddings,
@@ -80,6 +81,7 @@ _PARTS: dict[str, Any] = {
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,
     "merge": Merge,
+    "admission": Admission,
 }
 """Parts of the spec. The bytes lack a part in which all fields have their defaults."""
 
