@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from livefactor_kernels.spec.admission import MAX_SIGHTINGS
 from livefactor_kernels.spec.model import (
     FLOAT16_MAX,
     KERNEL_SEMANTICS,
@@ -21,7 +22,6 @@ from livefactor_kernels.spec.model import (
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
     MAX_SHARED_NEGATIVES,
-    MAX_SIGHTINGS,
     MAX_WINDOW,
     MIN_WINDOW,
     RATE_STEPS_MAX,

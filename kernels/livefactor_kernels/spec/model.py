@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 
+from livefactor_kernels.spec.admission import Admission
+
 KERNEL_SEMANTICS = 1
 """Version of the arithmetic.
 
@@ -34,9 +36,6 @@ MAX_EVENT_TYPES = 64
 MAX_DIMENSION = 1024
 """Maximum number of numbers of an item's vector."""
 MAX_REPLAY_SIZE = 1 << 20
-MAX_SIGHTINGS = 64
-"""Maximum of `admission.sightings`."""
-
 MIN_WINDOW, MAX_WINDOW = 16, 1 << 24
 RATE_STEPS_MAX = 24
 """Maximum number of steps of an adaptive rate in each direction.
@@ -290,18 +289,6 @@ class AdaptiveRate:
     """
 
     window: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """When a new user or item gets a row.
-
-    Attributes:
-        sightings: number of the event at which it gets one, 2 to `MAX_SIGHTINGS`. With 0 or 1 it
-            gets one at its first event.
-    """
-
-    sightings: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
+from livefactor_kernels.spec.admission import Admission
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
-    Admission,
     Auto,
     Counts,
     Embeddings,

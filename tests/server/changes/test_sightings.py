@@ -11,8 +11,9 @@ import pytest
 
 from engine_rig import SPEC, Rig, batch, replayed_root, state_root
 from livefactor.wire import columns as wire
+from livefactor_kernels.spec.admission import MAX_SIGHTINGS, Admission
 from livefactor_kernels.spec.checks import check
-from livefactor_kernels.spec.model import MAX_SIGHTINGS, Admission, ModelSpec, SpecError
+from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables.keymap import compile_kernels
 from livefactor_server.engine.engine import EngineSettings
