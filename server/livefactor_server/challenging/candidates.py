@@ -66,6 +66,7 @@ def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
             auto=auto,
             embeddings=embeddings,
             features=features,
+            admission=champion.admission,
             solve=solve,
             limits=replace(spec.limits, **limits),
         )
