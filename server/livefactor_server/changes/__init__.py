@@ -29,6 +29,7 @@ from livefactor_server.changes.change import (
     WireChange,
 )
 from livefactor_server.changes.columns import apply_columns
+from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.embeddings import EmbeddingsChange
 from livefactor_server.changes.engine import EngineChange
 from livefactor_server.changes.interactions import InteractionsChange
@@ -47,6 +48,7 @@ __all__ = [
     "WIRE_CHANGES",
     "AvailabilityChange",
     "Change",
+    "DeltasChange",
     "EmbeddingsChange",
     "EngineChange",
     "Header",
@@ -79,6 +81,7 @@ _ALL: tuple[type[Change], ...] = (
     EngineChange,
     SwitchChange,
     EmbeddingsChange,
+    DeltasChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

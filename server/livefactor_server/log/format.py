@@ -148,6 +148,7 @@ class Kind(IntEnum):
     ENGINE = 6
     SWITCH = 8
     EMBEDDINGS = 9
+    FACTOR_DELTAS = 12
 
 
 @dataclass(slots=True)
