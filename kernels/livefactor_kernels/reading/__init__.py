@@ -104,17 +104,18 @@ A decay sets b to float32(B) before it makes all p_i again.
 Newcomers. An item without events is a newcomer if it has a vector (`solve/prior/__init__.py`). Its
 popularity is unknown, so this expert abstains: when the item gets its first vector, it gets the
 popularity of the mean item, p_i = float32(sum p / n), and the count a_i with p_i = log(1 + a_i). In
-float32, a = (p - e + 1) * 2**e - 1 for e = floor(p). With recent popularity, both counts are the a of
-float32(sum p / n / (1 + b)). The counts decay like all others. So an item
-that is offered and that nobody takes sinks as fast as one that nobody takes any more. Only items
-with events are in n and in the sums of p. A newcomer joins them with its first event: its p is
-added to the sums after the record is learned and before its events count. If the vector of a
-newcomer is removed, its counts and p are 0.
+float32, a = (p - e + 1) * 2**e - 1 for e = floor(p). With recent popularity, both counts are the a
+of p = float32(sum p / n / (1 + b)). The counts decay like all others. So an item that is offered
+and that nobody takes sinks as fast as one that nobody takes any more. Only items with events are in
+n and in the sums of p. A newcomer joins them with its first event: its p is added to the sums after
+the record is learned and before its events count. If the vector of a newcomer is removed, its
+counts and p are 0.
 
 The dots are those of scores (float32). Sums, odds and weights are float64. Counts a and r and p are
 float32. Sums run from left to right.
 The section `mix` has the weights by group and expert, then the events since the last decay, sum p
-and sum p**2, then b and B with recent popularity. draw(t, d, c) is `random.draw_below` with the key of `random.MIX_DOMAIN`.
+and sum p**2, then b and B with recent popularity. draw(t, d, c) is `random.draw_below` with the key
+of `random.MIX_DOMAIN`.
 """
 
 from __future__ import annotations
