@@ -4,6 +4,7 @@ LogError
 ├── LogMissing    The folder has no log, or its creation did not finish. It can be created again.
 ├── LogFull       The disk has no room. Nothing of the group remains, and the log still works.
 ├── LogFailed     A write or a sync failed. The log refuses all records until it is opened again.
+├── WrongKey      The log is encrypted with another key, or it is not encrypted.
 └── LogDamaged    Synced bytes differ from what was written. It names the path, offset and reason.
 """
 
@@ -29,6 +30,10 @@ class LogFull(LogError):
 
 class LogFailed(LogError):
     """A write or a sync failed. Only recovery can tell what reached the disk."""
+
+
+class WrongKey(LogError):
+    """The log is encrypted with another key, or a key is given for a log that is not encrypted."""
 
 
 class LogDamaged(LogError):

@@ -45,6 +45,7 @@ from livefactor_server.log.format import (
     is_earlier_layout,
 )
 from livefactor_server.log.parsing import read_group_head, read_records
+from livefactor_server.log.sealing import opened
 from livefactor_server.log.tail import Slot, place_of, read_slots
 
 SEGMENT_NAME = re.compile(r"(\d{20})\.log")
@@ -285,7 +286,11 @@ class Walk:
         whole group, and `_bad` is the error of the bytes that follow it, or None.
         """
         path, self._bad, self._at = self.segments[index].path, None, offset
+        given, given_origin, until = memory, origin, offset
         while self._at < limit:
+            if self._at >= until:
+                memory, origin = opened(given, given_origin, self._at, path)
+                until = limit if memory is given else origin + len(memory)
             at = self._at - origin
             if memory[at : at + len(_NO_MAGIC)] == _NO_MAGIC:
                 return
@@ -464,12 +469,15 @@ def find_later_group(view: memoryview, start: int, cursor: Cursor, path: Path) -
 
 def _whole_group(view: memoryview, offset: int, cursor: Cursor, path: Path) -> GroupHead | None:
     try:
-        head = read_group_head(view, offset, offset, path)
+        view, origin = opened(view, 0, offset, path, 1)
+        head = read_group_head(view, offset - origin, offset, path)
         if head.place != offset or (cursor.begun and head.log_id != cursor.log_id):
             return None
         if cursor.begun and head.incarnation < cursor.incarnation:
             return None
-        read_records(view, offset, head, path, cursor.new_hash or hash_function(hash_name_of(head.hash_id)))
+        read_records(
+            view, offset - origin, head, path, cursor.new_hash or hash_function(hash_name_of(head.hash_id))
+        )
     except BadGroup:
         return None
     return head

@@ -11,6 +11,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -90,6 +91,16 @@ class ServerSettings:
             "Access file with the tokens, roles and models of callers. Without it, everybody may do everything."
         ),
     ] = None
+    encryption_key_file: Annotated[
+        Path | None,
+        _option(
+            "File with the key that encrypts logs and snapshots: 64 hexadecimal digits. Others must not be"
+            " able to read it."
+        ),
+    ] = None
+    encryption_key_command: Annotated[
+        str, _option("Command that prints this key, for example one of a key store. It runs at the start.")
+    ] = ""
     insecure: Annotated[
         bool, _option("Allow an address other than loopback without TLS: all traffic can be read on the way.")
     ] = False
@@ -207,6 +218,17 @@ class ServerSettings:
         Literal["text", "json"], _option("Form of the server's log: text, or a line of JSON a message.")
     ] = "text"
 
+    trace_endpoint: Annotated[
+        str,
+        _option(
+            "OTLP endpoint (gRPC) that gets traces, such as http://localhost:4317. Without one, none are made."
+        ),
+    ] = ""
+    trace_sample: Annotated[
+        float,
+        _option("Share of the calls without a traceparent, and of streamed batches, to trace.", min=0, max=1),
+    ] = 0.01
+
     def entry(self) -> Entry:
         """How calls come in.
 
@@ -234,6 +256,23 @@ class ServerSettings:
             certificate = CertificateFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
             certificate.check()
         return Entry(certificate, None if self.access is None else Grants(self.access))
+
+    def set_up_process(self) -> None:
+        """Sets what a process has one of: the key of the data at rest, and the collector of traces.
+
+        Raises:
+            BadKey: there is no usable key.
+            TracingMissing: the extra `otel` is not installed.
+        """
+        if self.encryption_key_file is not None or self.encryption_key_command:
+            from livefactor_server.hosting.keys import read_key
+            from livefactor_server.log import sealing
+
+            sealing.use(read_key(self.encryption_key_file, self.encryption_key_command))
+        if self.trace_endpoint:
+            from livefactor_server.telemetry import traces
+
+            traces.set_up(self.trace_endpoint, self.trace_sample, version("livefactor"))
 
     def hosting(self) -> HostingSettings:
         """The settings of the models.
