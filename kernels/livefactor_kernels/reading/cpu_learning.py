@@ -88,7 +88,7 @@ class Tables(NamedTuple):
         own, other = users.history, items.history
         return Tables(
             Side.of(users), Side.of(items), users.pages.fields, own["visits"], own["last_time"],
-            *(other[name] for name in ("seen_count", "neighbor_rows", "neighbor_counts")),
+            other["seen_count"], other["neighbor_rows"], other["neighbor_counts"],
             other["popularity"].reshape(items.capacity, kinds_of(items.spec)),
         )  # fmt: skip
 

@@ -219,7 +219,7 @@ def step(
     scores = weights[0] * z[0]
     for expert in range(1, EXPERTS):
         scores = scores + weights[expert] * z[expert]
-    likely = odds * scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
+    likely: np.ndarray = odds * scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
     total, sums = np.float64(0.0), np.zeros(EXPERTS)
     for candidate, q in enumerate(likely):
         total += q
