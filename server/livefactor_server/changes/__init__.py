@@ -32,6 +32,7 @@ from livefactor_server.changes.columns import apply_columns
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.embeddings import EmbeddingsChange
 from livefactor_server.changes.engine import EngineChange
+from livefactor_server.changes.factors import FactorsChange
 from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
@@ -51,6 +52,7 @@ __all__ = [
     "DeltasChange",
     "EmbeddingsChange",
     "EngineChange",
+    "FactorsChange",
     "Header",
     "InteractionsChange",
     "KeyedChange",
@@ -81,6 +83,7 @@ _ALL: tuple[type[Change], ...] = (
     EngineChange,
     SwitchChange,
     EmbeddingsChange,
+    FactorsChange,
     DeltasChange,
 )
 

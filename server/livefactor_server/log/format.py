@@ -150,6 +150,7 @@ class Kind(IntEnum):
     ENGINE = 6
     SWITCH = 8
     EMBEDDINGS = 9
+    FACTORS = 10
     FACTOR_DELTAS = 12
 
 

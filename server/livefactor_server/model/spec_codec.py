@@ -62,7 +62,7 @@ _LATER = {
     "counts": ("repeat",),
     "history": ("paged",),
     "mix": ("recent_half_life",),
-    "solve": ("unobserved_density", "ridge_events"),
+    "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
 }
 """Fields that parts got after specs with these parts had been logged.
