@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from livefactor_kernels.reading import SQUARES, SUM
+from livefactor_kernels.reading import BLEND, SQUARES, SUM
 from livefactor_kernels.reading.remembered import Source, distinct
 from livefactor_kernels.tables import ITEMS
 from livefactor_kernels.update import Update
@@ -35,11 +35,15 @@ class Newcomers:
 
     def describe(self, source: Source, rows: np.ndarray, had_prior: np.ndarray, has_prior: np.ndarray,
                  popularity: np.ndarray, bias: np.ndarray, mix: np.ndarray, items: float) -> None:  # fmt: skip
-        """See `learning.Mixer.describe`. `items` is the number of items with events."""
+        """See `learning.Mixer.describe`. `items` is the number of items with events.
+
+        `popularity` float32[any, kinds] has the counts of all items.
+        """
         seen = source.read(ITEMS, rows, ("seen_count",))["seen_count"]
         changed = (seen == 0) & (has_prior != had_prior)
-        popularity[rows[changed]] = bias[rows[changed]] = np.float32(0.0)
-        start = _count_of(np.float32(mix[SUM] / max(items, 1.0)))
+        popularity[rows[changed]], bias[rows[changed]] = np.float32(0.0), np.float32(0.0)
+        mean = mix[SUM] / max(items, 1.0)
+        start = _count_of(np.float32(mean / (1.0 + mix[BLEND]) if popularity.shape[1] > 1 else mean))
         rows = distinct(rows[changed & has_prior])
         # The sums are those of items with events, so a copy takes what this adds to them.
         self._arithmetic.add_events(rows, np.full(len(rows), start), popularity, bias, mix.copy())

@@ -5,7 +5,7 @@ release a hold.
 from __future__ import annotations
 
 from livefactor.v1 import models_pb2
-from livefactor.wire.limits import check_most
+from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.changes.labels import SIDES
@@ -71,7 +71,8 @@ def list_features(calls: Calls, raw: bytes, call: Call) -> bytes:
     engine = calls.model(call, request.model).engine
     if request.side not in SIDES:
         raise invalid("side: expected SIDE_USER or SIDE_ITEM")
-    check_most("limit", FEATURES_LISTED_MAX, request.limit)
+    if request.limit > FEATURES_LISTED_MAX:
+        raise invalid(over("limit", FEATURES_LISTED_MAX, request.limit))
     limit = request.limit or FEATURES_LISTED
     found = features.report(engine, SIDES[request.side], limit, request.weakest_first, call.check)
     columns = zip(found.names, found.ids.tolist(), found.strengths.tolist(), strict=True)

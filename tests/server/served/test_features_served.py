@@ -177,35 +177,6 @@ def test_the_command_sends_the_features_of_a_file(server: livefactor.Local) -> N
         assert sent == (2, 0, models.describe("films").position.revision)
 
 
-def test_a_report_tells_which_features_carry_weight_and_dropped_ones_go(server: livefactor.Local) -> None:
-    with server.models() as models:
-        found = {each.name: each for each in models.features("films")}
-        assert found["genre:even"].ids == ITEMS // 2 and found["length"].ids == ITEMS
-        assert found["genre:even"].strength > 0.1
-        names = [each.name for each in models.features("films", limit=2)]
-        weakest = models.features("films", limit=2, weakest_first=True)
-        assert names[0] == max(found.values(), key=lambda each: each.strength).name
-        assert weakest[0].strength <= weakest[1].strength <= found[names[1]].strength
-        with server.producer("d", model="films") as producer:
-            assert producer.drop_features("item", ["length", "unknown"]).result().accepted == 2
-            with pytest.raises(ValueError, match="side"):
-                producer.drop_features("shop", "length")
-        assert {each.name for each in models.features("films")} == found.keys() - {"length"}
-        assert {each.name for each in models.features("films", "user")} == {"club:0", "club:1"}
-        models.create("none", "clicks")
-        for name, side, text in (
-            ("none", "item", "has no features"),
-            ("films", "item", "limit: at most 4096"),
-        ):
-            with pytest.raises(InvalidArgument, match=text):
-                models.features(name, side, limit=5000)
-    with (
-        server.producer("n", model="none") as producer,
-        pytest.raises(InvalidArgument, match="has no features"),
-    ):
-        producer.drop_features("item", "a").result()
-
-
 def test_new_features_above_the_limit_are_rejected_one_by_one(tmp_path: Path) -> None:
     """The other rows of a batch are applied. Rows above the limit of items are rejected, too."""
     with livefactor.local("auto", data=tmp_path) as server:
@@ -234,6 +205,35 @@ def test_a_spec_that_cannot_hold_the_features_is_not_promoted(server: livefactor
         ):
             with pytest.raises(FailedPrecondition, match=text):
                 models.promote("films", features=features)
+
+
+def test_a_report_tells_which_features_carry_weight_and_dropped_ones_go(server: livefactor.Local) -> None:
+    with server.models() as models:
+        found = {each.name: each for each in models.features("films")}
+        assert found["genre:even"].ids == ITEMS // 2 and found["length"].ids == ITEMS
+        assert found["genre:even"].strength > 0.1
+        names = [each.name for each in models.features("films", limit=2)]
+        weakest = models.features("films", limit=2, weakest_first=True)
+        assert names[0] == max(found.values(), key=lambda each: each.strength).name
+        assert weakest[0].strength <= weakest[1].strength <= found[names[1]].strength
+        with server.producer("d", model="films") as producer:
+            assert producer.drop_features("item", ["length", "unknown"]).result().accepted == 2
+            with pytest.raises(ValueError, match="side"):
+                producer.drop_features("shop", "length")
+        assert {each.name for each in models.features("films")} == found.keys() - {"length"}
+        assert {each.name for each in models.features("films", "user")} == {"club:0", "club:1"}
+        models.create("none", "clicks")
+        for name, side, text in (
+            ("none", "item", "has no features"),
+            ("films", "item", "limit: at most 4096"),
+        ):
+            with pytest.raises(InvalidArgument, match=text):
+                models.features(name, side, limit=5000)
+    with (
+        server.producer("n", model="none") as producer,
+        pytest.raises(InvalidArgument, match="has no features"),
+    ):
+        producer.drop_features("item", "a").result()
 
 
 def test_a_restart_and_a_replay_give_the_same_state(folder: Path, server: livefactor.Local) -> None:
