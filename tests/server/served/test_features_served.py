@@ -223,12 +223,9 @@ def test_a_report_tells_which_features_carry_weight_and_dropped_ones_go(server: 
         assert {each.name for each in models.features("films")} == found.keys() - {"length"}
         assert {each.name for each in models.features("films", "user")} == {"club:0", "club:1"}
         models.create("none", "clicks")
-        for name, side, text in (
-            ("none", "item", "has no features"),
-            ("films", "item", "limit: at most 4096"),
-        ):
+        for name, limit, text in (("none", 9, "has no features"), ("films", 5000, "limit: at most 4096")):
             with pytest.raises(InvalidArgument, match=text):
-                models.features(name, side, limit=5000)
+                models.features(name, limit=limit)
     with (
         server.producer("n", model="none") as producer,
         pytest.raises(InvalidArgument, match="has no features"),
