@@ -43,6 +43,23 @@ class SpecPeriod:
     spec: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class LogGap:
+    """Revisions whose records a retention policy deleted from the log.
+
+    time_us: when, in microseconds since 1970; 0 if the server does not know it yet. archived: they
+    were moved to an archive. snapshot_revision, snapshot_root_hash: the snapshot that stands in for
+    them, as the log names it.
+    """
+
+    first_revision: int
+    last_revision: int
+    time_us: int
+    archived: bool
+    snapshot_revision: int
+    snapshot_root_hash: bytes
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ModelDescription:
     """A model as a server describes it.
@@ -58,6 +75,7 @@ class ModelDescription:
     spec_id: 16 hex digits that name the spec, also in answers of a Scorer. spec_revision: the
     revision from which the spec is in force; None if the server has not read that part of the log
     yet. earlier_specs: the specs before, as far as they are known; empty in lists.
+    log_gap: what is not in the log any more; None for a whole log.
     """
 
     name: str
@@ -79,6 +97,7 @@ class ModelDescription:
     spec_id: str = ""
     spec_revision: int | None = None
     earlier_specs: tuple[SpecPeriod, ...] = ()
+    log_gap: LogGap | None = None
 
     def __repr__(self) -> str:
         if self.fault:
@@ -358,6 +377,17 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+def _log_gap(message: Any) -> LogGap:
+    return LogGap(
+        message.first_revision,
+        message.last_revision,
+        message.time_us,
+        message.archived,
+        message.snapshot_revision,
+        message.snapshot_root_hash,
+    )
+
+
 def _description(message: Any) -> ModelDescription:
     return ModelDescription(
         name=message.model,
@@ -382,4 +412,5 @@ def _description(message: Any) -> ModelDescription:
             SpecPeriod(each.revision, spec_name(each.spec_id), plain(each.spec))
             for each in message.earlier_specs
         ),
+        log_gap=_log_gap(message.log_gap) if message.HasField("log_gap") else None,
     )

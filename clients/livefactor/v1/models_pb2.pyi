@@ -895,6 +895,7 @@ class ModelDescription(google.protobuf.message.Message):
     SPEC_ID_FIELD_NUMBER: builtins.int
     SPEC_REVISION_FIELD_NUMBER: builtins.int
     EARLIER_SPECS_FIELD_NUMBER: builtins.int
+    LOG_GAP_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -945,6 +946,10 @@ class ModelDescription(google.protobuf.message.Message):
     def earlier_specs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SpecPeriod]:
         """The earlier specs, as far as they are known. Only DescribeModel and PromoteSpec fill it."""
 
+    @property
+    def log_gap(self) -> global___LogGap:
+        """The records that are not in the log any more. Absent: the log is whole."""
+
     def __init__(
         self,
         *,
@@ -967,15 +972,55 @@ class ModelDescription(google.protobuf.message.Message):
         spec_id: builtins.int = ...,
         spec_revision: builtins.int | None = ...,
         earlier_specs: collections.abc.Iterable[global___SpecPeriod] | None = ...,
+        log_gap: global___LogGap | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec", "spec_revision", b"spec_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "log_gap", b"log_gap", "position", b"position", "spec", b"spec", "spec_revision", b"spec_revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_gap", b"log_gap", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapted_rate", b"_adapted_rate"]) -> typing.Literal["adapted_rate"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_spec_revision", b"_spec_revision"]) -> typing.Literal["spec_revision"] | None: ...
 
 global___ModelDescription = ModelDescription
+
+@typing.final
+class LogGap(google.protobuf.message.Message):
+    """Records that a retention policy deleted. What they did is in the state and in every snapshot after
+    them. It cannot be replayed, and another spec cannot learn it.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIRST_REVISION_FIELD_NUMBER: builtins.int
+    LAST_REVISION_FIELD_NUMBER: builtins.int
+    TIME_US_FIELD_NUMBER: builtins.int
+    ARCHIVED_FIELD_NUMBER: builtins.int
+    SNAPSHOT_REVISION_FIELD_NUMBER: builtins.int
+    SNAPSHOT_ROOT_HASH_FIELD_NUMBER: builtins.int
+    first_revision: builtins.int
+    last_revision: builtins.int
+    time_us: builtins.int
+    """When they were deleted, in microseconds since 1970. 0, like the fields below: not known yet,
+    because the server has not read that part of the log since its start.
+    """
+    archived: builtins.bool
+    """The segments were moved to an archive. Put back, they make the log whole again."""
+    snapshot_revision: builtins.int
+    """The snapshot that stands in for them, as the log names it."""
+    snapshot_root_hash: builtins.bytes
+    def __init__(
+        self,
+        *,
+        first_revision: builtins.int = ...,
+        last_revision: builtins.int = ...,
+        time_us: builtins.int = ...,
+        archived: builtins.bool = ...,
+        snapshot_revision: builtins.int = ...,
+        snapshot_root_hash: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["archived", b"archived", "first_revision", b"first_revision", "last_revision", b"last_revision", "snapshot_revision", b"snapshot_revision", "snapshot_root_hash", b"snapshot_root_hash", "time_us", b"time_us"]) -> None: ...
+
+global___LogGap = LogGap
 
 @typing.final
 class SpecPeriod(google.protobuf.message.Message):

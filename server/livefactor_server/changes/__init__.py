@@ -35,6 +35,7 @@ from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects, decode_rejects, encode_rejects
+from livefactor_server.changes.retention import RetentionChange
 from livefactor_server.changes.short_updates import ShortUpdate
 from livefactor_server.changes.spec import SpecChange
 from livefactor_server.changes.switch import SwitchChange
@@ -58,6 +59,7 @@ __all__ = [
     "Record",
     "Rejects",
     "ReplayError",
+    "RetentionChange",
     "ShortUpdate",
     "SpecChange",
     "SwitchChange",
@@ -79,6 +81,7 @@ _ALL: tuple[type[Change], ...] = (
     EngineChange,
     SwitchChange,
     EmbeddingsChange,
+    RetentionChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

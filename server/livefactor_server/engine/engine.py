@@ -22,9 +22,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -265,6 +265,16 @@ class Engine:
         finally:
             self._promotion = None
             self._promoting.release()
+
+    @contextmanager
+    def no_promotion(self) -> Iterator[bool]:
+        """Keeps promotions from starting. Gives False if one is in progress or the engine ended."""
+        alone = self._promoting.acquire(blocking=False)
+        try:
+            yield alone and self.failure is None and not self._ended
+        finally:
+            if alone:
+                self._promoting.release()
 
     def drain(self) -> None:
         """Refuses new batches, finishes the accepted ones, stops both stages and closes the log."""

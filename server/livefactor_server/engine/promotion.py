@@ -24,7 +24,7 @@ from livefactor_server.changes import NO_REJECTS, Header, Record, SwitchChange
 from livefactor_server.changes.fitting import accepts_all, events_misfit, rows_misfit
 from livefactor_server.engine.admission import Admission
 from livefactor_server.log.format import SALT_BYTES
-from livefactor_server.log.store import Entry, Log, LogFull
+from livefactor_server.log.store import Entry, Log, LogFull, LogGap
 from livefactor_server.model import spec_codec
 from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.replay import between, follow, origin
@@ -85,11 +85,8 @@ class Promotion:
         """
         if self.body == self.live.spec_body:
             raise precondition("spec: it is the one in force")
-        if self.log.first_revision:
-            raise precondition(
-                f"model: it began with a snapshot at revision {self.log.first_revision}; the events before "
-                "it are gone, and another spec cannot learn them"
-            )
+        if lacking := self.log.lacks:
+            raise precondition(f"model: {lacking}, and another spec cannot learn them")
         if self.live.backend_name == "cuda":
             raise precondition("model: backend cuda cannot switch the spec of a model (docs/gpu.md)")
         self._check_rows()
@@ -132,6 +129,9 @@ class Promotion:
                 round_s, pause_s = time.monotonic() - started, pause_s * PATIENCE
         except MemoryError:
             raise no_memory("a second state") from None
+        except LogGap as gap:
+            # A start does not read the part of the log that tells it (`Log.check_earlier`).
+            raise precondition(f"model: {gap}, and another spec cannot learn them") from None
         except OverflowError:
             self._check_rows()
             raise

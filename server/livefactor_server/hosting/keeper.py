@@ -1,4 +1,5 @@
-"""The keeper takes a model's snapshots, and verifies the part of the log that a start did not read.
+"""The keeper takes a model's snapshots, verifies the part of the log that a start did not read, and
+carries out the retention of the log.
 
 It takes snapshots on request, at a drain, after a number of events, after a switch of the spec, and
 before the replay of what follows the newest one would take too long. It keeps the newest ones and
@@ -12,6 +13,7 @@ the earlier segments, a little at each poll.
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +21,11 @@ from dataclasses import dataclass
 
 from livefactor.snapshots.format import Manifest
 from livefactor_server.engine.engine import Engine
+from livefactor_server.hosting.retention import Policy, Retention
 from livefactor_server.log.store import LogError
 from livefactor_server.model import spec_codec
 from livefactor_server.snapshots.store import SnapshotDiskFull, SnapshotStore
-from livefactor_server.statuses import later
+from livefactor_server.statuses import Refused, later
 
 POLL_S = 1.0
 
@@ -31,6 +34,9 @@ REPLAY_S_MAX = 5.0
 
 SNAPSHOT_SHARE_MAX = 0.05
 """Maximum share of the time in which the keeper takes snapshots to keep the replay short."""
+
+RETENTION_S = 60.0
+"""Seconds between two looks at what the retention policy no longer keeps."""
 
 CHECK_S = 0.1
 """Maximum seconds for which the keeper verifies earlier segments at each poll."""
@@ -46,10 +52,12 @@ class KeeperSettings:
         snapshot_every_events: maximum events between automatic snapshots; 0 takes none
             automatically.
         snapshots_kept: number of snapshots that remain after a new one, at least 1.
+        retention: how much of the log stays. None keeps all of it.
     """
 
     snapshot_every_events: int = 20_000_000
     snapshots_kept: int = 3
+    retention: Policy | None = None
 
 
 class Keeper:
@@ -72,6 +80,9 @@ class Keeper:
         self._last_replay_s = -replayed_s
         self._last_taken, self._taken_s = time.monotonic(), 0.0
         self._unchecked: Iterator[int] | None = engine.log.check_earlier()
+        policy = settings.retention
+        self._retention = None if policy is None else Retention(engine, store, policy)
+        self._retained = time.monotonic() - RETENTION_S
         self._thread = threading.Thread(target=self._watch, name=f"keeper-{engine.name}", daemon=True)
 
     def start(self) -> None:
@@ -124,6 +135,7 @@ class Keeper:
     def _watch(self) -> None:
         while not self._stopped.wait(POLL_S):
             self._check()
+            self._retain()
             if self._is_due():
                 try:
                     self.take()
@@ -134,6 +146,19 @@ class Keeper:
                     self._last_events = self._engine.state.events
                     self._last_spec = self._engine.state.spec_id
                     self._last_replay_s = self._engine.metrics.replay_s
+
+    def _retain(self) -> None:
+        """Deletes what the retention policy no longer keeps, now and then."""
+        if self._retention is None or time.monotonic() - self._retained < RETENTION_S:
+            return
+        self._retained = time.monotonic()
+        try:
+            self._retention.run()
+        except (Refused, LogError, OSError, queue.Empty) as error:
+            text = error.text if isinstance(error, Refused) else error
+            logger.warning(
+                "model %s: its log was not shortened; the next try is later: %s", self._engine.name, text
+            )
 
     def _is_due(self) -> bool:
         every = self._settings.snapshot_every_events

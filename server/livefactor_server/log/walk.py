@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from livefactor_server.log.columns import ColumnReader
 from livefactor_server.log.disk import BLOCK_BYTES, FileIO
-from livefactor_server.log.errors import LogDamaged, LogError
+from livefactor_server.log.errors import LogDamaged, LogError, LogGap
 from livefactor_server.log.format import (
     DATA_START,
     GROUP_MAGIC,
@@ -43,12 +43,13 @@ from livefactor_server.log.format import (
     hash_function,
     hash_name_of,
     is_earlier_layout,
+    nonzero_end,
 )
+from livefactor_server.log.gaps import Gap, Hole
 from livefactor_server.log.parsing import read_group_head, read_records
 from livefactor_server.log.tail import Slot, place_of, read_slots
 
 SEGMENT_NAME = re.compile(r"(\d{20})\.log")
-_ZEROS = bytes(1 << 20)
 _NO_MAGIC = bytes(len(GROUP_MAGIC))
 
 
@@ -138,18 +139,6 @@ def segment_name(first_revision: int) -> str:
     return f"{first_revision:020d}.log"
 
 
-def nonzero_end(view: memoryview, start: int) -> int:
-    """The offset after the last nonzero byte of `view[start:]`, or `start` if all are zero."""
-    end = len(view)
-    while end > start:
-        step = min(len(_ZEROS), end - start)
-        piece = view[end - step : end]
-        if piece != _ZEROS[:step]:
-            return end - step + len(bytes(piece).rstrip(b"\0"))
-        end -= step
-    return start
-
-
 def read_group(
     memory: memoryview, at: int, place: int, cursor: Cursor, path: Path
 ) -> tuple[list[Record], int]:
@@ -210,9 +199,10 @@ class Walk:
         stop: the index of the segment in which the walk ends, and the end of the stream in it. None
             finds the end of the log.
         progress: called with (bytes passed, bytes of all segments).
+        holes: gets the holes that the walk passes (`gaps.check`). None refuses to pass one.
 
-    `groups()` yields every whole group, and raises LogDamaged if the log is damaged. Afterwards
-    `tail` is the unsynced tail or None, and `end` is the end of the stream.
+    `groups()` yields every whole group. It raises LogDamaged if the log is damaged, or LogGap.
+    Afterwards `tail` is the unsynced tail or None, and `end` is the end of the stream.
     """
 
     def __init__(
@@ -224,8 +214,9 @@ class Walk:
         offset: int = DATA_START,
         stop: tuple[int, StreamEnd] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        holes: list[Hole] | None = None,
     ) -> None:
-        self.io, self.segments, self.cursor = io, segments, cursor
+        self.io, self.segments, self.cursor, self.holes = io, segments, cursor, holes
         self.index, self.offset = index, offset
         self.stop, self.progress = stop, progress
         self.tail: Tail | None = None
@@ -234,11 +225,13 @@ class Walk:
         self._reader: ColumnReader | None = None
 
     def groups(self) -> Iterator[Group]:
-        """Yields every whole group from the start on, verified. Raises LogDamaged."""
+        """Yields every whole group from the start on, verified. Raises LogDamaged or LogGap."""
         last = len(self.segments) - 1 if self.stop is None else self.stop[0]
         offset = self.offset
         for index in range(self.index, last + 1):
-            view = self.io.map(self.segments[index].path)
+            view = self._map(index)
+            if offset == DATA_START and self.cursor.begun:
+                self._pass_hole(index, view)
             if self.stop is None:
                 yield from self._unknown(index, view, offset, index == last)
             elif index == last or self.segments[index].end:
@@ -247,6 +240,31 @@ class Walk:
             else:
                 yield from self._unknown(index, view, offset, False)
             offset = DATA_START
+
+    def _map(self, index: int) -> memoryview:
+        segment = self.segments[index]
+        try:
+            return self.io.map(segment.path)
+        except FileNotFoundError:
+            # A retention policy deleted it after it was listed.
+            later = [each.first for each in self.segments[index + 1 :]]
+            raise LogGap(str(Gap(segment.first, min(later, default=segment.first + 1) - 1))) from None
+
+    def _pass_hole(self, index: int, view: memoryview) -> None:
+        """Moves the cursor over revisions that are missing before the segment."""
+        segment, cursor = self.segments[index], self.cursor
+        first, before = cursor.revision + 1, cursor.hash
+        if segment.first <= first:
+            return
+        try:
+            head = read_group_head(view, DATA_START, DATA_START, segment.path)
+        except BadGroup:
+            # No retention policy leaves this. The checks of the file name what is missing.
+            return
+        if self.holes is None:
+            raise LogGap(str(Gap(first, segment.first - 1)))
+        self.holes.append(Hole(first, segment.first - 1, before, head.previous, index))
+        cursor.revision, cursor.hash = segment.first - 1, head.previous
 
     def _known(self, index: int, view: memoryview, offset: int, limit: int, is_last: bool) -> Iterator[Group]:
         """Yields the groups of a segment up to byte `limit`. All of them were synced."""

@@ -12,6 +12,7 @@ from livefactor_server.engine.submission import Ack
 from livefactor_server.hosting.describe import Description
 from livefactor_server.hosting.faults import Fault
 from livefactor_server.judging.report import Report
+from livefactor_server.log.gaps import Gap
 from livefactor_server.model import spec_codec
 from livefactor_server.statuses import Refused
 
@@ -97,11 +98,27 @@ def description(found: Description) -> models_pb2.ModelDescription:
     )
     if found.spec_revision is not None:
         message.spec_revision = found.spec_revision
+    if found.gap is not None:
+        message.log_gap.CopyFrom(_log_gap(found.gap))
     if found.adapted_rate is not None:
         message.adapted_rate = found.adapted_rate
     if found.hold is not None:
         message.hold.CopyFrom(judging_pb2.Hold(**asdict(found.hold), snapshot_id=found.hold_snapshot_id))
     return message
+
+
+def _log_gap(gap: Gap) -> models_pb2.LogGap:
+    note = gap.note
+    if note is None:
+        return models_pb2.LogGap(first_revision=gap.first, last_revision=gap.last)
+    return models_pb2.LogGap(
+        first_revision=gap.first,
+        last_revision=gap.last,
+        time_us=note.time_us,
+        archived=note.archived,
+        snapshot_revision=note.snapshot_revision,
+        snapshot_root_hash=note.root_hash,
+    )
 
 
 def whole_description(found: Description) -> models_pb2.ModelDescription:

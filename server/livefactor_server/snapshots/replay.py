@@ -78,7 +78,7 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
             state before it.
         SpecError: the spec in the log is invalid.
     """
-    own = snapshot_store(model_folder).list()
+    own, gap = snapshot_store(model_folder).list(), log.gap
     for info in reversed(own):
         if info.lineage != log.lineage:
             raise ReplayError(
@@ -90,6 +90,9 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
                 f"the log ends at revision {log.last_revision}, but a snapshot has revision {info.revision}: "
                 "synced records are missing"
             )
+        if gap is not None and gap.first <= info.revision <= gap.last:
+            # Its record is gone, and so are the records after it.
+            continue
         if next(log.read(info.revision)).hash != info.log_hash:
             raise ReplayError(
                 f"snapshot {info.snapshot_id} and the log have different records up to revision {info.revision}"
@@ -108,7 +111,8 @@ def start_of(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> Mo
     It is that of the newest snapshot with this spec that verifies, or of the beginning of the log.
 
     Raises:
-        ReplayError: the base snapshot of a restored model is missing.
+        ReplayError: the base snapshot of a restored model is missing, or the log lacks its
+            beginning.
         SpecError: the spec is invalid.
     """
     stores = [snapshot_store(model_folder)]
@@ -118,19 +122,24 @@ def start_of(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> Mo
         (info, store)
         for store in stores
         for info in store.list()
-        if info.spec == spec_body and info.lineage == log.lineage and info.revision <= log.last_revision
+        if info.spec == spec_body
+        and info.lineage == log.lineage
+        and info.revision <= log.last_revision
+        and (log.gap is None or info.revision > log.gap.last)
     ]
     for info, store in sorted(found, key=lambda each: each[0].revision, reverse=True):
         try:
             if next(log.read(info.revision)).hash != info.log_hash:
                 raise ReplayError(f"its records up to revision {info.revision} are not those of the log")
-            state = _from_snapshot(store, info.snapshot_id, log, backend)
+            state = from_snapshot(store, info.snapshot_id, log, backend)
         except Exception as error:
             # The log has all data of the snapshot, so an older snapshot is sufficient.
             logger.warning("snapshot %s is ignored: %s", info.snapshot_id, error)
             continue
         logger.info("snapshot %s loaded and verified", info.snapshot_id)
         return state
+    if log.gap is not None:
+        raise ReplayError(f"{log.gap}, and no snapshot after them can be used")
     return _beginning(model_folder, log, backend, spec_body)
 
 
@@ -168,7 +177,7 @@ def _beginning(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> 
     base = base_store(model_folder)
     for manifest in base.list():
         if manifest.root_hash == root:
-            state = _from_snapshot(base, manifest.snapshot_id, log, backend)
+            state = from_snapshot(base, manifest.snapshot_id, log, backend)
             state.log_hash = first.hash
             return state
     raise ReplayError(
@@ -176,7 +185,12 @@ def _beginning(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> 
     )
 
 
-def _from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: str) -> ModelState:
+def from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: str) -> ModelState:
+    """The state that a snapshot of this log has, verified.
+
+    Raises:
+        SnapshotInvalid: the snapshot does not verify.
+    """
     loaded = store.load(snapshot_id)
     manifest = loaded.manifest
     return restored(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,7 @@ from livefactor_server.cli.base import (
 from livefactor_server.cli.models.judge import show_hold, show_judgement
 
 if TYPE_CHECKING:
-    from livefactor.models import ModelDescription
+    from livefactor.models import LogGap, ModelDescription
 
 
 def _description_fields(model: ModelDescription) -> dict[str, Any]:
@@ -38,7 +39,24 @@ def _description_fields(model: ModelDescription) -> dict[str, Any]:
         "judgement": model.judgement and asdict(model.judgement), "hold": model.hold and asdict(model.hold),
         "fault": model.fault, "spec_id": model.spec_id, "spec_revision": model.spec_revision,
         "earlier_specs": [asdict(each) for each in model.earlier_specs],
+        "log_gap": model.log_gap and _gap_fields(model.log_gap),
     }  # fmt: skip
+
+
+def _gap_fields(gap: LogGap) -> dict[str, Any]:
+    return {**asdict(gap), "snapshot_root_hash": gap.snapshot_root_hash.hex()}
+
+
+def _gap_text(gap: LogGap) -> str:
+    text = f"the log lacks revisions {gap.first_revision} to {gap.last_revision}"
+    if not gap.time_us:
+        return text
+    day = datetime.fromtimestamp(gap.time_us / 1e6, UTC).strftime("%Y-%m-%d")
+    done = "archived" if gap.archived else "deleted"
+    return (
+        f"{text}, which were {done} on {day}; the snapshot at revision {gap.snapshot_revision} vouches "
+        f"for them (root hash {gap.snapshot_root_hash.hex()})"
+    )
 
 
 def _show_fault(model: ModelDescription) -> None:
@@ -61,7 +79,8 @@ def _show(model: ModelDescription, as_json: bool) -> None:
         return
     spec = fields.pop("spec")
     # A judgement and a hold are shown below the table.
-    del fields["judgement"], fields["hold"], fields["fault"], fields["earlier_specs"]
+    for name in ("judgement", "hold", "fault", "earlier_specs", "log_gap"):
+        del fields[name]
     grid = table("field", "value")
     for name, value in fields.items():
         if value is not None:
@@ -72,6 +91,8 @@ def _show(model: ModelDescription, as_json: bool) -> None:
     for earlier in model.earlier_specs:
         what = f"rule {earlier.spec['rule']}, loss {earlier.spec['loss']}, k {earlier.spec['k']}"
         console().print(f"earlier: spec {earlier.spec_id} since revision {earlier.revision}, {what}")
+    if model.log_gap is not None:
+        console().print(_gap_text(model.log_gap), soft_wrap=True)
     if model.judgement is not None and model.judgement.judged_events:
         show_judgement(model.judgement)
     if model.hold is not None:
