@@ -53,7 +53,7 @@ $(PROTO_VENV)/.stamp: Makefile scripts/install
 
 $(FLOOR_VENV)/.stamp: Makefile pyproject.toml scripts/install
 	@$(PYTHON) -m venv --clear $(FLOOR_VENV)
-	@scripts/install $(FLOOR_VENV)/bin/python $(FLOOR) -e '.[server]' buf-bin hypothesis pandas psutil 'psycopg[binary]' pyarrow pytest pytest-timeout safetensors tantivy
+	@scripts/install $(FLOOR_VENV)/bin/python $(FLOOR) -e '.[server]' buf-bin hypothesis pandas psutil 'psycopg[binary]' pyarrow pytest pytest-rerunfailures pytest-timeout safetensors tantivy
 	@touch $@
 
 $(SUCCESSOR_VENV)/.stamp: Makefile scripts/install

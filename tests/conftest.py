@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -17,6 +18,19 @@ os.environ["COLUMNS"] = "200"
 # A failure prints how to repeat it.
 hypothesis.settings.register_profile("livefactor", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("livefactor")
+
+
+# Tests in these folders wait for servers, so they depend on the machine's load. One that fails runs
+# a second time, and the summary names it. Tests of bits, formats and kernels run once.
+_TIMED = ("attacks", "clients", "end_to_end", "server/rpc", "server/served", "server/hosting")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    folders = tuple(tests / name for name in _TIMED)
+    for item in items:
+        if any(folder in item.path.parents for folder in folders):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from functools import wraps
+from time import monotonic
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
@@ -13,7 +14,7 @@ import grpc
 from livefactor.access import Access
 from livefactor.calling.blocking import Connection
 from livefactor.calling.failures import translated
-from livefactor.calling.plans import Begin, Next, Plan, Send, Step, Until, Wait, Work
+from livefactor.calling.plans import Begin, Hedge, Next, Plan, Send, Step, Until, Wait, Work
 from livefactor.calling.routes import Route
 from livefactor.channel import CONNECT_S, channel_options
 from livefactor.errors import LivefactorError
@@ -114,14 +115,39 @@ class AsyncConnection(Route, Runner):
             await channel.close()
 
     async def _call(self, step: Send) -> bytes:
-        call = self._calls.get((step.at, step.path))
-        if call is None:
-            call = self._calls[step.at, step.path] = self._channel_at(step.at).unary_unary(step.path)
         try:
-            answer: bytes = await call(step.request, timeout=step.timeout, metadata=self.metadata)
-            return answer
+            if step.hedge is not None:
+                return await self._call_both(step, step.hedge)
+            return await self._call_at(step.at, step)
         except (grpc.RpcError, grpc.aio.UsageError) as error:
             raise translated(error, step.doing) from None
+
+    async def _call_at(self, at: int, step: Send) -> bytes:
+        call = self._calls.get((at, step.path))
+        if call is None:
+            call = self._calls[at, step.path] = self._channel_at(at).unary_unary(step.path)
+        answer: bytes = await call(step.request, timeout=step.timeout, metadata=self.metadata)
+        return answer
+
+    async def _call_both(self, step: Send, hedge: Hedge) -> bytes:
+        began = monotonic()
+        calls = [asyncio.create_task(self._call_at(step.at, step))]
+        try:
+            await asyncio.wait(calls, timeout=hedge.after_s)
+            if not calls[0].done():
+                left = None if step.timeout is None else step.timeout - (monotonic() - began)
+                calls.append(asyncio.create_task(self._call_at(hedge.at, step._replace(timeout=left))))
+            waiting = set(calls)
+            while waiting:
+                ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for call in ended:
+                    if call.exception() is None:
+                        return call.result()
+            # Both failed, or the first one alone before the second began.
+            return calls[0].result()
+        finally:
+            for call in calls:
+                call.cancel()
 
     def _begin(self, step: Begin) -> Any:
         begin = self._channel_at(step.at).unary_stream(step.path)

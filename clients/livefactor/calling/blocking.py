@@ -6,13 +6,14 @@ import inspect
 import threading
 from collections.abc import Callable
 from functools import wraps
-from time import sleep
+from queue import Empty, SimpleQueue
+from time import monotonic, sleep
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 import grpc
 
 from livefactor.calling.failures import translated
-from livefactor.calling.plans import Begin, Next, Plan, Send, Step, Until, Wait, Work
+from livefactor.calling.plans import Begin, Hedge, Next, Plan, Send, Step, Until, Wait, Work
 from livefactor.calling.routes import Route
 from livefactor.channel import open_channel
 from livefactor.errors import LivefactorError
@@ -91,15 +92,47 @@ class Connection(Route):
         assert type(step) is Work
         return step.function()
 
-    def _send(self, step: Send) -> bytes:
-        call = self._calls.get((step.at, step.path))
+    def _call_at(self, at: int, path: str) -> Any:
+        call = self._calls.get((at, path))
         if call is None:
-            call = self._calls[step.at, step.path] = self.channel_at(step.at).unary_unary(step.path)
+            call = self._calls[at, path] = self.channel_at(at).unary_unary(path)
+        return call
+
+    def _send(self, step: Send) -> bytes:
         try:
+            if step.hedge is not None:
+                return self._send_to_both(step, step.hedge)
+            call = self._call_at(step.at, step.path)
             answer: bytes = call(step.request, timeout=step.timeout, metadata=self.metadata)
             return answer
         except (grpc.RpcError, ValueError) as error:
             raise translated(error, step.doing) from None
+
+    def _send_to_both(self, step: Send, hedge: Hedge) -> bytes:
+        began, ended, calls = monotonic(), SimpleQueue[Any](), list[Any]()
+
+        def begin(at: int, timeout: float | None) -> None:
+            call = self._call_at(at, step.path)
+            calls.append(call.future(step.request, timeout=timeout, metadata=self.metadata))
+            calls[-1].add_done_callback(ended.put)
+
+        try:
+            begin(step.at, step.timeout)
+            try:
+                ended.put(ended.get(timeout=hedge.after_s))
+            except Empty:
+                begin(hedge.at, None if step.timeout is None else step.timeout - (monotonic() - began))
+            for _ in range(len(calls)):
+                call = ended.get()
+                if call.exception() is None:
+                    answer: bytes = call.result()
+                    return answer
+            # Both failed, or the first one alone before the second began.
+            answer = calls[0].result()
+            return answer
+        finally:
+            for call in calls:
+                call.cancel()
 
     def _begin(self, step: Begin) -> Any:
         begin: Any = self.channel_at(step.at).unary_stream(step.path)

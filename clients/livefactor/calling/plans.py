@@ -26,11 +26,19 @@ class Signal(Protocol):
         """Call `listener` no longer."""
 
 
+class Hedge(NamedTuple):
+    """The call goes to target number `at`, too, if there is no answer after so many seconds."""
+
+    at: int
+    after_s: float
+
+
 class Send(NamedTuple):
     """One unary call. The result is the answer, as bytes.
 
     at: number of the target. timeout: seconds, None for no deadline. doing: what is tried; the text
-    of an error begins with it.
+    of an error begins with it. hedge: the second target of a read. The first answer of both counts,
+    and the other call is cancelled. If both fail, the error is that of the first target.
     """
 
     at: int
@@ -38,6 +46,7 @@ class Send(NamedTuple):
     request: bytes
     timeout: float | None
     doing: str
+    hedge: Hedge | None = None
 
 
 class Begin(NamedTuple):

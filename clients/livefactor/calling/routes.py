@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from livefactor.access import Access
-from livefactor.calling.plans import Begin, Next, Plan, Send, Wait
+from livefactor.calling.plans import Begin, Hedge, Next, Plan, Send, Wait
 from livefactor.calling.retries import Patience
 from livefactor.channel import CONNECT_S, DEFAULT_TARGET, may_be_remote, parse_targets
 from livefactor.errors import DeadlineExceeded, ResourceExhausted, Unavailable
@@ -87,18 +87,26 @@ class Route:
         return True
 
     def unary(
-        self, path: str, request: bytes, timeout: float | None, doing: str, retry_s: float = 0.0
+        self,
+        path: str,
+        request: bytes,
+        timeout: float | None,
+        doing: str,
+        retry_s: float = 0.0,
+        hedge_s: float | None = None,
     ) -> Plan[bytes]:
         """The plan of one unary call with bytes in and out. Raises a LivefactorError.
 
-        timeout, retry_s: as in `Patience`. doing: what is tried, for the error's text.
+        timeout, retry_s: as in `Patience`. doing: what is tried, for the error's text. hedge_s: a
+        read without an answer after so many seconds goes to the next target, too; None for never.
         """
         check_most("request", MESSAGE_BYTES_MAX, len(request), "bytes")
         patience = Patience(self, timeout, retry_s)
         while True:
             at = self.at
             try:
-                answer: bytes = yield Send(at, path, request, patience.left(), doing)
+                hedge = None if hedge_s is None else Hedge((at + 1) % len(self), hedge_s)
+                answer: bytes = yield Send(at, path, request, patience.left(), doing, hedge)
                 return answer
             except (Unavailable, ResourceExhausted) as failure:
                 wait = patience.after(failure, at)

@@ -37,7 +37,6 @@ SETTINGS = ServiceSettings(
     open_calls_max=300,
     message_wait_s=WAIT_S,
     write_wait_s=WAIT_S,
-    stream_idle_s=0.2,
 )
 NARROW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_535))
 
@@ -164,28 +163,27 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-def test_an_idle_update_stream_gives_its_place_to_another_one(target: str, stubs: Stubs, model: str) -> None:
+def test_an_idle_update_stream_gives_its_place_to_another_one(
+    serve: Callable[[ServiceSettings], str], model: str
+) -> None:
+    idle_s = 2.0
+    target = serve(ServiceSettings(streams_max=2, stream_idle_s=idle_s))
     rows = updates_pb2.Interactions(user_ids=[1], item_ids=[1])
     request = updates_pb2.StreamUpdatesRequest(model=model, interactions=rows)
     with ExitStack() as stack:
+        stubs = Stubs(stack.enter_context(grpc.insecure_channel(target)))
         first, second = open_idle(stack, target, STREAM, 2)
-        time.sleep(0.05)
-        assert code_of(lambda: list(stubs.updates.StreamUpdates(iter([request]), timeout=5))) is (
-            grpc.StatusCode.RESOURCE_EXHAUSTED
-        )
-        time.sleep(SETTINGS.stream_idle_s)
-        (message,) = stubs.updates.StreamUpdates(iter([request]), timeout=5)
-        assert message.answers[0].response.accepted == 1
-        ended = [call for call in (first, second) if code_in(call, 0.2) is grpc.StatusCode.UNAVAILABLE]
-        assert len(ended) == 1 and "another one needs its place" in ended[0].details()
 
+        def push() -> grpc.StatusCode:
+            return code_of(lambda: list(stubs.updates.StreamUpdates(iter([request]), timeout=5)))
 
-def code_in(call: Any, seconds: float) -> grpc.StatusCode | None:
-    """Return the status of a call that ends within so many seconds, or None."""
-    end = time.monotonic() + seconds
-    while call.is_active() and time.monotonic() < end:
-        time.sleep(0.01)
-    return None if call.is_active() else call.code()
+        # The server may see the idle streams a moment later.
+        wait_until(lambda: push() is grpc.StatusCode.RESOURCE_EXHAUSTED)
+        wait_until(lambda: push() is grpc.StatusCode.OK)
+        wait_until(lambda: not (first.is_active() and second.is_active()))
+        (ended,) = (call for call in (first, second) if not call.is_active())
+        assert ended.code() is grpc.StatusCode.UNAVAILABLE
+        assert "another one needs its place" in ended.details()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -215,16 +213,16 @@ def test_a_full_queue_refuses_with_a_hint_and_calls_leave_it_at_their_deadlines(
     with grpc.insecure_channel(target) as channel:
         call, raw = channel.unary_unary(SCORE), top_k(model, 1).SerializeToString()
         running = call.future(raw, timeout=20)
-        time.sleep(0.1)
-        waiting = [call.future(raw, timeout=0.3) for _ in range(2)]
-        time.sleep(0.1)
+        time.sleep(0.2)
+        waiting = [call.future(raw, timeout=2) for _ in range(2)]
+        time.sleep(0.2)
         refused = call.future(raw, timeout=20)
         assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "1 calls run and 2 wait" in refused.details()
         assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "100"
         assert {one.code() for one in waiting} == {grpc.StatusCode.DEADLINE_EXCEEDED}
         # The two have left the queue, so that others find a place.
-        time.sleep(0.1)
+        time.sleep(0.2)
         later = call.future(raw, timeout=20)
         hold.set()
         assert running.result() == later.result()
@@ -233,29 +231,28 @@ def test_a_full_queue_refuses_with_a_hint_and_calls_leave_it_at_their_deadlines(
 def test_work_ends_when_its_caller_has_left_and_gives_its_slot_back(
     stubs: Stubs, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks: list[float] = []
+    blocks: list[None] = []
     best = Reader._best
 
     def slow(*arguments: Any) -> Any:
-        blocks.append(time.monotonic())
+        blocks.append(None)
         time.sleep(0.05)
         return best(*arguments)
 
     monkeypatch.setattr(Reader, "_best", slow)
-    began = time.monotonic()
     # 16 blocks of 64 users would take 0.8 s.
     assert code_of(lambda: stubs.scoring.Score(top_k(model, 1024), timeout=0.2)) is (
         grpc.StatusCode.DEADLINE_EXCEEDED
     )
-    stubs.scoring.Score(top_k(model, 1), timeout=5)
-    assert blocks[-1] - began < 0.5 and len(blocks) < 10
+    # The only slot is free again when this call is answered.
+    stubs.scoring.Score(top_k(model, 1), timeout=20)
+    assert len(blocks) < 16
+    blocks.clear()
     future = stubs.scoring.Score.future(top_k(model, 1024), timeout=20)
-    time.sleep(0.15)
+    wait_until(lambda: len(blocks) > 0)
     future.cancel()
-    time.sleep(0.15)
-    before = len(blocks)
-    time.sleep(0.15)
-    assert len(blocks) == before < 20
+    stubs.scoring.Score(top_k(model, 1), timeout=20)
+    assert len(blocks) < 16
 
 
 # ------------------------------------------------------------------------------------------------
@@ -285,7 +282,7 @@ def test_fetches_that_nobody_reads_end_and_block_no_snapshot(
         began = time.monotonic()
         pieces = list(stubs.snapshots.FetchSnapshot(snapshot, timeout=20))
         assert pieces[-1].offset + len(pieces[-1].data) == pieces[-1].file_size
-        assert time.monotonic() - began < 10 * WAIT_S
+        assert time.monotonic() - began < 15
         time.sleep(WAIT_S)
         again = channels[0].unary_stream(FETCH)(raw, timeout=5)
         assert code_of(lambda: list(again)) is grpc.StatusCode.RESOURCE_EXHAUSTED
