@@ -196,16 +196,28 @@ class Models(ModelsBase, BlockingClient):
 
     @blocking
     def restore(
-        self, name: str, source: str, snapshot_id: str = "", *, timeout: float = LONG_DEADLINE_S
+        self,
+        name: str,
+        source: str,
+        snapshot_id: str = "",
+        *,
+        revision: int | None = None,
+        time_us: int | None = None,
+        timeout: float = LONG_DEADLINE_S,
     ) -> Plan[ModelDescription]:
-        """Create the model `name` from a snapshot of the model `source`.
+        """Create the model `name` from a snapshot of the model `source`, or from an earlier state.
 
-        The server verifies it first. snapshot_id: one of `Auditor.list`; empty for the newest. The
-        new model has a new lineage. Its revisions continue those of the snapshot. Both names may be
-        that of one model with a fault, whose folder the server then sets aside. Raises
-        AlreadyExists, NotFound, and FailedPrecondition if the snapshot does not verify.
+        The server verifies it first. snapshot_id: one of `Auditor.list`; empty for the newest.
+        revision, time_us: in place of a snapshot, the state that the source had at this revision,
+        or after the last record that arrived up to this time (microseconds since 1970). The server
+        computes it from the nearest snapshot and the log. The new model has a new lineage. Its
+        revisions continue those of the snapshot. Both names may be that of one model with a fault,
+        whose folder the server then sets aside. Raises AlreadyExists, NotFound, ResourceExhausted,
+        and FailedPrecondition if the snapshot does not verify or the revision cannot be computed.
         """
-        request = models_pb2.RestoreSnapshotRequest(model=name, source_model=source, snapshot_id=snapshot_id)
+        request = models_pb2.RestoreSnapshotRequest(
+            model=name, source_model=source, snapshot_id=snapshot_id, revision=revision, time_us=time_us
+        )
         data = yield from self._call("RestoreSnapshot", request, name, timeout)
         return _description(models_pb2.RestoreSnapshotResponse.FromString(data).description)
 

@@ -95,6 +95,7 @@ def valid_messages() -> dict[str, list[Any]]:
                 model=MODEL, user_ids=[1], top_k=best, query=scoring_pb2.Query(vectors=[1, 2], weight=1)
             ),
         ],
+        "Explain": [scoring_pb2.ExplainRequest(model=MODEL, user_id=1, item_id=4, revision=1, events_max=3)],
         "Snapshot": [snapshots_pb2.SnapshotRequest(model=MODEL, min_position=here)],
         "ListSnapshots": [snapshots_pb2.ListSnapshotsRequest(model=MODEL)],
         "FetchSnapshot": [

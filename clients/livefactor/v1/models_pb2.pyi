@@ -1141,19 +1141,34 @@ class RestoreSnapshotRequest(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     SOURCE_MODEL_FIELD_NUMBER: builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    TIME_US_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The name of the new model."""
     source_model: builtins.str
     snapshot_id: builtins.str
     """Empty: the newest snapshot."""
+    revision: builtins.int
+    """In place of a snapshot: the state that the source model had at this revision, or after the last
+    record that arrived up to this time, in microseconds since 1970. The server computes it from the
+    nearest snapshot and the log. The source must be served.
+    """
+    time_us: builtins.int
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         source_model: builtins.str = ...,
         snapshot_id: builtins.str = ...,
+        revision: builtins.int | None = ...,
+        time_us: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "snapshot_id", b"snapshot_id", "source_model", b"source_model"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_revision", b"_revision", "_time_us", b"_time_us", "revision", b"revision", "time_us", b"time_us"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_revision", b"_revision", "_time_us", b"_time_us", "model", b"model", "revision", b"revision", "snapshot_id", b"snapshot_id", "source_model", b"source_model", "time_us", b"time_us"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_revision", b"_revision"]) -> typing.Literal["revision"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_time_us", b"_time_us"]) -> typing.Literal["time_us"] | None: ...
 
 global___RestoreSnapshotRequest = RestoreSnapshotRequest
 

@@ -56,7 +56,11 @@ class ModelServiceStub:
     fault can be the source. It can also be the new model: its folder is then set aside, and nothing
     of it is deleted.
 
-    - FAILED_PRECONDITION: the snapshot does not verify.
+    - INVALID_ARGUMENT: more than one of snapshot_id, revision and time_us is set.
+    - FAILED_PRECONDITION: the snapshot does not verify, the source model has not reached the revision,
+      or its log lacks the records that lead there.
+    - RESOURCE_EXHAUSTED: the memory does not suffice for the state beside that of the source model, or
+      the source model is busy with a promotion or another replay.
     """
 
     PromoteSpec: grpc.UnaryStreamMultiCallable[
@@ -122,7 +126,11 @@ class ModelServiceAsyncStub:
     fault can be the source. It can also be the new model: its folder is then set aside, and nothing
     of it is deleted.
 
-    - FAILED_PRECONDITION: the snapshot does not verify.
+    - INVALID_ARGUMENT: more than one of snapshot_id, revision and time_us is set.
+    - FAILED_PRECONDITION: the snapshot does not verify, the source model has not reached the revision,
+      or its log lacks the records that lead there.
+    - RESOURCE_EXHAUSTED: the memory does not suffice for the state beside that of the source model, or
+      the source model is busy with a promotion or another replay.
     """
 
     PromoteSpec: grpc.aio.UnaryStreamMultiCallable[
@@ -198,7 +206,11 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         fault can be the source. It can also be the new model: its folder is then set aside, and nothing
         of it is deleted.
 
-        - FAILED_PRECONDITION: the snapshot does not verify.
+        - INVALID_ARGUMENT: more than one of snapshot_id, revision and time_us is set.
+        - FAILED_PRECONDITION: the snapshot does not verify, the source model has not reached the revision,
+          or its log lacks the records that lead there.
+        - RESOURCE_EXHAUSTED: the memory does not suffice for the state beside that of the source model, or
+          the source model is busy with a promotion or another replay.
         """
 
     @abc.abstractmethod

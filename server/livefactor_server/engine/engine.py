@@ -192,6 +192,11 @@ class Engine:
         return self.state.revision
 
     @property
+    def admission(self) -> Admission:
+        """The admission of the state in force. A second state counts its memory there."""
+        return self._parts.admission
+
+    @property
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of memory of each part of the model. A promotion has a second state."""
         second = self._promotion.nbytes if self._promotion is not None else 0

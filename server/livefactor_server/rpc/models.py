@@ -8,6 +8,7 @@ from livefactor.v1 import models_pb2
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.hosting.describe import describe
+from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.host import DEFAULT_MODEL
 from livefactor_server.model import spec_codec
 from livefactor_server.rpc import decode, encode, guards
@@ -73,7 +74,14 @@ def restore_snapshot(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles RestoreSnapshot."""
     request = guards.parse(models_pb2.RestoreSnapshotRequest, raw)
     call.allow(request.model, request.source_model or DEFAULT_MODEL)
-    hosted = calls.hosting.restore(request.model, request.source_model, request.snapshot_id)
+    named = [request.snapshot_id != "", request.HasField("revision"), request.HasField("time_us")]
+    if sum(named) > 1:
+        raise invalid("snapshot_id, revision, time_us: at most one of them")
+    if named[1] or named[2]:
+        moment = Moment(request.revision, request.time_us if named[2] else None)
+        hosted = calls.hosting.restore_at(request.model, request.source_model, moment, call.check)
+    else:
+        hosted = calls.hosting.restore(request.model, request.source_model, request.snapshot_id)
     made = encode.description(describe(hosted))
     return models_pb2.RestoreSnapshotResponse(description=made).SerializeToString()
 

@@ -105,16 +105,20 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
     return follow(start_of(model_folder, log, backend, spec_body), log, progress=progress)
 
 
-def start_of(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> ModelState:
+def start_of(
+    model_folder: Path, log: Log, backend: str, spec_body: bytes, until: int | None = None
+) -> ModelState:
     """A state with the spec `spec_body` at an early revision of the log, from which to follow it.
 
     It is that of the newest snapshot with this spec that verifies, or of the beginning of the log.
+    `until` is the revision that it may not pass; None means the end of the log.
 
     Raises:
         ReplayError: the base snapshot of a restored model is missing, or the log lacks its
             beginning.
         SpecError: the spec is invalid.
     """
+    last = log.last_revision if until is None else until
     stores = [snapshot_store(model_folder)]
     if (model_folder / _CHALLENGERS).is_dir():
         stores.append(challenger_store(model_folder))
@@ -124,7 +128,7 @@ def start_of(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> Mo
         for info in store.list()
         if info.spec == spec_body
         and info.lineage == log.lineage
-        and info.revision <= log.last_revision
+        and info.revision <= last
         and (log.gap is None or info.revision > log.gap.last)
     ]
     for info, store in sorted(found, key=lambda each: each[0].revision, reverse=True):
@@ -138,7 +142,7 @@ def start_of(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> Mo
             continue
         logger.info("snapshot %s loaded and verified", info.snapshot_id)
         return state
-    if log.gap is not None:
+    if log.gap is not None and last >= log.gap.first:
         raise ReplayError(f"{log.gap}, and no snapshot after them can be used")
     return _beginning(model_folder, log, backend, spec_body)
 

@@ -14,6 +14,7 @@ from livefactor_server.changes import show
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.hosting import backup
 from livefactor_server.hosting.describe import describe
+from livefactor_server.hosting.earlier import state_at
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.hosting.retention import Policy, PolicyError, Retention
@@ -265,3 +266,23 @@ def test_a_backup_of_a_shortened_log(rig: Rig, tmp_path: Path) -> None:
     assert [row["trouble"] for row in show.rows(short / "models" / "m" / "log") if "trouble" in row] == [
         "deleted"
     ]
+
+
+def test_an_earlier_revision_that_was_deleted_is_refused(rig: Rig) -> None:
+    keeper(rig).take()
+    roots = {rig.engine.revision: rig.root()}
+    for seed in range(3):
+        rig.push(batch(5000 + seed))
+        roots[rig.engine.revision] = rig.root()
+    assert retain(rig, Policy.of("1r")) > 0
+    gap = rig.log.gap
+    for revision, root in roots.items():
+        with state_at(rig.folder, rig.engine, revision) as state:
+            assert state_root(state) == root
+    for revision in (gap.first, gap.last, gap.last + 1):
+        with pytest.raises(Refused) as refused, state_at(rig.folder, rig.engine, revision):
+            pass
+        assert f"{gap.first} to {gap.last}" in refused.value.text
+    # The first segment is there.
+    with state_at(rig.folder, rig.engine, gap.first - 1) as state:
+        assert state.revision == gap.first - 1

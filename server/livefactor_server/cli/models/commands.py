@@ -239,17 +239,25 @@ def models_restore(
     snapshot_id: Annotated[
         str, typer.Option("--snapshot", help="Id of the snapshot. Default: the newest.")
     ] = "",
+    revision: Annotated[
+        int | None, typer.Option(min=0, help="Take the state at this revision in place of a snapshot.")
+    ] = None,
+    time: Annotated[
+        datetime | None,
+        typer.Option(help="Take the state at this time (UTC), such as 2026-11-30T02:00:00."),
+    ] = None,
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new model from a snapshot.
+    """Make a new model from a snapshot, or from an earlier state of a model.
 
     For a model that cannot be opened, name it twice. Its old folder is set aside and not deleted.
     """
     from livefactor.models import Models
 
     with Models(target) as models:
-        _show(models.restore(name, source, snapshot_id), as_json)
+        time_us = None if time is None else int(time.replace(tzinfo=UTC).timestamp() * 1e6)
+        _show(models.restore(name, source, snapshot_id, revision=revision, time_us=time_us), as_json)
 
 
 @models_app.command("delete")
