@@ -28,7 +28,7 @@ from livefactor_server.changes.change import (
     ReplayError,
     WireChange,
 )
-from livefactor_server.changes.columns import apply_columns
+from livefactor_server.changes.columns import apply_columns, skip_columns
 from livefactor_server.changes.embeddings import EmbeddingsChange
 from livefactor_server.changes.engine import EngineChange
 from livefactor_server.changes.interactions import InteractionsChange
@@ -36,6 +36,7 @@ from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects, decode_rejects, encode_rejects
 from livefactor_server.changes.retention import RetentionChange
+from livefactor_server.changes.rollback import Rollback, RollbackChange, SkippedChange
 from livefactor_server.changes.short_updates import ShortUpdate
 from livefactor_server.changes.spec import SpecChange
 from livefactor_server.changes.switch import SwitchChange
@@ -60,7 +61,10 @@ __all__ = [
     "Rejects",
     "ReplayError",
     "RetentionChange",
+    "Rollback",
+    "RollbackChange",
     "ShortUpdate",
+    "SkippedChange",
     "SpecChange",
     "SwitchChange",
     "WireChange",
@@ -70,6 +74,7 @@ __all__ = [
     "decode_rejects",
     "encode_rejects",
     "place",
+    "skip_columns",
 ]
 
 _ALL: tuple[type[Change], ...] = (
@@ -82,6 +87,7 @@ _ALL: tuple[type[Change], ...] = (
     SwitchChange,
     EmbeddingsChange,
     RetentionChange,
+    RollbackChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

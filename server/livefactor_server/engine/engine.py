@@ -30,6 +30,7 @@ from pathlib import Path
 
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server import changes
+from livefactor_server.changes import Rollback
 from livefactor_server.engine import dimension
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.budget import Budget
@@ -96,7 +97,7 @@ class Engine:
         # The reads of a GPU share memory for transfers.
         self.gate = Gate(is_shared=state.backend_name != "cuda")
         self.failure: str | None = None
-        self.torn = False
+        self.torn, self.switched = False, 0
         self.on_switch: Callable[[], None] = lambda: None
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
@@ -242,8 +243,16 @@ class Engine:
         """Bytes of the batches that are queued or being logged."""
         return self._budget.used
 
-    def promote(self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None) -> int:
+    def promote(
+        self,
+        spec: ModelSpec,
+        start: Start | None = None,
+        progress: Progress | None = None,
+        rollback: Rollback | None = None,
+    ) -> int:
         """Gives the model another spec while it serves. Returns the revision of the switch.
+
+        With `rollback` the spec is the one in force, and the model skips records.
 
         The call learns the log after the state that `start` gives, or all of it. `progress` is
         called again and again. If it raises an exception, the promotion ends with it. After any
@@ -258,7 +267,9 @@ class Engine:
             raise later("promotion: another one is in progress")
         try:
             self._check_writable()
-            promotion = Promotion(self.name, self._parts.admission, self.log, spec, self._check_writable)
+            promotion = Promotion(
+                self.name, self._parts.admission, self.log, spec, self._check_writable, rollback
+            )
             promotion.admit()
             with promotion.memory_counted():
                 self._promotion = promotion
@@ -337,6 +348,7 @@ class Engine:
                 changes.apply(state, [record])
                 self.state = state
             self._parts = self._parts_of(state)
+            self.switched += 1
             self.on_switch()
         except Refused as refusal:
             promotion.refuse(refusal)

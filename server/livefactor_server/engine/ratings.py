@@ -96,7 +96,9 @@ class Recogniser:
         self._values = np.empty(0, np.float32)
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
-        self.watches = bool(self._limit) and not (log.lacks or log.switches_from or log.switches)
+        self.watches = bool(self._limit) and not (
+            log.lacks or log.switches_from or log.switches or log.rollbacks
+        )
 
     def start(self) -> None:
         """Sees the events that the log has already."""

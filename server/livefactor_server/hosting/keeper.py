@@ -1,8 +1,8 @@
 """The keeper takes a model's snapshots, verifies the part of the log that a start did not read, and
 carries out the retention of the log.
 
-It takes snapshots on request, at a drain, after a number of events, after a switch of the spec, and
-before the replay of what follows the newest one would take too long. It keeps the newest ones and
+It takes snapshots on request, at a drain, after a number of events, after a switch of the spec
+or a rollback, and before the replay of what follows the newest one would take too long. It keeps the newest ones and
 deletes older ones. A snapshot reads through a pin, so that updates continue. A model takes one
 snapshot at a time.
 
@@ -23,7 +23,6 @@ from livefactor.snapshots.format import Manifest
 from livefactor_server.engine.engine import Engine
 from livefactor_server.hosting.retention import Policy, Retention
 from livefactor_server.log.store import LogError
-from livefactor_server.model import spec_codec
 from livefactor_server.snapshots.store import SnapshotDiskFull, SnapshotStore
 from livefactor_server.statuses import Refused, later
 
@@ -75,7 +74,7 @@ class Keeper:
         self._settings = settings
         self._taking = threading.Lock()
         self._stopped = threading.Event()
-        self._last_events, self._last_spec = engine.state.events, engine.state.spec_id
+        self._last_events, self._last_switch = engine.state.events, engine.switched
         # The replay that a restart would need now is that of the engine minus this.
         self._last_replay_s = -replayed_s
         self._last_taken, self._taken_s = time.monotonic(), 0.0
@@ -99,9 +98,10 @@ class Keeper:
             raise later("snapshot: another one is in progress")
         try:
             start, replay_s = time.monotonic(), self._engine.metrics.replay_s
+            switched = self._engine.switched
             with self._engine.view() as view:
                 self._last_events = int(view.small["events"][0])
-                self._last_spec = spec_codec.id_of(view.spec_body)
+                self._last_switch = switched
                 report = (lambda done, total: progress(done, total, view.revision)) if progress else None
                 info = self.store.take(view, report)
             self.store.prune(max(1, self._settings.snapshots_kept))
@@ -144,7 +144,7 @@ class Keeper:
                         "model %s: an automatic snapshot failed; the next one is later", self._engine.name
                     )
                     self._last_events = self._engine.state.events
-                    self._last_spec = self._engine.state.spec_id
+                    self._last_switch = self._engine.switched
                     self._last_replay_s = self._engine.metrics.replay_s
 
     def _retain(self) -> None:
@@ -165,7 +165,7 @@ class Keeper:
         if not every:
             return False
         state = self._engine.state
-        if state.events - self._last_events >= every or state.spec_id != self._last_spec:
+        if state.events - self._last_events >= every or self._engine.switched != self._last_switch:
             return True
         rested = time.monotonic() - self._last_taken
         is_long = self._engine.metrics.replay_s - self._last_replay_s >= REPLAY_S_MAX

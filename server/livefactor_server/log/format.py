@@ -150,6 +150,7 @@ class Kind(IntEnum):
     SWITCH = 8
     EMBEDDINGS = 9
     RETENTION = 10
+    ROLLBACK = 11
 
 
 @dataclass(slots=True)

@@ -67,8 +67,8 @@ class Contents:
     """The result of reading a log.
 
     Opening did not read the segments before number `read_from`. The chain hash before that segment
-    is `read_from_hash`. `switches` has the SWITCH records that were read: revision -> body. `note`
-    is the last RETENTION record that was read, and `gap` what is missing.
+    is `read_from_hash`. `switches` and `rollbacks` have the records of their kind that were read:
+    revision -> body. `note` is the last RETENTION record that was read, and `gap` what is missing.
     """
 
     segments: list[Segment]
@@ -83,6 +83,7 @@ class Contents:
     switches: dict[int, bytes] = field(default_factory=dict)
     note: gaps.Retained | None = None
     gap: gaps.Gap | None = None
+    rollbacks: dict[int, bytes] = field(default_factory=dict)
 
 
 def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -> None:
@@ -92,14 +93,14 @@ def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -
         places.append(Place(cursor.revision, cursor.hash, cursor.incarnation, segment, offset))
 
 
-def note_switches(switches: dict[int, bytes], records: Sequence[Record]) -> None:
-    """Adds the SWITCH records to `switches`: revision -> body."""
+def note_kind(kind: Kind, found: dict[int, bytes], records: Sequence[Record]) -> None:
+    """Adds the records of a kind to `found`: revision -> body."""
     if isinstance(records, Columns):
-        found = (records.fields[:, KIND] == Kind.SWITCH).nonzero()[0].tolist()
-        records = [records[number] for number in found]
+        places = (records.fields[:, KIND] == kind).nonzero()[0].tolist()
+        records = [records[number] for number in places]
     for record in records:
-        if record.kind == Kind.SWITCH:
-            switches[record.revision] = bytes(record.body)
+        if record.kind == kind:
+            found[record.revision] = bytes(record.body)
 
 
 def cursor_at(io: FileIO, segments: list[Segment], revision: int) -> tuple[int, Cursor]:
@@ -145,6 +146,7 @@ def read_contents(
     index, cursor = cursor_at(io, segments, since)
     places: list[Place] = []
     switches: dict[int, bytes] = {}
+    rollbacks: dict[int, bytes] = {}
     spec = _read_spec(io, segments, cursor) if index else None
     if spec is not None:
         places.append(Place(segments[0].first - 1, spec.previous, 0, 0, DATA_START))
@@ -162,7 +164,8 @@ def read_contents(
         if holes and holes[-1].last >= before.revision:
             before.revision, before.hash = holes[-1].last, holes[-1].hash
         note_place(places, before, group.segment, group.offset)
-        note_switches(switches, group.records)
+        note_kind(Kind.SWITCH, switches, group.records)
+        note_kind(Kind.ROLLBACK, rollbacks, group.records)
         note = gaps.last_note(group.records) or note
         last = group.records[-1]
         before.revision, before.hash, before.incarnation = last.revision, last.hash, last.group.incarnation
@@ -177,7 +180,7 @@ def read_contents(
         gap = gap and replace(gap, note=note)
     return Contents(
         segments, cursor, lineage, body, walk.end, walk.tail, places, index, read_from_hash, switches,
-        note, gap,
+        note, gap, rollbacks,
     )  # fmt: skip
 
 

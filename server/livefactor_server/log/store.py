@@ -41,8 +41,8 @@ from livefactor_server.log.recovery import (
     Place,
     clear_unfinished,
     cursor_at,
+    note_kind,
     note_place,
-    note_switches,
     read_beside_a_writer,
     read_contents,
     trim_tail,
@@ -91,6 +91,7 @@ class Log:
         tail: the unsynced tail that a read-only open ignored, or None. An active writer may be
             writing it.
         gap: the revisions that are missing, or None.
+        rollbacks: the known ROLLBACK records, as `switches`.
     """
 
     def __init__(self, io: FileIO, folder: Path, contents: Contents, writer: StreamWriter | None) -> None:
@@ -107,6 +108,7 @@ class Log:
         self._marked = bool(contents.segments)
         self._read_from, self._read_from_hash = contents.read_from, contents.read_from_hash
         self._switches, self.gap, self._note = contents.switches, contents.gap, contents.note
+        self.rollbacks: Mapping[int, bytes] = contents.rollbacks
         self._switches_from = self._segments[self._read_from].first if self._read_from else 0
         self._lock = Lock()
 
@@ -248,7 +250,8 @@ class Log:
                 again.
             LogFailed: a write or a sync failed. The log refuses all further records.
             ValueError: there is no entry, the revisions are not consecutive, a producer id has more
-                than 64 bytes, a salt does not have 16 bytes, or a SWITCH record is not alone.
+                than 64 bytes, a salt does not have 16 bytes, or a SWITCH or ROLLBACK record is
+                not alone.
                 Nothing was written.
         """
         if not entries:
@@ -262,9 +265,11 @@ class Log:
             if place is not None:
                 note_place(self._places, before, *place)
             self._end, self._marked = writer.end, False
+            body = {entries[0].revision: b"".join(parts_of(entries[0].body))}
             if entries[0].kind == Kind.SWITCH:
-                body = b"".join(parts_of(entries[0].body))
-                self._switches = {**self._switches, entries[0].revision: body}
+                self._switches = {**self._switches, **body}
+            if entries[0].kind == Kind.ROLLBACK:
+                self.rollbacks = {**self.rollbacks, **body}
             cursor.revision, cursor.hash = entries[-1].revision, hashes[-1]
             self.last_hash, self.last_revision = hashes[-1], entries[-1].revision
         return hashes
@@ -336,8 +341,8 @@ class Log:
                 raise ValueError(
                     f"a producer id has at most {PRODUCER_BYTES_MAX} bytes, got {len(entry.producer)}"
                 )
-            if entry.kind == Kind.SWITCH and len(entries) > 1:
-                raise ValueError("a SWITCH record is a group of its own")
+            if entry.kind in (Kind.SWITCH, Kind.ROLLBACK) and len(entries) > 1:
+                raise ValueError("a SWITCH or ROLLBACK record is a group of its own")
             if len(entry.salt) != SALT_BYTES:
                 raise ValueError(f"a salt has {SALT_BYTES} bytes, got {len(entry.salt)}")
 
@@ -388,10 +393,12 @@ class Log:
             return
         segments, passed, switches = self._segments, 0, dict[int, bytes]()
         cursor, holes, note = start_cursor(segments[0].first), list[gaps.Hole](), self._note
+        rollbacks = dict[int, bytes]()
         stop = count, StreamEnd(DATA_START, b"", 1)
         for group in Walk(self._io, segments, cursor, stop=stop, holes=holes).groups():
             passed += group.end - group.offset
-            note_switches(switches, group.records)
+            note_kind(Kind.SWITCH, switches, group.records)
+            note_kind(Kind.ROLLBACK, rollbacks, group.records)
             note = self._note or gaps.last_note(group.records) or note
             yield passed
         if cursor.hash != self._read_from_hash:
@@ -400,6 +407,7 @@ class Log:
         gap = gaps.check(holes, note, [segment.path for segment in segments])
         with self._lock:
             self._switches = {**(note.switches if gap and note else {}), **switches, **self._switches}
+            self.rollbacks = {**rollbacks, **self.rollbacks}
             self._switches_from, self.gap, self._note = 0, gap, note
 
     def _place_of(self, revision: int) -> Place:

@@ -70,6 +70,7 @@ class ModelState:
         events: number of applied events.
         labels: of users and of items.
         marks: the unavailable items.
+        skipped: revisions whose records change no table, as pairs (first, last).
     """
 
     spec: ModelSpec
@@ -82,6 +83,7 @@ class ModelState:
     events: int = 0
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    skipped: tuple[tuple[int, int], ...] = ()
     spec_id: str = field(init=False)
     meanings: Meanings = field(init=False)
     marks: Marks = field(init=False)

@@ -21,6 +21,7 @@ from livefactor_server.snapshots.replay import (
     from_snapshot,
     log_folder,
     replay,
+    skipped_at,
     snapshot_store,
 )
 from livefactor_server.snapshots.store import root_hash_of
@@ -77,6 +78,7 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
     """Replays a model's log from its beginning, and compares the state with each snapshot.
 
     After a switch of the spec it begins again, because the later states are those of the new spec.
+    So it does after a rollback.
     If a retention policy deleted records, it begins with the first snapshot after them.
 
     A server may use the folder meanwhile. The audit changes nothing, and it ignores records that
@@ -100,11 +102,12 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
         state: ModelState | None = None
         equal, begins_with = {}, list[str]()
         stops: list[tuple[int, Manifest | None]] = [(each.revision, each) for each in kept]
-        for spec_body, group in groupby(
-            [*stops, (log.last_revision, None)], lambda stop: log.spec_at(stop[0])
+        for (spec_body, skipped), group in groupby(
+            [*stops, (log.last_revision, None)],
+            lambda stop: (log.spec_at(stop[0]), skipped_at(log, stop[0])),
         ):
             for revision, manifest in group:
-                if state is None or state.spec_body != spec_body:
+                if state is None or (state.spec_body, state.skipped) != (spec_body, skipped):
                     if log.gap is not None:
                         state = _trusted(model_folder, log, backend, manifest)
                         begins_with.append(manifest.snapshot_id if manifest else "")
@@ -142,4 +145,6 @@ def _trusted(model_folder: Path, log: Log, backend: str, manifest: Manifest | No
             f"snapshot {manifest.snapshot_id} is not the one that the log names: its root hash is "
             f"{manifest.root_hash.hex()}, and the log has {note.root_hash.hex()}"
         )
-    return from_snapshot(snapshot_store(model_folder), manifest.snapshot_id, log, backend)
+    state = from_snapshot(snapshot_store(model_folder), manifest.snapshot_id, log, backend)
+    state.skipped = skipped_at(log, manifest.revision)
+    return state
