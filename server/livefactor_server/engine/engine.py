@@ -37,7 +37,9 @@ from livefactor_server.engine.commit import Commit, Parts, Run
 from livefactor_server.engine.handover import Handover
 from livefactor_server.engine.intake import Intake
 from livefactor_server.engine.metrics import EngineMetrics
+from livefactor_server.engine.new_ids import NewIds
 from livefactor_server.engine.promotion import Progress, Promotion, Start
+from livefactor_server.engine.quotas import Quotas, QuotaSettings
 from livefactor_server.engine.ratings import Recogniser
 from livefactor_server.engine.submission import Submission
 from livefactor_server.judging.observer import Observer, ObserverSettings
@@ -67,6 +69,7 @@ class EngineSettings:
         queue_bytes_max: limit of the bytes of queued batches.
         memory_bytes_max: limit of the memory of the model (`Engine.memory_bytes`), in bytes.
         backend: "cpu" or "cuda".
+        quotas: what a producer may send in a time.
         observer: settings of the judge.
     """
 
@@ -74,6 +77,7 @@ class EngineSettings:
     memory_bytes_max: int = 8 << 30
     backend: str = "cpu"
     observer: ObserverSettings = field(default_factory=ObserverSettings)
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
 
 
 class Engine:
@@ -101,6 +105,7 @@ class Engine:
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
         self._memory_bytes_max = settings.memory_bytes_max
+        self.quotas = Quotas(name, settings.quotas)
         self._parts = self._parts_of(state)
         self._promoting = threading.Lock()
         self._promotion: Promotion | None = None
@@ -119,8 +124,14 @@ class Engine:
         self._apply_thread = threading.Thread(target=self._apply_stage, name=f"apply-{name}", daemon=True)
 
     def _parts_of(self, state: ModelState) -> Parts:
+        new_ids = self.quotas.new_ids
         admission = Admission(
-            state, self._memory_bytes_max, self.log.seal, self.observer.refusal, self.observer.item_bytes
+            state,
+            self._memory_bytes_max,
+            self.log.seal,
+            self.observer.refusal,
+            self.observer.item_bytes,
+            NewIds(new_ids, (state.backend.users, state.backend.items)) if new_ids is not None else None,
         )
         return Parts(state, self.log, self.gate, admission, self.observer, self.metrics, self.wake)
 
@@ -369,7 +380,7 @@ class Engine:
         commit = Commit(self._parts)
         admission = self._parts.admission
         rows_ahead = self._durable.new_rows if self._durable else 0
-        admission.expect(rows_ahead + sum(batch.change.rows for batch in group))
+        admission.expect(sum(batch.change.rows for batch in group), rows_ahead)
         for batch in group:
             self._budget.give(batch.size)
             try:
@@ -378,7 +389,7 @@ class Engine:
                 if batch.is_late is not None and batch.is_late():
                     raise late("call: its deadline passed, or its caller left, before the batch was logged")
                 rows_ahead = commit.new_rows + (self._durable.new_rows if self._durable else 0)
-                if rows_ahead and not admission.surely_fits(batch.change, rows_ahead):
+                if rows_ahead and not admission.surely_fits(batch, rows_ahead):
                     self._make_durable(commit)
                     self._finish_durable()
                     commit = Commit(self._parts)
