@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from livefactor_kernels.spec.model import ModelSpec
@@ -39,10 +38,11 @@ from livefactor_server.engine.intake import Intake
 from livefactor_server.engine.metrics import EngineMetrics
 from livefactor_server.engine.new_ids import NewIds
 from livefactor_server.engine.promotion import Progress, Promotion, Start
-from livefactor_server.engine.quotas import Quotas, QuotaSettings
+from livefactor_server.engine.quotas import Quotas
 from livefactor_server.engine.ratings import Recogniser
+from livefactor_server.engine.settings import EngineSettings as EngineSettings
 from livefactor_server.engine.submission import Submission
-from livefactor_server.judging.observer import Observer, ObserverSettings
+from livefactor_server.judging.observer import Observer
 from livefactor_server.log.store import Log, LogFailed, LogFull
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
@@ -59,25 +59,6 @@ idle. The hand-over would cost more than the overlap saves.
 """
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Settings of an engine.
-
-    Attributes:
-        queue_bytes_max: limit of the bytes of queued batches.
-        memory_bytes_max: limit of the memory of the model (`Engine.memory_bytes`), in bytes.
-        backend: "cpu" or "cuda".
-        quotas: what a producer may send in a time.
-        observer: settings of the judge.
-    """
-
-    queue_bytes_max: int = 64 << 20
-    memory_bytes_max: int = 8 << 30
-    backend: str = "cpu"
-    observer: ObserverSettings = field(default_factory=ObserverSettings)
-    quotas: QuotaSettings = field(default_factory=QuotaSettings)
 
 
 class Engine:
