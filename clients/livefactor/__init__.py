@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from livefactor.pushing.batching import Ack, BatchSettings, Receipt, RowReject
     from livefactor.pushing.producer import Producer
     from livefactor.pushing.sending import ProducerStatus
+    from livefactor.recommender import NotFitted, Recommender
     from livefactor.results.answers import Recommendations, Scores, UserAnswer
     from livefactor.results.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
     from livefactor.scorer import Scorer
@@ -86,6 +87,7 @@ __all__ = [
     "MissingPackage",
     "ModelDescription",
     "Models",
+    "NotFitted",
     "NotFound",
     "PermissionDenied",
     "Position",
@@ -95,6 +97,7 @@ __all__ = [
     "ProducerStatus",
     "Receipt",
     "Recommendations",
+    "Recommender",
     "ResourceExhausted",
     "RowReject",
     "Scorer",
@@ -156,6 +159,7 @@ _NAMES = {
     "pushing.batching": ("Ack", "BatchSettings", "Receipt", "RowReject"),
     "pushing.producer": ("Producer",),
     "pushing.sending": ("ProducerStatus",),
+    "recommender": ("NotFitted", "Recommender"),
     "scorer": ("Scorer",),
     "snapshots.files": ("Verification", "load", "verify"),
     "snapshots.loaded": ("LoadedSnapshot",),

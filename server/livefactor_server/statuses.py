@@ -7,6 +7,8 @@ of such an exception never leaves the server.
 
 from __future__ import annotations
 
+import math
+
 import grpc
 
 BUSY_RETRY_MS = 100
@@ -79,6 +81,13 @@ def busy(text: str) -> Refused:
     The status tells the client to try again soon.
     """
     return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, BUSY_RETRY_MS)
+
+
+def paced(text: str, wait_s: float) -> Refused:
+    """The caller sends too fast. The status tells it when it may send again."""
+    return Refused(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, f"{text}; try again in {wait_s:.1f} s", math.ceil(wait_s * 1000)
+    )
 
 
 def no_memory(what: str) -> Refused:

@@ -110,6 +110,10 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The item is unknown, and the model has no room for a further mark of an unknown item: items_max,
     or the server's memory.
     """
+    REJECT_REASON_NEW_IDS: _RejectReason.ValueType  # 10
+    """The user or the item is new, and the producer has added as many new ones as the server lets it
+    add in a minute. The row can be sent again later.
+    """
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """The reason why a row was rejected. Rejected rows are not logged. The other rows of the batch are
@@ -140,6 +144,10 @@ or the memory of the GPU).
 REJECT_REASON_MARKS_FULL: RejectReason.ValueType  # 9
 """The item is unknown, and the model has no room for a further mark of an unknown item: items_max,
 or the server's memory.
+"""
+REJECT_REASON_NEW_IDS: RejectReason.ValueType  # 10
+"""The user or the item is new, and the producer has added as many new ones as the server lets it
+add in a minute. The row can be sent again later.
 """
 global___RejectReason = RejectReason
 

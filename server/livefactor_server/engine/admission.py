@@ -7,6 +7,7 @@ because admission refuses the others.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from livefactor.v1 import updates_pb2
 from livefactor_kernels.backend import RowTable
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.changes import Change, KeyedChange, Rejects, WireChange
+from livefactor_server.engine.new_ids import NewIds
 from livefactor_server.engine.submission import Ack, Seal, Submission
 from livefactor_server.model.producers import RING, Outcome
 from livefactor_server.model.state import ModelState
@@ -74,12 +76,14 @@ class _Room(NamedTuple):
         users, items: the numbers of rows below the limits of the spec.
         granted: the numbers for which the backend has memory.
         nbytes: the memory for rows, in bytes.
+        new_ids: the number of users and items together that the producer may still add.
     """
 
     users: int
     items: int
     granted: tuple[int, int]
     nbytes: int
+    new_ids: float = math.inf
 
 
 @dataclass(slots=True)
@@ -92,6 +96,7 @@ class Admission:
         seal: the hash of the log.
         hold_refusal: the refusal of batches with events while updates are on hold, else None.
         judge_item_bytes: memory that the judge takes for each item.
+        new_ids: how many users and items a producer may add. None for any number.
     """
 
     state: ModelState
@@ -99,6 +104,7 @@ class Admission:
     seal: Seal
     hold_refusal: Callable[[], Refused | None]
     judge_item_bytes: int = 0
+    new_ids: NewIds | None = None
     _lanes: dict[bytes, _Lane] = field(default_factory=dict)
     _flying: dict[tuple[bytes, int], Submission] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -280,26 +286,32 @@ class Admission:
         """Guards the published table of producers together with the batches in flight."""
         return self._lock
 
-    def expect(self, rows: int) -> None:
+    def expect(self, rows: int, rows_ahead: int) -> None:
         """Checks once for a whole group whether all its rows fit, even if all ids are new.
 
-        `rows` are those of its batches, and of the batches before that have no table rows yet. Then
-        `surely_fits` needs no further check for them.
+        `rows` are those of its batches. `rows_ahead` are those of the batches before that have no
+        table rows yet. Then `surely_fits` needs no further check for them.
         """
+        if self.new_ids is not None:
+            self.new_ids.forget_placed(not rows_ahead)
+        rows += rows_ahead
         self._sure_rows = 0
         if self._rows_fit(rows):
             self._sure_rows = rows
 
-    def surely_fits(self, change: Change, rows_ahead: int) -> bool:
-        """Whether `change` fits even if all its ids are new and `rows_ahead` other new rows come
+    def surely_fits(self, item: Submission, rows_ahead: int) -> bool:
+        """Whether a batch fits even if all its ids are new and `rows_ahead` other new rows come
         first.
 
         If it fits, the backend reserves the memory for these rows.
         """
+        change = item.change
         if not isinstance(change, KeyedChange):
             return True
         worst = change.rows + rows_ahead
-        return worst <= self._sure_rows or self._rows_fit(worst)
+        if worst > self._sure_rows and not self._rows_fit(worst):
+            return False
+        return self.new_ids is None or self.new_ids.admits(item, change)
 
     def _rows_fit(self, rows: int) -> bool:
         """Whether so many new users and as many new items fit."""
@@ -355,20 +367,25 @@ class Admission:
         """
         change = item.change
         if isinstance(change, KeyedChange):
-            if self.surely_fits(change, 0):
+            if self.surely_fits(item, 0):
                 item.new_rows = change.rows
             else:
                 self._fit_rows(item, change)
+            if self.new_ids is not None:
+                self.new_ids.take(item)
         elif isinstance(change, WireChange):
             self._fit_entries(item, change)
 
     def _fit_rows(self, item: Submission, change: KeyedChange) -> None:
         new = tuple(table.count_new(keys) for table, keys in zip(self._tables, change.keys, strict=True))
         room = self._room_for(*new)
+        if self.new_ids is not None:
+            room = room._replace(new_ids=self.new_ids.left(item.payer))
         if (
             new[USERS] <= min(room.users, room.granted[USERS])
             and new[ITEMS] <= min(room.items, room.granted[ITEMS])
             and new[USERS] * self._row_bytes[USERS] + new[ITEMS] * self._row_bytes[ITEMS] <= room.nbytes
+            and sum(new) <= room.new_ids
         ):
             item.new_rows = max(new)
             return
@@ -419,6 +436,8 @@ class Admission:
                 or (needs_item and items > room.granted[ITEMS])
             ):
                 rejected.append((row, int(updates_pb2.REJECT_REASON_MEMORY_FULL)))
+            elif needs_user + needs_item and users + items > room.new_ids:
+                rejected.append((row, int(updates_pb2.REJECT_REASON_NEW_IDS)))
             else:
                 free -= cost
                 if needs_user:

@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from livefactor_kernels.spec.model import ModelSpec
@@ -38,10 +37,13 @@ from livefactor_server.engine.commit import Commit, Parts, Run
 from livefactor_server.engine.handover import Handover
 from livefactor_server.engine.intake import Intake
 from livefactor_server.engine.metrics import EngineMetrics
+from livefactor_server.engine.new_ids import NewIds
 from livefactor_server.engine.promotion import Progress, Promotion, Start
+from livefactor_server.engine.quotas import Quotas
 from livefactor_server.engine.ratings import Recogniser
+from livefactor_server.engine.settings import EngineSettings as EngineSettings
 from livefactor_server.engine.submission import Submission
-from livefactor_server.judging.observer import Observer, ObserverSettings
+from livefactor_server.judging.observer import Observer
 from livefactor_server.log.store import Log, LogFailed, LogFull
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
@@ -58,23 +60,6 @@ idle. The hand-over would cost more than the overlap saves.
 """
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Settings of an engine.
-
-    Attributes:
-        queue_bytes_max: limit of the bytes of queued batches.
-        memory_bytes_max: limit of the memory of the model (`Engine.memory_bytes`), in bytes.
-        backend: "cpu" or "cuda".
-        observer: settings of the judge.
-    """
-
-    queue_bytes_max: int = 64 << 20
-    memory_bytes_max: int = 8 << 30
-    backend: str = "cpu"
-    observer: ObserverSettings = field(default_factory=ObserverSettings)
 
 
 class Engine:
@@ -102,6 +87,7 @@ class Engine:
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
         self._memory_bytes_max = settings.memory_bytes_max
+        self.quotas = Quotas(name, settings.quotas)
         self._parts = self._parts_of(state)
         self._promoting = threading.Lock()
         self._promotion: Promotion | None = None
@@ -120,8 +106,14 @@ class Engine:
         self._apply_thread = threading.Thread(target=self._apply_stage, name=f"apply-{name}", daemon=True)
 
     def _parts_of(self, state: ModelState) -> Parts:
+        new_ids = self.quotas.new_ids
         admission = Admission(
-            state, self._memory_bytes_max, self.log.seal, self.observer.refusal, self.observer.item_bytes
+            state,
+            self._memory_bytes_max,
+            self.log.seal,
+            self.observer.refusal,
+            self.observer.item_bytes,
+            NewIds(new_ids, (state.backend.users, state.backend.items)) if new_ids is not None else None,
         )
         return Parts(state, self.log, self.gate, admission, self.observer, self.metrics, self.wake)
 
@@ -381,7 +373,7 @@ class Engine:
         commit = Commit(self._parts)
         admission = self._parts.admission
         rows_ahead = self._durable.new_rows if self._durable else 0
-        admission.expect(rows_ahead + sum(batch.change.rows for batch in group))
+        admission.expect(sum(batch.change.rows for batch in group), rows_ahead)
         for batch in group:
             self._budget.give(batch.size)
             try:
@@ -390,7 +382,7 @@ class Engine:
                 if batch.is_late is not None and batch.is_late():
                     raise late("call: its deadline passed, or its caller left, before the batch was logged")
                 rows_ahead = commit.new_rows + (self._durable.new_rows if self._durable else 0)
-                if rows_ahead and not admission.surely_fits(batch.change, rows_ahead):
+                if rows_ahead and not admission.surely_fits(batch, rows_ahead):
                     self._make_durable(commit)
                     self._finish_durable()
                     commit = Commit(self._parts)

@@ -23,6 +23,11 @@ _LATENCY_BUCKETS = (*(0.0005 * 2**power for power in range(11)), 1.0, 2.0, 5.0)
 
 EVENTS = Counter("livefactor_events", "Interactions applied.", ["model"])
 REJECTED = Counter("livefactor_rejected_rows", "Rows rejected in batches that were applied.", ["model"])
+PACED = Counter(
+    "livefactor_paced_batches",
+    "Times that a batch had to wait, or was refused, because its producer sent rows too fast.",
+    ["model"],
+)
 BATCHES = Counter("livefactor_batches", "Batches applied.", ["model"])
 REVISION = Gauge("livefactor_revision", "Published revision.", ["model"])
 LOG_LAG = Gauge("livefactor_log_lag_records", "Records that are durable but not yet applied.", ["model"])

@@ -70,6 +70,7 @@ class Submission:
         new_rows: the most rows that an admitted batch adds to a table.
         spec: the spec against which the change was checked, None if that does not matter.
         is_late: whether nobody waits for the result any more. None if somebody always does.
+        payer: whose quotas the batch takes from.
     """
 
     change: Change
@@ -92,6 +93,7 @@ class Submission:
     new_rows: int = 0
     spec: ModelSpec | None = None
     is_late: Callable[[], bool] | None = None
+    payer: bytes = b""
 
     def __post_init__(self) -> None:
         self.received_hash = self.seal(self.salt, b"", self.received_body)

@@ -77,11 +77,13 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
     update = decode.update_request(raw)
     engine = calls.model(call, update.model).engine
     call.producer = update.producer_id
+    payer = _payer(call, update)
+    engine.quotas.check(payer)
     async with calls.updates.slot(len(raw), engine.name):
         ack = await _applied(
             calls,
             engine,
-            lambda reply: _batch(calls, engine, update, reply, call.is_late),
+            lambda reply: _batch(calls, engine, update, reply, payer, call.is_late),
             is_large=_is_large(engine, update, raw),
         )
     call.revision = ack.revision
@@ -96,11 +98,17 @@ def _is_large(engine: Engine, update: decode.UpdateRequest, raw: bytes) -> bool:
     return len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX)
 
 
+def _payer(call: Call, update: decode.UpdateRequest) -> bytes:
+    """Whose quotas a batch takes from: those of the caller's grant, else those of the producer."""
+    return call.caller.encode() or update.producer_id
+
+
 def _batch(
     calls: Calls,
     engine: Engine,
     update: decode.UpdateRequest,
     reply: Reply,
+    payer: bytes,
     is_late: Callable[[], bool] | None = None,
 ) -> Submission:
     spec, rows_max = engine.state.spec, calls.settings.batch_events_max
@@ -109,6 +117,7 @@ def _batch(
         engine.dimension.recognise(update.body)
         spec = engine.state.spec
     change, rejects = decode.change_from_wire(update, spec, rows_max)
+    engine.quotas.take(payer, change.rows + rejects.count)
     return Submission(
         change=change,
         received_body=update.body,
@@ -120,6 +129,7 @@ def _batch(
         reply=reply,
         spec=spec,
         is_late=is_late,
+        payer=payer,
     )
 
 
@@ -209,7 +219,9 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
         sequence = update.sequence
         engine = calls.model(call, update.model).engine
         call.producer = update.producer_id
-        lineage = engine.state.lineage
+        lineage, payer = engine.state.lineage, _payer(call, update)
+        while wait_s := engine.quotas.wait_s(payer):
+            await asyncio.sleep(wait_s)
 
         def reply(item: Submission) -> Wake:
             # Only the answer: a batch in the queue would keep its payload in memory until the peer
@@ -219,9 +231,11 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
             return calls.loop.wake
 
         if _is_large(engine, update, raw):
-            await calls.stream_threads.in_thread(lambda: engine.submit(_batch(calls, engine, update, reply)))
+            await calls.stream_threads.in_thread(
+                lambda: engine.submit(_batch(calls, engine, update, reply, payer))
+            )
         else:
-            batch = _batch(calls, engine, update, reply)
+            batch = _batch(calls, engine, update, reply, payer)
             if not engine.try_submit(batch):
                 await calls.stream_threads.in_thread(engine.submit, batch)
     except (Refused, ColumnError) as error:

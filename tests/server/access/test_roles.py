@@ -232,7 +232,12 @@ def test_client_certificates_have_grants_and_a_changed_certificate_is_taken_up(
         stranger = pytest.raises(livefactor.Unauthenticated, match="certificate 'stranger'")
         with livefactor.Models(target, access=access("stranger")) as models, stranger:
             models.list()
-        refused = (access("device", Authority(tmp_path, "other")), livefactor.Access(place.authority.file))
+        old = place.authority.sign("device", valid=-DAY, file="old")
+        refused = (
+            access("device", Authority(tmp_path, "other")),
+            livefactor.Access(place.authority.file),
+            livefactor.Access(place.authority.file, old.certificate, old.key),
+        )
         for entry in refused:
             with (
                 livefactor.Models(target, access=entry, connect_s=0.2) as models,

@@ -21,7 +21,7 @@ from livefactor_server.hosting import explaining
 
 PRESETS = ("clicks_sgd", "purchases", "ratings", "auto")
 SPEC: dict[str, Any] = {"k": 8, "limits": {"users_max": 1000, "items_max": 1000}}
-BATCHES = 6
+BATCHES, DAY_S = 6, 86_400
 
 
 def events(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -48,7 +48,9 @@ class Place:
                     users, items, values = events(seed)
                     if name != "ratings":
                         values = np.ones(40, np.float32)
-                    ack = producer.push(users, items, values=values, times=np.full(40, 1 + seed)).result(30)
+                    ack = producer.push(
+                        users, items, values=values, times=np.full(40, DAY_S * (20_000 + seed))
+                    ).result(30)
                     self.scores[name][ack.position.revision] = self.score(name, 7, ITEMS)
 
     def score(self, model: str, user: int, items: Any) -> np.ndarray:

@@ -102,10 +102,10 @@ def _show(found: ScoreExplanation, user: str, item: str) -> None:
             grid.add_row(part.name, f"{part.value:.4g}", f"{part.weight:.4g}", f"{part.amount:+.4f}")
         console().print(grid)
     if found.events:
-        grid = table("event: item", "label", "value", "weight", "visits ago", "effect")
+        grid = table("event: item", "value", "weight", "visits ago", "effect")
         for event in found.events:
             grid.add_row(
-                str(event.item_id), event.label, f"{event.value:g}", f"{event.weight:g}",
+                event.label or str(event.item_id), f"{event.value:g}", f"{event.weight:g}",
                 str(event.visits_ago), f"{event.effect:+.4f}",
             )  # fmt: skip
         console().print(grid)

@@ -138,6 +138,22 @@ class ServerSettings:
             min=1 << 20,
         ),
     ] = 8 << 30
+    producer_rows_per_s: Annotated[
+        float,
+        _option(
+            "Maximum rows a second that a producer may send to a model. Beyond it, streams wait and unary"
+            " calls are refused for a while. 0 sets no limit.",
+            min=0,
+        ),
+    ] = 0.0
+    producer_new_ids_per_minute: Annotated[
+        int,
+        _option(
+            "Maximum new users and items that a producer may add to a model in a minute. Beyond it, rows"
+            " with further new ones are rejected. 0 sets no limit.",
+            min=0,
+        ),
+    ] = 0
     streams_max: Annotated[int, _option("Maximum number of open update streams.", min=1, max=4096)] = 256
     update_slots: Annotated[
         int, _option("Maximum number of unary update calls at a time. Further ones wait.", min=1, max=512)
@@ -254,6 +270,7 @@ class ServerSettings:
         from livefactor_kernels.backend import choose_backend
         from livefactor_kernels.spec.presets import preset
         from livefactor_server.engine.engine import EngineSettings
+        from livefactor_server.engine.quotas import QuotaSettings
         from livefactor_server.files.specs import read_spec
         from livefactor_server.hosting.host import HostingSettings
         from livefactor_server.hosting.keeper import KeeperSettings
@@ -265,7 +282,13 @@ class ServerSettings:
         return HostingSettings(
             default_preset=self.preset,
             default_spec=spec,
-            engine=EngineSettings(self.queue_bytes_max, self.memory_bytes_max, backend, self._observer()),
+            engine=EngineSettings(
+                self.queue_bytes_max,
+                self.memory_bytes_max,
+                backend,
+                self._observer(),
+                QuotaSettings(self.producer_rows_per_s, self.producer_new_ids_per_minute),
+            ),
             keeper=KeeperSettings(
                 self.snapshot_every_events,
                 self.snapshots_kept,
