@@ -75,7 +75,8 @@ class ModelDescription:
     spec_id: 16 hex digits that name the spec, also in answers of a Scorer. spec_revision: the
     revision from which the spec is in force; None if the server has not read that part of the log
     yet. earlier_specs: the specs before, as far as they are known; empty in lists.
-    log_gap: what is not in the log any more; None for a whole log.
+    skipped: revisions that were rolled back, as (first, last); empty in lists. log_gap: what is not
+    in the log any more; None for a whole log.
     """
 
     name: str
@@ -98,6 +99,7 @@ class ModelDescription:
     spec_revision: int | None = None
     earlier_specs: tuple[SpecPeriod, ...] = ()
     log_gap: LogGap | None = None
+    skipped: tuple[tuple[int, int], ...] = ()
 
     def __repr__(self) -> str:
         if self.fault:
@@ -254,6 +256,42 @@ class Models(ModelsBase, BlockingClient):
                 on_progress(message.progress.revision, message.progress.last_revision)
             data = yield Next(stream, doing)
         raise LivefactorError(f"{doing}: the server ended the promotion without a description")
+
+    @blocking
+    def roll_back(
+        self,
+        name: str,
+        *,
+        to_revision: int | None = None,
+        to_time_us: int | None = None,
+        without: Sequence[tuple[str, int, int]] = (),
+        on_progress: Callable[[int, int], None] | None = None,
+        timeout: float | None = None,
+    ) -> Plan[ModelDescription]:
+        """Roll a model back in place while it serves. Return when it is done.
+
+        Name one of three. to_revision: the state at this revision comes back. to_time_us: that
+        after the last record that arrived up to this time, microseconds since 1970. without:
+        batches that the state is to be without, as (producer id, first sequence, last sequence).
+        Batches that arrive during the call stay. on_progress: called with (revision that the new
+        state has reached, last revision). If the call ends before, the model stays as it is.
+        timeout: None waits for ever. Raises NotFound, InvalidArgument, FailedPrecondition and
+        ResourceExhausted.
+        """
+        request = models_pb2.RollBackRequest(model=name, to_revision=to_revision, to_time_us=to_time_us)
+        for producer_id, first, last in without:
+            request.without.add(producer_id=producer_id, first_sequence=first, last_sequence=last)
+        doing = f"model {check_model(name)!r}"
+        path, body = _SERVICE + "RollBack", request.SerializeToString()
+        stream, data = yield from self._connection.stream(path, body, timeout, doing)
+        while data is not None:
+            message = models_pb2.RollBackResponse.FromString(data)
+            if message.WhichOneof("kind") == "description":
+                return _description(message.description)
+            if on_progress is not None:
+                on_progress(message.progress.revision, message.progress.last_revision)
+            data = yield Next(stream, doing)
+        raise LivefactorError(f"{doing}: the server ended the rollback without a description")
 
     @blocking
     def challenge(
@@ -424,5 +462,6 @@ def _description(message: Any) -> ModelDescription:
             SpecPeriod(each.revision, spec_name(each.spec_id), plain(each.spec))
             for each in message.earlier_specs
         ),
+        skipped=tuple((each.first, each.last) for each in message.skipped),
         log_gap=_log_gap(message.log_gap) if message.HasField("log_gap") else None,
     )

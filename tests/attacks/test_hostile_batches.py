@@ -107,6 +107,13 @@ def valid_messages() -> dict[str, list[Any]]:
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
         # These would change the model.
         "PromoteSpec": [models_pb2.PromoteSpecRequest(model="nosuchmodel", preset="news", spec=spec)],
+        "RollBack": [
+            models_pb2.RollBackRequest(
+                model="nosuchmodel",
+                to_revision=3,
+                without=[models_pb2.ProducerBatches(producer_id="p", first_sequence=1, last_sequence=9)],
+            )
+        ],
         "AddChallenger": [
             challenging_pb2.AddChallengerRequest(model="nosuchmodel", name="x", preset="news", spec=spec)
         ],

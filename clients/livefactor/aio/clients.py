@@ -44,6 +44,7 @@ class AsyncModels(ModelsBase, AsyncClient):
     delete = awaited(Models.delete)
     restore = awaited(Models.restore)
     promote = awaited(Models.promote)
+    roll_back = awaited(Models.roll_back)
     challenge = awaited(Models.challenge)
     challengers = awaited(Models.challengers)
     settle = awaited(Models.settle)

@@ -895,6 +895,7 @@ class ModelDescription(google.protobuf.message.Message):
     SPEC_ID_FIELD_NUMBER: builtins.int
     SPEC_REVISION_FIELD_NUMBER: builtins.int
     EARLIER_SPECS_FIELD_NUMBER: builtins.int
+    SKIPPED_FIELD_NUMBER: builtins.int
     LOG_GAP_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
@@ -947,6 +948,12 @@ class ModelDescription(google.protobuf.message.Message):
         """The earlier specs, as far as they are known. Only DescribeModel and PromoteSpec fill it."""
 
     @property
+    def skipped(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RevisionRange]:
+        """Revisions whose records were rolled back, both ends included. Only DescribeModel, PromoteSpec and
+        RollBack fill it.
+        """
+
+    @property
     def log_gap(self) -> global___LogGap:
         """The records that are not in the log any more. Absent: the log is whole."""
 
@@ -972,10 +979,11 @@ class ModelDescription(google.protobuf.message.Message):
         spec_id: builtins.int = ...,
         spec_revision: builtins.int | None = ...,
         earlier_specs: collections.abc.Iterable[global___SpecPeriod] | None = ...,
+        skipped: collections.abc.Iterable[global___RevisionRange] | None = ...,
         log_gap: global___LogGap | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "log_gap", b"log_gap", "position", b"position", "spec", b"spec", "spec_revision", b"spec_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_gap", b"log_gap", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_gap", b"log_gap", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "skipped", b"skipped", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapted_rate", b"_adapted_rate"]) -> typing.Literal["adapted_rate"] | None: ...
     @typing.overload
@@ -1256,6 +1264,103 @@ class PromotionProgress(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["last_revision", b"last_revision", "revision", b"revision"]) -> None: ...
 
 global___PromotionProgress = PromotionProgress
+
+@typing.final
+class RollBackRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    TO_REVISION_FIELD_NUMBER: builtins.int
+    TO_TIME_US_FIELD_NUMBER: builtins.int
+    WITHOUT_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    to_revision: builtins.int
+    """The state at this revision comes back. Records that arrive during the call stay."""
+    to_time_us: builtins.int
+    """The state after the last record that arrived up to this time, in microseconds since 1970."""
+    @property
+    def without(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ProducerBatches]:
+        """Batches that the state is to be without, at most 1,024 ranges and 65,536 batches."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        to_revision: builtins.int | None = ...,
+        to_time_us: builtins.int | None = ...,
+        without: collections.abc.Iterable[global___ProducerBatches] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_to_revision", b"_to_revision", "_to_time_us", b"_to_time_us", "to_revision", b"to_revision", "to_time_us", b"to_time_us"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_to_revision", b"_to_revision", "_to_time_us", b"_to_time_us", "model", b"model", "to_revision", b"to_revision", "to_time_us", b"to_time_us", "without", b"without"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_to_revision", b"_to_revision"]) -> typing.Literal["to_revision"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_to_time_us", b"_to_time_us"]) -> typing.Literal["to_time_us"] | None: ...
+
+global___RollBackRequest = RollBackRequest
+
+@typing.final
+class ProducerBatches(google.protobuf.message.Message):
+    """The batches of a producer with these sequences, both included."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PRODUCER_ID_FIELD_NUMBER: builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: builtins.int
+    producer_id: builtins.str
+    first_sequence: builtins.int
+    last_sequence: builtins.int
+    def __init__(
+        self,
+        *,
+        producer_id: builtins.str = ...,
+        first_sequence: builtins.int = ...,
+        last_sequence: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "producer_id", b"producer_id"]) -> None: ...
+
+global___ProducerBatches = ProducerBatches
+
+@typing.final
+class RollBackResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    @property
+    def progress(self) -> global___PromotionProgress: ...
+    @property
+    def description(self) -> global___ModelDescription: ...
+    def __init__(
+        self,
+        *,
+        progress: global___PromotionProgress | None = ...,
+        description: global___ModelDescription | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["description", b"description", "kind", b"kind", "progress", b"progress"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "kind", b"kind", "progress", b"progress"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["progress", "description"] | None: ...
+
+global___RollBackResponse = RollBackResponse
+
+@typing.final
+class RevisionRange(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    first: builtins.int
+    last: builtins.int
+    def __init__(
+        self,
+        *,
+        first: builtins.int = ...,
+        last: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first", b"first", "last", b"last"]) -> None: ...
+
+global___RevisionRange = RevisionRange
 
 @typing.final
 class ReleaseHoldRequest(google.protobuf.message.Message):

@@ -79,6 +79,23 @@ class ModelServiceStub:
       not suffice.
     """
 
+    RollBack: grpc.UnaryStreamMultiCallable[
+        livefactor.v1.models_pb2.RollBackRequest,
+        livefactor.v1.models_pb2.RollBackResponse,
+    ]
+    """Rolls a model back in place while it serves: to the state of an earlier revision, or to the state
+    without chosen batches. The server computes that state beside the live one, and sends the
+    progress. Then it logs a ROLLBACK record. From its revision on the state is as if the skipped
+    records had never come; the revision, the producers and the lineage go on. The last message has
+    the description. If the call ends before, the model stays as it is.
+
+    - INVALID_ARGUMENT: there is not exactly one of to_revision, to_time_us and without, or it names
+      too many batches.
+    - FAILED_PRECONDITION: nothing would change, a batch or a revision does not exist, the log lacks
+      the records that are needed, or the backend is cuda.
+    - RESOURCE_EXHAUSTED: as PromoteSpec; or the server is still reading the log after its start.
+    """
+
     ReleaseHold: grpc.UnaryUnaryMultiCallable[
         livefactor.v1.models_pb2.ReleaseHoldRequest,
         livefactor.v1.models_pb2.ReleaseHoldResponse,
@@ -147,6 +164,23 @@ class ModelServiceAsyncStub:
       model has, the model began with a snapshot, or its backend is cuda.
     - RESOURCE_EXHAUSTED: another promotion of the model is in progress, or the memory or the disk does
       not suffice.
+    """
+
+    RollBack: grpc.aio.UnaryStreamMultiCallable[
+        livefactor.v1.models_pb2.RollBackRequest,
+        livefactor.v1.models_pb2.RollBackResponse,
+    ]
+    """Rolls a model back in place while it serves: to the state of an earlier revision, or to the state
+    without chosen batches. The server computes that state beside the live one, and sends the
+    progress. Then it logs a ROLLBACK record. From its revision on the state is as if the skipped
+    records had never come; the revision, the producers and the lineage go on. The last message has
+    the description. If the call ends before, the model stays as it is.
+
+    - INVALID_ARGUMENT: there is not exactly one of to_revision, to_time_us and without, or it names
+      too many batches.
+    - FAILED_PRECONDITION: nothing would change, a batch or a revision does not exist, the log lacks
+      the records that are needed, or the backend is cuda.
+    - RESOURCE_EXHAUSTED: as PromoteSpec; or the server is still reading the log after its start.
     """
 
     ReleaseHold: grpc.aio.UnaryUnaryMultiCallable[
@@ -229,6 +263,25 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
           model has, the model began with a snapshot, or its backend is cuda.
         - RESOURCE_EXHAUSTED: another promotion of the model is in progress, or the memory or the disk does
           not suffice.
+        """
+
+    @abc.abstractmethod
+    def RollBack(
+        self,
+        request: livefactor.v1.models_pb2.RollBackRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[livefactor.v1.models_pb2.RollBackResponse], collections.abc.AsyncIterator[livefactor.v1.models_pb2.RollBackResponse]]:
+        """Rolls a model back in place while it serves: to the state of an earlier revision, or to the state
+        without chosen batches. The server computes that state beside the live one, and sends the
+        progress. Then it logs a ROLLBACK record. From its revision on the state is as if the skipped
+        records had never come; the revision, the producers and the lineage go on. The last message has
+        the description. If the call ends before, the model stays as it is.
+
+        - INVALID_ARGUMENT: there is not exactly one of to_revision, to_time_us and without, or it names
+          too many batches.
+        - FAILED_PRECONDITION: nothing would change, a batch or a revision does not exist, the log lacks
+          the records that are needed, or the backend is cuda.
+        - RESOURCE_EXHAUSTED: as PromoteSpec; or the server is still reading the log after its start.
         """
 
     @abc.abstractmethod

@@ -116,8 +116,13 @@ class Challengers:
         """Whether the model looks for a better spec by itself: it began with a mix of experts."""
         is_auto = self._first_spec.mix.learning_rate > 0
         # Backend cuda cannot switch the spec of a model.
-        can_switch = not self._log.lacks and self._subject.engine.state.backend_name != "cuda"
+        can_switch = not self._lacking and self._subject.engine.state.backend_name != "cuda"
         return is_auto and can_switch and not self._notes.settled
+
+    @property
+    def _lacking(self) -> str:
+        """Why a contest cannot learn what the model learned, "" if it can."""
+        return self._log.lacks or ("some of its records were rolled back" if self._log.rollbacks else "")
 
     def add(self, name: str, spec: ModelSpec) -> None:
         """Adds a challenger.
@@ -127,8 +132,8 @@ class Challengers:
                 serves already, or if the log lacks events. ALREADY_EXISTS if the name or
                 the spec is there. RESOURCE_EXHAUSTED if there are `ADDED_MAX`.
         """
-        if lacking := self._log.lacks:
-            raise precondition(f"model: {lacking}, and a challenger cannot learn them")
+        if lacking := self._lacking:
+            raise precondition(f"model: {lacking}, and a challenger cannot learn the rest")
         made = in_place_of(spec, self._subject.engine.state.spec)
         if not fits(made, self._subject.engine.state.spec):
             raise precondition("spec: it could reject events that the model accepts, or has another task")
@@ -210,7 +215,7 @@ class Challengers:
         """Whether a process should start. It begins the next contest if one is due."""
         if self._closed or self._process is not None or time.monotonic() < self._start_at_s:
             return False
-        if self._log.lacks:
+        if self._lacking:
             # A contest learns every event again.
             return False
         if self._notes.plan is None:
@@ -326,7 +331,7 @@ class Challengers:
                 return
             if self._report is not None and self._report.over:
                 verdict = self._conclude(self._report)
-            elif lacking := self._log.lacks:
+            elif lacking := self._lacking:
                 self._end_process()
                 logger.warning("model %s: its contest ends: %s", self._name, lacking)
             elif has_ended:

@@ -95,12 +95,16 @@ class Promotion:
         Raises:
             Refused: FAILED_PRECONDITION with the reason.
         """
-        if self.rollback is None and self.body == self.live.spec_body:
-            raise precondition("spec: it is the one in force")
-        if self.rollback is None and (lacking := self.log.lacks):
-            raise precondition(f"model: {lacking}, and another spec cannot learn them")
         if self.live.backend_name == "cuda":
-            raise precondition("model: backend cuda cannot switch the spec of a model (docs/gpu.md)")
+            what = "switch the spec of a model" if self.rollback is None else "roll a model back"
+            raise precondition(f"model: backend cuda cannot {what} (docs/gpu.md)")
+        if self.rollback is not None:
+            # The model has learned everything with this spec.
+            return
+        if self.body == self.live.spec_body:
+            raise precondition("spec: it is the one in force")
+        if lacking := self.log.lacks:
+            raise precondition(f"model: {lacking}, and another spec cannot learn them")
         self._check_rows()
         known = [self.log.spec_body, *self.log.switches.values()]
         self._scans = self.log.switches_from > 0 or not all(

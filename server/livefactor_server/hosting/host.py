@@ -32,6 +32,7 @@ from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
 from livefactor_server.challenging.challengers import Challengers, Subject
 from livefactor_server.challenging.contests import Contests
+from livefactor_server.changes import Rollback
 from livefactor_server.engine import promotion, short_reads
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
@@ -125,6 +126,21 @@ class Hosted:
         short_reads.compile_kernels(spec)
         start = partial(replay.start_of, self.folder, engine.log, engine.state.backend_name)
         return engine.promote(spec, start, progress)
+
+    def roll_back(self, rollback: Rollback, progress: promotion.Progress | None = None) -> int:
+        """Skips records while the model serves. Returns the revision of the rollback.
+
+        It raises as `Engine.promote`.
+        """
+        engine = self.engine
+        start = partial(
+            replay.start_of,
+            self.folder,
+            engine.log,
+            engine.state.backend_name,
+            skipped=rollback.skipped,
+        )
+        return engine.promote(engine.state.spec, start, progress, rollback)
 
     def stop(self, take_last: bool) -> None:
         """Stops the challengers, the keeper and the board. The engine is drained already.

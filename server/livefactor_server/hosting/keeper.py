@@ -2,7 +2,8 @@
 carries out the retention of the log.
 
 It takes snapshots on request, at a drain, after a number of events, after a switch of the spec
-or a rollback, and before the replay of what follows the newest one would take too long. It keeps the newest ones and
+or a rollback, and before the replay of what follows the newest one would take too long. It keeps
+the newest ones and
 deletes older ones. A snapshot reads through a pin, so that updates continue. A model takes one
 snapshot at a time.
 

@@ -131,6 +131,8 @@ def whole_description(found: Description) -> models_pb2.ModelDescription:
             spec_id=int(spec_codec.id_of(body), 16),
             spec=spec_codec.to_message(spec_codec.decode(body)),
         )
+    for first, last in found.skipped:
+        message.skipped.add(first=first, last=last)
     return message
 
 

@@ -101,6 +101,25 @@ async def promote_spec(calls: Calls, requests: Requests, send: Send, call: Call)
     await send(models_pb2.PromoteSpecResponse(description=found).SerializeToString())
 
 
+async def roll_back(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
+    """Handles RollBack: sends the progress, and then the description."""
+    request = guards.parse(models_pb2.RollBackRequest, await requests.only())
+    hosted = calls.model(call, request.model)
+    decide = decode.rollback(hosted.engine.log, request)
+    progress = Progress(call)
+
+    async def tell(revision: int, last: int) -> None:
+        progressed = models_pb2.PromotionProgress(revision=revision, last_revision=last)
+        await send(models_pb2.RollBackResponse(progress=progressed).SerializeToString())
+
+    def work() -> int:
+        return hosted.roll_back(decide(call.check), progress)
+
+    await progress.until_done(calls.promotions.run(0, work), tell)
+    found = encode.whole_description(describe(hosted))
+    await send(models_pb2.RollBackResponse(description=found).SerializeToString())
+
+
 def release_hold(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ReleaseHold."""
     hosted = calls.model(call, guards.parse(models_pb2.ReleaseHoldRequest, raw).model)

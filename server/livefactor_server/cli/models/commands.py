@@ -39,7 +39,7 @@ def _description_fields(model: ModelDescription) -> dict[str, Any]:
         "judgement": model.judgement and asdict(model.judgement), "hold": model.hold and asdict(model.hold),
         "fault": model.fault, "spec_id": model.spec_id, "spec_revision": model.spec_revision,
         "earlier_specs": [asdict(each) for each in model.earlier_specs],
-        "log_gap": model.log_gap and _gap_fields(model.log_gap),
+        "log_gap": model.log_gap and _gap_fields(model.log_gap), "skipped": model.skipped,
     }  # fmt: skip
 
 
@@ -69,7 +69,8 @@ def _show_fault(model: ModelDescription) -> None:
     )
 
 
-def _show(model: ModelDescription, as_json: bool) -> None:
+def show_description(model: ModelDescription, as_json: bool) -> None:
+    """Prints the description of a model, or why it is not served."""
     fields = _description_fields(model)
     if as_json:
         emit(fields)
@@ -79,7 +80,7 @@ def _show(model: ModelDescription, as_json: bool) -> None:
         return
     spec = fields.pop("spec")
     # A judgement and a hold are shown below the table.
-    for name in ("judgement", "hold", "fault", "earlier_specs", "log_gap"):
+    for name in ("judgement", "hold", "fault", "earlier_specs", "log_gap", "skipped"):
         del fields[name]
     grid = table("field", "value")
     for name, value in fields.items():
@@ -91,6 +92,8 @@ def _show(model: ModelDescription, as_json: bool) -> None:
     for earlier in model.earlier_specs:
         what = f"rule {earlier.spec['rule']}, loss {earlier.spec['loss']}, k {earlier.spec['k']}"
         console().print(f"earlier: spec {earlier.spec_id} since revision {earlier.revision}, {what}")
+    for first, last in model.skipped:
+        console().print(f"rolled back: revisions {first} to {last} have no effect")
     if model.log_gap is not None:
         console().print(_gap_text(model.log_gap), soft_wrap=True)
     if model.judgement is not None and model.judgement.judged_events:
@@ -158,7 +161,7 @@ def models_create(
         named, changes = read_spec(spec)
         if embedding_dim:
             changes["embeddings"] = {**changes.get("embeddings", {}), "dimension": embedding_dim}
-        _show(models.create(name, preset or named, **changes), as_json)
+        show_description(models.create(name, preset or named, **changes), as_json)
 
 
 def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
@@ -215,7 +218,7 @@ def models_promote(
             on_progress=lambda at, last: bar.update(task, total=last, completed=at),
             **changes,
         )
-    _show(found, as_json)
+    show_description(found, as_json)
 
 
 @models_app.command("describe")
@@ -229,7 +232,7 @@ def models_describe(
     from livefactor.models import Models
 
     with Models(target) as models:
-        _show(models.describe(name, with_root_hash=root_hash), as_json)
+        show_description(models.describe(name, with_root_hash=root_hash), as_json)
 
 
 @models_app.command("restore")
@@ -257,7 +260,9 @@ def models_restore(
 
     with Models(target) as models:
         time_us = None if time is None else int(time.replace(tzinfo=UTC).timestamp() * 1e6)
-        _show(models.restore(name, source, snapshot_id, revision=revision, time_us=time_us), as_json)
+        show_description(
+            models.restore(name, source, snapshot_id, revision=revision, time_us=time_us), as_json
+        )
 
 
 @models_app.command("delete")
