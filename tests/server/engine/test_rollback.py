@@ -188,7 +188,8 @@ def test_earlier_states_skip_what_they_skipped(rig: Rig) -> None:
     for sequence in range(1, 9):
         push(rig, range(sequence, sequence + 1))
         roots[rig.engine.revision] = rig.root()
-    roots[roll_back(rig, without(rig.log, [Batches(PRODUCER, 2, 3)], lambda: None))] = rig.root()
+    revision = roll_back(rig, without(rig.log, [Batches(PRODUCER, 2, 3)], lambda: None))
+    roots[revision] = rig.root()
     push(rig, range(9, 11))
     roots[rig.engine.revision] = rig.root()
     for revision, root in roots.items():
