@@ -3,8 +3,9 @@
     snapshots verify ─▶ RETENTION record, synced ─▶ segments copied to the archive ─▶ deleted
 
 A segment goes if the policy does not keep it, and if it lies wholly behind a snapshot that
-verifies, has the spec in force, and has the chain hash that the log has at its revision. The first
-segment and the last two stay. The policy is a lower bound: at least so much of the log remains.
+verifies, has the spec and the rollbacks in force, and has the chain hash that the log has at its
+revision. The first segment and the last two stay. The policy is a lower bound: at least so much of
+the log remains.
 
 A crash at any step leaves a log that opens. The next pass does the rest. `log/gaps.py` says what
 the record means.
@@ -31,6 +32,7 @@ from livefactor_server.engine.submission import Ack, Submission
 from livefactor_server.log.errors import LogError
 from livefactor_server.log.gaps import Retained
 from livefactor_server.log.walk import Segment
+from livefactor_server.snapshots.replay import skips
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 from livefactor_server.snapshots.store import SnapshotNotFound, SnapshotStore
 from livefactor_server.statuses import Refused
@@ -149,6 +151,9 @@ class Retention:
         found = None
         for info in reversed(self._store.list()):
             if info.spec != state.spec_body or info.lineage != log.lineage:
+                break
+            if not skips(log, info.revision, state.skipped):
+                # A rollback came after it, so the model could not begin with it.
                 break
             try:
                 if info.snapshot_id not in self._verified:

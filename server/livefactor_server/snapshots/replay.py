@@ -151,7 +151,7 @@ def start_of(
         try:
             if next(log.read(info.revision)).hash != info.log_hash:
                 raise ReplayError(f"its records up to revision {info.revision} are not those of the log")
-            if not _skips(log, info.revision, skipped):
+            if not skips(log, info.revision, skipped):
                 continue
             state = from_snapshot(store, info.snapshot_id, log, backend)
             state.skipped = skipped
@@ -178,7 +178,7 @@ def skipped_at(log: Log, revision: int) -> Ranges:
     return () if later is None else Rollback.from_body(log.rollbacks[later]).before
 
 
-def _skips(log: Log, revision: int, skipped: Ranges) -> bool:
+def skips(log: Log, revision: int, skipped: Ranges) -> bool:
     """Whether a snapshot at `revision` has the state that skips `skipped`."""
     if revision < log.switches_from:
         # Only the part of the log that was not read yet tells.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,15 @@ from livefactor_server.changes import show
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.hosting import backup
 from livefactor_server.hosting.describe import describe
-from livefactor_server.hosting.earlier import state_at
+from livefactor_server.hosting.earlier import Moment, state_at
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.hosting.retention import Policy, PolicyError, Retention
+from livefactor_server.hosting.rollback import to_moment
 from livefactor_server.log.store import Log, LogGap
 from livefactor_server.rpc import encode
 from livefactor_server.snapshots.audit import replay_model
-from livefactor_server.snapshots.replay import ReplayError, recover, snapshot_store
+from livefactor_server.snapshots.replay import ReplayError, recover, snapshot_store, start_of
 from livefactor_server.statuses import Refused
 
 BATCHES = 100
@@ -286,3 +288,24 @@ def test_an_earlier_revision_that_was_deleted_is_refused(rig: Rig) -> None:
     # The first segment is there.
     with state_at(rig.folder, rig.engine, gap.first - 1) as state:
         assert state.revision == gap.first - 1
+
+
+def test_a_snapshot_from_before_a_rollback_stands_in_for_nothing(rig: Rig) -> None:
+    watching = keeper(rig)
+    watching.take()
+    for seed in range(30):
+        rig.push(batch(6000 + seed))
+    rollback = to_moment(rig.log, Moment(BATCHES // 2))
+    start = partial(start_of, rig.folder, rig.log, "cpu", skipped=rollback.skipped)
+    rig.engine.promote(rig.engine.state.spec, start, rollback=rollback)
+    for seed in range(30):
+        rig.push(batch(7000 + seed))
+    assert retain(rig, Policy.of("1r")) == 0
+    watching.take()
+    root = rig.root()
+    assert retain(rig, Policy.of("1r")) > 0
+    rig.close()
+    with Log.open(rig.folder / "log", read_only=True) as log:
+        assert state_root(recover(rig.folder, log, "cpu")) == root
+    report = replay_model(rig.folder)
+    assert report.good and report.root_hash == root
