@@ -5,7 +5,7 @@
 
 The model learns and answers with its present spec until the swap. Updates wait while the rest is
 followed, for `PAUSE_S` or a little more. A refusal, a drain or an error before the SWITCH record is
-durable leaves the model as it was. `changes/switch.py` defines what the record means.
+durable leaves the model as it was. `changes/history/switch.py` defines what the record means.
 """
 
 from __future__ import annotations
