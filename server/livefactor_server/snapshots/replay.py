@@ -3,7 +3,8 @@
 A restart loads the newest snapshot and applies the rest of the log. An audit applies the whole log.
 Like the live engine, both use `changes.place` and `changes.apply`, so a record always has the same
 effect. A state is that of one spec from the beginning of the log on
-(`changes/history/switch.py`). So after a switch only snapshots with the new spec help, whoever took them.
+(`changes/history/switch.py`). So after a switch only snapshots with the new spec help, whoever took
+them.
 """
 
 from __future__ import annotations
